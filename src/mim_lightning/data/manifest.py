@@ -1,0 +1,285 @@
+"""The manifest: a table of products and a table of queries, read into checked rows.
+
+CSV, Parquet or JSONL comes in, a Manifest goes out; every fault is one ValueError that names file, row and
+column. Sources end here, `shards` and the `prepare` door begin here.
+"""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import json
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+PRODUCT_COLUMNS = ("product_id", "image", "title", "description", "category")
+QUERY_COLUMNS = ("query_id", "split", "image", "text", "product_id", "shown_product_id")
+REQUIRED = {"products": ("product_id", "image", "title"), "queries": ("split", "image", "product_id")}
+LIST_SEPARATOR = "|"  # several values in one CSV cell
+
+_Row = tuple[int, dict[str, Any]]
+ColumnNames = Mapping[str, str | None]  # our column name -> the file's, None where the file has no such column
+
+
+@dataclass(frozen=True)
+class Product:
+    """A catalogue item; `text` is the title, a full stop and the description."""
+
+    product_id: str
+    images: tuple[Path, ...]
+    text: str | None
+    category: str | None
+    origin: str  # "products.csv, row 7", for errors
+
+
+@dataclass(frozen=True)
+class Query:
+    """A shopper's photo, a few words, or both, and the products that answer it."""
+
+    query_id: str
+    split: str
+    image: Path | None
+    text: str | None
+    asked_ids: tuple[str, ...]
+    shown_ids: tuple[str, ...]
+    origin: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    products: dict[str, Product]
+    queries: list[Query]
+    products_path: Path
+    queries_path: Path
+
+    def split(self, name: str) -> list[Query]:
+        """Return the queries of one split, at least one.
+
+        Raises:
+            ValueError: the split is empty.
+        """
+        rows = [query for query in self.queries if query.split == name]
+        if not rows:
+            splits = sorted({query.split for query in self.queries})
+            raise ValueError(f"{self.queries_path}: column 'split' has no row '{name}'; it has {splits}")
+        return rows
+
+
+class Source(Protocol):
+    """Where a manifest comes from; `work_dir` is a folder the source may fill with files of its own."""
+
+    def read(self, work_dir: Path) -> Manifest: ...
+
+    def describe(self) -> dict[str, Any]:
+        """Return what tells this source's data from another's: arguments, or the tables' `table_id`."""
+        ...
+
+
+class ManifestSource:
+    """A manifest in two files. `columns` maps our column name to the file's, by table; None: there is none."""
+
+    def __init__(
+        self,
+        products: str,
+        queries: str,
+        columns: Mapping[str, ColumnNames] | None = None,
+        image_root: str | None = None,
+    ) -> None:
+        self.products, self.queries = Path(products), Path(queries)
+        self.columns = columns or {}
+        self.image_root = Path(image_root) if image_root else None
+
+    def read(self, work_dir: Path) -> Manifest:
+        return read_manifest(self.products, self.queries, self.columns, self.image_root)
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            "products": table_id(self.products),
+            "queries": table_id(self.queries),
+            "columns": {table: dict(names) for table, names in self.columns.items()},
+        }
+
+
+def read_manifest(
+    products_path: Path,
+    queries_path: Path,
+    columns: Mapping[str, ColumnNames] | None = None,
+    image_root: Path | None = None,
+) -> Manifest:
+    """Read and check both tables; relative image paths start at `image_root`, else at their table's folder.
+
+    Raises:
+        ValueError: a file or column is missing, an id is empty, repeated or unknown.
+    """
+    columns = columns or {}
+    for table in columns:
+        _require_name(table, tuple(REQUIRED), "data.source.columns", "table")
+    products: dict[str, Product] = {}
+    for origin, row in _read_rows(products_path, "products", PRODUCT_COLUMNS, columns.get("products", {})):
+        product = _product(row, image_root or products_path.parent, origin)
+        if product.product_id in products:
+            first = products[product.product_id].origin
+            raise ValueError(f"{origin}, column 'product_id': '{product.product_id}' stands already in {first}")
+        products[product.product_id] = product
+    queries: list[Query] = []
+    seen: dict[str, str] = {}
+    for origin, row in _read_rows(queries_path, "queries", QUERY_COLUMNS, columns.get("queries", {})):
+        query = _query(row, image_root or queries_path.parent, origin, len(queries))
+        for column, ids in (("product_id", query.asked_ids), ("shown_product_id", query.shown_ids)):
+            _require_known(ids, products, f"{origin}, column '{column}'", products_path)
+        if query.query_id in seen:
+            raise ValueError(
+                f"{origin}, column 'query_id': '{query.query_id}' stands already in {seen[query.query_id]}"
+            )
+        seen[query.query_id] = origin
+        queries.append(query)
+    if not products:
+        raise ValueError(f"{products_path}: the table has no rows")
+    return Manifest(products, queries, products_path, queries_path)
+
+
+def table_id(path: Path) -> str:
+    """Return a short text that changes with the file: its size and a checksum of its first megabyte.
+
+    Raises:
+        ValueError: no such file.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file")
+    with path.open("rb") as file:
+        return f"{path.stat().st_size} bytes, crc32 {zlib.crc32(file.read(1 << 20)):08x}"
+
+
+def _product(row: Mapping[str, Any], root: Path, origin: str) -> Product:
+    product_id = _text(row, "product_id")
+    if product_id is None:
+        raise ValueError(f"{origin}, column 'product_id': empty")
+    texts = [text for column in ("title", "description") if (text := _text(row, column))]
+    images = tuple(root / image for image in _values(row, "image"))
+    if not images and not texts:
+        raise ValueError(f"{origin}: product '{product_id}' has neither image nor title")
+    return Product(product_id, images, ". ".join(texts) or None, _text(row, "category"), origin)
+
+
+def _query(row: Mapping[str, Any], root: Path, origin: str, number: int) -> Query:
+    asked = _values(row, "product_id")
+    split = _text(row, "split")
+    if not asked or split is None:
+        raise ValueError(f"{origin}, column '{'split' if asked else 'product_id'}': empty")
+    if "/" in split or split.startswith("."):
+        raise ValueError(f"{origin}, column 'split': '{split}' cannot be the name of a folder")
+    images = _values(row, "image")
+    if len(images) > 1:
+        raise ValueError(f"{origin}, column 'image': a query has one image, here are {len(images)}")
+    text = _text(row, "text")
+    if not images and text is None:
+        raise ValueError(f"{origin}: the query has neither image nor text")
+    return Query(
+        query_id=_text(row, "query_id") or f"query-{number:09d}",
+        split=split,
+        image=root / images[0] if images else None,
+        text=text,
+        asked_ids=asked,
+        shown_ids=_values(row, "shown_product_id") or asked,
+        origin=origin,
+    )
+
+
+def _require_known(ids: tuple[str, ...], products: Mapping[str, Product], where: str, path: Path) -> None:
+    for product_id in ids:
+        if product_id not in products:
+            raise ValueError(f"{where}: product '{product_id}' is not in {path}")
+
+
+def _require_name(name: str, known: tuple[str, ...], where: str, kind: str) -> None:
+    if name not in known:
+        hint = difflib.get_close_matches(name, known, 1) or known
+        raise ValueError(f"{where}: no {kind} '{name}'; did you mean {' or '.join(hint)}?")
+
+
+def _text(row: Mapping[str, Any], column: str) -> str | None:
+    return _plain(row.get(column)) or None
+
+
+def _values(row: Mapping[str, Any], column: str) -> tuple[str, ...]:
+    value = row.get(column)
+    parts = value if isinstance(value, list) else _plain(value).split(LIST_SEPARATOR)
+    return tuple(dict.fromkeys(text for part in parts if (text := _plain(part))))
+
+
+def _plain(value: Any) -> str:
+    """Return a cell as text; null and NaN, which some writers put for it, are empty."""
+    return "" if value is None or value != value else str(value).strip()
+
+
+def _read_rows(
+    path: Path, table: str, known: tuple[str, ...], columns: ColumnNames
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield (origin, row in our column names). Row numbers are the lines an editor shows, header included."""
+    for ours in columns:
+        _require_name(ours, known, f"data.source.columns.{table}", "column")
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file ({table} table)")
+    reader = {".csv": _csv_rows, ".parquet": _parquet_rows, ".jsonl": _jsonl_rows}.get(path.suffix)
+    if reader is None:
+        raise ValueError(f"{path}: a {table} table ends in .csv, .parquet or .jsonl")
+    names = {ours: columns.get(ours, ours) for ours in known}
+    needed = {ours: name for ours, name in names.items() if name and ours in {*REQUIRED[table], *columns}}
+    for number, raw in _readable(path, reader(path)):
+        for ours, name in needed.items():
+            if name not in raw:
+                raise ValueError(
+                    f"{path}, row {number}: missing column '{name}', it has {sorted(raw)}; "
+                    f"name another with data.source.columns.{table}.{ours}=<column>, or null if there is none"
+                )
+        yield f"{path}, row {number}", {ours: raw.get(name) if name else None for ours, name in names.items()}
+
+
+def _readable(path: Path, rows: Iterator[_Row]) -> Iterator[_Row]:
+    """Pass rows on; whatever a reader says of a damaged file becomes an error that names the file."""
+    try:
+        yield from rows
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8 ({error.reason}); save it as UTF-8") from error
+    except csv.Error as error:
+        raise ValueError(f"{path}: not a CSV table ({error})") from error
+
+
+def _csv_rows(path: Path) -> Iterator[_Row]:
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        reader = csv.DictReader(file)
+        for row in reader:
+            if None in row or None in row.values():
+                raise ValueError(f"{path}, row {reader.line_num}: not as many cells as the header has")
+            yield reader.line_num, row
+
+
+def _jsonl_rows(path: Path) -> Iterator[_Row]:
+    with path.open(encoding="utf-8-sig") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{path}, row {number}: not JSON ({error.msg})") from error
+            if not isinstance(row, dict):
+                raise ValueError(f"{path}, row {number}: not a JSON object")
+            yield number, row
+
+
+def _parquet_rows(path: Path) -> Iterator[_Row]:
+    import pyarrow
+    import pyarrow.parquet
+
+    number = 0
+    try:
+        for batch in pyarrow.parquet.ParquetFile(path).iter_batches():
+            for row in batch.to_pylist():
+                number += 1
+                yield number, row
+    except pyarrow.ArrowException as error:
+        raise ValueError(f"{path}: not a Parquet table ({error})") from error

@@ -1,0 +1,110 @@
+"""The one interface that every encoder fills: tower input in, (n, width) features out.
+
+`model` builds towers on it and writes `export_assets` into checkpoints; `data` reads `spec` to prepare
+input; the fingerprint reads `describe_preprocessing`. Adapters of one vendor each stand beside this file.
+"""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from difflib import get_close_matches
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mim_lightning.types import ImageSpec, InputSpec, TowerInput
+
+Pretrained = bool | str | None
+"""Where weights come from: None or False random, True the vendor's own, a string a file, folder or hub name."""
+
+PREPROCESSING_FILE = "preprocessing.json"
+
+
+class Encoder(nn.Module, ABC):
+    """Turns one kind of input into feature vectors, not yet of unit length.
+
+    Attributes:
+        width: features that `forward` returns for each input.
+        spec: what `data` has to hand over.
+    """
+
+    width: int
+    spec: InputSpec
+
+    @abstractmethod
+    def forward(self, inputs: TowerInput) -> Tensor:
+        """Return (n, width) features of uint8 images (n, 3, H, W) or of the tensors that `spec.tokenise` made."""
+
+    @abstractmethod
+    def describe_preprocessing(self) -> str:
+        """Return, in one canonical text, everything besides weights that changes the features."""
+
+    def export_assets(self) -> dict[str, str]:
+        """Return the text files, by name, with which `assets=` rebuilds this encoder without a network."""
+        return {}
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How an image becomes the input of a network: shape first, then (value / 255 - mean) / std by channel."""
+
+    spec: ImageSpec
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def to_json(self) -> str:
+        return canonical_text(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Preprocessing:
+        facts = json.loads(text)
+        spec = facts["spec"] | {"size": tuple(facts["spec"]["size"])}
+        return cls(ImageSpec(**spec), tuple(facts["mean"]), tuple(facts["std"]))
+
+
+class ImageEncoder(Encoder):
+    """An encoder of uint8 RGB images that normalises on its own device."""
+
+    spec: ImageSpec
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, preprocessing: Preprocessing) -> None:
+        super().__init__()
+        self.preprocessing = preprocessing
+        self.spec = preprocessing.spec
+        # Not persistent: the assets carry them, so a state dict holds learned tensors only.
+        for name, values in (("mean", preprocessing.mean), ("std", preprocessing.std)):
+            self.register_buffer(name, torch.tensor(values).view(1, -1, 1, 1) * 255, persistent=False)
+
+    def normalise(self, images: TowerInput) -> Tensor:
+        """Return uint8 images (n, 3, H, W) as floats of the buffers' type."""
+        assert isinstance(images, Tensor) and images.dtype == torch.uint8, "image encoders take uint8 images"
+        return (images.to(self.mean.dtype) - self.mean) / self.std
+
+    def describe_preprocessing(self) -> str:
+        return self.preprocessing.to_json()
+
+    def export_assets(self) -> dict[str, str]:
+        return {PREPROCESSING_FILE: self.preprocessing.to_json()}
+
+
+def canonical_text(facts: Mapping[str, Any]) -> str:
+    """Return facts as JSON that does not depend on their order."""
+    return json.dumps(facts, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+
+
+def nearest_interpolation(name: str) -> str:
+    """Return which of the two interpolations of `ImageSpec` stands for a vendor's name."""
+    return "bilinear" if "bilinear" in name or "nearest" in name else "bicubic"
+
+
+def unknown_name(kind: str, name: str, choices: Iterable[str]) -> ValueError:
+    """Return the error for a name that a vendor does not know, with the names that come closest."""
+    close = get_close_matches(name, list(choices), n=4, cutoff=0.5)
+    hint = f"; did you mean {', '.join(close)}?" if close else ""
+    return ValueError(f"encoder '{name}': no such {kind}{hint}")

@@ -1,0 +1,138 @@
+"""Where an OpenCLIP model comes from: name and weights tag in, its config, weights and tokeniser files out.
+
+`open_clip_towers` alone calls it. A name is one of OpenCLIP's own, `local-dir:<folder>` or `hf-hub:<owner/model>`;
+whatever cannot be had or does not fit is one line that says what would be right.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from torch import nn
+from transformers import AutoConfig
+
+from mim_lightning.encoders.interface import Pretrained, canonical_text, unknown_name
+
+try:
+    import open_clip
+    from open_clip.pretrained import download_pretrained_from_hf
+    from open_clip.transform import PreprocessCfg, merge_preprocess_dict
+except ImportError as error:
+    raise ValueError("OpenCLIP encoders: install the extra: pip install 'mim-lightning[clip]'") from error
+
+CONFIG_FILE = "open_clip_config.json"  # OpenCLIP's own name and form for a folder it can load
+FOLDER_PREFIX, HUB_PREFIX = "local-dir:", "hf-hub:"
+
+
+def read_config(name: str, pretrained: Pretrained, assets: Mapping[str, str] | None) -> dict[str, Any]:
+    """Return `model_cfg` and `preprocess_cfg` of a model and its weights, as in OpenCLIP's own config file."""
+    if assets is not None:
+        return json.loads(assets[CONFIG_FILE])
+    if name.startswith((FOLDER_PREFIX, HUB_PREFIX)):
+        config = json.loads(_find_config(name).read_text("utf-8"))
+        model, weights = config["model_cfg"], config.get("preprocess_cfg", {})
+    else:
+        model = open_clip.get_model_config(name)
+        if model is None:
+            raise unknown_name("OpenCLIP model", name, open_clip.list_models())
+        weights = _check_tag(name, pretrained, model)
+    if "multimodal_cfg" in model:
+        raise ValueError(f"encoder '{name}': a captioning model (CoCa), whose halves do not stand alone")
+    preprocess = merge_preprocess_dict(PreprocessCfg(), weights)
+    return {"model_cfg": model, "preprocess_cfg": preprocess | {"size": model["vision_cfg"]["image_size"]}}
+
+
+def _find_config(name: str) -> Path:
+    """Return the config file in the folder or hub repository that a prefixed name stands for."""
+    if name.startswith(HUB_PREFIX):
+        try:
+            return Path(download_pretrained_from_hf(name.removeprefix(HUB_PREFIX), filename=CONFIG_FILE))
+        except Exception as error:  # the hub's client raises a dozen kinds
+            raise _no_weights(name, CONFIG_FILE, error) from error
+    path = Path(name.removeprefix(FOLDER_PREFIX)) / CONFIG_FILE
+    if not path.is_file():
+        raise ValueError(f"encoder '{name}': {path} does not exist; give a folder that OpenCLIP saved")
+    return path
+
+
+def _choose_tag(name: str, pretrained: Pretrained) -> str | None:
+    """Return the weights tag or file for OpenCLIP; None where folder or hub hold exactly one set of weights."""
+    if name.startswith((FOLDER_PREFIX, HUB_PREFIX)):
+        return None
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    if isinstance(pretrained, str):
+        if pretrained in tags or Path(pretrained).is_file():
+            return pretrained
+        if "/" in pretrained:
+            raise ValueError(f"encoder '{name}': weights file {pretrained} does not exist")
+    elif len(tags) == 1:
+        return tags[0]
+    choices = f"a file or one of {', '.join(tags)}" if tags else "a file"
+    raise ValueError(f"encoder '{name}': pretrained={pretrained} names no weights; give {choices}")
+
+
+def _check_tag(name: str, pretrained: Pretrained, model: Mapping[str, Any]) -> dict[str, Any]:
+    """Return how the weights of a tag want images prepared; empty for a file or for random weights."""
+    tag = _choose_tag(name, pretrained) if pretrained else None
+    weights = open_clip.get_pretrained_cfg(name, tag) if tag else {}
+    wants = "quick_gelu" if weights.get("quick_gelu", False) else "plain"
+    if weights and (wants == "quick_gelu") != model.get("quick_gelu", False):
+        # OpenCLIP only warns, and the features are quietly worse.
+        right = f"{name}-quickgelu" if wants == "quick_gelu" else name.removesuffix("-quickgelu")
+        raise ValueError(
+            f"encoder '{name}': weights '{tag}' were trained with {wants} activations; give name={right}"
+        )
+    return weights
+
+
+def load_pair(name: str, pretrained: Pretrained, image_size: int | None = None) -> nn.Module:
+    """Return the whole model with its weights; the caller keeps one half."""
+    tag = _choose_tag(name, pretrained)
+    try:
+        # `force_custom_text` makes the text half a module of its own in every family of models.
+        return open_clip.create_model(
+            name, tag, force_custom_text=True, force_image_size=image_size, require_pretrained=True
+        )
+    except Exception as error:  # the hub's client, safetensors and torch each raise their own
+        raise _no_weights(name, tag, error) from error
+
+
+def _no_weights(name: str, what: str | None, error: Exception) -> ValueError:
+    if name.startswith(FOLDER_PREFIX) or Path(what or "").is_file():
+        reason = " ".join(str(error).split())[:200]
+        return ValueError(f"encoder '{name}': {what or 'files in this folder'} do not fit the model: {reason}")
+    return ValueError(
+        f"encoder '{name}': '{what or 'weights'}' cannot be downloaded (no network or not on the hub); "
+        f"give pretrained=<file> or name={FOLDER_PREFIX}<folder>"
+    )
+
+
+def without_download(model: Mapping[str, Any], folder: str | None = None) -> dict[str, Any]:
+    """Return a model config whose parts stay random; a Hugging Face text half reads its config in `folder`."""
+    copy: dict[str, Any] = json.loads(json.dumps(model))
+    if "timm_model_name" in copy["vision_cfg"]:
+        copy["vision_cfg"]["timm_model_pretrained"] = False
+    if "hf_model_name" in copy["text_cfg"]:
+        copy["text_cfg"] |= {"hf_model_pretrained": False, "hf_model_name": folder}
+    return copy
+
+
+def read_text_assets(name: str, config: Mapping[str, Any], offline: bool) -> dict[str, str]:
+    """Return the model's config and, where it has a Hugging Face tokeniser or text half, theirs."""
+    with TemporaryDirectory() as folder:
+        text_cfg = config["model_cfg"]["text_cfg"]
+        try:
+            if "hf_model_name" in text_cfg:
+                source = text_cfg["hf_model_name"]
+                AutoConfig.from_pretrained(source, local_files_only=offline).save_pretrained(folder)
+            if "hf_tokenizer_name" in text_cfg:
+                tokenizer = open_clip.get_tokenizer(name, local_files_only=offline)
+                tokenizer.save_pretrained(folder)
+        except (OSError, ValueError) as error:
+            raise _no_weights(name, "tokeniser", error) from error
+        files = {path.name: path.read_text("utf-8") for path in sorted(Path(folder).iterdir()) if path.is_file()}
+    return files | {CONFIG_FILE: canonical_text(config)}

@@ -1,0 +1,145 @@
+"""Image and text encoders of OpenCLIP pairs (CLIP, SigLIP, ...): each half alone, with its own projection.
+
+Built from `conf/encoder/{image,text}/*.yaml`; the two halves of a pair name the same model and weights, and
+their features already share one space. The model's config and tokeniser travel in the checkpoint as assets.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from torch import Tensor
+
+from mim_lightning.encoders.interface import (
+    Encoder,
+    ImageEncoder,
+    Preprocessing,
+    Pretrained,
+    canonical_text,
+    nearest_interpolation,
+)
+from mim_lightning.encoders.open_clip_source import (
+    CONFIG_FILE,
+    FOLDER_PREFIX,
+    load_pair,
+    open_clip,
+    read_config,
+    read_text_assets,
+    without_download,
+)
+from mim_lightning.types import ImageSpec, TextSpec, TowerInput
+
+
+class OpenClipImage(ImageEncoder):
+    """The image half of an OpenCLIP model; features are its joint embedding, not of unit length.
+
+    Args:
+        name: a name of `open_clip.list_models()`, `local-dir:<folder>` or `hf-hub:<owner/model>`.
+        pretrained: a weights tag or a file, True for the only tag or for what folder or hub hold, None or
+            False for random weights.
+        image_size: side in pixels, where not the model's own; position embeddings are resized.
+        assets: what `export_assets` of the original returned.
+
+    Raises:
+        ValueError: no such model or tag, or weights that cannot be had.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        pretrained: Pretrained = None,
+        image_size: int | None = None,
+        assets: Mapping[str, str] | None = None,
+    ) -> None:
+        config = read_config(name, pretrained, assets)
+        if image_size is not None:
+            config["model_cfg"]["vision_cfg"]["image_size"] = image_size
+            config["preprocess_cfg"]["size"] = image_size
+        super().__init__(_preprocessing(config))
+        self.config_text = canonical_text(config)
+        model = config["model_cfg"]
+        if pretrained:
+            self.network: Any = load_pair(name, pretrained, image_size).visual
+        else:
+            self.network = open_clip.model._build_vision_tower(
+                model["embed_dim"], without_download(model)["vision_cfg"], model.get("quick_gelu", False)
+            )
+        self.width = model["embed_dim"]
+
+    def forward(self, inputs: TowerInput) -> Tensor:
+        return self.network(self.normalise(inputs))
+
+    def describe_preprocessing(self) -> str:
+        return self.config_text
+
+    def export_assets(self) -> dict[str, str]:
+        return {CONFIG_FILE: self.config_text}
+
+
+@dataclass(frozen=True)
+class OpenClipTokenise:
+    """Texts to token tensors (n, L), L always the model's context length: where it pools may depend on it."""
+
+    tokenizer: Any
+
+    def __call__(self, texts: Sequence[str]) -> dict[str, Tensor]:
+        return {"input_ids": self.tokenizer(list(texts))}
+
+
+class OpenClipText(Encoder):
+    """The text half of an OpenCLIP model; features are its joint embedding, not of unit length.
+
+    Args and errors as in `OpenClipImage`.
+    """
+
+    spec: TextSpec
+
+    def __init__(self, name: str, pretrained: Pretrained = None, assets: Mapping[str, str] | None = None) -> None:
+        super().__init__()
+        config = read_config(name, pretrained, assets)
+        self.assets = (
+            dict(assets) if assets is not None else read_text_assets(name, config, offline=not pretrained)
+        )
+        model = config["model_cfg"]
+        with TemporaryDirectory() as folder:
+            for file, text in self.assets.items():
+                (Path(folder) / file).write_text(text, "utf-8")
+            tokenizer = open_clip.get_tokenizer(FOLDER_PREFIX + folder)
+            if not pretrained:
+                self.network = open_clip.model._build_text_tower(
+                    model["embed_dim"],
+                    without_download(model, folder)["text_cfg"],
+                    model.get("quick_gelu", False),
+                )
+        if pretrained:
+            self.network = load_pair(name, pretrained).text
+        self.spec = TextSpec(OpenClipTokenise(tokenizer), tokenizer.context_length)
+        self.width = model["embed_dim"]
+
+    def forward(self, inputs: TowerInput) -> Tensor:
+        assert isinstance(inputs, dict), "text encoders take token tensors"
+        return self.network(inputs["input_ids"])
+
+    def describe_preprocessing(self) -> str:
+        hashes = {file: hashlib.sha256(text.encode()).hexdigest() for file, text in self.assets.items()}
+        # The tokeniser's settings hold paths and versions; its vocabulary and rules are in tokenizer.json.
+        return canonical_text({file: digest for file, digest in hashes.items() if file != "tokenizer_config.json"})
+
+    def export_assets(self) -> dict[str, str]:
+        return dict(self.assets)
+
+
+def _preprocessing(config: Mapping[str, Any]) -> Preprocessing:
+    own = config["preprocess_cfg"]
+    height, width = (own["size"], own["size"]) if isinstance(own["size"], int) else own["size"]
+    spec = ImageSpec(
+        size=(height, width),
+        interpolation=nearest_interpolation(own["interpolation"]),
+        resize_mode="squash" if own["resize_mode"] == "squash" else "shortest",
+    )
+    return Preprocessing(spec, tuple(own["mean"]), tuple(own["std"]))

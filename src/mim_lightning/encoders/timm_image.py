@@ -1,0 +1,189 @@
+"""Image encoders of timm: uint8 images in, pooled features out, classifier left off.
+
+Built from `conf/encoder/image/*.yaml`. Weights come from the hub, from a file or folder, or stay random
+when a checkpoint is about to fill them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.data import resolve_model_data_config
+from timm.models import load_state_dict
+from torch import Tensor, nn
+
+from mim_lightning.encoders.interface import (
+    PREPROCESSING_FILE,
+    ImageEncoder,
+    Preprocessing,
+    Pretrained,
+    canonical_text,
+    nearest_interpolation,
+    unknown_name,
+)
+from mim_lightning.types import ImageSpec, TowerInput
+
+HUB_PREFIX = "hf-hub:"
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin", "model.pth")
+
+
+class TimmImage(ImageEncoder):
+    """Any timm image model as an encoder.
+
+    Args:
+        name: timm model name, with or without its weights tag.
+        pretrained: None or False for random weights, True for the tag's own, else a weights file, a folder
+            that holds one, or `hf-hub:owner/model`.
+        image_size: side in pixels, where not the model's own.
+        mean, std: by channel in [0, 1], where the weights want others than the model's default.
+        drop_rate: dropout before the (absent) classifier.
+        drop_path_rate: stochastic depth.
+        channels_last: memory layout; with it convolutions run 1.1 to 1.7 times as fast on a CPU.
+        model_kwargs: further arguments of the timm model, such as `{pad_type: same}`.
+        assets: what `export_assets` of the original returned.
+
+    Raises:
+        ValueError: no such model, weights that cannot be had or do not fit, or a size it cannot take.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        pretrained: Pretrained = None,
+        image_size: int | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        channels_last: bool = True,
+        model_kwargs: Mapping[str, Any] | None = None,
+        assets: Mapping[str, str] | None = None,
+    ) -> None:
+        _check_name(name)
+        arguments = dict(model_kwargs or {})
+        if image_size is not None and timm.get_pretrained_cfg(name).fixed_input_size:
+            arguments["img_size"] = image_size
+        if drop_path_rate:
+            arguments["drop_path_rate"] = drop_path_rate
+        network = _build(name, pretrained, {"drop_rate": drop_rate} | arguments)
+        if assets is not None:
+            preprocessing = Preprocessing.from_json(assets[PREPROCESSING_FILE])
+        else:
+            preprocessing = _preprocessing(network, image_size, mean, std)
+        super().__init__(preprocessing)
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self.network = network.to(memory_format=self.memory_format)
+        self.architecture = {"timm": name.split(".")[0], "arguments": dict(model_kwargs or {})}
+        self.width = self._measure_width(name)
+
+    def forward(self, inputs: TowerInput) -> Tensor:
+        return self.network(self.normalise(inputs).contiguous(memory_format=self.memory_format))
+
+    def describe_preprocessing(self) -> str:
+        return canonical_text({**self.architecture, "preprocessing": self.preprocessing.to_json()})
+
+    @torch.no_grad()
+    def _measure_width(self, name: str) -> int:
+        """Return the features of one grey image: `num_features` does not tell for every model with a head."""
+        was_training = self.training
+        height, width = self.spec.size
+        try:
+            features = self.eval()(torch.full((1, 3, height, width), 128, dtype=torch.uint8))
+        except (AssertionError, RuntimeError) as error:
+            raise ValueError(f"encoder '{name}': cannot take images of {height} x {width}") from error
+        finally:
+            self.train(was_training)
+        return features.shape[-1]
+
+
+def _check_name(name: str) -> None:
+    if ":" in name or "/" in name:
+        raise ValueError(
+            f"encoder '{name}': name must be a timm architecture; give the hub or the folder with `pretrained`"
+        )
+    if not timm.is_model(name.split(".")[0]):
+        raise unknown_name("timm model", name, timm.list_models())
+    tagged = timm.list_pretrained(name.split(".")[0] + ".*")
+    if "." in name and name not in tagged:
+        raise unknown_name("weights tag of this timm model", name, tagged)
+
+
+def _build(name: str, pretrained: Pretrained, arguments: Mapping[str, Any]) -> nn.Module:
+    overlay = _find_weights(name, pretrained) if isinstance(pretrained, str) else None
+    try:
+        network = timm.create_model(
+            name, pretrained=bool(pretrained), num_classes=0, pretrained_cfg_overlay=overlay, **arguments
+        )
+    except TypeError as error:  # a keyword that the model's constructor does not know
+        raise ValueError(f"encoder '{name}': {error}; see model_kwargs, image_size, drop_path_rate") from error
+    except Exception as error:  # the hub's client raises a dozen kinds
+        if not pretrained:
+            raise
+        raise _weights_error(name, pretrained, error) from error
+    network.pretrained_cfg.pop("state_dict", None)  # else the file's tensors would live as long as the network
+    return network
+
+
+def _find_weights(name: str, pretrained: str) -> dict[str, Any]:
+    """Return what tells timm to take the weights from a hub repository, a folder or a file."""
+    if pretrained.startswith(HUB_PREFIX):
+        return {"hf_hub_id": pretrained.removeprefix(HUB_PREFIX), "source": "hf-hub"}
+    path = Path(pretrained).expanduser()
+    if path.is_dir():
+        held = [path / file for file in WEIGHT_FILES if (path / file).is_file()]
+        if not held:
+            raise ValueError(f"encoder '{name}': folder {path} holds none of {', '.join(WEIGHT_FILES)}")
+        path = held[0]
+    if not path.is_file():
+        raise ValueError(
+            f"encoder '{name}': weights file {path} does not exist; give a .safetensors or .pth file, "
+            f"a folder, or {HUB_PREFIX}owner/model"
+        )
+    return _read_weights(name, path)
+
+
+def _read_weights(name: str, path: Path) -> dict[str, Any]:
+    """Return a file's weights without its classifier.
+
+    timm loads strictly only where the numbers of classes agree; otherwise it leaves what a file lacks random
+    and says nothing. So the classifier goes here, and none is declared.
+    """
+    try:
+        weights = load_state_dict(str(path))
+    except Exception as error:  # safetensors, pickle and zip readers raise their own
+        raise _weights_error(name, str(path), error) from error
+    classifiers = timm.get_pretrained_cfg(name).classifier or ()
+    for layer in (classifiers,) if isinstance(classifiers, str) else classifiers:
+        weights.pop(f"{layer}.weight", None)
+        weights.pop(f"{layer}.bias", None)
+    return {"state_dict": weights, "num_classes": 0}
+
+
+def _weights_error(name: str, pretrained: Pretrained, error: Exception) -> ValueError:
+    is_local = isinstance(pretrained, str) and not pretrained.startswith(HUB_PREFIX)
+    if is_local or "loading state_dict" in str(error):
+        reason = " ".join(str(error).split())[:200]
+        return ValueError(f"encoder '{name}': weights (pretrained={pretrained}) do not fit this model: {reason}")
+    return ValueError(
+        f"encoder '{name}': weights cannot be downloaded (no network, or none on the hub); "
+        f"give a local file with pretrained=<file>, or pretrained=false for random weights"
+    )
+
+
+def _preprocessing(
+    network: nn.Module, image_size: int | None, mean: Sequence[float] | None, std: Sequence[float] | None
+) -> Preprocessing:
+    own = resolve_model_data_config(network)
+    spec = ImageSpec(
+        size=(image_size, image_size) if image_size is not None else tuple(own["input_size"][1:]),
+        interpolation=nearest_interpolation(own["interpolation"]),
+        crop_fraction=float(own["crop_pct"]),
+        resize_mode="squash" if own["crop_mode"] == "squash" else "shortest",
+    )
+    return Preprocessing(
+        spec, tuple(mean if mean is not None else own["mean"]), tuple(std if std is not None else own["std"])
+    )

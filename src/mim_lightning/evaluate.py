@@ -1,0 +1,57 @@
+"""python -m mim_lightning.evaluate checkpoint=<path> [data=...]: retrieval numbers from a checkpoint file alone.
+
+The model, its directions and, unless `data` is given, its data come from the config that the checkpoint
+carries; the numbers are those of the training run.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from mim_lightning.config import build, run_door
+
+
+def main() -> None:
+    run_door("evaluate", evaluate)
+
+
+def evaluate(config: dict[str, Any]) -> dict[str, float]:
+    """Print a table, write results and picture into `output` if given, and return the flat results."""
+    from lightning import Trainer
+
+    from mim_lightning.lit.callbacks.retrieval_eval import RetrievalEval
+    from mim_lightning.lit.console import ProgressBar, quieten
+    from mim_lightning.lit.evaluation import evaluate_module, save_picture
+    from mim_lightning.lit.module import MatchModule
+    from mim_lightning.lit.report import describe_counts, print_run
+    from mim_lightning.model.checkpoint import load_matcher
+
+    quieten()
+    loaded = load_matcher(config["checkpoint"])
+    trained = loaded.config
+    datamodule = build(config.get("data") or trained["data"], specs=loaded.matcher.input_specs())
+    directions = build({"_target_": "builtins.dict", **trained["directions"]})
+    trainer = Trainer(
+        callbacks=[RetrievalEval(directions, trained["monitor"]), ProgressBar()],
+        logger=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        precision=trained["trainer"]["precision"],
+        accelerator=config["accelerator"],
+        devices=1,
+    )
+    reports = evaluate_module(trainer, MatchModule(loaded.matcher), datamodule)
+    results = {key: value for report in reports.values() for key, value in report.as_scalars("val").items()}
+    print_run(f"{config['checkpoint']} ({loaded.fingerprint})", results, describe_counts(reports))
+    if config["output"]:
+        folder = Path(config["output"])
+        save_picture(trainer, reports[trained["monitor"].split("/")[1]], datamodule, folder / "hits.png")
+        (folder / "results.json").write_text(json.dumps(results, indent=2))
+        print(f"results and picture: {folder}")
+    return results
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,63 @@
+"""Several processes on one machine, each given the same frozen config.
+
+A resolved config comes in, torchrun's processes go out; the train door calls it. Lightning would start children
+by repeating the command line, and a multirun would then start again inside each of them.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mim_lightning.config import FROZEN_CONFIG
+
+# set by torchrun, SLURM and other launchers in the processes they start
+LAUNCHED = ("LOCAL_RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK")
+
+
+def is_first_rank() -> bool:
+    return all(os.environ.get(name, "0") == "0" for name in ("RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK"))
+
+
+def is_launched() -> bool:
+    """Is this one of the processes that `launch` started?"""
+    return FROZEN_CONFIG in os.environ
+
+
+def num_processes_to_launch(trainer: Mapping[str, Any]) -> int:
+    """Return how many processes this one should start: 0 if it is to train by itself."""
+    if any(name in os.environ for name in LAUNCHED) or trainer["num_nodes"] > 1:
+        return 0
+    import torch  # late: it takes seconds, and worker processes import the door's module again
+
+    devices, accelerator = trainer["devices"], trainer["accelerator"]
+    on_gpu = accelerator in ("gpu", "cuda") or (accelerator == "auto" and torch.cuda.is_available())
+    if isinstance(devices, list):
+        count = len(devices)
+    elif devices in ("auto", -1, "-1"):
+        count = torch.cuda.device_count() if on_gpu else 1
+    else:
+        count = int(devices)
+    return count if count > 1 else 0
+
+
+def launch(module: str, config_path: Path, num_processes: int) -> None:
+    """Run `python -m <module>` in processes that find their config frozen; wait for all.
+
+    Raises:
+        ChildProcessError: one of them failed; it has said why.
+    """
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_processes}"]
+    threads = (
+        {}
+        if "OMP_NUM_THREADS" in os.environ
+        else {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // num_processes))}
+    )
+    environment = {**os.environ, **threads, FROZEN_CONFIG: str(config_path.resolve())}
+    finished = subprocess.run([*command, "-m", module], env=environment, check=False)
+    if finished.returncode:
+        raise ChildProcessError(f"one of {num_processes} processes failed, see above")

@@ -1,0 +1,166 @@
+"""Retrieval quality of the validation split, every epoch, and of the untouched model as epoch -1.
+
+The module's embeddings of queries and gallery come in batch by batch, a RetrievalReport a direction goes out to
+the loggers; `metrics` collects over ranks and ranks. The train door asks Lightning for a whole sanity pass:
+that is the untouched model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+
+from mim_lightning.lit.datamodule import GALLERY, QUERIES
+from mim_lightning.metrics.collect import EmbeddingCollector, EmbeddingTable, check_complete
+from mim_lightning.metrics.retrieval import evaluate_direction
+from mim_lightning.model.fusion import fuse
+from mim_lightning.model.matcher import Matcher
+from mim_lightning.types import Batch, Direction, Embeddings, RetrievalReport, side_of
+
+COLUMNS = ("query_keys", "product_keys", "asked_keys", "shown_keys", "category_keys")
+
+
+class RetrievalEval(Callback):
+    """Ranks the whole catalogue for every validation query, in every direction.
+
+    Args:
+        directions: by name; see `types.Direction`.
+        monitor: the metric key that the progress bar shows and that must not fall below the untouched model's.
+        cutoffs: the k of hit@k, recall@k, nDCG@k.
+        depth: products that MRR and mAP look at.
+        num_hits: products a query that reports keep for pictures.
+    """
+
+    def __init__(
+        self,
+        directions: Mapping[str, Direction],
+        monitor: str,
+        cutoffs: Sequence[int] = (1, 5, 10),
+        depth: int = 1000,
+        num_hits: int = 10,
+    ) -> None:
+        self.directions, self.monitor = dict(directions), monitor
+        self.options: dict[str, Any] = {"cutoffs": tuple(cutoffs), "depth": depth, "num_hits": num_hits}
+        self.reports: dict[str, RetrievalReport] = {}  # of the last pass, for the door that asked for it
+        self.untouched: dict[str, float] = {}  # scalars of epoch -1
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        matcher = pl_module.matcher
+        assert isinstance(matcher, Matcher)
+        for name, direction in self.directions.items():
+            for end in (direction.query, direction.gallery):
+                if end not in matcher.names:
+                    raise ValueError(
+                        f"directions.{name}: no tower or fusion '{end}'; there are {list(matcher.names)}"
+                    )
+        keys = [f"val/{direction}/" for direction in self.directions]
+        if not self.monitor.startswith(tuple(keys)):
+            raise ValueError(
+                f"monitor={self.monitor}: is no metric of a direction; they start with {' or '.join(keys)}"
+            )
+        towers = {
+            side: [name for name in matcher.tower_names if side_of(name) == side] for side in ("query", "product")
+        }
+        self.collectors = {
+            QUERIES: EmbeddingCollector(towers["query"], COLUMNS),
+            GALLERY: EmbeddingCollector(towers["product"], COLUMNS),
+        }
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        for collector in self.collectors.values():
+            collector.to(pl_module.device)
+            collector.reset()
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        embeddings: Embeddings = outputs["embeddings"]
+        columns = {name: getattr(batch, name) for name in COLUMNS}
+        self.collectors[dataloader_idx].update(
+            batch.sample_nums, embeddings.vectors, embeddings.present, columns, valid=~batch.is_padding
+        )
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
+        queries, gallery = self.collectors[QUERIES].compute(), self.collectors[GALLERY].compute()
+        check_complete(queries, len(datamodule.query_set()), "validation queries")
+        check_complete(gallery, len(datamodule.gallery_set()), "gallery rows")
+        matcher: Any = pl_module.matcher
+        self.reports = {
+            name: self._evaluate(name, direction, queries, gallery, matcher.fusions)
+            for name, direction in self.directions.items()
+        }
+        for collector in self.collectors.values():
+            collector.reset()
+        self._publish(trainer, pl_module)
+
+    def _evaluate(
+        self,
+        name: str,
+        direction: Direction,
+        queries: EmbeddingTable,
+        gallery: EmbeddingTable,
+        fusions: Mapping[str, Mapping[str, float]],
+    ) -> RetrievalReport:
+        query_vectors, queries = _side(direction.query, queries, fusions)
+        gallery_vectors, gallery = _side(direction.gallery, gallery, fusions)
+        return evaluate_direction(
+            name,
+            query_vectors,
+            queries.columns["query_keys"],
+            queries.columns[f"{direction.truth}_keys"],
+            queries.columns["category_keys"],
+            gallery_vectors,
+            gallery.columns["product_keys"],
+            gallery.columns["category_keys"],
+            **self.options,
+        )
+
+    def scalars(self, stage: str = "val") -> dict[str, float]:
+        """Return the last pass as flat metrics."""
+        return {key: value for report in self.reports.values() for key, value in report.as_scalars(stage).items()}
+
+    def _publish(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        scalars = self.scalars()
+        if trainer.sanity_checking:
+            self.untouched = scalars
+            rank_zero_info(f"untouched model (epoch -1): {self.monitor} {scalars[self.monitor]:.3f}")
+            for logger in trainer.loggers:
+                # around Lightning, which forgets whatever a sanity pass logs
+                logger.log_metrics({**scalars, "epoch": -1.0}, step=0)
+        elif trainer.state.fn == TrainerFn.FITTING:
+            # every rank computed the same numbers from the same table: nothing is left to reduce
+            pl_module.log_dict({k: v for k, v in scalars.items() if k != self.monitor}, batch_size=1)
+            pl_module.log(self.monitor, scalars[self.monitor], prog_bar=True, batch_size=1)
+            before = self.untouched.get(self.monitor, 0.0)
+            if scalars[self.monitor] < before:
+                rank_zero_warn(
+                    f"epoch {trainer.current_epoch}: {self.monitor} is {scalars[self.monitor]:.3f}, the untouched model "
+                    f"had {before:.3f}; a smaller optim.lr or optim.lr_scales.encoder keeps what it knew"
+                )
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"untouched": self.untouched}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.untouched = state_dict["untouched"]
+
+
+def _side(
+    name: str, table: EmbeddingTable, fusions: Mapping[str, Mapping[str, float]]
+) -> tuple[Any, EmbeddingTable]:
+    """Return the vectors of a tower or fusion and the table's rows, without rows that lack it."""
+    wanted = {name: fusions[name]} if name in fusions else {}
+    embeddings = fuse(Embeddings(table.vectors, table.present), wanted)
+    present = embeddings.present[name]
+    return embeddings.vectors[name][present], table.take(present)

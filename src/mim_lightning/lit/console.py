@@ -1,0 +1,80 @@
+"""What a run says on the terminal: a progress bar with loss and last recall, one paragraph at the start.
+
+Matcher, objective and datamodule come in, lines go out; the train and evaluate doors call it.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from typing import Any
+
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import RichProgressBar
+
+from mim_lightning.lit.datamodule import MatchDataModule
+from mim_lightning.losses.objective import Objective
+from mim_lightning.model.matcher import Matcher
+
+NOISE = (
+    "Tip:",
+    "Loading `train_dataloader`",
+    "TPU available",
+    "GPU available",
+    "Restoring states",
+    "Loaded model weights",
+)
+
+
+class ProgressBar(RichProgressBar):
+    """Lightning's bar without the logger's version, and with metric names cut to what tells them apart."""
+
+    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+        metrics = super().get_metrics(trainer, pl_module)
+        metrics.pop("v_num", None)
+        return {name.removeprefix("train/").removeprefix("val/"): value for name, value in metrics.items()}
+
+
+def quieten() -> None:
+    """Drop the lines of Lightning that tell a user of this project nothing."""
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
+        logging.getLogger(name).addFilter(lambda record: not any(word in record.getMessage() for word in NOISE))
+    # workers are a matter of data.num_workers; epoch-level values are equal on all ranks before they are logged
+    for message in (
+        ".*does not have many workers.*",
+        ".*sync_dist=True.*",
+        ".*treespec.*",
+        ".*not supported by the model summary.*",
+    ):
+        warnings.filterwarnings("ignore", message)
+
+
+def describe_towers(matcher: Matcher) -> str:
+    """Return a line for each set of weights: who uses it, which encoder, its width and parameters."""
+    lines = []
+    for owner in matcher.towers:
+        tower = matcher.tower(owner)
+        users = " = ".join(name for name, other in matcher.owner_of.items() if other == owner)
+        parameters = sum(p.numel() for p in tower.parameters())
+        frozen = "" if any(p.requires_grad for p in tower.parameters()) else ", frozen"
+        encoder = type(tower.encoder).__name__
+        lines.append(
+            f"  {users}: {encoder} {tower.encoder.width} -> {tower.width}, {parameters / 1e6:.2f} M parameters{frozen}"
+        )
+    return "towers\n" + "\n".join(lines)
+
+
+def describe_training(objective: Objective, datamodule: MatchDataModule) -> str:
+    """Return what is learnt from what: pairs, rows, and how many negatives a row meets."""
+    pairs = ", ".join(f"{name} x {pair.weight:g}" for name, pair in objective.pairs.items())
+    rows, queries, gallery = (
+        len(datamodule.train_set()),
+        len(datamodule.query_set()),
+        len(datamodule.gallery_set()),
+    )
+    batch_size = min(datamodule.batch_size, rows)
+    return (
+        f"pairs\n  {pairs}\n"
+        f"data '{datamodule.name}'\n  {rows} training rows; {queries} queries against {gallery} gallery rows\n"
+        f"  batch of {batch_size} rows over all processes: up to {batch_size - 1} negatives a row"
+    )

@@ -1,0 +1,135 @@
+"""Shard sets as Lightning loaders: a training stream, the validation queries, the whole catalogue.
+
+Input specs of the towers and a prepared folder (or a source to prepare it from) come in, loaders go out; the
+train and evaluate doors build it. The position in the stream travels in the checkpoint.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import LightningDataModule
+
+from mim_lightning.data.collate import Collate
+from mim_lightning.data.manifest import Source
+from mim_lightning.data.order import StreamPlan
+from mim_lightning.data.prepared import PreparedData, ShardSettings, open_prepared, prepare_shards
+from mim_lightning.data.shards import ShardSet
+from mim_lightning.data.stream import StreamLoader, evaluation_plan
+from mim_lightning.data.transforms import Augment
+from mim_lightning.types import InputSpec, side_of
+
+QUERIES, GALLERY = 0, 1  # the dataloader_idx of the two validation loaders
+
+
+class MatchDataModule(LightningDataModule):
+    """Streams triples or quadruples for training, and queries and gallery for evaluation.
+
+    Args:
+        name: of the data set, as it stands in run names.
+        specs: what each tower's encoder wants, by tower name; decides what a batch holds.
+        folder: prepared shard sets, or where to put them.
+        source: where the manifest comes from; None if `folder` is prepared already.
+        shards: settings of the shards.
+        val_split: the split that is evaluated.
+        batch_size: training rows of all processes together.
+        eval_batch_size: evaluation rows of all processes together.
+        num_workers: loader processes of each rank; None takes what the machine has, at most 8.
+        seed: of order and augmentation.
+        num_lanes, window: see `data.order`.
+        augment: how training images vary; None leaves them as in evaluation.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        specs: Mapping[str, InputSpec],
+        folder: str,
+        source: Source | None,
+        shards: ShardSettings,
+        val_split: str,
+        batch_size: int,
+        eval_batch_size: int,
+        num_workers: int | None,
+        seed: int,
+        num_lanes: int = 1,
+        window: int = 8,
+        augment: Augment | None = None,
+    ) -> None:
+        super().__init__()
+        self.name, self.specs, self.augment = name, dict(specs), augment
+        self.folder, self.source, self.shards, self.val_split = Path(folder), source, shards, val_split
+        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
+        self.num_workers, self.seed, self.num_lanes, self.window = num_workers, seed, num_lanes, window
+        self._train_loader: StreamLoader | None = None
+        self._state: dict[str, int] | None = None
+
+    def prepare_data(self) -> None:
+        """Make the shards if they are not there; on one process of a node."""
+        self.open_data()
+
+    def open_data(self) -> PreparedData:
+        if self.source is None:
+            return open_prepared(self.folder)
+        return prepare_shards(self.source, self.folder, self.shards)
+
+    def train_set(self) -> ShardSet:
+        return open_prepared(self.folder).queries(self.shards.train_split)
+
+    def query_set(self) -> ShardSet:
+        return open_prepared(self.folder).queries(self.val_split)
+
+    def gallery_set(self) -> ShardSet:
+        return open_prepared(self.folder).catalogue()
+
+    def train_dataloader(self) -> StreamLoader:
+        shards = self.train_set()
+        plan = StreamPlan(
+            tuple(shards.sizes), self.batch_size, self.seed, num_lanes=self.num_lanes, window=self.window
+        )
+        collate = Collate(self.specs, shards.max_relevant, self.augment, self.seed)
+        self._train_loader = StreamLoader(shards, collate, plan, **self._placement())
+        if self._state is not None:
+            self._train_loader.load_state_dict(self._state)
+        return self._train_loader
+
+    def val_dataloader(self) -> list[StreamLoader]:
+        return [
+            self._evaluation_loader(self.query_set(), "query"),
+            self._evaluation_loader(self.gallery_set(), "product"),
+        ]
+
+    def _evaluation_loader(self, shards: ShardSet, side: str) -> StreamLoader:
+        specs = {name: spec for name, spec in self.specs.items() if side_of(name) == side}
+        # a rank must not be left without a row: it could not join the others' collectives
+        batch_size = min(self.eval_batch_size, len(shards))
+        world_size = self._placement()["world_size"]
+        batch_size = -(-batch_size // world_size) * world_size
+        plan = evaluation_plan(shards, batch_size)
+        return StreamLoader(shards, Collate(specs, shards.max_relevant), plan, **self._placement())
+
+    def _placement(self) -> dict[str, Any]:
+        trainer = self.trainer
+        rank, world_size = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
+        local = trainer.num_devices if trainer else 1
+        workers = min(8, (os.cpu_count() or 1) // local) if self.num_workers is None else self.num_workers
+        return {
+            "rank": rank,
+            "world_size": world_size,
+            "num_workers": workers,
+            "pin_memory": torch.cuda.is_available(),
+        }
+
+    # Lightning forgets a loader's own state when the schedule asks for the number of steps before fitting
+    # (pytorch-lightning #20550), so the position is kept here.
+    def state_dict(self) -> dict[str, int]:
+        return self._train_loader.state_dict() if self._train_loader else {}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        self._state = state_dict or None
+        if self._train_loader and self._state:
+            self._train_loader.load_state_dict(self._state)

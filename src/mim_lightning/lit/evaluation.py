@@ -1,0 +1,55 @@
+"""One evaluation pass as reports, and what a run leaves behind of it.
+
+A trainer, module and datamodule come in; RetrievalReports, results.json and the picture of hits go out. The
+train and evaluate doors call it, so both give the same numbers.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from lightning import LightningDataModule, LightningModule, Trainer
+
+from mim_lightning.lit.callbacks.retrieval_eval import RetrievalEval
+from mim_lightning.lit.hits_figure import draw_hits
+from mim_lightning.lit.report import UNTOUCHED
+from mim_lightning.types import RetrievalReport
+
+
+def evaluate_module(
+    trainer: Trainer, module: LightningModule, datamodule: LightningDataModule, checkpoint: Path | None = None
+) -> dict[str, RetrievalReport]:
+    """Run one whole validation pass, of `checkpoint` if given, and return a report for each direction."""
+    trainer.validate(
+        module,
+        datamodule=datamodule,
+        ckpt_path=checkpoint,
+        verbose=False,
+        weights_only=True if checkpoint else None,
+    )
+    return _retrieval_eval(trainer).reports
+
+
+def collect_results(trainer: Trainer, reports: dict[str, RetrievalReport], checkpoint: Path) -> dict[str, float]:
+    """Return a run's flat results: the best checkpoint's metrics, the untouched model's, epoch and step."""
+    content = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    results = {key: value for report in reports.values() for key, value in report.as_scalars("val").items()}
+    untouched = _retrieval_eval(trainer).untouched
+    results |= {key.replace("val/", f"{UNTOUCHED}/", 1): value for key, value in untouched.items()}
+    return results | {"best_epoch": content["epoch"], "best_step": content["global_step"]}
+
+
+def save_picture(trainer: Trainer, report: RetrievalReport, datamodule: LightningDataModule, path: Path) -> None:
+    """Draw a direction's hits, save them as PNG, and hand them to every logger that takes images."""
+    picture = draw_hits(report, datamodule.query_set(), datamodule.gallery_set())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture.save(path)
+    for logger in trainer.loggers:
+        log_image = getattr(logger, "log_image", None)
+        if log_image is not None:
+            log_image(key=f"hits/{report.direction}", images=[picture])
+
+
+def _retrieval_eval(trainer: Trainer) -> RetrievalEval:
+    return next(callback for callback in trainer.callbacks if isinstance(callback, RetrievalEval))  # type: ignore[attr-defined]

@@ -1,0 +1,87 @@
+"""The one LightningModule, however many towers: matcher, objective, optimiser, three short steps.
+
+Built objects and plain values come in; the train and evaluate doors build it. It computes nothing itself: the
+matcher embeds, the objective compares, `callbacks.retrieval_eval` ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+from lightning import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from mim_lightning.lit.optim import parameter_groups
+from mim_lightning.losses.objective import Objective
+from mim_lightning.model.checkpoint import SECTION, describe
+from mim_lightning.model.matcher import Matcher
+from mim_lightning.types import Batch, Embeddings
+
+
+class MatchModule(LightningModule):
+    """Trains a matcher on an objective.
+
+    Args:
+        matcher: the towers; its state is what a checkpoint is for.
+        objective: named pairs; None for evaluation only.
+        optimizer: a torch optimiser's class or partial, called with the parameter groups.
+        lr, weight_decay, lr_scales: see `parameter_groups`.
+        schedule: called with optimiser and number of steps.
+        config: the resolved run config, carried in the checkpoint.
+    """
+
+    def __init__(
+        self,
+        matcher: Matcher,
+        objective: Objective | None = None,
+        optimizer: Callable[..., Optimizer] | None = None,
+        lr: float = 1e-3,
+        weight_decay: float = 0.0,
+        lr_scales: Mapping[str, float] | None = None,
+        schedule: Callable[[Optimizer, int], LRScheduler] | None = None,
+        config: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.matcher, self.objective = matcher, objective
+        self._optimizer, self._schedule = optimizer, schedule
+        self._groups = partial(parameter_groups, lr=lr, weight_decay=weight_decay, lr_scales=lr_scales or {})
+        self._config = config or {}
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        assert self.objective is not None
+        result = self.objective(self.matcher(batch), batch)
+        # every rank holds its part of the global loss; their mean is the loss of the global batch
+        log = partial(self.log, batch_size=len(batch), sync_dist=True)
+        log("train/loss", result.loss.detach(), prog_bar=True)
+        for name, value in result.per_pair.items():
+            log(f"train/loss/{name}", value)
+        for name, value in result.stats.items():
+            log(f"train/{name}", value)
+        return result.loss
+
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Embeddings]:
+        return {"embeddings": self.matcher(batch)}
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        assert self._optimizer is not None and self._schedule is not None and self.objective is not None
+        optimizer = self._optimizer(self._groups(self.matcher, self.objective))
+        schedule = self._schedule(optimizer, int(self.trainer.estimated_stepping_batches))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint[SECTION] = describe(self.matcher, self._config)
+
+
+def freeze_unused(matcher: Matcher, objective: Objective) -> tuple[str, ...]:
+    """Freeze the towers that no pair reaches, and return their names; DDP would wait for their gradients."""
+    reached = {part for side in objective.sides for part in matcher.fusions.get(side, (side,))}
+    owners = {matcher.owner_of[name] for name in reached}
+    unused = tuple(name for name in matcher.towers if name not in owners)
+    for name in unused:
+        matcher.tower(name).requires_grad_(False)
+    return unused

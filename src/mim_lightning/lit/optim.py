@@ -1,0 +1,66 @@
+"""Parameter groups and the learning-rate schedule.
+
+A module comes in, groups for any torch optimiser go out; `lit.module` calls it. Biases, norms and scales are
+not decayed; encoders, which may be pretrained, can learn slower than the new layers on top of them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from mim_lightning.model.matcher import Matcher
+
+
+def parameter_groups(
+    matcher: Matcher, objective: nn.Module, lr: float, weight_decay: float, lr_scales: Mapping[str, float]
+) -> list[dict[str, Any]]:
+    """Return optimiser groups by learning rate and decay; parameters without gradient are left out.
+
+    Args:
+        lr_scales: factors on `lr`, by prefix of a parameter's name ("towers.query_image.encoder"); the key
+            "encoder" stands for every tower's encoder. The longest prefix wins.
+    """
+    prefixes = {
+        f"towers.{name}.encoder": lr_scales["encoder"] for name in matcher.towers if "encoder" in lr_scales
+    }
+    prefixes |= {prefix: scale for prefix, scale in lr_scales.items() if prefix != "encoder"}
+    names = [name for name, _ in matcher.named_parameters()]
+    for prefix in prefixes:
+        if not any(name.startswith(prefix) for name in names):
+            raise ValueError(f"optim.lr_scales: no parameter starts with '{prefix}'; try one like '{names[0]}'")
+    groups: dict[tuple[float, float], dict[str, Any]] = {}
+    for name, parameter in (*matcher.named_parameters(), *objective.named_parameters()):
+        if not parameter.requires_grad:
+            continue
+        scale = max((len(p), s) for p, s in [("", 1.0), *prefixes.items()] if name.startswith(p))[1]
+        decay = weight_decay if parameter.ndim > 1 else 0.0
+        group = groups.setdefault((scale, decay), {"params": [], "lr": lr * scale, "weight_decay": decay})
+        group["params"].append(parameter)
+    return list(groups.values())
+
+
+def warmup_cosine(
+    optimizer: Optimizer, num_steps: int, warmup_share: float = 0.05, final_share: float = 0.0
+) -> LambdaLR:
+    """Rise linearly over the first share of steps, then fall along a half cosine to `final_share` of the rate."""
+    num_warmup = max(1, round(num_steps * warmup_share))
+
+    def factor(step: int) -> float:
+        if step < num_warmup:
+            return (step + 1) / num_warmup
+        progress = min(1.0, (step - num_warmup) / max(1, num_steps - num_warmup))
+        return final_share + (1 - final_share) * (1 + math.cos(math.pi * progress)) / 2
+
+    return LambdaLR(optimizer, factor)
+
+
+def warmup_constant(optimizer: Optimizer, num_steps: int, warmup_share: float = 0.05) -> LambdaLR:
+    """Rise linearly over the first share of steps, then stay."""
+    num_warmup = max(1, round(num_steps * warmup_share))
+    return LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / num_warmup))

@@ -1,0 +1,141 @@
+"""The training objective: named, weighted pairs of towers or fusions that should agree.
+
+Embeddings and ids of this rank's rows come in, a StepResult goes out; `lit.module` calls it. The paper's
+equations are not public: which pairs, the symmetric loss and one learned scale are our reconstruction.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from mim_lightning.losses.contrastive import share_product
+from mim_lightning.losses.gather import gather_rows, gather_with_gradient, world_size
+from mim_lightning.types import Batch, Embeddings, StepResult, relevance_of, side_of
+
+PairLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two towers or fusions that should agree, and how much that counts."""
+
+    left: str
+    right: str
+    weight: float = 1.0
+
+
+class Objective(nn.Module):
+    """Weighted sum of pair losses, each averaged over both directions and over all rows of all ranks.
+
+    The number does not depend on how rows are dealt to ranks: every rank compares its own rows with everyone's
+    and divides by the count of all, times the world size that DDP divides gradients by.
+
+    Args:
+        pairs: by name; the names become `train/loss/<pair>`.
+        loss: a function of `losses.contrastive`.
+        names: towers and fusions there are.
+        init_scale: the logit scale (inverse temperature) to start from; it is learned.
+        max_scale: clamp of the logit scale (CLIP's 100).
+        init_bias: start of a learned bias for the sigmoid loss; None has no bias.
+        scale_per_pair: a scale (and bias) for each pair instead of one for all.
+    """
+
+    def __init__(
+        self,
+        pairs: Mapping[str, Pair],
+        loss: PairLoss,
+        names: tuple[str, ...],
+        init_scale: float = 1 / 0.07,
+        max_scale: float = 100.0,
+        init_bias: float | None = None,
+        scale_per_pair: bool = False,
+    ) -> None:
+        super().__init__()
+        for pair_name, pair in pairs.items():
+            for name in (pair.left, pair.right):
+                if name not in names:
+                    raise ValueError(
+                        f"model.pairs.{pair_name}: no tower or fusion '{name}'; there are {list(names)}"
+                    )
+        if not any(pair.weight > 0 for pair in pairs.values()):
+            raise ValueError("model.pairs: no pair has a weight above 0, there is nothing to learn")
+        self.pairs = {name: pair for name, pair in pairs.items() if pair.weight > 0}
+        self.loss = loss
+        self.max_log_scale = math.log(max_scale)
+        scale_names = list(self.pairs) if scale_per_pair else ["all"]
+        self.log_scales = nn.ParameterDict(
+            {name: nn.Parameter(torch.tensor(math.log(init_scale))) for name in scale_names}
+        )
+        self.biases = nn.ParameterDict(
+            {name: nn.Parameter(torch.tensor(init_bias)) for name in scale_names if init_bias is not None}
+        )
+
+    @property
+    def sides(self) -> tuple[str, ...]:
+        """The towers and fusions that take part."""
+        return tuple(dict.fromkeys(name for pair in self.pairs.values() for name in (pair.left, pair.right)))
+
+    def forward(self, embeddings: Embeddings, batch: Batch) -> StepResult:
+        vectors = embeddings.vectors
+        # in float32: autocast would round similarities that a scale of 100 then blows up
+        with torch.autocast(batch.product_keys.device.type, enabled=False):
+            present = {name: embeddings.present[name] & ~batch.is_padding for name in self.sides}
+            all_vectors, all_present = self._gather(vectors, present)
+            keys = {"product": batch.product_keys[:, None], "shown": batch.shown_keys, "asked": batch.asked_keys}
+            all_keys = {name: gather_rows(table) for name, table in keys.items()}
+            sums, counts, negatives = [], [], []
+            for name, pair in self.pairs.items():
+                for a, b in ((pair.left, pair.right), (pair.right, pair.left)):
+                    columns_G = all_present[b]
+                    positives_BG = share_product(keys[_truth(a)], all_keys[_truth(b)]) & columns_G
+                    rows_B = present[a] & positives_BG.any(1)
+                    losses_B = self.loss(self._logits(name, vectors[a], all_vectors[b]), positives_BG, columns_G)
+                    sums.append(losses_B.masked_fill(~rows_B, 0.0).sum())
+                    counts.append(rows_B.sum())
+                    negatives.append((columns_G & ~positives_BG).sum(1)[rows_B].float())
+            means = torch.stack(sums) * world_size() / gather_rows(torch.stack(counts)[None]).sum(0).clamp(min=1)
+            per_pair = dict(zip(self.pairs, means.view(-1, 2).mean(1), strict=True))
+            loss = torch.stack([self.pairs[name].weight * value for name, value in per_pair.items()]).sum()
+        return StepResult(
+            loss=loss,
+            per_pair={name: value.detach() for name, value in per_pair.items()},
+            stats=self._stats(torch.cat(negatives), keys["product"], all_keys["product"]),
+        )
+
+    def _gather(
+        self, vectors: Mapping[str, Tensor], present: Mapping[str, Tensor]
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Gather all sides in two collectives: vectors with gradient, presence without."""
+        names = self.sides
+        all_vectors = gather_with_gradient(torch.cat([vectors[name] for name in names], dim=1))
+        all_present = gather_rows(torch.stack([present[name] for name in names], dim=1))
+        return (
+            dict(zip(names, all_vectors.chunk(len(names), dim=1), strict=True)),
+            dict(zip(names, all_present.unbind(1), strict=True)),
+        )
+
+    def _logits(self, pair_name: str, left_BD: Tensor, right_GD: Tensor) -> Tensor:
+        key = pair_name if pair_name in self.log_scales else "all"
+        logits_BG = left_BD @ right_GD.T * self.log_scales[key].clamp(max=self.max_log_scale).exp()
+        return logits_BG + self.biases[key] if key in self.biases else logits_BG
+
+    @torch.no_grad()
+    def _stats(self, negatives: Tensor, products_B1: Tensor, all_products_G1: Tensor) -> dict[str, Tensor]:
+        scales = {
+            "logit_scale" if name == "all" else f"logit_scale/{name}": value.clamp(max=self.max_log_scale).exp()
+            for name, value in self.log_scales.items()
+        }
+        repeated = (share_product(products_B1, all_products_G1).sum(1) > 1).float().mean()
+        # a share of nothing is nan; a rank whose rows are all padding says 0 instead
+        mean_negatives = negatives.mean() if len(negatives) else repeated.new_zeros(())
+        return {**scales, "negatives_per_row": mean_negatives, "rows_with_repeated_product": repeated}
+
+
+def _truth(name: str) -> str:
+    """Return which id table speaks for a tower or fusion."""
+    return "product" if side_of(name) == "product" else relevance_of(name)

@@ -1,0 +1,135 @@
+"""A matcher in a file, with everything needed to rebuild it: no trainer, no network, no pickled code.
+
+A Matcher and its model config go in with Lightning's checkpoint (`describe`); `load_matcher` gives them back,
+`warm_start` lends the weights of one matcher's towers to another's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mim_lightning.config import build_matcher
+from mim_lightning.model.fingerprint import fingerprint
+from mim_lightning.model.matcher import Matcher
+
+SECTION = "mim_lightning"  # our key in the checkpoint
+PREFIX = "matcher."  # of the matcher's tensors in Lightning's state dict
+
+
+@dataclass(frozen=True)
+class LoadedCheckpoint:
+    """A rebuilt matcher, the resolved config of the run it comes from, and its fingerprint."""
+
+    matcher: Matcher
+    config: dict[str, Any]
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class WarmStart:
+    """What `warm_start` did, by tensor name."""
+
+    loaded: tuple[str, ...]
+    fresh: tuple[str, ...]  # in the new matcher, without a counterpart
+    unused: tuple[str, ...]  # in the checkpoint, without a counterpart
+
+    def describe(self) -> str:
+        lines = [
+            f"init_from: {len(self.loaded)} tensors loaded into {', '.join(_towers(self.loaded)) or 'nothing'}"
+        ]
+        for label, names in (
+            ("not in the checkpoint, fresh", self.fresh),
+            ("of the checkpoint, unused", self.unused),
+        ):
+            if names:
+                lines.append(f"init_from: {len(names)} tensors {label}: {', '.join(_towers(names))}")
+        return "\n".join(lines)
+
+
+def describe(matcher: Matcher, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a checkpoint carries besides tensors: plain containers only."""
+    assets = {name: matcher.tower(name).encoder.export_assets() for name in matcher.towers}
+    return {"config": dict(config), "assets": assets, "fingerprint": fingerprint(matcher)}
+
+
+def load_matcher(path: str | Path) -> LoadedCheckpoint:
+    """Rebuild the matcher of a checkpoint, in evaluation mode on the CPU.
+
+    Raises:
+        ValueError: no such file, not a checkpoint of this project, or damaged.
+    """
+    content = _read(path)
+    section, state = content[SECTION], _matcher_state(content)
+    matcher = build_matcher(section["config"], assets=section["assets"])
+    _load_strictly(matcher, state, path)
+    found = fingerprint(matcher)
+    if found != section["fingerprint"]:
+        raise ValueError(f"{path}: fingerprint {found}, the file says {section['fingerprint']}: it was changed")
+    return LoadedCheckpoint(matcher.eval(), section["config"], found)
+
+
+def warm_start(matcher: Matcher, path: str | Path) -> WarmStart:
+    """Load the weights of every tower that the checkpoint has, tied or not.
+
+    A tower that owns its weights here takes those which its name used there, so a 3-tower's two encoders start
+    all of a 4-tower, and an untied tower starts from the shared one.
+
+    Raises:
+        ValueError: a tensor has another shape there; names the tensor and both shapes.
+    """
+    content = _read(path)
+    source = _matcher_state(content)
+    tied = content[SECTION]["config"]["model"]["tied"]
+    loaded, used = {}, set()
+    for name, target in matcher.state_dict().items():
+        _, tower, rest = name.split(".", 2)
+        source_name = f"towers.{tied.get(tower) or tower}.{rest}"
+        if source_name in source:
+            if source[source_name].shape != target.shape:
+                raise ValueError(
+                    f"{path}: '{source_name}' has shape {tuple(source[source_name].shape)}, "
+                    f"this model's has {tuple(target.shape)}"
+                )
+            loaded[name] = source[source_name]
+            used.add(source_name)
+    matcher.load_state_dict(loaded, strict=False)
+    fresh = tuple(name for name in matcher.state_dict() if name not in loaded)
+    return WarmStart(tuple(loaded), fresh, tuple(name for name in source if name not in used))
+
+
+def _towers(names: tuple[str, ...]) -> list[str]:
+    return list(dict.fromkeys(".".join(name.split(".")[:3]) for name in names))
+
+
+def _read(path: str | Path) -> dict[str, Any]:
+    if not Path(path).is_file():
+        raise ValueError(f"{path}: no such checkpoint file")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for a file that is not its own
+        raise ValueError(f"{path}: not a readable checkpoint ({str(error).splitlines()[0]})") from error
+    if not isinstance(content, dict) or SECTION not in content:
+        raise ValueError(f"{path}: not a checkpoint of mim_lightning")
+    return content
+
+
+def _matcher_state(content: Mapping[str, Any]) -> dict[str, Tensor]:
+    state = content["state_dict"]
+    return {name.removeprefix(PREFIX): value for name, value in state.items() if name.startswith(PREFIX)}
+
+
+def _load_strictly(matcher: Matcher, state: Mapping[str, Tensor], path: str | Path) -> None:
+    wanted = matcher.state_dict()
+    for name in sorted({*wanted, *state}):
+        here, there = wanted.get(name), state.get(name)
+        if here is None or there is None:
+            raise ValueError(f"{path}: tensor '{name}' is {'not in the model' if here is None else 'missing'}")
+        if here.shape != there.shape:
+            raise ValueError(f"{path}: '{name}' has shape {tuple(there.shape)}, the model's {tuple(here.shape)}")
+    matcher.load_state_dict(state)

@@ -1,0 +1,33 @@
+"""A tower: an encoder, a projection, unit length.
+
+Prepared inputs of one kind come in, (n, D) float32 vectors of length 1 go out; `matcher` holds the towers.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mim_lightning.encoders.interface import Encoder
+from mim_lightning.types import TowerInput
+
+
+class Tower(nn.Module):
+    """`encoder` to `embed_dim` by one linear map without bias, then unit length.
+
+    Without `embed_dim` the encoder's own output is the embedding: for pairs that were trained together, such as
+    CLIP's, whose two halves already share a space.
+    """
+
+    def __init__(self, encoder: Encoder, embed_dim: int | None) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.width = embed_dim or encoder.width
+        self.projection = nn.Linear(encoder.width, embed_dim, bias=False) if embed_dim else nn.Identity()
+
+    def forward(self, inputs: TowerInput) -> Tensor:
+        features = self.encoder(inputs)
+        # the last step in float32: rounding to bfloat16 would merge neighbours
+        with torch.autocast(features.device.type, enabled=False):
+            return F.normalize(self.projection(features.float()), dim=-1)

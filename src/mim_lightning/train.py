@@ -1,0 +1,84 @@
+"""python -m mim_lightning.train: compose a config, build what it names, fit, evaluate the best checkpoint.
+
+    python -m mim_lightning.train model=4tower trainer.devices=8
+    python -m mim_lightning.train -m model=2tower,3tower,4tower seed=1,2,3
+
+Running it again resumes; a finished run returns its recorded result.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mim_lightning.config import build, build_each, build_matcher, build_objective, run_door, save_config
+from mim_lightning.launch import is_first_rank, is_launched, launch, num_processes_to_launch
+from mim_lightning.run import Run, identify
+
+
+def main() -> None:
+    run_door("train", train)
+
+
+def train(config: dict[str, Any]) -> float:
+    """Train one run, or find it trained, and return its monitored metric at the best checkpoint."""
+    from mim_lightning.lit.report import print_run
+
+    run, config = identify(config)
+    is_new = run.read_results() is None
+    if is_new:
+        if is_first_rank():
+            save_config(config, run.config_path)
+        num_processes = num_processes_to_launch(config["trainer"])
+        if num_processes:
+            launch("mim_lightning.train", run.config_path, num_processes)
+        else:
+            fit(config, run)
+    results = run.read_results() or {}
+    if is_first_rank() and not is_launched():
+        print_run(run.run_id, results)
+        print(f"{'results' if is_new else 'finished before, results'}: {run.folder}")
+    return results.get(config["monitor"], float("nan"))
+
+
+def fit(config: dict[str, Any], run: Run) -> None:
+    """Build, fit and evaluate; leave checkpoints, results and a picture in the run's folder."""
+    # imported here, so that a finished run and a misspelt key are told at once
+    from lightning import seed_everything
+    from lightning.pytorch.utilities import rank_zero_info
+
+    from mim_lightning.lit.console import describe_towers, describe_training, quieten
+    from mim_lightning.lit.evaluation import collect_results, evaluate_module, save_picture
+    from mim_lightning.lit.module import MatchModule, freeze_unused
+    from mim_lightning.model.checkpoint import warm_start
+
+    quieten()
+    seed_everything(config["seed"], workers=True, verbose=False)
+    matcher = build_matcher(config)
+    if config["init_from"]:
+        rank_zero_info(warm_start(matcher, config["init_from"]).describe())
+    objective = build_objective(config, matcher.names)
+    for name in freeze_unused(matcher, objective):
+        rank_zero_info(f"tower '{name}' takes part in no pair: frozen")
+    module = MatchModule(
+        matcher, objective, **build(config["optim"]), schedule=build(config["schedule"]), config=config
+    )
+    datamodule = build(config["data"], specs=matcher.input_specs())
+    trainer = build(
+        config["trainer"],
+        callbacks=list(build_each(config["callbacks"]).values()),
+        logger=list(build_each(config["logger"]).values()),
+    )
+    datamodule.prepare_data()  # Lightning does it again, when it is done already
+    rank_zero_info(describe_towers(matcher) + "\n" + describe_training(objective, datamodule))
+    resume = run.last_checkpoint if run.last_checkpoint.is_file() else None
+    trainer.fit(module, datamodule, ckpt_path=resume, weights_only=True if resume else None)
+    reports = evaluate_module(trainer, module, datamodule, run.best_checkpoint)
+    if trainer.is_global_zero:
+        direction = config["monitor"].split("/")[1]
+        save_picture(trainer, reports[direction], datamodule, run.folder / "hits.png")
+        run.write_results(collect_results(trainer, reports, run.best_checkpoint))
+    trainer.strategy.barrier()
+
+
+if __name__ == "__main__":
+    main()

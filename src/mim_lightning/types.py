@@ -1,0 +1,190 @@
+"""The nouns that cross rooms: what one stage of the river hands to the next.
+
+Everything here is frozen and knows no vendor but torch. `data` fills Sample and Batch, `model` fills
+Embeddings, `losses` fills StepResult, `metrics` fills RetrievalReport; `lit` and the doors pass them on.
+Tensor shapes use B rows of a batch, n distinct inputs, R relevant products of a row, D dimension.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+NO_KEY = -1  # stands where a row has no (further) id; `id_key` never returns it
+
+
+def id_key(identity: str) -> int:
+    """Return the 63-bit integer that stands for a string id in tensors (a blake2b digest, never negative)."""
+    return int.from_bytes(hashlib.blake2b(identity.encode(), digest_size=8).digest(), "big") >> 1
+
+
+def side_of(name: str) -> str:
+    """Return "query" or "product", the side that a tower or fusion name stands on.
+
+    Raises:
+        ValueError: the name starts with neither word.
+    """
+    side = name.split("_", 1)[0]
+    if side not in ("query", "product"):
+        raise ValueError(f"tower or fusion '{name}': its name must start with 'query' or 'product'")
+    return side
+
+
+# --- what an encoder says about its input -------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ImageSpec:
+    """What an image encoder wants to be given; uint8 RGB comes in, the encoder normalises by itself."""
+
+    size: tuple[int, int]  # height, width in pixels
+    interpolation: str = "bilinear"  # "bilinear" or "bicubic"
+    crop_fraction: float = 1.0  # share of the resized shorter side that the centre crop keeps
+    resize_mode: str = "shortest"  # "shortest" (then centre crop) or "squash" (both sides, no crop)
+
+
+Tokenise = Callable[[Sequence[str]], dict[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class TextSpec:
+    """What a text encoder wants to be given: a picklable tokeniser, padding to the longest text of a batch."""
+
+    tokenise: Tokenise
+    max_length: int  # tokens
+
+
+InputSpec = ImageSpec | TextSpec
+TowerInput = Tensor | dict[str, Tensor]  # uint8 (n, 3, H, W), or token tensors (n, L) by name
+
+
+# --- data ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One row of a shard set as stored: encoded images and plain text by tower name; any may be absent.
+
+    `asked_ids` are the products the query (its text, or image and text together) is answered by;
+    `shown_ids` those its photo alone shows. They differ only where the text asks for a change.
+    """
+
+    sample_num: int  # its number in the set; with seed and epoch it decides the augmentation
+    inputs: Mapping[str, bytes | str]
+    query_id: str | None = None
+    product_id: str | None = None
+    asked_ids: tuple[str, ...] = ()
+    shown_ids: tuple[str, ...] = ()
+    category: str | None = None
+    is_padding: bool = False
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B rows, with each distinct product image and text held once.
+
+    Row b of tower t uses input `rows[t][b]` of `inputs[t]`; -1 says that the row has no such input.
+    Ids travel as `id_key` integers, `NO_KEY` where there is none.
+    """
+
+    inputs: dict[str, TowerInput]
+    rows: dict[str, Tensor]  # (B,) int64 by tower
+    sample_nums: Tensor  # (B,) number of the row in its set
+    query_keys: Tensor  # (B,)
+    product_keys: Tensor  # (B,)
+    asked_keys: Tensor  # (B, R)
+    shown_keys: Tensor  # (B, R)
+    category_keys: Tensor  # (B,)
+    is_padding: Tensor  # (B,) bool: repeated to fill up a rank, counts nowhere
+
+    def __len__(self) -> int:
+        return len(self.query_keys)
+
+    def to(self, device: torch.device | str, non_blocking: bool = True) -> Batch:
+        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Batch:
+        return self._map(lambda tensor: tensor.pin_memory())
+
+    def _map(self, function: Callable[[Tensor], Tensor]) -> Batch:
+        def apply(value: Any) -> Any:
+            if isinstance(value, dict):
+                return {key: apply(part) for key, part in value.items()}
+            return function(value)
+
+        return Batch(**{f.name: apply(getattr(self, f.name)) for f in fields(self)})
+
+
+# --- model and losses ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """Unit-length vectors by tower or fusion name, zero where `present` is False."""
+
+    vectors: dict[str, Tensor]  # (B, D) float32
+    present: dict[str, Tensor]  # (B,) bool
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one training step found out; `loss` carries the gradient, everything else is detached."""
+
+    loss: Tensor
+    per_pair: dict[str, Tensor]  # unweighted loss of each pair
+    stats: dict[str, Tensor] = field(default_factory=dict)  # logit scale, negatives a row, ...
+
+
+# --- evaluation ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Direction:
+    """A retrieval task: which query vectors rank which gallery vectors, and what counts as right.
+
+    `relevance` is "asked" or "shown" (see Sample); left out, it is "shown" for the query image alone and
+    "asked" for everything else.
+    """
+
+    query: str
+    gallery: str
+    relevance: str | None = None
+
+    @property
+    def truth(self) -> str:
+        return self.relevance or relevance_of(self.query)
+
+
+def relevance_of(query_name: str) -> str:
+    """Return which products answer this query side: a photo alone is answered by what it shows."""
+    return "shown" if query_name == "query_image" else "asked"
+
+
+@dataclass(frozen=True)
+class Hits:
+    """The best products of each query, best first, in one direction."""
+
+    query_keys: Tensor  # (Q,)
+    product_keys: Tensor  # (Q, K), NO_KEY where the gallery is shorter
+    scores: Tensor  # (Q, K)
+    is_relevant: Tensor  # (Q, K) bool
+
+
+@dataclass(frozen=True)
+class RetrievalReport:
+    """Retrieval quality of one direction over a whole pass; the one place that knows metric key names."""
+
+    direction: str
+    values: dict[str, float]  # "hit@1" -> 0.61
+    num_queries: int  # with at least one relevant product in the gallery: the ones averaged over
+    num_unanswerable: int  # without one: left out of every average
+    num_products: int
+    hits: Hits
+
+    def as_scalars(self, stage: str) -> dict[str, float]:
+        return {f"{stage}/{self.direction}/{name}": value for name, value in self.values.items()}

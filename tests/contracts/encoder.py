@@ -1,0 +1,114 @@
+"""What every encoder must keep: a test class inherits this and says how to build one.
+
+Written for anyone who adds an adapter: inherit, fill `build` and `rebuild`, and every law below is tested.
+"""
+
+from __future__ import annotations
+
+import pickle
+
+import pytest
+import torch
+from torch import Tensor
+
+from mim_lightning.encoders import Encoder, ImageEncoder
+from mim_lightning.types import ImageSpec, TextSpec, TowerInput
+
+TEXTS = ["red shoes", "a green apple, fresh from the tree", "", "blue striped shirt with long sleeves"]
+
+
+class EncoderContract:
+    """Inherit as `class TestMine(EncoderContract)` and fill `build`."""
+
+    tolerance = 1e-5
+    without_gradient: tuple[str, ...] = ()  # parameters that the vendor keeps but never uses
+
+    def build(self) -> Encoder:
+        """Return a fresh encoder with weights of its own."""
+        raise NotImplementedError
+
+    def rebuild(self, assets: dict[str, str]) -> Encoder:
+        """Return the same encoder as a checkpoint does: from config and assets alone, no network."""
+        raise NotImplementedError
+
+    @pytest.fixture()
+    def encoder(self) -> Encoder:
+        torch.manual_seed(0)
+        return self.build()
+
+    def test_spec_says_what_it_wants(self, encoder: Encoder) -> None:
+        assert isinstance(encoder.spec, ImageSpec | TextSpec)
+        if isinstance(encoder, ImageEncoder):
+            assert encoder.spec.interpolation in ("bilinear", "bicubic")
+            assert encoder.spec.resize_mode in ("shortest", "squash")
+            assert 0 < encoder.spec.crop_fraction <= 1
+        else:
+            assert encoder.spec.max_length > 0
+
+    def test_features_have_its_width(self, encoder: Encoder) -> None:
+        features = encoder(inputs_of(encoder))
+        assert features.shape == (len(TEXTS), encoder.width)
+        assert features.isfinite().all()
+
+    def test_different_inputs_have_different_features(self, encoder: Encoder) -> None:
+        features = encoder.eval()(inputs_of(encoder))
+        assert not torch.allclose(features[0], features[1], atol=1e-6)
+
+    def test_gradient_reaches_every_parameter(self, encoder: Encoder) -> None:
+        encoder.train()(inputs_of(encoder)).square().sum().backward()
+        without = {name for name, parameter in encoder.named_parameters() if parameter.grad is None}
+        assert without == set(self.without_gradient)
+
+    def test_eval_is_deterministic(self, encoder: Encoder) -> None:
+        inputs = inputs_of(encoder)
+        assert torch.equal(encoder.eval()(inputs), encoder(inputs))
+
+    @torch.no_grad()
+    def test_rows_do_not_touch_each_other(self, encoder: Encoder) -> None:
+        together = encoder.eval()(inputs_of(encoder))
+        alone = torch.cat([encoder(inputs_of(encoder, only=row)) for row in range(len(TEXTS))])
+        torch.testing.assert_close(together, alone, atol=self.tolerance, rtol=self.tolerance)
+
+    def test_tokeniser_pickles(self, encoder: Encoder) -> None:
+        if isinstance(encoder.spec, TextSpec):
+            copy = pickle.loads(pickle.dumps(encoder.spec.tokenise))
+            for name, tokens in encoder.spec.tokenise(TEXTS).items():
+                assert torch.equal(tokens, copy(TEXTS)[name])
+
+    def test_long_texts_are_cut(self, encoder: Encoder) -> None:
+        if isinstance(encoder.spec, TextSpec):
+            tokens = encoder.spec.tokenise(["many words " * 600])
+            assert all(part.shape[1] <= encoder.spec.max_length for part in tokens.values())
+
+    @torch.no_grad()
+    def test_rebuilt_encoder_gives_equal_features(self, encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("socket.socket.connect", refuse_network)
+        copy = self.rebuild(encoder.export_assets())
+        copy.load_state_dict(encoder.state_dict(), strict=True)
+        assert copy.spec.__class__ is encoder.spec.__class__
+        assert copy.describe_preprocessing() == encoder.describe_preprocessing()
+        assert copy.export_assets() == encoder.export_assets()
+        inputs = inputs_of(encoder)
+        assert torch.equal(encoder.eval()(inputs), copy.eval()(inputs_of(copy)))
+
+    def test_building_leaves_training_mode(self, encoder: Encoder) -> None:
+        assert all(module.training for module in encoder.modules())
+
+
+def inputs_of(encoder: Encoder, only: int | None = None) -> TowerInput:
+    """Return four inputs of the kind that an encoder takes, or one of them."""
+    if isinstance(encoder.spec, TextSpec):
+        return encoder.spec.tokenise(TEXTS if only is None else [TEXTS[only]])
+    images = random_images(len(TEXTS), encoder.spec.size)
+    return images if only is None else images[only : only + 1]
+
+
+def random_images(num_images: int, size: tuple[int, int]) -> Tensor:
+    """Return coarse coloured noise, uint8 (n, 3, H, W), the same at every call."""
+    generator = torch.Generator().manual_seed(1)
+    coarse = torch.rand((num_images, 3, 8, 8), generator=generator)
+    return (torch.nn.functional.interpolate(coarse, size) * 255).to(torch.uint8)
+
+
+def refuse_network(*_: object) -> None:
+    raise AssertionError("a rebuild asked the network")

@@ -1,0 +1,175 @@
+"""rank_gallery against a full sort in plain Python, with ties, several images a product and small memory.
+
+Vectors are quantised, so that every score is exact in float32 and ties are real.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from mim_lightning.metrics import rank_gallery, ranking
+from mim_lightning.types import NO_KEY, id_key
+
+
+def naive_ranking(
+    query_QD: Tensor, gallery_ND: Tensor, product_keys: Tensor, depth: int
+) -> list[list[tuple[int, float]]]:
+    """Sort every product of every query by (best score descending, key ascending)."""
+    ranked = []
+    for query in query_QD.double().tolist():
+        best: dict[int, float] = {}
+        for row, key in zip(gallery_ND.double().tolist(), product_keys.tolist(), strict=True):
+            score = sum(a * b for a, b in zip(query, row, strict=True))
+            best[key] = max(score, best.get(key, score))
+        ranked.append(sorted(best.items(), key=lambda hit: (-hit[1], hit[0]))[:depth])
+    return ranked
+
+
+def quantised(rows: int, seed: int, levels: int = 2, dim: int = 4) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(-levels, levels + 1, (rows, dim), generator=generator) / 4
+
+
+def keys_of(rows: int, products: int, seed: int = 0) -> Tensor:
+    """Give each of the products at least one of the rows, in random order."""
+    generator = torch.Generator().manual_seed(seed)
+    product = torch.randint(products, (rows,), generator=generator)
+    product[torch.randperm(rows, generator=generator)[:products]] = torch.arange(products)
+    return torch.tensor([id_key(f"product {p}") for p in product.tolist()])
+
+
+def as_lists(ranked: tuple[Tensor, Tensor]) -> list[list[tuple[int, float]]]:
+    keys, scores = ranked
+    return [list(zip(k, s, strict=True)) for k, s in zip(keys.tolist(), scores.tolist(), strict=True)]
+
+
+@pytest.mark.parametrize("products", [60, 37, 5, 1])
+@pytest.mark.parametrize("depth", [1, 4, 30, 1000])
+@pytest.mark.parametrize("levels", [1, 50])
+def test_agrees_with_full_sort(products: int, depth: int, levels: int) -> None:
+    query, gallery, keys = quantised(23, 1, levels), quantised(60, 2, levels), keys_of(60, products)
+    ranked = rank_gallery(query, gallery, keys, depth)
+    assert ranked[0].shape == (23, min(depth, products))
+    assert as_lists(ranked) == naive_ranking(query, gallery, keys, depth)
+
+
+@pytest.mark.parametrize("queries_per_chunk", [1, 7, 10_000])
+def test_memory_bound_changes_nothing(queries_per_chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    query, gallery, keys = quantised(23, 1), quantised(60, 2), keys_of(60, 37)
+    sizes: list[int] = []
+    rank_chunk = ranking._rank_chunk
+    monkeypatch.setattr(
+        ranking, "_rank_chunk", lambda chunk, *rest: sizes.append(len(chunk)) or rank_chunk(chunk, *rest)
+    )
+    per_query = ranking._FETCH_BYTES * (6 + 1 + 6 * 60 // 37)
+    ranked = rank_gallery(query, gallery, keys, 6, memory_bytes=per_query * queries_per_chunk)
+    assert max(sizes) == min(queries_per_chunk, 23)
+    assert as_lists(ranked) == naive_ranking(query, gallery, keys, 6)
+
+
+def test_order_of_gallery_rows_does_not_matter() -> None:
+    query, gallery, keys = quantised(9, 1), quantised(60, 2), keys_of(60, 37)
+    order = torch.randperm(60, generator=torch.Generator().manual_seed(5))
+    first, second = (rank_gallery(query, gallery[o], keys[o], 8) for o in (torch.arange(60), order))
+    assert torch.equal(first[0], second[0]) and torch.equal(first[1], second[1])
+
+
+def test_two_images_of_a_product_are_one_hit_with_its_best_score() -> None:
+    gallery = torch.tensor([[0.25, 0.0], [1.0, 0.0], [0.5, 0.0]])
+    keys, scores = rank_gallery(torch.tensor([[1.0, 0.0]]), gallery, torch.tensor([7, 7, 3]), depth=5)
+    assert keys.tolist() == [[7, 3]] and scores.tolist() == [[1.0, 0.5]]
+
+
+def test_many_images_of_one_product_do_not_crowd_out_others() -> None:
+    gallery = torch.cat([torch.ones(500, 1), torch.tensor([[0.5], [0.25]])])
+    keys, _ = rank_gallery(torch.ones(3, 1), gallery, torch.tensor([9] * 500 + [2, 1]), depth=3)
+    assert keys.tolist() == [[9, 2, 1]] * 3
+
+
+def test_equal_scores_stand_by_key_at_the_cut_too() -> None:
+    keys = torch.tensor([50, 40, 30, 20, 10])
+    ranked, _ = rank_gallery(torch.ones(2, 3), torch.ones(5, 3), keys, depth=2)
+    assert ranked.tolist() == [[10, 20]] * 2
+
+
+@pytest.fixture
+def fetches_nothing_certain(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the first fetch leave every query to be ranked in full."""
+
+    def all_alike(query_QD: Tensor, _: Tensor, num_rows: int) -> tuple[Tensor, Tensor]:
+        return torch.zeros(len(query_QD), num_rows), torch.zeros(len(query_QD), num_rows).long()
+
+    monkeypatch.setattr(ranking, "_fetch_rows", all_alike)
+
+
+@pytest.mark.parametrize("products", [60, 37])
+@pytest.mark.parametrize("memory_bytes", [1, 10_000, 2**29])
+@pytest.mark.usefixtures("fetches_nothing_certain")
+def test_ranking_in_full_agrees_with_full_sort(products: int, memory_bytes: int) -> None:
+    query, keys = torch.cat([quantised(23, 1, 50), -torch.ones(1, 4)]), keys_of(60, products)
+    gallery = quantised(60, 2, 50).abs() + 1  # the last query has negative scores only
+    ranked = rank_gallery(query, gallery, keys, 6, memory_bytes)
+    assert as_lists(ranked) == naive_ranking(query, gallery, keys, 6)
+
+
+@pytest.mark.usefixtures("fetches_nothing_certain")
+def test_ignores_a_trainers_fast_matmul_and_autocast() -> None:
+    query, gallery, keys = torch.randn(5, 64), torch.randn(40, 64), keys_of(40, 40)
+    expected = rank_gallery(query, gallery, keys, 10)
+    torch.set_float32_matmul_precision("medium")
+    try:
+        with torch.autocast("cpu", torch.bfloat16):
+            ranked = rank_gallery(query, gallery, keys, 10)
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert torch.equal(ranked[0], expected[0]) and torch.equal(ranked[1], expected[1])
+
+
+def test_faiss_on_a_gpu_is_called_as_on_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The GPU build of FAISS is not at hand here: its call is held to the signature, not run."""
+    pytest.importorskip("faiss.contrib.torch_utils")  # puts a knn_gpu of its own in place when first imported
+    calls = []
+
+    def knn_gpu(resources, query, gallery, num_rows, *, metric, device):  # type: ignore[no-untyped-def]
+        calls.append((resources, metric, device))
+        return (query @ gallery.T).topk(num_rows, dim=1)
+
+    monkeypatch.setattr(ranking.faiss, "StandardGpuResources", lambda: "resources", raising=False)
+    monkeypatch.setattr(ranking.faiss, "knn_gpu", knn_gpu, raising=False)
+    scores, rows = ranking._fetch_rows_faiss_gpu(torch.eye(3), torch.eye(3), 1)
+    assert calls == [("resources", ranking.faiss.METRIC_INNER_PRODUCT, None)]
+    assert rows.flatten().tolist() == [0, 1, 2] and scores.flatten().tolist() == [1.0] * 3
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("depth", [4, 1000])
+def test_gpu_agrees_with_full_sort(depth: int) -> None:
+    query, gallery, keys = quantised(23, 1), quantised(60, 2), keys_of(60, 37)
+    ranked = rank_gallery(query.cuda(), gallery.cuda(), keys.cuda(), depth)
+    assert as_lists(ranked) == naive_ranking(query, gallery, keys, depth)
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+@pytest.mark.parametrize("side", ["query", "gallery"])
+def test_refuses_values_that_are_not_finite(bad: float, side: str) -> None:
+    vectors = {"query": torch.ones(3, 2), "gallery": torch.ones(4, 2)}
+    vectors[side][1, 0] = bad
+    with pytest.raises(ValueError, match=f"1 of . {side} vectors are not finite"):
+        rank_gallery(vectors["query"], vectors["gallery"], torch.arange(4), 2)
+
+
+def test_refuses_what_does_not_fit() -> None:
+    one = torch.ones(1, 2)
+    with pytest.raises(ValueError, match="do not fit"):
+        rank_gallery(one, torch.ones(4, 3), torch.arange(4), 2)
+    with pytest.raises(ValueError, match="do not fit"):
+        rank_gallery(one, torch.ones(4, 2), torch.arange(3), 2)
+    with pytest.raises(ValueError, match="a gallery"):
+        rank_gallery(one, torch.ones(0, 2), torch.arange(0), 2)
+    with pytest.raises(ValueError, match="depth"):
+        rank_gallery(one, one, torch.arange(1), 0)
+    with pytest.raises(ValueError, match="no product key"):
+        rank_gallery(one, one, torch.tensor([NO_KEY]), 1)
