@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mim_lightning.config import build, run_door
+from mim_lightning.launch import choose_precision
 
 
 def main() -> None:
@@ -38,7 +39,7 @@ def evaluate(config: dict[str, Any]) -> dict[str, float]:
         logger=False,
         enable_model_summary=False,
         use_distributed_sampler=False,
-        precision=trained["trainer"]["precision"],
+        precision=choose_precision(trained["trainer"]),
         accelerator=config["accelerator"],
         devices=1,
     )

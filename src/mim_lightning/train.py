@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 from mim_lightning.config import build, build_each, build_matcher, build_objective, run_door, save_config
-from mim_lightning.launch import is_first_rank, is_launched, launch, num_processes_to_launch
+from mim_lightning.launch import choose_precision, is_first_rank, is_launched, launch, num_processes_to_launch
 from mim_lightning.run import Run, identify
 
 
@@ -64,7 +64,7 @@ def fit(config: dict[str, Any], run: Run) -> None:
     )
     datamodule = build(config["data"], specs=matcher.input_specs())
     trainer = build(
-        config["trainer"],
+        config["trainer"] | {"precision": choose_precision(config["trainer"])},
         callbacks=list(build_each(config["callbacks"]).values()),
         logger=list(build_each(config["logger"]).values()),
     )

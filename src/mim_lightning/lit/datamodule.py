@@ -116,7 +116,9 @@ class MatchDataModule(LightningDataModule):
         trainer = self.trainer
         rank, world_size = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
         local = trainer.num_devices if trainer else 1
-        workers = min(8, (os.cpu_count() or 1) // local) if self.num_workers is None else self.num_workers
+        # on a CPU the model needs the cores: half of them for loading
+        cores = (os.cpu_count() or 1) // (1 if torch.cuda.is_available() else 2)
+        workers = min(8, cores // local) if self.num_workers is None else self.num_workers
         return {
             "rank": rank,
             "world_size": world_size,
