@@ -6,7 +6,6 @@ only file that knows Hydra and OmegaConf. Whatever a user can mend ends as one l
 
 from __future__ import annotations
 
-import copy
 import difflib
 import os
 import re
@@ -127,14 +126,19 @@ def build_matcher(config: Mapping[str, Any], assets: Mapping[str, Mapping[str, s
     tied = {name: owner for name, owner in model["tied"].items() if owner is not None}
     towers = {}
     for name, tower in model["towers"].items():
-        if name in tied:
-            continue
-        tower = copy.deepcopy(tower)
-        if assets is not None:
-            tower["encoder"] |= {"pretrained": None} if "pretrained" in tower["encoder"] else {}
-            tower["encoder"] |= {"assets": dict(assets[name])} if assets[name] else {}
-        towers[name] = build(tower)
+        if name not in tied:
+            encoder = _build_encoder(tower["encoder"], assets[name] if assets is not None else None)
+            rest = {key: value for key, value in tower.items() if key != "encoder"}
+            towers[name] = build({**rest, "_partial_": True}, encoder=encoder)
     return Matcher(towers, tied, model["fusions"])
+
+
+def _build_encoder(config: Mapping[str, Any], assets: Mapping[str, str] | None) -> Any:
+    if assets is None:
+        return build(config)
+    config = {**config, "pretrained": None} if "pretrained" in config else config
+    # as objects: a tokeniser's text may hold what OmegaConf takes for an interpolation
+    return build({**config, "_partial_": True}, assets=assets) if assets else build(config)
 
 
 def build_objective(config: Mapping[str, Any], names: tuple[str, ...]) -> Objective:

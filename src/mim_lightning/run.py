@@ -17,7 +17,16 @@ from typing import Any
 # what changes where a run happens or what is shown of it, not what comes out
 IRRELEVANT = ("run", "paths", "logger", "callbacks")
 IRRELEVANT_IN = {
-    "trainer": ("accelerator", "devices", "num_nodes", "strategy", "log_every_n_steps", "enable_progress_bar"),
+    "trainer": (
+        "accelerator",
+        "devices",
+        "num_nodes",
+        "strategy",
+        "log_every_n_steps",
+        "enable_progress_bar",
+        "enable_model_summary",
+        "default_root_dir",
+    ),
     "data": ("folder", "num_workers", "eval_batch_size"),
 }
 PENDING_ID = "pending"  # stands in conf/train.yaml until the id is known

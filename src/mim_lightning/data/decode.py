@@ -36,20 +36,18 @@ def image_size(data: bytes) -> tuple[int, int]:
 
 
 def decode_image(data: bytes, min_height: int = 0, min_width: int = 0) -> np.ndarray:
-    """Decode to RGB uint8 (H, W, 3); a JPEG at 1/2, 1/4 or 1/8 of its size if that still has the least sides.
+    """Decode to RGB uint8 (H, W, 3); a JPEG at half its size or less if that still has the least sides.
 
     Transparent pixels become white. The EXIF orientation is not applied here: `prepare` turned the pixels.
 
     Raises:
         ValueError: not an image, damaged, or too large.
     """
-    height, width = image_size(data)
+    image_size(data)  # refuses what is too large to decode
     try:
         if data[:2] == JPEG_MAGIC:
-            # other fractions than powers of two are slower than decoding in full
-            scaled = min_height and min_width and min(height / min_height, width / min_width) >= 2
-            least = {"min_height": min_height, "min_width": min_width, "min_factor": 0.5} if scaled else {}
-            return simplejpeg.decode_jpeg(data, "RGB", **least)
+            # fractions between a half and the whole are slower than decoding in full
+            return simplejpeg.decode_jpeg(data, "RGB", min_height=min_height, min_width=min_width, min_factor=2)
         return _with_pillow(data)
     except (ValueError, OSError, SyntaxError) as error:
         raise ValueError(f"damaged image ({_reason(error)})") from error
@@ -64,7 +62,7 @@ def _with_pillow(data: bytes) -> np.ndarray:
         if image.has_transparency_data:
             rgba = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
-        return np.asarray(image.convert("RGB"))
+        return np.array(image.convert("RGB"))  # a copy: torch warns of read-only memory
 
 
 def normalise_encoding(data: bytes, max_side: int) -> bytes:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.progress import track
+from rich.progress import Progress
 
 from mim_lightning.data.decode import normalise_encoding
 from mim_lightning.data.manifest import Manifest, Product, Query, Source
@@ -128,23 +128,15 @@ def _write_sets(manifest: Manifest, folder: Path, settings: ShardSettings) -> No
     records = _Records(manifest, settings.max_image_side)
     manifest.split(settings.train_split)  # an empty training split is an error, whatever else is there
     gallery = [(product, image) for product in manifest.products.values() for image in product.images or (None,)]
-    described = track(gallery, "catalogue", transient=True)
-    write_shard_set(
-        folder / "catalogue",
-        (records.of_product(product, image) for product, image in described),
-        len(gallery),
-        settings.samples_per_shard,
-    )
-    for split in sorted({query.split for query in manifest.queries}):
-        is_train = split == settings.train_split
-        rows: Sequence[_Row]
-        rows = records.training_rows(split, settings.seed) if is_train else manifest.split(split)
-        write_shard_set(
-            folder / "queries" / split,
-            records.of_queries(track(rows, split, transient=True)),
-            len(rows),
-            settings.samples_per_shard,
-        )
+    with Progress(transient=True) as progress:
+        catalogue = (records.of_product(*row) for row in progress.track(gallery, description="catalogue"))
+        write_shard_set(folder / "catalogue", catalogue, len(gallery), settings.samples_per_shard)
+        for split in sorted({query.split for query in manifest.queries}):
+            is_train = split == settings.train_split
+            rows: Sequence[_Row]
+            rows = records.training_rows(split, settings.seed) if is_train else manifest.split(split)
+            queries = records.of_queries(progress.track(rows, description=split))
+            write_shard_set(folder / "queries" / split, queries, len(rows), settings.samples_per_shard)
 
 
 class _Records:

@@ -60,7 +60,14 @@ def vary_colours(images: Tensor, augment: Augment, rngs: Sequence[random.Random]
     if not any(strengths):
         return images
     factors = torch.tensor([[1 + s * rng.uniform(-1, 1) for s in strengths] for rng in rngs], dtype=torch.float32)
-    brightness, contrast, saturation = (column.view(-1, 1, 1, 1) for column in factors.T)
+    # a few images at a time stay in the processor's cache
+    return torch.cat(
+        [_vary(part, *columns.T) for part, columns in zip(images.split(8), factors.split(8), strict=True)]
+    )
+
+
+def _vary(images: Tensor, brightness: Tensor, contrast: Tensor, saturation: Tensor) -> Tensor:
+    brightness, contrast, saturation = (f.view(-1, 1, 1, 1) for f in (brightness, contrast, saturation))
     pixels = images.float().mul_(brightness)
     grey = (pixels * LUMA).sum(1, keepdim=True)
     pixels = torch.lerp(grey, pixels, saturation)

@@ -51,6 +51,9 @@ class TinyImage(ImageEncoder):
     def forward(self, inputs: TowerInput) -> Tensor:
         return self.network(self.normalise(inputs)).mean((2, 3))
 
+    def export_assets(self) -> dict[str, str]:
+        return {}  # its arguments say it all
+
     def describe_preprocessing(self) -> str:
         return canonical_text({"design": "tiny_image 1", "preprocessing": self.preprocessing.to_json()})
 

@@ -27,12 +27,12 @@ NOISE = (
 
 
 class ProgressBar(RichProgressBar):
-    """Lightning's bar without the logger's version, and with metric names cut to what tells them apart."""
+    """Lightning's bar with the loss and the last value of the monitored metric, under short names."""
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         metrics = super().get_metrics(trainer, pl_module)
         metrics.pop("v_num", None)
-        return {name.removeprefix("train/").removeprefix("val/"): value for name, value in metrics.items()}
+        return {name.rsplit("/", 1)[-1]: value for name, value in metrics.items()}
 
 
 def quieten() -> None:

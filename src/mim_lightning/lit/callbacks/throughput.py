@@ -17,7 +17,13 @@ from mim_lightning.types import Batch
 class Throughput(Callback):
     """Logs `train/rows_per_second` (of all ranks) and `train/data_wait_share` (0 to 1, of rank 0's time)."""
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._restart()  # a run resumed within an epoch has no epoch start
+
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._restart()
+
+    def _restart(self) -> None:
         self.rows, self.waited = 0, 0.0
         self.started = self.last_end = time.perf_counter()
 

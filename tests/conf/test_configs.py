@@ -1,0 +1,162 @@
+"""Every option of every group composes and builds; a misspelt key stops the run with the right word."""
+
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from mim_lightning.config import build, build_each, build_matcher, build_objective, compose, conf_dir
+from mim_lightning.types import Direction
+
+CONF = Path(conf_dir())
+NEEDS_VALUES = {
+    "data=manifest": ["data.source.products=p", "data.source.queries=q"],
+    "data=shards": ["data.folder=f"],
+}
+OPTIONS = sorted(
+    f"{path.parent.relative_to(CONF)}={path.stem}"
+    for path in CONF.rglob("*.yaml")
+    if path.parent != CONF and not path.parent.is_relative_to(CONF / "encoder") and path.stem != "base"
+)
+ENCODERS = sorted(
+    str(path.relative_to(CONF / "encoder").with_suffix("")) for path in (CONF / "encoder").rglob("*.yaml")
+)
+# their tokeniser or architecture comes from a hub: without a network one clear line
+NEEDS_NETWORK = {"text/bert_base", "text/siglip_b16", "siglip_b16"}
+
+
+def compose_option(option: str, tmp_path: Path) -> dict:
+    return compose("train", [option, *NEEDS_VALUES.get(option, []), f"paths.runs={tmp_path}"])
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_every_option_composes_and_builds(option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    config = compose_option(option, tmp_path)
+    group = option.split("=")[0]
+    if group == "experiment":  # a recipe: its parts are the options tested here
+        config["encoder"]["image"].pop("pretrained", None)
+        return
+    if group == "trainer":
+        # without its GPUs a machine can build no GPU trainer; everything else about it is checked
+        accelerator = {"accelerator": "cpu", "devices": 1, "precision": "32-true", "sync_batchnorm": False}
+        build(config["trainer"] | accelerator, logger=False)
+    if group == "model":
+        matcher = build_matcher(config)
+        build_objective(config, matcher.names)
+        ends = {end for d in config["directions"].values() for end in (d["query"], d["gallery"])}
+        assert ends <= set(matcher.names)
+        assert config["monitor"].split("/")[1] in config["directions"]
+    if group == "loss":
+        build_objective(config, build_matcher(config).names)
+    if group == "optim":
+        weights = [torch.nn.Parameter(torch.zeros(2))]
+        build(config["optim"])["optimizer"](weights, lr=0.1)
+    if group == "schedule":
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(2))], lr=1.0)
+        build(config["schedule"])(optimizer, 10)
+    if group == "data":
+        build(config["data"], specs={})
+    build_each(config["callbacks"])
+    if group == "logger":
+        build_each(config["logger"])
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_every_encoder_composes_and_builds(encoder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    group, _, name = encoder.rpartition("/")
+    override = f"encoder/{group}={name}" if group else f"encoder={name}"
+    config = compose("train", [override, "embed_dim=16"])
+    for part in [group] if group else ["image", "text"]:
+        if "pretrained" in config["encoder"][part]:
+            config["encoder"][part]["pretrained"] = None
+        if f"{part}/{name}" in NEEDS_NETWORK:
+            with pytest.raises(ValueError, match=r"^encoder '[^\n]*$"):
+                build(config["encoder"][part])
+        else:
+            # shapes without memory, for one of them has a billion parameters; transformers cannot do that
+            is_hub_text = config["encoder"][part]["_target_"].endswith("HfText")
+            with torch.device("cpu" if is_hub_text else "meta"):
+                assert build(config["encoder"][part]).width > 0
+
+
+def test_directions_build_to_the_type() -> None:
+    config = compose("train", ["model=4tower"])
+    directions = build_each(config["directions"])
+    assert directions["image_to_asked_product"].truth == "asked"
+    assert all(isinstance(direction, Direction) for direction in directions.values())
+    assert directions["image_to_product"].truth == "shown"
+
+
+def test_entries_are_changed_and_removed_by_name() -> None:
+    config = compose("train", ["model.pairs.query_image_product_text.weight=0.5", "~model.pairs.query_product"])
+    assert config["model"]["pairs"]["query_image_product_text"]["weight"] == 0.5
+    assert "query_product" not in config["model"]["pairs"]
+
+
+def test_one_tower_gets_another_encoder() -> None:
+    overrides = ["model.tied.product_image=null", "+encoder/image@model.towers.product_image.encoder=resnet50"]
+    towers = compose("train", overrides)["model"]["towers"]
+    assert towers["product_image"]["encoder"]["name"].startswith("resnet50")
+    assert towers["query_image"]["encoder"]["_target_"].endswith("TinyImage")
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "message"),
+    [
+        ("train", ["trainer.device=8"], "error: no config key 'trainer.device'; did you mean 'trainer.devices'"),
+        ("train", ["modle=4tower"], "error: no config key 'modle'; did you mean 'model'"),
+        ("train", ["model=5tower"], "error: no option '5tower' in config group 'model'; there are 2tower"),
+        ("train", ["+trainer.max_epoch=3"], "unexpected keyword argument 'max_epoch'"),
+        (
+            "train",
+            ["model.pairs.query_product.right=products"],
+            "error: model.pairs.query_product: no tower or fusion",
+        ),
+        ("train", ["init_from=/nowhere.ckpt"], "error: /nowhere.ckpt: no such checkpoint file"),
+        ("train", ["data=manifest"], "error: data.source.products: needs a value"),
+        (
+            "train",
+            ["encoder/image=mobilenetv2", "encoder.image.name=mobilnet"],
+            "error: encoder 'mobilnet': no such",
+        ),
+        ("train", ["monitor=val/nothing/hit@1"], "error: monitor=val/nothing/hit@1: is no metric"),
+        ("evaluate", [], "error: checkpoint: needs a value"),
+        ("evaluate", ["checkpoint=/nowhere.ckpt"], "error: /nowhere.ckpt: no such checkpoint file"),
+        (
+            "prepare",
+            ["data=grocery", "paths.external=/nowhere"],
+            "error: /nowhere/data/grocery: the grocery set is not",
+        ),
+    ],
+)
+def test_a_mistake_is_one_line_and_leaves_nothing(
+    name: str,
+    overrides: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [name, *overrides])
+    with pytest.raises(SystemExit) as stopped:
+        importlib.import_module(f"mim_lightning.{name}").main()
+    errors = capfd.readouterr().err
+    lines = [line for line in errors.splitlines() if line.startswith("error:")]
+    assert stopped.value.code not in (0, None)
+    assert len(lines) == 1 and message in lines[0], errors
+    assert "Traceback" not in errors
+    assert not list(tmp_path.rglob("*.ckpt")) and not list(tmp_path.rglob("results.json"))
+
+
+def test_the_exit_code_of_a_mistake_reaches_the_shell(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "mim_lightning.train", "trainer.device=8"]
+    finished = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert finished.returncode == 2
+    assert finished.stderr == "error: no config key 'trainer.device'; did you mean 'trainer.devices'?\n"

@@ -1,0 +1,248 @@
+"""Three table formats give one manifest, and every fault is one line that names file, row and column."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from mim_lightning.data.manifest import Manifest, ManifestSource, read_manifest
+from tests.data.conftest import PRODUCTS, QUERIES, write_csv
+
+
+def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def write_parquet(path: Path, rows: list[dict[str, Any]]) -> Path:
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    return path
+
+
+def listed(rows: list[dict[str, Any]], *columns: str) -> list[dict[str, Any]]:
+    """Return the rows with real lists in place of `a|b` cells, and null in place of empty text."""
+    return [
+        {key: value.split("|") if key in columns and value else value or None for key, value in row.items()}
+        for row in rows
+    ]
+
+
+WRITERS: dict[str, Callable[..., Path]] = {"csv": write_csv, "jsonl": write_jsonl, "parquet": write_parquet}
+
+
+def read(folder: Path, kind: str, products: Any = PRODUCTS, queries: Any = QUERIES, **options: Any) -> Manifest:
+    write = WRITERS[kind]
+    return read_manifest(
+        write(folder / f"products.{kind}", products), write(folder / f"queries.{kind}", queries), **options
+    )
+
+
+def content(manifest: Manifest) -> tuple[list[Any], list[Any]]:
+    def facts(row: Any) -> dict[str, Any]:
+        return {key: value for key, value in vars(row).items() if key != "origin"}
+
+    return [facts(product) for product in manifest.products.values()], [facts(q) for q in manifest.queries]
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+def test_three_formats_one_manifest(tmp_path: Path, kind: str) -> None:
+    manifest = read(tmp_path, kind)
+    products, queries = content(manifest)
+    assert list(manifest.products) == ["0012", "7", "x-9"]
+    assert products[0] == {
+        "product_id": "0012",
+        "images": (tmp_path / "a.jpg", tmp_path / "b.jpg"),
+        "text": "Red mug. 300 ml",
+        "category": "mugs",
+    }
+    assert products[2] == {"product_id": "x-9", "images": (), "text": "Gift card", "category": None}
+    assert [query["asked_ids"] for query in queries] == [("0012",), ("7", "0012"), ("x-9",), ("7",)]
+    assert [query["image"] for query in queries] == [
+        tmp_path / "q0.jpg",
+        tmp_path / "q1.jpg",
+        None,
+        tmp_path / "q3.jpg",
+    ]
+    assert [query["text"] for query in queries] == [None, "but blue", "a gift", None]
+    assert [query.query_id for query in manifest.split("train")] == ["q0", "q1", "q2"]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_list_cells(tmp_path: Path, kind: str) -> None:
+    products, queries = listed(PRODUCTS, "image"), listed(QUERIES, "product_id")
+    assert content(read(tmp_path, kind, products, queries)) == content(read(tmp_path, "csv"))
+
+
+def test_numbers_and_nulls_in_cells(tmp_path: Path) -> None:
+    products = [{"product_id": 0, "image": [None, "a.jpg"], "title": float("nan")}]
+    manifest = read(tmp_path, "jsonl", products, [{"split": "train", "image": "q.jpg", "product_id": 0}])
+    assert manifest.products["0"].images == (tmp_path / "a.jpg",)
+    assert manifest.products["0"].text is None
+    assert manifest.queries[0].asked_ids == ("0",)
+
+
+def test_shown_ids_default_to_asked(tmp_path: Path) -> None:
+    queries = [QUERIES[0] | {"shown_product_id": "7"}, QUERIES[1] | {"shown_product_id": ""}]
+    manifest = read(tmp_path, "csv", queries=queries)
+    assert [query.shown_ids for query in manifest.queries] == [("7",), ("7", "0012")]
+
+
+def test_column_mapping(tmp_path: Path) -> None:
+    products = [{"sku": "1", "title": "Mug"}]
+    queries = [{"fold": "train", "photo": "q.jpg", "sku": "1"}]
+    columns = {
+        "products": {"product_id": "sku", "image": None},
+        "queries": {"split": "fold", "image": "photo", "product_id": "sku"},
+    }
+    manifest = read(tmp_path, "csv", products, queries, columns=columns, image_root=Path("/pictures"))
+    assert manifest.products["1"].images == ()
+    assert manifest.queries[0].image == Path("/pictures/q.jpg")
+    assert manifest.queries[0].query_id == "query-000000000"
+
+
+def test_byte_order_mark_and_blank_lines(tmp_path: Path) -> None:
+    read(tmp_path, "jsonl")
+    for path in tmp_path.iterdir():
+        path.write_text("\ufeff" + path.read_text().replace("\n", "\n\n"), encoding="utf-8")
+    manifest = read_manifest(tmp_path / "products.jsonl", tmp_path / "queries.jsonl")
+    assert content(manifest) == content(read(tmp_path, "csv"))
+    assert manifest.queries[1].origin.endswith("queries.jsonl, row 3")
+
+
+def test_source_describes_its_tables(tmp_path: Path) -> None:
+    manifest = read(tmp_path, "csv")
+    source = ManifestSource(str(manifest.products_path), str(manifest.queries_path))
+    before = source.describe()
+    assert content(source.read(tmp_path)) == content(manifest)
+    assert source.describe() == before
+    write_csv(manifest.queries_path, QUERIES[:3])
+    assert source.describe() != before
+
+
+def replaced(rows: list[dict[str, Any]], row: int, **cells: Any) -> list[dict[str, Any]]:
+    return [{**cells_before, **(cells if i == row else {})} for i, cells_before in enumerate(rows)]
+
+
+FAULTS: dict[str, tuple[dict[str, Any], list[str]]] = {
+    "empty product id": (
+        {"products": replaced(PRODUCTS, 1, product_id=" ")},
+        ["products.csv, row 3", "column 'product_id'", "empty"],
+    ),
+    "product twice": (
+        {"products": replaced(PRODUCTS, 2, product_id="7")},
+        ["products.csv, row 4", "column 'product_id'", "'7'", "products.csv, row 3"],
+    ),
+    "nothing of a product": (
+        {"products": replaced(PRODUCTS, 2, title="")},
+        ["products.csv, row 4", "'x-9'", "neither image nor title"],
+    ),
+    "query twice": (
+        {"queries": replaced(QUERIES, 3, query_id="q1")},
+        ["queries.csv, row 5", "column 'query_id'", "'q1'", "queries.csv, row 3"],
+    ),
+    "unknown product": (
+        {"queries": replaced(QUERIES, 1, product_id="7|12")},
+        ["queries.csv, row 3", "column 'product_id'", "'12'", "products.csv"],
+    ),
+    "unknown shown product": (
+        {"queries": replaced([row | {"shown_product_id": ""} for row in QUERIES], 0, shown_product_id="99")},
+        ["queries.csv, row 2", "column 'shown_product_id'", "'99'"],
+    ),
+    "no product": (
+        {"queries": replaced(QUERIES, 0, product_id="")},
+        ["queries.csv, row 2", "column 'product_id'", "empty"],
+    ),
+    "no split": ({"queries": replaced(QUERIES, 2, split="")}, ["queries.csv, row 4", "column 'split'", "empty"]),
+    "split no folder": ({"queries": replaced(QUERIES, 2, split="../x")}, ["queries.csv, row 4", "column 'split'"]),
+    "empty query": (
+        {"queries": replaced(QUERIES, 2, text="")},
+        ["queries.csv, row 4", "neither image nor text"],
+    ),
+    "two images": (
+        {"queries": replaced(QUERIES, 0, image="a.jpg|b.jpg")},
+        ["queries.csv, row 2", "column 'image'", "one image"],
+    ),
+    "required column": (
+        {"queries": [{key: row[key] for key in row if key != "split"} for row in QUERIES]},
+        ["queries.csv, row 2", "missing column 'split'", "data.source.columns.queries.split=", "'query_id'"],
+    ),
+    "mapped column": (
+        {"columns": {"products": {"category": "department"}}},
+        ["products.csv, row 2", "missing column 'department'", "data.source.columns.products.category="],
+    ),
+    "misspelt key": (
+        {"columns": {"queries": {"product": "sku"}}},
+        ["data.source.columns.queries", "no column 'product'", "did you mean product_id?"],
+    ),
+    "misspelt table": (
+        {"columns": {"product": {}}},
+        ["data.source.columns", "no table 'product'", "did you mean products?"],
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_faults_name_the_place(tmp_path: Path, fault: str) -> None:
+    options, words = FAULTS[fault]
+    assert_one_line(lambda: read(tmp_path, "csv", **options), words)
+
+
+def test_row_is_the_editors_line(tmp_path: Path) -> None:
+    products = replaced(PRODUCTS, 0, description="two\nlines")
+    products[2]["title"] = ""
+    assert_one_line(lambda: read(tmp_path, "csv", products), ["products.csv, row 5"])
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("queries.csv", b"split,image,product_id\ntrain,a.jpg\n", ["queries.csv, row 2", "cells"]),
+        ("queries.csv", b"split,image,product_id\ntrain,a,b,7\n", ["queries.csv, row 2", "cells"]),
+        ("queries.csv", "split,image,product_id\ntrain,é.jpg,7\n".encode("latin-1"), ["queries.csv", "UTF-8"]),
+        ("queries.csv", b"split,image,product_id\na\rb,c,d\n", ["queries.csv"]),
+        (
+            "queries.jsonl",
+            b'{"split": "train", "image": "a", "product_id": "7"}\n{"split":\n',
+            ["row 2", "not JSON"],
+        ),
+        ("queries.jsonl", b"[1, 2]\n", ["queries.jsonl, row 1", "object"]),
+        ("queries.jsonl", b"\xff\xfe{}\n", ["queries.jsonl", "UTF-8"]),
+        ("queries.parquet", b"PAR1 is not enough", ["queries.parquet", "Parquet"]),
+        ("queries.xlsx", b"", ["queries.xlsx", ".csv, .parquet or .jsonl"]),
+    ],
+)
+def test_damaged_files(tmp_path: Path, name: str, text: bytes, words: list[str]) -> None:
+    products_path = write_csv(tmp_path / "products.csv", PRODUCTS)
+    (tmp_path / name).write_bytes(text)
+    assert_one_line(lambda: read_manifest(products_path, tmp_path / name), words)
+
+
+def test_missing_file_and_empty_tables(tmp_path: Path) -> None:
+    products_path = write_csv(tmp_path / "products.csv", PRODUCTS)
+    missing = tmp_path / "queries.csv"
+    assert_one_line(lambda: read_manifest(products_path, missing), [str(missing), "no such file", "queries"])
+    assert_one_line(lambda: ManifestSource(str(products_path), str(missing)).describe(), [str(missing)])
+    missing.write_text("split,image,product_id\n")
+    manifest = read_manifest(products_path, missing)
+    assert_one_line(lambda: manifest.split("train"), ["queries.csv", "column 'split'", "'train'"])
+    products_path.write_text("product_id,image,title\n")
+    assert_one_line(lambda: read_manifest(products_path, missing), ["products.csv", "no rows"])
+
+
+def test_empty_split_names_the_others(tmp_path: Path) -> None:
+    manifest = read(tmp_path, "csv")
+    assert_one_line(lambda: manifest.split("test"), ["queries.csv", "'test'", "['train', 'val']"])
+
+
+def assert_one_line(call: Callable[[], Any], words: list[str]) -> None:
+    with pytest.raises(ValueError) as caught:
+        call()
+    message = str(caught.value)
+    assert "\n" not in message
+    assert [word for word in words if word not in message] == [], message

@@ -1,0 +1,262 @@
+"""A prepared folder is whole or not there, is made once, and holds what the manifest says."""
+
+from __future__ import annotations
+
+import errno
+import multiprocessing
+import tarfile
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mim_lightning.data.decode import decode_image
+from mim_lightning.data.manifest import Manifest, ManifestSource
+from mim_lightning.data.prepared import PreparedData, ShardSettings, open_prepared, prepare_shards
+from mim_lightning.types import Sample
+from tests.data.conftest import encoded, jpeg, picture, write_csv
+
+SETTINGS = ShardSettings(samples_per_shard=2)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "out" / "shop"
+
+
+def rows(prepared: PreparedData, split: str) -> list[Sample]:
+    shards = prepared.queries(split)
+    return sorted(shards.read(range(len(shards))), key=lambda sample: (sample.query_id, sample.product_id))
+
+
+def test_catalogue_has_a_row_a_picture(shop: ManifestSource, folder: Path) -> None:
+    shards = prepare_shards(shop, folder, SETTINGS).catalogue()
+    samples = shards.read(range(len(shards)))
+    assert [sample.product_id for sample in samples] == ["0012", "0012", "7", "x-9"]
+    assert [sample.inputs.get("product_image") for sample in samples] == [jpeg(0), jpeg(1), jpeg(2), None]
+    assert [sample.inputs["product_text"] for sample in samples] == [
+        *["Red mug. 300 ml"] * 2,
+        "Blue cup",
+        "Gift card",
+    ]
+    assert [sample.category for sample in samples] == ["mugs", "mugs", "cups", None]
+    assert {sample.query_id for sample in samples} == {None}
+
+
+def test_training_rows_hold_query_and_product(shop: ManifestSource, folder: Path) -> None:
+    samples = rows(prepare_shards(shop, folder, SETTINGS), "train")
+    assert [(sample.query_id, sample.product_id) for sample in samples] == [
+        ("q0", "0012"),
+        ("q1", "0012"),
+        ("q1", "7"),
+        ("q2", "x-9"),
+    ]
+    assert [sample.asked_ids for sample in samples] == [("0012",), ("7", "0012"), ("7", "0012"), ("x-9",)]
+    assert [sample.shown_ids for sample in samples] == [("0012",), ("0012",), ("0012",), ("x-9",)]
+    assert [sample.inputs.get("query_image") for sample in samples] == [jpeg(3), jpeg(4), jpeg(4), None]
+    assert [sample.inputs.get("query_text") for sample in samples] == [None, "but blue", "but blue", "a gift"]
+    assert samples[2].inputs["product_image"] == jpeg(2)
+    assert samples[1].inputs["product_image"] in (jpeg(0), jpeg(1))
+    assert samples[2].inputs["product_text"] == "Blue cup"
+    assert "product_image" not in samples[3].inputs
+
+
+def test_validation_rows_are_queries_alone(shop: ManifestSource, folder: Path) -> None:
+    (sample,) = rows(prepare_shards(shop, folder, SETTINGS), "val")
+    assert (sample.query_id, sample.product_id, sample.asked_ids) == ("q3", None, ("7",))
+    assert set(sample.inputs) == {"query_image"}
+    assert sample.category == "cups"
+
+
+def test_training_rows_use_all_pictures_of_a_product_in_mixed_order(tmp_path: Path) -> None:
+    names = [f"{number}.jpg" for number in range(3)]
+    for seed, name in enumerate([*names, "q.jpg"]):
+        (tmp_path / name).write_bytes(jpeg(seed, 8, 8))
+    products = [{"product_id": p, "image": "|".join(names), "title": p} for p in ("a", "b")]
+    queries = [{"split": "train", "image": "q.jpg", "product_id": "a" if n < 30 else "b"} for n in range(60)]
+    source = ManifestSource(
+        str(write_csv(tmp_path / "products.csv", products)), str(write_csv(tmp_path / "queries.csv", queries))
+    )
+    shards = prepare_shards(source, tmp_path / "out", ShardSettings()).queries("train")
+    samples = shards.read(range(60))
+    assert set(Counter(sample.inputs["product_image"] for sample in samples).values()) == {20}
+    assert 9 < sum(sample.product_id == "a" for sample in samples[:30]) < 21
+
+
+def test_pictures_are_stored_upright_and_small(shop: ManifestSource, folder: Path) -> None:
+    (shop.queries.parent / "q3.jpg").write_bytes(encoded(picture(5, 60, 200)))
+    prepared = prepare_shards(shop, folder, ShardSettings(max_image_side=100))
+    data = prepared.queries("val").read([0])[0].inputs["query_image"]
+    assert isinstance(data, bytes) and decode_image(data).shape == (30, 100, 3)
+
+
+class Unread(ManifestSource):
+    def read(self, work_dir: Path) -> Manifest:
+        raise AssertionError("the source was read again")
+
+
+def test_prepared_once_is_opened_after(shop: ManifestSource, folder: Path) -> None:
+    prepare_shards(shop, folder, SETTINGS)
+    times = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    again = prepare_shards(Unread(str(shop.products), str(shop.queries)), folder, SETTINGS)
+    assert rows(again, "train") == rows(open_prepared(folder), "train")
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == times
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"samples_per_shard": 3}, "samples_per_shard=2, asked for is 3"),
+        ({"max_image_side": 64}, "max_image_side=512, asked for is 64"),
+        ({"seed": 1}, "seed=0, asked for is 1"),
+    ],
+)
+def test_other_settings_are_refused(shop: ManifestSource, folder: Path, settings: Any, words: str) -> None:
+    prepare_shards(shop, folder, SETTINGS)
+    with pytest.raises(ValueError, match=words):
+        prepare_shards(shop, folder, ShardSettings(**{"samples_per_shard": 2, **settings}))
+
+
+def test_another_table_is_refused_and_forced(shop: ManifestSource, folder: Path) -> None:
+    old = prepare_shards(shop, folder, SETTINGS)
+    assert len(rows(old, "train")) == 4
+    queries = shop.queries.read_text()
+    shop.queries.write_text(queries.replace("q0,train", "q9,train"))
+    with pytest.raises(ValueError, match=r"queries=.*force=true"):
+        prepare_shards(shop, folder, SETTINGS)
+    prepared = prepare_shards(shop, folder, SETTINGS, force=True)
+    assert {sample.query_id for sample in rows(prepared, "train")} == {"q1", "q2", "q9"}
+    assert [path.name for path in folder.parent.iterdir()] == ["shop"]
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_a_folder_of_someone_else_is_left_alone(shop: ManifestSource, folder: Path, force: bool) -> None:
+    folder.mkdir(parents=True)
+    (folder / "thesis.txt").write_text("three years of work")
+    with pytest.raises(ValueError, match="holds no prepared data"):
+        prepare_shards(shop, folder, SETTINGS, force)
+    assert (folder / "thesis.txt").exists()
+
+
+def test_an_empty_folder_is_filled(shop: ManifestSource, folder: Path) -> None:
+    folder.mkdir(parents=True)
+    assert len(rows(prepare_shards(shop, folder, SETTINGS), "train")) == 4
+
+
+@pytest.mark.parametrize(
+    ("change", "words"), [("cut", "damaged image"), ("text", "not a readable"), ("gone", "no such")]
+)
+def test_an_unreadable_picture_leaves_nothing(shop: ManifestSource, folder: Path, change: str, words: str) -> None:
+    path = shop.queries.parent / "q1.jpg"
+    if change == "gone":
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:-200] if change == "cut" else b"no picture")
+    with pytest.raises(ValueError, match=words) as caught:
+        prepare_shards(shop, folder, SETTINGS)
+    assert "queries.csv, row 3, column 'image'" in str(caught.value) and "q1.jpg" in str(caught.value)
+    assert list(folder.parent.iterdir()) == []
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
+@pytest.mark.parametrize("force", [False, True])
+def test_an_interrupted_write_leaves_what_was(
+    shop: ManifestSource, folder: Path, error: BaseException, force: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if force:
+        prepare_shards(shop, folder, SETTINGS)
+    num_written, add = 0, tarfile.TarFile.addfile
+
+    def addfile(*arguments: Any) -> None:
+        nonlocal num_written
+        num_written += 1
+        if num_written > 9:
+            raise error
+        add(*arguments)
+
+    monkeypatch.setattr(tarfile.TarFile, "addfile", addfile)
+    with pytest.raises(type(error)):
+        prepare_shards(shop, folder, SETTINGS, force)
+    assert [path.name for path in folder.parent.iterdir()] == (["shop"] if force else [])
+    if force:
+        assert len(rows(open_prepared(folder), "train")) == 4
+
+
+class Raced(ManifestSource):
+    """A source during whose reading somebody else prepares the same folder."""
+
+    def __init__(self, shop: ManifestSource, folder: Path, others: ShardSettings) -> None:
+        super().__init__(str(shop.products), str(shop.queries))
+        self.shop, self.folder, self.others = shop, folder, others
+
+    def read(self, work_dir: Path) -> Manifest:
+        prepare_shards(self.shop, self.folder, self.others)
+        return super().read(work_dir)
+
+
+def test_another_process_was_faster(shop: ManifestSource, folder: Path) -> None:
+    prepared = prepare_shards(Raced(shop, folder, SETTINGS), folder, SETTINGS)
+    assert len(rows(prepared, "train")) == 4
+    assert [path.name for path in folder.parent.iterdir()] == ["shop"]
+
+
+def test_another_process_was_faster_with_other_settings(shop: ManifestSource, folder: Path) -> None:
+    with pytest.raises(ValueError, match="samples_per_shard=3, asked for is 2"):
+        prepare_shards(Raced(shop, folder, ShardSettings(samples_per_shard=3)), folder, SETTINGS)
+
+
+@dataclass
+class Together:
+    """A source that is read only when every process is about to read it."""
+
+    shop: ManifestSource
+    barrier: Any
+
+    def read(self, work_dir: Path) -> Manifest:
+        self.barrier.wait(timeout=20)
+        return self.shop.read(work_dir)
+
+    def describe(self) -> dict[str, Any]:
+        return self.shop.describe()
+
+
+def _prepare_and_count(source: Together, folder: Path, results: Any) -> None:
+    results.put(len(rows(prepare_shards(source, folder, SETTINGS), "train")))
+
+
+def test_two_processes_at_once(shop: ManifestSource, folder: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    source, results = Together(shop, context.Barrier(2)), context.Queue()
+    processes = [context.Process(target=_prepare_and_count, args=(source, folder, results)) for _ in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(timeout=30)
+    assert [process.exitcode for process in processes] == [0, 0]
+    assert [results.get(timeout=5) for _ in processes] == [4, 4]
+    assert [path.name for path in folder.parent.iterdir()] == ["shop"]
+
+
+def test_missing_folder_split_and_senseless_settings(shop: ManifestSource, folder: Path) -> None:
+    with pytest.raises(ValueError, match=r"no prepared data here; run python -m mim_lightning.prepare"):
+        open_prepared(folder)
+    with pytest.raises(ValueError, match=r"no row 'fit'; it has .*'train'"):
+        prepare_shards(shop, folder, ShardSettings(train_split="fit"))
+    prepared = prepare_shards(shop, folder, SETTINGS)
+    with pytest.raises(ValueError, match=r"no split 'test'; it has \['train', 'val'\]"):
+        prepared.queries("test")
+    for name in ("samples_per_shard", "max_image_side"):
+        with pytest.raises(ValueError, match=f"data.shards.{name}=0"):
+            ShardSettings(**{name: 0})
+
+
+def test_the_same_settings_write_the_same_bytes(shop: ManifestSource, folder: Path, tmp_path: Path) -> None:
+    prepare_shards(shop, folder, SETTINGS)
+    prepare_shards(shop, tmp_path / "again", SETTINGS)
+    for path in sorted(folder.rglob("*.tar")):
+        other = tmp_path / "again" / path.relative_to(folder)
+        assert path.read_bytes() == other.read_bytes()
+        assert np.array_equal(np.load(path.with_suffix(".npy")), np.load(other.with_suffix(".npy")))

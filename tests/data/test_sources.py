@@ -1,0 +1,61 @@
+"""The grocery set is read as its README says, and its absence is one clear line."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from mim_lightning.data.sources.grocery import GrocerySource
+from mim_lightning.data.sources.synthetic import SyntheticSource
+
+ROOT = Path(os.environ.get("MIM_DATA_DIR", "/nowhere")) / "data" / "grocery"
+needs_grocery = pytest.mark.skipif(
+    not (ROOT / "pairs.csv").is_file(), reason="set MIM_DATA_DIR to a folder that holds data/grocery"
+)
+
+
+@needs_grocery
+def test_grocery_is_as_its_readme_says(tmp_path: Path) -> None:
+    manifest = GrocerySource(str(ROOT)).read(tmp_path)
+    assert list(manifest.products) == [f"gro-{number:02d}" for number in range(81)]
+    assert Counter(query.split for query in manifest.queries) == {"train": 2640, "val": 296}
+    assert len({query.asked_ids for query in manifest.split("val")}) == 60
+    product, query = manifest.products["gro-00"], manifest.queries[0]
+    assert product.text is not None
+    assert product.text.startswith("Golden Delicious. Golden Delicious has a white juicy pulp")
+    assert (product.category, product.images) == ("Fruit/Apple", (ROOT / "images/shop/gro-00.jpg",))
+    assert (query.split, query.asked_ids, query.shown_ids) == ("train", ("gro-00",), ("gro-00",))
+    assert (query.text, query.image) == ("golden apple", ROOT / "images/street/train_00001.jpg")
+    assert len({query.query_id for query in manifest.queries}) == 2936
+    images = [query.image for query in manifest.queries] + [p.images[0] for p in manifest.products.values()]
+    assert all(image is not None and image.is_file() for image in images)
+    assert list(tmp_path.iterdir()) == []
+
+
+@needs_grocery
+def test_grocery_is_described_by_its_tables() -> None:
+    (tables,) = GrocerySource(str(ROOT)).describe().values()
+    assert len(tables) == 2 and all("bytes, crc32" in table for table in tables)
+
+
+def test_missing_grocery_says_what_to_set(tmp_path: Path) -> None:
+    source = GrocerySource(str(tmp_path / "grocery"))
+    for call in (source.describe, lambda: source.read(tmp_path)):
+        with pytest.raises(
+            ValueError, match=r"grocery set is not there .*MIM_DATA_DIR.*data\.source\.root"
+        ) as caught:
+            call()
+        assert "\n" not in str(caught.value)
+
+
+def test_synthetic_source_reads_its_own_world(tmp_path: Path) -> None:
+    arguments = {"num_products": 12, "image_size": 32, "change_share": 0.5, "seed": 1}
+    source = SyntheticSource(train_queries_per_product=2, val_queries_per_product=1, **arguments)  # type: ignore[arg-type]
+    manifest = source.read(tmp_path / "source")
+    assert len(manifest.products) == 12
+    assert {query.split for query in manifest.queries} == {"train", "val"}
+    assert manifest.products_path.is_relative_to(tmp_path)
+    assert source.describe()["synthetic"].items() >= arguments.items()

@@ -1,0 +1,201 @@
+"""Whatever the number of ranks and workers, the stream is one: every sample once, resumed to the pixel."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from mim_lightning.data.collate import Collate
+from mim_lightning.data.order import StreamPlan
+from mim_lightning.data.shards import ShardSet
+from mim_lightning.data.stream import StreamLoader, evaluation_plan
+from mim_lightning.data.transforms import Augment
+from mim_lightning.types import Batch, ImageSpec, TextSpec
+from tests.data.conftest import MakeSet, tokenise
+
+SPECS = {
+    "query_image": ImageSpec((8, 8)),
+    "product_image": ImageSpec((8, 8)),
+    "product_text": TextSpec(tokenise, 16),
+    "query_text": TextSpec(tokenise, 16),
+}
+AUGMENT = Augment(brightness=0.2, contrast=0.2, saturation=0.2)
+Row = tuple[Any, ...]
+
+
+def loaders(
+    shards: ShardSet,
+    world_size: int = 1,
+    num_workers: int = 0,
+    batch_size: int = 8,
+    evaluate: bool = False,
+    **plan: Any,
+) -> list[StreamLoader]:
+    """Return the loaders of all ranks."""
+    order = StreamPlan(tuple(shards.sizes), batch_size, **({"seed": 3, "num_lanes": 2, "window": 2} | plan))
+    if evaluate:
+        order = evaluation_plan(shards, batch_size)
+    collate = Collate(SPECS, shards.max_relevant, None if evaluate else AUGMENT, seed=3)
+    return [StreamLoader(shards, collate, order, rank, world_size, num_workers) for rank in range(world_size)]
+
+
+def content(batch: Batch) -> list[Row]:
+    """Return each real row as plain values: number, keys, and every input down to the pixel."""
+
+    def value(tower: str, row: int) -> Any:
+        inputs = batch.inputs[tower]
+        if row < 0:
+            return None
+        if isinstance(inputs, dict):
+            return tuple(number for number in inputs["ids"][row].tolist() if number)
+        return inputs[row].numpy().tobytes()
+
+    return [
+        (
+            int(batch.sample_nums[b]),
+            int(batch.query_keys[b]),
+            *(value(tower, rows[b]) for tower, rows in places.items()),
+        )
+        for places in [{tower: rows.tolist() for tower, rows in batch.rows.items()}]
+        for b in range(len(batch))
+        if not batch.is_padding[b]
+    ]
+
+
+def global_batches(ranks: list[StreamLoader], num: int | None = None) -> list[list[Row]]:
+    """Return what all ranks together see, batch by batch; with `num`, over epochs."""
+
+    def stream(loader: StreamLoader) -> Any:
+        return itertools.chain.from_iterable(loader for _ in itertools.count()) if num else loader
+
+    steps = itertools.islice(zip(*map(stream, ranks), strict=True), num)
+    return [[row for part in parts for row in content(part)] for parts in steps]
+
+
+@pytest.mark.parametrize("num", [23, 24])
+@pytest.mark.parametrize(("world_size", "num_workers"), [(1, 0), (1, 2), (2, 0), (2, 1), (4, 0), (4, 1)])
+def test_every_sample_once(make_set: MakeSet, num: int, world_size: int, num_workers: int) -> None:
+    parts = [list(loader) for loader in loaders(make_set(num), world_size, num_workers)]
+    assert {len(part) for part in parts} == {3}
+    for step in zip(*parts, strict=True):
+        assert len({len(batch) for batch in step}) == 1
+    real = [row[0] for part in parts for batch in part for row in content(batch)]
+    assert sorted(real) == list(range(num))
+    num_rows = sum(len(batch) for part in parts for batch in part)
+    num_padding = sum(int(batch.is_padding.sum()) for part in parts for batch in part)
+    assert num_rows - num_padding == num
+    assert num_padding == -num % world_size
+
+
+@pytest.mark.parametrize("num", [9, 10, 11])
+def test_a_last_batch_smaller_than_the_world(make_set: MakeSet, num: int) -> None:
+    parts = [list(loader) for loader in loaders(make_set(num, 5), world_size=4, evaluate=True)]
+    assert [[len(batch) for batch in part] for part in parts] == [[2, 1]] * 4
+    assert sorted(row[0] for part in parts for batch in part for row in content(batch)) == list(range(num))
+
+
+def test_any_world_sees_the_same_global_batches(make_set: MakeSet) -> None:
+    shards = make_set()
+    alone = global_batches(loaders(shards), 7)
+    assert [len(batch) for batch in alone] == [8, 8, 7, 8, 8, 7, 8]
+    assert sorted(row[0] for batch in alone[:3] for row in batch) == list(range(23))
+    assert [row[0] for row in alone[0]] != [row[0] for row in alone[3]]
+    first, second = ({row[0]: row for batch in epoch for row in batch} for epoch in (alone[:3], alone[3:6]))
+    assert first[0] != second[0]  # another augmentation of the same sample
+    for world_size, num_workers in ((1, 1), (2, 0), (2, 2), (4, 0)):
+        assert global_batches(loaders(shards, world_size, num_workers), 7) == alone
+
+
+@pytest.mark.parametrize("num_done", range(7))
+def test_resumes_with_the_next_batch(make_set: MakeSet, num_done: int) -> None:
+    """Also where the epoch ends (3 batches), on other workers and another world, after prefetching."""
+    shards = make_set()
+    expected = global_batches(loaders(shards), 9)[num_done:]
+    before = loaders(shards, world_size=2, num_workers=1 if num_done in (2, 3) else 0)
+    for loader in before:
+        stream = itertools.chain.from_iterable(loader for _ in itertools.count())
+        for _ in range(num_done):
+            next(stream)
+    states = [loader.state_dict() for loader in before]
+    assert states[0] == states[1]
+    for world_size, num_workers in ((1, 2 if num_done in (2, 3) else 0), (4, 0)):
+        after = loaders(shards, world_size, num_workers)
+        for loader in after:
+            loader.load_state_dict(states[0])
+        assert global_batches(after, len(expected)) == expected
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_an_abandoned_epoch_goes_on(make_set: MakeSet, num_workers: int) -> None:
+    shards = make_set()
+    (loader,) = loaders(shards, num_workers=num_workers)
+    first = content(next(iter(loader)))
+    rest = [content(batch) for batch in loader]
+    assert [first, *rest] == global_batches(loaders(shards))
+    assert len(loader) == 3
+
+
+def test_evaluation_begins_at_the_beginning(make_set: MakeSet) -> None:
+    (loader,) = loaders(make_set(), evaluate=True)
+    assert [row[0] for row in content(next(iter(loader)))] == list(range(8))
+    for _ in range(2):
+        assert [row[0] for batch in loader for row in content(batch)] == list(range(23))
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"batch_size": 4}, "data.batch_size=8, now it is 4"),
+        ({"num_lanes": 1}, "data.num_lanes=2, now it is 1"),
+        ({"window": 3}, "data.window=2, now it is 3"),
+        ({"seed": 4}, "data.seed=3, now it is 4"),
+    ],
+)
+def test_a_position_under_other_settings_is_refused(
+    make_set: MakeSet, changed: dict[str, int], words: str
+) -> None:
+    shards = make_set()
+    state = loaders(shards)[0].state_dict()
+    (other,) = loaders(shards, **changed)
+    with pytest.raises(ValueError, match=words):
+        other.load_state_dict(state)
+
+
+@pytest.mark.parametrize(("num", "per_shard", "word"), [(22, 9, "num_samples"), (23, 4, "num_shards")])
+def test_a_position_in_another_set_is_refused(make_set: MakeSet, num: int, per_shard: int, word: str) -> None:
+    (other,) = loaders(make_set(num, per_shard))
+    with pytest.raises(ValueError, match=word):
+        other.load_state_dict(loaders(make_set())[0].state_dict())
+
+
+def test_the_world_must_divide_the_batch(make_set: MakeSet) -> None:
+    with pytest.raises(ValueError, match=r"data.batch_size=8 .* multiple of their number, 3"):
+        loaders(make_set(), world_size=3)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_damage_is_named_through_a_worker(make_set: MakeSet, num_workers: int) -> None:
+    shards = make_set()
+    tar: Path = shards.folder / "000000.tar"
+    start, size = np.load(tar.with_suffix(".npy"))[0, 1].tolist()
+    data = bytearray(tar.read_bytes())
+    data[start : start + size] = bytes(size)
+    tar.write_bytes(bytes(data))
+    (loader,) = loaders(shards, num_workers=num_workers)
+    with pytest.raises(ValueError, match=f"{shards.folder}: sample 0, query_image: not a readable image"):
+        list(loader)
+
+
+def test_workers_use_one_thread_each(make_set: MakeSet) -> None:
+    class Threads(Collate):
+        def __call__(self, samples: Any, position: tuple[int, ...] = ()) -> Any:
+            return torch.tensor(torch.get_num_threads())
+
+    shards = make_set()
+    loader = StreamLoader(shards, Threads(SPECS), StreamPlan(tuple(shards.sizes), 8), num_workers=1)
+    assert {int(count) for count in loader} == {1}  # type: ignore[call-overload]

@@ -1,0 +1,40 @@
+"""Two processes are as one: equal weights, equal numbers, one folder a job, also inside a multirun."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from mim_lightning.config import compose
+from mim_lightning.run import Run, identify
+from tests.flow.conftest import start, weights
+from tests.shop import small
+
+MODELS = ("2tower", "3tower", "4tower")
+# 21 rows: one batch of 16 and one of 5, which two processes fill up; a plain step, for Adam would blow up rounding
+PLAIN = ["data.batch_size=16", "optim=sgd", "optim.lr=0.05"]
+
+
+@pytest.fixture
+def two_processes(shop: Path) -> Path:
+    """Run a sweep over tower counts with two processes a job."""
+    runs = shop / "two"
+    finished = start(
+        "-m", *small(shop, *PLAIN, f"paths.runs={runs}", "trainer.devices=2", f"model={','.join(MODELS)}")
+    )
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    assert "3 jobs" in finished.stdout and "model=3tower" in finished.stdout
+    return runs
+
+
+def test_one_process_and_two_end_equal(shop: Path, two_processes: Path, fit: Callable[..., Run]) -> None:
+    for model in MODELS:
+        one = fit(*PLAIN, f"model={model}")
+        two = identify(compose("train", small(shop, *PLAIN, f"paths.runs={two_processes}", f"model={model}")))[0]
+        assert two.run_id == one.run_id
+        for name, value in weights(one).items():
+            torch.testing.assert_close(weights(two)[name], value, rtol=0, atol=1e-6)
+        assert two.read_results() == pytest.approx(one.read_results(), abs=1e-6)
+    folders = [path for path in two_processes.iterdir() if path.is_dir()]
+    assert len(folders) == len(MODELS), "one folder a job"

@@ -1,0 +1,133 @@
+"""Pairs, ids and presence: which rows meet which columns, on hand-made batches."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from mim_lightning.losses.contrastive import info_nce, sigmoid
+from mim_lightning.losses.objective import Objective, Pair
+from mim_lightning.types import Batch, Embeddings
+
+NAMES = ("query_image", "product_image", "product_text", "query_text", "query", "product")
+
+
+def make_batch(product, asked=None, shown=None, padding=None) -> Batch:
+    product = torch.tensor(product)
+    asked = product[:, None] if asked is None else torch.tensor(asked)
+    size = len(product)
+    return Batch(
+        inputs={},
+        rows={},
+        sample_nums=torch.arange(size),
+        query_keys=torch.arange(size),
+        product_keys=product,
+        asked_keys=asked,
+        shown_keys=asked if shown is None else torch.tensor(shown),
+        category_keys=torch.full((size,), -1),
+        is_padding=torch.zeros(size, dtype=torch.bool) if padding is None else torch.tensor(padding),
+    )
+
+
+def make_embeddings(size: int, names=NAMES, absent=(), seed=0) -> Embeddings:
+    generator = torch.Generator().manual_seed(seed)
+    vectors, present = {}, {}
+    for name in names:
+        present[name] = torch.tensor([(name, row) not in absent for row in range(size)])
+        vectors[name] = F.normalize(torch.randn(size, 4, generator=generator), dim=-1) * present[name][:, None]
+    return Embeddings(vectors, present)
+
+
+def objective(**pairs) -> Objective:
+    return Objective({name: Pair(*ends) for name, ends in pairs.items()}, info_nce, NAMES, init_scale=1.0)
+
+
+def symmetric_cross_entropy(left, right):
+    logits, target = left @ right.T, torch.arange(len(left))
+    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+
+
+def test_distinct_products_give_symmetric_cross_entropy() -> None:
+    embeddings = make_embeddings(4)
+    result = objective(a=("query_image", "product_image"))(embeddings, make_batch([1, 2, 3, 4]))
+    expected = symmetric_cross_entropy(embeddings.vectors["query_image"], embeddings.vectors["product_image"])
+    torch.testing.assert_close(result.loss, expected)
+
+
+def test_weights_multiply_pair_losses_and_zero_removes_a_pair() -> None:
+    ends = {"a": ("query_image", "product_image", 0.5), "b": ("query_image", "product_text", 2.0)}
+    result = objective(**ends, c=("query_text", "product_text", 0.0))(make_embeddings(4), make_batch([1, 2, 3, 4]))
+    torch.testing.assert_close(result.loss, 0.5 * result.per_pair["a"] + 2.0 * result.per_pair["b"])
+    assert set(result.per_pair) == {"a", "b"}
+
+
+def test_two_queries_of_one_product_are_no_negatives_of_it() -> None:
+    embeddings = make_embeddings(2)
+    result = objective(a=("query_image", "product_image"))(embeddings, make_batch([7, 7]))
+    assert result.loss == 0.0
+    assert result.stats["rows_with_repeated_product"] == 1.0
+
+
+def test_every_relevant_product_of_a_query_is_a_positive() -> None:
+    # row 0 asks for products 1 and 2; product 2 stands in row 1 and must not count against it
+    embeddings = make_embeddings(2)
+    result = objective(a=("query", "product"))(embeddings, make_batch([1, 2], asked=[[1, 2], [2, -1]]))
+    vectors = embeddings.vectors
+    logit = float(vectors["query"][1] @ vectors["product"][0] - vectors["query"][1] @ vectors["product"][1])
+    query_loss = math.log1p(math.exp(logit)) / 2  # row 0 has no negative, row 1 has product 1
+    own, other = vectors["query"][0] @ vectors["product"][0], vectors["query"][1] @ vectors["product"][0]
+    product_loss = math.log1p(math.exp(float(other - own))) / 2
+    torch.testing.assert_close(result.loss, torch.tensor((query_loss + product_loss) / 2))
+
+
+def test_a_photo_is_matched_with_what_it_shows_not_with_what_the_text_asks_for() -> None:
+    # the photo shows product 2, the text asks for product 1 in its place; product 2 is in the second row
+    batch = make_batch([1, 2], asked=[[1], [2]], shown=[[2], [2]])
+    embeddings = make_embeddings(2)
+    pulled = embeddings.vectors["query_image"].clone().requires_grad_()
+    moved = Embeddings({**embeddings.vectors, "query_image": pulled}, embeddings.present)
+    objective(a=("query_image", "product_image"))(moved, batch).loss.backward()
+    towards = -pulled.grad[0]
+    assert towards @ embeddings.vectors["product_image"][1] > towards @ embeddings.vectors["product_image"][0]
+
+
+def test_padding_and_absent_rows_change_nothing() -> None:
+    small = make_embeddings(3, absent={("query_text", 1)})
+    padded = Embeddings(
+        {name: torch.cat([v, torch.randn(1, 4)]) for name, v in small.vectors.items()},
+        {name: torch.cat([p, torch.tensor([True])]) for name, p in small.present.items()},
+    )
+    both = objective(a=("query_image", "product_image"), b=("query_text", "product_text"))
+    expected = both(small, make_batch([1, 2, 3])).loss
+    got = both(padded, make_batch([1, 2, 3, 1], padding=[False, False, False, True])).loss
+    torch.testing.assert_close(got, expected)
+
+
+def test_a_batch_without_any_text_has_zero_loss_and_a_gradient() -> None:
+    embeddings = make_embeddings(2, absent={("query_text", 0), ("query_text", 1)})
+    leaf = embeddings.vectors["query_text"].requires_grad_()
+    loss = objective(a=("query_text", "product_text"))(embeddings, make_batch([1, 2])).loss
+    loss.backward()
+    assert loss == 0.0 and leaf.grad is not None
+
+
+def test_scale_is_clamped_and_can_be_learnt_by_pair() -> None:
+    pairs = {"a": Pair("query_image", "product_image"), "b": Pair("query_image", "product_text")}
+    shared = Objective(pairs, info_nce, NAMES, init_scale=1e6, max_scale=100.0)
+    result = shared(make_embeddings(3), make_batch([1, 2, 3]))
+    torch.testing.assert_close(result.stats["logit_scale"], torch.tensor(100.0))
+    own = Objective(pairs, sigmoid, NAMES, init_scale=10.0, init_bias=-10.0, scale_per_pair=True)
+    assert {name for name, _ in own.named_parameters()} == {
+        f"{kind}.{p}" for kind in ("log_scales", "biases") for p in "ab"
+    }
+
+
+def test_unknown_tower_in_a_pair_is_named() -> None:
+    with pytest.raises(ValueError, match=r"model\.pairs\.a: no tower or fusion 'product_sound'; there are"):
+        objective(a=("query_image", "product_sound"))
+
+
+def test_nothing_to_learn_is_refused() -> None:
+    with pytest.raises(ValueError, match="nothing to learn"):
+        objective(a=("query_image", "product_image", 0.0))

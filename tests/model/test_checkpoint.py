@@ -1,0 +1,99 @@
+"""A matcher comes back from its file alone, lends its towers, and refuses what is not its own."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from mim_lightning.config import build_matcher, compose
+from mim_lightning.model.checkpoint import PREFIX, SECTION, describe, load_matcher, warm_start
+from tests.shop import small
+
+
+def config(*overrides: str) -> dict:
+    return compose("train", small(Path("unused"), *overrides))
+
+
+def save(folder: Path, *overrides: str, seed: int = 0) -> tuple[Path, torch.nn.Module]:
+    torch.manual_seed(seed)
+    matcher = build_matcher(config(*overrides))
+    state = {PREFIX + name: value for name, value in matcher.state_dict().items()}
+    path = folder / "model.ckpt"
+    torch.save({"state_dict": state, SECTION: describe(matcher, config(*overrides))}, path)
+    return path, matcher
+
+
+def test_round_trip_gives_equal_weights_and_fingerprint(tmp_path: Path) -> None:
+    path, matcher = save(tmp_path)
+    loaded = load_matcher(path)
+    assert loaded.fingerprint == torch.load(path, weights_only=True)[SECTION]["fingerprint"]
+    for name, value in matcher.state_dict().items():
+        assert torch.equal(value, loaded.matcher.state_dict()[name])
+
+
+def test_loading_needs_no_trainer(tmp_path: Path) -> None:
+    path, _ = save(tmp_path)
+    code = (
+        "import sys; from mim_lightning.model.checkpoint import load_matcher; "
+        f"load_matcher({str(path)!r}); assert 'lightning' not in sys.modules and 'hydra.main' not in sys.argv"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_3_tower_starts_a_4_tower_whole(tmp_path: Path) -> None:
+    path, three = save(tmp_path, "model=3tower")
+    four = build_matcher(config("model=4tower"))
+    report = warm_start(four, path)
+    assert not report.fresh and not report.unused
+    assert all(torch.equal(value, three.state_dict()[name]) for name, value in four.state_dict().items())
+
+
+def test_an_untied_tower_starts_from_the_shared_one(tmp_path: Path) -> None:
+    path, three = save(tmp_path, "model=3tower")
+    untied = build_matcher(config("model=3tower", "model.tied.product_image=null"))
+    assert not warm_start(untied, path).fresh
+    key = "projection.weight"
+    assert torch.equal(
+        untied.state_dict()[f"towers.product_image.{key}"], three.state_dict()[f"towers.query_image.{key}"]
+    )
+
+
+def test_what_was_and_was_not_loaded_is_told(tmp_path: Path) -> None:
+    path, _ = save(tmp_path, "model=2tower")
+    told = warm_start(build_matcher(config("model=3tower")), path).describe()
+    assert "loaded into towers.query_image" in told
+    assert "not in the checkpoint, fresh: towers.product_text" in told
+
+
+def test_another_shape_is_refused_by_name(tmp_path: Path) -> None:
+    path, _ = save(tmp_path)
+    with pytest.raises(
+        ValueError, match=r"'towers.query_image.projection.weight' has shape \(16, 64\), .* \(8, 64\)"
+    ):
+        warm_start(build_matcher(config("embed_dim=8")), path)
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint", None])
+def test_what_is_no_checkpoint_is_one_line(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "model.ckpt"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(
+        ValueError, match=r"model\.ckpt: (no such checkpoint file|not a readable checkpoint)"
+    ) as error:
+        load_matcher(path)
+    assert "\n" not in str(error.value)
+
+
+def test_a_foreign_or_changed_file_is_refused(tmp_path: Path) -> None:
+    path, _ = save(tmp_path)
+    content = torch.load(path, weights_only=True)
+    next(iter(content["state_dict"].values())).view(-1)[0] += 1
+    torch.save(content, path)
+    with pytest.raises(ValueError, match="it was changed"):
+        load_matcher(path)
+    torch.save({"state_dict": {}}, path)
+    with pytest.raises(ValueError, match="not a checkpoint of mim_lightning"):
+        load_matcher(path)

@@ -1,0 +1,92 @@
+"""The house rules that a machine can read: who imports whom, which vendor lives where, how files begin."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parents[1] / "src" / "mim_lightning"
+FILES = sorted(SOURCE.rglob("*.py"))
+
+ROOMS = {  # room or file -> what of the project it may import
+    "types": set(),
+    "data": {"types", "data"},
+    "encoders": {"types", "encoders"},
+    "losses": {"types", "losses"},
+    "metrics": {"types", "metrics"},
+    "model": {"types", "encoders.interface", "model"},
+    "model.checkpoint": {"types", "encoders.interface", "model", "config"},
+    "lit": {"types", "data", "model", "losses", "metrics", "lit"},
+    "config": {"types", "model", "losses"},  # build_matcher and build_objective
+    "run": set(),
+    "launch": {"config"},
+    "sweep": {"config", "run", "lit"},
+    "train": {"config", "run", "launch", "lit", "model"},
+    "evaluate": {"config", "launch", "lit", "model"},
+    "prepare": {"config", "data"},
+}
+VENDORS = {  # package -> rooms that may import it
+    "lightning": {"lit", "train", "evaluate"},
+    "hydra": {"config", "sweep"},
+    "omegaconf": {"config", "sweep"},
+    "timm": {"encoders"},
+    "transformers": {"encoders"},
+    "open_clip": {"encoders"},
+    "faiss": {"metrics"},
+    "torchmetrics": {"metrics"},
+    "simplejpeg": {"data"},
+    "pyarrow": {"data"},
+    "wandb": set(),  # through conf/logger and Lightning's logger alone
+}
+FORBIDDEN_NAMES = {"utils", "misc", "common", "helpers", "manager"}
+
+
+def imports(path: Path) -> list[str]:
+    found = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports are absolute"
+            found += [node.module or ""]
+    return found
+
+
+def name_of(path: Path) -> str:
+    parts = path.relative_to(SOURCE).with_suffix("").parts
+    return ".".join(part for part in parts if part != "__init__")
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_imports_point_one_way(path: Path) -> None:
+    name = name_of(path)
+    if not name:
+        return
+    allowed = ROOMS.get(name) if name in ROOMS else ROOMS[name.split(".")[0]]
+    for module in imports(path):
+        if module.startswith("mim_lightning."):
+            target = module.removeprefix("mim_lightning.")
+            assert any(target == room or target.startswith(f"{room}.") for room in allowed), (
+                f"{name} imports {target}"
+            )
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_every_vendor_has_its_room(path: Path) -> None:
+    room = name_of(path).split(".")[0]
+    for module in imports(path):
+        vendor = module.split(".")[0]
+        assert room in VENDORS.get(vendor, {room}), f"{vendor} does not belong into {room}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_files_say_what_they_are_for(path: Path) -> None:
+    source = path.read_text()
+    assert not FORBIDDEN_NAMES & set(path.relative_to(SOURCE).with_suffix("").parts)
+    if source.strip():
+        assert ast.get_docstring(ast.parse(source)), f"{path} has no docstring"
+
+
+def test_collectives_stay_in_gather_and_metrics() -> None:
+    users = {name_of(path) for path in FILES if any(m.startswith("torch.distributed") for m in imports(path))}
+    assert users <= {"losses.gather", "metrics.collect"}
