@@ -42,9 +42,7 @@ def read_sizes() -> argparse.Namespace:
     parser.add_argument("--depth", type=int, default=1000, help="products a query is given")
     parser.add_argument("--images", type=int, default=3, help="images a product in the second row")
     parser.add_argument("--tied-queries", type=int, default=200, help="queries in the row of all-equal scores")
-    parser.add_argument(
-        "--pairs", type=int, default=1_000_000, help="query-product pairs that torchmetrics is given"
-    )
+    parser.add_argument("--pairs", type=int, default=1_000_000, help="query-product pairs that torchmetrics is given")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
     parser.add_argument("--repeats", type=int, default=3, help="runs, of which the fastest counts")
     return parser.parse_args()
@@ -112,8 +110,7 @@ def torchmetrics_values(query: Tensor, gallery: Tensor, relevant: Tensor) -> dic
         metrics[f"ndcg@{k}"] = reference.RetrievalNormalizedDCG(top_k=k)
     indexes = torch.arange(len(query))[:, None].expand_as(scores).flatten()
     return {
-        name: float(metric(scores.flatten(), target.flatten(), indexes=indexes))
-        for name, metric in metrics.items()
+        name: float(metric(scores.flatten(), target.flatten(), indexes=indexes)) for name, metric in metrics.items()
     }
 
 

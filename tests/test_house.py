@@ -66,9 +66,7 @@ def test_imports_point_one_way(path: Path) -> None:
     for module in imports(path):
         if module.startswith("mim_lightning."):
             target = module.removeprefix("mim_lightning.")
-            assert any(target == room or target.startswith(f"{room}.") for room in allowed), (
-                f"{name} imports {target}"
-            )
+            assert any(target == room or target.startswith(f"{room}.") for room in allowed), f"{name} imports {target}"
 
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)

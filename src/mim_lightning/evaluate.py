@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from mim_lightning.config import build, run_door
+from mim_lightning.config import build, build_each, run_door
 from mim_lightning.launch import choose_precision
 
 
@@ -20,8 +20,6 @@ def main() -> None:
 
 def evaluate(config: dict[str, Any]) -> dict[str, float]:
     """Print a table, write results and picture into `output` if given, and return the flat results."""
-    from lightning import Trainer
-
     from mim_lightning.lit.callbacks.retrieval_eval import RetrievalEval
     from mim_lightning.lit.console import ProgressBar, quieten
     from mim_lightning.lit.evaluation import evaluate_module, save_picture
@@ -33,15 +31,11 @@ def evaluate(config: dict[str, Any]) -> dict[str, float]:
     loaded = load_matcher(config["checkpoint"])
     trained = loaded.config
     datamodule = build(config.get("data") or trained["data"], specs=loaded.matcher.input_specs())
-    directions = build({"_target_": "builtins.dict", **trained["directions"]})
-    trainer = Trainer(
+    directions = build_each(trained["directions"])
+    trainer = build(
+        config["trainer"] | {"precision": choose_precision(trained["trainer"])},
         callbacks=[RetrievalEval(directions, trained["monitor"]), ProgressBar()],
         logger=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        precision=choose_precision(trained["trainer"]),
-        accelerator=config["accelerator"],
-        devices=1,
     )
     reports = evaluate_module(trainer, MatchModule(loaded.matcher), datamodule)
     results = {key: value for report in reports.values() for key, value in report.as_scalars("val").items()}

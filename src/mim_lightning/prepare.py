@@ -1,4 +1,4 @@
-"""python -m mim_lightning.prepare data=manifest data.source.products=... data.source.queries=...: tables to shards.
+"""python -m mim_lightning.prepare data=<your set>: tables to shards.
 
 The train door does this by itself when the shards are missing; as a door of its own it runs where the pictures
 are, and can make shards anew.

@@ -24,7 +24,7 @@ class SweepTable(Callback):
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **_: Any) -> None:
         if job_return.status == JobStatus.COMPLETED and job_return.overrides is not None:
-            own = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
+            own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
             self.jobs.append((list(job_return.overrides), to_plain(own)))
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:

@@ -44,9 +44,7 @@ def test_goes_on_from_every_position(seed: int) -> None:
 
 def test_epochs_and_seeds_differ() -> None:
     def order(seed: int, epoch: int) -> tuple[int, ...]:
-        return tuple(
-            np.concatenate(list(epoch_batches(StreamPlan((40,) * 6, 16, seed, num_lanes=2), epoch))).tolist()
-        )
+        return tuple(np.concatenate(list(epoch_batches(StreamPlan((40,) * 6, 16, seed, num_lanes=2), epoch))).tolist())
 
     assert len({order(seed, epoch) for seed in range(3) for epoch in range(3)}) == 9
     assert order(1, 2) == order(1, 2)

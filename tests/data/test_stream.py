@@ -156,9 +156,7 @@ def test_evaluation_begins_at_the_beginning(make_set: MakeSet) -> None:
         ({"seed": 4}, "data.seed=3, now it is 4"),
     ],
 )
-def test_a_position_under_other_settings_is_refused(
-    make_set: MakeSet, changed: dict[str, int], words: str
-) -> None:
+def test_a_position_under_other_settings_is_refused(make_set: MakeSet, changed: dict[str, int], words: str) -> None:
     shards = make_set()
     state = loaders(shards)[0].state_dict()
     (other,) = loaders(shards, **changed)

@@ -112,9 +112,7 @@ def test_colours_and_patterns_go_across_categories() -> None:
 
 def test_silhouettes_and_marks_can_be_told_apart() -> None:
     looks = [
-        Look(category, shape, "red", "plain", "Brask")
-        for category in SILHOUETTES
-        for shape in SILHOUETTES[category]
+        Look(category, shape, "red", "plain", "Brask") for category in SILHOUETTES for shape in SILHOUETTES[category]
     ]
     looks += [Look("bag", "tote", "red", "plain", brand) for brand in MARKS if brand != "Brask"]
     assert len({draw_item(look, 48).tobytes() for look in looks}) == len(looks)

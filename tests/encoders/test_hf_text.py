@@ -32,9 +32,9 @@ def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("clip")
     torch.manual_seed(0)
     text = {"vocab_size": len(WORDS), "max_position_embeddings": 24, "eos_token_id": 3, **SIZES}
-    CLIPModel(
-        CLIPConfig(text_config=text, vision_config={**SIZES, "image_size": 8, "patch_size": 4})
-    ).save_pretrained(folder)
+    CLIPModel(CLIPConfig(text_config=text, vision_config={**SIZES, "image_size": 8, "patch_size": 4})).save_pretrained(
+        folder
+    )
     save_tokeniser(folder)
     return str(folder)
 

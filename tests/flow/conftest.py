@@ -35,9 +35,7 @@ def fit(shop: Path) -> Callable[..., Run]:
     return call
 
 
-def start(
-    *arguments: str, module: str = "mim_lightning.train", cwd: Path | None = None
-) -> subprocess.CompletedProcess:
+def start(*arguments: str, module: str = "mim_lightning.train", cwd: Path | None = None) -> subprocess.CompletedProcess:
     """Run a door as a process of its own."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     return subprocess.run(

@@ -51,7 +51,7 @@ def test_a_run_leaves_everything_behind(fit: Fit) -> None:
 def test_evaluate_gives_the_same_numbers_from_the_file_alone(fit: Fit, tmp_path: Path) -> None:
     run = fit()
     output = tmp_path / "evaluated"
-    config = compose("evaluate", [f"checkpoint={run.best_checkpoint}", f"output={output}", "accelerator=cpu"])
+    config = compose("evaluate", [f"checkpoint={run.best_checkpoint}", f"output={output}", "trainer=cpu"])
     evaluated = evaluate(config)
     recorded = run.read_results()
     assert recorded is not None
@@ -90,9 +90,7 @@ def test_init_from_a_3_tower(fit: Fit, caplog: pytest.LogCaptureFixture) -> None
 def test_killed_and_resumed_equals_not_stopped(shop: Path, fit: Fit, workers: int) -> None:
     whole = fit()
     parts = ["callbacks.last.every_n_train_steps=1", f"paths.runs={shop}/parts", f"data.num_workers={workers}"]
-    kill = (
-        "+callbacks.kill={_target_: tests.flow.stop.KillAt, step: 4}"  # in the second of two epochs of three steps
-    )
+    kill = "+callbacks.kill={_target_: tests.flow.stop.KillAt, step: 4}"  # in the second of two epochs of three steps
     killed = start(*small(shop, *parts, kill))
     assert killed.returncode == -9, killed.stderr
     resumed = fit(*parts)

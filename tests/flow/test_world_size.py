@@ -20,9 +20,7 @@ PLAIN = ["data.batch_size=16", "optim=sgd", "optim.lr=0.05"]
 def two_processes(shop: Path) -> Path:
     """Run a sweep over tower counts with two processes a job."""
     runs = shop / "two"
-    finished = start(
-        "-m", *small(shop, *PLAIN, f"paths.runs={runs}", "trainer.devices=2", f"model={','.join(MODELS)}")
-    )
+    finished = start("-m", *small(shop, *PLAIN, f"paths.runs={runs}", "trainer.devices=2", f"model={','.join(MODELS)}"))
     assert finished.returncode == 0, finished.stderr[-3000:]
     assert "3 jobs" in finished.stdout and "model=3tower" in finished.stdout
     return runs

@@ -14,9 +14,7 @@ def naive_info_nce(logits, positives, columns):
     losses = []
     for row in range(len(logits)):
         terms = []
-        negatives = [
-            math.exp(logits[row, c]) for c in range(logits.shape[1]) if columns[c] and not positives[row, c]
-        ]
+        negatives = [math.exp(logits[row, c]) for c in range(logits.shape[1]) if columns[c] and not positives[row, c]]
         for column in range(logits.shape[1]):
             if positives[row, column]:
                 own = math.exp(logits[row, column])

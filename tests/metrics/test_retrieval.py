@@ -24,9 +24,7 @@ from tests.metrics.test_ranking import keys_of, naive_ranking, quantised
 CUTOFFS = (1, 3, 10)
 
 
-def naive_scores(
-    ranked: list[int], relevant: set[int], category: int, categories: dict[int, int]
-) -> dict[str, float]:
+def naive_scores(ranked: list[int], relevant: set[int], category: int, categories: dict[int, int]) -> dict[str, float]:
     """Return the measures of one query from its ranked product keys, by the textbook."""
     positions = [rank for rank, key in enumerate(ranked, start=1) if key in relevant]
     scores = {}

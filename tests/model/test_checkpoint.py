@@ -69,9 +69,7 @@ def test_what_was_and_was_not_loaded_is_told(tmp_path: Path) -> None:
 
 def test_another_shape_is_refused_by_name(tmp_path: Path) -> None:
     path, _ = save(tmp_path)
-    with pytest.raises(
-        ValueError, match=r"'towers.query_image.projection.weight' has shape \(16, 64\), .* \(8, 64\)"
-    ):
+    with pytest.raises(ValueError, match=r"'towers.query_image.projection.weight' has shape \(16, 64\), .* \(8, 64\)"):
         warm_start(build_matcher(config("embed_dim=8")), path)
 
 
@@ -80,9 +78,7 @@ def test_what_is_no_checkpoint_is_one_line(tmp_path: Path, content: bytes | None
     path = tmp_path / "model.ckpt"
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(
-        ValueError, match=r"model\.ckpt: (no such checkpoint file|not a readable checkpoint)"
-    ) as error:
+    with pytest.raises(ValueError, match=r"model\.ckpt: (no such checkpoint file|not a readable checkpoint)") as error:
         load_matcher(path)
     assert "\n" not in str(error.value)
 

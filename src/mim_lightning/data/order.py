@@ -28,9 +28,7 @@ class StreamPlan:
 
     def __post_init__(self) -> None:
         if not 1 <= self.num_lanes <= len(self.shard_sizes):
-            raise ValueError(
-                f"data.num_lanes={self.num_lanes}: 1 to {len(self.shard_sizes)}, the number of shards"
-            )
+            raise ValueError(f"data.num_lanes={self.num_lanes}: 1 to {len(self.shard_sizes)}, the number of shards")
         if self.global_batch_size < 1 or self.window < 1:
             raise ValueError("batch size and data.window must be at least 1")
 

@@ -61,9 +61,7 @@ def vary_colours(images: Tensor, augment: Augment, rngs: Sequence[random.Random]
         return images
     factors = torch.tensor([[1 + s * rng.uniform(-1, 1) for s in strengths] for rng in rngs], dtype=torch.float32)
     # a few images at a time stay in the processor's cache
-    return torch.cat(
-        [_vary(part, *columns.T) for part, columns in zip(images.split(8), factors.split(8), strict=True)]
-    )
+    return torch.cat([_vary(part, *columns.T) for part, columns in zip(images.split(8), factors.split(8), strict=True)])
 
 
 def _vary(images: Tensor, brightness: Tensor, contrast: Tensor, saturation: Tensor) -> Tensor:
@@ -75,9 +73,7 @@ def _vary(images: Tensor, brightness: Tensor, contrast: Tensor, saturation: Tens
     return pixels.round_().clamp_(0, 255).to(torch.uint8)
 
 
-def _random_box(
-    height: int, width: int, augment: Augment, rng: random.Random
-) -> tuple[float, float, float, float]:
+def _random_box(height: int, width: int, augment: Augment, rng: random.Random) -> tuple[float, float, float, float]:
     """Return (top, left, height, width) in pixels; a box that would not fit is clipped to the picture."""
     area = height * width * rng.uniform(augment.min_scale, 1.0)
     ratio = math.exp(rng.uniform(-1, 1) * math.log(augment.max_ratio))
@@ -85,9 +81,7 @@ def _random_box(
     return rng.uniform(0, height - crop_h), rng.uniform(0, width - crop_w), crop_h, crop_w
 
 
-def _decode_crop(
-    data: bytes, size: tuple[int, int], box: tuple[float, float, float, float], spec: ImageSpec
-) -> Tensor:
+def _decode_crop(data: bytes, size: tuple[int, int], box: tuple[float, float, float, float], spec: ImageSpec) -> Tensor:
     """Decode just large enough that the box still has the target's pixels, then cut and resize."""
     (height, width), (top, left, crop_h, crop_w) = size, box
     shrink = min(crop_h / spec.size[0], crop_w / spec.size[1])

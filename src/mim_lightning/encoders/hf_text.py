@@ -172,16 +172,12 @@ def _not_found(source: str, offline: bool) -> ValueError:
         return ValueError(f"encoder '{source}': folder lacks the config, tokeniser or weights of a text model")
     if offline:
         return ValueError(f"encoder '{source}': not on this machine, and random weights ask no hub; {remedy}")
-    return ValueError(
-        f"encoder '{source}': cannot be downloaded (no network or no such model on the hub); {remedy}"
-    )
+    return ValueError(f"encoder '{source}': cannot be downloaded (no network or no such model on the hub); {remedy}")
 
 
 def _limit(name: str, config: Any, tokenizer: Any, max_length: int | None) -> int:
     """Return the tokens kept of a text: what was asked for, within what model and tokeniser can take."""
     longest = min(tokenizer.model_max_length, getattr(config, "max_position_embeddings", None) or 512)
     if max_length is not None and max_length > longest:
-        raise ValueError(
-            f"encoder '{name}': max_length {max_length} is more than the {longest} tokens it can take"
-        )
+        raise ValueError(f"encoder '{name}': max_length {max_length} is more than the {longest} tokens it can take")
     return max_length or longest

@@ -83,9 +83,7 @@ def _check_tag(name: str, pretrained: Pretrained, model: Mapping[str, Any]) -> d
     if weights and (wants == "quick_gelu") != model.get("quick_gelu", False):
         # OpenCLIP only warns, and the features are quietly worse.
         right = f"{name}-quickgelu" if wants == "quick_gelu" else name.removesuffix("-quickgelu")
-        raise ValueError(
-            f"encoder '{name}': weights '{tag}' were trained with {wants} activations; give name={right}"
-        )
+        raise ValueError(f"encoder '{name}': weights '{tag}' were trained with {wants} activations; give name={right}")
     return weights
 
 

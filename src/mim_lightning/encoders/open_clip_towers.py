@@ -102,9 +102,7 @@ class OpenClipText(Encoder):
     def __init__(self, name: str, pretrained: Pretrained = None, assets: Mapping[str, str] | None = None) -> None:
         super().__init__()
         config = read_config(name, pretrained, assets)
-        self.assets = (
-            dict(assets) if assets is not None else read_text_assets(name, config, offline=not pretrained)
-        )
+        self.assets = dict(assets) if assets is not None else read_text_assets(name, config, offline=not pretrained)
         model = config["model_cfg"]
         with TemporaryDirectory() as folder:
             for file, text in self.assets.items():

@@ -36,9 +36,7 @@ class TinyImage(ImageEncoder):
 
     def __init__(self, image_size: int = 64, width: int = 256) -> None:
         if image_size % 32 or width % 64:
-            raise ValueError(
-                f"encoder 'tiny_image': image_size {image_size} must divide by 32, width {width} by 64"
-            )
+            raise ValueError(f"encoder 'tiny_image': image_size {image_size} must divide by 32, width {width} by 64")
         spec = ImageSpec(size=(image_size, image_size), resize_mode="squash")
         super().__init__(Preprocessing(spec, mean=(0.5,) * 3, std=(0.5,) * 3))
         self.width = width
@@ -116,14 +114,10 @@ class TinyText(Encoder):
 
     spec: TextSpec
 
-    def __init__(
-        self, max_length: int = 32, vocabulary: int = 4096, width: int = 128, num_layers: int = 2
-    ) -> None:
+    def __init__(self, max_length: int = 32, vocabulary: int = 4096, width: int = 128, num_layers: int = 2) -> None:
         super().__init__()
         if width % 32 or vocabulary <= NUM_SPECIAL:
-            raise ValueError(
-                f"encoder 'tiny_text': width {width} must divide by 32, vocabulary {vocabulary} exceed 2"
-            )
+            raise ValueError(f"encoder 'tiny_text': width {width} must divide by 32, vocabulary {vocabulary} exceed 2")
         self.spec = TextSpec(HashTokenise(max_length, vocabulary - NUM_SPECIAL), max_length)
         self.width = width
         self.words = nn.Embedding(vocabulary, width, padding_idx=PADDING_ID)

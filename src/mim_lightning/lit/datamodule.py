@@ -88,9 +88,7 @@ class MatchDataModule(LightningDataModule):
 
     def train_dataloader(self) -> StreamLoader:
         shards = self.train_set()
-        plan = StreamPlan(
-            tuple(shards.sizes), self.batch_size, self.seed, num_lanes=self.num_lanes, window=self.window
-        )
+        plan = StreamPlan(tuple(shards.sizes), self.batch_size, self.seed, num_lanes=self.num_lanes, window=self.window)
         collate = Collate(self.specs, shards.max_relevant, self.augment, self.seed)
         self._train_loader = StreamLoader(shards, collate, plan, **self._placement())
         if self._state is not None:

@@ -9,16 +9,17 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from lightning import LightningDataModule, LightningModule, Trainer
+from lightning import LightningModule, Trainer
 
 from mim_lightning.lit.callbacks.retrieval_eval import RetrievalEval
+from mim_lightning.lit.datamodule import MatchDataModule
 from mim_lightning.lit.hits_figure import draw_hits
 from mim_lightning.lit.report import UNTOUCHED
 from mim_lightning.types import RetrievalReport
 
 
 def evaluate_module(
-    trainer: Trainer, module: LightningModule, datamodule: LightningDataModule, checkpoint: Path | None = None
+    trainer: Trainer, module: LightningModule, datamodule: MatchDataModule, checkpoint: Path | None = None
 ) -> dict[str, RetrievalReport]:
     """Run one whole validation pass, of `checkpoint` if given, and return a report for each direction."""
     trainer.validate(
@@ -40,7 +41,7 @@ def collect_results(trainer: Trainer, reports: dict[str, RetrievalReport], check
     return results | {"best_epoch": content["epoch"], "best_step": content["global_step"]}
 
 
-def save_picture(trainer: Trainer, report: RetrievalReport, datamodule: LightningDataModule, path: Path) -> None:
+def save_picture(trainer: Trainer, report: RetrievalReport, datamodule: MatchDataModule, path: Path) -> None:
     """Draw a direction's hits, save them as PNG, and hand them to every logger that takes images."""
     picture = draw_hits(report, datamodule.query_set(), datamodule.gallery_set())
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -32,11 +32,7 @@ def draw_hits(
     width = (num_hits + 1) * (CELL + GAP) + 2 * GAP
     sheet = Image.new("RGB", (width, TOP + len(chosen) * (CELL + CAPTION)), "white")
     draw = ImageDraw.Draw(sheet)
-    title = (
-        f"{report.direction}   hit@1 {report.values['hit@1']:.3f}"
-        if "hit@1" in report.values
-        else report.direction
-    )
+    title = f"{report.direction}   hit@1 {report.values['hit@1']:.3f}" if "hit@1" in report.values else report.direction
     draw.text((GAP, GAP), title, fill=INK, font=ImageFont.load_default(size=18))
     draw.text((GAP, GAP + 22), "query, then the first hits: blue right, red wrong", fill=FAINT, font=_font())
     for row, place in enumerate(chosen.tolist()):

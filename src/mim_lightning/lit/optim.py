@@ -26,9 +26,7 @@ def parameter_groups(
         lr_scales: factors on `lr`, by prefix of a parameter's name ("towers.query_image.encoder"); the key
             "encoder" stands for every tower's encoder. The longest prefix wins.
     """
-    prefixes = {
-        f"towers.{name}.encoder": lr_scales["encoder"] for name in matcher.towers if "encoder" in lr_scales
-    }
+    prefixes = {f"towers.{name}.encoder": lr_scales["encoder"] for name in matcher.towers if "encoder" in lr_scales}
     prefixes |= {prefix: scale for prefix, scale in lr_scales.items() if prefix != "encoder"}
     names = [name for name, _ in matcher.named_parameters()]
     for prefix in prefixes:

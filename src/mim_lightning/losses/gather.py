@@ -37,7 +37,7 @@ class _Gather(torch.autograd.Function):
         return gather_rows(local_BD)
 
     @staticmethod
-    def backward(ctx: Any, gradient_GD: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, gradient_GD: Tensor) -> Tensor:
         # each rank holds the gradient of its own loss only; a row's true gradient is the sum over ranks
         summed_GD = gradient_GD.contiguous()
         dist.all_reduce(summed_GD)

@@ -59,9 +59,7 @@ class Objective(nn.Module):
         for pair_name, pair in pairs.items():
             for name in (pair.left, pair.right):
                 if name not in names:
-                    raise ValueError(
-                        f"model.pairs.{pair_name}: no tower or fusion '{name}'; there are {list(names)}"
-                    )
+                    raise ValueError(f"model.pairs.{pair_name}: no tower or fusion '{name}'; there are {list(names)}")
         if not any(pair.weight > 0 for pair in pairs.values()):
             raise ValueError("model.pairs: no pair has a weight above 0, there is nothing to learn")
         self.pairs = {name: pair for name, pair in pairs.items() if pair.weight > 0}

@@ -110,9 +110,7 @@ def rank_direction(
     keep = num_relevant_Q > 0
     if not keep.any():
         raise ValueError(f"{name}: none of {len(keep)} queries has a relevant product in the gallery")
-    products_QK, scores_QK = rank_gallery(
-        query_vectors_QD[keep], gallery_vectors_ND, gallery_product_keys_N, depth
-    )
+    products_QK, scores_QK = rank_gallery(query_vectors_QD[keep], gallery_vectors_ND, gallery_product_keys_N, depth)
     hit_categories_Q = _categories_of(products_QK[:, 0], gallery_product_keys_N, gallery_category_keys_N)
     return Ranking(
         query_keys=query_keys_Q[keep],

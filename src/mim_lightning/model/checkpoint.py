@@ -40,9 +40,7 @@ class WarmStart:
     unused: tuple[str, ...]  # in the checkpoint, without a counterpart
 
     def describe(self) -> str:
-        lines = [
-            f"init_from: {len(self.loaded)} tensors loaded into {', '.join(_towers(self.loaded)) or 'nothing'}"
-        ]
+        lines = [f"init_from: {len(self.loaded)} tensors loaded into {', '.join(_towers(self.loaded)) or 'nothing'}"]
         for label, names in (
             ("not in the checkpoint, fresh", self.fresh),
             ("of the checkpoint, unused", self.unused),

@@ -29,9 +29,7 @@ class Matcher(nn.Module):
         super().__init__()
         for name, owner in tied.items():
             if owner not in towers:
-                raise ValueError(
-                    f"model.tied.{name}: no tower '{owner}' with weights of its own; {list(towers)} have"
-                )
+                raise ValueError(f"model.tied.{name}: no tower '{owner}' with weights of its own; {list(towers)} have")
         for name in (*towers, *tied, *fusions):
             side_of(name)
         widths = {name: tower.width for name, tower in towers.items()}

@@ -39,9 +39,7 @@ def draw_contact_sheet(folder: Path, products: int = 12) -> Image.Image:
         raise ValueError(f"products must be at least 1, not {products}")
     count = min(products, len(catalogue))
     stride = len(catalogue) // count
-    ids = [
-        list(catalogue)[idx * stride + idx % stride] for idx in range(count)
-    ]  # another place in its family each
+    ids = [list(catalogue)[idx * stride + idx % stride] for idx in range(count)]  # another place in its family each
     num_rows = -(-count // PANELS_PER_ROW)
     size = (min(count, PANELS_PER_ROW) * PANEL_WIDTH + MARGIN, num_rows * PANEL_HEIGHT + MARGIN)
     sheet = Image.new("RGB", size, PAPER)

@@ -77,9 +77,7 @@ def draw_item(look: Look, side: int) -> Image.Image:
     trim = darken(colour, TRIM_SHADE)
     canvas = Image.new("RGB", (side, side), darken(colour, EDGE_SHADE))
     canvas.paste(trim, mask=layers.back)
-    canvas.paste(
-        ImageChops.multiply(draw_fabric(look.colour, look.pattern, side), layers.shading), mask=layers.body
-    )
+    canvas.paste(ImageChops.multiply(draw_fabric(look.colour, look.pattern, side), layers.shading), mask=layers.body)
     canvas.paste(INK, mask=layers.seams)
     canvas.paste(trim, mask=layers.front)
     canvas.paste(CREAM, mask=layers.light)

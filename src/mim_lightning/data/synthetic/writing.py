@@ -64,9 +64,7 @@ def write_synthetic_world(
     check_range("num_processes", 1 if num_processes is None else num_processes, 1, None)
     products = build_products(num_products, seed)
     counts = dict(zip(SPLITS, (train_queries_per_product, val_queries_per_product), strict=True))
-    queries = [
-        query for split in SPLITS for query in build_queries(products, split, counts[split], change_share, seed)
-    ]
+    queries = [query for split in SPLITS for query in build_queries(products, split, counts[split], change_share, seed)]
     write_pictures(list_pictures(folder, products, queries, image_size, seed), num_processes)
     return write_table(folder / "products.csv", products), write_table(folder / "queries.csv", queries)
 

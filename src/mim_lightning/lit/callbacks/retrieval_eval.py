@@ -54,9 +54,7 @@ class RetrievalEval(Callback):
         for name, direction in self.directions.items():
             for end in (direction.query, direction.gallery):
                 if end not in matcher.names:
-                    raise ValueError(
-                        f"directions.{name}: no tower or fusion '{end}'; there are {list(matcher.names)}"
-                    )
+                    raise ValueError(f"directions.{name}: no tower or fusion '{end}'; there are {list(matcher.names)}")
         keys = [f"val/{direction}/" for direction in self.directions]
         if not self.monitor.startswith(tuple(keys)):
             raise ValueError(
@@ -145,8 +143,8 @@ class RetrievalEval(Callback):
             before = self.untouched.get(self.monitor, 0.0)
             if scalars[self.monitor] < before:
                 rank_zero_warn(
-                    f"epoch {trainer.current_epoch}: {self.monitor} is {scalars[self.monitor]:.3f}, the untouched model "
-                    f"had {before:.3f}; a smaller optim.lr or optim.lr_scales.encoder keeps what it knew"
+                    f"epoch {trainer.current_epoch}: {self.monitor} is {scalars[self.monitor]:.3f}, the untouched "
+                    f"model had {before:.3f}; a smaller optim.lr or optim.lr_scales.encoder keeps what it knew"
                 )
 
     def state_dict(self) -> dict[str, Any]:
@@ -156,9 +154,7 @@ class RetrievalEval(Callback):
         self.untouched = state_dict["untouched"]
 
 
-def _side(
-    name: str, table: EmbeddingTable, fusions: Mapping[str, Mapping[str, float]]
-) -> tuple[Any, EmbeddingTable]:
+def _side(name: str, table: EmbeddingTable, fusions: Mapping[str, Mapping[str, float]]) -> tuple[Any, EmbeddingTable]:
     """Return the vectors of a tower or fusion and the table's rows, without rows that lack it."""
     wanted = {name: fusions[name]} if name in fusions else {}
     embeddings = fuse(Embeddings(table.vectors, table.present), wanted)

@@ -27,9 +27,7 @@ class Throughput(Callback):
         self.rows, self.waited = 0, 0.0
         self.started = self.last_end = time.perf_counter()
 
-    def on_train_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
         self.waited += time.perf_counter() - self.last_end
 
     def on_train_batch_end(
