@@ -6,22 +6,24 @@ column. Sources end here, `shards` and the `prepare` door begin here.
 
 from __future__ import annotations
 
-import csv
-import difflib
-import json
-import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-PRODUCT_COLUMNS = ("product_id", "image", "title", "description", "category")
-QUERY_COLUMNS = ("query_id", "split", "image", "text", "product_id", "shown_product_id")
-REQUIRED = {"products": ("product_id", "image", "title"), "queries": ("split", "image", "product_id")}
-LIST_SEPARATOR = "|"  # several values in one CSV cell
+from mim_lightning.data.tables import ColumnNames, TableSpec, read_rows, require_name, table_id
 
-_Row = tuple[int, dict[str, Any]]
-ColumnNames = Mapping[str, str | None]  # our column name -> the file's, None where the file has no such column
+PRODUCTS = TableSpec(
+    "products",
+    known=("product_id", "image", "title", "description", "category"),
+    required=("product_id", "image", "title"),
+)
+QUERIES = TableSpec(
+    "queries",
+    known=("query_id", "split", "image", "text", "product_id", "shown_product_id"),
+    required=("split", "image", "product_id"),
+)
+LIST_SEPARATOR = "|"  # several values in one CSV cell
 
 
 @dataclass(frozen=True)
@@ -116,9 +118,9 @@ def read_manifest(
     """
     columns = columns or {}
     for table in columns:
-        _require_name(table, tuple(REQUIRED), "data.source.columns", "table")
+        require_name(table, (PRODUCTS.name, QUERIES.name), "data.source.columns", "table")
     products: dict[str, Product] = {}
-    for origin, row in _read_rows(products_path, "products", PRODUCT_COLUMNS, columns.get("products", {})):
+    for origin, row in read_rows(products_path, PRODUCTS, columns.get("products", {})):
         product = _product(row, image_root or products_path.parent, origin)
         if product.product_id in products:
             first = products[product.product_id].origin
@@ -126,7 +128,7 @@ def read_manifest(
         products[product.product_id] = product
     queries: list[Query] = []
     seen: dict[str, str] = {}
-    for origin, row in _read_rows(queries_path, "queries", QUERY_COLUMNS, columns.get("queries", {})):
+    for origin, row in read_rows(queries_path, QUERIES, columns.get("queries", {})):
         query = _query(row, image_root or queries_path.parent, origin, len(queries))
         for column, ids in (("product_id", query.asked_ids), ("shown_product_id", query.shown_ids)):
             _require_known(ids, products, f"{origin}, column '{column}'", products_path)
@@ -139,18 +141,6 @@ def read_manifest(
     if not products:
         raise ValueError(f"{products_path}: the table has no rows")
     return Manifest(products, queries, products_path, queries_path)
-
-
-def table_id(path: Path) -> str:
-    """Return a short text that changes with the file: its size and a checksum of its first megabyte.
-
-    Raises:
-        ValueError: no such file.
-    """
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file")
-    with path.open("rb") as file:
-        return f"{path.stat().st_size} bytes, crc32 {zlib.crc32(file.read(1 << 20)):08x}"
 
 
 def _product(row: Mapping[str, Any], root: Path, origin: str) -> Product:
@@ -194,12 +184,6 @@ def _require_known(ids: tuple[str, ...], products: Mapping[str, Product], where:
             raise ValueError(f"{where}: product '{product_id}' is not in {path}")
 
 
-def _require_name(name: str, known: tuple[str, ...], where: str, kind: str) -> None:
-    if name not in known:
-        hint = difflib.get_close_matches(name, known, 1) or known
-        raise ValueError(f"{where}: no {kind} '{name}'; did you mean {' or '.join(hint)}?")
-
-
 def _text(row: Mapping[str, Any], column: str) -> str | None:
     return _plain(row.get(column)) or None
 
@@ -213,73 +197,3 @@ def _values(row: Mapping[str, Any], column: str) -> tuple[str, ...]:
 def _plain(value: Any) -> str:
     """Return a cell as text; null and NaN, which some writers put for it, are empty."""
     return "" if value is None or value != value else str(value).strip()
-
-
-def _read_rows(
-    path: Path, table: str, known: tuple[str, ...], columns: ColumnNames
-) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield (origin, row in our column names). Row numbers are the lines an editor shows, header included."""
-    for ours in columns:
-        _require_name(ours, known, f"data.source.columns.{table}", "column")
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file ({table} table)")
-    reader = {".csv": _csv_rows, ".parquet": _parquet_rows, ".jsonl": _jsonl_rows}.get(path.suffix)
-    if reader is None:
-        raise ValueError(f"{path}: a {table} table ends in .csv, .parquet or .jsonl")
-    names = {ours: columns.get(ours, ours) for ours in known}
-    needed = {ours: name for ours, name in names.items() if name and ours in {*REQUIRED[table], *columns}}
-    for number, raw in _readable(path, reader(path)):
-        for ours, name in needed.items():
-            if name not in raw:
-                raise ValueError(
-                    f"{path}, row {number}: missing column '{name}', it has {sorted(raw)}; "
-                    f"name another with data.source.columns.{table}.{ours}=<column>, or null if there is none"
-                )
-        yield f"{path}, row {number}", {ours: raw.get(name) if name else None for ours, name in names.items()}
-
-
-def _readable(path: Path, rows: Iterator[_Row]) -> Iterator[_Row]:
-    """Pass rows on; whatever a reader says of a damaged file becomes an error that names the file."""
-    try:
-        yield from rows
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 ({error.reason}); save it as UTF-8") from error
-    except csv.Error as error:
-        raise ValueError(f"{path}: not a CSV table ({error})") from error
-
-
-def _csv_rows(path: Path) -> Iterator[_Row]:
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        for row in reader:
-            if None in row or None in row.values():
-                raise ValueError(f"{path}, row {reader.line_num}: not as many cells as the header has")
-            yield reader.line_num, row
-
-
-def _jsonl_rows(path: Path) -> Iterator[_Row]:
-    with path.open(encoding="utf-8-sig") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{path}, row {number}: not JSON ({error.msg})") from error
-            if not isinstance(row, dict):
-                raise ValueError(f"{path}, row {number}: not a JSON object")
-            yield number, row
-
-
-def _parquet_rows(path: Path) -> Iterator[_Row]:
-    import pyarrow
-    import pyarrow.parquet
-
-    number = 0
-    try:
-        for batch in pyarrow.parquet.ParquetFile(path).iter_batches():
-            for row in batch.to_pylist():
-                number += 1
-                yield number, row
-    except pyarrow.ArrowException as error:
-        raise ValueError(f"{path}: not a Parquet table ({error})") from error

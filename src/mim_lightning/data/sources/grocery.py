@@ -9,7 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from mim_lightning.data.manifest import Manifest, read_manifest, table_id
+from mim_lightning.data.manifest import Manifest, read_manifest
+from mim_lightning.data.tables import table_id
 
 QUERY_COLUMNS = {"image": "query_image", "text": "query_text"}
 
