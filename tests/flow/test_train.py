@@ -11,7 +11,7 @@ from PIL import Image
 from mim_lightning.config import compose
 from mim_lightning.evaluate import evaluate
 from mim_lightning.run import Run, identify
-from tests.flow.conftest import start, weights
+from tests.flow.doors import start, weights
 from tests.shop import small
 
 Fit = Callable[..., Run]

@@ -8,7 +8,7 @@ import torch
 
 from mim_lightning.config import compose
 from mim_lightning.run import Run, identify
-from tests.flow.conftest import start, weights
+from tests.flow.doors import start, weights
 from tests.shop import small
 
 MODELS = ("2tower", "3tower", "4tower")

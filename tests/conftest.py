@@ -1,0 +1,29 @@
+"""Whole runs on a shop of a few products, for every test that wants one."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from mim_lightning.config import compose
+from mim_lightning.run import Run, identify
+from mim_lightning.train import train
+from tests.shop import small, write_shop
+
+
+@pytest.fixture
+def shop(tmp_path: Path) -> Path:
+    write_shop(tmp_path / "shop", num_products=7)
+    return tmp_path
+
+
+@pytest.fixture
+def fit(shop: Path) -> Callable[..., Run]:
+    """Train in this process and return the run."""
+
+    def call(*overrides: str) -> Run:
+        config = compose("train", small(shop, *overrides))
+        train(config)
+        return identify(config)[0]
+
+    return call

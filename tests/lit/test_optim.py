@@ -1,0 +1,76 @@
+"""Parameter groups and schedules, on numbers that can be written down."""
+
+import pytest
+import torch
+
+from mim_lightning.lit.optim import parameter_groups, warmup_constant, warmup_cosine
+from mim_lightning.losses.contrastive import info_nce
+from mim_lightning.losses.objective import Objective, Pair
+from mim_lightning.model.matcher import Matcher
+from tests.model.test_matcher import image_tower, text_tower
+
+
+def parts() -> tuple[Matcher, Objective]:
+    matcher = Matcher(
+        {"query_image": image_tower(), "product_text": text_tower()}, {"product_image": "query_image"}, {}
+    )
+    return matcher, Objective({"a": Pair("query_image", "product_text")}, info_nce, matcher.names)
+
+
+def rates(lr_scales: dict[str, float]) -> dict[str, tuple[float, float]]:
+    matcher, objective = parts()
+    groups = parameter_groups(matcher, objective, lr=1.0, weight_decay=0.1, lr_scales=lr_scales)
+    of = {id(p): (group["lr"], group["weight_decay"]) for group in groups for p in group["params"]}
+    named = [*matcher.named_parameters(), *objective.named_parameters()]
+    assert len(of) == len(named)
+    return {name: of[id(p)] for name, p in named}
+
+
+def test_biases_norms_and_scale_are_not_decayed() -> None:
+    for name, (_, decay) in rates({}).items():
+        flat = name.endswith(("bias", "norm.weight")) or "log_scales" in name or "norm" in name
+        assert decay == 0.0 if flat else True
+    assert rates({})["towers.query_image.projection.weight"] == (1.0, 0.1)
+
+
+def test_the_longest_prefix_decides_the_rate() -> None:
+    found = rates({"encoder": 0.1, "towers.product_text": 0.5, "towers.product_text.encoder.words": 0.0})
+    assert found["towers.query_image.projection.weight"][0] == 1.0
+    assert found["towers.product_text.projection.weight"][0] == 0.5
+    assert found["towers.product_text.encoder.words.weight"][0] == 0.0
+    assert found["towers.product_text.encoder.norm.weight"][0] == 0.1
+    assert found["towers.query_image.encoder.network.0.0.weight"][0] == 0.1
+
+
+def test_a_prefix_that_fits_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"optim\.lr_scales: no parameter starts with 'towers.query_imgae'"):
+        rates({"towers.query_imgae": 0.1})
+
+
+def test_frozen_parameters_are_left_to_themselves() -> None:
+    matcher, objective = parts()
+    matcher.tower("query_image").requires_grad_(False)
+    groups = parameter_groups(matcher, objective, 1.0, 0.0, {})
+    assert all(p.requires_grad for group in groups for p in group["params"])
+
+
+def run(schedule, steps: int, **options) -> list[float]:
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    scheduler = schedule(optimizer, steps, **options)
+    rates = []
+    for _ in range(steps):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    return rates
+
+
+def test_cosine_rises_and_falls() -> None:
+    found = run(warmup_cosine, 12, warmup_share=1 / 6)
+    assert found[:3] == [0.5, 1.0, 1.0]
+    assert found[7] == pytest.approx(0.5)
+    assert found[2:] == sorted(found[2:], reverse=True) and found[-1] > 0
+
+
+def test_constant_rises_and_stays() -> None:
+    assert run(warmup_constant, 6, warmup_share=0.5) == pytest.approx([1 / 3, 2 / 3, 1, 1, 1, 1])

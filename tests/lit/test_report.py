@@ -1,0 +1,23 @@
+"""Tables a person reads: every direction, the untouched model beside it, means over seeds."""
+
+import pytest
+
+from mim_lightning.lit.report import print_comparison, print_run
+
+RESULTS = {"val/image_to_image/hit@1": 0.5, "val/image_to_image/hit@10": 0.75, "untouched/image_to_image/hit@1": 0.125}
+
+
+def test_a_run_shows_directions_and_where_it_came_from(capsys: pytest.CaptureFixture[str]) -> None:
+    print_run("a run", RESULTS, " over 8 queries")
+    (row,) = [line for line in capsys.readouterr().out.splitlines() if "image_to_image" in line]
+    assert row.split() == ["image_to_image", "0.125", "0.500", "0.750"]
+
+
+def test_seeds_are_averaged(capsys: pytest.CaptureFixture[str]) -> None:
+    other = RESULTS | {"val/image_to_image/hit@1": 0.7}
+    print_comparison(
+        "sweep", [("model=2tower seed=1", RESULTS), ("model=2tower seed=2", other), ("model=3tower seed=1", {})]
+    )
+    out = capsys.readouterr().out
+    assert "model=2tower, 2 seeds" in out and "0.600 ±0.141" in out
+    assert next(line for line in out.splitlines() if "model=3tower seed=1" in line).split()[2:] == ["-", "-"]

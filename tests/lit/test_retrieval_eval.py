@@ -1,0 +1,28 @@
+"""The callback on real runs: whole passes only, and loggers of every kind get what they can show."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from mim_lightning.run import Run
+
+
+def test_a_partial_pass_publishes_nothing(fit: Callable[..., Run]) -> None:
+    with pytest.raises(ValueError, match=r"validation queries: .* no numbers are published from a partial pass"):
+        fit("data.eval_batch_size=2", "+trainer.limit_val_batches=1")
+
+
+def test_wandb_offline_holds_metrics_and_the_picture(
+    fit: Callable[..., Run],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    run = fit("logger=wandb", "logger.wandb.offline=true", "trainer.log_every_n_steps=1")
+    files = {path.name for path in (run.folder / "wandb").rglob("*") if path.is_file()}
+    assert f"run-{run.run_id}.wandb" in files
+    assert any(name.endswith(".png") for name in files)
+    (record,) = (run.folder / "wandb").rglob(f"run-{run.run_id}.wandb")
+    content = Path(record).read_bytes()
+    for key in (b"val/composed_to_product/hit@1", b"train/loss/query_product", b"train/logit_scale"):
+        assert key in content
