@@ -4,7 +4,7 @@ PY := .venv/bin/python
 UV := $(or $(shell command -v uv),.uv/bin/uv)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup gpu format lint types test test-slow train wheel lock clean
+.PHONY: help setup gpu format lint types test test-slow train experiment wheel lock clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1|/' | awk -F'|' '{printf "  %-10s %s\n", $$1, $$2}'
@@ -27,6 +27,9 @@ gpu: setup ## FAISS on the GPU instead of on the CPU
 
 train: setup ## the main job: 4 towers on the synthetic shop, about three minutes on two cores
 	$(PY) -m mim_lightning.train
+
+experiment: setup ## one record of experiments/ again: make experiment NAME=towers_grocery
+	experiments/$(NAME)/run.sh
 
 format: setup ## format the code
 	$(PY) -m ruff check --quiet --fix src tests benchmarks

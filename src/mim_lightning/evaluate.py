@@ -22,9 +22,9 @@ def evaluate(config: dict[str, Any]) -> dict[str, float]:
     """Print a table, write results and picture into `output` if given, and return the flat results."""
     from mim_lightning.lit.callbacks.retrieval_eval import RetrievalEval
     from mim_lightning.lit.console import ProgressBar, quieten
-    from mim_lightning.lit.evaluation import evaluate_module, save_picture
+    from mim_lightning.lit.evaluation import evaluate_module, flatten, save_picture
     from mim_lightning.lit.module import MatchModule
-    from mim_lightning.lit.report import describe_counts, print_run
+    from mim_lightning.lit.report import print_run
     from mim_lightning.model.checkpoint import load_matcher
 
     quieten()
@@ -38,8 +38,8 @@ def evaluate(config: dict[str, Any]) -> dict[str, float]:
         logger=False,
     )
     reports = evaluate_module(trainer, MatchModule(loaded.matcher), datamodule)
-    results = {key: value for report in reports.values() for key, value in report.as_scalars("val").items()}
-    print_run(f"{config['checkpoint']} ({loaded.fingerprint})", results, describe_counts(reports))
+    results = flatten(reports)
+    print_run(f"{config['checkpoint']} ({loaded.fingerprint})", results)
     if config["output"]:
         folder = Path(config["output"])
         save_picture(trainer, reports[trained["monitor"].split("/")[1]], datamodule, folder / "hits.png")

@@ -32,12 +32,19 @@ def evaluate_module(
     return _retrieval_eval(trainer).reports
 
 
-def collect_results(trainer: Trainer, reports: dict[str, RetrievalReport], checkpoint: Path) -> dict[str, float]:
-    """Return a run's flat results: the best checkpoint's metrics, the untouched model's, epoch and step."""
-    content = torch.load(checkpoint, map_location="cpu", weights_only=True)
+def flatten(reports: dict[str, RetrievalReport]) -> dict[str, float]:
+    """Return flat results: the metrics of every direction, and how many queries and products stand behind them."""
     results = {key: value for report in reports.values() for key, value in report.as_scalars("val").items()}
+    results["num_queries"] = max(report.num_queries for report in reports.values())
+    results["num_unanswerable"] = max(report.num_unanswerable for report in reports.values())
+    return results | {"num_products": max(report.num_products for report in reports.values())}
+
+
+def collect_results(trainer: Trainer, reports: dict[str, RetrievalReport], checkpoint: Path) -> dict[str, float]:
+    """Return a run's flat results: the best checkpoint's, the untouched model's, epoch and step."""
+    content = torch.load(checkpoint, map_location="cpu", weights_only=True)
     untouched = _retrieval_eval(trainer).untouched
-    results |= {key.replace("val/", f"{UNTOUCHED}/", 1): value for key, value in untouched.items()}
+    results = flatten(reports) | {key.replace("val/", f"{UNTOUCHED}/", 1): value for key, value in untouched.items()}
     return results | {"best_epoch": content["epoch"], "best_step": content["global_step"]}
 
 

@@ -13,18 +13,15 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from mim_lightning.types import RetrievalReport
-
 COLUMNS = ("hit@1", "hit@5", "hit@10", "mrr", "map", "ndcg@10", "wrong_category@1")  # all others: results.json
 Results = Mapping[str, float]
 UNTOUCHED = "untouched"  # takes the place of "val" in the keys of epoch -1
 
 
-def print_run(title: str, results: Results, counts: str = "") -> None:
+def print_run(title: str, results: Results) -> None:
     """Print a direction a row: what the untouched model reached at hit@1, and what the trained one does."""
-    table = Table(
-        title=title, caption=f"shares, 0 to 1{counts}", title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0)
-    )
+    caption = f"shares, 0 to 1{_describe_counts(results)}"
+    table = Table(title=title, caption=caption, title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0))
     table.add_column("direction", no_wrap=True)
     has_untouched = any(key.startswith(UNTOUCHED) for key in results)
     if has_untouched:
@@ -36,14 +33,6 @@ def print_run(title: str, results: Results, counts: str = "") -> None:
         before = [_cell(results, f"{UNTOUCHED}/{direction}/hit@1")] if has_untouched else []
         table.add_row(direction, *before, *(_cell(results, f"val/{direction}/{metric}") for metric in columns))
     _print(table)
-
-
-def describe_counts(reports: Mapping[str, RetrievalReport]) -> str:
-    """Return how many queries and products stand behind the numbers."""
-    report = next(iter(reports.values()))
-    left_out = max(report.num_unanswerable for report in reports.values())
-    text = f" over {report.num_queries} queries against {report.num_products} products"
-    return text + (f" ({left_out} queries without an answer left out)" if left_out else "")
 
 
 def print_comparison(
@@ -66,6 +55,14 @@ def print_comparison(
         for name, members in groups.items():
             table.add_row(f"{name or 'all'}, {len(members)} seeds", *(_mean_cell(members, key) for key in keys))
     _print(table)
+
+
+def _describe_counts(results: Results) -> str:
+    if "num_queries" not in results:
+        return ""
+    left_out = int(results["num_unanswerable"])
+    text = f", over {int(results['num_queries'])} queries against {int(results['num_products'])} products"
+    return text + (f" ({left_out} queries that no product answers left out)" if left_out else "")
 
 
 def _keys(runs: Sequence[tuple[str, Results]]) -> list[str]:
