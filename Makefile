@@ -32,12 +32,12 @@ experiment: setup ## one record of experiments/ again: make experiment NAME=towe
 	experiments/$(NAME)/run.sh
 
 format: setup ## format the code
-	$(PY) -m ruff check --quiet --fix src tests benchmarks
-	$(PY) -m ruff format --quiet src tests benchmarks
+	$(PY) -m ruff check --quiet --fix src tests benchmarks experiments
+	$(PY) -m ruff format --quiet src tests benchmarks experiments
 
 lint: setup ## style
-	$(PY) -m ruff check src tests benchmarks
-	$(PY) -m ruff format --check src tests benchmarks
+	$(PY) -m ruff check src tests benchmarks experiments
+	$(PY) -m ruff format --check src tests benchmarks experiments
 
 types: setup ## types
 	$(PY) -m mypy

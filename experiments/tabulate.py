@@ -2,7 +2,7 @@
 
     python experiments/tabulate.py experiments/towers_grocery runs/*-grocery-seed*
 
-Reads each run's results.json and config.yaml; writes results.csv (a run a row) and table.md into the experiment's folder.
+Reads each run's results.json and config.yaml; writes results.csv (a run a row) and table.md into the folder.
 """
 
 import argparse

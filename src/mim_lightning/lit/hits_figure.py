@@ -10,7 +10,7 @@ import textwrap
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from mim_lightning.data.decode import decode_image
 from mim_lightning.data.shards import ShardSet
@@ -23,9 +23,9 @@ BLUE, RED, INK, FAINT = "#1f6feb", "#d1242f", "#1f2328", "#6e7781"
 def draw_hits(
     report: RetrievalReport, queries: ShardSet, gallery: ShardSet, num_queries: int = 8, num_hits: int = 5
 ) -> Image.Image:
-    """Draw an even sample of the queries, so that the share of blue is the model's, with their first hits."""
+    """Draw a sample of the queries with their first hits, as often right at first place as all of them are."""
     hits = report.hits
-    chosen = torch.linspace(0, len(hits.query_keys) - 1, min(num_queries, len(hits.query_keys))).round().long()
+    chosen = _sample(hits.is_relevant[:, 0], num_queries)
     num_hits = min(num_hits, hits.product_keys.shape[1])
     query_samples = _find(queries, hits.query_keys[chosen])
     product_samples = _find(gallery, hits.product_keys[chosen, :num_hits].flatten())
@@ -46,6 +46,15 @@ def draw_hits(
     return sheet
 
 
+def _sample(is_right: torch.Tensor, size: int) -> torch.Tensor:
+    """Return places spread evenly over the right and the wrong queries, in proportion to their number."""
+    size = min(size, len(is_right))
+    num_right = round(size * float(is_right.float().mean()))
+    groups = ((is_right.nonzero()[:, 0], num_right), ((~is_right).nonzero()[:, 0], size - num_right))
+    spread = [places[torch.linspace(0, len(places) - 1, count).round().long()] for places, count in groups if count]
+    return torch.cat(spread).sort().values
+
+
 def _find(shards: ShardSet, keys: torch.Tensor) -> dict[int, Sample]:
     """Return one sample for each id key."""
     wanted = np.unique(keys.cpu().numpy())
@@ -59,7 +68,7 @@ def _draw_cell(sheet: Image.Image, left: int, top: int, sample: Sample, frame: s
     data = sample.inputs.get(f"{side}_image")
     if isinstance(data, bytes):
         image = Image.fromarray(decode_image(data))
-        image.thumbnail((CELL - 2 * FRAME, CELL - 2 * FRAME), Image.Resampling.LANCZOS)
+        image = ImageOps.contain(image, (CELL - 2 * FRAME, CELL - 2 * FRAME), Image.Resampling.LANCZOS)
         sheet.paste(image, (left + (CELL - image.width) // 2, top + (CELL - image.height) // 2))
     if frame:
         draw.rectangle((left, top, left + CELL - 1, top + CELL - 1), outline=frame, width=FRAME)
