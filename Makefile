@@ -4,7 +4,7 @@ PY := .venv/bin/python
 UV := $(or $(shell command -v uv),.uv/bin/uv)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup gpu format lint types test test-slow train experiment wheel lock clean
+.PHONY: help setup gpu format lint types test train experiment wheel lock clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1|/' | awk -F'|' '{printf "  %-10s %s\n", $$1, $$2}'
@@ -42,11 +42,8 @@ lint: setup ## style
 types: setup ## types
 	$(PY) -m mypy
 
-test: lint types ## style, types and the tests that need no minutes
+test: lint types ## style, types and tests: about ten minutes on two cores
 	$(PY) -m pytest
-
-test-slow: setup ## the longer tests
-	$(PY) -m pytest -m slow
 
 wheel: setup ## a wheel in dist/
 	$(PY) -m build --wheel --installer uv

@@ -9,7 +9,7 @@ import argparse
 import csv
 import json
 import statistics
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import yaml
@@ -17,6 +17,7 @@ import yaml
 METRICS = ("hit@1", "hit@5", "hit@10", "mrr", "wrong_category@1")
 # two-sided 95 % quantiles of Student's t for 1, 2, ... degrees of freedom
 STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+FACTS = ("best_epoch", "best_step", "fit_seconds")
 
 
 def main() -> None:
@@ -25,6 +26,9 @@ def main() -> None:
     parser.add_argument("runs", type=Path, nargs="+")
     arguments = parser.parse_args()
     rows = [read_run(folder) for folder in sorted(arguments.runs) if (folder / "results.json").is_file()]
+    twice = [key for key, count in Counter((row["model"], row["seed"]) for row in rows).items() if count > 1]
+    if twice:
+        parser.error(f"more than one run of {twice}: name the folders of one recipe only")
     write_csv(arguments.experiment / "results.csv", rows)
     table = make_table(rows)
     (arguments.experiment / "table.md").write_text(table)
@@ -34,7 +38,7 @@ def main() -> None:
 def read_run(folder: Path) -> dict[str, object]:
     config = yaml.safe_load((folder / "config.yaml").read_text())
     results = json.loads((folder / "results.json").read_text())
-    kept = {key: value for key, value in results.items() if key.rsplit("/", 1)[-1] in METRICS or key.startswith("best")}
+    kept = {key: value for key, value in results.items() if key.rsplit("/", 1)[-1] in METRICS or key in FACTS}
     return {"model": config["model"]["name"], "seed": config["seed"], **kept}
 
 
@@ -55,15 +59,26 @@ def make_table(rows: list[dict[str, object]]) -> str:
         for model, members in sorted(groups.items()):
             directions = dict.fromkeys(key.split("/")[1] for key in members[0] if key.startswith("val/"))
             for direction in directions:
-                cells = [interval([row[f"{stage}/{direction}/{metric}"] for row in members]) for metric in METRICS]
+                cells = [
+                    interval(
+                        [
+                            row[f"{stage}/{direction}/{metric}"]
+                            for row in members
+                            if f"{stage}/{direction}/{metric}" in row
+                        ]
+                    )
+                    for metric in METRICS
+                ]
                 name = f"{model}, untouched" if stage == "untouched" else f"{model}, {len(members)} seeds"
                 lines.append(f"| {name} | {direction} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
 def interval(values: list[float]) -> str:
+    if not values:
+        return "-"
     mean = statistics.fmean(values)
-    if len(values) < 2:
+    if not 1 < len(values) < len(STUDENT) + 2:
         return f"{mean:.3f}"
     half = STUDENT[len(values) - 2] * statistics.stdev(values) / len(values) ** 0.5
     return f"{mean:.3f} ± {half:.3f}"

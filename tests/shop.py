@@ -68,6 +68,5 @@ def small(folder: Path, *more: str) -> list[str]:
         "trainer=cpu",
         "trainer.max_epochs=2",
         "callbacks.progress_bar=null",
-        "trainer.enable_progress_bar=false",
         *more,
     ]

@@ -9,7 +9,7 @@ TRAINER = {"accelerator": "auto", "devices": 1, "num_nodes": 1, "precision": "au
 
 @pytest.fixture(autouse=True)
 def unlaunched(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in launch.LAUNCHED:
+    for name in (*launch.OTHER_LAUNCHERS, "SLURM_PROCID", "SLURM_NTASKS"):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -32,9 +32,12 @@ def test_number_of_processes(gpus: int, change: dict, expected: int, monkeypatch
     assert launch.num_processes_to_launch(TRAINER | change) == expected
 
 
-@pytest.mark.parametrize("name", launch.LAUNCHED)
-def test_a_launched_process_launches_nothing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(name, "0")
+@pytest.mark.parametrize("variables", [{"LOCAL_RANK": "0"}, {"SLURM_PROCID": "0", "SLURM_NTASKS": "8"}])
+def test_a_launched_process_launches_nothing(variables: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch, "_num_gpus", lambda: 8)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert not launch.is_alone()
     assert launch.num_processes_to_launch(TRAINER | {"devices": 8}) == 0
 
 
@@ -50,3 +53,17 @@ def test_a_launched_process_launches_nothing(name: str, monkeypatch: pytest.Monk
 def test_precision(gpus: int, change: dict, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launch, "_num_gpus", lambda: gpus)
     assert launch.choose_precision(TRAINER | change) == expected
+
+
+def test_one_slurm_task_starts_the_processes_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch, "_num_gpus", lambda: 8)
+    monkeypatch.setenv("SLURM_PROCID", "0")
+    monkeypatch.setenv("SLURM_NTASKS", "1")
+    assert launch.num_processes_to_launch(TRAINER | {"devices": 8}) == 8
+
+
+@pytest.mark.parametrize("devices", [8, "0,1"])
+def test_devices_that_are_not_there_are_refused(devices: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch, "_num_gpus", lambda: 2)
+    with pytest.raises(ValueError, match=f"trainer.devices={devices}"):
+        launch.num_processes_to_launch(TRAINER | {"devices": devices})

@@ -1,30 +1,27 @@
-"""Where conf/ is, what its top-level keys are, and how a config becomes objects.
+"""Where conf/ is, and how a config becomes plain containers and those become objects.
 
-A door gives its config's name and a function; the function gets plain containers. Besides the doors this is the
-only file that knows Hydra and OmegaConf. Whatever a user can mend ends as one line on stderr and exit code 2.
+A composed config comes in, objects go out; doors, checkpoints and tests call it. With `door` and `sweep` this is
+all that knows Hydra and OmegaConf.
 """
 
 from __future__ import annotations
 
 import difflib
-import os
-import re
-import sys
-from collections.abc import Callable, Iterator, Mapping
+import inspect
+import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import CompactHydraException, InstantiationException
+from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 if TYPE_CHECKING:
     from mim_lightning.losses.objective import Objective
     from mim_lightning.model.matcher import Matcher
 
-FROZEN_CONFIG = "MIM_FROZEN_CONFIG"  # environment variable: a resolved config, for launched processes
 Config = dict[str, Any]
 
 
@@ -33,27 +30,6 @@ def conf_dir() -> str:
     package = Path(__file__).resolve().parent
     installed = package / "conf"
     return str(installed if installed.is_dir() else package.parents[1] / "conf")
-
-
-def run_door(name: str, function: Callable[[Config], Any]) -> None:
-    """Compose `conf/<name>.yaml` with the command line and call `function` with the result; report errors."""
-    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors come here instead of being printed by Hydra
-    frozen = os.environ.get(FROZEN_CONFIG)
-
-    def guarded(config: DictConfig) -> Any:
-        # an exit from within: an exception on its way through Hydra is printed with the whole call stack
-        try:
-            return function(to_plain(config))
-        except (ValueError, ChildProcessError, OmegaConfBaseException) as error:
-            sys.exit(_fail(error, name))
-
-    if frozen:
-        guarded(OmegaConf.load(frozen))  # type: ignore[arg-type]
-        return
-    try:
-        hydra.main(version_base="1.3", config_path=conf_dir(), config_name=name)(guarded)()
-    except (CompactHydraException, OmegaConfBaseException) as error:
-        sys.exit(_fail(error, name))
 
 
 def compose(name: str, overrides: list[str]) -> Config:
@@ -81,6 +57,32 @@ def to_plain(config: DictConfig | Any) -> Config:
 def save_config(config: Mapping[str, Any], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     OmegaConf.save(OmegaConf.create(dict(config)), path)
+
+
+def load_config(path: Path) -> Config:
+    return to_plain(OmegaConf.load(path))
+
+
+def describe_data(data: Mapping[str, Any]) -> Any:
+    """Return what tells the data of a `data` section from other data, wherever they lie."""
+    if data["source"] is not None:
+        return build(data["source"]).describe()
+    settings = Path(data["folder"]) / "settings.json"
+    if not settings.is_file():
+        raise ValueError(f"data.folder={data['folder']}: no prepared data here; run python -m mim_lightning.prepare")
+    return json.loads(settings.read_text())
+
+
+def construct(where: str, make: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    """Call a constructor with options from config; a key it does not know is an error that names the place."""
+    known = [name for name in inspect.signature(make).parameters if name not in ("self", "args", "kwargs")]
+    for key in options:
+        if key not in known:
+            close = difflib.get_close_matches(key, known, 1)
+            raise ValueError(
+                f"no config key '{where}.{key}'; " + (f"did you mean '{close[0]}'?" if close else str(known))
+            )
+    return make(*args, **options)
 
 
 def build(config: Mapping[str, Any] | None, **late: Any) -> Any:
@@ -145,52 +147,10 @@ def build_objective(config: Mapping[str, Any], names: tuple[str, ...]) -> Object
     """Build the objective of a run config over the towers and fusions in `names`."""
     from mim_lightning.losses.objective import Objective, Pair
 
-    pairs = {name: Pair(**pair) for name, pair in config["model"]["pairs"].items() if pair is not None}
+    pairs = {
+        name: construct(f"model.pairs.{name}", Pair, **pair)
+        for name, pair in config["model"]["pairs"].items()
+        if pair is not None
+    }
     options = dict(config["loss"])
-    return Objective(pairs, build(options.pop("function")), names, **options)
-
-
-def _fail(error: Exception, name: str) -> int:
-    print(f"error: {_one_line(error, name)}", file=sys.stderr)
-    return 2
-
-
-def _one_line(error: Exception, name: str) -> str:
-    text = " ".join(line.strip() for line in str(error).splitlines() if line.strip())
-    match = re.search(r"Could not (?:override|append to config|delete from config)[^']*'([^']+)'", text)
-    if match:
-        return f"no config key '{match[1]}'{_hint(match[1], name)}"
-    match = re.search(r"Could not find '([^']+)' Available options in '([^']+)': (.*)", text)
-    if match:
-        wanted, options = match[1].split("/")[-1], match[3].split()
-        close = difflib.get_close_matches(wanted, options, 1)
-        return f"no option '{wanted}' in config group '{match[2]}'; there are {', '.join(options)}" + (
-            f"; did you mean '{close[0]}'?" if close else ""
-        )
-    return text
-
-
-def _hint(key: str, name: str) -> str:
-    """Return the existing keys that look most like a misspelt one."""
-    key = key.split("@")[0]
-    try:
-        GlobalHydra.instance().clear()
-        with hydra.initialize_config_dir(conf_dir(), version_base="1.3"):
-            known = list(_dotted_keys(OmegaConf.to_container(hydra.compose(name), resolve=False)))
-    except (CompactHydraException, OmegaConfBaseException):
-        return ""
-    last = {path.rsplit(".", 1)[-1] for path in known}
-    close = difflib.get_close_matches(key, known, 2, cutoff=0.75) or [
-        path
-        for word in difflib.get_close_matches(key.rsplit(".", 1)[-1], sorted(last), 1)
-        for path in known
-        if path.rsplit(".", 1)[-1] == word
-    ]
-    return f"; did you mean {' or '.join(repr(path) for path in close[:2])}?" if close else ""
-
-
-def _dotted_keys(config: Any, prefix: str = "") -> Iterator[str]:
-    if isinstance(config, dict):
-        for key, value in config.items():
-            yield f"{prefix}{key}"
-            yield from _dotted_keys(value, f"{prefix}{key}.")
+    return construct("loss", Objective, pairs, build(options.pop("function")), names, **options)

@@ -10,8 +10,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from mim_lightning.config import build, build_each, run_door
-from mim_lightning.launch import choose_precision
+from mim_lightning.config import build
+from mim_lightning.door import run_door
 
 
 def main() -> None:
@@ -20,7 +20,6 @@ def main() -> None:
 
 def evaluate(config: dict[str, Any]) -> dict[str, float]:
     """Print a table, write results and picture into `output` if given, and return the flat results."""
-    from mim_lightning.lit.callbacks.retrieval_eval import RetrievalEval
     from mim_lightning.lit.console import ProgressBar, quieten
     from mim_lightning.lit.evaluation import evaluate_module, flatten, save_picture
     from mim_lightning.lit.module import MatchModule
@@ -31,12 +30,12 @@ def evaluate(config: dict[str, Any]) -> dict[str, float]:
     loaded = load_matcher(config["checkpoint"])
     trained = loaded.config
     datamodule = build(config.get("data") or trained["data"], specs=loaded.matcher.input_specs())
-    directions = build_each(trained["directions"])
-    trainer = build(
-        config["trainer"] | {"precision": choose_precision(trained["trainer"])},
-        callbacks=[RetrievalEval(directions, trained["monitor"]), ProgressBar()],
-        logger=False,
-    )
+    if config["trainer"]["devices"] != 1:
+        raise ValueError(f"trainer.devices={config['trainer']['devices']}: evaluation runs on one device")
+    options = dict(config["trainer"])
+    if options["precision"] == "auto":
+        options["precision"] = trained["trainer"]["precision"]
+    trainer = build(options, callbacks=[build(trained["callbacks"]["retrieval_eval"]), ProgressBar()], logger=False)
     reports = evaluate_module(trainer, MatchModule(loaded.matcher), datamodule)
     results = flatten(reports)
     print_run(f"{config['checkpoint']} ({loaded.fingerprint})", results)

@@ -9,14 +9,22 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mim_lightning.config import FROZEN_CONFIG
+from mim_lightning.config import save_config
+from mim_lightning.door import FROZEN_CONFIG
 
-# set by torchrun, SLURM and other launchers in the processes they start
-LAUNCHED = ("LOCAL_RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK")
+OTHER_LAUNCHERS = ("LOCAL_RANK", "OMPI_COMM_WORLD_RANK")  # set in the processes that torchrun and others start
+
+
+def is_alone() -> bool:
+    """Is this process nobody's rank, so that it may prepare data and start others?"""
+    # SLURM sets its variables in every job; only several tasks are several processes
+    in_slurm_task = "SLURM_PROCID" in os.environ and int(os.environ.get("SLURM_NTASKS", 1)) > 1
+    return not in_slurm_task and not any(name in os.environ for name in OTHER_LAUNCHERS)
 
 
 def is_first_rank() -> bool:
@@ -30,15 +38,19 @@ def is_launched() -> bool:
 
 def num_processes_to_launch(trainer: Mapping[str, Any]) -> int:
     """Return how many processes this one should start: 0 if it is to train by itself."""
-    if any(name in os.environ for name in LAUNCHED) or trainer["num_nodes"] > 1:
+    if not is_alone() or trainer["num_nodes"] > 1:
         return 0
-    devices = trainer["devices"]
+    devices, num_gpus = trainer["devices"], _num_gpus() if _is_on_gpu(trainer["accelerator"]) else None
     if isinstance(devices, list):
         count = len(devices)
     elif devices in ("auto", -1, "-1"):
-        count = _num_gpus() if _is_on_gpu(trainer["accelerator"]) else 1
-    else:
+        count = num_gpus or 1
+    elif str(devices).isdecimal():
         count = int(devices)
+    else:
+        raise ValueError(f"trainer.devices={devices}: give a number, auto, or a list such as [0,1]")
+    if num_gpus is not None and count > num_gpus:
+        raise ValueError(f"trainer.devices={devices}: this machine has {num_gpus} GPUs")
     return count if count > 1 else 0
 
 
@@ -63,19 +75,18 @@ def _num_gpus() -> int:
     return torch.cuda.device_count()
 
 
-def launch(module: str, config_path: Path, num_processes: int) -> None:
+def launch(module: str, config: Mapping[str, Any], num_processes: int) -> None:
     """Run `python -m <module>` in processes that find their config frozen; wait for all.
 
     Raises:
         ChildProcessError: one of them failed; it has said why.
     """
+    cores = str(max(1, (os.cpu_count() or 1) // num_processes))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_processes}"]
-    threads = (
-        {}
-        if "OMP_NUM_THREADS" in os.environ
-        else {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // num_processes))}
-    )
-    environment = {**os.environ, **threads, FROZEN_CONFIG: str(config_path.resolve())}
-    finished = subprocess.run([*command, "-m", module], env=environment, check=False)
+    with tempfile.TemporaryDirectory() as folder:
+        frozen = Path(folder) / "config.yaml"
+        save_config(config, frozen)
+        environment = {"OMP_NUM_THREADS": cores, **os.environ, FROZEN_CONFIG: str(frozen)}
+        finished = subprocess.run([*command, "-m", module], env=environment, check=False)
     if finished.returncode:
         raise ChildProcessError(f"one of {num_processes} processes failed, see above")

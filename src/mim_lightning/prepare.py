@@ -6,11 +6,13 @@ are, and can make shards anew.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mim_lightning.config import build, run_door
-from mim_lightning.data.prepared import prepare_shards
+from mim_lightning.config import build
+from mim_lightning.data.prepared import PreparedData, open_prepared, prepare_shards
+from mim_lightning.door import run_door
 
 
 def main() -> None:
@@ -21,17 +23,19 @@ def prepare(config: dict[str, Any]) -> None:
     """Write the shards of `data`, and say what is in them."""
     data = config["data"]
     if data["source"] is None:
-        raise ValueError(
-            "data.source: nothing to prepare from; choose data=manifest, data=synthetic or another with a source"
-        )
-    settings = build(data["shards"])
-    prepared = prepare_shards(build(data["source"]), Path(data["folder"]), settings, force=config["force"])
-    print(f"{prepared.folder}")
-    print(f"  catalogue: {len(prepared.catalogue())} rows")
+        raise ValueError("data.source: nothing to prepare from; choose a set with a source, such as data=manifest")
+    prepared = prepare_data(data, force=config["force"])
+    print(f"{prepared.folder}\n  catalogue: {len(prepared.catalogue())} rows")
     for split in prepared.splits():
-        print(
-            f"  queries, {split}: {len(prepared.queries(split))} rows{' (training)' * (split == settings.train_split)}"
-        )
+        use = "triples or quadruples to train on" if split == data["shards"]["train_split"] else "queries"
+        print(f"  {split}: {len(prepared.queries(split))} {use}")
+
+
+def prepare_data(data: Mapping[str, Any], force: bool = False) -> PreparedData:
+    """Open the prepared folder of a `data` section, making it first if it has a source."""
+    if data["source"] is None:
+        return open_prepared(Path(data["folder"]))
+    return prepare_shards(build(data["source"]), Path(data["folder"]), build(data["shards"]), force)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ any machine, so running it again finds its own checkpoint, W&B run and result.
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 from collections.abc import Mapping
@@ -14,22 +13,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mim_lightning.config import describe_data, load_config
+
 # what changes where a run happens or what is shown of it, not what comes out
-IRRELEVANT = ("run", "paths", "logger", "callbacks")
+IRRELEVANT = ("run", "paths", "logger")
 IRRELEVANT_IN = {
     "trainer": (
         "accelerator",
         "devices",
         "num_nodes",
         "strategy",
+        "precision",
         "log_every_n_steps",
-        "enable_progress_bar",
-        "enable_model_summary",
         "default_root_dir",
     ),
-    "data": ("folder", "num_workers", "eval_batch_size"),
+    "data": ("folder", "source", "num_workers", "eval_batch_size"),  # the data themselves are described instead
+    "callbacks": ("best", "last", "throughput", "learning_rate", "progress_bar"),
 }
-PENDING_ID = "pending"  # stands in conf/train.yaml until the id is known
+PENDING_ID = "<run-id>"  # stands in conf/train.yaml until the id is known
 
 
 @dataclass(frozen=True)
@@ -67,20 +68,63 @@ class Run:
 
 
 def identify(config: dict[str, Any]) -> tuple[Run, dict[str, Any]]:
-    """Return the run of a config, and the config with the run's id wherever it stands."""
+    """Return the run of a config, and the config with the run's id wherever it stands.
+
+    Raises:
+        ValueError: the data cannot be described, or a given `run.id` belongs to another config.
+    """
     section = config["run"]
-    run_id = section["id"]
-    if run_id == PENDING_ID:
-        run_id = f"{section['name']}-{_digest(config)}"
-    config = _replace(config, PENDING_ID, run_id)
-    return Run(run_id, Path(config["run"]["folder"])), config
+    if section["digest"] is None:  # else a launched process, whose config was identified before
+        digest = _digest(config)
+        run_id = f"{section['name']}-{digest}" if section["id"] == PENDING_ID else section["id"]
+        config = _replace(config, PENDING_ID, run_id)
+        config = {**config, "run": {**config["run"], "digest": digest}}
+    run = Run(config["run"]["id"], Path(config["run"]["folder"]))
+    _refuse_another(run, config)
+    return run, config
+
+
+def _refuse_another(run: Run, config: Mapping[str, Any]) -> None:
+    if not run.config_path.is_file():
+        return
+    found = load_config(run.config_path)
+    if found["run"]["digest"] == config["run"]["digest"]:
+        return
+    wanted_keys, found_keys = _flat(_relevant(config)), _flat(_relevant(found))
+    key = next(
+        (key for key in sorted({*wanted_keys, *found_keys}) if wanted_keys.get(key) != found_keys.get(key)), "data"
+    )
+    raise ValueError(
+        f"run.id={run.run_id}: {run.folder} is another run, which differs first in {key}: "
+        f"{found_keys.get(key)} there, {wanted_keys.get(key)} here"
+    )
 
 
 def _digest(config: Mapping[str, Any]) -> str:
-    relevant = copy.deepcopy({key: value for key, value in config.items() if key not in IRRELEVANT})
+    relevant = {**_relevant(config), "described_data": describe_data(config["data"])}
+    return hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def _relevant(config: Mapping[str, Any]) -> dict[str, Any]:
+    relevant = {key: value for key, value in config.items() if key not in IRRELEVANT}
     for section, keys in IRRELEVANT_IN.items():
         relevant[section] = {key: value for key, value in relevant[section].items() if key not in keys}
-    return hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()[:8]
+    return _without_folders(relevant)
+
+
+def _without_folders(value: Any, key: str = "") -> Any:
+    """Cut the paths of pretrained weights to file names: folders differ between machines."""
+    if isinstance(value, dict):
+        return {name: _without_folders(part, name) for name, part in value.items()}
+    return Path(value).name if key == "pretrained" and isinstance(value, str) else value
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {prefix: value}
+    return {
+        key: leaf for name, part in value.items() for key, leaf in _flat(part, f"{prefix}.{name}".lstrip(".")).items()
+    }
 
 
 def _replace(value: Any, old: str, new: str) -> Any:

@@ -8,11 +8,16 @@ Running it again resumes; a finished run returns its recorded result.
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
-from mim_lightning.config import build, build_each, build_matcher, build_objective, run_door, save_config
-from mim_lightning.launch import choose_precision, is_first_rank, is_launched, launch, num_processes_to_launch
+from mim_lightning.config import build, build_each, build_matcher, build_objective, construct, save_config
+from mim_lightning.door import run_door
+from mim_lightning.launch import choose_precision, is_alone, is_first_rank, is_launched, launch, num_processes_to_launch
+from mim_lightning.prepare import prepare_data
 from mim_lightning.run import Run, identify
+
+NEEDED_CALLBACKS = ("retrieval_eval", "best")
 
 
 def main() -> None:
@@ -24,13 +29,13 @@ def train(config: dict[str, Any]) -> float:
     from mim_lightning.lit.report import print_run
 
     run, config = identify(config)
+    config["trainer"]["precision"] = choose_precision(config["trainer"])  # recorded as it was, for evaluation
     is_new = run.read_results() is None
     if is_new:
-        if is_first_rank():
-            save_config(config, run.config_path)
         num_processes = num_processes_to_launch(config["trainer"])
         if num_processes:
-            launch("mim_lightning.train", run.config_path, num_processes)
+            prepare_data(config["data"])
+            launch("mim_lightning.train", config, num_processes)
         else:
             fit(config, run)
     results = run.read_results() or {}
@@ -46,37 +51,46 @@ def fit(config: dict[str, Any], run: Run) -> None:
     from lightning import seed_everything
     from lightning.pytorch.utilities import rank_zero_info
 
-    from mim_lightning.lit.console import describe_towers, describe_training, quieten
-    from mim_lightning.lit.evaluation import collect_results, evaluate_module, save_picture
+    from mim_lightning.lit.console import describe_towers, quieten
+    from mim_lightning.lit.evaluation import close_loggers, collect_results, evaluate_module, save_picture
     from mim_lightning.lit.module import MatchModule, freeze_unused
     from mim_lightning.model.checkpoint import warm_start
 
     quieten()
     seed_everything(config["seed"], workers=True, verbose=False)
+    resume = run.last_checkpoint if run.last_checkpoint.is_file() else None
     matcher = build_matcher(config)
-    if config["init_from"]:
-        rank_zero_info(warm_start(matcher, config["init_from"]).describe())
     objective = build_objective(config, matcher.names)
+    if config["init_from"] and not resume:
+        rank_zero_info(warm_start(matcher, objective, config["init_from"]).describe())
     for name in freeze_unused(matcher, objective):
         rank_zero_info(f"tower '{name}' takes part in no pair: frozen")
-    module = MatchModule(
-        matcher, objective, **build(config["optim"]), schedule=build(config["schedule"]), config=config
-    )
+    rank_zero_info(describe_towers(matcher))
+    optim = {**build(config["optim"]), "schedule": build(config["schedule"])}
+    module = construct("optim", MatchModule, matcher, objective, config=config, **optim)
     datamodule = build(config["data"], specs=matcher.input_specs())
+    callbacks = build_each(config["callbacks"])
+    for name in NEEDED_CALLBACKS:
+        if name not in callbacks:
+            raise ValueError(f"callbacks.{name}: cannot be left out, the result comes from it")
     trainer = build(
-        config["trainer"] | {"precision": choose_precision(config["trainer"])},
-        callbacks=list(build_each(config["callbacks"]).values()),
+        {**config["trainer"], "enable_progress_bar": "progress_bar" in callbacks},
+        callbacks=list(callbacks.values()),
         logger=list(build_each(config["logger"]).values()),
     )
-    datamodule.prepare_data()  # Lightning does it again, when it is done already
-    rank_zero_info(describe_towers(matcher) + "\n" + describe_training(objective, datamodule))
-    resume = run.last_checkpoint if run.last_checkpoint.is_file() else None
+    if is_alone():
+        datamodule.prepare_data()  # now, so that a fault of the data leaves nothing behind
+    if is_first_rank():
+        save_config(config, run.config_path)
+    started = time.perf_counter()
     trainer.fit(module, datamodule, ckpt_path=resume, weights_only=True if resume else None)
+    seconds = time.perf_counter() - started
     reports = evaluate_module(trainer, module, datamodule, run.best_checkpoint)
     if trainer.is_global_zero:
         direction = config["monitor"].split("/")[1]
         save_picture(trainer, reports[direction], datamodule, run.folder / "hits.png")
-        run.write_results(collect_results(trainer, reports, run.best_checkpoint))
+        run.write_results({**collect_results(trainer, reports, run.best_checkpoint), "fit_seconds": seconds})
+    close_loggers(trainer)
     trainer.strategy.barrier()
 
 

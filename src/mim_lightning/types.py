@@ -74,7 +74,7 @@ class Sample:
     `shown_ids` those its photo alone shows. They differ only where the text asks for a change.
     """
 
-    sample_num: int  # its number in the set; with seed and epoch it decides the augmentation
+    sample_num: int  # its number in the set
     inputs: Mapping[str, bytes | str]
     query_id: str | None = None
     product_id: str | None = None
@@ -154,6 +154,10 @@ class Direction:
     query: str
     gallery: str
     relevance: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.relevance not in (None, "asked", "shown"):
+            raise ValueError(f"a direction's relevance is 'asked' or 'shown', not '{self.relevance}'")
 
     @property
     def truth(self) -> str:

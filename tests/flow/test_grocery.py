@@ -26,7 +26,6 @@ def run(tmp_path: Path, *overrides: str) -> dict[str, float]:
             "trainer.max_epochs=1",
             "+trainer.limit_train_batches=2",
             "callbacks.progress_bar=null",
-            "trainer.enable_progress_bar=false",
             *overrides,
         ],
     )

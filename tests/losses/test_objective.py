@@ -114,9 +114,15 @@ def test_a_batch_without_any_text_has_zero_loss_and_a_gradient() -> None:
 
 def test_scale_is_clamped_and_can_be_learnt_by_pair() -> None:
     pairs = {"a": Pair("query_image", "product_image"), "b": Pair("query_image", "product_text")}
-    shared = Objective(pairs, info_nce, NAMES, init_scale=1e6, max_scale=100.0)
+    shared = Objective(pairs, info_nce, NAMES, init_scale=100.0, max_scale=100.0)
+    with torch.no_grad():
+        shared.log_scales["all"].add_(5.0)
     result = shared(make_embeddings(3), make_batch([1, 2, 3]))
     torch.testing.assert_close(result.stats["logit_scale"], torch.tensor(100.0))
+    result.loss.backward()
+    assert shared.log_scales["all"].grad != 0, "a scale at its clamp must be able to come down"
+    with pytest.raises(ValueError, match=r"loss\.init_scale=101: lies above"):
+        Objective(pairs, info_nce, NAMES, init_scale=101)
     own = Objective(pairs, sigmoid, NAMES, init_scale=10.0, init_bias=-10.0, scale_per_pair=True)
     assert {name for name, _ in own.named_parameters()} == {
         f"{kind}.{p}" for kind in ("log_scales", "biases") for p in "ab"

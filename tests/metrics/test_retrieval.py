@@ -37,7 +37,7 @@ def naive_scores(ranked: list[int], relevant: set[int], category: int, categorie
     scores["mrr"] = 1 / positions[0] if positions else 0.0
     scores["map"] = sum(n / rank for n, rank in enumerate(positions, start=1)) / len(relevant)
     if NO_KEY not in (category, categories[ranked[0]]):
-        scores["wrong_category@1"] = float(category != categories[ranked[0]])
+        scores["wrong_category@1"] = float(ranked[0] not in relevant and category != categories[ranked[0]])
     return scores
 
 
@@ -143,12 +143,15 @@ def test_hits_are_filled_up_when_the_gallery_is_short() -> None:
     assert report.hits.is_relevant.tolist() == [[False, True, False]]
 
 
-def test_a_category_known_by_one_image_counts_for_the_product() -> None:
-    rows = line_of_products(2) | {"query_category_keys_Q": torch.tensor([4])}
-    rows["gallery_product_keys_N"] = torch.tensor([1, 1])
-    rows["gallery_category_keys_N"] = torch.tensor([NO_KEY, 5])
-    report = evaluate_direction("photo", relevant_keys_QR=torch.tensor([[1]]), **rows)
-    assert report.values["wrong_category@1"] == 1.0
+@pytest.mark.parametrize(("relevant", "wrong"), [(2, 1.0), (1, 0.0)])
+def test_a_category_known_by_one_image_counts_for_the_product_and_a_right_hit_is_never_wrong(
+    relevant: int, wrong: float
+) -> None:
+    rows = line_of_products(3) | {"query_category_keys_Q": torch.tensor([4])}
+    rows["gallery_product_keys_N"] = torch.tensor([1, 1, 2])
+    rows["gallery_category_keys_N"] = torch.tensor([NO_KEY, 5, 4])
+    report = evaluate_direction("photo", relevant_keys_QR=torch.tensor([[relevant]]), **rows)
+    assert report.values["wrong_category@1"] == wrong
 
 
 def test_a_model_that_embeds_everything_alike_scores_chance() -> None:

@@ -7,13 +7,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from mim_lightning.config import build_matcher, compose
-from mim_lightning.model.checkpoint import PREFIX, SECTION, describe, load_matcher, warm_start
+from mim_lightning.config import build_matcher, build_objective, compose
+from mim_lightning.model.checkpoint import PREFIX, SECTION, WarmStart, describe, load_matcher, warm_start
+from mim_lightning.model.matcher import Matcher
 from tests.shop import small
 
 
 def config(*overrides: str) -> dict:
     return compose("train", small(Path("unused"), *overrides))
+
+
+def start(matcher: Matcher, path: Path, *overrides: str) -> WarmStart:
+    return warm_start(matcher, build_objective(config(*overrides), matcher.names), path)
 
 
 def save(folder: Path, *overrides: str, seed: int = 0) -> tuple[Path, torch.nn.Module]:
@@ -45,7 +50,7 @@ def test_loading_needs_no_trainer(tmp_path: Path) -> None:
 def test_a_3_tower_starts_a_4_tower_whole(tmp_path: Path) -> None:
     path, three = save(tmp_path, "model=3tower")
     four = build_matcher(config("model=4tower"))
-    report = warm_start(four, path)
+    report = start(four, path)
     assert not report.fresh and not report.unused
     assert all(torch.equal(value, three.state_dict()[name]) for name, value in four.state_dict().items())
 
@@ -53,7 +58,7 @@ def test_a_3_tower_starts_a_4_tower_whole(tmp_path: Path) -> None:
 def test_an_untied_tower_starts_from_the_shared_one(tmp_path: Path) -> None:
     path, three = save(tmp_path, "model=3tower")
     untied = build_matcher(config("model=3tower", "model.tied.product_image=null"))
-    assert not warm_start(untied, path).fresh
+    assert not start(untied, path, "model=3tower").fresh
     key = "projection.weight"
     assert torch.equal(
         untied.state_dict()[f"towers.product_image.{key}"], three.state_dict()[f"towers.query_image.{key}"]
@@ -62,7 +67,7 @@ def test_an_untied_tower_starts_from_the_shared_one(tmp_path: Path) -> None:
 
 def test_what_was_and_was_not_loaded_is_told(tmp_path: Path) -> None:
     path, _ = save(tmp_path, "model=2tower")
-    told = warm_start(build_matcher(config("model=3tower")), path).describe()
+    told = start(build_matcher(config("model=3tower")), path, "model=3tower").describe()
     assert "loaded into towers.query_image" in told
     assert "not in the checkpoint, fresh: towers.product_text" in told
 
@@ -70,7 +75,7 @@ def test_what_was_and_was_not_loaded_is_told(tmp_path: Path) -> None:
 def test_another_shape_is_refused_by_name(tmp_path: Path) -> None:
     path, _ = save(tmp_path)
     with pytest.raises(ValueError, match=r"'towers.query_image.projection.weight' has shape \(16, 64\), .* \(8, 64\)"):
-        warm_start(build_matcher(config("embed_dim=8")), path)
+        start(build_matcher(config("embed_dim=8")), path)
 
 
 @pytest.mark.parametrize("content", [b"", b"not a checkpoint", None])
@@ -93,3 +98,22 @@ def test_a_foreign_or_changed_file_is_refused(tmp_path: Path) -> None:
     torch.save({"state_dict": {}}, path)
     with pytest.raises(ValueError, match="not a checkpoint of mim_lightning"):
         load_matcher(path)
+
+
+def test_a_file_that_names_foreign_code_is_refused(tmp_path: Path) -> None:
+    path, _ = save(tmp_path)
+    content = torch.load(path, weights_only=True)
+    content[SECTION]["config"]["model"]["towers"]["query_image"]["encoder"]["_target_"] = "os.system"
+    torch.save(content, path)
+    with pytest.raises(ValueError, match=r"wants to build 'os\.system'"):
+        load_matcher(path)
+
+
+def test_nothing_in_common_is_refused(tmp_path: Path) -> None:
+    path, _ = save(tmp_path, "model=2tower")
+    torch.manual_seed(0)
+    content = torch.load(path, weights_only=True)
+    content["state_dict"] = {}
+    torch.save(content, path)
+    with pytest.raises(ValueError, match="has no tower of this model"):
+        start(build_matcher(config("model=3tower")), path, "model=3tower")

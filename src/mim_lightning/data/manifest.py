@@ -101,6 +101,7 @@ class ManifestSource:
         return {
             "products": table_id(self.products),
             "queries": table_id(self.queries),
+            "image_root": str(self.image_root) if self.image_root else None,
             "columns": {table: dict(names) for table, names in self.columns.items()},
         }
 

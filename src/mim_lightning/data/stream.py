@@ -1,4 +1,4 @@
-"""Shard sets to batches of one rank: a DataLoader whose whole state is three integers.
+"""Shard sets to batches of one rank: a DataLoader whose whole position is two integers.
 
 A ShardSet and a Collate come in, `Batch`es go out; `lit.datamodule` builds the loaders. The order is
 `order.epoch_batches`; workers only decode what they are told to, so their number changes nothing.

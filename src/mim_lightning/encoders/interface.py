@@ -43,6 +43,11 @@ class Encoder(nn.Module, ABC):
     def describe_preprocessing(self) -> str:
         """Return, in one canonical text, everything besides weights that changes the features."""
 
+    def synchronise_batch_norm(self) -> None:
+        """Let batch statistics be those of all processes; called once, before training on several GPUs."""
+        for name, child in list(self.named_children()):
+            setattr(self, name, nn.SyncBatchNorm.convert_sync_batchnorm(child))
+
     def export_assets(self) -> dict[str, str]:
         """Return the text files, by name, with which `assets=` rebuilds this encoder without a network."""
         return {}
@@ -88,6 +93,11 @@ class ImageEncoder(Encoder):
 
     def describe_preprocessing(self) -> str:
         return self.preprocessing.to_json()
+
+    def synchronise_batch_norm(self) -> None:
+        """Let batch statistics be those of all processes; called once, before training on several GPUs."""
+        for name, child in list(self.named_children()):
+            setattr(self, name, nn.SyncBatchNorm.convert_sync_batchnorm(child))
 
     def export_assets(self) -> dict[str, str]:
         return {PREPROCESSING_FILE: self.preprocessing.to_json()}

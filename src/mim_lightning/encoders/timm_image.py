@@ -83,6 +83,10 @@ class TimmImage(ImageEncoder):
     def forward(self, inputs: TowerInput) -> Tensor:
         return self.network(self.normalise(inputs).contiguous(memory_format=self.memory_format))
 
+    def synchronise_batch_norm(self) -> None:
+        # torch's own conversion would drop the activations that timm keeps inside its norm layers
+        self.network = timm.layers.convert_sync_batchnorm(self.network)
+
     def describe_preprocessing(self) -> str:
         return canonical_text({**self.architecture, "preprocessing": self.preprocessing.to_json()})
 

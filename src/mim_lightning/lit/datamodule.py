@@ -17,7 +17,7 @@ from lightning import LightningDataModule
 from mim_lightning.data.collate import Collate
 from mim_lightning.data.manifest import Source
 from mim_lightning.data.order import StreamPlan
-from mim_lightning.data.prepared import PreparedData, ShardSettings, open_prepared, prepare_shards
+from mim_lightning.data.prepared import ShardSettings, open_prepared, prepare_shards
 from mim_lightning.data.shards import ShardSet
 from mim_lightning.data.stream import StreamLoader, evaluation_plan
 from mim_lightning.data.transforms import Augment
@@ -69,13 +69,11 @@ class MatchDataModule(LightningDataModule):
         self._state: dict[str, int] | None = None
 
     def prepare_data(self) -> None:
-        """Make the shards if they are not there; on one process of a node."""
-        self.open_data()
-
-    def open_data(self) -> PreparedData:
-        if self.source is None:
-            return open_prepared(self.folder)
-        return prepare_shards(self.source, self.folder, self.shards)
+        """Make the shards if they are not there, and find the splits; on one process of a node."""
+        if self.source is not None:
+            prepare_shards(self.source, self.folder, self.shards)
+        for find in (self.train_set, self.query_set, self.gallery_set):
+            find()
 
     def train_set(self) -> ShardSet:
         return open_prepared(self.folder).queries(self.shards.train_split)
@@ -115,7 +113,7 @@ class MatchDataModule(LightningDataModule):
         rank, world_size = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
         local = trainer.num_devices if trainer else 1
         # on a CPU the model needs the cores: half of them for loading
-        cores = (os.cpu_count() or 1) // (1 if torch.cuda.is_available() else 2)
+        cores = _num_cores() // (1 if torch.cuda.is_available() else 2)
         workers = min(8, cores // local) if self.num_workers is None else self.num_workers
         return {
             "rank": rank,
@@ -133,3 +131,8 @@ class MatchDataModule(LightningDataModule):
         self._state = state_dict or None
         if self._train_loader and self._state:
             self._train_loader.load_state_dict(self._state)
+
+
+def _num_cores() -> int:
+    """Return the cores this process may use, which a container or scheduler may have cut."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

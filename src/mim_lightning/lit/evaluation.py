@@ -59,5 +59,13 @@ def save_picture(trainer: Trainer, report: RetrievalReport, datamodule: MatchDat
             log_image(key=f"hits/{report.direction}", images=[picture])
 
 
+def close_loggers(trainer: Trainer) -> None:
+    """Finish what loggers hold open, or the next job of a sweep in this process would log into it."""
+    for logger in trainer.loggers:
+        finish = getattr(getattr(logger, "experiment", None), "finish", None)
+        if finish is not None:
+            finish()
+
+
 def _retrieval_eval(trainer: Trainer) -> RetrievalEval:
     return next(callback for callback in trainer.callbacks if isinstance(callback, RetrievalEval))  # type: ignore[attr-defined]

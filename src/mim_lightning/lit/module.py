@@ -10,12 +10,15 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
+import torch
 from lightning import LightningModule
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from mim_lightning.lit.console import describe_training
 from mim_lightning.lit.optim import parameter_groups
 from mim_lightning.losses.objective import Objective
 from mim_lightning.model.checkpoint import SECTION, describe
@@ -51,9 +54,30 @@ class MatchModule(LightningModule):
         self._optimizer, self._schedule = optimizer, schedule
         self._groups = partial(parameter_groups, lr=lr, weight_decay=weight_decay, lr_scales=lr_scales or {})
         self._config = config or {}
+        self._seed = int(self._config.get("seed", 0))
+        self._is_synchronised = False
+
+    def configure_model(self) -> None:
+        """Make batch statistics those of the global batch, before DDP wraps the module."""
+        has_batch_norm = any(isinstance(part, torch.nn.modules.batchnorm._BatchNorm) for part in self.modules())
+        if self.trainer.world_size > 1 and has_batch_norm and not self._is_synchronised:
+            self._is_synchronised = True
+            if self.trainer.strategy.root_device.type == "cuda":
+                for owner in self.matcher.towers:
+                    self.matcher.tower(owner).encoder.synchronise_batch_norm()
+            else:
+                rank_zero_warn(
+                    "batch normalisation is synchronised on GPUs only: here each process has its own statistics"
+                )
+
+    def on_fit_start(self) -> None:
+        assert self.objective is not None
+        rank_zero_info(describe_training(self.objective, self.trainer.datamodule))  # type: ignore[attr-defined]
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         assert self.objective is not None
+        # dropout as a function of (seed, step, rank): Lightning restores no generators when it resumes
+        torch.manual_seed(hash((self._seed, self.global_step, self.global_rank)) % 2**63)
         result = self.objective(self.matcher(batch), batch)
         # every rank holds its part of the global loss; their mean is the loss of the global batch
         log = partial(self.log, batch_size=len(batch), sync_dist=True)
@@ -74,7 +98,8 @@ class MatchModule(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint[SECTION] = describe(self.matcher, self._config)
+        if self.trainer.is_global_zero:  # the one that writes; the fingerprint reads all weights
+            checkpoint[SECTION] = describe(self.matcher, self._config)
 
 
 def freeze_unused(matcher: Matcher, objective: Objective) -> tuple[str, ...]:

@@ -28,7 +28,7 @@ def parameter_groups(
     """
     prefixes = {f"towers.{name}.encoder": lr_scales["encoder"] for name in matcher.towers if "encoder" in lr_scales}
     prefixes |= {prefix: scale for prefix, scale in lr_scales.items() if prefix != "encoder"}
-    names = [name for name, _ in matcher.named_parameters()]
+    names = [name for part in (matcher, objective) for name, _ in part.named_parameters()]
     for prefix in prefixes:
         if not any(name.startswith(prefix) for name in names):
             raise ValueError(f"optim.lr_scales: no parameter starts with '{prefix}'; try one like '{names[0]}'")

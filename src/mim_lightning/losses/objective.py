@@ -60,6 +60,10 @@ class Objective(nn.Module):
             for name in (pair.left, pair.right):
                 if name not in names:
                     raise ValueError(f"model.pairs.{pair_name}: no tower or fusion '{name}'; there are {list(names)}")
+            if pair.weight < 0:
+                raise ValueError(f"model.pairs.{pair_name}.weight={pair.weight}: must not be negative")
+        if init_scale > max_scale:
+            raise ValueError(f"loss.init_scale={init_scale}: lies above loss.max_scale={max_scale}")
         if not any(pair.weight > 0 for pair in pairs.values()):
             raise ValueError("model.pairs: no pair has a weight above 0, there is nothing to learn")
         self.pairs = {name: pair for name, pair in pairs.items() if pair.weight > 0}
@@ -80,6 +84,9 @@ class Objective(nn.Module):
 
     def forward(self, embeddings: Embeddings, batch: Batch) -> StepResult:
         vectors = embeddings.vectors
+        with torch.no_grad():
+            for log_scale in self.log_scales.values():
+                log_scale.clamp_(max=self.max_log_scale)  # in place: clamped in the graph it could not come down again
         # in float32: autocast would round similarities that a scale of 100 then blows up
         with torch.autocast(batch.product_keys.device.type, enabled=False):
             present = {name: embeddings.present[name] & ~batch.is_padding for name in self.sides}
@@ -119,13 +126,13 @@ class Objective(nn.Module):
 
     def _logits(self, pair_name: str, left_BD: Tensor, right_GD: Tensor) -> Tensor:
         key = pair_name if pair_name in self.log_scales else "all"
-        logits_BG = left_BD @ right_GD.T * self.log_scales[key].clamp(max=self.max_log_scale).exp()
+        logits_BG = left_BD @ right_GD.T * self.log_scales[key].exp()
         return logits_BG + self.biases[key] if key in self.biases else logits_BG
 
     @torch.no_grad()
     def _stats(self, negatives: Tensor, products_B1: Tensor, all_products_G1: Tensor) -> dict[str, Tensor]:
         scales = {
-            "logit_scale" if name == "all" else f"logit_scale/{name}": value.clamp(max=self.max_log_scale).exp()
+            "logit_scale" if name == "all" else f"logit_scale/{name}": value.exp()
             for name, value in self.log_scales.items()
         }
         repeated = (share_product(products_B1, all_products_G1).sum(1) > 1).float().mean()

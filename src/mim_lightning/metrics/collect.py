@@ -2,7 +2,7 @@
 
 In: the embeddings of each batch with their ids. Out: an `EmbeddingTable`, each row once and sorted by key,
 so that the table is the same for any number of ranks and any order of batches.
-Called by lit's module and by the evaluate door; `retrieval` reads the table.
+Called by `lit.callbacks.retrieval_eval`; `retrieval` reads the table.
 """
 
 from __future__ import annotations

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
 
 import faiss
 import torch
@@ -65,6 +67,8 @@ def rank_gallery(
     gallery = _sorted_gallery(gallery_vectors_ND, gallery_product_keys_N)
     keep = min(depth, len(gallery.product_keys))
     per_query = _FETCH_BYTES * _num_fetched(gallery, keep)
+    if not query_vectors_QD.is_cpu:  # torch's way, there in case FAISS has no GPU, holds the whole row of scores
+        per_query += _FULL_BYTES * len(gallery.vectors)
     chunks = query_vectors_QD.detach().float().split(max(1, memory_bytes // per_query))
     ranked = [_rank_chunk(chunk, gallery, keep, memory_bytes) for chunk in chunks]
     product_idx_QK, scores_QK = (torch.cat(parts) for parts in zip(*ranked, strict=True))
@@ -128,10 +132,15 @@ def _faiss_has_gpu() -> bool:
     return hasattr(faiss, "StandardGpuResources") and faiss.get_num_gpus() > 0
 
 
+@lru_cache(maxsize=1)  # scratch memory of about a gigabyte, slow to get
+def _faiss_gpu_resources() -> Any:
+    return faiss.StandardGpuResources()
+
+
 def _fetch_rows_faiss_gpu(query_QD: Tensor, gallery_ND: Tensor, num_rows: int) -> tuple[Tensor, Tensor]:
     import faiss.contrib.torch_utils  # teaches knn_gpu to take tensors of the device
 
-    resources, metric = faiss.StandardGpuResources(), faiss.METRIC_INNER_PRODUCT
+    resources, metric = _faiss_gpu_resources(), faiss.METRIC_INNER_PRODUCT
     query_QD, device_idx = query_QD.contiguous(), query_QD.device.index
     scores_QF, rows_QF = faiss.knn_gpu(resources, query_QD, gallery_ND, num_rows, metric=metric, device=device_idx)
     return scores_QF, rows_QF

@@ -2,7 +2,7 @@
 
 In: query and gallery vectors with their ids and the relevant products of each query. Out: a
 `RetrievalReport`, or the same measures for each query (`rank_direction`, then `score_rankings`) for
-intervals over queries. Called by lit's module and the evaluate door.
+intervals over queries. Called by `lit.callbacks.retrieval_eval`.
 """
 
 from __future__ import annotations
@@ -111,14 +111,15 @@ def rank_direction(
     if not keep.any():
         raise ValueError(f"{name}: none of {len(keep)} queries has a relevant product in the gallery")
     products_QK, scores_QK = rank_gallery(query_vectors_QD[keep], gallery_vectors_ND, gallery_product_keys_N, depth)
+    is_relevant = _is_among(products_QK, relevant_QR[keep])
     hit_categories_Q = _categories_of(products_QK[:, 0], gallery_product_keys_N, gallery_category_keys_N)
     return Ranking(
         query_keys=query_keys_Q[keep],
         product_keys=products_QK,
         scores=scores_QK,
-        is_relevant=_is_among(products_QK, relevant_QR[keep]),
+        is_relevant=is_relevant,
         num_relevant=num_relevant_Q[keep],
-        is_wrong_category=_differs_if_known(query_category_keys_Q[keep], hit_categories_Q),
+        is_wrong_category=_is_wrong(query_category_keys_Q[keep], hit_categories_Q, is_relevant[:, 0]),
         num_unanswerable=int((~keep).sum()),
         num_products=len(gallery_product_keys_N.unique()),
     )
@@ -136,8 +137,8 @@ def score_rankings(ranking: Ranking, cutoffs: Sequence[int] = (1, 5, 10)) -> dic
       depth K add 0 (average precision, Manning et al. 2008, chapter 8).
     - ``ndcg@k``: sum over i <= k of rel_i / log2(i + 1), divided by the same sum with min(R, k) relevant
       hits at the top (Jarvelin and Kekalainen 2002, binary relevance).
-    - ``wrong_category@1``: 1 if the first hit's category differs from the query's, nan where either is
-      unknown; left out where no query has one (our choice).
+    - ``wrong_category@1``: 1 if the first hit is not relevant and its category differs from the query's, nan
+      where either is unknown; left out where no query has one (our choice).
     """
     found_QK = ranking.is_relevant.double()
     relevant_Q = ranking.num_relevant.double()
@@ -186,9 +187,10 @@ def _categories_of(products_Q: Tensor, gallery_keys_N: Tensor, categories_N: Ten
     return categories_P[torch.searchsorted(keys_P, products_Q.contiguous())]
 
 
-def _differs_if_known(left_Q: Tensor, right_Q: Tensor) -> Tensor:
-    is_known = (left_Q != NO_KEY) & (right_Q != NO_KEY)
-    return (left_Q != right_Q).double().where(is_known, torch.nan)
+def _is_wrong(query_category_Q: Tensor, hit_category_Q: Tensor, is_relevant_Q: Tensor) -> Tensor:
+    is_known = (query_category_Q != NO_KEY) & (hit_category_Q != NO_KEY)
+    is_wrong = (query_category_Q != hit_category_Q) & ~is_relevant_Q
+    return is_wrong.double().where(is_known, torch.nan)
 
 
 def _first_hits(ranking: Ranking, num_hits: int) -> Hits:

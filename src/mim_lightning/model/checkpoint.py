@@ -6,19 +6,21 @@ A Matcher and its model config go in with Lightning's checkpoint (`describe`); `
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mim_lightning.config import build_matcher
 from mim_lightning.model.fingerprint import fingerprint
 from mim_lightning.model.matcher import Matcher
 
 SECTION = "mim_lightning"  # our key in the checkpoint
+TRUSTED_PACKAGES = "MIM_TRUSTED_PACKAGES"  # environment variable: packages, by comma, whose classes a file may name
 PREFIX = "matcher."  # of the matcher's tensors in Lightning's state dict
 
 
@@ -63,7 +65,10 @@ def load_matcher(path: str | Path) -> LoadedCheckpoint:
         ValueError: no such file, not a checkpoint of this project, or damaged.
     """
     content = _read(path)
-    section, state = content[SECTION], _matcher_state(content)
+    section, state = content[SECTION], _state_of(content, PREFIX)
+    for part in ("model", "data"):
+        _refuse_foreign_targets(section["config"][part], path)
+    _refuse_foreign_targets(section["config"]["callbacks"].get("retrieval_eval"), path)
     matcher = build_matcher(section["config"], assets=section["assets"])
     _load_strictly(matcher, state, path)
     found = fingerprint(matcher)
@@ -72,17 +77,17 @@ def load_matcher(path: str | Path) -> LoadedCheckpoint:
     return LoadedCheckpoint(matcher.eval(), section["config"], found)
 
 
-def warm_start(matcher: Matcher, path: str | Path) -> WarmStart:
-    """Load the weights of every tower that the checkpoint has, tied or not.
+def warm_start(matcher: Matcher, objective: nn.Module, path: str | Path) -> WarmStart:
+    """Load the weights of every tower that the checkpoint has, tied or not, and the learned scale.
 
     A tower that owns its weights here takes those which its name used there, so a 3-tower's two encoders start
     all of a 4-tower, and an untied tower starts from the shared one.
 
     Raises:
-        ValueError: a tensor has another shape there; names the tensor and both shapes.
+        ValueError: the checkpoint has none of these towers, or a tensor of another shape; names both shapes.
     """
     content = _read(path)
-    source = _matcher_state(content)
+    source = _state_of(content, PREFIX)
     tied = content[SECTION]["config"]["model"]["tied"]
     loaded, used = {}, set()
     for name, target in matcher.state_dict().items():
@@ -96,7 +101,10 @@ def warm_start(matcher: Matcher, path: str | Path) -> WarmStart:
                 )
             loaded[name] = source[source_name]
             used.add(source_name)
+    if not loaded:
+        raise ValueError(f"{path}: has no tower of this model, nothing to start from")
     matcher.load_state_dict(loaded, strict=False)
+    objective.load_state_dict(_state_of(content, "objective."), strict=False)
     fresh = tuple(name for name in matcher.state_dict() if name not in loaded)
     return WarmStart(tuple(loaded), fresh, tuple(name for name in source if name not in used))
 
@@ -118,9 +126,22 @@ def _read(path: str | Path) -> dict[str, Any]:
     return content
 
 
-def _matcher_state(content: Mapping[str, Any]) -> dict[str, Tensor]:
+def _state_of(content: Mapping[str, Any], prefix: str) -> dict[str, Tensor]:
     state = content["state_dict"]
-    return {name.removeprefix(PREFIX): value for name, value in state.items() if name.startswith(PREFIX)}
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+
+
+def _refuse_foreign_targets(config: Any, path: str | Path) -> None:
+    """Refuse a config that names code outside this project: building it would run whatever a stranger's file says."""
+    trusted = ("mim_lightning", *os.environ.get(TRUSTED_PACKAGES, "").split(","))
+    if isinstance(config, dict):
+        target = str(config.get("_target_", "mim_lightning."))
+        if target.split(".")[0] not in trusted:
+            raise ValueError(
+                f"{path}: wants to build '{target}'; if you trust the file, set {TRUSTED_PACKAGES}=<package>"
+            )
+        for part in config.values():
+            _refuse_foreign_targets(part, path)
 
 
 def _load_strictly(matcher: Matcher, state: Mapping[str, Tensor], path: str | Path) -> None:

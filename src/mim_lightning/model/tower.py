@@ -24,10 +24,13 @@ class Tower(nn.Module):
         super().__init__()
         self.encoder = encoder
         self.width = embed_dim or encoder.width
-        self.projection = nn.Linear(encoder.width, embed_dim, bias=False) if embed_dim else nn.Identity()
+        self.projection = nn.Linear(encoder.width, embed_dim, bias=False) if embed_dim else None
 
     def forward(self, inputs: TowerInput) -> Tensor:
         features = self.encoder(inputs)
         # the last step in float32: rounding to bfloat16 would merge neighbours
         with torch.autocast(features.device.type, enabled=False):
-            return F.normalize(self.projection(features.float()), dim=-1)
+            features = features.float()
+            if self.projection is not None:
+                features = F.linear(features, self.projection.weight.float())
+            return F.normalize(features, dim=-1)

@@ -28,7 +28,7 @@ class RetrievalEval(Callback):
     """Ranks the whole catalogue for every validation query, in every direction.
 
     Args:
-        directions: by name; see `types.Direction`.
+        directions: by name, the arguments of `types.Direction`; None switches one off.
         monitor: the metric key that the progress bar shows and that must not fall below the untouched model's.
         cutoffs: the k of hit@k, recall@k, nDCG@k.
         depth: products that MRR and mAP look at.
@@ -37,13 +37,14 @@ class RetrievalEval(Callback):
 
     def __init__(
         self,
-        directions: Mapping[str, Direction],
+        directions: Mapping[str, Mapping[str, str]],
         monitor: str,
         cutoffs: Sequence[int] = (1, 5, 10),
         depth: int = 1000,
         num_hits: int = 10,
     ) -> None:
-        self.directions, self.monitor = dict(directions), monitor
+        self.directions = {name: Direction(**ends) for name, ends in directions.items() if ends is not None}
+        self.monitor = monitor
         self.options: dict[str, Any] = {"cutoffs": tuple(cutoffs), "depth": depth, "num_hits": num_hits}
         self.reports: dict[str, RetrievalReport] = {}  # of the last pass, for the door that asked for it
         self.untouched: dict[str, float] = {}  # scalars of epoch -1
@@ -70,7 +71,8 @@ class RetrievalEval(Callback):
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         for collector in self.collectors.values():
-            collector.to(pl_module.device)
+            # Apple's GPUs have no float64, which scores are averaged in
+            collector.to("cpu" if pl_module.device.type == "mps" else pl_module.device)
             collector.reset()
 
     def on_validation_batch_end(
@@ -112,6 +114,14 @@ class RetrievalEval(Callback):
     ) -> RetrievalReport:
         query_vectors, queries = _side(direction.query, queries, fusions)
         gallery_vectors, gallery = _side(direction.gallery, gallery, fusions)
+        for end, table, rows in (
+            (direction.query, queries, "validation query"),
+            (direction.gallery, gallery, "product"),
+        ):
+            if not len(table):
+                raise ValueError(
+                    f"directions.{name}: no {rows} has a {end}; choose a model without it, or directions.{name}=null"
+                )
         return evaluate_direction(
             name,
             query_vectors,
@@ -130,6 +140,9 @@ class RetrievalEval(Callback):
 
     def _publish(self, trainer: Trainer, pl_module: LightningModule) -> None:
         scalars = self.scalars()
+        if self.monitor not in scalars:
+            choices = sorted(key for key in scalars if key.startswith(self.monitor.rsplit("/", 1)[0]))
+            raise ValueError(f"monitor={self.monitor}: is no metric; there are {', '.join(choices)}")
         if trainer.sanity_checking:
             self.untouched = scalars
             rank_zero_info(f"untouched model (epoch -1): {self.monitor} {scalars[self.monitor]:.3f}")
