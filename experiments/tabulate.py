@@ -2,7 +2,8 @@
 
     python experiments/tabulate.py experiments/towers_grocery runs/*-grocery-seed*
 
-Reads each run's results.json and config.yaml; writes results.csv (a run a row) and table.md into the folder.
+The numbers are those of the last epoch: equal budgets, and nothing is chosen on the validation split. Reads each
+run's config.yaml, results.json and csv log; writes results.csv (a run a row) and table.md into the folder.
 """
 
 import argparse
@@ -38,8 +39,19 @@ def main() -> None:
 def read_run(folder: Path) -> dict[str, object]:
     config = yaml.safe_load((folder / "config.yaml").read_text())
     results = json.loads((folder / "results.json").read_text())
+    results |= read_last_epoch(folder)
     kept = {key: value for key, value in results.items() if key.rsplit("/", 1)[-1] in METRICS or key in FACTS}
     return {"model": config["model"]["name"], "seed": config["seed"], **kept}
+
+
+def read_last_epoch(folder: Path) -> dict[str, float]:
+    """Return the last validation of a run; a resumed run has a log for each start."""
+    last: dict[str, float] = {}
+    for log in sorted(folder.glob("csv/version_*/metrics.csv"), key=lambda path: int(path.parent.name.split("_")[1])):
+        with log.open(newline="") as file:
+            for row in csv.DictReader(file):
+                last |= {key: float(value) for key, value in row.items() if key.startswith("val/") and value}
+    return last
 
 
 def write_csv(path: Path, rows: list[dict[str, object]]) -> None:
