@@ -102,14 +102,18 @@ class Objective(nn.Module):
                     losses_B = self.loss(self._logits(name, vectors[a], all_vectors[b]), positives_BG, columns_G)
                     sums.append(losses_B.masked_fill(~rows_B, 0.0).sum())
                     counts.append(rows_B.sum())
-                    negatives.append((columns_G & ~positives_BG).sum(1)[rows_B].float())
+                    negatives.append(((columns_G & ~positives_BG).sum(1) * rows_B).sum())
             means = torch.stack(sums) * world_size() / gather_rows(torch.stack(counts)[None]).sum(0).clamp(min=1)
             per_pair = dict(zip(self.pairs, means.view(-1, 2).mean(1), strict=True))
             loss = torch.stack([self.pairs[name].weight * value for name, value in per_pair.items()]).sum()
         return StepResult(
             loss=loss,
             per_pair={name: value.detach() for name, value in per_pair.items()},
-            stats=self._stats(torch.cat(negatives), keys["product"], all_keys["product"]),
+            stats={
+                **self._scales(),
+                "negatives_per_row": torch.stack(negatives).sum() / torch.stack(counts).sum().clamp(min=1),
+                "rows_with_repeated_product": _repeated_share(keys["product"], all_keys["product"]),
+            },
         )
 
     def _gather(
@@ -129,16 +133,14 @@ class Objective(nn.Module):
         logits_BG = left_BD @ right_GD.T * self.log_scales[key].exp()
         return logits_BG + self.biases[key] if key in self.biases else logits_BG
 
-    @torch.no_grad()
-    def _stats(self, negatives: Tensor, products_B1: Tensor, all_products_G1: Tensor) -> dict[str, Tensor]:
-        scales = {
-            "logit_scale" if name == "all" else f"logit_scale/{name}": value.exp()
-            for name, value in self.log_scales.items()
-        }
-        repeated = (share_product(products_B1, all_products_G1).sum(1) > 1).float().mean()
-        # a share of nothing is nan; a rank whose rows are all padding says 0 instead
-        mean_negatives = negatives.mean() if len(negatives) else repeated.new_zeros(())
-        return {**scales, "negatives_per_row": mean_negatives, "rows_with_repeated_product": repeated}
+    def _scales(self) -> dict[str, Tensor]:
+        names = {name: "logit_scale" if name == "all" else f"logit_scale/{name}" for name in self.log_scales}
+        return {names[name]: value.detach().exp() for name, value in self.log_scales.items()}
+
+
+def _repeated_share(products_B1: Tensor, all_products_G1: Tensor) -> Tensor:
+    """Return the share of rows whose product stands in another row too."""
+    return (share_product(products_B1, all_products_G1).sum(1) > 1).float().mean()
 
 
 def _truth(name: str) -> str:
