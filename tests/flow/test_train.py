@@ -158,6 +158,7 @@ def test_a_bad_picture_or_a_missing_split_stops_before_anything_is_written(shop:
         ("data.val_split=test", "no split 'test'; it has \\['train', 'val'\\]"),
         ("data.shards.train_split=trian", "has no row 'trian'"),
         ("callbacks.best=null", "callbacks.best: cannot be left out"),
+        ("monitor=val/nothing/hit@1", "monitor=val/nothing/hit@1: is no metric of a direction"),
         ("monitor=val/image_to_image/hit@2", "is no metric; there are val/image_to_image/hit@1"),
         (
             "+model.pairs.query_product.wieght=2",
