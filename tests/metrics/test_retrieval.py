@@ -11,10 +11,8 @@ from torch import Tensor
 from torchmetrics.functional import retrieval as reference
 
 from mim_lightning.metrics import (
-    EmbeddingTable,
     Ranking,
     evaluate_direction,
-    present_rows,
     rank_direction,
     score_rankings,
 )
@@ -228,15 +226,3 @@ def test_refuses_a_direction_without_answers() -> None:
 def test_refuses_cutoffs_beyond_depth(setting: dict) -> None:
     with pytest.raises(ValueError, match="photo: cutoffs"):
         evaluate_direction("photo", relevant_keys_QR=torch.tensor([[1]]), **line_of_products(3), **setting)
-
-
-def test_present_rows_leaves_absent_embeddings_out() -> None:
-    table = EmbeddingTable(
-        torch.arange(3),
-        {"query_text": torch.eye(3)},
-        {"query_text": torch.tensor([True, False, True])},
-        {"asked_keys": torch.tensor([[1], [2], [3]])},
-    )
-    kept = present_rows(table, "query_text")
-    assert kept.row_keys.tolist() == [0, 2] and kept.columns["asked_keys"].tolist() == [[1], [3]]
-    assert torch.equal(kept.vectors["query_text"], torch.eye(3)[[0, 2]])

@@ -5,7 +5,6 @@ from mim_lightning.metrics.ranking import rank_gallery
 from mim_lightning.metrics.retrieval import (
     Ranking,
     evaluate_direction,
-    present_rows,
     rank_direction,
     score_rankings,
 )
@@ -16,7 +15,6 @@ __all__ = [
     "Ranking",
     "check_complete",
     "evaluate_direction",
-    "present_rows",
     "rank_direction",
     "rank_gallery",
     "score_rankings",

@@ -14,7 +14,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mim_lightning.metrics.collect import EmbeddingTable
 from mim_lightning.metrics.ranking import rank_gallery
 from mim_lightning.types import NO_KEY, Hits, RetrievalReport
 
@@ -53,7 +52,7 @@ def evaluate_direction(
 
     Args:
         name: of the direction, as in config; the report and errors carry it.
-        query_vectors_QD: (Q, D) of queries that are present (`present_rows`).
+        query_vectors_QD: (Q, D) of queries that are present.
         query_keys_Q: (Q,) distinct.
         relevant_keys_QR: (Q, R) product keys, NO_KEY where a query has fewer.
         query_category_keys_Q: (Q,) NO_KEY where unknown.
@@ -153,11 +152,6 @@ def score_rankings(ranking: Ranking, cutoffs: Sequence[int] = (1, 5, 10)) -> dic
     if not ranking.is_wrong_category.isnan().all():
         scores["wrong_category@1"] = ranking.is_wrong_category
     return scores
-
-
-def present_rows(table: EmbeddingTable, name: str) -> EmbeddingTable:
-    """Return the rows of a table that have an embedding of this tower or fusion, the ones to be ranked."""
-    return table.take(table.present[name])
 
 
 def _ndcg(found_QK: Tensor, num_relevant_Q: Tensor, cutoff: int) -> Tensor:
