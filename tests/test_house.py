@@ -17,7 +17,7 @@ ROOMS = {  # room or file -> what of the project it may import
     "model": {"types", "encoders.interface", "model"},
     "model.checkpoint": {"types", "encoders.interface", "model", "config"},
     "lit": {"types", "data", "model", "losses", "metrics", "lit"},
-    "config": {"types", "model", "losses"},  # build_matcher and build_objective
+    "config": {"types", "model", "losses", "data.prepared"},  # what it builds and describes
     "run": {"config"},
     "door": {"config"},
     "launch": {"config", "door"},

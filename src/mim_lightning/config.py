@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import difflib
 import inspect
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -67,10 +66,9 @@ def describe_data(data: Mapping[str, Any]) -> Any:
     """Return what tells the data of a `data` section from other data, wherever they lie."""
     if data["source"] is not None:
         return build(data["source"]).describe()
-    settings = Path(data["folder"]) / "settings.json"
-    if not settings.is_file():
-        raise ValueError(f"data.folder={data['folder']}: no prepared data here; run python -m mim_lightning.prepare")
-    return json.loads(settings.read_text())
+    from mim_lightning.data.prepared import open_prepared
+
+    return open_prepared(Path(data["folder"])).describe()
 
 
 def construct(where: str, make: Callable[..., Any], *args: Any, **options: Any) -> Any:

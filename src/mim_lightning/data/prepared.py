@@ -48,6 +48,10 @@ class PreparedData:
 
     folder: Path
 
+    def describe(self) -> dict[str, Any]:
+        """Return the source and settings that the data were made from."""
+        return json.loads((self.folder / SETTINGS_FILE).read_text())
+
     def splits(self) -> list[str]:
         return sorted(path.name for path in (self.folder / "queries").iterdir())
 
@@ -102,7 +106,7 @@ def prepare_shards(source: Source, folder: Path, settings: ShardSettings, force:
 
 
 def _check_same(folder: Path, described: Mapping[str, Any]) -> None:
-    found = json.loads((folder / SETTINGS_FILE).read_text())
+    found = PreparedData(folder).describe()
     for part, wanted in described.items():
         for key in sorted({*wanted, *found[part]}):
             if wanted.get(key) != found[part].get(key):
