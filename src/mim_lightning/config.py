@@ -64,11 +64,15 @@ def load_config(path: Path) -> Config:
 
 def describe_data(data: Mapping[str, Any]) -> Any:
     """Return what tells the data of a `data` section from other data, wherever they lie."""
-    if data["source"] is not None:
-        return build(data["source"]).describe()
+    own = build(data["source"]).describe() if data["source"] is not None else _described(data["folder"])
+    distractors = data.get("distractors")
+    return {"own": own, "distractors": _described(distractors)} if distractors else own
+
+
+def _described(folder: str) -> Any:
     from mim_lightning.data.prepared import open_prepared
 
-    return open_prepared(Path(data["folder"])).describe()
+    return open_prepared(Path(folder)).describe()
 
 
 def construct(where: str, make: Callable[..., Any], *args: Any, **options: Any) -> Any:

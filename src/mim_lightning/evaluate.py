@@ -19,9 +19,9 @@ def main() -> None:
 
 
 def evaluate(config: dict[str, Any]) -> dict[str, float]:
-    """Print a table, write results and picture into `output` if given, and return the flat results."""
+    """Print a table, write results, record and picture into `output` if given, and return the flat results."""
     from mim_lightning.lit.console import ProgressBar, quieten
-    from mim_lightning.lit.evaluation import evaluate_module, flatten, save_picture
+    from mim_lightning.lit.evaluation import evaluate_module, flatten, save_evaluation
     from mim_lightning.lit.module import MatchModule
     from mim_lightning.lit.report import print_run
     from mim_lightning.model.checkpoint import load_matcher
@@ -29,7 +29,9 @@ def evaluate(config: dict[str, Any]) -> dict[str, float]:
     quieten()
     loaded = load_matcher(config["checkpoint"])
     trained = loaded.config
-    datamodule = build(config.get("data") or trained["data"], specs=loaded.matcher.input_specs())
+    data = config.get("data") or trained["data"]
+    data = {**data, "val_split": config["split"] or data["val_split"]}
+    datamodule = build(data, specs=loaded.matcher.input_specs())
     if config["trainer"]["devices"] != 1:
         raise ValueError(f"trainer.devices={config['trainer']['devices']}: evaluation runs on one device")
     options = dict(config["trainer"])
@@ -41,9 +43,9 @@ def evaluate(config: dict[str, Any]) -> dict[str, float]:
     print_run(f"{config['checkpoint']} ({loaded.fingerprint})", results)
     if config["output"]:
         folder = Path(config["output"])
-        save_picture(trainer, reports[trained["monitor"].split("/")[1]], datamodule, folder / "hits.png")
+        save_evaluation(trainer, loaded.matcher, datamodule, {**trained, "data": data}, folder)
         (folder / "results.json").write_text(json.dumps(results, indent=2))
-        print(f"results and picture: {folder}")
+        print(f"results, record and picture: {folder}")
     return results
 
 

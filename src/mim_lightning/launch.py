@@ -1,12 +1,17 @@
 """Several processes on one machine, each given the same frozen config.
 
 A resolved config comes in, torchrun's processes go out; the train door calls it. Lightning would start children
-by repeating the command line, and a multirun would then start again inside each of them.
+by repeating the command line, and a multirun would then start again inside each of them. As a module of its own it
+is torchrun, which says in one line what torchrun says in forty.
 """
 
 from __future__ import annotations
 
+import ctypes
+import logging
 import os
+import runpy
+import signal
 import subprocess
 import sys
 import tempfile
@@ -15,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from mim_lightning.config import save_config
-from mim_lightning.door import FROZEN_CONFIG
+from mim_lightning.door import FAILURE_FILE, FROZEN_CONFIG
+from mim_lightning.failure import ChildError, Failure, find_failure, leave_failure
 
 OTHER_LAUNCHERS = ("LOCAL_RANK", "OMPI_COMM_WORLD_RANK")  # set in the processes that torchrun and others start
 
@@ -79,14 +85,48 @@ def launch(module: str, config: Mapping[str, Any], num_processes: int) -> None:
     """Run `python -m <module>` in processes that find their config frozen; wait for all.
 
     Raises:
-        ChildProcessError: one of them failed; it has said why.
+        ChildError: one of them failed; says why.
     """
     cores = str(max(1, (os.cpu_count() or 1) // num_processes))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_processes}"]
+    command = [sys.executable, "-m", __name__, "--standalone", f"--nproc-per-node={num_processes}"]
     with tempfile.TemporaryDirectory() as folder:
         frozen = Path(folder) / "config.yaml"
         save_config(config, frozen)
         environment = {"OMP_NUM_THREADS": cores, **os.environ, FROZEN_CONFIG: str(frozen)}
-        finished = subprocess.run([*command, "-m", module], env=environment, check=False)
+        finished = subprocess.run(
+            [*command, "-m", module],
+            env=environment,
+            check=False,
+            preexec_fn=_end_with_parent if sys.platform == "linux" else None,
+            close_fds=False,  # a sweep's hold on the run passes on to the processes that write into it
+        )
+        failure = find_failure(Path(folder) / FAILURE_FILE)
     if finished.returncode:
-        raise ChildProcessError(f"one of {num_processes} processes failed, see above")
+        died = Failure("ChildProcessError", f"the {num_processes} processes ended with code {finished.returncode}")
+        raise ChildError(failure or died)
+
+
+def _end_with_parent() -> None:
+    """Have the kernel end this process when its parent is gone: killed, it could not do so itself."""
+    pr_set_pdeathsig = 1
+    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
+
+
+def _run_torchrun() -> None:
+    logging.disable()  # torchrun's own; its processes have theirs
+    try:
+        runpy.run_module("torch.distributed.run", run_name="__main__", alter_sys=True)
+    except Exception as error:
+        if type(error).__name__ == "SignalException":  # asked to end, as its processes were
+            sys.exit(1)
+        if type(error).__name__ != "ChildFailedError":
+            raise
+        # one that failed has left word of why; one that was killed could not
+        rank, fault = error.get_first_failure()  # type: ignore[attr-defined]
+        reason = f"process {rank} died with exit code {fault.exitcode} {fault.signal_name()}".strip()
+        leave_failure(Path(os.environ[FROZEN_CONFIG]).with_name(FAILURE_FILE), Failure("ChildProcessError", reason))
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    _run_torchrun()

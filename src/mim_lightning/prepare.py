@@ -35,7 +35,8 @@ def prepare_data(data: Mapping[str, Any], force: bool = False) -> PreparedData:
     """Open the prepared folder of a `data` section, making it first if it has a source."""
     if data["source"] is None:
         return open_prepared(Path(data["folder"]))
-    return prepare_shards(build(data["source"]), Path(data["folder"]), build(data["shards"]), force)
+    parts = build(data["source"]), Path(data["folder"]), build(data["shards"]), build(data["protocol"])
+    return prepare_shards(*parts, force=force)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from typing import Any
 from mim_lightning.config import describe_data, load_config
 
 # what changes where a run happens or what is shown of it, not what comes out
-IRRELEVANT = ("run", "paths", "logger")
+IRRELEVANT = ("run", "paths", "logger", "trial")
 IRRELEVANT_IN = {
     "trainer": (
         "accelerator",
@@ -27,9 +27,24 @@ IRRELEVANT_IN = {
         "log_every_n_steps",
         "default_root_dir",
     ),
-    "data": ("folder", "source", "num_workers", "eval_batch_size"),  # the data themselves are described instead
-    "callbacks": ("best", "last", "throughput", "learning_rate", "progress_bar"),
+    # the data themselves are described instead
+    "data": ("folder", "source", "distractors", "num_workers", "eval_batch_size"),
+    "callbacks": (
+        "retrieval_browser",
+        "best",
+        "last",
+        "throughput",
+        "learning_rate",
+        "progress_bar",
+        "divergence",
+        "pruning",
+    ),
 }
+# the same by dotted key, but for `data.source`: that does decide, run ids describe the data instead of naming it
+PLACEMENT_KEYS = (
+    *IRRELEVANT,
+    *(f"{section}.{key}" for section, keys in IRRELEVANT_IN.items() for key in keys if key != "source"),
+)
 PENDING_ID = "<run-id>"  # stands in conf/train.yaml until the id is known
 
 
@@ -55,6 +70,17 @@ class Run:
     @property
     def last_checkpoint(self) -> Path:
         return self.folder / "checkpoints" / "last.ckpt"
+
+    def checkpoint(self, which: str) -> Path:
+        """Return the checkpoint that results are to be of.
+
+        Raises:
+            ValueError: neither "best" nor "last".
+        """
+        places = {"best": self.best_checkpoint, "last": self.last_checkpoint}
+        if which not in places:
+            raise ValueError(f"report={which}: give best or last")
+        return places[which]
 
     def read_results(self) -> dict[str, float] | None:
         """Return the recorded result, or None while the run is not finished."""

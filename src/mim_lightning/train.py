@@ -1,4 +1,4 @@
-"""python -m mim_lightning.train: compose a config, build what it names, fit, evaluate the best checkpoint.
+"""python -m mim_lightning.train: compose a config, build what it names, fit, evaluate.
 
     python -m mim_lightning.train model=4tower trainer.devices=8
     python -m mim_lightning.train -m model=2tower,3tower,4tower seed=1,2,3
@@ -13,6 +13,7 @@ from typing import Any
 
 from mim_lightning.config import build, build_each, build_matcher, build_objective, construct, save_config
 from mim_lightning.door import run_door
+from mim_lightning.failure import clear_notes
 from mim_lightning.launch import choose_precision, is_alone, is_first_rank, is_launched, launch, num_processes_to_launch
 from mim_lightning.prepare import prepare_data
 from mim_lightning.run import Run, identify
@@ -25,13 +26,14 @@ def main() -> None:
 
 
 def train(config: dict[str, Any]) -> float:
-    """Train one run, or find it trained, and return its monitored metric at the best checkpoint."""
+    """Train one run, or find it trained, and return its monitored metric at the checkpoint that `report` names."""
     from mim_lightning.lit.report import print_run
 
     run, config = identify(config)
     config["trainer"]["precision"] = choose_precision(config["trainer"])  # recorded as it was, for evaluation
     is_new = run.read_results() is None
     if is_new:
+        clear_notes(run.folder)
         num_processes = num_processes_to_launch(config["trainer"])
         if num_processes:
             prepare_data(config["data"])
@@ -52,11 +54,12 @@ def fit(config: dict[str, Any], run: Run) -> None:
     from lightning.pytorch.utilities import rank_zero_info
 
     from mim_lightning.lit.console import describe_towers, quieten
-    from mim_lightning.lit.evaluation import close_loggers, collect_results, evaluate_module, save_picture
+    from mim_lightning.lit.evaluation import close_loggers, collect_results, evaluate_module, save_evaluation
     from mim_lightning.lit.module import MatchModule, freeze_unused
     from mim_lightning.model.checkpoint import warm_start
 
     quieten()
+    checkpoint = run.checkpoint(config["report"])
     seed_everything(config["seed"], workers=True, verbose=False)
     resume = run.last_checkpoint if run.last_checkpoint.is_file() else None
     matcher = build_matcher(config)
@@ -83,14 +86,15 @@ def fit(config: dict[str, Any], run: Run) -> None:
     if is_first_rank():
         save_config(config, run.config_path)
     started = time.perf_counter()
-    trainer.fit(module, datamodule, ckpt_path=resume, weights_only=True if resume else None)
-    seconds = time.perf_counter() - started
-    reports = evaluate_module(trainer, module, datamodule, run.best_checkpoint)
-    if trainer.is_global_zero:
-        direction = config["monitor"].split("/")[1]
-        save_picture(trainer, reports[direction], datamodule, run.folder / "hits.png")
-        run.write_results({**collect_results(trainer, reports, run.best_checkpoint), "fit_seconds": seconds})
-    close_loggers(trainer)
+    try:
+        trainer.fit(module, datamodule, ckpt_path=resume, weights_only=True if resume else None)
+        seconds = time.perf_counter() - started
+        reports = evaluate_module(trainer, module, datamodule, checkpoint)
+        if trainer.is_global_zero:
+            save_evaluation(trainer, matcher, datamodule, config, run.folder)
+            run.write_results({**collect_results(trainer, reports, checkpoint), "fit_seconds": seconds})
+    finally:
+        close_loggers(trainer)
     trainer.strategy.barrier()
 
 

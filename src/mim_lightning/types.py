@@ -79,6 +79,7 @@ class Sample:
     query_id: str | None = None
     product_id: str | None = None
     asked_ids: tuple[str, ...] = ()
+    asked_grades: tuple[int, ...] = ()  # how relevant each asked product is, 1 or more; empty: all 1
     shown_ids: tuple[str, ...] = ()
     category: str | None = None
     is_padding: bool = False
@@ -98,6 +99,7 @@ class Batch:
     query_keys: Tensor  # (B,)
     product_keys: Tensor  # (B,)
     asked_keys: Tensor  # (B, R)
+    asked_grades: Tensor  # (B, R) int64, 1 or more; 0 where there is no key
     shown_keys: Tensor  # (B, R)
     category_keys: Tensor  # (B,)
     is_padding: Tensor  # (B,) bool: repeated to fill up a rank, counts nowhere
@@ -181,14 +183,31 @@ class Hits:
 
 @dataclass(frozen=True)
 class RetrievalReport:
-    """Retrieval quality of one direction over a whole pass; the one place that knows metric key names."""
+    """Retrieval quality of one direction over a whole pass; the one place that knows metric key names.
+
+    Rows of `hits`, `scores`, `ranks` and `unit_keys` are the same queries: those with a relevant product in the
+    gallery, ascending by key.
+    """
 
     direction: str
     values: dict[str, float]  # "hit@1" -> 0.61
+    intervals: dict[str, tuple[float, float]]  # "hit@1" -> (0.57, 0.65), 95 %; empty where not asked for
     num_queries: int  # with at least one relevant product in the gallery: the ones averaged over
     num_unanswerable: int  # without one: left out of every average
     num_products: int
     hits: Hits
+    scores: dict[str, Tensor]  # "hit@1" -> (Q,) float64, nan where a measure says nothing of a query
+    ranks: Tensor  # (Q,) int64 of the first relevant product, 1 for the top; 0 where it lies beyond the depth
+    unit_keys: Tensor  # (Q,) a relevant product: its queries stand or fall together, intervals resample these
 
     def as_scalars(self, stage: str) -> dict[str, float]:
         return {f"{stage}/{self.direction}/{name}": value for name, value in self.values.items()}
+
+    def as_intervals(self, stage: str) -> dict[str, float]:
+        """Return the ends of every interval, "<stage>/<direction>/<metric>/low" and ".../high"."""
+        ends = {f"{self.direction}/{name}": interval for name, interval in self.intervals.items()}
+        return {
+            f"{stage}/{name}/{end}": value
+            for name, interval in ends.items()
+            for end, value in zip(("low", "high"), interval, strict=True)
+        }

@@ -123,3 +123,14 @@ def test_collate_can_be_sent_to_a_worker() -> None:
     collate = Collate(SPECS, 2, AUGMENT, 3)
     copy = pickle.loads(pickle.dumps(collate))
     assert same(pixels(copy(SAMPLES, (1, 2)), "query_image"), pixels(collate(SAMPLES, (1, 2)), "query_image"))
+
+
+def test_grades_stand_beside_their_keys() -> None:
+    samples = [
+        Sample(0, {}, asked_ids=("a", "b"), asked_grades=(3, 1)),
+        Sample(1, {}, asked_ids=("c",)),  # without grades all count 1
+        Sample(2, {}),
+    ]
+    batch = Collate({}, max_relevant=3)(samples)
+    assert batch.asked_grades.tolist() == [[3, 1, 0], [1, 0, 0], [0, 0, 0]]
+    assert ((batch.asked_keys == NO_KEY) == (batch.asked_grades == 0)).all()

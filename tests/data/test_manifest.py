@@ -93,6 +93,27 @@ def test_shown_ids_default_to_asked(tmp_path: Path) -> None:
     assert [query.shown_ids for query in manifest.queries] == [("7",), ("7", "0012")]
 
 
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+def test_grades_stand_beside_their_products(tmp_path: Path, kind: str) -> None:
+    rows = [
+        {**QUERIES[1], "grade": "1|3"},
+        {**QUERIES[0], "grade": ""},
+        {**QUERIES[1], "query_id": "x", "grade": "0|2"},
+    ]
+    if kind != "csv":
+        rows = listed(rows, "product_id", "grade")
+    both, plain, one = read(tmp_path, kind, queries=rows).queries
+    assert dict(zip(both.asked_ids, both.asked_grades, strict=True)) == {"7": 1, "0012": 3}
+    assert plain.asked_grades == (1,)
+    assert one.asked_ids == ("0012",) and one.asked_grades == (2,) and one.shown_ids == ("0012",)
+
+
+def test_segments_keep_further_columns(tmp_path: Path) -> None:
+    rows = [row | {"device": "phone" if number else ""} for number, row in enumerate(QUERIES)]
+    queries = read(tmp_path, "csv", queries=rows, segments=["device"]).queries
+    assert [query.segments["device"] for query in queries] == ["none", "phone", "phone", "phone"]
+
+
 def test_column_mapping(tmp_path: Path) -> None:
     products = [{"sku": "1", "title": "Mug"}]
     queries = [{"fold": "train", "photo": "q.jpg", "sku": "1"}]
@@ -175,6 +196,22 @@ FAULTS: dict[str, tuple[dict[str, Any], list[str]]] = {
     "mapped column": (
         {"columns": {"products": {"category": "department"}}},
         ["products.csv, row 2", "missing column 'department'", "data.source.columns.products.category="],
+    ),
+    "fewer grades than products": (
+        {"queries": replaced([row | {"grade": ""} for row in QUERIES], 1, grade="2")},
+        ["queries.csv, row 3", "column 'grade'", "'2'", "each of 2 products"],
+    ),
+    "a grade that is no number": (
+        {"queries": replaced([row | {"grade": ""} for row in QUERIES], 0, grade="E")},
+        ["queries.csv, row 2", "column 'grade'", "'E'", "whole number"],
+    ),
+    "nothing relevant": (
+        {"queries": replaced([row | {"grade": ""} for row in QUERIES], 0, grade="0")},
+        ["queries.csv, row 2", "column 'grade'", "no product of the query is relevant"],
+    ),
+    "missing segment column": (
+        {"segments": ["device"]},
+        ["queries.csv, row 2", "missing column 'device'"],
     ),
     "misspelt key": (
         {"columns": {"queries": {"product": "sku"}}},

@@ -137,7 +137,7 @@ def test_a_folder_of_someone_else_is_left_alone(shop: ManifestSource, folder: Pa
     folder.mkdir(parents=True)
     (folder / "thesis.txt").write_text("three years of work")
     with pytest.raises(ValueError, match="holds no prepared data"):
-        prepare_shards(shop, folder, SETTINGS, force)
+        prepare_shards(shop, folder, SETTINGS, force=force)
     assert (folder / "thesis.txt").exists()
 
 
@@ -179,7 +179,7 @@ def test_an_interrupted_write_leaves_what_was(
 
     monkeypatch.setattr(tarfile.TarFile, "addfile", addfile)
     with pytest.raises(type(error)):
-        prepare_shards(shop, folder, SETTINGS, force)
+        prepare_shards(shop, folder, SETTINGS, force=force)
     assert [path.name for path in folder.parent.iterdir()] == (["shop"] if force else [])
     if force:
         assert len(rows(open_prepared(folder), "train")) == 4

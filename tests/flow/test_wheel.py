@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 from tests.flow.doors import ROOT
@@ -13,6 +14,8 @@ def test_an_installed_wheel_trains_from_another_directory(tmp_path: Path) -> Non
     build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)]
     subprocess.run(build, check=True, capture_output=True)
     (wheel,) = tmp_path.glob("*.whl")
+    # the editable install would lend its own to the run below
+    assert "hydra_plugins/mim_lightning_sweepers/__init__.py" in zipfile.ZipFile(wheel).namelist()
     site = tmp_path / "site"
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", str(site)]
     subprocess.run([*pip, str(wheel)], check=True)
@@ -25,3 +28,4 @@ def test_an_installed_wheel_trains_from_another_directory(tmp_path: Path) -> Non
     finished = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
     assert finished.returncode == 0, finished.stderr
     assert len(list((tmp_path / "runs").glob("*/results.json"))) == 1
+    assert len(list((tmp_path / "runs").glob("*/report.html"))) == 1  # its templates travelled

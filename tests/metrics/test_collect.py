@@ -1,8 +1,9 @@
-"""The collector on one rank, and on two real gloo processes of which one may have no rows at all."""
+"""The collector and a shared evaluation: on one rank, and on two real gloo processes, one of which may have no rows."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import timedelta
 from multiprocessing import set_forkserver_preload
 from pathlib import Path
 
@@ -12,7 +13,15 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor
 
-from mim_lightning.metrics import EmbeddingCollector, EmbeddingTable, check_complete, evaluate_direction
+from mim_lightning.metrics import (
+    EmbeddingCollector,
+    EmbeddingTable,
+    Gallery,
+    Queries,
+    check_complete,
+    evaluate_direction,
+)
+from mim_lightning.metrics.collect import gather_shares, share_of_rank
 from mim_lightning.types import NO_KEY, RetrievalReport
 from tests.metrics.test_ranking import keys_of, quantised
 
@@ -53,17 +62,33 @@ def table_of(*batches: Sequence[int]) -> EmbeddingTable:
     return metric.compute()
 
 
-def report_of(table: EmbeddingTable) -> RetrievalReport:
-    return evaluate_direction(
-        "query_image_to_product",
+def report_of(table: EmbeddingTable, num_queries: int = NUM_ROWS, memory_bytes: int = 2**29) -> RetrievalReport:
+    queries = Queries(
         table.vectors["query_image"],
         table.row_keys,
         table.columns["asked_keys"],
         table.columns["category_keys"],
-        quantised(60, 3),
-        keys_of(60, 40),
-        torch.full((60,), NO_KEY),
+        torch.arange(2 * len(table)).view(-1, 2) % 3 + 1,
     )
+    return evaluate_direction(
+        "query_image_to_product",
+        queries.take(slice(num_queries)),
+        Gallery(quantised(60, 3), keys_of(60, 40), torch.arange(60) % 5 - 1),
+        num_resamples=100,
+        memory_bytes=memory_bytes,
+    )
+
+
+def assert_same_report(left: RetrievalReport, right: RetrievalReport) -> None:
+    assert left.values == right.values
+    assert repr(left.intervals) == repr(right.intervals), "equal, nan or not"
+    assert left.num_queries == right.num_queries and left.num_unanswerable == right.num_unanswerable
+    for name in left.scores:
+        assert torch.equal(left.scores[name].nan_to_num(-1), right.scores[name].nan_to_num(-1)), name
+    for part in ("ranks", "unit_keys"):
+        assert torch.equal(getattr(left, part), getattr(right, part)), part
+    for part in ("query_keys", "product_keys", "scores", "is_relevant"):
+        assert torch.equal(getattr(left.hits, part), getattr(right.hits, part)), part
 
 
 def test_rows_come_once_and_sorted_whatever_the_batches() -> None:
@@ -159,9 +184,38 @@ CASES = {
 }
 
 
+NUM_QUERIES = (1, 2, 5, NUM_ROWS)  # one query leaves a rank without any
+
+
+def _share_rank(rank: int, out: str) -> None:
+    table = whole_table()
+    for num_queries in NUM_QUERIES:
+        for memory_bytes in (1, 2**29):
+            report = report_of(table, num_queries, memory_bytes)
+            torch.save(report, f"{out}/report-{num_queries}-{memory_bytes}-{rank}.pt")
+    bad = whole_table()
+    bad.vectors["query_image"][-1] = torch.nan  # of the smallest key: in the first rank's share, yet both must stop
+    with pytest.raises(ValueError, match="1 of 22 query vectors are not finite"):
+        report_of(bad)
+    sizes = []
+    for num_rows in range(6):
+        rows = torch.arange(3 * num_rows).view(num_rows, 3)
+        mine = share_of_rank(num_rows)
+        gathered = gather_shares({"rows": rows[mine], "flags": rows[mine, 0] % 2 == 0}, num_rows)
+        assert torch.equal(gathered["rows"], rows) and torch.equal(gathered["flags"], rows[:, 0] % 2 == 0)
+        sizes.append(mine.stop - mine.start)
+    torch.save(sizes, f"{out}/sizes-{rank}.pt")
+
+
+def whole_table() -> EmbeddingTable:
+    rows = rows_of(range(NUM_ROWS))
+    return EmbeddingTable(rows["row_keys"], rows["vectors"], rows["present"], rows["columns"])
+
+
 def _run_rank(rank: int, store: str, out: str) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    patience = timedelta(seconds=120)  # for a rank that stopped alone
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2, timeout=patience)
     for on_cpu in (False, True):
         for case, by_rank in CASES.items():
             metric = collector(compute_on_cpu=on_cpu)
@@ -172,6 +226,7 @@ def _run_rank(rank: int, store: str, out: str) -> None:
                 "a rank must keep its own rows, and only those, after the gather"
             )
             torch.save(table, f"{out}/{case}-{on_cpu}-{rank}.pt")
+    _share_rank(rank, out)
     dist.destroy_process_group()
 
 
@@ -195,9 +250,6 @@ def test_two_ranks_report_what_one_does(two_ranks: Path, case: str, on_cpu: bool
     for rank in range(2):
         table = torch.load(two_ranks / f"{case}-{on_cpu}-{rank}.pt", weights_only=False)
         assert_same(table, expected)
-        ours, theirs = report_of(table), report_of(expected)
-        assert ours.values == theirs.values and ours.num_queries == theirs.num_queries
-        assert torch.equal(ours.hits.product_keys, theirs.hits.product_keys)
 
 
 def test_two_ranks_without_rows_agree_on_an_empty_table(two_ranks: Path) -> None:
@@ -205,3 +257,27 @@ def test_two_ranks_without_rows_agree_on_an_empty_table(two_ranks: Path) -> None
         table = torch.load(two_ranks / f"nothing-False-{rank}.pt", weights_only=False)
         with pytest.raises(ValueError, match="0 embedded"):
             check_complete(table, NUM_ROWS, "queries")
+
+
+@pytest.mark.parametrize("memory_bytes", [1, 2**29])
+@pytest.mark.parametrize("num_queries", NUM_QUERIES)
+def test_two_ranks_share_the_queries_and_report_what_one_does(
+    two_ranks: Path, num_queries: int, memory_bytes: int
+) -> None:
+    expected = report_of(whole_table(), num_queries)
+    assert expected.num_queries == num_queries, "as many as meant are shared"
+    for rank in range(2):
+        report = torch.load(two_ranks / f"report-{num_queries}-{memory_bytes}-{rank}.pt", weights_only=False)
+        assert_same_report(report, expected)
+
+
+def test_no_rank_has_more_than_its_share(two_ranks: Path) -> None:
+    sizes = [torch.load(two_ranks / f"sizes-{rank}.pt", weights_only=False) for rank in range(2)]
+    for num_rows, by_rank in enumerate(zip(*sizes, strict=True)):
+        assert sum(by_rank) == num_rows and max(by_rank) - min(by_rank) <= 1
+
+
+def test_one_process_has_all_the_work() -> None:
+    assert share_of_rank(7) == slice(0, 7)
+    part = torch.arange(7)
+    assert gather_shares({"part": part}, 7)["part"] is part

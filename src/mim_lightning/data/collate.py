@@ -49,6 +49,7 @@ class Collate:
             query_keys=_keys(sample.query_id for sample in samples),
             product_keys=_keys(sample.product_id for sample in samples),
             asked_keys=self._key_table(sample.asked_ids for sample in samples),
+            asked_grades=torch.tensor([self._grades(sample) for sample in samples]),
             shown_keys=self._key_table(sample.shown_ids for sample in samples),
             category_keys=_keys(sample.category for sample in samples),
             is_padding=torch.tensor([sample.is_padding for sample in samples]),
@@ -79,6 +80,10 @@ class Collate:
     def _key_table(self, ids: Iterable[tuple[str, ...]]) -> Tensor:
         table = [[id_key(i) for i in row] + [NO_KEY] * (self.max_relevant - len(row)) for row in ids]
         return torch.tensor(table, dtype=torch.int64)
+
+    def _grades(self, sample: Sample) -> list[int]:
+        grades = [*sample.asked_grades] or [1] * len(sample.asked_ids)
+        return grades + [0] * (self.max_relevant - len(grades))
 
 
 def _distinct(values: Iterable[bytes | str | None]) -> tuple[list[bytes | str], Tensor]:

@@ -6,8 +6,8 @@ column. Sources end here, `shards` and the `prepare` door begin here.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,7 +20,7 @@ PRODUCTS = TableSpec(
 )
 QUERIES = TableSpec(
     "queries",
-    known=("query_id", "split", "image", "text", "product_id", "shown_product_id"),
+    known=("query_id", "split", "image", "text", "product_id", "grade", "shown_product_id"),
     required=("split", "image", "product_id"),
 )
 LIST_SEPARATOR = "|"  # several values in one CSV cell
@@ -46,7 +46,9 @@ class Query:
     image: Path | None
     text: str | None
     asked_ids: tuple[str, ...]
+    asked_grades: tuple[int, ...]  # how relevant each asked product is, 1 or more
     shown_ids: tuple[str, ...]
+    segments: Mapping[str, str]  # further columns by which results are told apart
     origin: str
 
 
@@ -81,7 +83,14 @@ class Source(Protocol):
 
 
 class ManifestSource:
-    """A manifest in two files. `columns` maps our column name to the file's, by table; None: there is none."""
+    """A manifest in two files.
+
+    Args:
+        products, queries: the tables.
+        columns: our column name -> the file's, by table; None: there is none.
+        image_root: where relative image paths start; None: at their table.
+        segments: further columns of the queries by which results are told apart.
+    """
 
     def __init__(
         self,
@@ -89,13 +98,14 @@ class ManifestSource:
         queries: str,
         columns: Mapping[str, ColumnNames] | None = None,
         image_root: str | None = None,
+        segments: Sequence[str] = (),
     ) -> None:
         self.products, self.queries = Path(products), Path(queries)
-        self.columns = columns or {}
+        self.columns, self.segments = columns or {}, tuple(segments)
         self.image_root = Path(image_root) if image_root else None
 
     def read(self, work_dir: Path) -> Manifest:
-        return read_manifest(self.products, self.queries, self.columns, self.image_root)
+        return read_manifest(self.products, self.queries, self.columns, self.image_root, self.segments)
 
     def describe(self) -> dict[str, Any]:
         return {
@@ -103,6 +113,7 @@ class ManifestSource:
             "queries": table_id(self.queries),
             "image_root": str(self.image_root) if self.image_root else None,
             "columns": {table: dict(names) for table, names in self.columns.items()},
+            "segments": list(self.segments),
         }
 
 
@@ -111,8 +122,11 @@ def read_manifest(
     queries_path: Path,
     columns: Mapping[str, ColumnNames] | None = None,
     image_root: Path | None = None,
+    segments: Sequence[str] = (),
 ) -> Manifest:
     """Read and check both tables; relative image paths start at `image_root`, else at their table's folder.
+
+    `segments` are further columns of the queries to keep, see `Query.segments`.
 
     Raises:
         ValueError: a file or column is missing, an id is empty, repeated or unknown.
@@ -129,8 +143,10 @@ def read_manifest(
         products[product.product_id] = product
     queries: list[Query] = []
     seen: dict[str, str] = {}
-    for origin, row in read_rows(queries_path, QUERIES, columns.get("queries", {})):
-        query = _query(row, image_root or queries_path.parent, origin, len(queries))
+    wanted = replace(QUERIES, known=(*QUERIES.known, *segments), required=(*QUERIES.required, *segments))
+    for origin, row in read_rows(queries_path, wanted, columns.get("queries", {})):
+        kept = {name: _plain(row[name]) or "none" for name in segments}
+        query = _query(row, image_root or queries_path.parent, kept, origin, len(queries))
         for column, ids in (("product_id", query.asked_ids), ("shown_product_id", query.shown_ids)):
             _require_known(ids, products, f"{origin}, column '{column}'", products_path)
         if query.query_id in seen:
@@ -155,8 +171,8 @@ def _product(row: Mapping[str, Any], root: Path, origin: str) -> Product:
     return Product(product_id, images, ". ".join(texts) or None, _text(row, "category"), origin)
 
 
-def _query(row: Mapping[str, Any], root: Path, origin: str, number: int) -> Query:
-    asked = _values(row, "product_id")
+def _query(row: Mapping[str, Any], root: Path, segments: Mapping[str, str], origin: str, number: int) -> Query:
+    asked = _graded(row, origin)
     split = _text(row, "split")
     if not asked or split is None:
         raise ValueError(f"{origin}, column '{'split' if asked else 'product_id'}': empty")
@@ -173,10 +189,28 @@ def _query(row: Mapping[str, Any], root: Path, origin: str, number: int) -> Quer
         split=split,
         image=root / images[0] if images else None,
         text=text,
-        asked_ids=asked,
-        shown_ids=_values(row, "shown_product_id") or asked,
+        asked_ids=tuple(asked),
+        asked_grades=tuple(asked.values()),
+        shown_ids=_values(row, "shown_product_id") or tuple(asked),
+        segments=segments,
         origin=origin,
     )
+
+
+def _graded(row: Mapping[str, Any], origin: str) -> dict[str, int]:
+    """Return the relevant products with their grades: 1 without any, and those of grade 0 left out."""
+    ids = _values(row, "product_id")
+    if row.get("grade") in (None, ""):
+        return dict.fromkeys(ids, 1)
+    texts = [_plain(part) for part in _parts(row, "grade")]
+    if len(texts) != len(ids) or not all(text.isdecimal() for text in texts):
+        raise ValueError(
+            f"{origin}, column 'grade': '{row['grade']}': give a whole number from 0 for each of {len(ids)} products"
+        )
+    graded = {product_id: int(text) for product_id, text in zip(ids, texts, strict=True) if int(text) > 0}
+    if not graded:
+        raise ValueError(f"{origin}, column 'grade': no product of the query is relevant")
+    return graded
 
 
 def _require_known(ids: tuple[str, ...], products: Mapping[str, Product], where: str, path: Path) -> None:
@@ -190,9 +224,12 @@ def _text(row: Mapping[str, Any], column: str) -> str | None:
 
 
 def _values(row: Mapping[str, Any], column: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(text for part in _parts(row, column) if (text := _plain(part))))
+
+
+def _parts(row: Mapping[str, Any], column: str) -> list[Any]:
     value = row.get(column)
-    parts = value if isinstance(value, list) else _plain(value).split(LIST_SEPARATOR)
-    return tuple(dict.fromkeys(text for part in parts if (text := _plain(part))))
+    return value if isinstance(value, list) else _plain(value).split(LIST_SEPARATOR)
 
 
 def _plain(value: Any) -> str:

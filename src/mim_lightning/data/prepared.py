@@ -19,8 +19,9 @@ from typing import Any
 import numpy as np
 from rich.progress import Progress
 
-from mim_lightning.data.decode import normalise_encoding
+from mim_lightning.data.decode import normalise_encoding, sharpness
 from mim_lightning.data.manifest import Manifest, Product, Query, Source
+from mim_lightning.data.protocol import Protocol, Seen
 from mim_lightning.data.shards import Record, ShardSet, write_shard_set
 
 _Row = Query | tuple[Query, str]  # an evaluation query, or a training query with the product of its row
@@ -32,6 +33,7 @@ class ShardSettings:
     """How a manifest is cut into shards."""
 
     train_split: str = "train"
+    val_split: str = "val"  # where a product-disjoint protocol puts what it holds out
     max_image_side: int = 512  # pixels; larger pictures are stored smaller
     samples_per_shard: int = 2000
     seed: int = 0  # of the order in which training rows are written
@@ -75,8 +77,10 @@ def open_prepared(folder: Path) -> PreparedData:
     return PreparedData(folder)
 
 
-def prepare_shards(source: Source, folder: Path, settings: ShardSettings, force: bool = False) -> PreparedData:
-    """Write the shard sets of `source` into `folder`, or open them if they are there already.
+def prepare_shards(
+    source: Source, folder: Path, settings: ShardSettings, protocol: Protocol | None = None, *, force: bool = False
+) -> PreparedData:
+    """Write the shard sets of `source`, split by `protocol`, into `folder`, or open them if they are there already.
 
     Data made from another source or with other settings is refused, not reused, unless `force` has it rewritten.
     A folder that holds anything else is left alone. Everything is written beside the folder and renamed into
@@ -85,7 +89,9 @@ def prepare_shards(source: Source, folder: Path, settings: ShardSettings, force:
     Raises:
         ValueError: the manifest or an image is faulty, or the folder holds other data.
     """
-    described = json.loads(json.dumps({"source": source.describe(), "settings": vars(settings)}))
+    protocol = protocol or Seen()
+    parts = {"source": source.describe(), "settings": vars(settings), "protocol": vars(protocol)}
+    described = json.loads(json.dumps(parts))
     if (folder / SETTINGS_FILE).is_file() and not force:
         _check_same(folder, described)
         return PreparedData(folder)
@@ -97,7 +103,8 @@ def prepare_shards(source: Source, folder: Path, settings: ShardSettings, force:
     partial = folder.with_name(f".{folder.name}.partial-{uuid.uuid4().hex[:12]}")
     try:
         partial.mkdir()
-        _write_sets(source.read(partial / "source"), partial, settings)
+        manifest = protocol.apply(source.read(partial / "source"), settings.train_split, settings.val_split)
+        _write_sets(manifest, partial, settings)
         (partial / SETTINGS_FILE).write_text(json.dumps(described, indent=2))
         _move_into_place(partial, folder, described, force)
     finally:
@@ -108,10 +115,11 @@ def prepare_shards(source: Source, folder: Path, settings: ShardSettings, force:
 def _check_same(folder: Path, described: Mapping[str, Any]) -> None:
     found = PreparedData(folder).describe()
     for part, wanted in described.items():
-        for key in sorted({*wanted, *found[part]}):
-            if wanted.get(key) != found[part].get(key):
+        there = found.get(part, {})
+        for key in sorted({*wanted, *there}):
+            if wanted.get(key) != there.get(key):
                 raise ValueError(
-                    f"{folder}: was prepared with {key}={found[part].get(key)}, asked for is {wanted.get(key)}; "
+                    f"{folder}: was prepared with {key}={there.get(key)}, asked for is {wanted.get(key)}; "
                     "run prepare with force=true, or choose another data.folder"
                 )
 
@@ -176,9 +184,14 @@ class _Records:
                 "query_id": query.query_id,
                 "query_text": query.text,
                 "asked_ids": query.asked_ids,
+                "asked_grades": query.asked_grades,
                 "shown_ids": query.shown_ids,
-                "category": self.products[query.asked_ids[0]].category,
+                "category": self.products[(*query.asked_ids, *query.shown_ids)[0]].category,
             }
+            if product_id is None:  # an evaluation query, whose results are told by segment
+                facts["segments"] = dict(query.segments)
+                if "query_image" in images:
+                    facts["image_sharpness"] = sharpness(images["query_image"])
             yield Record(images, facts)
 
     def _read_image(self, path: Path, origin: str) -> bytes:

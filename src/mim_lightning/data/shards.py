@@ -13,7 +13,7 @@ import json
 import os
 import tarfile
 from bisect import bisect_right
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
@@ -34,7 +34,7 @@ class Record:
     """What one sample is made of: encoded images by tower name, everything else in `facts`."""
 
     images: Mapping[str, bytes]
-    facts: Mapping[str, Any]  # query_id, product_id, asked_ids, shown_ids, category, and texts by tower name
+    facts: Mapping[str, Any]  # what Sample holds besides images; segments, image_sharpness
 
 
 def write_shard_set(folder: Path, records: Iterable[Record], num_records: int, samples_per_shard: int) -> None:
@@ -110,22 +110,31 @@ class ShardSet:
         """
         return [self._read_one(number, is_padding) for number in numbers]
 
-    def _read_one(self, number: int, is_padding: bool) -> Sample:
+    def read_facts(self, number: int) -> dict[str, Any]:
+        """Read what is known of a sample besides its images."""
+        return self._read_members(number, ("json",))[1]
+
+    def _read_members(self, number: int, names: Sequence[str]) -> tuple[dict[str, bytes], dict[str, Any]]:
         shard_idx = bisect_right(self._starts, number) - 1
         shard = _open_shard(self.folder, shard_idx, self.sizes[shard_idx], self._written)
         try:
-            members = shard.members(number - self._starts[shard_idx])
+            members = shard.members(number - self._starts[shard_idx], names)
             facts = json.loads(members.pop("json"))
             if not isinstance(facts, dict):
                 raise ValueError("the facts are no JSON object")
         except (ValueError, KeyError) as error:
             raise ValueError(f"{shard.tar_path}, sample {number}: damaged ({error})") from error
+        return members, facts
+
+    def _read_one(self, number: int, is_padding: bool) -> Sample:
+        members, facts = self._read_members(number, MEMBERS)
         return Sample(
             sample_num=number,
             inputs=members | {name: facts[name] for name in ("product_text", "query_text") if facts.get(name)},
             query_id=facts.get("query_id"),
             product_id=facts.get("product_id"),
             asked_ids=tuple(facts.get("asked_ids", ())),
+            asked_grades=tuple(facts.get("asked_grades", ())),
             shown_ids=tuple(facts.get("shown_ids", ())),
             category=facts.get("category"),
             is_padding=is_padding,
@@ -150,13 +159,14 @@ class _OpenShard:
         except FileNotFoundError:
             raise ValueError(f"{self.tar_path}: the shard is missing; run prepare again") from None
 
-    def members(self, row: int) -> dict[str, bytes]:
-        """Return the members that a sample has, by one read: they lie side by side.
+    def members(self, row: int, names: Sequence[str]) -> dict[str, bytes]:
+        """Return those members that a sample has, by one read: they lie side by side.
 
         Raises:
             ValueError: the file is too short.
         """
         places = {name: place for name, place in zip(MEMBERS, self._places[row].tolist(), strict=True) if place[1]}
+        places = {name: place for name, place in places.items() if name in names}
         first = min(offset for offset, _ in places.values())
         stop = max(offset + size for offset, size in places.values())
         data = os.pread(self._file.fileno(), stop - first, first)

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lightning import LightningDataModule
 
@@ -18,12 +19,13 @@ from mim_lightning.data.collate import Collate
 from mim_lightning.data.manifest import Source
 from mim_lightning.data.order import StreamPlan
 from mim_lightning.data.prepared import ShardSettings, open_prepared, prepare_shards
+from mim_lightning.data.protocol import Protocol
 from mim_lightning.data.shards import ShardSet
 from mim_lightning.data.stream import StreamLoader, evaluation_plan
 from mim_lightning.data.transforms import Augment
 from mim_lightning.types import InputSpec, side_of
 
-QUERIES, GALLERY = 0, 1  # the dataloader_idx of the two validation loaders
+QUERIES, GALLERY, DISTRACTORS = 0, 1, 2  # the dataloader_idx of the validation loaders
 
 
 class MatchDataModule(LightningDataModule):
@@ -35,7 +37,9 @@ class MatchDataModule(LightningDataModule):
         folder: prepared shard sets, or where to put them.
         source: where the manifest comes from; None if `folder` is prepared already.
         shards: settings of the shards.
+        protocol: which queries may be trained on.
         val_split: the split that is evaluated.
+        distractors: another prepared folder, whose catalogue joins the gallery of every evaluation.
         batch_size: training rows of all processes together.
         eval_batch_size: evaluation rows of all processes together.
         num_workers: loader processes of each rank; None takes what the machine has, at most 8.
@@ -56,6 +60,8 @@ class MatchDataModule(LightningDataModule):
         eval_batch_size: int,
         num_workers: int | None,
         seed: int,
+        protocol: Protocol | None = None,
+        distractors: str | None = None,
         num_lanes: int = 1,
         window: int = 8,
         augment: Augment | None = None,
@@ -63,6 +69,7 @@ class MatchDataModule(LightningDataModule):
         super().__init__()
         self.name, self.specs, self.augment = name, dict(specs), augment
         self.folder, self.source, self.shards, self.val_split = Path(folder), source, shards, val_split
+        self.protocol, self.distractors = protocol, Path(distractors) if distractors else None
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.num_workers, self.seed, self.num_lanes, self.window = num_workers, seed, num_lanes, window
         self._train_loader: StreamLoader | None = None
@@ -71,9 +78,10 @@ class MatchDataModule(LightningDataModule):
     def prepare_data(self) -> None:
         """Make the shards if they are not there, and find the splits; on one process of a node."""
         if self.source is not None:
-            prepare_shards(self.source, self.folder, self.shards)
+            prepare_shards(self.source, self.folder, self.shards, self.protocol)
         for find in (self.train_set, self.query_set, self.gallery_set):
             find()
+        self._refuse_known_distractors()
 
     def train_set(self) -> ShardSet:
         return open_prepared(self.folder).queries(self.shards.train_split)
@@ -83,6 +91,14 @@ class MatchDataModule(LightningDataModule):
 
     def gallery_set(self) -> ShardSet:
         return open_prepared(self.folder).catalogue()
+
+    def distractor_set(self) -> ShardSet | None:
+        return open_prepared(self.distractors).catalogue() if self.distractors else None
+
+    def product_sets(self) -> list[ShardSet]:
+        """Return the sets that make up the gallery: the catalogue, and distractors if there are any."""
+        distractors = self.distractor_set()
+        return [self.gallery_set(), *([distractors] if distractors else [])]
 
     def train_dataloader(self) -> StreamLoader:
         shards = self.train_set()
@@ -94,10 +110,19 @@ class MatchDataModule(LightningDataModule):
         return self._train_loader
 
     def val_dataloader(self) -> list[StreamLoader]:
-        return [
-            self._evaluation_loader(self.query_set(), "query"),
-            self._evaluation_loader(self.gallery_set(), "product"),
-        ]
+        galleries = [self._evaluation_loader(products, "product") for products in self.product_sets()]
+        return [self._evaluation_loader(self.query_set(), "query"), *galleries]
+
+    def _refuse_known_distractors(self) -> None:
+        distractors, gallery = self.distractor_set(), self.gallery_set()
+        if distractors is not None:
+            known = np.flatnonzero(np.isin(distractors.keys, gallery.keys))
+            if len(known):
+                product_id = distractors.read_facts(int(known[0]))["product_id"]
+                raise ValueError(
+                    f"data.distractors={self.distractors}: {len(known)} of its products stand in the catalogue "
+                    f"{self.folder} too, the first is '{product_id}'; give a set with other product ids"
+                )
 
     def _evaluation_loader(self, shards: ShardSet, side: str) -> StreamLoader:
         specs = {name: spec for name, spec in self.specs.items() if side_of(name) == side}

@@ -1,20 +1,29 @@
 """One evaluation pass as reports, and what a run leaves behind of it.
 
-A trainer, module and datamodule come in; RetrievalReports, results.json and the picture of hits go out. The
+A trainer, module and datamodule come in; RetrievalReports, the evaluation record and the picture of hits go out. The
 train and evaluate doors call it, so both give the same numbers.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning import LightningModule, Trainer
 
+from mim_lightning.data.facts import query_facts
+from mim_lightning.evidence.embeddings import EvaluationEmbeddings, write_embeddings
+from mim_lightning.evidence.figures.hits_grid import draw_hits
+from mim_lightning.evidence.followed import read_history
+from mim_lightning.evidence.pages.page import write_report_page
+from mim_lightning.evidence.record import RECORD_FOLDER, RunFacts, read_record, write_record
 from mim_lightning.lit.callbacks.retrieval_eval import RetrievalEval
 from mim_lightning.lit.datamodule import MatchDataModule
-from mim_lightning.lit.hits_figure import draw_hits
 from mim_lightning.lit.report import UNTOUCHED
+from mim_lightning.model.fingerprint import fingerprint
+from mim_lightning.model.matcher import Matcher
 from mim_lightning.types import RetrievalReport
 
 
@@ -33,30 +42,52 @@ def evaluate_module(
 
 
 def flatten(reports: dict[str, RetrievalReport]) -> dict[str, float]:
-    """Return flat results: the metrics of every direction, and how many queries and products stand behind them."""
+    """Return flat results: the metrics of every direction with the ends of their intervals, and what they count."""
     results = {key: value for report in reports.values() for key, value in report.as_scalars("val").items()}
+    results |= {key: value for report in reports.values() for key, value in report.as_intervals("val").items()}
     results["num_queries"] = max(report.num_queries for report in reports.values())
     results["num_unanswerable"] = max(report.num_unanswerable for report in reports.values())
     return results | {"num_products": max(report.num_products for report in reports.values())}
 
 
 def collect_results(trainer: Trainer, reports: dict[str, RetrievalReport], checkpoint: Path) -> dict[str, float]:
-    """Return a run's flat results: the best checkpoint's, the untouched model's, epoch and step."""
+    """Return a run's flat results: those of `checkpoint`, the untouched model's, epoch and step."""
     content = torch.load(checkpoint, map_location="cpu", weights_only=True)
     untouched = _retrieval_eval(trainer).untouched
     results = flatten(reports) | {key.replace("val/", f"{UNTOUCHED}/", 1): value for key, value in untouched.items()}
-    return results | {"best_epoch": content["epoch"], "best_step": content["global_step"]}
+    return results | {"epoch": content["epoch"], "step": content["global_step"]}
 
 
-def save_picture(trainer: Trainer, report: RetrievalReport, datamodule: MatchDataModule, path: Path) -> None:
-    """Draw a direction's hits, save them as PNG, and hand them to every logger that takes images."""
-    picture = draw_hits(report, datamodule.query_set(), datamodule.gallery_set())
-    path.parent.mkdir(parents=True, exist_ok=True)
-    picture.save(path)
+def save_evaluation(
+    trainer: Trainer, matcher: Matcher, datamodule: MatchDataModule, config: Mapping[str, Any], folder: Path
+) -> None:
+    """Leave the last pass in `folder`: record, embeddings unless there are too many, report and picture of hits.
+
+    Report and picture show the monitored direction; every logger that takes images gets the picture too.
+    """
+    callback = _retrieval_eval(trainer)
+    run = RunFacts(
+        run_id=config["run"]["id"],
+        config=dict(config),
+        fingerprint=fingerprint(matcher),
+        monitor=config["monitor"],
+        data_folder=str(datamodule.folder.absolute()),
+        val_split=datamodule.val_split,
+    )
+    facts = query_facts(datamodule.query_set())
+    write_record(folder / RECORD_FOLDER, run, callback.reports, facts, datamodule.product_sets())
+    if callback.tables is not None:
+        embeddings = EvaluationEmbeddings(*callback.tables, matcher.fusions, run.fingerprint)
+        write_embeddings(folder / RECORD_FOLDER, embeddings)
+    direction = config["monitor"].split("/")[1]
+    record = read_record(folder / RECORD_FOLDER)
+    write_report_page(record, folder / "report.html", read_history(folder).get(direction))
+    picture = draw_hits({config["model"]["name"]: record}, direction, datamodule.query_set(), datamodule.product_sets())
+    picture.save(folder / "hits.png")
     for logger in trainer.loggers:
         log_image = getattr(logger, "log_image", None)
         if log_image is not None:
-            log_image(key=f"hits/{report.direction}", images=[picture])
+            log_image(key=f"hits/{direction}", images=[picture])
 
 
 def close_loggers(trainer: Trainer) -> None:

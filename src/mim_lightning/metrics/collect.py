@@ -1,15 +1,14 @@
-"""Gathers the embeddings of one set, queries or gallery, over the batches and ranks of an evaluation pass.
+"""What crosses ranks in an evaluation pass: embeddings on the way in, the results of each query on the way out.
 
-In: the embeddings of each batch with their ids. Out: an `EmbeddingTable`, each row once and sorted by key,
-so that the table is the same for any number of ranks and any order of batches.
-Called by `lit.callbacks.retrieval_eval`; `retrieval` reads the table.
+`EmbeddingCollector` gathers the embeddings of one set, queries or gallery, over batches and ranks to an
+`EmbeddingTable` that is the same for any number of ranks and any order of batches; called by
+`lit.callbacks.retrieval_eval`. `share_of_rank` and `gather_shares` let `retrieval` rank on every rank at once.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,36 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics import Metric
 
+from mim_lightning.metrics.table import EmbeddingTable, distinct_rows
 from mim_lightning.types import NO_KEY
-
-
-@dataclass(frozen=True)
-class EmbeddingTable:
-    """N distinct rows, ascending by `row_keys`: vectors and presence by tower or fusion, ids by column."""
-
-    row_keys: Tensor  # (N,) int64
-    vectors: dict[str, Tensor]  # (N, D) float32
-    present: dict[str, Tensor]  # (N,) bool
-    columns: dict[str, Tensor]  # (N,) or (N, R) int64, NO_KEY where a row has no (further) id
-
-    def __len__(self) -> int:
-        return len(self.row_keys)
-
-    def take(self, rows: Tensor) -> EmbeddingTable:
-        """Return the rows chosen by a bool mask (N,) or by positions (M,)."""
-
-        def pick(parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
-            return {name: part[rows] for name, part in parts.items()}
-
-        return EmbeddingTable(self.row_keys[rows], pick(self.vectors), pick(self.present), pick(self.columns))
-
-
-def check_complete(table: EmbeddingTable, expected: int, what: str) -> None:
-    """Raise ValueError unless the pass embedded exactly the `expected` number of distinct `what`."""
-    if len(table) != expected:
-        raise ValueError(
-            f"{what}: {len(table)} embedded, {expected} expected; no numbers are published from a partial pass"
-        )
 
 
 class EmbeddingCollector(Metric):
@@ -125,7 +96,7 @@ class EmbeddingCollector(Metric):
             {name: rows[f"present_{name}"] for name in self.names},
             {name: rows[f"column_{name}"] for name in self.columns},
         )
-        return table.take(_distinct_rows(table))
+        return table.take(distinct_rows(table))
 
     def _wrap_compute(self, compute: Callable[[], EmbeddingTable]) -> Callable[[], EmbeddingTable]:
         # The inherited wrapper squeezes tensors of one row and refuses to return a frozen dataclass.
@@ -163,19 +134,38 @@ def _at_least_one_wide(column: Tensor) -> Tensor:
     return F.pad(column, (0, 1), value=NO_KEY) if column.dim() == 2 and column.shape[1] == 0 else column
 
 
-def _distinct_rows(table: EmbeddingTable) -> Tensor:
-    """Return the positions of one row a key, ascending by key.
+def share_of_rank(num_rows: int) -> slice:
+    """Return which of `num_rows` rows, the same on every rank, are this rank's to work on: contiguous, may be none."""
+    start, stop = _bounds(num_rows)[dist.get_rank()] if _is_shared() else (0, num_rows)
+    return slice(start, stop)
 
-    Two rows of one key may differ in rounding or in what is present. The fullest row stands for the key,
-    then the one with the smallest sum: a choice that knows nothing of ranks and batches.
+
+def gather_shares(parts: Mapping[str, Tensor], num_rows: int) -> dict[str, Tensor]:
+    """Return the rows of all ranks on every rank, in order; parts hold the rows of this rank's share.
+
+    Every rank must call it, with the same names, dtypes and widths; a rank may have no rows. Returns tensors on
+    the device of the parts.
     """
-    sums, fullness = torch.zeros_like(table.row_keys, dtype=torch.float64), torch.zeros_like(table.row_keys)
-    for name, vectors in table.vectors.items():
-        sums += vectors.sum(dim=-1, dtype=torch.float64)
-        fullness += table.present[name]
-    order = torch.arange(len(table), device=sums.device)
-    for rank in (sums, -fullness, table.row_keys):  # the last sort counts most
-        order = order[rank[order].argsort(stable=True)]
-    is_first = torch.ones_like(order, dtype=torch.bool)
-    is_first[1:] = table.row_keys[order][1:] != table.row_keys[order][:-1]
-    return order[is_first]
+    if not _is_shared():
+        return dict(parts)
+    sizes = [stop - start for start, stop in _bounds(num_rows)]
+    return {name: _gather_rows(part, sizes) for name, part in parts.items()}
+
+
+def _is_shared() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def _bounds(num_rows: int) -> list[tuple[int, int]]:
+    world_size = dist.get_world_size()
+    return [(num_rows * rank // world_size, num_rows * (rank + 1) // world_size) for rank in range(world_size)]
+
+
+def _gather_rows(part: Tensor, sizes: Sequence[int]) -> Tensor:
+    # NCCL exchanges nothing that lies in host memory, gloo nothing that lies on a GPU
+    device = torch.device("cuda" if dist.get_backend() == "nccl" else "cpu")
+    filled = part.new_zeros((max(sizes), *part.shape[1:]), device=device)
+    filled[: len(part)] = part.to(device)
+    gathered = [torch.empty_like(filled) for _ in sizes]
+    dist.all_gather(gathered, filled)
+    return torch.cat([rows[:size] for rows, size in zip(gathered, sizes, strict=True)]).to(part.device)

@@ -2,33 +2,29 @@
 
 In: query vectors, gallery vectors and the product key of each gallery row. Out: product keys and scores,
 best first, one hit a product. Called by `retrieval`; ids only, row positions never leave this file.
-FAISS finds the first rows fast; queries whose tied scores reach past what it fetched are ranked in full.
+`nearest` finds the first rows fast; queries whose tied scores reach past what it fetched are ranked in full.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any
+from itertools import pairwise
 
-import faiss
 import torch
 from torch import Tensor
 
+from mim_lightning.metrics.nearest import fetch_rows, plain_float32
 from mim_lightning.types import NO_KEY
 
-_FAISS_GPU_LIMIT = 2048  # rows a query; more are refused by its kernels
 _SPARE_PRODUCTS = 200  # of so many products all images are fetched at once
-_FETCH_BYTES = 64  # a fetched row: key and score, and their copies while sorting
-_FULL_BYTES = 24  # a gallery row when ranked in full: score, its best, masks and their running count
+_FETCH_BYTES = 80  # a fetched row: place, product and score, and their copies while sorting
+_FULL_BYTES = 24  # a gallery row when ranked in full: score, best of its product, masks and their running count
 
 
 @dataclass(frozen=True)
 class _Gallery:
-    vectors: Tensor  # (N, D) ascending by product key, so that a lower position means a lower key
-    product_idx: Tensor  # (N,) position in product_keys
+    vectors: Tensor  # (N, D) as given: a sorted copy would double the memory and its making counts
+    product_idx: Tensor  # (N,) position in product_keys, so that a lower one means a lower key
     product_keys: Tensor  # (P,) distinct, ascending
 
 
@@ -45,14 +41,15 @@ def rank_gallery(
     ascending order of product key, at the cut as well: keys are digests, so the order is fixed, the same for
     any order of rows, and knows nothing of relevance. A model that embeds everything alike scores chance.
     Scores are float32 whatever autocast or the matmul precision say; "equal" means equal as computed, and
-    scores that differ by rounding alone may change places between devices and chunk sizes.
+    scores that differ by rounding alone may change places between devices, chunk sizes and orders of rows.
 
     Args:
         query_vectors_QD: (Q, D) finite; queries that are absent have been left out by the caller.
         gallery_vectors_ND: (N, D) finite, likewise.
         gallery_product_keys_N: (N,) int64; rows of one product share a key.
         depth: how many products a query is given.
-        memory_bytes: bound on working memory beside the vectors and the answer; sets the size of chunks.
+        memory_bytes: bound on working memory beside the vectors, the answer and a few integers a gallery row; sets
+            how many queries are ranked at once, one at least. Vectors that are not contiguous float32 are copied.
 
     Returns:
         Product keys (Q, K) and scores (Q, K) float32, best first; K is `depth` or the number of products.
@@ -64,15 +61,19 @@ def rank_gallery(
     Source: our choice.
     """
     _check(query_vectors_QD, gallery_vectors_ND, gallery_product_keys_N, depth)
-    gallery = _sorted_gallery(gallery_vectors_ND, gallery_product_keys_N)
-    keep = min(depth, len(gallery.product_keys))
+    keys_P, idx_N = gallery_product_keys_N.unique(return_inverse=True)
+    gallery = _Gallery(gallery_vectors_ND.detach().float().contiguous(), idx_N, keys_P)
+    keep = min(depth, len(keys_P))
     per_query = _FETCH_BYTES * _num_fetched(gallery, keep)
     if not query_vectors_QD.is_cpu:  # torch's way, there in case FAISS has no GPU, holds the whole row of scores
         per_query += _FULL_BYTES * len(gallery.vectors)
-    chunks = query_vectors_QD.detach().float().split(max(1, memory_bytes // per_query))
-    ranked = [_rank_chunk(chunk, gallery, keep, memory_bytes) for chunk in chunks]
-    product_idx_QK, scores_QK = (torch.cat(parts) for parts in zip(*ranked, strict=True))
-    return gallery.product_keys[product_idx_QK], scores_QK
+    products_QK = keys_P.new_empty(len(query_vectors_QD), keep)
+    scores_QK = gallery.vectors.new_empty(len(query_vectors_QD), keep)
+    for chunk in even_chunks(len(query_vectors_QD), max(1, memory_bytes // per_query)):
+        query_QD = query_vectors_QD[chunk].detach().float()
+        product_idx_QK, scores_QK[chunk] = _rank_chunk(query_QD, gallery, keep, memory_bytes)
+        products_QK[chunk] = keys_P[product_idx_QK]
+    return products_QK, scores_QK
 
 
 def _check(query_QD: Tensor, gallery_ND: Tensor, product_keys_N: Tensor, depth: int) -> None:
@@ -83,16 +84,27 @@ def _check(query_QD: Tensor, gallery_ND: Tensor, product_keys_N: Tensor, depth: 
         raise ValueError(f"query, gallery and product keys do not fit each other: {shapes}")
     if (product_keys_N == NO_KEY).any():
         raise ValueError("a gallery row has no product key")
-    for what, vectors in (("query", query_QD), ("gallery", gallery_ND)):
-        num_bad = int((~vectors.isfinite().all(dim=1)).sum())
-        if num_bad:
-            raise ValueError(f"{num_bad} of {len(vectors)} {what} vectors are not finite")
+    check_finite("query", query_QD)
+    check_finite("gallery", gallery_ND)
 
 
-def _sorted_gallery(vectors_ND: Tensor, product_keys_N: Tensor) -> _Gallery:
-    order = product_keys_N.argsort(stable=True)
-    keys_P, idx_N = product_keys_N[order].unique_consecutive(return_inverse=True)
-    return _Gallery(vectors_ND.detach().float()[order].contiguous(), idx_N, keys_P)
+def check_finite(what: str, vectors: Tensor) -> None:
+    """Raise ValueError if a row of the `what` vectors (N, D) holds a value that is not finite."""
+    # One pass over sums, which are finite only if all values are; those of huge values may not be.
+    suspects = vectors[~vectors.sum(dim=1, dtype=torch.float32).isfinite()]
+    num_bad = int((~suspects.isfinite().all(dim=1)).sum())
+    if num_bad:
+        raise ValueError(f"{num_bad} of {len(vectors)} {what} vectors are not finite")
+
+
+def even_chunks(num_rows: int, largest: int) -> list[slice]:
+    """Return slices of equal size, but for one row, that cover the rows; one, empty, of no rows.
+
+    FAISS is slow on few queries, so that a small rest would cost more than its share.
+    """
+    num_chunks = max(1, -(-num_rows // largest))
+    ends = [num_rows * chunk // num_chunks for chunk in range(num_chunks + 1)]
+    return [slice(*pair) for pair in pairwise(ends)]
 
 
 def _num_fetched(gallery: _Gallery, keep: int) -> int:
@@ -106,44 +118,28 @@ def _num_fetched(gallery: _Gallery, keep: int) -> int:
 
 def _rank_chunk(query_QD: Tensor, gallery: _Gallery, keep: int, memory_bytes: int) -> tuple[Tensor, Tensor]:
     num_fetched = _num_fetched(gallery, keep)
-    scores_QF, rows_QF = _fetch_rows(query_QD, gallery.vectors, num_fetched)
-    products_QK, scores_QK = _one_hit_a_product(scores_QF, gallery.product_idx[rows_QF], keep)
+    scores_QF, rows_QF = fetch_rows(query_QD, gallery.vectors, num_fetched)
+    products_QF = gallery.product_idx[rows_QF]
+    if len(gallery.vectors) == len(gallery.product_keys):
+        products_QK, scores_QK = _order_ties(scores_QF, products_QF, keep)
+    else:
+        products_QK, scores_QK = _one_hit_a_product(scores_QF, products_QF, keep)
     if num_fetched < len(gallery.vectors):
         # Rows that were not fetched may equal the last one that was: only hits above it are certain.
         unsure = (scores_QK[:, -1] <= scores_QF[:, -1]).nonzero().flatten()
-        for part in unsure.split(max(1, memory_bytes // (_FULL_BYTES * len(gallery.vectors)))):
+        per_query = _FULL_BYTES * len(gallery.vectors) + _FETCH_BYTES * keep
+        for part in unsure.split(max(1, memory_bytes // per_query)):
             products_QK[part], scores_QK[part] = _rank_in_full(query_QD[part], gallery, keep)
     return products_QK, scores_QK
 
 
-def _fetch_rows(query_QD: Tensor, gallery_ND: Tensor, num_rows: int) -> tuple[Tensor, Tensor]:
-    """Return scores and positions (Q, F) of the best rows, best first, equal scores in any order."""
-    if query_QD.is_cpu:
-        scores, rows = faiss.knn(query_QD.numpy(), gallery_ND.numpy(), num_rows, faiss.METRIC_INNER_PRODUCT)
-        return torch.from_numpy(scores), torch.from_numpy(rows)
-    if query_QD.is_cuda and _faiss_has_gpu() and num_rows <= _FAISS_GPU_LIMIT:
-        return _fetch_rows_faiss_gpu(query_QD, gallery_ND, num_rows)
-    with _plain_float32(query_QD.device.type):
-        scores_QF, rows_QF = (query_QD @ gallery_ND.T).topk(num_rows, dim=1)
-    return scores_QF, rows_QF
-
-
-def _faiss_has_gpu() -> bool:
-    return hasattr(faiss, "StandardGpuResources") and faiss.get_num_gpus() > 0
-
-
-@lru_cache(maxsize=1)  # scratch memory of about a gigabyte, slow to get
-def _faiss_gpu_resources() -> Any:
-    return faiss.StandardGpuResources()
-
-
-def _fetch_rows_faiss_gpu(query_QD: Tensor, gallery_ND: Tensor, num_rows: int) -> tuple[Tensor, Tensor]:
-    import faiss.contrib.torch_utils  # teaches knn_gpu to take tensors of the device
-
-    resources, metric = _faiss_gpu_resources(), faiss.METRIC_INNER_PRODUCT
-    query_QD, device_idx = query_QD.contiguous(), query_QD.device.index
-    scores_QF, rows_QF = faiss.knn_gpu(resources, query_QD, gallery_ND, num_rows, metric=metric, device=device_idx)
-    return scores_QF, rows_QF
+def _order_ties(scores_QF: Tensor, products_QF: Tensor, keep: int) -> tuple[Tensor, Tensor]:
+    """Return products and scores (Q, K) where no product repeats: few queries have ties, the others are in order."""
+    products_QK, scores_QK = products_QF[:, :keep].clone(), scores_QF[:, :keep].clone()
+    tied = (scores_QK[:, 1:] == scores_QK[:, :-1]).any(dim=1).nonzero().flatten()
+    if len(tied):
+        products_QK[tied], scores_QK[tied] = _one_hit_a_product(scores_QF[tied], products_QF[tied], keep)
+    return products_QK, scores_QK
 
 
 def _one_hit_a_product(scores_QF: Tensor, products_QF: Tensor, keep: int) -> tuple[Tensor, Tensor]:
@@ -158,7 +154,7 @@ def _one_hit_a_product(scores_QF: Tensor, products_QF: Tensor, keep: int) -> tup
 
 def _rank_in_full(query_QD: Tensor, gallery: _Gallery, keep: int) -> tuple[Tensor, Tensor]:
     """Return products and scores (Q, K) from the scores of the whole gallery, ties and all."""
-    with _plain_float32(query_QD.device.type):
+    with plain_float32(query_QD.device.type):
         scores_QP = _best_of_each_product(query_QD @ gallery.vectors.T, gallery)
     last_Q1 = scores_QP.topk(keep, dim=1).values[:, -1:]
     is_above = scores_QP > last_Q1
@@ -171,20 +167,5 @@ def _rank_in_full(query_QD: Tensor, gallery: _Gallery, keep: int) -> tuple[Tenso
 
 
 def _best_of_each_product(scores_QN: Tensor, gallery: _Gallery) -> Tensor:
-    num_products = len(gallery.product_keys)
-    if num_products == scores_QN.shape[1]:
-        return scores_QN
-    scores_QP = scores_QN.new_full((len(scores_QN), num_products), -torch.inf)
+    scores_QP = scores_QN.new_full((len(scores_QN), len(gallery.product_keys)), -torch.inf)
     return scores_QP.scatter_reduce_(1, gallery.product_idx.expand_as(scores_QN), scores_QN, "amax")
-
-
-@contextmanager
-def _plain_float32(device_type: str) -> Iterator[None]:
-    """Multiply in float32, whatever a trainer has set for speed."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        with torch.autocast(device_type, enabled=False):
-            yield
-    finally:
-        torch.set_float32_matmul_precision(before)

@@ -1,7 +1,7 @@
 """A matcher in a file, with everything needed to rebuild it: no trainer, no network, no pickled code.
 
 A Matcher and its model config go in with Lightning's checkpoint (`describe`); `load_matcher` gives them back,
-`warm_start` lends the weights of one matcher's towers to another's.
+`warm_start` lends the weights of one matcher's towers to another's, `store_fusions` changes how a file's model fuses.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from mim_lightning.config import build_matcher
 from mim_lightning.model.fingerprint import fingerprint
+from mim_lightning.model.fusion import Fusions
 from mim_lightning.model.matcher import Matcher
 
 SECTION = "mim_lightning"  # our key in the checkpoint
@@ -107,6 +108,37 @@ def warm_start(matcher: Matcher, objective: nn.Module, path: str | Path) -> Warm
     objective.load_state_dict(_state_of(content, "objective."), strict=False)
     fresh = tuple(name for name in matcher.state_dict() if name not in loaded)
     return WarmStart(tuple(loaded), fresh, tuple(name for name in source if name not in used))
+
+
+def store_fusions(path: Path, fusions: Fusions, expected: str) -> Path:
+    """Write the checkpoint with other weights for some fusions beside itself, as `<name>.fused.ckpt`.
+
+    The fusions belong to the fingerprint: an index of the old one is refused by the new.
+
+    Args:
+        path: the checkpoint.
+        fusions: the weights to change.
+        expected: fingerprint of the model that the weights were found with.
+
+    Raises:
+        ValueError: another model's checkpoint, or none; a fusion it does not have.
+    """
+    loaded = load_matcher(path)
+    if loaded.fingerprint != expected:
+        raise ValueError(f"{path}: is model {loaded.fingerprint}, the weights were found with {expected}")
+    known = loaded.matcher.fusions
+    for name in fusions:
+        if name not in known:
+            raise ValueError(f"{path}: has no fusion '{name}'; there are {list(known)}")
+    model = {**loaded.config["model"], "fusions": {**known, **{name: dict(w) for name, w in fusions.items()}}}
+    loaded.matcher.fusions = model["fusions"]
+    content = _read(path)
+    content[SECTION] = describe(loaded.matcher, {**loaded.config, "model": model})
+    target = path.with_suffix(f".fused{path.suffix}")
+    partial = target.with_suffix(".partial")
+    torch.save(content, partial)
+    partial.rename(target)
+    return target
 
 
 def _towers(names: tuple[str, ...]) -> list[str]:

@@ -23,7 +23,8 @@ class GrocerySource:
 
     def read(self, work_dir: Path) -> Manifest:
         self._require()
-        return read_manifest(self.root / "products.csv", self.root / "pairs.csv", {"queries": QUERY_COLUMNS})
+        tables = self.root / "products.csv", self.root / "pairs.csv"
+        return read_manifest(*tables, {"queries": QUERY_COLUMNS}, segments=("query_text_kind",))
 
     def describe(self) -> dict[str, Any]:
         self._require()

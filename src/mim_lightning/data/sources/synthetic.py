@@ -32,7 +32,7 @@ class SyntheticSource:
 
     def read(self, work_dir: Path) -> Manifest:
         products_path, queries_path = write_synthetic_world(work_dir, **self.arguments)  # type: ignore[arg-type]
-        return read_manifest(products_path, queries_path)
+        return read_manifest(products_path, queries_path, segments=("kind",))
 
     def describe(self) -> dict[str, Any]:
         return {"synthetic": self.arguments}

@@ -1,8 +1,8 @@
 """Retrieval quality of the validation split, every epoch, and of the untouched model as epoch -1.
 
 The module's embeddings of queries and gallery come in batch by batch, a RetrievalReport a direction goes out to
-the loggers; `metrics` collects over ranks and ranks. The train door asks Lightning for a whole sanity pass:
-that is the untouched model.
+the loggers; `metrics` collects over ranks, `evidence.directions` ranks. The train door asks Lightning for a whole
+sanity pass: that is the untouched model.
 """
 
 from __future__ import annotations
@@ -14,14 +14,11 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from mim_lightning.lit.datamodule import GALLERY, QUERIES
-from mim_lightning.metrics.collect import EmbeddingCollector, EmbeddingTable, check_complete
-from mim_lightning.metrics.retrieval import evaluate_direction
-from mim_lightning.model.fusion import fuse
+from mim_lightning.evidence.directions import COLUMNS, evaluate_directions
+from mim_lightning.lit.datamodule import DISTRACTORS, GALLERY, QUERIES
+from mim_lightning.metrics import EmbeddingCollector, EmbeddingTable, check_complete
 from mim_lightning.model.matcher import Matcher
 from mim_lightning.types import Batch, Direction, Embeddings, RetrievalReport, side_of
-
-COLUMNS = ("query_keys", "product_keys", "asked_keys", "shown_keys", "category_keys")
 
 
 class RetrievalEval(Callback):
@@ -33,6 +30,9 @@ class RetrievalEval(Callback):
         cutoffs: the k of hit@k, recall@k, nDCG@k.
         depth: products that MRR and mAP look at.
         num_hits: products a query that reports keep for pictures.
+        num_resamples: of the bootstrap behind the intervals of a final evaluation.
+        memory_gib: working memory of ranking, beside the vectors.
+        max_kept_rows: embeddings of more queries and products than this are not kept beside the record.
     """
 
     def __init__(
@@ -42,10 +42,16 @@ class RetrievalEval(Callback):
         cutoffs: Sequence[int] = (1, 5, 10),
         depth: int = 1000,
         num_hits: int = 10,
+        num_resamples: int = 1000,
+        memory_gib: float = 0.5,
+        max_kept_rows: int = 200_000,
     ) -> None:
         self.directions = {name: Direction(**ends) for name, ends in directions.items() if ends is not None}
         self.monitor = monitor
         self.options: dict[str, Any] = {"cutoffs": tuple(cutoffs), "depth": depth, "num_hits": num_hits}
+        self.options["memory_bytes"] = int(memory_gib * 2**30)
+        self.num_resamples, self.max_kept_rows = num_resamples, max_kept_rows
+        self.tables: tuple[EmbeddingTable, EmbeddingTable] | None = None  # queries and gallery of the last pass
         self.reports: dict[str, RetrievalReport] = {}  # of the last pass, for the door that asked for it
         self.untouched: dict[str, float] = {}  # scalars of epoch -1
 
@@ -70,6 +76,7 @@ class RetrievalEval(Callback):
         }
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.num_gallery = len(trainer.datamodule.gallery_set())  # type: ignore[attr-defined]
         for collector in self.collectors.values():
             # Apple's GPUs have no float64, which scores are averaged in
             collector.to("cpu" if pl_module.device.type == "mps" else pl_module.device)
@@ -86,53 +93,28 @@ class RetrievalEval(Callback):
     ) -> None:
         embeddings: Embeddings = outputs["embeddings"]
         columns = {name: getattr(batch, name) for name in COLUMNS}
-        self.collectors[dataloader_idx].update(
-            batch.sample_nums, embeddings.vectors, embeddings.present, columns, valid=~batch.is_padding
+        is_distractor = dataloader_idx == DISTRACTORS
+        row_keys = batch.sample_nums + (self.num_gallery if is_distractor else 0)  # behind the catalogue's
+        self.collectors[min(dataloader_idx, GALLERY)].update(
+            row_keys, embeddings.vectors, embeddings.present, columns, valid=~batch.is_padding
         )
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
         queries, gallery = self.collectors[QUERIES].compute(), self.collectors[GALLERY].compute()
         check_complete(queries, len(datamodule.query_set()), "validation queries")
-        check_complete(gallery, len(datamodule.gallery_set()), "gallery rows")
+        check_complete(gallery, sum(len(products) for products in datamodule.product_sets()), "gallery rows")
         matcher: Any = pl_module.matcher
-        self.reports = {
-            name: self._evaluate(name, direction, queries, gallery, matcher.fusions)
-            for name, direction in self.directions.items()
-        }
+        # intervals belong to published numbers; between epochs they would only cost time
+        num_resamples = 0 if trainer.state.fn == TrainerFn.FITTING else self.num_resamples
+        self.reports = evaluate_directions(
+            self.directions, queries, gallery, matcher.fusions, **self.options, num_resamples=num_resamples
+        )
+        is_kept = len(queries) + len(gallery) <= self.max_kept_rows
+        self.tables = (queries, gallery) if is_kept else None
         for collector in self.collectors.values():
             collector.reset()
         self._publish(trainer, pl_module)
-
-    def _evaluate(
-        self,
-        name: str,
-        direction: Direction,
-        queries: EmbeddingTable,
-        gallery: EmbeddingTable,
-        fusions: Mapping[str, Mapping[str, float]],
-    ) -> RetrievalReport:
-        query_vectors, queries = _side(direction.query, queries, fusions)
-        gallery_vectors, gallery = _side(direction.gallery, gallery, fusions)
-        for end, table, rows in (
-            (direction.query, queries, "validation query"),
-            (direction.gallery, gallery, "product"),
-        ):
-            if not len(table):
-                raise ValueError(
-                    f"directions.{name}: no {rows} has a {end}; choose a model without it, or directions.{name}=null"
-                )
-        return evaluate_direction(
-            name,
-            query_vectors,
-            queries.columns["query_keys"],
-            queries.columns[f"{direction.truth}_keys"],
-            queries.columns["category_keys"],
-            gallery_vectors,
-            gallery.columns["product_keys"],
-            gallery.columns["category_keys"],
-            **self.options,
-        )
 
     def scalars(self, stage: str = "val") -> dict[str, float]:
         """Return the last pass as flat metrics."""
@@ -165,11 +147,3 @@ class RetrievalEval(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.untouched = state_dict["untouched"]
-
-
-def _side(name: str, table: EmbeddingTable, fusions: Mapping[str, Mapping[str, float]]) -> tuple[Any, EmbeddingTable]:
-    """Return the vectors of a tower or fusion and the table's rows, without rows that lack it."""
-    wanted = {name: fusions[name]} if name in fusions else {}
-    embeddings = fuse(Embeddings(table.vectors, table.present), wanted)
-    present = embeddings.present[name]
-    return embeddings.vectors[name][present], table.take(present)

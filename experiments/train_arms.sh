@@ -1,0 +1,28 @@
+# Sourced by the records' run.sh: train the same arms over three seeds, each with a fold of products of its own.
+#
+#   train_arms <name of the record> <override> ...      overrides may hold Hydra choices: model=2tower,3tower
+#
+# Finished runs are not repeated. Each run is also evaluated on queries of products that it was trained on.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+PYTHON=.venv/bin/python
+SEEDS=${SEEDS:-1 2 3}
+
+train_arms() {
+  local record=$1
+  shift
+  for seed in $SEEDS; do
+    $PYTHON -m mim_lightning.train -m seed="$seed" data.protocol.fold=$((seed - 1)) paths.runs="runs/$record" "$@"
+  done
+  for run in "runs/$record"/*/; do
+    [ -f "$run/results.json" ] && [ ! -f "$run/seen/results.json" ] || continue
+    $PYTHON -m mim_lightning.evaluate checkpoint="${run}checkpoints/last.ckpt" split=val_seen output="${run}seen"
+  done
+}
+
+tables() { # <name of the record> <folder of a run> ...
+  local record=$1
+  shift
+  $PYTHON experiments/tables.py "experiments/$record" "$@"
+  $PYTHON experiments/refresh.py
+}

@@ -1,0 +1,45 @@
+"""What the doors without a config share: words of the command line, and a user's mistake in one line.
+
+An argument parser and a function come in; the function is called with the parsed words. `door` does the same for
+the doors that compose a config.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+FULL_ERRORS = "MIM_FULL_ERRORS"
+
+
+class CommandParser(argparse.ArgumentParser):
+    """The parser of `python -m mim_lightning.<name>`: its errors are one line, its help begins with the file's."""
+
+    def __init__(self, name: str, description: str | None) -> None:
+        super().__init__(
+            prog=f"python -m mim_lightning.{name}",
+            description=description,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+
+    def error(self, message: str) -> NoReturn:
+        sys.exit(_fail(f"{message}; see {self.prog} --help"))
+
+
+def run_command(parser: CommandParser, function: Callable[..., Any]) -> None:
+    """Call `function` with the words of the command line; what a user can mend ends as one line and exit code 2."""
+    options = vars(parser.parse_args())
+    try:
+        function(**options)
+    except (ValueError, OSError) as error:
+        if FULL_ERRORS in os.environ:
+            raise
+        sys.exit(_fail(" ".join(str(error).split())))
+
+
+def _fail(text: str) -> int:
+    print(f"error: {text}", file=sys.stderr)
+    return 2

@@ -1,0 +1,81 @@
+"""python -m mim_lightning.compare <run> <run> ...: do two or more models differ, by how much, and on which queries?
+
+    python -m mim_lightning.compare runs/2tower-* runs/4tower-*
+    python -m mim_lightning.compare runs/a runs/b --metric hit@1,mrr --output compared
+
+Runs that differ in seed or fold alone are one arm; the arm of the first run is the baseline. Folders of runs, or of
+evaluations, as train and evaluate leave them.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from mim_lightning.command import CommandParser, run_command
+
+
+def main() -> None:
+    run_command(_parser(), compare)
+
+
+def compare(
+    runs: Sequence[Path],
+    metrics: Sequence[str] = ("hit@1",),
+    directions: Sequence[str] = (),
+    segments: Sequence[str] | None = None,
+    num_queries: int = 8,
+    resamples: int = 2000,
+    output: Path | None = None,
+) -> None:
+    """Print a comparison of the runs; with `output`, write compare.html and compare.json there."""
+    # imported here, so that a wrong word on the command line is told at once
+    from mim_lightning.evidence.arms import group_arms
+    from mim_lightning.evidence.comparison.comparison import compare_arms, write_json
+    from mim_lightning.evidence.comparison.terminal import print_comparison
+    from mim_lightning.evidence.pages.page import write_comparison_page
+    from mim_lightning.evidence.record import read_record
+    from mim_lightning.run import PLACEMENT_KEYS
+
+    if len(runs) < 2:
+        raise ValueError(f"{runs[0]}: give at least two runs to compare")
+    records = [read_record(folder) for folder in runs]
+    arms = group_arms(records, PLACEMENT_KEYS)
+    comparison = compare_arms(arms, metrics, directions, segments, num_queries, resamples)
+    if output is not None:
+        write_json(comparison, output / "compare.json")
+        write_comparison_page(comparison, output / "compare.html")
+    monitored = records[0].facts.monitor.split("/")[1]
+    shown = list(dict.fromkeys(row.direction for row in comparison.overall))
+    print_comparison(comparison, directions or ([monitored] if monitored in shown else shown[:1]))
+    if output is not None:
+        print(f"page and numbers: {output / 'compare.html'}, {output / 'compare.json'}")
+
+
+def _parser() -> CommandParser:
+    parser = CommandParser("compare", __doc__)
+    parser.usage = "%(prog)s <run> <run> ... [options]"
+    add = parser.add_argument
+    add("runs", nargs="+", type=Path, metavar="run", help="folder of a run or of an evaluation")
+    add("--metric", dest="metrics", type=_words, default=["hit@1"], metavar="NAMES", help="default: hit@1; or several")
+    add("--direction", dest="directions", type=_words, default=[], metavar="NAMES", help="default: all that both have")
+    add("--segments", type=_words, metavar="NAMES", help="default: all that the records have; none: no such tables")
+    add("--output", type=Path, metavar="FOLDER", help="where to leave compare.html and compare.json")
+    add("--num-queries", type=_count, default=8, metavar="N", help="shown that gained, and that lost (8)")
+    add("--resamples", type=_count, default=2000, metavar="N", help="of bootstrap and randomisation (2000)")
+    return parser
+
+
+def _words(text: str) -> list[str]:
+    return [] if text == "none" else [word.strip() for word in text.split(",")]
+
+
+def _count(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"'{text}': must be a whole number, 1 or more")
+    return int(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,75 @@
+"""The embeddings of an evaluation in one safetensors file: for fusion sweeps and maps, without the model.
+
+The two tables of a pass go in with the fingerprint and fusions of the model that made them, the same come out.
+The train and evaluate doors write, `fusion_sweep` and `figures` read.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from mim_lightning.metrics import EmbeddingTable
+
+EMBEDDINGS_FILE = "embeddings.safetensors"
+
+
+@dataclass(frozen=True)
+class EvaluationEmbeddings:
+    queries: EmbeddingTable
+    gallery: EmbeddingTable
+    fusions: dict[str, dict[str, float]]
+    fingerprint: str
+
+
+def write_embeddings(folder: Path, embeddings: EvaluationEmbeddings) -> None:
+    """Write the embeddings into an evaluation folder."""
+    tensors = {
+        f"{side}/{name}": tensor.cpu().contiguous()
+        for side, table in (("queries", embeddings.queries), ("gallery", embeddings.gallery))
+        for name, tensor in _flat(table).items()
+    }
+    facts = {"fusions": json.dumps(embeddings.fusions), "fingerprint": embeddings.fingerprint}
+    partial = folder / f"{EMBEDDINGS_FILE}.partial"
+    save_file(tensors, partial, metadata=facts)
+    partial.rename(folder / EMBEDDINGS_FILE)
+
+
+def read_embeddings(folder: Path) -> EvaluationEmbeddings:
+    """Read the embeddings of an evaluation folder.
+
+    Raises:
+        ValueError: there are none, or the file is damaged.
+    """
+    path = folder / EMBEDDINGS_FILE
+    if not path.is_file():
+        raise ValueError(
+            f"{path}: no such file; the evaluation kept no embeddings (callbacks.retrieval_eval.max_kept_rows)"
+        )
+    try:
+        with safe_open(path, "pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            facts = file.metadata()
+        queries, gallery = _table(tensors, "queries"), _table(tensors, "gallery")
+        return EvaluationEmbeddings(queries, gallery, json.loads(facts["fusions"]), facts["fingerprint"])
+    except (SafetensorError, KeyError, ValueError, TypeError) as error:
+        raise ValueError(f"{path}: not a readable file of embeddings ({error})") from error
+
+
+def _flat(table: EmbeddingTable) -> dict[str, Tensor]:
+    parts = {"vectors": table.vectors, "present": table.present, "columns": table.columns}
+    flat = {f"{part}/{name}": tensor for part, tensors in parts.items() for name, tensor in tensors.items()}
+    return flat | {"row_keys": table.row_keys}
+
+
+def _table(tensors: dict[str, Tensor], side: str) -> EmbeddingTable:
+    def part(name: str) -> dict[str, Tensor]:
+        prefix = f"{side}/{name}/"
+        return {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
+
+    return EmbeddingTable(tensors[f"{side}/row_keys"], part("vectors"), part("present"), part("columns"))

@@ -1,0 +1,65 @@
+"""What a run logged while it trained, from the files of Lightning's CSVLogger.
+
+A run's folder comes in, a `TrainingLog` goes out; `curves` draws it. A resumed run has a file for each start: where
+two tell of the same step or epoch the later one counts.
+
+    <run>/csv/version_0/metrics.csv    columns epoch, step, and one a scalar; most cells are empty
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+LOG_FOLDER, LOG_FILE = "csv", "metrics.csv"
+BY_EPOCH = "val/"  # what the names of scalars start with that belong to an epoch; -1 is the untouched model
+
+Series = Mapping[int, float]  # epoch or step -> value, ascending
+
+
+@dataclass(frozen=True)
+class TrainingLog:
+    by_epoch: dict[str, Series]  # "val/<direction>/<metric>"
+    by_step: dict[str, Series]  # "train/loss/<pair>", "train/logit_scale", ...; steps count from 0
+
+
+def read_log(folder: Path) -> TrainingLog:
+    """Read the log of a run's folder.
+
+    Raises:
+        ValueError: there is none, or a cell is no number.
+    """
+    paths = sorted((folder / LOG_FOLDER).glob(f"version_*/{LOG_FILE}"), key=_version)
+    if not paths:
+        raise ValueError(f"{folder}: holds no {LOG_FOLDER}/version_*/{LOG_FILE}; give the folder of a run (logger=csv)")
+    found: dict[str, dict[int, float]] = {}
+    for path in paths:
+        for name, place, value in _read(path):
+            found.setdefault(name, {})[place] = value
+    series = {name: dict(sorted(values.items())) for name, values in found.items()}
+    return TrainingLog(
+        by_epoch={name: values for name, values in series.items() if name.startswith(BY_EPOCH)},
+        by_step={name: values for name, values in series.items() if not name.startswith(BY_EPOCH)},
+    )
+
+
+def _version(path: Path) -> int:
+    number = path.parent.name.removeprefix("version_")
+    return int(number) if number.isdigit() else -1
+
+
+def _read(path: Path) -> Iterator[tuple[str, int, float]]:
+    with path.open(newline="") as file:
+        for number, row in enumerate(csv.DictReader(file), start=2):
+            if None in row.values():
+                continue  # a run that was killed while it wrote leaves half a line
+            for name, cell in row.items():
+                place = row["epoch" if name.startswith(BY_EPOCH) else "step"]
+                if name in ("epoch", "step") or not cell or not place:
+                    continue
+                try:
+                    yield name, int(float(place)), float(cell)
+                except ValueError:
+                    raise ValueError(f"{path}, line {number}, column '{name}': '{cell}' is no number") from None

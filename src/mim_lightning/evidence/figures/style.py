@@ -1,0 +1,110 @@
+"""One look for all figures: colours that colour-blind readers tell apart, quiet axes, letters that survive half size.
+
+Sizes come in, matplotlib figures without global state go out (`new_figure`, `new_panels`) and onto disk (`save`);
+every other file of this package takes its colours here. matplotlib belongs to the extra `figures`, and is imported
+when a figure is asked for.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+INK, FAINT, RULE, PAPER = "#1f2328", "#6e7781", "#e3e6ea", "#ffffff"
+RIGHT, WRONG = "#1f6feb", "#d1242f"  # of hits, as in the paper's figures 2 and 5
+# Okabe and Ito 2008, "Color Universal Design"; its yellow is too pale for lines
+BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"
+LINES = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, INK)
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+DASHES = ("-", "--", ":")  # one round through the colours each
+# Krzywinski 2013, "12-color palette for color blindness", reordered so that neighbours differ
+TWELVE = (
+    "#008DF9", "#E20134", "#009F81", "#FFC33B", "#8400CD", "#FF6E3A",
+    "#00C2F9", "#FF5AAF", "#9F0162", "#00FCCF", "#A40122", "#FFB2FD",
+)  # fmt: skip
+OTHER = "#b8bec6"  # what has no colour of its own
+DPI = 150
+TITLE_SIZE, TEXT_SIZE, SMALL_SIZE = 11.5, 10.5, 9.5  # points
+
+
+def new_figure(width: float = 6.4, height: float = 4.0) -> tuple[Figure, Axes]:
+    """Return a figure of that size in inches, and its one pair of axes."""
+    figure, panels = new_panels(1, width, height)
+    return figure, panels[0]
+
+
+def new_panels(
+    num_panels: int, width: float = 3.5, height: float = 2.7, max_columns: int = 3
+) -> tuple[Figure, list[Axes]]:
+    """Return a figure with as many pairs of axes, in rows of at most `max_columns`; width and height in inches of each.
+
+    Raises:
+        ValueError: matplotlib is not installed.
+    """
+    with extra_figures():
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    if num_panels == 1:
+        width = max(width, 6.4)  # room for title and legend
+    num_columns = 2 if num_panels == 4 else min(num_panels, max_columns)  # four make a square
+    num_rows = math.ceil(num_panels / num_columns)
+    figure = Figure(figsize=(width * num_columns, height * num_rows), dpi=DPI, layout="constrained", facecolor=PAPER)
+    FigureCanvasAgg(figure)
+    panels = [figure.add_subplot(num_rows, num_columns, place + 1) for place in range(num_panels)]
+    for axes in panels:
+        _quieten(axes)
+    return figure, panels
+
+
+def save(figure: Figure, path: Path) -> Path:
+    """Write a figure as PNG, and return the path; its folder is made."""
+    for legend in [*figure.legends, *(axes.get_legend() for axes in figure.axes)]:
+        if legend is not None:
+            legend.set_frame_on(False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=DPI)
+    return path
+
+
+def line_look(place: int) -> dict[str, Any]:
+    """Return colour, marker and dash of the arm that stands at a place: told apart without colour too."""
+    rounds, place = divmod(place, len(LINES))
+    return {"color": LINES[place], "marker": MARKERS[place], "linestyle": DASHES[rounds % len(DASHES)]}
+
+
+def shorten(text: str, max_length: int) -> str:
+    """Return a text of at most `max_length` characters, cut with an ellipsis."""
+    return text if len(text) <= max_length else f"{text[: max_length - 1].rstrip()}…"
+
+
+def colours_of(labels: Sequence[str]) -> dict[str, str]:
+    """Give the first labels a colour each, the others grey."""
+    return {label: TWELVE[place] if place < len(TWELVE) else OTHER for place, label in enumerate(labels)}
+
+
+@contextmanager
+def extra_figures() -> Iterator[None]:
+    """Tell in one line how to get what an import inside misses."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        missing = (error.name or "a package").split(".")[0]
+        raise ValueError(f'{missing} is not installed; figures need pip install "mim-lightning[figures]"') from error
+
+
+def _quieten(axes: Axes) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(FAINT)
+    axes.grid(axis="y", color=RULE, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.tick_params(labelsize=SMALL_SIZE, colors=FAINT, labelcolor=INK, length=3)
+    axes.title.set(fontsize=TITLE_SIZE, color=INK)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.label.set(fontsize=TEXT_SIZE, color=INK)

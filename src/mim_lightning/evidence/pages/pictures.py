@@ -1,0 +1,105 @@
+"""Pictures of queries and products for a page that stands alone: small JPEGs as data URIs, from prepared shards.
+
+The facts of a run come in, data URIs and titles by id go out; `page` calls it. Where the shards are gone or damaged
+there are no pictures, and `missing` says why: numbers are worth a page without them.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from mim_lightning.data.decode import decode_image
+from mim_lightning.data.prepared import open_prepared
+from mim_lightning.data.shards import ShardSet
+from mim_lightning.evidence.record import RunFacts
+from mim_lightning.types import Sample, id_key
+
+SIDE, QUALITY = 144, 78  # pixels of a picture's longer side; JPEG
+MAX_TITLE = 60  # characters
+
+
+@dataclass(frozen=True)
+class Picture:
+    """How an item is shown; `uri` is "" where there is no picture."""
+
+    uri: str
+    title: str
+
+
+class Pictures:
+    """The queries and products of one prepared folder, each read and encoded once."""
+
+    def __init__(self, queries: ShardSet | None, products: Sequence[ShardSet], missing: str = "") -> None:
+        self._queries, self._products = [queries] if queries else [], list(products)
+        self.missing = missing
+        # by instance: a page shows a product in many places
+        self.query = cache(self._query)
+        self.product = cache(self._product)
+
+    def _query(self, query_id: str) -> Picture:
+        return _picture(_find(self._queries, query_id), "query", query_id)
+
+    def _product(self, product_id: str) -> Picture:
+        return _picture(_find(self._products, product_id), "product", product_id)
+
+
+def open_pictures(data_folder: str, val_split: str, distractors: str | None = None) -> Pictures:
+    """Open the shard sets that an evaluation showed; without pictures if they are not there."""
+    try:
+        data = open_prepared(Path(data_folder))
+        products = [data.catalogue(), *([open_prepared(Path(distractors)).catalogue()] if distractors else [])]
+        return Pictures(data.queries(val_split), products)
+    except (ValueError, OSError) as error:
+        return Pictures(None, [], str(error))
+
+
+class Album:
+    """The pictures of any number of evaluations; each prepared folder is opened once."""
+
+    def __init__(self) -> None:
+        self._open = cache(open_pictures)
+        self.missing: list[str] = []  # why there are no pictures, by folder
+
+    def of(self, facts: RunFacts) -> Pictures:
+        data = facts.config.get("data") or {}
+        pictures = self._open(facts.data_folder, facts.val_split, data.get("distractors"))
+        if pictures.missing and pictures.missing not in self.missing:
+            self.missing.append(pictures.missing)
+        return pictures
+
+
+def _find(sets: Sequence[ShardSet], item_id: str) -> Sample | None:
+    for shards in sets:
+        places = np.flatnonzero(shards.keys == id_key(item_id))
+        if len(places):
+            try:
+                return shards.read([int(places[0])])[0]
+            except ValueError:
+                return None  # damaged; its id is shown
+    return None
+
+
+def _picture(sample: Sample | None, side: str, item_id: str) -> Picture:
+    if sample is None:
+        return Picture("", item_id)
+    data, text = sample.inputs.get(f"{side}_image"), str(sample.inputs.get(f"{side}_text", ""))
+    title = text.split(". ")[0].strip() or item_id
+    if len(title) > MAX_TITLE:
+        title = f"{title[: MAX_TITLE - 1].rstrip()}…"
+    return Picture(_data_uri(data) if isinstance(data, bytes) else "", title)
+
+
+def _data_uri(data: bytes) -> str:
+    image = Image.fromarray(decode_image(data, SIDE, SIDE))
+    image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+    out = io.BytesIO()
+    image.save(out, "JPEG", quality=QUALITY, optimize=True)
+    return f"data:image/jpeg;base64,{base64.b64encode(out.getvalue()).decode()}"

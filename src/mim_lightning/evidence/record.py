@@ -1,0 +1,167 @@
+"""What an evaluation leaves on disk: every query's scores and hits in every direction, and the embeddings.
+
+RetrievalReports and the shard sets behind them go in (`write_record`), `EvaluationRecord`s come out of a folder
+(`read_record`); the train and evaluate doors write, `comparison`, pages and figures read. Ids are the tables'
+own strings here, so that records of runs on other machines can be paired by query.
+
+    <run>/evaluation/record.json            facts of the run, and counts by direction; written last
+    <run>/evaluation/<direction>.parquet    one row an answerable query
+    <run>/evaluation/embeddings.safetensors by tower, see `embeddings`
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mim_lightning.data.facts import QueryFacts, product_ids_of
+from mim_lightning.data.shards import ShardSet
+from mim_lightning.types import NO_KEY, RetrievalReport
+
+RECORD_FOLDER, FACTS_FILE = "evaluation", "record.json"
+VERSION = 1
+SCORE, SEGMENT = "score:", "segment:"  # what the names of these columns start with
+
+
+@dataclass(frozen=True)
+class DirectionRecord:
+    """One direction of one evaluation; row q of every column belongs to the same query."""
+
+    direction: str
+    query_ids: list[str]
+    texts: list[str]  # the words of the query, "" without any
+    unit_ids: list[str]  # the product whose queries stand or fall together: what intervals resample
+    segments: dict[str, list[str]]  # segment name -> label of each query
+    scores: dict[str, np.ndarray]  # metric -> (Q,) float64, nan where the metric says nothing of a query
+    ranks: np.ndarray  # (Q,) int64, 1 for the top; 0 where no relevant product is among the first `depth`
+    hit_ids: list[list[str]]  # product ids, best first
+    hit_scores: list[list[float]]
+    hit_is_relevant: list[list[bool]]
+    num_unanswerable: int
+    num_products: int
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """Which run an evaluation belongs to, and where the pictures of its queries and products lie."""
+
+    run_id: str
+    config: dict[str, Any]  # resolved
+    fingerprint: str
+    monitor: str  # "val/<direction>/<metric>"
+    data_folder: str  # prepared shards
+    val_split: str
+
+
+@dataclass(frozen=True)
+class EvaluationRecord:
+    folder: Path
+    facts: RunFacts
+    directions: dict[str, DirectionRecord]
+
+
+def read_record(folder: Path) -> EvaluationRecord:
+    """Read the record of a run's folder, or of an evaluation folder itself.
+
+    Raises:
+        ValueError: there is none, or it is damaged; says how to make one.
+    """
+    found = next((f for f in (folder, folder / RECORD_FOLDER) if (f / FACTS_FILE).is_file()), None)
+    if found is None:
+        raise ValueError(
+            f"{folder}: holds no evaluation record; make one with "
+            f"python -m mim_lightning.evaluate checkpoint={folder}/checkpoints/best.ckpt output={folder}"
+        )
+    try:
+        content = json.loads((found / FACTS_FILE).read_text())
+        if content["version"] != VERSION:
+            raise ValueError(f"record format {content['version']}, this code reads {VERSION}")
+        directions = {name: _read_direction(found, name, counts) for name, counts in content["directions"].items()}
+        return EvaluationRecord(found, RunFacts(**content["run"]), directions)
+    except (OSError, KeyError, TypeError, ValueError, pa.ArrowException) as error:
+        raise ValueError(f"{found}: not a readable evaluation record ({error})") from error
+
+
+def write_record(
+    folder: Path,
+    run: RunFacts,
+    reports: Mapping[str, RetrievalReport],
+    queries: Mapping[int, QueryFacts],
+    products: Sequence[ShardSet],
+) -> None:
+    """Write the record of one evaluation into `folder`, whole or not at all; a former one is replaced.
+
+    Args:
+        folder: of the record itself.
+        run: whose evaluation it is.
+        reports: by direction.
+        queries: what is known of each query, by query key.
+        products: the sets that were ranked; the ids of hits are read from them.
+    """
+    keys = np.concatenate([report.hits.product_keys.numpy().ravel() for report in reports.values()])
+    units = np.concatenate([report.unit_keys.numpy() for report in reports.values()])
+    product_ids = product_ids_of(products, np.concatenate([keys, units]))
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    counts = {}
+    for name, report in reports.items():
+        pq.write_table(_table(report, queries, product_ids), partial / f"{name}.parquet")
+        counts[name] = {"num_unanswerable": report.num_unanswerable, "num_products": report.num_products}
+    content = {"version": VERSION, "run": vars(run), "directions": counts}
+    (partial / FACTS_FILE).write_text(json.dumps(content, indent=2))
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)
+
+
+def _table(report: RetrievalReport, queries: Mapping[int, QueryFacts], product_ids: Mapping[int, str]) -> pa.Table:
+    hits = report.hits
+    facts = [queries[key] for key in hits.query_keys.tolist()]
+    lengths = (hits.product_keys != NO_KEY).sum(dim=1).tolist()
+
+    def lists(part: Any) -> list[list[Any]]:
+        return [row[:length] for row, length in zip(part.tolist(), lengths, strict=True)]
+
+    columns: dict[str, Sequence[Any]] = {
+        "query_id": [fact.query_id for fact in facts],
+        "text": [fact.text for fact in facts],
+        "unit_id": [product_ids[key] for key in report.unit_keys.tolist()],
+        "rank": report.ranks.tolist(),
+        "hit_ids": [[product_ids[key] for key in row] for row in lists(hits.product_keys)],
+        "hit_scores": lists(hits.scores),
+        "hit_is_relevant": lists(hits.is_relevant),
+    }
+    columns |= {f"{SCORE}{name}": values.tolist() for name, values in report.scores.items()}
+    for name in facts[0].segments if facts else ():
+        columns[f"{SEGMENT}{name}"] = [fact.segments[name] for fact in facts]
+    return pa.table(columns)
+
+
+def _read_direction(folder: Path, name: str, counts: Mapping[str, int]) -> DirectionRecord:
+    columns = pq.read_table(folder / f"{name}.parquet").to_pydict()
+
+    def starting(prefix: str) -> dict[str, list[Any]]:
+        return {key.removeprefix(prefix): values for key, values in columns.items() if key.startswith(prefix)}
+
+    return DirectionRecord(
+        direction=name,
+        query_ids=columns["query_id"],
+        texts=columns["text"],
+        unit_ids=columns["unit_id"],
+        segments=starting(SEGMENT),
+        scores={metric: np.array(values, dtype=np.float64) for metric, values in starting(SCORE).items()},
+        ranks=np.array(columns["rank"], dtype=np.int64),
+        hit_ids=columns["hit_ids"],
+        hit_scores=columns["hit_scores"],
+        hit_is_relevant=columns["hit_is_relevant"],
+        num_unanswerable=counts["num_unanswerable"],
+        num_products=counts["num_products"],
+    )

@@ -1,0 +1,135 @@
+"""What went wrong, told in one line, and how it travels: between processes, and into the folder of a run.
+
+An exception comes in, a Failure goes out; doors tell it, launched processes hand it to the one that launched them,
+a sweep's ledger takes it down.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import CompactHydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from mim_lightning.config import conf_dir
+
+EXTRA = "pip install 'mim-lightning[sweep]'"
+NOTES = {"failed": "failed.json", "pruned": "pruned.json"}  # in a run's folder, by status: why it came to no result
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a run came to no result."""
+
+    kind: str  # name of the exception
+    reason: str  # one line
+
+    @property
+    def status(self) -> str:
+        return "pruned" if self.kind == "TrialPruned" else "failed"
+
+
+class ChildError(ChildProcessError):
+    """A launched process failed, and has left word of why."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.reason)
+        self.failure = failure
+
+
+def is_mendable(error: Exception) -> bool:
+    """Is this a mistake of the user's, so that one line tells more than a call stack?"""
+    kinds = (ValueError, ChildProcessError, CompactHydraException, OmegaConfBaseException)
+    # the latter two are Lightning's and Optuna's own words; their rooms are not ours to import from
+    return isinstance(error, kinds) or type(error).__name__ in ("MisconfigurationException", "TrialPruned")
+
+
+def describe_failure(error: Exception, name: str) -> Failure:
+    """Return an exception as one line; `name` is the config that the door composed."""
+    if isinstance(error, ChildError):
+        return error.failure
+    kind, text = type(error).__name__, _one_line(error, name)
+    return Failure(kind, text if is_mendable(error) else f"{kind}: {text}")
+
+
+def leave_failure(path: Path, failure: Failure) -> None:
+    """Write a failure for the process that waits for this one; of several processes the first is heard.
+
+    The others fail because of it: their collectives break when it is gone.
+    """
+    with suppress(FileExistsError), path.open("x") as file:
+        json.dump(asdict(failure), file)
+
+
+def find_failure(path: Path) -> Failure | None:
+    """Return what `leave_failure` left, or None if nobody came to leave anything."""
+    return Failure(**json.loads(path.read_text())) if path.is_file() else None
+
+
+def write_note(folder: Path, failure: Failure) -> None:
+    """Note in a run's folder that it failed or was pruned; `clear_notes` when it is started again."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / NOTES[failure.status]).write_text(json.dumps(asdict(failure), indent=2))
+
+
+def clear_notes(folder: Path) -> None:
+    for name in NOTES.values():
+        (folder / name).unlink(missing_ok=True)
+
+
+def _one_line(error: Exception, name: str) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if lines and lines[0].startswith("Caught"):  # in a loader's worker, whose call stack is the message
+        lines = [lines[-1].split("Error: ", 1)[-1]]
+    text = " ".join(lines)
+    match = re.search(r"Could not (?:override|append to config|delete from config)[^']*'([^']+)'", text)
+    if match:
+        deepest = str(getattr(error.__cause__, "full_key", ""))  # where the value is itself a section
+        key = deepest if deepest.startswith(f"{match[1]}.") else match[1]
+        return f"no config key '{key}'{_hint(key, name)}"
+    match = re.search(r"Could not find '([^']+)' Available options in '([^']+)': (.*)", text)
+    if match:
+        wanted, options = match[1].split("/")[-1], match[3].split()
+        close = difflib.get_close_matches(wanted, options, 1)
+        return (
+            f"no option '{wanted}' in config group '{match[2]}'; there are {', '.join(options)}"
+            + (f"; did you mean '{close[0]}'?" if close else "")
+            + (f"; more with {EXTRA}" if match[2] == "hydra/launcher" and "joblib" not in options else "")
+        )
+    return text
+
+
+def _hint(key: str, name: str) -> str:
+    """Return the existing keys that look most like a misspelt one."""
+    key = key.split("@")[0]
+    try:
+        GlobalHydra.instance().clear()
+        with hydra.initialize_config_dir(conf_dir(), version_base="1.3"):
+            known = list(_dotted_keys(OmegaConf.to_container(hydra.compose(name), resolve=False)))
+    except (CompactHydraException, OmegaConfBaseException):
+        return ""
+    last = {path.rsplit(".", 1)[-1] for path in known}
+    close = difflib.get_close_matches(key, known, 2, cutoff=0.75) or [
+        path
+        for word in difflib.get_close_matches(key.rsplit(".", 1)[-1], sorted(last), 1)
+        for path in known
+        if path.rsplit(".", 1)[-1] == word
+    ]
+    return f"; did you mean {' or '.join(repr(path) for path in close[:2])}?" if close else ""
+
+
+def _dotted_keys(config: Any, prefix: str = "") -> Iterator[str]:
+    if isinstance(config, dict):
+        for key, value in config.items():
+            yield f"{prefix}{key}"
+            yield from _dotted_keys(value, f"{prefix}{key}.")

@@ -1,0 +1,65 @@
+"""A trial that lags behind the others ends early.
+
+The monitored metric comes in after every epoch and goes to the search's study; where its pruner says so, the run
+ends with Optuna's TrialPruned. The search names the trial through the top-level key `trial`; other runs have none.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any
+
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_warn
+
+from mim_lightning.study import open_study, open_trial
+
+
+class TrialPruning(Callback):
+    """Reports to a trial, and ends the run when its pruner says so.
+
+    Args:
+        monitor: the metric that is reported; higher is better.
+        trial: `number`, `study`, `storage` (see `study.open_study`), `pruner`, and `warmup_epochs`, which no trial is
+            denied; None outside a search.
+    """
+
+    def __init__(self, monitor: str, trial: Mapping[str, Any] | None = None) -> None:
+        self.monitor, self.trial = monitor, trial
+
+    @cached_property
+    def _reported(self) -> Any:
+        assert self.trial is not None
+        study = open_study(self.trial["storage"], self.trial["study"], pruner=self.trial["pruner"])
+        return open_trial(study, self.trial["number"])
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.trial is None or trainer.sanity_checking or trainer.state.fn != TrainerFn.FITTING:
+            return
+        # one rank asks and all hear: the study changes between two questions, and ranks must part together
+        verdict = self._ask(trainer) if trainer.is_global_zero else None
+        verdict = trainer.strategy.broadcast(verdict)
+        if verdict is not None:
+            from optuna import TrialPruned
+
+            raise TrialPruned(verdict)
+
+    def _ask(self, trainer: Trainer) -> str | None:
+        """Report the epoch, and return why the trial is to end, or None."""
+        from optuna.exceptions import OptunaError
+
+        assert self.trial is not None
+        value, epoch = float(trainer.callback_metrics[self.monitor]), trainer.current_epoch
+        if not math.isfinite(value):
+            return None
+        try:
+            self._reported.report(value, epoch)
+            lags_behind = epoch >= self.trial["warmup_epochs"] and self._reported.should_prune()
+        except (OptunaError, OSError, ValueError) as error:
+            # a run is worth more than the time that pruning it would save
+            rank_zero_warn(f"epoch {epoch} could not be reported to the search: {error}")
+            return None
+        return f"pruned after epoch {epoch}: {self.monitor} was {value:.3f}" if lags_behind else None

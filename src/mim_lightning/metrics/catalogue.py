@@ -1,0 +1,118 @@
+"""The two sides of a retrieval task, and what is known of the products: who is relevant, and of which category.
+
+`Queries` and `Gallery` are what `retrieval` is given; `Catalogue` is the gallery by product instead of by row.
+Everything is found by key, never by position.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mim_lightning.types import NO_KEY
+
+
+@dataclass(frozen=True)
+class Queries:
+    """The queries that are present in a direction, with what answers them."""
+
+    vectors: Tensor  # (Q, D)
+    keys: Tensor  # (Q,) distinct
+    relevant_keys: Tensor  # (Q, R) product keys, NO_KEY where a query has fewer
+    category_keys: Tensor  # (Q,) NO_KEY where unknown
+    grades: Tensor | None = None  # (Q, R) int64, how relevant each product is; below 1: not at all; None: all 1
+
+    def __post_init__(self) -> None:
+        _check_rows("queries", self)
+        if self.grades is not None and self.grades.shape != self.relevant_keys.shape:
+            shapes = tuple(self.relevant_keys.shape), tuple(self.grades.shape)
+            raise ValueError(f"queries: relevant_keys {shapes[0]} and grades {shapes[1]} must have one shape")
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def take(self, rows: Tensor | slice) -> Queries:
+        """Return the rows chosen by a bool mask, positions or a slice."""
+        parts = {f.name: getattr(self, f.name) for f in fields(self)}
+        taken: dict[str, Any] = {name: None if part is None else part[rows] for name, part in parts.items()}
+        return Queries(**taken)
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """The gallery rows that are present in a direction; several rows (images) may share a product."""
+
+    vectors: Tensor  # (N, D)
+    product_keys: Tensor  # (N,)
+    category_keys: Tensor  # (N,) NO_KEY where unknown
+
+    def __post_init__(self) -> None:
+        _check_rows("gallery", self)
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """The distinct products of a gallery, ascending by key; a category is known if one of the rows knows it."""
+
+    product_keys: Tensor  # (P,)
+    category_keys: Tensor  # (P,) NO_KEY where unknown
+
+    def __len__(self) -> int:
+        return len(self.product_keys)
+
+    @classmethod
+    def of(cls, gallery: Gallery) -> Catalogue:
+        keys_P, idx_N = gallery.product_keys.unique(return_inverse=True)
+        categories_P = torch.full_like(keys_P, NO_KEY).scatter_reduce_(0, idx_N, gallery.category_keys, "amax")
+        return cls(keys_P, categories_P)
+
+    def categories_of(self, product_keys: Tensor) -> Tensor:
+        """Return the category of each product of the catalogue, in the shape of the keys."""
+        return self.category_keys[torch.searchsorted(self.product_keys, product_keys.contiguous())]
+
+
+def select_answerable(queries: Queries, catalogue: Catalogue) -> Queries:
+    """Return the queries with a relevant product in the catalogue, ascending by key, their truth in order.
+
+    Their relevant keys ascend in each row, NO_KEY first, and grades stand beside them, 0 where there is none.
+    Products that the catalogue lacks or that are of no grade are gone; a key named twice counts once, with its
+    highest grade.
+    """
+    relevant_QR, grades_QR = _in_order(queries.relevant_keys, queries.grades)
+    is_known = torch.isin(relevant_QR, catalogue.product_keys) & (grades_QR > 0)
+    is_known[:, :-1] &= relevant_QR[:, :-1] != relevant_QR[:, 1:]  # the last of equal keys has the highest grade
+    relevant_QR, grades_QR = _in_order(relevant_QR.where(is_known, NO_KEY), grades_QR.where(is_known, 0))
+    in_order = queries.keys.argsort(stable=True)
+    kept = in_order[is_known.any(dim=1)[in_order]]
+    return replace(queries, relevant_keys=relevant_QR, grades=grades_QR).take(kept)
+
+
+def unit_keys_of(answerable: Queries) -> Tensor:
+    """Return each answerable query's relevant product of the smallest key (Q,), the unit that intervals draw."""
+    keys = answerable.relevant_keys
+    return keys.where(keys != NO_KEY, torch.iinfo(keys.dtype).max).amin(dim=1)
+
+
+def grades_of_hits(products_QK: Tensor, relevant_QR: Tensor, grades_QR: Tensor) -> Tensor:
+    """Return the grade of each hit (Q, K), 0 if it is not relevant; the truth as `select_answerable` left it."""
+    # A search in each sorted row: comparing all with all would hold Q * K * R values.
+    place_QK = torch.searchsorted(relevant_QR, products_QK).clamp_(max=relevant_QR.shape[1] - 1)
+    is_relevant = relevant_QR.gather(1, place_QK) == products_QK
+    return grades_QR.gather(1, place_QK).masked_fill_(~is_relevant, 0)
+
+
+def _in_order(keys_QR: Tensor, grades_QR: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return both ascending by key in each row, equal keys ascending by grade."""
+    grades_QR = (keys_QR != NO_KEY).long() if grades_QR is None else grades_QR.to(keys_QR)
+    grades_QR, by_grade = grades_QR.sort(dim=1)
+    keys_QR, by_key = keys_QR.gather(1, by_grade).sort(dim=1, stable=True)
+    return keys_QR, grades_QR.gather(1, by_key)
+
+
+def _check_rows(what: str, side: Queries | Gallery) -> None:
+    sizes = {f.name: len(part) for f in fields(side) if (part := getattr(side, f.name)) is not None}
+    if len(set(sizes.values())) > 1:
+        raise ValueError(f"{what}: every part needs as many rows, not {sizes}")

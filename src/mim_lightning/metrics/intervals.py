@@ -1,0 +1,198 @@
+"""How sure a mean over queries is, and whether two models differ: bootstrap intervals and a randomisation test.
+
+In: a score of every query and the unit it belongs to, numpy, because records on disk are compared too. Out:
+intervals and `PairedDifference`s. Called by `retrieval` and by what compares runs. Queries of one unit (a product)
+stand or fall together, so units are drawn and not queries, whose intervals would be too narrow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Array = NDArray[np.float64]
+_DRAWS_AT_ONCE = 2**22  # entries of a matrix of resamples by units: 32 MiB each, two or three at a time
+
+
+@dataclass(frozen=True)
+class PairedDifference:
+    """How much higher `left` scores than `right` on the same queries."""
+
+    difference: float  # of the means, left minus right; nan without any pair
+    low: float  # ends of its interval; nan from fewer than two units
+    high: float
+    p_value: float  # two-sided, of no difference; nan without any pair
+    num_queries: int  # that both sides score
+    num_units: int
+
+
+def bootstrap_intervals(
+    scores: Mapping[str, ArrayLike],
+    unit_keys: ArrayLike,
+    num_resamples: int = 2000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> dict[str, tuple[float, float]]:
+    """Return the percentile bootstrap interval of each measure's mean, drawing units with replacement.
+
+    The statistic is the mean over all queries of the drawn units that have a score. Of several runs the seeds are
+    drawn too, apart from the units; few understate how much seeds matter: their variance comes out (S - 1) / S of it.
+
+    Args:
+        scores: by measure (Q,), or (S, Q) of runs that differ in their seed; nan where it says nothing of a query.
+        unit_keys: (Q,) integers or strings, one for the queries of a unit.
+        num_resamples: the same draws serve every measure.
+        seed: of the draws.
+        level: share of the resamples that lie within.
+
+    Returns:
+        Low and high by measure; nan where fewer than two units have a score.
+
+    Raises:
+        ValueError: scores and units of different lengths.
+
+    Source: Efron and Tibshirani 1993, chapter 13; units as in Field and Welsh 2007; seeds are our choice.
+    """
+    units = np.asarray(unit_keys)
+    sums = [_Sums.of(_rows(part, units, f"scores '{name}'"), units) for name, part in scores.items()]
+    drawn = _draw_means(sums, [1] * len(sums), num_resamples, seed)
+    return {name: _interval(part, s.num_units, level) for name, s, part in zip(scores, sums, drawn, strict=True)}
+
+
+def paired_difference(
+    left: ArrayLike,
+    right: ArrayLike,
+    unit_keys: ArrayLike,
+    num_resamples: int = 10_000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> PairedDifference:
+    """Compare two models on the same queries: difference of means, interval and p-value.
+
+    The interval is a percentile bootstrap as in `bootstrap_intervals`, of the difference: both sides get the same
+    units, and each draws its own seeds. The p-value flips the sign of each unit's difference, seeds averaged:
+    every way if `num_resamples` allows, else so many at random, as (1 + as far from 0) / (1 + all). It speaks of
+    these seeds on other queries; the interval speaks of other seeds too.
+
+    Args:
+        left: (Q,), or (S, Q) of runs that differ in their seed.
+        right: likewise; may have another number of seeds. Queries with a nan on any side and seed are left out.
+        unit_keys: (Q,) integers or strings, one for the queries of a unit.
+        num_resamples: of the interval, and of the p-value.
+        seed: of the draws.
+        level: share of the resamples that lie within.
+
+    Raises:
+        ValueError: sides and units of different lengths.
+
+    Source: Smucker et al. 2007 (randomisation test), Phipson and Smyth 2010 (the 1 +); units are our choice.
+    """
+    units = np.asarray(unit_keys)
+    sides = [_rows(left, units, "left"), _rows(right, units, "right")]
+    is_pair = ~np.isnan(np.concatenate(sides)).any(axis=0)
+    if not is_pair.any():
+        return PairedDifference(np.nan, np.nan, np.nan, np.nan, 0, 0)
+    units, sides = units[is_pair], [side[:, is_pair] for side in sides]
+    sums = [_Sums.of(side, units) for side in sides]
+    drawn_left, drawn_right = _draw_means(sums, [1, 2], num_resamples, seed)
+    low, high = _interval(drawn_left - drawn_right, sums[0].num_units, level)
+    differences_Q = sides[0].mean(axis=0) - sides[1].mean(axis=0)
+    return PairedDifference(
+        difference=float(differences_Q.mean()),
+        low=low,
+        high=high,
+        p_value=_sign_flip_p_value(_Sums.of(differences_Q[None], units).totals[0], num_resamples, seed),
+        num_queries=len(units),
+        num_units=sums[0].num_units,
+    )
+
+
+@dataclass(frozen=True)
+class _Sums:
+    """What a resample needs of a measure: its sum over each unit's queries, and how many those are."""
+
+    totals: Array  # (S, U)
+    counts: Array  # (S, U)
+
+    @classmethod
+    def of(cls, scores_SQ: Array, units: NDArray[Any]) -> _Sums:
+        names_U, idx_Q = np.unique(units, return_inverse=True)
+
+        def by_unit(values_SQ: Array) -> Array:
+            return np.stack([np.bincount(idx_Q, row, minlength=len(names_U)) for row in values_SQ])
+
+        is_known = ~np.isnan(scores_SQ)
+        return cls(by_unit(np.where(is_known, scores_SQ, 0.0)), by_unit(is_known.astype(np.float64)))
+
+    @property
+    def num_units(self) -> int:
+        return int(self.counts.any(axis=0).sum())
+
+
+def _rows(scores: ArrayLike, units: NDArray[Any], what: str) -> Array:
+    scores_SQ = np.atleast_2d(np.asarray(scores, dtype=np.float64))
+    if scores_SQ.ndim != 2 or not len(scores_SQ) or scores_SQ.shape[1:] != units.shape:
+        raise ValueError(f"{what} and unit keys must be of the same queries, not {np.shape(scores)} and {units.shape}")
+    return scores_SQ
+
+
+def _draw_means(sums: Sequence[_Sums], seed_streams: Sequence[int], num_resamples: int, seed: int) -> list[Array]:
+    """Return the mean (B,) of each measure in each resample: the same units for all, seeds by stream."""
+    if not sums:
+        return []
+    parts_UC = np.concatenate([part for s in sums for part in (s.totals, s.counts)]).T
+    rng, num_units = np.random.default_rng([seed, 0]), len(parts_UC)
+    drawn_BC = np.concatenate(
+        [_draw_counts(rng, size, num_units) @ parts_UC for size in _sizes(num_resamples, num_units)]
+    )
+    means, start = [], 0
+    for s, stream in zip(sums, seed_streams, strict=True):
+        num_seeds = len(s.totals)
+        weights_BS = _draw_counts(np.random.default_rng([seed, stream]), num_resamples, num_seeds)
+        totals_BS, counts_BS = np.split(drawn_BC[:, start : start + 2 * num_seeds], 2, axis=1)
+        with np.errstate(invalid="ignore"):  # 0 / 0: none of the drawn units has a score
+            means.append((totals_BS * weights_BS).sum(axis=1) / (counts_BS * weights_BS).sum(axis=1))
+        start += 2 * num_seeds
+    return means
+
+
+def _draw_counts(rng: np.random.Generator, num_draws: int, num_units: int) -> Array:
+    """Return how often each unit comes in draws with replacement of as many, (num_draws, num_units)."""
+    drawn = rng.integers(num_units, size=(num_draws, num_units))
+    drawn += np.arange(num_draws)[:, None] * num_units
+    counts = np.bincount(drawn.ravel(), minlength=num_draws * num_units)
+    return counts.reshape(num_draws, num_units).astype(np.float64)
+
+
+def _sizes(num_draws: int, width: int) -> Iterator[int]:
+    step = max(1, _DRAWS_AT_ONCE // max(1, width))
+    yield from (min(step, num_draws - start) for start in range(0, num_draws, step))
+
+
+def _interval(drawn_B: Array, num_units: int, level: float) -> tuple[float, float]:
+    if num_units < 2:
+        return float("nan"), float("nan")
+    low, high = np.nanquantile(drawn_B, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def _sign_flip_p_value(differences_U: Array, num_resamples: int, seed: int) -> float:
+    differences_U = differences_U[differences_U != 0]  # a flip changes nothing of the others
+    num_units = len(differences_U)
+    # sums that are equal but for rounding are as far from 0: scores are small fractions, so there are many
+    observed = abs(differences_U.sum()) - 1e-10 * np.abs(differences_U).sum()
+    is_exact = num_units < 63 and 2**num_units <= num_resamples
+    rng, start, num_as_far = np.random.default_rng([seed, 3]), 0, 0
+    num_flips = 2**num_units if is_exact else num_resamples
+    for size in _sizes(num_flips, num_units):
+        if is_exact:
+            flips = np.arange(start, start + size)[:, None] >> np.arange(num_units) & 1
+        else:
+            flips = rng.integers(2, size=(size, num_units))
+        num_as_far += int((np.abs((1.0 - 2.0 * flips) @ differences_U) >= observed).sum())
+        start += size
+    return num_as_far / num_flips if is_exact else (1 + num_as_far) / (1 + num_flips)

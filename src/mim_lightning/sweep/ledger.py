@@ -1,0 +1,115 @@
+"""The ledger of a sweep: a row a job, in a file that is whole at any time.
+
+Rows come in from whatever process ran the job; `ledger.csv` in the sweep's folder goes out, and rows for the table at
+the end. Each row is a file of its own, named by the run, so a job that is started again replaces its row.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from mim_lightning.sweep.lock import release, wait_for_lock
+
+RUNNING, FINISHED = "running", "finished"  # besides a Failure's "failed" and "pruned"
+FILE = "ledger.csv"
+
+
+@dataclass(frozen=True)
+class Row:
+    """What is known of a job; `running` after the sweep's end means that it was interrupted."""
+
+    job: int
+    overrides: dict[str, str]  # of the keys that vary
+    status: str
+    run_id: str = ""  # empty where no run could be made of the config
+    monitor: str = ""
+    results: dict[str, float] = field(default_factory=dict)
+    was_resumed: bool = False
+    reason: str = ""
+
+    @property
+    def key(self) -> str:
+        return self.run_id or self._key_without_run
+
+    @property
+    def _key_without_run(self) -> str:
+        return f"no-run-{hashlib.sha256(json.dumps(self.overrides, sort_keys=True).encode()).hexdigest()[:8]}"
+
+    @property
+    def label(self) -> str:
+        return " ".join(f"{key}={value}" for key, value in self.overrides.items())
+
+
+class Ledger:
+    """The rows of the sweep whose folder this is.
+
+    Args:
+        folder: of the sweep.
+        keys: what varies; each has a column.
+    """
+
+    def __init__(self, folder: Path, keys: Sequence[str] = ()) -> None:
+        self.path, self.keys = folder / FILE, tuple(keys)
+        self._rows = folder / "jobs"
+
+    def read(self) -> list[Row]:
+        rows = [Row(**json.loads(path.read_text())) for path in self._rows.glob("*.json")]
+        return sorted(rows, key=lambda row: (row.job, row.key))
+
+    def find(self, key: str) -> Row | None:
+        path = self._rows / f"{key}.json"
+        return Row(**json.loads(path.read_text())) if path.is_file() else None
+
+    def write(self, row: Row) -> None:
+        """Put a row in its place and write the CSV file anew."""
+        with self._alone():
+            _replace(self._rows / f"{row.key}.json", json.dumps(asdict(row), indent=2))
+            if row.run_id:  # an earlier start may not have come as far as a run
+                (self._rows / f"{row._key_without_run}.json").unlink(missing_ok=True)
+            self._write_csv(self.read())
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        self._rows.mkdir(parents=True, exist_ok=True)
+        held = wait_for_lock(self._rows / ".lock")
+        try:
+            yield
+        finally:
+            release(held)
+
+    def _write_csv(self, rows: Sequence[Row]) -> None:
+        metrics = dict.fromkeys(key for row in rows for key in _metrics(row.results))
+        partial = _partial(self.path)
+        with partial.open("w", newline="") as file:
+            writer = csv.writer(file)
+            head = ["job", "run_id", "status", *self.keys, "monitor", "score", *metrics]
+            writer.writerow([*head, "fit_seconds", "was_resumed", "reason"])
+            for row in rows:
+                varied = [row.overrides.get(key, "") for key in self.keys]
+                numbers = [row.results.get(key, "") for key in (*metrics, "fit_seconds")]
+                score = row.results.get(row.monitor, "")
+                cells = [row.job, row.run_id, row.status, *varied, row.monitor, score, *numbers]
+                writer.writerow([*cells, row.was_resumed, row.reason])
+        partial.replace(self.path)
+
+
+def _metrics(results: Mapping[str, float]) -> list[str]:
+    """Return the keys of validation metrics, without the ends of their intervals."""
+    return [key for key in results if key.startswith("val/") and key.count("/") == 2]
+
+
+def _replace(path: Path, text: str) -> None:
+    partial = _partial(path)
+    partial.write_text(text)
+    partial.replace(path)
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.partial")

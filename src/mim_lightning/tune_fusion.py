@@ -1,0 +1,74 @@
+"""python -m mim_lightning.tune_fusion <run>: sweep a fusion's weights after training, without embedding anew.
+
+    python -m mim_lightning.tune_fusion runs/4tower-...                  the monitored direction's query
+    python -m mim_lightning.tune_fusion runs/4tower-... --fusion product --metric mrr --output tuned
+    python -m mim_lightning.tune_fusion runs/4tower-... --store runs/4tower-.../checkpoints/best.ckpt
+
+Prints the curve and says what the best share is worth on products it was not chosen on; `--output` draws it;
+`--store` writes the checkpoint with the best weights beside the old one.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mim_lightning.command import CommandParser, run_command
+
+
+def main() -> None:
+    run_command(_parser(), tune_fusion)
+
+
+def tune_fusion(
+    run: Path,
+    direction: str | None,
+    fusion: str | None,
+    metric: str,
+    num_shares: int,
+    output: Path | None,
+    store: Path | None,
+) -> None:
+    """Sweep, print, and write what was asked for."""
+    # imported here, so that a wrong word on the command line is told at once
+    from mim_lightning.evidence.embeddings import read_embeddings
+    from mim_lightning.evidence.fusion_curve import print_curve, write_curve
+    from mim_lightning.evidence.fusion_sweep import sweep_fusion
+    from mim_lightning.evidence.record import read_record
+    from mim_lightning.model.checkpoint import store_fusions
+    from mim_lightning.types import Direction
+
+    record = read_record(run)
+    embeddings = read_embeddings(record.folder)
+    name = direction or record.facts.monitor.split("/")[1]
+    known = {key: ends for key, ends in record.facts.config["directions"].items() if ends is not None}
+    if name not in known:
+        raise ValueError(f"--direction {name}: no such direction; {record.folder} has {', '.join(known)}")
+    ends = Direction(**known[name])
+    if fusion is None:
+        fused = [end for end in (ends.query, ends.gallery) if end in embeddings.fusions]
+        if not fused:
+            raise ValueError(f"--direction {name}: has no fusion on either side; give another --direction")
+        fusion = fused[0]
+    curve = sweep_fusion(embeddings, name, ends, fusion, metric, num_shares)
+    print_curve(curve)
+    if output is not None:
+        print(f"curve: {', '.join(map(str, write_curve(curve, output)))}")
+    if store is not None:
+        path = store_fusions(store, {fusion: curve.best_weights}, embeddings.fingerprint)
+        print(f"checkpoint with the best weights: {path}")
+
+
+def _parser() -> CommandParser:
+    parser = CommandParser("tune_fusion", __doc__)
+    parser.add_argument("run", type=Path, help="folder of a run or of an evaluation")
+    parser.add_argument("--direction", help="default: the monitored one")
+    parser.add_argument("--fusion", help="whose weights; default: the query side's, else the gallery side's")
+    parser.add_argument("--metric", default="hit@1", help="default: hit@1")
+    parser.add_argument("--num-shares", type=int, default=21, metavar="N", help="points of the curve; default: 21")
+    parser.add_argument("--output", type=Path, metavar="FOLDER", help="for fusion.csv and fusion.png")
+    parser.add_argument("--store", type=Path, metavar="CHECKPOINT", help="that the run's evaluation was made from")
+    return parser
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,106 @@
+"""The record of a real run: its rows say what the report said, in the tables' own ids."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mim_lightning.config import compose, load_config
+from mim_lightning.evaluate import evaluate
+from mim_lightning.evidence.embeddings import read_embeddings
+from mim_lightning.evidence.record import read_record
+from mim_lightning.model.checkpoint import load_matcher, store_fusions
+from mim_lightning.prepare import prepare
+from mim_lightning.run import Run
+from mim_lightning.types import id_key
+from tests.shop import small, write_shop
+
+
+def evaluation(run: Run, output: Path, *overrides: str) -> dict[str, float]:
+    checkpoint = f"checkpoint={run.best_checkpoint}"
+    return evaluate(compose("evaluate", [checkpoint, "trainer=cpu", f"output={output}", *overrides]))
+
+
+def test_record_of_a_run(fit: Callable[..., Run], shop: Path) -> None:
+    run = fit("data.source.segments=[text]")
+    record = read_record(run.folder)
+    results = run.read_results()
+    assert record.facts.run_id == run.run_id and record.facts.config == load_config(run.config_path)
+    assert record.facts.fingerprint == load_matcher(run.best_checkpoint).fingerprint
+    config = record.facts.config
+    assert set(record.directions) == set(config["directions"])
+    for name, direction in record.directions.items():
+        assert len(set(direction.query_ids)) == len(direction.query_ids) == 7 and direction.num_products == 7
+        for metric, scores in direction.scores.items():
+            assert np.nanmean(scores) == pytest.approx(results[f"val/{name}/{metric}"])
+            low, high = (results[f"val/{name}/{metric}/{end}"] for end in ("low", "high"))
+            assert low <= results[f"val/{name}/{metric}"] + 1e-9 and results[f"val/{name}/{metric}"] <= high + 1e-9
+        for rank, unit, hits, found in zip(
+            direction.ranks, direction.unit_ids, direction.hit_ids, direction.hit_is_relevant, strict=True
+        ):
+            assert hits[rank - 1] == unit and found == [hit == unit for hit in hits]
+        assert set(direction.segments) == {"category", "query_words", "image_quality", "text"}
+        assert direction.segments["text"] == direction.texts
+    embeddings = read_embeddings(record.folder)
+    assert embeddings.fingerprint == record.facts.fingerprint and embeddings.fusions == config["model"]["fusions"]
+    products = {id_key(f"{number:03d}") for number in range(7)}
+    assert set(embeddings.gallery.columns["product_keys"].tolist()) == products
+
+
+def test_evaluate_leaves_the_same_record(fit: Callable[..., Run], tmp_path: Path) -> None:
+    run = fit("trainer.max_epochs=1")
+    results = evaluation(run, tmp_path / "again")
+    assert json.loads((tmp_path / "again" / "results.json").read_text()) == results
+    here, there = read_record(tmp_path / "again"), read_record(run.folder)
+    for name, direction in here.directions.items():
+        assert direction.hit_ids == there.directions[name].hit_ids
+        assert direction.query_ids == there.directions[name].query_ids
+    seen = evaluation(run, tmp_path / "train", "split=train")
+    assert seen["num_queries"] == 21 and results["num_queries"] == 7
+    assert read_record(tmp_path / "train").facts.val_split == "train"
+
+
+def test_distractors_join_the_gallery(fit: Callable[..., Run], tmp_path: Path) -> None:
+    products, queries = write_shop(tmp_path / "other", num_products=3)
+    products.write_text(products.read_text().replace("\n00", "\nother-00"))
+    queries.write_text("\n".join(line.replace(",00", ",other-00") for line in queries.read_text().splitlines()))
+    source = [f"data.source.products={products}", f"data.source.queries={queries}", "data=manifest"]
+    prepare(compose("prepare", [*source, f"data.folder={tmp_path}/distractors"]))
+    run = fit("trainer.max_epochs=1", f"data.distractors={tmp_path}/distractors")
+    record = read_record(run.folder).directions["image_to_image"]
+    assert record.num_products == 10
+    hits = {hit for row in record.hit_ids for hit in row}
+    assert {hit for hit in hits if hit.startswith("other-")} == {"other-000", "other-001", "other-002"}
+    assert not any(unit.startswith("other-") for unit in record.unit_ids)
+    without = fit("trainer.max_epochs=1")
+    assert without.run_id != run.run_id and without.read_results()["num_products"] == 7
+
+
+def test_distractors_must_be_other_products(fit: Callable[..., Run], tmp_path: Path, shop: Path) -> None:
+    prepare(compose("prepare", [*small(shop)[:3], f"data.folder={tmp_path}/same"]))
+    with pytest.raises(ValueError, match=r"data\.distractors=.*7 of its products stand in the catalogue"):
+        fit(f"data.distractors={tmp_path}/same")
+
+
+def test_fusions_are_stored_beside_the_checkpoint(fit: Callable[..., Run], tmp_path: Path) -> None:
+    run = fit("trainer.max_epochs=1")
+    before = load_matcher(run.best_checkpoint)
+    weights = {"query": {"query_image": 0.2, "query_text": 0.8}}
+    path = store_fusions(run.best_checkpoint, weights, before.fingerprint)
+    after = load_matcher(path)
+    assert after.matcher.fusions == before.matcher.fusions | weights and after.fingerprint != before.fingerprint
+    assert load_matcher(run.best_checkpoint).fingerprint == before.fingerprint
+    with pytest.raises(ValueError, match="the weights were found with"):
+        store_fusions(path, weights, before.fingerprint)
+    with pytest.raises(ValueError, match="has no fusion 'both'"):
+        store_fusions(run.best_checkpoint, {"both": {}}, before.fingerprint)
+
+
+def test_a_folder_without_a_record_says_how_to_make_one(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"holds no evaluation record; make one with python -m mim_lightning\.eval"):
+        read_record(tmp_path)
+    (tmp_path / "record.json").write_text("{")
+    with pytest.raises(ValueError, match="not a readable evaluation record"):
+        read_record(tmp_path)

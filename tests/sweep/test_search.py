@@ -1,0 +1,187 @@
+"""A search over a made-up landscape: its trials over several starts, and how each of them ends."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.plugins.launcher import Launcher
+from omegaconf import OmegaConf
+
+from mim_lightning.study import open_study
+from mim_lightning.sweep.identity import pick_overrides
+from mim_lightning.sweep.launching import SturdyLauncher
+from mim_lightning.sweep.ledger import Ledger, Row
+from mim_lightning.sweep.search import TrialSearch
+
+pytest.importorskip("optuna", reason="needs the extra: pip install 'mim-lightning[sweep]'")
+
+End = tuple[str, float]  # how a job ends, and at which value
+SAMPLER = {"_target_": "optuna.samplers.RandomSampler", "seed": 1}
+
+
+class Landscape(Launcher):
+    """Gives each job the end that `judge` finds for its parameters, and writes it into the ledger as jobs do."""
+
+    def __init__(self, folder: Path, judge: Callable[[dict[str, str]], End]) -> None:
+        self.ledger, self.judge = Ledger(folder, ["x"]), judge
+        self.batches: list[list[dict[str, str]]] = []
+
+    def setup(self, **_: Any) -> None:
+        pass
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        returned = []
+        self.batches.append([pick_overrides(overrides, ["x", "seed", "trial"]) for overrides in job_overrides])
+        for given in self.batches[-1]:
+            status, value = self.judge(given)
+            self.ledger.write(
+                Row(read_trial(given)["number"], {"x": given["x"]}, status, f"run-{given['x']}", reason=f"is {status}")
+            )
+            returned.append(JobReturn(status=JobStatus.COMPLETED, _return_value=value))
+        return returned
+
+    @property
+    def xs(self) -> list[str]:
+        return [given["x"] for batch in self.batches for given in batch]
+
+
+def read_trial(given: dict[str, str]) -> Any:
+    return OverridesParser.create().parse_override(f"trial={given['trial']}").value()
+
+
+def search(folder: Path, judge: Callable[[dict[str, str]], End], **options: Any) -> Landscape:
+    """Start a search as Hydra does, with a launcher that trains nothing."""
+    options = {
+        "n_trials": 4,
+        "n_jobs": 1,
+        "study_name": None,
+        "storage": None,
+        "sampler": SAMPLER,
+        "pruner": None,
+        "warmup_epochs": 0,
+        **options,
+    }
+    launcher = Landscape(folder, judge)
+    made = TrialSearch(**{"params": None, **options})
+    made.composed = OmegaConf.create(
+        {"hydra": {"sweeper": {"params": {"x": "interval(0.0, 1.0)"}}, "overrides": {"task": ["seed=5"]}}}
+    )
+    made.context = SimpleNamespace(config_loader=SimpleNamespace(load_sweep_config=lambda *_: None))  # type: ignore
+    made.sturdy, made.ledger = SturdyLauncher(launcher, folder, ["x"]), Ledger(folder)
+    made.study_name, made.storage = made.study_name or "s", made.storage or str(folder / "study.journal")
+    made.sweep([])
+    return launcher
+
+
+def states(folder: Path) -> list[str]:
+    return [trial.state.name for trial in open_study(str(folder / "study.journal"), "s").get_trials()]
+
+
+def finishes(given: dict[str, str]) -> End:
+    return "finished", float(given["x"])
+
+
+def killed(given: dict[str, str]) -> End:
+    raise KeyboardInterrupt
+
+
+def test_trials_count_over_all_starts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first = search(tmp_path, finishes)
+    assert len(set(first.xs)) == 4 and all(given["seed"] == "5" for (given,) in first.batches)
+    assert f"x={max(first.xs, key=float)}" in capsys.readouterr().out
+    assert search(tmp_path, finishes).xs == []
+    more = search(tmp_path, finishes, n_trials=6)
+    assert len(more.xs) == 2 and not set(more.xs) & set(first.xs), "a seeded sampler does not begin anew"
+
+
+def test_an_interrupted_trial_is_taken_up_with_the_same_parameters(tmp_path: Path) -> None:
+    seen: list[dict[str, str]] = []
+
+    def dies_in_the_second(given: dict[str, str]) -> End:
+        seen.append(given)
+        return finishes(given) if len(seen) == 1 else killed(given)
+
+    with pytest.raises(KeyboardInterrupt):
+        search(tmp_path, dies_in_the_second)
+    assert states(tmp_path) == ["COMPLETE", "RUNNING"]
+    with (tmp_path / "study.journal").open("a") as file:
+        file.write('{"op_code": 5, "half a li')  # the power went off while it was written
+    again = search(tmp_path, finishes)
+    assert again.batches[0] == [seen[1]] and len(again.xs) == 3
+    assert states(tmp_path) == ["COMPLETE"] * 4
+
+
+def test_failures_are_no_trials_and_are_tried_once_more_at_the_next_start(tmp_path: Path) -> None:
+    def half_fail(given: dict[str, str]) -> End:
+        return finishes(given) if float(given["x"]) < 0.5 else ("failed", float("nan"))
+
+    first = search(tmp_path, half_fail, n_trials=6)
+    failed = [x for x in first.xs if float(x) >= 0.5]
+    assert 0 < len(failed) < 6 and len(first.xs) == 6, "the sweep goes on, and comes to its end"
+    for judge in (half_fail, finishes):
+        assert search(tmp_path, judge, n_trials=6).xs == failed
+    assert search(tmp_path, finishes, n_trials=6).xs == []
+    assert len(Ledger(tmp_path).read()) == 6
+    (new,) = search(tmp_path, finishes, n_trials=7).xs
+    assert new not in first.xs, "what failed twice waits once"
+
+
+def test_a_pruned_trial_has_ended(tmp_path: Path) -> None:
+    launcher = search(tmp_path, lambda given: ("pruned", float("nan")), n_trials=2)
+    assert len(launcher.xs) == 2 and states(tmp_path) == ["PRUNED", "PRUNED"]
+    assert search(tmp_path, finishes, n_trials=2).xs == []
+
+
+def test_a_mistake_that_every_trial_meets_ends_the_search(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="the first 3 trials failed alike: is failed"):
+        search(tmp_path, lambda given: ("failed", float("nan")), n_trials=50)
+
+
+def test_trials_run_in_batches(tmp_path: Path) -> None:
+    launcher = search(tmp_path, finishes, n_trials=5, n_jobs=2)
+    assert [len(batch) for batch in launcher.batches] == [2, 2, 1]
+    assert states(tmp_path) == ["COMPLETE"] * 5
+
+
+def test_a_trial_knows_where_to_report(tmp_path: Path) -> None:
+    pruner = {"_target_": "optuna.pruners.MedianPruner", "n_startup_trials": 2}
+    launcher = search(tmp_path, finishes, n_trials=1, pruner=pruner, study_name="it's mine")
+    assert read_trial(launcher.batches[0][0]) == {
+        "number": 0,
+        "study": "it's mine",
+        "storage": str(tmp_path / "study.journal"),
+        "pruner": pruner,
+        "warmup_epochs": 0,
+    }
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"n_trials": 0}, r"hydra\.sweeper\.n_trials=0: give 1 or more"),
+        ({"n_jobs": 0}, r"hydra\.sweeper\.n_jobs=0: give 1 or more"),
+        (
+            {"sampler": {"_target_": "optuna.samplers.TPESamplr"}},
+            r"hydra\.sweeper\.sampler\._target_=optuna.samplers.TPESamplr: .* did you mean 'optuna.*TPESampler'",
+        ),
+        ({"pruner": {"_target_": "none"}}, r"hydra\.sweeper\.pruner\._target_=none: .* there are .*MedianPruner"),
+        ({"sampler": {"_target_": "optuna.samplers.TPESampler", "sede": 1}}, "sede"),
+        ({"sampler": "tpe"}, r"hydra\.sweeper\.sampler=tpe: give its class, as hydra\.sweeper\.sampler\._target_="),
+        ({"storage": "/proc/nowhere/study.journal"}, r"hydra\.sweeper\.storage=/proc/nowhere/study\.journal"),
+        ({"storage": "nosql://host"}, r"hydra\.sweeper\.storage=nosql://host"),
+    ],
+)
+def test_mistakes_are_told_before_anything_runs(tmp_path: Path, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message) as raised:
+        search(tmp_path, killed, **options)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_missing_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"pip install 'mim-lightning\[sweep\]'"):
+        search(tmp_path, killed)

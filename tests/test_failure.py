@@ -1,0 +1,58 @@
+"""Failures in one line, from one process to another and into a run's folder."""
+
+from pathlib import Path
+
+import pytest
+
+from mim_lightning.failure import (
+    ChildError,
+    Failure,
+    clear_notes,
+    describe_failure,
+    find_failure,
+    is_mendable,
+    leave_failure,
+    write_note,
+)
+
+TrialPruned = type("TrialPruned", (Exception,), {})  # Optuna's, by its name
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "reason", "mendable"),
+    [
+        (ValueError("optim.lr=-1:\n  give more than 0"), "ValueError", "optim.lr=-1: give more than 0", True),
+        (TypeError("no such thing"), "TypeError", "TypeError: no such thing", False),
+        (TrialPruned("lags behind"), "TrialPruned", "lags behind", True),
+        (ChildError(Failure("KeyError", "KeyError: 'a'")), "KeyError", "KeyError: 'a'", True),
+        (
+            ValueError("Could not find 'hydra/launcher/jobli'\n\nAvailable options in 'hydra/launcher':\n\tbasic"),
+            "ValueError",
+            "no option 'jobli' in config group 'hydra/launcher'; there are basic; "
+            "more with pip install 'mim-lightning[sweep]'",
+            True,
+        ),
+    ],
+)
+def test_an_exception_is_told_in_one_line(error: Exception, kind: str, reason: str, mendable: bool) -> None:
+    assert describe_failure(error, "train") == Failure(kind, reason)
+    assert is_mendable(error) == mendable
+
+
+def test_the_first_of_several_processes_is_heard(tmp_path: Path) -> None:
+    path = tmp_path / "failure.json"
+    assert find_failure(path) is None
+    leave_failure(path, Failure("ValueError", "the cause"))
+    leave_failure(path, Failure("RuntimeError", "connection closed by peer"))
+    assert find_failure(path) == Failure("ValueError", "the cause")
+
+
+def test_notes_say_how_a_run_ended_until_it_is_started_again(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    write_note(folder, Failure("ValueError", "diverged"))
+    write_note(folder, Failure("TrialPruned", "lags"))
+    assert sorted(path.name for path in folder.iterdir()) == ["failed.json", "pruned.json"]
+    assert '"reason": "diverged"' in (folder / "failed.json").read_text()
+    clear_notes(folder)
+    clear_notes(tmp_path / "never begun")
+    assert not list(folder.iterdir())
