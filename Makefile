@@ -31,7 +31,8 @@ train: setup ## the main job: 4 towers on the synthetic shop, about three minute
 experiment: setup ## one record of experiments/ again: make experiment NAME=towers_grocery
 	experiments/$(NAME)/run.sh
 
-RECORDS = default_run towers_synthetic warm_start fusion_weights towers_grocery ranking_speed
+RECORDS = default_run towers_synthetic warm_start fusion_weights loss_weights tied_or_not encoder_size towers_grocery \
+	ranking_speed
 
 experiments: setup ## every record again, hours on two cores
 	for name in $(RECORDS); do experiments/$$name/run.sh || exit 1; done
