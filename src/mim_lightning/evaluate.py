@@ -27,6 +27,11 @@ def evaluate(config: dict[str, Any]) -> dict[str, float]:
     from mim_lightning.model.checkpoint import load_matcher
 
     quieten()
+    if config["output"] and (Path(config["output"]) / "config.yaml").is_file():
+        raise ValueError(
+            f"output={config['output']}: is a run's own folder, whose results.json says that it is finished; "
+            "give another folder"
+        )
     loaded = load_matcher(config["checkpoint"])
     trained = loaded.config
     data = config.get("data") or trained["data"]

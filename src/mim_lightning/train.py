@@ -73,7 +73,7 @@ def fit(config: dict[str, Any], run: Run) -> None:
     module = construct("optim", MatchModule, matcher, objective, config=config, **optim)
     datamodule = build(config["data"], specs=matcher.input_specs())
     callbacks = build_each(config["callbacks"])
-    for name in NEEDED_CALLBACKS:
+    for name in dict.fromkeys((*NEEDED_CALLBACKS, config["report"])):
         if name not in callbacks:
             raise ValueError(f"callbacks.{name}: cannot be left out, the result comes from it")
     trainer = build(

@@ -8,6 +8,7 @@ Tensor shapes use B rows of a batch, n distinct inputs, R relevant products of a
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -204,10 +205,11 @@ class RetrievalReport:
         return {f"{stage}/{self.direction}/{name}": value for name, value in self.values.items()}
 
     def as_intervals(self, stage: str) -> dict[str, float]:
-        """Return the ends of every interval, "<stage>/<direction>/<metric>/low" and ".../high"."""
+        """Return the ends of every interval that has some, "<stage>/<direction>/<metric>/low" and ".../high"."""
         ends = {f"{self.direction}/{name}": interval for name, interval in self.intervals.items()}
         return {
             f"{stage}/{name}/{end}": value
             for name, interval in ends.items()
             for end, value in zip(("low", "high"), interval, strict=True)
+            if math.isfinite(value)
         }

@@ -97,7 +97,7 @@ def test_shown_ids_default_to_asked(tmp_path: Path) -> None:
 def test_grades_stand_beside_their_products(tmp_path: Path, kind: str) -> None:
     rows = [
         {**QUERIES[1], "grade": "1|3"},
-        {**QUERIES[0], "grade": ""},
+        {**QUERIES[0], "grade": " "},
         {**QUERIES[1], "query_id": "x", "grade": "0|2"},
     ]
     if kind != "csv":
@@ -106,6 +106,12 @@ def test_grades_stand_beside_their_products(tmp_path: Path, kind: str) -> None:
     assert dict(zip(both.asked_ids, both.asked_grades, strict=True)) == {"7": 1, "0012": 3}
     assert plain.asked_grades == (1,)
     assert one.asked_ids == ("0012",) and one.asked_grades == (2,) and one.shown_ids == ("0012",)
+
+
+@pytest.mark.parametrize(("cell", "grades"), [(2.0, (2,)), (float("nan"), (1,)), (None, (1,))])
+def test_grades_that_came_as_floats(tmp_path: Path, cell: float | None, grades: tuple[int, ...]) -> None:
+    (query,) = read(tmp_path, "parquet", queries=[{**QUERIES[0], "grade": cell}]).queries
+    assert query.asked_grades == grades
 
 
 def test_segments_keep_further_columns(tmp_path: Path) -> None:

@@ -92,3 +92,19 @@ def test_configs_are_compared_by_value(tmp_path: Path) -> None:
     other.facts.config.update(json.loads(json.dumps({"loss": other.facts.config["loss"]}, sort_keys=True)))
     (arm,) = group_arms([one, other], IRRELEVANT)
     assert arm.num_runs == 2
+
+
+def test_runs_that_start_from_other_models_are_other_arms(tmp_path: Path) -> None:
+    def start(model: str, seed: int) -> str:
+        return f"/runs/{model}-shop-fold{seed}of5-seed{seed}-0123abcd/checkpoints/best.ckpt"
+
+    given = [
+        record(tmp_path, f"{model}{seed}", seed=seed, init_from=start(model, seed))
+        for model, seed in (("2tower", 1), ("3tower", 1), ("3tower", 2), ("2tower", 2))
+    ]
+    arms = group_arms(given, IRRELEVANT)
+    assert [arm.label for arm in arms] == ["init_from=2tower-shop/best.ckpt", "init_from=3tower-shop/best.ckpt"]
+    assert [[r.folder.name for rs in arm.records.values() for r in rs] for arm in arms] == [
+        ["2tower1", "2tower2"],
+        ["3tower1", "3tower2"],
+    ]

@@ -62,7 +62,11 @@ def test_where_weights_change_nothing_the_trained_share_stays(embeddings: Evalua
 
 @pytest.mark.parametrize(
     ("fusion", "metric", "words"),
-    [("product", "hit@1", "does not use the fusion 'product'"), ("query", "hit@3", "no metric 'hit@3'; there are")],
+    [
+        ("product", "hit@1", "does not use the fusion 'product'"),
+        ("query", "hit@3", "no metric 'hit@3' to choose by; there are"),
+        ("query", "wrong_category@1", "no metric 'wrong_category@1'"),
+    ],
 )
 def test_mistakes_name_the_choices(embeddings: EvaluationEmbeddings, fusion: str, metric: str, words: str) -> None:
     with pytest.raises(ValueError, match=words):

@@ -13,7 +13,8 @@ from mim_lightning.evidence.embeddings import read_embeddings
 from mim_lightning.evidence.record import read_record
 from mim_lightning.model.checkpoint import load_matcher, store_fusions
 from mim_lightning.prepare import prepare
-from mim_lightning.run import Run
+from mim_lightning.run import Run, identify
+from mim_lightning.train import train
 from mim_lightning.types import id_key
 from tests.shop import small, write_shop
 
@@ -33,6 +34,7 @@ def test_record_of_a_run(fit: Callable[..., Run], shop: Path) -> None:
     assert set(record.directions) == set(config["directions"])
     for name, direction in record.directions.items():
         assert len(set(direction.query_ids)) == len(direction.query_ids) == 7 and direction.num_products == 7
+        assert results[f"counts/{name}/num_queries"] == 7
         for metric, scores in direction.scores.items():
             assert np.nanmean(scores) == pytest.approx(results[f"val/{name}/{metric}"])
             low, high = (results[f"val/{name}/{metric}/{end}"] for end in ("low", "high"))
@@ -58,7 +60,7 @@ def test_evaluate_leaves_the_same_record(fit: Callable[..., Run], tmp_path: Path
         assert direction.hit_ids == there.directions[name].hit_ids
         assert direction.query_ids == there.directions[name].query_ids
     seen = evaluation(run, tmp_path / "train", "split=train")
-    assert seen["num_queries"] == 21 and results["num_queries"] == 7
+    assert seen["counts/image_to_image/num_queries"] == 21 and results["counts/image_to_image/num_queries"] == 7
     assert read_record(tmp_path / "train").facts.val_split == "train"
 
 
@@ -75,6 +77,7 @@ def test_distractors_join_the_gallery(fit: Callable[..., Run], tmp_path: Path) -
     assert {hit for hit in hits if hit.startswith("other-")} == {"other-000", "other-001", "other-002"}
     assert not any(unit.startswith("other-") for unit in record.unit_ids)
     without = fit("trainer.max_epochs=1")
+    assert Path(read_record(run.folder).facts.config["data"]["distractors"]).is_absolute()
     assert without.run_id != run.run_id and without.read_results()["num_products"] == 7
 
 
@@ -96,6 +99,23 @@ def test_fusions_are_stored_beside_the_checkpoint(fit: Callable[..., Run], tmp_p
         store_fusions(path, weights, before.fingerprint)
     with pytest.raises(ValueError, match="has no fusion 'both'"):
         store_fusions(run.best_checkpoint, {"both": {}}, before.fingerprint)
+
+
+def test_a_runs_own_folder_is_no_output(fit: Callable[..., Run]) -> None:
+    run = fit("trainer.max_epochs=1")
+    before = run.results_path.read_text()
+    with pytest.raises(ValueError, match="is a run's own folder"):
+        evaluation(run, run.folder)
+    assert run.results_path.read_text() == before
+
+
+def test_a_query_of_several_products_counts_once(shop: Path) -> None:
+    table = shop / "shop" / "queries.csv"
+    table.write_text("".join(f"{line.replace(',000', ',000|001')}\n" for line in table.read_text().splitlines()))
+    config = compose("train", small(shop, "data.val_split=train", "trainer.max_epochs=1"))
+    train(config)
+    record = read_record(identify(config)[0].folder).directions["image_to_image"]
+    assert len(set(record.query_ids)) == len(record.query_ids) == 21
 
 
 def test_a_folder_without_a_record_says_how_to_make_one(tmp_path: Path) -> None:

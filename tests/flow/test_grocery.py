@@ -39,7 +39,7 @@ def test_untouched_features_find_what_their_publisher_measured(tmp_path: Path) -
     results = run(tmp_path, "model=2tower", "embed_dim=null", "encoder.image.image_size=224", "data.batch_size=4")
     # 0.355 with the same features and a slightly wider crop; the standard error of 296 queries is 0.028
     assert results["untouched/image_to_image/hit@1"] == pytest.approx(0.355, abs=0.06)
-    assert results["num_queries"] == 296 and results["num_products"] == 81
+    assert results["counts/image_to_image/num_queries"] == 296 and results["num_products"] == 81
 
 
 def test_a_pretrained_text_encoder_reads_the_titles(tmp_path: Path) -> None:

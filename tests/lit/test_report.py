@@ -5,12 +5,20 @@ import pytest
 from mim_lightning.lit.report import print_run
 
 RESULTS = {"val/image_to_image/hit@1": 0.5, "val/image_to_image/hit@10": 0.75, "untouched/image_to_image/hit@1": 0.125}
-COUNTS = {"num_queries": 8, "num_products": 5, "num_unanswerable": 1}
+COUNTS = {
+    "num_products": 5,
+    "counts/image_to_image/num_queries": 7,
+    "counts/image_to_image/num_unanswerable": 1,
+    "counts/text_to_text/num_queries": 8,
+    "counts/text_to_text/num_unanswerable": 0,
+}
 
 
 def test_a_run_shows_directions_and_where_it_came_from(capsys: pytest.CaptureFixture[str]) -> None:
     print_run("a run", RESULTS | COUNTS)
     out = capsys.readouterr().out
-    assert "over 8 queries against 5 products (1 queries that no product answers left out)" in " ".join(out.split())
+    assert "over 7 to 8 queries against 5 products (0 to 1 queries that no product answers left out)" in " ".join(
+        out.split()
+    )
     (row,) = [line for line in out.splitlines() if "image_to_image" in line]
     assert row.split() == ["image_to_image", "0.125", "0.500", "-", "0.750"]

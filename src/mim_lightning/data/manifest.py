@@ -200,9 +200,10 @@ def _query(row: Mapping[str, Any], root: Path, segments: Mapping[str, str], orig
 def _graded(row: Mapping[str, Any], origin: str) -> dict[str, int]:
     """Return the relevant products with their grades: 1 without any, and those of grade 0 left out."""
     ids = _values(row, "product_id")
-    if row.get("grade") in (None, ""):
+    # a column of whole numbers with gaps comes as floats
+    texts = [_plain(part).removesuffix(".0") for part in _parts(row, "grade")]
+    if not any(texts):
         return dict.fromkeys(ids, 1)
-    texts = [_plain(part) for part in _parts(row, "grade")]
     if len(texts) != len(ids) or not all(text.isdecimal() for text in texts):
         raise ValueError(
             f"{origin}, column 'grade': '{row['grade']}': give a whole number from 0 for each of {len(ids)} products"

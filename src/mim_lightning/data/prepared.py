@@ -119,7 +119,8 @@ def _check_same(folder: Path, described: Mapping[str, Any]) -> None:
         for key in sorted({*wanted, *there}):
             if wanted.get(key) != there.get(key):
                 raise ValueError(
-                    f"{folder}: was prepared with {key}={there.get(key)}, asked for is {wanted.get(key)}; "
+                    f"{folder}: was prepared with {key}={there.get(key, 'nothing, by an older version')}, "
+                    f"asked for is {wanted.get(key)}; "
                     "run prepare with force=true, or choose another data.folder"
                 )
 

@@ -30,7 +30,7 @@ class ProductDisjoint:
     """Fold `fold` of `num_folds` by product: its queries are evaluated, whatever split they stood in.
 
     Training keeps the queries that have nothing to do with products of the fold. What remains of the other splits
-    goes to splits with `_seen` behind their names: their products are trained on, and the same run answers both
+    goes to splits with `_seen` behind their names: nothing of it was held out, and the same run answers both
     questions. The catalogue stays whole. Categories are spread evenly over the folds.
     """
 

@@ -7,6 +7,7 @@ run's result come from `run`, which decides run ids by them.
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -118,12 +119,15 @@ def _flatten(value: Any, key: str = "") -> Leaves:
         return {
             k: leaf for name, part in value.items() for k, leaf in _flatten(part, f"{key}.{name}".lstrip(".")).items()
         }
-    # folders differ between machines, what lies in them does not
-    return {key: Path(value).name if isinstance(value, str) and _is_path(value) else value}
+    return {key: _without_place(value) if isinstance(value, str) else value}
 
 
-def _is_path(text: str) -> bool:
-    return text.startswith("/") or text.endswith(".ckpt")  # a checkpoint to start from lies in another run's folder
+def _without_place(text: str) -> str:
+    """Cut a path to what it names: folders differ between machines, and a run to start from between seeds and folds."""
+    path = Path(text)
+    if path.suffix == ".ckpt" and path.parent.name == "checkpoints":
+        return re.sub(r"(-fold\d+of\d+)?-seed\d+(-[0-9a-f]{8})?$", "", path.parents[1].name) + f"/{path.name}"
+    return path.name if path.is_absolute() else text
 
 
 def _labels(records: Sequence[EvaluationRecord], leaves: Sequence[Leaves]) -> list[str]:

@@ -68,8 +68,9 @@ def _evaluate(
 
 
 def _side(name: str, table: EmbeddingTable, fusions: Fusions) -> tuple[Tensor, EmbeddingTable]:
-    """Return the vectors of a tower or fusion and the table's rows, without rows that lack it."""
+    """Return the vectors of a tower or fusion and the table's columns, without rows that lack it."""
     wanted = {name: fusions[name]} if name in fusions else {}
     embeddings = fuse(Embeddings(table.vectors, table.present), wanted)
     present = embeddings.present[name]
-    return embeddings.vectors[name][present], table.take(present)
+    columns = EmbeddingTable(table.row_keys, {}, {}, table.columns)  # other towers' vectors would be copied for nothing
+    return embeddings.vectors[name][present], columns.take(present)

@@ -79,8 +79,9 @@ def sweep_fusion(
         return reports[name]
 
     trained = evaluate(trained_share)
-    if metric not in trained.scores:
-        raise ValueError(f"no metric '{metric}'; there are {', '.join(trained.scores)}")
+    rising = [name for name in trained.scores if not name.startswith(("wrong_", "same_"))]  # higher is better
+    if metric not in rising:
+        raise ValueError(f"no metric '{metric}' to choose by; there are {', '.join(rising)}")
     shares = np.linspace(0, 1, num_shares).tolist()
     scores_SQ = np.stack([evaluate(share).scores[metric].numpy() for share in shares])
     units_Q, trained_Q = trained.unit_keys.numpy(), trained.scores[metric].numpy()

@@ -78,7 +78,7 @@ def read_record(folder: Path) -> EvaluationRecord:
     if found is None:
         raise ValueError(
             f"{folder}: holds no evaluation record; make one with "
-            f"python -m mim_lightning.evaluate checkpoint={folder}/checkpoints/best.ckpt output={folder}"
+            f"python -m mim_lightning.evaluate checkpoint={folder}/checkpoints/best.ckpt output={folder}/evaluated"
         )
     try:
         content = json.loads((found / FACTS_FILE).read_text())

@@ -45,8 +45,9 @@ def flatten(reports: dict[str, RetrievalReport]) -> dict[str, float]:
     """Return flat results: the metrics of every direction with the ends of their intervals, and what they count."""
     results = {key: value for report in reports.values() for key, value in report.as_scalars("val").items()}
     results |= {key: value for report in reports.values() for key, value in report.as_intervals("val").items()}
-    results["num_queries"] = max(report.num_queries for report in reports.values())
-    results["num_unanswerable"] = max(report.num_unanswerable for report in reports.values())
+    for report in reports.values():
+        results[f"counts/{report.direction}/num_queries"] = report.num_queries
+        results[f"counts/{report.direction}/num_unanswerable"] = report.num_unanswerable
     return results | {"num_products": max(report.num_products for report in reports.values())}
 
 
@@ -68,7 +69,7 @@ def save_evaluation(
     callback = _retrieval_eval(trainer)
     run = RunFacts(
         run_id=config["run"]["id"],
-        config=dict(config),
+        config=_with_absolute_distractors(config, datamodule),
         fingerprint=fingerprint(matcher),
         monitor=config["monitor"],
         data_folder=str(datamodule.folder.absolute()),
@@ -88,6 +89,12 @@ def save_evaluation(
         log_image = getattr(logger, "log_image", None)
         if log_image is not None:
             log_image(key=f"hits/{direction}", images=[picture])
+
+
+def _with_absolute_distractors(config: Mapping[str, Any], datamodule: MatchDataModule) -> dict[str, Any]:
+    """Return the config so that pages made from another folder find all pictures."""
+    distractors = str(datamodule.distractors.absolute()) if datamodule.distractors else None
+    return {**config, "data": {**config["data"], "distractors": distractors}}
 
 
 def close_loggers(trainer: Trainer) -> None:

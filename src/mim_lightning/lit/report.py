@@ -6,7 +6,7 @@ and evaluate doors call it. The table of a sweep is in `sweep.table`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from rich.box import SIMPLE
 from rich.console import Console
@@ -40,11 +40,22 @@ def print_run(title: str, results: Results) -> None:
 
 
 def _describe_counts(results: Results) -> str:
-    if "num_queries" not in results:
+    queries = _counts(results, "num_queries")
+    left_out = _counts(results, "num_unanswerable")
+    if not queries:
         return ""
-    left_out = int(results["num_unanswerable"])
-    text = f", over {int(results['num_queries'])} queries against {int(results['num_products'])} products"
-    return text + (f" ({left_out} queries that no product answers left out)" if left_out else "")
+    text = f", over {_range(queries)} queries against {int(results['num_products'])} products"
+    return text + (f" ({_range(left_out)} queries that no product answers left out)" if any(left_out) else "")
+
+
+def _counts(results: Results, name: str) -> list[int]:
+    """Return a count of every direction."""
+    return [int(value) for key, value in results.items() if key.startswith("counts/") and key.endswith(f"/{name}")]
+
+
+def _range(counts: Sequence[int]) -> str:
+    low, high = min(counts), max(counts)
+    return str(low) if low == high else f"{low} to {high}"
 
 
 def _cell(results: Results, key: str) -> str:

@@ -82,7 +82,7 @@ def pair_direction(direction: str, baseline: Arm, arm: Arm) -> PairedDirection:
     """Pair one direction of two arms.
 
     Raises:
-        ValueError: no fold or query in common, another gallery, or another truth.
+        ValueError: no fold or query in common, a gallery of another size, or another truth.
     """
     folds = [fold for fold in baseline.records if fold in arm.records]
     if not folds:

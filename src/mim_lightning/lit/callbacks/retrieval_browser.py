@@ -13,7 +13,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
+import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.trainer.states import TrainerFn
@@ -86,8 +86,11 @@ class RetrievalBrowser(Callback):
             self._choose(evaluation, datamodule, Path(trainer.default_root_dir).absolute() / BROWSER_FOLDER)
         assert self.history is not None
         reports = evaluation.reports
-        hits = np.concatenate([report.hits.product_keys.numpy().ravel() for report in reports.values()])
-        product_ids = product_ids_of(datamodule.product_sets(), hits)
+        hits = [
+            report.hits.product_keys[torch.isin(report.hits.query_keys, torch.tensor(self.chosen[name]))]
+            for name, report in reports.items()
+        ]
+        product_ids = product_ids_of(datamodule.product_sets(), torch.cat([part.flatten() for part in hits]).numpy())
         epoch, step = (-1, 0) if trainer.sanity_checking else (trainer.current_epoch, trainer.global_step)
         rows = [
             row

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
@@ -46,6 +47,9 @@ class RetrievalEval(Callback):
         memory_gib: float = 0.5,
         max_kept_rows: int = 200_000,
     ) -> None:
+        for name in directions:
+            if "/" in name or name.startswith("."):
+                raise ValueError(f"directions.{name}: cannot be the name of a file and part of a metric's key")
         self.directions = {name: Direction(**ends) for name, ends in directions.items() if ends is not None}
         self.monitor = monitor
         self.options: dict[str, Any] = {"cutoffs": tuple(cutoffs), "depth": depth, "num_hits": num_hits}
@@ -93,8 +97,11 @@ class RetrievalEval(Callback):
     ) -> None:
         embeddings: Embeddings = outputs["embeddings"]
         columns = {name: getattr(batch, name) for name in COLUMNS}
-        is_distractor = dataloader_idx == DISTRACTORS
-        row_keys = batch.sample_nums + (self.num_gallery if is_distractor else 0)  # behind the catalogue's
+        if dataloader_idx == QUERIES:
+            row_keys = batch.query_keys  # a training split has a row a query and product
+        else:
+            is_distractor = dataloader_idx == DISTRACTORS
+            row_keys = batch.sample_nums + (self.num_gallery if is_distractor else 0)  # behind the catalogue's
         self.collectors[min(dataloader_idx, GALLERY)].update(
             row_keys, embeddings.vectors, embeddings.present, columns, valid=~batch.is_padding
         )
@@ -102,7 +109,7 @@ class RetrievalEval(Callback):
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
         queries, gallery = self.collectors[QUERIES].compute(), self.collectors[GALLERY].compute()
-        check_complete(queries, len(datamodule.query_set()), "validation queries")
+        check_complete(queries, len(np.unique(datamodule.query_set().keys)), "validation queries")
         check_complete(gallery, sum(len(products) for products in datamodule.product_sets()), "gallery rows")
         matcher: Any = pl_module.matcher
         # intervals belong to published numbers; between epochs they would only cost time
@@ -111,7 +118,8 @@ class RetrievalEval(Callback):
             self.directions, queries, gallery, matcher.fusions, **self.options, num_resamples=num_resamples
         )
         is_kept = len(queries) + len(gallery) <= self.max_kept_rows
-        self.tables = (queries, gallery) if is_kept else None
+        is_final = trainer.state.fn != TrainerFn.FITTING  # between epochs they would only fill memory
+        self.tables = (queries, gallery) if is_final and is_kept else None
         for collector in self.collectors.values():
             collector.reset()
         self._publish(trainer, pl_module)
