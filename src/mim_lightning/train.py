@@ -60,6 +60,8 @@ def fit(config: dict[str, Any], run: Run) -> None:
 
     quieten()
     checkpoint = run.checkpoint(config["report"])
+    if config["report"] == "last" and (config["callbacks"].get("last") or {}).get("every_n_train_steps"):
+        raise ValueError("report=last: callbacks.last.every_n_train_steps may miss the last step; set it to null")
     seed_everything(config["seed"], workers=True, verbose=False)
     resume = run.last_checkpoint if run.last_checkpoint.is_file() else None
     matcher = build_matcher(config)

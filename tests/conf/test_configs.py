@@ -122,6 +122,12 @@ def test_one_tower_gets_another_encoder() -> None:
         ),
         ("train", ["init_from=/nowhere.ckpt"], "error: /nowhere.ckpt: no such checkpoint file"),
         ("train", ["data=manifest"], "error: data.source.products: needs a value"),
+        ("train", ["report=final"], "error: report=final: give best or last"),
+        (
+            "train",
+            ["report=last", "callbacks.last.every_n_train_steps=5"],
+            "error: report=last: callbacks.last.every_n_train_steps may miss",
+        ),
         (
             "train",
             ["encoder/image=mobilenetv2", "encoder.image.name=mobilnet"],

@@ -53,6 +53,7 @@ def make_batch() -> Batch:
         query_keys=keys,
         product_keys=keys,
         asked_keys=keys[:, None],
+        asked_grades=torch.ones(4, 1, dtype=torch.int64),
         shown_keys=keys[:, None],
         category_keys=keys,
         is_padding=torch.zeros(4, dtype=torch.bool),
