@@ -4,7 +4,7 @@ PY := .venv/bin/python
 UV := $(or $(shell command -v uv),.uv/bin/uv)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup gpu format lint types test train experiment experiments tables wheel lock clean
+.PHONY: help setup gpu format lint types test test-slow train experiment experiments tables wheel lock clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1|/' | awk -F'|' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -53,6 +53,9 @@ types: setup ## types
 
 test: lint types ## style, types and tests: about ten minutes on two cores
 	$(PY) -m pytest
+
+test-slow: setup ## the tests that `make test` leaves out: whole sweeps in many processes
+	$(PY) -m pytest -m slow
 
 wheel: setup ## a wheel in dist/
 	$(PY) -m build --wheel --installer uv

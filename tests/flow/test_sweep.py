@@ -72,6 +72,7 @@ def test_failing_jobs_are_recorded_and_tried_again(shop: Path, sweep: Sweep, cap
     assert column(shop, "status") == ["finished", "failed", "failed"]
 
 
+@pytest.mark.slow
 def test_a_killed_search_goes_on_side_by_side(shop: Path) -> None:
     # in the second of two epochs; in the place of a callback that the run's id does not know
     kill = "++callbacks.throughput={_target_: tests.flow.stop.KillAt, step: 4}"
@@ -102,6 +103,7 @@ def test_a_search_prunes(shop: Path, sweep: Sweep, capfd: pytest.CaptureFixture[
     assert "job 0: optim.lr" not in capfd.readouterr().out
 
 
+@pytest.mark.slow
 def test_submitted_jobs_of_two_processes(shop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # as in a SLURM job of one task, which starts the run's processes itself
     task = {"PROCID": "0", "LOCALID": "0", "NODEID": "0", "NTASKS": "1", "JOB_ID": "7", "JOB_NAME": "train"}
