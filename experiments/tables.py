@@ -16,7 +16,7 @@ import argparse
 import csv
 import itertools
 import json
-import statistics
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -24,11 +24,10 @@ from mim_lightning.evidence.arms import Arm, group_arms
 from mim_lightning.evidence.comparison.comparison import compare_arms
 from mim_lightning.evidence.record import EvaluationRecord, read_record
 from mim_lightning.run import PLACEMENT_KEYS
+from mim_lightning.sweep.seeds import mean_interval
 
 METRICS = ("hit@1", "hit@10", "mrr", "wrong_category@1")
 COMPARED = ("hit@1", "wrong_category@1")
-# two-sided 95 % quantiles of Student's t for 1, 2, ... degrees of freedom
-STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 
 
 def main() -> None:
@@ -119,11 +118,8 @@ def difference_lines(arms: Sequence[Arm], products: str, directions: Sequence[st
 def interval(values: list[float]) -> str:
     if not values:
         return "-"
-    mean = statistics.fmean(values)
-    if not 1 < len(values) < len(STUDENT) + 2:
-        return f"{mean:.3f}"
-    half = STUDENT[len(values) - 2] * statistics.stdev(values) / len(values) ** 0.5
-    return f"{mean:.3f} ± {half:.3f}"
+    mean, half = mean_interval(values)
+    return f"{mean:.3f}" if math.isnan(half) else f"{mean:.3f} ± {half:.3f}"
 
 
 def write_csv(path: Path, rows: list[dict[str, object]]) -> None:

@@ -21,7 +21,7 @@ ROOMS = {  # room or file -> what of the project it may import
     "config": {"types", "model", "losses", "data.prepared"},  # what it builds and describes
     "run": {"config"},
     "failure": {"config"},
-    "door": {"config", "failure"},
+    "door": {"command", "config", "failure"},
     "launch": {"config", "door", "failure"},
     "study": set(),
     "sweep": {"config", "run", "failure", "study", "sweep"},

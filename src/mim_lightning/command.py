@@ -40,6 +40,18 @@ def run_command(parser: CommandParser, function: Callable[..., Any]) -> None:
         sys.exit(_fail(" ".join(str(error).split())))
 
 
+def words(text: str) -> list[str]:
+    """Return the parts of an argument such as "hit@1,mrr"."""
+    return [word.strip() for word in text.split(",")]
+
+
+def count(text: str) -> int:
+    """Return an argument that is a whole number, 1 or more."""
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"'{text}': must be a whole number, 1 or more")
+    return int(text)
+
+
 def _fail(text: str) -> int:
     print(f"error: {text}", file=sys.stderr)
     return 2

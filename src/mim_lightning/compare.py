@@ -9,11 +9,10 @@ evaluations, as train and evaluate leave them.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from mim_lightning.command import CommandParser, run_command
+from mim_lightning.command import CommandParser, count, run_command, words
 
 
 def main() -> None:
@@ -62,19 +61,13 @@ def _parser() -> CommandParser:
     add("--direction", dest="directions", type=_words, default=[], metavar="NAMES", help="default: all that both have")
     add("--segments", type=_words, metavar="NAMES", help="default: all that the records have; none: no such tables")
     add("--output", type=Path, metavar="FOLDER", help="where to leave compare.html and compare.json")
-    add("--num-queries", type=_count, default=8, metavar="N", help="shown that gained, and that lost (8)")
-    add("--resamples", type=_count, default=2000, metavar="N", help="of bootstrap and randomisation (2000)")
+    add("--num-queries", type=count, default=8, metavar="N", help="shown that gained, and that lost (8)")
+    add("--resamples", type=count, default=2000, metavar="N", help="of bootstrap and randomisation (2000)")
     return parser
 
 
 def _words(text: str) -> list[str]:
-    return [] if text == "none" else [word.strip() for word in text.split(",")]
-
-
-def _count(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"'{text}': must be a whole number, 1 or more")
-    return int(text)
+    return [] if text == "none" else words(text)
 
 
 if __name__ == "__main__":

@@ -20,10 +20,10 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from mim_lightning.command import FULL_ERRORS
 from mim_lightning.config import Config, conf_dir, load_config, to_plain
 from mim_lightning.failure import describe_failure, is_mendable, leave_failure
 
-FULL_ERRORS = "MIM_FULL_ERRORS"
 FROZEN_CONFIG = "MIM_FROZEN_CONFIG"  # environment variable: a resolved config, for launched processes
 FAILURE_FILE = "failure.json"  # beside the frozen config: what a launched process died of
 

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mim_lightning.command import CommandParser, run_command
+from mim_lightning.command import CommandParser, count, run_command, words
 
 if TYPE_CHECKING:
     from mim_lightning.evidence.record import EvaluationRecord
@@ -74,34 +74,24 @@ def _parser() -> CommandParser:
     add = parser.add_argument
     add("runs", nargs="+", type=Path, metavar="run", help="folder of a run or of an evaluation")
     add("--output", type=Path, required=True, metavar="FOLDER", help="where to leave the figures")
-    add("--only", type=_words, default=[], metavar="NAMES", help="some of curves,losses,hits,map; default: all")
+    add("--only", type=words, default=[], metavar="NAMES", help="some of curves,losses,hits,map; default: all")
     add("--metric", help="of the curves; default: the monitored one")
     add("--direction", help="of the hits; default: the monitored one")
-    add("--num-queries", type=_count, default=8, metavar="N", help="rows of hits (8)")
-    add("--num-hits", type=_count, metavar="N", help="of a model and query; default: as many as can be read")
+    add("--num-queries", type=count, default=8, metavar="N", help="rows of hits (8)")
+    add("--num-hits", type=count, metavar="N", help="of a model and query; default: as many as can be read")
     add("--sides", type=_sides, default=("query_image", "product_image"), metavar="QUERY,PRODUCT", help=(
         "towers or fusions on the map; default: query_image,product_image"
     ))  # fmt: skip
-    add("--num-points", type=_count, default=1500, metavar="N", help="on the map, at most (1500)")
+    add("--num-points", type=count, default=1500, metavar="N", help="on the map, at most (1500)")
     add("--seed", type=int, default=0, metavar="N", help="of the queries and points that are chosen (0)")
     return parser
 
 
-def _words(text: str) -> list[str]:
-    return [word.strip() for word in text.split(",")]
-
-
 def _sides(text: str) -> tuple[str, str]:
-    words = _words(text)
-    if len(words) != 2:
+    sides = words(text)
+    if len(sides) != 2:
         raise argparse.ArgumentTypeError(f"'{text}': give a query side and a product side, as query_image,product")
-    return words[0], words[1]
-
-
-def _count(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"'{text}': must be a whole number, 1 or more")
-    return int(text)
+    return sides[0], sides[1]
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mim_lightning.command import CommandParser, run_command
+from mim_lightning.command import CommandParser, count, run_command
 
 
 def main() -> None:
@@ -64,7 +64,7 @@ def _parser() -> CommandParser:
     parser.add_argument("--direction", help="default: the monitored one")
     parser.add_argument("--fusion", help="whose weights; default: the query side's, else the gallery side's")
     parser.add_argument("--metric", default="hit@1", help="default: hit@1")
-    parser.add_argument("--num-shares", type=int, default=21, metavar="N", help="points of the curve; default: 21")
+    parser.add_argument("--num-shares", type=count, default=21, metavar="N", help="points of the curve; default: 21")
     parser.add_argument("--output", type=Path, metavar="FOLDER", help="for fusion.csv and fusion.png")
     parser.add_argument("--store", type=Path, metavar="CHECKPOINT", help="that the run's evaluation was made from")
     return parser

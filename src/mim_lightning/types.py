@@ -206,10 +206,9 @@ class RetrievalReport:
 
     def as_intervals(self, stage: str) -> dict[str, float]:
         """Return the ends of every interval that has some, "<stage>/<direction>/<metric>/low" and ".../high"."""
-        ends = {f"{self.direction}/{name}": interval for name, interval in self.intervals.items()}
         return {
-            f"{stage}/{name}/{end}": value
-            for name, interval in ends.items()
+            f"{stage}/{self.direction}/{name}/{end}": value
+            for name, interval in self.intervals.items()
             for end, value in zip(("low", "high"), interval, strict=True)
             if math.isfinite(value)
         }

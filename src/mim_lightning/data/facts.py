@@ -51,10 +51,7 @@ def product_ids_of(products: Sequence[ShardSet], keys: np.ndarray) -> dict[int, 
     """Return the id of every product whose key is among `keys`; keys that no set has are left out."""
     ids: dict[int, str] = {}
     for shards in products:
-        found, places = np.unique(shards.keys, return_index=True)
-        is_wanted = np.isin(found, keys)
-        wanted = zip(found[is_wanted].tolist(), places[is_wanted].tolist(), strict=True)
-        ids |= {key: shards.read_facts(place)["product_id"] for key, place in wanted}
+        ids |= {key: shards.read_facts(number)["product_id"] for key, number in shards.find(keys).items()}
     return ids
 
 

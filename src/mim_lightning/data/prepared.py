@@ -77,6 +77,11 @@ def open_prepared(folder: Path) -> PreparedData:
     return PreparedData(folder)
 
 
+def open_products(folder: Path, distractors: Path | None = None) -> list[ShardSet]:
+    """Open the sets that make up a gallery: the catalogue of `folder`, and that of `distractors` if there are any."""
+    return [open_prepared(place).catalogue() for place in (folder, distractors) if place is not None]
+
+
 def prepare_shards(
     source: Source, folder: Path, settings: ShardSettings, protocol: Protocol | None = None, *, force: bool = False
 ) -> PreparedData:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from mim_lightning.types import Sample, id_key
 
@@ -102,6 +103,12 @@ class ShardSet:
         """The id key of every sample: of the query, or of the product where there is no query."""
         return np.load(self.folder / "keys.npy", mmap_mode="r")
 
+    def find(self, keys: npt.ArrayLike) -> dict[int, int]:
+        """Return the number of the first sample of each id key that the set has."""
+        own = self.keys
+        numbers = np.flatnonzero(np.isin(own, keys))
+        return {int(own[number]): int(number) for number in numbers[::-1]}
+
     def read(self, numbers: Iterable[int], is_padding: bool = False) -> list[Sample]:
         """Read samples by number.
 
@@ -165,8 +172,8 @@ class _OpenShard:
         Raises:
             ValueError: the file is too short.
         """
-        places = {name: place for name, place in zip(MEMBERS, self._places[row].tolist(), strict=True) if place[1]}
-        places = {name: place for name, place in places.items() if name in names}
+        stored = zip(MEMBERS, self._places[row].tolist(), strict=True)
+        places = {name: place for name, place in stored if place[1] and name in names}
         first = min(offset for offset, _ in places.values())
         stop = max(offset + size for offset, size in places.values())
         data = os.pread(self._file.fileno(), stop - first, first)

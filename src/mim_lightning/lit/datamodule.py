@@ -18,7 +18,7 @@ from lightning import LightningDataModule
 from mim_lightning.data.collate import Collate
 from mim_lightning.data.manifest import Source
 from mim_lightning.data.order import StreamPlan
-from mim_lightning.data.prepared import ShardSettings, open_prepared, prepare_shards
+from mim_lightning.data.prepared import ShardSettings, open_prepared, open_products, prepare_shards
 from mim_lightning.data.protocol import Protocol
 from mim_lightning.data.shards import ShardSet
 from mim_lightning.data.stream import StreamLoader, evaluation_plan
@@ -92,13 +92,9 @@ class MatchDataModule(LightningDataModule):
     def gallery_set(self) -> ShardSet:
         return open_prepared(self.folder).catalogue()
 
-    def distractor_set(self) -> ShardSet | None:
-        return open_prepared(self.distractors).catalogue() if self.distractors else None
-
     def product_sets(self) -> list[ShardSet]:
         """Return the sets that make up the gallery: the catalogue, and distractors if there are any."""
-        distractors = self.distractor_set()
-        return [self.gallery_set(), *([distractors] if distractors else [])]
+        return open_products(self.folder, self.distractors)
 
     def train_dataloader(self) -> StreamLoader:
         shards = self.train_set()
@@ -114,8 +110,8 @@ class MatchDataModule(LightningDataModule):
         return [self._evaluation_loader(self.query_set(), "query"), *galleries]
 
     def _refuse_known_distractors(self) -> None:
-        distractors, gallery = self.distractor_set(), self.gallery_set()
-        if distractors is not None:
+        gallery, *others = self.product_sets()
+        for distractors in others:
             known = np.flatnonzero(np.isin(distractors.keys, gallery.keys))
             if len(known):
                 product_id = distractors.read_facts(int(known[0]))["product_id"]

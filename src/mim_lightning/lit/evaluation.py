@@ -19,7 +19,7 @@ from mim_lightning.evidence.figures.hits_grid import draw_hits
 from mim_lightning.evidence.followed import read_history
 from mim_lightning.evidence.pages.page import write_report_page
 from mim_lightning.evidence.record import RECORD_FOLDER, RunFacts, read_record, write_record
-from mim_lightning.lit.callbacks.retrieval_eval import RetrievalEval
+from mim_lightning.lit.callbacks.retrieval_eval import find_retrieval_eval
 from mim_lightning.lit.datamodule import MatchDataModule
 from mim_lightning.lit.report import UNTOUCHED
 from mim_lightning.model.fingerprint import fingerprint
@@ -38,7 +38,7 @@ def evaluate_module(
         verbose=False,
         weights_only=True if checkpoint else None,
     )
-    return _retrieval_eval(trainer).reports
+    return find_retrieval_eval(trainer).reports
 
 
 def flatten(reports: dict[str, RetrievalReport]) -> dict[str, float]:
@@ -54,7 +54,7 @@ def flatten(reports: dict[str, RetrievalReport]) -> dict[str, float]:
 def collect_results(trainer: Trainer, reports: dict[str, RetrievalReport], checkpoint: Path) -> dict[str, float]:
     """Return a run's flat results: those of `checkpoint`, the untouched model's, epoch and step."""
     content = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    untouched = _retrieval_eval(trainer).untouched
+    untouched = find_retrieval_eval(trainer).untouched
     results = flatten(reports) | {key.replace("val/", f"{UNTOUCHED}/", 1): value for key, value in untouched.items()}
     return results | {"epoch": content["epoch"], "step": content["global_step"]}
 
@@ -66,7 +66,7 @@ def save_evaluation(
 
     Report and picture show the monitored direction; every logger that takes images gets the picture too.
     """
-    callback = _retrieval_eval(trainer)
+    callback = find_retrieval_eval(trainer)
     run = RunFacts(
         run_id=config["run"]["id"],
         config=_with_absolute_distractors(config, datamodule),
@@ -103,7 +103,3 @@ def close_loggers(trainer: Trainer) -> None:
         finish = getattr(getattr(logger, "experiment", None), "finish", None)
         if finish is not None:
             finish()
-
-
-def _retrieval_eval(trainer: Trainer) -> RetrievalEval:
-    return next(callback for callback in trainer.callbacks if isinstance(callback, RetrievalEval))  # type: ignore[attr-defined]

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
-import numpy as np
 from PIL import Image, ImageDraw, ImageOps
 
 from mim_lightning.data.decode import decode_image
@@ -95,8 +94,7 @@ def _find(sets: Sequence[ShardSet], ids: Iterable[str]) -> dict[str, Sample]:
     by_key = {id_key(item_id): item_id for item_id in ids}
     found: dict[str, Sample] = {}
     for shards in sets:
-        places = np.flatnonzero(np.isin(shards.keys, list(by_key)))
-        found |= {by_key[int(shards.keys[place])]: shards.read([int(place)])[0] for place in places[::-1]}
+        found |= {by_key[key]: shards.read([number])[0] for key, number in shards.find(list(by_key)).items()}
     return found
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mim_lightning.data.prepared import open_prepared
+from mim_lightning.data.prepared import open_prepared, open_products
 from mim_lightning.evidence.arms import Arm, group_arms, seed_of
 from mim_lightning.evidence.embeddings import read_embeddings
 from mim_lightning.evidence.figures.curves import draw_losses, draw_recall
@@ -73,11 +73,10 @@ def paint_hits(arms: Sequence[Arm], wishes: Wishes, folder: Path) -> list[Path]:
     records = _side_by_side(arms[:MAX_MODELS])
     facts = next(iter(records.values())).facts
     direction = wishes.direction or _shared_direction(records, facts.monitor.split("/")[1])
-    data, distractors = open_prepared(Path(facts.data_folder)), facts.config.get("data", {}).get("distractors")
-    products = [data.catalogue(), *([open_prepared(Path(distractors)).catalogue()] if distractors else [])]
-    picture = draw_hits(
-        records, direction, data.queries(facts.val_split), products, wishes.num_queries, wishes.num_hits, wishes.seed
-    )
+    folder_of_data, distractors = Path(facts.data_folder), facts.config.get("data", {}).get("distractors")
+    queries = open_prepared(folder_of_data).queries(facts.val_split)
+    products = open_products(folder_of_data, Path(distractors) if distractors else None)
+    picture = draw_hits(records, direction, queries, products, wishes.num_queries, wishes.num_hits, wishes.seed)
     folder.mkdir(parents=True, exist_ok=True)
     picture.save(folder / "hits.png")
     return [folder / "hits.png"]

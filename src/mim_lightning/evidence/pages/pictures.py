@@ -13,11 +13,10 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-import numpy as np
 from PIL import Image
 
 from mim_lightning.data.decode import decode_image
-from mim_lightning.data.prepared import open_prepared
+from mim_lightning.data.prepared import open_prepared, open_products
 from mim_lightning.data.shards import ShardSet
 from mim_lightning.evidence.record import RunFacts
 from mim_lightning.types import Sample, id_key
@@ -54,9 +53,9 @@ class Pictures:
 def open_pictures(data_folder: str, val_split: str, distractors: str | None = None) -> Pictures:
     """Open the shard sets that an evaluation showed; without pictures if they are not there."""
     try:
-        data = open_prepared(Path(data_folder))
-        products = [data.catalogue(), *([open_prepared(Path(distractors)).catalogue()] if distractors else [])]
-        return Pictures(data.queries(val_split), products)
+        folder = Path(data_folder)
+        products = open_products(folder, Path(distractors) if distractors else None)
+        return Pictures(open_prepared(folder).queries(val_split), products)
     except (ValueError, OSError) as error:
         return Pictures(None, [], str(error))
 
@@ -78,10 +77,9 @@ class Album:
 
 def _find(sets: Sequence[ShardSet], item_id: str) -> Sample | None:
     for shards in sets:
-        places = np.flatnonzero(shards.keys == id_key(item_id))
-        if len(places):
+        for number in shards.find(id_key(item_id)).values():
             try:
-                return shards.read([int(places[0])])[0]
+                return shards.read([number])[0]
             except ValueError:
                 return None  # damaged; its id is shown
     return None

@@ -21,7 +21,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from mim_lightning.data.facts import QueryFacts, product_ids_of, query_facts
 from mim_lightning.evidence.followed import BROWSER_FOLDER, BrowserHistory, FollowedQuery, choose_queries, follow
 from mim_lightning.evidence.pages.pictures import Pictures
-from mim_lightning.lit.callbacks.retrieval_eval import RetrievalEval
+from mim_lightning.lit.callbacks.retrieval_eval import RetrievalEval, find_retrieval_eval
 from mim_lightning.types import id_key
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ class RetrievalBrowser(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.is_global_zero:
             return
-        evaluation = next(callback for callback in trainer.callbacks if isinstance(callback, RetrievalEval))  # type: ignore[attr-defined]
+        evaluation = find_retrieval_eval(trainer)
         if trainer.state.fn == TrainerFn.FITTING:
             rows = self._follow(trainer, evaluation)
             for logger in _wandb_loggers(trainer):
@@ -104,7 +104,6 @@ class RetrievalBrowser(Callback):
     def _choose(self, evaluation: RetrievalEval, datamodule: Any, folder: Path) -> None:
         queries = datamodule.query_set()
         facts: dict[int, QueryFacts] = query_facts(queries)
-        places = {key: place for place, key in enumerate(queries.keys.tolist())}
         self.chosen: dict[str, list[int]] = {}
         self.truth_ids: dict[str, dict[int, Sequence[str]]] = {}
         for name, report in evaluation.reports.items():
@@ -112,7 +111,8 @@ class RetrievalBrowser(Callback):
             keys = choose_queries(report.hits.query_keys.tolist(), facts, self.num_queries, self.seed)
             truth = f"{evaluation.directions[name].truth}_ids"
             self.chosen[name] = keys
-            self.truth_ids[name] = {key: queries.read_facts(places[key]).get(truth, ()) for key in keys}
+            numbers = queries.find(keys)
+            self.truth_ids[name] = {key: queries.read_facts(numbers[key]).get(truth, ()) for key in keys}
         self.facts = {key: facts[key] for keys in self.chosen.values() for key in keys}
         self.pictures = Pictures(queries, datamodule.product_sets())
         self.history = BrowserHistory(folder)

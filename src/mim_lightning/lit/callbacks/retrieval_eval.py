@@ -112,13 +112,13 @@ class RetrievalEval(Callback):
         check_complete(queries, len(np.unique(datamodule.query_set().keys)), "validation queries")
         check_complete(gallery, sum(len(products) for products in datamodule.product_sets()), "gallery rows")
         matcher: Any = pl_module.matcher
-        # intervals belong to published numbers; between epochs they would only cost time
-        num_resamples = 0 if trainer.state.fn == TrainerFn.FITTING else self.num_resamples
+        # intervals and tables belong to published numbers; between epochs they would only cost time and memory
+        is_final = trainer.state.fn != TrainerFn.FITTING
+        num_resamples = self.num_resamples if is_final else 0
         self.reports = evaluate_directions(
             self.directions, queries, gallery, matcher.fusions, **self.options, num_resamples=num_resamples
         )
         is_kept = len(queries) + len(gallery) <= self.max_kept_rows
-        is_final = trainer.state.fn != TrainerFn.FITTING  # between epochs they would only fill memory
         self.tables = (queries, gallery) if is_final and is_kept else None
         for collector in self.collectors.values():
             collector.reset()
@@ -155,3 +155,8 @@ class RetrievalEval(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.untouched = state_dict["untouched"]
+
+
+def find_retrieval_eval(trainer: Trainer) -> RetrievalEval:
+    """Return the callback of a trainer that has one, whose reports tell of the last pass."""
+    return next(callback for callback in trainer.callbacks if isinstance(callback, RetrievalEval))  # type: ignore[attr-defined]
