@@ -110,6 +110,25 @@ def identify(config: dict[str, Any]) -> tuple[Run, dict[str, Any]]:
     return run, config
 
 
+def refuse_missed_report(config: Mapping[str, Any]) -> None:
+    """Refuse settings under which the checkpoint that results are to be of would never be written, or be an older one.
+
+    Checkpoints are written where validation runs, or every so many steps.
+
+    Raises:
+        ValueError: naming the key that is to change.
+    """
+    report, trainer = config["report"], config["trainer"]
+    if report == "last" and (config["callbacks"].get("last") or {}).get("every_n_train_steps"):
+        raise ValueError("report=last: callbacks.last.every_n_train_steps may miss the last step; set it to null")
+    every, num_epochs = trainer.get("check_val_every_n_epoch") or 1, trainer.get("max_epochs") or 0
+    if num_epochs > 0 and (num_epochs < every or (report == "last" and num_epochs % every)):
+        raise ValueError(
+            f"trainer.check_val_every_n_epoch={every}: report={report} would never see "
+            f"{'the last' if num_epochs >= every else 'any'} of {num_epochs} epochs; give a divisor of trainer.max_epochs"
+        )
+
+
 def _refuse_another(run: Run, config: Mapping[str, Any]) -> None:
     if not run.config_path.is_file():
         return

@@ -16,7 +16,7 @@ from mim_lightning.door import run_door
 from mim_lightning.failure import clear_notes
 from mim_lightning.launch import choose_precision, is_alone, is_first_rank, is_launched, launch, num_processes_to_launch
 from mim_lightning.prepare import prepare_data
-from mim_lightning.run import Run, identify
+from mim_lightning.run import Run, identify, refuse_missed_report
 
 NEEDED_CALLBACKS = ("retrieval_eval", "best")
 
@@ -60,8 +60,7 @@ def fit(config: dict[str, Any], run: Run) -> None:
 
     quieten()
     checkpoint = run.checkpoint(config["report"])
-    if config["report"] == "last" and (config["callbacks"].get("last") or {}).get("every_n_train_steps"):
-        raise ValueError("report=last: callbacks.last.every_n_train_steps may miss the last step; set it to null")
+    refuse_missed_report(config)
     seed_everything(config["seed"], workers=True, verbose=False)
     resume = run.last_checkpoint if run.last_checkpoint.is_file() else None
     matcher = build_matcher(config)
