@@ -59,9 +59,12 @@ def test_three_formats_one_manifest(tmp_path: Path, kind: str) -> None:
         "product_id": "0012",
         "images": (tmp_path / "a.jpg", tmp_path / "b.jpg"),
         "text": "Red mug. 300 ml",
+        "title": "Red mug",
         "category": "mugs",
+        "metadata": {},
     }
-    assert products[2] == {"product_id": "x-9", "images": (), "text": "Gift card", "category": None}
+    facts = {"text": "Gift card", "title": "Gift card", "category": None, "metadata": {}}
+    assert products[2] == {"product_id": "x-9", "images": (), **facts}
     assert [query["asked_ids"] for query in queries] == [("0012",), ("7", "0012"), ("x-9",), ("7",)]
     assert [query["image"] for query in queries] == [
         tmp_path / "q0.jpg",
@@ -118,6 +121,29 @@ def test_segments_keep_further_columns(tmp_path: Path) -> None:
     rows = [row | {"device": "phone" if number else ""} for number, row in enumerate(QUERIES)]
     queries = read(tmp_path, "csv", queries=rows, segments=["device"]).queries
     assert [query.segments["device"] for query in queries] == ["none", "phone", "phone", "phone"]
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+def test_further_columns_of_products_are_kept(tmp_path: Path, kind: str) -> None:
+    price = str if kind == "csv" else float
+    rows = [
+        row | {"price": price(number + 0.5), "brand": "Acme" if number else ""} for number, row in enumerate(PRODUCTS)
+    ]
+    first, second, *_ = read(tmp_path, kind, products=rows).products.values()
+    assert first.metadata == {"price": price(0.5)}
+    assert second.metadata == {"price": price(1.5), "brand": "Acme"}
+    second = list(read(tmp_path, kind, products=rows, metadata=["brand"]).products.values())[1]
+    assert second.metadata == {"brand": "Acme"}
+    with pytest.raises(ValueError, match=r"row \d+: missing column 'colour', named by data.source.metadata"):
+        read(tmp_path, kind, products=rows, metadata=["colour"])
+
+
+def test_a_catalogue_alone(tmp_path: Path) -> None:
+    read(tmp_path, "csv")
+    source = ManifestSource(str(tmp_path / "products.csv"), None)
+    manifest = source.read(tmp_path)
+    assert manifest.queries == [] and len(manifest.products) == len(PRODUCTS)
+    assert source.describe()["queries"] is None
 
 
 def test_column_mapping(tmp_path: Path) -> None:

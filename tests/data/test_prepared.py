@@ -46,6 +46,14 @@ def test_catalogue_has_a_row_a_picture(shop: ManifestSource, folder: Path) -> No
     assert {sample.query_id for sample in samples} == {None}
 
 
+def test_a_catalogue_alone_has_no_splits(shop: ManifestSource, folder: Path) -> None:
+    prepared = prepare_shards(ManifestSource(str(shop.products), None), folder, SETTINGS)
+    assert prepared.splits() == []
+    assert len(prepared.catalogue()) == 4
+    facts = prepared.catalogue().read_facts(0)
+    assert (facts["title"], facts["metadata"], facts["product_text"]) == ("Red mug", {}, "Red mug. 300 ml")
+
+
 def test_training_rows_hold_query_and_product(shop: ManifestSource, folder: Path) -> None:
     samples = rows(prepare_shards(shop, folder, SETTINGS), "train")
     assert [(sample.query_id, sample.product_id) for sample in samples] == [

@@ -13,7 +13,7 @@ NUM_FOLDS = 3
 
 
 def product(number: int, category: str) -> Product:
-    return Product(f"p{number}", (), f"product {number}", category, "products.csv")
+    return Product(f"p{number}", (), f"product {number}", f"product {number}", category, {}, "products.csv")
 
 
 def query(name: str, split: str, asked: tuple[str, ...], shown: tuple[str, ...] | None = None) -> Query:

@@ -6,6 +6,7 @@ column. Sources end here, `shards` and the `prepare` door begin here.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +18,7 @@ PRODUCTS = TableSpec(
     "products",
     known=("product_id", "image", "title", "description", "category"),
     required=("product_id", "image", "title"),
+    others="metadata",
 )
 QUERIES = TableSpec(
     "queries",
@@ -33,7 +35,9 @@ class Product:
     product_id: str
     images: tuple[Path, ...]
     text: str | None
+    title: str | None
     category: str | None
+    metadata: Mapping[str, str | float]  # further columns, to show and filter by; empty cells are left out
     origin: str  # "products.csv, row 7", for errors
 
 
@@ -57,7 +61,7 @@ class Manifest:
     products: dict[str, Product]
     queries: list[Query]
     products_path: Path
-    queries_path: Path
+    queries_path: Path | None  # None: a catalogue alone, to be searched
 
     def split(self, name: str) -> list[Query]:
         """Return the queries of one split, at least one.
@@ -86,31 +90,35 @@ class ManifestSource:
     """A manifest in two files.
 
     Args:
-        products, queries: the tables.
+        products, queries: the tables; no queries: a catalogue alone, to be searched but not trained on.
         columns: our column name -> the file's, by table; None: there is none.
         image_root: where relative image paths start; None: at their table.
         segments: further columns of the queries by which results are told apart.
+        metadata: further columns of the products to keep, to show and filter by; None: all.
     """
 
     def __init__(
         self,
         products: str,
-        queries: str,
+        queries: str | None,
         columns: Mapping[str, ColumnNames] | None = None,
         image_root: str | None = None,
         segments: Sequence[str] = (),
+        metadata: Sequence[str] | None = None,
     ) -> None:
-        self.products, self.queries = Path(products), Path(queries)
+        self.products, self.queries = Path(products), Path(queries) if queries else None
         self.columns, self.segments = columns or {}, tuple(segments)
         self.image_root = Path(image_root) if image_root else None
+        self.metadata = None if metadata is None else tuple(metadata)
 
     def read(self, work_dir: Path) -> Manifest:
-        return read_manifest(self.products, self.queries, self.columns, self.image_root, self.segments)
+        return read_manifest(self.products, self.queries, self.columns, self.image_root, self.segments, self.metadata)
 
     def describe(self) -> dict[str, Any]:
-        return {
+        metadata = {} if self.metadata is None else {"metadata": list(self.metadata)}
+        return metadata | {
             "products": table_id(self.products),
-            "queries": table_id(self.queries),
+            "queries": table_id(self.queries) if self.queries else None,
             "image_root": str(self.image_root) if self.image_root else None,
             "columns": {table: dict(names) for table, names in self.columns.items()},
             "segments": list(self.segments),
@@ -119,14 +127,15 @@ class ManifestSource:
 
 def read_manifest(
     products_path: Path,
-    queries_path: Path,
+    queries_path: Path | None,
     columns: Mapping[str, ColumnNames] | None = None,
     image_root: Path | None = None,
     segments: Sequence[str] = (),
+    metadata: Sequence[str] | None = None,
 ) -> Manifest:
     """Read and check both tables; relative image paths start at `image_root`, else at their table's folder.
 
-    `segments` are further columns of the queries to keep, see `Query.segments`.
+    `segments` and `metadata` are further columns to keep of queries and products, see there.
 
     Raises:
         ValueError: a file or column is missing, an id is empty, repeated or unknown.
@@ -134,17 +143,13 @@ def read_manifest(
     columns = columns or {}
     for table in columns:
         require_name(table, (PRODUCTS.name, QUERIES.name), "data.source.columns", "table")
-    products: dict[str, Product] = {}
-    for origin, row in read_rows(products_path, PRODUCTS, columns.get("products", {})):
-        product = _product(row, image_root or products_path.parent, origin)
-        if product.product_id in products:
-            first = products[product.product_id].origin
-            raise ValueError(f"{origin}, column 'product_id': '{product.product_id}' stands already in {first}")
-        products[product.product_id] = product
+    products = _read_products(products_path, columns.get("products", {}), image_root, metadata)
     queries: list[Query] = []
     seen: dict[str, str] = {}
     wanted = replace(QUERIES, known=(*QUERIES.known, *segments), required=(*QUERIES.required, *segments))
-    for origin, row in read_rows(queries_path, wanted, columns.get("queries", {})):
+    query_rows = read_rows(queries_path, wanted, columns.get("queries", {})) if queries_path else ()
+    for origin, row in query_rows:
+        assert queries_path is not None
         kept = {name: _plain(row[name]) or "none" for name in segments}
         query = _query(row, image_root or queries_path.parent, kept, origin, len(queries))
         for column, ids in (("product_id", query.asked_ids), ("shown_product_id", query.shown_ids)):
@@ -155,12 +160,28 @@ def read_manifest(
             )
         seen[query.query_id] = origin
         queries.append(query)
-    if not products:
-        raise ValueError(f"{products_path}: the table has no rows")
     return Manifest(products, queries, products_path, queries_path)
 
 
-def _product(row: Mapping[str, Any], root: Path, origin: str) -> Product:
+def _read_products(
+    path: Path, columns: ColumnNames, image_root: Path | None, metadata: Sequence[str] | None
+) -> dict[str, Product]:
+    products: dict[str, Product] = {}
+    for origin, row in read_rows(path, PRODUCTS, columns):
+        for name in metadata or ():
+            if name not in row["metadata"]:
+                raise ValueError(f"{origin}: missing column '{name}', named by data.source.metadata")
+        product = _product(row, image_root or path.parent, origin, metadata)
+        if product.product_id in products:
+            first = products[product.product_id].origin
+            raise ValueError(f"{origin}, column 'product_id': '{product.product_id}' stands already in {first}")
+        products[product.product_id] = product
+    if not products:
+        raise ValueError(f"{path}: the table has no rows")
+    return products
+
+
+def _product(row: Mapping[str, Any], root: Path, origin: str, kept: Sequence[str] | None) -> Product:
     product_id = _text(row, "product_id")
     if product_id is None:
         raise ValueError(f"{origin}, column 'product_id': empty")
@@ -168,7 +189,17 @@ def _product(row: Mapping[str, Any], root: Path, origin: str) -> Product:
     images = tuple(root / image for image in _values(row, "image"))
     if not images and not texts:
         raise ValueError(f"{origin}: product '{product_id}' has neither image nor title")
-    return Product(product_id, images, ". ".join(texts) or None, _text(row, "category"), origin)
+    others = row["metadata"] if kept is None else {name: row["metadata"][name] for name in kept}
+    metadata = {name: value for name, cell in others.items() if (value := _metadata_value(cell)) is not None}
+    title, category = _text(row, "title"), _text(row, "category")
+    return Product(product_id, images, ". ".join(texts) or None, title, category, metadata, origin)
+
+
+def _metadata_value(cell: Any) -> str | float | None:
+    """Return a cell as JSON has it: numbers stay numbers, all else becomes text, empty cells nothing."""
+    if isinstance(cell, int | float) and not isinstance(cell, bool) and math.isfinite(cell):
+        return cell
+    return _plain(cell) or None
 
 
 def _query(row: Mapping[str, Any], root: Path, segments: Mapping[str, str], origin: str, number: int) -> Query:

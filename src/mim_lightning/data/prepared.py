@@ -144,10 +144,11 @@ def _move_into_place(partial: Path, folder: Path, described: Mapping[str, Any], 
 
 def _write_sets(manifest: Manifest, folder: Path, settings: ShardSettings) -> None:
     records = _Records(manifest, settings.max_image_side)
-    manifest.split(settings.train_split)  # an empty training split is an error, whatever else is there
+    if manifest.queries_path is not None:
+        manifest.split(settings.train_split)  # an empty training split is an error, whatever else is there
     gallery = [(product, image) for product in manifest.products.values() for image in product.images or (None,)]
     with Progress(transient=True) as progress:
-        catalogue = (records.of_product(*row) for row in progress.track(gallery, description="catalogue"))
+        catalogue = (records.of_catalogue(*row) for row in progress.track(gallery, description="catalogue"))
         write_shard_set(folder / "catalogue", catalogue, len(gallery), settings.samples_per_shard)
         for split in sorted({query.split for query in manifest.queries}):
             is_train = split == settings.train_split
@@ -155,6 +156,7 @@ def _write_sets(manifest: Manifest, folder: Path, settings: ShardSettings) -> No
             rows = records.training_rows(split, settings.seed) if is_train else manifest.split(split)
             queries = records.of_queries(progress.track(rows, description=split))
             write_shard_set(folder / "queries" / split, queries, len(rows), settings.samples_per_shard)
+    (folder / "queries").mkdir(exist_ok=True)  # a catalogue alone has none
 
 
 class _Records:
@@ -174,6 +176,11 @@ class _Records:
         images = {"product_image": self._product_image(image, product.origin)} if image else {}
         facts = {"product_id": product.product_id, "category": product.category, "product_text": product.text}
         return Record(images, facts)
+
+    def of_catalogue(self, product: Product, image: Path | None) -> Record:
+        """Return a product's record with what only its own page shows."""
+        record = self.of_product(product, image)
+        return Record(record.images, {**record.facts, "title": product.title, "metadata": dict(product.metadata)})
 
     def of_queries(self, rows: Iterable[_Row]) -> Iterator[Record]:
         for number, row in enumerate(rows):

@@ -26,6 +26,7 @@ class TableSpec:
     name: str
     known: tuple[str, ...]
     required: tuple[str, ...]
+    others: str | None = None  # the key under which the columns that are not known come, by their own names
 
 
 def read_rows(path: Path, table: TableSpec, columns: ColumnNames) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -50,7 +51,11 @@ def read_rows(path: Path, table: TableSpec, columns: ColumnNames) -> Iterator[tu
                     f"{path}, row {number}: missing column '{name}', it has {sorted(raw)}; "
                     f"name another with data.source.columns.{table.name}.{ours}=<column>, or null if there is none"
                 )
-        yield f"{path}, row {number}", {ours: raw.get(name) if name else None for ours, name in names.items()}
+        row = {ours: raw.get(name) if name else None for ours, name in names.items()}
+        if table.others is not None:
+            used = {*table.known, *names.values()}
+            row[table.others] = {name: value for name, value in raw.items() if name not in used}
+        yield f"{path}, row {number}", row
 
 
 def table_id(path: Path) -> str:
