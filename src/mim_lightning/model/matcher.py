@@ -49,6 +49,11 @@ class Matcher(nn.Module):
         """Towers and fusions."""
         return (*self.owner_of, *self.fusions)
 
+    @property
+    def dimension(self) -> int:
+        """Width of the embeddings."""
+        return next(self.tower(name).width for name in self.towers)
+
     def tower(self, name: str) -> Tower:
         tower = self.towers[self.owner_of[name]]
         assert isinstance(tower, Tower)

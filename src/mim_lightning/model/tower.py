@@ -17,17 +17,26 @@ class Tower(nn.Module):
     """`encoder` to `embed_dim` by one linear map without bias, then unit length.
 
     Without `embed_dim` the encoder's own output is the embedding: for pairs that were trained together, such as
-    CLIP's, whose two halves already share a space.
+    CLIP's, whose two halves already share a space. A `frozen` encoder stays as it came, and only the map learns.
     """
 
-    def __init__(self, encoder: Encoder, embed_dim: int | None) -> None:
+    def __init__(self, encoder: Encoder, embed_dim: int | None, frozen: bool = False) -> None:
         super().__init__()
-        self.encoder = encoder
+        self.encoder, self.frozen = encoder, frozen
+        if frozen:
+            encoder.requires_grad_(False)
         self.width = embed_dim or encoder.width
         self.projection = nn.Linear(encoder.width, embed_dim, bias=False) if embed_dim else None
 
+    def train(self, mode: bool = True) -> Tower:
+        super().train(mode)
+        if self.frozen:
+            self.encoder.eval()  # no dropout, and batch statistics as they came
+        return self
+
     def forward(self, inputs: TowerInput) -> Tensor:
-        features = self.encoder(inputs)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            features = self.encoder(inputs)
         # the last step in float32: rounding to bfloat16 would merge neighbours
         with torch.autocast(features.device.type, enabled=False):
             features = features.float()
