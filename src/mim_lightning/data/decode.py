@@ -97,6 +97,8 @@ def _orientation(data: bytes) -> int:
 
 
 def _reason(error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):
+        return "of no known format"  # Pillow names the buffer it read
     return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 

@@ -103,6 +103,10 @@ class ShardSet:
         """The id key of every sample: of the query, or of the product where there is no query."""
         return np.load(self.folder / "keys.npy", mmap_mode="r")
 
+    def span(self, shard_idx: int) -> tuple[int, int]:
+        """Return the number of a shard's first sample, and that after its last."""
+        return self._starts[shard_idx], self._starts[shard_idx + 1]
+
     def find(self, keys: npt.ArrayLike) -> dict[int, int]:
         """Return the number of the first sample of each id key that the set has."""
         own = self.keys

@@ -6,7 +6,7 @@ A ShardSet and a Collate come in, `Batch`es go out; `lit.datamodule` builds the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -137,6 +137,44 @@ class StreamLoader(DataLoader[Batch]):
             "num_samples": self.plan.num_samples,
             "num_shards": len(self.plan.shard_sizes),
         }
+
+
+class ShardPass:
+    """One pass over some shards of a set, in order; no batch holds rows of two shards.
+
+    A plain iterable: Lightning would rebuild a DataLoader for prediction.
+    """
+
+    def __init__(
+        self,
+        shards: ShardSet,
+        collate: Collate,
+        shard_idxs: Sequence[int],
+        batch_size: int,
+        num_workers: int = 0,
+        pin_memory: bool = False,
+    ) -> None:
+        spans = [shards.span(idx) for idx in shard_idxs]
+        parts = [part for start, stop in spans for part in _parts(start, stop, batch_size)]
+        self._refs = [BatchRef(0, part[0], part, 0) for part in parts]
+        self._loader = DataLoader(
+            ShardDataset(shards, collate),
+            batch_sampler=self._refs,  # type: ignore[arg-type]  # torch's stub wants lists of indices
+            collate_fn=_as_is,  # type: ignore[arg-type]  # ShardDataset has collated already
+            num_workers=num_workers,
+            pin_memory=pin_memory,
+            worker_init_fn=_one_thread,
+        )
+
+    def __len__(self) -> int:
+        return len(self._refs)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return iter(self._loader)
+
+
+def _parts(start: int, stop: int, size: int) -> list[list[int]]:
+    return [list(range(first, min(first + size, stop))) for first in range(start, stop, size)]
 
 
 def evaluation_plan(shards: ShardSet, global_batch_size: int) -> StreamPlan:

@@ -7,7 +7,7 @@ train and evaluate doors build it. The position in the stream travels in the che
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from mim_lightning.data.order import StreamPlan
 from mim_lightning.data.prepared import ShardSettings, open_prepared, open_products, prepare_shards
 from mim_lightning.data.protocol import Protocol
 from mim_lightning.data.shards import ShardSet
-from mim_lightning.data.stream import StreamLoader, evaluation_plan
+from mim_lightning.data.stream import ShardPass, StreamLoader, evaluation_plan
 from mim_lightning.data.transforms import Augment
 from mim_lightning.types import InputSpec, side_of
 
@@ -128,6 +128,14 @@ class MatchDataModule(LightningDataModule):
         batch_size = -(-batch_size // world_size) * world_size
         plan = evaluation_plan(shards, batch_size)
         return StreamLoader(shards, Collate(specs, shards.max_relevant), plan, **self._placement())
+
+    def catalogue_pass(self, shard_idxs: Sequence[int]) -> ShardPass:
+        """Return this rank's share of a pass over some shards of the catalogue."""
+        shards, placement = self.gallery_set(), self._placement()
+        rank, world_size = placement.pop("rank"), placement.pop("world_size")
+        specs = {name: spec for name, spec in self.specs.items() if side_of(name) == "product"}
+        batch_size = max(1, self.eval_batch_size // world_size)
+        return ShardPass(shards, Collate(specs), shard_idxs[rank::world_size], batch_size, **placement)
 
     def _placement(self) -> dict[str, Any]:
         trainer = self.trainer

@@ -91,6 +91,9 @@ class MatchModule(LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Embeddings]:
         return {"embeddings": self.matcher(batch)}
 
+    def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Embeddings:
+        return self.matcher(batch)
+
     def configure_optimizers(self) -> OptimizerLRScheduler:
         assert self._optimizer is not None and self._schedule is not None and self.objective is not None
         optimizer = self._optimizer(self._groups(self.matcher, self.objective))
