@@ -123,9 +123,10 @@ def refuse_missed_report(config: Mapping[str, Any]) -> None:
         raise ValueError("report=last: callbacks.last.every_n_train_steps may miss the last step; set it to null")
     every, num_epochs = trainer.get("check_val_every_n_epoch") or 1, trainer.get("max_epochs") or 0
     if num_epochs > 0 and (num_epochs < every or (report == "last" and num_epochs % every)):
+        unseen = "the last" if num_epochs >= every else "any"
         raise ValueError(
-            f"trainer.check_val_every_n_epoch={every}: report={report} would never see "
-            f"{'the last' if num_epochs >= every else 'any'} of {num_epochs} epochs; give a divisor of trainer.max_epochs"
+            f"trainer.check_val_every_n_epoch={every}: report={report} would never see {unseen} of {num_epochs} epochs; "
+            "give a divisor of trainer.max_epochs"
         )
 
 

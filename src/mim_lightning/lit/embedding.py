@@ -1,7 +1,7 @@
 """A catalogue through the product towers, shard by shard, by Lightning's predict on one device or many.
 
-What makes a trainer, a module and a datamodule come in; every whole shard's vectors are handed on as soon as they are there, so an
-interrupted pass loses at most the shards at work. The build_index door calls it.
+What makes a trainer, a module and a datamodule come in; every whole shard's vectors are handed on as soon as they are
+there, so an interrupted pass loses at most the shards at work. The build_index door calls it.
 """
 
 from __future__ import annotations
