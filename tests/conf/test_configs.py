@@ -130,12 +130,12 @@ def test_one_tower_gets_another_encoder() -> None:
         ),
         (
             "train",
-            ["trainer.max_epochs=2", "trainer.check_val_every_n_epoch=3"],
+            ["trainer.max_epochs=2", "+trainer.check_val_every_n_epoch=3"],
             "error: trainer.check_val_every_n_epoch=3: report=best would never see any of 2 epochs",
         ),
         (
             "train",
-            ["report=last", "trainer.max_epochs=5", "trainer.check_val_every_n_epoch=3"],
+            ["report=last", "trainer.max_epochs=5", "+trainer.check_val_every_n_epoch=3"],
             "error: trainer.check_val_every_n_epoch=3: report=last would never see the last of 5 epochs",
         ),
         (
