@@ -18,6 +18,7 @@ import itertools
 import json
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from mim_lightning.evidence.arms import Arm, group_arms
@@ -35,6 +36,7 @@ def main() -> None:
     parser.add_argument("experiment", type=Path, help="folder of the record")
     parser.add_argument("runs", type=Path, nargs="+", help="folders of runs; those without a result are left out")
     parser.add_argument("--directions", nargs="+", default=["image_to_image"], help="whose differences are told")
+    parser.add_argument("--labels", nargs="+", help="of the arms, in the order in which they come; default: what differs")
     arguments = parser.parse_args()
     folders = [folder for folder in arguments.runs if (folder / "results.json").is_file()]
     tables, summary, differences, rows = [HEADER], [], [DIFFERENCES_HEADER], []
@@ -43,6 +45,8 @@ def main() -> None:
         if not found:
             continue
         arms = group_arms([read_record(folder) for folder in found], PLACEMENT_KEYS)
+        if arguments.labels:
+            arms = [replace(arm, label=label) for arm, label in zip(arms, arguments.labels, strict=True)]
         rows += [row(arm.label, products, record) for arm in arms for record in records_of(arm)]
         tables += [line for arm in arms for line in table_lines(arm, products)]
         summary += list(summary_lines(arms, products, is_first=not summary))
