@@ -32,6 +32,7 @@ experiment: setup ## one record of experiments/ again: make experiment NAME=towe
 	experiments/$(NAME)/run.sh
 
 RECORDS = default_run towers_synthetic warm_start fusion_weights loss_weights tied_or_not encoder_size towers_grocery \
+	frozen_text planted_lift \
 	ranking_speed
 
 experiments: setup ## every record again, hours on two cores
@@ -62,7 +63,7 @@ wheel: setup ## a wheel in dist/
 
 lock: | $(filter .uv/%,$(UV)) ## resolve the dependencies anew
 	$(UV) pip compile pyproject.toml --extra dev --extra clip --extra minilm --extra tensorboard --extra sweep \
-		--extra figures --extra dashboard --universal --no-emit-index-url --no-header --no-annotate --upgrade --quiet --output-file requirements.lock
+		--extra figures --extra dashboard --extra serve --extra online --extra milvus --extra onnx --universal --no-emit-index-url --no-header --no-annotate --upgrade --quiet --output-file requirements.lock
 
 clean: ## remove what was made, but not runs/ and data/
 	rm -rf .venv .uv build dist .mypy_cache .ruff_cache .pytest_cache

@@ -32,7 +32,21 @@ ROOMS = {  # room or file -> what of the project it may import
     "tune_fusion": {"command", "evidence", "model", "types"},
     "dashboard": {"command", "config"},
     "compare": {"command", "run", "evidence"},
+    "inference": {
+        *("types", "data.decode", "data.transforms", "encoders.interface", "model", "config", "metrics", "inference"),
+        "evidence.directions",  # ranks by direction, as an evaluation does
+    },
+    "export": {"config", "door", "inference", "model"},
+    "online": {"online"},
+    "report": {"config", "door", "online"},
     "draw": {"command", "config", "run", "evidence"},
+    "search": {
+        *("types", "data.decode", "data.prepared", "data.shards", "data.transforms", "model", "metrics", "inference"),
+        *("evidence.figures.lettering", "evidence.figures.style", "search"),  # letters and colours of pictures
+    },
+    "search.__main__": {"door", "search"},
+    "build_index": {"config", "door", "inference", "launch", "lit", "model", "prepare", "search"},
+    "serve": {"config", "door", "online", "search"},
 }
 VENDORS = {  # package -> rooms that may import it
     "lightning": {"lit", "train", "evaluate"},
@@ -41,10 +55,10 @@ VENDORS = {  # package -> rooms that may import it
     "timm": {"encoders"},
     "transformers": {"encoders"},
     "open_clip": {"encoders"},
-    "faiss": {"metrics"},
+    "faiss": {"metrics", "search"},
     "torchmetrics": {"metrics"},
     "simplejpeg": {"data"},
-    "pyarrow": {"data", "evidence"},
+    "pyarrow": {"data", "evidence", "search"},
     "jinja2": {"evidence"},
     "matplotlib": {"evidence"},
     "sklearn": {"evidence"},
@@ -52,6 +66,19 @@ VENDORS = {  # package -> rooms that may import it
     "optuna": {"study", "sweep", "lit"},
     "wandb": {"lit", "dashboard"},  # see below; all else goes through conf/logger and Lightning's logger
     "wandb_workspaces": {"dashboard"},
+    "fastapi": {"search"},
+    "starlette": {"search"},
+    "gradio": {"search"},
+    "prometheus_client": {"search"},
+    "uvicorn": {"serve"},
+    "pymilvus": {"search"},
+    "milvus_lite": {"search"},
+    "huggingface_hub": {"inference"},
+    "onnx": {"inference"},
+    "onnxruntime": {"inference"},
+    "onnxscript": {"inference"},
+    "sqlalchemy": {"online"},
+    "statsmodels": {"online"},
 }
 FORBIDDEN_NAMES = {"utils", "misc", "common", "helpers", "manager"}
 

@@ -1,0 +1,101 @@
+"""What the service tells the event log: that a user was shown some products, and that one of them was clicked.
+
+Made by the service for every answer and every click, taken by `EventLog`. There is no field for a photo, for words
+or for an address, and `user_hash` takes nothing but a hash.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+KINDS = ("image", "text", "composed")  # of a query
+_USER_HASH = re.compile(r"[0-9a-f]{32}")
+
+
+def now() -> datetime:
+    return datetime.now(UTC)
+
+
+def new_id() -> str:
+    """Return an identity that cannot be guessed, so that only who was shown an answer can click on it."""
+    return str(uuid.uuid4())
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One product of an answer, with the score it was ranked by."""
+
+    product_id: str
+    score: float
+
+    def __post_init__(self) -> None:
+        _check_text("product_id", self.product_id)
+        if not math.isfinite(self.score):
+            raise ValueError(f"product '{self.product_id}': score={self.score}: must be a finite number")
+
+
+@dataclass(frozen=True)
+class Impression:
+    """One answer as a user saw it, best product first; positions count from 1. An empty answer is one too."""
+
+    experiment: str
+    arm: str
+    user_hash: str  # of `hash_user`
+    kind: str  # of the query: one of KINDS
+    shown: Sequence[Shown]
+    latency_ms: float
+    fingerprint: str  # of the model that answered
+    impression_id: str = field(default_factory=new_id)
+    time: datetime = field(default_factory=now)
+
+    def __post_init__(self) -> None:
+        for name in ("experiment", "arm", "fingerprint"):
+            _check_text(name, getattr(self, name))
+        if not _USER_HASH.fullmatch(self.user_hash):
+            raise ValueError("user_hash: must be what hash_user returns; a user's key is never stored")
+        if self.kind not in KINDS:
+            raise ValueError(f"kind='{self.kind}': must be one of {', '.join(KINDS)}")
+        if not (math.isfinite(self.latency_ms) and self.latency_ms >= 0):
+            raise ValueError(f"latency_ms={self.latency_ms}: must be 0 or more")
+        if len({shown.product_id for shown in self.shown}) < len(self.shown):
+            raise ValueError("shown: some product stands there twice; an answer has one hit a product")
+        _check_id(self.impression_id)
+        _check_time(self.time)
+
+
+@dataclass(frozen=True)
+class Click:
+    """A click on a product of an answer; its position is looked up where the answer was recorded."""
+
+    impression_id: str
+    product_id: str
+    time: datetime = field(default_factory=now)
+
+    def __post_init__(self) -> None:
+        _check_id(self.impression_id)
+        _check_text("product_id", self.product_id)
+        _check_time(self.time)
+
+
+def _check_id(impression_id: str) -> None:
+    try:
+        is_canonical = str(uuid.UUID(impression_id)) == impression_id
+    except ValueError:
+        is_canonical = False
+    if not is_canonical:
+        raise ValueError(f"impression_id '{impression_id[:40]}': must be one that the event log returned")
+
+
+def _check_text(name: str, text: str) -> None:
+    if not text or "\x00" in text:
+        raise ValueError(f"{name}: " + ("holds a NUL character" if text else "is empty"))
+
+
+def _check_time(time: datetime) -> None:
+    if time.tzinfo is None:
+        raise ValueError(f"time={time}: needs a time zone, as datetime.now(UTC) has")

@@ -1,0 +1,56 @@
+"""Events that cannot be: each is refused where it is made, and a user's key has no way in."""
+
+import math
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from mim_lightning.online.events import Click, Impression, Shown, new_id
+from tests.online.making import impression
+
+
+@pytest.mark.parametrize(
+    ("facts", "told"),
+    [
+        ({"kind": "voice"}, "kind='voice': must be one of image, text, composed"),
+        ({"products": "aba"}, "some product stands there twice"),
+        ({"latency_ms": -1.0}, "latency_ms=-1.0"),
+        ({"latency_ms": math.nan}, "latency_ms=nan"),
+        ({"experiment": ""}, "experiment: is empty"),
+        ({"arm": "a\x00"}, "arm: holds a NUL"),
+        ({"fingerprint": ""}, "fingerprint: is empty"),
+        ({"impression_id": "1; DROP TABLE clicks"}, "must be one that the event log returned"),
+        ({"impression_id": new_id().upper()}, "must be one that the event log returned"),
+        ({"time": datetime(2026, 1, 1)}, "needs a time zone"),
+    ],
+)
+def test_an_impression_that_cannot_be(facts: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        impression(**facts)
+
+
+@pytest.mark.parametrize("key", ["ann@shop.example", "127.0.0.1", "a" * 31, "A" * 32, "a" * 33, ""])
+def test_a_user_key_is_no_hash(key: str) -> None:
+    with pytest.raises(ValueError, match="user_hash: must be what hash_user returns") as told:
+        Impression("towers", "control", key, "image", [], 1.0, "f1")
+    assert not key or key not in str(told.value)
+
+
+def test_products_and_clicks_that_cannot_be() -> None:
+    for make, told in (
+        (lambda: Shown("", 0.5), "product_id: is empty"),
+        (lambda: Shown("a", math.inf), "score=inf"),
+        (lambda: Click("no id", "a"), "must be one that the event log returned"),
+        (lambda: Click(new_id(), "\x00"), "product_id: holds a NUL"),
+        (lambda: Click(new_id(), "a", datetime(2026, 1, 1)), "needs a time zone"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            make()
+
+
+def test_an_event_has_an_id_of_its_own_and_the_time_it_was_made() -> None:
+    before = datetime.now(UTC)
+    one, two = impression(), impression()
+    assert one.impression_id != two.impression_id
+    assert before <= one.time <= two.time <= datetime.now(UTC)

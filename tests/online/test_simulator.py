@@ -1,0 +1,137 @@
+"""What the report says of experiments whose truth is known, over many of them: how often is it right?"""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from mim_lightning.online.always_valid import always_valid_interval
+from mim_lightning.online.arms import Arm, assign
+from mim_lightning.online.click_model import ClickModel, plant_lift
+from mim_lightning.online.counts import UserSums
+from mim_lightning.online.event_log import EventLog
+from mim_lightning.online.lift import Estimate, Interval, click_rate, design_effect, log_ratio
+from mim_lightning.online.plan import Plan
+from mim_lightning.online.sample_size import sample_size
+from mim_lightning.online.simulator import RELEVANCE, simulate_events, simulate_looks, simulate_sums
+from tests.online.making import SALT
+
+MODEL, PLAN = ClickModel(), Plan()
+LIFTED = plant_lift(MODEL, RELEVANCE, PLAN.lift)
+NUM_REPEATS, NUM_LOOKS = 400, 20
+
+
+def share_between(found: np.ndarray, chance: float) -> bool:
+    """Whether a share of repeats is what this chance gives in all but one of ten thousand simulations."""
+    low, high = stats.binom.ppf([0.00005, 0.99995], len(found), chance)
+    return bool(low <= found.sum() <= high)
+
+
+def excludes(interval: Interval, value: float) -> np.ndarray:
+    return (np.asarray(interval.low) > value) | (np.asarray(interval.high) < value)
+
+
+def users_of_the_plan() -> int:
+    """Return what the calculator asks for, knowing of users what a pilot of 50,000 tells."""
+    pilot = simulate_sums(MODEL, RELEVANCE, 1, 50_000, np.random.default_rng(9))
+    base, effect = float(click_rate(pilot).value[0]), float(design_effect(pilot)[0])
+    per_user = float(pilot.impressions[0] / pilot.num_users[0])
+    return sample_size(base, PLAN.lift, PLAN.power, PLAN.alpha, effect, per_user).num_users
+
+
+@pytest.fixture(scope="module")
+def ratios() -> dict[float, Estimate]:
+    """The log ratio in many experiments of the planned size, by the lift that was planted."""
+    rng, size = np.random.default_rng(1), users_of_the_plan()
+
+    def arm(relevance: tuple[float, ...]) -> UserSums:
+        return simulate_sums(MODEL, relevance, NUM_REPEATS, size, rng)
+
+    return {
+        lift: log_ratio(click_rate(arm(RELEVANCE)), click_rate(arm(relevance)))
+        for lift, relevance in ((PLAN.lift, LIFTED), (0.0, RELEVANCE))
+    }
+
+
+def test_a_planted_lift_is_found_as_often_as_planned(ratios: dict[float, Estimate]) -> None:
+    interval = ratios[PLAN.lift].interval(PLAN.alpha)
+    assert share_between(np.asarray(interval.low) > 0, PLAN.power)
+
+
+def test_where_none_is_planted_one_is_found_as_seldom_as_planned(ratios: dict[float, Estimate]) -> None:
+    assert share_between(excludes(ratios[0.0].interval(PLAN.alpha), 0), PLAN.alpha)
+
+
+@pytest.mark.parametrize("lift", [PLAN.lift, 0.0])
+@pytest.mark.parametrize("alpha", [0.05, 0.5])
+def test_intervals_hold_the_truth_as_often_as_told(ratios: dict[float, Estimate], lift: float, alpha: float) -> None:
+    assert share_between(excludes(ratios[lift].interval(alpha), np.log1p(lift)), alpha)
+
+
+def test_impressions_taken_for_independent_would_find_what_is_not_there() -> None:
+    rng = np.random.default_rng(2)
+    sides = [simulate_sums(MODEL, RELEVANCE, NUM_REPEATS, 1000, rng) for _ in range(2)]
+    rates = [click_rate(side) for side in sides]
+    naive = [
+        Estimate(rate.value, np.sqrt(rate.value * (1 - rate.value) / side.impressions))
+        for rate, side in zip(rates, sides, strict=True)
+    ]
+    assert excludes(log_ratio(*naive).interval(0.05), 0).mean() > 0.09
+    assert share_between(excludes(log_ratio(*rates).interval(0.05), 0), 0.05)
+
+
+@pytest.mark.parametrize("returning", [False, True])
+def test_only_the_always_valid_interval_bears_to_be_looked_at_continually(returning: bool) -> None:
+    rng = np.random.default_rng(3)
+    rates = [
+        click_rate(simulate_looks(MODEL, RELEVANCE, 250, NUM_LOOKS, 1600, rng, returning=returning)) for _ in range(2)
+    ]
+    ratio = log_ratio(*rates)
+    ever = {
+        "fixed": excludes(ratio.interval(0.05), 0).any(axis=1),
+        "always valid": excludes(always_valid_interval(ratio, PLAN.mixture_scale, 0.05), 0).any(axis=1),
+    }
+    assert ever["fixed"].mean() > 0.15
+    assert ever["always valid"].sum() <= stats.binom.ppf(0.9999, 250, 0.05)
+    assert share_between(excludes(ratio.interval(0.05), 0)[:, -1], 0.05)  # looked at once, the fixed one is right
+
+
+def test_the_always_valid_level_is_used_up_not_only_kept() -> None:
+    """A mixture at its own best point, in Brownian motion with many looks: its level comes near alpha."""
+    rng, looks, alpha = np.random.default_rng(4), np.geomspace(1, 1e6, 400), 0.2
+    steps = rng.normal(size=(2000, len(looks))) * np.sqrt(np.diff(looks, prepend=0))
+    path = steps.cumsum(axis=1) / looks
+    found = excludes(always_valid_interval(Estimate(path, looks**-0.5), 1.0, alpha), 0).any(axis=1).mean()
+    assert 0.6 * alpha < found <= alpha
+
+
+def test_looks_grow_by_new_users_or_by_the_same_ones() -> None:
+    rng = np.random.default_rng(5)
+    new = simulate_looks(MODEL, RELEVANCE, 3, 4, 200, rng)
+    assert new.num_users.tolist() == [[50, 100, 150, 200]] * 3
+    same = simulate_looks(MODEL, RELEVANCE, 3, 4, 200, rng, returning=True)
+    assert (np.diff(same.num_users, axis=1) > 0).all() and same.num_users.max() <= 200
+    for made in (new, same):
+        assert (np.diff(made.impressions, axis=1) > 0).all() and (np.diff(made.clicked, axis=1) >= 0).all()
+
+
+def test_events_are_those_of_the_model(tmp_path: Path) -> None:
+    arms = {"control": Arm("control", 2), "new": Arm("new", 1)}
+    relevance = {"control": RELEVANCE, "new": plant_lift(MODEL, RELEVANCE, 0.25)}
+    with EventLog(str(tmp_path / "events.db")) as log:
+        simulate_events(log, MODEL, relevance, arms, "made up", 600, SALT, seed=1)
+        counts = log.counts("made up")
+    users = Counter(assign(f"user-{number}", arms, "made up", SALT).name for number in range(600))
+    assert {name: arm.num_users for name, arm in counts.arms.items()} == users
+    for name, arm in counts.arms.items():
+        rate = click_rate(arm.sums)
+        assert rate.value == pytest.approx(MODEL.click_rate(relevance[name]), abs=4 * rate.error)
+        assert arm.num_impressions / arm.num_users == pytest.approx(2.5, abs=0.6)
+        assert design_effect(arm.sums) > 1.2
+    top, last = ([row.click_rate for row in counts.positions if row.position == position] for position in (1, 10))
+    assert min(top) > 3 * max(last)
+    assert counts.num_crossing_users == 0
