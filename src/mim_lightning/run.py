@@ -125,8 +125,8 @@ def refuse_missed_report(config: Mapping[str, Any]) -> None:
     if num_epochs > 0 and (num_epochs < every or (report == "last" and num_epochs % every)):
         unseen = "the last" if num_epochs >= every else "any"
         raise ValueError(
-            f"trainer.check_val_every_n_epoch={every}: report={report} would never see {unseen} of {num_epochs} epochs; "
-            "give a divisor of trainer.max_epochs"
+            f"trainer.check_val_every_n_epoch={every}: report={report} would never see {unseen} of {num_epochs} "
+            "epochs; give a divisor of trainer.max_epochs"
         )
 
 

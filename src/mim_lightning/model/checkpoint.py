@@ -6,6 +6,7 @@ A Matcher and its model config go in with Lightning's checkpoint (`describe`); `
 
 from __future__ import annotations
 
+import ast
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -68,10 +69,10 @@ def load_matcher(path: str | Path) -> LoadedCheckpoint:
     content = _read(path)
     section, state = content[SECTION], _state_of(content, PREFIX)
     for part in ("model", "data"):
-        _refuse_foreign_targets(section["config"][part], path)
-    _refuse_foreign_targets(section["config"]["callbacks"].get("retrieval_eval"), path)
+        refuse_foreign_targets(section["config"][part], path)
+    refuse_foreign_targets(section["config"]["callbacks"].get("retrieval_eval"), path)
     matcher = build_matcher(section["config"], assets=section["assets"])
-    _load_strictly(matcher, state, path)
+    load_strictly(matcher, state, path)
     found = fingerprint(matcher)
     if found != section["fingerprint"]:
         raise ValueError(f"{path}: fingerprint {found}, the file says {section['fingerprint']}: it was changed")
@@ -163,20 +164,46 @@ def _state_of(content: Mapping[str, Any], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
 
 
-def _refuse_foreign_targets(config: Any, path: str | Path) -> None:
-    """Refuse a config that names code outside this project: building it would run whatever a stranger's file says."""
-    trusted = ("mim_lightning", *os.environ.get(TRUSTED_PACKAGES, "").split(","))
-    if isinstance(config, dict):
-        target = str(config.get("_target_", "mim_lightning."))
-        if target.split(".")[0] not in trusted:
+def refuse_foreign_targets(config: Any, path: str | Path) -> None:
+    """Refuse a config that names code outside this project: building it would run whatever a stranger's file says.
+
+    Raises:
+        ValueError: naming the target and what to set if the file is trusted.
+    """
+    if isinstance(config, (list, tuple)):
+        for part in config:
+            refuse_foreign_targets(part, path)
+    if isinstance(config, Mapping):
+        target = str(config.get("_target_", "mim_lightning.types.Direction"))
+        if not _is_trusted(target):
             raise ValueError(
                 f"{path}: wants to build '{target}'; if you trust the file, set {TRUSTED_PACKAGES}=<package>"
             )
         for part in config.values():
-            _refuse_foreign_targets(part, path)
+            refuse_foreign_targets(part, path)
 
 
-def _load_strictly(matcher: Matcher, state: Mapping[str, Tensor], path: str | Path) -> None:
+def _is_trusted(target: str) -> bool:
+    """Is it a class of this project, or something of a package that the user trusts?
+
+    The package's name is not enough: a module of ours holds what it imports, and `<module>.os.system` would be found.
+    So the class must stand in the file that is named, which is read and not imported: it may need a trainer.
+    """
+    package, *modules, name = target.split(".")
+    if package and package in os.environ.get(TRUSTED_PACKAGES, "").split(","):
+        return True
+    source = Path(__file__).parents[1].joinpath(*modules).with_suffix(".py")
+    if package != "mim_lightning" or not all(map(str.isidentifier, modules)) or not source.is_file():
+        return False
+    return any(isinstance(node, ast.ClassDef) and node.name == name for node in ast.parse(source.read_text()).body)
+
+
+def load_strictly(matcher: Matcher, state: Mapping[str, Tensor], path: str | Path) -> None:
+    """Load a state dict.
+
+    Raises:
+        ValueError: a tensor that is missing, too many, or of another shape; names it.
+    """
     wanted = matcher.state_dict()
     for name in sorted({*wanted, *state}):
         here, there = wanted.get(name), state.get(name)

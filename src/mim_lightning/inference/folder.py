@@ -1,0 +1,173 @@
+"""The export folder: a model as plain files, nothing that runs code when it is read.
+
+    model.safetensors      weights, rounded to the precision; int8 ones with their scales
+    config.json            `FolderFacts`: fingerprint, precision, preprocessing, the run's config without its places
+    fingerprint            that alone, for people and scripts
+    <tower>/...            preprocessing and tokeniser files of each tower that owns weights
+    onnx/<tower>.onnx      where asked for
+    README.md              the card
+
+`export` writes it (`write_model`), `opening` reads it (`read_facts`, `read_matcher`).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from mim_lightning.config import build_matcher
+from mim_lightning.inference.precision import base_of, check_precision, name_of, restore, store
+from mim_lightning.model.checkpoint import load_strictly, refuse_foreign_targets
+from mim_lightning.model.fingerprint import fingerprint
+from mim_lightning.model.matcher import Matcher
+from mim_lightning.types import InputSpec, TextSpec
+
+FORMAT = 1
+WEIGHTS_FILE, FACTS_FILE, FINGERPRINT_FILE, CARD_FILE = "model.safetensors", "config.json", "fingerprint", "README.md"
+ONNX_FOLDER = "onnx"
+PLACES = ("paths", "logger")  # sections of a run's config that speak of one machine or account
+TRUST_CHECKED = ("model", "data", "callbacks")
+
+
+@dataclass(frozen=True)
+class FolderFacts:
+    """What config.json holds."""
+
+    fingerprint: str  # with the precision, if that is not float32
+    digest: str  # fingerprint of the weights as they are stored here; the same in float32
+    precision: str
+    dimension: int
+    tower_names: tuple[str, ...]
+    inputs: dict[str, str]  # of each tower that owns weights, in words
+    preprocessing: dict[str, str]  # likewise, as its encoder describes it
+    config: dict[str, Any]
+    onnx: dict[str, dict[str, Any]] = field(default_factory=dict)  # tower -> what `onnx.OnnxFacts` holds
+    format: int = FORMAT
+
+
+def is_export(folder: Path) -> bool:
+    """Was this folder written by an export?"""
+    return (folder / FACTS_FILE).is_file() and (folder / FINGERPRINT_FILE).is_file()
+
+
+def write_model(
+    folder: Path, matcher: Matcher, config: Mapping[str, Any], precision: str
+) -> tuple[FolderFacts, Matcher]:
+    """Write weights and assets into a folder, and return the facts and the matcher with its weights rounded."""
+    stored = {name: tensor.cpu().contiguous() for name, tensor in store(matcher.state_dict(), precision).items()}
+    _save_readable(stored, folder / WEIGHTS_FILE)
+    base = fingerprint(matcher)
+    matcher.load_state_dict(restore(stored))
+    for name in matcher.towers:
+        for file, text in matcher.tower(name).encoder.export_assets().items():
+            (folder / name).mkdir(exist_ok=True)
+            (folder / name / file).write_text(text, "utf-8")
+    facts = FolderFacts(
+        fingerprint=name_of(base, precision),
+        digest=fingerprint(matcher),
+        precision=precision,
+        dimension=matcher.dimension,
+        tower_names=matcher.tower_names,
+        inputs={name: _in_words(matcher.tower(name).encoder.spec) for name in matcher.towers},
+        preprocessing={name: matcher.tower(name).encoder.describe_preprocessing() for name in matcher.towers},
+        config=without_places({key: part for key, part in config.items() if key not in PLACES}),
+    )
+    return facts, matcher
+
+
+def _save_readable(stored: dict[str, Tensor], path: Path) -> None:
+    path.touch()
+    mode = path.stat().st_mode  # safetensors leaves a file that only its owner may read
+    save_file(stored, path)
+    path.chmod(mode)
+
+
+def _in_words(spec: InputSpec) -> str:
+    if isinstance(spec, TextSpec):
+        return f"text, {spec.max_length} tokens at most"
+    return f"image, {spec.size[0]} x {spec.size[1]} pixels"
+
+
+def write_facts(folder: Path, facts: FolderFacts) -> None:
+    """Write config.json and the fingerprint."""
+    (folder / FACTS_FILE).write_text(json.dumps(asdict(facts), indent=2, ensure_ascii=False), "utf-8")
+    (folder / FINGERPRINT_FILE).write_text(f"{facts.fingerprint}\n")
+
+
+def read_facts(folder: Path) -> FolderFacts:
+    """Read config.json.
+
+    Raises:
+        ValueError: no export, damaged, of another format, or it names code that is not to be trusted.
+    """
+    if not is_export(folder):
+        raise ValueError(f"{folder}: no export here; give a checkpoint file, or export it with mim_lightning.export")
+    try:
+        content = json.loads((folder / FACTS_FILE).read_text("utf-8"))
+        if content["format"] != FORMAT:
+            raise ValueError(f"export format {content['format']}, this code reads {FORMAT}")
+        facts = FolderFacts(**{**content, "tower_names": tuple(content["tower_names"])})
+        check_precision(facts.precision)
+        config = {part: facts.config[part] for part in TRUST_CHECKED}
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{folder / FACTS_FILE}: damaged ({error})") from error
+    config["callbacks"] = config["callbacks"].get("retrieval_eval")
+    refuse_foreign_targets(config, folder)
+    written = (folder / FINGERPRINT_FILE).read_text().strip()
+    if not written == facts.fingerprint == name_of(base_of(facts.fingerprint), facts.precision):
+        raise ValueError(f"{folder}: fingerprint {written}, {FACTS_FILE} says {facts.fingerprint}: it was changed")
+    return facts
+
+
+def read_matcher(folder: Path, facts: FolderFacts) -> Matcher:
+    """Rebuild the matcher with the weights of the folder, in evaluation mode on the CPU.
+
+    Raises:
+        ValueError: damaged, or weights or preprocessing that are not those that were written; names both fingerprints.
+    """
+    matcher = _build_untrained(folder, facts)
+    try:
+        stored = load_file(folder / WEIGHTS_FILE)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{folder / WEIGHTS_FILE}: not readable ({str(error).splitlines()[0]})") from error
+    load_strictly(matcher, restore(stored), folder / WEIGHTS_FILE)
+    found = fingerprint(matcher)
+    if found != facts.digest:
+        raise ValueError(f"{folder}: fingerprint {found}, {FACTS_FILE} says {facts.digest}: it was changed")
+    return matcher.eval()
+
+
+def _build_untrained(folder: Path, facts: FolderFacts) -> Matcher:
+    owners = [name for name in facts.config["model"]["towers"] if name in facts.preprocessing]
+    matcher = build_matcher(facts.config, assets={name: _read_assets(folder, name) for name in owners})
+    for name in matcher.towers:
+        found, written = matcher.tower(name).encoder.describe_preprocessing(), facts.preprocessing.get(name)
+        if found != written:
+            raise ValueError(f"{folder / name}: preprocessing {found}, {FACTS_FILE} says {written}: it was changed")
+    return matcher
+
+
+def _read_assets(folder: Path, tower: str) -> dict[str, str]:
+    if not tower.isidentifier():  # a name from a stranger's file must not lead out of the folder
+        raise ValueError(f"{folder / FACTS_FILE}: '{tower}' cannot be the name of a tower")
+    if not (folder / tower).is_dir():
+        return {}
+    return {path.name: path.read_text("utf-8") for path in sorted((folder / tower).iterdir()) if path.is_file()}
+
+
+def without_places(value: Any) -> Any:
+    """Cut every absolute path in a config to its last part: an export says nothing of the machine it was made on."""
+    if isinstance(value, Mapping):
+        return {key: without_places(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [without_places(part) for part in value]
+    match = re.fullmatch(r"([a-z-]+:)?(/(?!/)|~).*?([^/]+)/?", value) if isinstance(value, str) else None
+    return f"{match[1] or ''}{match[3]}" if match else value

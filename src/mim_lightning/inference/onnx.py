@@ -1,0 +1,201 @@
+"""Towers in ONNX: encoder, projection and unit length in one file a tower, without torch where they run.
+
+A matcher and real inputs come in, files and what their check found go out (`export_towers`); `open_towers` gives them
+back as encoders through ONNX Runtime. `export` and `opening` call it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mim_lightning.inference.towers import TowerEncoder
+from mim_lightning.model.matcher import Matcher
+from mim_lightning.model.tower import Tower
+from mim_lightning.types import InputSpec, TextSpec, TowerInput
+
+EXTRA = "pip install 'mim-lightning[onnx]'"
+FOLDER = "onnx"
+MIN_COSINE = 0.999  # to PyTorch's embedding of the same input; less is no export
+IMAGES = "images"  # name of the one input of an image tower
+
+
+@dataclass(frozen=True)
+class OnnxFacts:
+    """One ONNX file, and how far its embeddings are from PyTorch's."""
+
+    file: str  # in the export folder
+    digest: str
+    inputs: tuple[str, ...]
+    num_samples: int
+    max_abs_difference: float
+    min_cosine: float
+
+
+@dataclass(frozen=True)
+class OnnxTower:
+    """A tower in ONNX Runtime; may be called from many threads at once."""
+
+    session: Any
+    spec: InputSpec
+
+    def __call__(self, inputs: TowerInput) -> Tensor:
+        """Return (n, D) float32 vectors of unit length."""
+        tensors = inputs if isinstance(inputs, dict) else {IMAGES: inputs}
+        wanted = {part.name: tensors[part.name].numpy() for part in self.session.get_inputs()}
+        return torch.from_numpy(self.session.run(None, wanted)[0])
+
+
+def export_towers(matcher: Matcher, folder: Path, samples: Mapping[str, TowerInput]) -> dict[str, dict[str, Any]]:
+    """Write `onnx/<tower>.onnx` for every tower that owns weights, and check each on its samples.
+
+    Args:
+        matcher: float32, on the CPU, in evaluation mode.
+        folder: of the export.
+        samples: prepared inputs by tower that owns weights.
+
+    Raises:
+        ValueError: the extra is missing, a tower that cannot be exported, or one whose embeddings differ.
+    """
+    _require_extra()
+    (folder / FOLDER).mkdir()
+    return {name: asdict(_export(matcher.tower(name), name, folder, samples[name])) for name in matcher.towers}
+
+
+def open_towers(
+    folder: Path, facts: Mapping[str, Mapping[str, Any]], owner_of: Mapping[str, str], specs: Mapping[str, InputSpec]
+) -> dict[str, TowerEncoder]:
+    """Open the ONNX towers of an export, by tower name; tied towers share one.
+
+    Raises:
+        ValueError: there are none, the extra is missing, or a file that is not the one that was written.
+    """
+    if not facts:
+        raise ValueError(f"{folder}: holds no ONNX towers; export with onnx=true")
+    _require_extra()
+    sessions = {name: _open(folder, part) for name, part in facts.items()}
+    return {name: OnnxTower(sessions[owner], specs[name]) for name, owner in owner_of.items()}
+
+
+class _ByPosition(nn.Module):
+    """A tower whose inputs are positional: a dict would be flattened in an order of the exporter's own."""
+
+    def __init__(self, tower: Tower, names: tuple[str, ...]) -> None:
+        super().__init__()
+        self.tower, self.names = tower, names
+
+    def forward(self, *tensors: Tensor) -> Tensor:
+        is_text = isinstance(self.tower.encoder.spec, TextSpec)
+        return self.tower(dict(zip(self.names, tensors, strict=True)) if is_text else tensors[0])
+
+
+def _export(tower: Tower, name: str, folder: Path, samples: TowerInput) -> OnnxFacts:
+    path = folder / FOLDER / f"{name}.onnx"
+    tensors, sizes = _traced_inputs(tower.encoder.spec)
+    try:
+        with _quietly():
+            program = torch.onnx.export(
+                _ByPosition(tower, tuple(tensors)).eval(),
+                tuple(tensors.values()),
+                dynamo=True,
+                input_names=list(tensors),
+                output_names=["embeddings"],
+                dynamic_shapes=((sizes,) * len(tensors),),
+                verbose=False,
+            )
+            assert program is not None
+            program.save(path)
+    except Exception as error:  # torch.export and the exporter raise dozens of kinds
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"onnx: tower '{name}' cannot be exported ({type(error).__name__}: {reason})") from error
+    inputs = tuple(part.name for part in _session(path).get_inputs())
+    num_samples = len(next(iter(samples.values())) if isinstance(samples, dict) else samples)
+    difference, cosine = _compare(OnnxTower(_session(path), tower.encoder.spec), tower, samples)
+    if not cosine >= MIN_COSINE:  # nan too
+        raise ValueError(f"onnx: tower '{name}' differs from PyTorch: smallest cosine {cosine:.5f} of {num_samples}")
+    return OnnxFacts(f"{FOLDER}/{name}.onnx", _digest(path), inputs, num_samples, difference, cosine)
+
+
+def _traced_inputs(spec: InputSpec) -> tuple[dict[str, Tensor], dict[int, Any]]:
+    """Return inputs to trace a tower with, two of each, for a size of one would be taken for a constant.
+
+    Beside them the dimensions that may vary: rows, and the length of texts unless the tokeniser fixes it.
+    """
+    free = torch.export.Dim.DYNAMIC
+    if not isinstance(spec, TextSpec):
+        return {IMAGES: torch.zeros(2, 3, *spec.size, dtype=torch.uint8)}, {0: free}
+    texts = spec.tokenise(["a red apple on a table", "green"])
+    shorter = spec.tokenise(["a red apple", "green"])
+    is_free = any(texts[name].shape != shorter[name].shape for name in texts)
+    return texts, {0: free, 1: free} if is_free else {0: free}
+
+
+@torch.inference_mode()
+def _compare(exported: OnnxTower, tower: Tower, samples: TowerInput) -> tuple[float, float]:
+    """Return the largest difference and the smallest cosine, over all samples at once and the first alone."""
+    first = {name: part[:1] for name, part in samples.items()} if isinstance(samples, dict) else samples[:1]
+    pairs = [(exported(inputs), tower(inputs)) for inputs in (samples, first)]
+    differences = [(left - right).abs().max() for left, right in pairs]
+    cosines = [torch.cosine_similarity(left, right).min() for left, right in pairs]
+    return float(torch.stack(differences).max()), float(torch.stack(cosines).min())
+
+
+def _open(folder: Path, facts: Mapping[str, Any]) -> Any:
+    path = folder / FOLDER / Path(facts["file"]).name
+    if not path.is_file():
+        raise ValueError(f"{path}: the ONNX tower is missing")
+    found = _digest(path)
+    if found != facts["digest"]:
+        raise ValueError(f"{path}: digest {found[:16]}, config.json says {facts['digest'][:16]}: it was changed")
+    return _session(path)
+
+
+def _session(path: Path) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3  # errors
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def _digest(path: Path) -> str:
+    """Digest an ONNX file and, where it is too large for one, the file beside it that holds its weights."""
+    digest = hashlib.sha256()
+    for part in (path, path.with_name(f"{path.name}.data")):
+        if part.is_file():
+            with part.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def _require_extra() -> None:
+    try:
+        import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise ValueError(f"ONNX: {error.name} is not installed; install the extra: {EXTRA}") from error
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Keep the exporter's notes, which name its own internals, from the terminal."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,57 @@
+"""What a loaded model encodes with: one callable a tower, whatever computes behind it.
+
+Prepared inputs come in, (n, D) float32 unit vectors on the CPU go out; `loaded` holds them by tower name. Both kinds
+may be called from many threads at once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from mim_lightning.model.matcher import Matcher
+from mim_lightning.model.tower import Tower
+from mim_lightning.types import InputSpec, TowerInput
+
+
+class TowerEncoder(Protocol):
+    """Turns prepared inputs into embeddings."""
+
+    @property
+    def spec(self) -> InputSpec: ...
+
+    def __call__(self, inputs: TowerInput) -> Tensor:
+        """Return (n, D) float32 vectors of unit length, on the CPU."""
+        ...
+
+
+@dataclass(frozen=True)
+class TorchTower:
+    """A tower on its device, computing in `dtype` where that is not float32."""
+
+    tower: Tower
+    device: torch.device
+    dtype: torch.dtype
+
+    @property
+    def spec(self) -> InputSpec:
+        return self.tower.encoder.spec
+
+    def __call__(self, inputs: TowerInput) -> Tensor:
+        if isinstance(inputs, dict):
+            moved: TowerInput = {name: tensor.to(self.device) for name, tensor in inputs.items()}
+        else:
+            moved = inputs.to(self.device)
+        is_half = self.dtype != torch.float32
+        # both contexts belong to the calling thread
+        with torch.inference_mode(), torch.autocast(self.device.type, self.dtype if is_half else None, is_half):
+            return self.tower(moved).float().cpu()
+
+
+def torch_towers(matcher: Matcher, device: torch.device, dtype: torch.dtype) -> dict[str, TowerEncoder]:
+    """Return the towers of a matcher by name, moved to the device and in evaluation mode."""
+    matcher.requires_grad_(False).eval().to(device)
+    return {name: TorchTower(matcher.tower(name), device, dtype) for name in matcher.tower_names}
