@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("experiment", type=Path, help="folder of the record")
     parser.add_argument("runs", type=Path, nargs="+", help="folders of runs; those without a result are left out")
     parser.add_argument("--directions", nargs="+", default=["image_to_image"], help="whose differences are told")
-    parser.add_argument("--labels", nargs="+", help="of the arms, in the order in which they come; default: what differs")
+    parser.add_argument("--labels", nargs="+", help="of the arms, in order; default: what differs")
     arguments = parser.parse_args()
     folders = [folder for folder in arguments.runs if (folder / "results.json").is_file()]
     tables, summary, differences, rows = [HEADER], [], [DIFFERENCES_HEADER], []
