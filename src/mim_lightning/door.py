@@ -11,12 +11,13 @@ import gc
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
@@ -28,8 +29,12 @@ FROZEN_CONFIG = "MIM_FROZEN_CONFIG"  # environment variable: a resolved config, 
 FAILURE_FILE = "failure.json"  # beside the frozen config: what a launched process died of
 
 
-def run_door(name: str, function: Callable[[Config], Any]) -> None:
-    """Compose `conf/<name>.yaml` with the command line and call `function` with the result; report errors."""
+def run_door(name: str, function: Callable[[Config], Any], free_texts: Sequence[str] = ()) -> None:
+    """Compose `conf/<name>.yaml` with the command line and call `function` with the result; report errors.
+
+    The values of `free_texts` are words of people or paths: they are taken as they are, commas and quotes included.
+    """
+    sys.argv[1:] = [_quoted(argument, free_texts) for argument in sys.argv[1:]]
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors come here instead of being printed by Hydra
     frozen = os.environ.get(FROZEN_CONFIG)
     if frozen:
@@ -53,6 +58,14 @@ def run_door(name: str, function: Callable[[Config], Any]) -> None:
         hydra.main(version_base="1.3", config_path=conf_dir(), config_name=name)(guarded)()
     except Exception as error:
         _exit(error, name)
+
+
+def _quoted(argument: str, names: Sequence[str]) -> str:
+    """Quote the value of "<name>=<value>" for Hydra's grammar; lists, null and what is quoted stay as they are."""
+    name, is_given, value = argument.partition("=")
+    if name not in names or not is_given or value in ("", "null") or value[0] in "['\"":
+        return argument
+    return f"{name}={QuotedString(value.replace('${', chr(92) + '${'), Quote.single).with_quotes()}"
 
 
 def _run_frozen(path: Path, name: str, function: Callable[[Config], Any]) -> None:

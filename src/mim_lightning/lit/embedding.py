@@ -50,6 +50,8 @@ class _CataloguePass(LightningDataModule):
     def __init__(self, datamodule: MatchDataModule, shard_idxs: Sequence[int]) -> None:
         super().__init__()
         self.whole, self.shard_idxs = datamodule, shard_idxs
+        # more processes than shards are left, and some have nothing to do
+        self.allow_zero_length_dataloader_with_multiple_devices = True
 
     def predict_dataloader(self) -> ShardPass:
         self.whole.trainer = self.trainer

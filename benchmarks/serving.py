@@ -1,0 +1,152 @@
+"""Measure the search service under concurrent clients, and the same search under LitServe.
+
+In: an index folder and photos. Each server is started as a process of its own on loopback, with the same model, index
+and number of torch threads. Out: for each, searches a second, latency at the median, 95 % and 99 %, errors, the
+memory of its processes at the start and at the end; and, of one client alone, what the service adds to encoder and
+index. `--help` shows how to make it short.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+import numpy as np
+
+WORDS = ("red", "blue", "striped", "in green", "without text", "organic")
+MIB = 2**20
+
+
+@dataclass
+class Load:
+    """What the clients saw of one server."""
+
+    seconds: list[float] = field(default_factory=list)
+    overheads_ms: list[float] = field(default_factory=list)  # of the server: total less encoder and index
+    errors: list[str] = field(default_factory=list)
+    wall: float = 0.0
+    mib: tuple[float, float] = (0.0, 0.0)
+
+    def row(self, name: str) -> str:
+        times_ms = 1e3 * np.array(self.seconds)
+        middle, high, highest = np.percentile(times_ms, (50, 95, 99))
+        cells = (
+            f"{len(times_ms) / self.wall:.1f}", f"{middle:.0f}", f"{high:.0f}", f"{highest:.0f}", str(len(self.errors)),
+            f"{self.mib[0]:.0f}", f"{self.mib[1]:.0f}",
+        )  # fmt: skip
+        return f"| {name} | " + " | ".join(cells) + " |"
+
+
+def main() -> None:
+    options = _options()
+    photos = sorted(path.read_bytes() for path in options.photos.rglob("*.jpg"))[:200]
+    print(f"{options.clients} clients for {options.seconds} s, each with a photo, half of them with words; "
+          f"{os.cpu_count()} cores, {options.threads} torch threads\n")  # fmt: skip
+    print("| server | searches/s | p50 ms | p95 ms | p99 ms | errors | MiB before | MiB after |")
+    print("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
+    for name in options.servers:
+        with _running(name, options) as (url, process):
+            _ask(url, photos, 2, 3.0, process)  # warm
+            print(_ask(url, photos, options.clients, options.seconds, process).row(name), flush=True)
+            if name == "uvicorn":
+                alone = _ask(url, photos, 1, min(options.seconds, 15.0), process)
+    if "uvicorn" in options.servers:
+        over, seen = np.array(alone.overheads_ms), 1e3 * np.array(alone.seconds)
+        print(f"\none client alone: {np.median(seen):.1f} ms a search at the client; besides encoder and index "
+              f"{np.median(over):.1f} ms (median), {np.percentile(over, 99):.1f} ms (p99)")  # fmt: skip
+
+
+def _ask(url: str, photos: Sequence[bytes], num_clients: int, seconds: float, process: subprocess.Popen[bytes]) -> Load:
+    load, stop = Load(), time.perf_counter() + seconds
+    before, started = _mib(process.pid), time.perf_counter()
+
+    def client(number: int) -> None:
+        with httpx.Client(base_url=url, timeout=120) as session:
+            turn = number
+            while time.perf_counter() < stop:
+                words = {"text": WORDS[turn % len(WORDS)]} if turn % 2 else {}
+                begun = time.perf_counter()
+                try:
+                    answer = session.post("/search", files={"image": photos[turn % len(photos)]}, data=words)
+                    took = time.perf_counter() - begun
+                    if answer.status_code != 200 or not answer.json()["hits"]:
+                        load.errors.append(answer.text[:200])
+                        continue
+                    timing = answer.json().get("timing_ms", {"encode": 0, "index": 0})
+                    load.seconds.append(took)
+                    load.overheads_ms.append(1e3 * took - timing["encode"] - timing["index"])
+                except httpx.HTTPError as error:
+                    load.errors.append(repr(error))
+                turn += num_clients
+
+    threads = [threading.Thread(target=client, args=(number,)) for number in range(num_clients)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    load.wall, load.mib = time.perf_counter() - started, (before, _mib(process.pid))
+    for error in load.errors[:3]:
+        print(f"error: {error}", file=sys.stderr)
+    return load
+
+
+@contextlib.contextmanager
+def _running(name: str, options: argparse.Namespace) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    ours = [sys.executable, "-m", "mim_lightning.serve", f"index={options.index}", f"port={port}", "page=false",
+            "limits.requests_per_minute=0"]  # fmt: skip
+    theirs = [sys.executable, str(Path(__file__).with_name("serving_litserve.py")), options.index, str(port)]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(options.threads)}
+    process = subprocess.Popen(ours if name == "uvicorn" else theirs, env=environment, stdout=subprocess.DEVNULL)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        _wait_for(url, process)
+        yield url, process
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+def _wait_for(url: str, process: subprocess.Popen[bytes]) -> None:
+    for _ in range(600):
+        with contextlib.suppress(httpx.HTTPError):
+            if httpx.get(f"{url}/health").status_code == 200:
+                return
+        if process.poll() is not None:
+            raise SystemExit(f"the server ended with code {process.returncode}")
+        time.sleep(0.2)
+    raise SystemExit(f"{url}: no answer within two minutes")
+
+
+def _mib(pid: int) -> float:
+    """Return the resident memory of a process and its children, what they share counted once for each."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    status = Path(f"/proc/{pid}/status").read_text()
+    own = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS"))
+    return own / 1024 + sum(_mib(int(child)) for child in children)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--index", required=True, help="folder that build_index made")
+    parser.add_argument("--photos", type=Path, help="folder of .jpg photos to search with")
+    parser.add_argument("--clients", type=int, default=32)
+    parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--threads", type=int, default=1, help="torch threads of the server")
+    parser.add_argument("--servers", nargs="+", choices=["uvicorn", "litserve"], default=["uvicorn", "litserve"])
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,65 @@
+"""The same search under LitServe, for `serving.py` to compare: its queues and its batching, our model and index.
+
+In: an index folder and a port on loopback. Runs until it is stopped.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import litserve
+import numpy as np
+from fastapi import Request
+
+from mim_lightning.search.opening import open_searcher
+from mim_lightning.search.query import SearchQuery
+from mim_lightning.search.searcher import Searcher
+
+
+class Given:
+    """Vectors that were encoded in a batch, handed to one search."""
+
+    def __init__(self, encoder: Any, image: np.ndarray, text: np.ndarray | None) -> None:
+        self.fingerprint, self.fusions = encoder.fingerprint, encoder.fusions
+        self.image, self.text = image, text
+
+    def embed_images(self, images: Sequence[bytes]) -> np.ndarray:
+        return self.image[None]
+
+    def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
+        assert self.text is not None
+        return self.text[None]
+
+
+class Search(litserve.LitAPI):
+    def setup(self, device: str) -> None:
+        self.searcher = open_searcher(sys.argv[1])
+
+    def decode_request(self, request: Request) -> SearchQuery:
+        return SearchQuery(images=(request["image"].file.read(),), text=request.get("text"))
+
+    def batch(self, queries: list[SearchQuery]) -> list[SearchQuery]:
+        return queries
+
+    def predict(self, queries: list[SearchQuery]) -> list[dict]:
+        encoder, index = self.searcher.encoder, self.searcher.index
+        images = encoder.embed_images([query.images[0] for query in queries])
+        worded = [query.text for query in queries if query.text]
+        texts = iter(encoder.embed_texts(worded) if worded else ())
+        given = [Given(encoder, image, next(texts) if query.text else None) for image, query in zip(images, queries)]  # noqa: B905
+        found = [Searcher(part, index).search(query).hits for part, query in zip(given, queries, strict=True)]
+        return [{"hits": [{"product_id": hit.product_id, **hit.metadata} for hit in hits]} for hits in found]
+
+    def unbatch(self, output: list[dict]) -> list[dict]:
+        return output
+
+    def encode_response(self, output: dict) -> dict:
+        return output
+
+
+if __name__ == "__main__":
+    api = Search(max_batch_size=32, batch_timeout=0.005, api_path="/search")
+    server = litserve.LitServer(api, accelerator="cpu", timeout=120)
+    server.run(host="127.0.0.1", port=int(sys.argv[2]), log_level="warning", generate_client_file=False)

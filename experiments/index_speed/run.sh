@@ -1,0 +1,8 @@
+#!/usr/bin/env bash
+# Our product index against plain FAISS, a million rows: one to two hours on two CPU cores, 8 GiB of memory, 6 of disk.
+# Arguments go to the benchmark; --help names them, --rows 50000 makes it minutes.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+OMP_WAIT_POLICY=PASSIVE .venv/bin/python benchmarks/index_speed.py "$@"
+.venv/bin/python experiments/index_speed/tables.py
+.venv/bin/python experiments/refresh.py

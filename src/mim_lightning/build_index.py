@@ -1,0 +1,86 @@
+"""python -m mim_lightning.build_index checkpoint=<path> output=<folder>: from a checkpoint to an index.
+
+The catalogue is embedded on as many devices as `trainer.devices` says, shard by shard: an interrupted pass goes on
+where it was. The index is built, its recall measured, and put in place whole.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mim_lightning.config import build
+from mim_lightning.door import run_door
+from mim_lightning.launch import choose_precision, is_launched, launch, num_processes_to_launch
+from mim_lightning.prepare import prepare_data
+
+if TYPE_CHECKING:
+    from mim_lightning.model.matcher import Matcher
+    from mim_lightning.search.embedded import EmbeddingFolder
+
+FREE_TEXTS = ("checkpoint", "output", "embeddings")
+
+
+def main() -> None:
+    run_door("build_index", build_index, FREE_TEXTS)
+
+
+def build_index(config: dict[str, Any]) -> None:
+    """Embed, build and verify; or change the index that is there."""
+    from mim_lightning.inference.loaded import load
+    from mim_lightning.inference.opening import open_matcher
+    from mim_lightning.search.embedded import EmbeddingFolder, describe_embedding
+    from mim_lightning.search.making import add_to_index, delete_from_index, make_index
+    from mim_lightning.search.terminal import print_card
+
+    place = config["output"]
+    if config["delete"]:
+        card, num_removed = delete_from_index(place, config["delete"])
+        print(f"{num_removed} of {len(config['delete'])} products were there and are removed")
+        print_card(place, card)
+        return
+    settings = build(config["index"])
+    opened = open_matcher(config["checkpoint"])
+    config = {**config, "data": config.get("data") or opened.config["data"]}
+    catalogue = prepare_data(config["data"]).catalogue()
+    gallery = choose_gallery(config["gallery"], opened.matcher)
+    facts = describe_embedding(catalogue, opened.fingerprint, gallery, opened.matcher.dimension)
+    folder = EmbeddingFolder(Path(config["embeddings"] or Path(place) / "embeddings"), facts)
+    embed_missing(config, opened.matcher, folder)
+    if is_launched():
+        return  # the process that launched this one goes on
+    embedded = folder.collect(catalogue)
+    if config["update"]:
+        card = add_to_index(place, embedded)
+    else:
+        model = load(config["checkpoint"], device="cpu")
+        card = make_index(place, model, config["checkpoint"], embedded, catalogue, settings)
+    print_card(place, card, embedded.num_absent)
+
+
+def choose_gallery(wanted: str | None, matcher: Matcher) -> str:
+    gallery = wanted or ("product" if "product" in matcher.fusions else "product_image")
+    if gallery not in matcher.names:
+        raise ValueError(f"gallery={gallery}: the model has no such tower or fusion; it has {', '.join(matcher.names)}")
+    return gallery
+
+
+def embed_missing(config: dict[str, Any], matcher: Matcher, folder: EmbeddingFolder) -> None:
+    """Embed what the folder lacks, in this process or in several."""
+    from mim_lightning.lit.console import quieten
+    from mim_lightning.lit.embedding import embed_catalogue
+    from mim_lightning.lit.module import MatchModule
+
+    missing = folder.missing()
+    num_processes = num_processes_to_launch(config["trainer"])
+    if missing and num_processes:
+        launch("mim_lightning.build_index", config, num_processes)
+        return
+    quieten()
+    datamodule = build(config["data"], specs=matcher.input_specs())
+    trainer = build({**config["trainer"], "precision": choose_precision(config["trainer"])})
+    embed_catalogue(trainer, MatchModule(matcher), datamodule, folder.facts.gallery, missing, folder.keep)
+
+
+if __name__ == "__main__":
+    main()

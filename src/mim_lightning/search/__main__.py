@@ -1,0 +1,71 @@
+"""python -m mim_lightning.search index=<folder> image=<photo> text=<words>: one search, on the terminal.
+
+A table of hits, a picture of them, or JSON; the same numbers as from the service.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from mim_lightning.door import run_door
+
+FREE_TEXTS = ("index", "checkpoint", "image", "text", "not_text", "like", "picture")
+
+
+def main() -> None:
+    run_door("search", search, FREE_TEXTS)
+
+
+def search(config: dict[str, Any]) -> None:
+    """Search once, and print and draw what was found."""
+    from mim_lightning.search.opening import open_searcher
+    from mim_lightning.search.pictures import ProductPictures
+    from mim_lightning.search.query import SearchQuery
+    from mim_lightning.search.sheet import draw_sheet
+    from mim_lightning.search.terminal import print_result
+
+    images = [config["image"]] if isinstance(config["image"], str) else config["image"] or []
+    query = SearchQuery(
+        images=tuple(images),
+        text=_text(config["text"]),
+        not_text=_text(config["not_text"]),
+        like=_text(config["like"]),
+        weights={name: weight for name, weight in config["weights"].items() if weight is not None},
+        num_hits=config["k"],
+        where=config["where"],
+    )
+    searcher = open_searcher(config["index"], config["checkpoint"])
+    result = searcher.search(query)
+    if config["json"]:
+        print(json.dumps(_as_json(result), indent=2, ensure_ascii=False))
+    else:
+        print_result(result, searcher.index.card.num_products)
+    if config["picture"]:
+        pictures = ProductPictures(searcher.index.card).read([hit.product_id for hit in result.hits])
+        photo = Path(images[0]).read_bytes() if images else _picture_of(searcher, query.like)
+        draw_sheet(query, photo, result.hits, pictures).save(config["picture"])
+        if not config["json"]:
+            print(f"picture: {config['picture']}")
+
+
+def _text(value: Any) -> str | None:
+    return None if value in (None, "") else str(value)
+
+
+def _as_json(result: Any) -> Mapping[str, Any]:
+    timing = {"encode": result.encode_ms, "index": result.index_ms}
+    return {"hits": [asdict(hit) for hit in result.hits], "timing_ms": timing}
+
+
+def _picture_of(searcher: Any, product_id: str | None) -> bytes | None:
+    from mim_lightning.search.pictures import ProductPictures
+
+    return ProductPictures(searcher.index.card).read([product_id]).get(product_id) if product_id else None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+"""What a service takes from strangers, and the errors that say so with the right status.
+
+The door builds `Limits` from conf/serve.yaml; the gate, the routes and the page enforce them.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict
+from dataclasses import dataclass, fields
+
+from mim_lightning.data.decode import image_size
+
+
+class RefusedError(Exception):
+    """A request that is not answered: an HTTP status of 4xx, and one line that says what would be right."""
+
+    def __init__(self, status: int, message: str, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.status, self.message, self.retry_after = status, message, retry_after
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Upper limits of a request."""
+
+    upload_bytes: int = 12_000_000  # of a whole request
+    pixels: int = 40_000_000  # of one picture
+    num_images: int = 4
+    text_length: int = 500  # characters of each text
+    num_hits: int = 100
+    requests_per_minute: int = 600  # of one client address, held in memory only; 0: no limit
+
+    def __post_init__(self) -> None:
+        for entry in fields(self):
+            least = 0 if entry.name == "requests_per_minute" else 1
+            if getattr(self, entry.name) < least:
+                raise ValueError(f"limits.{entry.name}={getattr(self, entry.name)}: must be at least {least}")
+
+    def check_images(self, images: list[bytes]) -> None:
+        if len(images) > self.num_images:
+            raise RefusedError(413, f"image: {len(images)} pictures, at most {self.num_images} are taken")
+        for number, data in enumerate(images, start=1):
+            try:
+                height, width = image_size(data)
+            except ValueError as error:
+                status = 413 if "pixels" in str(error) else 415
+                raise RefusedError(status, f"image {number}: {error}; give a JPEG, PNG or WebP") from error
+            if height * width > self.pixels:
+                raise RefusedError(413, f"image {number}: {width} x {height} pixels, at most {self.pixels:,} are taken")
+
+    def check_text(self, name: str, text: str | None) -> None:
+        if text is not None and len(text) > self.text_length:
+            raise RefusedError(413, f"{name}: {len(text)} characters, at most {self.text_length} are taken")
+
+    def check_num_hits(self, num_hits: int) -> None:
+        if not 1 <= num_hits <= self.num_hits:
+            raise RefusedError(422, f"k: {num_hits}, must be 1 to {self.num_hits}")
+
+
+class RateLimit:
+    """So many requests a minute of each client, in short bursts of up to as many; forgets who is quiet.
+
+    Source: the token bucket (Turner 1986).
+    """
+
+    MAX_CLIENTS = 100_000  # the quietest are forgotten first
+
+    def __init__(self, per_minute: int) -> None:
+        self.per_minute = per_minute
+        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()  # tokens, and when they were counted
+        self._turn = threading.Lock()
+
+    def take(self, client: str, now: float | None = None) -> None:
+        """Count one request; `now` is a clock's seconds.
+
+        Raises:
+            RefusedError: the client has none left.
+        """
+        if not self.per_minute:
+            return
+        now = time.monotonic() if now is None else now
+        with self._turn:
+            tokens, then = self._buckets.pop(client, (float(self.per_minute), now))
+            tokens = min(float(self.per_minute), tokens + (now - then) * self.per_minute / 60)
+            is_over = tokens < 1
+            self._buckets[client] = (tokens if is_over else tokens - 1, now)
+            if len(self._buckets) > self.MAX_CLIENTS:
+                self._buckets.popitem(last=False)
+        if is_over:
+            wait = (1 - tokens) * 60 / self.per_minute
+            raise RefusedError(429, f"more than {self.per_minute} requests a minute; wait {wait:.1f} s", wait)

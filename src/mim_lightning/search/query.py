@@ -1,0 +1,85 @@
+"""What a shopper asks, and the one vector it becomes: photos, words, words not wanted, and a product to go on from.
+
+Parts of unit length come in from an encoder, the weighted sum goes out with what each part contributes to a score.
+`searcher` and the service call it; nothing here knows a model or an index.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+PARTS = ("image", "text", "not_text", "like")
+
+
+@dataclass(frozen=True)
+class SearchQuery:
+    """One search; at least one of `images`, `text` and `like` is given.
+
+    Attributes:
+        images: photos of the same thing; several are averaged. What the encoder takes: bytes, paths, pictures.
+        text: what it should be.
+        not_text: what it should not be.
+        like: the id of a product in the index to find others like.
+        weights: of `PARTS`; those not named keep the default.
+        num_hits: products wanted.
+        where: filter, see `filters`.
+    """
+
+    images: tuple[Any, ...] = ()
+    text: str | None = None
+    not_text: str | None = None
+    like: str | None = None
+    weights: Mapping[str, float] = field(default_factory=dict)
+    num_hits: int = 10
+    where: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        if not (self.images or self.text or self.like):
+            raise ValueError("the query is empty; give image=, text= or like=, or several of them")
+        if self.num_hits < 1:
+            raise ValueError(f"k={self.num_hits}: must be at least 1")
+        for name, weight in self.weights.items():
+            if name not in PARTS:
+                raise ValueError(f"weights.{name}: no such part; there are {', '.join(PARTS)}")
+            if not np.isfinite(weight) or weight < 0:
+                raise ValueError(f"weights.{name}={weight}: must be 0 or more")
+
+
+@dataclass(frozen=True)
+class QueryVector:
+    """The parts of a query (D,) by name, each with the weight it has in the sum, and the sum (D,) at unit length."""
+
+    parts: dict[str, tuple[np.ndarray, float]]
+    vector: np.ndarray
+    length: float  # of the sum, before
+
+    def contributions(self, product_D: np.ndarray) -> dict[str, float]:
+        """Return what each part adds to the product's score; together they are the score."""
+        return {
+            name: float(weight * (part_D @ product_D) / self.length) for name, (part_D, weight) in self.parts.items()
+        }
+
+
+def combine(parts: Mapping[str, np.ndarray], weights: Mapping[str, float]) -> QueryVector:
+    """Return the weighted sum of unit vectors (D,) by part, `not_text` subtracted.
+
+    Raises:
+        ValueError: every weight is 0, or the parts cancel each other.
+    """
+    signed = {name: -weights[name] if name == "not_text" else weights[name] for name in parts}
+    total_D = np.sum([signed[name] * part_D for name, part_D in parts.items()], axis=0)
+    length = float(np.linalg.norm(total_D))
+    if length < 1e-6:
+        raise ValueError(f"weights of {', '.join(parts)}: leave nothing of the query; give one of them more")
+    used = {name: (part_D, signed[name]) for name, part_D in parts.items()}
+    return QueryVector(used, (total_D / length).astype(np.float32), length)
+
+
+def mean_direction(vectors_ND: np.ndarray) -> np.ndarray:
+    """Return the mean of unit vectors at unit length (D,); several photos, or a product's several pictures."""
+    mean_D = vectors_ND.mean(axis=0)
+    return mean_D / max(float(np.linalg.norm(mean_D)), 1e-12)

@@ -1,0 +1,48 @@
+"""What the service counts of itself, in the form that Prometheus collects.
+
+Gate, routes and encoder tell it what happens; `/metrics` shows it. Labels never hold what a client wrote.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import partial
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+SIZES = (1, 2, 4, 8, 16, 32, 64)
+
+
+class Telemetry:
+    """Counters of one service.
+
+    Args:
+        routes: first parts of the paths that are told apart; all others are "page".
+    """
+
+    def __init__(self, routes: Iterable[str]) -> None:
+        self.registry = registry = CollectorRegistry()
+        self._routes = frozenset(routes)
+        count, gauge = partial(Counter, registry=registry), partial(Gauge, registry=registry)
+        spread = partial(Histogram, registry=registry, buckets=SECONDS)
+        self.requests = count("mim_requests", "Answers by route and status", ("route", "status"))
+        self.seconds = spread("mim_request_seconds", "Time to answer, by route", ("route",))
+        self.encode = spread("mim_encode_seconds", "Time to encode a query, waiting included")
+        self.index = spread("mim_index_seconds", "Time in the index", ("arm",))
+        self.batches = spread("mim_batch_size", "Inputs encoded together", ("kind",), buckets=SIZES)
+        self.products = gauge("mim_index_products", "Products in the index", ("arm",))
+        self.impressions = count("mim_impressions", "Answers recorded, by arm", ("arm",))
+        self.clicks = count("mim_clicks", "Clicks recorded")
+
+    def observe_request(self, method: str, path: str, status: int, seconds: float) -> None:
+        first = path.split("/")[1]
+        route = first if first in self._routes else "page"
+        self.requests.labels(route, str(status)).inc()
+        self.seconds.labels(route).observe(seconds)
+
+    def observe_batch(self, kind: str, size: int) -> None:
+        self.batches.labels(kind).observe(size)
+
+    def expose(self) -> bytes:
+        return generate_latest(self.registry)

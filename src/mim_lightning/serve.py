@@ -1,0 +1,111 @@
+"""python -m mim_lightning.serve index=<folder>: the search service and its page, on loopback.
+
+One process: requests wait on threads of their own while what they want encoded goes through the model together.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from mim_lightning.config import construct
+from mim_lightning.door import run_door
+
+FREE_TEXTS = ("index", "checkpoint", "events", "experiment_name")
+API_KEY = "MIM_API_KEY"  # environment variable: a secret does not belong on a command line
+DEFAULT_ARM = "control"
+
+
+def main() -> None:
+    run_door("serve", serve, FREE_TEXTS)
+
+
+def serve(config: dict[str, Any]) -> None:
+    """Open everything, then answer until asked to stop; requests at work are finished."""
+    try:
+        import uvicorn
+
+        from mim_lightning.search.service import behind_gate, make_app
+    except ImportError as error:
+        raise ValueError(f"serve: install the extra: pip install 'mim-lightning[serve]' ({error.name})") from error
+
+    listening = listen(config["host"], config["port"])  # first, for what is opened next takes a while
+    shopfront = open_shopfront(config)
+    app: Any = make_app(shopfront)
+    api_key = os.environ.get(API_KEY)
+    if config["page"]:
+        from mim_lightning.search.page import mount_page
+
+        app = mount_page(app, shopfront, api_key)
+    print(f"http://{config['host']}:{listening.getsockname()[1]}  (API: /docs)", flush=True)
+    options = uvicorn.Config(behind_gate(app, shopfront, api_key), log_level="warning", timeout_graceful_shutdown=30)
+    uvicorn.Server(options).run(sockets=[listening])
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Take the port; a port in use is told before anything is loaded."""
+    try:
+        return socket.create_server((host, port), backlog=2048)
+    except (OSError, OverflowError) as error:
+        raise ValueError(f"host={host} port={port}: cannot listen there ({error}); give another port") from error
+
+
+def open_shopfront(config: Mapping[str, Any]) -> Any:
+    """Open the engines of all arms, and the experiment if there is one."""
+    from mim_lightning.search.batching import BatchingEncoder
+    from mim_lightning.search.limits import Limits
+    from mim_lightning.search.opening import open_searcher
+    from mim_lightning.search.pictures import ProductPictures
+    from mim_lightning.search.service import ROUTES
+    from mim_lightning.search.shopfront import Engine, Shopfront
+    from mim_lightning.search.telemetry import Telemetry
+
+    limits = construct("limits", Limits, **config["limits"])
+    telemetry = Telemetry(ROUTES)
+    encoder = partial(BatchingEncoder, max_batch_size=config["max_batch_size"], on_batch=telemetry.observe_batch)
+    engines = {}
+    for name, arm in arms_of(config).items():
+        weights = {part: weight for part, weight in arm["weights"].items() if weight is not None}
+        searcher = open_searcher(
+            arm["index"],
+            arm["checkpoint"],
+            weights,
+            encoder,
+            device=config["device"],
+            precision=config["precision"],
+        )
+        engines[name] = Engine(name, searcher, ProductPictures(searcher.index.card))
+    return Shopfront(engines, limits, telemetry, open_experiment(config))
+
+
+def arms_of(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return every arm with all of its settings; `control` comes first."""
+    own = {key: config[key] for key in ("index", "checkpoint", "weights", "share")}
+    arms = {DEFAULT_ARM: own}
+    for name, arm in (config["arms"] or {}).items():
+        unknown = sorted(set(arm or {}) - set(own))
+        if unknown:
+            raise ValueError(f"arms.{name}.{unknown[0]}: no such key; an arm has {', '.join(own)}")
+        if arm is not None:
+            arms[name] = {**own, "share": 1, **arm, "weights": {**own["weights"], **arm.get("weights", {})}}
+            if "index" in arm and "checkpoint" not in arm:
+                arms[name]["checkpoint"] = None  # another index has its own model
+    return arms
+
+
+def open_experiment(config: Mapping[str, Any]) -> Any:
+    if config["experiment_name"] is None:
+        return None
+    from mim_lightning.online.arms import build_arms, read_salt
+    from mim_lightning.online.event_log import EventLog
+    from mim_lightning.online.experiment import Experiment
+
+    arms = build_arms({name: {"share": arm["share"]} for name, arm in arms_of(config).items()})
+    return Experiment(config["experiment_name"], arms, read_salt(), EventLog(config["events"]))
+
+
+if __name__ == "__main__":
+    main()

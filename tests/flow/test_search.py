@@ -1,0 +1,172 @@
+"""From a trained checkpoint to an index, a search and a service, by the doors as a user starts them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mim_lightning import load
+from mim_lightning.config import compose
+from mim_lightning.model.checkpoint import store_fusions
+from mim_lightning.run import identify
+from mim_lightning.search.index import open_index
+from mim_lightning.train import train
+from tests.flow.doors import start
+from tests.shop import small, write_shop
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("shop")
+    write_shop(folder / "shop", num_products=7)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def checkpoint(shop: Path) -> Path:
+    learning = ["model=4tower", "trainer.max_epochs=8", "optim.lr=3e-3", "data.shards.samples_per_shard=3"]
+    config = compose("train", small(shop, *learning))
+    train(config)
+    return identify(config)[0].last_checkpoint
+
+
+@pytest.fixture(scope="module")
+def index(checkpoint: Path, shop: Path) -> Path:
+    told = start(f"checkpoint={checkpoint}", f"output={shop}/index", "trainer=cpu", module="mim_lightning.build_index")
+    assert told.returncode == 0, told.stderr
+    assert "recall@10" in told.stdout and "flat" in told.stdout
+    return shop / "index"
+
+
+def search(*arguments: str, cwd: Path) -> subprocess.CompletedProcess:
+    return start(*arguments, module="mim_lightning.search", cwd=cwd)
+
+
+def test_one_process_or_two_and_what_is_there_is_not_embedded_again(
+    checkpoint: Path, index: Path, tmp_path: Path
+) -> None:
+    index = shutil.copytree(index, tmp_path / "index")
+    ids = [f"{number:03d}" for number in range(7)]
+    once = open_index(index)
+    shards = sorted((index / "embeddings").glob("*.safetensors"))
+    assert len(shards) == 3
+    written = [path.stat().st_mtime_ns for path in shards]
+    shards[1].unlink()
+    again = start(
+        f"checkpoint={checkpoint}", f"output={index}", "trainer=cpu", "trainer.devices=2", "index.kind=hnsw",
+        module="mim_lightning.build_index",
+    )  # fmt: skip
+    assert again.returncode == 0, again.stderr
+    now = [path.stat().st_mtime_ns for path in shards]
+    assert now[0] == written[0] and now[2] == written[2] and now[1] > written[1]
+    twice = open_index(index, once.card.fingerprint)
+    assert twice.card.kind == "hnsw"
+    for product_id in ids:
+        np.testing.assert_allclose(twice.vectors_of(product_id), once.vectors_of(product_id), atol=1e-6)
+
+
+def test_a_photo_with_words_as_json_and_as_a_picture(checkpoint: Path, index: Path, shop: Path) -> None:
+    photo = shop / "shop" / "street3-0.jpg"
+    told = search(f"index={index}", f"image={photo}", "text=that's yellow, isn't it?", "k=3", "json=true", cwd=shop)
+    assert told.returncode == 0, told.stderr
+    hits = json.loads(told.stdout)["hits"]
+    query = load(checkpoint).embed_query([photo], ["that's yellow, isn't it?"])
+    vectors = np.concatenate([open_index(index).vectors_of(f"{number:03d}") for number in range(7)])
+    assert [hit["product_id"] for hit in hits] == [f"{row:03d}" for row in np.argsort(-(vectors @ query[0]))[:3]]
+    assert hits[0]["score"] == pytest.approx(float((vectors @ query[0]).max()), abs=1e-5)
+    assert sum(hits[0]["parts"].values()) == pytest.approx(hits[0]["score"], abs=1e-5)
+    assert Image.open(shop / "search.png").width > 500
+    table = search(f"index={index}", "like=003", "where={category: [box, disc]}", "picture=null", cwd=shop)
+    assert table.returncode == 0 and "003" not in table.stdout.split("\n", 4)[4], table.stderr
+
+
+def test_products_come_and_go(checkpoint: Path, index: Path, shop: Path, tmp_path: Path) -> None:
+    index = shutil.copytree(index, tmp_path / "index")
+    more = (shop / "shop" / "products.csv").read_text().splitlines()
+    (shop / "shop" / "more.csv").write_text("\n".join([more[0], more[1].replace("000", "900"), more[2]]) + "\n")
+    added = start(
+        f"checkpoint={checkpoint}", f"output={index}", "update=true", f"embeddings={shop}/more", "data=manifest",
+        f"data.source.products={shop}/shop/more.csv", "data.source.queries=null", f"data.folder={shop}/more-shards",
+        "data.num_workers=0", module="mim_lightning.build_index",
+    )  # fmt: skip
+    assert added.returncode == 0, added.stderr
+    assert open_index(index).card.num_products == 8
+    found = search(f"index={index}", f"image={shop}/shop/shop0.jpg", "json=true", "picture=null", cwd=shop)
+    scores = {hit["product_id"]: hit["score"] for hit in json.loads(found.stdout)["hits"]}
+    ids = list(scores)  # 900 is 000 once more: its neighbour, at the same score
+    assert ids.index("900") == ids.index("000") + 1 and scores["900"] == pytest.approx(scores["000"], abs=1e-6)
+    removed = start("checkpoint=", f"output={index}", "delete=[000,nowhere]", module="mim_lightning.build_index")
+    assert removed.returncode == 0 and "1 of 2 products" in removed.stdout, removed.stderr
+    found = search(f"index={index}", f"image={shop}/shop/shop0.jpg", "json=true", "picture=null", cwd=shop)
+    assert [hit["product_id"] for hit in json.loads(found.stdout)["hits"]] == [i for i in ids if i != "000"]
+
+
+def test_what_is_wrong_is_one_line(checkpoint: Path, index: Path, shop: Path) -> None:
+    fusions = {"query": {"query_image": 1.0, "query_text": 0.5}}
+    other = store_fusions(checkpoint, fusions, open_index(index).card.fingerprint)
+    photo = shop / "shop" / "shop0.jpg"
+    (shop / "text.jpg").write_text("no picture")
+    for arguments, message in (
+        ([f"index={index}"], "the query is empty"),
+        ([f"index={shop}/nowhere", "text=red"], "nowhere"),
+        ([f"index={index}", f"checkpoint={other}", "text=red"], "the index was made with model"),
+        ([f"index={index}", f"image={shop}/text.jpg"], "text.jpg"),
+        ([f"index={index}", f"image={photo}", "where={colour: red}"], "colour"),
+        ([f"index={index}", "like=999"], "999"),
+        ([f"index={index}", "text=red", "k=0"], "k=0: must be at least 1"),
+        (["text=red"], "index: needs a value"),
+    ):
+        told = search(*arguments, cwd=shop)
+        assert told.returncode == 2 and message in told.stderr, told.stderr
+        assert told.stderr.startswith("error: ") and told.stderr.count("\n") == 1, told.stderr
+
+
+@pytest.fixture
+def service(index: Path, shop: Path) -> Iterator[tuple[str, subprocess.Popen]]:
+    pytest.importorskip("fastapi", reason="the extra `serve` is not installed")
+    command = [sys.executable, "-m", "mim_lightning.serve", f"index={index}", "port=0", "page=false"]
+    environment = {**os.environ, "MIM_USER_SALT": "s" * 32}
+    more = ["experiment_name=words", "arms={words: {weights: {text: 2}}}"]
+    with subprocess.Popen([*command, *more], cwd=shop, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        yield line.split()[0], process
+        process.kill()
+
+
+def post(address: str, form: dict[str, str]) -> dict:
+    data = "&".join(f"{name}={value}" for name, value in form.items()).encode()
+    with urllib.request.urlopen(urllib.request.Request(f"{address}/search", data), timeout=60) as answer:
+        return json.loads(answer.read())
+
+
+def test_the_service_answers_records_and_stops(service: tuple[str, subprocess.Popen], shop: Path) -> None:
+    address, process = service
+    arms = {post(address, {"text": "red", "user": f"user-{number}"})["arm"] for number in range(20)}
+    assert arms == {"control", "words"}
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        post(address, {"text": "red", "k": "0"})
+    assert refused.value.code == 422
+    port = int(address.rsplit(":", 1)[1])
+    busy = start(f"index={shop}/index", f"port={port}", module="mim_lightning.serve", cwd=shop)
+    assert busy.returncode == 2 and f"port={port}: cannot listen there" in busy.stderr
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) in (0, -signal.SIGTERM)
+    with pytest.raises(OSError), socket.create_connection(("127.0.0.1", port), timeout=5):
+        pass
+    told = start("events=events.db", "experiment_name=words", module="mim_lightning.report", cwd=shop)
+    assert told.returncode == 0 and "control" in told.stdout and "words" in told.stdout, told.stderr
+    assert b"user-1" not in (shop / "events.db").read_bytes()

@@ -1,0 +1,76 @@
+"""Canaries tell an encoder that computes otherwise from one that does not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mim_lightning.data.shards import Record, ShardSet, write_shard_set
+from mim_lightning.search.canaries import (
+    check_canaries,
+    choose_canaries,
+    encode_canaries,
+    read_canaries,
+    write_canaries,
+)
+
+
+class Encoder:
+    def __init__(self, turn: float = 0.0, fingerprint: str = "f00d") -> None:
+        self.turn, self.fingerprint = turn, fingerprint
+
+    def embed_images(self, images: Sequence[bytes], tower: str) -> np.ndarray:
+        return self._vectors([sum(image) for image in images])
+
+    def embed_texts(self, texts: Sequence[str], tower: str | None) -> np.ndarray:
+        return self._vectors([len(text) for text in texts])
+
+    def _vectors(self, numbers: Sequence[int]) -> np.ndarray:
+        angles = np.array(numbers) + self.turn
+        return np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+
+
+@pytest.fixture
+def catalogue(tmp_path: Path) -> ShardSet:
+    records = [
+        Record(
+            {"product_image": bytes([number])} if number % 2 else {},
+            {"product_id": f"p{number}", "product_text": "x" * number},
+        )
+        for number in range(30)
+    ]
+    write_shard_set(tmp_path / "catalogue", records, 30, samples_per_shard=10)
+    return ShardSet(tmp_path / "catalogue")
+
+
+def test_they_are_spread_over_the_catalogue_and_survive_the_file(catalogue: ShardSet, tmp_path: Path) -> None:
+    inputs = choose_canaries(catalogue, ["product_image", "product_text"])
+    assert inputs["product_text"][-1] == "x" * 29 and inputs["product_image"][-1] == bytes([29])
+    assert len(inputs["product_text"]) == 7  # the first product has no text
+    canaries = encode_canaries(Encoder(), inputs)
+    write_canaries(tmp_path / "canaries.safetensors", canaries)
+    again = read_canaries(tmp_path / "canaries.safetensors")
+    assert again.inputs == inputs
+    for tower, vectors in canaries.vectors.items():
+        np.testing.assert_array_equal(again.vectors[tower], vectors)
+
+
+def test_another_computation_is_found(catalogue: ShardSet) -> None:
+    canaries = encode_canaries(Encoder(), choose_canaries(catalogue, ["product_text"]))
+    assert check_canaries(Encoder(), canaries) == pytest.approx(1)
+    assert check_canaries(Encoder(turn=0.02), canaries) == pytest.approx(np.cos(0.02), abs=1e-5)
+    assert check_canaries(Encoder(turn=0.2, fingerprint="f00d+int8"), canaries) == pytest.approx(np.cos(0.2), abs=1e-5)
+    with pytest.raises(ValueError, match=r"'product_text' encodes the index's canaries to other vectors .*0\.9801"):
+        check_canaries(Encoder(turn=0.2), canaries)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"no safetensors"])
+def test_a_damaged_file_is_named(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "canaries.safetensors"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"canaries.safetensors: not a readable file"):
+        read_canaries(path)

@@ -1,0 +1,95 @@
+"""An embedding folder keeps whole shards, says what is missing, and refuses what is not its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow.parquet
+import pytest
+import torch
+
+from mim_lightning.data.shards import Record, ShardSet, write_shard_set
+from mim_lightning.search.embedded import EmbeddingFolder, describe_embedding
+
+
+@pytest.fixture
+def catalogue(tmp_path: Path) -> ShardSet:
+    products = [
+        ("a", "a", {"price": "3.5", "stock": 2}),
+        ("a", "a", {"price": "3.5", "stock": 2}),
+        ("b", "b", {"price": "x", "colour": "red"}),
+        ("c", "c", {}),
+        ("d", None, {"stock": 4.5}),
+    ]
+    records = [
+        Record(
+            {}, {"product_id": i, "product_text": f"{i}. text", "title": title, "category": None, "metadata": metadata}
+        )
+        for i, title, metadata in products
+    ]
+    write_shard_set(tmp_path / "catalogue", records, 5, samples_per_shard=2)
+    return ShardSet(tmp_path / "catalogue")
+
+
+def fill(folder: EmbeddingFolder, *shard_idxs: int) -> None:
+    for shard_idx in shard_idxs:
+        size = folder.facts.shard_sizes[shard_idx]
+        rows = torch.arange(size * 4, dtype=torch.float32).view(size, 4) + 100 * shard_idx
+        folder.keep(shard_idx, rows, torch.ones(size, dtype=torch.bool))
+
+
+def test_what_is_missing_is_done_and_all_comes_back(catalogue: ShardSet, tmp_path: Path) -> None:
+    facts = describe_embedding(catalogue, "f00d", "product", 4)
+    folder = EmbeddingFolder(tmp_path / "out", facts)
+    assert folder.missing() == [0, 1, 2]
+    fill(folder, 1)
+    folder = EmbeddingFolder(tmp_path / "out", facts)
+    assert folder.missing() == [0, 2]
+    fill(folder, 0, 2)
+    embedded = folder.collect(catalogue)
+    assert embedded.product_ids == ["a", "a", "b", "c", "d"]
+    assert embedded.vectors[:, 0].tolist() == [0, 4, 100, 104, 200]
+    assert embedded.products.to_pylist() == [
+        {"product_id": "a", "title": "a", "category": None, "colour": None, "price": "3.5", "stock": 2.0},
+        {"product_id": "b", "title": "b", "category": None, "colour": "red", "price": "x", "stock": None},
+        {"product_id": "c", "title": "c", "category": None, "colour": None, "price": None, "stock": None},
+        {"product_id": "d", "title": "d", "category": None, "colour": None, "price": None, "stock": 4.5},
+    ]
+    rows = pyarrow.parquet.read_table(tmp_path / "out" / "rows.parquet")
+    assert rows["product_id"].to_pylist() == embedded.product_ids
+
+
+def test_rows_without_a_vector_are_left_out(catalogue: ShardSet, tmp_path: Path) -> None:
+    folder = EmbeddingFolder(tmp_path / "out", describe_embedding(catalogue, "f00d", "product_image", 4))
+    fill(folder, 0, 2)
+    folder.keep(1, torch.ones(2, 4), torch.tensor([False, True]))
+    embedded = folder.collect(catalogue)
+    assert embedded.product_ids == ["a", "a", "c", "d"] and embedded.num_absent == 1
+    assert len(embedded.vectors) == 4 and len(embedded.products) == 4
+
+
+def test_a_gallery_of_nothing_is_an_error(catalogue: ShardSet, tmp_path: Path) -> None:
+    folder = EmbeddingFolder(tmp_path / "out", describe_embedding(catalogue, "f00d", "product_image", 4))
+    for shard_idx, size in enumerate(catalogue.sizes):
+        folder.keep(shard_idx, torch.zeros(size, 4), torch.zeros(size, dtype=torch.bool))
+    with pytest.raises(ValueError, match="no product has what 'product_image' is made of"):
+        folder.collect(catalogue)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"), [({"fingerprint": "beef"}, "fingerprint=f00d, not beef"), ({"written": 1}, "written=")]
+)
+def test_another_models_folder_is_refused(catalogue: ShardSet, tmp_path: Path, change: dict, message: str) -> None:
+    facts = describe_embedding(catalogue, "f00d", "product", 4)
+    EmbeddingFolder(tmp_path / "out", facts)
+    with pytest.raises(ValueError, match=message):
+        EmbeddingFolder(tmp_path / "out", type(facts)(**{**vars(facts), **change}))
+
+
+def test_a_damaged_shard_is_named(catalogue: ShardSet, tmp_path: Path) -> None:
+    folder = EmbeddingFolder(tmp_path / "out", describe_embedding(catalogue, "f00d", "product", 4))
+    fill(folder, 0, 1, 2)
+    path = tmp_path / "out" / "000001.safetensors"
+    path.write_bytes(path.read_bytes()[:-5])
+    with pytest.raises(ValueError, match=r"000001.safetensors: not a readable file of embeddings"):
+        folder.collect(catalogue)

@@ -1,0 +1,108 @@
+"""A search is the exact ranking of the combined query, whatever it is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from mim_lightning.search.index import IndexSettings, ModelFacts, build_index
+
+from mim_lightning.search.query import SearchQuery
+from mim_lightning.search.searcher import Searcher
+
+DIMENSION, NUM_PRODUCTS = 16, 40
+
+
+def unit_rows(count: int, seed: int) -> np.ndarray:
+    rows = np.random.default_rng(seed).normal(size=(count, DIMENSION)).astype(np.float32)
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+class Encoder:
+    """Vectors by seed: an image is an int, a text is told by its length."""
+
+    fingerprint = "f00d"
+
+    def __init__(self, fusions: Mapping[str, dict[str, float]] | None = None) -> None:
+        self.fusions = dict(fusions or {})
+
+    def embed_images(self, images: Sequence[int]) -> np.ndarray:
+        return np.concatenate([unit_rows(1, image) for image in images])
+
+    def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
+        return np.concatenate([unit_rows(1, 1000 + len(text)) for text in texts])
+
+
+@pytest.fixture
+def vectors() -> np.ndarray:
+    return unit_rows(NUM_PRODUCTS, 99)
+
+
+@pytest.fixture
+def index(vectors: np.ndarray, tmp_path: Path) -> Any:
+    ids = [f"p{number:02d}" for number in range(NUM_PRODUCTS)]
+    products = pa.table({"product_id": ids, "title": [f"title {i}" for i in ids], "category": ["even", "odd"] * 20})
+    return build_index(vectors, ids, products, IndexSettings(kind="flat"), ModelFacts("f00d", "product", 16), tmp_path)
+
+
+def ranked(vectors: np.ndarray, query: np.ndarray) -> list[str]:
+    return [f"p{number:02d}" for number in np.argsort(-(vectors @ query), kind="stable")]
+
+
+def test_image_and_text_are_fused_as_the_model_does(index: Any, vectors: np.ndarray) -> None:
+    encoder = Encoder({"query": {"query_image": 1.0, "query_text": 0.25}})
+    result = Searcher(encoder, index).search(SearchQuery(images=(7,), text="red"))
+    query = unit_rows(1, 7)[0] + 0.25 * unit_rows(1, 1003)[0]
+    assert [hit.product_id for hit in result.hits] == ranked(vectors, query)[:10]
+    best = result.hits[0]
+    row = vectors[int(best.product_id[1:])]
+    assert best.score == pytest.approx(float(query @ row / np.linalg.norm(query)), abs=1e-5)
+    assert set(best.parts) == {"image", "text"} and sum(best.parts.values()) == pytest.approx(best.score, abs=1e-5)
+    assert best.metadata["title"] == f"title {best.product_id}"
+
+
+def test_weights_of_the_query_win(index: Any, vectors: np.ndarray) -> None:
+    searcher = Searcher(Encoder(), index, weights={"text": 3.0})
+    for weights, share in (({}, 3.0), ({"text": 0.1}, 0.1)):
+        hits = searcher.search(SearchQuery(images=(7,), text="red", weights=weights)).hits
+        query = unit_rows(1, 7)[0] + share * unit_rows(1, 1003)[0]
+        assert [hit.product_id for hit in hits] == ranked(vectors, query)[:10]
+
+
+def test_what_is_not_wanted_is_subtracted(index: Any, vectors: np.ndarray) -> None:
+    hits = Searcher(Encoder(), index).search(SearchQuery(text="red", not_text="shiny", num_hits=5)).hits
+    query = unit_rows(1, 1003)[0] - 0.5 * unit_rows(1, 1005)[0]
+    assert [hit.product_id for hit in hits] == ranked(vectors, query)[:5]
+
+
+def test_several_photos_are_averaged(index: Any, vectors: np.ndarray) -> None:
+    hits = Searcher(Encoder(), index).search(SearchQuery(images=(1, 2, 3))).hits
+    query = sum(unit_rows(1, image)[0] for image in (1, 2, 3))
+    assert [hit.product_id for hit in hits] == ranked(vectors, query)[:10]
+
+
+def test_more_like_this_leaves_the_product_itself_out(index: Any, vectors: np.ndarray) -> None:
+    hits = Searcher(Encoder(), index).search(SearchQuery(like="p05", num_hits=39)).hits
+    assert [hit.product_id for hit in hits] == [i for i in ranked(vectors, vectors[5]) if i != "p05"]
+
+
+def test_filters_reach_the_index(index: Any, vectors: np.ndarray) -> None:
+    hits = Searcher(Encoder(), index).search(SearchQuery(images=(7,), where={"category": "odd"})).hits
+    wanted = [i for i in ranked(vectors, unit_rows(1, 7)[0]) if int(i[1:]) % 2]
+    assert [hit.product_id for hit in hits] == wanted[:10]
+
+
+def test_another_models_index_is_refused(index: Any) -> None:
+    encoder = Encoder()
+    encoder.fingerprint = "beef"
+    with pytest.raises(ValueError, match="made with model f00d, this is beef"):
+        Searcher(encoder, index)
+
+
+def test_an_unknown_product_to_go_on_from(index: Any) -> None:
+    with pytest.raises(ValueError, match="p99"):
+        Searcher(Encoder(), index).search(SearchQuery(like="p99"))
