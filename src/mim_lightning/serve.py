@@ -76,6 +76,7 @@ def open_shopfront(config: Mapping[str, Any]) -> Any:
             encoder,
             device=config["device"],
             precision=config["precision"],
+            runtime=config["runtime"],
         )
         engines[name] = Engine(name, searcher, ProductPictures(searcher.index.card))
     return Shopfront(engines, limits, telemetry, open_experiment(config))
