@@ -22,18 +22,34 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("milvus") / "shop.db"
 
 
-@pytest.fixture(params=["faiss", "milvus"])
-def place(request: pytest.FixtureRequest, tmp_path: Path, database: Path) -> str:
-    """Somewhere to put an index, nothing there yet."""
-    if request.param == "faiss":
-        return str(tmp_path / "index")
-    if importlib.util.find_spec("pymilvus") is None or importlib.util.find_spec("milvus_lite") is None:
+@pytest.fixture(scope="module", params=["faiss", "milvus"])
+def backend(request: pytest.FixtureRequest) -> str:
+    engine = ("pymilvus", "milvus_lite")
+    if request.param == "milvus" and None in map(importlib.util.find_spec, engine):
         pytest.skip("milvus-lite is not installed (extra milvus)")
+    return request.param
+
+
+@pytest.fixture
+def place(backend: str, request: pytest.FixtureRequest, tmp_path: Path, database: Path) -> str:
+    """Somewhere to put an index, nothing there yet."""
+    if backend == "faiss":
+        return str(tmp_path / "index")
     return f"{database}#c{abs(hash(request.node.name)) % 10**12}"
 
 
-@pytest.mark.parametrize(("num_rows", "num_products"), [(300, 300), (300, 110), (9, 4)])
-@pytest.mark.parametrize("levels", [1, 50])
+@pytest.fixture(scope="module")
+def standing(backend: str, tmp_path_factory: pytest.TempPathFactory, database: Path) -> tuple[Shop, str]:
+    """A shop and the place of its index, which nobody changes."""
+    shop = make_shop(300, 110)
+    place = str(tmp_path_factory.mktemp("index")) if backend == "faiss" else f"{database}#standing"
+    shop.build(place, extra={"catalogue": "data/shop"})
+    return shop, place
+
+
+@pytest.mark.parametrize(
+    ("num_rows", "num_products", "levels"), [(300, 300, 1), (300, 110, 1), (300, 110, 50), (9, 4, 1)]
+)
 def test_agrees_with_a_full_sort(place: str, num_rows: int, num_products: int, levels: int) -> None:
     shop, queries = make_shop(num_rows, num_products, 1, levels), quantised(12, 7, levels)
     index = shop.build(place)
@@ -43,8 +59,8 @@ def test_agrees_with_a_full_sort(place: str, num_rows: int, num_products: int, l
         assert as_lists(found) == shop.answer(queries, k)
 
 
-def test_a_query_finds_the_same_alone_and_among_others(place: str) -> None:
-    index, queries = make_shop(300, 110).build(place), np.random.default_rng(0).normal(size=(40, DIMENSION))
+def test_a_query_finds_the_same_alone_and_among_others(standing: tuple[Shop, str]) -> None:
+    index, queries = open_index(standing[1]), np.random.default_rng(0).normal(size=(40, DIMENSION))
     together = index.search(queries, 5)
     for row, query in enumerate(queries):
         alone = index.search(query[None], 5)
@@ -83,10 +99,10 @@ def test_equal_scores_stand_in_order_of_id(place: str) -> None:
     ],
 )
 def test_a_filter_leaves_the_best_of_what_it_allows(
-    place: str, where: dict[str, Any], allows: Callable[[dict[str, Any]], bool]
+    standing: tuple[Shop, str], where: dict[str, Any], allows: Callable[[dict[str, Any]], bool]
 ) -> None:
-    shop, queries = make_shop(300, 110), quantised(5, 3)
-    assert as_lists(shop.build(place).search(queries, 4, where)) == shop.answer(queries, 4, lambda r: bool(allows(r)))
+    (shop, place), queries = standing, quantised(5, 3)
+    assert as_lists(open_index(place).search(queries, 4, where)) == shop.answer(queries, 4, lambda r: bool(allows(r)))
 
 
 def test_any_text_can_be_asked_for(place: str) -> None:
@@ -108,24 +124,24 @@ def test_any_text_can_be_asked_for(place: str) -> None:
         ({"category": {"min": 1}}, "'category': a range needs numbers, the column holds text"),
     ],
 )
-def test_a_filter_that_does_not_fit_is_told(place: str, where: dict[str, Any], message: str) -> None:
+def test_a_filter_that_does_not_fit_is_told(standing: tuple[Shop, str], where: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        make_shop(9, 4).build(place).search(quantised(1, 1), 1, where)
+        open_index(standing[1]).search(quantised(1, 1), 1, where)
 
 
 def test_vectors_come_with_the_hits_when_asked_for(place: str) -> None:
     shop = make_shop(9, 4)
     query = quantised(1, 3)
-    found = shop.build(place).search(query, 6, with_vectors=True)
+    index = shop.build(place)
+    found = index.search(query, 6, with_vectors=True)
     assert found.vectors is not None and found.vectors.shape == (1, 6, DIMENSION)
     np.testing.assert_array_equal(found.vectors[0] @ query[0], np.where(found.product_ids[0] == "", 0, found.scores[0]))
     assert {tuple(v) for v in found.vectors[0, :4].tolist()} <= {tuple(v) for v in shop.vectors.tolist()}
-    assert shop.build(place).search(query, 6).vectors is None
+    assert index.search(query, 6).vectors is None
 
 
-def test_products_and_their_vectors_are_found_by_id(place: str) -> None:
-    shop = make_shop(60, 20)
-    index = shop.build(place)
+def test_products_and_their_vectors_are_found_by_id(standing: tuple[Shop, str]) -> None:
+    shop, index = standing[0], open_index(standing[1])
     wanted = {**shop.records["p003"], "price": 1.5}
     assert index.products(["p003", "p000"]) == [wanted, {**shop.records["p000"], "price": None}]
     own = shop.vectors[[row for row, product_id in enumerate(shop.ids) if product_id == "p003"]]
@@ -181,20 +197,17 @@ def test_what_is_added_must_fit_the_columns(place: str) -> None:
     assert index.card.num_products == 4
 
 
-def test_the_card_tells_what_the_index_is(place: str) -> None:
-    shop = make_shop(300, 110)
-    shop.build(place, extra={"catalogue": "data/shop"})
-    card = open_index(place).card
+def test_the_card_tells_what_the_index_is(standing: tuple[Shop, str]) -> None:
+    card = open_index(standing[1], FACTS.fingerprint).card
     assert (card.kind, card.gallery, card.dimension, card.metric) == ("flat", "product", DIMENSION, "inner_product")
     assert (card.num_products, card.num_rows, card.num_deleted) == (110, 300, 0)
     assert card.why.startswith("flat: 300 rows") and card.recall.value == 1 and card.build_seconds > 0
     assert card.extra == {"catalogue": "data/shop"} and card.settings["kind"] == "auto"
 
 
-def test_another_models_index_is_refused_with_both_named(place: str) -> None:
-    make_shop(9, 4).build(place)
+def test_another_models_index_is_refused_with_both_named(standing: tuple[Shop, str]) -> None:
     with pytest.raises(ValueError, match=r"model 0123456789abcdef, the model at hand is fedcba9876543210"):
-        open_index(place, "fedcba9876543210")
+        open_index(standing[1], "fedcba9876543210")
 
 
 def test_a_graph_is_measured_and_replaces_what_was_there(place: str) -> None:
@@ -233,9 +246,9 @@ def test_an_index_below_the_recall_asked_for_is_refused(place: str, monkeypatch:
         (np.zeros((1, DIMENSION)), 0, "k=0"),
     ],
 )
-def test_impossible_queries_are_told(place: str, queries: np.ndarray, k: int, message: str) -> None:
+def test_impossible_queries_are_told(standing: tuple[Shop, str], queries: np.ndarray, k: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        make_shop(9, 4).build(place).search(queries, k)
+        open_index(standing[1]).search(queries, k)
 
 
 def test_rows_that_do_not_fit_each_other_are_told(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from mim_lightning.inference.loaded import LoadedModel
 from mim_lightning.search.canaries import choose_canaries, encode_canaries, write_canaries
 from mim_lightning.search.embedded import EmbeddedCatalogue
 from mim_lightning.search.facets import FACETS, describe_facets
-from mim_lightning.search.index import build_index, open_index
+from mim_lightning.search.index import build_index, is_address, open_index
 from mim_lightning.search.index_card import IndexCard
 from mim_lightning.search.index_settings import IndexSettings, ModelFacts
 from mim_lightning.search.opening import CANARIES, MODEL
@@ -46,7 +46,7 @@ def make_index(
         CATALOGUES: [embedded.facts.catalogue],
         FACETS: describe_facets(embedded.products),
     }
-    if "://" not in place:
+    if not is_address(place):
         extra[CANARIES] = f"canaries-{model.fingerprint}.safetensors"
         inputs = choose_canaries(catalogue, list(model.fusions.get(gallery, {gallery: 1.0})))
         Path(place).mkdir(parents=True, exist_ok=True)

@@ -14,7 +14,7 @@ import numpy as np
 
 from mim_lightning.inference.loaded import LoadedModel, load
 from mim_lightning.search.canaries import check_canaries, read_canaries
-from mim_lightning.search.index import ProductIndex, open_index
+from mim_lightning.search.index import ProductIndex, is_address, open_index
 from mim_lightning.search.index_card import IndexCard
 from mim_lightning.search.searcher import QueryEncoder, Searcher
 
@@ -45,7 +45,7 @@ def open_searcher(
     searcher = Searcher(encoder(model), index, weights)
     _warm_up(index, model.dimension)
     canaries = index.card.extra.get(CANARIES)
-    if canaries:
+    if canaries and not is_address(place):
         check_canaries(model, read_canaries(Path(place) / canaries))
     return searcher
 
