@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from mim_lightning.search.index import IndexSettings, ModelFacts, build_index
 
+from mim_lightning.search.index import IndexSettings, ModelFacts, build_index
 from mim_lightning.search.query import SearchQuery
 from mim_lightning.search.searcher import Searcher
 
