@@ -1,4 +1,4 @@
-"""The rows of greatest inner product, as fast as the device at hand finds them: FAISS, or a matrix product.
+"""The rows of greatest inner product: by FAISS on a CPU, by a matrix product on any other device.
 
 Vectors in, scores and row positions out, equal scores in any order. Called by `ranking`, which turns rows into
 products and sets ties right.
@@ -8,14 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import lru_cache
-from typing import Any
 
 import faiss
 import torch
 from torch import Tensor
-
-_FAISS_GPU_LIMIT = 2048  # rows a query; more are refused by its kernels
 
 
 def fetch_rows(query_QD: Tensor, gallery_ND: Tensor, num_rows: int) -> tuple[Tensor, Tensor]:
@@ -23,28 +19,10 @@ def fetch_rows(query_QD: Tensor, gallery_ND: Tensor, num_rows: int) -> tuple[Ten
     if query_QD.is_cpu:
         scores, rows = faiss.knn(query_QD.numpy(), gallery_ND.numpy(), num_rows, faiss.METRIC_INNER_PRODUCT)
         return torch.from_numpy(scores), torch.from_numpy(rows)
-    if query_QD.is_cuda and _faiss_has_gpu() and num_rows <= _FAISS_GPU_LIMIT:
-        return _fetch_rows_faiss_gpu(query_QD, gallery_ND, num_rows)
+    # not FAISS on a GPU: to take tensors there, it replaces the search of every index in the process by one without
+    # parameters (faiss.contrib.torch_utils)
     with plain_float32(query_QD.device.type):
         scores_QF, rows_QF = (query_QD @ gallery_ND.T).topk(num_rows, dim=1)
-    return scores_QF, rows_QF
-
-
-def _faiss_has_gpu() -> bool:
-    return hasattr(faiss, "StandardGpuResources") and faiss.get_num_gpus() > 0
-
-
-@lru_cache(maxsize=1)  # scratch memory of about a gigabyte, slow to get
-def _faiss_gpu_resources() -> Any:
-    return faiss.StandardGpuResources()
-
-
-def _fetch_rows_faiss_gpu(query_QD: Tensor, gallery_ND: Tensor, num_rows: int) -> tuple[Tensor, Tensor]:
-    import faiss.contrib.torch_utils  # teaches knn_gpu to take tensors of the device
-
-    resources, metric = _faiss_gpu_resources(), faiss.METRIC_INNER_PRODUCT
-    query_QD, device_idx = query_QD.contiguous(), query_QD.device.index
-    scores_QF, rows_QF = faiss.knn_gpu(resources, query_QD, gallery_ND, num_rows, metric=metric, device=device_idx)
     return scores_QF, rows_QF
 
 

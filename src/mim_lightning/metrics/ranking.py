@@ -65,7 +65,7 @@ def rank_gallery(
     gallery = _Gallery(gallery_vectors_ND.detach().float().contiguous(), idx_N, keys_P)
     keep = min(depth, len(keys_P))
     per_query = _FETCH_BYTES * _num_fetched(gallery, keep)
-    if not query_vectors_QD.is_cpu:  # torch's way, there in case FAISS has no GPU, holds the whole row of scores
+    if not query_vectors_QD.is_cpu:  # a matrix product holds the whole row of scores
         per_query += _FULL_BYTES * len(gallery.vectors)
     products_QK = keys_P.new_empty(len(query_vectors_QD), keep)
     scores_QK = gallery.vectors.new_empty(len(query_vectors_QD), keep)
