@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Our product index against plain FAISS, a million rows: one to two hours on two CPU cores, 8 GiB of memory, 6 of disk.
+# Our product index against plain FAISS, a million rows: half an hour to an hour on two CPU cores, 8 GiB of memory, 6 of disk.
 # Arguments go to the benchmark; --help names them, --rows 50000 makes it minutes.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
