@@ -32,7 +32,7 @@ experiment: setup ## one record of experiments/ again: make experiment NAME=towe
 	experiments/$(NAME)/run.sh
 
 RECORDS = default_run towers_synthetic warm_start fusion_weights loss_weights tied_or_not encoder_size towers_grocery \
-	frozen_text planted_lift index_speed ranking_speed
+	frozen_text planted_lift index_speed ranking_speed serving_speed
 
 experiments: setup ## every record again, hours on two cores
 	for name in $(RECORDS); do experiments/$$name/run.sh || exit 1; done
@@ -53,7 +53,7 @@ types: setup ## types
 
 # Two workers of one thread each: on two cores that is faster than one process with two threads.
 test: lint types ## style, types and tests: about ten minutes on two cores
-	OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: setup ## the tests that `make test` leaves out: whole sweeps in many processes
 	$(PY) -m pytest -m slow
@@ -63,7 +63,7 @@ wheel: setup ## a wheel in dist/
 
 lock: | $(filter .uv/%,$(UV)) ## resolve the dependencies anew
 	$(UV) pip compile pyproject.toml --extra dev --extra clip --extra minilm --extra tensorboard --extra sweep \
-		--extra figures --extra dashboard --extra serve --extra online --extra milvus --extra onnx --universal --no-emit-index-url --no-header --no-annotate --upgrade --quiet --output-file requirements.lock
+		--extra figures --extra dashboard --extra serve --extra online --extra milvus --extra onnx --extra datasets --extra s3 --extra ray --universal --no-emit-index-url --no-header --no-annotate --upgrade --quiet --output-file requirements.lock
 
 clean: ## remove what was made, but not runs/ and data/
 	rm -rf .venv .uv build dist .mypy_cache .ruff_cache .pytest_cache

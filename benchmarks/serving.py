@@ -1,30 +1,34 @@
 """Measure the search service under concurrent clients, and the same search under LitServe.
 
 In: an index folder and photos. Each server is started as a process of its own on loopback, with the same model, index
-and number of torch threads. Out: for each, searches a second, latency at the median, 95 % and 99 %, errors, the
-memory of its processes at the start and at the end; and, of one client alone, what the service adds to encoder and
-index. `--help` shows how to make it short.
+and number of torch threads, in turns. Out: for each, searches a second, latency at the median, 95 % and 99 %, errors,
+memory of its processes after a quarter of a minute and at the end; and, of one client alone, what the service adds to
+encoder and index. `--help` shows how to make it short.
 """
 
 from __future__ import annotations
 
 import argparse
+import base64
 import contextlib
 import os
+import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
 
 WORDS = ("red", "blue", "striped", "in green", "without text", "organic")
-MIB = 2**20
+Post = Callable[[bytes, dict[str, str]], dict[str, Any]]
 
 
 @dataclass
@@ -54,19 +58,24 @@ def main() -> None:
           f"{os.cpu_count()} cores, {options.threads} torch threads\n")  # fmt: skip
     print("| server | searches/s | p50 ms | p95 ms | p99 ms | errors | MiB before | MiB after |")
     print("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
-    for name in options.servers:
+    alone: list[Load] = []
+    for name in options.rounds * options.servers:
         with _running(name, options) as (url, process):
-            _ask(url, photos, 2, 3.0, process)  # warm
-            print(_ask(url, photos, options.clients, options.seconds, process).row(name), flush=True)
+            ask = partial(_ask, url, POSTS[name], photos, process=process)
+            ask(options.clients, min(options.seconds, 15.0))  # memory and caches fill
+            print(ask(options.clients, options.seconds).row(name), flush=True)
             if name == "uvicorn":
-                alone = _ask(url, photos, 1, min(options.seconds, 15.0), process)
-    if "uvicorn" in options.servers:
-        over, seen = np.array(alone.overheads_ms), 1e3 * np.array(alone.seconds)
+                alone.append(ask(1, min(options.seconds, 15.0)))
+    if alone:
+        over = np.concatenate([load.overheads_ms for load in alone])
+        seen = 1e3 * np.concatenate([load.seconds for load in alone])
         print(f"\none client alone: {np.median(seen):.1f} ms a search at the client; besides encoder and index "
               f"{np.median(over):.1f} ms (median), {np.percentile(over, 99):.1f} ms (p99)")  # fmt: skip
 
 
-def _ask(url: str, photos: Sequence[bytes], num_clients: int, seconds: float, process: subprocess.Popen[bytes]) -> Load:
+def _ask(
+    url: str, post: Post, photos: Sequence[bytes], num_clients: int, seconds: float, process: subprocess.Popen[bytes]
+) -> Load:
     load, stop = Load(), time.perf_counter() + seconds
     before, started = _mib(process.pid), time.perf_counter()
 
@@ -75,9 +84,10 @@ def _ask(url: str, photos: Sequence[bytes], num_clients: int, seconds: float, pr
             turn = number
             while time.perf_counter() < stop:
                 words = {"text": WORDS[turn % len(WORDS)]} if turn % 2 else {}
+                body = post(photos[turn % len(photos)], words)
                 begun = time.perf_counter()
                 try:
-                    answer = session.post("/search", files={"image": photos[turn % len(photos)]}, data=words)
+                    answer = session.post("/search", **body)
                     took = time.perf_counter() - begun
                     if answer.status_code != 200 or not answer.json()["hits"]:
                         load.errors.append(answer.text[:200])
@@ -100,15 +110,27 @@ def _ask(url: str, photos: Sequence[bytes], num_clients: int, seconds: float, pr
     return load
 
 
+def _as_form(photo: bytes, words: dict[str, str]) -> dict[str, Any]:
+    return {"files": {"image": photo}, "data": words}
+
+
+def _as_json(photo: bytes, words: dict[str, str]) -> dict[str, Any]:
+    return {"json": {"image": base64.b64encode(photo).decode(), **words}}
+
+
+POSTS: dict[str, Post] = {"uvicorn": _as_form, "litserve": _as_json}
+
+
 @contextlib.contextmanager
 def _running(name: str, options: argparse.Namespace) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     ours = [sys.executable, "-m", "mim_lightning.serve", f"index={options.index}", f"port={port}", "page=false",
-            "limits.requests_per_minute=0"]  # fmt: skip
+            "limits.requests_per_minute=0", *options.overrides]  # fmt: skip
     theirs = [sys.executable, str(Path(__file__).with_name("serving_litserve.py")), options.index, str(port)]
     environment = {**os.environ, "OMP_NUM_THREADS": str(options.threads)}
-    process = subprocess.Popen(ours if name == "uvicorn" else theirs, env=environment, stdout=subprocess.DEVNULL)
+    command = ours if name == "uvicorn" else theirs
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, start_new_session=True)
     url = f"http://127.0.0.1:{port}"
     try:
         _wait_for(url, process)
@@ -116,6 +138,8 @@ def _running(name: str, options: argparse.Namespace) -> Iterator[tuple[str, subp
     finally:
         process.terminate()
         process.wait(60)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # LitServe's workers outlive it
 
 
 def _wait_for(url: str, process: subprocess.Popen[bytes]) -> None:
@@ -144,6 +168,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--clients", type=int, default=32)
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--threads", type=int, default=1, help="torch threads of the server")
+    parser.add_argument("--rounds", type=int, default=2, help="how often each server has its turn")
+    parser.add_argument("--overrides", nargs="*", default=[], help="of our service's settings, as runtime=onnx")
     parser.add_argument("--servers", nargs="+", choices=["uvicorn", "litserve"], default=["uvicorn", "litserve"])
     return parser.parse_args()
 

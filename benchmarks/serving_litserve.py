@@ -5,13 +5,13 @@ In: an index folder and a port on loopback. Runs until it is stopped.
 
 from __future__ import annotations
 
+import base64
 import sys
 from collections.abc import Sequence
 from typing import Any
 
 import litserve
 import numpy as np
-from fastapi import Request
 
 from mim_lightning.search.opening import open_searcher
 from mim_lightning.search.query import SearchQuery
@@ -25,20 +25,17 @@ class Given:
         self.fingerprint, self.fusions = encoder.fingerprint, encoder.fusions
         self.image, self.text = image, text
 
-    def embed_images(self, images: Sequence[bytes]) -> np.ndarray:
-        return self.image[None]
-
-    def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
-        assert self.text is not None
-        return self.text[None]
+    def embed_parts(self, images: Sequence[bytes], texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        return self.image[None], np.empty((0, 0)) if self.text is None else self.text[None]
 
 
 class Search(litserve.LitAPI):
     def setup(self, device: str) -> None:
         self.searcher = open_searcher(sys.argv[1])
 
-    def decode_request(self, request: Request) -> SearchQuery:
-        return SearchQuery(images=(request["image"].file.read(),), text=request.get("text"))
+    # as JSON: an uploaded file does not pass its queue between processes (it cannot be pickled)
+    def decode_request(self, request: dict) -> SearchQuery:
+        return SearchQuery(images=(base64.b64decode(request["image"]),), text=request.get("text"))
 
     def batch(self, queries: list[SearchQuery]) -> list[SearchQuery]:
         return queries
@@ -48,7 +45,8 @@ class Search(litserve.LitAPI):
         images = encoder.embed_images([query.images[0] for query in queries])
         worded = [query.text for query in queries if query.text]
         texts = iter(encoder.embed_texts(worded) if worded else ())
-        given = [Given(encoder, image, next(texts) if query.text else None) for image, query in zip(images, queries)]  # noqa: B905
+        pairs = zip(images, queries, strict=True)
+        given = [Given(encoder, image, next(texts) if query.text else None) for image, query in pairs]
         found = [Searcher(part, index).search(query).hits for part, query in zip(given, queries, strict=True)]
         return [{"hits": [{"product_id": hit.product_id, **hit.metadata} for hit in hits]} for hits in found]
 

@@ -11,6 +11,11 @@ from mim_lightning.train import train
 from tests.shop import small, write_shop
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with whole runs in processes of their own: no worker should be left alone with them at the end."""
+    items.sort(key=lambda item: item.path.parent.name != "flow")
+
+
 @pytest.fixture
 def shop(tmp_path: Path) -> Path:
     write_shop(tmp_path / "shop", num_products=7)

@@ -6,6 +6,7 @@ where it was. The index is built, its recall measured, and put in place whole.
 
 from __future__ import annotations
 
+from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,8 +28,8 @@ def main() -> None:
 
 def build_index(config: dict[str, Any]) -> None:
     """Embed, build and verify; or change the index that is there."""
-    from mim_lightning.inference.loaded import load
-    from mim_lightning.inference.opening import open_matcher
+    from mim_lightning.inference.loaded import LoadedModel
+    from mim_lightning.inference.opening import choose_device, encoders_of, open_matcher
     from mim_lightning.search.embedded import EmbeddingFolder, describe_embedding
     from mim_lightning.search.making import add_to_index, delete_from_index, make_index
     from mim_lightning.search.terminal import print_card
@@ -53,7 +54,7 @@ def build_index(config: dict[str, Any]) -> None:
     if config["update"]:
         card = add_to_index(place, embedded)
     else:
-        model = load(config["checkpoint"], device="cpu")
+        model = LoadedModel(**vars(encoders_of(opened, choose_device("cpu"))))
         card = make_index(place, model, config["checkpoint"], embedded, catalogue, settings)
     print_card(place, card, embedded.num_absent)
 
@@ -79,7 +80,8 @@ def embed_missing(config: dict[str, Any], matcher: Matcher, folder: EmbeddingFol
     quieten()
     datamodule = build(config["data"], specs=matcher.input_specs())
     trainer = build({**config["trainer"], "precision": choose_precision(config["trainer"])})
-    embed_catalogue(trainer, MatchModule(matcher), datamodule, folder.facts.gallery, missing, folder.keep)
+    module = MatchModule(deepcopy(matcher))  # a trainer may leave it in another precision, or in parts
+    embed_catalogue(trainer, module, datamodule, folder.facts.gallery, missing, folder.keep)
 
 
 if __name__ == "__main__":

@@ -65,14 +65,21 @@ def load_config(path: Path) -> Config:
 def describe_data(data: Mapping[str, Any]) -> Any:
     """Return what tells the data of a `data` section from other data, wherever they lie."""
     own = build(data["source"]).describe() if data["source"] is not None else _described(data["folder"])
-    distractors = data.get("distractors")
-    return {"own": own, "distractors": _described(distractors)} if distractors else own
+    others: dict[str, Any] = {}
+    if data.get("distractors"):
+        others["distractors"] = _described(data["distractors"])
+    if mixed := {name: entry for name, entry in (data.get("mix") or {}).items() if entry}:
+        others["mix"] = {
+            name: {**entry, "folder": _described(entry["folder"])} if entry.get("folder") else entry
+            for name, entry in mixed.items()
+        }
+    return {"own": own, **others} if others else own
 
 
 def _described(folder: str) -> Any:
     from mim_lightning.data.prepared import open_prepared
 
-    return open_prepared(Path(folder)).describe()
+    return open_prepared(folder).describe()
 
 
 def construct(where: str, make: Callable[..., Any], *args: Any, **options: Any) -> Any:
@@ -140,9 +147,12 @@ def build_matcher(config: Mapping[str, Any], assets: Mapping[str, Mapping[str, s
 def _build_encoder(config: Mapping[str, Any], assets: Mapping[str, str] | None) -> Any:
     if assets is None:
         return build(config)
-    config = {**config, "pretrained": None} if "pretrained" in config else config
+    make = {**config, "_partial_": True}
+    late: dict[str, Any] = {"assets": assets} if assets else {}
+    if "pretrained" in inspect.signature(build(make)).parameters:  # the constructor's own default may be weights
+        late["pretrained"] = None
     # as objects: a tokeniser's text may hold what OmegaConf takes for an interpolation
-    return build({**config, "_partial_": True}, assets=assets) if assets else build(config)
+    return build(make, **late) if late else build(config)
 
 
 def build_objective(config: Mapping[str, Any], names: tuple[str, ...]) -> Objective:

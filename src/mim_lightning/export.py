@@ -57,12 +57,14 @@ def _measuring(named: dict[str, Any] | None, trained: dict[str, Any], matcher: M
     """Return the batches of `data`, or of the checkpoint's own data if they are still where they were."""
     from mim_lightning.inference.export import Measuring
 
-    folder = Path(trained["folder"])
-    if named is None and not (folder / "catalogue").is_dir():
-        return Measuring(None, f"the data of its training ({trained['name']}) were not at hand")
     datamodule = build({**(named or trained), "distractors": None}, specs=matcher.input_specs())
     if named is not None:
         datamodule.prepare_data()
+        return Measuring(datamodule.val_dataloader())
+    try:
+        datamodule.gallery_set()
+    except ValueError:
+        return Measuring(None, f"the data of its training ({trained['name']}) were not at hand")
     return Measuring(datamodule.val_dataloader())
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mim_lightning.config import describe_data, load_config
+from mim_lightning.whole_file import whole_file
 
 # what changes where a run happens or what is shown of it, not what comes out
 IRRELEVANT = ("run", "paths", "logger", "trial")
@@ -28,22 +29,26 @@ IRRELEVANT_IN = {
         "default_root_dir",
     ),
     # the data themselves are described instead
-    "data": ("folder", "source", "distractors", "num_workers", "eval_batch_size"),
+    "data": (
+        *("folder", "source", "check", "distractors", "mix", "num_workers", "eval_batch_size"),
+        *("cache", "on_bad", "max_bad"),  # a run that met a damaged shard goes on under its id
+    ),
     "callbacks": (
         "retrieval_browser",
         "best",
         "last",
         "throughput",
+        "skipped_samples",
         "learning_rate",
         "progress_bar",
         "divergence",
         "pruning",
     ),
 }
-# the same by dotted key, but for `data.source`: that does decide, run ids describe the data instead of naming it
+# the same by dotted key, but for what decides: run ids describe `data.source` and `data.mix` instead of naming them
 PLACEMENT_KEYS = (
     *IRRELEVANT,
-    *(f"{section}.{key}" for section, keys in IRRELEVANT_IN.items() for key in keys if key != "source"),
+    *(f"{section}.{key}" for section, keys in IRRELEVANT_IN.items() for key in keys if key not in ("source", "mix")),
 )
 PENDING_ID = "<run-id>"  # stands in conf/train.yaml until the id is known
 
@@ -87,10 +92,9 @@ class Run:
         return json.loads(self.results_path.read_text()) if self.results_path.is_file() else None
 
     def write_results(self, results: Mapping[str, float]) -> None:
-        # written aside and renamed: the file's presence says that the run is finished
-        partial = self.results_path.with_suffix(".partial")
-        partial.write_text(json.dumps(dict(results), indent=2))
-        partial.rename(self.results_path)
+        # whole: the file's presence says that the run is finished
+        with whole_file(self.results_path) as partial:
+            partial.write_text(json.dumps(dict(results), indent=2))
 
 
 def identify(config: dict[str, Any]) -> tuple[Run, dict[str, Any]]:

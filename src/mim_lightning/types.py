@@ -7,7 +7,6 @@ Tensor shapes use B rows of a batch, n distinct inputs, R relevant products of a
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -16,12 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-NO_KEY = -1  # stands where a row has no (further) id; `id_key` never returns it
-
-
-def id_key(identity: str) -> int:
-    """Return the 63-bit integer that stands for a string id in tensors (a blake2b digest, never negative)."""
-    return int.from_bytes(hashlib.blake2b(identity.encode(), digest_size=8).digest(), "big") >> 1
+from mim_lightning.id_keys import NO_KEY as NO_KEY
+from mim_lightning.id_keys import id_key as id_key
 
 
 def side_of(name: str) -> str:
@@ -50,6 +45,7 @@ class ImageSpec:
 
 
 Tokenise = Callable[[Sequence[str]], dict[str, Tensor]]
+CountTokens = Callable[[Sequence[str]], list[int]]
 
 
 @dataclass(frozen=True)
@@ -58,6 +54,7 @@ class TextSpec:
 
     tokenise: Tokenise
     max_length: int  # tokens
+    count: CountTokens | None = None  # tokens of each text before any is cut; None: the tokeniser cannot tell
 
 
 InputSpec = ImageSpec | TextSpec

@@ -15,6 +15,8 @@ CONF = Path(conf_dir())
 NEEDS_VALUES = {
     "data=manifest": ["data.source.products=p", "data.source.queries=q"],
     "data=shards": ["data.folder=f"],
+    "data=huggingface": ["data.source.products.path=p", "data.source.queries.path=q"],
+    "data=webdataset": ["data.source.shards.train=t.tar"],
 }
 OPTIONS = sorted(
     f"{path.parent.relative_to(CONF)}={path.stem}"

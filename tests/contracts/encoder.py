@@ -80,6 +80,16 @@ class EncoderContract:
             tokens = encoder.spec.tokenise(["many words " * 600])
             assert all(part.shape[1] <= encoder.spec.max_length for part in tokens.values())
 
+    def test_tokens_are_counted_before_any_is_cut(self, encoder: Encoder) -> None:
+        if isinstance(encoder.spec, TextSpec):
+            spec = encoder.spec
+            assert spec.count is not None
+            for num_words in range(1, spec.max_length + 2):
+                text = "red " * num_words
+                now, with_another = spec.tokenise([text]), spec.tokenise([text + "red"])
+                is_full = all(torch.equal(now[name], with_another[name]) for name in now)
+                assert is_full == (spec.count(["", text])[1] >= spec.max_length)
+
     @torch.no_grad()
     def test_rebuilt_encoder_gives_equal_features(self, encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("socket.socket.connect", refuse_network)

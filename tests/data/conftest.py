@@ -8,6 +8,7 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -16,7 +17,8 @@ from PIL import Image
 from torch import Tensor
 
 from mim_lightning.data.manifest import ManifestSource
-from mim_lightning.data.shards import Record, ShardSet, write_shard_set
+from mim_lightning.data.shard_writing import Record, write_shard_set
+from mim_lightning.data.shards import ShardSet
 
 
 def picture(seed: int = 0, height: int = 24, width: int = 32) -> Image.Image:
@@ -105,7 +107,8 @@ def make_set(tmp_path: Path) -> MakeSet:
             }
             records.append(Record(images, facts))
         folder = tmp_path / f"set-{num}-{samples_per_shard}-{random.random()}"
-        write_shard_set(folder, records, num, samples_per_shard)
+        with patch("os.fsync"):  # hundreds of sets a run; none of them has to outlive a power cut
+            write_shard_set(folder, records, num, samples_per_shard)
         return ShardSet(folder)
 
     return make

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import random
 import tracemalloc
+from typing import Any
 
 import numpy as np
 import pytest
 
-from mim_lightning.data.order import StreamPlan, epoch_batches
+from mim_lightning.data.lanes import ShardLine
+from mim_lightning.data.order import EpochSettings, StreamPlan, StreamSettings, column_of
+from tests.data.rows import ColumnSet
 
 
 def random_plan(seed: int) -> StreamPlan:
@@ -27,7 +30,7 @@ def random_plan(seed: int) -> StreamPlan:
 @pytest.mark.parametrize("seed", range(80))
 def test_every_sample_once_in_full_batches(seed: int) -> None:
     plan = random_plan(seed)
-    batches = list(epoch_batches(plan, epoch=seed % 3))
+    batches = list(plan.batches(epoch=seed % 3))
     assert sorted(np.concatenate(batches).tolist()) == list(range(plan.num_samples))
     assert len(batches) == plan.num_batches
     assert {len(batch) for batch in batches[:-1]} <= {plan.global_batch_size}
@@ -36,30 +39,32 @@ def test_every_sample_once_in_full_batches(seed: int) -> None:
 @pytest.mark.parametrize("seed", range(40))
 def test_goes_on_from_every_position(seed: int) -> None:
     plan = random_plan(seed)
-    whole = [batch.tolist() for batch in epoch_batches(plan, 1)]
+    whole = [batch.tolist() for batch in plan.batches(1)]
     for num_done in range(len(whole) + 1):
         start = min(num_done * plan.global_batch_size, plan.num_samples)
-        assert [batch.tolist() for batch in epoch_batches(plan, 1, start)] == whole[num_done:]
+        assert [batch.tolist() for batch in plan.batches(1, start)] == whole[num_done:]
 
 
 def test_epochs_and_seeds_differ() -> None:
     def order(seed: int, epoch: int) -> tuple[int, ...]:
-        return tuple(np.concatenate(list(epoch_batches(StreamPlan((40,) * 6, 16, seed, num_lanes=2), epoch))).tolist())
+        return tuple(np.concatenate(list(StreamPlan((40,) * 6, 16, seed, num_lanes=2).batches(epoch))).tolist())
 
     assert len({order(seed, epoch) for seed in range(3) for epoch in range(3)}) == 9
     assert order(1, 2) == order(1, 2)
+    alone = StreamPlan((30,), 8)
+    assert len({tuple(np.concatenate(list(alone.batches(epoch))).tolist()) for epoch in range(4)}) == 4
 
 
 def test_stored_order_without_shuffling() -> None:
     plan = StreamPlan((5, 9, 3), 4, shuffle=False)
-    assert np.concatenate(list(epoch_batches(plan, 7))).tolist() == list(range(17))
+    assert np.concatenate(list(plan.batches(7))).tolist() == list(range(17))
 
 
 @pytest.mark.parametrize("num_lanes", [2, 3, 8])
 def test_lanes_give_equal_parts_from_shards_of_their_own(num_lanes: int) -> None:
     plan = StreamPlan((20,) * 24, global_batch_size=num_lanes * 5, num_lanes=num_lanes)
     shards_of_lane: list[set[int]] = [set() for _ in range(num_lanes)]
-    for batch in epoch_batches(plan, 0):
+    for batch in plan.batches(0):
         for lane_idx, part in enumerate(np.split(batch, num_lanes)):
             shards_of_lane[lane_idx] |= {int(number) // 20 for number in part}
     assert [len(shards) for shards in shards_of_lane] == [24 // num_lanes] * num_lanes
@@ -67,7 +72,7 @@ def test_lanes_give_equal_parts_from_shards_of_their_own(num_lanes: int) -> None
 
 def test_a_lane_that_runs_short_is_made_up_for() -> None:
     plan = StreamPlan((90, 10, 11, 9), 12, num_lanes=4, seed=1)
-    batches = list(epoch_batches(plan, 0))
+    batches = list(plan.batches(0))
     assert [len(batch) for batch in batches] == [12] * 10
     for batch in batches[:3]:
         assert [
@@ -80,7 +85,7 @@ def test_neighbours_mix() -> None:
     plan = StreamPlan((50,) * 16, 32, window=8)
     company: list[dict[int, set[int]]] = []
     for epoch in range(2):
-        batches = [set(batch.tolist()) for batch in epoch_batches(plan, epoch)]
+        batches = [set(batch.tolist()) for batch in plan.batches(epoch)]
         assert min(len({number // 50 for number in batch}) for batch in batches[:-1]) >= 5
         company.append({number: batch for batch in batches for number in batch})
     meet_again = [len(company[0][number] & company[1][number]) - 1 for number in range(800)]
@@ -107,9 +112,66 @@ def test_the_middle_of_400_million_samples(num_lanes: int, batch_size: int) -> N
     try:
         plan = StreamPlan((6060,) * 66_000, batch_size, num_lanes=num_lanes)
         assert plan.num_samples == 399_960_000
-        batches = epoch_batches(plan, 3, plan.num_batches // 2 * batch_size)
+        batches = plan.batches(3, plan.num_batches // 2 * batch_size)
         seen = np.concatenate([next(batches) for _ in range(20)])
         assert len(set(seen.tolist())) == 20 * batch_size
         assert tracemalloc.get_traced_memory()[1] < 100e6
     finally:
         tracemalloc.stop()
+
+
+@pytest.mark.parametrize("num_lanes", [1, 64])
+def test_the_middle_of_200_thousand_shards(num_lanes: int) -> None:
+    tracemalloc.start()
+    try:
+        plan = StreamPlan((2000,) * 200_000, 4096, num_lanes=num_lanes)
+        batches = plan.batches(1, plan.num_batches // 2 * 4096)
+        assert len(next(batches)) == 4096
+        assert tracemalloc.get_traced_memory()[1] < 100e6
+    finally:
+        tracemalloc.stop()
+
+
+def test_settings_take_what_the_set_has() -> None:
+    shards = ColumnSet([3, 4, 5])
+    plan = StreamSettings().over(shards, EpochSettings(4, seed=2, num_lanes=3))
+    assert plan == StreamPlan((3, 4, 5), 4, 2, num_lanes=3, window=8)
+    assert StreamSettings().over(shards, EpochSettings(4, window=2)).window == 2
+    with pytest.raises(ValueError, match=r"data.rows_per_epoch=9: an epoch of data/order=stream is every row once"):
+        StreamSettings().over(shards, EpochSettings(4, num_rows=9))
+
+
+def test_fixed_names_what_decides_the_order() -> None:
+    def fixed(**changes: Any) -> dict[str, Any]:
+        return StreamPlan(**{"shard_sizes": (4, 4), "global_batch_size": 2} | changes).fixed()
+
+    for change, names in (
+        ({"shard_sizes": (4, 5)}, ["num_samples"]),
+        ({"shard_sizes": (4, 2, 2)}, ["num_shards"]),
+        ({"global_batch_size": 4}, ["batch_size"]),
+        ({"seed": 1}, ["seed"]),
+        ({"num_lanes": 2}, ["num_lanes"]),
+        ({"window": 2}, ["window"]),
+    ):
+        assert [name for name, value in fixed(**change).items() if fixed()[name] != value] == names
+
+
+def test_a_column_fits_its_set() -> None:
+    shards = ColumnSet([3, 4], weights=np.ones(7), keys=np.ones(6))
+    assert len(column_of(shards, "weights")) == 7
+    with pytest.raises(ValueError, match=r"columns/keys.npy: 6 values for 7 rows; run prepare again"):
+        column_of(shards, "keys")
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_line_of_shards_is_read_in_spans(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    sizes = rng.integers(1, 6, 8)
+    shards = rng.permutation(8)
+    numbers = np.split(np.arange(sizes.sum()), np.cumsum(sizes)[:-1])
+    whole = np.concatenate([numbers[shard_idx] for shard_idx in shards]).tolist()
+    line = ShardLine(sizes, shards)
+    for first in range(len(whole) + 1):
+        for stop in range(first, len(whole) + 1):
+            read = [number for span in line.spans(first, stop) for number in range(*span)]
+            assert read == whole[first:stop]

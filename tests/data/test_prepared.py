@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import errno
 import multiprocessing
 import tarfile
+import time
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +15,16 @@ from typing import Any
 import numpy as np
 import pytest
 
+from mim_lightning.config import compose
+from mim_lightning.data.check import CheckSettings
+from mim_lightning.data.checked import Checking
 from mim_lightning.data.decode import decode_image
+from mim_lightning.data.faults import OnFault, raise_fault
 from mim_lightning.data.manifest import Manifest, ManifestSource
 from mim_lightning.data.prepared import PreparedData, ShardSettings, open_prepared, prepare_shards
+from mim_lightning.data.writing.partial import partial_folder
+from mim_lightning.evidence.pages.check_files import leave_check
+from mim_lightning.prepare import prepare
 from mim_lightning.types import Sample
 from tests.data.conftest import encoded, jpeg, picture, write_csv
 
@@ -102,7 +111,7 @@ def test_pictures_are_stored_upright_and_small(shop: ManifestSource, folder: Pat
 
 
 class Unread(ManifestSource):
-    def read(self, work_dir: Path) -> Manifest:
+    def read(self, work_dir: Path, on_fault: OnFault = raise_fault) -> Manifest:
         raise AssertionError("the source was read again")
 
 
@@ -166,7 +175,7 @@ def test_an_unreadable_picture_leaves_nothing(shop: ManifestSource, folder: Path
     with pytest.raises(ValueError, match=words) as caught:
         prepare_shards(shop, folder, SETTINGS)
     assert "queries.csv, row 3, column 'image'" in str(caught.value) and "q1.jpg" in str(caught.value)
-    assert list(folder.parent.iterdir()) == []
+    assert not folder.exists() and not list(folder.parent.rglob("*.tar"))
 
 
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
@@ -188,21 +197,27 @@ def test_an_interrupted_write_leaves_what_was(
     monkeypatch.setattr(tarfile.TarFile, "addfile", addfile)
     with pytest.raises(type(error)):
         prepare_shards(shop, folder, SETTINGS, force=force)
-    assert [path.name for path in folder.parent.iterdir()] == (["shop"] if force else [])
+    names = [path.name for path in folder.parent.iterdir() if path != partial_folder(folder)]
+    assert names == (["shop"] if force else [])
     if force:
         assert len(rows(open_prepared(folder), "train")) == 4
+    monkeypatch.undo()
+    assert len(rows(prepare_shards(shop, folder, SETTINGS, force=force), "train")) == 4
+    assert [path.name for path in folder.parent.iterdir()] == ["shop"]
 
 
 class Raced(ManifestSource):
-    """A source during whose reading somebody else prepares the same folder."""
+    """A source during whose reading another machine, which no lock holds back, prepares the same folder."""
 
     def __init__(self, shop: ManifestSource, folder: Path, others: ShardSettings) -> None:
         super().__init__(str(shop.products), str(shop.queries))
         self.shop, self.folder, self.others = shop, folder, others
 
-    def read(self, work_dir: Path) -> Manifest:
-        prepare_shards(self.shop, self.folder, self.others)
-        return super().read(work_dir)
+    def read(self, work_dir: Path, on_fault: OnFault = raise_fault) -> Manifest:
+        elsewhere = self.folder.with_name("elsewhere")
+        prepare_shards(self.shop, elsewhere, self.others)
+        elsewhere.rename(self.folder)
+        return super().read(work_dir, on_fault)
 
 
 def test_another_process_was_faster(shop: ManifestSource, folder: Path) -> None:
@@ -218,16 +233,17 @@ def test_another_process_was_faster_with_other_settings(shop: ManifestSource, fo
 
 @dataclass
 class Together:
-    """A source that is read only when every process is about to read it."""
+    """A source that is described only when every process is about to prepare it."""
 
     shop: ManifestSource
     barrier: Any
 
-    def read(self, work_dir: Path) -> Manifest:
-        self.barrier.wait(timeout=20)
-        return self.shop.read(work_dir)
+    def read(self, work_dir: Path, on_fault: OnFault = raise_fault) -> Manifest:
+        time.sleep(0.2)  # the others find the folder taken
+        return self.shop.read(work_dir, on_fault)
 
     def describe(self) -> dict[str, Any]:
+        self.barrier.wait(timeout=20)
         return self.shop.describe()
 
 
@@ -268,3 +284,80 @@ def test_the_same_settings_write_the_same_bytes(shop: ManifestSource, folder: Pa
         other = tmp_path / "again" / path.relative_to(folder)
         assert path.read_bytes() == other.read_bytes()
         assert np.array_equal(np.load(path.with_suffix(".npy")), np.load(other.with_suffix(".npy")))
+
+
+def test_bad_rows_are_left_out_and_listed(shop: ManifestSource, folder: Path) -> None:
+    (shop.queries.parent / "q1.jpg").write_bytes(b"no picture")
+    (shop.queries.parent / "b.jpg").unlink()
+    checking = Checking(CheckSettings(on_bad="skip", max_bad="25%"), leave_report=leave_check)
+    prepared = prepare_shards(shop, folder, SETTINGS, checking=checking)
+    assert {sample.query_id for sample in rows(prepared, "train")} == {"q0", "q2"}
+    assert len(prepared.catalogue()) == 3  # the product keeps its other picture
+    with (folder / "skipped.csv").open() as file:
+        skipped = list(csv.DictReader(file))
+    assert [(row["table"], row["id"], row["column"]) for row in skipped] == [
+        ("products", "0012", "image"),
+        ("queries", "q1", "image"),
+    ]
+    assert {path.name for path in folder.iterdir()} == {
+        *("catalogue", "queries", "settings.json", "skipped.csv", "findings.csv", "check.html")
+    }
+    # what is there is opened, however strict the check would be now
+    assert len(rows(prepare_shards(shop, folder, SETTINGS), "train")) == 2
+
+
+def test_more_bad_rows_than_may_be(shop: ManifestSource, folder: Path) -> None:
+    (shop.queries.parent / "q1.jpg").write_bytes(b"no picture")
+    checking = Checking(CheckSettings(on_bad="skip", max_bad="24%"), leave_report=leave_check)
+    with pytest.raises(ValueError, match=r"1 of 4 rows of the queries table are bad.*the report is in .*shop-check"):
+        prepare_shards(shop, folder, SETTINGS, checking=checking)
+    assert not folder.exists()
+    assert (folder.with_name("shop-check") / "check.html").is_file()
+    (shop.queries.parent / "q1.jpg").write_bytes(jpeg(4))
+    assert len(rows(prepare_shards(shop, folder, SETTINGS), "train")) == 4
+    assert sorted(path.name for path in folder.parent.iterdir()) == ["shop", "shop-check"]
+
+
+def test_a_check_alone_writes_no_shards(shop: ManifestSource, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [f"data.source.products={shop.products}", f"data.source.queries={shop.queries}", f"data.folder={folder}"]
+    config = compose("prepare", ["data=manifest", *words, "check=only"])
+    prepare(config)
+    assert str(folder) + "-check" in capsys.readouterr().out
+    report = folder.with_name("shop-check")
+    assert {path.name for path in report.iterdir()} == {"check.html", "findings.csv", "skipped.csv"}
+    assert not folder.exists()
+    (shop.queries.parent / "q1.jpg").unlink()
+    with pytest.raises(ValueError, match="no such file"):
+        prepare(config)
+    assert "q1" in (report / "findings.csv").read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["engine=spark"], "engine=spark: give processes or ray"),
+        (["force=maybe"], "force=maybe: give true or false"),
+        (["check=never"], "check=never: give always or only"),
+        (["engine=ray"], "engine=ray: reads tables, not data=synthetic; give data=manifest"),
+        (["data=shards", "data.folder=nowhere"], "data.source: nothing to prepare from"),
+        (["data=shards", "data.folder=nowhere", "verify=true"], "nowhere: no prepared data here"),
+        (["data.folder=s3://bucket/shop"], r"data.folder=s3://bucket/shop: .* or give engine=ray"),
+        (["num_workers=-1"], "num_workers=-1: must not be negative"),
+    ],
+)
+def test_wrong_words_on_the_command_line(words: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        prepare(compose("prepare", words))
+
+
+def test_weights_and_turns_are_written(shop: ManifestSource, folder: Path) -> None:
+    table = [
+        {"query_id": f"q{n}", "split": "train", "image": "q0.jpg", "product_id": "0012", "weight": n + 1}
+        for n in range(6)
+    ]
+    source = ManifestSource(str(shop.products), str(write_csv(shop.queries.parent / "weighted.csv", table)))
+    shards = prepare_shards(source, folder, SETTINGS).queries("train")
+    samples = shards.read(range(6))
+    assert Counter(sample.inputs["product_image"] for sample in samples) == {jpeg(0): 3, jpeg(1): 3}
+    weights = shards.column("weights").tolist()
+    assert weights == [int(str(sample.query_id)[1:]) + 1 for sample in samples]

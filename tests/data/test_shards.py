@@ -11,8 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mim_lightning.data.shards import Record, ShardSet, write_shard_set
-from mim_lightning.types import id_key
+from mim_lightning.data.shard_cache import CacheSettings
+from mim_lightning.data.shard_writing import Record, write_shard_set
+from mim_lightning.data.shards import ShardError, ShardSet
+from mim_lightning.types import NO_KEY, id_key
 from tests.data.conftest import MakeSet, jpeg
 
 FACTS = [
@@ -126,6 +128,11 @@ DAMAGE: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "foreign index": ("000000.npy", lambda path: np.save(path, np.zeros((1, 3, 2))), "000000.npy: damaged"),
     "missing set index": ("index.json", Path.unlink, "not a finished shard set"),
     "damaged set index": ("index.json", lambda path: path.write_text("{"), "index.json: damaged"),
+    "half an index": (
+        "index.json",
+        lambda path: path.write_text(json.dumps(json.loads(path.read_text()) | {"crc32": [1]})),
+        "index.json: damaged .sizes, bytes and crc32 are not of as many shards",
+    ),
     "other version": (
         "index.json",
         lambda path: path.write_text(json.dumps(json.loads(path.read_text()) | {"version": 99})),
@@ -141,6 +148,69 @@ def test_damage_is_named(written: Path, kind: str) -> None:
     with pytest.raises(ValueError, match=words) as caught:
         ShardSet(written).read([0])
     assert str(written) in str(caught.value)
+
+
+@pytest.mark.parametrize("place", [0, 700, -1])
+def test_a_flipped_byte_is_told_by_the_checksum(written: Path, place: int) -> None:
+    """A picture with another byte may well decode; only the checksum of its shard knows."""
+    path = written / "000000.tar"
+    data = bytearray(path.read_bytes())
+    data[place] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(ShardError, match=rf"{path}: damaged .its checksum is [0-9a-f]{{8}}, the index says"):
+        ShardSet(written, CacheSettings(verify=True)).read([0])
+    assert ShardSet(written, CacheSettings(verify=True)).read([2])[0].query_id == "q2"
+
+
+def test_a_set_of_the_first_format_is_read(written: Path) -> None:
+    """It tells no checksums and has no column but the keys."""
+    path = written / "index.json"
+    index = json.loads(path.read_text())
+    path.write_text(json.dumps({"version": 1} | {key: index[key] for key in ("sizes", "members", "max_relevant")}))
+    for column in ("product_keys", "category_keys", "weights"):
+        (written / f"{column}.npy").unlink()
+    shards = ShardSet(written, CacheSettings(verify=True))
+    assert [sample.query_id for sample in shards.read([2, 0])] == ["q2", "q-ä"]
+    with pytest.raises(ValueError, match=f"{written}: has no weights.npy; run prepare again"):
+        shards.column("weights")
+
+
+def test_columns_of_every_sample(written: Path) -> None:
+    shards = ShardSet(written)
+    assert shards.column("product_keys").tolist() == [id_key("p1"), id_key("p2"), NO_KEY]
+    assert shards.column("category_keys").tolist() == [id_key("mugs"), NO_KEY, id_key("cups")]
+    assert shards.column("weights").tolist() == [1.0, 1.0, 1.0]
+    assert isinstance(shards.column("weights"), np.memmap)
+
+
+def test_shards_and_samples_find_each_other(make_set: MakeSet) -> None:
+    shards = make_set(23, 9)  # of 8, 8 and 7
+    assert [shards.span(idx) for idx in range(3)] == [(0, 8), (8, 16), (16, 23)]
+    assert shards.shards_of(range(23)).tolist() == [0] * 8 + [1] * 8 + [2] * 7
+    assert shards.shard_name(2) == f"{shards.folder}/000002.tar"
+
+
+def test_the_first_sample_of_a_key_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keys are searched part by part: those of a large set would fill the memory."""
+    monkeypatch.setattr("mim_lightning.data.shards.SEARCHED_AT_ONCE", 4)
+    ids = ["a", "b", "a", "c", "b", "d", "a", "e", "d", "f"]
+    write_shard_set(tmp_path / "set", [Record({}, {"query_id": name}) for name in ids], 10, 3)
+    wanted = [id_key(name) for name in ("d", "b", "nobody", "f", "a")]
+    expected = {id_key(name): ids.index(name) for name in ("a", "b", "d", "f")}
+    assert ShardSet(tmp_path / "set").find(wanted) == expected
+    assert ShardSet(tmp_path / "set").find(id_key("e")) == {id_key("e"): 7}
+
+
+def test_a_disk_that_fails_is_named(written: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shards = ShardSet(written)
+    shards.read([0])
+
+    def fail(*_: object) -> bytes:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr("os.pread", fail)
+    with pytest.raises(ShardError, match=f"{written}/000000.tar, sample 0: damaged .* Input/output error"):
+        shards.read([0])
 
 
 def test_the_rest_of_a_damaged_set_is_read(written: Path) -> None:

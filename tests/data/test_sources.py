@@ -1,4 +1,4 @@
-"""The grocery set is read as its README says, and its absence is one clear line."""
+"""The grocery set is read as published and as its compact README says, and its absence is one clear line."""
 
 from __future__ import annotations
 
@@ -40,6 +40,62 @@ def test_grocery_is_described_by_its_tables() -> None:
     (tables,) = GrocerySource(str(ROOT)).describe().values()
     assert len({*tables}) == 2
     assert GrocerySource(str(ROOT)).describe() == GrocerySource(f"{ROOT}/").describe()
+
+
+CLASSES = """Class Name (str),Class ID (int),Coarse Class Name (str),Coarse Class ID (int),\
+Iconic Image Path (str),Product Description Path (str)
+Golden-Delicious,0,Apple,0,/iconic-images-and-descriptions/Fruit/Apple/Golden-Delicious/Golden-Delicious_Iconic.jpg,\
+/iconic-images-and-descriptions/Fruit/Apple/Golden-Delicious/Golden-Delicious_Description.txt
+Avocado,5,Avocado,1,/iconic-images-and-descriptions/Fruit/Avocado/Avocado_Iconic.jpg,\
+/iconic-images-and-descriptions/Fruit/Avocado/Avocado_Description.txt
+Oatly-Oat-Milk,45,Oat-Milk,22,/iconic-images-and-descriptions/Packages/Oat-Milk/Oatly-Oat-Milk/Oatly-Oat-Milk_Iconic.jpg,\
+/iconic-images-and-descriptions/Packages/Oat-Milk/Oatly-Oat-Milk/Oatly-Oat-Milk_Description.txt
+"""
+PHOTOS = {
+    "train": "train/Fruit/Apple/Golden-Delicious/Golden-Delicious_001.jpg, 0, 0\n"
+    "train/Packages/Oat-Milk/Oatly-Oat-Milk/Oatly-Oat-Milk_001.jpg, 45, 22\n",
+    "val": "val/Fruit/Avocado/Avocado_003.jpg, 5, 1\n",
+    "test": "test/Fruit/Avocado/Avocado_009.jpg, 5, 1\n",
+}
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Path:
+    """Three classes and four photos, laid out as github.com/marcusklasson/GroceryStoreDataset is."""
+    folder = tmp_path / "GroceryStoreDataset" / "dataset"
+    described = folder / "iconic-images-and-descriptions/Fruit/Avocado/Avocado_Description.txt"
+    described.parent.mkdir(parents=True)
+    described.write_text("Smooth green flesh,\nbuttery  taste.\n")
+    (folder / "classes.csv").write_text(CLASSES)
+    for split, lines in PHOTOS.items():
+        (folder / f"{split}.txt").write_text(lines)
+    return folder.parent
+
+
+def test_grocery_as_published(clone: Path, tmp_path: Path) -> None:
+    source = GrocerySource(str(clone))
+    manifest = source.read(tmp_path)
+    root = clone / "dataset"
+    assert list(manifest.products) == ["gro-00", "gro-05", "gro-45"]
+    avocado, milk = manifest.products["gro-05"], manifest.products["gro-45"]
+    assert (avocado.text, avocado.category) == ("Avocado. Smooth green flesh, buttery taste.", "Fruit/Avocado")
+    assert avocado.images == (root / "iconic-images-and-descriptions/Fruit/Avocado/Avocado_Iconic.jpg",)
+    assert (milk.text, milk.category) == ("Oatly Oat Milk", "Packages/Oat-Milk")
+    assert [(query.split, query.image, query.asked_ids, query.text) for query in manifest.queries] == [
+        ("train", root / "train/Fruit/Apple/Golden-Delicious/Golden-Delicious_001.jpg", ("gro-00",), None),
+        ("train", root / "train/Packages/Oat-Milk/Oatly-Oat-Milk/Oatly-Oat-Milk_001.jpg", ("gro-45",), None),
+        ("val", root / "val/Fruit/Avocado/Avocado_003.jpg", ("gro-05",), None),
+        ("test", root / "test/Fruit/Avocado/Avocado_009.jpg", ("gro-05",), None),
+    ]
+    assert GrocerySource(str(root)).describe() == source.describe()
+    before = source.describe()
+    (root / "val.txt").write_text("val/Fruit/Pear/Anjou/Anjou_001.jpg, 20, 13\n")
+    assert source.describe() != before
+    with pytest.raises(ValueError, match=r"val.txt, row 1, column 'product_id': empty"):
+        source.read(tmp_path)
+    (root / "val.txt").unlink()
+    with pytest.raises(ValueError, match=r"val.txt: no such file"):
+        source.read(tmp_path)
 
 
 def test_missing_grocery_says_what_to_set(tmp_path: Path) -> None:

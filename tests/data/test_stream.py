@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import json
+import os
+import shutil
+import signal
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +17,13 @@ import torch
 
 from mim_lightning.data.collate import Collate
 from mim_lightning.data.order import StreamPlan
-from mim_lightning.data.shards import ShardSet
-from mim_lightning.data.stream import StreamLoader, evaluation_plan
+from mim_lightning.data.shards import MEMBERS, ShardSet
+from mim_lightning.data.skipping import BadSamples
+from mim_lightning.data.stream import ShardPass, StreamLoader, evaluation_plan
 from mim_lightning.data.transforms import Augment
 from mim_lightning.types import Batch, ImageSpec, TextSpec
 from tests.data.conftest import MakeSet, tokenise
+from tests.data.stores import in_processes
 
 SPECS = {
     "query_image": ImageSpec((8, 8)),
@@ -34,6 +41,7 @@ def loaders(
     num_workers: int = 0,
     batch_size: int = 8,
     evaluate: bool = False,
+    bad: BadSamples | None = None,
     **plan: Any,
 ) -> list[StreamLoader]:
     """Return the loaders of all ranks."""
@@ -41,7 +49,7 @@ def loaders(
     if evaluate:
         order = evaluation_plan(shards, batch_size)
     collate = Collate(SPECS, shards.max_relevant, None if evaluate else AUGMENT, seed=3)
-    return [StreamLoader(shards, collate, order, rank, world_size, num_workers) for rank in range(world_size)]
+    return [StreamLoader(shards, collate, order, rank, world_size, num_workers, bad=bad) for rank in range(world_size)]
 
 
 def content(batch: Batch) -> list[Row]:
@@ -130,6 +138,55 @@ def test_resumes_with_the_next_batch(make_set: MakeSet, num_done: int) -> None:
         assert global_batches(after, len(expected)) == expected
 
 
+def test_a_relay_of_killed_processes(make_set: MakeSet, tmp_path: Path) -> None:
+    """Each leg streams in processes that are killed; the next goes on from a file of theirs, in another world."""
+    shards = make_set(61, 9)  # eight batches an epoch, the last of 5
+    legs = list(itertools.product((1, 2, 4), (0, 1, 2, 4)))
+    legs = [legs[number * 5 % len(legs)] for number in range(len(legs))]
+    state: dict[str, Any] = {}
+    found: list[list[str]] = []
+    for number, (world_size, num_workers) in enumerate(legs):
+        folder = tmp_path / f"leg {number}"
+        found += in_ranks(shards, folder, world_size, num_workers, state, num_steps=1 + number % 3)
+        state = json.loads((folder / "0").read_text().splitlines()[-1])["state"]
+    assert len(found) == 24
+    assert (state["epoch"], state["consumed"]) == (2, 61)
+    assert found == [[told(row) for row in batch] for batch in global_batches(loaders(shards), 24)]
+
+
+def in_ranks(
+    shards: ShardSet,
+    folder: Path,
+    world_size: int,
+    num_workers: int,
+    state: dict[str, Any],
+    num_steps: int,
+) -> list[list[str]]:
+    """Stream in a process a rank, all killed after so many steps; return what each step gave to them together."""
+    folder.mkdir()
+
+    def stream(rank: int) -> None:
+        loader = loaders(shards, world_size, num_workers)[rank]
+        if state:
+            loader.load_state_dict(state)
+        batches = itertools.chain.from_iterable(loader for _ in itertools.count())
+        with (folder / str(rank)).open("w") as file:
+            for step, batch in enumerate(batches, start=1):
+                rows = [told(row) for row in content(batch)]
+                print(json.dumps({"rows": rows, "state": loader.state_dict()}), file=file, flush=True)
+                if step == num_steps:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+    assert set(in_processes(stream, world_size)) == {-signal.SIGKILL}
+    ranks = [[json.loads(line)["rows"] for line in (folder / str(rank)).open()] for rank in range(world_size)]
+    return [[row for part in parts for row in part] for parts in zip(*ranks, strict=True)]
+
+
+def told(row: Row) -> str:
+    """Return a row's number, and a checksum of everything in it."""
+    return f"{row[0]} {zlib.crc32(repr(row).encode()):08x}"
+
+
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_an_abandoned_epoch_goes_on(make_set: MakeSet, num_workers: int) -> None:
     shards = make_set()
@@ -187,6 +244,92 @@ def test_damage_is_named_through_a_worker(make_set: MakeSet, num_workers: int) -
     (loader,) = loaders(shards, num_workers=num_workers)
     with pytest.raises(ValueError, match=f"{shards.folder}: sample 0, query_image: not a readable image"):
         list(loader)
+
+
+def spoil(shards: ShardSet, number: int, tower: str = "query_image") -> None:
+    """Overwrite a picture of a sample with zeros."""
+    shard_idx = int(shards.shards_of(number))
+    tar = Path(shards.shard_name(shard_idx))
+    row, member = number - shards.span(shard_idx)[0], MEMBERS.index(tower)
+    start, size = np.load(tar.with_suffix(".npy"))[row, member].tolist()
+    data = bytearray(tar.read_bytes())
+    data[start : start + size] = bytes(size)
+    tar.write_bytes(bytes(data))
+
+
+@pytest.mark.parametrize(("world_size", "num_workers"), [(1, 0), (1, 2), (2, 1), (4, 0)])
+def test_skipped_samples_leave_rows_that_count_nowhere(
+    make_set: MakeSet, tmp_path: Path, world_size: int, num_workers: int
+) -> None:
+    """Other rows stay what they were, to the pixel, and every rank has as many as the others."""
+    whole = make_set()
+    expected = [row for batch in global_batches(loaders(whole)) for row in batch]
+    shards = ShardSet(shutil.copytree(whole.folder, tmp_path / "damaged"))
+    spoil(shards, 4)
+    Path(shards.shard_name(1)).unlink()
+    lost = {4, *range(*shards.span(1))}
+    ranks = loaders(shards, world_size, num_workers, bad=BadSamples("skip", 9))
+    parts = [list(loader) for loader in ranks]
+    assert [[len(batch) for batch in part] for part in parts] == [
+        [8 // world_size] * 2 + [-(-7 // world_size)]
+    ] * world_size
+    found = [row for step in zip(*parts, strict=True) for batch in step for row in content(batch)]
+    assert sorted(found) == sorted(row for row in expected if row[0] not in lost)
+    assert sum(loader.skipped.num_skipped for loader in ranks) == len(lost) == 9
+    for batch in itertools.chain.from_iterable(parts):
+        left_out = batch.is_padding & torch.isin(batch.sample_nums, torch.tensor(sorted(lost)))
+        for keys in (batch.query_keys, batch.product_keys, batch.asked_keys, batch.shown_keys, *batch.rows.values()):
+            assert (keys[left_out] == -1).all()
+
+
+def test_more_than_may_be_skipped_stops(make_set: MakeSet) -> None:
+    shards = make_set()
+    for number in (4, 9):
+        spoil(shards, number)
+    (stream,) = loaders(shards, bad=BadSamples("skip", 2))
+    assert len(list(stream)) == 3
+    assert len(list(stream)) == 3, "the ceiling is an epoch's"
+    (stream,) = loaders(shards, bad=BadSamples("skip", "5%"))
+    words = rf"{shards.folder}: 2 of 23 samples of the epoch cannot be read, data.max_bad=5% bears 1; the last: .*image"
+    with pytest.raises(ValueError, match=words):
+        list(stream)
+
+
+def test_evaluation_skips_nothing(make_set: MakeSet) -> None:
+    shards = make_set()
+    spoil(shards, 4)
+    (stream,) = loaders(shards, evaluate=True)
+    with pytest.raises(ValueError, match="sample 4, query_image: not a readable image"):
+        list(stream)
+
+
+@pytest.mark.parametrize(
+    ("max_bad", "ceiling"), [("1%", 10), ("0.1%", 1), (7, 7), ("7", 7), ("100 %", 1000), ("0%", 0), (0, 0)]
+)
+def test_ceilings(max_bad: str | int, ceiling: int) -> None:
+    assert BadSamples("skip", max_bad).ceiling(1000) == ceiling
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        (("drop", "1%"), "data.on_bad=drop: give fail or skip"),
+        (("skip", "few"), "data.max_bad=few"),
+        (("skip", 0.5), "data.max_bad=0.5"),
+        (("skip", "101%"), "data.max_bad=101%"),
+    ],
+)
+def test_impossible_ceilings_are_refused(options: tuple[str, Any], word: str) -> None:
+    with pytest.raises(ValueError, match=word):
+        BadSamples(*options)
+
+
+def test_a_pass_over_some_shards(make_set: MakeSet) -> None:
+    shards = make_set(23, 9)
+    stream = ShardPass(shards, Collate(SPECS, shards.max_relevant), [2, 0], 5)
+    batches = [batch.sample_nums.tolist() for batch in stream]
+    assert batches == [[16, 17, 18, 19, 20], [21, 22], [0, 1, 2, 3, 4], [5, 6, 7]]
+    assert len(stream) == len(batches)
 
 
 def test_workers_use_one_thread_each(make_set: MakeSet) -> None:

@@ -10,6 +10,7 @@ import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import BertConfig, BertModel, CLIPConfig, CLIPModel, PreTrainedTokenizerFast, T5Config
 
+from mim_lightning.config import build_matcher
 from mim_lightning.encoders.hf_text import HfText
 from tests.contracts.encoder import EncoderContract
 
@@ -102,6 +103,16 @@ def test_description_changes_with_whatever_changes_features(bert_folder: str) ->
     texts = [HfText(bert_folder, **variant).describe_preprocessing() for variant in variants]
     assert len(set(texts)) == len(variants)
     assert not any(bert_folder in text for text in texts)  # moving a folder changes nothing
+
+
+@pytest.mark.parametrize("given", [{}, {"pretrained": True}, {"pretrained": "gone/too"}])
+def test_a_rebuild_from_a_config_asks_neither_hub_nor_folder(bert_folder: str, given: dict[str, Any]) -> None:
+    """Whatever the config says of weights, and if it says nothing: the checkpoint brings them."""
+    encoder = {"_target_": "mim_lightning.encoders.hf_text.HfText", "name": "gone/away", **given}
+    tower = {"_target_": "mim_lightning.model.tower.Tower", "encoder": encoder, "embed_dim": 4}
+    config = {"model": {"towers": {"product_text": tower}, "tied": {}, "fusions": {}}}
+    matcher = build_matcher(config, {"product_text": HfText(bert_folder).export_assets()})
+    assert matcher.tower("product_text").encoder.spec.tokenise(["a red apple"])["input_ids"].shape == (1, 5)
 
 
 def test_random_weights_of_a_local_folder(bert_folder: str) -> None:

@@ -22,7 +22,8 @@ from mim_lightning import load
 from mim_lightning.config import compose
 from mim_lightning.model.checkpoint import store_fusions
 from mim_lightning.run import identify
-from mim_lightning.search.index import open_index
+from mim_lightning.search.index.product_index import open_index
+from mim_lightning.search.pictures import ProductPictures
 from mim_lightning.train import train
 from tests.flow.doors import start
 from tests.shop import small, write_shop
@@ -103,7 +104,9 @@ def test_products_come_and_go(checkpoint: Path, index: Path, shop: Path, tmp_pat
         "data.num_workers=0", module="mim_lightning.build_index",
     )  # fmt: skip
     assert added.returncode == 0, added.stderr
-    assert open_index(index).card.num_products == 8
+    card = open_index(index).card
+    pictures = ProductPictures(card).read(["900", "000"])
+    assert card.num_products == 8 and pictures["900"] == pictures["000"]
     found = search(f"index={index}", f"image={shop}/shop/shop0.jpg", "json=true", "picture=null", cwd=shop)
     scores = {hit["product_id"]: hit["score"] for hit in json.loads(found.stdout)["hits"]}
     ids = list(scores)  # 900 is 000 once more: its neighbour, at the same score

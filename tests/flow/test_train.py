@@ -152,7 +152,8 @@ def test_a_bad_picture_or_a_missing_split_stops_before_anything_is_written(shop:
     assert finished.returncode == 2
     error = [line for line in finished.stderr.splitlines() if line.startswith("error:")]
     assert len(error) == 1 and "queries.csv, row 16, column 'image'" in error[0], finished.stderr
-    assert not (shop / "prepared").exists() or not list((shop / "prepared").iterdir())
+    assert (shop / "prepared" / "manifest-check" / "check.html").is_file()
+    assert not (shop / "prepared" / "manifest").exists() and not list(shop.rglob("*.tar"))
     assert not (shop / "runs").exists()
 
 

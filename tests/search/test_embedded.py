@@ -8,7 +8,8 @@ import pyarrow.parquet
 import pytest
 import torch
 
-from mim_lightning.data.shards import Record, ShardSet, write_shard_set
+from mim_lightning.data.shard_writing import Record, write_shard_set
+from mim_lightning.data.shards import ShardSet
 from mim_lightning.search.embedded import EmbeddingFolder, describe_embedding
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mim_lightning.search.query import SearchQuery, combine, mean_direction
+from mim_lightning.search.query import SearchQuery, combine, given_weights, mean_direction
 
 
 def unit(seed: int, dimension: int = 8) -> np.ndarray:
@@ -66,3 +66,7 @@ def test_mean_direction_of_several_pictures() -> None:
 def test_a_faulty_query_is_refused(given: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         SearchQuery(**given)
+
+
+def test_weights_that_are_null_are_the_models() -> None:
+    assert given_weights({"image": None, "text": 2.0, "like": 0}) == {"text": 2.0, "like": 0}

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from mim_lightning.search.index import IndexSettings, ModelFacts, build_index
+from mim_lightning.search.index.product_index import IndexSettings, ModelFacts, build_index
 from mim_lightning.search.query import SearchQuery
 from mim_lightning.search.searcher import Searcher
 
@@ -30,11 +30,10 @@ class Encoder:
     def __init__(self, fusions: Mapping[str, dict[str, float]] | None = None) -> None:
         self.fusions = dict(fusions or {})
 
-    def embed_images(self, images: Sequence[int]) -> np.ndarray:
-        return np.concatenate([unit_rows(1, image) for image in images])
-
-    def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
-        return np.concatenate([unit_rows(1, 1000 + len(text)) for text in texts])
+    def embed_parts(self, images: Sequence[int], texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        seeds = [*images], [1000 + len(text) for text in texts]
+        both = [[np.zeros((0, DIMENSION)), *(unit_rows(1, seed) for seed in part)] for part in seeds]
+        return np.concatenate(both[0]), np.concatenate(both[1])
 
 
 @pytest.fixture

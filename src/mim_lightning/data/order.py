@@ -1,23 +1,104 @@
-"""The order of an epoch as a pure function of (shard sizes, seed, epoch, lanes, window).
+"""Orders: which rows meet in which global batch, as a pure function of the set, its settings and the epoch.
 
-Shard sizes come in, global batches of sample numbers go out, from any position on; `stream` deals them to
-ranks. Nothing kept here grows with the number of samples: shards are permuted, dealt to lanes, and shuffled
-inside windows of a few shards; a global batch takes an equal part from every lane, so that a node which owns
-some lanes reads only their shards.
+Shard sizes (and columns of a set) come in, global batches of sample numbers go out, from any position on; `stream`
+deals them to ranks and knows an order by the names of `Order` alone. This file has the plain one, every row once in an
+order that mixes shards; `grouped`, `weighted` and `mixed_order` have the others.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import mmap
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any, Protocol
 
 import numpy as np
+
+from mim_lightning.data.lanes import Lane, cut_lanes, deal
+
+
+class SetColumns(Protocol):
+    """What an order sees of a ShardSet."""
+
+    sizes: list[int]
+    folder: Any
+
+    def __len__(self) -> int: ...
+
+    def column(self, name: str) -> np.ndarray: ...
+
+
+class Order(Protocol):
+    """The order of a stream: neither processes nor workers change it."""
+
+    @property
+    def num_samples(self) -> int:
+        """Rows that an epoch gives."""
+        ...
+
+    @property
+    def num_batches(self) -> int: ...
+
+    @property
+    def global_batch_size(self) -> int: ...
+
+    @property
+    def shuffle(self) -> bool:
+        """False: a pass in stored order, which always begins at the beginning."""
+        ...
+
+    def batches(self, epoch: int, start: int = 0) -> Iterator[np.ndarray]:
+        """Yield the global batches of an epoch as sample numbers, after the first `start` samples.
+
+        `start` is a multiple of the global batch size, or the epoch's end. The last batch may be smaller.
+        """
+        ...
+
+    def fixed(self) -> dict[str, int | float | str]:
+        """Return what must be equal for a saved position to mean the same sample, named as below `data.`."""
+        ...
+
+
+@dataclass(frozen=True)
+class EpochSettings:
+    """What every order of a run is told; see conf/data/base.yaml for what the names mean there."""
+
+    global_batch_size: int
+    seed: int = 0
+    num_lanes: int = 1
+    window: int | None = None  # shards; None: what the order takes
+    num_rows: int | None = None  # of an epoch; None: what the order takes
+
+    def __post_init__(self) -> None:
+        if self.num_rows is not None and self.num_rows < 1:
+            raise ValueError(f"data.rows_per_epoch={self.num_rows}: must be at least 1")
+
+
+class OrderSettings(Protocol):
+    """An option of conf/data/order."""
+
+    @property
+    def num_together(self) -> int:
+        """So many neighbours in a batch belong together; the batch size is a multiple of it."""
+        ...
+
+    def over(self, shards: SetColumns, epoch: EpochSettings) -> Order:
+        """Return the order over a set.
+
+        Raises:
+            ValueError: a setting does not suit the set, or the set lacks a column.
+        """
+        ...
 
 
 @dataclass(frozen=True)
 class StreamPlan:
-    """Everything the order depends on besides the epoch; `window` and `num_lanes` count shards and lanes."""
+    """Every row once an epoch: shards permuted, dealt to lanes, and shuffled inside windows of a few shards.
+
+    A global batch takes an equal part from every lane, so that a node which owns some lanes reads only their
+    shards. `window` and `num_lanes` count shards and lanes.
+    """
 
     shard_sizes: tuple[int, ...]
     global_batch_size: int
@@ -27,10 +108,7 @@ class StreamPlan:
     window: int = 8
 
     def __post_init__(self) -> None:
-        if not 1 <= self.num_lanes <= len(self.shard_sizes):
-            raise ValueError(f"data.num_lanes={self.num_lanes}: 1 to {len(self.shard_sizes)}, the number of shards")
-        if self.global_batch_size < 1 or self.window < 1:
-            raise ValueError("batch size and data.window must be at least 1")
+        refuse_bad_lanes(self.shard_sizes, self.global_batch_size, self.num_lanes, self.window)
 
     @cached_property
     def num_samples(self) -> int:
@@ -40,97 +118,82 @@ class StreamPlan:
     def num_batches(self) -> int:
         return -(-self.num_samples // self.global_batch_size)
 
+    def batches(self, epoch: int, start: int = 0) -> Iterator[np.ndarray]:
+        return deal(self._lanes(epoch), self.global_batch_size, start)
 
-def epoch_batches(plan: StreamPlan, epoch: int, start: int = 0) -> Iterator[np.ndarray]:
-    """Yield the global batches of an epoch as sample numbers, after the first `start` samples.
+    def fixed(self) -> dict[str, int | float | str]:
+        return {
+            "order": "stream",
+            "batch_size": self.global_batch_size,
+            "num_lanes": self.num_lanes,
+            "window": self.window,
+            "seed": self.seed,
+            "num_samples": self.num_samples,
+            "num_shards": len(self.shard_sizes),
+        }
 
-    `start` is a multiple of the global batch size, or the epoch's end. The last batch may be smaller.
-    """
-    lanes = _lanes(plan, epoch)
-    left = np.array([lane.num_left for lane in lanes])
-    left = _skip_batches(left, plan.global_batch_size, -(-start // plan.global_batch_size))
-    for lane, target in zip(lanes, left, strict=True):
-        lane.skip(lane.num_left - int(target))
-    while left.any():
-        quotas = _quotas(left, plan.global_batch_size)
-        yield np.concatenate([lane.take(int(quota)) for lane, quota in zip(lanes, quotas, strict=True)])
-        left -= quotas
+    def _lanes(self, epoch: int) -> list[Lane]:
+        sizes = np.array(self.shard_sizes)
+        starts, shards = np.cumsum(sizes) - sizes, np.arange(len(sizes))
+        if self.shuffle:
+            shards = np.random.default_rng([self.seed, epoch]).permutation(shards)
 
+        def rows_of(places: range, lane_idx: int, window_idx: int) -> np.ndarray:
+            rows = np.concatenate([np.arange(starts[s], starts[s] + sizes[s]) for s in shards[list(places)]])
+            if not self.shuffle:
+                return rows
+            return np.random.default_rng([self.seed, epoch, lane_idx, window_idx]).permutation(rows)
 
-def _quotas(left: np.ndarray, batch_size: int) -> np.ndarray:
-    """Split one batch over the lanes with something left: equal parts, what one lacks comes from the fullest."""
-    live = np.flatnonzero(left)
-    share, rest = divmod(batch_size, len(live))
-    quotas = np.zeros_like(left)
-    quotas[live] = np.minimum(share + (np.arange(len(live)) < rest), left[live])
-    lacking = min(batch_size, int(left.sum())) - int(quotas.sum())
-    if lacking:
-        for lane_idx in np.argsort(quotas - left, kind="stable"):
-            extra = min(lacking, int(left[lane_idx] - quotas[lane_idx]))
-            quotas[lane_idx] += extra
-            lacking -= extra
-    return quotas
+        return cut_lanes(sizes[shards], self.num_lanes, self.window if self.shuffle else 1, rows_of)
 
 
-def _skip_batches(left: np.ndarray, batch_size: int, num_batches: int) -> np.ndarray:
-    """Return what is left of each lane after so many batches, in about as many steps as there are lanes."""
-    left = left.copy()
-    while num_batches and left.any():
-        quotas = _quotas(left, batch_size)
-        giving = quotas > 0
-        # every batch is split like this one until a lane runs short
-        repeats = min(num_batches, int((left[giving] // quotas[giving]).min()))
-        left -= repeats * quotas
-        num_batches -= repeats
-    return left
+@dataclass(frozen=True)
+class StreamSettings:
+    """data/order=stream: every row once, in an order that mixes shards."""
 
+    @property
+    def num_together(self) -> int:
+        return 1
 
-def _lanes(plan: StreamPlan, epoch: int) -> list[_Lane]:
-    starts = np.concatenate([[0], np.cumsum(plan.shard_sizes)])
-    shards = np.arange(len(plan.shard_sizes))
-    if plan.shuffle:
-        shards = np.random.default_rng([plan.seed, epoch]).permutation(shards)
-    return [
-        _Lane(
-            [(int(starts[s]), int(starts[s + 1])) for s in part],
-            window=plan.window if plan.shuffle else 1,
-            seed=[plan.seed, epoch, lane_idx] if plan.shuffle else None,
+    def over(self, shards: SetColumns, epoch: EpochSettings) -> StreamPlan:
+        refuse_num_rows(epoch, "stream")
+        return StreamPlan(
+            tuple(shards.sizes),
+            epoch.global_batch_size,
+            epoch.seed,
+            num_lanes=epoch.num_lanes,
+            window=StreamPlan.window if epoch.window is None else epoch.window,
         )
-        for lane_idx, part in enumerate(np.array_split(shards, plan.num_lanes))
-    ]
 
 
-class _Lane:
-    """A run of shards, read window by window; skipping costs nothing, a window is shuffled when first needed."""
+def refuse_bad_lanes(shard_sizes: tuple[int, ...], global_batch_size: int, num_lanes: int, window: int) -> None:
+    if not 1 <= num_lanes <= len(shard_sizes):
+        raise ValueError(f"data.num_lanes={num_lanes}: 1 to {len(shard_sizes)}, the number of shards")
+    if global_batch_size < 1 or window < 1:
+        raise ValueError("batch size and data.window must be at least 1")
 
-    def __init__(self, spans: Sequence[tuple[int, int]], window: int, seed: list[int] | None) -> None:
-        self.windows = [spans[i : i + window] for i in range(0, len(spans), window)]
-        self.sizes = [sum(stop - start for start, stop in spans) for spans in self.windows]
-        self.seed = seed
-        self.num_left = sum(self.sizes)
-        self.window_idx, self.used = 0, 0
-        self._numbers: np.ndarray | None = None
 
-    def skip(self, count: int) -> None:
-        self.num_left -= count
-        self.used += count
-        while self.window_idx < len(self.sizes) and self.used >= self.sizes[self.window_idx]:
-            self.used -= self.sizes[self.window_idx]
-            self.window_idx += 1
-            self._numbers = None
+def refuse_num_rows(epoch: EpochSettings, name: str) -> None:
+    if epoch.num_rows is not None:
+        raise ValueError(
+            f"data.rows_per_epoch={epoch.num_rows}: an epoch of data/order={name} is every row once; leave it null, "
+            "or choose data/order=weighted or a data.mix"
+        )
 
-    def take(self, count: int) -> np.ndarray:
-        parts = [np.empty(0, dtype=np.int64)]
-        while count:
-            part = self._window()[self.used : self.used + count]
-            parts.append(part)
-            count -= len(part)
-            self.skip(len(part))
-        return np.concatenate(parts)
 
-    def _window(self) -> np.ndarray:
-        if self._numbers is None:
-            self._numbers = np.concatenate([np.arange(*span) for span in self.windows[self.window_idx]])
-            if self.seed is not None:
-                self._numbers = np.random.default_rng([*self.seed, self.window_idx]).permutation(self._numbers)
-        return self._numbers
+def column_of(shards: SetColumns, name: str) -> np.ndarray:
+    """Return a column of a set, one value a row.
+
+    Raises:
+        ValueError: the set has none, or one of another length.
+    """
+    column = shards.column(name)
+    if len(column) != len(shards):
+        raise ValueError(f"{shards.folder}/{name}.npy: {len(column)} values for {len(shards)} rows; run prepare again")
+    return column
+
+
+def forget_pages(column: np.ndarray) -> None:
+    """Let go of what was read of a memory-mapped column: all of it would count as memory of this process."""
+    if isinstance(column.base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        column.base.madvise(mmap.MADV_DONTNEED)

@@ -1,31 +1,38 @@
-"""A manifest turned into shard sets on disk: `queries/<split>` and `catalogue`, whole or not there at all.
+"""Prepared data: the shard sets of one place, `queries/<split>` and `catalogue`, whole or not there at all.
 
 A Source comes in, a PreparedData goes out; the `prepare` door and the DataModule call `prepare_shards`. The
 training split's samples hold query and product together (a triple or quadruple); the other splits hold queries
-alone, and are ranked against the catalogue.
+alone, and are ranked against the catalogue. Nothing is written before the check has passed.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from rich.progress import Progress
-
-from mim_lightning.data.decode import normalise_encoding, sharpness
-from mim_lightning.data.manifest import Manifest, Product, Query, Source
+from mim_lightning.data.addresses import Place, place_of, under
+from mim_lightning.data.check import CheckReport, write_skipped
+from mim_lightning.data.checked import Checking, check_source
+from mim_lightning.data.manifest import Source
 from mim_lightning.data.protocol import Protocol, Seen
-from mim_lightning.data.shards import Record, ShardSet, write_shard_set
+from mim_lightning.data.shard_cache import CacheSettings
+from mim_lightning.data.shards import ShardSet
+from mim_lightning.data.transfer import MissingError, Patience, fetch_bytes, folders_in
+from mim_lightning.data.writing.partial import (
+    SETTINGS_FILE,
+    first_difference,
+    move_into_place,
+    partial_work,
+)
+from mim_lightning.data.writing.planned_sets import plan_sets
+from mim_lightning.data.writing.processes import WritingSettings, write_sets
+from mim_lightning.data.writing.store import Store
 
-_Row = Query | tuple[Query, str]  # an evaluation query, or a training query with the product of its row
-SETTINGS_FILE = "settings.json"  # written last: its presence means complete
+SKIPPED_FILE = "skipped.csv"  # rows and pictures that the check left out
 
 
 @dataclass(frozen=True)
@@ -38,6 +45,10 @@ class ShardSettings:
     samples_per_shard: int = 2000
     seed: int = 0  # of the order in which training rows are written
 
+    @property
+    def splits(self) -> tuple[str, str]:
+        return self.train_split, self.val_split
+
     def __post_init__(self) -> None:
         for name in ("max_image_side", "samples_per_shard"):
             if getattr(self, name) < 1:
@@ -46,171 +57,158 @@ class ShardSettings:
 
 @dataclass(frozen=True)
 class PreparedData:
-    """The shard sets of one folder."""
+    """The shard sets of one folder, or of an address such as s3://bucket/shop."""
 
-    folder: Path
+    folder: Place
+    cache: CacheSettings | None = None  # of the shards of an address
 
     def describe(self) -> dict[str, Any]:
         """Return the source and settings that the data were made from."""
+        if isinstance(self.folder, str):
+            return json.loads(fetch_bytes(f"{self.folder.rstrip('/')}/{SETTINGS_FILE}", self._patience))
         return json.loads((self.folder / SETTINGS_FILE).read_text())
 
     def splits(self) -> list[str]:
-        return sorted(path.name for path in (self.folder / "queries").iterdir())
+        """Return the names of the splits; none at an address that lists nothing, as plain web servers do."""
+        if isinstance(self.folder, str):
+            return folders_in(f"{self.folder.rstrip('/')}/queries", self._patience)
+        return Store(self.folder).names("queries")
 
     def queries(self, split: str) -> ShardSet:
-        if split not in self.splits():
-            raise ValueError(f"{self.folder}: no split '{split}'; it has {self.splits()}")
-        return ShardSet(self.folder / "queries" / split)
+        known = self.splits()
+        if split not in known and (known or isinstance(self.folder, Path)):
+            raise ValueError(f"{self.folder}: no split '{split}'; it has {known}")
+        return ShardSet(under(self.folder, f"queries/{split}"), self.cache)
 
     def catalogue(self) -> ShardSet:
-        return ShardSet(self.folder / "catalogue")
+        return ShardSet(under(self.folder, "catalogue"), self.cache)
+
+    @property
+    def _patience(self) -> Patience:
+        return (self.cache or CacheSettings()).patience
 
 
-def open_prepared(folder: Path) -> PreparedData:
-    """Open a prepared folder.
+def is_prepared(folder: Place, cache: CacheSettings | None = None) -> bool:
+    if isinstance(folder, Path):
+        return (folder / SETTINGS_FILE).is_file()
+    try:
+        PreparedData(folder, cache).describe()
+    except MissingError:
+        return False
+    return True
+
+
+def open_prepared(folder: str | Path, cache: CacheSettings | None = None) -> PreparedData:
+    """Open a prepared folder or address.
 
     Raises:
         ValueError: there is none.
     """
-    if not (folder / SETTINGS_FILE).is_file():
+    place = place_of(str(folder))
+    if not is_prepared(place, cache):
         raise ValueError(f"{folder}: no prepared data here; run python -m mim_lightning.prepare")
-    return PreparedData(folder)
+    return PreparedData(place, cache)
 
 
-def open_products(folder: Path, distractors: Path | None = None) -> list[ShardSet]:
+def open_products(
+    folder: str | Path, distractors: str | Path | None = None, cache: CacheSettings | None = None
+) -> list[ShardSet]:
     """Open the sets that make up a gallery: the catalogue of `folder`, and that of `distractors` if there are any."""
-    return [open_prepared(place).catalogue() for place in (folder, distractors) if place is not None]
+    return [open_prepared(place, cache).catalogue() for place in (folder, distractors) if place is not None]
+
+
+def describe_preparation(source: Mapping[str, Any], settings: ShardSettings, protocol: Protocol) -> dict[str, Any]:
+    """Return what tells prepared data from others, as it stands in SETTINGS_FILE."""
+    return json.loads(json.dumps({"source": source, "settings": asdict(settings), "protocol": asdict(protocol)}))
+
+
+def open_same(folder: Place, described: Mapping[str, Any]) -> PreparedData:
+    """Open what is there.
+
+    Raises:
+        ValueError: it was made from another source or with other settings.
+    """
+    prepared = PreparedData(folder)
+    difference = first_difference(described, prepared.describe())
+    if difference is not None:
+        key, found, wanted = difference
+        raise ValueError(
+            f"{folder}: was prepared with {key}={found}, asked for is {wanted}; "
+            "run prepare with force=true, or choose another data.folder"
+        )
+    return prepared
 
 
 def prepare_shards(
-    source: Source, folder: Path, settings: ShardSettings, protocol: Protocol | None = None, *, force: bool = False
+    source: Source,
+    folder: Path,
+    settings: ShardSettings,
+    protocol: Protocol | None = None,
+    *,
+    force: bool = False,
+    checking: Checking | None = None,
+    num_workers: int | None = None,
 ) -> PreparedData:
     """Write the shard sets of `source`, split by `protocol`, into `folder`, or open them if they are there already.
 
     Data made from another source or with other settings is refused, not reused, unless `force` has it rewritten.
-    A folder that holds anything else is left alone. Everything is written beside the folder and renamed into
-    place at the end.
+    A folder that holds anything else is left alone. Everything is checked, then written beside the folder and
+    renamed into place at the end; an interrupted attempt is gone on with. `num_workers` processes write; None: what
+    the machine and the rows suggest.
 
     Raises:
         ValueError: the manifest or an image is faulty, or the folder holds other data.
     """
-    protocol = protocol or Seen()
-    parts = {"source": source.describe(), "settings": vars(settings), "protocol": vars(protocol)}
-    described = json.loads(json.dumps(parts))
-    if (folder / SETTINGS_FILE).is_file() and not force:
-        _check_same(folder, described)
-        return PreparedData(folder)
-    is_foreign = folder.exists() and not (folder / SETTINGS_FILE).is_file()
-    if is_foreign and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"{folder}: exists and holds no prepared data; give an empty or new folder")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    # process ids repeat on other machines that share the disk
-    partial = folder.with_name(f".{folder.name}.partial-{uuid.uuid4().hex[:12]}")
-    try:
-        partial.mkdir()
-        manifest = protocol.apply(source.read(partial / "source"), settings.train_split, settings.val_split)
-        _write_sets(manifest, partial, settings)
-        (partial / SETTINGS_FILE).write_text(json.dumps(described, indent=2))
-        _move_into_place(partial, folder, described, force)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    protocol, checking = protocol or Seen(), checking or Checking()
+    described = describe_preparation(source.describe(), settings, protocol)
+    if is_prepared(folder) and not force:
+        return open_same(folder, described)
+    require_free(folder)
+    with partial_work(folder, described, force=force) as partial:
+        if is_prepared(folder) and not force:  # by the process that was waited for
+            return open_same(folder, described)
+        if not is_prepared(partial):  # else a process was killed just before it was renamed
+            checked = check_source(source, partial, settings.splits, protocol, checking)
+            checked.require_good(partial, report_folder(folder), checking.leave_report)
+            sets = plan_sets(checked.good, settings.train_split, settings.seed)
+            writing = WritingSettings(settings.samples_per_shard, settings.max_image_side, num_workers)
+            write_sets(sets, Store(partial), checked.reader, writing)
+            (partial / "queries").mkdir(exist_ok=True)  # a catalogue alone has none
+            write_skipped(checked.report, partial / SKIPPED_FILE)
+            Store(partial).write(SETTINGS_FILE, json.dumps(described, indent=2).encode())
+        try:
+            move_into_place(partial, folder, force=force)
+        except OSError:
+            if not is_prepared(folder):
+                raise
+            # another machine, which no lock holds back, was faster; its result is as good
+            shutil.rmtree(partial, ignore_errors=True)
+            return open_same(folder, described)
     return PreparedData(folder)
 
 
-def _check_same(folder: Path, described: Mapping[str, Any]) -> None:
-    found = PreparedData(folder).describe()
-    for part, wanted in described.items():
-        there = found.get(part, {})
-        for key in sorted({*wanted, *there}):
-            if wanted.get(key) != there.get(key):
-                raise ValueError(
-                    f"{folder}: was prepared with {key}={there.get(key, 'nothing, by an older version')}, "
-                    f"asked for is {wanted.get(key)}; "
-                    "run prepare with force=true, or choose another data.folder"
-                )
+def check_only(
+    source: Source, folder: Path, settings: ShardSettings, protocol: Protocol, checking: Checking
+) -> CheckReport:
+    """Check what would be prepared into `folder`, and write nothing but the report, into `report_folder`."""
+    described = describe_preparation(source.describe(), settings, protocol)
+    with partial_work(folder, described, force=False) as partial:
+        checked = check_source(source, partial, settings.splits, protocol, checking)
+        checking.leave_report(checked.report, report_folder(folder), checked.reader)
+    return checked.report
 
 
-def _move_into_place(partial: Path, folder: Path, described: Mapping[str, Any], force: bool) -> None:
-    if force:
-        shutil.rmtree(folder, ignore_errors=True)
-    try:
-        partial.rename(folder)
-    except OSError:
-        if not (folder / SETTINGS_FILE).is_file():
-            raise
-        # another process finished the same work first; its result is as good
-        _check_same(folder, described)
+def report_folder(folder: Path) -> Path:
+    """Return where the report of a check lies that no data were written after."""
+    return folder.with_name(f"{folder.name}-check")
 
 
-def _write_sets(manifest: Manifest, folder: Path, settings: ShardSettings) -> None:
-    records = _Records(manifest, settings.max_image_side)
-    if manifest.queries_path is not None:
-        manifest.split(settings.train_split)  # an empty training split is an error, whatever else is there
-    gallery = [(product, image) for product in manifest.products.values() for image in product.images or (None,)]
-    with Progress(transient=True) as progress:
-        catalogue = (records.of_catalogue(*row) for row in progress.track(gallery, description="catalogue"))
-        write_shard_set(folder / "catalogue", catalogue, len(gallery), settings.samples_per_shard)
-        for split in sorted({query.split for query in manifest.queries}):
-            is_train = split == settings.train_split
-            rows: Sequence[_Row]
-            rows = records.training_rows(split, settings.seed) if is_train else manifest.split(split)
-            queries = records.of_queries(progress.track(rows, description=split))
-            write_shard_set(folder / "queries" / split, queries, len(rows), settings.samples_per_shard)
-    (folder / "queries").mkdir(exist_ok=True)  # a catalogue alone has none
+def require_free(folder: Path) -> None:
+    """Refuse a folder that holds something else.
 
-
-class _Records:
-    """Manifest rows to shard records; product pictures are read once."""
-
-    def __init__(self, manifest: Manifest, max_image_side: int) -> None:
-        self.products, self.manifest = manifest.products, manifest
-        self.max_image_side = max_image_side
-        self._product_image = lru_cache(maxsize=5_000)(self._read_image)  # a few hundred MB
-
-    def training_rows(self, split: str, seed: int) -> list[tuple[Query, str]]:
-        """Return one row a query and product that answers it, in an order that mixes neighbours."""
-        rows = [(query, product_id) for query in self.manifest.split(split) for product_id in query.asked_ids]
-        return [rows[i] for i in np.random.default_rng(seed).permutation(len(rows))]
-
-    def of_product(self, product: Product, image: Path | None) -> Record:
-        images = {"product_image": self._product_image(image, product.origin)} if image else {}
-        facts = {"product_id": product.product_id, "category": product.category, "product_text": product.text}
-        return Record(images, facts)
-
-    def of_catalogue(self, product: Product, image: Path | None) -> Record:
-        """Return a product's record with what only its own page shows."""
-        record = self.of_product(product, image)
-        return Record(record.images, {**record.facts, "title": product.title, "metadata": dict(product.metadata)})
-
-    def of_queries(self, rows: Iterable[_Row]) -> Iterator[Record]:
-        for number, row in enumerate(rows):
-            query, product_id = row if isinstance(row, tuple) else (row, None)
-            images, facts = {}, {}
-            if product_id is not None:
-                product = self.products[product_id]
-                pictures = product.images
-                whole = self.of_product(product, pictures[number % len(pictures)] if pictures else None)
-                images, facts = dict(whole.images), dict(whole.facts)
-            if query.image is not None:
-                images["query_image"] = self._read_image(query.image, query.origin)
-            facts |= {
-                "query_id": query.query_id,
-                "query_text": query.text,
-                "asked_ids": query.asked_ids,
-                "asked_grades": query.asked_grades,
-                "shown_ids": query.shown_ids,
-                "category": self.products[(*query.asked_ids, *query.shown_ids)[0]].category,
-            }
-            if product_id is None:  # an evaluation query, whose results are told by segment
-                facts["segments"] = dict(query.segments)
-                if "query_image" in images:
-                    facts["image_sharpness"] = sharpness(images["query_image"])
-            yield Record(images, facts)
-
-    def _read_image(self, path: Path, origin: str) -> bytes:
-        try:
-            return normalise_encoding(path.read_bytes(), self.max_image_side)
-        except FileNotFoundError:
-            raise ValueError(f"{origin}, column 'image': no such file {path}") from None
-        except (OSError, ValueError) as error:
-            raise ValueError(f"{origin}, column 'image': {path}: {error}") from error
+    Raises:
+        ValueError: it does.
+    """
+    is_foreign = folder.exists() and not (folder / SETTINGS_FILE).is_file()
+    if is_foreign and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder}: exists and holds no prepared data; give an empty or new folder")

@@ -1,123 +1,122 @@
-"""Shard sets: rows as plain WebDataset tar files with a byte index beside each, written once, read at random.
+"""Shard sets, read: rows as plain WebDataset tar files with a byte index beside each, at random.
 
-Records come in from `prepare`, `Sample`s go out to `stream`. A set is a folder of `000000.tar` (members
-`<key>.json`, `<key>.query_image`, `<key>.product_image`, any may be absent), `000000.npy` (byte offset and
-size of each member) and `keys.npy` (the id key of every sample); `index.json` is written last: it means
-complete. Any WebDataset reader can read the tar files without the rest.
+A folder that `shard_writing` filled, or its address in a store, comes in, `Sample`s go out to `stream`. A set is a
+folder of `000000.tar` (members `<key>.json`, `<key>.query_image`, `<key>.product_image`, any may be absent),
+`000000.npy` (byte offset and size of each member) and columns of all samples such as `keys.npy`; `index.json` is
+written last: it means complete. Any WebDataset reader can read the tar files without the rest.
 """
 
 from __future__ import annotations
 
-import io
 import json
-import os
-import tarfile
-from bisect import bisect_right
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
-from itertools import accumulate
-from pathlib import Path
+import time
+from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from mim_lightning.types import Sample, id_key
+from mim_lightning.data.addresses import Place, place_of
+from mim_lightning.data.open_shards import MEMBERS, OpenShard, OpenShards
+from mim_lightning.data.set_index import FORMAT_VERSION, parse_index
+from mim_lightning.data.shard_cache import CacheSettings
+from mim_lightning.data.shard_files import INDEX_FILE, FetchedFiles, LocalFiles, ShardFiles
+from mim_lightning.data.transfer import MissingError, ShardError
+from mim_lightning.types import Sample
 
-FORMAT_VERSION = 1
-MEMBERS = ("json", "query_image", "product_image")
-TAR_HEADER = 512  # bytes before the data of a ustar member
+__all__ = ["FORMAT_VERSION", "MEMBERS", "ShardError", "ShardSet"]
 
+SEARCHED_AT_ONCE = 1 << 22  # keys, of which there may be hundreds of millions
+FORGET_AFTER = 10.0  # a shard that failed is not tried again for so many times as long as that took
 
-@dataclass(frozen=True)
-class Record:
-    """What one sample is made of: encoded images by tower name, everything else in `facts`."""
-
-    images: Mapping[str, bytes]
-    facts: Mapping[str, Any]  # what Sample holds besides images; segments, image_sharpness
-
-
-def write_shard_set(folder: Path, records: Iterable[Record], num_records: int, samples_per_shard: int) -> None:
-    """Write `num_records` records into `folder`; the shards are of equal size, give or take one sample.
-
-    Raises:
-        ValueError: fewer or more records come than were announced.
-    """
-    folder.mkdir(parents=True)
-    num_shards = -(-num_records // samples_per_shard)
-    sizes = [len(part) for part in np.array_split(np.arange(num_records), num_shards)]
-    keys: list[int] = []
-    max_relevant = 1
-    iterator = iter(records)
-    for shard_idx, size in enumerate(sizes):
-        shard = [record for _, record in zip(range(size), iterator, strict=False)]
-        _write_shard(folder / f"{shard_idx:06d}", shard, first=len(keys))
-        keys += [id_key(record.facts.get("query_id") or record.facts["product_id"]) for record in shard]
-        relevant = (record.facts.get(name, ()) for record in shard for name in ("asked_ids", "shown_ids"))
-        max_relevant = max([max_relevant, *map(len, relevant)])
-    if len(keys) != num_records or next(iterator, None) is not None:
-        raise ValueError(f"{folder}: {num_records} records announced, another number came")
-    np.save(folder / "keys.npy", np.array(keys, dtype=np.int64))
-    index = {"version": FORMAT_VERSION, "members": MEMBERS, "sizes": sizes, "max_relevant": max_relevant}
-    (folder / "index.json").write_text(json.dumps(index))
-
-
-def _write_shard(stem: Path, records: list[Record], first: int) -> None:
-    places = np.zeros((len(records), len(MEMBERS), 2), dtype=np.int64)
-    with tarfile.open(stem.with_suffix(".tar"), "w", format=tarfile.USTAR_FORMAT) as tar:
-        for row, record in enumerate(records):
-            members = {"json": json.dumps(record.facts, ensure_ascii=False).encode(), **record.images}
-            for name, data in members.items():
-                header = tarfile.TarInfo(f"{first + row:012d}.{name}")
-                header.size = len(data)
-                places[row, MEMBERS.index(name)] = tar.offset + TAR_HEADER, len(data)
-                tar.addfile(header, io.BytesIO(data))
-    np.save(stem.with_suffix(".npy"), places)
+_OPEN = OpenShards()
 
 
 class ShardSet:
-    """Random access to the samples of one set by number; cheap to open, cheap to send to a worker."""
+    """Random access to the samples of one set by number; cheap to open, cheap to send to a worker.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        index_path = folder / "index.json"
+    Args:
+        folder: path, or address such as s3://bucket/shop/catalogue.
+        cache: how the files of an address are fetched, and where they are kept.
+
+    Raises:
+        ValueError: there is no finished set, or its index is damaged.
+    """
+
+    def __init__(self, folder: Place, cache: CacheSettings | None = None) -> None:
+        self.folder: Place = place_of(folder) if isinstance(folder, str) else folder
+        self.cache = cache or CacheSettings()
+        self._files: ShardFiles
+        self._files = FetchedFiles(self.folder, self.cache) if isinstance(self.folder, str) else LocalFiles(self.folder)
         try:
-            index = json.loads(index_path.read_text())
-        except FileNotFoundError:
-            raise ValueError(f"{folder}: not a finished shard set (no index.json); run prepare") from None
+            content, self.written = self._files.read_index()
+        except MissingError:
+            raise ValueError(f"{self.folder}: not a finished shard set (no {INDEX_FILE}); run prepare") from None
+        try:
+            self._index = parse_index(content)
         except ValueError as error:
-            raise ValueError(f"{index_path}: damaged ({error}); run prepare again") from error
-        if index["version"] != FORMAT_VERSION:
-            raise ValueError(f"{folder}: shard format {index['version']}, this code reads {FORMAT_VERSION}")
-        self.sizes: list[int] = index["sizes"]
-        self.max_relevant: int = index["max_relevant"]
-        self._starts = [0, *accumulate(self.sizes)]
-        self._written = index_path.stat().st_mtime_ns  # an open shard is not taken for one that replaced it
+            raise ValueError(f"{self.folder}/{INDEX_FILE}: {error}; run prepare again") from error
+        self.sizes: list[int] = self._index.sizes  # samples of each shard
+        self.max_relevant: int = self._index.max_relevant  # products of one sample, asked for or shown
+        self._starts = self._index.starts
+        self._identity = str(self.folder), self.written, self.cache.verify
+        self._failed: dict[int, tuple[float, str]] = {}  # by shard: until when it is not tried again, and why
 
     def __len__(self) -> int:
-        return self._starts[-1]
+        return int(self._starts[-1])
+
+    @property
+    def place(self) -> str:
+        """Where the set stands, in words that mean the same from any working directory."""
+        return self.folder if isinstance(self.folder, str) else str(self.folder.absolute())
 
     @property
     def keys(self) -> np.ndarray:
         """The id key of every sample: of the query, or of the product where there is no query."""
-        return np.load(self.folder / "keys.npy", mmap_mode="r")
+        return self.column("keys")
+
+    @property
+    def look_ahead(self) -> int:
+        """How many shards each rank fetches before they are needed: none where they lie on this machine."""
+        return self._files.look_ahead
+
+    @property
+    def patience(self) -> float:
+        """How many seconds reading may wait for a store: none where the shards lie on this machine."""
+        return self._files.patience
+
+    def column(self, name: str) -> np.ndarray:
+        """Return one value a sample, (N,), memory-mapped: keys, product_keys, category_keys or weights.
+
+        Raises:
+            ValueError: the set has none such.
+        """
+        try:
+            return self._files.column(name)
+        except MissingError:
+            raise ValueError(f"{self.folder}: has no {name}.npy; run prepare again") from None
 
     def span(self, shard_idx: int) -> tuple[int, int]:
         """Return the number of a shard's first sample, and that after its last."""
-        return self._starts[shard_idx], self._starts[shard_idx + 1]
+        start, stop = self._starts[shard_idx : shard_idx + 2].tolist()
+        return start, stop
 
     def find(self, keys: npt.ArrayLike) -> dict[int, int]:
         """Return the number of the first sample of each id key that the set has."""
-        own = self.keys
-        numbers = np.flatnonzero(np.isin(own, keys))
-        return {int(own[number]): int(number) for number in numbers[::-1]}
+        own, wanted = self.keys, np.unique(np.asarray(keys, dtype=np.int64))
+        found: dict[int, int] = {}
+        for start in range(0, len(own), SEARCHED_AT_ONCE):
+            part = np.asarray(own[start : start + SEARCHED_AT_ONCE])
+            for place in np.flatnonzero(np.isin(part, wanted)).tolist():
+                found.setdefault(int(part[place]), start + place)
+        return found
 
     def read(self, numbers: Iterable[int], is_padding: bool = False) -> list[Sample]:
         """Read samples by number.
 
         Raises:
-            ValueError: a shard is missing or shorter than its index says; names shard and sample.
+            ShardError: a shard is missing, damaged or out of reach; names shard and sample.
         """
         return [self._read_one(number, is_padding) for number in numbers]
 
@@ -125,17 +124,45 @@ class ShardSet:
         """Read what is known of a sample besides its images."""
         return self._read_members(number, ("json",))[1]
 
+    def shards_of(self, numbers: npt.ArrayLike) -> np.ndarray:
+        """Return the shard that each sample stands in."""
+        return self._starts.searchsorted(numbers, "right") - 1
+
+    def shard_name(self, shard_idx: int) -> str:
+        return f"{self.folder}/{self._index.shard(shard_idx).stem}.tar"
+
+    def fetch_ahead(self, shard_idxs: Iterable[int]) -> None:
+        """Have shards fetched in the background, where the set stands at an address."""
+        self._files.fetch_ahead(self._index.shard(shard_idx) for shard_idx in shard_idxs)
+
     def _read_members(self, number: int, names: Sequence[str]) -> tuple[dict[str, bytes], dict[str, Any]]:
-        shard_idx = bisect_right(self._starts, number) - 1
-        shard = _open_shard(self.folder, shard_idx, self.sizes[shard_idx], self._written)
+        shard_idx = int(self.shards_of(number))
+        opened = self._open(shard_idx)
         try:
-            members = shard.members(number - self._starts[shard_idx], names)
+            members = opened.members(number - int(self._starts[shard_idx]), names)
             facts = json.loads(members.pop("json"))
             if not isinstance(facts, dict):
                 raise ValueError("the facts are no JSON object")
         except (ValueError, KeyError) as error:
-            raise ValueError(f"{shard.tar_path}, sample {number}: damaged ({error})") from error
+            self._files.drop(self._index.shard(shard_idx))  # a copy is fetched anew, where it is one
+            _OPEN.drop((*self._identity, shard_idx))
+            raise ShardError(f"{opened.name}, sample {number}: damaged ({error})") from error
         return members, facts
+
+    def _open(self, shard_idx: int) -> OpenShard:
+        began = time.monotonic()
+        if shard_idx in self._failed and began < self._failed[shard_idx][0]:
+            raise ShardError(self._failed[shard_idx][1])
+        try:
+            return _OPEN.get((*self._identity, shard_idx), partial(self._open_anew, shard_idx))
+        except ShardError as error:
+            # or each of its samples would wait as long
+            now = time.monotonic()
+            self._failed[shard_idx] = now + FORGET_AFTER * (now - began), str(error)
+            raise
+
+    def _open_anew(self, shard_idx: int) -> OpenShard:
+        return self._files.open(self._index.shard(shard_idx), self.cache.verify)
 
     def _read_one(self, number: int, is_padding: bool) -> Sample:
         members, facts = self._read_members(number, MEMBERS)
@@ -150,42 +177,3 @@ class ShardSet:
             category=facts.get("category"),
             is_padding=is_padding,
         )
-
-
-class _OpenShard:
-    """One tar file and its byte index; reads by offset, so a forked worker may share it."""
-
-    def __init__(self, stem: Path, size: int) -> None:
-        self.tar_path, index_path = stem.with_suffix(".tar"), stem.with_suffix(".npy")
-        try:
-            self._places = np.load(index_path)
-        except FileNotFoundError:
-            raise ValueError(f"{index_path}: the byte index of the shard is missing; run prepare again") from None
-        except (ValueError, EOFError, OSError) as error:
-            raise ValueError(f"{index_path}: damaged ({error}); run prepare again") from error
-        if self._places.shape != (size, len(MEMBERS), 2):
-            raise ValueError(f"{index_path}: damaged (not {size} samples); run prepare again")
-        try:
-            self._file = self.tar_path.open("rb", buffering=0)
-        except FileNotFoundError:
-            raise ValueError(f"{self.tar_path}: the shard is missing; run prepare again") from None
-
-    def members(self, row: int, names: Sequence[str]) -> dict[str, bytes]:
-        """Return those members that a sample has, by one read: they lie side by side.
-
-        Raises:
-            ValueError: the file is too short.
-        """
-        stored = zip(MEMBERS, self._places[row].tolist(), strict=True)
-        places = {name: place for name, place in stored if place[1] and name in names}
-        first = min(offset for offset, _ in places.values())
-        stop = max(offset + size for offset, size in places.values())
-        data = os.pread(self._file.fileno(), stop - first, first)
-        if len(data) < stop - first:
-            raise ValueError("the file ends inside the sample")
-        return {name: data[offset - first : offset - first + size] for name, (offset, size) in places.items()}
-
-
-@lru_cache(maxsize=256)  # a few dozen shards are read from at a time; a process may hold about 1000 files
-def _open_shard(folder: Path, shard_idx: int, size: int, written: int) -> _OpenShard:
-    return _OpenShard(folder / f"{shard_idx:06d}", size)

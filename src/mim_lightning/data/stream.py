@@ -1,22 +1,27 @@
 """Shard sets to batches of one rank: a DataLoader whose whole position is two integers.
 
-A ShardSet and a Collate come in, `Batch`es go out; `lit.datamodule` builds the loaders. The order is
-`order.epoch_batches`; workers only decode what they are told to, so their number changes nothing.
+A ShardSet, a Collate and an order come in, `Batch`es go out; `lit.datamodule` builds the loaders. Workers only read
+what they are told to, so their number changes nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from mim_lightning.data.collate import Collate
-from mim_lightning.data.order import StreamPlan, epoch_batches
+from mim_lightning.data.order import Order, StreamPlan
 from mim_lightning.data.shards import ShardSet
+from mim_lightning.data.skipping import BadSamples, Loaded, SkipCount, load
 from mim_lightning.types import Batch
+
+BEYOND_PATIENCE = 300.0  # seconds that reading and decoding a batch may take beside waiting for a store
 
 
 @dataclass(frozen=True)
@@ -27,53 +32,89 @@ class BatchRef:
     start: int  # samples of the epoch before this global batch
     numbers: list[int]
     num_padding: int  # the last so many numbers are repeats
+    ahead: tuple[int, ...] = ()  # shards to fetch, for later batches need them
 
 
-class ShardDataset(Dataset[Batch]):
+class ShardDataset(Dataset[Loaded]):
     """Read and collate one BatchRef; runs in the loader's workers."""
 
-    def __init__(self, shards: ShardSet, collate: Collate) -> None:
-        self.shards, self.collate = shards, collate
+    def __init__(self, shards: ShardSet, collate: Collate, are_skipped: bool = False) -> None:
+        self.shards, self.collate, self.are_skipped = shards, collate, are_skipped
 
-    def __getitems__(self, ref: BatchRef) -> Batch:
-        num_real = len(ref.numbers) - ref.num_padding
-        samples = self.shards.read(ref.numbers[:num_real])
-        samples += self.shards.read(ref.numbers[num_real:], is_padding=True)
-        try:
-            return self.collate(samples, position=(ref.epoch, ref.start))
-        except ValueError as error:
-            raise ValueError(f"{self.shards.folder}: {error}") from error
+    def __getitems__(self, ref: BatchRef) -> Loaded:
+        self.shards.fetch_ahead(ref.ahead)
+        position = ref.epoch, ref.start
+        return load(self.shards, self.collate, ref.numbers, ref.num_padding, position, self.are_skipped)
+
+
+class ShardsAhead:
+    """Which shards come next: of batches as they are read, those that a later batch is the first to need.
+
+    Args:
+        shards: of whose `look_ahead` so many are named before they are needed.
+        parts: the same batches, of sample numbers.
+    """
+
+    def __init__(self, shards: ShardSet, parts: Iterator[np.ndarray]) -> None:
+        self.shards, self.parts = shards, parts
+        self._is_named = np.zeros(len(shards.sizes), dtype=bool)
+        self._first_needed: deque[int] = deque()  # by which batch, of each shard that was named and is not reached yet
+        self._num_reached, self._num_read = 0, 0  # batches
+
+    def next(self) -> tuple[int, ...]:
+        """Return the shards to fetch while the next batch is read."""
+        self._num_reached += 1
+        while self._first_needed and self._first_needed[0] < self._num_reached:
+            self._first_needed.popleft()
+        found: list[int] = []
+        while len(self._first_needed) < self.shards.look_ahead:
+            part = next(self.parts, None)
+            if part is None:
+                break
+            new = [idx for idx in np.unique(self.shards.shards_of(part)).tolist() if not self._is_named[idx]]
+            self._is_named[new] = True
+            if self._num_read >= self._num_reached:  # else it is needed at once
+                self._first_needed.extend([self._num_read] * len(new))
+                found += new
+            self._num_read += 1
+        return tuple(found)
 
 
 class RankSampler(Sampler[BatchRef]):
     """Deal the global batches of an epoch to one rank, in equal parts; the last batch is filled up by repeats."""
 
-    def __init__(self, plan: StreamPlan, rank: int, world_size: int) -> None:
-        if plan.global_batch_size % world_size:
+    def __init__(self, shards: ShardSet, order: Order, rank: int, world_size: int) -> None:
+        if order.global_batch_size % world_size:
             raise ValueError(
-                f"data.batch_size={plan.global_batch_size} is the batch of all processes together; "
+                f"data.batch_size={order.global_batch_size} is the batch of all processes together; "
                 f"it must be a multiple of their number, {world_size}"
             )
-        self.plan, self.rank, self.world_size = plan, rank, world_size
+        self.shards, self.order, self.rank, self.world_size = shards, order, rank, world_size
         self.epoch, self.start = 0, 0
 
     def __len__(self) -> int:
-        return self.plan.num_batches
+        return self.order.num_batches
 
     def __iter__(self) -> Iterator[BatchRef]:
-        start = self.start
-        for batch in epoch_batches(self.plan, self.epoch, start):
-            yield self._part(batch, start)
+        start, epoch = self.start, self.epoch
+        ahead = self._ahead(epoch, start) if self.shards.look_ahead else None
+        for batch in self.order.batches(epoch, start):
+            part, num_padding = self._part(batch)
+            yield BatchRef(epoch, start, part.tolist(), num_padding, ahead.next() if ahead else ())
             start += len(batch)
 
-    def _part(self, batch: np.ndarray, start: int) -> BatchRef:
+    def _ahead(self, epoch: int, start: int) -> ShardsAhead:
+        return ShardsAhead(self.shards, (self._part(batch)[0] for batch in self.order.batches(epoch, start)))
+
+    def _part(self, batch: np.ndarray) -> tuple[np.ndarray, int]:
+        """Return this rank's rows of a global batch, and how many of them, the last ones, are repeats."""
         share = -(-len(batch) // self.world_size)
         part = batch[self.rank * share : (self.rank + 1) * share]
-        padding = np.resize(batch, share - len(part))
-        return BatchRef(self.epoch, start, [*part.tolist(), *padding.tolist()], len(padding))
+        num_padding = share - len(part)
+        return np.concatenate([part, np.resize(batch, num_padding)]), num_padding
 
 
-class StreamLoader(DataLoader[Batch]):
+class StreamLoader(DataLoader[Loaded]):
     """A DataLoader that knows its position and goes on from it.
 
     Every `iter` begins where the last one was left; at the epoch's end that is the next epoch. The position is
@@ -85,58 +126,53 @@ class StreamLoader(DataLoader[Batch]):
         self,
         shards: ShardSet,
         collate: Collate,
-        plan: StreamPlan,
+        order: Order,
         rank: int = 0,
         world_size: int = 1,
         num_workers: int = 0,
         pin_memory: bool = False,
+        bad: BadSamples | None = None,
     ) -> None:
-        self.ranks = RankSampler(plan, rank, world_size)
-        self.plan = plan
+        bad = bad or BadSamples()
+        self.ranks, self.order = RankSampler(shards, order, rank, world_size), order
         self.epoch, self.consumed = 0, 0
+        self.skipped = SkipCount(bad, str(shards.folder), order.num_samples)
         super().__init__(
-            ShardDataset(shards, collate),
+            ShardDataset(shards, collate, bad.are_skipped),
             batch_sampler=self.ranks,  # type: ignore[arg-type]  # torch's stub wants lists of indices
             collate_fn=_as_is,  # type: ignore[arg-type]  # ShardDataset has collated already
             num_workers=num_workers,
             pin_memory=pin_memory,
+            timeout=_seconds_for_a_batch(shards, num_workers),
             persistent_workers=num_workers > 0,
             worker_init_fn=_one_thread,
         )
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
-        if self.consumed >= self.plan.num_samples:
+        if self.consumed >= self.order.num_samples:
             self.epoch, self.consumed = self.epoch + 1, 0
-        if not self.plan.shuffle:
+        if not self.order.shuffle:
             self.consumed = 0
         self.ranks.epoch, self.ranks.start = self.epoch, self.consumed
-        for batch in super().__iter__():
-            self.consumed = min(self.consumed + self.plan.global_batch_size, self.plan.num_samples)
+        self.skipped.restart()
+        for batch, skips in super().__iter__():
+            self.skipped.add(skips)
+            self.consumed = min(self.consumed + self.order.global_batch_size, self.order.num_samples)
             yield batch
 
-    def state_dict(self) -> dict[str, int]:
-        return {"epoch": self.epoch, "consumed": self.consumed, **self._fixed()}
+    def state_dict(self) -> dict[str, Any]:
+        return {"epoch": self.epoch, "consumed": self.consumed, **self.order.fixed()}
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a saved position.
 
         Raises:
             ValueError: the position means another sample under today's settings.
         """
-        for name, value in self._fixed().items():
+        for name, value in self.order.fixed().items():
             if state.get(name) != value:
                 raise ValueError(f"the checkpoint was made with data.{name}={state.get(name)}, now it is {value}")
         self.epoch, self.consumed = state["epoch"], state["consumed"]
-
-    def _fixed(self) -> dict[str, int]:
-        return {
-            "batch_size": self.plan.global_batch_size,
-            "num_lanes": self.plan.num_lanes,
-            "window": self.plan.window,
-            "seed": self.plan.seed,
-            "num_samples": self.plan.num_samples,
-            "num_shards": len(self.plan.shard_sizes),
-        }
 
 
 class ShardPass:
@@ -154,15 +190,14 @@ class ShardPass:
         num_workers: int = 0,
         pin_memory: bool = False,
     ) -> None:
-        spans = [shards.span(idx) for idx in shard_idxs]
-        parts = [part for start, stop in spans for part in _parts(start, stop, batch_size)]
-        self._refs = [BatchRef(0, part[0], part, 0) for part in parts]
+        self._refs = _PassRefs(shards, list(shard_idxs), batch_size)
         self._loader = DataLoader(
             ShardDataset(shards, collate),
             batch_sampler=self._refs,  # type: ignore[arg-type]  # torch's stub wants lists of indices
             collate_fn=_as_is,  # type: ignore[arg-type]  # ShardDataset has collated already
             num_workers=num_workers,
             pin_memory=pin_memory,
+            timeout=_seconds_for_a_batch(shards, num_workers),
             worker_init_fn=_one_thread,
         )
 
@@ -170,11 +205,29 @@ class ShardPass:
         return len(self._refs)
 
     def __iter__(self) -> Iterator[Batch]:
-        return iter(self._loader)
+        return (loaded.batch for loaded in self._loader)
 
 
-def _parts(start: int, stop: int, size: int) -> list[list[int]]:
-    return [list(range(first, min(first + size, stop))) for first in range(start, stop, size)]
+@dataclass(frozen=True)
+class _PassRefs:
+    """The batches of some shards, in order; a catalogue has too many samples to list them."""
+
+    shards: ShardSet
+    shard_idxs: list[int]
+    batch_size: int
+
+    def __len__(self) -> int:
+        return sum(-(-self.shards.sizes[idx] // self.batch_size) for idx in self.shard_idxs)
+
+    def __iter__(self) -> Iterator[BatchRef]:
+        ahead = ShardsAhead(self.shards, map(np.array, self._parts())) if self.shards.look_ahead else None
+        for part in self._parts():
+            yield BatchRef(0, part[0], list(part), 0, ahead.next() if ahead else ())
+
+    def _parts(self) -> Iterator[range]:
+        for start, stop in map(self.shards.span, self.shard_idxs):
+            for first in range(start, stop, self.batch_size):
+                yield range(first, min(first + self.batch_size, stop))
 
 
 def evaluation_plan(shards: ShardSet, global_batch_size: int) -> StreamPlan:
@@ -182,8 +235,13 @@ def evaluation_plan(shards: ShardSet, global_batch_size: int) -> StreamPlan:
     return StreamPlan(tuple(shards.sizes), global_batch_size, shuffle=False)
 
 
-def _as_is(batch: Batch) -> Batch:
-    return batch
+def _as_is(loaded: Loaded) -> Loaded:
+    return loaded
+
+
+def _seconds_for_a_batch(shards: ShardSet, num_workers: int) -> float:
+    """Return after how long a worker that hands over nothing is given up; 0: never, without workers or a store."""
+    return 2 * shards.patience + BEYOND_PATIENCE if num_workers and shards.patience else 0.0
 
 
 def _one_thread(worker_id: int) -> None:

@@ -46,6 +46,10 @@ class HfTokenise:
         )
         return dict(tokens)
 
+    def count(self, texts: Sequence[str]) -> list[int]:
+        """Return the tokens of each text before any is cut, those that mark its ends included."""
+        return [len(ids) for ids in self.tokenizer(list(texts), truncation=False, verbose=False)["input_ids"]]
+
 
 class HfText(Encoder):
     """Any text encoder of transformers; of a CLIP-like pair its text half.
@@ -87,9 +91,9 @@ class HfText(Encoder):
         self.network = _load_network(source, config) if pretrained else AutoModel.from_config(config)
         if pooling != "pooler" and getattr(self.network, "pooler", None) is not None:
             self.network.pooler = None  # would never get a gradient, which distributed training refuses
-        self.spec = TextSpec(
-            HfTokenise(tokenizer, max_length := _limit(name, config, tokenizer, max_length)), max_length
-        )
+        max_length = _limit(name, config, tokenizer, max_length)
+        tokenise = HfTokenise(tokenizer, max_length)
+        self.spec = TextSpec(tokenise, max_length, tokenise.count)
         self.width = self._measure_width(name)
 
     def forward(self, inputs: TowerInput) -> Tensor:

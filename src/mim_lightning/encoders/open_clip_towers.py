@@ -90,6 +90,14 @@ class OpenClipTokenise:
     def __call__(self, texts: Sequence[str]) -> dict[str, Tensor]:
         return {"input_ids": self.tokenizer(list(texts))}
 
+    def count(self, texts: Sequence[str]) -> list[int]:
+        """Return the tokens of each text before any is cut, those that mark its ends included."""
+        inner = getattr(self.tokenizer, "tokenizer", None)
+        if inner is None:  # CLIP's own, which adds a start and an end
+            return [len(self.tokenizer.encode(text)) + 2 for text in texts]
+        cleaned = [self.tokenizer.clean_fn(text) for text in texts]
+        return [len(ids) for ids in inner(cleaned, truncation=False, verbose=False)["input_ids"]]
+
 
 class OpenClipText(Encoder):
     """The text half of an OpenCLIP model; features are its joint embedding, not of unit length.
@@ -116,7 +124,10 @@ class OpenClipText(Encoder):
                 )
         if pretrained:
             self.network = load_pair(name, pretrained).text
-        self.spec = TextSpec(OpenClipTokenise(tokenizer), tokenizer.context_length)
+        tokenise = OpenClipTokenise(tokenizer)
+        # a mode in which the ends of a text are marked otherwise than its tokeniser says
+        can_count = not getattr(tokenizer, "tokenizer_mode", "")
+        self.spec = TextSpec(tokenise, tokenizer.context_length, tokenise.count if can_count else None)
         self.width = model["embed_dim"]
 
     def forward(self, inputs: TowerInput) -> Tensor:

@@ -93,6 +93,10 @@ class HashTokenise:
             row[: len(found)] = torch.tensor(found)
         return {"input_ids": ids}
 
+    def count(self, texts: Sequence[str]) -> list[int]:
+        """Return the words of each text, those beyond `max_length` too."""
+        return [len(WORD.findall(text)) for text in texts]
+
     def _ids(self, text: str) -> list[int]:
         words = WORD.findall(text.lower())[: self.max_length]
         # crc32 and not hash(): the latter differs between processes.
@@ -118,7 +122,8 @@ class TinyText(Encoder):
         super().__init__()
         if width % 32 or vocabulary <= NUM_SPECIAL:
             raise ValueError(f"encoder 'tiny_text': width {width} must divide by 32, vocabulary {vocabulary} exceed 2")
-        self.spec = TextSpec(HashTokenise(max_length, vocabulary - NUM_SPECIAL), max_length)
+        tokenise = HashTokenise(max_length, vocabulary - NUM_SPECIAL)
+        self.spec = TextSpec(tokenise, max_length, tokenise.count)
         self.width = width
         self.words = nn.Embedding(vocabulary, width, padding_idx=PADDING_ID)
         self.positions = nn.Parameter(torch.randn(max_length, width) * 0.02)

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mim_lightning.metrics import EmbeddingTable
+from mim_lightning.whole_file import whole_file
 
 EMBEDDINGS_FILE = "embeddings.safetensors"
 
@@ -35,9 +36,8 @@ def write_embeddings(folder: Path, embeddings: EvaluationEmbeddings) -> None:
         for name, tensor in _flat(table).items()
     }
     facts = {"fusions": json.dumps(embeddings.fusions), "fingerprint": embeddings.fingerprint}
-    partial = folder / f"{EMBEDDINGS_FILE}.partial"
-    save_file(tensors, partial, metadata=facts)
-    partial.rename(folder / EMBEDDINGS_FILE)
+    with whole_file(folder / EMBEDDINGS_FILE) as partial:
+        save_file(tensors, partial, metadata=facts)
 
 
 def read_embeddings(folder: Path) -> EvaluationEmbeddings:

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from mim_lightning.data.facts import QueryFacts
 from mim_lightning.types import NO_KEY, RetrievalReport, id_key
+from mim_lightning.whole_file import whole_file
 
 BROWSER_FOLDER, HISTORY_FILE = "browser", "history.jsonl"
 MAX_CANDIDATES = 2000  # spread over the segments are the queries chosen from these
@@ -129,9 +130,8 @@ class BrowserHistory:
         """Cut off what an interrupted process wrote from this step on, with a line it did not finish."""
         kept = [row for row in _read_rows(self.path) if row.step < step]
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.path.with_suffix(".partial")
-        partial.write_text("".join(_to_line(row) for row in kept), encoding="utf-8")
-        partial.replace(self.path)
+        with whole_file(self.path) as partial:
+            partial.write_text("".join(_to_line(row) for row in kept), encoding="utf-8")
         ranks: dict[tuple[str, str], list[int]] = {}
         for row in kept:
             ranks.setdefault((row.direction, row.query_id), []).append(row.rank)

@@ -96,11 +96,7 @@ def _measure(loaded: LoadedCheckpoint, measuring: Measuring, precision: str, dev
     target = choose_device(device)
     rounded = encoders_of(round_matcher(replace(opened, matcher=deepcopy(loaded.matcher)), precision, "export"), target)
     original = encoders_of(opened, target)
-    directions = {
-        name: Direction(ends["query"], ends["gallery"], ends.get("relevance"))
-        for name, ends in loaded.config["directions"].items()
-        if ends is not None
-    }
+    directions = {name: Direction(**ends) for name, ends in loaded.config["directions"].items() if ends is not None}
     return measure_losses(original.encoders, rounded.encoders, measuring.batches, directions, original.fusions)
 
 

@@ -87,6 +87,11 @@ class LoadedModel:
         rows = _as_list("texts", texts)
         return self._embed(TEXT, tower or text_tower(self._kinds()), rows, range(len(rows)), batch_size).numpy()
 
+    def embed_parts(self, images: Sequence[ImageInput], texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Embed what a query is made of, part by part: `embed_images` and `embed_texts` in one call."""
+        none = np.zeros((0, self.dimension), np.float32)
+        return self.embed_images(images) if images else none, self.embed_texts(texts) if texts else none
+
     def embed_query(
         self,
         images: Sequence[ImageInput | None] = (),

@@ -15,14 +15,23 @@ import numpy as np
 import torch
 from lightning import LightningDataModule
 
+from mim_lightning.data.addresses import place_of
+from mim_lightning.data.check import CheckSettings
+from mim_lightning.data.checked import Checking
 from mim_lightning.data.collate import Collate
 from mim_lightning.data.manifest import Source
-from mim_lightning.data.order import StreamPlan
+from mim_lightning.data.mix import read_mix, refuse_common_ids, split_shares
+from mim_lightning.data.mixed_order import mix_orders
+from mim_lightning.data.mixed_set import MixedSet, open_catalogues, open_mixed
+from mim_lightning.data.order import EpochSettings, Order, OrderSettings, StreamSettings
 from mim_lightning.data.prepared import ShardSettings, open_prepared, open_products, prepare_shards
 from mim_lightning.data.protocol import Protocol
+from mim_lightning.data.shard_cache import CacheSettings
 from mim_lightning.data.shards import ShardSet
+from mim_lightning.data.skipping import BadSamples
 from mim_lightning.data.stream import ShardPass, StreamLoader, evaluation_plan
 from mim_lightning.data.transforms import Augment
+from mim_lightning.evidence.pages.check_files import leave_check
 from mim_lightning.types import InputSpec, side_of
 
 QUERIES, GALLERY, DISTRACTORS = 0, 1, 2  # the dataloader_idx of the validation loaders
@@ -34,18 +43,24 @@ class MatchDataModule(LightningDataModule):
     Args:
         name: of the data set, as it stands in run names.
         specs: what each tower's encoder wants, by tower name; decides what a batch holds.
-        folder: prepared shard sets, or where to put them.
+        folder: prepared shard sets, or where to put them; or the address of prepared ones, such as s3://bucket/shop.
         source: where the manifest comes from; None if `folder` is prepared already.
         shards: settings of the shards.
         protocol: which queries may be trained on.
+        check: how strict the source is checked before anything is written.
         val_split: the split that is evaluated.
         distractors: another prepared folder, whose catalogue joins the gallery of every evaluation.
         batch_size: training rows of all processes together.
         eval_batch_size: evaluation rows of all processes together.
-        num_workers: loader processes of each rank; None takes what the machine has, at most 8.
+        num_workers: loader processes of each rank, and processes that prepare; None: what the machine has, at most 8.
         seed: of order and augmentation.
-        num_lanes, window: see `data.order`.
+        order: which rows meet in a training batch.
+        num_lanes, window: see `data.order`; no window: what the order takes.
+        rows_per_epoch: where the order has no length of its own.
+        mix: other prepared folders to train on besides, by name: see `data.mix`.
         augment: how training images vary; None leaves them as in evaluation.
+        cache: of shards that lie at an address.
+        on_bad, max_bad: what is done about training samples that cannot be read, see `data.skipping`.
     """
 
     def __init__(
@@ -61,46 +76,75 @@ class MatchDataModule(LightningDataModule):
         num_workers: int | None,
         seed: int,
         protocol: Protocol | None = None,
+        check: CheckSettings | None = None,
         distractors: str | None = None,
+        order: OrderSettings | None = None,
         num_lanes: int = 1,
-        window: int = 8,
+        window: int | None = None,
+        rows_per_epoch: int | None = None,
+        mix: Mapping[str, Mapping[str, Any] | None] | None = None,
         augment: Augment | None = None,
+        cache: CacheSettings | None = None,
+        on_bad: str = "fail",
+        max_bad: str | int = "1%",
     ) -> None:
         super().__init__()
         self.name, self.specs, self.augment = name, dict(specs), augment
-        self.folder, self.source, self.shards, self.val_split = Path(folder), source, shards, val_split
-        self.protocol, self.distractors = protocol, Path(distractors) if distractors else None
+        self.folder, self.source, self.shards, self.val_split = place_of(folder), source, shards, val_split
+        self.protocol, self.distractors = protocol, place_of(distractors) if distractors else None
+        self.cache, self.bad = cache, BadSamples(on_bad, max_bad)
+        self.check = check or CheckSettings()
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
-        self.num_workers, self.seed, self.num_lanes, self.window = num_workers, seed, num_lanes, window
+        self.num_workers, self.order, self.mix = num_workers, order or StreamSettings(), read_mix(mix or {})
+        self.epoch_settings = EpochSettings(batch_size, seed, num_lanes, window, rows_per_epoch)
+        self.seed = seed
         self._train_loader: StreamLoader | None = None
-        self._state: dict[str, int] | None = None
+        self._state: dict[str, Any] | None = None
 
     def prepare_data(self) -> None:
         """Make the shards if they are not there, and find the splits; on one process of a node."""
-        if self.source is not None:
-            prepare_shards(self.source, self.folder, self.shards, self.protocol)
+        if self.source is not None and isinstance(self.folder, Path):  # at an address they are there already
+            checking = Checking(self.check, self.specs, leave_check)
+            parts = self.source, self.folder, self.shards, self.protocol
+            prepare_shards(*parts, checking=checking, num_workers=self.num_workers)
         for find in (self.train_set, self.query_set, self.gallery_set):
             find()
         self._refuse_known_distractors()
+        if self.trainer is None or self.trainer.state.fn == "fit":
+            refuse_common_ids(open_catalogues(self.folder, self.mix, self.cache), self.mix)
+            self.train_order(self.train_set())
 
     def train_set(self) -> ShardSet:
-        return open_prepared(self.folder).queries(self.shards.train_split)
+        """Return what is trained on: one set, or several that are read as one."""
+        if not self.mix:
+            return open_prepared(self.folder, self.cache).queries(self.shards.train_split)
+        return open_mixed(self.folder, self.mix, self.shards.train_split, self.cache)
+
+    def train_order(self, shards: ShardSet) -> Order:
+        """Return which rows of the training set meet in which batch.
+
+        Raises:
+            ValueError: the settings do not suit the set.
+        """
+        if isinstance(shards, MixedSet):
+            return mix_orders(shards, split_shares(self.mix), self.order, self.epoch_settings)
+        return self.order.over(shards, self.epoch_settings)
 
     def query_set(self) -> ShardSet:
-        return open_prepared(self.folder).queries(self.val_split)
+        return open_prepared(self.folder, self.cache).queries(self.val_split)
 
     def gallery_set(self) -> ShardSet:
-        return open_prepared(self.folder).catalogue()
+        return open_prepared(self.folder, self.cache).catalogue()
 
     def product_sets(self) -> list[ShardSet]:
         """Return the sets that make up the gallery: the catalogue, and distractors if there are any."""
-        return open_products(self.folder, self.distractors)
+        return open_products(self.folder, self.distractors, self.cache)
 
     def train_dataloader(self) -> StreamLoader:
         shards = self.train_set()
-        plan = StreamPlan(tuple(shards.sizes), self.batch_size, self.seed, num_lanes=self.num_lanes, window=self.window)
         collate = Collate(self.specs, shards.max_relevant, self.augment, self.seed)
-        self._train_loader = StreamLoader(shards, collate, plan, **self._placement())
+        order = self.train_order(shards)
+        self._train_loader = StreamLoader(shards, collate, order, **self._placement(), bad=self.bad)
         if self._state is not None:
             self._train_loader.load_state_dict(self._state)
         return self._train_loader
@@ -153,10 +197,10 @@ class MatchDataModule(LightningDataModule):
 
     # Lightning forgets a loader's own state when the schedule asks for the number of steps before fitting
     # (pytorch-lightning #20550), so the position is kept here.
-    def state_dict(self) -> dict[str, int]:
+    def state_dict(self) -> dict[str, Any]:
         return self._train_loader.state_dict() if self._train_loader else {}
 
-    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._state = state_dict or None
         if self._train_loader and self._state:
             self._train_loader.load_state_dict(self._state)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from lightning import LightningModule, Trainer
 
+from mim_lightning.data.addresses import Place
 from mim_lightning.data.facts import query_facts
 from mim_lightning.evidence.embeddings import EvaluationEmbeddings, write_embeddings
 from mim_lightning.evidence.figures.hits_grid import draw_hits
@@ -72,7 +73,7 @@ def save_evaluation(
         config=_with_absolute_distractors(config, datamodule),
         fingerprint=fingerprint(matcher),
         monitor=config["monitor"],
-        data_folder=str(datamodule.folder.absolute()),
+        data_folder=_absolute(datamodule.folder),
         val_split=datamodule.val_split,
     )
     facts = query_facts(datamodule.query_set())
@@ -93,8 +94,12 @@ def save_evaluation(
 
 def _with_absolute_distractors(config: Mapping[str, Any], datamodule: MatchDataModule) -> dict[str, Any]:
     """Return the config so that pages made from another folder find all pictures."""
-    distractors = str(datamodule.distractors.absolute()) if datamodule.distractors else None
+    distractors = _absolute(datamodule.distractors) if datamodule.distractors else None
     return {**config, "data": {**config["data"], "distractors": distractors}}
+
+
+def _absolute(place: Place) -> str:
+    return place if isinstance(place, str) else str(place.absolute())
 
 
 def close_loggers(trainer: Trainer) -> None:

@@ -20,6 +20,7 @@ from mim_lightning.config import build_matcher
 from mim_lightning.model.fingerprint import fingerprint
 from mim_lightning.model.fusion import Fusions
 from mim_lightning.model.matcher import Matcher
+from mim_lightning.whole_file import whole_file
 
 SECTION = "mim_lightning"  # our key in the checkpoint
 TRUSTED_PACKAGES = "MIM_TRUSTED_PACKAGES"  # environment variable: packages, by comma, whose classes a file may name
@@ -136,9 +137,8 @@ def store_fusions(path: Path, fusions: Fusions, expected: str) -> Path:
     content = _read(path)
     content[SECTION] = describe(loaded.matcher, {**loaded.config, "model": model})
     target = path.with_suffix(f".fused{path.suffix}")
-    partial = target.with_suffix(".partial")
-    torch.save(content, partial)
-    partial.rename(target)
+    with whole_file(target) as partial:
+        torch.save(content, partial)
     return target
 
 

@@ -24,7 +24,7 @@ def search(config: dict[str, Any]) -> None:
     """Search once, and print and draw what was found."""
     from mim_lightning.search.opening import open_searcher
     from mim_lightning.search.pictures import ProductPictures
-    from mim_lightning.search.query import SearchQuery
+    from mim_lightning.search.query import SearchQuery, given_weights
     from mim_lightning.search.sheet import draw_sheet
     from mim_lightning.search.terminal import print_result
 
@@ -34,7 +34,7 @@ def search(config: dict[str, Any]) -> None:
         text=_text(config["text"]),
         not_text=_text(config["not_text"]),
         like=_text(config["like"]),
-        weights={name: weight for name, weight in config["weights"].items() if weight is not None},
+        weights=given_weights(config["weights"]),
         num_hits=config["k"],
         where=config["where"],
     )
@@ -45,8 +45,9 @@ def search(config: dict[str, Any]) -> None:
     else:
         print_result(result, searcher.index.card.num_products)
     if config["picture"]:
-        pictures = ProductPictures(searcher.index.card).read([hit.product_id for hit in result.hits])
-        photo = Path(images[0]).read_bytes() if images else _picture_of(searcher, query.like)
+        shown = [hit.product_id for hit in result.hits]
+        pictures = ProductPictures(searcher.index.card).read([*shown, *([query.like] if query.like else [])])
+        photo = Path(images[0]).read_bytes() if images else pictures.get(query.like or "")
         draw_sheet(query, photo, result.hits, pictures).save(config["picture"])
         if not config["json"]:
             print(f"picture: {config['picture']}")
@@ -59,12 +60,6 @@ def _text(value: Any) -> str | None:
 def _as_json(result: Any) -> Mapping[str, Any]:
     timing = {"encode": result.encode_ms, "index": result.index_ms}
     return {"hits": [asdict(hit) for hit in result.hits], "timing_ms": timing}
-
-
-def _picture_of(searcher: Any, product_id: str | None) -> bytes | None:
-    from mim_lightning.search.pictures import ProductPictures
-
-    return ProductPictures(searcher.index.card).read([product_id]).get(product_id) if product_id else None
 
 
 if __name__ == "__main__":

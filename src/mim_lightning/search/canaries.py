@@ -18,6 +18,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from mim_lightning.data.shards import ShardSet
+from mim_lightning.inference.precision import base_of
+from mim_lightning.whole_file import whole_file
 
 NUM_CANARIES = 8
 MIN_COSINE = 0.999  # between then and now
@@ -59,7 +61,7 @@ def check_canaries(encoder: ProductEncoder, canaries: Canaries) -> float:
     Raises:
         ValueError: it is below `MIN_COSINE`, or `MIN_COSINE_ROUNDED` where the weights are rounded.
     """
-    least = MIN_COSINE_ROUNDED if "+" in encoder.fingerprint else MIN_COSINE
+    least = MIN_COSINE if encoder.fingerprint == base_of(encoder.fingerprint) else MIN_COSINE_ROUNDED
     again = encode_canaries(encoder, canaries.inputs).vectors
     cosines = {tower: float((again[tower] * then).sum(1).min()) for tower, then in canaries.vectors.items()}
     for tower, cosine in cosines.items():
@@ -80,9 +82,8 @@ def write_canaries(path: Path, canaries: Canaries) -> None:
                 tensors[f"images/{tower}/{number:03d}"] = np.frombuffer(value, dtype=np.uint8)
             else:
                 texts.setdefault(tower, []).append(str(value))
-    partial = path.with_suffix(".partial")
-    save_file(tensors, partial, metadata={"texts": json.dumps(texts)})
-    partial.rename(path)
+    with whole_file(path) as partial:
+        save_file(tensors, partial, metadata={"texts": json.dumps(texts)})
 
 
 def read_canaries(path: Path) -> Canaries:

@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mim_lightning.data.shards import ShardSet
+from mim_lightning.whole_file import whole_file
 
 FACTS_FILE = "embeddings.json"
 ROWS_FILE = "rows.parquet"
@@ -48,10 +49,7 @@ class EmbeddedCatalogue:
 
 
 def describe_embedding(catalogue: ShardSet, fingerprint: str, gallery: str, dimension: int) -> EmbeddingFacts:
-    written = (catalogue.folder / "index.json").stat().st_mtime_ns
-    return EmbeddingFacts(
-        fingerprint, gallery, dimension, str(catalogue.folder.absolute()), list(catalogue.sizes), written
-    )
+    return EmbeddingFacts(fingerprint, gallery, dimension, catalogue.place, list(catalogue.sizes), catalogue.written)
 
 
 class EmbeddingFolder:
@@ -71,7 +69,8 @@ class EmbeddingFolder:
                     raise ValueError(f"{folder}: holds embeddings with {key}={found.get(key)}, not {wanted}; remove it")
         else:
             folder.mkdir(parents=True, exist_ok=True)
-            _replace(path, json.dumps(asdict(facts), indent=2).encode())
+            with whole_file(path) as partial:
+                partial.write_text(json.dumps(asdict(facts), indent=2))
 
     def missing(self) -> list[int]:
         """Return the shards that are not embedded yet."""
@@ -79,10 +78,10 @@ class EmbeddingFolder:
 
     def keep(self, shard_idx: int, vectors_ND: Tensor, present_N: Tensor) -> None:
         """Write one whole shard."""
-        partial = self._path(shard_idx).with_suffix(".partial")
         tensors = {"vectors": vectors_ND.contiguous(), "present": present_N.contiguous()}
-        save_file(tensors, partial, metadata={"fingerprint": self.facts.fingerprint, "gallery": self.facts.gallery})
-        partial.rename(self._path(shard_idx))
+        made_by = {"fingerprint": self.facts.fingerprint, "gallery": self.facts.gallery}
+        with whole_file(self._path(shard_idx)) as partial:
+            save_file(tensors, partial, metadata=made_by)
 
     def collect(self, catalogue: ShardSet) -> EmbeddedCatalogue:
         """Read all shards, and write the table of rows beside them.
@@ -101,7 +100,8 @@ class EmbeddingFolder:
         rows = pa.table(
             {"product_id": [fact["product_id"] for fact in facts], "sample_num": range(len(facts)), "present": present}
         )
-        _write_table(rows, self.folder / ROWS_FILE)
+        with whole_file(self.folder / ROWS_FILE) as partial:
+            pa.parquet.write_table(rows, partial)
         ids = rows.filter(rows["present"])["product_id"].to_pylist()
         return EmbeddedCatalogue(self.facts, vectors, ids, _products(facts), int((~present).sum()))
 
@@ -146,15 +146,3 @@ def _column(values: list[object]) -> pa.Array:
     if all(value is None or isinstance(value, int | float) for value in values):
         return pa.array(values, pa.float64() if any(isinstance(value, float) for value in values) else None)
     return pa.array([None if value is None else str(value) for value in values], pa.string())
-
-
-def _write_table(table: pa.Table, path: Path) -> None:
-    partial = path.with_suffix(".partial")
-    pa.parquet.write_table(table, partial)
-    partial.rename(path)
-
-
-def _replace(path: Path, data: bytes) -> None:
-    partial = path.with_suffix(".partial")
-    partial.write_bytes(data)
-    partial.rename(path)

@@ -14,10 +14,10 @@ from mim_lightning.data.shards import ShardSet
 from mim_lightning.inference.loaded import LoadedModel
 from mim_lightning.search.canaries import choose_canaries, encode_canaries, write_canaries
 from mim_lightning.search.embedded import EmbeddedCatalogue
-from mim_lightning.search.facets import FACETS, describe_facets
-from mim_lightning.search.index import build_index, is_address, open_index
-from mim_lightning.search.index_card import IndexCard
-from mim_lightning.search.index_settings import IndexSettings, ModelFacts
+from mim_lightning.search.facets import FACETS, describe_facets, extend_facets
+from mim_lightning.search.index.card import IndexCard
+from mim_lightning.search.index.product_index import build_index, is_address, open_index
+from mim_lightning.search.index.settings import IndexSettings, ModelFacts
 from mim_lightning.search.opening import CANARIES, MODEL
 from mim_lightning.search.pictures import CATALOGUES
 
@@ -38,7 +38,7 @@ def make_index(
         checkpoint: where the model is, kept in the card.
 
     Raises:
-        ValueError: as `index.build_index`; nothing is left behind then.
+        ValueError: as `product_index.build_index`; nothing is left behind then.
     """
     gallery = embedded.facts.gallery
     extra: dict[str, Any] = {
@@ -60,13 +60,20 @@ def make_index(
 def add_to_index(place: str, embedded: EmbeddedCatalogue) -> IndexCard:
     """Add the products of an embedded catalogue to the index that is there; known ones are replaced.
 
+    Its pictures and its choices to filter by are found from then on.
+
     Raises:
         ValueError: no index there, or another model's or gallery's.
     """
     index = open_index(place, embedded.facts.fingerprint)
     if index.card.gallery != embedded.facts.gallery:
         raise ValueError(f"{place}: is an index of '{index.card.gallery}', not of '{embedded.facts.gallery}'")
-    index.add(embedded.vectors, embedded.product_ids, embedded.products)
+    told, catalogue = index.card.extra, embedded.facts.catalogue
+    extra = {
+        CATALOGUES: [*(folder for folder in told.get(CATALOGUES, []) if folder != catalogue), catalogue],
+        FACETS: extend_facets(told.get(FACETS, {}), embedded.products),
+    }
+    index.add(embedded.vectors, embedded.product_ids, embedded.products, extra)
     index.save()
     return index.card
 

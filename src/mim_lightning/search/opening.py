@@ -14,8 +14,8 @@ import numpy as np
 
 from mim_lightning.inference.loaded import LoadedModel, load
 from mim_lightning.search.canaries import check_canaries, read_canaries
-from mim_lightning.search.index import ProductIndex, is_address, open_index
-from mim_lightning.search.index_card import IndexCard
+from mim_lightning.search.index.card import IndexCard
+from mim_lightning.search.index.product_index import ProductIndex, is_address, open_index
 from mim_lightning.search.searcher import QueryEncoder, Searcher
 
 MODEL, CANARIES = "model", "canaries"  # keys of the card's `extra`: place of the model, name of the file

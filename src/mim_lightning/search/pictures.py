@@ -7,11 +7,10 @@ longer there only means that no picture is shown.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
+from mim_lightning.data.sample_finder import find_samples
 from mim_lightning.data.shards import ShardSet
-from mim_lightning.search.index_card import IndexCard
-from mim_lightning.types import id_key
+from mim_lightning.search.index.card import IndexCard
 
 CATALOGUES = "catalogues"  # key of the card's `extra`: folders of shard sets, the newest last
 
@@ -23,21 +22,13 @@ class ProductPictures:
         self._sets = []
         for folder in reversed(card.extra.get(CATALOGUES, [])):
             try:
-                self._sets.append(ShardSet(Path(folder)))
+                self._sets.append(ShardSet(folder))
             except ValueError:
                 continue
 
     def read(self, product_ids: Sequence[str]) -> dict[str, bytes]:
         """Return the encoded picture of every product that has one."""
-        by_key = {id_key(product_id): product_id for product_id in product_ids}
-        pictures: dict[str, bytes] = {}
-        for shards in self._sets:
-            wanted = [key for key, product_id in by_key.items() if product_id not in pictures]
-            for key, number in shards.find(wanted).items():
-                try:
-                    picture = shards.read([number])[0].inputs.get("product_image")
-                except ValueError:
-                    continue  # damaged or gone; its title is shown
-                if isinstance(picture, bytes):
-                    pictures[by_key[key]] = picture
-        return pictures
+        # of what is damaged or gone, the title is shown
+        samples = find_samples(self._sets, product_ids, having="product_image", skip_damaged=True)
+        pictures = {product_id: sample.inputs["product_image"] for product_id, sample in samples.items()}
+        return {product_id: picture for product_id, picture in pictures.items() if isinstance(picture, bytes)}

@@ -64,6 +64,11 @@ class QueryVector:
         }
 
 
+def given_weights(weights: Mapping[str, float | None]) -> dict[str, float]:
+    """Return the weights of a config's `weights` without those that are null, which leave the choice to the model."""
+    return {part: weight for part, weight in weights.items() if weight is not None}
+
+
 def combine(parts: Mapping[str, np.ndarray], weights: Mapping[str, float]) -> QueryVector:
     """Return the weighted sum of unit vectors (D,) by part, `not_text` subtracted.
 

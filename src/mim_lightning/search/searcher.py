@@ -13,7 +13,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from mim_lightning.search.index import ProductIndex
+from mim_lightning.inference.precision import base_of
+from mim_lightning.search.index.product_index import ProductIndex
 from mim_lightning.search.query import QueryVector, SearchQuery, combine, mean_direction
 
 DEFAULT_WEIGHTS = {"image": 1.0, "text": 1.0, "not_text": 0.5, "like": 1.0}
@@ -28,9 +29,7 @@ class QueryEncoder(Protocol):
     @property
     def fusions(self) -> Mapping[str, Mapping[str, float]]: ...
 
-    def embed_images(self, images: Sequence[Any]) -> np.ndarray: ...
-
-    def embed_texts(self, texts: Sequence[str]) -> np.ndarray: ...
+    def embed_parts(self, images: Sequence[Any], texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]: ...
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,7 @@ class Searcher:
 
     def __init__(self, encoder: QueryEncoder, index: ProductIndex, weights: Mapping[str, float] | None = None) -> None:
         # rounded weights give nearly the same vectors; an export's card says how nearly
-        if encoder.fingerprint.split("+")[0] != index.card.fingerprint.split("+")[0]:
+        if base_of(encoder.fingerprint) != base_of(index.card.fingerprint):
             raise ValueError(
                 f"the index was made with model {index.card.fingerprint}, this is {encoder.fingerprint}; "
                 "give the model it was made with, or build the index anew"
@@ -93,11 +92,11 @@ class Searcher:
     def encode(self, query: SearchQuery) -> QueryVector:
         """Return the query's parts and their sum; nothing is searched yet."""
         parts: dict[str, np.ndarray] = {}
-        if query.images:
-            parts["image"] = mean_direction(self.encoder.embed_images(list(query.images)))
         texts = {name: text for name in ("text", "not_text") if (text := getattr(query, name))}
-        if texts:
-            parts |= dict(zip(texts, self.encoder.embed_texts(list(texts.values())), strict=True))
+        images_ND, texts_MD = self.encoder.embed_parts(list(query.images), list(texts.values()))
+        if query.images:
+            parts["image"] = mean_direction(images_ND)
+        parts |= dict(zip(texts, texts_MD, strict=True))
         if query.like is not None:
             parts["like"] = mean_direction(self.index.vectors_of(query.like))
         return combine(parts, {**self.weights, **query.weights})

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from PIL import Image, ImageDraw, ImageOps
 
 from mim_lightning.evidence.figures.lettering import cut, font, wrap
+from mim_lightning.evidence.figures.picture_cell import paste_picture
 from mim_lightning.evidence.figures.style import FAINT, INK, PAPER, RULE
 from mim_lightning.search.query import SearchQuery
 from mim_lightning.search.searcher import SearchHit
@@ -32,7 +33,8 @@ def draw_sheet(
     for number, hit in enumerate(hits):
         left = MARGIN + (1 + number % COLUMNS) * (CELL + GAP) + GAP
         top = MARGIN + number // COLUMNS * row_height
-        _paste(sheet, (left, top), pictures.get(hit.product_id))
+        data = pictures.get(hit.product_id)
+        paste_picture(sheet, (left, top), CELL, _upright(data) if data else None, font(LETTERS))
         title = str(hit.metadata.get("title") or hit.product_id)
         _write(sheet, (left, top + CELL + 4), [*wrap(title, font(LETTERS), CELL, NUM_LINES - 1)], INK)
         _write(sheet, (left, top + CELL + 4 + (NUM_LINES - 1) * LINE), [f"{number + 1}.  {hit.score:.3f}"], FAINT)
@@ -44,7 +46,7 @@ def draw_sheet(
 def _draw_query(sheet: Image.Image, query: SearchQuery, photo: bytes | None) -> None:
     top = MARGIN
     if photo is not None:
-        _paste(sheet, (MARGIN, top), photo)
+        paste_picture(sheet, (MARGIN, top), CELL, _upright(photo), font(LETTERS))
         top += CELL + 4
     lines = [f"“{query.text}”"] if query.text else []
     lines += [f"not “{query.not_text}”"] if query.not_text else []
@@ -54,14 +56,9 @@ def _draw_query(sheet: Image.Image, query: SearchQuery, photo: bytes | None) -> 
     _write(sheet, (MARGIN, top), [line for text in lines for line in wrap(text, face, CELL, NUM_LINES)], INK)
 
 
-def _paste(sheet: Image.Image, corner: tuple[int, int], data: bytes | None) -> None:
-    left, top = corner
-    if data is None:
-        ImageDraw.Draw(sheet).text((left + CELL / 2, top + CELL / 2), "no picture", FAINT, font(LETTERS), anchor="mm")
-        return
-    image = ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")
-    image = ImageOps.contain(image, (CELL, CELL), Image.Resampling.LANCZOS)
-    sheet.paste(image, (left + (CELL - image.width) // 2, top + (CELL - image.height) // 2))
+def _upright(data: bytes) -> Image.Image:
+    """Decode a picture; a photo from a telephone says how it was held."""
+    return ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")
 
 
 def _write(sheet: Image.Image, corner: tuple[int, int], lines: Sequence[str], colour: str) -> None:

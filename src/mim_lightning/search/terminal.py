@@ -8,7 +8,7 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
-from mim_lightning.search.index_card import IndexCard
+from mim_lightning.search.index.card import IndexCard
 from mim_lightning.search.searcher import SearchResult
 
 SHOWN_COLUMNS = 3  # of the metadata, besides title and category

@@ -9,13 +9,13 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from mim_lightning.sweep.lock import release, wait_for_lock
+from mim_lightning.whole_file import whole_file
 
 RUNNING, FINISHED = "running", "finished"  # besides a Failure's "failed" and "pruned"
 FILE = "ledger.csv"
@@ -70,7 +70,8 @@ class Ledger:
     def write(self, row: Row) -> None:
         """Put a row in its place and write the CSV file anew."""
         with self._alone():
-            _replace(self._rows / f"{row.key}.json", json.dumps(asdict(row), indent=2))
+            with whole_file(self._rows / f"{row.key}.json") as partial:
+                partial.write_text(json.dumps(asdict(row), indent=2))
             if row.run_id:  # an earlier start may not have come as far as a run
                 (self._rows / f"{row._key_without_run}.json").unlink(missing_ok=True)
             self._write_csv(self.read())
@@ -86,8 +87,7 @@ class Ledger:
 
     def _write_csv(self, rows: Sequence[Row]) -> None:
         metrics = dict.fromkeys(key for row in rows for key in _metrics(row.results))
-        partial = _partial(self.path)
-        with partial.open("w", newline="") as file:
+        with whole_file(self.path) as partial, partial.open("w", newline="") as file:
             writer = csv.writer(file)
             head = ["job", "run_id", "status", *self.keys, "monitor", "score", *metrics]
             writer.writerow([*head, "fit_seconds", "was_resumed", "reason"])
@@ -97,19 +97,8 @@ class Ledger:
                 score = row.results.get(row.monitor, "")
                 cells = [row.job, row.run_id, row.status, *varied, row.monitor, score, *numbers]
                 writer.writerow([*cells, row.was_resumed, row.reason])
-        partial.replace(self.path)
 
 
 def _metrics(results: Mapping[str, float]) -> list[str]:
     """Return the keys of validation metrics, without the ends of their intervals."""
     return [key for key in results if key.startswith("val/") and key.count("/") == 2]
-
-
-def _replace(path: Path, text: str) -> None:
-    partial = _partial(path)
-    partial.write_text(text)
-    partial.replace(path)
-
-
-def _partial(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{os.getpid()}.partial")

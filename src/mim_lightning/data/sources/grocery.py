@@ -1,38 +1,101 @@
-"""The Grocery Store Dataset as a compact street-to-shop set (Klasson et al., WACV 2019, MIT licence).
+"""The Grocery Store Dataset (Klasson et al., WACV 2019, MIT licence): as published, or as a compact street-to-shop set.
 
-A folder with `products.csv`, `pairs.csv` and `images/` comes in, a Manifest goes out; nothing is copied.
-In-store phone photos are the queries, one iconic image, title and description a product are the catalogue.
+A clone of github.com/marcusklasson/GroceryStoreDataset comes in, or a folder with `products.csv`, `pairs.csv` and
+`images/`; a Manifest goes out and nothing is copied. In-store phone photos are the queries, one iconic image, title
+and description a product are the catalogue; the compact set adds query texts, so its triples become quadruples.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mim_lightning.data.manifest import Manifest, read_manifest
-from mim_lightning.data.tables import table_id
+from mim_lightning.data.draft import ManifestDraft
+from mim_lightning.data.faults import OnFault, raise_fault
+from mim_lightning.data.manifest import Manifest, finish, read_manifest
+from mim_lightning.data.tables.identity import file_id
+from mim_lightning.data.tables.table import TableSpec, open_table, read_rows
 
 QUERY_COLUMNS = {"image": "query_image", "text": "query_text"}
+SPLITS = ("train", "val", "test")  # of the published set: a list of photos each
+CLASS_COLUMNS = {
+    "name": "Class Name (str)",
+    "number": "Class ID (int)",
+    "coarse": "Coarse Class Name (str)",
+    "image": "Iconic Image Path (str)",
+    "description": "Product Description Path (str)",
+}
+CLASSES = TableSpec("products", tuple(CLASS_COLUMNS), tuple(CLASS_COLUMNS))
 
 
 class GrocerySource:
-    """`root` is the folder that holds the two tables."""
+    """`root` is the clone, or the folder that holds the two tables of the compact set."""
 
     def __init__(self, root: str) -> None:
         self.root = Path(root)
 
-    def read(self, work_dir: Path) -> Manifest:
-        self._require()
-        tables = self.root / "products.csv", self.root / "pairs.csv"
-        return read_manifest(*tables, {"queries": QUERY_COLUMNS}, segments=("query_text_kind",))
+    def read(self, work_dir: Path, on_fault: OnFault = raise_fault) -> Manifest:
+        folder, is_compact = self._find()
+        if not is_compact:
+            return _read_published(folder, on_fault)
+        tables = folder / "products.csv", folder / "pairs.csv"
+        return read_manifest(*tables, {"queries": QUERY_COLUMNS}, segments=("query_text_kind",), on_fault=on_fault)
 
     def describe(self) -> dict[str, Any]:
-        self._require()
-        return {"grocery": [table_id(self.root / name) for name in ("products.csv", "pairs.csv")]}
+        folder, is_compact = self._find()
+        names = ("products.csv", "pairs.csv") if is_compact else ("classes.csv", *(f"{name}.txt" for name in SPLITS))
+        return {"grocery": [file_id(folder / name) for name in names]}
 
-    def _require(self) -> None:
-        if not (self.root / "pairs.csv").is_file():
-            raise ValueError(
-                f"{self.root}: the grocery set is not there (no pairs.csv); set MIM_DATA_DIR to the folder "
-                "that holds data/grocery, or data.source.root to the set itself"
-            )
+    def _find(self) -> tuple[Path, bool]:
+        """Return where the set lies, and whether it is the compact one."""
+        if (self.root / "pairs.csv").is_file():
+            return self.root, True
+        for folder in (self.root / "dataset", self.root):
+            if (folder / "classes.csv").is_file():
+                return folder, False
+        raise ValueError(
+            f"{self.root}: the grocery set is not there (no pairs.csv, no dataset/classes.csv); set MIM_DATA_DIR to "
+            "the folder that holds data/grocery, or data.source.root to the set itself"
+        )
+
+
+def _read_published(folder: Path, on_fault: OnFault) -> Manifest:
+    draft = ManifestDraft(str(folder / "classes.csv"), on_fault, metadata=())
+    ids: dict[str, str] = {}
+    for origin, row in read_rows(open_table(folder / "classes.csv", "products"), CLASSES, CLASS_COLUMNS, on_fault):
+        product = _product_row(folder, row)
+        ids[row["name"]] = product["product_id"]
+        draft.add_product(origin, product, folder)
+    for split in SPLITS:
+        for origin, photo in _photos(folder / f"{split}.txt"):
+            # its folder is called after its class; the numbers that follow the path say the same
+            row = {"split": split, "image": photo, "product_id": ids.get(Path(photo).parent.name)}
+            draft.add_query(origin, row, folder)
+    return finish(draft, str(folder / "train.txt"))
+
+
+def _product_row(folder: Path, row: dict[str, Any]) -> dict[str, Any]:
+    image, description = row["image"].lstrip("/"), folder / row["description"].lstrip("/")
+    department = Path(image).parts[1]  # iconic-images-and-descriptions/Fruit/...
+    return {
+        "product_id": f"gro-{int(row['number']):02d}",
+        "image": image,
+        "title": row["name"].replace("-", " "),
+        "description": " ".join(description.read_text(encoding="utf-8").split()) if description.is_file() else None,
+        "category": f"{department}/{row['coarse']}",
+        "metadata": {},
+    }
+
+
+def _photos(path: Path) -> Iterator[tuple[str, str]]:
+    """Yield (origin, path of a photo) of one of the published lists.
+
+    Raises:
+        ValueError: there is no such list.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file (list of the grocery set's photos)")
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        if line.strip():
+            yield f"{path}, row {number}", line.split(",")[0].strip()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from mim_lightning.data.faults import OnFault, raise_fault
 from mim_lightning.data.manifest import Manifest, read_manifest
 from mim_lightning.data.synthetic import write_synthetic_world
 
@@ -30,9 +31,9 @@ class SyntheticSource:
             "seed": seed,
         }
 
-    def read(self, work_dir: Path) -> Manifest:
+    def read(self, work_dir: Path, on_fault: OnFault = raise_fault) -> Manifest:
         products_path, queries_path = write_synthetic_world(work_dir, **self.arguments)  # type: ignore[arg-type]
-        return read_manifest(products_path, queries_path, segments=("kind",))
+        return read_manifest(products_path, queries_path, segments=("kind",), on_fault=on_fault)
 
     def describe(self) -> dict[str, Any]:
         return {"synthetic": self.arguments}

@@ -7,12 +7,13 @@ one of their own model, the draw door one of several.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from PIL import Image, ImageDraw, ImageOps
+from PIL import Image, ImageDraw
 
 from mim_lightning.data.decode import decode_image
+from mim_lightning.data.sample_finder import find_samples
 from mim_lightning.data.shards import ShardSet
 from mim_lightning.evidence.figures.hits_choice import ChosenQueries, choose_queries, directions_of
 from mim_lightning.evidence.figures.hits_layout import (
@@ -33,9 +34,10 @@ from mim_lightning.evidence.figures.hits_layout import (
     Layout,
 )
 from mim_lightning.evidence.figures.lettering import cut, font, wrap
+from mim_lightning.evidence.figures.picture_cell import paste_picture
 from mim_lightning.evidence.figures.style import FAINT, INK, PAPER, RIGHT, RULE, WRONG
 from mim_lightning.evidence.record import DirectionRecord, EvaluationRecord
-from mim_lightning.types import Sample, id_key
+from mim_lightning.types import Sample
 
 
 def draw_hits(
@@ -72,7 +74,8 @@ def draw_hits(
     answers = [[(model, rows[label][q]) for label, model in models.items()] for q in chosen.query_ids]
     units = [model.unit_ids[row] for (model, row), *_ in answers]
     hits = [hit for row in answers for model, place in row for hit in model.hit_ids[place][: layout.num_hits]]
-    query_samples, product_samples = _find([queries], chosen.query_ids), _find(products, [*units, *hits])
+    query_samples = find_samples([queries], chosen.query_ids)
+    product_samples = find_samples(products, [*units, *hits])
     parts = _query_parts(next(iter(records.values())), direction)
     for row, (query_id, unit_id) in enumerate(zip(chosen.query_ids, units, strict=True)):
         _draw_query(sheet, layout.query_corner(row), query_samples.get(query_id), parts)
@@ -87,15 +90,6 @@ def _query_parts(record: EvaluationRecord, direction: str) -> set[str]:
     config = record.facts.config
     side = config["directions"][direction]["query"]
     return set((config["model"].get("fusions") or {}).get(side, {side}))
-
-
-def _find(sets: Sequence[ShardSet], ids: Iterable[str]) -> dict[str, Sample]:
-    """Return one sample for each id that a set has; the first picture of a product that has several."""
-    by_key = {id_key(item_id): item_id for item_id in ids}
-    found: dict[str, Sample] = {}
-    for shards in sets:
-        found |= {by_key[key]: shards.read([number])[0] for key, number in shards.find(list(by_key)).items()}
-    return found
 
 
 def _draw_heads(
@@ -174,15 +168,8 @@ def _draw_answer(
 
 
 def _paste(sheet: Image.Image, corner: tuple[int, int], data: bytes | str | None, inset: int) -> None:
-    """Put a picture into the middle of a cell, or say that there is none."""
-    left, top = corner
-    if not isinstance(data, bytes):
-        draw = ImageDraw.Draw(sheet)
-        draw.text((left + CELL / 2, top + CELL / 2), "no picture", FAINT, font(CAPTION_SIZE), anchor="mm")
-        return
-    image = Image.fromarray(decode_image(data, CELL, CELL))
-    image = ImageOps.contain(image, (CELL - 2 * inset, CELL - 2 * inset), Image.Resampling.LANCZOS)
-    sheet.paste(image, (left + (CELL - image.width) // 2, top + (CELL - image.height) // 2))
+    picture = Image.fromarray(decode_image(data, CELL, CELL)) if isinstance(data, bytes) else None
+    paste_picture(sheet, corner, CELL, picture, font(CAPTION_SIZE), inset)
 
 
 def _write_caption(sheet: Image.Image, corner: tuple[int, int], text: str, colour: str) -> None:

@@ -73,9 +73,9 @@ def paint_hits(arms: Sequence[Arm], wishes: Wishes, folder: Path) -> list[Path]:
     records = _side_by_side(arms[:MAX_MODELS])
     facts = next(iter(records.values())).facts
     direction = wishes.direction or _shared_direction(records, facts.monitor.split("/")[1])
-    folder_of_data, distractors = Path(facts.data_folder), facts.config.get("data", {}).get("distractors")
+    folder_of_data, distractors = facts.data_folder, facts.config.get("data", {}).get("distractors")
     queries = open_prepared(folder_of_data).queries(facts.val_split)
-    products = open_products(folder_of_data, Path(distractors) if distractors else None)
+    products = open_products(folder_of_data, distractors)
     picture = draw_hits(records, direction, queries, products, wishes.num_queries, wishes.num_hits, wishes.seed)
     folder.mkdir(parents=True, exist_ok=True)
     picture.save(folder / "hits.png")

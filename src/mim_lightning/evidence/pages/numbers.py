@@ -1,6 +1,6 @@
 """How numbers are written for people: shares with three decimals, differences with their sign, small p-values.
 
-Floats come in, short strings go out, "-" where there is no number; the terminal tables and the pages use them.
+Numbers come in, short strings go out, "-" where there is no number; the terminal tables and the pages use them.
 """
 
 from __future__ import annotations
@@ -8,6 +8,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from statistics import median
+
+from mim_lightning.data.check.units import size
+
+__all__ = ["interval", "p_value", "percent", "ranks", "share", "signed", "signed_interval", "size", "thousands"]
 
 NOTHING = "-"
 MAX_RANKS = 5
@@ -45,3 +49,7 @@ def ranks(values: Sequence[int]) -> str:
         return ", ".join(str(value) if value else NOTHING for value in values)
     middle = median(value or math.inf for value in values)
     return f"{NOTHING if math.isinf(middle) else f'{middle:g}'} (median of {len(values)})"
+
+
+def thousands(value: int) -> str:
+    return f"{value:,}"

@@ -9,21 +9,19 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from itertools import groupby
 from pathlib import Path
-from typing import Any
-
-import jinja2
 
 from mim_lightning.evidence.comparison.comparison import Comparison
 from mim_lightning.evidence.comparison.differences import MIN_UNITS, Difference
-from mim_lightning.evidence.pages import cards, numbers
+from mim_lightning.evidence.pages import cards
 from mim_lightning.evidence.pages.pictures import Album
+from mim_lightning.evidence.pages.rendering import write_page
 from mim_lightning.evidence.pages.summary import measure_directions, measure_segments
 from mim_lightning.evidence.record import EvaluationRecord
 
 COLUMNS = ("hit@1", "hit@5", "hit@10", "mrr", "ndcg@10", "wrong_category@1")
+CURVE_SIZE = (cards.CURVE_WIDTH, cards.CURVE_HEIGHT)
 History = Mapping[str, Sequence[tuple[int, int]]]  # query id -> (epoch, rank), rank 0 beyond the depth
 
 
@@ -59,11 +57,13 @@ def write_comparison_page(comparison: Comparison, path: Path, num_hits: int = 5)
         for kind, found in (("gained", comparison.gained), ("lost", comparison.lost))
         for (direction, arm), group in groupby(found, lambda c: (c.direction, c.arm))
     ]
-    _write(
+    write_page(
         path,
         "comparison.html.j2",
         title=f"{', '.join(arm.label for arm in others)} against {baseline.label}",
         comparison=comparison,
+        axis_of=Axis.of,
+        curve_size=CURVE_SIZE,
         axes={m: Axis.of([row for row in comparison.overall if row.metric == m]) for m in _metrics(comparison)},
         segment_tables=_segment_tables(comparison.by_segment),
         changes=sorted(changes, key=lambda part: part[:2]),
@@ -106,11 +106,12 @@ def write_report_page(
     rows = [place[q] for q in sorted(history) if q in place] or cards.spread_rows(answers, num_queries)
     album = Album()
     pictures = album.of(record.facts)
-    _write(
+    write_page(
         path,
         "report.html.j2",
         title=record.facts.run_id,
         record=record,
+        curve_size=CURVE_SIZE,
         direction=direction,
         metric=metric,
         columns=[m for m in COLUMNS if any(m in d.scores for d in record.directions.values())],
@@ -130,27 +131,3 @@ def _segment_tables(rows: Sequence[Difference]) -> list[tuple[tuple[str, str, st
 
 def _metrics(comparison: Comparison) -> set[str]:
     return {row.metric for row in comparison.overall}
-
-
-def _write(path: Path, template: str, **content: Any) -> None:
-    html = _environment().get_template(template).render(content)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(html, encoding="utf-8")
-    partial.rename(path)
-
-
-@cache
-def _environment() -> jinja2.Environment:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,  # titles and words come from users' tables
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    for name in ("share", "signed", "interval", "signed_interval", "percent", "p_value"):
-        environment.filters[name] = getattr(numbers, name)
-    environment.globals["axis_of"] = Axis.of
-    environment.globals["curve_size"] = (cards.CURVE_WIDTH, cards.CURVE_HEIGHT)
-    return environment

@@ -11,15 +11,14 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 
 from PIL import Image
 
 from mim_lightning.data.decode import decode_image
 from mim_lightning.data.prepared import open_prepared, open_products
+from mim_lightning.data.sample_finder import find_samples
 from mim_lightning.data.shards import ShardSet
 from mim_lightning.evidence.record import RunFacts
-from mim_lightning.types import Sample, id_key
 
 SIDE, QUALITY = 144, 78  # pixels of a picture's longer side; JPEG
 MAX_TITLE = 60  # characters
@@ -44,18 +43,17 @@ class Pictures:
         self.product = cache(self._product)
 
     def _query(self, query_id: str) -> Picture:
-        return _picture(_find(self._queries, query_id), "query", query_id)
+        return _picture(self._queries, "query", query_id)
 
     def _product(self, product_id: str) -> Picture:
-        return _picture(_find(self._products, product_id), "product", product_id)
+        return _picture(self._products, "product", product_id)
 
 
 def open_pictures(data_folder: str, val_split: str, distractors: str | None = None) -> Pictures:
     """Open the shard sets that an evaluation showed; without pictures if they are not there."""
     try:
-        folder = Path(data_folder)
-        products = open_products(folder, Path(distractors) if distractors else None)
-        return Pictures(open_prepared(folder).queries(val_split), products)
+        products = open_products(data_folder, distractors)
+        return Pictures(open_prepared(data_folder).queries(val_split), products)
     except (ValueError, OSError) as error:
         return Pictures(None, [], str(error))
 
@@ -75,27 +73,23 @@ class Album:
         return pictures
 
 
-def _find(sets: Sequence[ShardSet], item_id: str) -> Sample | None:
-    for shards in sets:
-        for number in shards.find(id_key(item_id)).values():
-            try:
-                return shards.read([number])[0]
-            except ValueError:
-                return None  # damaged; its id is shown
-    return None
-
-
-def _picture(sample: Sample | None, side: str, item_id: str) -> Picture:
+def _picture(sets: Sequence[ShardSet], side: str, item_id: str) -> Picture:
+    sample = find_samples(sets, [item_id], skip_damaged=True).get(item_id)
     if sample is None:
         return Picture("", item_id)
     data, text = sample.inputs.get(f"{side}_image"), str(sample.inputs.get(f"{side}_text", ""))
     title = text.split(". ")[0].strip() or item_id
     if len(title) > MAX_TITLE:
         title = f"{title[: MAX_TITLE - 1].rstrip()}…"
-    return Picture(_data_uri(data) if isinstance(data, bytes) else "", title)
+    return Picture(data_uri(data) if isinstance(data, bytes) else "", title)
 
 
-def _data_uri(data: bytes) -> str:
+def data_uri(data: bytes) -> str:
+    """Return an encoded picture as a small JPEG that stands in the page itself.
+
+    Raises:
+        ValueError: see `decode_image`.
+    """
     image = Image.fromarray(decode_image(data, SIDE, SIDE))
     image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
     out = io.BytesIO()

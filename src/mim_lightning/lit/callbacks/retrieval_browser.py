@@ -23,6 +23,7 @@ from mim_lightning.evidence.followed import BROWSER_FOLDER, BrowserHistory, Foll
 from mim_lightning.evidence.pages.pictures import Pictures
 from mim_lightning.lit.callbacks.retrieval_eval import RetrievalEval, find_retrieval_eval
 from mim_lightning.types import id_key
+from mim_lightning.whole_file import whole_file
 
 if TYPE_CHECKING:
     import wandb
@@ -171,9 +172,8 @@ class RetrievalBrowser(Callback):
         path = self.folder / "pictures" / f"{side}-{id_key(item_id):016x}.jpg"
         if not path.is_file():
             path.parent.mkdir(exist_ok=True)
-            partial = path.with_suffix(".partial")
-            partial.write_bytes(base64.b64decode(picture.uri.partition(",")[2]))
-            partial.replace(path)
+            with whole_file(path) as partial:
+                partial.write_bytes(base64.b64decode(picture.uri.partition(",")[2]))
         if artifact.get_added_local_path_name(str(path)) is None:
             # immutable: taken from where it lies, else every pass would leave a copy in a staging folder
             artifact.add_file(str(path), f"pictures/{path.name}", policy="immutable")

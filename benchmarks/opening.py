@@ -1,0 +1,139 @@
+"""Measure what it takes a rank to open a set of 400 million samples, and to be in the middle of its epoch.
+
+In: sizes from the command line; nothing but the set's index is made, some seconds of work. Out: a table, each line a
+process of its own: seconds and the process's largest memory, with everything that a training process imports, and
+without the set for comparison. `--json` prints the same as one line a process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+SAMPLES_A_SHARD = 2000
+BYTES_A_SHARD = 80_000_000
+MEASURE = """
+import json, resource, sys, time
+
+def now():
+    return time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+states = [now()]
+from mim_lightning.data.order import EpochSettings, StreamSettings
+from mim_lightning.data.shards import ShardSet
+from mim_lightning.data.stream import RankSampler
+import mim_lightning.train, mim_lightning.lit.datamodule  # what else a training process holds
+states.append(now())
+place, num_lanes, batch_size, world_size = sys.argv[1], *map(int, sys.argv[2:])
+if place:
+    shards = ShardSet(place)
+    states.append(now())
+    order = StreamSettings().over(shards, EpochSettings(batch_size, seed=1, num_lanes=num_lanes))
+    sampler = RankSampler(shards, order, world_size // 2, world_size)
+    states.append(now())
+    sampler.epoch, sampler.start = 3, order.num_batches // 2 * batch_size
+    batches = iter(sampler)
+    next(batches)
+    states.append(now())
+    started = time.perf_counter()
+    for _ in range(100):
+        next(batches)
+    states.append(now())
+print(json.dumps(states))
+"""
+
+
+def main() -> None:
+    wishes = read_wishes()
+    cases = [("imports alone", "", 1)]
+    with tempfile.TemporaryDirectory() as folder:
+        write_index(Path(folder), wishes.samples)
+        with serve(folder) as address:
+            cases += [(f"a folder, {lanes} lanes", folder, lanes) for lanes in wishes.lanes]
+            cases += [(f"over HTTP, {wishes.lanes[-1]} lanes", address, wishes.lanes[-1])]
+            results = [{"case": name, **measure(place, lanes, wishes)} for name, place, lanes in cases]
+    for result in results:
+        if wishes.json:
+            print(json.dumps(result))
+    if not wishes.json:
+        print(table(results, wishes))
+
+
+def read_wishes() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--samples", type=int, default=400_000_000, help="of the simulated set")
+    parser.add_argument("--lanes", type=int, nargs="+", default=[1, 64], help="data.num_lanes")
+    parser.add_argument("--batch-size", type=int, default=4096, help="rows of all ranks together")
+    parser.add_argument("--world-size", type=int, default=64, help="ranks; the one in the middle is measured")
+    parser.add_argument("--json", action="store_true", help="print lines of JSON")
+    return parser.parse_args()
+
+
+def write_index(folder: Path, num_samples: int) -> None:
+    num_shards = -(-num_samples // SAMPLES_A_SHARD)
+    sizes = [SAMPLES_A_SHARD] * (num_shards - 1) + [num_samples - SAMPLES_A_SHARD * (num_shards - 1)]
+    index = {"version": 2, "members": [], "sizes": sizes, "max_relevant": 1}
+    index |= {"bytes": [BYTES_A_SHARD + idx % 1000 for idx in range(num_shards)]}
+    index |= {"crc32": [idx * 2654435761 % 2**32 for idx in range(num_shards)]}
+    (folder / "index.json").write_text(json.dumps(index))
+
+
+@contextmanager
+def serve(folder: str) -> Iterator[str]:
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=folder))
+    Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+
+
+def measure(place: str, num_lanes: int, wishes: argparse.Namespace) -> dict[str, float]:
+    """Return seconds by step, and the largest memory in MiB, of a fresh process."""
+    arguments = [place, num_lanes, wishes.batch_size, wishes.world_size]
+    finished = subprocess.run(
+        [sys.executable, "-c", MEASURE, *map(str, arguments)], capture_output=True, text=True, check=True
+    )
+    states = json.loads(finished.stdout.splitlines()[-1])
+    steps = ("import", "open", "order", "seek", "hundred_batches")
+    seconds = {name: after[0] - before[0] for name, before, after in zip(steps, states, states[1:], strict=False)}
+    return {**seconds, "memory_mib": states[-1][1] / 2**20}
+
+
+def table(results: list[dict[str, Any]], wishes: argparse.Namespace) -> str:
+    lines = [
+        "| | import, s | open, s | order, s | seek to mid-epoch, s | a batch, ms | largest memory, MiB |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for result in results:
+        seconds = [f"{result[name]:.2f}" if name in result else "" for name in ("import", "open", "order", "seek")]
+        batch = f"{result['hundred_batches'] * 10:.2f}" if "hundred_batches" in result else ""
+        lines.append(f"| {result['case']} | {' | '.join(seconds)} | {batch} | {result['memory_mib']:,.0f} |")
+    num_shards = -(-wishes.samples // SAMPLES_A_SHARD)
+    lines += ["", f"*{wishes.samples:,} samples in {num_shards:,} shards, batch of {wishes.batch_size:,} over "]
+    lines[-1] += f"{wishes.world_size} ranks; {cpu()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, "
+    lines[-1] += f"Python {platform.python_version()}. A simulated index: no shard is read.*"
+    return "\n".join(lines)
+
+
+def cpu() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").is_file() else []
+    return next((line.split(":")[1].strip() for line in lines if "model name" in line), "unknown CPU")
+
+
+if __name__ == "__main__":
+    main()

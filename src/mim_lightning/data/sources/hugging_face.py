@@ -1,0 +1,189 @@
+"""Data sets of Hugging Face: on the hub, in a local folder of files, or as `save_to_disk` left them.
+
+Names of data sets come in, a Manifest goes out whose pictures point into the Arrow files that the `datasets` library
+keeps; nothing is decoded and nothing copied. It needs the extra `datasets` to be read, not to be described.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from mim_lightning.data.addresses import Place, place_of
+from mim_lightning.data.download import DownloadSettings
+from mim_lightning.data.faults import OnFault, raise_fault
+from mim_lightning.data.manifest import Manifest, changed_names, read_tables
+from mim_lightning.data.tables.identity import folder_id
+from mim_lightning.data.tables.table import ColumnNames, Table, TablePart
+
+EXTRA = "pip install 'mim-lightning[datasets]'"
+COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+@dataclass(frozen=True)
+class DatasetPlace:
+    """A data set as `datasets.load_dataset` names it.
+
+    Args:
+        path: a name on the hub, a folder of files, or one that `save_to_disk` wrote.
+        name: the configuration; None: the only one.
+        split: one of its splits; None: all of them.
+        revision: a branch, tag or commit of the hub; None: main.
+    """
+
+    path: str
+    name: str | None = None
+    split: str | None = None
+    revision: str | None = None
+
+    def __str__(self) -> str:
+        rest = ", ".join(part for part in (self.name, self.split, self.revision) if part)
+        return f"{self.path} ({rest})" if rest else self.path
+
+    @property
+    def is_local(self) -> bool:
+        return Path(self.path).is_dir()
+
+    @property
+    def is_saved(self) -> bool:
+        return any((Path(self.path) / name).is_file() for name in ("dataset_dict.json", "state.json"))
+
+
+class HuggingFaceSource:
+    """A manifest in two data sets, or in one of pairs.
+
+    Args:
+        products: fields of a DatasetPlace; None: each row of `queries` holds its product besides.
+        queries: likewise; None: a catalogue alone. Without a column for it, a row's split is the data set's.
+        columns, image_root, segments, metadata, download: see ManifestSource; relative paths of pictures start at a
+            local folder.
+    """
+
+    def __init__(
+        self,
+        products: Mapping[str, str | None] | None,
+        queries: Mapping[str, str | None] | None,
+        columns: Mapping[str, ColumnNames] | None = None,
+        image_root: str | None = None,
+        segments: Sequence[str] = (),
+        metadata: Sequence[str] | None = None,
+        download: DownloadSettings | None = None,
+    ) -> None:
+        self.products = DatasetPlace(**products) if products else None  # type: ignore[arg-type]
+        self.queries = DatasetPlace(**queries) if queries else None  # type: ignore[arg-type]
+        self.columns, self.segments, self.download = columns or {}, tuple(segments), download
+        self.image_root = place_of(image_root) if image_root else None
+        self.metadata = None if metadata is None else tuple(metadata)
+
+    def read(self, work_dir: Path, on_fault: OnFault = raise_fault) -> Manifest:
+        tables = [
+            _open_table(place, kind, work_dir) if place else None
+            for kind, place in (("products", self.products), ("queries", self.queries))
+        ]
+        options = self.columns, self.image_root, self.segments, self.metadata, on_fault
+        return replace(read_tables(tables[0], tables[1], *options), download=self.download)
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            "products": _describe(self.products) if self.products else None,
+            "queries": _describe(self.queries) if self.queries else None,
+            "image_root": str(self.image_root) if self.image_root else None,
+            "columns": changed_names(self.columns),
+            "segments": list(self.segments),
+            "metadata": None if self.metadata is None else list(self.metadata),
+        }
+
+
+def _describe(place: DatasetPlace) -> dict[str, Any]:
+    facts: dict[str, Any] = {"name": place.name, "split": place.split}
+    if place.is_local:
+        return facts | {"folder": folder_id(Path(place.path))}
+    return facts | {"path": place.path, "commit": _commit_of(place)}
+
+
+def _commit_of(place: DatasetPlace) -> str:
+    """Return the commit that a revision stands for.
+
+    Raises:
+        ValueError: the hub does not say.
+    """
+    if place.revision and COMMIT.fullmatch(place.revision):
+        return place.revision
+    import huggingface_hub
+
+    try:
+        return str(huggingface_hub.HfApi().dataset_info(place.path, revision=place.revision).sha)
+    except Exception as error:  # the hub's client raises a dozen kinds
+        raise ValueError(
+            f"{place}: no such folder, and the hub gives no such data set ({' '.join(str(error).split())}); "
+            "with a commit as revision it is not asked"
+        ) from error
+
+
+def _open_table(place: DatasetPlace, kind: str, work_dir: Path) -> Table:
+    parts = []
+    for split, dataset in _load(place).items():
+        name, num_before = f"{place.path}, split {split}", 0
+        labels = {
+            column: feature.names
+            for column, feature in dataset.features.items()
+            if type(feature).__name__ == "ClassLabel"
+        }
+        # a slice as "train[:10%]" goes by its split's name
+        constants = {"split": split.partition("[")[0]} if kind == "queries" else {}
+        for path, num_rows in _arrow_files(dataset, work_dir / kind / split):
+            parts.append(TablePart(path, name, num_before, constants, labels))
+            num_before += num_rows
+    root: Place = Path(place.path) if place.is_local else Path()
+    return Table(str(place), root, tuple(parts))
+
+
+def _load(place: DatasetPlace) -> dict[str, Any]:
+    """Return the wanted splits of a data set by name.
+
+    Raises:
+        ValueError: the extra is missing, or there is no such data set or split.
+    """
+    try:
+        import datasets
+    except ImportError as error:
+        raise ValueError(f"{place}: install the extra: {EXTRA}") from error
+    revision = None if place.is_local else _commit_of(place)
+    try:
+        if place.is_saved:
+            loaded = datasets.load_from_disk(place.path)
+        else:
+            loaded = datasets.load_dataset(place.path, place.name, split=place.split, revision=revision)
+    except Exception as error:  # of builders, of the hub's client and of pyarrow
+        raise ValueError(f"{place}: cannot be loaded ({' '.join(str(error).split())})") from error
+    if isinstance(loaded, datasets.Dataset):
+        return {place.split or str(loaded.split or "train"): loaded}
+    if place.split is None:
+        return dict(loaded)
+    if place.split not in loaded:
+        raise ValueError(f"{place}: no split '{place.split}'; it has {sorted(loaded)}")
+    return {place.split: loaded[place.split]}
+
+
+def _arrow_files(dataset: Any, folder: Path) -> list[tuple[Path, int]]:
+    """Return the files that hold exactly the rows of a data set, in order, and the number of rows in each.
+
+    Of slices and selections they hold more rows: these are written to `folder`.
+    """
+    files = [(Path(file["filename"]), 0) for file in dataset.cache_files]
+    files = [(path, _num_rows(path)) for path, _ in files]
+    # as many rows as all files together have: no file is cut
+    if dataset._indices is None and sum(num_rows for _, num_rows in files) == len(dataset):
+        return files
+    dataset.save_to_disk(folder)
+    return [(path, _num_rows(path)) for path in sorted(folder.glob("*.arrow"))]
+
+
+def _num_rows(path: Path) -> int:
+    import pyarrow
+
+    with pyarrow.memory_map(str(path)) as file:
+        return pyarrow.ipc.open_stream(file).read_all().num_rows

@@ -1,0 +1,207 @@
+"""What the machines of a cluster do: join queries with products, and write one shard after the other.
+
+Arrow tables come in as Ray Data groups them, Arrow tables go out; `ray_engine` strings the steps together. Nothing
+here knows Ray: each step is a function of its rows.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from mim_lightning.data.download import DownloadSettings
+from mim_lightning.data.faults import Fault
+from mim_lightning.data.images import ImageReader
+from mim_lightning.data.manifest import PRODUCTS, QUERIES
+from mim_lightning.data.rows import Product, Query
+from mim_lightning.data.shard_writing import Record, write_shard
+from mim_lightning.data.writing.hash_layout import NAMES_PER_SHARD, HashLayout
+from mim_lightning.data.writing.ray_tables import CATALOGUE, joined_schema
+from mim_lightning.data.writing.samples import (
+    PictureError,
+    PlannedSample,
+    RecordReader,
+    catalogue_sample,
+    category_of,
+    evaluation_sample,
+    training_sample,
+)
+from mim_lightning.data.writing.shard_index import place_shard
+from mim_lightning.data.writing.store import Store
+from mim_lightning.id_keys import NO_KEY
+
+FAULTY = "f"  # ends the rows' id in the receipt of a shard that lacks rows: another attempt writes it again
+
+
+@dataclass(frozen=True)
+class Joined:
+    """A query with one of its products; `turn` is its place in the product's queue, see `take_turns`."""
+
+    query: Query
+    product_id: str
+    product: Product | None  # None: no table has it
+    turn: int
+
+
+@dataclass(frozen=True)
+class ShardJob:
+    """What writing a shard needs besides its rows."""
+
+    store: Store
+    layout: HashLayout
+    train_split: str
+    max_image_side: int
+    products_name: str  # of the table, for faults
+    rows_id: str  # of what all shards are made from
+    download: DownloadSettings | None
+
+
+def join_part(table: Any, finished: frozenset[int]) -> Any:
+    """Give each query its product; rows of finished shards are left out once they have had their turn."""
+    import pyarrow
+
+    product_ids, queries = table["product_id"].to_pylist(), table["query"]
+    is_product = table["product"].is_valid().to_numpy()
+    products: dict[str, bytes] = {}
+    for row in np.flatnonzero(is_product).tolist():
+        packed = table["product"][row].as_py()
+        # of a product that stands twice the same one is taken every time; the catalogue's shard tells the fault
+        products[product_ids[row]] = min(packed, products.get(product_ids[row], packed))
+    shards = table["shard"].to_numpy()
+    turns = _turns(product_ids, table["turn_key"].to_numpy())
+    wanted = [row for row in np.flatnonzero(~is_product).tolist() if int(shards[row]) not in finished]
+    bodies = []
+    for row in wanted:
+        product_id = product_ids[row]
+        bodies.append(pickle.dumps((queries[row].as_py(), product_id, products.get(product_id), turns.get(row, 0))))
+    arrays = [pyarrow.array(shards[wanted]), pyarrow.array(bodies, pyarrow.binary())]
+    return pyarrow.Table.from_arrays(arrays, schema=joined_schema())
+
+
+def _turns(product_ids: list[str], turn_keys: np.ndarray) -> dict[int, int]:
+    """Return the turn of each row that stands in a product's queue, as `take_turns` has it."""
+    queues: dict[str, list[int]] = defaultdict(list)
+    for row in np.flatnonzero(turn_keys != NO_KEY).tolist():
+        queues[product_ids[row]].append(row)
+    return {
+        row: turn
+        for rows in queues.values()
+        for turn, row in enumerate(sorted(rows, key=lambda row: int(turn_keys[row])))
+    }
+
+
+def write_group(table: Any, job: ShardJob) -> dict[str, list[Any]]:
+    """Write the shard whose rows these are, and return in one row what became of it.
+
+    Columns: rows and bytes written, faults (JSON: the rows left out), error ("" or why there is no shard).
+    """
+    number = int(table["shard"][0].as_py())
+    try:
+        size, num_bytes, faults = _write(number, (pickle.loads(body) for body in table["body"].to_pylist()), job)
+    except (OSError, ValueError) as error:
+        return _result(0, 0, "[]", " ".join(str(error).split()) or type(error).__name__)
+    return _result(size, num_bytes, faults, "")
+
+
+def _write(number: int, bodies: Iterable[Any], job: ShardJob) -> tuple[int, int, str]:
+    set_name, shard_idx = job.layout.place(number)
+    faults: list[Fault] = []
+    samples = _catalogue(bodies, faults) if set_name == CATALOGUE else _queries(map(_unpack, bodies), job, faults)
+    samples.sort(key=lambda sample: job.layout.rank(_identity(sample)))
+    with job.store.scratch() as scratch:
+        stem = scratch / "shard"
+        records = _read(samples, _record_reader(job.download, job.max_image_side), faults)
+        facts = write_shard(stem, records, shard_idx * NAMES_PER_SHARD)
+        place_shard(job.store, set_name, shard_idx, stem, facts, job.rows_id + FAULTY * bool(faults))
+    return facts.size, facts.num_bytes, json.dumps([asdict(fault) for fault in faults])
+
+
+def _result(rows: int, num_bytes: int, faults: str, error: str) -> dict[str, list[Any]]:
+    return {"rows": [rows], "bytes": [num_bytes], "faults": [faults], "error": [error]}
+
+
+def _unpack(body: tuple[bytes, str, bytes | None, int]) -> Joined:
+    query, product_id, product, turn = body
+    return Joined(pickle.loads(query), product_id, pickle.loads(product) if product else None, turn)
+
+
+def _catalogue(products: Iterable[Product], faults: list[Fault]) -> list[PlannedSample]:
+    samples: list[PlannedSample] = []
+    first: dict[str, Product] = {}
+    for product in sorted(products, key=lambda product: _line(product.origin)):
+        if product.product_id in first:
+            reason = f"'{product.product_id}' stands already in {first[product.product_id].origin}"
+            faults.append(Fault(PRODUCTS.name, product.origin, "product_id", product.product_id, reason))
+            continue
+        first[product.product_id] = product
+        samples += [catalogue_sample(product, image) for image in product.images or (None,)]
+    return samples
+
+
+def _queries(joined: Iterable[Joined], job: ShardJob, faults: list[Fault]) -> list[PlannedSample]:
+    """Return the samples of the queries of one shard; all rows of a query are among them."""
+    samples: list[PlannedSample] = []
+    for rows in _by_query(joined, faults):
+        query = rows[0].query
+        missing = next((row.product_id for row in rows if row.product is None), None)
+        if missing is not None:
+            column = "product_id" if missing in query.asked_ids else "shown_product_id"
+            reason = f"product '{missing}' is not in {job.products_name}"
+            faults.append(Fault(QUERIES.name, query.origin, column, query.query_id, reason))
+            continue
+        found = {row.product_id: row for row in rows}
+        products = {row.product_id: row.product for row in rows if row.product is not None}
+        category = category_of(query, products)
+        if query.split == job.train_split:
+            samples += [
+                training_sample(query, products[product_id], found[product_id].turn, category)
+                for product_id in query.asked_ids
+            ]
+        else:
+            samples.append(evaluation_sample(query, category))
+    return samples
+
+
+def _by_query(joined: Iterable[Joined], faults: list[Fault]) -> Iterator[list[Joined]]:
+    """Yield the rows of each query; of queries with the same id the first by origin stands."""
+    by_id: dict[str, dict[str, list[Joined]]] = defaultdict(lambda: defaultdict(list))
+    for row in joined:
+        by_id[row.query.query_id][row.query.origin].append(row)
+    for query_id, by_origin in by_id.items():
+        first, *others = sorted(by_origin, key=_line)
+        for origin in others:
+            reason = f"'{query_id}' stands already in {first}"
+            faults.append(Fault(QUERIES.name, origin, "query_id", query_id, reason))
+        yield by_origin[first]
+
+
+def _line(origin: str) -> tuple[str, int]:
+    """Return what sorts "queries.csv, row 10" after row 9."""
+    table, _, number = origin.rpartition(" ")
+    return (table, int(number)) if number.isdecimal() else (origin, 0)
+
+
+def _read(samples: Iterable[PlannedSample], reader: RecordReader, faults: list[Fault]) -> Iterator[Record]:
+    for sample in samples:
+        try:
+            yield reader.record(sample)
+        except PictureError as error:
+            faults.append(error.fault)
+
+
+def _identity(sample: PlannedSample) -> str:
+    facts: Mapping[str, Any] = sample.facts
+    picture = sample.pictures.get("product_image")  # a product may have several
+    return f"{facts.get('query_id')}/{facts.get('product_id')}/{picture[0] if picture else ''}"
+
+
+@lru_cache(maxsize=1)  # a process writes one shard after the other
+def _record_reader(download: DownloadSettings | None, max_image_side: int) -> RecordReader:
+    return RecordReader(ImageReader(download), max_image_side)

@@ -1,0 +1,116 @@
+"""Are prepared data what was written? Every shard is read against the checksums, the byte index and the columns.
+
+A prepared folder or address comes in, what is damaged goes out by name; the `prepare` door calls it. The sets of
+older versions have no checksums: what can be told of them without is told.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from itertools import accumulate
+from typing import Any
+
+import numpy as np
+
+from mim_lightning.data.addresses import Place
+from mim_lightning.data.shard_writing import COLUMNS, ShardFacts, read_shard
+from mim_lightning.data.writing.progress import WritingProgress
+from mim_lightning.data.writing.shard_index import shard_path
+from mim_lightning.data.writing.store import Store
+
+NUM_READERS = 4  # shards read at once
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What was looked at, and what of it is damaged: a line each, beginning with the file's name."""
+
+    num_shards: int
+    num_rows: int
+    damaged: tuple[str, ...]
+
+
+def verify_sets(folder: Place, set_names: list[str]) -> Verified:
+    """Read every shard of the sets in a prepared folder; raises nothing for damage."""
+    store, damaged, checks = Store(folder), list[str](), list[_Shard]()
+    for name in set_names:
+        try:
+            checks += _shards(store, name)
+        except (OSError, ValueError, LookupError) as error:
+            damaged.append(f"{name}/index.json: {_reason(error)}")
+    num_rows = sum(shard.stop - shard.start for shard in checks)
+    num_read = num_bytes = 0
+    with WritingProgress(num_rows, verb="read") as progress, ThreadPoolExecutor(NUM_READERS) as pool:
+        for shard, (size, reason) in zip(checks, pool.map(lambda shard: _verify(store, shard), checks), strict=True):
+            if reason:
+                damaged.append(f"{shard.path('.tar')}: {reason}")
+            num_read, num_bytes = num_read + shard.stop - shard.start, num_bytes + size
+            progress.show(num_read, num_bytes)
+    return Verified(len(checks), num_rows, tuple(damaged))
+
+
+@dataclass(frozen=True)
+class _Shard:
+    """A shard by what the set's index says of it; rows `start` to `stop` of the set."""
+
+    set_name: str
+    shard_idx: int
+    start: int
+    stop: int
+    num_bytes: int | None  # None: the index says nothing of it
+    crc32: int | None
+    columns: tuple[str, ...]
+
+    def path(self, suffix: str) -> str:
+        return shard_path(self.set_name, self.shard_idx, suffix)
+
+
+def _shards(store: Store, set_name: str) -> Iterator[_Shard]:
+    index = json.loads(store.read(f"{set_name}/index.json"))
+    ends = list(accumulate(index["sizes"], initial=0))
+    unknown = [None] * len(index["sizes"])
+    facts = zip(index.get("bytes", unknown), index.get("crc32", unknown), strict=True)
+    columns = tuple(COLUMNS) if index["version"] > 1 else ("keys",)
+    for shard_idx, (num_bytes, crc32) in enumerate(facts):
+        yield _Shard(set_name, shard_idx, ends[shard_idx], ends[shard_idx + 1], num_bytes, crc32, columns)
+
+
+def _verify(store: Store, shard: _Shard) -> tuple[int, str | None]:
+    """Return the bytes of a shard, and what is wrong with it."""
+    size = max(0, store.size(shard.path(".tar")))
+    try:
+        if shard.num_bytes not in (None, size) and size:
+            return size, f"{size} bytes, not {shard.num_bytes}"
+        with store.open(shard.path(".tar")) as file:
+            found = read_shard(file)
+        return size, found.difference(_expected(store, shard, found))
+    except FileNotFoundError:
+        return size, "a file of the shard is missing"
+    except (OSError, ValueError) as error:
+        return size, _reason(error)
+
+
+def _expected(store: Store, shard: _Shard, found: ShardFacts) -> ShardFacts:
+    """Return what the other files say of a shard; of what they say nothing, what was found."""
+    places = np.load(io.BytesIO(store.read(shard.path(".npy"))))
+    columns = {name: _slice(store, f"{shard.set_name}/{name}.npy", shard.start, shard.stop) for name in shard.columns}
+    said: Mapping[str, Any] = {"num_bytes": shard.num_bytes, "crc32": shard.crc32}
+    known = {name: value for name, value in said.items() if value is not None}
+    return replace(found, places=places, columns={**found.columns, **columns}, **known)
+
+
+def _slice(store: Store, name: str, start: int, stop: int) -> np.ndarray:
+    """Read rows `start` to `stop` of a column, and not the others: it may be gigabytes long."""
+    with store.open(name) as file:
+        np.lib.format.read_magic(file)
+        _, _, kind = np.lib.format.read_array_header_1_0(file)
+        file.seek(file.tell() + start * kind.itemsize)
+        return np.frombuffer(file.read((stop - start) * kind.itemsize), dtype=kind)
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,138 @@
+"""The check of a manifest as one HTML file that stands alone, with pictures of what was found.
+
+A CheckReport and a reader of pictures come in, a page goes out; the prepare door calls it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from io import BytesIO
+from pathlib import Path
+
+from PIL import Image, ImageFile
+
+from mim_lightning.data.check import KINDS, CheckReport, Finding
+from mim_lightning.data.check.terminal import verdict_of
+from mim_lightning.data.check.units import share
+from mim_lightning.data.images import ImageRef
+from mim_lightning.evidence.pages.pictures import Picture, data_uri
+from mim_lightning.evidence.pages.rendering import write_page
+
+NUM_LARGEST, NUM_SMALLEST = 12, 3  # categories shown
+Read = Callable[[ImageRef], bytes]
+
+
+@dataclass(frozen=True)
+class Card:
+    """A finding with its picture, and the one it is the same as."""
+
+    finding: Finding
+    picture: Picture | None
+    other: Picture | None
+
+
+@dataclass(frozen=True)
+class Section:
+    """What was found of one kind."""
+
+    kind: str
+    title: str
+    advice: str
+    is_bad: bool
+    num_found: int
+    has_pictures: bool
+    cards: tuple[Card, ...]
+
+
+@dataclass(frozen=True)
+class CategoryRow:
+    name: str
+    num_products: int
+    width: float  # of its bar, in percent of the largest
+
+
+def write_check_page(report: CheckReport, path: Path, read: Read, num_shown: int = 24) -> None:
+    """Write a check: what the tables hold, and of each kind of finding the first ones with their pictures.
+
+    Args:
+        report: of the check.
+        path: of the file; its folder is made.
+        read: returns the stored bytes of a picture.
+        num_shown: findings of a kind; `findings.csv` has all.
+    """
+    largest, smallest = _category_rows(report)
+    write_page(
+        path,
+        "check.html.j2",
+        title="Check of the data",
+        report=report,
+        verdict=verdict_of(report),
+        is_good=not report.num_bad,
+        sections=_sections(report, read, num_shown),
+        largest=largest,
+        smallest=smallest,
+        share=share,
+        missing=(),
+    )
+
+
+def _sections(report: CheckReport, read: Read, num_shown: int) -> list[Section]:
+    show = lru_cache(maxsize=None)(lambda ref, kind: _picture(ref, kind, read))  # a placeholder is found often
+    sections = []
+    for kind, known in KINDS.items():
+        found = report.of_kind(kind)[:num_shown]
+        if found:
+            cards = tuple(
+                Card(
+                    finding,
+                    show(finding.image, kind) if finding.image is not None else None,
+                    show(finding.other_image, kind) if finding.other_image is not None else None,
+                )
+                for finding in found
+            )
+            has_pictures = any(card.picture for card in cards)
+            num_found, is_bad = report.counts[kind], found[0].is_bad
+            sections.append(Section(kind, known.title, known.advice, is_bad, num_found, has_pictures, cards))
+    return sections
+
+
+def _picture(ref: ImageRef, kind: str, read: Read) -> Picture:
+    """Return a small picture, of a truncated one what is there; without `uri` where there is nothing to show."""
+    if kind == "huge_image":
+        return Picture("", "too large to show")
+    try:
+        data = read(ref)
+        if kind == "truncated_image":
+            data = _mended(data)
+        return Picture(data_uri(data), str(ref))
+    except Exception:  # decoders raise what they like at damaged files
+        return Picture("", "cannot be shown")
+
+
+def _mended(data: bytes) -> bytes:
+    """Return a truncated picture as a whole one, grey where nothing is left of it."""
+    with _lenient(), Image.open(BytesIO(data)) as image:
+        out = BytesIO()
+        image.convert("RGB").save(out, "PNG")
+        return out.getvalue()
+
+
+@contextmanager
+def _lenient() -> Iterator[None]:
+    """Let Pillow take what is there of a file; it has one switch for everyone."""
+    before = ImageFile.LOAD_TRUNCATED_IMAGES
+    ImageFile.LOAD_TRUNCATED_IMAGES = True
+    try:
+        yield
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = before
+
+
+def _category_rows(report: CheckReport) -> tuple[list[CategoryRow], list[CategoryRow]]:
+    """Return the largest categories, and the smallest of the others."""
+    counts = report.categories.counts
+    rows = [CategoryRow(name, count, round(100 * count / counts[0][1], 1)) for name, count in counts]
+    return rows[:NUM_LARGEST], rows[NUM_LARGEST:][-NUM_SMALLEST:]

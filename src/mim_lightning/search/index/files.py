@@ -1,0 +1,111 @@
+"""The folder of an index: whole generations of files, and the card that says which of them count.
+
+`segment_files` writes files beside what is there; replacing `card.json` is what makes them the index, and only then are
+older files removed. A process that dies on the way changes nothing. `faiss_index` calls it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from mim_lightning.search.index.card import IndexCard, StoredFile, read_card
+from mim_lightning.whole_file import whole_file
+
+try:
+    import fcntl
+except ImportError:  # Windows: two processes that save at once are not kept apart
+    fcntl = None  # type: ignore[assignment]
+
+CARD_FILE = "card.json"
+_LOCK_FILE = ".lock"
+_OURS = re.compile(
+    r"(main|fresh)_(index|vectors|rows|products|dead)-[0-9a-f]{12}\.(faiss|npy|arrow)|\.card\.json\.[0-9a-f]{12}\.partial"
+)
+_ALWAYS_VERIFIED = 2**25  # bytes; larger files would make opening slow
+_BLOCK = 2**22
+
+
+def read_folder_card(folder: Path) -> IndexCard:
+    """Return the card of the index in a folder.
+
+    Raises:
+        ValueError: there is no index, or its card is damaged.
+    """
+    path = folder / CARD_FILE
+    try:
+        return read_card(path.read_text("utf-8"), str(path))
+    except FileNotFoundError:
+        raise ValueError(f"{folder}: holds no index (no {CARD_FILE}); build one with build_index") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: the card of the index is damaged ({error}); build the index anew") from error
+
+
+@contextmanager
+def only_writer(folder: Path) -> Iterator[None]:
+    """Keep other processes from saving into the folder; the kernel lets go if this one dies."""
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder / _LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        if fcntl is not None:
+            with suppress(OSError):  # a file system without locks: better unguarded than not at all
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def seal(path: Path) -> StoredFile:
+    """Make sure that a file is on the disk, and return its facts."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+    return StoredFile(path.name, path.stat().st_size, _crc32(path))
+
+
+def _crc32(path: Path) -> int:
+    found = 0
+    with path.open("rb", buffering=0) as file:
+        while block := file.read(_BLOCK):
+            found = zlib.crc32(block, found)
+    return found
+
+
+def commit(folder: Path, card: IndexCard) -> None:
+    """Make the files that the card names the index of the folder, and remove those of older generations."""
+    with whole_file(folder / CARD_FILE) as partial, partial.open("w", encoding="utf-8") as file:
+        file.write(card.to_json())
+        file.flush()
+        os.fsync(file.fileno())
+    with suppress(OSError):  # not every system lets a folder be opened
+        descriptor = os.open(folder, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.close(descriptor)
+    remove_unnamed(folder, {stored.name for stored in card.files.values()})
+
+
+def named_files(folder: Path) -> set[str]:
+    """Return the files that the card in a folder names; none, where there is no card."""
+    return {stored.name for stored in read_folder_card(folder).files.values()} if has_card(folder) else set()
+
+
+def has_card(folder: Path) -> bool:
+    return (folder / CARD_FILE).is_file()
+
+
+def remove_unnamed(folder: Path, named: set[str]) -> None:
+    """Remove files of an index that no card names; what else lies in the folder is not ours."""
+    for path in folder.iterdir():
+        if path.name not in named and _OURS.fullmatch(path.name):
+            path.unlink(missing_ok=True)
+
+
+def check_file(path: Path, stored: StoredFile, verify: bool) -> None:
+    num_bytes = path.stat().st_size
+    if num_bytes != stored.num_bytes:
+        raise ValueError(f"{path}: has {num_bytes} bytes, should have {stored.num_bytes}; build the index anew")
+    if (verify or num_bytes <= _ALWAYS_VERIFIED) and _crc32(path) != stored.crc32:
+        raise ValueError(f"{path}: was changed or damaged since it was written; build the index anew")

@@ -1,0 +1,192 @@
+"""The search service as a web application: routes, forms and answers, with its OpenAPI page at /docs.
+
+A Shopfront comes in, an ASGI application goes out; the serve door runs it under uvicorn and mounts the page on it.
+Routes are plain functions: each runs on a thread of its own, where it may wait for the encoder's next batch.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+from urllib.parse import quote
+
+from fastapi import FastAPI, File, Form, Request, Response, UploadFile
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, Field
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp
+
+from mim_lightning.search.query import SearchQuery
+from mim_lightning.search.service.gate import Gate, refuse
+from mim_lightning.search.service.limits import RefusedError
+from mim_lightning.search.service.shopfront import Answer, Shopfront
+
+ROUTES = ("search", "products", "click", "health", "metrics")
+GUARDED = tuple(f"/{route}" for route in ROUTES)
+
+
+class Hit(BaseModel):
+    """One product, best first."""
+
+    product_id: str
+    score: float = Field(description="cosine of the fused query with the product")
+    parts: dict[str, float] = Field(description="what image, text, not_text and like add to the score")
+    title: str | None
+    metadata: dict[str, Any]
+    picture: str = Field(description="where its picture is, if it has one")
+
+
+class Timing(BaseModel):
+    """Milliseconds."""
+
+    encode: float
+    index: float
+    total: float
+
+
+class SearchAnswer(BaseModel):
+    arm: str
+    impression_id: str | None = Field(description="to send with a click; null: nothing was recorded")
+    hits: list[Hit]
+    timing_ms: Timing
+
+
+class ClickEvent(BaseModel):
+    impression_id: str
+    product_id: str
+
+
+class ClickAnswer(BaseModel):
+    recorded: bool = Field(description="false: was recorded before")
+
+
+def make_app(shopfront: Shopfront) -> FastAPI:
+    """Return the application with all routes, without the gate (see `behind_gate`)."""
+    app = FastAPI(
+        title="mim_lightning",
+        description="Multimodal product search: a photo, a few words, or both.",
+        version="1",
+    )
+    app.add_exception_handler(RefusedError, _on_refused)
+    app.add_exception_handler(HTTPException, _on_http_error)
+    app.add_exception_handler(RequestValidationError, _on_invalid)
+
+    @app.post("/search")
+    def search(
+        image: Annotated[list[UploadFile], File(description="photos of the same thing")] = [],  # noqa: B006
+        text: Annotated[str | None, Form(description="what it should be")] = None,
+        not_text: Annotated[str | None, Form(description="what it should not be")] = None,
+        like: Annotated[str | None, Form(description="id of a product to go on from")] = None,
+        k: Annotated[int, Form(description="products wanted")] = 10,
+        weights: Annotated[str, Form(description='JSON, such as {"image": 1, "text": 0.5}')] = "{}",
+        where: Annotated[str, Form(description='JSON, such as {"category": "mugs", "price": {"max": 20}}')] = "{}",
+        user: Annotated[str | None, Form(description="who asks, for an experiment; only a hash is stored")] = None,
+        arm: Annotated[str | None, Form(description="ask this arm; nothing is recorded")] = None,
+    ) -> SearchAnswer:
+        """Find the products that a photo, words, another product, or all of them ask for."""
+        query = _query(
+            images=tuple(upload.file.read() for upload in image),
+            text=text or None,
+            not_text=not_text or None,
+            like=like or None,
+            num_hits=k,
+            weights=_numbers("weights", weights),
+            where=_object("where", where) or None,
+        )
+        return _as_answer(shopfront.answer(query, user or None, arm or None))
+
+    @app.get("/products/{product_id:path}/picture", response_class=Response)
+    def picture(product_id: str, arm: str | None = None) -> Response:
+        """The product's picture."""
+        data = shopfront.engine(arm).pictures.read([product_id]).get(product_id)
+        if data is None:
+            raise RefusedError(404, f"product '{product_id}': has no picture here")
+        kind = "jpeg" if data[:2] == b"\xff\xd8" else "png" if data[:4] == b"\x89PNG" else "webp"
+        return Response(data, media_type=f"image/{kind}", headers={"cache-control": "max-age=3600"})
+
+    @app.get("/products/{product_id:path}")
+    def product(product_id: str, arm: str | None = None) -> dict[str, Any]:
+        """What is known of a product."""
+        return shopfront.product(product_id, arm)
+
+    @app.post("/click")
+    def click(event: ClickEvent) -> ClickAnswer:
+        """Record that a product of an answer was clicked."""
+        return ClickAnswer(recorded=shopfront.click(event.impression_id, event.product_id))
+
+    @app.get("/health")
+    def health() -> dict[str, Any]:
+        """Which indexes and models answer."""
+        return {"status": "ok", "arms": {name: engine.facts() for name, engine in shopfront.engines.items()}}
+
+    @app.get("/metrics", response_class=Response)
+    def metrics() -> Response:
+        """Counters for Prometheus."""
+        return Response(shopfront.telemetry.expose(), media_type="text/plain; version=0.0.4")
+
+    return app
+
+
+def behind_gate(app: ASGIApp, shopfront: Shopfront, api_key: str | None) -> ASGIApp:
+    """Put the gate in front of an application and all that is mounted on it."""
+    return Gate(app, shopfront.limits, api_key, GUARDED, shopfront.telemetry.observe_request)
+
+
+def _query(**parts: Any) -> SearchQuery:
+    try:
+        return SearchQuery(**parts)
+    except ValueError as error:
+        raise RefusedError(422, str(error)) from error
+
+
+def _object(name: str, text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text or "{}")
+    except ValueError as error:
+        raise RefusedError(422, f"{name}: not JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise RefusedError(422, f"{name}: must be a JSON object")
+    return value
+
+
+def _numbers(name: str, text: str) -> dict[str, float]:
+    value = _object(name, text)
+    for key, number in value.items():
+        if isinstance(number, bool) or not isinstance(number, int | float):
+            raise RefusedError(422, f"{name}.{key}: must be a number")
+    return value
+
+
+def _as_answer(answer: Answer) -> SearchAnswer:
+    result = answer.result
+    hits = [
+        Hit(
+            product_id=hit.product_id,
+            score=hit.score,
+            parts=hit.parts,
+            title=hit.metadata.get("title"),
+            metadata=hit.metadata,
+            picture=f"/products/{quote(hit.product_id, safe='')}/picture?arm={quote(answer.arm)}",
+        )
+        for hit in result.hits
+    ]
+    timing = Timing(encode=result.encode_ms, index=result.index_ms, total=answer.total_ms)
+    return SearchAnswer(arm=answer.arm, impression_id=answer.impression_id, hits=hits, timing_ms=timing)
+
+
+def _on_refused(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RefusedError)
+    return refuse(error)
+
+
+def _on_http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    return JSONResponse({"error": error.detail}, error.status_code, error.headers)
+
+
+def _on_invalid(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    place = ".".join(str(part) for part in first["loc"][1:]) or "request"
+    return JSONResponse({"error": f"{place}: {first['msg']}"}, 422)

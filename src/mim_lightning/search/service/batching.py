@@ -1,0 +1,117 @@
+"""Many requests, one model: what they want encoded at the same time goes through the towers together.
+
+A model comes in; threads of the service call `embed_parts` as if they had it to themselves. One
+thread works; what arrives while it does makes up the next batch, so an idle service adds no wait.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from queue import SimpleQueue
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+NO_VECTORS = np.empty((0, 0), np.float32)
+
+
+class Model(Protocol):
+    """A loaded model; `prepare_images` raises ValueError for a picture that cannot be read."""
+
+    @property
+    def fingerprint(self) -> str: ...
+
+    @property
+    def fusions(self) -> Mapping[str, Mapping[str, float]]: ...
+
+    def prepare_images(self, images: Sequence[Any]) -> Tensor: ...
+
+    def embed_prepared(self, prepared: Tensor) -> np.ndarray: ...
+
+    def embed_texts(self, texts: Sequence[str]) -> np.ndarray: ...
+
+
+@dataclass(frozen=True)
+class _Wish:
+    """Inputs of one call, and where its vectors go."""
+
+    kind: str  # "images" or "texts"
+    inputs: Any
+    answer: Future[np.ndarray] = field(default_factory=Future)
+
+
+class BatchingEncoder:
+    """Encodes for many threads at once.
+
+    Args:
+        model: used by one thread only.
+        max_batch_size: inputs of one kind that go through the towers together.
+        on_batch: told the size of every batch, for the service's metrics.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        max_batch_size: int = 32,
+        on_batch: Callable[[str, int], None] = lambda kind, size: None,
+    ) -> None:
+        self.fingerprint, self.fusions = model.fingerprint, model.fusions
+        self._model, self._max, self._on_batch = model, max_batch_size, on_batch
+        self._wishes: SimpleQueue[_Wish | None] = SimpleQueue()
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="encoder", daemon=True)
+        self._thread.start()
+
+    def embed_parts(self, images: Sequence[Any], texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Return vectors of a query's images (n, D) and texts (m, D); pictures are decoded on the caller's thread.
+
+        Raises:
+            ValueError: a picture cannot be read; the other callers' go on.
+        """
+        wishes = [_Wish("images", self._model.prepare_images(images))] if images else []
+        wishes += [_Wish("texts", list(texts))] if texts else []
+        if self._closing.is_set():
+            raise RuntimeError("the encoder is closed")
+        for wish in wishes:  # all of them before the first answer: a photo with words waits for one batch, not for two
+            self._wishes.put(wish)
+        vectors = {wish.kind: wish.answer.result() for wish in wishes}
+        return vectors.get("images", NO_VECTORS), vectors.get("texts", NO_VECTORS)
+
+    def close(self) -> None:
+        """Finish what was asked, then stop."""
+        self._closing.set()
+        self._wishes.put(None)
+        self._thread.join()
+
+    def _work(self) -> None:
+        while (wish := self._wishes.get()) is not None:
+            wishes: list[_Wish | None] = [wish]
+            while sum(len(w.inputs) for w in wishes if w) < self._max and not self._wishes.empty():
+                wishes.append(self._wishes.get())
+            for kind in ("images", "texts"):
+                self._answer(kind, [w for w in wishes if w and w.kind == kind])
+            if None in wishes:
+                return
+
+    def _answer(self, kind: str, wishes: list[_Wish]) -> None:
+        if not wishes:
+            return
+        try:
+            vectors = self._encode(kind, wishes)
+        except Exception as error:  # whoever asked is told; the thread serves the next
+            for wish in wishes:
+                wish.answer.set_exception(error)
+            return
+        self._on_batch(kind, len(vectors))
+        for wish, part in zip(wishes, np.split(vectors, np.cumsum([len(w.inputs) for w in wishes])[:-1]), strict=True):
+            wish.answer.set_result(part)
+
+    def _encode(self, kind: str, wishes: list[_Wish]) -> np.ndarray:
+        if kind == "texts":
+            return self._model.embed_texts([text for wish in wishes for text in wish.inputs])
+        return self._model.embed_prepared(torch.cat([wish.inputs for wish in wishes]))

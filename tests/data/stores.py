@@ -1,0 +1,112 @@
+"""Stores on loopback: a web server that fails as it is told, and processes that read from it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+FOREVER = 10**6
+
+
+class FaultyStore:
+    """A web server of a folder's files, which counts what is asked for.
+
+    `fail(name, fault, times)` has the next so many requests of a file answered by "error" (500), "refused" (403),
+    "silent" (nothing at all), "stall" (half of it, then nothing), "cut" (half of it, then the end), "short" (a
+    shorter file), "flipped" (another byte in the middle), or "slow" (all of it, in pieces).
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.asked: Counter[str] = Counter()
+        self._faults: dict[str, tuple[str, int]] = {}
+        self._lock = threading.Lock()
+        self._end = threading.Event()
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
+        self._server.daemon_threads = True
+        threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
+
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self._server.server_port}"
+
+    def fail(self, name: str, fault: str, times: int = FOREVER) -> None:
+        self._faults[name] = fault, times
+
+    def close(self) -> None:
+        self._end.set()
+        self._server.shutdown()
+        self._server.server_close()
+
+    def _fault(self, name: str) -> str:
+        with self._lock:
+            self.asked[name] += 1
+            fault, times = self._faults.get(name, ("", 0))
+            self._faults[name] = fault, times - 1
+            return fault if times > 0 else ""
+
+    def _handler(store) -> type[BaseHTTPRequestHandler]:  # noqa: N805 - the handler's own self stands inside
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                name = self.path.lstrip("/")
+                fault, path = store._fault(name), store.folder / name
+                if fault in ("error", "refused") or not path.is_file():
+                    self.send_error({"error": 500, "refused": 403}.get(fault, 404))
+                elif fault == "silent":
+                    store._end.wait()
+                else:
+                    self._send(path.read_bytes(), fault)
+
+            def _send(self, data: bytes, fault: str) -> None:
+                half = len(data) // 2
+                if fault == "short":
+                    data = data[:half]
+                if fault == "flipped":
+                    data = data[:half] + bytes([data[half] ^ 1]) + data[half + 1 :]
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(data)))
+                self.end_headers()
+                pieces = 5 if fault == "slow" else 1
+                step = -(-len(data) // pieces)
+                for start in range(0, half if fault in ("stall", "cut") else len(data), step):
+                    self.wfile.write(data[start : min(start + step, half if fault in ("stall", "cut") else len(data))])
+                    if fault == "slow":
+                        store._end.wait(0.25)
+                if fault == "stall":
+                    store._end.wait()
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        return Handler
+
+
+@contextmanager
+def serving(folder: Path) -> Iterator[FaultyStore]:
+    store = FaultyStore(folder)
+    try:
+        yield store
+    finally:
+        store.close()
+
+
+def in_processes(function: Callable[[int], None], count: int, timeout: float = 60.0) -> list[int | None]:
+    """Call a function with 0, 1 ... in forked processes at once, and return their exit codes."""
+    processes = [get_context("fork").Process(target=function, args=(number,)) for number in range(count)]
+    for process in processes:
+        process.start()
+    deadline = time.monotonic() + timeout
+    while any(process.exitcode is None for process in processes):  # join would wait for what they forked, too
+        if time.monotonic() > deadline:
+            for process in processes:
+                process.kill()
+            raise AssertionError(f"no end within {timeout} s")
+        time.sleep(0.005)
+    return [process.exitcode for process in processes]

@@ -1,0 +1,279 @@
+"""Preparing with real processes: killed ones are gone on from, finished shards stay, and nobody works twice."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from multiprocessing.process import BaseProcess as Process
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mim_lightning.data import prepared
+from mim_lightning.data.manifest import ManifestSource
+from mim_lightning.data.prepared import ShardSettings, is_prepared, prepare_shards
+from mim_lightning.data.writing import processes
+from mim_lightning.data.writing.partial import partial_folder
+from mim_lightning.data.writing.processes import _num_workers
+from tests.data.conftest import jpeg, write_csv
+
+SETTINGS = ShardSettings(samples_per_shard=4, max_image_side=200)
+Start = Callable[..., Process]
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> ManifestSource:
+    """A shop whose pictures are large and shards small: there is time to interrupt."""
+    root = tmp_path / "shop"
+    root.mkdir()
+    for number in range(40):
+        (root / f"{number}.jpg").write_bytes(jpeg(number, 220, 250))
+    products = [
+        {"product_id": f"p{i}", "image": f"{i}.jpg|{i + 20}.jpg", "title": "x", "category": "c"} for i in range(20)
+    ]
+    queries = [
+        {
+            "query_id": f"q{i}",
+            "split": "val" if i % 6 == 0 else "train",
+            "image": f"{i % 40}.jpg",
+            "product_id": f"p{i % 20}",
+        }
+        for i in range(120)
+    ]
+    tables = write_csv(root / "products.csv", products), write_csv(root / "queries.csv", queries)
+    return ManifestSource(*map(str, tables))
+
+
+@pytest.fixture
+def start(source: ManifestSource, tmp_path: Path) -> Iterator[Callable[..., Process]]:
+    """Return a function that prepares `out` in a process of its own."""
+    started = []
+
+    def run(num_workers: int = 1) -> Process:
+        context = multiprocessing.get_context("fork")  # has imported everything already
+        process = context.Process(target=_prepare, args=(source, tmp_path / "out", num_workers))
+        process.start()
+        started.append(process)
+        return process
+
+    yield run
+    for process in started:
+        process.kill()
+        process.join()
+
+
+def _prepare(source: ManifestSource, folder: Path, num_workers: int) -> None:
+    log = folder.with_name(f"log-{os.getpid()}").open("w")
+    os.dup2(log.fileno(), 2)
+    sys.stderr = log
+    place = processes.place_shard
+
+    def place_slowly(*arguments: Any) -> Any:
+        time.sleep(0.03)  # there is time to interrupt; processes of its own are slow enough
+        return place(*arguments)
+
+    processes.place_shard = place_slowly  # type: ignore[assignment]
+    prepare_shards(source, folder, SETTINGS, num_workers=num_workers)
+
+
+def log_of(process: Process, folder: Path) -> str:
+    path = folder.with_name(f"log-{process.pid}")
+    return path.read_text() if path.exists() else ""
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def finished(folder: Path) -> set[str]:
+    """Return the receipts, by set and shard."""
+    receipts = partial_folder(folder) / "receipts"
+    return {str(path.relative_to(receipts)).split("-")[0] for path in receipts.rglob("*.npz")}
+
+
+def wait_until(condition: Callable[[], bool], process: Process | None = None, timeout: float = 60) -> None:
+    until = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < until, "it did not happen"
+        assert process is None or process.is_alive(), "ended too early"
+        time.sleep(0.005)
+
+
+def end(process: Process) -> None:
+    process.kill()  # -9
+    process.join()
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def children_of(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_killed_and_started_again(source: ManifestSource, start: Start, tmp_path: Path, num_workers: int) -> None:
+    folder = tmp_path / "out"
+    process = start(num_workers=num_workers)
+    wait_until(lambda: len(finished(folder)) >= 6, process)
+    assert process.pid is not None
+    workers = children_of(process.pid)
+    end(process)
+    wait_until(lambda: not any(map(is_alive, workers)))
+    done = finished(folder)
+    num_shards = 10 + 25 + 5
+    assert 6 <= len(done) < num_shards and not is_prepared(folder) and not folder.exists()
+    tars = {name: partial_folder(folder) / f"{name}.tar" for name in done}
+    before = {name: (path.stat().st_ino, path.stat().st_mtime_ns) for name, path in tars.items()}
+
+    prepare_shards(source, folder, SETTINGS, num_workers=1)
+    after = {name: (folder / f"{name}.tar").stat() for name in done}
+    assert {name: (stat.st_ino, stat.st_mtime_ns) for name, stat in after.items()} == before
+    whole = tmp_path / "whole"
+    prepare_shards(source, whole, SETTINGS, num_workers=1)
+    assert files_of(folder) == files_of(whole)
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith(".")) == []
+
+
+def test_the_number_of_processes_changes_nothing(source: ManifestSource, tmp_path: Path) -> None:
+    for num_workers in (0, 2):
+        prepare_shards(source, tmp_path / f"out{num_workers}", SETTINGS, num_workers=num_workers)
+    assert files_of(tmp_path / "out0") == files_of(tmp_path / "out2")
+    names = {Path(name).name for name in files_of(tmp_path / "out0")}
+    assert {"index.json", "settings.json", "skipped.csv", "keys.npy", "000000.tar"} <= names
+    assert not names & {"making.json", "lock", "pictures.jsonl"}
+
+
+def test_a_shard_of_other_rows_or_another_size_is_written_again(
+    source: ManifestSource, start: Start, tmp_path: Path
+) -> None:
+    folder = tmp_path / "out"
+    process = start()
+    wait_until(lambda: len(finished(folder)) >= 8, process)
+    end(process)
+    partial = partial_folder(folder)
+    (partial / "catalogue" / "000002.tar").write_bytes(b"cut")
+    other = partial / "catalogue" / "000003.tar"
+    other.write_bytes(other.read_bytes()[::-1])
+    receipt = next((partial / "receipts" / "catalogue").glob("000003-*"))
+    receipt.rename(receipt.with_name(receipt.name.rsplit("-", 1)[0] + "-0123456789abcdef.npz"))
+    prepare_shards(source, folder, SETTINGS, num_workers=1)
+    prepare_shards(source, tmp_path / "whole", SETTINGS, num_workers=1)
+    assert files_of(folder) == files_of(tmp_path / "whole")
+
+
+def test_work_on_other_data_is_not_thrown_away(source: ManifestSource, start: Start, tmp_path: Path) -> None:
+    folder, others = tmp_path / "out", ShardSettings(samples_per_shard=7, max_image_side=200)
+    process = start()
+    wait_until(lambda: len(finished(folder)) >= 1, process)
+    with pytest.raises(ValueError, match=r"process .* is preparing it with samples_per_shard=4, asked for is 7"):
+        prepare_shards(source, folder, others)
+    end(process)
+    done = finished(folder)
+    with pytest.raises(
+        ValueError, match=r"unfinished preparation with samples_per_shard=4, asked for is 7; .*force=true"
+    ):
+        prepare_shards(source, folder, others)
+    assert finished(folder) == done
+    assert prepare_shards(source, folder, others, force=True).catalogue().sizes == [7, 7, 7, 7, 6, 6]
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_the_same_work_is_waited_for(
+    source: ManifestSource, start: Start, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "out"
+    process = start()
+    wait_until(lambda: len(finished(folder)) >= 1, process)
+    inode = partial_folder(folder).stat().st_ino
+    found = prepare_shards(source, folder, SETTINGS)
+    assert "is preparing it; waiting" in capsys.readouterr().err
+    process.join(timeout=30)
+    assert process.exitcode == 0
+    assert folder.stat().st_ino == inode  # the other one's
+    assert len(found.catalogue()) == 40
+
+
+def test_the_heir_of_a_killed_process_goes_on(start: Start, tmp_path: Path) -> None:
+    """A process that waits takes over when the one it waits for is killed."""
+    folder = tmp_path / "out"
+    first = start()
+    wait_until(lambda: len(finished(folder)) >= 1, first)
+    second = start()
+    wait_until(lambda: "waiting" in log_of(second, folder), second)
+    end(first)
+    second.join(timeout=60)
+    assert second.exitcode == 0
+    assert is_prepared(folder) and "before)" in log_of(second, folder)
+
+
+def test_ctrl_c_keeps_what_is_finished(start: Start, tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    process = start(num_workers=2)
+    assert process.pid is not None
+    wait_until(lambda: len(finished(folder)) >= 4, process)
+    workers = children_of(process.pid)
+    os.kill(process.pid, signal.SIGINT)
+    process.join(timeout=30)
+    assert process.exitcode and not any(map(is_alive, workers))
+    assert len(finished(folder)) >= 4 and not folder.exists()
+    again = start()
+    again.join(timeout=60)
+    assert again.exitcode == 0 and is_prepared(folder) and "before)" in log_of(again, folder)
+
+
+def test_a_worker_that_is_killed_is_an_error_of_one_line(start: Start, tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    process = start(num_workers=2)
+    assert process.pid is not None
+    wait_until(lambda: len(finished(folder)) >= 1, process)
+    os.kill(children_of(process.pid)[-1], signal.SIGKILL)  # the first is the tracker of shared resources
+    process.join(timeout=60)
+    assert process.exitcode == 1
+    assert "ValueError: a process that wrote shards was killed" in log_of(process, folder).splitlines()[-1]
+    assert len(finished(folder)) >= 1
+
+
+def test_processes_start_where_it_pays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(4)), raising=False)
+    assert [_num_workers(None, rows) for rows in (0, 500, 2_000, 1_000_000)] == [1, 1, 2, 4]
+    assert [_num_workers(wanted, 10**6) for wanted in (0, 1, 9)] == [0, 1, 9]
+
+
+def test_columns_of_a_training_set(source: ManifestSource, tmp_path: Path) -> None:
+    shards = prepare_shards(source, tmp_path / "out", SETTINGS).queries("train")
+    facts = [shards.read_facts(number) for number in range(len(shards))]
+    products = {key: facts[n]["product_id"] for n, key in enumerate(np.asarray(shards.column("product_keys")).tolist())}
+    assert len(products) == 20 and set(products.values()) == {fact["product_id"] for fact in facts}
+    assert set(np.asarray(shards.column("weights")).tolist()) == {1.0}
+    assert len(set(np.asarray(shards.column("category_keys")).tolist())) == 1
+
+
+def test_killed_just_before_it_was_renamed(
+    source: ManifestSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, others = tmp_path / "out", ShardSettings(samples_per_shard=50, max_image_side=200)
+    prepare_shards(source, folder, others)
+
+    def killed(*arguments: Any, **options: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(prepared, "move_into_place", killed)
+        with pytest.raises(KeyboardInterrupt):
+            prepare_shards(source, folder, SETTINGS, force=True)
+    folder.rename(tmp_path / "aside")
+    with pytest.raises(ValueError, match="unfinished preparation with samples_per_shard=4, asked for is 50"):
+        prepare_shards(source, folder, others)
+    monkeypatch.setattr(prepared, "check_source", killed)  # nothing is to be done again
+    assert len(prepare_shards(source, folder, SETTINGS).catalogue().sizes) == 10

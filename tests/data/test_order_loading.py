@@ -1,0 +1,106 @@
+"""Every order through the loader: any number of ranks and workers sees one stream, and it resumes to the pixel."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mim_lightning.data.collate import Collate
+from mim_lightning.data.grouped import GroupedSettings
+from mim_lightning.data.mix import MAIN
+from mim_lightning.data.mixed_order import mix_orders
+from mim_lightning.data.mixed_set import MixedSet
+from mim_lightning.data.order import EpochSettings, OrderSettings, StreamSettings
+from mim_lightning.data.shards import ShardSet
+from mim_lightning.data.stream import StreamLoader
+from mim_lightning.data.transforms import Augment
+from mim_lightning.data.weighted import WeightedSettings
+from mim_lightning.types import id_key
+from tests.data.conftest import MakeSet
+from tests.data.test_stream import SPECS, content, global_batches
+
+ORDERS: dict[str, OrderSettings] = {
+    "stream": StreamSettings(),
+    "grouped": GroupedSettings(2, 0.5),
+    "weighted": WeightedSettings(),
+}
+MakeLoaders = Callable[..., list[StreamLoader]]
+
+
+def with_columns(shards: ShardSet) -> ShardSet:
+    """Write the columns of a set whose rows are about product `number % 5`, of one of two categories."""
+    numbers = np.arange(len(shards))
+    products = np.array([id_key(f"p{number % 5}") for number in numbers])
+    folder = Path(shards.folder)
+    np.save(folder / "product_keys.npy", products)
+    np.save(folder / "category_keys.npy", numbers % 5 % 2)
+    np.save(folder / "weights.npy", (1.0 + numbers % 4).astype(np.float32))
+    return ShardSet(folder)
+
+
+@pytest.fixture
+def make_loaders(make_set: MakeSet) -> MakeLoaders:
+    sets = {MAIN: with_columns(make_set(45)), "web": with_columns(make_set(14, 5))}
+
+    def make(name: str, world_size: int = 1, num_workers: int = 0, **settings: Any) -> list[StreamLoader]:
+        epoch = EpochSettings(
+            **{"global_batch_size": 16, "seed": 3, "num_lanes": 1 if "mixed" in name else 2} | settings
+        )
+        each = ORDERS[name.removeprefix("mixed ")]
+        shards = MixedSet(sets, {"web"}) if name.startswith("mixed") else sets[MAIN]
+        shares = {MAIN: Fraction(5, 8), "web": Fraction(3, 8)}
+        order = mix_orders(shards, shares, each, epoch) if isinstance(shards, MixedSet) else each.over(shards, epoch)
+        collate = Collate(SPECS, shards.max_relevant, Augment(), seed=3)
+        return [StreamLoader(shards, collate, order, rank, world_size, num_workers) for rank in range(world_size)]
+
+    return make
+
+
+@pytest.mark.parametrize("name", ["grouped", "weighted", "mixed stream", "mixed grouped", "mixed weighted"])
+def test_any_world_sees_the_same_stream_and_resumes_it(make_loaders: MakeLoaders, name: str) -> None:
+    """Stopped inside the first epoch and inside the second, gone on with by other ranks and workers."""
+    alone = global_batches(make_loaders(name), 8)
+    for num_done, world_size, num_workers in ((0, 2, 0), (2, 4, 0), (5, 1, 2)):
+        (before,) = make_loaders(name)
+        stream = itertools.chain.from_iterable(before for _ in itertools.count())
+        for _ in range(num_done):
+            next(stream)
+        after = make_loaders(name, world_size, num_workers)
+        for loader in after:
+            loader.load_state_dict(before.state_dict())
+        assert global_batches(after, 8 - num_done) == alone[num_done:]
+
+
+def test_a_grouped_batch_has_k_rows_a_product(make_loaders: MakeLoaders) -> None:
+    (loader,) = make_loaders("grouped", num_lanes=1)
+    first, *_ = loader
+    pairs = first.product_keys.reshape(-1, 2)
+    assert (pairs[:, 0] == pairs[:, 1]).sum() >= 7
+    assert sorted(row[0] for batch in loader for row in content(batch)) == list(range(45))
+
+
+def test_a_mixed_batch_sets_ids_apart(make_loaders: MakeLoaders) -> None:
+    (loader,) = make_loaders("mixed stream")
+    batch = next(iter(loader))
+    is_web = batch.sample_nums >= 45
+    assert is_web.sum() == 6
+    assert set(batch.product_keys[is_web].tolist()) <= {id_key(f"web:p{number}") for number in range(5)}
+    assert set(batch.product_keys[~is_web].tolist()) <= {id_key(f"p{number}") for number in range(5)}
+
+
+def test_a_position_of_another_order_is_refused(make_loaders: MakeLoaders) -> None:
+    names = ["stream", "grouped", "weighted", "mixed stream"]
+    loaders = {name: make_loaders(name, window=8)[0] for name in names}
+    for made, now in itertools.product(names, names):
+        if made == now:
+            loaders[now].load_state_dict(loaders[made].state_dict())
+            continue
+        words = f"data.order={made}, now it is {now}".replace("mixed", "mix of")
+        with pytest.raises(ValueError, match=f"the checkpoint was made with {words}"):
+            loaders[now].load_state_dict(loaders[made].state_dict())

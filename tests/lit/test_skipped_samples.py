@@ -1,0 +1,86 @@
+"""Training goes on without samples that cannot be read, says how many they were, and stops beyond the ceiling."""
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning import LightningModule, Trainer
+from lightning.pytorch.loggers import CSVLogger
+
+from mim_lightning.data.collate import Collate
+from mim_lightning.data.order import StreamPlan
+from mim_lightning.data.shard_writing import Record, write_shard_set
+from mim_lightning.data.shards import ShardSet
+from mim_lightning.data.skipping import BadSamples
+from mim_lightning.data.stream import StreamLoader
+from mim_lightning.lit.callbacks.skipped_samples import SkippedSamples
+from mim_lightning.types import Batch
+
+
+class Counting(LightningModule):
+    """Learns nothing, from the rows that count."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+        self.num_rows = 0
+
+    def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
+        self.num_rows += int((~batch.is_padding).sum())
+        return self.weight * 1.0
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+@pytest.fixture
+def damaged(tmp_path: Path) -> ShardSet:
+    """Twenty samples, of which the four of the last shard are gone."""
+    write_shard_set(tmp_path / "set", [Record({}, {"query_id": f"q{number}"}) for number in range(20)], 20, 4)
+    (tmp_path / "set" / "000004.tar").unlink()
+    return ShardSet(tmp_path / "set")
+
+
+def train(shards: ShardSet, folder: Path, max_bad: str | int, on_bad: str = "skip") -> tuple[Trainer, Counting]:
+    order = StreamPlan(tuple(shards.sizes), 8)
+    loader = StreamLoader(shards, Collate({}), order, bad=BadSamples(on_bad, max_bad))
+    quiet: dict[str, Any] = {"enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
+    logger = CSVLogger(folder, name="", version="log")
+    trainer = Trainer(
+        max_epochs=2,
+        logger=logger,
+        callbacks=[SkippedSamples()],
+        enable_checkpointing=False,
+        log_every_n_steps=10,
+        **quiet,
+    )
+    module = Counting()
+    trainer.fit(module, loader)
+    return trainer, module
+
+
+def test_told_every_epoch(damaged: ShardSet, tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    _, module = train(damaged, tmp_path, "20%")
+    assert module.num_rows == 2 * 16
+    rows = list(csv.DictReader((tmp_path / "log" / "metrics.csv").open()))
+    assert [row["train/skipped_samples"] for row in rows] == ["4.0", "4.0"]
+    told = [str(warning.message) for warning in recwarn if "samples were skipped" in str(warning.message)]
+    assert told == ["epoch 0: 4 of 20 samples were skipped", "epoch 1: 4 of 20 samples were skipped"]
+
+
+def test_nothing_is_logged_where_nothing_may_be_skipped(tmp_path: Path) -> None:
+    write_shard_set(tmp_path / "set", [Record({}, {"query_id": f"q{number}"}) for number in range(20)], 20, 4)
+    trainer, _ = train(ShardSet(tmp_path / "set"), tmp_path, 0, on_bad="fail")
+    assert "train/skipped_samples" not in trainer.logged_metrics
+
+
+def test_all_ranks_together_are_held_to_the_ceiling(
+    damaged: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another rank has skipped as many; neither is beyond the ceiling alone."""
+    strategy = "lightning.pytorch.strategies.SingleDeviceStrategy.reduce"
+    monkeypatch.setattr(strategy, lambda self, tensor, *args, reduce_op="mean", **rest: tensor * 2)
+    with pytest.raises(ValueError, match=r"8 of 20 samples of the epoch cannot be read, data.max_bad=7 bears 7"):
+        train(damaged, tmp_path, 7)

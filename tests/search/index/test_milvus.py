@@ -1,0 +1,164 @@
+"""What is Milvus's own: addresses, expressions, one name for many collections, the limits of an engine."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mim_lightning.search.index import milvus_client
+from mim_lightning.search.index.filters import OneOf, Within
+from mim_lightning.search.index.milvus_client import MilvusPlace, is_address, read_address
+from mim_lightning.search.index.milvus_rows import as_record, expression, fields_of
+from mim_lightning.search.index.product_index import IndexSettings, open_index
+from tests.search.index.catalogue import as_lists, make_shop, quantised
+
+
+@pytest.fixture(scope="module")
+def engine() -> None:
+    pytest.importorskip("pymilvus", reason="extra milvus")
+    pytest.importorskip("milvus_lite", reason="extra milvus")
+
+
+@pytest.mark.parametrize(
+    ("address", "place"),
+    [
+        ("http://host:19530", ("http://host:19530", "", "products")),
+        ("https://host#shop_1", ("https://host", "", "shop_1")),
+        ("tcp://host:1/sales#shop", ("tcp://host:1", "sales", "shop")),
+        ("data/shop.db", ("data/shop.db", "", "products")),
+        ("/data/my.files/shop.db#fruit", ("/data/my.files/shop.db", "", "fruit")),
+    ],
+)
+def test_addresses_are_read(address: str, place: tuple[str, str, str]) -> None:
+    assert is_address(address)
+    assert read_address(address) == MilvusPlace(address, *place)
+
+
+def test_a_folder_is_no_address() -> None:
+    assert not any(map(is_address, ["runs/index", "shop.db/index", "/a/b#c", "db"]))
+
+
+@pytest.mark.parametrize("address", ["ftp://host", "http://", "http://host/a/b#c", "x.db#two words", "x.db#1st"])
+def test_impossible_addresses_are_told(address: str) -> None:
+    with pytest.raises(ValueError, match=f"^{address}: "):
+        read_address(address)
+
+
+def test_columns_of_any_name_have_a_field() -> None:
+    columns = ["title", "product_id", "Größe (cm)"]
+    assert fields_of(columns) == {"product_id": "product_id", "title": "column_0", "Größe (cm)": "column_1"}
+    entity = {"product_id": "p", "column_0": "t", "column_1": 3.0, "vector": []}
+    assert as_record(entity, columns) == {"title": "t", "product_id": "p", "Größe (cm)": 3.0}
+
+
+def test_conditions_are_written_in_milvus_language() -> None:
+    columns = ["product_id", "brand", "price", "new"]
+    conditions = [
+        OneOf("brand", ('a"b', "c\\")),
+        Within("price", 1, None),
+        OneOf("new", (True,)),
+        Within("price", 0, 1e20),
+    ]
+    assert expression(conditions, columns) == (
+        'column_0 in ["a\\"b", "c\\\\"] and column_1 >= 1.0 and column_2 in [true] '
+        "and column_1 >= 0.0 and column_1 <= 1e+20"
+    )
+    assert expression([], columns) == ""
+
+
+def test_pymilvus_that_is_missing_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pymilvus", None)
+    with pytest.raises(ValueError, match=r"a Milvus index needs pymilvus: pip install 'mim-lightning\[milvus\]'"):
+        make_shop(9, 4).build(tmp_path / "shop.db")
+
+
+@pytest.mark.usefixtures("engine")
+def test_what_is_not_there_is_told(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"shop\.db: no such database"):
+        open_index(tmp_path / "shop.db")
+    assert not list(tmp_path.iterdir())
+    make_shop(9, 4).build(tmp_path / "shop.db")
+    with pytest.raises(ValueError, match="holds no collection 'fruit'"):
+        open_index(f"{tmp_path}/shop.db#fruit")
+    with pytest.raises(ValueError, match=r"^http://127\.0\.0\.1:9: .*[Ff]ail"):
+        open_index("http://127.0.0.1:9")
+
+
+@pytest.mark.usefixtures("engine")
+def test_building_again_leaves_one_collection_and_spares_others(tmp_path: Path) -> None:
+    place, shop = f"{tmp_path}/shop.db#fruit", make_shop(20, 8)
+    first = make_shop(9, 4).build(place)
+    second = shop.build(place)
+    client = second.place.client
+    assert client.list_collections() == [second.collection] != [first.collection]
+    assert as_lists(open_index(place).search(quantised(2, 1), 8)) == shop.answer(quantised(2, 1), 8)
+    with pytest.raises(ValueError, match=r"shop\.db#fruit: .*IVF_PQ"):  # not offered by this engine
+        shop.build(place, IndexSettings(kind="ivf_pq", nlist=2, min_recall=0))
+    assert client.list_collections() == [second.collection]
+    client.create_collection("foreign", dimension=4)
+    with pytest.raises(ValueError, match="'foreign' is there and not a product index"):
+        shop.build(f"{tmp_path}/shop.db#foreign")
+    with pytest.raises(ValueError, match="'foreign' was not built as a product index"):
+        open_index(f"{tmp_path}/shop.db#foreign")
+    assert client.has_collection("foreign")
+
+
+@pytest.mark.usefixtures("engine")
+def test_an_index_outlives_the_engine_and_is_held_by_one(tmp_path: Path) -> None:
+    """The name and the card are in the database; what another process holds is told."""
+    from milvus_lite.server_manager import server_manager_instance
+
+    fcntl = pytest.importorskip("fcntl")
+    path, shop = tmp_path / "shop.db", make_shop(20, 8)
+    index = shop.build(path)
+    index.delete(["p000"])
+    index.save()
+    server_manager_instance.release_server(str(path))
+    with (path / "LOCK").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(ValueError, match=r"shop\.db: .*; another process may have it open"):
+            open_index(path)
+    opened, shop = open_index(path), shop.without(["p000"])
+    assert (opened.card.num_products, opened.card.num_rows) == (7, len(shop.ids))
+    assert as_lists(opened.search(quantised(2, 1), 8)) == shop.answer(quantised(2, 1), 8)
+
+
+@pytest.mark.usefixtures("engine")
+def test_coarse_codes_are_put_in_order_by_the_vectors(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    shop = make_shop(600, 200)
+    vectors = generator.normal(size=(600, 16))
+    shop.vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+    index = shop.build(f"{tmp_path}/shop.db", IndexSettings(kind="sq8", recall_queries=40))
+    assert index.card.recall.value >= 0.95
+    query = generator.normal(size=(5, 16)).astype(np.float32)
+    for found, truth in zip(as_lists(index.search(query, 5)), shop.answer(query, 5), strict=True):
+        exact = dict(truth)
+        assert len(exact.keys() & dict(found).keys()) >= 4
+        assert all(score == pytest.approx(exact.get(hit, score), abs=1e-5) for hit, score in found)
+    rare = {"price": {"max": 3}}
+    allowed = shop.answer(query, 5, lambda r: bool(r["price"]) and float(r["price"]) <= 3)
+    assert [[i for i, _ in hits] for hits in as_lists(index.search(query, 5, rare))] == [
+        [i for i, _ in h] for h in allowed
+    ]
+
+
+@pytest.mark.usefixtures("engine")
+def test_a_server_that_goes_away_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from milvus_lite.server_manager import server_manager_instance
+
+    monkeypatch.setattr(milvus_client, "PATIENCE", 1.0)
+    index = make_shop(9, 4).build(f"{tmp_path}/shop.db")
+    with pytest.raises(ValueError, match="k=20000: Milvus gives fewer than 16384"):
+        index.search(quantised(1, 1), 20_000)
+    server_manager_instance.release_server(str(tmp_path / "shop.db"))
+    for ask in (
+        lambda: index.search(quantised(1, 1), 1),
+        lambda: index.search(quantised(1, 1), 1, {"category": "Milk"}),
+        lambda: index.products(["p001"]),
+    ):
+        with pytest.raises(ConnectionError, match=r"^.*shop\.db: "):
+            ask()

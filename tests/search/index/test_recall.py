@@ -1,0 +1,60 @@
+"""Searching as wide as a recall asks for: no wider, and no longer than that is worth an index."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from mim_lightning.search.index.kind import widen
+from mim_lightning.search.index.products import type_products
+from mim_lightning.search.index.recall import EXACT, FindScores, describe_effort, reach_recall, refuse_below
+from mim_lightning.search.index.rows import IndexRows
+from mim_lightning.search.index.settings import IndexSettings
+
+NUM_ROWS = 40
+
+
+@pytest.fixture
+def rows() -> IndexRows:
+    vectors = np.random.default_rng(0).normal(size=(NUM_ROWS, 8)).astype(np.float32)
+    products = type_products(pa.table({"product_id": [f"p{number:02d}" for number in range(NUM_ROWS)]}))
+    return IndexRows(vectors, np.arange(NUM_ROWS, dtype=np.int32), products)
+
+
+def finder(rows: IndexRows, least_effort: int, asked: list[int]):
+    """Return searches that find everything from some `ef_search` on, and half of it below."""
+
+    def search_with(settings: IndexSettings) -> FindScores:
+        asked.append(settings.ef_search)
+
+        def find(query_QD: np.ndarray, k: int) -> np.ndarray:
+            scores = -np.sort(-(query_QD @ rows.vectors.T), axis=1)[:, :k]
+            if settings.ef_search < least_effort:
+                scores[:, k // 2 :] = -np.inf
+            return scores
+
+        return find
+
+    return search_with
+
+
+@pytest.mark.parametrize(("least_effort", "tried"), [(1, [3]), (10, [3, 6, 12]), (10**6, [3, 6, 12, 24, 48])])
+def test_effort_doubles_until_it_is_enough_or_no_longer_worth_it(
+    rows: IndexRows, least_effort: int, tried: list[int]
+) -> None:
+    settings, asked = IndexSettings(kind="hnsw", ef_search=3, recall_queries=20), []
+    used, recall = reach_recall("hnsw", rows, settings, None, finder(rows, least_effort, asked))
+    assert asked == tried and used.ef_search == tried[-1]
+    assert recall.value == (0.5 if least_effort == 10**6 else 1.0)
+    assert (widen("hnsw", used, NUM_ROWS) is None) == (least_effort == 10**6)
+    told = f"; index.ef_search raised from 3 to {tried[-1]} for recall" if len(tried) > 1 else ""
+    assert describe_effort(settings, used) == told
+
+
+def test_what_is_exact_is_not_measured(rows: IndexRows) -> None:
+    asked: list[int] = []
+    settings = IndexSettings()
+    assert reach_recall("flat", rows, settings, None, finder(rows, 1, asked)) == (settings, EXACT)
+    assert not asked
+    refuse_below(EXACT, IndexSettings(min_recall=1.0), "flat")

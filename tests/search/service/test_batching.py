@@ -1,0 +1,107 @@
+"""Many threads get their own vectors back, in few batches; one caller's broken picture is nobody else's."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from mim_lightning.search.service.batching import BatchingEncoder
+
+
+class Model:
+    fingerprint = "f00d"
+    fusions: dict[str, dict[str, float]] = {}  # noqa: RUF012
+
+    def __init__(self) -> None:
+        self.hold = threading.Event()
+        self.hold.set()
+        self.entered = threading.Event()
+        self.batches: list[int] = []
+
+    def prepare_images(self, images: Sequence[Any]) -> Tensor:
+        if "broken" in images:
+            raise ValueError("image 0: not an image")
+        return torch.tensor(images)
+
+    def embed_prepared(self, prepared: Tensor) -> np.ndarray:
+        self.entered.set()
+        self.hold.wait()
+        self.batches.append(len(prepared))
+        if 666 in prepared:
+            raise RuntimeError("out of memory")
+        return torch.stack([prepared, -prepared], dim=1).float().numpy()
+
+    def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
+        return np.array([[len(text), 0] for text in texts], dtype=np.float32)
+
+
+@pytest.fixture
+def model() -> Model:
+    return Model()
+
+
+def images_of(encoder: BatchingEncoder, numbers: list[Any]) -> np.ndarray:
+    return encoder.embed_parts(numbers, [])[0]
+
+
+def test_everyone_gets_their_own(model: Model) -> None:
+    encoder = BatchingEncoder(model, max_batch_size=8)
+    with ThreadPoolExecutor(16) as pool:
+        asked = [[number, number + 1000] for number in range(200)]
+        texts = [["x" * number] * (number % 3) for number in range(200)]
+        for numbers, words, parts in zip(asked, texts, pool.map(encoder.embed_parts, asked, texts), strict=True):
+            assert parts[0][:, 0].tolist() == numbers
+            assert [row[0] for row in parts[1]] == [len(text) for text in words]
+    encoder.close()
+
+
+def test_what_waits_goes_together(model: Model) -> None:
+    sizes: list[tuple[str, int]] = []
+    encoder = BatchingEncoder(model, max_batch_size=4, on_batch=lambda kind, size: sizes.append((kind, size)))
+    model.hold.clear()
+    with ThreadPoolExecutor(11) as pool:
+        first = pool.submit(images_of, encoder, [0])
+        assert model.entered.wait(10)
+        rest = [pool.submit(images_of, encoder, [number]) for number in range(1, 11)]
+        while encoder._wishes.qsize() < 10:
+            time.sleep(0.001)
+        model.hold.set()
+        assert [int(f.result()[0, 0]) for f in (first, *rest)] == list(range(11))
+    assert model.batches == [1, 4, 4, 2]
+    assert sizes == [("images", size) for size in model.batches]
+    encoder.close()
+
+
+def test_a_photo_with_words_waits_for_one_batch(model: Model) -> None:
+    encoder = BatchingEncoder(model)
+    model.hold.clear()
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(images_of, encoder, [0])
+        assert model.entered.wait(10)
+        both = pool.submit(encoder.embed_parts, [1], ["words"])
+        while encoder._wishes.qsize() < 2:  # neither part waits for the answer to the other
+            time.sleep(0.001)
+        model.hold.set()
+        assert first.result()[0, 0] == 0
+        assert [part[0, 0] for part in both.result()] == [1, 5]
+    encoder.close()
+
+
+def test_errors_reach_who_asked_and_the_thread_lives(model: Model) -> None:
+    encoder = BatchingEncoder(model)
+    with pytest.raises(ValueError, match="not an image"):
+        images_of(encoder, ["broken"])
+    with pytest.raises(RuntimeError, match="out of memory"):
+        images_of(encoder, [666])
+    assert images_of(encoder, [5])[0, 0] == 5
+    encoder.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        images_of(encoder, [5])

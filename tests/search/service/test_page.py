@@ -1,0 +1,133 @@
+"""The page in a real browser: a photo, words, a click to go on, nothing, and something that is no picture."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("gradio", reason="the extra `serve` is not installed")
+sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+
+import uvicorn  # noqa: E402
+
+from mim_lightning.search.service.app import behind_gate, make_app  # noqa: E402
+from mim_lightning.search.service.page import mount_page  # noqa: E402
+from tests.search.service.shopfronts import colour_shop, square  # noqa: E402
+
+CHROMIUM = next(
+    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
+)
+SCREENSHOTS = os.environ.get("MIM_SCREENSHOTS")  # a folder: keep what the browser showed
+WAIT_MS = 60_000  # a machine may be busy
+
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    shopfront = colour_shop(tmp_path_factory.mktemp("shop"), ("default", "other"))
+    app = behind_gate(mount_page(make_app(shopfront), shopfront, None), shopfront, None)
+    with closing(socket.create_server(("127.0.0.1", 0))) as listening:
+        server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+        server.should_exit = True
+        thread.join(10)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser: Any, address: str) -> Iterator[Any]:
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    page.set_default_timeout(WAIT_MS)
+    page.goto(address)
+    page.locator("#words textarea").wait_for()
+    yield page
+    page.close()
+
+
+def first_caption(page: Any, caption: str) -> None:
+    sync_api.expect(page.locator("#results .caption-label").first).to_contain_text(caption, timeout=WAIT_MS)
+
+
+def ask(page: Any, words: str) -> None:
+    page.locator("#words textarea").fill(words)
+    page.locator("#words textarea").press("Enter")
+
+
+def upload(page: Any, folder: Path, name: str, data: bytes) -> None:
+    (folder / name).write_bytes(data)
+    page.locator("#photo input[type=file]").set_input_files(folder / name)
+
+
+def keep(page: Any, name: str) -> None:
+    if SCREENSHOTS:
+        page.wait_for_timeout(500)
+        page.screenshot(path=Path(SCREENSHOTS) / f"{name}.png")
+
+
+def test_photo_then_words_then_a_click(page: Any, tmp_path: Path) -> None:
+    upload(page, tmp_path, "q.jpg", square("blue", side=200))
+    first_caption(page, "A blue square")
+    sync_api.expect(page.locator("#status")).to_contain_text("of 4 products in")
+    ask(page, "red")
+    first_caption(page, "A grey square")  # between blue and red: the words have been answered
+    page.locator("#status").get_by_text("products").wait_for()
+    keep(page, "page")
+    page.locator("#results").get_by_text("A green square").wait_for()
+    page.locator("#results button").filter(has_text="A green square").click()
+    sync_api.expect(page.locator("#going-on")).to_contain_text("Going on from A green square", timeout=WAIT_MS)
+    sync_api.expect(page.locator("#results")).not_to_contain_text("A green square", timeout=WAIT_MS)
+
+
+def test_filters(page: Any) -> None:
+    page.locator("#filters").get_by_text("Filters").click()
+    page.locator("#filters").get_by_label("price, min").fill("25")
+    ask(page, "red")
+    first_caption(page, "A grey square")
+    sync_api.expect(page.locator("#status")).to_contain_text("1 of 4 products")
+
+
+def test_two_models_side_by_side(page: Any) -> None:
+    ask(page, "red")
+    first_caption(page, "A red square")
+    page.locator("#right input").click()
+    page.get_by_role("option", name="other").click()
+    sync_api.expect(page.locator("#results-beside .caption-label").first).to_contain_text(
+        "A red square", timeout=WAIT_MS
+    )
+
+
+def test_nothing_and_no_picture_are_told(page: Any, tmp_path: Path) -> None:
+    ask(page, "  ")
+    sync_api.expect(page.locator("#status")).to_contain_text("Give a photo or a few words")
+    upload(page, tmp_path, "broken.jpg", square("red")[:300])
+    page.get_by_text("image").filter(has_text="damaged").or_(page.locator(".toast-body")).first.wait_for()
+    ask(page, "red")
+
+
+def test_it_fits_a_phone(browser: Any, address: str) -> None:
+    page = browser.new_page(viewport={"width": 375, "height": 740}, is_mobile=True, has_touch=True)
+    page.set_default_timeout(WAIT_MS)
+    page.goto(address)
+    ask(page, "red")
+    first_caption(page, "A red square")
+    keep(page, "phone")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 376
+    page.close()

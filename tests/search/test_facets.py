@@ -1,0 +1,70 @@
+"""Facets: what a page can offer as filters, when an index is built and after products were added."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+import pytest
+
+from mim_lightning.search.facets import MAX_VALUES, choices, describe_facets, extend_facets
+
+PRODUCTS = {
+    "product_id": ["a", "b", "c"],
+    "title": ["A", "B", "C"],
+    "category": ["milk", "fruit", ""],
+    "brand": ["own"] * 3,
+    "price": ["3.5", "", "12"],  # as a CSV has it
+    "vegan": [True, False, None],
+    "origin": [None, None, None],
+}
+
+
+def table(number: int = 1, **columns: list) -> pa.Table:
+    return pa.table({"product_id": [f"new{n}" for n in range(number)], **columns})
+
+
+def test_columns_are_told_by_what_the_index_takes_them_for() -> None:
+    facets = describe_facets(pa.table(PRODUCTS))
+    assert facets == {
+        "category": {"values": ["fruit", "milk"]},
+        "brand": {"values": ["own"]},
+        "price": {"min": 3.5, "max": 12.0},
+        "origin": {"values": []},
+    }
+    assert set(choices(facets)) == {"category", "price"}
+
+
+def test_a_price_for_all_is_no_choice() -> None:
+    facets = describe_facets(pa.table({"product_id": ["a", "b"], "price": [2, 2]}))
+    assert facets == {"price": {"min": 2.0, "max": 2.0}} and choices(facets) == {}
+    assert choices({"price": {"min": None, "max": None}}) == {}
+
+
+def test_a_column_of_too_many_texts_is_a_description() -> None:
+    many = [f"word {number}" for number in range(MAX_VALUES + 1)]
+    assert set(describe_facets(table(len(many), notes=many, kind=["x"] * len(many)))) == {"kind"}
+    assert describe_facets(table(len(many), notes=[many[1], *many[1:]]))["notes"] == {"values": sorted(many[1:])}
+
+
+def test_what_is_added_can_be_chosen() -> None:
+    facets = describe_facets(pa.table(PRODUCTS))
+    more = {"title": ["N"], "category": ["bread"], "brand": ["5"], "price": ["20"], "origin": ["Ulm"]}
+    assert extend_facets(facets, table(**more)) == {
+        "category": {"values": ["bread", "fruit", "milk"]},
+        "brand": {"values": ["5", "own"]},
+        "price": {"min": 3.5, "max": 20.0},
+        "origin": {"values": ["Ulm"]},
+    }
+    assert extend_facets(facets, table(category=["milk"])) == facets
+
+
+def test_a_column_that_becomes_too_many_texts_is_none_and_stays_so() -> None:
+    half = [f"word {number}" for number in range(MAX_VALUES // 2 + 1)]
+    facets = describe_facets(table(len(half), notes=half))
+    grown = extend_facets(facets, table(len(half), notes=[f"other {word}" for word in half]))
+    assert set(facets) == {"notes"} and grown == {}
+    assert extend_facets(grown, table(notes=["word 0"])) == {}
+
+
+def test_a_price_that_is_none_is_told() -> None:
+    with pytest.raises(ValueError, match="column 'price' of the index holds numbers"):
+        extend_facets({"price": {"min": 1.0, "max": 2.0}}, table(price=["dear"]))
