@@ -97,7 +97,7 @@ def serving(folder: Path) -> Iterator[FaultyStore]:
         store.close()
 
 
-def in_processes(function: Callable[[int], None], count: int, timeout: float = 60.0) -> list[int | None]:
+def in_processes(function: Callable[[int], None], count: int, timeout: float = 240.0) -> list[int | None]:
     """Call a function with 0, 1 ... in forked processes at once, and return their exit codes."""
     processes = [get_context("fork").Process(target=function, args=(number,)) for number in range(count)]
     for process in processes:

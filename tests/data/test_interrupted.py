@@ -6,8 +6,10 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from multiprocessing.process import BaseProcess as Process
 from pathlib import Path
 from typing import Any
@@ -18,30 +20,86 @@ import pytest
 from mim_lightning.data import prepared
 from mim_lightning.data.manifest import ManifestSource
 from mim_lightning.data.prepared import ShardSettings, is_prepared, prepare_shards
-from mim_lightning.data.writing import processes
+from mim_lightning.data.writing import partial
 from mim_lightning.data.writing.partial import partial_folder
 from mim_lightning.data.writing.processes import _num_workers
 from tests.data.conftest import jpeg, write_csv
 
 SETTINGS = ShardSettings(samples_per_shard=4, max_image_side=200)
+NUM_PICTURES = 40
 Start = Callable[..., Process]
 
 
+class Gate(ThreadingHTTPServer):
+    """Serves the shop's pictures until it closes: then whoever asks waits, and can be interrupted at leisure."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Pictures)
+        self.is_open, self.lock = threading.Event(), threading.Lock()
+        self.num_left = self.num_waiting = 0
+        self.is_open.set()
+
+    def open(self) -> None:
+        self.is_open.set()
+
+    def close_after(self, num_pictures: int) -> None:
+        self.num_left = num_pictures
+        self.is_open.clear()
+
+    def wait(self) -> None:
+        with self.lock:
+            self.num_left -= 1
+            is_free = self.num_left >= 0 or self.is_open.is_set()
+            self.num_waiting += not is_free
+        if not is_free:
+            self.is_open.wait()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Whoever asked was killed."""
+
+
+class _Pictures(BaseHTTPRequestHandler):
+    server: Gate
+
+    def do_GET(self) -> None:
+        self.server.wait()
+        data = jpeg(int(self.path[1:]), 220, 250)
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *arguments: Any) -> None:
+        """Nobody listens."""
+
+
 @pytest.fixture
-def source(tmp_path: Path) -> ManifestSource:
-    """A shop whose pictures are large and shards small: there is time to interrupt."""
+def gate() -> Iterator[Gate]:
+    server = Gate()
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+    yield server
+    server.open()
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def source(gate: Gate, tmp_path: Path) -> ManifestSource:
+    """A shop of 20 products with two pictures each, and 120 queries, whose pictures are behind the gate."""
     root = tmp_path / "shop"
     root.mkdir()
-    for number in range(40):
-        (root / f"{number}.jpg").write_bytes(jpeg(number, 220, 250))
+    pictures = [f"http://127.0.0.1:{gate.server_port}/{number}" for number in range(NUM_PICTURES)]
     products = [
-        {"product_id": f"p{i}", "image": f"{i}.jpg|{i + 20}.jpg", "title": "x", "category": "c"} for i in range(20)
+        {"product_id": f"p{i}", "image": f"{pictures[i]}|{pictures[i + 20]}", "title": "x", "category": "c"}
+        for i in range(20)
     ]
     queries = [
         {
             "query_id": f"q{i}",
             "split": "val" if i % 6 == 0 else "train",
-            "image": f"{i % 40}.jpg",
+            "image": pictures[i % NUM_PICTURES],
             "product_id": f"p{i % 20}",
         }
         for i in range(120)
@@ -51,11 +109,13 @@ def source(tmp_path: Path) -> ManifestSource:
 
 
 @pytest.fixture
-def start(source: ManifestSource, tmp_path: Path) -> Iterator[Callable[..., Process]]:
-    """Return a function that prepares `out` in a process of its own."""
+def start(source: ManifestSource, gate: Gate, tmp_path: Path) -> Iterator[Start]:
+    """Return a function that prepares `out` in a process of its own, and has it wait amid the training rows."""
     started = []
 
     def run(num_workers: int = 1) -> Process:
+        if not started:
+            gate.close_after(2 * NUM_PICTURES + 30)  # the check, the catalogue, and a few rows
         context = multiprocessing.get_context("fork")  # has imported everything already
         process = context.Process(target=_prepare, args=(source, tmp_path / "out", num_workers))
         process.start()
@@ -72,13 +132,6 @@ def _prepare(source: ManifestSource, folder: Path, num_workers: int) -> None:
     log = folder.with_name(f"log-{os.getpid()}").open("w")
     os.dup2(log.fileno(), 2)
     sys.stderr = log
-    place = processes.place_shard
-
-    def place_slowly(*arguments: Any) -> Any:
-        time.sleep(0.03)  # there is time to interrupt; processes of its own are slow enough
-        return place(*arguments)
-
-    processes.place_shard = place_slowly  # type: ignore[assignment]
     prepare_shards(source, folder, SETTINGS, num_workers=num_workers)
 
 
@@ -122,10 +175,12 @@ def children_of(pid: int) -> list[int]:
 
 
 @pytest.mark.parametrize("num_workers", [1, 2])
-def test_killed_and_started_again(source: ManifestSource, start: Start, tmp_path: Path, num_workers: int) -> None:
+def test_killed_and_started_again(
+    source: ManifestSource, gate: Gate, start: Start, tmp_path: Path, num_workers: int
+) -> None:
     folder = tmp_path / "out"
     process = start(num_workers=num_workers)
-    wait_until(lambda: len(finished(folder)) >= 6, process)
+    wait_until(lambda: gate.num_waiting == num_workers, process)
     assert process.pid is not None
     workers = children_of(process.pid)
     end(process)
@@ -135,6 +190,7 @@ def test_killed_and_started_again(source: ManifestSource, start: Start, tmp_path
     assert 6 <= len(done) < num_shards and not is_prepared(folder) and not folder.exists()
     tars = {name: partial_folder(folder) / f"{name}.tar" for name in done}
     before = {name: (path.stat().st_ino, path.stat().st_mtime_ns) for name, path in tars.items()}
+    gate.open()
 
     prepare_shards(source, folder, SETTINGS, num_workers=1)
     after = {name: (folder / f"{name}.tar").stat() for name in done}
@@ -155,30 +211,34 @@ def test_the_number_of_processes_changes_nothing(source: ManifestSource, tmp_pat
 
 
 def test_a_shard_of_other_rows_or_another_size_is_written_again(
-    source: ManifestSource, start: Start, tmp_path: Path
+    source: ManifestSource, gate: Gate, start: Start, tmp_path: Path
 ) -> None:
     folder = tmp_path / "out"
     process = start()
-    wait_until(lambda: len(finished(folder)) >= 8, process)
+    wait_until(lambda: gate.num_waiting == 1, process)
     end(process)
-    partial = partial_folder(folder)
-    (partial / "catalogue" / "000002.tar").write_bytes(b"cut")
-    other = partial / "catalogue" / "000003.tar"
+    gate.open()
+    work = partial_folder(folder)
+    (work / "catalogue" / "000002.tar").write_bytes(b"cut")
+    other = work / "catalogue" / "000003.tar"
     other.write_bytes(other.read_bytes()[::-1])
-    receipt = next((partial / "receipts" / "catalogue").glob("000003-*"))
+    receipt = next((work / "receipts" / "catalogue").glob("000003-*"))
     receipt.rename(receipt.with_name(receipt.name.rsplit("-", 1)[0] + "-0123456789abcdef.npz"))
     prepare_shards(source, folder, SETTINGS, num_workers=1)
     prepare_shards(source, tmp_path / "whole", SETTINGS, num_workers=1)
     assert files_of(folder) == files_of(tmp_path / "whole")
 
 
-def test_work_on_other_data_is_not_thrown_away(source: ManifestSource, start: Start, tmp_path: Path) -> None:
+def test_work_on_other_data_is_not_thrown_away(
+    source: ManifestSource, gate: Gate, start: Start, tmp_path: Path
+) -> None:
     folder, others = tmp_path / "out", ShardSettings(samples_per_shard=7, max_image_side=200)
     process = start()
-    wait_until(lambda: len(finished(folder)) >= 1, process)
+    wait_until(lambda: gate.num_waiting == 1, process)
     with pytest.raises(ValueError, match=r"process .* is preparing it with samples_per_shard=4, asked for is 7"):
         prepare_shards(source, folder, others)
     end(process)
+    gate.open()
     done = finished(folder)
     with pytest.raises(
         ValueError, match=r"unfinished preparation with samples_per_shard=4, asked for is 7; .*force=true"
@@ -190,12 +250,19 @@ def test_work_on_other_data_is_not_thrown_away(source: ManifestSource, start: St
 
 
 def test_the_same_work_is_waited_for(
-    source: ManifestSource, start: Start, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    source: ManifestSource,
+    gate: Gate,
+    start: Start,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     folder = tmp_path / "out"
     process = start()
-    wait_until(lambda: len(finished(folder)) >= 1, process)
+    wait_until(lambda: gate.num_waiting == 1, process)
     inode = partial_folder(folder).stat().st_ino
+    sleep = time.sleep
+    monkeypatch.setattr(partial.time, "sleep", lambda seconds: (gate.open(), sleep(seconds)))
     found = prepare_shards(source, folder, SETTINGS)
     assert "is preparing it; waiting" in capsys.readouterr().err
     process.join(timeout=30)
@@ -204,41 +271,45 @@ def test_the_same_work_is_waited_for(
     assert len(found.catalogue()) == 40
 
 
-def test_the_heir_of_a_killed_process_goes_on(start: Start, tmp_path: Path) -> None:
+def test_the_heir_of_a_killed_process_goes_on(gate: Gate, start: Start, tmp_path: Path) -> None:
     """A process that waits takes over when the one it waits for is killed."""
     folder = tmp_path / "out"
     first = start()
-    wait_until(lambda: len(finished(folder)) >= 1, first)
+    wait_until(lambda: gate.num_waiting == 1, first)
     second = start()
     wait_until(lambda: "waiting" in log_of(second, folder), second)
     end(first)
+    gate.open()
     second.join(timeout=60)
     assert second.exitcode == 0
     assert is_prepared(folder) and "before)" in log_of(second, folder)
 
 
-def test_ctrl_c_keeps_what_is_finished(start: Start, tmp_path: Path) -> None:
+def test_ctrl_c_keeps_what_is_finished(gate: Gate, start: Start, tmp_path: Path) -> None:
     folder = tmp_path / "out"
     process = start(num_workers=2)
     assert process.pid is not None
-    wait_until(lambda: len(finished(folder)) >= 1, process)
-    workers = children_of(process.pid)
+    wait_until(lambda: gate.num_waiting == 2, process)  # both workers, each amid a shard
+    done, workers = finished(folder), children_of(process.pid)
     os.kill(process.pid, signal.SIGINT)
+    time.sleep(0.3)  # it is told before its workers go on
+    gate.open()
     process.join(timeout=30)
     assert process.exitcode
     wait_until(lambda: not any(map(is_alive, workers)))
-    assert len(finished(folder)) >= 1 and not folder.exists()
+    assert len(done) >= 10 and finished(folder) == done and not folder.exists()
     again = start()
     again.join(timeout=60)
     assert again.exitcode == 0 and is_prepared(folder) and "before)" in log_of(again, folder)
 
 
-def test_a_worker_that_is_killed_is_an_error_of_one_line(start: Start, tmp_path: Path) -> None:
+def test_a_worker_that_is_killed_is_an_error_of_one_line(gate: Gate, start: Start, tmp_path: Path) -> None:
     folder = tmp_path / "out"
     process = start(num_workers=2)
     assert process.pid is not None
-    wait_until(lambda: len(finished(folder)) >= 1, process)
+    wait_until(lambda: gate.num_waiting == 2, process)
     os.kill(children_of(process.pid)[-1], signal.SIGKILL)  # the first is the tracker of shared resources
+    gate.open()
     process.join(timeout=60)
     assert process.exitcode == 1
     assert "ValueError: a process that wrote shards was killed" in log_of(process, folder).splitlines()[-1]

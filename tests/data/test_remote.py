@@ -150,7 +150,7 @@ def test_a_store_that_is_not_there_is_named_in_time(tmp_path: Path) -> None:
     started = time.monotonic()
     with pytest.raises(ShardError, match=r"http://127.0.0.1:9/set/index.json: .*tried 2 times"):
         ShardSet("http://127.0.0.1:9/set", settings(tmp_path))
-    assert time.monotonic() - started < 15
+    assert time.monotonic() - started < 60
 
 
 @pytest.fixture
@@ -245,7 +245,7 @@ def test_what_comes_next_is_fetched_while_a_batch_is_read(
     shards = ShardSet(store.address, settings(tmp_path, look_ahead=5))
     batches = iter(ShardPass(shards, Collate(SPECS), range(5), 9, num_workers))
     next(batches)
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while len(list((tmp_path / "cache").rglob("*.tar"))) < 5 and time.monotonic() < deadline:
         time.sleep(0.02)
     assert len(list((tmp_path / "cache").rglob("*.tar"))) == 5, "one batch was read, the shards of all are here"
