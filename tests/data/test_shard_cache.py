@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from mim_lightning.data import transfer
+from mim_lightning.data import cache_room, transfer
 from mim_lightning.data.cache_room import CacheRoom, StuckError, hold
 from mim_lightning.data.open_shards import OpenShards
 from mim_lightning.data.shard_cache import CacheSettings, ShardCache
@@ -254,6 +254,27 @@ def test_room_is_waited_for_while_others_fetch(tmp_path: Path) -> None:
     others.join(10)
     assert not others.is_alive()
     assert names(tmp_path) == set()
+
+
+def test_a_file_that_comes_while_another_counts_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    room, target, counts, settling = CacheRoom(tmp_path, 1500), tmp_path / "set" / "a", cache_room._counts, []
+
+    with room.reserve(target, 1000, 1) as reservation:
+        found = reservation.path.with_name(f"{reservation.path.name}.try0")
+        found.write_bytes(b"a" * 1000)
+
+        def count_slowly(path: Path) -> bool:
+            if not settling:
+                settling.append(threading.Thread(target=reservation.settle, args=(found, target)))
+                settling[0].start()
+                settling[0].join(0.2)  # the folder was listed, and the file is not in that list
+            return counts(path)
+
+        monkeypatch.setattr(cache_room, "_counts", count_slowly)
+        with pytest.raises(StuckError), room.reserve(tmp_path / "set" / "b", 1000, 0.0, idle=60):
+            pass
+        settling[0].join()
+    assert names(tmp_path) == {"a"}
 
 
 def _reserve(room: CacheRoom, path: Path) -> None:

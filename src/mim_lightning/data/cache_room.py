@@ -75,10 +75,14 @@ class CacheRoom:
             _lock(held)
             return held
 
-    def shrink(self) -> None:
-        """Remove what is too much, where a file turned out larger than was known."""
+    def settle(self, reservation: Reservation, found: Path, target: Path) -> None:
+        """Move a file to its place instead of its reservation, while nobody counts: one of the two would be missed."""
+        num_bytes = found.stat().st_size
         with hold(self.folder / ".lock", seconds=60):
-            self._make_room(0, 0.0)
+            found.replace(target)
+            os.truncate(reservation.path, 0)
+            if num_bytes > reservation.size:
+                self._make_room(0, 0.0)
 
     def _make_room(self, size: int, idle: float) -> bool:
         files, num_bytes = self._survey()
@@ -122,11 +126,7 @@ class Reservation:
 
     def settle(self, found: Path, target: Path) -> None:
         """Move a file that has come whole to its place."""
-        num_bytes = found.stat().st_size
-        found.replace(target)
-        os.truncate(self.path, 0)  # after: counted twice for a moment rather than not at all
-        if num_bytes > self.size:
-            self.room.shrink()
+        self.room.settle(self, found, target)
 
 
 @contextmanager
