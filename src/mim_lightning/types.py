@@ -106,18 +106,21 @@ class Batch:
         return len(self.query_keys)
 
     def to(self, device: torch.device | str, non_blocking: bool = True) -> Batch:
-        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+        return self.map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Batch:
-        return self._map(lambda tensor: tensor.pin_memory())
+        return self.map(lambda tensor: tensor.pin_memory())
 
-    def _map(self, function: Callable[[Tensor], Tensor]) -> Batch:
-        def apply(value: Any) -> Any:
-            if isinstance(value, dict):
-                return {key: apply(part) for key, part in value.items()}
-            return function(value)
+    def map(self, function: Callable[[Tensor], Any]) -> Batch:
+        """Return the batch with a function applied to every tensor."""
+        return Batch(**{f.name: _map_tensors(getattr(self, f.name), function) for f in fields(self)})
 
-        return Batch(**{f.name: apply(getattr(self, f.name)) for f in fields(self)})
+
+def _map_tensors(value: Any, function: Callable[[Tensor], Any]) -> Any:
+    # no inner function: one that calls itself would keep the tensors until the garbage collector comes
+    if isinstance(value, dict):
+        return {key: _map_tensors(part, function) for key, part in value.items()}
+    return function(value)
 
 
 # --- model and losses ---------------------------------------------------------------------------------
