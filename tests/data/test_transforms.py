@@ -127,7 +127,7 @@ def test_vary_colours_against_plain_floats() -> None:
     images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (11, 3, 5, 4), dtype=np.uint8))
     augment = Augment(brightness=0.4, contrast=0.5, saturation=0.9)
     before = images.clone()
-    varied = vary_colours(images, augment, [random.Random(seed) for seed in range(11)])
+    varied = vary_colours(images.clone(), augment, [random.Random(seed) for seed in range(11)])
     assert torch.equal(images, before) and varied.dtype == torch.uint8
     for seed in range(11):
         rng = random.Random(seed)

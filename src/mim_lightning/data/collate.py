@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from mim_lightning.data.decode import decode_image
+from mim_lightning.data.picture_buffer import PictureBuffer
 from mim_lightning.data.transforms import Augment, eval_image, train_image, vary_colours
 from mim_lightning.types import NO_KEY, Batch, ImageSpec, InputSpec, Sample, TextSpec, TowerInput, id_key
 
@@ -33,13 +34,17 @@ class Collate:
     augment: Augment | None = None
     seed: int = 0
 
-    def __call__(self, samples: Sequence[Sample], position: tuple[int, ...] = ()) -> Batch:
+    def __call__(
+        self, samples: Sequence[Sample], position: tuple[int, ...] = (), buffer: Tensor | None = None
+    ) -> Batch:
+        """Return a batch, its pictures in `buffer`, (num_bytes,) uint8, where there is one."""
+        pixels = PictureBuffer(buffer)
         inputs: dict[str, TowerInput] = {}
         rows: dict[str, Tensor] = {}
         for tower, spec in self.specs.items():
             distinct, rows[tower] = _distinct(sample.inputs.get(tower) for sample in samples)
             try:
-                inputs[tower] = self._prepare(tower, spec, distinct, position)
+                inputs[tower] = self._prepare(tower, spec, distinct, position, pixels)
             except ValueError as error:
                 raise ValueError(f"{_culprit(samples, tower)}{tower}: {error}") from error
         return Batch(
@@ -56,17 +61,19 @@ class Collate:
         )
 
     def _prepare(
-        self, tower: str, spec: InputSpec, distinct: list[bytes | str], position: tuple[int, ...]
+        self, tower: str, spec: InputSpec, distinct: list[bytes | str], position: tuple[int, ...], pixels: PictureBuffer
     ) -> TowerInput:
         if isinstance(spec, TextSpec):
             # a batch without any text still runs the encoder on one: all ranks must reach the same collectives
             return spec.tokenise([str(text) for text in distinct] or [""])
         if not distinct:
             return torch.zeros(1, 3, *spec.size, dtype=torch.uint8)
-        return self._images(tower, spec, [bytes(data) for data in distinct if isinstance(data, bytes)], position)
+        pictures = [data for data in distinct if isinstance(data, bytes)]
+        return self._images(tower, spec, pictures, position, pixels.empty(len(pictures), 3, *spec.size))
 
-    def _images(self, tower: str, spec: ImageSpec, distinct: list[bytes], position: tuple[int, ...]) -> Tensor:
-        out = torch.empty(len(distinct), 3, *spec.size, dtype=torch.uint8)
+    def _images(
+        self, tower: str, spec: ImageSpec, distinct: list[bytes], position: tuple[int, ...], out: Tensor
+    ) -> Tensor:
         if self.augment is None:
             for image, data in zip(out, distinct, strict=True):
                 image.copy_(eval_image(data, spec))

@@ -14,6 +14,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from torch import Tensor
+
 from mim_lightning.data.collate import Collate
 from mim_lightning.data.shards import ShardError, ShardSet
 from mim_lightning.types import Batch, Sample
@@ -75,6 +77,7 @@ def load(
     num_padding: int,
     position: tuple[int, ...],
     are_skipped: bool = False,
+    buffer: Tensor | None = None,
 ) -> Loaded:
     """Read and collate the rows of one rank's batch.
 
@@ -82,6 +85,7 @@ def load(
         num_padding: the last so many rows are repeats.
         position: of the batch in the run, for the augmentation's seed.
         are_skipped: leave out rows that cannot be read.
+        buffer: for the pictures, see `Collate`.
 
     Raises:
         ValueError: one cannot be read and is not to be left out; names it.
@@ -98,7 +102,7 @@ def load(
             if not is_repeat:  # it is counted where it is no repeat
                 skips.append(_skip(shards, number, str(error)))
     try:
-        return Loaded(collate(samples, position), tuple(skips))
+        return Loaded(collate(samples, position, buffer), tuple(skips))
     except ValueError as error:
         if not are_skipped:
             raise ValueError(f"{shards.folder}: {error}") from error
@@ -109,7 +113,7 @@ def load(
             samples[place] = _empty(sample.sample_num)
             if not sample.is_padding:
                 skips.append(_skip(shards, sample.sample_num, f"{shards.folder}: {error}"))
-    return Loaded(collate(samples, position), tuple(skips))
+    return Loaded(collate(samples, position, buffer), tuple(skips))
 
 
 def _empty(number: int) -> Sample:

@@ -13,14 +13,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from mim_lightning.data.collate import Collate
 from mim_lightning.data.order import Order, StreamPlan
 from mim_lightning.data.shards import ShardSet
 from mim_lightning.data.skipping import BadSamples, Loaded, SkipCount, load
+from mim_lightning.data.slots import Sent, Slots, make_slots
 from mim_lightning.types import Batch
 
+BATCHES_AHEAD = 2  # that each worker is asked for before they are needed
 BEYOND_PATIENCE = 300.0  # seconds that reading and decoding a batch may take beside waiting for a store
 
 
@@ -33,18 +35,23 @@ class BatchRef:
     numbers: list[int]
     num_padding: int  # the last so many numbers are repeats
     ahead: tuple[int, ...] = ()  # shards to fetch, for later batches need them
+    slot: int | None = None  # where its pictures go
 
 
-class ShardDataset(Dataset[Loaded]):
-    """Read and collate one BatchRef; runs in the loader's workers."""
+class ShardDataset(Dataset[Any]):
+    """Read and collate one BatchRef; runs in the loader's workers, or where there are none."""
 
-    def __init__(self, shards: ShardSet, collate: Collate, are_skipped: bool = False) -> None:
-        self.shards, self.collate, self.are_skipped = shards, collate, are_skipped
+    def __init__(
+        self, shards: ShardSet, collate: Collate, are_skipped: bool = False, slots: Slots | None = None
+    ) -> None:
+        self.shards, self.collate, self.are_skipped, self.slots = shards, collate, are_skipped, slots
 
-    def __getitems__(self, ref: BatchRef) -> Loaded:
+    def __getitems__(self, ref: BatchRef) -> Loaded | Sent:
         self.shards.fetch_ahead(ref.ahead)
         position = ref.epoch, ref.start
-        return load(self.shards, self.collate, ref.numbers, ref.num_padding, position, self.are_skipped)
+        buffer = None if self.slots is None or ref.slot is None else self.slots.buffer(ref.slot)
+        found = load(self.shards, self.collate, ref.numbers, ref.num_padding, position, self.are_skipped, buffer)
+        return Sent(found, self.slots, ref.slot) if get_worker_info() else found
 
 
 class ShardsAhead:
@@ -83,14 +90,14 @@ class ShardsAhead:
 class RankSampler(Sampler[BatchRef]):
     """Deal the global batches of an epoch to one rank, in equal parts; the last batch is filled up by repeats."""
 
-    def __init__(self, shards: ShardSet, order: Order, rank: int, world_size: int) -> None:
+    def __init__(self, shards: ShardSet, order: Order, rank: int, world_size: int, slots: Slots | None = None) -> None:
         if order.global_batch_size % world_size:
             raise ValueError(
                 f"data.batch_size={order.global_batch_size} is the batch of all processes together; "
                 f"it must be a multiple of their number, {world_size}"
             )
         self.shards, self.order, self.rank, self.world_size = shards, order, rank, world_size
-        self.epoch, self.start = 0, 0
+        self.epoch, self.start, self.slots = 0, 0, slots
 
     def __len__(self) -> int:
         return self.order.num_batches
@@ -100,7 +107,8 @@ class RankSampler(Sampler[BatchRef]):
         ahead = self._ahead(epoch, start) if self.shards.look_ahead else None
         for batch in self.order.batches(epoch, start):
             part, num_padding = self._part(batch)
-            yield BatchRef(epoch, start, part.tolist(), num_padding, ahead.next() if ahead else ())
+            slot = self.slots.take() if self.slots else None
+            yield BatchRef(epoch, start, part.tolist(), num_padding, ahead.next() if ahead else (), slot)
             start += len(batch)
 
     def _ahead(self, epoch: int, start: int) -> ShardsAhead:
@@ -134,18 +142,21 @@ class StreamLoader(DataLoader[Loaded]):
         bad: BadSamples | None = None,
     ) -> None:
         bad = bad or BadSamples()
-        self.ranks, self.order = RankSampler(shards, order, rank, world_size), order
+        rows_of_rank = -(-order.global_batch_size // world_size)
+        self.slots = make_slots(collate.specs.values(), rows_of_rank, num_workers, BATCHES_AHEAD)
+        self.ranks, self.order = RankSampler(shards, order, rank, world_size, self.slots), order
         self.epoch, self.consumed = 0, 0
         self.skipped = SkipCount(bad, str(shards.folder), order.num_samples)
         super().__init__(
-            ShardDataset(shards, collate, bad.are_skipped),
+            ShardDataset(shards, collate, bad.are_skipped, self.slots),
             batch_sampler=self.ranks,  # type: ignore[arg-type]  # torch's stub wants lists of indices
             collate_fn=_as_is,  # type: ignore[arg-type]  # ShardDataset has collated already
             num_workers=num_workers,
+            prefetch_factor=BATCHES_AHEAD if num_workers else None,
             pin_memory=pin_memory,
             timeout=_seconds_for_a_batch(shards, num_workers),
             persistent_workers=num_workers > 0,
-            worker_init_fn=_one_thread,
+            worker_init_fn=one_thread,
         )
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
@@ -159,6 +170,8 @@ class StreamLoader(DataLoader[Loaded]):
             self.skipped.add(skips)
             self.consumed = min(self.consumed + self.order.global_batch_size, self.order.num_samples)
             yield batch
+        if self.slots:
+            self.slots.give_back()
 
     def state_dict(self) -> dict[str, Any]:
         return {"epoch": self.epoch, "consumed": self.consumed, **self.order.fixed()}
@@ -198,7 +211,7 @@ class ShardPass:
             num_workers=num_workers,
             pin_memory=pin_memory,
             timeout=_seconds_for_a_batch(shards, num_workers),
-            worker_init_fn=_one_thread,
+            worker_init_fn=one_thread,
         )
 
     def __len__(self) -> int:
@@ -235,8 +248,8 @@ def evaluation_plan(shards: ShardSet, global_batch_size: int) -> StreamPlan:
     return StreamPlan(tuple(shards.sizes), global_batch_size, shuffle=False)
 
 
-def _as_is(loaded: Loaded) -> Loaded:
-    return loaded
+def _as_is(found: Loaded | Sent) -> Loaded | Sent:
+    return found
 
 
 def _seconds_for_a_batch(shards: ShardSet, num_workers: int) -> float:
@@ -244,5 +257,5 @@ def _seconds_for_a_batch(shards: ShardSet, num_workers: int) -> float:
     return 2 * shards.patience + BEYOND_PATIENCE if num_workers and shards.patience else 0.0
 
 
-def _one_thread(worker_id: int) -> None:
+def one_thread(worker_id: int) -> None:
     torch.set_num_threads(1)

@@ -55,13 +55,15 @@ def train_image(data: bytes, spec: ImageSpec, augment: Augment, rng: random.Rand
 
 
 def vary_colours(images: Tensor, augment: Augment, rngs: Sequence[random.Random]) -> Tensor:
-    """Change brightness, contrast and saturation of uint8 (n, 3, H, W), each image by its own generator."""
+    """Change brightness, contrast and saturation of uint8 (n, 3, H, W), in place, each by its own generator."""
     strengths = (augment.brightness, augment.contrast, augment.saturation)
     if not any(strengths):
         return images
     factors = torch.tensor([[1 + s * rng.uniform(-1, 1) for s in strengths] for rng in rngs], dtype=torch.float32)
     # a few images at a time stay in the processor's cache
-    return torch.cat([_vary(part, *columns.T) for part, columns in zip(images.split(8), factors.split(8), strict=True)])
+    for part, columns in zip(images.split(8), factors.split(8), strict=True):
+        part.copy_(_vary(part, *columns.T))
+    return images
 
 
 def _vary(images: Tensor, brightness: Tensor, contrast: Tensor, saturation: Tensor) -> Tensor:

@@ -1,0 +1,40 @@
+"""Where the pixels of a batch's pictures go: into memory that is there already, or into new memory.
+
+A buffer comes in, uint8 tensors that share it go out; `collate` fills them. `slots` says how large a buffer must be.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from mim_lightning.types import ImageSpec, InputSpec
+
+ALIGNMENT = 64  # bytes: what processors and devices like to copy
+
+
+class PictureBuffer:
+    """Hands out parts of a buffer, (num_bytes,) uint8, one beside the other, and new tensors when it is full."""
+
+    def __init__(self, buffer: Tensor | None = None) -> None:
+        self._buffer, self._used = buffer, 0
+
+    def empty(self, *shape: int) -> Tensor:
+        """Return a uint8 tensor with anything in it."""
+        start, num_bytes = self._used, math.prod(shape)
+        if self._buffer is None or start + num_bytes > len(self._buffer):
+            return torch.empty(shape, dtype=torch.uint8)
+        self._used += _aligned(num_bytes)
+        return self._buffer[start : start + num_bytes].view(shape)
+
+
+def picture_bytes(specs: Iterable[InputSpec], num_rows: int) -> int:
+    """Return the bytes of a batch's pictures where every row has its own in every tower."""
+    return sum(_aligned(num_rows * 3 * math.prod(spec.size)) for spec in specs if isinstance(spec, ImageSpec))
+
+
+def _aligned(num_bytes: int) -> int:
+    return -(-num_bytes // ALIGNMENT) * ALIGNMENT
