@@ -2,7 +2,7 @@
 
 In: sizes from the command line; nothing but the set's index is made, some seconds of work. Out: a table, each line a
 process of its own: seconds and the process's largest memory, with everything that a training process imports, and
-without the set for comparison. `--json` prints the same as one line a process.
+without the set for comparison; with `--output` also as JSON.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 from typing import Any
+
+from photos import cpu
 
 SAMPLES_A_SHARD = 2000
 BYTES_A_SHARD = 80_000_000
@@ -64,11 +66,9 @@ def main() -> None:
             cases += [(f"a folder, {lanes} lanes", folder, lanes) for lanes in wishes.lanes]
             cases += [(f"over HTTP, {wishes.lanes[-1]} lanes", address, wishes.lanes[-1])]
             results = [{"case": name, **measure(place, lanes, wishes)} for name, place, lanes in cases]
-    for result in results:
-        if wishes.json:
-            print(json.dumps(result))
-    if not wishes.json:
-        print(table(results, wishes))
+    print(table(results, wishes))
+    if wishes.output:
+        wishes.output.write_text(json.dumps(results, indent=1) + "\n")
 
 
 def read_wishes() -> argparse.Namespace:
@@ -77,7 +77,7 @@ def read_wishes() -> argparse.Namespace:
     parser.add_argument("--lanes", type=int, nargs="+", default=[1, 64], help="data.num_lanes")
     parser.add_argument("--batch-size", type=int, default=4096, help="rows of all ranks together")
     parser.add_argument("--world-size", type=int, default=64, help="ranks; the one in the middle is measured")
-    parser.add_argument("--json", action="store_true", help="print lines of JSON")
+    parser.add_argument("--output", type=Path, help="file for the same as JSON")
     return parser.parse_args()
 
 
@@ -128,11 +128,6 @@ def table(results: list[dict[str, Any]], wishes: argparse.Namespace) -> str:
     lines[-1] += f"{wishes.world_size} ranks; {cpu()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, "
     lines[-1] += f"Python {platform.python_version()}. A simulated index: no shard is read.*"
     return "\n".join(lines)
-
-
-def cpu() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").is_file() else []
-    return next((line.split(":")[1].strip() for line in lines if "model name" in line), "unknown CPU")
 
 
 if __name__ == "__main__":

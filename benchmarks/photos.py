@@ -1,0 +1,38 @@
+"""Pictures for the benchmarks of data, and the processor that measured: `data` and `preparing` import it."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from mim_lightning.data.synthetic import write_synthetic_world
+
+
+def read_photos(folder: Path | None, num_most: int) -> list[bytes]:
+    """Return the .jpg files of a folder, or those of the drawn shop at 256 pixels where there is none."""
+    if folder is None:
+        with tempfile.TemporaryDirectory() as drawn:
+            write_synthetic_world(
+                Path(drawn),
+                num_products=240,
+                train_queries_per_product=4,
+                val_queries_per_product=1,
+                image_size=256,
+                change_share=0.0,
+                seed=0,
+            )
+            return read_photos(Path(drawn), num_most)
+    paths = sorted(folder.rglob("*.jpg"))[:num_most]
+    if not paths:
+        raise SystemExit(f"{folder}: holds no .jpg photo")
+    return [path.read_bytes() for path in paths]
+
+
+def marked(photo: bytes, number: int) -> bytes:
+    """Return a JPEG with a comment, so that photos that are used twice are not taken for one."""
+    return photo[:2] + b"\xff\xfe\x00\x06" + number.to_bytes(4, "big") + photo[2:]
+
+
+def cpu() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").is_file() else []
+    return next((line.split(":")[1].strip() for line in lines if "model name" in line), "unknown CPU")
