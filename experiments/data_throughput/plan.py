@@ -34,9 +34,10 @@ class Assumed:
     def in_words(self) -> str:
         return (
             f"assumptions: {self.rows_a_shard:,} rows a shard, every row with two pictures of its own, {self.machines} "
-            f"machines of {self.machine_cores} cores at ${self.machine_dollars_an_hour:.2f} an hour to prepare, a store "
-            f"at ${self.store_dollars_a_gb_month} a GB and month, {self.gpus} GPUs at ${self.gpu_dollars_an_hour:.2f} an "
-            f"hour that train on {self.rows_a_second_a_gpu:,} rows a second each. Opened are 400 million rows."
+            f"machines of {self.machine_cores} cores at ${self.machine_dollars_an_hour:.2f} an hour to prepare, "
+            f"store at ${self.store_dollars_a_gb_month} a GB and month, {self.gpus} GPUs at "
+            f"${self.gpu_dollars_an_hour:.2f} an hour that train on {self.rows_a_second_a_gpu:,} rows a second "
+            "each. Opened are 400 million rows."
         )
 
 

@@ -20,7 +20,9 @@ from mim_lightning.data.check import CheckSettings
 from mim_lightning.data.checked import Checking
 from mim_lightning.data.decode import decode_image
 from mim_lightning.data.faults import OnFault, raise_fault
+from mim_lightning.data.grouped import GroupedSettings
 from mim_lightning.data.manifest import Manifest, ManifestSource
+from mim_lightning.data.order import EpochSettings
 from mim_lightning.data.prepared import PreparedData, ShardSettings, open_prepared, prepare_shards
 from mim_lightning.data.writing.partial import partial_folder
 from mim_lightning.evidence.pages.check_files import leave_check
@@ -361,3 +363,34 @@ def test_weights_and_turns_are_written(shop: ManifestSource, folder: Path) -> No
     assert Counter(sample.inputs["product_image"] for sample in samples) == {jpeg(0): 3, jpeg(1): 3}
     weights = shards.column("weights").tolist()
     assert weights == [int(str(sample.query_id)[1:]) + 1 for sample in samples]
+
+
+def test_rows_of_a_product_lie_side_by_side_where_asked_for(tmp_path: Path) -> None:
+    """A grouped order whose windows are one shard of many finds its groups all the same."""
+    (tmp_path / "q.jpg").write_bytes(jpeg(1))
+    products = [{"product_id": f"p{i}", "image": "q.jpg", "title": "x", "category": ""} for i in range(30)]
+    asked = [f"p{i % 30}" + ("|p7" if i == 0 else "") for i in range(120)]
+    queries = [{"query_id": f"q{i}", "split": "train", "image": "q.jpg", "product_id": asked[i]} for i in range(120)]
+    paths = write_csv(tmp_path / "products.csv", products), write_csv(tmp_path / "queries.csv", queries)
+    source = ManifestSource(*map(str, paths))
+    prepared = {
+        layout: prepare_shards(source, tmp_path / layout, ShardSettings(samples_per_shard=12, layout=layout))
+        for layout in ("mixed", "product")
+    }
+    shards = {layout: found.queries("train") for layout, found in prepared.items()}
+    runs, whole = {}, {}
+    for layout, found in shards.items():
+        keys = found.column("product_keys")
+        runs[layout] = 1 + np.count_nonzero(np.diff(keys))
+        order = GroupedSettings(rows_per_product=4).over(found, EpochSettings(12, seed=1, num_lanes=1, window=2))
+        slots = np.concatenate([batch for batch in order.batches(0) if len(batch) == 12]).reshape(-1, 4)
+        whole[layout] = np.mean([len(set(keys[slot])) == 1 for slot in slots])
+    assert runs["product"] == 30 < 90 < runs["mixed"]
+    assert whole["product"] > 0.7 and whole["mixed"] < 0.3
+    assert rows(prepared["mixed"], "train") != [] and [
+        (row.query_id, row.product_id) for row in rows(prepared["product"], "train")
+    ] == [(row.query_id, row.product_id) for row in rows(prepared["mixed"], "train")]
+    first = [shards["product"].read([0])[0].product_id, shards["product"].read([120])[0].product_id]
+    assert first != ["p0", "p29"], "products come in random order"
+    with pytest.raises(ValueError, match=r"prepared with layout=.* asked for is product"):
+        prepare_shards(source, tmp_path / "mixed", ShardSettings(samples_per_shard=12, layout="product"))

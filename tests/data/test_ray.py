@@ -234,6 +234,8 @@ def test_an_interrupted_conversion_goes_on(
         open_prepared(target)
     with pytest.raises(ValueError, match=r"unfinished preparation with samples_per_shard=8, asked for is 9"):
         prepare_with_ray(source_of(shop), target, ShardSettings(samples_per_shard=9), RAY)
+    with pytest.raises(ValueError, match=r"layout=product: engine=ray writes mixed rows; take engine=processes"):
+        prepare_with_ray(source_of(shop), target, ShardSettings(layout="product"), RAY)
     lost = ["receipts/queries/train/000001-", "receipts/catalogue/000000-"]
     for start in lost:
         folder, prefix = start.rsplit("/", 1)

@@ -28,7 +28,7 @@ from mim_lightning.data.writing.partial import (
     move_into_place,
     partial_work,
 )
-from mim_lightning.data.writing.planned_sets import plan_sets
+from mim_lightning.data.writing.planned_sets import BY_PRODUCT, MIXED, plan_sets
 from mim_lightning.data.writing.processes import WritingSettings, write_sets
 from mim_lightning.data.writing.store import Store
 
@@ -44,6 +44,7 @@ class ShardSettings:
     max_image_side: int = 512  # pixels; larger pictures are stored smaller
     samples_per_shard: int = 2000
     seed: int = 0  # of the order in which training rows are written
+    layout: str = MIXED  # or "product": rows of a product side by side, for data/order=grouped in sets of many windows
 
     @property
     def splits(self) -> tuple[str, str]:
@@ -53,6 +54,8 @@ class ShardSettings:
         for name in ("max_image_side", "samples_per_shard"):
             if getattr(self, name) < 1:
                 raise ValueError(f"data.shards.{name}={getattr(self, name)}: must be at least 1")
+        if self.layout not in (MIXED, BY_PRODUCT):
+            raise ValueError(f"data.shards.layout={self.layout}: give {MIXED} or {BY_PRODUCT}")
 
 
 @dataclass(frozen=True)
@@ -119,7 +122,10 @@ def open_products(
 
 def describe_preparation(source: Mapping[str, Any], settings: ShardSettings, protocol: Protocol) -> dict[str, Any]:
     """Return what tells prepared data from others, as it stands in SETTINGS_FILE."""
-    return json.loads(json.dumps({"source": source, "settings": asdict(settings), "protocol": asdict(protocol)}))
+    described = asdict(settings)
+    if settings.layout == MIXED:
+        del described["layout"]  # folders that were prepared when there was no other do not name it
+    return json.loads(json.dumps({"source": source, "settings": described, "protocol": asdict(protocol)}))
 
 
 def open_same(folder: Place, described: Mapping[str, Any]) -> PreparedData:
@@ -170,7 +176,7 @@ def prepare_shards(
         if not is_prepared(partial):  # else a process was killed just before it was renamed
             checked = check_source(source, partial, settings.splits, protocol, checking)
             checked.require_good(partial, report_folder(folder), checking.leave_report)
-            sets = plan_sets(checked.good, settings.train_split, settings.seed)
+            sets = plan_sets(checked.good, settings.train_split, settings.seed, settings.layout)
             writing = WritingSettings(settings.samples_per_shard, settings.max_image_side, num_workers)
             write_sets(sets, Store(partial), checked.reader, writing)
             (partial / "queries").mkdir(exist_ok=True)  # a catalogue alone has none

@@ -26,6 +26,8 @@ from mim_lightning.data.writing.samples import (
     training_sample,
 )
 
+MIXED, BY_PRODUCT = "mixed", "product"  # how training rows lie in their shards
+
 
 @dataclass(frozen=True)
 class PlannedSet:
@@ -54,8 +56,12 @@ class ShardTask:
     rows_id: str  # of what it is made from
 
 
-def plan_sets(manifest: Manifest, train_split: str, seed: int) -> list[PlannedSet]:
+def plan_sets(manifest: Manifest, train_split: str, seed: int, layout: str = MIXED) -> list[PlannedSet]:
     """Return the catalogue, and a set a split.
+
+    Args:
+        seed: of the order of training rows.
+        layout: MIXED, or BY_PRODUCT: the training rows of a product stand side by side.
 
     Raises:
         ValueError: the training split is empty.
@@ -68,14 +74,14 @@ def plan_sets(manifest: Manifest, train_split: str, seed: int) -> list[PlannedSe
     for split in sorted({query.split for query in manifest.queries}):
         name, queries = f"queries/{split}", manifest.split(split)
         if split == train_split:
-            sets.append(PlannedSet(name, _training_items(queries, seed), _make_training(manifest)))
+            sets.append(PlannedSet(name, _training_items(queries, seed, layout), _make_training(manifest)))
         else:
             sets.append(PlannedSet(name, queries, lambda query: evaluation_sample(query, category_of(query, products))))
     return sets
 
 
-def _training_items(queries: Sequence[Query], seed: int) -> list[tuple[Query, str, int]]:
-    """Return query, product and turn of each training row, in an order that mixes neighbours."""
+def _training_items(queries: Sequence[Query], seed: int, layout: str) -> list[tuple[Query, str, int]]:
+    """Return query, product and turn of each training row, in an order that mixes rows, or products."""
     asking: dict[str, list[str]] = defaultdict(list)
     for query in queries:
         for product_id in query.asked_ids:
@@ -83,6 +89,9 @@ def _training_items(queries: Sequence[Query], seed: int) -> list[tuple[Query, st
     turns = {product_id: take_turns(query_ids) for product_id, query_ids in asking.items()}
     rows = [(query, product_id) for query in queries for product_id in query.asked_ids]
     mixed = [rows[i] for i in np.random.default_rng(seed).permutation(len(rows))]
+    if layout == BY_PRODUCT:
+        place = {product_id: place for place, product_id in enumerate(dict.fromkeys(row[1] for row in mixed))}
+        mixed.sort(key=lambda row: place[row[1]])
     return [(query, product_id, turns[product_id][query.query_id]) for query, product_id in mixed]
 
 

@@ -34,6 +34,7 @@ from mim_lightning.data.tables.identity import combine_ids
 from mim_lightning.data.writing.fault_list import FaultList
 from mim_lightning.data.writing.hash_layout import HashLayout, plan_layout
 from mim_lightning.data.writing.partial import SETTINGS_FILE, move_into_place, partial_work, remote_work
+from mim_lightning.data.writing.planned_sets import MIXED
 from mim_lightning.data.writing.progress import WritingProgress
 from mim_lightning.data.writing.ray_cluster import RaySettings, running
 from mim_lightning.data.writing.ray_tables import (
@@ -73,6 +74,8 @@ def prepare_with_ray(
     Raises:
         ValueError: rows are faulty, the place holds other data, or a task failed.
     """
+    if settings.layout != MIXED:  # a query's id must decide its shard, or nobody would see that it stands twice
+        raise ValueError(f"data.shards.layout={settings.layout}: engine=ray writes {MIXED} rows; take engine=processes")
     tables = shop_tables(source)
     with running(ray_settings):
         counts = _count(tables, settings.train_split)
