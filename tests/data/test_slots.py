@@ -119,7 +119,7 @@ def test_slots_hold_the_largest_batch_and_are_made_only_where_they_can_be_shared
     assert not start <= buffer.empty(1).data_ptr() < stop, "what does not fit any more gets memory of its own"
     assert make_slots(SPECS.values(), 5, num_workers=0, num_ahead=2) is None
     assert make_slots([SPECS["query_text"]], 5, num_workers=2, num_ahead=2) is None
-    monkeypatch.setattr(slots_module.multiprocessing, "get_start_method", lambda: "spawn")
+    monkeypatch.setattr(slots_module.multiprocessing, "get_start_method", lambda **_: "spawn")
     assert make_slots(SPECS.values(), 5, num_workers=2, num_ahead=2) is None
 
 

@@ -73,7 +73,9 @@ def make_slots(specs: Iterable[InputSpec], num_rows: int, num_workers: int, num_
         num_ahead: batches that each worker is asked for before they are needed.
     """
     num_bytes = picture_bytes(specs, num_rows)
-    if not (num_workers and num_bytes) or multiprocessing.get_start_method() != "fork":
+    # asked in this way, it is not settled for the rest of the program
+    start_method = multiprocessing.get_start_method(allow_none=True) or multiprocessing.get_all_start_methods()[0]
+    if not (num_workers and num_bytes) or start_method != "fork":
         return None
     return Slots(num_workers * num_ahead + 3, num_bytes)  # one has come, one is trained on, one may be kept
 
