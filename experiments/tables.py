@@ -36,6 +36,7 @@ def main() -> None:
     parser.add_argument("experiment", type=Path, help="folder of the record")
     parser.add_argument("runs", type=Path, nargs="+", help="folders of runs; those without a result are left out")
     parser.add_argument("--directions", nargs="+", default=["image_to_image"], help="whose differences are told")
+    parser.add_argument("--first-only", action="store_true", help="differences from the first arm alone")
     parser.add_argument("--labels", nargs="+", help="of the arms, in order; default: what differs")
     arguments = parser.parse_args()
     folders = [folder for folder in arguments.runs if (folder / "results.json").is_file()]
@@ -50,7 +51,8 @@ def main() -> None:
         rows += [row(arm.label, products, record) for arm in arms for record in records_of(arm)]
         tables += [line for arm in arms for line in table_lines(arm, products)]
         summary += list(summary_lines(arms, products, is_first=not summary))
-        differences += list(difference_lines(arms, products, arguments.directions))
+        pairs = list(pairs_of(arms, arguments.first_only))
+        differences += list(difference_lines(pairs, products, arguments.directions))
     write_csv(arguments.experiment / "results.csv", rows)
     for name, lines in (("table.md", tables), ("summary.md", summary), ("differences.md", differences)):
         text = "\n".join(lines) + "\n"
@@ -106,8 +108,13 @@ DIFFERENCES_HEADER = (
 )
 
 
-def difference_lines(arms: Sequence[Arm], products: str, directions: Sequence[str]) -> Iterator[str]:
-    pairs = [(arms[0], arm) for arm in arms[1:]] + list(itertools.pairwise(arms[1:]))
+def pairs_of(arms: Sequence[Arm], first_only: bool) -> Iterator[tuple[Arm, Arm]]:
+    yield from ((arms[0], arm) for arm in arms[1:])
+    if not first_only:
+        yield from itertools.pairwise(arms[1:])
+
+
+def difference_lines(pairs: Sequence[tuple[Arm, Arm]], products: str, directions: Sequence[str]) -> Iterator[str]:
     for before, after in pairs:
         for found in compare_arms([before, after], COMPARED, directions, [], 0, 10_000).overall:
             bold = "**" if found.is_clear else ""

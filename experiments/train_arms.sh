@@ -1,8 +1,9 @@
 # Sourced by the records' run.sh: train the same arms over three seeds, each with a fold of products of its own.
 #
 #   train_arms <name of the record> <override> ...      overrides may hold Hydra choices: model=2tower,3tower
+#   evaluate_seen <name of the record>                  its runs again, on queries of products that they were trained on
 #
-# Finished runs are not repeated. Each run is also evaluated on queries of products that it was trained on.
+# Finished runs are not repeated.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 PYTHON=.venv/bin/python
@@ -14,13 +15,17 @@ train_arms() {
   for seed in $SEEDS; do
     $PYTHON -m mim_lightning.train -m seed="$seed" data.protocol.fold=$((seed - 1)) paths.runs="runs/$record" "$@"
   done
+}
+
+evaluate_seen() {
+  local record=$1 run
   for run in "runs/$record"/*/; do
     [ -f "$run/results.json" ] && [ ! -f "$run/seen/results.json" ] || continue
     $PYTHON -m mim_lightning.evaluate checkpoint="${run}checkpoints/last.ckpt" split=val_seen output="${run}seen"
   done
 }
 
-tables() { # <name of the record> <folder of a run> ...
+tables() { # <name of the record> <folder of a run> ... [option of tables.py] ...
   local record=$1
   shift
   $PYTHON experiments/tables.py "experiments/$record" "$@"

@@ -14,4 +14,4 @@ for weight in 0.3 3.0; do
   train_arms loss_weights $ARM model.pairs.query_image_product_text.weight=$weight \
     model.pairs.product_image_product_text.weight=$weight
 done
-tables loss_weights runs/half_budget/4tower-* runs/loss_weights/4tower-* --directions image_to_image composed_to_product
+tables loss_weights runs/half_budget/4tower-* runs/loss_weights/4tower-* --directions image_to_image composed_to_product --first-only

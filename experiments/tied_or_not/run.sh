@@ -6,4 +6,4 @@ train_arms half_budget $ARM
 train_arms tied_or_not $ARM model.tied.product_image=null
 train_arms tied_or_not $ARM model.tied.query_text=null
 train_arms tied_or_not $ARM model.tied.product_image=null model.tied.query_text=null
-tables tied_or_not runs/half_budget/4tower-* runs/tied_or_not/4tower-* --directions image_to_image composed_to_product
+tables tied_or_not runs/half_budget/4tower-* runs/tied_or_not/4tower-* --directions image_to_image composed_to_product --first-only

@@ -7,4 +7,5 @@ for seed in $SEEDS; do
   SEEDS=$seed train_arms warm_start experiment=synthetic model=4tower trainer.max_epochs=15 init_from="$start"
 done
 train_arms warm_start experiment=synthetic model=4tower trainer.max_epochs=45
+evaluate_seen warm_start
 tables warm_start runs/towers_synthetic/4tower-* runs/warm_start/4tower-* --directions image_to_image composed_to_product
