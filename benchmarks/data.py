@@ -32,10 +32,11 @@ from torchvision.transforms import v2
 
 from mim_lightning.data.collate import Collate
 from mim_lightning.data.order import EpochSettings, StreamSettings
-from mim_lightning.data.shard_writing import Record, write_shard_set
-from mim_lightning.data.shards import ShardSet
+from mim_lightning.data.shards.shard_set import ShardSet
 from mim_lightning.data.stream import BatchRef, RankSampler, StreamLoader, one_thread
 from mim_lightning.data.transforms import Augment
+from mim_lightning.data.writing.shard import Record
+from mim_lightning.data.writing.small_set import write_shard_set
 from mim_lightning.encoders.tiny import HashTokenise
 from mim_lightning.types import Batch, ImageSpec, Sample, TextSpec
 

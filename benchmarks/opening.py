@@ -34,7 +34,7 @@ def now():
 
 states = [now()]
 from mim_lightning.data.order import EpochSettings, StreamSettings
-from mim_lightning.data.shards import ShardSet
+from mim_lightning.data.shards.shard_set import ShardSet
 from mim_lightning.data.stream import RankSampler
 import mim_lightning.train, mim_lightning.lit.datamodule  # what else a training process holds
 states.append(now())

@@ -35,7 +35,8 @@ ROOMS = {  # room or file -> what of the project it may import
     "dashboard": {"command", "config"},
     "compare": {"command", "run", "evidence"},
     "inference": {
-        *("types", "data.decode", "data.transforms", "encoders.interface", "model", "config", "metrics", "inference"),
+        *("types", "data.pictures.decode", "data.transforms", "encoders.interface", "model", "config", "metrics"),
+        "inference",
         "evidence.directions",  # ranks by direction, as an evaluation does
     },
     "export": {"config", "door", "inference", "model"},
@@ -43,11 +44,11 @@ ROOMS = {  # room or file -> what of the project it may import
     "report": {"config", "door", "online"},
     "draw": {"command", "config", "run", "evidence"},
     "search": {
-        *("data.sample_finder", "data.shards", "inference", "whole_file", "search"),
+        *("data.shards.sample_finder", "data.shards.shard_set", "inference", "whole_file", "search"),
         *("evidence.figures.lettering", "evidence.figures.picture_cell", "evidence.figures.style"),  # looks of pictures
     },
     "search.index": {"search.index", "whole_file"},
-    "search.service": {"data.decode", "search"},
+    "search.service": {"data.pictures.decode", "search"},
     "search.service.shopfront": {"online.experiment", "search"},  # its type
     "search.__main__": {"door", "search"},
     "build_index": {"config", "door", "inference", "launch", "lit", "model", "prepare", "search"},

@@ -136,8 +136,8 @@ def prepare_on_cluster(config: Mapping[str, Any]) -> PreparedData:
     Raises:
         ValueError: the source or the protocol is another one.
     """
-    from mim_lightning.data.addresses import place_of
     from mim_lightning.data.manifest import ManifestSource
+    from mim_lightning.data.places.addresses import place_of
     from mim_lightning.data.protocol import Seen
     from mim_lightning.data.writing.ray_engine import prepare_with_ray
 
@@ -167,7 +167,7 @@ def _strictness(data: Mapping[str, Any]) -> CheckSettings:
 
 
 def _local(folder: str) -> Path:
-    from mim_lightning.data.addresses import place_of
+    from mim_lightning.data.places.addresses import place_of
 
     place = place_of(folder)
     if not isinstance(place, Path):

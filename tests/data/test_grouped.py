@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from mim_lightning.data.collate import Collate
+from mim_lightning.data.dealing.grouping import arrange
 from mim_lightning.data.grouped import GroupedOrder, GroupedSettings
-from mim_lightning.data.grouping import arrange
 from mim_lightning.data.order import EpochSettings
 from mim_lightning.losses.contrastive import info_nce
 from mim_lightning.losses.objective import Objective, Pair

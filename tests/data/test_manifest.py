@@ -12,10 +12,10 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from mim_lightning.data.faults import Fault
-from mim_lightning.data.images import TableCell
 from mim_lightning.data.manifest import Manifest, ManifestSource, read_manifest
+from mim_lightning.data.pictures.images import TableCell
 from mim_lightning.data.tables import arrow
+from mim_lightning.data.tables.faults import Fault
 from mim_lightning.data.tables.identity import table_id
 from tests.data.conftest import PRODUCTS, QUERIES, write_csv
 

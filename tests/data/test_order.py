@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mim_lightning.data.lanes import ShardLine
+from mim_lightning.data.dealing.lanes import ShardLine
 from mim_lightning.data.order import EpochSettings, StreamPlan, StreamSettings, column_of
 from tests.data.rows import ColumnSet
 

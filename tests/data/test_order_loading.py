@@ -13,11 +13,11 @@ import pytest
 
 from mim_lightning.data.collate import Collate
 from mim_lightning.data.grouped import GroupedSettings
-from mim_lightning.data.mix import MAIN
-from mim_lightning.data.mixed_order import mix_orders
-from mim_lightning.data.mixed_set import MixedSet
+from mim_lightning.data.mixing.mix import MAIN
+from mim_lightning.data.mixing.mixed_order import mix_orders
+from mim_lightning.data.mixing.mixed_set import MixedSet
 from mim_lightning.data.order import EpochSettings, OrderSettings, StreamSettings
-from mim_lightning.data.shards import ShardSet
+from mim_lightning.data.shards.shard_set import ShardSet
 from mim_lightning.data.stream import StreamLoader
 from mim_lightning.data.transforms import Augment
 from mim_lightning.data.weighted import WeightedSettings

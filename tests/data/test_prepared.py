@@ -18,12 +18,12 @@ import pytest
 from mim_lightning.config import compose
 from mim_lightning.data.check import CheckSettings
 from mim_lightning.data.checked import Checking
-from mim_lightning.data.decode import decode_image
-from mim_lightning.data.faults import OnFault, raise_fault
 from mim_lightning.data.grouped import GroupedSettings
 from mim_lightning.data.manifest import Manifest, ManifestSource
 from mim_lightning.data.order import EpochSettings
+from mim_lightning.data.pictures.decode import decode_image
 from mim_lightning.data.prepared import PreparedData, ShardSettings, open_prepared, prepare_shards
+from mim_lightning.data.tables.faults import OnFault, raise_fault
 from mim_lightning.data.writing.partial import partial_folder
 from mim_lightning.evidence.pages.check_files import leave_check
 from mim_lightning.prepare import prepare

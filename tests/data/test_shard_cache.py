@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from mim_lightning.data import cache_room, transfer
-from mim_lightning.data.cache_room import CacheRoom, StuckError, hold
-from mim_lightning.data.open_shards import OpenShards
+from mim_lightning.data.places import cache_room, transfer
+from mim_lightning.data.places.cache_room import CacheRoom, StuckError, hold
+from mim_lightning.data.places.transfer import MissingError, ShardError
 from mim_lightning.data.shard_cache import CacheSettings, ShardCache
-from mim_lightning.data.shards import ShardSet
-from mim_lightning.data.transfer import MissingError, ShardError
+from mim_lightning.data.shards.open_shards import OpenShards
+from mim_lightning.data.shards.shard_set import ShardSet
 from tests.data.conftest import MakeSet
 from tests.data.stores import FaultyStore, in_processes, serving
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from mim_lightning.data import slots as slots_module
 from mim_lightning.data.collate import Collate
 from mim_lightning.data.order import StreamPlan
-from mim_lightning.data.picture_buffer import PictureBuffer, picture_bytes
+from mim_lightning.data.pictures.buffer import PictureBuffer, picture_bytes
 from mim_lightning.data.slots import Slots, make_slots
 from mim_lightning.data.stream import StreamLoader
 from mim_lightning.data.transforms import Augment

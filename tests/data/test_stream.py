@@ -18,7 +18,7 @@ import torch
 
 from mim_lightning.data.collate import Collate
 from mim_lightning.data.order import StreamPlan
-from mim_lightning.data.shards import MEMBERS, ShardSet
+from mim_lightning.data.shards.shard_set import MEMBERS, ShardSet
 from mim_lightning.data.skipping import BadSamples
 from mim_lightning.data.stream import ShardPass, StreamLoader, evaluation_plan
 from mim_lightning.data.transforms import Augment

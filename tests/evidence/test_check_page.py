@@ -11,7 +11,7 @@ import pytest
 from PIL import Image, ImageFile
 
 from mim_lightning.data.check import CheckReport
-from mim_lightning.data.images import ImageReader
+from mim_lightning.data.pictures.images import ImageReader
 from mim_lightning.evidence.pages.check_page import write_check_page
 from tests.data.check.broken import check, encoded, jpeg, one_coloured, photo, png_header, resized, write_shop
 from tests.evidence.test_page import Node, read_page

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mim_lightning.data.facts import QueryFacts
+from mim_lightning.data.shards.facts import QueryFacts
 from mim_lightning.evidence.followed import (
     BrowserHistory,
     FollowedQuery,

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mim_lightning.data.decode import normalise_encoding
+from mim_lightning.data.pictures.decode import normalise_encoding
 from mim_lightning.data.transforms import eval_image
 from mim_lightning.inference.pictures import ImageInput, prepare_images
 from mim_lightning.types import ImageSpec

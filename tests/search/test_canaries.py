@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mim_lightning.data.shard_writing import Record, write_shard_set
-from mim_lightning.data.shards import ShardSet
+from mim_lightning.data.shards.shard_set import ShardSet
+from mim_lightning.data.writing.shard import Record
+from mim_lightning.data.writing.small_set import write_shard_set
 from mim_lightning.search.canaries import (
     check_canaries,
     choose_canaries,

@@ -8,8 +8,9 @@ import pyarrow.parquet
 import pytest
 import torch
 
-from mim_lightning.data.shard_writing import Record, write_shard_set
-from mim_lightning.data.shards import ShardSet
+from mim_lightning.data.shards.shard_set import ShardSet
+from mim_lightning.data.writing.shard import Record
+from mim_lightning.data.writing.small_set import write_shard_set
 from mim_lightning.search.embedded import EmbeddingFolder, describe_embedding
 
 

@@ -19,10 +19,10 @@ from mim_lightning.data.check import (
     require_good,
 )
 from mim_lightning.data.check.pictures import refs_of
-from mim_lightning.data.faults import Fault
-from mim_lightning.data.images import ImageReader
 from mim_lightning.data.manifest import Manifest, Source
+from mim_lightning.data.pictures.images import ImageReader
 from mim_lightning.data.protocol import Protocol
+from mim_lightning.data.tables.faults import Fault
 from mim_lightning.data.writing.partial import FACTS_FILE
 
 if TYPE_CHECKING:

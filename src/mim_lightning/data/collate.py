@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mim_lightning.data.decode import decode_image
-from mim_lightning.data.picture_buffer import PictureBuffer
+from mim_lightning.data.pictures.buffer import PictureBuffer
+from mim_lightning.data.pictures.decode import decode_image
 from mim_lightning.data.transforms import Augment, eval_image, train_image, vary_colours
 from mim_lightning.types import NO_KEY, Batch, ImageSpec, InputSpec, Sample, TextSpec, TowerInput, id_key
 

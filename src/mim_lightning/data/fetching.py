@@ -1,6 +1,7 @@
 """One file over the network: tries, waits, bounds of time and size.
 
-An address comes in, its bytes go out, or an OSError that says in one line why not; `download` calls it in threads.
+An address comes in, its bytes go out, or an OSError that says in one line why not; `pictures.download` calls it in
+threads.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from dataclasses import dataclass
 from threading import Event
 from urllib.parse import quote
 
-from mim_lightning.data.addresses import file_system
-from mim_lightning.data.transfer import open_system
+from mim_lightning.data.places.addresses import file_system
+from mim_lightning.data.places.transfer import open_system
 
 CHUNK = 1 << 16  # bytes
 PASSING = {408, 425, 429}  # status codes besides 5xx after which a server may answer otherwise

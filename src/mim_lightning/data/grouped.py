@@ -13,8 +13,8 @@ from itertools import accumulate
 
 import numpy as np
 
-from mim_lightning.data.grouping import arrange
-from mim_lightning.data.lanes import ShardLine
+from mim_lightning.data.dealing.grouping import arrange
+from mim_lightning.data.dealing.lanes import ShardLine
 from mim_lightning.data.order import (
     EpochSettings,
     SetColumns,

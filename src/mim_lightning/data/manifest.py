@@ -1,7 +1,7 @@
 """The manifest: a table of products and a table of queries, or one of pairs, read into checked rows.
 
 CSV, Parquet or JSONL comes in, a Manifest goes out; every fault names file, row and column, and is told to an
-OnFault. Sources end here, `shards` and the `prepare` door begin here.
+OnFault. Sources end here, `check` and `prepared` begin here.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from mim_lightning.data.addresses import Place, place_of
-from mim_lightning.data.download import DownloadSettings
-from mim_lightning.data.draft import ManifestDraft
-from mim_lightning.data.faults import OnFault, raise_fault
-from mim_lightning.data.rows import Product, Query
+from mim_lightning.data.pictures.download import DownloadSettings
+from mim_lightning.data.places.addresses import Place, place_of
+from mim_lightning.data.tables.draft import ManifestDraft
+from mim_lightning.data.tables.faults import OnFault, raise_fault
 from mim_lightning.data.tables.identity import table_id
+from mim_lightning.data.tables.rows import Product, Query
 from mim_lightning.data.tables.table import ColumnNames, Table, TableSpec, open_table, read_rows, require_name
 
 __all__ = ["Manifest", "ManifestSource", "Product", "Query", "Source", "read_manifest", "read_tables"]

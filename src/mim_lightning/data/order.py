@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from mim_lightning.data.lanes import Lane, cut_lanes, deal
+from mim_lightning.data.dealing.lanes import Lane, cut_lanes, deal
 
 
 class SetColumns(Protocol):

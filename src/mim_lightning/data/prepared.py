@@ -14,14 +14,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from mim_lightning.data.addresses import Place, place_of, under
 from mim_lightning.data.check import CheckReport, write_skipped
 from mim_lightning.data.checked import Checking, check_source
 from mim_lightning.data.manifest import Source
+from mim_lightning.data.places.addresses import Place, place_of, under
+from mim_lightning.data.places.transfer import MissingError, Patience, fetch_bytes, folders_in
 from mim_lightning.data.protocol import Protocol, Seen
 from mim_lightning.data.shard_cache import CacheSettings
-from mim_lightning.data.shards import ShardSet
-from mim_lightning.data.transfer import MissingError, Patience, fetch_bytes, folders_in
+from mim_lightning.data.shards.shard_set import ShardSet
 from mim_lightning.data.writing.partial import (
     SETTINGS_FILE,
     first_difference,

@@ -1,8 +1,8 @@
 """Files of a shard set that stands at an address, fetched whole into a bounded folder of this machine.
 
-Names of files come in, open files go out; `shards` calls it. A file is fetched once for all processes of a machine,
-checked, and renamed into place; the files used longest ago make room. A thread of each process that reads fetches
-what the order will come to.
+Names of files come in, open files go out; `shards.files` calls it. A file is fetched once for all processes of a
+machine, checked, and renamed into place; the files used longest ago make room. A thread of each process that reads
+fetches what the order will come to.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from mim_lightning.data.cache_room import PARTIAL, CacheRoom, Reservation, StuckError, hold
-from mim_lightning.data.transfer import Check, Patience, ShardError, fetch, size_of
+from mim_lightning.data.places.cache_room import PARTIAL, CacheRoom, Reservation, StuckError, hold
+from mim_lightning.data.places.transfer import Check, Patience, ShardError, fetch, size_of
 
 UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
 IDLE = 30.0  # seconds without use from which a file may make room for one that is fetched ahead

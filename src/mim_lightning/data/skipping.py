@@ -17,7 +17,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from mim_lightning.data.collate import Collate
-from mim_lightning.data.shards import ShardError, ShardSet
+from mim_lightning.data.shards.shard_set import ShardError, ShardSet
 from mim_lightning.types import Batch, Sample
 
 log = logging.getLogger(__name__)

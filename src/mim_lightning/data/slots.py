@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mim_lightning.data.picture_buffer import picture_bytes
+from mim_lightning.data.pictures.buffer import picture_bytes
 from mim_lightning.data.skipping import Loaded
 from mim_lightning.types import Batch, InputSpec
 

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from mim_lightning.data.collate import Collate
 from mim_lightning.data.order import Order, StreamPlan
-from mim_lightning.data.shards import ShardSet
+from mim_lightning.data.shards.shard_set import ShardSet
 from mim_lightning.data.skipping import BadSamples, Loaded, SkipCount, load
 from mim_lightning.data.slots import Sent, Slots, make_slots
 from mim_lightning.types import Batch

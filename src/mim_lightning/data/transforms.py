@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mim_lightning.data.decode import decode_image, image_size
+from mim_lightning.data.pictures.decode import decode_image, image_size
 from mim_lightning.types import ImageSpec
 
 LUMA = torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)  # ITU-R BT.601

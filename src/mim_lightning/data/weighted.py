@@ -12,7 +12,7 @@ from functools import cached_property
 
 import numpy as np
 
-from mim_lightning.data.lanes import Lane, cut_lanes, deal
+from mim_lightning.data.dealing.lanes import Lane, cut_lanes, deal
 from mim_lightning.data.order import EpochSettings, SetColumns, StreamPlan, column_of, forget_pages, refuse_bad_lanes
 
 ROWS_AT_ONCE = 4_000_000  # of weights summed

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mim_lightning.data.facts import QueryFacts
+from mim_lightning.data.shards.facts import QueryFacts
 from mim_lightning.types import NO_KEY, RetrievalReport, id_key
 from mim_lightning.whole_file import whole_file
 

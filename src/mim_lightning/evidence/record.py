@@ -22,8 +22,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mim_lightning.data.facts import QueryFacts, product_ids_of
-from mim_lightning.data.shards import ShardSet
+from mim_lightning.data.shards.facts import QueryFacts, product_ids_of
+from mim_lightning.data.shards.shard_set import ShardSet
 from mim_lightning.types import NO_KEY, RetrievalReport
 
 RECORD_FOLDER, FACTS_FILE = "evaluation", "record.json"

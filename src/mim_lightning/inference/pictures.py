@@ -17,7 +17,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from mim_lightning.data.decode import ORIENTATION_TAG, decode_image, image_size, normalise_encoding
+from mim_lightning.data.pictures.decode import ORIENTATION_TAG, decode_image, image_size, normalise_encoding
 from mim_lightning.data.transforms import eval_image
 from mim_lightning.types import ImageSpec
 

@@ -15,19 +15,19 @@ import numpy as np
 import torch
 from lightning import LightningDataModule
 
-from mim_lightning.data.addresses import place_of
 from mim_lightning.data.check import CheckSettings
 from mim_lightning.data.checked import Checking
 from mim_lightning.data.collate import Collate
 from mim_lightning.data.manifest import Source
-from mim_lightning.data.mix import read_mix, refuse_common_ids, split_shares
-from mim_lightning.data.mixed_order import mix_orders
-from mim_lightning.data.mixed_set import MixedSet, open_catalogues, open_mixed
+from mim_lightning.data.mixing.mix import read_mix, refuse_common_ids, split_shares
+from mim_lightning.data.mixing.mixed_order import mix_orders
+from mim_lightning.data.mixing.mixed_set import MixedSet, open_catalogues, open_mixed
 from mim_lightning.data.order import EpochSettings, Order, OrderSettings, StreamSettings
+from mim_lightning.data.places.addresses import place_of
 from mim_lightning.data.prepared import ShardSettings, open_prepared, open_products, prepare_shards
 from mim_lightning.data.protocol import Protocol
 from mim_lightning.data.shard_cache import CacheSettings
-from mim_lightning.data.shards import ShardSet
+from mim_lightning.data.shards.shard_set import ShardSet
 from mim_lightning.data.skipping import BadSamples
 from mim_lightning.data.stream import ShardPass, StreamLoader, evaluation_plan
 from mim_lightning.data.transforms import Augment

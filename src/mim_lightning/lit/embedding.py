@@ -13,7 +13,7 @@ import torch
 from lightning import Callback, LightningDataModule, LightningModule, Trainer
 from torch import Tensor
 
-from mim_lightning.data.shards import ShardSet
+from mim_lightning.data.shards.shard_set import ShardSet
 from mim_lightning.data.stream import ShardPass
 from mim_lightning.lit.console import ProgressBar
 from mim_lightning.lit.datamodule import MatchDataModule

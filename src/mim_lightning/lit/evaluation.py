@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from lightning import LightningModule, Trainer
 
-from mim_lightning.data.addresses import Place
-from mim_lightning.data.facts import query_facts
+from mim_lightning.data.places.addresses import Place
+from mim_lightning.data.shards.facts import query_facts
 from mim_lightning.evidence.embeddings import EvaluationEmbeddings, write_embeddings
 from mim_lightning.evidence.figures.hits_grid import draw_hits
 from mim_lightning.evidence.followed import read_history

@@ -17,7 +17,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from mim_lightning.data.shards import ShardSet
+from mim_lightning.data.shards.shard_set import ShardSet
 from mim_lightning.inference.precision import base_of
 from mim_lightning.whole_file import whole_file
 

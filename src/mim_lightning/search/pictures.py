@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mim_lightning.data.sample_finder import find_samples
-from mim_lightning.data.shards import ShardSet
+from mim_lightning.data.shards.sample_finder import find_samples
+from mim_lightning.data.shards.shard_set import ShardSet
 from mim_lightning.search.index.card import IndexCard
 
 CATALOGUES = "catalogues"  # key of the card's `extra`: folders of shard sets, the newest last

@@ -13,9 +13,9 @@ import numpy as np
 from PIL import Image
 
 from mim_lightning.data.check import CheckReport, CheckSettings, check_manifest
-from mim_lightning.data.faults import Fault
-from mim_lightning.data.images import ImageReader
 from mim_lightning.data.manifest import Manifest, ManifestSource
+from mim_lightning.data.pictures.images import ImageReader
+from mim_lightning.data.tables.faults import Fault
 
 PRODUCT = {"product_id": "", "image": "", "title": "", "description": "", "category": ""}
 QUERY = {"query_id": "", "split": "train", "image": "", "text": "", "product_id": ""}

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from mim_lightning.data.check.survey import survey
-from mim_lightning.data.images import ImageRef
+from mim_lightning.data.pictures.images import ImageRef
 
 
 def read(ref: ImageRef) -> bytes:

@@ -17,8 +17,8 @@ from mim_lightning.data.check import (
     write_findings,
     write_skipped,
 )
-from mim_lightning.data.faults import Fault
 from mim_lightning.data.manifest import Manifest
+from mim_lightning.data.tables.faults import Fault
 from tests.data.check.broken import check, jpeg, one_coloured, png_header, told, write_shop
 
 PICTURES = {

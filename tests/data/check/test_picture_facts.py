@@ -57,7 +57,7 @@ def test_bombs_are_refused_from_the_header(data: bytes, monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize(("width", "kind"), [(100, ""), (101, "huge_image")])
 def test_the_limit_is_one_of_pixels(width: int, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mim_lightning.data.decode.MAX_PIXELS", 10_000)
+    monkeypatch.setattr("mim_lightning.data.pictures.decode.MAX_PIXELS", 10_000)
     assert picture_facts(encoded(Image.new("L", (width, 100)), "PNG")).kind == kind
 
 

@@ -15,7 +15,7 @@ import pytest
 from mim_lightning.data.check import survey as module
 from mim_lightning.data.check.facts_file import FactsFile
 from mim_lightning.data.check.survey import CHUNK_SIZE, survey
-from mim_lightning.data.images import ImageRef, TarMember
+from mim_lightning.data.pictures.images import ImageRef, TarMember
 from tests.data.check.broken import jpeg, one_coloured
 from tests.data.check.readers import die_at_seven, read
 

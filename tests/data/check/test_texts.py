@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mim_lightning.data.check import CheckReport, CheckSettings, check_manifest
-from mim_lightning.data.images import ImageReader
+from mim_lightning.data.pictures.images import ImageReader
 from mim_lightning.encoders.tiny import TinyText
 from mim_lightning.types import TextSpec
 from tests.data.check.broken import write_shop

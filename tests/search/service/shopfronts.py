@@ -13,7 +13,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mim_lightning.data.shard_writing import Record, write_shard_set
+from mim_lightning.data.writing.shard import Record
+from mim_lightning.data.writing.small_set import write_shard_set
 from mim_lightning.search.facets import FACETS, describe_facets
 from mim_lightning.search.index.product_index import IndexSettings, ModelFacts, ProductIndex, build_index
 from mim_lightning.search.pictures import CATALOGUES, ProductPictures

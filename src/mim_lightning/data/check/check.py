@@ -20,8 +20,8 @@ from mim_lightning.data.check.report import CheckReport, PictureSummary
 from mim_lightning.data.check.settings import CheckSettings
 from mim_lightning.data.check.survey import Read, survey
 from mim_lightning.data.check.texts import measure_texts
-from mim_lightning.data.faults import Fault
 from mim_lightning.data.manifest import Manifest
+from mim_lightning.data.tables.faults import Fault
 
 if TYPE_CHECKING:  # torch would come along, into the processes that look at pictures
     from mim_lightning.types import InputSpec

@@ -16,8 +16,8 @@ import numpy.typing as npt
 from mim_lightning.data.check.findings import Finding
 from mim_lightning.data.check.pictures import Facts
 from mim_lightning.data.check.settings import CheckSettings
-from mim_lightning.data.images import ImageRef
 from mim_lightning.data.manifest import Manifest, Product, Query
+from mim_lightning.data.pictures.images import ImageRef
 
 HASH_BITS = 64
 MAX_COLOUR_DISTANCE = 12  # levels of 255: colour variants of a product have the same grey picture

@@ -12,9 +12,9 @@ from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
 
-from mim_lightning.data.addresses import place_of
 from mim_lightning.data.check.picture_facts import FACTS_VERSION, PictureFacts
-from mim_lightning.data.images import ImageRef
+from mim_lightning.data.pictures.images import ImageRef
+from mim_lightning.data.places.addresses import place_of
 
 
 class FactsFile:

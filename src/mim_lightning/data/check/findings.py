@@ -9,8 +9,8 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from mim_lightning.data.faults import Fault
-from mim_lightning.data.images import ImageRef
+from mim_lightning.data.pictures.images import ImageRef
+from mim_lightning.data.tables.faults import Fault
 
 MAX_TOLD = 100_000  # findings kept of a kind that is only told; all are counted
 

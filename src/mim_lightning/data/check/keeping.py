@@ -11,8 +11,8 @@ from dataclasses import replace
 
 from mim_lightning.data.check.findings import Finding
 from mim_lightning.data.check.report import CheckReport
-from mim_lightning.data.images import ImageRef
 from mim_lightning.data.manifest import Manifest, Product, Query
+from mim_lightning.data.pictures.images import ImageRef
 
 
 def keep_good(manifest: Manifest, report: CheckReport) -> Manifest:

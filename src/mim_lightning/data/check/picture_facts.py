@@ -16,8 +16,8 @@ import imagehash
 import numpy as np
 from PIL import Image, ImageOps
 
-from mim_lightning.data.decode import ORIENTATION_TAG, decode_image, image_size
-from mim_lightning.data.images import ImageRef, TarMember
+from mim_lightning.data.pictures.decode import ORIENTATION_TAG, decode_image, image_size
+from mim_lightning.data.pictures.images import ImageRef, TarMember
 
 FACTS_VERSION = 1  # of what is measured here: facts of another version are not gone on with
 MAX_BYTES = 256 * 2**20  # of an encoded picture; larger files are not even read

@@ -12,8 +12,8 @@ from dataclasses import replace
 from mim_lightning.data.check.findings import Finding
 from mim_lightning.data.check.picture_facts import PictureFacts
 from mim_lightning.data.check.settings import CheckSettings
-from mim_lightning.data.images import ImageRef
 from mim_lightning.data.manifest import Manifest, Product, Query
+from mim_lightning.data.pictures.images import ImageRef
 
 Facts = Mapping[ImageRef, PictureFacts]
 

@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mim_lightning.data.draft import ManifestDraft
-from mim_lightning.data.faults import OnFault, raise_fault
 from mim_lightning.data.manifest import Manifest, finish, read_manifest
+from mim_lightning.data.tables.draft import ManifestDraft
+from mim_lightning.data.tables.faults import OnFault, raise_fault
 from mim_lightning.data.tables.identity import file_id
 from mim_lightning.data.tables.table import TableSpec, open_table, read_rows
 

@@ -12,10 +12,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mim_lightning.data.addresses import Place, place_of
-from mim_lightning.data.download import DownloadSettings
-from mim_lightning.data.faults import OnFault, raise_fault
 from mim_lightning.data.manifest import Manifest, changed_names, read_tables
+from mim_lightning.data.pictures.download import DownloadSettings
+from mim_lightning.data.places.addresses import Place, place_of
+from mim_lightning.data.tables.faults import OnFault, raise_fault
 from mim_lightning.data.tables.identity import folder_id
 from mim_lightning.data.tables.table import ColumnNames, Table, TablePart
 

@@ -13,9 +13,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import IO, Any
 
-from mim_lightning.data.addresses import Place, open_binary, reaching
-from mim_lightning.data.faults import RowError
-from mim_lightning.data.images import TarMember
+from mim_lightning.data.pictures.images import TarMember
+from mim_lightning.data.places.addresses import Place, open_binary, reaching
+from mim_lightning.data.tables.faults import RowError
 
 KEY = "__key__"  # stands for the name of a sample, in WebDataset's own words
 

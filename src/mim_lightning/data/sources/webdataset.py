@@ -14,13 +14,13 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from mim_lightning.data.addresses import Place, find_files, folder_of, place_of, reaching, read_range, size_of
-from mim_lightning.data.download import DownloadSettings
-from mim_lightning.data.draft import ManifestDraft
-from mim_lightning.data.faults import Fault, OnFault, RowError, raise_fault
 from mim_lightning.data.manifest import PRODUCTS, QUERIES, Manifest, finish
+from mim_lightning.data.pictures.download import DownloadSettings
+from mim_lightning.data.places.addresses import Place, find_files, folder_of, place_of, reaching, read_range, size_of
 from mim_lightning.data.sources.sample_columns import SampleColumns
 from mim_lightning.data.sources.tar_samples import TarSample, read_samples
+from mim_lightning.data.tables.draft import ManifestDraft
+from mim_lightning.data.tables.faults import Fault, OnFault, RowError, raise_fault
 from mim_lightning.data.tables.table import ColumnNames
 
 NUM_PEEKED = 1000  # samples among which every mapped member must occur

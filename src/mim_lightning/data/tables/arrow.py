@@ -1,7 +1,7 @@
 """Parquet and Arrow files: a list of columns and an iterator over rows, whose pictures are pointed at, not read.
 
 A place comes in; rows by the file's own column names, numbered from 1, go out, with a list of TableCells where a cell
-holds pictures. `table` calls it; `cells` reads what the TableCells point at.
+holds pictures. `table` calls it; `pictures.cells` reads what they point at.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from mim_lightning.data.addresses import Place, open_binary
-from mim_lightning.data.images import TableCell
+from mim_lightning.data.pictures.images import TableCell
+from mim_lightning.data.places.addresses import Place, open_binary
 
 Rows = Iterator[tuple[int, dict[str, Any] | str]]
 BATCH_SIZE = 1000  # rows without pictures

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mim_lightning.data.addresses import Place, ending_of, find_files, open_binary, reaching
+from mim_lightning.data.places.addresses import Place, ending_of, find_files, open_binary, reaching
 from mim_lightning.data.tables.arrow import holds_bytes
 from mim_lightning.data.tables.table import ENDINGS
 

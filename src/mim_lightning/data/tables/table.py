@@ -11,9 +11,9 @@ from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
-from mim_lightning.data.addresses import Place, ending_of, find_files, folder_of, reaching
-from mim_lightning.data.faults import Fault, OnFault, raise_fault
+from mim_lightning.data.places.addresses import Place, ending_of, find_files, folder_of, reaching
 from mim_lightning.data.tables.arrow import open_arrow, open_parquet
+from mim_lightning.data.tables.faults import Fault, OnFault, raise_fault
 from mim_lightning.data.tables.text import Rows, open_csv, open_jsonl
 
 ENDINGS = (".csv", ".parquet", ".jsonl")

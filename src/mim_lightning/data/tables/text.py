@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from itertools import chain, islice
 from typing import IO, Any
 
-from mim_lightning.data.addresses import Place, open_binary
+from mim_lightning.data.places.addresses import Place, open_binary
 
 Rows = Iterator[tuple[int, dict[str, Any] | str]]
 NUM_PEEKED = 1000  # rows of JSONL whose keys together are its columns

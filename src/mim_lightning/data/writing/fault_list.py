@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from mim_lightning.data.check import CheckSettings
-from mim_lightning.data.faults import Fault
+from mim_lightning.data.tables.faults import Fault
 from mim_lightning.data.writing.store import Store
 
 

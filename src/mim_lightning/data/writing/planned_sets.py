@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 
 from mim_lightning.data.manifest import Manifest, Query
-from mim_lightning.data.shard_writing import shard_sizes
 from mim_lightning.data.writing.samples import (
     PlannedSample,
     catalogue_sample,
@@ -25,6 +24,7 @@ from mim_lightning.data.writing.samples import (
     take_turns,
     training_sample,
 )
+from mim_lightning.data.writing.shard import shard_sizes
 
 MIXED, BY_PRODUCT = "mixed", "product"  # how training rows lie in their shards
 

@@ -16,11 +16,11 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from typing import Any
 
-from mim_lightning.data.images import ImageReader
-from mim_lightning.data.shard_writing import Record, write_shard
+from mim_lightning.data.pictures.images import ImageReader
+from mim_lightning.data.progress import WritingProgress
 from mim_lightning.data.writing.planned_sets import PlannedSet, ShardTask
-from mim_lightning.data.writing.progress import WritingProgress
 from mim_lightning.data.writing.samples import RecordReader
+from mim_lightning.data.writing.shard import Record, write_shard
 from mim_lightning.data.writing.shard_index import (
     drop_receipt,
     finish_set,

@@ -15,10 +15,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mim_lightning.data.addresses import Place
 from mim_lightning.data.check import CheckSettings
-from mim_lightning.data.faults import Fault
 from mim_lightning.data.manifest import PRODUCTS, ManifestSource
+from mim_lightning.data.places.addresses import Place
 from mim_lightning.data.prepared import (
     SKIPPED_FILE,
     PreparedData,
@@ -28,14 +27,14 @@ from mim_lightning.data.prepared import (
     open_same,
     require_free,
 )
+from mim_lightning.data.progress import WritingProgress
 from mim_lightning.data.protocol import Seen
-from mim_lightning.data.shard_writing import write_shard
+from mim_lightning.data.tables.faults import Fault
 from mim_lightning.data.tables.identity import combine_ids
 from mim_lightning.data.writing.fault_list import FaultList
 from mim_lightning.data.writing.hash_layout import HashLayout, plan_layout
 from mim_lightning.data.writing.partial import SETTINGS_FILE, move_into_place, partial_work, remote_work
 from mim_lightning.data.writing.planned_sets import MIXED
-from mim_lightning.data.writing.progress import WritingProgress
 from mim_lightning.data.writing.ray_cluster import RaySettings, running
 from mim_lightning.data.writing.ray_tables import (
     CATALOGUE,
@@ -47,6 +46,7 @@ from mim_lightning.data.writing.ray_tables import (
     shop_tables,
 )
 from mim_lightning.data.writing.ray_tasks import ShardJob, join_part, write_group
+from mim_lightning.data.writing.shard import write_shard
 from mim_lightning.data.writing.shard_index import (
     drop_receipt,
     finish_set,

@@ -13,12 +13,12 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
-from mim_lightning.data.addresses import Place
-from mim_lightning.data.faults import Fault, OnFault, RowError
-from mim_lightning.data.images import TableCell
 from mim_lightning.data.manifest import PRODUCTS, QUERIES, ManifestSource
-from mim_lightning.data.rows import Product, Query, parse_product, parse_query, text_of
+from mim_lightning.data.pictures.images import TableCell
+from mim_lightning.data.places.addresses import Place
+from mim_lightning.data.tables.faults import Fault, OnFault, RowError
 from mim_lightning.data.tables.identity import file_id
+from mim_lightning.data.tables.rows import Product, Query, parse_product, parse_query, text_of
 from mim_lightning.data.tables.table import Table, TableSpec, open_table, read_rows
 from mim_lightning.data.writing.hash_layout import HashLayout
 from mim_lightning.id_keys import NO_KEY, id_key

@@ -16,12 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from mim_lightning.data.download import DownloadSettings
-from mim_lightning.data.faults import Fault
-from mim_lightning.data.images import ImageReader
 from mim_lightning.data.manifest import PRODUCTS, QUERIES
-from mim_lightning.data.rows import Product, Query
-from mim_lightning.data.shard_writing import Record, write_shard
+from mim_lightning.data.pictures.download import DownloadSettings
+from mim_lightning.data.pictures.images import ImageReader
+from mim_lightning.data.tables.faults import Fault
+from mim_lightning.data.tables.rows import Product, Query
 from mim_lightning.data.writing.hash_layout import NAMES_PER_SHARD, HashLayout
 from mim_lightning.data.writing.ray_tables import CATALOGUE, joined_schema
 from mim_lightning.data.writing.samples import (
@@ -33,6 +32,7 @@ from mim_lightning.data.writing.samples import (
     evaluation_sample,
     training_sample,
 )
+from mim_lightning.data.writing.shard import Record, write_shard
 from mim_lightning.data.writing.shard_index import place_shard
 from mim_lightning.data.writing.store import Store
 from mim_lightning.id_keys import NO_KEY

@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
-from mim_lightning.data.decode import normalise_encoding, sharpness
-from mim_lightning.data.faults import Fault
-from mim_lightning.data.images import ImageReader, ImageRef
 from mim_lightning.data.manifest import Product, Query
-from mim_lightning.data.shard_writing import Record
+from mim_lightning.data.pictures.decode import normalise_encoding, sharpness
+from mim_lightning.data.pictures.images import ImageReader, ImageRef
+from mim_lightning.data.tables.faults import Fault
+from mim_lightning.data.writing.shard import Record
 from mim_lightning.id_keys import id_key
 
 NUM_KEPT = 1_000  # product pictures that a process keeps: some 50 MB

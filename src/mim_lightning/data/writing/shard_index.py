@@ -18,9 +18,9 @@ from typing import BinaryIO
 
 import numpy as np
 
-from mim_lightning.data.open_shards import MEMBERS
-from mim_lightning.data.set_index import FORMAT_VERSION
-from mim_lightning.data.shard_writing import COLUMNS, ShardFacts
+from mim_lightning.data.shards.open_shards import MEMBERS
+from mim_lightning.data.shards.set_index import FORMAT_VERSION
+from mim_lightning.data.writing.shard import COLUMNS, ShardFacts
 from mim_lightning.data.writing.store import Store
 
 RECEIPTS = "receipts"  # folder of the store

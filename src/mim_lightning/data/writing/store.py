@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 
 from fsspec.implementations.local import LocalFileSystem
 
-from mim_lightning.data.addresses import file_system, place_of
+from mim_lightning.data.places.addresses import file_system, place_of
 
 
 class Store:

@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from mim_lightning.data.addresses import Place
-from mim_lightning.data.shard_writing import COLUMNS, ShardFacts, read_shard
-from mim_lightning.data.writing.progress import WritingProgress
+from mim_lightning.data.places.addresses import Place
+from mim_lightning.data.progress import WritingProgress
+from mim_lightning.data.writing.shard import COLUMNS, ShardFacts, read_shard
 from mim_lightning.data.writing.shard_index import shard_path
 from mim_lightning.data.writing.store import Store
 

@@ -12,9 +12,9 @@ from dataclasses import replace
 
 from PIL import Image, ImageDraw
 
-from mim_lightning.data.decode import decode_image
-from mim_lightning.data.sample_finder import find_samples
-from mim_lightning.data.shards import ShardSet
+from mim_lightning.data.pictures.decode import decode_image
+from mim_lightning.data.shards.sample_finder import find_samples
+from mim_lightning.data.shards.shard_set import ShardSet
 from mim_lightning.evidence.figures.hits_choice import ChosenQueries, choose_queries, directions_of
 from mim_lightning.evidence.figures.hits_layout import (
     CAPTION_LINE,

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from mim_lightning.data.check import CheckReport, print_check, write_findings, write_skipped
-from mim_lightning.data.images import ImageReader
+from mim_lightning.data.pictures.images import ImageReader
 from mim_lightning.evidence.pages.check_page import write_check_page
 
 PAGE_FILE = "check.html"

@@ -17,7 +17,7 @@ from PIL import Image, ImageFile
 from mim_lightning.data.check import KINDS, CheckReport, Finding
 from mim_lightning.data.check.terminal import verdict_of
 from mim_lightning.data.check.units import share
-from mim_lightning.data.images import ImageRef
+from mim_lightning.data.pictures.images import ImageRef
 from mim_lightning.evidence.pages.pictures import Picture, data_uri
 from mim_lightning.evidence.pages.rendering import write_page
 

@@ -14,10 +14,10 @@ from functools import cache
 
 from PIL import Image
 
-from mim_lightning.data.decode import decode_image
+from mim_lightning.data.pictures.decode import decode_image
 from mim_lightning.data.prepared import open_prepared, open_products
-from mim_lightning.data.sample_finder import find_samples
-from mim_lightning.data.shards import ShardSet
+from mim_lightning.data.shards.sample_finder import find_samples
+from mim_lightning.data.shards.shard_set import ShardSet
 from mim_lightning.evidence.record import RunFacts
 
 SIDE, QUALITY = 144, 78  # pixels of a picture's longer side; JPEG

@@ -18,7 +18,7 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.trainer.states import TrainerFn
 
-from mim_lightning.data.facts import QueryFacts, product_ids_of, query_facts
+from mim_lightning.data.shards.facts import QueryFacts, product_ids_of, query_facts
 from mim_lightning.evidence.followed import BROWSER_FOLDER, BrowserHistory, FollowedQuery, choose_queries, follow
 from mim_lightning.evidence.pages.pictures import Pictures
 from mim_lightning.lit.callbacks.retrieval_eval import RetrievalEval, find_retrieval_eval

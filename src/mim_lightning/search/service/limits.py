@@ -10,7 +10,7 @@ import time
 from collections import OrderedDict
 from dataclasses import dataclass, fields
 
-from mim_lightning.data.decode import image_size
+from mim_lightning.data.pictures.decode import image_size
 
 
 class RefusedError(Exception):

@@ -1,0 +1,161 @@
+"""Pictures held in tables: one cell of a Parquet or Arrow file, read by itself.
+
+Path, row and column come in, bytes go out, or the place where the cell says that they lie; `images` calls it. Parquet
+is made for reading in order, so `unpack_all` lays columns out as Arrow files, from which any row is read at once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from functools import cache, lru_cache
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+from mim_lightning.data.places.addresses import Place, file_system, folder_of, open_binary, place_of, under
+from mim_lightning.data.progress import WritingProgress
+from mim_lightning.whole_file import whole_file
+
+ARROW = ".arrow"  # any other file is Parquet
+NUM_ROWS = 64  # of a batch of an unpacked column
+
+
+def read_cell(path: str, row: int, column: str, item: int, cache: str | None) -> bytes | Place:
+    """Return the `item`-th picture of a cell, or where it lies if the table holds its path alone.
+
+    Args:
+        cache: the folder that `unpack_all` filled; None: there is none.
+
+    Raises:
+        ValueError: the table is damaged, or the cell is empty.
+    """
+    import pyarrow
+
+    stamp = _stamp(path)
+    unpacked = _unpacked_path(path, stamp, column, cache) if cache and not path.endswith(ARROW) else None
+    try:
+        if unpacked is not None and unpacked.is_file():
+            cells, at = _open_arrow(str(unpacked), "").column(column), row
+        elif path.endswith(ARROW):
+            cells, at = _open_arrow(path, stamp).column(column), row
+        else:
+            cells, at = _group_of(path, stamp, column, row)
+        value = cells[at].as_py()
+        value = value[item] if isinstance(value, list) else value
+    except (pyarrow.ArrowException, IndexError, OSError) as error:
+        raise ValueError(f"the table is damaged ({' '.join(str(error).split())})") from error
+    return _content(value, path)
+
+
+def unpack_all(columns: Iterable[tuple[str, str]], cache: str) -> None:
+    """Lay out columns, (path of a Parquet file, its column), in the cache, but for those that are there already.
+
+    Raises:
+        ValueError: a table is damaged.
+    """
+    targets = {(path, column): _unpacked_path(path, _stamp(path), column, cache) for path, column in columns}
+    missing = [(path, column, target) for (path, column), target in targets.items() if not target.is_file()]
+    if not missing:
+        return
+    num_rows = sum(_count_rows(path) for path, _, _ in missing)
+    num_done, num_bytes = 0, 0
+    with WritingProgress(num_rows, verb="laid out", noun="rows", label="pictures in tables") as progress:
+        for path, column, target in missing:
+            for batch in _unpack(path, column, target):
+                num_done, num_bytes = num_done + batch.num_rows, num_bytes + batch.nbytes
+                progress.show(num_done, num_bytes)
+
+
+def _unpack(path: str, column: str, target: Path) -> Iterator[Any]:
+    """Write a column to an Arrow file, and yield the batches that have been written."""
+    import pyarrow
+
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with _naming(path), _open_parquet(place_of(path)) as table, whole_file(target) as partial:
+        schema = pyarrow.schema([table.schema_arrow.field(column)])
+        with pyarrow.ipc.new_stream(str(partial), schema) as out:
+            for batch in table.iter_batches(NUM_ROWS, columns=[column]):
+                out.write_batch(batch)
+                yield batch
+
+
+def _count_rows(path: str) -> int:
+    with _naming(path), _open_parquet(place_of(path)) as table:
+        return int(table.metadata.num_rows)
+
+
+@contextmanager
+def _naming(path: str) -> Iterator[None]:
+    import pyarrow
+
+    try:
+        yield
+    except pyarrow.ArrowException as error:
+        raise ValueError(f"{path}: the table is damaged ({' '.join(str(error).split())})") from error
+
+
+def _content(value: Any, path: str) -> bytes | Place:
+    if isinstance(value, dict):
+        if value["bytes"] is None and value["path"]:
+            return under(folder_of(place_of(path)), value["path"])
+        value = value["bytes"]
+    if not value:
+        raise ValueError("the cell is empty")
+    return value
+
+
+def _stamp(path: str) -> str:
+    """Return a text that changes when the file is written anew."""
+    place = place_of(path)
+    if isinstance(place, str):
+        return _remote_stamp(place)
+    facts = place.stat()
+    return f"{facts.st_size}-{facts.st_mtime_ns}"
+
+
+@cache
+def _remote_stamp(address: str) -> str:
+    system, name = file_system(address)
+    return str(system.ukey(name))
+
+
+def _unpacked_path(path: str, stamp: str, column: str, cache: str) -> Path:
+    digest = hashlib.blake2b("\n".join((path, stamp, column)).encode(), digest_size=16).hexdigest()
+    return Path(cache) / "tables" / f"{digest}.arrow"
+
+
+@lru_cache(maxsize=64)
+def _open_arrow(path: str, stamp: str) -> Any:
+    """Return a table whose cells are read from disk when they are asked for."""
+    import pyarrow
+
+    return pyarrow.ipc.open_stream(pyarrow.memory_map(path)).read_all()
+
+
+def _open_parquet(place: Place) -> Any:
+    import pyarrow.parquet
+
+    return pyarrow.parquet.ParquetFile(place if isinstance(place, Path) else open_binary(place))
+
+
+def _group_of(path: str, stamp: str, column: str, row: int) -> tuple[Any, int]:
+    """Return the column of the row group that holds a row, and the row's place in it."""
+    starts = _group_starts(path, stamp)
+    group = bisect_right(starts, row) - 1
+    return _read_group(path, stamp, column, group), row - starts[group]
+
+
+@lru_cache(maxsize=64)
+def _group_starts(path: str, stamp: str) -> list[int]:
+    with _open_parquet(place_of(path)) as table:
+        facts = table.metadata
+        return [0, *accumulate(facts.row_group(i).num_rows for i in range(facts.num_row_groups))]
+
+
+@lru_cache(maxsize=2)  # a row group may be hundreds of MB
+def _read_group(path: str, stamp: str, column: str, group: int) -> Any:
+    with _open_parquet(place_of(path)) as table:
+        return table.read_row_group(group, columns=[column]).column(column)

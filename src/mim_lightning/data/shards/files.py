@@ -1,0 +1,175 @@
+"""The files of a shard set, wherever they stand: in a folder of this machine, or at an address, fetched into a cache.
+
+Numbers of shards and names of columns come in, open shards and memory-mapped arrays go out; `shard_set` calls it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable
+from functools import partial
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from mim_lightning.data.places.transfer import MissingError, ShardError, fetch_bytes
+from mim_lightning.data.shard_cache import Ahead, CacheSettings, ShardCache
+from mim_lightning.data.shards.open_shards import OpenShard, check_shard, read_places
+from mim_lightning.data.shards.set_index import IndexedShard
+
+INDEX_FILE = "index.json"
+
+_AHEAD = Ahead()
+
+
+class ShardFiles(Protocol):
+    """What a ShardSet asks of the place it stands at."""
+
+    look_ahead: int  # shards to be fetched before they are needed
+    patience: float  # seconds for which a store is waited for
+
+    def read_index(self) -> tuple[bytes, int]:
+        """Return the content of index.json, and a number that it has to itself.
+
+        Raises:
+            MissingError: there is none.
+        """
+        ...
+
+    def column(self, name: str) -> np.ndarray:
+        """Return a column, memory-mapped.
+
+        Raises:
+            MissingError: there is none.
+        """
+        ...
+
+    def open(self, shard: IndexedShard, verify: bool) -> OpenShard:
+        """Open a shard.
+
+        Raises:
+            ShardError: missing, damaged or out of reach; names the file.
+        """
+        ...
+
+    def fetch_ahead(self, shards: Iterable[IndexedShard]) -> None: ...
+
+    def drop(self, shard: IndexedShard) -> None:
+        """Forget a copy that turned out damaged."""
+        ...
+
+
+class LocalFiles:
+    look_ahead, patience = 0, 0.0
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def read_index(self) -> tuple[bytes, int]:
+        path = self.folder / INDEX_FILE
+        try:
+            return path.read_bytes(), path.stat().st_mtime_ns
+        except FileNotFoundError:
+            raise MissingError(f"{path}: there is no such file") from None
+
+    def column(self, name: str) -> np.ndarray:
+        path = self.folder / f"{name}.npy"
+        try:
+            return np.load(path, mmap_mode="r")
+        except FileNotFoundError:
+            raise MissingError(f"{path}: there is no such file") from None
+
+    def open(self, shard: IndexedShard, verify: bool) -> OpenShard:
+        tar_path, index_path = (self.folder / f"{shard.stem}{ending}" for ending in (".tar", ".npy"))
+        try:
+            places = read_places(os.open(index_path, os.O_RDONLY), shard.size)
+        except FileNotFoundError:
+            raise ShardError(f"{index_path}: the byte index of the shard is missing; run prepare again") from None
+        except (OSError, ValueError) as error:
+            raise ShardError(f"{index_path}: damaged ({error}); run prepare again") from error
+        try:
+            opened = OpenShard(str(tar_path), os.open(tar_path, os.O_RDONLY), places)
+            if verify:
+                check_shard(opened.descriptor, shard.num_bytes, shard.crc32)
+        except FileNotFoundError:
+            raise ShardError(f"{tar_path}: the shard is missing; run prepare again") from None
+        except (OSError, ValueError) as error:
+            raise ShardError(f"{tar_path}: damaged ({error}); run prepare again") from error
+        return opened
+
+    def fetch_ahead(self, shards: Iterable[IndexedShard]) -> None:
+        pass
+
+    def drop(self, shard: IndexedShard) -> None:
+        pass
+
+
+class FetchedFiles:
+    def __init__(self, address: str, settings: CacheSettings) -> None:
+        self.address, self.settings = address.rstrip("/"), settings
+        self.look_ahead, self.patience = settings.look_ahead, settings.patience.seconds
+        self._cache = ShardCache(self.address, "", settings)
+
+    def read_index(self) -> tuple[bytes, int]:
+        content = fetch_bytes(f"{self.address}/{INDEX_FILE}", self.settings.patience)
+        # it tells the checksum of every shard: other content, another folder
+        version = hashlib.blake2b(self.address.encode() + b"\0" + content, digest_size=12)
+        self._cache = ShardCache(self.address, version.hexdigest(), self.settings)
+        return content, int.from_bytes(version.digest()[:7], "big")
+
+    def column(self, name: str) -> np.ndarray:
+        return _map_array(self._cache.open(f"{name}.npy"))
+
+    def open(self, shard: IndexedShard, verify: bool) -> OpenShard:
+        opened = self._open(shard)
+        try:
+            if verify:
+                check_shard(opened.descriptor, shard.num_bytes, shard.crc32)
+        except (OSError, ValueError) as error:
+            self.drop(shard)
+            raise ShardError(f"{opened.name}: its copy in {self.settings.root} is damaged ({error})") from error
+        return opened
+
+    def fetch_ahead(self, shards: Iterable[IndexedShard]) -> None:
+        for shard in shards:
+            _AHEAD.put(partial(self._open, shard, is_ahead=True))
+
+    def drop(self, shard: IndexedShard) -> None:
+        for ending in (".tar", ".npy"):
+            self._cache.drop(f"{shard.stem}{ending}")
+
+    def _open(self, shard: IndexedShard, is_ahead: bool = False) -> OpenShard:
+        tar, index = f"{shard.stem}.tar", f"{shard.stem}.npy"
+        try:
+            places = read_places(self._cache.open(index, None, partial(_check_places, shard), is_ahead), shard.size)
+        except ValueError as error:
+            if isinstance(error, ShardError):
+                raise
+            self._cache.drop(index)
+            raise ShardError(
+                f"{self.address}/{index}: its copy in {self.settings.root} is damaged ({error})"
+            ) from error
+        found = self._cache.open(tar, shard.num_bytes, partial(_check_tar, shard), is_ahead)
+        return OpenShard(f"{self.address}/{tar}", found, places, is_cached=True)
+
+
+def _check_tar(shard: IndexedShard, path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        check_shard(descriptor, shard.num_bytes, shard.crc32)
+    finally:
+        os.close(descriptor)
+
+
+def _check_places(shard: IndexedShard, path: Path) -> None:
+    read_places(os.open(path, os.O_RDONLY), shard.size)
+
+
+def _map_array(descriptor: int) -> np.ndarray:
+    with open(descriptor, "rb") as file:
+        version = np.lib.format.read_magic(file)
+        read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read_header(file)
+        return np.memmap(file, dtype, "r", file.tell(), shape)

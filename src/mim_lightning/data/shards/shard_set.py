@@ -1,0 +1,179 @@
+"""Shard sets, read: rows as plain WebDataset tar files with a byte index beside each, at random.
+
+A folder that `writing` filled, or its address in a store, comes in, `Sample`s go out to `stream`. A set is a
+folder of `000000.tar` (members `<key>.json`, `<key>.query_image`, `<key>.product_image`, any may be absent),
+`000000.npy` (byte offset and size of each member) and columns of all samples such as `keys.npy`; `index.json` is
+written last: it means complete. Any WebDataset reader can read the tar files without the rest.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mim_lightning.data.places.addresses import Place, place_of
+from mim_lightning.data.places.transfer import MissingError, ShardError
+from mim_lightning.data.shard_cache import CacheSettings
+from mim_lightning.data.shards.files import INDEX_FILE, FetchedFiles, LocalFiles, ShardFiles
+from mim_lightning.data.shards.open_shards import MEMBERS, OpenShard, OpenShards
+from mim_lightning.data.shards.set_index import FORMAT_VERSION, parse_index
+from mim_lightning.types import Sample
+
+__all__ = ["FORMAT_VERSION", "MEMBERS", "ShardError", "ShardSet"]
+
+SEARCHED_AT_ONCE = 1 << 22  # keys, of which there may be hundreds of millions
+FORGET_AFTER = 10.0  # a shard that failed is not tried again for so many times as long as that took
+
+_OPEN = OpenShards()
+
+
+class ShardSet:
+    """Random access to the samples of one set by number; cheap to open, cheap to send to a worker.
+
+    Args:
+        folder: path, or address such as s3://bucket/shop/catalogue.
+        cache: how the files of an address are fetched, and where they are kept.
+
+    Raises:
+        ValueError: there is no finished set, or its index is damaged.
+    """
+
+    def __init__(self, folder: Place, cache: CacheSettings | None = None) -> None:
+        self.folder: Place = place_of(folder) if isinstance(folder, str) else folder
+        self.cache = cache or CacheSettings()
+        self._files: ShardFiles
+        self._files = FetchedFiles(self.folder, self.cache) if isinstance(self.folder, str) else LocalFiles(self.folder)
+        try:
+            content, self.written = self._files.read_index()
+        except MissingError:
+            raise ValueError(f"{self.folder}: not a finished shard set (no {INDEX_FILE}); run prepare") from None
+        try:
+            self._index = parse_index(content)
+        except ValueError as error:
+            raise ValueError(f"{self.folder}/{INDEX_FILE}: {error}; run prepare again") from error
+        self.sizes: list[int] = self._index.sizes  # samples of each shard
+        self.max_relevant: int = self._index.max_relevant  # products of one sample, asked for or shown
+        self._starts = self._index.starts
+        self._identity = str(self.folder), self.written, self.cache.verify
+        self._failed: dict[int, tuple[float, str]] = {}  # by shard: until when it is not tried again, and why
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    @property
+    def place(self) -> str:
+        """Where the set stands, in words that mean the same from any working directory."""
+        return self.folder if isinstance(self.folder, str) else str(self.folder.absolute())
+
+    @property
+    def keys(self) -> np.ndarray:
+        """The id key of every sample: of the query, or of the product where there is no query."""
+        return self.column("keys")
+
+    @property
+    def look_ahead(self) -> int:
+        """How many shards each rank fetches before they are needed: none where they lie on this machine."""
+        return self._files.look_ahead
+
+    @property
+    def patience(self) -> float:
+        """How many seconds reading may wait for a store: none where the shards lie on this machine."""
+        return self._files.patience
+
+    def column(self, name: str) -> np.ndarray:
+        """Return one value a sample, (N,), memory-mapped: keys, product_keys, category_keys or weights.
+
+        Raises:
+            ValueError: the set has none such.
+        """
+        try:
+            return self._files.column(name)
+        except MissingError:
+            raise ValueError(f"{self.folder}: has no {name}.npy; run prepare again") from None
+
+    def span(self, shard_idx: int) -> tuple[int, int]:
+        """Return the number of a shard's first sample, and that after its last."""
+        start, stop = self._starts[shard_idx : shard_idx + 2].tolist()
+        return start, stop
+
+    def find(self, keys: npt.ArrayLike) -> dict[int, int]:
+        """Return the number of the first sample of each id key that the set has."""
+        own, wanted = self.keys, np.unique(np.asarray(keys, dtype=np.int64))
+        found: dict[int, int] = {}
+        for start in range(0, len(own), SEARCHED_AT_ONCE):
+            part = np.asarray(own[start : start + SEARCHED_AT_ONCE])
+            for place in np.flatnonzero(np.isin(part, wanted)).tolist():
+                found.setdefault(int(part[place]), start + place)
+        return found
+
+    def read(self, numbers: Iterable[int], is_padding: bool = False) -> list[Sample]:
+        """Read samples by number.
+
+        Raises:
+            ShardError: a shard is missing, damaged or out of reach; names shard and sample.
+        """
+        return [self._read_one(number, is_padding) for number in numbers]
+
+    def read_facts(self, number: int) -> dict[str, Any]:
+        """Read what is known of a sample besides its images."""
+        return self._read_members(number, ("json",))[1]
+
+    def shards_of(self, numbers: npt.ArrayLike) -> np.ndarray:
+        """Return the shard that each sample stands in."""
+        return self._starts.searchsorted(numbers, "right") - 1
+
+    def shard_name(self, shard_idx: int) -> str:
+        return f"{self.folder}/{self._index.shard(shard_idx).stem}.tar"
+
+    def fetch_ahead(self, shard_idxs: Iterable[int]) -> None:
+        """Have shards fetched in the background, where the set stands at an address."""
+        self._files.fetch_ahead(self._index.shard(shard_idx) for shard_idx in shard_idxs)
+
+    def _read_members(self, number: int, names: Sequence[str]) -> tuple[dict[str, bytes], dict[str, Any]]:
+        shard_idx = int(self.shards_of(number))
+        opened = self._open(shard_idx)
+        try:
+            members = opened.members(number - int(self._starts[shard_idx]), names)
+            facts = json.loads(members.pop("json"))
+            if not isinstance(facts, dict):
+                raise ValueError("the facts are no JSON object")
+        except (ValueError, KeyError) as error:
+            self._files.drop(self._index.shard(shard_idx))  # a copy is fetched anew, where it is one
+            _OPEN.drop((*self._identity, shard_idx))
+            raise ShardError(f"{opened.name}, sample {number}: damaged ({error})") from error
+        return members, facts
+
+    def _open(self, shard_idx: int) -> OpenShard:
+        began = time.monotonic()
+        if shard_idx in self._failed and began < self._failed[shard_idx][0]:
+            raise ShardError(self._failed[shard_idx][1])
+        try:
+            return _OPEN.get((*self._identity, shard_idx), partial(self._open_anew, shard_idx))
+        except ShardError as error:
+            # or each of its samples would wait as long
+            now = time.monotonic()
+            self._failed[shard_idx] = now + FORGET_AFTER * (now - began), str(error)
+            raise
+
+    def _open_anew(self, shard_idx: int) -> OpenShard:
+        return self._files.open(self._index.shard(shard_idx), self.cache.verify)
+
+    def _read_one(self, number: int, is_padding: bool) -> Sample:
+        members, facts = self._read_members(number, MEMBERS)
+        return Sample(
+            sample_num=number,
+            inputs=members | {name: facts[name] for name in ("product_text", "query_text") if facts.get(name)},
+            query_id=facts.get("query_id"),
+            product_id=facts.get("product_id"),
+            asked_ids=tuple(facts.get("asked_ids", ())),
+            asked_grades=tuple(facts.get("asked_grades", ())),
+            shown_ids=tuple(facts.get("shown_ids", ())),
+            category=facts.get("category"),
+            is_padding=is_padding,
+        )

@@ -1,0 +1,136 @@
+"""A manifest in the making: rows come in one after the other, and are checked against those that came before.
+
+`manifest` and the sources add rows; each faulty one is told to `on_fault` and left out. Products and queries come
+from tables of their own, or together (a pair: a query and a product that answers it), where both may come again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from mim_lightning.data.places.addresses import Place
+from mim_lightning.data.tables.faults import Fault, NothingRelevantError, OnFault, RowError
+from mim_lightning.data.tables.rows import Product, Query, Row, parse_product, parse_query, text_of
+
+
+@dataclass
+class ManifestDraft:
+    """The rows so far.
+
+    Args:
+        products_name: what faults call the table of the products.
+        on_fault: is told of each row that is left out.
+        segments, metadata: see ManifestSource.
+    """
+
+    products_name: str
+    on_fault: OnFault
+    segments: Sequence[str] = ()
+    metadata: Sequence[str] | None = None
+    products: dict[str, Product] = field(default_factory=dict)
+    queries: dict[str, Query] = field(default_factory=dict)
+    first_fault: Fault | None = None
+    _left_out: dict[str, str] = field(default_factory=dict)  # product id -> origin of its faulty row
+    _num_queries: int = 0  # with those left out: names of queries do not depend on them
+
+    def add_product(self, origin: str, row: Row, root: Place) -> None:
+        """Add a row of a table where each product stands once."""
+        try:
+            product = parse_product(row, root, origin, self.metadata)
+            if product.product_id in self.products:
+                first = self.products[product.product_id].origin
+                raise RowError("product_id", f"'{product.product_id}' stands already in {first}")
+        except RowError as fault:
+            self._leave_out_product(fault, origin, row)
+        else:
+            self.products[product.product_id] = product
+
+    def add_query(self, origin: str, row: Row, root: Place) -> None:
+        """Add a row of a table where each query stands once."""
+        try:
+            query = self._parse_query(row, root, origin)
+            if query.query_id in self.queries:
+                first = self.queries[query.query_id].origin
+                raise RowError("query_id", f"'{query.query_id}' stands already in {first}")
+        except RowError as fault:
+            self._leave_out_query(fault, origin, row)
+        else:
+            self.queries[query.query_id] = query
+
+    def add_pair(self, origin: str, product_row: Row, query_row: Row, root: Place) -> None:
+        """Add a query and its product; rows of the same query id become one query with several products.
+
+        A product of grade 0 joins the catalogue alone. Of a product or query that comes again the first row stands,
+        of the product with the pictures of the other rows that are paths or addresses.
+        """
+        if not self.add_repeated(origin, product_row, root):
+            self._num_queries += 1
+            return
+        try:
+            query = self._parse_query(query_row, root, origin)
+            first = self.queries.get(query.query_id)
+            if first is not None and first.split != query.split:
+                raise RowError("split", f"query '{query.query_id}' is in split '{first.split}' in {first.origin}")
+        except NothingRelevantError:
+            pass
+        except RowError as fault:
+            self._leave_out_query(fault, origin, query_row)
+        else:
+            self.queries[query.query_id] = query if first is None else _join(first, query)
+
+    def add_repeated(self, origin: str, row: Row, root: Place) -> bool:
+        """Add a product that may have come before; return whether it is fit to be asked for."""
+        try:
+            product = parse_product(row, root, origin, self.metadata)
+        except RowError as fault:
+            self._leave_out_product(fault, origin, row)
+            return False
+        first = self.products.setdefault(product.product_id, product)
+        # one picture held in several rows cannot be told from several pictures without reading them
+        found = [image for image in product.images if isinstance(image, Path | str) or not first.images]
+        if not set(found) <= set(first.images):
+            images = tuple(dict.fromkeys((*first.images, *found)))
+            self.products[product.product_id] = replace(first, images=images)
+        return True
+
+    def require_products(self) -> None:
+        """Leave out the queries that name products which are not there."""
+        for query in list(self.queries.values()):
+            for column, ids in (("product_id", query.asked_ids), ("shown_product_id", query.shown_ids)):
+                unknown = next((product_id for product_id in ids if product_id not in self.products), None)
+                if unknown is not None:
+                    del self.queries[query.query_id]
+                    reason = f"product '{unknown}' is not in {self.products_name}{self._why(unknown)}"
+                    self.tell(Fault("queries", query.origin, column, query.query_id, reason))
+                    break
+
+    def _why(self, product_id: str) -> str:
+        return f" (left out: {self._left_out[product_id]})" if product_id in self._left_out else ""
+
+    def _parse_query(self, row: Row, root: Place, origin: str) -> Query:
+        self._num_queries += 1
+        return parse_query(row, root, origin, self._num_queries - 1, self.segments)
+
+    def _leave_out_product(self, fault: RowError, origin: str, row: Row) -> None:
+        product_id = text_of(row, "product_id") or ""
+        self._left_out.setdefault(product_id, origin)
+        self.tell(Fault("products", origin, fault.column, product_id, fault.reason))
+
+    def _leave_out_query(self, fault: RowError, origin: str, row: Row) -> None:
+        self.tell(Fault("queries", origin, fault.column, text_of(row, "query_id") or "", fault.reason))
+
+    def tell(self, fault: Fault) -> None:
+        """Tell that a row was left out."""
+        self.first_fault = self.first_fault or fault
+        self.on_fault(fault)
+
+
+def _join(first: Query, again: Query) -> Query:
+    """Return a query with the products of two of its rows."""
+    grades = dict(zip(again.asked_ids, again.asked_grades, strict=True))
+    grades |= dict(zip(first.asked_ids, first.asked_grades, strict=True))
+    asked = tuple(dict.fromkeys((*first.asked_ids, *again.asked_ids)))
+    shown = tuple(dict.fromkeys((*first.shown_ids, *again.shown_ids)))
+    return replace(first, asked_ids=asked, asked_grades=tuple(grades[name] for name in asked), shown_ids=shown)

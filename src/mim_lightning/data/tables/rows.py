@@ -1,0 +1,171 @@
+"""One row of each table, parsed and checked by itself: a Product, a Query.
+
+Cells by our column names come in from `table` or another source, frozen rows go out; what is wrong with a row is a
+RowError. What only several rows tell together (ids twice, unknown products) is `draft`'s to find.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mim_lightning.data.pictures.images import ImageRef, TableCell, TarMember
+from mim_lightning.data.places.addresses import Place, under
+from mim_lightning.data.tables.faults import NothingRelevantError, RowError
+
+LIST_SEPARATOR = "|"  # several values in one CSV cell
+
+Row = Mapping[str, Any]  # cells by our column names; pictures held in a table or tar are refs already
+
+
+@dataclass(frozen=True)
+class Product:
+    """A catalogue item; `text` is the title, a full stop and the description."""
+
+    product_id: str
+    images: tuple[ImageRef, ...]
+    text: str | None
+    title: str | None
+    category: str | None
+    metadata: Mapping[str, str | float]  # further columns, to show and filter by; empty cells are left out
+    origin: str  # "products.csv, row 7", for errors
+
+
+@dataclass(frozen=True)
+class Query:
+    """A shopper's photo, a few words, or both, and the products that answer it."""
+
+    query_id: str
+    split: str
+    image: ImageRef | None
+    text: str | None
+    asked_ids: tuple[str, ...]
+    asked_grades: tuple[int, ...]  # how relevant each asked product is, 1 or more
+    shown_ids: tuple[str, ...]
+    segments: Mapping[str, str]  # further columns by which results are told apart
+    origin: str
+    weight: float = 1.0  # how often, or how much, it counts in training; above 0
+
+
+def parse_product(row: Row, root: Place, origin: str, kept: Sequence[str] | None) -> Product:
+    """Return the product of a row; `kept` of the further columns in row["metadata"], None: all.
+
+    Raises:
+        RowError: the row lacks an id, or has neither picture nor text.
+    """
+    product_id = text_of(row, "product_id")
+    if product_id is None:
+        raise RowError("product_id", "empty")
+    title, category = text_of(row, "title"), text_of(row, "category")
+    texts = [text for text in (title, text_of(row, "description")) if text]
+    images = _images(row, root)
+    if not images and not texts:
+        raise RowError("", f"product '{product_id}' has neither image nor title")
+    others = row["metadata"] if kept is None else {name: row["metadata"].get(name) for name in kept}
+    metadata = {name: value for name, cell in others.items() if (value := _metadata_value(cell)) is not None}
+    return Product(product_id, images, ". ".join(texts) or None, title, category, metadata, origin)
+
+
+def parse_query(row: Row, root: Place, origin: str, number: int, segments: Sequence[str]) -> Query:
+    """Return the query of a row, the `number`-th of its table; without an id it is called after that.
+
+    Raises:
+        RowError: no split, no relevant product (NothingRelevantError), or neither picture nor text.
+    """
+    asked, split = _graded(row), text_of(row, "split")
+    if not asked or split is None:
+        raise RowError("split" if asked else "product_id", "empty")
+    if "/" in split or split.startswith("."):
+        raise RowError("split", f"'{split}' cannot be the name of a folder")
+    images, text = _images(row, root), text_of(row, "text")
+    if len(images) > 1:
+        raise RowError("image", f"a query has one image, here are {len(images)}")
+    if not images and text is None:
+        raise RowError("", "the query has neither image nor text")
+    return Query(
+        query_id=text_of(row, "query_id") or f"query-{number:09d}",
+        split=split,
+        image=images[0] if images else None,
+        text=text,
+        asked_ids=tuple(asked),
+        asked_grades=tuple(asked.values()),
+        shown_ids=_values(row, "shown_product_id") or tuple(asked),
+        segments={name: text_of(row, name) or "none" for name in segments},
+        origin=origin,
+        weight=_weight(row),
+    )
+
+
+def text_of(row: Row, column: str) -> str | None:
+    """Return a cell as text, None if it is empty."""
+    return _plain(row.get(column)) or None
+
+
+def _images(row: Row, root: Place) -> tuple[ImageRef, ...]:
+    images: list[ImageRef] = []
+    for part in _parts(row, "image"):
+        if isinstance(part, TableCell | TarMember):
+            images.append(part)
+        elif isinstance(part, Mapping):
+            raise RowError("image", f"a picture is a path or an address, not {type(part).__name__}")
+        elif text := _plain(part):
+            images.append(under(root, text))
+    return tuple(dict.fromkeys(images))
+
+
+def _weight(row: Row) -> float:
+    text = text_of(row, "weight")
+    if text is None:
+        return 1.0
+    try:
+        weight = float(text)
+    except ValueError:
+        weight = math.nan
+    if not 0 < weight < math.inf:
+        raise RowError("weight", f"'{text}': give a number above 0")
+    return weight
+
+
+def _graded(row: Row) -> dict[str, int]:
+    """Return the relevant products with their grades: 1 without any, and those of grade 0 left out."""
+    ids = _values(row, "product_id")
+    # a column of whole numbers with gaps comes as floats
+    texts = [_plain(part).removesuffix(".0") for part in _parts(row, "grade")]
+    if not any(texts):
+        return dict.fromkeys(ids, 1)
+    if len(texts) != len(ids) or not all(text.isdecimal() for text in texts):
+        raise RowError("grade", f"'{row['grade']}': give a whole number from 0 for each of {len(ids)} products")
+    graded = {product_id: int(text) for product_id, text in zip(ids, texts, strict=True) if int(text) > 0}
+    if not graded:
+        raise NothingRelevantError("grade", "no product of the query is relevant")
+    return graded
+
+
+def _metadata_value(cell: Any) -> str | float | None:
+    """Return a cell as JSON has it: numbers stay numbers, all else becomes text, empty cells nothing."""
+    if isinstance(cell, int | float) and not isinstance(cell, bool) and math.isfinite(cell):
+        return cell
+    return _plain(cell) or None
+
+
+def _values(row: Row, column: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(text for part in _parts(row, column) if (text := _plain(part))))
+
+
+def _parts(row: Row, column: str) -> list[Any]:
+    value = row.get(column)
+    if isinstance(value, str):
+        return list(value.split(LIST_SEPARATOR))
+    return value if isinstance(value, list) else [value]
+
+
+def _plain(value: Any) -> str:
+    """Return a cell as text; null and NaN, which some writers put for it, are empty."""
+    if isinstance(value, bytes):  # text of engines that do not mark it as such
+        try:
+            return value.decode().strip()
+        except UnicodeDecodeError:
+            raise RowError("", "a cell holds bytes that are no text") from None
+    return "" if value is None or value != value else str(value).strip()

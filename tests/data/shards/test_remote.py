@@ -1,0 +1,315 @@
+"""Sets at an address are read as sets in a folder, by workers too, and what a store does wrong is named in time."""
+
+from __future__ import annotations
+
+import json
+import logging
+import pickle
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mim_lightning.data.collate import Collate
+from mim_lightning.data.manifest import ManifestSource
+from mim_lightning.data.order import StreamPlan
+from mim_lightning.data.places import transfer
+from mim_lightning.data.places.transfer import Patience
+from mim_lightning.data.prepared import ShardSettings, open_prepared, prepare_shards
+from mim_lightning.data.shard_cache import CacheSettings
+from mim_lightning.data.shards.shard_set import ShardError, ShardSet
+from mim_lightning.data.skipping import BadSamples
+from mim_lightning.data.stream import ShardPass, ShardsAhead, StreamLoader
+from mim_lightning.types import ImageSpec
+from tests.data.conftest import MakeSet
+from tests.data.stores import FaultyStore, in_processes, serving
+
+SPECS = {"query_image": ImageSpec((8, 8)), "product_image": ImageSpec((8, 8))}
+
+
+@pytest.fixture(autouse=True)
+def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transfer, "BACKOFF", 0.02)
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[Any]:
+    """s3fs's file system of a server on loopback, which whatever speaks S3 finds by the environment."""
+    import fsspec
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    variables = {"ENDPOINT_URL": f"http://{host}:{port}", "ACCESS_KEY_ID": "key", "SECRET_ACCESS_KEY": "secret"}
+    variables |= {"DEFAULT_REGION": "us-east-1", "EC2_METADATA_DISABLED": "true"}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in variables.items():
+            patch.setenv(f"AWS_{name}", value)
+        transfer._open_system.cache_clear()
+        yield fsspec.filesystem("s3", skip_instance_cache=True, use_listings_cache=False)
+    transfer._open_system.cache_clear()
+    server.stop()
+
+
+@pytest.fixture
+def bucket(s3: Any) -> Iterator[Any]:
+    """The file system, with an empty bucket."""
+    s3.mkdir("shop")
+    yield s3
+    s3.rm("shop", recursive=True)
+
+
+def settings(tmp_path: Path, **options: Any) -> CacheSettings:
+    return CacheSettings(str(tmp_path / "cache"), **({"timeout": 20, "retries": 1} | options))
+
+
+def loader(shards: ShardSet, num_workers: int = 0, batch_size: int = 8, **options: Any) -> StreamLoader:
+    order = StreamPlan(tuple(shards.sizes), batch_size, seed=1, window=2)
+    return StreamLoader(shards, Collate(SPECS, shards.max_relevant), order, num_workers=num_workers, **options)
+
+
+def numbers(batches: Any) -> list[list[int]]:
+    return [batch.sample_nums[~batch.is_padding].tolist() for batch in batches]
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_set_in_s3_is_read_as_on_disk(make_set: MakeSet, bucket: Any, tmp_path: Path, num_workers: int) -> None:
+    written = make_set(40, 9)
+    bucket.put(str(written.folder), "shop/train", recursive=True)
+    shards = ShardSet("s3://shop/train", settings(tmp_path))
+    assert shards.read(range(40)) == written.read(range(40))  # the client is open before workers are forked
+    assert pickle.loads(pickle.dumps(shards)).read([39]) == written.read([39])
+    assert shards.keys.tolist() == written.keys.tolist()
+    assert shards.find([int(written.keys[7])]) == {int(written.keys[7]): 7}
+    cold = ShardSet("s3://shop/train", CacheSettings(str(tmp_path / "another"), timeout=20))
+    expected = list(loader(written))
+    for stream in (loader(cold, num_workers), loader(shards, num_workers)):
+        found = list(stream)
+        assert numbers(found) == numbers(expected)
+        for ours, theirs in zip(found, expected, strict=True):
+            assert (ours.inputs["query_image"] == theirs.inputs["query_image"]).all()
+
+
+def test_prepared_data_in_s3(shop: ManifestSource, bucket: Any, tmp_path: Path) -> None:
+    local = prepare_shards(shop, tmp_path / "prepared", ShardSettings(samples_per_shard=2))
+    bucket.put(str(tmp_path / "prepared"), "shop/prepared", recursive=True)
+    prepared = open_prepared("s3://shop/prepared/", settings(tmp_path))
+    assert prepared.describe() == local.describe()
+    assert prepared.splits() == ["train", "val"]
+    for ours, theirs in (
+        (prepared.catalogue(), local.catalogue()),
+        (prepared.queries("train"), local.queries("train")),
+    ):
+        assert ours.read(range(len(ours))) == theirs.read(range(len(theirs)))
+    with pytest.raises(ValueError, match=r"no split 'test'; it has \['train', 'val'\]"):
+        prepared.queries("test")
+    with pytest.raises(ValueError, match="s3://shop/elsewhere: no prepared data here"):
+        open_prepared("s3://shop/elsewhere", settings(tmp_path))
+
+
+def test_prepared_data_on_a_web_server_that_lists_nothing(shop: ManifestSource, tmp_path: Path) -> None:
+    local = prepare_shards(shop, tmp_path / "prepared", ShardSettings(samples_per_shard=2))
+    with serving(tmp_path / "prepared") as store:
+        prepared = open_prepared(store.address, settings(tmp_path))
+        assert prepared.queries("val").read([0]) == local.queries("val").read([0])
+        with pytest.raises(ValueError, match="/queries/test: not a finished shard set"):
+            prepared.queries("test")
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "words"),
+    [
+        ("000001.tar", None, "s3://shop/train/000001.tar: there is no such file"),
+        ("000001.npy", None, "s3://shop/train/000001.npy: there is no such file"),
+        ("000001.tar", lambda data: data[:-700], "s3://shop/train/000001.tar: it has .* bytes, the index says"),
+        ("000001.tar", lambda data: data[:900] + b"?" + data[901:], "000001.tar: its checksum is .*, the index says"),
+        ("000001.npy", lambda data: data[:-9], "s3://shop/train/000001.npy: "),
+        ("index.json", None, "s3://shop/train: not a finished shard set"),
+        ("index.json", lambda data: data[:-9], "s3://shop/train/index.json: damaged"),
+    ],
+)
+def test_damage_in_s3_is_named(
+    make_set: MakeSet, bucket: Any, tmp_path: Path, name: str, change: Callable[[bytes], bytes] | None, words: str
+) -> None:
+    bucket.put(str(make_set(20, 9).folder), "shop/train", recursive=True)
+    if change is None:
+        bucket.rm(f"shop/train/{name}")
+    else:
+        bucket.pipe(f"shop/train/{name}", change(bucket.cat(f"shop/train/{name}")))
+    with pytest.raises(ValueError, match=words) as caught:
+        ShardSet("s3://shop/train", settings(tmp_path)).read([8, 0])
+    assert "\n" not in str(caught.value)
+
+
+def test_a_store_that_is_not_there_is_named_in_time(tmp_path: Path) -> None:
+    started = time.monotonic()
+    with pytest.raises(ShardError, match=r"http://127.0.0.1:9/set/index.json: .*tried 2 times"):
+        ShardSet("http://127.0.0.1:9/set", settings(tmp_path))
+    assert time.monotonic() - started < 60
+
+
+@pytest.fixture
+def served(make_set: MakeSet) -> Iterator[tuple[ShardSet, FaultyStore]]:
+    """A set of 45 samples in 5 shards, and a store that has it."""
+    written = make_set(45, 9)
+    with serving(Path(written.folder)) as store:
+        yield written, store
+
+
+@pytest.mark.parametrize(
+    ("fault", "num_workers"), [("error", 0), ("error", 1), ("stall", 0), ("silent", 1), ("short", 0), ("flipped", 1)]
+)
+def test_a_store_that_fails_is_told_through_workers(
+    served: tuple[ShardSet, FaultyStore], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str, num_workers: int
+) -> None:
+    _, store = served
+    shards = ShardSet(store.address, settings(tmp_path))
+    shards.read([0, 9, 18, 36])  # of every other shard, while there is time
+    monkeypatch.setattr(CacheSettings, "patience", Patience(0.4, 1))
+    store.fail("000003.tar", fault)
+    with pytest.raises(ShardError, match=f"{store.address}/000003.tar: ") as caught:
+        list(loader(shards, num_workers))
+    assert "tried 2 times" in str(caught.value)
+    traceback.clear_frames(caught.tb)  # ends the workers now; the garbage collector would wait five seconds for each
+
+
+def test_a_fault_that_passes_changes_nothing(served: tuple[ShardSet, FaultyStore], tmp_path: Path) -> None:
+    written, store = served
+    for name, fault in [
+        ("000000.tar", "error"),
+        ("000001.tar", "flipped"),
+        ("000002.npy", "cut"),
+        ("index.json", "error"),
+    ]:
+        store.fail(name, fault, times=1)
+    shards = ShardSet(store.address, settings(tmp_path))
+    assert shards.read(range(45)) == written.read(range(45))
+    assert {name: store.asked[name] for name in ("000000.tar", "000001.tar", "000003.tar")} == {
+        "000000.tar": 2,
+        "000001.tar": 2,
+        "000003.tar": 1,
+    }
+
+
+def test_ranks_and_workers_fetch_a_shard_once(served: tuple[ShardSet, FaultyStore], tmp_path: Path) -> None:
+    _, store = served
+    shards = ShardSet(store.address, settings(tmp_path))
+
+    def stream(rank: int) -> None:
+        order = StreamPlan(tuple(shards.sizes), 8)
+        ranked = StreamLoader(shards, Collate(SPECS, shards.max_relevant), order, rank, 2, num_workers=2)
+        assert sum(len(batch) for _ in range(2) for batch in ranked) == 2 * 23
+
+    assert in_processes(stream, 2) == [0, 0]
+    assert {name: count for name, count in store.asked.items() if name.endswith(".tar")} == dict.fromkeys(
+        [f"{idx:06d}.tar" for idx in range(5)], 1
+    )
+    assert len(list((tmp_path / "cache").rglob("*.tar"))) == 5
+
+
+@pytest.mark.parametrize("look_ahead", [0, 1, 2, 9])
+def test_shards_are_named_before_they_are_needed(make_set: MakeSet, look_ahead: int) -> None:
+    written = make_set(60, 4)
+    order = StreamPlan(tuple(written.sizes), 8, seed=1, window=2)
+    batches = [np.unique(written.shards_of(batch)).tolist() for batch in order.batches(0)]
+
+    class Remote:
+        sizes, shards_of = written.sizes, staticmethod(written.shards_of)
+
+    remote: Any = Remote()
+    remote.look_ahead = look_ahead
+    ahead = ShardsAhead(remote, order.batches(0))
+    named = [ahead.next() for _ in batches]
+    known = set(batches[0])
+    for number, shards in enumerate(batches):
+        already = set(batches[0]).union(*named[:number])
+        assert not look_ahead or set(shards) <= already | set(batches[0]), "each was named by an earlier batch"
+        known |= set(shards)
+        waiting = already.union(named[number]) - known
+        assert len(waiting) <= max(0, look_ahead - 1) + 4, "and not long before: a batch brings 4 shards or less"
+    assert len([idx for idxs in named for idx in idxs]) == (
+        0 if not look_ahead else len(written.sizes) - len(batches[0])
+    )
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_what_comes_next_is_fetched_while_a_batch_is_read(
+    served: tuple[ShardSet, FaultyStore], tmp_path: Path, num_workers: int
+) -> None:
+    _, store = served
+    shards = ShardSet(store.address, settings(tmp_path, look_ahead=5))
+    batches = iter(ShardPass(shards, Collate(SPECS), range(5), 9, num_workers))
+    next(batches)
+    deadline = time.monotonic() + 60
+    while len(list((tmp_path / "cache").rglob("*.tar"))) < 5 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert len(list((tmp_path / "cache").rglob("*.tar"))) == 5, "one batch was read, the shards of all are here"
+    assert sum(len(batch) for batch in batches) == 36
+    assert max(store.asked[f"{idx:06d}.tar"] for idx in range(5)) == 1
+
+
+def test_a_set_that_was_written_anew_is_fetched_anew(make_set: MakeSet, tmp_path: Path) -> None:
+    first, second = make_set(9, 9), make_set(9, 9)
+    content = Path(second.folder) / "000000.tar"
+    place = tmp_path / "place"
+    place.symlink_to(first.folder)
+    with serving(place) as store:
+        assert ShardSet(store.address, settings(tmp_path)).read([0])[0].query_id == "q0"
+        other = make_set(5, 5)
+        place.unlink()
+        place.symlink_to(other.folder)
+        again = ShardSet(store.address, settings(tmp_path))
+        assert len(again) == 5 and again.read([4]) == other.read([4])
+    assert content.is_file()
+
+
+def test_a_damaged_copy_is_named_and_fetched_again(served: tuple[ShardSet, FaultyStore], tmp_path: Path) -> None:
+    """The copy is looked at with data.cache.verify alone; one that is seen to be damaged is not kept."""
+    written, store = served
+    assert ShardSet(store.address, settings(tmp_path)).read([0]) == written.read([0])
+    (copy,) = (tmp_path / "cache").rglob("000000.tar")
+    data = bytearray(copy.read_bytes())
+    data[-1] ^= 1
+    copy.write_bytes(data)
+    with pytest.raises(ShardError, match=rf"{store.address}/000000.tar: its copy in {tmp_path}/cache is damaged"):
+        ShardSet(store.address, settings(tmp_path, verify=True)).read([0])
+    assert ShardSet(store.address, settings(tmp_path, verify=True)).read([0]) == written.read([0])
+
+
+def test_damage_that_no_checksum_tells_is_not_kept(make_set: MakeSet, tmp_path: Path) -> None:
+    """The first format had no checksums: when the store has mended the shard, it is fetched again."""
+    folder = Path(make_set(9, 9).folder)
+    index = json.loads((folder / "index.json").read_text())
+    (folder / "index.json").write_text(
+        json.dumps({key: index[key] for key in ("sizes", "max_relevant")} | {"version": 1})
+    )
+    whole = (folder / "000000.tar").read_bytes()
+    (folder / "000000.tar").write_bytes(whole[:512] + b"?" + whole[513:])
+    with serving(folder) as store:
+        shards = ShardSet(store.address, settings(tmp_path))
+        with pytest.raises(ShardError, match=f"{store.address}/000000.tar, sample 0: damaged"):
+            shards.read([0])
+        (folder / "000000.tar").write_bytes(whole)
+        assert shards.read([0])[0].query_id == "q0"
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_shard_out_of_reach_is_skipped_and_counted(
+    served: tuple[ShardSet, FaultyStore], tmp_path: Path, num_workers: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    _, store = served
+    shards = ShardSet(store.address, settings(tmp_path))
+    store.fail("000003.tar", "error")
+    stream = loader(shards, num_workers, bad=BadSamples("skip", "20%"))
+    with caplog.at_level(logging.WARNING):
+        batches = list(stream)
+    assert [len(batch) for batch in batches] == [8] * 5 + [5]
+    assert sorted(number for batch in numbers(batches) for number in batch) == [*range(27), *range(36, 45)]
+    assert stream.skipped.num_skipped == 9
+    told = [record.getMessage() for record in caplog.records if "skipped: " in record.getMessage()]
+    assert len(told) == 1 and f"{store.address}/000003.tar" in told[0]

@@ -1,0 +1,225 @@
+"""Shard sets give back what was written, any tar reader reads them, and damage is named."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mim_lightning.data.shard_cache import CacheSettings
+from mim_lightning.data.shards.shard_set import ShardError, ShardSet
+from mim_lightning.data.writing.shard import Record
+from mim_lightning.data.writing.small_set import write_shard_set
+from mim_lightning.types import NO_KEY, id_key
+from tests.data.conftest import MakeSet, jpeg
+
+FACTS = [
+    {
+        "query_id": "q-ä",
+        "product_id": "p1",
+        "asked_ids": ["p1", "p2"],
+        "shown_ids": ["p3", "p1", "p2"],
+        "category": "mugs",
+        "product_text": "Red mug",
+        "query_text": "grün",
+    },
+    {"product_id": "p2", "category": None, "product_text": None},
+    {"query_id": "q2", "query_text": "text alone", "asked_ids": ["p2"], "shown_ids": ["p2"], "category": "cups"},
+]
+IMAGES = [{"product_image": b"product", "query_image": b"query"}, {"product_image": b"x" * 1500}, {}]
+
+
+@pytest.fixture
+def written(tmp_path: Path) -> Path:
+    records = [Record(images, facts) for images, facts in zip(IMAGES, FACTS, strict=True)]
+    write_shard_set(tmp_path / "set", iter(records), 3, samples_per_shard=2)
+    return tmp_path / "set"
+
+
+def test_round_trip_of_every_field(written: Path) -> None:
+    shards = ShardSet(written)
+    first, second, third = shards.read([0, 1, 2])
+    assert first.inputs == {**IMAGES[0], "product_text": "Red mug", "query_text": "grün"}
+    assert (first.sample_num, first.query_id, first.product_id, first.category) == (0, "q-ä", "p1", "mugs")
+    assert (first.asked_ids, first.shown_ids, first.is_padding) == (("p1", "p2"), ("p3", "p1", "p2"), False)
+    assert second.inputs == IMAGES[1]
+    assert (second.query_id, second.asked_ids, second.category) == (None, (), None)
+    assert third.inputs == {"query_text": "text alone"}
+    assert third.product_id is None
+    assert shards.read([2], is_padding=True)[0].is_padding
+    assert (shards.sizes, len(shards), shards.max_relevant) == ([2, 1], 3, 3)
+    assert shards.keys.tolist() == [id_key("q-ä"), id_key("p2"), id_key("q2")]
+
+
+def test_any_tar_reader_reads_a_shard(written: Path) -> None:
+    members = []
+    for path in sorted(written.glob("*.tar")):
+        places = np.load(path.with_suffix(".npy"))
+        with tarfile.open(path) as tar:
+            for member in tar:
+                members.append((member.name, tar.extractfile(member).read()))  # type: ignore[union-attr]
+                assert [member.offset_data, member.size] in places.reshape(-1, 2).tolist()
+    expected = []
+    for number, (images, facts) in enumerate(zip(IMAGES, FACTS, strict=True)):
+        files = {"json": json.dumps(facts, ensure_ascii=False).encode(), **images}
+        expected += [(f"{number:012d}.{name}", data) for name, data in files.items()]
+    assert members == expected
+
+
+@pytest.mark.parametrize(("num", "per_shard", "sizes"), [(7, 3, [3, 2, 2]), (6, 3, [3, 3]), (1, 9, [1])])
+def test_shards_are_of_equal_size(make_set: MakeSet, num: int, per_shard: int, sizes: list[int]) -> None:
+    shards = make_set(num, per_shard)
+    assert shards.sizes == sizes
+    assert [sample.query_id for sample in shards.read(range(num))] == [f"q{number}" for number in range(num)]
+
+
+@pytest.mark.parametrize("announced", [2, 4])
+def test_another_number_of_records_than_announced(tmp_path: Path, announced: int) -> None:
+    records = [Record({}, {"product_id": str(number)}) for number in range(3)]
+    with pytest.raises(ValueError, match=f"{announced} records announced"):
+        write_shard_set(tmp_path / "set", records, announced, 2)
+    with pytest.raises(ValueError, match="not a finished shard set"):
+        ShardSet(tmp_path / "set")
+
+
+def test_reading_in_any_order_and_from_a_copy(make_set: MakeSet) -> None:
+    shards = make_set()
+    numbers = np.random.default_rng(0).permutation(23).tolist()
+    assert [sample.query_id for sample in shards.read(numbers)] == [f"q{number}" for number in numbers]
+    copy = pickle.loads(pickle.dumps(shards))
+    assert copy.read(numbers) == shards.read(numbers)
+
+
+def test_a_set_that_was_written_anew_is_read_anew(tmp_path: Path) -> None:
+    """An open shard of the old files must not answer for the new ones."""
+    folder = tmp_path / "set"
+    for text in ("first", "other, and longer"):
+        write_shard_set(folder, [Record({}, {"query_id": text}) for _ in range(3)], 3, 3)
+        assert ShardSet(folder).read([2])[0].query_id == text
+        folder.rename(tmp_path / f"moved {text}")
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:700])
+
+
+def overwrite(text: bytes) -> Callable[[Path], None]:
+    def change(path: Path) -> None:
+        data = bytearray(path.read_bytes())
+        data[512 : 512 + len(text)] = text
+        path.write_bytes(bytes(data))
+
+    return change
+
+
+DAMAGE: dict[str, tuple[str, Callable[[Path], object], str]] = {
+    "missing shard": ("000000.tar", Path.unlink, "000000.tar: the shard is missing"),
+    "truncated tar": ("000000.tar", cut, "000000.tar, sample 0: damaged .the file ends"),
+    "empty tar": ("000000.tar", lambda path: path.write_bytes(b""), "000000.tar, sample 0: damaged"),
+    "flipped json": ("000000.tar", overwrite(b"["), "000000.tar, sample 0: damaged"),
+    "flipped letters": ("000000.tar", overwrite(b'{"\xff\xfe'), "000000.tar, sample 0: damaged"),
+    "missing index": ("000000.npy", Path.unlink, "000000.npy: the byte index of the shard is missing"),
+    "cut index": ("000000.npy", lambda path: path.write_bytes(path.read_bytes()[:-8]), "000000.npy: damaged"),
+    "empty index": ("000000.npy", lambda path: path.write_bytes(b""), "000000.npy: damaged"),
+    "foreign index": ("000000.npy", lambda path: np.save(path, np.zeros((1, 3, 2))), "000000.npy: damaged"),
+    "missing set index": ("index.json", Path.unlink, "not a finished shard set"),
+    "damaged set index": ("index.json", lambda path: path.write_text("{"), "index.json: damaged"),
+    "half an index": (
+        "index.json",
+        lambda path: path.write_text(json.dumps(json.loads(path.read_text()) | {"crc32": [1]})),
+        "index.json: damaged .sizes, bytes and crc32 are not of as many shards",
+    ),
+    "other version": (
+        "index.json",
+        lambda path: path.write_text(json.dumps(json.loads(path.read_text()) | {"version": 99})),
+        "shard format 99",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_damage_is_named(written: Path, kind: str) -> None:
+    name, damage, words = DAMAGE[kind]
+    damage(written / name)
+    with pytest.raises(ValueError, match=words) as caught:
+        ShardSet(written).read([0])
+    assert str(written) in str(caught.value)
+
+
+@pytest.mark.parametrize("place", [0, 700, -1])
+def test_a_flipped_byte_is_told_by_the_checksum(written: Path, place: int) -> None:
+    """A picture with another byte may well decode; only the checksum of its shard knows."""
+    path = written / "000000.tar"
+    data = bytearray(path.read_bytes())
+    data[place] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(ShardError, match=rf"{path}: damaged .its checksum is [0-9a-f]{{8}}, the index says"):
+        ShardSet(written, CacheSettings(verify=True)).read([0])
+    assert ShardSet(written, CacheSettings(verify=True)).read([2])[0].query_id == "q2"
+
+
+def test_a_set_of_the_first_format_is_read(written: Path) -> None:
+    """It tells no checksums and has no column but the keys."""
+    path = written / "index.json"
+    index = json.loads(path.read_text())
+    path.write_text(json.dumps({"version": 1} | {key: index[key] for key in ("sizes", "members", "max_relevant")}))
+    for column in ("product_keys", "category_keys", "weights"):
+        (written / f"{column}.npy").unlink()
+    shards = ShardSet(written, CacheSettings(verify=True))
+    assert [sample.query_id for sample in shards.read([2, 0])] == ["q2", "q-ä"]
+    with pytest.raises(ValueError, match=f"{written}: has no weights.npy; run prepare again"):
+        shards.column("weights")
+
+
+def test_columns_of_every_sample(written: Path) -> None:
+    shards = ShardSet(written)
+    assert shards.column("product_keys").tolist() == [id_key("p1"), id_key("p2"), NO_KEY]
+    assert shards.column("category_keys").tolist() == [id_key("mugs"), NO_KEY, id_key("cups")]
+    assert shards.column("weights").tolist() == [1.0, 1.0, 1.0]
+    assert isinstance(shards.column("weights"), np.memmap)
+
+
+def test_shards_and_samples_find_each_other(make_set: MakeSet) -> None:
+    shards = make_set(23, 9)  # of 8, 8 and 7
+    assert [shards.span(idx) for idx in range(3)] == [(0, 8), (8, 16), (16, 23)]
+    assert shards.shards_of(range(23)).tolist() == [0] * 8 + [1] * 8 + [2] * 7
+    assert shards.shard_name(2) == f"{shards.folder}/000002.tar"
+
+
+def test_the_first_sample_of_a_key_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keys are searched part by part: those of a large set would fill the memory."""
+    monkeypatch.setattr("mim_lightning.data.shards.shard_set.SEARCHED_AT_ONCE", 4)
+    ids = ["a", "b", "a", "c", "b", "d", "a", "e", "d", "f"]
+    write_shard_set(tmp_path / "set", [Record({}, {"query_id": name}) for name in ids], 10, 3)
+    wanted = [id_key(name) for name in ("d", "b", "nobody", "f", "a")]
+    expected = {id_key(name): ids.index(name) for name in ("a", "b", "d", "f")}
+    assert ShardSet(tmp_path / "set").find(wanted) == expected
+    assert ShardSet(tmp_path / "set").find(id_key("e")) == {id_key("e"): 7}
+
+
+def test_a_disk_that_fails_is_named(written: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shards = ShardSet(written)
+    shards.read([0])
+
+    def fail(*_: object) -> bytes:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr("os.pread", fail)
+    with pytest.raises(ShardError, match=f"{written}/000000.tar, sample 0: damaged .* Input/output error"):
+        shards.read([0])
+
+
+def test_the_rest_of_a_damaged_set_is_read(written: Path) -> None:
+    (written / "000000.tar").unlink()
+    assert ShardSet(written).read([2])[0].query_id == "q2"
+
+
+def test_a_picture_is_stored_as_it_comes(tmp_path: Path) -> None:
+    data = jpeg()
+    write_shard_set(tmp_path / "set", [Record({"query_image": data}, {"query_id": "q"})], 1, 1)
+    assert ShardSet(tmp_path / "set").read([0])[0].inputs["query_image"] == data
