@@ -1,11 +1,14 @@
 """The house rules that a machine can read: who imports whom, which vendor lives where, how files begin."""
 
 import ast
+import re
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "mim_lightning"
+CONF = Path(__file__).parents[1] / "conf"
 FILES = sorted(SOURCE.rglob("*.py"))
 
 ROOMS = {  # room or file -> what of the project it may import
@@ -53,6 +56,41 @@ ROOMS = {  # room or file -> what of the project it may import
     "search.__main__": {"door", "search"},
     "build_index": {"config", "door", "inference", "launch", "lit", "model", "prepare", "search"},
     "serve": {"config", "door", "online", "search"},
+}
+DATA_ROOMS = {  # room or file of data -> what else of data it may import: rows above its own, so there are no circles
+    "places": set(),
+    "progress": set(),
+    "dealing": set(),
+    "synthetic": set(),
+    "fetching": {"places"},
+    "pictures": {"places", "progress", "fetching"},
+    "tables": {"places", "pictures"},
+    "manifest": {"places", "pictures", "tables"},
+    "sources": {"places", "pictures", "tables", "manifest", "synthetic"},
+    "protocol": {"manifest"},
+    "check": {"places", "progress", "pictures", "tables", "manifest"},
+    "shard_cache": {"places"},
+    "shards": {"places", "shard_cache"},
+    "writing": {"places", "progress", "pictures", "tables", "manifest", "check", "shards"},
+    "checked": {"pictures", "tables", "manifest", "protocol", "check", "writing"},
+    "prepared": {"places", "manifest", "protocol", "check", "shard_cache", "shards", "writing", "checked"},
+    "writing.ray_engine": {"places", "tables", "manifest", "check", "protocol", "prepared", "progress", "writing"},
+    "order": {"dealing"},
+    "grouped": {"dealing", "order"},
+    "weighted": {"dealing", "order"},
+    "mixing": {"places", "shard_cache", "shards", "prepared", "order"},
+    "transforms": {"pictures"},
+    "collate": {"pictures", "transforms"},
+    "skipping": {"shards", "collate"},
+    "stream": {"shards", "order", "collate", "skipping"},
+}
+LARGEST_ROOM = 16  # files of a folder of data
+KEPT_TARGETS = {  # classes of data that configs name: run ids and checkpoints hold these paths and do not follow
+    *("manifest.ManifestSource", "sources.grocery.GrocerySource", "sources.hugging_face.HuggingFaceSource"),
+    *("sources.synthetic.SyntheticSource", "sources.webdataset.WebDatasetSource", "fetching.DownloadSettings"),
+    *("protocol.Seen", "protocol.ProductDisjoint", "check.settings.CheckSettings", "prepared.ShardSettings"),
+    *("shard_cache.CacheSettings", "writing.ray_cluster.RaySettings", "transforms.Augment"),
+    *("order.StreamSettings", "grouped.GroupedSettings", "weighted.WeightedSettings"),
 }
 VENDORS = {  # package -> rooms that may import it
     "aiohttp": {"data"},
@@ -110,6 +148,9 @@ def name_of(path: Path) -> str:
     return ".".join(part for part in parts if part != "__init__")
 
 
+DATA_FILES = [path for path in FILES if name_of(path).startswith("data.")]
+
+
 @pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_imports_point_one_way(path: Path) -> None:
     name = name_of(path)
@@ -120,6 +161,33 @@ def test_imports_point_one_way(path: Path) -> None:
         if module.startswith("mim_lightning."):
             target = module.removeprefix("mim_lightning.")
             assert any(target == room or target.startswith(f"{room}.") for room in allowed), f"{name} imports {target}"
+
+
+def test_rooms_of_data_stand_on_each_other() -> None:
+    above: set[str] = set()
+    for room, allowed in DATA_ROOMS.items():
+        assert allowed <= above, f"data.{room} may not import what stands below it: {sorted(allowed - above)}"
+        above.add(room)
+
+
+@pytest.mark.parametrize("path", DATA_FILES, ids=name_of)
+def test_imports_in_data_point_one_way(path: Path) -> None:
+    name = name_of(path).removeprefix("data.")
+    room = max((room for room in DATA_ROOMS if f"{name}.".startswith(f"{room}.")), key=len)
+    for module in imports(path):
+        if module.startswith("mim_lightning.data."):
+            target = module.split(".")[2]
+            assert target in DATA_ROOMS[room] | {room}, f"data.{name} imports data.{target}"
+
+
+def test_rooms_of_data_are_read_in_one_sitting() -> None:
+    sizes = Counter(name_of(path.parent) for path in DATA_FILES)
+    assert max(sizes.values()) <= LARGEST_ROOM, sizes.most_common(3)
+
+
+def test_classes_that_configs_name_stay() -> None:
+    conf = "".join(path.read_text() for path in CONF.rglob("*.yaml"))
+    assert set(re.findall(r"_target_: mim_lightning\.data\.([\w.]+)", conf)) >= KEPT_TARGETS
 
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)
