@@ -82,7 +82,8 @@ DATA_ROOMS = {  # room or file of data -> what else of data it may import: rows 
     "transforms": {"pictures"},
     "collate": {"pictures", "transforms"},
     "skipping": {"shards", "collate"},
-    "stream": {"shards", "order", "collate", "skipping"},
+    "slots": {"pictures", "skipping"},
+    "stream": {"shards", "order", "collate", "skipping", "slots"},
 }
 LARGEST_ROOM = 16  # files of a folder of data
 KEPT_TARGETS = {  # classes of data that configs name: run ids and checkpoints hold these paths and do not follow

@@ -4,7 +4,7 @@
     checked, prepared             rows -> shard sets, whole or not there; progress tells how far
     order, grouped, weighted      which rows meet in which batch
     stream, skipping              shard sets -> samples, and what to do where one cannot be read
-    collate, transforms           samples -> batches
+    collate, transforms, slots    samples -> batches, and how they come from the loader's workers
     fetching, shard_cache         how files come over a network: pictures, shards
 
     places/     paths and addresses, what is brought here from them, and how much of it is kept
