@@ -1,8 +1,14 @@
 """How many processes a run starts, and in which precision."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from mim_lightning import launch
+from mim_lightning.door import FROZEN_CONFIG
 
 TRAINER = {"accelerator": "auto", "devices": 1, "num_nodes": 1, "precision": "auto"}
 
@@ -67,3 +73,27 @@ def test_devices_that_are_not_there_are_refused(devices: object, monkeypatch: py
     monkeypatch.setattr(launch, "_num_gpus", lambda: 2)
     with pytest.raises(ValueError, match=f"trainer.devices={devices}"):
         launch.num_processes_to_launch(TRAINER | {"devices": devices})
+
+
+GROUP = """
+import torch.distributed as dist
+from mim_lightning.door import run_door
+
+def join(config):
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    dist.barrier()
+
+run_door("train", join)
+assert not dist.is_initialized(), "gloo's threads live on"
+"""
+
+
+@pytest.mark.parametrize("is_launched", [True, False])
+def test_no_thread_of_a_process_group_outlives_a_door(is_launched: bool, tmp_path: Path) -> None:
+    """They may want the interpreter while it ends, and the process aborts instead."""
+    (tmp_path / "config.yaml").write_text("{}")
+    environment = {**os.environ, **({FROZEN_CONFIG: str(tmp_path / "config.yaml")} if is_launched else {})}
+    finished = subprocess.run(
+        [sys.executable, "-c", GROUP], env=environment, cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert finished.returncode == 0, finished.stderr

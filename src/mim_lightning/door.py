@@ -58,6 +58,7 @@ def run_door(name: str, function: Callable[[Config], Any], free_texts: Sequence[
         hydra.main(version_base="1.3", config_path=conf_dir(), config_name=name)(guarded)()
     except Exception as error:
         _exit(error, name)
+    _leave_process_group()
 
 
 def _quoted(argument: str, names: Sequence[str]) -> str:
@@ -77,6 +78,19 @@ def _run_frozen(path: Path, name: str, function: Callable[[Config], Any]) -> Non
         if FULL_ERRORS in os.environ or not is_mendable(error):
             raise
         sys.exit(2)  # the process that launched this one tells the reason
+    _leave_process_group()
+
+
+def _leave_process_group() -> None:
+    """End the threads of a process group, if this process is in one, while the interpreter still runs.
+
+    Lightning does so for NCCL only. A thread of gloo that puts away a tensor of the last collective when the
+    interpreter has begun to end is ended by it in the midst of C++, which aborts the process: "terminate called
+    without an active exception". After a failure the others are not waited for.
+    """
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def _is_recorded() -> bool:
