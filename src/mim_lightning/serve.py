@@ -36,10 +36,12 @@ def serve(config: dict[str, Any]) -> None:
     # the encoder's thread takes the interpreter back after every operator, and waits so long for it if others are busy:
     # with 5 ms, the default, 32 clients get a quarter fewer answers
     sys.setswitchinterval(0.0005)
+    api_key = os.environ.get(API_KEY)
+    if api_key is not None and not api_key.strip():
+        raise ValueError(f"{API_KEY}: is empty, and would let everyone in; give a secret, or unset it")
     listening = listen(config["host"], config["port"])  # first, for what is opened next takes a while
     shopfront = open_shopfront(config)
-    app: Any = make_app(shopfront)
-    api_key = os.environ.get(API_KEY)
+    app: Any = make_app(shopfront, has_key=api_key is not None)
     if config["page"]:
         from mim_lightning.search.service.page import mount_page
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from mim_lightning.inference.hub import is_hub_path
 from mim_lightning.inference.loaded import LoadedModel, load
 from mim_lightning.search.canaries import check_canaries, read_canaries
 from mim_lightning.search.index.card import IndexCard
@@ -59,6 +60,6 @@ def _warm_up(index: ProductIndex, dimension: int) -> None:
 def _model_of(index: ProductIndex, place: str) -> str:
     card: IndexCard = index.card
     model = card.extra.get(MODEL)
-    if model is None or not Path(model).exists():
+    if model is None or not (is_hub_path(model) or Path(model).exists()):
         raise ValueError(f"{place}: its model {card.fingerprint} is not at {model}; give checkpoint=<where it is now>")
     return str(model)

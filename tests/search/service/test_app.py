@@ -12,10 +12,12 @@ pytest.importorskip("fastapi", reason="the extra `serve` is not installed")
 
 from fastapi.testclient import TestClient
 
+from mim_lightning.config import compose
 from mim_lightning.online.arms import Arm
 from mim_lightning.online.event_log import EventLog
 from mim_lightning.online.experiment import Experiment
 from mim_lightning.search.service.app import behind_gate, make_app
+from mim_lightning.serve import serve
 from tests.search.service.shopfronts import FINGERPRINT, colour_shop, square
 from tests.search.service.test_limits import png_of
 
@@ -124,10 +126,34 @@ def test_key_and_rate(tmp_path: Path) -> None:
         assert client.get("/health").status_code == 200
         for headers in ({}, {"X-API-Key": "guess"}):
             answer = client.post("/search", data={"text": "red"}, headers=headers)
-            assert answer.status_code == 401 and "X-Api-Key" in answer.json()["error"]
+            assert answer.status_code == 401 and "X-API-Key" in answer.json()["error"]
+        for path in ("/products/red-1", "/products/red-1/picture", "/metrics"):
+            assert client.get(path).status_code == 401
         answers = [client.post("/search", data={"text": "red"}, headers={"X-API-Key": "secret"}) for _ in range(4)]
         assert [answer.status_code for answer in answers] == [200, 200, 200, 429]
         assert int(answers[-1].headers["retry-after"]) > 0
+
+
+def test_a_key_of_any_letters_and_its_place_in_the_description(tmp_path: Path) -> None:
+    shopfront = colour_shop(tmp_path)
+    with TestClient(behind_gate(make_app(shopfront, has_key=True), shopfront, "clé")) as client:
+        assert client.post("/search", data={"text": "red"}, headers={b"X-API-Key": "clé".encode()}).status_code == 200
+        described = client.get("/openapi.json").json()
+    schemes = described["components"]["securitySchemes"]
+    assert {(scheme["in"], scheme["name"]) for scheme in schemes.values()} == {("header", "X-API-Key")}
+    assert described["paths"]["/search"]["post"]["security"] == [{name: []} for name in schemes]
+
+
+def test_an_empty_key_is_not_taken_for_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MIM_API_KEY", "")
+    with pytest.raises(ValueError, match="MIM_API_KEY: is empty, and would let everyone in"):
+        serve(compose("serve", ["index=nowhere"]))
+
+
+def test_a_url_with_a_password_need_not_stand_on_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MIM_EVENTS", "postgresql://me:secret@host/events")
+    assert compose("serve", ["index=nowhere"])["events"] == "postgresql://me:secret@host/events"
+    assert compose("report", [])["events"] == compose("serve", ["index=nowhere"])["events"]
 
 
 def test_an_experiment_is_recorded_without_the_user(tmp_path: Path) -> None:

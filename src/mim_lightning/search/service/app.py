@@ -10,15 +10,16 @@ import json
 from typing import Annotated, Any
 from urllib.parse import quote
 
-from fastapi import FastAPI, File, Form, Request, Response, UploadFile
+from fastapi import FastAPI, File, Form, Request, Response, Security, UploadFile
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from fastapi.security import APIKeyHeader
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
 from mim_lightning.search.query import SearchQuery
-from mim_lightning.search.service.gate import Gate, refuse
+from mim_lightning.search.service.gate import KEY_HEADER, Gate, refuse
 from mim_lightning.search.service.limits import RefusedError
 from mim_lightning.search.service.shopfront import Answer, Shopfront
 
@@ -61,12 +62,17 @@ class ClickAnswer(BaseModel):
     recorded: bool = Field(description="false: was recorded before")
 
 
-def make_app(shopfront: Shopfront) -> FastAPI:
-    """Return the application with all routes, without the gate (see `behind_gate`)."""
+def make_app(shopfront: Shopfront, has_key: bool = False) -> FastAPI:
+    """Return the application with all routes, without the gate (see `behind_gate`).
+
+    Args:
+        has_key: the gate will ask for a key, so /docs asks for it too before it tries a route.
+    """
     app = FastAPI(
         title="mim_lightning",
         description="Multimodal product search: a photo, a few words, or both.",
         version="1",
+        dependencies=[Security(APIKeyHeader(name=KEY_HEADER, auto_error=False))] if has_key else None,
     )
     app.add_exception_handler(RefusedError, _on_refused)
     app.add_exception_handler(HTTPException, _on_http_error)

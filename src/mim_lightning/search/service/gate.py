@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mim_lightning.search.service.limits import Limits, RateLimit, RefusedError
 
-KEY_HEADER = "x-api-key"
+KEY_HEADER = "X-API-Key"
 OPEN_PATHS = ("/health",)  # for whoever watches over the service: no key, no rate
 Observe = Callable[[str, str, int, float], None]  # method, path, status, seconds
 
@@ -69,8 +69,8 @@ class Gate:
             return
         if self.api_key is not None and path.startswith(self.guarded):
             given = headers.get(KEY_HEADER, "")
-            if not hmac.compare_digest(given.encode(), self.api_key.encode()):
-                raise RefusedError(401, f"the header {KEY_HEADER.title()} is missing or wrong")
+            if not hmac.compare_digest(given.encode("latin-1"), self.api_key.encode()):
+                raise RefusedError(401, f"the header {KEY_HEADER} is missing or wrong")
         if scope["method"] == "POST":
             self.rate.take(scope["client"][0] if scope.get("client") else "unknown")
         length = headers.get("content-length", "0")
