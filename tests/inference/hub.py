@@ -13,12 +13,15 @@ Files = dict[str, bytes]
 
 
 class Hub(ThreadingHTTPServer):
-    """Repositories by name, in memory; every commit replaces the one before."""
+    """Repositories by name, in memory, with every commit that was asked for; strangers see what is public."""
+
+    TOKEN = "hf_stand_in"
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Answer)
         self.repos: dict[str, Files] = {}
         self.is_private: dict[str, bool] = {}
+        self.commits: dict[str, Files] = {}  # by id
 
     @property
     def address(self) -> str:
@@ -49,6 +52,8 @@ class _Answer(BaseHTTPRequestHandler):
         size = int(self.headers.get("Content-Length") or 0)
         body = self.rfile.read(size) if size else self._chunks()
         path = urlsplit(self.path).path
+        if not self._is_known():
+            return self._json({"error": "Invalid username or password."}, 401)
         if path == "/api/repos/create":
             asked = json.loads(body)
             name = f"{asked.get('organization') or 'me'}/{asked['name']}"
@@ -70,26 +75,40 @@ class _Answer(BaseHTTPRequestHandler):
                 self.server.repos[repo][part["value"]["path"]] = base64.b64decode(part["value"]["content"])
             elif part["key"] == "deletedFile":
                 del self.server.repos[repo][part["value"]["path"]]
-        oid = commit_of(self.server.repos[repo])
+        oid = self._commit(self.server.repos[repo])
         return self._json(
             {"success": True, "commitOid": oid, "commitUrl": f"{self.server.address}/{repo}/commit/{oid}"}
         )
 
     def do_GET(self) -> None:
         parts = urlsplit(self.path).path.strip("/").split("/")
-        repo = "/".join(parts[2:4] if parts[0] == "api" else parts[:2])
+        parts, is_file = (parts[2:], False) if parts[0] == "api" else (parts, True)
+        repo, action, revision = "/".join(parts[:2]), parts[2] if parts[2:] else "", parts[3] if parts[3:] else "main"
         files = self.server.repos.get(repo)
+        if files is None or (self.server.is_private.get(repo) and not self._is_known()):
+            status = 404 if self._is_known() else 401
+            return self._json({"error": "Repository not found"}, status, {"X-Error-Code": "RepoNotFound"})
+        if revision != "main":
+            files = self.server.commits.get(revision)
         if files is None:
-            return self._json({"error": "Repository not found"}, 404, {"X-Error-Code": "RepoNotFound"})
-        if parts[0] != "api":  # <user>/<repo>/resolve/<revision>/<file>
+            return self._json({"error": "Invalid rev id"}, 404, {"X-Error-Code": "RevisionNotFound"})
+        if is_file:  # <user>/<repo>/resolve/<revision>/<file>
             return self._file(files, "/".join(parts[4:]))
-        if len(parts) > 4 and parts[4] == "tree":
+        if action == "tree":
             return self._json([_entry(name, data) for name, data in files.items()])
-        siblings = [{"rfilename": name} for name in files]
-        return self._json({"id": repo, "modelId": repo, "sha": commit_of(files), "siblings": siblings})
+        facts = {"id": repo, "modelId": repo, "sha": self._commit(files), "private": self.server.is_private.get(repo)}
+        return self._json({**facts, "siblings": [{"rfilename": name} for name in files]})
 
     def do_HEAD(self) -> None:
         self.do_GET()
+
+    def _is_known(self) -> bool:
+        return self.headers.get("Authorization") == f"Bearer {self.server.TOKEN}"
+
+    def _commit(self, files: Files) -> str:
+        oid = commit_of(files)
+        self.server.commits[oid] = dict(files)
+        return oid
 
     def _file(self, files: Files, name: str) -> None:
         if name not in files:

@@ -9,7 +9,7 @@ from huggingface_hub import constants
 
 from mim_lightning.inference.hub import push
 from mim_lightning.inference.loaded import load
-from tests.inference.hub import Hub, running_hub
+from tests.inference.hub import Hub, commit_of, running_hub
 from tests.inference.models import TEXTS, export_to
 
 
@@ -23,7 +23,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
         monkeypatch.setattr(
             constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.address + "/{repo_id}/resolve/{revision}/{filename}"
         )
-        monkeypatch.setenv("HF_TOKEN", "hf_stand_in")
+        monkeypatch.setenv("HF_TOKEN", hub.TOKEN)
         yield hub
 
 
@@ -57,8 +57,42 @@ def test_a_tampered_download_is_refused(hub: Hub, exported: Path) -> None:
         load("hf://me/shoes")
 
 
+def test_an_earlier_revision_is_loaded_by_its_name(hub: Hub, exported: Path) -> None:
+    push(exported, "me/shoes", private=True)
+    first = commit_of(hub.repos["me/shoes"])
+    hub.repos["me/shoes"]["config.json"] = b"{}"  # what came later
+    assert load(f"hf://me/shoes@{first}", device="cpu").fingerprint == load(exported).fingerprint
+    with pytest.raises(ValueError, match=r"hf://me/shoes@v9: cannot be fetched .*Revision Not Found"):
+        load("hf://me/shoes@v9")
+
+
+def test_a_public_repository_is_no_place_for_what_is_private(hub: Hub, copy: Path) -> None:
+    push(copy, "me/shoes", private=False)
+    held = dict(hub.repos["me/shoes"])
+    (copy / "note.txt").write_text("not for everyone")
+    with pytest.raises(ValueError, match=r"push=me/shoes: .*it is there and public; give private=false"):
+        push(copy, "me/shoes", private=True)
+    assert hub.repos["me/shoes"] == held
+
+
+def test_without_a_token_is_one_line_that_says_so(
+    hub: Hub, exported: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    push(exported, "me/shoes", private=True)
+    monkeypatch.delenv("HF_TOKEN")
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "none"))
+    for ask in (lambda: push(exported, "me/hats", private=True), lambda: load("hf://me/shoes")):
+        with pytest.raises(ValueError, match=r"401.*wants a token: `hf auth login`, or HF_TOKEN") as caught:
+            ask()
+        assert "\n" not in str(caught.value)
+    assert "me/hats" not in hub.repos
+
+
 def test_what_is_not_there_is_one_line(hub: Hub) -> None:
-    for path, message in (("hf://me/nothing", "cannot be fetched"), ("hf://shoes", "give <user>/<repo>")):
+    for path, message in (
+        ("hf://me/nothing", "cannot be fetched .*Repository Not Found"),
+        ("hf://shoes", "give <user>/<repo>"),
+    ):
         with pytest.raises(ValueError, match=f"^{path}: {message}") as caught:
             load(path)
         assert "\n" not in str(caught.value)

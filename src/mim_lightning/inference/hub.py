@@ -11,6 +11,8 @@ from typing import Any
 
 HUB_PREFIX = "hf://"
 REPO = re.compile(r"[\w.-]+/[\w.-]+")
+ADVICE = ("For more", "Please make sure", "If you are trying")  # how the client's lines begin that tell no fact
+LOG_IN = "what is private or yours wants a token: `hf auth login`, or HF_TOKEN"
 
 
 def is_hub_path(path: str | Path) -> bool:
@@ -37,7 +39,8 @@ def push(folder: Path, repo: str, private: bool) -> str:
     """Upload an export folder as a model repository, made if it is not there, and return its address.
 
     Raises:
-        ValueError: no such name, a repository of something else, or the hub refuses it.
+        ValueError: no such name, a repository of something else, a public one unless that is wanted, or the hub
+            refuses it.
     """
     check_repo(repo, f"push={repo}")
     import huggingface_hub
@@ -48,6 +51,8 @@ def push(folder: Path, repo: str, private: bool) -> str:
         held = set(hub.list_repo_files(repo)) - {".gitattributes"}
         if held and "fingerprint" not in held:
             raise ValueError(f"it holds {sorted(held)[0]} and no export")
+        if private and not hub.model_info(repo).private:  # one that was there keeps its visibility
+            raise ValueError("it is there and public; give private=false to publish")
         # what an earlier export left goes with the same commit
         hub.upload_folder(
             repo_id=repo, folder_path=folder, delete_patterns=["*"], commit_message=f"Export {_fingerprint(folder)}"
@@ -68,5 +73,11 @@ def _fingerprint(folder: Path) -> str:
 
 
 def _reason(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    """Return what the hub's client says in one line, and how to say who asks where the hub wants to know."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    told = " ".join(line for line in lines if line and not line.startswith(ADVICE))
+    told = f"{type(error).__name__}: {told}" if told else type(error).__name__
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    # what is private looks absent to strangers
+    is_stranger = status in (401, 403) or type(error).__name__ == "RepositoryNotFoundError"
+    return f"{told}; {LOG_IN}" if is_stranger else told
