@@ -54,7 +54,7 @@ def search(config: dict[str, Any]) -> None:
 
 
 def _text(value: Any) -> str | None:
-    return None if value in (None, "") else str(value)
+    return None if value is None else str(value).strip() or None
 
 
 def _as_json(result: Any) -> Mapping[str, Any]:

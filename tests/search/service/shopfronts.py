@@ -42,8 +42,13 @@ class ColourModel:
     fusions: dict[str, dict[str, float]] = {"query": {"query_image": 1.0, "query_text": 1.0}}  # noqa: RUF012
 
     def prepare_images(self, images: Sequence[bytes]) -> Tensor:
-        pictures = [Image.open(io.BytesIO(data)).convert("RGB").resize((4, 4)) for data in images]
-        return torch.stack([torch.from_numpy(np.array(picture)) for picture in pictures])
+        return torch.stack([self._prepared(position, data) for position, data in enumerate(images)])
+
+    def _prepared(self, position: int, data: bytes) -> Tensor:
+        try:
+            return torch.from_numpy(np.array(Image.open(io.BytesIO(data)).convert("RGB").resize((4, 4))))
+        except OSError as error:
+            raise ValueError(f"image {position}: damaged image ({error})") from error
 
     def embed_prepared(self, prepared: Tensor) -> np.ndarray:
         return _unit(prepared.flatten(1, 2).float().mean(1).numpy())

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,6 +88,7 @@ def _value(column: str, value: Any, kind: str) -> Value:
         return value
     if kind == FLAG and is_flag:
         return bool(value)
-    if kind == NUMBER and is_number and math.isfinite(value):
-        return float(value)
+    with suppress(OverflowError):  # a whole number may have any length
+        if kind == NUMBER and is_number and math.isfinite(value):
+            return float(value)
     raise ValueError(f"filter '{column}': {value!r} cannot be compared, the column holds {kind}")

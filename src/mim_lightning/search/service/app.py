@@ -93,8 +93,8 @@ def make_app(shopfront: Shopfront, has_key: bool = False) -> FastAPI:
         """Find the products that a photo, words, another product, or all of them ask for."""
         query = _query(
             images=tuple(upload.file.read() for upload in image),
-            text=text or None,
-            not_text=not_text or None,
+            text=_words(text),
+            not_text=_words(not_text),
             like=like or None,
             num_hits=k,
             weights=_numbers("weights", weights),
@@ -146,6 +146,10 @@ def _query(**parts: Any) -> SearchQuery:
         raise RefusedError(422, str(error)) from error
 
 
+def _words(text: str | None) -> str | None:
+    return (text or "").strip() or None
+
+
 def _object(name: str, text: str) -> dict[str, Any]:
     try:
         value = json.loads(text or "{}")
@@ -161,6 +165,8 @@ def _numbers(name: str, text: str) -> dict[str, float]:
     for key, number in value.items():
         if isinstance(number, bool) or not isinstance(number, int | float):
             raise RefusedError(422, f"{name}.{key}: must be a number")
+        if isinstance(number, int) and number.bit_length() > 64:  # more than a float holds, perhaps
+            raise RefusedError(422, f"{name}.{key}: too large")
     return value
 
 
