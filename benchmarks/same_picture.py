@@ -1,7 +1,8 @@
 """How far apart are the hashes of one picture stored twice, and how near those of different pictures?
 
-In: folders of pictures. Out: a table by distance of the share of pictures that are found again after they were resized
-and stored otherwise, and of the pairs of different pictures that would be taken for the same.
+In: folders of pictures, each with a word for them. Out: a table by distance of the share of pictures that are found
+again after they were resized and stored otherwise, and of the pairs of different pictures that would be taken for the
+same.
 """
 
 from __future__ import annotations
@@ -9,32 +10,34 @@ from __future__ import annotations
 import argparse
 import io
 import random
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from mim_lightning.data.check import CheckSettings
 from mim_lightning.data.check.duplicates import MAX_COLOUR_DISTANCE
 from mim_lightning.data.check.picture_facts import PictureFacts, picture_facts
 
 SCALES = (0.25, 0.5, 0.75, 1.0, 1.3)
 STORED_AS = (("JPEG", 40), ("JPEG", 60), ("JPEG", 80), ("JPEG", 95), ("WEBP", 60), ("PNG", 0))
-DISTANCES = (0, 2, 4, 6, 8)  # bits
+DISTANCES = (0, 2, 4, 8)  # bits
 
 
 def main() -> None:
     options = _options()
-    print("| pictures | at most | found again | ... with near colours | other pairs | ... with near colours |")
-    print("| --- | ---: | ---: | ---: | ---: | ---: |")
-    for folder in options.folders:
-        _measure(folder, options.num, random.Random(options.seed))
-    print(
-        f"\n*Near colours: {MAX_COLOUR_DISTANCE} of 255 levels, at most, in each cell of a 3 x 3 grid. Stored again at"
-    )
-    print(f"{SCALES[0]} to {SCALES[-1]} of their size, as JPEG of quality 40 to 95, WebP or PNG. Seed {options.seed}.*")
+    print("| pictures | at most | found again | different pairs taken for the same | ... without the colours |")
+    print("| --- | ---: | ---: | ---: | ---: |")
+    for word, folder in options.folders:
+        for row in _rows(word, folder, options.num, random.Random(options.seed)):
+            print(f"| {' | '.join(row)} |".replace("|  |", "| |"))
+    print(f"\n*Colours: of a 3 x 3 grid, in none of its cells more than {MAX_COLOUR_DISTANCE} of 255 levels apart. "
+          f"Stored again at {SCALES[0]} to {SCALES[-1]} of their size, as JPEG of quality 40 to 95, WebP or PNG. "
+          f"Seed {options.seed}.*")  # fmt: skip
 
 
-def _measure(folder: Path, num: int, rng: random.Random) -> None:
+def _rows(word: str, folder: Path, num: int, rng: random.Random) -> Iterator[tuple[str, ...]]:
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg", ".png", ".webp"))
     paths = sorted(rng.sample(paths, min(num, len(paths))))
     pictures = [path.read_bytes() for path in paths]
@@ -44,15 +47,18 @@ def _measure(folder: Path, num: int, rng: random.Random) -> None:
     is_near_again = np.abs(colours - other_colours).max(1) <= MAX_COLOUR_DISTANCE
     left, right = np.triu_indices(len(pictures), 1)
     between = np.bitwise_count(hashes[left] ^ hashes[right])
-    near = between <= DISTANCES[-1]
-    left, right, between = left[near], right[near], between[near]
+    num_pairs = len(between)
+    left, right, between = (array[between <= DISTANCES[-1]] for array in (left, right, between))
     is_near = np.abs(colours[left] - colours[right]).max(1, initial=0) <= MAX_COLOUR_DISTANCE
     for distance in DISTANCES:
-        found, others = again <= distance, between <= distance
-        print(
-            f"| {len(pictures):,} of {folder} | {distance} bits | {100 * found.mean():.1f} % "
-            f"| {100 * (found & is_near_again).mean():.1f} % | {others.sum():,} of {near.size:,} "
-            f"| {(others & is_near).sum():,} |"
+        is_first, is_default = distance == DISTANCES[0], distance == CheckSettings().max_hash_distance
+        pairs = f"{((between <= distance) & is_near).sum():,}"
+        yield (
+            f"{len(pictures):,} {word}" if is_first else "",
+            f"**{distance} bits**" if is_default else f"{distance} bits",
+            f"{100 * ((again <= distance) & is_near_again).mean():.1f} %",
+            f"{pairs} of {num_pairs:,}" if is_first else pairs,
+            f"{(between <= distance).sum():,}",
         )
 
 
@@ -73,9 +79,18 @@ def _stored_otherwise(data: bytes, rng: random.Random) -> bytes:
     return out.getvalue()
 
 
+def _named_folder(text: str) -> tuple[str, Path]:
+    word, is_given, folder = text.partition("=")
+    if not is_given or not Path(folder).is_dir():
+        raise argparse.ArgumentTypeError(f"'{text}': give <word>=<folder that is there>")
+    return word, Path(folder)
+
+
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("folders", nargs="+", type=Path, metavar="folder", help="of pictures")
+    parser.add_argument(
+        "folders", nargs="+", type=_named_folder, metavar="word=folder", help="pictures, and what the table calls them"
+    )
     parser.add_argument("--num", type=int, default=3000, metavar="N", help="pictures of each, chosen at random")
     parser.add_argument("--seed", type=int, default=0, help="of the choice and of how they are stored again")
     return parser.parse_args()
