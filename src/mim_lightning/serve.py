@@ -47,8 +47,9 @@ def serve(config: dict[str, Any]) -> None:
 
         app = mount_page(app, shopfront, api_key)
     print(f"http://{config['host']}:{listening.getsockname()[1]}  (API: /docs)", flush=True)
-    options = uvicorn.Config(behind_gate(app, shopfront, api_key), log_level="warning", timeout_graceful_shutdown=30)
-    uvicorn.Server(options).run(sockets=[listening])
+    gated = behind_gate(app, shopfront, api_key, lambda: server.should_exit)
+    server = uvicorn.Server(uvicorn.Config(gated, log_level="warning", timeout_graceful_shutdown=30))
+    server.run(sockets=[listening])
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -7,7 +7,7 @@ import shutil
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,21 +33,36 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this ma
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    shopfront = colour_shop(tmp_path_factory.mktemp("shop"), ("default", "other"))
-    app = behind_gate(mount_page(make_app(shopfront), shopfront, None), shopfront, None)
+    with served(tmp_path_factory.mktemp("shop"), None) as address:
+        yield address
+
+
+@pytest.fixture
+def address_with_key(tmp_path: Path) -> Iterator[str]:
+    with served(tmp_path, "sesame") as address:
+        yield address
+
+
+@contextmanager
+def served(folder: Path, api_key: str | None) -> Iterator[str]:
+    shopfront = colour_shop(folder, ("default", "other"))
+    mounted = mount_page(make_app(shopfront), shopfront, api_key)
+    app = behind_gate(mounted, shopfront, api_key, lambda: server.should_exit)
     with closing(socket.create_server(("127.0.0.1", 0))) as listening:
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
         thread.start()
         yield f"http://127.0.0.1:{listening.getsockname()[1]}"
         server.should_exit = True
-        thread.join(10)
+        thread.join(20)
+        assert not thread.is_alive(), "an open page keeps the service from stopping"
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        camera = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]  # shows a green picture
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", *camera])
         yield browser
         browser.close()
 
@@ -96,6 +111,53 @@ def test_photo_then_words_then_a_click(page: Any, tmp_path: Path) -> None:
     sync_api.expect(page.locator("#results")).not_to_contain_text("A green square", timeout=WAIT_MS)
 
 
+def test_a_new_photo_takes_the_place_of_the_product_gone_on_from(page: Any, tmp_path: Path) -> None:
+    ask(page, "red")
+    first_caption(page, "A red square")
+    page.locator("#results button").filter(has_text="A green square").click()
+    sync_api.expect(page.locator("#going-on")).to_contain_text("Going on from A green square", timeout=WAIT_MS)
+    page.locator("#words textarea").fill("")
+    upload(page, tmp_path, "q.jpg", square("blue", side=200))
+    first_caption(page, "A blue square")
+    sync_api.expect(page.locator("#going-on")).not_to_be_visible(timeout=WAIT_MS)
+
+
+def test_start_over_forgets_everything(page: Any) -> None:
+    ask(page, "red")
+    first_caption(page, "A red square")
+    page.locator("#results button").filter(has_text="A green square").click()
+    page.locator("#going-on").get_by_text("A green square").wait_for()
+    page.locator("#start-over").click()
+    sync_api.expect(page.locator("#status")).to_contain_text("Give a photo or a few words", timeout=WAIT_MS)
+    sync_api.expect(page.locator("#going-on")).not_to_be_visible()
+
+
+def test_a_picture_from_the_camera_is_searched_with(page: Any) -> None:
+    page.locator("#photo").get_by_label("Capture from camera").click()
+    page.locator("#photo").get_by_text("Click to Access Webcam").click()
+    page.wait_for_function("document.querySelector('#photo video')?.videoWidth > 0")  # before, nothing is taken
+    page.locator("#photo").get_by_label("capture photo").click()
+    first_caption(page, "square")
+    keep(page, "camera")
+
+
+def test_with_an_api_key_the_page_asks_for_it(browser: Any, address_with_key: str) -> None:
+    page = browser.new_page()
+    page.set_default_timeout(WAIT_MS)
+    page.goto(address_with_key)
+    page.get_by_text("The password is the service's API key").wait_for()
+    for key in ("guessed", "sesame"):
+        page.locator("input").first.fill("anybody")
+        page.locator("input[type=password]").fill(key)
+        page.get_by_role("button", name="Login").click()
+        if key == "guessed":
+            page.get_by_text("Incorrect Credentials").wait_for()
+    ask(page, "red")
+    first_caption(page, "A red square")
+    assert page.request.post(f"{address_with_key}/search", form={"text": "red"}).status == 401
+    # and stays open while the service stops
+
+
 def test_filters(page: Any) -> None:
     page.locator("#filters").get_by_text("Filters").click()
     page.locator("#filters").get_by_label("price, min").fill("25")
@@ -130,4 +192,7 @@ def test_it_fits_a_phone(browser: Any, address: str) -> None:
     first_caption(page, "A red square")
     keep(page, "phone")
     assert page.evaluate("document.documentElement.scrollWidth") <= 376
+    picture = page.locator("#results button img").first.bounding_box()
+    caption = page.locator("#results .caption-label").first.bounding_box()
+    assert caption["y"] >= picture["y"] + picture["height"] - 1, "the caption covers the picture"
     page.close()

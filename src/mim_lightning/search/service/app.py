@@ -7,6 +7,7 @@ Routes are plain functions: each runs on a thread of its own, where it may wait 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Annotated, Any
 from urllib.parse import quote
 
@@ -134,9 +135,11 @@ def make_app(shopfront: Shopfront, has_key: bool = False) -> FastAPI:
     return app
 
 
-def behind_gate(app: ASGIApp, shopfront: Shopfront, api_key: str | None) -> ASGIApp:
+def behind_gate(
+    app: ASGIApp, shopfront: Shopfront, api_key: str | None, is_stopping: Callable[[], bool] = lambda: False
+) -> ASGIApp:
     """Put the gate in front of an application and all that is mounted on it."""
-    return Gate(app, shopfront.limits, api_key, GUARDED, shopfront.telemetry.observe_request)
+    return Gate(app, shopfront.limits, api_key, GUARDED, shopfront.telemetry.observe_request, is_stopping)
 
 
 def _query(**parts: Any) -> SearchQuery:

@@ -5,6 +5,7 @@ An ASGI application goes in, one that refuses comes out. It sees bytes and heade
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import math
 import time
@@ -19,6 +20,8 @@ from mim_lightning.search.service.limits import Limits, RateLimit, RefusedError
 
 KEY_HEADER = "X-API-Key"
 OPEN_PATHS = ("/health",)  # for whoever watches over the service: no key, no rate
+ENDLESS_PATHS = ("/gradio_api/heartbeat/",)  # open as long as somebody looks at the page
+LOOK_EVERY = 0.5  # seconds
 Observe = Callable[[str, str, int, float], None]  # method, path, status, seconds
 
 
@@ -29,6 +32,7 @@ class Gate:
         api_key: wanted in the header `X-API-Key` of requests to `guarded` paths; None: no key.
         guarded: starts of the paths that want it.
         observe: told of every answer.
+        is_stopping: is the server waiting for its last answers? Those without an end are ended then.
     """
 
     def __init__(
@@ -38,7 +42,9 @@ class Gate:
         api_key: str | None,
         guarded: tuple[str, ...],
         observe: Observe,
+        is_stopping: Callable[[], bool] = lambda: False,
     ) -> None:
+        self.is_stopping = is_stopping
         self.app, self.limits, self.guarded, self.observe = app, limits, guarded, observe
         self.api_key = api_key
         self.rate = RateLimit(limits.requests_per_minute)
@@ -57,7 +63,8 @@ class Gate:
 
         try:
             self._check(scope)
-            await self.app(scope, self._counted(receive), note_status)
+            taken = self._ending(receive) if scope["path"].startswith(ENDLESS_PATHS) else self._counted(receive)
+            await self.app(scope, taken, note_status)
         except RefusedError as refusal:
             await refuse(refusal)(scope, receive, note_status)
         finally:
@@ -90,6 +97,21 @@ class Gate:
             return message
 
         return counted
+
+    def _ending(self, receive: Receive) -> Receive:
+        """Tell an endless answer that its client has gone, as soon as the server stops."""
+
+        async def ending() -> Message:
+            message = asyncio.ensure_future(receive())
+            try:
+                while not (await asyncio.wait([message], timeout=LOOK_EVERY))[0]:
+                    if self.is_stopping():
+                        return {"type": "http.disconnect"}
+                return message.result()
+            finally:
+                message.cancel()
+
+        return ending
 
     def _too_large(self, size: int) -> str:
         return f"the request has {size:,} bytes or more, at most {self.limits.upload_bytes:,} are taken"

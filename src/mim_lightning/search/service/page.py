@@ -29,9 +29,14 @@ SWEEP_SECONDS = (60, 120)
 CSS = """
 footer {display: none !important}
 .grid-container {grid-template-columns: repeat(auto-fill, minmax(140px, 1fr)) !important}
-.caption-label {white-space: pre-line; font-size: 11px !important; line-height: 1.25; padding: 2px 6px !important}
+.grid-wrap {max-height: none !important; min-height: 0 !important}
+.thumbnail-lg {aspect-ratio: auto !important; height: auto !important; display: flex !important; flex-direction: column}
+.thumbnail-lg > img {aspect-ratio: 1; height: auto !important}
+.caption-label {position: static !important; max-width: none !important; width: 100%; text-align: left;
+  white-space: pre-line; font-size: 11px !important; line-height: 1.25; padding: 2px 6px !important}
 @media (max-width: 640px) {.gradio-container {padding: 6px !important}}
 """
+ASKS_FOR_KEY = "The password is the service's API key; any username will do."
 PLACEHOLDER = Image.new("RGB", (THUMBNAIL, THUMBNAIL), "#ececec")
 
 
@@ -80,7 +85,7 @@ def make_page(shopfront: Shopfront) -> gr.Blocks:
         ) -> tuple[Any, ...]:
             user, text, not_text = user or uuid.uuid4().hex, text or "", not_text or ""
             if not (photo or text.strip() or like):
-                return "Give a photo or a few words.", [], [], None, None, gr.skip(), user
+                return "Give a photo or a few words.", [], [], None, None, gr.update(visible=False), user
             query = _query(photo, text, not_text, share, like, _where(facets, filters, filter_values))
             # a choice of model is a look behind the curtain, not a customer's visit
             is_visit = right == "none" and left == names[0]
@@ -96,6 +101,13 @@ def make_page(shopfront: Shopfront) -> gr.Blocks:
                 user,
             )
 
+        def search_photo(photo: str | None, *others: Any) -> Any:
+            """Search with a new photo; it takes the place of the product that was gone on from."""
+            if not photo:
+                return gr.skip()
+            place = asked.index(like) - 1
+            return *search(photo, *others[:place], None, *others[place + 1 :]), None
+
         def go_on(hits: Answer | None, event: gr.SelectData) -> tuple[Any, Any]:
             """Take the product that was clicked in place of the photo."""
             product_id = _clicked(hits, event) if hits else None
@@ -105,8 +117,10 @@ def make_page(shopfront: Shopfront) -> gr.Blocks:
                 shopfront.click(hits.impression_id, product_id)
             return product_id, None
 
-        for trigger in (text.submit, not_text.submit, photo.upload, share.release, left.input, right.input):
+        for trigger in (text.submit, not_text.submit, share.release, left.input, right.input):
             trigger(search, asked, shown, show_progress="minimal", api_visibility="private")
+        # not photo.upload: a picture that the camera takes only changes it
+        photo.change(search_photo, asked, [*shown, like], show_progress="minimal", api_visibility="private")
         for component in filters.values():
             change = component.input if isinstance(component, gr.Dropdown) else component.submit
             change(search, asked, shown, show_progress="minimal", api_visibility="private")
@@ -125,8 +139,8 @@ def mount_page(app: FastAPI, shopfront: Shopfront, api_key: str | None) -> FastA
     auth = (lambda user, password: hmac.compare_digest(password.encode(), api_key.encode())) if api_key else None
     page = make_page(shopfront)
     return gr.mount_gradio_app(
-        app, page, "/", auth=auth, max_file_size=shopfront.limits.upload_bytes, css=CSS, footer_links=[],
-        enable_monitoring=False, ssr_mode=False,
+        app, page, "/", auth=auth, auth_message=ASKS_FOR_KEY, max_file_size=shopfront.limits.upload_bytes, css=CSS,
+        footer_links=[], enable_monitoring=False, ssr_mode=False,
     )  # fmt: skip
 
 
