@@ -83,6 +83,11 @@ def test_another_gallery_is_refused(tmp_path: Path) -> None:
     one, other = evaluation(tmp_path / "one", rows), evaluation(tmp_path / "other", rows, num_products=51)
     with pytest.raises(ValueError, match=r"ranked 50 products, .*other 51: another gallery"):
         pair_direction("image_to_image", arm("a", one), arm("b", other))
+    theirs, ours = replace(one, gallery="0123"), replace(one, gallery="4567")
+    with pytest.raises(ValueError, match="ranked other products: another gallery"):
+        pair_direction("image_to_image", arm("a", theirs), arm("b", ours))
+    for same in (theirs, one):  # one was written when galleries had no name
+        pair_direction("image_to_image", arm("a", theirs), arm("b", same))
 
 
 def test_another_truth_is_refused(tmp_path: Path) -> None:

@@ -56,6 +56,7 @@ def test_evaluate_leaves_the_same_record(fit: Callable[..., Run], tmp_path: Path
     results = evaluation(run, tmp_path / "again")
     assert json.loads((tmp_path / "again" / "results.json").read_text()) == results
     here, there = read_record(tmp_path / "again"), read_record(run.folder)
+    assert here.gallery and here.gallery == there.gallery
     for name, direction in here.directions.items():
         assert direction.hit_ids == there.directions[name].hit_ids
         assert direction.query_ids == there.directions[name].query_ids
@@ -77,6 +78,7 @@ def test_distractors_join_the_gallery(fit: Callable[..., Run], tmp_path: Path) -
     assert {hit for hit in hits if hit.startswith("other-")} == {"other-000", "other-001", "other-002"}
     assert not any(unit.startswith("other-") for unit in record.unit_ids)
     without = fit("trainer.max_epochs=1")
+    assert read_record(without.folder).gallery != read_record(run.folder).gallery
     assert Path(read_record(run.folder).facts.config["data"]["distractors"]).is_absolute()
     assert without.run_id != run.run_id and without.read_results()["num_products"] == 7
 

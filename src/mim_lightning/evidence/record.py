@@ -11,6 +11,7 @@ own strings here, so that records of runs on other machines can be paired by que
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Mapping, Sequence
@@ -66,6 +67,7 @@ class EvaluationRecord:
     folder: Path
     facts: RunFacts
     directions: dict[str, DirectionRecord]
+    gallery: str = ""  # changes with the products that were ranked; "" in records of an older version
 
 
 def read_record(folder: Path) -> EvaluationRecord:
@@ -85,7 +87,7 @@ def read_record(folder: Path) -> EvaluationRecord:
         if content["version"] != VERSION:
             raise ValueError(f"record format {content['version']}, this code reads {VERSION}")
         directions = {name: _read_direction(found, name, counts) for name, counts in content["directions"].items()}
-        return EvaluationRecord(found, RunFacts(**content["run"]), directions)
+        return EvaluationRecord(found, RunFacts(**content["run"]), directions, content.get("gallery", ""))
     except (OSError, KeyError, TypeError, ValueError, pa.ArrowException) as error:
         raise ValueError(f"{found}: not a readable evaluation record ({error})") from error
 
@@ -116,10 +118,16 @@ def write_record(
     for name, report in reports.items():
         pq.write_table(_table(report, queries, product_ids), partial / f"{name}.parquet")
         counts[name] = {"num_unanswerable": report.num_unanswerable, "num_products": report.num_products}
-    content = {"version": VERSION, "run": vars(run), "directions": counts}
+    content = {"version": VERSION, "run": vars(run), "gallery": _digest(products), "directions": counts}
     (partial / FACTS_FILE).write_text(json.dumps(content, indent=2))
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
+
+
+def _digest(products: Sequence[ShardSet]) -> str:
+    """Return a short text that changes with the ids of the products, in whatever order they stand."""
+    keys = np.unique(np.concatenate([np.asarray(part.keys) for part in products]))
+    return hashlib.blake2b(keys.tobytes(), digest_size=8).hexdigest()
 
 
 def _table(report: RetrievalReport, queries: Mapping[int, QueryFacts], product_ids: Mapping[int, str]) -> pa.Table:

@@ -82,7 +82,7 @@ def pair_direction(direction: str, baseline: Arm, arm: Arm) -> PairedDirection:
     """Pair one direction of two arms.
 
     Raises:
-        ValueError: no fold or query in common, a gallery of another size, or another truth.
+        ValueError: no fold or query in common, another gallery, or another truth.
     """
     folds = [fold for fold in baseline.records if fold in arm.records]
     if not folds:
@@ -123,6 +123,11 @@ def _align(direction: str, evaluations: Sequence[EvaluationRecord]) -> tuple[lis
     """Return each evaluation's rows of the queries that all have, and how many queries not all have."""
     records = [evaluation.directions[direction] for evaluation in evaluations]
     for evaluation, record in zip(evaluations, records, strict=True):
+        if "" not in (evaluation.gallery, evaluations[0].gallery) and evaluation.gallery != evaluations[0].gallery:
+            raise ValueError(
+                f"{direction}: {evaluations[0].folder} and {evaluation.folder} ranked other products: another gallery, "
+                "not comparable"
+            )
         if record.num_products != records[0].num_products:
             raise ValueError(
                 f"{direction}: {evaluations[0].folder} ranked {records[0].num_products} products, "
