@@ -12,7 +12,10 @@ from mim_lightning.search.index.card import IndexCard
 from mim_lightning.search.searcher import SearchResult
 
 SHOWN_COLUMNS = 3  # of the metadata, besides title and category
-MAX_WIDTH = 32  # letters of a column
+MIN_TITLE, MAX_WIDTH = 16, 40  # letters of the title
+FACT_WIDTH = 14  # of each other column
+NUMBER_WIDTH = len("-0.123")
+FRAME = 3  # of each column
 
 
 def print_card(place: str, card: IndexCard, num_absent: int = 0) -> None:
@@ -38,25 +41,35 @@ def print_result(result: SearchResult, num_products: int) -> None:
     if not result.hits:
         print("no product passes the filter")
         return
-    parts = list(result.hits[0].parts)
-    further = [name for name in result.hits[0].metadata if name not in ("product_id", "title", "category")]
+    console, names = Console(), list(result.hits[0].parts)
+    numbers_of = ["score", *(names if len(names) > 1 else ())]
+    id_width = max(len(hit.product_id) for hit in result.hits)
+    # ids and numbers are shown whole; of what else is known, as much as finds room
+    room = console.width - id_width - sum(max(len(name), NUMBER_WIDTH) for name in numbers_of)
+    room -= FRAME * (3 + len(numbers_of)) + len(str(len(result.hits)))
+    known = [name for name in result.hits[0].metadata if name not in ("product_id", "title")]
+    known = sorted(known, key=lambda name: name != "category")[: SHOWN_COLUMNS + 1]
+    known = known[: max(0, (room - MIN_TITLE) // (FRAME + FACT_WIDTH))]
     table = Table(
         caption=f"{len(result.hits)} of {num_products:,} products; model {result.encode_ms:.0f} ms, "
         f"index {result.index_ms:.1f} ms",
         caption_justify="left",
     )
-    table.add_column("", justify="right")
-    for name in ("product", "title", "category", *further[:SHOWN_COLUMNS]):
-        table.add_column(name, max_width=MAX_WIDTH, no_wrap=True)
-    for name in ("score", *(parts if len(parts) > 1 else ())):
-        table.add_column(name, justify="right")
+    table.add_column("", justify="right", no_wrap=True)
+    table.add_column("product", no_wrap=True)
+    left = room - len(known) * (FRAME + FACT_WIDTH)
+    table.add_column("title", max_width=max(MIN_TITLE, min(MAX_WIDTH, left)), no_wrap=True)
+    for name in known:
+        table.add_column(name, max_width=FACT_WIDTH, no_wrap=True)
+    for name in numbers_of:
+        table.add_column(name, justify="right", no_wrap=True)
     for rank, hit in enumerate(result.hits, start=1):
-        facts = [hit.metadata.get(name) for name in ("title", "category", *further[:SHOWN_COLUMNS])]
-        numbers = [hit.score, *(hit.parts.values() if len(parts) > 1 else ())]
+        facts = [hit.metadata.get(name) for name in ("title", *known)]
+        numbers = [hit.score, *(hit.parts.values() if len(names) > 1 else ())]
         table.add_row(
             str(rank),
             hit.product_id,
             *("" if fact is None else str(fact) for fact in facts),
             *(f"{number:.3f}" for number in numbers),
         )
-    Console().print(table)
+    console.print(table)
