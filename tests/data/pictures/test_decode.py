@@ -132,3 +132,12 @@ def test_unreadable_pictures(data: bytes) -> None:
 
 def test_the_limit_itself_is_not_refused() -> None:
     assert image_size(bomb(8_000, MAX_PIXELS // 8_000)) == (MAX_PIXELS // 8_000, 8_000)
+
+
+def test_a_large_picture_that_is_cut_off_is_refused_when_it_is_stored_smaller() -> None:
+    data = encoded(picture(1, 900, 1200))
+    with Image.open(io.BytesIO(normalise_encoding(data, max_side=100))) as image:
+        assert image.size == (100, 75)
+    for stop in (len(data) // 2, len(data) - 200):
+        with pytest.raises(ValueError, match="damaged image"):
+            normalise_encoding(data[:stop], max_side=100)

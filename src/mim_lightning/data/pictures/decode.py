@@ -6,6 +6,7 @@ Bytes come in, an (H, W, 3) array goes out; `transforms` and `prepare` call it.
 from __future__ import annotations
 
 import io
+import math
 
 import numpy as np
 import simplejpeg
@@ -72,7 +73,9 @@ def normalise_encoding(data: bytes, max_side: int) -> bytes:
         ValueError: see `decode_image`.
     """
     height, width = image_size(data)
-    pixels = decode_image(data)  # also the proof that the whole file is readable
+    share = min(1.0, max_side / max(height, width))
+    # also the proof that the whole file is readable; most of a large picture's way down costs nothing while decoding
+    pixels = decode_image(data, math.ceil(height * share), math.ceil(width * share))
     orientation = _orientation(data)
     if orientation == 1 and max(height, width) <= max_side:
         return data
