@@ -108,3 +108,11 @@ def test_runs_that_start_from_other_models_are_other_arms(tmp_path: Path) -> Non
         ["2tower1", "2tower2"],
         ["3tower1", "3tower2"],
     ]
+
+
+def test_many_arms_are_told_by_what_the_first_has_otherwise(tmp_path: Path) -> None:
+    keys = {f"loss__pair{number}": 1 for number in range(5)}
+    given = [record(tmp_path, "all", **keys)]
+    given += [record(tmp_path, f"without{number}", **(keys | {f"loss__pair{number}": 0})) for number in range(5)]
+    labels = [arm.label for arm in group_arms(given, IRRELEVANT)]
+    assert labels == ["2tower", *(f"loss.pair{number}=0" for number in range(5))]

@@ -151,10 +151,15 @@ def _folder_name(record: EvaluationRecord) -> str:
 
 
 def _describe(own: Leaves, others: Sequence[Leaves]) -> list[str]:
-    """Return "key=value" for what this config has and not all of the others share, the shortest keys first."""
-    keys = sorted({key for other in others for key in {*own, *other} if own.get(key) != other.get(key)})
-    keys.sort(key=lambda key: (key.endswith("_target_"), key.count("."), key))
-    told = [_tell(key, own.get(key)) for key in keys[:MAX_KEYS_IN_LABEL]]
+    """Return "key=value" for what this config has and not all of the others share, the shortest keys first.
+
+    Where that is a lot, as in ablations, what it has otherwise than the first of them: nothing for that one.
+    """
+    keys = {key for other in others for key in {*own, *other} if own.get(key) != other.get(key)}
+    if len(keys) > MAX_KEYS_IN_LABEL:
+        keys = {key for key in keys if own.get(key) != others[0].get(key)}
+    ordered = sorted(keys, key=lambda key: (key.endswith("_target_"), key.count("."), key))
+    told = [_tell(key, own.get(key)) for key in ordered[:MAX_KEYS_IN_LABEL]]
     return [*told, f"+{len(keys) - MAX_KEYS_IN_LABEL}"] if len(keys) > MAX_KEYS_IN_LABEL else told
 
 
