@@ -47,7 +47,7 @@ def main() -> None:
 def read_wishes() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--photos", type=Path, help="folder of .jpg photos; default: the drawn shop at 256 pixels")
-    parser.add_argument("--rows", type=int, default=1024, help="queries, and products; each has a picture of its own")
+    parser.add_argument("--rows", type=int, default=4096, help="queries, and products; each has a picture of its own")
     parser.add_argument("--side", type=int, nargs="*", default=[1024], help="pixels of the longer side, to enlarge to")
     parser.add_argument("--processes", type=int, default=os.cpu_count(), help="that check and write")
     parser.add_argument("--output", type=Path, help="file for the same as JSON")
