@@ -41,12 +41,13 @@ tables: setup ## the tables of experiments/ into the pages that quote them
 	$(PY) experiments/refresh.py
 
 format: setup ## format the code
-	$(PY) -m ruff check --quiet --fix src tests benchmarks experiments
-	$(PY) -m ruff format --quiet src tests benchmarks experiments
+	$(PY) -m ruff check --quiet --fix src tests benchmarks experiments .ci
+	$(PY) -m ruff format --quiet src tests benchmarks experiments .ci
 
-lint: setup ## style
-	$(PY) -m ruff check src tests benchmarks experiments
-	$(PY) -m ruff format --check src tests benchmarks experiments
+lint: setup ## style, and known vulnerabilities of what the lock holds
+	$(PY) -m ruff check src tests benchmarks experiments .ci
+	$(PY) -m ruff format --check src tests benchmarks experiments .ci
+	$(PY) .ci/audit.py
 
 types: setup ## types
 	$(PY) -m mypy

@@ -93,7 +93,7 @@ def launch(module: str, config: Mapping[str, Any], num_processes: int) -> None:
         frozen = Path(folder) / "config.yaml"
         save_config(config, frozen)
         environment = {"OMP_NUM_THREADS": cores, **os.environ, FROZEN_CONFIG: str(frozen)}
-        finished = subprocess.run(
+        finished = subprocess.run(  # noqa: S603 - our own interpreter and modules, no shell
             [*command, "-m", module],
             env=environment,
             check=False,

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 PATIENCE = 30.0  # seconds that a search waits for an answer; pymilvus alone would try again for minutes
-TOKEN = "MIM_MILVUS_TOKEN"  # environment variable: an API key, or user:password
+TOKEN = "MIM_MILVUS_TOKEN"  # noqa: S105 - environment variable: an API key, or user:password
 EXTRA = "pip install 'mim-lightning[milvus]'"
 DEFAULT_COLLECTION = "products"
 _SERVER = re.compile(r"(?P<server>(?:https?|tcp|unix)://[^/#]+)(?:/(?P<database>[^/#]+))?/?(?:#(?P<name>.*))?")
