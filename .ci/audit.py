@@ -37,7 +37,7 @@ def judge(dependencies: list[dict[str, Any]]) -> tuple[str, int]:
     if len(skipped) == len(dependencies):
         return f"{LOCK}: not audited (the database of vulnerabilities knows none of its packages: no PyPI)", 0
     found = [
-        f"  {part['name']} {part['version']}: {known['id']}, mended in {', '.join(known['fix_versions']) or 'no version'}"
+        f"  {part['name']} {part['version']}: {known['id']}, mended in {', '.join(known['fix_versions']) or 'none'}"
         for part in dependencies
         for known in part.get("vulns", [])
         if not {known["id"], *known.get("aliases", [])} & ACCEPTED.keys()

@@ -19,7 +19,7 @@ FOUND = {"id": "PYSEC-2026-1", "aliases": ["CVE-2026-1"], "fix_versions": ["1.1"
         ([CLEAN, SKIPPED], 0, "unknown to the database: ours"),
         ([SKIPPED, SKIPPED], 0, "not audited"),
         ([CLEAN, CLEAN | {"vulns": [FOUND]}], 1, "clean 1.0: PYSEC-2026-1, mended in 1.1"),
-        ([CLEAN | {"vulns": [FOUND | {"fix_versions": []}] * 2}], 2, "mended in no version"),
+        ([CLEAN | {"vulns": [FOUND | {"fix_versions": []}] * 2}], 2, "mended in none"),
     ],
 )
 def test_a_report_is_judged(dependencies: list[dict[str, Any]], num_found: int, words: str) -> None:
