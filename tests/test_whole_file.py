@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import re
+import subprocess
+import sys
+import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
-from mim_lightning.whole_file import whole_file
+from mim_lightning.whole_file import remove_abandoned, whole_file
 
 
 def test_a_reader_sees_the_former_content_until_the_end(tmp_path: Path) -> None:
@@ -43,3 +50,39 @@ def test_nothing_written_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError), whole_file(tmp_path / "rows.csv"):
         pass
     assert not list(tmp_path.iterdir())
+
+
+def test_a_file_gets_the_mode_of_the_umask_whoever_writes_it(tmp_path: Path) -> None:
+    path = tmp_path / "vectors.safetensors"
+    former = os.umask(0o027)
+    try:
+        with whole_file(path) as partial:
+            save_file({"a": np.zeros(3)}, partial)  # leaves a file for its owner alone
+    finally:
+        os.umask(former)
+    assert path.stat().st_mode & 0o777 == 0o640
+
+
+def test_what_killed_writers_left_is_removed(tmp_path: Path) -> None:
+    path = tmp_path / "last.ckpt"
+    kill = "import os, sys; from pathlib import Path; from mim_lightning.whole_file import whole_file\n"
+    kill += "with whole_file(Path(sys.argv[1])) as partial: partial.write_text('half'); os.kill(os.getpid(), 9)"
+    subprocess.run([sys.executable, "-c", kill, str(path)], check=False)
+    assert len(list(tmp_path.iterdir())) == 1 and not path.exists()
+    with whole_file(path) as mine:
+        mine.write_text("one")
+        elsewhere = tmp_path / f".last.ckpt.00000000-{os.getpid()}-00000000.partial"  # on another machine
+        elsewhere.write_text("another")
+        remove_abandoned(tmp_path)
+        assert set(tmp_path.iterdir()) == {mine, elsewhere}
+        two_days_ago = time.time() - 2 * 86400
+        os.utime(elsewhere, (two_days_ago, two_days_ago))
+        remove_abandoned(tmp_path)
+        assert set(tmp_path.iterdir()) == {mine}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "not there" / "rows.csv"
+    with pytest.raises(FileNotFoundError, match=re.escape(f"No such file or directory: '{path}'")), whole_file(path):
+        pass

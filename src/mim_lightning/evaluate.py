@@ -12,6 +12,7 @@ from typing import Any
 
 from mim_lightning.config import build
 from mim_lightning.door import run_door
+from mim_lightning.whole_file import whole_file
 
 
 def main() -> None:
@@ -49,7 +50,8 @@ def evaluate(config: dict[str, Any]) -> dict[str, float]:
     if config["output"]:
         folder = Path(config["output"])
         save_evaluation(trainer, loaded.matcher, datamodule, {**trained, "data": data}, folder)
-        (folder / "results.json").write_text(json.dumps(results, indent=2))
+        with whole_file(folder / "results.json") as partial:
+            partial.write_text(json.dumps(results, indent=2))
         print(f"results, record and picture: {folder}")
     return results
 

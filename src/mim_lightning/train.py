@@ -8,15 +8,20 @@ Running it again resumes; a finished run returns its recorded result.
 
 from __future__ import annotations
 
+import sys
 import time
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from mim_lightning.config import build, build_each, build_matcher, build_objective, construct, save_config
+from mim_lightning.damaged_file import DamagedFileError
 from mim_lightning.door import run_door
 from mim_lightning.failure import clear_notes
 from mim_lightning.launch import choose_precision, is_alone, is_first_rank, is_launched, launch, num_processes_to_launch
 from mim_lightning.prepare import prepare_data
 from mim_lightning.run import Run, identify, refuse_missed_report
+from mim_lightning.whole_file import remove_abandoned
 
 NEEDED_CALLBACKS = ("retrieval_eval", "best")
 
@@ -53,6 +58,7 @@ def fit(config: dict[str, Any], run: Run) -> None:
     from lightning import seed_everything
     from lightning.pytorch.utilities import rank_zero_info
 
+    from mim_lightning.lit.checkpoint_files import write_whole_checkpoints
     from mim_lightning.lit.console import describe_towers, quieten
     from mim_lightning.lit.evaluation import close_loggers, collect_results, evaluate_module, save_evaluation
     from mim_lightning.lit.module import MatchModule, freeze_unused
@@ -62,7 +68,7 @@ def fit(config: dict[str, Any], run: Run) -> None:
     checkpoint = run.checkpoint(config["report"])
     refuse_missed_report(config)
     seed_everything(config["seed"], workers=True, verbose=False)
-    resume = run.last_checkpoint if run.last_checkpoint.is_file() else None
+    resume = find_resumable(run)
     matcher = build_matcher(config)
     objective = build_objective(config, matcher.names)
     if config["init_from"] and not resume:
@@ -82,6 +88,7 @@ def fit(config: dict[str, Any], run: Run) -> None:
         callbacks=list(callbacks.values()),
         logger=list(build_each(config["logger"]).values()),
     )
+    write_whole_checkpoints(trainer)
     if is_alone():
         datamodule.prepare_data()  # now, so that a fault of the data leaves nothing behind
     if is_first_rank():
@@ -97,6 +104,31 @@ def fit(config: dict[str, Any], run: Run) -> None:
     finally:
         close_loggers(trainer)
     trainer.strategy.barrier()
+
+
+def find_resumable(run: Run) -> Path | None:
+    """Return the checkpoint that a run goes on from: the last, or the best where the last is damaged.
+
+    Raises:
+        DamagedFileError: the last is damaged, and there is no other.
+    """
+    from mim_lightning.model.checkpoint import verify_checkpoint
+
+    remove_abandoned(run.last_checkpoint.parent)
+    if not run.last_checkpoint.exists():
+        return None
+    try:
+        verify_checkpoint(run.last_checkpoint)
+    except DamagedFileError as error:
+        with suppress(DamagedFileError, FileNotFoundError):
+            verify_checkpoint(run.best_checkpoint)
+            if is_first_rank():
+                print(f"warning: {error}; resumed from {run.best_checkpoint.name}", file=sys.stderr, flush=True)
+            return run.best_checkpoint
+        raise DamagedFileError(
+            error.path, error.reason, "there is no other to resume from; remove it to train from the start"
+        ) from error
+    return run.last_checkpoint
 
 
 if __name__ == "__main__":

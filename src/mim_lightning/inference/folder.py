@@ -21,7 +21,6 @@ from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from mim_lightning.config import build_matcher
 from mim_lightning.inference.precision import base_of, check_precision, name_of, restore, store
@@ -29,6 +28,7 @@ from mim_lightning.model.checkpoint import load_strictly, refuse_foreign_targets
 from mim_lightning.model.fingerprint import fingerprint
 from mim_lightning.model.matcher import Matcher
 from mim_lightning.types import InputSpec, TextSpec
+from mim_lightning.whole_file import whole_file
 
 FORMAT = 1
 WEIGHTS_FILE, FACTS_FILE, FINGERPRINT_FILE, CARD_FILE = "model.safetensors", "config.json", "fingerprint", "README.md"
@@ -63,7 +63,8 @@ def write_model(
 ) -> tuple[FolderFacts, Matcher]:
     """Write weights and assets into a folder, and return the facts and the matcher with its weights rounded."""
     stored = {name: tensor.cpu().contiguous() for name, tensor in store(matcher.state_dict(), precision).items()}
-    _save_readable(stored, folder / WEIGHTS_FILE)
+    with whole_file(folder / WEIGHTS_FILE) as partial:
+        save_file(stored, partial)
     base = fingerprint(matcher)
     matcher.load_state_dict(restore(stored))
     for name in matcher.towers:
@@ -81,13 +82,6 @@ def write_model(
         config=without_places({key: part for key, part in config.items() if key not in PLACES}),
     )
     return facts, matcher
-
-
-def _save_readable(stored: dict[str, Tensor], path: Path) -> None:
-    path.touch()
-    mode = path.stat().st_mode  # safetensors leaves a file that only its owner may read
-    save_file(stored, path)
-    path.chmod(mode)
 
 
 def _in_words(spec: InputSpec) -> str:

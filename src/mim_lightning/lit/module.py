@@ -14,7 +14,7 @@ import torch
 from lightning import LightningModule
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -101,8 +101,28 @@ class MatchModule(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        refuse_not_finite(self, f"at step {self.trainer.global_step}")
         if self.trainer.is_global_zero:  # the one that writes; the fingerprint reads all weights
             checkpoint[SECTION] = describe(self.matcher, self._config)
+
+
+@torch.no_grad()
+def refuse_not_finite(module: nn.Module, where: str) -> None:
+    """Refuse weights that are no numbers: written, they would take the place of the last good ones.
+
+    Raises:
+        ValueError: naming the first such tensor.
+    """
+    # a mask may hold infinity, but no NaN
+    found = {name: weight.isfinite().all() for name, weight in module.named_parameters() if weight.is_floating_point()}
+    found |= {name: ~buffer.isnan().any() for name, buffer in module.named_buffers() if buffer.is_floating_point()}
+    if not found or bool(torch.stack([good.to(next(iter(found.values())).device) for good in found.values()]).all()):
+        return
+    name = next(name for name, good in found.items() if not good)
+    raise ValueError(
+        f"training diverged: '{name}' is not finite {where}; the checkpoints before it are kept; "
+        "a smaller optim.lr may help"
+    )
 
 
 def freeze_unused(matcher: Matcher, objective: Objective) -> tuple[str, ...]:

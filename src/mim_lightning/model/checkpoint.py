@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import os
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from mim_lightning.config import build_matcher
+from mim_lightning.damaged_file import DamagedFileError, naming_damage
 from mim_lightning.model.fingerprint import fingerprint
 from mim_lightning.model.fusion import Fusions
 from mim_lightning.model.matcher import Matcher
@@ -78,6 +80,22 @@ def load_matcher(path: str | Path) -> LoadedCheckpoint:
     if found != section["fingerprint"]:
         raise ValueError(f"{path}: fingerprint {found}, the file says {section['fingerprint']}: it was changed")
     return LoadedCheckpoint(matcher.eval(), section["config"], found)
+
+
+def verify_checkpoint(path: Path) -> None:
+    """Read a checkpoint from end to end.
+
+    Raises:
+        DamagedFileError: not a checkpoint of this project, or not as it was written.
+    """
+    with naming_damage(path):
+        with zipfile.ZipFile(path) as parts:
+            damaged = parts.testzip()
+        if damaged is not None:
+            raise DamagedFileError(path, f"the checksum of {damaged} does not match")
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        if not isinstance(content, dict) or SECTION not in content:
+            raise DamagedFileError(path, "not a checkpoint of mim_lightning")
 
 
 def warm_start(matcher: Matcher, objective: nn.Module, path: str | Path) -> WarmStart:

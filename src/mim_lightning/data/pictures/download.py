@@ -68,7 +68,7 @@ class Downloads:
         path = self._path(address)
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with whole_file(path) as partial:
+            with whole_file(path, is_synced=False) as partial:
                 partial.write_bytes(data)
         return data
 

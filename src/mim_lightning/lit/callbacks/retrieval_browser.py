@@ -172,7 +172,7 @@ class RetrievalBrowser(Callback):
         path = self.folder / "pictures" / f"{side}-{id_key(item_id):016x}.jpg"
         if not path.is_file():
             path.parent.mkdir(exist_ok=True)
-            with whole_file(path) as partial:
+            with whole_file(path, is_synced=False) as partial:
                 partial.write_bytes(base64.b64decode(picture.uri.partition(",")[2]))
         if artifact.get_added_local_path_name(str(path)) is None:
             # immutable: taken from where it lies, else every pass would leave a copy in a staging folder

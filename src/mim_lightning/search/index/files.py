@@ -24,7 +24,8 @@ except ImportError:  # Windows: two processes that save at once are not kept apa
 CARD_FILE = "card.json"
 _LOCK_FILE = ".lock"
 _OURS = re.compile(
-    r"(main|fresh)_(index|vectors|rows|products|dead)-[0-9a-f]{12}\.(faiss|npy|arrow)|\.card\.json\.[0-9a-f]{12}\.partial"
+    r"(main|fresh)_(index|vectors|rows|products|dead)-[0-9a-f]{12}\.(faiss|npy|arrow)"
+    r"|\.(card|main_|fresh_)[\w.-]*\.[0-9a-f-]+\.partial"
 )
 _ALWAYS_VERIFIED = 2**25  # bytes; larger files would make opening slow
 _BLOCK = 2**22
@@ -76,14 +77,8 @@ def _crc32(path: Path) -> int:
 
 def commit(folder: Path, card: IndexCard) -> None:
     """Make the files that the card names the index of the folder, and remove those of older generations."""
-    with whole_file(folder / CARD_FILE) as partial, partial.open("w", encoding="utf-8") as file:
-        file.write(card.to_json())
-        file.flush()
-        os.fsync(file.fileno())
-    with suppress(OSError):  # not every system lets a folder be opened
-        descriptor = os.open(folder, os.O_RDONLY)
-        os.fsync(descriptor)
-        os.close(descriptor)
+    with whole_file(folder / CARD_FILE) as partial:
+        partial.write_text(card.to_json(), "utf-8")
     remove_unnamed(folder, {stored.name for stored in card.files.values()})
 
 

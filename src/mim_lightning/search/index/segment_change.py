@@ -22,6 +22,7 @@ from mim_lightning.search.index.segment import Segment, build_segment
 from mim_lightning.search.index.segment_build import build_measured
 from mim_lightning.search.index.segment_files import copy_vectors, new_path, read_owned, stored_vectors
 from mim_lightning.search.index.settings import IndexSettings
+from mim_lightning.whole_file import whole_file
 
 
 def append_rows(fresh: Segment | None, rows: IndexRows, settings: IndexSettings) -> Segment:
@@ -90,5 +91,6 @@ def _copy_beside(
 ) -> tuple[np.ndarray, dict[str, StoredFile]]:
     folder.mkdir(parents=True, exist_ok=True)
     path = new_path(folder, "main", "vectors")
-    vectors_ND = copy_vectors(path, pairs)
+    with whole_file(path) as partial:
+        vectors_ND = copy_vectors(partial, pairs)
     return vectors_ND, {"vectors": seal(path)}

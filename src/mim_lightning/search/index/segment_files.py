@@ -6,6 +6,7 @@ and Arrow: nothing here is pickled.
 
 from __future__ import annotations
 
+import os
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -22,6 +23,7 @@ from mim_lightning.search.index.kind import COARSE
 from mim_lightning.search.index.products import read_products
 from mim_lightning.search.index.segment import Segment
 from mim_lightning.search.index.settings import IndexSettings
+from mim_lightning.whole_file import whole_file
 
 _ENDINGS = {"index": "faiss", "products": "arrow"}
 _COPIED_ROWS = 2**16  # at once
@@ -33,7 +35,8 @@ def write_segment(folder: Path, prefix: str, segment: Segment) -> dict[str, Stor
     for part, write in _writers(segment).items():
         if part not in files:
             path = new_path(folder, prefix, part)
-            write(path)
+            with whole_file(path) as partial:
+                write(partial)
             files[part] = seal(path)
     return files
 
@@ -47,14 +50,19 @@ def _writers(segment: Segment) -> dict[str, Callable[[Path], Any]]:
     vectors_ND, is_dead_N = segment.vectors, segment.is_dead
     writers: dict[str, Callable[[Path], Any]] = {
         "index": lambda path: faiss.write_index(segment.index, str(path)),
-        "rows": lambda path: np.save(path, segment.product_idx),
+        "rows": lambda path: _save_array(path, segment.product_idx),
         "products": segment.products.write,
     }
     if segment.kind in COARSE:  # the others' indexes hold the vectors themselves
         writers["vectors"] = lambda path: copy_vectors(path, [(vectors_ND, np.arange(len(vectors_ND)))])
     if is_dead_N is not None:
-        writers["dead"] = lambda path: np.save(path, is_dead_N)
+        writers["dead"] = lambda path: _save_array(path, is_dead_N)
     return writers
+
+
+def _save_array(path: Path, array: np.ndarray) -> None:
+    with path.open("wb") as file:  # given a path, NumPy adds an ending to it
+        np.save(file, array)
 
 
 def copy_vectors(path: Path, parts: Sequence[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
@@ -62,6 +70,9 @@ def copy_vectors(path: Path, parts: Sequence[tuple[np.ndarray, np.ndarray]]) -> 
     whole = np.lib.format.open_memmap(
         path, "w+", np.float32, (sum(len(rows) for _, rows in parts), parts[0][0].shape[1])
     )
+    if hasattr(os, "posix_fallocate"):  # on a full disk, writing to mapped memory would end the process
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
     start = 0
     for vectors_ND, rows_M in parts:
         for first in range(0, len(rows_M), _COPIED_ROWS):

@@ -1,0 +1,41 @@
+"""A run whose checkpoints were damaged, or would be: it goes on from a good one, and writes no bad one."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from mim_lightning.run import Run
+from tests.flow.doors import timeless, weights
+
+Fit = Callable[..., Run]
+
+
+def test_a_damaged_last_checkpoint_falls_back_to_the_best(fit: Fit, capfd: pytest.CaptureFixture[str]) -> None:
+    run = fit()
+    whole = timeless(run)
+    content = run.last_checkpoint.read_bytes()
+    for damaged in (content[: len(content) // 2], content[:5000] + bytes(100) + content[5100:]):
+        run.last_checkpoint.write_bytes(damaged)
+        run.results_path.unlink()
+        capfd.readouterr()
+        fit()
+        warnings = [line for line in capfd.readouterr().err.splitlines() if line.startswith("warning:")]
+        assert len(warnings) == 1 and "last.ckpt: damaged (" in warnings[0] and "from best.ckpt" in warnings[0]
+        assert timeless(run) == pytest.approx(whole, abs=1e-6)
+    run.results_path.unlink()
+    for path in (run.last_checkpoint, run.best_checkpoint):
+        path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(ValueError, match=r"last\.ckpt: damaged .*; there is no other to resume from; remove it"):
+        fit()
+
+
+def test_weights_that_are_no_numbers_never_become_a_checkpoint(fit: Fit, tmp_path: Path) -> None:
+    diverges = ["callbacks.last.every_n_train_steps=1", "optim=sgd", "optim.lr=1e30", "run.id=diverging"]
+    with pytest.raises(ValueError, match=r"training diverged: 'matcher.* is not finite at step"):
+        fit(*diverges)
+    checkpoints = tmp_path / "runs" / "diverging" / "checkpoints"
+    for path in checkpoints.glob("*"):
+        run = Run("diverging", checkpoints.parent)
+        assert all(torch.isfinite(value).all() for value in weights(run, path.stem).values()), path
