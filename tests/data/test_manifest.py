@@ -306,7 +306,7 @@ def test_row_is_the_editors_line(tmp_path: Path) -> None:
         ("queries.jsonl", b'{"split": "train", "image": {"url": "a"}, "product_id": "7"}\n', ["row 1, column 'image'"]),
         ("queries.jsonl", b'{"split": "train", "image": "\\ud83d", "product_id": "7"}\n', ["row 1", "surrogates"]),
         ("queries.jsonl", b"[1, 2]\n", ["queries.jsonl, row 1", "object"]),
-        ("queries.jsonl", b"\xff\xfe{}\n", ["queries.jsonl", "UTF-8"]),
+        ("queries.jsonl", b"\xff\xfe{}\n", ["queries.jsonl", "utf-16"]),
         ("queries.parquet", b"PAR1 is not enough", ["queries.parquet", "Parquet"]),
         ("queries.xlsx", b"", ["queries.xlsx", ".csv, .parquet or .jsonl"]),
     ],

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from mim_lightning.data.pictures.download import DownloadSettings
 from mim_lightning.data.places.addresses import Place, place_of
+from mim_lightning.data.tables.decoding import TextFormat
 from mim_lightning.data.tables.draft import ManifestDraft
 from mim_lightning.data.tables.faults import OnFault, raise_fault
 from mim_lightning.data.tables.identity import table_id
@@ -32,6 +33,9 @@ QUERIES = TableSpec(
     known=("query_id", "split", "image", "text", "product_id", "grade", "shown_product_id", "weight"),
     required=("split", "image", "product_id"),
 )
+
+
+ByTable = Mapping[str, str | None] | str | None  # one for both tables, or by "products" and "queries"
 
 
 @dataclass(frozen=True)
@@ -83,6 +87,8 @@ class ManifestSource:
         segments: further columns of the queries by which results are told apart.
         metadata: further columns of the products to keep, to show and filter by; None: all (of pairs: none).
         download: how pictures at addresses are fetched.
+        encoding: of tables in CSV or JSONL that are not UTF-8, or of each by its name; None: see TextFormat.
+        delimiter: of tables in CSV, or of each by its name; None: the one that the header speaks for.
     """
 
     def __init__(
@@ -94,16 +100,35 @@ class ManifestSource:
         segments: Sequence[str] = (),
         metadata: Sequence[str] | None = None,
         download: DownloadSettings | None = None,
+        encoding: ByTable = None,
+        delimiter: ByTable = None,
     ) -> None:
         self.products = place_of(products) if products else None
         self.queries = place_of(queries) if queries else None
         self.columns, self.segments, self.download = columns or {}, tuple(segments), download
         self.image_root = place_of(image_root) if image_root else None
         self.metadata = None if metadata is None else tuple(metadata)
+        self.text_formats = _text_formats(encoding, delimiter)
 
     def read(self, work_dir: Path, on_fault: OnFault = raise_fault) -> Manifest:
+        products, queries = self.open(PRODUCTS.name), self.open(QUERIES.name)
         options = self.columns, self.image_root, self.segments, self.metadata, on_fault
-        return replace(read_manifest(self.products, self.queries, *options), download=self.download)
+        manifest = read_tables(products, queries, *options)
+        return replace(
+            manifest,
+            products_path=self.products or manifest.products_path,
+            queries_path=self.queries,
+            download=self.download,
+        )
+
+    def open(self, table: str) -> Table | None:
+        """Return the table of products or queries, None where there is none.
+
+        Raises:
+            ValueError: no such file, or one that is no table.
+        """
+        place = self.products if table == PRODUCTS.name else self.queries
+        return open_table(place, table, self.text_formats[table]) if place else None
 
     def describe(self) -> dict[str, Any]:
         ids = (table_id(place) if place else None for place in (self.products, self.queries))
@@ -111,14 +136,33 @@ class ManifestSource:
 
     def describe_tables(self, products_id: str | None, queries_id: str | None) -> dict[str, Any]:
         """Do the work of `describe` where the ids of the tables are known already."""
-        metadata = {} if self.metadata is None else {"metadata": list(self.metadata)}
-        return metadata | {
-            "products": products_id,
-            "queries": queries_id,
-            "image_root": str(self.image_root) if self.image_root else None,
-            "columns": changed_names(self.columns),
-            "segments": list(self.segments),
-        }
+        said = {} if self.metadata is None else {"metadata": list(self.metadata)}
+        texts = {name: settings.describe() for name, settings in self.text_formats.items() if settings.describe()}
+        return (
+            said
+            | ({"texts": texts} if texts else {})
+            | {
+                "products": products_id,
+                "queries": queries_id,
+                "image_root": str(self.image_root) if self.image_root else None,
+                "columns": changed_names(self.columns),
+                "segments": list(self.segments),
+            }
+        )
+
+
+def _text_formats(encoding: ByTable, delimiter: ByTable) -> dict[str, TextFormat]:
+    said = {"encoding": encoding, "delimiter": delimiter}
+    for name, value in said.items():
+        for table in value if isinstance(value, Mapping) else ():
+            require_name(table, (PRODUCTS.name, QUERIES.name), f"data.source.{name}", "table")
+    return {
+        table: TextFormat(
+            **{name: value.get(table) if isinstance(value, Mapping) else value for name, value in said.items()},
+            table=table,
+        )
+        for table in (PRODUCTS.name, QUERIES.name)
+    }
 
 
 def changed_names(columns: Mapping[str, ColumnNames]) -> dict[str, dict[str, str | None]]:

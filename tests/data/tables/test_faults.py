@@ -54,7 +54,10 @@ def test_good_rows_are_kept_and_each_bad_one_is_told(tables: tuple[Path, Path]) 
         ("products", f"{products}, row 4", "product_id", "1", f"'1' stands already in {products}, row 2"),
         ("products", f"{products}, row 5", "", "3", "product '3' has neither image nor title"),
         ("products", f"{products}, row 6", "", "", "not as many cells as the header has"),
-        ("products", f"{products}, row 7", "", "", "not UTF-8; save it as UTF-8"),
+        (
+            *("products", f"{products}, row 7", "title", ""),
+            "not UTF-8; data.source.encoding.products=cp1252 reads it as 'Té'",
+        ),
         ("queries", f"{queries}, row 5", "", "d", "the query has neither image nor text"),
         ("queries", f"{queries}, row 6", "query_id", "a", f"'a' stands already in {queries}, row 2"),
         ("queries", f"{queries}, row 8", "weight", "", "'heavy': give a number above 0"),

@@ -41,8 +41,8 @@ def folder_of(place: Place) -> Place:
 
 
 def ending_of(place: Place) -> str:
-    """Return ".parquet" of "products.parquet"; what follows ? in an address is no part of it."""
-    return Path(place if isinstance(place, Path) else place.split("?")[0]).suffix
+    """Return ".parquet" of "products.Parquet"; what follows ? in an address is no part of it."""
+    return Path(place if isinstance(place, Path) else place.split("?")[0]).suffix.lower()
 
 
 def open_binary(place: Place) -> IO[bytes]:
@@ -106,7 +106,7 @@ def _find_remote(address: str, endings: tuple[str, ...]) -> list[Place]:
 
 
 def _is_wanted(name: str, endings: tuple[str, ...]) -> bool:
-    return name.endswith(endings) and not any(part.startswith(("_", ".")) for part in name.split("/"))
+    return name.lower().endswith(endings) and not any(part.startswith(("_", ".")) for part in name.split("/"))
 
 
 @contextmanager

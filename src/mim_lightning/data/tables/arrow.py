@@ -6,7 +6,7 @@ holds pictures. `table` calls it; `pictures.cells` reads what they point at.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Set
+from collections.abc import Callable, Iterator, Set
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,18 +15,19 @@ import numpy as np
 
 from mim_lightning.data.pictures.images import TableCell
 from mim_lightning.data.places.addresses import Place, open_binary
+from mim_lightning.data.tables.faults import RowError
 
-Rows = Iterator[tuple[int, dict[str, Any] | str]]
+Rows = Iterator[tuple[int, dict[str, Any] | RowError]]
+ReadRows = Callable[[Set[str], Set[str], bool], Rows]  # wanted columns, pictures among them, are all others wanted too
 BATCH_SIZE = 1000  # rows without pictures
 NUM_PICTURES = 64  # rows with pictures, that are in memory at once
 
 
-def open_parquet(place: Place, wanted: Set[str], pictures: Set[str], all_plain: bool) -> tuple[list[str], Rows]:
-    """Return the columns of a Parquet file, and its rows with the `wanted` columns alone.
+def open_parquet(place: Place) -> tuple[list[str], ReadRows]:
+    """Return the columns of a Parquet file, and what reads its rows.
 
-    Args:
-        pictures: which of `wanted` are pictures, if they are of a type that can hold them.
-        all_plain: read the other columns besides, but for those that hold bytes.
+    That takes the columns that are wanted, which of them are pictures, if they are of a type that can hold them, and
+    whether to read the other columns besides, but for those that hold bytes.
 
     Raises:
         ValueError: not a Parquet file, or a damaged one.
@@ -36,8 +37,12 @@ def open_parquet(place: Place, wanted: Set[str], pictures: Set[str], all_plain: 
     with _naming(place, "Parquet"):
         file = pyarrow.parquet.ParquetFile(place if isinstance(place, Path) else open_binary(place))
         schema = file.schema_arrow
-    held, plain = divide(schema, wanted, pictures, all_plain)
-    return schema.names, _parquet_rows(place, file, plain, held)
+
+    def read(wanted: Set[str], pictures: Set[str], all_plain: bool) -> Rows:
+        held, plain = divide(schema, wanted, pictures, all_plain)
+        return _parquet_rows(place, file, plain, held)
+
+    return schema.names, read
 
 
 def _parquet_rows(place: Place, file: Any, plain: list[str], held: list[str]) -> Rows:
@@ -64,14 +69,18 @@ def _count_in_group(file: Any, group: int, column: str) -> np.ndarray:
     return np.concatenate([_count_pictures(batch.column(0)) for batch in batches])
 
 
-def open_arrow(place: Place, wanted: Set[str], pictures: Set[str], all_plain: bool) -> tuple[list[str], Rows]:
+def open_arrow(place: Place) -> tuple[list[str], ReadRows]:
     """Do the same for a local file of Arrow's stream format, which Hugging Face data sets are kept in."""
     import pyarrow
 
     with _naming(place, "Arrow"):
         reader = pyarrow.ipc.open_stream(pyarrow.memory_map(str(place)))
-    held, plain = divide(reader.schema, wanted, pictures, all_plain)
-    return reader.schema.names, _arrow_rows(place, reader, plain, held)
+
+    def read(wanted: Set[str], pictures: Set[str], all_plain: bool) -> Rows:
+        held, plain = divide(reader.schema, wanted, pictures, all_plain)
+        return _arrow_rows(place, reader, plain, held)
+
+    return reader.schema.names, read
 
 
 def _arrow_rows(place: Place, reader: Any, plain: list[str], held: list[str]) -> Rows:

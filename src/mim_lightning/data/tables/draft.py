@@ -98,6 +98,8 @@ class ManifestDraft:
     def require_products(self) -> None:
         """Leave out the queries that name products which are not there."""
         for query in list(self.queries.values()):
+            if not {*query.asked_ids, *query.shown_ids} <= self.products.keys():
+                query = self.queries[query.query_id] = self._with_whole_numbers(query)
             for column, ids in (("product_id", query.asked_ids), ("shown_product_id", query.shown_ids)):
                 unknown = next((product_id for product_id in ids if product_id not in self.products), None)
                 if unknown is not None:
@@ -105,6 +107,18 @@ class ManifestDraft:
                     reason = f"product '{unknown}' is not in {self.products_name}{self._why(unknown)}"
                     self.tell(Fault("queries", query.origin, column, query.query_id, reason))
                     break
+
+    def _with_whole_numbers(self, query: Query) -> Query:
+        """Return a query whose 7.0 is the product 7, or the other way round: one table's ids were floats once."""
+
+        def known(product_id: str) -> str:
+            other = product_id.removesuffix(".0") if product_id.endswith(".0") else f"{product_id}.0"
+            is_number = other.removesuffix(".0").isdecimal()
+            return other if is_number and product_id not in self.products and other in self.products else product_id
+
+        asked, shown = (tuple(map(known, ids)) for ids in (query.asked_ids, query.shown_ids))
+        is_same = len(set(asked)) == len(asked) and len(set(shown)) == len(shown)
+        return replace(query, asked_ids=asked, shown_ids=shown) if is_same else query
 
     def _why(self, product_id: str) -> str:
         return f" (left out: {self._left_out[product_id]})" if product_id in self._left_out else ""

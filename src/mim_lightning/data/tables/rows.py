@@ -16,6 +16,8 @@ from mim_lightning.data.places.addresses import Place, under
 from mim_lightning.data.tables.faults import NothingRelevantError, RowError
 
 LIST_SEPARATOR = "|"  # several values in one CSV cell
+MISSING = ("nan", "NaN", "NULL", "null", "None", "<NA>", "\\N")  # what databases and data frames write for no value
+EXACT = 1 << 53  # whole numbers below it are the same as floats
 
 Row = Mapping[str, Any]  # cells by our column names; pictures held in a table or tar are refs already
 
@@ -29,7 +31,7 @@ class Product:
     text: str | None
     title: str | None
     category: str | None
-    metadata: Mapping[str, str | float]  # further columns, to show and filter by; empty cells are left out
+    metadata: Mapping[str, str | int | float]  # further columns, to show and filter by; empty cells are left out
     origin: str  # "products.csv, row 7", for errors
 
 
@@ -124,14 +126,14 @@ def _weight(row: Row) -> float:
     except ValueError:
         weight = math.nan
     if not 0 < weight < math.inf:
-        raise RowError("weight", f"'{text}': give a number above 0")
+        decimal = f", with a point: {text.replace(',', '.')}" if text.count(",") == 1 else ""
+        raise RowError("weight", f"'{text}': give a number above 0{decimal}")
     return weight
 
 
 def _graded(row: Row) -> dict[str, int]:
     """Return the relevant products with their grades: 1 without any, and those of grade 0 left out."""
     ids = _values(row, "product_id")
-    # a column of whole numbers with gaps comes as floats
     texts = [_plain(part).removesuffix(".0") for part in _parts(row, "grade")]
     if not any(texts):
         return dict.fromkeys(ids, 1)
@@ -143,11 +145,19 @@ def _graded(row: Row) -> dict[str, int]:
     return graded
 
 
-def _metadata_value(cell: Any) -> str | float | None:
+def _metadata_value(cell: Any) -> str | int | float | None:
     """Return a cell as JSON has it: numbers stay numbers, all else becomes text, empty cells nothing."""
-    if isinstance(cell, int | float) and not isinstance(cell, bool) and math.isfinite(cell):
+    cell = _whole(cell)
+    if isinstance(cell, float) and math.isfinite(cell):
+        return cell
+    if isinstance(cell, int) and not isinstance(cell, bool) and abs(cell) < 1 << 63:
         return cell
     return _plain(cell) or None
+
+
+def _whole(value: Any) -> Any:
+    """Return a whole number as such: a column of them with gaps comes as floats."""
+    return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < EXACT else value
 
 
 def _values(row: Row, column: str) -> tuple[str, ...]:
@@ -162,10 +172,11 @@ def _parts(row: Row, column: str) -> list[Any]:
 
 
 def _plain(value: Any) -> str:
-    """Return a cell as text; null and NaN, which some writers put for it, are empty."""
+    """Return a cell as text; null, and what writers put for it, is empty."""
     if isinstance(value, bytes):  # text of engines that do not mark it as such
         try:
             return value.decode().strip()
         except UnicodeDecodeError:
             raise RowError("", "a cell holds bytes that are no text") from None
-    return "" if value is None or value != value else str(value).strip()
+    text = "" if value is None else str(_whole(value)).strip()
+    return "" if text in MISSING else text

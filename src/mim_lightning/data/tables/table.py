@@ -7,16 +7,25 @@ file and line for whoever finds fault with the row. `manifest` and the sources r
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping, Sequence, Set
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 from mim_lightning.data.places.addresses import Place, ending_of, find_files, folder_of, reaching
 from mim_lightning.data.tables.arrow import open_arrow, open_parquet
-from mim_lightning.data.tables.faults import Fault, OnFault, raise_fault
-from mim_lightning.data.tables.text import Rows, open_csv, open_jsonl
+from mim_lightning.data.tables.decoding import COMPRESSED, TextFormat, text_ending
+from mim_lightning.data.tables.faults import Fault, OnFault, RowError, raise_fault
+from mim_lightning.data.tables.header import match_columns, missing_column
+from mim_lightning.data.tables.text import Rows, open_text
 
-ENDINGS = (".csv", ".parquet", ".jsonl")
+log = logging.getLogger(__name__)
+
+PARQUET = ".parquet"
+TEXT_ENDINGS = (".csv", ".tsv", ".jsonl", ".ndjson")
+ENDINGS = (*TEXT_ENDINGS, PARQUET, *(text + packed for text in TEXT_ENDINGS for packed in COMPRESSED))  # in a folder
+WORKBOOKS = (".xlsx", ".xlsm", ".xls", ".ods")
 PICTURES = "image"  # our name of the column that may hold pictures themselves
 ColumnNames = Mapping[str, str | None]  # our column name -> the file's, None where the file has no such column
 
@@ -49,9 +58,10 @@ class Table:
     name: str  # what errors call it
     root: Place  # where relative paths of pictures start
     parts: tuple[TablePart, ...]
+    text_format: TextFormat = field(default_factory=TextFormat)  # of those that are CSV or JSONL
 
 
-def open_table(place: Place, kind: str) -> Table:
+def open_table(place: Place, kind: str, text_format: TextFormat | None = None) -> Table:
     """Return the table in a file, in all files of a folder, or in those that a pattern with * matches.
 
     Raises:
@@ -61,10 +71,14 @@ def open_table(place: Place, kind: str) -> Table:
     if not files:
         raise ValueError(f"{place}: no such file ({kind} table)")
     for file in files:
-        if ending_of(file) not in ENDINGS:
-            raise ValueError(f"{file}: a {kind} table ends in .csv, .parquet or .jsonl")
+        if text_ending(file) not in (*TEXT_ENDINGS, ".zip") and ending_of(file) != PARQUET:
+            workbook = "an Excel workbook, save it as CSV (UTF-8); " if ending_of(file) in WORKBOOKS else ""
+            raise ValueError(
+                f"{file}: {workbook}a {kind} table ends in .csv, .parquet or .jsonl, or .csv.gz and the like"
+            )
     is_folder = files[0] != place and "*" not in str(place)
-    return Table(str(place), place if is_folder else folder_of(place), tuple(TablePart(f, str(f)) for f in files))
+    root, parts = place if is_folder else folder_of(place), tuple(TablePart(file, str(file)) for file in files)
+    return Table(str(place), root, parts, text_format or TextFormat(table=kind))
 
 
 def read_rows(
@@ -86,18 +100,25 @@ def read_rows(
         require_name(ours, spec.known, f"data.source.columns.{spec.name}", "column")
     names = {ours: columns.get(ours, ours) for ours in spec.known}
     needed = {ours: name for ours, name in names.items() if name and (ours in spec.required or name != ours)}
+    keys = dict.fromkeys(metadata or (), "data.source.metadata")
+    keys |= {name: f"data.source.columns.{spec.name}.{ours}" for ours, name in names.items() if name}
+    all_plain = spec.others is not None and metadata is None
     for part in table.parts:
-        wanted = {name for name in names.values() if name} | set(metadata or ())
-        all_plain = spec.others is not None and metadata is None
         with reaching(part.place):
-            found, rows = _open(part.place, wanted, {names.get(PICTURES) or ""}, all_plain)
-            _require_columns(part, [*found, *(part.constants.keys() - found)], needed, spec, metadata or ())
-            for number, raw in rows:
+            file = _open(part.place, set(keys), table.text_format)
+            found = [*file.columns, *(part.constants.keys() - file.columns)]
+            matches = match_columns(part.name, found, keys)
+            given = {column: name for name, column in matches.items()}
+            _require_columns(part, [given.get(name, name) for name in found], needed, spec, metadata or ())
+            _tell(part.name, file, matches)
+            pictures = {matches.get(name, name) for name in (names.get(PICTURES),) if name}
+            for number, raw in file.rows({matches.get(name, name) for name in keys}, pictures, all_plain):
                 origin = f"{part.name}, row {number + part.num_before}"
-                if isinstance(raw, str):
-                    on_fault(Fault(spec.name, origin, "", "", raw))
+                if isinstance(raw, RowError):
+                    on_fault(Fault(spec.name, origin, raw.column, "", raw.reason))
                 else:
-                    yield origin, _renamed(part, raw, names, spec.others)
+                    row = {given.get(name, name): cell for name, cell in raw.items()} if given else raw
+                    yield origin, _renamed(part, row, names, spec.others)
 
 
 def require_name(name: str, known: tuple[str, ...], where: str, kind: str) -> None:
@@ -107,12 +128,36 @@ def require_name(name: str, known: tuple[str, ...], where: str, kind: str) -> No
         raise ValueError(f"{where}: no {kind} '{name}'; did you mean {' or '.join(hint)}?")
 
 
-def _open(place: Place, wanted: Set[str], pictures: Set[str], all_plain: bool) -> tuple[list[str], Rows]:
-    ending = ending_of(place)
-    if ending in (".csv", ".jsonl"):
-        return open_csv(place) if ending == ".csv" else open_jsonl(place)
-    open_columns = open_parquet if ending == ".parquet" else open_arrow
-    return open_columns(place, wanted, pictures, all_plain)
+@dataclass(frozen=True)
+class _File:
+    """An open file: its columns, and what reads the wanted ones of its rows (see `open_parquet`)."""
+
+    columns: list[str]
+    rows: Callable[[Set[str], Set[str], bool], Rows]
+    note: str = ""
+
+
+def _open(place: Place, wanted: Set[str], text_format: TextFormat) -> _File:
+    ending = text_ending(place)
+    if ending in (*TEXT_ENDINGS, ".zip"):
+        columns, rows, note = open_text(place, text_format, wanted)
+        return _File(columns, lambda *_: rows, note)
+    return _File(*(open_parquet(place) if ending == PARQUET else open_arrow(place)))
+
+
+@cache  # of each file once a process, which may read it twice
+def _tell_once(note: str) -> None:
+    log.warning(note)
+
+
+def _tell(name: str, file: _File, matches: Mapping[str, str]) -> None:
+    """Say what was read otherwise than it stands there."""
+    notes = [file.note] if file.note else []
+    notes += [f"column '{column}' is read as '{name}'" for name, column in matches.items()]
+    repeated = sorted({column for column in file.columns if column and file.columns.count(column) > 1})
+    notes += [f"of {file.columns.count(column)} columns '{column}' the last is read" for column in repeated]
+    if notes:
+        _tell_once(f"{name}: {', '.join(notes)}")
 
 
 def _require_columns(
@@ -120,10 +165,7 @@ def _require_columns(
 ) -> None:
     for ours, name in needed.items():
         if name not in found and found:
-            raise ValueError(
-                f"{part.name}: missing column '{name}', it has {sorted(found)}; "
-                f"name another with data.source.columns.{spec.name}.{ours}=<column>, or null if there is none"
-            )
+            raise missing_column(part.name, found, name, f"data.source.columns.{spec.name}.{ours}")
     for name in metadata:
         if name not in found and found:
             raise ValueError(f"{part.name}: missing column '{name}', named by data.source.metadata")

@@ -19,7 +19,7 @@ from mim_lightning.data.places.addresses import Place
 from mim_lightning.data.tables.faults import Fault, OnFault, RowError
 from mim_lightning.data.tables.identity import file_id
 from mim_lightning.data.tables.rows import Product, Query, parse_product, parse_query, text_of
-from mim_lightning.data.tables.table import Table, TableSpec, open_table, read_rows
+from mim_lightning.data.tables.table import Table, TableSpec, read_rows
 from mim_lightning.data.writing.hash_layout import HashLayout
 from mim_lightning.id_keys import NO_KEY, id_key
 
@@ -89,8 +89,8 @@ def shop_tables(source: ManifestSource) -> ShopTables:
     """
     if source.products is None:
         raise ValueError("data.source.products=null: engine=ray needs a table of products and a table of queries")
-    queries = open_table(source.queries, QUERIES.name) if source.queries else None
-    products = open_table(source.products, PRODUCTS.name)
+    products, queries = source.open(PRODUCTS.name), source.open(QUERIES.name)
+    assert products is not None
     return ShopTables(products, queries, source.columns, source.image_root, source.segments, source.metadata)
 
 
