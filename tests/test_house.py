@@ -47,7 +47,7 @@ ROOMS = {  # room or file -> what of the project it may import
     "dashboard": {"command", "config"},
     "compare": {"command", "run", "evidence"},
     "inference": {
-        *("types", "data.pictures.decode", "data.transforms", "encoders.interface", "model", "config", "metrics"),
+        *("types", "data.pictures", "data.transforms", "encoders.interface", "model", "config", "metrics"),
         *("inference", "whole_file", "damaged_file"),
         "evidence.directions",  # ranks by direction, as an evaluation does
     },
@@ -56,13 +56,14 @@ ROOMS = {  # room or file -> what of the project it may import
     "report": {"config", "door", "online"},
     "draw": {"command", "config", "run", "evidence"},
     "search": {
-        *("data.shards.sample_finder", "data.shards.shard_set", "inference", "whole_file", "damaged_file", "search"),
+        *("data.pictures", "data.shards.sample_finder", "data.shards.shard_set", "inference"),
+        *("whole_file", "damaged_file", "search"),
         *("evidence.figures.lettering", "evidence.figures.picture_cell", "evidence.figures.style"),  # looks of pictures
     },
     "search.index": {"search.index", "whole_file", "damaged_file"},
-    "search.service": {"data.pictures.decode", "search"},
-    "search.service.shopfront": {"online.experiment", "search"},  # its type
-    "search.__main__": {"door", "search"},
+    "search.service": {"data.pictures", "inference.pictures", "search"},
+    "search.service.shopfront": {"data.pictures", "inference.pictures", "online.experiment", "search"},  # its type
+    "search.__main__": {"data.pictures", "door", "search"},
     "build_index": {"config", "door", "inference", "launch", "lit", "model", "prepare", "search"},
     "serve": {"config", "door", "online", "search"},
 }
@@ -115,6 +116,7 @@ VENDORS = {  # package -> rooms that may import it
     "imagehash": {"data"},
     "torchmetrics": {"metrics"},
     "simplejpeg": {"data"},
+    "pillow_heif": {"data"},
     "ray": {"data"},
     "pyarrow": {"data", "evidence", "search"},
     "jinja2": {"evidence"},

@@ -68,12 +68,18 @@ def open_shopfront(config: Mapping[str, Any]) -> Any:
     from mim_lightning.search.service.app import ROUTES
     from mim_lightning.search.service.batching import BatchingEncoder
     from mim_lightning.search.service.limits import Limits
+    from mim_lightning.search.service.pixel_budget import PixelBudget
     from mim_lightning.search.service.shopfront import Engine, Shopfront
     from mim_lightning.search.service.telemetry import Telemetry
 
     limits = construct("limits", Limits, **config["limits"])
     telemetry = Telemetry(ROUTES)
-    encoder = partial(BatchingEncoder, max_batch_size=config["max_batch_size"], on_batch=telemetry.observe_batch)
+    encoder = partial(
+        BatchingEncoder,
+        max_batch_size=config["max_batch_size"],
+        on_batch=telemetry.observe_batch,
+        budget=PixelBudget(limits.pixels_in_work),
+    )
     arms, engines = arms_of(config), {}
     for name, arm in arms.items():
         searcher = open_searcher(

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from mim_lightning.data.pictures.decode import decode_image, image_size
 from mim_lightning.types import ImageSpec
 
+MAX_BETWEEN = 1 << 24  # pixels between the two passes of a resize; no picture of common shape has so many
 LUMA = torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)  # ITU-R BT.601
 
 
@@ -34,12 +35,15 @@ class Augment:
     saturation: float = 0.0
 
 
-def eval_image(data: bytes, spec: ImageSpec) -> Tensor:
-    """Resize as the encoder was trained to see: shorter side and centre crop, or both sides squashed."""
-    height, width = image_size(data)
+def eval_image(data: bytes | np.ndarray, spec: ImageSpec) -> Tensor:
+    """Resize as the encoder was trained to see: shorter side and centre crop, or both sides squashed.
+
+    `data` is encoded, or decoded already: (H, W, 3) uint8.
+    """
+    height, width = image_size(data) if isinstance(data, bytes) else data.shape[:2]
     target_h, target_w = spec.size
     if spec.resize_mode == "squash":
-        return _resize(decode_image(data, target_h, target_w), spec.size, spec.interpolation)
+        return _resize(_decoded(data, target_h, target_w), spec.size, spec.interpolation)
     share = min(height / target_h, width / target_w) * spec.crop_fraction
     crop_h, crop_w = min(height, round(target_h * share)), min(width, round(target_w * share))
     top, left = (height - crop_h) / 2, (width - crop_w) / 2
@@ -83,11 +87,13 @@ def _random_box(height: int, width: int, augment: Augment, rng: random.Random) -
     return rng.uniform(0, height - crop_h), rng.uniform(0, width - crop_w), crop_h, crop_w
 
 
-def _decode_crop(data: bytes, size: tuple[int, int], box: tuple[float, float, float, float], spec: ImageSpec) -> Tensor:
+def _decode_crop(
+    data: bytes | np.ndarray, size: tuple[int, int], box: tuple[float, float, float, float], spec: ImageSpec
+) -> Tensor:
     """Decode just large enough that the box still has the target's pixels, then cut and resize."""
     (height, width), (top, left, crop_h, crop_w) = size, box
     shrink = min(crop_h / spec.size[0], crop_w / spec.size[1])
-    pixels = decode_image(data, math.ceil(height / shrink), math.ceil(width / shrink))
+    pixels = _decoded(data, math.ceil(height / shrink), math.ceil(width / shrink))
     scale_h, scale_w = pixels.shape[0] / height, pixels.shape[1] / width
     top_px, left_px = round(top * scale_h), round(left * scale_w)
     bottom_px = min(pixels.shape[0], top_px + max(1, round(crop_h * scale_h)))
@@ -95,8 +101,16 @@ def _decode_crop(data: bytes, size: tuple[int, int], box: tuple[float, float, fl
     return _resize(pixels[top_px:bottom_px, left_px:right_px], spec.size, spec.interpolation)
 
 
+def _decoded(data: bytes | np.ndarray, min_height: int, min_width: int) -> np.ndarray:
+    return decode_image(data, min_height, min_width) if isinstance(data, bytes) else data
+
+
 def _resize(pixels: np.ndarray, size: tuple[int, int], interpolation: str) -> Tensor:
     image = torch.from_numpy(pixels).permute(2, 0, 1)[None]
+    if image.shape[-2] * size[1] > MAX_BETWEEN:
+        # width is resized before height: a picture of one column would be as wide as the target, at its full height
+        size_between = (size[0], image.shape[-1])
+        image = F.interpolate(image, size=size_between, mode=interpolation, antialias=True, align_corners=False)
     if image.shape[-2:] != size:
         image = F.interpolate(image, size=size, mode=interpolation, antialias=True, align_corners=False)
     return image[0]

@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,8 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from mim_lightning.data.pictures.decode import ORIENTATION_TAG, decode_image, image_size, normalise_encoding
+from mim_lightning.data.pictures.decode import decode_upright, image_size, normalise_encoding
+from mim_lightning.data.pictures.local_file import read_file
 from mim_lightning.data.transforms import eval_image
 from mim_lightning.types import ImageSpec
 
@@ -26,6 +26,19 @@ ImageInput = bytes | str | Path | Image.Image | np.ndarray
 
 PLAIN_MODES = ("RGB", "L")  # of PIL images whose pixels PPM holds
 PNG_MODES = ("1", "LA", "P", "RGBA", "I", "I;16")
+
+
+class ImageInputError(ValueError):
+    """One of several pictures cannot be used; `__cause__` is why.
+
+    Attributes:
+        position: its place in what the user gave.
+        reason: why, in one line, without position and path.
+    """
+
+    def __init__(self, position: int, reason: str, path: str | Path | None = None) -> None:
+        super().__init__(f"image {position}{f', {path}' if path is not None else ''}: {reason}")
+        self.position, self.reason = position, reason
 
 
 def prepare_images(
@@ -40,15 +53,15 @@ def prepare_images(
         positions: the image's place in what the user gave, for errors.
 
     Raises:
-        ValueError: something that is no image, or damaged, or too large; names its position and path.
+        ImageInputError: something that is no image, or damaged, or too large; names its position and path.
     """
     out = torch.empty(len(images), 3, *spec.size, dtype=torch.uint8)
     for row, image, position in zip(out, images, positions, strict=True):
         try:
             row.copy_(eval_image(_as_stored(_encoded(image), max_side), spec))
         except (ValueError, OSError, SyntaxError) as error:
-            path = f", {image}" if isinstance(image, (str, Path)) else ""
-            raise ValueError(f"image {position}{path}: {_reason(error)}") from error
+            path = image if isinstance(image, (str, Path)) else None
+            raise ImageInputError(position, _reason(error), path) from error
     return out
 
 
@@ -57,7 +70,7 @@ def _encoded(image: ImageInput) -> bytes:
     if isinstance(image, bytes):
         return image
     if isinstance(image, (str, Path)):
-        return Path(image).read_bytes()
+        return read_file(image)
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
             raise ValueError(f"an array must be (H, W, 3) uint8 RGB, not {image.shape} {image.dtype}")
@@ -76,7 +89,7 @@ def _saved(image: Image.Image, kind: str) -> bytes:
     return out.getvalue()
 
 
-def _as_stored(data: bytes, max_side: int | None) -> bytes:
+def _as_stored(data: bytes, max_side: int | None) -> bytes | np.ndarray:
     """Return the picture upright: as `prepare` stores it, or with its own pixels if that is larger than stored ones.
 
     A large picture is scaled while it is decoded, and neither shrunk in full nor compressed again: a tenth of the
@@ -87,13 +100,7 @@ def _as_stored(data: bytes, max_side: int | None) -> bytes:
     if max_side is None or longest <= max_side:
         return normalise_encoding(data, longest)
     least_h, least_w = (math.ceil(side * max_side / longest) for side in (height, width))
-    return _saved(_upright(Image.fromarray(decode_image(data, least_h, least_w)), data), "PPM")
-
-
-def _upright(image: Image.Image, data: bytes) -> Image.Image:
-    with suppress(Exception):  # no EXIF, or a broken one, which raises what it likes
-        image.getexif()[ORIENTATION_TAG] = Image.open(io.BytesIO(data)).getexif()[ORIENTATION_TAG]
-    return ImageOps.exif_transpose(image)
+    return decode_upright(data, least_h, least_w)
 
 
 def _reason(error: Exception) -> str:

@@ -5,11 +5,12 @@ A query, its hits and their pictures come in, a Pillow image goes out; the searc
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 
-from PIL import Image, ImageDraw, ImageOps
+from PIL import Image, ImageDraw
 
+from mim_lightning.data.pictures.decode import decode_upright
+from mim_lightning.data.pictures.limits import ImageError
 from mim_lightning.evidence.figures.lettering import cut, font, wrap
 from mim_lightning.evidence.figures.picture_cell import paste_picture
 from mim_lightning.evidence.figures.style import FAINT, INK, PAPER, RULE
@@ -56,9 +57,12 @@ def _draw_query(sheet: Image.Image, query: SearchQuery, photo: bytes | None) -> 
     _write(sheet, (MARGIN, top), [line for text in lines for line in wrap(text, face, CELL, NUM_LINES)], INK)
 
 
-def _upright(data: bytes) -> Image.Image:
-    """Decode a picture; a photo from a telephone says how it was held."""
-    return ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")
+def _upright(data: bytes) -> Image.Image | None:
+    """Decode a picture; a photo from a telephone says how it was held. None: it is damaged."""
+    try:
+        return Image.fromarray(decode_upright(data, CELL, CELL))
+    except ImageError:
+        return None
 
 
 def _write(sheet: Image.Image, corner: tuple[int, int], lines: Sequence[str], colour: str) -> None:

@@ -12,6 +12,7 @@ from PIL import Image
 
 from mim_lightning.data.check import picture_facts as module
 from mim_lightning.data.check.picture_facts import MAX_BYTES, look_at, picture_facts
+from mim_lightning.data.pictures.limits import PictureLimits
 from tests.data.check.broken import encoded, jpeg, jpeg_header, one_coloured, photo, png_header, resized
 
 
@@ -48,7 +49,7 @@ def test_what_is_no_picture_is_unreadable(data: bytes) -> None:
     [png_header(50_000, 50_000), png_header(50_000, 1_500), png_header(10_000, 10_000), jpeg_header(60_000, 60_000)],
 )
 def test_bombs_are_refused_from_the_header(data: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "decode_image", lambda *_: pytest.fail("pixels were decoded"))
+    monkeypatch.setattr(module, "decode_upright", lambda *_: pytest.fail("pixels were decoded"))
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # Pillow's own limit is another
         facts = picture_facts(data)
@@ -57,7 +58,7 @@ def test_bombs_are_refused_from_the_header(data: bytes, monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize(("width", "kind"), [(100, ""), (101, "huge_image")])
 def test_the_limit_is_one_of_pixels(width: int, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mim_lightning.data.pictures.decode.MAX_PIXELS", 10_000)
+    monkeypatch.setattr("mim_lightning.data.pictures.decode.LIMITS", PictureLimits(pixels=10_000))
     assert picture_facts(encoded(Image.new("L", (width, 100)), "PNG")).kind == kind
 
 
@@ -82,7 +83,7 @@ def test_no_file_ends_the_check(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> np.ndarray:
         raise IndexError("pop from\nan empty list")
 
-    monkeypatch.setattr(module, "decode_image", fail)
+    monkeypatch.setattr(module, "decode_upright", fail)
     facts = picture_facts(jpeg(1))
     assert (facts.kind, facts.reason) == ("unreadable_image", "IndexError pop from an empty list")
     assert facts.height == 160

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from mim_lightning.data.writing.shard import Record
 from mim_lightning.data.writing.small_set import write_shard_set
+from mim_lightning.inference.pictures import ImageInputError
 from mim_lightning.search.facets import FACETS, describe_facets
 from mim_lightning.search.index.product_index import IndexSettings, ModelFacts, ProductIndex, build_index
 from mim_lightning.search.pictures import CATALOGUES, ProductPictures
@@ -22,6 +23,7 @@ from mim_lightning.search.searcher import Searcher
 from mim_lightning.search.service.app import ROUTES
 from mim_lightning.search.service.batching import BatchingEncoder
 from mim_lightning.search.service.limits import Limits
+from mim_lightning.search.service.pixel_budget import PixelBudget
 from mim_lightning.search.service.shopfront import Engine, Shopfront
 from mim_lightning.search.service.telemetry import Telemetry
 
@@ -48,7 +50,7 @@ class ColourModel:
         try:
             return torch.from_numpy(np.array(Image.open(io.BytesIO(data)).convert("RGB").resize((4, 4))))
         except OSError as error:
-            raise ValueError(f"image {position}: damaged image ({error})") from error
+            raise ImageInputError(position, f"damaged image ({error})") from error
 
     def embed_prepared(self, prepared: Tensor) -> np.ndarray:
         return _unit(prepared.flatten(1, 2).float().mean(1).numpy())
@@ -84,11 +86,11 @@ def colour_index(folder: Path) -> ProductIndex:
 
 
 def colour_shop(folder: Path, arms: Sequence[str] = ("default",), experiment: Any = None, **limits: int) -> Shopfront:
-    index, telemetry = colour_index(folder), Telemetry(ROUTES)
+    index, telemetry, budget = colour_index(folder), Telemetry(ROUTES), PixelBudget(10_000_000)
     engines = {
         name: Engine(
             name,
-            Searcher(BatchingEncoder(ColourModel(), on_batch=telemetry.observe_batch), index),
+            Searcher(BatchingEncoder(ColourModel(), on_batch=telemetry.observe_batch, budget=budget), index),
             ProductPictures(index.card),
         )
         for name in arms

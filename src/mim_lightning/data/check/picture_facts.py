@@ -6,7 +6,6 @@ large is refused from the header, before a pixel is decoded.
 
 from __future__ import annotations
 
-import io
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,13 +13,14 @@ from pathlib import Path
 
 import imagehash
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
-from mim_lightning.data.pictures.decode import ORIENTATION_TAG, decode_image, image_size
+from mim_lightning.data.pictures.decode import decode_upright, image_size
 from mim_lightning.data.pictures.images import ImageRef, TarMember
+from mim_lightning.data.pictures.limits import ImageTooLargeError, TruncatedImageError
+from mim_lightning.data.pictures.local_file import MAX_BYTES
 
 FACTS_VERSION = 1  # of what is measured here: facts of another version are not gone on with
-MAX_BYTES = 256 * 2**20  # of an encoded picture; larger files are not even read
 LOOK_SIDE = 128  # pixels, of the shorter side, at which pictures are looked at
 COLOUR_TOLERANCE = 8  # levels of 255 in which pixels of one colour may differ
 
@@ -56,6 +56,8 @@ def look_at(ref: ImageRef, read: Callable[[ImageRef], bytes]) -> PictureFacts:
         data = read(ref)
     except FileNotFoundError:
         return PictureFacts(kind="unreadable_image", reason="no such file")
+    except ImageTooLargeError as error:
+        return PictureFacts(num_bytes, kind="huge_image", reason=_in_words(error))
     except (OSError, ValueError) as error:
         return PictureFacts(kind="unreadable_image", reason=_in_words(error))
     return picture_facts(data)
@@ -68,11 +70,9 @@ def picture_facts(data: bytes) -> PictureFacts:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is lower
             height, width = image_size(data)
-            pixels = decode_image(data, LOOK_SIDE, LOOK_SIDE)
+            image = Image.fromarray(decode_upright(data, LOOK_SIDE, LOOK_SIDE))
     except Exception as error:  # decoders raise what they like at damaged files, and no file may end the check
-        reason = _in_words(error)
-        return PictureFacts(len(data), height, width, kind=_kind_of(reason), reason=reason)
-    image = _upright(Image.fromarray(pixels), data)
+        return PictureFacts(len(data), height, width, kind=_kind_of(error), reason=_in_words(error))
     return PictureFacts(len(data), height, width, _one_colour(image), _hash(image), _colours(image))
 
 
@@ -82,23 +82,10 @@ def _in_words(error: Exception) -> str:
     return text if text and isinstance(error, ValueError | OSError) else f"{type(error).__name__} {text}".rstrip()
 
 
-def _kind_of(reason: str) -> str:
-    # decoders tell these cases apart in words alone
-    reason = reason.lower()
-    if "pixels" in reason:
+def _kind_of(error: Exception) -> str:
+    if isinstance(error, ImageTooLargeError):
         return "huge_image"
-    return "truncated_image" if "truncated" in reason or "premature end" in reason else "unreadable_image"
-
-
-def _upright(image: Image.Image, data: bytes) -> Image.Image:
-    """Turn pixels as the file's EXIF says: the same photo is often stored turned, with and without it."""
-    try:
-        with Image.open(io.BytesIO(data)) as header:
-            orientation = header.getexif().get(ORIENTATION_TAG, 1)
-    except Exception:  # a cut EXIF block raises what it likes, and the pixels are known to be fine
-        return image
-    image.getexif()[ORIENTATION_TAG] = orientation if orientation in range(1, 9) else 1
-    return ImageOps.exif_transpose(image)
+    return "truncated_image" if isinstance(error, TruncatedImageError) else "unreadable_image"
 
 
 def _one_colour(image: Image.Image) -> float:

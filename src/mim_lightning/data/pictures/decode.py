@@ -1,39 +1,54 @@
 """Encoded images to uint8 pixels: JPEG by simplejpeg, scaled while decoding, everything else by Pillow.
 
-Bytes come in, an (H, W, 3) array goes out; `transforms` and `prepare` call it.
+Bytes come in, an (H, W, 3) array goes out; `transforms` and `prepare` call it. Whatever decodes a picture from
+elsewhere does it here, where `limits` are kept.
 """
 
 from __future__ import annotations
 
 import io
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import simplejpeg
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile
 
-MAX_PIXELS = 64_000_000  # larger pictures are refused: a few KB can unpack to gigabytes
-JPEG_MAGIC = b"\xff\xd8"
-ORIENTATION_TAG = 0x0112
+from mim_lightning.data.pictures.header import (
+    JPEG_MAGIC,
+    is_cut_off,
+    is_progressive,
+    jpeg_orientation,
+    open_picture,
+    picture_orientation,
+    read_header,
+    reason_of,
+)
+from mim_lightning.data.pictures.limits import LIMITS, PictureLimits, TruncatedImageError, UnreadableImageError
+
+MAX_PIXELS = LIMITS.pixels
+REENCODED = ("HEIF", "AVIF")  # never stored as they come: browsers and other machines may not read them
+STRIP_PIXELS = 1 << 20  # converted at once: a large picture is held once as it is and once as RGB, and no more
 
 
-def image_size(data: bytes) -> tuple[int, int]:
+def image_size(data: bytes, limits: PictureLimits | None = None) -> tuple[int, int]:
     """Return (height, width) from the header alone.
 
     Raises:
-        ValueError: not an image, or more pixels than MAX_PIXELS.
+        UnreadableImageError: not an image.
+        ImageTooLargeError: beyond a limit.
     """
-    try:
-        if data[:2] == JPEG_MAGIC:
-            height, width = simplejpeg.decode_jpeg_header(data)[:2]
-        else:
-            with Image.open(io.BytesIO(data)) as image:
-                width, height = image.size
-    except (ValueError, UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
-        raise ValueError(f"not a readable image ({_reason(error)})") from error
-    if height * width > MAX_PIXELS:
-        raise ValueError(f"{width} x {height} pixels, at most {MAX_PIXELS:,} are decoded")
-    return height, width
+    header = read_header(data)
+    (limits or LIMITS).check(header.height, header.width, header.num_scans)
+    return header.height, header.width
+
+
+def work_pixels(data: bytes, limits: PictureLimits | None = None) -> int:
+    """Return how many pixels decoding a picture holds in memory, from the header alone; errors as in `image_size`."""
+    height, width = image_size(data, limits)
+    # plain JPEGs are read line by line, and scaled to what is needed
+    return height * width // (4 if data[:2] == JPEG_MAGIC and not is_progressive(data) else 1)
 
 
 def decode_image(data: bytes, min_height: int = 0, min_width: int = 0) -> np.ndarray:
@@ -42,28 +57,80 @@ def decode_image(data: bytes, min_height: int = 0, min_width: int = 0) -> np.nda
     Transparent pixels become white. The EXIF orientation is not applied here: `prepare` turned the pixels.
 
     Raises:
-        ValueError: not an image, damaged, or too large.
+        UnreadableImageError: not an image, or damaged.
+        ImageTooLargeError: beyond a limit; nothing was decoded.
     """
+    return _decode(data, min_height, min_width)[0]
+
+
+def decode_truncated(data: bytes) -> np.ndarray:
+    """Decode what is there of a file that is cut off, grey or black where nothing is left."""
+    image_size(data)
+    if data[:2] == JPEG_MAGIC:
+        return simplejpeg.decode_jpeg(data, "RGB", strict=False)
+    with _lenient(), open_picture(data) as image:
+        return _rgb_pixels(image)
+
+
+@contextmanager
+def _lenient() -> Iterator[None]:
+    """Let Pillow take what is there of a file; it has one switch for everyone."""
+    before = ImageFile.LOAD_TRUNCATED_IMAGES
+    ImageFile.LOAD_TRUNCATED_IMAGES = True
+    try:
+        yield
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = before
+
+
+def decode_upright(data: bytes, min_height: int = 0, min_width: int = 0) -> np.ndarray:
+    """Decode as `decode_image` does, the sides as stored, and turn as the file's EXIF says."""
+    pixels, orientation = _decode(data, min_height, min_width)
+    return _turned(pixels, jpeg_orientation(data) if orientation is None else orientation)
+
+
+def _turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """Turn pixels (H, W, 3) as an EXIF orientation says: no byte is copied but where torch wants it so."""
+    pixels = pixels.swapaxes(0, 1) if orientation >= 5 else pixels
+    vertical, horizontal = (-1 if orientation in flipped else 1 for flipped in ((3, 4, 7, 8), (2, 3, 6, 7)))
+    return np.ascontiguousarray(pixels[::vertical, ::horizontal])
+
+
+def _decode(data: bytes, min_height: int, min_width: int) -> tuple[np.ndarray, int | None]:
+    """Return the pixels as they are stored, and the EXIF orientation; None: a JPEG was not asked for it."""
     image_size(data)  # refuses what is too large to decode
     try:
         if data[:2] == JPEG_MAGIC:
             # fractions between a half and the whole are slower than decoding in full
-            return simplejpeg.decode_jpeg(data, "RGB", min_height=min_height, min_width=min_width, min_factor=2)
-        return _with_pillow(data)
-    except (ValueError, OSError, SyntaxError) as error:
-        raise ValueError(f"damaged image ({_reason(error)})") from error
+            pixels = simplejpeg.decode_jpeg(data, "RGB", min_height=min_height, min_width=min_width, min_factor=2)
+            return pixels, None
+        with open_picture(data) as image:
+            image.load()
+            return _rgb_pixels(image), picture_orientation(image)
+    except (ValueError, OSError, SyntaxError, EOFError) as error:
+        kind = TruncatedImageError if is_cut_off(data) else UnreadableImageError
+        raise kind(f"damaged image ({reason_of(error)})") from error
 
 
-def _with_pillow(data: bytes) -> np.ndarray:
-    with Image.open(io.BytesIO(data)) as opened:
-        image: Image.Image = opened
-        if image.mode.startswith("I;16"):
-            # Pillow would clip 16-bit grey to white
-            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-        if image.has_transparency_data:
-            rgba = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
-        return np.array(image.convert("RGB"))  # a copy: torch warns of read-only memory
+def _rgb_pixels(image: Image.Image) -> np.ndarray:
+    num_rows = max(1, STRIP_PIXELS // image.width)
+    if num_rows >= image.height:
+        return np.array(_rgb(image))  # a copy: torch warns of read-only memory
+    pixels = np.empty((image.height, image.width, 3), np.uint8)
+    for top in range(0, image.height, num_rows):
+        bottom = min(image.height, top + num_rows)
+        pixels[top:bottom] = np.asarray(_rgb(image.crop((0, top, image.width, bottom))))
+    return pixels
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16"):
+        # Pillow would clip 16-bit grey to white
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+    return image.convert("RGB")
 
 
 def normalise_encoding(data: bytes, max_side: int) -> bytes:
@@ -72,37 +139,19 @@ def normalise_encoding(data: bytes, max_side: int) -> bytes:
     Raises:
         ValueError: see `decode_image`.
     """
-    height, width = image_size(data)
-    share = min(1.0, max_side / max(height, width))
+    header = read_header(data)
+    height, width = header.height, header.width
+    share = min(1.0, max_side / max(height, width, 1))
     # also the proof that the whole file is readable; most of a large picture's way down costs nothing while decoding
-    pixels = decode_image(data, math.ceil(height * share), math.ceil(width * share))
-    orientation = _orientation(data)
-    if orientation == 1 and max(height, width) <= max_side:
+    pixels, orientation = _decode(data, math.ceil(height * share), math.ceil(width * share))
+    orientation = jpeg_orientation(data) if orientation is None else orientation
+    if orientation == 1 and max(height, width) <= max_side and header.kind not in REENCODED:
         return data
-    image = Image.fromarray(pixels)
-    if orientation != 1:
-        image.getexif()[ORIENTATION_TAG] = orientation
-        image = ImageOps.exif_transpose(image)
+    image = Image.fromarray(_turned(pixels, orientation))
     image.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
     out = io.BytesIO()
     image.save(out, "JPEG", quality=90)
     return out.getvalue()
-
-
-def _orientation(data: bytes) -> int:
-    """Return the EXIF orientation, 1 (upright) where there is none that can be read."""
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            orientation = image.getexif().get(ORIENTATION_TAG, 1)
-    except Exception:  # a cut EXIF block raises what it likes, and the pixels are known to be fine
-        return 1
-    return orientation if orientation in range(1, 9) else 1
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, UnidentifiedImageError):
-        return "of no known format"  # Pillow names the buffer it read
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def sharpness(data: bytes) -> float:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from mim_lightning.data.pictures.cells import ARROW, read_cell, unpack_all
 from mim_lightning.data.pictures.download import Downloads, DownloadSettings
+from mim_lightning.data.pictures.local_file import read_file
 from mim_lightning.data.places.addresses import place_of, read_range
 
 
@@ -62,7 +63,7 @@ class ImageReader:
             ValueError, OSError: anything else, in one line.
         """
         if isinstance(ref, Path):
-            return ref.read_bytes()
+            return read_file(ref)
         if isinstance(ref, str):
             return self.downloads.read(ref)
         if isinstance(ref, TarMember):

@@ -5,7 +5,7 @@ Decoded pictures come in, and stand on the sheet; `hits_grid` and the sheet of a
 
 from __future__ import annotations
 
-from PIL import Image, ImageDraw, ImageOps
+from PIL import Image, ImageDraw
 
 from mim_lightning.evidence.figures.lettering import Font
 from mim_lightning.evidence.figures.style import FAINT
@@ -20,5 +20,7 @@ def paste_picture(
         middle = left + side / 2, top + side / 2
         ImageDraw.Draw(sheet).text(middle, "no picture", FAINT, face, anchor="mm")
         return
-    fitted = ImageOps.contain(picture, (side - 2 * inset, side - 2 * inset), Image.Resampling.LANCZOS)
+    scale = (side - 2 * inset) / max(picture.size)
+    width, height = (max(1, round(length * scale)) for length in picture.size)
+    fitted = picture.resize((width, height), Image.Resampling.LANCZOS)
     sheet.paste(fitted, (left + (side - fitted.width) // 2, top + (side - fitted.height) // 2))

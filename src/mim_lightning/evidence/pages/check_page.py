@@ -5,14 +5,10 @@ A CheckReport and a reader of pictures come in, a page goes out; the prepare doo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from io import BytesIO
 from pathlib import Path
-
-from PIL import Image, ImageFile
 
 from mim_lightning.data.check import KINDS, CheckReport, Finding
 from mim_lightning.data.check.terminal import verdict_of
@@ -104,31 +100,9 @@ def _picture(ref: ImageRef, kind: str, read: Read) -> Picture:
     if kind == "huge_image":
         return Picture("", "too large to show")
     try:
-        data = read(ref)
-        if kind == "truncated_image":
-            data = _mended(data)
-        return Picture(data_uri(data), str(ref))
+        return Picture(data_uri(read(ref), is_whole=kind != "truncated_image"), str(ref))
     except Exception:  # decoders raise what they like at damaged files
         return Picture("", "cannot be shown")
-
-
-def _mended(data: bytes) -> bytes:
-    """Return a truncated picture as a whole one, grey where nothing is left of it."""
-    with _lenient(), Image.open(BytesIO(data)) as image:
-        out = BytesIO()
-        image.convert("RGB").save(out, "PNG")
-        return out.getvalue()
-
-
-@contextmanager
-def _lenient() -> Iterator[None]:
-    """Let Pillow take what is there of a file; it has one switch for everyone."""
-    before = ImageFile.LOAD_TRUNCATED_IMAGES
-    ImageFile.LOAD_TRUNCATED_IMAGES = True
-    try:
-        yield
-    finally:
-        ImageFile.LOAD_TRUNCATED_IMAGES = before
 
 
 def _category_rows(report: CheckReport) -> tuple[list[CategoryRow], list[CategoryRow]]:

@@ -14,7 +14,7 @@ from functools import cache
 
 from PIL import Image
 
-from mim_lightning.data.pictures.decode import decode_image
+from mim_lightning.data.pictures.decode import decode_image, decode_truncated
 from mim_lightning.data.prepared import open_prepared, open_products
 from mim_lightning.data.shards.sample_finder import find_samples
 from mim_lightning.data.shards.shard_set import ShardSet
@@ -84,13 +84,13 @@ def _picture(sets: Sequence[ShardSet], side: str, item_id: str) -> Picture:
     return Picture(data_uri(data) if isinstance(data, bytes) else "", title)
 
 
-def data_uri(data: bytes) -> str:
-    """Return an encoded picture as a small JPEG that stands in the page itself.
+def data_uri(data: bytes, is_whole: bool = True) -> str:
+    """Return an encoded picture as a small JPEG that stands in the page itself; of one that is cut off, what is there.
 
     Raises:
         ValueError: see `decode_image`.
     """
-    image = Image.fromarray(decode_image(data, SIDE, SIDE))
+    image = Image.fromarray(decode_image(data, SIDE, SIDE) if is_whole else decode_truncated(data))
     image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
     out = io.BytesIO()
     image.save(out, "JPEG", quality=QUALITY, optimize=True)

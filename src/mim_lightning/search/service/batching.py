@@ -17,6 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mim_lightning.data.pictures.decode import work_pixels
+from mim_lightning.inference.pictures import ImageInputError
+from mim_lightning.search.service.pixel_budget import PixelBudget
+
 NO_VECTORS = np.empty((0, 0), np.float32)
 
 
@@ -52,6 +56,7 @@ class BatchingEncoder:
         model: used by one thread only.
         max_batch_size: inputs of one kind that go through the towers together.
         on_batch: told the size of every batch, for the service's metrics.
+        budget: of the pixels that are decoded at once; None: no limit.
     """
 
     def __init__(
@@ -59,9 +64,10 @@ class BatchingEncoder:
         model: Model,
         max_batch_size: int = 32,
         on_batch: Callable[[str, int], None] = lambda kind, size: None,
+        budget: PixelBudget | None = None,
     ) -> None:
         self.fingerprint, self.fusions = model.fingerprint, model.fusions
-        self._model, self._max, self._on_batch = model, max_batch_size, on_batch
+        self._model, self._max, self._on_batch, self._budget = model, max_batch_size, on_batch, budget
         self._wishes: SimpleQueue[_Wish | None] = SimpleQueue()
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._work, name="encoder", daemon=True)
@@ -72,8 +78,9 @@ class BatchingEncoder:
 
         Raises:
             ValueError: a picture cannot be read; the other callers' go on.
+            RefusedError: too many pictures are decoded at once.
         """
-        wishes = [_Wish("images", self._model.prepare_images(images))] if images else []
+        wishes = [_Wish("images", self._prepare(images))] if images else []
         wishes += [_Wish("texts", list(texts))] if texts else []
         if self._closing.is_set():
             raise RuntimeError("the encoder is closed")
@@ -81,6 +88,20 @@ class BatchingEncoder:
             self._wishes.put(wish)
         vectors = {wish.kind: wish.answer.result() for wish in wishes}
         return vectors.get("images", NO_VECTORS), vectors.get("texts", NO_VECTORS)
+
+    def _prepare(self, images: Sequence[Any]) -> Tensor:
+        """Decode pictures one after the other: what stays of each is what the encoder takes."""
+        budget = self._budget
+        if budget is None:
+            return self._model.prepare_images(images)
+        rows = []
+        for position, image in enumerate(images):
+            try:
+                with budget.hold(work_pixels(image)):
+                    rows.append(self._model.prepare_images([image]))
+            except ImageInputError as error:
+                raise ImageInputError(position, error.reason) from error.__cause__
+        return torch.cat(rows)
 
     def close(self) -> None:
         """Finish what was asked, then stop."""

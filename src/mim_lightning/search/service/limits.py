@@ -11,10 +11,14 @@ from collections import OrderedDict
 from dataclasses import dataclass, fields
 
 from mim_lightning.data.pictures.decode import image_size
+from mim_lightning.data.pictures.limits import ImageError, ImageTooLargeError, PictureLimits
 
 
 class RefusedError(Exception):
-    """A request that is not answered: an HTTP status of 4xx, and one line that says what would be right."""
+    """A request that is not answered: an HTTP status, and one line that says what would be right.
+
+    The status is 4xx, or 503 where the service has too much to do.
+    """
 
     def __init__(self, status: int, message: str, retry_after: float | None = None) -> None:
         super().__init__(message)
@@ -27,6 +31,10 @@ class Limits:
 
     upload_bytes: int = 12_000_000  # of a whole request
     pixels: int = 40_000_000  # of one picture
+    side: int = 20_000  # pixels, of its longer side
+    aspect: int = 100  # of its sides
+    scans: int = 100  # of a progressive JPEG
+    pixels_in_work: int = 80_000_000  # of the pictures of all requests that are decoded at once
     num_images: int = 4
     text_length: int = 500  # characters of each text
     num_hits: int = 100
@@ -41,14 +49,12 @@ class Limits:
     def check_images(self, images: list[bytes]) -> None:
         if len(images) > self.num_images:
             raise RefusedError(413, f"image: {len(images)} pictures, at most {self.num_images} are taken")
+        limits = PictureLimits(self.pixels, self.side, self.aspect, self.scans)
         for number, data in enumerate(images, start=1):
             try:
-                height, width = image_size(data)
-            except ValueError as error:
-                status = 413 if "pixels" in str(error) else 415
-                raise RefusedError(status, f"image {number}: {error}; give a JPEG, PNG or WebP") from error
-            if height * width > self.pixels:
-                raise RefusedError(413, f"image {number}: {width} x {height} pixels, at most {self.pixels:,} are taken")
+                image_size(data, limits)
+            except ImageError as error:
+                raise refused_image(number, str(error), error) from error
 
     def check_text(self, name: str, text: str | None) -> None:
         if text is not None and len(text) > self.text_length:
@@ -57,6 +63,13 @@ class Limits:
     def check_num_hits(self, num_hits: int) -> None:
         if not 1 <= num_hits <= self.num_hits:
             raise RefusedError(422, f"k: {num_hits}, must be 1 to {self.num_hits}")
+
+
+def refused_image(number: int, reason: str, error: BaseException | None) -> RefusedError:
+    """Return the refusal of a request's picture, counted from 1: 413 if it is too large, 415 if it cannot be read."""
+    if isinstance(error, ImageTooLargeError):
+        return RefusedError(413, f"image {number}: {reason}; give a smaller one")
+    return RefusedError(415, f"image {number}: {reason}; give a JPEG, PNG or WebP")
 
 
 class RateLimit:

@@ -7,7 +7,6 @@ through `Shopfront.answer`, with the limits of the service.
 from __future__ import annotations
 
 import hmac
-import io
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +16,8 @@ import gradio as gr
 from fastapi import FastAPI
 from PIL import Image
 
+from mim_lightning.data.pictures.decode import decode_upright
+from mim_lightning.data.pictures.limits import ImageError
 from mim_lightning.search.facets import FACETS, choices
 from mim_lightning.search.query import SearchQuery
 from mim_lightning.search.service.limits import RefusedError
@@ -239,7 +240,10 @@ def _pictures(shopfront: Shopfront, answer: Answer) -> list[tuple[Image.Image, s
 def _thumbnail(data: bytes | None) -> Image.Image:
     if data is None:
         return PLACEHOLDER
-    image = Image.open(io.BytesIO(data))
+    try:
+        image = Image.fromarray(decode_upright(data, THUMBNAIL, THUMBNAIL))
+    except ImageError:  # damaged; the product is found all the same
+        return PLACEHOLDER
     image.thumbnail((THUMBNAIL, THUMBNAIL))
     return image
 

@@ -6,16 +6,16 @@ Engines (a searcher and its pictures), limits and perhaps an online experiment c
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from mim_lightning.inference.pictures import ImageInputError
 from mim_lightning.search.pictures import ProductPictures
 from mim_lightning.search.query import SearchQuery
 from mim_lightning.search.searcher import Searcher, SearchResult
-from mim_lightning.search.service.limits import Limits, RefusedError
+from mim_lightning.search.service.limits import Limits, RefusedError, refused_image
 from mim_lightning.search.service.telemetry import Telemetry
 
 if TYPE_CHECKING:
@@ -84,8 +84,10 @@ class Shopfront:
         self._check(query, engine)
         try:
             result = engine.searcher.search(query)
+        except ImageInputError as error:
+            raise refused_image(error.position + 1, error.reason, error.__cause__) from error
         except ValueError as error:
-            raise _refusal(str(error)) from error
+            raise RefusedError(400, str(error)) from error
         total_ms = 1e3 * (time.perf_counter() - started)
         self.telemetry.encode.observe(result.encode_ms / 1e3)
         self.telemetry.index.labels(engine.name).observe(result.index_ms / 1e3)
@@ -131,14 +133,6 @@ class Shopfront:
             return self.engine(arm).searcher.index.products([product_id])[0]
         except ValueError as error:
             raise RefusedError(404, str(error)) from error
-
-
-def _refusal(reason: str) -> RefusedError:
-    """Return why a search could not be answered; a picture's place counts from 1, as where limits speak of it."""
-    place = re.match(r"image (\d+)", reason)
-    if place is None:
-        return RefusedError(400, reason)
-    return RefusedError(415, f"image {int(place[1]) + 1}{reason[place.end() :]}")
 
 
 def _kind(query: SearchQuery) -> str:

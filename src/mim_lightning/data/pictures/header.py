@@ -1,0 +1,257 @@
+"""What a picture's file says before a pixel is decoded: its kind, size, scans and orientation.
+
+Bytes come in, a PictureHeader goes out, or an error. Files are made to be hostile here: every loop is bounded, and
+what Pillow reads while it opens a file (tags, comments, chunks) is looked through first.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import simplejpeg
+from PIL import Image, UnidentifiedImageError
+
+from mim_lightning.data.pictures.limits import LIMITS, ImageTooLargeError, TruncatedImageError, UnreadableImageError
+
+JPEG_MAGIC = b"\xff\xd8"
+ORIENTATION_TAG = 0x0112
+# what Pillow decodes by itself, within the size it names first. Not among them: those that start another program
+# (EPS), draw (WMF), or hold a picture of another size (ICO, ICNS); JPEG is simplejpeg's
+PILLOW_FORMATS = (
+    "PNG",
+    "WEBP",
+    "GIF",
+    "BMP",
+    "DIB",
+    "TIFF",
+    "PPM",
+    "AVIF",
+    "JPEG2000",
+    "QOI",
+    "SGI",
+    "PCX",
+    "PSD",
+    "TGA",
+)
+HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+MAX_PARTS = 20_000  # segments of a JPEG before its pixels, chunks of a PNG
+MAX_COMMENT = 1 << 20  # bytes of what stands in a GIF besides its pixels
+MAX_TAG_BLOCKS = 64  # places of a file that look like a table of tags
+
+_SCAN, _END, _EXIF, _XMP = b"\xff\xda", b"\xff\xd9", b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0"
+_NEXT_MARKER = re.compile(rb"\xff+([\x02-\xcf\xda-\xfe])")  # none that stands among a scan's bytes
+_TAG_BLOCK = re.compile(rb"II\*\0|MM\0\*|II\+\0|MM\0\+")
+_TAG_SIZES = (0, 1, 1, 2, 4, 8, 1, 1, 2, 4, 8, 4, 8, 4, 0, 0, 8, 8, 8)  # bytes of a value, by TIFF's number of its type
+_XMP_ORIENTATION = re.compile(rb'tiff:Orientation(?:="|>)([0-9])')
+
+
+@dataclass(frozen=True)
+class PictureHeader:
+    """Facts of a picture that is not decoded yet."""
+
+    kind: str  # "JPEG", or Pillow's name of the format
+    height: int
+    width: int
+    num_scans: int = 1  # of a JPEG: at least so many, where they are more than LIMITS allow
+
+
+def read_header(data: bytes) -> PictureHeader:
+    """Return what the file says of its picture.
+
+    Raises:
+        UnreadableImageError: no picture, or of a kind that cannot be read here.
+        ImageTooLargeError: its tags, comments or chunks alone would cost too much.
+    """
+    if data[:2] == JPEG_MAGIC:
+        try:
+            height, width = simplejpeg.decode_jpeg_header(data)[:2]
+        except ValueError as error:
+            raise UnreadableImageError(f"not a readable image ({reason_of(error)})") from error
+        return PictureHeader("JPEG", height, width, _count_scans(data))
+    with open_picture(data) as image:
+        return PictureHeader(image.format or "", image.height, image.width)
+
+
+def open_picture(data: bytes) -> Image.Image:
+    """Open with Pillow what is no JPEG; nothing is decoded yet.
+
+    Raises:
+        UnreadableImageError, ImageTooLargeError: see `read_header`.
+    """
+    formats: tuple[str, ...] = PILLOW_FORMATS
+    if is_heif(data):
+        _register_heif()
+        formats = ("HEIF",)
+    _require_few_parts(data)
+    try:
+        return Image.open(io.BytesIO(data), formats=formats)
+    except Image.DecompressionBombError as error:
+        raise ImageTooLargeError(f"not a readable image ({reason_of(error)})") from error
+    except (ValueError, UnidentifiedImageError, OSError, SyntaxError, EOFError) as error:
+        kind = TruncatedImageError if is_cut_off(data) else UnreadableImageError
+        raise kind(f"not a readable image ({reason_of(error)})") from error
+
+
+def is_heif(data: bytes) -> bool:
+    """Is it a picture as iPhones take it? AVIF is of the same family and another kind."""
+    brands = data[8 : max(16, min(int.from_bytes(data[:4], "big"), 256))]
+    return data[4:8] == b"ftyp" and b"avif" not in brands and b"avis" not in brands and brands[:4] in HEIF_BRANDS
+
+
+def _register_heif() -> None:
+    try:
+        from pillow_heif import register_heif_opener
+    except ImportError as error:
+        raise UnreadableImageError(
+            "not a readable image (a HEIC picture: install the extra: pip install 'mim-lightning[heic]')"
+        ) from error
+    register_heif_opener()
+
+
+def reason_of(error: Exception) -> str:
+    """Return what a decoder says, in one line."""
+    if isinstance(error, UnidentifiedImageError):
+        return "of no known format"  # Pillow names the buffer it read
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+def is_cut_off(data: bytes) -> bool:
+    """Does the file end before its picture does, as far as its format shows it?"""
+    if data[:2] == JPEG_MAGIC:
+        return data.rfind(_END) < data.rfind(_SCAN)
+    if data[:4] == b"RIFF":
+        return len(data) < int.from_bytes(data[4:8], "little") + 8
+    return data[:4] == b"\x89PNG" and b"IEND" not in data[-(1 << 16) :]
+
+
+def jpeg_orientation(data: bytes) -> int:
+    """Return the EXIF orientation of a JPEG, 1 (upright) where there is none that can be read."""
+    exif, xmp = b"", b""
+    for kind, start, stop in _segments(data):
+        if kind == 0xE1 and data.startswith(_EXIF, start) and not exif:
+            exif = data[start:stop]
+        elif kind == 0xE1 and data.startswith(_XMP, start):
+            xmp = data[start:stop]
+    return _orientation(exif, xmp)
+
+
+def picture_orientation(image: Image.Image) -> int:
+    """Return the EXIF orientation of a picture that Pillow has loaded (it has turned a TIFF by itself)."""
+    # not getexif(): a few KB of tags that share their bytes become gigabytes there
+    exif, xmp = image.info.get("exif") or b"", image.info.get("xmp") or image.info.get("XML:com.adobe.xmp") or b""
+    if not exif and isinstance(profile := image.info.get("Raw profile type exif"), str):
+        digits = "".join(profile.split("\n")[3:])
+        exif = bytes.fromhex(digits) if re.fullmatch(r"([0-9a-fA-F]{2})*", digits) else b""
+    return 1 if image.format == "TIFF" else _orientation(exif, xmp.encode() if isinstance(xmp, str) else xmp)
+
+
+def is_progressive(data: bytes) -> bool:
+    """Are a JPEG's coefficients all held until its last scan is read?"""
+    return any(kind in (0xC2, 0xC6, 0xCA, 0xCE) for kind, _, _ in _segments(data))
+
+
+def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
+    """Yield kind, start and end of a JPEG's segments before its first scan."""
+    at = 2
+    for _ in range(MAX_PARTS):
+        while data[at : at + 2] == b"\xff\xff":  # padding
+            at += 1
+        kind = data[at + 1] if data[at : at + 1] == b"\xff" and at + 4 <= len(data) else 0xDA
+        if kind in (0xDA, 0xD9):
+            return
+        length = int.from_bytes(data[at + 2 : at + 4], "big")
+        yield kind, at + 4, at + 2 + length
+        at += 2 + max(2, length)
+
+
+def _count_scans(data: bytes) -> int:
+    # the two bytes stand among a scan's own only as a marker, but may stand in a preview among the tags
+    if data.count(_SCAN) <= LIMITS.scans:
+        return data.count(_SCAN)
+    count, at = 0, 2
+    while count <= LIMITS.scans and (marker := _NEXT_MARKER.search(data, at)):
+        if marker[1] == b"\xd9":
+            break
+        count += marker[1] == b"\xda"
+        at = marker.end() + (0 if marker[1] == b"\xd8" else max(2, int.from_bytes(data[marker.end() :][:2], "big")))
+    return count
+
+
+def _orientation(exif: bytes, xmp: bytes) -> int:
+    found = _tagged_orientation(exif.removeprefix(_EXIF))
+    if found is None and (match := _XMP_ORIENTATION.search(xmp)):
+        found = int(match[1])
+    return found if found is not None and 1 <= found <= 8 else 1
+
+
+def _tagged_orientation(block: bytes) -> int | None:
+    order, found = {b"II": "<", b"MM": ">"}.get(block[:2]), None
+    if order is None:
+        return None
+    try:
+        (start,) = struct.unpack_from(f"{order}I", block, 4)
+        (num_tags,) = struct.unpack_from(f"{order}H", block, start)
+        for at in range(start + 2, start + 2 + 12 * num_tags, 12):
+            tag, kind, count = struct.unpack_from(f"{order}HHI", block, at)
+            if tag == ORIENTATION_TAG and count == 1 and kind in (1, 3, 4):
+                (found,) = struct.unpack_from(order + {1: "B", 3: "H", 4: "I"}[kind], block, at + 8)
+    except struct.error:  # a cut block; the pixels are none the worse
+        pass
+    return found
+
+
+def _require_few_parts(data: bytes) -> None:
+    """Look through what Pillow would read while it opens a file, in far more time or memory than there are bytes."""
+    if data[:4] == b"\x89PNG":
+        _require_few_chunks(data)
+    elif data[:3] == b"GIF":
+        _require_short_comments(data)
+    elif _TAG_BLOCK.match(data) or data[4:8] == b"ftyp":
+        for number, block in enumerate(_TAG_BLOCK.finditer(data)):
+            if number == MAX_TAG_BLOCKS or _tagged_bytes(data, block.start()) > 2 * len(data):
+                raise ImageTooLargeError("its tags hold more bytes than the file; not read")
+            if data[4:8] != b"ftyp":
+                return
+
+
+def _require_few_chunks(data: bytes) -> None:
+    at = 8
+    for _ in range(MAX_PARTS):
+        if at + 8 > len(data):
+            return
+        at += 12 + int.from_bytes(data[at : at + 4], "big")
+    raise ImageTooLargeError(f"more than {MAX_PARTS:,} chunks in a PNG; not read")
+
+
+def _require_short_comments(data: bytes) -> None:
+    """Pillow joins a comment's blocks of 255 bytes one by one, and copies what it has each time."""
+    at = 13 + (3 << ((data[10] & 7) + 1) if len(data) > 10 and data[10] & 0x80 else 0)
+    start = at
+    while data[at : at + 1] == b"!" and at - start <= MAX_COMMENT:
+        at += 2
+        while at < len(data) and data[at] and at - start <= MAX_COMMENT:
+            at += 1 + data[at]
+        at += 1
+    if at - start > MAX_COMMENT:
+        raise ImageTooLargeError(f"more than {MAX_COMMENT:,} bytes of comments in a GIF; not read")
+
+
+def _tagged_bytes(data: bytes, base: int) -> int:
+    """Return the bytes that a table of tags says it holds: they may all be the same ones."""
+    order, is_big = "<" if data[base : base + 2] == b"II" else ">", data[base + 2 : base + 4].strip(b"\0") == b"+"
+    offset, number, entry, step = ("Q", "Q", "HHQ", 20) if is_big else ("I", "H", "HHI", 12)
+    total = 0
+    try:
+        (start,) = struct.unpack_from(order + offset, data, base + (8 if is_big else 4))
+        (num_tags,) = struct.unpack_from(order + number, data, base + start)
+        first = base + start + struct.calcsize(order + number)
+        for at in range(first, min(first + step * num_tags, len(data)), step):
+            _, kind, count = struct.unpack_from(order + entry, data, at)
+            total += count * (_TAG_SIZES[kind] if kind < len(_TAG_SIZES) else 0)
+    except struct.error:
+        pass
+    return total

@@ -1,0 +1,185 @@
+"""Files that cost far more than their bytes are refused before anything of them is decoded, or even opened."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mim_lightning.data.pictures import header as module
+from mim_lightning.data.pictures.decode import decode_image, decode_upright, image_size, normalise_encoding, work_pixels
+from mim_lightning.data.pictures.header import MAX_COMMENT, MAX_PARTS, jpeg_orientation, read_header
+from mim_lightning.data.pictures.limits import (
+    LIMITS,
+    ImageTooLargeError,
+    PictureLimits,
+    TruncatedImageError,
+    UnreadableImageError,
+)
+from tests.data.conftest import encoded, jpeg, picture
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def png(width: int, height: int, *chunks: bytes) -> bytes:
+    head = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
+    rows = zlib.compress(bytes(height * (1 + -(-width // 8)))) if width * height < 1 << 27 else b""
+    parts = (chunk(b"IHDR", head), *chunks, chunk(b"IDAT", rows), chunk(b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+def shared_tags(num_tags: int, num_bytes: int) -> bytes:
+    """Return a TIFF block whose tags all hold the same bytes."""
+    tags = b"".join(struct.pack("<HHII", 0x8000 + n, 7, num_bytes, 8) for n in range(num_tags))
+    return b"II*\0" + struct.pack("<IH", 8, num_tags) + tags + bytes(num_bytes)
+
+
+def gif(comment: int) -> bytes:
+    data = encoded(picture(1), "GIF")
+    start = 13 + (3 << ((data[10] & 7) + 1) if data[10] & 0x80 else 0)
+    return data[:start] + b"!\xfe" + (b"\xff" + bytes(255)) * (comment // 256) + b"\0" + data[start:]
+
+
+def avif_with_tags() -> bytes:
+    data = encoded(picture(1), "AVIF")
+    return data + shared_tags(100, 50_000)
+
+
+def scanned(num_scans: int) -> bytes:
+    """Return a progressive JPEG whose last scan is there again and again."""
+    out = io.BytesIO()
+    picture(1).save(out, "JPEG", progressive=True)
+    data = out.getvalue()
+    last = data.rindex(b"\xff\xda")
+    return data[:last] + data[last:-2] * num_scans + data[-2:]
+
+
+TOO_LARGE = {
+    "one column": png(1, 40_000_000),
+    "one row": png(40_000_000, 1),
+    "a line": png(4, 60_000),
+    "pixels": png(8_001, 8_000),
+    "pixels beyond Pillow's limit": png(100_000, 100_000),
+    "scans": scanned(LIMITS.scans),
+    "png chunks": png(8, 8, *[chunk(b"tEXt", b"a\0b")] * (MAX_PARTS + 1)),
+    "gif comment": gif(2 * MAX_COMMENT),
+    "tiff tags": shared_tags(1_000, 100_000),
+    "avif tags": avif_with_tags(),
+}
+
+
+@pytest.mark.parametrize("data", TOO_LARGE.values(), ids=TOO_LARGE)
+def test_what_is_too_large_is_refused_before_it_is_decoded(data: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    def decoded(*_: object, **__: object) -> None:
+        raise AssertionError("it was decoded")
+
+    monkeypatch.setattr(Image.Image, "load", decoded)
+    monkeypatch.setattr("simplejpeg.decode_jpeg", decoded)
+    for read in (image_size, decode_image, decode_upright, work_pixels, lambda data: normalise_encoding(data, 512)):
+        with pytest.raises(ImageTooLargeError) as caught:
+            read(data)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", [b"zTXt", b"iCCP"])
+def test_compressed_text_is_not_unpacked(kind: bytes) -> None:
+    data = png(8, 8, chunk(kind, b"a\0\0" + zlib.compress(bytes(1 << 26))))
+    with pytest.raises(UnreadableImageError, match="too large"):
+        image_size(data)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "AVIF"])
+def test_tags_that_share_their_bytes_cost_nothing(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow reads every tag of a block, and 600 KB of them become a gigabyte."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = encoded(picture(1), kind, exif=exif)
+    expected = decode_upright(data)
+    assert expected.shape == (32, 24, 3)
+    monkeypatch.setattr("PIL.Image.Image.getexif", lambda self: pytest.fail("all tags were read"))
+    assert (decode_upright(data) == expected).all()
+
+
+def test_a_service_may_be_stricter() -> None:
+    for limits in (PictureLimits(pixels=700), PictureLimits(side=31), PictureLimits(aspect=1), PictureLimits(scans=5)):
+        with pytest.raises(ImageTooLargeError):
+            image_size(scanned(1), limits)
+    assert image_size(scanned(1), PictureLimits(pixels=768, side=32, aspect=2, scans=30)) == (24, 32)
+
+
+def test_a_preview_among_the_tags_is_no_scan() -> None:
+    data = jpeg()
+    preview = b"\xff\xe2" + struct.pack(">H", 60_002) + b"\xff\xda" * 30_000
+    assert read_header(data[:2] + preview + data[2:]).num_scans == 1
+
+
+def test_segments_without_an_end() -> None:
+    data = jpeg()
+    assert jpeg_orientation(data[:2] + b"\xff\xe0\0\2" * (3 * MAX_PARTS) + data[2:]) == 1
+    assert jpeg_orientation(b"\xff\xd8" + b"\xff" * 100_000) == 1
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_the_orientation_is_found_among_the_tags(order: str) -> None:
+    tags = struct.pack(f"{order}HHII", 0x010E, 2, 4, 0) + struct.pack(f"{order}HHIHH", 0x0112, 3, 1, 8, 0)
+    block = {"<": b"II*\0", ">": b"MM\0*"}[order] + struct.pack(f"{order}IH", 8, 2) + tags
+    data = jpeg()
+    segment = b"\xff\xe1" + struct.pack(">H", 8 + len(block)) + b"Exif\0\0" + block
+    assert jpeg_orientation(data[:2] + segment + data[2:]) == 8
+
+
+def test_a_turned_tiff_is_turned_once() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = encoded(picture(1), "TIFF", exif=exif)
+    assert decode_image(data).shape == decode_upright(data).shape == (32, 24, 3)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_a_cut_file_is_told_from_a_damaged_one(kind: str) -> None:
+    data = encoded(picture(1, 200, 200), kind)
+    with pytest.raises(TruncatedImageError):
+        decode_image(data[: len(data) // 2])
+
+
+def test_large_pictures_are_converted_in_strips(monkeypatch: pytest.MonkeyPatch) -> None:
+    image = Image.new("RGBA", (37, 53), (200, 0, 0, 255))
+    image.paste((10, 20, 30, 90), (5, 7, 20, 50))
+    for data in (encoded(image, "PNG"), encoded(image.convert("P"), "PNG"), encoded(picture(1, 53, 37), "BMP")):
+        expected = decode_image(data)
+        monkeypatch.setattr("mim_lightning.data.pictures.decode.STRIP_PIXELS", 37 * 10)
+        assert (decode_image(data) == expected).all()
+        monkeypatch.undo()
+
+
+@pytest.mark.parametrize("suffix", [b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", b"\0\0\1\0\1\0"])
+def test_kinds_that_run_a_program_or_hold_other_pictures_are_not_read(suffix: bytes) -> None:
+    with pytest.raises(UnreadableImageError, match="of no known format"):
+        image_size(suffix + bytes(100))
+
+
+def test_heic_is_read_or_its_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = struct.pack(">I", 24) + b"ftypheic" + bytes(4) + b"mif1heic" + bytes(100)
+    monkeypatch.setitem(__import__("sys").modules, "pillow_heif", None)
+    with pytest.raises(
+        UnreadableImageError, match=r"HEIC picture: install the extra: pip install 'mim-lightning\[heic\]'"
+    ):
+        image_size(data)
+
+
+@pytest.mark.parametrize("kind", ["HEIF", "AVIF"])
+def test_what_browsers_may_not_read_is_stored_as_jpeg(kind: str) -> None:
+    if kind == "HEIF":
+        pytest.importorskip("pillow_heif", reason="needs the extra heic").register_heif_opener()
+    data = encoded(picture(1), kind)
+    assert read_header(data) == module.PictureHeader(kind, 24, 32)
+    stored = normalise_encoding(data, 512)
+    assert stored[:2] == b"\xff\xd8"
+    difference = decode_image(stored).astype(float) - np.asarray(picture(1), dtype=float)
+    assert np.abs(difference).mean() < 20
