@@ -3,7 +3,9 @@
 from pathlib import Path
 
 import pytest
+from hydra.errors import CompactHydraException, MissingConfigException
 
+from mim_lightning.config import compose, conf_dir
 from mim_lightning.failure import (
     ChildError,
     Failure,
@@ -14,6 +16,16 @@ from mim_lightning.failure import (
     leave_failure,
     write_note,
 )
+
+HINTS = {
+    "experiment=smoke": "no option 'smoke' in config group 'experiment'; there are {experiment}",
+    "+experiment=smoke": "no option 'smoke' in config group 'experiment'; there are {experiment}",
+    "data=mainfest": "no option 'mainfest' in config group 'data'; there are {data}; did you mean 'manifest'?",
+    "encoder/text=x": "no option 'x' in config group 'encoder/text'; there are {encoder/text}",
+    "trainer=[cpu,x]": "no option 'x' in config group 'trainer'; there are {trainer}",
+    "loss.init_scal=3": "no config key 'loss.init_scal'; did you mean 'loss.init_scale' or 'loss.init_bias'?",
+    "optim.lr_scale.encoder=0.1": "no config key 'optim.lr_scale'; did you mean 'optim.lr_scales'?",
+}
 
 TrialPruned = type("TrialPruned", (Exception,), {})  # Optuna's, by its name
 
@@ -26,8 +38,8 @@ TrialPruned = type("TrialPruned", (Exception,), {})  # Optuna's, by its name
         (TrialPruned("lags behind"), "TrialPruned", "lags behind", True),
         (ChildError(Failure("KeyError", "KeyError: 'a'")), "KeyError", "KeyError: 'a'", True),
         (
-            ValueError("Could not find 'hydra/launcher/jobli'\n\nAvailable options in 'hydra/launcher':\n\tbasic"),
-            "ValueError",
+            MissingConfigException("in Hydra's English", "hydra/launcher/jobli", ["basic"]),
+            "MissingConfigException",
             "no option 'jobli' in config group 'hydra/launcher'; there are basic; "
             "more with pip install 'mim-lightning[sweep]'",
             True,
@@ -37,6 +49,17 @@ TrialPruned = type("TrialPruned", (Exception,), {})  # Optuna's, by its name
 def test_an_exception_is_told_in_one_line(error: Exception, kind: str, reason: str, mendable: bool) -> None:
     assert describe_failure(error, "train") == Failure(kind, reason)
     assert is_mendable(error) == mendable
+
+
+@pytest.mark.parametrize("override", HINTS)
+def test_choices_are_those_of_the_group_and_nothing_else(override: str) -> None:
+    with pytest.raises(CompactHydraException) as caught:
+        compose("train", [override])
+    groups = {
+        group: ", ".join(sorted(path.stem for path in (Path(conf_dir()) / group).glob("*.yaml") if path.stem != "base"))
+        for group in ("experiment", "data", "encoder/text", "trainer")
+    }
+    assert describe_failure(caught.value, "train").reason == HINTS[override].format(**groups)
 
 
 def test_the_first_of_several_processes_is_heard(tmp_path: Path) -> None:

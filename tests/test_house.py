@@ -28,10 +28,12 @@ ROOMS = {  # room or file -> what of the project it may import
         *("types", "data", "model", "losses", "metrics", "evidence", "study", "lit"),
         *("whole_file", "damaged_file", "interruption"),
     },
-    "config": {"types", "model", "losses", "data.prepared", "damaged_file"},  # what it builds and describes
+    "overrides": set(),
+    # what it builds and describes
+    "config": {"types", "model", "losses", "data.prepared", "damaged_file", "overrides"},
     "run": {"config", "whole_file", "damaged_file"},
     "failure": {"config"},
-    "door": {"command", "config", "failure", "interruption"},
+    "door": {"command", "config", "failure", "interruption", "overrides"},
     "launch": {"config", "door", "failure", "interruption"},
     "study": set(),
     "sweep": {"config", "run", "failure", "study", "sweep", "whole_file", "damaged_file", "interruption"},

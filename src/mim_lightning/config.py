@@ -17,6 +17,8 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
+from mim_lightning.overrides import open_up
+
 if TYPE_CHECKING:
     from mim_lightning.losses.objective import Objective
     from mim_lightning.model.matcher import Matcher
@@ -35,7 +37,7 @@ def compose(name: str, overrides: list[str]) -> Config:
     """Return the config that a door would get; for tests and notebooks."""
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(conf_dir(), version_base="1.3"):
-        return to_plain(hydra.compose(name, overrides))
+        return to_plain(hydra.compose(name, open_up(overrides)))
 
 
 def to_plain(config: DictConfig | Any) -> Config:

@@ -24,6 +24,7 @@ from omegaconf import DictConfig
 from mim_lightning.command import FULL_ERRORS
 from mim_lightning.config import Config, conf_dir, load_config, to_plain
 from mim_lightning.failure import describe_failure, is_mendable, leave_failure
+from mim_lightning.overrides import open_up
 
 FROZEN_CONFIG = "MIM_FROZEN_CONFIG"  # environment variable: a resolved config, for launched processes
 FAILURE_FILE = "failure.json"  # beside the frozen config: what a launched process died of
@@ -34,7 +35,7 @@ def run_door(name: str, function: Callable[[Config], Any], free_texts: Sequence[
 
     The values of `free_texts` are words of people or paths: they are taken as they are, commas and quotes included.
     """
-    sys.argv[1:] = [_quoted(argument, free_texts) for argument in sys.argv[1:]]
+    sys.argv[1:] = open_up(_quoted(argument, free_texts) for argument in sys.argv[1:])
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors come here instead of being printed by Hydra
     frozen = os.environ.get(FROZEN_CONFIG)
     if frozen:

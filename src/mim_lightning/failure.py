@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
-import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,9 +16,9 @@ from typing import Any
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import CompactHydraException
+from hydra.errors import CompactHydraException, ConfigCompositionException, MissingConfigException
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from mim_lightning.config import conf_dir
 
@@ -92,21 +91,31 @@ def _one_line(error: Exception, name: str) -> str:
     if lines and lines[0].startswith("Caught"):  # in a loader's worker, whose call stack is the message
         lines = [lines[-1].split("Error: ", 1)[-1]]
     text = " ".join(lines)
-    match = re.search(r"Could not (?:override|append to config|delete from config)[^']*'([^']+)'", text)
-    if match:
-        deepest = str(getattr(error.__cause__, "full_key", ""))  # where the value is itself a section
-        key = deepest if deepest.startswith(f"{match[1]}.") else match[1]
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        return _no_option(error.missing_cfg_file, error.options)
+    cause = error.__cause__
+    if isinstance(error, ConfigCompositionException) and isinstance(cause, (ConfigAttributeError, ConfigKeyError)):
+        key = str(cause.full_key)
         return f"no config key '{key}'{_hint(key, name)}"
-    match = re.search(r"Could not find '([^']+)' Available options in '([^']+)': (.*)", text)
-    if match:
-        wanted, options = match[1].split("/")[-1], match[3].split()
-        close = difflib.get_close_matches(wanted, options, 1)
-        return (
-            f"no option '{wanted}' in config group '{match[2]}'; there are {', '.join(options)}"
-            + (f"; did you mean '{close[0]}'?" if close else "")
-            + (f"; more with {EXTRA}" if match[2] == "hydra/launcher" and "joblib" not in options else "")
-        )
     return text
+
+
+def _no_option(path: str, options: Sequence[str] | None) -> str:
+    """Say that a config group lacks an option, and which ones it has.
+
+    Args:
+        path: "<group>/<option>".
+        options: of the group; None where Hydra was given several at once.
+    """
+    group, _, wanted = path.rpartition("/")
+    found = options if options is not None else sorted(file.stem for file in (Path(conf_dir()) / group).glob("*.yaml"))
+    choices = [option for option in found if option != "base"]  # what the others of its group extend
+    close = difflib.get_close_matches(wanted, choices, 1)
+    return (
+        f"no option '{wanted}' in config group '{group}'; there are {', '.join(choices)}"
+        + (f"; did you mean '{close[0]}'?" if close else "")
+        + (f"; more with {EXTRA}" if group == "hydra/launcher" and "joblib" not in choices else "")
+    )
 
 
 def _hint(key: str, name: str) -> str:

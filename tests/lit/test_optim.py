@@ -42,6 +42,21 @@ def test_the_longest_prefix_decides_the_rate() -> None:
     assert found["towers.query_image.encoder.network.0.0.weight"][0] == 0.1
 
 
+def test_a_prefix_may_come_in_parts() -> None:
+    assert rates({"towers": {"product_text": {"encoder": 0.5}}}) == rates({"towers.product_text.encoder": 0.5})
+
+
+@pytest.mark.parametrize("wrong", [-1.0, float("nan"), float("inf"), "abc", None, True])
+def test_a_rate_that_is_no_rate_is_refused(wrong) -> None:
+    matcher, objective = parts()
+    with pytest.raises(ValueError, match=rf"optim\.lr={wrong}: give a number"):
+        parameter_groups(matcher, objective, wrong, 0.0, {})
+    with pytest.raises(ValueError, match=rf"optim\.weight_decay={wrong}: give a number"):
+        parameter_groups(matcher, objective, 1.0, wrong, {})
+    with pytest.raises(ValueError, match=rf"optim\.lr_scales\.encoder={wrong}: give a number"):
+        parameter_groups(matcher, objective, 1.0, 0.0, {"encoder": wrong})
+
+
 def test_a_prefix_that_fits_nothing_is_refused() -> None:
     with pytest.raises(ValueError, match=r"optim\.lr_scales: no parameter starts with 'towers.query_imgae'"):
         rates({"towers.query_imgae": 0.1})

@@ -7,7 +7,7 @@ not decayed; encoders, which may be pretrained, can learn slower than the new la
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch import nn
@@ -24,8 +24,20 @@ def parameter_groups(
 
     Args:
         lr_scales: factors on `lr`, by prefix of a parameter's name ("towers.query_image.encoder"); the key
-            "encoder" stands for every tower's encoder. The longest prefix wins.
+            "encoder" stands for every tower's encoder. The longest prefix wins. A prefix may come in parts, as
+            {towers: {query_image: {encoder: 0.1}}}, which is how the command line gives it.
+
+    Raises:
+        ValueError: a rate, decay or factor is negative or no number, or fits no parameter.
     """
+    lr_scales = dict(_by_prefix(lr_scales))
+    for key, value in {
+        "lr": lr,
+        "weight_decay": weight_decay,
+        **{f"lr_scales.{p}": s for p, s in lr_scales.items()},
+    }.items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+            raise ValueError(f"optim.{key}={value}: give a number, 0 or more")
     prefixes = {f"towers.{name}.encoder": lr_scales["encoder"] for name in matcher.towers if "encoder" in lr_scales}
     prefixes |= {prefix: scale for prefix, scale in lr_scales.items() if prefix != "encoder"}
     names = [name for part in (matcher, objective) for name, _ in part.named_parameters()]
@@ -41,6 +53,14 @@ def parameter_groups(
         group = groups.setdefault((scale, decay), {"params": [], "lr": lr * scale, "weight_decay": decay})
         group["params"].append(parameter)
     return list(groups.values())
+
+
+def _by_prefix(scales: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, scale in scales.items():
+        if isinstance(scale, Mapping):
+            yield from _by_prefix(scale, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", scale
 
 
 def warmup_cosine(
