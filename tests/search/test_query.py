@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mim_lightning.search.query import SearchQuery, combine, given_weights, mean_direction
+from mim_lightning.search.query import MAX_WEIGHT, SearchQuery, combine, given_weights, mean_direction
 
 
 def unit(seed: int, dimension: int = 8) -> np.ndarray:
@@ -52,6 +52,13 @@ def test_mean_direction_of_several_pictures() -> None:
     np.testing.assert_allclose(mean_direction(vectors), mean / np.linalg.norm(mean), rtol=1e-6)
 
 
+def test_the_largest_weights_leave_the_direction() -> None:
+    largest = combine({"image": unit(0), "text": unit(1)}, {"image": MAX_WEIGHT, "text": MAX_WEIGHT})
+    np.testing.assert_allclose(
+        largest.vector, combine({"image": unit(0), "text": unit(1)}, {"image": 1, "text": 1}).vector, rtol=1e-5
+    )
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
@@ -61,6 +68,7 @@ def test_mean_direction_of_several_pictures() -> None:
         ({"text": "mug", "weights": {"picture": 1.0}}, "weights.picture: no such part; there are image, text"),
         ({"text": "mug", "weights": {"text": -1.0}}, "weights.text=-1.0: must be 0 or more"),
         ({"text": "mug", "weights": {"text": float("nan")}}, "weights.text=nan"),
+        ({"text": "mug", "weights": {"text": 1e19}}, "weights.text=1e.19: must be 0 or more, and 1,000,000 at most"),
     ],
 )
 def test_a_faulty_query_is_refused(given: dict[str, Any], message: str) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 PARTS = ("image", "text", "not_text", "like")
+MAX_WEIGHT = 1e6  # float32 squares the sum: with weights of 1e19 every score would be 0
 
 
 @dataclass(frozen=True)
@@ -42,11 +43,7 @@ class SearchQuery:
             raise ValueError("the query is empty; give image=, text= or like=, or several of them")
         if self.num_hits < 1:
             raise ValueError(f"k={self.num_hits}: must be at least 1")
-        for name, weight in self.weights.items():
-            if name not in PARTS:
-                raise ValueError(f"weights.{name}: no such part; there are {', '.join(PARTS)}")
-            if not np.isfinite(weight) or weight < 0:
-                raise ValueError(f"weights.{name}={weight}: must be 0 or more")
+        check_weights(self.weights)
 
 
 @dataclass(frozen=True)
@@ -67,6 +64,15 @@ class QueryVector:
 def given_weights(weights: Mapping[str, float | None]) -> dict[str, float]:
     """Return the weights of a config's `weights` without those that are null, which leave the choice to the model."""
     return {part: weight for part, weight in weights.items() if weight is not None}
+
+
+def check_weights(weights: Mapping[str, float]) -> None:
+    """Raise ValueError for a part that there is not, or a weight that no sum of vectors can hold."""
+    for name, weight in weights.items():
+        if name not in PARTS:
+            raise ValueError(f"weights.{name}: no such part; there are {', '.join(PARTS)}")
+        if not 0 <= weight <= MAX_WEIGHT:  # nor is nan
+            raise ValueError(f"weights.{name}={weight}: must be 0 or more, and {MAX_WEIGHT:,.0f} at most")
 
 
 def combine(parts: Mapping[str, np.ndarray], weights: Mapping[str, float]) -> QueryVector:

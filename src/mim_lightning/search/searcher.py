@@ -15,7 +15,7 @@ import numpy as np
 
 from mim_lightning.inference.precision import base_of
 from mim_lightning.search.index.product_index import ProductIndex
-from mim_lightning.search.query import QueryVector, SearchQuery, combine, mean_direction
+from mim_lightning.search.query import QueryVector, SearchQuery, check_weights, combine, mean_direction
 
 DEFAULT_WEIGHTS = {"image": 1.0, "text": 1.0, "not_text": 0.5, "like": 1.0}
 
@@ -59,7 +59,7 @@ class Searcher:
             `DEFAULT_WEIGHTS` beyond that.
 
     Raises:
-        ValueError: the index was made with another model; names both.
+        ValueError: the index was made with another model, and names both; a weight is no weight.
     """
 
     def __init__(self, encoder: QueryEncoder, index: ProductIndex, weights: Mapping[str, float] | None = None) -> None:
@@ -74,6 +74,7 @@ class Searcher:
         own = {
             part: fused[tower] for part, tower in (("image", "query_image"), ("text", "query_text")) if tower in fused
         }
+        check_weights(weights or {})
         self.weights = {**DEFAULT_WEIGHTS, **own, **(weights or {})}
 
     def search(self, query: SearchQuery) -> SearchResult:

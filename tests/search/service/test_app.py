@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,7 @@ def test_health_metrics_and_description(client: TestClient) -> None:
     assert "/search" in client.get("/openapi.json").json()["paths"]
 
 
+FORM = {"content-type": "application/x-www-form-urlencoded"}
 FAULTS: list[tuple[dict[str, Any], int, str]] = [
     ({}, 422, "the query is empty"),
     ({"data": {"text": "red", "k": 0}}, 422, "k=0: must be at least 1"),
@@ -86,6 +88,27 @@ FAULTS: list[tuple[dict[str, Any], int, str]] = [
     ({"data": {"text": "red", "weights": f'{{"text": {"9" * 400}}}'}}, 422, "weights.text: too large"),
     ({"data": {"text": "red", "where": f'{{"price": {{"max": {"9" * 400}}}}}'}}, 400, "cannot be compared"),
     ({"data": {"text": "  "}}, 422, "the query is empty; give"),
+    ({"data": {"text": "red", "weights": '{"text": 1e19}'}}, 422, "weights.text=1e+19: must be 0 or more, and"),
+    ({"data": {"text": "red", "weights": '{"text": 1e308, "image": 1e308}'}}, 422, "weights.text=1e+308: must be"),
+    ({"data": {"text": "red", "weights": '{"text": 1e999}'}}, 422, "weights: a number is too large"),
+    ({"data": {"text": "red", "weights": '{"text": NaN}'}}, 422, "weights: not JSON (NaN is no number)"),
+    ({"data": {"text": "red", "weights": '{"text": -Infinity}'}}, 422, "weights: not JSON (-Infinity is no number)"),
+    ({"data": {"text": "red", "weights": '{"text": -0.0}'}}, 400, "leave nothing of the query"),
+    ({"data": {"text": "red", "weights": '{"text": 1e-308}'}}, 400, "leave nothing of the query"),
+    ({"data": {"text": "red", "weights": '{"text": 1, "text": 2}'}}, 422, "weights: not JSON ('text' stands there"),
+    ({"data": {"text": "red", "weights": '{"te\\ud800xt": 1}'}}, 422, "weights: holds half a surrogate pair"),
+    ({"data": {"text": "red", "where": '{"category": "\\udc00"}'}}, 422, "where: holds half a surrogate pair"),
+    ({"data": {"text": "red", "where": '{"category": ["\\ud800"]}'}}, 422, "where: holds half a surrogate pair"),
+    ({"data": {"text": "red", "where": '{"category": ' + "[" * 9000 + "]" * 9000 + "}"}}, 422, "where: nested deeper"),
+    ({"data": {"text": "red", "where": '{"a":' * 17 + "1" + "}" * 17}}, 422, "where: nested deeper than 16 levels"),
+    ({"data": {"text": "red", "where": "[" * 12_000 + "]" * 12_000}}, 413, "where: 24,000 characters, at most 20,000"),
+    ({"data": {"text": "red", "k": "9" * 5000}}, 422, "k: "),
+    ({"data": {"text": "red", "like": "\x00"}}, 404, "no product ' ' in"),
+    ({"data": {"text": "red", "arm": "a" * 20_000}}, 404, "arm 'aaaa"),
+    ({"content": b"text=%ED%A0%80&k=1&k=two", "headers": FORM}, 422, "k: "),
+    ({"content": b"--b\r\nbroken", "headers": {"content-type": "multipart/form-data; boundary=b"}}, 422, "the query"),
+    ({"content": b"{}", "headers": {"content-type": "multipart/form-data"}}, 400, ""),
+    ({"data": {"text": "red"}, "headers": {"content-length": "9" * 5000}}, 413, "the request has 999,999,"),
     ({"files": {"image": ("q.jpg", square("red", side=90)[:-150])}}, 415, "image 1: damaged image"),
     ({"data": {"like": "pink-1"}}, 404, "pink-1"),
     ({"data": {"text": "red", "arm": "other"}}, 404, "arm 'other': there is no such arm; there are default"),
@@ -105,6 +128,66 @@ def test_what_is_wrong_is_said_and_the_service_lives_on(
     assert answer.status_code == status, answer.text
     assert message in answer.json()["error"] and "\n" not in answer.json()["error"]
     assert ids(client.post("/search", data={"text": "red"}))[0] == "red-1"
+
+
+def test_thousands_of_parts(tmp_path: Path) -> None:
+    shopfront = colour_shop(tmp_path)
+    with TestClient(behind_gate(make_app(shopfront), shopfront, None)) as client:
+        files = client.post("/search", files=[("image", (f"{n}.jpg", b"x")) for n in range(1500)])
+        fields = client.post("/search", data={f"field{n}": "x" for n in range(1500)}, files={"image": ("q.jpg", b"x")})
+        assert [files.status_code, fields.status_code] == [400, 400]
+        assert "Too many files" in files.json()["error"] and "Too many fields" in fields.json()["error"]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"", b"[]", b"\xff\xfe", b"[" * 50_000 + b"]" * 50_000, b'{"impression_id": ' + b"[" * 50_000, b"null", b"NaN",
+        b'{"impression_id": "\\ud800", "product_id": "\\udfff"}', b'{"impression_id": {}, "product_id": NaN}',
+        b'{"impression_id": "a", "impression_id": "b"}', b'{"impression_id": ' + b"9" * 5000 + b"}",
+    ],
+    ids=lambda body: repr(body[:20]),
+)  # fmt: skip
+def test_clicks_that_are_none(client: TestClient, body: bytes) -> None:
+    answer = client.post("/click", content=body, headers={"content-type": "application/json"})
+    assert 400 <= answer.status_code < 500 and "\n" not in answer.json()["error"]
+
+
+def test_a_number_that_no_message_can_hold(client: TestClient) -> None:
+    for path in (
+        "/products/" + "a" * 5000,
+        "/products/%ED%A0%80",
+        "/products/%00",
+        "/products/a/picture?arm=%ED%A0%80",
+    ):
+        answer = client.get(path)
+        assert answer.status_code == 404 and len(answer.json()["error"]) < 600
+
+
+def test_a_fault_of_the_service_is_answered_and_logged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    shopfront = colour_shop(tmp_path)
+    monkeypatch.setattr(shopfront, "answer", lambda *_: 1 / 0)
+    app = make_app(shopfront)
+    for served in (behind_gate(app, shopfront, None), app):  # with and without what is in front of the routes
+        with TestClient(served, raise_server_exceptions=False) as client:
+            answer = client.post("/search", data={"text": "red"})
+        assert answer.status_code == 500 and answer.json() == {"error": "the service failed; its log says why"}
+    assert caplog.text.count("Traceback") == 1 and "ZeroDivisionError" in caplog.text
+    assert 'mim_requests_total{route="search",status="500"} 1.0' in TestClient(app).get("/metrics").text
+
+
+def test_metadata_that_json_has_no_word_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shopfront = colour_shop(tmp_path)
+    odd = {"title": "A \u2028 square", "price": float("nan"), "size": float("inf"), "made": datetime(2026, 1, 1)}
+    find = shopfront.engine().searcher.index.products
+    monkeypatch.setattr(
+        shopfront.engine().searcher.index, "products", lambda ids: [{**product, **odd} for product in find(ids)]
+    )
+    with TestClient(behind_gate(make_app(shopfront), shopfront, None)) as client:
+        assert client.post("/search", data={"text": "red"}).json()["hits"][0]["metadata"]["price"] is None
+        assert client.get("/products/red-1").status_code == 200
 
 
 def test_unknown_places(client: TestClient) -> None:

@@ -6,26 +6,27 @@ Routes are plain functions: each runs on a thread of its own, where it may wait 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from typing import Annotated, Any
 from urllib.parse import quote
 
 from fastapi import FastAPI, File, Form, Request, Response, Security, UploadFile
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
 from fastapi.security import APIKeyHeader
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
 from mim_lightning.search.query import SearchQuery
-from mim_lightning.search.service.gate import KEY_HEADER, Gate, refuse
+from mim_lightning.search.service.answers import error_answer, refuse
+from mim_lightning.search.service.gate import KEY_HEADER, Gate
 from mim_lightning.search.service.limits import RefusedError
 from mim_lightning.search.service.shopfront import Answer, Shopfront
+from mim_lightning.search.service.strict_json import read_object
 
 ROUTES = ("search", "products", "click", "health", "metrics")
 GUARDED = tuple(f"/{route}" for route in ROUTES)
+MAX_JSON = 20_000  # characters of `weights` or `where`
 
 
 class Hit(BaseModel):
@@ -78,6 +79,7 @@ def make_app(shopfront: Shopfront, has_key: bool = False) -> FastAPI:
     app.add_exception_handler(RefusedError, _on_refused)
     app.add_exception_handler(HTTPException, _on_http_error)
     app.add_exception_handler(RequestValidationError, _on_invalid)
+    app.add_exception_handler(Exception, _on_fault)
 
     @app.post("/search")
     def search(
@@ -154,13 +156,9 @@ def _words(text: str | None) -> str | None:
 
 
 def _object(name: str, text: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text or "{}")
-    except ValueError as error:
-        raise RefusedError(422, f"{name}: not JSON ({error})") from error
-    if not isinstance(value, dict):
-        raise RefusedError(422, f"{name}: must be a JSON object")
-    return value
+    if len(text) > MAX_JSON:
+        raise RefusedError(413, f"{name}: {len(text):,} characters, at most {MAX_JSON:,} are taken")
+    return read_object(name, text or "{}")
 
 
 def _numbers(name: str, text: str) -> dict[str, float]:
@@ -197,11 +195,16 @@ def _on_refused(request: Request, error: Exception) -> Response:
 
 def _on_http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    return JSONResponse({"error": error.detail}, error.status_code, error.headers)
+    return error_answer(error.status_code, str(error.detail), dict(error.headers or {}))
 
 
 def _on_invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     place = ".".join(str(part) for part in first["loc"][1:]) or "request"
-    return JSONResponse({"error": f"{place}: {first['msg']}"}, 422)
+    return error_answer(422, f"{place}: {first['msg']}")
+
+
+def _on_fault(request: Request, error: Exception) -> Response:
+    """Answer where nothing else did; whoever runs the application logs the exception, which goes on to them."""
+    return error_answer(500, "the service failed; its log says why")

@@ -7,21 +7,24 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-import math
+import logging
+import os
 import time
 from collections.abc import Callable
 
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
-from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from mim_lightning.search.service.answers import error_answer, refuse
+from mim_lightning.search.service.client_address import client_of
 from mim_lightning.search.service.limits import Limits, RateLimit, RefusedError
 
 KEY_HEADER = "X-API-Key"
 OPEN_PATHS = ("/health",)  # for whoever watches over the service: no key, no rate
 ENDLESS_PATHS = ("/gradio_api/heartbeat/",)  # open as long as somebody looks at the page
 LOOK_EVERY = 0.5  # seconds
+LOG = logging.getLogger(__name__)
 Observe = Callable[[str, str, int, float], None]  # method, path, status, seconds
 
 
@@ -53,12 +56,12 @@ class Gate:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        started, status = time.perf_counter(), 500
+        started, status, has_begun = time.perf_counter(), 500, False
 
         async def note_status(message: Message) -> None:
-            nonlocal status
+            nonlocal status, has_begun
             if message["type"] == "http.response.start":
-                status = message["status"]
+                status, has_begun = message["status"], True
             await send(message)
 
         try:
@@ -67,6 +70,10 @@ class Gate:
             await self.app(scope, taken, note_status)
         except RefusedError as refusal:
             await refuse(refusal)(scope, receive, note_status)
+        except Exception:  # a fault of ours must not end a connection without an answer
+            LOG.exception("%s %r failed", scope["method"], scope["path"])
+            if not has_begun:
+                await error_answer(500, "the service failed; its log says why")(scope, receive, note_status)
         finally:
             self.observe(scope["method"], scope["path"], status, time.perf_counter() - started)
 
@@ -76,13 +83,15 @@ class Gate:
             return
         if self.api_key is not None and path.startswith(self.guarded):
             given = headers.get(KEY_HEADER, "")
-            if not hmac.compare_digest(given.encode("latin-1"), self.api_key.encode()):
+            # as bytes: a key in another encoding than this process's is a key too
+            if not hmac.compare_digest(given.encode("latin-1"), os.fsencode(self.api_key)):
                 raise RefusedError(401, f"the header {KEY_HEADER} is missing or wrong")
         if scope["method"] == "POST":
-            self.rate.take(scope["client"][0] if scope.get("client") else "unknown")
+            self.rate.take(client_of(scope))
         length = headers.get("content-length", "0")
-        if length.isdigit() and int(length) > self.limits.upload_bytes:
-            raise RefusedError(413, self._too_large(int(length)))
+        # up to 18 digits: no body is longer, and of thousands of them Python makes no number
+        if length.isascii() and length.isdigit() and (size := int(length[:18])) > self.limits.upload_bytes:
+            raise RefusedError(413, self._too_large(size))
 
     def _counted(self, receive: Receive) -> Receive:
         """Count a body as it comes: a length that is announced need not be true."""
@@ -115,9 +124,3 @@ class Gate:
 
     def _too_large(self, size: int) -> str:
         return f"the request has {size:,} bytes or more, at most {self.limits.upload_bytes:,} are taken"
-
-
-def refuse(refusal: RefusedError) -> JSONResponse:
-    """Return the answer to a refused request: {"error": one line}."""
-    headers = {"retry-after": str(math.ceil(refusal.retry_after))} if refusal.retry_after is not None else None
-    return JSONResponse({"error": refusal.message}, refusal.status, headers)
