@@ -65,6 +65,7 @@ ROOMS = {  # room or file -> what of the project it may import
     "search.index": {"search.index", "whole_file", "damaged_file"},
     "search.service": {"data.pictures", "inference.pictures", "search"},
     "search.service.shopfront": {"data.pictures", "inference.pictures", "online.experiment", "search"},  # its type
+    "search.service.recorder": {"online.experiment", "search"},  # likewise
     "search.__main__": {"data.pictures", "door", "search"},
     "build_index": {"config", "door", "inference", "launch", "lit", "model", "prepare", "search"},
     "serve": {"config", "door", "online", "search"},

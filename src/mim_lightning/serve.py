@@ -18,6 +18,7 @@ from mim_lightning.door import run_door
 FREE_TEXTS = ("index", "checkpoint", "events", "experiment_name")
 API_KEY = "MIM_API_KEY"  # environment variable: a secret does not belong on a command line
 DEFAULT_ARM = "control"
+EVENT_SECONDS = 2.0  # that a search waits for its event log
 
 
 def main() -> None:
@@ -119,7 +120,9 @@ def open_experiment(config: Mapping[str, Any], arms: Mapping[str, Mapping[str, A
     from mim_lightning.online.experiment import Experiment
 
     shares = build_arms({name: {"share": arm["share"]} for name, arm in arms.items()})
-    return Experiment(config["experiment_name"], shares, read_salt(), EventLog(config["events"]))
+    return Experiment(
+        config["experiment_name"], shares, read_salt(), EventLog(config["events"], wait_seconds=EVENT_SECONDS)
+    )
 
 
 if __name__ == "__main__":

@@ -6,6 +6,9 @@ one line, without the password.
 
 from __future__ import annotations
 
+import math
+import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -54,11 +57,16 @@ def is_sqlite(url: URL) -> bool:
     return url.get_backend_name() == "sqlite"
 
 
-def open_engine(url: URL, create: bool) -> Engine:
-    """Return an engine; the folder of a new SQLite file is made, a missing file is refused unless `create`."""
+def open_engine(url: URL, create: bool, wait_seconds: float | None = None) -> Engine:
+    """Return an engine; the folder of a new SQLite file is made, a missing file is refused unless `create`.
+
+    Args:
+        wait_seconds: that a statement may take; None: reports may take long, and writers of SQLite wait for others.
+    """
     if not is_sqlite(url):
         try:
-            return create_engine(url, pool_pre_ping=True)  # a restarted server costs one round trip, not an error
+            # a restarted server costs one round trip, not an error
+            return create_engine(url, pool_pre_ping=True, **_patience(wait_seconds))
         except ImportError as error:
             raise ValueError("install the driver: pip install 'psycopg[binary]'") from error
     assert url.database is not None
@@ -67,9 +75,52 @@ def open_engine(url: URL, create: bool) -> Engine:
         path.parent.mkdir(parents=True, exist_ok=True)
     elif not path.is_file():
         raise ValueError("there is no such event log")
-    engine = create_engine(url, connect_args={"timeout": BUSY_SECONDS})
+    engine = create_engine(url, connect_args={"timeout": BUSY_SECONDS if wait_seconds is None else wait_seconds})
     event.listen(engine, "connect", _set_pragmas)
     return engine
+
+
+def _patience(seconds: float | None) -> dict[str, Any]:
+    """Return settings of PostgreSQL's driver and of the pool, none of which waits longer."""
+    if seconds is None:
+        return {}
+    milliseconds = int(1000 * seconds)
+    arguments = {
+        "connect_timeout": max(2, math.ceil(seconds)),  # the driver takes 1 for 2
+        "tcp_user_timeout": milliseconds,
+        "options": f"-c statement_timeout={milliseconds} -c lock_timeout={milliseconds}",
+    }
+    return {"pool_timeout": seconds, "connect_args": arguments}
+
+
+class DatabaseFile:
+    """An SQLite database's file, which may be removed or replaced while it is open: what is written then is lost."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine, self._identity = engine, self._look(engine)
+
+    def check(self, name: str) -> None:
+        """Open the file anew if another one has taken its place.
+
+        Raises:
+            FileNotFoundError: there is none, or it is empty.
+        """
+        identity = self._look(self._engine)
+        if identity != self._identity:
+            self._engine.dispose()  # its connections write where nobody will ever read
+            self._identity = identity
+        if identity is None:
+            raise FileNotFoundError(f"{name}: the event log was removed, or emptied")
+
+    @staticmethod
+    def _look(engine: Engine) -> tuple[int, int] | None:
+        assert engine.url.database is not None
+        try:
+            found = os.stat(engine.url.database)
+        except OSError:
+            return None
+        # an empty file is not opened: SQLite would remove the journal beside it, which still holds events
+        return (found.st_dev, found.st_ino) if stat.S_ISREG(found.st_mode) and found.st_size else None
 
 
 def prepare(engine: Engine, create: bool) -> None:

@@ -8,19 +8,29 @@ process, made after a fork and used by all its threads; every call waits for the
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from types import TracebackType
-from typing import Any
 
 try:
-    import sqlalchemy  # noqa: F401
+    from sqlalchemy import Connection
 except ImportError as error:
     raise ValueError("event log: install the extra: pip install 'mim-lightning[online]'") from error
 
 from mim_lightning.online.counting import count_experiment, count_experiments
 from mim_lightning.online.counts import ArmCounts, ExperimentCounts
-from mim_lightning.online.database import database_url, is_sqlite, open_engine, opening, prepare, reading, told, writing
+from mim_lightning.online.database import (
+    BUSY_SECONDS,
+    DatabaseFile,
+    database_url,
+    is_sqlite,
+    open_engine,
+    opening,
+    prepare,
+    reading,
+    told,
+    writing,
+)
 from mim_lightning.online.events import Click, Impression
 from mim_lightning.online.recording import add_click, add_events
 
@@ -35,19 +45,20 @@ class EventLog:
     Args:
         events: the path of an SQLite file, or a URL: sqlite:///path, postgresql://user:password@host/database.
         create: make the tables where there are none; otherwise the database must be an event log already.
+        wait_seconds: that recording waits for others who write, or for a server that does not answer.
 
     Raises:
         ValueError: cannot be opened, is no event log, or is one of another version.
     """
 
-    def __init__(self, events: str, create: bool = True) -> None:
+    def __init__(self, events: str, create: bool = True, wait_seconds: float | None = None) -> None:
         url = database_url(events)
         self.name = told(url)
-        # SQLite has one writer at a time: threads queue here instead of polling the file
-        self._turn: AbstractContextManager[Any] = threading.Lock() if is_sqlite(url) else nullcontext()
+        self._turn, self._wait = threading.Lock(), BUSY_SECONDS if wait_seconds is None else wait_seconds
         with opening(url):
-            self._engine = open_engine(url, create)
+            self._engine = open_engine(url, create, wait_seconds)
             prepare(self._engine, create)
+            self._file = DatabaseFile(self._engine) if is_sqlite(url) else None
 
     def record_impression(self, impression: Impression) -> str:
         """Record an answer with the products it showed, and return its id."""
@@ -60,7 +71,7 @@ class EventLog:
         Raises:
             ValueError: the impression is not known, or did not show this product.
         """
-        with self._turn, writing(self._engine, self.name) as connection:
+        with self._writing() as connection:
             return add_click(connection, click)
 
     def record_many(self, impressions: Sequence[Impression], clicks: Sequence[Click] = ()) -> None:
@@ -69,7 +80,7 @@ class EventLog:
         Raises:
             ValueError: an impression is recorded already, or a click is on nothing that these impressions showed.
         """
-        with self._turn, writing(self._engine, self.name) as connection:
+        with self._writing() as connection:
             add_events(connection, impressions, clicks)
 
     def experiments(self) -> dict[str, int]:
@@ -85,6 +96,22 @@ class EventLog:
     def arm_counts(self, experiment: str) -> Mapping[str, ArmCounts]:
         """Return the counts of each arm that was shown to somebody, by name."""
         return self.counts(experiment).arms
+
+    @contextmanager
+    def _writing(self) -> Iterator[Connection]:
+        if self._file is None:
+            with writing(self._engine, self.name) as connection:
+                yield connection
+            return
+        # SQLite has one writer at a time: threads queue here instead of polling the file
+        if not self._turn.acquire(timeout=self._wait):
+            raise TimeoutError(f"{self.name}: the event log failed: its writers waited longer than {self._wait:g} s")
+        try:
+            self._file.check(self.name)
+            with writing(self._engine, self.name) as connection:
+                yield connection
+        finally:
+            self._turn.release()
 
     def close(self) -> None:
         self._engine.dispose()

@@ -16,6 +16,7 @@ from mim_lightning.search.pictures import ProductPictures
 from mim_lightning.search.query import SearchQuery
 from mim_lightning.search.searcher import Searcher, SearchResult
 from mim_lightning.search.service.limits import Limits, RefusedError, refused_image
+from mim_lightning.search.service.recorder import Recorder
 from mim_lightning.search.service.telemetry import Telemetry
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ class Shopfront:
         self, engines: Mapping[str, Engine], limits: Limits, telemetry: Telemetry, experiment: Experiment | None = None
     ) -> None:
         self.engines, self.limits, self.telemetry, self.experiment = dict(engines), limits, telemetry, experiment
+        self.recorder = Recorder(experiment, telemetry) if experiment else None
         for name, engine in self.engines.items():
             telemetry.products.labels(name).set(engine.searcher.index.card.num_products)
 
@@ -69,7 +71,7 @@ class Shopfront:
         return self.engines[name]
 
     def answer(self, query: SearchQuery, user_key: str | None = None, arm: str | None = None) -> Answer:
-        """Search, and record what was shown if the user is in an experiment.
+        """Search, and record what was shown if the user is in an experiment; no failure to record fails a search.
 
         Args:
             user_key: what the caller knows the user by; only its salted hash is stored. Without it, or with an `arm`
@@ -92,28 +94,21 @@ class Shopfront:
         self.telemetry.encode.observe(result.encode_ms / 1e3)
         self.telemetry.index.labels(engine.name).observe(result.index_ms / 1e3)
         impression_id = None
-        if experiment and user_key:
+        if self.recorder and experiment and user_key:
             shown = [(hit.product_id, hit.score) for hit in result.hits]
             fingerprint = engine.searcher.encoder.fingerprint
-            impression_id = experiment.record(user_key, engine.name, _kind(query), shown, total_ms, fingerprint)
-            self.telemetry.impressions.labels(engine.name).inc()
+            impression_id = self.recorder.record(user_key, engine.name, _kind(query), shown, total_ms, fingerprint)
         return Answer(engine.name, result, impression_id, total_ms)
 
     def click(self, impression_id: str, product_id: str) -> bool:
         """Record a click; return False for one that was recorded before.
 
         Raises:
-            RefusedError: there is no experiment, no such impression, or it did not show the product.
+            RefusedError: there is no experiment, no such impression, it did not show the product, or its log fails.
         """
-        if self.experiment is None:
+        if self.recorder is None:
             raise RefusedError(404, "click: this service runs no experiment")
-        try:
-            is_first = self.experiment.click(impression_id, product_id)
-        except ValueError as error:
-            raise RefusedError(404, str(error)) from error
-        if is_first:
-            self.telemetry.clicks.inc()
-        return is_first
+        return self.recorder.click(impression_id, product_id)
 
     def _check(self, query: SearchQuery, engine: Engine) -> None:
         self.limits.check_images(list(query.images))

@@ -34,9 +34,12 @@ class Telemetry:
         self.products = gauge("mim_index_products", "Products in the index", ("arm",))
         self.impressions = count("mim_impressions", "Answers recorded, by arm", ("arm",))
         self.clicks = count("mim_clicks", "Clicks recorded")
+        self.lost_impressions = count("mim_impressions_lost", "Answers that could not be recorded, by arm", ("arm",))
+        self.lost_clicks = count("mim_clicks_lost", "Clicks that could not be recorded")
+        self.event_log_up = gauge("mim_event_log_up", "1: the experiment's event log records; 0: it fails")
 
     def observe_request(self, method: str, path: str, status: int, seconds: float) -> None:
-        first = path.split("/")[1]
+        first = path.removeprefix("/").split("/")[0]
         route = first if first in self._routes else "page"
         self.requests.labels(route, str(status)).inc()
         self.seconds.labels(route).observe(seconds)
