@@ -6,9 +6,15 @@ through `Shopfront.answer`, with the limits of the service.
 
 from __future__ import annotations
 
+import asyncio
+import atexit
 import hmac
+import os
+import shutil
+import tempfile
 import uuid
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +27,17 @@ from mim_lightning.data.pictures.limits import ImageError
 from mim_lightning.search.facets import FACETS, choices
 from mim_lightning.search.query import SearchQuery
 from mim_lightning.search.service.limits import RefusedError
+from mim_lightning.search.service.page_access import PageAccess
+from mim_lightning.search.service.page_inputs import SearchPage, read_photo, refused
 from mim_lightning.search.service.shopfront import Answer, Shopfront
+from mim_lightning.search.service.uploads import Uploads
 
 THUMBNAIL = 320  # pixels of the longer side
 NUM_HITS = 12
-# uploads lie on disk until they are answered; what an aborted visit leaves is swept away
+# the hits' pictures lie on disk until they are fetched; what an aborted visit leaves is swept away
 SWEEP_SECONDS = (60, 120)
+MAX_WAITING = 128  # searches of all pages that wait for their turn
+GRADIO_FOLDER = "GRADIO_TEMP_DIR"  # environment variable: where Gradio keeps files, and whence it serves them
 CSS = """
 footer {display: none !important}
 .grid-container {grid-template-columns: repeat(auto-fill, minmax(140px, 1fr)) !important}
@@ -41,19 +52,20 @@ ASKS_FOR_KEY = "The password is the service's API key; any username will do."
 PLACEHOLDER = Image.new("RGB", (THUMBNAIL, THUMBNAIL), "#ececec")
 
 
-def make_page(shopfront: Shopfront) -> gr.Blocks:
+def make_page(shopfront: Shopfront) -> SearchPage:
     """Return the page; with several engines it can show two of them side by side."""
+    uploads = Uploads(_own_folder())
     names = list(shopfront.engines)
     facets = choices(shopfront.engine().searcher.index.card.extra.get(FACETS, {}))
-    with gr.Blocks(title="mim_lightning", delete_cache=SWEEP_SECONDS, analytics_enabled=False) as page:
+    with SearchPage(uploads, title="mim_lightning", delete_cache=SWEEP_SECONDS, analytics_enabled=False) as page:
         gr.Markdown("## Find the product\nA photo, a few words, or both. Click a product to go on from it.")
         user = gr.BrowserState("", storage_key="mim_user", secret="mim_lightning")
         like, left_hits, right_hits = gr.State(None), gr.State(None), gr.State(None)
         with gr.Row():
             with gr.Column(scale=1, min_width=300):
                 photo = gr.Image(
-                    type="filepath", sources=["upload", "clipboard", "webcam"], label="Photo", height=260,
-                    image_mode=None, elem_id="photo",
+                    sources=["upload", "clipboard", "webcam"], label="Photo", height=260,
+                    elem_id="photo",
                 )  # fmt: skip
                 going_on = gr.Markdown(visible=False, elem_id="going-on")
                 forget = gr.Button("Start over", size="sm", elem_id="start-over")
@@ -74,7 +86,7 @@ def make_page(shopfront: Shopfront) -> gr.Blocks:
         shown = [status, grid, beside, left_hits, right_hits, going_on, user]
 
         def search(
-            photo: str | None,
+            photo: Mapping[str, Any] | None,
             text: str,
             not_text: str,
             share: float,
@@ -102,7 +114,7 @@ def make_page(shopfront: Shopfront) -> gr.Blocks:
                 user,
             )
 
-        def search_photo(photo: str | None, *others: Any) -> Any:
+        def search_photo(photo: Mapping[str, Any] | None, *others: Any) -> Any:
             """Search with a new photo; it takes the place of the product that was gone on from."""
             if not photo:
                 return gr.skip()
@@ -118,31 +130,66 @@ def make_page(shopfront: Shopfront) -> gr.Blocks:
                 shopfront.click(hits.impression_id, product_id)
             return product_id, None
 
+        # not Gradio's own preprocessing: it would open the photo before the limits have seen it
+        plain: dict[str, Any] = {"preprocess": False, "api_visibility": "private"}
         for trigger in (text.submit, not_text.submit, share.release, left.input, right.input):
-            trigger(search, asked, shown, show_progress="minimal", api_visibility="private")
+            trigger(search, asked, shown, show_progress="minimal", **plain)
         # not photo.upload: a picture that the camera takes only changes it
-        photo.change(search_photo, asked, [*shown, like], show_progress="minimal", api_visibility="private")
+        photo.change(search_photo, asked, [*shown, like], show_progress="minimal", **plain)
         for component in filters.values():
             change = component.input if isinstance(component, gr.Dropdown) else component.submit
-            change(search, asked, shown, show_progress="minimal", api_visibility="private")
+            change(search, asked, shown, show_progress="minimal", **plain)
         for gallery, hits in ((grid, left_hits), (beside, right_hits)):
             gallery.select(go_on, [hits], [like, photo], api_visibility="private").then(
-                search, asked, shown, show_progress="minimal", api_visibility="private"
+                search, asked, shown, show_progress="minimal", **plain
             )
         forget.click(lambda: (None, None, "", ""), None, [like, photo, text, not_text], api_visibility="private").then(
-            search, asked, shown, api_visibility="private"
+            search, asked, shown, **plain
         )
+    page.queue(max_size=MAX_WAITING)
     return page
 
 
 def mount_page(app: FastAPI, shopfront: Shopfront, api_key: str | None) -> FastAPI:
     """Mount the page at the root, under the routes that are there; with an API key it asks for that as password."""
-    auth = (lambda user, password: hmac.compare_digest(password.encode(), api_key.encode())) if api_key else None
+    auth = (lambda user, password: _is_key(password, api_key)) if api_key else None
     page = make_page(shopfront)
-    return gr.mount_gradio_app(
+    app = gr.mount_gradio_app(
         app, page, "/", auth=auth, auth_message=ASKS_FOR_KEY, max_file_size=shopfront.limits.upload_bytes, css=CSS,
-        footer_links=[], enable_monitoring=False, ssr_mode=False,
+        footer_links=[], enable_monitoring=False, ssr_mode=False, show_error=False, mcp_server=False,
     )  # fmt: skip
+    gradio: Any = app.routes[-1].app  # type: ignore[attr-defined]  # mounted last
+    gradio.add_middleware(PageAccess, gradio=gradio, page=page, uploads=page.uploads)
+    _sweep_while_running(app, page.uploads)
+    return app
+
+
+def _is_key(password: str, api_key: str) -> bool:
+    return hmac.compare_digest(password.encode(errors="surrogatepass"), os.fsencode(api_key))
+
+
+def _own_folder() -> Path:
+    """Return the folder of Gradio's files: of this process alone, unless the environment names another one."""
+    if GRADIO_FOLDER not in os.environ:
+        os.environ[GRADIO_FOLDER] = folder = tempfile.mkdtemp(prefix="mim_page_")
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return Path(os.environ[GRADIO_FOLDER])
+
+
+def _sweep_while_running(app: FastAPI, uploads: Uploads) -> None:
+    around = app.router.lifespan_context
+
+    @asynccontextmanager
+    async def sweeping(app: FastAPI) -> AsyncIterator[Any]:
+        async with around(app) as state:
+            sweep = asyncio.create_task(uploads.sweep())
+            try:
+                yield state
+            finally:
+                sweep.cancel()
+                uploads.remove_older_than(0)
+
+    app.router.lifespan_context = sweeping
 
 
 def _gallery(elem_id: str, visible: bool = True) -> gr.Gallery:
@@ -185,16 +232,21 @@ def _number(label: str, text: str) -> float:
     try:
         return float(text.replace(",", "."))
     except ValueError:
-        raise gr.Error(f"{label}: '{text}' is not a number", print_exception=False) from None
+        raise refused(f"{label}: '{text}' is not a number") from None
 
 
 def _query(
-    photo: str | None, text: str, not_text: str, share: float, like: str | None, where: dict[str, Any] | None
+    photo: Mapping[str, Any] | None,
+    text: str,
+    not_text: str,
+    share: float,
+    like: str | None,
+    where: dict[str, Any] | None,
 ) -> SearchQuery:
     weights = {"image": share, "like": share, "text": 1 - share}
     has_both = bool(text.strip()) and bool(photo or like)
     return SearchQuery(
-        images=(Path(photo).read_bytes(),) if photo and not like else (),
+        images=(read_photo(photo),) if photo and not like else (),
         text=text.strip() or None,
         not_text=not_text.strip() or None,
         like=like,
@@ -208,7 +260,7 @@ def _ask(shopfront: Shopfront, query: SearchQuery, user: str, arm: str | None) -
     try:
         return shopfront.answer(query, user, arm)
     except RefusedError as error:
-        raise gr.Error(error.message, print_exception=False) from error
+        raise refused(error.message) from error
 
 
 def _clicked(answer: Answer, event: gr.SelectData) -> str | None:

@@ -1,0 +1,355 @@
+"""The page against browsers that are none: whatever they name, nothing is read but their own uploads."""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+
+pytest.importorskip("gradio", reason="the extra `serve` is not installed")
+
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+
+from mim_lightning.search.service.app import behind_gate, make_app
+from mim_lightning.search.service.page import mount_page
+from tests.search.service.shopfronts import colour_shop, square
+
+SECRET = "what nobody may read"
+META = {"meta": {"_type": "gradio.FileData"}}
+
+
+class Browser:
+    """One open page: knows the components of the search, and can send anything for them."""
+
+    def __init__(self, client: TestClient) -> None:
+        self.client, self.session = client, uuid.uuid4().hex
+        config = client.get("/config").json()
+        kinds = {component["id"]: component["type"] for component in config["components"]}
+        calls = [[kinds[item] for item in call["inputs"]] for call in config["dependencies"]]
+        self.call = next(call for call, inputs in zip(config["dependencies"], calls, strict=True) if "image" in inputs)
+        self.kinds = [kinds[item] for item in self.call["inputs"]]
+        labels = {component["id"]: component["props"] for component in config["components"]}
+        self.values = [labels[item].get("value") for item in self.call["inputs"]]
+
+    def upload(self, data: bytes, name: str = "q.jpg") -> str:
+        answer = self.client.post("/gradio_api/upload", params={"upload_id": "u"}, files={"files": (name, data)})
+        assert answer.status_code == 200, answer.text
+        return str(answer.json()[0])
+
+    def join(self, **changes: Any) -> Any:
+        call = {"data": self.values, "fn_index": self.call["id"], "session_hash": self.session, **changes}
+        return self.post(json.dumps(call))
+
+    def post(self, body: str | bytes) -> Any:
+        return self.client.post("/gradio_api/queue/join", content=body, headers={"content-type": "application/json"})
+
+    def search(self, **values: Any) -> dict[str, Any]:
+        """Send values by kind of component, or by their place; return the message that ends the search."""
+        places = {f"place{number}": number for number in range(len(self.kinds))}
+        data = list(self.values)
+        for name, value in values.items():
+            data[places[name] if name in places else self.kinds.index(name)] = value
+        answer = self.join(data=data)
+        if answer.status_code != 200:
+            assert 400 <= answer.status_code < 500, answer.text
+            return {"success": False, "output": answer.json()}
+        text = self.client.get("/gradio_api/queue/data", params={"session_hash": self.session}).text
+        messages = [json.loads(line.removeprefix("data: ")) for line in text.splitlines() if line.startswith("data: ")]
+        return next(message for message in messages if message["msg"] == "process_completed")
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
+    shopfront = colour_shop(tmp_path_factory.mktemp("shop"))
+    with TestClient(behind_gate(mount_page(make_app(shopfront), shopfront, None), shopfront, None)) as client:
+        yield client
+
+
+@pytest.fixture
+def browser(client: TestClient) -> Browser:
+    return Browser(client)
+
+
+@pytest.fixture
+def secret(tmp_path: Path) -> Path:
+    (tmp_path / "secret.jpg").write_text(SECRET)
+    return tmp_path / "secret.jpg"
+
+
+def served_files() -> set[Path]:
+    return {path for path in Path(os.environ["GRADIO_TEMP_DIR"]).rglob("*") if path.is_file()}
+
+
+def test_an_upload_is_searched_with_and_shown(browser: Browser) -> None:
+    path = browser.upload(square("blue"))
+    done = browser.search(image={"path": path, "url": f"http://testserver/gradio_api/file={path}", **META})
+    assert done["success"], done
+    assert "A blue square" in done["output"]["data"][1][0]["caption"]
+    assert browser.client.get(f"/gradio_api/file={path}").content == square("blue")
+    shown = done["output"]["data"][1][0]["image"]["url"]
+    assert browser.client.get(shown).status_code == 200
+
+
+def test_words_alone_are_searched_for(browser: Browser) -> None:
+    done = browser.search(textbox="red")
+    assert done["success"] and "A red square" in done["output"]["data"][1][0]["caption"]
+
+
+def foreign_paths(secret: Path) -> Iterator[str]:
+    """Ways to name a file that was not uploaded."""
+    link = secret.with_name("link.jpg")
+    link.symlink_to(secret)
+    fifo = secret.with_name("fifo.jpg")
+    os.mkfifo(fifo)
+    folder = os.environ["GRADIO_TEMP_DIR"]
+    inside = Path(folder) / "left-by-others"
+    inside.mkdir(exist_ok=True)
+    if not (inside / "link.jpg").exists():
+        (inside / "link.jpg").symlink_to(secret)
+    yield from (str(secret), str(link), str(fifo), str(secret.parent), f"file://{secret}", f"//host{secret}")
+    yield from (
+        "/proc/self/environ",
+        "/dev/zero",
+        "/dev/stdin",
+        "/etc/hostname",
+        "~/.bashrc",
+        ".",
+        "",
+        "\x00",
+        "a" * 5000,
+    )
+    yield from (
+        f"{folder}/../{secret.parent.name}/{secret.name}",
+        os.path.relpath(secret, folder),
+        str(inside / "link.jpg"),
+    )
+    yield from (
+        f"http://127.0.0.1:9{secret}",
+        "https://example.org/a.jpg",
+        "\\\\host\\share\\a.jpg",
+        folder,
+        f"{folder}/",
+    )
+
+
+def test_no_other_file_is_read_copied_or_shown(browser: Browser, secret: Path) -> None:
+    paths = list(foreign_paths(secret))
+    before = served_files()
+    for path in paths:
+        for value in ({"path": path, **META}, {"path": path, "is_stream": True, **META}, {"path": path}):
+            done = browser.search(image=value)
+            assert not done["success"] and SECRET not in json.dumps(done), (path, done)
+        shown = browser.client.get(f"/gradio_api/file={quote(path)}")
+        assert 400 <= shown.status_code < 500 and SECRET not in shown.text, (path, shown)
+    assert served_files() <= before
+
+
+def test_files_in_other_components_and_under_other_names_are_refused(browser: Browser, secret: Path) -> None:
+    file = {"path": str(secret), **META}
+    own = {"path": browser.upload(square("red")), **META}
+    before = served_files()
+    for place in range(len(browser.kinds)):
+        values = [
+            file,
+            [file],
+            {"image": file},
+            [[{"image": file, "caption": None}]],
+            {"value": file},
+            [own],
+            {"a": own},
+        ]
+        for value in values:
+            done = browser.search(
+                **{f"place{place}": value, "textbox": "red" if browser.kinds[place] != "textbox" else value}
+            )
+            assert SECRET not in json.dumps(done)
+            if done["success"]:  # the server's own state is not taken from a browser at all
+                assert browser.kinds[place] == "state"
+    for value in (
+        str(secret),
+        [str(secret)],
+        {"url": f"file://{secret}", **META},
+        {"path": None, "url": "http://127.0.0.1:9/", **META},
+        {**own, "path": [own["path"]]},
+        {"url": "data:image/png;base64,AAAA", "path": "x", **META},
+        3,
+        True,
+        [own],
+    ):
+        assert not browser.search(image=value)["success"], value
+    assert served_files() <= before
+
+
+def test_what_an_upload_names_besides_is_not_followed(browser: Browser, secret: Path) -> None:
+    before = served_files()
+    own = {"path": browser.upload(square("red")), **META}
+    done = browser.search(
+        image={**own, "url": f"file://{secret}", "orig_name": "../../x.svg", "mime_type": "text/html"}
+    )
+    assert done["success"] and "A red square" in done["output"]["data"][1][0]["caption"]
+    assert all(path.suffix in (".jpg", ".webp") for path in served_files() - before)
+
+
+def test_names_of_uploads_go_nowhere(browser: Browser, tmp_path: Path) -> None:
+    for name in ("../../../x.jpg", f"{tmp_path}/x.jpg", "..", " ", "a\x00b", "x.svg", "x.html", "\ud800", "a" * 4000):
+        path = Path(browser.upload(b"<svg onload=alert(1)>", name.encode(errors="replace").decode()))
+        assert path.is_relative_to(os.environ["GRADIO_TEMP_DIR"]) and path.suffix == ".bin"
+        assert path.read_bytes() == b"<svg onload=alert(1)>" and not list(tmp_path.iterdir())
+        shown = browser.client.get(f"/gradio_api/file={path}")
+        assert shown.headers["content-type"] == "application/octet-stream"
+        assert shown.headers["content-disposition"].startswith("attachment")
+
+
+def test_only_what_the_page_needs_can_be_reached(browser: Browser, secret: Path) -> None:
+    client = browser.client
+    for path in (
+        "proxy=http://127.0.0.1:9/",
+        "file=http://127.0.0.1:9/x.png",
+        f"file/{secret}",
+        "run/search",
+        "api/search",
+        "call/search/1",
+        "stream/a/b/1/playlist.m3u8",
+        "stream/a/b/1/playlist-file",
+        "component_server",
+        "process_recording",
+        "dev/reload",
+        "custom_component/a/client/b/c",
+        "deep_link?session_hash=a",
+        "runs",
+        "openapi.json",
+        "vibe-code",
+        "queue/status",
+        "queue/data?session_hash=none",
+        "upload_progress/x",
+        "run-history/buckets",
+        "../gradio_api/proxy=http://127.0.0.1:9/",
+    ):
+        for answer in (client.get(f"/gradio_api/{path}"), client.post(f"/gradio_api/{path}", json={"data": []})):
+            assert answer.status_code in (404, 405), (path, answer.text)
+            assert "error" in answer.json()
+    for path in (
+        "/monitoring",
+        "/monitoring/summary",
+        "/?deep_link=a",
+        "/config?deep_link=..",
+        "/pwa_icon",
+        "/nowhere",
+    ):
+        assert client.get(path).status_code == 404
+    for path in ("/", "/config", "/gradio_api/info", "/theme.css"):
+        assert client.get(path).status_code == 200
+
+
+CALLS: list[tuple[dict[str, Any], int]] = [
+    ({"data": []}, 422),
+    ({"data": {}}, 422),
+    ({"data": [None] * 500}, 422),
+    ({"fn_index": 10**6}, 422),
+    ({"fn_index": -1}, 422),
+    ({"fn_index": "0"}, 422),
+    ({"fn_index": True}, 422),
+    ({"session_hash": None}, 422),
+    ({"session_hash": "../.."}, 422),
+    ({"session_hash": "a" * 65}, 422),
+    ({"batched": True}, 422),
+    ({"event_data": []}, 422),
+    ({"request": {}}, 422),
+    ({"event_id": "a"}, 422),
+    ({"oauth_token": "a"}, 422),
+    ({"padding": "a" * 70_000}, 413),
+]
+
+
+@pytest.mark.parametrize(("changes", "status"), CALLS)
+def test_calls_of_another_form_are_refused(browser: Browser, changes: dict[str, Any], status: int) -> None:
+    answer = browser.join(**changes)
+    assert answer.status_code == status and "\n" not in answer.json()["error"]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"[]",
+        b"nothing",
+        b"\xff\xfe",
+        b'{"data": ' + b"[" * 50_000 + b"]" * 50_000 + b"}",
+        b"[" * 60_000,
+        b'{"data": [NaN]}',
+        b'{"data": ["\\ud800"]}',
+        b'{"data": [1e999]}',
+        b'{"data": [], "data": []}',
+    ],
+)
+def test_bodies_that_are_no_calls_are_refused(browser: Browser, body: bytes) -> None:
+    answer = browser.post(body)
+    assert answer.status_code in (413, 422) and "\n" not in answer.json()["error"]
+
+
+def test_values_of_another_form_are_refused_and_the_page_lives_on(browser: Browser) -> None:
+    for kind in dict.fromkeys(browser.kinds):
+        for value in (
+            float("1e308"),
+            -5,
+            [],
+            {},
+            "\x00",
+            ["a"],
+            True,
+            "a" * 20_000,
+            {"__type__": "update", "value": "a"},
+        ):
+            done = browser.search(**{"textbox": "red", kind: value})
+            assert done["success"] or (done["output"]["error"] and "Traceback" not in done["output"]["error"]), (
+                kind,
+                value,
+            )
+    assert browser.search(textbox="red")["success"]
+
+
+def test_answers_that_nobody_fetches_are_not_heaped_up(browser: Browser) -> None:
+    statuses = [browser.join().status_code for _ in range(40)]
+    assert set(statuses) == {200, 429} and statuses.index(429) <= 16
+
+
+def test_a_click_on_nothing_is_no_fault(browser: Browser, capfd: pytest.CaptureFixture[str]) -> None:
+    config = browser.client.get("/config").json()
+    select = next(call for call in config["dependencies"] if any(target[1] == "select" for target in call["targets"]))
+    for event in (None, {}, {"index": "a"}, {"index": 10**9, "value": {}}, {"index": 0, "value": {"caption": 3}}):
+        answer = browser.join(data=[None] * len(select["inputs"]), fn_index=select["id"], event_data=event)
+        assert answer.status_code in (200, 422), answer.text
+        if answer.status_code == 200:
+            text = browser.client.get("/gradio_api/queue/data", params={"session_hash": browser.session}).text
+            assert "process_completed" in text
+    assert "Traceback" not in "".join(capfd.readouterr())
+
+
+def test_uploads_are_removed_with_the_oldest_first(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mim_lightning.search.service.uploads.MAX_PER_CLIENT", 2)
+    browser = Browser(client)
+    paths = [Path(browser.upload(square("red"))) for _ in range(3)]
+    assert [path.exists() for path in paths] == [False, True, True] and not paths[0].parent.exists()
+    assert "upload it again" in browser.search(image={"path": str(paths[0]), **META})["output"]["error"]
+    assert browser.search(image={"path": str(paths[2]), **META})["success"]
+
+
+def test_with_a_key_nothing_is_uploaded_or_shown_before_the_login(tmp_path: Path) -> None:
+    shopfront = colour_shop(tmp_path)
+    app: FastAPI = mount_page(make_app(shopfront), shopfront, "sesame")
+    with TestClient(behind_gate(app, shopfront, "sesame")) as client:
+        photo = {"files": ("q.jpg", square("red"))}
+        assert client.post("/gradio_api/upload", files=photo).status_code == 401
+        assert client.post("/gradio_api/queue/join", json={}).status_code in (401, 422)
+        assert client.get("/config").status_code == 401
+        assert client.post("/login", data={"username": "a", "password": "guess"}).status_code == 400
+        assert client.post("/login", data={"username": "a", "password": "sesame"}).status_code == 200
+        assert client.post("/gradio_api/upload", files=photo).status_code == 200
+        assert Browser(client).search(textbox="red")["success"]
