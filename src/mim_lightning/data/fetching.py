@@ -14,15 +14,21 @@ import time
 import urllib.error
 import urllib.request
 from dataclasses import dataclass
+from pathlib import Path
 from threading import Event
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 from mim_lightning.data.places.addresses import file_system
+from mim_lightning.data.places.public_network import PrivateAddressError, http_opener, resolve_public
 from mim_lightning.data.places.transfer import open_system
 
 CHUNK = 1 << 16  # bytes
 PASSING = {408, 425, 429}  # status codes besides 5xx after which a server may answer otherwise
 USER_AGENT = "Mozilla/5.0 (compatible; mim-lightning)"  # some shops' servers send Python's own away
+STORES = (  # protocols of fsspec that name no host: a bucket, a user, or a file inside another
+    *("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss", "oci", "hf", "github", "memory", "data"),
+    *("zip", "tar", "libarchive", "simplecache", "filecache", "blockcache", "cached"),
+)
 SAFE = "%/:=&?~#+!$,;'@()*[]"  # what stays as it is in an address
 
 
@@ -36,6 +42,7 @@ class DownloadSettings:
     retries: int = 3  # after the first try, where the server may do better later
     wait: float = 0.5  # seconds before the first of them, doubled with each
     max_bytes: int = 50_000_000  # a larger file is not fetched to its end
+    private_addresses: bool = False  # True: also from this machine and private networks, wherever a table points
 
     def __post_init__(self) -> None:
         least = {"num_connections": 1, "timeout": 1e-3, "retries": 0, "wait": 0, "max_bytes": 1}
@@ -43,6 +50,9 @@ class DownloadSettings:
             value = getattr(self, name)
             if not isinstance(value, int | float) or value < bound:
                 raise ValueError(f"data.source.download.{name}={value}: must be a number, at least {bound:g}")
+
+
+SWITCH = "data.source.download.private_addresses=true"
 
 
 class RefusedError(OSError):
@@ -87,7 +97,7 @@ def _read_http(address: str, settings: DownloadSettings) -> bytes:
     stop_at = time.monotonic() + settings.timeout
     try:
         request = urllib.request.Request(quote(address, safe=SAFE), headers={"User-Agent": USER_AGENT})
-        with urllib.request.urlopen(request, timeout=settings.timeout) as answer:
+        with http_opener(settings.private_addresses).open(request, timeout=settings.timeout) as answer:
             if answer.headers.get("Content-Type", "").startswith("text/html"):
                 raise RefusedError("the server answered with a page, not with a picture")
             length = answer.headers.get("Content-Length", "")
@@ -101,9 +111,13 @@ def _read_http(address: str, settings: DownloadSettings) -> bytes:
     except (http.client.InvalidURL, ValueError) as error:
         raise RefusedError(f"no address ({error})") from error
     except urllib.error.URLError as error:
+        if isinstance(error.reason, PrivateAddressError):
+            raise RefusedError(_refusal(error.reason)) from error
         if isinstance(error.reason, ssl.SSLCertVerificationError):
             raise RefusedError(_reason(error)) from error
         raise
+    except PrivateAddressError as error:
+        raise RefusedError(_refusal(error)) from error
     if length.isdecimal() and len(data) < int(length):
         raise ConnectionError(f"the answer ended after {len(data):,} of {int(length):,} bytes")
     return _require_some(data)
@@ -124,6 +138,7 @@ def _read_bounded(answer: http.client.HTTPResponse, max_bytes: int, stop_at: flo
 
 def _read_other(address: str, settings: DownloadSettings) -> bytes:
     """Read from a store, through fsspec."""
+    _require_harmless(address, settings)
     try:
         system, path = file_system(address)
         if "::" not in address:  # a file inside another goes through two systems
@@ -141,6 +156,29 @@ def _read_other(address: str, settings: DownloadSettings) -> bytes:
     if len(data) > settings.max_bytes:
         raise RefusedError(f"more than {settings.max_bytes:,} bytes")
     return _require_some(data)
+
+
+def _require_harmless(address: str, settings: DownloadSettings) -> None:
+    """Refuse what leads to a private host, or to a file of this machine that would be waited for."""
+    for part in address.split("::"):
+        protocol, separator, rest = part.partition("://")
+        if not separator or protocol.lower() in ("file", "local"):
+            path = Path(rest if separator else part)
+            if path.exists() and not path.is_file():
+                raise RefusedError(f"{path} is no regular file")
+        elif protocol.lower() not in STORES and not settings.private_addresses:
+            if protocol.lower() in ("http", "https"):  # fsspec follows redirects to wherever they lead
+                raise RefusedError(f"a file inside one at {part}; {SWITCH} lets it be read")
+            try:
+                resolve_public(urlsplit(part).hostname or "")
+            except PrivateAddressError as error:
+                raise RefusedError(_refusal(error)) from error
+            except (socket.gaierror, ValueError):
+                continue  # its client will say so
+
+
+def _refusal(error: PrivateAddressError) -> str:
+    return f"{error}; {SWITCH} lets them be read"
 
 
 def _require_some(data: bytes) -> bytes:

@@ -96,6 +96,11 @@ class _Handler(BaseHTTPRequestHandler):
     def _empty(self, number: int) -> None:
         self._answer(200, b"")
 
+    def _elsewhere(self, number: int) -> None:
+        """Send to the same server by another of its addresses."""
+        port = self.server.server_port
+        self._answer(302, headers={"Location": f"http://127.0.0.2:{port}/ok/{number}"})
+
     def _large(self, number: int) -> None:
         """Announce a gigabyte."""
         self._answer(200, b"x", {"Content-Length": "1000000000"})

@@ -23,6 +23,7 @@ import pytest
 from mim_lightning.data import fetching
 from mim_lightning.data.pictures import download
 from mim_lightning.data.pictures.download import Downloads, DownloadSettings
+from mim_lightning.data.places import public_network
 from tests.data.pictures.picture_server import PictureServer, picture_server, served
 
 registry: Any = importlib.import_module("fsspec.registry")  # fsspec.registry itself is a mapping
@@ -36,6 +37,7 @@ def server() -> Iterator[PictureServer]:
 
 def settings(folder: Path | None, **options: Any) -> DownloadSettings:
     quick = {"cache": str(folder) if folder else None, "timeout": 10, "wait": 0.01, "num_connections": 4}
+    quick |= {"private_addresses": True}  # the server of these tests is on loopback
     return DownloadSettings(**{**quick, **options})
 
 
@@ -242,3 +244,79 @@ def test_a_picture_inside_an_archive(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         archive.writestr("1.jpg", served(1))
     assert Downloads(settings(None)).read(f"zip://1.jpg::{tmp_path}/a.zip") == served(1)
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        *("127.0.0.1", "localhost", "2130706433", "0x7f.1", "0.1.2.3", "10.1.2.3", "172.16.9.9", "192.168.1.1"),
+        *("169.254.169.254", "100.64.0.1", "[::1]", "[fe80::1]", "[fd00::1]", "[::ffff:10.0.0.1]", "[64:ff9b::7f00:1]"),
+        *("[2002:7f00:1::]", "224.0.0.1"),
+    ],
+)
+def test_private_addresses_are_refused_unless_they_are_let_in(server: PictureServer, host: str) -> None:
+    downloads = Downloads(settings(None, private_addresses=False, retries=3, timeout=60))
+    for protocol in ("http", "ftp") if "::" not in host else ("http",):
+        address = f"{protocol}://{host}:{server.server_port}/ok/1"
+        with pytest.raises(OSError, match=r"private network; data\.source\.download\.private_addresses=true lets"):
+            downloads.read(address)
+    assert not server.asked
+
+
+def test_a_redirect_to_a_private_address_is_not_followed(
+    server: PictureServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(public_network, "is_private", lambda address: address == "127.0.0.2")
+    downloads = Downloads(settings(None, private_addresses=False))
+    assert downloads.read(server.address("/moved/5")) == served(5)
+    with pytest.raises(OSError, match=r"127\.0\.0\.2, an address of this machine"):
+        downloads.read(server.address("/elsewhere/5"))
+    assert server.asked["/ok/5"] == 1
+
+
+def test_a_name_is_resolved_once_and_what_was_looked_at_is_connected_to(
+    server: PictureServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A name that is public when it is looked at, and private when it is connected to, gains nothing."""
+    asked = []
+
+    def resolve(host: str, port: Any, **options: Any) -> list[Any]:
+        asked.append(host)
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port))]
+
+    monkeypatch.setattr(public_network, "is_private", lambda address: address != "127.0.0.1")
+    monkeypatch.setattr(public_network, "_resolve", resolve)
+    address = f"http://shop.example:{server.server_port}/ok/1"
+    assert Downloads(settings(None, private_addresses=False)).read(address) == served(1)
+    assert asked == ["shop.example"]
+
+
+def test_what_is_asked_of_a_proxy_may_not_be_private_but_the_proxy_may(
+    server: PictureServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("http_proxy", server.address(""))
+    public_network.http_opener.cache_clear()
+    try:
+        downloads = Downloads(settings(None, private_addresses=False, retries=0))
+        with pytest.raises(OSError, match="private network"):
+            downloads.read("http://10.0.0.1/ok/1")
+        assert not server.asked
+        with pytest.raises(OSError, match="closed connection"):
+            downloads.read("http://shop.invalid/ok/1")
+        assert server.asked["http://shop.invalid/ok/1"] == 1
+    finally:
+        public_network.http_opener.cache_clear()
+
+
+def test_other_protocols_lead_no_further(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    downloads = Downloads(settings(None, private_addresses=False))
+    for address, words in [
+        (f"zip://1.jpg::{tmp_path}/pipe", "no regular file"),
+        ("local:///dev/zero", "no regular file"),
+        ("zip://1.jpg::https://shop.example/a.zip", "private_addresses=true"),
+        ("simplecache::http://127.0.0.1/a.jpg", "private_addresses=true"),
+        ("sftp://localhost/a.jpg", "private network"),
+    ]:
+        with pytest.raises(OSError, match=words):
+            downloads.read(address)

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 from mim_lightning.data import prepared
+from mim_lightning.data.fetching import DownloadSettings
 from mim_lightning.data.manifest import ManifestSource
 from mim_lightning.data.prepared import ShardSettings, is_prepared, prepare_shards
 from mim_lightning.data.writing import partial
@@ -105,7 +106,7 @@ def source(gate: Gate, tmp_path: Path) -> ManifestSource:
         for i in range(120)
     ]
     tables = write_csv(root / "products.csv", products), write_csv(root / "queries.csv", queries)
-    return ManifestSource(*map(str, tables))
+    return ManifestSource(*map(str, tables), download=DownloadSettings(private_addresses=True))
 
 
 @pytest.fixture

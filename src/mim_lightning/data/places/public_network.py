@@ -1,0 +1,124 @@
+"""Connections to public addresses only: tables and requests that others wrote must not reach this machine's network.
+
+Names and addresses of hosts come in, open connections go out, or a PrivateAddressError. A name is resolved once and
+the connection goes to what was looked at, redirects included, so no name can change its address in between.
+"""
+
+from __future__ import annotations
+
+import http.client
+import socket
+import urllib.request
+from contextlib import suppress
+from functools import cache
+from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
+from typing import Any
+from urllib.parse import urlsplit
+
+_resolve = socket.getaddrinfo
+NAT64 = IPv6Network("64:ff9b::/96")  # an IPv4 address stands in its last 32 bits
+
+
+class PrivateAddressError(OSError):
+    """A host is this machine, or one of a network that the public does not reach."""
+
+    def __init__(self, host: str, address: str) -> None:
+        found = f"{host} is {address}" if host != address else host
+        super().__init__(f"{found}, an address of this machine or of a private network")
+        self.host, self.address = host, address
+
+
+def is_private(address: str) -> bool:
+    """Is an IP address one that the public does not reach?"""
+    ip = ip_address(address)
+    inner = _inner(ip) if isinstance(ip, IPv6Address) else None
+    own = ip if inner is None else inner
+    return not own.is_global or own.is_multicast
+
+
+def _inner(ip: IPv6Address) -> IPv4Address | None:
+    """Return the IPv4 address that an IPv6 address stands for."""
+    if ip in NAT64:
+        return IPv4Address(int(ip) & 0xFFFFFFFF)
+    return ip.ipv4_mapped or ip.sixtofour or (ip.teredo[1] if ip.teredo else None)
+
+
+def resolve_public(host: str, port: int | None = None) -> list[str]:
+    """Return the addresses of a host.
+
+    Raises:
+        PrivateAddressError: one of them is private.
+        socket.gaierror: it has none.
+    """
+    found = [str(info[4][0]) for info in _resolve(host, port, type=socket.SOCK_STREAM)]
+    for address in found:
+        if is_private(address):
+            raise PrivateAddressError(host, address)
+    return list(dict.fromkeys(found))
+
+
+def connect_public(address: tuple[str, int], timeout: Any = None, source_address: Any = None) -> socket.socket:
+    """Connect as `socket.create_connection` does, to public addresses only."""
+    host, port = address
+    failure: OSError = OSError(f"{host}: has no address")
+    for found in resolve_public(host, port):
+        try:
+            return socket.create_connection((found, port), timeout, source_address)
+        except OSError as error:
+            failure = error
+    raise failure
+
+
+@cache
+def http_opener(may_be_private: bool) -> urllib.request.OpenerDirector:
+    """Return what opens http and https addresses and follows redirects to such ones, and to no other kind.
+
+    Args:
+        may_be_private: private addresses are opened as well.
+    """
+    opener = urllib.request.OpenerDirector()
+    for handler in (
+        urllib.request.ProxyHandler(),
+        urllib.request.HTTPHandler() if may_be_private else _HTTPHandler(),
+        urllib.request.HTTPSHandler() if may_be_private else _HTTPSHandler(),
+        urllib.request.HTTPDefaultErrorHandler(),
+        urllib.request.HTTPRedirectHandler(),
+        urllib.request.HTTPErrorProcessor(),
+        urllib.request.UnknownHandler(),
+    ):
+        opener.add_handler(handler)
+    return opener
+
+
+class _HTTPConnection(http.client.HTTPConnection):
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._create_connection = connect_public
+
+
+class _HTTPSConnection(http.client.HTTPSConnection):
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._create_connection = connect_public
+
+
+class _HTTPHandler(urllib.request.HTTPHandler):
+    def http_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
+        return self.do_open(http.client.HTTPConnection if _by_proxy(req) else _HTTPConnection, req)
+
+
+class _HTTPSHandler(urllib.request.HTTPSHandler):
+    def https_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
+        kind = http.client.HTTPSConnection if _by_proxy(req) else _HTTPSConnection
+        return self.do_open(kind, req, context=self._context)  # type: ignore[attr-defined]
+
+
+def _by_proxy(request: urllib.request.Request) -> bool:
+    """Does the request go to the user's proxy, which may be private? What it asks for may not be."""
+    target = getattr(request, "_tunnel_host", None) or (request.full_url if request.has_proxy() else None)
+    if target is None:
+        return False
+    host = urlsplit(target if "://" in target else f"//{target}").hostname or ""
+    with suppress(socket.gaierror):  # what the proxy alone can resolve
+        resolve_public(host)
+    return True
