@@ -16,21 +16,28 @@ ROOMS = {  # room or file -> what of the project it may import
     "types": {"id_keys"},
     "whole_file": set(),
     "damaged_file": set(),
+    "file_name": set(),
+    "stored_config": {"file_name"},
     "interruption": set(),
     "data": {"types", "data", "id_keys", "whole_file", "damaged_file"},
     "encoders": {"types", "encoders"},
     "losses": {"types", "losses"},
     "metrics": {"types", "metrics"},
     "model": {"types", "encoders.interface", "model"},
-    "model.checkpoint": {"types", "encoders.interface", "model", "config", "whole_file", "damaged_file"},
-    "evidence": {"types", "data", "metrics", "model.fusion", "evidence", "whole_file", "damaged_file"},
+    "model.checkpoint": {
+        *("types", "encoders.interface", "model", "config", "stored_config", "whole_file", "damaged_file"),
+    },
+    "evidence": {
+        *("types", "data", "metrics", "model.fusion", "evidence", "whole_file", "damaged_file"),
+        *("file_name", "stored_config"),
+    },
     "lit": {
         *("types", "data", "model", "losses", "metrics", "evidence", "study", "lit"),
         *("whole_file", "damaged_file", "interruption"),
     },
     "overrides": set(),
     # what it builds and describes
-    "config": {"types", "model", "losses", "data.prepared", "damaged_file", "overrides"},
+    "config": {"types", "model", "losses", "data.prepared", "damaged_file", "overrides", "stored_config"},
     "run": {"config", "whole_file", "damaged_file"},
     "failure": {"config"},
     "door": {"command", "config", "failure", "interruption", "overrides"},
@@ -50,7 +57,7 @@ ROOMS = {  # room or file -> what of the project it may import
     "compare": {"command", "run", "evidence"},
     "inference": {
         *("types", "data.pictures", "data.transforms", "encoders.interface", "model", "config", "metrics"),
-        *("inference", "whole_file", "damaged_file"),
+        *("inference", "whole_file", "damaged_file", "file_name", "stored_config"),
         "evidence.directions",  # ranks by direction, as an evaluation does
     },
     "export": {"config", "door", "inference", "model"},

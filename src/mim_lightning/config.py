@@ -13,11 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hydra
+import yaml
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
+from mim_lightning.damaged_file import naming_damage
 from mim_lightning.overrides import open_up
+from mim_lightning.stored_config import MAX_DEPTH, check_config
 
 if TYPE_CHECKING:
     from mim_lightning.losses.objective import Objective
@@ -61,7 +64,36 @@ def save_config(config: Mapping[str, Any], path: Path) -> None:
 
 
 def load_config(path: Path) -> Config:
-    return to_plain(OmegaConf.load(path))
+    """Return a config that `save_config` wrote; nothing in it is looked up: it was resolved before it was written.
+
+    Raises:
+        DamagedFileError: it cannot be read; names it.
+    """
+    with naming_damage(path):
+        text = path.read_text("utf-8")
+        _refuse_endless(text)
+        config = yaml.safe_load(text)
+        if not isinstance(config, dict):
+            raise ValueError("holds no keys")
+    return config
+
+
+def _refuse_endless(text: str) -> None:
+    """Raise a ValueError where a few lines of YAML stand for gigabytes, or nest so deep that reading takes hours."""
+    depth = 0
+    for event in yaml.parse(text, yaml.SafeLoader):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if isinstance(event, yaml.AliasEvent) or depth > MAX_DEPTH:
+            raise ValueError(f"line {event.start_mark.line + 1}: a part that stands for another, or nested too deep")
+
+
+def load_stored_config(path: Path) -> Config:
+    """Return the config in a run's folder, which may be somebody else's, to be read only.
+
+    Raises:
+        ValueError: the file is missing, damaged, or holds an interpolation; names file and key.
+    """
+    return check_config(load_config(path), path, is_built=False)
 
 
 def describe_data(data: Mapping[str, Any]) -> Any:
@@ -150,10 +182,10 @@ def _build_encoder(config: Mapping[str, Any], assets: Mapping[str, str] | None) 
     if assets is None:
         return build(config)
     make = {**config, "_partial_": True}
-    late: dict[str, Any] = {"assets": assets} if assets else {}
-    if "pretrained" in inspect.signature(build(make)).parameters:  # the constructor's own default may be weights
-        late["pretrained"] = None
-    # as objects: a tokeniser's text may hold what OmegaConf takes for an interpolation
+    known = inspect.signature(build(make)).parameters
+    # Random weights, and the assets even where there are none: the constructor's own defaults may look elsewhere.
+    # As objects: a tokeniser's text may hold what OmegaConf takes for an interpolation.
+    late = {name: value for name, value in {"assets": assets, "pretrained": None}.items() if name in known}
     return build(make, **late) if late else build(config)
 
 

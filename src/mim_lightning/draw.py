@@ -57,12 +57,12 @@ def draw(runs: Sequence[Path], output: Path, only: Sequence[str] = (), **wishes:
 
 def _read(folder: Path) -> EvaluationRecord:
     """Read a run's record, or of a run without one what its config tells."""
-    from mim_lightning.config import load_config
+    from mim_lightning.config import load_stored_config
     from mim_lightning.evidence.record import RECORD_FOLDER, EvaluationRecord, RunFacts, read_record
 
     if (folder / RECORD_FOLDER).is_dir() or not (folder / "config.yaml").is_file():
         return read_record(folder)
-    config = load_config(folder / "config.yaml")
+    config = load_stored_config(folder / "config.yaml")
     data = config["data"]
     facts = RunFacts(config["run"]["id"], config, "", config["monitor"], data["folder"], data["val_split"])
     return EvaluationRecord(folder / RECORD_FOLDER, facts, {})

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mim_lightning.config import describe_data, load_config
+from mim_lightning.config import describe_data, load_stored_config
 from mim_lightning.whole_file import whole_file
 
 # what changes where a run happens or what is shown of it, not what comes out
@@ -137,7 +137,7 @@ def refuse_missed_report(config: Mapping[str, Any]) -> None:
 def _refuse_another(run: Run, config: Mapping[str, Any]) -> None:
     if not run.config_path.is_file():
         return
-    found = load_config(run.config_path)
+    found = load_stored_config(run.config_path)
     if found["run"]["digest"] == config["run"]["digest"]:
         return
     wanted_keys, found_keys = _flat(_relevant(config)), _flat(_relevant(found))

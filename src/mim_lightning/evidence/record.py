@@ -25,6 +25,8 @@ import pyarrow.parquet as pq
 
 from mim_lightning.data.shards.facts import QueryFacts, product_ids_of
 from mim_lightning.data.shards.shard_set import ShardSet
+from mim_lightning.file_name import plain_name
+from mim_lightning.stored_config import StoredConfigError, check_config
 from mim_lightning.types import NO_KEY, RetrievalReport
 
 RECORD_FOLDER, FACTS_FILE = "evaluation", "record.json"
@@ -86,8 +88,15 @@ def read_record(folder: Path) -> EvaluationRecord:
         content = json.loads((found / FACTS_FILE).read_text())
         if content["version"] != VERSION:
             raise ValueError(f"record format {content['version']}, this code reads {VERSION}")
-        directions = {name: _read_direction(found, name, counts) for name, counts in content["directions"].items()}
-        return EvaluationRecord(found, RunFacts(**content["run"]), directions, content.get("gallery", ""))
+        config = check_config(content["run"]["config"], found / FACTS_FILE, is_built=False)
+        run = RunFacts(**{**content["run"], "config": config})
+        directions = {
+            plain_name(name, "directions"): _read_direction(found, name, counts)
+            for name, counts in content["directions"].items()
+        }
+        return EvaluationRecord(found, run, directions, content.get("gallery", ""))
+    except StoredConfigError:
+        raise
     except (OSError, KeyError, TypeError, ValueError, pa.ArrowException) as error:
         raise ValueError(f"{found}: not a readable evaluation record ({error})") from error
 

@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from mim_lightning.config import build_matcher
+from mim_lightning.file_name import inside
 from mim_lightning.inference.precision import base_of, check_precision, name_of, restore, store
-from mim_lightning.model.checkpoint import load_strictly, refuse_foreign_targets
+from mim_lightning.model.checkpoint import load_strictly
 from mim_lightning.model.fingerprint import fingerprint
 from mim_lightning.model.matcher import Matcher
+from mim_lightning.stored_config import check_assets, check_config, rebuilding
 from mim_lightning.types import InputSpec, TextSpec
 from mim_lightning.whole_file import whole_file
 
@@ -34,7 +36,6 @@ FORMAT = 1
 WEIGHTS_FILE, FACTS_FILE, FINGERPRINT_FILE, CARD_FILE = "model.safetensors", "config.json", "fingerprint", "README.md"
 ONNX_FOLDER = "onnx"
 PLACES = ("paths", "logger")  # sections of a run's config that speak of one machine or account
-TRUST_CHECKED = ("model", "data", "callbacks")
 
 
 @dataclass(frozen=True)
@@ -104,18 +105,21 @@ def read_facts(folder: Path) -> FolderFacts:
     """
     if not is_export(folder):
         raise ValueError(f"{folder}: no export here; give a checkpoint file, or export it with mim_lightning.export")
+    path = inside(folder, folder / FACTS_FILE)
     try:
-        content = json.loads((folder / FACTS_FILE).read_text("utf-8"))
+        content = json.loads(path.read_text("utf-8"))
         if content["format"] != FORMAT:
             raise ValueError(f"export format {content['format']}, this code reads {FORMAT}")
         facts = FolderFacts(**{**content, "tower_names": tuple(content["tower_names"])})
         check_precision(facts.precision)
-        config = {part: facts.config[part] for part in TRUST_CHECKED}
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{folder / FACTS_FILE}: damaged ({error})") from error
-    config["callbacks"] = config["callbacks"].get("retrieval_eval")
-    refuse_foreign_targets(config, folder)
-    written = (folder / FINGERPRINT_FILE).read_text().strip()
+        if not all(isinstance(part, dict) for part in (facts.inputs, facts.preprocessing, facts.onnx)):
+            raise ValueError("inputs, preprocessing and onnx are by tower")
+        if not {"model", "data", "callbacks"} <= facts.config.keys():
+            raise ValueError("the config lacks model, data or callbacks")
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: damaged ({error})") from error
+    facts = replace(facts, config=check_config(facts.config, path))
+    written = inside(folder, folder / FINGERPRINT_FILE).read_text().strip()
     if not written == facts.fingerprint == name_of(base_of(facts.fingerprint), facts.precision):
         raise ValueError(f"{folder}: fingerprint {written}, {FACTS_FILE} says {facts.fingerprint}: it was changed")
     return facts
@@ -129,7 +133,7 @@ def read_matcher(folder: Path, facts: FolderFacts) -> Matcher:
     """
     matcher = _build_untrained(folder, facts)
     try:
-        stored = load_file(folder / WEIGHTS_FILE)
+        stored = load_file(inside(folder, folder / WEIGHTS_FILE))
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{folder / WEIGHTS_FILE}: not readable ({str(error).splitlines()[0]})") from error
     load_strictly(matcher, restore(stored), folder / WEIGHTS_FILE)
@@ -140,8 +144,9 @@ def read_matcher(folder: Path, facts: FolderFacts) -> Matcher:
 
 
 def _build_untrained(folder: Path, facts: FolderFacts) -> Matcher:
-    owners = [name for name in facts.config["model"]["towers"] if name in facts.preprocessing]
-    matcher = build_matcher(facts.config, assets={name: _read_assets(folder, name) for name in owners})
+    assets = _read_assets(folder, list(facts.preprocessing))
+    with rebuilding(folder / FACTS_FILE):
+        matcher = build_matcher(facts.config, assets=assets)
     for name in matcher.towers:
         found, written = matcher.tower(name).encoder.describe_preprocessing(), facts.preprocessing.get(name)
         if found != written:
@@ -149,12 +154,21 @@ def _build_untrained(folder: Path, facts: FolderFacts) -> Matcher:
     return matcher
 
 
-def _read_assets(folder: Path, tower: str) -> dict[str, str]:
-    if not tower.isidentifier():  # a name from a stranger's file must not lead out of the folder
-        raise ValueError(f"{folder / FACTS_FILE}: '{tower}' cannot be the name of a tower")
-    if not (folder / tower).is_dir():
-        return {}
-    return {path.name: path.read_text("utf-8") for path in sorted((folder / tower).iterdir()) if path.is_file()}
+def _read_assets(folder: Path, towers: Sequence[str]) -> dict[str, dict[str, str]]:
+    assets: dict[str, dict[str, str]] = {}
+    for tower in towers:
+        if not tower.isidentifier():  # a name from a stranger's file must not lead out of the folder
+            raise ValueError(f"{folder / FACTS_FILE}: {tower!r} cannot be the name of a tower")
+        paths = sorted((folder / tower).iterdir()) if (folder / tower).is_dir() else []
+        assets[tower] = {path.name: _read_text(inside(folder, path)) for path in paths if not path.is_dir()}
+    return check_assets(assets, folder)
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: damaged ({error})") from error
 
 
 def without_places(value: Any) -> Any:

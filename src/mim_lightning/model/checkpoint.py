@@ -6,8 +6,6 @@ A Matcher and its model config go in with Lightning's checkpoint (`describe`); `
 
 from __future__ import annotations
 
-import ast
-import os
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,10 +20,10 @@ from mim_lightning.damaged_file import DamagedFileError, naming_damage
 from mim_lightning.model.fingerprint import fingerprint
 from mim_lightning.model.fusion import Fusions
 from mim_lightning.model.matcher import Matcher
+from mim_lightning.stored_config import check_assets, check_config, rebuilding
 from mim_lightning.whole_file import whole_file
 
 SECTION = "mim_lightning"  # our key in the checkpoint
-TRUSTED_PACKAGES = "MIM_TRUSTED_PACKAGES"  # environment variable: packages, by comma, whose classes a file may name
 PREFIX = "matcher."  # of the matcher's tensors in Lightning's state dict
 
 
@@ -67,14 +65,12 @@ def load_matcher(path: str | Path) -> LoadedCheckpoint:
     """Rebuild the matcher of a checkpoint, in evaluation mode on the CPU.
 
     Raises:
-        ValueError: no such file, not a checkpoint of this project, or damaged.
+        ValueError: no such file, not a checkpoint of this project, damaged, or it names code that is not to be trusted.
     """
     content = _read(path)
     section, state = content[SECTION], _state_of(content, PREFIX)
-    for part in ("model", "data"):
-        refuse_foreign_targets(section["config"][part], path)
-    refuse_foreign_targets(section["config"]["callbacks"].get("retrieval_eval"), path)
-    matcher = build_matcher(section["config"], assets=section["assets"])
+    with rebuilding(path):
+        matcher = build_matcher(section["config"], assets=section["assets"])
     load_strictly(matcher, state, path)
     found = fingerprint(matcher)
     if found != section["fingerprint"]:
@@ -174,46 +170,18 @@ def _read(path: str | Path) -> dict[str, Any]:
         raise ValueError(f"{path}: not a readable checkpoint ({reason})") from error
     if not isinstance(content, dict) or SECTION not in content:
         raise ValueError(f"{path}: not a checkpoint of mim_lightning")
+    section, state = content[SECTION], content.get("state_dict")
+    if not isinstance(section, dict) or not {"config", "assets", "fingerprint"} <= section.keys():
+        raise ValueError(f"{path}: damaged (lacks its model's config, assets or fingerprint)")
+    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ValueError(f"{path}: damaged (its state_dict holds no tensors by name)")
+    section |= {"config": check_config(section["config"], path), "assets": check_assets(section["assets"], path)}
     return content
 
 
 def _state_of(content: Mapping[str, Any], prefix: str) -> dict[str, Tensor]:
     state = content["state_dict"]
     return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
-
-
-def refuse_foreign_targets(config: Any, path: str | Path) -> None:
-    """Refuse a config that names code outside this project: building it would run whatever a stranger's file says.
-
-    Raises:
-        ValueError: naming the target and what to set if the file is trusted.
-    """
-    if isinstance(config, (list, tuple)):
-        for part in config:
-            refuse_foreign_targets(part, path)
-    if isinstance(config, Mapping):
-        target = str(config.get("_target_", "mim_lightning.types.Direction"))
-        if not _is_trusted(target):
-            raise ValueError(
-                f"{path}: wants to build '{target}'; if you trust the file, set {TRUSTED_PACKAGES}=<package>"
-            )
-        for part in config.values():
-            refuse_foreign_targets(part, path)
-
-
-def _is_trusted(target: str) -> bool:
-    """Is it a class of this project, or something of a package that the user trusts?
-
-    The package's name is not enough: a module of ours holds what it imports, and `<module>.os.system` would be found.
-    So the class must stand in the file that is named, which is read and not imported: it may need a trainer.
-    """
-    package, *modules, name = target.split(".")
-    if package and package in os.environ.get(TRUSTED_PACKAGES, "").split(","):
-        return True
-    source = Path(__file__).parents[1].joinpath(*modules).with_suffix(".py")
-    if package != "mim_lightning" or not all(map(str.isidentifier, modules)) or not source.is_file():
-        return False
-    return any(isinstance(node, ast.ClassDef) and node.name == name for node in ast.parse(source.read_text()).body)
 
 
 def load_strictly(matcher: Matcher, state: Mapping[str, Tensor], path: str | Path) -> None:
