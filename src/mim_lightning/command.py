@@ -12,6 +12,8 @@ import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
 
+from mim_lightning.display_text import error_text
+
 FULL_ERRORS = "MIM_FULL_ERRORS"
 
 
@@ -53,5 +55,5 @@ def count(text: str) -> int:
 
 
 def _fail(text: str) -> int:
-    print(f"error: {text}", file=sys.stderr)
+    print(f"error: {error_text(text)}", file=sys.stderr)
     return 2

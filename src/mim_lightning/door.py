@@ -23,6 +23,7 @@ from omegaconf import DictConfig
 
 from mim_lightning.command import FULL_ERRORS
 from mim_lightning.config import Config, conf_dir, load_config, to_plain
+from mim_lightning.display_text import error_text
 from mim_lightning.failure import describe_failure, is_mendable, leave_failure
 from mim_lightning.overrides import open_up
 
@@ -105,5 +106,5 @@ def _is_recorded() -> bool:
 def _exit(error: Exception, name: str) -> NoReturn:
     if FULL_ERRORS in os.environ or not is_mendable(error):
         raise error
-    print(f"error: {describe_failure(error, name).reason}", file=sys.stderr)
+    print(f"error: {error_text(describe_failure(error, name).reason)}", file=sys.stderr)
     sys.exit(2)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mim_lightning.command import CommandParser, count, run_command, words
+from mim_lightning.display_text import plain
 
 if TYPE_CHECKING:
     from mim_lightning.evidence.record import EvaluationRecord
@@ -40,7 +41,7 @@ def draw(runs: Sequence[Path], output: Path, only: Sequence[str] = (), **wishes:
         raise ValueError(f"--only {unknown[0]}: no such figure; there are {', '.join(PAINTERS)}")
     arms = arms_of([_read(folder) for folder in runs], PLACEMENT_KEYS)
     for arm in arms:
-        print(f"{arm.label}: {arm.describe()}")
+        print(plain(f"{arm.label}: {arm.describe()}", 1_000))
     paths, reasons = [], []
     for name in only or PAINTERS:
         try:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mim_lightning.config import build
+from mim_lightning.display_text import plain
 from mim_lightning.door import run_door
 
 # what is imported in functions waits until it is needed: a wrong word is told at once, and the processes that write,
@@ -64,7 +65,7 @@ def describe(prepared: PreparedData, train_split: str) -> None:
     print(f"{prepared.folder}\n  catalogue: {len(prepared.catalogue())} rows")
     for split in prepared.splits():
         use = "triples or quadruples to train on" if split == train_split else "queries"
-        print(f"  {split}: {len(prepared.queries(split))} {use}")
+        print(f"  {plain(split)}: {len(prepared.queries(split))} {use}")
 
 
 def prepare_data(

@@ -2,8 +2,11 @@
 
 import pytest
 
+from mim_lightning.search.query import SearchQuery
 from mim_lightning.search.searcher import SearchHit, SearchResult
+from mim_lightning.search.sheet import draw_sheet
 from mim_lightning.search.terminal import print_result
+from tests.test_display_text import HOSTILE
 
 
 @pytest.mark.parametrize("columns", ["80", "200"])
@@ -15,3 +18,28 @@ def test_scores_and_ids_are_whole(columns: str, monkeypatch: pytest.MonkeyPatch,
     told = capsys.readouterr().out
     for whole in ("syn-0008", "0.457", "0.568", "-0.111", "score", "not_text"):
         assert whole in told, told
+
+
+@pytest.mark.parametrize("columns", ["80", "200"])
+@pytest.mark.parametrize("words", HOSTILE, ids=lambda words: ascii(words[:12]))
+def test_words_of_others_break_and_flood_nothing(
+    columns: str, words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    hits = [
+        SearchHit("syn-0008", 0.4567, {"text": 0.5678}, {"title": words, "category": words, words[:30]: words}),
+        SearchHit(words, 0.1234, {"text": 0.1}, {"title": "a plain one", "category": "bag", words[:30]: ["a", words]}),
+    ]
+    print_result(SearchResult(tuple(hits), 1.0, 1.0), 40)
+    told = capsys.readouterr().out
+    assert len(told) < 5_000 and "0.457" in told and "0.123" in told and "syn-0008" in told
+    assert not {"\x1b", "\x9b", "\x07", "\u202e", "\u2066"} & set(told)
+    if words.startswith("Mug"):
+        assert "Mug [/red]" in told
+
+
+def test_a_sheet_of_hostile_hits_is_drawn() -> None:
+    hits = [SearchHit(words, 0.5, {"text": 0.5}, {"title": words}) for words in HOSTILE]
+    query = SearchQuery(text="x" * 100_000, where={"category": "y" * 100_000})
+    sheet = draw_sheet(query, b"no picture", hits, {HOSTILE[0]: b"\xff\xd8 damaged"})
+    assert sheet.width < 2_000 and sheet.height < 2_000

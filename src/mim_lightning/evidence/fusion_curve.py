@@ -10,8 +10,11 @@ from pathlib import Path
 
 from rich.box import SIMPLE
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
+from mim_lightning.display_text import plain
 from mim_lightning.evidence.fusion_sweep import FusionCurve
 
 
@@ -19,9 +22,11 @@ def print_curve(curve: FusionCurve) -> None:
     """Print the curve with a mark at the best share, and what the choice is worth."""
     first, second = curve.parts
     title = f"{curve.direction}, {curve.metric} by the share of {first} in '{curve.fusion}'; the rest is {second}"
-    table = Table(title=title, title_justify="left", box=SIMPLE, caption="shares, 0 to 1; intervals 95 %")
+    table = Table(
+        title=escape(plain(title)), title_justify="left", box=SIMPLE, caption="shares, 0 to 1; intervals 95 %"
+    )
     for column in ("share", curve.metric, "interval"):
-        table.add_column(column, justify="right")
+        table.add_column(Text(plain(column)), justify="right")
     table.add_column("")
     for share, value, (low, high) in zip(curve.shares, curve.values, curve.intervals, strict=True):
         mark = "best" if share == curve.best_share else ""

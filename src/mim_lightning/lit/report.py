@@ -10,7 +10,11 @@ from collections.abc import Mapping, Sequence
 
 from rich.box import SIMPLE
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
+
+from mim_lightning.display_text import plain
 
 COLUMNS = ("hit@1", "hit@5", "hit@10", "mrr", "map", "ndcg@10", "wrong_category@1")  # all others: results.json
 Results = Mapping[str, float]
@@ -20,7 +24,7 @@ UNTOUCHED = "untouched"  # takes the place of "val" in the keys of epoch -1
 def print_run(title: str, results: Results) -> None:
     """Print a direction a row: hit@1 of the untouched model, that of the trained one with its interval, and more."""
     caption = f"shares, 0 to 1; 95 % bootstrap intervals over products{_describe_counts(results)}"
-    table = Table(title=title, caption=caption, title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0))
+    table = Table(title=escape(plain(title)), caption=caption, title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0))
     table.add_column("direction", no_wrap=True)
     has_untouched = any(key.startswith(UNTOUCHED) for key in results)
     if has_untouched:
@@ -35,7 +39,7 @@ def print_run(title: str, results: Results) -> None:
         cells = [_cell(results, f"val/{direction}/{metric}") for metric in columns]
         if "hit@1" in columns:
             cells.insert(columns.index("hit@1") + 1, _interval(results, f"val/{direction}/hit@1"))
-        table.add_row(direction, *before, *cells)
+        table.add_row(Text(plain(direction)), *before, *cells)
     _print(table)
 
 

@@ -14,12 +14,14 @@ from rich.markup import escape
 from rich.panel import Panel
 from rich.table import Table
 
+from mim_lightning.display_text import plain
 from mim_lightning.online.counts import PositionCounts
 from mim_lightning.online.lift import Interval
 from mim_lightning.online.plan import Plan
 from mim_lightning.online.sample_size import SampleSize
 from mim_lightning.online.summary import ExperimentReport
 
+MAX_WORDS = 1_000  # characters of a name or a warning
 MAX_POSITIONS = 10  # on the terminal; JSON has all
 COMPARISON_NOTE = (
     "intervals and p of the impressions respect that a user's impressions are alike (delta method over users); Holm p: "
@@ -36,11 +38,13 @@ def print_report(report: ExperimentReport, console: Console | None = None) -> No
     console = console or Console()
     # a pipe has no width of its own: the tables keep all their columns there
     console = console if console.is_terminal else Console(width=200)
-    console.print(f"\n[bold]{escape(report.experiment)}[/]  {_span(report)}", highlight=False)
+    console.print(f"\n[bold]{escape(plain(report.experiment, MAX_WORDS))}[/]  {_span(report)}", highlight=False)
     for warning in report.warnings:
         is_grave = warning.startswith("SAMPLE RATIO MISMATCH")
-        panel = Panel(escape(warning), box=HEAVY, style="bold red")
-        console.print(panel if is_grave else f"[yellow]warning: {escape(warning)}[/]", highlight=False)
+        panel = Panel(escape(plain(warning, MAX_WORDS)), box=HEAVY, style="bold red")
+        console.print(
+            panel if is_grave else f"[yellow]warning: {escape(plain(warning, MAX_WORDS))}[/]", highlight=False
+        )
     console.print(_arms(report))
     if report.comparisons:
         console.print(_comparisons(report))
@@ -65,7 +69,7 @@ def _arms(report: ExperimentReport) -> Table:
         table.add_column(name, justify="right")
     for arm in report.arms:
         table.add_row(
-            escape(arm.arm) + (" (control)" if arm.arm == report.control else ""),
+            escape(plain(arm.arm, MAX_WORDS)) + (" (control)" if arm.arm == report.control else ""),
             f"{arm.num_users:,}",
             f"{arm.num_impressions:,}",
             f"{arm.num_clicked:,}",
@@ -88,7 +92,7 @@ def _comparisons(report: ExperimentReport) -> Table:
     for row in report.comparisons:
         table.add_row(
             row.measure,
-            escape(row.arm),
+            escape(plain(row.arm, MAX_WORDS)),
             _signed(row.difference),
             _ends(row.difference_interval, _signed),
             _percent(row.lift),
@@ -106,7 +110,9 @@ def _positions(positions: Sequence[PositionCounts]) -> Table:
     table = _table("CTR by position", numbers=tuple(map(str, numbers)), caption=POSITION_NOTE)
     for arm in dict.fromkeys(row.arm for row in positions):
         rates = {row.position: row.click_rate for row in positions if row.arm == arm}
-        table.add_row(escape(arm), *(_rate(rates[number]) if number in rates else "-" for number in numbers))
+        table.add_row(
+            escape(plain(arm, MAX_WORDS)), *(_rate(rates[number]) if number in rates else "-" for number in numbers)
+        )
     return table
 
 

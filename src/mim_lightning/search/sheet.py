@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw
 
 from mim_lightning.data.pictures.decode import decode_upright
 from mim_lightning.data.pictures.limits import ImageError
+from mim_lightning.display_text import plain
 from mim_lightning.evidence.figures.lettering import cut, font, wrap
 from mim_lightning.evidence.figures.picture_cell import paste_picture
 from mim_lightning.evidence.figures.style import FAINT, INK, PAPER, RULE
@@ -36,7 +37,7 @@ def draw_sheet(
         top = MARGIN + number // COLUMNS * row_height
         data = pictures.get(hit.product_id)
         paste_picture(sheet, (left, top), CELL, _upright(data) if data else None, font(LETTERS))
-        title = str(hit.metadata.get("title") or hit.product_id)
+        title = plain(hit.metadata.get("title") or hit.product_id)
         _write(sheet, (left, top + CELL + 4), [*wrap(title, font(LETTERS), CELL, NUM_LINES - 1)], INK)
         _write(sheet, (left, top + CELL + 4 + (NUM_LINES - 1) * LINE), [f"{number + 1}.  {hit.score:.3f}"], FAINT)
     line = MARGIN + CELL + GAP
@@ -54,7 +55,7 @@ def _draw_query(sheet: Image.Image, query: SearchQuery, photo: bytes | None) -> 
     lines += [f"like {query.like}"] if query.like else []
     lines += [f"only {query.where}"] if query.where else []
     face = font(LETTERS)
-    _write(sheet, (MARGIN, top), [line for text in lines for line in wrap(text, face, CELL, NUM_LINES)], INK)
+    _write(sheet, (MARGIN, top), [line for text in lines for line in wrap(plain(text), face, CELL, NUM_LINES)], INK)
 
 
 def _upright(data: bytes) -> Image.Image | None:

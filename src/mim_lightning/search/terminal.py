@@ -5,22 +5,27 @@ Cards and results come in, tables go out; the build_index and search doors print
 
 from __future__ import annotations
 
+from rich.cells import cell_len
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
+from mim_lightning.display_text import plain
 from mim_lightning.search.index.card import IndexCard
 from mim_lightning.search.searcher import SearchResult
 
 SHOWN_COLUMNS = 3  # of the metadata, besides title and category
 MIN_TITLE, MAX_WIDTH = 16, 40  # letters of the title
 FACT_WIDTH = 14  # of each other column
+MAX_ID, MAX_FACT = 40, 100  # letters, before the columns are measured
 NUMBER_WIDTH = len("-0.123")
 FRAME = 3  # of each column
 
 
 def print_card(place: str, card: IndexCard, num_absent: int = 0) -> None:
     """Print what an index is, how it was chosen and how good it was found to be."""
-    table = Table(title=place, title_justify="left", show_header=False)
+    table = Table(title=escape(plain(place)), title_justify="left", show_header=False)
     rows = f"{card.num_rows:,} rows" + (f", {num_absent:,} without a vector left out" if num_absent else "")
     recall = card.recall
     measured = f"{recall.value:.4f} over {recall.num_queries:,} queries: {recall.how}"
@@ -32,7 +37,7 @@ def print_card(place: str, card: IndexCard, num_absent: int = 0) -> None:
         ("model", card.fingerprint),
         ("built in", f"{card.build_seconds:.1f} s"),
     ):
-        table.add_row(name, text)
+        table.add_row(name, Text(plain(text)))
     Console().print(table)
 
 
@@ -43,7 +48,8 @@ def print_result(result: SearchResult, num_products: int) -> None:
         return
     console, names = Console(), list(result.hits[0].parts)
     numbers_of = ["score", *(names if len(names) > 1 else ())]
-    id_width = max(len(hit.product_id) for hit in result.hits)
+    ids = [plain(hit.product_id, MAX_ID) for hit in result.hits]
+    id_width = max(map(cell_len, ids))
     # ids and numbers are shown whole; of what else is known, as much as finds room
     room = console.width - id_width - sum(max(len(name), NUMBER_WIDTH) for name in numbers_of)
     room -= FRAME * (3 + len(numbers_of)) + len(str(len(result.hits)))
@@ -60,16 +66,16 @@ def print_result(result: SearchResult, num_products: int) -> None:
     left = room - len(known) * (FRAME + FACT_WIDTH)
     table.add_column("title", max_width=max(MIN_TITLE, min(MAX_WIDTH, left)), no_wrap=True)
     for name in known:
-        table.add_column(name, max_width=FACT_WIDTH, no_wrap=True)
+        table.add_column(Text(plain(name, MAX_FACT)), max_width=FACT_WIDTH, no_wrap=True)
     for name in numbers_of:
         table.add_column(name, justify="right", no_wrap=True)
-    for rank, hit in enumerate(result.hits, start=1):
+    for rank, (hit, product_id) in enumerate(zip(result.hits, ids, strict=True), start=1):
         facts = [hit.metadata.get(name) for name in ("title", *known)]
         numbers = [hit.score, *(hit.parts.values() if len(names) > 1 else ())]
         table.add_row(
             str(rank),
-            hit.product_id,
-            *("" if fact is None else str(fact) for fact in facts),
+            Text(product_id),
+            *(Text("" if fact is None else plain(fact, MAX_FACT)) for fact in facts),
             *(f"{number:.3f}" for number in numbers),
         )
     console.print(table)

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from mim_lightning.display_text import csv_cell
 from mim_lightning.sweep.lock import release, wait_for_lock
 from mim_lightning.whole_file import whole_file
 
@@ -96,7 +97,7 @@ class Ledger:
                 numbers = [row.results.get(key, "") for key in (*metrics, "fit_seconds")]
                 score = row.results.get(row.monitor, "")
                 cells = [row.job, row.run_id, row.status, *varied, row.monitor, score, *numbers]
-                writer.writerow([*cells, row.was_resumed, row.reason])
+                writer.writerow(map(csv_cell, [*cells, row.was_resumed, row.reason]))
 
 
 def _metrics(results: Mapping[str, float]) -> list[str]:

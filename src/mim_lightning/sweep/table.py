@@ -10,10 +10,15 @@ from collections.abc import Mapping, Sequence
 
 from rich.box import SIMPLE
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
+from mim_lightning.display_text import plain
 from mim_lightning.sweep.ledger import FINISHED, Row
 from mim_lightning.sweep.seeds import Setting, over_seeds
+
+MAX_LABEL = 1_000  # characters
 
 
 def print_jobs(title: str, rows: Sequence[Row], metrics: Sequence[str] = ("hit@1",)) -> None:
@@ -23,7 +28,7 @@ def print_jobs(title: str, rows: Sequence[Row], metrics: Sequence[str] = ("hit@1
     settings = over_seeds([(row.overrides, row.results) for row in finished])
     has_means = len(settings) < len(finished)
     caption = "shares, 0 to 1" + ("; mean ± half of the 95 % Student-t interval over seeds" if has_means else "")
-    table = Table(title=title, caption=caption, title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0))
+    table = Table(title=escape(plain(title)), caption=caption, title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0))
     table.add_column("job", no_wrap=True)
     table.add_column("overrides", min_width=24)
     table.add_column("status", no_wrap=True)
@@ -31,11 +36,18 @@ def print_jobs(title: str, rows: Sequence[Row], metrics: Sequence[str] = ("hit@1
         table.add_column(key.removeprefix("val/").replace("/", "\n").replace("_to_", "\nto "), justify="right")
     for row in rows:
         cells = [f"{row.results[key]:.3f}" if key in row.results else "-" for key in keys]
-        table.add_row(str(row.job), row.label, row.status, *cells, style="dim" if has_means else None)
+        table.add_row(
+            str(row.job), Text(plain(row.label, MAX_LABEL)), row.status, *cells, style="dim" if has_means else None
+        )
     if has_means:
         table.add_section()
         for setting in settings:
-            table.add_row("", setting.label or "all", f"n = {setting.num_jobs}", *(_mean(setting, key) for key in keys))
+            table.add_row(
+                "",
+                Text(plain(setting.label or "all", MAX_LABEL)),
+                f"n = {setting.num_jobs}",
+                *(_mean(setting, key) for key in keys),
+            )
     console = Console()
     # a pipe has no width of its own: the table keeps all its columns there
     (console if console.is_terminal else Console(width=1000)).print(table)

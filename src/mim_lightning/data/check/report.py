@@ -15,6 +15,7 @@ from mim_lightning.data.check.findings import Finding
 from mim_lightning.data.check.settings import CheckSettings
 from mim_lightning.data.check.texts import TextLengths
 from mim_lightning.data.check.units import counted, share
+from mim_lightning.display_text import csv_cell
 from mim_lightning.whole_file import whole_file
 
 
@@ -140,4 +141,4 @@ def _write(path: Path, header: tuple[str, ...], rows: Iterable[tuple[str, ...]])
     with whole_file(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(header)
-        writer.writerows(rows)
+        writer.writerows([csv_cell(cell) for cell in row] for row in rows)

@@ -11,12 +11,15 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from mim_lightning.data.check.findings import KINDS
 from mim_lightning.data.check.report import CheckReport, describe_refusal
 from mim_lightning.data.check.units import NOTHING, counted, share, size
+from mim_lightning.display_text import plain
 
 NUM_SHOWN = 3  # findings of a kind; findings.csv has all
+MAX_NAME, MAX_REASON = 60, 400  # characters
 PIPE_WIDTH = 160  # characters: a pipe has no width of its own
 
 
@@ -31,7 +34,9 @@ def print_check(report: CheckReport, console: Console | None = None, *, brief: b
         return
     console.print()
     for table, place in report.places.items():
-        console.print(f"[bold]{table:<9}[/] {escape(place)}: {counted(report.num_rows[table], 'row')}", highlight=False)
+        console.print(
+            f"[bold]{table:<9}[/] {escape(plain(place))}: {counted(report.num_rows[table], 'row')}", highlight=False
+        )
     if report.splits:
         console.print(_splits(report))
     for line in _facts(report):
@@ -74,7 +79,7 @@ def _splits(report: CheckReport) -> Table:
     for split in report.splits:
         counts = (split.num_queries, split.num_with_image, split.num_with_text, split.num_with_both, split.num_products)
         shared = f"{split.num_shared:,} ({share(split.num_shared, split.num_products)})"
-        table.add_row(escape(split.name), *(f"{count:,}" for count in counts), shared)
+        table.add_row(Text(plain(split.name, MAX_NAME)), *(f"{count:,}" for count in counts), shared)
     return table
 
 
@@ -91,6 +96,7 @@ def _facts(report: CheckReport) -> Iterator[str]:
     )
     if balance.counts:
         (largest, most), (smallest, fewest) = balance.counts[0], balance.counts[-1]
+        largest, smallest = plain(largest, MAX_NAME), plain(smallest, MAX_NAME)
         yield (
             f"categories: {len(balance.counts):,}; the largest '{largest}' with {counted(most, 'product')}, the "
             f"smallest '{smallest}' with {fewest:,}; half of the products stand in {balance.num_holding_half:,} of "
@@ -116,7 +122,8 @@ def _findings(report: CheckReport) -> Iterator[str]:
             colour, weight = ("red", "bad") if found[0].is_bad else ("yellow", "told")
             yield f"[{colour}]{known.title}: {report.counts[kind]:,}[/] [dim]({weight}; {known.advice})[/]"
             for finding in found[:NUM_SHOWN]:
-                yield f"  {escape(report.place_of(finding))}: {escape(finding.reason)}"
+                place, reason = plain(report.place_of(finding)), plain(finding.reason, MAX_REASON)
+                yield f"  {escape(place)}: {escape(reason)}"
             if len(found) > NUM_SHOWN:
                 yield f"  [dim]... {report.counts[kind] - NUM_SHOWN:,} more[/]"
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from mim_lightning.data.check import CheckSettings
 from mim_lightning.data.tables.faults import Fault
 from mim_lightning.data.writing.store import Store
+from mim_lightning.display_text import csv_cell
 
 
 @dataclass
@@ -52,5 +53,6 @@ class FaultList:
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(("table", "row", "id", "column", "reason"))
         for fault in self.by_row.values():
-            writer.writerow((fault.table, fault.origin, fault.row_id, fault.column, fault.reason))
+            cells = (fault.table, fault.origin, fault.row_id, fault.column, fault.reason)
+            writer.writerow(map(csv_cell, cells))
         store.write(name, text.getvalue().encode())

@@ -13,7 +13,9 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
+from mim_lightning.display_text import plain
 from mim_lightning.evidence.comparison.changes import Change
 from mim_lightning.evidence.comparison.comparison import Comparison
 from mim_lightning.evidence.comparison.differences import MIN_UNITS, Difference
@@ -21,6 +23,7 @@ from mim_lightning.evidence.pages import numbers
 
 MAX_LABELS = 12  # of one segment on the terminal; the page has all
 MAX_TEXT = 40  # characters of a query's words
+MAX_LABEL = 120  # of any other cell
 WIDE = 110  # characters of a terminal; in a narrower one some cells have two lines
 OVERALL_NOTE = (
     "means over queries and runs; 95 % intervals by bootstrap over products and runs, p by randomisation (signs "
@@ -56,9 +59,10 @@ class _Table(Table):
     def add(self, *groups: Sequence[str], style: str = "") -> None:
         self.add_row(*self._cells(groups), style=style)
 
-    def _cells(self, groups: Sequence[Sequence[str]]) -> list[str]:
-        cells = chain.from_iterable(groups) if self.is_wide else map("\n".join, groups)
-        return [escape(cell) for cell in cells]
+    def _cells(self, groups: Sequence[Sequence[str]]) -> list[Text]:
+        shown = [[plain(word, MAX_LABEL) for word in group] for group in groups]
+        cells = chain.from_iterable(shown) if self.is_wide else map("\n".join, shown)
+        return [Text(cell) for cell in cells]
 
 
 def print_comparison(comparison: Comparison, segment_directions: Sequence[str], console: Console | None = None) -> None:
@@ -70,7 +74,9 @@ def print_comparison(comparison: Comparison, segment_directions: Sequence[str], 
     baseline, *others = comparison.arms
     console.print()
     for arm, role in ((baseline, "baseline"), *((arm, "arm") for arm in others)):
-        console.print(f"{role:>8}  [bold]{escape(arm.label)}[/]: {arm.describe()}", highlight=False)
+        console.print(
+            f"{role:>8}  [bold]{escape(plain(arm.label))}[/]: {escape(plain(arm.describe(), 1_000))}", highlight=False
+        )
     console.print(_overall(comparison.overall, is_wide))
     metric = next((row.metric for row in comparison.overall), "")  # of several, the page shows the others
     shown = [row for row in comparison.by_segment if row.direction in segment_directions and row.metric == metric]
@@ -81,7 +87,7 @@ def print_comparison(comparison: Comparison, segment_directions: Sequence[str], 
     for change_key, changes in groupby(shown_changes, lambda change: (change.direction, change.arm)):
         console.print(_changes(" · ".join((change_key[0], f"{change_key[1]} against {baseline.label}")), changes))
     for note in comparison.notes:
-        console.print(f"note: {note}", style="yellow", highlight=False, markup=False)
+        console.print(f"note: {plain(note, 1_000)}", style="yellow", highlight=False, markup=False)
 
 
 def _overall(rows: Sequence[Difference], is_wide: bool) -> Table:
@@ -102,7 +108,7 @@ def _overall(rows: Sequence[Difference], is_wide: bool) -> Table:
 
 
 def _by_segment(title: str, rows: Sequence[Difference], is_wide: bool) -> Table:
-    table = _Table(is_wide, title=escape(title), caption=SEGMENT_NOTE)
+    table = _Table(is_wide, title=escape(plain(title)), caption=SEGMENT_NOTE)
     table.add_words(["segment"], ["label"])
     table.add_numbers(["queries"], ["baseline", "arm"], ["difference", "95 % interval"], ["p", "Holm p"])
     for segment, group in groupby(rows, lambda row: row.segment):
@@ -126,12 +132,12 @@ def _by_segment(title: str, rows: Sequence[Difference], is_wide: bool) -> Table:
 
 def _changes(title: str, changes: Iterable[Change]) -> Table:
     table = _Table(
-        title=escape(f"{title}: the queries that changed most"),
+        title=escape(f"{plain(title)}: the queries that changed most"),
         caption="rank of the first right product, run by run; - beyond the depth",
     )
     table.add_words(*([name] for name in ("", "query", "words", "product", "rank", "segments")))
     for change in changes:
-        text = change.text if len(change.text) <= MAX_TEXT else f"{change.text[: MAX_TEXT - 1]}…"
+        text = plain(change.text, MAX_TEXT)
         ranks = f"{numbers.ranks(change.before.ranks)} -> {numbers.ranks(change.after.ranks)}"
         told = ("gained" if change.gain > 0 else "lost", change.query_id, text, change.unit_id, ranks)
         table.add(*([word] for word in told), [", ".join(change.segments.values())])

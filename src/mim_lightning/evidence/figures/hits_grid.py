@@ -8,13 +8,16 @@ one of their own model, the draw door one of several.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 from PIL import Image, ImageDraw
 
 from mim_lightning.data.pictures.decode import decode_image
+from mim_lightning.data.pictures.limits import ImageError
 from mim_lightning.data.shards.sample_finder import find_samples
 from mim_lightning.data.shards.shard_set import ShardSet
+from mim_lightning.display_text import plain
 from mim_lightning.evidence.figures.hits_choice import ChosenQueries, choose_queries, directions_of
 from mim_lightning.evidence.figures.hits_layout import (
     CAPTION_LINE,
@@ -117,7 +120,7 @@ def _draw_heads(
 
 def _draw_query(sheet: Image.Image, corner: tuple[int, int], sample: Sample | None, parts: set[str]) -> None:
     inputs = sample.inputs if sample else {}
-    words = str(inputs.get("query_text", "")) if "query_text" in parts else ""
+    words = plain(inputs.get("query_text", "")) if "query_text" in parts else ""
     if "query_image" in parts:
         _paste(sheet, corner, inputs.get("query_image"), inset=0)
         _write_caption(sheet, corner, f"“{words}”" if words else "", INK)
@@ -133,7 +136,7 @@ def _draw_query(sheet: Image.Image, corner: tuple[int, int], sample: Sample | No
 def _draw_product(sheet: Image.Image, corner: tuple[int, int], sample: Sample | None, product_id: str) -> None:
     _paste(sheet, corner, sample.inputs.get("product_image") if sample else None, inset=FRAME)
     title = str(sample.inputs.get("product_text", "")).split(". ")[0] if sample else ""
-    _write_caption(sheet, corner, title or product_id, INK)
+    _write_caption(sheet, corner, plain(title or product_id), INK)
 
 
 def _draw_answer(
@@ -168,7 +171,10 @@ def _draw_answer(
 
 
 def _paste(sheet: Image.Image, corner: tuple[int, int], data: bytes | str | None, inset: int) -> None:
-    picture = Image.fromarray(decode_image(data, CELL, CELL)) if isinstance(data, bytes) else None
+    picture = None
+    if isinstance(data, bytes):
+        with suppress(ImageError):  # a damaged one is told as none
+            picture = Image.fromarray(decode_image(data, CELL, CELL))
     paste_picture(sheet, corner, CELL, picture, font(CAPTION_SIZE), inset)
 
 

@@ -5,6 +5,7 @@ Texts come in, lines that fit go out; `hits_grid` writes them.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from functools import cache
 from pathlib import Path
 
@@ -35,17 +36,26 @@ def _matplotlib_fonts() -> list[Path]:
 
 def cut(text: str, face: Font, width: float) -> str:
     """Return a text that is at most `width` pixels wide, its end replaced by an ellipsis where it is longer."""
-    if face.getlength(text) <= width:
+    is_longer = len(text) > _most(width)
+    text = text[: _most(width)]
+    if not is_longer and face.getlength(text) <= width:
         return text
+    # halved, not shortened letter by letter: measuring takes as long as the text
+    text = text[: bisect_right(range(len(text)), width, key=lambda count: face.getlength(text[:count]))]
     while text and face.getlength(f"{text}...") > width:
         text = text[:-1]
     return f"{text.rstrip()}..."
 
 
+def _most(width: float) -> int:
+    """Return more letters than anybody sees in a line: what comes after them is not even measured."""
+    return max(64, 2 * int(width))
+
+
 def wrap(text: str, face: Font, width: float, max_lines: int) -> list[str]:
     """Break a text between words into at most `max_lines` lines of at most `width` pixels; what is left over is cut."""
     lines: list[str] = []
-    words = text.split()
+    words = text[: max_lines * _most(width)].split()
     while words and len(lines) < max_lines - 1:
         count = 1
         while count < len(words) and face.getlength(" ".join(words[: count + 1])) <= width:

@@ -8,7 +8,7 @@ when a figure is asked for.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -68,9 +68,18 @@ def save(figure: Figure, path: Path) -> Path:
     for legend in [*figure.legends, *(axes.get_legend() for axes in figure.axes)]:
         if legend is not None:
             legend.set_frame_on(False)
+            _take_literally(legend.get_texts())
+    for axes in figure.axes:
+        _take_literally([axes.title, axes.xaxis.label, axes.yaxis.label, *axes.texts])
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=DPI)
     return path
+
+
+def _take_literally(texts: Iterable[Any]) -> None:
+    """Draw a dollar sign as one: what is between two of them is no formula of ours."""
+    for text in texts:
+        text.set_parse_math(False)
 
 
 def line_look(place: int) -> dict[str, Any]:

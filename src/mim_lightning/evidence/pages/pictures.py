@@ -18,6 +18,7 @@ from mim_lightning.data.pictures.decode import decode_image, decode_truncated
 from mim_lightning.data.prepared import open_prepared, open_products
 from mim_lightning.data.shards.sample_finder import find_samples
 from mim_lightning.data.shards.shard_set import ShardSet
+from mim_lightning.display_text import plain
 from mim_lightning.evidence.record import RunFacts
 
 SIDE, QUALITY = 144, 78  # pixels of a picture's longer side; JPEG
@@ -79,9 +80,7 @@ def _picture(sets: Sequence[ShardSet], side: str, item_id: str) -> Picture:
         return Picture("", item_id)
     data, text = sample.inputs.get(f"{side}_image"), str(sample.inputs.get(f"{side}_text", ""))
     title = text.split(". ")[0].strip() or item_id
-    if len(title) > MAX_TITLE:
-        title = f"{title[: MAX_TITLE - 1].rstrip()}…"
-    return Picture(data_uri(data) if isinstance(data, bytes) else "", title)
+    return Picture(data_uri(data) if isinstance(data, bytes) else "", plain(title, MAX_TITLE))
 
 
 def data_uri(data: bytes, is_whole: bool = True) -> str:

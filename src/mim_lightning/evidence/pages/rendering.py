@@ -12,6 +12,7 @@ from typing import Any
 
 import jinja2
 
+from mim_lightning.display_text import plain
 from mim_lightning.evidence.pages import numbers
 from mim_lightning.whole_file import whole_file
 
@@ -40,4 +41,5 @@ def _environment() -> jinja2.Environment:
     )
     for name in FILTERS:
         environment.filters[name] = getattr(numbers, name)
+    environment.filters["plain"] = plain
     return environment

@@ -24,6 +24,7 @@ from PIL import Image
 
 from mim_lightning.data.pictures.decode import decode_upright
 from mim_lightning.data.pictures.limits import ImageError
+from mim_lightning.display_text import plain
 from mim_lightning.search.facets import FACETS, choices
 from mim_lightning.search.query import SearchQuery
 from mim_lightning.search.service.limits import RefusedError
@@ -110,7 +111,7 @@ def make_page(shopfront: Shopfront) -> SearchPage:
                 gr.update(value=_pictures(shopfront, second) if second else [], visible=second is not None),
                 first,
                 second,
-                gr.update(value=f"Going on from **{_title(shopfront, like)}**" if like else "", visible=bool(like)),
+                gr.update(value=_going_on(shopfront, like) if like else "", visible=bool(like)),
                 user,
             )
 
@@ -277,9 +278,10 @@ def _clicked(answer: Answer, event: gr.SelectData) -> str | None:
 def _told(shopfront: Shopfront, answer: Answer) -> str:
     engine, result = shopfront.engine(answer.arm), answer.result
     card = engine.searcher.index.card
+    name, fingerprint = (_literal(plain(text)) for text in (engine.name, card.fingerprint))
     return (
         f"**{len(result.hits)}** of {card.num_products:,} products in **{answer.total_ms:.0f} ms** "
-        f"(model {result.encode_ms:.0f} ms, index {result.index_ms:.1f} ms) · {engine.name} · `{card.fingerprint}`"
+        f"(model {result.encode_ms:.0f} ms, index {result.index_ms:.1f} ms) · {name} · {fingerprint}"
     )
 
 
@@ -302,11 +304,17 @@ def _thumbnail(data: bytes | None) -> Image.Image:
 
 def _caption(metadata: Mapping[str, Any], score: float) -> str:
     title = metadata.get("title") or metadata["product_id"]
-    return "\n".join(str(part) for part in (title, metadata.get("category"), f"score {score:.3f}") if part)
+    return "\n".join(plain(part) for part in (title, metadata.get("category"), f"score {score:.3f}") if part)
 
 
-def _title(shopfront: Shopfront, product_id: str) -> str:
-    return str(shopfront.product(product_id).get("title") or product_id)
+def _going_on(shopfront: Shopfront, product_id: str) -> str:
+    title = plain(shopfront.product(product_id).get("title") or product_id)
+    return f"Going on from **{_literal(title)}**"
+
+
+def _literal(words: str) -> str:
+    """Return words that Markdown shows as they are: every sign that might mean something is its number."""
+    return "".join(sign if sign.isalnum() or sign == " " else f"&#{ord(sign)};" for sign in words)
 
 
 def _share(shopfront: Shopfront) -> float:

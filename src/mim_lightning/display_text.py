@@ -1,0 +1,56 @@
+"""Words of others - titles, ids, categories, queries - made fit to be shown: in one line, of bounded length, harmless.
+
+Any text comes in; what goes out moves no cursor, turns no letters around and starts no formula. Markup is the
+business of whoever shows it (`rich.text.Text`, templates that escape).
+"""
+
+from __future__ import annotations
+
+import re
+
+MAX_CHARS = 200  # of a cell or a name
+MAX_ERROR_CHARS = 4_000
+
+# what terminals obey, what turns or hides letters, and halves of letters; not the joiners of emoji and scripts
+_UNSEEN = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2064\u2066-\u206f\ufeff\ud800-\udfff]"
+)
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+
+
+def plain(text: object, max_chars: int = MAX_CHARS) -> str:
+    """Return a text in one line of at most `max_chars` characters, cut with an ellipsis."""
+    words = str(text)
+    is_cut = len(words) > max_chars
+    words = " ".join(without_controls(words[: max_chars + 1]).split("\n")).replace("\t", " ")
+    return f"{words[: max_chars - 1].rstrip()}…" if is_cut else words
+
+
+def without_controls(text: str) -> str:
+    """Return a text with what a terminal would obey shown as a mark; lines and tabs stay."""
+    return _UNSEEN.sub("\ufffd", text.replace("\r\n", "\n"))
+
+
+def error_text(text: str) -> str:
+    """Return an error's words as a terminal shall show them: files and ids in it may be anybody's."""
+    shown = without_controls(text[:MAX_ERROR_CHARS])
+    return shown if len(text) <= MAX_ERROR_CHARS else f"{shown}…"
+
+
+def csv_cell(value: object) -> object:
+    """Return a cell of a table for people: a spreadsheet takes no text of it for a formula.
+
+    Numbers stay; a text that would be taken for a formula begins with an apostrophe then.
+    """
+    if not isinstance(value, str):
+        return value
+    text = without_controls(value) if not value.startswith(("\t", "\r")) else value
+    return f"'{text}" if text.lstrip(" ").startswith(_FORMULA) and not _is_number(text) else text
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
