@@ -18,6 +18,8 @@ from torch import Tensor
 from mim_lightning.id_keys import NO_KEY as NO_KEY
 from mim_lightning.id_keys import id_key as id_key
 
+QUERY_FIELDS = ("query_image", "query_text")  # what a query may consist of
+
 
 def side_of(name: str) -> str:
     """Return "query" or "product", the side that a tower or fusion name stands on.
@@ -101,6 +103,10 @@ class Batch:
     shown_keys: Tensor  # (B, R)
     category_keys: Tensor  # (B,)
     is_padding: Tensor  # (B,) bool: repeated to fill up a rank, counts nowhere
+    # of evaluation, by field of QUERY_FIELDS: (B,) bool, does the row have it, whether a tower takes it or not
+    has_field: dict[str, Tensor] = field(default_factory=dict)
+    # of evaluation, by image tower: (B,) equal where pictures are equal pixel for pixel, NO_KEY without a picture
+    picture_keys: dict[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.query_keys)
@@ -148,23 +154,51 @@ class StepResult:
 
 @dataclass(frozen=True)
 class Direction:
-    """A retrieval task: which query vectors rank which gallery vectors, and what counts as right.
+    """A retrieval task: which query vectors rank which gallery vectors, which rows it counts, and what is right.
 
-    `relevance` is "asked" or "shown" (see Sample); left out, it is "shown" for the query image alone and
-    "asked" for everything else.
+    Attributes:
+        query, gallery: towers or fusions.
+        relevance: "asked" or "shown" (see Sample); left out, it is "shown" for the query image alone and "asked" for
+            everything else.
+        requires: fields of QUERY_FIELDS that a query must have to be counted, whether `query` reads them or not; left
+            out, every tower of `query`, so that a fusion is not averaged over rows that have only a part of it.
+        excludes: fields that it must not have.
+        leave_out: "shown" takes the products that the query's photo shows (the reference of a composed query) out of
+            its gallery, as CIRR and FashionIQ do; say so in the direction's name.
     """
 
     query: str
     gallery: str
     relevance: str | None = None
+    requires: tuple[str, ...] | None = None
+    excludes: tuple[str, ...] = ()
+    leave_out: str | None = None
 
     def __post_init__(self) -> None:
         if self.relevance not in (None, "asked", "shown"):
             raise ValueError(f"a direction's relevance is 'asked' or 'shown', not '{self.relevance}'")
+        if self.leave_out not in (None, "shown"):
+            raise ValueError(f"a direction's leave_out is 'shown' or null, not '{self.leave_out}'")
+        for name in ("requires", "excludes"):
+            value = getattr(self, name)
+            names = () if value is None else value
+            if isinstance(names, str) or not {*names} <= {*QUERY_FIELDS}:
+                raise ValueError(f"a direction's {name} is a list of {', '.join(QUERY_FIELDS)}, not {value}")
+            object.__setattr__(self, name, None if name == "requires" and value is None else tuple(names))
+        if both := {*(self.requires or ())} & {*self.excludes}:
+            raise ValueError(f"a direction cannot both require and exclude {', '.join(sorted(both))}")
 
     @property
     def truth(self) -> str:
         return self.relevance or relevance_of(self.query)
+
+    def parts(self, fusions: Mapping[str, Mapping[str, float]]) -> tuple[str, ...]:
+        """Return the towers of the query side."""
+        return tuple(fusions.get(self.query, (self.query,)))
+
+    def needs(self, fusions: Mapping[str, Mapping[str, float]]) -> tuple[str, ...]:
+        """Return what a query must have to be counted; beyond that, some tower of the query side."""
+        return self.parts(fusions) if self.requires is None else self.requires
 
 
 def relevance_of(query_name: str) -> str:
@@ -180,6 +214,17 @@ class Hits:
     product_keys: Tensor  # (Q, K), NO_KEY where the gallery is shorter
     scores: Tensor  # (Q, K)
     is_relevant: Tensor  # (Q, K) bool
+
+
+@dataclass(frozen=True)
+class QueryCounts:
+    """Which queries of a set a direction counts, by kind, and which it leaves out and why."""
+
+    num_with_words: int  # of those counted
+    num_without_words: int
+    num_other_kind: int  # lack what the direction requires, or have what it excludes
+    num_in_gallery: int  # would answer themselves: their photo is, pixel for pixel, a picture of the gallery
+    num_repeated: int  # the same photo with the same truth again, where the direction looks at the photo alone
 
 
 @dataclass(frozen=True)
@@ -200,6 +245,7 @@ class RetrievalReport:
     scores: dict[str, Tensor]  # "hit@1" -> (Q,) float64, nan where a measure says nothing of a query
     ranks: Tensor  # (Q,) int64 of the first relevant product, 1 for the top; 0 where it lies beyond the depth
     unit_keys: Tensor  # (Q,) a relevant product: its queries stand or fall together, intervals resample these
+    counts: QueryCounts | None = None
 
     def as_scalars(self, stage: str) -> dict[str, float]:
         return {f"{stage}/{self.direction}/{name}": value for name, value in self.values.items()}

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import pickle
 
 import pytest
 import torch
+from PIL import Image
 
 from mim_lightning.data.collate import Collate
+from mim_lightning.data.pictures.picture_key import bytes_key, pixel_key
 from mim_lightning.data.transforms import Augment, eval_image
 from mim_lightning.types import NO_KEY, Batch, ImageSpec, Sample, TextSpec, id_key
-from tests.data.conftest import jpeg, tokenise
+from tests.data.conftest import encoded, jpeg, tokenise
 
 SPECS = {
     "query_image": ImageSpec((12, 16)),
@@ -61,6 +64,21 @@ def test_ids_and_tables() -> None:
     assert batch.category_keys.tolist() == [id_key("mugs"), NO_KEY]
     assert batch.is_padding.tolist() == [False, True]
     assert {getattr(batch, name).dtype for name in ("query_keys", "asked_keys", "sample_nums")} == {torch.int64}
+
+
+def test_evaluation_is_told_which_pictures_are_the_same_and_what_a_row_has() -> None:
+    assert Collate(SPECS)(SAMPLES).picture_keys == {} and Collate(SPECS)(SAMPLES).has_field == {}
+    specs = {"query_image": SPECS["query_image"]}  # a model without words is told of them all the same
+    lossless = encoded(Image.open(io.BytesIO(jpeg(10))), "PNG")
+    other = encoded(Image.open(io.BytesIO(jpeg(10))).rotate(180), "PNG")
+    rows = [*SAMPLES, sample(14, 1, query_image=lossless), sample(15, 1, query_image=other)]
+    batch = Collate(specs, picture_key=pixel_key)(rows)
+    assert batch.has_field["query_image"].tolist() == [True, True, False, True, True, True]
+    assert batch.has_field["query_text"].tolist() == [False, True, True, True, False, False]
+    first, second, none, again, copy, turned = batch.picture_keys["query_image"].tolist()
+    assert first == again == copy and none == NO_KEY and len({first, second, turned, NO_KEY}) == 4
+    by_bytes = Collate(specs, picture_key=bytes_key)(rows).picture_keys["query_image"].tolist()
+    assert by_bytes[0] == by_bytes[3] != by_bytes[4]
 
 
 def test_a_batch_without_an_input_still_has_one() -> None:

@@ -8,8 +8,13 @@ from mim_lightning.metrics import EmbeddingTable
 from mim_lightning.types import NO_KEY
 
 
-def queries_of(vectors: dict[str, Tensor], asked: Tensor, shown: Tensor | None = None) -> EmbeddingTable:
-    """Return a table of queries 100, 101, ... with one asked and one shown product each."""
+def queries_of(
+    vectors: dict[str, Tensor], asked: Tensor, shown: Tensor | None = None, pictures: Tensor | None = None
+) -> EmbeddingTable:
+    """Return a table of queries 100, 101, ... with one asked and one shown product each, as older ones without more.
+
+    With `pictures` it has the keys of the photos too, -1 for none.
+    """
     num = len(asked)
     shown = asked if shown is None else shown
     columns = {
@@ -20,10 +25,10 @@ def queries_of(vectors: dict[str, Tensor], asked: Tensor, shown: Tensor | None =
         "shown_keys": shown[:, None],
         "category_keys": asked % 3,
     }
-    return _table(vectors, columns)
+    return _table(vectors, columns | ({} if pictures is None else {"picture_keys": pictures}))
 
 
-def gallery_of(vectors: dict[str, Tensor], keys: Tensor) -> EmbeddingTable:
+def gallery_of(vectors: dict[str, Tensor], keys: Tensor, pictures: Tensor | None = None) -> EmbeddingTable:
     none = torch.full((len(keys),), NO_KEY)
     columns = {
         "query_keys": none,
@@ -33,7 +38,7 @@ def gallery_of(vectors: dict[str, Tensor], keys: Tensor) -> EmbeddingTable:
         "shown_keys": none[:, None],
         "category_keys": keys % 3,
     }
-    return _table(vectors, columns)
+    return _table(vectors, columns | ({} if pictures is None else {"picture_keys": pictures}))
 
 
 def unit(rows: int, dim: int, seed: int) -> Tensor:

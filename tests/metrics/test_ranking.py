@@ -55,6 +55,25 @@ def test_agrees_with_full_sort(products: int, depth: int, levels: int) -> None:
     assert as_lists(ranked) == naive_ranking(query, gallery, keys, depth)
 
 
+@pytest.mark.parametrize("products", [37, 3, 1])
+@pytest.mark.parametrize("depth", [1, 4, 36, 1000])
+@pytest.mark.parametrize("levels", [1, 50])
+@pytest.mark.parametrize("memory_bytes", [1, 2**29])
+def test_products_left_out_of_a_query_are_not_in_its_gallery(
+    products: int, depth: int, levels: int, memory_bytes: int
+) -> None:
+    query, gallery, keys = quantised(23, 1, levels), quantised(60, 2, levels), keys_of(60, products)
+    pool = torch.cat([keys.unique(), torch.tensor([NO_KEY, NO_KEY, 12345])])  # none, and one that nobody has
+    left_out = pool[torch.randint(len(pool), (23, 3), generator=torch.Generator().manual_seed(3))]
+    left_out[:, 1] = left_out[:, 0]
+    ranked = as_lists(rank_gallery(query, gallery, keys, depth, memory_bytes, left_out))
+    for row, hits in enumerate(ranked):
+        is_left = ~torch.isin(keys, left_out[row])
+        expected = naive_ranking(query[row : row + 1], gallery[is_left], keys[is_left], depth)[0]
+        assert hits[: len(expected)] == expected
+        assert hits[len(expected) :] == [(NO_KEY, -torch.inf)] * (min(depth, products) - len(expected))
+
+
 @pytest.mark.parametrize("queries_per_chunk", [1, 7, 10_000])
 def test_memory_bound_changes_nothing(queries_per_chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     query, gallery, keys = quantised(23, 1), quantised(60, 2), keys_of(60, 37)

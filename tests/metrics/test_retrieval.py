@@ -111,6 +111,27 @@ def test_agrees_with_plain_python(seed: int, num_products: int, depth: int, is_g
         assert report.values[name] == pytest.approx(fmean(known), abs=1e-12), name
 
 
+@pytest.mark.parametrize("depth", [10, 1000])
+@pytest.mark.parametrize("memory_bytes", [1, 2**29])
+def test_left_out_products_count_as_if_they_were_not_in_the_gallery(depth: int, memory_bytes: int) -> None:
+    queries, gallery = random_pass(2, 30)
+    left_out = queries.relevant_keys[:, :2].roll(3, dims=0)  # of some queries an answer, or the only one
+    left_out[7:12] = queries.relevant_keys[7:12, :2]
+    asked = replace(queries, left_out_keys=left_out)
+    report = evaluate_direction("photo", asked, gallery, CUTOFFS, depth, memory_bytes=memory_bytes)
+    expected: dict[int, dict[str, float]] = {}
+    for row in range(len(queries)):
+        is_left = ~torch.isin(gallery.product_keys, left_out[row])
+        own = Gallery(gallery.vectors[is_left], gallery.product_keys[is_left], gallery.category_keys[is_left])
+        expected |= naive_report(queries.take(slice(row, row + 1)), own, depth)
+    assert report.hits.query_keys.tolist() == sorted(expected)
+    assert 0 < report.num_queries < evaluate_direction("photo", queries, gallery).num_queries
+    rows = [expected[key] for key in sorted(expected)]
+    assert report.ranks.tolist() == [row["rank"] for row in rows]
+    for name, scores in report.scores.items():
+        assert scores.tolist() == pytest.approx([row[name] for row in rows], abs=1e-12, nan_ok=True), name
+
+
 def line_of_products(
     num_products: int, relevant: list[int], grades: list[int] | None = None
 ) -> tuple[Queries, Gallery]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +17,17 @@ from torch import Tensor
 from mim_lightning.data.pictures.buffer import PictureBuffer
 from mim_lightning.data.pictures.decode import decode_image
 from mim_lightning.data.transforms import Augment, eval_image, train_image, vary_colours
-from mim_lightning.types import NO_KEY, Batch, ImageSpec, InputSpec, Sample, TextSpec, TowerInput, id_key
+from mim_lightning.types import (
+    NO_KEY,
+    QUERY_FIELDS,
+    Batch,
+    ImageSpec,
+    InputSpec,
+    Sample,
+    TextSpec,
+    TowerInput,
+    id_key,
+)
 
 
 @dataclass(frozen=True)
@@ -26,13 +36,15 @@ class Collate:
 
     Augmentation is a function of (seed, the batch's position in the run, the picture's bytes): neither the
     number of processes nor a resume changes a pixel. A picture that cannot be decoded is a ValueError that names
-    sample and tower.
+    sample and tower. With `picture_key`, as evaluation has it, the batch tells which pictures are the same and which
+    fields of QUERY_FIELDS a row has.
     """
 
     specs: Mapping[str, InputSpec]
     max_relevant: int = 1
     augment: Augment | None = None
     seed: int = 0
+    picture_key: Callable[[bytes], int] | None = None
 
     def __call__(
         self, samples: Sequence[Sample], position: tuple[int, ...] = (), buffer: Tensor | None = None
@@ -41,10 +53,14 @@ class Collate:
         pixels = PictureBuffer(buffer)
         inputs: dict[str, TowerInput] = {}
         rows: dict[str, Tensor] = {}
+        picture_keys: dict[str, Tensor] = {}
         for tower, spec in self.specs.items():
             distinct, rows[tower] = _distinct(sample.inputs.get(tower) for sample in samples)
             try:
                 inputs[tower] = self._prepare(tower, spec, distinct, position, pixels)
+                if self.picture_key is not None and isinstance(spec, ImageSpec):
+                    keys = [self.picture_key(data) for data in distinct if isinstance(data, bytes)]
+                    picture_keys[tower] = torch.tensor([*keys, NO_KEY])[rows[tower]]  # -1, no picture, is the last
             except ValueError as error:
                 raise ValueError(f"{_culprit(samples, tower)}{tower}: {error}") from error
         return Batch(
@@ -58,6 +74,8 @@ class Collate:
             shown_keys=self._key_table(sample.shown_ids for sample in samples),
             category_keys=_keys(sample.category for sample in samples),
             is_padding=torch.tensor([sample.is_padding for sample in samples]),
+            has_field=self._fields(samples) if self.picture_key is not None else {},
+            picture_keys=picture_keys,
         )
 
     def _prepare(
@@ -87,6 +105,9 @@ class Collate:
     def _key_table(self, ids: Iterable[tuple[str, ...]]) -> Tensor:
         table = [[id_key(i) for i in row] + [NO_KEY] * (self.max_relevant - len(row)) for row in ids]
         return torch.tensor(table, dtype=torch.int64)
+
+    def _fields(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
+        return {name: torch.tensor([name in sample.inputs for sample in samples]) for name in QUERY_FIELDS}
 
     def _grades(self, sample: Sample) -> list[int]:
         grades = [*sample.asked_grades] or [1] * len(sample.asked_ids)

@@ -1,4 +1,4 @@
-"""Collected embeddings to retrieval reports: which vectors of which table rank which, with what as the truth.
+"""Collected embeddings to retrieval reports: which rows a direction counts, which vectors rank which, and the truth.
 
 Tables of queries and gallery, directions and fusions come in, a RetrievalReport a direction goes out. The
 validation callback calls it every epoch; `fusion_sweep` again later, with other weights and nothing embedded anew.
@@ -6,16 +6,44 @@ validation callback calls it every epoch; `fusion_sweep` again later, with other
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
+from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from mim_lightning.metrics import EmbeddingTable, Gallery, Queries, evaluate_direction
+from mim_lightning.metrics import EmbeddingTable, Gallery, NothingToRankError, Queries, evaluate_direction
 from mim_lightning.model.fusion import Fusions, fuse
-from mim_lightning.types import Direction, Embeddings, RetrievalReport
+from mim_lightning.types import (
+    NO_KEY,
+    QUERY_FIELDS,
+    Batch,
+    Direction,
+    Embeddings,
+    QueryCounts,
+    RetrievalReport,
+)
 
-COLUMNS = ("query_keys", "product_keys", "asked_keys", "asked_grades", "shown_keys", "category_keys")
+IDS = ("query_keys", "product_keys", "asked_keys", "asked_grades", "shown_keys", "category_keys")
+HAS, PICTURE = "has_", "picture_keys"
+COLUMNS = (*IDS, *(f"{HAS}{name}" for name in QUERY_FIELDS), PICTURE)
+PHOTO, WORDS = "query_image", "query_text"
+
+
+def columns_of(batch: Batch) -> dict[str, Tensor]:
+    """Return the columns `COLUMNS` of a batch of evaluation, whose rows are all queries or all products."""
+    columns = {name: getattr(batch, name) for name in IDS}
+    none = torch.full_like(batch.query_keys, NO_KEY)
+    taken = {name: rows >= 0 for name, rows in batch.rows.items()} | batch.has_field
+    columns |= {f"{HAS}{name}": taken.get(name, torch.zeros_like(batch.is_padding)) for name in QUERY_FIELDS}
+    return columns | {PICTURE: next(iter(batch.picture_keys.values()), none)}
+
+
+def counts_row(direction: Direction, fields: Set[str], fusions: Fusions) -> bool:
+    """Return whether a direction counts a query that has such fields, if the gallery has an answer to it."""
+    parts = direction.parts(fusions)
+    return fields >= {*direction.needs(fusions)} and not fields & {*direction.excludes} and bool(fields & {*parts})
 
 
 def evaluate_directions(
@@ -25,7 +53,7 @@ def evaluate_directions(
     fusions: Fusions,
     **options: Any,
 ) -> dict[str, RetrievalReport]:
-    """Evaluate each direction over whole tables with the columns `COLUMNS`.
+    """Evaluate each direction over whole tables with the columns `COLUMNS`; older ones may have `IDS` alone.
 
     Args:
         directions: by name.
@@ -34,11 +62,30 @@ def evaluate_directions(
         options: of `evaluate_direction`.
 
     Raises:
-        ValueError: no row of a table has what a direction names, or none has an answer in the gallery.
+        NothingToRankError: a direction counts no query.
+        ValueError: no row of the gallery has what a direction names.
     """
     return {
         name: _evaluate(name, direction, queries, gallery, fusions, options) for name, direction in directions.items()
     }
+
+
+def evaluate_countable(
+    directions: Mapping[str, Direction],
+    queries: EmbeddingTable,
+    gallery: EmbeddingTable,
+    fusions: Fusions,
+    **options: Any,
+) -> tuple[dict[str, RetrievalReport], dict[str, str]]:
+    """Evaluate as `evaluate_directions` those directions that count a query, and return why the others do not."""
+    reports: dict[str, RetrievalReport] = {}
+    empty: dict[str, str] = {}
+    for name, direction in directions.items():
+        try:
+            reports[name] = _evaluate(name, direction, queries, gallery, fusions, options)
+        except NothingToRankError as error:
+            empty[name] = str(error)
+    return reports, empty
 
 
 def _evaluate(
@@ -49,28 +96,133 @@ def _evaluate(
     fusions: Fusions,
     options: Mapping[str, Any],
 ) -> RetrievalReport:
-    query_vectors, queries = _side(direction.query, queries, fusions)
-    gallery_vectors, gallery = _side(direction.gallery, gallery, fusions)
-    for end, table, rows in ((direction.query, queries, "validation query"), (direction.gallery, gallery, "product")):
-        if not len(table):
-            raise ValueError(
-                f"directions.{name}: no {rows} has a {end}; choose a model without it, or directions.{name}=null"
-            )
+    num_rows, pictured, queries = len(queries), gallery.columns, _with_fields(queries)
+    query_vectors, present = _side(direction.query, queries, fusions)
+    gallery_vectors, is_offered = _side(direction.gallery, gallery, fusions)
+    is_counted = present & _is_of_kind(direction, queries, fusions)
+    num_other_kind = num_rows - int(is_counted.sum())
+    if not is_counted.any():
+        needs = direction.needs(fusions)
+        wanted = " and a ".join(needs) if needs else " or a ".join(direction.parts(fusions))
+        without = "".join(f" and no {field}" for field in direction.excludes)
+        raise NothingToRankError(f"directions.{name}: no validation query has a {wanted}{without}")
+    if not is_offered.any():
+        raise ValueError(
+            f"directions.{name}: no product has a {direction.gallery}; choose a model without it, "
+            f"or directions.{name}=null"
+        )
+    queries, query_vectors = _ids(queries).take(is_counted), query_vectors[is_counted]
+    truth, grades = _truth(direction, queries)
+    is_in_gallery = _is_in_gallery(direction, queries, truth, pictured, fusions)
+    is_first = torch.ones_like(is_in_gallery)
+    if {*direction.parts(fusions)} == {PHOTO}:
+        is_first = is_in_gallery | _is_first_of_its_photo(queries, truth, grades)
+    kept = is_first & ~is_in_gallery
+    if not kept.any():
+        raise NothingToRankError(
+            f"directions.{name}: the photo of every query is a picture of the gallery: such queries answer themselves"
+        )
     asked = Queries(
         vectors=query_vectors,
         keys=queries.columns["query_keys"],
-        relevant_keys=queries.columns[f"{direction.truth}_keys"],
+        relevant_keys=truth,
         category_keys=queries.columns["category_keys"],
-        grades=queries.columns["asked_grades"] if direction.truth == "asked" else None,
+        grades=grades,
+        left_out_keys=queries.columns["shown_keys"] if direction.leave_out == "shown" else None,
     )
-    offered = Gallery(gallery_vectors, gallery.columns["product_keys"], gallery.columns["category_keys"])
-    return evaluate_direction(name, asked, offered, **options)
+    gallery = _ids(gallery).take(is_offered)
+    offered = Gallery(gallery_vectors[is_offered], gallery.columns["product_keys"], gallery.columns["category_keys"])
+    try:
+        report = evaluate_direction(name, asked.take(kept), offered, **options)
+    except NothingToRankError:
+        what = (
+            "asks for another product than its photo shows" if direction.leave_out else "has an answer in the gallery"
+        )
+        raise NothingToRankError(f"directions.{name}: none of {int(kept.sum())} queries {what}") from None
+    has_words = _has(WORDS, queries).cpu()[torch.isin(queries.columns["query_keys"].cpu(), report.hits.query_keys)]
+    counts = QueryCounts(
+        num_with_words=int(has_words.sum()),
+        num_without_words=int((~has_words).sum()),
+        num_other_kind=num_other_kind,
+        num_in_gallery=int(is_in_gallery.sum()),
+        num_repeated=int((~is_first).sum()),
+    )
+    return replace(report, counts=counts)
 
 
-def _side(name: str, table: EmbeddingTable, fusions: Fusions) -> tuple[Tensor, EmbeddingTable]:
-    """Return the vectors of a tower or fusion and the table's columns, without rows that lack it."""
+def _side(name: str, table: EmbeddingTable, fusions: Fusions) -> tuple[Tensor, Tensor]:
+    """Return the vectors of a tower or fusion, and which rows have it."""
     wanted = {name: fusions[name]} if name in fusions else {}
     embeddings = fuse(Embeddings(table.vectors, table.present), wanted)
-    present = embeddings.present[name]
-    columns = EmbeddingTable(table.row_keys, {}, {}, table.columns)  # other towers' vectors would be copied for nothing
-    return embeddings.vectors[name][present], columns.take(present)
+    return embeddings.vectors[name], embeddings.present[name]
+
+
+def _ids(table: EmbeddingTable) -> EmbeddingTable:
+    return EmbeddingTable(table.row_keys, {}, {}, table.columns)  # vectors of all towers would be copied for nothing
+
+
+def _is_of_kind(direction: Direction, queries: EmbeddingTable, fusions: Fusions) -> Tensor:
+    is_such = torch.ones_like(queries.row_keys, dtype=torch.bool)
+    for field in direction.needs(fusions):
+        is_such &= _has(field, queries)
+    for field in direction.excludes:
+        is_such &= ~_has(field, queries)
+    return is_such
+
+
+def _with_fields(queries: EmbeddingTable) -> EmbeddingTable:
+    """Return the table with a column for each field; an older one knows only of what its towers took."""
+    nothing = torch.zeros_like(queries.row_keys, dtype=torch.bool)
+    fields = {f"{HAS}{name}": queries.present.get(name, nothing) for name in QUERY_FIELDS}
+    return EmbeddingTable(queries.row_keys, queries.vectors, queries.present, fields | queries.columns)
+
+
+def _has(field: str, queries: EmbeddingTable) -> Tensor:
+    column = queries.columns.get(f"{HAS}{field}")
+    return queries.present[field] if column is None else column.bool()
+
+
+def _truth(direction: Direction, queries: EmbeddingTable) -> tuple[Tensor, Tensor | None]:
+    if direction.truth == "shown":
+        return queries.columns["shown_keys"], None
+    return queries.columns["asked_keys"], queries.columns["asked_grades"]
+
+
+def _is_in_gallery(
+    direction: Direction, queries: EmbeddingTable, truth_QR: Tensor, pictured: Mapping[str, Tensor], fusions: Fusions
+) -> Tensor:
+    """Return which queries ask for what they show by a picture of the gallery itself.
+
+    What the photo shows is told by any picture of the gallery; what the query asks for by pictures of its answers.
+    """
+    pictures_Q = queries.columns.get(PICTURE)
+    if pictures_Q is None or PICTURE not in pictured or PHOTO not in direction.parts(fusions):
+        return torch.zeros_like(queries.row_keys, dtype=torch.bool)
+    known = pictured[PICTURE] != NO_KEY
+    pictures_N, products_N = pictured[PICTURE][known], pictured["product_keys"][known]
+    is_pictured_Q = torch.isin(pictures_Q, pictures_N)
+    if direction.truth == "shown" or not is_pictured_Q.any():
+        return is_pictured_Q
+    distinct, products = pictures_N.unique(), products_N.unique()
+
+    def pair(pictures: Tensor, keys: Tensor) -> Tensor:
+        return torch.searchsorted(distinct, pictures) * len(products) + torch.searchsorted(products, keys)
+
+    is_pair_QR = is_pictured_Q[:, None] & torch.isin(truth_QR, products)
+    pairs_QR = pair(pictures_Q[:, None].expand_as(truth_QR).contiguous(), truth_QR.contiguous())
+    return (is_pair_QR & torch.isin(pairs_QR, pair(pictures_N, products_N))).any(dim=1)
+
+
+def _is_first_of_its_photo(queries: EmbeddingTable, truth_QR: Tensor, grades_QR: Tensor | None) -> Tensor:
+    """Return one query for each photo and truth: one without words if there is any, the first by key of several."""
+    pictures_Q = queries.columns.get(PICTURE)
+    if pictures_Q is None:
+        return torch.ones_like(queries.row_keys, dtype=torch.bool)
+    truth_QR, order_QR = truth_QR.sort(dim=1)
+    parts = [pictures_Q[:, None], truth_QR]
+    if grades_QR is not None:
+        parts.append(grades_QR.gather(1, order_QR))
+    _, group_Q = torch.unique(torch.cat(parts, dim=1), dim=0, return_inverse=True)
+    place_Q = torch.arange(len(queries), device=group_Q.device) + len(queries) * _has(WORDS, queries).long()
+    first = torch.full_like(place_Q, 2 * len(queries)).scatter_reduce_(0, group_Q, place_Q, "amin")
+    return (pictures_Q == NO_KEY) | (first[group_Q] == place_Q)

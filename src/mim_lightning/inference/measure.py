@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mim_lightning.evidence.directions import COLUMNS, evaluate_directions
+from mim_lightning.evidence.directions import COLUMNS, columns_of, evaluate_countable
 from mim_lightning.inference.towers import TowerEncoder
 from mim_lightning.metrics import EmbeddingCollector, EmbeddingTable
 from mim_lightning.model.fusion import Fusions
@@ -55,11 +55,11 @@ def measure_losses(
     gallery = _embed((original, rounded), batches[1:], "product")
     results = []
     for query, products in ((0, 0), (1, 1), (1, 0)):
-        reports = evaluate_directions(
+        reports, _ = evaluate_countable(
             directions, queries[query], gallery[products], fusions, cutoffs=CUTOFFS, depth=max(CUTOFFS)
         )
         results.append({name: report.values for name, report in reports.items()})
-    recall = {name: {m: tuple(result[name][m] for result in results) for m in METRICS} for name in directions}
+    recall = {name: {m: tuple(result[name][m] for result in results) for m in METRICS} for name in results[0]}
     cosines = {name: cosine for pair in (queries, gallery) for name, cosine in _cosines(*pair).items()}
     return Losses(cosines, recall, len(queries[0]), len(gallery[0].columns["product_keys"].unique()))  # type: ignore[arg-type]
 
@@ -82,7 +82,7 @@ def _embed(
     for loader in loaders:
         last = -1
         for batch in loader:
-            columns = {name: getattr(batch, name) for name in COLUMNS}
+            columns = columns_of(batch)
             keys = batch.query_keys if side == "query" else batch.sample_nums + num_before
             last = max(last, int(batch.sample_nums.max()))
             present = {name: batch.rows[name] >= 0 for name in names}

@@ -7,7 +7,7 @@ train and evaluate doors build it. The position in the stream travels in the che
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from mim_lightning.data.mixing.mix import read_mix, refuse_common_ids, split_sha
 from mim_lightning.data.mixing.mixed_order import mix_orders
 from mim_lightning.data.mixing.mixed_set import MixedSet, open_catalogues, open_mixed
 from mim_lightning.data.order import EpochSettings, Order, OrderSettings, StreamSettings
+from mim_lightning.data.pictures.picture_key import MAX_KNOWN, bytes_key, pixel_key
 from mim_lightning.data.places.addresses import place_of
 from mim_lightning.data.prepared import ShardSettings, open_prepared, open_products, prepare_shards
 from mim_lightning.data.protocol import Protocol
@@ -171,7 +172,13 @@ class MatchDataModule(LightningDataModule):
         world_size = self._placement()["world_size"]
         batch_size = -(-batch_size // world_size) * world_size
         plan = evaluation_plan(shards, batch_size)
-        return StreamLoader(shards, Collate(specs, shards.max_relevant), plan, **self._placement())
+        collate = Collate(specs, shards.max_relevant, picture_key=self._picture_key())
+        return StreamLoader(shards, collate, plan, **self._placement())
+
+    def _picture_key(self) -> Callable[[bytes], int]:
+        """Return how evaluation knows pictures again: by pixels, which costs a decoding more, unless they are many."""
+        num_rows = len(self.query_set()) + sum(len(products) for products in self.product_sets())
+        return pixel_key if num_rows <= MAX_KNOWN else bytes_key
 
     def catalogue_pass(self, shard_idxs: Sequence[int]) -> ShardPass:
         """Return this rank's share of a pass over some shards of the catalogue."""

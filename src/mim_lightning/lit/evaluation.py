@@ -49,6 +49,8 @@ def flatten(reports: dict[str, RetrievalReport]) -> dict[str, float]:
     for report in reports.values():
         results[f"counts/{report.direction}/num_queries"] = report.num_queries
         results[f"counts/{report.direction}/num_unanswerable"] = report.num_unanswerable
+        counts = vars(report.counts) if report.counts is not None else {}
+        results |= {f"counts/{report.direction}/{name}": count for name, count in counts.items()}
     return results | {"num_products": max(report.num_products for report in reports.values())}
 
 

@@ -24,6 +24,7 @@ class Queries:
     relevant_keys: Tensor  # (Q, R) product keys, NO_KEY where a query has fewer
     category_keys: Tensor  # (Q,) NO_KEY where unknown
     grades: Tensor | None = None  # (Q, R) int64, how relevant each product is; below 1: not at all; None: all 1
+    left_out_keys: Tensor | None = None  # (Q, L) products that are not in the gallery of this query; None: all are
 
     def __post_init__(self) -> None:
         _check_rows("queries", self)
@@ -70,19 +71,23 @@ class Catalogue:
         return cls(keys_P, categories_P)
 
     def categories_of(self, product_keys: Tensor) -> Tensor:
-        """Return the category of each product of the catalogue, in the shape of the keys."""
-        return self.category_keys[torch.searchsorted(self.product_keys, product_keys.contiguous())]
+        """Return the category of each product of the catalogue, in the shape of the keys; NO_KEY has none."""
+        categories = self.category_keys[torch.searchsorted(self.product_keys, product_keys.contiguous())]
+        return categories.where(product_keys != NO_KEY, NO_KEY)
 
 
 def select_answerable(queries: Queries, catalogue: Catalogue) -> Queries:
     """Return the queries with a relevant product in the catalogue, ascending by key, their truth in order.
 
     Their relevant keys ascend in each row, NO_KEY first, and grades stand beside them, 0 where there is none.
-    Products that the catalogue lacks or that are of no grade are gone; a key named twice counts once, with its
-    highest grade.
+    Products that the catalogue lacks, that are left out of it for the query, or that are of no grade are gone; a key
+    named twice counts once, with its highest grade.
     """
     relevant_QR, grades_QR = _in_order(queries.relevant_keys, queries.grades)
     is_known = torch.isin(relevant_QR, catalogue.product_keys) & (grades_QR > 0)
+    if queries.left_out_keys is not None:
+        for left_out_Q in queries.left_out_keys.unbind(dim=1):
+            is_known &= relevant_QR != left_out_Q[:, None]
     is_known[:, :-1] &= relevant_QR[:, :-1] != relevant_QR[:, 1:]  # the last of equal keys has the highest grade
     relevant_QR, grades_QR = _in_order(relevant_QR.where(is_known, NO_KEY), grades_QR.where(is_known, 0))
     in_order = queries.keys.argsort(stable=True)

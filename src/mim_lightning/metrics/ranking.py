@@ -34,6 +34,7 @@ def rank_gallery(
     gallery_product_keys_N: Tensor,
     depth: int,
     memory_bytes: int = 2**29,
+    left_out_keys_QR: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Rank the products of a gallery for each query by inner product, exactly.
 
@@ -50,9 +51,11 @@ def rank_gallery(
         depth: how many products a query is given.
         memory_bytes: bound on working memory beside the vectors, the answer and a few integers a gallery row; sets
             how many queries are ranked at once, one at least. Vectors that are not contiguous float32 are copied.
+        left_out_keys_QR: (Q, R) products that are not in the gallery of this query, NO_KEY where there are fewer.
 
     Returns:
-        Product keys (Q, K) and scores (Q, K) float32, best first; K is `depth` or the number of products.
+        Product keys (Q, K) and scores (Q, K) float32, best first; K is `depth` or the number of products. Where a
+        query's own gallery is shorter, NO_KEY and -inf stand at the end.
 
     Raises:
         ValueError: no gallery, sizes that do not fit, depth below 1, a gallery row without a product
@@ -63,7 +66,8 @@ def rank_gallery(
     _check(query_vectors_QD, gallery_vectors_ND, gallery_product_keys_N, depth)
     keys_P, idx_N = gallery_product_keys_N.unique(return_inverse=True)
     gallery = _Gallery(gallery_vectors_ND.detach().float().contiguous(), idx_N, keys_P)
-    keep = min(depth, len(keys_P))
+    num_left_out = 0 if left_out_keys_QR is None else left_out_keys_QR.shape[1]
+    keep = min(depth + num_left_out, len(keys_P))  # so many stay at least, whichever are left out
     per_query = _FETCH_BYTES * _num_fetched(gallery, keep)
     if not query_vectors_QD.is_cpu:  # a matrix product holds the whole row of scores
         per_query += _FULL_BYTES * len(gallery.vectors)
@@ -73,7 +77,19 @@ def rank_gallery(
         query_QD = query_vectors_QD[chunk].detach().float()
         product_idx_QK, scores_QK[chunk] = _rank_chunk(query_QD, gallery, keep, memory_bytes)
         products_QK[chunk] = keys_P[product_idx_QK]
+    if left_out_keys_QR is not None and num_left_out:
+        return _without(products_QK, scores_QK, left_out_keys_QR, min(depth, len(keys_P)))
     return products_QK, scores_QK
+
+
+def _without(products_QK: Tensor, scores_QK: Tensor, left_out_QR: Tensor, depth: int) -> tuple[Tensor, Tensor]:
+    """Return the first `depth` products and scores of each query that are not left out, their order kept."""
+    is_out_QK = torch.zeros_like(products_QK, dtype=torch.bool)
+    for left_out_Q in left_out_QR.unbind(dim=1):
+        is_out_QK |= products_QK == left_out_Q[:, None]
+    products_QK, scores_QK = products_QK.masked_fill(is_out_QK, NO_KEY), scores_QK.masked_fill(is_out_QK, -torch.inf)
+    first_QK = is_out_QK.byte().argsort(dim=1, stable=True)[:, :depth]
+    return products_QK.gather(1, first_QK), scores_QK.gather(1, first_QK)
 
 
 def _check(query_QD: Tensor, gallery_ND: Tensor, product_keys_N: Tensor, depth: int) -> None:

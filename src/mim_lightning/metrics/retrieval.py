@@ -30,6 +30,10 @@ from mim_lightning.types import NO_KEY, Hits, RetrievalReport
 _RANKED_BYTES = 64  # a ranked product: key, score, grade, and what the measures make of them
 
 
+class NothingToRankError(ValueError):
+    """A direction counts no query of a set."""
+
+
 def evaluate_direction(
     name: str,
     queries: Queries,
@@ -45,7 +49,8 @@ def evaluate_direction(
     Relevant products that are not in the gallery do not count, and a key named twice counts once, with its
     highest grade. Queries without any relevant product in the gallery are left out of everything, and counted;
     the others stand ascending by key. A measure that says nothing of any query is left out. A query's unit is its
-    relevant product of the smallest key.
+    relevant product of the smallest key. Products that are left out for a query are not in its gallery: ranks, depth
+    and truth are as if they were not there.
 
     Where processes are joined, all must call it with the same queries and gallery: each ranks its share of the
     queries, and every one returns the same report.
@@ -64,8 +69,8 @@ def evaluate_direction(
         The report, on the host.
 
     Raises:
-        ValueError: a direction without any answerable query, or with cutoffs or num_hits beyond depth; vectors
-            that are not finite.
+        NothingToRankError: a direction without any answerable query.
+        ValueError: cutoffs or num_hits beyond depth; vectors that are not finite.
 
     Source: our choice; formulas and sources of the measures are at `score_rankings`.
     """
@@ -94,7 +99,7 @@ def rank_direction(
 def _answerable(name: str, queries: Queries, catalogue: Catalogue) -> Queries:
     answerable = select_answerable(queries, catalogue)
     if not len(answerable):
-        raise ValueError(f"{name}: none of {len(queries)} queries has a relevant product in the gallery")
+        raise NothingToRankError(f"{name}: none of {len(queries)} queries has a relevant product in the gallery")
     # before ranks part: one that stops alone leaves the others waiting
     check_finite("query", answerable.vectors)
     return answerable
@@ -102,7 +107,7 @@ def _answerable(name: str, queries: Queries, catalogue: Catalogue) -> Queries:
 
 def _rank(answerable: Queries, gallery: Gallery, catalogue: Catalogue, depth: int, memory_bytes: int) -> Ranking:
     products_QK, scores_QK = rank_gallery(
-        answerable.vectors, gallery.vectors, gallery.product_keys, depth, memory_bytes
+        answerable.vectors, gallery.vectors, gallery.product_keys, depth, memory_bytes, answerable.left_out_keys
     )
     assert answerable.grades is not None
     return Ranking(

@@ -112,6 +112,21 @@ def _decode(data: bytes, min_height: int, min_width: int) -> tuple[np.ndarray, i
         raise kind(f"damaged image ({reason_of(error)})") from error
 
 
+def decode_exactly(data: bytes) -> np.ndarray:
+    """Decode to RGB uint8 (H, W, 3) at full size, without shortcuts: a lossless copy in another format gives the same.
+
+    Raises:
+        ValueError: see `decode_image`.
+    """
+    if data[:2] != JPEG_MAGIC:
+        return decode_image(data)
+    image_size(data)
+    try:
+        return simplejpeg.decode_jpeg(data, "RGB", fastdct=False, fastupsample=False)
+    except ValueError as error:
+        raise UnreadableImageError(f"damaged image ({reason_of(error)})") from error
+
+
 def _rgb_pixels(image: Image.Image) -> np.ndarray:
     num_rows = max(1, STRIP_PIXELS // image.width)
     if num_rows >= image.height:

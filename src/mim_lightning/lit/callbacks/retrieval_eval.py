@@ -15,11 +15,11 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from mim_lightning.evidence.directions import COLUMNS, evaluate_directions
+from mim_lightning.evidence.directions import COLUMNS, columns_of, counts_row, evaluate_countable
 from mim_lightning.lit.datamodule import DISTRACTORS, GALLERY, QUERIES
 from mim_lightning.metrics import EmbeddingCollector, EmbeddingTable, check_complete
 from mim_lightning.model.matcher import Matcher
-from mim_lightning.types import Batch, Direction, Embeddings, RetrievalReport, side_of
+from mim_lightning.types import QUERY_FIELDS, Batch, Direction, Embeddings, RetrievalReport, side_of
 
 
 class RetrievalEval(Callback):
@@ -38,7 +38,7 @@ class RetrievalEval(Callback):
 
     def __init__(
         self,
-        directions: Mapping[str, Mapping[str, str]],
+        directions: Mapping[str, Mapping[str, Any]],
         monitor: str,
         cutoffs: Sequence[int] = (1, 5, 10),
         depth: int = 1000,
@@ -57,6 +57,7 @@ class RetrievalEval(Callback):
         self.num_resamples, self.max_kept_rows = num_resamples, max_kept_rows
         self.tables: tuple[EmbeddingTable, EmbeddingTable] | None = None  # queries and gallery of the last pass
         self.reports: dict[str, RetrievalReport] = {}  # of the last pass, for the door that asked for it
+        self.empty: dict[str, str] = {}  # directions that counted no query in the last pass, and why
         self.untouched: dict[str, float] = {}  # scalars of epoch -1
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -71,6 +72,8 @@ class RetrievalEval(Callback):
             raise ValueError(
                 f"monitor={self.monitor}: is no metric of a direction; they start with {' or '.join(keys)}"
             )
+        if stage == "fit":
+            self._refuse_empty_monitor(trainer, matcher)
         towers = {
             side: [name for name in matcher.tower_names if side_of(name) == side] for side in ("query", "product")
         }
@@ -78,6 +81,30 @@ class RetrievalEval(Callback):
             QUERIES: EmbeddingCollector(towers["query"], COLUMNS),
             GALLERY: EmbeddingCollector(towers["product"], COLUMNS),
         }
+
+    def _refuse_empty_monitor(self, trainer: Trainer, matcher: Matcher) -> None:
+        """Stop before anything is embedded if no query of the evaluated split is one that the monitor counts."""
+        monitored = self.monitor.split("/")[1]
+        shards = trainer.datamodule.query_set()  # type: ignore[attr-defined]
+        counting: dict[str, None] = {}
+        for number in range(len(shards)):
+            (sample,) = shards.read([number])
+            counting |= {
+                name: None
+                for name, direction in self.directions.items()
+                if counts_row(direction, sample.inputs.keys() & {*QUERY_FIELDS}, matcher.fusions)
+            }
+            if monitored in counting:
+                return
+        raise ValueError(
+            f"monitor={self.monitor}: {monitored} counts no query of {shards.folder}; "
+            + self._advise([name for name in self.directions if name in counting])
+        )
+
+    def _advise(self, countable: Sequence[str]) -> str:
+        metric = self.monitor.split("/", 2)[2]
+        choices = " or ".join(f"monitor=val/{name}/{metric}" for name in countable)
+        return f"give {choices}" if choices else "nor does any other direction of the model"
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.num_gallery = len(trainer.datamodule.gallery_set())  # type: ignore[attr-defined]
@@ -96,7 +123,7 @@ class RetrievalEval(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         embeddings: Embeddings = outputs["embeddings"]
-        columns = {name: getattr(batch, name) for name in COLUMNS}
+        columns = columns_of(batch)
         if dataloader_idx == QUERIES:
             row_keys = batch.query_keys  # a training split has a row a query and product
         else:
@@ -115,9 +142,14 @@ class RetrievalEval(Callback):
         # intervals and tables belong to published numbers; between epochs they would only cost time and memory
         is_final = trainer.state.fn != TrainerFn.FITTING
         num_resamples = self.num_resamples if is_final else 0
-        self.reports = evaluate_directions(
+        self.reports, empty = evaluate_countable(
             self.directions, queries, gallery, matcher.fusions, **self.options, num_resamples=num_resamples
         )
+        if not self.reports:
+            raise ValueError(next(iter(empty.values())))
+        for name in sorted(empty.keys() - self.empty.keys()):
+            rank_zero_info(f"{empty[name]}: left out")
+        self.empty = empty
         is_kept = len(queries) + len(gallery) <= self.max_kept_rows
         self.tables = (queries, gallery) if is_final and is_kept else None
         for collector in self.collectors.values():
@@ -130,8 +162,13 @@ class RetrievalEval(Callback):
 
     def _publish(self, trainer: Trainer, pl_module: LightningModule) -> None:
         scalars = self.scalars()
+        if trainer.state.fn != TrainerFn.FITTING:
+            return
         if self.monitor not in scalars:
-            choices = sorted(key for key in scalars if key.startswith(self.monitor.rsplit("/", 1)[0]))
+            direction = self.monitor.split("/")[1]
+            if direction in self.empty:
+                raise ValueError(f"{self.empty[direction]}; {self._advise(list(self.reports))}")
+            choices = sorted(key for key in scalars if key.startswith(f"val/{direction}/"))
             raise ValueError(f"monitor={self.monitor}: is no metric; there are {', '.join(choices)}")
         if trainer.sanity_checking:
             self.untouched = scalars
@@ -139,7 +176,7 @@ class RetrievalEval(Callback):
             for logger in trainer.loggers:
                 # around Lightning, which forgets whatever a sanity pass logs
                 logger.log_metrics({**scalars, "epoch": -1.0}, step=0)
-        elif trainer.state.fn == TrainerFn.FITTING:
+        else:
             # every rank computed the same numbers from the same table: nothing is left to reduce
             pl_module.log_dict({k: v for k, v in scalars.items() if k != self.monitor}, batch_size=1)
             pl_module.log(self.monitor, scalars[self.monitor], prog_bar=True, batch_size=1)
