@@ -142,7 +142,7 @@ VENDORS = {  # package -> rooms that may import it
     "starlette": {"search"},
     "gradio": {"search"},
     "prometheus_client": {"search"},
-    "uvicorn": {"serve"},
+    "uvicorn": {"serve", "search"},
     "pymilvus": {"search"},
     "milvus_lite": {"search"},
     "huggingface_hub": {"inference", "data"},

@@ -10,6 +10,7 @@ import socket
 import sys
 from collections.abc import Mapping
 from functools import partial
+from ipaddress import ip_address
 from typing import Any
 
 from mim_lightning.config import construct
@@ -18,6 +19,7 @@ from mim_lightning.door import run_door
 FREE_TEXTS = ("index", "checkpoint", "events", "experiment_name")
 API_KEY = "MIM_API_KEY"  # environment variable: a secret does not belong on a command line
 DEFAULT_ARM = "control"
+OTHER_FILES = 256  # open ones besides connections: shards, uploads, the event log
 EVENT_SECONDS = 2.0  # that a search waits for its event log
 
 
@@ -31,15 +33,22 @@ def serve(config: dict[str, Any]) -> None:
         import uvicorn
 
         from mim_lightning.search.service.app import behind_gate, make_app
+        from mim_lightning.search.service.client_address import Proxies
     except ImportError as error:
         raise ValueError(f"serve: install the extra: pip install 'mim-lightning[serve]' ({error.name})") from error
 
     # the encoder's thread takes the interpreter back after every operator, and waits so long for it if others are busy:
     # with 5 ms, the default, 32 clients get a quarter fewer answers
     sys.setswitchinterval(0.0005)
-    api_key = os.environ.get(API_KEY)
-    if api_key is not None and not api_key.strip():
-        raise ValueError(f"{API_KEY}: is empty, and would let everyone in; give a secret, or unset it")
+    api_key = read_api_key()
+    proxies = Proxies(config["forwarded_allow_ips"])
+    if api_key is None and not is_loopback(config["host"]):
+        print(
+            f"warning: host={config['host']} lets other machines in, and {API_KEY} is not set: whoever reaches the "
+            "port may search and read the metrics",
+            file=sys.stderr,
+            flush=True,
+        )
     listening = listen(config["host"], config["port"])  # first, for what is opened next takes a while
     shopfront = open_shopfront(config)
     app: Any = make_app(shopfront, has_key=api_key is not None)
@@ -48,15 +57,66 @@ def serve(config: dict[str, Any]) -> None:
 
         app = mount_page(app, shopfront, api_key)
     print(f"http://{config['host']}:{listening.getsockname()[1]}  (API: /docs)", flush=True)
+    allow_open_files(shopfront.limits.connections + OTHER_FILES)
     gated = behind_gate(app, shopfront, api_key, lambda: server.should_exit)
-    server = uvicorn.Server(uvicorn.Config(gated, log_level="warning", timeout_graceful_shutdown=30))
+    server = uvicorn.Server(uvicorn.Config(gated, **uvicorn_settings(shopfront.limits, proxies)))
     server.run(sockets=[listening])
+
+
+def uvicorn_settings(limits: Any, proxies: Any) -> dict[str, Any]:
+    """Return uvicorn's settings: time and number of connections, and whose word on a client is believed."""
+    from mim_lightning.search.service.connections import Connections
+
+    return {
+        "http": Connections(limits, lambda host: host in proxies).protocol(),
+        "ws": "none",
+        "timeout_keep_alive": limits.idle_seconds,
+        "timeout_graceful_shutdown": 30,
+        "proxy_headers": bool(proxies.names),  # uvicorn's default believes whoever comes from loopback
+        "forwarded_allow_ips": proxies.names,
+        "server_header": False,
+        "log_level": "error",  # a warning for each request that is none would let strangers fill the log
+    }
+
+
+def allow_open_files(wanted: int) -> None:
+    """Let this process open so many files, as far as it may: a connection is one, and the usual limit is 1024."""
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    may = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < may:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (may, hard))
+    if may < wanted:
+        print(f"warning: limits.connections needs {wanted} open files, of {may}; raise ulimit -n", file=sys.stderr)
+
+
+def read_api_key() -> str | None:
+    """Return the secret that requests must show, without the newline that a file of it ends in; None: there is none.
+
+    Raises:
+        ValueError: it is empty.
+    """
+    api_key = os.environ.get(API_KEY)
+    if api_key is None:
+        return None
+    if not api_key.strip():
+        raise ValueError(f"{API_KEY}: is empty, and would let everyone in; give a secret, or unset it")
+    return api_key.rstrip("\r\n")
+
+
+def is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def listen(host: str, port: int) -> socket.socket:
     """Take the port; a port in use is told before anything is loaded."""
     try:
-        return socket.create_server((host, port), backlog=2048)
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return socket.create_server((host, port), family=family, backlog=2048)
     except (OSError, OverflowError) as error:
         raise ValueError(f"host={host} port={port}: cannot listen there ({error}); give another port") from error
 

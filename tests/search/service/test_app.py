@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -18,7 +22,8 @@ from mim_lightning.online.arms import Arm
 from mim_lightning.online.event_log import EventLog
 from mim_lightning.online.experiment import Experiment
 from mim_lightning.search.service.app import behind_gate, make_app
-from mim_lightning.serve import serve
+from mim_lightning.search.service.limits import RefusedError
+from mim_lightning.serve import read_api_key, serve
 from tests.search.service.shopfronts import FINGERPRINT, colour_shop, square
 from tests.search.service.test_limits import png_of
 
@@ -235,6 +240,74 @@ def test_an_empty_key_is_not_taken_for_none(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("MIM_API_KEY", "")
     with pytest.raises(ValueError, match="MIM_API_KEY: is empty, and would let everyone in"):
         serve(compose("serve", ["index=nowhere"]))
+
+
+def test_a_key_from_a_file_has_no_final_newline(monkeypatch: pytest.MonkeyPatch) -> None:
+    for given, read in (("secret\n", "secret"), ("secret\r\n", "secret"), (" a b ", " a b "), ("secret", "secret")):
+        monkeypatch.setenv("MIM_API_KEY", given)
+        assert read_api_key() == read
+    for empty in ("", "\n", " \n"):
+        monkeypatch.setenv("MIM_API_KEY", empty)
+        with pytest.raises(ValueError, match="MIM_API_KEY: is empty"):
+            read_api_key()
+    monkeypatch.delenv("MIM_API_KEY")
+    assert read_api_key() is None
+
+
+def test_a_key_in_another_encoding_is_no_fault(tmp_path: Path) -> None:
+    shopfront = colour_shop(tmp_path)
+    key = os.fsdecode(b"cl\xe9")  # of the environment, in Latin-1
+    with TestClient(behind_gate(make_app(shopfront), shopfront, key)) as client:
+        for given in ("clé".encode(), b""):
+            assert client.post("/search", data={"text": "red"}, headers={b"X-API-Key": given}).status_code == 401
+
+
+@pytest.mark.parametrize(
+    ("host", "key", "is_warned"),
+    [
+        ("0.0.0.0", None, True),  # noqa: S104
+        ("0.0.0.0", "secret", False),  # noqa: S104
+        ("127.0.0.1", None, False),
+        ("localhost", None, False),
+    ],
+)
+def test_a_service_that_anyone_may_reach_without_a_key_warns(
+    host: str, key: str | None, is_warned: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("MIM_API_KEY", raising=False)
+    if key:
+        monkeypatch.setenv("MIM_API_KEY", key)
+    with pytest.raises(ValueError, match="nowhere"):
+        serve(compose("serve", ["index=nowhere", f"host={host}", "port=0"]))
+    warning = f"warning: host={host} lets other machines in, and MIM_API_KEY is not set"
+    assert (warning in capsys.readouterr().err) == is_warned
+
+
+def test_whose_word_on_a_client_is_believed_is_checked_at_the_start() -> None:
+    with pytest.raises(ValueError, match="forwarded_allow_ips=nginx: "):
+        serve(compose("serve", ["index=nowhere", "forwarded_allow_ips=nginx"]))
+
+
+def test_requests_at_work_are_counted_for_each_client(tmp_path: Path) -> None:
+    shopfront = colour_shop(tmp_path, connections_per_client=2)
+    waiting, go_on = [], threading.Event()
+
+    def wait(*_: object) -> None:
+        waiting.append(1)
+        assert go_on.wait(30)
+        raise RefusedError(418, "waited")
+
+    shopfront.answer = wait  # type: ignore[method-assign, assignment]
+    with TestClient(behind_gate(make_app(shopfront), shopfront, None)) as client, ThreadPoolExecutor(2) as threads:
+        at_work = [threads.submit(client.post, "/search", data={"text": "red"}) for _ in range(2)]
+        while len(waiting) < 2:
+            time.sleep(0.01)
+        refused = client.post("/search", data={"text": "red"})
+        assert refused.status_code == 429 and "2 of your requests are at work" in refused.json()["error"]
+        assert client.get("/health").status_code == 200
+        go_on.set()
+        assert [answer.result().status_code for answer in at_work] == [418, 418]
+        assert client.post("/search", data={"text": "red"}).status_code == 418
 
 
 def test_a_url_with_a_password_need_not_stand_on_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ import hmac
 import logging
 import os
 import time
+from collections import Counter
 from collections.abc import Callable
 
 from starlette.datastructures import Headers
@@ -51,6 +52,7 @@ class Gate:
         self.app, self.limits, self.guarded, self.observe = app, limits, guarded, observe
         self.api_key = api_key
         self.rate = RateLimit(limits.requests_per_minute)
+        self.at_work: Counter[str] = Counter()  # requests, by client
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -64,8 +66,10 @@ class Gate:
                 status, has_begun = message["status"], True
             await send(message)
 
+        client = client_of(scope)
+        self.at_work[client] += 1
         try:
-            self._check(scope)
+            self._check(scope, client)
             taken = self._ending(receive) if scope["path"].startswith(ENDLESS_PATHS) else self._counted(receive)
             await self.app(scope, taken, note_status)
         except RefusedError as refusal:
@@ -75,19 +79,25 @@ class Gate:
             if not has_begun:
                 await error_answer(500, "the service failed; its log says why")(scope, receive, note_status)
         finally:
+            self.at_work[client] -= 1
+            if not self.at_work[client]:
+                del self.at_work[client]
             self.observe(scope["method"], scope["path"], status, time.perf_counter() - started)
 
-    def _check(self, scope: Scope) -> None:
+    def _check(self, scope: Scope, client: str) -> None:
         path, headers = scope["path"], Headers(scope=scope)
         if path in OPEN_PATHS:
             return
+        most = self.limits.connections_per_client  # which a proxy's connections do not tell
+        if self.at_work[client] > most:
+            raise RefusedError(429, f"{most} of your requests are at work, which is all you may have; wait for one", 1)
         if self.api_key is not None and path.startswith(self.guarded):
             given = headers.get(KEY_HEADER, "")
             # as bytes: a key in another encoding than this process's is a key too
             if not hmac.compare_digest(given.encode("latin-1"), os.fsencode(self.api_key)):
                 raise RefusedError(401, f"the header {KEY_HEADER} is missing or wrong")
         if scope["method"] == "POST":
-            self.rate.take(client_of(scope))
+            self.rate.take(client)
         length = headers.get("content-length", "0")
         # up to 18 digits: no body is longer, and of thousands of them Python makes no number
         if length.isascii() and length.isdigit() and (size := int(length[:18])) > self.limits.upload_bytes:

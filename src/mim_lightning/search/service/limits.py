@@ -39,6 +39,12 @@ class Limits:
     text_length: int = 500  # characters of each text
     num_hits: int = 100
     requests_per_minute: int = 600  # of one client address, held in memory only; 0: no limit
+    connections: int = 512  # of all clients
+    connections_per_client: int = 64  # and requests at work
+    header_seconds: int = 10  # until a request's headers are whole
+    body_seconds: int = 30  # until its body is, and a second more for each 16 kB that came
+    send_seconds: int = 60  # that a client may take nothing of an answer
+    idle_seconds: int = 30  # between two requests of a connection
 
     def __post_init__(self) -> None:
         for entry in fields(self):

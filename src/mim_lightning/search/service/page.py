@@ -14,7 +14,7 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -128,7 +128,8 @@ def make_page(shopfront: Shopfront) -> SearchPage:
             if hits is None or product_id is None:
                 return gr.skip(), gr.skip()
             if hits.impression_id:
-                shopfront.click(hits.impression_id, product_id)
+                with suppress(RefusedError):  # a click that cannot be recorded leads on all the same
+                    shopfront.click(hits.impression_id, product_id)
             return product_id, None
 
         # not Gradio's own preprocessing: it would open the photo before the limits have seen it
