@@ -21,7 +21,7 @@ ROOMS = {  # room or file -> what of the project it may import
     "stored_config": {"file_name"},
     "interruption": set(),
     "data": {"types", "data", "id_keys", "whole_file", "damaged_file"},
-    "encoders": {"types", "encoders"},
+    "encoders": {"types", "encoders", "file_name"},
     "losses": {"types", "losses"},
     "metrics": {"types", "metrics"},
     "model": {"types", "encoders.interface", "model"},

@@ -18,9 +18,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModel, AutoTokenizer
+from transformers import AutoModel
 
-from mim_lightning.encoders.interface import Encoder, Pretrained, canonical_text
+from mim_lightning.encoders.hf_source import CodeInModelError, load_hf_config, load_hf_tokenizer
+from mim_lightning.encoders.interface import Encoder, Pretrained, canonical_text, write_assets
 from mim_lightning.types import TextSpec, TowerInput
 
 # DataLoader workers tokenise: the tokeniser's own threads would only fight them, and do not survive a fork.
@@ -88,7 +89,9 @@ class HfText(Encoder):
         config, tokenizer = _load_assets(self.assets)
         if getattr(config, "is_encoder_decoder", False):
             raise ValueError(f"encoder '{name}': has a decoder ({config.model_type}); give an encoder-only model")
-        self.network = _load_network(source, config) if pretrained else AutoModel.from_config(config)
+        self.network = (
+            _load_network(source, config) if pretrained else AutoModel.from_config(config, trust_remote_code=False)
+        )
         if pooling != "pooler" and getattr(self.network, "pooler", None) is not None:
             self.network.pooler = None  # would never get a gradient, which distributed training refuses
         max_length = _limit(name, config, tokenizer, max_length)
@@ -130,6 +133,9 @@ def _locate(name: str) -> str:
     if not name.startswith(PACKAGE_PREFIX):
         return name
     package, _, folder = name.removeprefix(PACKAGE_PREFIX).partition("/")
+    # a dotted name would be imported on the way
+    if not package.isidentifier() or ".." in Path(folder).parts or Path(folder).is_absolute():
+        raise ValueError(f"encoder '{name}': give {PACKAGE_PREFIX}<package>/<folder in it>")
     found = find_spec(package)
     if found is None or found.origin is None:
         extra = PACKAGE_EXTRAS.get(package)
@@ -144,8 +150,10 @@ def _locate(name: str) -> str:
 def _read_assets(source: str, offline: bool) -> dict[str, str]:
     """Return config and tokeniser of a folder or hub model as texts, in the form they are rebuilt from."""
     try:
-        config = AutoConfig.from_pretrained(source, local_files_only=offline)
-        tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=offline)
+        config = load_hf_config(source, offline)
+        tokenizer = load_hf_tokenizer(source, offline)
+    except CodeInModelError:
+        raise
     except (OSError, ValueError) as error:
         raise _not_found(source, offline) from error
     config = getattr(config, "text_config", config)
@@ -157,15 +165,15 @@ def _read_assets(source: str, offline: bool) -> dict[str, str]:
 
 def _load_assets(assets: Mapping[str, str]) -> tuple[Any, Any]:
     with TemporaryDirectory() as folder:
-        for file, text in assets.items():
-            (Path(folder) / file).write_text(text, "utf-8")
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
-        return config, AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        write_assets(assets, folder)
+        return load_hf_config(folder, offline=True), load_hf_tokenizer(folder, offline=True)
 
 
 def _load_network(source: str, config: Any) -> Any:
     try:
-        return AutoModel.from_pretrained(source, config=config, dtype=torch.float32)
+        return AutoModel.from_pretrained(
+            source, config=config, dtype=torch.float32, trust_remote_code=False, weights_only=True
+        )
     except (OSError, ValueError) as error:
         raise _not_found(source, offline=False) from error
 

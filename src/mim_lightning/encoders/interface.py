@@ -11,17 +11,20 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from mim_lightning.file_name import plain_name
 from mim_lightning.types import ImageSpec, InputSpec, TowerInput
 
 Pretrained = bool | str | None
 """Where weights come from: None or False random, True the vendor's own, a string a file, folder or hub name."""
 
 PREPROCESSING_FILE = "preprocessing.json"
+MAX_SIDE = 4096  # pixels that an encoder may ask for: a file could name a size that fills the memory
 
 
 class Encoder(nn.Module, ABC):
@@ -60,6 +63,10 @@ class Preprocessing:
     spec: ImageSpec
     mean: tuple[float, ...]
     std: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if not all(isinstance(side, int) and 0 < side <= MAX_SIDE for side in self.spec.size):
+            raise ValueError(f"images of {' x '.join(map(str, self.spec.size))}: a side has 1 to {MAX_SIDE} pixels")
 
     def to_json(self) -> str:
         return canonical_text(asdict(self))
@@ -101,6 +108,16 @@ class ImageEncoder(Encoder):
 
     def export_assets(self) -> dict[str, str]:
         return {PREPROCESSING_FILE: self.preprocessing.to_json()}
+
+
+def write_assets(assets: Mapping[str, str], folder: str | Path) -> None:
+    """Write assets as files for a vendor to read.
+
+    Raises:
+        ValueError: a name that is no plain file name: they may come from a stranger's file.
+    """
+    for name, text in assets.items():
+        (Path(folder) / plain_name(name, "assets of an encoder")).write_text(text, "utf-8")
 
 
 def canonical_text(facts: Mapping[str, Any]) -> str:

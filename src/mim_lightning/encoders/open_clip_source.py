@@ -13,8 +13,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from torch import nn
-from transformers import AutoConfig
 
+from mim_lightning.encoders.hf_source import CodeInModelError, load_hf_config
 from mim_lightning.encoders.interface import Pretrained, canonical_text, unknown_name
 
 try:
@@ -25,13 +25,16 @@ except ImportError as error:
     raise ValueError("OpenCLIP encoders: install the extra: pip install 'mim-lightning[clip]'") from error
 
 CONFIG_FILE = "open_clip_config.json"  # OpenCLIP's own name and form for a folder it can load
+TOKENIZER_KEYS = ("clean", "strip_sep_token", "language", "additional_special_tokens", "reduction_mask")
 FOLDER_PREFIX, HUB_PREFIX = "local-dir:", "hf-hub:"
 
 
 def read_config(name: str, pretrained: Pretrained, assets: Mapping[str, str] | None) -> dict[str, Any]:
     """Return `model_cfg` and `preprocess_cfg` of a model and its weights, as in OpenCLIP's own config file."""
     if assets is not None:
-        return json.loads(assets[CONFIG_FILE])
+        config = json.loads(assets[CONFIG_FILE])
+        _refuse_foreign_parts(name, config["model_cfg"])
+        return config
     if name.startswith((FOLDER_PREFIX, HUB_PREFIX)):
         config = json.loads(_find_config(name).read_text("utf-8"))
         model, weights = config["model_cfg"], config.get("preprocess_cfg", {})
@@ -42,8 +45,19 @@ def read_config(name: str, pretrained: Pretrained, assets: Mapping[str, str] | N
         weights = _check_tag(name, pretrained, model)
     if "multimodal_cfg" in model:
         raise ValueError(f"encoder '{name}': a captioning model (CoCa), whose halves do not stand alone")
+    _refuse_foreign_parts(name, model)
     preprocess = merge_preprocess_dict(PreprocessCfg(), weights)
     return {"model_cfg": model, "preprocess_cfg": preprocess | {"size": model["vision_cfg"]["image_size"]}}
+
+
+def _refuse_foreign_parts(name: str, model: Mapping[str, Any]) -> None:
+    """Raise a ValueError where a config, perhaps a stranger's, would have OpenCLIP ask elsewhere for parts or code."""
+    part = str(model["vision_cfg"].get("timm_model_name") or "")
+    if ":" in part or "/" in part:
+        raise ValueError(f"encoder '{name}': vision_cfg.timm_model_name '{part}' is no timm architecture")
+    for key in model["text_cfg"].get("tokenizer_kwargs") or {}:
+        if key not in TOKENIZER_KEYS:
+            raise ValueError(f"encoder '{name}': text_cfg.tokenizer_kwargs.{key}: only {', '.join(TOKENIZER_KEYS)}")
 
 
 def _find_config(name: str) -> Path:
@@ -87,14 +101,18 @@ def _check_tag(name: str, pretrained: Pretrained, model: Mapping[str, Any]) -> d
     return weights
 
 
-def load_pair(name: str, pretrained: Pretrained, image_size: int | None = None) -> nn.Module:
+def load_pair(name: str, pretrained: Pretrained, config: Mapping[str, Any], image_size: int | None = None) -> nn.Module:
     """Return the whole model with its weights; the caller keeps one half."""
     tag = _choose_tag(name, pretrained)
     try:
+        if "hf_model_name" in config["model_cfg"]["text_cfg"]:
+            load_hf_config(config["model_cfg"]["text_cfg"]["hf_model_name"], offline=False)  # else OpenCLIP would ask
         # `force_custom_text` makes the text half a module of its own in every family of models.
         return open_clip.create_model(
             name, tag, force_custom_text=True, force_image_size=image_size, require_pretrained=True
         )
+    except CodeInModelError:
+        raise
     except Exception as error:  # the hub's client, safetensors and torch each raise their own
         raise _no_weights(name, tag, error) from error
 
@@ -126,10 +144,12 @@ def read_text_assets(name: str, config: Mapping[str, Any], offline: bool) -> dic
         try:
             if "hf_model_name" in text_cfg:
                 source = text_cfg["hf_model_name"]
-                AutoConfig.from_pretrained(source, local_files_only=offline).save_pretrained(folder)
+                load_hf_config(source, offline).save_pretrained(folder)
             if "hf_tokenizer_name" in text_cfg:
-                tokenizer = open_clip.get_tokenizer(name, local_files_only=offline)
+                tokenizer = open_clip.get_tokenizer(name, local_files_only=offline, trust_remote_code=False)
                 tokenizer.save_pretrained(folder)
+        except CodeInModelError:
+            raise
         except (OSError, ValueError) as error:
             raise _no_weights(name, "tokeniser", error) from error
         files = {path.name: path.read_text("utf-8") for path in sorted(Path(folder).iterdir()) if path.is_file()}

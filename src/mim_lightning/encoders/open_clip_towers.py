@@ -9,12 +9,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from torch import Tensor
 
+from mim_lightning.encoders.hf_source import load_hf_config
 from mim_lightning.encoders.interface import (
     Encoder,
     ImageEncoder,
@@ -22,6 +22,7 @@ from mim_lightning.encoders.interface import (
     Pretrained,
     canonical_text,
     nearest_interpolation,
+    write_assets,
 )
 from mim_lightning.encoders.open_clip_source import (
     CONFIG_FILE,
@@ -64,7 +65,7 @@ class OpenClipImage(ImageEncoder):
         self.config_text = canonical_text(config)
         model = config["model_cfg"]
         if pretrained:
-            self.network: Any = load_pair(name, pretrained, image_size).visual
+            self.network: Any = load_pair(name, pretrained, config, image_size).visual
         else:
             self.network = open_clip.model._build_vision_tower(
                 model["embed_dim"], without_download(model)["vision_cfg"], model.get("quick_gelu", False)
@@ -113,9 +114,11 @@ class OpenClipText(Encoder):
         self.assets = dict(assets) if assets is not None else read_text_assets(name, config, offline=not pretrained)
         model = config["model_cfg"]
         with TemporaryDirectory() as folder:
-            for file, text in self.assets.items():
-                (Path(folder) / file).write_text(text, "utf-8")
-            tokenizer = open_clip.get_tokenizer(FOLDER_PREFIX + folder)
+            write_assets(self.assets, folder)
+            if "hf_model_name" in model["text_cfg"]:
+                load_hf_config(folder, offline=True)  # before OpenCLIP reads it, which would ask whether to run code
+            safely = {"trust_remote_code": False} if model["text_cfg"].get("hf_tokenizer_name") else {}
+            tokenizer = open_clip.get_tokenizer(FOLDER_PREFIX + folder, **safely)
             if not pretrained:
                 self.network = open_clip.model._build_text_tower(
                     model["embed_dim"],
@@ -123,7 +126,7 @@ class OpenClipText(Encoder):
                     model.get("quick_gelu", False),
                 )
         if pretrained:
-            self.network = load_pair(name, pretrained).text
+            self.network = load_pair(name, pretrained, config).text
         tokenise = OpenClipTokenise(tokenizer)
         # a mode in which the ends of a text are marked otherwise than its tokeniser says
         can_count = not getattr(tokenizer, "tokenizer_mode", "")

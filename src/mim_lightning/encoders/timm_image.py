@@ -6,6 +6,7 @@ when a checkpoint is about to fill them.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from mim_lightning.encoders.interface import (
 from mim_lightning.types import ImageSpec, TowerInput
 
 HUB_PREFIX = "hf-hub:"
+RESERVED = frozenset(inspect.signature(timm.create_model).parameters) | {"num_classes"}
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin", "model.pth")
 
 
@@ -65,6 +67,9 @@ class TimmImage(ImageEncoder):
     ) -> None:
         _check_name(name)
         arguments = dict(model_kwargs or {})
+        for key in arguments:
+            if key in RESERVED:  # among them places of weights, which would be read as they are
+                raise ValueError(f"encoder '{name}': model_kwargs.{key} is not the model's own; see `pretrained`")
         if image_size is not None and timm.get_pretrained_cfg(name).fixed_input_size:
             arguments["img_size"] = image_size
         if drop_path_rate:
@@ -157,7 +162,7 @@ def _read_weights(name: str, path: Path) -> dict[str, Any]:
     and says nothing. So the classifier goes here, and none is declared.
     """
     try:
-        weights = load_state_dict(str(path))
+        weights = load_state_dict(str(path), weights_only=True)
     except Exception as error:  # safetensors, pickle and zip readers raise their own
         raise _weights_error(name, str(path), error) from error
     classifiers = timm.get_pretrained_cfg(name).classifier or ()

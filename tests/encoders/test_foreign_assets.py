@@ -1,0 +1,150 @@
+"""Assets, configs and weights of a stranger build a model or nothing: none of them is run, none leads elsewhere."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mim_lightning.encoders.hf_text import HfText
+from mim_lightning.encoders.interface import Preprocessing
+from mim_lightning.encoders.timm_image import TimmImage
+from mim_lightning.types import ImageSpec
+from tests.inference.models import write_bert
+
+MODULE = "from pathlib import Path\nPath({path!r}).touch()\nfrom transformers import BertConfig as {name}\n"
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("bert")
+    write_bert(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def changed_bert(bert: str, tmp_path: Path) -> Callable[..., dict[str, str]]:
+    """Return the assets of a text encoder with other values in its config and tokeniser's config."""
+
+    def change(config: dict[str, Any], tokenizer: dict[str, Any] | None = None) -> dict[str, str]:
+        assets = HfText(bert, pretrained=True).export_assets()
+        for file, changes in (("config.json", config), ("tokenizer_config.json", tokenizer or {})):
+            assets[file] = json.dumps(json.loads(assets[file]) | changes)
+        return assets
+
+    return change
+
+
+def test_code_that_comes_with_a_model_is_not_run(
+    changed_bert: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("builtins.input", lambda *_: "y")  # transformers would ask on a terminal
+    where = str(tmp_path / "ran")
+    auto_map = {"AutoConfig": "evil.Evil", "AutoModel": "evil.Evil", "AutoTokenizer": ["evil.Evil", "evil.Evil"]}
+    with pytest.raises(ValueError, match="brings Python code of its own"):
+        HfText("gone/away", None, assets=changed_bert({"auto_map": auto_map, "model_type": "evil"}))
+    # one that transformers knows is its own, whatever else it names
+    HfText("gone/away", None, assets=changed_bert({"auto_map": auto_map}, {"auto_map": auto_map}))
+    with pytest.raises(ValueError, match=r"'evil\.py' is the name of code"):
+        HfText("gone/away", None, assets=changed_bert({}) | {"evil.py": MODULE.format(path=where, name="Evil")})
+    with pytest.raises(ValueError, match=r"cannot be the name of a file"):
+        HfText("gone/away", None, assets=changed_bert({}) | {f"{tmp_path}/ran": "x"})
+    assert not Path(where).exists()
+
+
+def test_a_folder_with_code_is_refused_by_what_it_is(bert: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(
+        json.dumps({"auto_map": {"AutoConfig": "evil.Evil"}, "model_type": "evil", "vocab_size": 6})
+    )
+    (tmp_path / "evil.py").write_text(MODULE.format(path=str(tmp_path / "ran"), name="Evil"))
+    for pretrained in (True, None):
+        with pytest.raises(ValueError, match="brings Python code of its own, which is not run"):
+            HfText(str(tmp_path), pretrained)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("key", ["attn_implementation", "_attn_implementation"])
+def test_attention_code_is_not_fetched(changed_bert: Callable, key: str) -> None:
+    with pytest.raises(ValueError, match=r"asks for attention code from the hub, evil/kernel; not fetched"):
+        HfText("gone/away", None, assets=changed_bert({key: "evil/kernel"}))
+
+
+@pytest.mark.parametrize(
+    "name", ["package:xml.dom/x", "package:torch/../..", "package:a-b/c", "package:/x", "package:torch//etc"]
+)
+def test_a_package_is_not_imported_and_not_left(name: str) -> None:
+    with pytest.raises(ValueError, match="give package:<package>/<folder in it>"):
+        HfText(name)
+
+
+class Touch:
+    """Creates a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, tuple[Path]]:
+        return Path.touch, (self.path,)
+
+
+def test_pickled_weights_are_not_run(bert: str, tmp_path: Path) -> None:
+    ran = tmp_path / "ran"
+    (tmp_path / "config.json").write_text((Path(bert) / "config.json").read_text())
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / name).write_text((Path(bert) / name).read_text())
+    for name in ("pytorch_model.bin", "model.pth"):
+        torch.save({"weight": Touch(ran)}, tmp_path / name)
+    (tmp_path / "plain.pth").write_bytes(pickle.dumps({"state_dict": Touch(ran)}))
+    (tmp_path / "alone").mkdir()
+    (tmp_path / "pytorch_model.bin").rename(tmp_path / "alone" / "pytorch_model.bin")
+    for weights in (tmp_path / "model.pth", tmp_path / "plain.pth", tmp_path / "alone"):
+        with pytest.raises(ValueError, match="do not fit this model"):
+            TimmImage("test_vit", pretrained=str(weights))
+        assert not ran.exists()
+    (tmp_path / "alone" / "pytorch_model.bin").rename(tmp_path / "pytorch_model.bin")
+    with pytest.raises(Exception, match=r"lacks the config, tokeniser or weights|[Ww]eights"):
+        HfText(str(tmp_path))
+    assert not ran.exists()
+
+
+@pytest.mark.parametrize("key", ["checkpoint_path", "pretrained", "pretrained_cfg_overlay", "cache_dir"])
+def test_models_arguments_name_no_weights(tmp_path: Path, key: str) -> None:
+    torch.save({"weight": Touch(tmp_path / "ran")}, tmp_path / "evil.pth")
+    with pytest.raises(ValueError, match=f"model_kwargs.{key} is not the model's own"):
+        TimmImage("test_vit", model_kwargs={key: str(tmp_path / "evil.pth")})
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("size", [(0, 8), (8, -1), (100_000, 8), (8.5, 8), ("8", 8)])
+def test_images_have_a_size_that_fits_into_memory(size: Any) -> None:
+    with pytest.raises(ValueError, match="a side has 1 to 4096 pixels"):
+        Preprocessing(ImageSpec(size=size), (0.5,) * 3, (0.5,) * 3)
+    text = Preprocessing(ImageSpec(size=(8, 8)), (0.5,) * 3, (0.5,) * 3).to_json()
+    facts = json.loads(text)
+    facts["spec"]["size"] = size
+    with pytest.raises(ValueError, match="a side has"):
+        Preprocessing.from_json(json.dumps(facts))
+
+
+@pytest.mark.parametrize(
+    ("part", "changes", "message"),
+    [
+        ("vision_cfg", {"timm_model_name": "hf-hub:evil/model"}, "is no timm architecture"),
+        ("vision_cfg", {"timm_model_name": "local-dir:/x"}, "is no timm architecture"),
+        ("text_cfg", {"tokenizer_kwargs": {"trust_remote_code": True}}, r"tokenizer_kwargs\.trust_remote_code: only"),
+        ("text_cfg", {"tokenizer_kwargs": {"bpe_path": "/dev/zero"}}, r"tokenizer_kwargs\.bpe_path: only"),
+    ],
+)
+def test_open_clip_asks_nowhere_else(part: str, changes: dict[str, Any], message: str) -> None:
+    towers = pytest.importorskip("mim_lightning.encoders.open_clip_towers", reason="needs the extra clip")
+    model: dict[str, Any] = {"embed_dim": 8, "vision_cfg": {"image_size": 32}, "text_cfg": {"context_length": 8}}
+    model[part] |= changes
+    assets = {"open_clip_config.json": json.dumps({"model_cfg": model, "preprocess_cfg": {}})}
+    for make in (towers.OpenClipImage, towers.OpenClipText):
+        with pytest.raises(ValueError, match=message):
+            make("local-dir:/gone", assets=assets)
