@@ -89,6 +89,7 @@ class ManifestSource:
         download: how pictures at addresses are fetched.
         encoding: of tables in CSV or JSONL that are not UTF-8, or of each by its name; None: see TextFormat.
         delimiter: of tables in CSV, or of each by its name; None: the one that the header speaks for.
+        clean_html: titles, descriptions, categories, metadata and queries lose HTML tags, and entities become letters.
     """
 
     def __init__(
@@ -102,17 +103,18 @@ class ManifestSource:
         download: DownloadSettings | None = None,
         encoding: ByTable = None,
         delimiter: ByTable = None,
+        clean_html: bool = False,
     ) -> None:
         self.products = place_of(products) if products else None
         self.queries = place_of(queries) if queries else None
         self.columns, self.segments, self.download = columns or {}, tuple(segments), download
         self.image_root = place_of(image_root) if image_root else None
         self.metadata = None if metadata is None else tuple(metadata)
-        self.text_formats = _text_formats(encoding, delimiter)
+        self.text_formats, self.clean_html = _text_formats(encoding, delimiter), clean_html
 
     def read(self, work_dir: Path, on_fault: OnFault = raise_fault) -> Manifest:
         products, queries = self.open(PRODUCTS.name), self.open(QUERIES.name)
-        options = self.columns, self.image_root, self.segments, self.metadata, on_fault
+        options = self.columns, self.image_root, self.segments, self.metadata, on_fault, self.clean_html
         manifest = read_tables(products, queries, *options)
         return replace(
             manifest,
@@ -141,6 +143,7 @@ class ManifestSource:
         return (
             said
             | ({"texts": texts} if texts else {})
+            | ({"clean_html": True} if self.clean_html else {})
             | {
                 "products": products_id,
                 "queries": queries_id,
@@ -198,6 +201,7 @@ def read_tables(
     segments: Sequence[str] = (),
     metadata: Sequence[str] | None = None,
     on_fault: OnFault = raise_fault,
+    clean_html: bool = False,
 ) -> Manifest:
     """Do the work of `read_manifest` on tables that are open already."""
     columns = columns or {}
@@ -208,7 +212,7 @@ def read_tables(
     first = products or queries
     if first is None:
         raise ValueError("data.source: neither products nor queries; give at least a table of products")
-    draft = ManifestDraft(first.name, on_fault, segments, metadata)
+    draft = ManifestDraft(first.name, on_fault, segments, metadata, clean_html)
     if products is None:
         _read_pairs(draft, first, wanted, names, image_root)
     else:

@@ -19,7 +19,7 @@ from mim_lightning.data.check.pictures import Facts, find_bad_pictures, refs_of
 from mim_lightning.data.check.report import CheckReport, PictureSummary
 from mim_lightning.data.check.settings import CheckSettings
 from mim_lightning.data.check.survey import Read, survey
-from mim_lightning.data.check.texts import measure_texts
+from mim_lightning.data.check.texts import find_html_texts, measure_texts
 from mim_lightning.data.manifest import Manifest
 from mim_lightning.data.tables.faults import Fault
 
@@ -62,6 +62,7 @@ def check_manifest(
     findings.add(find_bad_pictures(manifest, facts, settings))
     findings.add(find_in_rows(manifest, settings))
     findings.add(find_duplicates(manifest, facts, settings, train_split))
+    findings.add(find_html_texts(manifest, settings))
     findings.add(cut_texts)
     findings.add(list(find_unanswered(manifest, findings.kept)))
     lost_rows = {(fault.table, fault.origin) for fault in faults} - kept_rows

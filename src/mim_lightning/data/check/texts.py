@@ -1,4 +1,4 @@
-"""How long the texts are, and which ones the tokeniser cuts.
+"""How long the texts are, which ones the tokeniser cuts, and which hold HTML.
 
 A Manifest and the towers' specs come in, lengths and findings go out; `check_manifest` calls it. Without specs, or
 with a tokeniser that cannot count, words are counted and nothing is known of a limit.
@@ -17,11 +17,14 @@ import numpy.typing as npt
 from mim_lightning.data.check.findings import Finding
 from mim_lightning.data.check.settings import CheckSettings
 from mim_lightning.data.manifest import Manifest, Product, Query
+from mim_lightning.data.tables.html_text import find_html
+from mim_lightning.display_text import plain
 
 if TYPE_CHECKING:  # torch would come along, into the processes that look at pictures
     from mim_lightning.types import InputSpec, TextSpec
 
 TOWERS = ("product_text", "query_text")
+MAX_SHOWN = 80  # characters of a text with HTML
 TEXTS_AT_ONCE = 1_000  # given to the tokeniser
 
 
@@ -55,6 +58,25 @@ def measure_texts(
             if limit is not None:
                 findings.append(_find_cut(rows, counts, limit, settings))
     return tuple(lengths), chain.from_iterable(findings)
+
+
+def find_html_texts(manifest: Manifest, settings: CheckSettings) -> Iterator[Finding]:
+    """Yield the products and queries whose words hold HTML tags or entities; the first of each row."""
+    drops = "row" if settings.is_bad("html_in_text") else ""
+    for product in manifest.products.values():
+        for column, text in (("title", product.title), ("description", product.text), ("category", product.category)):
+            if text and (found := find_html(text)):
+                reason = _html_reason(found, text)
+                yield Finding("html_in_text", "products", product.origin, product.product_id, column, reason, drops)
+                break
+    for query in manifest.queries:
+        if query.text and (found := find_html(query.text)):
+            reason = _html_reason(found, query.text)
+            yield Finding("html_in_text", "queries", query.origin, query.query_id, "text", reason, drops)
+
+
+def _html_reason(found: str, text: str) -> str:
+    return f"{plain(found, MAX_SHOWN)} in '{plain(text, MAX_SHOWN)}'"
 
 
 def _rows(manifest: Manifest, tower: str) -> Sequence[Product] | Sequence[Query]:

@@ -58,8 +58,8 @@ class HuggingFaceSource:
     Args:
         products: fields of a DatasetPlace; None: each row of `queries` holds its product besides.
         queries: likewise; None: a catalogue alone. Without a column for it, a row's split is the data set's.
-        columns, image_root, segments, metadata, download: see ManifestSource; relative paths of pictures start at a
-            local folder.
+        columns, image_root, segments, metadata, download, clean_html: see ManifestSource; relative paths of pictures
+            start at a local folder.
     """
 
     def __init__(
@@ -71,23 +71,25 @@ class HuggingFaceSource:
         segments: Sequence[str] = (),
         metadata: Sequence[str] | None = None,
         download: DownloadSettings | None = None,
+        clean_html: bool = False,
     ) -> None:
         self.products = DatasetPlace(**products) if products else None  # type: ignore[arg-type]
         self.queries = DatasetPlace(**queries) if queries else None  # type: ignore[arg-type]
         self.columns, self.segments, self.download = columns or {}, tuple(segments), download
         self.image_root = place_of(image_root) if image_root else None
         self.metadata = None if metadata is None else tuple(metadata)
+        self.clean_html = clean_html
 
     def read(self, work_dir: Path, on_fault: OnFault = raise_fault) -> Manifest:
         tables = [
             _open_table(place, kind, work_dir) if place else None
             for kind, place in (("products", self.products), ("queries", self.queries))
         ]
-        options = self.columns, self.image_root, self.segments, self.metadata, on_fault
+        options = self.columns, self.image_root, self.segments, self.metadata, on_fault, self.clean_html
         return replace(read_tables(tables[0], tables[1], *options), download=self.download)
 
     def describe(self) -> dict[str, Any]:
-        return {
+        return ({"clean_html": True} if self.clean_html else {}) | {
             "products": _describe(self.products) if self.products else None,
             "queries": _describe(self.queries) if self.queries else None,
             "image_root": str(self.image_root) if self.image_root else None,

@@ -40,6 +40,7 @@ class WebDatasetSource:
         image_root: where relative paths of pictures in a JSON member start; None: at their shard.
         segments, metadata: name -> where a sample holds it, see ManifestSource.
         download: how pictures at addresses are fetched.
+        clean_html: see ManifestSource.
     """
 
     def __init__(
@@ -51,9 +52,10 @@ class WebDatasetSource:
         segments: Mapping[str, str] | None = None,
         metadata: Mapping[str, str] | None = None,
         download: DownloadSettings | None = None,
+        clean_html: bool = False,
     ) -> None:
         self.shards = {split: pattern for split, pattern in shards.items() if pattern is not None}
-        self.catalogue, self.download = catalogue, download
+        self.catalogue, self.download, self.clean_html = catalogue, download, clean_html
         self.image_root = place_of(image_root) if image_root else None
         self.segments, self.metadata = dict(segments or {}), dict(metadata or {})
         self.columns = {table: dict(names) for table, names in (columns or {}).items()}
@@ -66,7 +68,7 @@ class WebDatasetSource:
 
     def read(self, work_dir: Path, on_fault: OnFault = raise_fault) -> Manifest:
         name = ", ".join(self.shards.values())
-        draft = ManifestDraft(name, on_fault, tuple(self.segments), tuple(self.metadata))
+        draft = ManifestDraft(name, on_fault, tuple(self.segments), tuple(self.metadata), self.clean_html)
         samples = self._samples()
         first = list(islice(samples, NUM_PEEKED))
         self._products.require([sample for _, sample in first])
@@ -76,7 +78,7 @@ class WebDatasetSource:
         return replace(finish(draft, name), download=self.download)
 
     def describe(self) -> dict[str, Any]:
-        return {
+        return ({"clean_html": True} if self.clean_html else {}) | {
             "shards": {split: _shards_id(_expand(pattern)) for split, pattern in self.shards.items()},
             "catalogue": _shards_id(_expand(self.catalogue)) if self.catalogue else None,
             "columns": self.columns,

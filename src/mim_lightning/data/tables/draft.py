@@ -12,7 +12,7 @@ from pathlib import Path
 
 from mim_lightning.data.places.addresses import Place
 from mim_lightning.data.tables.faults import Fault, NothingRelevantError, OnFault, RowError
-from mim_lightning.data.tables.rows import Product, Query, Row, parse_product, parse_query, text_of
+from mim_lightning.data.tables.rows import Product, Query, Row, parse_product, parse_query, text_of, without_html
 
 
 @dataclass
@@ -22,13 +22,14 @@ class ManifestDraft:
     Args:
         products_name: what faults call the table of the products.
         on_fault: is told of each row that is left out.
-        segments, metadata: see ManifestSource.
+        segments, metadata, clean_html: see ManifestSource.
     """
 
     products_name: str
     on_fault: OnFault
     segments: Sequence[str] = ()
     metadata: Sequence[str] | None = None
+    clean_html: bool = False
     products: dict[str, Product] = field(default_factory=dict)
     queries: dict[str, Query] = field(default_factory=dict)
     first_fault: Fault | None = None
@@ -38,7 +39,7 @@ class ManifestDraft:
     def add_product(self, origin: str, row: Row, root: Place) -> None:
         """Add a row of a table where each product stands once."""
         try:
-            product = parse_product(row, root, origin, self.metadata)
+            product = parse_product(self._cleaned(row), root, origin, self.metadata)
             if product.product_id in self.products:
                 first = self.products[product.product_id].origin
                 raise RowError("product_id", f"'{product.product_id}' stands already in {first}")
@@ -83,7 +84,7 @@ class ManifestDraft:
     def add_repeated(self, origin: str, row: Row, root: Place) -> bool:
         """Add a product that may have come before; return whether it is fit to be asked for."""
         try:
-            product = parse_product(row, root, origin, self.metadata)
+            product = parse_product(self._cleaned(row), root, origin, self.metadata)
         except RowError as fault:
             self._leave_out_product(fault, origin, row)
             return False
@@ -125,7 +126,10 @@ class ManifestDraft:
 
     def _parse_query(self, row: Row, root: Place, origin: str) -> Query:
         self._num_queries += 1
-        return parse_query(row, root, origin, self._num_queries - 1, self.segments)
+        return parse_query(self._cleaned(row), root, origin, self._num_queries - 1, self.segments)
+
+    def _cleaned(self, row: Row) -> Row:
+        return without_html(row) if self.clean_html else row
 
     def _leave_out_product(self, fault: RowError, origin: str, row: Row) -> None:
         product_id = text_of(row, "product_id") or ""

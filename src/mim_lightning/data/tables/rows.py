@@ -14,9 +14,11 @@ from typing import Any
 from mim_lightning.data.pictures.images import ImageRef, TableCell, TarMember
 from mim_lightning.data.places.addresses import Place, under
 from mim_lightning.data.tables.faults import NothingRelevantError, RowError
+from mim_lightning.data.tables.html_text import clean_html
 
 LIST_SEPARATOR = "|"  # several values in one CSV cell
 MISSING = ("nan", "NaN", "NULL", "null", "None", "<NA>", "\\N")  # what databases and data frames write for no value
+TEXTS = ("title", "description", "category", "text")  # columns of words
 EXACT = 1 << 53  # whole numbers below it are the same as floats
 
 Row = Mapping[str, Any]  # cells by our column names; pictures held in a table or tar are refs already
@@ -49,6 +51,15 @@ class Query:
     segments: Mapping[str, str]  # further columns by which results are told apart
     origin: str
     weight: float = 1.0  # how often, or how much, it counts in training; above 0
+
+
+def without_html(row: Row) -> Row:
+    """Return a row whose words, those among the metadata too, have no HTML."""
+    cleaned: dict[str, Any] = {name: clean_html(cell) for name in TEXTS if isinstance(cell := row.get(name), str)}
+    if "metadata" in row:
+        cells = row["metadata"].items()
+        cleaned["metadata"] = {name: clean_html(cell) if isinstance(cell, str) else cell for name, cell in cells}
+    return {**row, **cleaned}
 
 
 def parse_product(row: Row, root: Place, origin: str, kept: Sequence[str] | None) -> Product:

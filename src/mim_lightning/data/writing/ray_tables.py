@@ -18,7 +18,7 @@ from mim_lightning.data.pictures.images import TableCell
 from mim_lightning.data.places.addresses import Place
 from mim_lightning.data.tables.faults import Fault, OnFault, RowError
 from mim_lightning.data.tables.identity import file_id
-from mim_lightning.data.tables.rows import Product, Query, parse_product, parse_query, text_of
+from mim_lightning.data.tables.rows import Product, Query, Row, parse_product, parse_query, text_of, without_html
 from mim_lightning.data.tables.table import Table, TableSpec, read_rows
 from mim_lightning.data.writing.hash_layout import HashLayout
 from mim_lightning.id_keys import NO_KEY, id_key
@@ -37,6 +37,7 @@ class ShopTables:
     image_root: Place | None
     segments: Sequence[str]
     metadata: Sequence[str] | None
+    clean_html: bool = False
 
     def files(self) -> list[dict[str, Any]]:
         """Return every file as a row: {"table": ..., "file": its number in the table}."""
@@ -72,13 +73,13 @@ class ShopTables:
 
     def _rows(
         self, table: Table, spec: TableSpec, file_idx: int, on_fault: OnFault
-    ) -> Iterator[tuple[str, dict[str, Any], Place]]:
+    ) -> Iterator[tuple[str, Row, Place]]:
         names = self.columns.get(spec.name) or {}
         metadata = self.metadata if spec.name == PRODUCTS.name else None
         root = self.image_root or table.root
         part = replace(table, parts=(table.parts[file_idx],))
         for origin, row in read_rows(part, spec, names, on_fault, metadata):
-            yield origin, row, root
+            yield origin, without_html(row) if self.clean_html else row, root
 
 
 def shop_tables(source: ManifestSource) -> ShopTables:
@@ -91,7 +92,8 @@ def shop_tables(source: ManifestSource) -> ShopTables:
         raise ValueError("data.source.products=null: engine=ray needs a table of products and a table of queries")
     products, queries = source.open(PRODUCTS.name), source.open(QUERIES.name)
     assert products is not None
-    return ShopTables(products, queries, source.columns, source.image_root, source.segments, source.metadata)
+    options = source.columns, source.image_root, source.segments, source.metadata, source.clean_html
+    return ShopTables(products, queries, *options)
 
 
 @dataclass(frozen=True)
