@@ -34,11 +34,15 @@ ROOMS = {  # room or file -> what of the project it may import
     },
     "lit": {
         *("types", "data", "model", "losses", "metrics", "evidence", "study", "lit"),
-        *("whole_file", "damaged_file", "interruption"),
+        *("whole_file", "damaged_file", "interruption", "expected_types"),
     },
     "overrides": set(),
+    "expected_types": set(),
     # what it builds and describes
-    "config": {"types", "model", "losses", "data.prepared", "damaged_file", "overrides", "stored_config"},
+    "config": {
+        *("types", "model", "losses", "data.prepared"),
+        *("damaged_file", "overrides", "expected_types", "stored_config"),
+    },
     "run": {"config", "whole_file", "damaged_file"},
     "failure": {"config"},
     "door": {"command", "config", "failure", "interruption", "overrides"},
@@ -48,7 +52,7 @@ ROOMS = {  # room or file -> what of the project it may import
     "sweep.lock": set(),
     "train": {
         *("config", "door", "failure", "run", "launch", "prepare", "lit", "model"),
-        *("damaged_file", "interruption", "sweep.lock", "whole_file"),
+        *("damaged_file", "interruption", "sweep.lock", "whole_file", "expected_types"),
     },
     "evaluate": {"config", "door", "lit", "model", "whole_file"},
     "prepare": {"types", "config", "door", "data", "evidence"},

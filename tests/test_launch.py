@@ -75,6 +75,12 @@ def test_devices_that_are_not_there_are_refused(devices: object, monkeypatch: py
         launch.num_processes_to_launch(TRAINER | {"devices": devices})
 
 
+@pytest.mark.parametrize("devices", [0, -1, [0], [], None, 3.5, True, "two"])
+def test_devices_that_no_cpu_has_are_refused(devices: object) -> None:
+    with pytest.raises(ValueError, match=r"trainer\.devices=.*: give a number of processes"):
+        launch.num_processes_to_launch(TRAINER | {"devices": devices, "accelerator": "cpu"})
+
+
 GROUP = """
 import torch.distributed as dist
 from mim_lightning.door import run_door

@@ -19,6 +19,7 @@ from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
 from mim_lightning.damaged_file import naming_damage
+from mim_lightning.expected_types import refuse_mistyped
 from mim_lightning.overrides import open_up
 from mim_lightning.stored_config import MAX_DEPTH, check_config
 
@@ -125,6 +126,7 @@ def construct(where: str, make: Callable[..., Any], *args: Any, **options: Any) 
             raise ValueError(
                 f"no config key '{where}.{key}'; " + (f"did you mean '{close[0]}'?" if close else str(known))
             )
+    refuse_mistyped(make, options, where)
     return make(*args, **options)
 
 
@@ -155,6 +157,9 @@ def build(config: Mapping[str, Any] | None, **late: Any) -> Any:
 
 def build_each(configs: Mapping[str, Any]) -> dict[str, Any]:
     """Instantiate a dict of configs by name; an entry that is null was switched off."""
+    for name, config in configs.items():
+        if config is not None and not isinstance(config, Mapping):
+            raise ValueError(f"{name}={config}: give {{_target_: <its class>, ...}}, or null to switch it off")
     return {name: build(config) for name, config in configs.items() if config is not None}
 
 

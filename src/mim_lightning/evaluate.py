@@ -25,6 +25,7 @@ def evaluate(config: dict[str, Any]) -> dict[str, float]:
     from mim_lightning.lit.evaluation import evaluate_module, flatten, save_evaluation
     from mim_lightning.lit.module import MatchModule
     from mim_lightning.lit.report import print_run
+    from mim_lightning.lit.trainer_options import check_trainer, keep_batches
     from mim_lightning.model.checkpoint import load_matcher
 
     quieten()
@@ -33,6 +34,7 @@ def evaluate(config: dict[str, Any]) -> dict[str, float]:
             f"output={config['output']}: is a run's own folder, whose results.json says that it is finished; "
             "give another folder"
         )
+    check_trainer(config["trainer"], is_training=False)
     loaded = load_matcher(config["checkpoint"])
     trained = loaded.config
     data = config.get("data") or trained["data"]
@@ -44,6 +46,7 @@ def evaluate(config: dict[str, Any]) -> dict[str, float]:
     if options["precision"] == "auto":
         options["precision"] = trained["trainer"]["precision"]
     trainer = build(options, callbacks=[build(trained["callbacks"]["retrieval_eval"]), ProgressBar()], logger=False)
+    keep_batches(trainer)
     reports = evaluate_module(trainer, MatchModule(loaded.matcher), datamodule)
     results = flatten(reports)
     print_run(f"{config['checkpoint']} ({loaded.fingerprint})", results)

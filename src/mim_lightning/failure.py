@@ -50,7 +50,17 @@ def is_mendable(error: Exception) -> bool:
     """Is this a mistake of the user's, so that one line tells more than a call stack?"""
     kinds = (ValueError, ChildProcessError, CompactHydraException, OmegaConfBaseException)
     # the latter two are Lightning's and Optuna's own words; their rooms are not ours to import from
-    return isinstance(error, kinds) or type(error).__name__ in ("MisconfigurationException", "TrialPruned")
+    named = type(error).__name__ in ("MisconfigurationException", "TrialPruned")
+    return isinstance(error, kinds) or named or _is_wandbs(error) or _is_missing_package(error)
+
+
+def _is_wandbs(error: BaseException) -> bool:
+    return type(error).__module__.startswith("wandb.errors")
+
+
+def _is_missing_package(error: BaseException) -> bool:
+    """Does a package of others lack, which an option of the user's needs?"""
+    return isinstance(error, ModuleNotFoundError) and not (error.name or "").startswith("mim_lightning")
 
 
 def describe_failure(error: Exception, name: str) -> Failure:
@@ -97,6 +107,8 @@ def _one_line(error: Exception, name: str) -> str:
     if isinstance(error, ConfigCompositionException) and isinstance(cause, (ConfigAttributeError, ConfigKeyError)):
         key = str(cause.full_key)
         return f"no config key '{key}'{_hint(key, name)}"
+    if _is_wandbs(error):
+        return f"W&B: {text.rstrip('.')}; or keep the run on this machine with logger.wandb.offline=true"
     return text
 
 

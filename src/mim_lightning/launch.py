@@ -44,17 +44,18 @@ def is_launched() -> bool:
 
 def num_processes_to_launch(trainer: Mapping[str, Any]) -> int:
     """Return how many processes this one should start: 0 if it is to train by itself."""
-    if not is_alone() or trainer["num_nodes"] > 1:
+    if not is_alone() or str(trainer["num_nodes"]) not in ("0", "1"):
         return 0
     devices, num_gpus = trainer["devices"], _num_gpus() if _is_on_gpu(trainer["accelerator"]) else None
-    if isinstance(devices, list):
+    if isinstance(devices, list) and num_gpus is not None:
         count = len(devices)
-    elif devices in ("auto", -1, "-1"):
+    elif devices in ("auto", -1, "-1") and (num_gpus is not None or devices == "auto"):
         count = num_gpus or 1
-    elif str(devices).isdecimal():
+    elif type(devices) is not bool and str(devices).isdecimal() and int(devices) > 0:
         count = int(devices)
     else:
-        raise ValueError(f"trainer.devices={devices}: give a number, auto, or a list such as [0,1]")
+        wanted = "a number of processes" if num_gpus is None else "a number, auto, or a list such as [0,1]"
+        raise ValueError(f"trainer.devices={'null' if devices is None else devices}: give {wanted}")
     if num_gpus is not None and count > num_gpus:
         raise ValueError(f"trainer.devices={devices}: this machine has {num_gpus} GPUs")
     return count if count > 1 else 0

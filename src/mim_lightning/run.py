@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,6 +113,32 @@ def identify(config: dict[str, Any]) -> tuple[Run, dict[str, Any]]:
     run = Run(config["run"]["id"], Path(config["run"]["folder"]))
     _refuse_another(run, config)
     return run, config
+
+
+def refuse_wrong_seed(seed: Any) -> None:
+    """Refuse what cannot seed all generators; a run without a seed of its own could not be found again.
+
+    Raises:
+        ValueError: it is no whole number of 32 bits.
+    """
+    if type(seed) is not int or not 0 <= seed < 2**32:
+        raise ValueError(f"seed={'null' if seed is None else seed}: give a whole number from 0 to {2**32 - 1}")
+
+
+def refuse_unwritable(folder: Path) -> None:
+    """Refuse a run's folder that could not be made or written, before anything is computed.
+
+    Raises:
+        ValueError: naming the file or folder that is in the way.
+    """
+    nearest = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
+    if not nearest.is_dir():
+        reason = f"{nearest} is a file"
+    elif not os.access(nearest, os.W_OK | os.X_OK):
+        reason = f"{nearest} cannot be written"
+    else:
+        return
+    raise ValueError(f"{folder}: {reason}; give another folder as paths.runs=<folder> or MIM_RUNS_DIR")
 
 
 def refuse_missed_report(config: Mapping[str, Any]) -> None:

@@ -17,13 +17,12 @@ from typing import Any
 from mim_lightning.config import build, build_each, build_matcher, build_objective, construct, save_config
 from mim_lightning.damaged_file import DamagedFileError
 from mim_lightning.door import run_door
+from mim_lightning.expected_types import refuse_mistyped
 from mim_lightning.failure import clear_notes
 from mim_lightning.launch import choose_precision, is_alone, is_first_rank, is_launched, launch, num_processes_to_launch
 from mim_lightning.prepare import prepare_data
-from mim_lightning.run import Run, identify, refuse_missed_report
+from mim_lightning.run import Run, identify, refuse_missed_report, refuse_unwritable, refuse_wrong_seed
 from mim_lightning.whole_file import remove_abandoned
-
-NEEDED_CALLBACKS = ("retrieval_eval", "best")
 
 
 def main() -> None:
@@ -32,9 +31,11 @@ def main() -> None:
 
 def train(config: dict[str, Any]) -> float:
     """Train one run, or find it trained, and return its monitored metric at the checkpoint that `report` names."""
-    from mim_lightning.lit.report import print_run
+    from mim_lightning.lit.report import describe_decline, print_run
 
+    refuse_wrong_seed(config["seed"])
     run, config = identify(config)
+    refuse_unwritable(run.folder)
     config["trainer"]["precision"] = choose_precision(config["trainer"])  # recorded as it was, for evaluation
     is_new = run.read_results() is None
     if is_new:
@@ -46,9 +47,11 @@ def train(config: dict[str, Any]) -> float:
         else:
             fit(config, run)
     results = run.read_results() or {}
-    if is_first_rank() and not is_launched():
+    if results and is_first_rank() and not is_launched():
         print_run(run.run_id, results)
         print(f"{'results' if is_new else 'finished before, results'}: {run.folder}")
+        if decline := describe_decline(results, config["monitor"]):
+            print(f"warning: {decline}")
     return results.get(config["monitor"], float("nan"))
 
 
@@ -60,12 +63,22 @@ def fit(config: dict[str, Any], run: Run) -> None:
 
     from mim_lightning.lit.checkpoint_files import write_whole_checkpoints
     from mim_lightning.lit.console import describe_towers, quieten
+    from mim_lightning.lit.datamodule import MatchDataModule
     from mim_lightning.lit.evaluation import close_loggers, collect_results, evaluate_module, save_evaluation
     from mim_lightning.lit.module import MatchModule, freeze_unused
+    from mim_lightning.lit.trainer_options import (
+        check_callbacks,
+        check_loggers,
+        check_trainer,
+        keep_batches,
+        keep_untested,
+    )
     from mim_lightning.model.checkpoint import warm_start
 
     quieten()
     checkpoint = run.checkpoint(config["report"])
+    check_trainer(config["trainer"])
+    refuse_mistyped(MatchDataModule, config["data"], "data")
     refuse_missed_report(config)
     seed_everything(config["seed"], workers=True, verbose=False)
     resume = find_resumable(run)
@@ -79,24 +92,32 @@ def fit(config: dict[str, Any], run: Run) -> None:
     optim = {**build(config["optim"]), "schedule": build(config["schedule"])}
     module = construct("optim", MatchModule, matcher, objective, config=config, **optim)
     datamodule = build(config["data"], specs=matcher.input_specs())
-    callbacks = build_each(config["callbacks"])
-    for name in dict.fromkeys((*NEEDED_CALLBACKS, config["report"])):
-        if name not in callbacks:
-            raise ValueError(f"callbacks.{name}: cannot be left out, the result comes from it")
+    callbacks, loggers = build_each(config["callbacks"]), build_each(config["logger"])
+    if config["trainer"].get("enable_progress_bar") is False:
+        callbacks.pop("progress_bar", None)
+    check_callbacks(callbacks, {"retrieval_eval": None, "best": run.best_checkpoint, config["report"]: checkpoint})
+    check_loggers(loggers)
     trainer = build(
         {**config["trainer"], "enable_progress_bar": "progress_bar" in callbacks},
         callbacks=list(callbacks.values()),
-        logger=list(build_each(config["logger"]).values()),
+        logger=list(loggers.values()),
     )
+    keep_batches(trainer)
     write_whole_checkpoints(trainer)
     if is_alone():
         datamodule.prepare_data()  # now, so that a fault of the data leaves nothing behind
+    if trainer.fast_dev_run:
+        trainer.fit(module, datamodule)
+        rank_zero_info("trainer.fast_dev_run: these batches went through; nothing was measured or written")
+        return
     if is_first_rank():
         save_config(config, run.config_path)
     started = time.perf_counter()
     try:
         trainer.fit(module, datamodule, ckpt_path=resume, weights_only=True if resume else None)
         seconds = time.perf_counter() - started
+        if not checkpoint.is_file():
+            keep_untested(trainer, checkpoint)
         reports = evaluate_module(trainer, module, datamodule, checkpoint)
         if trainer.is_global_zero:
             save_evaluation(trainer, matcher, datamodule, config, run.folder)

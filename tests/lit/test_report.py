@@ -2,7 +2,7 @@
 
 import pytest
 
-from mim_lightning.lit.report import print_run
+from mim_lightning.lit.report import describe_decline, print_run
 
 RESULTS = {"val/image_to_image/hit@1": 0.5, "val/image_to_image/hit@10": 0.75, "untouched/image_to_image/hit@1": 0.125}
 COUNTS = {
@@ -22,3 +22,11 @@ def test_a_run_shows_directions_and_where_it_came_from(capsys: pytest.CaptureFix
     )
     (row,) = [line for line in out.splitlines() if "image_to_image" in line]
     assert row.split() == ["image_to_image", "0.125", "0.500", "-", "0.750"]
+
+
+def test_a_result_below_the_untouched_models_is_said() -> None:
+    monitor = "val/image_to_image/hit@1"
+    assert describe_decline(RESULTS, monitor) is None
+    worse = describe_decline(RESULTS | {"untouched/image_to_image/hit@1": 0.75}, monitor)
+    assert worse is not None and f"{monitor} is 0.500, the untouched model had 0.750" in worse
+    assert describe_decline({monitor: 0.5}, monitor) is None  # no sanity pass, nothing to compare with

@@ -45,6 +45,7 @@ def quieten() -> None:
         ".*sync_dist=True.*",
         ".*treespec.*",
         ".*not supported by the model summary.*",
+        ".*is smaller than the logging interval.*",  # the epoch's mean is logged whatever its length
     ):
         warnings.filterwarnings("ignore", message)
 
@@ -66,7 +67,7 @@ def describe_towers(matcher: Matcher) -> str:
 
 def describe_training(objective: Objective, datamodule: MatchDataModule) -> str:
     """Return what is learnt from what: pairs, rows, and how many negatives a row meets."""
-    pairs = ", ".join(f"{name} x {pair.weight:g}" for name, pair in objective.pairs.items())
+    pairs = "".join(f"  {name} x {pair.weight:g}\n" for name, pair in objective.pairs.items())
     rows, queries, gallery = (
         len(datamodule.train_set()),
         len(datamodule.query_set()),
@@ -74,7 +75,7 @@ def describe_training(objective: Objective, datamodule: MatchDataModule) -> str:
     )
     batch_size = min(datamodule.batch_size, rows)
     return (
-        f"pairs\n  {pairs}\n"
+        f"pairs\n{pairs}"
         f"data '{datamodule.name}'\n  {rows} training rows; {queries} queries against {gallery} gallery rows\n"
         f"  batch of {batch_size} rows over all processes: up to {batch_size - 1} negatives a row"
     )

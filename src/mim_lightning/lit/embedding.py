@@ -17,6 +17,7 @@ from mim_lightning.data.shards.shard_set import ShardSet
 from mim_lightning.data.stream import ShardPass
 from mim_lightning.lit.console import ProgressBar
 from mim_lightning.lit.datamodule import MatchDataModule
+from mim_lightning.lit.trainer_options import keep_batches
 from mim_lightning.types import Batch, Embeddings
 
 KeepShard = Callable[[int, Tensor, Tensor], None]  # shard number, (n, D) float32 vectors, (n,) bool present
@@ -41,6 +42,7 @@ def embed_catalogue(
         return
     collector = _ShardCollector(datamodule.gallery_set(), gallery, shard_idxs, keep)
     trainer = make_trainer(callbacks=[ProgressBar(), collector], logger=False)
+    keep_batches(trainer)
     trainer.predict(module, datamodule=_CataloguePass(datamodule, shard_idxs), return_predictions=False)
 
 

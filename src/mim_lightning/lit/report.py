@@ -43,6 +43,17 @@ def print_run(title: str, results: Results) -> None:
     _print(table)
 
 
+def describe_decline(results: Results, monitor: str) -> str | None:
+    """Return a line if training made the monitored metric worse, or None."""
+    after, before = results.get(monitor), results.get(monitor.replace("val/", f"{UNTOUCHED}/", 1))
+    if after is None or before is None or after >= before:
+        return None
+    return (
+        f"training made it worse: {monitor} is {after:.3f}, the untouched model had {before:.3f}; "
+        "try a smaller optim.lr or optim.lr_scales.encoder=0.1"
+    )
+
+
 def _describe_counts(results: Results) -> str:
     queries = _counts(results, "num_queries")
     left_out = _counts(results, "num_unanswerable")

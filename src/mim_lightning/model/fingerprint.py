@@ -16,7 +16,11 @@ from mim_lightning.model.matcher import Matcher
 
 @torch.no_grad()
 def fingerprint(matcher: Matcher) -> str:
-    """Digest weights, preprocessing, tokenisers, ties, fusions and dimension; the device does not matter."""
+    """Digest weights, preprocessing, tokenisers, ties, fusions and dimension; the device does not matter.
+
+    A model that is held wholly in another precision, as while training in bf16-true, is digested as it will be
+    loaded: in float32.
+    """
     digest = hashlib.sha256()
     facts = {
         "owner_of": matcher.owner_of,
@@ -27,7 +31,9 @@ def fingerprint(matcher: Matcher) -> str:
         },
     }
     digest.update(json.dumps(facts, sort_keys=True).encode())
-    for name, tensor in sorted(matcher.state_dict().items()):
+    is_plain = any(parameter.dtype == torch.float32 for parameter in matcher.parameters())
+    for name, stored in sorted(matcher.state_dict().items()):
+        tensor = stored if is_plain or not stored.is_floating_point() else stored.float()
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         # reinterpreted as bytes: NumPy has no bfloat16
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())

@@ -63,7 +63,7 @@ class RetrievalBrowser(Callback):
 
     # the hook after `on_validation_epoch_end`, where retrieval_eval works, so their order in the config is no matter
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not trainer.is_global_zero:
+        if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         evaluation = find_retrieval_eval(trainer)
         if trainer.state.fn == TrainerFn.FITTING:

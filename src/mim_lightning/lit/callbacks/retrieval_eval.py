@@ -8,6 +8,7 @@ sanity pass: that is the untouched model.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from typing import Any
 
 import numpy as np
@@ -134,6 +135,8 @@ class RetrievalEval(Callback):
         )
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]  # a few batches: nothing that could be ranked
+            return
         datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
         queries, gallery = self.collectors[QUERIES].compute(), self.collectors[GALLERY].compute()
         check_complete(queries, len(np.unique(datamodule.query_set().keys)), "validation queries")
@@ -170,6 +173,7 @@ class RetrievalEval(Callback):
                 raise ValueError(f"{self.empty[direction]}; {self._advise(list(self.reports))}")
             choices = sorted(key for key in scalars if key.startswith(f"val/{direction}/"))
             raise ValueError(f"monitor={self.monitor}: is no metric; there are {', '.join(choices)}")
+        _refuse_unknown_monitors(trainer, scalars)
         if trainer.sanity_checking:
             self.untouched = scalars
             rank_zero_info(f"untouched model (epoch -1): {self.monitor} {scalars[self.monitor]:.3f}")
@@ -192,6 +196,22 @@ class RetrievalEval(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.untouched = state_dict["untouched"]
+
+
+def _refuse_unknown_monitors(trainer: Trainer, scalars: Mapping[str, float]) -> None:
+    """Refuse callbacks that wait for a metric which nobody logs; before training, as far as its names are known."""
+    known = {*scalars, *trainer.callback_metrics}
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        monitor = getattr(callback, "monitor", None)
+        if not isinstance(monitor, str) or monitor in known or trainer.state.fn != TrainerFn.FITTING:
+            continue
+        if trainer.sanity_checking and monitor.startswith("train/"):
+            continue
+        close = get_close_matches(monitor, known, 3) or [name for name in scalars if name.endswith("/hit@1")]
+        raise ValueError(
+            f"callbacks: {type(callback).__name__} monitors '{monitor}', which is no metric; "
+            f"there are {', '.join(close)} and more in the CSV file of a run"
+        )
 
 
 def find_retrieval_eval(trainer: Trainer) -> RetrievalEval:

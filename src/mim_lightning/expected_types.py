@@ -1,0 +1,79 @@
+"""Plain values of a config against the types that a constructor's signature names.
+
+A callable, values by argument name and the section they stand in come in; a ValueError of one line goes out where a
+value cannot be meant. Types that a config cannot hold are left to the constructor.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+WORDS = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "a text",
+    Path: "a path",
+    types.NoneType: "null",
+    list: "a list",
+    dict: "a mapping",
+}
+LISTS = (list, tuple, Sequence, Iterable)
+MAPPINGS = (dict, Mapping)
+
+
+def refuse_mistyped(make: Callable[..., Any], values: Mapping[str, Any], section: str) -> None:
+    """Refuse a value whose kind the signature of `make` excludes; names that it does not have are passed over.
+
+    Raises:
+        ValueError: naming the key, the value and what it may be.
+    """
+    target: Any = make
+    hints = get_type_hints(target.__init__ if isinstance(make, type) else target)
+    for name, value in values.items():
+        kinds = list(_kinds(hints.get(name, Any)))
+        if not any(_fits(value, kind) for kind in kinds):
+            raise ValueError(f"{section}.{name}={'null' if value is None else value}: give {_describe(kinds)}")
+
+
+def _kinds(hint: Any) -> Iterable[Any]:
+    """Yield the alternatives of a type; a Literal's choices as they are."""
+    if get_origin(hint) in (Union, types.UnionType):
+        for part in get_args(hint):
+            yield from _kinds(part)
+    elif get_origin(hint) is Literal:
+        yield from get_args(hint)
+    elif get_origin(hint) in LISTS:
+        yield list
+    elif get_origin(hint) in MAPPINGS:
+        yield dict
+    else:
+        yield hint
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    if kind is Any:
+        return True
+    if isinstance(kind, str | int):  # a choice
+        return type(value) is type(kind) and bool(value == kind)
+    if kind is bool or kind is int:
+        return type(value) is kind
+    if kind is float:
+        return type(value) in (int, float)
+    if kind in (str, Path):  # a name such as 2024 is a number on the command line
+        return isinstance(value, str | int | float) and not isinstance(value, bool)
+    if kind is types.NoneType or kind is None:
+        return value is None
+    if kind is list or kind is dict:
+        return isinstance(value, kind)
+    # a class of objects: a config holds those as a section; anything else that a type can say is not looked into
+    return isinstance(value, dict) if isinstance(kind, type) else True
+
+
+def _describe(kinds: Sequence[Any]) -> str:
+    found = [WORDS.get(kind) if isinstance(kind, type) else str(kind) for kind in kinds]
+    words = list(dict.fromkeys(word for word in found if word))
+    return " or ".join([", ".join(words[:-1])] * (len(words) > 1) + words[-1:])

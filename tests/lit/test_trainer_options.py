@@ -1,0 +1,147 @@
+"""Options that a user of Lightning knows by name: each works, or is refused in one line before anything is trained."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mim_lightning.config import compose
+from mim_lightning.evaluate import evaluate
+from mim_lightning.failure import is_mendable
+from mim_lightning.lit.trainer_options import check_trainer
+from mim_lightning.run import Run, identify
+from tests.flow.doors import weights
+from tests.shop import small
+
+Fit = Callable[..., Run]
+DEFAULT = compose("train", [])["trainer"]
+EARLY_STOPPING = "+callbacks.early={_target_: lightning.pytorch.callbacks.EarlyStopping, monitor: "
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_epochs": "abc"}, "trainer.max_epochs=abc: give a whole number or null"),
+        ({"max_epochs": -1}, "trainer.max_epochs=-1: the schedule needs an end"),
+        ({"precision": "nonsense"}, "trainer.precision=nonsense: give .*bf16-true"),
+        ({"precision": "16-true"}, "trainer.precision=16-true: .* give 16-mixed, bf16-mixed or bf16-true"),
+        ({"limit_val_batches": 2}, "trainer.limit_val_batches=2: .*check_val_every_n_epoch=5"),
+        ({"limit_val_batches": 1}, "trainer.limit_val_batches=1: "),
+        ({"limit_val_batches": 0.5}, "trainer.limit_val_batches=0.5: "),
+        ({"num_sanity_val_steps": 2}, "trainer.num_sanity_val_steps=2: give -1"),
+        ({"num_sanity_val_steps": None}, "trainer.num_sanity_val_steps=null: give -1"),
+        ({"overfit_batches": 1}, "trainer.overfit_batches=1: .*debug=overfit"),
+        ({"val_check_interval": 0}, "trainer.val_check_interval=0: "),
+        ({"gradient_clip_val": -1}, "trainer.gradient_clip_val=-1: give a number, 0 or more"),
+        ({"logger": False}, "trainer.logger=false: .*logger=none"),
+        ({"callbacks": {"a": 1}}, "trainer.callbacks="),
+        ({"barebones": True}, "trainer.barebones=true: give logger=none"),
+        ({"enable_checkpointing": False}, "trainer.enable_checkpointing=false: "),
+        ({"detect_anomaly": 3}, "trainer.detect_anomaly=3: give true or false"),
+    ],
+)
+def test_what_leaves_no_result_is_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message) as refused:
+        check_trainer(DEFAULT | options)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"precision": "bf16-true"},
+        {"limit_val_batches": 1.0},
+        {"fast_dev_run": True, "limit_val_batches": 2},
+        {"num_sanity_val_steps": 0},
+        {"max_epochs": -1, "max_steps": 5},
+        {"max_epochs": None},
+        {"accumulate_grad_batches": 2, "val_check_interval": 0.5, "limit_train_batches": 3, "profiler": "simple"},
+        {"val_check_interval": "00:01:00:00", "check_val_every_n_epoch": None, "deterministic": "warn"},
+        {"gradient_clip_val": None, "max_time": "00:01:00:00", "enable_progress_bar": False, "callbacks": None},
+    ],
+)
+def test_what_works_passes(options: dict[str, Any]) -> None:
+    check_trainer(DEFAULT | options)
+
+
+def test_a_model_held_in_bfloat16_trains_and_its_checkpoint_gives_the_same_numbers(fit: Fit) -> None:
+    run = fit("trainer.precision=bf16-true", "trainer.max_epochs=1", "report=last")
+    assert weights(run)["matcher.towers.query_image.projection.weight"].dtype == torch.bfloat16
+    evaluated = evaluate(compose("evaluate", [f"checkpoint={run.last_checkpoint}", "trainer=cpu"]))
+    recorded = run.read_results()
+    assert recorded is not None
+    assert evaluated == {key: recorded[key] for key in evaluated}
+
+
+def test_no_epoch_measures_the_untouched_model_and_leaves_a_checkpoint(fit: Fit) -> None:
+    run = fit("trainer.max_epochs=0")
+    results = run.read_results()
+    assert results is not None and results["step"] == 0
+    for key in [key for key in results if key.startswith("untouched/")]:
+        assert results[key.replace("untouched/", "val/", 1)] == results[key]
+    evaluated = evaluate(compose("evaluate", [f"checkpoint={run.best_checkpoint}", "split=train", "trainer=cpu"]))
+    assert evaluated["counts/image_to_image/num_queries"] > results["counts/image_to_image/num_queries"]
+
+
+def test_a_run_that_ends_before_its_first_validation_reports_its_last_step(fit: Fit) -> None:
+    run = fit("trainer.max_steps=2")
+    results = run.read_results()
+    assert results is not None and results["step"] == 2
+
+
+def test_a_fast_dev_run_measures_and_writes_nothing(shop: Path, fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
+    # more queries than its batches hold: nothing could be ranked
+    run = fit("trainer.fast_dev_run=true", "data.eval_batch_size=2")
+    assert run.read_results() is None
+    assert not (shop / "runs").exists() or not list((shop / "runs").rglob("*.*"))
+    assert "hit@1" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (EARLY_STOPPING + "nope}", "callbacks: EarlyStopping monitors 'nope', which is no metric; there are val/"),
+        (EARLY_STOPPING + "val/composed_to_product/hit}", "which is no metric; there are val/.*hit@1"),
+        ("+callbacks.n={_target_: torch.nn.Identity}", "callbacks.n: is no callback of Lightning but torch.nn"),
+        ("+callbacks.n=3", "n=3: give {_target_: <its class>, ...}, or null"),
+        ("+logger.n={_target_: torch.nn.Identity}", "logger.n: is no logger of Lightning"),
+        ("callbacks.best.filename=other", "callbacks.best: must write .*best.ckpt"),
+        ("+callbacks.best.save_top_k=2", "callbacks.best.save_top_k=2: best.ckpt is one file"),
+        ("data.num_workers=abc", "data.num_workers=abc: give a whole number or null"),
+        ("loss.init_scale=abc", "loss.init_scale=abc: give a number"),
+        ("seed=null", "seed=null: give a whole number from 0 to 4294967295"),
+        ("seed=-1", "seed=-1: give a whole number"),
+        ("seed=1.5", "seed=1.5: give a whole number"),
+    ],
+)
+def test_mistakes_are_told_before_training(fit: Fit, override: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        fit(override)
+
+
+def test_a_runs_folder_that_cannot_be_written_is_told_first(shop: Path) -> None:
+    (shop / "file").write_text("")
+    config = compose("train", small(shop, f"paths.runs={shop}/file/runs"))
+    with pytest.raises(ValueError, match=r"file is a file; give another folder as paths\.runs=<folder>"):
+        from mim_lightning.train import train
+
+        train(config)
+    assert identify(config)[0].folder.parts[-3:-1] == ("file", "runs")
+
+
+def test_wandb_without_a_key_is_one_line() -> None:
+    from wandb.errors import UsageError
+
+    from mim_lightning.failure import describe_failure
+
+    error = UsageError("No API key configured. Use `wandb login` to log in.")
+    assert is_mendable(error)
+    assert describe_failure(error, "train").reason.endswith("with logger.wandb.offline=true")
+
+
+def test_a_package_that_lacks_is_a_users_to_mend_unless_it_is_ours() -> None:
+    assert is_mendable(ModuleNotFoundError("psutil is not installed"))
+    assert not is_mendable(ModuleNotFoundError("no module", name="mim_lightning.nope"))
