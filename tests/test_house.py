@@ -99,7 +99,7 @@ DATA_ROOMS = {  # room or file of data -> what else of data it may import: rows 
     "shards": {"places", "shard_cache"},
     "writing": {"places", "progress", "pictures", "tables", "manifest", "check", "shards"},
     "checked": {"pictures", "tables", "manifest", "protocol", "check", "writing"},
-    "prepared": {"places", "manifest", "protocol", "check", "shard_cache", "shards", "writing", "checked"},
+    "prepared": {"places", "progress", "manifest", "protocol", "check", "shard_cache", "shards", "writing", "checked"},
     "writing.ray_engine": {"places", "tables", "manifest", "check", "protocol", "prepared", "progress", "writing"},
     "order": {"dealing"},
     "grouped": {"dealing", "order"},

@@ -99,7 +99,7 @@ def load_stored_config(path: Path) -> Config:
 
 def describe_data(data: Mapping[str, Any]) -> Any:
     """Return what tells the data of a `data` section from other data, wherever they lie."""
-    own = build(data["source"]).describe() if data["source"] is not None else _described(data["folder"])
+    own = _described_source(data) if data["source"] is not None else _described(data["folder"])
     others: dict[str, Any] = {}
     if data.get("distractors"):
         others["distractors"] = _described(data["distractors"])
@@ -111,10 +111,19 @@ def describe_data(data: Mapping[str, Any]) -> Any:
     return {"own": own, **others} if others else own
 
 
-def _described(folder: str) -> Any:
-    from mim_lightning.data.prepared import open_prepared
+def _described_source(data: Mapping[str, Any]) -> Any:
+    """Describe a source, and the content made of it where that took the place of other content: other pictures."""
+    from mim_lightning.data.prepared import find_new_content
 
-    return open_prepared(folder).describe()
+    own, content = build(data["source"]).describe(), find_new_content(data["folder"])
+    return own if content is None else {"source": own, "content": content}
+
+
+def _described(folder: str) -> Any:
+    from mim_lightning.data.prepared import FIRST_CONTENT, open_prepared
+
+    described = open_prepared(folder).describe()
+    return {key: value for key, value in described.items() if key != FIRST_CONTENT}
 
 
 def construct(where: str, make: Callable[..., Any], *args: Any, **options: Any) -> Any:

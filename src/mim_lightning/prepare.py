@@ -54,7 +54,7 @@ def prepare(config: dict[str, Any]) -> None:
         if config["engine"] == "ray":
             prepared = prepare_on_cluster(config)
         else:
-            prepared = prepare_data(data, config["force"], config["num_workers"], _text_specs(config))
+            prepared = prepare_data(data, config["force"], config["num_workers"], _text_specs(config), is_compared=True)
     except KeyboardInterrupt:
         sys.exit("stopped; the same command goes on where this one was")
     describe(prepared, data["shards"]["train_split"])
@@ -73,12 +73,14 @@ def prepare_data(
     force: bool = False,
     num_workers: int | None = None,
     specs: Mapping[str, InputSpec] | None = None,
+    is_compared: bool = False,
 ) -> PreparedData:
     """Open the prepared folder of a `data` section, making it first if it has a source.
 
     Args:
         num_workers: processes that write; None: as `data` has it.
         specs: of text towers, for the check of the texts' lengths.
+        is_compared: compare what is there with its checksums, and make again what is damaged.
     """
     from mim_lightning.data.checked import Checking
     from mim_lightning.data.prepared import open_prepared, prepare_shards
@@ -89,7 +91,7 @@ def prepare_data(
     parts = build(data["source"]), _local(data["folder"]), build(data["shards"]), build(data["protocol"])
     checking = Checking(_strictness(data), specs, leave_check)
     workers = data["num_workers"] if num_workers is None else num_workers
-    return prepare_shards(*parts, force=force, checking=checking, num_workers=workers)
+    return prepare_shards(*parts, force=force, checking=checking, num_workers=workers, is_compared=is_compared)
 
 
 def check(data: Mapping[str, Any], specs: Mapping[str, InputSpec] | None) -> None:

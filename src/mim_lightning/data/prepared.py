@@ -8,8 +8,10 @@ alone, and are ranked against the catalogue. Nothing is written before the check
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from collections.abc import Mapping
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,8 +21,11 @@ from mim_lightning.data.checked import Checking, check_source
 from mim_lightning.data.manifest import Source
 from mim_lightning.data.places.addresses import Place, place_of, under
 from mim_lightning.data.places.transfer import MissingError, Patience, fetch_bytes, folders_in
+from mim_lightning.data.progress import WritingProgress
 from mim_lightning.data.protocol import Protocol, Seen
 from mim_lightning.data.shard_cache import CacheSettings
+from mim_lightning.data.shards.damage import Damage, find_damage
+from mim_lightning.data.shards.set_index import IndexedShard
 from mim_lightning.data.shards.shard_set import ShardSet
 from mim_lightning.data.writing.partial import (
     SETTINGS_FILE,
@@ -29,10 +34,15 @@ from mim_lightning.data.writing.partial import (
     partial_work,
 )
 from mim_lightning.data.writing.planned_sets import BY_PRODUCT, MIXED, plan_sets
-from mim_lightning.data.writing.processes import WritingSettings, write_sets
+from mim_lightning.data.writing.processes import WritingSettings, write_again, write_sets
+from mim_lightning.data.writing.shard import COLUMNS
+from mim_lightning.data.writing.shard_index import content_id
 from mim_lightning.data.writing.store import Store
 
+log = logging.getLogger(__name__)
+
 SKIPPED_FILE = "skipped.csv"  # rows and pictures that the check left out
+CONTENT, FIRST_CONTENT = "content", "first_content"  # in SETTINGS_FILE: ids of the sets, now and before force=true
 
 
 @dataclass(frozen=True)
@@ -66,10 +76,42 @@ class PreparedData:
     cache: CacheSettings | None = None  # of the shards of an address
 
     def describe(self) -> dict[str, Any]:
-        """Return the source and settings that the data were made from."""
-        if isinstance(self.folder, str):
-            return json.loads(fetch_bytes(f"{self.folder.rstrip('/')}/{SETTINGS_FILE}", self._patience))
-        return json.loads((self.folder / SETTINGS_FILE).read_text())
+        """Return the source and settings that the data were made from, and which content came of them."""
+        place = under(self.folder, SETTINGS_FILE)
+        content = fetch_bytes(place, self._patience) if isinstance(place, str) else place.read_bytes()
+        try:
+            return dict(json.loads(content))
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{place}: damaged ({error}); run prepare with force=true") from error
+
+    def content(self) -> dict[str, str]:
+        """Return the `content_id` of every set of a folder.
+
+        Raises:
+            OSError: a set is not finished.
+        """
+        return {name: content_id(Store(self.folder), name) for name in self._set_names()}
+
+    @property
+    def new_content(self) -> dict[str, str] | None:
+        """The content of data that took the place of others made from the same tables, by force=true; else None."""
+        described = self.describe()
+        return described[CONTENT] if FIRST_CONTENT in described else None
+
+    def find_damage(self, is_thorough: bool) -> list[Damage]:
+        """Return what is missing or damaged of the sets of a folder; `is_thorough` reads all there is of them."""
+        assert isinstance(self.folder, Path)
+        found, names = [], dict.fromkeys((*self.describe().get(CONTENT, ()), *self._set_names()))
+        num_shards = sum(1 for _ in self.folder.rglob("*.tar")) if is_thorough else 0
+        with WritingProgress(num_shards, verb="compared", noun="shards") if is_thorough else nullcontext() as progress:
+
+            def show(shard: IndexedShard) -> None:
+                if progress is not None:
+                    progress.show(progress.num_written + 1, progress.num_bytes + (shard.num_bytes or 0))
+
+            for name in names:
+                found.append(find_damage(self.folder, name, tuple(COLUMNS), is_thorough, show))
+        return [damage for damage in found if damage is not None]
 
     def splits(self) -> list[str]:
         """Return the names of the splits; none at an address that lists nothing, as plain web servers do."""
@@ -85,6 +127,9 @@ class PreparedData:
 
     def catalogue(self) -> ShardSet:
         return ShardSet(under(self.folder, "catalogue"), self.cache)
+
+    def _set_names(self) -> list[str]:
+        return ["catalogue", *(f"queries/{split}" for split in self.splits())]
 
     @property
     def _patience(self) -> Patience:
@@ -111,6 +156,12 @@ def open_prepared(folder: str | Path, cache: CacheSettings | None = None) -> Pre
     if not is_prepared(place, cache):
         raise ValueError(f"{folder}: no prepared data here; run python -m mim_lightning.prepare")
     return PreparedData(place, cache)
+
+
+def find_new_content(folder: str | Path) -> dict[str, str] | None:
+    """Return the content of a folder of this machine where it took the place of other content; else None."""
+    place = place_of(str(folder))
+    return PreparedData(place).new_content if isinstance(place, Path) and is_prepared(place) else None
 
 
 def open_products(
@@ -154,21 +205,37 @@ def prepare_shards(
     force: bool = False,
     checking: Checking | None = None,
     num_workers: int | None = None,
+    is_compared: bool = False,
 ) -> PreparedData:
     """Write the shard sets of `source`, split by `protocol`, into `folder`, or open them if they are there already.
 
     Data made from another source or with other settings is refused, not reused, unless `force` has it rewritten.
     A folder that holds anything else is left alone. Everything is checked, then written beside the folder and
     renamed into place at the end; an interrupted attempt is gone on with. `num_workers` processes write; None: what
-    the machine and the rows suggest.
+    the machine and the rows suggest. Of data that are there, what is missing or of another size is made again; with
+    `is_compared` what differs from its checksum, too.
 
     Raises:
         ValueError: the manifest or an image is faulty, or the folder holds other data.
     """
     protocol, checking = protocol or Seen(), checking or Checking()
     described = describe_preparation(source.describe(), settings, protocol)
+    writing = WritingSettings(settings.samples_per_shard, settings.max_image_side, num_workers)
     if is_prepared(folder) and not force:
-        return open_same(folder, described)
+        prepared = open_same(folder, described)
+        damages = prepared.find_damage(is_compared)
+        if not damages:
+            return prepared
+        log.warning("%s: missing or damaged, and made again: %s", folder, ", ".join(map(str, damages)))
+        if not any(damage.is_unknown for damage in damages):
+            with partial_work(folder, described, force=False) as partial:
+                checked = check_source(source, partial, settings.splits, protocol, checking)
+                checked.require_good(partial, report_folder(folder), checking.leave_report)
+                sets = plan_sets(checked.good, settings.train_split, settings.seed, settings.layout)
+                write_again(sets, Store(folder), checked.reader, writing, damages)
+                shutil.rmtree(partial, ignore_errors=True)
+            return prepared
+        force = True
     require_free(folder)
     with partial_work(folder, described, force=force) as partial:
         if is_prepared(folder) and not force:  # by the process that was waited for
@@ -177,11 +244,10 @@ def prepare_shards(
             checked = check_source(source, partial, settings.splits, protocol, checking)
             checked.require_good(partial, report_folder(folder), checking.leave_report)
             sets = plan_sets(checked.good, settings.train_split, settings.seed, settings.layout)
-            writing = WritingSettings(settings.samples_per_shard, settings.max_image_side, num_workers)
             write_sets(sets, Store(partial), checked.reader, writing)
             (partial / "queries").mkdir(exist_ok=True)  # a catalogue alone has none
             write_skipped(checked.report, partial / SKIPPED_FILE)
-            Store(partial).write(SETTINGS_FILE, json.dumps(described, indent=2).encode())
+            write_settings(partial, described, folder)
         try:
             move_into_place(partial, folder, force=force)
         except OSError:
@@ -191,6 +257,23 @@ def prepare_shards(
             shutil.rmtree(partial, ignore_errors=True)
             return open_same(folder, described)
     return PreparedData(folder)
+
+
+def write_settings(place: Place, described: Mapping[str, Any], folder: Place) -> None:
+    """Write the last file of data that were prepared at `place` and will stand in `folder`.
+
+    It tells the content of the sets and, where they take the place of others made from the same, that of the first of
+    these: the pictures were others then, which the tables do not tell.
+    """
+    content = PreparedData(place).content()
+    written: dict[str, Any] = {**described, CONTENT: content}
+    with suppress(OSError, ValueError):  # nothing stands there, or it is damaged
+        old = PreparedData(folder)
+        before = old.describe()
+        first = before.get(FIRST_CONTENT) or before.get(CONTENT) or old.content()
+        if first != content and first_difference(described, before) is None:
+            written[FIRST_CONTENT] = first
+    Store(place).write(SETTINGS_FILE, json.dumps(written, indent=2).encode())
 
 
 def check_only(

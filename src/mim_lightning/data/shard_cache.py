@@ -117,6 +117,10 @@ class ShardCache:
         except OSError as error:
             raise ShardError(f"data.cache.folder={self.settings.root}: {error}") from error
 
+    def has(self, name: str) -> bool:
+        """Is a file here, so that it need not be fetched?"""
+        return (self.folder / name).is_file()
+
     def drop(self, name: str) -> None:
         """Remove a file that turned out damaged, so that it is fetched again."""
         (self.folder / name).unlink(missing_ok=True)

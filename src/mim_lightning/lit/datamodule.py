@@ -25,6 +25,7 @@ from mim_lightning.data.mixing.mixed_set import MixedSet, open_catalogues, open_
 from mim_lightning.data.order import EpochSettings, Order, OrderSettings, StreamSettings
 from mim_lightning.data.pictures.picture_key import MAX_KNOWN, bytes_key, pixel_key
 from mim_lightning.data.places.addresses import place_of
+from mim_lightning.data.places.transfer import changed
 from mim_lightning.data.prepared import ShardSettings, open_prepared, open_products, prepare_shards
 from mim_lightning.data.protocol import Protocol
 from mim_lightning.data.shard_cache import CacheSettings
@@ -99,6 +100,7 @@ class MatchDataModule(LightningDataModule):
         self.num_workers, self.order, self.mix = num_workers, order or StreamSettings(), read_mix(mix or {})
         self.epoch_settings = EpochSettings(batch_size, seed, num_lanes, window, rows_per_epoch)
         self.seed = seed
+        self._digests: dict[str, str] = {}  # of the sets that were opened, by place
         self._train_loader: StreamLoader | None = None
         self._state: dict[str, Any] | None = None
 
@@ -118,8 +120,11 @@ class MatchDataModule(LightningDataModule):
     def train_set(self) -> ShardSet:
         """Return what is trained on: one set, or several that are read as one."""
         if not self.mix:
-            return open_prepared(self.folder, self.cache).queries(self.shards.train_split)
-        return open_mixed(self.folder, self.mix, self.shards.train_split, self.cache)
+            return self._as_before(open_prepared(self.folder, self.cache).queries(self.shards.train_split))
+        mixed = open_mixed(self.folder, self.mix, self.shards.train_split, self.cache)
+        for part in mixed.sets.values():
+            self._as_before(part)
+        return mixed
 
     def train_order(self, shards: ShardSet) -> Order:
         """Return which rows of the training set meet in which batch.
@@ -132,14 +137,20 @@ class MatchDataModule(LightningDataModule):
         return self.order.over(shards, self.epoch_settings)
 
     def query_set(self) -> ShardSet:
-        return open_prepared(self.folder, self.cache).queries(self.val_split)
+        return self._as_before(open_prepared(self.folder, self.cache).queries(self.val_split))
 
     def gallery_set(self) -> ShardSet:
-        return open_prepared(self.folder, self.cache).catalogue()
+        return self._as_before(open_prepared(self.folder, self.cache).catalogue())
 
     def product_sets(self) -> list[ShardSet]:
         """Return the sets that make up the gallery: the catalogue, and distractors if there are any."""
-        return open_products(self.folder, self.distractors, self.cache)
+        return [self._as_before(shards) for shards in open_products(self.folder, self.distractors, self.cache)]
+
+    def _as_before(self, shards: ShardSet) -> ShardSet:
+        """Refuse a set that is not what was opened under its place before: a run reads one data set from end to end."""
+        if self._digests.setdefault(shards.place, shards.digest) != shards.digest:
+            raise changed(shards.place)
+        return shards
 
     def train_dataloader(self) -> StreamLoader:
         shards = self.train_set()

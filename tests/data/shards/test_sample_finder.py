@@ -55,7 +55,7 @@ def test_what_is_damaged_or_gone_is_told_or_passed_over(make_catalogue: MakeCata
     one = make_catalogue("one", {"a": [b"a1"], "b": [b"b1"], "c": [b"c1"]})
     other = make_catalogue("other", {"a": [b"a2"]})
     (one.folder / "000000.tar").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"000000\.tar, sample 0: damaged"):
+    with pytest.raises(ValueError, match=r"000000\.tar: damaged .it has 0 bytes"):
         find_samples([one, other], ["a", "c"])
     found = find_samples([one, other], ["a", "b", "c"], skip_damaged=True)
     assert {item_id: sample.inputs["product_image"] for item_id, sample in found.items()} == {"a": b"a2", "c": b"c1"}

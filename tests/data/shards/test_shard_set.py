@@ -119,8 +119,8 @@ def overwrite(text: bytes) -> Callable[[Path], None]:
 
 DAMAGE: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "missing shard": ("000000.tar", Path.unlink, "000000.tar: the shard is missing"),
-    "truncated tar": ("000000.tar", cut, "000000.tar, sample 0: damaged .the file ends"),
-    "empty tar": ("000000.tar", lambda path: path.write_bytes(b""), "000000.tar, sample 0: damaged"),
+    "truncated tar": ("000000.tar", cut, "000000.tar: damaged .it has 700 bytes, the index says 10,240"),
+    "empty tar": ("000000.tar", lambda path: path.write_bytes(b""), "000000.tar: damaged .it has 0 bytes"),
     "flipped json": ("000000.tar", overwrite(b"["), "000000.tar, sample 0: damaged"),
     "flipped letters": ("000000.tar", overwrite(b'{"\xff\xfe'), "000000.tar, sample 0: damaged"),
     "missing index": ("000000.npy", Path.unlink, "000000.npy: the byte index of the shard is missing"),

@@ -29,6 +29,18 @@ class ShardError(ValueError):
     """A shard, or a sample in it, cannot be read; names the file."""
 
 
+class ChangedError(ValueError):
+    """A set is not any more what was opened: whoever reads it must not mix the two. It is no damage to be skipped."""
+
+
+def changed(place: str, what: str = "was prepared again with other content") -> ChangedError:
+    """Return the error for a set that is not any more what was opened at a place."""
+    return ChangedError(
+        f"{place}: {what} since it was opened; what was read before and what would be read now are two data sets: "
+        "start again, which is another run where the content is another"
+    )
+
+
 class MissingError(ShardError):
     """There is no such file."""
 

@@ -14,9 +14,9 @@ from typing import Protocol
 
 import numpy as np
 
-from mim_lightning.data.places.transfer import MissingError, ShardError, fetch_bytes
+from mim_lightning.data.places.transfer import MissingError, ShardError, changed, fetch_bytes
 from mim_lightning.data.shard_cache import Ahead, CacheSettings, ShardCache
-from mim_lightning.data.shards.open_shards import OpenShard, check_shard, read_places
+from mim_lightning.data.shards.open_shards import OpenShard, check_opened, check_shard, read_places
 from mim_lightning.data.shards.set_index import IndexedShard
 
 INDEX_FILE = "index.json"
@@ -43,6 +43,7 @@ class ShardFiles(Protocol):
 
         Raises:
             MissingError: there is none.
+            ChangedError: the set is another one than that whose index was read.
         """
         ...
 
@@ -51,6 +52,7 @@ class ShardFiles(Protocol):
 
         Raises:
             ShardError: missing, damaged or out of reach; names the file.
+            ChangedError: the set is another one than that whose index was read.
         """
         ...
 
@@ -66,22 +68,38 @@ class LocalFiles:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._index: tuple[bytes, tuple[int, ...]] = b"", ()  # digest of the file that was read, and its stamp
 
     def read_index(self) -> tuple[bytes, int]:
         path = self.folder / INDEX_FILE
         try:
-            return path.read_bytes(), path.stat().st_mtime_ns
+            content, facts = path.read_bytes(), path.stat()
         except FileNotFoundError:
             raise MissingError(f"{path}: there is no such file") from None
+        self._index = _digest(content), _stamp(facts)
+        return content, facts.st_mtime_ns
 
     def column(self, name: str) -> np.ndarray:
         path = self.folder / f"{name}.npy"
         try:
-            return np.load(path, mmap_mode="r")
+            found = np.load(path, mmap_mode="r")
         except FileNotFoundError:
+            self._refuse_change()
             raise MissingError(f"{path}: there is no such file") from None
+        self._refuse_change()
+        return found
 
     def open(self, shard: IndexedShard, verify: bool) -> OpenShard:
+        try:
+            opened = self._open(shard, verify)
+        except ShardError:
+            self._refuse_change()
+            raise
+        # now: a folder may be replaced between a look at its index and the opening of a shard
+        self._refuse_change()
+        return opened
+
+    def _open(self, shard: IndexedShard, verify: bool) -> OpenShard:
         tar_path, index_path = (self.folder / f"{shard.stem}{ending}" for ending in (".tar", ".npy"))
         try:
             places = read_places(os.open(index_path, os.O_RDONLY), shard.size)
@@ -93,11 +111,26 @@ class LocalFiles:
             opened = OpenShard(str(tar_path), os.open(tar_path, os.O_RDONLY), places)
             if verify:
                 check_shard(opened.descriptor, shard.num_bytes, shard.crc32)
+            check_opened(opened.descriptor, places, shard.num_bytes)
         except FileNotFoundError:
             raise ShardError(f"{tar_path}: the shard is missing; run prepare again") from None
         except (OSError, ValueError) as error:
             raise ShardError(f"{tar_path}: damaged ({error}); run prepare again") from error
         return opened
+
+    def _refuse_change(self) -> None:
+        """Compare the index with the one that was read: by its stamp, and where that differs by its content."""
+        path = self.folder / INDEX_FILE
+        digest, stamp = self._index
+        try:
+            if _stamp(path.stat()) == stamp:
+                return
+            facts, content = path.stat(), path.read_bytes()
+        except FileNotFoundError:
+            raise changed(str(self.folder), "is gone, or being prepared again,") from None
+        if _digest(content) != digest:
+            raise changed(str(self.folder))
+        self._index = digest, _stamp(facts)
 
     def fetch_ahead(self, shards: Iterable[IndexedShard]) -> None:
         pass
@@ -110,27 +143,58 @@ class FetchedFiles:
     def __init__(self, address: str, settings: CacheSettings) -> None:
         self.address, self.settings = address.rstrip("/"), settings
         self.look_ahead, self.patience = settings.look_ahead, settings.patience.seconds
-        self._cache = ShardCache(self.address, "", settings)
+        self._cache, self._digest = ShardCache(self.address, "", settings), b""
 
     def read_index(self) -> tuple[bytes, int]:
         content = fetch_bytes(f"{self.address}/{INDEX_FILE}", self.settings.patience)
         # it tells the checksum of every shard: other content, another folder
+        self._digest = _digest(content)
         version = hashlib.blake2b(self.address.encode() + b"\0" + content, digest_size=12)
         self._cache = ShardCache(self.address, version.hexdigest(), self.settings)
         return content, int.from_bytes(version.digest()[:7], "big")
 
     def column(self, name: str) -> np.ndarray:
-        return _map_array(self._cache.open(f"{name}.npy"))
+        is_new = not self._cache.has(f"{name}.npy")
+        found = _map_array(self._cache.open(f"{name}.npy"))
+        if is_new:
+            self._refuse_change(f"{name}.npy")
+        return found
 
     def open(self, shard: IndexedShard, verify: bool) -> OpenShard:
-        opened = self._open(shard)
+        # a set of the first format tells no checksums: nobody would see that what is fetched is another shard
+        is_new = shard.crc32 is None and not self._cache.has(f"{shard.stem}.tar")
+        try:
+            opened = self._open(shard)
+        except ShardError:
+            self._refuse_change()
+            raise
         try:
             if verify:
                 check_shard(opened.descriptor, shard.num_bytes, shard.crc32)
+            check_opened(opened.descriptor, opened.places, shard.num_bytes)
         except (OSError, ValueError) as error:
             self.drop(shard)
+            self._refuse_change()
             raise ShardError(f"{opened.name}: its copy in {self.settings.root} is damaged ({error})") from error
+        if is_new:
+            self._refuse_change(f"{shard.stem}.tar", f"{shard.stem}.npy")
         return opened
+
+    def _refuse_change(self, *fetched: str) -> None:
+        """Fetch the index again and compare it; what was `fetched` meanwhile would be of another set than it says."""
+        try:
+            content = fetch_bytes(f"{self.address}/{INDEX_FILE}", self.settings.patience)
+        except MissingError:
+            reason = "is gone, or being prepared again,"
+        except ShardError:  # the store is out of reach: whoever needs a file of it will say so
+            return
+        else:
+            if _digest(content) == self._digest:
+                return
+            reason = "was prepared again with other content"
+        for name in fetched:
+            self._cache.drop(name)
+        raise changed(self.address, reason)
 
     def fetch_ahead(self, shards: Iterable[IndexedShard]) -> None:
         for shard in shards:
@@ -153,6 +217,14 @@ class FetchedFiles:
             ) from error
         found = self._cache.open(tar, shard.num_bytes, partial(_check_tar, shard), is_ahead)
         return OpenShard(f"{self.address}/{tar}", found, places, is_cached=True)
+
+
+def _digest(content: bytes) -> bytes:
+    return hashlib.blake2b(content, digest_size=16).digest()
+
+
+def _stamp(facts: os.stat_result) -> tuple[int, ...]:
+    return facts.st_mtime_ns, facts.st_size, facts.st_ino
 
 
 def _check_tar(shard: IndexedShard, path: Path) -> None:

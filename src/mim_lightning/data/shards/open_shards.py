@@ -6,6 +6,7 @@ File descriptors come in from `files`, members of samples go out.
 from __future__ import annotations
 
 import os
+import tarfile
 import threading
 import time
 import zlib
@@ -18,6 +19,7 @@ from mim_lightning.data.shard_cache import TOUCH_EVERY, touch
 
 MEMBERS = ("json", "query_image", "product_image")
 MAX_OPEN = 256  # a few dozen shards are read from at a time; a process may hold about 1000 files
+NUM_COMPARED = 8  # samples of a shard whose members are compared with the byte index when it is opened
 BLOCK = 1 << 20  # bytes read at once for a checksum
 
 
@@ -32,7 +34,7 @@ class OpenShard:
     """
 
     def __init__(self, name: str, descriptor: int, places: np.ndarray, is_cached: bool = False) -> None:
-        self.name, self.descriptor, self._places = name, descriptor, places
+        self.name, self.descriptor, self.places = name, descriptor, places
         self._touched = time.monotonic() if is_cached else float("inf")
 
     def __del__(self) -> None:
@@ -52,7 +54,7 @@ class OpenShard:
         if time.monotonic() - self._touched > TOUCH_EVERY:
             self._touched = time.monotonic()
             touch(self.descriptor)
-        stored = zip(MEMBERS, self._places[row].tolist(), strict=True)
+        stored = zip(MEMBERS, self.places[row].tolist(), strict=True)
         places = {name: place for name, place in stored if place[1] and name in names}
         first = min(offset for offset, _ in places.values())
         stop = max(offset + size for offset, size in places.values())
@@ -63,6 +65,33 @@ class OpenShard:
         if len(data) < stop - first:
             raise ValueError("the file ends inside the sample")
         return {name: data[offset - first : offset - first + size] for name, (offset, size) in places.items()}
+
+
+def check_opened(descriptor: int, places: np.ndarray, num_bytes: int | None) -> None:
+    """Compare a tar file with its byte index and with its size, cheaply, for whenever it is opened.
+
+    Raises:
+        ValueError: one of them is of another shard.
+    """
+    size = os.fstat(descriptor).st_size
+    if num_bytes is not None and size != num_bytes:
+        raise ValueError(f"it has {size:,} bytes, the index says {num_bytes:,}")
+    for row in np.unique(np.linspace(0, len(places) - 1, min(len(places), NUM_COMPARED)).astype(int)).tolist():
+        for name, (offset, num_wanted) in zip(MEMBERS, places[row].tolist(), strict=True):
+            if num_wanted:
+                _check_member(descriptor, name, offset, num_wanted)
+
+
+def _check_member(descriptor: int, name: str, offset: int, size: int) -> None:
+    try:
+        header = os.pread(descriptor, tarfile.BLOCKSIZE, max(0, offset - tarfile.BLOCKSIZE))
+        member = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
+    except (OSError, OverflowError, tarfile.TarError) as error:
+        raise ValueError(f"no member begins where the byte index says ({error})") from error
+    if member.size != size or not member.name.endswith(f".{name}"):
+        raise ValueError(
+            f"the byte index is of another shard: at {offset:,} lies {member.name!r} of {member.size:,} bytes"
+        )
 
 
 def check_shard(descriptor: int, num_bytes: int | None, crc32: int | None) -> None:

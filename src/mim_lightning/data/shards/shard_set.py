@@ -8,6 +8,7 @@ written last: it means complete. Any WebDataset reader can read the tar files wi
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections.abc import Iterable, Sequence
@@ -41,7 +42,8 @@ class ShardSet:
         cache: how the files of an address are fetched, and where they are kept.
 
     Raises:
-        ValueError: there is no finished set, or its index is damaged.
+        ValueError: there is no finished set, or its index is damaged. While it is read, ChangedError: other content
+            has taken its place.
     """
 
     def __init__(self, folder: Place, cache: CacheSettings | None = None) -> None:
@@ -51,6 +53,7 @@ class ShardSet:
         self._files = FetchedFiles(self.folder, self.cache) if isinstance(self.folder, str) else LocalFiles(self.folder)
         try:
             content, self.written = self._files.read_index()
+            self.digest = hashlib.blake2b(content, digest_size=8).hexdigest()
         except MissingError:
             raise ValueError(f"{self.folder}: not a finished shard set (no {INDEX_FILE}); run prepare") from None
         try:
@@ -60,7 +63,7 @@ class ShardSet:
         self.sizes: list[int] = self._index.sizes  # samples of each shard
         self.max_relevant: int = self._index.max_relevant  # products of one sample, asked for or shown
         self._starts = self._index.starts
-        self._identity = str(self.folder), self.written, self.cache.verify
+        self._identity = str(self.folder), self.written, self.digest, self.cache.verify
         self._failed: dict[int, tuple[float, str]] = {}  # by shard: until when it is not tried again, and why
 
     def __len__(self) -> int:
@@ -90,12 +93,17 @@ class ShardSet:
         """Return one value a sample, (N,), memory-mapped: keys, product_keys, category_keys or weights.
 
         Raises:
-            ValueError: the set has none such.
+            ValueError: the set has none such, or it is of another set.
         """
         try:
-            return self._files.column(name)
+            found = self._files.column(name)
         except MissingError:
             raise ValueError(f"{self.folder}: has no {name}.npy; run prepare again") from None
+        if found.shape != (len(self),):
+            raise ValueError(
+                f"{self.folder}/{name}.npy: has {len(found)} values, the set {len(self)} samples; run prepare again"
+            )
+        return found
 
     def span(self, shard_idx: int) -> tuple[int, int]:
         """Return the number of a shard's first sample, and that after its last."""

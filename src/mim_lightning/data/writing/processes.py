@@ -18,6 +18,9 @@ from typing import Any
 
 from mim_lightning.data.pictures.images import ImageReader
 from mim_lightning.data.progress import WritingProgress
+from mim_lightning.data.shards.damage import Damage
+from mim_lightning.data.shards.files import INDEX_FILE
+from mim_lightning.data.shards.set_index import IndexedShard, parse_index
 from mim_lightning.data.writing.planned_sets import PlannedSet, ShardTask
 from mim_lightning.data.writing.samples import RecordReader
 from mim_lightning.data.writing.shard import Record, write_shard
@@ -27,6 +30,8 @@ from mim_lightning.data.writing.shard_index import (
     finished_shards,
     place_shard,
     remove_receipts,
+    shard_path,
+    write_columns,
 )
 from mim_lightning.data.writing.store import Store
 
@@ -63,6 +68,24 @@ class ShardWriter:
             facts = write_shard(stem, self._read(task, on_row), task.first)
             place_shard(self.store, task.set_name, task.shard_idx, stem, facts, task.rows_id)
 
+    def write_again(self, task: ShardTask, known: IndexedShard) -> None:
+        """Write a shard of a finished set as it was.
+
+        Raises:
+            ValueError: it would be another one than the set's index says.
+        """
+        with self.store.scratch() as scratch:
+            stem = scratch / "shard"
+            facts = write_shard(stem, self._read(task, lambda num_bytes: None), task.first)
+            is_same = facts.size == known.size and known.num_bytes in (None, facts.num_bytes)
+            if not is_same or known.crc32 not in (None, facts.crc32):
+                raise ValueError(
+                    f"{self.store.address}/{shard_path(task.set_name, task.shard_idx, '.tar')}: is missing or damaged, "
+                    "and what its rows and pictures make today is another shard; prepare all anew by force=true"
+                )
+            for suffix in (".npy", ".tar"):
+                self.store.put(stem.with_suffix(suffix), shard_path(task.set_name, task.shard_idx, suffix))
+
     def _read(self, task: ShardTask, on_row: OnRow) -> Iterator[Record]:
         for sample in task.samples:
             record = self.records.record(sample)
@@ -89,6 +112,36 @@ def write_sets(sets: Sequence[PlannedSet], store: Store, reader: ImageReader, se
     for planned in sets:
         finish_set(store, planned.name, -(-len(planned.items) // settings.samples_per_shard))
     remove_receipts(store)
+
+
+def write_again(
+    sets: Sequence[PlannedSet],
+    store: Store,
+    reader: ImageReader,
+    settings: WritingSettings,
+    damages: Sequence[Damage],
+) -> None:
+    """Write what is damaged of finished sets as it was: single shards, and the columns that are lost.
+
+    Raises:
+        ValueError: a picture cannot be read, or a shard would be another one.
+    """
+    planned, writer = {part.name: part for part in sets}, ShardWriter(store, reader, settings.max_image_side)
+    for damage in damages:
+        index = parse_index(store.read(f"{damage.set_name}/{INDEX_FILE}"))
+        wanted, part = set(damage.shard_idxs), planned.get(damage.set_name)
+        tasks = part.shards(settings.samples_per_shard, settings.max_image_side) if part and wanted else iter(())
+        for task in tasks:
+            if task.shard_idx in wanted and task.shard_idx < len(index.sizes):
+                writer.write_again(task, index.shard(task.shard_idx))
+                wanted.discard(task.shard_idx)
+        if wanted:
+            raise ValueError(
+                f"{store.address}/{damage.set_name}: shards are missing or damaged, and the rows of today make fewer; "
+                "prepare all anew by force=true"
+            )
+        if damage.columns:
+            write_columns(store, damage.set_name, len(index.sizes), damage.columns)
 
 
 def _unfinished(sets: Sequence[PlannedSet], store: Store, settings: WritingSettings) -> Iterator[ShardTask]:

@@ -26,6 +26,7 @@ from mim_lightning.data.prepared import (
     is_prepared,
     open_same,
     require_free,
+    write_settings,
 )
 from mim_lightning.data.progress import WritingProgress
 from mim_lightning.data.protocol import Seen
@@ -33,7 +34,7 @@ from mim_lightning.data.tables.faults import Fault
 from mim_lightning.data.tables.identity import combine_ids
 from mim_lightning.data.writing.fault_list import FaultList
 from mim_lightning.data.writing.hash_layout import HashLayout, plan_layout
-from mim_lightning.data.writing.partial import SETTINGS_FILE, move_into_place, partial_work, remote_work
+from mim_lightning.data.writing.partial import move_into_place, partial_work, remote_work
 from mim_lightning.data.writing.planned_sets import MIXED
 from mim_lightning.data.writing.ray_cluster import RaySettings, running
 from mim_lightning.data.writing.ray_tables import (
@@ -95,7 +96,7 @@ def prepare_with_ray(
                 job = _job(Store(place), layout, settings, source)
                 _write_all(tables, job, num_samples, ray_settings, faults)
                 faults.write(job.store, SKIPPED_FILE)
-                job.store.write(SETTINGS_FILE, json.dumps(described, indent=2).encode())
+                write_settings(place, described, folder)
             if isinstance(folder, Path):
                 move_into_place(Path(place), folder, force=force)
     return PreparedData(folder)

@@ -7,9 +7,10 @@ and the index, one shard at a time. `remove_receipts` when every set is finished
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ import numpy as np
 
 from mim_lightning.data.shards.open_shards import MEMBERS
 from mim_lightning.data.shards.set_index import FORMAT_VERSION
-from mim_lightning.data.writing.shard import COLUMNS, ShardFacts
+from mim_lightning.data.writing.shard import COLUMNS, ShardFacts, read_shard
 from mim_lightning.data.writing.store import Store
 
 RECEIPTS = "receipts"  # folder of the store
@@ -113,6 +114,25 @@ def finish_set(store: Store, set_name: str, num_shards: int) -> None:
         "crc32": [crc32 for crc32, _ in numbers],
     }
     store.write(_join(set_name, "index.json"), json.dumps(index).encode())
+
+
+def write_columns(store: Store, set_name: str, num_shards: int, names: Sequence[str]) -> None:
+    """Write columns of a finished set again, from its shards."""
+    parts: dict[str, list[np.ndarray]] = {name: [] for name in names}
+    for shard_idx in range(num_shards):
+        with store.open(shard_path(set_name, shard_idx, ".tar")) as file:
+            facts = read_shard(file)
+        for name, found in parts.items():
+            found.append(facts.columns[name])
+    for name, found in parts.items():
+        packed = io.BytesIO()
+        np.save(packed, np.concatenate(found))
+        store.write(_join(set_name, f"{name}.npy"), packed.getvalue())
+
+
+def content_id(store: Store, set_name: str) -> str:
+    """Return a short text that changes with the content of a set: its index tells the checksum of every shard."""
+    return hashlib.blake2b(store.read(_join(set_name, "index.json")), digest_size=8).hexdigest()
 
 
 def _read_receipts(store: Store, set_name: str, receipts: list[Receipt]) -> Iterator[Mapping[str, np.ndarray]]:

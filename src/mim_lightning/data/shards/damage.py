@@ -1,0 +1,87 @@
+"""What of a shard set in a folder is missing or damaged: shards, columns, or the index itself.
+
+The folder of one set comes in, a Damage goes out, or None; `prepared` asks before it relies on what is there, and has
+what is named made again.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mim_lightning.data.places.transfer import ShardError
+from mim_lightning.data.shards.files import LocalFiles
+from mim_lightning.data.shards.open_shards import MEMBERS
+from mim_lightning.data.shards.set_index import IndexedShard, SetIndex, parse_index
+
+PLACE_BYTES = len(MEMBERS) * 2 * 8  # of a sample in the byte index
+
+
+@dataclass(frozen=True)
+class Damage:
+    """What of one set has to be made again."""
+
+    set_name: str
+    shard_idxs: tuple[int, ...] = ()  # whose tar file or byte index is not what it was
+    columns: tuple[str, ...] = ()
+    is_unknown: bool = False  # there is no index that could tell
+
+    def __str__(self) -> str:
+        if self.is_unknown:
+            return f"{self.set_name}/index.json"
+        names = [f"{self.set_name}/{idx:06d}.tar" for idx in self.shard_idxs]
+        names += [f"{self.set_name}/{column}.npy" for column in self.columns]
+        return names[0] + (f" and {len(names) - 1} further files" if len(names) > 1 else "")
+
+
+def find_damage(
+    folder: Path,
+    set_name: str,
+    columns: Sequence[str],
+    is_thorough: bool,
+    on_shard: Callable[[IndexedShard], None] = lambda shard: None,
+) -> Damage | None:
+    """Look at the files of one set of a prepared folder.
+
+    Args:
+        columns: that a set has besides the keys; those of the first format have none.
+        is_thorough: compare whole shards with their checksums; else sizes alone.
+        on_shard: is told of each shard that was looked at.
+    """
+    files = LocalFiles(folder / set_name)
+    try:
+        index = parse_index(files.read_index()[0])
+        sizes = {entry.name: entry.stat().st_size for entry in os.scandir(files.folder)}
+    except (OSError, ValueError):
+        return Damage(set_name, is_unknown=True)
+    damaged = []
+    for shard in map(index.shard, range(len(index.sizes))):
+        if not (_is_whole(files, shard) if is_thorough else _has_its_size(sizes, shard)):
+            damaged.append(shard.idx)
+        on_shard(shard)
+    wanted = columns if index.num_bytes is not None else ("keys",)
+    lost = tuple(column for column in wanted if not _is_column(files, column, index))
+    return Damage(set_name, tuple(damaged), lost) if damaged or lost else None
+
+
+def _has_its_size(sizes: dict[str, int], shard: IndexedShard) -> bool:
+    num_bytes = sizes.get(f"{shard.stem}.tar")
+    is_there = num_bytes is not None and num_bytes == (num_bytes if shard.num_bytes is None else shard.num_bytes)
+    return is_there and sizes.get(f"{shard.stem}.npy", 0) > shard.size * PLACE_BYTES
+
+
+def _is_whole(files: LocalFiles, shard: IndexedShard) -> bool:
+    try:
+        files.open(shard, verify=True)
+    except ShardError:
+        return False
+    return True
+
+
+def _is_column(files: LocalFiles, name: str, index: SetIndex) -> bool:
+    try:
+        return files.column(name).shape == (sum(index.sizes),)
+    except (OSError, ValueError):
+        return False

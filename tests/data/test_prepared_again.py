@@ -1,0 +1,199 @@
+"""Prepared data that lost a part get it back by the same command, and others in their place are another run's."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mim_lightning.config import compose, describe_data
+from mim_lightning.data.check import CheckSettings
+from mim_lightning.data.checked import Checking
+from mim_lightning.data.manifest import Manifest, ManifestSource
+from mim_lightning.data.places.transfer import ChangedError
+from mim_lightning.data.prepared import PreparedData, ShardSettings, open_prepared, prepare_shards
+from mim_lightning.data.tables.faults import OnFault, raise_fault
+from mim_lightning.lit.datamodule import MatchDataModule
+from mim_lightning.prepare import prepare
+from tests.data.conftest import jpeg
+
+SETTINGS = ShardSettings(samples_per_shard=2)
+
+
+@pytest.fixture
+def folder(shop: ManifestSource, tmp_path: Path) -> Path:
+    """The shop, prepared: two shards of the catalogue, two to train on, one to evaluate."""
+    prepare_shards(shop, tmp_path / "out" / "shop", SETTINGS)
+    return tmp_path / "out" / "shop"
+
+
+def files(folder: Path) -> dict[str, str]:
+    found = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    return {str(path.relative_to(folder)): hashlib.md5(path.read_bytes()).hexdigest() for path in found}
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-600])
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[3000] ^= 1
+    path.write_bytes(data)
+
+
+LOSSES: dict[str, tuple[str, Callable[[Path], object]]] = {
+    "a shard": ("catalogue/000001.tar", Path.unlink),
+    "a byte index": ("queries/train/000001.npy", Path.unlink),
+    "the end of a shard": ("queries/val/000000.tar", cut),
+    "the end of a byte index": ("catalogue/000000.npy", cut),
+    "a column": ("queries/train/weights.npy", Path.unlink),
+    "the end of a column": ("catalogue/keys.npy", lambda path: np.save(path, np.load(path)[:-1])),
+    "an index": ("catalogue/index.json", Path.unlink),
+    "half an index": ("queries/train/index.json", cut),
+    "a set": ("queries/val", lambda path: [file.unlink() for file in path.iterdir()] and path.rmdir()),
+    "a bit": ("queries/train/000000.tar", flip),
+}
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_what_is_lost_is_made_again(shop: ManifestSource, folder: Path, loss: str, caplog: Any) -> None:
+    before, (name, lose) = files(folder), LOSSES[loss]
+    kept = {path: path.stat().st_ino for path in folder.rglob("*") if path.is_file()}
+    lose(folder / name)
+    prepare_shards(shop, folder, SETTINGS, is_compared=loss == "a bit")
+    assert files(folder) == before
+    assert name.removesuffix(".npy").removesuffix(".tar") in caplog.text and "made again" in caplog.text
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+    if "index.json" not in name and loss != "a set":
+        stem = str(folder / name).rsplit(".", 1)[0]
+        others = {path: inode for path, inode in kept.items() if not str(path).startswith(stem)}
+        assert {path: path.stat().st_ino for path in others} == others, "what is whole is left alone"
+
+
+class Unread(ManifestSource):
+    def read(self, work_dir: Path, on_fault: OnFault = raise_fault) -> Manifest:
+        raise AssertionError("the source was read again")
+
+
+@pytest.mark.parametrize("is_compared", [False, True])
+def test_whole_data_are_left_alone(shop: ManifestSource, folder: Path, is_compared: bool) -> None:
+    times = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    prepare_shards(Unread(str(shop.products), str(shop.queries)), folder, SETTINGS, is_compared=is_compared)
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == times
+
+
+def test_a_shard_that_would_be_another_is_refused(shop: ManifestSource, folder: Path) -> None:
+    (folder / "queries/val/000000.tar").unlink()
+    (shop.queries.parent / "q3.jpg").write_bytes(jpeg(99, 30, 30))
+    before = files(folder)
+    with pytest.raises(
+        ValueError, match=r"queries/val/000000.tar: is missing or damaged, and what its .* by force=true"
+    ):
+        prepare_shards(shop, folder, SETTINGS)
+    assert files(folder) == before
+    prepare_shards(shop, folder, SETTINGS, force=True)
+    assert open_prepared(folder).queries("val").read([0])[0].inputs["query_image"] == jpeg(99, 30, 30)
+
+
+def test_data_of_the_first_format_get_their_shard_back(shop: ManifestSource, folder: Path) -> None:
+    for path in folder.rglob("index.json"):
+        index = json.loads(path.read_text())
+        path.write_text(json.dumps({"version": 1} | {key: index[key] for key in ("sizes", "members", "max_relevant")}))
+        for column in ("product_keys", "category_keys", "weights"):
+            (path.parent / f"{column}.npy").unlink()
+    settings = json.loads((folder / "settings.json").read_text())
+    (folder / "settings.json").write_text(
+        json.dumps({key: settings[key] for key in ("source", "settings", "protocol")})
+    )
+    before = files(folder)
+    (folder / "catalogue/000001.tar").unlink()
+    prepare_shards(shop, folder, SETTINGS)
+    assert files(folder) == before
+
+
+def test_the_door_makes_again_what_is_damaged(shop: ManifestSource, tmp_path: Path) -> None:
+    words = [
+        f"data.source.products={shop.products}",
+        f"data.source.queries={shop.queries}",
+        f"data.folder={tmp_path}/a",
+    ]
+    config = compose("prepare", ["data=manifest", *words])
+    prepare(config)
+    before = files(tmp_path / "a")
+    flip(tmp_path / "a/catalogue/000000.tar")
+    prepare(config)
+    assert files(tmp_path / "a") == before
+
+
+def described(shop: ManifestSource, folder: Path, *, is_bare: bool = False) -> Any:
+    """Return what the id of a run is made of, beside its settings."""
+    words = [f"data.source.products={shop.products}", f"data.source.queries={shop.queries}"]
+    words = ["data=shards"] if is_bare else ["data=manifest", *words]
+    return json.dumps(describe_data(compose("train", [*words, f"data.folder={folder}"])["data"]), sort_keys=True)
+
+
+@pytest.mark.parametrize("is_bare", [False, True])
+def test_pictures_replaced_by_force_are_another_run(shop: ManifestSource, folder: Path, is_bare: bool) -> None:
+    picture = shop.queries.parent / "q0.jpg"
+    first, before = picture.read_bytes(), described(shop, folder, is_bare=is_bare)
+    prepare_shards(shop, folder, SETTINGS, force=True)
+    assert described(shop, folder, is_bare=is_bare) == before, "the same pictures"
+    picture.write_bytes(jpeg(50))
+    prepare_shards(shop, folder, SETTINGS, force=True)
+    second = described(shop, folder, is_bare=is_bare)
+    assert second != before
+    picture.write_bytes(jpeg(51))
+    prepare_shards(shop, folder, SETTINGS, force=True)
+    assert described(shop, folder, is_bare=is_bare) not in (before, second)
+    picture.write_bytes(first)
+    prepare_shards(shop, folder, SETTINGS, force=True)
+    assert described(shop, folder, is_bare=is_bare) == before, "the first pictures are back"
+
+
+def test_ids_of_what_was_prepared_once_are_what_they_were(shop: ManifestSource, folder: Path) -> None:
+    own = described(shop, folder.with_name("not-yet"))
+    assert described(shop, folder) == own
+    settings = json.loads((folder / "settings.json").read_text())
+    del settings["content"]  # as an older version leaves it
+    (folder / "settings.json").write_text(json.dumps(settings))
+    assert described(shop, folder, is_bare=True) == json.dumps(settings, sort_keys=True)
+    (shop.queries.parent / "q0.jpg").write_bytes(jpeg(50))
+    prepare_shards(shop, folder, SETTINGS, force=True)
+    assert described(shop, folder) != own, "what an older version prepared is replaced as well"
+
+
+def test_a_run_reads_one_data_set_from_end_to_end(shop: ManifestSource, folder: Path) -> None:
+    module = MatchDataModule("shop", {}, str(folder), None, SETTINGS, "val", 2, 2, 0, 0)
+    module.train_set(), module.query_set(), module.product_sets()
+    prepare_shards(shop, folder, SETTINGS, force=True)
+    module.train_set(), module.gallery_set()
+    (shop.queries.parent / "q3.jpg").write_bytes(jpeg(50))
+    prepare_shards(shop, folder, SETTINGS, force=True)
+    module.train_set()
+    with pytest.raises(ChangedError, match=re.escape(f"{folder}/queries/val: was prepared again with other content")):
+        module.query_set()
+
+
+def test_damaged_settings_are_told(folder: Path, shop: ManifestSource) -> None:
+    (folder / "settings.json").write_text("{")
+    with pytest.raises(ValueError, match=r"settings.json: damaged \(.*\); run prepare with force=true"):
+        prepare_shards(shop, folder, SETTINGS)
+    prepare_shards(shop, folder, SETTINGS, force=True)
+    assert PreparedData(folder).describe()["settings"]["samples_per_shard"] == 2
+
+
+def test_bad_rows_stay_left_out_when_a_shard_is_made_again(shop: ManifestSource, tmp_path: Path) -> None:
+    (shop.queries.parent / "q1.jpg").write_bytes(b"no picture")
+    checking = Checking(CheckSettings(on_bad="skip", max_bad="25%"))
+    prepare_shards(shop, tmp_path / "a", SETTINGS, checking=checking)
+    before = files(tmp_path / "a")
+    (tmp_path / "a/queries/train/000000.tar").unlink()
+    prepare_shards(shop, tmp_path / "a", SETTINGS, checking=checking)
+    assert files(tmp_path / "a") == before
