@@ -82,7 +82,7 @@ def prepare_with_ray(
         counts = _count(tables, settings.train_split)
         described = describe_preparation(describe_source(source, counts), settings, Seen())
         if is_prepared(folder) and not force:
-            return open_same(folder, described)
+            return _require_whole(open_same(folder, described))
         if isinstance(folder, Path):
             require_free(folder)
         faults = FaultList(check or CheckSettings(), _num_rows(counts))
@@ -100,6 +100,14 @@ def prepare_with_ray(
             if isinstance(folder, Path):
                 move_into_place(Path(place), folder, force=force)
     return PreparedData(folder)
+
+
+def _require_whole(prepared: PreparedData) -> PreparedData:
+    """Refuse a folder that lost a part: single shards are made again by the other engine alone."""
+    damages = prepared.find_damage(is_thorough=False) if isinstance(prepared.folder, Path) else []
+    if damages:
+        raise ValueError(f"{prepared.folder}: {damages[0]} is missing or damaged; prepare all anew by force=true")
+    return prepared
 
 
 def _claim(folder: Place, described: Mapping[str, Any], force: bool) -> AbstractContextManager[Place]:
