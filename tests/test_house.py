@@ -71,10 +71,10 @@ ROOMS = {  # room or file -> what of the project it may import
     "draw": {"command", "config", "run", "evidence"},
     "search": {
         *("data.pictures", "data.shards.sample_finder", "data.shards.shard_set", "inference"),
-        *("whole_file", "damaged_file", "search"),
+        *("whole_file", "damaged_file", "file_name", "search"),
         *("evidence.figures.lettering", "evidence.figures.picture_cell", "evidence.figures.style"),  # looks of pictures
     },
-    "search.index": {"search.index", "whole_file", "damaged_file"},
+    "search.index": {"search.index", "file_name", "whole_file", "damaged_file"},
     "search.service": {"data.pictures", "inference.pictures", "search"},
     "search.service.shopfront": {"data.pictures", "inference.pictures", "online.experiment", "search"},  # its type
     "search.service.recorder": {"online.experiment", "search"},  # likewise

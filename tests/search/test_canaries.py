@@ -7,11 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors import safe_open
+from safetensors.numpy import save_file
 
 from mim_lightning.data.shards.shard_set import ShardSet
 from mim_lightning.data.writing.shard import Record
 from mim_lightning.data.writing.small_set import write_shard_set
 from mim_lightning.search.canaries import (
+    Canaries,
     check_canaries,
     choose_canaries,
     encode_canaries,
@@ -76,3 +79,70 @@ def test_a_damaged_file_is_named(tmp_path: Path, content: bytes | None) -> None:
         path.write_bytes(content)
     with pytest.raises(ValueError, match=r"canaries.safetensors: not a readable file"):
         read_canaries(path)
+
+
+def sound() -> Canaries:
+    return encode_canaries(Encoder(), {"product_text": ["x", "xx"], "product_image": [b"\x01", b"\x02"]})
+
+
+NO_UNIT = r"'product_text': vectors that are not of unit length"
+
+
+@pytest.mark.parametrize(
+    ("vectors", "reason"),
+    [
+        (np.full((2, 2), np.nan, np.float32), NO_UNIT),
+        (np.array([[1, 0], [np.nan, 0]], np.float32), NO_UNIT),
+        (np.array([[1, 0], [np.inf, 0]], np.float32), NO_UNIT),
+        (np.array([[1, 0], [2, 0]], np.float32), NO_UNIT),
+        (np.zeros((2, 2), np.float32), NO_UNIT),
+        (np.array([[1, 0], [0, 1]], np.int64), NO_UNIT),
+        (np.ones((1, 1), np.float32), r"2 inputs, vectors of shape \(1, 1\)"),
+        (np.ones((3, 1), np.float32), r"2 inputs, vectors of shape \(3, 1\)"),
+        (np.ones((2, 0), np.float32), r"2 inputs, vectors of shape \(2, 0\)"),
+        (np.ones(2, np.float32), r"2 inputs, vectors of shape \(2,\)"),
+        (np.ones((2, 1, 1), np.float32), r"2 inputs, vectors of shape \(2, 1, 1\)"),
+    ],
+)
+def test_what_compares_with_anything_is_refused(tmp_path: Path, vectors: np.ndarray, reason: str) -> None:
+    path = tmp_path / "canaries.safetensors"
+    write_canaries(path, sound())
+    with safe_open(path, "numpy") as file:
+        tensors, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
+    save_file(tensors | {"vectors/product_text": vectors}, path, metadata)
+    with pytest.raises(ValueError, match=rf"canaries\.safetensors: canaries that tell nothing .*{reason}"):
+        read_canaries(path)
+
+
+@pytest.mark.parametrize("texts", ["{}", '{"product_text": []}', '{"query_text": ["x", "x"]}', "[]", "null", "{"])
+def test_inputs_without_vectors_are_refused(tmp_path: Path, texts: str) -> None:
+    path = tmp_path / "canaries.safetensors"
+    save_file({"vectors/product_text": np.eye(2, dtype=np.float32)}, path, {"texts": texts})
+    with pytest.raises(ValueError, match=r"canaries\.safetensors: "):
+        read_canaries(path)
+    save_file({}, path, {"texts": "{}"})
+    with pytest.raises(ValueError, match="canaries that tell nothing"):
+        read_canaries(path)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 0.0])
+def test_a_model_that_gives_no_numbers_is_refused(value: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    canaries = sound()
+    monkeypatch.setattr(Encoder, "_vectors", lambda self, numbers: np.full((len(numbers), 2), value, np.float32))
+    with np.errstate(all="ignore"), pytest.raises(ValueError, match="encodes the index's canaries to other vectors"):
+        check_canaries(Encoder(), canaries)
+    with pytest.raises(ValueError, match="not of unit length"):
+        encode_canaries(Encoder(), canaries.inputs)
+    monkeypatch.setattr(Encoder, "_vectors", lambda self, numbers: np.ones((len(numbers), 3), np.float32))
+    with pytest.raises(ValueError, match=r"to \(3,\) numbers, the index has \(2,\)"):
+        check_canaries(Encoder(), canaries)
+
+
+def test_products_without_inputs_are_passed_over(tmp_path: Path) -> None:
+    """The eight that are spread evenly have no picture: others are found."""
+    records = [
+        Record({"product_image": bytes([number])} if number == 50 else {}, {"product_id": f"p{number}"})
+        for number in range(100)
+    ]
+    write_shard_set(tmp_path / "catalogue", records, 100, samples_per_shard=50)
+    assert choose_canaries(ShardSet(tmp_path / "catalogue"), ["product_image"]) == {"product_image": [bytes([50])]}

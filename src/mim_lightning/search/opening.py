@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from mim_lightning.file_name import inside, plain_name
 from mim_lightning.inference.hub import is_hub_path
 from mim_lightning.inference.loaded import LoadedModel, load
 from mim_lightning.search.canaries import check_canaries, read_canaries
@@ -47,7 +48,8 @@ def open_searcher(
     _warm_up(index, model.dimension)
     canaries = index.card.extra.get(CANARIES)
     if canaries and not is_address(place):
-        check_canaries(model, read_canaries(Path(place) / canaries))
+        path = Path(place) / plain_name(canaries, f"{place}: {CANARIES}")
+        check_canaries(model, read_canaries(inside(Path(place), path) if path.exists() else path))
     return searcher
 
 

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from typing import Any
 
+from mim_lightning.file_name import plain_name
 from mim_lightning.search.index.rows import IndexRows
 from mim_lightning.search.index.settings import IndexSettings, ModelFacts
 
@@ -109,6 +110,11 @@ def read_card(text: str, place: str) -> IndexCard:
         card = IndexCard(**{**content, "recall": Recall(**content["recall"]), "files": files})
         if not all(isinstance(getattr(card, f.name), (str, int, float, Mapping, Recall)) for f in fields(card)):
             raise TypeError("a fact is missing")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        IndexSettings(**card.settings)
+        for stored in files.values():  # a card of somebody else's must not name what lies outside its folder
+            plain_name(stored.name, "files")
+            if not isinstance(stored.num_bytes, int) or not isinstance(stored.crc32, int):
+                raise TypeError(f"size and checksum of {stored.name} are no numbers")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{place}: the card of the index is damaged ({error}); build the index anew") from error
     return card

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from mim_lightning.file_name import inside
 from mim_lightning.search.index.card import IndexCard, StoredFile, read_card
 from mim_lightning.whole_file import whole_file
 
@@ -99,7 +100,8 @@ def remove_unnamed(folder: Path, named: set[str]) -> None:
 
 
 def check_file(path: Path, stored: StoredFile, verify: bool) -> None:
-    num_bytes = path.stat().st_size
+    num_bytes = path.stat().st_size  # FileNotFoundError, where the card may be newer by now
+    inside(path.parent, path)
     if num_bytes != stored.num_bytes:
         raise ValueError(f"{path}: has {num_bytes} bytes, should have {stored.num_bytes}; build the index anew")
     if (verify or num_bytes <= _ALWAYS_VERIFIED) and _crc32(path) != stored.crc32:

@@ -7,6 +7,7 @@ and Arrow: nothing here is pickled.
 from __future__ import annotations
 
 import os
+import struct
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -27,6 +28,8 @@ from mim_lightning.whole_file import whole_file
 
 _ENDINGS = {"index": "faiss", "products": "arrow"}
 _COPIED_ROWS = 2**16  # at once
+_HEADER = struct.Struct("<4siq")  # how every file of FAISS begins: its class, dimension and rows
+_KINDS = {"flat": b"IxFI", "hnsw": b"IHNf", "ivf_pq": b"IwPQ", "sq8": b"IwSq"}
 
 
 def write_segment(folder: Path, prefix: str, segment: Segment) -> dict[str, StoredFile]:
@@ -98,14 +101,34 @@ def read_segment(
     for stored in files.values():
         check_file(folder / stored.name, stored, verify)
     paths = {part: folder / stored.name for part, stored in files.items()}
+    if missing := {"index", "rows", "products", *(["vectors"] if kind in COARSE else [])} - paths.keys():
+        raise ValueError(f"{folder}: the card names no {prefix}_{min(missing)}; build the index anew")
+    rows, products = _read_array(paths["rows"]), read_products(paths["products"])
+    _check_header(paths["index"], kind, card.dimension, len(rows))
     index = _read_index(paths["index"])
     set_effort(kind, index, settings)
     vectors = _read_array(paths["vectors"]) if "vectors" in paths else stored_vectors(index)
     dead = np.array(_read_array(paths["dead"])) if "dead" in paths else None
-    rows, products = _read_array(paths["rows"]), read_products(paths["products"])
-    if not len(vectors) == len(rows) == index.ntotal or vectors.shape[1] != card.dimension:
+    if (
+        vectors.shape != (index.ntotal, card.dimension)
+        or (vectors.dtype, rows.dtype, rows.shape) != (np.float32, np.int32, (index.ntotal,))
+        or (dead is not None and (dead.dtype, dead.shape) != (np.bool_, rows.shape))
+        or (len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < len(products))
+    ):
         raise ValueError(f"{folder}: the files of the index do not fit each other; build it anew")
     return Segment(kind, index, vectors, rows, products, settings, dead, files)
+
+
+def _check_header(path: Path, kind: str, dimension: int, num_rows: int) -> None:
+    """Refuse a file that is no index of this kind and size before FAISS, which trusts what it reads, sees it."""
+    with path.open("rb") as file:
+        header = file.read(_HEADER.size)
+    found = _HEADER.unpack(header) if len(header) == _HEADER.size else None
+    if found is None or found != (_KINDS.get(kind), dimension, num_rows):
+        raise ValueError(
+            f"{path}: not readable by FAISS (no {kind} index of {num_rows} rows of {dimension} numbers); "
+            "build the index anew"
+        )
 
 
 def _read_index(path: Path) -> Any:
