@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import RichProgressBar
 from mim_lightning.lit.datamodule import MatchDataModule
 from mim_lightning.losses.objective import Objective
 from mim_lightning.model.matcher import Matcher
+from mim_lightning.types import Batch
 
 NOISE = (
     "Tip:",
@@ -27,12 +28,36 @@ NOISE = (
 
 
 class ProgressBar(RichProgressBar):
-    """Lightning's bar with the loss and the last value of the monitored metric, under short names."""
+    """Lightning's bar with the loss and the last value of the monitored metric, under short names.
+
+    The loss is the mean over the rows of the epoch so far: that of one batch, the last of which may hold a row or two,
+    says little.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._restart()
+
+    def _restart(self) -> None:
+        self._sum, self._num_rows = 0.0, 0
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._restart()
+        super().on_train_epoch_start(trainer, pl_module)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        loss = trainer.progress_bar_metrics.get("train/loss")
+        if loss is not None:
+            self._sum += float(loss) * len(batch)  # type: ignore[arg-type]
+            self._num_rows += len(batch)
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-        metrics = super().get_metrics(trainer, pl_module)
+        metrics = {name.rsplit("/", 1)[-1]: value for name, value in super().get_metrics(trainer, pl_module).items()}
         metrics.pop("v_num", None)
-        return {name.rsplit("/", 1)[-1]: value for name, value in metrics.items()}
+        return metrics | ({"loss": self._sum / self._num_rows} if self._num_rows else {})
 
 
 def quieten() -> None:

@@ -82,6 +82,7 @@ class MatchModule(LightningModule):
         # every rank holds its part of the global loss; their mean is the loss of the global batch
         log = partial(self.log, batch_size=len(batch), sync_dist=True)
         log("train/loss", result.loss.detach(), prog_bar=True)
+        log("train/epoch_loss", result.loss.detach(), on_step=False, on_epoch=True)
         for name, value in result.per_pair.items():
             log(f"train/loss/{name}", value)
         for name, value in result.stats.items():
