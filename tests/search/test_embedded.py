@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
 import pyarrow.parquet
 import pytest
 import torch
+from PIL import Image
 
+from mim_lightning.data.manifest import ManifestSource
+from mim_lightning.data.prepared import ShardSettings, prepare_shards
 from mim_lightning.data.shards.shard_set import ShardSet
 from mim_lightning.data.writing.shard import Record
 from mim_lightning.data.writing.small_set import write_shard_set
-from mim_lightning.search.embedded import EmbeddingFolder, describe_embedding
+from mim_lightning.search.embedded import EmbeddingFolder, _products, describe_embedding
+from mim_lightning.search.index.products import type_products
 
 
 @pytest.fixture
@@ -95,3 +103,23 @@ def test_a_damaged_shard_is_named(catalogue: ShardSet, tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-5])
     with pytest.raises(ValueError, match=r"000001.safetensors: not a readable file of embeddings"):
         folder.collect(catalogue)
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+def test_whole_numbers_of_a_table_come_back_whole(tmp_path: Path, kind: str) -> None:
+    """From the shop's table by the shards to what an index gives out, gaps and all."""
+    rows = {"product_id": ["a", "b", "c"], "image": ["p.jpg"] * 3, "title": ["x"] * 3}
+    Image.new("RGB", (9, 9), "red").save(tmp_path / "p.jpg")
+    path = tmp_path / f"products.{kind}"
+    table = pa.table({**rows, "price": [5, None, 40], "weight": [0.5, 2.0, None]})
+    if kind == "csv":
+        pa.csv.write_csv(table, path)
+    elif kind == "jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in table.to_pylist()))
+    else:
+        gaps = table.set_column(3, "price", pa.array([5.0, None, 40.0]))  # as a data frame has them
+        pa.parquet.write_table(gaps, path)
+    catalogue = prepare_shards(ManifestSource(str(path), None), tmp_path / "set", ShardSettings()).catalogue()
+    typed = type_products(_products(catalogue.read_facts(number) for number in range(3)))
+    found = [(record["price"], record["weight"]) for record in typed.records(np.arange(3))]
+    assert repr(found) == repr([(5, 0.5), (None, 2.0), (40, None)])

@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -141,8 +142,10 @@ def _products(facts: Iterable[dict]) -> pa.Table:
     return pa.table({name: _column([row.get(name) for row in rows]) for name in names})
 
 
-def _column(values: list[object]) -> pa.Array:
+def _column(values: list[Any]) -> pa.Array:
     # text as a CSV has it stays text here: what looks like a number in all cells, the index takes for one
-    if all(value is None or isinstance(value, int | float) for value in values):
-        return pa.array(values, pa.float64() if any(isinstance(value, float) for value in values) else None)
+    if all(value is None or isinstance(value, int | float) for value in values):  # whole numbers stay what they are
+        if not any(isinstance(value, float) for value in values):
+            return pa.array(values)
+        return pa.array([None if value is None else float(value) for value in values], pa.float64())
     return pa.array([None if value is None else str(value) for value in values], pa.string())

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from mim_lightning.search.index.filters import FLAG, NUMBER, TEXT, OneOf, Within
+from mim_lightning.search.index.filters import FLAG, NUMBER, TEXT, OneOf, Within, read_filter
 from mim_lightning.search.index.products import ProductTable, merge_products, read_products, type_products
 
 
@@ -126,3 +126,45 @@ def test_added_products_take_the_types_of_the_index() -> None:
 def test_tables_that_cannot_be_used_are_told(products: pa.Table, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         type_products(products)
+
+
+@pytest.mark.parametrize(
+    ("cells", "expected", "kind"),
+    [
+        (["5", "", "40"], [5, None, 40], pa.int64()),
+        (["5.0", "", "40.0"], [5, None, 40], pa.int64()),  # as a data frame writes a column with gaps
+        ([5.0, None, 40.0], [5, None, 40], pa.int64()),
+        ([5, None, 2**60 + 1], [5, None, 2**60 + 1], pa.int64()),
+        (["5", "", "40.5"], [5.0, None, 40.5], pa.float64()),
+        ([5.0, None, 40.5], [5.0, None, 40.5], pa.float64()),
+        ([1e300, None, 4.0], [1e300, None, 4.0], pa.float64()),
+        (["5", "", "99999999999999999999"], [5.0, None, 1e20], pa.float64()),
+        ([5.0, None, float("nan")], None, pa.float64()),
+    ],
+)
+def test_whole_numbers_stay_whole(cells: list[Any], expected: list[Any] | None, kind: pa.DataType) -> None:
+    typed = type_products(pa.table({"product_id": ["a", "b", "c"], "price": cells}))
+    assert typed.kinds["price"] == NUMBER and typed.table["price"].type == kind
+    found = [record["price"] for record in typed.records(np.arange(3))]
+    assert expected is None or repr(found) == repr(expected)
+
+
+def test_filters_on_whole_numbers() -> None:
+    typed = type_products(pa.table({"product_id": ["a", "b", "c"], "price": [5, 2**60 + 1, None]}))
+    for where, expected in (
+        ({"price": 5}, "a"),
+        ({"price": [5.5, 5]}, "a"),
+        ({"price": {"min": 4.5, "max": 5.5}}, "a"),
+        ({"price": {"min": 5.5}}, "b"),
+        ({"price": {"max": 1e300}}, "ab"),
+    ):
+        assert "".join(typed.ids.filter(typed.mask(read_filter(where, typed.kinds))).to_pylist()) == expected
+
+
+def test_whole_numbers_join_with_others() -> None:
+    first = type_products(pa.table({"product_id": ["a"], "price": [5], "stock": [2**60 + 1]}))
+    second = type_products(pa.table({"product_id": ["b"], "price": [5.5], "stock": [3]}), first.kinds)
+    third = type_products(pa.table({"product_id": ["c"], "price": ["7"]}), first.kinds)
+    joined = merge_products([first, second, third])
+    assert joined.table["price"].to_pylist() == [5.0, 5.5, 7.0]
+    assert joined.table["stock"].to_pylist() == [2.0**60, 3.0, None]

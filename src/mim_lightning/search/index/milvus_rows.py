@@ -50,15 +50,23 @@ def entities(rows: IndexRows) -> Iterator[list[dict[str, Any]]]:
         part = slice(start, start + per_batch)
         records = rows.products.records(rows.product_idx[part])
         yield [
-            {VECTOR: vector, **{fields[column]: value for column, value in record.items()}}
+            {VECTOR: vector, **{fields[column]: _stored(value) for column, value in record.items()}}
             for vector, record in zip(np.asarray(rows.vectors[part]), records, strict=True)
         ]
 
 
 def as_record(entity: Mapping[str, Any], columns: Sequence[str]) -> dict[str, Any]:
-    """Return a row's product as it was given."""
+    """Return a row's product as it was given; numbers that are whole come as such."""
     fields = fields_of(columns)
-    return {column: entity.get(fields[column]) for column in columns}
+    return {column: _given(entity.get(fields[column])) for column in columns}
+
+
+def _stored(value: Any) -> Any:
+    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+def _given(value: Any) -> Any:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def expression(conditions: Sequence[Condition], columns: Sequence[str]) -> str:

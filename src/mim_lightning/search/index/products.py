@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import bisect
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, reduce
 from pathlib import Path
@@ -24,6 +25,8 @@ ALWAYS_TEXT = (ID, "title", "description", "category")
 # a leading zero speaks of an article number, which is a text
 _NUMBER = r"^\s*[+-]?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?\s*$"
 _TYPES = {TEXT: pa.large_string(), NUMBER: pa.float64(), FLAG: pa.bool_()}
+_WHOLE = pa.int64()  # of a column of numbers that are whole; one with gaps may have come as floats
+_EXACT = 1 << 53  # whole numbers below it are the same as floats
 _FEW = 1000  # ids are looked up one by one, more by hashing all there are
 
 
@@ -139,11 +142,18 @@ def pick_records(records: Mapping[str, dict[str, Any]], product_ids: Sequence[st
 
 def merge_products(tables: Iterable[ProductTable]) -> ProductTable:
     """Join products of different ids and the same columns into one table, ascending by id."""
-    return ProductTable(_sorted_by_id(pa.concat_tables([part.table for part in tables])))
+    parts = [part.table for part in tables]
+    mixed = {name for name in parts[0].column_names if len({part.schema.field(name).type for part in parts}) > 1}
+    for name in mixed:  # whole numbers here, others there
+        parts = [
+            part.set_column(part.column_names.index(name), name, part[name].cast(pa.float64(), safe=False))
+            for part in parts
+        ]
+    return ProductTable(_sorted_by_id(pa.concat_tables(parts)))
 
 
 def kind_of(column_type: pa.DataType) -> str:
-    return next(kind for kind, arrow_type in _TYPES.items() if arrow_type == column_type)
+    return NUMBER if column_type == _WHOLE else next(kind for kind, known in _TYPES.items() if known == column_type)
 
 
 def _sorted_by_id(table: pa.Table) -> pa.Table:
@@ -175,10 +185,24 @@ def _typed(name: str, column: pa.ChunkedArray, like: Mapping[str, str] | None) -
             natural, column = NUMBER, pc.utf8_trim_whitespace(column)
     wanted = like[name] if like else natural
     try:
-        return column.cast(_TYPES[wanted])
+        return _numbers(column) if wanted == natural == NUMBER else column.cast(_TYPES[wanted])
     except pa.ArrowInvalid as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"column '{name}' of the index holds {wanted}, not so here: {reason}") from error
+
+
+def _numbers(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Return whole numbers as such, others as floats."""
+    if not _is_number(column.type):
+        with suppress(pa.ArrowInvalid):
+            return pc.replace_substring_regex(column, r"\.0$", "").cast(_WHOLE)
+        return column.cast(pa.float64())
+    if pa.types.is_integer(column.type):
+        with suppress(pa.ArrowInvalid):
+            return column.cast(_WHOLE)
+    column = column.cast(pa.float64(), safe=False)
+    is_whole = pc.and_(pc.equal(column, pc.floor(column)), pc.less(pc.abs(column), _EXACT))
+    return column.cast(_WHOLE) if pc.all(is_whole, min_count=0).as_py() else column
 
 
 def _is_number(column_type: pa.DataType) -> bool:
@@ -196,6 +220,8 @@ def _only_numbers(column: pa.ChunkedArray) -> bool:
 
 
 def _meets(column: pa.ChunkedArray, condition: Condition) -> pa.ChunkedArray:
+    if column.type == _WHOLE:  # what it is compared with need not be whole
+        column = column.cast(pa.float64(), safe=False)
     if isinstance(condition, OneOf):
         return pc.is_in(column, value_set=pa.array(condition.values, column.type))
     ends = []
