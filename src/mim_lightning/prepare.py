@@ -7,7 +7,7 @@ are, checks without writing, makes shards anew, and verifies those that are ther
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -63,9 +63,12 @@ def prepare(config: dict[str, Any]) -> None:
 def describe(prepared: PreparedData, train_split: str) -> None:
     """Say what prepared data hold."""
     print(f"{prepared.folder}\n  catalogue: {len(prepared.catalogue())} rows")
-    for split in prepared.splits():
+    splits = prepared.splits()
+    for split in splits:
         use = "triples or quadruples to train on" if split == train_split else "queries"
         print(f"  {plain(split)}: {len(prepared.queries(split))} {use}")
+    if splits and train_split not in splits:
+        print(f"  no split '{train_split}': can be evaluated, not trained on")
 
 
 def prepare_data(
@@ -74,6 +77,7 @@ def prepare_data(
     num_workers: int | None = None,
     specs: Mapping[str, InputSpec] | None = None,
     is_compared: bool = False,
+    needed: Sequence[str] = (),
 ) -> PreparedData:
     """Open the prepared folder of a `data` section, making it first if it has a source.
 
@@ -81,6 +85,7 @@ def prepare_data(
         num_workers: processes that write; None: as `data` has it.
         specs: of text towers, for the check of the texts' lengths.
         is_compared: compare what is there with its checksums, and make again what is damaged.
+        needed: splits without which nothing is to be written.
     """
     from mim_lightning.data.checked import Checking
     from mim_lightning.data.prepared import open_prepared, prepare_shards
@@ -91,7 +96,9 @@ def prepare_data(
     parts = build(data["source"]), _local(data["folder"]), build(data["shards"]), build(data["protocol"])
     checking = Checking(_strictness(data), specs, leave_check)
     workers = data["num_workers"] if num_workers is None else num_workers
-    return prepare_shards(*parts, force=force, checking=checking, num_workers=workers, is_compared=is_compared)
+    return prepare_shards(
+        *parts, force=force, checking=checking, num_workers=workers, is_compared=is_compared, needed=needed
+    )
 
 
 def check(data: Mapping[str, Any], specs: Mapping[str, InputSpec] | None) -> None:

@@ -42,7 +42,7 @@ def train(config: dict[str, Any]) -> float:
         clear_notes(run.folder)
         num_processes = num_processes_to_launch(config["trainer"])
         if num_processes:
-            prepare_data(config["data"])
+            prepare_data(config["data"], needed=(config["data"]["shards"]["train_split"],))
             launch("mim_lightning.train", config, num_processes)
         else:
             fit(config, run)

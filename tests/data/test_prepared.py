@@ -65,6 +65,65 @@ def test_a_catalogue_alone_has_no_splits(shop: ManifestSource, folder: Path) -> 
     assert (facts["title"], facts["metadata"], facts["product_text"]) == ("Red mug", {}, "Red mug. 300 ml")
 
 
+def write_queries(shop: ManifestSource, queries: list[dict[str, str]], **options: Any) -> ManifestSource:
+    """Return the shop with another table of queries; a cell that a row lacks is empty."""
+    columns = dict.fromkeys(
+        ("query_id", "split", "image", "text", "product_id", *(key for row in queries for key in row)), ""
+    )
+    path = write_csv(Path(str(shop.queries)).with_name("others.csv"), [columns | row for row in queries])
+    return ManifestSource(str(shop.products), str(path), **options)
+
+
+def test_a_set_without_a_training_split_is_prepared_unless_that_is_needed(shop: ManifestSource, folder: Path) -> None:
+    source = write_queries(shop, [{"query_id": "t", "split": "test", "image": "q3.jpg", "product_id": "7"}])
+    with pytest.raises(ValueError, match=r"others\.csv: column 'split' has no row 'train'; it has \['test'\]"):
+        prepare_shards(source, folder, SETTINGS, needed=["train"])
+    assert not folder.exists()
+    assert [sample.query_id for sample in rows(prepare_shards(source, folder, SETTINGS, needed=["test"]), "test")] == [
+        "t"
+    ]
+    nobody = write_queries(shop, [{"query_id": "t", "split": "test", "image": "gone.jpg", "product_id": "7"}])
+    with pytest.raises(ValueError, match=r"others\.csv: not one query can be used"):
+        prepare_shards(
+            nobody, folder, SETTINGS, force=True, checking=Checking(CheckSettings(on_bad="skip", max_bad="100%"))
+        )
+
+
+def test_training_rows_keep_their_segments(shop: ManifestSource, folder: Path) -> None:
+    queries = [{"query_id": "a", "split": "train", "image": "q0.jpg", "product_id": "7", "device": "phone"}]
+    prepared = prepare_shards(write_queries(shop, queries, segments=["device"]), folder, SETTINGS)
+    assert prepared.queries("train").read_facts(0)["segments"] == {"device": "phone"}
+
+
+def test_rows_of_one_query_are_its_products_each_with_grade_and_weight(shop: ManifestSource, folder: Path) -> None:
+    query = {"query_id": "a", "split": "train", "image": "q0.jpg", "text": "a gift"}
+    rows_of_a = [("7", "2", "3"), ("0012", "1", ""), ("x-9", "0", "")]
+    judged = [query | {"product_id": p, "grade": g, "weight": w} for p, g, w in [rows_of_a[2], *rows_of_a]]
+    shards = prepare_shards(write_queries(shop, judged), folder, SETTINGS).queries("train")
+    facts = sorted((shards.read_facts(number) for number in range(len(shards))), key=lambda row: row["product_id"])
+    assert [(row["product_id"], row.get("weight", 1.0)) for row in facts] == [("0012", 1.0), ("7", 3.0)]
+    assert all(row["asked_ids"] == ["7", "0012"] and row["asked_grades"] == [2, 1] for row in facts)
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "message"),
+    [
+        ("text", "other words", "with another text"),
+        ("image", "q1.jpg", "with another image"),
+        ("split", "val", "with another split"),
+        ("shown_product_id", "0012", "with another shown_product_id"),
+        ("product_id", "7", "stands already in"),
+    ],
+)
+def test_a_row_that_differs_in_more_than_its_product_is_another_query(
+    column: str, value: str, message: str, shop: ManifestSource, folder: Path
+) -> None:
+    query = {"query_id": "a", "split": "train", "image": "q0.jpg", "text": "a gift", "product_id": "7"}
+    source = write_queries(shop, [query, query | {"product_id": "x-9", column: value}])
+    with pytest.raises(ValueError, match=rf"'a' stands already in .*others\.csv, row 2.*{message}|{message} .*row 2"):
+        prepare_shards(source, folder, SETTINGS)
+
+
 def test_training_rows_hold_query_and_product(shop: ManifestSource, folder: Path) -> None:
     samples = rows(prepare_shards(shop, folder, SETTINGS), "train")
     assert [(sample.query_id, sample.product_id) for sample in samples] == [
@@ -270,7 +329,7 @@ def test_missing_folder_split_and_senseless_settings(shop: ManifestSource, folde
     with pytest.raises(ValueError, match=r"no prepared data here; run python -m mim_lightning.prepare"):
         open_prepared(folder)
     with pytest.raises(ValueError, match=r"no row 'fit'; it has .*'train'"):
-        prepare_shards(shop, folder, ShardSettings(train_split="fit"))
+        prepare_shards(shop, folder, ShardSettings(train_split="fit"), needed=["fit"])
     prepared = prepare_shards(shop, folder, SETTINGS)
     with pytest.raises(ValueError, match=r"no split 'test'; it has \['train', 'val'\]"):
         prepared.queries("test")

@@ -66,6 +66,24 @@ def test_evaluate_leaves_the_same_record(fit: Callable[..., Run], tmp_path: Path
     assert read_record(tmp_path / "train").facts.val_split == "train"
 
 
+def test_a_table_is_evaluated_directly_though_it_has_a_test_split_alone(
+    fit: Callable[..., Run], shop: Path, tmp_path: Path
+) -> None:
+    run = fit("trainer.max_epochs=1")
+    queries = shop / "shop" / "queries.csv"
+    lines = [line.replace("val,", "test,") for line in queries.read_text().splitlines() if "train," not in line]
+    (shop / "shop" / "tests.csv").write_text("\n".join(lines) + "\n")
+    table = ["data=manifest", f"data.source.products={shop}/shop/products.csv", f"paths.data={tmp_path}/other"]
+    table += [f"data.source.queries={shop}/shop/tests.csv", "data.source.segments=[text]", "data.num_workers=0"]
+    with pytest.raises(ValueError, match=r"tests\.csv: column 'split' has no row 'val'; it has \['test'\]"):
+        evaluation(run, tmp_path / "val", *table)
+    results = evaluation(run, tmp_path / "tests", *table, "split=test")
+    assert results["val/image_to_image/hit@1"] == run.read_results()["val/image_to_image/hit@1"]
+    assert set(read_record(tmp_path / "tests").directions["image_to_image"].segments["text"]) > {"red"}
+    with pytest.raises(ValueError, match=r"no split 'train'; it has \['test'\]: these data can be evaluated, not"):
+        fit("data.source=null", f"data.folder={tmp_path}/other/manifest", "data.val_split=test")
+
+
 def test_distractors_join_the_gallery(fit: Callable[..., Run], tmp_path: Path) -> None:
     products, queries = write_shop(tmp_path / "other", num_products=3)
     products.write_text(products.read_text().replace("\n00", "\nother-00"))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -68,6 +68,10 @@ class ShardSettings:
             raise ValueError(f"data.shards.layout={self.layout}: give {MIXED} or {BY_PRODUCT}")
 
 
+class MissingSplitError(ValueError):
+    """Prepared data have no such split."""
+
+
 @dataclass(frozen=True)
 class PreparedData:
     """The shard sets of one folder, or of an address such as s3://bucket/shop."""
@@ -122,7 +126,7 @@ class PreparedData:
     def queries(self, split: str) -> ShardSet:
         known = self.splits()
         if split not in known and (known or isinstance(self.folder, Path)):
-            raise ValueError(f"{self.folder}: no split '{split}'; it has {known}")
+            raise MissingSplitError(f"{self.folder}: no split '{split}'; it has {known}")
         return ShardSet(under(self.folder, f"queries/{split}"), self.cache)
 
     def catalogue(self) -> ShardSet:
@@ -206,6 +210,7 @@ def prepare_shards(
     checking: Checking | None = None,
     num_workers: int | None = None,
     is_compared: bool = False,
+    needed: Sequence[str] = (),
 ) -> PreparedData:
     """Write the shard sets of `source`, split by `protocol`, into `folder`, or open them if they are there already.
 
@@ -213,7 +218,8 @@ def prepare_shards(
     A folder that holds anything else is left alone. Everything is checked, then written beside the folder and
     renamed into place at the end; an interrupted attempt is gone on with. `num_workers` processes write; None: what
     the machine and the rows suggest. Of data that are there, what is missing or of another size is made again; with
-    `is_compared` what differs from its checksum, too.
+    `is_compared` what differs from its checksum, too. Nothing is written of a manifest without a row of the `needed`
+    splits.
 
     Raises:
         ValueError: the manifest or an image is faulty, or the folder holds other data.
@@ -243,6 +249,8 @@ def prepare_shards(
         if not is_prepared(partial):  # else a process was killed just before it was renamed
             checked = check_source(source, partial, settings.splits, protocol, checking)
             checked.require_good(partial, report_folder(folder), checking.leave_report)
+            for split in needed:
+                checked.good.split(split)
             sets = plan_sets(checked.good, settings.train_split, settings.seed, settings.layout)
             write_sets(sets, Store(partial), checked.reader, writing)
             (partial / "queries").mkdir(exist_ok=True)  # a catalogue alone has none

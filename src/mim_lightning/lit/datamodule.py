@@ -26,7 +26,7 @@ from mim_lightning.data.order import EpochSettings, Order, OrderSettings, Stream
 from mim_lightning.data.pictures.picture_key import MAX_KNOWN, bytes_key, pixel_key
 from mim_lightning.data.places.addresses import place_of
 from mim_lightning.data.places.transfer import changed
-from mim_lightning.data.prepared import ShardSettings, open_prepared, open_products, prepare_shards
+from mim_lightning.data.prepared import MissingSplitError, ShardSettings, open_prepared, open_products, prepare_shards
 from mim_lightning.data.protocol import Protocol
 from mim_lightning.data.shard_cache import CacheSettings
 from mim_lightning.data.shards.shard_set import ShardSet
@@ -106,21 +106,29 @@ class MatchDataModule(LightningDataModule):
 
     def prepare_data(self) -> None:
         """Make the shards if they are not there, and find the splits; on one process of a node."""
+        is_training = self.trainer is None or self.trainer.state.fn == "fit"
         if self.source is not None and isinstance(self.folder, Path):  # at an address they are there already
             checking = Checking(self.check, self.specs, leave_check)
             parts = self.source, self.folder, self.shards, self.protocol
-            prepare_shards(*parts, checking=checking, num_workers=self.num_workers)
-        for find in (self.train_set, self.query_set, self.gallery_set):
+            needed = self.shards.train_split if is_training else self.val_split
+            prepare_shards(*parts, checking=checking, num_workers=self.num_workers, needed=(needed,))
+        for find in (self.train_set,) * is_training + (self.query_set, self.gallery_set):
             find()
         self._refuse_known_distractors()
-        if self.trainer is None or self.trainer.state.fn == "fit":
+        if is_training:
             refuse_common_ids(open_catalogues(self.folder, self.mix, self.cache), self.mix)
             self.train_order(self.train_set())
 
     def train_set(self) -> ShardSet:
         """Return what is trained on: one set, or several that are read as one."""
         if not self.mix:
-            return self._as_before(open_prepared(self.folder, self.cache).queries(self.shards.train_split))
+            try:
+                return self._as_before(open_prepared(self.folder, self.cache).queries(self.shards.train_split))
+            except MissingSplitError as error:
+                raise ValueError(
+                    f"{error}: these data can be evaluated, not trained on; name the split to train on with "
+                    "data.shards.train_split, and prepare again with force=true"
+                ) from None
         mixed = open_mixed(self.folder, self.mix, self.shards.train_split, self.cache)
         for part in mixed.sets.values():
             self._as_before(part)
@@ -137,7 +145,10 @@ class MatchDataModule(LightningDataModule):
         return self.order.over(shards, self.epoch_settings)
 
     def query_set(self) -> ShardSet:
-        return self._as_before(open_prepared(self.folder, self.cache).queries(self.val_split))
+        try:
+            return self._as_before(open_prepared(self.folder, self.cache).queries(self.val_split))
+        except MissingSplitError as error:
+            raise ValueError(f"{error}; name the one to evaluate: data.val_split, or split of evaluate") from None
 
     def gallery_set(self) -> ShardSet:
         return self._as_before(open_prepared(self.folder, self.cache).catalogue())

@@ -12,6 +12,7 @@ from PIL import Image
 from mim_lightning.data.check.duplicates import near_equal
 from tests.data.check.broken import check, encoded, jpeg, one_coloured, photo, resized, told, write_shop
 
+KINDS = ("image_in_two_splits", "photo_in_catalogue", "reference_in_catalogue")
 PRODUCTS = [{"product_id": "p", "image": "shop.jpg", "title": "Mug"}]
 
 
@@ -20,7 +21,7 @@ def found_between(folder: Path, **pictures: bytes) -> set[tuple[str, str]]:
     queries = [{"query_id": n, "split": n.split("_")[0], "image": f"{n}.jpg", "product_id": "p"} for n in pictures]
     stored = {f"{name}.jpg": data for name, data in pictures.items()}
     report = check(*write_shop(folder, {"shop.jpg": jpeg(999), **stored}, PRODUCTS, queries))
-    return {(f.kind, f.row_id) for f in report.findings if f.kind in ("image_in_two_splits", "photo_in_catalogue")}
+    return {(f.kind, f.row_id) for f in report.findings if f.kind in KINDS}
 
 
 def recoloured(seed: int) -> bytes:
@@ -85,6 +86,29 @@ def test_within_a_split_nothing_is_told(tmp_path: Path) -> None:
 
 def test_a_query_image_of_the_catalogue(tmp_path: Path) -> None:
     assert found_between(tmp_path, val_1=resized(jpeg(999)), val_2=jpeg(2)) == {("photo_in_catalogue", "val_1")}
+
+
+def test_a_query_answers_itself_only_if_it_asks_for_the_product_that_it_shows(tmp_path: Path) -> None:
+    """p and q have one picture between them: whoever asks for either by it has the answer in hand."""
+    products = [{"product_id": name, "image": f"{name}.jpg", "title": name} for name in "pqr"]
+    pictures = {"p.jpg": jpeg(1), "q.jpg": resized(jpeg(1)), "r.jpg": jpeg(2), "photo.jpg": jpeg(1)}
+    queries = [
+        {
+            "query_id": f"asks {asked}",
+            "image": "photo.jpg",
+            "text": "blue",
+            "product_id": asked,
+            "shown_product_id": "p",
+        }
+        for asked in ("p", "q", "r", "r|q")
+    ]
+    report = check(*write_shop(tmp_path, pictures, products, queries))
+    assert {(f.kind, f.row_id) for f in report.findings if f.kind in KINDS} == {
+        ("photo_in_catalogue", "asks p"),
+        ("photo_in_catalogue", "asks q"),
+        ("reference_in_catalogue", "asks r"),
+        ("photo_in_catalogue", "asks r|q"),
+    }
 
 
 def test_colour_variants_are_not_the_same(tmp_path: Path) -> None:

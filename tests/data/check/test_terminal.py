@@ -60,6 +60,17 @@ def test_in_brief(tmp_path: Path) -> None:
     assert "replace the file" in printed(broken(tmp_path / "b"), brief=True)
 
 
+def test_a_set_to_evaluate_alone_says_so(tmp_path: Path) -> None:
+    queries = [{"query_id": "q", "split": "test", "image": "b.jpg", "product_id": "a"}]
+    products = [{"product_id": "a", "image": "a.jpg", "title": "A"}]
+    report = check(*write_shop(tmp_path, {"a.jpg": jpeg(1), "b.jpg": jpeg(2)}, products, queries))
+    for brief in (False, True):
+        assert "nothing bad; no split 'train': can be evaluated, not trained on" in " ".join(
+            printed(report, brief).split()
+        )
+    assert "no split" not in printed(replace(report, missing_split=""))
+
+
 def test_units() -> None:
     assert [counted(number, "query") for number in (0, 1, 12_345)] == ["0 queries", "1 query", "12,345 queries"]
     assert [share(*pair) for pair in ((0, 0), (0, 9), (1, 3), (1, 10_000), (3, 3))] == [

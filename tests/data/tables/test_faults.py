@@ -59,7 +59,13 @@ def test_good_rows_are_kept_and_each_bad_one_is_told(tables: tuple[Path, Path]) 
             "not UTF-8; data.source.encoding.products=cp1252 reads it as 'Té'",
         ),
         ("queries", f"{queries}, row 5", "", "d", "the query has neither image nor text"),
-        ("queries", f"{queries}, row 6", "query_id", "a", f"'a' stands already in {queries}, row 2"),
+        (
+            "queries",
+            f"{queries}, row 6",
+            "query_id",
+            "a",
+            f"'a' stands already in {queries}, row 2, with another image",
+        ),
         ("queries", f"{queries}, row 8", "weight", "", "'heavy': give a number above 0"),
         (
             *("queries", f"{queries}, row 3", "product_id", "b"),

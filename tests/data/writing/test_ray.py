@@ -207,6 +207,26 @@ def test_from_a_store_to_a_store(cluster: None, s3: str, shop: Path, tmp_path: P
     assert verify_sets(f"{address}/out", SETS).damaged == ()
 
 
+def test_rows_of_one_query_are_its_products_and_no_split_is_needed(
+    no_cluster: None, shop: Path, tmp_path: Path
+) -> None:
+    (path,) = (shop / "queries" / "part=0").rglob("*.parquet")
+    rows = pyarrow.parquet.read_table(path, partitioning=None).to_pylist()
+    more = [rows[0] | {"product_id": [name], "weight": 7.0} for name in ("p9", "p11")]
+    for split in ("train", "val"):
+        table(path, [row | {"split": split} if row["query_id"] == "q0" else row for row in [*rows, *more]])
+        here = prepare_shards(source_of(shop), tmp_path / f"here-{split}", SETTINGS)
+        there = prepare_with_ray(source_of(shop), tmp_path / f"there-{split}", SETTINGS, RAY)
+        assert contents(there) == contents(here)
+        found = [facts for facts, *_ in map(json.loads, content(there.queries(split))) if facts["query_id"] == "q0"]
+        assert [facts["asked_ids"] for facts in found] == [["p0", "p9", "p11"]] * (3 if split == "train" else 1)
+    for path in (shop / "queries").rglob("*.parquet"):
+        table(
+            path, [row | {"split": "test"} for row in pyarrow.parquet.read_table(path, partitioning=None).to_pylist()]
+        )
+    assert prepare_with_ray(source_of(shop), tmp_path / "tests", SETTINGS, RAY).splits() == ["test"]
+
+
 def test_the_order_of_rows_and_tasks_does_not_matter(no_cluster: None, shop: Path, tmp_path: Path) -> None:
     prepare_with_ray(source_of(shop), tmp_path / "one", SETTINGS, RAY)
     for path in (shop / "queries").rglob("*.parquet"):

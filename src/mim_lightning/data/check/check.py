@@ -68,17 +68,19 @@ def check_manifest(
     lost_rows = {(fault.table, fault.origin) for fault in faults} - kept_rows
     num_kept = dict(zip(TABLES, (len(manifest.products), len(manifest.queries)), strict=True))
     places = {"products": manifest.products_path, "queries": manifest.queries_path}
+    splits = count_splits(manifest)
     return CheckReport(
         settings=settings,
         places={table: str(place) for table, place in places.items() if place is not None},
         num_rows={table: num + sum(lost == table for lost, _ in lost_rows) for table, num in num_kept.items()},
         catalogue=count_catalogue(manifest),
-        splits=count_splits(manifest),
+        splits=splits,
         pictures=_summarise(facts),
         texts=texts,
         categories=measure_balance(manifest),
         findings=tuple(findings.kept),
         counts=dict(findings.counts),
+        missing_split=train_split if splits and all(split.name != train_split for split in splits) else "",
     )
 
 

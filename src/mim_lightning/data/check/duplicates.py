@@ -41,7 +41,9 @@ def find_duplicates(manifest: Manifest, facts: Facts, settings: CheckSettings, t
     for split, other in combinations(order, 2):
         for (row, image), (twin, twin_image), distance in _pairs(by_split[split], by_split[other], facts, settings):
             assert isinstance(row, Query)
-            kind = "image_in_two_splits" if other else "photo_in_catalogue"
+            kind = "image_in_two_splits"
+            if other is None:
+                kind = "photo_in_catalogue" if _answers(row, twin) else "reference_in_catalogue"
             near = "the same picture" if not distance else f"the same picture but for {distance} of {HASH_BITS} bits"
             yield Finding(
                 kind=kind,
@@ -55,6 +57,11 @@ def find_duplicates(manifest: Manifest, facts: Facts, settings: CheckSettings, t
                 other_origin=twin.origin,
                 other_image=twin_image,
             )
+
+
+def _answers(row: Product | Query, twin: Product | Query) -> bool:
+    """Return whether a query asks for a product."""
+    return isinstance(row, Query) and isinstance(twin, Product) and twin.product_id in row.asked_ids
 
 
 def near_equal(left_N: Hashes, right_M: Hashes, max_distance: int) -> Iterator[tuple[int, int, int]]:
@@ -119,7 +126,10 @@ def _places(manifest: Manifest, facts: Facts, settings: CheckSettings) -> dict[s
 def _pairs(
     left: _Places, right: _Places, facts: Facts, settings: CheckSettings
 ) -> Iterator[tuple[_Place, _Place, int]]:
-    """Yield each place of the left side that has a twin on the right, with the nearest and its distance."""
+    """Yield each place of the left side that has a twin on the right, with the nearest and its distance.
+
+    A product that the left side asks for goes before a nearer one.
+    """
     left_hashes, right_hashes = list(left), list(right)
     near: dict[int, list[tuple[int, int]]] = defaultdict(list)
     for i, j, distance in near_equal(_array(left_hashes), _array(right_hashes), settings.max_hash_distance):
@@ -128,10 +138,13 @@ def _pairs(
         candidates = [(place, distance) for distance, other in sorted(others) for place in right[other][:MAX_COMPARED]]
         for place in left[picture_hash]:
             colours = _colours(place, facts)
-            for twin, distance in candidates:
-                if np.abs(colours - _colours(twin, facts)).max() <= MAX_COLOUR_DISTANCE:
-                    yield place, twin, distance
-                    break
+            twins = [
+                (twin, distance)
+                for twin, distance in candidates
+                if np.abs(colours - _colours(twin, facts)).max() <= MAX_COLOUR_DISTANCE
+            ]
+            if twins:
+                yield place, *next((found for found in twins if _answers(place[0], found[0][0])), twins[0])
 
 
 def _array(hashes: Sequence[int]) -> Hashes:

@@ -43,7 +43,14 @@ KINDS = {
     "image_in_two_splits": Kind(
         "images in two splits", False, "what is evaluated was trained on; leave the row out", True
     ),
-    "photo_in_catalogue": Kind("query images in the catalogue", False, "such queries answer themselves", True),
+    "photo_in_catalogue": Kind(
+        "query images in the catalogue that show what is asked for", False, "such queries answer themselves", True
+    ),
+    "reference_in_catalogue": Kind(
+        "query images in the catalogue that show another product than is asked for",
+        False,
+        "the references of composed queries; they count in no direction that asks for what the photo shows",
+    ),
     "product_in_two_splits": Kind(
         "products in two splits", False, "choose data/protocol=disjoint to evaluate on unseen products"
     ),

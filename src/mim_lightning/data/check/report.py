@@ -39,6 +39,7 @@ class CheckReport:
         num_rows: rows of each table, those left out included.
         findings: all that are bad, and of each kind that is only told the first 100,000.
         counts: findings by kind, all of them.
+        missing_split: the training split, where there are queries and none of it.
     """
 
     settings: CheckSettings
@@ -51,6 +52,7 @@ class CheckReport:
     categories: CategoryBalance
     findings: tuple[Finding, ...]
     counts: Mapping[str, int]
+    missing_split: str = ""
 
     @property
     def skipped(self) -> tuple[Finding, ...]:

@@ -30,7 +30,7 @@ def print_check(report: CheckReport, console: Console | None = None, *, brief: b
         console = Console(file=console.file, width=PIPE_WIDTH)
     if brief and not report.num_bad:
         told = f"\n  told: {_counted_kinds(report)}" if report.counts else ""
-        console.print(f"check: {_held(report)}: nothing bad{told}", highlight=False, markup=False)
+        console.print(f"check: {_held(report)}: nothing bad{_missing(report)}{told}", highlight=False, markup=False)
         return
     console.print()
     for table, place in report.places.items():
@@ -51,7 +51,7 @@ def print_check(report: CheckReport, console: Console | None = None, *, brief: b
 def verdict_of(report: CheckReport) -> str:
     """Return in one line what becomes of the data."""
     if not report.num_bad:
-        return "nothing bad"
+        return f"nothing bad{_missing(report)}"
     rows = [
         f"{report.num_bad_rows(table):,} of {counted(num_rows, 'row')} of {table} "
         f"({share(report.num_bad_rows(table), num_rows)})"
@@ -61,8 +61,12 @@ def verdict_of(report: CheckReport) -> str:
     num_pictures = sum(finding.drops == "picture" for finding in report.findings)
     bad = ", ".join([*rows, f"{counted(num_pictures, 'single picture')} of products that have others"])
     if not describe_refusal(report):
-        return f"left out: {bad}"
+        return f"left out: {bad}{_missing(report)}"
     return f"refused with on_bad={report.settings.on_bad}, max_bad={report.settings.max_bad}: bad are {bad}"
+
+
+def _missing(report: CheckReport) -> str:
+    return f"; no split '{report.missing_split}': can be evaluated, not trained on" if report.missing_split else ""
 
 
 def _held(report: CheckReport) -> str:

@@ -12,7 +12,17 @@ from pathlib import Path
 
 from mim_lightning.data.places.addresses import Place
 from mim_lightning.data.tables.faults import Fault, NothingRelevantError, OnFault, RowError
-from mim_lightning.data.tables.rows import Product, Query, Row, parse_product, parse_query, text_of, without_html
+from mim_lightning.data.tables.rows import (
+    Product,
+    Query,
+    Row,
+    join_query,
+    merge_query,
+    parse_product,
+    parse_query,
+    text_of,
+    without_html,
+)
 
 
 @dataclass
@@ -34,6 +44,7 @@ class ManifestDraft:
     queries: dict[str, Query] = field(default_factory=dict)
     first_fault: Fault | None = None
     _left_out: dict[str, str] = field(default_factory=dict)  # product id -> origin of its faulty row
+    _irrelevant: list[tuple[str, RowError, str, Row]] = field(default_factory=list)  # query id, what and where
     _num_queries: int = 0  # with those left out: names of queries do not depend on them
 
     def add_product(self, origin: str, row: Row, root: Place) -> None:
@@ -49,16 +60,16 @@ class ManifestDraft:
             self.products[product.product_id] = product
 
     def add_query(self, origin: str, row: Row, root: Place) -> None:
-        """Add a row of a table where each query stands once."""
+        """Add a row of a table of queries; rows that differ in their products alone are one query with several."""
         try:
             query = self._parse_query(row, root, origin)
-            if query.query_id in self.queries:
-                first = self.queries[query.query_id].origin
-                raise RowError("query_id", f"'{query.query_id}' stands already in {first}")
+            first = self.queries.get(query.query_id)
+            self.queries[query.query_id] = query if first is None else join_query(first, query)
+        except NothingRelevantError as fault:
+            # no fault of a query that other rows say the answers of
+            self._irrelevant.append((text_of(row, "query_id") or "", fault, origin, row))
         except RowError as fault:
             self._leave_out_query(fault, origin, row)
-        else:
-            self.queries[query.query_id] = query
 
     def add_pair(self, origin: str, product_row: Row, query_row: Row, root: Place) -> None:
         """Add a query and its product; rows of the same query id become one query with several products.
@@ -79,7 +90,7 @@ class ManifestDraft:
         except RowError as fault:
             self._leave_out_query(fault, origin, query_row)
         else:
-            self.queries[query.query_id] = query if first is None else _join(first, query)
+            self.queries[query.query_id] = query if first is None else merge_query(first, query)
 
     def add_repeated(self, origin: str, row: Row, root: Place) -> bool:
         """Add a product that may have come before; return whether it is fit to be asked for."""
@@ -97,7 +108,10 @@ class ManifestDraft:
         return True
 
     def require_products(self) -> None:
-        """Leave out the queries that name products which are not there."""
+        """Leave out the queries that name products which are not there, or none."""
+        for query_id, fault, origin, row in self._irrelevant:
+            if query_id not in self.queries:
+                self._leave_out_query(fault, origin, row)
         for query in list(self.queries.values()):
             if not {*query.asked_ids, *query.shown_ids} <= self.products.keys():
                 query = self.queries[query.query_id] = self._with_whole_numbers(query)
@@ -119,7 +133,8 @@ class ManifestDraft:
 
         asked, shown = (tuple(map(known, ids)) for ids in (query.asked_ids, query.shown_ids))
         is_same = len(set(asked)) == len(asked) and len(set(shown)) == len(shown)
-        return replace(query, asked_ids=asked, shown_ids=shown) if is_same else query
+        weights = {known(product_id): weight for product_id, weight in query.product_weights.items()}
+        return replace(query, asked_ids=asked, shown_ids=shown, product_weights=weights) if is_same else query
 
     def _why(self, product_id: str) -> str:
         return f" (left out: {self._left_out[product_id]})" if product_id in self._left_out else ""
@@ -143,12 +158,3 @@ class ManifestDraft:
         """Tell that a row was left out."""
         self.first_fault = self.first_fault or fault
         self.on_fault(fault)
-
-
-def _join(first: Query, again: Query) -> Query:
-    """Return a query with the products of two of its rows."""
-    grades = dict(zip(again.asked_ids, again.asked_grades, strict=True))
-    grades |= dict(zip(first.asked_ids, first.asked_grades, strict=True))
-    asked = tuple(dict.fromkeys((*first.asked_ids, *again.asked_ids)))
-    shown = tuple(dict.fromkeys((*first.shown_ids, *again.shown_ids)))
-    return replace(first, asked_ids=asked, asked_grades=tuple(grades[name] for name in asked), shown_ids=shown)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mim_lightning.data.pictures.images import ImageRef, TableCell, TarMember
@@ -51,6 +51,7 @@ class Query:
     segments: Mapping[str, str]  # further columns by which results are told apart
     origin: str
     weight: float = 1.0  # how often, or how much, it counts in training; above 0
+    product_weights: Mapping[str, float] = field(default_factory=dict)  # of products whose row has another weight
 
 
 def without_html(row: Row) -> Row:
@@ -108,6 +109,46 @@ def parse_query(row: Row, root: Place, origin: str, number: int, segments: Seque
         segments={name: text_of(row, name) or "none" for name in segments},
         origin=origin,
         weight=_weight(row),
+    )
+
+
+def join_query(first: Query, again: Query) -> Query:
+    """Return a query with the products of two of its rows, each with its row's grade and weight.
+
+    Raises:
+        RowError: the rows differ in more than their products, or the second one names no further product.
+    """
+    # pictures held in two cells of a table are not compared: that would mean to read them
+    are_cells = isinstance(first.image, TableCell) and isinstance(again.image, TableCell)
+    are_default = first.shown_ids == first.asked_ids and again.shown_ids == again.asked_ids
+    differences = {
+        "split": first.split != again.split,
+        "image": first.image != again.image and not are_cells,
+        "text": first.text != again.text,
+        "shown_product_id": first.shown_ids != again.shown_ids and not are_default,
+        **{name: first.segments.get(name) != label for name, label in again.segments.items()},
+    }
+    column = next((name for name, is_different in differences.items() if is_different), None)
+    if column is not None or {*again.asked_ids} <= {*first.asked_ids}:
+        other = f", with another {column}" if column is not None else ""
+        raise RowError("query_id", f"'{again.query_id}' stands already in {first.origin}{other}")
+    return merge_query(first, again)
+
+
+def merge_query(first: Query, again: Query) -> Query:
+    """Return a query with the products of two of its rows; what else they differ in is the first one's."""
+    grades = dict(zip(again.asked_ids, again.asked_grades, strict=True))
+    grades |= dict(zip(first.asked_ids, first.asked_grades, strict=True))
+    asked = tuple(dict.fromkeys((*first.asked_ids, *again.asked_ids)))
+    shown = tuple(dict.fromkeys((*first.shown_ids, *again.shown_ids)))
+    weights = {name: again.weight for name in again.asked_ids if again.weight != first.weight}
+    return replace(
+        first,
+        asked_ids=asked,
+        asked_grades=tuple(grades[name] for name in asked),
+        shown_ids=shown,
+        product_weights={name: weight for name, weight in weights.items() if name not in first.asked_ids}
+        | dict(first.product_weights),
     )
 
 

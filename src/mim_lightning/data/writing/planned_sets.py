@@ -64,10 +64,10 @@ def plan_sets(manifest: Manifest, train_split: str, seed: int, layout: str = MIX
         layout: MIXED, or BY_PRODUCT: the training rows of a product stand side by side.
 
     Raises:
-        ValueError: the training split is empty.
+        ValueError: there is a table of queries without any.
     """
-    if manifest.queries_path is not None:
-        manifest.split(train_split)  # an empty training split is an error, whatever else is there
+    if manifest.queries_path is not None and not manifest.queries:
+        raise ValueError(f"{manifest.queries_path}: not one query can be used")
     products = manifest.products
     gallery = [(product, image) for product in products.values() for image in product.images or (None,)]
     sets = [PlannedSet("catalogue", gallery, lambda item: catalogue_sample(*item))]

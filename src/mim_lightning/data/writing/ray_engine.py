@@ -87,7 +87,7 @@ def prepare_with_ray(
             require_free(folder)
         faults = FaultList(check or CheckSettings(), _num_rows(counts))
         faults.add(fault for count in counts for fault in count.faults)
-        num_samples = _num_samples(counts, settings, tables)
+        num_samples = _num_samples(counts, tables)
         layout = plan_layout(num_samples, settings.samples_per_shard, settings.seed)
         with _claim(folder, described, force) as place:
             if is_prepared(folder) and not force:  # by the process that was waited for
@@ -160,19 +160,17 @@ def _num_rows(counts: list[FileCount]) -> dict[str, int]:
     return {table: sum(count.num_rows for count in counts if count.table == table) for table in sorted(tables)}
 
 
-def _num_samples(counts: list[FileCount], settings: ShardSettings, tables: ShopTables) -> dict[str, int]:
-    """Return the samples of each set, at least one of the catalogue and the training split.
+def _num_samples(counts: list[FileCount], tables: ShopTables) -> dict[str, int]:
+    """Return the samples of each set, at least one of the catalogue and, where there is such a table, of queries.
 
     Raises:
-        ValueError: one of them is empty.
+        ValueError: there is none.
     """
     names = {name for count in counts for name in count.samples}
-    train_set = f"queries/{settings.train_split}"
     if CATALOGUE not in names:
         raise ValueError(f"{tables.products.name}: not one product can be used")
-    if tables.queries is not None and train_set not in names:
-        splits = sorted(name.removeprefix("queries/") for name in names - {CATALOGUE})
-        raise ValueError(f"{tables.queries.name}: column 'split' has no row '{settings.train_split}'; it has {splits}")
+    if tables.queries is not None and names == {CATALOGUE}:
+        raise ValueError(f"{tables.queries.name}: not one query can be used")
     return {name: sum(count.samples.get(name, 0) for count in counts) for name in sorted(names)}
 
 

@@ -19,8 +19,8 @@ import numpy as np
 from mim_lightning.data.manifest import PRODUCTS, QUERIES
 from mim_lightning.data.pictures.download import DownloadSettings
 from mim_lightning.data.pictures.images import ImageReader
-from mim_lightning.data.tables.faults import Fault
-from mim_lightning.data.tables.rows import Product, Query
+from mim_lightning.data.tables.faults import Fault, RowError
+from mim_lightning.data.tables.rows import Product, Query, join_query
 from mim_lightning.data.writing.hash_layout import NAMES_PER_SHARD, HashLayout
 from mim_lightning.data.writing.ray_tables import CATALOGUE, joined_schema
 from mim_lightning.data.writing.samples import (
@@ -148,8 +148,7 @@ def _catalogue(products: Iterable[Product], faults: list[Fault]) -> list[Planned
 def _queries(joined: Iterable[Joined], job: ShardJob, faults: list[Fault]) -> list[PlannedSample]:
     """Return the samples of the queries of one shard; all rows of a query are among them."""
     samples: list[PlannedSample] = []
-    for rows in _by_query(joined, faults):
-        query = rows[0].query
+    for query, rows in _by_query(joined, faults):
         missing = next((row.product_id for row in rows if row.product is None), None)
         if missing is not None:
             column = "product_id" if missing in query.asked_ids else "shown_product_id"
@@ -169,17 +168,21 @@ def _queries(joined: Iterable[Joined], job: ShardJob, faults: list[Fault]) -> li
     return samples
 
 
-def _by_query(joined: Iterable[Joined], faults: list[Fault]) -> Iterator[list[Joined]]:
-    """Yield the rows of each query; of queries with the same id the first by origin stands."""
+def _by_query(joined: Iterable[Joined], faults: list[Fault]) -> Iterator[tuple[Query, list[Joined]]]:
+    """Yield each query with its rows; of rows that differ in more than their products the first by origin stands."""
     by_id: dict[str, dict[str, list[Joined]]] = defaultdict(lambda: defaultdict(list))
     for row in joined:
         by_id[row.query.query_id][row.query.origin].append(row)
     for query_id, by_origin in by_id.items():
         first, *others = sorted(by_origin, key=_line)
+        query, rows = by_origin[first][0].query, by_origin[first]
         for origin in others:
-            reason = f"'{query_id}' stands already in {first}"
-            faults.append(Fault(QUERIES.name, origin, "query_id", query_id, reason))
-        yield by_origin[first]
+            try:
+                query = join_query(query, by_origin[origin][0].query)
+                rows += by_origin[origin]
+            except RowError as error:
+                faults.append(Fault(QUERIES.name, origin, error.column, query_id, error.reason))
+        yield query, rows
 
 
 def _line(origin: str) -> tuple[str, int]:

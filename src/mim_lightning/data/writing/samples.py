@@ -47,8 +47,11 @@ def training_sample(query: Query, product: Product, turn: int, category: str | N
     """
     image = product.images[turn % len(product.images)] if product.images else None
     facts = {**_product_facts(product), **_query_facts(query, category)}
-    if query.weight != 1:
-        facts["weight"] = query.weight
+    if query.segments:
+        facts["segments"] = dict(query.segments)
+    weight = query.product_weights.get(product.product_id, query.weight)
+    if weight != 1:
+        facts["weight"] = weight
     pictures = _pictures(product_image=(image, product.origin), query_image=(query.image, query.origin))
     return PlannedSample(facts, pictures)
 
