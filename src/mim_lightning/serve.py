@@ -5,6 +5,7 @@ One process: requests wait on threads of their own while what they want encoded 
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import sys
@@ -49,6 +50,7 @@ def serve(config: dict[str, Any]) -> None:
             file=sys.stderr,
             flush=True,
         )
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # or each broken form is a line of the log
     listening = listen(config["host"], config["port"])  # first, for what is opened next takes a while
     shopfront = open_shopfront(config)
     app: Any = make_app(shopfront, has_key=api_key is not None)

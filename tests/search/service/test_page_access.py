@@ -248,6 +248,25 @@ def test_only_what_the_page_needs_can_be_reached(browser: Browser, secret: Path)
         assert client.get(path).status_code == 200
 
 
+@pytest.mark.parametrize(
+    "where", ["/static/", "/svelte/", "/assets/", "/gradio_api/file=", "/gradio_api/heartbeat/../"]
+)
+@pytest.mark.parametrize(
+    "name", ["a" * 5000, "%00", "..%2f..%2fpages.py", "%2e%2e/", "\u202e", "%ED%A0%80", "", "/etc/passwd"]
+)
+def test_names_that_are_no_file(client: TestClient, where: str, name: str) -> None:
+    assert 400 <= client.get(where + name).status_code < 500
+
+
+@pytest.mark.parametrize(
+    "wanted", ["bytes=1-2-3", "bytes=9-1", "bytes=" + "9" * 400 + "-", "bytes=0-" + "9" * 5000, "-"]
+)
+def test_a_part_of_an_upload(browser: Browser, wanted: str) -> None:
+    path = browser.upload(square("blue"))
+    answer = browser.client.get(f"/gradio_api/file={path}", headers={"range": wanted})
+    assert answer.status_code == 200 and answer.content == square("blue")
+
+
 CALLS: list[tuple[dict[str, Any], int]] = [
     ({"data": []}, 422),
     ({"data": {}}, 422),
@@ -297,7 +316,8 @@ def test_bodies_that_are_no_calls_are_refused(browser: Browser, body: bytes) -> 
 def test_values_of_another_form_are_refused_and_the_page_lives_on(browser: Browser) -> None:
     for kind in dict.fromkeys(browser.kinds):
         for value in (
-            float("1e308"),
+            1e308,
+            10**400,
             -5,
             [],
             {},

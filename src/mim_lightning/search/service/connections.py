@@ -84,6 +84,7 @@ class _Connection(Mixin):
     all: Connections
     counted: str | None = None  # the client it is counted for; None: a proxy
     is_refused = False
+    running: Any = None  # the request at work, where uvicorn has several of a connection
 
     def connection_made(self, transport: asyncio.Transport) -> None:
         host = _host(transport)
@@ -125,6 +126,13 @@ class _Connection(Mixin):
         self.all.remove(self)
         if not self.is_refused:
             super().connection_lost(exc)
+            if self.running is not None:  # of several requests uvicorn tells the last only
+                self.running.disconnected = True
+                self.running.message_event.set()
+
+    def _start_asgi_task(self, cycle: Any, app: Any) -> None:  # of httptools' protocol
+        self.running = cycle
+        super()._start_asgi_task(cycle, app)
 
     def pause_writing(self) -> None:
         if not self.is_refused:

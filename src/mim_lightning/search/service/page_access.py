@@ -32,6 +32,7 @@ READ = (*PAGE, DATA, UPLOAD_PROGRESS, *(f"{API}/{name}" for name in ("info", "st
 READ_BELOW = ("/assets/", "/static/", "/svelte/", f"{API}/heartbeat/")
 WRITTEN = ("/login", "/login/", JOIN, UPLOAD)
 MAX_JSON = 64_000  # bytes of a call: words, filters and the name of a photo
+MAX_NAME = 255  # bytes of a part of a path
 MAX_PENDING = 16  # answers that one open page waits for
 SESSION = re.compile(r"[\w-]{1,64}", re.ASCII)
 CALL = {  # key -> what it may hold
@@ -64,7 +65,9 @@ class PageAccess:
         if isinstance(answer, Response):
             await answer(scope, receive, send)
         else:
-            await self.app(scope, answer, send)
+            # Gradio fails on ranges that it does not foresee; the page asks for none
+            headers = [(name, value) for name, value in scope["headers"] if name != b"range"]
+            await self.app({**scope, "headers": headers}, answer, send)
 
     async def _answer(self, scope: Scope, receive: Receive) -> Response | Receive:
         """Return an answer, or the body to go on with.
@@ -73,6 +76,8 @@ class PageAccess:
             RefusedError: the page has no such route, or would not ask it so.
         """
         path, method = scope["path"], scope["method"]
+        if any(len(part.encode(errors="replace")) > MAX_NAME or "\x00" in part for part in path.split("/")):
+            raise RefusedError(404, "Not Found")  # no file system has such a name
         if method in ("GET", "HEAD"):
             query = HTTPConnection(scope).query_params
             if path.startswith(FILE):

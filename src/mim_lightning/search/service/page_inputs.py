@@ -6,7 +6,6 @@ of that is off for a page that is mounted and not launched. Here a photo must be
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -71,7 +70,7 @@ def read_photo(photo: Mapping[str, Any]) -> bytes:
 
 def _may_hold(component: Any, value: Any) -> bool:
     if isinstance(component, gr.Slider):
-        is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
         return is_number and component.minimum <= value <= component.maximum
     if isinstance(component, gr.Dropdown):
         options = [choice for _, choice in component.choices]
