@@ -38,12 +38,13 @@ ROOMS = {  # room or file -> what of the project it may import
     },
     "overrides": set(),
     "expected_types": set(),
+    "set_name": set(),
     # what it builds and describes
     "config": {
         *("types", "model", "losses", "data.prepared"),
         *("damaged_file", "overrides", "expected_types", "stored_config"),
     },
-    "run": {"config", "whole_file", "damaged_file"},
+    "run": {"config", "set_name", "whole_file", "damaged_file"},
     "failure": {"config"},
     "door": {"command", "config", "failure", "interruption", "overrides"},
     "launch": {"config", "door", "failure", "interruption"},

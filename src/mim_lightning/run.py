@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mim_lightning.config import describe_data, load_stored_config
+from mim_lightning.set_name import name_set
 from mim_lightning.whole_file import whole_file
 
 # what changes where a run happens or what is shown of it, not what comes out
@@ -52,6 +53,7 @@ PLACEMENT_KEYS = (
     *(f"{section}.{key}" for section, keys in IRRELEVANT_IN.items() for key in keys if key not in ("source", "mix")),
 )
 PENDING_ID = "<run-id>"  # stands in conf/train.yaml until the id is known
+PENDING_SET = "<set>"  # stands there in the run's name, until the data set's is known
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,8 @@ def identify(config: dict[str, Any]) -> tuple[Run, dict[str, Any]]:
     section = config["run"]
     if section["digest"] is None:  # else a launched process, whose config was identified before
         digest = _digest(config)
-        run_id = f"{section['name']}-{digest}" if section["id"] == PENDING_ID else section["id"]
+        config = _replace(config, PENDING_SET, name_set(config["data"]))
+        run_id = section["id"] if section["id"] != PENDING_ID else _find_or_name(config, digest)
         config = _replace(config, PENDING_ID, run_id)
         config = {**config, "run": {**config["run"], "digest": digest}}
     run = Run(config["run"]["id"], Path(config["run"]["folder"]))
@@ -175,6 +178,16 @@ def _refuse_another(run: Run, config: Mapping[str, Any]) -> None:
         f"run.id={run.run_id}: {run.folder} is another run, which differs first in {key}: "
         f"{found_keys.get(key)} there, {wanted_keys.get(key)} here"
     )
+
+
+def _find_or_name(config: Mapping[str, Any], digest: str) -> str:
+    """Return the id of a run: its name and digest, or that of the folder which it had before its set was renamed."""
+    run_id = f"{config['run']['name']}-{digest}"
+    folder = Path(config["run"]["folder"].replace(PENDING_ID, run_id))
+    if folder.exists():
+        return run_id
+    found = sorted(path.parent.name for path in folder.parent.glob(f"*-{digest}/config.yaml"))
+    return found[0] if found else run_id
 
 
 def _digest(config: Mapping[str, Any]) -> str:
