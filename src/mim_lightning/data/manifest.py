@@ -216,10 +216,10 @@ def read_tables(
     if products is None:
         _read_pairs(draft, first, wanted, names, image_root)
     else:
-        for origin, row in read_rows(products, PRODUCTS, names[0], on_fault, metadata):
+        for origin, row in read_rows(products, PRODUCTS, names[0], draft.tell, metadata):
             draft.add_product(origin, row, image_root or products.root)
         if queries is not None:
-            for origin, row in read_rows(queries, wanted, names[1], on_fault):
+            for origin, row in read_rows(queries, wanted, names[1], draft.tell):
                 draft.add_query(origin, row, image_root or queries.root)
     return finish(draft, queries.name if queries else None)
 
@@ -232,7 +232,7 @@ def _read_pairs(
     if others.get("product_id", "product_id") == "product_id":  # not renamed: as the product's
         others = {**others, "product_id": own.get("product_id", "product_id")}
     draft.metadata = draft.metadata or ()
-    products = read_rows(table, PRODUCTS, own, draft.on_fault, draft.metadata)
+    products = read_rows(table, PRODUCTS, own, draft.tell, draft.metadata)
     pairs = zip(products, read_rows(table, queries, others, lambda fault: None), strict=True)
     for (origin, product), (_, query) in pairs:
         draft.add_pair(origin, product, query, root or table.root)

@@ -11,6 +11,7 @@ import json
 import logging
 import lzma
 import re
+import shlex
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -237,6 +238,16 @@ def test_the_encoding_that_was_found_is_named_and_reads(write: Write, encoding: 
     assert source.describe()["texts"] == {"products": {"encoding": encoding}}
 
 
+def test_a_table_of_which_no_row_is_readable_says_why(write: Write) -> None:
+    products = write("products.csv", "product_id,image,title\n1,a.jpg,Café\n", "cp1252")
+    faults: list[Fault] = []
+    with pytest.raises(
+        ValueError, match=r"not one product can be used; .*row 2, column 'title': not UTF-8; data.source.enc"
+    ):
+        ManifestSource(str(products), None).read(Path(), faults.append)
+    assert len(faults) == 1
+
+
 def test_each_table_has_its_own_encoding_and_a_mark_goes_first(write: Write, plain: list[tuple[Any, ...]]) -> None:
     products = write("products.csv", delimited(PRODUCTS))
     queries = write("queries.csv", delimited(QUERIES), "latin-1")
@@ -288,12 +299,29 @@ def test_what_could_be_two_columns_is_not_guessed(write: Write) -> None:
     assert read(products).products["2"].title == "Mug" and read(products).products["2"].metadata == {"Title": "other"}
 
 
-def test_a_column_of_a_similar_name_is_offered(write: Write) -> None:
-    products = write("products.csv", "productnr,image,title\n1,a.jpg,Mug\n")
-    with pytest.raises(
-        ValueError, match=r"missing column 'product_id'.*did you mean 'productnr'.*columns.products.product_id="
-    ):
-        read(products)
+@pytest.mark.parametrize(
+    ("column", "table"), [("productnr", "products"), ("query image", "queries"), ("bild", "queries")]
+)
+def test_a_column_of_a_similar_name_is_offered_by_the_word_to_type(write: Write, column: str, table: str) -> None:
+    header = {"products": ["product_id", "image", "title"], "queries": ["split", "image", "product_id"]}
+    ours = "product_id" if table == "products" else "image"
+    header[table][header[table].index(ours)] = column
+    products = write("products.csv", ",".join(header["products"]) + "\n1,a.jpg,Mug\n")
+    queries = write("queries.csv", ",".join(header["queries"]) + "\ntrain,a.jpg,1\n")
+    words = ["data=manifest", f"data.source.products={products}", f"data.source.queries={queries}"]
+
+    def read_composed(*further: str) -> Manifest:
+        return build(compose("prepare", [*words, *further])["data"]["source"]).read(Path())
+
+    with pytest.raises(ValueError, match=rf"{table}.csv: missing column '{ours}', it has .*'{column}'") as caught:
+        read_composed()
+    key = f"data.source.columns.{table}.{ours}"
+    if column == "bild":
+        assert f"; name another with {key}=<column>, or null if there is none" in str(caught.value)
+    else:
+        word = re.search(rf"did you mean '{column}'\? Then give (.*), or null if there is none", str(caught.value))
+        assert word is not None
+        assert list(read_composed(*shlex.split(word[1])).products) == ["1"]
 
 
 def test_what_was_read_otherwise_is_told_once(write: Write, caplog: pytest.LogCaptureFixture) -> None:

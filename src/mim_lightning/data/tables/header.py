@@ -44,8 +44,17 @@ def match_columns(origin: str, found: Sequence[str], wanted: Mapping[str, str]) 
 def missing_column(origin: str, found: Collection[str], name: str, key: str) -> ValueError:
     """Return the error for a column that a file lacks."""
     close = difflib.get_close_matches(fold(name), map(fold, found), 1)
-    meant = next((f"; did you mean '{column}'?" for column in found if close and fold(column) == close[0]), "")
-    return ValueError(
-        f"{origin}: missing column '{name}', it has {sorted(filter(None, found))}{meant}; "
-        f"name another with {key}=<column>, or null if there is none"
+    meant = next((column for column in found if close and fold(column) == close[0]), None)
+    another = (
+        f"name another with {key}=<column>"
+        if meant is None
+        else f"did you mean '{meant}'? Then give {_word(key, meant)}"
     )
+    return ValueError(
+        f"{origin}: missing column '{name}', it has {sorted(filter(None, found))}; {another}, or null if there is none"
+    )
+
+
+def _word(key: str, value: str) -> str:
+    """Return a word of the command line, in quotes for Hydra and for the shell where it needs them."""
+    return f"{key}={value}" if re.fullmatch(r"[\w.\-]+", value) else f"""'{key}="{value}"'"""
