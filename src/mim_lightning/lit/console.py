@@ -50,7 +50,7 @@ class ProgressBar(RichProgressBar):
     ) -> None:
         loss = trainer.progress_bar_metrics.get("train/loss")
         if loss is not None:
-            self._sum += float(loss) * len(batch)  # type: ignore[arg-type]
+            self._sum += float(loss) * len(batch)
             self._num_rows += len(batch)
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 

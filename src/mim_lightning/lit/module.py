@@ -20,6 +20,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from mim_lightning.lit.console import describe_training
 from mim_lightning.lit.optim import parameter_groups
+from mim_lightning.lit.text_lengths import describe_cut_texts
 from mim_lightning.losses.objective import Objective
 from mim_lightning.model.checkpoint import SECTION, describe
 from mim_lightning.model.matcher import Matcher
@@ -72,7 +73,11 @@ class MatchModule(LightningModule):
 
     def on_fit_start(self) -> None:
         assert self.objective is not None
-        rank_zero_info(describe_training(self.objective, self.trainer.datamodule))  # type: ignore[attr-defined]
+        datamodule = self.trainer.datamodule  # type: ignore[attr-defined]
+        rank_zero_info(describe_training(self.objective, datamodule))
+        if self.trainer.is_global_zero:
+            for line in describe_cut_texts(datamodule, self._config):
+                rank_zero_info(line)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         assert self.objective is not None

@@ -60,6 +60,15 @@ def test_in_brief(tmp_path: Path) -> None:
     assert "replace the file" in printed(broken(tmp_path / "b"), brief=True)
 
 
+def test_in_brief_long_texts_are_told_with_what_counts_those_that_are_cut(tmp_path: Path) -> None:
+    products = [{"product_id": "a", "image": "a.jpg", "title": "word " * 57}]
+    query = {"query_id": "q", "image": "a.jpg", "product_id": "a"}
+    report = check(*write_shop(tmp_path, {"a.jpg": jpeg(1)}, products, [query]))
+    lines = printed(report, brief=True).splitlines()
+    assert "  product_text: median 57 words, 95 % up to 57;" in lines
+    assert "    prepare encoder/text@texts=<encoder> counts the texts that it cuts" in lines
+
+
 def test_a_set_to_evaluate_alone_says_so(tmp_path: Path) -> None:
     queries = [{"query_id": "q", "split": "test", "image": "b.jpg", "product_id": "a"}]
     products = [{"product_id": "a", "image": "a.jpg", "title": "A"}]

@@ -57,7 +57,9 @@ KINDS = {
     "product_without_image": Kind("products without image", False, "they are found by their words alone", True),
     "product_without_text": Kind("products without text", False, "they are found by their pictures alone", True),
     "html_in_text": Kind("texts with HTML", False, "data.source.clean_html=true reads them without", True),
-    "text_over_limit": Kind("texts over the tokeniser's limit", False, "the rest of the text is not read", True),
+    "text_over_limit": Kind(
+        "texts over the tokeniser's limit", False, "a larger encoder.text.max_length reads the rest", True
+    ),
 }
 IMAGE_KINDS = ("unreadable_image", "truncated_image", "huge_image", "near_empty_image")
 

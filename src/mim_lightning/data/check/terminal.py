@@ -20,6 +20,7 @@ from mim_lightning.display_text import plain
 
 NUM_SHOWN = 3  # findings of a kind; findings.csv has all
 MAX_NAME, MAX_REASON = 60, 400  # characters
+SHORT = 24  # words, which every text encoder reads whole
 PIPE_WIDTH = 160  # characters: a pipe has no width of its own
 
 
@@ -30,6 +31,7 @@ def print_check(report: CheckReport, console: Console | None = None, *, brief: b
         console = Console(file=console.file, width=PIPE_WIDTH)
     if brief and not report.num_bad:
         told = f"\n  told: {_counted_kinds(report)}" if report.counts else ""
+        told += "".join(f"\n  {line}" for line in _text_lengths(report))
         console.print(f"check: {_held(report)}: nothing bad{_missing(report)}{told}", highlight=False, markup=False)
         return
     console.print()
@@ -106,6 +108,18 @@ def _facts(report: CheckReport) -> Iterator[str]:
             f"smallest '{smallest}' with {fewest:,}; half of the products stand in {balance.num_holding_half:,} of "
             f"them; {counted(balance.num_without, 'product')} in none"
         )
+
+
+def _text_lengths(report: CheckReport) -> Iterator[str]:
+    """Yield how long the texts are that an encoder cuts, or may cut."""
+    for texts in report.texts:
+        if texts.limit is None and texts.percentile_95 > SHORT:
+            yield f"{texts.tower}: median {texts.median:,} words, 95 % up to {texts.percentile_95:,};"
+            yield "  prepare encoder/text@texts=<encoder> counts the texts that it cuts"
+        elif texts.limit is not None and texts.num_over:
+            over = f"{share(texts.num_over, texts.num_texts)} are cut after {texts.limit:,} tokens"
+            yield f"{texts.tower}: {over}, median {texts.median:,};"
+            yield "  encoder.text.max_length reads more"
 
 
 def _texts(report: CheckReport) -> Table:
