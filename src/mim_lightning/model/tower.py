@@ -1,6 +1,7 @@
 """A tower: an encoder, a projection, unit length.
 
-Prepared inputs of one kind come in, (n, D) float32 vectors of length 1 go out; `matcher` holds the towers.
+Prepared inputs of one kind come in, (n, D) vectors of length 1 go out, float32 or the model's float64; `matcher` holds
+the towers.
 """
 
 from __future__ import annotations
@@ -37,9 +38,9 @@ class Tower(nn.Module):
     def forward(self, inputs: TowerInput) -> Tensor:
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             features = self.encoder(inputs)
-        # the last step in float32: rounding to bfloat16 would merge neighbours
+        # the last step in float32 or better: rounding to bfloat16 would merge neighbours
         with torch.autocast(features.device.type, enabled=False):
-            features = features.float()
+            features = features.to(torch.promote_types(features.dtype, torch.float32))
             if self.projection is not None:
-                features = F.linear(features, self.projection.weight.float())
+                features = F.linear(features, self.projection.weight.to(features.dtype))
             return F.normalize(features, dim=-1)
