@@ -42,8 +42,11 @@ class ImageSpec:
 
     size: tuple[int, int]  # height, width in pixels
     interpolation: str = "bilinear"  # "bilinear" or "bicubic"
-    crop_fraction: float = 1.0  # share of the resized shorter side that the centre crop keeps
-    resize_mode: str = "shortest"  # "shortest" (then centre crop) or "squash" (both sides, no crop)
+    crop_fraction: float = 1.0  # share of the resized picture's side that the centre crop keeps
+    # "shortest" (then centre crop), "squash" (both sides, no crop), and what timm has besides: "squash_crop" (both
+    # sides, then centre crop), "border" (the longer side fits, filled up), "shortest_pad" (fraction over 1, filled up)
+    resize_mode: str = "shortest"
+    fill: tuple[int, int, int] = (0, 0, 0)  # RGB of what is filled up
 
 
 Tokenise = Callable[[Sequence[str]], dict[str, Tensor]]

@@ -31,6 +31,10 @@ class EncoderContract:
         """Return the same encoder as a checkpoint does: from config and assets alone, no network."""
         raise NotImplementedError
 
+    def variants(self) -> list[Encoder]:
+        """Return encoders that differ from `build`'s in one setting each that may change features."""
+        return []
+
     @pytest.fixture()
     def encoder(self) -> Encoder:
         torch.manual_seed(0)
@@ -40,8 +44,8 @@ class EncoderContract:
         assert isinstance(encoder.spec, ImageSpec | TextSpec)
         if isinstance(encoder, ImageEncoder):
             assert encoder.spec.interpolation in ("bilinear", "bicubic")
-            assert encoder.spec.resize_mode in ("shortest", "squash")
-            assert 0 < encoder.spec.crop_fraction <= 1
+            assert encoder.spec.resize_mode in ("shortest", "squash", "squash_crop", "border", "shortest_pad")
+            assert encoder.spec.crop_fraction > 0
         else:
             assert encoder.spec.max_length > 0
 
@@ -68,6 +72,15 @@ class EncoderContract:
         together = encoder.eval()(inputs_of(encoder))
         alone = torch.cat([encoder(inputs_of(encoder, only=row)) for row in range(len(TEXTS))])
         torch.testing.assert_close(together, alone, atol=self.tolerance, rtol=self.tolerance)
+
+    @torch.no_grad()
+    def test_whatever_changes_features_changes_the_description(self, encoder: Encoder) -> None:
+        features, description = encoder.eval()(revealing_inputs_of(encoder)), encoder.describe_preprocessing()
+        for number, variant in enumerate(self.variants()):
+            variant.load_state_dict(encoder.state_dict(), strict=True)
+            changed = variant.eval()(revealing_inputs_of(variant))
+            is_same = changed.shape == features.shape and torch.equal(changed, features)
+            assert is_same or variant.describe_preprocessing() != description, f"variant {number}"
 
     def test_tokeniser_pickles(self, encoder: Encoder) -> None:
         if isinstance(encoder.spec, TextSpec):
@@ -101,6 +114,9 @@ class EncoderContract:
         inputs = inputs_of(encoder)
         assert torch.equal(encoder.eval()(inputs), copy.eval()(inputs_of(copy)))
 
+    def test_what_is_not_decayed_is_its_own(self, encoder: Encoder) -> None:
+        assert encoder.names_without_decay() <= {name for name, _ in encoder.named_parameters()}
+
     def test_building_leaves_training_mode(self, encoder: Encoder) -> None:
         assert all(module.training for module in encoder.modules())
 
@@ -111,6 +127,13 @@ def inputs_of(encoder: Encoder, only: int | None = None) -> TowerInput:
         return encoder.spec.tokenise(TEXTS if only is None else [TEXTS[only]])
     images = random_images(len(TEXTS), encoder.spec.size)
     return images if only is None else images[only : only + 1]
+
+
+def revealing_inputs_of(encoder: Encoder) -> TowerInput:
+    """Return the four inputs, and of texts one that is cut, has capitals and names a special token."""
+    if isinstance(encoder.spec, TextSpec):
+        return encoder.spec.tokenise([*TEXTS, "red [SEP] shoes", "Red Apple", "red " * 40 + "apple"])
+    return inputs_of(encoder)
 
 
 def random_images(num_images: int, size: tuple[int, int]) -> Tensor:

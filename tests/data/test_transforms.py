@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from timm import data as timm_data
 from torch import Tensor
 
 from mim_lightning.data.transforms import Augment, eval_image, train_image, vary_colours
@@ -45,6 +46,36 @@ def test_eval_image_against_pillow(interpolation: str, mode: str, shape: tuple[i
         assert image.shape == (3, 40, 40) and image.dtype == torch.uint8
         # boxes snap to stored pixels, which are coarse where the picture is hardly larger than the target
         assert mean_difference(image, reference_eval(data, spec)) < (3.5 if min(shape) >= 60 else 7.0)
+
+
+@pytest.mark.parametrize(
+    ("mode", "fraction"), [("squash_crop", 0.9), ("squash_crop", 0.956), ("border", 1.0), ("shortest_pad", 1.15)]
+)
+@pytest.mark.parametrize("shape", [(100, 100), (97, 201), (180, 75)])
+@pytest.mark.parametrize("size", [(48, 48), (40, 64)])
+def test_the_other_modes_against_timm(
+    mode: str, fraction: float, shape: tuple[int, int], size: tuple[int, int]
+) -> None:
+    """Whole numbers of pixels are the same; their values differ by how Pillow and torch round twice."""
+    crop_mode = {"squash_crop": "squash", "border": "border", "shortest_pad": "center"}[mode]
+    pil = picture(1, *shape)
+    transform = timm_data.create_transform(
+        (3, *size),
+        crop_pct=fraction,
+        crop_mode=crop_mode,
+        interpolation="bicubic",
+        mean=(0.5, 0.4, 0.3),
+        normalize=False,
+    )
+    fill = (128, 102, 76) if mode == "border" else (0, 0, 0)
+    image = eval_image(encoded(pil, "PNG"), ImageSpec(size, "bicubic", fraction, mode, fill))
+    difference = (image.int() - transform(pil).int()).abs()
+    assert difference.max() <= 2, difference.max()
+
+
+def test_an_unknown_mode_is_refused() -> None:
+    with pytest.raises(ValueError, match="resize_mode 'squish' is none"):
+        eval_image(jpeg(0, 20, 20), ImageSpec((8, 8), resize_mode="squish"))
 
 
 def test_eval_image_of_the_right_size_is_untouched() -> None:

@@ -36,7 +36,7 @@ class Augment:
 
 
 def eval_image(data: bytes | np.ndarray, spec: ImageSpec) -> Tensor:
-    """Resize as the encoder was trained to see: shorter side and centre crop, or both sides squashed.
+    """Resize as the encoder was trained to see: shorter side and centre crop, or both sides squashed, or see ImageSpec.
 
     `data` is encoded, or decoded already: (H, W, 3) uint8.
     """
@@ -44,10 +44,42 @@ def eval_image(data: bytes | np.ndarray, spec: ImageSpec) -> Tensor:
     target_h, target_w = spec.size
     if spec.resize_mode == "squash":
         return _resize(_decoded(data, target_h, target_w), spec.size, spec.interpolation)
+    if spec.resize_mode != "shortest":
+        scaled = _scaled_size(height, width, spec)
+        return _center(_resize(_decoded(data, *scaled), scaled, spec.interpolation), spec)
     share = min(height / target_h, width / target_w) * spec.crop_fraction
     crop_h, crop_w = min(height, round(target_h * share)), min(width, round(target_w * share))
     top, left = (height - crop_h) / 2, (width - crop_w) / 2
     return _decode_crop(data, (height, width), (top, left, crop_h, crop_w), spec)
+
+
+def _scaled_size(height: int, width: int, spec: ImageSpec) -> tuple[int, int]:
+    """Return height and width before cutting and filling up; rounded as timm's transforms_imagenet_eval does."""
+    frame_h, frame_w = (math.floor(side / spec.crop_fraction) for side in spec.size)
+    if spec.resize_mode == "squash_crop":
+        return frame_h, frame_w
+    if spec.resize_mode == "border":
+        ratio = max(height / frame_h, width / frame_w)
+    elif spec.resize_mode == "shortest_pad":
+        if frame_h == frame_w:  # torchvision's resize, which rounds down
+            return max(frame_h, int(frame_h * height / width)), max(frame_w, int(frame_w * width / height))
+        ratio = min(height / frame_h, width / frame_w)
+    else:
+        raise ValueError(f"resize_mode '{spec.resize_mode}' is none that images are resized by")
+    return max(1, round(height / ratio)), max(1, round(width / ratio))
+
+
+def _center(image: Tensor, spec: ImageSpec) -> Tensor:
+    """Cut the middle out of (3, H, W), or put it into the middle of what is filled up."""
+    for dim, side in ((1, spec.size[0]), (2, spec.size[1])):
+        extra = image.shape[dim] - side
+        image = image.narrow(dim, round(extra / 2), side) if extra > 0 else image
+    if image.shape[1:] == spec.size:
+        return image
+    filled = torch.tensor(spec.fill, dtype=torch.uint8).view(3, 1, 1).repeat(1, *spec.size)
+    top, left = ((side - part) // 2 for side, part in zip(spec.size, image.shape[1:], strict=True))
+    filled[:, top : top + image.shape[1], left : left + image.shape[2]] = image
+    return filled
 
 
 def train_image(data: bytes, spec: ImageSpec, augment: Augment, rng: random.Random) -> Tensor:

@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from difflib import get_close_matches
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,10 @@ class Encoder(nn.Module, ABC):
     def describe_preprocessing(self) -> str:
         """Return, in one canonical text, everything besides weights that changes the features."""
 
+    def names_without_decay(self) -> set[str]:
+        """Return the parameters that weight decay spares besides vectors and biases, as the vendor's training does."""
+        return set()
+
     def synchronise_batch_norm(self) -> None:
         """Let batch statistics be those of all processes; called once, before training on several GPUs."""
         for name, child in list(self.named_children()):
@@ -69,12 +74,17 @@ class Preprocessing:
             raise ValueError(f"images of {' x '.join(map(str, self.spec.size))}: a side has 1 to {MAX_SIDE} pixels")
 
     def to_json(self) -> str:
-        return canonical_text(asdict(self))
+        facts = asdict(self)
+        if self.spec.fill == (0, 0, 0):
+            del facts["spec"]["fill"]  # as before there was one: fingerprints hold this text
+        return canonical_text(facts)
 
     @classmethod
     def from_json(cls, text: str) -> Preprocessing:
         facts = json.loads(text)
-        spec = facts["spec"] | {"size": tuple(facts["spec"]["size"])}
+        spec: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in facts["spec"].items()
+        }
         return cls(ImageSpec(**spec), tuple(facts["mean"]), tuple(facts["std"]))
 
 
@@ -101,11 +111,6 @@ class ImageEncoder(Encoder):
     def describe_preprocessing(self) -> str:
         return self.preprocessing.to_json()
 
-    def synchronise_batch_norm(self) -> None:
-        """Let batch statistics be those of all processes; called once, before training on several GPUs."""
-        for name, child in list(self.named_children()):
-            setattr(self, name, nn.SyncBatchNorm.convert_sync_batchnorm(child))
-
     def export_assets(self) -> dict[str, str]:
         return {PREPROCESSING_FILE: self.preprocessing.to_json()}
 
@@ -123,6 +128,18 @@ def write_assets(assets: Mapping[str, str], folder: str | Path) -> None:
 def canonical_text(facts: Mapping[str, Any]) -> str:
     """Return facts as JSON that does not depend on their order."""
     return json.dumps(facts, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+
+
+def names_by_pattern(network: nn.Module, patterns: Iterable[str]) -> set[str]:
+    """Return the parameters whose names fit one of a vendor's patterns, such as "pos_embed" or "pos_embed.*"."""
+    patterns = tuple(patterns)
+    return {name for name, _ in network.named_parameters() if any(fnmatchcase(name, p) for p in patterns)}
+
+
+def one_line(error: Exception) -> str:
+    """Return a vendor's message, which may have many lines, as the beginning of one."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 200 else text[:197] + "..."
 
 
 def nearest_interpolation(name: str) -> str:

@@ -7,7 +7,8 @@ when a checkpoint is about to fill them.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,9 @@ from mim_lightning.encoders.interface import (
     Preprocessing,
     Pretrained,
     canonical_text,
+    names_by_pattern,
     nearest_interpolation,
+    one_line,
     unknown_name,
 )
 from mim_lightning.types import ImageSpec, TowerInput
@@ -31,6 +34,8 @@ from mim_lightning.types import ImageSpec, TowerInput
 HUB_PREFIX = "hf-hub:"
 RESERVED = frozenset(inspect.signature(timm.create_model).parameters) | {"num_classes"}
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin", "model.pth")
+SIDE_STEPS = (32, 28, 16, 14, 8)  # sides that architectures take are multiples of one of these
+MAX_SIDES_TRIED = 12  # above, and as many below
 
 
 class TimmImage(ImageEncoder):
@@ -74,19 +79,31 @@ class TimmImage(ImageEncoder):
             arguments["img_size"] = image_size
         if drop_path_rate:
             arguments["drop_path_rate"] = drop_path_rate
-        network = _build(name, pretrained, {"drop_rate": drop_rate} | arguments)
+        arguments["drop_rate"] = drop_rate
+        network = _build(name, pretrained, image_size, arguments)
         if assets is not None:
             preprocessing = Preprocessing.from_json(assets[PREPROCESSING_FILE])
         else:
             preprocessing = _preprocessing(network, image_size, mean, std)
         super().__init__(preprocessing)
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
-        self.network = network.to(memory_format=self.memory_format)
+        self.is_contiguous_on_cpu = _has_fragile_layer(network)
+        if channels_last and not self.is_contiguous_on_cpu:
+            _to_channels_last(network)
+        self.network = network
         self.architecture = {"timm": name.split(".")[0], "arguments": dict(model_kwargs or {})}
-        self.width = self._measure_width(name)
+        self.width = self._measure_width(name, arguments)
 
     def forward(self, inputs: TowerInput) -> Tensor:
-        return self.network(self.normalise(inputs).contiguous(memory_format=self.memory_format))
+        images = self.normalise(inputs)
+        is_plain = self.is_contiguous_on_cpu and images.device.type == "cpu"
+        return self.network(
+            images.contiguous(memory_format=torch.contiguous_format if is_plain else self.memory_format)
+        )
+
+    def names_without_decay(self) -> set[str]:
+        listed: Iterable[str] = getattr(self.network, "no_weight_decay", tuple)()
+        return {f"network.{name}" for name in names_by_pattern(self.network, listed)}
 
     def synchronise_batch_norm(self) -> None:
         # torch's own conversion would drop the activations that timm keeps inside its norm layers
@@ -96,14 +113,14 @@ class TimmImage(ImageEncoder):
         return canonical_text({**self.architecture, "preprocessing": self.preprocessing.to_json()})
 
     @torch.no_grad()
-    def _measure_width(self, name: str) -> int:
+    def _measure_width(self, name: str, arguments: Mapping[str, Any]) -> int:
         """Return the features of one grey image: `num_features` does not tell for every model with a head."""
         was_training = self.training
         height, width = self.spec.size
         try:
             features = self.eval()(torch.full((1, 3, height, width), 128, dtype=torch.uint8))
-        except (AssertionError, RuntimeError) as error:
-            raise ValueError(f"encoder '{name}': cannot take images of {height} x {width}") from error
+        except Exception as error:  # architectures check the size with whatever is at hand
+            raise _refusal(name, height, arguments, error) from error
         finally:
             self.train(was_training)
         return features.shape[-1]
@@ -121,20 +138,87 @@ def _check_name(name: str) -> None:
         raise unknown_name("weights tag of this timm model", name, tagged)
 
 
-def _build(name: str, pretrained: Pretrained, arguments: Mapping[str, Any]) -> nn.Module:
+def _to_channels_last(network: nn.Module) -> None:
+    """As `network.to(memory_format=...)`, which fails for layers with weights of five dimensions."""
+    for tensor in (*network.parameters(), *network.buffers()):
+        if tensor.ndim == 4:
+            tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
+
+
+def _has_fragile_layer(network: nn.Module) -> bool:
+    """Is there a layer whose backward pass writes past its memory on a CPU in channels_last?
+
+    oneDNN's does for 1 x 1 convolutions of stride 2 over 2 to 15 channels (torch 2.11 to 2.15): the process ends with a
+    segmentation fault. RepVGG and FastViT, which is the image half of MobileCLIP, begin with one.
+    """
+    return any(
+        isinstance(part, nn.Conv2d)
+        and (part.kernel_size, part.groups) == ((1, 1), 1)
+        and max(part.stride) > 1
+        and part.in_channels < 16
+        for part in network.modules()
+    )
+
+
+def _build(name: str, pretrained: Pretrained, image_size: int | None, arguments: Mapping[str, Any]) -> nn.Module:
     overlay = _find_weights(name, pretrained) if isinstance(pretrained, str) else None
     try:
         network = timm.create_model(
             name, pretrained=bool(pretrained), num_classes=0, pretrained_cfg_overlay=overlay, **arguments
         )
-    except TypeError as error:  # a keyword that the model's constructor does not know
-        raise ValueError(f"encoder '{name}': {error}; see model_kwargs, image_size, drop_path_rate") from error
-    except Exception as error:  # the hub's client raises a dozen kinds
-        if not pretrained:
-            raise
-        raise _weights_error(name, pretrained, error) from error
+    except Exception as error:  # the hub's client raises a dozen kinds, constructors what they like
+        fault = _fault_of_constructor(name, arguments) if pretrained else error
+        if fault is None:
+            raise _weights_error(name, pretrained, error) from error
+        if isinstance(fault, TypeError):  # a keyword that the model's constructor does not know
+            raise ValueError(f"encoder '{name}': {fault}; see model_kwargs, image_size, drop_path_rate") from error
+        if image_size is None:
+            reason = f"{type(fault).__name__}: {one_line(fault)}"
+            raise ValueError(f"encoder '{name}': cannot be built with {dict(arguments)} ({reason})") from error
+        raise _refusal(name, image_size, arguments, fault) from error
     network.pretrained_cfg.pop("state_dict", None)  # else the file's tensors would live as long as the network
     return network
+
+
+def _fault_of_constructor(name: str, arguments: Mapping[str, Any]) -> Exception | None:
+    """Return what the architecture says of its arguments, weights aside; None if it can be built."""
+    try:
+        timm.create_model(name, num_classes=0, **arguments)
+    except Exception as error:  # constructors raise what they like
+        return error
+    return None
+
+
+def _refusal(name: str, side: int, arguments: Mapping[str, Any], error: Exception) -> ValueError:
+    """Return the error for a size that a model cannot take, with the nearest that it can."""
+    own = timm.get_pretrained_cfg(name).input_size[-1]
+    if side == own:
+        reason = f"{type(error).__name__}: {one_line(error)}"
+        return ValueError(f"encoder '{name}': cannot embed an image with {dict(arguments)} ({reason})")
+    near = " and ".join(f"{size} x {size}" for size in _sides_near(name, side, arguments))
+    remedy = f"it takes {near}" if near else f"it was made for {own} x {own}"
+    return ValueError(f"encoder '{name}': cannot take images of {side} x {side}; {remedy}")
+
+
+def _sides_near(name: str, side: int, arguments: Mapping[str, Any]) -> list[int]:
+    """Return the nearest smaller and the nearest larger side that a model takes, of the multiples of usual steps."""
+    sides = sorted({k * step for step in SIDE_STEPS for k in range(1, math.ceil(2 * side / step) + 1)})
+    below, above = [s for s in reversed(sides) if s < side], [s for s in sides if s > side]
+    near = (next((s for s in part[:MAX_SIDES_TRIED] if _takes(name, s, arguments)), None) for part in (below, above))
+    return [size for size in near if size is not None]
+
+
+@torch.no_grad()
+def _takes(name: str, side: int, arguments: Mapping[str, Any]) -> bool:
+    given = {"img_size": side} if "img_size" in arguments else {}
+    for device in ("meta", "cpu"):  # shapes alone are checked fast; an index out of bounds shows in numbers
+        try:
+            with torch.device(device):
+                network = timm.create_model(name, num_classes=0, **{**arguments, **given}).eval()
+                network(torch.zeros(1, 3, side, side))
+        except Exception:  # as above
+            return False
+    return True
 
 
 def _find_weights(name: str, pretrained: str) -> dict[str, Any]:
@@ -187,12 +271,18 @@ def _preprocessing(
     network: nn.Module, image_size: int | None, mean: Sequence[float] | None, std: Sequence[float] | None
 ) -> Preprocessing:
     own = resolve_model_data_config(network)
+    mean = tuple(mean if mean is not None else own["mean"])
+    levels = [round(255 * value) for value in mean]
+    crop_fraction, mode = float(own["crop_pct"]), own["crop_mode"]
+    if mode == "squash":
+        mode = "squash" if crop_fraction == 1 else "squash_crop"
+    elif mode != "border":
+        mode = "shortest" if crop_fraction <= 1 else "shortest_pad"
     spec = ImageSpec(
         size=(image_size, image_size) if image_size is not None else tuple(own["input_size"][1:]),
         interpolation=nearest_interpolation(own["interpolation"]),
-        crop_fraction=float(own["crop_pct"]),
-        resize_mode="squash" if own["crop_mode"] == "squash" else "shortest",
+        crop_fraction=crop_fraction,
+        resize_mode=mode,
+        fill=(levels[0], levels[1], levels[2]) if mode == "border" else (0, 0, 0),
     )
-    return Preprocessing(
-        spec, tuple(mean if mean is not None else own["mean"]), tuple(std if std is not None else own["std"])
-    )
+    return Preprocessing(spec, mean, tuple(std if std is not None else own["std"]))
