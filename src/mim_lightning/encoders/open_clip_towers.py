@@ -27,12 +27,14 @@ from mim_lightning.encoders.interface import (
 from mim_lightning.encoders.open_clip_source import (
     CONFIG_FILE,
     FOLDER_PREFIX,
+    listed_without_decay,
     load_pair,
     open_clip,
     read_config,
     read_text_assets,
     without_download,
 )
+from mim_lightning.encoders.tokenizer_settings import TOKENIZER_CONFIG_FILE, VERSION, VERSION_FILE, unusual_settings
 from mim_lightning.types import ImageSpec, TextSpec, TowerInput
 
 
@@ -74,6 +76,9 @@ class OpenClipImage(ImageEncoder):
 
     def forward(self, inputs: TowerInput) -> Tensor:
         return self.network(self.normalise(inputs))
+
+    def names_without_decay(self) -> set[str]:
+        return {f"network.{name}" for name in listed_without_decay(self.network)}
 
     def describe_preprocessing(self) -> str:
         return self.config_text
@@ -132,26 +137,49 @@ class OpenClipText(Encoder):
         can_count = not getattr(tokenizer, "tokenizer_mode", "")
         self.spec = TextSpec(tokenise, tokenizer.context_length, tokenise.count if can_count else None)
         self.width = model["embed_dim"]
+        self.settings: dict[str, Any] = {}
+        if assets is None or VERSION_FILE in assets:  # else the file is from before settings were told
+            self.assets[VERSION_FILE] = canonical_text({"version": VERSION})
+            self.settings = _unusual_settings(getattr(tokenizer, "tokenizer", None), self.assets)
 
     def forward(self, inputs: TowerInput) -> Tensor:
         assert isinstance(inputs, dict), "text encoders take token tensors"
         return self.network(inputs["input_ids"])
 
+    def names_without_decay(self) -> set[str]:
+        return {f"network.{name}" for name in listed_without_decay(self.network)}
+
     def describe_preprocessing(self) -> str:
-        hashes = {file: hashlib.sha256(text.encode()).hexdigest() for file, text in self.assets.items()}
         # The tokeniser's settings hold paths and versions; its vocabulary and rules are in tokenizer.json.
-        return canonical_text({file: digest for file, digest in hashes.items() if file != "tokenizer_config.json"})
+        files = {file: text for file, text in self.assets.items() if file not in (TOKENIZER_CONFIG_FILE, VERSION_FILE)}
+        facts: dict[str, Any] = {file: hashlib.sha256(text.encode()).hexdigest() for file, text in files.items()}
+        if self.settings:
+            facts["settings"] = self.settings
+        return canonical_text(facts)
 
     def export_assets(self) -> dict[str, str]:
         return dict(self.assets)
 
 
+def _unusual_settings(tokenizer: Any, assets: Mapping[str, str]) -> dict[str, Any]:
+    if tokenizer is None:  # CLIP's own has none
+        return {}
+    files = {file: text for file, text in assets.items() if file not in (CONFIG_FILE, VERSION_FILE)}
+    settings = unusual_settings(tokenizer, files)
+    if tokenizer.padding_side != "right":
+        settings["padding_side"] = tokenizer.padding_side
+    return settings
+
+
 def _preprocessing(config: Mapping[str, Any]) -> Preprocessing:
     own = config["preprocess_cfg"]
     height, width = (own["size"], own["size"]) if isinstance(own["size"], int) else own["size"]
+    mode = {"squash": "squash", "longest": "border"}.get(own["resize_mode"], "shortest")
+    fill = own.get("fill_color", 0) if mode == "border" else 0
     spec = ImageSpec(
         size=(height, width),
         interpolation=nearest_interpolation(own["interpolation"]),
-        resize_mode="squash" if own["resize_mode"] == "squash" else "shortest",
+        resize_mode=mode,
+        fill=(fill,) * 3 if isinstance(fill, int) else tuple(fill),
     )
     return Preprocessing(spec, tuple(own["mean"]), tuple(own["std"]))
