@@ -1,12 +1,21 @@
 """Parameter groups and schedules, on numbers that can be written down."""
 
+from pathlib import Path
+
 import pytest
 import torch
+from timm.optim import param_groups_weight_decay
+from transformers import AutoModel, MPNetConfig, Trainer
 
-from mim_lightning.lit.optim import parameter_groups, warmup_constant, warmup_cosine
+from mim_lightning.encoders.hf_text import HfText
+from mim_lightning.encoders.timm_image import TimmImage
+from mim_lightning.lit.module import MatchModule
+from mim_lightning.lit.optim import began_with_listed_decayed, parameter_groups, warmup_constant, warmup_cosine
 from mim_lightning.losses.contrastive import info_nce
 from mim_lightning.losses.objective import Objective, Pair
 from mim_lightning.model.matcher import Matcher
+from mim_lightning.model.tower import Tower
+from tests.encoders.test_hf_text import save_tokeniser
 from tests.model.test_matcher import image_tower, text_tower
 
 
@@ -89,3 +98,64 @@ def test_cosine_rises_and_falls() -> None:
 
 def test_constant_rises_and_stays() -> None:
     assert run(warmup_constant, 6, warmup_share=0.5) == pytest.approx([1 / 3, 2 / 3, 1, 1, 1, 1])
+
+
+def matcher_of(encoder) -> tuple[Matcher, Objective]:
+    matcher = Matcher({"query_image": Tower(encoder, 8)}, {"product_image": "query_image"}, {})
+    return matcher, Objective({"a": Pair("query_image", "product_image")}, info_nce, matcher.names)
+
+
+def decayed(encoder) -> set[str]:
+    """Return the encoder's parameters that are decayed, by the name that its network gives them."""
+    groups = parameter_groups(*matcher_of(encoder), lr=1.0, weight_decay=0.1, lr_scales={})
+    found = {id(p) for group in groups if group["weight_decay"] for p in group["params"]}
+    return {name for name, p in encoder.network.named_parameters() if id(p) in found}
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "spared"),
+    [
+        ("test_vit", {}, "pos_embed"),
+        ("beit_base_patch16_224", {"depth": 1}, "blocks.0.attn.relative_position_bias_table"),
+        ("swin_tiny_patch4_window7_224", {"depths": (1, 1), "embed_dim": 12, "num_heads": (1, 2)}, "bias_table"),
+        ("xcit_nano_12_p16_224", {"depth": 1}, "cls_token"),
+        ("hiera_tiny_224", {"stages": (1, 1, 1, 1)}, "pos_embed"),
+        ("mobilenetv2_050", {}, ""),
+    ],
+)
+def test_what_is_decayed_is_what_timm_decays(name: str, arguments: dict, spared: str) -> None:
+    encoder = TimmImage(name, model_kwargs=arguments)
+    network = encoder.network
+    listed = network.no_weight_decay() if hasattr(network, "no_weight_decay") else ()
+    groups = param_groups_weight_decay(network, 0.1, no_weight_decay_list=listed)
+    expected = {id(p) for group in groups if group["weight_decay"] for p in group["params"]}
+    assert decayed(encoder) == {name for name, p in network.named_parameters() if id(p) in expected}
+    if spared:
+        matrices = [name for name, p in network.named_parameters() if p.ndim > 1 and spared in name]
+        assert matrices and not decayed(encoder) & set(matrices)
+
+
+def test_what_is_decayed_is_what_transformers_decays(tmp_path: Path) -> None:
+    config = MPNetConfig(vocab_size=12, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)
+    AutoModel.from_config(config).save_pretrained(tmp_path)
+    save_tokeniser(tmp_path)
+    encoder = HfText(str(tmp_path))
+    names = Trainer.get_decay_parameter_names(None, encoder.network)  # type: ignore[arg-type]
+    matrices = {name for name, p in encoder.network.named_parameters() if p.ndim > 1}
+    assert decayed(encoder) == set(names) & matrices
+    assert "encoder.relative_attention_bias.weight" in matrices - decayed(encoder)
+
+
+def test_a_run_from_before_goes_on_with_the_groups_it_began_with() -> None:
+    matcher, objective = matcher_of(TimmImage("test_vit"))
+    options = {"lr": 1.0, "weight_decay": 0.1, "lr_scales": {}}
+    before = torch.optim.AdamW(parameter_groups(matcher, objective, **options, spares_listed=False)).state_dict()
+    now = torch.optim.AdamW(parameter_groups(matcher, objective, **options)).state_dict()
+    assert began_with_listed_decayed(matcher, objective, before, **options)
+    assert not began_with_listed_decayed(matcher, objective, now, **options)
+    module = MatchModule(matcher, objective, torch.optim.AdamW, **options)
+    module.on_load_checkpoint({"optimizer_states": [before]})
+    assert not module._spares_listed
+    assert not began_with_listed_decayed(
+        *parts(), torch.optim.AdamW(parameter_groups(*parts(), **options)).state_dict(), **options
+    )

@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from mim_lightning.lit.console import describe_training
-from mim_lightning.lit.optim import parameter_groups
+from mim_lightning.lit.optim import began_with_listed_decayed, parameter_groups
 from mim_lightning.lit.text_lengths import describe_cut_texts
 from mim_lightning.losses.objective import Objective
 from mim_lightning.model.checkpoint import SECTION, describe
@@ -53,7 +53,8 @@ class MatchModule(LightningModule):
         super().__init__()
         self.matcher, self.objective = matcher, objective
         self._optimizer, self._schedule = optimizer, schedule
-        self._groups = partial(parameter_groups, lr=lr, weight_decay=weight_decay, lr_scales=lr_scales or {})
+        self._rates: dict[str, Any] = {"lr": lr, "weight_decay": weight_decay, "lr_scales": lr_scales or {}}
+        self._spares_listed = True
         self._config = config or {}
         self._seed = int(self._config.get("seed", 0))
         self._is_synchronised = False
@@ -102,9 +103,17 @@ class MatchModule(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         assert self._optimizer is not None and self._schedule is not None and self.objective is not None
-        optimizer = self._optimizer(self._groups(self.matcher, self.objective))
+        optimizer = self._optimizer(
+            parameter_groups(self.matcher, self.objective, **self._rates, spares_listed=self._spares_listed)
+        )
         schedule = self._schedule(optimizer, int(self.trainer.estimated_stepping_batches))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        for state in checkpoint.get("optimizer_states", ()):
+            if self.objective and began_with_listed_decayed(self.matcher, self.objective, state, **self._rates):
+                self._spares_listed = False
+                rank_zero_info("weight decay: as this run began, on class tokens, position embeddings and the like too")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         refuse_not_finite(self, f"at step {self.trainer.global_step}")

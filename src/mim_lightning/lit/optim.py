@@ -1,7 +1,8 @@
 """Parameter groups and the learning-rate schedule.
 
-A module comes in, groups for any torch optimiser go out; `lit.module` calls it. Biases, norms and scales are
-not decayed; encoders, which may be pretrained, can learn slower than the new layers on top of them.
+A module comes in, groups for any torch optimiser go out; `lit.module` calls it. Vectors (norms,
+scales), biases and what an encoder's vendor lists (class tokens, positions ...) are not decayed; encoders, which may be
+pretrained, can learn slower than the new layers on top of them.
 """
 
 from __future__ import annotations
@@ -18,7 +19,12 @@ from mim_lightning.model.matcher import Matcher
 
 
 def parameter_groups(
-    matcher: Matcher, objective: nn.Module, lr: float, weight_decay: float, lr_scales: Mapping[str, float]
+    matcher: Matcher,
+    objective: nn.Module,
+    lr: float,
+    weight_decay: float,
+    lr_scales: Mapping[str, float],
+    spares_listed: bool = True,
 ) -> list[dict[str, Any]]:
     """Return optimiser groups by learning rate and decay; parameters without gradient are left out.
 
@@ -26,6 +32,7 @@ def parameter_groups(
         lr_scales: factors on `lr`, by prefix of a parameter's name ("towers.query_image.encoder"); the key
             "encoder" stands for every tower's encoder. The longest prefix wins. A prefix may come in parts, as
             {towers: {query_image: {encoder: 0.1}}}, which is how the command line gives it.
+        spares_listed: leave what `Encoder.names_without_decay` lists without decay.
 
     Raises:
         ValueError: a rate, decay or factor is negative or no number, or fits no parameter.
@@ -44,15 +51,35 @@ def parameter_groups(
     for prefix in prefixes:
         if not any(name.startswith(prefix) for name in names):
             raise ValueError(f"optim.lr_scales: no parameter starts with '{prefix}'; try one like '{names[0]}'")
+    listed = _listed_names(matcher) if spares_listed else set()
     groups: dict[tuple[float, float], dict[str, Any]] = {}
     for name, parameter in (*matcher.named_parameters(), *objective.named_parameters()):
         if not parameter.requires_grad:
             continue
         scale = max((len(p), s) for p, s in [("", 1.0), *prefixes.items()] if name.startswith(p))[1]
-        decay = weight_decay if parameter.ndim > 1 else 0.0
+        is_spared = parameter.ndim <= 1 or name.endswith(".bias") or name in listed
+        decay = 0.0 if is_spared else weight_decay
         group = groups.setdefault((scale, decay), {"params": [], "lr": lr * scale, "weight_decay": decay})
         group["params"].append(parameter)
     return list(groups.values())
+
+
+def began_with_listed_decayed(matcher: Matcher, objective: nn.Module, state: Mapping[str, Any], **options: Any) -> bool:
+    """Tell whether an optimizer's state is from a version that decayed what encoders list; its groups are others."""
+    sizes = [len(group["params"]) for group in state["param_groups"]]
+    now, before = (
+        [len(group["params"]) for group in parameter_groups(matcher, objective, **options, spares_listed=spares)]
+        for spares in (True, False)
+    )
+    return sizes == before != now
+
+
+def _listed_names(matcher: Matcher) -> set[str]:
+    return {
+        f"towers.{owner}.encoder.{name}"
+        for owner in matcher.towers
+        for name in matcher.tower(owner).encoder.names_without_decay()
+    }
 
 
 def _by_prefix(scales: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
