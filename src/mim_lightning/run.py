@@ -30,6 +30,7 @@ IRRELEVANT_IN = {
         "log_every_n_steps",
         "default_root_dir",
     ),
+    "encoder": ("training",),  # what comes of it stands in optim, loss and trainer
     # the data themselves are described instead
     "data": (
         *("folder", "source", "check", "distractors", "mix", "num_workers", "eval_batch_size"),

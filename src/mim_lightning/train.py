@@ -62,7 +62,7 @@ def fit(config: dict[str, Any], run: Run) -> None:
     from lightning.pytorch.utilities import rank_zero_info
 
     from mim_lightning.lit.checkpoint_files import write_whole_checkpoints
-    from mim_lightning.lit.console import describe_towers, quieten
+    from mim_lightning.lit.console import describe_encoder_values, describe_towers, quieten
     from mim_lightning.lit.datamodule import MatchDataModule
     from mim_lightning.lit.evaluation import close_loggers, collect_results, evaluate_module, save_evaluation
     from mim_lightning.lit.module import MatchModule, freeze_unused
@@ -89,6 +89,8 @@ def fit(config: dict[str, Any], run: Run) -> None:
     for name in freeze_unused(matcher, objective):
         rank_zero_info(f"tower '{name}' takes part in no pair: frozen")
     rank_zero_info(describe_towers(matcher))
+    if brought := describe_encoder_values(config):
+        rank_zero_info(brought)
     optim = {**build(config["optim"]), "schedule": build(config["schedule"])}
     module = construct("optim", MatchModule, matcher, objective, config=config, **optim)
     datamodule = build(config["data"], specs=matcher.input_specs())

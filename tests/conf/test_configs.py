@@ -9,6 +9,8 @@ import pytest
 import torch
 
 from mim_lightning.config import build, build_each, build_matcher, build_objective, compose, conf_dir
+from mim_lightning.lit.console import describe_encoder_values
+from mim_lightning.run import identify
 from mim_lightning.types import Direction
 
 CONF = Path(conf_dir())
@@ -85,6 +87,58 @@ def test_every_encoder_composes_and_builds(encoder: str, monkeypatch: pytest.Mon
             is_hub_text = config["encoder"][part]["_target_"].endswith("HfText")
             with torch.device("cpu" if is_hub_text else "meta"):
                 assert build(config["encoder"][part]).width > 0
+
+
+FROM_NOTHING = (1e-3, 0.05, 14.285714, "auto")
+
+
+def values_of(*overrides: str) -> tuple[float, float, float, str]:
+    """Return rate, decay, scale and precision that a command composes."""
+    config = compose("train", list(overrides))
+    optim, loss, trainer = config["optim"], config["loss"], config["trainer"]
+    return optim["lr"], optim["weight_decay"], loss["init_scale"], trainer["precision"]
+
+
+@pytest.mark.parametrize(
+    ("pair", "values"),
+    [
+        ("tiny", FROM_NOTHING),
+        ("mobilenetv2_tiny", FROM_NOTHING),
+        ("mobilenetv2_minilm", FROM_NOTHING),
+        ("clip_vit_b32", (1e-5, 0.1, 100.0, "auto")),
+        ("clip_vit_g14", (5e-6, 0.1, 100.0, "auto")),
+        ("siglip_b16", (1e-5, 0.1, 100.0, "auto")),
+    ],
+)
+def test_a_command_composes_what_suits_its_encoder(pair: str, values: tuple) -> None:
+    assert values_of(f"encoder={pair}") == values
+    given = ("optim.lr=0.5", "optim.weight_decay=0.25", "loss.init_scale=7", "trainer.precision=32-true")
+    assert values_of(f"encoder={pair}", *given) == (0.5, 0.25, 7, "32-true")
+    assert values_of(f"encoder={pair}", "optim=sgd")[:2] == (0.1, 1e-4)  # rates of another kind
+
+
+@pytest.mark.parametrize("experiment", sorted(path.stem for path in (CONF / "experiment").glob("*.yaml")))
+def test_experiments_keep_their_values(experiment: str) -> None:
+    assert values_of(f"experiment={experiment}") == FROM_NOTHING
+
+
+def test_an_encoder_whose_config_says_nothing_is_trained_as_from_nothing() -> None:
+    assert values_of("encoder=clip_vit_b32", "~encoder.training") == FROM_NOTHING
+
+
+def test_what_an_encoder_brings_is_told() -> None:
+    config = compose("train", ["encoder=clip_vit_b32", "optim.lr=3e-5"])
+    assert describe_encoder_values(config) == (
+        "from the encoder's config: optim.weight_decay=0.1, loss.init_scale=100, trainer.precision=auto"
+    )
+    assert describe_encoder_values(compose("train", [])) is None
+
+
+def test_where_a_value_comes_from_is_not_in_the_run_id() -> None:
+    def run_id(*overrides: str) -> str:
+        return identify(compose("train", ["encoder=mobilenetv2_tiny", *overrides]))[0].run_id
+
+    assert run_id() == run_id("~encoder.training") == run_id("optim.lr=1e-3") != run_id("optim.lr=2e-3")
 
 
 def test_directions_build_to_the_type() -> None:

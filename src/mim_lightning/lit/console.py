@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 from lightning import LightningModule, Trainer
@@ -88,6 +89,18 @@ def describe_towers(matcher: Matcher) -> str:
             f"  {users}: {encoder} {tower.encoder.width} -> {tower.width}, {parameters / 1e6:.2f} M parameters{frozen}"
         )
     return "towers\n" + "\n".join(lines)
+
+
+def describe_encoder_values(config: Mapping[str, Any]) -> str | None:
+    """Return one line with the values of a run that its encoder's config brought; None if it brought none."""
+    suited = config["encoder"].get("training") or {}
+    brought = [
+        f"{section}.{key}={value:g}" if isinstance(value, float) else f"{section}.{key}={value}"
+        for section, values in suited.items()
+        for key, value in values.items()
+        if config.get(section, {}).get(key) == value
+    ]
+    return f"from the encoder's config: {', '.join(brought)}" if brought else None
 
 
 def describe_training(objective: Objective, datamodule: MatchDataModule) -> str:
