@@ -55,7 +55,7 @@ ROOMS = {  # room or file -> what of the project it may import
         *("config", "door", "failure", "run", "launch", "prepare", "lit", "model"),
         *("damaged_file", "interruption", "sweep.lock", "whole_file", "expected_types"),
     },
-    "evaluate": {"config", "door", "lit", "model", "whole_file"},
+    "evaluate": {"config", "door", "launch", "run", "set_name", "lit", "model", "whole_file"},
     "prepare": {"types", "config", "door", "data", "evidence"},
     "command": {"interruption"},
     "tune_fusion": {"command", "evidence", "model", "types"},

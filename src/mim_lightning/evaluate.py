@@ -1,18 +1,27 @@
 """python -m mim_lightning.evaluate checkpoint=<path> [data=...]: retrieval numbers from a checkpoint file alone.
 
+    python -m mim_lightning.evaluate encoder=clip_vit_b32 model=3tower data=<your set>     never trained: as it comes
+
 The model, its directions and, unless `data` is given, its data come from the config that the checkpoint
-carries; the numbers are those of the training run.
+carries; the numbers are those of the training run. Without a checkpoint they come from the command line.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from mim_lightning.config import build
+from mim_lightning.config import build, build_matcher
 from mim_lightning.door import run_door
+from mim_lightning.launch import choose_precision
+from mim_lightning.run import refuse_wrong_seed
+from mim_lightning.set_name import name_set
 from mim_lightning.whole_file import whole_file
+
+if TYPE_CHECKING:
+    from mim_lightning.model.matcher import Matcher
 
 
 def main() -> None:
@@ -26,7 +35,7 @@ def evaluate(config: dict[str, Any]) -> dict[str, float]:
     from mim_lightning.lit.module import MatchModule
     from mim_lightning.lit.report import print_run
     from mim_lightning.lit.trainer_options import check_trainer, keep_batches
-    from mim_lightning.model.checkpoint import load_matcher
+    from mim_lightning.model.fingerprint import fingerprint
 
     quieten()
     if config["output"] and (Path(config["output"]) / "config.yaml").is_file():
@@ -35,11 +44,10 @@ def evaluate(config: dict[str, Any]) -> dict[str, float]:
             "give another folder"
         )
     check_trainer(config["trainer"], is_training=False)
-    loaded = load_matcher(config["checkpoint"])
-    trained = loaded.config
+    matcher, trained = _load(config) if config["checkpoint"] else _build_untouched(config)
     data = config.get("data") or trained["data"]
     data = {**data, "val_split": config["split"] or data["val_split"]}
-    datamodule = build(data, specs=loaded.matcher.input_specs())
+    datamodule = build(data, specs=matcher.input_specs())
     if config["trainer"]["devices"] != 1:
         raise ValueError(f"trainer.devices={config['trainer']['devices']}: evaluation runs on one device")
     options = dict(config["trainer"])
@@ -47,16 +55,54 @@ def evaluate(config: dict[str, Any]) -> dict[str, float]:
         options["precision"] = trained["trainer"]["precision"]
     trainer = build(options, callbacks=[build(trained["callbacks"]["retrieval_eval"]), ProgressBar()], logger=False)
     keep_batches(trainer)
-    reports = evaluate_module(trainer, MatchModule(loaded.matcher), datamodule)
+    reports = evaluate_module(trainer, MatchModule(matcher), datamodule)
     results = flatten(reports)
-    print_run(f"{config['checkpoint']} ({loaded.fingerprint})", results)
+    print_run(f"{config['checkpoint'] or trained['run']['id']} ({fingerprint(matcher)})", results)
     if config["output"]:
         folder = Path(config["output"])
-        save_evaluation(trainer, loaded.matcher, datamodule, {**trained, "data": data}, folder)
+        save_evaluation(trainer, matcher, datamodule, {**trained, "data": data}, folder)
         with whole_file(folder / "results.json") as partial:
             partial.write_text(json.dumps(results, indent=2))
         print(f"results, record and picture: {folder}")
     return results
+
+
+def _load(config: Mapping[str, Any]) -> tuple[Matcher, Mapping[str, Any]]:
+    """Return the model of a checkpoint, and the config of its run."""
+    from mim_lightning.model.checkpoint import load_matcher
+
+    for group in ("encoder", "model"):
+        if config.get(group):
+            raise ValueError(f"{group}: the checkpoint has its own; leave it out, or the checkpoint")
+    loaded = load_matcher(config["checkpoint"])
+    return loaded.matcher, loaded.config
+
+
+def _build_untouched(config: Mapping[str, Any]) -> tuple[Matcher, Mapping[str, Any]]:
+    """Return a model that was never trained, and what a run of it would have in its config.
+
+    Raises:
+        ValueError: the command line does not say which.
+    """
+    from lightning import seed_everything
+
+    for group, example in (("encoder", "clip_vit_b32"), ("model", "3tower"), ("data", "manifest")):
+        if not config.get(group):
+            raise ValueError(
+                f"checkpoint: needs a value; give checkpoint=<file>, or {group}={example} and so on for a model that "
+                "was never trained: encoder, model and data"
+            )
+    refuse_wrong_seed(config["seed"])
+    seed_everything(config["seed"], workers=True, verbose=False)
+    trainer = {**config["trainer"], "precision": choose_precision(config["trainer"])}
+    evaluation = {
+        "_target_": "mim_lightning.lit.callbacks.retrieval_eval.RetrievalEval",
+        "directions": config["directions"],
+        "monitor": config["monitor"],
+    }
+    run_id = f"{config['model']['name']}-{name_set(config['data'])}-untouched"
+    described = {**config, "trainer": trainer, "callbacks": {"retrieval_eval": evaluation}, "run": {"id": run_id}}
+    return build_matcher(config), described
 
 
 if __name__ == "__main__":

@@ -86,6 +86,29 @@ def test_no_epoch_measures_the_untouched_model_and_leaves_a_checkpoint(fit: Fit)
     assert evaluated["counts/image_to_image/num_queries"] > results["counts/image_to_image/num_queries"]
 
 
+def test_evaluate_measures_an_untouched_model_without_any_checkpoint(fit: Fit, shop: Path) -> None:
+    results = fit("trainer.max_epochs=0").read_results()
+    shop_keys = ("data", "encoder", "embed_dim", "trainer", "paths.data")
+    overrides = [word for word in small(shop) if word.split("=")[0].startswith(shop_keys)]
+    evaluated = evaluate(compose("evaluate", ["encoder=tiny", "model=4tower", f"output={shop}/out", *overrides]))
+    assert results is not None
+    assert evaluated == {key: results[key] for key in evaluated}  # the same seed, the same weights
+    assert (shop / "out" / "results.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "checkpoint: needs a value; give checkpoint=<file>, or encoder=clip_vit_b32"),
+        (["encoder=tiny", "model=4tower"], "give checkpoint=<file>, or data=manifest"),
+        (["checkpoint=a.ckpt", "encoder=tiny"], "encoder: the checkpoint has its own"),
+    ],
+)
+def test_evaluate_says_what_it_needs(words: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        evaluate(compose("evaluate", words))
+
+
 def test_a_run_that_ends_before_its_first_validation_reports_its_last_step(fit: Fit) -> None:
     run = fit("trainer.max_steps=2")
     results = run.read_results()
