@@ -240,6 +240,25 @@ def test_collectives_stay_in_gather_and_metrics() -> None:
     assert users <= {"losses.gather", "metrics.collect"}
 
 
+UNSAFE = {  # what would run code that stands in a file -> modules that may: nobody else's files reach them
+    r"pickle\.loads?\(": {"data.writing.ray_tasks"},  # rows that tasks of the same job packed
+    r"weights_only=False": {"lit.trainer_options"},  # saves, in Lightning's words, the whole of a checkpoint
+    r"allow_pickle=True|trust_remote_code=True|shell=True": set(),
+    r"(?<![.\w])(?:eval|exec)\(|os\.(?:system|popen)\(|\b(?:marshal|shelve|dill|cloudpickle)\b|joblib\.load": set(),
+    r"yaml\.(?:load|unsafe_load|full_load)\(": set(),
+    r"torch\.load\((?![^\n]*weights_only=True)": set(),
+    r"(?:Config|Model|Tokenizer)\.from_(?:pretrained|config)\((?!\s*[^)]*trust_remote_code=False)": set(),
+    r"Markup\(": set(),
+}
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_no_file_is_read_that_could_run_code(path: Path) -> None:
+    for pattern, users in UNSAFE.items():
+        if name_of(path) not in users:
+            assert not re.search(pattern, path.read_text()), f"{path}: {pattern}"
+
+
 def test_wandb_stays_in_one_callback_and_the_dashboard() -> None:
     users = {name_of(path) for path in FILES if any(m.split(".")[0] == "wandb" for m in imports(path))}
     assert users <= {"lit.callbacks.retrieval_browser", "dashboard"}

@@ -12,7 +12,7 @@ from mim_lightning.encoders.interface import Encoder
 from mim_lightning.encoders.timm_image import TimmImage
 from mim_lightning.inference.loaded import load
 from mim_lightning.inference.measure import sample_inputs
-from mim_lightning.inference.onnx import OnnxTower, export_towers, open_towers
+from mim_lightning.inference.onnx import OnnxTower, _digest, export_towers, open_towers
 from mim_lightning.model.matcher import Matcher
 from mim_lightning.model.tower import Tower
 from tests.inference.models import TEXTS, export_to, write_bert
@@ -52,6 +52,10 @@ def test_what_does_not_fit_is_refused(with_onnx: Path, exported: Path, tmp_path:
     with pytest.raises(
         ValueError, match=r"query_image\.onnx: digest [0-9a-f]{16}, config\.json says .* it was changed"
     ):
+        load(copy, runtime="onnx")
+    (copy / "onnx" / "query_image.onnx").rename(tmp_path / "elsewhere")
+    (copy / "onnx" / "query_image.onnx").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match=r"query_image\.onnx: is a link that leads out of"):
         load(copy, runtime="onnx")
     (copy / "onnx" / "query_image.onnx").unlink()
     with pytest.raises(ValueError, match="the ONNX tower is missing"):
@@ -150,3 +154,27 @@ def test_a_text_model_of_hugging_face(tmp_path: Path) -> None:
     for texts in (["red"], ["red blue disc box red red red", "a", ""]):
         tokens = tower.encoder.spec.tokenise(texts)  # type: ignore[union-attr]
         torch.testing.assert_close(opened(tokens), tower(tokens), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("location", ["../../secret", "/etc/passwd", "link", None])
+def test_weights_lie_in_the_folder(tmp_path: Path, location: str | None) -> None:
+    """A stranger's file may name any file as that of its weights; what is no ONNX file is one line too."""
+    import onnx
+
+    folder = tmp_path / "export"
+    path = folder / "onnx" / "query_image.onnx"
+    path.parent.mkdir(parents=True)
+    (tmp_path / "secret").write_bytes(np.ones(4, np.float32).tobytes())
+    (path.parent / "link").symlink_to(tmp_path / "secret")
+    weights = onnx.TensorProto(name="w", data_type=1, dims=[4], data_location=onnx.TensorProto.EXTERNAL)
+    weights.external_data.add(key="location", value=location or "")
+    ends = [onnx.helper.make_tensor_value_info(name, 1, [4]) for name in "xy"]
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Add", ["x", "w"], ["y"])], "g", ends[:1], ends[1:], [weights]
+    )
+    content = onnx.helper.make_model(graph, ir_version=8, opset_imports=[onnx.helper.make_opsetid("", 17)])
+    path.write_bytes(content.SerializeToString() if location else b"no ONNX")
+    facts = {"query_image": {"digest": _digest(path)}}
+    with pytest.raises(ValueError, match=r"query_image\.onnx: not readable by ONNX Runtime") as caught:
+        open_towers(folder, facts, {"query_image": "query_image"}, {})
+    assert "\n" not in str(caught.value)

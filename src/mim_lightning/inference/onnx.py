@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mim_lightning.file_name import inside
 from mim_lightning.inference.towers import TowerEncoder
 from mim_lightning.model.matcher import Matcher
 from mim_lightning.model.tower import Tower
@@ -82,7 +83,9 @@ def open_towers(
     if not facts:
         raise ValueError(f"{folder}: holds no ONNX towers; export with onnx=true")
     _require_extra()
-    sessions = {name: _open(folder, part) for name, part in facts.items()}
+    if missing := set(owner_of.values()) - facts.keys():
+        raise ValueError(f"{folder}: holds no ONNX tower of {min(missing)}; export with onnx=true")
+    sessions = {owner: _open(folder, owner, facts[owner]) for owner in set(owner_of.values())}
     return {name: OnnxTower(sessions[owner], specs[name]) for name, owner in owner_of.items()}
 
 
@@ -149,14 +152,19 @@ def _compare(exported: OnnxTower, tower: Tower, samples: TowerInput) -> tuple[fl
     return float(torch.stack(differences).max()), float(torch.stack(cosines).min())
 
 
-def _open(folder: Path, facts: Mapping[str, Any]) -> Any:
-    path = folder / FOLDER / Path(facts["file"]).name
+def _open(folder: Path, owner: str, facts: Mapping[str, Any]) -> Any:
+    path = folder / FOLDER / f"{owner}.onnx"
     if not path.is_file():
         raise ValueError(f"{path}: the ONNX tower is missing")
-    found = _digest(path)
-    if found != facts["digest"]:
-        raise ValueError(f"{path}: digest {found[:16]}, config.json says {facts['digest'][:16]}: it was changed")
-    return _session(path)
+    for part in _parts(path):
+        inside(folder, part)
+    found, written = _digest(path), str(facts.get("digest") if isinstance(facts, Mapping) else facts)
+    if found != written:
+        raise ValueError(f"{path}: digest {found[:16]}, config.json says {written[:16]}: it was changed")
+    try:
+        return _session(path)
+    except Exception as error:  # ONNX Runtime has a dozen kinds; weights that lie elsewhere are one of them
+        raise ValueError(f"{path}: not readable by ONNX Runtime ({' '.join(str(error).split())[:200]})") from error
 
 
 def _session(path: Path) -> Any:
@@ -171,11 +179,14 @@ def _session(path: Path) -> Any:
 def _digest(path: Path) -> str:
     """Digest an ONNX file and, where it is too large for one, the file beside it that holds its weights."""
     digest = hashlib.sha256()
-    for part in (path, path.with_name(f"{path.name}.data")):
-        if part.is_file():
-            with part.open("rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
+    for part in _parts(path):
+        with part.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()
+
+
+def _parts(path: Path) -> list[Path]:
+    return [part for part in (path, path.with_name(f"{path.name}.data")) if part.is_file()]
 
 
 def _require_extra() -> None:
