@@ -41,6 +41,15 @@ def test_arms_look_different_in_more_than_colour() -> None:
         assert look["color"] != other["color"] and look["marker"] != other["marker"]
 
 
+def test_a_dollar_sign_is_no_formula(tmp_path: Path) -> None:
+    figure, axes = style.new_figure()
+    axes.plot([0, 1], [1, 10], label="cost $5, now $\\frac{$")
+    axes.set_yscale("log")
+    axes.set_title("$x_$")
+    axes.legend(title="$\\frac{$")
+    assert style.save(figure, tmp_path / "a.png").is_file()
+
+
 def test_figures_are_as_large_as_asked_and_their_folder_is_made(tmp_path: Path) -> None:
     image = pytest.importorskip("matplotlib.image")
     figure, axes = style.new_figure(width=8, height=3)

@@ -24,6 +24,7 @@ from mim_lightning.online.experiment import Experiment
 from mim_lightning.search.service.app import behind_gate, make_app
 from mim_lightning.search.service.limits import RefusedError
 from mim_lightning.serve import read_api_key, serve
+from tests.data.pictures.hostile import png, scanned
 from tests.search.service.shopfronts import FINGERPRINT, colour_shop, square
 from tests.search.service.test_limits import png_of
 
@@ -93,6 +94,9 @@ FAULTS: list[tuple[dict[str, Any], int, str]] = [
     ({"data": {"text": "red", "weights": f'{{"text": {"9" * 400}}}'}}, 422, "weights.text: too large"),
     ({"data": {"text": "red", "where": f'{{"price": {{"max": {"9" * 400}}}}}'}}, 400, "cannot be compared"),
     ({"data": {"text": "  "}}, 422, "the query is empty; give"),
+    ({"files": [("image", ("q.png", png(1, 4_000_000)))]}, 413, "1 x 4000000 pixels, at most"),
+    ({"files": [("image", ("q.png", png(8, 900)))]}, 413, "one side is more than 100 times the other"),
+    ({"files": [("image", ("q.jpg", scanned(101)))]}, 413, "scans of a progressive JPEG"),
     ({"data": {"text": "red", "weights": '{"text": 1e19}'}}, 422, "weights.text=1e+19: must be 0 or more, and"),
     ({"data": {"text": "red", "weights": '{"text": 1e308, "image": 1e308}'}}, 422, "weights.text=1e+308: must be"),
     ({"data": {"text": "red", "weights": '{"text": 1e999}'}}, 422, "weights: a number is too large"),

@@ -68,7 +68,7 @@ def save(figure: Figure, path: Path) -> Path:
     for legend in [*figure.legends, *(axes.get_legend() for axes in figure.axes)]:
         if legend is not None:
             legend.set_frame_on(False)
-            _take_literally(legend.get_texts())
+            _take_literally([*legend.get_texts(), legend.get_title()])
     for axes in figure.axes:
         _take_literally([axes.title, axes.xaxis.label, axes.yaxis.label, *axes.texts])
     path.parent.mkdir(parents=True, exist_ok=True)

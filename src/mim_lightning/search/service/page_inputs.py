@@ -6,15 +6,19 @@ of that is off for a page that is mounted and not launched. Here a photo must be
 
 from __future__ import annotations
 
+import html
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
+from mim_lightning.display_text import plain
 from mim_lightning.search.service.limits import RefusedError
 from mim_lightning.search.service.strict_json import is_encodable
 from mim_lightning.search.service.uploads import Uploads
+
+MAX_ERROR = 500  # characters
 
 
 class SearchPage(gr.Blocks):
@@ -53,7 +57,7 @@ class SearchPage(gr.Blocks):
 
 def refused(message: str) -> gr.Error:
     """Return an error that the page shows, and that needs no call stack in the log."""
-    return gr.Error(message, print_exception=False)
+    return gr.Error(html.escape(plain(message, MAX_ERROR)), print_exception=False)  # shown as HTML
 
 
 def read_photo(photo: Mapping[str, Any]) -> bytes:
