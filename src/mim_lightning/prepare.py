@@ -68,7 +68,7 @@ def describe(prepared: PreparedData, train_split: str) -> None:
         use = "triples or quadruples to train on" if split == train_split else "queries"
         print(f"  {plain(split)}: {len(prepared.queries(split))} {use}")
     if splits and train_split not in splits:
-        print(f"  no split '{train_split}': can be evaluated, not trained on")
+        print(f"  no split '{train_split}': can be evaluated, not trained on; name another by data.shards.train_split")
 
 
 def prepare_data(

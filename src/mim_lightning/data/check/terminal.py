@@ -68,7 +68,13 @@ def verdict_of(report: CheckReport) -> str:
 
 
 def _missing(report: CheckReport) -> str:
-    return f"; no split '{report.missing_split}': can be evaluated, not trained on" if report.missing_split else ""
+    if not report.missing_split:
+        return ""
+    splits = ", ".join(plain(split.name, MAX_NAME) for split in report.splits)
+    return (
+        f"; no split '{report.missing_split}': can be evaluated, not trained on (it has {splits}; "
+        "data.shards.train_split=<split> trains on one of them)"
+    )
 
 
 def _held(report: CheckReport) -> str:
