@@ -118,6 +118,11 @@ def test_errors_are_one_line(arguments: dict, message: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_a_model_that_does_not_pool_is_refused() -> None:
+    with torch.device("meta"), pytest.raises(ValueError, match=r"makes \d+ x \d+ features of an image, not one vector"):
+        TimmImage("deepseek_vit_412m_enc")
+
+
 def test_weights_of_five_dimensions() -> None:
     """channels_last is for four; torch refuses it for a whole network that has one of five."""
     assert TimmImage("lambda_resnet26t", image_size=128).width == 2048

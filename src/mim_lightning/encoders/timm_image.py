@@ -123,6 +123,11 @@ class TimmImage(ImageEncoder):
             raise _refusal(name, height, arguments, error) from error
         finally:
             self.train(was_training)
+        if features.ndim != 2:
+            shape = " x ".join(map(str, features.shape[1:]))
+            raise ValueError(
+                f"encoder '{name}': makes {shape} features of an image, not one vector; give a model that pools them"
+            )
         return features.shape[-1]
 
 
