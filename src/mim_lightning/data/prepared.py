@@ -235,10 +235,12 @@ def prepare_shards(
         log.warning("%s: missing or damaged, and made again: %s", folder, ", ".join(map(str, damages)))
         if not any(damage.is_unknown for damage in damages):
             with partial_work(folder, described, force=False) as partial:
-                checked = check_source(source, partial, settings.splits, protocol, checking)
-                checked.require_good(partial, report_folder(folder), checking.leave_report)
-                sets = plan_sets(checked.good, settings.train_split, settings.seed, settings.layout)
-                write_again(sets, Store(folder), checked.reader, writing, damages)
+                damages = prepared.find_damage(is_compared)  # a process that was waited for may have mended it
+                if damages:
+                    checked = check_source(source, partial, settings.splits, protocol, checking)
+                    checked.require_good(partial, report_folder(folder), checking.leave_report)
+                    sets = plan_sets(checked.good, settings.train_split, settings.seed, settings.layout)
+                    write_again(sets, Store(folder), checked.reader, writing, damages)
                 shutil.rmtree(partial, ignore_errors=True)
             return prepared
         force = True

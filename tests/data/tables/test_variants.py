@@ -164,7 +164,7 @@ def test_excels_own_line_and_what_it_leaves(write: Write, plain: list[tuple[Any,
     """`sep=`, blank lines, a column without a name, rows of nothing but delimiters, and some behind a row."""
     lines = delimited(PRODUCTS, ";", lambda name: name.upper()).splitlines(keepends=True)
     body = "".join(line if "Two" in line else line.replace("\n", ";\n") for line in lines)
-    queries = write("queries.csv", delimited(QUERIES, ";") + ";;;\n" * 3 + " ; ;\n\n")
+    queries = write("queries.csv", delimited(QUERIES, ";") + ";;;\n" * 3 + " ; ;\n\n\x1a")
     products = write("products.csv", "sep=;\n\n" + body + ";;;;;\n;;;;;\n")
     assert facts(read(products, queries)) == plain
     with pytest.raises(ValueError, match=r"products.csv, row 8, column 'product_id': empty"):

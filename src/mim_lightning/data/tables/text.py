@@ -21,6 +21,7 @@ Rows = Iterator[tuple[int, dict[str, Any] | RowError]]
 NUM_PEEKED = 1000  # rows of JSONL whose keys together are its columns
 MAX_CELL = 1 << 24  # characters
 MAX_HEADER = 100  # lines
+END_OF_FILE = "\x1a"  # a character that old systems leave there
 DELIMITERS = (",", ";", "\t", "|")  # that a header may speak for, in order of preference
 JSON_LINES = (".jsonl", ".ndjson")
 
@@ -119,7 +120,7 @@ def _csv_rows(
         if cells is None:
             return
         held = None
-        if not any(cell and not cell.isspace() for cell in cells):
+        if not any(cell.strip().strip(END_OF_FILE) for cell in cells):
             continue
         if reader.num_quotes % 2 and num_before + reader.num_lines > first:
             held = first, cells
