@@ -152,6 +152,12 @@ def test_classes_of_ours_go_where_they_belong(config: dict[str, Any], key: Key, 
     assert caught.value.key.startswith(str(key[0])) and str(caught.value).isprintable()
 
 
+def test_a_file_does_not_let_pictures_come_from_private_addresses(config: dict[str, Any]) -> None:
+    key = ("data", "source", "download", "private_addresses")
+    assert get(config, key) is False
+    assert check_config(changed(config, key, True), "a.ckpt") == config
+
+
 def test_what_holds_itself_or_too_much_is_refused() -> None:
     endless: list[Any] = []
     endless.append(endless)

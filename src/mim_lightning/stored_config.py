@@ -46,6 +46,7 @@ ROLES = {
 }
 BUILT = ("model", "data", "callbacks.retrieval_eval")  # nothing else of a checkpoint or an export is ever built
 NEEDS_TARGET = ("model.towers.*", "model.towers.*.encoder")
+DOWNLOAD, PRIVATE = "data.source.download", "private_addresses"  # a switch that a file does not turn on
 PARTIAL = "_partial_"  # what a data section holds besides: its input specs come later
 MAX_DEPTH, MAX_VALUES = 32, 100_000
 _INSTRUCTION = re.compile(r"_[a-z]+_")  # keys that Hydra obeys: _target_, _args_, _recursive_ ...
@@ -69,6 +70,8 @@ class StoredConfigError(ValueError):
 def check_config(config: Any, path: Path | str, is_built: bool = True) -> dict[str, Any]:
     """Return a copy, in plain containers, of a config that was read from a file.
 
+    Pictures at private addresses are for the reader's own command line to allow: the copy does not.
+
     Args:
         config: what the file holds.
         path: of the file.
@@ -83,6 +86,9 @@ def check_config(config: Any, path: Path | str, is_built: bool = True) -> dict[s
         raise StoredConfigError(path, "", f"holds {_kind(config)} for a config")
     for place in BUILT if is_built else ():
         _check_built(_part(plain, place), tuple(place.split(".")), path)
+    download = _part(plain, DOWNLOAD) if is_built else None
+    if isinstance(download, dict) and download.get(PRIVATE):
+        download[PRIVATE] = False
     return plain
 
 
