@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from mim_lightning.door import run_door
@@ -22,6 +21,7 @@ def main() -> None:
 
 def search(config: dict[str, Any]) -> None:
     """Search once, and print and draw what was found."""
+    from mim_lightning.data.pictures.local_file import read_file
     from mim_lightning.search.opening import open_searcher
     from mim_lightning.search.pictures import ProductPictures
     from mim_lightning.search.query import SearchQuery, given_weights
@@ -47,7 +47,7 @@ def search(config: dict[str, Any]) -> None:
     if config["picture"]:
         shown = [hit.product_id for hit in result.hits]
         pictures = ProductPictures(searcher.index.card).read([*shown, *([query.like] if query.like else [])])
-        photo = Path(images[0]).read_bytes() if images else pictures.get(query.like or "")
+        photo = read_file(images[0]) if images else pictures.get(query.like or "")
         draw_sheet(query, photo, result.hits, pictures).save(config["picture"])
         if not config["json"]:
             print(f"picture: {config['picture']}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import struct
 import zlib
 
@@ -11,7 +12,7 @@ from PIL import Image
 
 from mim_lightning.data.pictures import header as module
 from mim_lightning.data.pictures.decode import decode_image, decode_upright, image_size, normalise_encoding, work_pixels
-from mim_lightning.data.pictures.header import MAX_COMMENT, MAX_PARTS, jpeg_orientation, read_header
+from mim_lightning.data.pictures.header import MAX_COMMENT, MAX_PARTS, is_in_scans, jpeg_orientation, read_header
 from mim_lightning.data.pictures.limits import (
     LIMITS,
     ImageTooLargeError,
@@ -30,6 +31,7 @@ TOO_LARGE = {
     "pixels beyond Pillow's limit": png(100_000, 100_000),
     "scans": scanned(LIMITS.scans),
     "png chunks": png(8, 8, *[chunk(b"tEXt", b"a\0b")] * (MAX_PARTS + 1)),
+    "jpeg 2000 boxes": b"\0\0\0\x0cjP  \r\n\x87\n" + b"\0\0\0\x08free" * (MAX_PARTS + 1),
     "gif comment": gif(2 * MAX_COMMENT),
     "tiff tags": shared_tags(1_000, 100_000),
     "avif tags": avif_with_tags(),
@@ -56,6 +58,22 @@ def test_compressed_text_is_not_unpacked(kind: bytes) -> None:
         image_size(data)
 
 
+@pytest.mark.parametrize("kind", ["PPM", "JPEG2000", "GIF", "TIFF", "QOI", "TGA"])
+def test_other_kinds_are_read_as_they_were(kind: str) -> None:
+    data = encoded(picture(1), kind)
+    with Image.open(io.BytesIO(data)) as image:
+        assert (decode_image(data) == np.asarray(image.convert("RGB"))).all()
+
+
+def test_a_ppm_with_a_comment_is_read_and_one_of_comments_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = encoded(picture(1), "PPM")
+    assert (decode_image(data.replace(b"P6\n", b"P6\n# drawn by hand\n", 1)) == decode_image(data)).all()
+    monkeypatch.setattr(Image, "open", lambda *_, **__: pytest.fail("it was opened"))
+    for comments in (b"#\n" * 10_000, b"#" + b"a" * 10_000):
+        with pytest.raises(UnreadableImageError):
+            image_size(b"P6\n" + comments)
+
+
 @pytest.mark.parametrize("kind", ["PNG", "WEBP", "AVIF"])
 def test_tags_that_share_their_bytes_cost_nothing(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pillow reads every tag of a block, and 600 KB of them become a gigabyte."""
@@ -79,6 +97,14 @@ def test_a_preview_among_the_tags_is_no_scan() -> None:
     data = jpeg()
     preview = b"\xff\xe2" + struct.pack(">H", 60_002) + b"\xff\xda" * 30_000
     assert read_header(data[:2] + preview + data[2:]).num_scans == 1
+
+
+def test_scans_are_counted_of_what_comes_in_several() -> None:
+    data = jpeg()
+    assert not is_in_scans(data) and is_in_scans(scanned(1)) and is_in_scans(b"\xff\xd8" + b"\xff\xe0\0\2" * 30_000)
+    at = data.index(b"\xff\xda") + 4
+    assert is_in_scans(data[:at] + b"\1" + data[at + 1 :])  # the first scan holds one component of three
+    assert not is_in_scans(b"\xff\xd8") and not is_in_scans(b"")
 
 
 def test_segments_without_an_end() -> None:

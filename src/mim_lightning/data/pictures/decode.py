@@ -18,7 +18,7 @@ from PIL import Image, ImageFile
 from mim_lightning.data.pictures.header import (
     JPEG_MAGIC,
     is_cut_off,
-    is_progressive,
+    is_in_scans,
     jpeg_orientation,
     open_picture,
     picture_orientation,
@@ -48,7 +48,7 @@ def work_pixels(data: bytes, limits: PictureLimits | None = None) -> int:
     """Return how many pixels decoding a picture holds in memory, from the header alone; errors as in `image_size`."""
     height, width = image_size(data, limits)
     # plain JPEGs are read line by line, and scaled to what is needed
-    return height * width // (4 if data[:2] == JPEG_MAGIC and not is_progressive(data) else 1)
+    return height * width // (4 if data[:2] == JPEG_MAGIC and not is_in_scans(data) else 1)
 
 
 def decode_image(data: bytes, min_height: int = 0, min_width: int = 0) -> np.ndarray:

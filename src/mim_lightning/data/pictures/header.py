@@ -40,10 +40,17 @@ PILLOW_FORMATS = (
 HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 MAX_PARTS = 20_000  # segments of a JPEG before its pixels, chunks of a PNG
 MAX_COMMENT = 1 << 20  # bytes of what stands in a GIF besides its pixels
+MAX_PNM = 4096  # bytes of the header of a PPM and its like, which Pillow reads one by one
 MAX_TAG_BLOCKS = 64  # places of a file that look like a table of tags
 
 _SCAN, _END, _EXIF, _XMP = b"\xff\xda", b"\xff\xd9", b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0"
+_FIRST_SCAN = 0xDA
+_PROGRESSIVE = (0xC2, 0xC6, 0xCA, 0xCE)
+_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # those are tables
+_PADDING = re.compile(rb"\xff+")
 _NEXT_MARKER = re.compile(rb"\xff+([\x02-\xcf\xda-\xfe])")  # none that stands among a scan's bytes
+_JP2 = b"\0\0\0\x0cjP  \r\n\x87\n"
+_PNM = re.compile(rb"P[1-7fFy]\S*(?:(?:\s|#[^\r\n]*[\r\n])+[^\s#]+){2}")
 _TAG_BLOCK = re.compile(rb"II\*\0|MM\0\*|II\+\0|MM\0\+")
 _TAG_SIZES = (0, 1, 1, 2, 4, 8, 1, 1, 2, 4, 8, 4, 8, 4, 0, 0, 8, 8, 8)  # bytes of a value, by TIFF's number of its type
 _XMP_ORIENTATION = re.compile(rb'tiff:Orientation(?:="|>)([0-9])')
@@ -149,35 +156,50 @@ def picture_orientation(image: Image.Image) -> int:
     return 1 if image.format == "TIFF" else _orientation(exif, xmp.encode() if isinstance(xmp, str) else xmp)
 
 
-def is_progressive(data: bytes) -> bool:
-    """Are a JPEG's coefficients all held until its last scan is read?"""
-    return any(kind in (0xC2, 0xC6, 0xCA, 0xCE) for kind, _, _ in _segments(data))
+def is_in_scans(data: bytes) -> bool:
+    """Does a JPEG come in several passes, so that its coefficients are all held until the last of them is read?"""
+    num_parts = 0
+    for kind, start, _ in _segments(data):
+        if kind in _FRAMES:
+            if kind in _PROGRESSIVE:
+                return True
+            num_parts = data[start + 5] if start + 5 < len(data) else 0
+        elif kind == _FIRST_SCAN:
+            return start < len(data) and data[start] < num_parts
+    return True  # too many segments to tell
 
 
 def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
-    """Yield kind, start and end of a JPEG's segments before its first scan."""
+    """Yield kind, start and end of a JPEG's segments, the first scan's header as the last of them."""
     at = 2
     for _ in range(MAX_PARTS):
-        while data[at : at + 2] == b"\xff\xff":  # padding
-            at += 1
-        kind = data[at + 1] if data[at : at + 1] == b"\xff" and at + 4 <= len(data) else 0xDA
-        if kind in (0xDA, 0xD9):
+        if data[at : at + 2] == b"\xff\xff" and (padding := _PADDING.match(data, at)):
+            at = padding.end() - 1
+        if data[at : at + 1] != b"\xff" or at + 4 > len(data) or data[at + 1] == 0xD9:
+            yield _FIRST_SCAN, len(data), len(data)
             return
-        length = int.from_bytes(data[at + 2 : at + 4], "big")
+        kind, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4], "big")
         yield kind, at + 4, at + 2 + length
+        if kind == _FIRST_SCAN:
+            return
         at += 2 + max(2, length)
 
 
 def _count_scans(data: bytes) -> int:
+    if not is_in_scans(data):  # counting reads the whole file
+        return 1
     # the two bytes stand among a scan's own only as a marker, but may stand in a preview among the tags
-    if data.count(_SCAN) <= LIMITS.scans:
-        return data.count(_SCAN)
+    count = data.count(_SCAN)
+    if count <= LIMITS.scans:
+        return count
     count, at = 0, 2
     while count <= LIMITS.scans and (marker := _NEXT_MARKER.search(data, at)):
         if marker[1] == b"\xd9":
             break
         count += marker[1] == b"\xda"
-        at = marker.end() + (0 if marker[1] == b"\xd8" else max(2, int.from_bytes(data[marker.end() :][:2], "big")))
+        at = marker.end()
+        if marker[1] != b"\xd8":
+            at += max(2, int.from_bytes(data[at : at + 2], "big"))
     return count
 
 
@@ -208,6 +230,10 @@ def _require_few_parts(data: bytes) -> None:
     """Look through what Pillow would read while it opens a file, in far more time or memory than there are bytes."""
     if data[:4] == b"\x89PNG":
         _require_few_chunks(data)
+    elif data[:12] == _JP2:
+        _require_few_boxes(data)
+    elif data[:1] == b"P" and not _PNM.match(data[:MAX_PNM]):
+        raise UnreadableImageError("not a readable image (of no known format)")
     elif data[:3] == b"GIF":
         _require_short_comments(data)
     elif _TAG_BLOCK.match(data) or data[4:8] == b"ftyp":
@@ -225,6 +251,18 @@ def _require_few_chunks(data: bytes) -> None:
             return
         at += 12 + int.from_bytes(data[at : at + 4], "big")
     raise ImageTooLargeError(f"more than {MAX_PARTS:,} chunks in a PNG; not read")
+
+
+def _require_few_boxes(data: bytes) -> None:
+    at = 0
+    for _ in range(MAX_PARTS):
+        length = int.from_bytes(data[at : at + 4], "big")
+        if length == 1:
+            length = int.from_bytes(data[at + 8 : at + 16], "big")
+        if length < 8:  # the last
+            return
+        at += length
+    raise ImageTooLargeError(f"more than {MAX_PARTS:,} boxes in a JPEG 2000; not read")
 
 
 def _require_short_comments(data: bytes) -> None:
