@@ -53,14 +53,17 @@ def evaluate(config: dict[str, Any]) -> dict[str, float]:
     options = dict(config["trainer"])
     if options["precision"] == "auto":
         options["precision"] = trained["trainer"]["precision"]
-    trainer = build(options, callbacks=[build(trained["callbacks"]["retrieval_eval"]), ProgressBar()], logger=False)
+    changed = {"directions": {**trained["directions"], **(config["directions"] or {})}}
+    changed["monitor"] = config["monitor"] or trained["monitor"]
+    callback = build({**trained["callbacks"]["retrieval_eval"], **changed})
+    trainer = build(options, callbacks=[callback, ProgressBar()], logger=False)
     keep_batches(trainer)
     reports = evaluate_module(trainer, MatchModule(matcher), datamodule)
-    results = flatten(reports)
+    results = flatten(reports, datamodule)
     print_run(f"{config['checkpoint'] or trained['run']['id']} ({fingerprint(matcher)})", results)
     if config["output"]:
         folder = Path(config["output"])
-        save_evaluation(trainer, matcher, datamodule, {**trained, "data": data}, folder)
+        save_evaluation(trainer, matcher, datamodule, {**trained, **changed, "data": data}, folder)
         with whole_file(folder / "results.json") as partial:
             partial.write_text(json.dumps(results, indent=2))
         print(f"results, record and picture: {folder}")

@@ -123,7 +123,7 @@ def fit(config: dict[str, Any], run: Run) -> None:
         reports = evaluate_module(trainer, module, datamodule, checkpoint)
         if trainer.is_global_zero:
             save_evaluation(trainer, matcher, datamodule, config, run.folder)
-            run.write_results({**collect_results(trainer, reports, checkpoint), "fit_seconds": seconds})
+            run.write_results({**collect_results(trainer, reports, datamodule, checkpoint), "fit_seconds": seconds})
     finally:
         close_loggers(trainer)
     trainer.strategy.barrier()

@@ -199,6 +199,16 @@ class Direction:
         """Return the towers of the query side."""
         return tuple(fusions.get(self.query, (self.query,)))
 
+    def describe(self, fusions: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
+        """Return which queries it counts, and in which gallery, as plain values: what makes two evaluations alike."""
+        return {
+            "relevance": self.truth,
+            "requires": sorted(self.needs(fusions)),
+            "excludes": sorted(self.excludes),
+            "leave_out": self.leave_out,
+            "photo": {"once_a_truth": {*self.parts(fusions)} == {"query_image"}, "not_of_the_gallery": True},
+        }
+
     def needs(self, fusions: Mapping[str, Mapping[str, float]]) -> tuple[str, ...]:
         """Return what a query must have to be counted; beyond that, some tower of the query side."""
         return self.parts(fusions) if self.requires is None else self.requires
@@ -228,6 +238,11 @@ class QueryCounts:
     num_other_kind: int  # lack what the direction requires, or have what it excludes
     num_in_gallery: int  # would answer themselves: their photo is, pixel for pixel, a picture of the gallery
     num_repeated: int  # the same photo with the same truth again, where the direction looks at the photo alone
+    photo_truth: str = ""  # "asked" or "shown" where the direction looks at the photo
+
+    def as_counts(self) -> dict[str, int]:
+        """Return the numbers by name."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name.startswith("num_")}
 
 
 @dataclass(frozen=True)

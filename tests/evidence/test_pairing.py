@@ -111,3 +111,23 @@ def test_nothing_in_common_and_an_unknown_metric_are_told(tmp_path: Path) -> Non
     with pytest.raises(ValueError, match=r"hit@7: .*it has hit@1, mrr"):
         paired.before.scores("hit@7")
     assert np.array_equal(paired.before.scores("hit@1"), [[1.0]])
+
+
+def counting(record: EvaluationRecord, **rule: object) -> EvaluationRecord:
+    """Return a record that says what it counts."""
+    known = {"requires": ["query_image"], "leave_out": None}
+    found = {name: replace(part, counting=known | rule) for name, part in record.directions.items()}
+    return replace(record, directions=found)
+
+
+def test_records_that_count_other_queries_are_told_and_other_galleries_refused(tmp_path: Path) -> None:
+    old = evaluation(tmp_path / "old", plain_rows([1, 2, 3]))
+    new = evaluation(tmp_path / "new", plain_rows([1, 2]))
+    assert not pair_direction("image_to_image", arm("a", counting(new)), arm("b", counting(new))).notes
+    for before in (old, counting(old, requires=["query_text"])):
+        paired = pair_direction("image_to_image", arm("a", before), arm("b", counting(new)))
+        assert paired.query_ids == ["q000", "q001"]
+        (warning,) = (note for note in paired.notes if note.startswith("warning: image_to_image: "))
+        assert "count other queries" in warning and ("an older record" in warning) == (before is old)
+    with pytest.raises(ValueError, match="leave other products out of a query's gallery: not comparable"):
+        pair_direction("image_to_image", arm("a", old), arm("b", counting(new, leave_out="shown")))

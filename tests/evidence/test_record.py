@@ -84,6 +84,40 @@ def test_a_table_is_evaluated_directly_though_it_has_a_test_split_alone(
         fit("data.source=null", f"data.folder={tmp_path}/other/manifest", "data.val_split=test")
 
 
+def test_only_rows_that_a_direction_asks_of_count(fit: Callable[..., Run], shop: Path, tmp_path: Path) -> None:
+    """Four photos without words, one of them twice; seven catalogue files with words for the next product."""
+    run = fit("trainer.max_epochs=1")
+    photos = [f"v{n},street{n}-1.jpg,,00{n},," for n in range(4)] + ["v4,street0-1.jpg,red,000,,"]
+    composed = [f"c{n},shop{n}.jpg,blue,00{(n + 1) % 7},00{n},{n % 2}" for n in range(7)]
+    rows = [f"{row},val" for row in [*photos, *composed]]
+    table = shop / "shop" / "mixed.csv"
+    table.write_text("\n".join(["query_id,image,text,product_id,shown_product_id,kind,split", *rows]) + "\n")
+    source = ["data=manifest", f"data.source.products={shop}/shop/products.csv", f"data.source.queries={table}"]
+    source += [f"paths.data={tmp_path}/mixed", "data.num_workers=0", "data.source.segments=[kind]"]
+    results = evaluation(run, tmp_path / "out", *source, "directions={photos: {query: query_image, "
+                         "gallery: product_image, excludes: [query_text]}, text_to_product: null}")  # fmt: skip
+    counts = {
+        name: tuple(
+            results[f"counts/{name}/num_{what}"] for what in ("queries", "with_words", "in_gallery", "repeated")
+        )
+        for name in read_record(tmp_path / "out").directions
+    }
+    assert counts == {
+        "image_to_image": (4, 0, 7, 1),
+        "image_to_text": (4, 0, 7, 1),
+        "image_to_product": (4, 0, 7, 1),
+        "composed_to_product": (8, 8, 0, 0),
+        "composed_to_other_product": (7, 7, 0, 0),
+        "query_to_product": (12, 8, 0, 0),
+        "image_to_asked_product": (8, 8, 0, 0),
+        "photos": (4, 0, 0, 0),
+    }
+    parts = [results[f"segments/query_to_product/words={part}/hit@1"] for part in ("with", "without")]
+    assert results["val/query_to_product/hit@1"] == pytest.approx((8 * parts[0] + 4 * parts[1]) / 12)
+    assert results["segments/composed_to_other_product/kind=1/num_queries"] == 3
+    assert not any(key.startswith("segments/photos/") for key in results)
+
+
 def test_distractors_join_the_gallery(fit: Callable[..., Run], tmp_path: Path) -> None:
     products, queries = write_shop(tmp_path / "other", num_products=3)
     products.write_text(products.read_text().replace("\n00", "\nother-00"))

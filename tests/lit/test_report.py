@@ -21,7 +21,32 @@ def test_a_run_shows_directions_and_where_it_came_from(capsys: pytest.CaptureFix
         out.split()
     )
     (row,) = [line for line in out.splitlines() if "image_to_image" in line]
-    assert row.split() == ["image_to_image", "0.125", "0.500", "-", "0.750"]
+    assert row.split() == ["image_to_image", "7", "-", "0.125", "0.500", "-", "0.750"]
+
+
+def test_kinds_of_queries_stand_below_their_direction(capsys: pytest.CaptureFixture[str]) -> None:
+    words = {
+        "segments/image_to_image/words=with/hit@1": 0.25,
+        "segments/image_to_image/words=with/num_queries": 3,
+        "segments/image_to_image/words=without/hit@1": 1.0,
+        "segments/image_to_image/words=without/hit@1/low": 0.5,
+        "segments/image_to_image/words=without/hit@1/high": 1.0,
+        "segments/image_to_image/words=without/num_queries": 4,
+        "counts/image_to_image/num_with_words": 3,
+        "counts/image_to_image/num_in_gallery": 2,
+        "counts/image_to_image/num_repeated": 1,
+    }
+    print_run("a run", RESULTS | COUNTS | words)
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    place = next(i for i, line in enumerate(lines) if line[:1] == ["image_to_image"])
+    assert lines[place][:3] == ["image_to_image", "7", "3"]
+    assert lines[place + 1] == ["words=with", "3", "0.250", "-", "-"]
+    assert lines[place + 2] == ["words=without", "4", "1.000", "0.50", "-", "1.00", "-"]
+    told = " ".join(word for line in lines for word in line)
+    assert told.endswith(
+        "image_to_image: 2 queries left out whose photo is a picture of the gallery, 1 query left out of a photo that "
+        "has the same answer in another row"
+    )
 
 
 def test_a_result_below_the_untouched_models_is_said() -> None:

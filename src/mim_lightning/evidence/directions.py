@@ -146,6 +146,7 @@ def _evaluate(
         num_other_kind=num_other_kind,
         num_in_gallery=int(is_in_gallery.sum()),
         num_repeated=int((~is_first).sum()),
+        photo_truth=direction.truth if PHOTO in direction.parts(fusions) else "",
     )
     return replace(report, counts=counts)
 

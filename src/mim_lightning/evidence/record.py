@@ -50,6 +50,7 @@ class DirectionRecord:
     hit_is_relevant: list[list[bool]]
     num_unanswerable: int
     num_products: int
+    counting: Mapping[str, Any] | None = None  # which queries count, see `Direction.describe`; None: an older record
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,7 @@ def write_record(
     reports: Mapping[str, RetrievalReport],
     queries: Mapping[int, QueryFacts],
     products: Sequence[ShardSet],
+    counting: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> None:
     """Write the record of one evaluation into `folder`, whole or not at all; a former one is replaced.
 
@@ -116,6 +118,7 @@ def write_record(
         reports: by direction.
         queries: what is known of each query, by query key.
         products: the sets that were ranked; the ids of hits are read from them.
+        counting: by direction, which queries it counts.
     """
     keys = np.concatenate([report.hits.product_keys.numpy().ravel() for report in reports.values()])
     units = np.concatenate([report.unit_keys.numpy() for report in reports.values()])
@@ -123,10 +126,14 @@ def write_record(
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    counts = {}
+    counts: dict[str, dict[str, Any]] = {}
     for name, report in reports.items():
         pq.write_table(_table(report, queries, product_ids), partial / f"{name}.parquet")
         counts[name] = {"num_unanswerable": report.num_unanswerable, "num_products": report.num_products}
+        if report.counts is not None:
+            counts[name] |= report.counts.as_counts()
+        if counting is not None:
+            counts[name]["counting"] = counting[name]
     content = {"version": VERSION, "run": vars(run), "gallery": _digest(products), "directions": counts}
     (partial / FACTS_FILE).write_text(json.dumps(content, indent=2))
     shutil.rmtree(folder, ignore_errors=True)
@@ -162,7 +169,7 @@ def _table(report: RetrievalReport, queries: Mapping[int, QueryFacts], product_i
     return pa.table(columns)
 
 
-def _read_direction(folder: Path, name: str, counts: Mapping[str, int]) -> DirectionRecord:
+def _read_direction(folder: Path, name: str, counts: Mapping[str, Any]) -> DirectionRecord:
     columns = pq.read_table(folder / f"{name}.parquet").to_pydict()
 
     def starting(prefix: str) -> dict[str, list[Any]]:
@@ -181,4 +188,5 @@ def _read_direction(folder: Path, name: str, counts: Mapping[str, int]) -> Direc
         hit_is_relevant=columns["hit_is_relevant"],
         num_unanswerable=counts["num_unanswerable"],
         num_products=counts["num_products"],
+        counting=counts.get("counting"),
     )

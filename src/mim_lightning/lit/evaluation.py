@@ -13,13 +13,16 @@ from typing import Any
 import torch
 from lightning import LightningModule, Trainer
 
+from mim_lightning.data.check.findings import IN_CATALOGUE
+from mim_lightning.data.check.report import FINDINGS_FILE, found_ids
 from mim_lightning.data.places.addresses import Place
-from mim_lightning.data.shards.facts import query_facts
+from mim_lightning.data.shards.facts import QueryFacts, query_facts
 from mim_lightning.evidence.embeddings import EvaluationEmbeddings, write_embeddings
 from mim_lightning.evidence.figures.hits_grid import draw_hits
 from mim_lightning.evidence.followed import read_history
 from mim_lightning.evidence.pages.page import write_report_page
 from mim_lightning.evidence.record import RECORD_FOLDER, RunFacts, read_record, write_record
+from mim_lightning.evidence.segments import measure_segments_of
 from mim_lightning.lit.callbacks.retrieval_eval import find_retrieval_eval
 from mim_lightning.lit.datamodule import MatchDataModule
 from mim_lightning.lit.report import UNTOUCHED
@@ -42,23 +45,49 @@ def evaluate_module(
     return find_retrieval_eval(trainer).reports
 
 
-def flatten(reports: dict[str, RetrievalReport]) -> dict[str, float]:
-    """Return flat results: the metrics of every direction with the ends of their intervals, and what they count."""
+def flatten(reports: dict[str, RetrievalReport], datamodule: MatchDataModule) -> dict[str, float]:
+    """Return flat results: the metrics of every direction with the ends of their intervals, and what they count.
+
+    Besides, those of each kind of query that a direction mixes, under `segments/`, and how many of the queries that
+    it counts the check of the data found to show nearly a picture of the gallery.
+    """
     results = {key: value for report in reports.values() for key, value in report.as_scalars("val").items()}
     results |= {key: value for report in reports.values() for key, value in report.as_intervals("val").items()}
     for report in reports.values():
         results[f"counts/{report.direction}/num_queries"] = report.num_queries
         results[f"counts/{report.direction}/num_unanswerable"] = report.num_unanswerable
-        counts = vars(report.counts) if report.counts is not None else {}
+        counts = report.counts.as_counts() if report.counts is not None else {}
         results |= {f"counts/{report.direction}/{name}": count for name, count in counts.items()}
+    facts = query_facts(datamodule.query_set())
+    results |= _count_near(reports, facts, datamodule) | measure_segments_of(reports, facts)
     return results | {"num_products": max(report.num_products for report in reports.values())}
 
 
-def collect_results(trainer: Trainer, reports: dict[str, RetrievalReport], checkpoint: Path) -> dict[str, float]:
+def _count_near(
+    reports: dict[str, RetrievalReport], facts: Mapping[int, QueryFacts], datamodule: MatchDataModule
+) -> dict[str, float]:
+    """Return how many counted photos look like a gallery picture to the check that `prepare` made, if it is at hand."""
+    path = datamodule.folder / FINDINGS_FILE if isinstance(datamodule.folder, Path) else None
+    if path is None or not path.is_file():
+        return {}
+    near = {"asked": found_ids(path, IN_CATALOGUE[:1]), "shown": found_ids(path, IN_CATALOGUE), "": set()}
+    counts = {
+        name: sum(facts[key].query_id in near[report.counts.photo_truth] for key in report.hits.query_keys.tolist())
+        for name, report in reports.items()
+        if report.counts is not None
+    }
+    return {f"counts/{name}/num_near_gallery": count for name, count in counts.items() if count}
+
+
+def collect_results(
+    trainer: Trainer, reports: dict[str, RetrievalReport], datamodule: MatchDataModule, checkpoint: Path
+) -> dict[str, float]:
     """Return a run's flat results: those of `checkpoint`, the untouched model's, epoch and step."""
     content = torch.load(checkpoint, map_location="cpu", weights_only=True)
     untouched = find_retrieval_eval(trainer).untouched
-    results = flatten(reports) | {key.replace("val/", f"{UNTOUCHED}/", 1): value for key, value in untouched.items()}
+    results = flatten(reports, datamodule) | {
+        key.replace("val/", f"{UNTOUCHED}/", 1): value for key, value in untouched.items()
+    }
     return results | {"epoch": content["epoch"], "step": content["global_step"]}
 
 
@@ -67,23 +96,27 @@ def save_evaluation(
 ) -> None:
     """Leave the last pass in `folder`: record, embeddings unless there are too many, report and picture of hits.
 
-    Report and picture show the monitored direction; every logger that takes images gets the picture too.
+    Report and picture show the monitored direction, or the first that counts a query where it counts none; every logger
+    that takes images gets the picture too.
     """
     callback = find_retrieval_eval(trainer)
+    monitor = callback.shown_monitor()
     run = RunFacts(
         run_id=config["run"]["id"],
         config=_with_absolute_distractors(config, datamodule),
         fingerprint=fingerprint(matcher),
-        monitor=config["monitor"],
+        monitor=monitor,
         data_folder=_absolute(datamodule.folder),
         val_split=datamodule.val_split,
     )
     facts = query_facts(datamodule.query_set())
-    write_record(folder / RECORD_FOLDER, run, callback.reports, facts, datamodule.product_sets())
+    write_record(
+        folder / RECORD_FOLDER, run, callback.reports, facts, datamodule.product_sets(), callback.describe_counting()
+    )
     if callback.tables is not None:
         embeddings = EvaluationEmbeddings(*callback.tables, matcher.fusions, run.fingerprint)
         write_embeddings(folder / RECORD_FOLDER, embeddings)
-    direction = config["monitor"].split("/")[1]
+    direction = monitor.split("/")[1]
     record = read_record(folder / RECORD_FOLDER)
     write_report_page(record, folder / "report.html", read_history(folder).get(direction))
     picture = draw_hits({config["model"]["name"]: record}, direction, datamodule.query_set(), datamodule.product_sets())

@@ -6,7 +6,7 @@ and evaluate doors call it. The table of a sweep is in `sweep.table`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from rich.box import SIMPLE
 from rich.console import Console
@@ -14,7 +14,9 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from mim_lightning.data.check.units import counted
 from mim_lightning.display_text import plain
+from mim_lightning.evidence.segments import SEGMENTS
 
 COLUMNS = ("hit@1", "hit@5", "hit@10", "mrr", "map", "ndcg@10", "wrong_category@1")  # all others: results.json
 Results = Mapping[str, float]
@@ -26,6 +28,10 @@ def print_run(title: str, results: Results) -> None:
     caption = f"shares, 0 to 1; 95 % bootstrap intervals over products{_describe_counts(results)}"
     table = Table(title=escape(plain(title)), caption=caption, title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0))
     table.add_column("direction", no_wrap=True)
+    has_counts = bool(_counts(results, "num_queries"))
+    if has_counts:
+        table.add_column("queries", justify="right")
+        table.add_column("with\nwords", justify="right", style="dim")
     has_untouched = any(key.startswith(UNTOUCHED) for key in results)
     if has_untouched:
         table.add_column("untouched\nhit@1", justify="right", style="dim")
@@ -39,8 +45,43 @@ def print_run(title: str, results: Results) -> None:
         cells = [_cell(results, f"val/{direction}/{metric}") for metric in columns]
         if "hit@1" in columns:
             cells.insert(columns.index("hit@1") + 1, _interval(results, f"val/{direction}/hit@1"))
-        table.add_row(Text(plain(direction)), *before, *cells)
+        table.add_row(Text(plain(direction)), *_kinds(results, direction) * has_counts, *before, *cells)
+        for part in _parts_of(results, direction):
+            key = f"{SEGMENTS}/{direction}/{part}"
+            cells = [_cell(results, f"{key}/{metric}") for metric in columns]
+            if "hit@1" in columns:
+                cells.insert(columns.index("hit@1") + 1, _interval(results, f"{key}/hit@1"))
+            counts = [_count(results, f"{key}/num_queries"), ""] * has_counts
+            table.add_row(Text(f"  {plain(part)}"), *counts, *[""] * has_untouched, *cells, style="dim")
     _print(table)
+    for line in _left_out(results):
+        Console().print(line, highlight=False, markup=False)
+
+
+def _kinds(results: Results, direction: str) -> list[str]:
+    return [_count(results, f"counts/{direction}/{name}") for name in ("num_queries", "num_with_words")]
+
+
+def _parts_of(results: Results, direction: str) -> list[str]:
+    """Return the segments that are told of a direction, "words=with" for one."""
+    start = f"{SEGMENTS}/{direction}/"
+    return list(dict.fromkeys(key.removeprefix(start).split("/")[0] for key in results if key.startswith(start)))
+
+
+LEFT_OUT = {
+    "num_in_gallery": "{} left out whose photo is a picture of the gallery",
+    "num_repeated": "{} left out of a photo that has the same answer in another row",
+    "num_near_gallery": "{} counted whose photo looks like a picture of the gallery",
+}
+
+
+def _left_out(results: Results) -> Iterator[str]:
+    """Yield a line for each direction with queries that answer themselves, repeat a photo, or nearly do."""
+    for direction in dict.fromkeys(key.split("/")[1] for key in results if key.startswith("val/")):
+        counts = {name: int(results.get(f"counts/{direction}/{name}", 0)) for name in LEFT_OUT}
+        told = [LEFT_OUT[name].format(counted(count, "query")) for name, count in counts.items() if count]
+        if told:
+            yield f"{plain(direction)}: {', '.join(told)}"
 
 
 def describe_decline(results: Results, monitor: str) -> str | None:
@@ -71,6 +112,10 @@ def _counts(results: Results, name: str) -> list[int]:
 def _range(counts: Sequence[int]) -> str:
     low, high = min(counts), max(counts)
     return str(low) if low == high else f"{low} to {high}"
+
+
+def _count(results: Results, key: str) -> str:
+    return f"{int(results[key])}" if key in results else "-"
 
 
 def _cell(results: Results, key: str) -> str:

@@ -61,6 +61,7 @@ KINDS = {
         "texts over the tokeniser's limit", False, "a larger encoder.text.max_length reads the rest", True
     ),
 }
+IN_CATALOGUE = ("photo_in_catalogue", "reference_in_catalogue")
 IMAGE_KINDS = ("unreadable_image", "truncated_image", "huge_image", "near_empty_image")
 
 

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +17,8 @@ from mim_lightning.data.check.texts import TextLengths
 from mim_lightning.data.check.units import counted, share
 from mim_lightning.display_text import csv_cell
 from mim_lightning.whole_file import whole_file
+
+FINDINGS_FILE = "findings.csv"  # beside the data that were checked
 
 
 @dataclass(frozen=True)
@@ -131,6 +133,12 @@ def write_findings(report: CheckReport, path: Path) -> None:
     """List all findings, also those that are only told."""
     rows = ((f.kind, "bad" if f.is_bad else "told", *_cells(report, f)) for f in report.findings)
     _write(path, ("kind", "weight", "table", "row", "id", "column", "reason"), rows)
+
+
+def found_ids(path: Path, kinds: Collection[str]) -> set[str]:
+    """Return the ids of the rows that a file of `write_findings` tells such findings of."""
+    with path.open(newline="", encoding="utf-8") as file:
+        return {row["id"] for row in csv.DictReader(file) if row["kind"] in kinds}
 
 
 def _cells(report: CheckReport, finding: Finding) -> tuple[str, ...]:

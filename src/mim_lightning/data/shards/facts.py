@@ -14,6 +14,7 @@ import numpy as np
 from mim_lightning.data.shards.shard_set import ShardSet
 
 SHARPNESS_LABELS = ("blurred third", "middle third", "sharp third")
+BUILT_IN = ("category", "query_words", "image_quality")  # segments that every set has
 WORD_LABELS = ("0 words", "1 word", "2 words", "3 or more words")
 
 

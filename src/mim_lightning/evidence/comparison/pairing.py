@@ -96,6 +96,7 @@ def pair_direction(direction: str, baseline: Arm, arm: Arm) -> PairedDirection:
     for fold in folds:
         evaluations = [*baseline.records[fold], *arm.records[fold]]
         parts, num_dropped = _align(direction, evaluations)
+        notes += _other_counting(direction, evaluations)
         num_left_out += num_dropped
         by_fold.append((parts[: len(baseline.records[fold])], parts[len(baseline.records[fold]) :]))
     if num_left_out:
@@ -143,6 +144,30 @@ def _align(direction: str, evaluations: Sequence[EvaluationRecord]) -> tuple[lis
     for part in parts[1:]:
         _refuse_another_truth(parts[0], part)
     return parts, num_dropped
+
+
+def _other_counting(direction: str, evaluations: Sequence[EvaluationRecord]) -> list[str]:
+    """Return a warning if the evaluations count other queries: their own averages are not of the same rows.
+
+    Raises:
+        ValueError: a query's gallery is another one.
+    """
+    first = evaluations[0].directions[direction].counting
+    for evaluation in evaluations[1:]:
+        other = evaluation.directions[direction].counting
+        if other == first:
+            continue
+        if (other or {}).get("leave_out") != (first or {}).get("leave_out"):
+            raise ValueError(
+                f"{direction}: {evaluations[0].folder} and {evaluation.folder} leave other products out of a query's "
+                "gallery: not comparable"
+            )
+        older = " (an older record, which does not say what it counts)" if None in (first, other) else ""
+        return [
+            f"warning: {direction}: {evaluations[0].folder} and {evaluation.folder} count other queries{older}; "
+            "compared are those that both count, so means differ from their own reports"
+        ]
+    return []
 
 
 def _refuse_another_truth(one: Part, other: Part) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from mim_lightning.data.check import CheckReport, print_check, write_findings, write_skipped
+from mim_lightning.data.check.report import FINDINGS_FILE
 from mim_lightning.data.pictures.images import ImageReader
 from mim_lightning.evidence.pages.check_page import write_check_page
 
@@ -20,5 +21,5 @@ def leave_check(report: CheckReport, folder: Path, reader: ImageReader, brief: b
     print_check(report, brief=brief)
     folder.mkdir(parents=True, exist_ok=True)
     write_check_page(report, folder / PAGE_FILE, reader.read)
-    write_findings(report, folder / "findings.csv")
+    write_findings(report, folder / FINDINGS_FILE)
     write_skipped(report, folder / "skipped.csv")

@@ -108,6 +108,8 @@ class RetrievalEval(Callback):
         return f"give {choices}" if choices else "nor does any other direction of the model"
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert isinstance(pl_module.matcher, Matcher)
+        self.fusions = pl_module.matcher.fusions
         self.num_gallery = len(trainer.datamodule.gallery_set())  # type: ignore[attr-defined]
         for collector in self.collectors.values():
             # Apple's GPUs have no float64, which scores are averaged in
@@ -162,6 +164,15 @@ class RetrievalEval(Callback):
     def scalars(self, stage: str = "val") -> dict[str, float]:
         """Return the last pass as flat metrics."""
         return {key: value for report in self.reports.values() for key, value in report.as_scalars(stage).items()}
+
+    def shown_monitor(self) -> str:
+        """Return the monitored metric, or the same of the first direction that counted a query in the last pass."""
+        stage, direction, metric = self.monitor.split("/", 2)
+        return self.monitor if direction in self.reports else f"{stage}/{next(iter(self.reports))}/{metric}"
+
+    def describe_counting(self) -> dict[str, dict[str, Any]]:
+        """Return which queries each direction counts, and in which gallery, as plain values."""
+        return {name: self.directions[name].describe(self.fusions) for name in self.reports}
 
     def _publish(self, trainer: Trainer, pl_module: LightningModule) -> None:
         scalars = self.scalars()
