@@ -340,6 +340,20 @@ def test_answers_that_nobody_fetches_are_not_heaped_up(browser: Browser) -> None
     assert set(statuses) == {200, 429} and statuses.index(429) <= 16
 
 
+def test_pages_that_nobody_looks_at_any_more_are_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mim_lightning.search.service.page_inputs.MAX_PAGES", 4)
+    shopfront = colour_shop(tmp_path)
+    app: Any = mount_page(make_app(shopfront), shopfront, None)
+    page = app.routes[-1].app.get_blocks()
+    with TestClient(behind_gate(app, shopfront, None)) as client:
+        for _ in range(20):
+            browser = Browser(client)
+            assert browser.join().status_code == 200
+        assert browser.search(textbox="red")["success"]
+        assert len(page._queue.pending_messages_per_session) <= 4 and len(page.state_holder.session_data) <= 4
+        assert len(page._queue.pending_event_ids_session) <= 16
+
+
 def test_a_click_on_nothing_is_no_fault(browser: Browser, capfd: pytest.CaptureFixture[str]) -> None:
     config = browser.client.get("/config").json()
     select = next(call for call in config["dependencies"] if any(target[1] == "select" for target in call["targets"]))

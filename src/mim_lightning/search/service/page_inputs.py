@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from gradio.utils import LRUCache
 
 from mim_lightning.display_text import plain
 from mim_lightning.search.service.limits import RefusedError
@@ -19,6 +20,7 @@ from mim_lightning.search.service.strict_json import is_encodable
 from mim_lightning.search.service.uploads import Uploads
 
 MAX_ERROR = 500  # characters
+MAX_PAGES = 500  # that are open, and kept in mind: about 100 kB each
 
 
 class SearchPage(gr.Blocks):
@@ -29,7 +31,15 @@ class SearchPage(gr.Blocks):
         self.uploads = uploads
         # what `launch` would set: without these Gradio checks no path, and serves uploaded SVG inline
         self.has_launched = self.is_running = True
-        self.state_session_capacity = 1000  # open pages whose state is kept; each takes about 100 kB
+        self.state_session_capacity = MAX_PAGES
+
+    def queue(self, **settings: Any) -> Any:
+        """Set up the queue, as Gradio does, with an end to what it keeps of pages that fetch no answers."""
+        super().queue(**settings)
+        self._queue.pending_messages_per_session = LRUCache(MAX_PAGES)
+        self._queue.pending_event_ids_session = LRUCache(4 * MAX_PAGES)
+        self._queue.ANALYTICS_MAX_EVENTS = 100  # a table is made of them after every search
+        return self
 
     async def preprocess_data(self, block_fn: Any, inputs: list[Any], *others: Any, **named: Any) -> Any:
         """Replace what came by what may be used, then go on as Gradio does."""
