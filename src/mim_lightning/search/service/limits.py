@@ -33,7 +33,7 @@ class Limits:
     pixels: int = 40_000_000  # of one picture
     side: int = 20_000  # pixels, of its longer side
     aspect: int = 100  # of its sides
-    scans: int = 100  # of a progressive JPEG
+    scans: int = 32  # of a progressive JPEG
     pixels_in_work: int = 80_000_000  # of the pictures of all requests that are decoded at once
     num_images: int = 4
     text_length: int = 500  # characters of each text
