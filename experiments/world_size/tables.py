@@ -1,6 +1,6 @@
 """The table of this record: how far apart two processes end from one, in weights and in results.
 
-    python experiments/world_size/tables.py runs/world_size
+python experiments/world_size/tables.py runs/world_size
 """
 
 from __future__ import annotations
