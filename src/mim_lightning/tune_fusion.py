@@ -1,6 +1,6 @@
 """python -m mim_lightning.tune_fusion <run>: sweep a fusion's weights after training, without embedding anew.
 
-    python -m mim_lightning.tune_fusion runs/4tower-...                  the monitored direction's query
+    python -m mim_lightning.tune_fusion runs/4tower-...                  the query of the composed direction
     python -m mim_lightning.tune_fusion runs/4tower-... --fusion product --metric mrr --output tuned
     python -m mim_lightning.tune_fusion runs/4tower-... --store runs/4tower-.../checkpoints/best.ckpt
 
@@ -39,16 +39,20 @@ def tune_fusion(
 
     record = read_record(run)
     embeddings = read_embeddings(record.folder)
-    name = direction or record.facts.monitor.split("/")[1]
     known = {key: ends for key, ends in record.facts.config["directions"].items() if ends is not None}
+    fused = [key for key in record.directions if known.get(key, {}).get("query") in embeddings.fusions]
+    # of a model whose monitored direction has no fusion, the first whose query is one
+    first = [record.facts.monitor.split("/")[1], *fused]
+    usable = (key for key in first if {known[key]["query"], known[key]["gallery"]} & embeddings.fusions.keys())
+    name = direction or next(usable, first[0])
     if name not in known:
         raise ValueError(f"--direction {name}: no such direction; {record.folder} has {', '.join(known)}")
     ends = Direction(**known[name])
     if fusion is None:
-        fused = [end for end in (ends.query, ends.gallery) if end in embeddings.fusions]
-        if not fused:
+        sides = [end for end in (ends.query, ends.gallery) if end in embeddings.fusions]
+        if not sides:
             raise ValueError(f"--direction {name}: has no fusion on either side; give another --direction")
-        fusion = fused[0]
+        fusion = sides[0]
     curve = sweep_fusion(embeddings, name, ends, fusion, metric, num_shares)
     print_curve(curve)
     if output is not None:
@@ -61,7 +65,7 @@ def tune_fusion(
 def _parser() -> CommandParser:
     parser = CommandParser("tune_fusion", __doc__)
     parser.add_argument("run", type=Path, help="folder of a run or of an evaluation")
-    parser.add_argument("--direction", help="default: the monitored one")
+    parser.add_argument("--direction", help="default: the monitored one, or the first with a fused query")
     parser.add_argument("--fusion", help="whose weights; default: the query side's, else the gallery side's")
     parser.add_argument("--metric", default="hit@1", help="default: hit@1")
     parser.add_argument("--num-shares", type=count, default=21, metavar="N", help="points of the curve; default: 21")
