@@ -18,10 +18,10 @@ ROOMS = {  # room or file -> what of the project it may import
     "whole_file": set(),
     "damaged_file": set(),
     "file_name": set(),
-    "stored_config": {"file_name"},
+    "stored_config": {"file_name", "damaged_file"},
     "interruption": set(),
     "data": {"types", "data", "id_keys", "whole_file", "damaged_file"},
-    "encoders": {"types", "encoders", "file_name"},
+    "encoders": {"types", "encoders", "file_name", "damaged_file"},
     "losses": {"types", "losses"},
     "metrics": {"types", "metrics"},
     "model": {"types", "encoders.interface", "model"},
@@ -45,7 +45,7 @@ ROOMS = {  # room or file -> what of the project it may import
         *("damaged_file", "overrides", "expected_types", "stored_config"),
     },
     "run": {"config", "set_name", "whole_file", "damaged_file"},
-    "failure": {"config"},
+    "failure": {"config", "damaged_file"},
     "door": {"command", "config", "failure", "interruption", "overrides"},
     "launch": {"config", "door", "failure", "interruption"},
     "study": set(),
@@ -81,7 +81,7 @@ ROOMS = {  # room or file -> what of the project it may import
     "search.service.recorder": {"online.experiment", "search"},  # likewise
     "search.__main__": {"data.pictures", "door", "search"},
     "build_index": {"config", "door", "inference", "launch", "lit", "model", "prepare", "search"},
-    "serve": {"config", "door", "online", "search"},
+    "serve": {"config", "door", "interruption", "online", "search"},
 }
 ANYWHERE = {"display_text"}  # knows nothing of the project; every room that shows words of others needs it
 DATA_ROOMS = {  # room or file of data -> what else of data it may import: rows above its own, so there are no circles

@@ -12,7 +12,17 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
-class DamagedFileError(ValueError):
+class FileError(ValueError):
+    """What is wrong with the content of a file; its message names it.
+
+    Attributes:
+        path: of the file.
+    """
+
+    path: Path | str
+
+
+class DamagedFileError(FileError):
     """A file that is there and cannot be read as what it should be.
 
     Args:
@@ -26,7 +36,7 @@ class DamagedFileError(ValueError):
         super().__init__(f"{path}: damaged ({reason})" + (f"; {remedy}" if remedy else ""))
 
     def __reduce__(self) -> tuple[type[DamagedFileError], tuple[str, str, str]]:
-        return type(self), (self.path, self.reason, self.remedy)
+        return type(self), (str(self.path), self.reason, self.remedy)
 
 
 @contextmanager
@@ -43,7 +53,7 @@ def naming_damage(path: str | Path, remedy: str = "") -> Iterator[None]:
         if isinstance(path, Path):
             refuse_irregular(path, remedy)
         yield
-    except DamagedFileError:
+    except FileError:
         raise
     except OSError as error:
         if error.errno is None:  # a library's own word for a file that is none of its

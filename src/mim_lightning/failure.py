@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -21,6 +22,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from mim_lightning.config import conf_dir
+from mim_lightning.damaged_file import naming_damage
 
 EXTRA = "pip install 'mim-lightning[sweep]'"
 NOTES = {"failed": "failed.json", "pruned": "pruned.json"}  # in a run's folder, by status: why it came to no result
@@ -48,7 +50,7 @@ class ChildError(ChildProcessError):
 
 def is_mendable(error: Exception) -> bool:
     """Is this a mistake of the user's, so that one line tells more than a call stack?"""
-    kinds = (ValueError, ChildProcessError, CompactHydraException, OmegaConfBaseException)
+    kinds = (ValueError, OSError, CompactHydraException, OmegaConfBaseException)
     # the latter two are Lightning's and Optuna's own words; their rooms are not ours to import from
     named = type(error).__name__ in ("MisconfigurationException", "TrialPruned")
     return isinstance(error, kinds) or named or _is_wandbs(error) or _is_missing_package(error)
@@ -82,7 +84,10 @@ def leave_failure(path: Path, failure: Failure) -> None:
 
 def find_failure(path: Path) -> Failure | None:
     """Return what `leave_failure` left, or None if nobody came to leave anything."""
-    return Failure(**json.loads(path.read_text())) if path.is_file() else None
+    if not path.exists():
+        return None
+    with naming_damage(path):
+        return Failure(**json.loads(path.read_text()))
 
 
 def write_note(folder: Path, failure: Failure) -> None:
@@ -97,6 +102,8 @@ def clear_notes(folder: Path) -> None:
 
 
 def _one_line(error: Exception, name: str) -> str:
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{os.fsdecode(error.filename)}: {error.strerror}"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if lines and lines[0].startswith("Caught"):  # in a loader's worker, whose call stack is the message
         lines = [lines[-1].split("Error: ", 1)[-1]]

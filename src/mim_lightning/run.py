@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mim_lightning.config import describe_data, load_stored_config
+from mim_lightning.damaged_file import naming_damage
 from mim_lightning.set_name import name_set
 from mim_lightning.whole_file import whole_file
 
@@ -73,6 +74,10 @@ class Run:
         return self.folder / "results.json"
 
     @property
+    def lock_path(self) -> Path:
+        return self.folder / ".lock"
+
+    @property
     def best_checkpoint(self) -> Path:
         return self.folder / "checkpoints" / "best.ckpt"
 
@@ -93,7 +98,13 @@ class Run:
 
     def read_results(self) -> dict[str, float] | None:
         """Return the recorded result, or None while the run is not finished."""
-        return json.loads(self.results_path.read_text()) if self.results_path.is_file() else None
+        if not self.results_path.exists():
+            return None
+        with naming_damage(self.results_path, "remove it, and the run is evaluated again"):
+            found: dict[str, float] = json.loads(self.results_path.read_text())
+            if not found or not all(isinstance(value, int | float) for value in found.values()):
+                raise ValueError("holds no results")
+            return found
 
     def write_results(self, results: Mapping[str, float]) -> None:
         # whole: the file's presence says that the run is finished
@@ -166,11 +177,13 @@ def refuse_missed_report(config: Mapping[str, Any]) -> None:
 
 
 def _refuse_another(run: Run, config: Mapping[str, Any]) -> None:
-    if not run.config_path.is_file():
+    if not run.config_path.exists():
         return
-    found = load_stored_config(run.config_path)
-    if found["run"]["digest"] == config["run"]["digest"]:
-        return
+    with naming_damage(run.config_path, "remove it, and the run goes on with the config of this command"):
+        found = load_stored_config(run.config_path)
+        if found["run"]["digest"] == config["run"]["digest"]:
+            return
+        _relevant(found)
     wanted_keys, found_keys = _flat(_relevant(config)), _flat(_relevant(found))
     key = next(
         (key for key in sorted({*wanted_keys, *found_keys}) if wanted_keys.get(key) != found_keys.get(key)), "data"

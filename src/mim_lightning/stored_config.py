@@ -9,6 +9,7 @@ line is the user's own and does not come here.
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import re
 from collections import OrderedDict
@@ -17,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from mim_lightning.damaged_file import FileError, naming_damage
 from mim_lightning.file_name import plain_name
 
 TRUSTED_PACKAGES = "MIM_TRUSTED_PACKAGES"  # environment variable: packages, by comma, whose classes a file may name
@@ -53,7 +55,7 @@ _INSTRUCTION = re.compile(r"_[a-z]+_")  # keys that Hydra obeys: _target_, _args
 _Key = tuple[str, ...]
 
 
-class StoredConfigError(ValueError):
+class StoredConfigError(FileError):
     """A value in a file that is not taken from a file.
 
     Attributes:
@@ -108,6 +110,10 @@ def check_assets(assets: Any, path: Path | str) -> dict[str, dict[str, str]]:
             plain_name(name, where)
             if not isinstance(text, str):
                 raise ValueError(f"{where}: {name} holds {_kind(text)}, not a text")
+            if name.endswith(".json"):
+                with naming_damage(f"{path}, {tower}/{name}"):
+                    if not isinstance(json.loads(text), dict):
+                        raise ValueError("holds no keys")
     return {tower: dict(files) for tower, files in assets.items()}
 
 

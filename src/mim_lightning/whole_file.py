@@ -21,7 +21,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-_PARTIAL = re.compile(r"\..*\.([0-9a-f]{8})-(\d+)-[0-9a-f]{8}\.partial")
+_PARTIAL = re.compile(r"\..*\.([0-9a-f]{8})-(\d+)-[0-9a-f]{8}\.(partial|former)")
 _ABANDONED_AFTER = 24 * 3600  # seconds without a write, for a writer on a machine that cannot be asked
 _FULL_BELOW = 2**20  # bytes free
 
@@ -41,7 +41,7 @@ def whole_file(path: Path, is_synced: bool = True) -> Iterator[Path]:
     Raises:
         OSError: it could not be written; names `path`.
     """
-    partial = path.with_name(f".{path.name}.{_machine()}-{os.getpid()}-{uuid.uuid4().hex[:8]}.partial")
+    partial = _partial_of(path)
     try:
         mode = _usual_mode(partial)
         remove_abandoned(path.parent, f".{path.name}.*.partial")
@@ -67,8 +67,34 @@ def whole_file(path: Path, is_synced: bool = True) -> Iterator[Path]:
             partial.unlink()
 
 
-def remove_abandoned(folder: Path, pattern: str = ".*.partial") -> None:
-    """Remove the partial files in a folder that writers left behind which were killed."""
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """Yield a new folder beside `path` to write into: it takes the place of `path` at the end, as files do.
+
+    A former folder is there until the new one is whole; nothing else is left beside it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    remove_abandoned(path.parent, f".{path.name}.*")
+    partial = _partial_of(path)
+    former = partial.with_suffix(".former")
+    try:
+        partial.mkdir()
+        yield partial
+        if path.exists():
+            path.rename(former)
+        try:
+            partial.rename(path)
+        except OSError:
+            if former.exists():
+                former.rename(path)
+            raise
+    finally:
+        for folder in (partial, former):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def remove_abandoned(folder: Path, pattern: str = ".*") -> None:
+    """Remove the partial files and folders in a folder that writers left behind which were killed."""
     for found in folder.glob(pattern):
         written_by = _PARTIAL.fullmatch(found.name)
         if written_by is None:
@@ -78,8 +104,14 @@ def remove_abandoned(folder: Path, pattern: str = ".*.partial") -> None:
                 is_abandoned = not _is_alive(int(written_by[2]))
             else:
                 is_abandoned = time.time() - found.stat().st_mtime > _ABANDONED_AFTER
-            if is_abandoned:
+            if is_abandoned and found.is_dir():
+                shutil.rmtree(found, ignore_errors=True)
+            elif is_abandoned:
                 found.unlink()
+
+
+def _partial_of(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{_machine()}-{os.getpid()}-{uuid.uuid4().hex[:8]}.partial")
 
 
 @cache

@@ -65,7 +65,7 @@ ENCODER = ("config", "model", "towers", "query_image", "encoder")
             "wants to build",
         ),
         (change_config(*ENCODER, "extra", value=[{"_target_": "os.system"}]), r"wants to build 'os\.system'"),
-        (lambda folder: (folder / "model.safetensors").write_bytes(b"x"), "model.safetensors: not readable"),
+        (lambda folder: (folder / "model.safetensors").write_bytes(b"x"), "model.safetensors: damaged"),
         (lambda folder: (folder / "fingerprint").unlink(), "no export here"),
         (lambda folder: (folder / "config.json").write_text("{"), "config.json: damaged"),
     ],

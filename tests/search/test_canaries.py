@@ -77,7 +77,7 @@ def test_a_damaged_file_is_named(tmp_path: Path, content: bytes | None) -> None:
     path = tmp_path / "canaries.safetensors"
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"canaries.safetensors: not a readable file"):
+    with pytest.raises(ValueError, match=r"canaries.safetensors: damaged"):
         read_canaries(path)
 
 

@@ -101,7 +101,7 @@ def test_a_damaged_shard_is_named(catalogue: ShardSet, tmp_path: Path) -> None:
     fill(folder, 0, 1, 2)
     path = tmp_path / "out" / "000001.safetensors"
     path.write_bytes(path.read_bytes()[:-5])
-    with pytest.raises(ValueError, match=r"000001.safetensors: not a readable file of embeddings"):
+    with pytest.raises(ValueError, match=r"000001.safetensors: damaged"):
         folder.collect(catalogue)
 
 

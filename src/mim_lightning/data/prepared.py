@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from mim_lightning.damaged_file import naming_damage, refuse_irregular
 from mim_lightning.data.check import CheckReport, write_skipped
 from mim_lightning.data.checked import Checking, check_source
 from mim_lightning.data.manifest import Source
@@ -41,6 +42,7 @@ from mim_lightning.data.writing.store import Store
 
 log = logging.getLogger(__name__)
 
+AGAIN = "run prepare with force=true"
 SKIPPED_FILE = "skipped.csv"  # rows and pictures that the check left out
 CONTENT, FIRST_CONTENT = "content", "first_content"  # in SETTINGS_FILE: ids of the sets, now and before force=true
 
@@ -82,11 +84,14 @@ class PreparedData:
     def describe(self) -> dict[str, Any]:
         """Return the source and settings that the data were made from, and which content came of them."""
         place = under(self.folder, SETTINGS_FILE)
+        if isinstance(place, Path):
+            refuse_irregular(place, AGAIN)
         content = fetch_bytes(place, self._patience) if isinstance(place, str) else place.read_bytes()
-        try:
-            return dict(json.loads(content))
-        except (ValueError, TypeError) as error:
-            raise ValueError(f"{place}: damaged ({error}); run prepare with force=true") from error
+        with naming_damage(str(place), AGAIN):
+            found: dict[str, Any] = json.loads(content)
+            if not {"source", "settings"} <= found.keys():
+                raise ValueError("it does not say what was prepared")
+            return found
 
     def content(self) -> dict[str, str]:
         """Return the `content_id` of every set of a folder.
@@ -142,7 +147,7 @@ class PreparedData:
 
 def is_prepared(folder: Place, cache: CacheSettings | None = None) -> bool:
     if isinstance(folder, Path):
-        return (folder / SETTINGS_FILE).is_file()
+        return (folder / SETTINGS_FILE).exists()
     try:
         PreparedData(folder, cache).describe()
     except MissingError:

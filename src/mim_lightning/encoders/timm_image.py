@@ -18,6 +18,7 @@ from timm.data import resolve_model_data_config
 from timm.models import load_state_dict
 from torch import Tensor, nn
 
+from mim_lightning.damaged_file import naming_damage
 from mim_lightning.encoders.interface import (
     PREPROCESSING_FILE,
     ImageEncoder,
@@ -82,7 +83,8 @@ class TimmImage(ImageEncoder):
         arguments["drop_rate"] = drop_rate
         network = _build(name, pretrained, image_size, arguments)
         if assets is not None:
-            preprocessing = Preprocessing.from_json(assets[PREPROCESSING_FILE])
+            with naming_damage(PREPROCESSING_FILE):
+                preprocessing = Preprocessing.from_json(assets[PREPROCESSING_FILE])
         else:
             preprocessing = _preprocessing(network, image_size, mean, std)
         super().__init__(preprocessing)

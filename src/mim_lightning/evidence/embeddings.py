@@ -10,10 +10,11 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from mim_lightning.damaged_file import naming_damage
 from mim_lightning.metrics import EmbeddingTable
 from mim_lightning.whole_file import whole_file
 
@@ -47,18 +48,16 @@ def read_embeddings(folder: Path) -> EvaluationEmbeddings:
         ValueError: there are none, or the file is damaged.
     """
     path = folder / EMBEDDINGS_FILE
-    if not path.is_file():
+    if not path.exists():
         raise ValueError(
             f"{path}: no such file; the evaluation kept no embeddings (callbacks.retrieval_eval.max_kept_rows)"
         )
-    try:
+    with naming_damage(path, "evaluate the checkpoint again"):
         with safe_open(path, "pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             facts = file.metadata()
         queries, gallery = _table(tensors, "queries"), _table(tensors, "gallery")
         return EvaluationEmbeddings(queries, gallery, json.loads(facts["fusions"]), facts["fingerprint"])
-    except (SafetensorError, KeyError, ValueError, TypeError) as error:
-        raise ValueError(f"{path}: not a readable file of embeddings ({error})") from error
 
 
 def _flat(table: EmbeddingTable) -> dict[str, Tensor]:

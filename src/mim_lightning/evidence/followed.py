@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from mim_lightning.damaged_file import naming_damage
 from mim_lightning.data.shards.facts import QueryFacts
 from mim_lightning.types import NO_KEY, RetrievalReport, id_key
 from mim_lightning.whole_file import whole_file
@@ -162,17 +163,15 @@ def read_history(folder: Path) -> dict[str, dict[str, list[tuple[int, int]]]]:
 def read_followed(folder: Path) -> list[FollowedQuery]:
     """Return every followed row of a run, in the order of the passes; none for a run that followed none."""
     inner = folder / BROWSER_FOLDER / HISTORY_FILE
-    return _read_rows(inner if inner.is_file() else folder / HISTORY_FILE)
+    return _read_rows(inner if inner.exists() else folder / HISTORY_FILE)
 
 
 def _read_rows(path: Path) -> list[FollowedQuery]:
-    if not path.is_file():
+    if not path.exists():
         return []
-    *lines, _ = path.read_bytes().split(b"\n")  # the last is empty, or torn where the writer was killed
-    try:
+    with naming_damage(path, "delete it, and the run starts a new one"):
+        *lines, _ = path.read_bytes().split(b"\n")  # the last is empty, or torn where the writer was killed
         return [FollowedQuery(**json.loads(line)) for line in lines]
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{path}: damaged ({error}); delete it, and the run starts a new one") from error
 
 
 def _to_line(row: FollowedQuery) -> str:

@@ -23,12 +23,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from mim_lightning.damaged_file import naming_damage
 from mim_lightning.data.shards.facts import QueryFacts, product_ids_of
 from mim_lightning.data.shards.shard_set import ShardSet
 from mim_lightning.file_name import plain_name
-from mim_lightning.stored_config import StoredConfigError, check_config
+from mim_lightning.stored_config import check_config
 from mim_lightning.types import NO_KEY, RetrievalReport
+from mim_lightning.whole_file import whole_folder
 
+AGAIN = "evaluate the checkpoint again"
 RECORD_FOLDER, FACTS_FILE = "evaluation", "record.json"
 VERSION = 1
 SCORE, SEGMENT = "score:", "segment:"  # what the names of these columns start with
@@ -79,27 +82,23 @@ def read_record(folder: Path) -> EvaluationRecord:
     Raises:
         ValueError: there is none, or it is damaged; says how to make one.
     """
-    found = next((f for f in (folder, folder / RECORD_FOLDER) if (f / FACTS_FILE).is_file()), None)
+    found = next((f for f in (folder, folder / RECORD_FOLDER) if (f / FACTS_FILE).exists()), None)
     if found is None:
         raise ValueError(
             f"{folder}: holds no evaluation record; make one with "
             f"python -m mim_lightning.evaluate checkpoint={folder}/checkpoints/best.ckpt output={folder}/evaluated"
         )
-    try:
+    with naming_damage(found / FACTS_FILE, AGAIN):
         content = json.loads((found / FACTS_FILE).read_text())
         if content["version"] != VERSION:
             raise ValueError(f"record format {content['version']}, this code reads {VERSION}")
         config = check_config(content["run"]["config"], found / FACTS_FILE, is_built=False)
-        run = RunFacts(**{**content["run"], "config": config})
+        run, gallery = RunFacts(**{**content["run"], "config": config}), content.get("gallery", "")
         directions = {
             plain_name(name, "directions"): _read_direction(found, name, counts)
             for name, counts in content["directions"].items()
         }
-        return EvaluationRecord(found, run, directions, content.get("gallery", ""))
-    except StoredConfigError:
-        raise
-    except (OSError, KeyError, TypeError, ValueError, pa.ArrowException) as error:
-        raise ValueError(f"{found}: not a readable evaluation record ({error})") from error
+    return EvaluationRecord(found, run, directions, gallery)
 
 
 def write_record(
@@ -123,21 +122,18 @@ def write_record(
     keys = np.concatenate([report.hits.product_keys.numpy().ravel() for report in reports.values()])
     units = np.concatenate([report.unit_keys.numpy() for report in reports.values()])
     product_ids = product_ids_of(products, np.concatenate([keys, units]))
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
     counts: dict[str, dict[str, Any]] = {}
-    for name, report in reports.items():
-        pq.write_table(_table(report, queries, product_ids), partial / f"{name}.parquet")
-        counts[name] = {"num_unanswerable": report.num_unanswerable, "num_products": report.num_products}
-        if report.counts is not None:
-            counts[name] |= report.counts.as_counts()
-        if counting is not None:
-            counts[name]["counting"] = counting[name]
-    content = {"version": VERSION, "run": vars(run), "gallery": _digest(products), "directions": counts}
-    (partial / FACTS_FILE).write_text(json.dumps(content, indent=2))
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
+    shutil.rmtree(folder.with_name(f".{folder.name}.partial"), ignore_errors=True)  # an older version's
+    with whole_folder(folder) as partial:
+        for name, report in reports.items():
+            pq.write_table(_table(report, queries, product_ids), partial / f"{name}.parquet")
+            counts[name] = {"num_unanswerable": report.num_unanswerable, "num_products": report.num_products}
+            if report.counts is not None:
+                counts[name] |= report.counts.as_counts()
+            if counting is not None:
+                counts[name]["counting"] = counting[name]
+        content = {"version": VERSION, "run": vars(run), "gallery": _digest(products), "directions": counts}
+        (partial / FACTS_FILE).write_text(json.dumps(content, indent=2))
 
 
 def _digest(products: Sequence[ShardSet]) -> str:
@@ -170,8 +166,12 @@ def _table(report: RetrievalReport, queries: Mapping[int, QueryFacts], product_i
 
 
 def _read_direction(folder: Path, name: str, counts: Mapping[str, Any]) -> DirectionRecord:
-    columns = pq.read_table(folder / f"{name}.parquet").to_pydict()
+    path = folder / f"{name}.parquet"
+    with naming_damage(path, AGAIN):
+        return _direction_of(pq.read_table(path).to_pydict(), name, counts)
 
+
+def _direction_of(columns: Mapping[str, list[Any]], name: str, counts: Mapping[str, Any]) -> DirectionRecord:
     def starting(prefix: str) -> dict[str, list[Any]]:
         return {key.removeprefix(prefix): values for key, values in columns.items() if key.startswith(prefix)}
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mim_lightning.damaged_file import naming_damage
 from mim_lightning.inference.folder import FolderFacts
 from mim_lightning.inference.measure import ARMS, METRICS, Losses
 from mim_lightning.inference.precision import base_of
@@ -45,15 +46,18 @@ def find_evaluation(checkpoint: Path, evaluation: Path | None, fingerprint: str)
     """
     folder = evaluation or checkpoint.absolute().parents[1]
     record, results = folder.joinpath(*RECORD), folder / "results.json"
-    if not record.is_file() or not results.is_file():
+    if not record.exists() or not results.exists():
         if evaluation is not None:
             raise ValueError(f"evaluation={folder}: holds no results.json with its record; give evaluate's output")
         return None
-    run = json.loads(record.read_text())["run"]
-    if run["fingerprint"] == fingerprint:
-        return Evaluation(json.loads(results.read_text()), run["config"]["data"]["name"], run["val_split"])
+    with naming_damage(record):
+        run = json.loads(record.read_text())["run"]
+        data, split, run_fingerprint = run["config"]["data"]["name"], run["val_split"], run["fingerprint"]
+    if run_fingerprint == fingerprint:
+        with naming_damage(results):
+            return Evaluation(dict(json.loads(results.read_text())), data, split)
     if evaluation is not None:
-        raise ValueError(f"evaluation={folder}: is of model {run['fingerprint']}, the checkpoint is {fingerprint}")
+        raise ValueError(f"evaluation={folder}: is of model {run_fingerprint}, the checkpoint is {fingerprint}")
     return None  # the run's numbers are those of its other checkpoint
 
 

@@ -6,8 +6,6 @@ the batches of an evaluation where the data are at hand.
 
 from __future__ import annotations
 
-import shutil
-import uuid
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,6 +26,7 @@ from mim_lightning.inference.opening import OpenedMatcher, choose_device, encode
 from mim_lightning.inference.precision import check_precision
 from mim_lightning.model.checkpoint import LoadedCheckpoint
 from mim_lightning.types import Direction
+from mim_lightning.whole_file import whole_folder
 
 
 @dataclass(frozen=True)
@@ -64,10 +63,7 @@ def export_model(
     check_precision(precision)
     refuse_foreign_folder(output)
     losses = _measure(loaded, measuring, precision, device)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    partial = output.with_name(f".{output.name}.partial-{uuid.uuid4().hex[:12]}")
-    try:
-        partial.mkdir()
+    with whole_folder(output) as partial:
         facts, matcher = write_model(partial, loaded.matcher, loaded.config, precision)
         if onnx:
             specs = {name: matcher.tower(name).encoder.spec for name in matcher.towers}
@@ -77,9 +73,6 @@ def export_model(
         card = write_card(facts, evaluation, losses, measuring.why_none, checked_on)
         (partial / CARD_FILE).write_text(card, "utf-8")
         read_matcher(partial, read_facts(partial))  # what cannot be read again is no export
-        _move_into_place(partial, output)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return facts, losses
 
 
@@ -98,11 +91,3 @@ def _measure(loaded: LoadedCheckpoint, measuring: Measuring, precision: str, dev
     original = encoders_of(opened, target)
     directions = {name: Direction(**ends) for name, ends in loaded.config["directions"].items() if ends is not None}
     return measure_losses(original.encoders, rounded.encoders, measuring.batches, directions, original.fusions)
-
-
-def _move_into_place(partial: Path, output: Path) -> None:
-    former = partial.with_name(f"{partial.name}.former")
-    if output.exists():
-        output.rename(former)
-    partial.rename(output)
-    shutil.rmtree(former, ignore_errors=True)

@@ -19,10 +19,10 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from mim_lightning.config import build_matcher
+from mim_lightning.damaged_file import naming_damage
 from mim_lightning.file_name import inside
 from mim_lightning.inference.precision import base_of, check_precision, name_of, restore, store
 from mim_lightning.model.checkpoint import load_strictly
@@ -56,7 +56,7 @@ class FolderFacts:
 
 def is_export(folder: Path) -> bool:
     """Was this folder written by an export?"""
-    return (folder / FACTS_FILE).is_file() and (folder / FINGERPRINT_FILE).is_file()
+    return (folder / FACTS_FILE).exists() and (folder / FINGERPRINT_FILE).exists()
 
 
 def write_model(
@@ -106,7 +106,7 @@ def read_facts(folder: Path) -> FolderFacts:
     if not is_export(folder):
         raise ValueError(f"{folder}: no export here; give a checkpoint file, or export it with mim_lightning.export")
     path = inside(folder, folder / FACTS_FILE)
-    try:
+    with naming_damage(path):
         content = json.loads(path.read_text("utf-8"))
         if content["format"] != FORMAT:
             raise ValueError(f"export format {content['format']}, this code reads {FORMAT}")
@@ -116,12 +116,13 @@ def read_facts(folder: Path) -> FolderFacts:
             raise ValueError("inputs, preprocessing and onnx are by tower")
         if not {"model", "data", "callbacks"} <= facts.config.keys():
             raise ValueError("the config lacks model, data or callbacks")
-    except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: damaged ({error})") from error
     facts = replace(facts, config=check_config(facts.config, path))
-    written = inside(folder, folder / FINGERPRINT_FILE).read_text().strip()
+    written = _read_text(inside(folder, folder / FINGERPRINT_FILE)).strip()
     if not written == facts.fingerprint == name_of(base_of(facts.fingerprint), facts.precision):
-        raise ValueError(f"{folder}: fingerprint {written}, {FACTS_FILE} says {facts.fingerprint}: it was changed")
+        said = "".join(letter if letter.isprintable() else "?" for letter in written[:40])
+        raise ValueError(
+            f"{folder / FINGERPRINT_FILE}: fingerprint {said}, {FACTS_FILE} says {facts.fingerprint}: it was changed"
+        )
     return facts
 
 
@@ -132,11 +133,10 @@ def read_matcher(folder: Path, facts: FolderFacts) -> Matcher:
         ValueError: damaged, or weights or preprocessing that are not those that were written; names both fingerprints.
     """
     matcher = _build_untrained(folder, facts)
-    try:
-        stored = load_file(inside(folder, folder / WEIGHTS_FILE))
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{folder / WEIGHTS_FILE}: not readable ({str(error).splitlines()[0]})") from error
-    load_strictly(matcher, restore(stored), folder / WEIGHTS_FILE)
+    path = inside(folder, folder / WEIGHTS_FILE)
+    with naming_damage(path):
+        stored = restore(load_file(path))
+    load_strictly(matcher, stored, folder / WEIGHTS_FILE)
     found = fingerprint(matcher)
     if found != facts.digest:
         raise ValueError(f"{folder}: fingerprint {found}, {FACTS_FILE} says {facts.digest}: it was changed")
@@ -165,10 +165,8 @@ def _read_assets(folder: Path, towers: Sequence[str]) -> dict[str, dict[str, str
 
 
 def _read_text(path: Path) -> str:
-    try:
+    with naming_damage(path):
         return path.read_text("utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: damaged ({error})") from error
 
 
 def without_places(value: Any) -> Any:

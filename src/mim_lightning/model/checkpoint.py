@@ -163,11 +163,8 @@ def _towers(names: tuple[str, ...]) -> list[str]:
 def _read(path: str | Path) -> dict[str, Any]:
     if not Path(path).is_file():
         raise ValueError(f"{path}: no such checkpoint file")
-    try:
+    with naming_damage(Path(path)):
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for a file that is not its own
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise ValueError(f"{path}: not a readable checkpoint ({reason})") from error
     if not isinstance(content, dict) or SECTION not in content:
         raise ValueError(f"{path}: not a checkpoint of mim_lightning")
     section, state = content[SECTION], content.get("state_dict")

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.numpy import save_file
 
+from mim_lightning.damaged_file import DamagedFileError, naming_damage
 from mim_lightning.data.shards.shard_set import ShardSet
 from mim_lightning.inference.precision import base_of
 from mim_lightning.whole_file import whole_file
@@ -117,17 +118,17 @@ def read_canaries(path: Path) -> Canaries:
     Raises:
         ValueError: the file is missing or damaged.
     """
-    try:
+    if not path.exists():
+        raise DamagedFileError(path, "is missing", "build the index anew")
+    with naming_damage(path, "build the index anew"):
         with safe_open(path, "numpy") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             inputs: dict[str, list] = json.loads(file.metadata()["texts"])
             if not isinstance(inputs, dict) or not all(isinstance(texts, list) for texts in inputs.values()):
                 raise TypeError("its texts are no lists by tower")
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path}: not a readable file of canaries ({error}); build the index anew") from error
-    for name in sorted(tensors):
-        if name.startswith("images/"):
-            inputs.setdefault(name.split("/")[1], []).append(tensors[name].tobytes())
+        for name in sorted(tensors):
+            if name.startswith("images/"):
+                inputs.setdefault(name.split("/")[1], []).append(tensors[name].tobytes())
     vectors = {name.removeprefix("vectors/"): part for name, part in tensors.items() if name.startswith("vectors/")}
     try:
         return Canaries(inputs, vectors)

@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from mim_lightning.damaged_file import naming_damage
 from mim_lightning.data.shards.shard_set import ShardSet
 from mim_lightning.whole_file import whole_file
 
@@ -63,8 +64,9 @@ class EmbeddingFolder:
     def __init__(self, folder: Path, facts: EmbeddingFacts) -> None:
         self.folder, self.facts = folder, facts
         path = folder / FACTS_FILE
-        if path.is_file():
-            found = json.loads(path.read_text())
+        if path.exists():
+            with naming_damage(path, "remove it"):
+                found = dict(json.loads(path.read_text()))
             for key, wanted in asdict(facts).items():
                 if found.get(key) != wanted:
                     raise ValueError(f"{folder}: holds embeddings with {key}={found.get(key)}, not {wanted}; remove it")
@@ -75,7 +77,7 @@ class EmbeddingFolder:
 
     def missing(self) -> list[int]:
         """Return the shards that are not embedded yet."""
-        return [idx for idx in range(len(self.facts.shard_sizes)) if not self._path(idx).is_file()]
+        return [idx for idx in range(len(self.facts.shard_sizes)) if not self._path(idx).exists()]
 
     def keep(self, shard_idx: int, vectors_ND: Tensor, present_N: Tensor) -> None:
         """Write one whole shard."""
@@ -111,12 +113,9 @@ class EmbeddingFolder:
 
     def _read(self, shard_idx: int) -> tuple[np.ndarray, np.ndarray]:
         path = self._path(shard_idx)
-        try:
-            with safe_open(path, "numpy") as file:
-                found = (file.metadata() or {}).get("fingerprint")
-                vectors, present = file.get_tensor("vectors"), file.get_tensor("present")
-        except (SafetensorError, OSError) as error:
-            raise ValueError(f"{path}: not a readable file of embeddings ({error}); remove it and run again") from error
+        with naming_damage(path, "remove it and run again"), safe_open(path, "numpy") as file:
+            found = (file.metadata() or {}).get("fingerprint")
+            vectors, present = file.get_tensor("vectors"), file.get_tensor("present")
         if found != self.facts.fingerprint or len(vectors) != self.facts.shard_sizes[shard_idx]:
             raise ValueError(
                 f"{path}: {len(vectors)} rows of model {found}, expected {self.facts.shard_sizes[shard_idx]} of "

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from mim_lightning.damaged_file import naming_damage
 from mim_lightning.display_text import csv_cell
 from mim_lightning.sweep.lock import release, wait_for_lock
 from mim_lightning.whole_file import whole_file
@@ -61,12 +62,12 @@ class Ledger:
         self._rows = folder / "jobs"
 
     def read(self) -> list[Row]:
-        rows = [Row(**json.loads(path.read_text())) for path in self._rows.glob("*.json")]
+        rows = [_read_row(path) for path in self._rows.glob("*.json")]
         return sorted(rows, key=lambda row: (row.job, row.key))
 
     def find(self, key: str) -> Row | None:
         path = self._rows / f"{key}.json"
-        return Row(**json.loads(path.read_text())) if path.is_file() else None
+        return _read_row(path) if path.exists() else None
 
     def write(self, row: Row) -> None:
         """Put a row in its place and write the CSV file anew."""
@@ -103,3 +104,11 @@ class Ledger:
 def _metrics(results: Mapping[str, float]) -> list[str]:
     """Return the keys of validation metrics, without the ends of their intervals."""
     return [key for key in results if key.startswith("val/") and key.count("/") == 2]
+
+
+def _read_row(path: Path) -> Row:
+    with naming_damage(path, "remove it, and the job is run again"):
+        row = Row(**json.loads(path.read_text()))
+        if not isinstance(row.overrides, dict) or not isinstance(row.results, dict):
+            raise TypeError("no row of a ledger")
+        return row

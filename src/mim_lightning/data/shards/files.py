@@ -14,12 +14,14 @@ from typing import Protocol
 
 import numpy as np
 
+from mim_lightning.damaged_file import DamagedFileError, naming_damage, refuse_irregular
 from mim_lightning.data.places.transfer import MissingError, ShardError, changed, fetch_bytes
 from mim_lightning.data.shard_cache import Ahead, CacheSettings, ShardCache
 from mim_lightning.data.shards.open_shards import OpenShard, check_opened, check_shard, read_places
 from mim_lightning.data.shards.set_index import IndexedShard
 
 INDEX_FILE = "index.json"
+AGAIN = "run prepare again"
 
 _AHEAD = Ahead()
 
@@ -73,7 +75,8 @@ class LocalFiles:
     def read_index(self) -> tuple[bytes, int]:
         path = self.folder / INDEX_FILE
         try:
-            content, facts = path.read_bytes(), path.stat()
+            with naming_damage(path, AGAIN):
+                content, facts = path.read_bytes(), path.stat()
         except FileNotFoundError:
             raise MissingError(f"{path}: there is no such file") from None
         self._index = _digest(content), _stamp(facts)
@@ -82,7 +85,8 @@ class LocalFiles:
     def column(self, name: str) -> np.ndarray:
         path = self.folder / f"{name}.npy"
         try:
-            found = np.load(path, mmap_mode="r")
+            with naming_damage(path, AGAIN):
+                found = np.load(path, mmap_mode="r")
         except FileNotFoundError:
             self._refuse_change()
             raise MissingError(f"{path}: there is no such file") from None
@@ -102,18 +106,24 @@ class LocalFiles:
     def _open(self, shard: IndexedShard, verify: bool) -> OpenShard:
         tar_path, index_path = (self.folder / f"{shard.stem}{ending}" for ending in (".tar", ".npy"))
         try:
-            places = read_places(os.open(index_path, os.O_RDONLY), shard.size)
+            with naming_damage(index_path, AGAIN):
+                places = read_places(index_path.open("rb"), shard.size)
         except FileNotFoundError:
             raise ShardError(f"{index_path}: the byte index of the shard is missing; run prepare again") from None
-        except (OSError, ValueError) as error:
+        except DamagedFileError as error:
+            raise ShardError(str(error)) from error
+        except OSError as error:
             raise ShardError(f"{index_path}: damaged ({error}); run prepare again") from error
         try:
+            refuse_irregular(tar_path, AGAIN)
             opened = OpenShard(str(tar_path), os.open(tar_path, os.O_RDONLY), places)
             if verify:
                 check_shard(opened.descriptor, shard.num_bytes, shard.crc32)
             check_opened(opened.descriptor, places, shard.num_bytes)
         except FileNotFoundError:
             raise ShardError(f"{tar_path}: the shard is missing; run prepare again") from None
+        except DamagedFileError as error:
+            raise ShardError(str(error)) from error
         except (OSError, ValueError) as error:
             raise ShardError(f"{tar_path}: damaged ({error}); run prepare again") from error
         return opened
@@ -207,7 +217,7 @@ class FetchedFiles:
     def _open(self, shard: IndexedShard, is_ahead: bool = False) -> OpenShard:
         tar, index = f"{shard.stem}.tar", f"{shard.stem}.npy"
         try:
-            places = read_places(self._cache.open(index, None, partial(_check_places, shard), is_ahead), shard.size)
+            places = _read_cached(self._cache.open(index, None, partial(_check_places, shard), is_ahead), shard.size)
         except ValueError as error:
             if isinstance(error, ShardError):
                 raise
@@ -236,7 +246,12 @@ def _check_tar(shard: IndexedShard, path: Path) -> None:
 
 
 def _check_places(shard: IndexedShard, path: Path) -> None:
-    read_places(os.open(path, os.O_RDONLY), shard.size)
+    read_places(path.open("rb"), shard.size)
+
+
+def _read_cached(descriptor: int, size: int) -> np.ndarray:
+    with open(descriptor, "rb") as file:
+        return read_places(file, size)
 
 
 def _map_array(descriptor: int) -> np.ndarray:

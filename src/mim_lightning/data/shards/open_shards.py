@@ -12,6 +12,7 @@ import time
 import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
+from typing import BinaryIO
 
 import numpy as np
 
@@ -112,20 +113,24 @@ def check_shard(descriptor: int, num_bytes: int | None, crc32: int | None) -> No
         raise ValueError(f"its checksum is {found:08x}, the index says {crc32:08x}")
 
 
-def read_places(descriptor: int, size: int) -> np.ndarray:
-    """Read the byte index of a shard of `size` samples, (size, members, 2) int64, and close its descriptor.
+def read_places(file: BinaryIO, size: int) -> np.ndarray:
+    """Read the byte index of a shard of `size` samples, (size, members, 2) int64, and close the file.
 
     Raises:
         ValueError: it is no such index.
     """
-    with open(descriptor, "rb") as file:
+    wanted = (size, len(MEMBERS), 2)
+    with file:
         try:
-            places = np.load(file)
+            if np.lib.format.read_magic(file) != (1, 0):
+                raise ValueError("not written by this code")
+            shape = np.lib.format.read_array_header_1_0(file)[0]
+            if shape != wanted:  # looked at before an array of whatever shape it says is made
+                raise ValueError(f"not {size} samples")
+            file.seek(0)
+            return np.load(file)
         except EOFError as error:
             raise ValueError(str(error)) from error
-    if places.shape != (size, len(MEMBERS), 2):
-        raise ValueError(f"not {size} samples")
-    return places
 
 
 class OpenShards:

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mim_lightning.damaged_file import describe
+
 FORMAT_VERSION = 2
 READABLE = (1, 2)  # the first tells neither bytes nor checksums, and has no columns but the keys
 
@@ -54,7 +56,8 @@ def parse_index(content: bytes) -> SetIndex:
     """
     try:
         index = json.loads(content)
-        version, sizes, max_relevant = index["version"], index["sizes"], int(index["max_relevant"])
+        version, max_relevant = index["version"], int(index["max_relevant"])
+        sizes = [int(size) for size in index["sizes"]]
         if version not in READABLE:
             raise UnknownFormatError(f"shard format {version}, this code reads {' and '.join(map(str, READABLE))}")
         if version == 1:
@@ -64,8 +67,8 @@ def parse_index(content: bytes) -> SetIndex:
             raise ValueError("sizes, bytes and crc32 are not of as many shards")
     except UnknownFormatError:
         raise
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"damaged ({error})") from error
+    except Exception as error:  # whatever a text that is no index brings about
+        raise ValueError(f"damaged ({describe(error)})") from error
     return SetIndex(sizes, max_relevant, num_bytes, crc32)
 
 

@@ -12,12 +12,15 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import accumulate
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from mim_lightning.damaged_file import DamagedFileError, describe, naming_damage, refuse_irregular
 from mim_lightning.data.places.addresses import Place
 from mim_lightning.data.progress import WritingProgress
+from mim_lightning.data.shards.open_shards import read_places
 from mim_lightning.data.writing.shard import COLUMNS, ShardFacts, read_shard
 from mim_lightning.data.writing.shard_index import shard_path
 from mim_lightning.data.writing.store import Store
@@ -39,9 +42,9 @@ def verify_sets(folder: Place, set_names: list[str]) -> Verified:
     store, damaged, checks = Store(folder), list[str](), list[_Shard]()
     for name in set_names:
         try:
-            checks += _shards(store, name)
-        except (OSError, ValueError, LookupError) as error:
-            damaged.append(f"{name}/index.json: {_reason(error)}")
+            checks += list(_shards(store, name))
+        except Exception as error:  # whatever a damaged file brings about is what is looked for here
+            damaged.append(f"{name}/index.json: {describe(error)}")
     num_rows = sum(shard.stop - shard.start for shard in checks)
     num_read = num_bytes = 0
     with WritingProgress(num_rows, verb="read") as progress, ThreadPoolExecutor(NUM_READERS) as pool:
@@ -70,6 +73,7 @@ class _Shard:
 
 
 def _shards(store: Store, set_name: str) -> Iterator[_Shard]:
+    _refuse_irregular(store, f"{set_name}/index.json")
     index = json.loads(store.read(f"{set_name}/index.json"))
     ends = list(accumulate(index["sizes"], initial=0))
     unknown = [None] * len(index["sizes"])
@@ -81,22 +85,34 @@ def _shards(store: Store, set_name: str) -> Iterator[_Shard]:
 
 def _verify(store: Store, shard: _Shard) -> tuple[int, str | None]:
     """Return the bytes of a shard, and what is wrong with it."""
-    size = max(0, store.size(shard.path(".tar")))
+    tar = shard.path(".tar")
+    size = max(0, store.size(tar))
     try:
         if shard.num_bytes not in (None, size) and size:
             return size, f"{size} bytes, not {shard.num_bytes}"
-        with store.open(shard.path(".tar")) as file:
-            found = read_shard(file)
+        with naming_damage(tar):
+            _refuse_irregular(store, tar)
+            with store.open(tar) as file:
+                found = read_shard(file)
         return size, found.difference(_expected(store, shard, found))
     except FileNotFoundError:
         return size, "a file of the shard is missing"
-    except (OSError, ValueError) as error:
-        return size, _reason(error)
+    except DamagedFileError as error:
+        return size, error.reason if error.path == tar else f"{error.path}: {error.reason}"
+    except OSError as error:
+        return size, describe(error)
+
+
+def _refuse_irregular(store: Store, name: str) -> None:
+    if store.is_local:
+        refuse_irregular(Path(store.address) / name)
 
 
 def _expected(store: Store, shard: _Shard, found: ShardFacts) -> ShardFacts:
     """Return what the other files say of a shard; of what they say nothing, what was found."""
-    places = np.load(io.BytesIO(store.read(shard.path(".npy"))))
+    with naming_damage(shard.path(".npy")):
+        _refuse_irregular(store, shard.path(".npy"))
+        places = read_places(io.BytesIO(store.read(shard.path(".npy"))), shard.stop - shard.start)
     columns = {name: _slice(store, f"{shard.set_name}/{name}.npy", shard.start, shard.stop) for name in shard.columns}
     said: Mapping[str, Any] = {"num_bytes": shard.num_bytes, "crc32": shard.crc32}
     known = {name: value for name, value in said.items() if value is not None}
@@ -105,12 +121,14 @@ def _expected(store: Store, shard: _Shard, found: ShardFacts) -> ShardFacts:
 
 def _slice(store: Store, name: str, start: int, stop: int) -> np.ndarray:
     """Read rows `start` to `stop` of a column, and not the others: it may be gigabytes long."""
+    with naming_damage(name):
+        _refuse_irregular(store, name)
+        return _read_slice(store, name, start, stop)
+
+
+def _read_slice(store: Store, name: str, start: int, stop: int) -> np.ndarray:
     with store.open(name) as file:
         np.lib.format.read_magic(file)
         _, _, kind = np.lib.format.read_array_header_1_0(file)
         file.seek(file.tell() + start * kind.itemsize)
         return np.frombuffer(file.read((stop - start) * kind.itemsize), dtype=kind)
-
-
-def _reason(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

@@ -1,6 +1,6 @@
-"""What a run logged while it trained, from the files of Lightning's CSVLogger.
+"""What a run logged while it trained, from its CSV files.
 
-A run's folder comes in, a `TrainingLog` goes out; `curves` draws it. A resumed run has a file for each start: where
+A run's folder comes in, a `TrainingLog` goes out; `curves` draws it. A run may have a file for each start: where
 two tell of the same step or epoch the later one counts.
 
     <run>/csv/version_0/metrics.csv    columns epoch, step, and one a scalar; most cells are empty
@@ -12,6 +12,8 @@ import csv
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+from mim_lightning.damaged_file import FileError, naming_damage
 
 LOG_FOLDER, LOG_FILE = "csv", "metrics.csv"
 BY_EPOCH = "val/"  # what the names of scalars start with that belong to an epoch; -1 is the untouched model
@@ -51,7 +53,7 @@ def _version(path: Path) -> int:
 
 
 def _read(path: Path) -> Iterator[tuple[str, int, float]]:
-    with path.open(newline="") as file:
+    with naming_damage(path), path.open(newline="") as file:
         for number, row in enumerate(csv.DictReader(file), start=2):
             if None in row.values():
                 continue  # a run that was killed while it wrote leaves half a line
@@ -62,4 +64,4 @@ def _read(path: Path) -> Iterator[tuple[str, int, float]]:
                 try:
                     yield name, int(float(place)), float(cell)
                 except ValueError:
-                    raise ValueError(f"{path}, line {number}, column '{name}': '{cell}' is no number") from None
+                    raise FileError(f"{path}, line {number}, column '{name}': '{cell[:100]}' is no number") from None

@@ -11,9 +11,12 @@ from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from typing import Any
 
+from mim_lightning.damaged_file import naming_damage
 from mim_lightning.file_name import plain_name
 from mim_lightning.search.index.rows import IndexRows
 from mim_lightning.search.index.settings import IndexSettings, ModelFacts
+
+AGAIN = "build the index anew"
 
 
 @dataclass(frozen=True)
@@ -104,7 +107,7 @@ def read_card(text: str, place: str) -> IndexCard:
     Raises:
         ValueError: it is damaged, or of another version; names the place.
     """
-    try:
+    with naming_damage(place, AGAIN):
         content = json.loads(text)
         files = {role: StoredFile(**stored) for role, stored in content["files"].items()}
         card = IndexCard(**{**content, "recall": Recall(**content["recall"]), "files": files})
@@ -115,6 +118,4 @@ def read_card(text: str, place: str) -> IndexCard:
             plain_name(stored.name, "files")
             if not isinstance(stored.num_bytes, int) or not isinstance(stored.crc32, int):
                 raise TypeError(f"size and checksum of {stored.name} are no numbers")
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{place}: the card of the index is damaged ({error}); build the index anew") from error
     return card

@@ -13,8 +13,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from mim_lightning.damaged_file import naming_damage, refuse_irregular
 from mim_lightning.file_name import inside
-from mim_lightning.search.index.card import IndexCard, StoredFile, read_card
+from mim_lightning.search.index.card import AGAIN, IndexCard, StoredFile, read_card
 from mim_lightning.whole_file import whole_file
 
 try:
@@ -40,11 +41,10 @@ def read_folder_card(folder: Path) -> IndexCard:
     """
     path = folder / CARD_FILE
     try:
-        return read_card(path.read_text("utf-8"), str(path))
-    except FileNotFoundError:
+        with naming_damage(path, AGAIN):
+            return read_card(path.read_text("utf-8"), str(path))
+    except (FileNotFoundError, NotADirectoryError):
         raise ValueError(f"{folder}: holds no index (no {CARD_FILE}); build one with build_index") from None
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: the card of the index is damaged ({error}); build the index anew") from error
 
 
 @contextmanager
@@ -102,6 +102,7 @@ def remove_unnamed(folder: Path, named: set[str]) -> None:
 def check_file(path: Path, stored: StoredFile, verify: bool) -> None:
     num_bytes = path.stat().st_size  # FileNotFoundError, where the card may be newer by now
     inside(path.parent, path)
+    refuse_irregular(path, AGAIN)
     if num_bytes != stored.num_bytes:
         raise ValueError(f"{path}: has {num_bytes} bytes, should have {stored.num_bytes}; build the index anew")
     if (verify or num_bytes <= _ALWAYS_VERIFIED) and _crc32(path) != stored.crc32:

@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from mim_lightning.damaged_file import naming_damage
 from mim_lightning.search.index.filters import FLAG, NUMBER, TEXT, Condition, OneOf
 
 ID = "product_id"
@@ -99,10 +100,10 @@ def read_products(path: Path) -> ProductTable:
     Raises:
         ValueError: the file is damaged; names it.
     """
-    try:
-        return ProductTable(pa.ipc.open_file(pa.memory_map(str(path))).read_all())
-    except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{path}: damaged ({' '.join(str(error).split())}); build the index anew") from error
+    with naming_damage(path, "build the index anew"):
+        table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+        table.validate(full=True)  # offsets that lead out of the file end the process where they are followed
+        return ProductTable(table)
 
 
 def type_products(products: pa.Table, like: Mapping[str, str] | None = None) -> ProductTable:

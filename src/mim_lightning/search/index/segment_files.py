@@ -17,7 +17,8 @@ from typing import Any
 import faiss
 import numpy as np
 
-from mim_lightning.search.index.card import IndexCard, StoredFile
+from mim_lightning.damaged_file import naming_damage
+from mim_lightning.search.index.card import AGAIN, IndexCard, StoredFile
 from mim_lightning.search.index.faiss_kinds import set_effort
 from mim_lightning.search.index.files import check_file, seal
 from mim_lightning.search.index.kind import COARSE
@@ -132,23 +133,19 @@ def _check_header(path: Path, kind: str, dimension: int, num_rows: int) -> None:
 
 
 def _read_index(path: Path) -> Any:
-    try:
+    with naming_damage(path, AGAIN):
         return faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"{path}: not readable by FAISS ({reason}); build the index anew") from error
 
 
 def read_owned(path: Path) -> Any:
     """Read a FAISS index into memory, so that rows may be put in."""
-    return faiss.read_index(str(path))
+    with naming_damage(path, AGAIN):
+        return faiss.read_index(str(path))
 
 
 def _read_array(path: Path) -> np.ndarray:
-    try:
+    with naming_damage(path, AGAIN):
         return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))  # a plain array is faster to index
-    except (ValueError, EOFError) as error:
-        raise ValueError(f"{path}: damaged ({error}); build the index anew") from error
 
 
 def stored_vectors(index: Any) -> np.ndarray:
