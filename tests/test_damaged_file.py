@@ -89,7 +89,7 @@ TORN = ("empty", "cut to 1", "cut to 9", "cut", "null", "[]", "{}", "nested", "l
 KINDS = {
     "checkpoint": Kind("runs/run/checkpoints/best.ckpt", load_matcher),
     "checkpoint to resume": Kind("runs/run/checkpoints/last.ckpt", verify_checkpoint),
-    "config": Kind("runs/run/config.yaml", lambda folder: same_run(folder), 1),
+    "config": Kind("runs/run/config.yaml", lambda folder: same_run(folder), 1, ("cut",)),  # it is written anew
     "results": Kind("runs/run/results.json", lambda folder: Run("run", folder).read_results(), 1),
     "record": Kind("runs/run/evaluation/record.json", read_record, 1),
     "record of a direction": Kind("runs/run/evaluation/image_to_image.parquet", read_record, 1),

@@ -42,7 +42,7 @@ ROOMS = {  # room or file -> what of the project it may import
     # what it builds and describes
     "config": {
         *("types", "model", "losses", "data.prepared"),
-        *("damaged_file", "overrides", "expected_types", "stored_config"),
+        *("damaged_file", "overrides", "expected_types", "stored_config", "whole_file"),
     },
     "run": {"config", "set_name", "whole_file", "damaged_file"},
     "failure": {"config", "damaged_file"},

@@ -9,10 +9,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from mim_lightning.interruption import install, is_entry_point
+
 if TYPE_CHECKING:
     from mim_lightning.inference.loaded import load
 
 __all__ = ["load"]
+
+if is_entry_point():
+    install()  # now: what an entry point imports takes seconds
 
 
 def __getattr__(name: str) -> Any:

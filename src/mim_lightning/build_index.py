@@ -23,7 +23,7 @@ FREE_TEXTS = ("checkpoint", "output", "embeddings")
 
 
 def main() -> None:
-    run_door("build_index", build_index, FREE_TEXTS)
+    run_door("build_index", build_index, FREE_TEXTS, resumes=True)
 
 
 def build_index(config: dict[str, Any]) -> None:

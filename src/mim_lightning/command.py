@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from mim_lightning.display_text import error_text
+from mim_lightning.interruption import Interruption, interruptible
 
 FULL_ERRORS = "MIM_FULL_ERRORS"
 
@@ -33,9 +34,12 @@ class CommandParser(argparse.ArgumentParser):
 
 def run_command(parser: CommandParser, function: Callable[..., Any]) -> None:
     """Call `function` with the words of the command line; what a user can mend ends as one line and exit code 2."""
-    options = vars(parser.parse_args())
     try:
-        function(**options)
+        with interruptible():
+            function(**vars(parser.parse_args()))
+    except Interruption as stopped:
+        print(stopped.describe(), file=sys.stderr)
+        raise
     except (ValueError, OSError) as error:
         if FULL_ERRORS in os.environ:
             raise

@@ -22,6 +22,7 @@ from mim_lightning.damaged_file import naming_damage
 from mim_lightning.expected_types import refuse_mistyped
 from mim_lightning.overrides import open_up
 from mim_lightning.stored_config import MAX_DEPTH, check_config
+from mim_lightning.whole_file import whole_file
 
 if TYPE_CHECKING:
     from mim_lightning.losses.objective import Objective
@@ -61,7 +62,8 @@ def to_plain(config: DictConfig | Any) -> Config:
 
 def save_config(config: Mapping[str, Any], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    OmegaConf.save(OmegaConf.create(dict(config)), path)
+    with whole_file(path) as partial:
+        OmegaConf.save(OmegaConf.create(dict(config)), partial)
 
 
 def load_config(path: Path) -> Config:

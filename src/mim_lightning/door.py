@@ -24,18 +24,39 @@ from omegaconf import DictConfig
 from mim_lightning.command import FULL_ERRORS
 from mim_lightning.config import Config, conf_dir, load_config, to_plain
 from mim_lightning.display_text import error_text
-from mim_lightning.failure import describe_failure, is_mendable, leave_failure
+from mim_lightning.failure import Failure, describe_failure, is_mendable, leave_failure
+from mim_lightning.interruption import Interruption, interruptible
 from mim_lightning.overrides import open_up
 
 FROZEN_CONFIG = "MIM_FROZEN_CONFIG"  # environment variable: a resolved config, for launched processes
 FAILURE_FILE = "failure.json"  # beside the frozen config: what a launched process died of
 
 
-def run_door(name: str, function: Callable[[Config], Any], free_texts: Sequence[str] = ()) -> None:
+def run_door(
+    name: str, function: Callable[[Config], Any], free_texts: Sequence[str] = (), resumes: bool = False
+) -> None:
     """Compose `conf/<name>.yaml` with the command line and call `function` with the result; report errors.
 
-    The values of `free_texts` are words of people or paths: they are taken as they are, commas and quotes included.
+    Args:
+        name: of the config.
+        function: is called with plain containers.
+        free_texts: keys whose values are words of people or paths: taken as they are, commas and quotes included.
+        resumes: whether the same command, given again after an interruption, goes on where this one was.
     """
+    try:
+        with interruptible():
+            _run(name, function, free_texts)
+    except Interruption as stopped:
+        frozen = os.environ.get(FROZEN_CONFIG)
+        if frozen:  # the process that launched this one tells how far it was
+            leave_failure(Path(frozen).with_name(FAILURE_FILE), Failure(Interruption.__name__, stopped.where))
+            os._exit(128 + stopped.signum)  # threads of a broken collective would hold the interpreter up
+        sys.stdout.flush()
+        print(stopped.describe() + ("; the same command resumes" if resumes else ""), file=sys.stderr, flush=True)
+        sys.exit(stopped.code)
+
+
+def _run(name: str, function: Callable[[Config], Any], free_texts: Sequence[str]) -> None:
     sys.argv[1:] = open_up(_quoted(argument, free_texts) for argument in sys.argv[1:])
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors come here instead of being printed by Hydra
     frozen = os.environ.get(FROZEN_CONFIG)

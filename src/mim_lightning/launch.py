@@ -22,6 +22,7 @@ from typing import Any
 from mim_lightning.config import save_config
 from mim_lightning.door import FAILURE_FILE, FROZEN_CONFIG
 from mim_lightning.failure import ChildError, Failure, find_failure, leave_failure
+from mim_lightning.interruption import Interruption
 
 OTHER_LAUNCHERS = ("LOCAL_RANK", "OMPI_COMM_WORLD_RANK")  # set in the processes that torchrun and others start
 
@@ -94,16 +95,26 @@ def launch(module: str, config: Mapping[str, Any], num_processes: int) -> None:
         frozen = Path(folder) / "config.yaml"
         save_config(config, frozen)
         environment = {"OMP_NUM_THREADS": cores, **os.environ, FROZEN_CONFIG: str(frozen)}
-        finished = subprocess.run(  # noqa: S603 - our own interpreter and modules, no shell
+        process = subprocess.Popen(  # noqa: S603 - our own interpreter and modules, no shell
             [*command, "-m", module],
             env=environment,
-            check=False,
             preexec_fn=_end_with_parent if sys.platform == "linux" else None,
-            close_fds=False,  # a sweep's hold on the run passes on to the processes that write into it
+            close_fds=False,  # the hold on the run passes on to the processes that write into it
+            start_new_session=True,  # Ctrl-C at the terminal is for this process, which passes it on
         )
+        try:
+            code = process.wait()
+        except BaseException as error:
+            signum = error.signum if isinstance(error, Interruption) else signal.SIGTERM
+            process.send_signal(signum)
+            process.wait()  # torchrun kills what does not end by itself
+            left = find_failure(Path(folder) / FAILURE_FILE)
+            if isinstance(error, Interruption) and left is not None and left.kind == Interruption.__name__:
+                error.where = left.reason
+            raise
         failure = find_failure(Path(folder) / FAILURE_FILE)
-    if finished.returncode:
-        died = Failure("ChildProcessError", f"the {num_processes} processes ended with code {finished.returncode}")
+    if code:
+        died = Failure("ChildProcessError", f"the {num_processes} processes ended with code {code}")
         raise ChildError(failure or died)
 
 

@@ -6,7 +6,6 @@ are, checks without writing, makes shards anew, and verifies those that are ther
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -28,7 +27,7 @@ CHECKS = ("always", "only")
 
 
 def main() -> None:
-    run_door("prepare", prepare)
+    run_door("prepare", prepare, resumes=True)
 
 
 def prepare(config: dict[str, Any]) -> None:
@@ -50,13 +49,10 @@ def prepare(config: dict[str, Any]) -> None:
     if config["check"] == "only":
         check(data, _text_specs(config))
         return
-    try:
-        if config["engine"] == "ray":
-            prepared = prepare_on_cluster(config)
-        else:
-            prepared = prepare_data(data, config["force"], config["num_workers"], _text_specs(config), is_compared=True)
-    except KeyboardInterrupt:
-        sys.exit("stopped; the same command goes on where this one was")
+    if config["engine"] == "ray":
+        prepared = prepare_on_cluster(config)
+    else:
+        prepared = prepare_data(data, config["force"], config["num_workers"], _text_specs(config), is_compared=True)
     describe(prepared, data["shards"]["train_split"])
 
 

@@ -10,12 +10,14 @@ import os
 import socket
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import partial
 from ipaddress import ip_address
 from typing import Any
 
 from mim_lightning.config import construct
 from mim_lightning.door import run_door
+from mim_lightning.interruption import Interruption
 
 FREE_TEXTS = ("index", "checkpoint", "events", "experiment_name")
 API_KEY = "MIM_API_KEY"  # environment variable: a secret does not belong on a command line
@@ -62,7 +64,8 @@ def serve(config: dict[str, Any]) -> None:
     allow_open_files(shopfront.limits.connections + OTHER_FILES)
     gated = behind_gate(app, shopfront, api_key, lambda: server.should_exit)
     server = uvicorn.Server(uvicorn.Config(gated, **uvicorn_settings(shopfront.limits, proxies)))
-    server.run(sockets=[listening])
+    with suppress(Interruption):  # asked to stop it does so, which is no failure
+        server.run(sockets=[listening])
 
 
 def uvicorn_settings(limits: Any, proxies: Any) -> dict[str, Any]:

@@ -8,6 +8,7 @@ Running it again resumes; a finished run returns its recorded result.
 
 from __future__ import annotations
 
+import signal
 import sys
 import time
 from contextlib import suppress
@@ -19,14 +20,16 @@ from mim_lightning.damaged_file import DamagedFileError
 from mim_lightning.door import run_door
 from mim_lightning.expected_types import refuse_mistyped
 from mim_lightning.failure import clear_notes
+from mim_lightning.interruption import Interruption
 from mim_lightning.launch import choose_precision, is_alone, is_first_rank, is_launched, launch, num_processes_to_launch
 from mim_lightning.prepare import prepare_data
 from mim_lightning.run import Run, identify, refuse_missed_report, refuse_unwritable, refuse_wrong_seed
+from mim_lightning.sweep.lock import hold
 from mim_lightning.whole_file import remove_abandoned
 
 
 def main() -> None:
-    run_door("train", train)
+    run_door("train", train, resumes=True)
 
 
 def train(config: dict[str, Any]) -> float:
@@ -35,17 +38,17 @@ def train(config: dict[str, Any]) -> float:
 
     refuse_wrong_seed(config["seed"])
     run, config = identify(config)
-    refuse_unwritable(run.folder)
     config["trainer"]["precision"] = choose_precision(config["trainer"])  # recorded as it was, for evaluation
     is_new = run.read_results() is None
     if is_new:
-        clear_notes(run.folder)
-        num_processes = num_processes_to_launch(config["trainer"])
-        if num_processes:
-            prepare_data(config["data"], needed=(config["data"]["shards"]["train_split"],))
-            launch("mim_lightning.train", config, num_processes)
-        else:
-            fit(config, run)
+        refuse_unwritable(run.folder)
+    if is_new and is_first_rank() and not is_launched():
+        with hold(run.lock_path, run.run_id):
+            is_new = run.read_results() is None  # another process may have finished it meanwhile
+            if is_new:
+                _start(config, run)
+    elif is_new:
+        fit(config, run)  # a process of a run that another one holds
     results = run.read_results() or {}
     if results and is_first_rank() and not is_launched():
         print_run(run.run_id, results)
@@ -55,11 +58,22 @@ def train(config: dict[str, Any]) -> float:
     return results.get(config["monitor"], float("nan"))
 
 
+def _start(config: dict[str, Any], run: Run) -> None:
+    clear_notes(run.folder)
+    num_processes = num_processes_to_launch(config["trainer"])
+    if num_processes:
+        prepare_data(config["data"], needed=(config["data"]["shards"]["train_split"],))
+        launch("mim_lightning.train", config, num_processes)
+    else:
+        fit(config, run)
+
+
 def fit(config: dict[str, Any], run: Run) -> None:
     """Build, fit and evaluate; leave checkpoints, results and a picture in the run's folder."""
     # imported here, so that a finished run and a misspelt key are told at once
     from lightning import seed_everything
     from lightning.pytorch.utilities import rank_zero_info
+    from lightning.pytorch.utilities.exceptions import SIGTERMException
 
     from mim_lightning.lit.checkpoint_files import write_whole_checkpoints
     from mim_lightning.lit.console import describe_encoder_values, describe_towers, quieten
@@ -124,6 +138,11 @@ def fit(config: dict[str, Any], run: Run) -> None:
         if trainer.is_global_zero:
             save_evaluation(trainer, matcher, datamodule, config, run.folder)
             run.write_results({**collect_results(trainer, reports, datamodule, checkpoint), "fit_seconds": seconds})
+    except SIGTERMException:  # Lightning's, where the signal is not ours to take
+        raise Interruption(signal.SIGTERM, f"at step {trainer.global_step}") from None
+    except Interruption as stopped:
+        stopped.where = f"at step {trainer.global_step}"
+        raise
     finally:
         close_loggers(trainer)
     trainer.strategy.barrier()

@@ -1,5 +1,6 @@
 """A run from tables to results: it learns, leaves everything behind, resumes, and does not run twice."""
 
+import csv
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,14 @@ from tests.flow.doors import start, timeless, weights
 from tests.shop import small
 
 Fit = Callable[..., Run]
+
+
+def logged(run: Run) -> list[tuple[str, ...]]:
+    """Return where the rows of a run's CSV files stand, and which columns they fill."""
+    (path,) = (run.folder / "csv").glob("*/metrics.csv")
+    with path.open(newline="") as file:
+        rows = [{name: cell for name, cell in row.items() if cell} for row in csv.DictReader(file)]
+    return [(row.get("epoch", ""), row["step"], *sorted(row)) for row in rows]
 
 
 @pytest.mark.parametrize("towers", ["2tower", "3tower", "4tower"])
@@ -143,6 +152,7 @@ def test_resumed_by_epochs_remembers_its_best(shop: Path, fit: Fit) -> None:
     )
     assert killed.returncode == -9, killed.stderr
     resumed = fit(*longer, f"paths.runs={shop}/parts")
+    assert logged(resumed) == logged(whole), "one file, and each step in it once"
     assert timeless(resumed) == pytest.approx(timeless(whole), abs=1e-6)
 
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from mim_lightning.interruption import keep_ours
 from mim_lightning.lit.console import describe_training
 from mim_lightning.lit.optim import began_with_listed_decayed, parameter_groups
 from mim_lightning.lit.text_lengths import describe_cut_texts
@@ -71,6 +72,15 @@ class MatchModule(LightningModule):
                 rank_zero_warn(
                     "batch normalisation is synchronised on GPUs only: here each process has its own statistics"
                 )
+
+    def on_train_start(self) -> None:
+        keep_ours()
+
+    def on_validation_start(self) -> None:
+        keep_ours()
+
+    def on_predict_start(self) -> None:
+        keep_ours()
 
     def on_fit_start(self) -> None:
         assert self.objective is not None

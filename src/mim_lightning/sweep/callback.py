@@ -1,4 +1,4 @@
-"""What a sweep does around its jobs: keeps the ledger, holds each run while it is trained, prints the table.
+"""What a sweep does around its jobs: keeps the ledger, prints the table.
 
 Named in conf/train.yaml and called by Hydra, in the process of the sweep and in those of its jobs: whatever launcher
 starts these, the callback travels with them.
@@ -22,8 +22,8 @@ from mim_lightning.failure import Failure, write_note
 from mim_lightning.run import Run, identify
 from mim_lightning.sweep.identity import PENDING_NAME, name_sweep, own_config, pick_overrides, swept_keys
 from mim_lightning.sweep.ledger import FINISHED, RUNNING, Ledger, Row
-from mim_lightning.sweep.lock import release, try_lock, wait_for_lock
-from mim_lightning.sweep.table import describe_unfinished, print_jobs
+from mim_lightning.sweep.lock import describe_holder, release, try_lock
+from mim_lightning.sweep.table import print_ledger
 
 HYDRAS_OWN = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
 OURS = "hydra_plugins.mim_lightning_sweepers.GridSweeper"
@@ -34,7 +34,6 @@ class SweepLedger(Callback):
 
     def __init__(self) -> None:
         self.ledger: Ledger | None = None
-        self.held: int | None = None  # the lock on the run that this process trains
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         folder = Path(str(config.hydra.sweep.dir).replace(PENDING_NAME, name_sweep(config))).absolute()
@@ -43,7 +42,7 @@ class SweepLedger(Callback):
         except OSError as error:
             _stop(f"hydra.sweep.dir={folder}: {error.strerror}")
         if held is None:
-            _stop(f"{folder}: this sweep is running already")
+            _stop(f"{folder}: this sweep is running already: {describe_holder(folder / '.lock')}")
         weakref.finalize(self, release, held)  # no hook tells of a sweep that broke off
         with open_dict(config):
             # this config makes the sweeper, which is made after this
@@ -60,10 +59,8 @@ class SweepLedger(Callback):
             return
         run, row = _describe(config, self.ledger)
         print(f"job {row.job}: {row.label}", flush=True)
-        if run is not None:
-            self.held = _hold(run, Path(config.paths.runs))
-            if run.read_results() is None:
-                self.ledger.write(replace(row, status=RUNNING, was_resumed=run.last_checkpoint.is_file()))
+        if run is not None and run.read_results() is None:
+            self.ledger.write(replace(row, status=RUNNING, was_resumed=run.last_checkpoint.is_file()))
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **_: Any) -> None:
         if self.ledger is None:
@@ -83,17 +80,10 @@ class SweepLedger(Callback):
         else:
             row = replace(row, status=FINISHED, results=results or {})
         self.ledger.write(row)
-        if self.held is not None:
-            release(self.held)
-            self.held = None
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         assert self.ledger is not None
-        rows = self.ledger.read()
-        print_jobs(f"{len(rows)} job{'' if len(rows) == 1 else 's'}", rows)
-        for line in describe_unfinished(rows):
-            print(line)
-        print(f"ledger: {self.ledger.path}", flush=True)
+        rows = print_ledger(self.ledger)
         if any(row.status == "failed" for row in rows):
             sys.exit(1)  # an exit, for Hydra makes a warning of a callback's exception
 
@@ -112,16 +102,6 @@ def _describe(config: DictConfig, ledger: Ledger) -> tuple[Run | None, Row]:
 
 def _job_number(config: DictConfig) -> int:
     return int(config.hydra.job.num if config.trial is None else config.trial.number)
-
-
-def _hold(run: Run, runs: Path) -> int:
-    """Keep other processes from training a run: one that a killed sweep left behind may still be at it."""
-    path = runs / "sweeps" / ".locks" / run.run_id
-    held = try_lock(path, is_shared=True)
-    if held is None:
-        print(f"{run.run_id}: another process trains it; waiting for that", flush=True)
-        held = wait_for_lock(path, is_shared=True)
-    return held
 
 
 def _stop(message: str) -> NoReturn:

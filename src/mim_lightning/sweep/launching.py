@@ -15,8 +15,10 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 
 from mim_lightning.failure import is_mendable
+from mim_lightning.interruption import Interruption
 from mim_lightning.sweep.identity import pick_overrides
 from mim_lightning.sweep.ledger import RUNNING, Ledger, Row
+from mim_lightning.sweep.table import print_ledger
 
 # joblib's and submitit's words for a process that ended without an answer; neither need be installed
 DEATHS = ("TerminatedWorkerError", "BrokenProcessPool", "UncompletedJobError", "FailedJobError")
@@ -34,6 +36,9 @@ class SturdyLauncher(Launcher):
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         try:
             return self.launcher.launch(job_overrides, initial_job_idx)
+        except Interruption:
+            print_ledger(self.ledger)
+            raise
         except Exception as error:
             first_line = next(iter(str(error).splitlines()), "")
             if type(error).__name__ in DEATHS:

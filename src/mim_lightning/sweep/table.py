@@ -15,10 +15,20 @@ from rich.table import Table
 from rich.text import Text
 
 from mim_lightning.display_text import plain
-from mim_lightning.sweep.ledger import FINISHED, Row
+from mim_lightning.sweep.ledger import FINISHED, Ledger, Row
 from mim_lightning.sweep.seeds import Setting, over_seeds
 
 MAX_LABEL = 1_000  # characters
+
+
+def print_ledger(ledger: Ledger) -> list[Row]:
+    """Print all jobs of a sweep, why some came to no result, and where that is written; return the rows."""
+    rows = ledger.read()
+    print_jobs(f"{len(rows)} job{'' if len(rows) == 1 else 's'}", rows)
+    for line in describe_unfinished(rows):
+        print(line)
+    print(f"ledger: {ledger.path}", flush=True)
+    return rows
 
 
 def print_jobs(title: str, rows: Sequence[Row], metrics: Sequence[str] = ("hit@1",)) -> None:

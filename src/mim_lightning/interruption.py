@@ -1,0 +1,111 @@
+"""Ctrl-C and SIGTERM: one line on the terminal and an exit code that names the signal, at any moment.
+
+`install` is called first of all in a process that is one of ours from the start. While an entry point works, within
+`interruptible`, a signal raises an `Interruption` there; before and after that nothing is under way, and the process
+leaves at once, as it does at a second signal.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SILENT = "MIM_FROZEN_CONFIG"  # environment variable of processes that another one started, which tells what happened
+GRACE = 30  # seconds in which a process puts its things away: a collective may wait for a process that is gone
+_owner = 0  # the process that `install` was called in; its forks inherit the handlers and must not use them
+_raising: set[int] = set()  # the signals that raise at present
+
+
+class Interruption(SystemExit):
+    """Raised where a signal met the process.
+
+    An exit, for what catches Exception must not swallow it, and where nobody catches it the exit code is right.
+
+    Args:
+        signum: the signal.
+        where: how far the work was, such as "at step 12".
+    """
+
+    def __init__(self, signum: int, where: str = "") -> None:
+        super().__init__(128 + signum)
+        self.signum, self.where = signum, where
+
+    def describe(self) -> str:
+        return " ".join(part for part in ("stopped", self.where, f"by {signal.Signals(self.signum).name}") if part)
+
+
+def install() -> None:
+    """Take the signals over, where nobody else has and nobody has them ignored."""
+    global _owner
+    if threading.current_thread() is not threading.main_thread():
+        return
+    _owner = os.getpid()
+    for signum in SIGNALS:
+        if signal.getsignal(signum) in (signal.SIG_DFL, signal.default_int_handler):
+            signal.signal(signum, _leave)
+
+
+def is_entry_point() -> bool:
+    """Was this process started as `python -m mim_lightning.<name>` or by a script that the package installs?"""
+    words = sys.orig_argv
+    if "-m" in words[:-1] and words[words.index("-m") + 1].split(".")[0] == __name__.split(".")[0]:
+        return True
+    return len(words) > 1 and Path(words[1]).name.startswith("mim-")
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Have signals raise an `Interruption` here, if `install` has taken them over."""
+    taken = [signum for signum in SIGNALS if signal.getsignal(signum) is _leave]
+    for signum in taken:
+        signal.signal(signum, _interrupt)
+        _raising.add(signum)
+    try:
+        yield
+    finally:
+        for signum in taken:
+            signal.signal(signum, _leave)
+            _raising.discard(signum)
+
+
+def keep_ours() -> None:
+    """Take SIGTERM back from Lightning, which puts a handler of its own before ours.
+
+    Lightning's waits for the end of the batch and, with several processes, starts a collective within the handler:
+    where the others are in another one, all wait for ever.
+    """
+    if os.getpid() == _owner and signal.SIGTERM in _raising:
+        signal.signal(signal.SIGTERM, _interrupt)
+
+
+def _interrupt(signum: int, frame: FrameType | None) -> None:
+    if os.getpid() != _owner:
+        _die(signum)
+    for other in SIGNALS:
+        signal.signal(other, _leave)
+    last_resort = threading.Timer(GRACE, os._exit, [128 + signum])
+    last_resort.daemon = True
+    last_resort.start()
+    raise Interruption(signum)
+
+
+def _leave(signum: int, frame: FrameType | None) -> None:
+    if os.getpid() != _owner:
+        _die(signum)
+    if SILENT not in os.environ:
+        os.write(2, f"{Interruption(signum).describe()}\n".encode())
+    os._exit(128 + signum)
+
+
+def _die(signum: int) -> NoReturn:
+    signal.signal(signum, signal.SIG_DFL)
+    os.kill(os.getpid(), signum)
+    os._exit(128 + signum)

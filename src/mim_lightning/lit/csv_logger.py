@@ -1,0 +1,110 @@
+"""The CSV file of a run, which goes on where the run goes on.
+
+Lightning's CSVLogger begins a new folder at each start. Here a run that resumes appends to the file it has; rows of
+steps that are done again, because the last checkpoint is older, give way to the new ones.
+
+    <run>/csv/version_0/metrics.csv    columns epoch, step, and one a scalar; most cells are empty
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning.fabric.loggers.logger import rank_zero_experiment
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.utilities import rank_zero_only
+from torch import Tensor
+
+from mim_lightning.damaged_file import naming_damage
+from mim_lightning.whole_file import whole_file
+
+METRICS_FILE = "metrics.csv"
+PLACE = ("epoch", "step")
+Row = Mapping[str, Any]
+
+
+class RunCSVLogger(CSVLogger):
+    """Lightning's CSVLogger with one file a run, however often that is started."""
+
+    @property
+    def version(self) -> int | str:
+        if self._version is None:
+            self._version = max(0, self._get_next_version() - 1)  # older versions of this code made several
+        return self._version
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Any:
+        if self._experiment is None:
+            self._experiment = _MetricsFile(Path(self.log_dir) / METRICS_FILE)  # type: ignore[assignment]
+        return self._experiment
+
+    @rank_zero_only
+    def after_save_checkpoint(self, checkpoint_callback: ModelCheckpoint) -> None:
+        """Write what was logged so far: a run that is killed resumes from this checkpoint, and the rows before it."""
+        self.experiment.save()
+
+
+class _MetricsFile:
+    """The rows of a file, written at `save`; those that are there are read when the first new one comes."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.metrics: list[dict[str, Any]] = []  # not yet written
+        self._columns: list[str] | None = None  # of the file, once the former rows are brought in line
+
+    def log_hparams(self, params: Mapping[str, Any]) -> None:
+        """Nothing to keep: the run's config lies beside the file."""
+
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        row = {name: value.item() if isinstance(value, Tensor) else value for name, value in metrics.items()}
+        self.metrics.append({**row, "step": step})
+
+    def save(self) -> None:
+        if not self.metrics:
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        if self._columns is None:
+            first = next((row for row in self.metrics if row.get("epoch") is not None), None)
+            if first is None:
+                return  # a rate alone does not say where in the run it is
+            self._write_anew([row for row in self._read() if not _is_done_again(row, first)])
+        elif new := set().union(*self.metrics) - set(self._columns):
+            self._columns = sorted([*self._columns, *new])
+            self._write_anew(self._read())
+        else:
+            with self.path.open("a", newline="") as file:
+                csv.DictWriter(file, self._columns).writerows(self.metrics)
+        self.metrics = []
+
+    def _write_anew(self, former: list[Row]) -> None:
+        rows = [*former, *self.metrics]
+        self._columns = sorted(set().union(*rows))
+        with whole_file(self.path, is_synced=False) as partial, partial.open("w", newline="") as file:
+            writer = csv.DictWriter(file, self._columns)
+            writer.writeheader()
+            writer.writerows(rows)
+
+    def _read(self) -> list[Row]:
+        if not self.path.exists():
+            return []
+        with naming_damage(self.path, "remove it: it is a log alone"), self.path.open(newline="") as file:
+            # a process that was killed while it wrote leaves half a line
+            return [row for row in csv.DictReader(file) if None not in row.values() and None not in row]
+
+
+def _is_done_again(former: Row, first: Row) -> bool:
+    """Does a former row belong to what comes from the first new row on?"""
+    step, new_step = int(float(former["step"])), int(first["step"])
+    if not former.get("epoch"):
+        return step >= new_step
+    place, new_place = (float(former["epoch"]), step), (float(first["epoch"]), new_step)
+    if place != new_place:
+        return place > new_place
+    # a validation amid an epoch stands at the same step as the batch after it
+    filled = {name for name, cell in former.items() if cell} - set(PLACE)
+    return bool(filled & set(first))

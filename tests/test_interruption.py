@@ -1,0 +1,106 @@
+"""Ctrl-C and SIGTERM in a process of our own: one line, and an exit code that is never 0."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mim_lightning import interruption
+from mim_lightning.door import FAILURE_FILE, FROZEN_CONFIG
+from mim_lightning.failure import Failure, find_failure
+from mim_lightning.interruption import Interruption, interruptible, is_entry_point
+
+ENTRY = """
+import os, sys
+when, signum = sys.argv.pop(1), int(sys.argv.pop(1))
+sys.orig_argv = ["python", "-m", "mim_lightning.train"]
+import mim_lightning
+if when == "start":
+    os.kill(os.getpid(), signum)
+from mim_lightning.door import run_door
+from mim_lightning.interruption import Interruption
+
+def work(config):
+    if not os.fork():
+        os.kill(os.getpid(), signum)  # a loader's worker
+    print("worker", os.waitstatus_to_exitcode(os.wait()[1]))
+    try:
+        if when == "work":
+            os.kill(os.getpid(), signum)
+    except Exception:
+        print("swallowed")
+    except Interruption as stopped:
+        stopped.where = "at step 7"
+        raise
+
+run_door("train", work, resumes=True)
+os.kill(os.getpid(), signum)
+"""
+SIGNALS = pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+
+
+def start(when: str, signum: signal.Signals, **environment: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-c", ENTRY, when, str(int(signum))]
+    return subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, check=False)
+
+
+@SIGNALS
+@pytest.mark.parametrize("when", ["start", "work", "end"])
+def test_a_signal_is_one_line_at_any_moment(when: str, signum: signal.Signals) -> None:
+    stopped = start(when, signum)
+    assert stopped.returncode == 128 + signum
+    how_far = " at step 7 by {}; the same command resumes" if when == "work" else " by {}"
+    assert stopped.stderr == f"stopped{how_far.format(signum.name)}\n"
+    assert stopped.stdout in ("", f"worker {-signum}\n"), "a process that it forked ends without a word"
+
+
+def test_a_launched_process_leaves_the_line_to_its_parent(tmp_path: Path) -> None:
+    frozen = tmp_path / "config.yaml"
+    frozen.write_text("{}")
+    stopped = start("work", signal.SIGTERM, **{FROZEN_CONFIG: str(frozen)})
+    assert (stopped.returncode, stopped.stderr) == (143, "")
+    assert find_failure(tmp_path / FAILURE_FILE) == Failure("Interruption", "at step 7")
+
+
+@pytest.mark.parametrize(
+    ("words", "is_ours"),
+    [
+        (["python", "-m", "mim_lightning.train", "-m", "seed=1,2"], True),
+        (["python", "-u", "-m", "mim_lightning.search", "index=x"], True),
+        (["python", "/usr/bin/mim-train", "-m", "seed=1,2"], True),
+        (["python", "-m", "pytest", "mim_lightning"], False),
+        (["python", "-c", "import mim_lightning"], False),
+        (["python"], False),
+    ],
+)
+def test_other_programs_keep_their_signals(words: list[str], is_ours: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "orig_argv", words)
+    assert is_entry_point() == is_ours
+
+
+def test_a_program_that_imports_the_package_is_left_alone() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with interruptible():
+        assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_lightnings_handler_does_not_stay_before_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(interruption, "GRACE", 1e6)  # or this process would be ended with the others' tests
+    former = {signum: signal.getsignal(signum) for signum in interruption.SIGNALS}
+    try:
+        for signum in interruption.SIGNALS:
+            signal.signal(signum, signal.SIG_DFL)
+        interruption.install()
+        with pytest.raises(Interruption) as stopped, interruptible():
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as Lightning does when it begins
+            interruption.keep_ours()
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert stopped.value.code == 143
+    finally:
+        for signum, handler in former.items():
+            signal.signal(signum, handler)
