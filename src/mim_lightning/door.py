@@ -87,7 +87,8 @@ def _run(name: str, function: Callable[[Config], Any], free_texts: Sequence[str]
 def _quoted(argument: str, names: Sequence[str]) -> str:
     """Quote the value of "<name>=<value>" for Hydra's grammar; lists, null and what is quoted stay as they are."""
     name, is_given, value = argument.partition("=")
-    if name not in names or not is_given or value in ("", "null") or value[0] in "['\"":
+    is_list_or_quoted = (value[:1], value[-1:]) in (("[", "]"), ("'", "'"), ('"', '"'))
+    if name not in names or not is_given or value in ("", "null") or is_list_or_quoted:
         return argument
     return f"{name}={QuotedString(value.replace('${', chr(92) + '${'), Quote.single).with_quotes()}"
 
