@@ -28,3 +28,18 @@ def test_wandb_offline_holds_metrics_and_the_picture(
     content = Path(record).read_bytes()
     for key in (b"val/composed_to_product/hit@1", b"train/loss/query_product", b"train/logit_scale"):
         assert key in content
+
+
+def test_a_monitor_that_counts_no_query_stops_before_anything_is_embedded(fit: Callable[..., Run], shop: Path) -> None:
+    table = shop / "shop" / "queries.csv"
+    split, *rows = table.read_text().splitlines()
+    columns = split.split(",")
+    place = columns.index("image")
+    cells = [row.split(",") for row in rows]
+    words = [",".join("" if i == place and row[0] == "val" else cell for i, cell in enumerate(row)) for row in cells]
+    table.write_text("\n".join([split, *words]) + "\n")
+    advice = r"give monitor=val/text_to_product/hit@1 or monitor=val/query_to_product/hit@1$"
+    with pytest.raises(ValueError, match=r"monitor=val/image_to_image/hit@1: image_to_image counts no .*; " + advice):
+        fit("trainer.max_epochs=1")
+    run = fit("trainer.max_epochs=1", "monitor=val/text_to_product/hit@1")
+    assert run.read_results()["counts/text_to_product/num_queries"] == 7
