@@ -54,6 +54,7 @@ def test_a_launched_process_launches_nothing(variables: dict[str, str], monkeypa
         (1, {}, "bf16-mixed"),
         (1, {"accelerator": "cpu"}, "32-true"),
         (0, {"precision": "16-mixed"}, "16-mixed"),
+        (0, {"precision": None}, "32-true"),
     ],
 )
 def test_precision(gpus: int, change: dict, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -68,7 +68,7 @@ def choose_precision(trainer: Mapping[str, Any]) -> str:
     On CPUs bfloat16 convolutions gain little in the backward pass, and slow down several times as soon as a
     loader's workers share the cores.
     """
-    if trainer["precision"] != "auto":
+    if trainer["precision"] not in ("auto", None):
         return str(trainer["precision"])
     return "bf16-mixed" if _is_on_gpu(trainer["accelerator"]) else "32-true"
 

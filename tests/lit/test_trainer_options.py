@@ -39,6 +39,9 @@ EARLY_STOPPING = "+callbacks.early={_target_: lightning.pytorch.callbacks.EarlyS
         ({"callbacks": {"a": 1}}, "trainer.callbacks="),
         ({"barebones": True}, "trainer.barebones=true: give logger=none"),
         ({"enable_checkpointing": False}, "trainer.enable_checkpointing=false: "),
+        ({"accumulate_grad_batches": 0}, "trainer.accumulate_grad_batches=0: give a whole number, 1 or more"),
+        ({"check_val_every_n_epoch": 0}, "trainer.check_val_every_n_epoch=0: give a whole number, 1 or more"),
+        ({"strategy": "ddp_spawn"}, "trainer.strategy=ddp_spawn: starts processes of its own.*give ddp"),
         ({"detect_anomaly": 3}, "trainer.detect_anomaly=3: give true or false"),
     ],
 )

@@ -27,6 +27,10 @@ ELSEWHERE: dict[str, tuple[tuple[Any, ...], str]] = {  # option -> values that s
     "overfit_batches": ((None, 0), f"{COMPLETE}; give debug=overfit, which has to learn its training rows by heart"),
 }
 
+OWN_PROCESSES = tuple(
+    f"ddp_{start}{rest}" for start in ("spawn", "fork", "notebook") for rest in ("", "_find_unused_parameters_true")
+)
+
 
 def check_trainer(options: Mapping[str, Any], is_training: bool = True) -> None:
     """Refuse options of `lightning.Trainer` that are of the wrong kind, or that leave no result.
@@ -42,6 +46,14 @@ def check_trainer(options: Mapping[str, Any], is_training: bool = True) -> None:
     for key, (without, remedy) in ELSEWHERE.items():
         if options.get(key) not in without:
             raise ValueError(f"trainer.{key}={_written(options[key])}: {remedy}")
+    for key in ("accumulate_grad_batches", "check_val_every_n_epoch"):
+        if options.get(key) is not None and options[key] < 1:
+            raise ValueError(f"trainer.{key}={options[key]}: give a whole number, 1 or more")
+    if options.get("strategy") in OWN_PROCESSES:
+        raise ValueError(
+            f"trainer.strategy={options['strategy']}: starts processes of its own, as trainer.devices does here "
+            "already; give ddp"
+        )
     clip = options.get("gradient_clip_val")
     if clip is not None and not clip >= 0:
         raise ValueError(f"trainer.gradient_clip_val={clip}: give a number, 0 or more; 0 or null clips nothing")
