@@ -155,7 +155,7 @@ def _to_channels_last(network: nn.Module) -> None:
 def _has_fragile_layer(network: nn.Module) -> bool:
     """Is there a layer whose backward pass writes past its memory on a CPU in channels_last?
 
-    oneDNN's does for 1 x 1 convolutions of stride 2 over 2 to 15 channels (met with torch 2.15): the process ends with a
+    oneDNN's does for 1 x 1 convolutions of stride 2 over 2 to 15 channels (torch 2.15): the process ends with a
     segmentation fault. RepVGG and FastViT, which is the image half of MobileCLIP, begin with one.
     """
     return any(
