@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,8 @@ from mim_lightning.data.prepared import PreparedData, ShardSettings, open_prepar
 from mim_lightning.data.tables.faults import OnFault, raise_fault
 from mim_lightning.lit.datamodule import MatchDataModule
 from mim_lightning.prepare import prepare
-from tests.data.conftest import jpeg
+from mim_lightning.types import TextSpec
+from tests.data.conftest import jpeg, tokenise
 
 SETTINGS = ShardSettings(samples_per_shard=2)
 
@@ -179,6 +181,28 @@ def test_a_run_reads_one_data_set_from_end_to_end(shop: ManifestSource, folder: 
     module.train_set()
     with pytest.raises(ChangedError, match=re.escape(f"{folder}/queries/val: was prepared again with other content")):
         module.query_set()
+
+
+def test_a_checkpoint_does_not_go_on_on_other_content(shop: ManifestSource, folder: Path) -> None:
+    """Whatever way the data came to be others: removed and prepared anew, they have the same id."""
+
+    def start() -> MatchDataModule:
+        module = MatchDataModule(
+            "shop", {"query_text": TextSpec(tokenise, 9)}, str(folder), None, SETTINGS, "val", 2, 2, 0, 0
+        )
+        module.train_dataloader()
+        return module
+
+    state = start().state_dict()
+    shutil.rmtree(folder)
+    prepare_shards(shop, folder, SETTINGS)
+    start().load_state_dict(state)
+    start().load_state_dict({key: value for key, value in state.items() if key != "content"})  # of an older version
+    shutil.rmtree(folder)
+    (shop.queries.parent / "q0.jpg").write_bytes(jpeg(50))
+    prepare_shards(shop, folder, SETTINGS)
+    with pytest.raises(ValueError, match=r"queries/train: holds other content than when the checkpoint was made"):
+        start().load_state_dict(state)
 
 
 def test_damaged_settings_are_told(folder: Path, shop: ManifestSource) -> None:

@@ -36,6 +36,7 @@ from mim_lightning.data.transforms import Augment
 from mim_lightning.evidence.pages.check_files import leave_check
 from mim_lightning.types import InputSpec, side_of
 
+CONTENT = "content"  # in a checkpoint: what the training set was
 QUERIES, GALLERY, DISTRACTORS = 0, 1, 2  # the dataloader_idx of the validation loaders
 
 
@@ -169,7 +170,7 @@ class MatchDataModule(LightningDataModule):
         order = self.train_order(shards)
         self._train_loader = StreamLoader(shards, collate, order, **self._placement(), bad=self.bad)
         if self._state is not None:
-            self._train_loader.load_state_dict(self._state)
+            self._go_on(self._train_loader, self._state)
         return self._train_loader
 
     def val_dataloader(self) -> list[StreamLoader]:
@@ -227,12 +228,29 @@ class MatchDataModule(LightningDataModule):
     # Lightning forgets a loader's own state when the schedule asks for the number of steps before fitting
     # (pytorch-lightning #20550), so the position is kept here.
     def state_dict(self) -> dict[str, Any]:
-        return self._train_loader.state_dict() if self._train_loader else {}
+        if self._train_loader is None:
+            return {}
+        return {**self._train_loader.state_dict(), CONTENT: self._train_loader.ranks.shards.digest}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._state = state_dict or None
         if self._train_loader and self._state:
-            self._train_loader.load_state_dict(self._state)
+            self._go_on(self._train_loader, self._state)
+
+    @staticmethod
+    def _go_on(loader: StreamLoader, state: Mapping[str, Any]) -> None:
+        """Set a loader to a saved position.
+
+        Raises:
+            ValueError: there it would read other samples: of other data, or under other settings.
+        """
+        shards = loader.ranks.shards
+        if state.get(CONTENT, shards.digest) != shards.digest:  # older checkpoints do not tell it
+            raise ValueError(
+                f"{shards.folder}: holds other content than when the checkpoint was made: the run would mix the two; "
+                "put the former data back, or train anew under another run.id"
+            )
+        loader.load_state_dict(state)
 
 
 def _num_cores() -> int:

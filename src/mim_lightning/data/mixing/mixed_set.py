@@ -62,6 +62,10 @@ class MixedSet(ShardSet):
         return self._parts[set_idx].read_facts(own_number)
 
     @property
+    def digest(self) -> str:
+        return "+".join(part.digest for part in self._parts)
+
+    @property
     def look_ahead(self) -> int:
         return max(part.look_ahead for part in self._parts)
 

@@ -53,7 +53,7 @@ class ShardSet:
         self._files = FetchedFiles(self.folder, self.cache) if isinstance(self.folder, str) else LocalFiles(self.folder)
         try:
             content, self.written = self._files.read_index()
-            self.digest = hashlib.blake2b(content, digest_size=8).hexdigest()
+            self._digest = hashlib.blake2b(content, digest_size=8).hexdigest()
         except MissingError:
             raise ValueError(f"{self.folder}: not a finished shard set (no {INDEX_FILE}); run prepare") from None
         try:
@@ -63,7 +63,7 @@ class ShardSet:
         self.sizes: list[int] = self._index.sizes  # samples of each shard
         self.max_relevant: int = self._index.max_relevant  # products of one sample, asked for or shown
         self._starts = self._index.starts
-        self._identity = str(self.folder), self.written, self.digest, self.cache.verify
+        self._identity = str(self.folder), self.written, self._digest, self.cache.verify
         self._failed: dict[int, tuple[float, str]] = {}  # by shard: until when it is not tried again, and why
 
     def __len__(self) -> int:
@@ -73,6 +73,11 @@ class ShardSet:
     def place(self) -> str:
         """Where the set stands, in words that mean the same from any working directory."""
         return self.folder if isinstance(self.folder, str) else str(self.folder.absolute())
+
+    @property
+    def digest(self) -> str:
+        """A short text that changes with the content: the index tells the checksum of every shard."""
+        return self._digest
 
     @property
     def keys(self) -> np.ndarray:
