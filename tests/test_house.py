@@ -55,7 +55,7 @@ ROOMS = {  # room or file -> what of the project it may import
         *("config", "door", "failure", "run", "launch", "prepare", "lit", "model"),
         *("damaged_file", "interruption", "sweep.lock", "whole_file", "expected_types"),
     },
-    "evaluate": {"config", "door", "launch", "run", "set_name", "lit", "model", "whole_file"},
+    "evaluate": {"config", "door", "launch", "run", "set_name", "lit", "model", "stored_config", "whole_file"},
     "prepare": {"types", "config", "door", "data", "evidence"},
     "command": {"interruption"},
     "tune_fusion": {"command", "evidence", "model", "types"},
@@ -66,7 +66,7 @@ ROOMS = {  # room or file -> what of the project it may import
         *("inference", "whole_file", "damaged_file", "file_name", "stored_config"),
         "evidence.directions",  # ranks by direction, as an evaluation does
     },
-    "export": {"config", "door", "inference", "model"},
+    "export": {"config", "door", "inference", "model", "stored_config"},
     "online": {"online"},
     "report": {"config", "door", "online"},
     "draw": {"command", "config", "run", "evidence"},
@@ -80,7 +80,9 @@ ROOMS = {  # room or file -> what of the project it may import
     "search.service.shopfront": {"data.pictures", "inference.pictures", "online.experiment", "search"},  # its type
     "search.service.recorder": {"online.experiment", "search"},  # likewise
     "search.__main__": {"data.pictures", "door", "search"},
-    "build_index": {"config", "door", "inference", "launch", "lit", "model", "prepare", "search"},
+    "build_index": {
+        *("config", "door", "inference", "launch", "lit", "model", "prepare", "search", "stored_config"),
+    },
     "serve": {"config", "door", "interruption", "online", "search"},
 }
 ANYWHERE = {"display_text"}  # knows nothing of the project; every room that shows words of others needs it

@@ -14,10 +14,11 @@ import pytest
 import torch
 
 from mim_lightning.config import compose, conf_dir, load_stored_config, save_config
+from mim_lightning.evaluate import evaluate
 from mim_lightning.inference.folder import write_facts, write_model
 from mim_lightning.inference.loaded import load
 from mim_lightning.model.checkpoint import SECTION, load_matcher
-from mim_lightning.stored_config import BUILT, ROLES, StoredConfigError, check_assets, check_config
+from mim_lightning.stored_config import BUILT, ROLES, StoredConfigError, check_assets, check_config, data_of
 from tests.inference.models import write_checkpoint
 
 Key = tuple[Any, ...]
@@ -156,6 +157,26 @@ def test_a_file_does_not_let_pictures_come_from_private_addresses(config: dict[s
     key = ("data", "source", "download", "private_addresses")
     assert get(config, key) is False
     assert check_config(changed(config, key, True), "a.ckpt") == config
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [*(((name,), value) for name in ("folder", "name", "val_split") for value in (None, 7, [])), (("seed",), "x")],
+)
+def test_data_that_cannot_be_opened_are_one_line(config: dict[str, Any], key: Key, value: Any) -> None:
+    assert data_of(check_config(config, "a.ckpt"), "a.ckpt") == config["data"]
+    with pytest.raises(StoredConfigError, match=rf"^a\.ckpt: data\.{key[0]}: is .*; name other data with data="):
+        data_of(changed(config, ("data", *key), value), "a.ckpt")
+    without = {**config, "data": {name: part for name, part in config["data"].items() if name != "shards"}}
+    with pytest.raises(StoredConfigError, match=r"data\.shards: is missing"):
+        data_of(without, "a.ckpt")
+
+
+def test_evaluation_takes_no_code_for_a_precision(change_file: Callable, tmp_path: Path) -> None:
+    path = change_file("checkpoint", ("trainer", "precision"), touch(tmp_path / "ran"))
+    with pytest.raises(ValueError, match=r"a\.ckpt: trainer\.precision: wants to build"):
+        evaluate(compose("evaluate", [f"checkpoint={path}"]))
+    assert not (tmp_path / "ran").exists()
 
 
 def test_what_holds_itself_or_too_much_is_refused() -> None:

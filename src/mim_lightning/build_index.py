@@ -14,6 +14,7 @@ from mim_lightning.config import build
 from mim_lightning.door import run_door
 from mim_lightning.launch import choose_precision, is_launched, launch, num_processes_to_launch
 from mim_lightning.prepare import prepare_data
+from mim_lightning.stored_config import data_of
 
 if TYPE_CHECKING:
     from mim_lightning.model.matcher import Matcher
@@ -42,7 +43,7 @@ def build_index(config: dict[str, Any]) -> None:
         return
     settings = build(config["index"])
     opened = open_matcher(config["checkpoint"])
-    config = {**config, "data": config.get("data") or opened.config["data"]}
+    config = {**config, "data": config.get("data") or data_of(opened.config, config["checkpoint"])}
     catalogue = prepare_data(config["data"]).catalogue()
     gallery = choose_gallery(config["gallery"], opened.matcher)
     facts = describe_embedding(catalogue, opened.fingerprint, gallery, opened.matcher.dimension)

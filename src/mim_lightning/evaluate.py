@@ -18,6 +18,7 @@ from mim_lightning.door import run_door
 from mim_lightning.launch import choose_precision
 from mim_lightning.run import refuse_wrong_seed
 from mim_lightning.set_name import name_set
+from mim_lightning.stored_config import data_of
 from mim_lightning.whole_file import whole_file
 
 if TYPE_CHECKING:
@@ -45,17 +46,20 @@ def evaluate(config: dict[str, Any]) -> dict[str, float]:
         )
     check_trainer(config["trainer"], is_training=False)
     matcher, trained = _load(config) if config["checkpoint"] else _build_untouched(config)
-    data = config.get("data") or trained["data"]
+    data = config.get("data") or data_of(trained, config["checkpoint"])
     data = {**data, "val_split": config["split"] or data["val_split"]}
     datamodule = build(data, specs=matcher.input_specs())
     if config["trainer"]["devices"] != 1:
         raise ValueError(f"trainer.devices={config['trainer']['devices']}: evaluation runs on one device")
     options = dict(config["trainer"])
     if options["precision"] == "auto":
-        options["precision"] = trained["trainer"]["precision"]
-    changed = {"directions": {**trained["directions"], **(config["directions"] or {})}}
-    changed["monitor"] = config["monitor"] or trained["monitor"]
-    callback = build({**trained["callbacks"]["retrieval_eval"], **changed})
+        options["precision"] = (trained.get("trainer") or {}).get("precision")
+    changed = {"directions": {**(trained.get("directions") or {}), **(config["directions"] or {})}}
+    changed["monitor"] = config["monitor"] or trained.get("monitor")
+    evaluation = trained["callbacks"].get("retrieval_eval")
+    if evaluation is None:
+        raise ValueError(f"{config['checkpoint']}: callbacks.retrieval_eval: is missing, nothing is evaluated")
+    callback = build({**evaluation, **changed})
     trainer = build(options, callbacks=[callback, ProgressBar()], logger=False)
     keep_batches(trainer)
     reports = evaluate_module(trainer, MatchModule(matcher), datamodule)

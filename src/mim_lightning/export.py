@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from mim_lightning.config import build
 from mim_lightning.door import run_door
+from mim_lightning.stored_config import data_of
 
 if TYPE_CHECKING:
     from mim_lightning.inference.export import Measuring
@@ -39,7 +40,7 @@ def export(config: dict[str, Any]) -> Path:
         checkpoint, Path(config["evaluation"]) if config["evaluation"] else None, loaded.fingerprint
     )
     options = {key: config[key] for key in ("precision", "onnx", "device")}
-    measuring = _measuring(config.get("data"), loaded.config["data"], loaded.matcher)
+    measuring = _measuring(config.get("data"), data_of(loaded.config, checkpoint), loaded.matcher)
     facts, losses = export_model(loaded, output, measuring, evaluation, **options)
     print(f"{output}: model {facts.fingerprint}, {facts.dimension} dimensions, {facts.precision}")
     if losses is not None:

@@ -46,7 +46,11 @@ ROLES = {
     "data.augment": ("data.transforms.Augment",),
     "callbacks.retrieval_eval": ("lit.callbacks.retrieval_eval.RetrievalEval",),
 }
-BUILT = ("model", "data", "callbacks.retrieval_eval")  # nothing else of a checkpoint or an export is ever built
+# nothing else of a checkpoint or an export is ever built, or given to what is
+BUILT = ("model", "data", "callbacks.retrieval_eval", "directions", "monitor", "trainer.precision")
+SECTIONS = ("model", "data", "callbacks", "model.towers", "model.tied", "model.fusions", "directions")
+DATA_KEYS = {"name": str, "folder": str, "val_split": str, "batch_size": int, "eval_batch_size": int, "seed": int}
+DATA_PARTS = ("source", "shards", "protocol", "num_workers")
 NEEDS_TARGET = ("model.towers.*", "model.towers.*.encoder")
 DOWNLOAD, PRIVATE = "data.source.download", "private_addresses"  # a switch that a file does not turn on
 PARTIAL = "_partial_"  # what a data section holds besides: its input specs come later
@@ -86,6 +90,10 @@ def check_config(config: Any, path: Path | str, is_built: bool = True) -> dict[s
     plain = _Reader(path).read(config, ())
     if not isinstance(plain, dict):
         raise StoredConfigError(path, "", f"holds {_kind(config)} for a config")
+    for place in SECTIONS if is_built else ():
+        part = _part(plain, place)
+        if not isinstance(part, dict) and (part is not None or place in SECTIONS[:3]):
+            raise StoredConfigError(path, place, f"is {part!r}; a section of keys belongs there")
     for place in BUILT if is_built else ():
         _check_built(_part(plain, place), tuple(place.split(".")), path)
     download = _part(plain, DOWNLOAD) if is_built else None
@@ -115,6 +123,22 @@ def check_assets(assets: Any, path: Path | str) -> dict[str, dict[str, str]]:
                     if not isinstance(json.loads(text), dict):
                         raise ValueError("holds no keys")
     return {tower: dict(files) for tower, files in assets.items()}
+
+
+def data_of(config: Mapping[str, Any], path: Path | str) -> dict[str, Any]:
+    """Return the data section of a config that `check_config` has seen, for the data to be opened as the file says.
+
+    Raises:
+        StoredConfigError: a key that opening needs is missing, or holds something else; names it.
+    """
+    data = config.get("data") or {}
+    for key, kind in DATA_KEYS.items():
+        if not isinstance(data.get(key), kind):
+            raise StoredConfigError(path, f"data.{key}", f"is {data.get(key)!r}; name other data with data=...")
+    for key in DATA_PARTS:
+        if key not in data:
+            raise StoredConfigError(path, f"data.{key}", "is missing; name other data with data=...")
+    return data
 
 
 @contextmanager

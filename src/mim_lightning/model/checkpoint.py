@@ -105,7 +105,7 @@ def warm_start(matcher: Matcher, objective: nn.Module, path: str | Path) -> Warm
     """
     content = _read(path)
     source = _state_of(content, PREFIX)
-    tied = content[SECTION]["config"]["model"]["tied"]
+    tied = content[SECTION]["config"]["model"].get("tied") or {}
     loaded, used = {}, set()
     for name, target in matcher.state_dict().items():
         _, tower, rest = name.split(".", 2)
