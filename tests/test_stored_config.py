@@ -116,7 +116,7 @@ def test_code_is_refused_wherever_something_is_built(config: dict[str, Any], tmp
 
 def test_what_is_not_built_may_say_what_it_likes(checkpoint: Path, config: dict[str, Any], tmp_path: Path) -> None:
     code = touch(tmp_path / "ran")
-    hostile = {key: part if key in ("model", "data", "directions") else code for key, part in config.items()}
+    hostile = {key: part if key in ("model", "data", "directions", "monitor") else code for key, part in config.items()}
     hostile["callbacks"] = dict.fromkeys(config["callbacks"], code) | {
         "retrieval_eval": config["callbacks"]["retrieval_eval"]
     }

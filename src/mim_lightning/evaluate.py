@@ -54,7 +54,7 @@ def evaluate(config: dict[str, Any]) -> dict[str, float]:
     options = dict(config["trainer"])
     if options["precision"] == "auto":
         options["precision"] = (trained.get("trainer") or {}).get("precision")
-    changed = {"directions": {**(trained.get("directions") or {}), **(config["directions"] or {})}}
+    changed: dict[str, Any] = {"directions": {**(trained.get("directions") or {}), **(config["directions"] or {})}}
     changed["monitor"] = config["monitor"] or trained.get("monitor")
     evaluation = trained["callbacks"].get("retrieval_eval")
     if evaluation is None:
