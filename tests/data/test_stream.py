@@ -10,6 +10,7 @@ import signal
 import zlib
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from mim_lightning.data.collate import Collate
 from mim_lightning.data.order import StreamPlan
 from mim_lightning.data.shards.shard_set import MEMBERS, ShardSet
 from mim_lightning.data.skipping import BadSamples
-from mim_lightning.data.stream import ShardPass, StreamLoader, evaluation_plan
+from mim_lightning.data.stream import ShardPass, StreamLoader, evaluation_plan, refuse_full_memory
 from mim_lightning.data.transforms import Augment
 from mim_lightning.types import Batch, ImageSpec, TextSpec
 from tests.data.conftest import MakeSet, tokenise
@@ -341,3 +342,11 @@ def test_workers_use_one_thread_each(make_set: MakeSet) -> None:
     shards = make_set()
     loader = StreamLoader(shards, Threads(SPECS), StreamPlan(tuple(shards.sizes), 8), num_workers=1)
     assert {int(batch.query_keys) for batch in loader} == {1}
+
+
+def test_full_shared_memory_is_named_before_workers_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=0))
+    refuse_full_memory(num_workers=0)
+    monkeypatch.setattr("mim_lightning.data.stream.SHARED_MEMORY", Path(__file__).parent)
+    with pytest.raises(OSError, match=r"No space left on device, .* set data\.num_workers=0"):
+        refuse_full_memory(num_workers=1)

@@ -6,9 +6,13 @@ what they are told to, so their number changes nothing.
 
 from __future__ import annotations
 
+import errno
+import os
+import shutil
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +27,7 @@ from mim_lightning.data.slots import Sent, Slots, make_slots
 from mim_lightning.types import Batch
 
 BATCHES_AHEAD = 2  # that each worker is asked for before they are needed
+SHARED_MEMORY, LEAST_FREE = Path("/dev/shm"), 2**20  # noqa: S108 - where the system keeps it; bytes
 BEYOND_PATIENCE = 300.0  # seconds that reading and decoding a batch may take beside waiting for a store
 
 
@@ -166,6 +171,7 @@ class StreamLoader(DataLoader[Loaded]):
             self.consumed = 0
         self.ranks.epoch, self.ranks.start = self.epoch, self.consumed
         self.skipped.restart()
+        refuse_full_memory(self.num_workers)
         for batch, skips in super().__iter__():
             self.skipped.add(skips)
             self.consumed = min(self.consumed + self.order.global_batch_size, self.order.num_samples)
@@ -218,6 +224,7 @@ class ShardPass:
         return len(self._refs)
 
     def __iter__(self) -> Iterator[Batch]:
+        refuse_full_memory(self._loader.num_workers)
         return (loaded.batch for loaded in self._loader)
 
 
@@ -246,6 +253,17 @@ class _PassRefs:
 def evaluation_plan(shards: ShardSet, global_batch_size: int) -> StreamPlan:
     """Return the plan of one pass in stored order."""
     return StreamPlan(tuple(shards.sizes), global_batch_size, shuffle=False)
+
+
+def refuse_full_memory(num_workers: int) -> None:
+    """Say so before workers start where they could hand nothing over: the system's error names no place.
+
+    Raises:
+        OSError: naming the place, and the key that needs none.
+    """
+    if num_workers and SHARED_MEMORY.is_dir() and shutil.disk_usage(SHARED_MEMORY).free < LEAST_FREE:
+        reason = f"{os.strerror(errno.ENOSPC)}, and loading processes need some; make room, or set data.num_workers=0"
+        raise OSError(errno.ENOSPC, reason, str(SHARED_MEMORY))
 
 
 def _as_is(found: Loaded | Sent) -> Loaded | Sent:
