@@ -64,7 +64,8 @@ def passes(offline: OfflineRun) -> list[Any]:
 def test_every_direction_is_followed_from_epoch_minus_one(trained: Run) -> None:
     history = read_history(trained.folder)
     directions = compose("train", ["model=4tower"])["directions"]
-    assert set(history) == set(directions)
+    # no query of this shop asks for another product than it shows
+    assert set(history) == set(directions) - {"composed_to_other_product"}
     for queries in history.values():
         assert len(queries) == 4
         assert all([epoch for epoch, _ in ranks] == EPOCHS for ranks in queries.values())
