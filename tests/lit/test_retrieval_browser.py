@@ -166,7 +166,7 @@ def test_the_dashboard_asks_for_what_a_run_logs(offline: OfflineRun) -> None:
         "/".join(key.split("/")[:2]) for row in offline.history for key in row if key.startswith(("browser/", "hits/"))
     }
     config = {f"{key}.{name}" for key, name in _paths(offline.config)} | set(offline.config)
-    spec = build_workspace("e", "p", "val/composed_to_product/hit@1")._to_model().spec.section.panel_bank_config
+    spec = build_workspace("e", "p", "val/image_to_image/hit@1")._to_model().spec.section.panel_bank_config
     asked, patterns, settings = set(), set(), set()
     for panel in (panel for section in spec.sections for panel in section.panels):
         found = panel.model_dump(by_alias=True, exclude_none=True)["config"]
