@@ -69,7 +69,11 @@ def results_of(record: EvaluationRecord) -> dict[str, float]:
 
 
 def row(label: str, products: str, record: EvaluationRecord) -> dict[str, object]:
-    results = {key: value for key, value in results_of(record).items() if not key.endswith(("/low", "/high"))}
+    results = {
+        key: value
+        for key, value in results_of(record).items()
+        if not key.endswith(("/low", "/high")) and not key.startswith("segments/")
+    }
     return {"arm": label, "products": products, "run": record.facts.run_id, **results}
 
 

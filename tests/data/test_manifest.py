@@ -137,6 +137,14 @@ def test_segments_keep_further_columns(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+def test_a_column_kind_is_a_segment_by_itself(tmp_path: Path, kind: str) -> None:
+    rows = [row | {"kind": "tone" if number else ""} for number, row in enumerate(QUERIES)]
+    queries = read(tmp_path, kind, queries=rows).queries
+    assert [query.segments for query in queries] == [{}, {"kind": "tone"}, {"kind": "tone"}, {"kind": "tone"}]
+    assert not any(query.segments for query in read(tmp_path, kind).queries)
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
 def test_further_columns_of_products_are_kept(tmp_path: Path, kind: str) -> None:
     price = str if kind == "csv" else float
     rows = [

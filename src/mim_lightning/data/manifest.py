@@ -17,7 +17,7 @@ from mim_lightning.data.tables.decoding import TextFormat
 from mim_lightning.data.tables.draft import ManifestDraft
 from mim_lightning.data.tables.faults import OnFault, raise_fault
 from mim_lightning.data.tables.identity import table_id
-from mim_lightning.data.tables.rows import Product, Query
+from mim_lightning.data.tables.rows import KIND, Product, Query
 from mim_lightning.data.tables.table import ColumnNames, Table, TableSpec, open_table, read_rows, require_name
 
 __all__ = ["Manifest", "ManifestSource", "Product", "Query", "Source", "read_manifest", "read_tables"]
@@ -30,7 +30,7 @@ PRODUCTS = TableSpec(
 )
 QUERIES = TableSpec(
     "queries",
-    known=("query_id", "split", "image", "text", "product_id", "grade", "shown_product_id", "weight"),
+    known=("query_id", "split", "image", "text", "product_id", "grade", "shown_product_id", "weight", KIND),
     required=("split", "image", "product_id"),
 )
 
@@ -84,7 +84,7 @@ class ManifestSource:
         queries: the table of queries; None: a catalogue alone, to be searched but not trained on.
         columns: our column name -> the file's, by table; None: there is none.
         image_root: where relative image paths start; None: at their table.
-        segments: further columns of the queries by which results are told apart.
+        segments: further columns of the queries by which results are told apart; a column `kind` is one by itself.
         metadata: further columns of the products to keep, to show and filter by; None: all (of pairs: none).
         download: how pictures at addresses are fetched.
         encoding: of tables in CSV or JSONL that are not UTF-8, or of each by its name; None: see TextFormat.

@@ -35,6 +35,7 @@ def test_segments_of_queries(shop: ManifestSource, tmp_path: Path) -> None:
             "text": text,
             "product_id": "7" if number % 2 else "x-9",
             "channel": "app" if number < 3 else "",
+            "kind": "tone" if number < 3 else "",
         }
         for number, text in enumerate(texts)
     ]
@@ -58,6 +59,7 @@ def test_segments_of_queries(shop: ManifestSource, tmp_path: Path) -> None:
         "1 word",
     ]
     assert [labels[f"v{n}"]["channel"] for n in range(1, 6)] == ["app", "app", "none", "none", "none"]
+    assert [labels[f"v{n}"]["kind"] for n in range(1, 6)] == ["tone", "tone", "none", "none", "none"]
     assert [labels[f"v{n}"]["category"] for n in range(1, 6)] == ["cups", "none", "cups", "none", "cups"]
     assert [labels[f"v{n}"]["image_quality"] for n in range(1, 6)] == [
         "sharp third",

@@ -29,9 +29,10 @@ def query_facts(queries: ShardSet) -> dict[int, QueryFacts]:
     """Return what is known of every query of a set, by its key.
 
     Segments are its category, the number of its words, the third of the set's pictures that it belongs to by
-    sharpness, and the columns that the source keeps for this.
+    sharpness, and the columns that the source keeps for this; every query has all of them.
     """
     rows = [queries.read_facts(number) for number in range(len(queries))]
+    unlabeled = {name: "none" for row in rows for name in row.get("segments", {})}
     thirds = _thirds([row.get("image_sharpness") for row in rows])
     return {
         int(key): QueryFacts(
@@ -41,6 +42,7 @@ def query_facts(queries: ShardSet) -> dict[int, QueryFacts]:
                 "category": row.get("category") or "none",
                 "query_words": WORD_LABELS[min(3, len((row.get("query_text") or "").split()))],
                 "image_quality": third,
+                **unlabeled,
                 **row.get("segments", {}),
             },
         )

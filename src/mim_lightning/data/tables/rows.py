@@ -18,6 +18,7 @@ from mim_lightning.data.tables.html_text import clean_html
 
 LIST_SEPARATOR = "|"  # several values in one CSV cell
 MISSING = ("nan", "NaN", "NULL", "null", "None", "<NA>", "\\N")  # what databases and data frames write for no value
+KIND = "kind"  # a segment of queries, where their table has such a column
 TEXTS = ("title", "description", "category", "text")  # columns of words
 EXACT = 1 << 53  # whole numbers below it are the same as floats
 
@@ -98,6 +99,7 @@ def parse_query(row: Row, root: Place, origin: str, number: int, segments: Seque
         raise RowError("image", f"a query has one image, here are {len(images)}")
     if not images and text is None:
         raise RowError("", "the query has neither image nor text")
+    kind = text_of(row, KIND)
     return Query(
         query_id=text_of(row, "query_id") or f"query-{number:09d}",
         split=split,
@@ -106,7 +108,7 @@ def parse_query(row: Row, root: Place, origin: str, number: int, segments: Seque
         asked_ids=tuple(asked),
         asked_grades=tuple(asked.values()),
         shown_ids=_values(row, "shown_product_id") or tuple(asked),
-        segments={name: text_of(row, name) or "none" for name in segments},
+        segments=({KIND: kind} if kind else {}) | {name: text_of(row, name) or "none" for name in segments},
         origin=origin,
         weight=_weight(row),
     )
