@@ -1,9 +1,11 @@
 """Words of people on the command line reach their key as they were typed."""
 
+import re
+
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from mim_lightning.door import _quoted
+from mim_lightning.door import _quoted, refuse_unknown_sections
 
 
 @pytest.mark.parametrize(
@@ -18,3 +20,29 @@ def test_lists_and_null_keep_their_meaning() -> None:
     parser = OverridesParser.create()
     (images, nothing) = parser.parse_overrides([_quoted(a, ["image"]) for a in ("image=[a.jpg,b.jpg]", "image=null")])
     assert (images.value(), nothing.value()) == (["a.jpg", "b.jpg"], None)
+
+
+@pytest.mark.parametrize(
+    ("name", "argument", "message"),
+    [
+        ("train", "+sed=2", "no config key 'sed'; did you mean 'seed'?"),
+        ("train", "+opti.lr=2", "no config key 'opti.lr'; did you mean 'optim.lr'?"),
+        ("prepare", "++trainer.max_epochs=2", "no config key 'trainer.max_epochs'"),
+    ],
+)
+def test_a_section_that_nothing_reads_is_refused(name: str, argument: str, message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        refuse_unknown_sections(name, ["seed=3", argument])
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("train", ["+experiment=grocery", "++trainer.max_epochs=2", "+monitor=x", "-m", "seed=1,2"]),
+        ("train", ["+width=64", "embed_dim=${width}"]),
+        ("train", ["+own.key=1", "--config-dir=there"]),
+        ("evaluate", ["data=manifest", "++data.source.columns.queries.kind=k", "+hydra.verbose=true"]),
+    ],
+)
+def test_keys_that_are_read_are_taken(name: str, arguments: list[str]) -> None:
+    refuse_unknown_sections(name, arguments)

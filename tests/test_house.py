@@ -44,7 +44,7 @@ ROOMS = {  # room or file -> what of the project it may import
         *("types", "model", "losses", "data.prepared"),
         *("damaged_file", "overrides", "expected_types", "stored_config", "whole_file"),
     },
-    "run": {"config", "set_name", "whole_file", "damaged_file"},
+    "run": {"config", "expected_types", "set_name", "whole_file", "damaged_file"},
     "failure": {"config", "damaged_file"},
     "door": {"command", "config", "failure", "interruption", "overrides"},
     "launch": {"config", "door", "failure", "interruption"},
@@ -55,7 +55,10 @@ ROOMS = {  # room or file -> what of the project it may import
         *("config", "door", "failure", "run", "launch", "prepare", "lit", "model"),
         *("damaged_file", "interruption", "sweep.lock", "whole_file", "expected_types"),
     },
-    "evaluate": {"config", "door", "launch", "run", "set_name", "lit", "model", "stored_config", "whole_file"},
+    "evaluate": {
+        *("config", "door", "expected_types", "launch", "run", "set_name", "lit", "model"),
+        *("stored_config", "whole_file"),
+    },
     "prepare": {"types", "config", "door", "data", "evidence"},
     "command": {"interruption"},
     "tune_fusion": {"command", "evidence", "model", "types"},
@@ -66,7 +69,7 @@ ROOMS = {  # room or file -> what of the project it may import
         *("inference", "whole_file", "damaged_file", "file_name", "stored_config"),
         "evidence.directions",  # ranks by direction, as an evaluation does
     },
-    "export": {"config", "door", "inference", "model", "stored_config"},
+    "export": {"config", "door", "expected_types", "inference", "lit", "model", "stored_config"},
     "online": {"online"},
     "report": {"config", "door", "online"},
     "draw": {"command", "config", "run", "evidence"},
@@ -81,7 +84,8 @@ ROOMS = {  # room or file -> what of the project it may import
     "search.service.recorder": {"online.experiment", "search"},  # likewise
     "search.__main__": {"data.pictures", "door", "search"},
     "build_index": {
-        *("config", "door", "inference", "launch", "lit", "model", "prepare", "search", "stored_config"),
+        *("config", "door", "expected_types", "inference", "launch", "lit", "model", "prepare", "search"),
+        "stored_config",
     },
     "serve": {"config", "door", "interruption", "online", "search"},
 }

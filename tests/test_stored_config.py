@@ -13,8 +13,10 @@ from typing import Any
 import pytest
 import torch
 
+from mim_lightning.build_index import build_index
 from mim_lightning.config import compose, conf_dir, load_stored_config, save_config
 from mim_lightning.evaluate import evaluate
+from mim_lightning.export import export
 from mim_lightning.inference.folder import write_facts, write_model
 from mim_lightning.inference.loaded import load
 from mim_lightning.model.checkpoint import SECTION, load_matcher
@@ -177,6 +179,17 @@ def test_evaluation_takes_no_code_for_a_precision(change_file: Callable, tmp_pat
     with pytest.raises(ValueError, match=r"a\.ckpt: trainer\.precision: wants to build"):
         evaluate(compose("evaluate", [f"checkpoint={path}"]))
     assert not (tmp_path / "ran").exists()
+
+
+def test_a_value_of_another_kind_in_the_data_section_is_one_line(change_file: Callable, tmp_path: Path) -> None:
+    path = change_file("checkpoint", ("data", "num_workers"), "many")
+    message = r"a\.ckpt: data\.num_workers=many: give a whole number or null$"
+    with pytest.raises(ValueError, match=message):
+        evaluate(compose("evaluate", [f"checkpoint={path}"]))
+    with pytest.raises(ValueError, match=message):
+        export(compose("export", [f"checkpoint={path}", f"output={tmp_path}/e"]))
+    with pytest.raises(ValueError, match=message):
+        build_index(compose("build_index", [f"checkpoint={path}", f"output={tmp_path}/i"]))
 
 
 def test_what_holds_itself_or_too_much_is_refused() -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from mim_lightning.config import build
 from mim_lightning.door import run_door
+from mim_lightning.expected_types import refuse_mistyped
 from mim_lightning.launch import choose_precision, is_launched, launch, num_processes_to_launch
 from mim_lightning.prepare import prepare_data
 from mim_lightning.stored_config import data_of
@@ -31,6 +32,7 @@ def build_index(config: dict[str, Any]) -> None:
     """Embed, build and verify; or change the index that is there."""
     from mim_lightning.inference.loaded import LoadedModel
     from mim_lightning.inference.opening import choose_device, encoders_of, open_matcher
+    from mim_lightning.lit.datamodule import MatchDataModule
     from mim_lightning.search.embedded import EmbeddingFolder, describe_embedding
     from mim_lightning.search.making import add_to_index, delete_from_index, make_index
     from mim_lightning.search.terminal import print_card
@@ -43,7 +45,9 @@ def build_index(config: dict[str, Any]) -> None:
         return
     settings = build(config["index"])
     opened = open_matcher(config["checkpoint"])
-    config = {**config, "data": config.get("data") or data_of(opened.config, config["checkpoint"])}
+    named = config.get("data")
+    config = {**config, "data": named or data_of(opened.config, config["checkpoint"])}
+    refuse_mistyped(MatchDataModule, config["data"], "data" if named else f"{config['checkpoint']}: data")
     catalogue = prepare_data(config["data"]).catalogue()
     gallery = choose_gallery(config["gallery"], opened.matcher)
     facts = describe_embedding(catalogue, opened.fingerprint, gallery, opened.matcher.dimension)

@@ -7,6 +7,7 @@ all that knows Hydra and OmegaConf.
 from __future__ import annotations
 
 import difflib
+import functools
 import inspect
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -19,7 +20,7 @@ from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
 from mim_lightning.damaged_file import naming_damage
-from mim_lightning.expected_types import refuse_mistyped
+from mim_lightning.expected_types import refuse_mistyped, refuse_other_kind
 from mim_lightning.overrides import open_up
 from mim_lightning.stored_config import MAX_DEPTH, check_config
 from mim_lightning.whole_file import whole_file
@@ -43,6 +44,13 @@ def compose(name: str, overrides: list[str]) -> Config:
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(conf_dir(), version_base="1.3"):
         return to_plain(hydra.compose(name, open_up(overrides)))
+
+
+def listed_sections(name: str) -> set[str]:
+    """Return the sections that `conf/<name>.yaml` or an option which it chooses has."""
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(conf_dir(), version_base="1.3"):
+        return {str(section) for section in hydra.compose(name)}
 
 
 def to_plain(config: DictConfig | Any) -> Config:
@@ -130,15 +138,36 @@ def _described(folder: str) -> Any:
 
 def construct(where: str, make: Callable[..., Any], *args: Any, **options: Any) -> Any:
     """Call a constructor with options from config; a key it does not know is an error that names the place."""
-    known = [name for name in inspect.signature(make).parameters if name not in ("self", "args", "kwargs")]
+    _refuse_wrong_options(where, make, options)
+    return make(*args, **options)
+
+
+def build_partial(config: Any, where: str) -> Callable[..., Any]:
+    """Instantiate a config with `_partial_: true`, whose options are looked at now and not when it is called.
+
+    Raises:
+        ValueError: as `build`; an option of another kind, or one that is not known; names the key.
+    """
+    refuse_other_kind(where, config, dict)
+    made = build(config)
+    if isinstance(made, functools.partial):
+        _refuse_wrong_options(where, made.func, made.keywords)
+    if not callable(made):
+        raise ValueError(f"{where}: give {{_target_: <a class or function>, _partial_: true, ...}}")
+    return made
+
+
+def _refuse_wrong_options(where: str, make: Callable[..., Any], options: Mapping[str, Any]) -> None:
+    parameters = inspect.signature(make).parameters
+    known = [name for name in parameters if name not in ("self", "args", "kwargs")]
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     for key in options:
-        if key not in known:
+        if key not in known and not takes_any:
             close = difflib.get_close_matches(key, known, 1)
             raise ValueError(
                 f"no config key '{where}.{key}'; " + (f"did you mean '{close[0]}'?" if close else str(known))
             )
     refuse_mistyped(make, options, where)
-    return make(*args, **options)
 
 
 def build(config: Mapping[str, Any] | None, **late: Any) -> Any:

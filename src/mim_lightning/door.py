@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -22,13 +23,14 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from mim_lightning.command import FULL_ERRORS
-from mim_lightning.config import Config, conf_dir, load_config, to_plain
+from mim_lightning.config import Config, conf_dir, listed_sections, load_config, to_plain
 from mim_lightning.display_text import error_text
-from mim_lightning.failure import Failure, describe_failure, is_mendable, leave_failure
+from mim_lightning.failure import Failure, describe_failure, hint_at, is_mendable, leave_failure
 from mim_lightning.interruption import Interruption, interruptible
 from mim_lightning.overrides import open_up
 
 FROZEN_CONFIG = "MIM_FROZEN_CONFIG"  # environment variable: a resolved config, for launched processes
+OWN_CONFIGS = ("--config", "-cd", "-cn", "-cp", "hydra.searchpath")  # how conf/ is added to, or not used
 FAILURE_FILE = "failure.json"  # beside the frozen config: what a launched process died of
 
 
@@ -58,6 +60,11 @@ def run_door(
 
 def _run(name: str, function: Callable[[Config], Any], free_texts: Sequence[str]) -> None:
     sys.argv[1:] = open_up(_quoted(argument, free_texts) for argument in sys.argv[1:])
+    if FROZEN_CONFIG not in os.environ:
+        try:
+            refuse_unknown_sections(name, sys.argv[1:])
+        except ValueError as error:
+            _exit(error, name)
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors come here instead of being printed by Hydra
     frozen = os.environ.get(FROZEN_CONFIG)
     if frozen:
@@ -82,6 +89,28 @@ def _run(name: str, function: Callable[[Config], Any], free_texts: Sequence[str]
     except Exception as error:
         _exit(error, name)
     _leave_process_group()
+
+
+def refuse_unknown_sections(name: str, arguments: Sequence[str]) -> None:
+    """Refuse an override that adds a section which nothing reads: Hydra's "+" would take a misspelt key silently.
+
+    Raises:
+        ValueError: naming the key, and the one that was meant.
+    """
+    if any(argument.startswith(OWN_CONFIGS) for argument in arguments):
+        return  # sections of the user's own
+    values = "\n".join(argument.partition("=")[2] for argument in arguments)
+    known: set[str] | None = None
+    for argument in arguments:
+        key = argument.lstrip("+").partition("=")[0]
+        section = re.split(r"[.@/]", key)[0]
+        is_group = "." not in key and (Path(conf_dir()) / key.partition("@")[0]).is_dir()
+        is_looked_up = re.search(rf"\$\{{(oc\.select:)?{re.escape(section)}\b", values)
+        if not argument.startswith("+") or is_group or is_looked_up or section == "hydra":
+            continue
+        known = known or listed_sections(name) | {re.split(r"[=@/]", other)[0] for other in arguments}
+        if section not in known:
+            raise ValueError(f"no config key '{key}'{hint_at(key, name)}")
 
 
 def _quoted(argument: str, names: Sequence[str]) -> str:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from mim_lightning.config import build, build_matcher
 from mim_lightning.door import run_door
+from mim_lightning.expected_types import refuse_mistyped
 from mim_lightning.launch import choose_precision
 from mim_lightning.run import refuse_wrong_seed
 from mim_lightning.set_name import name_set
@@ -32,6 +33,7 @@ def main() -> None:
 def evaluate(config: dict[str, Any]) -> dict[str, float]:
     """Print a table, write results, record and picture into `output` if given, and return the flat results."""
     from mim_lightning.lit.console import ProgressBar, quieten
+    from mim_lightning.lit.datamodule import MatchDataModule
     from mim_lightning.lit.evaluation import evaluate_module, flatten, save_evaluation
     from mim_lightning.lit.module import MatchModule
     from mim_lightning.lit.report import print_run
@@ -47,6 +49,7 @@ def evaluate(config: dict[str, Any]) -> dict[str, float]:
     check_trainer(config["trainer"], is_training=False)
     matcher, trained = _load(config) if config["checkpoint"] else _build_untouched(config)
     data = config.get("data") or data_of(trained, config["checkpoint"])
+    refuse_mistyped(MatchDataModule, data, "data" if config.get("data") else f"{config['checkpoint']}: data")
     data = {**data, "val_split": config["split"] or data["val_split"]}
     datamodule = build(data, specs=matcher.input_specs())
     if config["trainer"]["devices"] != 1:

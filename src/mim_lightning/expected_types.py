@@ -32,11 +32,23 @@ def refuse_mistyped(make: Callable[..., Any], values: Mapping[str, Any], section
         ValueError: naming the key, the value and what it may be.
     """
     target: Any = make
-    hints = get_type_hints(target.__init__ if isinstance(make, type) else target)
+    try:
+        hints = get_type_hints(target.__init__ if isinstance(make, type) else target)
+    except (NameError, TypeError, AttributeError):  # somebody else's, whose types exist for a type checker alone
+        return
     for name, value in values.items():
-        kinds = list(_kinds(hints.get(name, Any)))
-        if not any(_fits(value, kind) for kind in kinds):
-            raise ValueError(f"{section}.{name}={'null' if value is None else value}: give {_describe(kinds)}")
+        refuse_other_kind(f"{section}.{name}", value, hints.get(name, Any))
+
+
+def refuse_other_kind(key: str, value: Any, hint: Any) -> None:
+    """Refuse a value whose kind a type excludes.
+
+    Raises:
+        ValueError: naming the key, the value and what it may be.
+    """
+    kinds = list(_kinds(hint))
+    if not any(_fits(value, kind) for kind in kinds):
+        raise ValueError(f"{key}={'null' if value is None else value}: give {_describe(kinds)}")
 
 
 def _kinds(hint: Any) -> Iterable[Any]:

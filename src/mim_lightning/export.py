@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from mim_lightning.config import build
 from mim_lightning.door import run_door
+from mim_lightning.expected_types import refuse_mistyped
 from mim_lightning.stored_config import data_of
 
 if TYPE_CHECKING:
@@ -40,7 +41,8 @@ def export(config: dict[str, Any]) -> Path:
         checkpoint, Path(config["evaluation"]) if config["evaluation"] else None, loaded.fingerprint
     )
     options = {key: config[key] for key in ("precision", "onnx", "device")}
-    measuring = _measuring(config.get("data"), data_of(loaded.config, checkpoint), loaded.matcher)
+    named = config.get("data")
+    measuring = _measuring(named, None if named else data_of(loaded.config, checkpoint), loaded.matcher, checkpoint)
     facts, losses = export_model(loaded, output, measuring, evaluation, **options)
     print(f"{output}: model {facts.fingerprint}, {facts.dimension} dimensions, {facts.precision}")
     if losses is not None:
@@ -54,18 +56,23 @@ def export(config: dict[str, Any]) -> Path:
     return output
 
 
-def _measuring(named: dict[str, Any] | None, trained: dict[str, Any], matcher: Matcher) -> Measuring:
-    """Return the batches of `data`, or of the checkpoint's own data if they are still where they were."""
+def _measuring(
+    named: dict[str, Any] | None, trained: dict[str, Any] | None, matcher: Matcher, checkpoint: Path
+) -> Measuring:
+    """Return the batches of `named` data, or of the checkpoint's own if they are still where they were."""
     from mim_lightning.inference.export import Measuring
+    from mim_lightning.lit.datamodule import MatchDataModule
 
-    datamodule = build({**(named or trained), "distractors": None}, specs=matcher.input_specs())
-    if named is not None:
+    data = named or trained or {}
+    refuse_mistyped(MatchDataModule, data, "data" if named else f"{checkpoint}: data")
+    datamodule = build({**data, "distractors": None}, specs=matcher.input_specs())
+    if named:
         datamodule.prepare_data()
         return Measuring(datamodule.val_dataloader())
     try:
         datamodule.gallery_set()
     except ValueError:
-        return Measuring(None, f"the data of its training ({trained['name']}) were not at hand")
+        return Measuring(None, f"the data of its training ({data['name']}) were not at hand")
     return Measuring(datamodule.val_dataloader())
 
 

@@ -113,7 +113,7 @@ def _one_line(error: Exception, name: str) -> str:
     cause = error.__cause__
     if isinstance(error, ConfigCompositionException) and isinstance(cause, (ConfigAttributeError, ConfigKeyError)):
         key = str(cause.full_key)
-        return f"no config key '{key}'{_hint(key, name)}"
+        return f"no config key '{key}'{hint_at(key, name)}"
     if _is_wandbs(error):
         return f"W&B: {text.rstrip('.')}; or keep the run on this machine with logger.wandb.offline=true"
     return text
@@ -137,7 +137,7 @@ def _no_option(path: str, options: Sequence[str] | None) -> str:
     )
 
 
-def _hint(key: str, name: str) -> str:
+def hint_at(key: str, name: str) -> str:
     """Return the existing keys that look most like a misspelt one."""
     key = key.split("@")[0]
     try:

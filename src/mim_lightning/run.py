@@ -11,11 +11,12 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from mim_lightning.config import describe_data, load_stored_config
 from mim_lightning.damaged_file import naming_damage
+from mim_lightning.expected_types import refuse_other_kind
 from mim_lightning.set_name import name_set
 from mim_lightning.whole_file import whole_file
 
@@ -122,12 +123,41 @@ def identify(config: dict[str, Any]) -> tuple[Run, dict[str, Any]]:
     if section["digest"] is None:  # else a launched process, whose config was identified before
         digest = _digest(config)
         config = _replace(config, PENDING_SET, name_set(config["data"]))
-        run_id = section["id"] if section["id"] != PENDING_ID else _find_or_name(config, digest)
+        run_id = str(section["id"]) if section["id"] != PENDING_ID else _find_or_name(config, digest)
         config = _replace(config, PENDING_ID, run_id)
-        config = {**config, "run": {**config["run"], "digest": digest}}
+        config = {**config, "run": {**config["run"], "id": run_id, "digest": digest}}
     run = Run(config["run"]["id"], Path(config["run"]["folder"]))
     _refuse_another(run, config)
     return run, config
+
+
+# keys that no constructor takes, or not before others have relied on them -> what they may be
+KINDS: dict[str, Any] = {
+    **dict.fromkeys(("run.id", "run.name", "run.folder", "monitor", "report"), str),
+    **dict.fromkeys(
+        ("encoder", "model", "loss", "data", "optim", "schedule", "trainer", "callbacks", "directions", "logger"), dict
+    ),
+    **dict.fromkeys(("model.towers", "model.pairs", "model.fusions", "model.tied"), dict),
+    "embed_dim": int | None,
+    "init_from": str | None,
+}
+
+
+def refuse_wrong_kinds(config: Mapping[str, Any]) -> None:
+    """Refuse values of a run's config that cannot be meant, before anything is looked up by them.
+
+    Raises:
+        ValueError: naming the key.
+    """
+    for key, kind in KINDS.items():
+        value: Any = config
+        for name in key.split("."):
+            value = value.get(name)
+        refuse_other_kind(key, value, kind)
+    place = PurePath(str(config["run"]["id"]))
+    if not place.name or place.is_absolute() or ".." in place.parts:
+        raise ValueError(f"run.id={config['run']['id']}: names the run's folder below paths.runs; give a plain name")
+    refuse_wrong_seed(config["seed"])
 
 
 def refuse_wrong_seed(seed: Any) -> None:

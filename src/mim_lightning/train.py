@@ -15,7 +15,15 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from mim_lightning.config import build, build_each, build_matcher, build_objective, construct, save_config
+from mim_lightning.config import (
+    build,
+    build_each,
+    build_matcher,
+    build_objective,
+    build_partial,
+    construct,
+    save_config,
+)
 from mim_lightning.damaged_file import DamagedFileError
 from mim_lightning.door import run_door
 from mim_lightning.expected_types import refuse_mistyped
@@ -23,7 +31,7 @@ from mim_lightning.failure import clear_notes
 from mim_lightning.interruption import Interruption
 from mim_lightning.launch import choose_precision, is_alone, is_first_rank, is_launched, launch, num_processes_to_launch
 from mim_lightning.prepare import prepare_data
-from mim_lightning.run import Run, identify, refuse_missed_report, refuse_unwritable, refuse_wrong_seed
+from mim_lightning.run import Run, identify, refuse_missed_report, refuse_unwritable, refuse_wrong_kinds
 from mim_lightning.sweep.lock import hold
 from mim_lightning.whole_file import remove_abandoned
 
@@ -36,7 +44,7 @@ def train(config: dict[str, Any]) -> float:
     """Train one run, or find it trained, and return its monitored metric at the checkpoint that `report` names."""
     from mim_lightning.lit.report import describe_decline, print_run
 
-    refuse_wrong_seed(config["seed"])
+    refuse_wrong_kinds(config)
     run, config = identify(config)
     config["trainer"]["precision"] = choose_precision(config["trainer"])  # recorded as it was, for evaluation
     is_new = run.read_results() is None
@@ -105,7 +113,11 @@ def fit(config: dict[str, Any], run: Run) -> None:
     rank_zero_info(describe_towers(matcher))
     if brought := describe_encoder_values(config):
         rank_zero_info(brought)
-    optim = {**build(config["optim"]), "schedule": build(config["schedule"])}
+    optim = {
+        **config["optim"],
+        "optimizer": build_partial(config["optim"].get("optimizer"), "optim.optimizer"),
+        "schedule": build_partial(config["schedule"], "schedule"),
+    }
     module = construct("optim", MatchModule, matcher, objective, config=config, **optim)
     datamodule = build(config["data"], specs=matcher.input_specs())
     callbacks, loggers = build_each(config["callbacks"]), build_each(config["logger"])
@@ -132,7 +144,8 @@ def fit(config: dict[str, Any], run: Run) -> None:
     try:
         trainer.fit(module, datamodule, ckpt_path=resume, weights_only=True if resume else None)
         seconds = time.perf_counter() - started
-        if not checkpoint.is_file():
+        # one answer for all processes: to write it is a matter of all, and the first may have done so already
+        if trainer.strategy.broadcast(not checkpoint.is_file()):
             keep_untested(trainer, checkpoint)
         reports = evaluate_module(trainer, module, datamodule, checkpoint)
         if trainer.is_global_zero:

@@ -23,6 +23,8 @@ class Tower(nn.Module):
 
     def __init__(self, encoder: Encoder, embed_dim: int | None, frozen: bool = False) -> None:
         super().__init__()
+        if embed_dim is not None and (type(embed_dim) is not int or embed_dim < 0):
+            raise ValueError(f"embed_dim={embed_dim}: give a whole number above 0, or null for the encoder's own width")
         self.encoder, self.frozen = encoder, frozen
         if frozen:
             encoder.requires_grad_(False)

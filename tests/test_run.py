@@ -1,0 +1,58 @@
+"""Values of a run's config that no constructor takes are looked at first, and in one line."""
+
+import pytest
+
+from mim_lightning.config import build_partial, compose
+from mim_lightning.run import identify, refuse_wrong_kinds
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("embed_dim=abc", "embed_dim=abc: give a whole number or null"),
+        ("monitor=null", "monitor=null: give a text"),
+        ("run.id=null", "run.id=null: give a text"),
+        ("run.folder=null", "run.folder=null: give a text"),
+        ("model.pairs=null", "model.pairs=null: give a mapping"),
+        ("directions=null", "directions=null: give a mapping"),
+        ("~schedule", "schedule=null: give a mapping"),
+        ("seed=x", "seed=x: give a whole number from 0"),
+        ("run.id=../../evil", "run.id=../../evil: names the run's folder"),
+        ("run.id=/evil", "run.id=/evil: names the run's folder"),
+        ("run.id=.", "run.id=.: names the run's folder"),
+    ],
+)
+def test_a_value_that_cannot_be_meant_names_its_key(override: str, message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{message}"):
+        refuse_wrong_kinds(compose("train", [override]))
+
+
+@pytest.mark.parametrize("override", ["embed_dim=null", "run.id=2024", "run.id=group/name", "logger=none", "seed=0"])
+def test_what_can_be_meant_passes(override: str) -> None:
+    config = compose("train", [override])
+    refuse_wrong_kinds(config)
+    run, config = identify(config)
+    assert run.run_id == config["run"]["id"] == str(config["run"]["id"])
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("schedule.warmup_share=abc", "schedule.warmup_share=abc: give a number"),
+        ("+schedule.warmup_shar=0.1", "no config key 'schedule.warmup_shar'; did you mean 'warmup_share'"),
+        ("+optim.optimizer.weight_decy=0.1", "no config key 'optim.optimizer.weight_decy'"),
+        ("+optim.optimizer.fused=maybe", "optim.optimizer.fused=maybe: give true or false or null"),
+    ],
+)
+def test_options_of_what_is_called_later_are_looked_at_now(override: str, message: str) -> None:
+    config = compose("train", [override])
+    with pytest.raises(ValueError, match=message):
+        for section, part in (("schedule", config["schedule"]), ("optim.optimizer", config["optim"]["optimizer"])):
+            build_partial(part, section)
+
+
+def test_the_options_of_every_optimizer_and_schedule_pass() -> None:
+    for optim, schedule in (("adamw", "cosine"), ("sgd", "constant")):
+        config = compose("train", [f"optim={optim}", f"schedule={schedule}", "+optim.optimizer.foreach=true"])
+        assert callable(build_partial(config["schedule"], "schedule"))
+        assert callable(build_partial(config["optim"]["optimizer"], "optim.optimizer"))
