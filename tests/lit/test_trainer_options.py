@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from lightning import Callback, LightningModule, Trainer
 
 from mim_lightning.config import compose
 from mim_lightning.evaluate import evaluate
@@ -126,9 +127,21 @@ def test_a_fast_dev_run_measures_and_writes_nothing(shop: Path, fit: Fit, capsys
     assert "hit@1" not in capsys.readouterr().out
 
 
+class OwnMetric(Callback):
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        pl_module.log("val/own", float(trainer.current_epoch))
+
+
+def test_a_metric_that_a_callback_of_the_users_logs_can_be_monitored(fit: Fit) -> None:
+    own = f"+callbacks.own={{_target_: {__name__}.OwnMetric}}"
+    results = fit(EARLY_STOPPING + "val/own, mode: min, patience: 1}", own, "trainer.max_epochs=4").read_results()
+    assert results is not None and results["epoch"] <= 1  # the second was worse, so it stopped
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
+        ("embed_dim=-3", "embed_dim=-3: give a whole number above 0, or null"),
         (EARLY_STOPPING + "nope}", "callbacks: EarlyStopping monitors 'nope', which is no metric; there are val/"),
         (EARLY_STOPPING + "val/composed_to_product/hit}", "which is no metric; there are val/.*hit@1"),
         ("+callbacks.n={_target_: torch.nn.Identity}", "callbacks.n: is no callback of Lightning but torch.nn"),

@@ -161,6 +161,11 @@ class RetrievalEval(Callback):
             collector.reset()
         self._publish(trainer, pl_module)
 
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # here, when every callback has logged what it knows
+        if trainer.state.fn == TrainerFn.FITTING and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            _refuse_unknown_monitors(trainer, self.scalars())
+
     def scalars(self, stage: str = "val") -> dict[str, float]:
         """Return the last pass as flat metrics."""
         return {key: value for report in self.reports.values() for key, value in report.as_scalars(stage).items()}
@@ -184,7 +189,6 @@ class RetrievalEval(Callback):
                 raise ValueError(f"{self.empty[direction]}; {self._advise(list(self.reports))}")
             choices = sorted(key for key in scalars if key.startswith(f"val/{direction}/"))
             raise ValueError(f"monitor={self.monitor}: is no metric; there are {', '.join(choices)}")
-        _refuse_unknown_monitors(trainer, scalars)
         if trainer.sanity_checking:
             self.untouched = scalars
             rank_zero_info(f"untouched model (epoch -1): {self.monitor} {scalars[self.monitor]:.3f}")
