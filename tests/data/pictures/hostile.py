@@ -44,3 +44,15 @@ def scanned(num_scans: int) -> bytes:
     data = out.getvalue()
     last = data.rindex(b"\xff\xda")
     return data[:last] + data[last:-2] * num_scans + data[-2:]
+
+
+def tiled(width: int, height: int, tile: int, again: tuple[int, ...] = ()) -> bytes:
+    """Return a grey TIFF of one square tile; `again` are further values of the tile's sides."""
+    packer = zlib.compressobj(9)
+    pixels = b"".join(packer.compress(bytes(tile)) for _ in range(tile)) + packer.flush()
+    facts = [(256, width), (257, height), (258, 8), (259, 8), (262, 1), (277, 1), (322, tile), (323, tile)]
+    facts += [(tag, side) for side in again for tag in (322, 323)]
+    start = 8 + 2 + 12 * (len(facts) + 2) + 4
+    tags = b"".join(struct.pack("<HHII", *fact) for fact in ((tag, 4, 1, value) for tag, value in facts))
+    tags += struct.pack("<HHII", 324, 4, 1, start) + struct.pack("<HHII", 325, 4, 1, len(pixels))
+    return b"II*\0" + struct.pack("<IH", 8, len(facts) + 2) + tags + bytes(4) + pixels

@@ -15,13 +15,14 @@ from mim_lightning.data.pictures.decode import decode_image, decode_upright, ima
 from mim_lightning.data.pictures.header import MAX_COMMENT, MAX_PARTS, is_in_scans, jpeg_orientation, read_header
 from mim_lightning.data.pictures.limits import (
     LIMITS,
+    ImageError,
     ImageTooLargeError,
     PictureLimits,
     TruncatedImageError,
     UnreadableImageError,
 )
 from tests.data.conftest import encoded, jpeg, picture
-from tests.data.pictures.hostile import avif_with_tags, chunk, gif, png, scanned, shared_tags
+from tests.data.pictures.hostile import avif_with_tags, chunk, gif, png, scanned, shared_tags, tiled
 
 TOO_LARGE = {
     "one column": png(1, 40_000_000),
@@ -34,7 +35,9 @@ TOO_LARGE = {
     "jpeg 2000 boxes": b"\0\0\0\x0cjP  \r\n\x87\n" + b"\0\0\0\x08free" * (MAX_PARTS + 1),
     "gif comment": gif(2 * MAX_COMMENT),
     "tiff tags": shared_tags(1_000, 100_000),
+    "tiff tags of a header in the wrong order": b"II\0*" + shared_tags(1_000, 100_000)[4:],
     "avif tags": avif_with_tags(),
+    "a tile": tiled(16, 16, 3_000),
 }
 
 
@@ -120,6 +123,29 @@ def test_the_orientation_is_found_among_the_tags(order: str) -> None:
     data = jpeg()
     segment = b"\xff\xe1" + struct.pack(">H", 8 + len(block)) + b"Exif\0\0" + block
     assert jpeg_orientation(data[:2] + segment + data[2:]) == 8
+
+
+def test_tiles_are_read_unless_two_readers_might_take_another_size() -> None:
+    for data in (tiled(16, 16, 256), tiled(40, 900, 1_024)):
+        assert decode_image(data).shape[:2] == image_size(data)
+    for data in (tiled(16, 16, 3_000, again=(16,)), b"MM\0+" + tiled(16, 16, 16)[4:]):
+        with pytest.raises(UnreadableImageError):
+            image_size(data)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's, of a cut TIFF
+@pytest.mark.parametrize("kind", ["QOI", "AVIF", "TIFF", "PCX", "TGA"])
+def test_a_damaged_file_of_any_kind_is_told_as_one(kind: str) -> None:
+    """Each plugin of Pillow raises exceptions of its own, such as an IndexError."""
+    data = encoded(picture(1), kind)
+    for end in range(16, len(data), max(1, len(data) // 40)):
+        broken = data[:end] + b"\xff" + data[end + 1 :]
+        for read in (image_size, decode_upright):
+            for part in (data[:end], broken):
+                try:
+                    read(part)
+                except ImageError as error:
+                    assert "\n" not in str(error)
 
 
 def test_a_turned_tiff_is_turned_once() -> None:

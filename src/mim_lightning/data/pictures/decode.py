@@ -107,7 +107,7 @@ def _decode(data: bytes, min_height: int, min_width: int) -> tuple[np.ndarray, i
         with open_picture(data) as image:
             image.load()
             return _rgb_pixels(image), picture_orientation(image)
-    except (ValueError, OSError, SyntaxError, EOFError) as error:
+    except Exception as error:  # each plugin has its own: those written in Python come upon an IndexError
         kind = TruncatedImageError if is_cut_off(data) else UnreadableImageError
         raise kind(f"damaged image ({reason_of(error)})") from error
 

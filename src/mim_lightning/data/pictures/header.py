@@ -42,6 +42,7 @@ MAX_PARTS = 20_000  # segments of a JPEG before its pixels, chunks of a PNG
 MAX_COMMENT = 1 << 20  # bytes of what stands in a GIF besides its pixels
 MAX_PNM = 4096  # bytes of the header of a PPM and its like, which Pillow reads one by one
 MAX_TAG_BLOCKS = 64  # places of a file that look like a table of tags
+MAX_TILE = 1 << 22  # pixels of a TIFF's tiles, where they are larger than its picture: each is decoded whole
 
 _SCAN, _END, _EXIF, _XMP = b"\xff\xda", b"\xff\xd9", b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0"
 _FIRST_SCAN = 0xDA
@@ -51,8 +52,9 @@ _PADDING = re.compile(rb"\xff+")
 _NEXT_MARKER = re.compile(rb"\xff+([\x02-\xcf\xda-\xfe])")  # none that stands among a scan's bytes
 _JP2 = b"\0\0\0\x0cjP  \r\n\x87\n"
 _PNM = re.compile(rb"P[1-7fFy]\S*(?:(?:\s|#[^\r\n]*[\r\n])+[^\s#]+){2}")
-_TAG_BLOCK = re.compile(rb"II\*\0|MM\0\*|II\+\0|MM\0\+")
+_TAG_BLOCK = re.compile(rb"II\*\0|II\0\*|MM\0\*|MM\*\0|II\+\0|MM\0\+")  # with a number in the wrong order too
 _TAG_SIZES = (0, 1, 1, 2, 4, 8, 1, 1, 2, 4, 8, 4, 8, 4, 0, 0, 8, 8, 8)  # bytes of a value, by TIFF's number of its type
+_SIDES, _UNSIGNED = (256, 257, 322, 323), {3: 2, 4: 4}  # tags of a picture's and its tiles' sides; bytes by type
 _XMP_ORIENTATION = re.compile(rb'tiff:Orientation(?:="|>)([0-9])')
 
 
@@ -98,7 +100,7 @@ def open_picture(data: bytes) -> Image.Image:
         return Image.open(io.BytesIO(data), formats=formats)
     except Image.DecompressionBombError as error:
         raise ImageTooLargeError(f"not a readable image ({reason_of(error)})") from error
-    except (ValueError, UnidentifiedImageError, OSError, SyntaxError, EOFError) as error:
+    except Exception as error:  # each plugin has its own: libavif's is a RuntimeError
         kind = TruncatedImageError if is_cut_off(data) else UnreadableImageError
         raise kind(f"not a readable image ({reason_of(error)})") from error
 
@@ -237,6 +239,8 @@ def _require_few_parts(data: bytes) -> None:
     elif data[:3] == b"GIF":
         _require_short_comments(data)
     elif _TAG_BLOCK.match(data) or data[4:8] == b"ftyp":
+        if data[4:8] != b"ftyp":
+            _require_small_tiles(data)
         for number, block in enumerate(_TAG_BLOCK.finditer(data)):
             if number == MAX_TAG_BLOCKS or _tagged_bytes(data, block.start()) > 2 * len(data):
                 raise ImageTooLargeError("its tags hold more bytes than the file; not read")
@@ -280,16 +284,40 @@ def _require_short_comments(data: bytes) -> None:
 
 def _tagged_bytes(data: bytes, base: int) -> int:
     """Return the bytes that a table of tags says it holds: they may all be the same ones."""
-    order, is_big = "<" if data[base : base + 2] == b"II" else ">", data[base + 2 : base + 4].strip(b"\0") == b"+"
+    return sum(
+        count * (_TAG_SIZES[kind] if kind < len(_TAG_SIZES) else 0) for _, kind, count, _ in _tags_at(data, base)
+    )
+
+
+def _require_small_tiles(data: bytes) -> None:
+    """Refuse a TIFF whose tiles are far larger than its picture: of each pixel's tile the whole is unpacked."""
+    if data[:4] == b"MM\0+":  # Pillow takes it for another kind than libtiff does
+        raise UnreadableImageError("not a readable image (a big-endian BigTIFF)")
+    sides = dict.fromkeys(_SIDES, 0)
+    for tag, kind, count, at in _tags_at(data, 0):
+        if tag in _SIDES:
+            num_bytes = _UNSIGNED.get(kind, 0)
+            if sides[tag] or not num_bytes or count != 1:  # Pillow and libtiff need not take the same number
+                raise UnreadableImageError("not a readable image (a TIFF that says its size twice, or in odd numbers)")
+            sides[tag] = int.from_bytes(data[at : at + num_bytes], "little" if data[:2] == b"II" else "big")
+    width, height, tile_width, tile_height = sides.values()
+    if tile_width * tile_height > max(MAX_TILE, 2 * width * height):
+        raise ImageTooLargeError(
+            f"tiles of {tile_width} x {tile_height} pixels for a picture of {width} x {height}; not read"
+        )
+
+
+def _tags_at(data: bytes, base: int) -> Iterator[tuple[int, int, int, int]]:
+    """Yield number, type, count of values, and where the value or its place stands, of each tag of a TIFF's table."""
+    # as Pillow does, which takes a big-endian BigTIFF for a plain one
+    order, is_big = "<" if data[base : base + 2] == b"II" else ">", data[base + 2 : base + 3] == b"+"
     offset, number, entry, step = ("Q", "Q", "HHQ", 20) if is_big else ("I", "H", "HHI", 12)
-    total = 0
     try:
         (start,) = struct.unpack_from(order + offset, data, base + (8 if is_big else 4))
         (num_tags,) = struct.unpack_from(order + number, data, base + start)
         first = base + start + struct.calcsize(order + number)
         for at in range(first, min(first + step * num_tags, len(data)), step):
-            _, kind, count = struct.unpack_from(order + entry, data, at)
-            total += count * (_TAG_SIZES[kind] if kind < len(_TAG_SIZES) else 0)
+            tag, kind, count = struct.unpack_from(order + entry, data, at)
+            yield tag, kind, count, at + struct.calcsize(order + entry)
     except struct.error:
         pass
-    return total
