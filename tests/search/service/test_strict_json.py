@@ -1,0 +1,19 @@
+"""JSON of strangers is read or refused, and costs what its bytes do."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import pytest
+
+from mim_lightning.search.service.limits import RefusedError
+from mim_lightning.search.service.strict_json import read_object
+
+
+def test_a_key_twice_among_thousands_is_found_at_once() -> None:
+    body = json.dumps({f"{number:x}": 1 for number in range(40_000)})
+    started = time.perf_counter()
+    with pytest.raises(RefusedError, match="'9c3f' stands there twice"):
+        read_object("body", f'{body[:-1]}, "9c3f": 1}}')
+    assert time.perf_counter() - started < 5  # each compared with each other took 15 s
