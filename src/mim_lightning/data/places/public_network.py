@@ -16,7 +16,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 _resolve = socket.getaddrinfo
-NAT64 = IPv6Network("64:ff9b::/96")  # an IPv4 address stands in its last 32 bits
+# an IPv4 address stands in their last 32 bits: NAT64, stateless translation, and two older forms
+WITH_IPV4 = tuple(map(IPv6Network, ("64:ff9b::/96", "::ffff:0:0:0/96", "::/96")))
+PRIVATE_TOO = tuple(map(IPv6Network, ("64:ff9b:1::/48", "fec0::/10")))  # which not every Python knows as such
 
 
 class PrivateAddressError(OSError):
@@ -31,6 +33,8 @@ class PrivateAddressError(OSError):
 def is_private(address: str) -> bool:
     """Is an IP address one that the public does not reach?"""
     ip = ip_address(address)
+    if isinstance(ip, IPv6Address) and any(ip in network for network in PRIVATE_TOO):
+        return True
     inner = _inner(ip) if isinstance(ip, IPv6Address) else None
     own = ip if inner is None else inner
     return not own.is_global or own.is_multicast
@@ -38,7 +42,7 @@ def is_private(address: str) -> bool:
 
 def _inner(ip: IPv6Address) -> IPv4Address | None:
     """Return the IPv4 address that an IPv6 address stands for."""
-    if ip in NAT64:
+    if any(ip in network for network in WITH_IPV4):
         return IPv4Address(int(ip) & 0xFFFFFFFF)
     return ip.ipv4_mapped or ip.sixtofour or (ip.teredo[1] if ip.teredo else None)
 
