@@ -15,7 +15,7 @@ MAX_ERROR_CHARS = 4_000
 _UNSEEN = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2064\u2066-\u206f\ufeff\ud800-\udfff]"
 )
-_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 
 
 def plain(text: object, max_chars: int = MAX_CHARS) -> str:
@@ -45,7 +45,8 @@ def csv_cell(value: object) -> object:
     if not isinstance(value, str):
         return value
     text = without_controls(value) if not value.startswith(("\t", "\r")) else value
-    return f"'{text}" if text.lstrip(" ").startswith(_FORMULA) and not _is_number(text) else text
+    is_formula = text.startswith(_FORMULA) or text.lstrip().startswith(_FORMULA)
+    return f"'{text}" if is_formula and not _is_number(text) else text
 
 
 def _is_number(text: str) -> bool:
