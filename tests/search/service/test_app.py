@@ -79,6 +79,12 @@ def test_health_metrics_and_description(client: TestClient) -> None:
     assert "/search" in client.get("/openapi.json").json()["paths"]
 
 
+def in_utf_7(name: str, value: bytes) -> dict[str, Any]:
+    """Return a form in an encoding that Python decodes to what no encoding can write."""
+    body = b'--b\r\nContent-Disposition: form-data; name="' + name.encode() + b'"\r\n\r\n' + value + b"\r\n--b--\r\n"
+    return {"content": body, "headers": {"content-type": "multipart/form-data; charset=utf-7; boundary=b"}}
+
+
 FORM = {"content-type": "application/x-www-form-urlencoded"}
 FAULTS: list[tuple[dict[str, Any], int, str]] = [
     ({}, 422, "the query is empty"),
@@ -117,6 +123,8 @@ FAULTS: list[tuple[dict[str, Any], int, str]] = [
     ({"content": b"text=%ED%A0%80&k=1&k=two", "headers": FORM}, 422, "k: "),
     ({"content": b"--b\r\nbroken", "headers": {"content-type": "multipart/form-data; boundary=b"}}, 422, "the query"),
     ({"content": b"{}", "headers": {"content-type": "multipart/form-data"}}, 400, ""),
+    (in_utf_7("text", b"+2AA-"), 422, "text: holds half a surrogate pair"),
+    (in_utf_7("like", b"+2AA-"), 422, "like: holds half a surrogate pair"),
     ({"data": {"text": "red"}, "headers": {"content-length": "9" * 5000}}, 413, "the request has 999,999,"),
     ({"files": {"image": ("q.jpg", square("red", side=90)[:-150])}}, 415, "image 1: damaged image"),
     ({"data": {"like": "pink-1"}}, 404, "pink-1"),

@@ -22,7 +22,7 @@ from mim_lightning.search.service.answers import error_answer, refuse
 from mim_lightning.search.service.gate import KEY_HEADER, Gate
 from mim_lightning.search.service.limits import RefusedError
 from mim_lightning.search.service.shopfront import Answer, Shopfront
-from mim_lightning.search.service.strict_json import read_object
+from mim_lightning.search.service.strict_json import is_encodable, read_object
 
 ROUTES = ("search", "products", "click", "health", "metrics")
 GUARDED = tuple(f"/{route}" for route in ROUTES)
@@ -96,14 +96,14 @@ def make_app(shopfront: Shopfront, has_key: bool = False) -> FastAPI:
         """Find the products that a photo, words, another product, or all of them ask for."""
         query = _query(
             images=tuple(upload.file.read() for upload in image),
-            text=_words(text),
-            not_text=_words(not_text),
-            like=like or None,
+            text=_words("text", text),
+            not_text=_words("not_text", not_text),
+            like=_encodable("like", like),
             num_hits=k,
             weights=_numbers("weights", weights),
             where=_object("where", where) or None,
         )
-        return _as_answer(shopfront.answer(query, user or None, arm or None))
+        return _as_answer(shopfront.answer(query, _encodable("user", user), _encodable("arm", arm)))
 
     @app.get("/products/{product_id:path}/picture", response_class=Response)
     def picture(product_id: str, arm: str | None = None) -> Response:
@@ -151,8 +151,15 @@ def _query(**parts: Any) -> SearchQuery:
         raise RefusedError(422, str(error)) from error
 
 
-def _words(text: str | None) -> str | None:
-    return (text or "").strip() or None
+def _words(name: str, text: str | None) -> str | None:
+    return _encodable(name, (text or "").strip())
+
+
+def _encodable(name: str, text: str | None) -> str | None:
+    """Return a field's text; the charset that a request gives its form may make half a surrogate pair."""
+    if text and not is_encodable(text):
+        raise RefusedError(422, f"{name}: holds half a surrogate pair")
+    return text or None
 
 
 def _object(name: str, text: str) -> dict[str, Any]:
