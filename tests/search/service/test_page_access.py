@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import uuid
@@ -185,6 +186,29 @@ def test_files_in_other_components_and_under_other_names_are_refused(browser: Br
     ):
         assert not browser.search(image=value)["success"], value
     assert served_files() <= before
+
+
+def test_a_full_disk_keeps_no_half_of_a_photo(browser: Browser, monkeypatch: pytest.MonkeyPatch) -> None:
+    def write_half(path: Path, data: bytes) -> int:
+        with path.open("wb") as file:
+            file.write(data[: len(data) // 2])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    before = served_files()
+    monkeypatch.setattr(Path, "write_bytes", write_half)
+    answer = browser.client.post("/gradio_api/upload", params={"upload_id": "u"}, files={"files": ("q.jpg", b"x" * 99)})
+    assert answer.status_code == 503 and "No space left" in answer.json()["error"]
+    assert served_files() == before
+
+
+def test_the_folder_that_gradio_is_given_is_not_served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "other.jpg").write_text(SECRET)
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    shopfront = colour_shop(tmp_path / "shop")
+    with TestClient(behind_gate(mount_page(make_app(shopfront), shopfront, None), shopfront, None)) as client:
+        assert client.get(f"/gradio_api/file={tmp_path}/other.jpg").status_code == 404
+        path = Browser(client).upload(square("red"))
+        assert Path(path).is_relative_to(tmp_path) and client.get(f"/gradio_api/file={path}").status_code == 200
 
 
 def test_what_an_upload_names_besides_is_not_followed(browser: Browser, secret: Path) -> None:

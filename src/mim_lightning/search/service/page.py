@@ -50,6 +50,7 @@ footer {display: none !important}
 @media (max-width: 640px) {.gradio-container {padding: 6px !important}}
 """
 ASKS_FOR_KEY = "The password is the service's API key; any username will do."
+_FOLDERS: set[str] = set()  # that were made here
 PLACEHOLDER = Image.new("RGB", (THUMBNAIL, THUMBNAIL), "#ececec")
 
 
@@ -171,9 +172,16 @@ def _is_key(password: str, api_key: str) -> bool:
 
 
 def _own_folder() -> Path:
-    """Return the folder of Gradio's files: of this process alone, unless the environment names another one."""
-    if GRADIO_FOLDER not in os.environ:
-        os.environ[GRADIO_FOLDER] = folder = tempfile.mkdtemp(prefix="mim_page_")
+    """Return the folder of Gradio's files, of this process alone: within the one that the environment names, if any.
+
+    All that lies in it is served by its path, and what the environment names may be /tmp, or other pages' too.
+    """
+    given = os.environ.get(GRADIO_FOLDER)
+    if given is None or given not in _FOLDERS:
+        if given is not None:
+            Path(given).mkdir(parents=True, exist_ok=True)
+        os.environ[GRADIO_FOLDER] = folder = tempfile.mkdtemp(prefix="mim_page_", dir=given)
+        _FOLDERS.add(folder)
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return Path(os.environ[GRADIO_FOLDER])
 

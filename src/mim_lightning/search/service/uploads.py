@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
+import shutil
 import stat
 import threading
 import time
@@ -41,11 +42,19 @@ class Uploads:
         self._turn = threading.Lock()
 
     def add(self, data: bytes, client: str) -> Path:
-        """Write a photo and return its path; older ones of the client, and of all, make room for it."""
+        """Write a photo and return its path; older ones of the client, and of all, make room for it.
+
+        Raises:
+            RefusedError: the disk is full, or cannot be written to.
+        """
         suffix = next((suffix for start, suffix in SUFFIXES.items() if data.startswith(start)), "bin")
         path = self.folder / secrets.token_hex(16) / f"photo.{suffix}"
-        path.parent.mkdir(parents=True)
-        path.write_bytes(data)
+        try:
+            path.parent.mkdir(parents=True)
+            path.write_bytes(data)
+        except OSError as error:
+            shutil.rmtree(path.parent, ignore_errors=True)  # half a photo, which nobody would remove later
+            raise RefusedError(503, f"photos cannot be kept now ({error.strerror}); try again", 5) from error
         with self._turn:
             self._known[path] = _Upload(client, len(data), time.monotonic())
             own = [known for known, upload in self._known.items() if upload.client == client]
