@@ -68,6 +68,17 @@ def test_a_folder_with_code_is_refused_by_what_it_is(bert: str, tmp_path: Path) 
     assert not (tmp_path / "ran").exists()
 
 
+def test_a_tokeniser_names_no_file_that_is_not_its_own(changed_bert: Callable, tmp_path: Path) -> None:
+    (tmp_path / "words.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\nsecret\n")
+    for keys in (["vocab"], ["vocab_file"], ["tokenizer_file"], ["merges", "vocab"]):
+        assets = changed_bert(
+            {}, dict.fromkeys(keys, str(tmp_path / "words.txt")) | {"tokenizer_class": "BertTokenizer"}
+        )
+        del assets["tokenizer.json"]
+        tokenise = HfText("gone/away", None, assets=assets).spec.tokenise
+        assert "secret" not in tokenise.tokenizer.get_vocab()
+
+
 @pytest.mark.parametrize("key", ["attn_implementation", "_attn_implementation"])
 def test_attention_code_is_not_fetched(changed_bert: Callable, key: str) -> None:
     with pytest.raises(ValueError, match=r"asks for attention code from the hub, evil/kernel; not fetched"):

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mim_lightning.encoders.tokenizer_settings import TOKENIZER_CONFIG_FILE, without_places
 from mim_lightning.file_name import plain_name
 from mim_lightning.types import ImageSpec, InputSpec, TowerInput
 
@@ -122,7 +123,8 @@ def write_assets(assets: Mapping[str, str], folder: str | Path) -> None:
         ValueError: a name that is no plain file name: they may come from a stranger's file.
     """
     for name, text in assets.items():
-        (Path(folder) / plain_name(name, "assets of an encoder")).write_text(text, "utf-8")
+        content = without_places(text) if name == TOKENIZER_CONFIG_FILE else text
+        (Path(folder) / plain_name(name, "assets of an encoder")).write_text(content, "utf-8")
 
 
 def canonical_text(facts: Mapping[str, Any]) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 TOKENIZER_FILE, TOKENIZER_CONFIG_FILE = "tokenizer.json", "tokenizer_config.json"
 VERSION_FILE, VERSION = "encoder.json", 2  # an asset; files from before settings were told have none
 SET_BY_EACH_CALL = ("truncation", "padding")
+PLACES, PLACE_ENDINGS = ("vocab", "merges"), ("_file", "_path", "_dir")  # settings that may name a file
 WITHOUT_EFFECT = ("name_or_path", "tokenizer_file", "vocab_file", "special_tokens_map_file", "chat_template")
 
 
@@ -38,6 +39,15 @@ def unusual_settings(tokenizer: Any, assets: Mapping[str, str]) -> dict[str, Any
     elif (rules := _rules(tokenizer.backend_tokenizer.to_str())) != _rules(assets[TOKENIZER_FILE]):
         settings["rules"] = _digest(json.dumps(rules, sort_keys=True))
     return settings
+
+
+def without_places(text: str) -> str:
+    """Return a `tokenizer_config.json` that names no files: they lie beside it, and a stranger's may name any other."""
+    facts = json.loads(text)
+    named = [
+        key for key, value in facts.items() if isinstance(value, str) and (key in PLACES or key.endswith(PLACE_ENDINGS))
+    ]
+    return json.dumps({key: value for key, value in facts.items() if key not in named}) if named else text
 
 
 def _rules(text: str) -> dict[str, Any]:
