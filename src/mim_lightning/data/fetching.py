@@ -163,7 +163,7 @@ def _require_harmless(address: str, settings: DownloadSettings) -> None:
     for part in address.split("::"):
         protocol, separator, rest = part.partition("://")
         if not separator or protocol.lower() in ("file", "local"):
-            path = Path(rest if separator else part)
+            path = Path(rest if separator else part.removeprefix("file:").removeprefix("local:"))
             if path.exists() and not path.is_file():
                 raise RefusedError(f"{path} is no regular file")
         elif protocol.lower() not in STORES and not settings.private_addresses:

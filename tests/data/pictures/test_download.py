@@ -315,6 +315,7 @@ def test_other_protocols_lead_no_further(tmp_path: Path) -> None:
     for address, words in [
         (f"zip://1.jpg::{tmp_path}/pipe", "no regular file"),
         ("local:///dev/zero", "no regular file"),
+        (f"zip://1.jpg::file:{tmp_path}/pipe", "no regular file"),
         ("zip://1.jpg::https://shop.example/a.zip", "private_addresses=true"),
         ("simplecache::http://127.0.0.1/a.jpg", "private_addresses=true"),
         ("sftp://localhost/a.jpg", "private network"),
