@@ -94,6 +94,17 @@ def test_a_pipe_is_no_file(folder: Path) -> None:
         (("files", "main_rows", "num_bytes"), "many"),
         (("recall",), None),
         (("num_rows",), None),
+        (("num_rows",), "many"),
+        (("num_products",), {}),
+        (("recall", "value"), "good"),
+        (("created",), 7),
+        (("extra",), 7),
+        (("extra", "catalogues"), 7),
+        (("extra", "catalogues"), [{}]),
+        (("extra", "model"), ["x"]),
+        (("extra", "facets"), {"price": {"min": 1, "max": "x"}}),
+        (("extra", "facets"), {"price": 1}),
+        (("extra", "facets"), {"price": {"values": [{}]}}),
     ],
 )
 def test_a_card_that_says_otherwise_is_one_line(folder: Path, change: Callable, keys: Any, value: Any) -> None:

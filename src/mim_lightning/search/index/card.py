@@ -17,6 +17,7 @@ from mim_lightning.search.index.rows import IndexRows
 from mim_lightning.search.index.settings import IndexSettings, ModelFacts
 
 AGAIN = "build the index anew"
+_KINDS: dict[str, Any] = {"str": str, "int": int, "float": int | float, "Recall": object}  # by annotation
 
 
 @dataclass(frozen=True)
@@ -111,11 +112,38 @@ def read_card(text: str, place: str) -> IndexCard:
         content = json.loads(text)
         files = {role: StoredFile(**stored) for role, stored in content["files"].items()}
         card = IndexCard(**{**content, "recall": Recall(**content["recall"]), "files": files})
-        if not all(isinstance(getattr(card, f.name), (str, int, float, Mapping, Recall)) for f in fields(card)):
-            raise TypeError("a fact is missing")
-        IndexSettings(**card.settings)
         for stored in files.values():  # a card of somebody else's must not name what lies outside its folder
             plain_name(stored.name, "files")
-            if not isinstance(stored.num_bytes, int) or not isinstance(stored.crc32, int):
-                raise TypeError(f"size and checksum of {stored.name} are no numbers")
+        for facts in (card, card.recall, *files.values()):
+            _check_kinds(facts)
+        _check_extra(card.extra)
+        IndexSettings(**card.settings)
     return card
+
+
+def _check_kinds(facts: Any) -> None:
+    for entry in fields(facts):
+        value = getattr(facts, entry.name)
+        if not isinstance(value, _KINDS.get(str(entry.type), Mapping)) or isinstance(value, bool):
+            raise TypeError(f"{entry.name} is {value!r}")
+
+
+def _check_extra(extra: Mapping[str, Any]) -> None:
+    """Raise a TypeError unless what callers keep in a card, as far as it is there, is what they will take it for."""
+    catalogues, facets = extra.get("catalogues", []), extra.get("facets", {})
+    if not isinstance(catalogues, list) or not all(isinstance(folder, str) for folder in catalogues):
+        raise TypeError(f"extra.catalogues is {catalogues!r}")
+    if not isinstance(facets, dict) or not all(map(_is_facet, facets.values())):
+        raise TypeError("extra.facets holds no facets")
+    for name in ("model", "canaries"):
+        if not isinstance(extra.get(name, ""), str | None):
+            raise TypeError(f"extra.{name} is {extra[name]!r}")
+
+
+def _is_facet(facet: Any) -> bool:
+    if not isinstance(facet, dict):
+        return False
+    if "values" in facet:
+        return isinstance(facet["values"], list) and all(isinstance(value, str) for value in facet["values"])
+    ends = [facet.get("min"), facet.get("max")]
+    return ends == [None, None] or all(isinstance(end, int | float) for end in ends)
