@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from mim_lightning.damaged_file import DamagedFileError
 from mim_lightning.lit.csv_logger import RunCSVLogger
 
 PATH = Path("csv/version_0/metrics.csv")
@@ -71,6 +72,18 @@ def test_half_a_line_of_a_killed_process_goes(tmp_path: Path) -> None:
         file.write("1,2")
     log(tmp_path, train(1, 2))
     assert read(tmp_path) == [train(0, 0), train(0, 1), train(1, 2)]
+
+
+@pytest.mark.parametrize("content", ["", "a,b\n1,2\n", "epoch,step,x\n0,one,2\n", "epoch,step\n,\n"])
+def test_a_file_that_is_no_log_is_named(tmp_path: Path, content: str) -> None:
+    log(tmp_path, *FIRST)
+    (tmp_path / PATH).write_text(content)
+    if content:
+        with pytest.raises(DamagedFileError, match=r"metrics\.csv: damaged \(.*\); remove it"):
+            log(tmp_path, train(2, 4))
+    else:
+        log(tmp_path, train(2, 4))
+        assert read(tmp_path) == [train(2, 4)]
 
 
 def test_the_last_of_several_files_of_an_older_version_is_gone_on_with(tmp_path: Path) -> None:

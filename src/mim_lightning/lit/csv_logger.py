@@ -94,17 +94,25 @@ class _MetricsFile:
             return []
         with naming_damage(self.path, "remove it: it is a log alone"), self.path.open(newline="") as file:
             # a process that was killed while it wrote leaves half a line
-            return [row for row in csv.DictReader(file) if None not in row.values() and None not in row]
+            rows: list[Row] = [row for row in csv.DictReader(file) if None not in row.values() and None not in row]
+            for row in rows:  # as `_is_done_again` takes them
+                _place_of(row)
+            return rows
 
 
 def _is_done_again(former: Row, first: Row) -> bool:
     """Does a former row belong to what comes from the first new row on?"""
-    step, new_step = int(float(former["step"])), int(first["step"])
-    if not former.get("epoch"):
+    (epoch, step), new_step = _place_of(former), int(first["step"])
+    if epoch is None:
         return step >= new_step
-    place, new_place = (float(former["epoch"]), step), (float(first["epoch"]), new_step)
+    place, new_place = (epoch, step), (float(first["epoch"]), new_step)
     if place != new_place:
         return place > new_place
     # a validation amid an epoch stands at the same step as the batch after it
     filled = {name for name, cell in former.items() if cell} - set(PLACE)
     return bool(filled & set(first))
+
+
+def _place_of(former: Row) -> tuple[float | None, int]:
+    """Return epoch, if the row says it, and step."""
+    return float(former["epoch"]) if former.get("epoch") else None, int(float(former["step"]))
