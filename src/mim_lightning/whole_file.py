@@ -46,7 +46,8 @@ def whole_file(path: Path, is_synced: bool = True) -> Iterator[Path]:
         mode = _usual_mode(partial)
         remove_abandoned(path.parent, f".{path.name}.*.partial")
         yield partial
-        partial.chmod(mode)  # some libraries write to a file of their own that only its owner may read
+        if partial.stat().st_mode & 0o777 != mode:  # mounts without modes of their own refuse to set any
+            partial.chmod(mode)  # some libraries write to a file of their own that only its owner may read
         if is_synced:
             _sync(partial)
         partial.replace(path)
