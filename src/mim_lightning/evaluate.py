@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from mim_lightning.config import build, build_matcher
 from mim_lightning.door import run_door
-from mim_lightning.expected_types import refuse_mistyped
+from mim_lightning.expected_types import refuse_mistyped, refuse_other_kind
 from mim_lightning.launch import choose_precision
 from mim_lightning.run import refuse_wrong_seed
 from mim_lightning.set_name import name_set
@@ -24,6 +24,13 @@ from mim_lightning.whole_file import whole_file
 
 if TYPE_CHECKING:
     from mim_lightning.model.matcher import Matcher
+
+TEXT = str | None
+KINDS: dict[str, Any] = {
+    **dict.fromkeys(("checkpoint", "split", "output", "monitor"), TEXT),
+    "directions": dict | None,
+    "embed_dim": int | None,
+}
 
 
 def main() -> None:
@@ -41,6 +48,11 @@ def evaluate(config: dict[str, Any]) -> dict[str, float]:
     from mim_lightning.model.fingerprint import fingerprint
 
     quieten()
+    for key, kind in KINDS.items():
+        refuse_other_kind(key, config[key], kind)
+    # a folder such as 2024 is a number on the command line
+    texts = {key: str(config[key]) for key, kind in KINDS.items() if kind == TEXT and config[key] is not None}
+    config = {**config, **texts}
     if config["output"] and (Path(config["output"]) / "config.yaml").is_file():
         raise ValueError(
             f"output={config['output']}: is a run's own folder, whose results.json says that it is finished; "

@@ -194,8 +194,8 @@ def refuse_missed_report(config: Mapping[str, Any]) -> None:
     Raises:
         ValueError: naming the key that is to change.
     """
-    report, trainer = config["report"], config["trainer"]
-    if report == "last" and (config["callbacks"].get("last") or {}).get("every_n_train_steps"):
+    report, trainer, last = config["report"], config["trainer"], config["callbacks"].get("last")
+    if report == "last" and isinstance(last, Mapping) and last.get("every_n_train_steps"):
         raise ValueError("report=last: callbacks.last.every_n_train_steps may miss the last step; set it to null")
     every, num_epochs = trainer.get("check_val_every_n_epoch") or 1, trainer.get("max_epochs") or 0
     if num_epochs > 0 and (num_epochs < every or (report == "last" and num_epochs % every)):

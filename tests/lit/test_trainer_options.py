@@ -113,6 +113,21 @@ def test_evaluate_says_what_it_needs(words: list[str], message: str) -> None:
         evaluate(compose("evaluate", words))
 
 
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("directions=3", "directions=3: give a mapping or null"),
+        ("monitor=[]", r"monitor=\[\]: give a text or null"),
+        ("output={}", r"output={}: give a text or null"),
+        ("embed_dim=abc", "embed_dim=abc: give a whole number or null"),
+        ("checkpoint=2024", "2024: no such checkpoint file"),
+    ],
+)
+def test_evaluate_takes_no_other_kind_of_value(override: str, message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{message}"):
+        evaluate(compose("evaluate", ["checkpoint=a", override]))
+
+
 def test_a_run_that_ends_before_its_first_validation_reports_its_last_step(fit: Fit) -> None:
     run = fit("trainer.max_steps=2")
     results = run.read_results()
@@ -147,6 +162,8 @@ def test_a_metric_that_a_callback_of_the_users_logs_can_be_monitored(fit: Fit) -
         ("+callbacks.n={_target_: torch.nn.Identity}", "callbacks.n: is no callback of Lightning but torch.nn"),
         ("+callbacks.n=3", "n=3: give {_target_: <its class>, ...}, or null"),
         ("+logger.n={_target_: torch.nn.Identity}", "logger.n: is no logger of Lightning"),
+        ("callbacks.last=3", "last=3: give {_target_: <its class>, ...}, or null"),
+        ("monitor=3", "monitor=3: is no metric of a direction"),
         ("callbacks.best.filename=other", "callbacks.best: must write .*best.ckpt"),
         ("+callbacks.best.save_top_k=2", "callbacks.best.save_top_k=2: best.ckpt is one file"),
         ("data.num_workers=abc", "data.num_workers=abc: give a whole number or null"),

@@ -52,7 +52,7 @@ class RetrievalEval(Callback):
             if "/" in name or name.startswith("."):
                 raise ValueError(f"directions.{name}: cannot be the name of a file and part of a metric's key")
         self.directions = {name: Direction(**ends) for name, ends in directions.items() if ends is not None}
-        self.monitor = monitor
+        self.monitor = str(monitor)  # a number on a command line is refused as no metric
         self.options: dict[str, Any] = {"cutoffs": tuple(cutoffs), "depth": depth, "num_hits": num_hits}
         self.options["memory_bytes"] = int(memory_gib * 2**30)
         self.num_resamples, self.max_kept_rows = num_resamples, max_kept_rows
