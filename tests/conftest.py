@@ -1,5 +1,6 @@
 """Whole runs on a shop of a few products, for every test that wants one."""
 
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +10,11 @@ from mim_lightning.config import compose
 from mim_lightning.run import Run, identify
 from mim_lightning.train import train
 from tests.shop import small, write_shop
+
+
+def pytest_configure() -> None:
+    # a shell has it ignored in what it starts in the background, and every process that a test starts inherits that
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

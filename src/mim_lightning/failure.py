@@ -144,6 +144,7 @@ def hint_at(key: str, name: str) -> str:
         GlobalHydra.instance().clear()
         with hydra.initialize_config_dir(conf_dir(), version_base="1.3"):
             known = list(_dotted_keys(OmegaConf.to_container(hydra.compose(name), resolve=False)))
+            known = [path for path in known if path != key]  # which other choices of a group may have
     except (CompactHydraException, OmegaConfBaseException):
         return ""
     last = {path.rsplit(".", 1)[-1] for path in known}
