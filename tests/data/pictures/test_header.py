@@ -116,6 +116,14 @@ def test_segments_without_an_end() -> None:
     assert jpeg_orientation(b"\xff\xd8" + b"\xff" * 100_000) == 1
 
 
+def test_an_avif_is_decoded_alone_whatever_size_it_says() -> None:
+    data = encoded(picture(1), "AVIF")
+    height, width = image_size(data)
+    said = data.replace(struct.pack(">II", width, height), struct.pack(">II", 2, 2))
+    assert image_size(said) == (2, 2)  # and its frame is as large as before
+    assert work_pixels(said) == work_pixels(data) == 1 << 28
+
+
 @pytest.mark.parametrize("order", ["<", ">"])
 def test_the_orientation_is_found_among_the_tags(order: str) -> None:
     tags = struct.pack(f"{order}HHII", 0x010E, 2, 4, 0) + struct.pack(f"{order}HHIHH", 0x0112, 3, 1, 8, 0)

@@ -18,6 +18,7 @@ from PIL import Image, ImageFile
 from mim_lightning.data.pictures.header import (
     JPEG_MAGIC,
     is_cut_off,
+    is_heif,
     is_in_scans,
     jpeg_orientation,
     open_picture,
@@ -29,6 +30,7 @@ from mim_lightning.data.pictures.limits import LIMITS, PictureLimits, TruncatedI
 
 MAX_PIXELS = LIMITS.pixels
 REENCODED = ("HEIF", "AVIF")  # never stored as they come: browsers and other machines may not read them
+AVIF_PIXELS = 1 << 28  # that libavif decodes of one: the size a file says need not be that of the frame inside
 STRIP_PIXELS = 1 << 20  # converted at once: a large picture is held once as it is and once as RGB, and no more
 
 
@@ -47,6 +49,8 @@ def image_size(data: bytes, limits: PictureLimits | None = None) -> tuple[int, i
 def work_pixels(data: bytes, limits: PictureLimits | None = None) -> int:
     """Return how many pixels decoding a picture holds in memory, from the header alone; errors as in `image_size`."""
     height, width = image_size(data, limits)
+    if data[4:8] == b"ftyp" and not is_heif(data):
+        return AVIF_PIXELS
     # plain JPEGs are read line by line, and scaled to what is needed
     return height * width // (4 if data[:2] == JPEG_MAGIC and not is_in_scans(data) else 1)
 
