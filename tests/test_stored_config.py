@@ -112,7 +112,7 @@ def test_code_is_refused_wherever_something_is_built(config: dict[str, Any], tmp
                 with pytest.raises(StoredConfigError, match=f"has the key {name}"):
                     check_config(changed(config, key, [], beside=name), "a.ckpt")
             for target in ("os.system", ["os.system"], {"a": 1}, None, 7, "", "mim_lightning.cli", "a..b", "."):
-                with pytest.raises(StoredConfigError, match="wants to build"):
+                with pytest.raises(StoredConfigError, match=r"wants to build|has no _target_"):
                     check_config(changed(config, key, target, beside="_target_"), "a.ckpt")
 
 
@@ -387,3 +387,9 @@ def test_a_runs_config_is_read_and_not_resolved(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=f"config.yaml: .*{reason}") as caught:
             load_stored_config(tmp_path / "config.yaml")
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("place", ["trainer", "run"])
+def test_sections_that_are_only_read_are_sections(place: str, tmp_path: Path) -> None:
+    with pytest.raises(StoredConfigError, match=f"{place}: is 5; a section of keys belongs there"):
+        check_config({"model": {}, "data": {}, "callbacks": {}, place: 5}, tmp_path / "a.ckpt")

@@ -48,7 +48,7 @@ ROLES = {
 }
 # nothing else of a checkpoint or an export is ever built, or given to what is
 BUILT = ("model", "data", "callbacks.retrieval_eval", "directions", "monitor", "trainer.precision")
-SECTIONS = ("model", "data", "callbacks", "model.towers", "model.tied", "model.fusions", "directions")
+SECTIONS = ("model", "data", "callbacks", "model.towers", "model.tied", "model.fusions", "directions", "trainer", "run")
 DATA_KEYS = {"name": str, "folder": str, "val_split": str, "batch_size": int, "eval_batch_size": int, "seed": int}
 DATA_PARTS = ("source", "shards", "protocol", "num_workers")
 NEEDS_TARGET = ("model.towers.*", "model.towers.*.encoder")
@@ -219,6 +219,8 @@ def _check_role(value: Any, key: _Key, place: str, path: Path | str) -> None:
             return
     except ImportError as error:
         raise StoredConfigError(path, dotted, f"'{target}' cannot be imported ({error})") from error
+    if target is None:
+        raise StoredConfigError(path, dotted, f"has no _target_; here it may be {', '.join(choices)}")
     if isinstance(target, str) and target.startswith(OWN):
         raise StoredConfigError(path, dotted, f"wants to build '{target}'; here it may be {', '.join(choices)}")
     reason = f"wants to build {target!r}; if you trust the file, set {TRUSTED_PACKAGES}=<package>"
