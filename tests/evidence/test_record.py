@@ -3,14 +3,18 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from mim_lightning.config import compose, load_config
+from mim_lightning.damaged_file import DamagedFileError
 from mim_lightning.evaluate import evaluate
 from mim_lightning.evidence.embeddings import read_embeddings
-from mim_lightning.evidence.record import read_record
+from mim_lightning.evidence.record import _read_direction, read_record
 from mim_lightning.model.checkpoint import load_matcher, store_fusions
 from mim_lightning.prepare import prepare
 from mim_lightning.run import Run, identify
@@ -179,3 +183,37 @@ def test_a_folder_without_a_record_says_how_to_make_one(tmp_path: Path) -> None:
     (tmp_path / "record.json").write_text("{")
     with pytest.raises(ValueError, match=r"record\.json: damaged"):
         read_record(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("column", "values"),
+    [
+        ("query_id", [{"a": 1}]),
+        ("text", [None]),
+        ("unit_id", [[1]]),
+        ("hit_ids", ["a"]),
+        ("hit_scores", [["many"]]),
+        ("hit_is_relevant", [[{"a": 1}]]),
+        ("rank", ["first"]),
+        ("score:hit@1", ["good"]),
+        ("segment:kind", [None]),
+    ],
+)
+def test_columns_of_another_kind_are_damage(tmp_path: Path, column: str, values: list[Any]) -> None:
+    whole: dict[str, list[Any]] = {
+        **{name: ["x"] for name in ("query_id", "text", "unit_id", "segment:kind")},
+        "rank": [1],
+        "score:hit@1": [1.0],
+        "hit_ids": [["x"]],
+        "hit_scores": [[0.5]],
+        "hit_is_relevant": [[True]],
+    }
+    counts = {"num_unanswerable": 0, "num_products": 1}
+    pq.write_table(pa.table(whole), tmp_path / "image_to_image.parquet")
+    assert _read_direction(tmp_path, "image_to_image", counts).hit_scores == [[0.5]]
+    with pytest.raises(DamagedFileError, match=str(tmp_path)):
+        _read_direction(tmp_path, "image_to_image", counts | {"num_products": "many"})
+    pq.write_table(pa.table({**whole, column: values}), tmp_path / "image_to_image.parquet")
+    with pytest.raises(DamagedFileError, match=str(tmp_path)) as caught:
+        _read_direction(tmp_path, "image_to_image", counts)
+    assert "\n" not in str(caught.value)

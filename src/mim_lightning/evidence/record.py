@@ -35,6 +35,13 @@ AGAIN = "evaluate the checkpoint again"
 RECORD_FOLDER, FACTS_FILE = "evaluation", "record.json"
 VERSION = 1
 SCORE, SEGMENT = "score:", "segment:"  # what the names of these columns start with
+_TEXT = pa.string()
+_TYPES = {  # of the columns of a direction; those of a segment are text
+    **dict.fromkeys(("query_id", "text", "unit_id"), _TEXT),
+    "hit_ids": pa.list_(_TEXT),
+    "hit_scores": pa.list_(pa.float64()),
+    "hit_is_relevant": pa.list_(pa.bool_()),
+}
 
 
 @dataclass(frozen=True)
@@ -168,7 +175,21 @@ def _table(report: RetrievalReport, queries: Mapping[int, QueryFacts], product_i
 def _read_direction(folder: Path, name: str, counts: Mapping[str, Any]) -> DirectionRecord:
     path = folder / f"{name}.parquet"
     with naming_damage(path, AGAIN):
-        return _direction_of(pq.read_table(path).to_pydict(), name, counts)
+        for key in ("num_unanswerable", "num_products"):
+            if not isinstance(counts[key], int):
+                raise TypeError(f"{key} is {counts[key]!r}")
+        return _direction_of(_typed_columns(pq.read_table(path)), name, counts)
+
+
+def _typed_columns(table: pa.Table) -> dict[str, list[Any]]:
+    """Return the columns by name, as what they are used for: a record may be somebody else's."""
+    columns = {}
+    for name in table.column_names:
+        wanted = _TEXT if name.startswith(SEGMENT) else _TYPES.get(name)
+        if wanted is not None and table[name].null_count:
+            raise ValueError(f"column '{name}' lacks values")
+        columns[name] = (table[name] if wanted is None else table[name].cast(wanted)).to_pylist()
+    return columns
 
 
 def _direction_of(columns: Mapping[str, list[Any]], name: str, counts: Mapping[str, Any]) -> DirectionRecord:
