@@ -133,11 +133,11 @@ def identify(config: dict[str, Any]) -> tuple[Run, dict[str, Any]]:
 
 # keys that no constructor takes, or not before others have relied on them -> what they may be
 KINDS: dict[str, Any] = {
-    **dict.fromkeys(("run.id", "run.name", "run.folder", "monitor", "report"), str),
+    **dict.fromkeys(("run.id", "run.name", "run.folder", "paths.runs", "monitor", "report"), str),
     **dict.fromkeys(
         ("encoder", "model", "loss", "data", "optim", "schedule", "trainer", "callbacks", "directions", "logger"), dict
     ),
-    **dict.fromkeys(("model.towers", "model.pairs", "model.fusions", "model.tied"), dict),
+    **dict.fromkeys(("model.towers", "model.pairs", "model.fusions", "model.tied", "loss.function"), dict),
     "embed_dim": int | None,
     "init_from": str | None,
 }
@@ -154,6 +154,11 @@ def refuse_wrong_kinds(config: Mapping[str, Any]) -> None:
         for name in key.split("."):
             value = value.get(name)
         refuse_other_kind(key, value, kind)
+    model = config["model"]
+    for name, tower in model["towers"].items():
+        if not model["tied"].get(name):  # else it is the other's
+            refuse_other_kind(f"model.towers.{name}", tower, dict)
+            refuse_other_kind(f"model.towers.{name}.encoder", tower.get("encoder"), dict)
     place = PurePath(str(config["run"]["id"]))
     if not place.name or place.is_absolute() or ".." in place.parts:
         raise ValueError(f"run.id={config['run']['id']}: names the run's folder below paths.runs; give a plain name")
