@@ -12,7 +12,14 @@ from PIL import Image
 
 from mim_lightning.data.pictures import header as module
 from mim_lightning.data.pictures.decode import decode_image, decode_upright, image_size, normalise_encoding, work_pixels
-from mim_lightning.data.pictures.header import MAX_COMMENT, MAX_PARTS, is_in_scans, jpeg_orientation, read_header
+from mim_lightning.data.pictures.header import (
+    MAX_COMMENT,
+    MAX_INTERPRETED,
+    MAX_PARTS,
+    is_in_scans,
+    jpeg_orientation,
+    read_header,
+)
 from mim_lightning.data.pictures.limits import (
     LIMITS,
     ImageError,
@@ -23,6 +30,13 @@ from mim_lightning.data.pictures.limits import (
 )
 from tests.data.conftest import encoded, jpeg, picture
 from tests.data.pictures.hostile import avif_with_tags, chunk, gif, png, scanned, shared_tags, tiled
+
+
+def run_bmp(compression: int, depth: int) -> bytes:
+    colors = bytes(4 << depth)
+    info = struct.pack("<IiiHHIIiiII", 40, 2_000, 2_000, 1, depth, compression, 0, 0, 0, 0, 0)
+    return b"BM" + struct.pack("<III", 0, 0, 54 + len(colors)) + info + colors + b"\1\0" * MAX_INTERPRETED
+
 
 TOO_LARGE = {
     "one column": png(1, 40_000_000),
@@ -38,6 +52,13 @@ TOO_LARGE = {
     "tiff tags of a header in the wrong order": b"II\0*" + shared_tags(1_000, 100_000)[4:],
     "avif tags": avif_with_tags(),
     "a tile": tiled(16, 16, 3_000),
+    "qoi": b"qoif" + struct.pack(">IIBB", 2_000, 2_000, 3, 0) + bytes(MAX_INTERPRETED),
+    "bits in digits": b"P1 2000 2000\n" + b"1" * MAX_INTERPRETED,
+    "grey in digits": b"P2 2000 2000 255\n" + b"1 " * MAX_INTERPRETED,
+    "colors in digits": b"P3 2000 2000 255\n" + b"1 " * MAX_INTERPRETED,
+    "colors of an odd depth": b"P6 2000 2000 254\n" + bytes(MAX_INTERPRETED),
+    "bmp in runs": run_bmp(1, 8),
+    "bmp in short runs": run_bmp(2, 4),
 }
 
 
@@ -52,6 +73,13 @@ def test_what_is_too_large_is_refused_before_it_is_decoded(data: bytes, monkeypa
         with pytest.raises(ImageTooLargeError) as caught:
             read(data)
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["BMP", "PPM", "SGI"])
+def test_a_large_picture_of_a_quick_kind_is_read(kind: str) -> None:
+    data = encoded(Image.new("RGB", (700, 700)), kind)
+    assert len(data) > MAX_INTERPRETED
+    assert decode_image(data).shape == (700, 700, 3)
 
 
 @pytest.mark.parametrize("kind", [b"zTXt", b"iCCP"])

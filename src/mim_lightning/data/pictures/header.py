@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import simplejpeg
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 
 from mim_lightning.data.pictures.limits import LIMITS, ImageTooLargeError, TruncatedImageError, UnreadableImageError
 
@@ -42,6 +42,7 @@ MAX_PARTS = 20_000  # segments of a JPEG before its pixels, chunks of a PNG
 MAX_COMMENT = 1 << 20  # bytes of what stands in a GIF besides its pixels
 MAX_PNM = 4096  # bytes of the header of a PPM and its like, which Pillow reads one by one
 MAX_TAG_BLOCKS = 64  # places of a file that look like a table of tags
+MAX_INTERPRETED = 1 << 20  # bytes of a file whose pixels Pillow reads in Python, and lets no other thread run meanwhile
 MAX_TILE = 1 << 22  # pixels of a TIFF's tiles, where they are larger than its picture: each is decoded whole
 
 _SCAN, _END, _EXIF, _XMP = b"\xff\xda", b"\xff\xd9", b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0"
@@ -85,7 +86,7 @@ def read_header(data: bytes) -> PictureHeader:
         return PictureHeader(image.format or "", image.height, image.width)
 
 
-def open_picture(data: bytes) -> Image.Image:
+def open_picture(data: bytes) -> ImageFile.ImageFile:
     """Open with Pillow what is no JPEG; nothing is decoded yet.
 
     Raises:
@@ -97,12 +98,24 @@ def open_picture(data: bytes) -> Image.Image:
         formats = ("HEIF",)
     _require_few_parts(data)
     try:
-        return Image.open(io.BytesIO(data), formats=formats)
+        image = Image.open(io.BytesIO(data), formats=formats)
     except Image.DecompressionBombError as error:
         raise ImageTooLargeError(f"not a readable image ({reason_of(error)})") from error
     except Exception as error:  # each plugin has its own: libavif's is a RuntimeError
         kind = TruncatedImageError if is_cut_off(data) else UnreadableImageError
         raise kind(f"not a readable image ({reason_of(error)})") from error
+    if len(data) > MAX_INTERPRETED and _is_interpreted(image):
+        raise ImageTooLargeError(
+            f"{len(data):,} bytes of a slow kind of {image.format}, of which at most {MAX_INTERPRETED:,} are read; "
+            "save it as PNG"
+        )
+    return image
+
+
+def _is_interpreted(image: ImageFile.ImageFile) -> bool:
+    """Does Pillow decode it in Python? QOI, PNM in digits or of odd depths, BMP in runs."""
+    # SGI of 16 bits takes whole bands at once
+    return any(part[0] in Image.DECODERS and part[0] != "SGI16" for part in image.tile)
 
 
 def is_heif(data: bytes) -> bool:
