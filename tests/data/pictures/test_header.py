@@ -152,6 +152,12 @@ def test_an_avif_is_decoded_alone_whatever_size_it_says() -> None:
     assert work_pixels(said) == work_pixels(data) == 1 << 28
 
 
+@pytest.mark.parametrize(("kind", "weight"), [("PNG", 1), ("TIFF", 1), ("GIF", 1), ("WEBP", 2), ("JPEG2000", 3)])
+def test_what_decoding_holds_of_a_pixel_counts(kind: str, weight: int) -> None:
+    assert work_pixels(encoded(picture(1), kind)) == 24 * 32 * weight
+    assert work_pixels(jpeg()) == 24 * 32 // 4
+
+
 @pytest.mark.parametrize("order", ["<", ">"])
 def test_the_orientation_is_found_among_the_tags(order: str) -> None:
     tags = struct.pack(f"{order}HHII", 0x010E, 2, 4, 0) + struct.pack(f"{order}HHIHH", 0x0112, 3, 1, 8, 0)

@@ -7,9 +7,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from mim_lightning.data.pictures.decode import work_pixels
 from mim_lightning.search.service import pixel_budget as module
 from mim_lightning.search.service.limits import RefusedError
 from mim_lightning.search.service.pixel_budget import PixelBudget
+from tests.data.conftest import encoded, picture
 
 
 def test_never_more_than_the_budget_and_everyone_gets_a_turn() -> None:
@@ -51,3 +53,11 @@ def test_whoever_cannot_wait_is_told_to_come_again(monkeypatch: pytest.MonkeyPat
         monkeypatch.setattr(module, "MAX_WAITING", 0)
         with pytest.raises(RefusedError), budget.hold(1):
             pass
+
+
+def test_a_picture_whose_kind_costs_more_than_the_budget_is_decoded_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_SECONDS", 0.01)
+    data = encoded(picture(1), "JPEG2000")
+    budget = PixelBudget(24 * 32)  # as many as the picture has
+    with budget.hold(work_pixels(data)), pytest.raises(RefusedError), budget.hold(1):
+        pass

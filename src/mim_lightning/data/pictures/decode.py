@@ -17,8 +17,8 @@ from PIL import Image, ImageFile
 
 from mim_lightning.data.pictures.header import (
     JPEG_MAGIC,
+    PictureHeader,
     is_cut_off,
-    is_heif,
     is_in_scans,
     jpeg_orientation,
     open_picture,
@@ -31,6 +31,7 @@ from mim_lightning.data.pictures.limits import LIMITS, PictureLimits, TruncatedI
 MAX_PIXELS = LIMITS.pixels
 REENCODED = ("HEIF", "AVIF")  # never stored as they come: browsers and other machines may not read them
 AVIF_PIXELS = 1 << 28  # that libavif decodes of one: the size a file says need not be that of the frame inside
+PIXEL_WEIGHTS = {"WEBP": 2, "JPEG2000": 3}  # 20 and 25 bytes of a pixel are held, 10 of the others
 STRIP_PIXELS = 1 << 20  # converted at once: a large picture is held once as it is and once as RGB, and no more
 
 
@@ -41,18 +42,27 @@ def image_size(data: bytes, limits: PictureLimits | None = None) -> tuple[int, i
         UnreadableImageError: not an image.
         ImageTooLargeError: beyond a limit.
     """
-    header = read_header(data)
-    (limits or LIMITS).check(header.height, header.width, header.num_scans)
+    header = _measured(data, limits)
     return header.height, header.width
 
 
+def _measured(data: bytes, limits: PictureLimits | None) -> PictureHeader:
+    header = read_header(data)
+    (limits or LIMITS).check(header.height, header.width, header.num_scans)
+    return header
+
+
 def work_pixels(data: bytes, limits: PictureLimits | None = None) -> int:
-    """Return how many pixels decoding a picture holds in memory, from the header alone; errors as in `image_size`."""
-    height, width = image_size(data, limits)
-    if data[4:8] == b"ftyp" and not is_heif(data):
+    """Return how many pixels decoding a picture holds in memory, from the header alone; errors as in `image_size`.
+
+    A pixel is what a PNG's takes: kinds whose decoders hold more of each count for several.
+    """
+    header = _measured(data, limits)
+    if header.kind == "AVIF":
         return AVIF_PIXELS
-    # plain JPEGs are read line by line, and scaled to what is needed
-    return height * width // (4 if data[:2] == JPEG_MAGIC and not is_in_scans(data) else 1)
+    if header.kind == "JPEG" and not is_in_scans(data):  # read line by line, and scaled to what is needed
+        return header.height * header.width // 4
+    return header.height * header.width * PIXEL_WEIGHTS.get(header.kind, 1)
 
 
 def decode_image(data: bytes, min_height: int = 0, min_width: int = 0) -> np.ndarray:
