@@ -252,15 +252,13 @@ def test_a_picture_inside_an_archive(tmp_path: Path) -> None:
         *("127.0.0.1", "localhost", "2130706433", "0x7f.1", "0.1.2.3", "10.1.2.3", "172.16.9.9", "192.168.1.1"),
         *("169.254.169.254", "100.64.0.1", "[::1]", "[fe80::1]", "[fd00::1]", "[::ffff:10.0.0.1]", "[64:ff9b::7f00:1]"),
         *("[::127.0.0.1]", "[::ffff:0:7f00:1]", "[64:ff9b:1::7f00:1]", "[fec0::1]"),
-        *("[2002:7f00:1::]", "224.0.0.1"),
+        *("[2002:7f00:1::]", "224.0.0.1", "168.63.129.16", "[::ffff:168.63.129.16]"),
     ],
 )
 def test_private_addresses_are_refused_unless_they_are_let_in(server: PictureServer, host: str) -> None:
     downloads = Downloads(settings(None, private_addresses=False, retries=3, timeout=60))
-    for protocol in ("http", "ftp") if "::" not in host else ("http",):
-        address = f"{protocol}://{host}:{server.server_port}/ok/1"
-        with pytest.raises(OSError, match=r"private network; data\.source\.download\.private_addresses=true lets"):
-            downloads.read(address)
+    with pytest.raises(OSError, match=r"private network; data\.source\.download\.private_addresses=true lets"):
+        downloads.read(f"http://{host}:{server.server_port}/ok/1")
     assert not server.asked
 
 
@@ -309,6 +307,17 @@ def test_what_is_asked_of_a_proxy_may_not_be_private_but_the_proxy_may(
         public_network.http_opener.cache_clear()
 
 
+@pytest.mark.parametrize("protocol", ["ftp", "sftp", "ssh", "smb", "webhdfs", "hdfs", "webdav", "root", "jupyter"])
+@pytest.mark.parametrize("around", ["", "simplecache::", "zip://1.jpg::"])
+def test_a_protocol_that_looks_names_up_by_itself_is_not_spoken(
+    protocol: str, around: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A name that is public when it is looked at may be private when such a client connects to it."""
+    monkeypatch.setattr(fetching, "file_system", lambda address: pytest.fail("it was connected to"))
+    with pytest.raises(OSError, match=rf"^what {protocol}:// .*private_addresses=true"):
+        Downloads(settings(None, private_addresses=False)).read(f"{around}{protocol}://shop.example/a.jpg")
+
+
 def test_other_protocols_lead_no_further(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     downloads = Downloads(settings(None, private_addresses=False))
@@ -318,7 +327,9 @@ def test_other_protocols_lead_no_further(tmp_path: Path) -> None:
         (f"zip://1.jpg::file:{tmp_path}/pipe", "no regular file"),
         ("zip://1.jpg::https://shop.example/a.zip", "private_addresses=true"),
         ("simplecache::http://127.0.0.1/a.jpg", "private_addresses=true"),
-        ("sftp://localhost/a.jpg", "private network"),
+        ("zip://1.jpg::HTTP://shop.example/a.zip", "private_addresses=true"),
+        ("reference::/tmp/names.json", "private_addresses=true"),  # a file of addresses
+        ("htps://shop.example/a.jpg", "private_addresses=true"),
     ]:
         with pytest.raises(OSError, match=words):
             downloads.read(address)

@@ -11,14 +11,15 @@ import socket
 import urllib.request
 from contextlib import suppress
 from functools import cache
-from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
+from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import Any
 from urllib.parse import urlsplit
 
 _resolve = socket.getaddrinfo
 # an IPv4 address stands in their last 32 bits: NAT64, stateless translation, and two older forms
 WITH_IPV4 = tuple(map(IPv6Network, ("64:ff9b::/96", "::ffff:0:0:0/96", "::/96")))
-PRIVATE_TOO = tuple(map(IPv6Network, ("64:ff9b:1::/48", "fec0::/10")))  # which not every Python knows as such
+# two that not every Python knows as such, and Azure's host for its machines, which is nobody's outside
+PRIVATE_TOO = tuple(map(ip_network, ("64:ff9b:1::/48", "fec0::/10", "168.63.129.16")))
 
 
 class PrivateAddressError(OSError):
@@ -33,10 +34,10 @@ class PrivateAddressError(OSError):
 def is_private(address: str) -> bool:
     """Is an IP address one that the public does not reach?"""
     ip = ip_address(address)
-    if isinstance(ip, IPv6Address) and any(ip in network for network in PRIVATE_TOO):
-        return True
     inner = _inner(ip) if isinstance(ip, IPv6Address) else None
     own = ip if inner is None else inner
+    if any(ip in network or own in network for network in PRIVATE_TOO):
+        return True
     return not own.is_global or own.is_multicast
 
 
