@@ -43,6 +43,11 @@ def is_launched() -> bool:
     return FROZEN_CONFIG in os.environ
 
 
+def is_joined() -> bool:
+    """Is this one of several processes that somebody else's launcher started, and which have to agree?"""
+    return not is_alone() and not is_launched()
+
+
 def num_processes_to_launch(trainer: Mapping[str, Any]) -> int:
     """Return how many processes this one should start: 0 if it is to train by itself."""
     if not is_alone() or str(trainer["num_nodes"]) not in ("0", "1"):

@@ -13,7 +13,7 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mim_lightning.config import (
     build,
@@ -29,11 +29,22 @@ from mim_lightning.door import run_door
 from mim_lightning.expected_types import refuse_mistyped
 from mim_lightning.failure import clear_notes
 from mim_lightning.interruption import Interruption
-from mim_lightning.launch import choose_precision, is_alone, is_first_rank, is_launched, launch, num_processes_to_launch
+from mim_lightning.launch import (
+    choose_precision,
+    is_alone,
+    is_first_rank,
+    is_joined,
+    is_launched,
+    launch,
+    num_processes_to_launch,
+)
 from mim_lightning.prepare import prepare_data
 from mim_lightning.run import Run, identify, refuse_missed_report, refuse_unwritable, refuse_wrong_kinds
 from mim_lightning.sweep.lock import hold
 from mim_lightning.whole_file import remove_abandoned
+
+if TYPE_CHECKING:
+    from lightning.pytorch.strategies import Strategy
 
 
 def main() -> None:
@@ -50,12 +61,13 @@ def train(config: dict[str, Any]) -> float:
     is_new = run.read_results() is None
     if is_new:
         refuse_unwritable(run.folder)
+    decides_in_fit = is_joined()  # with the others that its launcher started: they look at different times
     if is_new and is_first_rank() and not is_launched():
         with hold(run.lock_path, run.run_id):
             is_new = run.read_results() is None  # another process may have finished it meanwhile
-            if is_new:
+            if is_new or decides_in_fit:
                 _start(config, run)
-    elif is_new:
+    elif is_new or decides_in_fit:
         fit(config, run)  # a process of a run that another one holds
     results = run.read_results() or {}
     if results and is_first_rank() and not is_launched():
@@ -102,6 +114,20 @@ def fit(config: dict[str, Any], run: Run) -> None:
     check_trainer(config["trainer"])
     refuse_mistyped(MatchDataModule, config["data"], "data")
     refuse_missed_report(config)
+    callbacks, loggers = build_each(config["callbacks"]), build_each(config["logger"])
+    if config["trainer"].get("enable_progress_bar") is False:
+        callbacks.pop("progress_bar", None)
+    check_callbacks(callbacks, {"retrieval_eval": None, "best": run.best_checkpoint, config["report"]: checkpoint})
+    check_loggers(loggers)
+    trainer = build(
+        {**config["trainer"], "enable_progress_bar": "progress_bar" in callbacks},
+        callbacks=list(callbacks.values()),
+        logger=list(loggers.values()),
+    )
+    keep_batches(trainer)
+    write_whole_checkpoints(trainer)
+    if is_joined() and is_finished(run, trainer.strategy):
+        return
     seed_everything(config["seed"], workers=True, verbose=False)
     resume = find_resumable(run)
     matcher = build_matcher(config)
@@ -120,18 +146,6 @@ def fit(config: dict[str, Any], run: Run) -> None:
     }
     module = construct("optim", MatchModule, matcher, objective, config=config, **optim)
     datamodule = build(config["data"], specs=matcher.input_specs())
-    callbacks, loggers = build_each(config["callbacks"]), build_each(config["logger"])
-    if config["trainer"].get("enable_progress_bar") is False:
-        callbacks.pop("progress_bar", None)
-    check_callbacks(callbacks, {"retrieval_eval": None, "best": run.best_checkpoint, config["report"]: checkpoint})
-    check_loggers(loggers)
-    trainer = build(
-        {**config["trainer"], "enable_progress_bar": "progress_bar" in callbacks},
-        callbacks=list(callbacks.values()),
-        logger=list(loggers.values()),
-    )
-    keep_batches(trainer)
-    write_whole_checkpoints(trainer)
     if is_alone():
         datamodule.prepare_data()  # now, so that a fault of the data leaves nothing behind
     if trainer.fast_dev_run:
@@ -159,6 +173,15 @@ def fit(config: dict[str, Any], run: Run) -> None:
     finally:
         close_loggers(trainer)
     trainer.strategy.barrier()
+
+
+def is_finished(run: Run, strategy: Strategy) -> bool:
+    """Has a run its result by now? One answer for the processes of another launcher, of which the first has the run.
+
+    It is the one that waited for whoever was at it before.
+    """
+    strategy.setup_environment()  # their group, which `trainer.fit` finds
+    return strategy.broadcast(run.read_results() is not None)
 
 
 def find_resumable(run: Run) -> Path | None:
