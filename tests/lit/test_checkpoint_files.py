@@ -57,3 +57,13 @@ def test_a_mask_may_hold_infinity_but_statistics_no_nan() -> None:
     model.running_mean.fill_(float("nan"))  # type: ignore[union-attr]
     with pytest.raises(ValueError, match="'running_mean' is not finite"):
         refuse_not_finite(model, "at step 1")
+
+
+def test_weights_are_refused_in_all_processes_where_one_has_no_numbers() -> None:
+    with pytest.raises(ValueError, match="a tensor of another process is not finite at step 1"):
+        refuse_not_finite(nn.Linear(2, 2), "at step 1", agree=lambda own: False)
+    model, given = nn.Linear(2, 2), []
+    model.weight.data.fill_(float("nan"))
+    with pytest.raises(ValueError, match="'weight' is not finite"):
+        refuse_not_finite(model, "at step 1", agree=lambda own: bool(given.append(own)))  # type: ignore[func-returns-value]
+    assert given == [False]

@@ -126,14 +126,19 @@ class MatchModule(LightningModule):
                 rank_zero_info("weight decay: as this run began, on class tokens, position embeddings and the like too")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        refuse_not_finite(self, f"at step {self.trainer.global_step}")
+        agree = self.trainer.strategy.reduce_boolean_decision  # all write, or none: batch statistics may differ
+        refuse_not_finite(self, f"at step {self.trainer.global_step}", agree)
         if self.trainer.is_global_zero:  # the one that writes; the fingerprint reads all weights
             checkpoint[SECTION] = describe(self.matcher, self._config)
 
 
 @torch.no_grad()
-def refuse_not_finite(module: nn.Module, where: str) -> None:
+def refuse_not_finite(module: nn.Module, where: str, agree: Callable[[bool], bool] = bool) -> None:
     """Refuse weights that are no numbers: written, they would take the place of the last good ones.
+
+    Args:
+        where: in the training, for the message.
+        agree: returns whether what is given holds in all processes, each of which calls it.
 
     Raises:
         ValueError: naming the first such tensor.
@@ -141,11 +146,14 @@ def refuse_not_finite(module: nn.Module, where: str) -> None:
     # a mask may hold infinity, but no NaN
     found = {name: weight.isfinite().all() for name, weight in module.named_parameters() if weight.is_floating_point()}
     found |= {name: ~buffer.isnan().any() for name, buffer in module.named_buffers() if buffer.is_floating_point()}
-    if not found or bool(torch.stack([good.to(next(iter(found.values())).device) for good in found.values()]).all()):
+    is_good = not found or bool(
+        torch.stack([good.to(next(iter(found.values())).device) for good in found.values()]).all()
+    )
+    if agree(is_good):
         return
-    name = next(name for name, good in found.items() if not good)
+    name = "a tensor of another process" if is_good else next(f"'{name}'" for name, good in found.items() if not good)
     raise ValueError(
-        f"training diverged: '{name}' is not finite {where}; the checkpoints before it are kept; "
+        f"training diverged: {name} is not finite {where}; the checkpoints before it are kept; "
         "a smaller optim.lr may help"
     )
 
