@@ -21,14 +21,29 @@ from mim_lightning.run import identify, refuse_wrong_kinds
         ("model.towers.query_image.encoder=null", "model.towers.query_image.encoder=null: give a mapping"),
         ("~schedule", "schedule=null: give a mapping"),
         ("seed=x", "seed=x: give a whole number from 0"),
-        ("run.id=../../evil", "run.id=../../evil: names the run's folder"),
-        ("run.id=/evil", "run.id=/evil: names the run's folder"),
-        ("run.id=.", "run.id=.: names the run's folder"),
     ],
 )
 def test_a_value_that_cannot_be_meant_names_its_key(override: str, message: str) -> None:
     with pytest.raises(ValueError, match=f"^{message}"):
         refuse_wrong_kinds(compose("train", [override]))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["run.id=../../evil"], "run.id=../../evil: names the run's folder"),
+        (["run.id=/evil"], "run.id=/evil: names the run's folder"),
+        (["run.id=."], "run.id=.: names the run's folder"),
+        (["run.id=../evil", "run.digest=0"], "run.id=../evil: names the run's folder"),
+        (["data.name=../../evil"], "run.name=4tower-../../evil-seed1: names the run's folder"),
+        (["run.name=/evil"], "run.name=/evil: names the run's folder"),
+    ],
+)
+def test_no_run_lies_outside_the_folder_of_runs(overrides: list[str], message: str) -> None:
+    config = compose("train", overrides)
+    refuse_wrong_kinds(config)
+    with pytest.raises(ValueError, match=f"^{message}"):
+        identify(config)
 
 
 @pytest.mark.parametrize("override", ["embed_dim=null", "run.id=2024", "run.id=group/name", "logger=none", "seed=0"])

@@ -117,7 +117,8 @@ def identify(config: dict[str, Any]) -> tuple[Run, dict[str, Any]]:
     """Return the run of a config, and the config with the run's id wherever it stands.
 
     Raises:
-        ValueError: the data cannot be described, or a given `run.id` belongs to another config.
+        ValueError: the data cannot be described, the run's name or id leads out of the folder of runs, or a given
+            `run.id` belongs to another config.
     """
     section = config["run"]
     if section["digest"] is None:  # else a launched process, whose config was identified before
@@ -126,6 +127,7 @@ def identify(config: dict[str, Any]) -> tuple[Run, dict[str, Any]]:
         run_id = str(section["id"]) if section["id"] != PENDING_ID else _find_or_name(config, digest)
         config = _replace(config, PENDING_ID, run_id)
         config = {**config, "run": {**config["run"], "id": run_id, "digest": digest}}
+    _refuse_elsewhere(config["run"])
     run = Run(config["run"]["id"], Path(config["run"]["folder"]))
     _refuse_another(run, config)
     return run, config
@@ -159,9 +161,6 @@ def refuse_wrong_kinds(config: Mapping[str, Any]) -> None:
         if not model["tied"].get(name):  # else it is the other's
             refuse_other_kind(f"model.towers.{name}", tower, dict)
             refuse_other_kind(f"model.towers.{name}.encoder", tower.get("encoder"), dict)
-    place = PurePath(str(config["run"]["id"]))
-    if not place.name or place.is_absolute() or ".." in place.parts:
-        raise ValueError(f"run.id={config['run']['id']}: names the run's folder below paths.runs; give a plain name")
     refuse_wrong_seed(config["seed"])
 
 
@@ -209,6 +208,14 @@ def refuse_missed_report(config: Mapping[str, Any]) -> None:
             f"trainer.check_val_every_n_epoch={every}: report={report} would never see {unseen} of {num_epochs} "
             "epochs; give a divisor of trainer.max_epochs"
         )
+
+
+def _refuse_elsewhere(section: Mapping[str, Any]) -> None:
+    """Refuse a name or id that would put a run's folder somewhere else than below those of all runs."""
+    for key in ("name", "id"):
+        place = PurePath(str(section[key]))
+        if not place.name or place.is_absolute() or ".." in place.parts:
+            raise ValueError(f"run.{key}={section[key]}: names the run's folder below paths.runs; give a plain name")
 
 
 def _refuse_another(run: Run, config: Mapping[str, Any]) -> None:
