@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import pickle
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from mim_lightning.encoders.hf_source import load_hf_config
 from mim_lightning.encoders.hf_text import HfText
 from mim_lightning.encoders.interface import Preprocessing
 from mim_lightning.encoders.timm_image import TimmImage
@@ -83,6 +86,42 @@ def test_a_tokeniser_names_no_file_that_is_not_its_own(changed_bert: Callable, t
 def test_attention_code_is_not_fetched(changed_bert: Callable, key: str) -> None:
     with pytest.raises(ValueError, match=r"asks for attention code from the hub, evil/kernel; not fetched"):
         HfText("gone/away", None, assets=changed_bert({key: "evil/kernel"}))
+
+
+@pytest.mark.parametrize(
+    ("config", "key"),
+    [
+        ({"use_pretrained_backbone": True}, "use_pretrained_backbone"),
+        ({"backbone": "evil/model"}, "backbone"),
+        ({"model_type": "detr", "use_timm_backbone": 1}, "use_timm_backbone"),
+        ({"model_type": "detr"}, "backbone_config.*"),  # by default
+        ({"model_type": "dpt", "backbone": "evil/model", "use_pretrained_backbone": True}, "backbone"),
+        ({"model_type": "dpt", "backbone_config": {"model_type": "timm_backbone"}}, "backbone_config.model_type"),
+        ({"model_type": "timm_wrapper", "architecture": "resnet18"}, "model_type"),
+        ({"architecture": "hf-hub:evil/model"}, "architecture"),
+        ({"parts": [{"architecture": "evil/model"}]}, "parts.0.architecture"),
+    ],
+)
+def test_no_part_of_a_model_is_fetched(
+    changed_bert: Callable, config: dict[str, Any], key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assets = changed_bert(config)
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: pytest.fail("the network was asked"))
+    with pytest.raises(ValueError, match=rf"^encoder 'gone/away': .*\(config\.json: {key}: .* not fetched\)$"):
+        HfText("gone/away", None, assets=assets)
+
+
+def test_keys_that_ask_nothing_are_none(changed_bert: Callable) -> None:
+    idle = {"backbone": None, "use_timm_backbone": False, "architecture": "bert", "label2id": {"backbone": 1}}
+    HfText("gone/away", None, assets=changed_bert(idle))
+
+
+@pytest.mark.parametrize(
+    "kind", ["bert", "roberta", "mpnet", "clip", "clip_text_model", "siglip", "siglip_text_model", "xlm-roberta"]
+)
+def test_text_models_ask_nothing(kind: str, tmp_path: Path) -> None:
+    CONFIG_MAPPING[kind]().save_pretrained(tmp_path)
+    assert load_hf_config(tmp_path, offline=True).model_type == kind
 
 
 @pytest.mark.parametrize(
