@@ -98,7 +98,7 @@ def test_neighbours_mix() -> None:
         ({"num_lanes": 0}, "data.num_lanes=0"),
         ({"num_lanes": 4}, "data.num_lanes=4: 1 to 3"),
         ({"window": 0}, "data.window"),
-        ({"global_batch_size": 0}, "batch size"),
+        ({"global_batch_size": 0}, "data.batch_size=0"),
     ],
 )
 def test_impossible_plans_are_refused(options: dict[str, int], word: str) -> None:

@@ -169,8 +169,9 @@ class StreamSettings:
 def refuse_bad_lanes(shard_sizes: tuple[int, ...], global_batch_size: int, num_lanes: int, window: int) -> None:
     if not 1 <= num_lanes <= len(shard_sizes):
         raise ValueError(f"data.num_lanes={num_lanes}: 1 to {len(shard_sizes)}, the number of shards")
-    if global_batch_size < 1 or window < 1:
-        raise ValueError("batch size and data.window must be at least 1")
+    for key, value in (("batch_size", global_batch_size), ("window", window)):
+        if value < 1:
+            raise ValueError(f"data.{key}={value}: must be at least 1")
 
 
 def refuse_num_rows(epoch: EpochSettings, name: str) -> None:
