@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 from hydra.errors import CompactHydraException, MissingConfigException
+from omegaconf.errors import OmegaConfBaseException
 
 from mim_lightning.config import compose, conf_dir
 from mim_lightning.failure import (
@@ -60,6 +61,24 @@ def test_choices_are_those_of_the_group_and_nothing_else(override: str) -> None:
         for group in ("experiment", "data", "encoder/text", "trainer")
     }
     assert describe_failure(caught.value, "train").reason == HINTS[override].format(**groups)
+
+
+@pytest.mark.parametrize(
+    ("override", "reason"),
+    [
+        (
+            "data.shards=null",
+            "data.val_split: cannot be made from ${.shards.val_split}: a key in it is missing",
+        ),
+        ("~data.shards", "data.val_split: cannot be made from ${.shards.val_split}: a key in it is missing"),
+        ("data.augment.min_scale=${.nope}", "data.augment.min_scale: cannot be made from ${.nope}: a key"),
+        ("data.protocol=null", "run.name: cannot be made from ${model.name}-<set>${data.protocol.label}-seed${seed}:"),
+    ],
+)
+def test_a_value_that_another_key_should_give_is_named(override: str, reason: str) -> None:
+    with pytest.raises(OmegaConfBaseException) as caught:
+        compose("train", [override])
+    assert describe_failure(caught.value, "train").reason.startswith(reason)
 
 
 def test_the_first_of_several_processes_is_heard(tmp_path: Path) -> None:

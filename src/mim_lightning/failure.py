@@ -18,8 +18,13 @@ from typing import Any
 import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import CompactHydraException, ConfigCompositionException, MissingConfigException
-from omegaconf import OmegaConf
-from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import (
+    ConfigAttributeError,
+    ConfigKeyError,
+    InterpolationResolutionError,
+    OmegaConfBaseException,
+)
 
 from mim_lightning.config import conf_dir
 from mim_lightning.damaged_file import naming_damage
@@ -114,6 +119,9 @@ def _one_line(error: Exception, name: str) -> str:
     if isinstance(error, ConfigCompositionException) and isinstance(cause, (ConfigAttributeError, ConfigKeyError)):
         key = str(cause.full_key)
         return f"no config key '{key}'{hint_at(key, name)}"
+    if isinstance(error, InterpolationResolutionError) and isinstance(error.parent_node, DictConfig):
+        written = OmegaConf.to_container(error.parent_node, resolve=False)[error.key]  # type: ignore[index]
+        return f"{error.full_key}: cannot be made from {written}: a key in it is missing, or null"
     if _is_wandbs(error):
         return f"W&B: {text.rstrip('.')}; or keep the run on this machine with logger.wandb.offline=true"
     return text
