@@ -5,7 +5,7 @@ import re
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from mim_lightning.door import _quoted, refuse_unknown_sections
+from mim_lightning.door import _naming_removed, _quoted, refuse_unknown_sections
 
 
 @pytest.mark.parametrize(
@@ -46,3 +46,13 @@ def test_a_section_that_nothing_reads_is_refused(name: str, argument: str, messa
 )
 def test_keys_that_are_read_are_taken(name: str, arguments: list[str]) -> None:
     refuse_unknown_sections(name, arguments)
+
+
+def test_a_removed_key_that_is_needed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["train", "seed=1", "~trainer.devices", "~callbacks.last=1"])
+    error = KeyError("devices")
+    named = _naming_removed(error)
+    assert isinstance(named, ValueError) and named.__cause__ is error
+    assert str(named) == "trainer.devices: is needed; give trainer.devices=<value> instead of ~trainer.devices"
+    for other in (KeyError("seed"), KeyError(), ValueError("devices")):
+        assert _naming_removed(other) is other

@@ -75,7 +75,8 @@ def _run(name: str, function: Callable[[Config], Any], free_texts: Sequence[str]
         # an exit from within: an exception on its way through Hydra is printed with the whole call stack
         try:
             return function(to_plain(config))
-        except Exception as error:
+        except Exception as caught:
+            error = _naming_removed(caught)
             if not _is_recorded():
                 _exit(error, name)
             if FULL_ERRORS in os.environ:
@@ -152,6 +153,17 @@ def _is_recorded() -> bool:
         return False
     config = HydraConfig.get()
     return config.mode == RunMode.MULTIRUN and "ledger" in config.callbacks
+
+
+def _naming_removed(error: Exception) -> Exception:
+    """Return the KeyError of a key that the command line removed, "~trainer.devices", as that mistake."""
+    removed = (argument[1:].partition("=")[0] for argument in sys.argv[1:] if argument.startswith("~"))
+    key = next((key for key in removed if isinstance(error, KeyError) and key.split(".")[-1] in error.args), None)
+    if key is None:
+        return error
+    named = ValueError(f"{key}: is needed; give {key}=<value> instead of ~{key}")
+    named.__cause__ = error
+    return named
 
 
 def _exit(error: Exception, name: str) -> NoReturn:
