@@ -18,7 +18,7 @@ import pytest
 
 from mim_lightning.build_index import build_index
 from mim_lightning.config import compose
-from mim_lightning.damaged_file import DamagedFileError, naming_damage
+from mim_lightning.damaged_file import DamagedFileError, describe, naming_damage
 from mim_lightning.data.prepared import open_prepared
 from mim_lightning.data.shards import shard_set
 from mim_lightning.data.writing.verify import verify_sets
@@ -208,6 +208,12 @@ def test_a_damaged_file_is_named(kind: str, damage: str, made: Path) -> None:
 def test_a_damaged_asset_is_named(text: str) -> None:
     with pytest.raises(ValueError, match=r"best\.ckpt, query_text/tokenizer\.json: damaged"):
         check_assets({"query_text": {"tokenizer.json": text}}, Path("best.ckpt"))
+
+
+@pytest.mark.parametrize("kind", [ValueError, KeyError])
+def test_what_a_file_made_a_reader_say_is_one_harmless_line(kind: type[Exception]) -> None:
+    said = describe(kind("\x1b[2J", "a\nb\u202e", "x" * 1_000) if kind is ValueError else kind("\x9b" * 1_000))
+    assert said.isprintable() and len(said) < 250
 
 
 def test_an_error_keeps_its_parts_between_processes() -> None:

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from mim_lightning.display_text import plain
+
 
 class FileError(ValueError):
     """What is wrong with the content of a file; its message names it.
@@ -75,7 +77,7 @@ def refuse_irregular(path: Path, remedy: str = "") -> None:
 
 def describe(error: Exception) -> str:
     """Return an exception as one line of bounded length; a damaged file may be quoted in it."""
-    words = " ".join(str(error).split())[:200]
+    words = plain(" ".join(str(error).split()))
     if isinstance(error, KeyError):
         return f"{words} is missing"
-    return "".join(letter if letter.isprintable() else "?" for letter in words) or type(error).__name__
+    return words or type(error).__name__

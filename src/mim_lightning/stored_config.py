@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from mim_lightning.damaged_file import FileError, naming_damage
+from mim_lightning.display_text import plain
 from mim_lightning.file_name import plain_name
 
 TRUSTED_PACKAGES = "MIM_TRUSTED_PACKAGES"  # environment variable: packages, by comma, whose classes a file may name
@@ -69,7 +70,7 @@ class StoredConfigError(FileError):
 
     def __init__(self, path: Path | str, key: str, reason: str) -> None:
         said = f"{key}{': ' if key else ''}{reason}"  # key and value are the stranger's: on a terminal they only stand
-        super().__init__(f"{path}: {''.join(letter if letter.isprintable() else '?' for letter in said)[:500]}")
+        super().__init__(f"{path}: {plain(said, 500)}")
         self.path, self.key = path, key
 
 

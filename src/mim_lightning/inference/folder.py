@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 
 from mim_lightning.config import build_matcher
 from mim_lightning.damaged_file import naming_damage
+from mim_lightning.display_text import plain
 from mim_lightning.file_name import inside
 from mim_lightning.inference.precision import base_of, check_precision, name_of, restore, store
 from mim_lightning.model.checkpoint import load_strictly
@@ -119,9 +120,9 @@ def read_facts(folder: Path) -> FolderFacts:
     facts = replace(facts, config=check_config(facts.config, path))
     written = _read_text(inside(folder, folder / FINGERPRINT_FILE)).strip()
     if not written == facts.fingerprint == name_of(base_of(facts.fingerprint), facts.precision):
-        said = "".join(letter if letter.isprintable() else "?" for letter in written[:40])
         raise ValueError(
-            f"{folder / FINGERPRINT_FILE}: fingerprint {said}, {FACTS_FILE} says {facts.fingerprint}: it was changed"
+            f"{folder / FINGERPRINT_FILE}: fingerprint {plain(written, 40)}, {FACTS_FILE} says {facts.fingerprint}: "
+            "it was changed"
         )
     return facts
 

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import math
-import re
 
 from starlette.responses import JSONResponse
 
+from mim_lightning.display_text import plain
 from mim_lightning.search.service.limits import RefusedError
 
 MAX_LENGTH = 500  # of a message: what a client wrote is quoted in it
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 
 
 def error_answer(status: int, message: str, headers: dict[str, str] | None = None) -> JSONResponse:
     """Return the answer that says what is wrong, in one line that every client can decode."""
-    line = _CONTROL.sub(" ", message.encode(errors="backslashreplace").decode())
-    line = line if len(line) <= MAX_LENGTH else f"{line[:MAX_LENGTH]} ..."
-    return JSONResponse({"error": line}, status, headers)
+    return JSONResponse({"error": plain(message, MAX_LENGTH)}, status, headers)
 
 
 def refuse(refusal: RefusedError) -> JSONResponse:
