@@ -60,7 +60,8 @@ def serve(config: dict[str, Any]) -> None:
         from mim_lightning.search.service.page import mount_page
 
         app = mount_page(app, shopfront, api_key)
-    print(f"http://{config['host']}:{listening.getsockname()[1]}  (API: /docs)", flush=True)
+    host = f"[{config['host']}]" if ":" in config["host"] else config["host"]
+    print(f"http://{host}:{listening.getsockname()[1]}  (API: /docs)", flush=True)
     allow_open_files(shopfront.limits.connections + OTHER_FILES)
     gated = behind_gate(app, shopfront, api_key, lambda: server.should_exit)
     server = uvicorn.Server(uvicorn.Config(gated, **uvicorn_settings(shopfront.limits, proxies)))
