@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import json
 import os
@@ -20,6 +21,7 @@ from fastapi.testclient import TestClient
 
 from mim_lightning.search.service.app import behind_gate, make_app
 from mim_lightning.search.service.page import mount_page
+from mim_lightning.search.service.uploads import Uploads
 from tests.search.service.shopfronts import colour_shop, square
 
 SECRET = "what nobody may read"
@@ -209,6 +211,19 @@ def test_the_folder_that_gradio_is_given_is_not_served(tmp_path: Path, monkeypat
         assert client.get(f"/gradio_api/file={tmp_path}/other.jpg").status_code == 404
         path = Browser(client).upload(square("red"))
         assert Path(path).is_relative_to(tmp_path) and client.get(f"/gradio_api/file={path}").status_code == 200
+
+
+def test_an_upload_is_written_beside_the_loop(browser: Browser, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The disk takes a while for 12 MB, and all others would wait for it."""
+    add = Uploads.add
+
+    def added(*args: Any) -> Path:
+        with pytest.raises(RuntimeError, match="no running event loop"):
+            asyncio.get_running_loop()
+        return add(*args)
+
+    monkeypatch.setattr(Uploads, "add", added)
+    assert Path(browser.upload(square("red"))).is_file()
 
 
 def test_what_an_upload_names_besides_is_not_followed(browser: Browser, secret: Path) -> None:

@@ -7,6 +7,7 @@ send is answered here, with 4xx and {"error": one line}. Uploads are taken here 
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -112,7 +113,9 @@ class PageAccess:
                 data = await parts[0].read()
         except ClientDisconnect as error:
             raise RefusedError(400, "the upload broke off") from error
-        return JSONResponse([str(self.uploads.add(data, client_of(request.scope)))])
+        # writing up to 12 MB would keep all others waiting
+        photo = await asyncio.to_thread(self.uploads.add, data, client_of(request.scope))
+        return JSONResponse([str(photo)])
 
     def _is_logged_in(self, request: Request) -> bool:
         names = (f"access-token-{self.gradio.cookie_id}", f"access-token-unsecure-{self.gradio.cookie_id}")
