@@ -12,7 +12,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from mim_lightning.encoders import Encoder
+from mim_lightning.encoders import Encoder, timm_image
 from mim_lightning.encoders.timm_image import TimmImage
 from tests.contracts.encoder import EncoderContract, random_images
 
@@ -191,3 +191,18 @@ def test_pretrained_features_see_more_than_random_ones(mobilenetv2_file: Path) -
         return cosine.diag().mean() - cosine[~torch.eye(8, dtype=torch.bool)].mean()
 
     assert similarity(str(mobilenetv2_file)) > 3 * similarity(None)
+
+
+def test_sides_are_looked_for_without_building_a_giant(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, create = [], timm.create_model
+
+    def create_model(*args: Any, **options: Any) -> Any:
+        made.append(create(*args, **options))
+        return made[-1]
+
+    monkeypatch.setattr(timm, "create_model", create_model)
+    for limit, devices in ((100_000_000, {"meta", "cpu"}), (0, {"meta"})):
+        monkeypatch.setattr(timm_image, "MAX_PARAMETERS_TRIED", limit)
+        made.clear()
+        assert timm_image._sides_near("test_vit", 65, {"img_size": 65}) == [64, 80]
+        assert {next(network.parameters()).device.type for network in made} == devices

@@ -37,6 +37,7 @@ RESERVED = frozenset(inspect.signature(timm.create_model).parameters) | {"num_cl
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin", "model.pth")
 SIDE_STEPS = (32, 28, 16, 14, 8)  # sides that architectures take are multiples of one of these
 MAX_SIDES_TRIED = 12  # above, and as many below
+MAX_PARAMETERS_TRIED = 100_000_000  # of a model that is built on the CPU for a message
 
 
 class TimmImage(ImageEncoder):
@@ -225,6 +226,8 @@ def _takes(name: str, side: int, arguments: Mapping[str, Any]) -> bool:
                 network(torch.zeros(1, 3, side, side))
         except Exception:  # as above
             return False
+        if sum(weights.numel() for weights in network.parameters()) > MAX_PARAMETERS_TRIED:
+            return True  # each more would take a giant's memory and seconds
     return True
 
 
