@@ -6,8 +6,14 @@ import os
 
 import pytest
 
-# Before any vendor is imported: huggingface_hub reads it once.
+# Before any vendor is imported here: huggingface_hub reads it once.
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 # The contract's asserts should show their values like those of a test file.
 pytest.register_assert_rewrite("tests.contracts.encoder")
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep from asking where a test of another room has imported huggingface_hub before: it would try for minutes."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)

@@ -17,6 +17,7 @@ Fit = Callable[..., Run]
 GROUPED = ["data/order=grouped", "data.order.rows_per_product=2", "data.order.same_category=0.5"]
 
 
+@pytest.mark.slow  # that orders resume is tested without a run, and that runs do with another order
 def test_a_grouped_run_killed_and_resumed_equals_one_not_stopped(shop: Path, fit: Fit) -> None:
     whole = fit(*GROUPED)
     parts = [*GROUPED, "callbacks.last.every_n_train_steps=1", f"paths.runs={shop}/parts"]

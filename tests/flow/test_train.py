@@ -124,7 +124,7 @@ def test_init_from_a_3_tower(fit: Fit, caplog: pytest.LogCaptureFixture) -> None
             assert torch.equal(value, weights(run, "best")[name])
 
 
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("workers", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_killed_and_resumed_equals_not_stopped(shop: Path, fit: Fit, workers: int) -> None:
     whole = fit()
     parts = ["callbacks.last.every_n_train_steps=1", f"paths.runs={shop}/parts", f"data.num_workers={workers}"]
