@@ -19,6 +19,8 @@ from mim_lightning.run import identify, refuse_wrong_kinds
         ("paths.runs=null", "paths.runs=null: give a text"),
         ("model.towers.query_image=null", "model.towers.query_image=null: give a mapping"),
         ("model.towers.query_image.encoder=null", "model.towers.query_image.encoder=null: give a mapping"),
+        ("~trainer._target_", "trainer._target_=null: give a text"),
+        ("~data._target_", "data._target_=null: give a text"),
         ("~schedule", "schedule=null: give a mapping"),
         ("seed=x", "seed=x: give a whole number from 0"),
     ],

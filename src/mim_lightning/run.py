@@ -136,6 +136,7 @@ def identify(config: dict[str, Any]) -> tuple[Run, dict[str, Any]]:
 # keys that no constructor takes, or not before others have relied on them -> what they may be
 KINDS: dict[str, Any] = {
     **dict.fromkeys(("run.id", "run.name", "run.folder", "paths.runs", "monitor", "report"), str),
+    **dict.fromkeys(("trainer._target_", "data._target_"), str),
     **dict.fromkeys(
         ("encoder", "model", "loss", "data", "optim", "schedule", "trainer", "callbacks", "directions", "logger"), dict
     ),
