@@ -34,6 +34,7 @@ class SweepLedger(Callback):
 
     def __init__(self) -> None:
         self.ledger: Ledger | None = None
+        self._let_go: weakref.finalize | None = None
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         folder = Path(str(config.hydra.sweep.dir).replace(PENDING_NAME, name_sweep(config))).absolute()
@@ -43,7 +44,7 @@ class SweepLedger(Callback):
             _stop(f"hydra.sweep.dir={folder}: {error.strerror}")
         if held is None:
             _stop(f"{folder}: this sweep is running already: {describe_holder(folder / '.lock')}")
-        weakref.finalize(self, release, held)  # no hook tells of a sweep that broke off
+        self._let_go = weakref.finalize(self, release, held)  # no hook tells of a sweep that broke off
         with open_dict(config):
             # this config makes the sweeper, which is made after this
             if config.hydra.sweeper._target_ == HYDRAS_OWN:
@@ -82,8 +83,9 @@ class SweepLedger(Callback):
         self.ledger.write(row)
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
-        assert self.ledger is not None
+        assert self.ledger is not None and self._let_go is not None
         rows = print_ledger(self.ledger)
+        self._let_go()
         if any(row.status == "failed" for row in rows):
             sys.exit(1)  # an exit, for Hydra makes a warning of a callback's exception
 
