@@ -33,7 +33,7 @@ ROOMS = {  # room or file -> what of the project it may import
         *("file_name", "stored_config"),
     },
     "lit": {
-        *("types", "data", "model", "losses", "metrics", "evidence", "study", "lit"),
+        *("types", "data", "model", "losses", "metrics", "evidence", "sweep.optuna_study", "lit"),
         *("whole_file", "damaged_file", "interruption", "expected_types"),
     },
     "overrides": set(),
@@ -48,9 +48,9 @@ ROOMS = {  # room or file -> what of the project it may import
     "failure": {"config", "damaged_file"},
     "door": {"command", "config", "failure", "interruption", "overrides"},
     "launch": {"config", "door", "failure", "interruption"},
-    "study": set(),
-    "sweep": {"config", "run", "failure", "study", "sweep", "whole_file", "damaged_file", "interruption"},
+    "sweep": {"config", "run", "failure", "sweep", "whole_file", "damaged_file", "interruption"},
     "sweep.lock": set(),
+    "sweep.optuna_study": set(),
     "train": {
         *("config", "door", "failure", "run", "launch", "prepare", "lit", "model"),
         *("damaged_file", "interruption", "sweep.lock", "whole_file", "expected_types"),
@@ -71,7 +71,8 @@ ROOMS = {  # room or file -> what of the project it may import
     },
     "export": {"config", "door", "expected_types", "inference", "lit", "model", "stored_config"},
     "online": {"online"},
-    "report": {"config", "door", "online"},
+    "ab_report": {"config", "door", "online"},
+    "report": {"ab_report"},  # old name of the command
     "draw": {"command", "config", "run", "evidence"},
     "search": {
         *("data.pictures", "data.shards.sample_finder", "data.shards.shard_set", "inference"),
@@ -146,7 +147,7 @@ VENDORS = {  # package -> rooms that may import it
     "matplotlib": {"evidence"},
     "sklearn": {"evidence"},
     "threadpoolctl": {"evidence"},
-    "optuna": {"study", "sweep", "lit"},
+    "optuna": {"sweep", "lit"},
     "wandb": {"lit", "dashboard"},  # see below; all else goes through conf/logger and Lightning's logger
     "wandb_workspaces": {"dashboard"},
     "fastapi": {"search"},

@@ -170,6 +170,6 @@ def test_the_service_answers_records_and_stops(service: tuple[str, subprocess.Po
     assert process.wait(60) in (0, -signal.SIGTERM)
     with pytest.raises(OSError), socket.create_connection(("127.0.0.1", port), timeout=5):
         pass
-    told = start("events=events.db", "experiment_name=words", module="mim_lightning.report", cwd=shop)
+    told = start("events=events.db", "experiment_name=words", module="mim_lightning.ab_report", cwd=shop)
     assert told.returncode == 0 and "control" in told.stdout and "words" in told.stdout, told.stderr
     assert b"user-1" not in (shop / "events.db").read_bytes()

@@ -9,7 +9,7 @@ import pytest
 from lightning.pytorch.trainer.states import TrainerFn
 
 from mim_lightning.lit.callbacks.pruning import TrialPruning
-from mim_lightning.study import open_study
+from mim_lightning.sweep.optuna_study import open_study
 
 optuna = pytest.importorskip("optuna", reason="needs the extra: pip install 'mim-lightning[sweep]'")
 MONITOR = "val/image_to_image/hit@1"

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
+from mim_lightning.ab_report import report
 from mim_lightning.config import compose
 from mim_lightning.online.arms import Arm
 from mim_lightning.online.click_model import ClickModel, plant_lift
 from mim_lightning.online.event_log import EventLog
 from mim_lightning.online.events import Click
 from mim_lightning.online.simulator import RELEVANCE, simulate_events
-from mim_lightning.report import report
 from tests.online.making import SALT, impression
 
 MODEL = ClickModel()
@@ -54,7 +54,7 @@ def write(path: Path, *shown: tuple[str, str, str]) -> str:
 
 def test_a_planted_lift_is_reported_from_the_log_to_the_last_line(experiment: str) -> None:
     """As a user does it: a process of its own, from whose words and numbers the planted lift can be read."""
-    command = [sys.executable, "-m", "mim_lightning.report", f"events={experiment}", "experiment_name=planted"]
+    command = [sys.executable, "-m", "mim_lightning.ab_report", f"events={experiment}", "experiment_name=planted"]
     finished = subprocess.run([*command, "json=true", "planned_users=400"], capture_output=True, text=True, check=True)
     found = json.loads(finished.stdout)
     assert found["control"] == "control" and [row["arm"] for row in found["arms"]] == ["control", "new"]
@@ -143,16 +143,16 @@ def test_the_database_may_be_named_by_the_environment(
 
 
 def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mim_lightning.report.find_spec", lambda name: None)
+    monkeypatch.setattr("mim_lightning.ab_report.find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"report: install the extra: pip install 'mim-lightning\[online\]'"):
         report(compose("report", ["base=0.1"]))
 
 
 def test_the_door_ends_a_mistake_with_one_line_and_helps(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "mim_lightning.report"]
+    command = [sys.executable, "-m", "mim_lightning.ab_report"]
     wrong = subprocess.run([*command, "experimant=x"], capture_output=True, text=True, check=False, cwd=tmp_path)
     assert wrong.returncode == 2 and wrong.stdout == ""
     assert wrong.stderr == "error: no config key 'experimant'; did you mean 'experiment_name'?\n"
     helped = subprocess.run([*command, "--help"], capture_output=True, text=True, check=True, cwd=tmp_path).stdout
-    assert "python -m mim_lightning.report events=events.db" in helped and "planned_users: null" in helped
+    assert "python -m mim_lightning.ab_report events=events.db" in helped and "planned_users: null" in helped
     assert list(tmp_path.iterdir()) == []

@@ -11,10 +11,10 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from omegaconf import OmegaConf
 
-from mim_lightning.study import open_study
 from mim_lightning.sweep.identity import pick_overrides
 from mim_lightning.sweep.launching import SturdyLauncher
 from mim_lightning.sweep.ledger import Ledger, Row
+from mim_lightning.sweep.optuna_study import open_study
 from mim_lightning.sweep.search import TrialSearch
 
 pytest.importorskip("optuna", reason="needs the extra: pip install 'mim-lightning[sweep]'")

@@ -20,10 +20,10 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from mim_lightning.study import count_ended, mend_journal, open_study, open_trial
 from mim_lightning.sweep.identity import parse_overrides, swept_keys
 from mim_lightning.sweep.launching import SturdyLauncher
 from mim_lightning.sweep.ledger import Ledger, Row
+from mim_lightning.sweep.optuna_study import count_ended, mend_journal, open_study, open_trial
 from mim_lightning.sweep.parts import build_part, check_installed
 from mim_lightning.sweep.space import read_space, write_overrides
 
@@ -41,7 +41,7 @@ class TrialSearch(Sweeper):
     Args:
         n_trials: how many.
         n_jobs: at a time; None: as many as the launcher runs.
-        study_name, storage: see `study.open_study`; None: named like the sweep, in a journal in its folder.
+        study_name, storage: see `optuna_study.open_study`; None: named like the sweep, in a journal in its folder.
         sampler, pruner: Optuna's, as configs; pruner None prunes nothing.
         warmup_epochs: that every trial gets, before it may be pruned.
         params: the space, see `space`; the command line prevails.

@@ -325,7 +325,7 @@ def test_requests_at_work_are_counted_for_each_client(tmp_path: Path) -> None:
 def test_a_url_with_a_password_need_not_stand_on_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MIM_EVENTS", "postgresql://me:secret@host/events")
     assert compose("serve", ["index=nowhere"])["events"] == "postgresql://me:secret@host/events"
-    assert compose("report", [])["events"] == compose("serve", ["index=nowhere"])["events"]
+    assert compose("ab_report", [])["events"] == compose("serve", ["index=nowhere"])["events"]
 
 
 def test_an_experiment_is_recorded_without_the_user(tmp_path: Path) -> None:

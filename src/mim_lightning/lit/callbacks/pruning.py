@@ -15,16 +15,14 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 
-from mim_lightning.study import open_study, open_trial
-
 
 class TrialPruning(Callback):
     """Reports to a trial, and ends the run when its pruner says so.
 
     Args:
         monitor: the metric that is reported; higher is better.
-        trial: `number`, `study`, `storage` (see `study.open_study`), `pruner`, and `warmup_epochs`, which no trial is
-            denied; None outside a search.
+        trial: `number`, `study`, `storage` (see `optuna_study.open_study`), `pruner`, and `warmup_epochs`, which no
+            trial is denied; None outside a search.
     """
 
     def __init__(self, monitor: str, trial: Mapping[str, Any] | None = None) -> None:
@@ -32,6 +30,8 @@ class TrialPruning(Callback):
 
     @cached_property
     def _reported(self) -> Any:
+        from mim_lightning.sweep.optuna_study import open_study, open_trial
+
         assert self.trial is not None
         study = open_study(self.trial["storage"], self.trial["study"], pruner=self.trial["pruner"])
         return open_trial(study, self.trial["number"])
