@@ -34,7 +34,7 @@ def experiment(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def told(capsys: pytest.CaptureFixture[str], *words: str) -> str:
-    report(compose("report", list(words)))
+    report(compose("ab_report", list(words)))
     return capsys.readouterr().out
 
 
@@ -131,7 +131,7 @@ def test_mistakes_are_told_in_one_line(tmp_path: Path, monkeypatch: pytest.Monke
         (["base=0.1", "lift=4.95"], "lift=4.95: must lie between -1 and 1 and not be 0; 0.05 is +5 %"),
     ):
         with pytest.raises(ValueError) as error:
-            report(compose("report", words))
+            report(compose("ab_report", words))
         assert reason in str(error.value) and "\n" not in str(error.value)
 
 
@@ -145,7 +145,7 @@ def test_the_database_may_be_named_by_the_environment(
 def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mim_lightning.ab_report.find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"report: install the extra: pip install 'mim-lightning\[online\]'"):
-        report(compose("report", ["base=0.1"]))
+        report(compose("ab_report", ["base=0.1"]))
 
 
 def test_the_door_ends_a_mistake_with_one_line_and_helps(tmp_path: Path) -> None:
