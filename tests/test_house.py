@@ -15,6 +15,7 @@ ROOMS = {  # room or file -> what of the project it may import
     "id_keys": set(),
     "types": {"id_keys"},
     "display_text": set(),
+    "fields": set(),
     "whole_file": set(),
     "damaged_file": set(),
     "file_name": set(),
@@ -90,7 +91,7 @@ ROOMS = {  # room or file -> what of the project it may import
     },
     "serve": {"config", "door", "interruption", "online", "search"},
 }
-ANYWHERE = {"display_text"}  # knows nothing of the project; every room that shows words of others needs it
+ANYWHERE = {"display_text", "fields"}  # know nothing of the project; every room shows words of others, or names fields
 DATA_ROOMS = {  # room or file of data -> what else of data it may import: rows above its own, so there are no circles
     "places": set(),
     "progress": set(),

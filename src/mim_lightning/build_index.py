@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from mim_lightning.config import build
 from mim_lightning.door import run_door
 from mim_lightning.expected_types import refuse_mistyped
+from mim_lightning.fields import PRODUCT, PRODUCT_IMAGE
 from mim_lightning.launch import choose_precision, is_launched, launch, num_processes_to_launch
 from mim_lightning.prepare import prepare_data
 from mim_lightning.stored_config import data_of
@@ -65,7 +66,7 @@ def build_index(config: dict[str, Any]) -> None:
 
 
 def choose_gallery(wanted: str | None, matcher: Matcher) -> str:
-    gallery = wanted or ("product" if "product" in matcher.fusions else "product_image")
+    gallery = wanted or (PRODUCT if PRODUCT in matcher.fusions else PRODUCT_IMAGE)
     if gallery not in matcher.names:
         raise ValueError(f"gallery={gallery}: the model has no such tower or fusion; it has {', '.join(matcher.names)}")
     return gallery

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from mim_lightning.command import CommandParser, count, run_command, words
 from mim_lightning.display_text import plain
+from mim_lightning.fields import IMAGE_FIELDS
 
 if TYPE_CHECKING:
     from mim_lightning.evidence.record import EvaluationRecord
@@ -80,7 +81,7 @@ def _parser() -> CommandParser:
     add("--direction", help="of the hits; default: the monitored one")
     add("--num-queries", type=count, default=8, metavar="N", help="rows of hits (8)")
     add("--num-hits", type=count, metavar="N", help="of a model and query; default: as many as can be read")
-    add("--sides", type=_sides, default=("query_image", "product_image"), metavar="QUERY,PRODUCT", help=(
+    add("--sides", type=_sides, default=IMAGE_FIELDS, metavar="QUERY,PRODUCT", help=(
         "towers or fusions on the map; default: query_image,product_image"
     ))  # fmt: skip
     add("--num-points", type=count, default=1500, metavar="N", help="on the map, at most (1500)")

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from mim_lightning.config import build
 from mim_lightning.display_text import plain
 from mim_lightning.door import run_door
+from mim_lightning.fields import TEXT_FIELDS
 
 # what is imported in functions waits until it is needed: a wrong word is told at once, and the processes that write,
 # which import this file too, need neither torch nor pages
@@ -163,7 +164,7 @@ def _text_specs(config: Mapping[str, Any]) -> dict[str, InputSpec] | None:
     if texts is None:
         return None
     encoder = build({**texts, "pretrained": None} if "pretrained" in texts else texts)  # its tokeniser is all we need
-    return {"product_text": encoder.spec, "query_text": encoder.spec}
+    return dict.fromkeys(TEXT_FIELDS, encoder.spec)
 
 
 def _strictness(data: Mapping[str, Any]) -> CheckSettings:

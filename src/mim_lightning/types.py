@@ -15,23 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mim_lightning.fields import QUERY_FIELDS as QUERY_FIELDS
+from mim_lightning.fields import QUERY_IMAGE
+from mim_lightning.fields import side_of as side_of
 from mim_lightning.id_keys import NO_KEY as NO_KEY
 from mim_lightning.id_keys import id_key as id_key
-
-QUERY_FIELDS = ("query_image", "query_text")  # what a query may consist of
-
-
-def side_of(name: str) -> str:
-    """Return "query" or "product", the side that a tower or fusion name stands on.
-
-    Raises:
-        ValueError: the name starts with neither word.
-    """
-    side = name.split("_", 1)[0]
-    if side not in ("query", "product"):
-        raise ValueError(f"tower or fusion '{name}': its name must start with 'query' or 'product'")
-    return side
-
 
 # --- what an encoder says about its input -------------------------------------------------------------
 
@@ -71,7 +59,7 @@ TowerInput = Tensor | dict[str, Tensor]  # uint8 (n, 3, H, W), or token tensors 
 
 @dataclass(frozen=True)
 class Sample:
-    """One row of a shard set as stored: encoded images and plain text by tower name; any may be absent.
+    """One row of a shard set as stored: encoded images and plain text by field; any may be absent.
 
     `asked_ids` are the products the query (its text, or image and text together) is answered by;
     `shown_ids` those its photo alone shows. They differ only where the text asks for a change.
@@ -206,7 +194,7 @@ class Direction:
             "requires": sorted(self.needs(fusions)),
             "excludes": sorted(self.excludes),
             "leave_out": self.leave_out,
-            "photo": {"once_a_truth": {*self.parts(fusions)} == {"query_image"}, "not_of_the_gallery": True},
+            "photo": {"once_a_truth": {*self.parts(fusions)} == {QUERY_IMAGE}, "not_of_the_gallery": True},
         }
 
     def needs(self, fusions: Mapping[str, Mapping[str, float]]) -> tuple[str, ...]:
@@ -216,7 +204,7 @@ class Direction:
 
 def relevance_of(query_name: str) -> str:
     """Return which products answer this query side: a photo alone is answered by what it shows."""
-    return "shown" if query_name == "query_image" else "asked"
+    return "shown" if query_name == QUERY_IMAGE else "asked"
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mim_lightning.fields import QUERY_IMAGE, QUERY_TEXT
 from mim_lightning.metrics import EmbeddingTable, Gallery, NothingToRankError, Queries, evaluate_direction
 from mim_lightning.model.fusion import Fusions, fuse
 from mim_lightning.types import (
@@ -28,7 +29,7 @@ from mim_lightning.types import (
 IDS = ("query_keys", "product_keys", "asked_keys", "asked_grades", "shown_keys", "category_keys")
 HAS, PICTURE = "has_", "picture_keys"
 COLUMNS = (*IDS, *(f"{HAS}{name}" for name in QUERY_FIELDS), PICTURE)
-PHOTO, WORDS = "query_image", "query_text"
+PHOTO, WORDS = QUERY_IMAGE, QUERY_TEXT
 
 
 def columns_of(batch: Batch) -> dict[str, Tensor]:

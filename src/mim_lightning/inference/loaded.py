@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mim_lightning.fields import QUERY_IMAGE
 from mim_lightning.inference.opening import open_model
 from mim_lightning.inference.pictures import ImageInput, prepare_images
 from mim_lightning.inference.precision import base_of
@@ -53,7 +54,7 @@ class LoadedModel:
         return base_of(self.fingerprint)
 
     def embed_images(
-        self, images: Sequence[ImageInput], tower: str = "query_image", *, batch_size: int = BATCH_SIZE
+        self, images: Sequence[ImageInput], tower: str = QUERY_IMAGE, *, batch_size: int = BATCH_SIZE
     ) -> np.ndarray:
         """Embed pictures: encoded bytes, paths, PIL images or (H, W, 3) uint8 RGB arrays.
 
@@ -63,7 +64,7 @@ class LoadedModel:
         rows = _as_list("images", images)
         return self._embed(IMAGE, tower, rows, range(len(rows)), batch_size).numpy()
 
-    def prepare_images(self, images: Sequence[ImageInput], tower: str = "query_image") -> Tensor:
+    def prepare_images(self, images: Sequence[ImageInput], tower: str = QUERY_IMAGE) -> Tensor:
         """Return pictures (n, 3, H, W) uint8 as `embed_prepared` takes them, errors as in `embed_images`.
 
         For a service: many threads decode, and one encodes what they have together.
@@ -72,7 +73,7 @@ class LoadedModel:
         rows = _as_list("images", images)
         return self._prepare_images(tower, rows, range(len(rows)))
 
-    def embed_prepared(self, prepared: Tensor, tower: str = "query_image") -> np.ndarray:
+    def embed_prepared(self, prepared: Tensor, tower: str = QUERY_IMAGE) -> np.ndarray:
         """Embed pictures that `prepare_images` prepared."""
         return self.encoders[tower](prepared).numpy()
 

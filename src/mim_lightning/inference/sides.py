@@ -12,10 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mim_lightning.fields import IMAGE, PRODUCT_TEXT, TEXT, field_name
 from mim_lightning.model.fusion import Fusions, fuse
 from mim_lightning.types import Embeddings, ImageSpec, InputSpec
-
-IMAGE, TEXT = "image", "text"
 
 
 def kind_of(spec: InputSpec) -> str:
@@ -29,7 +28,7 @@ def text_tower(kinds: Mapping[str, str], side: str = "query") -> str:
     Raises:
         ValueError: the model has no text tower.
     """
-    found = [name for name in (f"{side}_text", "product_text") if kinds.get(name) == TEXT]
+    found = [name for name in (field_name(side, TEXT), PRODUCT_TEXT) if kinds.get(name) == TEXT]
     if not found:
         raise ValueError(f"this model has no text tower; it has {', '.join(kinds)}")
     return found[0]
@@ -39,7 +38,8 @@ def towers_of(side: str, fusions: Fusions, kinds: Mapping[str, str]) -> dict[str
     """Return the towers of a side by kind: the first of its fusion, else those that are named after it."""
     if side in fusions:
         return {kinds[name]: name for name in reversed(list(fusions[side]))}
-    towers = {IMAGE: f"{side}_image"} if f"{side}_image" in kinds else {}
+    image = field_name(side, IMAGE)
+    towers = {IMAGE: image} if image in kinds else {}
     return towers | ({TEXT: text_tower(kinds, side)} if TEXT in kinds.values() else {})
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from mim_lightning.data.shards.shard_set import ShardSet
+from mim_lightning.fields import PRODUCT, side_of, texts_of
 from mim_lightning.lit.datamodule import MatchDataModule
 from mim_lightning.types import TextSpec
 
@@ -23,11 +24,11 @@ LONGEST_ADVISED = 512  # tokens: what most text encoders can be made to read
 
 def describe_cut_texts(datamodule: MatchDataModule, config: Mapping[str, Any]) -> Iterator[str]:
     """Yield two lines for each text tower of which at least one text in a hundred is cut."""
-    for tower, shards in (("product_text", datamodule.gallery_set), ("query_text", datamodule.query_set)):
-        spec = datamodule.specs.get(tower)
+    for tower, spec in sorted(datamodule.specs.items()):
         if not isinstance(spec, TextSpec) or spec.count is None:
             continue
-        counts = np.array(spec.count(list(_sample(shards(), tower))))
+        shards = datamodule.gallery_set() if side_of(tower) == PRODUCT else datamodule.query_set()
+        counts = np.array(spec.count(list(_sample(shards, tower))))
         share = float((counts > spec.max_length).mean()) if len(counts) else 0.0
         if share >= LEAST_SHARE:
             key, longest = _key_of(tower, config), int(counts.max())
@@ -44,7 +45,7 @@ def _sample(shards: ShardSet, tower: str) -> Iterator[str]:
     stop = len(shards) if not isinstance(shards.folder, str) else shards.span(0)[1]
     for number in np.unique(np.linspace(0, stop - 1, NUM_ROWS, dtype=np.int64)).tolist():
         with suppress(ValueError):  # damage is told, or skipped, by who trains on it
-            if text := shards.read_facts(number).get(tower):
+            if text := texts_of(shards.read_facts(number)).get(tower):
                 yield text
 
 

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from mim_lightning.damaged_file import naming_damage
 from mim_lightning.data.shards.shard_set import ShardSet
+from mim_lightning.fields import PRODUCT_TEXT
 from mim_lightning.whole_file import whole_file
 
 FACTS_FILE = "embeddings.json"
@@ -131,7 +132,7 @@ def _products(facts: Iterable[dict]) -> pa.Table:
         {
             **fact.get("metadata", {}),
             "product_id": product_id,
-            "title": fact.get("title") or (fact.get("product_text") or "").split(". ")[0] or None,
+            "title": fact.get("title") or (fact.get(PRODUCT_TEXT) or "").split(". ")[0] or None,
             "category": fact["category"],
         }
         for product_id, fact in sorted(by_id.items())

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from mim_lightning.data.shards.sample_finder import find_samples
 from mim_lightning.data.shards.shard_set import ShardSet
+from mim_lightning.fields import PRODUCT_IMAGE
 from mim_lightning.search.index.card import IndexCard
 
 CATALOGUES = "catalogues"  # key of the card's `extra`: folders of shard sets, the newest last
@@ -29,6 +30,6 @@ class ProductPictures:
     def read(self, product_ids: Sequence[str]) -> dict[str, bytes]:
         """Return the encoded picture of every product that has one."""
         # of what is damaged or gone, the title is shown
-        samples = find_samples(self._sets, product_ids, having="product_image", skip_damaged=True)
-        pictures = {product_id: sample.inputs["product_image"] for product_id, sample in samples.items()}
+        samples = find_samples(self._sets, product_ids, having=PRODUCT_IMAGE, skip_damaged=True)
+        pictures = {product_id: sample.inputs[PRODUCT_IMAGE] for product_id, sample in samples.items()}
         return {product_id: picture for product_id, picture in pictures.items() if isinstance(picture, bytes)}

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from mim_lightning.fields import QUERY_IMAGE, QUERY_TEXT
 from mim_lightning.inference.precision import base_of
 from mim_lightning.search.index.product_index import ProductIndex
 from mim_lightning.search.query import QueryVector, SearchQuery, check_weights, combine, mean_direction
@@ -71,9 +72,7 @@ class Searcher:
             )
         self.encoder, self.index = encoder, index
         fused = encoder.fusions.get("query", {})
-        own = {
-            part: fused[tower] for part, tower in (("image", "query_image"), ("text", "query_text")) if tower in fused
-        }
+        own = {part: fused[tower] for part, tower in (("image", QUERY_IMAGE), ("text", QUERY_TEXT)) if tower in fused}
         check_weights(weights or {})
         self.weights = {**DEFAULT_WEIGHTS, **own, **(weights or {})}
 

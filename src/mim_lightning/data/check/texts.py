@@ -19,11 +19,11 @@ from mim_lightning.data.check.settings import CheckSettings
 from mim_lightning.data.manifest import Manifest, Product, Query
 from mim_lightning.data.tables.html_text import find_html
 from mim_lightning.display_text import plain
+from mim_lightning.fields import PRODUCT, TEXT_FIELDS, side_of
 
 if TYPE_CHECKING:  # torch would come along, into the processes that look at pictures
     from mim_lightning.types import InputSpec, TextSpec
 
-TOWERS = ("product_text", "query_text")
 MAX_SHOWN = 80  # characters of a text with HTML
 TEXTS_AT_ONCE = 1_000  # given to the tokeniser
 
@@ -48,7 +48,7 @@ def measure_texts(
     """Return the lengths of the texts by tower, and a finding for each text that is cut."""
     lengths: list[TextLengths] = []
     findings: list[Iterator[Finding]] = []
-    for tower in TOWERS:
+    for tower in TEXT_FIELDS:
         rows = [row for row in _rows(manifest, tower) if row.text is not None]
         if rows:
             spec = cast("TextSpec | None", specs.get(tower))
@@ -80,7 +80,7 @@ def _html_reason(found: str, text: str) -> str:
 
 
 def _rows(manifest: Manifest, tower: str) -> Sequence[Product] | Sequence[Query]:
-    return list(manifest.products.values()) if tower == "product_text" else manifest.queries
+    return list(manifest.products.values()) if side_of(tower) == PRODUCT else manifest.queries
 
 
 def _count(texts: Sequence[str], spec: TextSpec | None) -> npt.NDArray[np.int64]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mim_lightning.data.shards.shard_set import ShardSet
+from mim_lightning.fields import QUERY_TEXT
 
 SHARPNESS_LABELS = ("blurred third", "middle third", "sharp third")
 BUILT_IN = ("category", "query_words", "image_quality")  # segments that every set has
@@ -37,10 +38,10 @@ def query_facts(queries: ShardSet) -> dict[int, QueryFacts]:
     return {
         int(key): QueryFacts(
             query_id=row["query_id"],
-            text=row.get("query_text") or "",
+            text=row.get(QUERY_TEXT) or "",
             segments={
                 "category": row.get("category") or "none",
-                "query_words": WORD_LABELS[min(3, len((row.get("query_text") or "").split()))],
+                "query_words": WORD_LABELS[min(3, len((row.get(QUERY_TEXT) or "").split()))],
                 "image_quality": third,
                 **unlabeled,
                 **row.get("segments", {}),

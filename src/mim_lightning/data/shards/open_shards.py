@@ -17,8 +17,9 @@ from typing import BinaryIO
 import numpy as np
 
 from mim_lightning.data.shard_cache import TOUCH_EVERY, touch
+from mim_lightning.fields import IMAGE_FIELDS
 
-MEMBERS = ("json", "query_image", "product_image")
+MEMBERS = ("json", *IMAGE_FIELDS)
 MAX_OPEN = 256  # a few dozen shards are read from at a time; a process may hold about 1000 files
 NUM_COMPARED = 8  # samples of a shard whose members are compared with the byte index when it is opened
 BLOCK = 1 << 20  # bytes read at once for a checksum

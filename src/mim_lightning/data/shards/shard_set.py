@@ -1,7 +1,7 @@
 """Shard sets, read: rows as plain WebDataset tar files with a byte index beside each, at random.
 
 A folder that `writing` filled, or its address in a store, comes in, `Sample`s go out to `stream`. A set is a
-folder of `000000.tar` (members `<key>.json`, `<key>.query_image`, `<key>.product_image`, any may be absent),
+folder of `000000.tar` (members `<key>.json`, one an image field such as `<key>.query_image`; any may be absent),
 `000000.npy` (byte offset and size of each member) and columns of all samples such as `keys.npy`; `index.json` is
 written last: it means complete. Any WebDataset reader can read the tar files without the rest.
 """
@@ -24,6 +24,7 @@ from mim_lightning.data.shard_cache import CacheSettings
 from mim_lightning.data.shards.files import INDEX_FILE, FetchedFiles, LocalFiles, ShardFiles
 from mim_lightning.data.shards.open_shards import MEMBERS, OpenShard, OpenShards
 from mim_lightning.data.shards.set_index import FORMAT_VERSION, parse_index
+from mim_lightning.fields import DECLARED, texts_of
 from mim_lightning.types import Sample
 
 __all__ = ["FORMAT_VERSION", "MEMBERS", "ShardError", "ShardSet"]
@@ -154,7 +155,7 @@ class ShardSet:
         try:
             members = opened.members(number - int(self._starts[shard_idx]), names)
             facts = json.loads(members.pop("json"))
-            if not isinstance(facts, dict):
+            if not isinstance(facts, dict) or not isinstance(facts.get(DECLARED, {}), dict):
                 raise ValueError("the facts are no JSON object")
         except (ValueError, KeyError) as error:
             self._files.drop(self._index.shard(shard_idx))  # a copy is fetched anew, where it is one
@@ -181,7 +182,7 @@ class ShardSet:
         members, facts = self._read_members(number, MEMBERS)
         return Sample(
             sample_num=number,
-            inputs=members | {name: facts[name] for name in ("product_text", "query_text") if facts.get(name)},
+            inputs={**members, **texts_of(facts)},
             query_id=facts.get("query_id"),
             product_id=facts.get("product_id"),
             asked_ids=tuple(facts.get("asked_ids", ())),

@@ -35,6 +35,7 @@ from mim_lightning.data.writing.samples import (
 from mim_lightning.data.writing.shard import Record, write_shard
 from mim_lightning.data.writing.shard_index import place_shard
 from mim_lightning.data.writing.store import Store
+from mim_lightning.fields import PRODUCT_IMAGE
 from mim_lightning.id_keys import NO_KEY
 
 FAULTY = "f"  # ends the rows' id in the receipt of a shard that lacks rows: another attempt writes it again
@@ -201,7 +202,7 @@ def _read(samples: Iterable[PlannedSample], reader: RecordReader, faults: list[F
 
 def _identity(sample: PlannedSample) -> str:
     facts: Mapping[str, Any] = sample.facts
-    picture = sample.pictures.get("product_image")  # a product may have several
+    picture = sample.pictures.get(PRODUCT_IMAGE)  # a product may have several
     return f"{facts.get('query_id')}/{facts.get('product_id')}/{picture[0] if picture else ''}"
 
 

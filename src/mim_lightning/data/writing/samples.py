@@ -18,6 +18,7 @@ from mim_lightning.data.pictures.decode import normalise_encoding, sharpness
 from mim_lightning.data.pictures.images import ImageReader, ImageRef
 from mim_lightning.data.tables.faults import Fault
 from mim_lightning.data.writing.shard import Record
+from mim_lightning.fields import FIELDS, PRODUCT_IMAGE, PRODUCT_TEXT, QUERY_IMAGE, QUERY_TEXT
 from mim_lightning.id_keys import id_key
 
 NUM_KEPT = 1_000  # product pictures that a process keeps: some 50 MB
@@ -35,7 +36,7 @@ class PlannedSample:
 def catalogue_sample(product: Product, image: ImageRef | None) -> PlannedSample:
     """Return one picture of a product, or none, with what only the product's own page shows."""
     facts = {**_product_facts(product), "title": product.title, "metadata": dict(product.metadata)}
-    return PlannedSample(facts, _pictures(product_image=(image, product.origin)))
+    return PlannedSample(facts, _pictures({PRODUCT_IMAGE: (image, product.origin)}))
 
 
 def training_sample(query: Query, product: Product, turn: int, category: str | None) -> PlannedSample:
@@ -52,14 +53,16 @@ def training_sample(query: Query, product: Product, turn: int, category: str | N
     weight = query.product_weights.get(product.product_id, query.weight)
     if weight != 1:
         facts["weight"] = weight
-    pictures = _pictures(product_image=(image, product.origin), query_image=(query.image, query.origin))
+    pictures = _pictures({PRODUCT_IMAGE: (image, product.origin), QUERY_IMAGE: (query.image, query.origin)})
     return PlannedSample(facts, pictures)
 
 
 def evaluation_sample(query: Query, category: str | None) -> PlannedSample:
     """Return a query alone, with the segments by which results are told apart."""
     facts = {**_query_facts(query, category), "segments": dict(query.segments)}
-    return PlannedSample(facts, _pictures(query_image=(query.image, query.origin)), is_measured=query.image is not None)
+    return PlannedSample(
+        facts, _pictures({QUERY_IMAGE: (query.image, query.origin)}), is_measured=query.image is not None
+    )
 
 
 def category_of(query: Query, products: Mapping[str, Product]) -> str | None:
@@ -110,13 +113,13 @@ class RecordReader:
         images = {tower: self._picture(tower, sample) for tower in sample.pictures}
         facts = dict(sample.facts)
         if sample.is_measured:
-            facts["image_sharpness"] = sharpness(images["query_image"])
+            facts["image_sharpness"] = sharpness(images[QUERY_IMAGE])
         return Record(images, facts)
 
     def _picture(self, tower: str, sample: PlannedSample) -> bytes:
         ref = sample.pictures[tower][0]
         try:
-            return self._kept(ref) if tower == "product_image" else self._read(ref)
+            return self._kept(ref) if tower == PRODUCT_IMAGE else self._read(ref)
         except FileNotFoundError:
             raise PictureError(_fault(tower, sample, f"no such file {ref}")) from None
         except (OSError, ValueError) as error:
@@ -127,18 +130,18 @@ class RecordReader:
 
 
 def _fault(tower: str, sample: PlannedSample, reason: str) -> Fault:
-    table, name = ("products", "product_id") if tower == "product_image" else ("queries", "query_id")
-    return Fault(table, sample.pictures[tower][1], "image", sample.facts[name], reason)
+    field = FIELDS[tower]
+    return Fault(field.table, sample.pictures[tower][1], field.column, sample.facts[field.id_name], reason)
 
 
 def _product_facts(product: Product) -> dict[str, Any]:
-    return {"product_id": product.product_id, "category": product.category, "product_text": product.text}
+    return {"product_id": product.product_id, "category": product.category, PRODUCT_TEXT: product.text}
 
 
 def _query_facts(query: Query, category: str | None) -> dict[str, Any]:
     return {
         "query_id": query.query_id,
-        "query_text": query.text,
+        QUERY_TEXT: query.text,
         "asked_ids": query.asked_ids,
         "asked_grades": query.asked_grades,
         "shown_ids": query.shown_ids,
@@ -146,5 +149,5 @@ def _query_facts(query: Query, category: str | None) -> dict[str, Any]:
     }
 
 
-def _pictures(**pictures: tuple[ImageRef | None, str]) -> dict[str, tuple[ImageRef, str]]:
+def _pictures(pictures: Mapping[str, tuple[ImageRef | None, str]]) -> dict[str, tuple[ImageRef, str]]:
     return {name: (ref, origin) for name, (ref, origin) in pictures.items() if ref is not None}

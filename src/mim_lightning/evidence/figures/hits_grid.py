@@ -40,6 +40,7 @@ from mim_lightning.evidence.figures.lettering import cut, font, wrap
 from mim_lightning.evidence.figures.picture_cell import paste_picture
 from mim_lightning.evidence.figures.style import FAINT, INK, PAPER, RIGHT, RULE, WRONG
 from mim_lightning.evidence.record import DirectionRecord, EvaluationRecord
+from mim_lightning.fields import PRODUCT_IMAGE, PRODUCT_TEXT, QUERY_IMAGE, QUERY_TEXT
 from mim_lightning.types import Sample
 
 
@@ -120,9 +121,9 @@ def _draw_heads(
 
 def _draw_query(sheet: Image.Image, corner: tuple[int, int], sample: Sample | None, parts: set[str]) -> None:
     inputs = sample.inputs if sample else {}
-    words = plain(inputs.get("query_text", "")) if "query_text" in parts else ""
-    if "query_image" in parts:
-        _paste(sheet, corner, inputs.get("query_image"), inset=0)
+    words = plain(inputs.get(QUERY_TEXT, "")) if QUERY_TEXT in parts else ""
+    if QUERY_IMAGE in parts:
+        _paste(sheet, corner, inputs.get(QUERY_IMAGE), inset=0)
         _write_caption(sheet, corner, f"“{words}”" if words else "", INK)
         return
     draw, face = ImageDraw.Draw(sheet), font(HEADER_SIZE + 2)
@@ -134,8 +135,8 @@ def _draw_query(sheet: Image.Image, corner: tuple[int, int], sample: Sample | No
 
 
 def _draw_product(sheet: Image.Image, corner: tuple[int, int], sample: Sample | None, product_id: str) -> None:
-    _paste(sheet, corner, sample.inputs.get("product_image") if sample else None, inset=FRAME)
-    title = str(sample.inputs.get("product_text", "")).split(". ")[0] if sample else ""
+    _paste(sheet, corner, sample.inputs.get(PRODUCT_IMAGE) if sample else None, inset=FRAME)
+    title = str(sample.inputs.get(PRODUCT_TEXT, "")).split(". ")[0] if sample else ""
     _write_caption(sheet, corner, plain(title or product_id), INK)
 
 

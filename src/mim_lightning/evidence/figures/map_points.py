@@ -14,6 +14,7 @@ from torch import Tensor
 from mim_lightning.evidence.embeddings import EvaluationEmbeddings
 from mim_lightning.evidence.figures.style import extra_figures
 from mim_lightning.evidence.record import EvaluationRecord
+from mim_lightning.fields import PRODUCT_IMAGE, QUERY_IMAGE
 from mim_lightning.metrics import EmbeddingTable
 from mim_lightning.model.fusion import Fusions, fuse
 from mim_lightning.types import Embeddings, id_key
@@ -39,8 +40,8 @@ class MapPoints:
 def choose_points(
     record: EvaluationRecord,
     embeddings: EvaluationEmbeddings,
-    query_side: str = "query_image",
-    product_side: str = "product_image",
+    query_side: str = QUERY_IMAGE,
+    product_side: str = PRODUCT_IMAGE,
     max_points: int = 1500,
     seed: int = 0,
 ) -> MapPoints:

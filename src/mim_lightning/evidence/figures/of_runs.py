@@ -22,6 +22,7 @@ from mim_lightning.evidence.figures.log import TrainingLog, read_log
 from mim_lightning.evidence.figures.map_points import choose_points, place_points
 from mim_lightning.evidence.figures.style import extra_figures, save, shorten
 from mim_lightning.evidence.record import EvaluationRecord
+from mim_lightning.fields import PRODUCT_IMAGE, QUERY_IMAGE
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Wishes:
     direction: str | None = None  # of hits; None: the monitored one, or else the first that all models have
     num_queries: int = 8
     num_hits: int | None = None  # a model; None: as many as can be read
-    sides: tuple[str, str] = ("query_image", "product_image")  # of the map
+    sides: tuple[str, str] = (QUERY_IMAGE, PRODUCT_IMAGE)  # of the map
     num_points: int = 1500  # of the map
     seed: int = 0  # of the choice of queries and points, and of t-SNE
 

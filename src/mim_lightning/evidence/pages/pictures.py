@@ -20,6 +20,7 @@ from mim_lightning.data.shards.sample_finder import find_samples
 from mim_lightning.data.shards.shard_set import ShardSet
 from mim_lightning.display_text import plain
 from mim_lightning.evidence.record import RunFacts
+from mim_lightning.fields import IMAGE, TEXT, field_name
 
 SIDE, QUALITY = 144, 78  # pixels of a picture's longer side; JPEG
 MAX_TITLE = 60  # characters
@@ -78,7 +79,7 @@ def _picture(sets: Sequence[ShardSet], side: str, item_id: str) -> Picture:
     sample = find_samples(sets, [item_id], skip_damaged=True).get(item_id)
     if sample is None:
         return Picture("", item_id)
-    data, text = sample.inputs.get(f"{side}_image"), str(sample.inputs.get(f"{side}_text", ""))
+    data, text = sample.inputs.get(field_name(side, IMAGE)), str(sample.inputs.get(field_name(side, TEXT), ""))
     title = text.split(". ")[0].strip() or item_id
     return Picture(data_uri(data) if isinstance(data, bytes) else "", plain(title, MAX_TITLE))
 
