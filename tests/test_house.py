@@ -270,3 +270,44 @@ def test_no_file_is_read_that_could_run_code(path: Path) -> None:
 def test_wandb_stays_in_one_callback_and_the_dashboard() -> None:
     users = {name_of(path) for path in FILES if any(m.split(".")[0] == "wandb" for m in imports(path))}
     assert users <= {"lit.callbacks.retrieval_browser", "dashboard"}
+
+
+VENDOR_TEXT = {"encoders/timm_image.py"}  # PyTorch and timm raise the same class for both cases
+SEARCHES = {"startswith", "endswith", "find", "index", "count", "search", "match", "fullmatch", "findall"}
+
+
+def searched_texts(tree: ast.AST) -> list[str]:
+    """Return the expressions that search the text of an exception: one that was caught, or a parameter."""
+    found = set()
+    for scope in ast.walk(tree):
+        if isinstance(scope, ast.ExceptHandler):
+            names = {scope.name}
+        elif isinstance(scope, ast.FunctionDef):
+            typed = {arg.arg: ast.unparse(arg.annotation) for arg in scope.args.args if arg.annotation}
+            names = {name for name, kind in typed.items() if kind.endswith(("Exception", "Error"))}
+        else:
+            continue
+        texts = {text for name in names for text in (f"str({name})", f"{name}.reason", f"{name}.message")}
+        for node in ast.walk(scope):
+            parts: list[ast.expr] = []
+            if isinstance(node, ast.Compare):
+                parts = [node.left, *node.comparators]
+            elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in SEARCHES:
+                parts = [node.func.value, *node.args]
+            if any(ast.unparse(part) in texts for part in parts):
+                found.add(ast.unparse(node))
+    return sorted(found)
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_no_code_decides_by_the_words_of_an_error(path: Path) -> None:
+    found = searched_texts(ast.parse(path.read_text("utf-8")))
+    assert bool(found) == (path.relative_to(SOURCE).as_posix() in VENDOR_TEXT), found
+
+
+def test_a_search_of_an_errors_words_is_found() -> None:
+    assert searched_texts(ast.parse("def f(error: OSError): return 'a' in str(error)")) == ["'a' in str(error)"]
+    code = "try: f()\nexcept ValueError as error:\n    if {}: raise\n    reason = ' '.join(str(error).split())"
+    for search in ("'pixels' in str(error)", "str(error).startswith('a')", "re.search('a', error.reason)"):
+        assert searched_texts(ast.parse(code.format(search))) == [search]
+    assert not searched_texts(ast.parse(code.format("error.kind == 'a'")))

@@ -182,17 +182,20 @@ def build(config: Mapping[str, Any] | None, **late: Any) -> Any:
         return None
     try:
         made = hydra.utils.instantiate(OmegaConf.create(dict(config)), _convert_="all")
-        return made(**late) if late else made
     except InstantiationException as error:
         cause = error.__cause__
         if isinstance(cause, ValueError):
             raise cause from None
         reason = str(cause or error).splitlines()[0]
         raise ValueError(f"{config.get('_target_', 'config')}: {reason}") from error
+    if not late:
+        return made
+    options = {**made.keywords, **late}
+    try:  # before the call: a TypeError in the constructor's own code is a bug, and keeps its call stack
+        inspect.signature(made.func).bind(*made.args, **options)
     except TypeError as error:
-        if "keyword argument" not in str(error):  # a fault of ours, not of a key
-            raise
-        raise ValueError(str(error)) from error
+        raise ValueError(f"{config.get('_target_', 'config')}: {error}") from error
+    return made(**late)
 
 
 def build_each(configs: Mapping[str, Any]) -> dict[str, Any]:

@@ -110,7 +110,9 @@ def _one_line(error: Exception, name: str) -> str:
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         return f"{os.fsdecode(error.filename)}: {error.strerror}"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    if lines and lines[0].startswith("Caught"):  # in a loader's worker, whose call stack is the message
+    # PyTorch raises a loader worker's error again as the same class, with the call stack as its text; it sets no
+    # attribute to tell the two apart
+    if lines and lines[0].startswith("Caught"):
         lines = [lines[-1].split("Error: ", 1)[-1]]
     text = " ".join(lines)
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:

@@ -15,8 +15,8 @@ import pytest
 from mim_lightning.data.manifest import Manifest, ManifestSource, read_manifest
 from mim_lightning.data.pictures.images import TableCell
 from mim_lightning.data.tables import arrow
-from mim_lightning.data.tables.faults import Fault
 from mim_lightning.data.tables.identity import table_id
+from mim_lightning.data.tables.row_issue import RowIssue
 from tests.data.conftest import PRODUCTS, QUERIES, write_csv
 
 
@@ -400,8 +400,8 @@ def test_pictures_inside_parquet(
 def test_text_that_a_writer_did_not_mark_as_text(tmp_path: Path) -> None:
     table = pyarrow.table({"product_id": [b"a", b"b"], "image": [b"A", b"B"], "title": [b"Mug", b"\xff"]})
     pyarrow.parquet.write_table(table, tmp_path / "products.parquet")
-    faults: list[Fault] = []
-    manifest = read_manifest(tmp_path / "products.parquet", None, on_fault=faults.append)
+    faults: list[RowIssue] = []
+    manifest = read_manifest(tmp_path / "products.parquet", None, on_issue=faults.append)
     assert [(product.product_id, product.title) for product in manifest.products.values()] == [("a", "Mug")]
     assert [(fault.origin[-5:], fault.reason) for fault in faults] == [("row 2", "a cell holds bytes that are no text")]
 
@@ -505,9 +505,9 @@ def test_pairs_of_one_query_are_one_query(tmp_path: Path) -> None:
         {"query_id": "q", "split": "val", "text": "red mug", "product_id": "2", "title": "Cup", "grade": "1"},
     ]
     columns = {"products": {"image": None}, "queries": {"image": None}}
-    faults: list[Fault] = []
+    faults: list[RowIssue] = []
     path = write_csv(tmp_path / "pairs.csv", rows)
-    manifest = read_manifest(None, path, columns, on_fault=faults.append)
+    manifest = read_manifest(None, path, columns, on_issue=faults.append)
     (query,) = manifest.queries
     assert (query.asked_ids, query.asked_grades, query.shown_ids) == (("1", "2"), (3, 1), ("1", "2"))
     assert list(manifest.products) == ["1", "2", "3"]

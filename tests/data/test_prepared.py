@@ -23,7 +23,7 @@ from mim_lightning.data.manifest import Manifest, ManifestSource
 from mim_lightning.data.order import EpochSettings
 from mim_lightning.data.pictures.decode import decode_image
 from mim_lightning.data.prepared import PreparedData, ShardSettings, open_prepared, prepare_shards
-from mim_lightning.data.tables.faults import OnFault, raise_fault
+from mim_lightning.data.tables.row_issue import OnIssue, raise_issue
 from mim_lightning.data.writing.partial import partial_folder
 from mim_lightning.evidence.pages.check_files import leave_check
 from mim_lightning.prepare import prepare
@@ -172,7 +172,7 @@ def test_pictures_are_stored_upright_and_small(shop: ManifestSource, folder: Pat
 
 
 class Unread(ManifestSource):
-    def read(self, work_dir: Path, on_fault: OnFault = raise_fault) -> Manifest:
+    def read(self, work_dir: Path, on_issue: OnIssue = raise_issue) -> Manifest:
         raise AssertionError("the source was read again")
 
 
@@ -274,11 +274,11 @@ class Raced(ManifestSource):
         super().__init__(str(shop.products), str(shop.queries))
         self.shop, self.folder, self.others = shop, folder, others
 
-    def read(self, work_dir: Path, on_fault: OnFault = raise_fault) -> Manifest:
+    def read(self, work_dir: Path, on_issue: OnIssue = raise_issue) -> Manifest:
         elsewhere = self.folder.with_name("elsewhere")
         prepare_shards(self.shop, elsewhere, self.others)
         elsewhere.rename(self.folder)
-        return super().read(work_dir, on_fault)
+        return super().read(work_dir, on_issue)
 
 
 def test_another_process_was_faster(shop: ManifestSource, folder: Path) -> None:
@@ -299,9 +299,9 @@ class Together:
     shop: ManifestSource
     barrier: Any
 
-    def read(self, work_dir: Path, on_fault: OnFault = raise_fault) -> Manifest:
+    def read(self, work_dir: Path, on_issue: OnIssue = raise_issue) -> Manifest:
         time.sleep(0.2)  # the others find the folder taken
-        return self.shop.read(work_dir, on_fault)
+        return self.shop.read(work_dir, on_issue)
 
     def describe(self) -> dict[str, Any]:
         self.barrier.wait(timeout=20)

@@ -19,7 +19,7 @@ from mim_lightning.data.checked import Checking
 from mim_lightning.data.manifest import Manifest, ManifestSource
 from mim_lightning.data.places.transfer import ChangedError
 from mim_lightning.data.prepared import PreparedData, ShardSettings, open_prepared, prepare_shards
-from mim_lightning.data.tables.faults import OnFault, raise_fault
+from mim_lightning.data.tables.row_issue import OnIssue, raise_issue
 from mim_lightning.lit.datamodule import MatchDataModule
 from mim_lightning.prepare import prepare
 from mim_lightning.types import TextSpec
@@ -80,7 +80,7 @@ def test_what_is_lost_is_made_again(shop: ManifestSource, folder: Path, loss: st
 
 
 class Unread(ManifestSource):
-    def read(self, work_dir: Path, on_fault: OnFault = raise_fault) -> Manifest:
+    def read(self, work_dir: Path, on_issue: OnIssue = raise_issue) -> Manifest:
         raise AssertionError("the source was read again")
 
 

@@ -22,7 +22,7 @@ from mim_lightning.data.check.pictures import refs_of
 from mim_lightning.data.manifest import Manifest, Source
 from mim_lightning.data.pictures.images import ImageReader
 from mim_lightning.data.protocol import Protocol
-from mim_lightning.data.tables.faults import Fault
+from mim_lightning.data.tables.row_issue import RowIssue
 from mim_lightning.data.writing.partial import FACTS_FILE
 
 if TYPE_CHECKING:
@@ -84,13 +84,13 @@ def check_source(
         work_folder: where the source may leave files that its rows point to.
         splits: names of the training split and of that which a protocol evaluates.
     """
-    faults: list[Fault] = []
-    manifest = protocol.apply(source.read(work_folder / "source", faults.append), *splits)
+    issues: list[RowIssue] = []
+    manifest = protocol.apply(source.read(work_folder / "source", issues.append), *splits)
     reader = ImageReader(manifest.download)
     reader.fetch_all(refs_of(manifest))
     report = check_manifest(
         manifest,
-        faults,
+        issues,
         checking.settings,
         reader.read,
         facts_path=work_folder / FACTS_FILE,

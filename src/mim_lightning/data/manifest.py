@@ -1,7 +1,7 @@
 """The manifest: a table of products and a table of queries, or one of pairs, read into checked rows.
 
-CSV, Parquet or JSONL comes in, a Manifest goes out; every fault names file, row and column, and is told to an
-OnFault. Sources end here, `check` and `prepared` begin here.
+CSV, Parquet or JSONL comes in, a Manifest goes out; every issue names file, row and column, and is reported
+to an OnIssue. Sources end here, `check` and `prepared` begin here.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from mim_lightning.data.pictures.download import DownloadSettings
 from mim_lightning.data.places.addresses import Place, place_of
 from mim_lightning.data.tables.decoding import TextFormat
 from mim_lightning.data.tables.draft import ManifestDraft
-from mim_lightning.data.tables.faults import OnFault, raise_fault
 from mim_lightning.data.tables.identity import table_id
+from mim_lightning.data.tables.row_issue import OnIssue, raise_issue
 from mim_lightning.data.tables.rows import KIND, Product, Query
 from mim_lightning.data.tables.table import ColumnNames, Table, TableSpec, open_table, read_rows, require_name
 
@@ -62,8 +62,8 @@ class Manifest:
 class Source(Protocol):
     """Where a manifest comes from; `work_dir` is a folder the source may fill with files of its own."""
 
-    def read(self, work_dir: Path, on_fault: OnFault = raise_fault) -> Manifest:
-        """Read everything; a faulty row is told to `on_fault` and left out.
+    def read(self, work_dir: Path, on_issue: OnIssue = raise_issue) -> Manifest:
+        """Read everything; an invalid row is reported to `on_issue` and left out.
 
         Raises:
             ValueError: a table or a column is missing.
@@ -112,9 +112,9 @@ class ManifestSource:
         self.metadata = None if metadata is None else tuple(metadata)
         self.text_formats, self.clean_html = _text_formats(encoding, delimiter), clean_html
 
-    def read(self, work_dir: Path, on_fault: OnFault = raise_fault) -> Manifest:
+    def read(self, work_dir: Path, on_issue: OnIssue = raise_issue) -> Manifest:
         products, queries = self.open(PRODUCTS.name), self.open(QUERIES.name)
-        options = self.columns, self.image_root, self.segments, self.metadata, on_fault, self.clean_html
+        options = self.columns, self.image_root, self.segments, self.metadata, on_issue, self.clean_html
         manifest = read_tables(products, queries, *options)
         return replace(
             manifest,
@@ -180,16 +180,16 @@ def read_manifest(
     image_root: Place | None = None,
     segments: Sequence[str] = (),
     metadata: Sequence[str] | None = None,
-    on_fault: OnFault = raise_fault,
+    on_issue: OnIssue = raise_issue,
 ) -> Manifest:
     """Read and check both tables; see ManifestSource for the arguments.
 
     Raises:
-        ValueError: a file or column is missing, or what `on_fault` raises: an id is empty, repeated or unknown.
+        ValueError: a file or column is missing, or what `on_issue` raises: an id is empty, repeated or unknown.
     """
     products = open_table(products_path, PRODUCTS.name) if products_path else None
     queries = open_table(queries_path, QUERIES.name) if queries_path else None
-    manifest = read_tables(products, queries, columns, image_root, segments, metadata, on_fault)
+    manifest = read_tables(products, queries, columns, image_root, segments, metadata, on_issue)
     return replace(manifest, products_path=products_path or manifest.products_path, queries_path=queries_path)
 
 
@@ -200,7 +200,7 @@ def read_tables(
     image_root: Place | None = None,
     segments: Sequence[str] = (),
     metadata: Sequence[str] | None = None,
-    on_fault: OnFault = raise_fault,
+    on_issue: OnIssue = raise_issue,
     clean_html: bool = False,
 ) -> Manifest:
     """Do the work of `read_manifest` on tables that are open already."""
@@ -212,14 +212,14 @@ def read_tables(
     first = products or queries
     if first is None:
         raise ValueError("data.source: neither products nor queries; give at least a table of products")
-    draft = ManifestDraft(first.name, on_fault, segments, metadata, clean_html)
+    draft = ManifestDraft(first.name, on_issue, segments, metadata, clean_html)
     if products is None:
         _read_pairs(draft, first, wanted, names, image_root)
     else:
-        for origin, row in read_rows(products, PRODUCTS, names[0], draft.tell, metadata):
+        for origin, row in read_rows(products, PRODUCTS, names[0], draft.report, metadata):
             draft.add_product(origin, row, image_root or products.root)
         if queries is not None:
-            for origin, row in read_rows(queries, wanted, names[1], draft.tell):
+            for origin, row in read_rows(queries, wanted, names[1], draft.report):
                 draft.add_query(origin, row, image_root or queries.root)
     return finish(draft, queries.name if queries else None)
 
@@ -232,8 +232,8 @@ def _read_pairs(
     if others.get("product_id", "product_id") == "product_id":  # not renamed: as the product's
         others = {**others, "product_id": own.get("product_id", "product_id")}
     draft.metadata = draft.metadata or ()
-    products = read_rows(table, PRODUCTS, own, draft.tell, draft.metadata)
-    pairs = zip(products, read_rows(table, queries, others, lambda fault: None), strict=True)
+    products = read_rows(table, PRODUCTS, own, draft.report, draft.metadata)
+    pairs = zip(products, read_rows(table, queries, others, lambda issue: None), strict=True)
     for (origin, product), (_, query) in pairs:
         draft.add_pair(origin, product, query, root or table.root)
 
@@ -245,7 +245,7 @@ def finish(draft: ManifestDraft, queries_name: str | None) -> Manifest:
         ValueError: not one product.
     """
     if not draft.products:
-        reason = f"not one product can be used; {draft.first_fault}" if draft.first_fault else "the table has no rows"
+        reason = f"not one product can be used; {draft.first_issue}" if draft.first_issue else "the table has no rows"
         raise ValueError(f"{draft.products_name}: {reason}")
     draft.require_products()
     return Manifest(draft.products, list(draft.queries.values()), draft.products_name, queries_name)

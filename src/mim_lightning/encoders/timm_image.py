@@ -268,6 +268,8 @@ def _read_weights(name: str, path: Path) -> dict[str, Any]:
 
 def _weights_error(name: str, pretrained: Pretrained, error: Exception) -> ValueError:
     is_local = isinstance(pretrained, str) and not pretrained.startswith(HUB_PREFIX)
+    # PyTorch's and timm's errors are both a plain RuntimeError, so their text alone tells weights that do not fit from
+    # weights that are not there
     if is_local or "loading state_dict" in str(error):
         reason = " ".join(str(error).split())[:200]
         return ValueError(f"encoder '{name}': weights (pretrained={pretrained}) do not fit this model: {reason}")

@@ -74,7 +74,7 @@ def _fingerprint(folder: Path) -> str:
 
 def _reason(error: Exception) -> str:
     """Return what the hub's client says in one line, and how to say who asks where the hub wants to know."""
-    lines = [line.strip() for line in str(error).splitlines()]
+    lines = [line.strip() for line in str(error).splitlines()]  # the client has no other place for its advice
     told = " ".join(line for line in lines if line and not line.startswith(ADVICE))
     told = f"{type(error).__name__}: {told}" if told else type(error).__name__
     status = getattr(getattr(error, "response", None), "status_code", None)

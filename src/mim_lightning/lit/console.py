@@ -63,6 +63,7 @@ class ProgressBar(RichProgressBar):
 
 def quieten() -> None:
     """Drop the lines of Lightning that tell a user of this project nothing."""
+    # Lightning gives these records no level or name of their own, so only their text tells them apart
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
         logging.getLogger(name).addFilter(lambda record: not any(word in record.getMessage() for word in NOISE))
     # workers are a matter of data.num_workers; epoch-level values are equal on all ranks before they are logged

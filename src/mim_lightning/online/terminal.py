@@ -39,8 +39,8 @@ def print_report(report: ExperimentReport, console: Console | None = None) -> No
     # a pipe has no width of its own: the tables keep all their columns there
     console = console if console.is_terminal else Console(width=200)
     console.print(f"\n[bold]{escape(plain(report.experiment, MAX_WORDS))}[/]  {_span(report)}", highlight=False)
-    for warning in report.warnings:
-        is_grave = warning.startswith("SAMPLE RATIO MISMATCH")
+    for position, warning in enumerate(report.warnings):
+        is_grave = position == 0 and report.sample_ratio.is_mismatch  # which is the first of the warnings
         panel = Panel(escape(plain(warning, MAX_WORDS)), box=HEAVY, style="bold red")
         console.print(
             panel if is_grave else f"[yellow]warning: {escape(plain(warning, MAX_WORDS))}[/]", highlight=False

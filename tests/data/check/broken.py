@@ -15,7 +15,7 @@ from PIL import Image
 from mim_lightning.data.check import CheckReport, CheckSettings, check_manifest
 from mim_lightning.data.manifest import Manifest, ManifestSource
 from mim_lightning.data.pictures.images import ImageReader
-from mim_lightning.data.tables.faults import Fault
+from mim_lightning.data.tables.row_issue import RowIssue
 
 PRODUCT = {"product_id": "", "image": "", "title": "", "description": "", "category": ""}
 QUERY = {"query_id": "", "split": "train", "image": "", "text": "", "product_id": ""}
@@ -83,19 +83,19 @@ def write_shop(
     pictures: Mapping[str, bytes],
     products: list[dict[str, str]],
     queries: list[dict[str, str]],
-) -> tuple[Manifest, list[Fault]]:
+) -> tuple[Manifest, list[RowIssue]]:
     """Write pictures and tables, and read them as the check does."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, data in pictures.items():
         (folder / name).write_bytes(data)
     products_path = write_csv(folder / "products.csv", [PRODUCT | row for row in products])
     queries_path = write_csv(folder / "queries.csv", [QUERY | row for row in queries])
-    faults: list[Fault] = []
+    faults: list[RowIssue] = []
     source = ManifestSource(str(products_path), str(queries_path))
     return source.read(folder / "work", faults.append), faults
 
 
-def check(manifest: Manifest, faults: list[Fault], **settings: object) -> CheckReport:
+def check(manifest: Manifest, faults: list[RowIssue], **settings: object) -> CheckReport:
     chosen = CheckSettings(**{"num_processes": 1, **settings})  # type: ignore[arg-type]
     return check_manifest(manifest, faults, chosen, ImageReader().read)
 

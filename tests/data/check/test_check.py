@@ -18,7 +18,7 @@ from mim_lightning.data.check import (
     write_skipped,
 )
 from mim_lightning.data.manifest import Manifest
-from mim_lightning.data.tables.faults import Fault
+from mim_lightning.data.tables.row_issue import RowIssue
 from tests.data.check.broken import check, jpeg, one_coloured, png_header, told, write_shop
 
 PICTURES = {
@@ -55,7 +55,7 @@ QUERIES = [
 
 
 @pytest.fixture
-def shop(tmp_path: Path) -> tuple[Manifest, list[Fault]]:
+def shop(tmp_path: Path) -> tuple[Manifest, list[RowIssue]]:
     return write_shop(tmp_path / "shop", PICTURES, PRODUCTS, QUERIES)
 
 
@@ -71,7 +71,7 @@ def under(report: CheckReport, **settings: Any) -> CheckReport:
     return replace(report, settings=CheckSettings(**settings))
 
 
-def test_every_fault_is_told_with_table_row_and_id(shop: tuple[Manifest, list[Fault]]) -> None:
+def test_every_fault_is_told_with_table_row_and_id(shop: tuple[Manifest, list[RowIssue]]) -> None:
     assert told(check(*shop)) == {
         ("truncated_image", "products", "3", "b", "picture"),
         ("huge_image", "products", "4", "c", "row"),
@@ -91,7 +91,7 @@ def test_every_fault_is_told_with_table_row_and_id(shop: tuple[Manifest, list[Fa
     }
 
 
-def test_columns_and_reasons(shop: tuple[Manifest, list[Fault]]) -> None:
+def test_columns_and_reasons(shop: tuple[Manifest, list[RowIssue]]) -> None:
     report = check(*shop)
     folder = shop[0].products["a"].images[0].parent  # type: ignore[union-attr]
     lines = {(f.table, report.row_of(f), f.kind): str(f) for f in report.findings}
@@ -128,16 +128,16 @@ def test_what_the_source_left_out_takes_its_queries_along(tmp_path: Path) -> Non
     }  # fmt: skip
 
 
-def test_a_picture_that_the_source_left_out_is_no_row(shop: tuple[Manifest, list[Fault]]) -> None:
+def test_a_picture_that_the_source_left_out_is_no_row(shop: tuple[Manifest, list[RowIssue]]) -> None:
     manifest, faults = shop
     product = manifest.products["a"]
-    report = check(manifest, [*faults, Fault("products", product.origin, "image", "a", "no picture")])
+    report = check(manifest, [*faults, RowIssue("products", product.origin, "image", "a", "no picture")])
     (finding,) = [one for one in report.skipped if one.reason == "no picture"]
     assert finding.drops == "picture" and report.num_bad_rows("products") == 4
     assert report.num_rows["products"] == len(PRODUCTS) and "a" in keep_good(manifest, report).products
 
 
-def test_exactly_the_good_is_kept(shop: tuple[Manifest, list[Fault]]) -> None:
+def test_exactly_the_good_is_kept(shop: tuple[Manifest, list[RowIssue]]) -> None:
     manifest, faults = shop
     kept = keep_good(manifest, check(manifest, faults))
     assert list(kept.products) == ["a", "b", "e", "f"]
@@ -161,7 +161,7 @@ def test_a_sound_shop_stays_as_it_is(tmp_path: Path) -> None:
     assert keep_good(manifest, report) == manifest
 
 
-def test_rows_are_counted_once_and_with_those_the_source_left_out(shop: tuple[Manifest, list[Fault]]) -> None:
+def test_rows_are_counted_once_and_with_those_the_source_left_out(shop: tuple[Manifest, list[RowIssue]]) -> None:
     report = check(*shop)
     assert report.num_rows == {"products": len(PRODUCTS), "queries": len(QUERIES)}
     # c, d (two faults), the second a, and the one without id; b loses a picture alone
@@ -170,7 +170,7 @@ def test_rows_are_counted_once_and_with_those_the_source_left_out(shop: tuple[Ma
     assert sum(report.counts.values()) == len(report.findings) == 16
 
 
-def test_skipped_rows_are_listed_with_their_reason(shop: tuple[Manifest, list[Fault]], tmp_path: Path) -> None:
+def test_skipped_rows_are_listed_with_their_reason(shop: tuple[Manifest, list[RowIssue]], tmp_path: Path) -> None:
     report = check(*shop)
     write_skipped(report, tmp_path / "new" / "skipped.csv")
     with (tmp_path / "new" / "skipped.csv").open(newline="") as file:
@@ -190,7 +190,7 @@ def test_skipped_rows_are_listed_with_their_reason(shop: tuple[Manifest, list[Fa
     }  # fmt: skip
 
 
-def test_with_fail_anything_bad_stops_in_one_line(shop: tuple[Manifest, list[Fault]]) -> None:
+def test_with_fail_anything_bad_stops_in_one_line(shop: tuple[Manifest, list[RowIssue]]) -> None:
     report = check(*shop)
     with pytest.raises(ValueError, match="the check found 12 faults") as error:
         require_good(report)
@@ -226,7 +226,7 @@ def test_skip_stops_beyond_the_ceiling(tmp_path: Path, max_bad: str | int, passe
     assert "\n" not in str(e.value)
 
 
-def test_each_table_has_its_own_ceiling(shop: tuple[Manifest, list[Fault]]) -> None:
+def test_each_table_has_its_own_ceiling(shop: tuple[Manifest, list[RowIssue]]) -> None:
     report = check(*shop)  # half of the products, 6 of 10 queries
     with pytest.raises(ValueError, match="of the queries table"):
         require_good(under(report, on_bad="skip", max_bad="50%"))
@@ -235,7 +235,7 @@ def test_each_table_has_its_own_ceiling(shop: tuple[Manifest, list[Fault]]) -> N
     require_good(under(report, on_bad="skip", max_bad="60%"))
 
 
-def test_what_is_told_can_be_made_bad(shop: tuple[Manifest, list[Fault]]) -> None:
+def test_what_is_told_can_be_made_bad(shop: tuple[Manifest, list[RowIssue]]) -> None:
     manifest, faults = shop
     report = check(manifest, faults, also_bad=["near_empty_image", "product_without_image"])
     assert {

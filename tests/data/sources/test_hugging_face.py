@@ -12,7 +12,7 @@ import pytest
 from mim_lightning.data.manifest import Manifest
 from mim_lightning.data.pictures.images import ImageReader, TableCell
 from mim_lightning.data.sources.hugging_face import HuggingFaceSource
-from mim_lightning.data.tables.faults import Fault
+from mim_lightning.data.tables.row_issue import RowIssue
 from tests.data.conftest import jpeg
 
 datasets = pytest.importorskip("datasets")
@@ -92,9 +92,9 @@ def test_one_split_and_another_name_for_it(saved: Path, tmp_path: Path) -> None:
     source = HuggingFaceSource({"path": str(saved / "products")}, place)
     assert [query.split for query in source.read(tmp_path).queries] == ["validation"] * 3
     columns = {"queries": {"split": "text"}}
-    faults: list[Fault] = []
+    faults: list[RowIssue] = []
     source = HuggingFaceSource({"path": str(saved / "products")}, place, columns)
-    assert [query.split for query in source.read(tmp_path, on_fault=faults.append).queries] == ["red", "red"]
+    assert [query.split for query in source.read(tmp_path, on_issue=faults.append).queries] == ["red", "red"]
     assert [(fault.origin, fault.column) for fault in faults] == [
         (f"{saved / 'queries'}, split validation, row 2", "split")
     ]

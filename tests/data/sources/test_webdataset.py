@@ -16,7 +16,7 @@ import pytest
 from mim_lightning.config import build, compose
 from mim_lightning.data.pictures.images import ImageReader
 from mim_lightning.data.sources.webdataset import WebDatasetSource
-from mim_lightning.data.tables.faults import Fault
+from mim_lightning.data.tables.row_issue import RowIssue
 from tests.data.conftest import jpeg
 
 Samples = Mapping[str, Mapping[str, bytes]]
@@ -141,8 +141,8 @@ def test_faulty_samples_are_told_and_left_out(shop: Path, tmp_path: Path) -> Non
         "good": sample(5, "c"),
     }
     path = write_tar(shop / "train-000000.tar", samples)
-    faults: list[Fault] = []
-    manifest = source(shop, shards={"train": str(path)}).read(tmp_path, on_fault=faults.append)
+    faults: list[RowIssue] = []
+    manifest = source(shop, shards={"train": str(path)}).read(tmp_path, on_issue=faults.append)
     assert list(manifest.products) == ["c"] and len(manifest.queries) == 1
     message = "Expecting property name enclosed in double quotes"
     assert [(fault.table, fault.origin.split(", ")[1], fault.column, fault.reason) for fault in faults] == [
@@ -210,7 +210,7 @@ def test_a_damaged_shard_stops_everything(shop: Path, tmp_path: Path, damage: st
     change, words = DAMAGES[damage]
     change(shop / "train-000001.tar")
     with pytest.raises(ValueError, match=words) as caught:
-        source(shop).read(tmp_path, on_fault=lambda fault: None)
+        source(shop).read(tmp_path, on_issue=lambda fault: None)
     assert "\n" not in str(caught.value)
 
 

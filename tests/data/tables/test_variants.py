@@ -24,7 +24,7 @@ import pytest
 from mim_lightning.config import build, compose
 from mim_lightning.data.manifest import Manifest, ManifestSource
 from mim_lightning.data.tables import decoding, text
-from mim_lightning.data.tables.faults import Fault
+from mim_lightning.data.tables.row_issue import RowIssue
 from mim_lightning.data.tables.table import open_table
 
 PRODUCTS = [
@@ -195,7 +195,7 @@ def test_a_cell_may_be_long(write: Write, monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_a_quote_that_does_not_end_is_told_where_it_begins(write: Write) -> None:
     body = 'product_id,image,title\n1,a,ok\n2,b,"open\n3,c,lost\n4,d,lost\n'
-    faults: list[Fault] = []
+    faults: list[RowIssue] = []
     ManifestSource(str(write("products.csv", body)), None).read(Path(), faults.append)
     assert [str(fault).split("csv, ")[1] for fault in faults] == [
         "row 3: a quote begins here that does not end: the rest of the file is in one cell"
@@ -240,7 +240,7 @@ def test_the_encoding_that_was_found_is_named_and_reads(write: Write, encoding: 
 
 def test_a_table_of_which_no_row_is_readable_says_why(write: Write) -> None:
     products = write("products.csv", "product_id,image,title\n1,a.jpg,Café\n", "cp1252")
-    faults: list[Fault] = []
+    faults: list[RowIssue] = []
     with pytest.raises(
         ValueError, match=r"not one product can be used; .*row 2, column 'title': not UTF-8; data.source.enc"
     ):

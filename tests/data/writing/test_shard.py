@@ -14,7 +14,7 @@ import pytest
 from rich.console import Console
 
 from mim_lightning.data.progress import WritingProgress
-from mim_lightning.data.tables.faults import Fault
+from mim_lightning.data.tables.row_issue import RowIssue
 from mim_lightning.data.writing.hash_layout import plan_layout
 from mim_lightning.data.writing.samples import PictureError, take_turns
 from mim_lightning.data.writing.shard import COLUMNS, Record, read_shard, shard_sizes, write_shard
@@ -195,9 +195,9 @@ def test_turns_do_not_depend_on_the_order() -> None:
 
 
 def test_a_fault_of_a_picture_survives_the_way_between_processes() -> None:
-    fault = Fault("queries", "q.csv, row 3", "image", "q1", "x.jpg: damaged")
-    error = pickle.loads(pickle.dumps(PictureError(fault)))
-    assert (error.fault, str(error)) == (fault, "q.csv, row 3, column 'image': x.jpg: damaged")
+    issue = RowIssue("queries", "q.csv, row 3", "image", "q1", "x.jpg: damaged")
+    error = pickle.loads(pickle.dumps(PictureError(issue)))
+    assert (error.issue, str(error)) == (issue, "q.csv, row 3, column 'image': x.jpg: damaged")
 
 
 def test_ids_are_hashed_to_shards_of_their_set() -> None:

@@ -1,6 +1,6 @@
 """Is this manifest fit to train on? Every row and picture looked at, everything found told, nothing changed.
 
-A Manifest and the faults its source told come in, a CheckReport goes out. `prepare` calls it before it writes, and
+A Manifest and the issues its source reported come in, a CheckReport goes out. `prepare` calls it before it writes, and
 as a check alone.
 """
 
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from mim_lightning.data.check.counts import count_catalogue, count_splits, find_in_rows, measure_balance
 from mim_lightning.data.check.duplicates import find_duplicates
-from mim_lightning.data.check.findings import Findings, of_fault
+from mim_lightning.data.check.findings import Findings, finding_of
 from mim_lightning.data.check.keeping import find_unanswered
 from mim_lightning.data.check.pictures import Facts, find_bad_pictures, refs_of
 from mim_lightning.data.check.report import CheckReport, PictureSummary
@@ -21,7 +21,7 @@ from mim_lightning.data.check.settings import CheckSettings
 from mim_lightning.data.check.survey import Read, survey
 from mim_lightning.data.check.texts import find_html_texts, measure_texts
 from mim_lightning.data.manifest import Manifest
-from mim_lightning.data.tables.faults import Fault
+from mim_lightning.data.tables.row_issue import RowIssue
 
 if TYPE_CHECKING:  # torch would come along, into the processes that look at pictures
     from mim_lightning.types import InputSpec
@@ -31,7 +31,7 @@ TABLES = ("products", "queries")
 
 def check_manifest(
     manifest: Manifest,
-    faults: Sequence[Fault],
+    issues: Sequence[RowIssue],
     settings: CheckSettings,
     read: Read,
     *,
@@ -43,7 +43,7 @@ def check_manifest(
 
     Args:
         manifest: with the splits that will be written, so after a protocol was applied.
-        faults: what the source told of rows and pictures it left out of the manifest.
+        issues: what the source reported of rows and pictures it left out of the manifest.
         settings: what counts as bad.
         read: returns the stored bytes of a picture; picklable, it goes to other processes.
         facts_path: a file that grows with the pictures looked at; given again, an interrupted check goes on.
@@ -58,14 +58,14 @@ def check_manifest(
     findings = Findings()
     kept_rows = {("products", product.origin) for product in manifest.products.values()}
     kept_rows |= {("queries", query.origin) for query in manifest.queries}
-    findings.add(of_fault(fault, (fault.table, fault.origin) in kept_rows) for fault in faults)
+    findings.add(finding_of(issue, (issue.table, issue.origin) in kept_rows) for issue in issues)
     findings.add(find_bad_pictures(manifest, facts, settings))
     findings.add(find_in_rows(manifest, settings))
     findings.add(find_duplicates(manifest, facts, settings, train_split))
     findings.add(find_html_texts(manifest, settings))
     findings.add(cut_texts)
     findings.add(list(find_unanswered(manifest, findings.kept)))
-    lost_rows = {(fault.table, fault.origin) for fault in faults} - kept_rows
+    lost_rows = {(issue.table, issue.origin) for issue in issues} - kept_rows
     num_kept = dict(zip(TABLES, (len(manifest.products), len(manifest.queries)), strict=True))
     places = {"products": manifest.products_path, "queries": manifest.queries_path}
     splits = count_splits(manifest)

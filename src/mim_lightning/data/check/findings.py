@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from mim_lightning.data.pictures.images import ImageRef
-from mim_lightning.data.tables.faults import Fault
+from mim_lightning.data.tables.row_issue import RowIssue
 
 MAX_TOLD = 100_000  # findings kept of a kind that is only told; all are counted
 
@@ -114,16 +114,7 @@ class Findings:
                 self.kept.append(finding)
 
 
-def of_fault(fault: Fault, is_row_kept: bool) -> Finding:
-    """Return what a source said of a row it left out, or of one picture of a row it kept."""
+def finding_of(issue: RowIssue, is_row_kept: bool) -> Finding:
+    """Return the finding of an issue that a source reported: of a row it left out, or of one image of a row it kept."""
     drops = "picture" if is_row_kept else "row"
-    return Finding(_kind_of(fault), fault.table, fault.origin, fault.row_id, fault.column, fault.reason, drops)
-
-
-def _kind_of(fault: Fault) -> str:
-    # a source tells what is wrong in words alone
-    if "stands already" in fault.reason:
-        return "duplicate_id"
-    if fault.table == "queries" and fault.reason.startswith("product '"):
-        return "answer_left_out" if "(left out: " in fault.reason else "unknown_product"
-    return "faulty_row"
+    return Finding(issue.kind, issue.table, issue.origin, issue.row_id, issue.column, issue.reason, drops)

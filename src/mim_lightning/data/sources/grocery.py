@@ -13,8 +13,8 @@ from typing import Any
 
 from mim_lightning.data.manifest import Manifest, finish, read_manifest
 from mim_lightning.data.tables.draft import ManifestDraft
-from mim_lightning.data.tables.faults import OnFault, raise_fault
 from mim_lightning.data.tables.identity import file_id
+from mim_lightning.data.tables.row_issue import OnIssue, raise_issue
 from mim_lightning.data.tables.table import TableSpec, open_table, read_rows
 
 QUERY_COLUMNS = {"image": "query_image", "text": "query_text"}
@@ -35,12 +35,12 @@ class GrocerySource:
     def __init__(self, root: str) -> None:
         self.root = Path(root)
 
-    def read(self, work_dir: Path, on_fault: OnFault = raise_fault) -> Manifest:
+    def read(self, work_dir: Path, on_issue: OnIssue = raise_issue) -> Manifest:
         folder, is_compact = self._find()
         if not is_compact:
-            return _read_published(folder, on_fault)
+            return _read_published(folder, on_issue)
         tables = folder / "products.csv", folder / "pairs.csv"
-        return read_manifest(*tables, {"queries": QUERY_COLUMNS}, segments=("query_text_kind",), on_fault=on_fault)
+        return read_manifest(*tables, {"queries": QUERY_COLUMNS}, segments=("query_text_kind",), on_issue=on_issue)
 
     def describe(self) -> dict[str, Any]:
         folder, is_compact = self._find()
@@ -60,10 +60,10 @@ class GrocerySource:
         )
 
 
-def _read_published(folder: Path, on_fault: OnFault) -> Manifest:
-    draft = ManifestDraft(str(folder / "classes.csv"), on_fault, metadata=())
+def _read_published(folder: Path, on_issue: OnIssue) -> Manifest:
+    draft = ManifestDraft(str(folder / "classes.csv"), on_issue, metadata=())
     ids: dict[str, str] = {}
-    for origin, row in read_rows(open_table(folder / "classes.csv", "products"), CLASSES, CLASS_COLUMNS, on_fault):
+    for origin, row in read_rows(open_table(folder / "classes.csv", "products"), CLASSES, CLASS_COLUMNS, on_issue):
         product = _product_row(folder, row)
         ids[row["name"]] = product["product_id"]
         draft.add_product(origin, product, folder)

@@ -15,8 +15,8 @@ from typing import Any
 from mim_lightning.data.manifest import Manifest, changed_names, read_tables
 from mim_lightning.data.pictures.download import DownloadSettings
 from mim_lightning.data.places.addresses import Place, place_of
-from mim_lightning.data.tables.faults import OnFault, raise_fault
 from mim_lightning.data.tables.identity import folder_id
+from mim_lightning.data.tables.row_issue import OnIssue, raise_issue
 from mim_lightning.data.tables.table import ColumnNames, Table, TablePart
 
 EXTRA = "pip install 'mim-lightning[datasets]'"
@@ -80,12 +80,12 @@ class HuggingFaceSource:
         self.metadata = None if metadata is None else tuple(metadata)
         self.clean_html = clean_html
 
-    def read(self, work_dir: Path, on_fault: OnFault = raise_fault) -> Manifest:
+    def read(self, work_dir: Path, on_issue: OnIssue = raise_issue) -> Manifest:
         tables = [
             _open_table(place, kind, work_dir) if place else None
             for kind, place in (("products", self.products), ("queries", self.queries))
         ]
-        options = self.columns, self.image_root, self.segments, self.metadata, on_fault, self.clean_html
+        options = self.columns, self.image_root, self.segments, self.metadata, on_issue, self.clean_html
         return replace(read_tables(tables[0], tables[1], *options), download=self.download)
 
     def describe(self) -> dict[str, Any]:

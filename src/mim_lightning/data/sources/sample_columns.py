@@ -11,7 +11,7 @@ from contextlib import suppress
 from typing import Any
 
 from mim_lightning.data.sources.tar_samples import KEY, TarSample
-from mim_lightning.data.tables.faults import RowError
+from mim_lightning.data.tables.row_issue import RowError
 from mim_lightning.data.tables.table import PICTURES, ColumnNames, TableSpec, require_name
 
 ALTERNATIVES = "|"

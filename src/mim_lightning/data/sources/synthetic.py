@@ -7,7 +7,7 @@ from typing import Any
 
 from mim_lightning.data.manifest import Manifest, read_manifest
 from mim_lightning.data.synthetic import write_synthetic_world
-from mim_lightning.data.tables.faults import OnFault, raise_fault
+from mim_lightning.data.tables.row_issue import OnIssue, raise_issue
 
 
 class SyntheticSource:
@@ -31,9 +31,9 @@ class SyntheticSource:
             "seed": seed,
         }
 
-    def read(self, work_dir: Path, on_fault: OnFault = raise_fault) -> Manifest:
+    def read(self, work_dir: Path, on_issue: OnIssue = raise_issue) -> Manifest:
         products_path, queries_path = write_synthetic_world(work_dir, **self.arguments)  # type: ignore[arg-type]
-        return read_manifest(products_path, queries_path, segments=("kind",), on_fault=on_fault)
+        return read_manifest(products_path, queries_path, segments=("kind",), on_issue=on_issue)
 
     def describe(self) -> dict[str, Any]:
         return {"synthetic": self.arguments}

@@ -15,7 +15,7 @@ from typing import IO, Any
 
 from mim_lightning.data.pictures.images import TarMember
 from mim_lightning.data.places.addresses import Place, open_binary, reaching
-from mim_lightning.data.tables.faults import RowError
+from mim_lightning.data.tables.row_issue import RowError
 
 KEY = "__key__"  # stands for the name of a sample, in WebDataset's own words
 

@@ -20,7 +20,7 @@ from mim_lightning.data.places.addresses import Place, find_files, folder_of, pl
 from mim_lightning.data.sources.sample_columns import SampleColumns
 from mim_lightning.data.sources.tar_samples import TarSample, read_samples
 from mim_lightning.data.tables.draft import ManifestDraft
-from mim_lightning.data.tables.faults import Fault, OnFault, RowError, raise_fault
+from mim_lightning.data.tables.row_issue import OnIssue, RowError, raise_issue
 from mim_lightning.data.tables.table import ColumnNames
 
 NUM_PEEKED = 1000  # samples among which every mapped member must occur
@@ -66,9 +66,9 @@ class WebDatasetSource:
         self._products = SampleColumns(PRODUCTS, products, self.metadata, "metadata")
         self._queries = SampleColumns(QUERIES, queries, self.segments, "segments")
 
-    def read(self, work_dir: Path, on_fault: OnFault = raise_fault) -> Manifest:
+    def read(self, work_dir: Path, on_issue: OnIssue = raise_issue) -> Manifest:
         name = ", ".join(self.shards.values())
-        draft = ManifestDraft(name, on_fault, tuple(self.segments), tuple(self.metadata), self.clean_html)
+        draft = ManifestDraft(name, on_issue, tuple(self.segments), tuple(self.metadata), self.clean_html)
         samples = self._samples()
         first = list(islice(samples, NUM_PEEKED))
         self._products.require([sample for _, sample in first])
@@ -103,9 +103,9 @@ class WebDatasetSource:
         try:
             product = self._products.row_of(sample)
             query = {"split": split} | self._queries.row_of(sample) if split is not None else None
-        except RowError as fault:
+        except RowError as error:
             table = PRODUCTS.name if split is None else QUERIES.name
-            draft.tell(Fault(table, sample.origin, fault.column, sample.key, fault.reason))
+            draft.report(error.at(table, sample.origin, sample.key))
             return
         if query is None:
             draft.add_repeated(sample.origin, product, root)

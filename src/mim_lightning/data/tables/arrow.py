@@ -15,7 +15,7 @@ import numpy as np
 
 from mim_lightning.data.pictures.images import TableCell
 from mim_lightning.data.places.addresses import Place, open_binary
-from mim_lightning.data.tables.faults import RowError
+from mim_lightning.data.tables.row_issue import RowError
 
 Rows = Iterator[tuple[int, dict[str, Any] | RowError]]
 ReadRows = Callable[[Set[str], Set[str], bool], Rows]  # wanted columns, pictures among them, are all others wanted too

@@ -1,6 +1,6 @@
 """A manifest in the making: rows come in one after the other, and are checked against those that came before.
 
-`manifest` and the sources add rows; each faulty one is told to `on_fault` and left out. Products and queries come
+`manifest` and the sources add rows; each invalid one is reported to `on_issue` and left out. Products and queries come
 from tables of their own, or together (a pair: a query and a product that answers it), where both may come again.
 """
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from mim_lightning.data.places.addresses import Place
-from mim_lightning.data.tables.faults import Fault, NothingRelevantError, OnFault, RowError
+from mim_lightning.data.tables.row_issue import IssueType, NothingRelevantError, OnIssue, RowError, RowIssue
 from mim_lightning.data.tables.rows import (
     Product,
     Query,
@@ -30,20 +30,20 @@ class ManifestDraft:
     """The rows so far.
 
     Args:
-        products_name: what faults call the table of the products.
-        on_fault: is told of each row that is left out.
+        products_name: what messages call the table of the products.
+        on_issue: is called with each row that is left out.
         segments, metadata, clean_html: see ManifestSource.
     """
 
     products_name: str
-    on_fault: OnFault
+    on_issue: OnIssue
     segments: Sequence[str] = ()
     metadata: Sequence[str] | None = None
     clean_html: bool = False
     products: dict[str, Product] = field(default_factory=dict)
     queries: dict[str, Query] = field(default_factory=dict)
-    first_fault: Fault | None = None
-    _left_out: dict[str, str] = field(default_factory=dict)  # product id -> origin of its faulty row
+    first_issue: RowIssue | None = None
+    _left_out: dict[str, str] = field(default_factory=dict)  # product id -> origin of its invalid row
     _irrelevant: list[tuple[str, RowError, str, Row]] = field(default_factory=list)  # query id, what and where
     _num_queries: int = 0  # with those left out: names of queries do not depend on them
 
@@ -53,9 +53,10 @@ class ManifestDraft:
             product = parse_product(self._cleaned(row), root, origin, self.metadata)
             if product.product_id in self.products:
                 first = self.products[product.product_id].origin
-                raise RowError("product_id", f"'{product.product_id}' stands already in {first}")
-        except RowError as fault:
-            self._leave_out_product(fault, origin, row)
+                reason = f"'{product.product_id}' stands already in {first}"
+                raise RowError("product_id", reason, IssueType.DUPLICATE_ID)
+        except RowError as error:
+            self._leave_out_product(error, origin, row)
         else:
             self.products[product.product_id] = product
 
@@ -65,11 +66,11 @@ class ManifestDraft:
             query = self._parse_query(row, root, origin)
             first = self.queries.get(query.query_id)
             self.queries[query.query_id] = query if first is None else join_query(first, query)
-        except NothingRelevantError as fault:
-            # no fault of a query that other rows say the answers of
-            self._irrelevant.append((text_of(row, "query_id") or "", fault, origin, row))
-        except RowError as fault:
-            self._leave_out_query(fault, origin, row)
+        except NothingRelevantError as error:
+            # no issue if other rows name the answers of this query
+            self._irrelevant.append((text_of(row, "query_id") or "", error, origin, row))
+        except RowError as error:
+            self._leave_out_query(error, origin, row)
 
     def add_pair(self, origin: str, product_row: Row, query_row: Row, root: Place) -> None:
         """Add a query and its product; rows of the same query id become one query with several products.
@@ -87,8 +88,8 @@ class ManifestDraft:
                 raise RowError("split", f"query '{query.query_id}' is in split '{first.split}' in {first.origin}")
         except NothingRelevantError:
             pass
-        except RowError as fault:
-            self._leave_out_query(fault, origin, query_row)
+        except RowError as error:
+            self._leave_out_query(error, origin, query_row)
         else:
             self.queries[query.query_id] = query if first is None else merge_query(first, query)
 
@@ -96,8 +97,8 @@ class ManifestDraft:
         """Add a product that may have come before; return whether it is fit to be asked for."""
         try:
             product = parse_product(self._cleaned(row), root, origin, self.metadata)
-        except RowError as fault:
-            self._leave_out_product(fault, origin, row)
+        except RowError as error:
+            self._leave_out_product(error, origin, row)
             return False
         first = self.products.setdefault(product.product_id, product)
         # one picture held in several rows cannot be told from several pictures without reading them
@@ -109,9 +110,9 @@ class ManifestDraft:
 
     def require_products(self) -> None:
         """Leave out the queries that name products which are not there, or none."""
-        for query_id, fault, origin, row in self._irrelevant:
+        for query_id, error, origin, row in self._irrelevant:
             if query_id not in self.queries:
-                self._leave_out_query(fault, origin, row)
+                self._leave_out_query(error, origin, row)
         for query in list(self.queries.values()):
             if not {*query.asked_ids, *query.shown_ids} <= self.products.keys():
                 query = self.queries[query.query_id] = self._with_whole_numbers(query)
@@ -119,9 +120,14 @@ class ManifestDraft:
                 unknown = next((product_id for product_id in ids if product_id not in self.products), None)
                 if unknown is not None:
                     del self.queries[query.query_id]
-                    reason = f"product '{unknown}' is not in {self.products_name}{self._why(unknown)}"
-                    self.tell(Fault("queries", query.origin, column, query.query_id, reason))
+                    self.report(self._unknown_product(unknown, column).at("queries", query.origin, query.query_id))
                     break
+
+    def _unknown_product(self, product_id: str, column: str) -> RowError:
+        reason = f"product '{product_id}' is not in {self.products_name}"
+        if product_id not in self._left_out:
+            return RowError(column, reason, IssueType.UNKNOWN_PRODUCT)
+        return RowError(column, f"{reason} (left out: {self._left_out[product_id]})", IssueType.DROPPED_PRODUCT)
 
     def _with_whole_numbers(self, query: Query) -> Query:
         """Return a query whose 7.0 is the product 7, or the other way round: one table's ids were floats once."""
@@ -136,9 +142,6 @@ class ManifestDraft:
         weights = {known(product_id): weight for product_id, weight in query.product_weights.items()}
         return replace(query, asked_ids=asked, shown_ids=shown, product_weights=weights) if is_same else query
 
-    def _why(self, product_id: str) -> str:
-        return f" (left out: {self._left_out[product_id]})" if product_id in self._left_out else ""
-
     def _parse_query(self, row: Row, root: Place, origin: str) -> Query:
         self._num_queries += 1
         return parse_query(self._cleaned(row), root, origin, self._num_queries - 1, self.segments)
@@ -146,15 +149,15 @@ class ManifestDraft:
     def _cleaned(self, row: Row) -> Row:
         return without_html(row) if self.clean_html else row
 
-    def _leave_out_product(self, fault: RowError, origin: str, row: Row) -> None:
+    def _leave_out_product(self, error: RowError, origin: str, row: Row) -> None:
         product_id = text_of(row, "product_id") or ""
         self._left_out.setdefault(product_id, origin)
-        self.tell(Fault("products", origin, fault.column, product_id, fault.reason))
+        self.report(error.at("products", origin, product_id))
 
-    def _leave_out_query(self, fault: RowError, origin: str, row: Row) -> None:
-        self.tell(Fault("queries", origin, fault.column, text_of(row, "query_id") or "", fault.reason))
+    def _leave_out_query(self, error: RowError, origin: str, row: Row) -> None:
+        self.report(error.at("queries", origin, text_of(row, "query_id") or ""))
 
-    def tell(self, fault: Fault) -> None:
-        """Tell that a row was left out."""
-        self.first_fault = self.first_fault or fault
-        self.on_fault(fault)
+    def report(self, issue: RowIssue) -> None:
+        """Report that a row was left out."""
+        self.first_issue = self.first_issue or issue
+        self.on_issue(issue)

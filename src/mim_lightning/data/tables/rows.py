@@ -13,8 +13,8 @@ from typing import Any
 
 from mim_lightning.data.pictures.images import ImageRef, TableCell, TarMember
 from mim_lightning.data.places.addresses import Place, under
-from mim_lightning.data.tables.faults import NothingRelevantError, RowError
 from mim_lightning.data.tables.html_text import clean_html
+from mim_lightning.data.tables.row_issue import IssueType, NothingRelevantError, RowError
 
 LIST_SEPARATOR = "|"  # several values in one CSV cell
 MISSING = ("nan", "NaN", "NULL", "null", "None", "<NA>", "\\N")  # what databases and data frames write for no value
@@ -133,7 +133,8 @@ def join_query(first: Query, again: Query) -> Query:
     column = next((name for name, is_different in differences.items() if is_different), None)
     if column is not None or {*again.asked_ids} <= {*first.asked_ids}:
         other = f", with another {column}" if column is not None else ""
-        raise RowError("query_id", f"'{again.query_id}' stands already in {first.origin}{other}")
+        reason = f"'{again.query_id}' stands already in {first.origin}{other}"
+        raise RowError("query_id", reason, IssueType.DUPLICATE_ID)
     return merge_query(first, again)
 
 

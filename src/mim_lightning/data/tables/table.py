@@ -16,8 +16,8 @@ from typing import Any
 from mim_lightning.data.places.addresses import Place, ending_of, find_files, folder_of, reaching
 from mim_lightning.data.tables.arrow import open_arrow, open_parquet
 from mim_lightning.data.tables.decoding import COMPRESSED, TextFormat, text_ending
-from mim_lightning.data.tables.faults import Fault, OnFault, RowError, raise_fault
 from mim_lightning.data.tables.header import match_columns, missing_column
+from mim_lightning.data.tables.row_issue import OnIssue, RowError, raise_issue
 from mim_lightning.data.tables.text import Rows, open_text
 
 log = logging.getLogger(__name__)
@@ -85,13 +85,13 @@ def read_rows(
     table: Table,
     spec: TableSpec,
     columns: ColumnNames,
-    on_fault: OnFault = raise_fault,
+    on_issue: OnIssue = raise_issue,
     metadata: Sequence[str] | None = None,
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield (origin, row in our column names). Row numbers are the lines an editor shows, header included.
 
     Cells with pictures come as lists of TableCells. `metadata` names the further columns to read, None: all. A line
-    that is no row is told to `on_fault`.
+    that is no row is reported to `on_issue`.
 
     Raises:
         ValueError: a file is missing or damaged, or lacks a column.
@@ -115,7 +115,7 @@ def read_rows(
             for number, raw in file.rows({matches.get(name, name) for name in keys}, pictures, all_plain):
                 origin = f"{part.name}, row {number + part.num_before}"
                 if isinstance(raw, RowError):
-                    on_fault(Fault(spec.name, origin, raw.column, "", raw.reason))
+                    on_issue(raw.at(spec.name, origin, ""))
                 else:
                     row = {given.get(name, name): cell for name, cell in raw.items()} if given else raw
                     yield origin, _renamed(part, row, names, spec.others)

@@ -14,8 +14,8 @@ from typing import Any
 
 from mim_lightning.data.places.addresses import Place
 from mim_lightning.data.tables.decoding import TextFormat, TextLines, advise_encoding, is_text, open_lines
-from mim_lightning.data.tables.faults import RowError
 from mim_lightning.data.tables.header import fold
+from mim_lightning.data.tables.row_issue import RowError
 
 Rows = Iterator[tuple[int, dict[str, Any] | RowError]]
 NUM_PEEKED = 1000  # rows of JSONL whose keys together are its columns

@@ -1,7 +1,7 @@
-"""The faulty rows of a conversion that no process sees as a whole: collected, counted, and listed at the end.
+"""The invalid rows of a conversion that no process sees as a whole: collected, counted, and listed at the end.
 
-Faults come in as tasks tell them, one ValueError goes out as soon as they are too many; `ray_engine` calls it. `check`
-does the same where one process sees all rows.
+Issues come in as tasks report them, one ValueError goes out as soon as they are too many; `ray_engine` calls it.
+`check` does the same where one process sees all rows.
 """
 
 from __future__ import annotations
@@ -12,27 +12,27 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from mim_lightning.data.check import CheckSettings
-from mim_lightning.data.tables.faults import Fault
+from mim_lightning.data.tables.row_issue import RowIssue
 from mim_lightning.data.writing.store import Store
 from mim_lightning.display_text import csv_cell
 
 
 @dataclass
-class FaultList:
+class IssueLog:
     """The rows that are left out, and whether they are too many."""
 
     settings: CheckSettings
     num_rows: Mapping[str, int]  # by table
-    by_row: dict[tuple[str, str], Fault] = field(default_factory=dict)  # table and origin
+    by_row: dict[tuple[str, str], RowIssue] = field(default_factory=dict)  # table and origin
 
-    def add(self, faults: Iterable[Fault]) -> None:
-        """Note faults.
+    def add(self, issues: Iterable[RowIssue]) -> None:
+        """Note issues.
 
         Raises:
             ValueError: there must be none, or fewer.
         """
-        for fault in faults:
-            self.by_row.setdefault((fault.table, fault.origin), fault)
+        for issue in issues:
+            self.by_row.setdefault((issue.table, issue.origin), issue)
         if self.by_row and self.settings.on_bad == "fail":
             raise ValueError(
                 f"{len(self.by_row):,} rows are bad so far, the first is {next(iter(self.by_row.values()))}; mend "
@@ -40,7 +40,7 @@ class FaultList:
                 f"{self.settings.max_bad} of a table)"
             )
         for table, num_rows in self.num_rows.items():
-            found = [fault for fault in self.by_row.values() if fault.table == table]
+            found = [issue for issue in self.by_row.values() if issue.table == table]
             if len(found) > self.settings.ceiling(num_rows):
                 raise ValueError(
                     f"{len(found):,} of {num_rows:,} rows of the {table} table are bad so far, more than "
@@ -52,7 +52,7 @@ class FaultList:
         text = io.StringIO(newline="")
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(("table", "row", "id", "column", "reason"))
-        for fault in self.by_row.values():
-            cells = (fault.table, fault.origin, fault.row_id, fault.column, fault.reason)
+        for issue in self.by_row.values():
+            cells = (issue.table, issue.origin, issue.row_id, issue.column, issue.reason)
             writer.writerow(map(csv_cell, cells))
         store.write(name, text.getvalue().encode())

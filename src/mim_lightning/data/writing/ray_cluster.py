@@ -91,7 +91,7 @@ def _require_answer(address: str | None) -> None:
 
 
 def _reason(error: BaseException) -> str:
-    """Return the last line of what a task died of: around it stand call stacks of several processes."""
+    """Return the line that names a task's error: Ray hands it over as text, among call stacks of several processes."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     named = [line for line in lines if re.match(r"[\w.]*(Error|Exception|Died|Killed)\w*:", line)]
     return (named or lines or [type(error).__name__])[-1]

@@ -30,9 +30,9 @@ from mim_lightning.data.prepared import (
 )
 from mim_lightning.data.progress import WritingProgress
 from mim_lightning.data.protocol import Seen
-from mim_lightning.data.tables.faults import Fault
 from mim_lightning.data.tables.identity import combine_ids
-from mim_lightning.data.writing.fault_list import FaultList
+from mim_lightning.data.tables.row_issue import RowIssue
+from mim_lightning.data.writing.fault_list import IssueLog
 from mim_lightning.data.writing.hash_layout import HashLayout, plan_layout
 from mim_lightning.data.writing.partial import move_into_place, partial_work, remote_work
 from mim_lightning.data.writing.planned_sets import MIXED
@@ -85,8 +85,8 @@ def prepare_with_ray(
             return _require_whole(open_same(folder, described))
         if isinstance(folder, Path):
             require_free(folder)
-        faults = FaultList(check or CheckSettings(), _num_rows(counts))
-        faults.add(fault for count in counts for fault in count.faults)
+        issues = IssueLog(check or CheckSettings(), _num_rows(counts))
+        issues.add(issue for count in counts for issue in count.issues)
         num_samples = _num_samples(counts, tables)
         layout = plan_layout(num_samples, settings.samples_per_shard, settings.seed)
         with _claim(folder, described, force) as place:
@@ -94,8 +94,8 @@ def prepare_with_ray(
                 return open_same(folder, described)
             if not is_prepared(place):
                 job = _job(Store(place), layout, settings, source)
-                _write_all(tables, job, num_samples, ray_settings, faults)
-                faults.write(job.store, SKIPPED_FILE)
+                _write_all(tables, job, num_samples, ray_settings, issues)
+                issues.write(job.store, SKIPPED_FILE)
                 write_settings(place, described, folder)
             if isinstance(folder, Path):
                 move_into_place(Path(place), folder, force=force)
@@ -143,7 +143,7 @@ def _parse_counts(rows: list[dict[str, Any]]) -> list[FileCount]:
         if row["error"]:
             raise ValueError(row["error"])
         fields = json.loads(row["count"])
-        counts.append(FileCount(**{**fields, "faults": tuple(Fault(**fault) for fault in fields["faults"])}))
+        counts.append(FileCount(**{**fields, "issues": tuple(map(RowIssue.from_json, fields["issues"]))}))
     return sorted(counts, key=lambda count: (count.table, count.file_idx))
 
 
@@ -187,7 +187,7 @@ def _job(store: Store, layout: HashLayout, settings: ShardSettings, source: Mani
 
 
 def _write_all(
-    tables: ShopTables, job: ShardJob, num_samples: Mapping[str, int], settings: RaySettings, faults: FaultList
+    tables: ShopTables, job: ShardJob, num_samples: Mapping[str, int], settings: RaySettings, issues: IssueLog
 ) -> None:
     """Write what is not finished yet, then the indexes, set by set."""
     finished, num_finished = _find_finished(job)
@@ -196,7 +196,7 @@ def _write_all(
         for row in _written(tables, job, finished, num_parts):
             if row["error"]:
                 raise ValueError(row["error"])
-            faults.add(Fault(**fault) for fault in json.loads(row["faults"]))
+            issues.add(map(RowIssue.from_json, json.loads(row["issues"])))
             progress.show(progress.num_written + row["rows"], progress.num_bytes + row["bytes"])
     for name, num_shards in job.layout.num_shards.items():
         _fill_empty(job, name, num_shards)

@@ -16,8 +16,8 @@ from typing import Any
 from mim_lightning.data.manifest import PRODUCTS, QUERIES, ManifestSource
 from mim_lightning.data.pictures.images import TableCell
 from mim_lightning.data.places.addresses import Place
-from mim_lightning.data.tables.faults import Fault, OnFault, RowError
 from mim_lightning.data.tables.identity import file_id
+from mim_lightning.data.tables.row_issue import OnIssue, RowError, RowIssue
 from mim_lightning.data.tables.rows import Product, Query, Row, parse_product, parse_query, text_of, without_html
 from mim_lightning.data.tables.table import Table, TableSpec, read_rows
 from mim_lightning.data.writing.hash_layout import HashLayout
@@ -45,22 +45,21 @@ class ShopTables:
         num_files = {name: len(table.parts) for name, table in tables.items() if table is not None}
         return [{"table": name, "file": file_idx} for name, num in num_files.items() for file_idx in range(num)]
 
-    def read_products(self, file_idx: int, on_fault: OnFault) -> Iterator[Product]:
-        for origin, row, root in self._rows(self.products, PRODUCTS, file_idx, on_fault):
+    def read_products(self, file_idx: int, on_issue: OnIssue) -> Iterator[Product]:
+        for origin, row, root in self._rows(self.products, PRODUCTS, file_idx, on_issue):
             try:
                 product = parse_product(row, root, origin, self.metadata)
                 _refuse_cells(product.images, origin)
                 yield product
-            except RowError as fault:
-                row_id = text_of(row, "product_id") or ""
-                on_fault(Fault(PRODUCTS.name, origin, fault.column, row_id, fault.reason))
+            except RowError as error:
+                on_issue(error.at(PRODUCTS.name, origin, text_of(row, "product_id") or ""))
 
-    def read_queries(self, file_idx: int, on_fault: OnFault) -> Iterator[Query]:
+    def read_queries(self, file_idx: int, on_issue: OnIssue) -> Iterator[Query]:
         assert self.queries is not None
         spec = replace(
             QUERIES, known=(*QUERIES.known, *self.segments), required=(*QUERIES.required, "query_id", *self.segments)
         )
-        for origin, row, root in self._rows(self.queries, spec, file_idx, on_fault):
+        for origin, row, root in self._rows(self.queries, spec, file_idx, on_issue):
             row_id = text_of(row, "query_id") or ""
             try:
                 if not row_id:  # its number in the table is known to nobody here
@@ -68,17 +67,17 @@ class ShopTables:
                 query = parse_query(row, root, origin, 0, self.segments)
                 _refuse_cells((query.image,), origin)
                 yield query
-            except RowError as fault:
-                on_fault(Fault(QUERIES.name, origin, fault.column, row_id, fault.reason))
+            except RowError as error:
+                on_issue(error.at(QUERIES.name, origin, row_id))
 
     def _rows(
-        self, table: Table, spec: TableSpec, file_idx: int, on_fault: OnFault
+        self, table: Table, spec: TableSpec, file_idx: int, on_issue: OnIssue
     ) -> Iterator[tuple[str, Row, Place]]:
         names = self.columns.get(spec.name) or {}
         metadata = self.metadata if spec.name == PRODUCTS.name else None
         root = self.image_root or table.root
         part = replace(table, parts=(table.parts[file_idx],))
-        for origin, row in read_rows(part, spec, names, on_fault, metadata):
+        for origin, row in read_rows(part, spec, names, on_issue, metadata):
             yield origin, without_html(row) if self.clean_html else row, root
 
 
@@ -98,33 +97,33 @@ def shop_tables(source: ManifestSource) -> ShopTables:
 
 @dataclass(frozen=True)
 class FileCount:
-    """What one file of a table holds; `samples` by set, `faults` the rows that cannot be used."""
+    """What one file of a table holds; `samples` by set, `issues` the rows that cannot be used."""
 
     table: str
     file_idx: int
     identity: str  # see `file_id`
-    num_rows: int  # faulty ones included
+    num_rows: int  # invalid ones included
     samples: Mapping[str, int]
-    faults: tuple[Fault, ...]
+    issues: tuple[RowIssue, ...]
 
 
 def count_file(tables: ShopTables, table: str, file_idx: int, train_split: str) -> FileCount:
-    """Read a file once, as a whole, to know how many samples it makes and which rows are faulty."""
-    faults: list[Fault] = []
+    """Read a file once, as a whole, to know how many samples it makes and which rows are invalid."""
+    issues: list[RowIssue] = []
     samples: Counter[str] = Counter()
     num_rows = 0
     if table == PRODUCTS.name:
-        for product in tables.read_products(file_idx, faults.append):
+        for product in tables.read_products(file_idx, issues.append):
             num_rows += 1
             samples[CATALOGUE] += max(1, len(product.images))
         place = tables.products.parts[file_idx].place
     else:
         assert tables.queries is not None
-        for query in tables.read_queries(file_idx, faults.append):
+        for query in tables.read_queries(file_idx, issues.append):
             num_rows += 1
             samples[set_of(query)] += len(query.asked_ids) if query.split == train_split else 1
         place = tables.queries.parts[file_idx].place
-    return FileCount(table, file_idx, file_id(place), num_rows + len(faults), dict(samples), tuple(faults))
+    return FileCount(table, file_idx, file_id(place), num_rows + len(issues), dict(samples), tuple(issues))
 
 
 def set_of(query: Query) -> str:
@@ -199,8 +198,8 @@ def _refuse_cells(images: Iterable[Any], origin: str) -> None:
         )
 
 
-def _ignore(fault: Fault) -> None:
-    """The faults were told when the file was counted."""
+def _ignore(issue: RowIssue) -> None:
+    """The issues were reported when the file was counted."""
 
 
 def _chunks(items: Iterable[Any]) -> Iterator[list[Any]]:

@@ -19,7 +19,7 @@ import numpy as np
 from mim_lightning.data.manifest import PRODUCTS, QUERIES
 from mim_lightning.data.pictures.download import DownloadSettings
 from mim_lightning.data.pictures.images import ImageReader
-from mim_lightning.data.tables.faults import Fault, RowError
+from mim_lightning.data.tables.row_issue import IssueType, RowError, RowIssue
 from mim_lightning.data.tables.rows import Product, Query, join_query
 from mim_lightning.data.writing.hash_layout import NAMES_PER_SHARD, HashLayout
 from mim_lightning.data.writing.ray_tables import CATALOGUE, joined_schema
@@ -59,7 +59,7 @@ class ShardJob:
     layout: HashLayout
     train_split: str
     max_image_side: int
-    products_name: str  # of the table, for faults
+    products_name: str  # of the table, for messages
     rows_id: str  # of what all shards are made from
     download: DownloadSettings | None
 
@@ -73,7 +73,7 @@ def join_part(table: Any, finished: frozenset[int]) -> Any:
     products: dict[str, bytes] = {}
     for row in np.flatnonzero(is_product).tolist():
         packed = table["product"][row].as_py()
-        # of a product that stands twice the same one is taken every time; the catalogue's shard tells the fault
+        # of a product that stands twice the same one is taken every time; the catalogue's shard reports the issue
         products[product_ids[row]] = min(packed, products.get(product_ids[row], packed))
     shards = table["shard"].to_numpy()
     turns = _turns(product_ids, table["turn_key"].to_numpy())
@@ -101,31 +101,31 @@ def _turns(product_ids: list[str], turn_keys: np.ndarray) -> dict[int, int]:
 def write_group(table: Any, job: ShardJob) -> dict[str, list[Any]]:
     """Write the shard whose rows these are, and return in one row what became of it.
 
-    Columns: rows and bytes written, faults (JSON: the rows left out), error ("" or why there is no shard).
+    Columns: rows and bytes written, issues (JSON: the rows left out), error ("" or why there is no shard).
     """
     number = int(table["shard"][0].as_py())
     try:
-        size, num_bytes, faults = _write(number, (pickle.loads(body) for body in table["body"].to_pylist()), job)
+        size, num_bytes, issues = _write(number, (pickle.loads(body) for body in table["body"].to_pylist()), job)
     except (OSError, ValueError) as error:
         return _result(0, 0, "[]", " ".join(str(error).split()) or type(error).__name__)
-    return _result(size, num_bytes, faults, "")
+    return _result(size, num_bytes, issues, "")
 
 
 def _write(number: int, bodies: Iterable[Any], job: ShardJob) -> tuple[int, int, str]:
     set_name, shard_idx = job.layout.place(number)
-    faults: list[Fault] = []
-    samples = _catalogue(bodies, faults) if set_name == CATALOGUE else _queries(map(_unpack, bodies), job, faults)
+    issues: list[RowIssue] = []
+    samples = _catalogue(bodies, issues) if set_name == CATALOGUE else _queries(map(_unpack, bodies), job, issues)
     samples.sort(key=lambda sample: job.layout.rank(_identity(sample)))
     with job.store.scratch() as scratch:
         stem = scratch / "shard"
-        records = _read(samples, _record_reader(job.download, job.max_image_side), faults)
+        records = _read(samples, _record_reader(job.download, job.max_image_side), issues)
         facts = write_shard(stem, records, shard_idx * NAMES_PER_SHARD)
-        place_shard(job.store, set_name, shard_idx, stem, facts, job.rows_id + FAULTY * bool(faults))
-    return facts.size, facts.num_bytes, json.dumps([asdict(fault) for fault in faults])
+        place_shard(job.store, set_name, shard_idx, stem, facts, job.rows_id + FAULTY * bool(issues))
+    return facts.size, facts.num_bytes, json.dumps([asdict(issue) for issue in issues])
 
 
-def _result(rows: int, num_bytes: int, faults: str, error: str) -> dict[str, list[Any]]:
-    return {"rows": [rows], "bytes": [num_bytes], "faults": [faults], "error": [error]}
+def _result(rows: int, num_bytes: int, issues: str, error: str) -> dict[str, list[Any]]:
+    return {"rows": [rows], "bytes": [num_bytes], "issues": [issues], "error": [error]}
 
 
 def _unpack(body: tuple[bytes, str, bytes | None, int]) -> Joined:
@@ -133,28 +133,29 @@ def _unpack(body: tuple[bytes, str, bytes | None, int]) -> Joined:
     return Joined(pickle.loads(query), product_id, pickle.loads(product) if product else None, turn)
 
 
-def _catalogue(products: Iterable[Product], faults: list[Fault]) -> list[PlannedSample]:
+def _catalogue(products: Iterable[Product], issues: list[RowIssue]) -> list[PlannedSample]:
     samples: list[PlannedSample] = []
     first: dict[str, Product] = {}
     for product in sorted(products, key=lambda product: _line(product.origin)):
         if product.product_id in first:
             reason = f"'{product.product_id}' stands already in {first[product.product_id].origin}"
-            faults.append(Fault(PRODUCTS.name, product.origin, "product_id", product.product_id, reason))
+            error = RowError("product_id", reason, IssueType.DUPLICATE_ID)
+            issues.append(error.at(PRODUCTS.name, product.origin, product.product_id))
             continue
         first[product.product_id] = product
         samples += [catalogue_sample(product, image) for image in product.images or (None,)]
     return samples
 
 
-def _queries(joined: Iterable[Joined], job: ShardJob, faults: list[Fault]) -> list[PlannedSample]:
+def _queries(joined: Iterable[Joined], job: ShardJob, issues: list[RowIssue]) -> list[PlannedSample]:
     """Return the samples of the queries of one shard; all rows of a query are among them."""
     samples: list[PlannedSample] = []
-    for query, rows in _by_query(joined, faults):
+    for query, rows in _by_query(joined, issues):
         missing = next((row.product_id for row in rows if row.product is None), None)
         if missing is not None:
             column = "product_id" if missing in query.asked_ids else "shown_product_id"
-            reason = f"product '{missing}' is not in {job.products_name}"
-            faults.append(Fault(QUERIES.name, query.origin, column, query.query_id, reason))
+            error = RowError(column, f"product '{missing}' is not in {job.products_name}", IssueType.UNKNOWN_PRODUCT)
+            issues.append(error.at(QUERIES.name, query.origin, query.query_id))
             continue
         found = {row.product_id: row for row in rows}
         products = {row.product_id: row.product for row in rows if row.product is not None}
@@ -169,7 +170,7 @@ def _queries(joined: Iterable[Joined], job: ShardJob, faults: list[Fault]) -> li
     return samples
 
 
-def _by_query(joined: Iterable[Joined], faults: list[Fault]) -> Iterator[tuple[Query, list[Joined]]]:
+def _by_query(joined: Iterable[Joined], issues: list[RowIssue]) -> Iterator[tuple[Query, list[Joined]]]:
     """Yield each query with its rows; of rows that differ in more than their products the first by origin stands."""
     by_id: dict[str, dict[str, list[Joined]]] = defaultdict(lambda: defaultdict(list))
     for row in joined:
@@ -182,7 +183,7 @@ def _by_query(joined: Iterable[Joined], faults: list[Fault]) -> Iterator[tuple[Q
                 query = join_query(query, by_origin[origin][0].query)
                 rows += by_origin[origin]
             except RowError as error:
-                faults.append(Fault(QUERIES.name, origin, error.column, query_id, error.reason))
+                issues.append(error.at(QUERIES.name, origin, query_id))
         yield query, rows
 
 
@@ -192,12 +193,12 @@ def _line(origin: str) -> tuple[str, int]:
     return (table, int(number)) if number.isdecimal() else (origin, 0)
 
 
-def _read(samples: Iterable[PlannedSample], reader: RecordReader, faults: list[Fault]) -> Iterator[Record]:
+def _read(samples: Iterable[PlannedSample], reader: RecordReader, issues: list[RowIssue]) -> Iterator[Record]:
     for sample in samples:
         try:
             yield reader.record(sample)
         except PictureError as error:
-            faults.append(error.fault)
+            issues.append(error.issue)
 
 
 def _identity(sample: PlannedSample) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 from mim_lightning.data.manifest import Product, Query
 from mim_lightning.data.pictures.decode import normalise_encoding, sharpness
 from mim_lightning.data.pictures.images import ImageReader, ImageRef
-from mim_lightning.data.tables.faults import Fault
+from mim_lightning.data.tables.row_issue import RowIssue
 from mim_lightning.data.writing.shard import Record
 from mim_lightning.fields import FIELDS, PRODUCT_IMAGE, PRODUCT_TEXT, QUERY_IMAGE, QUERY_TEXT
 from mim_lightning.id_keys import id_key
@@ -89,12 +89,12 @@ def rows_id(samples: Sequence[PlannedSample], max_image_side: int) -> str:
 class PictureError(ValueError):
     """A picture of a row cannot be read; survives the way back from another process."""
 
-    def __init__(self, fault: Fault) -> None:
-        super().__init__(str(fault))
-        self.fault = fault
+    def __init__(self, issue: RowIssue) -> None:
+        super().__init__(str(issue))
+        self.issue = issue
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return PictureError, (self.fault,)
+        return PictureError, (self.issue,)
 
 
 class RecordReader:
@@ -121,17 +121,17 @@ class RecordReader:
         try:
             return self._kept(ref) if tower == PRODUCT_IMAGE else self._read(ref)
         except FileNotFoundError:
-            raise PictureError(_fault(tower, sample, f"no such file {ref}")) from None
+            raise PictureError(_issue(tower, sample, f"no such file {ref}")) from None
         except (OSError, ValueError) as error:
-            raise PictureError(_fault(tower, sample, f"{ref}: {error}")) from error
+            raise PictureError(_issue(tower, sample, f"{ref}: {error}")) from error
 
     def _read(self, ref: ImageRef) -> bytes:
         return normalise_encoding(self.reader.read(ref), self.max_image_side)
 
 
-def _fault(tower: str, sample: PlannedSample, reason: str) -> Fault:
+def _issue(tower: str, sample: PlannedSample, reason: str) -> RowIssue:
     field = FIELDS[tower]
-    return Fault(field.table, sample.pictures[tower][1], field.column, sample.facts[field.id_name], reason)
+    return RowIssue(field.table, sample.pictures[tower][1], field.column, sample.facts[field.id_name], reason)
 
 
 def _product_facts(product: Product) -> dict[str, Any]:

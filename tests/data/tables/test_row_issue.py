@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
+from mim_lightning.data.check.findings import KINDS, finding_of
 from mim_lightning.data.manifest import Manifest, ManifestSource, read_manifest
-from mim_lightning.data.tables.faults import Fault, raise_fault
+from mim_lightning.data.tables.row_issue import IssueType, RowIssue, raise_issue
 from tests.data.conftest import write_csv
 
 PRODUCTS = b"""product_id,image,title
@@ -38,10 +41,10 @@ def tables(tmp_path: Path) -> tuple[Path, Path]:
     return tmp_path / "products.csv", tmp_path / "queries.csv"
 
 
-def read(tables: tuple[Path, Path]) -> tuple[Manifest, list[Fault]]:
-    faults: list[Fault] = []
+def read(tables: tuple[Path, Path]) -> tuple[Manifest, list[RowIssue]]:
+    faults: list[RowIssue] = []
     source = ManifestSource(str(tables[0]), str(tables[1]))
-    return source.read(tables[0].parent, on_fault=faults.append), faults
+    return source.read(tables[0].parent, on_issue=faults.append), faults
 
 
 def test_good_rows_are_kept_and_each_bad_one_is_told(tables: tuple[Path, Path]) -> None:
@@ -79,13 +82,35 @@ def test_good_rows_are_kept_and_each_bad_one_is_told(tables: tuple[Path, Path]) 
     ]
 
 
+def test_the_kind_of_an_issue_is_not_read_from_its_words(tmp_path: Path) -> None:
+    """Cells that hold the words of another kind's message do not change the kind."""
+    products = tmp_path / "products.csv"
+    products.write_text("product_id,image,title\na,a.jpg,A\na,a.jpg,A\nb,,\n")
+    queries = tmp_path / "queries.csv"
+    rows = ["q,train,1.jpg,a,1", "q,val,1.jpg,a,1", "r,train,1.jpg,it stands already,1", "s,train,1.jpg,b,1"]
+    rows += ["t,train,1.jpg,(left out: b),1", "u,train,1.jpg,a,it stands already"]
+    queries.write_text("\n".join(["query_id,split,image,product_id,weight", *rows]))
+    _, issues = read((products, queries))
+    assert {(issue.table, issue.row_id): issue.kind for issue in issues} == {
+        ("products", "a"): IssueType.DUPLICATE_ID,
+        ("products", "b"): IssueType.INVALID_ROW,
+        ("queries", "q"): IssueType.DUPLICATE_ID,
+        ("queries", "r"): IssueType.UNKNOWN_PRODUCT,
+        ("queries", "s"): IssueType.DROPPED_PRODUCT,
+        ("queries", "t"): IssueType.UNKNOWN_PRODUCT,
+        ("queries", "u"): IssueType.INVALID_ROW,
+    }
+    assert [RowIssue.from_json(json.loads(json.dumps(asdict(issue)))) for issue in issues] == issues
+    assert {finding_of(issue, is_row_kept=False).kind for issue in issues} <= KINDS.keys()
+
+
 def test_told_or_raised_it_is_the_same_line(tables: tuple[Path, Path]) -> None:
     _, faults = read(tables)
     with pytest.raises(ValueError) as caught:
         read_manifest(*tables)
     assert str(caught.value) == str(faults[0]) == f"{tables[0]}, row 3, column 'product_id': empty"
     with pytest.raises(ValueError, match=r"^here, row 1: all wrong$"):
-        raise_fault(Fault("products", "here, row 1", "", "", "all wrong"))
+        raise_issue(RowIssue("products", "here, row 1", "", "", "all wrong"))
 
 
 def test_names_of_queries_do_not_depend_on_rows_left_out(tables: tuple[Path, Path]) -> None:
