@@ -14,28 +14,26 @@ FILES = sorted(SOURCE.rglob("*.py"))
 ROOMS = {  # room or file -> what of the project it may import
     "id_keys": set(),
     "types": {"id_keys"},
-    "display_text": set(),
+    "display": set(),
+    "io": set(),
     "fields": set(),
-    "whole_file": set(),
-    "damaged_file": set(),
-    "file_name": set(),
-    "stored_config": {"file_name", "damaged_file"},
+    "stored_config": set(),
     "interruption": set(),
-    "data": {"types", "data", "id_keys", "whole_file", "damaged_file"},
-    "encoders": {"types", "encoders", "file_name", "damaged_file"},
+    "data": {"types", "data", "id_keys"},
+    "encoders": {"types", "encoders"},
     "losses": {"types", "losses"},
     "metrics": {"types", "metrics"},
     "model": {"types", "encoders.interface", "model"},
     "model.checkpoint": {
-        *("types", "encoders.interface", "model", "config", "stored_config", "whole_file", "damaged_file"),
+        *("types", "encoders.interface", "model", "config", "stored_config"),
     },
     "evidence": {
-        *("types", "data", "metrics", "model.fusion", "evidence", "whole_file", "damaged_file"),
-        *("file_name", "stored_config"),
+        *("types", "data", "metrics", "model.fusion", "evidence"),
+        "stored_config",
     },
     "lit": {
         *("types", "data", "model", "losses", "metrics", "evidence", "sweep.optuna_study", "lit"),
-        *("whole_file", "damaged_file", "interruption", "expected_types"),
+        *("interruption", "expected_types"),
     },
     "overrides": set(),
     "expected_types": set(),
@@ -43,22 +41,22 @@ ROOMS = {  # room or file -> what of the project it may import
     # what it builds and describes
     "config": {
         *("types", "model", "losses", "data.prepared"),
-        *("damaged_file", "overrides", "expected_types", "stored_config", "whole_file"),
+        *("overrides", "expected_types", "stored_config"),
     },
-    "run": {"config", "expected_types", "set_name", "whole_file", "damaged_file"},
-    "failure": {"config", "damaged_file"},
+    "run": {"config", "expected_types", "set_name"},
+    "failure": {"config"},
     "door": {"command", "config", "failure", "interruption", "overrides"},
     "launch": {"config", "door", "failure", "interruption"},
-    "sweep": {"config", "run", "failure", "sweep", "whole_file", "damaged_file", "interruption"},
+    "sweep": {"config", "run", "failure", "sweep", "interruption"},
     "sweep.lock": set(),
     "sweep.optuna_study": set(),
     "train": {
         *("config", "door", "failure", "run", "launch", "prepare", "lit", "model"),
-        *("damaged_file", "interruption", "sweep.lock", "whole_file", "expected_types"),
+        *("interruption", "sweep.lock", "expected_types"),
     },
     "evaluate": {
         *("config", "door", "expected_types", "launch", "run", "set_name", "lit", "model"),
-        *("stored_config", "whole_file"),
+        "stored_config",
     },
     "prepare": {"types", "config", "door", "data", "evidence"},
     "command": {"interruption"},
@@ -67,7 +65,7 @@ ROOMS = {  # room or file -> what of the project it may import
     "compare": {"command", "run", "evidence"},
     "inference": {
         *("types", "data.pictures", "data.transforms", "encoders.interface", "model", "config", "metrics"),
-        *("inference", "whole_file", "damaged_file", "file_name", "stored_config"),
+        *("inference", "stored_config"),
         "evidence.directions",  # ranks by direction, as an evaluation does
     },
     "export": {"config", "door", "expected_types", "inference", "lit", "model", "stored_config"},
@@ -77,10 +75,9 @@ ROOMS = {  # room or file -> what of the project it may import
     "draw": {"command", "config", "run", "evidence"},
     "search": {
         *("data.pictures", "data.shards.sample_finder", "data.shards.shard_set", "inference"),
-        *("whole_file", "damaged_file", "file_name", "search"),
-        *("evidence.figures.lettering", "evidence.figures.picture_cell", "evidence.figures.style"),  # looks of pictures
+        "search",
     },
-    "search.index": {"search.index", "file_name", "whole_file", "damaged_file"},
+    "search.index": {"search.index"},
     "search.service": {"data.pictures", "inference.pictures", "search"},
     "search.service.shopfront": {"data.pictures", "inference.pictures", "online.experiment", "search"},  # its type
     "search.service.recorder": {"online.experiment", "search"},  # likewise
@@ -91,25 +88,24 @@ ROOMS = {  # room or file -> what of the project it may import
     },
     "serve": {"config", "door", "interruption", "online", "search"},
 }
-ANYWHERE = {"display_text", "fields"}  # know nothing of the project; every room shows words of others, or names fields
+ANYWHERE = {"io", "display", "fields"}  # know nothing of the project
 DATA_ROOMS = {  # room or file of data -> what else of data it may import: rows above its own, so there are no circles
     "places": set(),
-    "progress": set(),
     "dealing": set(),
     "synthetic": set(),
     "fetching": {"places"},
-    "pictures": {"places", "progress", "fetching"},
+    "pictures": {"places", "fetching"},
     "tables": {"places", "pictures"},
     "manifest": {"places", "pictures", "tables"},
     "sources": {"places", "pictures", "tables", "manifest", "synthetic"},
     "protocol": {"manifest"},
-    "check": {"places", "progress", "pictures", "tables", "manifest"},
+    "check": {"places", "pictures", "tables", "manifest"},
     "shard_cache": {"places"},
     "shards": {"places", "shard_cache"},
-    "writing": {"places", "progress", "pictures", "tables", "manifest", "check", "shards"},
+    "writing": {"places", "pictures", "tables", "manifest", "check", "shards"},
     "checked": {"pictures", "tables", "manifest", "protocol", "check", "writing"},
-    "prepared": {"places", "progress", "manifest", "protocol", "check", "shard_cache", "shards", "writing", "checked"},
-    "writing.ray_engine": {"places", "tables", "manifest", "check", "protocol", "prepared", "progress", "writing"},
+    "prepared": {"places", "manifest", "protocol", "check", "shard_cache", "shards", "writing", "checked"},
+    "writing.ray_engine": {"places", "tables", "manifest", "check", "protocol", "prepared", "writing"},
     "order": {"dealing"},
     "grouped": {"dealing", "order"},
     "weighted": {"dealing", "order"},
@@ -130,7 +126,7 @@ KEPT_TARGETS = {  # classes of data that configs name: run ids and checkpoints h
 }
 VENDORS = {  # package -> rooms that may import it
     "aiohttp": {"data"},
-    "fsspec": {"data"},
+    "fsspec": {"data", "io"},
     "lightning": {"lit", "train", "evaluate"},
     "hydra": {"config", "door", "failure", "sweep"},
     "omegaconf": {"config", "door", "failure", "sweep"},
@@ -145,7 +141,7 @@ VENDORS = {  # package -> rooms that may import it
     "ray": {"data"},
     "pyarrow": {"data", "evidence", "search"},
     "jinja2": {"evidence"},
-    "matplotlib": {"evidence"},
+    "matplotlib": {"display", "evidence"},
     "sklearn": {"evidence"},
     "threadpoolctl": {"evidence"},
     "optuna": {"sweep", "lit"},

@@ -7,8 +7,8 @@ import argparse
 import statistics
 from pathlib import Path
 
+from mim_lightning.display.style import new_figure, save
 from mim_lightning.evidence.embeddings import read_embeddings
-from mim_lightning.evidence.figures.style import new_figure, save
 from mim_lightning.evidence.fusion_sweep import FusionCurve, sweep_fusion
 from mim_lightning.evidence.record import read_record
 from mim_lightning.types import Direction

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from mim_lightning.display_text import error_text
+from mim_lightning.display.text import error_text
 from mim_lightning.interruption import Interruption, interruptible
 
 FULL_ERRORS = "MIM_FULL_ERRORS"

@@ -19,11 +19,11 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
-from mim_lightning.damaged_file import naming_damage
 from mim_lightning.expected_types import refuse_mistyped, refuse_other_kind
+from mim_lightning.io.atomic import atomic_write
+from mim_lightning.io.damaged_file import errors_as_damaged_file
 from mim_lightning.overrides import open_up
 from mim_lightning.stored_config import MAX_DEPTH, check_config
-from mim_lightning.whole_file import whole_file
 
 if TYPE_CHECKING:
     from mim_lightning.losses.objective import Objective
@@ -70,7 +70,7 @@ def to_plain(config: DictConfig | Any) -> Config:
 
 def save_config(config: Mapping[str, Any], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(path) as partial:
+    with atomic_write(path) as partial:
         OmegaConf.save(OmegaConf.create(dict(config)), partial)
 
 
@@ -80,7 +80,7 @@ def load_config(path: Path) -> Config:
     Raises:
         DamagedFileError: it cannot be read; names it.
     """
-    with naming_damage(path):
+    with errors_as_damaged_file(path):
         text = path.read_text("utf-8")
         _refuse_endless(text)
         config = yaml.safe_load(text)

@@ -24,7 +24,7 @@ from omegaconf import DictConfig
 
 from mim_lightning.command import FULL_ERRORS
 from mim_lightning.config import Config, conf_dir, listed_sections, load_config, to_plain
-from mim_lightning.display_text import error_text
+from mim_lightning.display.text import error_text
 from mim_lightning.failure import Failure, describe_failure, hint_at, is_mendable, leave_failure
 from mim_lightning.interruption import Interruption, interruptible
 from mim_lightning.overrides import open_up

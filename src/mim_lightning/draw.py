@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mim_lightning.command import CommandParser, count, run_command, words
-from mim_lightning.display_text import plain
+from mim_lightning.display.text import plain
 from mim_lightning.fields import IMAGE_FIELDS
 
 if TYPE_CHECKING:

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 from mim_lightning.config import build, build_matcher
 from mim_lightning.door import run_door
 from mim_lightning.expected_types import refuse_mistyped, refuse_other_kind
+from mim_lightning.io.atomic import atomic_write
 from mim_lightning.launch import choose_precision
 from mim_lightning.run import refuse_wrong_seed
 from mim_lightning.set_name import name_set
 from mim_lightning.stored_config import data_of
-from mim_lightning.whole_file import whole_file
 
 if TYPE_CHECKING:
     from mim_lightning.model.matcher import Matcher
@@ -83,7 +83,7 @@ def evaluate(config: dict[str, Any]) -> dict[str, float]:
     if config["output"]:
         folder = Path(config["output"])
         save_evaluation(trainer, matcher, datamodule, {**trained, **changed, "data": data}, folder)
-        with whole_file(folder / "results.json") as partial:
+        with atomic_write(folder / "results.json") as partial:
             partial.write_text(json.dumps(results, indent=2))
         print(f"results, record and picture: {folder}")
     return results

@@ -27,7 +27,7 @@ from omegaconf.errors import (
 )
 
 from mim_lightning.config import conf_dir
-from mim_lightning.damaged_file import naming_damage
+from mim_lightning.io.damaged_file import errors_as_damaged_file
 
 EXTRA = "pip install 'mim-lightning[sweep]'"
 NOTES = {"failed": "failed.json", "pruned": "pruned.json"}  # in a run's folder, by status: why it came to no result
@@ -91,7 +91,7 @@ def find_failure(path: Path) -> Failure | None:
     """Return what `leave_failure` left, or None if nobody came to leave anything."""
     if not path.exists():
         return None
-    with naming_damage(path):
+    with errors_as_damaged_file(path):
         return Failure(**json.loads(path.read_text()))
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mim_lightning.config import build
-from mim_lightning.display_text import plain
+from mim_lightning.display.text import plain
 from mim_lightning.door import run_door
 from mim_lightning.fields import TEXT_FIELDS
 
@@ -144,9 +144,9 @@ def prepare_on_cluster(config: Mapping[str, Any]) -> PreparedData:
         ValueError: the source or the protocol is another one.
     """
     from mim_lightning.data.manifest import ManifestSource
-    from mim_lightning.data.places.addresses import place_of
     from mim_lightning.data.protocol import Seen
     from mim_lightning.data.writing.ray_engine import prepare_with_ray
+    from mim_lightning.io.paths import to_path_or_url
 
     data = config["data"]
     source = build(data["source"])
@@ -154,7 +154,7 @@ def prepare_on_cluster(config: Mapping[str, Any]) -> PreparedData:
         raise ValueError(f"engine=ray: reads tables, not data={data['name']}; give data=manifest")
     if not isinstance(build(data["protocol"]), Seen):
         raise ValueError("engine=ray: no process sees all products, so data.protocol=seen is the only one")
-    place, settings, ray_settings = place_of(data["folder"]), build(data["shards"]), build(config["ray"])
+    place, settings, ray_settings = to_path_or_url(data["folder"]), build(data["shards"]), build(config["ray"])
     return prepare_with_ray(source, place, settings, ray_settings, _strictness(data), force=config["force"])
 
 
@@ -174,9 +174,9 @@ def _strictness(data: Mapping[str, Any]) -> CheckSettings:
 
 
 def _local(folder: str) -> Path:
-    from mim_lightning.data.places.addresses import place_of
+    from mim_lightning.io.paths import to_path_or_url
 
-    place = place_of(folder)
+    place = to_path_or_url(folder)
     if not isinstance(place, Path):
         raise ValueError(f"data.folder={folder}: processes of this machine write to a folder of it; or give engine=ray")
     return place

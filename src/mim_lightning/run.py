@@ -15,10 +15,10 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from mim_lightning.config import describe_data, load_stored_config
-from mim_lightning.damaged_file import naming_damage
 from mim_lightning.expected_types import refuse_other_kind
+from mim_lightning.io.atomic import atomic_write
+from mim_lightning.io.damaged_file import errors_as_damaged_file
 from mim_lightning.set_name import name_set
-from mim_lightning.whole_file import whole_file
 
 # what changes where a run happens or what is shown of it, not what comes out
 IRRELEVANT = ("run", "paths", "logger", "trial")
@@ -101,7 +101,7 @@ class Run:
         """Return the recorded result, or None while the run is not finished."""
         if not self.results_path.exists():
             return None
-        with naming_damage(self.results_path, "remove it, and the run is evaluated again"):
+        with errors_as_damaged_file(self.results_path, "remove it, and the run is evaluated again"):
             found: dict[str, float] = json.loads(self.results_path.read_text())
             if not found or not all(isinstance(value, int | float) for value in found.values()):
                 raise ValueError("holds no results")
@@ -109,7 +109,7 @@ class Run:
 
     def write_results(self, results: Mapping[str, float]) -> None:
         # whole: the file's presence says that the run is finished
-        with whole_file(self.results_path) as partial:
+        with atomic_write(self.results_path) as partial:
             partial.write_text(json.dumps(dict(results), indent=2))
 
 
@@ -222,7 +222,7 @@ def _refuse_elsewhere(section: Mapping[str, Any]) -> None:
 def _refuse_another(run: Run, config: Mapping[str, Any]) -> None:
     if not run.config_path.exists():
         return
-    with naming_damage(run.config_path, "remove it, and the run goes on with the config of this command"):
+    with errors_as_damaged_file(run.config_path, "remove it, and the run goes on with the config of this command"):
         found = load_stored_config(run.config_path)
         if found["run"]["digest"] == config["run"]["digest"]:
             return

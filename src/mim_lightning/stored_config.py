@@ -18,9 +18,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from mim_lightning.damaged_file import FileError, naming_damage
-from mim_lightning.display_text import plain
-from mim_lightning.file_name import plain_name
+from mim_lightning.display.text import plain
+from mim_lightning.io.damaged_file import FileError, errors_as_damaged_file
+from mim_lightning.io.file_name import validate_file_name
 
 TRUSTED_PACKAGES = "MIM_TRUSTED_PACKAGES"  # environment variable: packages, by comma, whose classes a file may name
 OWN = "mim_lightning."
@@ -116,11 +116,11 @@ def check_assets(assets: Any, path: Path | str) -> dict[str, dict[str, str]]:
         if not isinstance(tower, str) or not tower.isidentifier() or not isinstance(files, Mapping):
             raise StoredConfigError(path, f"assets of {tower!r}", "are no files of a tower")
         for name, text in files.items():
-            plain_name(name, where)
+            validate_file_name(name, where)
             if not isinstance(text, str):
                 raise ValueError(f"{where}: {name} holds {_kind(text)}, not a text")
             if name.endswith(".json"):
-                with naming_damage(f"{path}, {tower}/{name}"):
+                with errors_as_damaged_file(f"{path}, {tower}/{name}"):
                     if not isinstance(json.loads(text), dict):
                         raise ValueError("holds no keys")
     return {tower: dict(files) for tower, files in assets.items()}

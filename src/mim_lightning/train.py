@@ -24,11 +24,12 @@ from mim_lightning.config import (
     construct,
     save_config,
 )
-from mim_lightning.damaged_file import DamagedFileError
 from mim_lightning.door import run_door
 from mim_lightning.expected_types import refuse_mistyped
 from mim_lightning.failure import clear_notes
 from mim_lightning.interruption import Interruption
+from mim_lightning.io.atomic import remove_abandoned
+from mim_lightning.io.damaged_file import DamagedFileError
 from mim_lightning.launch import (
     choose_precision,
     is_alone,
@@ -41,7 +42,6 @@ from mim_lightning.launch import (
 from mim_lightning.prepare import prepare_data
 from mim_lightning.run import Run, identify, refuse_missed_report, refuse_unwritable, refuse_wrong_kinds
 from mim_lightning.sweep.lock import hold
-from mim_lightning.whole_file import remove_abandoned
 
 if TYPE_CHECKING:
     from lightning.pytorch.strategies import Strategy

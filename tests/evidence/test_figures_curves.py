@@ -15,9 +15,9 @@ from matplotlib.colors import to_hex
 from matplotlib.image import imread
 from matplotlib.lines import Line2D
 
+from mim_lightning.display.style import BLUE, PAPER, VERMILION, save
 from mim_lightning.evidence.figures.curves import MAX_POINTS, draw_losses, draw_recall, merge_runs
 from mim_lightning.evidence.figures.log import TrainingLog
-from mim_lightning.evidence.figures.style import BLUE, PAPER, VERMILION, save
 
 IMAGE, TEXT = "val/image_to_image/hit@1", "val/image_to_text/hit@1"
 

@@ -11,11 +11,11 @@ from PIL import Image, ImageColor
 
 from mim_lightning.data.manifest import ManifestSource
 from mim_lightning.data.prepared import PreparedData, ShardSettings, prepare_shards
+from mim_lightning.display.pil_text import cut, font, wrap
+from mim_lightning.display.style import RIGHT, WRONG
 from mim_lightning.evidence.figures.hits_choice import choose_queries
 from mim_lightning.evidence.figures.hits_grid import draw_hits
 from mim_lightning.evidence.figures.hits_layout import CELL, FRAME, GAP, Layout
-from mim_lightning.evidence.figures.lettering import cut, font, wrap
-from mim_lightning.evidence.figures.style import RIGHT, WRONG
 from mim_lightning.evidence.record import DirectionRecord, EvaluationRecord
 from tests.evidence.evaluations import Row, config, plain_rows, write_evaluation
 from tests.shop import write_shop

@@ -17,10 +17,10 @@ pytest.importorskip("sklearn")
 from matplotlib.collections import PathCollection
 from matplotlib.colors import to_hex
 
+from mim_lightning.display.style import OTHER, TWELVE
 from mim_lightning.evidence.embeddings import EvaluationEmbeddings
 from mim_lightning.evidence.figures.embedding_map import draw_map
 from mim_lightning.evidence.figures.map_points import MapPoints, choose_points, place_points
-from mim_lightning.evidence.figures.style import OTHER, TWELVE
 from mim_lightning.evidence.record import EvaluationRecord
 from mim_lightning.metrics import EmbeddingTable
 from mim_lightning.types import id_key

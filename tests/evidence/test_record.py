@@ -11,10 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from mim_lightning.config import compose, load_config
-from mim_lightning.damaged_file import DamagedFileError
 from mim_lightning.evaluate import evaluate
 from mim_lightning.evidence.embeddings import read_embeddings
 from mim_lightning.evidence.record import _read_direction, read_record
+from mim_lightning.io.damaged_file import DamagedFileError
 from mim_lightning.model.checkpoint import load_matcher, store_fusions
 from mim_lightning.prepare import prepare
 from mim_lightning.run import Run, identify

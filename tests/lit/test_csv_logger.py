@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mim_lightning.damaged_file import DamagedFileError
+from mim_lightning.io.damaged_file import DamagedFileError
 from mim_lightning.lit.csv_logger import RunCSVLogger
 
 PATH = Path("csv/version_0/metrics.csv")

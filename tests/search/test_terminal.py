@@ -6,7 +6,7 @@ from mim_lightning.search.query import SearchQuery
 from mim_lightning.search.searcher import SearchHit, SearchResult
 from mim_lightning.search.sheet import draw_sheet
 from mim_lightning.search.terminal import print_result
-from tests.test_display_text import HOSTILE
+from tests.display.test_text import HOSTILE
 
 
 @pytest.mark.parametrize("columns", ["80", "200"])

@@ -18,9 +18,9 @@ from pathlib import Path
 from threading import Event
 from urllib.parse import quote
 
-from mim_lightning.data.places.addresses import file_system
-from mim_lightning.data.places.public_network import PrivateAddressError, http_opener
 from mim_lightning.data.places.transfer import open_system
+from mim_lightning.io.paths import file_system
+from mim_lightning.io.public_network import PrivateAddressError, http_opener
 
 CHUNK = 1 << 16  # bytes
 PASSING = {408, 425, 429}  # status codes besides 5xx after which a server may answer otherwise

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from mim_lightning.data.pictures.download import DownloadSettings
-from mim_lightning.data.places.addresses import Place, place_of
 from mim_lightning.data.tables.decoding import TextFormat
 from mim_lightning.data.tables.draft import ManifestDraft
 from mim_lightning.data.tables.identity import table_id
 from mim_lightning.data.tables.row_issue import OnIssue, raise_issue
 from mim_lightning.data.tables.rows import KIND, Product, Query
 from mim_lightning.data.tables.table import ColumnNames, Table, TableSpec, open_table, read_rows, require_name
+from mim_lightning.io.paths import PathOrUrl, to_path_or_url
 
 __all__ = ["Manifest", "ManifestSource", "Product", "Query", "Source", "read_manifest", "read_tables"]
 
@@ -105,10 +105,10 @@ class ManifestSource:
         delimiter: ByTable = None,
         clean_html: bool = False,
     ) -> None:
-        self.products = place_of(products) if products else None
-        self.queries = place_of(queries) if queries else None
+        self.products = to_path_or_url(products) if products else None
+        self.queries = to_path_or_url(queries) if queries else None
         self.columns, self.segments, self.download = columns or {}, tuple(segments), download
-        self.image_root = place_of(image_root) if image_root else None
+        self.image_root = to_path_or_url(image_root) if image_root else None
         self.metadata = None if metadata is None else tuple(metadata)
         self.text_formats, self.clean_html = _text_formats(encoding, delimiter), clean_html
 
@@ -174,10 +174,10 @@ def changed_names(columns: Mapping[str, ColumnNames]) -> dict[str, dict[str, str
 
 
 def read_manifest(
-    products_path: Place | None,
-    queries_path: Place | None,
+    products_path: PathOrUrl | None,
+    queries_path: PathOrUrl | None,
     columns: Mapping[str, ColumnNames] | None = None,
-    image_root: Place | None = None,
+    image_root: PathOrUrl | None = None,
     segments: Sequence[str] = (),
     metadata: Sequence[str] | None = None,
     on_issue: OnIssue = raise_issue,
@@ -197,7 +197,7 @@ def read_tables(
     products: Table | None,
     queries: Table | None,
     columns: Mapping[str, ColumnNames] | None = None,
-    image_root: Place | None = None,
+    image_root: PathOrUrl | None = None,
     segments: Sequence[str] = (),
     metadata: Sequence[str] | None = None,
     on_issue: OnIssue = raise_issue,
@@ -225,7 +225,11 @@ def read_tables(
 
 
 def _read_pairs(
-    draft: ManifestDraft, table: Table, queries: TableSpec, names: tuple[ColumnNames, ColumnNames], root: Place | None
+    draft: ManifestDraft,
+    table: Table,
+    queries: TableSpec,
+    names: tuple[ColumnNames, ColumnNames],
+    root: PathOrUrl | None,
 ) -> None:
     """Read the same table twice at once: for the products, and for the queries, of its rows."""
     own, others = names

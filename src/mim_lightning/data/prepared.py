@@ -16,13 +16,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from mim_lightning.damaged_file import naming_damage, refuse_irregular
 from mim_lightning.data.check import CheckReport, write_skipped
 from mim_lightning.data.checked import Checking, check_source
 from mim_lightning.data.manifest import Source
-from mim_lightning.data.places.addresses import Place, place_of, under
 from mim_lightning.data.places.transfer import MissingError, Patience, fetch_bytes, folders_in
-from mim_lightning.data.progress import WritingProgress
 from mim_lightning.data.protocol import Protocol, Seen
 from mim_lightning.data.shard_cache import CacheSettings
 from mim_lightning.data.shards.damage import Damage, find_damage
@@ -38,7 +35,10 @@ from mim_lightning.data.writing.planned_sets import BY_PRODUCT, MIXED, plan_sets
 from mim_lightning.data.writing.processes import WritingSettings, write_again, write_sets
 from mim_lightning.data.writing.shard import COLUMNS
 from mim_lightning.data.writing.shard_index import content_id
-from mim_lightning.data.writing.store import Store
+from mim_lightning.display.progress import WritingProgress
+from mim_lightning.io.damaged_file import errors_as_damaged_file, validate_regular_file
+from mim_lightning.io.paths import PathOrUrl, join, to_path_or_url
+from mim_lightning.io.store import Store
 
 log = logging.getLogger(__name__)
 
@@ -78,16 +78,16 @@ class MissingSplitError(ValueError):
 class PreparedData:
     """The shard sets of one folder, or of an address such as s3://bucket/shop."""
 
-    folder: Place
+    folder: PathOrUrl
     cache: CacheSettings | None = None  # of the shards of an address
 
     def describe(self) -> dict[str, Any]:
         """Return the source and settings that the data were made from, and which content came of them."""
-        place = under(self.folder, SETTINGS_FILE)
+        place = join(self.folder, SETTINGS_FILE)
         if isinstance(place, Path):
-            refuse_irregular(place, AGAIN)
+            validate_regular_file(place, AGAIN)
         content = fetch_bytes(place, self._patience) if isinstance(place, str) else place.read_bytes()
-        with naming_damage(str(place), AGAIN):
+        with errors_as_damaged_file(str(place), AGAIN):
             found: dict[str, Any] = json.loads(content)
             if not {"source", "settings"} <= found.keys():
                 raise ValueError("it does not say what was prepared")
@@ -132,10 +132,10 @@ class PreparedData:
         known = self.splits()
         if split not in known and (known or isinstance(self.folder, Path)):
             raise MissingSplitError(f"{self.folder}: no split '{split}'; it has {known}")
-        return ShardSet(under(self.folder, f"queries/{split}"), self.cache)
+        return ShardSet(join(self.folder, f"queries/{split}"), self.cache)
 
     def catalogue(self) -> ShardSet:
-        return ShardSet(under(self.folder, "catalogue"), self.cache)
+        return ShardSet(join(self.folder, "catalogue"), self.cache)
 
     def _set_names(self) -> list[str]:
         return ["catalogue", *(f"queries/{split}" for split in self.splits())]
@@ -145,7 +145,7 @@ class PreparedData:
         return (self.cache or CacheSettings()).patience
 
 
-def is_prepared(folder: Place, cache: CacheSettings | None = None) -> bool:
+def is_prepared(folder: PathOrUrl, cache: CacheSettings | None = None) -> bool:
     if isinstance(folder, Path):
         return (folder / SETTINGS_FILE).exists()
     try:
@@ -161,7 +161,7 @@ def open_prepared(folder: str | Path, cache: CacheSettings | None = None) -> Pre
     Raises:
         ValueError: there is none.
     """
-    place = place_of(str(folder))
+    place = to_path_or_url(str(folder))
     if not is_prepared(place, cache):
         raise ValueError(f"{folder}: no prepared data here; run python -m mim_lightning.prepare")
     return PreparedData(place, cache)
@@ -169,7 +169,7 @@ def open_prepared(folder: str | Path, cache: CacheSettings | None = None) -> Pre
 
 def find_new_content(folder: str | Path) -> dict[str, str] | None:
     """Return the content of a folder of this machine where it took the place of other content; else None."""
-    place = place_of(str(folder))
+    place = to_path_or_url(str(folder))
     return PreparedData(place).new_content if isinstance(place, Path) and is_prepared(place) else None
 
 
@@ -188,7 +188,7 @@ def describe_preparation(source: Mapping[str, Any], settings: ShardSettings, pro
     return json.loads(json.dumps({"source": source, "settings": described, "protocol": asdict(protocol)}))
 
 
-def open_same(folder: Place, described: Mapping[str, Any]) -> PreparedData:
+def open_same(folder: PathOrUrl, described: Mapping[str, Any]) -> PreparedData:
     """Open what is there.
 
     Raises:
@@ -274,7 +274,7 @@ def prepare_shards(
     return PreparedData(folder)
 
 
-def write_settings(place: Place, described: Mapping[str, Any], folder: Place) -> None:
+def write_settings(place: PathOrUrl, described: Mapping[str, Any], folder: PathOrUrl) -> None:
     """Write the last file of data that were prepared at `place` and will stand in `folder`.
 
     It tells the content of the sets and, where they take the place of others made from the same, that of the first of

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from mim_lightning.encoders.tokenizer_settings import TOKENIZER_CONFIG_FILE, without_places
-from mim_lightning.file_name import plain_name
+from mim_lightning.io.file_name import validate_file_name
 from mim_lightning.types import ImageSpec, InputSpec, TowerInput
 
 Pretrained = bool | str | None
@@ -124,7 +124,7 @@ def write_assets(assets: Mapping[str, str], folder: str | Path) -> None:
     """
     for name, text in assets.items():
         content = without_places(text) if name == TOKENIZER_CONFIG_FILE else text
-        (Path(folder) / plain_name(name, "assets of an encoder")).write_text(content, "utf-8")
+        (Path(folder) / validate_file_name(name, "assets of an encoder")).write_text(content, "utf-8")
 
 
 def canonical_text(facts: Mapping[str, Any]) -> str:

@@ -18,7 +18,6 @@ from timm.data import resolve_model_data_config
 from timm.models import load_state_dict
 from torch import Tensor, nn
 
-from mim_lightning.damaged_file import naming_damage
 from mim_lightning.encoders.interface import (
     PREPROCESSING_FILE,
     ImageEncoder,
@@ -30,6 +29,7 @@ from mim_lightning.encoders.interface import (
     one_line,
     unknown_name,
 )
+from mim_lightning.io.damaged_file import errors_as_damaged_file
 from mim_lightning.types import ImageSpec, TowerInput
 
 HUB_PREFIX = "hf-hub:"
@@ -84,7 +84,7 @@ class TimmImage(ImageEncoder):
         arguments["drop_rate"] = drop_rate
         network = _build(name, pretrained, image_size, arguments)
         if assets is not None:
-            with naming_damage(PREPROCESSING_FILE):
+            with errors_as_damaged_file(PREPROCESSING_FILE):
                 preprocessing = Preprocessing.from_json(assets[PREPROCESSING_FILE])
         else:
             preprocessing = _preprocessing(network, image_size, mean, std)

@@ -14,9 +14,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mim_lightning.damaged_file import naming_damage
+from mim_lightning.io.atomic import atomic_write
+from mim_lightning.io.damaged_file import errors_as_damaged_file
 from mim_lightning.metrics import EmbeddingTable
-from mim_lightning.whole_file import whole_file
 
 EMBEDDINGS_FILE = "embeddings.safetensors"
 
@@ -37,7 +37,7 @@ def write_embeddings(folder: Path, embeddings: EvaluationEmbeddings) -> None:
         for name, tensor in _flat(table).items()
     }
     facts = {"fusions": json.dumps(embeddings.fusions), "fingerprint": embeddings.fingerprint}
-    with whole_file(folder / EMBEDDINGS_FILE) as partial:
+    with atomic_write(folder / EMBEDDINGS_FILE) as partial:
         save_file(tensors, partial, metadata=facts)
 
 
@@ -52,7 +52,7 @@ def read_embeddings(folder: Path) -> EvaluationEmbeddings:
         raise ValueError(
             f"{path}: no such file; the evaluation kept no embeddings (callbacks.retrieval_eval.max_kept_rows)"
         )
-    with naming_damage(path, "evaluate the checkpoint again"):
+    with errors_as_damaged_file(path, "evaluate the checkpoint again"):
         with safe_open(path, "pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             facts = file.metadata()

@@ -16,10 +16,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mim_lightning.damaged_file import naming_damage
 from mim_lightning.data.shards.facts import QueryFacts
+from mim_lightning.io.atomic import atomic_write
+from mim_lightning.io.damaged_file import errors_as_damaged_file
 from mim_lightning.types import NO_KEY, RetrievalReport, id_key
-from mim_lightning.whole_file import whole_file
 
 BROWSER_FOLDER, HISTORY_FILE = "browser", "history.jsonl"
 MAX_CANDIDATES = 2000  # spread over the segments are the queries chosen from these
@@ -131,7 +131,7 @@ class BrowserHistory:
         """Cut off what an interrupted process wrote from this step on, with a line it did not finish."""
         kept = [row for row in _read_rows(self.path) if row.step < step]
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with whole_file(self.path) as partial:
+        with atomic_write(self.path) as partial:
             partial.write_text("".join(_to_line(row) for row in kept), encoding="utf-8")
         ranks: dict[tuple[str, str], list[int]] = {}
         for row in kept:
@@ -169,7 +169,7 @@ def read_followed(folder: Path) -> list[FollowedQuery]:
 def _read_rows(path: Path) -> list[FollowedQuery]:
     if not path.exists():
         return []
-    with naming_damage(path, "delete it, and the run starts a new one"):
+    with errors_as_damaged_file(path, "delete it, and the run starts a new one"):
         *lines, _ = path.read_bytes().split(b"\n")  # the last is empty, or torn where the writer was killed
         return [FollowedQuery(**json.loads(line)) for line in lines]
 

@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from mim_lightning.display_text import plain
+from mim_lightning.display.text import plain
 from mim_lightning.evidence.fusion_sweep import FusionCurve
 
 
@@ -58,7 +58,7 @@ def _describe(curve: FusionCurve) -> str:
 
 
 def _draw(curve: FusionCurve, path: Path) -> None:
-    from mim_lightning.evidence.figures.style import BLUE, ORANGE, new_figure, save
+    from mim_lightning.display.style import BLUE, ORANGE, new_figure, save
 
     figure, axes = new_figure(width=6.4, height=4.0)
     lows, highs = zip(*curve.intervals, strict=True)

@@ -23,13 +23,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mim_lightning.damaged_file import naming_damage
 from mim_lightning.data.shards.facts import QueryFacts, product_ids_of
 from mim_lightning.data.shards.shard_set import ShardSet
-from mim_lightning.file_name import plain_name
+from mim_lightning.io.atomic import atomic_write_folder
+from mim_lightning.io.damaged_file import errors_as_damaged_file
+from mim_lightning.io.file_name import validate_file_name
 from mim_lightning.stored_config import check_config
 from mim_lightning.types import NO_KEY, RetrievalReport
-from mim_lightning.whole_file import whole_folder
 
 AGAIN = "evaluate the checkpoint again"
 RECORD_FOLDER, FACTS_FILE = "evaluation", "record.json"
@@ -95,14 +95,14 @@ def read_record(folder: Path) -> EvaluationRecord:
             f"{folder}: holds no evaluation record; make one with "
             f"python -m mim_lightning.evaluate checkpoint={folder}/checkpoints/best.ckpt output={folder}/evaluated"
         )
-    with naming_damage(found / FACTS_FILE, AGAIN):
+    with errors_as_damaged_file(found / FACTS_FILE, AGAIN):
         content = json.loads((found / FACTS_FILE).read_text())
         if content["version"] != VERSION:
             raise ValueError(f"record format {content['version']}, this code reads {VERSION}")
         config = check_config(content["run"]["config"], found / FACTS_FILE, is_built=False)
         run, gallery = RunFacts(**{**content["run"], "config": config}), content.get("gallery", "")
         directions = {
-            plain_name(name, "directions"): _read_direction(found, name, counts)
+            validate_file_name(name, "directions"): _read_direction(found, name, counts)
             for name, counts in content["directions"].items()
         }
     return EvaluationRecord(found, run, directions, gallery)
@@ -131,7 +131,7 @@ def write_record(
     product_ids = product_ids_of(products, np.concatenate([keys, units]))
     counts: dict[str, dict[str, Any]] = {}
     shutil.rmtree(folder.with_name(f".{folder.name}.partial"), ignore_errors=True)  # an older version's
-    with whole_folder(folder) as partial:
+    with atomic_write_folder(folder) as partial:
         for name, report in reports.items():
             pq.write_table(_table(report, queries, product_ids), partial / f"{name}.parquet")
             counts[name] = {"num_unanswerable": report.num_unanswerable, "num_products": report.num_products}
@@ -174,7 +174,7 @@ def _table(report: RetrievalReport, queries: Mapping[int, QueryFacts], product_i
 
 def _read_direction(folder: Path, name: str, counts: Mapping[str, Any]) -> DirectionRecord:
     path = folder / f"{name}.parquet"
-    with naming_damage(path, AGAIN):
+    with errors_as_damaged_file(path, AGAIN):
         for key in ("num_unanswerable", "num_products"):
             if not isinstance(counts[key], int):
                 raise TypeError(f"{key} is {counts[key]!r}")

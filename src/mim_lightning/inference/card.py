@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mim_lightning.damaged_file import naming_damage
 from mim_lightning.inference.folder import FolderFacts
 from mim_lightning.inference.measure import ARMS, METRICS, Losses
 from mim_lightning.inference.precision import base_of
+from mim_lightning.io.damaged_file import errors_as_damaged_file
 
 COLUMNS = ("hit@1", "hit@5", "hit@10", "mrr", "map", "ndcg@10")
 RECORD = ("evaluation", "record.json")  # in a run's folder, beside results.json: says which model was evaluated
@@ -50,11 +50,11 @@ def find_evaluation(checkpoint: Path, evaluation: Path | None, fingerprint: str)
         if evaluation is not None:
             raise ValueError(f"evaluation={folder}: holds no results.json with its record; give evaluate's output")
         return None
-    with naming_damage(record):
+    with errors_as_damaged_file(record):
         run = json.loads(record.read_text())["run"]
         data, split, run_fingerprint = run["config"]["data"]["name"], run["val_split"], run["fingerprint"]
     if run_fingerprint == fingerprint:
-        with naming_damage(results):
+        with errors_as_damaged_file(results):
             return Evaluation(dict(json.loads(results.read_text())), data, split)
     if evaluation is not None:
         raise ValueError(f"evaluation={folder}: is of model {run_fingerprint}, the checkpoint is {fingerprint}")

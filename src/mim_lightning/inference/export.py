@@ -24,9 +24,9 @@ from mim_lightning.inference.measure import NUM_SAMPLES, Batches, Losses, measur
 from mim_lightning.inference.onnx import export_towers
 from mim_lightning.inference.opening import OpenedMatcher, choose_device, encoders_of, round_matcher
 from mim_lightning.inference.precision import check_precision
+from mim_lightning.io.atomic import atomic_write_folder
 from mim_lightning.model.checkpoint import LoadedCheckpoint
 from mim_lightning.types import Direction
-from mim_lightning.whole_file import whole_folder
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def export_model(
     check_precision(precision)
     refuse_foreign_folder(output)
     losses = _measure(loaded, measuring, precision, device)
-    with whole_folder(output) as partial:
+    with atomic_write_folder(output) as partial:
         facts, matcher = write_model(partial, loaded.matcher, loaded.config, precision)
         if onnx:
             specs = {name: matcher.tower(name).encoder.spec for name in matcher.towers}

@@ -22,16 +22,16 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 
 from mim_lightning.config import build_matcher
-from mim_lightning.damaged_file import naming_damage
-from mim_lightning.display_text import plain
-from mim_lightning.file_name import inside
+from mim_lightning.display.text import plain
 from mim_lightning.inference.precision import base_of, check_precision, name_of, restore, store
+from mim_lightning.io.atomic import atomic_write
+from mim_lightning.io.damaged_file import errors_as_damaged_file
+from mim_lightning.io.file_name import validate_inside
 from mim_lightning.model.checkpoint import load_strictly
 from mim_lightning.model.fingerprint import fingerprint
 from mim_lightning.model.matcher import Matcher
 from mim_lightning.stored_config import check_assets, check_config, rebuilding
 from mim_lightning.types import InputSpec, TextSpec
-from mim_lightning.whole_file import whole_file
 
 FORMAT = 1
 WEIGHTS_FILE, FACTS_FILE, FINGERPRINT_FILE, CARD_FILE = "model.safetensors", "config.json", "fingerprint", "README.md"
@@ -65,7 +65,7 @@ def write_model(
 ) -> tuple[FolderFacts, Matcher]:
     """Write weights and assets into a folder, and return the facts and the matcher with its weights rounded."""
     stored = {name: tensor.cpu().contiguous() for name, tensor in store(matcher.state_dict(), precision).items()}
-    with whole_file(folder / WEIGHTS_FILE) as partial:
+    with atomic_write(folder / WEIGHTS_FILE) as partial:
         save_file(stored, partial)
     base = fingerprint(matcher)
     matcher.load_state_dict(restore(stored))
@@ -106,8 +106,8 @@ def read_facts(folder: Path) -> FolderFacts:
     """
     if not is_export(folder):
         raise ValueError(f"{folder}: no export here; give a checkpoint file, or export it with mim_lightning.export")
-    path = inside(folder, folder / FACTS_FILE)
-    with naming_damage(path):
+    path = validate_inside(folder, folder / FACTS_FILE)
+    with errors_as_damaged_file(path):
         content = json.loads(path.read_text("utf-8"))
         if content["format"] != FORMAT:
             raise ValueError(f"export format {content['format']}, this code reads {FORMAT}")
@@ -118,7 +118,7 @@ def read_facts(folder: Path) -> FolderFacts:
         if not {"model", "data", "callbacks"} <= facts.config.keys():
             raise ValueError("the config lacks model, data or callbacks")
     facts = replace(facts, config=check_config(facts.config, path))
-    written = _read_text(inside(folder, folder / FINGERPRINT_FILE)).strip()
+    written = _read_text(validate_inside(folder, folder / FINGERPRINT_FILE)).strip()
     if not written == facts.fingerprint == name_of(base_of(facts.fingerprint), facts.precision):
         raise ValueError(
             f"{folder / FINGERPRINT_FILE}: fingerprint {plain(written, 40)}, {FACTS_FILE} says {facts.fingerprint}: "
@@ -134,8 +134,8 @@ def read_matcher(folder: Path, facts: FolderFacts) -> Matcher:
         ValueError: damaged, or weights or preprocessing that are not those that were written; names both fingerprints.
     """
     matcher = _build_untrained(folder, facts)
-    path = inside(folder, folder / WEIGHTS_FILE)
-    with naming_damage(path):
+    path = validate_inside(folder, folder / WEIGHTS_FILE)
+    with errors_as_damaged_file(path):
         stored = restore(load_file(path))
     load_strictly(matcher, stored, folder / WEIGHTS_FILE)
     found = fingerprint(matcher)
@@ -161,12 +161,12 @@ def _read_assets(folder: Path, towers: Sequence[str]) -> dict[str, dict[str, str
         if not tower.isidentifier():  # a name from a stranger's file must not lead out of the folder
             raise ValueError(f"{folder / FACTS_FILE}: {tower!r} cannot be the name of a tower")
         paths = sorted((folder / tower).iterdir()) if (folder / tower).is_dir() else []
-        assets[tower] = {path.name: _read_text(inside(folder, path)) for path in paths if not path.is_dir()}
+        assets[tower] = {path.name: _read_text(validate_inside(folder, path)) for path in paths if not path.is_dir()}
     return check_assets(assets, folder)
 
 
 def _read_text(path: Path) -> str:
-    with naming_damage(path):
+    with errors_as_damaged_file(path):
         return path.read_text("utf-8")
 
 

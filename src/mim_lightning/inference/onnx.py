@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mim_lightning.file_name import inside
 from mim_lightning.inference.towers import TowerEncoder
+from mim_lightning.io.file_name import validate_inside
 from mim_lightning.model.matcher import Matcher
 from mim_lightning.model.tower import Tower
 from mim_lightning.types import InputSpec, TextSpec, TowerInput
@@ -157,7 +157,7 @@ def _open(folder: Path, owner: str, facts: Mapping[str, Any]) -> Any:
     if not path.is_file():
         raise ValueError(f"{path}: the ONNX tower is missing")
     for part in _parts(path):
-        inside(folder, part)
+        validate_inside(folder, part)
     found, written = _digest(path), str(facts.get("digest") if isinstance(facts, Mapping) else facts)
     if found != written:
         raise ValueError(f"{path}: digest {found[:16]}, config.json says {written[:16]}: it was changed")

@@ -13,7 +13,7 @@ import torch
 from lightning import Trainer
 from lightning.fabric.plugins import TorchCheckpointIO
 
-from mim_lightning.whole_file import whole_file
+from mim_lightning.io.atomic import atomic_write
 
 
 class WholeCheckpointIO(TorchCheckpointIO):
@@ -25,7 +25,7 @@ class WholeCheckpointIO(TorchCheckpointIO):
             return
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
-        with whole_file(target) as partial, partial.open("wb") as file:
+        with atomic_write(target) as partial, partial.open("wb") as file:
             torch.save(checkpoint, file)
 
 

@@ -19,8 +19,8 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
-from mim_lightning.damaged_file import naming_damage
-from mim_lightning.whole_file import whole_file
+from mim_lightning.io.atomic import atomic_write
+from mim_lightning.io.damaged_file import errors_as_damaged_file
 
 METRICS_FILE = "metrics.csv"
 PLACE = ("epoch", "step")
@@ -84,7 +84,7 @@ class _MetricsFile:
     def _write_anew(self, former: list[Row]) -> None:
         rows = [*former, *self.metrics]
         self._columns = sorted(set().union(*rows))
-        with whole_file(self.path, is_synced=False) as partial, partial.open("w", newline="") as file:
+        with atomic_write(self.path, is_synced=False) as partial, partial.open("w", newline="") as file:
             writer = csv.DictWriter(file, self._columns)
             writer.writeheader()
             writer.writerows(rows)
@@ -92,7 +92,7 @@ class _MetricsFile:
     def _read(self) -> list[Row]:
         if not self.path.exists():
             return []
-        with naming_damage(self.path, "remove it: it is a log alone"), self.path.open(newline="") as file:
+        with errors_as_damaged_file(self.path, "remove it: it is a log alone"), self.path.open(newline="") as file:
             # a process that was killed while it wrote leaves half a line
             rows: list[Row] = [row for row in csv.DictReader(file) if None not in row.values() and None not in row]
             for row in rows:  # as `_is_done_again` takes them

@@ -24,7 +24,6 @@ from mim_lightning.data.mixing.mixed_order import mix_orders
 from mim_lightning.data.mixing.mixed_set import MixedSet, open_catalogues, open_mixed
 from mim_lightning.data.order import EpochSettings, Order, OrderSettings, StreamSettings
 from mim_lightning.data.pictures.picture_key import MAX_KNOWN, bytes_key, pixel_key
-from mim_lightning.data.places.addresses import place_of
 from mim_lightning.data.places.transfer import changed
 from mim_lightning.data.prepared import MissingSplitError, ShardSettings, open_prepared, open_products, prepare_shards
 from mim_lightning.data.protocol import Protocol
@@ -34,6 +33,7 @@ from mim_lightning.data.skipping import BadSamples
 from mim_lightning.data.stream import ShardPass, StreamLoader, evaluation_plan
 from mim_lightning.data.transforms import Augment
 from mim_lightning.evidence.pages.check_files import leave_check
+from mim_lightning.io.paths import to_path_or_url
 from mim_lightning.types import InputSpec, side_of
 
 CONTENT = "content"  # in a checkpoint: what the training set was
@@ -93,8 +93,8 @@ class MatchDataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         self.name, self.specs, self.augment = name, dict(specs), augment
-        self.folder, self.source, self.shards, self.val_split = place_of(folder), source, shards, val_split
-        self.protocol, self.distractors = protocol, place_of(distractors) if distractors else None
+        self.folder, self.source, self.shards, self.val_split = to_path_or_url(folder), source, shards, val_split
+        self.protocol, self.distractors = protocol, to_path_or_url(distractors) if distractors else None
         self.cache, self.bad = cache, BadSamples(on_bad, max_bad)
         self.check = check or CheckSettings()
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size

@@ -15,7 +15,6 @@ from lightning import LightningModule, Trainer
 
 from mim_lightning.data.check.findings import IN_CATALOGUE
 from mim_lightning.data.check.report import FINDINGS_FILE, found_ids
-from mim_lightning.data.places.addresses import Place
 from mim_lightning.data.shards.facts import QueryFacts, query_facts
 from mim_lightning.evidence.embeddings import EvaluationEmbeddings, write_embeddings
 from mim_lightning.evidence.figures.hits_grid import draw_hits
@@ -23,6 +22,7 @@ from mim_lightning.evidence.followed import read_history
 from mim_lightning.evidence.pages.page import write_report_page
 from mim_lightning.evidence.record import RECORD_FOLDER, RunFacts, read_record, write_record
 from mim_lightning.evidence.segments import measure_segments_of
+from mim_lightning.io.paths import PathOrUrl
 from mim_lightning.lit.callbacks.retrieval_eval import find_retrieval_eval
 from mim_lightning.lit.datamodule import MatchDataModule
 from mim_lightning.lit.report import UNTOUCHED
@@ -133,7 +133,7 @@ def _with_absolute_distractors(config: Mapping[str, Any], datamodule: MatchDataM
     return {**config, "data": {**config["data"], "distractors": distractors}}
 
 
-def _absolute(place: Place) -> str:
+def _absolute(place: PathOrUrl) -> str:
     return place if isinstance(place, str) else str(place.absolute())
 
 

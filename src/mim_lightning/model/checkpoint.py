@@ -16,12 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from mim_lightning.config import build_matcher
-from mim_lightning.damaged_file import DamagedFileError, naming_damage
+from mim_lightning.io.atomic import atomic_write
+from mim_lightning.io.damaged_file import DamagedFileError, errors_as_damaged_file
 from mim_lightning.model.fingerprint import fingerprint
 from mim_lightning.model.fusion import Fusions
 from mim_lightning.model.matcher import Matcher
 from mim_lightning.stored_config import check_assets, check_config, rebuilding
-from mim_lightning.whole_file import whole_file
 
 SECTION = "mim_lightning"  # our key in the checkpoint
 PREFIX = "matcher."  # of the matcher's tensors in Lightning's state dict
@@ -84,7 +84,7 @@ def verify_checkpoint(path: Path) -> None:
     Raises:
         DamagedFileError: not a checkpoint of this project, or not as it was written.
     """
-    with naming_damage(path):
+    with errors_as_damaged_file(path):
         with zipfile.ZipFile(path) as parts:
             damaged = parts.testzip()
         if damaged is not None:
@@ -151,7 +151,7 @@ def store_fusions(path: Path, fusions: Fusions, expected: str) -> Path:
     content = _read(path)
     content[SECTION] = describe(loaded.matcher, {**loaded.config, "model": model})
     target = path.with_suffix(f".fused{path.suffix}")
-    with whole_file(target) as partial:
+    with atomic_write(target) as partial:
         torch.save(content, partial)
     return target
 
@@ -163,7 +163,7 @@ def _towers(names: tuple[str, ...]) -> list[str]:
 def _read(path: str | Path) -> dict[str, Any]:
     if not Path(path).is_file():
         raise ValueError(f"{path}: no such checkpoint file")
-    with naming_damage(Path(path)):
+    with errors_as_damaged_file(Path(path)):
         content = torch.load(path, map_location="cpu", weights_only=True)
     if not isinstance(content, dict) or SECTION not in content:
         raise ValueError(f"{path}: not a checkpoint of mim_lightning")

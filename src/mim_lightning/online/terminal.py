@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.panel import Panel
 from rich.table import Table
 
-from mim_lightning.display_text import plain
+from mim_lightning.display.text import plain
 from mim_lightning.online.counts import PositionCounts
 from mim_lightning.online.lift import Interval
 from mim_lightning.online.plan import Plan

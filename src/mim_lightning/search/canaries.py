@@ -17,10 +17,10 @@ import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from mim_lightning.damaged_file import DamagedFileError, naming_damage
 from mim_lightning.data.shards.shard_set import ShardSet
 from mim_lightning.inference.precision import base_of
-from mim_lightning.whole_file import whole_file
+from mim_lightning.io.atomic import atomic_write
+from mim_lightning.io.damaged_file import DamagedFileError, errors_as_damaged_file
 
 NUM_CANARIES = 8
 WIDER = 8  # times as many products are looked at where none of those chosen has an input
@@ -108,7 +108,7 @@ def write_canaries(path: Path, canaries: Canaries) -> None:
                 tensors[f"images/{tower}/{number:03d}"] = np.frombuffer(value, dtype=np.uint8)
             else:
                 texts.setdefault(tower, []).append(str(value))
-    with whole_file(path) as partial:
+    with atomic_write(path) as partial:
         save_file(tensors, partial, metadata={"texts": json.dumps(texts)})
 
 
@@ -120,7 +120,7 @@ def read_canaries(path: Path) -> Canaries:
     """
     if not path.exists():
         raise DamagedFileError(path, "is missing", "build the index anew")
-    with naming_damage(path, "build the index anew"):
+    with errors_as_damaged_file(path, "build the index anew"):
         with safe_open(path, "numpy") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             inputs: dict[str, list] = json.loads(file.metadata()["texts"])

@@ -19,10 +19,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mim_lightning.damaged_file import naming_damage
 from mim_lightning.data.shards.shard_set import ShardSet
 from mim_lightning.fields import PRODUCT_TEXT
-from mim_lightning.whole_file import whole_file
+from mim_lightning.io.atomic import atomic_write
+from mim_lightning.io.damaged_file import errors_as_damaged_file
 
 FACTS_FILE = "embeddings.json"
 ROWS_FILE = "rows.parquet"
@@ -66,14 +66,14 @@ class EmbeddingFolder:
         self.folder, self.facts = folder, facts
         path = folder / FACTS_FILE
         if path.exists():
-            with naming_damage(path, "remove it"):
+            with errors_as_damaged_file(path, "remove it"):
                 found = dict(json.loads(path.read_text()))
             for key, wanted in asdict(facts).items():
                 if found.get(key) != wanted:
                     raise ValueError(f"{folder}: holds embeddings with {key}={found.get(key)}, not {wanted}; remove it")
         else:
             folder.mkdir(parents=True, exist_ok=True)
-            with whole_file(path) as partial:
+            with atomic_write(path) as partial:
                 partial.write_text(json.dumps(asdict(facts), indent=2))
 
     def missing(self) -> list[int]:
@@ -84,7 +84,7 @@ class EmbeddingFolder:
         """Write one whole shard."""
         tensors = {"vectors": vectors_ND.contiguous(), "present": present_N.contiguous()}
         made_by = {"fingerprint": self.facts.fingerprint, "gallery": self.facts.gallery}
-        with whole_file(self._path(shard_idx)) as partial:
+        with atomic_write(self._path(shard_idx)) as partial:
             save_file(tensors, partial, metadata=made_by)
 
     def collect(self, catalogue: ShardSet) -> EmbeddedCatalogue:
@@ -104,7 +104,7 @@ class EmbeddingFolder:
         rows = pa.table(
             {"product_id": [fact["product_id"] for fact in facts], "sample_num": range(len(facts)), "present": present}
         )
-        with whole_file(self.folder / ROWS_FILE) as partial:
+        with atomic_write(self.folder / ROWS_FILE) as partial:
             pa.parquet.write_table(rows, partial)
         ids = rows.filter(rows["present"])["product_id"].to_pylist()
         return EmbeddedCatalogue(self.facts, vectors, ids, _products(facts), int((~present).sum()))
@@ -114,7 +114,7 @@ class EmbeddingFolder:
 
     def _read(self, shard_idx: int) -> tuple[np.ndarray, np.ndarray]:
         path = self._path(shard_idx)
-        with naming_damage(path, "remove it and run again"), safe_open(path, "numpy") as file:
+        with errors_as_damaged_file(path, "remove it and run again"), safe_open(path, "numpy") as file:
             found = (file.metadata() or {}).get("fingerprint")
             vectors, present = file.get_tensor("vectors"), file.get_tensor("present")
         if found != self.facts.fingerprint or len(vectors) != self.facts.shard_sizes[shard_idx]:

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from mim_lightning.file_name import inside, plain_name
 from mim_lightning.inference.hub import is_hub_path
 from mim_lightning.inference.loaded import LoadedModel, load
+from mim_lightning.io.file_name import validate_file_name, validate_inside
 from mim_lightning.search.canaries import check_canaries, read_canaries
 from mim_lightning.search.index.card import IndexCard
 from mim_lightning.search.index.product_index import ProductIndex, is_address, open_index
@@ -48,8 +48,8 @@ def open_searcher(
     _warm_up(index, model.dimension)
     canaries = index.card.extra.get(CANARIES)
     if canaries and not is_address(place):
-        path = Path(place) / plain_name(canaries, f"{place}: {CANARIES}")
-        check_canaries(model, read_canaries(inside(Path(place), path) if path.exists() else path))
+        path = Path(place) / validate_file_name(canaries, f"{place}: {CANARIES}")
+        check_canaries(model, read_canaries(validate_inside(Path(place), path) if path.exists() else path))
     return searcher
 
 

@@ -11,10 +11,9 @@ from PIL import Image, ImageDraw
 
 from mim_lightning.data.pictures.decode import decode_upright
 from mim_lightning.data.pictures.limits import ImageError
-from mim_lightning.display_text import plain
-from mim_lightning.evidence.figures.lettering import cut, font, wrap
-from mim_lightning.evidence.figures.picture_cell import paste_picture
-from mim_lightning.evidence.figures.style import FAINT, INK, PAPER, RULE
+from mim_lightning.display.pil_text import cut, font, paste_image, wrap
+from mim_lightning.display.style import FAINT, INK, PAPER, RULE
+from mim_lightning.display.text import plain
 from mim_lightning.search.query import SearchQuery
 from mim_lightning.search.searcher import SearchHit
 
@@ -36,7 +35,7 @@ def draw_sheet(
         left = MARGIN + (1 + number % COLUMNS) * (CELL + GAP) + GAP
         top = MARGIN + number // COLUMNS * row_height
         data = pictures.get(hit.product_id)
-        paste_picture(sheet, (left, top), CELL, _upright(data) if data else None, font(LETTERS))
+        paste_image(sheet, (left, top), CELL, _upright(data) if data else None, font(LETTERS))
         title = plain(hit.metadata.get("title") or hit.product_id)
         _write(sheet, (left, top + CELL + 4), [*wrap(title, font(LETTERS), CELL, NUM_LINES - 1)], INK)
         _write(sheet, (left, top + CELL + 4 + (NUM_LINES - 1) * LINE), [f"{number + 1}.  {hit.score:.3f}"], FAINT)
@@ -48,7 +47,7 @@ def draw_sheet(
 def _draw_query(sheet: Image.Image, query: SearchQuery, photo: bytes | None) -> None:
     top = MARGIN
     if photo is not None:
-        paste_picture(sheet, (MARGIN, top), CELL, _upright(photo), font(LETTERS))
+        paste_image(sheet, (MARGIN, top), CELL, _upright(photo), font(LETTERS))
         top += CELL + 4
     lines = [f"“{query.text}”"] if query.text else []
     lines += [f"not “{query.not_text}”"] if query.not_text else []

@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from mim_lightning.display_text import plain
+from mim_lightning.display.text import plain
 from mim_lightning.search.index.card import IndexCard
 from mim_lightning.search.searcher import SearchResult
 

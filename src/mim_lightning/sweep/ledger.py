@@ -14,10 +14,10 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from mim_lightning.damaged_file import naming_damage
-from mim_lightning.display_text import csv_cell
+from mim_lightning.display.text import csv_cell
+from mim_lightning.io.atomic import atomic_write
+from mim_lightning.io.damaged_file import errors_as_damaged_file
 from mim_lightning.sweep.lock import release, wait_for_lock
-from mim_lightning.whole_file import whole_file
 
 RUNNING, FINISHED = "running", "finished"  # besides a Failure's "failed" and "pruned"
 FILE = "ledger.csv"
@@ -72,7 +72,7 @@ class Ledger:
     def write(self, row: Row) -> None:
         """Put a row in its place and write the CSV file anew."""
         with self._alone():
-            with whole_file(self._rows / f"{row.key}.json") as partial:
+            with atomic_write(self._rows / f"{row.key}.json") as partial:
                 partial.write_text(json.dumps(asdict(row), indent=2))
             if row.run_id:  # an earlier start may not have come as far as a run
                 (self._rows / f"{row._key_without_run}.json").unlink(missing_ok=True)
@@ -89,7 +89,7 @@ class Ledger:
 
     def _write_csv(self, rows: Sequence[Row]) -> None:
         metrics = dict.fromkeys(key for row in rows for key in _metrics(row.results))
-        with whole_file(self.path) as partial, partial.open("w", newline="") as file:
+        with atomic_write(self.path) as partial, partial.open("w", newline="") as file:
             writer = csv.writer(file)
             head = ["job", "run_id", "status", *self.keys, "monitor", "score", *metrics]
             writer.writerow([*head, "fit_seconds", "was_resumed", "reason"])
@@ -107,7 +107,7 @@ def _metrics(results: Mapping[str, float]) -> list[str]:
 
 
 def _read_row(path: Path) -> Row:
-    with naming_damage(path, "remove it, and the job is run again"):
+    with errors_as_damaged_file(path, "remove it, and the job is run again"):
         row = Row(**json.loads(path.read_text()))
         if not isinstance(row.overrides, dict) or not isinstance(row.results, dict):
             raise TypeError("no row of a ledger")

@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from mim_lightning.display_text import plain
+from mim_lightning.display.text import plain
 from mim_lightning.sweep.ledger import FINISHED, Ledger, Row
 from mim_lightning.sweep.seeds import Setting, over_seeds
 

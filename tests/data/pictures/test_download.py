@@ -23,7 +23,7 @@ import pytest
 from mim_lightning.data import fetching
 from mim_lightning.data.pictures import download
 from mim_lightning.data.pictures.download import Downloads, DownloadSettings
-from mim_lightning.data.places import public_network
+from mim_lightning.io import public_network
 from tests.data.pictures.picture_server import PictureServer, picture_server, served
 
 registry: Any = importlib.import_module("fsspec.registry")  # fsspec.registry itself is a mapping

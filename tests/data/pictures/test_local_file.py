@@ -22,7 +22,7 @@ def test_a_file_is_read_whole(tmp_path: Path) -> None:
 
 def test_what_would_not_end_is_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.jpg")
-    for path, words in ((tmp_path / "pipe.jpg", "no regular"), (Path("/dev/zero"), "no regular"), (tmp_path, "folder")):
+    for path, words in ((tmp_path / "pipe.jpg", "a pipe"), (Path("/dev/zero"), "a pipe"), (tmp_path, "folder")):
         for read in (read_file, ImageReader().read):
             with pytest.raises(UnreadableImageError, match=words):
                 read(path)

@@ -26,8 +26,8 @@ from mim_lightning.data.writing.ray_cluster import RaySettings
 from mim_lightning.data.writing.ray_engine import prepare_with_ray
 from mim_lightning.data.writing.ray_tables import FileCount, ShopTables, catalogue_rows, join_rows
 from mim_lightning.data.writing.ray_tasks import ShardJob, join_part, write_group
-from mim_lightning.data.writing.store import Store
 from mim_lightning.data.writing.verify import verify_sets
+from mim_lightning.io.store import Store
 from tests.data.conftest import jpeg
 
 SETTINGS = ShardSettings(samples_per_shard=8)

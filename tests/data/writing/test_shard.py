@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from mim_lightning.data.progress import WritingProgress
 from mim_lightning.data.tables.row_issue import RowIssue
 from mim_lightning.data.writing.hash_layout import plan_layout
 from mim_lightning.data.writing.samples import PictureError, take_turns
 from mim_lightning.data.writing.shard import COLUMNS, Record, read_shard, shard_sizes, write_shard
 from mim_lightning.data.writing.shard_index import finish_set, finished_shards, place_shard
 from mim_lightning.data.writing.small_set import write_shard_set
-from mim_lightning.data.writing.store import Store
+from mim_lightning.display.progress import WritingProgress
+from mim_lightning.io.store import Store
 from mim_lightning.types import NO_KEY, id_key
 from tests.data.conftest import jpeg
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from mim_lightning.data.check.picture_facts import FACTS_VERSION, PictureFacts
 from mim_lightning.data.pictures.images import ImageRef
-from mim_lightning.data.places.addresses import place_of
+from mim_lightning.io.paths import to_path_or_url
 
 
 class FactsFile:
@@ -47,7 +47,7 @@ class FactsFile:
 
     def _key(self, ref: ImageRef) -> str | None:
         """Return what a reference means now, or None if it means nothing."""
-        held_in = ref if isinstance(ref, Path | str) else place_of(ref.path)
+        held_in = ref if isinstance(ref, Path | str) else to_path_or_url(ref.path)
         try:
             return f"{FACTS_VERSION} {ref} {self._stamp(held_in) if isinstance(held_in, Path) else ''}"
         except OSError:

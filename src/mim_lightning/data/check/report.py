@@ -15,8 +15,8 @@ from mim_lightning.data.check.findings import Finding
 from mim_lightning.data.check.settings import CheckSettings
 from mim_lightning.data.check.texts import TextLengths
 from mim_lightning.data.check.units import counted, share
-from mim_lightning.display_text import csv_cell
-from mim_lightning.whole_file import whole_file
+from mim_lightning.display.text import csv_cell
+from mim_lightning.io.atomic import atomic_write
 
 FINDINGS_FILE = "findings.csv"  # beside the data that were checked
 
@@ -148,7 +148,7 @@ def _cells(report: CheckReport, finding: Finding) -> tuple[str, ...]:
 
 def _write(path: Path, header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
+    with atomic_write(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(header)
         writer.writerows([csv_cell(cell) for cell in row] for row in rows)

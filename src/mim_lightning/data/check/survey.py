@@ -17,7 +17,7 @@ from pathlib import Path
 from mim_lightning.data.check.facts_file import FactsFile
 from mim_lightning.data.check.picture_facts import PictureFacts, look_at
 from mim_lightning.data.pictures.images import ImageRef
-from mim_lightning.data.progress import WritingProgress
+from mim_lightning.display.progress import WritingProgress
 
 CHUNK_SIZE = 64  # pictures handed to a process at once, and the most that an interruption costs a process
 PICTURES_PER_PROCESS = 1_000  # fewer are looked at sooner than another process starts

@@ -16,7 +16,7 @@ from rich.text import Text
 from mim_lightning.data.check.findings import KINDS
 from mim_lightning.data.check.report import CheckReport, describe_refusal
 from mim_lightning.data.check.units import NOTHING, counted, share, size
-from mim_lightning.display_text import plain
+from mim_lightning.display.text import plain
 
 NUM_SHOWN = 3  # findings of a kind; findings.csv has all
 MAX_NAME, MAX_REASON = 60, 400  # characters

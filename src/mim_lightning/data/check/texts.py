@@ -18,7 +18,7 @@ from mim_lightning.data.check.findings import Finding
 from mim_lightning.data.check.settings import CheckSettings
 from mim_lightning.data.manifest import Manifest, Product, Query
 from mim_lightning.data.tables.html_text import find_html
-from mim_lightning.display_text import plain
+from mim_lightning.display.text import plain
 from mim_lightning.fields import PRODUCT, TEXT_FIELDS, side_of
 
 if TYPE_CHECKING:  # torch would come along, into the processes that look at pictures

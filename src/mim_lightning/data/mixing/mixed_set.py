@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 
 from mim_lightning.data.mixing.mix import MAIN, OWN, MixedIn, split_shares
-from mim_lightning.data.places.addresses import Place
 from mim_lightning.data.prepared import open_prepared
 from mim_lightning.data.shard_cache import CacheSettings
 from mim_lightning.data.shards.shard_set import ShardSet
+from mim_lightning.io.paths import PathOrUrl
 from mim_lightning.types import Sample
 
 
@@ -100,7 +100,9 @@ def _under_name(sample: Sample, prefix: str) -> Sample:
     )
 
 
-def open_mixed(folder: Place, mix: Mapping[str, MixedIn], split: str, cache: CacheSettings | None = None) -> MixedSet:
+def open_mixed(
+    folder: PathOrUrl, mix: Mapping[str, MixedIn], split: str, cache: CacheSettings | None = None
+) -> MixedSet:
     """Open one split of every set that has a share, `folder` as MAIN."""
     shares, places = split_shares(mix), _places(folder, mix)
     sets = {name: open_prepared(places[name], cache).queries(split) for name in shares}
@@ -108,11 +110,11 @@ def open_mixed(folder: Place, mix: Mapping[str, MixedIn], split: str, cache: Cac
 
 
 def open_catalogues(
-    folder: Place, mix: Mapping[str, MixedIn], cache: CacheSettings | None = None
+    folder: PathOrUrl, mix: Mapping[str, MixedIn], cache: CacheSettings | None = None
 ) -> dict[str, ShardSet]:
     """Open the catalogue of every set, `folder` as MAIN."""
     return {name: open_prepared(place, cache).catalogue() for name, place in _places(folder, mix).items()}
 
 
-def _places(folder: Place, mix: Mapping[str, MixedIn]) -> dict[str, Place]:
+def _places(folder: PathOrUrl, mix: Mapping[str, MixedIn]) -> dict[str, PathOrUrl]:
     return {MAIN: folder, **{name: entry.folder for name, entry in mix.items()}}

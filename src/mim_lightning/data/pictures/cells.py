@@ -15,15 +15,15 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from mim_lightning.data.places.addresses import Place, file_system, folder_of, open_binary, place_of, under
-from mim_lightning.data.progress import WritingProgress
-from mim_lightning.whole_file import whole_file
+from mim_lightning.display.progress import WritingProgress
+from mim_lightning.io.atomic import atomic_write
+from mim_lightning.io.paths import PathOrUrl, file_system, join, open_binary, parent_of, to_path_or_url
 
 ARROW = ".arrow"  # any other file is Parquet
 NUM_ROWS = 64  # of a batch of an unpacked column
 
 
-def read_cell(path: str, row: int, column: str, item: int, cache: str | None) -> bytes | Place:
+def read_cell(path: str, row: int, column: str, item: int, cache: str | None) -> bytes | PathOrUrl:
     """Return the `item`-th picture of a cell, or where it lies if the table holds its path alone.
 
     Args:
@@ -74,7 +74,7 @@ def _unpack(path: str, column: str, target: Path) -> Iterator[Any]:
     import pyarrow
 
     target.parent.mkdir(parents=True, exist_ok=True)
-    with _naming(path), _open_parquet(place_of(path)) as table, whole_file(target) as partial:
+    with _naming(path), _open_parquet(to_path_or_url(path)) as table, atomic_write(target) as partial:
         schema = pyarrow.schema([table.schema_arrow.field(column)])
         with pyarrow.ipc.new_stream(str(partial), schema) as out:
             for batch in table.iter_batches(NUM_ROWS, columns=[column]):
@@ -83,7 +83,7 @@ def _unpack(path: str, column: str, target: Path) -> Iterator[Any]:
 
 
 def _count_rows(path: str) -> int:
-    with _naming(path), _open_parquet(place_of(path)) as table:
+    with _naming(path), _open_parquet(to_path_or_url(path)) as table:
         return int(table.metadata.num_rows)
 
 
@@ -97,10 +97,10 @@ def _naming(path: str) -> Iterator[None]:
         raise ValueError(f"{path}: the table is damaged ({' '.join(str(error).split())})") from error
 
 
-def _content(value: Any, path: str) -> bytes | Place:
+def _content(value: Any, path: str) -> bytes | PathOrUrl:
     if isinstance(value, dict):
         if value["bytes"] is None and value["path"]:
-            return under(folder_of(place_of(path)), value["path"])
+            return join(parent_of(to_path_or_url(path)), value["path"])
         value = value["bytes"]
     if not value:
         raise ValueError("the cell is empty")
@@ -109,7 +109,7 @@ def _content(value: Any, path: str) -> bytes | Place:
 
 def _stamp(path: str) -> str:
     """Return a text that changes when the file is written anew."""
-    place = place_of(path)
+    place = to_path_or_url(path)
     if isinstance(place, str):
         return _remote_stamp(place)
     facts = place.stat()
@@ -135,7 +135,7 @@ def _open_arrow(path: str, stamp: str) -> Any:
     return pyarrow.ipc.open_stream(pyarrow.memory_map(path)).read_all()
 
 
-def _open_parquet(place: Place) -> Any:
+def _open_parquet(place: PathOrUrl) -> Any:
     import pyarrow.parquet
 
     return pyarrow.parquet.ParquetFile(place if isinstance(place, Path) else open_binary(place))
@@ -150,12 +150,12 @@ def _group_of(path: str, stamp: str, column: str, row: int) -> tuple[Any, int]:
 
 @lru_cache(maxsize=64)
 def _group_starts(path: str, stamp: str) -> list[int]:
-    with _open_parquet(place_of(path)) as table:
+    with _open_parquet(to_path_or_url(path)) as table:
         facts = table.metadata
         return [0, *accumulate(facts.row_group(i).num_rows for i in range(facts.num_row_groups))]
 
 
 @lru_cache(maxsize=2)  # a row group may be hundreds of MB
 def _read_group(path: str, stamp: str, column: str, group: int) -> Any:
-    with _open_parquet(place_of(path)) as table:
+    with _open_parquet(to_path_or_url(path)) as table:
         return table.read_row_group(group, columns=[column]).column(column)

@@ -15,8 +15,8 @@ from pathlib import Path
 from threading import Event, Lock
 
 from mim_lightning.data.fetching import DownloadSettings, NoAnswerError, fetch
-from mim_lightning.data.progress import WritingProgress
-from mim_lightning.whole_file import whole_file
+from mim_lightning.display.progress import WritingProgress
+from mim_lightning.io.atomic import atomic_write
 
 HOPELESS = 50  # addresses of one host in a row that failed for good: the others of this host are not tried
 
@@ -68,7 +68,7 @@ class Downloads:
         path = self._path(address)
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with whole_file(path, is_synced=False) as partial:
+            with atomic_write(path, is_synced=False) as partial:
                 partial.write_bytes(data)
         return data
 

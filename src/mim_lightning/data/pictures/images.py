@@ -13,7 +13,7 @@ from pathlib import Path
 from mim_lightning.data.pictures.cells import ARROW, read_cell, unpack_all
 from mim_lightning.data.pictures.download import Downloads, DownloadSettings
 from mim_lightning.data.pictures.local_file import read_file
-from mim_lightning.data.places.addresses import place_of, read_range
+from mim_lightning.io.paths import read_range, to_path_or_url
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +97,7 @@ class ImageReader:
 
 
 def _read_member(member: TarMember) -> bytes:
-    data = read_range(place_of(member.path), member.offset, member.offset + member.size)
+    data = read_range(to_path_or_url(member.path), member.offset, member.offset + member.size)
     if len(data) < member.size:
         raise ValueError("the tar file ends inside the picture")
     return data

@@ -1,16 +1,15 @@
-"""Pictures in files of this machine: regular files of bounded size, and nothing that would not end.
+"""Reading an image file: regular files of bounded size only.
 
-A path comes in, bytes go out, or one line. Paths stand in tables and requests that others wrote: a pipe would be
-waited for, a device read for ever.
+Paths come from tables and requests that are not trusted: reading a pipe or a device would never end.
 """
 
 from __future__ import annotations
 
 import os
-import stat
 from pathlib import Path
 
 from mim_lightning.data.pictures.limits import ImageTooLargeError, UnreadableImageError
+from mim_lightning.io.paths import irregular_kind
 
 MAX_BYTES = 256 * 2**20  # of an encoded picture; larger files are not even read
 
@@ -20,14 +19,14 @@ def read_file(path: str | Path, max_bytes: int = MAX_BYTES) -> bytes:
 
     Raises:
         FileNotFoundError: no such file.
-        UnreadableImageError: something else than a file stands there.
+        UnreadableImageError: not a regular file.
         ImageTooLargeError: more than `max_bytes`.
         OSError: it cannot be read.
     """
     facts = os.stat(path)
-    if not stat.S_ISREG(facts.st_mode):
-        kind = "a folder" if stat.S_ISDIR(facts.st_mode) else "no regular file"
-        raise UnreadableImageError(f"{kind}, where a picture should be")
+    kind = irregular_kind(facts.st_mode)
+    if kind:
+        raise UnreadableImageError(f"{kind}, not an image file")
     if facts.st_size > max_bytes:
         raise ImageTooLargeError(f"{facts.st_size:,} bytes, at most {max_bytes:,} are read")
     with open(path, "rb") as file:

@@ -17,7 +17,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from mim_lightning.data.places.addresses import EXTRAS
+from mim_lightning.io.paths import EXTRAS
 
 BACKOFF, MAX_PAUSE = 0.5, 10.0  # seconds before the second try, doubled for every further one up to the longest
 MAX_REASON = 200  # characters of a store's own words

@@ -14,11 +14,11 @@ from typing import Protocol
 
 import numpy as np
 
-from mim_lightning.damaged_file import DamagedFileError, naming_damage, refuse_irregular
 from mim_lightning.data.places.transfer import MissingError, ShardError, changed, fetch_bytes
 from mim_lightning.data.shard_cache import Ahead, CacheSettings, ShardCache
 from mim_lightning.data.shards.open_shards import OpenShard, check_opened, check_shard, read_places
 from mim_lightning.data.shards.set_index import IndexedShard
+from mim_lightning.io.damaged_file import DamagedFileError, errors_as_damaged_file, validate_regular_file
 
 INDEX_FILE = "index.json"
 AGAIN = "run prepare again"
@@ -75,7 +75,7 @@ class LocalFiles:
     def read_index(self) -> tuple[bytes, int]:
         path = self.folder / INDEX_FILE
         try:
-            with naming_damage(path, AGAIN):
+            with errors_as_damaged_file(path, AGAIN):
                 content, facts = path.read_bytes(), path.stat()
         except FileNotFoundError:
             raise MissingError(f"{path}: there is no such file") from None
@@ -85,7 +85,7 @@ class LocalFiles:
     def column(self, name: str) -> np.ndarray:
         path = self.folder / f"{name}.npy"
         try:
-            with naming_damage(path, AGAIN):
+            with errors_as_damaged_file(path, AGAIN):
                 found = np.load(path, mmap_mode="r")
         except FileNotFoundError:
             self._refuse_change()
@@ -106,7 +106,7 @@ class LocalFiles:
     def _open(self, shard: IndexedShard, verify: bool) -> OpenShard:
         tar_path, index_path = (self.folder / f"{shard.stem}{ending}" for ending in (".tar", ".npy"))
         try:
-            with naming_damage(index_path, AGAIN):
+            with errors_as_damaged_file(index_path, AGAIN):
                 places = read_places(index_path.open("rb"), shard.size)
         except FileNotFoundError:
             raise ShardError(f"{index_path}: the byte index of the shard is missing; run prepare again") from None
@@ -115,7 +115,7 @@ class LocalFiles:
         except OSError as error:
             raise ShardError(f"{index_path}: damaged ({error}); run prepare again") from error
         try:
-            refuse_irregular(tar_path, AGAIN)
+            validate_regular_file(tar_path, AGAIN)
             opened = OpenShard(str(tar_path), os.open(tar_path, os.O_RDONLY), places)
             if verify:
                 check_shard(opened.descriptor, shard.num_bytes, shard.crc32)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mim_lightning.damaged_file import describe
+from mim_lightning.io.damaged_file import describe_error
 
 FORMAT_VERSION = 2
 READABLE = (1, 2)  # the first tells neither bytes nor checksums, and has no columns but the keys
@@ -68,7 +68,7 @@ def parse_index(content: bytes) -> SetIndex:
     except UnknownFormatError:
         raise
     except Exception as error:  # whatever a text that is no index brings about
-        raise ValueError(f"damaged ({describe(error)})") from error
+        raise ValueError(f"damaged ({describe_error(error)})") from error
     return SetIndex(sizes, max_relevant, num_bytes, crc32)
 
 

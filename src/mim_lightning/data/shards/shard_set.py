@@ -18,13 +18,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mim_lightning.data.places.addresses import Place, place_of
 from mim_lightning.data.places.transfer import MissingError, ShardError
 from mim_lightning.data.shard_cache import CacheSettings
 from mim_lightning.data.shards.files import INDEX_FILE, FetchedFiles, LocalFiles, ShardFiles
 from mim_lightning.data.shards.open_shards import MEMBERS, OpenShard, OpenShards
 from mim_lightning.data.shards.set_index import FORMAT_VERSION, parse_index
 from mim_lightning.fields import DECLARED, texts_of
+from mim_lightning.io.paths import PathOrUrl, to_path_or_url
 from mim_lightning.types import Sample
 
 __all__ = ["FORMAT_VERSION", "MEMBERS", "ShardError", "ShardSet"]
@@ -47,8 +47,8 @@ class ShardSet:
             has taken its place.
     """
 
-    def __init__(self, folder: Place, cache: CacheSettings | None = None) -> None:
-        self.folder: Place = place_of(folder) if isinstance(folder, str) else folder
+    def __init__(self, folder: PathOrUrl, cache: CacheSettings | None = None) -> None:
+        self.folder: PathOrUrl = to_path_or_url(folder) if isinstance(folder, str) else folder
         self.cache = cache or CacheSettings()
         self._files: ShardFiles
         self._files = FetchedFiles(self.folder, self.cache) if isinstance(self.folder, str) else LocalFiles(self.folder)

@@ -14,10 +14,10 @@ from typing import Any
 
 from mim_lightning.data.manifest import Manifest, changed_names, read_tables
 from mim_lightning.data.pictures.download import DownloadSettings
-from mim_lightning.data.places.addresses import Place, place_of
 from mim_lightning.data.tables.identity import folder_id
 from mim_lightning.data.tables.row_issue import OnIssue, raise_issue
 from mim_lightning.data.tables.table import ColumnNames, Table, TablePart
+from mim_lightning.io.paths import PathOrUrl, to_path_or_url
 
 EXTRA = "pip install 'mim-lightning[datasets]'"
 COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -76,7 +76,7 @@ class HuggingFaceSource:
         self.products = DatasetPlace(**products) if products else None  # type: ignore[arg-type]
         self.queries = DatasetPlace(**queries) if queries else None  # type: ignore[arg-type]
         self.columns, self.segments, self.download = columns or {}, tuple(segments), download
-        self.image_root = place_of(image_root) if image_root else None
+        self.image_root = to_path_or_url(image_root) if image_root else None
         self.metadata = None if metadata is None else tuple(metadata)
         self.clean_html = clean_html
 
@@ -139,7 +139,7 @@ def _open_table(place: DatasetPlace, kind: str, work_dir: Path) -> Table:
         for path, num_rows in _arrow_files(dataset, work_dir / kind / split):
             parts.append(TablePart(path, name, num_before, constants, labels))
             num_before += num_rows
-    root: Place = Path(place.path) if place.is_local else Path()
+    root: PathOrUrl = Path(place.path) if place.is_local else Path()
     return Table(str(place), root, tuple(parts))
 
 

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from typing import IO, Any
 
 from mim_lightning.data.pictures.images import TarMember
-from mim_lightning.data.places.addresses import Place, open_binary, reaching
 from mim_lightning.data.tables.row_issue import RowError
+from mim_lightning.io.paths import PathOrUrl, io_errors_as_value_error, open_binary
 
 KEY = "__key__"  # stands for the name of a sample, in WebDataset's own words
 
@@ -24,7 +24,7 @@ KEY = "__key__"  # stands for the name of a sample, in WebDataset's own words
 class TarSample:
     """One sample: "shop/0007.query.jpg" is member "query.jpg" of sample "shop/0007"."""
 
-    shard: Place
+    shard: PathOrUrl
     key: str
     members: dict[str, TarMember] = field(default_factory=dict)
     contents: dict[str, bytes] = field(default_factory=dict)  # of the members that were wanted
@@ -73,7 +73,7 @@ class TarSample:
         return self._objects[member]
 
 
-def read_samples(shard: Place, wanted: Set[str]) -> Iterator[TarSample]:
+def read_samples(shard: PathOrUrl, wanted: Set[str]) -> Iterator[TarSample]:
     """Yield the samples of a shard, with the contents of `wanted` members.
 
     Raises:
@@ -81,7 +81,12 @@ def read_samples(shard: Place, wanted: Set[str]) -> Iterator[TarSample]:
     """
     sample: TarSample | None = None
     tar: Any  # its list of members is not in the library's types
-    with reaching(shard), _naming(shard), open_binary(shard) as file, tarfile.open(fileobj=file, mode="r:") as tar:
+    with (
+        io_errors_as_value_error(shard),
+        _naming(shard),
+        open_binary(shard) as file,
+        tarfile.open(fileobj=file, mode="r:") as tar,
+    ):
         while (entry := tar.next()) is not None:
             tar.members.clear()  # the headers of millions of members would stay in memory
             key, member = _split(entry.name)
@@ -97,7 +102,7 @@ def read_samples(shard: Place, wanted: Set[str]) -> Iterator[TarSample]:
             yield sample
 
 
-def _require_end(shard: Place, file: IO[bytes], offset: int) -> None:
+def _require_end(shard: PathOrUrl, file: IO[bytes], offset: int) -> None:
     """Tell a file that was cut off between two members from one that ends there: writers end it with zeros."""
     file.seek(offset)
     if not file.read(1):
@@ -122,7 +127,7 @@ def _split(name: str) -> tuple[str, str | None]:
 
 
 @contextmanager
-def _naming(shard: Place) -> Iterator[None]:
+def _naming(shard: PathOrUrl) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError:

@@ -16,12 +16,20 @@ from typing import Any
 
 from mim_lightning.data.manifest import PRODUCTS, QUERIES, Manifest, finish
 from mim_lightning.data.pictures.download import DownloadSettings
-from mim_lightning.data.places.addresses import Place, find_files, folder_of, place_of, reaching, read_range, size_of
 from mim_lightning.data.sources.sample_columns import SampleColumns
 from mim_lightning.data.sources.tar_samples import TarSample, read_samples
 from mim_lightning.data.tables.draft import ManifestDraft
 from mim_lightning.data.tables.row_issue import OnIssue, RowError, raise_issue
 from mim_lightning.data.tables.table import ColumnNames
+from mim_lightning.io.paths import (
+    PathOrUrl,
+    file_size,
+    find_files,
+    io_errors_as_value_error,
+    parent_of,
+    read_range,
+    to_path_or_url,
+)
 
 NUM_PEEKED = 1000  # samples among which every mapped member must occur
 NUM_PIECES, PIECE_SIZE = 8, 1 << 16  # of a shard, that tell it from another
@@ -56,7 +64,7 @@ class WebDatasetSource:
     ) -> None:
         self.shards = {split: pattern for split, pattern in shards.items() if pattern is not None}
         self.catalogue, self.download, self.clean_html = catalogue, download, clean_html
-        self.image_root = place_of(image_root) if image_root else None
+        self.image_root = to_path_or_url(image_root) if image_root else None
         self.segments, self.metadata = dict(segments or {}), dict(metadata or {})
         self.columns = {table: dict(names) for table, names in (columns or {}).items()}
         products = self.columns.get("products", {})
@@ -99,7 +107,7 @@ class WebDatasetSource:
                     yield split, sample
 
     def _add(self, draft: ManifestDraft, split: str | None, sample: TarSample) -> None:
-        root = self.image_root or folder_of(sample.shard)
+        root = self.image_root or parent_of(sample.shard)
         try:
             product = self._products.row_of(sample)
             query = {"split": split} | self._queries.row_of(sample) if split is not None else None
@@ -113,7 +121,7 @@ class WebDatasetSource:
             draft.add_pair(sample.origin, product, query, root)
 
 
-def _expand(pattern: str) -> list[Place]:
+def _expand(pattern: str) -> list[PathOrUrl]:
     """Return the tar files of a pattern.
 
     Raises:
@@ -121,7 +129,7 @@ def _expand(pattern: str) -> list[Place]:
     """
     found = RANGE.search(pattern)
     if found is None:
-        shards = find_files(place_of(pattern), (".tar",))
+        shards = find_files(to_path_or_url(pattern), (".tar",))
         if not shards:
             raise ValueError(f"{pattern}: no such file (WebDataset shard)")
         return shards
@@ -131,12 +139,12 @@ def _expand(pattern: str) -> list[Place]:
     return [shard for number in numbers for shard in _expand(f"{before}{number}{after}")]
 
 
-def _shards_id(shards: Iterable[Place]) -> str:
+def _shards_id(shards: Iterable[PathOrUrl]) -> str:
     """Return a short text that changes with the shards: their names and sizes, and pieces of their content."""
     digest = hashlib.blake2b()
     for shard in shards:
-        with reaching(shard):
-            size = size_of(shard)
+        with io_errors_as_value_error(shard):
+            size = file_size(shard)
             digest.update(f"{str(shard).rsplit('/', 1)[-1]}\n{size}\n".encode())
             step = max(1, (size - PIECE_SIZE) // (NUM_PIECES - 1))
             for start in range(0, max(1, size - PIECE_SIZE + 1), step):

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from mim_lightning.data.pictures.images import TableCell
-from mim_lightning.data.places.addresses import Place, open_binary
 from mim_lightning.data.tables.row_issue import RowError
+from mim_lightning.io.paths import PathOrUrl, open_binary
 
 Rows = Iterator[tuple[int, dict[str, Any] | RowError]]
 ReadRows = Callable[[Set[str], Set[str], bool], Rows]  # wanted columns, pictures among them, are all others wanted too
@@ -23,7 +23,7 @@ BATCH_SIZE = 1000  # rows without pictures
 NUM_PICTURES = 64  # rows with pictures, that are in memory at once
 
 
-def open_parquet(place: Place) -> tuple[list[str], ReadRows]:
+def open_parquet(place: PathOrUrl) -> tuple[list[str], ReadRows]:
     """Return the columns of a Parquet file, and what reads its rows.
 
     That takes the columns that are wanted, which of them are pictures, if they are of a type that can hold them, and
@@ -45,7 +45,7 @@ def open_parquet(place: Place) -> tuple[list[str], ReadRows]:
     return schema.names, read
 
 
-def _parquet_rows(place: Place, file: Any, plain: list[str], held: list[str]) -> Rows:
+def _parquet_rows(place: PathOrUrl, file: Any, plain: list[str], held: list[str]) -> Rows:
     number = 0
     with file, _naming(place, "Parquet"):
         for group in range(file.num_row_groups):
@@ -69,7 +69,7 @@ def _count_in_group(file: Any, group: int, column: str) -> np.ndarray:
     return np.concatenate([_count_pictures(batch.column(0)) for batch in batches])
 
 
-def open_arrow(place: Place) -> tuple[list[str], ReadRows]:
+def open_arrow(place: PathOrUrl) -> tuple[list[str], ReadRows]:
     """Do the same for a local file of Arrow's stream format, which Hugging Face data sets are kept in."""
     import pyarrow
 
@@ -83,7 +83,7 @@ def open_arrow(place: Place) -> tuple[list[str], ReadRows]:
     return reader.schema.names, read
 
 
-def _arrow_rows(place: Place, reader: Any, plain: list[str], held: list[str]) -> Rows:
+def _arrow_rows(place: PathOrUrl, reader: Any, plain: list[str], held: list[str]) -> Rows:
     number = 0
     with _naming(place, "Arrow"):
         for batch in reader:
@@ -92,7 +92,7 @@ def _arrow_rows(place: Place, reader: Any, plain: list[str], held: list[str]) ->
             number += batch.num_rows
 
 
-def _numbered(place: Place, batch: Any, counts: dict[str, np.ndarray], num_before: int) -> Rows:
+def _numbered(place: PathOrUrl, batch: Any, counts: dict[str, np.ndarray], num_before: int) -> Rows:
     # a batch without columns has rows all the same
     rows = batch.to_pylist() if batch.num_columns else [{} for _ in range(batch.num_rows)]
     for i, row in enumerate(rows):
@@ -138,7 +138,7 @@ def _count_pictures(cells: Any) -> np.ndarray:
 
 
 @contextmanager
-def _naming(place: Place, kind: str) -> Iterator[None]:
+def _naming(place: PathOrUrl, kind: str) -> Iterator[None]:
     """Make whatever the reader says of a damaged file an error that names the file."""
     import pyarrow
 

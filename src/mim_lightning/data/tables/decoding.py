@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import IO, Any
 
-from mim_lightning.data.places.addresses import Place, ending_of, open_binary
+from mim_lightning.io.paths import PathOrUrl, open_binary, suffix
 
 MAX_LINE = 1 << 26  # characters: a packed file may hold far more than memory does
 NUM_PEEKED = 4096  # bytes that tell UTF-16 without a byte order mark
@@ -83,7 +83,7 @@ class TextFormat:
 class TextLines:
     """The lines of one file, their ends kept; a byte that is none of the encoding comes as a lone surrogate."""
 
-    place: Place
+    place: PathOrUrl
     ending: str  # of the file itself, as ".csv" of "products.csv.gz"
     encoding: str
     is_guessed: bool  # there was neither a mark nor a word of the user's
@@ -105,7 +105,7 @@ class TextLines:
             raise _damaged(self.place, error) from error
 
 
-def open_lines(place: Place, settings: TextFormat) -> TextLines:
+def open_lines(place: PathOrUrl, settings: TextFormat) -> TextLines:
     """Open a text file.
 
     Raises:
@@ -126,12 +126,12 @@ def open_lines(place: Place, settings: TextFormat) -> TextLines:
     return TextLines(place, ending, encoding, guessed is not None, file)
 
 
-def text_ending(place: Place) -> str:
+def text_ending(place: PathOrUrl) -> str:
     """Return ".csv" of "products.csv.gz"; that of a zip file which does not say is ".zip"."""
-    ending = ending_of(place)
+    ending = suffix(place)
     if ending not in COMPRESSED:
         return ending
-    return ending_of(str(place).split("?")[0][: -len(ending)]) or (ending if ending == ".zip" else "")
+    return suffix(str(place).split("?")[0][: -len(ending)]) or (ending if ending == ".zip" else "")
 
 
 def is_text(value: str) -> bool:
@@ -194,7 +194,7 @@ def _guess_utf16(head: bytes) -> str | None:
     return "utf-16-be" if first > len(head) // 8 and not second else None
 
 
-def _unpack(place: Place, stream: io.BufferedReader) -> tuple[str, io.BufferedReader]:
+def _unpack(place: PathOrUrl, stream: io.BufferedReader) -> tuple[str, io.BufferedReader]:
     """Return the ending of a file that may be packed, and its content."""
     ending, head = text_ending(place), stream.peek(8)
     if head.startswith(b"PK\x03\x04"):
@@ -217,7 +217,7 @@ UNPACKERS: dict[bytes, Callable[[Any], Any]] = {  # by a file's first bytes
 }
 
 
-def _open_zip(place: Place, stream: IO[bytes]) -> tuple[str, io.BufferedReader]:
+def _open_zip(place: PathOrUrl, stream: IO[bytes]) -> tuple[str, io.BufferedReader]:
     archive = zipfile.ZipFile(stream)
     infos = [info for info in archive.infolist() if not info.is_dir()]
     if any(info.filename.startswith("xl/") for info in infos):
@@ -227,13 +227,13 @@ def _open_zip(place: Place, stream: IO[bytes]) -> tuple[str, io.BufferedReader]:
     if len(infos) != 1:
         names = ", ".join(info.filename for info in infos[:3])
         raise ValueError(f"{place}: a zip file of {len(infos)} files ({names}); unpack it, and give the folder")
-    return ending_of(infos[0].filename), _buffered(archive.open(infos[0]))
+    return suffix(infos[0].filename), _buffered(archive.open(infos[0]))
 
 
 def _buffered(file: Any) -> io.BufferedReader:
     return file if isinstance(file, io.BufferedReader) else io.BufferedReader(file)
 
 
-def _damaged(place: Place, error: BaseException) -> ValueError:
+def _damaged(place: PathOrUrl, error: BaseException) -> ValueError:
     reason = " ".join(str(error).split()) or type(error).__name__
     return ValueError(f"{place}: damaged, or cut off ({reason})")

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from mim_lightning.data.places.addresses import Place
 from mim_lightning.data.tables.row_issue import IssueType, NothingRelevantError, OnIssue, RowError, RowIssue
 from mim_lightning.data.tables.rows import (
     Product,
@@ -23,6 +22,7 @@ from mim_lightning.data.tables.rows import (
     text_of,
     without_html,
 )
+from mim_lightning.io.paths import PathOrUrl
 
 
 @dataclass
@@ -47,7 +47,7 @@ class ManifestDraft:
     _irrelevant: list[tuple[str, RowError, str, Row]] = field(default_factory=list)  # query id, what and where
     _num_queries: int = 0  # with those left out: names of queries do not depend on them
 
-    def add_product(self, origin: str, row: Row, root: Place) -> None:
+    def add_product(self, origin: str, row: Row, root: PathOrUrl) -> None:
         """Add a row of a table where each product stands once."""
         try:
             product = parse_product(self._cleaned(row), root, origin, self.metadata)
@@ -60,7 +60,7 @@ class ManifestDraft:
         else:
             self.products[product.product_id] = product
 
-    def add_query(self, origin: str, row: Row, root: Place) -> None:
+    def add_query(self, origin: str, row: Row, root: PathOrUrl) -> None:
         """Add a row of a table of queries; rows that differ in their products alone are one query with several."""
         try:
             query = self._parse_query(row, root, origin)
@@ -72,7 +72,7 @@ class ManifestDraft:
         except RowError as error:
             self._leave_out_query(error, origin, row)
 
-    def add_pair(self, origin: str, product_row: Row, query_row: Row, root: Place) -> None:
+    def add_pair(self, origin: str, product_row: Row, query_row: Row, root: PathOrUrl) -> None:
         """Add a query and its product; rows of the same query id become one query with several products.
 
         A product of grade 0 joins the catalogue alone. Of a product or query that comes again the first row stands,
@@ -93,7 +93,7 @@ class ManifestDraft:
         else:
             self.queries[query.query_id] = query if first is None else merge_query(first, query)
 
-    def add_repeated(self, origin: str, row: Row, root: Place) -> bool:
+    def add_repeated(self, origin: str, row: Row, root: PathOrUrl) -> bool:
         """Add a product that may have come before; return whether it is fit to be asked for."""
         try:
             product = parse_product(self._cleaned(row), root, origin, self.metadata)
@@ -142,7 +142,7 @@ class ManifestDraft:
         weights = {known(product_id): weight for product_id, weight in query.product_weights.items()}
         return replace(query, asked_ids=asked, shown_ids=shown, product_weights=weights) if is_same else query
 
-    def _parse_query(self, row: Row, root: Place, origin: str) -> Query:
+    def _parse_query(self, row: Row, root: PathOrUrl, origin: str) -> Query:
         self._num_queries += 1
         return parse_query(self._cleaned(row), root, origin, self._num_queries - 1, self.segments)
 

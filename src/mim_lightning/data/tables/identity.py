@@ -11,14 +11,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mim_lightning.data.places.addresses import Place, ending_of, find_files, open_binary, reaching
 from mim_lightning.data.tables.arrow import holds_bytes
 from mim_lightning.data.tables.table import ENDINGS
+from mim_lightning.io.paths import PathOrUrl, find_files, io_errors_as_value_error, open_binary, suffix
 
 FOOTER_TAIL = 8  # bytes: length of the footer, and the magic number
 
 
-def table_id(place: Place) -> str:
+def table_id(place: PathOrUrl) -> str:
     """Return a short text that changes with the content of a table: a file, a folder of files, or a pattern.
 
     Raises:
@@ -35,10 +35,10 @@ def combine_ids(ids: Sequence[str]) -> str:
     return ids[0] if len(ids) == 1 else hashlib.blake2b("".join(ids).encode()).hexdigest()[:16]
 
 
-def file_id(place: Place) -> str:
+def file_id(place: PathOrUrl) -> str:
     """Return the same for one file, of whatever kind."""
-    with reaching(place), open_binary(place) as file:
-        if ending_of(place) == ".parquet" and (digest := _parquet_digest(file)) is not None:
+    with io_errors_as_value_error(place), open_binary(place) as file:
+        if suffix(place) == ".parquet" and (digest := _parquet_digest(file)) is not None:
             return digest
         file.seek(0)
         return hashlib.file_digest(file, "blake2b").hexdigest()[:16]  # type: ignore[arg-type]

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mim_lightning.data.pictures.images import ImageRef, TableCell, TarMember
-from mim_lightning.data.places.addresses import Place, under
 from mim_lightning.data.tables.html_text import clean_html
 from mim_lightning.data.tables.row_issue import IssueType, NothingRelevantError, RowError
+from mim_lightning.io.paths import PathOrUrl, join
 
 LIST_SEPARATOR = "|"  # several values in one CSV cell
 MISSING = ("nan", "NaN", "NULL", "null", "None", "<NA>", "\\N")  # what databases and data frames write for no value
@@ -64,7 +64,7 @@ def without_html(row: Row) -> Row:
     return {**row, **cleaned}
 
 
-def parse_product(row: Row, root: Place, origin: str, kept: Sequence[str] | None) -> Product:
+def parse_product(row: Row, root: PathOrUrl, origin: str, kept: Sequence[str] | None) -> Product:
     """Return the product of a row; `kept` of the further columns in row["metadata"], None: all.
 
     Raises:
@@ -83,7 +83,7 @@ def parse_product(row: Row, root: Place, origin: str, kept: Sequence[str] | None
     return Product(product_id, images, ". ".join(texts) or None, title, category, metadata, origin)
 
 
-def parse_query(row: Row, root: Place, origin: str, number: int, segments: Sequence[str]) -> Query:
+def parse_query(row: Row, root: PathOrUrl, origin: str, number: int, segments: Sequence[str]) -> Query:
     """Return the query of a row, the `number`-th of its table; without an id it is called after that.
 
     Raises:
@@ -160,7 +160,7 @@ def text_of(row: Row, column: str) -> str | None:
     return _plain(row.get(column)) or None
 
 
-def _images(row: Row, root: Place) -> tuple[ImageRef, ...]:
+def _images(row: Row, root: PathOrUrl) -> tuple[ImageRef, ...]:
     images: list[ImageRef] = []
     for part in _parts(row, "image"):
         if isinstance(part, TableCell | TarMember):
@@ -168,7 +168,7 @@ def _images(row: Row, root: Place) -> tuple[ImageRef, ...]:
         elif isinstance(part, Mapping):
             raise RowError("image", f"a picture is a path or an address, not {type(part).__name__}")
         elif text := _plain(part):
-            images.append(under(root, text))
+            images.append(join(root, text))
     return tuple(dict.fromkeys(images))
 
 

@@ -13,12 +13,12 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
-from mim_lightning.data.places.addresses import Place, ending_of, find_files, folder_of, reaching
 from mim_lightning.data.tables.arrow import open_arrow, open_parquet
 from mim_lightning.data.tables.decoding import COMPRESSED, TextFormat, text_ending
 from mim_lightning.data.tables.header import match_columns, missing_column
 from mim_lightning.data.tables.row_issue import OnIssue, RowError, raise_issue
 from mim_lightning.data.tables.text import Rows, open_text
+from mim_lightning.io.paths import PathOrUrl, find_files, io_errors_as_value_error, parent_of, suffix
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ class TableSpec:
 class TablePart:
     """One file of a table."""
 
-    place: Place
+    place: PathOrUrl
     name: str  # what origins call it
     num_before: int = 0  # rows of the parts before that go by the same name
     constants: Mapping[str, Any] = field(default_factory=dict)  # columns that the file lacks, the same in all rows
@@ -56,12 +56,12 @@ class Table:
     """Files whose rows belong together."""
 
     name: str  # what errors call it
-    root: Place  # where relative paths of pictures start
+    root: PathOrUrl  # where relative paths of pictures start
     parts: tuple[TablePart, ...]
     text_format: TextFormat = field(default_factory=TextFormat)  # of those that are CSV or JSONL
 
 
-def open_table(place: Place, kind: str, text_format: TextFormat | None = None) -> Table:
+def open_table(place: PathOrUrl, kind: str, text_format: TextFormat | None = None) -> Table:
     """Return the table in a file, in all files of a folder, or in those that a pattern with * matches.
 
     Raises:
@@ -71,13 +71,13 @@ def open_table(place: Place, kind: str, text_format: TextFormat | None = None) -
     if not files:
         raise ValueError(f"{place}: no such file ({kind} table)")
     for file in files:
-        if text_ending(file) not in (*TEXT_ENDINGS, ".zip") and ending_of(file) != PARQUET:
-            workbook = "an Excel workbook, save it as CSV (UTF-8); " if ending_of(file) in WORKBOOKS else ""
+        if text_ending(file) not in (*TEXT_ENDINGS, ".zip") and suffix(file) != PARQUET:
+            workbook = "an Excel workbook, save it as CSV (UTF-8); " if suffix(file) in WORKBOOKS else ""
             raise ValueError(
                 f"{file}: {workbook}a {kind} table ends in .csv, .parquet or .jsonl, or .csv.gz and the like"
             )
     is_folder = files[0] != place and "*" not in str(place)
-    root, parts = place if is_folder else folder_of(place), tuple(TablePart(file, str(file)) for file in files)
+    root, parts = place if is_folder else parent_of(place), tuple(TablePart(file, str(file)) for file in files)
     return Table(str(place), root, parts, text_format or TextFormat(table=kind))
 
 
@@ -104,7 +104,7 @@ def read_rows(
     keys |= {name: f"data.source.columns.{spec.name}.{ours}" for ours, name in names.items() if name}
     all_plain = spec.others is not None and metadata is None
     for part in table.parts:
-        with reaching(part.place):
+        with io_errors_as_value_error(part.place):
             file = _open(part.place, set(keys), table.text_format)
             found = [*file.columns, *(part.constants.keys() - file.columns)]
             matches = match_columns(part.name, found, keys)
@@ -137,7 +137,7 @@ class _File:
     note: str = ""
 
 
-def _open(place: Place, wanted: Set[str], text_format: TextFormat) -> _File:
+def _open(place: PathOrUrl, wanted: Set[str], text_format: TextFormat) -> _File:
     ending = text_ending(place)
     if ending in (*TEXT_ENDINGS, ".zip"):
         columns, rows, note = open_text(place, text_format, wanted)

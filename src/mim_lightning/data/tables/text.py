@@ -12,10 +12,10 @@ from collections.abc import Iterator, Sequence, Set
 from itertools import chain, islice
 from typing import Any
 
-from mim_lightning.data.places.addresses import Place
 from mim_lightning.data.tables.decoding import TextFormat, TextLines, advise_encoding, is_text, open_lines
 from mim_lightning.data.tables.header import fold
 from mim_lightning.data.tables.row_issue import RowError
+from mim_lightning.io.paths import PathOrUrl
 
 Rows = Iterator[tuple[int, dict[str, Any] | RowError]]
 NUM_PEEKED = 1000  # rows of JSONL whose keys together are its columns
@@ -26,7 +26,7 @@ DELIMITERS = (",", ";", "\t", "|")  # that a header may speak for, in order of p
 JSON_LINES = (".jsonl", ".ndjson")
 
 
-def open_text(place: Place, settings: TextFormat, wanted: Set[str]) -> tuple[list[str], Rows, str]:
+def open_text(place: PathOrUrl, settings: TextFormat, wanted: Set[str]) -> tuple[list[str], Rows, str]:
     """Return the columns of a CSV or JSONL file, its rows, and what was found out about it, to be told ("": nothing).
 
     Args:

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 
 from mim_lightning.data.check import CheckSettings
 from mim_lightning.data.tables.row_issue import RowIssue
-from mim_lightning.data.writing.store import Store
-from mim_lightning.display_text import csv_cell
+from mim_lightning.display.text import csv_cell
+from mim_lightning.io.store import Store
 
 
 @dataclass

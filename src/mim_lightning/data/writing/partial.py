@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from mim_lightning.data.writing.shard_index import RECEIPTS
-from mim_lightning.data.writing.store import Store
+from mim_lightning.io.store import Store
 
 try:
     import fcntl

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from mim_lightning.data.pictures.images import ImageReader
-from mim_lightning.data.progress import WritingProgress
 from mim_lightning.data.shards.damage import Damage
 from mim_lightning.data.shards.files import INDEX_FILE
 from mim_lightning.data.shards.set_index import IndexedShard, parse_index
@@ -33,7 +32,8 @@ from mim_lightning.data.writing.shard_index import (
     shard_path,
     write_columns,
 )
-from mim_lightning.data.writing.store import Store
+from mim_lightning.display.progress import WritingProgress
+from mim_lightning.io.store import Store
 
 ROWS_PER_PROCESS = 1_000  # fewer are written sooner than another process starts
 MAX_PROCESSES = 16

@@ -17,7 +17,6 @@ from typing import Any
 
 from mim_lightning.data.check import CheckSettings
 from mim_lightning.data.manifest import PRODUCTS, ManifestSource
-from mim_lightning.data.places.addresses import Place
 from mim_lightning.data.prepared import (
     SKIPPED_FILE,
     PreparedData,
@@ -28,7 +27,6 @@ from mim_lightning.data.prepared import (
     require_free,
     write_settings,
 )
-from mim_lightning.data.progress import WritingProgress
 from mim_lightning.data.protocol import Seen
 from mim_lightning.data.tables.identity import combine_ids
 from mim_lightning.data.tables.row_issue import RowIssue
@@ -55,7 +53,9 @@ from mim_lightning.data.writing.shard_index import (
     place_shard,
     remove_receipts,
 )
-from mim_lightning.data.writing.store import Store
+from mim_lightning.display.progress import WritingProgress
+from mim_lightning.io.paths import PathOrUrl
+from mim_lightning.io.store import Store
 
 MAX_PARTITIONS = 2_000  # of a shuffle: every reading task makes a piece for each
 ROWS_ID = "hashed"  # in receipts: what stands in a shard follows from the description
@@ -63,7 +63,7 @@ ROWS_ID = "hashed"  # in receipts: what stands in a shard follows from the descr
 
 def prepare_with_ray(
     source: ManifestSource,
-    folder: Place,
+    folder: PathOrUrl,
     settings: ShardSettings,
     ray_settings: RaySettings,
     check: CheckSettings | None = None,
@@ -110,7 +110,7 @@ def _require_whole(prepared: PreparedData) -> PreparedData:
     return prepared
 
 
-def _claim(folder: Place, described: Mapping[str, Any], force: bool) -> AbstractContextManager[Place]:
+def _claim(folder: PathOrUrl, described: Mapping[str, Any], force: bool) -> AbstractContextManager[PathOrUrl]:
     """Return what holds the place where the data are written until they are whole."""
     if isinstance(folder, Path):
         return partial_work(folder, described, force=force)

@@ -15,13 +15,13 @@ from typing import Any
 
 from mim_lightning.data.manifest import PRODUCTS, QUERIES, ManifestSource
 from mim_lightning.data.pictures.images import TableCell
-from mim_lightning.data.places.addresses import Place
 from mim_lightning.data.tables.identity import file_id
 from mim_lightning.data.tables.row_issue import OnIssue, RowError, RowIssue
 from mim_lightning.data.tables.rows import Product, Query, Row, parse_product, parse_query, text_of, without_html
 from mim_lightning.data.tables.table import Table, TableSpec, read_rows
 from mim_lightning.data.writing.hash_layout import HashLayout
 from mim_lightning.id_keys import NO_KEY, id_key
+from mim_lightning.io.paths import PathOrUrl
 
 ROWS_AT_ONCE = 5_000  # of an Arrow table
 CATALOGUE = "catalogue"
@@ -34,7 +34,7 @@ class ShopTables:
     products: Table
     queries: Table | None
     columns: Mapping[str, Any]
-    image_root: Place | None
+    image_root: PathOrUrl | None
     segments: Sequence[str]
     metadata: Sequence[str] | None
     clean_html: bool = False
@@ -72,7 +72,7 @@ class ShopTables:
 
     def _rows(
         self, table: Table, spec: TableSpec, file_idx: int, on_issue: OnIssue
-    ) -> Iterator[tuple[str, Row, Place]]:
+    ) -> Iterator[tuple[str, Row, PathOrUrl]]:
         names = self.columns.get(spec.name) or {}
         metadata = self.metadata if spec.name == PRODUCTS.name else None
         root = self.image_root or table.root

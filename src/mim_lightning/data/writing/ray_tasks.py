@@ -34,9 +34,9 @@ from mim_lightning.data.writing.samples import (
 )
 from mim_lightning.data.writing.shard import Record, write_shard
 from mim_lightning.data.writing.shard_index import place_shard
-from mim_lightning.data.writing.store import Store
 from mim_lightning.fields import PRODUCT_IMAGE
 from mim_lightning.id_keys import NO_KEY
+from mim_lightning.io.store import Store
 
 FAULTY = "f"  # ends the rows' id in the receipt of a shard that lacks rows: another attempt writes it again
 

@@ -22,7 +22,7 @@ import numpy as np
 from mim_lightning.data.shards.open_shards import MEMBERS
 from mim_lightning.data.shards.set_index import FORMAT_VERSION
 from mim_lightning.data.writing.shard import COLUMNS, ShardFacts, read_shard
-from mim_lightning.data.writing.store import Store
+from mim_lightning.io.store import Store
 
 RECEIPTS = "receipts"  # folder of the store
 NUM_READERS = 16  # receipts fetched at once from a store far away

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from mim_lightning.data.writing.shard import Record, shard_sizes, write_shard
 from mim_lightning.data.writing.shard_index import finish_set, place_shard, remove_receipts
-from mim_lightning.data.writing.store import Store
+from mim_lightning.io.store import Store
 
 
 def write_shard_set(folder: Path, records: Iterable[Record], num_records: int, samples_per_shard: int) -> None:

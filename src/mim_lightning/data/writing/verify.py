@@ -17,13 +17,18 @@ from typing import Any
 
 import numpy as np
 
-from mim_lightning.damaged_file import DamagedFileError, describe, naming_damage, refuse_irregular
-from mim_lightning.data.places.addresses import Place
-from mim_lightning.data.progress import WritingProgress
 from mim_lightning.data.shards.open_shards import read_places
 from mim_lightning.data.writing.shard import COLUMNS, ShardFacts, read_shard
 from mim_lightning.data.writing.shard_index import shard_path
-from mim_lightning.data.writing.store import Store
+from mim_lightning.display.progress import WritingProgress
+from mim_lightning.io.damaged_file import (
+    DamagedFileError,
+    describe_error,
+    errors_as_damaged_file,
+    validate_regular_file,
+)
+from mim_lightning.io.paths import PathOrUrl
+from mim_lightning.io.store import Store
 
 NUM_READERS = 4  # shards read at once
 
@@ -37,14 +42,14 @@ class Verified:
     damaged: tuple[str, ...]
 
 
-def verify_sets(folder: Place, set_names: list[str]) -> Verified:
+def verify_sets(folder: PathOrUrl, set_names: list[str]) -> Verified:
     """Read every shard of the sets in a prepared folder; raises nothing for damage."""
     store, damaged, checks = Store(folder), list[str](), list[_Shard]()
     for name in set_names:
         try:
             checks += list(_shards(store, name))
         except Exception as error:  # whatever a damaged file brings about is what is looked for here
-            damaged.append(f"{name}/index.json: {describe(error)}")
+            damaged.append(f"{name}/index.json: {describe_error(error)}")
     num_rows = sum(shard.stop - shard.start for shard in checks)
     num_read = num_bytes = 0
     with WritingProgress(num_rows, verb="read") as progress, ThreadPoolExecutor(NUM_READERS) as pool:
@@ -90,7 +95,7 @@ def _verify(store: Store, shard: _Shard) -> tuple[int, str | None]:
     try:
         if shard.num_bytes not in (None, size) and size:
             return size, f"{size} bytes, not {shard.num_bytes}"
-        with naming_damage(tar):
+        with errors_as_damaged_file(tar):
             _refuse_irregular(store, tar)
             with store.open(tar) as file:
                 found = read_shard(file)
@@ -100,17 +105,17 @@ def _verify(store: Store, shard: _Shard) -> tuple[int, str | None]:
     except DamagedFileError as error:
         return size, error.reason if error.path == tar else f"{error.path}: {error.reason}"
     except OSError as error:
-        return size, describe(error)
+        return size, describe_error(error)
 
 
 def _refuse_irregular(store: Store, name: str) -> None:
     if store.is_local:
-        refuse_irregular(Path(store.address) / name)
+        validate_regular_file(Path(store.address) / name)
 
 
 def _expected(store: Store, shard: _Shard, found: ShardFacts) -> ShardFacts:
     """Return what the other files say of a shard; of what they say nothing, what was found."""
-    with naming_damage(shard.path(".npy")):
+    with errors_as_damaged_file(shard.path(".npy")):
         _refuse_irregular(store, shard.path(".npy"))
         places = read_places(io.BytesIO(store.read(shard.path(".npy"))), shard.stop - shard.start)
     columns = {name: _slice(store, f"{shard.set_name}/{name}.npy", shard.start, shard.stop) for name in shard.columns}
@@ -121,7 +126,7 @@ def _expected(store: Store, shard: _Shard, found: ShardFacts) -> ShardFacts:
 
 def _slice(store: Store, name: str, start: int, stop: int) -> np.ndarray:
     """Read rows `start` to `stop` of a column, and not the others: it may be gigabytes long."""
-    with naming_damage(name):
+    with errors_as_damaged_file(name):
         _refuse_irregular(store, name)
         return _read_slice(store, name, start, stop)
 

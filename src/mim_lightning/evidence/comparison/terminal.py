@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from mim_lightning.display_text import plain
+from mim_lightning.display.text import plain
 from mim_lightning.evidence.comparison.changes import Change
 from mim_lightning.evidence.comparison.comparison import Comparison
 from mim_lightning.evidence.comparison.differences import MIN_UNITS, Difference

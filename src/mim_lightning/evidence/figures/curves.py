@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mim_lightning.evidence.figures.log import Series, TrainingLog
-from mim_lightning.evidence.figures.style import (
+from mim_lightning.display.style import (
     FAINT,
     INK,
     PAPER,
@@ -27,6 +26,7 @@ from mim_lightning.evidence.figures.style import (
     new_panels,
     shorten,
 )
+from mim_lightning.evidence.figures.log import Series, TrainingLog
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mim_lightning.evidence.figures.map_points import OTHER_LABEL, MapPoints
-from mim_lightning.evidence.figures.style import (
+from mim_lightning.display.style import (
     FAINT,
     INK,
     OTHER,
@@ -25,6 +24,7 @@ from mim_lightning.evidence.figures.style import (
     new_figure,
     shorten,
 )
+from mim_lightning.evidence.figures.map_points import OTHER_LABEL, MapPoints
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -17,7 +17,9 @@ from mim_lightning.data.pictures.decode import decode_image
 from mim_lightning.data.pictures.limits import ImageError
 from mim_lightning.data.shards.sample_finder import find_samples
 from mim_lightning.data.shards.shard_set import ShardSet
-from mim_lightning.display_text import plain
+from mim_lightning.display.pil_text import cut, font, paste_image, wrap
+from mim_lightning.display.style import FAINT, INK, PAPER, RIGHT, RULE, WRONG
+from mim_lightning.display.text import plain
 from mim_lightning.evidence.figures.hits_choice import ChosenQueries, choose_queries, directions_of
 from mim_lightning.evidence.figures.hits_layout import (
     CAPTION_LINE,
@@ -36,9 +38,6 @@ from mim_lightning.evidence.figures.hits_layout import (
     TITLE_SIZE,
     Layout,
 )
-from mim_lightning.evidence.figures.lettering import cut, font, wrap
-from mim_lightning.evidence.figures.picture_cell import paste_picture
-from mim_lightning.evidence.figures.style import FAINT, INK, PAPER, RIGHT, RULE, WRONG
 from mim_lightning.evidence.record import DirectionRecord, EvaluationRecord
 from mim_lightning.fields import PRODUCT_IMAGE, PRODUCT_TEXT, QUERY_IMAGE, QUERY_TEXT
 from mim_lightning.types import Sample
@@ -176,7 +175,7 @@ def _paste(sheet: Image.Image, corner: tuple[int, int], data: bytes | str | None
     if isinstance(data, bytes):
         with suppress(ImageError):  # a damaged one is told as none
             picture = Image.fromarray(decode_image(data, CELL, CELL))
-    paste_picture(sheet, corner, CELL, picture, font(CAPTION_SIZE), inset)
+    paste_image(sheet, corner, CELL, picture, font(CAPTION_SIZE), inset)
 
 
 def _write_caption(sheet: Image.Image, corner: tuple[int, int], text: str, colour: str) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from mim_lightning.damaged_file import FileError, naming_damage
+from mim_lightning.io.damaged_file import FileError, errors_as_damaged_file
 
 LOG_FOLDER, LOG_FILE = "csv", "metrics.csv"
 BY_EPOCH = "val/"  # what the names of scalars start with that belong to an epoch; -1 is the untouched model
@@ -53,7 +53,7 @@ def _version(path: Path) -> int:
 
 
 def _read(path: Path) -> Iterator[tuple[str, int, float]]:
-    with naming_damage(path), path.open(newline="") as file:
+    with errors_as_damaged_file(path), path.open(newline="") as file:
         for number, row in enumerate(csv.DictReader(file), start=2):
             if None in row.values():
                 continue  # a run that was killed while it wrote leaves half a line

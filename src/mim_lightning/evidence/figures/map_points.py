@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
+from mim_lightning.display.style import extra_figures
 from mim_lightning.evidence.embeddings import EvaluationEmbeddings
-from mim_lightning.evidence.figures.style import extra_figures
 from mim_lightning.evidence.record import EvaluationRecord
 from mim_lightning.fields import PRODUCT_IMAGE, QUERY_IMAGE
 from mim_lightning.metrics import EmbeddingTable

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mim_lightning.data.prepared import open_prepared, open_products
+from mim_lightning.display.style import extra_figures, save, shorten
 from mim_lightning.evidence.arms import Arm, group_arms, seed_of
 from mim_lightning.evidence.embeddings import read_embeddings
 from mim_lightning.evidence.figures.curves import draw_losses, draw_recall
@@ -20,7 +21,6 @@ from mim_lightning.evidence.figures.hits_grid import draw_hits
 from mim_lightning.evidence.figures.hits_layout import MAX_MODELS
 from mim_lightning.evidence.figures.log import TrainingLog, read_log
 from mim_lightning.evidence.figures.map_points import choose_points, place_points
-from mim_lightning.evidence.figures.style import extra_figures, save, shorten
 from mim_lightning.evidence.record import EvaluationRecord
 from mim_lightning.fields import PRODUCT_IMAGE, QUERY_IMAGE
 

@@ -18,7 +18,7 @@ from mim_lightning.data.pictures.decode import decode_image, decode_truncated
 from mim_lightning.data.prepared import open_prepared, open_products
 from mim_lightning.data.shards.sample_finder import find_samples
 from mim_lightning.data.shards.shard_set import ShardSet
-from mim_lightning.display_text import plain
+from mim_lightning.display.text import plain
 from mim_lightning.evidence.record import RunFacts
 from mim_lightning.fields import IMAGE, TEXT, field_name
 

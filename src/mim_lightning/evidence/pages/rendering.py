@@ -12,9 +12,9 @@ from typing import Any
 
 import jinja2
 
-from mim_lightning.display_text import plain
+from mim_lightning.display.text import plain
 from mim_lightning.evidence.pages import numbers
-from mim_lightning.whole_file import whole_file
+from mim_lightning.io.atomic import atomic_write
 
 FILTERS = ("share", "signed", "interval", "signed_interval", "percent", "p_value", "thousands", "size")
 
@@ -26,7 +26,7 @@ def write_page(path: Path, template: str, **content: Any) -> None:
     """
     html = _environment().get_template(template).render(content)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(path) as partial:
+    with atomic_write(path) as partial:
         partial.write_text(html, encoding="utf-8")
 
 

@@ -21,9 +21,9 @@ from lightning.pytorch.trainer.states import TrainerFn
 from mim_lightning.data.shards.facts import QueryFacts, product_ids_of, query_facts
 from mim_lightning.evidence.followed import BROWSER_FOLDER, BrowserHistory, FollowedQuery, choose_queries, follow
 from mim_lightning.evidence.pages.pictures import Pictures
+from mim_lightning.io.atomic import atomic_write
 from mim_lightning.lit.callbacks.retrieval_eval import RetrievalEval, find_retrieval_eval
 from mim_lightning.types import id_key
-from mim_lightning.whole_file import whole_file
 
 if TYPE_CHECKING:
     import wandb
@@ -172,7 +172,7 @@ class RetrievalBrowser(Callback):
         path = self.folder / "pictures" / f"{side}-{id_key(item_id):016x}.jpg"
         if not path.is_file():
             path.parent.mkdir(exist_ok=True)
-            with whole_file(path, is_synced=False) as partial:
+            with atomic_write(path, is_synced=False) as partial:
                 partial.write_bytes(base64.b64decode(picture.uri.partition(",")[2]))
         if artifact.get_added_local_path_name(str(path)) is None:
             # immutable: taken from where it lies, else every pass would leave a copy in a staging folder

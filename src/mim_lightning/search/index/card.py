@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from typing import Any
 
-from mim_lightning.damaged_file import naming_damage
-from mim_lightning.file_name import plain_name
+from mim_lightning.io.damaged_file import errors_as_damaged_file
+from mim_lightning.io.file_name import validate_file_name
 from mim_lightning.search.index.rows import IndexRows
 from mim_lightning.search.index.settings import IndexSettings, ModelFacts
 
@@ -108,12 +108,12 @@ def read_card(text: str, place: str) -> IndexCard:
     Raises:
         ValueError: it is damaged, or of another version; names the place.
     """
-    with naming_damage(place, AGAIN):
+    with errors_as_damaged_file(place, AGAIN):
         content = json.loads(text)
         files = {role: StoredFile(**stored) for role, stored in content["files"].items()}
         card = IndexCard(**{**content, "recall": Recall(**content["recall"]), "files": files})
         for stored in files.values():  # a card of somebody else's must not name what lies outside its folder
-            plain_name(stored.name, "files")
+            validate_file_name(stored.name, "files")
         for facts in (card, card.recall, *files.values()):
             _check_kinds(facts)
         _check_extra(card.extra)

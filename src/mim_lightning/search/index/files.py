@@ -13,10 +13,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from mim_lightning.damaged_file import naming_damage, refuse_irregular
-from mim_lightning.file_name import inside
+from mim_lightning.io.atomic import atomic_write
+from mim_lightning.io.damaged_file import errors_as_damaged_file, validate_regular_file
+from mim_lightning.io.file_name import validate_inside
 from mim_lightning.search.index.card import AGAIN, IndexCard, StoredFile, read_card
-from mim_lightning.whole_file import whole_file
 
 try:
     import fcntl
@@ -41,7 +41,7 @@ def read_folder_card(folder: Path) -> IndexCard:
     """
     path = folder / CARD_FILE
     try:
-        with naming_damage(path, AGAIN):
+        with errors_as_damaged_file(path, AGAIN):
             return read_card(path.read_text("utf-8"), str(path))
     except (FileNotFoundError, NotADirectoryError):
         raise ValueError(f"{folder}: holds no index (no {CARD_FILE}); build one with build_index") from None
@@ -78,7 +78,7 @@ def _crc32(path: Path) -> int:
 
 def commit(folder: Path, card: IndexCard) -> None:
     """Make the files that the card names the index of the folder, and remove those of older generations."""
-    with whole_file(folder / CARD_FILE) as partial:
+    with atomic_write(folder / CARD_FILE) as partial:
         partial.write_text(card.to_json(), "utf-8")
     remove_unnamed(folder, {stored.name for stored in card.files.values()})
 
@@ -101,8 +101,8 @@ def remove_unnamed(folder: Path, named: set[str]) -> None:
 
 def check_file(path: Path, stored: StoredFile, verify: bool) -> None:
     num_bytes = path.stat().st_size  # FileNotFoundError, where the card may be newer by now
-    inside(path.parent, path)
-    refuse_irregular(path, AGAIN)
+    validate_inside(path.parent, path)
+    validate_regular_file(path, AGAIN)
     if num_bytes != stored.num_bytes:
         raise ValueError(f"{path}: has {num_bytes} bytes, should have {stored.num_bytes}; build the index anew")
     if (verify or num_bytes <= _ALWAYS_VERIFIED) and _crc32(path) != stored.crc32:

@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mim_lightning.damaged_file import naming_damage
+from mim_lightning.io.damaged_file import errors_as_damaged_file
 from mim_lightning.search.index.filters import FLAG, NUMBER, TEXT, Condition, OneOf
 
 ID = "product_id"
@@ -100,7 +100,7 @@ def read_products(path: Path) -> ProductTable:
     Raises:
         ValueError: the file is damaged; names it.
     """
-    with naming_damage(path, "build the index anew"):
+    with errors_as_damaged_file(path, "build the index anew"):
         table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
         table.validate(full=True)  # offsets that lead out of the file end the process where they are followed
         return ProductTable(table)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mim_lightning.io.atomic import atomic_write
 from mim_lightning.search.index.card import Recall, StoredFile
 from mim_lightning.search.index.faiss_kinds import copy_index, extend_index, set_effort
 from mim_lightning.search.index.files import seal
@@ -22,7 +23,6 @@ from mim_lightning.search.index.segment import Segment, build_segment
 from mim_lightning.search.index.segment_build import build_measured
 from mim_lightning.search.index.segment_files import copy_vectors, new_path, read_owned, stored_vectors
 from mim_lightning.search.index.settings import IndexSettings
-from mim_lightning.whole_file import whole_file
 
 
 def append_rows(fresh: Segment | None, rows: IndexRows, settings: IndexSettings) -> Segment:
@@ -91,6 +91,6 @@ def _copy_beside(
 ) -> tuple[np.ndarray, dict[str, StoredFile]]:
     folder.mkdir(parents=True, exist_ok=True)
     path = new_path(folder, "main", "vectors")
-    with whole_file(path) as partial:
+    with atomic_write(path) as partial:
         vectors_ND = copy_vectors(partial, pairs)
     return vectors_ND, {"vectors": seal(path)}

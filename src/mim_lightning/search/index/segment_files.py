@@ -17,7 +17,8 @@ from typing import Any
 import faiss
 import numpy as np
 
-from mim_lightning.damaged_file import naming_damage
+from mim_lightning.io.atomic import atomic_write
+from mim_lightning.io.damaged_file import errors_as_damaged_file
 from mim_lightning.search.index.card import AGAIN, IndexCard, StoredFile
 from mim_lightning.search.index.faiss_kinds import set_effort
 from mim_lightning.search.index.files import check_file, seal
@@ -25,7 +26,6 @@ from mim_lightning.search.index.kind import COARSE
 from mim_lightning.search.index.products import read_products
 from mim_lightning.search.index.segment import Segment
 from mim_lightning.search.index.settings import IndexSettings
-from mim_lightning.whole_file import whole_file
 
 _ENDINGS = {"index": "faiss", "products": "arrow"}
 _COPIED_ROWS = 2**16  # at once
@@ -39,7 +39,7 @@ def write_segment(folder: Path, prefix: str, segment: Segment) -> dict[str, Stor
     for part, write in _writers(segment).items():
         if part not in files:
             path = new_path(folder, prefix, part)
-            with whole_file(path) as partial:
+            with atomic_write(path) as partial:
                 write(partial)
             files[part] = seal(path)
     return files
@@ -133,18 +133,18 @@ def _check_header(path: Path, kind: str, dimension: int, num_rows: int) -> None:
 
 
 def _read_index(path: Path) -> Any:
-    with naming_damage(path, AGAIN):
+    with errors_as_damaged_file(path, AGAIN):
         return faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
 
 
 def read_owned(path: Path) -> Any:
     """Read a FAISS index into memory, so that rows may be put in."""
-    with naming_damage(path, AGAIN):
+    with errors_as_damaged_file(path, AGAIN):
         return faiss.read_index(str(path))
 
 
 def _read_array(path: Path) -> np.ndarray:
-    with naming_damage(path, AGAIN):
+    with errors_as_damaged_file(path, AGAIN):
         return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))  # a plain array is faster to index
 
 

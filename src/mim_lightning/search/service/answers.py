@@ -6,7 +6,7 @@ import math
 
 from starlette.responses import JSONResponse
 
-from mim_lightning.display_text import plain
+from mim_lightning.display.text import plain
 from mim_lightning.search.service.limits import RefusedError
 
 MAX_LENGTH = 500  # of a message: what a client wrote is quoted in it

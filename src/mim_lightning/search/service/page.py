@@ -24,7 +24,7 @@ from PIL import Image
 
 from mim_lightning.data.pictures.decode import decode_upright
 from mim_lightning.data.pictures.limits import ImageError
-from mim_lightning.display_text import plain
+from mim_lightning.display.text import plain
 from mim_lightning.search.facets import FACETS, choices
 from mim_lightning.search.query import SearchQuery
 from mim_lightning.search.service.limits import RefusedError

@@ -14,7 +14,7 @@ from typing import Any
 import gradio as gr
 from gradio.utils import LRUCache
 
-from mim_lightning.display_text import plain
+from mim_lightning.display.text import plain
 from mim_lightning.search.service.limits import RefusedError
 from mim_lightning.search.service.strict_json import is_encodable
 from mim_lightning.search.service.uploads import Uploads

@@ -10,8 +10,8 @@ from PIL import ImageFont
 from rich.console import Console
 from rich.text import Text
 
-from mim_lightning.display_text import csv_cell, error_text, plain, without_controls
-from mim_lightning.evidence.figures.lettering import cut, font, wrap
+from mim_lightning.display.pil_text import cut, font, wrap
+from mim_lightning.display.text import csv_cell, error_text, plain, without_controls
 
 HOSTILE = (
     "Mug [/red]",

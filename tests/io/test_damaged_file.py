@@ -18,7 +18,6 @@ import pytest
 
 from mim_lightning.build_index import build_index
 from mim_lightning.config import compose
-from mim_lightning.damaged_file import DamagedFileError, describe, naming_damage
 from mim_lightning.data.prepared import open_prepared
 from mim_lightning.data.shards import shard_set
 from mim_lightning.data.writing.verify import verify_sets
@@ -29,6 +28,7 @@ from mim_lightning.evidence.record import read_record
 from mim_lightning.export import export
 from mim_lightning.failure import find_failure
 from mim_lightning.inference.loaded import load
+from mim_lightning.io.damaged_file import DamagedFileError, describe_error, errors_as_damaged_file
 from mim_lightning.model.checkpoint import load_matcher, verify_checkpoint
 from mim_lightning.online.event_log import EventLog
 from mim_lightning.run import Run, identify
@@ -212,7 +212,7 @@ def test_a_damaged_asset_is_named(text: str) -> None:
 
 @pytest.mark.parametrize("kind", [ValueError, KeyError])
 def test_what_a_file_made_a_reader_say_is_one_harmless_line(kind: type[Exception]) -> None:
-    said = describe(kind("\x1b[2J", "a\nb\u202e", "x" * 1_000) if kind is ValueError else kind("\x9b" * 1_000))
+    said = describe_error(kind("\x1b[2J", "a\nb\u202e", "x" * 1_000) if kind is ValueError else kind("\x9b" * 1_000))
     assert said.isprintable() and len(said) < 250
 
 
@@ -223,9 +223,9 @@ def test_an_error_keeps_its_parts_between_processes() -> None:
 
 
 def test_faults_of_the_disk_stay_what_they_are(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="gone"), naming_damage(tmp_path / "gone"):
+    with pytest.raises(FileNotFoundError, match="gone"), errors_as_damaged_file(tmp_path / "gone"):
         pass
     path = tmp_path / "there"
     path.touch()
-    with pytest.raises(OSError, match=r"Input/output error: '.*there'"), naming_damage(path):
+    with pytest.raises(OSError, match=r"Input/output error: '.*there'"), errors_as_damaged_file(path):
         raise OSError(5, "Input/output error")

@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from mim_lightning.whole_file import remove_abandoned, whole_file
+from mim_lightning.io.atomic import atomic_write, remove_abandoned
 
 
 def test_a_reader_sees_the_former_content_until_the_end(tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
     path.write_text("former")
-    with whole_file(path) as partial:
+    with atomic_write(path) as partial:
         partial.write_text("new")
         assert path.read_text() == "former"
         assert partial.parent == tmp_path  # renaming needs the same disk
@@ -30,7 +30,7 @@ def test_a_reader_sees_the_former_content_until_the_end(tmp_path: Path) -> None:
 def test_an_error_leaves_what_was_there(tmp_path: Path, error: type[BaseException]) -> None:
     path = tmp_path / "rows.csv"
     path.write_text("former")
-    with pytest.raises(error), whole_file(path) as partial:
+    with pytest.raises(error), atomic_write(path) as partial:
         partial.write_text("half of it")
         raise error
     assert path.read_text() == "former" and list(tmp_path.iterdir()) == [path]
@@ -38,8 +38,8 @@ def test_an_error_leaves_what_was_there(tmp_path: Path, error: type[BaseExceptio
 
 def test_two_writers_do_not_mix(tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
-    with whole_file(path) as one:
-        with whole_file(path) as other:
+    with atomic_write(path) as one:
+        with atomic_write(path) as other:
             one.write_text("one")
             other.write_text("other")
         assert path.read_text() == "other"
@@ -47,7 +47,7 @@ def test_two_writers_do_not_mix(tmp_path: Path) -> None:
 
 
 def test_nothing_written_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError), whole_file(tmp_path / "rows.csv"):
+    with pytest.raises(FileNotFoundError), atomic_write(tmp_path / "rows.csv"):
         pass
     assert not list(tmp_path.iterdir())
 
@@ -56,7 +56,7 @@ def test_a_file_gets_the_mode_of_the_umask_whoever_writes_it(tmp_path: Path) -> 
     path = tmp_path / "vectors.safetensors"
     former = os.umask(0o027)
     try:
-        with whole_file(path) as partial:
+        with atomic_write(path) as partial:
             save_file({"a": np.zeros(3)}, partial)  # leaves a file for its owner alone
     finally:
         os.umask(former)
@@ -65,11 +65,11 @@ def test_a_file_gets_the_mode_of_the_umask_whoever_writes_it(tmp_path: Path) -> 
 
 def test_what_killed_writers_left_is_removed(tmp_path: Path) -> None:
     path = tmp_path / "last.ckpt"
-    kill = "import os, sys; from pathlib import Path; from mim_lightning.whole_file import whole_file\n"
-    kill += "with whole_file(Path(sys.argv[1])) as partial: partial.write_text('half'); os.kill(os.getpid(), 9)"
+    kill = "import os, sys; from pathlib import Path; from mim_lightning.io.atomic import atomic_write\n"
+    kill += "with atomic_write(Path(sys.argv[1])) as partial: partial.write_text('half'); os.kill(os.getpid(), 9)"
     subprocess.run([sys.executable, "-c", kill, str(path)], check=False)
     assert len(list(tmp_path.iterdir())) == 1 and not path.exists()
-    with whole_file(path) as mine:
+    with atomic_write(path) as mine:
         mine.write_text("one")
         elsewhere = tmp_path / f".last.ckpt.00000000-{os.getpid()}-00000000.partial"  # on another machine
         elsewhere.write_text("another")
@@ -84,5 +84,5 @@ def test_what_killed_writers_left_is_removed(tmp_path: Path) -> None:
 
 def test_the_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     path = tmp_path / "not there" / "rows.csv"
-    with pytest.raises(FileNotFoundError, match=re.escape(f"No such file or directory: '{path}'")), whole_file(path):
+    with pytest.raises(FileNotFoundError, match=re.escape(f"No such file or directory: '{path}'")), atomic_write(path):
         pass

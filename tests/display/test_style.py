@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mim_lightning.display import style
 from mim_lightning.evidence import figures
-from mim_lightning.evidence.figures import style
 from mim_lightning.evidence.figures.map_points import place_points
 
 

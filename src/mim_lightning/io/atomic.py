@@ -1,8 +1,4 @@
-"""Files that appear whole or not at all, whatever happens to the process that writes them.
-
-A path comes in, a path beside it goes out for as long as it is written to. Every room calls it; a reader finds the
-former content or the new one, never a part, also after a power cut.
-"""
+"""Atomic writes of files and folders: a reader finds the former content or the new one, also after a power cut."""
 
 from __future__ import annotations
 
@@ -22,21 +18,21 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 _PARTIAL = re.compile(r"\..*\.([0-9a-f]{8})-(\d+)-[0-9a-f]{8}\.(partial|former)")
-_ABANDONED_AFTER = 24 * 3600  # seconds without a write, for a writer on a machine that cannot be asked
+_ABANDONED_AFTER = 24 * 3600  # seconds without a write, for a writer on another machine
 _FULL_BELOW = 2**20  # bytes free
 
 
 @contextmanager
-def whole_file(path: Path, is_synced: bool = True) -> Iterator[Path]:
-    """Yield a path beside `path` to write to: it takes the place of `path` at the end, or is removed after an error.
+def atomic_write(path: Path, is_synced: bool = True) -> Iterator[Path]:
+    """Yield a path beside `path` to write to; it replaces `path` at the end, or is removed after an error.
 
-    No two writers are given the same path, be they threads, processes or machines that share the disk. What writers
-    that were killed left beside `path` is removed.
+    No two writers get the same path, be they threads, processes or machines that share the disk. Partial files of
+    killed writers beside `path` are removed.
 
     Args:
-        path: the file; its folder must be there. It gets the mode that the umask gives, whoever writes it.
-        is_synced: whether the content is on the disk before the name is. Not needed where a file that a power cut
-            damages is found and made again.
+        path: the file; its folder must exist. Its mode is what the umask gives.
+        is_synced: whether the content is on the disk before the file is renamed. Not needed where a file that a power
+            cut damages is detected and made again.
 
     Raises:
         OSError: it could not be written; names `path`.
@@ -46,8 +42,8 @@ def whole_file(path: Path, is_synced: bool = True) -> Iterator[Path]:
         mode = _usual_mode(partial)
         remove_abandoned(path.parent, f".{path.name}.*.partial")
         yield partial
-        if partial.stat().st_mode & 0o777 != mode:  # mounts without modes of their own refuse to set any
-            partial.chmod(mode)  # some libraries write to a file of their own that only its owner may read
+        if partial.stat().st_mode & 0o777 != mode:  # mounts without modes refuse to set one
+            partial.chmod(mode)  # some libraries create a file that only its owner may read
         if is_synced:
             _sync(partial)
         partial.replace(path)
@@ -55,10 +51,10 @@ def whole_file(path: Path, is_synced: bool = True) -> Iterator[Path]:
             _sync(path.parent)
     except OSError as error:
         if error.errno is not None and error.filename in (None, str(partial), partial):
-            # a write that fails names no file, a rename the partial one
+            # a failed write names no file, a failed rename the partial one
             raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
         raise
-    except (SafetensorError, RuntimeError) as error:  # what safetensors, torch and FAISS make of a failed write
+    except (SafetensorError, RuntimeError) as error:  # safetensors, torch and FAISS raise these for a failed write
         if isinstance(error, SafetensorError) or _is_full(path.parent):
             code = errno.ENOSPC if _is_full(path.parent) else errno.EIO
             raise OSError(code, f"{os.strerror(code)} ({error})", str(path)) from error
@@ -69,10 +65,10 @@ def whole_file(path: Path, is_synced: bool = True) -> Iterator[Path]:
 
 
 @contextmanager
-def whole_folder(path: Path) -> Iterator[Path]:
-    """Yield a new folder beside `path` to write into: it takes the place of `path` at the end, as files do.
+def atomic_write_folder(path: Path) -> Iterator[Path]:
+    """Yield a new folder beside `path` to write into; it replaces `path` at the end.
 
-    A former folder is there until the new one is whole; nothing else is left beside it.
+    A former folder stays until the new one is complete; nothing else is left beside it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_abandoned(path.parent, f".{path.name}.*")
@@ -95,7 +91,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
 
 def remove_abandoned(folder: Path, pattern: str = ".*") -> None:
-    """Remove the partial files and folders in a folder that writers left behind which were killed."""
+    """Remove the partial files and folders that killed writers left in a folder."""
     for found in folder.glob(pattern):
         written_by = _PARTIAL.fullmatch(found.name)
         if written_by is None:
@@ -117,12 +113,12 @@ def _partial_of(path: Path) -> Path:
 
 @cache
 def _machine() -> str:
-    """Return what tells the processes of this machine or container, whose numbers can be asked for, from others."""
+    """Return a hash of host and PID namespace: process ids are comparable only within one."""
     try:
-        numbers = os.stat("/proc/self/ns/pid").st_ino
+        namespace = os.stat("/proc/self/ns/pid").st_ino
     except OSError:  # not Linux
-        numbers = 0
-    return hashlib.sha256(f"{socket.gethostname()} {numbers}".encode()).hexdigest()[:8]
+        namespace = 0
+    return hashlib.sha256(f"{socket.gethostname()} {namespace}".encode()).hexdigest()[:8]
 
 
 def _is_alive(process_id: int) -> bool:
@@ -140,7 +136,7 @@ def _is_full(folder: Path) -> bool:
 
 
 def _usual_mode(path: Path) -> int:
-    """Return the mode of a new file: the umask cannot be read without setting it for all threads."""
+    """Return the mode of a new file; reading the umask itself would set it for all threads."""
     descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
     try:
         return os.fstat(descriptor).st_mode & 0o777

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mim_lightning.evidence.figures.lettering import font
-from mim_lightning.evidence.figures.picture_cell import paste_picture
+from mim_lightning.display.pil_text import font, paste_image
 
 SIDE, CORNER = 40, (30, 20)
 
@@ -15,7 +14,7 @@ SIDE, CORNER = 40, (30, 20)
 def marks(picture: Image.Image | None, inset: int = 0) -> tuple[int, int, int, int]:
     """Return left, top, right and bottom (the last two excluded) of what is not white on the sheet."""
     sheet = Image.new("RGB", (120, 100), "white")
-    paste_picture(sheet, CORNER, SIDE, picture, font(8), inset)
+    paste_image(sheet, CORNER, SIDE, picture, font(8), inset)
     rows, columns = np.nonzero((np.asarray(sheet) != 255).any(axis=2))
     return columns.min(), rows.min(), columns.max() + 1, rows.max() + 1
 

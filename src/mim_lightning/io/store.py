@@ -1,7 +1,6 @@
-"""Where finished files are put: a folder of this machine, or an address that fsspec opens, such as s3://bucket/shop.
+"""An object store to write finished files to: a local folder, or a URL that fsspec opens, such as s3://bucket/shop.
 
-Names relative to the place come in, files appear there whole or not at all. Everything that writes shards, whatever
-the engine, writes through a Store.
+A file appears complete or not at all. All that writes shards, with either engine, writes through a `Store`.
 """
 
 from __future__ import annotations
@@ -17,11 +16,11 @@ from typing import Any, BinaryIO
 
 from fsspec.implementations.local import LocalFileSystem
 
-from mim_lightning.data.places.addresses import file_system, place_of
+from mim_lightning.io.paths import file_system, to_path_or_url
 
 
 class Store:
-    """A place by its address; cheap to send to another process, which opens it anew."""
+    """A folder or URL by its address; cheap to pickle: another process opens it again."""
 
     def __init__(self, address: str | Path) -> None:
         self.address = str(address)
@@ -32,8 +31,8 @@ class Store:
 
     @contextmanager
     def scratch(self) -> Iterator[Path]:
-        """Make a folder of this machine from which `put` may take files; it is gone afterwards."""
-        parent = _open(self.address)[1] if self.is_local else None  # a file is renamed within one file system
+        """Make a temporary local folder from which `put` takes files."""
+        parent = _open(self.address)[1] if self.is_local else None  # a rename works within one file system only
         if parent is not None:
             Path(parent).mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix=".scratch-", dir=parent))
@@ -43,10 +42,10 @@ class Store:
             shutil.rmtree(folder, ignore_errors=True)
 
     def put(self, path: Path, name: str) -> None:
-        """Move a file of a scratch folder to its place.
+        """Move a file of a scratch folder to its name in the store.
 
         Raises:
-            ValueError: it did not arrive whole.
+            ValueError: it did not arrive complete.
         """
         files, target = self._place(name)
         if self.is_local:
@@ -54,7 +53,7 @@ class Store:
             os.replace(path, target)
             return
         num_bytes = path.stat().st_size
-        files.put_file(str(path), target)  # an object appears when all of it has arrived
+        files.put_file(str(path), target)  # an object appears when it is complete
         files.invalidate_cache(files._parent(target))
         if files.size(target) != num_bytes:
             raise ValueError(f"{self.address}/{name}: {files.size(target)} bytes arrived, {num_bytes} were sent")
@@ -83,7 +82,7 @@ class Store:
         return files.exists(target)
 
     def size(self, name: str) -> int:
-        """Return the bytes of a file, -1 where there is none."""
+        """Return the size of a file in bytes, -1 if there is none."""
         files, target = self._place(name)
         try:
             return files.size(target)
@@ -91,22 +90,22 @@ class Store:
             return -1
 
     def names(self, folder: str) -> list[str]:
-        """Return the names of what lies in a folder, none where there is no such folder."""
+        """Return the names of the entries of a folder, none if there is no such folder."""
         return sorted(self.sizes(folder))
 
     def sizes(self, folder: str) -> dict[str, int]:
-        """Return the same with the bytes of each file."""
+        """Return the entries of a folder with their sizes in bytes."""
         files, target = self._place(folder)
         files.invalidate_cache()
         try:
             found = files.ls(target, detail=True)
         except FileNotFoundError:
             return {}
-        names = {facts["name"].rstrip("/").rsplit("/", 1)[-1]: facts["size"] or 0 for facts in found}
+        names = {entry["name"].rstrip("/").rsplit("/", 1)[-1]: entry["size"] or 0 for entry in found}
         return {name: size for name, size in names.items() if name}
 
     def remove(self, name: str) -> None:
-        """Remove a file or a folder with all that is in it, if it is there."""
+        """Remove a file, or a folder with its content, if it exists."""
         files, target = self._place(name)
         files.invalidate_cache()
         if files.exists(target):
@@ -119,7 +118,7 @@ class Store:
 
 @lru_cache(maxsize=16)
 def _open(address: str) -> tuple[Any, str]:
-    place = place_of(address)
+    place = to_path_or_url(address)
     if isinstance(place, Path):
         return LocalFileSystem(), str(place.absolute())
     files, root = file_system(place)
