@@ -48,11 +48,10 @@ ROOMS = {  # room or file -> what of the project it may import
     "door": {"command", "config", "failure", "interruption", "overrides"},
     "launch": {"config", "door", "failure", "interruption"},
     "sweep": {"config", "run", "failure", "sweep", "interruption"},
-    "sweep.lock": set(),
     "sweep.optuna_study": set(),
     "train": {
         *("config", "door", "failure", "run", "launch", "prepare", "lit", "model"),
-        *("interruption", "sweep.lock", "expected_types"),
+        *("interruption", "expected_types"),
     },
     "evaluate": {
         *("config", "door", "expected_types", "launch", "run", "set_name", "lit", "model"),

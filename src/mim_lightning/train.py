@@ -30,6 +30,7 @@ from mim_lightning.failure import clear_notes
 from mim_lightning.interruption import Interruption
 from mim_lightning.io.atomic import remove_abandoned
 from mim_lightning.io.damaged_file import DamagedFileError
+from mim_lightning.io.locks import lock_and_announce
 from mim_lightning.launch import (
     choose_precision,
     is_alone,
@@ -41,7 +42,6 @@ from mim_lightning.launch import (
 )
 from mim_lightning.prepare import prepare_data
 from mim_lightning.run import Run, identify, refuse_missed_report, refuse_unwritable, refuse_wrong_kinds
-from mim_lightning.sweep.lock import hold
 
 if TYPE_CHECKING:
     from lightning.pytorch.strategies import Strategy
@@ -63,7 +63,7 @@ def train(config: dict[str, Any]) -> float:
         refuse_unwritable(run.folder)
     decides_in_fit = is_joined()  # with the others that its launcher started: they look at different times
     if is_new and is_first_rank() and not is_launched():
-        with hold(run.lock_path, run.run_id):
+        with lock_and_announce(run.lock_path, run.run_id):
             is_new = run.read_results() is None  # another process may have finished it meanwhile
             if is_new or decides_in_fit:
                 _start(config, run)

@@ -14,11 +14,12 @@ from pathlib import Path
 import pytest
 
 from mim_lightning.data.places import cache_room, transfer
-from mim_lightning.data.places.cache_room import CacheRoom, StuckError, hold
+from mim_lightning.data.places.cache_room import CacheRoom
 from mim_lightning.data.places.transfer import MissingError, ShardError
 from mim_lightning.data.shard_cache import CacheSettings, ShardCache
 from mim_lightning.data.shards.open_shards import OpenShards
 from mim_lightning.data.shards.shard_set import ShardSet
+from mim_lightning.io.locks import WaitTimeoutError, lock
 from tests.data.conftest import MakeSet
 from tests.data.stores import FaultyStore, in_processes, serving
 
@@ -229,7 +230,7 @@ def test_a_lock_is_one_process_s_at_a_time_and_leaves_no_file(tmp_path: Path) ->
 
     def count(_: int) -> None:
         for _ in range(50):
-            with hold(tmp_path / ".lock", 30):
+            with lock(tmp_path / ".lock", 30, removes=True):
                 counter.write_text(str(int(counter.read_text()) + 1))
 
     assert in_processes(count, 4) == [0] * 4
@@ -238,14 +239,18 @@ def test_a_lock_is_one_process_s_at_a_time_and_leaves_no_file(tmp_path: Path) ->
 
 
 def test_a_lock_that_is_held_too_long_is_given_up(tmp_path: Path) -> None:
-    with hold(tmp_path / ".lock", 1), pytest.raises(StuckError), hold(tmp_path / ".lock", 0.1):
+    with (
+        lock(tmp_path / ".lock", 1, removes=True),
+        pytest.raises(WaitTimeoutError),
+        lock(tmp_path / ".lock", 0.1, removes=True),
+    ):
         pass
 
 
 def test_room_is_waited_for_while_others_fetch(tmp_path: Path) -> None:
     room = CacheRoom(tmp_path, 1500)
     with room.reserve(tmp_path / "set" / "a", 1000, 1):
-        with pytest.raises(StuckError), room.reserve(tmp_path / "set" / "b", 1000, 0.1):
+        with pytest.raises(WaitTimeoutError), room.reserve(tmp_path / "set" / "b", 1000, 0.1):
             pass
         others = threading.Thread(target=_reserve, args=(room, tmp_path / "set" / "c"))
         others.start()
@@ -271,7 +276,7 @@ def test_a_file_that_comes_while_another_counts_is_counted(tmp_path: Path, monke
             return counts(path)
 
         monkeypatch.setattr(cache_room, "_counts", count_slowly)
-        with pytest.raises(StuckError), room.reserve(tmp_path / "set" / "b", 1000, 0.0, idle=60):
+        with pytest.raises(WaitTimeoutError), room.reserve(tmp_path / "set" / "b", 1000, 0.0, idle=60):
             pass
         settling[0].join()
     assert names(tmp_path) == {"a"}
@@ -328,7 +333,7 @@ def open_paths() -> list[str]:
 def disk_usage(cache: Path) -> int:
     """Return the bytes of all files that are whole or being fetched; reservations are empty."""
     sizes = {}
-    with hold(cache / ".lock", 10):  # nobody makes room between two looks
+    with lock(cache / ".lock", 10, removes=True):  # nobody makes room between two looks
         for path in cache.rglob("*"):
             with suppress(FileNotFoundError):  # renamed meanwhile
                 if path.is_file() and not path.name.endswith(".partial"):

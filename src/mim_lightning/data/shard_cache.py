@@ -17,8 +17,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from mim_lightning.data.places.cache_room import PARTIAL, CacheRoom, Reservation, StuckError, hold
+from mim_lightning.data.places.cache_room import PARTIAL, CacheRoom, Reservation
 from mim_lightning.data.places.transfer import Check, Patience, ShardError, fetch, size_of
+from mim_lightning.io.locks import WaitTimeoutError, lock
 
 UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
 IDLE = 30.0  # seconds without use from which a file may make room for one that is fetched ahead
@@ -103,13 +104,15 @@ class ShardCache:
             found = self._open_there(name)
             if found is not None:
                 return found
-            with hold(self.folder / f".{name}.lock", 2 * patience.seconds + 60, lambda: self._progress(name)):
+            with lock(
+                self.folder / f".{name}.lock", 2 * patience.seconds + 60, lambda: self._progress(name), removes=True
+            ):
                 found = self._open_there(name)
                 if found is not None:
                     return found
                 self._raise_if_failed(name, began)
                 return self._fetch(name, size, check, is_ahead)
-        except StuckError:
+        except WaitTimeoutError:
             raise ShardError(
                 f"{self.address}/{name}: waited in vain for another process that fetches it, or for room in "
                 f"{self.settings.root}; give data.cache.max_bytes more than {self.settings.max_bytes}"

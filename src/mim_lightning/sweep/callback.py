@@ -19,10 +19,10 @@ from omegaconf import DictConfig, open_dict
 
 from mim_lightning.config import to_plain
 from mim_lightning.failure import Failure, write_note
+from mim_lightning.io.locks import describe_holder, release, try_lock
 from mim_lightning.run import Run, identify
 from mim_lightning.sweep.identity import PENDING_NAME, name_sweep, own_config, pick_overrides, swept_keys
 from mim_lightning.sweep.ledger import FINISHED, RUNNING, Ledger, Row
-from mim_lightning.sweep.lock import describe_holder, release, try_lock
 from mim_lightning.sweep.table import print_ledger
 
 HYDRAS_OWN = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
@@ -39,7 +39,7 @@ class SweepLedger(Callback):
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         folder = Path(str(config.hydra.sweep.dir).replace(PENDING_NAME, name_sweep(config))).absolute()
         try:
-            held = try_lock(folder / ".lock", patience=20)  # what a killed sweep forked ends a moment later
+            held = try_lock(folder / ".lock", timeout=20)  # what a killed sweep forked ends a moment later
         except OSError as error:
             _stop(f"hydra.sweep.dir={folder}: {error.strerror}")
         if held is None:

@@ -9,15 +9,14 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from mim_lightning.display.text import csv_cell
 from mim_lightning.io.atomic import atomic_write
 from mim_lightning.io.damaged_file import errors_as_damaged_file
-from mim_lightning.sweep.lock import release, wait_for_lock
+from mim_lightning.io.locks import lock
 
 RUNNING, FINISHED = "running", "finished"  # besides a Failure's "failed" and "pruned"
 FILE = "ledger.csv"
@@ -71,21 +70,12 @@ class Ledger:
 
     def write(self, row: Row) -> None:
         """Put a row in its place and write the CSV file anew."""
-        with self._alone():
+        with lock(self._rows / ".lock"):
             with atomic_write(self._rows / f"{row.key}.json") as partial:
                 partial.write_text(json.dumps(asdict(row), indent=2))
             if row.run_id:  # an earlier start may not have come as far as a run
                 (self._rows / f"{row._key_without_run}.json").unlink(missing_ok=True)
             self._write_csv(self.read())
-
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        self._rows.mkdir(parents=True, exist_ok=True)
-        held = wait_for_lock(self._rows / ".lock")
-        try:
-            yield
-        finally:
-            release(held)
 
     def _write_csv(self, rows: Sequence[Row]) -> None:
         metrics = dict.fromkeys(key for row in rows for key in _metrics(row.results))

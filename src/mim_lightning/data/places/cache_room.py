@@ -1,7 +1,7 @@
 """A folder of fetched files that hold at most so many bytes together, whichever processes of the machine fill it.
 
 Whoever fetches a file reserves its bytes first; what was used longest ago makes room, by unlink: who has it open
-reads on. `shard_cache` calls it. Locks are the kernel's: it lets go of them when a process ends, however it ends.
+reads on. `shard_cache` calls it. A dead process holds nothing: see `io.locks`.
 """
 
 from __future__ import annotations
@@ -10,27 +10,19 @@ import logging
 import os
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-try:
-    import fcntl
-except ImportError:  # Windows: nothing is held there
-    fcntl = None  # type: ignore[assignment]
+from mim_lightning.io.locks import WaitTimeoutError, lock, lock_open_file, release
 
 log = logging.getLogger(__name__)
 
 IN_USE = 10.0  # seconds since its last use within which a file is probably still needed
-POLL = 0.02  # seconds between two looks at a lock that another process holds
-LOOK_EVERY = 1.0  # seconds between two looks at its progress, which takes longer
+POLL = 0.02  # seconds between two attempts to reserve space
 PARTIAL = ".partial"  # ending of a reservation: as large as the file to come, and locked while somebody fetches it
-
-
-class StuckError(Exception):
-    """A lock, or room, was waited for in vain."""
 
 
 @dataclass(frozen=True)
@@ -50,35 +42,35 @@ class CacheRoom:
             idle: seconds for which a file must not have been used to be removed.
 
         Raises:
-            StuckError: there was no room in all that time.
+            WaitTimeoutError: there was no room in all that time.
         """
         deadline = time.monotonic() + seconds
         partial = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}{PARTIAL}")
         while (held := self._try_reserve(partial, size, idle)) is None:
             if time.monotonic() > deadline:
-                raise StuckError
+                raise WaitTimeoutError
             time.sleep(POLL)
         try:
             yield Reservation(self, partial, size)
         finally:
             for leftover in [*_tries(partial), partial]:
                 leftover.unlink(missing_ok=True)
-            _release(held)
+            release(held)
 
     def _try_reserve(self, partial: Path, size: int, idle: float) -> int | None:
-        with hold(self.folder / ".lock", seconds=60):
+        with lock(self.folder / ".lock", timeout=60, removes=True):
             if not self._make_room(size, idle):
                 return None
             partial.parent.mkdir(parents=True, exist_ok=True)
             held = os.open(partial, os.O_RDWR | os.O_CREAT, 0o666)
             os.truncate(held, size)  # takes no disk, but counts
-            _lock(held)
+            lock_open_file(held)
             return held
 
     def settle(self, reservation: Reservation, found: Path, target: Path) -> None:
         """Move a file to its place instead of its reservation, while nobody counts: one of the two would be missed."""
         num_bytes = found.stat().st_size
-        with hold(self.folder / ".lock", seconds=60):
+        with lock(self.folder / ".lock", timeout=60, removes=True):
             found.replace(target)
             os.truncate(reservation.path, 0)
             if num_bytes > reservation.size:
@@ -129,35 +121,6 @@ class Reservation:
         self.room.settle(self, found, target)
 
 
-@contextmanager
-def hold(path: Path, seconds: float, progress: Callable[[], object] = lambda: None) -> Iterator[None]:
-    """Hold a lock; its file is removed afterwards, for there is one for every file that was ever fetched.
-
-    Args:
-        seconds: for which the holder may show no progress.
-        progress: what changes while the holder gets on.
-
-    Raises:
-        StuckError: it was waited for in vain.
-    """
-    last = looked = time.monotonic()
-    seen = progress()
-    while (held := _try_hold(path)) is None:
-        now = time.monotonic()
-        if now - looked > LOOK_EVERY:
-            looked, found = now, progress()
-            if found != seen:
-                last, seen = now, found
-        if now - last > seconds:
-            raise StuckError
-        time.sleep(POLL)
-    try:
-        yield
-    finally:
-        path.unlink(missing_ok=True)
-        _release(held)
-
-
 @cache  # once
 def _tell_that_it_is_tight(folder: Path) -> None:
     log.warning(
@@ -166,37 +129,6 @@ def _tell_that_it_is_tight(folder: Path) -> None:
         folder,
         IN_USE,
     )
-
-
-def _try_hold(path: Path) -> int | None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    held = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    if _lock(held):
-        with suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(held), path.stat()):
-                return held
-    os.close(held)  # another's, or removed by its last holder between opening and locking
-    return None
-
-
-def _lock(held: int, where_there_are_none: bool = True) -> bool:
-    """Take a lock if nobody has it; a system without locks is better used unguarded than not at all."""
-    if fcntl is None:
-        return where_there_are_none
-    try:
-        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        return where_there_are_none
-    return True
-
-
-def _release(held: int) -> None:
-    if fcntl is not None:
-        with suppress(OSError):  # in words: a process forked meanwhile has the descriptor too
-            fcntl.flock(held, fcntl.LOCK_UN)
-    os.close(held)
 
 
 def _folders(folder: Path) -> list[Path]:
@@ -217,11 +149,11 @@ def _counts(path: Path) -> bool:
             path.unlink(missing_ok=True)
         return False
     held = os.open(path, os.O_RDWR)
-    is_dead = _lock(held, where_there_are_none=False)
+    is_dead = lock_open_file(held, if_unsupported=False)
     if is_dead:
         for leftover in [*_tries(partial), partial]:
             leftover.unlink(missing_ok=True)
-        _release(held)
+        release(held)
     else:
         os.close(held)
     return not is_dead

@@ -14,17 +14,13 @@ import socket
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from mim_lightning.data.writing.shard_index import RECEIPTS
+from mim_lightning.io.locks import is_same_file, try_lock
 from mim_lightning.io.store import Store
-
-try:
-    import fcntl
-except ImportError:  # Windows: nothing is held there
-    fcntl = None  # type: ignore[assignment]
 
 MAKING_FILE = "making.json"  # what is being made here, and by which process
 SETTINGS_FILE = "settings.json"  # of prepared data, written last: its presence means complete
@@ -56,7 +52,7 @@ def partial_work(folder: Path, described: Mapping[str, Any], *, force: bool) -> 
         yield partial
     finally:
         is_wanted = _holds_shards(partial) or (partial / FACTS_FILE).is_file()
-        if _is_held(partial, lock) and not is_wanted:
+        if is_same_file(partial / LOCK_FILE, lock) and not is_wanted:
             shutil.rmtree(partial, ignore_errors=True)
         os.close(lock)
 
@@ -113,43 +109,14 @@ def first_difference(wanted: Mapping[str, Any], there: Mapping[str, Any]) -> tup
 def _wait_for(partial: Path, folder: Path, described: Mapping[str, Any]) -> int:
     is_told = False
     while True:
-        partial.mkdir(parents=True, exist_ok=True)
-        with suppress(FileNotFoundError):  # the other process has just moved it into place
-            lock = _try_lock(partial / LOCK_FILE)
-            if lock is not None:
-                if _is_held(partial, lock):
-                    return lock
-                os.close(lock)
-                continue
+        lock = try_lock(partial / LOCK_FILE)
+        if lock is not None:
+            return lock
         _refuse_other_work(partial, folder, described)
         if not is_told:
             print(f"{folder}: {_worker(partial)} is preparing it; waiting", file=sys.stderr, flush=True)
             is_told = True
         time.sleep(POLL_S)
-
-
-def _try_lock(path: Path) -> int | None:
-    lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    if fcntl is None:
-        return lock
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(lock)
-        return None
-    except OSError:  # a file system without locks: better unguarded than not at all
-        pass
-    return lock
-
-
-def _is_held(partial: Path, lock: int) -> bool:
-    """Is the locked file still that of the folder, or was the folder moved or removed meanwhile?"""
-    try:
-        found = (partial / LOCK_FILE).stat()
-    except FileNotFoundError:
-        return False
-    held = os.fstat(lock)
-    return (found.st_dev, found.st_ino) == (held.st_dev, held.st_ino)
 
 
 def _begin(partial: Path, described: Mapping[str, Any], force: bool) -> None:

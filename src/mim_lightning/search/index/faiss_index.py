@@ -16,12 +16,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from mim_lightning.io.locks import lock
 from mim_lightning.search.index.card import IndexCard
 from mim_lightning.search.index.files import (
     CARD_FILE,
+    LOCK_FILE,
     commit,
     named_files,
-    only_writer,
     read_folder_card,
     remove_unnamed,
 )
@@ -107,7 +108,7 @@ class FaissIndex:
         Raises:
             ValueError: another process has saved into the folder since this index was opened.
         """
-        with self._change, only_writer(self.folder):
+        with self._change, lock(self.folder / LOCK_FILE):
             path = self.folder / CARD_FILE
             is_there = path.is_file()
             if self._opened_card is not None and (not is_there or path.read_text("utf-8") != self._opened_card):

@@ -9,8 +9,6 @@ from __future__ import annotations
 import os
 import re
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from mim_lightning.io.atomic import atomic_write
@@ -18,13 +16,8 @@ from mim_lightning.io.damaged_file import errors_as_damaged_file, validate_regul
 from mim_lightning.io.file_name import validate_inside
 from mim_lightning.search.index.card import AGAIN, IndexCard, StoredFile, read_card
 
-try:
-    import fcntl
-except ImportError:  # Windows: two processes that save at once are not kept apart
-    fcntl = None  # type: ignore[assignment]
-
 CARD_FILE = "card.json"
-_LOCK_FILE = ".lock"
+LOCK_FILE = ".lock"
 _OURS = re.compile(
     r"(main|fresh)_(index|vectors|rows|products|dead)-[0-9a-f]{12}\.(faiss|npy|arrow)"
     r"|\.(card|main_|fresh_)[\w.-]*\.[0-9a-f-]+\.partial"
@@ -45,20 +38,6 @@ def read_folder_card(folder: Path) -> IndexCard:
             return read_card(path.read_text("utf-8"), str(path))
     except (FileNotFoundError, NotADirectoryError):
         raise ValueError(f"{folder}: holds no index (no {CARD_FILE}); build one with build_index") from None
-
-
-@contextmanager
-def only_writer(folder: Path) -> Iterator[None]:
-    """Keep other processes from saving into the folder; the kernel lets go if this one dies."""
-    folder.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(folder / _LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        if fcntl is not None:
-            with suppress(OSError):  # a file system without locks: better unguarded than not at all
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def seal(path: Path) -> StoredFile:
