@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mim_lightning.data.pictures.decode import decode_image, image_size
+from mim_lightning.data.pictures.decode import EncodedImage, decode_image
 from mim_lightning.types import ImageSpec
 
 MAX_BETWEEN = 1 << 24  # pixels between the two passes of a resize; no picture of common shape has so many
@@ -35,22 +35,23 @@ class Augment:
     saturation: float = 0.0
 
 
-def eval_image(data: bytes | np.ndarray, spec: ImageSpec) -> Tensor:
+def eval_image(data: bytes | EncodedImage | np.ndarray, spec: ImageSpec) -> Tensor:
     """Resize as the encoder was trained to see: shorter side and centre crop, or both sides squashed, or see ImageSpec.
 
     `data` is encoded, or decoded already: (H, W, 3) uint8.
     """
-    height, width = image_size(data) if isinstance(data, bytes) else data.shape[:2]
+    image = EncodedImage.of(data) if isinstance(data, bytes) else data
+    height, width = image.shape[:2] if isinstance(image, np.ndarray) else image.size
     target_h, target_w = spec.size
     if spec.resize_mode == "squash":
-        return _resize(_decoded(data, target_h, target_w), spec.size, spec.interpolation)
+        return _resize(_decoded(image, target_h, target_w), spec.size, spec.interpolation)
     if spec.resize_mode != "shortest":
         scaled = _scaled_size(height, width, spec)
-        return _center(_resize(_decoded(data, *scaled), scaled, spec.interpolation), spec)
+        return _center(_resize(_decoded(image, *scaled), scaled, spec.interpolation), spec)
     share = min(height / target_h, width / target_w) * spec.crop_fraction
     crop_h, crop_w = min(height, round(target_h * share)), min(width, round(target_w * share))
     top, left = (height - crop_h) / 2, (width - crop_w) / 2
-    return _decode_crop(data, (height, width), (top, left, crop_h, crop_w), spec)
+    return _decode_crop(image, (height, width), (top, left, crop_h, crop_w), spec)
 
 
 def _scaled_size(height: int, width: int, spec: ImageSpec) -> tuple[int, int]:
@@ -84,9 +85,9 @@ def _center(image: Tensor, spec: ImageSpec) -> Tensor:
 
 def train_image(data: bytes, spec: ImageSpec, augment: Augment, rng: random.Random) -> Tensor:
     """Cut a random box, resize it and perhaps mirror it; only the pixels that are needed are decoded."""
-    height, width = image_size(data)
-    box = _random_box(height, width, augment, rng)
-    image = _decode_crop(data, (height, width), box, spec)
+    encoded = EncodedImage.of(data)
+    box = _random_box(*encoded.size, augment, rng)
+    image = _decode_crop(encoded, encoded.size, box, spec)
     return image.flip(-1) if rng.random() < augment.flip else image
 
 
@@ -120,12 +121,12 @@ def _random_box(height: int, width: int, augment: Augment, rng: random.Random) -
 
 
 def _decode_crop(
-    data: bytes | np.ndarray, size: tuple[int, int], box: tuple[float, float, float, float], spec: ImageSpec
+    image: EncodedImage | np.ndarray, size: tuple[int, int], box: tuple[float, float, float, float], spec: ImageSpec
 ) -> Tensor:
     """Decode just large enough that the box still has the target's pixels, then cut and resize."""
     (height, width), (top, left, crop_h, crop_w) = size, box
     shrink = min(crop_h / spec.size[0], crop_w / spec.size[1])
-    pixels = _decoded(data, math.ceil(height / shrink), math.ceil(width / shrink))
+    pixels = _decoded(image, math.ceil(height / shrink), math.ceil(width / shrink))
     scale_h, scale_w = pixels.shape[0] / height, pixels.shape[1] / width
     top_px, left_px = round(top * scale_h), round(left * scale_w)
     bottom_px = min(pixels.shape[0], top_px + max(1, round(crop_h * scale_h)))
@@ -133,8 +134,8 @@ def _decode_crop(
     return _resize(pixels[top_px:bottom_px, left_px:right_px], spec.size, spec.interpolation)
 
 
-def _decoded(data: bytes | np.ndarray, min_height: int, min_width: int) -> np.ndarray:
-    return decode_image(data, min_height, min_width) if isinstance(data, bytes) else data
+def _decoded(image: EncodedImage | np.ndarray, min_height: int, min_width: int) -> np.ndarray:
+    return decode_image(image, min_height, min_width) if isinstance(image, EncodedImage) else image
 
 
 def _resize(pixels: np.ndarray, size: tuple[int, int], interpolation: str) -> Tensor:

@@ -11,7 +11,13 @@ import pytest
 from PIL import Image
 
 from mim_lightning.data.pictures import header as module
-from mim_lightning.data.pictures.decode import decode_image, decode_upright, image_size, normalise_encoding, work_pixels
+from mim_lightning.data.pictures.decode import (
+    EncodedImage,
+    decode_image,
+    decode_upright,
+    image_size,
+    normalise_encoding,
+)
 from mim_lightning.data.pictures.header import (
     MAX_COMMENT,
     MAX_INTERPRETED,
@@ -69,7 +75,7 @@ def test_what_is_too_large_is_refused_before_it_is_decoded(data: bytes, monkeypa
 
     monkeypatch.setattr(Image.Image, "load", decoded)
     monkeypatch.setattr("simplejpeg.decode_jpeg", decoded)
-    for read in (image_size, decode_image, decode_upright, work_pixels, lambda data: normalise_encoding(data, 512)):
+    for read in (image_size, decode_image, decode_upright, EncodedImage.of, lambda data: normalise_encoding(data, 512)):
         with pytest.raises(ImageTooLargeError) as caught:
             read(data)
         assert "\n" not in str(caught.value)
@@ -149,13 +155,13 @@ def test_an_avif_is_decoded_alone_whatever_size_it_says() -> None:
     height, width = image_size(data)
     said = data.replace(struct.pack(">II", width, height), struct.pack(">II", 2, 2))
     assert image_size(said) == (2, 2)  # and its frame is as large as before
-    assert work_pixels(said) == work_pixels(data) == 1 << 28
+    assert EncodedImage.of(said).work_pixels == EncodedImage.of(data).work_pixels == 1 << 28
 
 
 @pytest.mark.parametrize(("kind", "weight"), [("PNG", 1), ("TIFF", 1), ("GIF", 1), ("WEBP", 2), ("JPEG2000", 3)])
 def test_what_decoding_holds_of_a_pixel_counts(kind: str, weight: int) -> None:
-    assert work_pixels(encoded(picture(1), kind)) == 24 * 32 * weight
-    assert work_pixels(jpeg()) == 24 * 32 // 4
+    assert EncodedImage.of(encoded(picture(1), kind)).work_pixels == 24 * 32 * weight
+    assert EncodedImage.of(jpeg()).work_pixels == 24 * 32 // 4
 
 
 @pytest.mark.parametrize("order", ["<", ">"])

@@ -9,13 +9,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import torch
 from PIL import Image
 from torch import Tensor
 
 from mim_lightning.data.writing.shard import Record
 from mim_lightning.data.writing.small_set import write_shard_set
-from mim_lightning.inference.pictures import ImageInputError
+from mim_lightning.inference.pictures import prepare_images
 from mim_lightning.search.facets import FACETS, describe_facets
 from mim_lightning.search.index.product_index import IndexSettings, ModelFacts, ProductIndex, build_index
 from mim_lightning.search.pictures import CATALOGUES, ProductPictures
@@ -26,6 +25,7 @@ from mim_lightning.search.service.limits import Limits
 from mim_lightning.search.service.pixel_budget import PixelBudget
 from mim_lightning.search.service.shopfront import Engine, Shopfront
 from mim_lightning.search.service.telemetry import Telemetry
+from mim_lightning.types import ImageSpec
 
 COLOURS = {"red": (200, 40, 40), "green": (40, 180, 60), "blue": (40, 60, 200), "grey": (128, 128, 128)}
 FINGERPRINT = "c010" * 4
@@ -44,16 +44,10 @@ class ColourModel:
     fusions: dict[str, dict[str, float]] = {"query": {"query_image": 1.0, "query_text": 1.0}}  # noqa: RUF012
 
     def prepare_images(self, images: Sequence[bytes]) -> Tensor:
-        return torch.stack([self._prepared(position, data) for position, data in enumerate(images)])
-
-    def _prepared(self, position: int, data: bytes) -> Tensor:
-        try:
-            return torch.from_numpy(np.array(Image.open(io.BytesIO(data)).convert("RGB").resize((4, 4))))
-        except OSError as error:
-            raise ImageInputError(position, f"damaged image ({error})") from error
+        return prepare_images(images, ImageSpec((4, 4)), 512, range(len(images)))
 
     def embed_prepared(self, prepared: Tensor) -> np.ndarray:
-        return _unit(prepared.flatten(1, 2).float().mean(1).numpy())
+        return _unit(prepared.flatten(2).float().mean(2).numpy())
 
     def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
         named = [[COLOURS[word] for word in text.split() if word in COLOURS] or [(1, 1, 1)] for text in texts]

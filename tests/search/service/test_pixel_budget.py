@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from mim_lightning.data.pictures.decode import work_pixels
+from mim_lightning.data.pictures.decode import EncodedImage
 from mim_lightning.search.service import pixel_budget as module
 from mim_lightning.search.service.limits import RefusedError
 from mim_lightning.search.service.pixel_budget import PixelBudget
@@ -59,5 +59,5 @@ def test_a_picture_whose_kind_costs_more_than_the_budget_is_decoded_alone(monkey
     monkeypatch.setattr(module, "MAX_SECONDS", 0.01)
     data = encoded(picture(1), "JPEG2000")
     budget = PixelBudget(24 * 32)  # as many as the picture has
-    with budget.hold(work_pixels(data)), pytest.raises(RefusedError), budget.hold(1):
+    with budget.hold(EncodedImage.of(data).work_pixels), pytest.raises(RefusedError), budget.hold(1):
         pass

@@ -10,6 +10,7 @@ import io
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import numpy as np
 import simplejpeg
@@ -19,7 +20,6 @@ from mim_lightning.data.pictures.header import (
     JPEG_MAGIC,
     PictureHeader,
     is_cut_off,
-    is_in_scans,
     jpeg_orientation,
     open_picture,
     picture_orientation,
@@ -35,37 +35,53 @@ PIXEL_WEIGHTS = {"WEBP": 2, "JPEG2000": 3}  # 20 and 25 bytes of a pixel are hel
 STRIP_PIXELS = 1 << 20  # converted at once: a large picture is held once as it is and once as RGB, and no more
 
 
+@dataclass(frozen=True)
+class EncodedImage:
+    """The bytes of an image whose header was parsed, and found within `LIMITS`: decoding it does not parse it again."""
+
+    data: bytes
+    header: PictureHeader
+
+    @classmethod
+    def of(cls, data: bytes | EncodedImage, limits: PictureLimits | None = None) -> EncodedImage:
+        """Parse the header, unless that is done, and hold it to `limits` besides.
+
+        Raises:
+            UnreadableImageError: not an image.
+            ImageTooLargeError: beyond a limit.
+        """
+        image = data if isinstance(data, EncodedImage) else cls(data, read_header(data))
+        for each in (limits, LIMITS):
+            if each is not None:
+                each.check(image.header.height, image.header.width, image.header.num_scans)
+        return image
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width in pixels, as they are stored."""
+        return self.header.height, self.header.width
+
+    @property
+    def work_pixels(self) -> int:
+        """How many pixels decoding holds in memory.
+
+        A pixel is what a PNG's takes: kinds whose decoders hold more of each count for several.
+        """
+        if self.header.kind == "AVIF":
+            return AVIF_PIXELS
+        if (
+            self.header.kind == "JPEG" and not self.header.is_in_scans
+        ):  # read line by line, and scaled to what is needed
+            return self.header.height * self.header.width // 4
+        return self.header.height * self.header.width * PIXEL_WEIGHTS.get(self.header.kind, 1)
+
+
 def image_size(data: bytes, limits: PictureLimits | None = None) -> tuple[int, int]:
-    """Return (height, width) from the header alone.
-
-    Raises:
-        UnreadableImageError: not an image.
-        ImageTooLargeError: beyond a limit.
-    """
-    header = _measured(data, limits)
-    return header.height, header.width
+    """Return (height, width) from the header alone; errors as in `EncodedImage.of`."""
+    return EncodedImage.of(data, limits).size
 
 
-def _measured(data: bytes, limits: PictureLimits | None) -> PictureHeader:
-    header = read_header(data)
-    (limits or LIMITS).check(header.height, header.width, header.num_scans)
-    return header
-
-
-def work_pixels(data: bytes, limits: PictureLimits | None = None) -> int:
-    """Return how many pixels decoding a picture holds in memory, from the header alone; errors as in `image_size`.
-
-    A pixel is what a PNG's takes: kinds whose decoders hold more of each count for several.
-    """
-    header = _measured(data, limits)
-    if header.kind == "AVIF":
-        return AVIF_PIXELS
-    if header.kind == "JPEG" and not is_in_scans(data):  # read line by line, and scaled to what is needed
-        return header.height * header.width // 4
-    return header.height * header.width * PIXEL_WEIGHTS.get(header.kind, 1)
-
-
-def decode_image(data: bytes, min_height: int = 0, min_width: int = 0) -> np.ndarray:
+def decode_image(data: bytes | EncodedImage, min_height: int = 0, min_width: int = 0) -> np.ndarray:
     """Decode to RGB uint8 (H, W, 3); a JPEG at half its size or less if that still has the least sides.
 
     Transparent pixels become white. The EXIF orientation is not applied here: `prepare` turned the pixels.
@@ -74,7 +90,7 @@ def decode_image(data: bytes, min_height: int = 0, min_width: int = 0) -> np.nda
         UnreadableImageError: not an image, or damaged.
         ImageTooLargeError: beyond a limit; nothing was decoded.
     """
-    return _decode(data, min_height, min_width)[0]
+    return _decode(EncodedImage.of(data), min_height, min_width)[0]
 
 
 def decode_truncated(data: bytes) -> np.ndarray:
@@ -97,10 +113,15 @@ def _lenient() -> Iterator[None]:
         ImageFile.LOAD_TRUNCATED_IMAGES = before
 
 
-def decode_upright(data: bytes, min_height: int = 0, min_width: int = 0) -> np.ndarray:
+def decode_upright(data: bytes | EncodedImage, min_height: int = 0, min_width: int = 0) -> np.ndarray:
     """Decode as `decode_image` does, the sides as stored, and turn as the file's EXIF says."""
-    pixels, orientation = _decode(data, min_height, min_width)
-    return _turned(pixels, jpeg_orientation(data) if orientation is None else orientation)
+    return _turned(*_decode_oriented(EncodedImage.of(data), min_height, min_width))
+
+
+def _decode_oriented(image: EncodedImage, min_height: int, min_width: int) -> tuple[np.ndarray, int]:
+    """Return the pixels as they are stored, and the EXIF orientation."""
+    pixels, orientation = _decode(image, min_height, min_width)
+    return pixels, jpeg_orientation(image.data) if orientation is None else orientation
 
 
 def _turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
@@ -110,9 +131,9 @@ def _turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
     return np.ascontiguousarray(pixels[::vertical, ::horizontal])
 
 
-def _decode(data: bytes, min_height: int, min_width: int) -> tuple[np.ndarray, int | None]:
+def _decode(encoded: EncodedImage, min_height: int, min_width: int) -> tuple[np.ndarray, int | None]:
     """Return the pixels as they are stored, and the EXIF orientation; None: a JPEG was not asked for it."""
-    image_size(data)  # refuses what is too large to decode
+    data = encoded.data
     try:
         if data[:2] == JPEG_MAGIC:
             # fractions between a half and the whole are slower than decoding in full
@@ -168,15 +189,35 @@ def normalise_encoding(data: bytes, max_side: int) -> bytes:
     Raises:
         ValueError: see `decode_image`.
     """
-    header = read_header(data)
-    height, width = header.height, header.width
+    encoded = EncodedImage.of(data)
+    height, width = encoded.size
     share = min(1.0, max_side / max(height, width, 1))
     # also the proof that the whole file is readable; most of a large picture's way down costs nothing while decoding
-    pixels, orientation = _decode(data, math.ceil(height * share), math.ceil(width * share))
-    orientation = jpeg_orientation(data) if orientation is None else orientation
-    if orientation == 1 and max(height, width) <= max_side and header.kind not in REENCODED:
+    pixels, orientation = _decode_oriented(encoded, math.ceil(height * share), math.ceil(width * share))
+    if orientation == 1 and max(height, width) <= max_side and encoded.header.kind not in REENCODED:
         return data
-    image = Image.fromarray(_turned(pixels, orientation))
+    return _encode_jpeg(_turned(pixels, orientation), max_side)
+
+
+def as_stored(image: EncodedImage) -> EncodedImage | np.ndarray:
+    """Return an image as `normalise_encoding` leaves it at its own size, decoded already if that took decoding.
+
+    A JPEG that is stored as it came is returned as it is, so that it is decoded once, at the size that is needed.
+
+    Raises:
+        ValueError: see `decode_image`.
+    """
+    if image.header.kind == "JPEG" and jpeg_orientation(image.data) == 1:
+        return image
+    pixels, orientation = _decode_oriented(image, *image.size)
+    if orientation == 1 and image.header.kind not in REENCODED:
+        return pixels
+    upright = _turned(pixels, orientation)
+    return EncodedImage(_encode_jpeg(upright, max(image.size)), PictureHeader("JPEG", *upright.shape[:2]))
+
+
+def _encode_jpeg(pixels: np.ndarray, max_side: int) -> bytes:
+    image = Image.fromarray(pixels)
     image.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
     out = io.BytesIO()
     image.save(out, "JPEG", quality=90)

@@ -67,6 +67,7 @@ class PictureHeader:
     height: int
     width: int
     num_scans: int = 1  # of a JPEG: at least so many, where they are more than LIMITS allow
+    is_in_scans: bool = False  # of a JPEG, see `is_in_scans`
 
 
 def read_header(data: bytes) -> PictureHeader:
@@ -81,7 +82,8 @@ def read_header(data: bytes) -> PictureHeader:
             height, width = simplejpeg.decode_jpeg_header(data)[:2]
         except ValueError as error:
             raise UnreadableImageError(f"not a readable image ({reason_of(error)})") from error
-        return PictureHeader("JPEG", height, width, _count_scans(data))
+        in_scans = is_in_scans(data)  # if not, there is one: counting reads the whole file
+        return PictureHeader("JPEG", height, width, _count_scans(data) if in_scans else 1, in_scans)
     with open_picture(data) as image:
         return PictureHeader(image.format or "", image.height, image.width)
 
@@ -201,8 +203,6 @@ def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
 
 
 def _count_scans(data: bytes) -> int:
-    if not is_in_scans(data):  # counting reads the whole file
-        return 1
     # the two bytes stand among a scan's own only as a marker, but may stand in a preview among the tags
     count = data.count(_SCAN)
     if count <= LIMITS.scans:

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mim_lightning.data.pictures.decode import work_pixels
+from mim_lightning.data.pictures.decode import EncodedImage
 from mim_lightning.inference.pictures import ImageInputError
 from mim_lightning.search.service.pixel_budget import PixelBudget
 
@@ -97,7 +97,7 @@ class BatchingEncoder:
         rows = []
         for position, image in enumerate(images):
             try:
-                with budget.hold(work_pixels(image)):
+                with budget.hold(EncodedImage.of(image).work_pixels):
                     rows.append(self._model.prepare_images([image]))
             except ImageInputError as error:
                 raise ImageInputError(position, error.reason) from error.__cause__

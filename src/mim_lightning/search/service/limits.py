@@ -8,9 +8,10 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
-from mim_lightning.data.pictures.decode import image_size
+from mim_lightning.data.pictures.decode import EncodedImage
 from mim_lightning.data.pictures.limits import ImageError, ImageTooLargeError, PictureLimits
 
 
@@ -52,15 +53,22 @@ class Limits:
             if getattr(self, entry.name) < least:
                 raise ValueError(f"limits.{entry.name}={getattr(self, entry.name)}: must be at least {least}")
 
-    def check_images(self, images: list[bytes]) -> None:
+    def check_images(self, images: Sequence[bytes]) -> tuple[EncodedImage, ...]:
+        """Parse the headers of a request's images, once: whoever decodes them takes what this returns.
+
+        Raises:
+            RefusedError: too many, too large, or not an image.
+        """
         if len(images) > self.num_images:
             raise RefusedError(413, f"image: {len(images)} pictures, at most {self.num_images} are taken")
         limits = PictureLimits(self.pixels, self.side, self.aspect, self.scans)
+        checked = []
         for number, data in enumerate(images, start=1):
             try:
-                image_size(data, limits)
+                checked.append(EncodedImage.of(data, limits))
             except ImageError as error:
                 raise refused_image(number, str(error), error) from error
+        return tuple(checked)
 
     def check_text(self, name: str, text: str | None) -> None:
         if text is not None and len(text) > self.text_length:

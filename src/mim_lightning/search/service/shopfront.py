@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from mim_lightning.inference.pictures import ImageInputError
@@ -83,7 +83,7 @@ class Shopfront:
         started = time.perf_counter()
         experiment = self.experiment if arm is None else None
         engine = self.engine(experiment.arm_of(user_key) if experiment and user_key else arm)
-        self._check(query, engine)
+        query = self._checked(query, engine)
         try:
             result = engine.searcher.search(query)
         except ImageInputError as error:
@@ -110,13 +110,15 @@ class Shopfront:
             raise RefusedError(404, "click: this service runs no experiment")
         return self.recorder.click(impression_id, product_id)
 
-    def _check(self, query: SearchQuery, engine: Engine) -> None:
-        self.limits.check_images(list(query.images))
+    def _checked(self, query: SearchQuery, engine: Engine) -> SearchQuery:
+        """Return the query with the headers of its images parsed, within the limits."""
+        query = replace(query, images=self.limits.check_images(query.images))
         for name in ("text", "not_text"):
             self.limits.check_text(name, getattr(query, name))
         self.limits.check_num_hits(query.num_hits)
         if query.like is not None:
             self.product(query.like, engine.name)
+        return query
 
     def product(self, product_id: str, arm: str | None = None) -> dict[str, Any]:
         """Return what is known of a product.

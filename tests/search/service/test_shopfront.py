@@ -1,0 +1,70 @@
+"""A search parses and decodes each photo once, within the service's limits."""
+
+from __future__ import annotations
+
+import io
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import simplejpeg
+import torch
+from PIL import Image
+
+from mim_lightning.data.pictures import decode
+from mim_lightning.data.pictures.decode import normalise_encoding
+from mim_lightning.data.transforms import eval_image
+from mim_lightning.inference.pictures import prepare_images
+from mim_lightning.search.query import SearchQuery
+from mim_lightning.search.service.limits import RefusedError
+from mim_lightning.types import ImageSpec
+from tests.search.service.shopfronts import colour_shop, square
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """How often a header is parsed and pixels are decoded."""
+    counts: Counter[str] = Counter()
+
+    def count(module: Any, name: str, what: str) -> None:
+        function = getattr(module, name)
+
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            counts[what] += 1
+            return function(*args, **kwargs)
+
+        monkeypatch.setattr(module, name, counted)
+
+    count(decode, "read_header", "headers")
+    count(simplejpeg, "decode_jpeg", "decodes")
+    count(decode, "open_picture", "decodes")
+    return counts
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+@pytest.mark.parametrize("side", [32, 600])  # as it is stored, and larger than stored images are
+def test_a_photo_is_parsed_once_and_decoded_once(kind: str, side: int, tmp_path: Path, calls: Counter[str]) -> None:
+    shop = colour_shop(tmp_path, pixels=400_000)
+    calls.clear()
+    answer = shop.answer(SearchQuery(images=(square("red", kind, side),)))
+    assert answer.result.hits[0].product_id == "red-1"
+    assert calls == {"headers": 1, "decodes": 1}
+    calls.clear()
+    with pytest.raises(RefusedError, match="image 2: 700 x 700 pixels, at most 400,000 are decoded"):
+        shop.answer(SearchQuery(images=(square("red", kind, side), square("red", kind, 700))))
+    assert calls == {"headers": 2}, "the limits come before any pixel"
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("mode", ["shortest", "squash", "border"])
+def test_decoded_once_gives_the_same_pixels_as_the_stored_image(kind: str, mode: str, orientation: int) -> None:
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (210, 330, 3), np.uint8))
+    exif, out = noise.getexif(), io.BytesIO()
+    exif[0x0112] = orientation
+    noise.save(out, kind, exif=exif)
+    spec = ImageSpec((48, 48), resize_mode=mode)
+    expected = eval_image(normalise_encoding(out.getvalue(), 512), spec)
+    assert torch.equal(prepare_images([out.getvalue()], spec, 512, [0])[0], expected)
