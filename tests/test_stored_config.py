@@ -133,12 +133,12 @@ def test_what_is_not_built_may_say_what_it_likes(checkpoint: Path, config: dict[
     ("key", "value", "reason"),
     [
         ((*ENCODER, "_target_"), "mim_lightning.encoders.interface.Preprocessing", "here it may be .*TinyImage"),
-        ((*ENCODER, "_target_"), "mim_lightning.model.tower.Tower", "here it may be .*TinyImage"),
+        ((*ENCODER, "_target_"), "mim_lightning.model.Tower", "here it may be .*TinyImage"),
         ((*ENCODER, "_target_"), "mim_lightning.encoders.timm_image.load_state_dict", "here it may be"),
         ((*ENCODER, "_target_"), "mim_lightning.encoders.tiny.TinyImage.__init__", "here it may be"),
-        (("model", "towers", "query_image", "_target_"), "mim_lightning.encoders.tiny.TinyImage", "model.tower.Tower"),
-        (("data", "source", "_target_"), "mim_lightning.lit.datamodule.MatchDataModule", "ManifestSource"),
-        (("data", "order", "_target_"), "mim_lightning.data.transforms.Augment", "StreamSettings"),
+        (("model", "towers", "query_image", "_target_"), "mim_lightning.encoders.TinyImage", "model.Tower"),
+        (("data", "source", "_target_"), "mim_lightning.lit.MatchDataModule", "ManifestSource"),
+        (("data", "order", "_target_"), "mim_lightning.data.Augment", "StreamSettings"),
         (ENCODER, None, "is None; give _target_"),
         (ENCODER, ["a"], "give _target_"),
         (("data", "source"), "a text", "give _target_"),
@@ -220,7 +220,7 @@ def test_every_class_that_our_configs_name_has_its_place() -> None:
         for target in re.findall(r"_target_: mim_lightning\.([\w.]+)", path.read_text())
     }
     known = {name for names in ROLES.values() for name in names}
-    assert known == named | {"lit.callbacks.retrieval_eval.RetrievalEval"}
+    assert known == named | {"lit.RetrievalEval"}
 
 
 @pytest.fixture

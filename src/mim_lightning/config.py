@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import functools
 import inspect
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,7 @@ from mim_lightning.io.atomic import atomic_write
 from mim_lightning.io.damaged_file import errors_as_damaged_file
 from mim_lightning.overrides import open_up
 from mim_lightning.stored_config import MAX_DEPTH, check_config
+from mim_lightning.targets import to_present_targets
 
 if TYPE_CHECKING:
     from mim_lightning.losses.objective import Objective
@@ -54,7 +56,7 @@ def listed_sections(name: str) -> set[str]:
 
 
 def to_plain(config: DictConfig | Any) -> Config:
-    """Resolve a config into plain containers.
+    """Resolve a config into plain containers; a class under a former name is built all the same, with a warning.
 
     Raises:
         ValueError: a mandatory key has no value; names it.
@@ -65,7 +67,12 @@ def to_plain(config: DictConfig | Any) -> Config:
         raise ValueError(f"{key}: needs a value; give {key}=<value>")
     plain = OmegaConf.to_container(config, resolve=True)
     assert isinstance(plain, dict)
-    return {str(key): value for key, value in plain.items()}
+    return {str(key): value for key, value in to_present_targets(plain, _warn_of_rename).items()}
+
+
+@functools.cache  # once a process: a sweep composes its config for every job
+def _warn_of_rename(former: str, present: str) -> None:
+    print(f"warning: {former} is now {present}; the former name works until the next minor version", file=sys.stderr)
 
 
 def save_config(config: Mapping[str, Any], path: Path) -> None:

@@ -118,7 +118,7 @@ def _build_untouched(config: Mapping[str, Any]) -> tuple[Matcher, Mapping[str, A
     seed_everything(config["seed"], workers=True, verbose=False)
     trainer = {**config["trainer"], "precision": choose_precision(config["trainer"])}
     evaluation = {
-        "_target_": "mim_lightning.lit.callbacks.retrieval_eval.RetrievalEval",
+        "_target_": "mim_lightning.lit.RetrievalEval",
         "directions": config["directions"],
         "monitor": config["monitor"],
     }

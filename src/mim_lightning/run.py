@@ -19,6 +19,7 @@ from mim_lightning.expected_types import refuse_other_kind
 from mim_lightning.io.atomic import atomic_write
 from mim_lightning.io.damaged_file import errors_as_damaged_file
 from mim_lightning.set_name import name_set
+from mim_lightning.targets import to_first_targets
 
 # what changes where a run happens or what is shown of it, not what comes out
 IRRELEVANT = ("run", "paths", "logger", "trial")
@@ -248,7 +249,8 @@ def _find_or_name(config: Mapping[str, Any], digest: str) -> str:
 
 
 def _digest(config: Mapping[str, Any]) -> str:
-    relevant = {**_relevant(config), "described_data": describe_data(config["data"])}
+    # under the first name of every class: a later one must not lose the runs that are there
+    relevant = {**to_first_targets(_relevant(config)), "described_data": describe_data(config["data"])}
     return hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()[:8]
 
 

@@ -21,31 +21,32 @@ from typing import Any
 from mim_lightning.display.text import plain
 from mim_lightning.io.damaged_file import FileError, errors_as_damaged_file
 from mim_lightning.io.file_name import validate_file_name
+from mim_lightning.targets import to_present_targets
 
 TRUSTED_PACKAGES = "MIM_TRUSTED_PACKAGES"  # environment variable: packages, by comma, whose classes a file may name
 OWN = "mim_lightning."
-# place, with * for any name -> what may be built there, without `mim_lightning.`
+# place, with * for any name -> what may be built there: `<package>.<what it exports>`, without `mim_lightning.`
 ROLES = {
-    "model.towers.*": ("model.tower.Tower",),
+    "model.towers.*": ("model.Tower",),
     "model.towers.*.encoder": (
-        *("encoders.tiny.TinyImage", "encoders.tiny.TinyText", "encoders.timm_image.TimmImage"),
-        *("encoders.open_clip_towers.OpenClipImage", "encoders.open_clip_towers.OpenClipText"),
-        "encoders.hf_text.HfText",
+        *("encoders.TinyImage", "encoders.TinyText", "encoders.TimmImage"),
+        *("encoders.OpenClipImage", "encoders.OpenClipText"),
+        "encoders.HfText",
     ),
-    "data": ("lit.datamodule.MatchDataModule",),
+    "data": ("lit.MatchDataModule",),
     "data.source": (
-        *("data.manifest.ManifestSource", "data.sources.synthetic.SyntheticSource"),
-        *("data.sources.grocery.GrocerySource", "data.sources.hugging_face.HuggingFaceSource"),
-        "data.sources.webdataset.WebDatasetSource",
+        *("data.ManifestSource", "data.SyntheticSource"),
+        *("data.GrocerySource", "data.HuggingFaceSource"),
+        "data.WebDatasetSource",
     ),
-    "data.source.download": ("data.fetching.DownloadSettings",),
-    "data.shards": ("data.prepared.ShardSettings",),
-    "data.check": ("data.check.settings.CheckSettings",),
-    "data.cache": ("data.shard_cache.CacheSettings",),
-    "data.protocol": ("data.protocol.Seen", "data.protocol.ProductDisjoint"),
-    "data.order": ("data.order.StreamSettings", "data.grouped.GroupedSettings", "data.weighted.WeightedSettings"),
-    "data.augment": ("data.transforms.Augment",),
-    "callbacks.retrieval_eval": ("lit.callbacks.retrieval_eval.RetrievalEval",),
+    "data.source.download": ("data.DownloadSettings",),
+    "data.shards": ("data.ShardSettings",),
+    "data.check": ("data.CheckSettings",),
+    "data.cache": ("data.CacheSettings",),
+    "data.protocol": ("data.Seen", "data.ProductDisjoint"),
+    "data.order": ("data.StreamSettings", "data.GroupedSettings", "data.WeightedSettings"),
+    "data.augment": ("data.Augment",),
+    "callbacks.retrieval_eval": ("lit.RetrievalEval",),
 }
 # nothing else of a checkpoint or an export is ever built, or given to what is
 BUILT = ("model", "data", "callbacks.retrieval_eval", "directions", "monitor", "trainer.precision")
@@ -88,7 +89,7 @@ def check_config(config: Any, path: Path | str, is_built: bool = True) -> dict[s
         StoredConfigError: an interpolation, something that is no plain value, or a class that does not belong where
             it stands; names file and key.
     """
-    plain = _Reader(path).read(config, ())
+    plain = to_present_targets(_Reader(path).read(config, ()))
     if not isinstance(plain, dict):
         raise StoredConfigError(path, "", f"holds {_kind(config)} for a config")
     for place in SECTIONS if is_built else ():

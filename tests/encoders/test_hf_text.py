@@ -273,8 +273,8 @@ def test_description_changes_with_whatever_changes_features(bert_folder: str) ->
 @pytest.mark.parametrize("given", [{}, {"pretrained": True}, {"pretrained": "gone/too"}])
 def test_a_rebuild_from_a_config_asks_neither_hub_nor_folder(bert_folder: str, given: dict[str, Any]) -> None:
     """Whatever the config says of weights, and if it says nothing: the checkpoint brings them."""
-    encoder = {"_target_": "mim_lightning.encoders.hf_text.HfText", "name": "gone/away", **given}
-    tower = {"_target_": "mim_lightning.model.tower.Tower", "encoder": encoder, "embed_dim": 4}
+    encoder = {"_target_": "mim_lightning.encoders.HfText", "name": "gone/away", **given}
+    tower = {"_target_": "mim_lightning.model.Tower", "encoder": encoder, "embed_dim": 4}
     config = {"model": {"towers": {"product_text": tower}, "tied": {}, "fusions": {}}}
     matcher = build_matcher(config, {"product_text": HfText(bert_folder).export_assets()})
     assert matcher.tower("product_text").encoder.spec.tokenise(["a red apple"])["input_ids"].shape == (1, 5)

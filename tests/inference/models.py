@@ -76,4 +76,4 @@ def write_bert(folder: Path) -> dict[str, str]:
     tokeniser.pre_tokenizer = pre_tokenizers.Whitespace()
     names = {"pad_token": "[PAD]", "unk_token": "[UNK]"}
     PreTrainedTokenizerFast(tokenizer_object=tokeniser, model_max_length=64, **names).save_pretrained(folder)
-    return {"_target_": "mim_lightning.encoders.hf_text.HfText", "name": str(folder), "pretrained": True}
+    return {"_target_": "mim_lightning.encoders.HfText", "name": str(folder), "pretrained": True}

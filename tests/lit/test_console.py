@@ -28,7 +28,7 @@ class Recorder(Callback):
 def test_the_bar_and_the_log_tell_the_mean_of_the_epoch(fit: Callable[..., Run]) -> None:
     SEEN.clear()
     run = fit(
-        "callbacks.progress_bar={_target_: mim_lightning.lit.console.ProgressBar}",
+        "callbacks.progress_bar={_target_: mim_lightning.lit.ProgressBar}",
         "+callbacks.recorder={_target_: tests.lit.test_console.Recorder}",
     )
     assert len({rows for _, _, rows, _ in SEEN}) == 2  # the last batch is a partial one

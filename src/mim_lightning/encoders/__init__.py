@@ -1,9 +1,26 @@
-"""Encoders: images or tokens in, feature vectors out, one adapter file for each vendor.
+"""Encoders: images or tokens in, feature vectors out, one adapter file for each vendor; `interface` defines them."""
 
-Config names the class by its full path (`mim_lightning.encoders.timm_image.TimmImage`), so that a run
-imports only the vendors it uses; `model` builds them and knows nothing but `interface`.
-"""
+from typing import TYPE_CHECKING
 
-from mim_lightning.encoders.interface import Encoder, ImageEncoder
+from mim_lightning.exports import export_lazily
 
-__all__ = ["Encoder", "ImageEncoder"]
+if TYPE_CHECKING:
+    from mim_lightning.encoders.hf_text import HfText
+    from mim_lightning.encoders.interface import Encoder, ImageEncoder
+    from mim_lightning.encoders.open_clip_towers import OpenClipImage, OpenClipText
+    from mim_lightning.encoders.timm_image import TimmImage
+    from mim_lightning.encoders.tiny import TinyImage, TinyText
+else:
+    __getattr__, __dir__ = export_lazily(
+        __name__,
+        {
+            "Encoder": "mim_lightning.encoders.interface",
+            "HfText": "mim_lightning.encoders.hf_text",
+            "ImageEncoder": "mim_lightning.encoders.interface",
+            "OpenClipImage": "mim_lightning.encoders.open_clip_towers",
+            "OpenClipText": "mim_lightning.encoders.open_clip_towers",
+            "TimmImage": "mim_lightning.encoders.timm_image",
+            "TinyImage": "mim_lightning.encoders.tiny",
+            "TinyText": "mim_lightning.encoders.tiny",
+        },
+    )

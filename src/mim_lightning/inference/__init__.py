@@ -1,0 +1,16 @@
+"""A trained model outside training: load, embed, export."""
+
+from typing import TYPE_CHECKING
+
+from mim_lightning.exports import export_lazily
+
+if TYPE_CHECKING:
+    from mim_lightning.inference.loaded import LoadedModel, load
+else:
+    __getattr__, __dir__ = export_lazily(
+        __name__,
+        {
+            "LoadedModel": "mim_lightning.inference.loaded",
+            "load": "mim_lightning.inference.loaded",
+        },
+    )

@@ -1,0 +1,36 @@
+"""Training and evaluation with Lightning: the module, its data, callbacks and schedules."""
+
+from typing import TYPE_CHECKING
+
+from mim_lightning.exports import export_lazily
+
+if TYPE_CHECKING:
+    from mim_lightning.lit.callbacks.divergence import StopDiverged
+    from mim_lightning.lit.callbacks.pruning import TrialPruning
+    from mim_lightning.lit.callbacks.retrieval_browser import RetrievalBrowser
+    from mim_lightning.lit.callbacks.retrieval_eval import RetrievalEval
+    from mim_lightning.lit.callbacks.skipped_samples import SkippedSamples
+    from mim_lightning.lit.callbacks.throughput import Throughput
+    from mim_lightning.lit.console import ProgressBar
+    from mim_lightning.lit.csv_logger import RunCSVLogger
+    from mim_lightning.lit.datamodule import MatchDataModule
+    from mim_lightning.lit.module import MatchModule
+    from mim_lightning.lit.optim import warmup_constant, warmup_cosine
+else:
+    __getattr__, __dir__ = export_lazily(
+        __name__,
+        {
+            "MatchDataModule": "mim_lightning.lit.datamodule",
+            "MatchModule": "mim_lightning.lit.module",
+            "ProgressBar": "mim_lightning.lit.console",
+            "RetrievalBrowser": "mim_lightning.lit.callbacks.retrieval_browser",
+            "RetrievalEval": "mim_lightning.lit.callbacks.retrieval_eval",
+            "RunCSVLogger": "mim_lightning.lit.csv_logger",
+            "SkippedSamples": "mim_lightning.lit.callbacks.skipped_samples",
+            "StopDiverged": "mim_lightning.lit.callbacks.divergence",
+            "Throughput": "mim_lightning.lit.callbacks.throughput",
+            "TrialPruning": "mim_lightning.lit.callbacks.pruning",
+            "warmup_constant": "mim_lightning.lit.optim",
+            "warmup_cosine": "mim_lightning.lit.optim",
+        },
+    )

@@ -1,26 +1,34 @@
 """From embeddings and ids to retrieval quality; functions of tensors that know no config and no trainer."""
 
-from mim_lightning.metrics.catalogue import Gallery, Queries
-from mim_lightning.metrics.collect import EmbeddingCollector
-from mim_lightning.metrics.intervals import PairedDifference, bootstrap_intervals, paired_difference
-from mim_lightning.metrics.measures import Ranking, score_rankings
-from mim_lightning.metrics.ranking import rank_gallery
-from mim_lightning.metrics.retrieval import NothingToRankError, evaluate_direction, rank_direction
-from mim_lightning.metrics.table import EmbeddingTable, check_complete
+from typing import TYPE_CHECKING
 
-__all__ = [
-    "EmbeddingCollector",
-    "EmbeddingTable",
-    "Gallery",
-    "NothingToRankError",
-    "PairedDifference",
-    "Queries",
-    "Ranking",
-    "bootstrap_intervals",
-    "check_complete",
-    "evaluate_direction",
-    "paired_difference",
-    "rank_direction",
-    "rank_gallery",
-    "score_rankings",
-]
+from mim_lightning.exports import export_lazily
+
+if TYPE_CHECKING:
+    from mim_lightning.metrics.catalogue import Gallery, Queries
+    from mim_lightning.metrics.collect import EmbeddingCollector
+    from mim_lightning.metrics.intervals import PairedDifference, bootstrap_intervals, paired_difference
+    from mim_lightning.metrics.measures import Ranking, score_rankings
+    from mim_lightning.metrics.ranking import rank_gallery
+    from mim_lightning.metrics.retrieval import NothingToRankError, evaluate_direction, rank_direction
+    from mim_lightning.metrics.table import EmbeddingTable, check_complete
+else:
+    __getattr__, __dir__ = export_lazily(
+        __name__,
+        {
+            "EmbeddingCollector": "mim_lightning.metrics.collect",
+            "EmbeddingTable": "mim_lightning.metrics.table",
+            "Gallery": "mim_lightning.metrics.catalogue",
+            "NothingToRankError": "mim_lightning.metrics.retrieval",
+            "PairedDifference": "mim_lightning.metrics.intervals",
+            "Queries": "mim_lightning.metrics.catalogue",
+            "Ranking": "mim_lightning.metrics.measures",
+            "bootstrap_intervals": "mim_lightning.metrics.intervals",
+            "check_complete": "mim_lightning.metrics.table",
+            "evaluate_direction": "mim_lightning.metrics.retrieval",
+            "paired_difference": "mim_lightning.metrics.intervals",
+            "rank_direction": "mim_lightning.metrics.retrieval",
+            "rank_gallery": "mim_lightning.metrics.ranking",
+            "score_rankings": "mim_lightning.metrics.measures",
+        },
+    )

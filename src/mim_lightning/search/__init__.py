@@ -1,0 +1,15 @@
+"""From a catalog to answers: index, searcher, service."""
+
+from typing import TYPE_CHECKING
+
+from mim_lightning.exports import export_lazily
+
+if TYPE_CHECKING:
+    from mim_lightning.search.index.settings import IndexSettings
+else:
+    __getattr__, __dir__ = export_lazily(
+        __name__,
+        {
+            "IndexSettings": "mim_lightning.search.index.settings",
+        },
+    )

@@ -1,0 +1,15 @@
+"""Sweeps over configs: job log, launcher, Optuna search."""
+
+from typing import TYPE_CHECKING
+
+from mim_lightning.exports import export_lazily
+
+if TYPE_CHECKING:
+    from mim_lightning.sweep.callback import SweepLedger
+else:
+    __getattr__, __dir__ = export_lazily(
+        __name__,
+        {
+            "SweepLedger": "mim_lightning.sweep.callback",
+        },
+    )

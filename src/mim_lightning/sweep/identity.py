@@ -17,6 +17,7 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
 from mim_lightning.run import IRRELEVANT, IRRELEVANT_IN
+from mim_lightning.targets import to_first_targets
 
 PENDING_NAME = "<sweep>"  # stands in conf/train.yaml until the name is known
 PLACES = ("slurm",)  # options of the group `sweep` that say where jobs run: begun here, a sweep may go on there
@@ -42,7 +43,8 @@ def name_sweep(config: DictConfig) -> str:
     overrides = parse_overrides(config)
     swept = {key: override.get_value_string() for key, override in overrides.items() if override.is_sweep_override()}
     sweeper = str(config.hydra.sweeper._target_)
-    digest = hashlib.sha256(json.dumps([_fixed(config), swept, sweeper], sort_keys=True).encode()).hexdigest()[:8]
+    fixed = to_first_targets(_fixed(config))
+    digest = hashlib.sha256(json.dumps([fixed, swept, sweeper], sort_keys=True).encode()).hexdigest()[:8]
     # from the command line: Hydra's record of choices leaves out a group of which several are chosen
     chosen = re.findall(r"\w+", overrides["sweep"].get_value_string()) if "sweep" in overrides else []
     kinds = [word for word in chosen if word not in ("null", *PLACES)]

@@ -1,0 +1,122 @@
+"""Classes that configs name: packages export them, and a config that names one by a former path means the same."""
+
+import ast
+import importlib
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import mim_lightning
+from mim_lightning.config import compose, conf_dir
+from mim_lightning.model.checkpoint import SECTION, load_matcher
+from mim_lightning.run import identify
+from mim_lightning.stored_config import OWN, ROLES, check_config
+from mim_lightning.targets import FIRST_TARGETS, FORMER_TARGETS, to_first_targets
+from tests.inference.models import write_checkpoint
+
+SOURCE = Path(mim_lightning.__file__).parent
+FACES = [path.parent.name for path in sorted(SOURCE.glob("*/__init__.py")) if "export_lazily" in path.read_text()]
+IN_CONF = {
+    target
+    for path in Path(conf_dir()).rglob("*.yaml")
+    for target in re.findall(rf"_target_: ({OWN}[\w.]+)", path.read_text())
+}
+
+
+@pytest.mark.parametrize("name", FACES)
+def test_a_package_exports_what_type_checkers_see(name: str) -> None:
+    package = importlib.import_module(OWN + name)
+    block = next(
+        node for node in ast.parse((SOURCE / name / "__init__.py").read_text()).body if isinstance(node, ast.If)
+    )
+    seen = {alias.name: node.module for node in block.body for alias in node.names}  # type: ignore[attr-defined]
+    assert dir(package) == sorted(seen)
+    for export, module in seen.items():
+        if importlib.util.find_spec(module.split(".")[0]) is not None:
+            pytest.importorskip(module, exc_type=ModuleNotFoundError)
+            assert getattr(package, export) is getattr(sys.modules[module], export)
+    with pytest.raises(AttributeError, match=f"'{OWN}{name}' has no attribute 'Nothing'"):
+        _ = package.Nothing
+
+
+@pytest.mark.parametrize(
+    "target", sorted({*IN_CONF, *FORMER_TARGETS.values(), *(OWN + n for r in ROLES.values() for n in r)})
+)
+def test_a_target_is_what_a_package_exports(target: str) -> None:
+    _, package, name = target.split(".")
+    assert package in FACES and name in dir(importlib.import_module(OWN + package))
+
+
+def test_packages_import_no_vendor() -> None:
+    code = f"import sys, {', '.join(OWN + name for name in FACES)}; print(*{{n.split('.')[0] for n in sys.modules}})"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert not {"torch", "lightning", "timm", "transformers", "numpy", "hydra", "optuna", "PIL"} & {*found}
+
+
+def former(config: Any) -> Any:
+    """Return a config with the names of the first commits."""
+    changed = to_first_targets(config)
+    assert changed != config
+    return changed
+
+
+def test_a_former_name_on_the_command_line_is_one_warning(capsys: pytest.CaptureFixture[str]) -> None:
+    name = "mim_lightning.encoders.tiny.TinyText"
+    config = compose("train", [f"encoder.text._target_={name}"])  # which four towers take over
+    assert config == compose("train", []) and name in FORMER_TARGETS
+    assert capsys.readouterr().err == (
+        f"warning: {name} is now mim_lightning.encoders.TinyText; the former name works until the next minor version\n"
+    )
+
+
+# of runs that were begun when configs named files
+@pytest.mark.parametrize(
+    ("overrides", "run_id"),
+    [
+        ("", "4tower-synthetic-seed1-f47c8002"),
+        ("model=2tower", "2tower-synthetic-seed1-da077771"),
+        (
+            "model=3tower data/order=grouped data.order.rows_per_product=3 data.shards.layout=product loss=sigmoid",
+            "3tower-synthetic-seed1-cc5b5f1e",
+        ),
+        (
+            "data/order=weighted optim=sgd schedule=constant data.window=4 data.num_lanes=3 data.rows_per_epoch=100 "
+            "report=last",
+            "4tower-synthetic-seed1-2c04c5c4",
+        ),
+        (
+            "encoder/image=mobilenetv2 encoder/text=minilm embed_dim=64 schedule.warmup_share=0.2 "
+            "schedule.final_share=0.1",
+            "4tower-synthetic-seed1-6ce8787d",
+        ),
+        ("encoder=clip_vit_b32 model=3tower data.augment=null", "3tower-synthetic-seed1-df84d729"),
+        (
+            "encoder/image=vit_b16 encoder/text=bert_base data/protocol=disjoint data/order=grouped "
+            "data.order.same_category=0.5",
+            "4tower-synthetic-fold0of5-seed1-a2fb7ae0",
+        ),
+    ],
+)
+def test_runs_keep_the_ids_of_their_first_names(overrides: str, run_id: str) -> None:
+    assert identify(compose("train", overrides.split()))[0].run_id == run_id
+
+
+def test_a_checkpoint_with_former_names_loads(tmp_path: Path) -> None:
+    path, _ = write_checkpoint(tmp_path, "model=2tower")
+    content = torch.load(path, weights_only=True)
+    config = content[SECTION]["config"]
+    content[SECTION]["config"] = former(config)
+    torch.save(content, tmp_path / "former.ckpt")
+    loaded = load_matcher(tmp_path / "former.ckpt")
+    assert loaded.config == config and loaded.fingerprint == content[SECTION]["fingerprint"]
+
+
+def test_stored_configs_of_every_kind_get_the_present_names() -> None:
+    config = compose("train", ["data=manifest", "data.source.products=p", "data.source.queries=q"])
+    assert check_config(former(config), "a.ckpt") == config == check_config(former(config), "a.yaml", is_built=False)
+    assert set(FIRST_TARGETS) == set(FORMER_TARGETS.values())
