@@ -79,8 +79,8 @@ ROOMS = {  # room or file -> what of the project it may import
     },
     "search.index": {"search.index"},
     "search.service": {"data.pictures", "inference.pictures", "search"},
-    "search.service.shopfront": {"data.pictures", "inference.pictures", "online.experiment", "search"},  # its type
-    "search.service.recorder": {"online.experiment", "search"},  # likewise
+    "search.service.shopfront": {"data.pictures", "inference.pictures", "online.assignment", "search"},  # its type
+    "search.service.recorder": {"online.assignment", "search"},  # likewise
     "search.__main__": {"data.pictures", "door", "search"},
     "build_index": {
         *("config", "door", "expected_types", "inference", "launch", "lit", "model", "prepare", "search"),

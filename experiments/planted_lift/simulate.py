@@ -14,18 +14,30 @@ from pathlib import Path
 import numpy as np
 from statsmodels.stats.proportion import proportion_confint
 
-from mim_lightning.online.always_valid import always_valid_interval
-from mim_lightning.online.arms import Arm
-from mim_lightning.online.click_model import ClickModel, Relevance, plant_lift
-from mim_lightning.online.counts import UserSums
+from mim_lightning.online.aggregates import UserSums
+from mim_lightning.online.assignment import Arm
+from mim_lightning.online.estimates import (
+    Estimate,
+    Interval,
+    always_valid_interval,
+    click_rate,
+    design_effect,
+    log_ratio,
+)
 from mim_lightning.online.event_log import EventLog
-from mim_lightning.online.lift import Estimate, Interval, click_rate, design_effect, log_ratio
-from mim_lightning.online.plan import Plan
-from mim_lightning.online.sample_size import SampleSize, sample_size
-from mim_lightning.online.simulator import RELEVANCE, simulate_events, simulate_looks, simulate_sums
+from mim_lightning.online.power import Plan, SampleSize, sample_size
+from mim_lightning.online.simulation import (
+    RELEVANCE,
+    ClickModel,
+    Relevance,
+    simulate_events,
+    simulate_lift,
+    simulate_looks,
+    simulate_sums,
+)
 
 MODEL, PLAN = ClickModel(), Plan()
-LIFTED = plant_lift(MODEL, RELEVANCE, PLAN.lift)
+LIFTED = simulate_lift(MODEL, RELEVANCE, PLAN.lift)
 PLANTED = {PLAN.lift: LIFTED, 0.0: RELEVANCE}
 UNASKED = {True: "-", False: f"at most {PLAN.alpha:g}"}  # by whether a lift was planted
 NUM_LOOKS = 20  # until the planned size
@@ -62,7 +74,7 @@ def main() -> None:
 
 
 def plan_size() -> SampleSize:
-    """Return the calculator's answer, given what a pilot of 200,000 users tells of them."""
+    """Return the calculator's answer, from the rate and design effect of a pilot of 200,000 users."""
     pilot = simulate_sums(MODEL, RELEVANCE, 1, 200_000, np.random.default_rng(0))
     per_user = float(pilot.impressions[0] / pilot.num_users[0])
     base, effect = float(click_rate(pilot).value[0]), float(design_effect(pilot)[0])
@@ -154,7 +166,7 @@ def table(rows: list[Row]) -> list[str]:
 
 
 def report_of_one(size: SampleSize) -> str:
-    """Send one experiment of the planned size the whole way: users, event log, report door."""
+    """Return the report of one experiment of the planned size, made end to end: users, event log, ab_report."""
     with tempfile.TemporaryDirectory() as folder:
         with EventLog(f"{folder}/events.db") as log:
             arms = {name: Arm(name) for name in ("control", "lifted")}
@@ -163,8 +175,8 @@ def report_of_one(size: SampleSize) -> str:
             simulate_events(log, MODEL, relevance, arms, "planted_lift", int(2.1 * size.num_users), SALT)
         command = [sys.executable, "-m", "mim_lightning.ab_report", f"events={folder}/events.db"]
         command.append(f"planned_users={size.num_users}")
-        told = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    return "\n".join(line.rstrip() for line in told.strip().splitlines()) + "\n"
+        report = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return "\n".join(line.rstrip() for line in report.strip().splitlines()) + "\n"
 
 
 if __name__ == "__main__":

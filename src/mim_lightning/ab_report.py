@@ -1,7 +1,7 @@
-"""python -m mim_lightning.ab_report events=<database> experiment_name=<name>: what an online experiment found.
+"""python -m mim_lightning.ab_report events=<database> experiment_name=<name>: the result of an online experiment.
 
-Click-through by arm, lift with intervals and p-values, and what casts doubt on them; with `base=<rate>` in place of
-`events`, the sample size that a new experiment needs.
+Click-through rate by arm, lift with intervals and p-values, and validity warnings. With `base=<rate>` in place of
+`events`: the sample size that a new experiment needs.
 """
 
 from __future__ import annotations
@@ -19,64 +19,52 @@ NUMBERS = (
 
 
 def main() -> None:
-    run_door("ab_report", report)
+    run_door("ab_report", ab_report)
 
 
-def report(config: dict[str, Any]) -> None:
-    """Print a report, or a sample size, as tables or as JSON; an event log is read, never written."""
+def ab_report(config: dict[str, Any]) -> None:
+    """Print the report of an experiment, or a sample size, as tables or as JSON."""
+    from mim_lightning.online.console import print_report, print_size
     from mim_lightning.online.event_log import EventLog
-    from mim_lightning.online.plan import Plan
-    from mim_lightning.online.summary import as_plain, summarise
-    from mim_lightning.online.terminal import print_report
+    from mim_lightning.online.power import Plan, sample_size
+    from mim_lightning.online.report import make_report, to_json
 
     if find_spec("statsmodels") is None:
-        raise ValueError("report: install the extra: pip install 'mim-lightning[online]'")
-    _check_numbers(config)
-    plan = Plan(config["lift"], config["power"], config["alpha"], config["planned_users"])
-    if config["events"] is None:
-        _report_size(config, plan)
-        return
-    with EventLog(str(config["events"]), create=False) as log:
-        experiment = _choose(config["experiment_name"], log.experiments(), log.name)
-        counts = log.counts(experiment)
-    made = summarise(counts, plan, config["control"], config["shares"] or None)
-    if config["json"]:
-        print(json.dumps(as_plain(made), indent=2))
-    else:
-        print_report(made)
-
-
-def _check_numbers(config: dict[str, Any]) -> None:
+        raise ValueError("ab_report: install the extra: pip install 'mim-lightning[online]'")
     values = {key: config[key] for key in NUMBERS} | {f"shares.{arm}": s for arm, s in (config["shares"] or {}).items()}
     for key, value in values.items():
         if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
             raise ValueError(f"{key}={value}: must be a number")
-
-
-def _report_size(config: dict[str, Any], plan: Any) -> None:
-    from mim_lightning.online.sample_size import sample_size
-    from mim_lightning.online.terminal import print_size
-
-    if config["base"] is None:
-        raise ValueError("events: needs a value; give events=<database>, or base=<rate> for a sample size")
-    size = sample_size(**{key: config[key] for key in NUMBERS if key != "planned_users"})
+    plan = Plan(config["lift"], config["power"], config["alpha"], config["planned_users"])
+    if config["events"] is None:
+        if config["base"] is None:
+            raise ValueError("events: needs a value; give events=<database>, or base=<rate> for a sample size")
+        size = sample_size(**{key: config[key] for key in NUMBERS if key != "planned_users"})
+        if config["json"]:
+            print(json.dumps(asdict(size), indent=2))
+        else:
+            print_size(size, plan, f"at a base rate of {config['base']:g}")
+        return
+    with EventLog(str(config["events"]), create=False) as log:
+        counts = log.counts(_choose_experiment(config["experiment_name"], log.experiments(), log.name))
+    report = make_report(counts, plan, config["control"], config["shares"] or None)
     if config["json"]:
-        print(json.dumps(asdict(size), indent=2))
+        print(json.dumps(to_json(report), indent=2))
     else:
-        print_size(size, plan, f"at a base rate of {config['base']:g}")
+        print_report(report)
 
 
-def _choose(experiment: str | None, known: dict[str, int], name: str) -> str:
-    """Return the experiment asked for, or the only one there is."""
+def _choose_experiment(name: str | None, known: dict[str, int], log: str) -> str:
+    """Return the named experiment, or the only one in the log."""
     if not known:
-        raise ValueError(f"events={name}: holds no impressions yet; there is nothing to report")
-    if experiment is None and len(known) == 1:
+        raise ValueError(f"events={log}: contains no impressions yet; there is nothing to report")
+    if name is None and len(known) == 1:
         return next(iter(known))
-    if experiment is None:
+    if name is None:
         raise ValueError(f"experiment_name: needs a value; there are {', '.join(known)}")
-    if experiment not in known:
-        raise ValueError(f"experiment_name={experiment}: was shown to nobody; there are {', '.join(known)}")
-    return experiment
+    if name not in known:
+        raise ValueError(f"experiment_name={name}: has no impressions; there are {', '.join(known)}")
+    return name
 
 
 if __name__ == "__main__":

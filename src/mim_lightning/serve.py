@@ -181,11 +181,11 @@ def open_experiment(config: Mapping[str, Any], arms: Mapping[str, Mapping[str, A
     """Open the experiment between arms, if it has a name."""
     if config["experiment_name"] is None:
         return None
-    from mim_lightning.online.arms import build_arms, read_salt
+    from mim_lightning.online.assignment import Arm, Experiment, read_salt, validate_arms
     from mim_lightning.online.event_log import EventLog
-    from mim_lightning.online.experiment import Experiment
 
-    shares = build_arms({name: {"share": arm["share"]} for name, arm in arms.items()})
+    shares = {name: Arm(name, arm["share"]) for name, arm in arms.items()}
+    validate_arms(shares)
     return Experiment(
         config["experiment_name"], shares, read_salt(), EventLog(config["events"], wait_seconds=EVENT_SECONDS)
     )

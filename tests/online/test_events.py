@@ -7,18 +7,18 @@ from typing import Any
 import pytest
 
 from mim_lightning.online.events import Click, Impression, Shown, new_id
-from tests.online.making import impression
+from tests.online.event_factory import impression
 
 
 @pytest.mark.parametrize(
     ("facts", "told"),
     [
         ({"kind": "voice"}, "kind='voice': must be one of image, text, composed"),
-        ({"products": "aba"}, "some product stands there twice"),
+        ({"products": "aba"}, "a product appears twice"),
         ({"latency_ms": -1.0}, "latency_ms=-1.0"),
         ({"latency_ms": math.nan}, "latency_ms=nan"),
         ({"experiment": ""}, "experiment: is empty"),
-        ({"arm": "a\x00"}, "arm: holds a NUL"),
+        ({"arm": "a\x00"}, "arm: contains a NUL"),
         ({"fingerprint": ""}, "fingerprint: is empty"),
         ({"impression_id": "1; DROP TABLE clicks"}, "must be one that the event log returned"),
         ({"impression_id": new_id().upper()}, "must be one that the event log returned"),
@@ -32,7 +32,7 @@ def test_an_impression_that_cannot_be(facts: dict[str, Any], told: str) -> None:
 
 @pytest.mark.parametrize("key", ["ann@shop.example", "127.0.0.1", "a" * 31, "A" * 32, "a" * 33, ""])
 def test_a_user_key_is_no_hash(key: str) -> None:
-    with pytest.raises(ValueError, match="user_hash: must be what hash_user returns") as told:
+    with pytest.raises(ValueError, match="user_hash: must come from hash_user") as told:
         Impression("towers", "control", key, "image", [], 1.0, "f1")
     assert not key or key not in str(told.value)
 
@@ -42,7 +42,7 @@ def test_products_and_clicks_that_cannot_be() -> None:
         (lambda: Shown("", 0.5), "product_id: is empty"),
         (lambda: Shown("a", math.inf), "score=inf"),
         (lambda: Click("no id", "a"), "must be one that the event log returned"),
-        (lambda: Click(new_id(), "\x00"), "product_id: holds a NUL"),
+        (lambda: Click(new_id(), "\x00"), "product_id: contains a NUL"),
         (lambda: Click(new_id(), "a", datetime(2026, 1, 1)), "needs a time zone"),
     ):
         with pytest.raises(ValueError, match=told):

@@ -1,158 +1,159 @@
-"""The report door: an event log in, tables or JSON out, one line for each mistake; once as a process of its own."""
+"""The report: each arm against the control, corrected p-values, and validity warnings."""
 
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-from pathlib import Path
+import math
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
+from scipy import stats
 
-from mim_lightning.ab_report import report
-from mim_lightning.config import compose
-from mim_lightning.online.arms import Arm
-from mim_lightning.online.click_model import ClickModel, plant_lift
-from mim_lightning.online.event_log import EventLog
-from mim_lightning.online.events import Click
-from mim_lightning.online.simulator import RELEVANCE, simulate_events
-from tests.online.making import SALT, impression
-
-MODEL = ClickModel()
+from mim_lightning.online.aggregates import ArmCounts, ExperimentCounts, UserSums
+from mim_lightning.online.arm_comparison import PER_IMPRESSION, PER_USER
+from mim_lightning.online.estimates import click_rate, log_ratio, user_rate
+from mim_lightning.online.power import Plan
+from mim_lightning.online.report import ExperimentReport, make_report, to_json
 
 
-@pytest.fixture(scope="module")
-def experiment(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A log of an experiment with a planted lift of +25 %."""
-    path = str(tmp_path_factory.mktemp("log") / "events.db")
-    arms = {name: Arm(name) for name in ("control", "new")}
-    relevance = {"control": RELEVANCE, "new": plant_lift(MODEL, RELEVANCE, 0.25)}
-    with EventLog(path) as log:
-        simulate_events(log, MODEL, relevance, arms, "planted", 900, SALT, seed=5)
-    return path
+def arm(name: str, rate: float, num_users: int = 2000, seed: int = 0, **rest: Any) -> ArmCounts:
+    rng = np.random.default_rng([seed, *name.encode()])
+    n = rng.geometric(0.4, num_users)
+    c = rng.binomial(n, rate)
+    facts = {"num_clicks": int(c.sum()), "num_clicking_users": int((c > 0).sum()), "num_empty": 0}
+    return ArmCounts(name, UserSums.of_users(n, c), **facts, **{"num_fingerprints": 1, "mean_latency_ms": 20.0} | rest)
 
 
-def told(capsys: pytest.CaptureFixture[str], *words: str) -> str:
-    report(compose("ab_report", list(words)))
-    return capsys.readouterr().out
+def counts(*arms: ArmCounts, num_crossing_users: int = 0) -> ExperimentCounts:
+    return ExperimentCounts("towers", {made.arm: made for made in arms}, [], num_crossing_users, None, None)
 
 
-def as_json(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, Any]:
-    return json.loads(told(capsys, *words, "json=true"))
+def warned(report: ExperimentReport, words: str) -> bool:
+    return any(words in warning for warning in report.warnings)
 
 
-def write(path: Path, *shown: tuple[str, str, str]) -> str:
-    """Write impressions of (user, arm, products clicked) into a log."""
-    with EventLog(str(path)) as log:
-        for user, arm, clicked in shown:
-            made = log.record_impression(impression(user, arm, "abc"))
-            for product in clicked:
-                log.record_click(Click(made, product))
-    return f"events={path}"
+def test_each_arm_is_compared_to_the_control_in_both_measures() -> None:
+    control, new, other = arm("control", 0.3), arm("new", 0.4), arm("aged", 0.3)
+    report = make_report(counts(other, control, new), Plan(num_users=2000))
+    assert [row.arm for row in report.arms] == ["control", "aged", "new"]
+    assert [(row.measure, row.arm) for row in report.comparisons] == [
+        (measure, name) for measure in (PER_IMPRESSION, PER_USER) for name in ("aged", "new")
+    ]
+    row = report.comparisons[1]
+    sides = click_rate(control.sums), click_rate(new.sums)
+    ratio = log_ratio(*sides)
+    assert (row.control_rate, row.arm_rate) == (sides[0].value, sides[1].value)
+    assert row.difference == pytest.approx(sides[1].value - sides[0].value)
+    half = stats.norm.ppf(0.975) * math.hypot(sides[0].error, sides[1].error)
+    assert row.difference_interval.low == pytest.approx(row.difference - half)
+    assert row.lift == pytest.approx(sides[1].value / sides[0].value - 1)
+    assert row.lift_interval.high == pytest.approx(math.exp(ratio.value + stats.norm.ppf(0.975) * ratio.error) - 1)
+    assert row.p_value == pytest.approx(2 * stats.norm.sf(abs(ratio.value) / ratio.error))
+    assert row.always_valid_interval.low < row.lift_interval.low < row.lift < row.lift_interval.high
+    assert row.p_value < row.always_valid_p_value < 0.05
 
 
-def test_a_planted_lift_is_reported_from_the_log_to_the_last_line(experiment: str) -> None:
-    """As a user does it: a process of its own, from whose words and numbers the planted lift can be read."""
-    command = [sys.executable, "-m", "mim_lightning.ab_report", f"events={experiment}", "experiment_name=planted"]
-    finished = subprocess.run([*command, "json=true", "planned_users=400"], capture_output=True, text=True, check=True)
-    found = json.loads(finished.stdout)
-    assert found["control"] == "control" and [row["arm"] for row in found["arms"]] == ["control", "new"]
-    impressions, users = found["comparisons"]
-    assert impressions["lift_interval"]["low"] < 0.25 < impressions["lift_interval"]["high"]
-    assert impressions["always_valid_interval"]["low"] > 0 and impressions["p_value"] < 0.001
-    assert users["measure"] == "per user" and users["lift"] > 0
-    assert found["warnings"] == [] and found["sample_ratio"]["p_value"] > 0.01
-    assert [row["position"] for row in found["positions"]] == [*range(1, 11)] * 2
-    assert "user-" not in finished.stdout and finished.stderr == ""
+def test_users_are_compared_as_proportions() -> None:
+    control, new = arm("control", 0.3), arm("new", 0.4)
+    row = make_report(counts(control, new), Plan()).comparisons[1]
+    p, q, n, m = user_rate(control).value, user_rate(new).value, control.num_users, new.num_users
+    error = math.sqrt((1 - p) / (n * p) + (1 - q) / (m * q))
+    assert row.measure == PER_USER and row.lift == pytest.approx(q / p - 1)
+    assert row.lift_interval.low == pytest.approx(math.exp(math.log(q / p) - stats.norm.ppf(0.975) * error) - 1)
+    assert row.p_value == pytest.approx(2 * stats.norm.sf(math.log(q / p) / error))
+    assert row.difference_interval.low < q - p < row.difference_interval.high
 
 
-def test_tables_tell_what_json_does(experiment: str, capsys: pytest.CaptureFixture[str]) -> None:
-    found = as_json(capsys, f"events={experiment}")
-    text = told(capsys, f"events={experiment}", "planned_users=5000")
-    row = found["comparisons"][0]
-    assert f"{100 * row['lift']:+.2f} %" in text
-    assert f"[{100 * row['lift_interval']['low']:+.2f} %, {100 * row['lift_interval']['high']:+.2f} %]" in text
-    valid = row["always_valid_interval"]
-    assert f"[{100 * valid['low']:+.2f} %, {100 * valid['high']:+.2f} %]" in text
-    for arm in found["arms"]:
-        assert f"{arm['num_impressions']:,}" in text and f"{arm['click_rate']:.4f}" in text
-    assert "warning: a look before the planned size" in text and "position bias" in text
-    assert f"{found['needed']['num_users']:,} users, {found['needed']['num_impressions']:,} impressions" in text
+def test_p_values_of_several_arms_are_corrected_by_holm() -> None:
+    arms = [arm("control", 0.3), arm("a", 0.32, seed=1), arm("b", 0.33, seed=2), arm("c", 0.3, seed=3)]
+    rows = make_report(counts(*arms), Plan()).comparisons[:3]
+    ordered = sorted(rows, key=lambda row: row.p_value)
+    wanted = np.minimum(1, np.maximum.accumulate([row.p_value * (3 - rank) for rank, row in enumerate(ordered)]))
+    assert [row.holm_p_value for row in ordered] == pytest.approx(list(wanted))
+    assert ordered[0].holm_p_value > ordered[0].p_value
+    alone = make_report(counts(*arms[:2]), Plan()).comparisons[0]
+    assert alone.holm_p_value == alone.p_value
 
 
-def test_a_mismatch_stands_in_a_frame_above_all_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    events = write(tmp_path / "e.db", *((f"u{n}", "control" if n % 4 else "new", "a") for n in range(60)))
-    text = told(capsys, events)
-    assert text.index("┃ SAMPLE RATIO MISMATCH") < text.index("CTR")
-    assert "MISMATCH" not in told(capsys, events, "shares={control: 3, new: 1}")
+def test_other_levels_make_other_intervals() -> None:
+    both = counts(arm("control", 0.3), arm("new", 0.4))
+    narrow, wide = (make_report(both, Plan(alpha=alpha)).comparisons[0] for alpha in (0.2, 0.01))
+    for name in ("difference_interval", "lift_interval", "always_valid_interval"):
+        assert (
+            getattr(wide, name).low < getattr(narrow, name).low < getattr(narrow, name).high < getattr(wide, name).high
+        )
 
 
-def test_one_arm_and_no_clicks_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    one = told(capsys, write(tmp_path / "one.db", ("ann", "new", "a"), ("bob", "new", "")))
-    assert "there is one arm, 'new': nothing to compare it to" in one and "0.5000" in one
-    none = told(capsys, write(tmp_path / "none.db", ("ann", "control", ""), ("bob", "new", "")))
-    assert "arm 'control' has no clicks yet: no lift can be told" in none and "nan" not in none
-    shown_nothing = tmp_path / "nothing.db"
-    with EventLog(str(shown_nothing)) as log:
-        log.record_impression(impression(products=""))
-    assert "CTR by position" not in told(capsys, f"events={shown_nothing}")
+def test_the_needed_size_is_that_of_the_control_and_all_comparisons() -> None:
+    two = make_report(counts(arm("control", 0.3), arm("a", 0.3)), Plan(lift=0.1)).needed
+    three = make_report(counts(arm("control", 0.3), arm("a", 0.3), arm("b", 0.3)), Plan(lift=0.1)).needed
+    assert two is not None and three is not None and three.num_users > 1.1 * two.num_users
+    z = stats.norm.ppf(0.975) + stats.norm.ppf(0.8)
+    assert two.num_impressions == pytest.approx(z**2 * (0.3 * 0.7 + 0.33 * 0.67) / 0.03**2, rel=0.1)
 
 
-def test_without_events_a_sample_size_is_told(capsys: pytest.CaptureFixture[str]) -> None:
-    plain = as_json(capsys, "base=0.1")
-    larger = as_json(capsys, "base=0.1", "design_effect=2", "impressions_per_user=4", "num_comparisons=3", "power=0.9")
-    assert larger["num_impressions"] > 2 * plain["num_impressions"]
-    assert larger["num_users"] == pytest.approx(larger["num_impressions"] / 4, abs=1)
-    text = told(capsys, "base=0.1")
-    assert f"+4.95 % at a base rate of 0.1 with power 0.8 at alpha 0.05: {plain['num_users']:,} users" in text
+def test_a_sound_experiment_has_no_warnings() -> None:
+    assert make_report(counts(arm("control", 0.3), arm("new", 0.3)), Plan(num_users=2000)).warnings == []
 
 
-def test_mistakes_are_told_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("MIM_EVENTS", raising=False)
-    EventLog(str(tmp_path / "empty.db")).close()
-    events = write(tmp_path / "two.db", ("ann", "a", "a"), ("bob", "b", ""))
-    with EventLog(str(tmp_path / "two.db")) as log:
-        log.record_impression(impression(experiment="other"))
-    for words, reason in (
-        ([], "events: needs a value; give events=<database>, or base=<rate> for a sample size"),
-        ([f"events={tmp_path}/empty.db"], "empty.db: holds no impressions yet"),
-        ([f"events={tmp_path}/no.db"], "no.db: there is no such event log"),
-        ([events], "experiment_name: needs a value; there are other, towers"),
-        ([events, "experiment_name=tower"], "experiment_name=tower: was shown to nobody; there are other, towers"),
-        ([events, "experiment_name=towers"], "control: needs a value; name the arm that others are compared to: a, b"),
-        ([events, "experiment_name=towers", "control=c"], "control=c: no such arm was shown; there are a, b"),
-        ([events, "experiment_name=towers", "control=a", "shares={a: 1}"], "shares.b: needs a value above 0"),
-        (["base=7"], "base=7: a click-through rate lies above 0 and below 1"),
-        (["base=0.1", "lift=0"], "lift=0: must lie between -1 and 1 and not be 0"),
-        (["base=0.1", "power=high"], "power=high: must be a number"),
-        ([events, "planned_users=many"], "planned_users=many: must be a number"),
-        ([events, "experiment_name=towers", "control=a", "shares={a: 1, b: half}"], "shares.b=half: must be a number"),
-        (["base=0.1", "lift=4.95"], "lift=4.95: must lie between -1 and 1 and not be 0; 0.05 is +5 %"),
-    ):
-        with pytest.raises(ValueError) as error:
-            report(compose("ab_report", words))
-        assert reason in str(error.value) and "\n" not in str(error.value)
+def test_a_sample_ratio_mismatch_is_the_first_warning() -> None:
+    both = counts(arm("control", 0.3), arm("new", 0.3, 1700), num_crossing_users=3)
+    report = make_report(both, Plan(num_users=1000))
+    assert report.warnings[0].startswith("SAMPLE RATIO MISMATCH")
+    assert "control 2,000 of 1,850.0 expected, new 1,700 of 1,850.0 expected" in report.warnings[0]
+    assert not warned(make_report(both, Plan(), shares={"control": 0.54, "new": 0.46}), "MISMATCH")
+    third = make_report(both, Plan(), shares={"control": 0.4, "new": 0.35, "third": 0.25})
+    assert "third 0 of 925.0 expected" in third.warnings[0]
+    with pytest.raises(ValueError, match=r"shares.new: needs a value"):
+        make_report(both, Plan(), shares={"control": 1.0})
 
 
-def test_the_database_may_be_named_by_the_environment(
-    experiment: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("MIM_EVENTS", experiment)
-    assert as_json(capsys)["experiment"] == "planted"
+@pytest.mark.parametrize(
+    ("plan", "words"),
+    [
+        (Plan(), "no sample size was planned (planned_users)"),
+        (Plan(num_users=2001), "a look before the planned size: arm 'control' has 2,000 of 2,001 users"),
+        (Plan(num_users=2000), None),
+    ],
+)
+def test_an_early_look_is_a_warning(plan: Plan, words: str | None) -> None:
+    warnings = make_report(counts(arm("control", 0.3), arm("new", 0.3)), plan).warnings
+    assert [words] == [words in warning and words for warning in warnings] if words else not warnings
 
 
-def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mim_lightning.ab_report.find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"report: install the extra: pip install 'mim-lightning\[online\]'"):
-        report(compose("ab_report", ["base=0.1"]))
+def test_other_warnings() -> None:
+    control = arm("control", 0.3)
+    changed = counts(control, arm("new", 0.3, num_fingerprints=2), num_crossing_users=12)
+    report = make_report(changed, Plan(num_users=2000))
+    assert warned(report, "12 users have impressions in more than one arm")
+    assert warned(report, "arm 'new' answered with 2 models")
+    assert len(report.warnings) == 2
+    few = make_report(counts(control, replace(arm("new", 0.3), num_clicking_users=29)), Plan(num_users=2000))
+    assert few.warnings == ["arm 'new' has 29 users who clicked: too few to trust the intervals"]
 
 
-def test_the_door_ends_a_mistake_with_one_line_and_helps(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "mim_lightning.ab_report"]
-    wrong = subprocess.run([*command, "experimant=x"], capture_output=True, text=True, check=False, cwd=tmp_path)
-    assert wrong.returncode == 2 and wrong.stdout == ""
-    assert wrong.stderr == "error: no config key 'experimant'; did you mean 'experiment_name'?\n"
-    helped = subprocess.run([*command, "--help"], capture_output=True, text=True, check=True, cwd=tmp_path).stdout
-    assert "python -m mim_lightning.ab_report events=events.db" in helped and "planned_users: null" in helped
-    assert list(tmp_path.iterdir()) == []
+def test_without_clicks_there_is_no_lift() -> None:
+    report = make_report(counts(arm("control", 0.0), arm("new", 0.3)), Plan(num_users=2000))
+    assert report.warnings == ["arm 'control' has no clicks yet: no lift can be estimated"]
+    for row in report.comparisons:
+        assert all(math.isnan(value) for value in (row.lift, row.p_value, row.holm_p_value, row.lift_interval.low))
+        assert row.arm_rate > row.control_rate == 0
+    assert report.needed is None
+    assert json.dumps(to_json(report), allow_nan=False)
+
+
+def test_one_arm_is_compared_with_nothing() -> None:
+    report = make_report(counts(arm("new", 0.3)), Plan())
+    assert report.control == "new" and report.comparisons == []
+    assert report.warnings == ["there is only one arm, 'new': nothing to compare it to"]
+
+
+def test_the_control_must_be_known() -> None:
+    both = counts(arm("a", 0.3), arm("b", 0.3))
+    with pytest.raises(ValueError, match=r"control: needs a value; .*: a, b"):
+        make_report(both, Plan())
+    with pytest.raises(ValueError, match=r"control=c: no impressions of such an arm; there are a, b"):
+        make_report(both, Plan(), control="c")
+    assert make_report(both, Plan(), control="b").comparisons[0].arm == "a"

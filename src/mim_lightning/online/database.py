@@ -1,7 +1,6 @@
-"""From a path or URL to a database engine: SQLite that survives a crash, or PostgreSQL.
+"""The database of the event log: SQLite or PostgreSQL, its append-only tables, and transactions on it.
 
-The text of a config comes in, an SQLAlchemy engine goes out; `EventLog` calls it. What cannot be opened is told in
-one line, without the password.
+Errors name the database without its password.
 """
 
 from __future__ import annotations
@@ -11,44 +10,126 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import URL, Connection, Engine, create_engine, event, func, make_url, select
+from sqlalchemy import (
+    URL,
+    CheckConstraint,
+    Column,
+    Connection,
+    DateTime,
+    Dialect,
+    Engine,
+    Float,
+    ForeignKey,
+    ForeignKeyConstraint,
+    Index,
+    Integer,
+    MetaData,
+    Table,
+    Text,
+    TypeDecorator,
+    Uuid,
+    create_engine,
+    event,
+    func,
+    insert,
+    inspect,
+    make_url,
+    select,
+)
 from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, TimeoutError
 
-from mim_lightning.online.schema import create_tables, has_tables
+from mim_lightning.online.events import KINDS
 
 BUSY_SECONDS = 30  # that a writer of SQLite waits for one in another process
-_CREATION_LOCK = 0x6D696D  # any number that all processes agree on
+VERSION = 1  # of the tables
+_CREATION_LOCK = 0x6D696D  # an arbitrary number, the same in all processes
+
+
+class UtcTime(TypeDecorator[datetime]):
+    """A column of times with a time zone, read back in UTC, also where the database stores no zone."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        return None if value is None else value.astimezone(UTC)
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+metadata = MetaData()
+impressions = Table(
+    "impressions",
+    metadata,
+    Column("impression_id", Uuid(as_uuid=False), primary_key=True),
+    Column("time", UtcTime, nullable=False),
+    Column("experiment", Text, nullable=False),
+    Column("arm", Text, nullable=False),
+    Column("user_hash", Text, nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("num_results", Integer, nullable=False),
+    Column("latency_ms", Float, nullable=False),
+    Column("fingerprint", Text, nullable=False),
+    CheckConstraint(f"kind IN {KINDS}", name="kind_is_known"),
+    CheckConstraint("length(user_hash) = 32", name="user_is_hashed"),
+    Index("impressions_by_user", "experiment", "arm", "user_hash"),
+)
+shown = Table(
+    "shown",
+    metadata,
+    Column("impression_id", Uuid(as_uuid=False), ForeignKey(impressions.c.impression_id), primary_key=True),
+    Column("product_id", Text, primary_key=True),
+    Column("position", Integer, CheckConstraint("position >= 1"), nullable=False),
+    Column("score", Float, nullable=False),
+    sqlite_with_rowid=False,
+)
+clicks = Table(
+    "clicks",
+    metadata,
+    Column("impression_id", Uuid(as_uuid=False), primary_key=True),
+    Column("product_id", Text, primary_key=True),
+    Column("position", Integer, nullable=False),
+    Column("time", UtcTime, nullable=False),
+    ForeignKeyConstraint(["impression_id", "product_id"], [shown.c.impression_id, shown.c.product_id]),
+    sqlite_with_rowid=False,
+)
+version = Table("event_log_version", metadata, Column("version", Integer, primary_key=True, autoincrement=False))
 
 
 def database_url(events: str) -> URL:
-    """Return the URL of a database from a URL, or from the path of an SQLite file.
+    """Return the URL of a database, from a URL or from the path of an SQLite file.
 
     Raises:
-        ValueError: not a URL, of another kind of database, or an SQLite database without a file.
+        ValueError: not a URL, an unsupported database, or an SQLite URL without a file.
     """
     if "://" not in events:
         return URL.create("sqlite", database=events)
     try:
         url = make_url(events)
-    except (ArgumentError, ValueError) as error:  # the latter of a port that is no number
-        raise ValueError(f"events={events.split('://')[0]}://...: is no database URL") from error
+    except (ArgumentError, ValueError) as error:  # ValueError: a port that is not a number
+        raise ValueError(f"events={events.split('://')[0]}://...: is not a database URL") from error
     if url.get_backend_name() in ("postgres", "postgresql"):
         return url.set(drivername="postgresql+psycopg")
     if url.get_backend_name() != "sqlite":
         raise ValueError(
-            f"events={told(url)}: is of '{url.get_backend_name()}'; give postgresql://... or the path of an SQLite file"
+            f"events={display_url(url)}: '{url.get_backend_name()}' is not supported; give postgresql://... or the "
+            "path of an SQLite file"
         )
     if not url.database or url.database == ":memory:":
-        raise ValueError(f"events={told(url)}: names no file; what is in memory only, a crash would lose")
+        raise ValueError(f"events={display_url(url)}: names no file; a crash would lose a database in memory")
     return url
 
 
-def told(url: URL) -> str:
+def display_url(url: URL) -> str:
     """Return a database as messages name it: the path of an SQLite file, or a URL with its password hidden."""
-    if url.get_backend_name() == "sqlite" and url.database:
+    if is_sqlite(url) and url.database:
         return url.database
     return url.set(drivername=url.get_backend_name()).render_as_string(hide_password=True)
 
@@ -57,16 +138,86 @@ def is_sqlite(url: URL) -> bool:
     return url.get_backend_name() == "sqlite"
 
 
-def open_engine(url: URL, create: bool, wait_seconds: float | None = None) -> Engine:
-    """Return an engine; the folder of a new SQLite file is made, a missing file is refused unless `create`.
+def open_event_log(url: URL, create: bool, wait_seconds: float | None = None) -> Engine:
+    """Return an engine on a database that has the tables of the event log.
 
     Args:
-        wait_seconds: that a statement may take; None: reports may take long, and writers of SQLite wait for others.
+        url: from `database_url`.
+        create: create the tables where they are missing, and the folder of a new SQLite file.
+        wait_seconds: timeout of a statement; None: none for PostgreSQL, as reports may take long, and BUSY_SECONDS
+            for a writer of SQLite that waits for others.
+
+    Raises:
+        ValueError: the database cannot be opened, is no event log, or has another version of the tables.
     """
+    try:
+        engine = _create_engine(url, create, wait_seconds)
+        _ensure_tables(engine, create)
+    except DBAPIError as error:
+        raise ValueError(f"events={display_url(url)}: cannot be opened: {_reason(error)}") from error
+    except (ValueError, OSError) as error:
+        raise ValueError(f"events={display_url(url)}: {error}") from error
+    return engine
+
+
+@contextmanager
+def writing(engine: Engine, name: str) -> Iterator[Connection]:
+    """Yield a connection in a transaction, which is on disk at the end, or rolled back.
+
+    Raises:
+        ValueError: a row exists already, or violates a constraint.
+        OSError: the database failed.
+    """
+    with _database_errors(name), engine.begin() as connection:
+        yield connection
+
+
+@contextmanager
+def reading(engine: Engine, name: str) -> Iterator[Connection]:
+    """Yield a connection whose statements all see one snapshot of the database."""
+    with _database_errors(name), engine.connect() as connection:
+        if engine.dialect.name == "sqlite":
+            connection.exec_driver_sql("BEGIN")  # the driver itself begins a transaction only before a write
+        else:
+            connection = connection.execution_options(isolation_level="REPEATABLE READ")
+        yield connection
+
+
+class DatabaseFile:
+    """The file of an SQLite database: if it is removed or replaced while it is open, what is written is lost."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine, self._inode = engine, self._stat(engine)
+
+    def check(self, name: str) -> None:
+        """Open the file again if another one has replaced it.
+
+        Raises:
+            FileNotFoundError: the file is missing or empty.
+        """
+        inode = self._stat(self._engine)
+        if inode != self._inode:
+            self._engine.dispose()  # its connections write to the removed file
+            self._inode = inode
+        if inode is None:
+            raise FileNotFoundError(f"{name}: the event log was removed or emptied")
+
+    @staticmethod
+    def _stat(engine: Engine) -> tuple[int, int] | None:
+        assert engine.url.database is not None
+        try:
+            status = os.stat(engine.url.database)
+        except OSError:
+            return None
+        # an empty file is not opened: SQLite would remove the journal beside it, which still has events
+        return (status.st_dev, status.st_ino) if stat.S_ISREG(status.st_mode) and status.st_size else None
+
+
+def _create_engine(url: URL, create: bool, wait_seconds: float | None) -> Engine:
     if not is_sqlite(url):
         try:
-            # a restarted server costs one round trip, not an error
-            return create_engine(url, pool_pre_ping=True, **_patience(wait_seconds))
+            # pre-ping: a restarted server costs one round trip, not an error
+            return create_engine(url, pool_pre_ping=True, **_postgresql_timeouts(wait_seconds))
         except ImportError as error:
             raise ValueError("install the driver: pip install 'psycopg[binary]'") from error
     assert url.database is not None
@@ -80,8 +231,7 @@ def open_engine(url: URL, create: bool, wait_seconds: float | None = None) -> En
     return engine
 
 
-def _patience(seconds: float | None) -> dict[str, Any]:
-    """Return settings of PostgreSQL's driver and of the pool, none of which waits longer."""
+def _postgresql_timeouts(seconds: float | None) -> dict[str, Any]:
     if seconds is None:
         return {}
     milliseconds = int(1000 * seconds)
@@ -93,107 +243,94 @@ def _patience(seconds: float | None) -> dict[str, Any]:
     return {"pool_timeout": seconds, "connect_args": arguments}
 
 
-class DatabaseFile:
-    """An SQLite database's file, which may be removed or replaced while it is open: what is written then is lost."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine, self._identity = engine, self._look(engine)
-
-    def check(self, name: str) -> None:
-        """Open the file anew if another one has taken its place.
-
-        Raises:
-            FileNotFoundError: there is none, or it is empty.
-        """
-        identity = self._look(self._engine)
-        if identity != self._identity:
-            self._engine.dispose()  # its connections write where nobody will ever read
-            self._identity = identity
-        if identity is None:
-            raise FileNotFoundError(f"{name}: the event log was removed, or emptied")
-
-    @staticmethod
-    def _look(engine: Engine) -> tuple[int, int] | None:
-        assert engine.url.database is not None
-        try:
-            found = os.stat(engine.url.database)
-        except OSError:
-            return None
-        # an empty file is not opened: SQLite would remove the journal beside it, which still holds events
-        return (found.st_dev, found.st_ino) if stat.S_ISREG(found.st_mode) and found.st_size else None
-
-
-def prepare(engine: Engine, create: bool) -> None:
-    """Make the tables where there are none; of several processes that come at once, one does.
-
-    Raises:
-        ValueError: this is no event log, or one of another version.
-    """
-    with engine.connect() as connection:
-        is_there = has_tables(connection)
-        connection.rollback()
-        if is_there:
-            return
-        if not create:
-            raise ValueError("holds no event log")
-        if engine.dialect.name == "sqlite":
-            connection.exec_driver_sql("PRAGMA journal_mode=WAL")  # readers do not wait for the writer, nor it for them
-            connection.rollback()
-            connection.exec_driver_sql("BEGIN IMMEDIATE")
-        else:
-            connection.execute(select(func.pg_advisory_xact_lock(_CREATION_LOCK)))
-        if not has_tables(connection):
-            create_tables(connection)
-        connection.commit()
-
-
 def _set_pragmas(connection: Any, _record: Any) -> None:
     cursor = connection.cursor()
-    cursor.execute("PRAGMA synchronous=FULL")  # what is committed survives a power cut too
+    cursor.execute("PRAGMA synchronous=FULL")  # what is committed survives a power failure too
     cursor.execute("PRAGMA foreign_keys=ON")
     cursor.close()
 
 
-@contextmanager
-def opening(url: URL) -> Iterator[None]:
-    """Name the database in what goes wrong while it is opened; ValueError for all of it."""
-    try:
-        yield
-    except DBAPIError as error:
-        raise ValueError(f"events={told(url)}: cannot be opened: {_reason(error)}") from error
-    except (ValueError, OSError) as error:
-        raise ValueError(f"events={told(url)}: {error}") from error
-
-
-@contextmanager
-def writing(engine: Engine, name: str) -> Iterator[Connection]:
-    """Give a connection in a transaction, which is on the disk when this ends, or else undone.
+def _ensure_tables(engine: Engine, create: bool) -> None:
+    """Create the tables if they are missing; of several processes that start at once, one does.
 
     Raises:
-        ValueError: a row is there already, or breaks a rule of the tables.
-        OSError: the database failed.
+        ValueError: the database is no event log, or has another version of the tables.
     """
-    with _telling(name), engine.begin() as connection:
-        yield connection
-
-
-@contextmanager
-def reading(engine: Engine, name: str) -> Iterator[Connection]:
-    """Give a connection whose statements all see the database as it is at one moment."""
-    with _telling(name), engine.connect() as connection:
+    with engine.connect() as connection:
+        has_tables = _has_tables(connection)
+        connection.rollback()
+        if has_tables:
+            return
+        if not create:
+            raise ValueError("contains no event log")
         if engine.dialect.name == "sqlite":
-            connection.exec_driver_sql("BEGIN")  # the driver begins by itself only where something is written
+            connection.exec_driver_sql("PRAGMA journal_mode=WAL")  # readers and the writer do not wait for each other
+            connection.rollback()
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
         else:
-            connection = connection.execution_options(isolation_level="REPEATABLE READ")
-        yield connection
+            connection.execute(select(func.pg_advisory_xact_lock(_CREATION_LOCK)))
+        if not _has_tables(connection):
+            metadata.create_all(connection, checkfirst=False)
+            for statement in _triggers(connection.dialect.name):
+                connection.exec_driver_sql(statement)
+            connection.execute(insert(version).values(version=VERSION))
+        connection.commit()
+
+
+def _has_tables(connection: Connection) -> bool:
+    """Return whether the database is an event log of this version; False: the tables can be created.
+
+    Raises:
+        ValueError: it is of another version, or has other tables of these names.
+    """
+    present = set(inspect(connection).get_table_names()) & set(metadata.tables)
+    if not present:
+        return False
+    if present != set(metadata.tables):
+        raise ValueError(f"has a table '{min(present)}' but is no event log; give a separate database")
+    versions = connection.execute(select(version.c.version)).scalars().all()
+    if versions != [VERSION]:
+        found = ", ".join(map(str, versions)) or "none"
+        raise ValueError(f"is an event log of schema version {found}; this program reads and writes version {VERSION}")
+    return True
+
+
+def _triggers(dialect: str) -> Iterator[str]:
+    """Yield triggers by which every table refuses changes: no code here makes any, another program might."""
+    if dialect == "sqlite":
+        for table in metadata.sorted_tables:
+            for change in ("UPDATE", "DELETE"):
+                yield _sqlite_trigger(table.name, change, "1", "ABORT")
+            key = " AND ".join(f"{column.name} = NEW.{column.name}" for column in table.primary_key)
+            # INSERT OR REPLACE would delete without a DELETE; a repeated click is no error
+            exists = f"EXISTS (SELECT 1 FROM {table.name} WHERE {key})"
+            yield _sqlite_trigger(table.name, "INSERT", exists, "IGNORE" if table is clicks else "ABORT")
+        return
+    yield (
+        "CREATE FUNCTION event_log_refuse_change() RETURNS trigger LANGUAGE plpgsql AS "
+        "$$ BEGIN RAISE EXCEPTION USING MESSAGE = TG_TABLE_NAME || ': is append-only'; END $$"
+    )
+    for table in metadata.sorted_tables:
+        yield (
+            f"CREATE TRIGGER append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON {table.name} "
+            "FOR EACH STATEMENT EXECUTE FUNCTION event_log_refuse_change()"
+        )
+
+
+def _sqlite_trigger(table: str, change: str, condition: str, action: str) -> str:
+    raised = "RAISE(IGNORE)" if action == "IGNORE" else f"RAISE({action}, '{table}: is append-only')"
+    return (
+        f"CREATE TRIGGER {table}_no_{'replace' if change == 'INSERT' else change.lower()} BEFORE {change} ON {table} "
+        f"WHEN {condition} BEGIN SELECT {raised}; END"
+    )
 
 
 @contextmanager
-def _telling(name: str) -> Iterator[None]:
+def _database_errors(name: str) -> Iterator[None]:
     try:
         yield
     except IntegrityError as error:
-        raise ValueError(f"{name}: is recorded already, or breaks a rule of the log: {_reason(error)}") from error
+        raise ValueError(f"{name}: is already recorded, or violates a constraint: {_reason(error)}") from error
     except (DBAPIError, TimeoutError) as error:
         raise OSError(f"{name}: the event log failed: {_reason(error)}") from error
 

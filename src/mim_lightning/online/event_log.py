@@ -1,87 +1,104 @@
-"""The event log: impressions and clicks into a database, and their counts out of it.
+"""The event log: records impressions and clicks in a database, and counts them.
 
-Impressions and clicks come in from the service, ids and counts go out. Nothing is ever changed or removed. One log a
-process, made after a fork and used by all its threads; every call waits for the disk, so an async server calls it as
-`await asyncio.to_thread(log.record_impression, impression)` or from a route that is no coroutine.
+No row is ever changed or removed. Open one log a process, after any fork; all threads share it. Every call waits for
+the disk: an async server calls it as `await asyncio.to_thread(log.record_impression, impression)`, or from a route
+that is not a coroutine.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
+from typing import Any
 
 try:
-    from sqlalchemy import Connection
+    from sqlalchemy import Connection, insert, literal, select
+    from sqlalchemy.dialects import postgresql, sqlite
 except ImportError as error:
     raise ValueError("event log: install the extra: pip install 'mim-lightning[online]'") from error
 
-from mim_lightning.online.counting import count_experiment, count_experiments
-from mim_lightning.online.counts import ArmCounts, ExperimentCounts
+from mim_lightning.online.aggregates import ExperimentCounts, count_experiment, count_experiments
 from mim_lightning.online.database import (
     BUSY_SECONDS,
     DatabaseFile,
+    clicks,
     database_url,
+    display_url,
+    impressions,
     is_sqlite,
-    open_engine,
-    opening,
-    prepare,
+    open_event_log,
     reading,
-    told,
+    shown,
     writing,
 )
 from mim_lightning.online.events import Click, Impression
-from mim_lightning.online.recording import add_click, add_events
+
+_Row = dict[str, Any]  # values by column
 
 
 class EventLog:
     """An append-only log of impressions and clicks in SQLite or PostgreSQL.
 
-    An impression is recorded with all it showed or not at all, and what a `record_*` has returned from survives the
-    end of the process, however sudden. Recording raises ValueError for what does not fit what was recorded before,
-    and OSError where the database fails.
+    An impression is recorded with all its products or not at all. What a `record_*` call has returned from survives a
+    crash of the process. Recording raises ValueError for what contradicts earlier records, and OSError where the
+    database fails.
 
     Args:
         events: the path of an SQLite file, or a URL: sqlite:///path, postgresql://user:password@host/database.
-        create: make the tables where there are none; otherwise the database must be an event log already.
-        wait_seconds: that recording waits for others who write, or for a server that does not answer.
+        create: create the tables where they are missing; otherwise the database must be an event log already.
+        wait_seconds: timeout of recording, for other writers or for a server that does not answer.
 
     Raises:
-        ValueError: cannot be opened, is no event log, or is one of another version.
+        ValueError: the database cannot be opened, is no event log, or has another version.
     """
 
     def __init__(self, events: str, create: bool = True, wait_seconds: float | None = None) -> None:
         url = database_url(events)
-        self.name = told(url)
-        self._turn, self._wait = threading.Lock(), BUSY_SECONDS if wait_seconds is None else wait_seconds
-        with opening(url):
-            self._engine = open_engine(url, create, wait_seconds)
-            prepare(self._engine, create)
-            self._file = DatabaseFile(self._engine) if is_sqlite(url) else None
+        self.name = display_url(url)
+        self._write_lock, self._wait = threading.Lock(), BUSY_SECONDS if wait_seconds is None else wait_seconds
+        self._engine = open_event_log(url, create, wait_seconds)
+        self._file = DatabaseFile(self._engine) if is_sqlite(url) else None
 
     def record_impression(self, impression: Impression) -> str:
-        """Record an answer with the products it showed, and return its id."""
+        """Record an answer with its products, and return its id."""
         self.record_many([impression])
         return impression.impression_id
 
     def record_click(self, click: Click) -> bool:
-        """Record a click; return False for one that was recorded before, of which the first counts.
+        """Record a click; return False if it was recorded before: the first one counts.
 
         Raises:
-            ValueError: the impression is not known, or did not show this product.
+            ValueError: the impression is unknown, or did not show this product.
         """
+        is_shown = (shown.c.impression_id == click.impression_id) & (shown.c.product_id == click.product_id)
+        time = literal(click.time, clicks.c.time.type)
+        row = select(shown.c.impression_id, shown.c.product_id, shown.c.position, time).where(is_shown)
         with self._writing() as connection:
-            return add_click(connection, click)
+            # one statement: between a check and an insert another process could record the same click
+            dialect = sqlite if connection.dialect.name == "sqlite" else postgresql
+            insertion = dialect.insert(clicks).from_select(["impression_id", "product_id", "position", "time"], row)
+            options = {"preserve_rowcount": True}  # PostgreSQL's would not be kept after an insert
+            if connection.execute(insertion.on_conflict_do_nothing(), execution_options=options).rowcount > 0:
+                return True
+            if connection.execute(row).first() is not None:
+                return False
+            known = select(1).where(impressions.c.impression_id == click.impression_id)
+            is_known = connection.execute(known).first() is not None
+        raise ValueError(f"{_name(click)}: " + ("was not shown" if is_known else "there is no such impression"))
 
     def record_many(self, impressions: Sequence[Impression], clicks: Sequence[Click] = ()) -> None:
         """Record impressions, and clicks on these very impressions, in one transaction: all or nothing.
 
         Raises:
-            ValueError: an impression is recorded already, or a click is on nothing that these impressions showed.
+            ValueError: an impression is already recorded, or a click is on a product that these impressions lack.
         """
+        rows = _rows(impressions, clicks)
         with self._writing() as connection:
-            add_events(connection, impressions, clicks)
+            for table, values in rows:
+                if values:
+                    connection.execute(insert(table), values)
 
     def experiments(self) -> dict[str, int]:
         """Return the number of impressions by experiment."""
@@ -89,13 +106,9 @@ class EventLog:
             return count_experiments(connection)
 
     def counts(self, experiment: str) -> ExperimentCounts:
-        """Count an experiment as it is at one moment, while others go on writing; an unknown one has no arms."""
+        """Count an experiment in one snapshot, while other processes write; an unknown experiment has no arms."""
         with reading(self._engine, self.name) as connection:
             return count_experiment(connection, experiment)
-
-    def arm_counts(self, experiment: str) -> Mapping[str, ArmCounts]:
-        """Return the counts of each arm that was shown to somebody, by name."""
-        return self.counts(experiment).arms
 
     @contextmanager
     def _writing(self) -> Iterator[Connection]:
@@ -104,14 +117,14 @@ class EventLog:
                 yield connection
             return
         # SQLite has one writer at a time: threads queue here instead of polling the file
-        if not self._turn.acquire(timeout=self._wait):
+        if not self._write_lock.acquire(timeout=self._wait):
             raise TimeoutError(f"{self.name}: the event log failed: its writers waited longer than {self._wait:g} s")
         try:
             self._file.check(self.name)
             with writing(self._engine, self.name) as connection:
                 yield connection
         finally:
-            self._turn.release()
+            self._write_lock.release()
 
     def close(self) -> None:
         self._engine.dispose()
@@ -121,3 +134,35 @@ class EventLog:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
+
+
+def _rows(batch: Sequence[Impression], clicked: Sequence[Click]) -> list[tuple[Any, list[_Row]]]:
+    """Return each table with its new rows, in an order that satisfies the foreign keys."""
+    names = ("impression_id", "time", "experiment", "arm", "user_hash", "kind", "latency_ms", "fingerprint")
+    impression_rows = [
+        {**{name: getattr(impression, name) for name in names}, "num_results": len(impression.shown)}
+        for impression in batch
+    ]
+    shown_rows = [
+        {
+            "impression_id": impression.impression_id,
+            "product_id": product.product_id,
+            "position": position,
+            "score": product.score,
+        }
+        for impression in batch
+        for position, product in enumerate(impression.shown, start=1)
+    ]
+    positions = {(row["impression_id"], row["product_id"]): row["position"] for row in shown_rows}
+    click_rows: dict[tuple[str, str], _Row] = {}
+    for click in clicked:
+        key = click.impression_id, click.product_id
+        if key not in positions:
+            raise ValueError(f"{_name(click)}: the product is not in an impression recorded with the click")
+        row = {"impression_id": key[0], "product_id": key[1], "position": positions[key], "time": click.time}
+        click_rows.setdefault(key, row)
+    return [(impressions, impression_rows), (shown, shown_rows), (clicks, list(click_rows.values()))]
+
+
+def _name(click: Click) -> str:
+    return f"click on product '{click.product_id[:80]}' of impression '{click.impression_id}'"

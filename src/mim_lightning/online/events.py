@@ -1,7 +1,6 @@
-"""What the service tells the event log: that a user was shown some products, and that one of them was clicked.
+"""Events of an online experiment: an impression is one answer as a user saw it, a click is on one of its products.
 
-Made by the service for every answer and every click, taken by `EventLog`. There is no field for a photo, for words
-or for an address, and `user_hash` takes nothing but a hash.
+There is no field for an image, a text or an address of a user, and `user_hash` accepts only a hash.
 """
 
 from __future__ import annotations
@@ -22,30 +21,30 @@ def now() -> datetime:
 
 
 def new_id() -> str:
-    """Return an identity that cannot be guessed, so that only who was shown an answer can click on it."""
+    """Return a random id that cannot be guessed: only a client that received an answer can click on it."""
     return str(uuid.uuid4())
 
 
 @dataclass(frozen=True)
 class Shown:
-    """One product of an answer, with the score it was ranked by."""
+    """One product of an answer, with the score that ranked it."""
 
     product_id: str
     score: float
 
     def __post_init__(self) -> None:
-        _check_text("product_id", self.product_id)
+        _validate_text("product_id", self.product_id)
         if not math.isfinite(self.score):
             raise ValueError(f"product '{self.product_id}': score={self.score}: must be a finite number")
 
 
 @dataclass(frozen=True)
 class Impression:
-    """One answer as a user saw it, best product first; positions count from 1. An empty answer is one too."""
+    """One answer as a user saw it, best product first; positions count from 1. It may be empty."""
 
     experiment: str
     arm: str
-    user_hash: str  # of `hash_user`
+    user_hash: str  # from `hash_user`
     kind: str  # of the query: one of KINDS
     shown: Sequence[Shown]
     latency_ms: float
@@ -55,34 +54,34 @@ class Impression:
 
     def __post_init__(self) -> None:
         for name in ("experiment", "arm", "fingerprint"):
-            _check_text(name, getattr(self, name))
+            _validate_text(name, getattr(self, name))
         if not _USER_HASH.fullmatch(self.user_hash):
-            raise ValueError("user_hash: must be what hash_user returns; a user's key is never stored")
+            raise ValueError("user_hash: must come from hash_user; a user key is never stored")
         if self.kind not in KINDS:
             raise ValueError(f"kind='{self.kind}': must be one of {', '.join(KINDS)}")
         if not (math.isfinite(self.latency_ms) and self.latency_ms >= 0):
             raise ValueError(f"latency_ms={self.latency_ms}: must be 0 or more")
         if len({shown.product_id for shown in self.shown}) < len(self.shown):
-            raise ValueError("shown: some product stands there twice; an answer has one hit a product")
-        _check_id(self.impression_id)
-        _check_time(self.time)
+            raise ValueError("shown: a product appears twice; an answer has one hit a product")
+        _validate_id(self.impression_id)
+        _validate_time(self.time)
 
 
 @dataclass(frozen=True)
 class Click:
-    """A click on a product of an answer; its position is looked up where the answer was recorded."""
+    """A click on a product of an answer; its position is looked up in the recorded impression."""
 
     impression_id: str
     product_id: str
     time: datetime = field(default_factory=now)
 
     def __post_init__(self) -> None:
-        _check_id(self.impression_id)
-        _check_text("product_id", self.product_id)
-        _check_time(self.time)
+        _validate_id(self.impression_id)
+        _validate_text("product_id", self.product_id)
+        _validate_time(self.time)
 
 
-def _check_id(impression_id: str) -> None:
+def _validate_id(impression_id: str) -> None:
     try:
         is_canonical = str(uuid.UUID(impression_id)) == impression_id
     except ValueError:
@@ -91,11 +90,11 @@ def _check_id(impression_id: str) -> None:
         raise ValueError(f"impression_id '{impression_id[:40]}': must be one that the event log returned")
 
 
-def _check_text(name: str, text: str) -> None:
+def _validate_text(name: str, text: str) -> None:
     if not text or "\x00" in text:
-        raise ValueError(f"{name}: " + ("holds a NUL character" if text else "is empty"))
+        raise ValueError(f"{name}: " + ("contains a NUL character" if text else "is empty"))
 
 
-def _check_time(time: datetime) -> None:
+def _validate_time(time: datetime) -> None:
     if time.tzinfo is None:
-        raise ValueError(f"time={time}: needs a time zone, as datetime.now(UTC) has")
+        raise ValueError(f"time={time}: needs a time zone, as in datetime.now(UTC)")

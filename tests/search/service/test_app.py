@@ -18,9 +18,8 @@ pytest.importorskip("fastapi", reason="the extra `serve` is not installed")
 from fastapi.testclient import TestClient
 
 from mim_lightning.config import compose
-from mim_lightning.online.arms import Arm
+from mim_lightning.online.assignment import Arm, Experiment
 from mim_lightning.online.event_log import EventLog
-from mim_lightning.online.experiment import Experiment
 from mim_lightning.search.service.app import behind_gate, make_app
 from mim_lightning.search.service.limits import RefusedError
 from mim_lightning.serve import read_api_key, serve
@@ -345,7 +344,7 @@ def test_an_experiment_is_recorded_without_the_user(tmp_path: Path) -> None:
         asked_by_name = client.post("/search", data={"text": "red", "user": "0", "arm": "other"}).json()
         assert asked_by_name["impression_id"] is None and asked_by_name["arm"] == "other"
         assert client.post("/search", data={"text": "red"}).json()["impression_id"] is None
-    counts = log.arm_counts("colours")
+    counts = log.counts("colours").arms
     assert sum(arm.num_users for arm in counts.values()) == 40
     assert sum(arm.num_impressions for arm in counts.values()) == 80
     assert sum(arm.num_clicked for arm in counts.values()) == 1

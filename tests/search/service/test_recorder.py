@@ -16,9 +16,8 @@ pytest.importorskip("fastapi", reason="the extra `serve` is not installed")
 from fastapi.testclient import TestClient
 from sqlalchemy import event
 
-from mim_lightning.online.arms import Arm
+from mim_lightning.online.assignment import Arm, Experiment
 from mim_lightning.online.event_log import EventLog
-from mim_lightning.online.experiment import Experiment
 from mim_lightning.search.service import recorder as module
 from mim_lightning.search.service.app import behind_gate, make_app
 from tests.search.service.shopfronts import colour_shop

@@ -17,7 +17,7 @@ from mim_lightning.search.service.limits import RefusedError
 from mim_lightning.search.service.telemetry import Telemetry
 
 if TYPE_CHECKING:
-    from mim_lightning.online.experiment import Experiment
+    from mim_lightning.online.assignment import Experiment
 
 RETRY_SECONDS = 5.0
 LOG_SECONDS = 60.0

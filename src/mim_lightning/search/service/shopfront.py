@@ -20,7 +20,7 @@ from mim_lightning.search.service.recorder import Recorder
 from mim_lightning.search.service.telemetry import Telemetry
 
 if TYPE_CHECKING:
-    from mim_lightning.online.experiment import Experiment
+    from mim_lightning.online.assignment import Experiment
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ from collections import defaultdict
 
 import pytest
 
-from mim_lightning.online.counts import ArmCounts, UserSums
+from mim_lightning.online.aggregates import ArmCounts, UserSums
 from mim_lightning.online.event_log import EventLog
 from mim_lightning.online.events import Click, Impression
-from tests.online.making import impression
+from tests.online.event_factory import impression
 
 
 def random_events(seed: int) -> tuple[list[Impression], list[Click]]:

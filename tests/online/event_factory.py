@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from mim_lightning.online.arms import hash_user
+from mim_lightning.online.assignment import hash_user
 from mim_lightning.online.events import Impression, Shown
 
 SALT = "a salt for the tests"

@@ -6,10 +6,12 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from mim_lightning.online.arms import Arm, assign, build_arms, hash_user, read_salt
+from mim_lightning.online.assignment import Arm, Experiment, assign, hash_user, read_salt
+from mim_lightning.online.event_log import EventLog
 
 SALT = "0123456789abcdef"
 USERS = [f"user-{number}" for number in range(4000)]
@@ -36,17 +38,13 @@ def test_arms_are_chosen_by_their_shares_whatever_these_sum_to() -> None:
     assert Counter(assigned(arms(a=1, b=0)).values()) == {"a": len(USERS)}
 
 
-def test_the_order_of_arms_and_their_settings_change_nothing() -> None:
-    before = assigned(arms(a=1, b=2, c=3))
-    assert assigned(dict(reversed(arms(a=1, b=2, c=3).items()))) == before
-    assert (
-        assigned({name: Arm(name, share, {"index": "new"}) for name, share in (("a", 1), ("b", 2), ("c", 3))}) == before
-    )
+def test_the_order_of_arms_changes_nothing() -> None:
+    assert assigned(dict(reversed(arms(a=1, b=2, c=3).items()))) == assigned(arms(a=1, b=2, c=3))
 
 
 def test_another_process_says_the_same() -> None:
     script = (
-        "from mim_lightning.online.arms import *\n"
+        "from mim_lightning.online.assignment import *\n"
         "made = {name: Arm(name, share) for name, share in (('b', 2), ('a', 1))}\n"
         f"print(*(assign(f'user-{{n}}', made, 'towers', {SALT!r}).name for n in range(50)), hash_user('ann', {SALT!r}))"
     )
@@ -89,35 +87,29 @@ def test_parts_of_a_message_do_not_run_into_each_other() -> None:
     assert same < 100  # a quarter by chance, all of them if the parts were only joined
 
 
-def test_arms_from_a_config() -> None:
-    made = build_arms({"a": {"share": 2, "index": "i1"}, "b": {"weights": {"image": 0.3}}, "off": None})
-    assert made == {"a": Arm("a", 2.0), "b": Arm("b", 1.0)}
-    assert made["a"].settings == {"index": "i1"} and made["b"].settings == {"weights": {"image": 0.3}}
-
-
 @pytest.mark.parametrize(
-    ("config", "told"),
+    ("arm", "message"),
     [
-        ({}, "arms: there are none"),
-        ({"a": None}, "arms: there are none"),
-        ({"a": {"share": 0}}, "arms: none has a share above 0"),
-        ({"a": {"share": -1}}, "arm 'a': share=-1.0: must be 0 or more"),
-        ({"a": {"share": math.nan}}, "arm 'a': share=nan"),
-        ({"a": {"share": math.inf}}, "arm 'a': share=inf"),
-        ({"a": {"share": "half"}}, "arm 'a': share=half: must be a number"),
-        ({"": {}}, "arm: needs a name"),
+        ({"name": ""}, "arm: needs a name"),
+        ({"share": -1}, "arm 'a': share=-1: must be 0 or more"),
+        ({"share": math.nan}, "arm 'a': share=nan"),
+        ({"share": math.inf}, "arm 'a': share=inf"),
+        ({"share": "half"}, "arm 'a': share=half: must be a number"),
+        ({"share": True}, "arm 'a': share=True: must be a number"),
     ],
 )
-def test_arms_that_are_none(config: dict, told: str) -> None:
-    with pytest.raises(ValueError, match=told):
-        build_arms(config)
+def test_invalid_arms(arm: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Arm(**({"name": "a"} | arm))
 
 
 def test_mistakes_of_the_caller_are_told() -> None:
     for call, told in (
         (lambda: assign("", arms(a=1), "towers", SALT), "user key: is empty"),
         (lambda: assign("u", arms(a=1), "", SALT), "experiment: needs a name"),
-        (lambda: assign("u", {"b": Arm("a")}, "towers", SALT), "stands under the name 'b'"),
+        (lambda: assign("u", {"b": Arm("a")}, "towers", SALT), "is listed under the name 'b'"),
+        (lambda: assign("u", {}, "towers", SALT), "arms: there are none"),
+        (lambda: assign("u", arms(a=0), "towers", SALT), "arms: none has a share above 0"),
         (lambda: assign("u", arms(a=1), "towers", "short"), "salt: has 5 characters"),
         (lambda: hash_user("u", ""), "salt: has 0 characters"),
         (lambda: hash_user("", SALT), "user key: is empty"),
@@ -141,3 +133,21 @@ def test_the_salt_comes_from_the_environment_or_a_file(tmp_path: Path, monkeypat
     monkeypatch.setenv("MIM_USER_SALT", "short")
     with pytest.raises(ValueError, match="salt: has 5 characters"):
         read_salt()
+
+
+def test_an_experiment_assigns_records_and_counts_clicks(tmp_path: Path) -> None:
+    both = {name: Arm(name) for name in ("control", "new")}
+    with EventLog(str(tmp_path / "events.db")) as log:
+        made = Experiment("towers", both, SALT, log)
+        for number in range(20):
+            user = f"user-{number}"
+            arm = made.arm_of(user)
+            assert arm == assign(user, both, "towers", SALT).name
+            shown = made.record(user, arm, "text", [("a", 0.9), ("b", 0.8)], 3.0, "f1")
+            assert made.click(shown, "b") and not made.click(shown, "b")
+            with pytest.raises(ValueError, match="was not shown"):
+                made.click(shown, "c")
+        counts = log.counts("towers")
+    for count in ("num_users", "num_clicked"):
+        assert sum(getattr(arm, count) for arm in counts.arms.values()) == 20
+    assert {(row.position, row.num_clicks > 0) for row in counts.positions} == {(1, False), (2, True)}

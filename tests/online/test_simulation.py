@@ -9,20 +9,67 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from mim_lightning.online.always_valid import always_valid_interval
-from mim_lightning.online.arms import Arm, assign
-from mim_lightning.online.click_model import ClickModel, plant_lift
-from mim_lightning.online.counts import UserSums
+from mim_lightning.online.aggregates import UserSums
+from mim_lightning.online.assignment import Arm, assign
+from mim_lightning.online.estimates import (
+    Estimate,
+    Interval,
+    always_valid_interval,
+    click_rate,
+    design_effect,
+    log_ratio,
+)
 from mim_lightning.online.event_log import EventLog
-from mim_lightning.online.lift import Estimate, Interval, click_rate, design_effect, log_ratio
-from mim_lightning.online.plan import Plan
-from mim_lightning.online.sample_size import sample_size
-from mim_lightning.online.simulator import RELEVANCE, simulate_events, simulate_looks, simulate_sums
-from tests.online.making import SALT
+from mim_lightning.online.power import Plan, sample_size
+from mim_lightning.online.simulation import (
+    RELEVANCE,
+    ClickModel,
+    simulate_events,
+    simulate_lift,
+    simulate_looks,
+    simulate_sums,
+)
+from tests.online.event_factory import SALT
 
 MODEL, PLAN = ClickModel(), Plan()
-LIFTED = plant_lift(MODEL, RELEVANCE, PLAN.lift)
+LIFTED = simulate_lift(MODEL, RELEVANCE, PLAN.lift)
 NUM_REPEATS, NUM_LOOKS = 400, 20
+
+
+def test_rates_are_those_of_clicks_that_are_drawn() -> None:
+    rng = np.random.default_rng(0)
+    for level, eagerness in enumerate(MODEL.eagerness):
+        is_relevant = rng.random((20_000, 10)) < np.asarray(RELEVANCE)
+        chances = MODEL.click_probabilities(is_relevant, np.full(20_000, eagerness))
+        drawn = (rng.random(chances.shape) < chances).any(axis=1).mean()
+        rate = MODEL.click_rates(RELEVANCE)[level]
+        assert drawn == pytest.approx(rate, abs=4 * np.sqrt(rate * (1 - rate) / 20_000))
+
+
+def test_a_rate_by_hand() -> None:
+    model = ClickModel((1.0, 0.5), relevant_liking=0.5, other_liking=0.0, eagerness=(0.5, 1.0))
+    assert model.click_rates((1.0, 0.4)) == pytest.approx([1 - 0.75 * 0.95, 1 - 0.5 * 0.9])
+    assert model.click_rate((1.0, 0.4)) == pytest.approx((0.2875 + 0.55) / 2)
+
+
+@pytest.mark.parametrize("lift", [0.0495, -0.2, 0.0])
+def test_a_planted_lift_is_the_one_asked_for(lift: float) -> None:
+    planted = simulate_lift(MODEL, RELEVANCE, lift)
+    assert MODEL.click_rate(planted) / MODEL.click_rate(RELEVANCE) - 1 == pytest.approx(lift, abs=1e-9)
+    assert all(0 <= share <= 1 for share in planted)
+
+
+def test_what_cannot_be() -> None:
+    with pytest.raises(ValueError, match=r"lift=3.0: no ranking reaches it"):
+        simulate_lift(MODEL, RELEVANCE, 3.0)
+    with pytest.raises(ValueError, match="relevance: needs 10 probabilities"):
+        MODEL.click_rate((0.5, 0.5))
+    with pytest.raises(ValueError, match="click model: liking"):
+        ClickModel(relevant_liking=0.9)
+    with pytest.raises(ValueError, match="click model: examination"):
+        ClickModel(examination=(1.2,))
+    with pytest.raises(ValueError, match="queries_per_user"):
+        ClickModel(queries_per_user=0.5)
 
 
 def share_between(found: np.ndarray, chance: float) -> bool:
@@ -121,7 +168,7 @@ def test_looks_grow_by_new_users_or_by_the_same_ones() -> None:
 
 def test_events_are_those_of_the_model(tmp_path: Path) -> None:
     arms = {"control": Arm("control", 2), "new": Arm("new", 1)}
-    relevance = {"control": RELEVANCE, "new": plant_lift(MODEL, RELEVANCE, 0.25)}
+    relevance = {"control": RELEVANCE, "new": simulate_lift(MODEL, RELEVANCE, 0.25)}
     with EventLog(str(tmp_path / "events.db")) as log:
         simulate_events(log, MODEL, relevance, arms, "made up", 600, SALT, seed=1)
         counts = log.counts("made up")

@@ -1,7 +1,4 @@
-"""The report of an online experiment: arms, their comparison to the control, and what casts doubt on it.
-
-Counts and a plan come in, an ExperimentReport goes out; the report door calls it, and prints it or writes it as JSON.
-"""
+"""The report of an online experiment: its arms, their comparison with the control, and validity warnings."""
 
 from __future__ import annotations
 
@@ -11,19 +8,18 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
 
-from mim_lightning.online.comparison import Comparison, compare_arms
-from mim_lightning.online.counts import ArmCounts, ExperimentCounts, PositionCounts
-from mim_lightning.online.doubts import find_doubts
-from mim_lightning.online.lift import Interval, click_rate, design_effect, rate_interval, user_rate
-from mim_lightning.online.plan import Plan
-from mim_lightning.online.sample_size import SampleRatio, SampleSize, check_sample_ratio, sample_size
+from mim_lightning.online.aggregates import ArmCounts, ExperimentCounts, PositionCounts
+from mim_lightning.online.arm_comparison import ArmComparison, compare_arms
+from mim_lightning.online.estimates import Interval, click_rate, design_effect, rate_interval, user_rate
+from mim_lightning.online.power import Plan, SampleSize, sample_size
+from mim_lightning.online.validity import SampleRatio, sample_ratio, validity_warnings
 
-CONTROL = "control"  # the arm of this name is the control, unless another is named
+CONTROL = "control"  # name of the control arm, unless another one is given
 
 
 @dataclass(frozen=True)
 class ArmSummary:
-    """One arm by itself."""
+    """Counts and rates of one arm."""
 
     arm: str
     num_users: int
@@ -35,13 +31,13 @@ class ArmSummary:
     click_rate_interval: Interval
     user_rate: float  # users with a click over users
     impressions_per_user: float
-    design_effect: float  # how many times the variance that independent impressions would give; nan without clicks
+    design_effect: float  # variance of the click rate over that of independent impressions; nan without clicks
     mean_latency_ms: float
 
 
 @dataclass(frozen=True)
 class ExperimentReport:
-    """All that the report door tells."""
+    """The result of an experiment."""
 
     experiment: str
     control: str
@@ -49,48 +45,48 @@ class ExperimentReport:
     first: datetime | None  # impression, UTC
     last: datetime | None
     arms: Sequence[ArmSummary]  # the control first
-    comparisons: Sequence[Comparison]
+    comparisons: Sequence[ArmComparison]
     sample_ratio: SampleRatio
-    needed: SampleSize | None  # of each arm for the plan's lift, from the control's rate; None without its clicks
+    needed: SampleSize | None  # of each arm for the planned lift, at the control's rate; None if it has no clicks
     positions: Sequence[PositionCounts]
-    warnings: Sequence[str]
+    warnings: Sequence[str]  # a sample ratio mismatch is the first
 
 
-def summarise(
+def make_report(
     counts: ExperimentCounts, plan: Plan, control: str | None = None, shares: Mapping[str, float] | None = None
 ) -> ExperimentReport:
-    """Make the report of an experiment.
+    """Return the report of an experiment.
 
     Args:
-        counts: with one arm at least.
-        plan: what was settled beforehand.
-        control: the arm that others are compared to; None: the one called "control", or the only one.
-        shares: of the arms, as they were assigned; None: equal ones.
+        counts: with at least one arm.
+        plan: settings fixed before the experiment.
+        control: the arm that others are compared with; None: the one named "control", or the only one.
+        shares: of the arms, as the service assigned them; None: equal ones.
 
     Raises:
-        ValueError: no such control, none named where there are several arms, or an arm without a share.
+        ValueError: there is no such control, several arms but no control, or an arm without a share.
     """
-    chosen = _control(list(counts.arms), control)
+    chosen = _choose_control(list(counts.arms), control)
     arms = {chosen: counts.arms[chosen], **counts.arms}
     users = {name: arm.num_users for name, arm in arms.items()}
-    ratio = check_sample_ratio(users, dict.fromkeys(arms, 1.0) if shares is None else shares)
+    ratio = sample_ratio(users, dict.fromkeys(arms, 1.0) if shares is None else shares)
     return ExperimentReport(
         experiment=counts.experiment,
         control=chosen,
         plan=plan,
         first=counts.first,
         last=counts.last,
-        arms=[_summarise_arm(arm, plan.alpha) for arm in arms.values()],
+        arms=[_summarize(arm, plan.alpha) for arm in arms.values()],
         comparisons=compare_arms(arms, chosen, plan),
         sample_ratio=ratio,
-        needed=_needed(arms[chosen], len(arms) - 1, plan),
+        needed=_needed_size(arms[chosen], len(arms) - 1, plan),
         positions=counts.positions,
-        warnings=find_doubts(counts, ratio, plan),
+        warnings=validity_warnings(counts, ratio, plan),
     )
 
 
-def as_plain(report: ExperimentReport) -> dict[str, Any]:
-    """Return a report as JSON has it: nan as null, times in ISO 8601."""
+def to_json(report: ExperimentReport) -> dict[str, Any]:
+    """Return a report as plain values for JSON: nan as null, times in ISO 8601."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, dict):
@@ -104,17 +100,17 @@ def as_plain(report: ExperimentReport) -> dict[str, Any]:
     return {str(key): plain(value) for key, value in asdict(report).items()}
 
 
-def _control(names: Sequence[str], control: str | None) -> str:
-    assert names, "a report is of an experiment that was shown to somebody"
+def _choose_control(names: Sequence[str], control: str | None) -> str:
+    assert names, "a report needs an experiment with impressions"
     if control is None and CONTROL not in names and len(names) > 1:
-        raise ValueError(f"control: needs a value; name the arm that others are compared to: {', '.join(names)}")
+        raise ValueError(f"control: needs a value; name the arm that others are compared with: {', '.join(names)}")
     chosen = control or (CONTROL if CONTROL in names else names[0])
     if chosen not in names:
-        raise ValueError(f"control={chosen}: no such arm was shown; there are {', '.join(names)}")
+        raise ValueError(f"control={chosen}: no impressions of such an arm; there are {', '.join(names)}")
     return chosen
 
 
-def _summarise_arm(arm: ArmCounts, alpha: float) -> ArmSummary:
+def _summarize(arm: ArmCounts, alpha: float) -> ArmSummary:
     return ArmSummary(
         arm=arm.arm,
         num_users=arm.num_users,
@@ -131,10 +127,10 @@ def _summarise_arm(arm: ArmCounts, alpha: float) -> ArmSummary:
     )
 
 
-def _needed(control: ArmCounts, num_comparisons: int, plan: Plan) -> SampleSize | None:
+def _needed_size(control: ArmCounts, num_comparisons: int, plan: Plan) -> SampleSize | None:
     base, effect = click_rate(control.sums).value, design_effect(control.sums)
     if not 0 < base < 1 or not base * (1 + plan.lift) < 1 or math.isnan(effect):
         return None
     per_user = control.num_impressions / control.num_users
-    # below 1 by chance alone: a user's impressions are alike rather than unlike
+    # an effect below 1 is chance: the impressions of a user are positively correlated
     return sample_size(base, plan.lift, plan.power, plan.alpha, max(1.0, effect), per_user, max(1, num_comparisons))

@@ -1,4 +1,4 @@
-"""Sample sizes against the textbook's formula, and the check of the sample ratio against chi-square by hand."""
+"""Sample sizes against the formula of textbooks, and plans out of range."""
 
 import math
 from typing import Any
@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 from scipy import stats
 
-from mim_lightning.online.sample_size import check_sample_ratio, sample_size
+from mim_lightning.online.power import Plan, sample_size
 
 
 @pytest.mark.parametrize(("base", "lift", "power", "alpha"), [(0.1, 0.0495, 0.8, 0.05), (0.4, -0.1, 0.9, 0.01)])
-def test_sizes_are_near_the_textbooks(base: float, lift: float, power: float, alpha: float) -> None:
+def test_sizes_are_near_those_of_textbooks(base: float, lift: float, power: float, alpha: float) -> None:
     other = base * (1 + lift)
     variance = base * (1 - base) + other * (1 - other)
     wanted = (stats.norm.ppf(1 - alpha / 2) + stats.norm.ppf(power)) ** 2 * variance / (base - other) ** 2
@@ -28,7 +28,7 @@ def test_what_makes_an_experiment_larger() -> None:
 
 
 @pytest.mark.parametrize(
-    ("numbers", "told"),
+    ("numbers", "message"),
     [
         ({"base": 0.0}, "base=0.0"),
         ({"base": 12.0}, "base=12.0"),
@@ -44,29 +44,26 @@ def test_what_makes_an_experiment_larger() -> None:
         ({"base": math.nan}, "base=nan"),
     ],
 )
-def test_numbers_out_of_range(numbers: dict[str, Any], told: str) -> None:
-    with pytest.raises(ValueError, match=told):
+def test_numbers_out_of_range(numbers: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         sample_size(**({"base": 0.1, "lift": 0.05} | numbers))
 
 
-def test_the_ratio_of_users_is_checked_by_chi_square() -> None:
-    users = {"a": 520, "b": 480, "c": 250}
-    found = check_sample_ratio(users, {"a": 2, "b": 2, "c": 1})
-    assert found.expected == {"a": 500, "b": 500, "c": 250}
-    assert found.p_value == pytest.approx(stats.chi2.sf(2 * 20**2 / 500, 2))
-    assert not found.is_mismatch
-
-
-def test_lost_users_are_a_mismatch() -> None:
-    assert check_sample_ratio({"a": 10_000, "b": 9_400}, {"a": 1, "b": 1}).is_mismatch
-    assert not check_sample_ratio({"a": 9_000, "b": 1_000}, {"a": 0.9, "b": 0.1}).is_mismatch
-    assert check_sample_ratio({"a": 9_000, "b": 1_000}, {"a": 1, "b": 1}).is_mismatch
-    assert check_sample_ratio({"a": 40}, {"a": 1, "b": 1}).is_mismatch  # nobody came to the other
-
-
-def test_one_arm_has_no_ratio_and_every_arm_needs_a_share() -> None:
-    alone = check_sample_ratio({"a": 40}, {"a": 1})
-    assert math.isnan(alone.p_value) and not alone.is_mismatch
-    for shares in ({"a": 1.0}, {"a": 1.0, "b": 0.0}):
-        with pytest.raises(ValueError, match=r"shares.b: needs a value above 0"):
-            check_sample_ratio({"a": 3, "b": 3}, shares)
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"lift": -0.5, "alpha": 0.1, "power": 0.5, "num_users": 1}, None),
+        ({"lift": 0}, "lift=0"),
+        ({"lift": -1}, "lift=-1"),
+        ({"lift": 4.95}, "lift=4.95"),
+        ({"alpha": 1.0}, "alpha=1.0"),
+        ({"power": 0.05}, "power=0.05"),
+        ({"num_users": 0}, "planned_users=0"),
+    ],
+)
+def test_invalid_plans(settings: dict[str, Any], message: str | None) -> None:
+    if message is None:
+        Plan(**settings)
+        return
+    with pytest.raises(ValueError, match=message):
+        Plan(**settings)
