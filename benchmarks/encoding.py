@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mim_lightning.inference.loaded import LoadedModel, load
+from mim_lightning.inference.model import LoadedModel, load
 
 WORDS = "in blue, with stripes"
 MANY = 32

@@ -33,9 +33,9 @@ def now():
     return time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 states = [now()]
-from mim_lightning.data.order import EpochSettings, StreamSettings
+from mim_lightning.data.sampling.order import EpochSettings, StreamSettings
 from mim_lightning.data.shards.shard_set import ShardSet
-from mim_lightning.data.stream import RankSampler
+from mim_lightning.data.loading.loader import RankSampler
 import mim_lightning.train, mim_lightning.lit.datamodule  # what else a training process holds
 states.append(now())
 place, num_lanes, batch_size, world_size = sys.argv[1], *map(int, sys.argv[2:])

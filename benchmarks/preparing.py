@@ -22,8 +22,8 @@ from typing import Any
 from photos import cpu, marked, read_photos
 from PIL import Image
 
-from mim_lightning.data.manifest import ManifestSource
-from mim_lightning.data.prepared import ShardSettings, prepare_shards
+from mim_lightning.data.manifest.manifest import ManifestSource
+from mim_lightning.data.preparation.prepared import ShardSettings, prepare_shards
 
 
 def main() -> None:

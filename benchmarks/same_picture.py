@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from mim_lightning.data.check import CheckSettings
-from mim_lightning.data.check.duplicates import MAX_COLOUR_DISTANCE
-from mim_lightning.data.check.picture_facts import PictureFacts, picture_facts
+from mim_lightning.data.validation import CheckSettings
+from mim_lightning.data.validation.duplicates import MAX_COLOUR_DISTANCE
+from mim_lightning.data.validation.image_checks import PictureFacts, picture_facts
 
 SCALES = (0.25, 0.5, 0.75, 1.0, 1.3)
 STORED_AS = (("JPEG", 40), ("JPEG", 60), ("JPEG", 80), ("JPEG", 95), ("WEBP", 60), ("PNG", 0))

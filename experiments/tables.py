@@ -21,9 +21,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from mim_lightning.evidence.arms import Arm, group_arms
-from mim_lightning.evidence.comparison.comparison import compare_arms
-from mim_lightning.evidence.record import EvaluationRecord, read_record
+from mim_lightning.analysis.comparison.comparison import compare_arms
+from mim_lightning.analysis.record import EvaluationRecord, read_record
+from mim_lightning.analysis.run_groups import Arm, group_arms
 from mim_lightning.run import PLACEMENT_KEYS
 from mim_lightning.sweep.seeds import mean_interval
 

@@ -11,8 +11,8 @@ SOURCE = Path(__file__).parents[1] / "src" / "mim_lightning"
 FILES = sorted(SOURCE.rglob("*.py"))
 
 ROOMS = {  # room or file -> what of the project it may import
-    "id_keys": set(),
-    "types": {"id_keys"},
+    "ids": set(),
+    "types": {"ids"},
     "display": set(),
     "io": set(),
     "fields": set(),
@@ -20,20 +20,21 @@ ROOMS = {  # room or file -> what of the project it may import
     "exports": set(),
     "stored_config": {"targets"},
     "interruption": set(),
-    "data": {"types", "data", "id_keys"},
+    "data": {"types", "data", "ids"},
     "encoders": {"types", "encoders"},
     "losses": {"types", "losses"},
     "metrics": {"types", "metrics"},
+    "metrics.directions": {"types", "metrics", "model.fusion"},
     "model": {"types", "encoders.interface", "model"},
     "model.checkpoint": {
         *("types", "encoders.interface", "model", "config", "stored_config"),
     },
-    "evidence": {
-        *("types", "data", "metrics", "model.fusion", "evidence"),
+    "analysis": {
+        *("types", "data", "metrics", "model.fusion", "analysis"),
         "stored_config",
     },
     "lit": {
-        *("types", "data", "model", "losses", "metrics", "evidence", "sweep.optuna_study", "lit"),
+        *("types", "data", "model", "losses", "metrics", "analysis", "sweep.optuna_study", "lit"),
         *("interruption", "expected_types"),
     },
     "overrides": set(),
@@ -41,88 +42,78 @@ ROOMS = {  # room or file -> what of the project it may import
     "set_name": set(),
     # what it builds and describes
     "config": {
-        *("types", "model", "losses", "data.prepared"),
+        *("types", "model", "losses", "data.preparation.prepared"),
         *("overrides", "expected_types", "stored_config", "targets"),
     },
     "run": {"config", "expected_types", "set_name", "targets"},
-    "failure": {"config"},
-    "door": {"command", "config", "failure", "interruption", "overrides"},
-    "launch": {"config", "door", "failure", "interruption"},
-    "sweep": {"config", "run", "failure", "sweep", "targets", "interruption"},
+    "errors": {"config"},
+    "cli": {"command", "config", "errors", "interruption", "overrides"},
+    "launch": {"config", "cli", "errors", "interruption"},
+    "sweep": {"config", "run", "errors", "sweep", "targets", "interruption"},
     "sweep.optuna_study": set(),
     "train": {
-        *("config", "door", "failure", "run", "launch", "prepare", "lit", "model"),
+        *("config", "cli", "errors", "run", "launch", "prepare", "lit", "model"),
         *("interruption", "expected_types"),
     },
     "evaluate": {
-        *("config", "door", "expected_types", "launch", "run", "set_name", "lit", "model"),
+        *("config", "cli", "expected_types", "launch", "run", "set_name", "lit", "model"),
         "stored_config",
     },
-    "prepare": {"types", "config", "door", "data", "evidence"},
+    "prepare": {"types", "config", "cli", "data", "analysis"},
     "command": {"interruption"},
-    "tune_fusion": {"command", "evidence", "model", "types"},
-    "dashboard": {"command", "config"},
-    "compare": {"command", "run", "evidence"},
+    "tune_fusion": {"command", "analysis", "model", "types"},
+    "wandb_workspace": {"command", "config"},
+    "compare": {"command", "run", "analysis"},
     "inference": {
-        *("types", "data.pictures", "data.transforms", "encoders.interface", "model", "config", "metrics"),
+        *("types", "data.images", "encoders.interface", "model", "config", "metrics"),
         *("inference", "stored_config"),
-        "evidence.directions",  # ranks by direction, as an evaluation does
+        "metrics.directions",  # ranks by direction, as an evaluation does
     },
-    "export": {"config", "door", "expected_types", "inference", "lit", "model", "stored_config"},
+    "export": {"config", "cli", "expected_types", "inference", "lit", "model", "stored_config"},
     "online": {"online"},
-    "ab_report": {"config", "door", "online"},
-    "report": {"ab_report"},  # old name of the command
-    "draw": {"command", "config", "run", "evidence"},
+    "ab_report": {"config", "cli", "online"},
+    "report": {"ab_report"},  # old names of commands
+    "draw": {"plot"},
+    "dashboard": {"wandb_workspace"},
+    "plot": {"command", "config", "run", "analysis"},
     "search": {
-        *("data.pictures", "data.shards.sample_finder", "data.shards.shard_set", "inference"),
+        *("data.images", "data.shards.sample_finder", "data.shards.shard_set", "inference"),
         "search",
     },
     "search.index": {"search.index"},
-    "search.service": {"data.pictures", "inference.pictures", "search"},
-    "search.service.shopfront": {"data.pictures", "inference.pictures", "online.assignment", "search"},  # its type
+    "search.service": {"data.images", "inference.image_inputs", "search"},
+    "search.service.shopfront": {"data.images", "inference.image_inputs", "online.assignment", "search"},  # its type
     "search.service.recorder": {"online.assignment", "search"},  # likewise
-    "search.__main__": {"data.pictures", "door", "search"},
+    "search.__main__": {"data.images", "cli", "search"},
     "build_index": {
-        *("config", "door", "expected_types", "inference", "launch", "lit", "model", "prepare", "search"),
+        *("config", "cli", "expected_types", "inference", "launch", "lit", "model", "prepare", "search"),
         "stored_config",
     },
-    "serve": {"config", "door", "interruption", "online", "search"},
+    "serve": {"config", "cli", "interruption", "online", "search"},
 }
 ANYWHERE = {"io", "display", "fields", "exports"}  # know nothing of the project
 DATA_ROOMS = {  # room or file of data -> what else of data it may import: rows above its own, so there are no circles
     "places": set(),
-    "dealing": set(),
     "synthetic": set(),
     "fetching": {"places"},
-    "pictures": {"places", "fetching"},
-    "tables": {"places", "pictures"},
-    "manifest": {"places", "pictures", "tables"},
-    "sources": {"places", "pictures", "tables", "manifest", "synthetic"},
-    "protocol": {"manifest"},
-    "check": {"places", "pictures", "tables", "manifest"},
-    "shard_cache": {"places"},
-    "shards": {"places", "shard_cache"},
-    "writing": {"places", "pictures", "tables", "manifest", "check", "shards"},
-    "checked": {"pictures", "tables", "manifest", "protocol", "check", "writing"},
-    "prepared": {"places", "manifest", "protocol", "check", "shard_cache", "shards", "writing", "checked"},
-    "writing.ray_engine": {"places", "tables", "manifest", "check", "protocol", "prepared", "writing"},
-    "order": {"dealing"},
-    "grouped": {"dealing", "order"},
-    "weighted": {"dealing", "order"},
-    "mixing": {"places", "shard_cache", "shards", "prepared", "order"},
-    "transforms": {"pictures"},
-    "collate": {"pictures", "transforms"},
-    "skipping": {"shards", "collate"},
-    "slots": {"pictures", "skipping"},
-    "stream": {"shards", "order", "collate", "skipping", "slots"},
+    "images": {"places", "fetching"},
+    "manifest": {"places", "images"},
+    "sources": {"images", "manifest", "synthetic"},
+    "splits": {"manifest"},
+    "validation": {"images", "manifest"},
+    "shards": {"places"},
+    "preparation": {"places", "images", "manifest", "splits", "validation", "shards"},
+    "shards.mixture_set": {"shards", "preparation"},
+    "sampling": {"shards"},
+    "loading": {"images", "shards", "sampling"},
 }
 LARGEST_ROOM = 16  # files of a folder of data
 VENDORS = {  # package -> rooms that may import it
     "aiohttp": {"data"},
     "fsspec": {"data", "io"},
     "lightning": {"lit", "train", "evaluate"},
-    "hydra": {"config", "door", "failure", "sweep"},
-    "omegaconf": {"config", "door", "failure", "sweep"},
+    "hydra": {"config", "cli", "errors", "sweep"},
+    "omegaconf": {"config", "cli", "errors", "sweep"},
     "timm": {"encoders"},
     "transformers": {"encoders"},
     "open_clip": {"encoders"},
@@ -132,14 +123,14 @@ VENDORS = {  # package -> rooms that may import it
     "simplejpeg": {"data"},
     "pillow_heif": {"data"},
     "ray": {"data"},
-    "pyarrow": {"data", "evidence", "search"},
-    "jinja2": {"evidence"},
-    "matplotlib": {"display", "evidence"},
-    "sklearn": {"evidence"},
-    "threadpoolctl": {"evidence"},
+    "pyarrow": {"data", "analysis", "search"},
+    "jinja2": {"analysis"},
+    "matplotlib": {"display", "analysis"},
+    "sklearn": {"analysis"},
+    "threadpoolctl": {"analysis"},
     "optuna": {"sweep", "lit"},
-    "wandb": {"lit", "dashboard"},  # see below; all else goes through conf/logger and Lightning's logger
-    "wandb_workspaces": {"dashboard"},
+    "wandb": {"lit", "wandb_workspace"},  # see below; all else goes through conf/logger and Lightning's logger
+    "wandb_workspaces": {"wandb_workspace"},
     "fastapi": {"search"},
     "starlette": {"search"},
     "gradio": {"search"},
@@ -229,11 +220,11 @@ def test_files_say_what_they_are_for(path: Path) -> None:
 
 def test_collectives_stay_in_gather_and_metrics() -> None:
     users = {name_of(path) for path in FILES if any(m.startswith("torch.distributed") for m in imports(path))}
-    assert users <= {"losses.gather", "metrics.collect"}
+    assert users <= {"losses.gather", "metrics.collector"}
 
 
 UNSAFE = {  # what would run code that stands in a file -> modules that may: nobody else's files reach them
-    r"pickle\.loads?\(": {"data.writing.ray_tasks"},  # rows that tasks of the same job packed
+    r"pickle\.loads?\(": {"data.preparation.ray_tasks"},  # rows that tasks of the same job packed
     r"weights_only=False": {"lit.trainer_options"},  # saves, in Lightning's words, the whole of a checkpoint
     r"allow_pickle=True|trust_remote_code=True|shell=True": set(),
     r"(?<![.\w])(?:eval|exec)\(|os\.(?:system|popen)\(|\b(?:marshal|shelve|dill|cloudpickle)\b|joblib\.load": set(),
@@ -253,7 +244,7 @@ def test_no_file_is_read_that_could_run_code(path: Path) -> None:
 
 def test_wandb_stays_in_one_callback_and_the_dashboard() -> None:
     users = {name_of(path) for path in FILES if any(m.split(".")[0] == "wandb" for m in imports(path))}
-    assert users <= {"lit.callbacks.retrieval_browser", "dashboard"}
+    assert users <= {"lit.callbacks.tracked_queries", "wandb_workspace"}
 
 
 VENDOR_TEXT = {"encoders/timm_image.py"}  # PyTorch and timm raise the same class for both cases

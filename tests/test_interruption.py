@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from mim_lightning import interruption
-from mim_lightning.door import FAILURE_FILE, FROZEN_CONFIG
-from mim_lightning.failure import Failure, find_failure
+from mim_lightning.cli import FAILURE_FILE, FROZEN_CONFIG
+from mim_lightning.errors import Failure, find_failure
 from mim_lightning.interruption import Interruption, interruptible, is_entry_point
 
 ENTRY = """
@@ -22,7 +22,7 @@ sys.orig_argv = ["python", "-m", "mim_lightning.train"]
 import mim_lightning
 if when == "start":
     os.kill(os.getpid(), signum)
-from mim_lightning.door import run_door
+from mim_lightning.cli import run_door
 from mim_lightning.interruption import Interruption
 
 def work(config):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mim_lightning import launch
-from mim_lightning.door import FROZEN_CONFIG
+from mim_lightning.cli import FROZEN_CONFIG
 
 TRAINER = {"accelerator": "auto", "devices": 1, "num_nodes": 1, "precision": "auto"}
 
@@ -84,7 +84,7 @@ def test_devices_that_no_cpu_has_are_refused(devices: object) -> None:
 
 GROUP = """
 import torch.distributed as dist
-from mim_lightning.door import run_door
+from mim_lightning.cli import run_door
 
 def join(config):
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)

@@ -11,9 +11,9 @@ import mim_lightning
 from mim_lightning.build_index import build_index
 from mim_lightning.compare import compare
 from mim_lightning.config import compose
-from mim_lightning.draw import draw
 from mim_lightning.evaluate import evaluate
 from mim_lightning.export import export
+from mim_lightning.plot import draw
 from mim_lightning.search.__main__ import search
 from mim_lightning.serve import open_shopfront
 from mim_lightning.stored_config import TRUSTED_PACKAGES

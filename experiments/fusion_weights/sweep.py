@@ -7,10 +7,10 @@ import argparse
 import statistics
 from pathlib import Path
 
+from mim_lightning.analysis.embeddings import read_embeddings
+from mim_lightning.analysis.fusion_sweep import FusionCurve, sweep_fusion
+from mim_lightning.analysis.record import read_record
 from mim_lightning.display.style import new_figure, save
-from mim_lightning.evidence.embeddings import read_embeddings
-from mim_lightning.evidence.fusion_sweep import FusionCurve, sweep_fusion
-from mim_lightning.evidence.record import read_record
 from mim_lightning.types import Direction
 
 DIRECTION, FUSIONS = "composed_to_product", ("query", "product")

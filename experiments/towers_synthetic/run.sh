@@ -4,5 +4,5 @@ source "$(dirname "$0")/../train_arms.sh"
 train_arms towers_synthetic experiment=synthetic model=2tower,3tower,4tower
 evaluate_seen towers_synthetic
 tables towers_synthetic runs/towers_synthetic/{2,3,4}tower-*
-.venv/bin/python -m mim_lightning.draw runs/towers_synthetic/{2,3,4}tower-* --output runs/towers_synthetic/figures --only curves,hits --direction image_to_image
-.venv/bin/python -m mim_lightning.draw runs/towers_synthetic/4tower-*-seed1-* --output runs/towers_synthetic/figures --only map
+.venv/bin/python -m mim_lightning.plot runs/towers_synthetic/{2,3,4}tower-* --output runs/towers_synthetic/figures --only curves,hits --direction image_to_image
+.venv/bin/python -m mim_lightning.plot runs/towers_synthetic/4tower-*-seed1-* --output runs/towers_synthetic/figures --only map

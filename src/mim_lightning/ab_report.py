@@ -11,7 +11,7 @@ from dataclasses import asdict
 from importlib.util import find_spec
 from typing import Any
 
-from mim_lightning.door import run_door
+from mim_lightning.cli import run_door
 
 NUMBERS = (
     "planned_users", "lift", "power", "alpha", "base", "design_effect", "impressions_per_user", "num_comparisons",

@@ -10,8 +10,8 @@ from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mim_lightning.cli import run_door
 from mim_lightning.config import build
-from mim_lightning.door import run_door
 from mim_lightning.expected_types import refuse_mistyped
 from mim_lightning.fields import PRODUCT, PRODUCT_IMAGE
 from mim_lightning.launch import choose_precision, is_launched, launch, num_processes_to_launch
@@ -31,8 +31,8 @@ def main() -> None:
 
 def build_index(config: dict[str, Any]) -> None:
     """Embed, build and verify; or change the index that is there."""
-    from mim_lightning.inference.loaded import LoadedModel
-    from mim_lightning.inference.opening import choose_device, encoders_of, open_matcher
+    from mim_lightning.inference.loading import choose_device, encoders_of, open_matcher
+    from mim_lightning.inference.model import LoadedModel
     from mim_lightning.lit.datamodule import MatchDataModule
     from mim_lightning.search.embedded import EmbeddingFolder, describe_embedding
     from mim_lightning.search.making import add_to_index, delete_from_index, make_index
@@ -75,7 +75,7 @@ def choose_gallery(wanted: str | None, matcher: Matcher) -> str:
 def embed_missing(config: dict[str, Any], matcher: Matcher, folder: EmbeddingFolder) -> None:
     """Embed what the folder lacks, in this process or in several."""
     from mim_lightning.lit.console import quieten
-    from mim_lightning.lit.embedding import embed_catalogue
+    from mim_lightning.lit.embed_catalog import embed_catalogue
     from mim_lightning.lit.module import MatchModule
 
     missing = folder.missing()

@@ -30,11 +30,11 @@ def compare(
 ) -> None:
     """Print a comparison of the runs; with `output`, write compare.html and compare.json there."""
     # imported here, so that a wrong word on the command line is told at once
-    from mim_lightning.evidence.arms import group_arms
-    from mim_lightning.evidence.comparison.comparison import compare_arms, write_json
-    from mim_lightning.evidence.comparison.terminal import print_comparison
-    from mim_lightning.evidence.pages.page import write_comparison_page
-    from mim_lightning.evidence.record import read_record
+    from mim_lightning.analysis.comparison.comparison import compare_arms, write_json
+    from mim_lightning.analysis.comparison.console import print_comparison
+    from mim_lightning.analysis.html.pages import write_comparison_page
+    from mim_lightning.analysis.record import read_record
+    from mim_lightning.analysis.run_groups import group_arms
     from mim_lightning.run import PLACEMENT_KEYS
 
     if len(runs) < 2:

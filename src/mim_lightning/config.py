@@ -130,14 +130,14 @@ def describe_data(data: Mapping[str, Any]) -> Any:
 
 def _described_source(data: Mapping[str, Any]) -> Any:
     """Describe a source, and the content made of it where that took the place of other content: other pictures."""
-    from mim_lightning.data.prepared import find_new_content
+    from mim_lightning.data.preparation.prepared import find_new_content
 
     own, content = build(data["source"]).describe(), find_new_content(data["folder"])
     return own if content is None else {"source": own, "content": content}
 
 
 def _described(folder: str) -> Any:
-    from mim_lightning.data.prepared import FIRST_CONTENT, open_prepared
+    from mim_lightning.data.preparation.prepared import FIRST_CONTENT, open_prepared
 
     described = open_prepared(folder).describe()
     return {key: value for key, value in described.items() if key != FIRST_CONTENT}

@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mim_lightning.cli import run_door
 from mim_lightning.config import build, build_matcher
-from mim_lightning.door import run_door
 from mim_lightning.expected_types import refuse_mistyped, refuse_other_kind
 from mim_lightning.io.atomic import atomic_write
 from mim_lightning.launch import choose_precision

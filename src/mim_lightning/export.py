@@ -9,8 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mim_lightning.cli import run_door
 from mim_lightning.config import build
-from mim_lightning.door import run_door
 from mim_lightning.expected_types import refuse_mistyped
 from mim_lightning.stored_config import data_of
 
@@ -27,9 +27,9 @@ def main() -> None:
 
 def export(config: dict[str, Any]) -> Path:
     """Write the folder, push it if asked to, and return its path."""
-    from mim_lightning.inference.card import find_evaluation
     from mim_lightning.inference.export import export_model, refuse_foreign_folder
     from mim_lightning.inference.hub import check_repo, push
+    from mim_lightning.inference.model_card import find_evaluation
     from mim_lightning.model.checkpoint import load_matcher
 
     checkpoint, output, repo = Path(config["checkpoint"]), Path(config["output"]), config["push"]

@@ -19,9 +19,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mim_lightning.cli import FAILURE_FILE, FROZEN_CONFIG
 from mim_lightning.config import save_config
-from mim_lightning.door import FAILURE_FILE, FROZEN_CONFIG
-from mim_lightning.failure import ChildError, Failure, find_failure, leave_failure
+from mim_lightning.errors import ChildError, Failure, find_failure, leave_failure
 from mim_lightning.interruption import Interruption
 
 OTHER_LAUNCHERS = ("LOCAL_RANK", "OMPI_COMM_WORLD_RANK")  # set in the processes that torchrun and others start

@@ -11,16 +11,16 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mim_lightning.cli import run_door
 from mim_lightning.config import build
 from mim_lightning.display.text import plain
-from mim_lightning.door import run_door
 from mim_lightning.fields import TEXT_FIELDS
 
 # what is imported in functions waits until it is needed: a wrong word is told at once, and the processes that write,
 # which import this file too, need neither torch nor pages
 if TYPE_CHECKING:
-    from mim_lightning.data.check import CheckSettings
-    from mim_lightning.data.prepared import PreparedData
+    from mim_lightning.data.preparation.prepared import PreparedData
+    from mim_lightning.data.validation import CheckSettings
     from mim_lightning.types import InputSpec
 
 ENGINES = ("processes", "ray")
@@ -84,9 +84,9 @@ def prepare_data(
         is_compared: compare what is there with its checksums, and make again what is damaged.
         needed: splits without which nothing is to be written.
     """
-    from mim_lightning.data.checked import Checking
-    from mim_lightning.data.prepared import open_prepared, prepare_shards
-    from mim_lightning.evidence.pages.check_files import leave_check
+    from mim_lightning.analysis.html.validation_files import leave_check
+    from mim_lightning.data.preparation.prepared import open_prepared, prepare_shards
+    from mim_lightning.data.preparation.validated_source import Checking
 
     if data["source"] is None:
         return open_prepared(data["folder"], build(data.get("cache")))
@@ -104,10 +104,10 @@ def check(data: Mapping[str, Any], specs: Mapping[str, InputSpec] | None) -> Non
     Raises:
         ValueError: the data would be refused.
     """
-    from mim_lightning.data.check import require_good
-    from mim_lightning.data.checked import Checking
-    from mim_lightning.data.prepared import check_only, report_folder
-    from mim_lightning.evidence.pages.check_files import leave_check
+    from mim_lightning.analysis.html.validation_files import leave_check
+    from mim_lightning.data.preparation.prepared import check_only, report_folder
+    from mim_lightning.data.preparation.validated_source import Checking
+    from mim_lightning.data.validation import require_good
 
     checking = Checking(_strictness(data), specs, partial(leave_check, brief=False))
     folder = _local(data["folder"])
@@ -122,8 +122,8 @@ def verify(folder: str) -> None:
     Raises:
         ValueError: one is.
     """
-    from mim_lightning.data.prepared import open_prepared
-    from mim_lightning.data.writing.verify import verify_sets
+    from mim_lightning.data.preparation.prepared import open_prepared
+    from mim_lightning.data.shards.verify import verify_sets
 
     prepared = open_prepared(folder)
     found = verify_sets(prepared.folder, ["catalogue", *(f"queries/{split}" for split in prepared.splits())])
@@ -143,9 +143,9 @@ def prepare_on_cluster(config: Mapping[str, Any]) -> PreparedData:
     Raises:
         ValueError: the source or the protocol is another one.
     """
-    from mim_lightning.data.manifest import ManifestSource
-    from mim_lightning.data.protocol import Seen
-    from mim_lightning.data.writing.ray_engine import prepare_with_ray
+    from mim_lightning.data.manifest.manifest import ManifestSource
+    from mim_lightning.data.preparation.ray_engine import prepare_with_ray
+    from mim_lightning.data.splits import Seen
     from mim_lightning.io.paths import to_path_or_url
 
     data = config["data"]
@@ -168,7 +168,7 @@ def _text_specs(config: Mapping[str, Any]) -> dict[str, InputSpec] | None:
 
 
 def _strictness(data: Mapping[str, Any]) -> CheckSettings:
-    from mim_lightning.data.check import CheckSettings
+    from mim_lightning.data.validation import CheckSettings
 
     return build(data.get("check")) or CheckSettings()  # older runs have no such section
 

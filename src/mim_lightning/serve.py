@@ -15,8 +15,8 @@ from functools import partial
 from ipaddress import ip_address
 from typing import Any
 
+from mim_lightning.cli import run_door
 from mim_lightning.config import construct
-from mim_lightning.door import run_door
 from mim_lightning.interruption import Interruption
 
 FREE_TEXTS = ("index", "checkpoint", "events", "experiment_name")

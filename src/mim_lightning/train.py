@@ -15,6 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mim_lightning.cli import run_door
 from mim_lightning.config import (
     build,
     build_each,
@@ -24,9 +25,8 @@ from mim_lightning.config import (
     construct,
     save_config,
 )
-from mim_lightning.door import run_door
+from mim_lightning.errors import clear_notes
 from mim_lightning.expected_types import refuse_mistyped
-from mim_lightning.failure import clear_notes
 from mim_lightning.interruption import Interruption
 from mim_lightning.io.atomic import remove_abandoned
 from mim_lightning.io.damaged_file import DamagedFileError

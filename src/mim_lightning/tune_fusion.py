@@ -30,10 +30,10 @@ def tune_fusion(
 ) -> None:
     """Sweep, print, and write what was asked for."""
     # imported here, so that a wrong word on the command line is told at once
-    from mim_lightning.evidence.embeddings import read_embeddings
-    from mim_lightning.evidence.fusion_curve import print_curve, write_curve
-    from mim_lightning.evidence.fusion_sweep import sweep_fusion
-    from mim_lightning.evidence.record import read_record
+    from mim_lightning.analysis.embeddings import read_embeddings
+    from mim_lightning.analysis.fusion_curve import print_curve, write_curve
+    from mim_lightning.analysis.fusion_sweep import sweep_fusion
+    from mim_lightning.analysis.record import read_record
     from mim_lightning.model.checkpoint import store_fusions
     from mim_lightning.types import Direction
 

@@ -18,8 +18,8 @@ from torch import Tensor
 from mim_lightning.fields import QUERY_FIELDS as QUERY_FIELDS
 from mim_lightning.fields import QUERY_IMAGE
 from mim_lightning.fields import side_of as side_of
-from mim_lightning.id_keys import NO_KEY as NO_KEY
-from mim_lightning.id_keys import id_key as id_key
+from mim_lightning.ids import NO_KEY as NO_KEY
+from mim_lightning.ids import id_key as id_key
 
 # --- what an encoder says about its input -------------------------------------------------------------
 

@@ -11,16 +11,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mim_lightning.data.collate import Collate
-from mim_lightning.data.grouped import GroupedSettings
-from mim_lightning.data.mixing.mix import MAIN
-from mim_lightning.data.mixing.mixed_order import mix_orders
-from mim_lightning.data.mixing.mixed_set import MixedSet
-from mim_lightning.data.order import EpochSettings, OrderSettings, StreamSettings
+from mim_lightning.data.images.transforms import Augment
+from mim_lightning.data.loading.collate import Collate
+from mim_lightning.data.loading.loader import StreamLoader
+from mim_lightning.data.sampling.grouped import GroupedSettings
+from mim_lightning.data.sampling.mixture import mix_orders
+from mim_lightning.data.sampling.order import EpochSettings, OrderSettings, StreamSettings
+from mim_lightning.data.sampling.weighted import WeightedSettings
+from mim_lightning.data.shards.mixture import MAIN
+from mim_lightning.data.shards.mixture_set import MixedSet
 from mim_lightning.data.shards.shard_set import ShardSet
-from mim_lightning.data.stream import StreamLoader
-from mim_lightning.data.transforms import Augment
-from mim_lightning.data.weighted import WeightedSettings
 from mim_lightning.types import id_key
 from tests.data.conftest import MakeSet
 from tests.data.test_stream import SPECS, content, global_batches

@@ -10,11 +10,11 @@ import pytest
 from PIL import Image
 
 from mim_lightning.data.synthetic import draw_contact_sheet, write_synthetic_world
+from mim_lightning.data.synthetic.catalog import MAX_PRODUCTS, build_products, build_queries
 from mim_lightning.data.synthetic.item import COLOURS, MARKS, Look, draw_item
 from mim_lightning.data.synthetic.patterns import PATTERNS
-from mim_lightning.data.synthetic.silhouettes import SILHOUETTES
+from mim_lightning.data.synthetic.shapes import SILHOUETTES
 from mim_lightning.data.synthetic.wording import MOTIFS
-from mim_lightning.data.synthetic.world import MAX_PRODUCTS, build_products, build_queries
 
 ATTRIBUTES = ("category", "shape", "colour", "pattern", "size", "brand")
 SMALL = {"num_products": 24, "train_queries_per_product": 4, "val_queries_per_product": 2, "image_size": 48}

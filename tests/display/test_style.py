@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mim_lightning.analysis import figures
+from mim_lightning.analysis.figures.map_points import place_points
 from mim_lightning.display import style
-from mim_lightning.evidence import figures
-from mim_lightning.evidence.figures.map_points import place_points
 
 
 @pytest.mark.parametrize("package", ["matplotlib", "sklearn"])

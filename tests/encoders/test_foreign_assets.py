@@ -191,7 +191,7 @@ def test_images_have_a_size_that_fits_into_memory(size: Any) -> None:
     ],
 )
 def test_open_clip_asks_nowhere_else(part: str, changes: dict[str, Any], message: str) -> None:
-    towers = pytest.importorskip("mim_lightning.encoders.open_clip_towers", reason="needs the extra clip")
+    towers = pytest.importorskip("mim_lightning.encoders.open_clip", reason="needs the extra clip")
     model: dict[str, Any] = {"embed_dim": 8, "vision_cfg": {"image_size": 32}, "text_cfg": {"context_length": 8}}
     model[part] |= changes
     assets = {"open_clip_config.json": json.dumps({"model_cfg": model, "preprocess_cfg": {}})}

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mim_lightning.config import build, compose
-from mim_lightning.data.prepared import open_prepared
+from mim_lightning.data.preparation.prepared import open_prepared
 from mim_lightning.lit.datamodule import MatchDataModule
 from mim_lightning.run import Run, identify
 from tests.flow.doors import start, timeless, weights

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from mim_lightning.config import build_matcher, compose
-from mim_lightning.data.pictures.decode import normalise_encoding
+from mim_lightning.data.images.codec import normalise_encoding
 from mim_lightning.export import export
 from mim_lightning.model.checkpoint import PREFIX, SECTION, describe
 from mim_lightning.model.matcher import Matcher

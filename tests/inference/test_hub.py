@@ -8,7 +8,7 @@ import pytest
 from huggingface_hub import constants
 
 from mim_lightning.inference.hub import push
-from mim_lightning.inference.loaded import load
+from mim_lightning.inference.model import load
 from tests.inference.hub import Hub, commit_of, running_hub
 from tests.inference.models import TEXTS, export_to
 

@@ -16,18 +16,18 @@ from typing import Any
 
 import pytest
 
+from mim_lightning.analysis.embeddings import read_embeddings
+from mim_lightning.analysis.figures.training_log import read_log
+from mim_lightning.analysis.record import read_record
+from mim_lightning.analysis.tracked_queries import read_followed
 from mim_lightning.build_index import build_index
 from mim_lightning.config import compose
-from mim_lightning.data.prepared import open_prepared
+from mim_lightning.data.preparation.prepared import open_prepared
 from mim_lightning.data.shards import shard_set
-from mim_lightning.data.writing.verify import verify_sets
-from mim_lightning.evidence.embeddings import read_embeddings
-from mim_lightning.evidence.figures.log import read_log
-from mim_lightning.evidence.followed import read_followed
-from mim_lightning.evidence.record import read_record
+from mim_lightning.data.shards.verify import verify_sets
+from mim_lightning.errors import find_failure
 from mim_lightning.export import export
-from mim_lightning.failure import find_failure
-from mim_lightning.inference.loaded import load
+from mim_lightning.inference.model import load
 from mim_lightning.io.damaged_file import DamagedFileError, describe_error, errors_as_damaged_file
 from mim_lightning.model.checkpoint import load_matcher, verify_checkpoint
 from mim_lightning.online.event_log import EventLog

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from lightning.pytorch.trainer.states import TrainerFn
 
-from mim_lightning.lit.callbacks.pruning import TrialPruning
+from mim_lightning.lit.callbacks.optuna_pruning import TrialPruning
 from mim_lightning.sweep.optuna_study import open_study
 
 optuna = pytest.importorskip("optuna", reason="needs the extra: pip install 'mim-lightning[sweep]'")

@@ -12,14 +12,14 @@ import wandb
 from lightning import LightningModule, Trainer
 from PIL import Image
 
+from mim_lightning.analysis.record import read_record
+from mim_lightning.analysis.tracked_queries import read_followed, read_history
 from mim_lightning.config import compose
-from mim_lightning.dashboard import build_workspace
-from mim_lightning.evidence.followed import read_followed, read_history
-from mim_lightning.evidence.record import read_record
 from mim_lightning.lit import trainer_options
-from mim_lightning.lit.callbacks.retrieval_browser import RetrievalBrowser
+from mim_lightning.lit.callbacks.tracked_queries import RetrievalBrowser
 from mim_lightning.run import Run, identify
 from mim_lightning.train import train
+from mim_lightning.wandb_workspace import build_workspace
 from tests.flow.doors import start
 from tests.lit.offline_run import OfflineRun, read_offline_runs
 from tests.shop import small, write_shop

@@ -9,13 +9,13 @@ import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger
 
-from mim_lightning.data.collate import Collate
-from mim_lightning.data.order import StreamPlan
+from mim_lightning.data.loading.collate import Collate
+from mim_lightning.data.loading.corrupt_samples import BadSamples
+from mim_lightning.data.loading.loader import StreamLoader
+from mim_lightning.data.preparation.small_set import write_shard_set
+from mim_lightning.data.sampling.order import StreamPlan
 from mim_lightning.data.shards.shard_set import ShardSet
-from mim_lightning.data.skipping import BadSamples
-from mim_lightning.data.stream import StreamLoader
-from mim_lightning.data.writing.shard import Record
-from mim_lightning.data.writing.small_set import write_shard_set
+from mim_lightning.data.shards.writer import Record
 from mim_lightning.lit.callbacks.skipped_samples import SkippedSamples
 from mim_lightning.types import Batch
 

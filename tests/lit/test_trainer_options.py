@@ -9,8 +9,8 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 
 from mim_lightning.config import compose
+from mim_lightning.errors import is_mendable
 from mim_lightning.evaluate import evaluate
-from mim_lightning.failure import is_mendable
 from mim_lightning.lit.trainer_options import check_trainer
 from mim_lightning.run import Run, identify
 from tests.flow.doors import weights
@@ -191,7 +191,7 @@ def test_a_runs_folder_that_cannot_be_written_is_told_first(shop: Path) -> None:
 def test_wandb_without_a_key_is_one_line() -> None:
     from wandb.errors import UsageError
 
-    from mim_lightning.failure import describe_failure
+    from mim_lightning.errors import describe_failure
 
     error = UsageError("No API key configured. Use `wandb login` to log in.")
     assert is_mendable(error)

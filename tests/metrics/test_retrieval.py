@@ -12,7 +12,7 @@ from torch import Tensor
 from torchmetrics.functional import retrieval as reference
 
 from mim_lightning.metrics import Gallery, Queries, Ranking, evaluate_direction, rank_direction, score_rankings
-from mim_lightning.metrics.catalogue import Catalogue
+from mim_lightning.metrics.task import Catalogue
 from mim_lightning.types import NO_KEY, id_key
 from tests.metrics.test_ranking import keys_of, naive_ranking, quantised
 

@@ -12,11 +12,11 @@ import torch
 from safetensors.numpy import load_file
 
 from mim_lightning import load
+from mim_lightning.analysis.record import read_record
 from mim_lightning.compare import compare
 from mim_lightning.config import build, build_matcher, compose, save_config
-from mim_lightning.draw import draw
 from mim_lightning.evaluate import evaluate
-from mim_lightning.evidence.record import read_record
+from mim_lightning.plot import draw
 from mim_lightning.run import identify
 from mim_lightning.search.opening import open_searcher
 from mim_lightning.search.query import SearchQuery

@@ -10,9 +10,9 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
+from mim_lightning.data.preparation.small_set import write_shard_set
 from mim_lightning.data.shards.shard_set import ShardSet
-from mim_lightning.data.writing.shard import Record
-from mim_lightning.data.writing.small_set import write_shard_set
+from mim_lightning.data.shards.writer import Record
 from mim_lightning.search.canaries import (
     Canaries,
     check_canaries,

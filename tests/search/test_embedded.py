@@ -13,11 +13,11 @@ import pytest
 import torch
 from PIL import Image
 
-from mim_lightning.data.manifest import ManifestSource
-from mim_lightning.data.prepared import ShardSettings, prepare_shards
+from mim_lightning.data.manifest.manifest import ManifestSource
+from mim_lightning.data.preparation.prepared import ShardSettings, prepare_shards
+from mim_lightning.data.preparation.small_set import write_shard_set
 from mim_lightning.data.shards.shard_set import ShardSet
-from mim_lightning.data.writing.shard import Record
-from mim_lightning.data.writing.small_set import write_shard_set
+from mim_lightning.data.shards.writer import Record
 from mim_lightning.search.embedded import EmbeddingFolder, _products, describe_embedding
 from mim_lightning.search.index.products import type_products
 

@@ -8,8 +8,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from mim_lightning.data.writing.shard import Record
-from mim_lightning.data.writing.small_set import write_shard_set
+from mim_lightning.data.preparation.small_set import write_shard_set
+from mim_lightning.data.shards.writer import Record
 from mim_lightning.search.embedded import EmbeddedCatalogue, EmbeddingFacts
 from mim_lightning.search.facets import FACETS
 from mim_lightning.search.index.product_index import open_index

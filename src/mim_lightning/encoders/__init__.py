@@ -7,7 +7,7 @@ from mim_lightning.exports import export_lazily
 if TYPE_CHECKING:
     from mim_lightning.encoders.hf_text import HfText
     from mim_lightning.encoders.interface import Encoder, ImageEncoder
-    from mim_lightning.encoders.open_clip_towers import OpenClipImage, OpenClipText
+    from mim_lightning.encoders.open_clip import OpenClipImage, OpenClipText
     from mim_lightning.encoders.timm_image import TimmImage
     from mim_lightning.encoders.tiny import TinyImage, TinyText
 else:
@@ -17,8 +17,8 @@ else:
             "Encoder": "mim_lightning.encoders.interface",
             "HfText": "mim_lightning.encoders.hf_text",
             "ImageEncoder": "mim_lightning.encoders.interface",
-            "OpenClipImage": "mim_lightning.encoders.open_clip_towers",
-            "OpenClipText": "mim_lightning.encoders.open_clip_towers",
+            "OpenClipImage": "mim_lightning.encoders.open_clip",
+            "OpenClipText": "mim_lightning.encoders.open_clip",
             "TimmImage": "mim_lightning.encoders.timm_image",
             "TinyImage": "mim_lightning.encoders.tiny",
             "TinyText": "mim_lightning.encoders.tiny",

@@ -10,8 +10,7 @@ from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mim_lightning.inference.card import Evaluation, write_card
-from mim_lightning.inference.folder import (
+from mim_lightning.inference.export_format import (
     CARD_FILE,
     FolderFacts,
     is_export,
@@ -20,10 +19,11 @@ from mim_lightning.inference.folder import (
     write_facts,
     write_model,
 )
-from mim_lightning.inference.measure import NUM_SAMPLES, Batches, Losses, measure_losses, sample_inputs
+from mim_lightning.inference.loading import OpenedMatcher, choose_device, encoders_of, round_matcher
+from mim_lightning.inference.model_card import Evaluation, write_card
 from mim_lightning.inference.onnx import export_towers
-from mim_lightning.inference.opening import OpenedMatcher, choose_device, encoders_of, round_matcher
-from mim_lightning.inference.precision import check_precision
+from mim_lightning.inference.quantization import check_precision
+from mim_lightning.inference.quantization_loss import NUM_SAMPLES, Batches, Losses, measure_losses, sample_inputs
 from mim_lightning.io.atomic import atomic_write_folder
 from mim_lightning.model.checkpoint import LoadedCheckpoint
 from mim_lightning.types import Direction

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mim_lightning.inference.towers import TowerEncoder
+from mim_lightning.inference.tower_encoder import TowerEncoder
 from mim_lightning.io.file_name import validate_inside
 from mim_lightning.model.matcher import Matcher
 from mim_lightning.model.tower import Tower

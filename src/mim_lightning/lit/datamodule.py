@@ -15,24 +15,30 @@ import numpy as np
 import torch
 from lightning import LightningDataModule
 
-from mim_lightning.data.check import CheckSettings
-from mim_lightning.data.checked import Checking
-from mim_lightning.data.collate import Collate
-from mim_lightning.data.manifest import Source
-from mim_lightning.data.mixing.mix import read_mix, refuse_common_ids, split_shares
-from mim_lightning.data.mixing.mixed_order import mix_orders
-from mim_lightning.data.mixing.mixed_set import MixedSet, open_catalogues, open_mixed
-from mim_lightning.data.order import EpochSettings, Order, OrderSettings, StreamSettings
-from mim_lightning.data.pictures.picture_key import MAX_KNOWN, bytes_key, pixel_key
+from mim_lightning.analysis.html.validation_files import leave_check
+from mim_lightning.data.images.image_key import MAX_KNOWN, bytes_key, pixel_key
+from mim_lightning.data.images.transforms import Augment
+from mim_lightning.data.loading.collate import Collate
+from mim_lightning.data.loading.corrupt_samples import BadSamples
+from mim_lightning.data.loading.loader import ShardPass, StreamLoader, evaluation_plan
+from mim_lightning.data.manifest.manifest import Source
 from mim_lightning.data.places.transfer import changed
-from mim_lightning.data.prepared import MissingSplitError, ShardSettings, open_prepared, open_products, prepare_shards
-from mim_lightning.data.protocol import Protocol
-from mim_lightning.data.shard_cache import CacheSettings
+from mim_lightning.data.preparation.prepared import (
+    MissingSplitError,
+    ShardSettings,
+    open_prepared,
+    open_products,
+    prepare_shards,
+)
+from mim_lightning.data.preparation.validated_source import Checking
+from mim_lightning.data.sampling.mixture import mix_orders
+from mim_lightning.data.sampling.order import EpochSettings, Order, OrderSettings, StreamSettings
+from mim_lightning.data.shards.cache import CacheSettings
+from mim_lightning.data.shards.mixture import read_mix, refuse_common_ids, split_shares
+from mim_lightning.data.shards.mixture_set import MixedSet, open_catalogues, open_mixed
 from mim_lightning.data.shards.shard_set import ShardSet
-from mim_lightning.data.skipping import BadSamples
-from mim_lightning.data.stream import ShardPass, StreamLoader, evaluation_plan
-from mim_lightning.data.transforms import Augment
-from mim_lightning.evidence.pages.check_files import leave_check
+from mim_lightning.data.splits import Protocol
+from mim_lightning.data.validation import CheckSettings
 from mim_lightning.io.paths import to_path_or_url
 from mim_lightning.types import InputSpec, side_of
 

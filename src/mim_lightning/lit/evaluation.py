@@ -13,15 +13,15 @@ from typing import Any
 import torch
 from lightning import LightningModule, Trainer
 
-from mim_lightning.data.check.findings import IN_CATALOGUE
-from mim_lightning.data.check.report import FINDINGS_FILE, found_ids
-from mim_lightning.data.shards.facts import QueryFacts, query_facts
-from mim_lightning.evidence.embeddings import EvaluationEmbeddings, write_embeddings
-from mim_lightning.evidence.figures.hits_grid import draw_hits
-from mim_lightning.evidence.followed import read_history
-from mim_lightning.evidence.pages.page import write_report_page
-from mim_lightning.evidence.record import RECORD_FOLDER, RunFacts, read_record, write_record
-from mim_lightning.evidence.segments import measure_segments_of
+from mim_lightning.analysis.embeddings import EvaluationEmbeddings, write_embeddings
+from mim_lightning.analysis.figures.hits_grid import draw_hits
+from mim_lightning.analysis.html.pages import write_report_page
+from mim_lightning.analysis.record import RECORD_FOLDER, RunFacts, read_record, write_record
+from mim_lightning.analysis.segments import measure_segments_of
+from mim_lightning.analysis.tracked_queries import read_history
+from mim_lightning.data.shards.lookup import QueryFacts, query_facts
+from mim_lightning.data.validation.findings import IN_CATALOGUE
+from mim_lightning.data.validation.report import FINDINGS_FILE, found_ids
 from mim_lightning.io.paths import PathOrUrl
 from mim_lightning.lit.callbacks.retrieval_eval import find_retrieval_eval
 from mim_lightning.lit.datamodule import MatchDataModule

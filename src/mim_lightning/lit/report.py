@@ -14,9 +14,9 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from mim_lightning.data.check.units import counted
+from mim_lightning.analysis.segments import SEGMENTS
+from mim_lightning.data.validation.units import counted
 from mim_lightning.display.text import plain
-from mim_lightning.evidence.segments import SEGMENTS
 
 COLUMNS = ("hit@1", "hit@5", "hit@10", "mrr", "map", "ndcg@10", "wrong_category@1")  # all others: results.json
 Results = Mapping[str, float]

@@ -5,26 +5,26 @@ from typing import TYPE_CHECKING
 from mim_lightning.exports import export_lazily
 
 if TYPE_CHECKING:
-    from mim_lightning.metrics.catalogue import Gallery, Queries
-    from mim_lightning.metrics.collect import EmbeddingCollector
+    from mim_lightning.metrics.collector import EmbeddingCollector
+    from mim_lightning.metrics.embedding_table import EmbeddingTable, check_complete
     from mim_lightning.metrics.intervals import PairedDifference, bootstrap_intervals, paired_difference
     from mim_lightning.metrics.measures import Ranking, score_rankings
     from mim_lightning.metrics.ranking import rank_gallery
     from mim_lightning.metrics.retrieval import NothingToRankError, evaluate_direction, rank_direction
-    from mim_lightning.metrics.table import EmbeddingTable, check_complete
+    from mim_lightning.metrics.task import Gallery, Queries
 else:
     __getattr__, __dir__ = export_lazily(
         __name__,
         {
-            "EmbeddingCollector": "mim_lightning.metrics.collect",
-            "EmbeddingTable": "mim_lightning.metrics.table",
-            "Gallery": "mim_lightning.metrics.catalogue",
+            "EmbeddingCollector": "mim_lightning.metrics.collector",
+            "EmbeddingTable": "mim_lightning.metrics.embedding_table",
+            "Gallery": "mim_lightning.metrics.task",
             "NothingToRankError": "mim_lightning.metrics.retrieval",
             "PairedDifference": "mim_lightning.metrics.intervals",
-            "Queries": "mim_lightning.metrics.catalogue",
+            "Queries": "mim_lightning.metrics.task",
             "Ranking": "mim_lightning.metrics.measures",
             "bootstrap_intervals": "mim_lightning.metrics.intervals",
-            "check_complete": "mim_lightning.metrics.table",
+            "check_complete": "mim_lightning.metrics.embedding_table",
             "evaluate_direction": "mim_lightning.metrics.retrieval",
             "paired_difference": "mim_lightning.metrics.intervals",
             "rank_direction": "mim_lightning.metrics.retrieval",

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mim_lightning.metrics.catalogue import Catalogue
+from mim_lightning.metrics.task import Catalogue
 from mim_lightning.types import NO_KEY
 
 

@@ -13,7 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mim_lightning.metrics.catalogue import (
+from mim_lightning.metrics.collector import gather_shares, share_of_rank
+from mim_lightning.metrics.intervals import bootstrap_intervals
+from mim_lightning.metrics.measures import Ranking, first_ranks, score_rankings
+from mim_lightning.metrics.ranking import check_finite, even_chunks, rank_gallery
+from mim_lightning.metrics.task import (
     Catalogue,
     Gallery,
     Queries,
@@ -21,10 +25,6 @@ from mim_lightning.metrics.catalogue import (
     select_answerable,
     unit_keys_of,
 )
-from mim_lightning.metrics.collect import gather_shares, share_of_rank
-from mim_lightning.metrics.intervals import bootstrap_intervals
-from mim_lightning.metrics.measures import Ranking, first_ranks, score_rankings
-from mim_lightning.metrics.ranking import check_finite, even_chunks, rank_gallery
 from mim_lightning.types import NO_KEY, Hits, RetrievalReport
 
 _RANKED_BYTES = 64  # a ranked product: key, score, grade, and what the measures make of them

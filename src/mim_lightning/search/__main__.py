@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from mim_lightning.door import run_door
+from mim_lightning.cli import run_door
 
 FREE_TEXTS = ("index", "checkpoint", "image", "text", "not_text", "like", "picture")
 
@@ -21,7 +21,7 @@ def main() -> None:
 
 def search(config: dict[str, Any]) -> None:
     """Search once, and print and draw what was found."""
-    from mim_lightning.data.pictures.local_file import read_file
+    from mim_lightning.data.images.local_file import read_file
     from mim_lightning.search.opening import open_searcher
     from mim_lightning.search.pictures import ProductPictures
     from mim_lightning.search.query import SearchQuery, given_weights

@@ -18,7 +18,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from mim_lightning.data.shards.shard_set import ShardSet
-from mim_lightning.inference.precision import base_of
+from mim_lightning.inference.quantization import base_of
 from mim_lightning.io.atomic import atomic_write
 from mim_lightning.io.damaged_file import DamagedFileError, errors_as_damaged_file
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mim_lightning.data.shards.shard_set import ShardSet
-from mim_lightning.inference.loaded import LoadedModel
+from mim_lightning.inference.model import LoadedModel
 from mim_lightning.search.canaries import choose_canaries, encode_canaries, write_canaries
 from mim_lightning.search.embedded import EmbeddedCatalogue
 from mim_lightning.search.facets import FACETS, describe_facets, extend_facets

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from mim_lightning.inference.hub import is_hub_path
-from mim_lightning.inference.loaded import LoadedModel, load
+from mim_lightning.inference.model import LoadedModel, load
 from mim_lightning.io.file_name import validate_file_name, validate_inside
 from mim_lightning.search.canaries import check_canaries, read_canaries
 from mim_lightning.search.index.card import IndexCard

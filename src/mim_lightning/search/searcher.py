@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from mim_lightning.fields import QUERY_IMAGE, QUERY_TEXT
-from mim_lightning.inference.precision import base_of
+from mim_lightning.inference.quantization import base_of
 from mim_lightning.search.index.product_index import ProductIndex
 from mim_lightning.search.query import QueryVector, SearchQuery, check_weights, combine, mean_direction
 

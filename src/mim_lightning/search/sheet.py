@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 
 from PIL import Image, ImageDraw
 
-from mim_lightning.data.pictures.decode import decode_upright
-from mim_lightning.data.pictures.limits import ImageError
+from mim_lightning.data.images.codec import decode_upright
+from mim_lightning.data.images.limits import ImageError
 from mim_lightning.display.pil_text import cut, font, paste_image, wrap
 from mim_lightning.display.style import FAINT, INK, PAPER, RULE
 from mim_lightning.display.text import plain

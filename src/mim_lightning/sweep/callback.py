@@ -18,7 +18,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, open_dict
 
 from mim_lightning.config import to_plain
-from mim_lightning.failure import Failure, write_note
+from mim_lightning.errors import Failure, write_note
 from mim_lightning.io.locks import describe_holder, release, try_lock
 from mim_lightning.run import Run, identify
 from mim_lightning.sweep.identity import PENDING_NAME, name_sweep, own_config, pick_overrides, swept_keys

@@ -14,7 +14,7 @@ from typing import Any
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 
-from mim_lightning.failure import is_mendable
+from mim_lightning.errors import is_mendable
 from mim_lightning.interruption import Interruption
 from mim_lightning.sweep.identity import pick_overrides
 from mim_lightning.sweep.ledger import RUNNING, Ledger, Row

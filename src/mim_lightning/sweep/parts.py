@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mim_lightning.config import build
-from mim_lightning.failure import EXTRA
+from mim_lightning.errors import EXTRA
 
 
 def check_installed() -> None:

@@ -10,16 +10,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mim_lightning.data.collate import Collate
-from mim_lightning.data.order import StreamPlan
+from mim_lightning.data.loading.collate import Collate
+from mim_lightning.data.loading.corrupt_samples import BadSamples
+from mim_lightning.data.loading.loader import StreamLoader
 from mim_lightning.data.places.transfer import ChangedError
-from mim_lightning.data.shard_cache import CacheSettings
+from mim_lightning.data.preparation.small_set import write_shard_set
+from mim_lightning.data.sampling.order import StreamPlan
+from mim_lightning.data.shards.cache import CacheSettings
 from mim_lightning.data.shards.open_shards import OpenShards
 from mim_lightning.data.shards.shard_set import ShardError, ShardSet
-from mim_lightning.data.skipping import BadSamples
-from mim_lightning.data.stream import StreamLoader
-from mim_lightning.data.writing.shard import Record
-from mim_lightning.data.writing.small_set import write_shard_set
+from mim_lightning.data.shards.writer import Record
 from mim_lightning.types import ImageSpec
 from tests.data.conftest import jpeg
 from tests.data.stores import serving

@@ -14,16 +14,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mim_lightning.data.collate import Collate
-from mim_lightning.data.manifest import ManifestSource
-from mim_lightning.data.order import StreamPlan
+from mim_lightning.data.loading.collate import Collate
+from mim_lightning.data.loading.corrupt_samples import BadSamples
+from mim_lightning.data.loading.loader import ShardPass, ShardsAhead, StreamLoader
+from mim_lightning.data.manifest.manifest import ManifestSource
 from mim_lightning.data.places import transfer
 from mim_lightning.data.places.transfer import Patience
-from mim_lightning.data.prepared import ShardSettings, open_prepared, prepare_shards
-from mim_lightning.data.shard_cache import CacheSettings
+from mim_lightning.data.preparation.prepared import ShardSettings, open_prepared, prepare_shards
+from mim_lightning.data.sampling.order import StreamPlan
+from mim_lightning.data.shards.cache import CacheSettings
 from mim_lightning.data.shards.shard_set import ShardError, ShardSet
-from mim_lightning.data.skipping import BadSamples
-from mim_lightning.data.stream import ShardPass, ShardsAhead, StreamLoader
 from mim_lightning.types import ImageSpec
 from tests.data.conftest import MakeSet
 from tests.data.stores import FaultyStore, in_processes, serving

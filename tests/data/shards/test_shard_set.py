@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mim_lightning.data.shard_cache import CacheSettings
+from mim_lightning.data.preparation.small_set import write_shard_set
+from mim_lightning.data.shards.cache import CacheSettings
 from mim_lightning.data.shards.shard_set import ShardError, ShardSet
-from mim_lightning.data.writing.shard import Record
-from mim_lightning.data.writing.small_set import write_shard_set
+from mim_lightning.data.shards.writer import Record
 from mim_lightning.types import NO_KEY, id_key
 from tests.data.conftest import MakeSet, jpeg
 

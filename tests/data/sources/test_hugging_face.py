@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from mim_lightning.data.manifest import Manifest
-from mim_lightning.data.pictures.images import ImageReader, TableCell
+from mim_lightning.data.images.reader import ImageReader, TableCell
+from mim_lightning.data.manifest.manifest import Manifest
+from mim_lightning.data.manifest.row_issue import RowIssue
 from mim_lightning.data.sources.hugging_face import HuggingFaceSource
-from mim_lightning.data.tables.row_issue import RowIssue
 from tests.data.conftest import jpeg
 
 datasets = pytest.importorskip("datasets")

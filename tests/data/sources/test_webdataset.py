@@ -14,9 +14,9 @@ import fsspec
 import pytest
 
 from mim_lightning.config import build, compose
-from mim_lightning.data.pictures.images import ImageReader
+from mim_lightning.data.images.reader import ImageReader
+from mim_lightning.data.manifest.row_issue import RowIssue
 from mim_lightning.data.sources.webdataset import WebDatasetSource
-from mim_lightning.data.tables.row_issue import RowIssue
 from tests.data.conftest import jpeg
 
 Samples = Mapping[str, Mapping[str, bytes]]

@@ -16,7 +16,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from mim_lightning.config import build, build_matcher, compose
-from mim_lightning.inference.loaded import load
+from mim_lightning.inference.model import load
 from mim_lightning.lit.module import MatchModule
 from mim_lightning.run import identify
 from mim_lightning.search.opening import open_searcher

@@ -12,9 +12,9 @@ import pyarrow as pa
 from PIL import Image
 from torch import Tensor
 
-from mim_lightning.data.writing.shard import Record
-from mim_lightning.data.writing.small_set import write_shard_set
-from mim_lightning.inference.pictures import prepare_images
+from mim_lightning.data.preparation.small_set import write_shard_set
+from mim_lightning.data.shards.writer import Record
+from mim_lightning.inference.image_inputs import prepare_images
 from mim_lightning.search.facets import FACETS, describe_facets
 from mim_lightning.search.index.product_index import IndexSettings, ModelFacts, ProductIndex, build_index
 from mim_lightning.search.pictures import CATALOGUES, ProductPictures

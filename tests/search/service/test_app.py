@@ -23,7 +23,7 @@ from mim_lightning.online.event_log import EventLog
 from mim_lightning.search.service.app import behind_gate, make_app
 from mim_lightning.search.service.limits import RefusedError
 from mim_lightning.serve import read_api_key, serve
-from tests.data.pictures.hostile import png, scanned
+from tests.data.images.hostile import png, scanned
 from tests.search.service.shopfronts import FINGERPRINT, colour_shop, square
 from tests.search.service.test_limits import png_of
 

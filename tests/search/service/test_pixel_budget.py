@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from mim_lightning.data.pictures.decode import EncodedImage
+from mim_lightning.data.images.codec import EncodedImage
 from mim_lightning.search.service import pixel_budget as module
 from mim_lightning.search.service.limits import RefusedError
 from mim_lightning.search.service.pixel_budget import PixelBudget

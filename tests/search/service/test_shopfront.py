@@ -13,10 +13,10 @@ import simplejpeg
 import torch
 from PIL import Image
 
-from mim_lightning.data.pictures import decode
-from mim_lightning.data.pictures.decode import normalise_encoding
-from mim_lightning.data.transforms import eval_image
-from mim_lightning.inference.pictures import prepare_images
+from mim_lightning.data.images import codec as decode
+from mim_lightning.data.images.codec import normalise_encoding
+from mim_lightning.data.images.transforms import eval_image
+from mim_lightning.inference.image_inputs import prepare_images
 from mim_lightning.search.query import SearchQuery
 from mim_lightning.search.service.limits import RefusedError
 from mim_lightning.types import ImageSpec

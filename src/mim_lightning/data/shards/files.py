@@ -15,7 +15,7 @@ from typing import Protocol
 import numpy as np
 
 from mim_lightning.data.places.transfer import MissingError, ShardError, changed, fetch_bytes
-from mim_lightning.data.shard_cache import Ahead, CacheSettings, ShardCache
+from mim_lightning.data.shards.cache import Ahead, CacheSettings, ShardCache
 from mim_lightning.data.shards.open_shards import OpenShard, check_opened, check_shard, read_places
 from mim_lightning.data.shards.set_index import IndexedShard
 from mim_lightning.io.damaged_file import DamagedFileError, errors_as_damaged_file, validate_regular_file

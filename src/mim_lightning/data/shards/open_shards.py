@@ -16,7 +16,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from mim_lightning.data.shard_cache import TOUCH_EVERY, touch
+from mim_lightning.data.shards.cache import TOUCH_EVERY, touch
 from mim_lightning.fields import IMAGE_FIELDS
 
 MEMBERS = ("json", *IMAGE_FIELDS)

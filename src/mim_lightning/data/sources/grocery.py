@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mim_lightning.data.manifest import Manifest, finish, read_manifest
-from mim_lightning.data.tables.draft import ManifestDraft
-from mim_lightning.data.tables.identity import file_id
-from mim_lightning.data.tables.row_issue import OnIssue, raise_issue
-from mim_lightning.data.tables.table import TableSpec, open_table, read_rows
+from mim_lightning.data.manifest.builder import ManifestDraft
+from mim_lightning.data.manifest.content_hash import file_id
+from mim_lightning.data.manifest.manifest import Manifest, finish, read_manifest
+from mim_lightning.data.manifest.row_issue import OnIssue, raise_issue
+from mim_lightning.data.manifest.table import TableSpec, open_table, read_rows
 
 QUERY_COLUMNS = {"image": "query_image", "text": "query_text"}
 SPLITS = ("train", "val", "test")  # of the published set: a list of photos each

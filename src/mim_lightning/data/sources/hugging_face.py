@@ -12,11 +12,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mim_lightning.data.manifest import Manifest, changed_names, read_tables
-from mim_lightning.data.pictures.download import DownloadSettings
-from mim_lightning.data.tables.identity import folder_id
-from mim_lightning.data.tables.row_issue import OnIssue, raise_issue
-from mim_lightning.data.tables.table import ColumnNames, Table, TablePart
+from mim_lightning.data.images.download import DownloadSettings
+from mim_lightning.data.manifest.content_hash import folder_id
+from mim_lightning.data.manifest.manifest import Manifest, changed_names, read_tables
+from mim_lightning.data.manifest.row_issue import OnIssue, raise_issue
+from mim_lightning.data.manifest.table import ColumnNames, Table, TablePart
 from mim_lightning.io.paths import PathOrUrl, to_path_or_url
 
 EXTRA = "pip install 'mim-lightning[datasets]'"

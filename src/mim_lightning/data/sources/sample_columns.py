@@ -10,9 +10,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-from mim_lightning.data.sources.tar_samples import KEY, TarSample
-from mim_lightning.data.tables.row_issue import RowError
-from mim_lightning.data.tables.table import PICTURES, ColumnNames, TableSpec, require_name
+from mim_lightning.data.manifest.row_issue import RowError
+from mim_lightning.data.manifest.table import PICTURES, ColumnNames, TableSpec, require_name
+from mim_lightning.data.sources.tar_reader import KEY, TarSample
 
 ALTERNATIVES = "|"
 _Places = tuple[tuple[str, str], ...]  # member and key of its JSON, "" for the member itself, in order of preference

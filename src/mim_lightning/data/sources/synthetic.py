@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from mim_lightning.data.manifest import Manifest, read_manifest
+from mim_lightning.data.manifest.manifest import Manifest, read_manifest
+from mim_lightning.data.manifest.row_issue import OnIssue, raise_issue
 from mim_lightning.data.synthetic import write_synthetic_world
-from mim_lightning.data.tables.row_issue import OnIssue, raise_issue
 
 
 class SyntheticSource:

@@ -14,13 +14,13 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from mim_lightning.data.manifest import PRODUCTS, QUERIES, Manifest, finish
-from mim_lightning.data.pictures.download import DownloadSettings
+from mim_lightning.data.images.download import DownloadSettings
+from mim_lightning.data.manifest.builder import ManifestDraft
+from mim_lightning.data.manifest.manifest import PRODUCTS, QUERIES, Manifest, finish
+from mim_lightning.data.manifest.row_issue import OnIssue, RowError, raise_issue
+from mim_lightning.data.manifest.table import ColumnNames
 from mim_lightning.data.sources.sample_columns import SampleColumns
-from mim_lightning.data.sources.tar_samples import TarSample, read_samples
-from mim_lightning.data.tables.draft import ManifestDraft
-from mim_lightning.data.tables.row_issue import OnIssue, RowError, raise_issue
-from mim_lightning.data.tables.table import ColumnNames
+from mim_lightning.data.sources.tar_reader import TarSample, read_samples
 from mim_lightning.io.paths import (
     PathOrUrl,
     file_size,

@@ -5,6 +5,6 @@ From words to pictures: silhouettes, patterns -> item -> scene; wording -> world
 """
 
 from mim_lightning.data.synthetic.contact_sheet import draw_contact_sheet
-from mim_lightning.data.synthetic.writing import write_synthetic_world
+from mim_lightning.data.synthetic.writer import write_synthetic_world
 
 __all__ = ["draw_contact_sheet", "write_synthetic_world"]

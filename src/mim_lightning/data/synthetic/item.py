@@ -11,9 +11,9 @@ from functools import lru_cache
 
 from PIL import Image, ImageChops, ImageFilter
 
-from mim_lightning.data.synthetic.paths import SQUARE, Path, box, draw_mask, oval, poly, rim
 from mim_lightning.data.synthetic.patterns import draw_inks
-from mim_lightning.data.synthetic.silhouettes import SILHOUETTES
+from mim_lightning.data.synthetic.shapes import SILHOUETTES
+from mim_lightning.data.synthetic.vector_paths import SQUARE, Path, box, draw_mask, oval, poly, rim
 
 Colour = tuple[int, int, int]
 

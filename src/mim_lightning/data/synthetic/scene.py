@@ -17,7 +17,7 @@ from PIL import Image, ImageFilter
 from mim_lightning.data.synthetic.backdrop import draw_backdrop
 from mim_lightning.data.synthetic.item import COLOURS, INK, MARKS, Look, draw_item
 from mim_lightning.data.synthetic.patterns import PATTERNS
-from mim_lightning.data.synthetic.silhouettes import SILHOUETTES
+from mim_lightning.data.synthetic.shapes import SILHOUETTES
 
 SUPERSAMPLING = 2
 PRODUCT_SCALE = (0.48, 0.85)  # of the picture's side; the smallest in the hardest pictures

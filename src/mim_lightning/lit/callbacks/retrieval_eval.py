@@ -16,9 +16,9 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from mim_lightning.evidence.directions import COLUMNS, columns_of, counts_row, evaluate_countable
 from mim_lightning.lit.datamodule import DISTRACTORS, GALLERY, QUERIES
 from mim_lightning.metrics import EmbeddingCollector, EmbeddingTable, check_complete
+from mim_lightning.metrics.directions import COLUMNS, columns_of, counts_row, evaluate_countable
 from mim_lightning.model.matcher import Matcher
 from mim_lightning.types import QUERY_FIELDS, Batch, Direction, Embeddings, RetrievalReport, side_of
 

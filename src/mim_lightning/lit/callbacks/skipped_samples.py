@@ -12,7 +12,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
-from mim_lightning.data.stream import StreamLoader
+from mim_lightning.data.loading.loader import StreamLoader
 from mim_lightning.types import Batch
 
 

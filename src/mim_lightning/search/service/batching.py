@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mim_lightning.data.pictures.decode import EncodedImage
-from mim_lightning.inference.pictures import ImageInputError
+from mim_lightning.data.images.codec import EncodedImage
+from mim_lightning.inference.image_inputs import ImageInputError
 from mim_lightning.search.service.pixel_budget import PixelBudget
 
 NO_VECTORS = np.empty((0, 0), np.float32)

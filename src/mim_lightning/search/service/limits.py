@@ -11,8 +11,8 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
-from mim_lightning.data.pictures.decode import EncodedImage
-from mim_lightning.data.pictures.limits import ImageError, ImageTooLargeError, PictureLimits
+from mim_lightning.data.images.codec import EncodedImage
+from mim_lightning.data.images.limits import ImageError, ImageTooLargeError, PictureLimits
 
 
 class RefusedError(Exception):

@@ -22,8 +22,8 @@ import gradio as gr
 from fastapi import FastAPI
 from PIL import Image
 
-from mim_lightning.data.pictures.decode import decode_upright
-from mim_lightning.data.pictures.limits import ImageError
+from mim_lightning.data.images.codec import decode_upright
+from mim_lightning.data.images.limits import ImageError
 from mim_lightning.display.text import plain
 from mim_lightning.search.facets import FACETS, choices
 from mim_lightning.search.query import SearchQuery

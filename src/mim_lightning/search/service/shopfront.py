@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from mim_lightning.inference.pictures import ImageInputError
+from mim_lightning.inference.image_inputs import ImageInputError
 from mim_lightning.search.pictures import ProductPictures
 from mim_lightning.search.query import SearchQuery
 from mim_lightning.search.searcher import Searcher, SearchResult

@@ -1,0 +1,45 @@
+"""Templates filled in and written: HTML files that stand alone, pictures and style inside.
+
+Content comes in, a file goes out; the files beside this one, each of which makes one kind of page, call it. Nothing
+is fetched when a page is opened, and no script runs.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from mim_lightning.analysis.html import numbers
+from mim_lightning.display.text import plain
+from mim_lightning.io.atomic import atomic_write
+
+FILTERS = ("share", "signed", "interval", "signed_interval", "percent", "p_value", "thousands", "size")
+
+
+def write_page(path: Path, template: str, **content: Any) -> None:
+    """Fill in a template of the folder beside this file; the folder of `path` is made.
+
+    `content` needs `title`, and `missing`: why there are no pictures, if there are none.
+    """
+    html = _environment().get_template(template).render(content)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path) as partial:
+        partial.write_text(html, encoding="utf-8")
+
+
+@cache
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,  # titles and words come from users' tables
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    for name in FILTERS:
+        environment.filters[name] = getattr(numbers, name)
+    environment.filters["plain"] = plain
+    return environment

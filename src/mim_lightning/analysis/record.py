@@ -1,0 +1,213 @@
+"""What an evaluation leaves on disk: every query's scores and hits in every direction, and the embeddings.
+
+RetrievalReports and the shard sets behind them go in (`write_record`), `EvaluationRecord`s come out of a folder
+(`read_record`); the train and evaluate doors write, `comparison`, pages and figures read. Ids are the tables'
+own strings here, so that records of runs on other machines can be paired by query.
+
+    <run>/evaluation/record.json            facts of the run, and counts by direction; written last
+    <run>/evaluation/<direction>.parquet    one row an answerable query
+    <run>/evaluation/embeddings.safetensors by tower, see `embeddings`
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mim_lightning.data.shards.lookup import QueryFacts, product_ids_of
+from mim_lightning.data.shards.shard_set import ShardSet
+from mim_lightning.io.atomic import atomic_write_folder
+from mim_lightning.io.damaged_file import errors_as_damaged_file
+from mim_lightning.io.file_name import validate_file_name
+from mim_lightning.stored_config import check_config
+from mim_lightning.types import NO_KEY, RetrievalReport
+
+AGAIN = "evaluate the checkpoint again"
+RECORD_FOLDER, FACTS_FILE = "evaluation", "record.json"
+VERSION = 1
+SCORE, SEGMENT = "score:", "segment:"  # what the names of these columns start with
+_TEXT = pa.string()
+_TYPES = {  # of the columns of a direction; those of a segment are text
+    **dict.fromkeys(("query_id", "text", "unit_id"), _TEXT),
+    "hit_ids": pa.list_(_TEXT),
+    "hit_scores": pa.list_(pa.float64()),
+    "hit_is_relevant": pa.list_(pa.bool_()),
+}
+
+
+@dataclass(frozen=True)
+class DirectionRecord:
+    """One direction of one evaluation; row q of every column belongs to the same query."""
+
+    direction: str
+    query_ids: list[str]
+    texts: list[str]  # the words of the query, "" without any
+    unit_ids: list[str]  # the product whose queries stand or fall together: what intervals resample
+    segments: dict[str, list[str]]  # segment name -> label of each query
+    scores: dict[str, np.ndarray]  # metric -> (Q,) float64, nan where the metric says nothing of a query
+    ranks: np.ndarray  # (Q,) int64, 1 for the top; 0 where no relevant product is among the first `depth`
+    hit_ids: list[list[str]]  # product ids, best first
+    hit_scores: list[list[float]]
+    hit_is_relevant: list[list[bool]]
+    num_unanswerable: int
+    num_products: int
+    counting: Mapping[str, Any] | None = None  # which queries count, see `Direction.describe`; None: an older record
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """Which run an evaluation belongs to, and where the pictures of its queries and products lie."""
+
+    run_id: str
+    config: dict[str, Any]  # resolved
+    fingerprint: str
+    monitor: str  # "val/<direction>/<metric>"
+    data_folder: str  # prepared shards
+    val_split: str
+
+
+@dataclass(frozen=True)
+class EvaluationRecord:
+    folder: Path
+    facts: RunFacts
+    directions: dict[str, DirectionRecord]
+    gallery: str = ""  # changes with the products that were ranked; "" in records of an older version
+
+
+def read_record(folder: Path) -> EvaluationRecord:
+    """Read the record of a run's folder, or of an evaluation folder itself.
+
+    Raises:
+        ValueError: there is none, or it is damaged; says how to make one.
+    """
+    found = next((f for f in (folder, folder / RECORD_FOLDER) if (f / FACTS_FILE).exists()), None)
+    if found is None:
+        raise ValueError(
+            f"{folder}: holds no evaluation record; make one with "
+            f"python -m mim_lightning.evaluate checkpoint={folder}/checkpoints/best.ckpt output={folder}/evaluated"
+        )
+    with errors_as_damaged_file(found / FACTS_FILE, AGAIN):
+        content = json.loads((found / FACTS_FILE).read_text())
+        if content["version"] != VERSION:
+            raise ValueError(f"record format {content['version']}, this code reads {VERSION}")
+        config = check_config(content["run"]["config"], found / FACTS_FILE, is_built=False)
+        run, gallery = RunFacts(**{**content["run"], "config": config}), content.get("gallery", "")
+        directions = {
+            validate_file_name(name, "directions"): _read_direction(found, name, counts)
+            for name, counts in content["directions"].items()
+        }
+    return EvaluationRecord(found, run, directions, gallery)
+
+
+def write_record(
+    folder: Path,
+    run: RunFacts,
+    reports: Mapping[str, RetrievalReport],
+    queries: Mapping[int, QueryFacts],
+    products: Sequence[ShardSet],
+    counting: Mapping[str, Mapping[str, Any]] | None = None,
+) -> None:
+    """Write the record of one evaluation into `folder`, whole or not at all; a former one is replaced.
+
+    Args:
+        folder: of the record itself.
+        run: whose evaluation it is.
+        reports: by direction.
+        queries: what is known of each query, by query key.
+        products: the sets that were ranked; the ids of hits are read from them.
+        counting: by direction, which queries it counts.
+    """
+    keys = np.concatenate([report.hits.product_keys.numpy().ravel() for report in reports.values()])
+    units = np.concatenate([report.unit_keys.numpy() for report in reports.values()])
+    product_ids = product_ids_of(products, np.concatenate([keys, units]))
+    counts: dict[str, dict[str, Any]] = {}
+    shutil.rmtree(folder.with_name(f".{folder.name}.partial"), ignore_errors=True)  # an older version's
+    with atomic_write_folder(folder) as partial:
+        for name, report in reports.items():
+            pq.write_table(_table(report, queries, product_ids), partial / f"{name}.parquet")
+            counts[name] = {"num_unanswerable": report.num_unanswerable, "num_products": report.num_products}
+            if report.counts is not None:
+                counts[name] |= report.counts.as_counts()
+            if counting is not None:
+                counts[name]["counting"] = counting[name]
+        content = {"version": VERSION, "run": vars(run), "gallery": _digest(products), "directions": counts}
+        (partial / FACTS_FILE).write_text(json.dumps(content, indent=2))
+
+
+def _digest(products: Sequence[ShardSet]) -> str:
+    """Return a short text that changes with the ids of the products, in whatever order they stand."""
+    keys = np.unique(np.concatenate([np.asarray(part.keys) for part in products]))
+    return hashlib.blake2b(keys.tobytes(), digest_size=8).hexdigest()
+
+
+def _table(report: RetrievalReport, queries: Mapping[int, QueryFacts], product_ids: Mapping[int, str]) -> pa.Table:
+    hits = report.hits
+    facts = [queries[key] for key in hits.query_keys.tolist()]
+    lengths = (hits.product_keys != NO_KEY).sum(dim=1).tolist()
+
+    def lists(part: Any) -> list[list[Any]]:
+        return [row[:length] for row, length in zip(part.tolist(), lengths, strict=True)]
+
+    columns: dict[str, Sequence[Any]] = {
+        "query_id": [fact.query_id for fact in facts],
+        "text": [fact.text for fact in facts],
+        "unit_id": [product_ids[key] for key in report.unit_keys.tolist()],
+        "rank": report.ranks.tolist(),
+        "hit_ids": [[product_ids[key] for key in row] for row in lists(hits.product_keys)],
+        "hit_scores": lists(hits.scores),
+        "hit_is_relevant": lists(hits.is_relevant),
+    }
+    columns |= {f"{SCORE}{name}": values.tolist() for name, values in report.scores.items()}
+    for name in facts[0].segments if facts else ():
+        columns[f"{SEGMENT}{name}"] = [fact.segments[name] for fact in facts]
+    return pa.table(columns)
+
+
+def _read_direction(folder: Path, name: str, counts: Mapping[str, Any]) -> DirectionRecord:
+    path = folder / f"{name}.parquet"
+    with errors_as_damaged_file(path, AGAIN):
+        for key in ("num_unanswerable", "num_products"):
+            if not isinstance(counts[key], int):
+                raise TypeError(f"{key} is {counts[key]!r}")
+        return _direction_of(_typed_columns(pq.read_table(path)), name, counts)
+
+
+def _typed_columns(table: pa.Table) -> dict[str, list[Any]]:
+    """Return the columns by name, as what they are used for: a record may be somebody else's."""
+    columns = {}
+    for name in table.column_names:
+        wanted = _TEXT if name.startswith(SEGMENT) else _TYPES.get(name)
+        if wanted is not None and table[name].null_count:
+            raise ValueError(f"column '{name}' lacks values")
+        columns[name] = (table[name] if wanted is None else table[name].cast(wanted)).to_pylist()
+    return columns
+
+
+def _direction_of(columns: Mapping[str, list[Any]], name: str, counts: Mapping[str, Any]) -> DirectionRecord:
+    def starting(prefix: str) -> dict[str, list[Any]]:
+        return {key.removeprefix(prefix): values for key, values in columns.items() if key.startswith(prefix)}
+
+    return DirectionRecord(
+        direction=name,
+        query_ids=columns["query_id"],
+        texts=columns["text"],
+        unit_ids=columns["unit_id"],
+        segments=starting(SEGMENT),
+        scores={metric: np.array(values, dtype=np.float64) for metric, values in starting(SCORE).items()},
+        ranks=np.array(columns["rank"], dtype=np.int64),
+        hit_ids=columns["hit_ids"],
+        hit_scores=columns["hit_scores"],
+        hit_is_relevant=columns["hit_is_relevant"],
+        num_unanswerable=counts["num_unanswerable"],
+        num_products=counts["num_products"],
+        counting=counts.get("counting"),
+    )

@@ -1,0 +1,173 @@
+"""What all doors share: compose, call, and tell a user's mistake in one line.
+
+A config's name and a function come in; the function is called with plain containers. Whatever a user can mend ends
+as one line on stderr and exit code 2; MIM_FULL_ERRORS=1 shows the call stack besides. Within a sweep that keeps a
+ledger a failing job does not end the others: its Failure takes the place of its result.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.types import Quote, QuotedString
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from mim_lightning.command import FULL_ERRORS
+from mim_lightning.config import Config, conf_dir, listed_sections, load_config, to_plain
+from mim_lightning.display.text import error_text
+from mim_lightning.errors import Failure, describe_failure, hint_at, is_mendable, leave_failure
+from mim_lightning.interruption import Interruption, interruptible
+from mim_lightning.overrides import open_up
+
+FROZEN_CONFIG = "MIM_FROZEN_CONFIG"  # environment variable: a resolved config, for launched processes
+OWN_CONFIGS = ("--config", "-cd", "-cn", "-cp", "hydra.searchpath")  # how conf/ is added to, or not used
+FAILURE_FILE = "failure.json"  # beside the frozen config: what a launched process died of
+
+
+def run_door(
+    name: str, function: Callable[[Config], Any], free_texts: Sequence[str] = (), resumes: bool = False
+) -> None:
+    """Compose `conf/<name>.yaml` with the command line and call `function` with the result; report errors.
+
+    Args:
+        name: of the config.
+        function: is called with plain containers.
+        free_texts: keys whose values are words of people or paths: taken as they are, commas and quotes included.
+        resumes: whether the same command, given again after an interruption, goes on where this one was.
+    """
+    try:
+        with interruptible():
+            _run(name, function, free_texts)
+    except Interruption as stopped:
+        frozen = os.environ.get(FROZEN_CONFIG)
+        if frozen:  # the process that launched this one tells how far it was
+            leave_failure(Path(frozen).with_name(FAILURE_FILE), Failure(Interruption.__name__, stopped.where))
+            os._exit(128 + stopped.signum)  # threads of a broken collective would hold the interpreter up
+        sys.stdout.flush()
+        print(stopped.describe() + ("; the same command resumes" if resumes else ""), file=sys.stderr, flush=True)
+        sys.exit(stopped.code)
+
+
+def _run(name: str, function: Callable[[Config], Any], free_texts: Sequence[str]) -> None:
+    sys.argv[1:] = open_up(_quoted(argument, free_texts) for argument in sys.argv[1:])
+    if FROZEN_CONFIG not in os.environ:
+        try:
+            refuse_unknown_sections(name, sys.argv[1:])
+        except ValueError as error:
+            _exit(error, name)
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors come here instead of being printed by Hydra
+    frozen = os.environ.get(FROZEN_CONFIG)
+    if frozen:
+        _run_frozen(Path(frozen), name, function)
+        return
+
+    def guarded(config: DictConfig) -> Any:
+        # an exit from within: an exception on its way through Hydra is printed with the whole call stack
+        try:
+            return function(to_plain(config))
+        except Exception as caught:
+            error = _naming_removed(caught)
+            if not _is_recorded():
+                _exit(error, name)
+            if FULL_ERRORS in os.environ:
+                traceback.print_exc()
+            failure = describe_failure(error, name)  # which the ledger tells
+        gc.collect()  # the failed job's model, before the next one needs its memory
+        return failure
+
+    try:
+        hydra.main(version_base="1.3", config_path=conf_dir(), config_name=name)(guarded)()
+    except Exception as error:
+        _exit(error, name)
+    _leave_process_group()
+
+
+def refuse_unknown_sections(name: str, arguments: Sequence[str]) -> None:
+    """Refuse an override that adds a section which nothing reads: Hydra's "+" would take a misspelt key silently.
+
+    Raises:
+        ValueError: naming the key, and the one that was meant.
+    """
+    if any(argument.startswith(OWN_CONFIGS) for argument in arguments):
+        return  # sections of the user's own
+    values = "\n".join(argument.partition("=")[2] for argument in arguments)
+    known: set[str] | None = None
+    for argument in arguments:
+        key = argument.lstrip("+").partition("=")[0]
+        section = re.split(r"[.@/]", key)[0]
+        is_group = "." not in key and (Path(conf_dir()) / key.partition("@")[0]).is_dir()
+        is_looked_up = re.search(rf"\$\{{(oc\.select:)?{re.escape(section)}\b", values)
+        if not argument.startswith("+") or is_group or is_looked_up or section == "hydra":
+            continue
+        known = known or listed_sections(name) | {re.split(r"[=@/]", other)[0] for other in arguments}
+        if section not in known:
+            raise ValueError(f"no config key '{key}'{hint_at(key, name)}")
+
+
+def _quoted(argument: str, names: Sequence[str]) -> str:
+    """Quote the value of "<name>=<value>" for Hydra's grammar; lists, null and what is quoted stay as they are."""
+    name, is_given, value = argument.partition("=")
+    is_list_or_quoted = (value[:1], value[-1:]) in (("[", "]"), ("'", "'"), ('"', '"'))
+    if name not in names or not is_given or value in ("", "null") or is_list_or_quoted:
+        return argument
+    return f"{name}={QuotedString(value.replace('${', chr(92) + '${'), Quote.single).with_quotes()}"
+
+
+def _run_frozen(path: Path, name: str, function: Callable[[Config], Any]) -> None:
+    """Call `function` with a config that is composed already, in one of the processes of a run."""
+    try:
+        function(load_config(path))
+    except Exception as error:
+        leave_failure(path.with_name(FAILURE_FILE), describe_failure(error, name))
+        if FULL_ERRORS in os.environ or not is_mendable(error):
+            raise
+        sys.exit(2)  # the process that launched this one tells the reason
+    _leave_process_group()
+
+
+def _leave_process_group() -> None:
+    """End the threads of a process group, if this process is in one, while the interpreter still runs.
+
+    Lightning does so for NCCL only. A thread of gloo that puts away a tensor of the last collective when the
+    interpreter has begun to end is ended by it in the midst of C++, which aborts the process: "terminate called
+    without an active exception". After a failure the others are not waited for.
+    """
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def _is_recorded() -> bool:
+    """Is this a job of a sweep that keeps a ledger, and so goes on without it?"""
+    if not HydraConfig.initialized():
+        return False
+    config = HydraConfig.get()
+    return config.mode == RunMode.MULTIRUN and "ledger" in config.callbacks
+
+
+def _naming_removed(error: Exception) -> Exception:
+    """Return the KeyError of a key that the command line removed, "~trainer.devices", as that mistake."""
+    removed = (argument[1:].partition("=")[0] for argument in sys.argv[1:] if argument.startswith("~"))
+    key = next((key for key in removed if isinstance(error, KeyError) and key.split(".")[-1] in error.args), None)
+    if key is None:
+        return error
+    named = ValueError(f"{key}: is needed; give {key}=<value> instead of ~{key}")
+    named.__cause__ = error
+    return named
+
+
+def _exit(error: Exception, name: str) -> NoReturn:
+    if FULL_ERRORS in os.environ or not is_mendable(error):
+        raise error
+    print(f"error: {error_text(describe_failure(error, name).reason)}", file=sys.stderr)
+    sys.exit(2)

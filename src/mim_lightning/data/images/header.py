@@ -1,0 +1,336 @@
+"""What a picture's file says before a pixel is decoded: its kind, size, scans and orientation.
+
+Bytes come in, a PictureHeader goes out, or an error. Files are made to be hostile here: every loop is bounded, and
+what Pillow reads while it opens a file (tags, comments, chunks) is looked through first.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import simplejpeg
+from PIL import Image, ImageFile, UnidentifiedImageError
+
+from mim_lightning.data.images.limits import LIMITS, ImageTooLargeError, TruncatedImageError, UnreadableImageError
+
+JPEG_MAGIC = b"\xff\xd8"
+ORIENTATION_TAG = 0x0112
+# what Pillow decodes by itself, within the size it names first. Not among them: those that start another program
+# (EPS), draw (WMF), or hold a picture of another size (ICO, ICNS); JPEG is simplejpeg's
+PILLOW_FORMATS = (
+    "PNG",
+    "WEBP",
+    "GIF",
+    "BMP",
+    "DIB",
+    "TIFF",
+    "PPM",
+    "AVIF",
+    "JPEG2000",
+    "QOI",
+    "SGI",
+    "PCX",
+    "PSD",
+    "TGA",
+)
+HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+MAX_PARTS = 20_000  # segments of a JPEG before its pixels, chunks of a PNG
+MAX_COMMENT = 1 << 20  # bytes of what stands in a GIF besides its pixels
+MAX_PNM = 4096  # bytes of the header of a PPM and its like, which Pillow reads one by one
+MAX_TAG_BLOCKS = 64  # places of a file that look like a table of tags
+MAX_INTERPRETED = 1 << 20  # bytes of a file whose pixels Pillow reads in Python, and lets no other thread run meanwhile
+MAX_TILE = 1 << 22  # pixels of a TIFF's tiles, where they are larger than its picture: each is decoded whole
+
+_SCAN, _END, _EXIF, _XMP = b"\xff\xda", b"\xff\xd9", b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0"
+_FIRST_SCAN = 0xDA
+_PROGRESSIVE = (0xC2, 0xC6, 0xCA, 0xCE)
+_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # those are tables
+_PADDING = re.compile(rb"\xff+")
+_NEXT_MARKER = re.compile(rb"\xff+([\x02-\xcf\xda-\xfe])")  # none that stands among a scan's bytes
+_JP2 = b"\0\0\0\x0cjP  \r\n\x87\n"
+_PNM = re.compile(rb"P[1-7fFy]\S*(?:(?:\s|#[^\r\n]*[\r\n])+[^\s#]+){2}")
+_TAG_BLOCK = re.compile(rb"II\*\0|II\0\*|MM\0\*|MM\*\0|II\+\0|MM\0\+")  # with a number in the wrong order too
+_TAG_SIZES = (0, 1, 1, 2, 4, 8, 1, 1, 2, 4, 8, 4, 8, 4, 0, 0, 8, 8, 8)  # bytes of a value, by TIFF's number of its type
+_SIDES, _UNSIGNED = (256, 257, 322, 323), {3: 2, 4: 4}  # tags of a picture's and its tiles' sides; bytes by type
+_XMP_ORIENTATION = re.compile(rb'tiff:Orientation(?:="|>)([0-9])')
+
+
+@dataclass(frozen=True)
+class PictureHeader:
+    """Facts of a picture that is not decoded yet."""
+
+    kind: str  # "JPEG", or Pillow's name of the format
+    height: int
+    width: int
+    num_scans: int = 1  # of a JPEG: at least so many, where they are more than LIMITS allow
+    is_in_scans: bool = False  # of a JPEG, see `is_in_scans`
+
+
+def read_header(data: bytes) -> PictureHeader:
+    """Return what the file says of its picture.
+
+    Raises:
+        UnreadableImageError: no picture, or of a kind that cannot be read here.
+        ImageTooLargeError: its tags, comments or chunks alone would cost too much.
+    """
+    if data[:2] == JPEG_MAGIC:
+        try:
+            height, width = simplejpeg.decode_jpeg_header(data)[:2]
+        except ValueError as error:
+            raise UnreadableImageError(f"not a readable image ({reason_of(error)})") from error
+        in_scans = is_in_scans(data)  # if not, there is one: counting reads the whole file
+        return PictureHeader("JPEG", height, width, _count_scans(data) if in_scans else 1, in_scans)
+    with open_picture(data) as image:
+        return PictureHeader(image.format or "", image.height, image.width)
+
+
+def open_picture(data: bytes) -> ImageFile.ImageFile:
+    """Open with Pillow what is no JPEG; nothing is decoded yet.
+
+    Raises:
+        UnreadableImageError, ImageTooLargeError: see `read_header`.
+    """
+    formats: tuple[str, ...] = PILLOW_FORMATS
+    if is_heif(data):
+        _register_heif()
+        formats = ("HEIF",)
+    _require_few_parts(data)
+    try:
+        image = Image.open(io.BytesIO(data), formats=formats)
+    except Image.DecompressionBombError as error:
+        raise ImageTooLargeError(f"not a readable image ({reason_of(error)})") from error
+    except Exception as error:  # each plugin has its own: libavif's is a RuntimeError
+        kind = TruncatedImageError if is_cut_off(data) else UnreadableImageError
+        raise kind(f"not a readable image ({reason_of(error)})") from error
+    if len(data) > MAX_INTERPRETED and _is_interpreted(image):
+        raise ImageTooLargeError(
+            f"{len(data):,} bytes of a slow kind of {image.format}, of which at most {MAX_INTERPRETED:,} are read; "
+            "save it as PNG"
+        )
+    return image
+
+
+def _is_interpreted(image: ImageFile.ImageFile) -> bool:
+    """Does Pillow decode it in Python? QOI, PNM in digits or of odd depths, BMP in runs."""
+    # SGI of 16 bits takes whole bands at once
+    return any(part[0] in Image.DECODERS and part[0] != "SGI16" for part in image.tile)
+
+
+def is_heif(data: bytes) -> bool:
+    """Is it a picture as iPhones take it? AVIF is of the same family and another kind."""
+    brands = data[8 : max(16, min(int.from_bytes(data[:4], "big"), 256))]
+    return data[4:8] == b"ftyp" and b"avif" not in brands and b"avis" not in brands and brands[:4] in HEIF_BRANDS
+
+
+def _register_heif() -> None:
+    try:
+        from pillow_heif import register_heif_opener
+    except ImportError as error:
+        raise UnreadableImageError(
+            "not a readable image (a HEIC picture: install the extra: pip install 'mim-lightning[heic]')"
+        ) from error
+    register_heif_opener()
+
+
+def reason_of(error: Exception) -> str:
+    """Return what a decoder says, in one line."""
+    if isinstance(error, UnidentifiedImageError):
+        return "of no known format"  # Pillow names the buffer it read
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+def is_cut_off(data: bytes) -> bool:
+    """Does the file end before its picture does, as far as its format shows it?"""
+    if data[:2] == JPEG_MAGIC:
+        return data.rfind(_END) < data.rfind(_SCAN)
+    if data[:4] == b"RIFF":
+        return len(data) < int.from_bytes(data[4:8], "little") + 8
+    return data[:4] == b"\x89PNG" and b"IEND" not in data[-(1 << 16) :]
+
+
+def jpeg_orientation(data: bytes) -> int:
+    """Return the EXIF orientation of a JPEG, 1 (upright) where there is none that can be read."""
+    exif, xmp = b"", b""
+    for kind, start, stop in _segments(data):
+        if kind == 0xE1 and data.startswith(_EXIF, start) and not exif:
+            exif = data[start:stop]
+        elif kind == 0xE1 and data.startswith(_XMP, start):
+            xmp = data[start:stop]
+    return _orientation(exif, xmp)
+
+
+def picture_orientation(image: Image.Image) -> int:
+    """Return the EXIF orientation of a picture that Pillow has loaded (it has turned a TIFF by itself)."""
+    # not getexif(): a few KB of tags that share their bytes become gigabytes there
+    exif, xmp = image.info.get("exif") or b"", image.info.get("xmp") or image.info.get("XML:com.adobe.xmp") or b""
+    if not exif and isinstance(profile := image.info.get("Raw profile type exif"), str):
+        digits = "".join(profile.split("\n")[3:])
+        exif = bytes.fromhex(digits) if re.fullmatch(r"([0-9a-fA-F]{2})*", digits) else b""
+    return 1 if image.format == "TIFF" else _orientation(exif, xmp.encode() if isinstance(xmp, str) else xmp)
+
+
+def is_in_scans(data: bytes) -> bool:
+    """Does a JPEG come in several passes, so that its coefficients are all held until the last of them is read?"""
+    num_parts = 0
+    for kind, start, _ in _segments(data):
+        if kind in _FRAMES:
+            if kind in _PROGRESSIVE:
+                return True
+            num_parts = data[start + 5] if start + 5 < len(data) else 0
+        elif kind == _FIRST_SCAN:
+            return start < len(data) and data[start] < num_parts
+    return True  # too many segments to tell
+
+
+def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
+    """Yield kind, start and end of a JPEG's segments, the first scan's header as the last of them."""
+    at = 2
+    for _ in range(MAX_PARTS):
+        if data[at : at + 2] == b"\xff\xff" and (padding := _PADDING.match(data, at)):
+            at = padding.end() - 1
+        if data[at : at + 1] != b"\xff" or at + 4 > len(data) or data[at + 1] == 0xD9:
+            yield _FIRST_SCAN, len(data), len(data)
+            return
+        kind, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4], "big")
+        yield kind, at + 4, at + 2 + length
+        if kind == _FIRST_SCAN:
+            return
+        at += 2 + max(2, length)
+
+
+def _count_scans(data: bytes) -> int:
+    # the two bytes stand among a scan's own only as a marker, but may stand in a preview among the tags
+    count = data.count(_SCAN)
+    if count <= LIMITS.scans:
+        return count
+    count, at = 0, 2
+    while count <= LIMITS.scans and (marker := _NEXT_MARKER.search(data, at)):
+        if marker[1] == b"\xd9":
+            break
+        count += marker[1] == b"\xda"
+        at = marker.end()
+        if marker[1] != b"\xd8":
+            at += max(2, int.from_bytes(data[at : at + 2], "big"))
+    return count
+
+
+def _orientation(exif: bytes, xmp: bytes) -> int:
+    found = _tagged_orientation(exif.removeprefix(_EXIF))
+    if found is None and (match := _XMP_ORIENTATION.search(xmp)):
+        found = int(match[1])
+    return found if found is not None and 1 <= found <= 8 else 1
+
+
+def _tagged_orientation(block: bytes) -> int | None:
+    order, found = {b"II": "<", b"MM": ">"}.get(block[:2]), None
+    if order is None:
+        return None
+    try:
+        (start,) = struct.unpack_from(f"{order}I", block, 4)
+        (num_tags,) = struct.unpack_from(f"{order}H", block, start)
+        for at in range(start + 2, start + 2 + 12 * num_tags, 12):
+            tag, kind, count = struct.unpack_from(f"{order}HHI", block, at)
+            if tag == ORIENTATION_TAG and count == 1 and kind in (1, 3, 4):
+                (found,) = struct.unpack_from(order + {1: "B", 3: "H", 4: "I"}[kind], block, at + 8)
+    except struct.error:  # a cut block; the pixels are none the worse
+        pass
+    return found
+
+
+def _require_few_parts(data: bytes) -> None:
+    """Look through what Pillow would read while it opens a file, in far more time or memory than there are bytes."""
+    if data[:4] == b"\x89PNG":
+        _require_few_chunks(data)
+    elif data[:12] == _JP2:
+        _require_few_boxes(data)
+    elif data[:1] == b"P" and not _PNM.match(data[:MAX_PNM]):
+        raise UnreadableImageError("not a readable image (of no known format)")
+    elif data[:3] == b"GIF":
+        _require_short_comments(data)
+    elif _TAG_BLOCK.match(data) or data[4:8] == b"ftyp":
+        if data[4:8] != b"ftyp":
+            _require_small_tiles(data)
+        for number, block in enumerate(_TAG_BLOCK.finditer(data)):
+            if number == MAX_TAG_BLOCKS or _tagged_bytes(data, block.start()) > 2 * len(data):
+                raise ImageTooLargeError("its tags hold more bytes than the file; not read")
+            if data[4:8] != b"ftyp":
+                return
+
+
+def _require_few_chunks(data: bytes) -> None:
+    at = 8
+    for _ in range(MAX_PARTS):
+        if at + 8 > len(data):
+            return
+        at += 12 + int.from_bytes(data[at : at + 4], "big")
+    raise ImageTooLargeError(f"more than {MAX_PARTS:,} chunks in a PNG; not read")
+
+
+def _require_few_boxes(data: bytes) -> None:
+    at = 0
+    for _ in range(MAX_PARTS):
+        length = int.from_bytes(data[at : at + 4], "big")
+        if length == 1:
+            length = int.from_bytes(data[at + 8 : at + 16], "big")
+        if length < 8:  # the last
+            return
+        at += length
+    raise ImageTooLargeError(f"more than {MAX_PARTS:,} boxes in a JPEG 2000; not read")
+
+
+def _require_short_comments(data: bytes) -> None:
+    """Pillow joins a comment's blocks of 255 bytes one by one, and copies what it has each time."""
+    at = 13 + (3 << ((data[10] & 7) + 1) if len(data) > 10 and data[10] & 0x80 else 0)
+    start = at
+    while data[at : at + 1] == b"!" and at - start <= MAX_COMMENT:
+        at += 2
+        while at < len(data) and data[at] and at - start <= MAX_COMMENT:
+            at += 1 + data[at]
+        at += 1
+    if at - start > MAX_COMMENT:
+        raise ImageTooLargeError(f"more than {MAX_COMMENT:,} bytes of comments in a GIF; not read")
+
+
+def _tagged_bytes(data: bytes, base: int) -> int:
+    """Return the bytes that a table of tags says it holds: they may all be the same ones."""
+    return sum(
+        count * (_TAG_SIZES[kind] if kind < len(_TAG_SIZES) else 0) for _, kind, count, _ in _tags_at(data, base)
+    )
+
+
+def _require_small_tiles(data: bytes) -> None:
+    """Refuse a TIFF whose tiles are far larger than its picture: of each pixel's tile the whole is unpacked."""
+    if data[:4] == b"MM\0+":  # Pillow takes it for another kind than libtiff does
+        raise UnreadableImageError("not a readable image (a big-endian BigTIFF)")
+    sides = dict.fromkeys(_SIDES, 0)
+    for tag, kind, count, at in _tags_at(data, 0):
+        if tag in _SIDES:
+            num_bytes = _UNSIGNED.get(kind, 0)
+            if sides[tag] or not num_bytes or count != 1:  # Pillow and libtiff need not take the same number
+                raise UnreadableImageError("not a readable image (a TIFF that says its size twice, or in odd numbers)")
+            sides[tag] = int.from_bytes(data[at : at + num_bytes], "little" if data[:2] == b"II" else "big")
+    width, height, tile_width, tile_height = sides.values()
+    if tile_width * tile_height > max(MAX_TILE, 2 * width * height):
+        raise ImageTooLargeError(
+            f"tiles of {tile_width} x {tile_height} pixels for a picture of {width} x {height}; not read"
+        )
+
+
+def _tags_at(data: bytes, base: int) -> Iterator[tuple[int, int, int, int]]:
+    """Yield number, type, count of values, and where the value or its place stands, of each tag of a TIFF's table."""
+    # as Pillow does, which takes a big-endian BigTIFF for a plain one
+    order, is_big = "<" if data[base : base + 2] == b"II" else ">", data[base + 2 : base + 3] == b"+"
+    offset, number, entry, step = ("Q", "Q", "HHQ", 20) if is_big else ("I", "H", "HHI", 12)
+    try:
+        (start,) = struct.unpack_from(order + offset, data, base + (8 if is_big else 4))
+        (num_tags,) = struct.unpack_from(order + number, data, base + start)
+        first = base + start + struct.calcsize(order + number)
+        for at in range(first, min(first + step * num_tags, len(data)), step):
+            tag, kind, count = struct.unpack_from(order + entry, data, at)
+            yield tag, kind, count, at + struct.calcsize(order + entry)
+    except struct.error:
+        pass

@@ -1,0 +1,163 @@
+"""A manifest in the making: rows come in one after the other, and are checked against those that came before.
+
+`manifest` and the sources add rows; each invalid one is reported to `on_issue` and left out. Products and queries come
+from tables of their own, or together (a pair: a query and a product that answers it), where both may come again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from mim_lightning.data.manifest.row_issue import IssueType, NothingRelevantError, OnIssue, RowError, RowIssue
+from mim_lightning.data.manifest.rows import (
+    Product,
+    Query,
+    Row,
+    join_query,
+    merge_query,
+    parse_product,
+    parse_query,
+    text_of,
+    without_html,
+)
+from mim_lightning.io.paths import PathOrUrl
+
+
+@dataclass
+class ManifestDraft:
+    """The rows so far.
+
+    Args:
+        products_name: what messages call the table of the products.
+        on_issue: is called with each row that is left out.
+        segments, metadata, clean_html: see ManifestSource.
+    """
+
+    products_name: str
+    on_issue: OnIssue
+    segments: Sequence[str] = ()
+    metadata: Sequence[str] | None = None
+    clean_html: bool = False
+    products: dict[str, Product] = field(default_factory=dict)
+    queries: dict[str, Query] = field(default_factory=dict)
+    first_issue: RowIssue | None = None
+    _left_out: dict[str, str] = field(default_factory=dict)  # product id -> origin of its invalid row
+    _irrelevant: list[tuple[str, RowError, str, Row]] = field(default_factory=list)  # query id, what and where
+    _num_queries: int = 0  # with those left out: names of queries do not depend on them
+
+    def add_product(self, origin: str, row: Row, root: PathOrUrl) -> None:
+        """Add a row of a table where each product stands once."""
+        try:
+            product = parse_product(self._cleaned(row), root, origin, self.metadata)
+            if product.product_id in self.products:
+                first = self.products[product.product_id].origin
+                reason = f"'{product.product_id}' stands already in {first}"
+                raise RowError("product_id", reason, IssueType.DUPLICATE_ID)
+        except RowError as error:
+            self._leave_out_product(error, origin, row)
+        else:
+            self.products[product.product_id] = product
+
+    def add_query(self, origin: str, row: Row, root: PathOrUrl) -> None:
+        """Add a row of a table of queries; rows that differ in their products alone are one query with several."""
+        try:
+            query = self._parse_query(row, root, origin)
+            first = self.queries.get(query.query_id)
+            self.queries[query.query_id] = query if first is None else join_query(first, query)
+        except NothingRelevantError as error:
+            # no issue if other rows name the answers of this query
+            self._irrelevant.append((text_of(row, "query_id") or "", error, origin, row))
+        except RowError as error:
+            self._leave_out_query(error, origin, row)
+
+    def add_pair(self, origin: str, product_row: Row, query_row: Row, root: PathOrUrl) -> None:
+        """Add a query and its product; rows of the same query id become one query with several products.
+
+        A product of grade 0 joins the catalogue alone. Of a product or query that comes again the first row stands,
+        of the product with the pictures of the other rows that are paths or addresses.
+        """
+        if not self.add_repeated(origin, product_row, root):
+            self._num_queries += 1
+            return
+        try:
+            query = self._parse_query(query_row, root, origin)
+            first = self.queries.get(query.query_id)
+            if first is not None and first.split != query.split:
+                raise RowError("split", f"query '{query.query_id}' is in split '{first.split}' in {first.origin}")
+        except NothingRelevantError:
+            pass
+        except RowError as error:
+            self._leave_out_query(error, origin, query_row)
+        else:
+            self.queries[query.query_id] = query if first is None else merge_query(first, query)
+
+    def add_repeated(self, origin: str, row: Row, root: PathOrUrl) -> bool:
+        """Add a product that may have come before; return whether it is fit to be asked for."""
+        try:
+            product = parse_product(self._cleaned(row), root, origin, self.metadata)
+        except RowError as error:
+            self._leave_out_product(error, origin, row)
+            return False
+        first = self.products.setdefault(product.product_id, product)
+        # one picture held in several rows cannot be told from several pictures without reading them
+        found = [image for image in product.images if isinstance(image, Path | str) or not first.images]
+        if not set(found) <= set(first.images):
+            images = tuple(dict.fromkeys((*first.images, *found)))
+            self.products[product.product_id] = replace(first, images=images)
+        return True
+
+    def require_products(self) -> None:
+        """Leave out the queries that name products which are not there, or none."""
+        for query_id, error, origin, row in self._irrelevant:
+            if query_id not in self.queries:
+                self._leave_out_query(error, origin, row)
+        for query in list(self.queries.values()):
+            if not {*query.asked_ids, *query.shown_ids} <= self.products.keys():
+                query = self.queries[query.query_id] = self._with_whole_numbers(query)
+            for column, ids in (("product_id", query.asked_ids), ("shown_product_id", query.shown_ids)):
+                unknown = next((product_id for product_id in ids if product_id not in self.products), None)
+                if unknown is not None:
+                    del self.queries[query.query_id]
+                    self.report(self._unknown_product(unknown, column).at("queries", query.origin, query.query_id))
+                    break
+
+    def _unknown_product(self, product_id: str, column: str) -> RowError:
+        reason = f"product '{product_id}' is not in {self.products_name}"
+        if product_id not in self._left_out:
+            return RowError(column, reason, IssueType.UNKNOWN_PRODUCT)
+        return RowError(column, f"{reason} (left out: {self._left_out[product_id]})", IssueType.DROPPED_PRODUCT)
+
+    def _with_whole_numbers(self, query: Query) -> Query:
+        """Return a query whose 7.0 is the product 7, or the other way round: one table's ids were floats once."""
+
+        def known(product_id: str) -> str:
+            other = product_id.removesuffix(".0") if product_id.endswith(".0") else f"{product_id}.0"
+            is_number = other.removesuffix(".0").isdecimal()
+            return other if is_number and product_id not in self.products and other in self.products else product_id
+
+        asked, shown = (tuple(map(known, ids)) for ids in (query.asked_ids, query.shown_ids))
+        is_same = len(set(asked)) == len(asked) and len(set(shown)) == len(shown)
+        weights = {known(product_id): weight for product_id, weight in query.product_weights.items()}
+        return replace(query, asked_ids=asked, shown_ids=shown, product_weights=weights) if is_same else query
+
+    def _parse_query(self, row: Row, root: PathOrUrl, origin: str) -> Query:
+        self._num_queries += 1
+        return parse_query(self._cleaned(row), root, origin, self._num_queries - 1, self.segments)
+
+    def _cleaned(self, row: Row) -> Row:
+        return without_html(row) if self.clean_html else row
+
+    def _leave_out_product(self, error: RowError, origin: str, row: Row) -> None:
+        product_id = text_of(row, "product_id") or ""
+        self._left_out.setdefault(product_id, origin)
+        self.report(error.at("products", origin, product_id))
+
+    def _leave_out_query(self, error: RowError, origin: str, row: Row) -> None:
+        self.report(error.at("queries", origin, text_of(row, "query_id") or ""))
+
+    def report(self, issue: RowIssue) -> None:
+        """Report that a row was left out."""
+        self.first_issue = self.first_issue or issue
+        self.on_issue(issue)

@@ -1,0 +1,237 @@
+"""One row of each table, parsed and checked by itself: a Product, a Query.
+
+Cells by our column names come in from `table` or another source, frozen rows go out; what is wrong with a row is a
+RowError. What only several rows tell together (ids twice, unknown products) is `draft`'s to find.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from mim_lightning.data.images.reader import ImageRef, TableCell, TarMember
+from mim_lightning.data.manifest.html_text import clean_html
+from mim_lightning.data.manifest.row_issue import IssueType, NothingRelevantError, RowError
+from mim_lightning.io.paths import PathOrUrl, join
+
+LIST_SEPARATOR = "|"  # several values in one CSV cell
+MISSING = ("nan", "NaN", "NULL", "null", "None", "<NA>", "\\N")  # what databases and data frames write for no value
+KIND = "kind"  # a segment of queries, where their table has such a column
+TEXTS = ("title", "description", "category", "text")  # columns of words
+EXACT = 1 << 53  # whole numbers below it are the same as floats
+
+Row = Mapping[str, Any]  # cells by our column names; pictures held in a table or tar are refs already
+
+
+@dataclass(frozen=True)
+class Product:
+    """A catalogue item; `text` is the title, a full stop and the description."""
+
+    product_id: str
+    images: tuple[ImageRef, ...]
+    text: str | None
+    title: str | None
+    category: str | None
+    metadata: Mapping[str, str | int | float]  # further columns, to show and filter by; empty cells are left out
+    origin: str  # "products.csv, row 7", for errors
+
+
+@dataclass(frozen=True)
+class Query:
+    """A shopper's photo, a few words, or both, and the products that answer it."""
+
+    query_id: str
+    split: str
+    image: ImageRef | None
+    text: str | None
+    asked_ids: tuple[str, ...]
+    asked_grades: tuple[int, ...]  # how relevant each asked product is, 1 or more
+    shown_ids: tuple[str, ...]
+    segments: Mapping[str, str]  # further columns by which results are told apart
+    origin: str
+    weight: float = 1.0  # how often, or how much, it counts in training; above 0
+    product_weights: Mapping[str, float] = field(default_factory=dict)  # of products whose row has another weight
+
+
+def without_html(row: Row) -> Row:
+    """Return a row whose words, those among the metadata too, have no HTML."""
+    cleaned: dict[str, Any] = {name: clean_html(cell) for name in TEXTS if isinstance(cell := row.get(name), str)}
+    if "metadata" in row:
+        cells = row["metadata"].items()
+        cleaned["metadata"] = {name: clean_html(cell) if isinstance(cell, str) else cell for name, cell in cells}
+    return {**row, **cleaned}
+
+
+def parse_product(row: Row, root: PathOrUrl, origin: str, kept: Sequence[str] | None) -> Product:
+    """Return the product of a row; `kept` of the further columns in row["metadata"], None: all.
+
+    Raises:
+        RowError: the row lacks an id, or has neither picture nor text.
+    """
+    product_id = text_of(row, "product_id")
+    if product_id is None:
+        raise RowError("product_id", "empty")
+    title, category = text_of(row, "title"), text_of(row, "category")
+    texts = [text for text in (title, text_of(row, "description")) if text]
+    images = _images(row, root)
+    if not images and not texts:
+        raise RowError("", f"product '{product_id}' has neither image nor title")
+    others = row["metadata"] if kept is None else {name: row["metadata"].get(name) for name in kept}
+    metadata = {name: value for name, cell in others.items() if (value := _metadata_value(cell)) is not None}
+    return Product(product_id, images, ". ".join(texts) or None, title, category, metadata, origin)
+
+
+def parse_query(row: Row, root: PathOrUrl, origin: str, number: int, segments: Sequence[str]) -> Query:
+    """Return the query of a row, the `number`-th of its table; without an id it is called after that.
+
+    Raises:
+        RowError: no split, no relevant product (NothingRelevantError), or neither picture nor text.
+    """
+    asked, split = _graded(row), text_of(row, "split")
+    if not asked or split is None:
+        raise RowError("split" if asked else "product_id", "empty")
+    if "/" in split or split.startswith("."):
+        raise RowError("split", f"'{split}' cannot be the name of a folder")
+    images, text = _images(row, root), text_of(row, "text")
+    if len(images) > 1:
+        raise RowError("image", f"a query has one image, here are {len(images)}")
+    if not images and text is None:
+        raise RowError("", "the query has neither image nor text")
+    kind = text_of(row, KIND)
+    return Query(
+        query_id=text_of(row, "query_id") or f"query-{number:09d}",
+        split=split,
+        image=images[0] if images else None,
+        text=text,
+        asked_ids=tuple(asked),
+        asked_grades=tuple(asked.values()),
+        shown_ids=_values(row, "shown_product_id") or tuple(asked),
+        segments=({KIND: kind} if kind else {}) | {name: text_of(row, name) or "none" for name in segments},
+        origin=origin,
+        weight=_weight(row),
+    )
+
+
+def join_query(first: Query, again: Query) -> Query:
+    """Return a query with the products of two of its rows, each with its row's grade and weight.
+
+    Raises:
+        RowError: the rows differ in more than their products, or the second one names no further product.
+    """
+    # pictures held in two cells of a table are not compared: that would mean to read them
+    are_cells = isinstance(first.image, TableCell) and isinstance(again.image, TableCell)
+    are_default = first.shown_ids == first.asked_ids and again.shown_ids == again.asked_ids
+    differences = {
+        "split": first.split != again.split,
+        "image": first.image != again.image and not are_cells,
+        "text": first.text != again.text,
+        "shown_product_id": first.shown_ids != again.shown_ids and not are_default,
+        **{name: first.segments.get(name) != label for name, label in again.segments.items()},
+    }
+    column = next((name for name, is_different in differences.items() if is_different), None)
+    if column is not None or {*again.asked_ids} <= {*first.asked_ids}:
+        other = f", with another {column}" if column is not None else ""
+        reason = f"'{again.query_id}' stands already in {first.origin}{other}"
+        raise RowError("query_id", reason, IssueType.DUPLICATE_ID)
+    return merge_query(first, again)
+
+
+def merge_query(first: Query, again: Query) -> Query:
+    """Return a query with the products of two of its rows; what else they differ in is the first one's."""
+    grades = dict(zip(again.asked_ids, again.asked_grades, strict=True))
+    grades |= dict(zip(first.asked_ids, first.asked_grades, strict=True))
+    asked = tuple(dict.fromkeys((*first.asked_ids, *again.asked_ids)))
+    shown = tuple(dict.fromkeys((*first.shown_ids, *again.shown_ids)))
+    weights = {name: again.weight for name in again.asked_ids if again.weight != first.weight}
+    return replace(
+        first,
+        asked_ids=asked,
+        asked_grades=tuple(grades[name] for name in asked),
+        shown_ids=shown,
+        product_weights={name: weight for name, weight in weights.items() if name not in first.asked_ids}
+        | dict(first.product_weights),
+    )
+
+
+def text_of(row: Row, column: str) -> str | None:
+    """Return a cell as text, None if it is empty."""
+    return _plain(row.get(column)) or None
+
+
+def _images(row: Row, root: PathOrUrl) -> tuple[ImageRef, ...]:
+    images: list[ImageRef] = []
+    for part in _parts(row, "image"):
+        if isinstance(part, TableCell | TarMember):
+            images.append(part)
+        elif isinstance(part, Mapping):
+            raise RowError("image", f"a picture is a path or an address, not {type(part).__name__}")
+        elif text := _plain(part):
+            images.append(join(root, text))
+    return tuple(dict.fromkeys(images))
+
+
+def _weight(row: Row) -> float:
+    text = text_of(row, "weight")
+    if text is None:
+        return 1.0
+    try:
+        weight = float(text)
+    except ValueError:
+        weight = math.nan
+    if not 0 < weight < math.inf:
+        decimal = f", with a point: {text.replace(',', '.')}" if text.count(",") == 1 else ""
+        raise RowError("weight", f"'{text}': give a number above 0{decimal}")
+    return weight
+
+
+def _graded(row: Row) -> dict[str, int]:
+    """Return the relevant products with their grades: 1 without any, and those of grade 0 left out."""
+    ids = _values(row, "product_id")
+    texts = [_plain(part).removesuffix(".0") for part in _parts(row, "grade")]
+    if not any(texts):
+        return dict.fromkeys(ids, 1)
+    if len(texts) != len(ids) or not all(text.isdecimal() for text in texts):
+        raise RowError("grade", f"'{row['grade']}': give a whole number from 0 for each of {len(ids)} products")
+    graded = {product_id: int(text) for product_id, text in zip(ids, texts, strict=True) if int(text) > 0}
+    if not graded:
+        raise NothingRelevantError("grade", "no product of the query is relevant")
+    return graded
+
+
+def _metadata_value(cell: Any) -> str | int | float | None:
+    """Return a cell as JSON has it: numbers stay numbers, all else becomes text, empty cells nothing."""
+    cell = _whole(cell)
+    if isinstance(cell, float) and math.isfinite(cell):
+        return cell
+    if isinstance(cell, int) and not isinstance(cell, bool) and abs(cell) < 1 << 63:
+        return cell
+    return _plain(cell) or None
+
+
+def _whole(value: Any) -> Any:
+    """Return a whole number as such: a column of them with gaps comes as floats."""
+    return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < EXACT else value
+
+
+def _values(row: Row, column: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(text for part in _parts(row, column) if (text := _plain(part))))
+
+
+def _parts(row: Row, column: str) -> list[Any]:
+    value = row.get(column)
+    if isinstance(value, str):
+        return list(value.split(LIST_SEPARATOR))
+    return value if isinstance(value, list) else [value]
+
+
+def _plain(value: Any) -> str:
+    """Return a cell as text; null, and what writers put for it, is empty."""
+    if isinstance(value, bytes):  # text of engines that do not mark it as such
+        try:
+            return value.decode().strip()
+        except UnicodeDecodeError:
+            raise RowError("", "a cell holds bytes that are no text") from None
+    text = "" if value is None else str(_whole(value)).strip()
+    return "" if text in MISSING else text

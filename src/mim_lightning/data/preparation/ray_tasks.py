@@ -1,0 +1,212 @@
+"""What the machines of a cluster do: join queries with products, and write one shard after the other.
+
+Arrow tables come in as Ray Data groups them, Arrow tables go out; `ray_engine` strings the steps together. Nothing
+here knows Ray: each step is a function of its rows.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from mim_lightning.data.images.download import DownloadSettings
+from mim_lightning.data.images.reader import ImageReader
+from mim_lightning.data.manifest.manifest import PRODUCTS, QUERIES
+from mim_lightning.data.manifest.row_issue import IssueType, RowError, RowIssue
+from mim_lightning.data.manifest.rows import Product, Query, join_query
+from mim_lightning.data.preparation.hash_layout import NAMES_PER_SHARD, HashLayout
+from mim_lightning.data.preparation.plan import (
+    PictureError,
+    PlannedSample,
+    RecordReader,
+    catalogue_sample,
+    category_of,
+    evaluation_sample,
+    training_sample,
+)
+from mim_lightning.data.preparation.ray_tables import CATALOGUE, joined_schema
+from mim_lightning.data.shards.set_writer import place_shard
+from mim_lightning.data.shards.writer import Record, write_shard
+from mim_lightning.fields import PRODUCT_IMAGE
+from mim_lightning.ids import NO_KEY
+from mim_lightning.io.store import Store
+
+FAULTY = "f"  # ends the rows' id in the receipt of a shard that lacks rows: another attempt writes it again
+
+
+@dataclass(frozen=True)
+class Joined:
+    """A query with one of its products; `turn` is its place in the product's queue, see `take_turns`."""
+
+    query: Query
+    product_id: str
+    product: Product | None  # None: no table has it
+    turn: int
+
+
+@dataclass(frozen=True)
+class ShardJob:
+    """What writing a shard needs besides its rows."""
+
+    store: Store
+    layout: HashLayout
+    train_split: str
+    max_image_side: int
+    products_name: str  # of the table, for messages
+    rows_id: str  # of what all shards are made from
+    download: DownloadSettings | None
+
+
+def join_part(table: Any, finished: frozenset[int]) -> Any:
+    """Give each query its product; rows of finished shards are left out once they have had their turn."""
+    import pyarrow
+
+    product_ids, queries = table["product_id"].to_pylist(), table["query"]
+    is_product = table["product"].is_valid().to_numpy()
+    products: dict[str, bytes] = {}
+    for row in np.flatnonzero(is_product).tolist():
+        packed = table["product"][row].as_py()
+        # of a product that stands twice the same one is taken every time; the catalogue's shard reports the issue
+        products[product_ids[row]] = min(packed, products.get(product_ids[row], packed))
+    shards = table["shard"].to_numpy()
+    turns = _turns(product_ids, table["turn_key"].to_numpy())
+    wanted = [row for row in np.flatnonzero(~is_product).tolist() if int(shards[row]) not in finished]
+    bodies = []
+    for row in wanted:
+        product_id = product_ids[row]
+        bodies.append(pickle.dumps((queries[row].as_py(), product_id, products.get(product_id), turns.get(row, 0))))
+    arrays = [pyarrow.array(shards[wanted]), pyarrow.array(bodies, pyarrow.binary())]
+    return pyarrow.Table.from_arrays(arrays, schema=joined_schema())
+
+
+def _turns(product_ids: list[str], turn_keys: np.ndarray) -> dict[int, int]:
+    """Return the turn of each row that stands in a product's queue, as `take_turns` has it."""
+    queues: dict[str, list[int]] = defaultdict(list)
+    for row in np.flatnonzero(turn_keys != NO_KEY).tolist():
+        queues[product_ids[row]].append(row)
+    return {
+        row: turn
+        for rows in queues.values()
+        for turn, row in enumerate(sorted(rows, key=lambda row: int(turn_keys[row])))
+    }
+
+
+def write_group(table: Any, job: ShardJob) -> dict[str, list[Any]]:
+    """Write the shard whose rows these are, and return in one row what became of it.
+
+    Columns: rows and bytes written, issues (JSON: the rows left out), error ("" or why there is no shard).
+    """
+    number = int(table["shard"][0].as_py())
+    try:
+        size, num_bytes, issues = _write(number, (pickle.loads(body) for body in table["body"].to_pylist()), job)
+    except (OSError, ValueError) as error:
+        return _result(0, 0, "[]", " ".join(str(error).split()) or type(error).__name__)
+    return _result(size, num_bytes, issues, "")
+
+
+def _write(number: int, bodies: Iterable[Any], job: ShardJob) -> tuple[int, int, str]:
+    set_name, shard_idx = job.layout.place(number)
+    issues: list[RowIssue] = []
+    samples = _catalogue(bodies, issues) if set_name == CATALOGUE else _queries(map(_unpack, bodies), job, issues)
+    samples.sort(key=lambda sample: job.layout.rank(_identity(sample)))
+    with job.store.scratch() as scratch:
+        stem = scratch / "shard"
+        records = _read(samples, _record_reader(job.download, job.max_image_side), issues)
+        facts = write_shard(stem, records, shard_idx * NAMES_PER_SHARD)
+        place_shard(job.store, set_name, shard_idx, stem, facts, job.rows_id + FAULTY * bool(issues))
+    return facts.size, facts.num_bytes, json.dumps([asdict(issue) for issue in issues])
+
+
+def _result(rows: int, num_bytes: int, issues: str, error: str) -> dict[str, list[Any]]:
+    return {"rows": [rows], "bytes": [num_bytes], "issues": [issues], "error": [error]}
+
+
+def _unpack(body: tuple[bytes, str, bytes | None, int]) -> Joined:
+    query, product_id, product, turn = body
+    return Joined(pickle.loads(query), product_id, pickle.loads(product) if product else None, turn)
+
+
+def _catalogue(products: Iterable[Product], issues: list[RowIssue]) -> list[PlannedSample]:
+    samples: list[PlannedSample] = []
+    first: dict[str, Product] = {}
+    for product in sorted(products, key=lambda product: _line(product.origin)):
+        if product.product_id in first:
+            reason = f"'{product.product_id}' stands already in {first[product.product_id].origin}"
+            error = RowError("product_id", reason, IssueType.DUPLICATE_ID)
+            issues.append(error.at(PRODUCTS.name, product.origin, product.product_id))
+            continue
+        first[product.product_id] = product
+        samples += [catalogue_sample(product, image) for image in product.images or (None,)]
+    return samples
+
+
+def _queries(joined: Iterable[Joined], job: ShardJob, issues: list[RowIssue]) -> list[PlannedSample]:
+    """Return the samples of the queries of one shard; all rows of a query are among them."""
+    samples: list[PlannedSample] = []
+    for query, rows in _by_query(joined, issues):
+        missing = next((row.product_id for row in rows if row.product is None), None)
+        if missing is not None:
+            column = "product_id" if missing in query.asked_ids else "shown_product_id"
+            error = RowError(column, f"product '{missing}' is not in {job.products_name}", IssueType.UNKNOWN_PRODUCT)
+            issues.append(error.at(QUERIES.name, query.origin, query.query_id))
+            continue
+        found = {row.product_id: row for row in rows}
+        products = {row.product_id: row.product for row in rows if row.product is not None}
+        category = category_of(query, products)
+        if query.split == job.train_split:
+            samples += [
+                training_sample(query, products[product_id], found[product_id].turn, category)
+                for product_id in query.asked_ids
+            ]
+        else:
+            samples.append(evaluation_sample(query, category))
+    return samples
+
+
+def _by_query(joined: Iterable[Joined], issues: list[RowIssue]) -> Iterator[tuple[Query, list[Joined]]]:
+    """Yield each query with its rows; of rows that differ in more than their products the first by origin stands."""
+    by_id: dict[str, dict[str, list[Joined]]] = defaultdict(lambda: defaultdict(list))
+    for row in joined:
+        by_id[row.query.query_id][row.query.origin].append(row)
+    for query_id, by_origin in by_id.items():
+        first, *others = sorted(by_origin, key=_line)
+        query, rows = by_origin[first][0].query, by_origin[first]
+        for origin in others:
+            try:
+                query = join_query(query, by_origin[origin][0].query)
+                rows += by_origin[origin]
+            except RowError as error:
+                issues.append(error.at(QUERIES.name, origin, query_id))
+        yield query, rows
+
+
+def _line(origin: str) -> tuple[str, int]:
+    """Return what sorts "queries.csv, row 10" after row 9."""
+    table, _, number = origin.rpartition(" ")
+    return (table, int(number)) if number.isdecimal() else (origin, 0)
+
+
+def _read(samples: Iterable[PlannedSample], reader: RecordReader, issues: list[RowIssue]) -> Iterator[Record]:
+    for sample in samples:
+        try:
+            yield reader.record(sample)
+        except PictureError as error:
+            issues.append(error.issue)
+
+
+def _identity(sample: PlannedSample) -> str:
+    facts: Mapping[str, Any] = sample.facts
+    picture = sample.pictures.get(PRODUCT_IMAGE)  # a product may have several
+    return f"{facts.get('query_id')}/{facts.get('product_id')}/{picture[0] if picture else ''}"
+
+
+@lru_cache(maxsize=1)  # a process writes one shard after the other
+def _record_reader(download: DownloadSettings | None, max_image_side: int) -> RecordReader:
+    return RecordReader(ImageReader(download), max_image_side)

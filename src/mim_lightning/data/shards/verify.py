@@ -1,0 +1,139 @@
+"""Are prepared data what was written? Every shard is read against the checksums, the byte index and the columns.
+
+A prepared folder or address comes in, what is damaged goes out by name; the `prepare` door calls it. The sets of
+older versions have no checksums: what can be told of them without is told.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mim_lightning.data.shards.open_shards import read_places
+from mim_lightning.data.shards.set_writer import shard_path
+from mim_lightning.data.shards.writer import COLUMNS, ShardFacts, read_shard
+from mim_lightning.display.progress import WritingProgress
+from mim_lightning.io.damaged_file import (
+    DamagedFileError,
+    describe_error,
+    errors_as_damaged_file,
+    validate_regular_file,
+)
+from mim_lightning.io.paths import PathOrUrl
+from mim_lightning.io.store import Store
+
+NUM_READERS = 4  # shards read at once
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What was looked at, and what of it is damaged: a line each, beginning with the file's name."""
+
+    num_shards: int
+    num_rows: int
+    damaged: tuple[str, ...]
+
+
+def verify_sets(folder: PathOrUrl, set_names: list[str]) -> Verified:
+    """Read every shard of the sets in a prepared folder; raises nothing for damage."""
+    store, damaged, checks = Store(folder), list[str](), list[_Shard]()
+    for name in set_names:
+        try:
+            checks += list(_shards(store, name))
+        except Exception as error:  # whatever a damaged file brings about is what is looked for here
+            damaged.append(f"{name}/index.json: {describe_error(error)}")
+    num_rows = sum(shard.stop - shard.start for shard in checks)
+    num_read = num_bytes = 0
+    with WritingProgress(num_rows, verb="read") as progress, ThreadPoolExecutor(NUM_READERS) as pool:
+        for shard, (size, reason) in zip(checks, pool.map(lambda shard: _verify(store, shard), checks), strict=True):
+            if reason:
+                damaged.append(f"{shard.path('.tar')}: {reason}")
+            num_read, num_bytes = num_read + shard.stop - shard.start, num_bytes + size
+            progress.show(num_read, num_bytes)
+    return Verified(len(checks), num_rows, tuple(damaged))
+
+
+@dataclass(frozen=True)
+class _Shard:
+    """A shard by what the set's index says of it; rows `start` to `stop` of the set."""
+
+    set_name: str
+    shard_idx: int
+    start: int
+    stop: int
+    num_bytes: int | None  # None: the index says nothing of it
+    crc32: int | None
+    columns: tuple[str, ...]
+
+    def path(self, suffix: str) -> str:
+        return shard_path(self.set_name, self.shard_idx, suffix)
+
+
+def _shards(store: Store, set_name: str) -> Iterator[_Shard]:
+    _refuse_irregular(store, f"{set_name}/index.json")
+    index = json.loads(store.read(f"{set_name}/index.json"))
+    ends = list(accumulate(index["sizes"], initial=0))
+    unknown = [None] * len(index["sizes"])
+    facts = zip(index.get("bytes", unknown), index.get("crc32", unknown), strict=True)
+    columns = tuple(COLUMNS) if index["version"] > 1 else ("keys",)
+    for shard_idx, (num_bytes, crc32) in enumerate(facts):
+        yield _Shard(set_name, shard_idx, ends[shard_idx], ends[shard_idx + 1], num_bytes, crc32, columns)
+
+
+def _verify(store: Store, shard: _Shard) -> tuple[int, str | None]:
+    """Return the bytes of a shard, and what is wrong with it."""
+    tar = shard.path(".tar")
+    size = max(0, store.size(tar))
+    try:
+        if shard.num_bytes not in (None, size) and size:
+            return size, f"{size} bytes, not {shard.num_bytes}"
+        with errors_as_damaged_file(tar):
+            _refuse_irregular(store, tar)
+            with store.open(tar) as file:
+                found = read_shard(file)
+        return size, found.difference(_expected(store, shard, found))
+    except FileNotFoundError:
+        return size, "a file of the shard is missing"
+    except DamagedFileError as error:
+        return size, error.reason if error.path == tar else f"{error.path}: {error.reason}"
+    except OSError as error:
+        return size, describe_error(error)
+
+
+def _refuse_irregular(store: Store, name: str) -> None:
+    if store.is_local:
+        validate_regular_file(Path(store.address) / name)
+
+
+def _expected(store: Store, shard: _Shard, found: ShardFacts) -> ShardFacts:
+    """Return what the other files say of a shard; of what they say nothing, what was found."""
+    with errors_as_damaged_file(shard.path(".npy")):
+        _refuse_irregular(store, shard.path(".npy"))
+        places = read_places(io.BytesIO(store.read(shard.path(".npy"))), shard.stop - shard.start)
+    columns = {name: _slice(store, f"{shard.set_name}/{name}.npy", shard.start, shard.stop) for name in shard.columns}
+    said: Mapping[str, Any] = {"num_bytes": shard.num_bytes, "crc32": shard.crc32}
+    known = {name: value for name, value in said.items() if value is not None}
+    return replace(found, places=places, columns={**found.columns, **columns}, **known)
+
+
+def _slice(store: Store, name: str, start: int, stop: int) -> np.ndarray:
+    """Read rows `start` to `stop` of a column, and not the others: it may be gigabytes long."""
+    with errors_as_damaged_file(name):
+        _refuse_irregular(store, name)
+        return _read_slice(store, name, start, stop)
+
+
+def _read_slice(store: Store, name: str, start: int, stop: int) -> np.ndarray:
+    with store.open(name) as file:
+        np.lib.format.read_magic(file)
+        _, _, kind = np.lib.format.read_array_header_1_0(file)
+        file.seek(file.tell() + start * kind.itemsize)
+        return np.frombuffer(file.read((stop - start) * kind.itemsize), dtype=kind)

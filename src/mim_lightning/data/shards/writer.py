@@ -1,0 +1,195 @@
+"""One shard: records into a tar file with a byte index beside it, read back before anybody relies on it.
+
+Records come in from whoever writes, files that a ShardSet reads and their ShardFacts go out. What is known of a shard
+can be read from its tar file alone: that is how `verify` verifies one, when it is written and years later.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import tarfile
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from mim_lightning.data.shards.open_shards import MEMBERS
+from mim_lightning.ids import NO_KEY, id_key
+
+TAR_HEADER = 512  # bytes before the data of a ustar member
+BLOCK = 1 << 16  # bytes read at once; tarfile copies the rest of a block with every member
+COLUMNS: dict[str, type] = {  # what readers hold of every sample, memory-mapped: a file of a set by column
+    "keys": np.int64,  # id key of the query, or of the product where there is no query
+    "product_keys": np.int64,  # NO_KEY where there is none
+    "category_keys": np.int64,
+    "weights": np.float32,
+}
+
+
+@dataclass(frozen=True)
+class Record:
+    """What one sample is made of: encoded images by tower name, everything else in `facts`."""
+
+    images: Mapping[str, bytes]
+    facts: Mapping[str, Any]  # what Sample holds besides images; segments, image_sharpness, weight
+
+
+@dataclass(frozen=True)
+class ShardFacts:
+    """What is known of a shard of S samples; its tar file alone tells all of it."""
+
+    num_bytes: int
+    crc32: int  # of the tar file
+    max_relevant: int  # products of one sample, asked for or shown
+    places: np.ndarray  # (S, members, 2) int64: byte offset and size of each member, 0 and 0 where it is absent
+    columns: Mapping[str, np.ndarray]  # (S,) each, see COLUMNS
+
+    @cached_property
+    def size(self) -> int:
+        return len(self.places)
+
+    def difference(self, other: ShardFacts) -> str | None:
+        """Return in a few words what is not the same of two shards, or None."""
+        for name in ("num_bytes", "crc32", "size", "max_relevant"):
+            ours, theirs = getattr(self, name), getattr(other, name)
+            if ours != theirs:
+                return f"{name} {ours}, not {theirs}"
+        if not np.array_equal(self.places, other.places):
+            return "members lie elsewhere than the byte index says"
+        different = [name for name in COLUMNS if not np.array_equal(self.columns[name], other.columns[name])]
+        return f"{different[0]} differ" if different else None
+
+
+def write_shard(stem: Path, records: Iterable[Record], first: int) -> ShardFacts:
+    """Write `<stem>.tar` and `<stem>.npy`, read both back and return what the shard holds.
+
+    Args:
+        first: the number in the name of the first sample's members; the following samples count on.
+
+    Raises:
+        ValueError: what is read is not what was written.
+    """
+    places: list[np.ndarray] = []
+    facts: list[Mapping[str, Any]] = []
+    tar_path, index_path = stem.with_suffix(".tar"), stem.with_suffix(".npy")
+    with tar_path.open("wb") as file:
+        tally = _Tally(file)
+        with tarfile.open(fileobj=tally, mode="w", format=tarfile.USTAR_FORMAT) as tar:  # type: ignore[call-overload]
+            for number, record in enumerate(records, start=first):
+                places.append(_add(tar, number, record))
+                facts.append(_indexed(record.facts))
+        _flush(file)
+    written = ShardFacts(tally.num_bytes, tally.crc32, _max_relevant(facts), _stack(places), _columns(facts))
+    with index_path.open("wb") as file:
+        np.save(file, written.places)
+        _flush(file)
+    with tar_path.open("rb") as file:
+        difference = read_shard(file).difference(written)
+    if difference is None and not np.array_equal(np.load(index_path), written.places):
+        difference = "its byte index differs"
+    if difference is not None:
+        raise ValueError(f"{tar_path}: reads back otherwise than it was written ({difference}); is the disk sound?")
+    return written
+
+
+def read_shard(file: BinaryIO) -> ShardFacts:
+    """Read a tar file from its beginning to its end and return what it holds.
+
+    Raises:
+        ValueError: it is no shard.
+    """
+    tally = _Tally(file)
+    places: list[np.ndarray] = []
+    facts: list[Mapping[str, Any]] = []
+    try:
+        with tarfile.open(fileobj=tally, mode="r|", bufsize=BLOCK) as tar:  # type: ignore[call-overload]
+            for member in tar:
+                name = member.name.split(".", 1)[1]
+                if name == "json":  # comes first of each sample
+                    places.append(np.zeros((len(MEMBERS), 2), dtype=np.int64))
+                    facts.append(_indexed(json.loads(tar.extractfile(member).read())))
+                places[-1][MEMBERS.index(name)] = member.offset_data, member.size
+    except (tarfile.TarError, ValueError, LookupError, AttributeError, TypeError) as error:
+        raise ValueError(f"not a readable shard ({error})") from error
+    while tally.read(BLOCK):
+        pass
+    return ShardFacts(tally.num_bytes, tally.crc32, _max_relevant(facts), _stack(places), _columns(facts))
+
+
+def shard_sizes(num_records: int, samples_per_shard: int) -> list[int]:
+    """Return the sizes of as few shards as hold the records, equal give or take one sample."""
+    num_shards = -(-num_records // samples_per_shard)
+    share, rest = divmod(num_records, max(1, num_shards))
+    return [share + (shard_idx < rest) for shard_idx in range(num_shards)]
+
+
+class _Tally:
+    """A file that counts and sums what passes."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.num_bytes, self.crc32 = file, 0, 0
+
+    def read(self, size: int) -> bytes:
+        return self._count(self.file.read(size))
+
+    def write(self, data: bytes) -> int:
+        return self.file.write(self._count(data))
+
+    def tell(self) -> int:
+        return self.num_bytes
+
+    def _count(self, data: bytes) -> bytes:
+        self.num_bytes += len(data)
+        self.crc32 = zlib.crc32(data, self.crc32)
+        return data
+
+
+def _add(tar: tarfile.TarFile, number: int, record: Record) -> np.ndarray:
+    places = np.zeros((len(MEMBERS), 2), dtype=np.int64)
+    members = {"json": json.dumps(record.facts, ensure_ascii=False).encode(), **record.images}
+    for name, data in members.items():
+        header = tarfile.TarInfo(f"{number:012d}.{name}")
+        header.size = len(data)
+        places[MEMBERS.index(name)] = tar.offset + TAR_HEADER, len(data)
+        tar.addfile(header, io.BytesIO(data))
+    return places
+
+
+def _flush(file: BinaryIO) -> None:
+    """See that a file is on the disk before it gets its name: a power cut must not leave an empty one."""
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _indexed(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the columns and the index need of a sample."""
+    key = facts.get("query_id") or facts["product_id"]
+    return {
+        "keys": id_key(key),
+        "product_keys": _key_or_none(facts.get("product_id")),
+        "category_keys": _key_or_none(facts.get("category")),
+        "weights": facts.get("weight", 1.0),
+        "num_relevant": max(len(facts.get(name, ())) for name in ("asked_ids", "shown_ids")),
+    }
+
+
+def _key_or_none(identity: str | None) -> int:
+    return NO_KEY if identity is None else id_key(identity)
+
+
+def _max_relevant(facts: Sequence[Mapping[str, Any]]) -> int:
+    return max((row["num_relevant"] for row in facts), default=0)
+
+
+def _columns(facts: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
+    return {name: np.array([row[name] for row in facts], dtype=kind) for name, kind in COLUMNS.items()}
+
+
+def _stack(places: Sequence[np.ndarray]) -> np.ndarray:
+    return np.stack(places) if places else np.zeros((0, len(MEMBERS), 2), dtype=np.int64)

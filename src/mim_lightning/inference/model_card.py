@@ -1,0 +1,174 @@
+"""The card of an export: what the model is, how good it was measured to be, how to load it.
+
+Facts of the folder, results of the evaluation and losses of rounding come in, Markdown goes out as README.md, with the
+front matter that the Hugging Face hub reads. No number is written that was not measured on this very model.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mim_lightning.inference.export_format import FolderFacts
+from mim_lightning.inference.quantization import base_of
+from mim_lightning.inference.quantization_loss import ARMS, METRICS, Losses
+from mim_lightning.io.damaged_file import errors_as_damaged_file
+
+COLUMNS = ("hit@1", "hit@5", "hit@10", "mrr", "map", "ndcg@10")
+RECORD = ("evaluation", "record.json")  # in a run's folder, beside results.json: says which model was evaluated
+FRONT_MATTER = """---
+library_name: mim_lightning
+pipeline_tag: image-feature-extraction
+tags: [image-matching, multimodal, retrieval]
+---
+"""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Results of this model, flat as in results.json, and of which queries."""
+
+    results: dict[str, float]
+    data: str
+    split: str
+
+
+def find_evaluation(checkpoint: Path, evaluation: Path | None, fingerprint: str) -> Evaluation | None:
+    """Return what was measured with this model, or None if nothing was.
+
+    Looked for in `evaluation`, a folder that train or evaluate wrote, or in the run that the checkpoint lies in.
+
+    Raises:
+        ValueError: `evaluation` is no such folder, or is another model's.
+    """
+    folder = evaluation or checkpoint.absolute().parents[1]
+    record, results = folder.joinpath(*RECORD), folder / "results.json"
+    if not record.exists() or not results.exists():
+        if evaluation is not None:
+            raise ValueError(f"evaluation={folder}: holds no results.json with its record; give evaluate's output")
+        return None
+    with errors_as_damaged_file(record):
+        run = json.loads(record.read_text())["run"]
+        data, split, run_fingerprint = run["config"]["data"]["name"], run["val_split"], run["fingerprint"]
+    if run_fingerprint == fingerprint:
+        with errors_as_damaged_file(results):
+            return Evaluation(dict(json.loads(results.read_text())), data, split)
+    if evaluation is not None:
+        raise ValueError(f"evaluation={folder}: is of model {run_fingerprint}, the checkpoint is {fingerprint}")
+    return None  # the run's numbers are those of its other checkpoint
+
+
+def write_card(
+    facts: FolderFacts, evaluation: Evaluation | None, losses: Losses | None, why_none: str, checked_on: str
+) -> str:
+    """Return the card.
+
+    Args:
+        facts: of the folder.
+        evaluation: of the float32 model; None: none is known.
+        losses: of rounding, where it was measured.
+        why_none: where a rounded model has no losses, the reason.
+        checked_on: what the ONNX towers were compared on.
+    """
+    parts = [*_head(facts), *_loading(facts), *_quality(facts, evaluation), *_data(facts)]
+    if facts.precision != "float32":
+        parts += _rounding(facts, losses, why_none)
+    if facts.onnx:
+        parts += _onnx(facts, checked_on)
+    return FRONT_MATTER + "\n" + "\n".join(parts) + "\n"
+
+
+def _head(facts: FolderFacts) -> Iterator[str]:
+    run = facts.config.get("run", {}).get("id", "unnamed run")
+    yield f"# {run}\n"
+    yield "A model of mim_lightning: a shop's pictures and texts as vectors of one space, to search it with.\n"
+    yield f"Fingerprint `{facts.fingerprint}`, {facts.dimension} dimensions, weights in {facts.precision}.\n"
+    yield "| tower | encoder | input |\n| --- | --- | --- |"
+    model = facts.config["model"]
+    for name in facts.tower_names:
+        owner = model["tied"].get(name) or name
+        encoder = model["towers"][owner]["encoder"]
+        kind = encoder.get("name") or encoder["_target_"].rsplit(".", 1)[-1]
+        yield f"| {name} | {kind}{f', the weights of {owner}' if owner != name else ''} | {facts.inputs[owner]} |"
+    for name, weights in model["fusions"].items():
+        total = " + ".join(f"{weight:g} {tower}" for tower, weight in weights.items())
+        yield f"\nFusion `{name}`: {total}, to unit length."
+
+
+def _loading(facts: FolderFacts) -> Iterator[str]:
+    yield "\n## Load it\n"
+    yield "```python\nimport mim_lightning\n"
+    yield 'model = mim_lightning.load("<this folder, or hf://user/repo>")'
+    text = ', ["in blue"]' if any(name.endswith("_text") for name in facts.tower_names) else ""
+    yield f'vectors = model.embed_query(["photo.jpg"]{text})  # (1, {facts.dimension}) float32, unit length\n```'
+
+
+def _quality(facts: FolderFacts, evaluation: Evaluation | None) -> Iterator[str]:
+    yield "\n## Quality\n"
+    if evaluation is None:
+        yield "No evaluation of this model was beside its checkpoint."
+        return
+    results = evaluation.results
+    which = "" if facts.precision == "float32" else f" of the float32 model `{base_of(facts.fingerprint)}`"
+    columns = [name for name in COLUMNS if any(key.endswith(f"/{name}") for key in results)]
+    yield f"On split `{evaluation.split}` of `{evaluation.data}`{which}: shares, 0 to 1, in brackets 95 % bootstrap"
+    yield "intervals over products.\n"
+    yield f"| direction | {' | '.join(columns)} | queries |\n| --- |{' ---: |' * (len(columns) + 1)}"
+    for direction in dict.fromkeys(key.split("/")[1] for key in results if key.startswith("val/")):
+        cells = [_cell(results, f"val/{direction}/{name}") for name in columns]
+        queries = results.get(f"counts/{direction}/num_queries")
+        yield f"| {direction} | {' | '.join(cells)} | {int(queries) if queries is not None else '-'} |"
+    if "num_products" in results:
+        yield f"\nRanked against {int(results['num_products'])} products."
+    yield "\nDirections: " + "; ".join(
+        f"*{name}* finds {ends['gallery']} by {ends['query']}" for name, ends in _directions(facts).items()
+    )
+
+
+def _cell(results: Mapping[str, float], key: str) -> str:
+    if key not in results:
+        return "-"
+    low, high = results.get(f"{key}/low"), results.get(f"{key}/high")
+    return f"{results[key]:.3f}" + (f" [{low:.3f}, {high:.3f}]" if low is not None and high is not None else "")
+
+
+def _data(facts: FolderFacts) -> Iterator[str]:
+    data = facts.config["data"]
+    source = (data.get("source") or {}).get("_target_", "prepared shards").rsplit(".", 1)[-1]
+    protocol = data.get("protocol") or {}
+    yield "\n## Data\n"
+    yield f"Trained on split `{data['shards']['train_split']}` of `{data['name']}` ({source})."
+    if "fold" in protocol:
+        yield f"Fold {protocol['fold']} of {protocol['num_folds']} of the products was held out."
+
+
+def _rounding(facts: FolderFacts, losses: Losses | None, why_none: str) -> Iterator[str]:
+    yield f"\n## What {facts.precision} costs\n"
+    if losses is None:
+        yield f"Not measured: {why_none}."
+        return
+    counts = f"{losses.num_queries} queries ({1 / losses.num_queries:.4f} each) and {losses.num_products} products"
+    yield f"Against the float32 model, over {counts}.\n"
+    yield "| tower | mean cosine | smallest |\n| --- | ---: | ---: |"
+    for tower, (mean, least) in losses.cosines.items():
+        yield f"| {tower} | {mean:.5f} | {least:.5f} |"
+    yield f"\n| direction | metric | {' | '.join(ARMS)} |\n| --- | --- |{' ---: |' * len(ARMS)}"
+    for direction, metrics in losses.recall.items():
+        for metric in METRICS:
+            yield f"| {direction} | {metric} | {' | '.join(f'{value:.4f}' for value in metrics[metric])} |"
+
+
+def _onnx(facts: FolderFacts, checked_on: str) -> Iterator[str]:
+    yield "\n## ONNX\n"
+    yield f'`mim_lightning.load(folder, runtime="onnx")`; compared with PyTorch on {checked_on}.\n'
+    yield "| file | inputs | samples | largest difference | smallest cosine |\n| --- | --- | ---: | ---: | ---: |"
+    for part in facts.onnx.values():
+        numbers = f"{part['num_samples']} | {part['max_abs_difference']:.1e} | {part['min_cosine']:.6f}"
+        yield f"| {part['file']} | {', '.join(part['inputs'])} | {numbers} |"
+
+
+def _directions(facts: FolderFacts) -> dict[str, Any]:
+    return {name: ends for name, ends in facts.config.get("directions", {}).items() if ends is not None}

@@ -1,0 +1,185 @@
+"""A fixed set of queries followed over epochs: query, words, first hits with scores, truth, rank now and before.
+
+The reports of `retrieval_eval` come in after each validation pass, epoch -1 among them; rows go out to the run's
+folder, for pages, and as tables with pictures to W&B where its logger is on. There, the resolved config and the
+final numbers go out too. The train door builds it; rank zero alone works.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.trainer.states import TrainerFn
+
+from mim_lightning.analysis.html.images import Pictures
+from mim_lightning.analysis.tracked_queries import BROWSER_FOLDER, BrowserHistory, FollowedQuery, choose_queries, follow
+from mim_lightning.data.shards.lookup import QueryFacts, product_ids_of, query_facts
+from mim_lightning.io.atomic import atomic_write
+from mim_lightning.lit.callbacks.retrieval_eval import RetrievalEval, find_retrieval_eval
+from mim_lightning.types import id_key
+
+if TYPE_CHECKING:
+    import wandb
+
+RESULT = "result"  # takes the place of "val" in the keys of the final evaluation
+
+
+class RetrievalBrowser(Callback):
+    """Follows the same queries in every pass of a run, and in every run of the same data.
+
+    Pictures are written once into the run's folder and named in each table's artifact, where W&B knows them by
+    their digest: further passes store and upload none again.
+
+    Args:
+        num_queries: followed in each direction, spread over categories and the other segments.
+        num_hits: first products kept of each.
+        seed: of the choice; not the run's, so that runs which differ in their seed follow the same queries.
+    """
+
+    def __init__(self, num_queries: int = 16, num_hits: int = 5, seed: int = 0) -> None:
+        if num_queries < 1 or num_hits < 1:
+            raise ValueError(
+                "callbacks.retrieval_browser: num_queries and num_hits are 1 or more; null switches it off"
+            )
+        self.num_queries, self.num_hits, self.seed = num_queries, num_hits, seed
+        self.history: BrowserHistory | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if not any(isinstance(callback, RetrievalEval) for callback in trainer.callbacks):  # type: ignore[attr-defined]
+            raise ValueError("callbacks.retrieval_browser: follows what callbacks.retrieval_eval finds, which is off")
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        config: Any = pl_module._config
+        for logger in _wandb_loggers(trainer):
+            # nested as it is: W&B shows `model.pairs.<pair>.weight` and finds it by that name
+            logger.log_hyperparams(dict(config))
+
+    # the hook after `on_validation_epoch_end`, where retrieval_eval works, so their order in the config is no matter
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        evaluation = find_retrieval_eval(trainer)
+        if trainer.state.fn == TrainerFn.FITTING:
+            rows = self._follow(trainer, evaluation)
+            for logger in _wandb_loggers(trainer):
+                self._log_tables(logger, rows)
+            return
+        final = [report.as_scalars(RESULT) | report.as_intervals(RESULT) for report in evaluation.reports.values()]
+        for logger in _wandb_loggers(trainer):  # the evaluation behind results.json
+            logger.log_metrics({key: value for part in final for key, value in part.items()})
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        # told as failed, and closed: the next run of this process would log into it
+        for logger in _wandb_loggers(trainer):
+            logger.experiment.finish(exit_code=1)
+
+    def _follow(self, trainer: Trainer, evaluation: RetrievalEval) -> list[FollowedQuery]:
+        datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
+        if self.history is None:
+            # absolute: W&B's background process, and `wandb sync`, read the pictures from elsewhere
+            self._choose(evaluation, datamodule, Path(trainer.default_root_dir).absolute() / BROWSER_FOLDER)
+        assert self.history is not None
+        reports = evaluation.reports
+        hits = [
+            report.hits.product_keys[torch.isin(report.hits.query_keys, torch.tensor(self.chosen[name]))]
+            for name, report in reports.items()
+        ]
+        product_ids = product_ids_of(datamodule.product_sets(), torch.cat([part.flatten() for part in hits]).numpy())
+        epoch, step = (-1, 0) if trainer.sanity_checking else (trainer.current_epoch, trainer.global_step)
+        rows = [
+            row
+            for name, report in reports.items()
+            for row in follow(
+                report, self.chosen[name], self.facts, self.truth_ids[name], product_ids, self.num_hits, epoch, step
+            )
+        ]
+        return self.history.append(rows)
+
+    def _choose(self, evaluation: RetrievalEval, datamodule: Any, folder: Path) -> None:
+        queries = datamodule.query_set()
+        facts: dict[int, QueryFacts] = query_facts(queries)
+        self.chosen: dict[str, list[int]] = {}
+        self.truth_ids: dict[str, dict[int, Sequence[str]]] = {}
+        for name, report in evaluation.reports.items():
+            # those that can be answered, which is a matter of the data alone
+            keys = choose_queries(report.hits.query_keys.tolist(), facts, self.num_queries, self.seed)
+            truth = f"{evaluation.directions[name].truth}_ids"
+            self.chosen[name] = keys
+            numbers = queries.find(keys)
+            self.truth_ids[name] = {key: queries.read_facts(numbers[key]).get(truth, ()) for key in keys}
+        self.facts = {key: facts[key] for keys in self.chosen.values() for key in keys}
+        self.pictures = Pictures(queries, datamodule.product_sets())
+        self.history = BrowserHistory(folder)
+        self.folder = folder
+
+    def _log_tables(self, logger: WandbLogger, rows: Sequence[FollowedQuery]) -> None:
+        import wandb  # takes a second, and a run without it needs none
+
+        run = logger.experiment
+        artifact = wandb.Artifact(f"browser-{run.id}"[:128], "retrieval_browser", metadata={"epoch": rows[0].epoch})
+        tables = {}
+        for direction, group in groupby(rows, lambda row: row.direction):
+            members = list(group)
+            table = wandb.Table(columns=self._columns(members[0]), data=[self._cells(row, artifact) for row in members])
+            artifact.add(table, direction)
+            tables[f"browser/{direction}"] = table
+        run.log_artifact(artifact)
+        # without a step: they get that of the metrics of the same pass, which were logged just before
+        logger.log_metrics({**tables, "epoch": rows[0].epoch})
+
+    def _columns(self, row: FollowedQuery) -> list[str]:
+        first = ["query", "picture", "words", "truth", "truth ids", "rank", "rank before", "best rank", "ranks"]
+        hits = [f"hit {place + 1}" for place in range(self.num_hits)]
+        return [*first, *hits, "hits", *(f"segment: {name}" for name in row.segments)]
+
+    def _cells(self, row: FollowedQuery, artifact: wandb.Artifact) -> list[Any]:
+        assert self.history is not None
+        hits = list(zip(row.hit_ids, row.hit_scores, row.hit_is_relevant, strict=True))
+        captions = [f"{score:.3f} {'right' if is_right else 'wrong'}" for _, score, is_right in hits]
+        pictures = [
+            self._image("product", hit, caption, artifact) for hit, caption in zip(row.hit_ids, captions, strict=True)
+        ]
+        trail = self.history.ranks(row.direction, row.query_id)
+        return [
+            row.query_id,
+            self._image("query", row.query_id, None, artifact),
+            row.text,
+            self._image("product", row.truth_ids[0], None, artifact) if row.truth_ids else None,
+            ", ".join(row.truth_ids),
+            row.rank or None,  # None beyond the depth
+            row.rank_before or None,
+            row.best_rank or None,
+            " > ".join(str(rank or "beyond") for rank in trail),
+            *pictures,
+            *[None] * (self.num_hits - len(hits)),
+            ", ".join(f"{hit} {caption}" for hit, caption in zip(row.hit_ids, captions, strict=True)),
+            *row.segments.values(),
+        ]
+
+    def _image(self, side: str, item_id: str, caption: str | None, artifact: wandb.Artifact) -> wandb.Image | None:
+        import wandb
+
+        picture = self.pictures.query(item_id) if side == "query" else self.pictures.product(item_id)
+        if not picture.uri:
+            return None
+        path = self.folder / "pictures" / f"{side}-{id_key(item_id):016x}.jpg"
+        if not path.is_file():
+            path.parent.mkdir(exist_ok=True)
+            with atomic_write(path, is_synced=False) as partial:
+                partial.write_bytes(base64.b64decode(picture.uri.partition(",")[2]))
+        if artifact.get_added_local_path_name(str(path)) is None:
+            # immutable: taken from where it lies, else every pass would leave a copy in a staging folder
+            artifact.add_file(str(path), f"pictures/{path.name}", policy="immutable")
+        words = " ".join(part for part in (caption, picture.title if side == "product" else None) if part)
+        return wandb.Image(str(path), caption=words or None)
+
+
+def _wandb_loggers(trainer: Trainer) -> list[WandbLogger]:
+    return [logger for logger in trainer.loggers if isinstance(logger, WandbLogger)]

@@ -1,0 +1,89 @@
+"""A fusion's curve against fusing and ranking by hand; a choice is judged on products it was not made on."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn.functional import normalize
+
+from mim_lightning.analysis.embeddings import EvaluationEmbeddings, read_embeddings, write_embeddings
+from mim_lightning.analysis.fusion_sweep import sweep_fusion
+from mim_lightning.types import Direction
+from tests.analysis.tables import gallery_of, queries_of, unit
+
+DIRECTION = Direction("query", "product_image")
+FUSIONS = {"query": {"query_image": 1.0, "query_text": 1.0}}
+KEYS = torch.arange(40) * 7919 + 13
+
+
+@pytest.fixture
+def embeddings() -> EvaluationEmbeddings:
+    """Return queries whose words point to their product, and whose pictures are noise."""
+    products, asked = unit(40, 16, 0), torch.arange(120) % 40
+    words = normalize(products[asked] + 0.35 * torch.randn(120, 16, generator=torch.Generator().manual_seed(1)), dim=1)
+    queries = queries_of({"query_image": unit(120, 16, 2), "query_text": words}, asked=KEYS[asked])
+    gallery = gallery_of({"product_image": products}, KEYS)
+    return EvaluationEmbeddings(queries, gallery, FUSIONS, "0123")
+
+
+def hits_at(embeddings: EvaluationEmbeddings, share: float) -> torch.Tensor:
+    vectors = embeddings.queries.vectors
+    fused = share * vectors["query_image"] + (1 - share) * vectors["query_text"]
+    found = KEYS[(fused @ embeddings.gallery.vectors["product_image"].T).argmax(dim=1)]
+    return (found == embeddings.queries.columns["asked_keys"][:, 0]).double()
+
+
+def test_every_point_is_a_ranking_with_these_weights(embeddings: EvaluationEmbeddings) -> None:
+    curve = sweep_fusion(embeddings, "composed", DIRECTION, "query", num_shares=5)
+    assert curve.shares == [0, 0.25, 0.5, 0.75, 1]
+    assert curve.values == pytest.approx([float(hits_at(embeddings, share).mean()) for share in curve.shares])
+    assert curve.trained_share == 0.5 and curve.trained_value == pytest.approx(curve.values[2])
+    assert curve.best_share == 0 and curve.best_weights == {"query_image": 0, "query_text": 1}
+    assert all(low <= value <= high for value, (low, high) in zip(curve.values, curve.intervals, strict=True))
+
+
+def test_a_choice_counts_on_the_other_half_of_the_products(embeddings: EvaluationEmbeddings) -> None:
+    curve = sweep_fusion(embeddings, "composed", DIRECTION, "query", num_shares=5)
+    is_odd = embeddings.queries.columns["asked_keys"][:, 0] % 2 == 1
+    hits = {share: hits_at(embeddings, share) for share in curve.shares}
+    expected = []
+    for half in (is_odd, ~is_odd):
+        best = max(curve.shares, key=lambda share, half=half: (float(hits[share][~half].mean()), -abs(share - 0.5)))
+        expected.append((hits[best][half] - hits[0.5][half]).sum())
+    assert curve.chosen.difference == pytest.approx(float(sum(expected)) / 120)
+    assert curve.chosen.low > 0 and curve.chosen.p_value < 0.01
+
+
+def test_where_weights_change_nothing_the_trained_share_stays(embeddings: EvaluationEmbeddings) -> None:
+    embeddings.queries.vectors["query_image"][:] = embeddings.queries.vectors["query_text"]
+    curve = sweep_fusion(embeddings, "composed", DIRECTION, "query", num_shares=5)
+    assert curve.best_share == 0.5 and curve.chosen.difference == 0 and curve.chosen.p_value == 1
+
+
+@pytest.mark.parametrize(
+    ("fusion", "metric", "words"),
+    [
+        ("product", "hit@1", "does not use the fusion 'product'"),
+        ("query", "hit@3", "no metric 'hit@3' to choose by; there are"),
+        ("query", "wrong_category@1", "no metric 'wrong_category@1'"),
+    ],
+)
+def test_mistakes_name_the_choices(embeddings: EvaluationEmbeddings, fusion: str, metric: str, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        sweep_fusion(embeddings, "composed", DIRECTION, fusion, metric)
+
+
+def test_embeddings_come_back_from_the_file(embeddings: EvaluationEmbeddings, tmp_path: Path) -> None:
+    write_embeddings(tmp_path, embeddings)
+    found = read_embeddings(tmp_path)
+    assert found.fusions == FUSIONS and found.fingerprint == "0123"
+    for side in ("queries", "gallery"):
+        ours, theirs = getattr(embeddings, side), getattr(found, side)
+        assert torch.equal(ours.row_keys, theirs.row_keys)
+        for part in ("vectors", "present", "columns"):
+            left, right = getattr(ours, part), getattr(theirs, part)
+            assert left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged" / "embeddings.safetensors").write_bytes(b"not this")
+    with pytest.raises(ValueError, match=r"embeddings\.safetensors: damaged"):
+        read_embeddings(tmp_path / "damaged")

@@ -1,0 +1,49 @@
+"""The terminal's tables keep every number, however narrow the terminal."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from mim_lightning.analysis.comparison.comparison import Comparison, compare_arms
+from mim_lightning.analysis.comparison.console import MAX_LABELS, print_comparison
+from mim_lightning.analysis.html.numbers import share, signed, signed_interval
+from mim_lightning.analysis.run_groups import Arm
+from tests.analysis.evaluations import Row, config, write_evaluation
+
+
+@pytest.fixture
+def comparison(tmp_path: Path) -> Comparison:
+    arms = []
+    for name, shift in (("2tower", 0), ("[4tower]", 1)):
+        rows = [Row(f"q{q:02d}", f"p{q}", 1 + (q + shift) % 3, {"kind": f"kind {q % 20:02d}"}) for q in range(90)]
+        arms.append(Arm(name, {0: (write_evaluation(tmp_path / name, rows, config(name), "image_to_asked_product"),)}))
+    return compare_arms(arms)
+
+
+def printed(comparison: Comparison, width: int) -> str:
+    console = Console(file=io.StringIO(), width=width, force_terminal=True, color_system=None)
+    print_comparison(comparison, ["image_to_asked_product"], console)
+    return console.file.getvalue()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("width", [80, 140])
+def test_every_number_is_there_in_full(comparison: Comparison, width: int) -> None:
+    told = printed(comparison, width)
+    assert max(map(len, told.splitlines())) <= width
+    (row,) = comparison.overall
+    for number in (row.baseline_mean, row.arm_mean):
+        assert share(number) in told
+    assert signed(row.difference) in told and signed_interval(row.low, row.high) in told
+    assert "image_to_asked_product" in told and "[4tower]" in told
+
+
+def test_the_largest_labels_are_told_the_others_counted(comparison: Comparison) -> None:
+    told = printed(comparison, 140)
+    labels = [line.split()[2] for line in told.splitlines() if line.split()[:2] == ["kind", "kind"]]
+    assert len(labels) == MAX_LABELS
+    assert labels[:10] == [f"{label:02d}" for label in range(10)]  # of five queries each, the others of four
+    assert f"{20 - MAX_LABELS} smaller ones" in told

@@ -1,0 +1,360 @@
+"""Files of a store are fetched once a machine, whole, into a folder that keeps its bound, whatever ends or fails."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from mim_lightning.data.places import cache_room, transfer
+from mim_lightning.data.places.transfer import MissingError, ShardError
+from mim_lightning.data.shards.cache import CacheSettings, ShardCache
+from mim_lightning.data.shards.disk_cache import CacheRoom
+from mim_lightning.data.shards.open_shards import OpenShards
+from mim_lightning.data.shards.shard_set import ShardSet
+from mim_lightning.io.locks import WaitTimeoutError, lock
+from tests.data.conftest import MakeSet
+from tests.data.stores import FaultyStore, in_processes, serving
+
+
+@pytest.fixture(autouse=True)
+def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transfer, "BACKOFF", 0.02)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[FaultyStore]:
+    """A store of files a, b ... d of 1,000 bytes each."""
+    folder = tmp_path / "store"
+    folder.mkdir()
+    for letter in "abcd":
+        (folder / letter).write_bytes(letter.encode() * 1000)
+    with serving(folder) as served:
+        yield served
+
+
+@pytest.fixture
+def cache(store: FaultyStore, tmp_path: Path) -> Callable[..., ShardCache]:
+    def make(max_bytes: int = 10_000, **options: float) -> ShardCache:
+        settings = CacheSettings(str(tmp_path / "cache"), max_bytes, **({"timeout": 5, "retries": 1} | options))  # type: ignore[arg-type]
+        return ShardCache(store.address, "set", settings)
+
+    return make
+
+
+def content(descriptor: int) -> bytes:
+    with open(descriptor, "rb") as file:
+        return file.read()
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".")}
+
+
+@pytest.mark.parametrize(
+    ("text", "number"), [("20GB", 20 * 10**9), ("512MiB", 2**29), (123, 123), ("1.5 TB", 15 * 10**11), ("7k", 7000)]
+)
+def test_sizes_are_read(text: str | int, number: int) -> None:
+    assert CacheSettings(max_bytes=text).limit == number
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        ({"max_bytes": "much"}, "data.cache.max_bytes=much"),
+        ({"max_bytes": "3iB"}, "data.cache.max_bytes=3iB"),
+        ({"max_bytes": 0}, "data.cache.max_bytes=0"),
+        ({"timeout": 0}, "data.cache.timeout=0"),
+        ({"retries": -1}, "data.cache.retries=-1"),
+        ({"look_ahead": -1}, "data.cache.look_ahead=-1"),
+    ],
+)
+def test_impossible_settings_are_refused(options: dict, word: str) -> None:
+    with pytest.raises(ValueError, match=word):
+        CacheSettings(**options)
+
+
+def test_fetched_once_and_kept(store: FaultyStore, cache: Callable[..., ShardCache], tmp_path: Path) -> None:
+    for _ in range(3):
+        assert content(cache().open("a")) == b"a" * 1000
+    assert store.asked["a"] == 1 + 1  # its size was asked for too, which stands in no index here
+    assert names(tmp_path / "cache") == {"a"}
+    assert content(cache().open("b", size=1000)) == b"b" * 1000
+    assert store.asked["b"] == 1
+
+
+def test_several_processes_fetch_a_file_once(store: FaultyStore, cache: Callable[..., ShardCache]) -> None:
+    for letter in "abcd":
+        store.fail(letter, "slow")
+
+    def read(number: int) -> None:
+        for letter in "abcd" if number % 2 else "dcba":
+            assert content(cache().open(letter, size=1000)) == letter.encode() * 1000
+
+    assert in_processes(read, 4) == [0] * 4
+    assert dict(store.asked) == dict.fromkeys("abcd", 1)
+
+
+def test_the_least_recently_used_makes_room(cache: Callable[..., ShardCache], tmp_path: Path) -> None:
+    small = cache(2500)
+    first = small.open("a", 1000)
+    os.close(small.open("b", 1000))
+    time.sleep(0.02)
+    os.close(small.open("a", 1000))
+    os.close(small.open("c", 1000))
+    assert names(tmp_path / "cache") == {"a", "c"}
+    os.close(small.open("d", 1000))
+    assert names(tmp_path / "cache") == {"c", "d"}
+    assert content(first) == b"a" * 1000, "who has a file open reads on"
+
+
+def test_a_size_that_was_not_known_is_made_room_for(
+    store: FaultyStore, cache: Callable[..., ShardCache], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mim_lightning.data.shards.cache.size_of", lambda *_: None)
+    for letter in "abcd":
+        os.close(cache(2500).open(letter))
+        time.sleep(0.02)
+    assert names(tmp_path / "cache") == {"c", "d"}
+
+
+def test_a_file_larger_than_the_cache_is_refused(cache: Callable[..., ShardCache]) -> None:
+    with pytest.raises(ShardError, match=r"data.cache.max_bytes=999: http.*/a alone has 1,000 bytes"):
+        cache(999).open("a", 1000)
+
+
+def test_what_is_fetched_ahead_takes_no_room_from_files_in_use(
+    cache: Callable[..., ShardCache], tmp_path: Path
+) -> None:
+    small = cache(2500)
+    for letter in "ab":
+        os.close(small.open(letter, 1000))
+    with pytest.raises(ShardError, match="room"):
+        small.open("c", 1000, is_ahead=True)
+    long_ago = time.time() - 100
+    os.utime(tmp_path / "cache" / "set" / "a", (long_ago, long_ago))
+    os.close(small.open("c", 1000, is_ahead=True))
+    assert names(tmp_path / "cache") == {"b", "c"}
+
+
+def test_a_folder_that_cannot_be_written_is_named(store: FaultyStore, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    settings = CacheSettings(str(tmp_path / "file"))
+    with pytest.raises(ShardError, match=f"data.cache.folder={tmp_path}/file"):
+        ShardCache(store.address, "set", settings).open("a", 1000)
+
+
+def test_a_missing_file_is_asked_for_once(store: FaultyStore, cache: Callable[..., ShardCache]) -> None:
+    with pytest.raises(MissingError, match=r"/z: there is no such file"):
+        cache().open("z", 5)
+    assert store.asked["z"] == 1
+
+
+@pytest.mark.parametrize("fault", ["error", "cut", "stall", "silent", "short"])
+def test_a_fault_that_passes_is_not_noticed(store: FaultyStore, cache: Callable[..., ShardCache], fault: str) -> None:
+    def check(path: Path) -> None:
+        if path.stat().st_size != 1000:
+            raise ValueError("too short")
+
+    store.fail("a", fault, times=1)
+    assert content(cache(timeout=0.5).open("a", 1000, check)) == b"a" * 1000
+    assert store.asked["a"] == 2
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        ("error", "500"),
+        ("cut", "/a: .*tried 2 times"),
+        ("stall", "sent nothing for 0.3 s .tried 2 times"),
+        ("silent", "sent nothing for 0.3 s .tried 2 times"),
+        ("refused", "403"),
+    ],
+)
+def test_a_fault_that_stays_is_told_in_time(
+    store: FaultyStore, cache: Callable[..., ShardCache], fault: str, words: str, tmp_path: Path
+) -> None:
+    store.fail("a", fault)
+    with pytest.raises(ShardError, match=words) as caught:
+        cache(timeout=0.3).open("a", 1000)
+    assert f"{store.address}/a: " in str(caught.value) and "\n" not in str(caught.value)
+    assert names(tmp_path / "cache") == set(), "nothing is left behind"
+
+
+def test_a_slow_store_is_waited_for(store: FaultyStore, cache: Callable[..., ShardCache]) -> None:
+    """The limit is for silence, not for the whole: five pieces come 0.25 s apart."""
+    store.fail("a", "slow")
+    assert content(cache(timeout=1, retries=0).open("a", 1000)) == b"a" * 1000
+
+
+def test_who_waited_for_a_fetch_that_failed_does_not_try_too(
+    store: FaultyStore, cache: Callable[..., ShardCache]
+) -> None:
+    store.fail("a", "silent")
+
+    def read(number: int) -> None:
+        with pytest.raises(ShardError, match="sent nothing"):
+            cache(timeout=0.4).open("a", 1000)
+
+    assert in_processes(read, 4) == [0] * 4
+    assert store.asked["a"] == 2, "one process tried, twice"
+
+
+def test_killed_while_fetching(store: FaultyStore, cache: Callable[..., ShardCache], tmp_path: Path) -> None:
+    """What the dead process was writing neither counts nor stays, and nobody waits for it."""
+    store.fail("a", "stall", times=1)
+    process = multiprocessing.get_context("fork").Process(target=cache(timeout=60).open, args=("a", 1000))
+    process.start()
+    folder = tmp_path / "cache" / "set"
+    while not list(folder.glob("a.*.try0")):
+        time.sleep(0.01)
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    assert list(folder.glob("a.*.partial"))
+    assert content(cache(1000).open("b", 1000)) == b"b" * 1000, "its reservation would leave no room"
+    assert content(cache().open("a", 1000)) == b"a" * 1000
+    assert names(folder) == {"a", "b"}
+
+
+def test_a_lock_is_one_process_s_at_a_time_and_leaves_no_file(tmp_path: Path) -> None:
+    counter = tmp_path / "counter"
+    counter.write_text("0")
+
+    def count(_: int) -> None:
+        for _ in range(50):
+            with lock(tmp_path / ".lock", 30, removes=True):
+                counter.write_text(str(int(counter.read_text()) + 1))
+
+    assert in_processes(count, 4) == [0] * 4
+    assert counter.read_text() == "200"
+    assert not (tmp_path / ".lock").exists()
+
+
+def test_a_lock_that_is_held_too_long_is_given_up(tmp_path: Path) -> None:
+    with (
+        lock(tmp_path / ".lock", 1, removes=True),
+        pytest.raises(WaitTimeoutError),
+        lock(tmp_path / ".lock", 0.1, removes=True),
+    ):
+        pass
+
+
+def test_room_is_waited_for_while_others_fetch(tmp_path: Path) -> None:
+    room = CacheRoom(tmp_path, 1500)
+    with room.reserve(tmp_path / "set" / "a", 1000, 1):
+        with pytest.raises(WaitTimeoutError), room.reserve(tmp_path / "set" / "b", 1000, 0.1):
+            pass
+        others = threading.Thread(target=_reserve, args=(room, tmp_path / "set" / "c"))
+        others.start()
+        time.sleep(0.05)
+        assert others.is_alive()
+    others.join(10)
+    assert not others.is_alive()
+    assert names(tmp_path) == set()
+
+
+def test_a_file_that_comes_while_another_counts_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    room, target, counts, settling = CacheRoom(tmp_path, 1500), tmp_path / "set" / "a", cache_room._counts, []
+
+    with room.reserve(target, 1000, 1) as reservation:
+        found = reservation.path.with_name(f"{reservation.path.name}.try0")
+        found.write_bytes(b"a" * 1000)
+
+        def count_slowly(path: Path) -> bool:
+            if not settling:
+                settling.append(threading.Thread(target=reservation.settle, args=(found, target)))
+                settling[0].start()
+                settling[0].join(0.2)  # the folder was listed, and the file is not in that list
+            return counts(path)
+
+        monkeypatch.setattr(cache_room, "_counts", count_slowly)
+        with pytest.raises(WaitTimeoutError), room.reserve(tmp_path / "set" / "b", 1000, 0.0, idle=60):
+            pass
+        settling[0].join()
+    assert names(tmp_path) == {"a"}
+
+
+def _reserve(room: CacheRoom, path: Path) -> None:
+    with room.reserve(path, 1000, 10):
+        pass
+
+
+@pytest.mark.parametrize("num_shards", [2.5, 5.5])
+def test_the_bound_holds_for_two_ranks_of_two_workers(make_set: MakeSet, tmp_path: Path, num_shards: float) -> None:
+    """Four processes read everything twice through a cache of a part of it; none meets another's eviction."""
+    written = make_set(90, 9)
+    limit = int(num_shards * max(path.stat().st_size for path in written.folder.glob("*.tar")))  # type: ignore[union-attr]
+    cache = tmp_path / "cache"
+    sizes, is_over = [0], threading.Event()
+
+    def watch() -> None:
+        while not is_over.is_set():
+            sizes.append(disk_usage(cache))
+            time.sleep(0.002)
+
+    with serving(Path(written.folder)) as store:
+        shards = ShardSet(store.address, CacheSettings(str(cache), limit, timeout=20))
+
+        def read(number: int) -> None:
+            for start in (0, 45):
+                for sample_num in [(start + number * 20 + step) % 90 for step in range(90)]:
+                    assert shards.read([sample_num])[0].query_id == f"q{sample_num}"
+            held = [path for path in open_paths() if path.endswith(".tar (deleted)")]
+            assert len(held) <= 1, "files that made room take disk as long as they are open"
+
+        watcher = threading.Thread(target=watch)
+        watcher.start()
+        try:
+            assert in_processes(read, 4) == [0] * 4
+        finally:
+            is_over.set()
+            watcher.join()
+    assert 0 < max(sizes) <= limit
+    assert not list(cache.rglob("*.partial*"))
+
+
+def open_paths() -> list[str]:
+    """Return what this process has open."""
+    found = []
+    for path in Path("/proc/self/fd").iterdir():
+        with suppress(FileNotFoundError):  # what lists the folder
+            found.append(os.readlink(path))
+    return found
+
+
+def disk_usage(cache: Path) -> int:
+    """Return the bytes of all files that are whole or being fetched; reservations are empty."""
+    sizes = {}
+    with lock(cache / ".lock", 10, removes=True):  # nobody makes room between two looks
+        for path in cache.rglob("*"):
+            with suppress(FileNotFoundError):  # renamed meanwhile
+                if path.is_file() and not path.name.endswith(".partial"):
+                    sizes[path.stat().st_ino] = path.stat().st_size
+    return sum(sizes.values())
+
+
+def test_as_many_shards_stay_open_as_were_used_last() -> None:
+    made: list[int] = []
+
+    class Shard:
+        is_gone = False
+
+    def get(shards: OpenShards, key: int) -> object:
+        return shards.get(key, lambda: made.append(key) or Shard())  # type: ignore[func-returns-value, arg-type, return-value]
+
+    shards = OpenShards(max_open=2)
+    for key in (1, 2, 1, 3, 1, 2):
+        get(shards, key)
+    assert made == [1, 2, 3, 2]
+    get(shards, 1).is_gone = True  # type: ignore[attr-defined]
+    get(shards, 4)
+    get(shards, 1)
+    assert made == [1, 2, 3, 2, 4, 1], "what made room is not held open"

@@ -1,0 +1,73 @@
+"""Segments and ids of a prepared set, by key."""
+
+import csv
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageFilter
+
+from mim_lightning.data.images.codec import sharpness
+from mim_lightning.data.manifest.manifest import ManifestSource
+from mim_lightning.data.preparation.prepared import ShardSettings, prepare_shards
+from mim_lightning.data.shards.lookup import QueryFacts, product_ids_of, query_facts
+from mim_lightning.types import id_key
+from tests.data.conftest import encoded
+
+
+def noisy(blur: float) -> Image.Image:
+    pixels = np.random.default_rng(0).integers(0, 256, (300, 300, 3), dtype=np.uint8)
+    return Image.fromarray(pixels).filter(ImageFilter.GaussianBlur(blur))
+
+
+def test_sharpness_orders_pictures_and_knows_no_size() -> None:
+    values = [sharpness(encoded(noisy(blur), "PNG")) for blur in (0, 1, 2, 4)]
+    assert values == sorted(values, reverse=True) and values[-1] < values[0] / 50
+    assert sharpness(encoded(Image.new("RGB", (40, 30), "red"))) == 0
+
+
+def test_segments_of_queries(shop: ManifestSource, tmp_path: Path) -> None:
+    texts = ["", "red", "red mug", "a red mug please", "", "red"]
+    rows = [
+        {
+            "query_id": f"v{number}",
+            "split": "val" if number else "train",
+            "image": f"v{number}.png" if number != 5 else "",
+            "text": text,
+            "product_id": "7" if number % 2 else "x-9",
+            "channel": "app" if number < 3 else "",
+            "kind": "tone" if number < 3 else "",
+        }
+        for number, text in enumerate(texts)
+    ]
+    for number in range(5):
+        noisy(number).save(tmp_path / "shop" / f"v{number}.png")
+    path = tmp_path / "shop" / "more.csv"
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    source = ManifestSource(str(shop.products), str(path), segments=["channel"])
+    prepared = prepare_shards(source, tmp_path / "prepared", ShardSettings(samples_per_shard=2))
+    facts = query_facts(prepared.queries("val"))
+    assert set(facts) == {id_key(f"v{number}") for number in range(1, 6)}
+    labels = {found.query_id: found.segments for found in facts.values()}
+    assert [labels[f"v{n}"]["query_words"] for n in range(1, 6)] == [
+        "1 word",
+        "2 words",
+        "3 or more words",
+        "0 words",
+        "1 word",
+    ]
+    assert [labels[f"v{n}"]["channel"] for n in range(1, 6)] == ["app", "app", "none", "none", "none"]
+    assert [labels[f"v{n}"]["kind"] for n in range(1, 6)] == ["tone", "tone", "none", "none", "none"]
+    assert [labels[f"v{n}"]["category"] for n in range(1, 6)] == ["cups", "none", "cups", "none", "cups"]
+    assert [labels[f"v{n}"]["image_quality"] for n in range(1, 6)] == [
+        "sharp third",
+        "middle third",
+        "blurred third",
+        "blurred third",
+        "no picture",
+    ]
+    assert facts[id_key("v2")] == QueryFacts("v2", "red mug", labels["v2"])
+    wanted = np.array([id_key("7"), id_key("0012"), id_key("not there"), -1])
+    assert product_ids_of([prepared.catalogue()], wanted) == {id_key("7"): "7", id_key("0012"): "0012"}

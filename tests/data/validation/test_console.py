@@ -1,0 +1,95 @@
+"""The report in words: every count, the first rows of each kind, the verdict; nothing of a table is markup."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+from pathlib import Path
+
+from rich.console import Console
+
+from mim_lightning.data.validation import CheckReport, CheckSettings, print_check
+from mim_lightning.data.validation.units import counted, share, size
+from tests.data.validation.broken import check, jpeg, write_shop
+
+
+def printed(report: CheckReport, brief: bool = False) -> str:
+    console = Console(file=io.StringIO(), width=80)
+    print_check(report, console, brief=brief)
+    return console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def broken(folder: Path, num_bad: int = 5) -> CheckReport:
+    queries = [{"query_id": f"q{n}", "image": "[red].jpg", "product_id": "p"} for n in range(num_bad)]
+    queries += [{"query_id": "ok", "split": "val", "image": "ok.jpg", "product_id": "p"}]
+    products = [{"product_id": "p", "image": "p.jpg", "title": "A long [bold] mug", "category": "[blue]"}]
+    pictures = {"p.jpg": jpeg(1), "ok.jpg": jpeg(2), "[red].jpg": b"text"}
+    return check(*write_shop(folder, pictures, products, queries))
+
+
+def test_the_whole_report(tmp_path: Path) -> None:
+    report = broken(tmp_path)
+    text = printed(report)
+    words = " ".join(text.split())
+    assert f"products {tmp_path / 'products.csv'}: 1 row" in words and "queries.csv: 6 rows" in words
+    assert "train 5 5 0 0 1 1 (100.0 %)" in words and "val 1 1 0 0 1 1 (100.0 %)" in words
+    assert "unreadable images: 5 (bad; replace the file)" in words
+    for row in ("row 2 (q0)", "row 3 (q1)", "row 4 (q2)"):
+        assert f"queries, {row}, column 'image': {tmp_path / '[red].jpg'}: not a readable image" in words
+    assert "row 5 (q3)" not in words and "... 2 more" in words
+    assert "categories: 1; the largest '[blue]' with 1 product" in words
+    assert "product_text 1 words 4 4 4 - -" in words
+    assert "check: refused with on_bad=fail, max_bad=1%: bad are 0 of 1 row of products (0.0 %), 5 of 6 rows" in words
+
+
+def test_the_verdict_follows_the_settings(tmp_path: Path) -> None:
+    report = broken(tmp_path, num_bad=1)
+    skipping = replace(report, settings=CheckSettings(on_bad="skip", max_bad="50%"))
+    words = " ".join(printed(skipping).split())
+    assert "check: left out: 0 of 1 row of products (0.0 %), 1 of 2 rows of queries (50.0 %), 0 single" in words
+
+
+def test_in_brief(tmp_path: Path) -> None:
+    pictures = {"a.jpg": jpeg(1), "b.jpg": jpeg(2)}
+    products = [{"product_id": "a", "image": "a.jpg", "title": "A"}, {"product_id": "b", "title": "B"}]
+    report = check(*write_shop(tmp_path, pictures, products, [{"query_id": "q", "image": "b.jpg", "product_id": "a"}]))
+    total = size(sum(map(len, pictures.values())))
+    assert printed(report, brief=True).splitlines() == [
+        f"check: 2 products, 1 query, 2 pictures ({total}): nothing bad", "  told: products without image: 1",
+    ]  # fmt: skip
+    assert "replace the file" in printed(broken(tmp_path / "b"), brief=True)
+
+
+def test_in_brief_long_texts_are_told_with_what_counts_those_that_are_cut(tmp_path: Path) -> None:
+    products = [{"product_id": "a", "image": "a.jpg", "title": "word " * 57}]
+    query = {"query_id": "q", "image": "a.jpg", "product_id": "a"}
+    report = check(*write_shop(tmp_path, {"a.jpg": jpeg(1)}, products, [query]))
+    lines = printed(report, brief=True).splitlines()
+    assert "  product_text: median 57 words, 95 % up to 57;" in lines
+    assert "    prepare encoder/text@texts=<encoder> counts the texts that it cuts" in lines
+
+
+def test_a_set_to_evaluate_alone_says_so(tmp_path: Path) -> None:
+    queries = [{"query_id": "q", "split": "test", "image": "b.jpg", "product_id": "a"}]
+    products = [{"product_id": "a", "image": "a.jpg", "title": "A"}]
+    report = check(*write_shop(tmp_path, {"a.jpg": jpeg(1), "b.jpg": jpeg(2)}, products, queries))
+    for brief in (False, True):
+        told = " ".join(printed(report, brief).split())
+        assert (
+            "nothing bad; no split 'train': can be evaluated, not trained on (it has test; data.shards.train_s" in told
+        )
+    assert "no split" not in printed(replace(report, missing_split=""))
+
+
+def test_units() -> None:
+    assert [counted(number, "query") for number in (0, 1, 12_345)] == ["0 queries", "1 query", "12,345 queries"]
+    assert [share(*pair) for pair in ((0, 0), (0, 9), (1, 3), (1, 10_000), (3, 3))] == [
+        "-",
+        "0.0 %",
+        "33.3 %",
+        "< 0.1 %",
+        "100.0 %",
+    ]
+    assert [size(number) for number in (0, 999, 1_000, 12_345_678, 2 * 10**12)] == [
+        "0 bytes", "999 bytes", "1.0 kB", "12.3 MB", "2.0 TB",
+    ]  # fmt: skip

@@ -1,0 +1,160 @@
+"""Every picture is looked at once, by any number of processes, and an interrupted survey goes on."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from mim_lightning.data.images.reader import ImageRef, TarMember
+from mim_lightning.data.validation import image_scan as module
+from mim_lightning.data.validation.image_scan import CHUNK_SIZE, survey
+from mim_lightning.data.validation.scan_file import FactsFile
+from tests.data.validation.broken import jpeg, one_coloured
+from tests.data.validation.readers import die_at_seven, read
+
+DATA = [jpeg(seed) for seed in range(5)]
+
+
+def write_pictures(folder: Path, num: int) -> list[ImageRef]:
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(num):
+        (folder / f"{number}.jpg").write_bytes(DATA[number % len(DATA)])
+    return [folder / f"{number}.jpg" for number in range(num)]
+
+
+class Reader:
+    """Reads files, and remembers which."""
+
+    def __init__(self, on_read: Callable[[int], None] = lambda number: None) -> None:
+        self.seen: list[ImageRef] = []
+        self.on_read = on_read
+
+    def __call__(self, ref: ImageRef) -> bytes:
+        self.on_read(len(self.seen))
+        self.seen.append(ref)
+        return Path(str(ref)).read_bytes()
+
+
+def test_repeated_pictures_are_read_once(tmp_path: Path) -> None:
+    refs = write_pictures(tmp_path, 3)
+    reader = Reader()
+    found = survey([*refs, *refs, refs[0]], reader, num_processes=1)
+    assert reader.seen == refs and list(found) == refs
+
+
+def test_what_is_known_is_not_read_again(tmp_path: Path) -> None:
+    refs, facts_path = write_pictures(tmp_path, 3), tmp_path / "kept" / "facts.jsonl"
+    first = survey(refs, Reader(), facts_path, 1)
+    again = Reader()
+    assert survey(refs, again, facts_path, 1) == first and again.seen == []
+
+
+def test_a_changed_file_is_looked_at_again(tmp_path: Path) -> None:
+    refs, facts_path = write_pictures(tmp_path, 3), tmp_path / "facts.jsonl"
+    survey(refs, Reader(), facts_path, 1)
+    (tmp_path / "1.jpg").write_bytes(one_coloured())
+    reader = Reader()
+    found = survey(refs, reader, facts_path, 1)
+    assert reader.seen == [refs[1]] and found[refs[1]].one_colour == 1.0
+    stamp = (tmp_path / "2.jpg").stat()
+    os.utime(tmp_path / "2.jpg", ns=(stamp.st_atime_ns, stamp.st_mtime_ns + 1))
+    reader = Reader()
+    survey(refs, reader, facts_path, 1)
+    assert reader.seen == [refs[2]]
+
+
+def test_what_could_not_be_read_is_tried_again(tmp_path: Path) -> None:
+    facts_path, gone = tmp_path / "facts.jsonl", tmp_path / "gone.jpg"
+    assert survey([gone], Reader(), facts_path, 1)[gone].kind == "unreadable_image"
+    gone.write_bytes(DATA[0])
+    assert survey([gone], Reader(), facts_path, 1)[gone].kind == ""
+    address = "https://shop.example/a.jpg"
+
+    def fail(ref: ImageRef) -> bytes:
+        raise OSError("status 503")
+
+    assert survey([address], fail, facts_path, 1)[address].reason == "status 503"
+    assert survey([address], lambda ref: DATA[0], facts_path, 1)[address].kind == ""
+    assert survey([address], fail, facts_path, 1)[address].kind == ""  # known by its address
+
+
+def test_members_of_a_tar_file_change_with_it(tmp_path: Path) -> None:
+    tar, facts_path = tmp_path / "a.tar", tmp_path / "facts.jsonl"
+    tar.write_bytes(b"1")
+    members = [TarMember(str(tar), "a.jpg", 512, 9), TarMember(str(tar), "b.jpg", 1024, 9)]
+    pictures = dict(zip(members, DATA, strict=False))
+    first = survey(members, pictures.__getitem__, facts_path, 1)
+    assert first[members[0]] != first[members[1]]
+    assert survey(members, lambda ref: b"", facts_path, 1) == first
+    tar.write_bytes(b"22")
+    assert survey(members, lambda ref: b"", facts_path, 1)[members[0]].kind == "unreadable_image"
+
+
+def test_a_torn_line_costs_one_picture(tmp_path: Path) -> None:
+    refs, facts_path = write_pictures(tmp_path, 4), tmp_path / "facts.jsonl"
+    first = survey(refs, Reader(), facts_path, 1)
+    text = facts_path.read_text().rstrip("\n")
+    facts_path.write_text(text[:-20])
+    reader = Reader()
+    assert survey(refs, reader, facts_path, 1) == first and reader.seen == [refs[3]]
+    assert FactsFile(facts_path).find(refs) == first
+
+
+def test_an_interrupted_survey_goes_on(tmp_path: Path) -> None:
+    refs, facts_path = write_pictures(tmp_path, CHUNK_SIZE + 10), tmp_path / "facts.jsonl"
+
+    def interrupt(number: int) -> None:
+        if number == CHUNK_SIZE + 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        survey(refs, Reader(interrupt), facts_path, 1)
+    reader = Reader()
+    assert len(survey(refs, reader, facts_path, 1)) == len(refs)
+    assert reader.seen == refs[CHUNK_SIZE:]
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs signals")
+def test_a_killed_survey_goes_on(tmp_path: Path) -> None:
+    refs, facts_path = write_pictures(tmp_path, 4 * CHUNK_SIZE), tmp_path / "facts.jsonl"
+    code = f"from tests.data.validation.readers import survey_slowly; survey_slowly({str(tmp_path)!r}, {len(refs)})"
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=Path(__file__).parents[3])
+    try:
+        deadline = time.monotonic() + 60
+        while not facts_path.exists() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+    finally:
+        process.kill()
+        process.wait()
+    known = FactsFile(facts_path).find(refs)
+    assert CHUNK_SIZE <= len(known) < len(refs), "it was killed on the way"
+    reader = Reader()
+    found = survey(refs, reader, facts_path, 1)
+    assert set(reader.seen) == set(refs) - set(known)
+    assert found == survey(refs, Reader(), None, 1)
+
+
+def test_several_processes_find_the_same(tmp_path: Path) -> None:
+    refs = write_pictures(tmp_path, 2 * CHUNK_SIZE + 3)
+    assert survey(refs, read, None, 2) == survey(refs, Reader(), None, 1)
+
+
+def test_the_death_of_a_process_is_told(tmp_path: Path) -> None:
+    chunk = write_pictures(tmp_path, 9)
+    with pytest.raises(ValueError, match=r"the check: a process died.*0\.jpg; run it again.*num_processes=1") as error:
+        list(module._in_processes([chunk], die_at_seven, 1))
+    assert "\n" not in str(error.value)
+
+
+def test_looking_at_pictures_needs_no_torch() -> None:
+    """Each of the processes would load it."""
+    code = "import sys, mim_lightning.data.validation; print({'torch', 'faiss', 'pyarrow'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "set()"

@@ -1,0 +1,110 @@
+"""Pictures of every kind come to the same pixels, upright and as evaluation sees them; bad ones are named."""
+
+import io
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mim_lightning.data.images.codec import normalise_encoding
+from mim_lightning.data.images.transforms import eval_image
+from mim_lightning.inference.image_inputs import ImageInput, prepare_images
+from mim_lightning.types import ImageSpec
+
+SPEC = ImageSpec(size=(24, 24))
+ORIENTATION = 0x0112
+
+
+def prepared(image: ImageInput, max_side: int | None = 512) -> torch.Tensor:
+    return prepare_images([image], SPEC, max_side, [0])[0]
+
+
+def corners(width: int, height: int) -> Image.Image:
+    """A picture whose quarters differ, so that every turn of it is another one."""
+    image = Image.new("RGB", (width, height), "white")
+    for colour, (x, y) in {"red": (0, 0), "green": (1, 0), "blue": (0, 1)}.items():
+        image.paste(colour, (x * width // 2, y * height // 2, (x + 1) * width // 2, (y + 1) * height // 2))
+    return image
+
+
+def encoded(image: Image.Image, kind: str = "JPEG", orientation: int | None = None) -> bytes:
+    out, exif = io.BytesIO(), image.getexif()
+    if orientation is not None:
+        exif[ORIENTATION] = orientation
+    image.save(out, kind, exif=exif, **({"quality": 95} if kind == "JPEG" else {}))
+    return out.getvalue()
+
+
+def test_the_same_pixels_however_they_are_given(tmp_path: Path) -> None:
+    image = corners(70, 50)
+    data = encoded(image, "PNG")
+    (tmp_path / "a.png").write_bytes(data)
+    expected = eval_image(data, SPEC)
+    assert expected.float().std() > 50
+    for given in (data, tmp_path / "a.png", str(tmp_path / "a.png"), image, np.asarray(image)):
+        assert torch.equal(prepared(given), expected)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_upright_as_prepare_stores_it(orientation: int) -> None:
+    data = encoded(corners(90, 60), orientation=orientation)
+    assert torch.equal(prepared(data), eval_image(normalise_encoding(data, 512), SPEC))
+    turned = Image.open(io.BytesIO(data))
+    # Pillow decodes chroma in its own way, and `prepare` compresses once more
+    assert (prepared(turned).int() - prepared(data).int()).abs().float().mean() < 6
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_a_picture_larger_than_stored_ones_differs_little(kind: str, orientation: int) -> None:
+    data = encoded(corners(900, 600), kind, orientation=orientation)
+    stored = eval_image(normalise_encoding(data, 128), SPEC)
+    difference = (prepared(data, max_side=128).int() - stored.int()).abs()
+    assert difference.float().mean() < 3
+    if orientation != 1:
+        assert (eval_image(data, SPEC).int() - stored.int()).abs().float().mean() > 30
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "LA", "I;16", "CMYK", "1"])
+def test_pil_modes_are_those_of_the_file(mode: str) -> None:
+    image = corners(64, 48)
+    if mode == "I;16":
+        image = Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) << 8)
+    elif mode == "RGBA":
+        image.putalpha(Image.linear_gradient("L").resize((64, 48)))
+    else:
+        image = image.convert(mode)
+    data = encoded(image, "TIFF" if mode == "CMYK" else "PNG")
+    assert torch.equal(prepared(image), eval_image(data, SPEC))
+
+
+def huge_png(width: int, height: int) -> bytes:
+    """A header that promises more pixels than there are bytes in a gigabyte."""
+    header = b"IHDR" + width.to_bytes(4, "big") + height.to_bytes(4, "big") + bytes([8, 2, 0, 0, 0])
+    chunk = (13).to_bytes(4, "big") + header + zlib.crc32(header).to_bytes(4, "big")
+    return b"\x89PNG\r\n\x1a\n" + chunk + (0).to_bytes(4, "big") + b"IEND" + zlib.crc32(b"IEND").to_bytes(4, "big")
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (b"", "image 1: not a readable image"),
+        (b"no picture", "image 1: not a readable image"),
+        (encoded(corners(90, 60))[:600], "image 1: (damaged|not a readable) image"),
+        (huge_png(9_000, 9_000), "image 1: 9000 x 9000 pixels, at most 64,000,000"),
+        (huge_png(50_000, 50_000), r"image 1: not a readable image \(Image size \(2500000000 pixels\) exceeds limit"),
+        ("/nowhere/a.jpg", "image 1, /nowhere/a.jpg: no such file"),
+        (np.zeros((4, 4), np.uint8), r"image 1: an array must be \(H, W, 3\) uint8 RGB, not \(4, 4\) uint8"),
+        (np.zeros((4, 4, 3), np.float32), r"image 1: an array must be .* float32"),
+        (np.zeros((0, 4, 3), np.uint8), r"image 1: an array must be"),
+        (7, "image 1: give bytes, a path, a PIL image or an array, not int"),
+    ],
+    ids=lambda value: value[:24] if isinstance(value, str) else type(value).__name__,
+)
+def test_what_is_no_picture_is_named(image: ImageInput, message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{message}") as caught:
+        prepare_images([corners(30, 30), image], SPEC, 512, [0, 1])
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,161 @@
+"""Directions over tables: which vectors, which truth, and what is left out."""
+
+import pytest
+import torch
+
+from mim_lightning.metrics import NothingToRankError
+from mim_lightning.metrics.directions import evaluate_countable, evaluate_directions
+from mim_lightning.types import NO_KEY, Direction
+from tests.analysis.tables import gallery_of, queries_of, unit
+
+FUSIONS = {"query": {"query_image": 1.0, "query_text": 3.0}, "product": {"product_image": 1.0, "product_text": 1.0}}
+
+
+@pytest.fixture
+def tables():
+    asked = torch.arange(12) % 5
+    queries = queries_of(
+        {"query_image": unit(12, 8, 0), "query_text": unit(12, 8, 1)}, asked=asked, shown=(asked + 1) % 5
+    )
+    queries.vectors["query_text"][3] = 0
+    queries.present["query_text"][3] = False
+    gallery = gallery_of({"product_image": unit(5, 8, 2), "product_text": unit(5, 8, 3)}, torch.arange(5))
+    return queries, gallery
+
+
+def naive_hit(query, gallery, truth) -> float:
+    best = [max(range(len(gallery)), key=lambda p, q=q: float(q @ gallery[p])) for q in query]
+    return sum(int(b) == int(t) for b, t in zip(best, truth, strict=True)) / len(truth)
+
+
+def test_each_direction_uses_its_sides_and_its_truth(tables) -> None:
+    queries, gallery = tables
+    directions = {
+        "image_to_image": Direction("query_image", "product_image"),
+        "image_to_asked": Direction("query_image", "product_image", "asked"),
+        "composed": Direction("query", "product"),
+        "anything": Direction("query", "product", requires=()),
+        "without_words": Direction("query_image", "product_image", excludes=("query_text",)),
+        "text": Direction("query_text", "product_text"),
+    }
+    reports = evaluate_directions(directions, queries, gallery, FUSIONS, cutoffs=(1,), depth=5, num_hits=2)
+    v, g = queries.vectors, gallery.vectors
+    asked, shown = queries.columns["asked_keys"][:, 0], queries.columns["shown_keys"][:, 0]
+    has_text = torch.arange(12) != 3
+    fused_query, fused_product = v["query_image"] + 3 * v["query_text"], g["product_image"] + g["product_text"]
+    fused_product = torch.nn.functional.normalize(fused_product, dim=1)
+    expected = {
+        "image_to_image": naive_hit(v["query_image"], g["product_image"], shown),
+        "image_to_asked": naive_hit(v["query_image"], g["product_image"], asked),
+        "composed": naive_hit(fused_query[has_text], fused_product, asked[has_text]),
+        "anything": naive_hit(torch.nn.functional.normalize(fused_query, dim=1), fused_product, asked),
+        "without_words": naive_hit(v["query_image"][3:4], g["product_image"], shown[3:4]),
+        "text": naive_hit(v["query_text"][has_text], g["product_text"], asked[has_text]),
+    }
+    assert {name: report.values["hit@1"] for name, report in reports.items()} == pytest.approx(expected)
+    counted = {name: (report.num_queries, report.counts.num_with_words) for name, report in reports.items()}
+    assert counted == {
+        "image_to_image": (12, 11),
+        "image_to_asked": (12, 11),
+        "composed": (11, 11),
+        "anything": (12, 11),
+        "without_words": (1, 0),
+        "text": (11, 11),
+    }
+
+
+def test_a_side_that_nothing_has_is_an_error(tables) -> None:
+    queries, gallery = tables
+    queries.present["query_text"][:] = False
+    directions = {"text": Direction("query_text", "product_text"), "photo": Direction("query_image", "product_image")}
+    with pytest.raises(NothingToRankError, match=r"directions\.text: no validation query has a query_text"):
+        evaluate_directions(directions, queries, gallery, FUSIONS)
+    reports, empty = evaluate_countable(directions, queries, gallery, FUSIONS)
+    assert list(reports) == ["photo"] and list(empty) == ["text"]
+    gallery.present["product_image"][:] = False
+    with pytest.raises(ValueError, match=r"directions\.photo: no product has a product_image; choose a model without"):
+        evaluate_countable(directions, queries, gallery, FUSIONS)
+
+
+def naive_rows(direction: Direction, queries, gallery) -> tuple[list[int], int, int]:
+    """Return the row numbers that a photo's direction counts, and how many answer themselves or repeat a photo."""
+    columns = {name: column.tolist() for name, column in queries.columns.items()}
+    catalogue = list(
+        zip(gallery.columns["picture_keys"].tolist(), gallery.columns["product_keys"].tolist(), strict=True)
+    )
+    words = queries.present["query_text"].tolist()
+    num_in_gallery, seen, rows = 0, {}, []
+    for row in sorted(range(len(queries)), key=lambda row: (words[row], row)):
+        picture = columns["picture_keys"][row]
+        truth = columns[f"{direction.truth}_keys"][row]
+        if picture != NO_KEY and any(
+            picture == other and (direction.truth == "shown" or product in truth) for other, product in catalogue
+        ):
+            num_in_gallery += 1
+        elif picture == NO_KEY or seen.setdefault((picture, frozenset(truth)), row) == row:
+            rows.append(row)
+    return sorted(rows), num_in_gallery, len(queries) - num_in_gallery - len(rows)
+
+
+@pytest.mark.parametrize("relevance", ["shown", "asked"])
+@pytest.mark.parametrize("seed", range(4))
+def test_a_photo_counts_once_for_each_truth_and_never_if_it_is_of_the_gallery(relevance: str, seed: int) -> None:
+    draw = torch.Generator().manual_seed(seed)
+    asked, shown = (torch.randint(4, (40,), generator=draw) for _ in range(2))
+    pictures = torch.randint(-1, 9, (40,), generator=draw)
+    queries = queries_of({"query_image": unit(40, 8, 0), "query_text": unit(40, 8, 1)}, asked, shown, pictures)
+    queries.present["query_text"] &= torch.rand(40, generator=draw) < 0.5
+    # two pictures of some products, one picture of two products, and one that is not known
+    gallery = gallery_of(
+        {"product_image": unit(6, 8, 2)}, torch.tensor([0, 1, 2, 3, 3, 0]), torch.tensor([0, 1, 2, -1, 2, 3])
+    )
+    direction = Direction("query_image", "product_image", relevance)
+    report = evaluate_directions({"photo": direction}, queries, gallery, FUSIONS, depth=10)["photo"]
+    rows, num_in_gallery, num_repeated = naive_rows(direction, queries, gallery)
+    assert report.hits.query_keys.tolist() == queries.columns["query_keys"][rows].tolist()
+    counts = report.counts
+    assert (counts.num_in_gallery, counts.num_repeated) == (num_in_gallery, num_repeated)
+    assert counts.num_with_words == int(queries.present["query_text"][rows].sum()) and counts.num_other_kind == 0
+    assert counts.num_with_words + counts.num_without_words == report.num_queries == len(rows)
+
+
+def test_a_composed_query_may_show_a_picture_of_the_gallery_unless_that_is_its_answer() -> None:
+    """Photos are the catalogue's own of 0, 1, 2; what is asked for is 1, 1, 2: the second and third show the answer."""
+    vectors = {"query_image": unit(3, 8, 0), "query_text": unit(3, 8, 1)}
+    pictures = torch.arange(3)
+    queries = queries_of(vectors, torch.tensor([1, 1, 2]), pictures.clone(), pictures)
+    gallery = gallery_of({"product_image": unit(3, 8, 2), "product_text": unit(3, 8, 3)}, torch.arange(3), pictures)
+    reports = evaluate_directions({"composed": Direction("query", "product")}, queries, gallery, FUSIONS, depth=10)
+    assert reports["composed"].hits.query_keys.tolist() == [100]
+    assert reports["composed"].counts.num_in_gallery == 2 and reports["composed"].counts.num_repeated == 0
+    shown = {"shown": Direction("query_image", "product_text")}
+    with pytest.raises(NothingToRankError, match=r"directions\.shown: the photo of every query is a picture of the"):
+        evaluate_directions(shown, queries, gallery, FUSIONS)
+
+
+def test_the_product_that_the_photo_shows_can_be_left_out_of_its_gallery(tables) -> None:
+    queries, gallery = tables
+    direction = Direction("query", "product", leave_out="shown")
+    report = evaluate_directions({"other": direction}, queries, gallery, FUSIONS, cutoffs=(1,), depth=5, num_hits=5)[
+        "other"
+    ]
+    shown = dict(zip(queries.columns["query_keys"].tolist(), queries.columns["shown_keys"][:, 0].tolist(), strict=True))
+    for key, products in zip(report.hits.query_keys.tolist(), report.hits.product_keys.tolist(), strict=True):
+        assert sorted(products) == [NO_KEY, *sorted({*range(5)} - {shown[key]})]
+    queries.columns["shown_keys"][:] = queries.columns["asked_keys"]
+    with pytest.raises(NothingToRankError, match="none of 11 queries asks for another product than its photo shows"):
+        evaluate_directions({"other": direction}, queries, gallery, FUSIONS)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"requires": ["text"]}, "requires is a list of query_image, query_text, not"),
+        ({"excludes": "query_text"}, "excludes is a list of query_image, query_text, not query_text"),
+        ({"requires": ["query_text"], "excludes": ["query_text"]}, "both require and exclude query_text"),
+        ({"leave_out": "asked"}, "leave_out is 'shown' or null, not 'asked'"),
+    ],
+)
+def test_what_a_direction_cannot_say(more: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Direction("query", "product", **more)

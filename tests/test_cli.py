@@ -1,0 +1,58 @@
+"""Words of people on the command line reach their key as they were typed."""
+
+import re
+
+import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+from mim_lightning.cli import _naming_removed, _quoted, refuse_unknown_sections
+
+
+@pytest.mark.parametrize(
+    "text", ["[red] mug", "a, b: c", "it's", '"two" words', "${oc.env:HOME}", "=SUM(A1)", "50% {off}"]
+)
+def test_words_of_people_are_taken_as_they_are(text: str) -> None:
+    (override,) = OverridesParser.create().parse_overrides([_quoted(f"text={text}", ["text"])])
+    assert str(override.value()).replace("\\${", "${") == text
+
+
+def test_lists_and_null_keep_their_meaning() -> None:
+    parser = OverridesParser.create()
+    (images, nothing) = parser.parse_overrides([_quoted(a, ["image"]) for a in ("image=[a.jpg,b.jpg]", "image=null")])
+    assert (images.value(), nothing.value()) == (["a.jpg", "b.jpg"], None)
+
+
+@pytest.mark.parametrize(
+    ("name", "argument", "message"),
+    [
+        ("train", "+sed=2", "no config key 'sed'; did you mean 'seed'?"),
+        ("train", "+opti.lr=2", "no config key 'opti.lr'; did you mean 'optim.lr'?"),
+        ("prepare", "++trainer.max_epochs=2", "no config key 'trainer.max_epochs'"),
+    ],
+)
+def test_a_section_that_nothing_reads_is_refused(name: str, argument: str, message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        refuse_unknown_sections(name, ["seed=3", argument])
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("train", ["+experiment=grocery", "++trainer.max_epochs=2", "+monitor=x", "-m", "seed=1,2"]),
+        ("train", ["+width=64", "embed_dim=${width}"]),
+        ("train", ["+own.key=1", "--config-dir=there"]),
+        ("evaluate", ["data=manifest", "++data.source.columns.queries.kind=k", "+hydra.verbose=true"]),
+    ],
+)
+def test_keys_that_are_read_are_taken(name: str, arguments: list[str]) -> None:
+    refuse_unknown_sections(name, arguments)
+
+
+def test_a_removed_key_that_is_needed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["train", "seed=1", "~trainer.devices", "~callbacks.last=1"])
+    error = KeyError("devices")
+    named = _naming_removed(error)
+    assert isinstance(named, ValueError) and named.__cause__ is error
+    assert str(named) == "trainer.devices: is needed; give trainer.devices=<value> instead of ~trainer.devices"
+    for other in (KeyError("seed"), KeyError(), ValueError("devices")):
+        assert _naming_removed(other) is other

@@ -1,0 +1,100 @@
+"""Failures in one line, from one process to another and into a run's folder."""
+
+from pathlib import Path
+
+import pytest
+from hydra.errors import CompactHydraException, MissingConfigException
+from omegaconf.errors import OmegaConfBaseException
+
+from mim_lightning.config import compose, conf_dir
+from mim_lightning.errors import (
+    ChildError,
+    Failure,
+    clear_notes,
+    describe_failure,
+    find_failure,
+    is_mendable,
+    leave_failure,
+    write_note,
+)
+
+HINTS = {
+    "experiment=smoke": "no option 'smoke' in config group 'experiment'; there are {experiment}",
+    "+experiment=smoke": "no option 'smoke' in config group 'experiment'; there are {experiment}",
+    "data=mainfest": "no option 'mainfest' in config group 'data'; there are {data}; did you mean 'manifest'?",
+    "encoder/text=x": "no option 'x' in config group 'encoder/text'; there are {encoder/text}",
+    "trainer=[cpu,x]": "no option 'x' in config group 'trainer'; there are {trainer}",
+    "loss.init_scal=3": "no config key 'loss.init_scal'; did you mean 'loss.init_scale' or 'loss.init_bias'?",
+    "optim.lr_scale.encoder=0.1": "no config key 'optim.lr_scale'; did you mean 'optim.lr_scales'?",
+}
+
+TrialPruned = type("TrialPruned", (Exception,), {})  # Optuna's, by its name
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "reason", "mendable"),
+    [
+        (ValueError("optim.lr=-1:\n  give more than 0"), "ValueError", "optim.lr=-1: give more than 0", True),
+        (TypeError("no such thing"), "TypeError", "TypeError: no such thing", False),
+        (TrialPruned("lags behind"), "TrialPruned", "lags behind", True),
+        (ChildError(Failure("KeyError", "KeyError: 'a'")), "KeyError", "KeyError: 'a'", True),
+        (
+            MissingConfigException("in Hydra's English", "hydra/launcher/jobli", ["basic"]),
+            "MissingConfigException",
+            "no option 'jobli' in config group 'hydra/launcher'; there are basic; "
+            "more with pip install 'mim-lightning[sweep]'",
+            True,
+        ),
+    ],
+)
+def test_an_exception_is_told_in_one_line(error: Exception, kind: str, reason: str, mendable: bool) -> None:
+    assert describe_failure(error, "train") == Failure(kind, reason)
+    assert is_mendable(error) == mendable
+
+
+@pytest.mark.parametrize("override", HINTS)
+def test_choices_are_those_of_the_group_and_nothing_else(override: str) -> None:
+    with pytest.raises(CompactHydraException) as caught:
+        compose("train", [override])
+    groups = {
+        group: ", ".join(sorted(path.stem for path in (Path(conf_dir()) / group).glob("*.yaml") if path.stem != "base"))
+        for group in ("experiment", "data", "encoder/text", "trainer")
+    }
+    assert describe_failure(caught.value, "train").reason == HINTS[override].format(**groups)
+
+
+@pytest.mark.parametrize(
+    ("override", "reason"),
+    [
+        (
+            "data.shards=null",
+            "data.val_split: cannot be made from ${.shards.val_split}: a key in it is missing",
+        ),
+        ("~data.shards", "data.val_split: cannot be made from ${.shards.val_split}: a key in it is missing"),
+        ("data.augment.min_scale=${.nope}", "data.augment.min_scale: cannot be made from ${.nope}: a key"),
+        ("data.protocol=null", "run.name: cannot be made from ${model.name}-<set>${data.protocol.label}-seed${seed}:"),
+    ],
+)
+def test_a_value_that_another_key_should_give_is_named(override: str, reason: str) -> None:
+    with pytest.raises(OmegaConfBaseException) as caught:
+        compose("train", [override])
+    assert describe_failure(caught.value, "train").reason.startswith(reason)
+
+
+def test_the_first_of_several_processes_is_heard(tmp_path: Path) -> None:
+    path = tmp_path / "failure.json"
+    assert find_failure(path) is None
+    leave_failure(path, Failure("ValueError", "the cause"))
+    leave_failure(path, Failure("RuntimeError", "connection closed by peer"))
+    assert find_failure(path) == Failure("ValueError", "the cause")
+
+
+def test_notes_say_how_a_run_ended_until_it_is_started_again(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    write_note(folder, Failure("ValueError", "diverged"))
+    write_note(folder, Failure("TrialPruned", "lags"))
+    assert sorted(path.name for path in folder.iterdir()) == ["failed.json", "pruned.json"]
+    assert '"reason": "diverged"' in (folder / "failed.json").read_text()
+    clear_notes(folder)
+    clear_notes(tmp_path / "never begun")
+    assert not list(folder.iterdir())
