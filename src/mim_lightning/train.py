@@ -53,8 +53,6 @@ def main() -> None:
 
 def train(config: dict[str, Any]) -> float:
     """Train one run, or find it trained, and return its monitored metric at the checkpoint that `report` names."""
-    from mim_lightning.lit.report import describe_decline, print_run
-
     refuse_wrong_kinds(config)
     run, config = identify(config)
     config["trainer"]["precision"] = choose_precision(config["trainer"])  # recorded as it was, for evaluation
@@ -71,6 +69,8 @@ def train(config: dict[str, Any]) -> float:
         fit(config, run)  # a process of a run that another one holds
     results = run.read_results() or {}
     if results and is_first_rank() and not is_launched():
+        from mim_lightning.lit.report import describe_decline, print_run
+
         print_run(run.run_id, results)
         print(f"{'results' if is_new else 'finished before, results'}: {run.folder}")
         if decline := describe_decline(results, config["monitor"]):
