@@ -25,7 +25,7 @@ from mim_lightning.analysis.comparison.comparison import compare_arms
 from mim_lightning.analysis.record import EvaluationRecord, read_record
 from mim_lightning.analysis.run_groups import Arm, group_arms
 from mim_lightning.run import PLACEMENT_KEYS
-from mim_lightning.sweep.seeds import mean_interval
+from mim_lightning.sweep.summary import mean_interval
 
 METRICS = ("hit@1", "hit@10", "mrr", "wrong_category@1")
 COMPARED = ("hit@1", "wrong_category@1")

@@ -49,7 +49,7 @@ FORMER_TARGETS = {
     "mim_lightning.losses.contrastive.sigmoid": "mim_lightning.losses.sigmoid",
     "mim_lightning.model.tower.Tower": "mim_lightning.model.Tower",
     "mim_lightning.search.index.settings.IndexSettings": "mim_lightning.search.IndexSettings",
-    "mim_lightning.sweep.callback.SweepLedger": "mim_lightning.sweep.SweepLedger",
+    "mim_lightning.sweep.callback.SweepLedger": "mim_lightning.sweep.SweepLog",
 }
 FIRST_TARGETS = {present: former for former, present in reversed(FORMER_TARGETS.items())}
 

@@ -38,14 +38,14 @@ def sweep(shop: Path, monkeypatch: pytest.MonkeyPatch) -> Sweep:
     return call
 
 
-def read_ledger(shop: Path) -> list[dict[str, str]]:
+def read_log(shop: Path) -> list[dict[str, str]]:
     (path,) = (shop / "runs" / "sweeps").glob("*/ledger.csv")
     with path.open(newline="") as file:
         return list(csv.DictReader(file))
 
 
 def column(shop: Path, name: str) -> list[str]:
-    return [row[name] for row in read_ledger(shop)]
+    return [row[name] for row in read_log(shop)]
 
 
 def test_failing_jobs_are_recorded_and_tried_again(shop: Path, sweep: Sweep, capfd: pytest.CaptureFixture[str]) -> None:
@@ -78,11 +78,11 @@ def test_a_killed_search_goes_on_side_by_side(shop: Path) -> None:
     kill = "++callbacks.throughput={_target_: tests.flow.stop.KillAt, step: 4}"
     killed = start("-m", *two_towers(shop, *SEARCH, kill))
     assert killed.returncode == -9, killed.stderr
-    (first,) = read_ledger(shop)
+    (first,) = read_log(shop)
     assert first["status"] == "running"
     finished = start("-m", *two_towers(shop, *SEARCH, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"))
     assert finished.returncode == 0, finished.stderr[-3000:]
-    rows = read_ledger(shop)
+    rows = read_log(shop)
     assert [(row["status"], row["was_resumed"]) for row in rows] == [("finished", "True"), ("finished", "False")]
     assert rows[0]["run_id"] == first["run_id"] != rows[1]["run_id"], "the same parameters, and others"
     assert all(0 <= float(row["score"]) <= 1 and float(row["fit_seconds"]) > 0 for row in rows)
@@ -112,7 +112,7 @@ def test_submitted_jobs_of_two_processes(shop: Path, monkeypatch: pytest.MonkeyP
     submit = ["hydra/launcher=submitit_local", "trainer.devices=2", "trainer.max_epochs=1"]
     finished = start("-m", *two_towers(shop, *submit, "optim.lr=1e-3,1e30"))
     assert finished.returncode == 1, finished.stderr[-3000:]
-    rows = read_ledger(shop)
+    rows = read_log(shop)
     assert [row["status"] for row in rows] == ["finished", "failed"]
     assert rows[1]["reason"].startswith("training diverged: the loss is nan at step 2"), "said in a child process"
     assert math.isfinite(float(rows[0]["score"])) and "2 jobs" in finished.stdout
@@ -125,7 +125,7 @@ def test_submitted_jobs_of_two_processes(shop: Path, monkeypatch: pytest.MonkeyP
         (["sweep=optuna", "hydra.sweeper.n_trails=3"], "error: no config key 'hydra.sweeper.n_trails'"),
         (["sweep=optuna"], "error: no config key 'model.pairs.query_image_product_text'"),
         (["sweep=optuna", "hydra.sweep.dir=/proc/nowhere", "model=4tower"], "error: hydra.sweep.dir=/proc/nowhere: "),
-        (["hydra/sweeper=optuna", "seed=1"], "error: nothing to search in; give ranges"),
+        (["hydra/sweeper=optuna", "seed=1"], "error: nothing to search; give ranges"),
         (["hydra/launcher=jobli", "seed=1,2"], "error: no option 'jobli' in config group 'hydra/launcher'"),
         (["hydra/launcher=submitit_slurm", "seed=1,2"], "error: hydra/launcher: Could not detect"),
         (["modle=2tower,3tower"], "error: no config key 'modle'; did you mean 'model'"),

@@ -35,7 +35,7 @@ from mim_lightning.run import Run, identify
 from mim_lightning.search.canaries import read_canaries
 from mim_lightning.search.index.product_index import open_index
 from mim_lightning.stored_config import check_assets
-from mim_lightning.sweep.ledger import Ledger, Row
+from mim_lightning.sweep.job_log import JobLog, JobRecord
 from mim_lightning.train import train
 from tests.shop import small, write_shop
 
@@ -53,7 +53,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     build_index(compose("build_index", [checkpoint, f"output={folder}/index", "trainer=cpu"]))
     export(compose("export", [checkpoint, f"output={folder}/export"]))
     (folder / "sweep").mkdir()
-    Ledger(folder / "sweep", ["seed"]).write(Row(0, {"seed": "1"}, "running", "run"))
+    JobLog(folder / "sweep", ["seed"]).write(JobRecord(0, {"seed": "1"}, "running", "run"))
     (folder / "failed.json").write_text(json.dumps({"kind": "ValueError", "reason": "diverged"}))
     EventLog(str(folder / "events.sqlite"))
     return folder
@@ -113,7 +113,7 @@ KINDS = {
     "verified column": Kind("prepared/manifest/queries/train/product_keys.npy", verify, 3),
     "verified byte index": Kind("prepared/manifest/queries/train/000000.npy", verify, 3),
     "verified shard": Kind("prepared/manifest/queries/train/000000.tar", verify, 3),
-    "ledger row": Kind("sweep/jobs/*.json", lambda folder: Ledger(folder).read(), 2),
+    "job record": Kind("sweep/jobs/*.json", lambda folder: JobLog(folder).read(), 2),
     "note of a failure": Kind("failed.json", find_failure),
     "events": Kind("events.sqlite", lambda path: EventLog(str(path), create=False)),
 }

@@ -1,6 +1,6 @@
-"""Sweepers where Hydra looks for them: it takes plugins from the namespace `hydra_plugins` alone.
+"""Sweepers in the namespace `hydra_plugins`, the only one that Hydra searches; the code is in `mim_lightning.sweep`.
 
-`conf/hydra/sweeper/*.yaml` name them; what they do is in `mim_lightning.sweep`.
+`conf/hydra/sweeper/*.yaml` name these classes.
 """
 
 from __future__ import annotations
@@ -11,19 +11,19 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-from mim_lightning.sweep.identity import swept_keys
-from mim_lightning.sweep.launching import SturdyLauncher
-from mim_lightning.sweep.search import TrialSearch
+from mim_lightning.sweep import optuna_sweeper
+from mim_lightning.sweep.launcher import FaultTolerantLauncher
+from mim_lightning.sweep.sweep_id import swept_keys
 
 
 class GridSweeper(BasicSweeper):
-    """Hydra's own sweeper, every combination, that goes on when a job dies."""
+    """Hydra's own sweeper, every combination, that continues when the process of a job dies."""
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
         assert self.launcher is not None
-        self.launcher = SturdyLauncher(self.launcher, Path(config.hydra.sweep.dir), swept_keys(config))
+        self.launcher = FaultTolerantLauncher(self.launcher, Path(config.hydra.sweep.dir), swept_keys(config))
 
 
-class OptunaSweeper(TrialSearch):
-    """The search, under the name that `hydra/sweeper=optuna` gives it."""
+class OptunaSweeper(optuna_sweeper.OptunaSweeper):
+    """The sweeper of `hydra/sweeper=optuna`."""

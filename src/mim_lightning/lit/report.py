@@ -1,7 +1,7 @@
 """A run's results as a table on the terminal, by direction.
 
 Flat results ("val/image_to_image/hit@1" -> 0.61, "untouched/..." for epoch -1) come in, lines go out; the train
-and evaluate doors call it. The table of a sweep is in `sweep.table`.
+and evaluate doors call it. The table of a sweep is in `sweep.summary`.
 """
 
 from __future__ import annotations

@@ -5,11 +5,11 @@ from typing import TYPE_CHECKING
 from mim_lightning.exports import export_lazily
 
 if TYPE_CHECKING:
-    from mim_lightning.sweep.callback import SweepLedger
+    from mim_lightning.sweep.hydra_callback import SweepLog
 else:
     __getattr__, __dir__ = export_lazily(
         __name__,
         {
-            "SweepLedger": "mim_lightning.sweep.callback",
+            "SweepLog": "mim_lightning.sweep.hydra_callback",
         },
     )

@@ -1,8 +1,4 @@
-"""The study of a search: what is known of its trials, in a storage that a sweep and its jobs share.
-
-Storage and name come in, Optuna's study goes out; `sweep.search` asks it for trials, `lit.callbacks.pruning` reports
-to it from within a job.
-"""
+"""The Optuna study of a sweep: its trials, in a storage that the sweep and its jobs share."""
 
 from __future__ import annotations
 
@@ -16,18 +12,19 @@ if TYPE_CHECKING:
 
 
 def open_study(storage: str, name: str, sampler: Any = None, pruner: Any = None) -> Study:
-    """Open a study that maximises one number, or begin it.
+    """Open or create a study that maximizes one number.
 
     Args:
-        storage: a database's URL ("sqlite:///...", "postgresql://..."), or the path of a journal file, which needs
-            no locks of the file system's and so may lie on a network's.
+        storage: a database's URL ("sqlite:///...", "postgresql://..."), or the path of a journal file, which needs no
+            locks of the file system and so may be on a network.
         name: of the study; a storage holds any number.
-        sampler, pruner: Optuna's; None for its own choice of sampler, and for no pruning.
+        sampler: Optuna's; None for its default.
+        pruner: Optuna's; None for no pruning.
 
     Raises:
         ValueError: the storage cannot be opened.
     """
-    import optuna  # late: an extra, and seconds
+    import optuna  # here: an extra, and takes seconds
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
@@ -39,13 +36,13 @@ def open_study(storage: str, name: str, sampler: Any = None, pruner: Any = None)
             direction="maximize",
             load_if_exists=True,
         )
-    except Exception as error:  # every database has exceptions of its own
+    except Exception as error:  # every database has its own exceptions
         reason = next(iter(str(error).splitlines()), "")
         raise ValueError(f"hydra.sweeper.storage={storage}: {type(error).__name__}: {reason}") from error
 
 
 def open_trial(study: Study, number: int) -> Trial:
-    """Return a trial that is under way, to report to it or to go on with it."""
+    """Return a trial that has not ended, to report to it or to resume it."""
     from optuna.trial import Trial
 
     return Trial(study, study.get_trials(deepcopy=False)[number]._trial_id)
@@ -54,6 +51,19 @@ def open_trial(study: Study, number: int) -> Trial:
 def count_ended(study: Study) -> int:
     """Return how many trials have finished or were pruned."""
     return sum(trial.state.name in ("COMPLETE", "PRUNED") for trial in study.get_trials(deepcopy=False))
+
+
+def truncate_partial_line(storage: str) -> None:
+    """Remove the last line of a journal if a killed process left it incomplete: Optuna would read nothing after it.
+
+    To be called by the process that has locked the sweep, before any other writes.
+    """
+    path = Path(storage)
+    if "://" in storage or not path.is_file():
+        return
+    with path.open("r+b") as file:
+        content = file.read()
+        file.truncate(content.rfind(b"\n") + 1)
 
 
 def _open_storage(storage: str) -> BaseStorage | str:
@@ -65,16 +75,3 @@ def _open_storage(storage: str) -> BaseStorage | str:
     path = Path(storage)
     path.parent.mkdir(parents=True, exist_ok=True)
     return JournalStorage(JournalFileBackend(str(path)))
-
-
-def mend_journal(storage: str) -> None:
-    """Cut off the line that a killed process left half written; Optuna would refuse all that follows.
-
-    Called by the one process that owns the sweep, before any other writes.
-    """
-    path = Path(storage)
-    if "://" in storage or not path.is_file():
-        return
-    with path.open("r+b") as file:
-        content = file.read()
-        file.truncate(content.rfind(b"\n") + 1)

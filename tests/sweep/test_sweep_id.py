@@ -6,7 +6,7 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig
 
 from mim_lightning.config import conf_dir
-from mim_lightning.sweep.identity import name_sweep, own_config, pick_overrides, swept_keys
+from mim_lightning.sweep.sweep_id import name_sweep, own_config, pick_overrides, swept_keys
 
 
 @pytest.fixture(autouse=True)
@@ -15,7 +15,7 @@ def unset_hydra() -> None:
 
 
 def multirun(*overrides: str, params: dict[str, str] | None = None) -> DictConfig:
-    """Compose what Hydra hands over at the start of a multirun: values that vary are not in it."""
+    """Compose what Hydra passes at the start of a multirun: values that vary are not in it."""
     with initialize_config_dir(conf_dir(), version_base="1.3"):
         config = compose("train", [o for o in overrides if "," not in o or "[" in o], return_hydra_config=True)
     config.hydra.overrides.task = [override for override in overrides if not override.startswith("hydra")]
@@ -24,7 +24,7 @@ def multirun(*overrides: str, params: dict[str, str] | None = None) -> DictConfi
     return config
 
 
-def test_the_name_tells_the_kind_and_what_varies() -> None:
+def test_the_name_depends_on_the_kind_and_on_what_varies() -> None:
     names = {
         name_sweep(multirun(*overrides))
         for overrides in (
@@ -42,6 +42,12 @@ def test_the_name_tells_the_kind_and_what_varies() -> None:
     assert {name.rsplit("-", 1)[0] for name in names} == {"grid", "optuna", "towers"}
 
 
+def test_a_former_name_of_a_class_is_the_same_sweep() -> None:
+    former = "encoder.image._target_=mim_lightning.encoders.tiny.TinyImage"
+    present = "encoder.image._target_=mim_lightning.encoders.TinyImage"
+    assert name_sweep(multirun("seed=1,2", former)) == name_sweep(multirun("seed=1,2", present))
+
+
 def test_where_and_how_it_runs_does_not_matter() -> None:
     first = name_sweep(multirun("seed=1,2", "model=2tower,3tower"))
     elsewhere = [
@@ -52,7 +58,7 @@ def test_where_and_how_it_runs_does_not_matter() -> None:
     assert name_sweep(multirun("sweep=towers")) == name_sweep(multirun("sweep=[towers,slurm]"))
 
 
-def test_the_command_line_prevails_over_the_space_of_a_config() -> None:
+def test_the_command_line_wins_over_the_space_of_a_config() -> None:
     config = multirun("seed=5", "model=2tower,3tower", params={"seed": "1,2", "optim.lr": "interval(0, 1)"})
     assert swept_keys(config) == ["optim.lr", "model"]
     given = ["seed=5", "model=3tower", "optim.lr=0.5", "~model.pairs.query_product", "trial={number:3,study:'a=b'}"]

@@ -11,11 +11,11 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from omegaconf import OmegaConf
 
-from mim_lightning.sweep.identity import pick_overrides
-from mim_lightning.sweep.launching import SturdyLauncher
-from mim_lightning.sweep.ledger import Ledger, Row
+from mim_lightning.sweep.job_log import JobLog, JobRecord
+from mim_lightning.sweep.launcher import FaultTolerantLauncher
 from mim_lightning.sweep.optuna_study import open_study
-from mim_lightning.sweep.search import TrialSearch
+from mim_lightning.sweep.optuna_sweeper import OptunaSweeper
+from mim_lightning.sweep.sweep_id import pick_overrides
 
 pytest.importorskip("optuna", reason="needs the extra: pip install 'mim-lightning[sweep]'")
 
@@ -24,10 +24,10 @@ SAMPLER = {"_target_": "optuna.samplers.RandomSampler", "seed": 1}
 
 
 class Landscape(Launcher):
-    """Gives each job the end that `judge` finds for its parameters, and writes it into the ledger as jobs do."""
+    """Gives each job the end that `judge` finds for its parameters, and logs it as jobs do."""
 
     def __init__(self, folder: Path, judge: Callable[[dict[str, str]], End]) -> None:
-        self.ledger, self.judge = Ledger(folder, ["x"]), judge
+        self.log, self.judge = JobLog(folder, ["x"]), judge
         self.batches: list[list[dict[str, str]]] = []
 
     def setup(self, **_: Any) -> None:
@@ -38,9 +38,8 @@ class Landscape(Launcher):
         self.batches.append([pick_overrides(overrides, ["x", "seed", "trial"]) for overrides in job_overrides])
         for given in self.batches[-1]:
             status, value = self.judge(given)
-            self.ledger.write(
-                Row(read_trial(given)["number"], {"x": given["x"]}, status, f"run-{given['x']}", reason=f"is {status}")
-            )
+            number, x = read_trial(given)["number"], given["x"]
+            self.log.write(JobRecord(number, {"x": x}, status, f"run-{x}", reason=f"is {status}"))
             returned.append(JobReturn(status=JobStatus.COMPLETED, _return_value=value))
         return returned
 
@@ -66,12 +65,12 @@ def search(folder: Path, judge: Callable[[dict[str, str]], End], **options: Any)
         **options,
     }
     launcher = Landscape(folder, judge)
-    made = TrialSearch(**{"params": None, **options})
+    made = OptunaSweeper(**{"params": None, **options})
     made.composed = OmegaConf.create(
         {"hydra": {"sweeper": {"params": {"x": "interval(0.0, 1.0)"}}, "overrides": {"task": ["seed=5"]}}}
     )
     made.context = SimpleNamespace(config_loader=SimpleNamespace(load_sweep_config=lambda *_: None))  # type: ignore
-    made.sturdy, made.ledger = SturdyLauncher(launcher, folder, ["x"]), Ledger(folder)
+    made.fault_tolerant_launcher, made.log = FaultTolerantLauncher(launcher, folder, ["x"]), JobLog(folder)
     made.study_name, made.storage = made.study_name or "s", made.storage or str(folder / "study.journal")
     made.sweep([])
     return launcher
@@ -98,7 +97,7 @@ def test_trials_count_over_all_starts(tmp_path: Path, capsys: pytest.CaptureFixt
     assert len(more.xs) == 2 and not set(more.xs) & set(first.xs), "a seeded sampler does not begin anew"
 
 
-def test_an_interrupted_trial_is_taken_up_with_the_same_parameters(tmp_path: Path) -> None:
+def test_an_interrupted_trial_is_resumed_with_the_same_parameters(tmp_path: Path) -> None:
     seen: list[dict[str, str]] = []
 
     def dies_in_the_second(given: dict[str, str]) -> End:
@@ -115,7 +114,7 @@ def test_an_interrupted_trial_is_taken_up_with_the_same_parameters(tmp_path: Pat
     assert states(tmp_path) == ["COMPLETE"] * 4
 
 
-def test_failures_are_no_trials_and_are_tried_once_more_at_the_next_start(tmp_path: Path) -> None:
+def test_failures_do_not_count_and_are_retried_at_the_next_start(tmp_path: Path) -> None:
     def half_fail(given: dict[str, str]) -> End:
         return finishes(given) if float(given["x"]) < 0.5 else ("failed", float("nan"))
 
@@ -125,7 +124,7 @@ def test_failures_are_no_trials_and_are_tried_once_more_at_the_next_start(tmp_pa
     for judge in (half_fail, finishes):
         assert search(tmp_path, judge, n_trials=6).xs == failed
     assert search(tmp_path, finishes, n_trials=6).xs == []
-    assert len(Ledger(tmp_path).read()) == 6
+    assert len(JobLog(tmp_path).read()) == 6
     (new,) = search(tmp_path, finishes, n_trials=7).xs
     assert new not in first.xs, "what failed twice waits once"
 
@@ -136,8 +135,8 @@ def test_a_pruned_trial_has_ended(tmp_path: Path) -> None:
     assert search(tmp_path, finishes, n_trials=2).xs == []
 
 
-def test_a_mistake_that_every_trial_meets_ends_the_search(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="the first 3 trials failed alike: is failed"):
+def test_an_error_of_every_trial_ends_the_search(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="the first 3 trials failed for the same reason: is failed"):
         search(tmp_path, lambda given: ("failed", float("nan")), n_trials=50)
 
 
@@ -175,7 +174,7 @@ def test_a_trial_knows_where_to_report(tmp_path: Path) -> None:
         ({"storage": "nosql://host"}, r"hydra\.sweeper\.storage=nosql://host"),
     ],
 )
-def test_mistakes_are_told_before_anything_runs(tmp_path: Path, options: dict[str, Any], message: str) -> None:
+def test_invalid_options_are_reported_first(tmp_path: Path, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message) as raised:
         search(tmp_path, killed, **options)
     assert "\n" not in str(raised.value)

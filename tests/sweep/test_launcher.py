@@ -1,4 +1,4 @@
-"""A batch in which a process died: what the others reached is kept, and the sweep goes on."""
+"""A batch in which a process died: the results of the others are kept, and the sweep continues."""
 
 import math
 from collections.abc import Sequence
@@ -9,8 +9,8 @@ import pytest
 from hydra.core.utils import JobReturn
 from hydra.plugins.launcher import Launcher
 
-from mim_lightning.sweep.launching import SturdyLauncher
-from mim_lightning.sweep.ledger import Ledger, Row
+from mim_lightning.sweep.job_log import JobLog, JobRecord
+from mim_lightning.sweep.launcher import FaultTolerantLauncher
 
 TerminatedWorkerError = type("TerminatedWorkerError", (RuntimeError,), {})  # joblib's, by its name
 
@@ -26,25 +26,26 @@ class Raising(Launcher):
         raise self.error
 
 
-def test_jobs_that_died_are_told_from_those_that_finished(tmp_path: Path) -> None:
-    ledger = Ledger(tmp_path, ["seed"])
-    ledger.write(Row(3, {"seed": "1"}, "finished", "run-1", "val/a/hit@1", {"val/a/hit@1": 0.5}))
-    ledger.write(Row(4, {"seed": "2"}, "running", "run-2", was_resumed=True))
-    launcher = SturdyLauncher(Raising(TerminatedWorkerError("a worker\nwas killed")), tmp_path, ["seed"])
+def test_jobs_that_died_are_distinguished_from_those_that_finished(tmp_path: Path) -> None:
+    log = JobLog(tmp_path, ["seed"])
+    log.write(JobRecord(3, {"seed": "1"}, "finished", "run-1", "val/a/hit@1", {"val/a/hit@1": 0.5}))
+    log.write(JobRecord(4, {"seed": "2"}, "running", "run-2", was_resumed=True))
+    launcher = FaultTolerantLauncher(Raising(TerminatedWorkerError("a worker\nwas killed")), tmp_path, ["seed"])
     returned = launcher.launch([["seed=1"], ["seed=2", "a=b"], ["seed=3"]], initial_job_idx=3)
     assert returned[0].return_value == 0.5
     assert all(math.isnan(job.return_value) for job in returned[1:])
-    rows = ledger.read()
-    assert [(row.job, row.status, row.run_id) for row in rows] == [
+    records = log.read()
+    assert [(record.job, record.status, record.run_id) for record in records] == [
         (3, "finished", "run-1"),
         (4, "failed", "run-2"),
         (5, "failed", ""),
     ]
-    assert rows[1].was_resumed and "TerminatedWorkerError a worker" in rows[1].reason and "\n" not in rows[1].reason
+    reason = records[1].reason
+    assert records[1].was_resumed and "TerminatedWorkerError a worker" in reason and "\n" not in reason
 
 
 def test_a_launcher_that_cannot_start_says_so(tmp_path: Path) -> None:
-    launcher = SturdyLauncher(Raising(RuntimeError('Could not detect "srun"')), tmp_path, [])
+    launcher = FaultTolerantLauncher(Raising(RuntimeError('Could not detect "srun"')), tmp_path, [])
     with pytest.raises(ValueError, match='hydra/launcher: Could not detect "srun"'):
         launcher.launch([[]], 0)
 
@@ -52,4 +53,4 @@ def test_a_launcher_that_cannot_start_says_so(tmp_path: Path) -> None:
 @pytest.mark.parametrize("error", [ValueError("no such key"), TypeError("a fault of ours")])
 def test_other_errors_are_left_alone(tmp_path: Path, error: Exception) -> None:
     with pytest.raises(type(error), match=str(error)):
-        SturdyLauncher(Raising(error), tmp_path, []).launch([[]], 0)
+        FaultTolerantLauncher(Raising(error), tmp_path, []).launch([[]], 0)

@@ -1,11 +1,9 @@
-"""The space of a search, written as Hydra's overrides, read as Optuna's distributions.
+"""The search space of a sweep: Hydra's overrides as Optuna's distributions, and a trial's parameters as overrides.
 
-    optim.lr: tag(log, interval(1e-4, 1e-2))     a number between the two, by its logarithm
-    embed_dim: int(interval(32, 256))            a whole number
-    data.batch_size: choice(64, 128)             one of these; 64,128 for short
-    model.pairs.query_product.weight: range(0, 1.1, 0.25)
-
-Overrides come in, a distribution by key goes out, and a trial's parameters come in, overrides go out.
+optim.lr: tag(log, interval(1e-4, 1e-2))     a number between the two, on a logarithmic scale
+embed_dim: int(interval(32, 256))            an integer
+data.batch_size: choice(64, 128)             one of these; 64,128 for short
+model.pairs.query_product.weight: range(0, 1.1, 0.25)
 """
 
 from __future__ import annotations
@@ -33,18 +31,14 @@ def read_space(overrides: Mapping[str, Override]) -> dict[str, BaseDistribution]
             except ValueError as error:
                 raise ValueError(f"{key}={override.get_value_string()}: {error}") from error
     if not space:
-        raise ValueError("nothing to search in; give ranges such as 'optim.lr=tag(log, interval(1e-4, 1e-2))'")
+        raise ValueError("nothing to search; give ranges such as 'optim.lr=tag(log, interval(1e-4, 1e-2))'")
     return space
 
 
 def write_overrides(params: Mapping[str, Any]) -> list[str]:
     """Return a trial's parameters as overrides of its job."""
-    return [f"{key}={_write(value)}" for key, value in params.items()]
-
-
-def _write(value: Any) -> str:
-    # as a person would write it; the same each time, so that a trial taken up again is the same run
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
+    # six digits, always the same text: a resumed trial must be the same run
+    return [f"{key}={f'{value:.6g}' if isinstance(value, float) else value}" for key, value in params.items()]
 
 
 def _distribution(override: Override) -> BaseDistribution:
@@ -52,9 +46,12 @@ def _distribution(override: Override) -> BaseDistribution:
 
     value: Any = override.value()
     if override.is_choice_sweep():
-        # as they are written: a choice may be a number, a group's option, a list
+        # as text: a choice may be a number, an option of a group, a list
         return CategoricalDistribution(list(override.sweep_string_iterator()))
-    is_log = _is_log(value)
+    unknown = value.tags - {"log"}
+    if unknown:
+        raise ValueError(f"no tag '{unknown.pop()}'; there is log")
+    is_log = "log" in value.tags
     low: Any
     high: Any
     step: Any
@@ -69,10 +66,3 @@ def _distribution(override: Override) -> BaseDistribution:
     if all(isinstance(number, int) for number in (low, high, step or 1)):
         return IntDistribution(low, high, log=is_log, step=int(step or 1))
     return FloatDistribution(float(low), float(high), log=is_log, step=None if step is None else float(step))
-
-
-def _is_log(value: IntervalSweep | RangeSweep) -> bool:
-    unknown = value.tags - {"log"}
-    if unknown:
-        raise ValueError(f"no tag '{unknown.pop()}'; there is log")
-    return "log" in value.tags

@@ -3,7 +3,7 @@
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from mim_lightning.sweep.space import read_space, write_overrides
+from mim_lightning.sweep.optuna_space import read_space, write_overrides
 
 optuna = pytest.importorskip("optuna", reason="needs the extra: pip install 'mim-lightning[sweep]'")
 Categorical, Float, Int = (
@@ -42,10 +42,10 @@ def test_ranges_become_distributions(text: str, expected: object) -> None:
         ("lr=interval(2, 1)", r"lr=interval\(2, 1\): .*low <= high"),
         ("lr=tag(log, interval(0, 1.0))", "low > 0"),
         ("width=range(2, 2)", "is empty"),
-        ("lr=0.1", "nothing to search in; give ranges such as 'optim.lr="),
+        ("lr=0.1", "nothing to search; give ranges such as 'optim.lr="),
     ],
 )
-def test_what_is_no_range_is_told(text: str, message: str) -> None:
+def test_invalid_ranges(text: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         read(text)
 

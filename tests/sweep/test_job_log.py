@@ -1,12 +1,12 @@
-"""A row a run, whatever happens, in a file that is whole at any time."""
+"""One row for each run, whatever happens, in a file that is complete at any time."""
 
 import csv
 from dataclasses import replace
 from pathlib import Path
 
-from mim_lightning.sweep.ledger import Ledger, Row
+from mim_lightning.sweep.job_log import JobLog, JobRecord
 
-ROW = Row(
+RECORD = JobRecord(
     job=1,
     overrides={"seed": "1", "model": "2tower"},
     status="finished",
@@ -22,24 +22,24 @@ def read_csv(path: Path) -> list[dict[str, str]]:
 
 
 def test_a_row_has_a_column_for_each_key_that_varies_and_each_validation_metric(tmp_path: Path) -> None:
-    ledger = Ledger(tmp_path, ["model", "seed"])
-    ledger.write(ROW)
-    ledger.write(Row(0, {"model": "3tower", "seed": "2"}, "failed", "run-0", reason="it,\nfailed"))
-    first, second = read_csv(ledger.path)
+    log = JobLog(tmp_path, ["model", "seed"])
+    log.write(RECORD)
+    log.write(JobRecord(0, {"model": "3tower", "seed": "2"}, "failed", "run-0", reason="it,\nfailed"))
+    first, second = read_csv(log.path)
     assert list(second) == [
         *("job", "run_id", "status", "model", "seed", "monitor", "score", "val/a/hit@1"),
         *("fit_seconds", "was_resumed", "reason"),
     ]
     assert (first["job"], first["status"], first["reason"], first["score"]) == ("0", "failed", "it,\nfailed", "")
     assert second["model"] == "2tower" and second["score"] == second["val/a/hit@1"] == "0.5"
-    assert [row.run_id for row in ledger.read()] == ["run-0", "run-1"]
-    assert ledger.find("run-1") == ROW and ledger.find("run-2") is None
+    assert [record.run_id for record in log.read()] == ["run-0", "run-1"]
+    assert log.find("run-1") == RECORD and log.find("run-2") is None
 
 
 def test_a_job_started_again_replaces_its_row(tmp_path: Path) -> None:
-    ledger = Ledger(tmp_path, ["seed"])
-    ledger.write(Row(1, ROW.overrides, "failed", reason="no such table"))  # before there was a run
+    log = JobLog(tmp_path, ["seed"])
+    log.write(JobRecord(1, RECORD.overrides, "failed", reason="no such table"))  # before there was a run
     for status in ("running", "failed", "finished"):
-        Ledger(tmp_path, ["seed"]).write(replace(ROW, status=status))
-    assert [row["status"] for row in read_csv(ledger.path)] == ["finished"]
+        JobLog(tmp_path, ["seed"]).write(replace(RECORD, status=status))
+    assert [row["status"] for row in read_csv(log.path)] == ["finished"]
     assert not list(tmp_path.rglob("*.partial"))
