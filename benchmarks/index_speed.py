@@ -27,11 +27,12 @@ import faiss
 import numpy as np
 import pyarrow as pa
 
-from mim_lightning.search.index import faiss_kinds, segment
+from mim_lightning.search.index import faiss_types, segment
+from mim_lightning.search.index.factory import build_index
 from mim_lightning.search.index.faiss_index import FaissIndex
-from mim_lightning.search.index.kind import num_candidates
-from mim_lightning.search.index.product_index import IndexSettings, ModelFacts, build_index
+from mim_lightning.search.index.index_type import num_candidates
 from mim_lightning.search.index.recall import make_queries
+from mim_lightning.search.index.settings import IndexSettings, ModelFacts
 
 ROWS_A_CLUSTER = 1000
 SHARES = (0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 0.001)
@@ -44,7 +45,7 @@ OPEN_AND_SEARCH = """
 import json, sys, time
 import numpy as np
 from mim_lightning.search.index import faiss_index
-from mim_lightning.search.index.product_index import open_index
+from mim_lightning.search.index.factory import open_index
 
 def resident():
     lines = dict(line.split(":", 1) for line in open("/proc/self/status") if line.startswith("Rss"))
@@ -153,12 +154,12 @@ def build(kind: str, vectors: np.ndarray, sizes: argparse.Namespace) -> tuple[Fa
     steps: dict[str, float] = {"_train": 0.0, "extend_index": 0.0}
 
     def noting(name: str) -> Any:
-        step = getattr(faiss_kinds, name)
+        step = getattr(faiss_types, name)
 
         def note(*args: Any) -> None:
             steps[name] += timed(step, *args)[1]
 
-        return patch.object(faiss_kinds, name, note)
+        return patch.object(faiss_types, name, note)
 
     with noting("_train"), noting("extend_index"):
         index = build_index(vectors, ids, columns_of(ids), settings, facts, sizes.folder / kind)

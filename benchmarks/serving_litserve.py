@@ -13,9 +13,8 @@ from typing import Any
 import litserve
 import numpy as np
 
-from mim_lightning.search.opening import open_searcher
 from mim_lightning.search.query import SearchQuery
-from mim_lightning.search.searcher import Searcher
+from mim_lightning.search.searcher import Searcher, open_searcher
 
 
 class Given:

@@ -20,7 +20,7 @@ from mim_lightning.stored_config import data_of
 
 if TYPE_CHECKING:
     from mim_lightning.model.matcher import Matcher
-    from mim_lightning.search.embedded import EmbeddingFolder
+    from mim_lightning.search.embedding_store import EmbeddingStore
 
 FREE_TEXTS = ("checkpoint", "output", "embeddings")
 
@@ -34,13 +34,13 @@ def build_index(config: dict[str, Any]) -> None:
     from mim_lightning.inference.loading import choose_device, encoders_of, open_matcher
     from mim_lightning.inference.model import LoadedModel
     from mim_lightning.lit.datamodule import MatchDataModule
-    from mim_lightning.search.embedded import EmbeddingFolder, describe_embedding
-    from mim_lightning.search.making import add_to_index, delete_from_index, make_index
-    from mim_lightning.search.terminal import print_card
+    from mim_lightning.search.console import print_card
+    from mim_lightning.search.embedding_store import EmbeddingStore, describe_embedding
+    from mim_lightning.search.index_builder import add_products, build_product_index, delete_products
 
     place = config["output"]
     if config["delete"]:
-        card, num_removed = delete_from_index(place, config["delete"])
+        card, num_removed = delete_products(place, config["delete"])
         print(f"{num_removed} of {len(config['delete'])} products were there and are removed")
         print_card(place, card)
         return
@@ -52,16 +52,16 @@ def build_index(config: dict[str, Any]) -> None:
     catalogue = prepare_data(config["data"]).catalogue()
     gallery = choose_gallery(config["gallery"], opened.matcher)
     facts = describe_embedding(catalogue, opened.fingerprint, gallery, opened.matcher.dimension)
-    folder = EmbeddingFolder(Path(config["embeddings"] or Path(place) / "embeddings"), facts)
+    folder = EmbeddingStore(Path(config["embeddings"] or Path(place) / "embeddings"), facts)
     embed_missing(config, opened.matcher, folder)
     if is_launched():
         return  # the process that launched this one goes on
     embedded = folder.collect(catalogue)
     if config["update"]:
-        card = add_to_index(place, embedded)
+        card = add_products(place, embedded)
     else:
         model = LoadedModel(**vars(encoders_of(opened, choose_device("cpu"))))
-        card = make_index(place, model, config["checkpoint"], embedded, catalogue, settings)
+        card = build_product_index(place, model, config["checkpoint"], embedded, catalogue, settings)
     print_card(place, card, embedded.num_absent)
 
 
@@ -72,7 +72,7 @@ def choose_gallery(wanted: str | None, matcher: Matcher) -> str:
     return gallery
 
 
-def embed_missing(config: dict[str, Any], matcher: Matcher, folder: EmbeddingFolder) -> None:
+def embed_missing(config: dict[str, Any], matcher: Matcher, folder: EmbeddingStore) -> None:
     """Embed what the folder lacks, in this process or in several."""
     from mim_lightning.lit.console import quieten
     from mim_lightning.lit.embed_catalog import embed_catalogue
@@ -87,7 +87,7 @@ def embed_missing(config: dict[str, Any], matcher: Matcher, folder: EmbeddingFol
     datamodule = build(config["data"], specs=matcher.input_specs())
     trainer = build({**config["trainer"], "precision": choose_precision(config["trainer"])})
     module = MatchModule(deepcopy(matcher))  # a trainer may leave it in another precision, or in parts
-    embed_catalogue(trainer, module, datamodule, folder.facts.gallery, missing, folder.keep)
+    embed_catalogue(trainer, module, datamodule, folder.facts.gallery, missing, folder.write)
 
 
 if __name__ == "__main__":

@@ -129,9 +129,9 @@ def listen(host: str, port: int) -> socket.socket:
 
 def open_shopfront(config: Mapping[str, Any]) -> Any:
     """Open the engines of all arms, and the experiment if there is one."""
-    from mim_lightning.search.opening import open_searcher
-    from mim_lightning.search.pictures import ProductPictures
-    from mim_lightning.search.query import given_weights
+    from mim_lightning.search.product_images import ProductImages
+    from mim_lightning.search.query import drop_null_weights
+    from mim_lightning.search.searcher import open_searcher
     from mim_lightning.search.service.app import ROUTES
     from mim_lightning.search.service.batching import BatchingEncoder
     from mim_lightning.search.service.limits import Limits
@@ -152,13 +152,13 @@ def open_shopfront(config: Mapping[str, Any]) -> Any:
         searcher = open_searcher(
             arm["index"],
             arm["checkpoint"],
-            given_weights(arm["weights"]),
+            drop_null_weights(arm["weights"]),
             encoder,
             device=config["device"],
             precision=config["precision"],
             runtime=config["runtime"],
         )
-        engines[name] = Engine(name, searcher, ProductPictures(searcher.index.card))
+        engines[name] = Engine(name, searcher, ProductImages(searcher.index.card))
     return Shopfront(engines, limits, telemetry, open_experiment(config, arms))
 
 

@@ -9,8 +9,8 @@ import pytest
 from mim_lightning.build_index import build_index
 from mim_lightning.config import build, compose
 from mim_lightning.run import Run, identify
-from mim_lightning.search.opening import open_searcher
 from mim_lightning.search.query import SearchQuery
+from mim_lightning.search.searcher import open_searcher
 from mim_lightning.train import train
 
 FOLDER = Path(os.environ.get("MIM_DATA_DIR", "external"))

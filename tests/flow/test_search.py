@@ -22,8 +22,8 @@ from mim_lightning import load
 from mim_lightning.config import compose
 from mim_lightning.model.checkpoint import store_fusions
 from mim_lightning.run import identify
-from mim_lightning.search.index.product_index import open_index
-from mim_lightning.search.pictures import ProductPictures
+from mim_lightning.search.index.factory import open_index
+from mim_lightning.search.product_images import ProductImages
 from mim_lightning.train import train
 from tests.flow.doors import start
 from tests.shop import small, write_shop
@@ -105,7 +105,7 @@ def test_products_come_and_go(checkpoint: Path, index: Path, shop: Path, tmp_pat
     )  # fmt: skip
     assert added.returncode == 0, added.stderr
     card = open_index(index).card
-    pictures = ProductPictures(card).read(["900", "000"])
+    pictures = ProductImages(card).read(["900", "000"])
     assert card.num_products == 8 and pictures["900"] == pictures["000"]
     found = search(f"index={index}", f"image={shop}/shop/shop0.jpg", "json=true", "picture=null", cwd=shop)
     scores = {hit["product_id"]: hit["score"] for hit in json.loads(found.stdout)["hits"]}
@@ -125,7 +125,7 @@ def test_what_is_wrong_is_one_line(checkpoint: Path, index: Path, shop: Path) ->
     for arguments, message in (
         ([f"index={index}"], "the query is empty"),
         ([f"index={shop}/nowhere", "text=red"], "nowhere"),
-        ([f"index={index}", f"checkpoint={other}", "text=red"], "the index was made with model"),
+        ([f"index={index}", f"checkpoint={other}", "text=red"], "the index was built with model"),
         ([f"index={index}", f"image={shop}/text.jpg"], "text.jpg"),
         ([f"index={index}", f"image={photo}", "where={colour: red}"], "colour"),
         ([f"index={index}", "like=999"], "999"),

@@ -32,8 +32,8 @@ from mim_lightning.io.damaged_file import DamagedFileError, describe_error, erro
 from mim_lightning.model.checkpoint import load_matcher, verify_checkpoint
 from mim_lightning.online.event_log import EventLog
 from mim_lightning.run import Run, identify
-from mim_lightning.search.canaries import read_canaries
-from mim_lightning.search.index.product_index import open_index
+from mim_lightning.search.golden_samples import read_golden_samples
+from mim_lightning.search.index.factory import open_index
 from mim_lightning.stored_config import check_assets
 from mim_lightning.sweep.job_log import JobLog, JobRecord
 from mim_lightning.train import train
@@ -103,7 +103,7 @@ KINDS = {
     "index": Kind("index/main_index*.faiss", open_index, 1),
     "index rows": Kind("index/main_rows*.npy", open_index, 1),
     "index products": Kind("index/main_products*.arrow", open_index, 1),
-    "golden samples": Kind("index/canaries*", read_canaries),
+    "golden samples": Kind("index/canaries*", read_golden_samples),
     "set index": Kind("prepared/manifest/queries/train/index.json", read_set, 1),
     "column": Kind("prepared/manifest/queries/train/product_keys.npy", read_set, 1),
     "byte index": Kind("prepared/manifest/queries/train/000000.npy", read_set, 1),

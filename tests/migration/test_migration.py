@@ -18,8 +18,8 @@ from mim_lightning.config import build, build_matcher, compose, save_config
 from mim_lightning.evaluate import evaluate
 from mim_lightning.plot import draw
 from mim_lightning.run import identify
-from mim_lightning.search.opening import open_searcher
 from mim_lightning.search.query import SearchQuery
+from mim_lightning.search.searcher import open_searcher
 from mim_lightning.train import train
 
 FILES = Path(__file__).parent / "files"

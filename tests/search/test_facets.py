@@ -66,5 +66,5 @@ def test_a_column_that_becomes_too_many_texts_is_none_and_stays_so() -> None:
 
 
 def test_a_price_that_is_none_is_told() -> None:
-    with pytest.raises(ValueError, match="column 'price' of the index holds numbers"):
+    with pytest.raises(ValueError, match="column 'price' contains numbers in the index"):
         extend_facets({"price": {"min": 1.0, "max": 2.0}}, table(price=["dear"]))

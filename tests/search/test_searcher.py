@@ -1,4 +1,4 @@
-"""A search is the exact ranking of the combined query, whatever it is made of."""
+"""A search is the exact ranking of the combined query; an index finds its model where its card says it is."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from mim_lightning.search.index.product_index import IndexSettings, ModelFacts, build_index
+from mim_lightning.search.index.factory import build_index
+from mim_lightning.search.index.settings import IndexSettings, ModelFacts
 from mim_lightning.search.query import SearchQuery
-from mim_lightning.search.searcher import Searcher
+from mim_lightning.search.searcher import MODEL, Searcher, open_searcher
+from tests.search.service.shopfronts import ColourModel, colour_index
 
 DIMENSION, NUM_PRODUCTS = 16, 40
 
@@ -98,10 +100,41 @@ def test_filters_reach_the_index(index: Any, vectors: np.ndarray) -> None:
 def test_another_models_index_is_refused(index: Any) -> None:
     encoder = Encoder()
     encoder.fingerprint = "beef"
-    with pytest.raises(ValueError, match="made with model f00d, this is beef"):
+    with pytest.raises(ValueError, match="built with model f00d, this is beef"):
         Searcher(encoder, index)
 
 
 def test_an_unknown_product_to_go_on_from(index: Any) -> None:
     with pytest.raises(ValueError, match="p99"):
         Searcher(Encoder(), index).search(SearchQuery(like="p99"))
+
+
+class LoadedColourModel(ColourModel):
+    dimension = 3
+
+
+def test_a_model_on_the_hub_is_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded: list[str] = []
+
+    def load(path: str, **options: Any) -> LoadedColourModel:
+        loaded.append(path)
+        return LoadedColourModel()
+
+    monkeypatch.setattr("mim_lightning.search.searcher.load", load)
+    place = index_of_model_at("hf://me/colours@v1", tmp_path)
+    open_searcher(place)
+    assert loaded == ["hf://me/colours@v1"]
+
+
+def test_a_model_that_has_moved_is_told(tmp_path: Path) -> None:
+    place = index_of_model_at(str(tmp_path / "gone.ckpt"), tmp_path)
+    with pytest.raises(ValueError, match=r"its model c010c010c010c010 is not at .*gone\.ckpt; give checkpoint="):
+        open_searcher(place)
+
+
+def index_of_model_at(model: str, folder: Path) -> str:
+    index = colour_index(folder)
+    more = pa.table({"product_id": ["teal-1"], "title": ["teal"], "category": ["cold"], "price": [1.0]})
+    index.add(np.eye(3, dtype=np.float32)[:1], ["teal-1"], more, {MODEL: model})
+    index.save()
+    return str(folder / "index")

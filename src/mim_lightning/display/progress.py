@@ -7,10 +7,19 @@ one at the end.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
+from rich import get_console
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
 
 LINE_EVERY_S = 30.0  # seconds, where there is no terminal
 
@@ -84,3 +93,12 @@ def _duration(seconds: float) -> str:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
+
+
+@contextmanager
+def progress_bar(label: str, num_rows: int | None) -> Iterator[Callable[[int], None]]:
+    """Show a bar on a terminal, and yield a function that takes the rows done so far; None: of unknown length."""
+    columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, transient=True, disable=not get_console().is_terminal) as progress:
+        task = progress.add_task(label, total=num_rows)
+        yield lambda done: progress.update(task, completed=done)

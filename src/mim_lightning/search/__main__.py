@@ -22,11 +22,11 @@ def main() -> None:
 def search(config: dict[str, Any]) -> None:
     """Search once, and print and draw what was found."""
     from mim_lightning.data.images.local_file import read_file
-    from mim_lightning.search.opening import open_searcher
-    from mim_lightning.search.pictures import ProductPictures
-    from mim_lightning.search.query import SearchQuery, given_weights
-    from mim_lightning.search.sheet import draw_sheet
-    from mim_lightning.search.terminal import print_result
+    from mim_lightning.search.console import print_result
+    from mim_lightning.search.product_images import ProductImages
+    from mim_lightning.search.query import SearchQuery, drop_null_weights
+    from mim_lightning.search.results_image import draw_results
+    from mim_lightning.search.searcher import open_searcher
 
     images = [config["image"]] if isinstance(config["image"], str) else config["image"] or []
     query = SearchQuery(
@@ -34,7 +34,7 @@ def search(config: dict[str, Any]) -> None:
         text=_text(config["text"]),
         not_text=_text(config["not_text"]),
         like=_text(config["like"]),
-        weights=given_weights(config["weights"]),
+        weights=drop_null_weights(config["weights"]),
         num_hits=config["k"],
         where=config["where"],
     )
@@ -46,9 +46,9 @@ def search(config: dict[str, Any]) -> None:
         print_result(result, searcher.index.card.num_products)
     if config["picture"]:
         shown = [hit.product_id for hit in result.hits]
-        pictures = ProductPictures(searcher.index.card).read([*shown, *([query.like] if query.like else [])])
+        pictures = ProductImages(searcher.index.card).read([*shown, *([query.like] if query.like else [])])
         photo = read_file(images[0]) if images else pictures.get(query.like or "")
-        draw_sheet(query, photo, result.hits, pictures).save(config["picture"])
+        draw_results(query, photo, result.hits, pictures).save(config["picture"])
         if not config["json"]:
             print(f"picture: {config['picture']}")
 

@@ -1,7 +1,6 @@
-"""What a catalogue can be filtered by: the values of its short columns, and the range of its numbers.
+"""Facets: the filters that a catalog offers, as the values of its short text columns and the ranges of its numbers.
 
-A table of products comes in when an index is built or added to, plain containers for its card go out; the page makes
-its filters of them.
+They are computed when an index is built or extended, and stored in its card.
 """
 
 from __future__ import annotations
@@ -15,62 +14,62 @@ import pyarrow.compute as pc
 from mim_lightning.search.index.filters import NUMBER, TEXT
 from mim_lightning.search.index.products import ID, ProductTable, type_products
 
-FACETS = "facets"  # key of the index card's `extra`
-MAX_VALUES = 60  # of a column of text; one with more is no choice but a description
+FACETS = "facets"  # key of the card's `extra`
+MAX_VALUES = 60  # of a text column; a column with more is a description, not a choice
 NOT_FILTERED = (ID, "title")
-Facet = dict[str, Any]  # {"values": [...]} of text, {"min": ..., "max": ...} of numbers, None where all are empty
+Facet = dict[str, Any]  # {"values": [...]} of text, {"min": ..., "max": ...} of numbers, None where all cells are empty
 
 
 def describe_facets(products: pa.Table) -> dict[str, Facet]:
-    """Return what each column holds; those of too many texts, and of true and false, are left out."""
+    """Return the facets of a catalog; columns of true and false, or of too many texts, are left out."""
     return _describe(type_products(products))
 
 
 def extend_facets(facets: Mapping[str, Facet], products: pa.Table) -> dict[str, Facet]:
-    """Return the facets of a catalogue that further products were added to.
+    """Return the facets of a catalog that more products were added to.
 
-    A column that is not among them is left out for good: it had too many texts. What was replaced or deleted still
-    counts, until the index is built anew.
+    A column without a facet stays without one: it had too many texts. Products that were replaced or deleted still
+    count until the index is rebuilt.
 
     Raises:
-        ValueError: a column of numbers holds something else now.
+        ValueError: a column of numbers now contains something else.
     """
-    kinds = {name: TEXT if "values" in facet else NUMBER for name, facet in facets.items()}
-    known = [name for name in products.column_names if name in kinds]
-    added = _describe(type_products(products.select([ID, *known]), {ID: TEXT, **kinds}))
-    joined = {name: _joined(facet, added[name]) for name, facet in facets.items() if name in added}
-    return {name: facet for name, facet in joined.items() if facet is not None}
+    column_types = {name: TEXT if "values" in facet else NUMBER for name, facet in facets.items()}
+    known = [name for name in products.column_names if name in column_types]
+    added = _describe(type_products(products.select([ID, *known]), {ID: TEXT, **column_types}))
+    merged = {name: _merge(facet, added[name]) for name, facet in facets.items() if name in added}
+    return {name: facet for name, facet in merged.items() if facet is not None}
 
 
 def choices(facets: Mapping[str, Facet]) -> dict[str, Facet]:
-    """Return the facets that leave a choice: several values, or a range."""
-    return {name: facet for name, facet in facets.items() if _leaves_choice(facet)}
+    """Return the facets that offer a choice: several values, or a range."""
+    return {name: facet for name, facet in facets.items() if _has_choice(facet)}
 
 
-def _leaves_choice(facet: Facet) -> bool:
+def _has_choice(facet: Facet) -> bool:
     if "values" in facet:
         return len(facet["values"]) > 1
     return facet["min"] is not None and facet["min"] < facet["max"]
 
 
 def _describe(products: ProductTable) -> dict[str, Facet]:
-    columns = {name: kind for name, kind in products.kinds.items() if name not in NOT_FILTERED}
-    described = {name: _facet(products.table[name].drop_null(), kind) for name, kind in columns.items()}
-    return {name: facet for name, facet in described.items() if facet is not None}
+    facets: dict[str, Facet | None] = {}
+    for name, column_type in products.column_types.items():
+        if name not in NOT_FILTERED:
+            column = products.table[name].drop_null()
+            if column_type == NUMBER:
+                facets[name] = pc.min_max(column).as_py()
+            elif column_type == TEXT:
+                facets[name] = _to_facet(pc.unique(column).to_pylist())
+    return {name: facet for name, facet in facets.items() if facet is not None}
 
 
-def _facet(column: pa.ChunkedArray, kind: str) -> Facet | None:
-    if kind == NUMBER:
-        return pc.min_max(column).as_py()
-    return _values(pc.unique(column).to_pylist()) if kind == TEXT else None
-
-
-def _joined(facet: Facet, added: Facet) -> Facet | None:
+def _merge(facet: Facet, added: Facet) -> Facet | None:
     if "values" in facet:
-        return _values({*facet["values"], *added["values"]})
-    ends = [end for part in (facet, added) for end in (part["min"], part["max"]) if end is not None]
-    return {"min": min(ends, default=None), "max": max(ends, default=None)}
+        return _to_facet({*facet["values"], *added["values"]})
+    limits = [limit for part in (facet, added) for limit in (part["min"], part["max"]) if limit is not None]
+    return {"min": min(limits, default=None), "max": max(limits, default=None)}
 
 
-def _values(values: Collection[str]) -> Facet | None:
+def _to_facet(values: Collection[str]) -> Facet | None:
     return {"values": sorted(values)} if len(values) <= MAX_VALUES else None

@@ -1,7 +1,6 @@
-"""What a shopper asks, and the one vector it becomes: photos, words, words not wanted, and a product to go on from.
+"""A search query (images, text, negative text, a product to find similar ones to), and the vector it becomes.
 
-Parts of unit length come in from an encoder, the weighted sum goes out with what each part contributes to a score.
-`searcher` and the service call it; nothing here knows a model or an index.
+Plain arithmetic on unit vectors; independent of model and index.
 """
 
 from __future__ import annotations
@@ -21,12 +20,12 @@ class SearchQuery:
     """One search; at least one of `images`, `text` and `like` is given.
 
     Attributes:
-        images: photos of the same thing; several are averaged. What the encoder takes: bytes, paths, pictures.
+        images: of the same thing, averaged. Whatever the encoder takes: bytes, paths, images.
         text: what it should be.
         not_text: what it should not be.
-        like: the id of a product in the index to find others like.
-        weights: of `PARTS`; those not named keep the default.
-        num_hits: products wanted.
+        like: id of a product in the index to find similar ones to.
+        weights: of `PARTS`; parts not named keep the default.
+        num_hits: number of products to return.
         where: filter, see `filters`.
     """
 
@@ -43,36 +42,36 @@ class SearchQuery:
             raise ValueError("the query is empty; give image=, text= or like=, or several of them")
         if self.num_hits < 1:
             raise ValueError(f"k={self.num_hits}: must be at least 1")
-        check_weights(self.weights)
+        validate_weights(self.weights)
 
 
 @dataclass(frozen=True)
 class QueryVector:
-    """The parts of a query (D,) by name, each with the weight it has in the sum, and the sum (D,) at unit length."""
+    """The parts of a query (D,) by name, each with its weight in the sum, and the sum (D,) at unit length."""
 
     parts: dict[str, tuple[np.ndarray, float]]
     vector: np.ndarray
-    length: float  # of the sum, before
+    length: float  # of the sum before normalization
 
     def contributions(self, product_D: np.ndarray) -> dict[str, float]:
-        """Return what each part adds to the product's score; together they are the score."""
+        """Return what each part adds to the score of a product; they sum to the score."""
         return {
             name: float(weight * (part_D @ product_D) / self.length) for name, (part_D, weight) in self.parts.items()
         }
 
 
-def given_weights(weights: Mapping[str, float | None]) -> dict[str, float]:
-    """Return the weights of a config's `weights` without those that are null, which leave the choice to the model."""
+def drop_null_weights(weights: Mapping[str, float | None]) -> dict[str, float]:
+    """Return the weights of a config that are not null; null leaves a weight to the model."""
     return {part: weight for part, weight in weights.items() if weight is not None}
 
 
-def check_weights(weights: Mapping[str, float]) -> None:
-    """Raise ValueError for a part that there is not, or a weight that no sum of vectors can hold."""
+def validate_weights(weights: Mapping[str, float]) -> None:
+    """Raise ValueError for an unknown part, or a weight out of range."""
     for name, weight in weights.items():
         if name not in PARTS:
             raise ValueError(f"weights.{name}: no such part; there are {', '.join(PARTS)}")
-        if not 0 <= weight <= MAX_WEIGHT:  # nor is nan
-            raise ValueError(f"weights.{name}={weight}: must be 0 or more, and {MAX_WEIGHT:,.0f} at most")
+        if not 0 <= weight <= MAX_WEIGHT:  # rejects nan too
+            raise ValueError(f"weights.{name}={weight}: must be between 0 and {MAX_WEIGHT:,.0f}")
 
 
 def combine(parts: Mapping[str, np.ndarray], weights: Mapping[str, float]) -> QueryVector:
@@ -85,12 +84,12 @@ def combine(parts: Mapping[str, np.ndarray], weights: Mapping[str, float]) -> Qu
     total_D = np.sum([signed[name] * part_D for name, part_D in parts.items()], axis=0)
     length = float(np.linalg.norm(total_D))
     if length < 1e-6:
-        raise ValueError(f"weights of {', '.join(parts)}: leave nothing of the query; give one of them more")
+        raise ValueError(f"weights of {', '.join(parts)}: the parts of the query cancel out; raise one of them")
     used = {name: (part_D, signed[name]) for name, part_D in parts.items()}
     return QueryVector(used, (total_D / length).astype(np.float32), length)
 
 
 def mean_direction(vectors_ND: np.ndarray) -> np.ndarray:
-    """Return the mean of unit vectors at unit length (D,); several photos, or a product's several pictures."""
+    """Return the mean of unit vectors at unit length (D,): of several images of one thing."""
     mean_D = vectors_ND.mean(axis=0)
     return mean_D / max(float(np.linalg.norm(mean_D)), 1e-12)

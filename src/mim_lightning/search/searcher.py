@@ -1,24 +1,27 @@
-"""Queries to hits: encode what was asked, combine it, ask the index, say what each part contributed.
-
-An encoder (a loaded model, or the service's batching one) and a product index come in; the search door, the service
-and the page call `search`.
-"""
+"""Search an index with the model it was built with: encode the query, combine its parts, rank, explain the scores."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from mim_lightning.fields import QUERY_IMAGE, QUERY_TEXT
+from mim_lightning.inference.hub import is_hub_path
+from mim_lightning.inference.model import LoadedModel, load
 from mim_lightning.inference.quantization import base_of
-from mim_lightning.search.index.product_index import ProductIndex
-from mim_lightning.search.query import QueryVector, SearchQuery, check_weights, combine, mean_direction
+from mim_lightning.io.file_name import validate_file_name, validate_inside
+from mim_lightning.search.golden_samples import read_golden_samples, verify_golden_samples
+from mim_lightning.search.index.factory import is_address, open_index
+from mim_lightning.search.index.interface import ProductIndex
+from mim_lightning.search.query import QueryVector, SearchQuery, combine, mean_direction, validate_weights
 
 DEFAULT_WEIGHTS = {"image": 1.0, "text": 1.0, "not_text": 0.5, "like": 1.0}
+MODEL, GOLDEN_SAMPLES = "model", "canaries"  # keys of the card's `extra`: path of the model, name of the file
 
 
 class QueryEncoder(Protocol):
@@ -35,7 +38,7 @@ class QueryEncoder(Protocol):
 
 @dataclass(frozen=True)
 class SearchHit:
-    """One product: its score (inner product with the query at unit length), the parts it is made of, what is known."""
+    """A product, its score (inner product with the unit-length query), what each part of the query adds, its record."""
 
     product_id: str
     score: float
@@ -45,7 +48,7 @@ class SearchHit:
 
 @dataclass(frozen=True)
 class SearchResult:
-    """Hits, best first, equal scores by product id; and where the time went."""
+    """Hits, best first, equal scores by product id; and the time of each stage."""
 
     hits: tuple[SearchHit, ...]
     encode_ms: float
@@ -53,35 +56,34 @@ class SearchResult:
 
 
 class Searcher:
-    """A model and an index made with it.
+    """A model and an index built with it.
 
     Args:
-        weights: of the parts, where a query names none; what it leaves out is the model's own `query` fusion, and
-            `DEFAULT_WEIGHTS` beyond that.
+        weights: default weights of the query's parts; those not given are the model's `query` fusion, then
+            `DEFAULT_WEIGHTS`.
 
     Raises:
-        ValueError: the index was made with another model, and names both; a weight is no weight.
+        ValueError: the index was built with another model (names both); an invalid weight.
     """
 
     def __init__(self, encoder: QueryEncoder, index: ProductIndex, weights: Mapping[str, float] | None = None) -> None:
-        # rounded weights give nearly the same vectors; an export's card says how nearly
+        # quantized weights give nearly the same vectors; the card of an export says how nearly
         if base_of(encoder.fingerprint) != base_of(index.card.fingerprint):
             raise ValueError(
-                f"the index was made with model {index.card.fingerprint}, this is {encoder.fingerprint}; "
-                "give the model it was made with, or build the index anew"
+                f"the index was built with model {index.card.fingerprint}, this is {encoder.fingerprint}; "
+                "give the model it was built with, or rebuild the index"
             )
         self.encoder, self.index = encoder, index
         fused = encoder.fusions.get("query", {})
         own = {part: fused[tower] for part, tower in (("image", QUERY_IMAGE), ("text", QUERY_TEXT)) if tower in fused}
-        check_weights(weights or {})
+        validate_weights(weights or {})
         self.weights = {**DEFAULT_WEIGHTS, **own, **(weights or {})}
 
     def search(self, query: SearchQuery) -> SearchResult:
-        """Return the products that answer a query.
+        """Return the best products for a query.
 
         Raises:
-            ValueError: an image cannot be read, the model has no text tower, `like` or `where` name what the index
-                does not have.
+            ValueError: an unreadable image, a model without a text tower, a `like` or `where` unknown to the index.
         """
         started = time.perf_counter()
         vector = self.encode(query)
@@ -90,7 +92,7 @@ class Searcher:
         return SearchResult(hits, 1e3 * (encoded - started), 1e3 * (time.perf_counter() - encoded))
 
     def encode(self, query: SearchQuery) -> QueryVector:
-        """Return the query's parts and their sum; nothing is searched yet."""
+        """Return the parts of a query and their sum, without searching."""
         parts: dict[str, np.ndarray] = {}
         texts = {name: text for name in ("text", "not_text") if (text := getattr(query, name))}
         images_ND, texts_MD = self.encoder.embed_parts(list(query.images), list(texts.values()))
@@ -102,20 +104,55 @@ class Searcher:
         return combine(parts, {**self.weights, **query.weights})
 
     def find(self, vector: QueryVector, query: SearchQuery) -> tuple[SearchHit, ...]:
-        """Return the hits of an encoded query; the product that it goes on from is not among them."""
+        """Return the hits of an encoded query, without the product that similar ones are searched for."""
         num_wanted = query.num_hits + (query.like is not None)
-        found = self.index.search(vector.vector[None], num_wanted, query.where, with_vectors=True)
-        assert found.vectors is not None
-        rows = [row for row, found_id in enumerate(found.product_ids[0]) if found_id and found_id != query.like][
-            : query.num_hits
-        ]
-        ids = [str(found.product_ids[0][row]) for row in rows]
+        results = self.index.search(vector.vector[None], num_wanted, query.where, with_vectors=True)
+        assert results.vectors is not None
+        ids = results.product_ids[0].tolist()
+        rows = [row for row, product_id in enumerate(ids) if product_id and product_id != query.like][: query.num_hits]
+        records = self.index.products([ids[row] for row in rows])
         return tuple(
-            SearchHit(
-                product_id=product_id,
-                score=float(found.scores[0][row]),
-                parts=vector.contributions(found.vectors[0][row]),
-                metadata=facts,
-            )
-            for row, product_id, facts in zip(rows, ids, self.index.products(ids), strict=True)
+            SearchHit(ids[row], float(results.scores[0][row]), vector.contributions(results.vectors[0][row]), record)
+            for row, record in zip(rows, records, strict=True)
         )
+
+
+def open_searcher(
+    place: str,
+    checkpoint: str | None = None,
+    weights: Mapping[str, float] | None = None,
+    encoder: Callable[[LoadedModel], QueryEncoder] = lambda model: model,
+    **options: Any,
+) -> Searcher:
+    """Open an index and its model, and verify that they still match.
+
+    Args:
+        place: folder, or Milvus address.
+        checkpoint: where the model is; None: where it was when the index was built.
+        weights: default weights of the query's parts, instead of the model's.
+        encoder: returns an encoder between searches and model, such as one that batches.
+        options: `device` and `precision` of the model.
+
+    Raises:
+        ValueError: index or model are missing, damaged, or do not match; or the golden samples get other vectors.
+    """
+    index = open_index(place)
+    model = load(checkpoint or _model_path(index, place), **options)
+    searcher = Searcher(encoder(model), index, weights)
+    # search once: on first use, libraries load parts of themselves for seconds
+    unit_vector = np.full((1, model.dimension), model.dimension**-0.5, dtype=np.float32)
+    results = index.search(unit_vector, 1, with_vectors=True)
+    index.products([str(product_id) for product_id in results.product_ids[0] if product_id])
+    name = index.card.extra.get(GOLDEN_SAMPLES)
+    if name and not is_address(place):
+        path = Path(place) / validate_file_name(name, f"{place}: {GOLDEN_SAMPLES}")
+        verify_golden_samples(model, read_golden_samples(validate_inside(Path(place), path) if path.exists() else path))
+    return searcher
+
+
+def _model_path(index: ProductIndex, place: str) -> str:
+    path = index.card.extra.get(MODEL)
+    if path is None or not (is_hub_path(path) or Path(path).exists()):
+        fingerprint = index.card.fingerprint
+        raise ValueError(f"{place}: its model {fingerprint} is not at {path}; give checkpoint=<where it is now>")
+    return str(path)

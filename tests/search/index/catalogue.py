@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from mim_lightning.search.index.product_index import Found, IndexSettings, ModelFacts, ProductIndex, build_index
+from mim_lightning.search.index.factory import build_index
+from mim_lightning.search.index.interface import ProductIndex, SearchResults
+from mim_lightning.search.index.settings import IndexSettings, ModelFacts
 
 DIMENSION = 6
 FACTS = ModelFacts("0123456789abcdef", "product", DIMENSION)
@@ -79,7 +81,7 @@ def make_shop(num_rows: int, num_products: int, seed: int = 0, levels: int = 3, 
     return Shop(quantised(num_rows, seed + 1, levels), [f"{prefix}{number:03d}" for number in numbers], records)
 
 
-def as_lists(found: Found) -> Answer:
+def as_lists(found: SearchResults) -> Answer:
     """Return what was found as the naive answer is told."""
     answers = []
     for ids, scores in zip(found.product_ids, found.scores, strict=True):

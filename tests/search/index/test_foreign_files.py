@@ -14,7 +14,8 @@ import faiss
 import numpy as np
 import pytest
 
-from mim_lightning.search.index.product_index import IndexSettings, open_index
+from mim_lightning.search.index.factory import open_index
+from mim_lightning.search.index.settings import IndexSettings
 from tests.search.index.catalogue import make_shop
 
 
@@ -133,7 +134,7 @@ def test_faiss_sees_only_what_the_card_promises(folder: Path, swap: Callable) ->
         with pytest.raises(ValueError, match=r"main_index-\w+\.faiss: not readable .*no flat index of 40 rows"):
             open_index(folder)
     swap("index", right[:-8])  # fewer numbers than rows
-    with pytest.raises(ValueError, match=r"main_index-\w+\.faiss: damaged .*build the index anew"):
+    with pytest.raises(ValueError, match=r"main_index-\w+\.faiss: damaged .*rebuild the index"):
         open_index(folder)
     swap("index", right)
     open_index(folder)
@@ -167,7 +168,7 @@ def array(values: np.ndarray) -> bytes:
 )
 def test_rows_point_at_products(folder: Path, swap: Callable, rows: np.ndarray) -> None:
     swap("rows", array(rows))
-    with pytest.raises(ValueError, match="do not fit each other"):
+    with pytest.raises(ValueError, match="do not match each other"):
         open_index(folder)
 
 

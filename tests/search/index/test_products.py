@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from mim_lightning.search.index.filters import FLAG, NUMBER, TEXT, OneOf, Within, read_filter
+from mim_lightning.search.index.filters import FLAG, NUMBER, TEXT, OneOf, Within, parse_filter
 from mim_lightning.search.index.products import ProductTable, merge_products, read_products, type_products
 
 
@@ -38,7 +38,7 @@ def table(**columns: Any) -> pa.Table:
 )
 def test_columns_are_typed_by_their_cells(cells: Any, kind: str, values: list) -> None:
     typed = type_products(table(column=cells))
-    assert typed.kinds["column"] == kind
+    assert typed.column_types["column"] == kind
     assert typed.table["column"].to_pylist() == values
 
 
@@ -101,7 +101,7 @@ def test_a_table_survives_its_file(tmp_path: Path) -> None:
 
 def test_added_products_take_the_types_of_the_index() -> None:
     kinds = {"product_id": TEXT, "brand": TEXT, "price": NUMBER}
-    added = type_products(table(brand=["1", "2"]), like=kinds)
+    added = type_products(table(brand=["1", "2"]), column_types=kinds)
     assert added.table.to_pylist() == [
         {"product_id": "p0", "brand": "1", "price": None},
         {"product_id": "p1", "brand": "2", "price": None},
@@ -117,9 +117,9 @@ def test_added_products_take_the_types_of_the_index() -> None:
     ("products", "message"),
     [
         (pa.table({"id": ["a"]}), "no column 'product_id', it has id"),
-        (pa.table({"product_id": ["a", "b", "a"]}), "product 'a' stands in the table twice"),
+        (pa.table({"product_id": ["a", "b", "a"]}), "product 'a' is in the product table twice"),
         (pa.table({"product_id": ["a", " "]}), "1 products have no product_id"),
-        (pa.table({"product_id": ["a"], "tags": [["x"]]}), "column 'tags' holds list"),
+        (pa.table({"product_id": ["a"], "tags": [["x"]]}), "column 'tags' contains list"),
         (pa.table([["a"], [1], [2]], names=["product_id", "x", "x"]), "a column twice: product_id, x, x"),
     ],
 )
@@ -144,7 +144,7 @@ def test_tables_that_cannot_be_used_are_told(products: pa.Table, message: str) -
 )
 def test_whole_numbers_stay_whole(cells: list[Any], expected: list[Any] | None, kind: pa.DataType) -> None:
     typed = type_products(pa.table({"product_id": ["a", "b", "c"], "price": cells}))
-    assert typed.kinds["price"] == NUMBER and typed.table["price"].type == kind
+    assert typed.column_types["price"] == NUMBER and typed.table["price"].type == kind
     found = [record["price"] for record in typed.records(np.arange(3))]
     assert expected is None or repr(found) == repr(expected)
 
@@ -158,13 +158,13 @@ def test_filters_on_whole_numbers() -> None:
         ({"price": {"min": 5.5}}, "b"),
         ({"price": {"max": 1e300}}, "ab"),
     ):
-        assert "".join(typed.ids.filter(typed.mask(read_filter(where, typed.kinds))).to_pylist()) == expected
+        assert "".join(typed.ids.filter(typed.mask(parse_filter(where, typed.column_types))).to_pylist()) == expected
 
 
 def test_whole_numbers_join_with_others() -> None:
     first = type_products(pa.table({"product_id": ["a"], "price": [5], "stock": [2**60 + 1]}))
-    second = type_products(pa.table({"product_id": ["b"], "price": [5.5], "stock": [3]}), first.kinds)
-    third = type_products(pa.table({"product_id": ["c"], "price": ["7"]}), first.kinds)
+    second = type_products(pa.table({"product_id": ["b"], "price": [5.5], "stock": [3]}), first.column_types)
+    third = type_products(pa.table({"product_id": ["c"], "price": ["7"]}), first.column_types)
     joined = merge_products([first, second, third])
     assert joined.table["price"].to_pylist() == [5.0, 5.5, 7.0]
     assert joined.table["stock"].to_pylist() == [2.0**60, 3.0, None]

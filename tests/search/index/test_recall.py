@@ -6,10 +6,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from mim_lightning.search.index.kind import widen
-from mim_lightning.search.index.products import type_products
-from mim_lightning.search.index.recall import EXACT, FindScores, describe_effort, reach_recall, refuse_below
-from mim_lightning.search.index.rows import IndexRows
+from mim_lightning.search.index.index_type import scale_effort
+from mim_lightning.search.index.products import IndexRows, type_products
+from mim_lightning.search.index.recall import EXACT, FindScores, describe_effort, tune_effort, validate_recall
 from mim_lightning.search.index.settings import IndexSettings
 
 NUM_ROWS = 40
@@ -44,10 +43,10 @@ def test_effort_doubles_until_it_is_enough_or_no_longer_worth_it(
     rows: IndexRows, least_effort: int, tried: list[int]
 ) -> None:
     settings, asked = IndexSettings(kind="hnsw", ef_search=3, recall_queries=20), []
-    used, recall = reach_recall("hnsw", rows, settings, None, finder(rows, least_effort, asked))
+    used, recall = tune_effort("hnsw", rows, settings, None, finder(rows, least_effort, asked))
     assert asked == tried and used.ef_search == tried[-1]
     assert recall.value == (0.5 if least_effort == 10**6 else 1.0)
-    assert (widen("hnsw", used, NUM_ROWS) is None) == (least_effort == 10**6)
+    assert (scale_effort("hnsw", used, NUM_ROWS) is None) == (least_effort == 10**6)
     told = f"; index.ef_search raised from 3 to {tried[-1]} for recall" if len(tried) > 1 else ""
     assert describe_effort(settings, used) == told
 
@@ -55,6 +54,6 @@ def test_effort_doubles_until_it_is_enough_or_no_longer_worth_it(
 def test_what_is_exact_is_not_measured(rows: IndexRows) -> None:
     asked: list[int] = []
     settings = IndexSettings()
-    assert reach_recall("flat", rows, settings, None, finder(rows, 1, asked)) == (settings, EXACT)
+    assert tune_effort("flat", rows, settings, None, finder(rows, 1, asked)) == (settings, EXACT)
     assert not asked
-    refuse_below(EXACT, IndexSettings(min_recall=1.0), "flat")
+    validate_recall(EXACT, IndexSettings(min_recall=1.0), "flat")

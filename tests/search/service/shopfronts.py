@@ -16,8 +16,10 @@ from mim_lightning.data.preparation.small_set import write_shard_set
 from mim_lightning.data.shards.writer import Record
 from mim_lightning.inference.image_inputs import prepare_images
 from mim_lightning.search.facets import FACETS, describe_facets
-from mim_lightning.search.index.product_index import IndexSettings, ModelFacts, ProductIndex, build_index
-from mim_lightning.search.pictures import CATALOGUES, ProductPictures
+from mim_lightning.search.index.factory import build_index
+from mim_lightning.search.index.interface import ProductIndex
+from mim_lightning.search.index.settings import IndexSettings, ModelFacts
+from mim_lightning.search.product_images import CATALOGS, ProductImages
 from mim_lightning.search.searcher import Searcher
 from mim_lightning.search.service.app import ROUTES
 from mim_lightning.search.service.batching import BatchingEncoder
@@ -73,7 +75,7 @@ def colour_index(folder: Path) -> ProductIndex:
     table = pa.Table.from_pylist([{**product, "price": 10.0 * row} for row, product in enumerate(products)])
     model = ColourModel()
     vectors = model.embed_prepared(model.prepare_images([square(colour) for colour in COLOURS]))
-    extra = {CATALOGUES: [str(folder / "catalogue")], FACETS: describe_facets(table)}
+    extra = {CATALOGS: [str(folder / "catalogue")], FACETS: describe_facets(table)}
     facts = ModelFacts(FINGERPRINT, "product_image", 3)
     ids = [product["product_id"] for product in products]
     return build_index(vectors, ids, table, IndexSettings(kind="flat"), facts, folder / "index", extra)
@@ -85,7 +87,7 @@ def colour_shop(folder: Path, arms: Sequence[str] = ("default",), experiment: An
         name: Engine(
             name,
             Searcher(BatchingEncoder(ColourModel(), on_batch=telemetry.observe_batch, budget=budget), index),
-            ProductPictures(index.card),
+            ProductImages(index.card),
         )
         for name in arms
     }

@@ -1,7 +1,4 @@
-"""The card of an index: what it is, what made it and how good it was found to be, as JSON beside the rows.
-
-Both backends write one; whoever opens an index reads it first and compares its fingerprint with the model's.
-"""
+"""The card of an index: what it is, the model it was built with, and its measured recall, as JSON beside the rows."""
 
 from __future__ import annotations
 
@@ -13,26 +10,25 @@ from typing import Any
 
 from mim_lightning.io.damaged_file import errors_as_damaged_file
 from mim_lightning.io.file_name import validate_file_name
-from mim_lightning.search.index.rows import IndexRows
 from mim_lightning.search.index.settings import IndexSettings, ModelFacts
 
-AGAIN = "build the index anew"
-_KINDS: dict[str, Any] = {"str": str, "int": int, "float": int | float, "Recall": object}  # by annotation
+REBUILD = "rebuild the index"  # what mends a damaged file of an index
+_TYPES: dict[str, Any] = {"str": str, "int": int, "float": int | float, "Recall": object}  # by annotation
 
 
 @dataclass(frozen=True)
 class Recall:
-    """Share of the true best `k` products that were found, over queries that were made as `how` says."""
+    """Fraction of the true best `k` products that were found, over queries generated as `how` says."""
 
     k: int
     value: float
-    num_queries: int  # 0 where every row is compared, so that there is nothing to measure
+    num_queries: int  # 0 where every row is compared: exact, nothing to measure
     how: str
 
 
 @dataclass(frozen=True)
 class StoredFile:
-    """A file of an index: enough to tell that it is whole."""
+    """A file of an index, with what is needed to verify it."""
 
     name: str
     num_bytes: int
@@ -41,11 +37,11 @@ class StoredFile:
 
 @dataclass(frozen=True)
 class IndexCard:
-    """Facts of an index; counts are of what can be found, deleted rows still in its files come besides."""
+    """Facts of an index; counts exclude deleted rows, which may still be in its files."""
 
     backend: str  # "faiss" or "milvus"
     kind: str  # flat, hnsw, ivf_pq or sq8
-    why: str  # of this kind
+    why: str  # it has this kind
     fingerprint: str
     gallery: str
     dimension: int
@@ -57,18 +53,18 @@ class IndexCard:
     settings: Mapping[str, Any]
     created: str  # ISO 8601, UTC
     metric: str = "inner_product"
-    files: Mapping[str, StoredFile] = field(default_factory=dict)  # by what they hold
-    extra: Mapping[str, Any] = field(default_factory=dict)  # of the caller: catalogue folders, path of the model
+    files: Mapping[str, StoredFile] = field(default_factory=dict)  # by segment and part
+    extra: Mapping[str, Any] = field(default_factory=dict)  # of the caller: path of the model, catalog folders
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=2, ensure_ascii=False)
 
-    def check_fingerprint(self, expected: str | None, place: str) -> None:
-        """Raise ValueError, naming both, if a model of another fingerprint wants to search here; None: no matter."""
+    def validate_fingerprint(self, expected: str | None, place: str) -> None:
+        """Raise ValueError unless the index was built with the model of this fingerprint; None: any model."""
         if expected is not None and expected != self.fingerprint:
             raise ValueError(
-                f"{place}: was built with model {self.fingerprint}, the model at hand is {expected}; "
-                "build the index anew, or load its model"
+                f"{place}: was built with model {self.fingerprint}, but the model is {expected}; "
+                f"{REBUILD}, or load its model"
             )
 
 
@@ -76,14 +72,14 @@ def describe_index(
     backend: str,
     kind: str,
     why: str,
-    rows: IndexRows,
+    size: tuple[int, int],
     facts: ModelFacts,
     settings: IndexSettings,
     recall: Recall,
-    seconds: float,
     extra: Mapping[str, Any],
+    build_seconds: float = 0.0,
 ) -> IndexCard:
-    """Return the card of an index that was just built; its files are not written yet."""
+    """Return the card of a new index, its files not written yet; `size` is its number of products and rows."""
     return IndexCard(
         backend=backend,
         kind=kind,
@@ -91,10 +87,10 @@ def describe_index(
         fingerprint=facts.fingerprint,
         gallery=facts.gallery,
         dimension=facts.dimension,
-        num_products=len(rows.products),
-        num_rows=len(rows.vectors),
+        num_products=size[0],
+        num_rows=size[1],
         num_deleted=0,
-        build_seconds=seconds,
+        build_seconds=build_seconds,
         recall=recall,
         settings=asdict(settings),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -102,39 +98,39 @@ def describe_index(
     )
 
 
-def read_card(text: str, place: str) -> IndexCard:
+def parse_card(text: str, place: str) -> IndexCard:
     """Return the card that `IndexCard.to_json` wrote.
 
     Raises:
         ValueError: it is damaged, or of another version; names the place.
     """
-    with errors_as_damaged_file(place, AGAIN):
+    with errors_as_damaged_file(place, REBUILD):
         content = json.loads(text)
         files = {role: StoredFile(**stored) for role, stored in content["files"].items()}
         card = IndexCard(**{**content, "recall": Recall(**content["recall"]), "files": files})
-        for stored in files.values():  # a card of somebody else's must not name what lies outside its folder
+        for stored in files.values():  # the card of a foreign index must not name files outside its folder
             validate_file_name(stored.name, "files")
-        for facts in (card, card.recall, *files.values()):
-            _check_kinds(facts)
-        _check_extra(card.extra)
+        for part in (card, card.recall, *files.values()):
+            _validate_types(part)
+        _validate_extra(card.extra)
         IndexSettings(**card.settings)
     return card
 
 
-def _check_kinds(facts: Any) -> None:
-    for entry in fields(facts):
-        value = getattr(facts, entry.name)
-        if not isinstance(value, _KINDS.get(str(entry.type), Mapping)) or isinstance(value, bool):
+def _validate_types(part: Any) -> None:
+    for entry in fields(part):
+        value = getattr(part, entry.name)
+        if not isinstance(value, _TYPES.get(str(entry.type), Mapping)) or isinstance(value, bool):
             raise TypeError(f"{entry.name} is {value!r}")
 
 
-def _check_extra(extra: Mapping[str, Any]) -> None:
-    """Raise a TypeError unless what callers keep in a card, as far as it is there, is what they will take it for."""
-    catalogues, facets = extra.get("catalogues", []), extra.get("facets", {})
-    if not isinstance(catalogues, list) or not all(isinstance(folder, str) for folder in catalogues):
-        raise TypeError(f"extra.catalogues is {catalogues!r}")
+def _validate_extra(extra: Mapping[str, Any]) -> None:
+    """Raise TypeError if a key that the search package reads has a value of another type."""
+    catalogs, facets = extra.get("catalogues", []), extra.get("facets", {})
+    if not isinstance(catalogs, list) or not all(isinstance(folder, str) for folder in catalogs):
+        raise TypeError(f"extra.catalogues is {catalogs!r}")
     if not isinstance(facets, dict) or not all(map(_is_facet, facets.values())):
-        raise TypeError("extra.facets holds no facets")
+        raise TypeError("extra.facets contains no facets")
     for name in ("model", "canaries"):
         if not isinstance(extra.get(name, ""), str | None):
             raise TypeError(f"extra.{name} is {extra[name]!r}")
@@ -145,5 +141,5 @@ def _is_facet(facet: Any) -> bool:
         return False
     if "values" in facet:
         return isinstance(facet["values"], list) and all(isinstance(value, str) for value in facet["values"])
-    ends = [facet.get("min"), facet.get("max")]
-    return ends == [None, None] or all(isinstance(end, int | float) for end in ends)
+    limits = [facet.get("min"), facet.get("max")]
+    return limits == [None, None] or all(isinstance(limit, int | float) for limit in limits)

@@ -1,13 +1,14 @@
-"""A product index in this process: FAISS, memory-mapped, with adding, updating, deleting and saving.
+"""A product index in this process: FAISS, memory-mapped, with adding, replacing, deleting and saving.
 
-`product_index` builds and opens it. There is a main segment of any kind, and a fresh one, compared row by row, that
-takes what is added; deleted rows are marked. Every search sees one state, whole: changes replace it, and touch
-nothing that is being searched.
+A base segment of any index type is searched together with a delta segment, compared row by row, that receives
+additions; deleted rows are marked. A search sees one whole state: changes replace the segments and never touch one
+that is being searched.
 """
 
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -17,36 +18,36 @@ import numpy as np
 import pyarrow as pa
 
 from mim_lightning.io.locks import lock
-from mim_lightning.search.index.card import IndexCard
-from mim_lightning.search.index.files import (
+from mim_lightning.search.index.card import REBUILD, IndexCard, StoredFile, describe_index
+from mim_lightning.search.index.compaction import append_rows, compact, is_mostly_deleted, merge_segments
+from mim_lightning.search.index.filters import parse_filter
+from mim_lightning.search.index.index_type import FLAT_ROWS, choose_kind
+from mim_lightning.search.index.interface import SearchResults, validate_queries
+from mim_lightning.search.index.products import IndexRows, pick_records, unknown_product, validate_rows
+from mim_lightning.search.index.ranking import RankedRows
+from mim_lightning.search.index.recall import describe_effort, validate_recall
+from mim_lightning.search.index.segment import Segment, build_measured_segment
+from mim_lightning.search.index.settings import IndexSettings, ModelFacts
+from mim_lightning.search.index.storage import (
+    BASE,
     CARD_FILE,
+    DELTA,
     LOCK_FILE,
     commit,
-    named_files,
-    read_folder_card,
+    read_card,
+    read_segment,
     remove_unnamed,
+    write_segment,
 )
-from mim_lightning.search.index.filters import read_filter
-from mim_lightning.search.index.kind import FLAT_ROWS
-from mim_lightning.search.index.nearest_products import Ranked
-from mim_lightning.search.index.product_index import Found
-from mim_lightning.search.index.products import pick_records, unknown_product
-from mim_lightning.search.index.rows import check_queries, check_rows
-from mim_lightning.search.index.segment import Segment
-from mim_lightning.search.index.segment_change import append_rows, compact, is_mostly_dead, join
-from mim_lightning.search.index.segment_files import read_segment, with_files, write_segment
-from mim_lightning.search.index.settings import IndexSettings
-
-MAIN, FRESH = "main", "fresh"
 
 
 class FaissIndex:
     """See `ProductIndex`; safe to search from several threads while one of them changes it."""
 
-    def __init__(self, folder: Path, card: IndexCard, main: Segment, fresh: Segment | None = None) -> None:
+    def __init__(self, folder: Path, card: IndexCard, segments: tuple[Segment, ...]) -> None:
         self.folder, self._card = folder, card
-        self._segments: tuple[Segment, ...] = (main,) if fresh is None else (main, fresh)
-        self._opened_card: str | None = None  # as it stands in the folder, once it does
+        self._segments = segments  # base, and delta if there is one
+        self._saved_card: str | None = None  # as in the folder, once it is there
         self._change = threading.RLock()
 
     @property
@@ -54,14 +55,14 @@ class FaissIndex:
         return self._card
 
     def search(
-        self, queries_QD: np.ndarray, k: int, where: Mapping[str, Any] | None = None, with_vectors: bool = False
-    ) -> Found:
+        self, queries_QD: np.ndarray, k: int, filter: Mapping[str, Any] | None = None, with_vectors: bool = False
+    ) -> SearchResults:
         """See `ProductIndex.search`."""
         segments = self._segments
-        query_QD = check_queries(queries_QD, k, self._card.dimension)
-        conditions = read_filter(where, segments[0].products.kinds) if where else ()
-        parts = [_found(part, part.search(query_QD, k, conditions), k, with_vectors) for part in segments]
-        return parts[0] if len(parts) == 1 else _best_of(parts, k)
+        query_QD = validate_queries(queries_QD, k, self._card.dimension)
+        conditions = parse_filter(filter, segments[0].products.column_types) if filter else ()
+        parts = [_to_results(part, part.search(query_QD, k, conditions), k, with_vectors) for part in segments]
+        return parts[0] if len(parts) == 1 else _merge_results(parts, k)
 
     def products(self, product_ids: Sequence[str]) -> list[dict[str, Any]]:
         """See `ProductIndex.products`."""
@@ -87,117 +88,128 @@ class FaissIndex:
         products: pa.Table,
         extra: Mapping[str, Any] | None = None,
     ) -> None:
-        """See `ProductIndex.add`; what is added is stored once the index is saved."""
+        """See `ProductIndex.add`; additions are stored when the index is saved."""
         with self._change:
-            like = self._segments[0].products.kinds
-            rows = check_rows(vectors_ND, row_product_ids, products, self._card.dimension, like)
-            main, *others = self._without(rows.products.ids.to_pylist())
-            self._replace(main, append_rows(others[0] if others else None, rows, main.settings))
+            column_types = self._segments[0].products.column_types
+            rows = validate_rows(vectors_ND, row_product_ids, products, self._card.dimension, column_types)
+            product_ids = rows.products.ids.to_pylist()
+            base, *delta = (part.without(product_ids) for part in self._segments)
+            self._replace(base, append_rows(delta[0] if delta else None, rows, base.settings))
             self._card = replace(self._card, extra={**self._card.extra, **(extra or {})})
 
     def delete(self, product_ids: Sequence[str]) -> int:
         """See `ProductIndex.delete`."""
         with self._change:
             before = self._card.num_products
-            self._replace(*self._without(list(product_ids)))
+            self._replace(*(part.without(list(product_ids)) for part in self._segments))
             return before - self._card.num_products
 
     def save(self) -> None:
-        """Write what is new beside what is there, then let the card name it; see `ProductIndex.save`.
+        """Write new parts beside the stored ones, then replace the card; see `ProductIndex.save`.
 
         Raises:
             ValueError: another process has saved into the folder since this index was opened.
         """
         with self._change, lock(self.folder / LOCK_FILE):
             path = self.folder / CARD_FILE
-            is_there = path.is_file()
-            if self._opened_card is not None and (not is_there or path.read_text("utf-8") != self._opened_card):
+            exists = path.is_file()
+            if self._saved_card is not None and (not exists or path.read_text("utf-8") != self._saved_card):
                 raise ValueError(f"{self.folder}: was saved by another process since it was opened; open it again")
             try:
-                named = zip((MAIN, FRESH), self._segments, strict=False)
-                files = {prefix: write_segment(self.folder, prefix, segment) for prefix, segment in named}
-                card = with_files(self._card, files)
+                files: dict[str, StoredFile] = {}
+                for prefix, segment in zip((BASE, DELTA), self._segments, strict=False):
+                    files |= write_segment(self.folder, prefix, segment)
+                card = replace(self._card, files=files)
                 commit(self.folder, card)
             except BaseException:
-                remove_unnamed(self.folder, named_files(self.folder))
+                remove_unnamed(self.folder, read_card(self.folder) if path.is_file() else None)
                 raise
-            self._reopen(card)
+            # continue with the files instead of what was built in memory
+            self._segments = _read_segments(self.folder, card, verify=False)
+            self._card, self._saved_card = card, card.to_json()
 
-    def _without(self, product_ids: Sequence[str]) -> tuple[Segment, ...]:
-        return tuple(part.without(part.rows_of(_known(part.find(product_ids)))) for part in self._segments)
-
-    def _replace(self, *parts: Segment) -> None:
-        """Make segments the ones that are searched, in better order if it is time for that."""
-        card, num_fresh = self._card, sum(len(part.vectors) for part in parts[1:])
-        if is_mostly_dead(parts) or (num_fresh > FLAT_ROWS and parts[0].kind == "flat"):
-            main, recall, why = compact(parts, self.folder)
-            parts = (main,)
-            card = replace(card, kind=main.kind, why=why, recall=recall, settings=asdict(main.settings))
-        elif num_fresh > FLAT_ROWS:
-            parts = (join(parts[0], parts[1], self.folder),)
-        parts = (parts[0], *(part for part in parts[1:] if part.has_row.any()))
+    def _replace(self, base: Segment, *delta: Segment) -> None:
+        """Replace the segments that are searched, after compacting or merging them if it is time for that."""
+        card, parts, num_delta = self._card, (base, *delta), sum(len(part.vectors) for part in delta)
+        if is_mostly_deleted(parts) or (num_delta > FLAT_ROWS and base.kind == "flat"):
+            base, recall, why = compact(parts, self.folder)
+            parts = (base,)
+            card = replace(card, kind=base.kind, why=why, recall=recall, settings=asdict(base.settings))
+        elif num_delta > FLAT_ROWS:
+            parts = (merge_segments(base, delta[0], self.folder),)
+        parts = (parts[0], *(part for part in parts[1:] if part.has_live_row.any()))
         self._card = replace(
             card,
-            num_products=sum(int(part.has_row.sum()) for part in parts),
-            num_rows=sum(len(part.vectors) - part.num_dead for part in parts),
-            num_deleted=sum(part.num_dead for part in parts),
+            num_products=sum(int(part.has_live_row.sum()) for part in parts),
+            num_rows=sum(len(part.vectors) - part.num_deleted for part in parts),
+            num_deleted=sum(part.num_deleted for part in parts),
         )
         self._segments = parts
 
-    def _reopen(self, card: IndexCard) -> None:
-        """Go on with the files instead of what was built in memory."""
-        self._segments = read_segments(self.folder, card, verify=False)
-        self._card, self._opened_card = card, card.to_json()
+
+def build_faiss_index(
+    rows: IndexRows,
+    settings: IndexSettings,
+    facts: ModelFacts,
+    folder: str,
+    extra: Mapping[str, Any],
+    given_QD: np.ndarray | None,
+) -> FaissIndex:
+    """See `factory.build_index`."""
+    started = time.perf_counter()
+    kind, why = choose_kind(settings, *rows.vectors.shape)
+    segment, recall = build_measured_segment(kind, rows, settings, given_QD)
+    why += describe_effort(settings, segment.settings)
+    print(why)
+    validate_recall(recall, settings, kind)
+    size, seconds = (len(rows.products), len(rows.vectors)), time.perf_counter() - started
+    card = describe_index("faiss", kind, why, size, facts, segment.settings, recall, extra, seconds)
+    index = FaissIndex(Path(folder), card, (segment,))
+    index.save()
+    return index
 
 
 def open_faiss_index(folder: Path, expected_fingerprint: str | None = None, verify: bool = False) -> FaissIndex:
-    """See `product_index.open_index`."""
+    """See `factory.open_index`."""
     while True:
-        card = read_folder_card(folder)
-        card.check_fingerprint(expected_fingerprint, str(folder))
+        card = read_card(folder)
+        card.validate_fingerprint(expected_fingerprint, str(folder))
         try:
-            index = FaissIndex(folder, card, *read_segments(folder, card, verify))
+            index = FaissIndex(folder, card, _read_segments(folder, card, verify))
         except FileNotFoundError as error:
-            if read_folder_card(folder) == card:  # else another process has just saved
-                raise ValueError(f"{error.filename}: this file of the index is missing; build the index anew") from None
+            if read_card(folder) == card:  # otherwise another process has just saved
+                raise ValueError(f"{error.filename}: this file of the index is missing; {REBUILD}") from None
             continue
-        index._opened_card = card.to_json()
+        index._saved_card = card.to_json()
         return index
 
 
-def read_segments(folder: Path, card: IndexCard, verify: bool) -> tuple[Segment, ...]:
-    settings = IndexSettings(**card.settings)
-    main = read_segment(folder, MAIN, card.kind, card, settings, verify)
-    if f"{FRESH}_index" not in card.files:
-        return (main,)
-    return main, read_segment(folder, FRESH, "flat", card, settings, verify)
+def _read_segments(folder: Path, card: IndexCard, verify: bool) -> tuple[Segment, ...]:
+    base = read_segment(folder, BASE, card.kind, card, verify)
+    if f"{DELTA}_index" not in card.files:
+        return (base,)
+    return base, read_segment(folder, DELTA, "flat", card, verify)
 
 
-def _known(product_idx: np.ndarray) -> np.ndarray:
-    return product_idx[product_idx >= 0]
-
-
-def _found(segment: Segment, ranked: Ranked, num_wanted: int, with_vectors: bool) -> Found:
-    """Return ranked products of a segment with ids, filled up to as many as were wanted."""
+def _to_results(segment: Segment, ranked: RankedRows, num_wanted: int, with_vectors: bool) -> SearchResults:
+    """Return the ranked products of a segment by id, padded to the number that was requested."""
     product_idx, rows, scores = ranked
     if rows.shape[1] < num_wanted:
         missing = (0, 0), (0, num_wanted - rows.shape[1])
         product_idx, rows = (np.pad(part, missing, constant_values=-1) for part in (product_idx, rows))
         scores = np.pad(scores, missing, constant_values=-np.inf)
-    vectors = None
-    if with_vectors:
-        vectors = np.where(rows[..., None] >= 0, segment.vectors[rows], np.float32(0))
-    return Found(segment.products.ids_at(product_idx), scores, vectors)
+    vectors = np.where(rows[..., None] >= 0, segment.vectors[rows], np.float32(0)) if with_vectors else None
+    return SearchResults(segment.products.ids_at(product_idx), scores, vectors)
 
 
-def _best_of(parts: Sequence[Found], num_wanted: int) -> Found:
-    """Join what two segments found; no product is in both."""
+def _merge_results(parts: Sequence[SearchResults], num_wanted: int) -> SearchResults:
+    """Merge the results of two segments; no product is in both."""
     ids = np.concatenate([part.product_ids for part in parts], axis=1)
     scores = np.concatenate([part.scores for part in parts], axis=1)
-    _, place = np.unique(ids, return_inverse=True)
-    order = np.lexsort((place.reshape(ids.shape), -scores))[:, :num_wanted]
+    _, position = np.unique(ids, return_inverse=True)
+    order = np.lexsort((position.reshape(ids.shape), -scores))[:, :num_wanted]
     vectors = None
     if all(part.vectors is not None for part in parts):
         vectors = np.concatenate([part.vectors for part in parts if part.vectors is not None], axis=1)
         vectors = np.take_along_axis(vectors, order[..., None], axis=1)
-    return Found(np.take_along_axis(ids, order, axis=1), np.take_along_axis(scores, order, axis=1), vectors)
+    return SearchResults(np.take_along_axis(ids, order, axis=1), np.take_along_axis(scores, order, axis=1), vectors)

@@ -1,8 +1,7 @@
-"""The way to a Milvus collection: addresses, the connection, and errors told in one line.
+"""The connection to a Milvus collection: addresses, the client, and its errors as one line (extra `milvus`).
 
-An address comes in from `product_index`, a MilvusPlace goes out to `milvus_build` and `milvus_index`. With
-milvus-lite the address is a path that ends in `.db`: the engine then runs inside this process, and keeps others out
-until it ends.
+With milvus-lite the address is a path that ends in `.db`: the engine then runs inside this process, and locks other
+processes out until it ends.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-PATIENCE = 30.0  # seconds that a search waits for an answer; pymilvus alone would try again for minutes
+TIMEOUT = 30.0  # seconds that a search waits for an answer; pymilvus alone would retry for minutes
 TOKEN = "MIM_MILVUS_TOKEN"  # noqa: S105 - environment variable: an API key, or user:password
 EXTRA = "pip install 'mim-lightning[milvus]'"
 DEFAULT_COLLECTION = "products"
@@ -26,22 +25,14 @@ _LITE = re.compile(r"(?P<server>[^#]+\.db)(?:#(?P<name>.*))?")
 _COLLECTION = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,199}")
 
 
-def is_address(place: str) -> bool:
-    """Does this name a Milvus collection, and not a folder?
-
-    `http://host:19530`, with `/database` and `#collection` if these are not the default ones, or `shop.db#collection`.
-    """
-    return "://" in place or _LITE.fullmatch(place) is not None
-
-
 @dataclass(frozen=True)
-class MilvusPlace:
-    """A collection's name, and where: the name is an alias, behind which one collection replaces another."""
+class MilvusCollection:
+    """A collection's server and name: the name is an alias, behind which one collection replaces another."""
 
     address: str
     server: str
     database: str
-    collection: str
+    name: str
 
     @property
     def is_lite(self) -> bool:
@@ -49,17 +40,17 @@ class MilvusPlace:
 
     @cached_property
     def client(self) -> Any:
-        """The connection, made when it is first needed.
+        """The connection, opened at the first use.
 
         Raises:
             ValueError: the extra is not installed, or the server does not answer.
         """
-        os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # else it tells of every connection that it renews
+        os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # otherwise it logs every connection that it renews
         try:
             from pymilvus import MilvusClient, MilvusException
         except ImportError as error:
             raise ValueError(f"{self.address}: a Milvus index needs pymilvus: {EXTRA} ({error})") from error
-        for name in ("pymilvus", "milvus_lite"):  # they print call stacks; what matters is told by whoever asked
+        for name in ("pymilvus", "milvus_lite"):  # they log call stacks; our error has what matters
             logging.getLogger(name).setLevel(logging.CRITICAL)
         try:
             return MilvusClient(self.server, token=os.environ.get(TOKEN, ""), db_name=self.database)
@@ -68,27 +59,34 @@ class MilvusPlace:
             raise ValueError(f"{self.address}: {_reason(error)}{hint}") from error
 
     @contextmanager
-    def told(self, kind: type[Exception] = ConnectionError) -> Iterator[None]:
-        """Tell what a server refuses, or that it is silent, as one line that names the address.
+    def errors_as(self, error_type: type[Exception] = ConnectionError) -> Iterator[None]:
+        """Raise errors of the server and of the connection as one line that names the address.
 
         Args:
-            kind: of error: ValueError where the user has named the server, for instance.
+            error_type: ValueError where the user has just named the server, for example.
         """
-        self.client  # noqa: B018  connects, and tells if pymilvus is missing
+        self.client  # noqa: B018  connects, and raises if pymilvus is missing
         from grpc import RpcError
         from pymilvus import MilvusException
 
         try:
             yield
         except (MilvusException, RpcError) as error:
-            raise kind(f"{self.address}: {_reason(error)}") from error
+            raise error_type(f"{self.address}: {_reason(error)}") from error
+
+    def find(self) -> tuple[str, dict[str, str]] | None:
+        """Return the collection behind the name and its properties; None if there is none."""
+        if not self.client.has_collection(self.name):
+            return None
+        described = self.client.describe_collection(self.name)
+        return described["collection_name"], dict(described.get("properties", {}))
 
 
-def read_address(address: str) -> MilvusPlace:
-    """Return the parts of an address.
+def parse_address(address: str) -> MilvusCollection:
+    """Return the collection at an address (see `factory.is_address`).
 
     Raises:
-        ValueError: it is none, or its collection has an impossible name.
+        ValueError: it is not an address, or not a valid name of a collection.
     """
     match = _SERVER.fullmatch(address) if "://" in address else _LITE.fullmatch(address)
     if match is None:
@@ -97,13 +95,13 @@ def read_address(address: str) -> MilvusPlace:
     name = parts["name"] or DEFAULT_COLLECTION
     if not _COLLECTION.fullmatch(name):
         raise ValueError(f"{address}: '{name}' cannot name a collection; letters, digits and _, a letter first")
-    return MilvusPlace(address, parts["server"], parts.get("database") or "", name)
+    return MilvusCollection(address, parts["server"], parts.get("database") or "", name)
 
 
-def require_database(place: MilvusPlace) -> None:
-    """Raise ValueError if an embedded database is not there: connecting would make an empty one."""
-    if place.is_lite and not Path(place.server).exists():
-        raise ValueError(f"{place.server}: no such database; build an index there first")
+def validate_database(collection: MilvusCollection) -> None:
+    """Raise ValueError if an embedded database does not exist: connecting would create an empty one."""
+    if collection.is_lite and not Path(collection.server).exists():
+        raise ValueError(f"{collection.server}: no such database; build an index there first")
 
 
 def _reason(error: Exception) -> str:

@@ -1,41 +1,57 @@
-"""A product index on Milvus: the contract of `faiss_index`, kept by a server, a cluster or an embedded engine.
+"""A product index on Milvus (a server, a cluster, or the embedded engine), with the same interface as `faiss_index`.
 
-`product_index` opens it, `milvus_build` fills it, `milvus_search` asks it. A row is an entity that carries its
-product's columns. The card is a property of the collection.
+A row is an entity that carries the columns of its product; the card is a property of the collection. A build fills,
+indexes and measures a new collection, which then takes the name of the old one: until then, searches use the old one.
 """
 
 from __future__ import annotations
 
 import json
 import threading
+import time
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from contextlib import suppress
+from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from mim_lightning.display.progress import progress_bar
 from mim_lightning.search.index import milvus_client
-from mim_lightning.search.index.card import IndexCard, read_card
-from mim_lightning.search.index.filters import OneOf, read_filter
-from mim_lightning.search.index.milvus_client import MilvusPlace, read_address, require_database
-from mim_lightning.search.index.milvus_rows import ROW, VECTOR, as_record, entities, expression, fields_of
-from mim_lightning.search.index.milvus_search import MOST_ROWS, Hit, MilvusSearch, Reach
-from mim_lightning.search.index.product_index import Found
-from mim_lightning.search.index.products import ID, pick_records, unknown_product
-from mim_lightning.search.index.rows import check_queries, check_rows
-from mim_lightning.search.index.settings import IndexSettings
+from mim_lightning.search.index.card import IndexCard, describe_index, parse_card
+from mim_lightning.search.index.filters import OneOf, parse_filter
+from mim_lightning.search.index.index_type import choose_kind, num_code_bytes, num_lists
+from mim_lightning.search.index.interface import SearchResults, validate_queries
+from mim_lightning.search.index.milvus_client import MilvusCollection, parse_address, validate_database
+from mim_lightning.search.index.milvus_rows import (
+    ROW,
+    VECTOR,
+    fields_of,
+    make_schema,
+    to_entities,
+    to_expression,
+    to_record,
+)
+from mim_lightning.search.index.milvus_search import MAX_ROWS, CollectionSize, MilvusSearch, RowHit
+from mim_lightning.search.index.products import ID, IndexRows, pick_records, unknown_product, validate_rows
+from mim_lightning.search.index.recall import EXACT, FindScores, describe_effort, tune_effort, validate_recall
+from mim_lightning.search.index.settings import IndexSettings, ModelFacts
 
 CARD, COLUMNS = "mim_lightning.card", "mim_lightning.columns"  # properties of a collection
-_IDS = 200  # in one expression
-_ROWS = 1000  # read at once
+_MAX_IDS = 200  # in one expression
+_ROWS_PER_PAGE = 1000
 
 
 class MilvusIndex:
-    """See `ProductIndex`. Changes are kept at once; `save` makes sure that they are on disk."""
+    """See `ProductIndex`. Changes take effect at once; `save` makes sure that they are on disk."""
 
-    def __init__(self, place: MilvusPlace, collection: str, card: IndexCard, kinds: Mapping[str, str]) -> None:
-        self.place, self.collection, self._card, self.kinds = place, collection, card, dict(kinds)
+    def __init__(
+        self, collection: MilvusCollection, name: str, card: IndexCard, column_types: Mapping[str, str]
+    ) -> None:
+        self.collection, self.name, self._card, self.column_types = collection, name, card, dict(column_types)
         self._change = threading.RLock()
 
     @property
@@ -43,25 +59,24 @@ class MilvusIndex:
         return self._card
 
     def search(
-        self, queries_QD: np.ndarray, k: int, where: Mapping[str, Any] | None = None, with_vectors: bool = False
-    ) -> Found:
-        """See `ProductIndex.search`; at most 16,384 products a query."""
-        query_QD = check_queries(queries_QD, k, self._card.dimension)
-        if k >= MOST_ROWS:
-            raise ValueError(f"k={k}: Milvus gives fewer than {MOST_ROWS} products a query")
-        filter_text = expression(read_filter(where, self.kinds), list(self.kinds))
+        self, queries_QD: np.ndarray, k: int, filter: Mapping[str, Any] | None = None, with_vectors: bool = False
+    ) -> SearchResults:
+        """See `ProductIndex.search`; at most 16,384 products per query."""
+        query_QD = validate_queries(queries_QD, k, self._card.dimension)
+        if k >= MAX_ROWS:
+            raise ValueError(f"k={k}: Milvus returns fewer than {MAX_ROWS} products per query")
+        expression = to_expression(parse_filter(filter, self.column_types), list(self.column_types))
         num_rows = self._card.num_rows
-        num_allowed = self._count(filter_text) if filter_text else num_rows
-        reach = Reach(num_rows, self._card.num_products, num_allowed)
-        search = MilvusSearch(self.place, self.collection, self._card.kind, IndexSettings(**self._card.settings))
-        found = search.rank(query_QD, k, filter_text, reach, with_vectors) if num_allowed else [[] for _ in query_QD]
-        return _as_found(found, k, self._card.dimension if with_vectors else None)
+        size = CollectionSize(num_rows, self._card.num_products, self._count(expression) if expression else num_rows)
+        search = MilvusSearch(self.collection, self.name, self._card.kind, IndexSettings(**self._card.settings))
+        best = search.rank(query_QD, k, expression, size, with_vectors) if size.num_allowed else [[] for _ in query_QD]
+        return _to_results(best, k, self._card.dimension if with_vectors else None)
 
     def products(self, product_ids: Sequence[str]) -> list[dict[str, Any]]:
         """See `ProductIndex.products`."""
-        fields = list(fields_of(list(self.kinds)).values())
-        records = {row[ID]: as_record(row, list(self.kinds)) for row in self._rows_of(product_ids, fields)}
-        return pick_records(records, product_ids)
+        columns = list(self.column_types)
+        rows = self._rows_of(product_ids, list(fields_of(columns).values()))
+        return pick_records({row[ID]: to_record(row, columns) for row in rows}, product_ids)
 
     def vectors_of(self, product_id: str) -> np.ndarray:
         """See `ProductIndex.vectors_of`."""
@@ -77,16 +92,16 @@ class MilvusIndex:
         products: pa.Table,
         extra: Mapping[str, Any] | None = None,
     ) -> None:
-        """See `ProductIndex.add`; old rows go when the new ones are there, so that no search misses both."""
-        rows = check_rows(vectors_ND, row_product_ids, products, self._card.dimension, self.kinds)
+        """See `ProductIndex.add`; old rows are deleted after the new ones are inserted: no search misses both."""
+        rows = validate_rows(vectors_ND, row_product_ids, products, self._card.dimension, self.column_types)
         ids = rows.products.ids.to_pylist()
         with self._change:
             old = {row[ROW]: row[ID] for row in self._rows_of(ids, [ID])}
-            with self.place.told():
-                for batch in entities(rows):
-                    self.place.client.insert(self.collection, batch)
+            with self.collection.errors_as():
+                for batch in to_entities(rows):
+                    self.collection.client.insert(self.name, batch)
                 if old:
-                    self.place.client.delete(self.collection, ids=list(old))
+                    self.collection.client.delete(self.name, ids=list(old))
             num_new = len(ids) - len(set(old.values()))
             self._change_card(num_new, len(rows.vectors) - len(old), extra or {})
 
@@ -95,89 +110,158 @@ class MilvusIndex:
         with self._change:
             old = {row[ROW]: row[ID] for row in self._rows_of(product_ids, [ID])}
             if old:
-                with self.place.told():
-                    self.place.client.delete(self.collection, ids=list(old))
-                self._change_card(-len(set(old.values())), -len(old))
+                with self.collection.errors_as():
+                    self.collection.client.delete(self.name, ids=list(old))
+                self._change_card(-len(set(old.values())), -len(old), {})
             return len(set(old.values()))
 
     def save(self) -> None:
         """See `ProductIndex.save`."""
-        with self._change, self.place.told():
-            self.place.client.flush(self.collection)
-            self.write_card()
+        with self._change, self.collection.errors_as():
+            self.collection.client.flush(self.name)
+            self._write_card()
 
-    def write_card(self) -> None:
-        properties = {CARD: self._card.to_json(), COLUMNS: json.dumps(self.kinds)}
-        self.place.client.alter_collection_properties(self.collection, properties=properties)
+    def _write_card(self) -> None:
+        properties = {CARD: self._card.to_json(), COLUMNS: json.dumps(self.column_types)}
+        self.collection.client.alter_collection_properties(self.name, properties=properties)
 
-    def _change_card(self, num_products: int, num_rows: int, extra: Mapping[str, Any] | None = None) -> None:
-        """Write a card that counts so many more, and says of `extra` what is new."""
+    def _change_card(self, num_products: int, num_rows: int, extra: Mapping[str, Any]) -> None:
+        """Write a card with so many more products and rows, and new values for keys of `extra`."""
         card = self._card
         self._card = replace(
             card,
             num_products=card.num_products + num_products,
             num_rows=card.num_rows + num_rows,
-            extra={**card.extra, **(extra or {})},
+            extra={**card.extra, **extra},
         )
-        with self.place.told():
-            self.write_card()
+        with self.collection.errors_as():
+            self._write_card()
 
-    def _count(self, filter_text: str) -> int:
-        with self.place.told():
-            answer = self.place.client.query(
-                self.collection, filter=filter_text, output_fields=["count(*)"], timeout=milvus_client.PATIENCE
+    def _count(self, expression: str) -> int:
+        with self.collection.errors_as():
+            answer = self.collection.client.query(
+                self.name, filter=expression, output_fields=["count(*)"], timeout=milvus_client.TIMEOUT
             )
         return int(answer[0]["count(*)"])
 
     def _rows_of(self, product_ids: Sequence[str], fields: Sequence[str]) -> Iterator[Mapping[str, Any]]:
         """Yield the rows of products, with their row ids and some fields."""
-        for start in range(0, len(product_ids), _IDS):
-            condition = OneOf(ID, tuple(product_ids[start : start + _IDS]))
-            with self.place.told():
-                iterator = self.place.client.query_iterator(
-                    self.collection,
-                    _ROWS,
-                    filter=expression([condition], [ID]),
+        for start in range(0, len(product_ids), _MAX_IDS):
+            condition = OneOf(ID, tuple(product_ids[start : start + _MAX_IDS]))
+            with self.collection.errors_as():
+                iterator = self.collection.client.query_iterator(
+                    self.name,
+                    _ROWS_PER_PAGE,
+                    filter=to_expression([condition], [ID]),
                     output_fields=[ROW, *fields],
-                    timeout=milvus_client.PATIENCE,
+                    timeout=milvus_client.TIMEOUT,
                 )
                 while rows := iterator.next():
                     yield from rows
                 iterator.close()
 
 
+def build_milvus_index(
+    rows: IndexRows,
+    settings: IndexSettings,
+    facts: ModelFacts,
+    address: str,
+    extra: Mapping[str, Any],
+    given_QD: np.ndarray | None,
+) -> MilvusIndex:
+    """See `factory.build_index`."""
+    started = time.perf_counter()
+    collection = parse_address(address)
+    client, (kind, why) = collection.client, choose_kind(settings, *rows.vectors.shape)
+    with collection.errors_as(ValueError):
+        old = collection.find()
+        if old is not None and CARD not in old[1]:
+            raise ValueError(f"{address}: '{collection.name}' exists and is not a product index; choose another name")
+        name = f"{collection.name}_{uuid.uuid4().hex[:12]}"
+        try:
+            size = len(rows.products), len(rows.vectors)
+            card = describe_index("milvus", kind, why, size, facts, settings, EXACT, extra)
+            index = MilvusIndex(collection, name, card, rows.products.column_types)
+            _fill(index, rows, settings)
+            tuned, recall = tune_effort(kind, rows, settings, given_QD, partial(_search_with, index))
+            why += describe_effort(settings, tuned)
+            print(why)
+            validate_recall(recall, settings, kind)
+            seconds = time.perf_counter() - started
+            index._card = replace(card, why=why, settings=asdict(tuned), recall=recall, build_seconds=seconds)
+            index.save()
+            set_alias = client.create_alias if old is None else client.alter_alias
+            set_alias(name, collection.name)
+        except BaseException:
+            with suppress(Exception):
+                client.drop_collection(name)
+            raise
+        if old is not None:
+            client.drop_collection(old[0])
+    return index
+
+
+def _fill(index: MilvusIndex, rows: IndexRows, settings: IndexSettings) -> None:
+    """Create the collection of an index, insert the rows, and index them."""
+    client, name, kind = index.collection.client, index.name, index.card.kind
+    schema = make_schema(client, index.column_types, index.card.dimension)
+    # a client sees its own writes immediately, other clients a moment later
+    client.create_collection(name, schema=schema, consistency_level="Session")
+    num_inserted = 0
+    with progress_bar(f"filling {name}", len(rows.vectors)) as on_progress:
+        for batch in to_entities(rows):
+            client.insert(name, batch)
+            num_inserted += len(batch)
+            on_progress(num_inserted)
+    num_rows, dimension = rows.vectors.shape
+    lists = {"nlist": num_lists(settings, num_rows)}
+    if kind == "ivf_pq":
+        lists |= {"m": num_code_bytes(settings, dimension), "nbits": 8}
+    index_type, options = {
+        "flat": ("FLAT", {}),
+        "hnsw": ("HNSW", {"M": settings.hnsw_m, "efConstruction": settings.ef_construction}),
+        "sq8": ("IVF_SQ8", lists),
+        "ivf_pq": ("IVF_PQ", lists),
+    }[kind]
+    with progress_bar(f"indexing as {kind}", None):
+        client.flush(name)
+        params = client.prepare_index_params()
+        params.add_index(VECTOR, metric_type="IP", index_type=index_type, params=options)
+        client.create_index(name, params)
+        client.load_collection(name)
+
+
+def _search_with(index: MilvusIndex, settings: IndexSettings) -> FindScores:
+    tried = MilvusIndex(
+        index.collection, index.name, replace(index.card, settings=asdict(settings)), index.column_types
+    )
+    return lambda query_QD, num_wanted: tried.search(query_QD, num_wanted).scores
+
+
 def open_milvus_index(address: str, expected_fingerprint: str | None = None) -> MilvusIndex:
-    """See `product_index.open_index`."""
-    place = read_address(address)
-    require_database(place)
-    with place.told(ValueError):
-        found = find_collection(place)
+    """See `factory.open_index`."""
+    collection = parse_address(address)
+    validate_database(collection)
+    with collection.errors_as(ValueError):
+        found = collection.find()
         if found is None:
-            raise ValueError(f"{address}: holds no collection '{place.collection}'; build an index there first")
-        collection, properties = found
+            raise ValueError(f"{address}: contains no collection '{collection.name}'; build an index there first")
+        name, properties = found
         if CARD not in properties:
-            raise ValueError(f"{address}: '{place.collection}' was not built as a product index, it has no card")
-        card = read_card(properties[CARD], address)
-        card.check_fingerprint(expected_fingerprint, address)
-        place.client.load_collection(collection)
-    return MilvusIndex(place, collection, card, json.loads(properties[COLUMNS]))
+            raise ValueError(f"{address}: '{collection.name}' was not built as a product index, it has no card")
+        card = parse_card(properties[CARD], address)
+        card.validate_fingerprint(expected_fingerprint, address)
+        collection.client.load_collection(name)
+    return MilvusIndex(collection, name, card, json.loads(properties[COLUMNS]))
 
 
-def find_collection(place: MilvusPlace) -> tuple[str, dict[str, str]] | None:
-    """Return the collection that a place's name stands for, and its properties; None if there is none."""
-    if not place.client.has_collection(place.collection):
-        return None
-    described = place.client.describe_collection(place.collection)
-    return described["collection_name"], dict(described.get("properties", {}))
-
-
-def _as_found(found: Sequence[Sequence[Hit]], num_wanted: int, dimension: int | None) -> Found:
-    shape = len(found), num_wanted
+def _to_results(best: Sequence[Sequence[RowHit]], num_wanted: int, dimension: int | None) -> SearchResults:
+    shape = len(best), num_wanted
     ids, scores = np.full(shape, "", dtype=object), np.full(shape, -np.inf, dtype=np.float32)
     vectors = None if dimension is None else np.zeros((*shape, dimension), dtype=np.float32)
-    for query, hits in enumerate(found):
-        for place, hit in enumerate(hits):
-            ids[query, place], scores[query, place] = hit.product_id, hit.score
+    for query, hits in enumerate(best):
+        for rank, hit in enumerate(hits):
+            ids[query, rank], scores[query, rank] = hit.product_id, hit.score
             if vectors is not None:
-                vectors[query, place] = hit.vector
-    return Found(ids, scores, vectors)
+                vectors[query, rank] = hit.vector
+    return SearchResults(ids, scores, vectors)

@@ -1,7 +1,7 @@
-"""Products as rows of a Milvus collection: fields, entities, records, and filters as expressions.
+"""Products as entities of a Milvus collection: schema, entities, records, and filters as expressions.
 
-A products' table or checked conditions come in, what pymilvus wants goes out. Each row carries its product's id and
-columns; a column's field has a number for a name, since Milvus takes only letters and digits.
+Each row carries the id and the columns of its product; the field of a column is numbered, since Milvus allows only
+letters and digits in its name.
 """
 
 from __future__ import annotations
@@ -12,81 +12,79 @@ from typing import Any
 import numpy as np
 
 from mim_lightning.search.index.filters import FLAG, NUMBER, TEXT, Condition, OneOf, Value
-from mim_lightning.search.index.products import ID
-from mim_lightning.search.index.rows import IndexRows
+from mim_lightning.search.index.products import ID, IndexRows
 
 ROW, VECTOR = "row_id", "vector"
-_LONGEST_TEXT = 65_535  # bytes, Milvus's own limit
-_BATCH_BYTES = 2**24  # Milvus takes 64 MiB at once
-_TEXT_BYTES = 4096  # what a row's columns may come to, so that a batch stays below that
+_MAX_TEXT = 65_535  # bytes, a limit of Milvus
+_BATCH_BYTES = 2**24  # Milvus accepts 64 MiB at once
+_TEXT_BYTES = 4096  # allowance for the columns of a row, so that a batch stays below the limit
 _ESCAPES = str.maketrans({"\\": "\\\\", '"': '\\"', "\n": "\\n", "\r": "\\r", "\t": "\\t"})
 
 
 def fields_of(columns: Sequence[str]) -> dict[str, str]:
-    """Return column -> field, `product_id` keeping its name."""
+    """Return column -> field; `product_id` keeps its name."""
     others = [column for column in columns if column != ID]
     return {ID: ID, **{column: f"column_{number}" for number, column in enumerate(others)}}
 
 
-def make_schema(client: Any, kinds: Mapping[str, str], dimension: int) -> Any:
-    """Return the schema of a collection for products with such columns."""
+def make_schema(client: Any, column_types: Mapping[str, str], dimension: int) -> Any:
+    """Return the schema of a collection for products with these columns."""
     from pymilvus import DataType
 
     types = {TEXT: DataType.VARCHAR, NUMBER: DataType.DOUBLE, FLAG: DataType.BOOL}
     schema = client.create_schema(auto_id=True, enable_dynamic_field=False)
     schema.add_field(ROW, DataType.INT64, is_primary=True)
     schema.add_field(VECTOR, DataType.FLOAT_VECTOR, dim=dimension)
-    for column, field in fields_of(list(kinds)).items():
-        options = {"max_length": _LONGEST_TEXT} if kinds[column] == TEXT else {}
-        schema.add_field(field, types[kinds[column]], nullable=column != ID, **options)
+    for column, field in fields_of(list(column_types)).items():
+        options = {"max_length": _MAX_TEXT} if column_types[column] == TEXT else {}
+        schema.add_field(field, types[column_types[column]], nullable=column != ID, **options)
     return schema
 
 
-def entities(rows: IndexRows) -> Iterator[list[dict[str, Any]]]:
-    """Yield rows as entities, in batches that Milvus takes at once."""
+def to_entities(rows: IndexRows) -> Iterator[list[dict[str, Any]]]:
+    """Yield rows as entities, in batches that Milvus accepts."""
     fields = fields_of(rows.products.table.column_names)
-    per_batch = max(1, _BATCH_BYTES // (4 * rows.vectors.shape[1] + _TEXT_BYTES))
-    for start in range(0, len(rows.vectors), per_batch):
-        part = slice(start, start + per_batch)
+    batch = max(1, _BATCH_BYTES // (4 * rows.vectors.shape[1] + _TEXT_BYTES))
+    for start in range(0, len(rows.vectors), batch):
+        part = slice(start, start + batch)
         records = rows.products.records(rows.product_idx[part])
         yield [
-            {VECTOR: vector, **{fields[column]: _stored(value) for column, value in record.items()}}
+            {VECTOR: vector, **{fields[column]: _to_stored(value) for column, value in record.items()}}
             for vector, record in zip(np.asarray(rows.vectors[part]), records, strict=True)
         ]
 
 
-def as_record(entity: Mapping[str, Any], columns: Sequence[str]) -> dict[str, Any]:
-    """Return a row's product as it was given; numbers that are whole come as such."""
+def to_record(entity: Mapping[str, Any], columns: Sequence[str]) -> dict[str, Any]:
+    """Return the product of a row; numbers without a fraction become integers."""
     fields = fields_of(columns)
-    return {column: _given(entity.get(fields[column])) for column in columns}
+    return {column: _from_stored(entity.get(fields[column])) for column in columns}
 
 
-def _stored(value: Any) -> Any:
+def _to_stored(value: Any) -> Any:
     return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
-def _given(value: Any) -> Any:
+def _from_stored(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-def expression(conditions: Sequence[Condition], columns: Sequence[str]) -> str:
-    """Return conditions in Milvus's language; texts cannot end their quotes."""
+def to_expression(conditions: Sequence[Condition], columns: Sequence[str]) -> str:
+    """Return conditions as a Milvus expression; texts are escaped so that they cannot end their quotes."""
     fields = fields_of(columns)
-    return " and ".join(_expression(condition, fields[condition.column]) for condition in conditions)
+    parts = []
+    for condition in conditions:
+        field = fields[condition.column]
+        if isinstance(condition, OneOf):
+            parts.append(f"{field} in [{', '.join(map(_to_literal, condition.values))}]")
+            continue
+        if condition.low is not None:
+            parts.append(f"{field} >= {_to_literal(condition.low)}")
+        if condition.high is not None:
+            parts.append(f"{field} <= {_to_literal(condition.high)}")
+    return " and ".join(parts)
 
 
-def _expression(condition: Condition, field: str) -> str:
-    if isinstance(condition, OneOf):
-        return f"{field} in [{', '.join(map(_literal, condition.values))}]"
-    ends = []
-    if condition.low is not None:
-        ends.append(f"{field} >= {_literal(condition.low)}")
-    if condition.high is not None:
-        ends.append(f"{field} <= {_literal(condition.high)}")
-    return " and ".join(ends)
-
-
-def _literal(value: Value) -> str:
+def _to_literal(value: Value) -> str:
     if isinstance(value, str):
         return f'"{value.translate(_ESCAPES)}"'
     return str(value).lower() if isinstance(value, bool) else repr(float(value))

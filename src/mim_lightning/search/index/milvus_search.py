@@ -1,7 +1,7 @@
-"""Asking Milvus for products: how wide to search, how many rows to fetch, and one hit a product.
+"""Search in a Milvus collection: how wide to search, how many rows to fetch, one hit per product.
 
-Checked queries and an expression come in from `milvus_index`, lists of hits go out, best first. More rows are fetched
-for a query until none that was not could matter; so no grouping is needed, which the embedded engine gets wrong.
+Rows are fetched for a query until no row that was not fetched could change its answer. Milvus's own grouping by
+product is not used: the embedded engine gets it wrong.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mim_lightning.search.index import milvus_client
-from mim_lightning.search.index.kind import COARSE, num_candidates, num_lists
-from mim_lightning.search.index.milvus_client import MilvusPlace
+from mim_lightning.search.index.index_type import COARSE, num_candidates, num_lists
+from mim_lightning.search.index.milvus_client import MilvusCollection
 from mim_lightning.search.index.milvus_rows import VECTOR
 from mim_lightning.search.index.products import ID
+from mim_lightning.search.index.ranking import take_best_rows
 from mim_lightning.search.index.settings import IndexSettings
 
-MOST_ROWS = 16_384  # a query, Milvus's own limit
-_REQUEST_NUMBERS = 2**22  # queries times rows times dimension of an answer, a quarter of what Milvus sends at once
-_SPARE_PRODUCTS = 200  # of so many products all rows are fetched at once
-_ROUNDING = 1e-6
-_LEAST_LISTS = 128  # the embedded engine makes so many, whatever it is told
+MAX_ROWS = 16_384  # per query, a limit of Milvus
+_REQUEST_NUMBERS = 2**22  # queries * rows * dimension of an answer, a quarter of what Milvus sends at once
+_FULLY_FETCHED = 200  # products; all rows of so many products are fetched at once
+_MIN_LISTS = 128  # the embedded engine makes so many, whatever the settings say
 
 
-class Hit(NamedTuple):
-    """A product, its best row's score, and that row if vectors were asked for."""
+class RowHit(NamedTuple):
+    """A row with its score, its product, and its vector if it was requested."""
 
     score: float
     product_id: str
@@ -36,103 +36,96 @@ class Hit(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Reach:
-    """What can be found: the rows and products of the collection, and how many rows a filter leaves."""
+class CollectionSize:
+    """Rows and products of a collection, and the number of rows that pass a filter."""
 
     num_rows: int
     num_products: int
     num_allowed: int
-
-    @property
-    def rows_a_product(self) -> int:
-        return -(-self.num_rows // max(1, self.num_products))
 
 
 @dataclass(frozen=True)
 class MilvusSearch:
     """A collection, and how its index is searched."""
 
-    place: MilvusPlace
-    collection: str
+    collection: MilvusCollection
+    name: str  # of the collection behind the alias
     kind: str
     settings: IndexSettings
 
     def rank(
-        self, query_QD: np.ndarray, num_wanted: int, filter_text: str, reach: Reach, with_vectors: bool
-    ) -> list[list[Hit]]:
-        """Return the best products of each query."""
+        self, query_QD: np.ndarray, num_wanted: int, expression: str, size: CollectionSize, with_vectors: bool
+    ) -> list[list[RowHit]]:
+        """Return the best row of each of the best products of each query."""
         num_fetched = num_wanted + 1
-        if reach.num_rows > reach.num_products:
-            num_fetched += min(num_wanted, _SPARE_PRODUCTS) * reach.rows_a_product
+        if size.num_rows > size.num_products:
+            num_fetched += min(num_wanted, _FULLY_FETCHED) * -(-size.num_rows // max(1, size.num_products))
         num_fetched = num_candidates(self.kind, self.settings, num_fetched)
-        found: list[list[Hit]] = [[] for _ in query_QD]
+        best: list[list[RowHit]] = [[] for _ in query_QD]
         pending = list(range(len(query_QD)))
         while pending:
-            num_fetched = min(num_fetched, MOST_ROWS)
-            answers = self._fetch(query_QD[pending], num_fetched, filter_text, reach, with_vectors)
-            unsure = []
-            for query, answer in zip(pending, answers, strict=True):
-                found[query] = _one_hit_a_product(answer)[:num_wanted]
-                if num_fetched < min(MOST_ROWS, reach.num_allowed) and not _is_sure(found[query], answer, num_wanted):
-                    unsure.append(query)
-            pending, num_fetched = unsure, 4 * num_fetched
-        return found
+            num_fetched = min(num_fetched, MAX_ROWS)
+            fetched = self._fetch(query_QD[pending], num_fetched, expression, size, with_vectors)
+            uncertain = []
+            for query, hits in zip(pending, fetched, strict=True):
+                best[query], is_certain = _take_best(hits, num_wanted)
+                if num_fetched < min(MAX_ROWS, size.num_allowed) and not is_certain:
+                    uncertain.append(query)
+            pending, num_fetched = uncertain, 4 * num_fetched
+        return best
 
     def _fetch(
-        self, query_QD: np.ndarray, num_fetched: int, filter_text: str, reach: Reach, with_vectors: bool
-    ) -> list[list[Hit]]:
+        self, query_QD: np.ndarray, num_fetched: int, expression: str, size: CollectionSize, with_vectors: bool
+    ) -> list[list[RowHit]]:
         needs_vectors = with_vectors or self.kind in COARSE
-        per_row = query_QD.shape[1] if needs_vectors else 8
-        per_request = max(1, _REQUEST_NUMBERS // (num_fetched * per_row))
-        answers: list[list[Hit]] = []
-        for start in range(0, len(query_QD), per_request):
-            part_QD = query_QD[start : start + per_request]
-            with self.place.told():
-                raw = self.place.client.search(
-                    self.collection,
+        numbers_per_row = query_QD.shape[1] if needs_vectors else 8
+        batch = max(1, _REQUEST_NUMBERS // (num_fetched * numbers_per_row))
+        fetched: list[list[RowHit]] = []
+        for start in range(0, len(query_QD), batch):
+            part_QD = query_QD[start : start + batch]
+            with self.collection.errors_as():
+                answers = self.collection.client.search(
+                    self.name,
                     data=part_QD,
                     limit=num_fetched,
-                    filter=filter_text,
+                    filter=expression,
                     output_fields=[ID, VECTOR] if needs_vectors else [ID],
-                    search_params={"metric_type": "IP", "params": self._effort(num_fetched, reach)},
+                    search_params={"metric_type": "IP", "params": self._effort(num_fetched, size)},
                     anns_field=VECTOR,
-                    timeout=milvus_client.PATIENCE,
+                    timeout=milvus_client.TIMEOUT,
                 )
-            answers += [self._hits(query, answer) for query, answer in zip(part_QD, raw, strict=True)]
-        return answers
+            fetched += [self._to_hits(query, answer) for query, answer in zip(part_QD, answers, strict=True)]
+        return fetched
 
-    def _effort(self, num_fetched: int, reach: Reach) -> dict[str, int]:
-        """Return search parameters; they grow as a filter leaves less to find."""
-        widening = reach.num_rows / max(1, reach.num_allowed)
+    def _effort(self, num_fetched: int, size: CollectionSize) -> dict[str, int]:
+        """Return search parameters; they grow as a filter leaves fewer rows."""
+        widening = size.num_rows / max(1, size.num_allowed)
         if self.kind == "hnsw":
-            widest = max(self.settings.ef_search, MOST_ROWS)
-            return {"ef": max(num_fetched, min(widest, math.ceil(self.settings.ef_search * widening)))}
+            limit = max(self.settings.ef_search, MAX_ROWS)
+            return {"ef": max(num_fetched, min(limit, math.ceil(self.settings.ef_search * widening)))}
         if self.kind in COARSE:
-            lists = max(_LEAST_LISTS, num_lists(self.settings, reach.num_rows))
-            # more rows than the lists read so far may hold are wanted
-            widening = max(widening, num_fetched / max(1, reach.num_rows) * lists)
+            lists = max(_MIN_LISTS, num_lists(self.settings, size.num_rows))
+            # more rows may be requested than the lists read so far contain
+            widening = max(widening, num_fetched / max(1, size.num_rows) * lists)
             return {"nprobe": min(lists, math.ceil(self.settings.nprobe * widening))}
         return {}
 
-    def _hits(self, query_D: np.ndarray, answer: Sequence[Mapping[str, Any]]) -> list[Hit]:
+    def _to_hits(self, query_D: np.ndarray, answer: Sequence[Mapping[str, Any]]) -> list[RowHit]:
         hits = []
         for row in answer:
             entity = row["entity"]
             vector = np.asarray(entity[VECTOR], dtype=np.float32) if VECTOR in entity else None
             # the engine's own score is that of a coarse code
             score = float(vector @ query_D) if vector is not None and self.kind in COARSE else float(row["distance"])
-            hits.append(Hit(score, entity[ID], vector))
+            hits.append(RowHit(score, entity[ID], vector))
         return hits
 
 
-def _one_hit_a_product(hits: Sequence[Hit]) -> list[Hit]:
-    best: dict[str, Hit] = {}
-    for hit in hits:
-        if hit.product_id not in best or hit.score > best[hit.product_id].score:
-            best[hit.product_id] = hit
-    return sorted(best.values(), key=lambda hit: (-hit.score, hit.product_id))
-
-
-def _is_sure(found: Sequence[Hit], answer: Sequence[Hit], num_wanted: int) -> bool:
-    """Could no row that was not fetched be among the best, or equal to the last of them?"""
-    return len(found) == num_wanted and found[-1].score > min(hit.score for hit in answer) + _ROUNDING
+def _take_best(hits: Sequence[RowHit], num_wanted: int) -> tuple[list[RowHit], bool]:
+    """Return the best hit of each of the best products, and whether no row that was not fetched can change them."""
+    if not hits:
+        return [], False
+    scores_1F = np.array([[hit.score for hit in hits]], dtype=np.float32)
+    _, products_F = np.unique(np.array([hit.product_id for hit in hits], dtype=object), return_inverse=True)
+    ranked, is_certain = take_best_rows(scores_1F, np.arange(len(hits))[None], products_F.reshape(1, -1), num_wanted)
+    return [hits[row] for row in ranked.rows[0] if row >= 0], bool(is_certain[0])

@@ -1,8 +1,4 @@
-"""How much of the truth an approximate index finds, and how wide it must search to find as much as was asked for.
-
-Rows, settings and a way to search with them come in, a Recall and the settings that reached it go out. Both backends
-call it while they build.
-"""
+"""Measure the recall of an approximate index against exact search, and widen its search until recall suffices."""
 
 from __future__ import annotations
 
@@ -11,69 +7,66 @@ from collections.abc import Callable
 import faiss
 import numpy as np
 
+from mim_lightning.display.progress import progress_bar
 from mim_lightning.search.index.card import Recall
-from mim_lightning.search.index.kind import widen
-from mim_lightning.search.index.nearest_products import FetchRows, fetch_exactly, rank_products
-from mim_lightning.search.index.progress import progress_bar
-from mim_lightning.search.index.rows import IndexRows
+from mim_lightning.search.index.index_type import scale_effort
+from mim_lightning.search.index.products import IndexRows
+from mim_lightning.search.index.ranking import FetchRows, fetch_exactly, rank_products
 from mim_lightning.search.index.settings import RECALL_K, IndexSettings
 
-NOISE = 0.5  # length of what is added to a row, as a share of the row's own; the cosine with it is then about 0.89
+NOISE = 0.5  # length of the noise added to a row, relative to the row's; their cosine is then about 0.89
 _TOLERANCE = 1e-6  # scores of another engine differ by rounding
-_MOST_FETCHED = 2**12  # rows a query
+_MAX_FETCHED = 2**12  # rows per query
 EXACT = Recall(RECALL_K, 1.0, 0, "every row is compared: exact")
 FindScores = Callable[[np.ndarray, int], np.ndarray]  # queries (Q, D), K -> scores (Q, K) of what the index finds
 
 
-def reach_recall(
+def tune_effort(
     kind: str,
     rows: IndexRows,
     settings: IndexSettings,
     given_QD: np.ndarray | None,
     search_with: Callable[[IndexSettings], FindScores],
 ) -> tuple[IndexSettings, Recall]:
-    """Return settings that search wide enough for `min_recall`, and the recall that was measured with them.
+    """Return settings that search wide enough for `min_recall`, and the recall measured with them.
 
-    They are widened as long as the recall stays below and wider is worth an index (see `kind.widen`); where that ends
-    too soon, the recall is what it is.
+    The search is widened while recall is too low and `scale_effort` allows it; the recall may still be too low then.
 
     Args:
-        given_QD: queries to measure with, if there are some.
-        search_with: settings -> how the index that was filled is searched with them; the last call is with those
-            that are returned.
+        given_QD: queries to measure with, if there are any.
+        search_with: settings -> how to search the index with them; the last call is with the returned settings.
     """
     if kind == "flat":
         return settings, EXACT
     with progress_bar("measuring recall", None):
         query_QD, how = make_queries(rows.vectors, settings, given_QD)
-        true_QK = true_scores(query_QD, rows.vectors, rows.product_idx)
-        used = settings
+        true_QK = compute_true_scores(query_QD, rows.vectors, rows.product_idx)
         while True:
-            recall = measure_recall(query_QD, how, true_QK, search_with(used))
-            wider = widen(kind, used, len(rows.vectors))
+            recall = measure_recall(query_QD, how, true_QK, search_with(settings))
+            wider = scale_effort(kind, settings, len(rows.vectors))
             if recall.value >= settings.min_recall or wider is None:
-                return used, recall
-            used = wider
+                return settings, recall
+            settings = wider
 
 
-def refuse_below(recall: Recall, settings: IndexSettings, kind: str) -> None:
-    """Raise ValueError if too little of the truth is found."""
+def validate_recall(recall: Recall, settings: IndexSettings, kind: str) -> None:
+    """Raise ValueError if recall is below `min_recall`."""
     if recall.value < settings.min_recall:
         keys = "index.hnsw_m or index.ef_construction" if kind == "hnsw" else "index.pq_m"
         raise ValueError(
-            f"index.kind={kind}: recall@{recall.k} is {recall.value:.4f}, index.min_recall asks for "
-            f"{settings.min_recall}; raise {keys}, or take another kind"
+            f"index.kind={kind}: recall@{recall.k} is {recall.value:.4f}, below "
+            f"index.min_recall={settings.min_recall}; raise {keys}, or choose another kind"
         )
 
 
-def describe_effort(asked: IndexSettings, used: IndexSettings) -> str:
-    """Return what was raised to reach the recall, to be told behind the reason for the kind; empty if nothing was."""
+def describe_effort(initial: IndexSettings, final: IndexSettings) -> str:
+    """Return which settings were raised to reach the recall, to follow the reason for the kind; empty if none."""
     raised = [
-        f"index.{key} raised from {getattr(asked, key)} to {getattr(used, key)} for recall"
+        f"; index.{key} raised from {getattr(initial, key)} to {getattr(final, key)} for recall"
         for key in ("ef_search", "nprobe", "rerank")
-        if getattr(asked, key) != getattr(used, key)
+        if getattr(initial, key) != getattr(final, key)
     ]
-    return "".join(f"; {text}" for text in raised)
+    return "".join(raised)
 
 
 def make_queries(
@@ -82,7 +75,7 @@ def make_queries(
     """Return queries (Q, D) to measure recall with, and how they were made.
 
     Args:
-        given_QD: embedded queries of the kind that the index will be asked; at most `recall_queries` are used.
+        given_QD: embedded queries of the kind that the index will get; at most `recall_queries` are used.
     """
     generator = np.random.default_rng(settings.seed)
     source = vectors_ND if given_QD is None else given_QD
@@ -93,31 +86,27 @@ def make_queries(
         return query_QD, f"{num_queries:,} of {len(given_QD):,} given queries"
     noise_QD = generator.standard_normal(query_QD.shape, dtype=np.float32)
     lengths_Q = np.linalg.norm(query_QD, axis=1, keepdims=True) / np.linalg.norm(noise_QD, axis=1, keepdims=True)
-    return (
-        query_QD + NOISE * lengths_Q * noise_QD,
-        f"{num_queries:,} rows of the index, moved by {NOISE} of their length",
-    )
+    noisy_QD = query_QD + NOISE * lengths_Q * noise_QD
+    return noisy_QD, f"{num_queries:,} rows of the index, moved by {NOISE} of their length"
 
 
-def true_scores(
+def compute_true_scores(
     query_QD: np.ndarray, vectors_ND: np.ndarray, product_idx_N: np.ndarray, num_wanted: int = RECALL_K
 ) -> np.ndarray:
-    """Return the scores (Q, K) of the best products, found by comparing every row; K is at most their number."""
+    """Return the scores (Q, K) of the best products by comparing every row; K is at most the number of products."""
     num_rows, num_products = len(vectors_ND), len(np.unique(product_idx_N))
 
     def fetch(num_fetched: int) -> FetchRows:
-        if num_fetched > min(_MOST_FETCHED, num_rows - 1):
+        if num_fetched > min(_MAX_FETCHED, num_rows - 1):
             return fetch_exactly(vectors_ND, np.arange(num_rows))
         return lambda query, count: faiss.knn(query, vectors_ND, count, faiss.METRIC_INNER_PRODUCT)[1]
 
     keep = min(num_wanted, num_products)
-    first = keep + 1 + keep * num_rows // num_products
-    is_one_to_one = num_rows == num_products
-    return rank_products(query_QD, vectors_ND, product_idx_N, keep, num_rows, first, is_one_to_one, fetch).scores
+    return rank_products(query_QD, vectors_ND, product_idx_N, keep, num_rows, num_products, fetch).scores
 
 
 def measure_recall(query_QD: np.ndarray, how: str, true_QK: np.ndarray, search: FindScores) -> Recall:
-    """Return how many of the products found score no less than the last true one: of equals, any will do.
+    """Return the fraction of found products that score no less than the last true one: any of equals will do.
 
     Args:
         true_QK: scores of the true best, descending.

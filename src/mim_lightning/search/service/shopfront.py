@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from mim_lightning.inference.image_inputs import ImageInputError
-from mim_lightning.search.pictures import ProductPictures
+from mim_lightning.search.product_images import ProductImages
 from mim_lightning.search.query import SearchQuery
 from mim_lightning.search.searcher import Searcher, SearchResult
 from mim_lightning.search.service.limits import Limits, RefusedError, refused_image
@@ -29,7 +29,7 @@ class Engine:
 
     name: str
     searcher: Searcher
-    pictures: ProductPictures
+    pictures: ProductImages
 
     def facts(self) -> dict[str, Any]:
         card = self.searcher.index.card

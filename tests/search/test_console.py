@@ -2,10 +2,10 @@
 
 import pytest
 
+from mim_lightning.search.console import print_result
 from mim_lightning.search.query import SearchQuery
+from mim_lightning.search.results_image import draw_results
 from mim_lightning.search.searcher import SearchHit, SearchResult
-from mim_lightning.search.sheet import draw_sheet
-from mim_lightning.search.terminal import print_result
 from tests.display.test_text import HOSTILE
 
 
@@ -41,5 +41,5 @@ def test_words_of_others_break_and_flood_nothing(
 def test_a_sheet_of_hostile_hits_is_drawn() -> None:
     hits = [SearchHit(words, 0.5, {"text": 0.5}, {"title": words}) for words in HOSTILE]
     query = SearchQuery(text="x" * 100_000, where={"category": "y" * 100_000})
-    sheet = draw_sheet(query, b"no picture", hits, {HOSTILE[0]: b"\xff\xd8 damaged"})
+    sheet = draw_results(query, b"no picture", hits, {HOSTILE[0]: b"\xff\xd8 damaged"})
     assert sheet.width < 2_000 and sheet.height < 2_000

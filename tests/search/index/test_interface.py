@@ -11,7 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from mim_lightning.search.index.product_index import IndexSettings, ModelFacts, build_index, open_index
+from mim_lightning.search.index.factory import build_index, open_index
+from mim_lightning.search.index.settings import IndexSettings, ModelFacts
 from tests.search.index.catalogue import DIMENSION, FACTS, Shop, as_lists, make_shop, quantised
 
 NASTY = ['it\'s "new"', "back\\slash\\", "two\nlines\t.", '" or price > 0 or "" == "', "{v} % 100", "Äpfel 🍎"]
@@ -120,8 +121,8 @@ def test_any_text_can_be_asked_for(place: str) -> None:
     ("where", "message"),
     [
         ({"colour": "red"}, "no column 'colour'; there are category, in_stock, price, product_id, title"),
-        ({"price": "cheap"}, "'price': 'cheap' cannot be compared, the column holds numbers"),
-        ({"category": {"min": 1}}, "'category': a range needs numbers, the column holds text"),
+        ({"price": "cheap"}, "'price': 'cheap' cannot be compared, the column contains numbers"),
+        ({"category": {"min": 1}}, "'category': a range needs numbers, the column contains text"),
     ],
 )
 def test_a_filter_that_does_not_fit_is_told(standing: tuple[Shop, str], where: dict[str, Any], message: str) -> None:
@@ -218,7 +219,7 @@ def test_the_card_tells_what_the_index_is(standing: tuple[Shop, str]) -> None:
 
 
 def test_another_models_index_is_refused_with_both_named(standing: tuple[Shop, str]) -> None:
-    with pytest.raises(ValueError, match=r"model 0123456789abcdef, the model at hand is fedcba9876543210"):
+    with pytest.raises(ValueError, match=r"model 0123456789abcdef, but the model is fedcba9876543210"):
         open_index(standing[1], "fedcba9876543210")
 
 
@@ -236,12 +237,12 @@ def test_a_graph_is_measured_and_replaces_what_was_there(place: str) -> None:
 
 def test_an_index_below_the_recall_asked_for_is_refused(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What was there stays; and nothing is left where nothing was."""
-    monkeypatch.setattr("mim_lightning.search.index.kind._WIDEST", 1)
+    monkeypatch.setattr("mim_lightning.search.index.index_type._MAX_EF_SEARCH", 1)
     old, shop = make_shop(9, 4), make_shop(700, 700, levels=1000)
     hopeless = IndexSettings(kind="hnsw", hnsw_m=2, ef_construction=1, ef_search=1, min_recall=0.999)
-    with pytest.raises(ValueError, match=r"recall@10 is 0\.\d+, index\.min_recall asks for 0\.999"):
+    with pytest.raises(ValueError, match=r"recall@10 is 0\.\d+, below index\.min_recall=0\.999"):
         shop.build(place, hopeless)
-    with pytest.raises(ValueError, match=r"holds no|no such"):
+    with pytest.raises(ValueError, match=r"contains no|no such"):
         open_index(place)
     old.build(place)
     with pytest.raises(ValueError, match=r"index\.min_recall"):
@@ -276,9 +277,9 @@ def test_rows_that_do_not_fit_each_other_are_told(tmp_path: Path) -> None:
         ((shop.vectors[:, :4], shop.ids, shop.table), r"shape \(9, 4\), must have rows of 6"),
         ((shop.vectors[:0], [], shop.table), r"shape \(0, 6\)"),
         ((shop.vectors, shop.ids[1:], shop.table), "9 vectors, but the products of 8 rows"),
-        ((shop.vectors, ["x", *shop.ids[1:]], shop.table), "row 0: product 'x' is not in the products' table"),
+        ((shop.vectors, ["x", *shop.ids[1:]], shop.table), "row 0: product 'x' is not in the product table"),
         ((broken, shop.ids, shop.table), f"row 5: the vector of product '{shop.ids[5]}' is not finite"),
-        ((shop.vectors, shop.ids, twice), "stands in the table twice"),
+        ((shop.vectors, shop.ids, twice), "is in the product table twice"),
         ((shop.vectors, shop.ids, shop.table.drop_columns("product_id")), "no column 'product_id'"),
     ):
         with pytest.raises(ValueError, match=message):

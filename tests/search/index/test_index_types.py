@@ -10,10 +10,11 @@ import faiss
 import numpy as np
 import pytest
 
-from mim_lightning.search.index import faiss_index, faiss_kinds, segment
-from mim_lightning.search.index.kind import bytes_per_row, choose_kind, num_code_bytes
-from mim_lightning.search.index.product_index import IndexSettings, open_index
-from mim_lightning.search.index.recall import make_queries, measure_recall, true_scores
+from mim_lightning.search.index import faiss_index, faiss_types, segment
+from mim_lightning.search.index.factory import open_index
+from mim_lightning.search.index.index_type import bytes_per_row, choose_kind, num_code_bytes
+from mim_lightning.search.index.recall import compute_true_scores, make_queries, measure_recall
+from mim_lightning.search.index.settings import IndexSettings
 from tests.search.index.catalogue import Answer, Shop, as_lists, make_shop
 
 APPROXIMATE = ("hnsw", "sq8", "ivf_pq")
@@ -41,17 +42,21 @@ def share_found(found: Answer, truth: Answer) -> float:
 @pytest.mark.parametrize(
     ("num_rows", "kind", "why"),
     [
-        (20_000, "flat", "flat: 20,000 rows, up to 20,000 are compared one by one"),
-        (20_001, "hnsw", r"hnsw: 20,001 rows are more than 20,000; graph and vectors take 0\.0 GiB, up to 8 GiB"),
-        (8_000_000, "sq8", r"sq8: 8,000,000 rows, a graph would take 9\.7 GiB; 8-bit codes take 2\.0 GiB"),
-        (200_000_000, "ivf_pq", r"ivf_pq: 200,000,000 rows, 8-bit codes would take 49\.2 GiB; these take 13\.4 GiB"),
+        (20_000, "flat", "flat: 20,000 rows; up to 20,000 rows are searched exactly"),
+        (20_001, "hnsw", r"hnsw: 20,001 rows, more than 20,000; graph and vectors take 0\.0 GiB, limit 8 GiB"),
+        (8_000_000, "sq8", r"sq8: 8,000,000 rows; a graph would take 9\.7 GiB, 8-bit codes take 2\.0 GiB"),
+        (
+            200_000_000,
+            "ivf_pq",
+            r"ivf_pq: 200,000,000 rows; 8-bit codes would take 49\.2 GiB, product codes take 13\.4 GiB",
+        ),
     ],
 )
 def test_the_size_of_the_catalogue_chooses(num_rows: int, kind: str, why: str) -> None:
     found, told = choose_kind(IndexSettings(), num_rows, 256)
     assert found == kind
     assert re.match(why, told)
-    assert choose_kind(IndexSettings(kind="sq8"), num_rows, 256) == ("sq8", "sq8: asked for by index.kind")
+    assert choose_kind(IndexSettings(kind="sq8"), num_rows, 256) == ("sq8", "sq8: set by index.kind")
 
 
 @pytest.mark.parametrize("kind", ["flat", *APPROXIMATE])
@@ -60,7 +65,7 @@ def test_a_kind_takes_the_memory_that_is_told(kind: str) -> None:
     settings, dimension = IndexSettings(nlist=8, num_threads=1), 32
     vectors = np.random.default_rng(0).normal(size=(4000, dimension)).astype(np.float32)
     sizes = [
-        len(faiss.serialize_index(faiss_kinds.fill_index(kind, part, settings))) for part in (vectors[:2000], vectors)
+        len(faiss.serialize_index(faiss_types.fill_index(kind, part, settings))) for part in (vectors[:2000], vectors)
     ]
     assert (sizes[1] - sizes[0]) / 2000 == pytest.approx(bytes_per_row(kind, settings, dimension), rel=0.03)
 
@@ -104,9 +109,9 @@ def test_search_is_wider_the_less_there_is_to_find(num_allowed: int, num_fetched
     """By the inverse of the share that is allowed, and so that lists hold twice the rows that are fetched."""
     settings = IndexSettings(nprobe=4, nlist=100, ef_search=20)
     for kind in ("sq8", "ivf_pq"):
-        asked = faiss_kinds.search_parameters(kind, settings, 1000, num_allowed, num_fetched, None)
+        asked = faiss_types.search_parameters(kind, settings, 1000, num_allowed, num_fetched, None)
         assert asked.nprobe == nprobe
-    assert faiss_kinds.search_parameters("hnsw", settings, 1000, num_allowed, num_fetched, None).efSearch == ef
+    assert faiss_types.search_parameters("hnsw", settings, 1000, num_allowed, num_fetched, None).efSearch == ef
 
 
 def test_few_allowed_rows_are_compared_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,7 +119,7 @@ def test_few_allowed_rows_are_compared_one_by_one(tmp_path: Path, monkeypatch: p
     index, queries = shop.build(tmp_path, IndexSettings(kind="hnsw", ef_search=8)), queries_for(shop, 3)
     asked = []
     monkeypatch.setattr(
-        segment, "search_parameters", lambda *args: asked.append(args) or faiss_kinds.search_parameters(*args)
+        segment, "search_parameters", lambda *args: asked.append(args) or faiss_types.search_parameters(*args)
     )
     index.search(queries, 3, {"price": {"max": 8}})
     assert not asked
@@ -137,7 +142,7 @@ def test_effort_is_raised_to_reach_the_recall(tmp_path: Path, kind: str, capsys:
 
 
 def test_too_few_rows_for_a_kind_are_told(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"index\.kind=ivf_pq: needs 256 rows or more, there are 90; take flat"):
+    with pytest.raises(ValueError, match=r"index\.kind=ivf_pq: needs at least 256 rows, there are 90; choose flat"):
         clustered(90, 90).build(tmp_path, IndexSettings(kind="ivf_pq"))
     with pytest.raises(ValueError, match=r"index\.pq_m=5: must divide the dimension, 32"):
         clustered(300, 300).build(tmp_path, IndexSettings(kind="ivf_pq", pq_m=5))
@@ -147,9 +152,9 @@ def test_too_few_rows_for_a_kind_are_told(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("kind", "hnws", "index.kind=hnws: there are auto, flat, hnsw, ivf_pq, sq8"),
-        ("min_recall", 1.5, "index.min_recall=1.5: must lie between 0 and 1"),
-        ("ef_search", 0, "index.ef_search=0: must be a whole number, 1 or more"),
+        ("kind", "hnws", "index.kind=hnws: choose from auto, flat, hnsw, ivf_pq, sq8"),
+        ("min_recall", 1.5, "index.min_recall=1.5: must be between 0 and 1"),
+        ("ef_search", 0, "index.ef_search=0: must be an integer, at least 1"),
         ("nlist", 1.5, "index.nlist=1.5"),
     ],
 )
@@ -201,7 +206,7 @@ def test_many_fresh_rows_join_the_index(
 def test_recall_counts_what_scores_no_less_than_the_last_true_one() -> None:
     vectors = np.eye(4, dtype=np.float32)
     queries = np.array([[1, 0.5, 0.5, 0.1]], np.float32)
-    true = true_scores(queries, vectors, np.arange(4), 3)
+    true = compute_true_scores(queries, vectors, np.arange(4), 3)
     np.testing.assert_allclose(true, [[1, 0.5, 0.5]])
     for found, value in (([1, 0.5, 0.5], 1), ([1, 0.5, 0.1], 2 / 3), ([0.1, -np.inf, -np.inf], 0)):
         recall = measure_recall(
@@ -221,7 +226,7 @@ def test_true_scores_are_those_of_distinct_products() -> None:
     shop = clustered(300, 40)
     idx = np.array([int(product_id[1:]) for product_id in shop.ids])
     truth = [[score for _, score in hits] for hits in shop.answer(queries_for(shop), 10)]
-    np.testing.assert_allclose(true_scores(queries_for(shop), shop.vectors, idx), truth, rtol=1e-5)
+    np.testing.assert_allclose(compute_true_scores(queries_for(shop), shop.vectors, idx), truth, rtol=1e-5)
 
 
 def test_a_graph_by_one_thread_is_the_same_again(tmp_path: Path) -> None:
@@ -252,4 +257,4 @@ def test_a_gpu_searches_what_is_not_filtered(tmp_path: Path, monkeypatch: pytest
     assert index.search(queries, 3).product_ids.tolist() == expected.product_ids.tolist() and searched == [110]
     index.search(queries, 3, {"price": {"min": 1}})
     assert searched == [110]
-    assert faiss_kinds.to_gpu("hnsw", None) is None
+    assert faiss_types.copy_to_gpu("hnsw", None) is None

@@ -10,15 +10,15 @@ import pytest
 
 from mim_lightning.data.preparation.small_set import write_shard_set
 from mim_lightning.data.shards.writer import Record
-from mim_lightning.search.embedded import EmbeddedCatalogue, EmbeddingFacts
+from mim_lightning.search.embedding_store import EmbeddedCatalog, EmbeddingFacts
 from mim_lightning.search.facets import FACETS
-from mim_lightning.search.index.product_index import open_index
-from mim_lightning.search.making import add_to_index
-from mim_lightning.search.pictures import CATALOGUES, ProductPictures
+from mim_lightning.search.index.factory import open_index
+from mim_lightning.search.index_builder import add_products
+from mim_lightning.search.product_images import CATALOGS, ProductImages
 from tests.search.service.shopfronts import FINGERPRINT, colour_index, square
 
 
-def embedded(folder: Path, rows: dict[str, bytes], category: str, price: float) -> EmbeddedCatalogue:
+def embedded(folder: Path, rows: dict[str, bytes], category: str, price: float) -> EmbeddedCatalog:
     """Write the shard set of further products, by id with a picture each, and return it as if it were embedded."""
     products = [{"product_id": product_id, "title": product_id, "category": category} for product_id in rows]
     records = [
@@ -28,7 +28,7 @@ def embedded(folder: Path, rows: dict[str, bytes], category: str, price: float) 
     facts = EmbeddingFacts(FINGERPRINT, "product_image", 3, str(folder), [len(records)], 0)
     table = pa.Table.from_pylist([{**product, "price": price} for product in products])
     vectors = np.eye(3, dtype=np.float32)[: len(rows)]
-    return EmbeddedCatalogue(facts, vectors, list(rows), table, 0)
+    return EmbeddedCatalog(facts, vectors, list(rows), table, 0)
 
 
 def test_added_products_have_pictures_and_can_be_filtered_by(tmp_path: Path) -> None:
@@ -36,15 +36,15 @@ def test_added_products_have_pictures_and_can_be_filtered_by(tmp_path: Path) -> 
     place, new = str(tmp_path / "index"), square("green", "PNG")
     more = embedded(tmp_path / "more", {"teal-1": new, "red-1": new}, "seasonal", 99.0)
     for _ in range(2):  # the second time, all of it is known
-        card = add_to_index(place, more)
-        assert card.extra[CATALOGUES] == [str(tmp_path / "catalogue"), str(tmp_path / "more")]
+        card = add_products(place, more)
+        assert card.extra[CATALOGS] == [str(tmp_path / "catalogue"), str(tmp_path / "more")]
     index = open_index(place)
     assert index.card == card and card.num_products == 5
     assert card.extra[FACETS] == {
         "category": {"values": ["cold", "seasonal", "warm"]},
         "price": {"min": 0.0, "max": 99.0},
     }
-    pictures = ProductPictures(card).read(["teal-1", "red-1", "blue-1", "nobody"])
+    pictures = ProductImages(card).read(["teal-1", "red-1", "blue-1", "nobody"])
     assert pictures == {"teal-1": new, "red-1": new, "blue-1": square("blue")}
     found = index.search(np.eye(3, dtype=np.float32)[:1], 5, {"category": "seasonal"})
     assert {product_id for product_id in found.product_ids[0] if product_id} == {"teal-1", "red-1"}
@@ -55,5 +55,5 @@ def test_another_gallery_is_refused_and_nothing_changes(tmp_path: Path) -> None:
     more = embedded(tmp_path / "more", {"teal-1": square("green")}, "seasonal", 99.0)
     other = EmbeddingFacts(**{**vars(more.facts), "gallery": "product"})
     with pytest.raises(ValueError, match="is an index of 'product_image', not of 'product'"):
-        add_to_index(str(tmp_path / "index"), EmbeddedCatalogue(**{**vars(more), "facts": other}))
+        add_products(str(tmp_path / "index"), EmbeddedCatalog(**{**vars(more), "facts": other}))
     assert open_index(tmp_path / "index").card == before

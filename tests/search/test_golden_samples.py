@@ -1,4 +1,4 @@
-"""Canaries tell an encoder that computes otherwise from one that does not."""
+"""GoldenSamples tell an encoder that computes otherwise from one that does not."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from safetensors.numpy import save_file
 from mim_lightning.data.preparation.small_set import write_shard_set
 from mim_lightning.data.shards.shard_set import ShardSet
 from mim_lightning.data.shards.writer import Record
-from mim_lightning.search.canaries import (
-    Canaries,
-    check_canaries,
-    choose_canaries,
-    encode_canaries,
-    read_canaries,
-    write_canaries,
+from mim_lightning.search.golden_samples import (
+    GoldenSamples,
+    encode_golden_samples,
+    read_golden_samples,
+    select_inputs,
+    verify_golden_samples,
+    write_golden_samples,
 )
 
 
@@ -52,24 +52,26 @@ def catalogue(tmp_path: Path) -> ShardSet:
 
 
 def test_they_are_spread_over_the_catalogue_and_survive_the_file(catalogue: ShardSet, tmp_path: Path) -> None:
-    inputs = choose_canaries(catalogue, ["product_image", "product_text"])
+    inputs = select_inputs(catalogue, ["product_image", "product_text"])
     assert inputs["product_text"][-1] == "x" * 29 and inputs["product_image"][-1] == bytes([29])
     assert len(inputs["product_text"]) == 7  # the first product has no text
-    canaries = encode_canaries(Encoder(), inputs)
-    write_canaries(tmp_path / "canaries.safetensors", canaries)
-    again = read_canaries(tmp_path / "canaries.safetensors")
+    samples = encode_golden_samples(Encoder(), inputs)
+    write_golden_samples(tmp_path / "canaries.safetensors", samples)
+    again = read_golden_samples(tmp_path / "canaries.safetensors")
     assert again.inputs == inputs
-    for tower, vectors in canaries.vectors.items():
+    for tower, vectors in samples.vectors.items():
         np.testing.assert_array_equal(again.vectors[tower], vectors)
 
 
 def test_another_computation_is_found(catalogue: ShardSet) -> None:
-    canaries = encode_canaries(Encoder(), choose_canaries(catalogue, ["product_text"]))
-    assert check_canaries(Encoder(), canaries) == pytest.approx(1)
-    assert check_canaries(Encoder(turn=0.02), canaries) == pytest.approx(np.cos(0.02), abs=1e-5)
-    assert check_canaries(Encoder(turn=0.2, fingerprint="f00d+int8"), canaries) == pytest.approx(np.cos(0.2), abs=1e-5)
-    with pytest.raises(ValueError, match=r"'product_text' encodes the index's canaries to other vectors .*0\.9801"):
-        check_canaries(Encoder(turn=0.2), canaries)
+    samples = encode_golden_samples(Encoder(), select_inputs(catalogue, ["product_text"]))
+    assert verify_golden_samples(Encoder(), samples) == pytest.approx(1)
+    assert verify_golden_samples(Encoder(turn=0.02), samples) == pytest.approx(np.cos(0.02), abs=1e-5)
+    assert verify_golden_samples(Encoder(turn=0.2, fingerprint="f00d+int8"), samples) == pytest.approx(
+        np.cos(0.2), abs=1e-5
+    )
+    with pytest.raises(ValueError, match=r"'product_text' encodes the golden samples .* differently .*0\.9801"):
+        verify_golden_samples(Encoder(turn=0.2), samples)
 
 
 @pytest.mark.parametrize("content", [None, b"", b"no safetensors"])
@@ -78,11 +80,11 @@ def test_a_damaged_file_is_named(tmp_path: Path, content: bytes | None) -> None:
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(ValueError, match=r"canaries.safetensors: damaged"):
-        read_canaries(path)
+        read_golden_samples(path)
 
 
-def sound() -> Canaries:
-    return encode_canaries(Encoder(), {"product_text": ["x", "xx"], "product_image": [b"\x01", b"\x02"]})
+def sound() -> GoldenSamples:
+    return encode_golden_samples(Encoder(), {"product_text": ["x", "xx"], "product_image": [b"\x01", b"\x02"]})
 
 
 NO_UNIT = r"'product_text': vectors that are not of unit length"
@@ -106,12 +108,12 @@ NO_UNIT = r"'product_text': vectors that are not of unit length"
 )
 def test_what_compares_with_anything_is_refused(tmp_path: Path, vectors: np.ndarray, reason: str) -> None:
     path = tmp_path / "canaries.safetensors"
-    write_canaries(path, sound())
+    write_golden_samples(path, sound())
     with safe_open(path, "numpy") as file:
         tensors, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
     save_file(tensors | {"vectors/product_text": vectors}, path, metadata)
-    with pytest.raises(ValueError, match=rf"canaries\.safetensors: canaries that tell nothing .*{reason}"):
-        read_canaries(path)
+    with pytest.raises(ValueError, match=rf"canaries\.safetensors: golden samples that verify nothing .*{reason}"):
+        read_golden_samples(path)
 
 
 @pytest.mark.parametrize("texts", ["{}", '{"product_text": []}', '{"query_text": ["x", "x"]}', "[]", "null", "{"])
@@ -119,23 +121,26 @@ def test_inputs_without_vectors_are_refused(tmp_path: Path, texts: str) -> None:
     path = tmp_path / "canaries.safetensors"
     save_file({"vectors/product_text": np.eye(2, dtype=np.float32)}, path, {"texts": texts})
     with pytest.raises(ValueError, match=r"canaries\.safetensors: "):
-        read_canaries(path)
+        read_golden_samples(path)
     save_file({}, path, {"texts": "{}"})
-    with pytest.raises(ValueError, match="canaries that tell nothing"):
-        read_canaries(path)
+    with pytest.raises(ValueError, match="golden samples that verify nothing"):
+        read_golden_samples(path)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, 0.0])
 def test_a_model_that_gives_no_numbers_is_refused(value: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    canaries = sound()
+    samples = sound()
     monkeypatch.setattr(Encoder, "_vectors", lambda self, numbers: np.full((len(numbers), 2), value, np.float32))
-    with np.errstate(all="ignore"), pytest.raises(ValueError, match="encodes the index's canaries to other vectors"):
-        check_canaries(Encoder(), canaries)
+    with (
+        np.errstate(all="ignore"),
+        pytest.raises(ValueError, match=r"encodes the golden samples .* differently"),
+    ):
+        verify_golden_samples(Encoder(), samples)
     with pytest.raises(ValueError, match="not of unit length"):
-        encode_canaries(Encoder(), canaries.inputs)
+        encode_golden_samples(Encoder(), samples.inputs)
     monkeypatch.setattr(Encoder, "_vectors", lambda self, numbers: np.ones((len(numbers), 3), np.float32))
     with pytest.raises(ValueError, match=r"to \(3,\) numbers, the index has \(2,\)"):
-        check_canaries(Encoder(), canaries)
+        verify_golden_samples(Encoder(), samples)
 
 
 def test_products_without_inputs_are_passed_over(tmp_path: Path) -> None:
@@ -145,4 +150,4 @@ def test_products_without_inputs_are_passed_over(tmp_path: Path) -> None:
         for number in range(100)
     ]
     write_shard_set(tmp_path / "catalogue", records, 100, samples_per_shard=50)
-    assert choose_canaries(ShardSet(tmp_path / "catalogue"), ["product_image"]) == {"product_image": [bytes([50])]}
+    assert select_inputs(ShardSet(tmp_path / "catalogue"), ["product_image"]) == {"product_image": [bytes([50])]}

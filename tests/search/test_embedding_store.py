@@ -18,7 +18,7 @@ from mim_lightning.data.preparation.prepared import ShardSettings, prepare_shard
 from mim_lightning.data.preparation.small_set import write_shard_set
 from mim_lightning.data.shards.shard_set import ShardSet
 from mim_lightning.data.shards.writer import Record
-from mim_lightning.search.embedded import EmbeddingFolder, _products, describe_embedding
+from mim_lightning.search.embedding_store import EmbeddingStore, describe_embedding, tabulate_products
 from mim_lightning.search.index.products import type_products
 
 
@@ -41,19 +41,19 @@ def catalogue(tmp_path: Path) -> ShardSet:
     return ShardSet(tmp_path / "catalogue")
 
 
-def fill(folder: EmbeddingFolder, *shard_idxs: int) -> None:
+def fill(folder: EmbeddingStore, *shard_idxs: int) -> None:
     for shard_idx in shard_idxs:
         size = folder.facts.shard_sizes[shard_idx]
         rows = torch.arange(size * 4, dtype=torch.float32).view(size, 4) + 100 * shard_idx
-        folder.keep(shard_idx, rows, torch.ones(size, dtype=torch.bool))
+        folder.write(shard_idx, rows, torch.ones(size, dtype=torch.bool))
 
 
 def test_what_is_missing_is_done_and_all_comes_back(catalogue: ShardSet, tmp_path: Path) -> None:
     facts = describe_embedding(catalogue, "f00d", "product", 4)
-    folder = EmbeddingFolder(tmp_path / "out", facts)
+    folder = EmbeddingStore(tmp_path / "out", facts)
     assert folder.missing() == [0, 1, 2]
     fill(folder, 1)
-    folder = EmbeddingFolder(tmp_path / "out", facts)
+    folder = EmbeddingStore(tmp_path / "out", facts)
     assert folder.missing() == [0, 2]
     fill(folder, 0, 2)
     embedded = folder.collect(catalogue)
@@ -70,19 +70,19 @@ def test_what_is_missing_is_done_and_all_comes_back(catalogue: ShardSet, tmp_pat
 
 
 def test_rows_without_a_vector_are_left_out(catalogue: ShardSet, tmp_path: Path) -> None:
-    folder = EmbeddingFolder(tmp_path / "out", describe_embedding(catalogue, "f00d", "product_image", 4))
+    folder = EmbeddingStore(tmp_path / "out", describe_embedding(catalogue, "f00d", "product_image", 4))
     fill(folder, 0, 2)
-    folder.keep(1, torch.ones(2, 4), torch.tensor([False, True]))
+    folder.write(1, torch.ones(2, 4), torch.tensor([False, True]))
     embedded = folder.collect(catalogue)
     assert embedded.product_ids == ["a", "a", "c", "d"] and embedded.num_absent == 1
     assert len(embedded.vectors) == 4 and len(embedded.products) == 4
 
 
 def test_a_gallery_of_nothing_is_an_error(catalogue: ShardSet, tmp_path: Path) -> None:
-    folder = EmbeddingFolder(tmp_path / "out", describe_embedding(catalogue, "f00d", "product_image", 4))
+    folder = EmbeddingStore(tmp_path / "out", describe_embedding(catalogue, "f00d", "product_image", 4))
     for shard_idx, size in enumerate(catalogue.sizes):
-        folder.keep(shard_idx, torch.zeros(size, 4), torch.zeros(size, dtype=torch.bool))
-    with pytest.raises(ValueError, match="no product has what 'product_image' is made of"):
+        folder.write(shard_idx, torch.zeros(size, 4), torch.zeros(size, dtype=torch.bool))
+    with pytest.raises(ValueError, match="no product has the inputs of 'product_image'"):
         folder.collect(catalogue)
 
 
@@ -91,13 +91,13 @@ def test_a_gallery_of_nothing_is_an_error(catalogue: ShardSet, tmp_path: Path) -
 )
 def test_another_models_folder_is_refused(catalogue: ShardSet, tmp_path: Path, change: dict, message: str) -> None:
     facts = describe_embedding(catalogue, "f00d", "product", 4)
-    EmbeddingFolder(tmp_path / "out", facts)
+    EmbeddingStore(tmp_path / "out", facts)
     with pytest.raises(ValueError, match=message):
-        EmbeddingFolder(tmp_path / "out", type(facts)(**{**vars(facts), **change}))
+        EmbeddingStore(tmp_path / "out", type(facts)(**{**vars(facts), **change}))
 
 
 def test_a_damaged_shard_is_named(catalogue: ShardSet, tmp_path: Path) -> None:
-    folder = EmbeddingFolder(tmp_path / "out", describe_embedding(catalogue, "f00d", "product", 4))
+    folder = EmbeddingStore(tmp_path / "out", describe_embedding(catalogue, "f00d", "product", 4))
     fill(folder, 0, 1, 2)
     path = tmp_path / "out" / "000001.safetensors"
     path.write_bytes(path.read_bytes()[:-5])
@@ -120,6 +120,6 @@ def test_whole_numbers_of_a_table_come_back_whole(tmp_path: Path, kind: str) -> 
         gaps = table.set_column(3, "price", pa.array([5.0, None, 40.0]))  # as a data frame has them
         pa.parquet.write_table(gaps, path)
     catalogue = prepare_shards(ManifestSource(str(path), None), tmp_path / "set", ShardSettings()).catalogue()
-    typed = type_products(_products(catalogue.read_facts(number) for number in range(3)))
+    typed = type_products(tabulate_products(catalogue.read_facts(number) for number in range(3)))
     found = [(record["price"], record["weight"]) for record in typed.records(np.arange(3))]
     assert repr(found) == repr([(5, 0.5), (None, 2.0), (40, None)])

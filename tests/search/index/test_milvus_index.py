@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from mim_lightning.search.index import milvus_client
+from mim_lightning.search.index.factory import is_address, open_index
 from mim_lightning.search.index.filters import OneOf, Within
-from mim_lightning.search.index.milvus_client import MilvusPlace, is_address, read_address
-from mim_lightning.search.index.milvus_rows import as_record, expression, fields_of
-from mim_lightning.search.index.product_index import IndexSettings, open_index
+from mim_lightning.search.index.milvus_client import MilvusCollection, parse_address
+from mim_lightning.search.index.milvus_rows import fields_of, to_expression, to_record
+from mim_lightning.search.index.settings import IndexSettings
 from tests.search.index.catalogue import as_lists, make_shop, quantised
 
 
@@ -34,7 +35,7 @@ def engine() -> None:
 )
 def test_addresses_are_read(address: str, place: tuple[str, str, str]) -> None:
     assert is_address(address)
-    assert read_address(address) == MilvusPlace(address, *place)
+    assert parse_address(address) == MilvusCollection(address, *place)
 
 
 def test_a_folder_is_no_address() -> None:
@@ -44,14 +45,14 @@ def test_a_folder_is_no_address() -> None:
 @pytest.mark.parametrize("address", ["ftp://host", "http://", "http://host/a/b#c", "x.db#two words", "x.db#1st"])
 def test_impossible_addresses_are_told(address: str) -> None:
     with pytest.raises(ValueError, match=f"^{address}: "):
-        read_address(address)
+        parse_address(address)
 
 
 def test_columns_of_any_name_have_a_field() -> None:
     columns = ["title", "product_id", "Größe (cm)"]
     assert fields_of(columns) == {"product_id": "product_id", "title": "column_0", "Größe (cm)": "column_1"}
     entity = {"product_id": "p", "column_0": "t", "column_1": 3.0, "vector": []}
-    assert as_record(entity, columns) == {"title": "t", "product_id": "p", "Größe (cm)": 3.0}
+    assert to_record(entity, columns) == {"title": "t", "product_id": "p", "Größe (cm)": 3.0}
 
 
 def test_conditions_are_written_in_milvus_language() -> None:
@@ -62,11 +63,11 @@ def test_conditions_are_written_in_milvus_language() -> None:
         OneOf("new", (True,)),
         Within("price", 0, 1e20),
     ]
-    assert expression(conditions, columns) == (
+    assert to_expression(conditions, columns) == (
         'column_0 in ["a\\"b", "c\\\\"] and column_1 >= 1.0 and column_2 in [true] '
         "and column_1 >= 0.0 and column_1 <= 1e+20"
     )
-    assert expression([], columns) == ""
+    assert to_expression([], columns) == ""
 
 
 def test_pymilvus_that_is_missing_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,7 +82,7 @@ def test_what_is_not_there_is_told(tmp_path: Path) -> None:
         open_index(tmp_path / "shop.db")
     assert not list(tmp_path.iterdir())
     make_shop(9, 4).build(tmp_path / "shop.db")
-    with pytest.raises(ValueError, match="holds no collection 'fruit'"):
+    with pytest.raises(ValueError, match="contains no collection 'fruit'"):
         open_index(f"{tmp_path}/shop.db#fruit")
     with pytest.raises(ValueError, match=r"^http://127\.0\.0\.1:9: .*[Ff]ail"):
         open_index("http://127.0.0.1:9")
@@ -92,14 +93,14 @@ def test_building_again_leaves_one_collection_and_spares_others(tmp_path: Path) 
     place, shop = f"{tmp_path}/shop.db#fruit", make_shop(20, 8)
     first = make_shop(9, 4).build(place)
     second = shop.build(place)
-    client = second.place.client
-    assert client.list_collections() == [second.collection] != [first.collection]
+    client = second.collection.client
+    assert client.list_collections() == [second.name] != [first.name]
     assert as_lists(open_index(place).search(quantised(2, 1), 8)) == shop.answer(quantised(2, 1), 8)
     with pytest.raises(ValueError, match=r"shop\.db#fruit: .*IVF_PQ"):  # not offered by this engine
         shop.build(place, IndexSettings(kind="ivf_pq", nlist=2, min_recall=0))
-    assert client.list_collections() == [second.collection]
+    assert client.list_collections() == [second.name]
     client.create_collection("foreign", dimension=4)
-    with pytest.raises(ValueError, match="'foreign' is there and not a product index"):
+    with pytest.raises(ValueError, match="'foreign' exists and is not a product index"):
         shop.build(f"{tmp_path}/shop.db#foreign")
     with pytest.raises(ValueError, match="'foreign' was not built as a product index"):
         open_index(f"{tmp_path}/shop.db#foreign")
@@ -150,9 +151,9 @@ def test_coarse_codes_are_put_in_order_by_the_vectors(tmp_path: Path) -> None:
 def test_a_server_that_goes_away_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from milvus_lite.server_manager import server_manager_instance
 
-    monkeypatch.setattr(milvus_client, "PATIENCE", 1.0)
+    monkeypatch.setattr(milvus_client, "TIMEOUT", 1.0)
     index = make_shop(9, 4).build(f"{tmp_path}/shop.db")
-    with pytest.raises(ValueError, match="k=20000: Milvus gives fewer than 16384"):
+    with pytest.raises(ValueError, match="k=20000: Milvus returns fewer than 16384"):
         index.search(quantised(1, 1), 20_000)
     server_manager_instance.release_server(str(tmp_path / "shop.db"))
     for ask in (

@@ -13,17 +13,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mim_lightning.search.index import files as index_files
-from mim_lightning.search.index import segment_files
-from mim_lightning.search.index.product_index import IndexSettings, ProductIndex, open_index
+from mim_lightning.search.index import storage
+from mim_lightning.search.index.factory import open_index
+from mim_lightning.search.index.interface import ProductIndex
+from mim_lightning.search.index.settings import IndexSettings
 from tests.search.index.catalogue import Shop, as_lists, make_shop, quantised
 
 # opens the index in argv[1], changes it, saves, and stops for good at the function named argv[2]
 SAVE_AND_STOP = """
 import sys, time
 import numpy as np, pyarrow as pa
-from mim_lightning.search.index import faiss_index, files as index_files, segment_files
-from mim_lightning.search.index.product_index import open_index
+from mim_lightning.search.index import faiss_index, storage
+from mim_lightning.search.index.factory import open_index
 
 index = open_index(sys.argv[1])
 index.delete(["p000", "p001"])
@@ -31,7 +32,7 @@ index.add(np.ones((1, 6), np.float32), ["new"], pa.table({"product_id": ["new"]}
 def stop(*_):
     print("stopped", flush=True)
     time.sleep(600)
-for module in (index_files, segment_files, faiss_index) if sys.argv[2] != "replace" else [index_files.os]:
+for module in (storage, faiss_index) if sys.argv[2] != "replace" else [storage.os]:
     if hasattr(module, sys.argv[2]):
         setattr(module, sys.argv[2], stop)
 index.save()
@@ -65,7 +66,7 @@ def test_a_process_killed_while_saving_leaves_one_whole_index(tmp_path: Path, sh
     changed = shop.without(["p000", "p001"]).updated(
         Shop(np.ones((1, 6), np.float32), ["new"], {"new": {"product_id": "new"}})
     )
-    stops = {"seal": shop, "replace": shop, "remove_unnamed": changed}
+    stops = {"finalize_file": shop, "replace": shop, "remove_unnamed": changed}
     processes = {}
     for stop in stops:
         index = shop.without(["p003"]).build(tmp_path / stop)
@@ -97,7 +98,7 @@ def test_a_save_that_fails_changes_nothing(folder: Path, shop: Shop, monkeypatch
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(segment_files, "seal", full)
+        patch.setattr(storage, "finalize_file", full)
         with pytest.raises(OSError, match="No space left"):
             index.save()
     assert names(folder) == before
@@ -116,9 +117,9 @@ def test_saving_writes_only_what_is_new(folder: Path) -> None:
 
 
 def test_foreign_files_stay(folder: Path, shop: Shop) -> None:
-    (folder / "canaries.safetensors").write_bytes(b"not ours")
+    (folder / "other.safetensors").write_bytes(b"not ours")
     shop.build(folder)
-    assert names(folder) == named(folder) | {"canaries.safetensors"}
+    assert names(folder) == named(folder) | {"other.safetensors"}
 
 
 def test_of_two_that_change_an_index_the_second_must_open_it_again(folder: Path, shop: Shop) -> None:
@@ -164,7 +165,7 @@ def test_a_broken_file_is_named(tmp_path: Path, shop: Shop, kind: str, part: str
 
 
 def test_damage_in_a_large_file_is_found_when_asked_for(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(index_files, "_ALWAYS_VERIFIED", 0)
+    monkeypatch.setattr(storage, "_ALWAYS_VERIFIED", 0)
     path = folder / open_index(folder).card.files["main_index"].name
     path.write_bytes(path.read_bytes()[:-1] + b"\x7f")
     open_index(folder)
@@ -180,7 +181,7 @@ def test_a_damaged_card_is_told(folder: Path, content: str) -> None:
 
 
 def test_a_folder_without_an_index_is_told(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"holds no index \(no card.json\)"):
+    with pytest.raises(ValueError, match=r"contains no index \(no card.json\)"):
         open_index(tmp_path / "nowhere")
 
 
@@ -190,7 +191,7 @@ def test_no_file_is_unpickled(tmp_path: Path, shop: Shop) -> None:
     path = tmp_path / index.card.files["main_rows"].name
     np.save(path, np.array([{}], dtype=object), allow_pickle=True)
     card = json.loads((tmp_path / "card.json").read_text())
-    stored = index_files.seal(path)
+    stored = storage.finalize_file(path)
     card["files"]["main_rows"] |= {"num_bytes": stored.num_bytes, "crc32": stored.crc32}
     (tmp_path / "card.json").write_text(json.dumps(card))
     with pytest.raises(ValueError, match=r"main_rows-.*damaged"):

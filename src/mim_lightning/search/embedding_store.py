@@ -1,7 +1,7 @@
-"""An embedded catalogue on disk: a safetensors file a shard, and a Parquet table that says whose rows they are.
+"""An embedded catalog on disk: one safetensors file per shard, and a Parquet table of the product of each row.
 
-Whole shards come in from an embedding pass, arrays keyed by product id go out to whoever builds an index. Files
-carry the model's fingerprint, and appear whole or not at all, so a pass that was interrupted goes on where it was.
+Files carry the fingerprint of the model and are written atomically, so an interrupted pass continues with the shards
+that are missing.
 """
 
 from __future__ import annotations
@@ -30,36 +30,36 @@ ROWS_FILE = "rows.parquet"
 
 @dataclass(frozen=True)
 class EmbeddingFacts:
-    """What decides an embedding: the model, the tower or fusion, and the catalogue."""
+    """What determines an embedding: the model, the tower or fusion, and the catalog; the keys of `embeddings.json`."""
 
     fingerprint: str
     gallery: str
     dimension: int
     catalogue: str  # folder of the shard set
     shard_sizes: list[int]
-    written: int  # when the catalogue was, in ns: prepared anew, its rows may be others
+    written: int  # time of the catalog in ns: preparing it again may change its rows
 
 
 @dataclass(frozen=True)
-class EmbeddedCatalogue:
-    """The rows that have a vector: several of them (pictures) may be of one product."""
+class EmbeddedCatalog:
+    """The rows that have a vector; several of them (images) may be of one product."""
 
     facts: EmbeddingFacts
     vectors: np.ndarray  # (N, D) float32, unit length
     product_ids: list[str]  # of each row
-    products: pa.Table  # one row a product: product_id, title, category, further columns
-    num_absent: int  # rows without what the gallery is made of
+    products: pa.Table  # one row per product: product_id, title, category, further columns
+    num_absent: int  # rows without the inputs of the gallery
 
 
-def describe_embedding(catalogue: ShardSet, fingerprint: str, gallery: str, dimension: int) -> EmbeddingFacts:
-    return EmbeddingFacts(fingerprint, gallery, dimension, catalogue.place, list(catalogue.sizes), catalogue.written)
+def describe_embedding(catalog: ShardSet, fingerprint: str, gallery: str, dimension: int) -> EmbeddingFacts:
+    return EmbeddingFacts(fingerprint, gallery, dimension, catalog.place, list(catalog.sizes), catalog.written)
 
 
-class EmbeddingFolder:
-    """Where an embedding pass leaves its shards.
+class EmbeddingStore:
+    """The folder of an embedding pass.
 
     Raises:
-        ValueError: the folder holds another model's or another catalogue's embeddings; names both.
+        ValueError: the folder has embeddings of another model or another catalog; names both.
     """
 
     def __init__(self, folder: Path, facts: EmbeddingFacts) -> None:
@@ -67,10 +67,10 @@ class EmbeddingFolder:
         path = folder / FACTS_FILE
         if path.exists():
             with errors_as_damaged_file(path, "remove it"):
-                found = dict(json.loads(path.read_text()))
-            for key, wanted in asdict(facts).items():
-                if found.get(key) != wanted:
-                    raise ValueError(f"{folder}: holds embeddings with {key}={found.get(key)}, not {wanted}; remove it")
+                stored = dict(json.loads(path.read_text()))
+            for key, value in asdict(facts).items():
+                if stored.get(key) != value:
+                    raise ValueError(f"{folder}: has embeddings with {key}={stored.get(key)}, not {value}; remove it")
         else:
             folder.mkdir(parents=True, exist_ok=True)
             with atomic_write(path) as partial:
@@ -80,25 +80,25 @@ class EmbeddingFolder:
         """Return the shards that are not embedded yet."""
         return [idx for idx in range(len(self.facts.shard_sizes)) if not self._path(idx).exists()]
 
-    def keep(self, shard_idx: int, vectors_ND: Tensor, present_N: Tensor) -> None:
+    def write(self, shard_idx: int, vectors_ND: Tensor, present_N: Tensor) -> None:
         """Write one whole shard."""
         tensors = {"vectors": vectors_ND.contiguous(), "present": present_N.contiguous()}
-        made_by = {"fingerprint": self.facts.fingerprint, "gallery": self.facts.gallery}
+        metadata = {"fingerprint": self.facts.fingerprint, "gallery": self.facts.gallery}
         with atomic_write(self._path(shard_idx)) as partial:
-            save_file(tensors, partial, metadata=made_by)
+            save_file(tensors, partial, metadata=metadata)
 
-    def collect(self, catalogue: ShardSet) -> EmbeddedCatalogue:
+    def collect(self, catalog: ShardSet) -> EmbeddedCatalog:
         """Read all shards, and write the table of rows beside them.
 
         Raises:
-            ValueError: a file is damaged, or of another model; or no row has what the gallery is made of.
+            ValueError: a file is damaged, or of another model; or no row has the inputs of the gallery.
         """
         parts = [self._read(idx) for idx in range(len(self.facts.shard_sizes))]
         present = np.concatenate([present for _, present in parts])
         vectors = np.concatenate([vectors for vectors, _ in parts])
-        facts = [catalogue.read_facts(number) for number in range(len(catalogue))]
+        facts = [catalog.read_facts(number) for number in range(len(catalog))]
         if not present.any():
-            raise ValueError(f"{self.facts.catalogue}: no product has what '{self.facts.gallery}' is made of")
+            raise ValueError(f"{self.facts.catalogue}: no product has the inputs of '{self.facts.gallery}'")
         if not present.all():
             vectors = vectors[present]
         rows = pa.table(
@@ -107,26 +107,26 @@ class EmbeddingFolder:
         with atomic_write(self.folder / ROWS_FILE) as partial:
             pa.parquet.write_table(rows, partial)
         ids = rows.filter(rows["present"])["product_id"].to_pylist()
-        return EmbeddedCatalogue(self.facts, vectors, ids, _products(facts), int((~present).sum()))
+        return EmbeddedCatalog(self.facts, vectors, ids, tabulate_products(facts), int((~present).sum()))
 
     def _path(self, shard_idx: int) -> Path:
         return self.folder / f"{shard_idx:06d}.safetensors"
 
     def _read(self, shard_idx: int) -> tuple[np.ndarray, np.ndarray]:
-        path = self._path(shard_idx)
+        path, size = self._path(shard_idx), self.facts.shard_sizes[shard_idx]
         with errors_as_damaged_file(path, "remove it and run again"), safe_open(path, "numpy") as file:
-            found = (file.metadata() or {}).get("fingerprint")
+            fingerprint = (file.metadata() or {}).get("fingerprint")
             vectors, present = file.get_tensor("vectors"), file.get_tensor("present")
-        if found != self.facts.fingerprint or len(vectors) != self.facts.shard_sizes[shard_idx]:
+        if fingerprint != self.facts.fingerprint or len(vectors) != size:
             raise ValueError(
-                f"{path}: {len(vectors)} rows of model {found}, expected {self.facts.shard_sizes[shard_idx]} of "
-                f"{self.facts.fingerprint}; remove it and run again"
+                f"{path}: {len(vectors)} rows of model {fingerprint}, expected {size} of {self.facts.fingerprint}; "
+                "remove it and run again"
             )
         return vectors, present
 
 
-def _products(facts: Iterable[dict]) -> pa.Table:
-    """Return one row a product; a further column is a number where every value is one."""
+def tabulate_products(facts: Iterable[dict]) -> pa.Table:
+    """Return one row per product; a further column is a number where every value is one."""
     by_id = {fact["product_id"]: fact for fact in reversed(list(facts))}
     rows = [
         {
@@ -139,12 +139,12 @@ def _products(facts: Iterable[dict]) -> pa.Table:
     ]
     names = ["product_id", "title", "category"]
     names += sorted({name for row in rows for name in row} - set(names))
-    return pa.table({name: _column([row.get(name) for row in rows]) for name in names})
+    return pa.table({name: _to_column([row.get(name) for row in rows]) for name in names})
 
 
-def _column(values: list[Any]) -> pa.Array:
-    # text as a CSV has it stays text here: what looks like a number in all cells, the index takes for one
-    if all(value is None or isinstance(value, int | float) for value in values):  # whole numbers stay what they are
+def _to_column(values: list[Any]) -> pa.Array:
+    # text from a CSV stays text here: the index decides whether all cells are numbers
+    if all(value is None or isinstance(value, int | float) for value in values):
         if not any(isinstance(value, float) for value in values):
             return pa.array(values)
         return pa.array([None if value is None else float(value) for value in values], pa.float64())

@@ -1,0 +1,80 @@
+"""Build or open a product index: FAISS in a folder, or a Milvus collection at an address (extra `milvus`).
+
+The backends are imported when they are first used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from mim_lightning.search.index.interface import ProductIndex
+from mim_lightning.search.index.products import validate_rows
+from mim_lightning.search.index.settings import IndexSettings, ModelFacts
+
+
+def is_address(place: str) -> bool:
+    """Return whether `place` is the address of a Milvus collection rather than a folder.
+
+    `http://host:19530`, with `/database` and `#collection` if these are not the default ones, or `shop.db#collection`.
+    """
+    server = place.partition("#")[0]
+    return "://" in place or (server.endswith(".db") and server != ".db")
+
+
+def build_index(
+    vectors_ND: np.ndarray,
+    row_product_ids: Sequence[str],
+    products: pa.Table,
+    settings: IndexSettings,
+    facts: ModelFacts,
+    place: Path | str,
+    extra: Mapping[str, Any] | None = None,
+    query_vectors_QD: np.ndarray | None = None,
+) -> ProductIndex:
+    """Build an index, measure its recall and save it; an existing index is replaced once the new one is complete.
+
+    Args:
+        vectors_ND: (N, D), possibly memory-mapped; a product may have several rows.
+        row_product_ids: (N,) product of each row.
+        products: one row per product, `product_id` and any other columns; columns of numbers only become numbers.
+        place: folder, or Milvus address (see `is_address`).
+        extra: anything the caller wants on the card.
+        query_vectors_QD: embedded queries to measure recall with; by default rows of the index with added noise.
+
+    Raises:
+        ValueError: rows and products that do not match, too few rows for the index type, or recall below
+            `index.min_recall`; nothing is left behind.
+    """
+    rows = validate_rows(vectors_ND, row_product_ids, products, facts.dimension)
+    arguments = (rows, settings, facts, str(place), dict(extra or {}), query_vectors_QD)
+    if is_address(str(place)):
+        from mim_lightning.search.index.milvus_index import build_milvus_index
+
+        return build_milvus_index(*arguments)
+    from mim_lightning.search.index.faiss_index import build_faiss_index
+
+    return build_faiss_index(*arguments)
+
+
+def open_index(place: Path | str, expected_fingerprint: str | None = None, verify: bool = False) -> ProductIndex:
+    """Open an index; files in a folder are memory-mapped.
+
+    Args:
+        expected_fingerprint: of the model that will search.
+        verify: compare the checksums of all files; by default only those of small files.
+
+    Raises:
+        ValueError: no index, a missing or damaged file, or an index of another model.
+    """
+    if is_address(str(place)):
+        from mim_lightning.search.index.milvus_index import open_milvus_index
+
+        return open_milvus_index(str(place), expected_fingerprint)
+    from mim_lightning.search.index.faiss_index import open_faiss_index
+
+    return open_faiss_index(Path(place), expected_fingerprint, verify)
