@@ -13,10 +13,12 @@ from safetensors.numpy import load_file
 
 from mim_lightning import load
 from mim_lightning.analysis.record import read_record
+from mim_lightning.build_index import build_index
 from mim_lightning.compare import compare
 from mim_lightning.config import build, build_matcher, compose, save_config
 from mim_lightning.evaluate import evaluate
 from mim_lightning.plot import draw
+from mim_lightning.prepare import prepare
 from mim_lightning.run import identify
 from mim_lightning.search.query import SearchQuery
 from mim_lightning.search.searcher import open_searcher
@@ -100,6 +102,24 @@ def test_an_index_opens_with_its_model_and_answers_as_before(model: str, toleran
         scores = {hit.product_id: hit.score for hit in hits}
         assert scores == pytest.approx({hit["id"]: hit["score"] for hit in case["hits"]}, abs=tolerance)
         assert {hit.product_id: hit.metadata for hit in hits} == {hit["id"]: hit["metadata"] for hit in case["hits"]}
+
+
+def test_an_index_can_be_changed() -> None:
+    build_index(compose("build_index", [f"checkpoint={CHECKPOINT}", "output=index", "delete=['002','005']"]))
+
+    hits = open_searcher("index", CHECKPOINT).search(SearchQuery(text="blue", num_hits=8)).hits
+    assert {hit.product_id for hit in hits} == {f"{number:03d}" for number in range(8)} - {"002", "005"}
+
+
+def test_a_prepared_set_is_verified(shop: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    # absolute: a store keeps what a relative path meant in the first folder of this process
+    data = [*(part for part in COMMAND if part.startswith(("data=", "data.source"))), f"paths.data={shop}/prepared"]
+    prepare(compose("prepare", [*data, "verify=true"]))
+
+    Path("prepared/manifest/queries/val/000000.tar").write_bytes(b"another")
+    with pytest.raises(ValueError, match="prepared/manifest"):
+        prepare(compose("prepare", [*data, "verify=true"]))
+    assert "queries/val/000000.tar" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", ORDERS)
