@@ -45,16 +45,17 @@ ROOMS = {  # room or file -> what of the project it may import
         *("types", "model", "losses", "data.preparation.prepared"),
         *("overrides", "expected_types", "stored_config", "targets"),
     },
-    "run": {"config", "expected_types", "set_name", "targets"},
+    "run": {"config", "expected_types", "model.checkpoint", "set_name", "targets"},
     "errors": {"config"},
     "cli": {"command", "config", "errors", "interruption", "overrides"},
     "launch": {"config", "cli", "errors", "interruption"},
     "sweep": {"config", "run", "errors", "sweep", "targets", "interruption"},
     "sweep.optuna_study": set(),
     "train": {
-        *("config", "cli", "errors", "run", "launch", "prepare", "lit", "model"),
-        *("interruption", "expected_types"),
+        *("config", "cli", "errors", "run", "launch", "training"),
+        *("data.preparation.prepared", "analysis.html.validation_files", "lit.report"),
     },
+    "training": {"config", "run", "launch", "lit", "model", "interruption", "expected_types"},
     "evaluate": {
         *("config", "cli", "expected_types", "launch", "run", "set_name", "lit", "model"),
         "stored_config",
@@ -86,7 +87,8 @@ ROOMS = {  # room or file -> what of the project it may import
     "search.service.recorder": {"online.assignment", "search"},  # likewise
     "search.__main__": {"data.images", "cli", "search"},
     "build_index": {
-        *("config", "cli", "expected_types", "inference", "launch", "lit", "model", "prepare", "search"),
+        *("config", "cli", "expected_types", "inference", "launch", "lit", "model", "search"),
+        *("data.preparation.prepared", "analysis.html.validation_files"),
         "stored_config",
     },
     "serve": {"config", "cli", "interruption", "online", "search"},
@@ -103,7 +105,8 @@ DATA_ROOMS = {  # room or file of data -> what else of data it may import: rows 
     "validation": {"images", "manifest"},
     "shards": {"places"},
     "preparation": {"places", "images", "manifest", "splits", "validation", "shards"},
-    "shards.mixture_set": {"shards", "preparation"},
+    "shards.mixture_set": {"shards"},
+    "preparation.opened_data": {"shards", "preparation"},
     "sampling": {"shards"},
     "loading": {"images", "shards", "sampling"},
 }
@@ -111,7 +114,7 @@ LARGEST_ROOM = 16  # files of a folder of data
 VENDORS = {  # package -> rooms that may import it
     "aiohttp": {"data"},
     "fsspec": {"data", "io"},
-    "lightning": {"lit", "train", "evaluate"},
+    "lightning": {"lit", "training", "evaluate"},
     "hydra": {"config", "cli", "errors", "sweep"},
     "omegaconf": {"config", "cli", "errors", "sweep"},
     "timm": {"encoders"},
@@ -286,3 +289,17 @@ def test_a_search_of_an_errors_words_is_found() -> None:
     for search in ("'pixels' in str(error)", "str(error).startswith('a')", "re.search('a', error.reason)"):
         assert searched_texts(ast.parse(code.format(search))) == [search]
     assert not searched_texts(ast.parse(code.format("error.kind == 'a'")))
+
+
+OLD_COMMANDS = {"report", "draw", "dashboard"}  # names of entry points that were renamed
+
+
+def entry_points() -> set[str]:
+    """Return the modules that `python -m` runs."""
+    return {name_of(path) for path in FILES if 'if __name__ == "__main__":' in path.read_text()} - {"launch"}
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_nothing_imports_an_entry_point(path: Path) -> None:
+    found = {module.removeprefix("mim_lightning.") for module in imports(path)} & entry_points()
+    assert not found or name_of(path) in OLD_COMMANDS, f"{name_of(path)} imports {found}"

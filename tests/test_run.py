@@ -52,7 +52,7 @@ def test_no_run_lies_outside_the_folder_of_runs(overrides: list[str], message: s
 def test_what_can_be_meant_passes(override: str) -> None:
     config = compose("train", [override])
     refuse_wrong_kinds(config)
-    run, config = identify(config)
+    run, config, _ = identify(config)
     assert run.run_id == config["run"]["id"] == str(config["run"]["id"])
 
 

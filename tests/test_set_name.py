@@ -39,11 +39,11 @@ def test_a_set_is_called_after_its_folder_or_tables(overrides: list[str], name: 
 
 
 def test_a_run_carries_the_sets_name_and_its_id_says_what_decides(shop: Path) -> None:
-    run, config = identify(compose("train", small(shop, "logger=wandb")))
+    run, config, _ = identify(compose("train", small(shop, "logger=wandb")))
     assert run.run_id.startswith("4tower-shop-seed1-") and run.folder.name == run.run_id
     assert config["run"]["name"] == config["logger"]["wandb"]["name"] == "4tower-shop-seed1"
     assert config["logger"]["wandb"]["group"] == "4tower-shop"
-    renamed, _ = identify(compose("train", small(shop, "data.folder=" + str(shop / "prepared" / "other"))))
+    renamed = identify(compose("train", small(shop, "data.folder=" + str(shop / "prepared" / "other"))))[0]
     assert renamed.run_id == run.run_id.replace("-shop-", "-other-")  # the digest is the data's
 
 

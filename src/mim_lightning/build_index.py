@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mim_lightning.cli import run_door
-from mim_lightning.config import build
+from mim_lightning.config import build, build_preparation
 from mim_lightning.expected_types import refuse_mistyped
 from mim_lightning.fields import PRODUCT, PRODUCT_IMAGE
 from mim_lightning.launch import choose_precision, is_launched, launch, num_processes_to_launch
-from mim_lightning.prepare import prepare_data
 from mim_lightning.stored_config import data_of
 
 if TYPE_CHECKING:
+    from mim_lightning.data.preparation.prepared import PreparedData
     from mim_lightning.model.matcher import Matcher
     from mim_lightning.search.embedding_store import EmbeddingStore
 
@@ -31,6 +31,8 @@ def main() -> None:
 
 def build_index(config: dict[str, Any]) -> None:
     """Embed, build and verify; or change the index that is there."""
+    from mim_lightning.analysis.html.validation_files import leave_check
+    from mim_lightning.data.preparation.prepared import prepare_data
     from mim_lightning.inference.loading import choose_device, encoders_of, open_matcher
     from mim_lightning.inference.model import LoadedModel
     from mim_lightning.lit.datamodule import MatchDataModule
@@ -49,11 +51,14 @@ def build_index(config: dict[str, Any]) -> None:
     named = config.get("data")
     config = {**config, "data": named or data_of(opened.config, config["checkpoint"])}
     refuse_mistyped(MatchDataModule, config["data"], "data" if named else f"{config['checkpoint']}: data")
-    catalogue = prepare_data(config["data"]).catalogue()
+    if is_launched():  # by a process that has prepared them
+        config["data"] = {**config["data"], "source": None}
+    prepared = prepare_data(build_preparation(config["data"]), leave_check)
+    catalogue = prepared.catalogue()
     gallery = choose_gallery(config["gallery"], opened.matcher)
     facts = describe_embedding(catalogue, opened.fingerprint, gallery, opened.matcher.dimension)
     folder = EmbeddingStore(Path(config["embeddings"] or Path(place) / "embeddings"), facts)
-    embed_missing(config, opened.matcher, folder)
+    embed_missing(config, opened.matcher, prepared, folder)
     if is_launched():
         return  # the process that launched this one goes on
     embedded = folder.collect(catalogue)
@@ -72,7 +77,7 @@ def choose_gallery(wanted: str | None, matcher: Matcher) -> str:
     return gallery
 
 
-def embed_missing(config: dict[str, Any], matcher: Matcher, folder: EmbeddingStore) -> None:
+def embed_missing(config: dict[str, Any], matcher: Matcher, prepared: PreparedData, folder: EmbeddingStore) -> None:
     """Embed what the folder lacks, in this process or in several."""
     from mim_lightning.lit.console import quieten
     from mim_lightning.lit.embed_catalog import embed_catalogue
@@ -84,7 +89,7 @@ def embed_missing(config: dict[str, Any], matcher: Matcher, folder: EmbeddingSto
         launch("mim_lightning.build_index", config, num_processes)
         return
     quieten()
-    datamodule = build(config["data"], specs=matcher.input_specs())
+    datamodule = build(config["data"], specs=matcher.input_specs(), prepared=prepared)
     trainer = build({**config["trainer"], "precision": choose_precision(config["trainer"])})
     module = MatchModule(deepcopy(matcher))  # a trainer may leave it in another precision, or in parts
     embed_catalogue(trainer, module, datamodule, folder.facts.gallery, missing, folder.write)

@@ -28,6 +28,7 @@ from mim_lightning.stored_config import MAX_DEPTH, check_config
 from mim_lightning.targets import to_present_targets
 
 if TYPE_CHECKING:
+    from mim_lightning.data.preparation.prepared import Preparation
     from mim_lightning.losses.objective import Objective
     from mim_lightning.model.matcher import Matcher
 
@@ -114,9 +115,39 @@ def load_stored_config(path: Path) -> Config:
     return check_config(load_config(path), path, is_built=False)
 
 
-def describe_data(data: Mapping[str, Any]) -> Any:
-    """Return what tells the data of a `data` section from other data, wherever they lie."""
-    own = _described_source(data) if data["source"] is not None else _described(data["folder"])
+def build_preparation(data: Mapping[str, Any], num_workers: int | None = None) -> Preparation:
+    """Build the parts of a `data` section that say what is prepared, and where.
+
+    Args:
+        num_workers: processes that write; None: as `data` has it.
+    """
+    from mim_lightning.data.preparation.prepared import Preparation
+    from mim_lightning.io.paths import to_path_or_url
+
+    return Preparation(
+        to_path_or_url(data["folder"]),
+        build(data["source"]),
+        build(data["shards"]),
+        build(data["protocol"]),
+        build(data.get("check")),  # older runs have no such section
+        build(data.get("cache")),
+        data["num_workers"] if num_workers is None else num_workers,
+    )
+
+
+def describe_source(data: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the description of a `data` section's source, which hashes whole tables; None if it has no source."""
+    source = build(data["source"])
+    return None if source is None else source.describe()
+
+
+def describe_data(data: Mapping[str, Any], source: Mapping[str, Any] | None) -> Any:
+    """Return what tells the data of a `data` section from other data, wherever they are.
+
+    Args:
+        source: the description of its source, see `describe_source`.
+    """
+    own = _described(data["folder"]) if source is None else _with_new_content(source, data["folder"])
     others: dict[str, Any] = {}
     if data.get("distractors"):
         others["distractors"] = _described(data["distractors"])
@@ -128,12 +159,12 @@ def describe_data(data: Mapping[str, Any]) -> Any:
     return {"own": own, **others} if others else own
 
 
-def _described_source(data: Mapping[str, Any]) -> Any:
-    """Describe a source, and the content made of it where that took the place of other content: other pictures."""
+def _with_new_content(source: Mapping[str, Any], folder: str) -> Any:
+    """Add the content made of a source to its description where that replaced other content: other images."""
     from mim_lightning.data.preparation.prepared import find_new_content
 
-    own, content = build(data["source"]).describe(), find_new_content(data["folder"])
-    return own if content is None else {"source": own, "content": content}
+    content = find_new_content(folder)
+    return source if content is None else {"source": source, "content": content}
 
 
 def _described(folder: str) -> Any:

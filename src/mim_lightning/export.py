@@ -70,7 +70,7 @@ def _measuring(
         datamodule.prepare_data()
         return Measuring(datamodule.val_dataloader())
     try:
-        datamodule.gallery_set()
+        _ = datamodule.opened.catalog
     except ValueError:
         return Measuring(None, f"the data of its training ({data['name']}) were not at hand")
     return Measuring(datamodule.val_dataloader())

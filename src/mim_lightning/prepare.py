@@ -6,13 +6,13 @@ are, checks without writing, makes shards anew, and verifies those that are ther
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mim_lightning.cli import run_door
-from mim_lightning.config import build
+from mim_lightning.config import build, build_preparation
 from mim_lightning.display.text import plain
 from mim_lightning.fields import TEXT_FIELDS
 
@@ -20,7 +20,7 @@ from mim_lightning.fields import TEXT_FIELDS
 # which import this file too, need neither torch nor pages
 if TYPE_CHECKING:
     from mim_lightning.data.preparation.prepared import PreparedData
-    from mim_lightning.data.validation import CheckSettings
+    from mim_lightning.io.paths import PathOrUrl
     from mim_lightning.types import InputSpec
 
 ENGINES = ("processes", "ray")
@@ -50,10 +50,7 @@ def prepare(config: dict[str, Any]) -> None:
     if config["check"] == "only":
         check(data, _text_specs(config))
         return
-    if config["engine"] == "ray":
-        prepared = prepare_on_cluster(config)
-    else:
-        prepared = prepare_data(data, config["force"], config["num_workers"], _text_specs(config), is_compared=True)
+    prepared = prepare_on_cluster(config) if config["engine"] == "ray" else prepare_here(config)
     describe(prepared, data["shards"]["train_split"])
 
 
@@ -68,34 +65,18 @@ def describe(prepared: PreparedData, train_split: str) -> None:
         print(f"  no split '{train_split}': can be evaluated, not trained on; name another by data.shards.train_split")
 
 
-def prepare_data(
-    data: Mapping[str, Any],
-    force: bool = False,
-    num_workers: int | None = None,
-    specs: Mapping[str, InputSpec] | None = None,
-    is_compared: bool = False,
-    needed: Sequence[str] = (),
-) -> PreparedData:
-    """Open the prepared folder of a `data` section, making it first if it has a source.
+def prepare_here(config: Mapping[str, Any]) -> PreparedData:
+    """Prepare by processes of this machine; what is there already is compared with its checksums.
 
-    Args:
-        num_workers: processes that write; None: as `data` has it.
-        specs: of text towers, for the check of the texts' lengths.
-        is_compared: compare what is there with its checksums, and make again what is damaged.
-        needed: splits without which nothing is to be written.
+    Raises:
+        ValueError: `data.folder` is an address.
     """
     from mim_lightning.analysis.html.validation_files import leave_check
-    from mim_lightning.data.preparation.prepared import open_prepared, prepare_shards
-    from mim_lightning.data.preparation.validated_source import Checking
+    from mim_lightning.data.preparation.prepared import prepare_data
 
-    if data["source"] is None:
-        return open_prepared(data["folder"], build(data.get("cache")))
-    parts = build(data["source"]), _local(data["folder"]), build(data["shards"]), build(data["protocol"])
-    checking = Checking(_strictness(data), specs, leave_check)
-    workers = data["num_workers"] if num_workers is None else num_workers
-    return prepare_shards(
-        *parts, force=force, checking=checking, num_workers=workers, is_compared=is_compared, needed=needed
-    )
+    parts = build_preparation(config["data"], config["num_workers"])
+    _local(parts.folder)
+    return prepare_data(parts, leave_check, specs=_text_specs(config), force=config["force"], is_compared=True)
 
 
 def check(data: Mapping[str, Any], specs: Mapping[str, InputSpec] | None) -> None:
@@ -106,12 +87,13 @@ def check(data: Mapping[str, Any], specs: Mapping[str, InputSpec] | None) -> Non
     """
     from mim_lightning.analysis.html.validation_files import leave_check
     from mim_lightning.data.preparation.prepared import check_only, report_folder
-    from mim_lightning.data.preparation.validated_source import Checking
     from mim_lightning.data.validation import require_good
 
-    checking = Checking(_strictness(data), specs, partial(leave_check, brief=False))
-    folder = _local(data["folder"])
-    report = check_only(build(data["source"]), folder, build(data["shards"]), build(data["protocol"]), checking)
+    parts = build_preparation(data)
+    folder = _local(parts.folder)
+    assert parts.source is not None
+    checking = parts.checking(partial(leave_check, brief=False), specs)
+    report = check_only(parts.source, folder, parts.settings, parts.protocol, checking)
     print(f"page and lists: {report_folder(folder)}")
     require_good(report)
 
@@ -146,16 +128,16 @@ def prepare_on_cluster(config: Mapping[str, Any]) -> PreparedData:
     from mim_lightning.data.manifest.manifest import ManifestSource
     from mim_lightning.data.preparation.ray_engine import prepare_with_ray
     from mim_lightning.data.splits import Seen
-    from mim_lightning.io.paths import to_path_or_url
+    from mim_lightning.data.validation import CheckSettings
 
     data = config["data"]
-    source = build(data["source"])
-    if not isinstance(source, ManifestSource):
+    parts = build_preparation(data)
+    if not isinstance(parts.source, ManifestSource):
         raise ValueError(f"engine=ray: reads tables, not data={data['name']}; give data=manifest")
-    if not isinstance(build(data["protocol"]), Seen):
+    if not isinstance(parts.protocol, Seen):
         raise ValueError("engine=ray: no process sees all products, so data.protocol=seen is the only one")
-    place, settings, ray_settings = to_path_or_url(data["folder"]), build(data["shards"]), build(config["ray"])
-    return prepare_with_ray(source, place, settings, ray_settings, _strictness(data), force=config["force"])
+    settings = parts.settings, build(config["ray"]), parts.check or CheckSettings()
+    return prepare_with_ray(parts.source, parts.folder, *settings, force=config["force"])
 
 
 def _text_specs(config: Mapping[str, Any]) -> dict[str, InputSpec] | None:
@@ -167,19 +149,10 @@ def _text_specs(config: Mapping[str, Any]) -> dict[str, InputSpec] | None:
     return dict.fromkeys(TEXT_FIELDS, encoder.spec)
 
 
-def _strictness(data: Mapping[str, Any]) -> CheckSettings:
-    from mim_lightning.data.validation import CheckSettings
-
-    return build(data.get("check")) or CheckSettings()  # older runs have no such section
-
-
-def _local(folder: str) -> Path:
-    from mim_lightning.io.paths import to_path_or_url
-
-    place = to_path_or_url(folder)
-    if not isinstance(place, Path):
+def _local(folder: PathOrUrl) -> Path:
+    if not isinstance(folder, Path):
         raise ValueError(f"data.folder={folder}: processes of this machine write to a folder of it; or give engine=ray")
-    return place
+    return folder
 
 
 if __name__ == "__main__":

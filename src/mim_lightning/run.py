@@ -9,15 +9,17 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
-from mim_lightning.config import describe_data, load_stored_config
+from mim_lightning.config import describe_data, describe_source, load_stored_config
 from mim_lightning.expected_types import refuse_other_kind
-from mim_lightning.io.atomic import atomic_write
-from mim_lightning.io.damaged_file import errors_as_damaged_file
+from mim_lightning.io.atomic import atomic_write, remove_abandoned
+from mim_lightning.io.damaged_file import DamagedFileError, errors_as_damaged_file
 from mim_lightning.set_name import name_set
 from mim_lightning.targets import to_first_targets
 
@@ -114,16 +116,20 @@ class Run:
             partial.write_text(json.dumps(dict(results), indent=2))
 
 
-def identify(config: dict[str, Any]) -> tuple[Run, dict[str, Any]]:
-    """Return the run of a config, and the config with the run's id wherever it stands.
+def identify(config: dict[str, Any]) -> tuple[Run, dict[str, Any], dict[str, Any] | None]:
+    """Return the run of a config, the config with the run's id wherever it stands, and its source's description.
+
+    The description hashes whole tables: hand it to what prepares the data. It is None where there is no source, and in
+    a launched process, whose data were prepared before it was started.
 
     Raises:
         ValueError: the data cannot be described, the run's name or id leads out of the folder of runs, or a given
             `run.id` belongs to another config.
     """
-    section = config["run"]
+    section, description = config["run"], None
     if section["digest"] is None:  # else a launched process, whose config was identified before
-        digest = _digest(config)
+        description = describe_source(config["data"])
+        digest = _digest(config, description)
         config = _replace(config, PENDING_SET, name_set(config["data"]))
         run_id = str(section["id"]) if section["id"] != PENDING_ID else _find_or_name(config, digest)
         config = _replace(config, PENDING_ID, run_id)
@@ -131,7 +137,7 @@ def identify(config: dict[str, Any]) -> tuple[Run, dict[str, Any]]:
     _refuse_elsewhere(config["run"])
     run = Run(config["run"]["id"], Path(config["run"]["folder"]))
     _refuse_another(run, config)
-    return run, config
+    return run, config, description
 
 
 # keys that no constructor takes, or not before others have relied on them -> what they may be
@@ -192,6 +198,32 @@ def refuse_unwritable(folder: Path) -> None:
     raise ValueError(f"{folder}: {reason}; give another folder as paths.runs=<folder> or MIM_RUNS_DIR")
 
 
+def find_resumable(run: Run) -> Path | None:
+    """Return the checkpoint that a run resumes from: the last, or the best where the last is damaged.
+
+    It reads the whole file: of several processes, ask the first alone.
+
+    Raises:
+        DamagedFileError: the last is damaged, and there is no other.
+    """
+    from mim_lightning.model.checkpoint import verify_checkpoint
+
+    remove_abandoned(run.last_checkpoint.parent)
+    if not run.last_checkpoint.exists():
+        return None
+    try:
+        verify_checkpoint(run.last_checkpoint)
+    except DamagedFileError as error:
+        with suppress(DamagedFileError, FileNotFoundError):
+            verify_checkpoint(run.best_checkpoint)
+            print(f"warning: {error}; resumed from {run.best_checkpoint.name}", file=sys.stderr, flush=True)
+            return run.best_checkpoint
+        raise DamagedFileError(
+            error.path, error.reason, "there is no other to resume from; remove it to train from the start"
+        ) from error
+    return run.last_checkpoint
+
+
 def refuse_missed_report(config: Mapping[str, Any]) -> None:
     """Refuse settings under which the checkpoint that results are to be of would never be written, or be an older one.
 
@@ -248,9 +280,9 @@ def _find_or_name(config: Mapping[str, Any], digest: str) -> str:
     return found[0] if found else run_id
 
 
-def _digest(config: Mapping[str, Any]) -> str:
+def _digest(config: Mapping[str, Any], description: Mapping[str, Any] | None) -> str:
     # under the first name of every class: a later one must not lose the runs that are there
-    relevant = {**to_first_targets(_relevant(config)), "described_data": describe_data(config["data"])}
+    relevant = {**to_first_targets(_relevant(config)), "described_data": describe_data(config["data"], description)}
     return hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()[:8]
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mim_lightning.config import compose, describe_data
+from mim_lightning.config import compose, describe_data, describe_source
 from mim_lightning.data.manifest.manifest import Manifest, ManifestSource
 from mim_lightning.data.manifest.row_issue import OnIssue, raise_issue
 from mim_lightning.data.places.transfer import ChangedError
@@ -138,7 +138,8 @@ def described(shop: ManifestSource, folder: Path, *, is_bare: bool = False) -> A
     """Return what the id of a run is made of, beside its settings."""
     words = [f"data.source.products={shop.products}", f"data.source.queries={shop.queries}"]
     words = ["data=shards"] if is_bare else ["data=manifest", *words]
-    return json.dumps(describe_data(compose("train", [*words, f"data.folder={folder}"])["data"]), sort_keys=True)
+    data = compose("train", [*words, f"data.folder={folder}"])["data"]
+    return json.dumps(describe_data(data, describe_source(data)), sort_keys=True)
 
 
 @pytest.mark.parametrize("is_bare", [False, True])
@@ -173,14 +174,15 @@ def test_ids_of_what_was_prepared_once_are_what_they_were(shop: ManifestSource, 
 
 def test_a_run_reads_one_data_set_from_end_to_end(shop: ManifestSource, folder: Path) -> None:
     module = MatchDataModule("shop", {}, str(folder), None, SETTINGS, "val", 2, 2, 0, 0)
-    module.train_set(), module.query_set(), module.product_sets()
+    opened = module.opened
+    assert opened.train is opened.train and opened.gallery[0] is opened.catalog and len(opened.queries) == 1
     prepare_shards(shop, folder, SETTINGS, force=True)
-    module.train_set(), module.gallery_set()
+    assert opened.queries.read([0]) and len(opened.queries.keys) == 1, "the same content is the same data set"
     (shop.queries.parent / "q3.jpg").write_bytes(jpeg(50))
     prepare_shards(shop, folder, SETTINGS, force=True)
-    module.train_set()
+    opened.train.read([0])
     with pytest.raises(ChangedError, match=re.escape(f"{folder}/queries/val: was prepared again with other content")):
-        module.query_set()
+        _ = opened.queries.keys
 
 
 def test_a_checkpoint_does_not_go_on_on_other_content(shop: ManifestSource, folder: Path) -> None:

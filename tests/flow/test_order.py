@@ -73,7 +73,7 @@ def test_another_folder_is_mixed_in(shop: Path, other_shop: Path) -> None:
     own = set(open_prepared(shop / "prepared" / "manifest").catalogue().keys.tolist())
     for batch in batches:
         assert [int(key) in own for key in batch.product_keys] == (batch.sample_nums < 21).tolist()
-    assert len(made.query_set()) == 7, "what is evaluated is the main set's"
+    assert len(made.opened.queries) == 7, "what is evaluated is the main set's"
 
 
 def test_a_mix_trains(fit: Fit, other_shop: Path) -> None:

@@ -8,20 +8,21 @@ import pytest
 import torch
 from torch import Tensor
 
-from mim_lightning.config import build, build_matcher, compose
+from mim_lightning.analysis.html.validation_files import leave_check
+from mim_lightning.config import build, build_matcher, build_preparation, compose
 from mim_lightning.data.loading.collate import Collate
+from mim_lightning.data.preparation.prepared import prepare_data
 from mim_lightning.lit.datamodule import MatchDataModule
 from mim_lightning.lit.embed_catalog import embed_catalogue
 from mim_lightning.lit.module import MatchModule
 from mim_lightning.model.matcher import Matcher
-from mim_lightning.prepare import prepare_data
 from tests.shop import small
 
 
 @pytest.fixture
 def parts(shop: Path) -> tuple[Matcher, MatchDataModule, dict]:
     config = compose("train", small(shop, "data.shards.samples_per_shard=3", "data.eval_batch_size=2"))
-    prepare_data(config["data"])
+    prepare_data(build_preparation(config["data"]), leave_check)
     matcher = build_matcher(config).eval()
     return matcher, build(config["data"], specs=matcher.input_specs()), config
 
@@ -42,7 +43,7 @@ def run(parts: tuple[Matcher, MatchDataModule, dict], shard_idxs: list[int]) -> 
 def test_every_shard_comes_whole(parts: tuple[Matcher, MatchDataModule, dict]) -> None:
     matcher, datamodule, _ = parts
     kept = run(parts, [0, 1, 2])
-    shards = datamodule.gallery_set()
+    shards = datamodule.opened.catalog
     assert sorted(kept) == [0, 1, 2] and [len(kept[idx][0]) for idx in range(3)] == shards.sizes
     specs = {name: spec for name, spec in matcher.input_specs().items() if name.startswith("product")}
     with torch.inference_mode():

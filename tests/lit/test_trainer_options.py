@@ -1,5 +1,6 @@
 """Options that a user of Lightning knows by name: each works, or is refused in one line before anything is trained."""
 
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ from lightning import Callback, LightningModule, Trainer
 from mim_lightning.config import compose
 from mim_lightning.errors import is_mendable
 from mim_lightning.evaluate import evaluate
-from mim_lightning.lit.trainer_options import check_trainer
+from mim_lightning.io.damaged_file import DamagedFileError
+from mim_lightning.lit.trainer_options import ask_first_rank, check_trainer
 from mim_lightning.run import Run, identify
 from tests.flow.doors import weights
 from tests.shop import small
@@ -201,3 +203,38 @@ def test_wandb_without_a_key_is_one_line() -> None:
 def test_a_package_that_lacks_is_a_users_to_mend_unless_it_is_ours() -> None:
     assert is_mendable(ModuleNotFoundError("psutil is not installed"))
     assert not is_mendable(ModuleNotFoundError("no module", name="mim_lightning.nope"))
+
+
+class Ranks:
+    """A strategy of two processes that are called one after the other, the first rank first."""
+
+    def __init__(self) -> None:
+        self.is_global_zero, self.sent, self.has_group = True, b"", False
+
+    def setup_environment(self) -> None:
+        self.has_group = True
+
+    def broadcast(self, own: Any) -> Any:
+        assert self.has_group
+        self.sent = pickle.dumps(own) if self.is_global_zero else self.sent
+        return pickle.loads(self.sent)
+
+
+@pytest.mark.parametrize("fault", [None, DamagedFileError("last.ckpt", "cut short", "remove it")])
+def test_the_first_rank_alone_is_asked_and_all_hear_its_answer(fault: ValueError | None) -> None:
+    calls = []
+
+    def ask() -> Path:
+        calls.append(1)
+        if fault is not None:
+            raise fault
+        return Path("last.ckpt")
+
+    ranks: Any = Ranks()
+    for ranks.is_global_zero in (True, False):
+        if fault is None:
+            assert ask_first_rank(ranks, ask) == Path("last.ckpt")
+        else:
+            with pytest.raises(DamagedFileError, match=r"last\.ckpt: damaged \(cut short\); remove it"):
+                ask_first_rank(ranks, ask)
+    assert calls == [1]

@@ -108,9 +108,9 @@ def describe_training(objective: Objective, datamodule: MatchDataModule) -> str:
     """Return what is learnt from what: pairs, rows, and how many negatives a row meets."""
     pairs = "".join(f"  {name} x {pair.weight:g}\n" for name, pair in objective.pairs.items())
     rows, queries, gallery = (
-        len(datamodule.train_set()),
-        len(datamodule.query_set()),
-        len(datamodule.gallery_set()),
+        len(datamodule.opened.train),
+        len(datamodule.opened.queries),
+        len(datamodule.opened.catalog),
     )
     batch_size = min(datamodule.batch_size, rows)
     return (

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from lightning import LightningDataModule
 
@@ -22,20 +20,13 @@ from mim_lightning.data.loading.collate import Collate
 from mim_lightning.data.loading.corrupt_samples import BadSamples
 from mim_lightning.data.loading.loader import ShardPass, StreamLoader, evaluation_plan
 from mim_lightning.data.manifest.manifest import Source
-from mim_lightning.data.places.transfer import changed
-from mim_lightning.data.preparation.prepared import (
-    MissingSplitError,
-    ShardSettings,
-    open_prepared,
-    open_products,
-    prepare_shards,
-)
-from mim_lightning.data.preparation.validated_source import Checking
+from mim_lightning.data.preparation.opened_data import OpenedData
+from mim_lightning.data.preparation.prepared import Preparation, PreparedData, ShardSettings, prepare_data
 from mim_lightning.data.sampling.mixture import mix_orders
 from mim_lightning.data.sampling.order import EpochSettings, Order, OrderSettings, StreamSettings
 from mim_lightning.data.shards.cache import CacheSettings
-from mim_lightning.data.shards.mixture import read_mix, refuse_common_ids, split_shares
-from mim_lightning.data.shards.mixture_set import MixedSet, open_catalogues, open_mixed
+from mim_lightning.data.shards.mixture import read_mix, split_shares
+from mim_lightning.data.shards.mixture_set import MixedSet
 from mim_lightning.data.shards.shard_set import ShardSet
 from mim_lightning.data.splits import Protocol
 from mim_lightning.data.validation import CheckSettings
@@ -70,6 +61,11 @@ class MatchDataModule(LightningDataModule):
         augment: how training images vary; None leaves them as in evaluation.
         cache: of shards that lie at an address.
         on_bad, max_bad: what is done about training samples that cannot be read, see `data.skipping`.
+        description: `source.describe()`, if it was called before: it hashes whole tables.
+        prepared: what is in `folder`, if it was prepared and opened before.
+
+    Attributes:
+        opened: the shard sets, each opened once.
     """
 
     def __init__(
@@ -96,50 +92,55 @@ class MatchDataModule(LightningDataModule):
         cache: CacheSettings | None = None,
         on_bad: str = "fail",
         max_bad: str | int = "1%",
+        description: Mapping[str, Any] | None = None,
+        prepared: PreparedData | None = None,
     ) -> None:
         super().__init__()
         self.name, self.specs, self.augment = name, dict(specs), augment
         self.folder, self.source, self.shards, self.val_split = to_path_or_url(folder), source, shards, val_split
         self.protocol, self.distractors = protocol, to_path_or_url(distractors) if distractors else None
         self.cache, self.bad = cache, BadSamples(on_bad, max_bad)
-        self.check = check or CheckSettings()
+        self.check, self.description = check, description
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.num_workers, self.order, self.mix = num_workers, order or StreamSettings(), read_mix(mix or {})
         self.epoch_settings = EpochSettings(batch_size, seed, num_lanes, window, rows_per_epoch)
         self.seed = seed
-        self._digests: dict[str, str] = {}  # of the sets that were opened, by place
+        self.opened, self._is_prepared = self._open(prepared), prepared is not None or source is None
+        self._was_checked: dict[bool, bool] = {}  # for training, or for evaluation alone
         self._train_loader: StreamLoader | None = None
         self._state: dict[str, Any] | None = None
 
-    def prepare_data(self) -> None:
-        """Make the shards if they are not there, and find the splits; on one process of a node."""
-        is_training = self.trainer is None or self.trainer.state.fn == "fit"
-        if self.source is not None and isinstance(self.folder, Path):  # at an address they are there already
-            checking = Checking(self.check, self.specs, leave_check)
-            parts = self.source, self.folder, self.shards, self.protocol
-            needed = self.shards.train_split if is_training else self.val_split
-            prepare_shards(*parts, checking=checking, num_workers=self.num_workers, needed=(needed,))
-        for find in (self.train_set,) * is_training + (self.query_set, self.gallery_set):
-            find()
-        self._refuse_known_distractors()
-        if is_training:
-            refuse_common_ids(open_catalogues(self.folder, self.mix, self.cache), self.mix)
-            self.train_order(self.train_set())
+    def _open(self, prepared: PreparedData | None = None) -> OpenedData:
+        splits = self.shards.train_split, self.val_split
+        return OpenedData(self.folder, *splits, self.distractors, self.mix, self.cache, prepared)
 
-    def train_set(self) -> ShardSet:
-        """Return what is trained on: one set, or several that are read as one."""
-        if not self.mix:
-            try:
-                return self._as_before(open_prepared(self.folder, self.cache).queries(self.shards.train_split))
-            except MissingSplitError as error:
-                raise ValueError(
-                    f"{error}: these data can be evaluated, not trained on; name the split to train on with "
-                    "data.shards.train_split, and prepare again with force=true"
-                ) from None
-        mixed = open_mixed(self.folder, self.mix, self.shards.train_split, self.cache)
-        for part in mixed.sets.values():
-            self._as_before(part)
-        return mixed
+    def prepare_data(self) -> None:
+        """Write the shards if they are not there, and check the sets that will be read; on one process of a node.
+
+        Lightning calls it before fitting and again before evaluation: only the first call does anything.
+        """
+        is_training = self.trainer is None or self.trainer.state.fn == "fit"
+        if self._was_checked.get(True) or self._was_checked.get(is_training):
+            return
+        if self.source is not None and not self._is_prepared:
+            parts = self.source, self.shards, self.protocol, self.check, self.cache, self.num_workers
+            needed = self.shards.train_split if is_training else self.val_split
+            prepared = prepare_data(
+                Preparation(self.folder, *parts),
+                leave_check,
+                specs=self.specs,
+                description=self.description,
+                needed=(needed,),
+            )
+            self.opened, self._is_prepared = self._open(prepared), True
+        if is_training:
+            _ = self.opened.train
+        _ = self.opened.queries
+        self.opened.validate_distractors()
+        if is_training:
+            self.opened.validate_mix()
+            self.train_order(self.opened.train)
+        self._was_checked[is_training] = True
 
     def train_order(self, shards: ShardSet) -> Order:
         """Return which rows of the training set meet in which batch.
@@ -151,27 +152,8 @@ class MatchDataModule(LightningDataModule):
             return mix_orders(shards, split_shares(self.mix), self.order, self.epoch_settings)
         return self.order.over(shards, self.epoch_settings)
 
-    def query_set(self) -> ShardSet:
-        try:
-            return self._as_before(open_prepared(self.folder, self.cache).queries(self.val_split))
-        except MissingSplitError as error:
-            raise ValueError(f"{error}; name the one to evaluate: data.val_split, or split of evaluate") from None
-
-    def gallery_set(self) -> ShardSet:
-        return self._as_before(open_prepared(self.folder, self.cache).catalogue())
-
-    def product_sets(self) -> list[ShardSet]:
-        """Return the sets that make up the gallery: the catalogue, and distractors if there are any."""
-        return [self._as_before(shards) for shards in open_products(self.folder, self.distractors, self.cache)]
-
-    def _as_before(self, shards: ShardSet) -> ShardSet:
-        """Refuse a set that is not what was opened under its place before: a run reads one data set from end to end."""
-        if self._digests.setdefault(shards.place, shards.digest) != shards.digest:
-            raise changed(shards.place)
-        return shards
-
     def train_dataloader(self) -> StreamLoader:
-        shards = self.train_set()
+        shards = self.opened.train
         collate = Collate(self.specs, shards.max_relevant, self.augment, self.seed)
         order = self.train_order(shards)
         self._train_loader = StreamLoader(shards, collate, order, **self._placement(), bad=self.bad)
@@ -180,19 +162,8 @@ class MatchDataModule(LightningDataModule):
         return self._train_loader
 
     def val_dataloader(self) -> list[StreamLoader]:
-        galleries = [self._evaluation_loader(products, "product") for products in self.product_sets()]
-        return [self._evaluation_loader(self.query_set(), "query"), *galleries]
-
-    def _refuse_known_distractors(self) -> None:
-        gallery, *others = self.product_sets()
-        for distractors in others:
-            known = np.flatnonzero(np.isin(distractors.keys, gallery.keys))
-            if len(known):
-                product_id = distractors.read_facts(int(known[0]))["product_id"]
-                raise ValueError(
-                    f"data.distractors={self.distractors}: {len(known)} of its products stand in the catalogue "
-                    f"{self.folder} too, the first is '{product_id}'; give a set with other product ids"
-                )
+        galleries = [self._evaluation_loader(products, "product") for products in self.opened.gallery]
+        return [self._evaluation_loader(self.opened.queries, "query"), *galleries]
 
     def _evaluation_loader(self, shards: ShardSet, side: str) -> StreamLoader:
         specs = {name: spec for name, spec in self.specs.items() if side_of(name) == side}
@@ -206,12 +177,12 @@ class MatchDataModule(LightningDataModule):
 
     def _picture_key(self) -> Callable[[bytes], int]:
         """Return how evaluation knows pictures again: by pixels, which costs a decoding more, unless they are many."""
-        num_rows = len(self.query_set()) + sum(len(products) for products in self.product_sets())
+        num_rows = len(self.opened.queries) + sum(len(products) for products in self.opened.gallery)
         return pixel_key if num_rows <= MAX_KNOWN else bytes_key
 
     def catalogue_pass(self, shard_idxs: Sequence[int]) -> ShardPass:
         """Return this rank's share of a pass over some shards of the catalogue."""
-        shards, placement = self.gallery_set(), self._placement()
+        shards, placement = self.opened.catalog, self._placement()
         rank, world_size = placement.pop("rank"), placement.pop("world_size")
         specs = {name: spec for name, spec in self.specs.items() if side_of(name) == "product"}
         batch_size = max(1, self.eval_batch_size // world_size)

@@ -40,7 +40,7 @@ def embed_catalogue(
     """
     if not shard_idxs:
         return
-    collector = _ShardCollector(datamodule.gallery_set(), gallery, shard_idxs, keep)
+    collector = _ShardCollector(datamodule.opened.catalog, gallery, shard_idxs, keep)
     trainer = make_trainer(callbacks=[ProgressBar(), collector], logger=False)
     keep_batches(trainer)
     trainer.predict(module, datamodule=_CataloguePass(datamodule, shard_idxs), return_predictions=False)

@@ -15,6 +15,7 @@ from lightning import LightningModule, Trainer
 
 from mim_lightning.analysis.embeddings import EvaluationEmbeddings, write_embeddings
 from mim_lightning.analysis.figures.hits_grid import draw_hits
+from mim_lightning.analysis.html.images import Pictures
 from mim_lightning.analysis.html.pages import write_report_page
 from mim_lightning.analysis.record import RECORD_FOLDER, RunFacts, read_record, write_record
 from mim_lightning.analysis.segments import measure_segments_of
@@ -58,7 +59,7 @@ def flatten(reports: dict[str, RetrievalReport], datamodule: MatchDataModule) ->
         results[f"counts/{report.direction}/num_unanswerable"] = report.num_unanswerable
         counts = report.counts.as_counts() if report.counts is not None else {}
         results |= {f"counts/{report.direction}/{name}": count for name, count in counts.items()}
-    facts = query_facts(datamodule.query_set())
+    facts = query_facts(datamodule.opened.queries)
     results |= _count_near(reports, facts, datamodule) | measure_segments_of(reports, facts)
     return results | {"num_products": max(report.num_products for report in reports.values())}
 
@@ -109,17 +110,19 @@ def save_evaluation(
         data_folder=_absolute(datamodule.folder),
         val_split=datamodule.val_split,
     )
-    facts = query_facts(datamodule.query_set())
+    facts = query_facts(datamodule.opened.queries)
     write_record(
-        folder / RECORD_FOLDER, run, callback.reports, facts, datamodule.product_sets(), callback.describe_counting()
+        folder / RECORD_FOLDER, run, callback.reports, facts, datamodule.opened.gallery, callback.describe_counting()
     )
     if callback.tables is not None:
         embeddings = EvaluationEmbeddings(*callback.tables, matcher.fusions, run.fingerprint)
         write_embeddings(folder / RECORD_FOLDER, embeddings)
     direction = monitor.split("/")[1]
     record = read_record(folder / RECORD_FOLDER)
-    write_report_page(record, folder / "report.html", read_history(folder).get(direction))
-    picture = draw_hits({config["model"]["name"]: record}, direction, datamodule.query_set(), datamodule.product_sets())
+    queries, gallery = datamodule.opened.queries, datamodule.opened.gallery
+    pictures = Pictures(queries, gallery)
+    write_report_page(record, folder / "report.html", read_history(folder).get(direction), pictures=pictures)
+    picture = draw_hits({config["model"]["name"]: record}, direction, queries, gallery)
     picture.save(folder / "hits.png")
     for logger in trainer.loggers:
         log_image = getattr(logger, "log_image", None)

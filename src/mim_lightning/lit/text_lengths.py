@@ -27,7 +27,7 @@ def describe_cut_texts(datamodule: MatchDataModule, config: Mapping[str, Any]) -
     for tower, spec in sorted(datamodule.specs.items()):
         if not isinstance(spec, TextSpec) or spec.count is None:
             continue
-        shards = datamodule.gallery_set() if side_of(tower) == PRODUCT else datamodule.query_set()
+        shards = datamodule.opened.catalog if side_of(tower) == PRODUCT else datamodule.opened.queries
         counts = np.array(spec.count(list(_sample(shards, tower))))
         share = float((counts > spec.max_length).mean()) if len(counts) else 0.0
         if share >= LEAST_SHARE:

@@ -7,13 +7,14 @@ wrong kind, and options that would leave a run without a result.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from lightning import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.utilities import rank_zero_info
 
 from mim_lightning.expected_types import refuse_mistyped
@@ -127,6 +128,25 @@ def check_loggers(loggers: Mapping[str, Any]) -> None:
     for name, logger in loggers.items():
         if not isinstance(logger, Logger):
             raise ValueError(f"logger.{name}: is no logger of Lightning; give {{_target_: <its class>, ...}}")
+
+
+def ask_first_rank(strategy: Strategy, ask: Callable[[], Any]) -> Any:
+    """Call a function on rank zero alone, and return its answer on every rank.
+
+    Raises:
+        ValueError: the function raised it, on every rank.
+    """
+    strategy.setup_environment()  # the process group, which `trainer.fit` finds
+    answer, error = None, None
+    if strategy.is_global_zero:
+        try:
+            answer = ask()
+        except ValueError as raised:
+            error = raised
+    answer, error = strategy.broadcast((answer, error))
+    if error is not None:
+        raise error
+    return answer
 
 
 def keep_batches(trainer: Trainer) -> None:

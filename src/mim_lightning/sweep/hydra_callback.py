@@ -94,7 +94,7 @@ def _identify_job(config: DictConfig, log: JobLog) -> tuple[Run | None, JobRecor
     number = int(config.hydra.job.num if config.trial is None else config.trial.number)
     job = JobRecord(number, pick_overrides(config.hydra.overrides.task, log.keys), status="")
     try:
-        run, own = identify(to_plain(own_config(config)))
+        run, own, _ = identify(to_plain(own_config(config)))
     except Exception:  # the job itself reports it
         return None, job
     before = log.find(run.run_id)

@@ -60,6 +60,12 @@ def open_pictures(data_folder: str, val_split: str, distractors: str | None = No
         return Pictures(None, [], str(error))
 
 
+def open_pictures_of(facts: RunFacts) -> Pictures:
+    """Open the shard sets that a recorded evaluation showed."""
+    distractors = (facts.config.get("data") or {}).get("distractors")
+    return open_pictures(facts.data_folder, facts.val_split, distractors)
+
+
 class Album:
     """The pictures of any number of evaluations; each prepared folder is opened once."""
 

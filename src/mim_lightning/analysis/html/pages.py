@@ -15,7 +15,7 @@ from pathlib import Path
 from mim_lightning.analysis.comparison.comparison import Comparison
 from mim_lightning.analysis.comparison.differences import MIN_UNITS, Difference
 from mim_lightning.analysis.html import query_cards as cards
-from mim_lightning.analysis.html.images import Album
+from mim_lightning.analysis.html.images import Album, Pictures, open_pictures_of
 from mim_lightning.analysis.html.render import write_page
 from mim_lightning.analysis.html.summary import measure_directions, measure_segments
 from mim_lightning.analysis.record import EvaluationRecord
@@ -80,6 +80,7 @@ def write_report_page(
     num_queries: int = 12,
     num_hits: int = 5,
     num_resamples: int = 2000,
+    pictures: Pictures | None = None,
 ) -> None:
     """Write the report of one run: numbers with intervals, by segment, and queries with what the model answers.
 
@@ -92,6 +93,7 @@ def write_report_page(
         num_queries: without a history.
         num_hits: products of a query.
         num_resamples: of the bootstrap.
+        pictures: of queries and products; None: of the data that the record names, if they are still there.
 
     Raises:
         ValueError: the record lacks the direction.
@@ -104,8 +106,7 @@ def write_report_page(
     place = {query_id: row for row, query_id in enumerate(answers.query_ids)}
     history = history or {}
     rows = [place[q] for q in sorted(history) if q in place] or cards.spread_rows(answers, num_queries)
-    album = Album()
-    pictures = album.of(record.facts)
+    pictures = pictures or open_pictures_of(record.facts)
     write_page(
         path,
         "report.html.j2",
@@ -121,7 +122,7 @@ def write_report_page(
             cards.query_card(answers, row, pictures, num_hits, history.get(answers.query_ids[row], ())) for row in rows
         ],
         min_units=MIN_UNITS,
-        missing=album.missing,
+        missing=[pictures.missing] if pictures.missing else [],
     )
 
 

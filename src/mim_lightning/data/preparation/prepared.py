@@ -12,7 +12,7 @@ import logging
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from mim_lightning.data.preparation.staging import (
     move_into_place,
     partial_work,
 )
-from mim_lightning.data.preparation.validated_source import Checking, check_source
+from mim_lightning.data.preparation.validated_source import Checking, LeaveReport, check_source
 from mim_lightning.data.shards.cache import CacheSettings
 from mim_lightning.data.shards.damage import Damage, find_damage
 from mim_lightning.data.shards.set_index import IndexedShard
@@ -34,11 +34,12 @@ from mim_lightning.data.shards.set_writer import content_id
 from mim_lightning.data.shards.shard_set import ShardSet
 from mim_lightning.data.shards.writer import COLUMNS
 from mim_lightning.data.splits import Protocol, Seen
-from mim_lightning.data.validation import CheckReport, write_skipped
+from mim_lightning.data.validation import CheckReport, CheckSettings, write_skipped
 from mim_lightning.display.progress import WritingProgress
 from mim_lightning.io.damaged_file import errors_as_damaged_file, validate_regular_file
 from mim_lightning.io.paths import PathOrUrl, join, to_path_or_url
 from mim_lightning.io.store import Store
+from mim_lightning.types import InputSpec
 
 log = logging.getLogger(__name__)
 
@@ -80,6 +81,7 @@ class PreparedData:
 
     folder: PathOrUrl
     cache: CacheSettings | None = None  # of the shards of an address
+    _opened: dict[str, ShardSet] = field(default_factory=dict, init=False, repr=False, compare=False)  # by name
 
     def describe(self) -> dict[str, Any]:
         """Return the source and settings that the data were made from, and which content came of them."""
@@ -110,7 +112,8 @@ class PreparedData:
     def find_damage(self, is_thorough: bool) -> list[Damage]:
         """Return what is missing or damaged of the sets of a folder; `is_thorough` reads all there is of them."""
         assert isinstance(self.folder, Path)
-        found, names = [], dict.fromkeys((*self.describe().get(CONTENT, ()), *self._set_names()))
+        found: list[Damage | None] = []
+        names = dict.fromkeys((*self.describe().get(CONTENT, ()), *self._set_names()))
         num_shards = sum(1 for _ in self.folder.rglob("*.tar")) if is_thorough else 0
         with WritingProgress(num_shards, verb="compared", noun="shards") if is_thorough else nullcontext() as progress:
 
@@ -119,7 +122,12 @@ class PreparedData:
                     progress.show(progress.num_written + 1, progress.num_bytes + (shard.num_bytes or 0))
 
             for name in names:
-                found.append(find_damage(self.folder, name, tuple(COLUMNS), is_thorough, show))
+                try:
+                    shards = self._open(name)
+                except (OSError, ValueError):
+                    found.append(Damage(name, is_unknown=True))
+                    continue
+                found.append(find_damage(shards, name, tuple(COLUMNS), is_thorough, show))
         return [damage for damage in found if damage is not None]
 
     def splits(self) -> list[str]:
@@ -129,13 +137,26 @@ class PreparedData:
         return Store(self.folder).names("queries")
 
     def queries(self, split: str) -> ShardSet:
+        """Return the queries of a split; the same object every time.
+
+        Raises:
+            MissingSplitError: there is no such split.
+        """
+        if f"queries/{split}" in self._opened:
+            return self._opened[f"queries/{split}"]
         known = self.splits()
         if split not in known and (known or isinstance(self.folder, Path)):
             raise MissingSplitError(f"{self.folder}: no split '{split}'; it has {known}")
-        return ShardSet(join(self.folder, f"queries/{split}"), self.cache)
+        return self._open(f"queries/{split}")
 
     def catalogue(self) -> ShardSet:
-        return ShardSet(join(self.folder, "catalogue"), self.cache)
+        """Return the catalog; the same object every time."""
+        return self._open("catalogue")
+
+    def _open(self, name: str) -> ShardSet:
+        if name not in self._opened:
+            self._opened[name] = ShardSet(join(self.folder, name), self.cache)
+        return self._opened[name]
 
     def _set_names(self) -> list[str]:
         return ["catalogue", *(f"queries/{split}" for split in self.splits())]
@@ -188,6 +209,71 @@ def describe_preparation(source: Mapping[str, Any], settings: ShardSettings, pro
     return json.loads(json.dumps({"source": source, "settings": described, "protocol": asdict(protocol)}))
 
 
+@dataclass(frozen=True)
+class Preparation:
+    """The parts of a config's `data` section that say what is prepared, and where.
+
+    Args:
+        folder: where the prepared data are, or are to be written.
+        source: where the manifest comes from; None: the data are prepared already.
+        settings: of the shards.
+        protocol: which queries may be trained on.
+        check: how strict the source is checked; None, as in older runs: the defaults.
+        cache: of shards at an address.
+        num_workers: processes that write; None: see `prepare_shards`.
+    """
+
+    folder: PathOrUrl
+    source: Source | None
+    settings: ShardSettings
+    protocol: Protocol | None = None
+    check: CheckSettings | None = None
+    cache: CacheSettings | None = None
+    num_workers: int | None = None
+
+    def checking(self, leave_report: LeaveReport, specs: Mapping[str, InputSpec] | None = None) -> Checking:
+        return Checking(self.check or CheckSettings(), specs, leave_report)
+
+
+def prepare_data(
+    parts: Preparation,
+    leave_report: LeaveReport,
+    *,
+    specs: Mapping[str, InputSpec] | None = None,
+    description: Mapping[str, Any] | None = None,
+    force: bool = False,
+    is_compared: bool = False,
+    needed: Sequence[str] = (),
+) -> PreparedData:
+    """Open the prepared data of a `data` section, and write them first if they have a source and are not there yet.
+
+    Data at an address are written by engine=ray alone; here they have to be there.
+
+    Args:
+        leave_report: what is done with the report of the check.
+        specs: of the towers, for the limits of their tokenizers; None: words are counted.
+        description: `source.describe()`, if it was called before: it hashes whole tables.
+        force, is_compared, needed: see `prepare_shards`.
+
+    Raises:
+        ValueError: see `prepare_shards` and `open_prepared`.
+    """
+    if parts.source is None or not isinstance(parts.folder, Path):
+        return open_prepared(str(parts.folder), parts.cache)
+    return prepare_shards(
+        parts.source,
+        parts.folder,
+        parts.settings,
+        parts.protocol,
+        force=force,
+        checking=parts.checking(leave_report, specs),
+        num_workers=parts.num_workers,
+        is_compared=is_compared,
+        needed=needed,
+        description=description,
+    )
+
+
 def open_same(folder: PathOrUrl, described: Mapping[str, Any]) -> PreparedData:
     """Open what is there.
 
@@ -216,6 +302,7 @@ def prepare_shards(
     num_workers: int | None = None,
     is_compared: bool = False,
     needed: Sequence[str] = (),
+    description: Mapping[str, Any] | None = None,
 ) -> PreparedData:
     """Write the shard sets of `source`, split by `protocol`, into `folder`, or open them if they are there already.
 
@@ -224,13 +311,13 @@ def prepare_shards(
     renamed into place at the end; an interrupted attempt is gone on with. `num_workers` processes write; None: what
     the machine and the rows suggest. Of data that are there, what is missing or of another size is made again; with
     `is_compared` what differs from its checksum, too. Nothing is written of a manifest without a row of the `needed`
-    splits.
+    splits. `description` is that of the source, if it is known already.
 
     Raises:
         ValueError: the manifest or an image is faulty, or the folder holds other data.
     """
     protocol, checking = protocol or Seen(), checking or Checking()
-    described = describe_preparation(source.describe(), settings, protocol)
+    described = describe_preparation(description or source.describe(), settings, protocol)
     writing = WritingSettings(settings.samples_per_shard, settings.max_image_side, num_workers)
     if is_prepared(folder) and not force:
         prepared = open_same(folder, described)
@@ -240,14 +327,15 @@ def prepare_shards(
         log.warning("%s: missing or damaged, and made again: %s", folder, ", ".join(map(str, damages)))
         if not any(damage.is_unknown for damage in damages):
             with partial_work(folder, described, force=False) as partial:
-                damages = prepared.find_damage(is_compared)  # a process that was waited for may have mended it
+                prepared = PreparedData(folder)  # opened again: a process that was waited for may have mended it
+                damages = prepared.find_damage(is_compared)
                 if damages:
                     checked = check_source(source, partial, settings.splits, protocol, checking)
                     checked.require_good(partial, report_folder(folder), checking.leave_report)
                     sets = plan_sets(checked.good, settings.train_split, settings.seed, settings.layout)
                     write_again(sets, Store(folder), checked.reader, writing, damages)
                 shutil.rmtree(partial, ignore_errors=True)
-            return prepared
+            return PreparedData(folder)
         force = True
     require_free(folder)
     with partial_work(folder, described, force=force) as partial:
@@ -292,9 +380,10 @@ def write_settings(place: PathOrUrl, described: Mapping[str, Any], folder: PathO
 
 
 def check_only(
-    source: Source, folder: Path, settings: ShardSettings, protocol: Protocol, checking: Checking
+    source: Source, folder: Path, settings: ShardSettings, protocol: Protocol | None, checking: Checking
 ) -> CheckReport:
     """Check what would be prepared into `folder`, and write nothing but the report, into `report_folder`."""
+    protocol = protocol or Seen()
     described = describe_preparation(source.describe(), settings, protocol)
     with partial_work(folder, described, force=False) as partial:
         checked = check_source(source, partial, settings.splits, protocol, checking)

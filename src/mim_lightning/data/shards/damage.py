@@ -1,7 +1,6 @@
-"""What of a shard set in a folder is missing or damaged: shards, columns, or the index itself.
+"""Missing or damaged files of a shard set in a folder: shards, columns, or the index itself.
 
-The folder of one set comes in, a Damage goes out, or None; `prepared` asks before it relies on what is there, and has
-what is named made again.
+Use it before relying on prepared data that were written earlier.
 """
 
 from __future__ import annotations
@@ -9,12 +8,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from mim_lightning.data.places.transfer import ShardError
 from mim_lightning.data.shards.files import LocalFiles
 from mim_lightning.data.shards.open_shards import MEMBERS
-from mim_lightning.data.shards.set_index import IndexedShard, SetIndex, parse_index
+from mim_lightning.data.shards.set_index import IndexedShard, SetIndex
+from mim_lightning.data.shards.shard_set import ShardSet
 
 PLACE_BYTES = len(MEMBERS) * 2 * 8  # of a sample in the byte index
 
@@ -37,24 +36,25 @@ class Damage:
 
 
 def find_damage(
-    folder: Path,
+    shards: ShardSet,
     set_name: str,
     columns: Sequence[str],
     is_thorough: bool,
     on_shard: Callable[[IndexedShard], None] = lambda shard: None,
 ) -> Damage | None:
-    """Look at the files of one set of a prepared folder.
+    """Return which files of a set in a folder are missing or damaged, or None.
 
     Args:
+        set_name: of the set in its prepared folder.
         columns: that a set has besides the keys; those of the first format have none.
         is_thorough: compare whole shards with their checksums; else sizes alone.
-        on_shard: is told of each shard that was looked at.
+        on_shard: called after each shard.
     """
-    files = LocalFiles(folder / set_name)
+    files, index = shards.files, shards.index
+    assert isinstance(files, LocalFiles)
     try:
-        index = parse_index(files.read_index()[0])
         sizes = {entry.name: entry.stat().st_size for entry in os.scandir(files.folder)}
-    except (OSError, ValueError):
+    except OSError:
         return Damage(set_name, is_unknown=True)
     damaged = []
     for shard in map(index.shard, range(len(index.sizes))):

@@ -14,11 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from mim_lightning.data.preparation.prepared import open_prepared
-from mim_lightning.data.shards.cache import CacheSettings
-from mim_lightning.data.shards.mixture import MAIN, OWN, MixedIn, split_shares
 from mim_lightning.data.shards.shard_set import ShardSet
-from mim_lightning.io.paths import PathOrUrl
 from mim_lightning.types import Sample
 
 
@@ -98,23 +94,3 @@ def _under_name(sample: Sample, prefix: str) -> Sample:
         asked_ids=tuple(prefix + product_id for product_id in sample.asked_ids),
         shown_ids=tuple(prefix + product_id for product_id in sample.shown_ids),
     )
-
-
-def open_mixed(
-    folder: PathOrUrl, mix: Mapping[str, MixedIn], split: str, cache: CacheSettings | None = None
-) -> MixedSet:
-    """Open one split of every set that has a share, `folder` as MAIN."""
-    shares, places = split_shares(mix), _places(folder, mix)
-    sets = {name: open_prepared(places[name], cache).queries(split) for name in shares}
-    return MixedSet(sets, {name for name, entry in mix.items() if entry.ids == OWN})
-
-
-def open_catalogues(
-    folder: PathOrUrl, mix: Mapping[str, MixedIn], cache: CacheSettings | None = None
-) -> dict[str, ShardSet]:
-    """Open the catalogue of every set, `folder` as MAIN."""
-    return {name: open_prepared(place, cache).catalogue() for name, place in _places(folder, mix).items()}
-
-
-def _places(folder: PathOrUrl, mix: Mapping[str, MixedIn]) -> dict[str, PathOrUrl]:
-    return {MAIN: folder, **{name: entry.folder for name, entry in mix.items()}}

@@ -50,20 +50,20 @@ class ShardSet:
     def __init__(self, folder: PathOrUrl, cache: CacheSettings | None = None) -> None:
         self.folder: PathOrUrl = to_path_or_url(folder) if isinstance(folder, str) else folder
         self.cache = cache or CacheSettings()
-        self._files: ShardFiles
-        self._files = FetchedFiles(self.folder, self.cache) if isinstance(self.folder, str) else LocalFiles(self.folder)
+        self.files: ShardFiles
+        self.files = FetchedFiles(self.folder, self.cache) if isinstance(self.folder, str) else LocalFiles(self.folder)
         try:
-            content, self.written = self._files.read_index()
+            content, self.written = self.files.read_index()
             self._digest = hashlib.blake2b(content, digest_size=8).hexdigest()
         except MissingError:
             raise ValueError(f"{self.folder}: not a finished shard set (no {INDEX_FILE}); run prepare") from None
         try:
-            self._index = parse_index(content)
+            self.index = parse_index(content)
         except ValueError as error:
             raise ValueError(f"{self.folder}/{INDEX_FILE}: {error}; run prepare again") from error
-        self.sizes: list[int] = self._index.sizes  # samples of each shard
-        self.max_relevant: int = self._index.max_relevant  # products of one sample, asked for or shown
-        self._starts = self._index.starts
+        self.sizes: list[int] = self.index.sizes  # samples of each shard
+        self.max_relevant: int = self.index.max_relevant  # products of one sample, asked for or shown
+        self._starts = self.index.starts
         self._identity = str(self.folder), self.written, self._digest, self.cache.verify
         self._failed: dict[int, tuple[float, str]] = {}  # by shard: until when it is not tried again, and why
 
@@ -88,12 +88,12 @@ class ShardSet:
     @property
     def look_ahead(self) -> int:
         """How many shards each rank fetches before they are needed: none where they lie on this machine."""
-        return self._files.look_ahead
+        return self.files.look_ahead
 
     @property
     def patience(self) -> float:
         """How many seconds reading may wait for a store: none where the shards lie on this machine."""
-        return self._files.patience
+        return self.files.patience
 
     def column(self, name: str) -> np.ndarray:
         """Return one value a sample, (N,), memory-mapped: keys, product_keys, category_keys or weights.
@@ -102,7 +102,7 @@ class ShardSet:
             ValueError: the set has none such, or it is of another set.
         """
         try:
-            found = self._files.column(name)
+            found = self.files.column(name)
         except MissingError:
             raise ValueError(f"{self.folder}: has no {name}.npy; run prepare again") from None
         if found.shape != (len(self),):
@@ -143,11 +143,11 @@ class ShardSet:
         return self._starts.searchsorted(numbers, "right") - 1
 
     def shard_name(self, shard_idx: int) -> str:
-        return f"{self.folder}/{self._index.shard(shard_idx).stem}.tar"
+        return f"{self.folder}/{self.index.shard(shard_idx).stem}.tar"
 
     def fetch_ahead(self, shard_idxs: Iterable[int]) -> None:
         """Have shards fetched in the background, where the set stands at an address."""
-        self._files.fetch_ahead(self._index.shard(shard_idx) for shard_idx in shard_idxs)
+        self.files.fetch_ahead(self.index.shard(shard_idx) for shard_idx in shard_idxs)
 
     def _read_members(self, number: int, names: Sequence[str]) -> tuple[dict[str, bytes], dict[str, Any]]:
         shard_idx = int(self.shards_of(number))
@@ -158,7 +158,7 @@ class ShardSet:
             if not isinstance(facts, dict) or not isinstance(facts.get(DECLARED, {}), dict):
                 raise ValueError("the facts are no JSON object")
         except (ValueError, KeyError) as error:
-            self._files.drop(self._index.shard(shard_idx))  # a copy is fetched anew, where it is one
+            self.files.drop(self.index.shard(shard_idx))  # a copy is fetched anew, where it is one
             _OPEN.drop((*self._identity, shard_idx))
             raise ShardError(f"{opened.name}, sample {number}: damaged ({error})") from error
         return members, facts
@@ -176,7 +176,7 @@ class ShardSet:
             raise
 
     def _open_anew(self, shard_idx: int) -> OpenShard:
-        return self._files.open(self._index.shard(shard_idx), self.cache.verify)
+        return self.files.open(self.index.shard(shard_idx), self.cache.verify)
 
     def _read_one(self, number: int, is_padding: bool) -> Sample:
         members, facts = self._read_members(number, MEMBERS)

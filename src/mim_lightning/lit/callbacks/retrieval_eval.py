@@ -86,7 +86,7 @@ class RetrievalEval(Callback):
     def _refuse_empty_monitor(self, trainer: Trainer, matcher: Matcher) -> None:
         """Stop before anything is embedded if no query of the evaluated split is one that the monitor counts."""
         monitored = self.monitor.split("/")[1]
-        shards = trainer.datamodule.query_set()  # type: ignore[attr-defined]
+        shards = trainer.datamodule.opened.queries  # type: ignore[attr-defined]
         counting: dict[str, None] = {}
         for number in range(len(shards)):
             (sample,) = shards.read([number])
@@ -110,7 +110,7 @@ class RetrievalEval(Callback):
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module.matcher, Matcher)
         self.fusions = pl_module.matcher.fusions
-        self.num_gallery = len(trainer.datamodule.gallery_set())  # type: ignore[attr-defined]
+        self.num_gallery = len(trainer.datamodule.opened.catalog)  # type: ignore[attr-defined]
         for collector in self.collectors.values():
             # Apple's GPUs have no float64, which scores are averaged in
             collector.to("cpu" if pl_module.device.type == "mps" else pl_module.device)
@@ -141,8 +141,8 @@ class RetrievalEval(Callback):
             return
         datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
         queries, gallery = self.collectors[QUERIES].compute(), self.collectors[GALLERY].compute()
-        check_complete(queries, len(np.unique(datamodule.query_set().keys)), "validation queries")
-        check_complete(gallery, sum(len(products) for products in datamodule.product_sets()), "gallery rows")
+        check_complete(queries, len(np.unique(datamodule.opened.queries.keys)), "validation queries")
+        check_complete(gallery, sum(len(products) for products in datamodule.opened.gallery), "gallery rows")
         matcher: Any = pl_module.matcher
         # intervals and tables belong to published numbers; between epochs they would only cost time and memory
         is_final = trainer.state.fn != TrainerFn.FITTING

@@ -91,7 +91,7 @@ class RetrievalBrowser(Callback):
             report.hits.product_keys[torch.isin(report.hits.query_keys, torch.tensor(self.chosen[name]))]
             for name, report in reports.items()
         ]
-        product_ids = product_ids_of(datamodule.product_sets(), torch.cat([part.flatten() for part in hits]).numpy())
+        product_ids = product_ids_of(datamodule.opened.gallery, torch.cat([part.flatten() for part in hits]).numpy())
         epoch, step = (-1, 0) if trainer.sanity_checking else (trainer.current_epoch, trainer.global_step)
         rows = [
             row
@@ -103,7 +103,7 @@ class RetrievalBrowser(Callback):
         return self.history.append(rows)
 
     def _choose(self, evaluation: RetrievalEval, datamodule: Any, folder: Path) -> None:
-        queries = datamodule.query_set()
+        queries = datamodule.opened.queries
         facts: dict[int, QueryFacts] = query_facts(queries)
         self.chosen: dict[str, list[int]] = {}
         self.truth_ids: dict[str, dict[int, Sequence[str]]] = {}
@@ -115,7 +115,7 @@ class RetrievalBrowser(Callback):
             numbers = queries.find(keys)
             self.truth_ids[name] = {key: queries.read_facts(numbers[key]).get(truth, ()) for key in keys}
         self.facts = {key: facts[key] for keys in self.chosen.values() for key in keys}
-        self.pictures = Pictures(queries, datamodule.product_sets())
+        self.pictures = Pictures(queries, datamodule.opened.gallery)
         self.history = BrowserHistory(folder)
         self.folder = folder
 

@@ -1,0 +1,120 @@
+"""One run, from its config to its results: build what the config names, fit, evaluate, write.
+
+Use it in a process that may write into the run's folder; `python -m mim_lightning.train` sees to that.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from mim_lightning.config import (
+    build,
+    build_each,
+    build_matcher,
+    build_objective,
+    build_partial,
+    construct,
+    save_config,
+)
+from mim_lightning.expected_types import refuse_mistyped
+from mim_lightning.interruption import Interruption
+from mim_lightning.launch import is_alone, is_first_rank, is_joined, is_launched
+from mim_lightning.run import Run, find_resumable, refuse_missed_report
+
+
+def fit(config: dict[str, Any], run: Run, description: Mapping[str, Any] | None = None) -> None:
+    """Build, fit and evaluate; write checkpoints, results and a picture into the run's folder.
+
+    Args:
+        config: with the run's id, see `identify`.
+        description: of the data's source, if it was made before.
+    """
+    # imported here: a finished run and a misspelt key are reported without waiting for Lightning
+    from lightning import seed_everything
+    from lightning.pytorch.utilities import rank_zero_info
+    from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+    from mim_lightning.lit.checkpoint_files import write_whole_checkpoints
+    from mim_lightning.lit.console import describe_encoder_values, describe_towers, quieten
+    from mim_lightning.lit.datamodule import MatchDataModule
+    from mim_lightning.lit.evaluation import close_loggers, collect_results, evaluate_module, save_evaluation
+    from mim_lightning.lit.module import MatchModule, freeze_unused
+    from mim_lightning.lit.trainer_options import (
+        ask_first_rank,
+        check_callbacks,
+        check_loggers,
+        check_trainer,
+        keep_batches,
+        keep_untested,
+    )
+    from mim_lightning.model.checkpoint import warm_start
+
+    quieten()
+    checkpoint = run.checkpoint(config["report"])
+    check_trainer(config["trainer"])
+    refuse_mistyped(MatchDataModule, config["data"], "data")
+    refuse_missed_report(config)
+    callbacks, loggers = build_each(config["callbacks"]), build_each(config["logger"])
+    if config["trainer"].get("enable_progress_bar") is False:
+        callbacks.pop("progress_bar", None)
+    check_callbacks(callbacks, {"retrieval_eval": None, "best": run.best_checkpoint, config["report"]: checkpoint})
+    check_loggers(loggers)
+    trainer = build(
+        {**config["trainer"], "enable_progress_bar": "progress_bar" in callbacks},
+        callbacks=list(callbacks.values()),
+        logger=list(loggers.values()),
+    )
+    keep_batches(trainer)
+    write_whole_checkpoints(trainer)
+    # one answer for all processes of another launcher: the first has waited for whichever process held the run
+    if is_joined() and ask_first_rank(trainer.strategy, lambda: run.read_results() is not None):
+        return
+    seed_everything(config["seed"], workers=True, verbose=False)
+    resume = ask_first_rank(trainer.strategy, lambda: find_resumable(run))
+    matcher = build_matcher(config)
+    objective = build_objective(config, matcher.names)
+    if config["init_from"] and not resume:
+        rank_zero_info(warm_start(matcher, objective, config["init_from"]).describe())
+    for name in freeze_unused(matcher, objective):
+        rank_zero_info(f"tower '{name}' takes part in no pair: frozen")
+    rank_zero_info(describe_towers(matcher))
+    if brought := describe_encoder_values(config):
+        rank_zero_info(brought)
+    optim = {
+        **config["optim"],
+        "optimizer": build_partial(config["optim"].get("optimizer"), "optim.optimizer"),
+        "schedule": build_partial(config["schedule"], "schedule"),
+    }
+    module = construct("optim", MatchModule, matcher, objective, config=config, **optim)
+    data = {**config["data"], "source": None} if is_launched() else config["data"]  # by a process that prepared them
+    datamodule = build(data, specs=matcher.input_specs(), description=description)
+    if is_alone():
+        datamodule.prepare_data()  # now, so that a fault of the data leaves nothing behind
+    if trainer.fast_dev_run:
+        trainer.fit(module, datamodule)
+        rank_zero_info("trainer.fast_dev_run: these batches went through; nothing was measured or written")
+        return
+    if is_first_rank():
+        save_config(config, run.config_path)
+    started = time.perf_counter()
+    try:
+        trainer.fit(module, datamodule, ckpt_path=resume, weights_only=True if resume else None)
+        seconds = time.perf_counter() - started
+        # one answer for all processes: to write it is a matter of all, and the first may have done so already
+        if trainer.strategy.broadcast(not checkpoint.is_file()):
+            keep_untested(trainer, checkpoint)
+        reports = evaluate_module(trainer, module, datamodule, checkpoint)
+        if trainer.is_global_zero:
+            save_evaluation(trainer, matcher, datamodule, config, run.folder)
+            run.write_results({**collect_results(trainer, reports, datamodule, checkpoint), "fit_seconds": seconds})
+    except SIGTERMException:  # Lightning's, where the signal is not ours to take
+        raise Interruption(signal.SIGTERM, f"at step {trainer.global_step}") from None
+    except Interruption as stopped:
+        stopped.where = f"at step {trainer.global_step}"
+        raise
+    finally:
+        close_loggers(trainer)
+    trainer.strategy.barrier()
