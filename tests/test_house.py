@@ -82,7 +82,7 @@ ROOMS = {  # room or file -> what of the project it may import
         "search",
     },
     "search.index": {"search.index"},
-    "search.service": {"data.images", "inference.image_inputs", "search"},
+    "search.service": {"data.images", "inference.image_inputs", "inference.query_product_fusion", "search"},
     "search.service.shopfront": {"data.images", "inference.image_inputs", "online.assignment", "search"},  # its type
     "search.service.recorder": {"online.assignment", "search"},  # likewise
     "search.__main__": {"data.images", "cli", "search"},

@@ -255,13 +255,16 @@ def build_matcher(config: Mapping[str, Any], assets: Mapping[str, Mapping[str, s
 
     model = config["model"]
     tied = {name: owner for name, owner in model["tied"].items() if owner is not None}
-    towers = {}
+    towers, fields = {}, {}
     for name, tower in model["towers"].items():
         if name not in tied:
             encoder = _build_encoder(tower["encoder"], assets[name] if assets is not None else None)
-            rest = {key: value for key, value in tower.items() if key != "encoder"}
+            rest = {key: value for key, value in tower.items() if key not in ("encoder", "fields")}
             towers[name] = build({**rest, "_partial_": True}, encoder=encoder)
-    return Matcher(towers, tied, model["fusions"])
+        if isinstance(tower, Mapping) and tower.get("fields") is not None:
+            refuse_other_kind(f"model.towers.{name}.fields", tower["fields"], list)
+            fields[name] = tower["fields"]
+    return Matcher(towers, tied, model["fusions"], fields)
 
 
 def _build_encoder(config: Mapping[str, Any], assets: Mapping[str, str] | None) -> Any:

@@ -24,7 +24,13 @@ TRAINER_OPTIONS = frozenset(
 )
 # whose keys are names that the user gives (of parameters, data sets, segments), or more than conf/ lists: what takes
 # them refuses one that it does not know
-OPEN_SECTIONS = ("optim.lr_scales.", "data.mix.", "data.source.columns.", "callbacks.retrieval_eval.")
+OPEN_SECTIONS = (
+    "optim.lr_scales.",
+    "data.mix.",
+    "data.source.columns.",
+    "data.source.fields.",
+    "callbacks.retrieval_eval.",
+)
 
 
 def open_up(overrides: Iterable[str]) -> list[str]:

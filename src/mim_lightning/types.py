@@ -51,7 +51,22 @@ class TextSpec:
 
 
 InputSpec = ImageSpec | TextSpec
-TowerInput = Tensor | dict[str, Tensor]  # uint8 (n, 3, H, W), or token tensors (n, L) by name
+TowerSpec = InputSpec | Mapping[str, InputSpec]  # by field where a tower reads several, or one of another name
+FieldInput = Tensor | dict[str, Tensor]  # uint8 (n, 3, H, W), or token tensors (n, L) by name
+TowerInput = FieldInput | tuple[FieldInput, ...]  # of a tower over several fields: one each, in their order
+
+
+def fields_of(tower: str, spec: TowerSpec) -> dict[str, InputSpec]:
+    """Return what a tower reads, by field."""
+    return dict(spec) if isinstance(spec, Mapping) else {tower: spec}
+
+
+def specs_by_field(specs: Mapping[str, TowerSpec]) -> dict[str, InputSpec]:
+    """Return what the towers want of each field; the first one that reads it decides."""
+    found: dict[str, InputSpec] = {}
+    for tower, spec in specs.items():
+        found = fields_of(tower, spec) | found
+    return found
 
 
 # --- data ---------------------------------------------------------------------------------------------
@@ -78,7 +93,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Batch:
-    """B rows, with each distinct product image and text held once.
+    """B rows, with each distinct input of a tower held once.
 
     Row b of tower t uses input `rows[t][b]` of `inputs[t]`; -1 says that the row has no such input.
     Ids travel as `id_key` integers, `NO_KEY` where there is none.
@@ -94,9 +109,9 @@ class Batch:
     shown_keys: Tensor  # (B, R)
     category_keys: Tensor  # (B,)
     is_padding: Tensor  # (B,) bool: repeated to fill up a rank, counts nowhere
-    # of evaluation, by field of QUERY_FIELDS: (B,) bool, does the row have it, whether a tower takes it or not
+    # of evaluation, by field of the queries: (B,) bool, does the row have it, whether a tower reads it or not
     has_field: dict[str, Tensor] = field(default_factory=dict)
-    # of evaluation, by image tower: (B,) equal where pictures are equal pixel for pixel, NO_KEY without a picture
+    # of evaluation, by image field: (B,) equal where pictures are equal pixel for pixel, NO_KEY without a picture
     picture_keys: dict[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -110,13 +125,15 @@ class Batch:
 
     def map(self, function: Callable[[Tensor], Any]) -> Batch:
         """Return the batch with a function applied to every tensor."""
-        return Batch(**{f.name: _map_tensors(getattr(self, f.name), function) for f in fields(self)})
+        return Batch(**{f.name: map_tensors(getattr(self, f.name), function) for f in fields(self)})
 
 
-def _map_tensors(value: Any, function: Callable[[Tensor], Any]) -> Any:
+def map_tensors(value: Any, function: Callable[[Tensor], Any]) -> Any:
     # no inner function: one that calls itself would keep the tensors until the garbage collector comes
     if isinstance(value, dict):
-        return {key: _map_tensors(part, function) for key, part in value.items()}
+        return {key: map_tensors(part, function) for key, part in value.items()}
+    if isinstance(value, tuple):
+        return tuple(map_tensors(part, function) for part in value)
     return function(value)
 
 
@@ -151,8 +168,8 @@ class Direction:
         query, gallery: towers or fusions.
         relevance: "asked" or "shown" (see Sample); left out, it is "shown" for the query image alone and "asked" for
             everything else.
-        requires: fields of QUERY_FIELDS that a query must have to be counted, whether `query` reads them or not; left
-            out, every tower of `query`, so that a fusion is not averaged over rows that have only a part of it.
+        requires: fields that a query must have to be counted, whether `query` reads them or not; left out, what every
+            tower of `query` reads, so that a fusion is not averaged over rows that have only a part of it.
         excludes: fields that it must not have.
         leave_out: "shown" takes the products that the query's photo shows (the reference of a composed query) out of
             its gallery, as CIRR and FashionIQ do; say so in the direction's name.
@@ -173,7 +190,7 @@ class Direction:
         for name in ("requires", "excludes"):
             value = getattr(self, name)
             names = () if value is None else value
-            if isinstance(names, str) or not {*names} <= {*QUERY_FIELDS}:
+            if isinstance(names, str) or not all(str(field).startswith("query_") for field in names):
                 raise ValueError(f"a direction's {name} is a list of {', '.join(QUERY_FIELDS)}, not {value}")
             object.__setattr__(self, name, None if name == "requires" and value is None else tuple(names))
         if both := {*(self.requires or ())} & {*self.excludes}:
@@ -186,6 +203,11 @@ class Direction:
     def parts(self, fusions: Mapping[str, Mapping[str, float]]) -> tuple[str, ...]:
         """Return the towers of the query side."""
         return tuple(fusions.get(self.query, (self.query,)))
+
+    def reads(self, fusions: Mapping[str, Mapping[str, float]], fields: Mapping[str, Sequence[str]]) -> set[str]:
+        """Return the fields that the query side's towers read; `fields` are those of towers that read others than their
+        own name says."""
+        return {name for tower in self.parts(fusions) for name in fields.get(tower, (tower,))}
 
     def describe(self, fusions: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
         """Return which queries it counts, and in which gallery, as plain values: what makes two evaluations alike."""

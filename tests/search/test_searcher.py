@@ -32,7 +32,9 @@ class Encoder:
     def __init__(self, fusions: Mapping[str, dict[str, float]] | None = None) -> None:
         self.fusions = dict(fusions or {})
 
-    def embed_parts(self, images: Sequence[int], texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    def embed_parts(
+        self, images: Sequence[int], texts: Sequence[str], towers: Sequence[str | None]
+    ) -> tuple[np.ndarray, np.ndarray]:
         seeds = [*images], [1000 + len(text) for text in texts]
         both = [[np.zeros((0, DIMENSION)), *(unit_rows(1, seed) for seed in part)] for part in seeds]
         return np.concatenate(both[0]), np.concatenate(both[1])

@@ -34,15 +34,16 @@ class Encoder(nn.Module, ABC):
 
     Attributes:
         width: features that `forward` returns for each input.
-        spec: what `data` has to hand over.
+        spec: what `data` has to hand over; a tuple for an encoder that reads several fields together, whose inputs
+            come as a tuple in the same order (the config of its tower names them: `fields: [query_image, query_text]`).
     """
 
     width: int
-    spec: InputSpec
+    spec: InputSpec | tuple[InputSpec, ...]
 
     @abstractmethod
     def forward(self, inputs: TowerInput) -> Tensor:
-        """Return (n, width) features of uint8 images (n, 3, H, W) or of the tensors that `spec.tokenise` made."""
+        """Return (n, width) features of uint8 images (n, 3, H, W), of the tensors of `spec.tokenise`, or of a tuple."""
 
     @abstractmethod
     def describe_preprocessing(self) -> str:

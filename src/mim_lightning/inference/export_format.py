@@ -86,7 +86,9 @@ def write_model(
     return facts, matcher
 
 
-def _in_words(spec: InputSpec) -> str:
+def _in_words(spec: InputSpec | tuple[InputSpec, ...]) -> str:
+    if isinstance(spec, tuple):
+        return "; ".join(map(_in_words, spec))
     if isinstance(spec, TextSpec):
         return f"text, {spec.max_length} tokens at most"
     return f"image, {spec.size[0]} x {spec.size[1]} pixels"

@@ -6,7 +6,7 @@ catalogue hold it. It keeps no state between calls, so that threads may share it
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
@@ -16,22 +16,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mim_lightning.fields import QUERY_IMAGE
+from mim_lightning.fields import IMAGE, PRODUCT, QUERY, QUERY_IMAGE, TEXT
 from mim_lightning.inference.image_inputs import ImageInput, prepare_images
 from mim_lightning.inference.loading import open_model
 from mim_lightning.inference.quantization import base_of
 from mim_lightning.inference.query_product_fusion import (
-    IMAGE,
-    TEXT,
     count_rows,
+    first_fields,
     fuse_rows,
-    kind_of,
+    kinds_of,
+    rows_by_tower,
     text_tower,
     towers_of,
     weights_of,
 )
 from mim_lightning.inference.tower_encoder import TowerEncoder
-from mim_lightning.types import TowerInput
+from mim_lightning.types import FieldInput, ImageSpec, InputSpec, TowerSpec, fields_of
 
 BATCH_SIZE = 32
 
@@ -70,8 +70,7 @@ class LoadedModel:
         Raises:
             ValueError: no such tower; something that is no image, damaged or too large, by position and path.
         """
-        rows = _as_list("images", images)
-        return self._embed(IMAGE, tower, rows, range(len(rows)), batch_size).numpy()
+        return self._embed_one(IMAGE, tower, _as_list("images", images), batch_size)
 
     def prepare_images(self, images: Sequence[ImageInput], tower: str = QUERY_IMAGE) -> Tensor:
         """Return pictures (n, 3, H, W) uint8 as `embed_prepared` takes them, errors as in `embed_images`.
@@ -79,8 +78,10 @@ class LoadedModel:
         For a service: many threads decode, and one encodes what they have together.
         """
         self._check_kind(IMAGE, tower)
-        rows = _as_list("images", images)
-        return self._prepare_images(tower, rows, range(len(rows)))
+        rows, (spec,) = _as_list("images", images), fields_of(tower, self.encoders[tower].spec).values()
+        prepared = self._prepare(spec, rows, range(len(rows)))
+        assert isinstance(prepared, Tensor)
+        return prepared
 
     def embed_prepared(self, prepared: Tensor, tower: str = QUERY_IMAGE) -> np.ndarray:
         """Embed pictures that `prepare_images` prepared."""
@@ -95,12 +96,21 @@ class LoadedModel:
             ValueError: the model has no text tower, or not this one; something that is no text, by position.
         """
         rows = _as_list("texts", texts)
-        return self._embed(TEXT, tower or text_tower(self._kinds()), rows, range(len(rows)), batch_size).numpy()
+        return self._embed_one(TEXT, tower or text_tower(kinds_of(self._specs())), rows, batch_size)
 
-    def embed_parts(self, images: Sequence[ImageInput], texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Embed what a query is made of, part by part: `embed_images` and `embed_texts` in one call."""
-        none = np.zeros((0, self.dimension), np.float32)
-        return self.embed_images(images) if images else none, self.embed_texts(texts) if texts else none
+    def embed_parts(
+        self, images: Sequence[ImageInput], texts: Sequence[str], towers: Sequence[str | None] = ()
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Embed what a query is made of, part by part: `embed_images` and `embed_texts` in one call.
+
+        Args:
+            images, texts: the parts.
+            towers: of the texts; None, or none given: as `embed_texts` chooses.
+        """
+        embedded = np.zeros((len(texts), self.dimension), np.float32)
+        for tower, rows in rows_by_tower(towers or [None] * len(texts)).items():
+            embedded[rows] = self.embed_texts([texts[row] for row in rows], tower)
+        return self.embed_images(images) if images else np.zeros((0, self.dimension), np.float32), embedded
 
     def embed_query(
         self,
@@ -108,6 +118,7 @@ class LoadedModel:
         texts: Sequence[str | None] = (),
         weights: Mapping[str, float] | None = None,
         *,
+        fields: Mapping[str, Sequence[str | None]] | None = None,
         batch_size: int = BATCH_SIZE,
     ) -> np.ndarray:
         """Embed queries: row i of picture i, text i, or both, fused as the model's `query` fusion does.
@@ -115,12 +126,13 @@ class LoadedModel:
         Args:
             images, texts: as many of both, or none of one; None where a row lacks its part.
             weights: by tower name, instead of the fusion's own. Without a `query` fusion all weigh the same.
+            fields: texts of declared fields by name, such as {"query_category": ["mugs"]}; as many.
             batch_size: inputs encoded at once.
 
         Raises:
             ValueError: lengths that differ, a row with nothing, a part that the model has no tower for.
         """
-        return self._embed_side("query", _as_list("images", images), _as_list("texts", texts), weights, batch_size)
+        return self._embed_side(QUERY, images, texts, fields or {}, weights, batch_size)
 
     def embed_products(
         self,
@@ -128,58 +140,89 @@ class LoadedModel:
         texts: Sequence[str | None] = (),
         weights: Mapping[str, float] | None = None,
         *,
+        fields: Mapping[str, Sequence[str | None]] | None = None,
         batch_size: int = BATCH_SIZE,
     ) -> np.ndarray:
         """Embed products likewise, as the model's `product` fusion does."""
-        return self._embed_side("product", _as_list("images", images), _as_list("texts", texts), weights, batch_size)
+        return self._embed_side(PRODUCT, images, texts, fields or {}, weights, batch_size)
 
     def _embed_side(
-        self, side: str, images: list[Any], texts: list[Any], weights: Mapping[str, float] | None, batch_size: int
+        self,
+        side: str,
+        images: Sequence[ImageInput | None],
+        texts: Sequence[str | None],
+        fields: Mapping[str, Sequence[str | None]],
+        weights: Mapping[str, float] | None,
+        batch_size: int,
     ) -> np.ndarray:
-        num_rows = count_rows(side, images, texts)
-        towers = towers_of(side, self.fusions, self._kinds())
-        weights = weights_of(side, self.fusions, towers, weights)
-        vectors, present = {}, {}
-        for kind, values in ((IMAGE, images), (TEXT, texts)):
-            rows = [row for row, value in enumerate(values) if value is not None]
-            if not rows:
+        given = {"images": _as_list("images", images), "texts": _as_list("texts", texts)}
+        given |= {name: _as_list(name, values) for name, values in fields.items()}
+        num_rows = count_rows(side, given)
+        towers = towers_of(side, self.fusions, self._specs())
+        first = first_fields(towers)
+        weights = weights_of(side, self.fusions, list(towers), weights)
+        columns: dict[str, list[Any]] = {}
+        for name, values in given.items():
+            kind = {"images": IMAGE, "texts": TEXT}.get(name)
+            field = first.get(kind) if kind else name
+            if all(value is None for value in values):
                 continue
-            if kind not in towers:
-                raise ValueError(f"{side}: this model has no {kind} tower for it; it has {', '.join(self.tower_names)}")
-            vectors[towers[kind]] = torch.zeros(num_rows, self.dimension)
-            vectors[towers[kind]][rows] = self._embed(kind, towers[kind], [values[r] for r in rows], rows, batch_size)
-            present[towers[kind]] = torch.zeros(num_rows, dtype=torch.bool).index_fill_(0, torch.tensor(rows), True)
-        return fuse_rows(side, vectors, present, weights).numpy() if num_rows else np.zeros((0, self.dimension), "f4")
+            if field is None or not any(field in parts for parts in towers.values()):
+                what = f"no {kind} tower for it" if kind else f"no tower for {name}"
+                raise ValueError(f"{side}: this model has {what}; it has {', '.join(self.tower_names)}")
+            columns[field] = values
+        vectors, present = {}, {}
+        for tower, parts in towers.items():
+            if not parts.keys() <= columns.keys():
+                continue
+            rows = [row for row in range(num_rows) if all(columns[field][row] is not None for field in parts)]
+            inputs = {field: [columns[field][row] for row in rows] for field in parts}
+            vectors[tower] = torch.zeros(num_rows, self.dimension)
+            vectors[tower][rows] = self._embed(tower, inputs, rows, batch_size)
+            present[tower] = torch.zeros(num_rows, dtype=torch.bool)
+            present[tower][rows] = True
+        if not num_rows:
+            return np.zeros((0, self.dimension), "f4")
+        lacking = [row for row in range(num_rows) if not any(rows[row] for rows in present.values())]
+        if lacking:
+            together = " or ".join(" with ".join(parts) for parts in towers.values())
+            raise ValueError(f"{side} {lacking[0]}: this model reads {together}")
+        return fuse_rows(side, vectors, present, weights).numpy()
 
-    def _embed(self, kind: str, tower: str, values: list[Any], positions: Sequence[int], batch_size: int) -> Tensor:
-        """Return the vectors (n, D) of n images or texts; `positions` are their places in what the user gave."""
+    def _embed_one(self, kind: str, tower: str, values: list[Any], batch_size: int) -> np.ndarray:
         self._check_kind(kind, tower)
+        (field,) = fields_of(tower, self.encoders[tower].spec)
+        return self._embed(tower, {field: values}, range(len(values)), batch_size).numpy()
+
+    def _embed(self, tower: str, values: Mapping[str, list[Any]], positions: Sequence[int], batch_size: int) -> Tensor:
+        """Return the vectors (n, D) of n inputs by field; `positions` are their places in what the user gave."""
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size}: must be at least 1")
-        prepare: Callable[..., TowerInput] = self._prepare_images if kind == IMAGE else self._tokenise
-        parts = [slice(start, start + batch_size) for start in range(0, len(values), batch_size)]
-        vectors = [self.encoders[tower](prepare(tower, values[part], positions[part])) for part in parts]
-        return torch.cat([torch.empty(0, self.dimension), *vectors])
+        specs = fields_of(tower, self.encoders[tower].spec)
+        vectors = [torch.empty(0, self.dimension)]
+        for start in range(0, len(positions), batch_size):
+            part = slice(start, start + batch_size)
+            inputs = [self._prepare(spec, values[field][part], positions[part]) for field, spec in specs.items()]
+            vectors.append(self.encoders[tower](inputs[0] if len(inputs) == 1 else tuple(inputs)))
+        return torch.cat(vectors)
 
     def _check_kind(self, kind: str, tower: str) -> None:
-        if self._kinds().get(tower) != kind:
-            fitting = [name for name, its in self._kinds().items() if its == kind]
+        kinds = kinds_of(self._specs())
+        if kinds.get(tower) != kind:
+            fitting = [name for name, its in kinds.items() if its == kind]
             raise ValueError(f"tower '{tower}': no {kind} tower of this model; there are {fitting or 'none'}")
 
-    def _prepare_images(self, tower: str, images: list[Any], positions: Sequence[int]) -> Tensor:
-        spec: Any = self.encoders[tower].spec
-        return prepare_images(images, spec, self.config["data"]["shards"]["max_image_side"], positions)
-
-    def _tokenise(self, tower: str, texts: list[Any], positions: Sequence[int]) -> TowerInput:
-        for text, position in zip(texts, positions, strict=True):
+    def _prepare(self, spec: InputSpec, values: list[Any], positions: Sequence[int]) -> FieldInput:
+        if isinstance(spec, ImageSpec):
+            return prepare_images(values, spec, self.config["data"]["shards"]["max_image_side"], positions)
+        for text, position in zip(values, positions, strict=True):
             if not isinstance(text, str):
                 raise ValueError(f"text {position}: give a string, not {type(text).__name__}")
-        spec: Any = self.encoders[tower].spec
         with self._tokenising:  # tokenisers of Hugging Face change their own settings at every call
-            return spec.tokenise(texts)
+            return spec.tokenise(values)
 
-    def _kinds(self) -> dict[str, str]:
-        return {name: kind_of(encoder.spec) for name, encoder in self.encoders.items()}
+    def _specs(self) -> dict[str, TowerSpec]:
+        return {name: encoder.spec for name, encoder in self.encoders.items()}
 
 
 def load(path: str | Path, device: str = "auto", precision: str = "auto", runtime: str = "torch") -> LoadedModel:

@@ -22,7 +22,7 @@ from mim_lightning.inference.tower_encoder import TowerEncoder
 from mim_lightning.io.file_name import validate_inside
 from mim_lightning.model.matcher import Matcher
 from mim_lightning.model.tower import Tower
-from mim_lightning.types import InputSpec, TextSpec, TowerInput
+from mim_lightning.types import FieldInput, InputSpec, TextSpec, TowerInput, TowerSpec
 
 EXTRA = "pip install 'mim-lightning[onnx]'"
 FOLDER = "onnx"
@@ -47,10 +47,11 @@ class OnnxTower:
     """A tower in ONNX Runtime; may be called from many threads at once."""
 
     session: Any
-    spec: InputSpec
+    spec: TowerSpec
 
     def __call__(self, inputs: TowerInput) -> Tensor:
         """Return (n, D) float32 vectors of unit length."""
+        assert not isinstance(inputs, tuple)
         tensors = inputs if isinstance(inputs, dict) else {IMAGES: inputs}
         wanted = {part.name: tensors[part.name].numpy() for part in self.session.get_inputs()}
         return torch.from_numpy(self.session.run(None, wanted)[0])
@@ -73,7 +74,7 @@ def export_towers(matcher: Matcher, folder: Path, samples: Mapping[str, TowerInp
 
 
 def open_towers(
-    folder: Path, facts: Mapping[str, Mapping[str, Any]], owner_of: Mapping[str, str], specs: Mapping[str, InputSpec]
+    folder: Path, facts: Mapping[str, Mapping[str, Any]], owner_of: Mapping[str, str], specs: Mapping[str, TowerSpec]
 ) -> dict[str, TowerEncoder]:
     """Open the ONNX towers of an export, by tower name; tied towers share one.
 
@@ -103,7 +104,11 @@ class _ByPosition(nn.Module):
 
 def _export(tower: Tower, name: str, folder: Path, samples: TowerInput) -> OnnxFacts:
     path = folder / FOLDER / f"{name}.onnx"
-    tensors, sizes = _traced_inputs(tower.encoder.spec)
+    spec = tower.encoder.spec
+    if isinstance(spec, tuple):
+        raise ValueError(f"onnx: tower '{name}' reads several fields together; towers over one field can be exported")
+    assert not isinstance(samples, tuple)
+    tensors, sizes = _traced_inputs(spec)
     try:
         with _quietly():
             program = torch.onnx.export(
@@ -122,7 +127,7 @@ def _export(tower: Tower, name: str, folder: Path, samples: TowerInput) -> OnnxF
         raise ValueError(f"onnx: tower '{name}' cannot be exported ({type(error).__name__}: {reason})") from error
     inputs = tuple(part.name for part in _session(path).get_inputs())
     num_samples = len(next(iter(samples.values())) if isinstance(samples, dict) else samples)
-    difference, cosine = _compare(OnnxTower(_session(path), tower.encoder.spec), tower, samples)
+    difference, cosine = _compare(OnnxTower(_session(path), spec), tower, samples)
     if not cosine >= MIN_COSINE:  # nan too
         raise ValueError(f"onnx: tower '{name}' differs from PyTorch: smallest cosine {cosine:.5f} of {num_samples}")
     return OnnxFacts(f"{FOLDER}/{name}.onnx", _digest(path), inputs, num_samples, difference, cosine)
@@ -143,7 +148,7 @@ def _traced_inputs(spec: InputSpec) -> tuple[dict[str, Tensor], dict[int, Any]]:
 
 
 @torch.inference_mode()
-def _compare(exported: OnnxTower, tower: Tower, samples: TowerInput) -> tuple[float, float]:
+def _compare(exported: OnnxTower, tower: Tower, samples: FieldInput) -> tuple[float, float]:
     """Return the largest difference and the smallest cosine, over all samples at once and the first alone."""
     first = {name: part[:1] for name, part in samples.items()} if isinstance(samples, dict) else samples[:1]
     pairs = [(exported(inputs), tower(inputs)) for inputs in (samples, first)]

@@ -18,7 +18,7 @@ from mim_lightning.inference.tower_encoder import TowerEncoder
 from mim_lightning.metrics import EmbeddingCollector, EmbeddingTable
 from mim_lightning.metrics.directions import COLUMNS, columns_of, evaluate_countable
 from mim_lightning.model.fusion import Fusions
-from mim_lightning.types import Batch, Direction, InputSpec, TextSpec, TowerInput, side_of
+from mim_lightning.types import Batch, Direction, InputSpec, TextSpec, TowerInput, map_tensors, side_of
 
 Batches = Sequence[Iterable[Batch]]  # of the queries, then of each part of the gallery; each may be passed once or more
 CUTOFFS = (1, 10)
@@ -64,7 +64,9 @@ def measure_losses(
     return Losses(cosines, recall, len(queries[0]), len(gallery[0].columns["product_keys"].unique()))  # type: ignore[arg-type]
 
 
-def sample_inputs(specs: Mapping[str, InputSpec], batches: Batches | None) -> dict[str, TowerInput]:
+def sample_inputs(
+    specs: Mapping[str, InputSpec | tuple[InputSpec, ...]], batches: Batches | None
+) -> dict[str, TowerInput]:
     """Return a few inputs of each tower: the first of the data, or, without any, noise and made-up words."""
     found: dict[str, TowerInput] = {}
     for loader in batches or ():
@@ -108,12 +110,12 @@ def _cosines(left: EmbeddingTable, right: EmbeddingTable) -> dict[str, tuple[flo
 
 
 def _first(inputs: TowerInput) -> Any:
-    if isinstance(inputs, dict):
-        return {name: tensor[:NUM_SAMPLES] for name, tensor in inputs.items()}
-    return inputs[:NUM_SAMPLES]
+    return map_tensors(inputs, lambda tensor: tensor[:NUM_SAMPLES])
 
 
-def _made_up(spec: InputSpec) -> TowerInput:
+def _made_up(spec: InputSpec | tuple[InputSpec, ...]) -> Any:
+    if isinstance(spec, tuple):
+        return tuple(map(_made_up, spec))
     if isinstance(spec, TextSpec):
         return spec.tokenise([" ".join(["red", "apple", "shop", "blue"][: 1 + n % 4]) for n in range(NUM_SAMPLES)])
     # from large patches of colour to fine noise: noise alone would be embedded alike, and prove little

@@ -1,7 +1,6 @@
-"""The two sides of a search as fusions of one picture and one text: which towers, which weights, which rows.
+"""The two sides of a search as fusions: which towers, which weights, which rows.
 
-Fusions and specs of a model come in, a side's towers go out (`towers_of`); vectors by tower come in, one vector a row
-goes out (`fuse_rows`). `loaded` calls both.
+Inputs come by field; a side's picture and text are the first fields of their kind that its towers read.
 """
 
 from __future__ import annotations
@@ -12,14 +11,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mim_lightning.fields import IMAGE, PRODUCT_TEXT, TEXT, field_name
+from mim_lightning.fields import IMAGE, PRODUCT_TEXT, TEXT, field_name, side_of
 from mim_lightning.model.fusion import Fusions, fuse
-from mim_lightning.types import Embeddings, ImageSpec, InputSpec
+from mim_lightning.types import Embeddings, ImageSpec, InputSpec, TowerSpec, fields_of
 
 
 def kind_of(spec: InputSpec) -> str:
-    """Return "image" or "text", what a tower with this spec takes."""
+    """Return "image" or "text", what a field with this spec holds."""
     return IMAGE if isinstance(spec, ImageSpec) else TEXT
+
+
+def kinds_of(specs: Mapping[str, TowerSpec]) -> dict[str, str]:
+    """Return "image" or "text" by tower, of the towers that read one field."""
+    fields = {name: fields_of(name, spec) for name, spec in specs.items()}
+    return {name: kind_of(next(iter(parts.values()))) for name, parts in fields.items() if len(parts) == 1}
 
 
 def text_tower(kinds: Mapping[str, str], side: str = "query") -> str:
@@ -34,24 +39,44 @@ def text_tower(kinds: Mapping[str, str], side: str = "query") -> str:
     return found[0]
 
 
-def towers_of(side: str, fusions: Fusions, kinds: Mapping[str, str]) -> dict[str, str]:
-    """Return the towers of a side by kind: the first of its fusion, else those that are named after it."""
+def rows_by_tower(towers: Sequence[str | None]) -> dict[str | None, list[int]]:
+    """Return the places of each tower, in order of first appearance."""
+    found: dict[str | None, list[int]] = {}
+    for row, tower in enumerate(towers):
+        found.setdefault(tower, []).append(row)
+    return found
+
+
+def towers_of(side: str, fusions: Fusions, specs: Mapping[str, TowerSpec]) -> dict[str, dict[str, InputSpec]]:
+    """Return the towers of a side with their fields: those of its fusion, else those that are named after it.
+
+    Without a fusion and a text tower of its own, a side's texts are read as product texts.
+    """
     if side in fusions:
-        return {kinds[name]: name for name in reversed(list(fusions[side]))}
-    image = field_name(side, IMAGE)
-    towers = {IMAGE: image} if image in kinds else {}
-    return towers | ({TEXT: text_tower(kinds, side)} if TEXT in kinds.values() else {})
+        names = list(fusions[side])
+    else:
+        names = [name for name in specs if side_of(name) == side]
+        kinds = kinds_of(specs)
+        if not any(kind_of(part) == TEXT for name in names for part in fields_of(name, specs[name]).values()):
+            names += [text_tower(kinds, side)] if TEXT in kinds.values() else []
+    return {name: fields_of(name, specs[name]) for name in names}
+
+
+def first_fields(towers: Mapping[str, Mapping[str, InputSpec]]) -> dict[str, str]:
+    """Return the field that holds a side's pictures, and that of its texts, by "image" and "text"."""
+    fields = [(kind_of(spec), name) for parts in towers.values() for name, spec in parts.items()]
+    return dict(reversed(fields))
 
 
 def weights_of(
-    side: str, fusions: Fusions, towers: Mapping[str, str], given: Mapping[str, float] | None
+    side: str, fusions: Fusions, towers: Sequence[str], given: Mapping[str, float] | None
 ) -> dict[str, float]:
     """Return the weight of each tower: as given, else as in the side's fusion, else 1.
 
     Raises:
         ValueError: a weight for a tower that has no part in the side.
     """
-    weights = {name: fusions.get(side, {}).get(name, 1.0) for name in towers.values()}
+    weights = {name: fusions.get(side, {}).get(name, 1.0) for name in towers}
     for name, weight in (given or {}).items():
         if name not in weights:
             raise ValueError(f"weights: '{name}' has no part in a {side}; there are {', '.join(weights)}")
@@ -59,17 +84,19 @@ def weights_of(
     return weights
 
 
-def count_rows(side: str, images: Sequence[Any], texts: Sequence[Any]) -> int:
-    """Return the number of rows.
+def count_rows(side: str, inputs: Mapping[str, Sequence[Any]]) -> int:
+    """Return the number of rows; `inputs` by what errors call them.
 
     Raises:
-        ValueError: as many images as texts must be given, or none of one kind; a row has neither.
+        ValueError: as many of each must be given, or none; a row has nothing.
     """
-    if len(images) and len(texts) and len(images) != len(texts):
-        raise ValueError(f"{side}: {len(images)} images and {len(texts)} texts; give None where a row lacks one")
-    num_rows = max(len(images), len(texts))
+    given = {name: values for name, values in inputs.items() if len(values)}
+    if len({len(values) for values in given.values()}) > 1:
+        counts = " and ".join(f"{len(values)} {name}" for name, values in given.items())
+        raise ValueError(f"{side}: {counts}; give None where a row lacks one")
+    num_rows = max(map(len, given.values()), default=0)
     for row in range(num_rows):
-        if all(not len(part) or part[row] is None for part in (images, texts)):
+        if all(values[row] is None for values in given.values()):
             raise ValueError(f"{side} {row}: has neither image nor text")
     return num_rows
 

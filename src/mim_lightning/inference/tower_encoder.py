@@ -14,14 +14,14 @@ from torch import Tensor
 
 from mim_lightning.model.matcher import Matcher
 from mim_lightning.model.tower import Tower
-from mim_lightning.types import InputSpec, TowerInput
+from mim_lightning.types import TowerInput, TowerSpec, map_tensors
 
 
 class TowerEncoder(Protocol):
     """Turns prepared inputs into embeddings."""
 
     @property
-    def spec(self) -> InputSpec: ...
+    def spec(self) -> TowerSpec: ...
 
     def __call__(self, inputs: TowerInput) -> Tensor:
         """Return (n, D) float32 vectors of unit length, on the CPU."""
@@ -33,18 +33,12 @@ class TorchTower:
     """A tower on its device, computing in `dtype` where that is not float32."""
 
     tower: Tower
+    spec: TowerSpec
     device: torch.device
     dtype: torch.dtype
 
-    @property
-    def spec(self) -> InputSpec:
-        return self.tower.encoder.spec
-
     def __call__(self, inputs: TowerInput) -> Tensor:
-        if isinstance(inputs, dict):
-            moved: TowerInput = {name: tensor.to(self.device) for name, tensor in inputs.items()}
-        else:
-            moved = inputs.to(self.device)
+        moved: TowerInput = map_tensors(inputs, lambda tensor: tensor.to(self.device))
         is_half = self.dtype != torch.float32
         # both contexts belong to the calling thread
         with torch.inference_mode(), torch.autocast(self.device.type, self.dtype if is_half else None, is_half):
@@ -54,4 +48,5 @@ class TorchTower:
 def torch_towers(matcher: Matcher, device: torch.device, dtype: torch.dtype) -> dict[str, TowerEncoder]:
     """Return the towers of a matcher by name, moved to the device and in evaluation mode."""
     matcher.requires_grad_(False).eval().to(device)
-    return {name: TorchTower(matcher.tower(name), device, dtype) for name in matcher.tower_names}
+    specs = matcher.input_specs()
+    return {name: TorchTower(matcher.tower(name), spec, device, dtype) for name, spec in specs.items()}

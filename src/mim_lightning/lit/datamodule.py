@@ -31,7 +31,7 @@ from mim_lightning.data.shards.shard_set import ShardSet
 from mim_lightning.data.splits import Protocol
 from mim_lightning.data.validation import CheckSettings
 from mim_lightning.io.paths import to_path_or_url
-from mim_lightning.types import InputSpec, side_of
+from mim_lightning.types import TowerSpec, side_of, specs_by_field
 
 CONTENT = "content"  # in a checkpoint: what the training set was
 QUERIES, GALLERY, DISTRACTORS = 0, 1, 2  # the dataloader_idx of the validation loaders
@@ -42,7 +42,7 @@ class MatchDataModule(LightningDataModule):
 
     Args:
         name: of the data set, as it stands in run names.
-        specs: what each tower's encoder wants, by tower name; decides what a batch holds.
+        specs: what each tower's encoder wants, by tower name (see `TowerSpec`); decides what a batch holds.
         folder: prepared shard sets, or where to put them; or the address of prepared ones, such as s3://bucket/shop.
         source: where the manifest comes from; None if `folder` is prepared already.
         shards: settings of the shards.
@@ -71,7 +71,7 @@ class MatchDataModule(LightningDataModule):
     def __init__(
         self,
         name: str,
-        specs: Mapping[str, InputSpec],
+        specs: Mapping[str, TowerSpec],
         folder: str,
         source: Source | None,
         shards: ShardSettings,
@@ -128,7 +128,7 @@ class MatchDataModule(LightningDataModule):
             prepared = prepare_data(
                 Preparation(self.folder, *parts),
                 leave_check,
-                specs=self.specs,
+                specs=specs_by_field(self.specs),
                 description=self.description,
                 needed=(needed,),
             )

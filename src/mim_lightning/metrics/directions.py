@@ -6,7 +6,7 @@ validation callback calls it every epoch; `fusion_sweep` again later, with other
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import replace
 from typing import Any
 
@@ -28,21 +28,31 @@ from mim_lightning.types import (
 
 IDS = ("query_keys", "product_keys", "asked_keys", "asked_grades", "shown_keys", "category_keys")
 HAS, PICTURE = "has_", "picture_keys"
-COLUMNS = (*IDS, *(f"{HAS}{name}" for name in QUERY_FIELDS), PICTURE)
+
 PHOTO, WORDS = QUERY_IMAGE, QUERY_TEXT
 
 
-def columns_of(batch: Batch) -> dict[str, Tensor]:
-    """Return the columns `COLUMNS` of a batch of evaluation, whose rows are all queries or all products."""
+def column_names(fields: Iterable[str] = ()) -> tuple[str, ...]:
+    """Return the columns of tables that are evaluated, with those of declared fields of the queries."""
+    return (*IDS, *(f"{HAS}{name}" for name in dict.fromkeys((*QUERY_FIELDS, *fields))), PICTURE)
+
+
+COLUMNS = column_names()
+
+
+def columns_of(batch: Batch, fields: Iterable[str] = ()) -> dict[str, Tensor]:
+    """Return the columns `column_names` of a batch of evaluation, whose rows are all queries or all products."""
     columns = {name: getattr(batch, name) for name in IDS}
     none = torch.full_like(batch.query_keys, NO_KEY)
     taken = {name: rows >= 0 for name, rows in batch.rows.items()} | batch.has_field
-    columns |= {f"{HAS}{name}": taken.get(name, torch.zeros_like(batch.is_padding)) for name in QUERY_FIELDS}
+    columns |= {
+        f"{HAS}{name}": taken.get(name, torch.zeros_like(batch.is_padding)) for name in (*QUERY_FIELDS, *fields)
+    }
     return columns | {PICTURE: next(iter(batch.picture_keys.values()), none)}
 
 
 def counts_row(direction: Direction, fields: Set[str], fusions: Fusions) -> bool:
-    """Return whether a direction counts a query that has such fields, if the gallery has an answer to it."""
+    """Return whether a direction counts a query with inputs for such towers and fields, if the gallery answers it."""
     parts = direction.parts(fusions)
     return fields >= {*direction.needs(fusions)} and not fields & {*direction.excludes} and bool(fields & {*parts})
 
@@ -52,6 +62,7 @@ def evaluate_directions(
     queries: EmbeddingTable,
     gallery: EmbeddingTable,
     fusions: Fusions,
+    fields: Mapping[str, Sequence[str]] | None = None,
     **options: Any,
 ) -> dict[str, RetrievalReport]:
     """Evaluate each direction over whole tables with the columns `COLUMNS`; older ones may have `IDS` alone.
@@ -60,6 +71,7 @@ def evaluate_directions(
         directions: by name.
         queries, gallery: vectors by tower; what a direction's side lacks is left out of it.
         fusions: for the sides that are no tower.
+        fields: of the towers that read others than the one of their own name.
         options: of `evaluate_direction`.
 
     Raises:
@@ -67,7 +79,8 @@ def evaluate_directions(
         ValueError: no row of the gallery has what a direction names.
     """
     return {
-        name: _evaluate(name, direction, queries, gallery, fusions, options) for name, direction in directions.items()
+        name: _evaluate(name, direction, queries, gallery, fusions, fields or {}, options)
+        for name, direction in directions.items()
     }
 
 
@@ -76,6 +89,7 @@ def evaluate_countable(
     queries: EmbeddingTable,
     gallery: EmbeddingTable,
     fusions: Fusions,
+    fields: Mapping[str, Sequence[str]] | None = None,
     **options: Any,
 ) -> tuple[dict[str, RetrievalReport], dict[str, str]]:
     """Evaluate as `evaluate_directions` those directions that count a query, and return why the others do not."""
@@ -83,7 +97,7 @@ def evaluate_countable(
     empty: dict[str, str] = {}
     for name, direction in directions.items():
         try:
-            reports[name] = _evaluate(name, direction, queries, gallery, fusions, options)
+            reports[name] = _evaluate(name, direction, queries, gallery, fusions, fields or {}, options)
         except NothingToRankError as error:
             empty[name] = str(error)
     return reports, empty
@@ -95,8 +109,10 @@ def _evaluate(
     queries: EmbeddingTable,
     gallery: EmbeddingTable,
     fusions: Fusions,
+    fields: Mapping[str, Sequence[str]],
     options: Mapping[str, Any],
 ) -> RetrievalReport:
+    read = direction.reads(fusions, fields)
     num_rows, pictured, queries = len(queries), gallery.columns, _with_fields(queries)
     query_vectors, present = _side(direction.query, queries, fusions)
     gallery_vectors, is_offered = _side(direction.gallery, gallery, fusions)
@@ -114,9 +130,9 @@ def _evaluate(
         )
     queries, query_vectors = _ids(queries).take(is_counted), query_vectors[is_counted]
     truth, grades = _truth(direction, queries)
-    is_in_gallery = _is_in_gallery(direction, queries, truth, pictured, fusions)
+    is_in_gallery = _is_in_gallery(direction, queries, truth, pictured, PHOTO in read)
     is_first = torch.ones_like(is_in_gallery)
-    if {*direction.parts(fusions)} == {PHOTO}:
+    if read == {PHOTO}:
         is_first = is_in_gallery | _is_first_of_its_photo(queries, truth, grades)
     kept = is_first & ~is_in_gallery
     if not kept.any():
@@ -147,7 +163,7 @@ def _evaluate(
         num_other_kind=num_other_kind,
         num_in_gallery=int(is_in_gallery.sum()),
         num_repeated=int((~is_first).sum()),
-        photo_truth=direction.truth if PHOTO in direction.parts(fusions) else "",
+        photo_truth=direction.truth if PHOTO in read else "",
     )
     return replace(report, counts=counts)
 
@@ -191,14 +207,14 @@ def _truth(direction: Direction, queries: EmbeddingTable) -> tuple[Tensor, Tenso
 
 
 def _is_in_gallery(
-    direction: Direction, queries: EmbeddingTable, truth_QR: Tensor, pictured: Mapping[str, Tensor], fusions: Fusions
+    direction: Direction, queries: EmbeddingTable, truth_QR: Tensor, pictured: Mapping[str, Tensor], sees_photo: bool
 ) -> Tensor:
     """Return which queries ask for what they show by a picture of the gallery itself.
 
     What the photo shows is told by any picture of the gallery; what the query asks for by pictures of its answers.
     """
     pictures_Q = queries.columns.get(PICTURE)
-    if pictures_Q is None or PICTURE not in pictured or PHOTO not in direction.parts(fusions):
+    if pictures_Q is None or PICTURE not in pictured or not sees_photo:
         return torch.zeros_like(queries.row_keys, dtype=torch.bool)
     known = pictured[PICTURE] != NO_KEY
     pictures_N, products_N = pictured[PICTURE][known], pictured["product_keys"][known]

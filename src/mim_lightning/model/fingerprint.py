@@ -30,6 +30,8 @@ def fingerprint(matcher: Matcher) -> str:
             for name in sorted(set(matcher.owner_of.values()))
         },
     }
+    if matcher.fields:  # else every tower reads the field of its own name, as when there was nothing else
+        facts["fields"] = matcher.fields
     digest.update(json.dumps(facts, sort_keys=True).encode())
     is_plain = any(parameter.dtype == torch.float32 for parameter in matcher.parameters())
     for name, stored in sorted(matcher.state_dict().items()):

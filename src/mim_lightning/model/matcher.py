@@ -6,14 +6,15 @@ hold this one object, and a checkpoint is its weights.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from mim_lightning.fields import FIELDS, IMAGE, TEXT
 from mim_lightning.model.fusion import Fusions, check_fusions, fuse
 from mim_lightning.model.tower import Tower
-from mim_lightning.types import Batch, Embeddings, InputSpec, TowerInput, side_of
+from mim_lightning.types import Batch, Embeddings, ImageSpec, TowerInput, TowerSpec, side_of
 
 
 class Matcher(nn.Module):
@@ -23,20 +24,37 @@ class Matcher(nn.Module):
         towers: the towers that own weights.
         tied: borrowed name -> name in `towers`.
         fusions: fusion name -> tower name -> weight.
+        fields: tower name -> the fields that it reads, in the order of its encoder's spec; a tower that is not named
+            reads the field of its own name.
+
+    Raises:
+        ValueError: a name that is not there, a tower of another width, or fields that an encoder does not fit.
     """
 
-    def __init__(self, towers: Mapping[str, Tower], tied: Mapping[str, str], fusions: Fusions) -> None:
+    def __init__(
+        self,
+        towers: Mapping[str, Tower],
+        tied: Mapping[str, str],
+        fusions: Fusions,
+        fields: Mapping[str, Sequence[str]] | None = None,
+    ) -> None:
         super().__init__()
         for name, owner in tied.items():
             if owner not in towers:
                 raise ValueError(f"model.tied.{name}: no tower '{owner}' with weights of its own; {list(towers)} have")
         for name in (*towers, *tied, *fusions):
             side_of(name)
+        for name in (*towers, *tied):
+            if isinstance(towers[tied.get(name, name)].encoder.spec, tuple) and name not in (fields or {}):
+                raise ValueError(f"model.towers.{name}.fields: is missing; its encoder reads several fields")
         widths = {name: tower.width for name, tower in towers.items()}
         if len(set(widths.values())) > 1:
             raise ValueError(f"towers have embeddings of different widths {widths}; set embed_dim")
         self.towers = nn.ModuleDict(towers)
         self.owner_of = {name: tied.get(name, name) for name in (*towers, *tied)}
+        self.fields = {name: tuple(given) for name, given in (fields or {}).items() if tuple(given) != (name,)}
+        for name, given in self.fields.items():
+            self._validate_fields(name, given)
         check_fusions(fusions, self.tower_names)
         self.fusions = {name: dict(weights) for name, weights in fusions.items()}
 
@@ -59,9 +77,29 @@ class Matcher(nn.Module):
         assert isinstance(tower, Tower)
         return tower
 
-    def input_specs(self) -> dict[str, InputSpec]:
+    def input_specs(self) -> dict[str, TowerSpec]:
         """Return what each tower's encoder wants to be given, by tower name."""
-        return {name: self.tower(name).encoder.spec for name in self.owner_of}
+        return {name: self._spec_of(name) for name in self.owner_of}
+
+    def _spec_of(self, name: str) -> TowerSpec:
+        spec = self.tower(name).encoder.spec
+        if name not in self.fields:
+            assert not isinstance(spec, tuple)
+            return spec
+        return dict(zip(self.fields[name], spec if isinstance(spec, tuple) else (spec,), strict=True))
+
+    def _validate_fields(self, name: str, fields: tuple[str, ...]) -> None:
+        if name not in self.owner_of:
+            raise ValueError(f"model.towers.{name}.fields: no tower '{name}'; there are {list(self.owner_of)}")
+        spec = self.tower(name).encoder.spec
+        parts = spec if isinstance(spec, tuple) else (spec,)
+        wanted = [IMAGE if isinstance(part, ImageSpec) else TEXT for part in parts]
+        known = [FIELDS[field].modality if field in FIELDS else TEXT for field in fields]
+        if known != wanted or len({*fields}) < len(fields) or any(side_of(field) != side_of(name) for field in fields):
+            raise ValueError(
+                f"model.towers.{name}.fields={list(fields)}: give the {side_of(name)} fields that its encoder reads: "
+                f"{', '.join(wanted)}"
+            )
 
     def forward(self, batch: Batch) -> Embeddings:
         """Embed every tower that the batch has inputs for, and every fusion of at least one of them."""

@@ -34,6 +34,7 @@ def search(config: dict[str, Any]) -> None:
         text=_text(config["text"]),
         not_text=_text(config["not_text"]),
         like=_text(config["like"]),
+        fields={name: str(words) for name, words in (config["fields"] or {}).items() if words is not None},
         weights=drop_null_weights(config["weights"]),
         num_hits=config["k"],
         where=config["where"],

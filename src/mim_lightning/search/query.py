@@ -5,7 +5,7 @@ Plain arithmetic on unit vectors; independent of model and index.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,7 +24,8 @@ class SearchQuery:
         text: what it should be.
         not_text: what it should not be.
         like: id of a product in the index to find similar ones to.
-        weights: of `PARTS`; parts not named keep the default.
+        fields: texts for declared fields by name: {"query_category": "mugs"}.
+        weights: of `PARTS` and fields; parts not named keep the default.
         num_hits: number of products to return.
         where: filter, see `filters`.
     """
@@ -36,13 +37,17 @@ class SearchQuery:
     weights: Mapping[str, float] = field(default_factory=dict)
     num_hits: int = 10
     where: Mapping[str, Any] | None = None
+    fields: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not (self.images or self.text or self.like):
+        for name, words in self.fields.items():
+            if not isinstance(words, str) or not words:
+                raise ValueError(f"fields.{name}: give a text, not {words!r}")
+        if not (self.images or self.text or self.like or self.fields):
             raise ValueError("the query is empty; give image=, text= or like=, or several of them")
         if self.num_hits < 1:
             raise ValueError(f"k={self.num_hits}: must be at least 1")
-        validate_weights(self.weights)
+        validate_weights(self.weights, tuple(self.fields))
 
 
 @dataclass(frozen=True)
@@ -65,11 +70,11 @@ def drop_null_weights(weights: Mapping[str, float | None]) -> dict[str, float]:
     return {part: weight for part, weight in weights.items() if weight is not None}
 
 
-def validate_weights(weights: Mapping[str, float]) -> None:
+def validate_weights(weights: Mapping[str, float], fields: Sequence[str] = ()) -> None:
     """Raise ValueError for an unknown part, or a weight out of range."""
     for name, weight in weights.items():
-        if name not in PARTS:
-            raise ValueError(f"weights.{name}: no such part; there are {', '.join(PARTS)}")
+        if name not in (*PARTS, *fields):
+            raise ValueError(f"weights.{name}: no such part; there are {', '.join((*PARTS, *fields))}")
         if not 0 <= weight <= MAX_WEIGHT:  # rejects nan too
             raise ValueError(f"weights.{name}={weight}: must be between 0 and {MAX_WEIGHT:,.0f}")
 

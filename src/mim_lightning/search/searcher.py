@@ -20,6 +20,7 @@ from mim_lightning.search.index.factory import is_address, open_index
 from mim_lightning.search.index.interface import ProductIndex
 from mim_lightning.search.query import QueryVector, SearchQuery, combine, mean_direction, validate_weights
 
+PART_OF = {QUERY_IMAGE: "image", QUERY_TEXT: "text"}  # tower -> part of a query; others go by their own name
 DEFAULT_WEIGHTS = {"image": 1.0, "text": 1.0, "not_text": 0.5, "like": 1.0}
 MODEL, GOLDEN_SAMPLES = "model", "canaries"  # keys of the card's `extra`: path of the model, name of the file
 
@@ -33,7 +34,9 @@ class QueryEncoder(Protocol):
     @property
     def fusions(self) -> Mapping[str, Mapping[str, float]]: ...
 
-    def embed_parts(self, images: Sequence[Any], texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]: ...
+    def embed_parts(
+        self, images: Sequence[Any], texts: Sequence[str], towers: Sequence[str | None]
+    ) -> tuple[np.ndarray, np.ndarray]: ...
 
 
 @dataclass(frozen=True)
@@ -75,8 +78,8 @@ class Searcher:
             )
         self.encoder, self.index = encoder, index
         fused = encoder.fusions.get("query", {})
-        own = {part: fused[tower] for part, tower in (("image", QUERY_IMAGE), ("text", QUERY_TEXT)) if tower in fused}
-        validate_weights(weights or {})
+        own = {PART_OF.get(tower, tower): weight for tower, weight in fused.items()}
+        validate_weights(weights or {}, tuple(own))
         self.weights = {**DEFAULT_WEIGHTS, **own, **(weights or {})}
 
     def search(self, query: SearchQuery) -> SearchResult:
@@ -95,13 +98,15 @@ class Searcher:
         """Return the parts of a query and their sum, without searching."""
         parts: dict[str, np.ndarray] = {}
         texts = {name: text for name in ("text", "not_text") if (text := getattr(query, name))}
-        images_ND, texts_MD = self.encoder.embed_parts(list(query.images), list(texts.values()))
+        towers = [None] * len(texts) + list(query.fields)
+        texts |= query.fields
+        images_ND, texts_MD = self.encoder.embed_parts(list(query.images), list(texts.values()), towers)
         if query.images:
             parts["image"] = mean_direction(images_ND)
         parts |= dict(zip(texts, texts_MD, strict=True))
         if query.like is not None:
             parts["like"] = mean_direction(self.index.vectors_of(query.like))
-        return combine(parts, {**self.weights, **query.weights})
+        return combine(parts, {**dict.fromkeys(query.fields, 1.0), **self.weights, **query.weights})
 
     def find(self, vector: QueryVector, query: SearchQuery) -> tuple[SearchHit, ...]:
         """Return the hits of an encoded query, without the product that similar ones are searched for."""

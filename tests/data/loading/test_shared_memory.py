@@ -110,17 +110,17 @@ def test_pages_that_were_given_back_can_be_written_again() -> None:
 def test_slots_hold_the_largest_batch_and_are_made_only_where_they_can_be_shared(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    slots = make_slots(SPECS.values(), 5, num_workers=2, num_ahead=2)
+    slots = make_slots(SPECS, 5, num_workers=2, num_ahead=2)
     assert slots is not None and len(slots._memory) == 7
     buffer = PictureBuffer(slots.buffer(0))
     start, stop = slots.buffer(0).data_ptr(), slots.buffer(0).data_ptr() + picture_bytes(SPECS.values(), 5)
     inside = [buffer.empty(5, 3, *spec.size) for spec in SPECS.values() if isinstance(spec, ImageSpec)]
     assert all(start <= tensor.data_ptr() < stop and tensor.data_ptr() % 64 == start % 64 for tensor in inside)
     assert not start <= buffer.empty(1).data_ptr() < stop, "what does not fit any more gets memory of its own"
-    assert make_slots(SPECS.values(), 5, num_workers=0, num_ahead=2) is None
-    assert make_slots([SPECS["query_text"]], 5, num_workers=2, num_ahead=2) is None
+    assert make_slots(SPECS, 5, num_workers=0, num_ahead=2) is None
+    assert make_slots({"query_text": SPECS["query_text"]}, 5, num_workers=2, num_ahead=2) is None
     monkeypatch.setattr(slots_module.multiprocessing, "get_start_method", lambda **_: "spawn")
-    assert make_slots(SPECS.values(), 5, num_workers=2, num_ahead=2) is None
+    assert make_slots(SPECS, 5, num_workers=2, num_ahead=2) is None
 
 
 def test_moving_a_batch_leaves_nothing_behind(make_set: MakeSet) -> None:

@@ -66,8 +66,9 @@ def test_three_formats_one_manifest(tmp_path: Path, kind: str) -> None:
         "title": "Red mug",
         "category": "mugs",
         "metadata": {},
+        "fields": {},
     }
-    facts = {"text": "Gift card", "title": "Gift card", "category": None, "metadata": {}}
+    facts = {"text": "Gift card", "title": "Gift card", "category": None, "metadata": {}, "fields": {}}
     assert products[2] == {"product_id": "x-9", "images": (), **facts}
     assert [query["asked_ids"] for query in queries] == [("0012",), ("7", "0012"), ("x-9",), ("7",)]
     assert [query["image"] for query in queries] == [

@@ -51,7 +51,7 @@ class ColourModel:
     def embed_prepared(self, prepared: Tensor) -> np.ndarray:
         return _unit(prepared.flatten(2).float().mean(2).numpy())
 
-    def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
+    def embed_texts(self, texts: Sequence[str], tower: str | None = None) -> np.ndarray:
         named = [[COLOURS[word] for word in text.split() if word in COLOURS] or [(1, 1, 1)] for text in texts]
         return _unit(np.array([np.mean(colours, axis=0) for colours in named]))
 

@@ -17,16 +17,22 @@ from torch import Tensor
 from mim_lightning.data.images.buffer import PictureBuffer
 from mim_lightning.data.images.codec import decode_image
 from mim_lightning.data.images.transforms import Augment, eval_image, train_image, vary_colours
+from mim_lightning.fields import QUERY
 from mim_lightning.types import (
     NO_KEY,
     QUERY_FIELDS,
     Batch,
+    FieldInput,
     ImageSpec,
     InputSpec,
     Sample,
     TextSpec,
     TowerInput,
+    TowerSpec,
+    fields_of,
     id_key,
+    side_of,
+    specs_by_field,
 )
 
 
@@ -34,13 +40,15 @@ from mim_lightning.types import (
 class Collate:
     """Build batches for the towers in `specs`; `max_relevant` is the width R of the id tables.
 
+    A row has the input of a tower over several fields only if it has all of them.
+
     Augmentation is a function of (seed, the batch's position in the run, the picture's bytes): neither the
     number of processes nor a resume changes a pixel. A picture that cannot be decoded is a ValueError that names
-    sample and tower. With `picture_key`, as evaluation has it, the batch tells which pictures are the same and which
-    fields of QUERY_FIELDS a row has.
+    sample and tower. With `picture_key`, as evaluation has it, the batch says which pictures are the same and which
+    fields of a query a row has.
     """
 
-    specs: Mapping[str, InputSpec]
+    specs: Mapping[str, TowerSpec]
     max_relevant: int = 1
     augment: Augment | None = None
     seed: int = 0
@@ -55,14 +63,19 @@ class Collate:
         rows: dict[str, Tensor] = {}
         picture_keys: dict[str, Tensor] = {}
         for tower, spec in self.specs.items():
-            distinct, rows[tower] = _distinct(sample.inputs.get(tower) for sample in samples)
+            fields = fields_of(tower, spec)
+            distinct, rows[tower] = _distinct(_values(sample, fields) for sample in samples)
             try:
-                inputs[tower] = self._prepare(tower, spec, distinct, position, pixels)
-                if self.picture_key is not None and isinstance(spec, ImageSpec):
-                    keys = [self.picture_key(data) for data in distinct if isinstance(data, bytes)]
-                    picture_keys[tower] = torch.tensor([*keys, NO_KEY])[rows[tower]]  # -1, no picture, is the last
+                parts = [
+                    self._prepare(tower, part, [values[idx] for values in distinct], position, pixels)
+                    for idx, part in enumerate(fields.values())
+                ]
+                inputs[tower] = parts[0] if len(parts) == 1 else tuple(parts)
+                if self.picture_key is not None:
+                    images = [name for name, part in fields.items() if isinstance(part, ImageSpec)]
+                    picture_keys |= {name: self._picture_keys(samples, name) for name in images}
             except ValueError as error:
-                raise ValueError(f"{_culprit(samples, tower)}{tower}: {error}") from error
+                raise ValueError(f"{_culprit(samples, fields)}{tower}: {error}") from error
         return Batch(
             inputs=inputs,
             rows=rows,
@@ -80,7 +93,7 @@ class Collate:
 
     def _prepare(
         self, tower: str, spec: InputSpec, distinct: list[bytes | str], position: tuple[int, ...], pixels: PictureBuffer
-    ) -> TowerInput:
+    ) -> FieldInput:
         if isinstance(spec, TextSpec):
             # a batch without any text still runs the encoder on one: all ranks must reach the same collectives
             return spec.tokenise([str(text) for text in distinct] or [""])
@@ -106,28 +119,46 @@ class Collate:
         table = [[id_key(i) for i in row] + [NO_KEY] * (self.max_relevant - len(row)) for row in ids]
         return torch.tensor(table, dtype=torch.int64)
 
+    def _picture_keys(self, samples: Sequence[Sample], field: str) -> Tensor:
+        assert self.picture_key is not None
+        distinct, rows = _distinct(_values(sample, (field,)) for sample in samples)
+        keys = [self.picture_key(data) for (data,) in distinct if isinstance(data, bytes)]
+        return torch.tensor([*keys, NO_KEY])[rows]  # -1, no picture, is the last
+
     def _fields(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
-        return {name: torch.tensor([name in sample.inputs for sample in samples]) for name in QUERY_FIELDS}
+        read = (name for name in specs_by_field(self.specs) if side_of(name) == QUERY)
+        names = dict.fromkeys((*QUERY_FIELDS, *read))
+        return {name: torch.tensor([name in sample.inputs for sample in samples]) for name in names}
 
     def _grades(self, sample: Sample) -> list[int]:
         grades = [*sample.asked_grades] or [1] * len(sample.asked_ids)
         return grades + [0] * (self.max_relevant - len(grades))
 
 
-def _distinct(values: Iterable[bytes | str | None]) -> tuple[list[bytes | str], Tensor]:
+def _values(sample: Sample, fields: Iterable[str]) -> tuple[bytes | str, ...] | None:
+    """Return a sample's values of some fields, None if it lacks one of them."""
+    values = [sample.inputs.get(name) for name in fields]
+    found = tuple(value for value in values if value is not None)
+    return found if len(found) == len(values) else None
+
+
+def _distinct(
+    values: Iterable[tuple[bytes | str, ...] | None],
+) -> tuple[list[tuple[bytes | str, ...]], Tensor]:
     """Return the distinct values in order of first appearance, and each row's place among them (-1: none)."""
-    places: dict[bytes | str, int] = {}
+    places: dict[tuple[bytes | str, ...], int] = {}
     rows = [-1 if value is None else places.setdefault(value, len(places)) for value in values]
     return list(places), torch.tensor(rows)
 
 
-def _culprit(samples: Sequence[Sample], tower: str) -> str:
-    """Return "sample <number>, " for the first sample whose picture does not decode."""
+def _culprit(samples: Sequence[Sample], fields: Iterable[str]) -> str:
+    """Return "sample <number>, " for the first sample with a picture that does not decode."""
+    names = tuple(fields)
     for sample in samples:
-        data = sample.inputs.get(tower)
         try:
-            if isinstance(data, bytes):
-                decode_image(data)
+            for data in _values(sample, names) or ():
+                if isinstance(data, bytes):
+                    decode_image(data)
         except ValueError:
             return f"sample {sample.sample_num}, "
     return ""

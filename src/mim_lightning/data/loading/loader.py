@@ -148,7 +148,7 @@ class StreamLoader(DataLoader[Loaded]):
     ) -> None:
         bad = bad or BadSamples()
         rows_of_rank = -(-order.global_batch_size // world_size)
-        self.slots = make_slots(collate.specs.values(), rows_of_rank, num_workers, BATCHES_AHEAD)
+        self.slots = make_slots(collate.specs, rows_of_rank, num_workers, BATCHES_AHEAD)
         self.ranks, self.order = RankSampler(shards, order, rank, world_size, self.slots), order
         self.epoch, self.consumed = 0, 0
         self.skipped = SkipCount(bad, str(shards.folder), order.num_samples)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import mmap
 import multiprocessing
 import weakref
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from mim_lightning.data.images.buffer import picture_bytes
 from mim_lightning.data.loading.corrupt_samples import Loaded
-from mim_lightning.types import Batch, InputSpec
+from mim_lightning.types import Batch, TowerSpec, fields_of
 
 _numbers = count()
 _all_slots: weakref.WeakValueDictionary[int, Slots] = weakref.WeakValueDictionary()
@@ -64,15 +64,16 @@ class Slots:
                 self._memory[slot].madvise(mmap.MADV_REMOVE)
 
 
-def make_slots(specs: Iterable[InputSpec], num_rows: int, num_workers: int, num_ahead: int) -> Slots | None:
+def make_slots(specs: Mapping[str, TowerSpec], num_rows: int, num_workers: int, num_ahead: int) -> Slots | None:
     """Return slots for the batches of a loader; None where its workers could not share them, or there are none.
 
     Args:
-        specs: of all towers whose inputs a batch holds.
+        specs: of all towers whose inputs a batch holds, by tower.
         num_rows: of the largest batch.
         num_ahead: batches that each worker is asked for before they are needed.
     """
-    num_bytes = picture_bytes(specs, num_rows)
+    parts = [part for tower, spec in specs.items() for part in fields_of(tower, spec).values()]
+    num_bytes = picture_bytes(parts, num_rows)
     # asked in this way, it is not settled for the rest of the program
     start_method = multiprocessing.get_start_method(allow_none=True) or multiprocessing.get_all_start_methods()[0]
     if not (num_workers and num_bytes) or start_method != "fork":

@@ -18,6 +18,7 @@ from mim_lightning.data.manifest.decoding import TextFormat
 from mim_lightning.data.manifest.row_issue import OnIssue, raise_issue
 from mim_lightning.data.manifest.rows import KIND, Product, Query
 from mim_lightning.data.manifest.table import ColumnNames, Table, TableSpec, open_table, read_rows, require_name
+from mim_lightning.fields import TABLES, side_of, validate_declared
 from mim_lightning.io.paths import PathOrUrl, to_path_or_url
 
 __all__ = ["Manifest", "ManifestSource", "Product", "Query", "Source", "read_manifest", "read_tables"]
@@ -90,6 +91,8 @@ class ManifestSource:
         encoding: of tables in CSV or JSONL that are not UTF-8, or of each by its name; None: see TextFormat.
         delimiter: of tables in CSV, or of each by its name; None: the one that the header speaks for.
         clean_html: titles, descriptions, categories, metadata and queries lose HTML tags, and entities become letters.
+        fields: further text fields for towers to read: name -> the column, of the table that the name's first word says
+            (`query_category` of the queries, `product_brand` of the products); None switches one off.
     """
 
     def __init__(
@@ -104,6 +107,7 @@ class ManifestSource:
         encoding: ByTable = None,
         delimiter: ByTable = None,
         clean_html: bool = False,
+        fields: Mapping[str, str | None] | None = None,
     ) -> None:
         self.products = to_path_or_url(products) if products else None
         self.queries = to_path_or_url(queries) if queries else None
@@ -111,10 +115,11 @@ class ManifestSource:
         self.image_root = to_path_or_url(image_root) if image_root else None
         self.metadata = None if metadata is None else tuple(metadata)
         self.text_formats, self.clean_html = _text_formats(encoding, delimiter), clean_html
+        self.fields = declared_fields(fields)
 
     def read(self, work_dir: Path, on_issue: OnIssue = raise_issue) -> Manifest:
         products, queries = self.open(PRODUCTS.name), self.open(QUERIES.name)
-        options = self.columns, self.image_root, self.segments, self.metadata, on_issue, self.clean_html
+        options = self.columns, self.image_root, self.segments, self.metadata, on_issue, self.clean_html, self.fields
         manifest = read_tables(products, queries, *options)
         return replace(
             manifest,
@@ -144,6 +149,7 @@ class ManifestSource:
             said
             | ({"texts": texts} if texts else {})
             | ({"clean_html": True} if self.clean_html else {})
+            | ({"fields": self.fields} if self.fields else {})
             | {
                 "products": products_id,
                 "queries": queries_id,
@@ -166,6 +172,18 @@ def _text_formats(encoding: ByTable, delimiter: ByTable) -> dict[str, TextFormat
         )
         for table in (PRODUCTS.name, QUERIES.name)
     }
+
+
+def declared_fields(fields: Mapping[str, str | None] | None) -> dict[str, str]:
+    """Return the declared fields of a source's config that are not switched off, with their columns."""
+    found = {name: column for name, column in (fields or {}).items() if column is not None}
+    validate_declared(found)
+    return found
+
+
+def with_fields(spec: TableSpec, fields: Mapping[str, str]) -> TableSpec:
+    """Return a table's spec with those of the declared fields that it holds."""
+    return replace(spec, fields={name: column for name, column in fields.items() if TABLES[side_of(name)] == spec.name})
 
 
 def changed_names(columns: Mapping[str, ColumnNames]) -> dict[str, dict[str, str | None]]:
@@ -202,6 +220,7 @@ def read_tables(
     metadata: Sequence[str] | None = None,
     on_issue: OnIssue = raise_issue,
     clean_html: bool = False,
+    fields: Mapping[str, str] | None = None,
 ) -> Manifest:
     """Do the work of `read_manifest` on tables that are open already."""
     columns = columns or {}
@@ -209,17 +228,18 @@ def read_tables(
         require_name(table, (PRODUCTS.name, QUERIES.name), "data.source.columns", "table")
     names = columns.get("products") or {}, columns.get("queries") or {}
     wanted = replace(QUERIES, known=(*QUERIES.known, *segments), required=(*QUERIES.required, *segments))
+    specs = with_fields(PRODUCTS, fields or {}), with_fields(wanted, fields or {})
     first = products or queries
     if first is None:
         raise ValueError("data.source: neither products nor queries; give at least a table of products")
     draft = ManifestDraft(first.name, on_issue, segments, metadata, clean_html)
     if products is None:
-        _read_pairs(draft, first, wanted, names, image_root)
+        _read_pairs(draft, first, specs, names, image_root)
     else:
-        for origin, row in read_rows(products, PRODUCTS, names[0], draft.report, metadata):
+        for origin, row in read_rows(products, specs[0], names[0], draft.report, metadata):
             draft.add_product(origin, row, image_root or products.root)
         if queries is not None:
-            for origin, row in read_rows(queries, wanted, names[1], draft.report):
+            for origin, row in read_rows(queries, specs[1], names[1], draft.report):
                 draft.add_query(origin, row, image_root or queries.root)
     return finish(draft, queries.name if queries else None)
 
@@ -227,7 +247,7 @@ def read_tables(
 def _read_pairs(
     draft: ManifestDraft,
     table: Table,
-    queries: TableSpec,
+    specs: tuple[TableSpec, TableSpec],
     names: tuple[ColumnNames, ColumnNames],
     root: PathOrUrl | None,
 ) -> None:
@@ -236,8 +256,8 @@ def _read_pairs(
     if others.get("product_id", "product_id") == "product_id":  # not renamed: as the product's
         others = {**others, "product_id": own.get("product_id", "product_id")}
     draft.metadata = draft.metadata or ()
-    products = read_rows(table, PRODUCTS, own, draft.report, draft.metadata)
-    pairs = zip(products, read_rows(table, queries, others, lambda issue: None), strict=True)
+    products = read_rows(table, specs[0], own, draft.report, draft.metadata)
+    pairs = zip(products, read_rows(table, specs[1], others, lambda issue: None), strict=True)
     for (origin, product), (_, query) in pairs:
         draft.add_pair(origin, product, query, root or table.root)
 

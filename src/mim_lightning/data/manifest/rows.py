@@ -14,6 +14,7 @@ from typing import Any
 from mim_lightning.data.images.reader import ImageRef, TableCell, TarMember
 from mim_lightning.data.manifest.html_text import clean_html
 from mim_lightning.data.manifest.row_issue import IssueType, NothingRelevantError, RowError
+from mim_lightning.fields import DECLARED
 from mim_lightning.io.paths import PathOrUrl, join
 
 LIST_SEPARATOR = "|"  # several values in one CSV cell
@@ -36,6 +37,7 @@ class Product:
     category: str | None
     metadata: Mapping[str, str | int | float]  # further columns, to show and filter by; empty cells are left out
     origin: str  # "products.csv, row 7", for errors
+    fields: Mapping[str, str] = field(default_factory=dict)  # texts of declared fields; empty ones are left out
 
 
 @dataclass(frozen=True)
@@ -53,14 +55,16 @@ class Query:
     origin: str
     weight: float = 1.0  # how often, or how much, it counts in training; above 0
     product_weights: Mapping[str, float] = field(default_factory=dict)  # of products whose row has another weight
+    fields: Mapping[str, str] = field(default_factory=dict)  # texts of declared fields; empty ones are left out
 
 
 def without_html(row: Row) -> Row:
     """Return a row whose words, those among the metadata too, have no HTML."""
     cleaned: dict[str, Any] = {name: clean_html(cell) for name in TEXTS if isinstance(cell := row.get(name), str)}
-    if "metadata" in row:
-        cells = row["metadata"].items()
-        cleaned["metadata"] = {name: clean_html(cell) if isinstance(cell, str) else cell for name, cell in cells}
+    for group in ("metadata", DECLARED):
+        if group in row:
+            cells = row[group].items()
+            cleaned[group] = {name: clean_html(cell) if isinstance(cell, str) else cell for name, cell in cells}
     return {**row, **cleaned}
 
 
@@ -75,12 +79,12 @@ def parse_product(row: Row, root: PathOrUrl, origin: str, kept: Sequence[str] | 
         raise RowError("product_id", "empty")
     title, category = text_of(row, "title"), text_of(row, "category")
     texts = [text for text in (title, text_of(row, "description")) if text]
-    images = _images(row, root)
-    if not images and not texts:
+    images, fields = _images(row, root), _fields(row)
+    if not images and not texts and not fields:
         raise RowError("", f"product '{product_id}' has neither image nor title")
     others = row["metadata"] if kept is None else {name: row["metadata"].get(name) for name in kept}
     metadata = {name: value for name, cell in others.items() if (value := _metadata_value(cell)) is not None}
-    return Product(product_id, images, ". ".join(texts) or None, title, category, metadata, origin)
+    return Product(product_id, images, ". ".join(texts) or None, title, category, metadata, origin, fields)
 
 
 def parse_query(row: Row, root: PathOrUrl, origin: str, number: int, segments: Sequence[str]) -> Query:
@@ -94,10 +98,10 @@ def parse_query(row: Row, root: PathOrUrl, origin: str, number: int, segments: S
         raise RowError("split" if asked else "product_id", "empty")
     if "/" in split or split.startswith("."):
         raise RowError("split", f"'{split}' cannot be the name of a folder")
-    images, text = _images(row, root), text_of(row, "text")
+    images, text, fields = _images(row, root), text_of(row, "text"), _fields(row)
     if len(images) > 1:
         raise RowError("image", f"a query has one image, here are {len(images)}")
-    if not images and text is None:
+    if not images and text is None and not fields:
         raise RowError("", "the query has neither image nor text")
     kind = text_of(row, KIND)
     return Query(
@@ -111,6 +115,7 @@ def parse_query(row: Row, root: PathOrUrl, origin: str, number: int, segments: S
         segments=({KIND: kind} if kind else {}) | {name: text_of(row, name) or "none" for name in segments},
         origin=origin,
         weight=_weight(row),
+        fields=fields,
     )
 
 
@@ -129,6 +134,7 @@ def join_query(first: Query, again: Query) -> Query:
         "text": first.text != again.text,
         "shown_product_id": first.shown_ids != again.shown_ids and not are_default,
         **{name: first.segments.get(name) != label for name, label in again.segments.items()},
+        **{name: first.fields.get(name) != again.fields.get(name) for name in (*first.fields, *again.fields)},
     }
     column = next((name for name, is_different in differences.items() if is_different), None)
     if column is not None or {*again.asked_ids} <= {*first.asked_ids}:
@@ -170,6 +176,10 @@ def _images(row: Row, root: PathOrUrl) -> tuple[ImageRef, ...]:
         elif text := _plain(part):
             images.append(join(root, text))
     return tuple(dict.fromkeys(images))
+
+
+def _fields(row: Row) -> dict[str, str]:
+    return {name: text for name, cell in row.get(DECLARED, {}).items() if (text := _plain(cell))}
 
 
 def _weight(row: Row) -> float:

@@ -18,6 +18,7 @@ from mim_lightning.data.manifest.decoding import COMPRESSED, TextFormat, text_en
 from mim_lightning.data.manifest.header import match_columns, missing_column
 from mim_lightning.data.manifest.row_issue import OnIssue, RowError, raise_issue
 from mim_lightning.data.manifest.text import Rows, open_text
+from mim_lightning.fields import DECLARED
 from mim_lightning.io.paths import PathOrUrl, find_files, io_errors_as_value_error, parent_of, suffix
 
 log = logging.getLogger(__name__)
@@ -38,6 +39,7 @@ class TableSpec:
     known: tuple[str, ...]
     required: tuple[str, ...]
     others: str | None = None  # the key under which the columns that are not known come, by their own names
+    fields: Mapping[str, str] = field(default_factory=dict)  # declared text field -> the file's column
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,7 @@ def read_rows(
     names = {ours: columns.get(ours, ours) for ours in spec.known}
     needed = {ours: name for ours, name in names.items() if name and (ours in spec.required or name != ours)}
     keys = dict.fromkeys(metadata or (), "data.source.metadata")
+    keys |= {name: f"data.source.fields.{ours}" for ours, name in spec.fields.items()}
     keys |= {name: f"data.source.columns.{spec.name}.{ours}" for ours, name in names.items() if name}
     all_plain = spec.others is not None and metadata is None
     for part in table.parts:
@@ -118,7 +121,7 @@ def read_rows(
                     on_issue(raw.at(spec.name, origin, ""))
                 else:
                     row = {given.get(name, name): cell for name, cell in raw.items()} if given else raw
-                    yield origin, _renamed(part, row, names, spec.others)
+                    yield origin, _renamed(part, row, names, spec)
 
 
 def require_name(name: str, known: tuple[str, ...], where: str, kind: str) -> None:
@@ -166,16 +169,19 @@ def _require_columns(
     for ours, name in needed.items():
         if name not in found and found:
             raise missing_column(part.name, found, name, f"data.source.columns.{spec.name}.{ours}")
+    for ours, name in spec.fields.items():
+        if name not in found and found:
+            raise missing_column(part.name, found, name, f"data.source.fields.{ours}")
     for name in metadata:
         if name not in found and found:
             raise ValueError(f"{part.name}: missing column '{name}', named by data.source.metadata")
-    for name in {*needed.values(), *metadata}:
+    for name in {*needed.values(), *spec.fields.values(), *metadata}:
         if found.count(name) > 1:
             raise ValueError(f"{part.name}: {found.count(name)} columns are called '{name}'")
 
 
 def _renamed(
-    part: TablePart, raw: Mapping[str, Any], names: Mapping[str, str | None], others: str | None
+    part: TablePart, raw: Mapping[str, Any], names: Mapping[str, str | None], spec: TableSpec
 ) -> dict[str, Any]:
     for column, labels in part.labels.items():
         number = raw.get(column)
@@ -183,7 +189,9 @@ def _renamed(
     if part.constants:
         raw = {**part.constants, **raw}
     row = {ours: raw.get(name) if name else None for ours, name in names.items()}
-    if others is not None:
+    if spec.fields:
+        row[DECLARED] = {ours: raw.get(name) for ours, name in spec.fields.items()}
+    if spec.others is not None:
         used = {*names, *names.values()}
-        row[others] = {name: value for name, value in raw.items() if name not in used}
+        row[spec.others] = {name: value for name, value in raw.items() if name not in used}
     return row

@@ -18,7 +18,7 @@ from mim_lightning.data.images.reader import ImageReader, ImageRef
 from mim_lightning.data.manifest.manifest import Product, Query
 from mim_lightning.data.manifest.row_issue import RowIssue
 from mim_lightning.data.shards.writer import Record
-from mim_lightning.fields import FIELDS, PRODUCT_IMAGE, PRODUCT_TEXT, QUERY_IMAGE, QUERY_TEXT
+from mim_lightning.fields import DECLARED, FIELDS, PRODUCT_IMAGE, PRODUCT_TEXT, QUERY_IMAGE, QUERY_TEXT
 from mim_lightning.ids import id_key
 
 NUM_KEPT = 1_000  # product pictures that a process keeps: some 50 MB
@@ -36,6 +36,7 @@ class PlannedSample:
 def catalogue_sample(product: Product, image: ImageRef | None) -> PlannedSample:
     """Return one picture of a product, or none, with what only the product's own page shows."""
     facts = {**_product_facts(product), "title": product.title, "metadata": dict(product.metadata)}
+    facts |= _declared(product.fields)
     return PlannedSample(facts, _pictures({PRODUCT_IMAGE: (image, product.origin)}))
 
 
@@ -53,13 +54,14 @@ def training_sample(query: Query, product: Product, turn: int, category: str | N
     weight = query.product_weights.get(product.product_id, query.weight)
     if weight != 1:
         facts["weight"] = weight
+    facts |= _declared({**product.fields, **query.fields})
     pictures = _pictures({PRODUCT_IMAGE: (image, product.origin), QUERY_IMAGE: (query.image, query.origin)})
     return PlannedSample(facts, pictures)
 
 
 def evaluation_sample(query: Query, category: str | None) -> PlannedSample:
     """Return a query alone, with the segments by which results are told apart."""
-    facts = {**_query_facts(query, category), "segments": dict(query.segments)}
+    facts = {**_query_facts(query, category), "segments": dict(query.segments)} | _declared(query.fields)
     return PlannedSample(
         facts, _pictures({QUERY_IMAGE: (query.image, query.origin)}), is_measured=query.image is not None
     )
@@ -147,6 +149,10 @@ def _query_facts(query: Query, category: str | None) -> dict[str, Any]:
         "shown_ids": query.shown_ids,
         "category": category,
     }
+
+
+def _declared(texts: Mapping[str, str]) -> dict[str, Any]:
+    return {DECLARED: dict(texts)} if texts else {}
 
 
 def _pictures(pictures: Mapping[str, tuple[ImageRef | None, str]]) -> dict[str, tuple[ImageRef, str]]:

@@ -9,13 +9,13 @@ from __future__ import annotations
 import pickle
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
 
 from mim_lightning.data.images.reader import TableCell
 from mim_lightning.data.manifest.content_hash import file_id
-from mim_lightning.data.manifest.manifest import PRODUCTS, QUERIES, ManifestSource
+from mim_lightning.data.manifest.manifest import PRODUCTS, QUERIES, ManifestSource, with_fields
 from mim_lightning.data.manifest.row_issue import OnIssue, RowError, RowIssue
 from mim_lightning.data.manifest.rows import Product, Query, Row, parse_product, parse_query, text_of, without_html
 from mim_lightning.data.manifest.table import Table, TableSpec, read_rows
@@ -38,6 +38,7 @@ class ShopTables:
     segments: Sequence[str]
     metadata: Sequence[str] | None
     clean_html: bool = False
+    fields: Mapping[str, str] = field(default_factory=dict)
 
     def files(self) -> list[dict[str, Any]]:
         """Return every file as a row: {"table": ..., "file": its number in the table}."""
@@ -77,7 +78,7 @@ class ShopTables:
         metadata = self.metadata if spec.name == PRODUCTS.name else None
         root = self.image_root or table.root
         part = replace(table, parts=(table.parts[file_idx],))
-        for origin, row in read_rows(part, spec, names, on_issue, metadata):
+        for origin, row in read_rows(part, with_fields(spec, self.fields), names, on_issue, metadata):
             yield origin, without_html(row) if self.clean_html else row, root
 
 
@@ -91,7 +92,7 @@ def shop_tables(source: ManifestSource) -> ShopTables:
         raise ValueError("data.source.products=null: engine=ray needs a table of products and a table of queries")
     products, queries = source.open(PRODUCTS.name), source.open(QUERIES.name)
     assert products is not None
-    options = source.columns, source.image_root, source.segments, source.metadata, source.clean_html
+    options = source.columns, source.image_root, source.segments, source.metadata, source.clean_html, source.fields
     return ShopTables(products, queries, *options)
 
 

@@ -66,7 +66,7 @@ class Checking:
 
     Attributes:
         settings: how strict.
-        specs: of the towers, for the limits of their tokenisers; None: words are counted.
+        specs: by field, for the limits of their tokenisers; None: words are counted.
         leave_report: what is done with the report.
     """
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from mim_lightning.data.images.download import DownloadSettings
 from mim_lightning.data.manifest.content_hash import folder_id
-from mim_lightning.data.manifest.manifest import Manifest, changed_names, read_tables
+from mim_lightning.data.manifest.manifest import Manifest, changed_names, declared_fields, read_tables
 from mim_lightning.data.manifest.row_issue import OnIssue, raise_issue
 from mim_lightning.data.manifest.table import ColumnNames, Table, TablePart
 from mim_lightning.io.paths import PathOrUrl, to_path_or_url
@@ -58,8 +58,8 @@ class HuggingFaceSource:
     Args:
         products: fields of a DatasetPlace; None: each row of `queries` holds its product besides.
         queries: likewise; None: a catalogue alone. Without a column for it, a row's split is the data set's.
-        columns, image_root, segments, metadata, download, clean_html: see ManifestSource; relative paths of pictures
-            start at a local folder.
+        columns, image_root, segments, metadata, download, clean_html, fields: see ManifestSource; relative paths of
+            pictures start at a local folder.
     """
 
     def __init__(
@@ -72,24 +72,26 @@ class HuggingFaceSource:
         metadata: Sequence[str] | None = None,
         download: DownloadSettings | None = None,
         clean_html: bool = False,
+        fields: Mapping[str, str | None] | None = None,
     ) -> None:
         self.products = DatasetPlace(**products) if products else None  # type: ignore[arg-type]
         self.queries = DatasetPlace(**queries) if queries else None  # type: ignore[arg-type]
         self.columns, self.segments, self.download = columns or {}, tuple(segments), download
         self.image_root = to_path_or_url(image_root) if image_root else None
         self.metadata = None if metadata is None else tuple(metadata)
-        self.clean_html = clean_html
+        self.clean_html, self.fields = clean_html, declared_fields(fields)
 
     def read(self, work_dir: Path, on_issue: OnIssue = raise_issue) -> Manifest:
         tables = [
             _open_table(place, kind, work_dir) if place else None
             for kind, place in (("products", self.products), ("queries", self.queries))
         ]
-        options = self.columns, self.image_root, self.segments, self.metadata, on_issue, self.clean_html
+        options = self.columns, self.image_root, self.segments, self.metadata, on_issue, self.clean_html, self.fields
         return replace(read_tables(tables[0], tables[1], *options), download=self.download)
 
     def describe(self) -> dict[str, Any]:
-        return ({"clean_html": True} if self.clean_html else {}) | {
+        said: dict[str, Any] = {"clean_html": True} if self.clean_html else {}
+        return (said | {"fields": self.fields} if self.fields else said) | {
             "products": _describe(self.products) if self.products else None,
             "queries": _describe(self.queries) if self.queries else None,
             "image_root": str(self.image_root) if self.image_root else None,

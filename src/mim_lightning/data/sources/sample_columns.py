@@ -13,6 +13,7 @@ from typing import Any
 from mim_lightning.data.manifest.row_issue import RowError
 from mim_lightning.data.manifest.table import PICTURES, ColumnNames, TableSpec, require_name
 from mim_lightning.data.sources.tar_reader import KEY, TarSample
+from mim_lightning.fields import DECLARED
 
 ALTERNATIVES = "|"
 _Places = tuple[tuple[str, str], ...]  # member and key of its JSON, "" for the member itself, in order of preference
@@ -22,7 +23,7 @@ class SampleColumns:
     """The columns of one table.
 
     Args:
-        spec: the table.
+        spec: the table, with the places of declared fields.
         columns: our column name -> place in a sample.
         further: name -> place of what the user wants besides.
         further_key: under which key of config those stand.
@@ -34,15 +35,17 @@ class SampleColumns:
         self.spec = spec
         self.columns = {name: _parse(text) for name, text in columns.items() if text}
         self.further = {name: _parse(text) for name, text in further.items() if text}
+        self.fields = {name: _parse(text) for name, text in spec.fields.items()}
         self._config_keys = {name: f"data.source.columns.{spec.name}.{name}" for name in self.columns}
         self._config_keys |= {name: f"data.source.{further_key}.{name}" for name in self.further}
+        self._config_keys |= {name: f"data.source.fields.{name}" for name in self.fields}
 
     @property
     def read_members(self) -> set[str]:
         """The members whose content is read; pictures are not."""
         places = [
             place
-            for name, choices in (self.columns | self.further).items()
+            for name, choices in (self.columns | self.further | self.fields).items()
             for place in choices
             if place[1] or name != PICTURES
         ]
@@ -57,7 +60,7 @@ class SampleColumns:
         if not samples:
             return
         found = {place for sample in samples for place in _places_of(sample)}
-        for name, choices in (self.columns | self.further).items():
+        for name, choices in (self.columns | self.further | self.fields).items():
             if not found.intersection(choices):
                 wanted = ALTERNATIVES.join(map(_written, choices))
                 raise ValueError(
@@ -73,6 +76,8 @@ class SampleColumns:
         """
         row = {name: _look_up(sample, choices, name == PICTURES) for name, choices in self.columns.items()}
         further = {name: _look_up(sample, choices, False) for name, choices in self.further.items()}
+        if self.fields:
+            row[DECLARED] = {name: _look_up(sample, choices, False) for name, choices in self.fields.items()}
         return row | ({self.spec.others: further} if self.spec.others else further)
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from mim_lightning.data.images.download import DownloadSettings
 from mim_lightning.data.manifest.builder import ManifestDraft
-from mim_lightning.data.manifest.manifest import PRODUCTS, QUERIES, Manifest, finish
+from mim_lightning.data.manifest.manifest import PRODUCTS, QUERIES, Manifest, declared_fields, finish, with_fields
 from mim_lightning.data.manifest.row_issue import OnIssue, RowError, raise_issue
 from mim_lightning.data.manifest.table import ColumnNames
 from mim_lightning.data.sources.sample_columns import SampleColumns
@@ -49,6 +49,7 @@ class WebDatasetSource:
         segments, metadata: name -> where a sample holds it, see ManifestSource.
         download: how pictures at addresses are fetched.
         clean_html: see ManifestSource.
+        fields: further text fields for towers to read, name -> where a sample holds it; see ManifestSource.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class WebDatasetSource:
         metadata: Mapping[str, str] | None = None,
         download: DownloadSettings | None = None,
         clean_html: bool = False,
+        fields: Mapping[str, str | None] | None = None,
     ) -> None:
         self.shards = {split: pattern for split, pattern in shards.items() if pattern is not None}
         self.catalogue, self.download, self.clean_html = catalogue, download, clean_html
@@ -71,8 +73,9 @@ class WebDatasetSource:
         if not products.get("product_id"):
             raise ValueError("data.source.columns.products.product_id: give a place, as json:product_id or __key__")
         queries = {"product_id": products.get("product_id")} | self.columns.get("queries", {})
-        self._products = SampleColumns(PRODUCTS, products, self.metadata, "metadata")
-        self._queries = SampleColumns(QUERIES, queries, self.segments, "segments")
+        self.fields = declared_fields(fields)
+        self._products = SampleColumns(with_fields(PRODUCTS, self.fields), products, self.metadata, "metadata")
+        self._queries = SampleColumns(with_fields(QUERIES, self.fields), queries, self.segments, "segments")
 
     def read(self, work_dir: Path, on_issue: OnIssue = raise_issue) -> Manifest:
         name = ", ".join(self.shards.values())
@@ -86,7 +89,8 @@ class WebDatasetSource:
         return replace(finish(draft, name), download=self.download)
 
     def describe(self) -> dict[str, Any]:
-        return ({"clean_html": True} if self.clean_html else {}) | {
+        said: dict[str, Any] = {"clean_html": True} if self.clean_html else {}
+        return (said | {"fields": self.fields} if self.fields else said) | {
             "shards": {split: _shards_id(_expand(pattern)) for split, pattern in self.shards.items()},
             "catalogue": _shards_id(_expand(self.catalogue)) if self.catalogue else None,
             "columns": self.columns,

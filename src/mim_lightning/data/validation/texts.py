@@ -48,15 +48,15 @@ def measure_texts(
     """Return the lengths of the texts by tower, and a finding for each text that is cut."""
     lengths: list[TextLengths] = []
     findings: list[Iterator[Finding]] = []
-    for tower in TEXT_FIELDS:
-        rows = [row for row in _rows(manifest, tower) if row.text is not None]
+    for name in (*TEXT_FIELDS, *_declared(manifest)):
+        rows = [row for row in _rows(manifest, name) if _text(row, name) is not None]
         if rows:
-            spec = cast("TextSpec | None", specs.get(tower))
-            counts = _count([str(row.text) for row in rows], spec)
+            spec = cast("TextSpec | None", specs.get(name))
+            counts = _count([str(_text(row, name)) for row in rows], spec)
             limit = spec.max_length if spec is not None and spec.count is not None else None
-            lengths.append(_summarise(tower, counts, limit))
+            lengths.append(_summarise(name, counts, limit))
             if limit is not None:
-                findings.append(_find_cut(rows, counts, limit, settings))
+                findings.append(_find_cut(name, rows, counts, limit, settings))
     return tuple(lengths), chain.from_iterable(findings)
 
 
@@ -64,15 +64,18 @@ def find_html_texts(manifest: Manifest, settings: CheckSettings) -> Iterator[Fin
     """Yield the products and queries whose words hold HTML tags or entities; the first of each row."""
     drops = "row" if settings.is_bad("html_in_text") else ""
     for product in manifest.products.values():
-        for column, text in (("title", product.title), ("description", product.text), ("category", product.category)):
+        own = (("title", product.title), ("description", product.text), ("category", product.category))
+        for column, text in (*own, *product.fields.items()):
             if text and (found := find_html(text)):
                 reason = _html_reason(found, text)
                 yield Finding("html_in_text", "products", product.origin, product.product_id, column, reason, drops)
                 break
     for query in manifest.queries:
-        if query.text and (found := find_html(query.text)):
-            reason = _html_reason(found, query.text)
-            yield Finding("html_in_text", "queries", query.origin, query.query_id, "text", reason, drops)
+        for column, text in (("text", query.text), *query.fields.items()):
+            if text and (found := find_html(text)):
+                reason = _html_reason(found, text)
+                yield Finding("html_in_text", "queries", query.origin, query.query_id, column, reason, drops)
+                break
 
 
 def _html_reason(found: str, text: str) -> str:
@@ -81,6 +84,16 @@ def _html_reason(found: str, text: str) -> str:
 
 def _rows(manifest: Manifest, tower: str) -> Sequence[Product] | Sequence[Query]:
     return list(manifest.products.values()) if side_of(tower) == PRODUCT else manifest.queries
+
+
+def _declared(manifest: Manifest) -> list[str]:
+    """Return the declared fields that any row has."""
+    fields = chain((row.fields for row in manifest.products.values()), (row.fields for row in manifest.queries))
+    return sorted(set(chain.from_iterable(fields)))
+
+
+def _text(row: Product | Query, name: str) -> str | None:
+    return row.text if name in TEXT_FIELDS else row.fields.get(name)
 
 
 def _count(texts: Sequence[str], spec: TextSpec | None) -> npt.NDArray[np.int64]:
@@ -106,13 +119,15 @@ def _summarise(tower: str, counts: npt.NDArray[np.int64], limit: int | None) -> 
 
 
 def _find_cut(
-    rows: Sequence[Product | Query], counts: npt.NDArray[np.int64], limit: int, settings: CheckSettings
+    name: str, rows: Sequence[Product | Query], counts: npt.NDArray[np.int64], limit: int, settings: CheckSettings
 ) -> Iterator[Finding]:
     drops = "row" if settings.is_bad("text_over_limit") else ""
     for place in np.flatnonzero(counts > limit).tolist():
         row, reason = rows[place], f"{counts[place]:,} tokens, of which the first {limit:,} are read"
         if isinstance(row, Query):
-            yield Finding("text_over_limit", "queries", row.origin, row.query_id, "text", reason, drops)
+            column = "text" if name in TEXT_FIELDS else name
+            yield Finding("text_over_limit", "queries", row.origin, row.query_id, column, reason, drops)
         else:
             column = "title" if row.text == row.title else "description"
+            column = column if name in TEXT_FIELDS else name
             yield Finding("text_over_limit", "products", row.origin, row.product_id, column, reason, drops)

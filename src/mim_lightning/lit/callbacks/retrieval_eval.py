@@ -16,11 +16,21 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
+from mim_lightning.fields import QUERY
 from mim_lightning.lit.datamodule import DISTRACTORS, GALLERY, QUERIES
 from mim_lightning.metrics import EmbeddingCollector, EmbeddingTable, check_complete
-from mim_lightning.metrics.directions import COLUMNS, columns_of, counts_row, evaluate_countable
+from mim_lightning.metrics.directions import column_names, columns_of, counts_row, evaluate_countable
 from mim_lightning.model.matcher import Matcher
-from mim_lightning.types import QUERY_FIELDS, Batch, Direction, Embeddings, RetrievalReport, side_of
+from mim_lightning.types import (
+    QUERY_FIELDS,
+    Batch,
+    Direction,
+    Embeddings,
+    RetrievalReport,
+    Sample,
+    fields_of,
+    side_of,
+)
 
 
 class RetrievalEval(Callback):
@@ -68,6 +78,13 @@ class RetrievalEval(Callback):
             for end in (direction.query, direction.gallery):
                 if end not in matcher.names:
                     raise ValueError(f"directions.{name}: no tower or fusion '{end}'; there are {list(matcher.names)}")
+        read = {name for tower, spec in matcher.input_specs().items() for name in fields_of(tower, spec)}
+        self.query_fields = sorted(name for name in read - {*QUERY_FIELDS} if side_of(name) == QUERY)
+        known = (*QUERY_FIELDS, *self.query_fields)
+        for name, direction in self.directions.items():
+            for field in (*(direction.requires or ()), *direction.excludes):
+                if field not in known:
+                    raise ValueError(f"directions.{name}: no field '{field}' of queries; there are {', '.join(known)}")
         keys = [f"val/{direction}/" for direction in self.directions]
         if not self.monitor.startswith(tuple(keys)):
             raise ValueError(
@@ -79,8 +96,8 @@ class RetrievalEval(Callback):
             side: [name for name in matcher.tower_names if side_of(name) == side] for side in ("query", "product")
         }
         self.collectors = {
-            QUERIES: EmbeddingCollector(towers["query"], COLUMNS),
-            GALLERY: EmbeddingCollector(towers["product"], COLUMNS),
+            QUERIES: EmbeddingCollector(towers["query"], column_names(self.query_fields)),
+            GALLERY: EmbeddingCollector(towers["product"], column_names(self.query_fields)),
         }
 
     def _refuse_empty_monitor(self, trainer: Trainer, matcher: Matcher) -> None:
@@ -93,7 +110,7 @@ class RetrievalEval(Callback):
             counting |= {
                 name: None
                 for name, direction in self.directions.items()
-                if counts_row(direction, sample.inputs.keys() & {*QUERY_FIELDS}, matcher.fusions)
+                if counts_row(direction, _inputs_of(sample, matcher), matcher.fusions)
             }
             if monitored in counting:
                 return
@@ -126,7 +143,7 @@ class RetrievalEval(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         embeddings: Embeddings = outputs["embeddings"]
-        columns = columns_of(batch)
+        columns = columns_of(batch, self.query_fields)
         if dataloader_idx == QUERIES:
             row_keys = batch.query_keys  # a training split has a row a query and product
         else:
@@ -148,7 +165,13 @@ class RetrievalEval(Callback):
         is_final = trainer.state.fn != TrainerFn.FITTING
         num_resamples = self.num_resamples if is_final else 0
         self.reports, empty = evaluate_countable(
-            self.directions, queries, gallery, matcher.fusions, **self.options, num_resamples=num_resamples
+            self.directions,
+            queries,
+            gallery,
+            matcher.fusions,
+            matcher.fields,
+            **self.options,
+            num_resamples=num_resamples,
         )
         if not self.reports:
             raise ValueError(next(iter(empty.values())))
@@ -211,6 +234,12 @@ class RetrievalEval(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.untouched = state_dict["untouched"]
+
+
+def _inputs_of(sample: Sample, matcher: Matcher) -> set[str]:
+    """Return the fields that a sample has, and the towers that it has inputs for."""
+    specs = matcher.input_specs().items()
+    return {*sample.inputs} | {tower for tower, spec in specs if fields_of(tower, spec).keys() <= sample.inputs.keys()}
 
 
 def _refuse_unknown_monitors(trainer: Trainer, scalars: Mapping[str, float]) -> None:

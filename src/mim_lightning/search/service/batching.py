@@ -19,6 +19,7 @@ from torch import Tensor
 
 from mim_lightning.data.images.codec import EncodedImage
 from mim_lightning.inference.image_inputs import ImageInputError
+from mim_lightning.inference.query_product_fusion import rows_by_tower
 from mim_lightning.search.service.pixel_budget import PixelBudget
 
 NO_VECTORS = np.empty((0, 0), np.float32)
@@ -37,7 +38,7 @@ class Model(Protocol):
 
     def embed_prepared(self, prepared: Tensor) -> np.ndarray: ...
 
-    def embed_texts(self, texts: Sequence[str]) -> np.ndarray: ...
+    def embed_texts(self, texts: Sequence[str], tower: str | None = None) -> np.ndarray: ...
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ class _Wish:
 
     kind: str  # "images" or "texts"
     inputs: Any
+    tower: str | None = None  # of texts
     answer: Future[np.ndarray] = field(default_factory=Future)
 
 
@@ -73,21 +75,32 @@ class BatchingEncoder:
         self._thread = threading.Thread(target=self._work, name="encoder", daemon=True)
         self._thread.start()
 
-    def embed_parts(self, images: Sequence[Any], texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    def embed_parts(
+        self, images: Sequence[Any], texts: Sequence[str], towers: Sequence[str | None] = ()
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Return vectors of a query's images (n, D) and texts (m, D); pictures are decoded on the caller's thread.
+
+        Args:
+            images, texts: the parts of a query.
+            towers: of the texts; None, or none given: the one for short queries.
 
         Raises:
             ValueError: a picture cannot be read; the other callers' go on.
             RefusedError: too many pictures are decoded at once.
         """
         wishes = [_Wish("images", self._prepare(images))] if images else []
-        wishes += [_Wish("texts", list(texts))] if texts else []
+        by_tower = rows_by_tower(towers or [None] * len(texts))
+        wishes += [_Wish("texts", [texts[row] for row in rows], tower) for tower, rows in by_tower.items()]
         if self._closing.is_set():
             raise RuntimeError("the encoder is closed")
         for wish in wishes:  # all of them before the first answer: a photo with words waits for one batch, not for two
             self._wishes.put(wish)
-        vectors = {wish.kind: wish.answer.result() for wish in wishes}
-        return vectors.get("images", NO_VECTORS), vectors.get("texts", NO_VECTORS)
+        vectors = [wish.answer.result() for wish in wishes]
+        found = vectors.pop(0) if images else NO_VECTORS
+        if not vectors:
+            return found, NO_VECTORS
+        order = [row for rows in by_tower.values() for row in rows]
+        return found, np.concatenate(vectors)[np.argsort(order)]
 
     def _prepare(self, images: Sequence[Any]) -> Tensor:
         """Decode pictures one after the other: what stays of each is what the encoder takes."""
@@ -114,16 +127,14 @@ class BatchingEncoder:
             wishes: list[_Wish | None] = [wish]
             while sum(len(w.inputs) for w in wishes if w) < self._max and not self._wishes.empty():
                 wishes.append(self._wishes.get())
-            for kind in ("images", "texts"):
-                self._answer(kind, [w for w in wishes if w and w.kind == kind])
+            for kind, tower in dict.fromkeys((w.kind, w.tower) for w in wishes if w):
+                self._answer(kind, tower, [w for w in wishes if w and (w.kind, w.tower) == (kind, tower)])
             if None in wishes:
                 return
 
-    def _answer(self, kind: str, wishes: list[_Wish]) -> None:
-        if not wishes:
-            return
+    def _answer(self, kind: str, tower: str | None, wishes: list[_Wish]) -> None:
         try:
-            vectors = self._encode(kind, wishes)
+            vectors = self._encode(kind, tower, wishes)
         except Exception as error:  # whoever asked is told; the thread serves the next
             for wish in wishes:
                 wish.answer.set_exception(error)
@@ -132,7 +143,8 @@ class BatchingEncoder:
         for wish, part in zip(wishes, np.split(vectors, np.cumsum([len(w.inputs) for w in wishes])[:-1]), strict=True):
             wish.answer.set_result(part)
 
-    def _encode(self, kind: str, wishes: list[_Wish]) -> np.ndarray:
+    def _encode(self, kind: str, tower: str | None, wishes: list[_Wish]) -> np.ndarray:
         if kind == "texts":
-            return self._model.embed_texts([text for wish in wishes for text in wish.inputs])
+            texts = [text for wish in wishes for text in wish.inputs]
+            return self._model.embed_texts(texts, tower) if tower else self._model.embed_texts(texts)
         return self._model.embed_prepared(torch.cat([wish.inputs for wish in wishes]))
