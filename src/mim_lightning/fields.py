@@ -84,8 +84,10 @@ PRODUCT_IMAGE, PRODUCT_TEXT = field_name(PRODUCT, IMAGE), field_name(PRODUCT, TE
 
 def texts_of(facts: Mapping[str, Any]) -> dict[str, str]:
     """Return the text fields, built-in and declared, of a sample's JSON member by name, without empty ones."""
-    texts = {**facts.get(DECLARED, {}), **{name: facts.get(name) for name in TEXT_FIELDS}}
-    return {name: text for name, text in texts.items() if text}
+    declared = {name: text for name, text in facts.get(DECLARED, {}).items() if isinstance(text, str)}
+    return {
+        name: text for name, text in {**declared, **{name: facts.get(name) for name in TEXT_FIELDS}}.items() if text
+    }
 
 
 def validate_declared(names: Iterable[str]) -> None:

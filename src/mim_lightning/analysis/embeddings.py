@@ -7,7 +7,7 @@ The train and evaluate doors write, `fusion_sweep` and `figures` read.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from safetensors import safe_open
@@ -27,6 +27,7 @@ class EvaluationEmbeddings:
     gallery: EmbeddingTable
     fusions: dict[str, dict[str, float]]
     fingerprint: str
+    fields: dict[str, list[str]] = field(default_factory=dict)  # of towers that read others than their name says
 
 
 def write_embeddings(folder: Path, embeddings: EvaluationEmbeddings) -> None:
@@ -37,6 +38,8 @@ def write_embeddings(folder: Path, embeddings: EvaluationEmbeddings) -> None:
         for name, tensor in _flat(table).items()
     }
     facts = {"fusions": json.dumps(embeddings.fusions), "fingerprint": embeddings.fingerprint}
+    if embeddings.fields:
+        facts["fields"] = json.dumps(embeddings.fields)
     with atomic_write(folder / EMBEDDINGS_FILE) as partial:
         save_file(tensors, partial, metadata=facts)
 
@@ -57,7 +60,8 @@ def read_embeddings(folder: Path) -> EvaluationEmbeddings:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             facts = file.metadata()
         queries, gallery = _table(tensors, "queries"), _table(tensors, "gallery")
-        return EvaluationEmbeddings(queries, gallery, json.loads(facts["fusions"]), facts["fingerprint"])
+        fusions, fields = json.loads(facts["fusions"]), json.loads(facts.get("fields", "{}"))
+        return EvaluationEmbeddings(queries, gallery, fusions, facts["fingerprint"], fields)
 
 
 def _flat(table: EmbeddingTable) -> dict[str, Tensor]:

@@ -75,7 +75,9 @@ def sweep_fusion(
 
     def evaluate(share: float) -> RetrievalReport:
         changed = {**fusions, fusion: {first: share, second: 1 - share}}
-        reports = evaluate_directions({name: direction}, embeddings.queries, embeddings.gallery, changed)
+        reports = evaluate_directions(
+            {name: direction}, embeddings.queries, embeddings.gallery, changed, embeddings.fields
+        )
         return reports[name]
 
     trained = evaluate(trained_share)

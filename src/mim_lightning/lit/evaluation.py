@@ -115,7 +115,9 @@ def save_evaluation(
         folder / RECORD_FOLDER, run, callback.reports, facts, datamodule.opened.gallery, callback.describe_counting()
     )
     if callback.tables is not None:
-        embeddings = EvaluationEmbeddings(*callback.tables, matcher.fusions, run.fingerprint)
+        embeddings = EvaluationEmbeddings(
+            *callback.tables, matcher.fusions, run.fingerprint, {name: [*read] for name, read in matcher.fields.items()}
+        )
         write_embeddings(folder / RECORD_FOLDER, embeddings)
     direction = monitor.split("/")[1]
     record = read_record(folder / RECORD_FOLDER)
