@@ -15,7 +15,7 @@ from mim_lightning.evaluate import evaluate
 from mim_lightning.prepare import prepare
 from mim_lightning.run import Run, identify
 from mim_lightning.search.__main__ import search
-from mim_lightning.search.index.product_index import open_index
+from mim_lightning.search.index.factory import open_index
 from mim_lightning.train import train
 from tests.shop import small, write_shop, write_table
 
