@@ -95,16 +95,14 @@ ROOMS = {  # room or file -> what of the project it may import
 }
 ANYWHERE = {"io", "display", "fields", "exports"}  # know nothing of the project
 DATA_ROOMS = {  # room or file of data -> what else of data it may import: rows above its own, so there are no circles
-    "places": set(),
     "synthetic": set(),
-    "fetching": {"places"},
-    "images": {"places", "fetching"},
-    "manifest": {"places", "images"},
+    "images": set(),
+    "manifest": {"images"},
     "sources": {"images", "manifest", "synthetic"},
     "splits": {"manifest"},
     "validation": {"images", "manifest"},
-    "shards": {"places"},
-    "preparation": {"places", "images", "manifest", "splits", "validation", "shards"},
+    "shards": set(),
+    "preparation": {"images", "manifest", "splits", "validation", "shards"},
     "shards.mixture_set": {"shards"},
     "preparation.opened_data": {"shards", "preparation"},
     "sampling": {"shards"},
@@ -112,7 +110,7 @@ DATA_ROOMS = {  # room or file of data -> what else of data it may import: rows 
 }
 LARGEST_ROOM = 16  # files of a folder of data
 VENDORS = {  # package -> rooms that may import it
-    "aiohttp": {"data"},
+    "aiohttp": {"io"},
     "fsspec": {"data", "io"},
     "lightning": {"lit", "training", "evaluate"},
     "hydra": {"config", "cli", "errors", "sweep"},

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from mim_lightning.exports import export_lazily
 
 if TYPE_CHECKING:
-    from mim_lightning.data.fetching import DownloadSettings
+    from mim_lightning.data.images.download import DownloadSettings
     from mim_lightning.data.images.transforms import Augment
     from mim_lightning.data.manifest.manifest import Manifest, ManifestSource, Source
     from mim_lightning.data.preparation.prepared import ShardSettings
@@ -37,7 +37,7 @@ else:
             "Augment": "mim_lightning.data.images.transforms",
             "CacheSettings": "mim_lightning.data.shards.cache",
             "CheckSettings": "mim_lightning.data.validation.settings",
-            "DownloadSettings": "mim_lightning.data.fetching",
+            "DownloadSettings": "mim_lightning.data.images.download",
             "GrocerySource": "mim_lightning.data.sources.grocery",
             "GroupedSettings": "mim_lightning.data.sampling.grouped",
             "HuggingFaceSource": "mim_lightning.data.sources.hugging_face",

@@ -20,10 +20,9 @@ from typing import Any
 import fsspec
 import pytest
 
-from mim_lightning.data import fetching
 from mim_lightning.data.images import download
 from mim_lightning.data.images.download import Downloads, DownloadSettings
-from mim_lightning.io import public_network
+from mim_lightning.io import public_network, remote
 from tests.data.images.picture_server import PictureServer, picture_server, served
 
 registry: Any = importlib.import_module("fsspec.registry")  # fsspec.registry itself is a mapping
@@ -80,7 +79,7 @@ def test_pauses_grow_and_are_what_the_server_asks_for() -> None:
         if asked:
             headers["Retry-After"] = asked
         error = urllib.error.HTTPError("http://shop", 503, "busy", headers, None)
-        return fetching._pause(error, DownloadSettings(timeout=20, wait=0.5), num_tries)
+        return DownloadSettings(timeout=20, wait=0.5).retry_policy.pause(num_tries, error)
 
     assert [pause(1, "7"), pause(2, "7"), pause(1, "500")] == [7, 7, 20]
     for num_tries, middle in [(1, 0.5), (2, 1), (3, 2)]:
@@ -92,9 +91,9 @@ def test_pauses_grow_and_are_what_the_server_asks_for() -> None:
     ("kind", "num_asked", "words"),
     [
         ("missing", 1, "the server answered 404 Not Found"),
-        ("page", 1, "answered with a page, not with a picture"),
+        ("page", 1, "answered with an HTML page"),
         ("empty", 1, "the file is empty"),
-        ("large", 1, "1,000,000,000 bytes, at most 9,000 are fetched"),
+        ("large", 1, "1,000,000,000 bytes, at most 9,000 are read"),
         ("endless", 1, "more than 9,000 bytes"),
         ("broken", 2, r"the server answered 500 Internal Server Error \(tried 2 times\)"),
         ("stall", 2, r"timed out \(tried 2 times\)"),
@@ -124,8 +123,8 @@ def test_what_a_server_does_not_give_is_told_in_bounded_time(
     ("address", "words"),
     [
         ("http://127.0.0.1:1/a.jpg", "refused"),
-        ("http://[::1/a.jpg", "no address"),
-        ("http://127.0.0.1:port/a.jpg", "no address"),
+        ("http://[::1/a.jpg", "not a valid URL"),
+        ("http://127.0.0.1:port/a.jpg", "not a valid URL"),
         ("htps://shop/a.jpg", "htps:// cannot be opened"),
         ("memory://nowhere/a.jpg", "no such file"),
     ],
@@ -257,7 +256,7 @@ def test_a_picture_inside_an_archive(tmp_path: Path) -> None:
 )
 def test_private_addresses_are_refused_unless_they_are_let_in(server: PictureServer, host: str) -> None:
     downloads = Downloads(settings(None, private_addresses=False, retries=3, timeout=60))
-    with pytest.raises(OSError, match=r"private network; data\.source\.download\.private_addresses=true lets"):
+    with pytest.raises(OSError, match=r"private network; data\.source\.download\.private_addresses=true allows"):
         downloads.read(f"http://{host}:{server.server_port}/ok/1")
     assert not server.asked
 
@@ -313,8 +312,8 @@ def test_a_protocol_that_looks_names_up_by_itself_is_not_spoken(
     protocol: str, around: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A name that is public when it is looked at may be private when such a client connects to it."""
-    monkeypatch.setattr(fetching, "file_system", lambda address: pytest.fail("it was connected to"))
-    with pytest.raises(OSError, match=rf"^what {protocol}:// .*private_addresses=true"):
+    monkeypatch.setattr(remote, "file_system", lambda address: pytest.fail("it was connected to"))
+    with pytest.raises(OSError, match=rf"^the hosts that {protocol}:// .*private_addresses=true"):
         Downloads(settings(None, private_addresses=False)).read(f"{around}{protocol}://shop.example/a.jpg")
 
 
@@ -322,9 +321,9 @@ def test_other_protocols_lead_no_further(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     downloads = Downloads(settings(None, private_addresses=False))
     for address, words in [
-        (f"zip://1.jpg::{tmp_path}/pipe", "no regular file"),
-        ("local:///dev/zero", "no regular file"),
-        (f"zip://1.jpg::file:{tmp_path}/pipe", "no regular file"),
+        (f"zip://1.jpg::{tmp_path}/pipe", "is a pipe, socket or device"),
+        ("local:///dev/zero", "is a pipe, socket or device"),
+        (f"zip://1.jpg::file:{tmp_path}/pipe", "is a pipe, socket or device"),
         ("zip://1.jpg::https://shop.example/a.zip", "private_addresses=true"),
         ("simplecache::http://127.0.0.1/a.jpg", "private_addresses=true"),
         ("zip://1.jpg::HTTP://shop.example/a.zip", "private_addresses=true"),

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mim_lightning.data.fetching import DownloadSettings
+from mim_lightning.data.images.download import DownloadSettings
 from mim_lightning.data.manifest.manifest import ManifestSource
 from mim_lightning.data.preparation import prepared
 from mim_lightning.data.preparation import staging as partial

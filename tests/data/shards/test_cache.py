@@ -13,20 +13,20 @@ from pathlib import Path
 
 import pytest
 
-from mim_lightning.data.places import cache_room, transfer
-from mim_lightning.data.places.transfer import MissingError, ShardError
-from mim_lightning.data.shards.cache import CacheSettings, ShardCache
+from mim_lightning.data.shards import disk_cache as cache_room
+from mim_lightning.data.shards.cache import CacheSettings, MissingError, ShardCache, ShardError
 from mim_lightning.data.shards.disk_cache import CacheRoom
 from mim_lightning.data.shards.open_shards import OpenShards
 from mim_lightning.data.shards.shard_set import ShardSet
 from mim_lightning.io.locks import WaitTimeoutError, lock
+from mim_lightning.io.retry import RetryPolicy
 from tests.data.conftest import MakeSet
 from tests.data.stores import FaultyStore, in_processes, serving
 
 
 @pytest.fixture(autouse=True)
 def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transfer, "BACKOFF", 0.02)
+    monkeypatch.setattr(RetryPolicy, "pause", lambda *_: 0.02)
 
 
 @pytest.fixture
@@ -118,7 +118,7 @@ def test_the_least_recently_used_makes_room(cache: Callable[..., ShardCache], tm
 def test_a_size_that_was_not_known_is_made_room_for(
     store: FaultyStore, cache: Callable[..., ShardCache], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mim_lightning.data.shards.cache.size_of", lambda *_: None)
+    monkeypatch.setattr("mim_lightning.data.shards.cache.remote_size", lambda *_: None)
     for letter in "abcd":
         os.close(cache(2500).open(letter))
         time.sleep(0.02)

@@ -13,10 +13,9 @@ import pytest
 from mim_lightning.data.loading.collate import Collate
 from mim_lightning.data.loading.corrupt_samples import BadSamples
 from mim_lightning.data.loading.loader import StreamLoader
-from mim_lightning.data.places.transfer import ChangedError
 from mim_lightning.data.preparation.small_set import write_shard_set
 from mim_lightning.data.sampling.order import StreamPlan
-from mim_lightning.data.shards.cache import CacheSettings
+from mim_lightning.data.shards.cache import CacheSettings, ChangedError
 from mim_lightning.data.shards.open_shards import OpenShards
 from mim_lightning.data.shards.shard_set import ShardError, ShardSet
 from mim_lightning.data.shards.writer import Record

@@ -18,12 +18,12 @@ from mim_lightning.data.loading.collate import Collate
 from mim_lightning.data.loading.corrupt_samples import BadSamples
 from mim_lightning.data.loading.loader import ShardPass, ShardsAhead, StreamLoader
 from mim_lightning.data.manifest.manifest import ManifestSource
-from mim_lightning.data.places import transfer
-from mim_lightning.data.places.transfer import Patience
 from mim_lightning.data.preparation.prepared import ShardSettings, open_prepared, prepare_shards
 from mim_lightning.data.sampling.order import StreamPlan
 from mim_lightning.data.shards.cache import CacheSettings
 from mim_lightning.data.shards.shard_set import ShardError, ShardSet
+from mim_lightning.io import remote
+from mim_lightning.io.retry import RetryPolicy
 from mim_lightning.types import ImageSpec
 from tests.data.conftest import MakeSet
 from tests.data.stores import FaultyStore, in_processes, serving
@@ -33,7 +33,7 @@ SPECS = {"query_image": ImageSpec((8, 8)), "product_image": ImageSpec((8, 8))}
 
 @pytest.fixture(autouse=True)
 def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transfer, "BACKOFF", 0.02)
+    monkeypatch.setattr(RetryPolicy, "pause", lambda *_: 0.02)
 
 
 @pytest.fixture(scope="module")
@@ -50,9 +50,9 @@ def s3() -> Iterator[Any]:
     with pytest.MonkeyPatch.context() as patch:
         for name, value in variables.items():
             patch.setenv(f"AWS_{name}", value)
-        transfer._open_system.cache_clear()
+        remote._open_file_system.cache_clear()
         yield fsspec.filesystem("s3", skip_instance_cache=True, use_listings_cache=False)
-    transfer._open_system.cache_clear()
+    remote._open_file_system.cache_clear()
     server.stop()
 
 
@@ -170,7 +170,7 @@ def test_a_store_that_fails_is_told_through_workers(
     _, store = served
     shards = ShardSet(store.address, settings(tmp_path))
     shards.read([0, 9, 18, 36])  # of every other shard, while there is time
-    monkeypatch.setattr(CacheSettings, "patience", Patience(0.4, 1))
+    monkeypatch.setattr(CacheSettings, "retry_policy", RetryPolicy(0.4, 1))
     store.fail("000003.tar", fault)
     with pytest.raises(ShardError, match=f"{store.address}/000003.tar: ") as caught:
         list(loader(shards, num_workers))

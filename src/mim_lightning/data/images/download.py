@@ -7,20 +7,45 @@ download, what was fetched stays, and any number of processes may share it. `ima
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from threading import Event, Lock
 
-from mim_lightning.data.fetching import DownloadSettings, NoAnswerError, fetch
 from mim_lightning.display.progress import WritingProgress
 from mim_lightning.io.atomic import atomic_write
+from mim_lightning.io.remote import read_url
+from mim_lightning.io.retry import PrivateHostError, RemoteError, RetriesExhaustedError, RetryPolicy
 
 HOPELESS = 50  # addresses of one host in a row that failed for good: the others of this host are not tried
 
-__all__ = ["DownloadSettings", "Downloads"]
+
+@dataclass(frozen=True)
+class DownloadSettings:
+    """How images at URLs are downloaded."""
+
+    cache: str | None = None  # folder; None: nothing is cached
+    num_connections: int = 16  # at the same time
+    timeout: float = 20.0  # seconds for one try of one image
+    retries: int = 3  # after the first try, if another may succeed
+    wait: float = 0.5  # seconds before the first retry, doubled for each further one
+    max_bytes: int = 50_000_000  # a larger file is not downloaded to its end
+    private_addresses: bool = False  # True: also from this machine and private networks
+
+    def __post_init__(self) -> None:
+        least = {"num_connections": 1, "timeout": 1e-3, "retries": 0, "wait": 0, "max_bytes": 1}
+        for name, bound in least.items():
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or value < bound:
+                raise ValueError(f"data.source.download.{name}={value}: must be a number, at least {bound:g}")
+
+    @property
+    def retry_policy(self) -> RetryPolicy:
+        return RetryPolicy(self.timeout, self.retries, self.wait, max_backoff=math.inf)
 
 
 class Downloads:
@@ -60,9 +85,13 @@ class Downloads:
         return {address: self.failures[address] for address in wanted if address in self.failures}
 
     def _fetch(self, address: str, stop: Event) -> bytes:
+        policy, max_bytes = self.settings.retry_policy, self.settings.max_bytes
         try:
-            data = fetch(address, self.settings, stop)
-        except OSError as error:
+            data = read_url(address, policy, max_bytes, self.settings.private_addresses, stop)
+        except PrivateHostError as error:
+            self.failures[address] = f"{error}; data.source.download.private_addresses=true allows it"
+            raise PrivateHostError(self.failures[address]) from error
+        except RemoteError as error:
             self.failures[address] = str(error)
             raise
         path = self._path(address)
@@ -120,17 +149,14 @@ class _Crew:
         if self._silent[host] >= HOPELESS:
             self.downloads.failures[address] = f"not tried: {host} failed {HOPELESS} times in a row"
             return num_bytes
-        failures = self.downloads.failures
         try:
             num_bytes = len(self.downloads._fetch(address, self._stop))
-        except NoAnswerError:
+        except RetriesExhaustedError:
             self._silent[host] += 1
-        except OSError:
-            if address not in failures:  # of the cache, not of the address
-                raise
+        except RemoteError:
             self._silent[host] = 0
         else:
             self._silent[host] = 0
         if self._stop.is_set():
-            failures.pop(address, None)  # it was given up, it did not fail
+            self.downloads.failures.pop(address, None)  # it was given up, it did not fail
         return num_bytes

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from mim_lightning.data.manifest.manifest import Source
-from mim_lightning.data.places.transfer import MissingError, Patience, fetch_bytes, folders_in
 from mim_lightning.data.preparation.local_engine import WritingSettings, write_again, write_sets
 from mim_lightning.data.preparation.planned_sets import BY_PRODUCT, MIXED, plan_sets
 from mim_lightning.data.preparation.staging import (
@@ -38,6 +37,8 @@ from mim_lightning.data.validation import CheckReport, CheckSettings, write_skip
 from mim_lightning.display.progress import WritingProgress
 from mim_lightning.io.damaged_file import errors_as_damaged_file, validate_regular_file
 from mim_lightning.io.paths import PathOrUrl, join, to_path_or_url
+from mim_lightning.io.remote import download_bytes, list_folder
+from mim_lightning.io.retry import NotFoundError, RetryPolicy
 from mim_lightning.io.store import Store
 from mim_lightning.types import InputSpec
 
@@ -88,7 +89,7 @@ class PreparedData:
         place = join(self.folder, SETTINGS_FILE)
         if isinstance(place, Path):
             validate_regular_file(place, AGAIN)
-        content = fetch_bytes(place, self._patience) if isinstance(place, str) else place.read_bytes()
+        content = download_bytes(place, self._retry_policy) if isinstance(place, str) else place.read_bytes()
         with errors_as_damaged_file(str(place), AGAIN):
             found: dict[str, Any] = json.loads(content)
             if not {"source", "settings"} <= found.keys():
@@ -133,7 +134,7 @@ class PreparedData:
     def splits(self) -> list[str]:
         """Return the names of the splits; none at an address that lists nothing, as plain web servers do."""
         if isinstance(self.folder, str):
-            return folders_in(f"{self.folder.rstrip('/')}/queries", self._patience)
+            return list_folder(f"{self.folder.rstrip('/')}/queries", self._retry_policy)
         return Store(self.folder).names("queries")
 
     def queries(self, split: str) -> ShardSet:
@@ -162,8 +163,8 @@ class PreparedData:
         return ["catalogue", *(f"queries/{split}" for split in self.splits())]
 
     @property
-    def _patience(self) -> Patience:
-        return (self.cache or CacheSettings()).patience
+    def _retry_policy(self) -> RetryPolicy:
+        return (self.cache or CacheSettings()).retry_policy
 
 
 def is_prepared(folder: PathOrUrl, cache: CacheSettings | None = None) -> bool:
@@ -171,7 +172,7 @@ def is_prepared(folder: PathOrUrl, cache: CacheSettings | None = None) -> bool:
         return (folder / SETTINGS_FILE).exists()
     try:
         PreparedData(folder, cache).describe()
-    except MissingError:
+    except NotFoundError:
         return False
     return True
 

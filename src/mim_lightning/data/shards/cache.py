@@ -17,14 +17,39 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from mim_lightning.data.places.transfer import Check, Patience, ShardError, fetch, size_of
 from mim_lightning.data.shards.disk_cache import PARTIAL, CacheRoom, Reservation
 from mim_lightning.io.locks import WaitTimeoutError, lock
+from mim_lightning.io.remote import Check, download, remote_size
+from mim_lightning.io.retry import NotFoundError, RemoteError, RetryPolicy
 
 UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
 IDLE = 30.0  # seconds without use from which a file may make room for one that is fetched ahead
 TOUCH_EVERY = 5.0  # seconds between two marks of use
 MAX_WAITING = 256  # files that wait for the thread; beyond, the reader fetches them itself
+
+
+class ShardError(ValueError):
+    """A shard, or a sample in it, cannot be read; names the file."""
+
+
+class MissingError(ShardError):
+    """There is no such file."""
+
+
+class ChangedError(ValueError):
+    """A set is not the one that was opened: the two must not be mixed. It is no damage that may be skipped."""
+
+
+def changed(place: str, what: str = "was prepared again with other content") -> ChangedError:
+    """Return the error for a set that is not the one that was opened at a place."""
+    return ChangedError(
+        f"{place}: {what} since it was opened; what was read before and what would be read now are two data sets: "
+        "start again, which is another run where the content is another"
+    )
+
+
+def as_shard_error(error: RemoteError) -> ShardError:
+    return MissingError(str(error)) if isinstance(error, NotFoundError) else ShardError(str(error))
 
 
 @dataclass(frozen=True)
@@ -66,8 +91,8 @@ class CacheSettings:
         return int(float(match[1]) * UNITS[match[2]])
 
     @property
-    def patience(self) -> Patience:
-        return Patience(self.timeout, self.retries)
+    def retry_policy(self) -> RetryPolicy:
+        return RetryPolicy(self.timeout, self.retries)
 
     @property
     def root(self) -> Path:
@@ -99,14 +124,13 @@ class ShardCache:
         Raises:
             ShardError: it could not be fetched; names it.
         """
-        began, patience = time.time(), self.settings.patience
+        began, policy = time.time(), self.settings.retry_policy
         try:
             found = self._open_there(name)
             if found is not None:
                 return found
-            with lock(
-                self.folder / f".{name}.lock", 2 * patience.seconds + 60, lambda: self._progress(name), removes=True
-            ):
+            seconds = 2 * policy.max_seconds + 60
+            with lock(self.folder / f".{name}.lock", seconds, lambda: self._progress(name), removes=True):
                 found = self._open_there(name)
                 if found is not None:
                     return found
@@ -137,18 +161,18 @@ class ShardCache:
         return found
 
     def _fetch(self, name: str, size: int | None, check: Check | None, is_ahead: bool) -> int:
-        address, target, patience = f"{self.address}/{name}", self.folder / name, self.settings.patience
-        size = size or size_of(address, patience) or 0
+        address, target, policy = f"{self.address}/{name}", self.folder / name, self.settings.retry_policy
+        size = size or remote_size(address, policy) or 0
         if size > self._room.limit:
             raise ShardError(f"data.cache.max_bytes={self.settings.max_bytes}: {address} alone has {size:,} bytes")
-        seconds, idle = (0.0, IDLE) if is_ahead else (2 * patience.seconds + 60, 0.0)
+        seconds, idle = (0.0, IDLE) if is_ahead else (2 * policy.max_seconds + 60, 0.0)
         with self._room.reserve(target, size, seconds, idle) as reservation:
             try:
-                return self._settle(fetch(address, reservation.path, patience, check), target, reservation)
-            except ShardError as error:
+                return self._settle(download(address, reservation.path, policy, check), target, reservation)
+            except RemoteError as error:
                 # the processes that wait for this one need not try themselves
                 self._failure(name).write_text(str(error))
-                raise
+                raise as_shard_error(error) from error
 
     def _settle(self, found: Path, target: Path, reservation: Reservation) -> int:
         opened = os.open(found, os.O_RDONLY)  # before anybody can remove it

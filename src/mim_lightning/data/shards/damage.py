@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from mim_lightning.data.places.transfer import ShardError
+from mim_lightning.data.shards.cache import ShardError
 from mim_lightning.data.shards.files import LocalFiles
 from mim_lightning.data.shards.open_shards import MEMBERS
 from mim_lightning.data.shards.set_index import IndexedShard, SetIndex

@@ -14,11 +14,20 @@ from typing import Protocol
 
 import numpy as np
 
-from mim_lightning.data.places.transfer import MissingError, ShardError, changed, fetch_bytes
-from mim_lightning.data.shards.cache import Ahead, CacheSettings, ShardCache
+from mim_lightning.data.shards.cache import (
+    Ahead,
+    CacheSettings,
+    MissingError,
+    ShardCache,
+    ShardError,
+    as_shard_error,
+    changed,
+)
 from mim_lightning.data.shards.open_shards import OpenShard, check_opened, check_shard, read_places
 from mim_lightning.data.shards.set_index import IndexedShard
 from mim_lightning.io.damaged_file import DamagedFileError, errors_as_damaged_file, validate_regular_file
+from mim_lightning.io.remote import download_bytes
+from mim_lightning.io.retry import RemoteError
 
 INDEX_FILE = "index.json"
 AGAIN = "run prepare again"
@@ -152,16 +161,22 @@ class LocalFiles:
 class FetchedFiles:
     def __init__(self, address: str, settings: CacheSettings) -> None:
         self.address, self.settings = address.rstrip("/"), settings
-        self.look_ahead, self.patience = settings.look_ahead, settings.patience.seconds
+        self.look_ahead, self.patience = settings.look_ahead, settings.retry_policy.max_seconds
         self._cache, self._digest = ShardCache(self.address, "", settings), b""
 
     def read_index(self) -> tuple[bytes, int]:
-        content = fetch_bytes(f"{self.address}/{INDEX_FILE}", self.settings.patience)
+        content = self._fetch_index()
         # it tells the checksum of every shard: other content, another folder
         self._digest = _digest(content)
         version = hashlib.blake2b(self.address.encode() + b"\0" + content, digest_size=12)
         self._cache = ShardCache(self.address, version.hexdigest(), self.settings)
         return content, int.from_bytes(version.digest()[:7], "big")
+
+    def _fetch_index(self) -> bytes:
+        try:
+            return download_bytes(f"{self.address}/{INDEX_FILE}", self.settings.retry_policy)
+        except RemoteError as error:
+            raise as_shard_error(error) from error
 
     def column(self, name: str) -> np.ndarray:
         is_new = not self._cache.has(f"{name}.npy")
@@ -193,7 +208,7 @@ class FetchedFiles:
     def _refuse_change(self, *fetched: str) -> None:
         """Fetch the index again and compare it; what was `fetched` meanwhile would be of another set than it says."""
         try:
-            content = fetch_bytes(f"{self.address}/{INDEX_FILE}", self.settings.patience)
+            content = self._fetch_index()
         except MissingError:
             reason = "is gone, or being prepared again,"
         except ShardError:  # the store is out of reach: whoever needs a file of it will say so

@@ -18,8 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mim_lightning.data.places.transfer import MissingError, ShardError
-from mim_lightning.data.shards.cache import CacheSettings
+from mim_lightning.data.shards.cache import CacheSettings, MissingError, ShardError
 from mim_lightning.data.shards.files import INDEX_FILE, FetchedFiles, LocalFiles, ShardFiles
 from mim_lightning.data.shards.open_shards import MEMBERS, OpenShard, OpenShards
 from mim_lightning.data.shards.set_index import FORMAT_VERSION, parse_index
