@@ -71,7 +71,7 @@ ROOMS = {  # room or file -> what of the project it may import
         "metrics.directions",  # ranks by direction, as an evaluation does
     },
     "export": {"config", "cli", "expected_types", "inference", "lit", "model", "stored_config"},
-    "online": {"online"},
+    "online": {"online", "metrics"},
     "ab_report": {"config", "cli", "online"},
     "report": {"ab_report"},  # old names of commands
     "draw": {"plot"},

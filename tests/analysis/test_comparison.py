@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from mim_lightning.analysis.comparison.comparison import compare_arms, write_json
-from mim_lightning.analysis.comparison.differences import Difference, holm
+from mim_lightning.analysis.comparison.differences import Difference
 from mim_lightning.analysis.run_groups import Arm
 from tests.analysis.evaluations import Row, config, plain_rows, write_evaluation
 
@@ -105,18 +105,6 @@ def test_a_segment_is_clear_only_if_corrected() -> None:
     assert row.is_clear and not replace(row, low=-0.01).is_clear
     assert not replace(row, segment="kind", label="same", holm_p=0.06).is_clear
     assert replace(row, segment="kind", label="same", holm_p=0.04).is_clear
-
-
-def test_holm_agrees_with_its_definition() -> None:
-    p_values = [0.01, 0.04, math.nan, 0.03, 0.005, 0.9]
-    known = sorted(p for p in p_values if not math.isnan(p))
-    expected = {p: min(1, max((len(known) - i) * q for i, q in enumerate(known) if q <= p)) for p in known}
-    corrected = holm(p_values)
-    assert math.isnan(corrected[2])
-    assert [c for c in corrected if not math.isnan(c)] == pytest.approx(
-        [expected[p] for p in p_values if p in expected]
-    )
-    assert holm([]) == []
 
 
 def test_row_order_changes_nothing(tmp_path: Path) -> None:

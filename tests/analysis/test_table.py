@@ -10,8 +10,8 @@ from rich.console import Console
 
 from mim_lightning.analysis.comparison.comparison import Comparison, compare_arms
 from mim_lightning.analysis.comparison.console import MAX_LABELS, print_comparison
-from mim_lightning.analysis.html.numbers import share, signed, signed_interval
 from mim_lightning.analysis.run_groups import Arm
+from mim_lightning.display.numbers import format_difference, format_interval, format_number
 from tests.analysis.evaluations import Row, config, write_evaluation
 
 
@@ -36,8 +36,8 @@ def test_every_number_is_there_in_full(comparison: Comparison, width: int) -> No
     assert max(map(len, told.splitlines())) <= width
     (row,) = comparison.overall
     for number in (row.baseline_mean, row.arm_mean):
-        assert share(number) in told
-    assert signed(row.difference) in told and signed_interval(row.low, row.high) in told
+        assert format_number(number) in told
+    assert format_difference(row.difference) in told and format_interval(row.low, row.high, format_difference) in told
     assert "image_to_asked_product" in told and "[4tower]" in told
 
 

@@ -202,3 +202,15 @@ def test_p_values_are_small_as_often_as_chance_has_it() -> None:
         shifted.append(paired_difference(scores + 0.8, np.zeros_like(scores), units, num_resamples=400).p_value)
     assert 0.02 <= np.mean(np.array(null) <= 0.05) <= 0.08
     assert np.mean(np.array(shifted) <= 0.05) > 0.9
+
+
+def test_holm_agrees_with_its_definition() -> None:
+    p_values = [0.01, 0.04, math.nan, 0.03, 0.005, 0.9]
+    known = sorted(p for p in p_values if not math.isnan(p))
+    expected = {p: min(1, max((len(known) - i) * q for i, q in enumerate(known) if q <= p)) for p in known}
+    corrected = intervals.holm(p_values)
+    assert math.isnan(corrected[2])
+    assert [c for c in corrected if not math.isnan(c)] == pytest.approx(
+        [expected[p] for p in p_values if p in expected]
+    )
+    assert intervals.holm([]) == []

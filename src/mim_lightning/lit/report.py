@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mim_lightning.analysis.segments import SEGMENTS
-from mim_lightning.data.validation.units import counted
+from mim_lightning.display.numbers import format_count
 from mim_lightning.display.text import plain
 
 COLUMNS = ("hit@1", "hit@5", "hit@10", "mrr", "map", "ndcg@10", "wrong_category@1")  # all others: results.json
@@ -79,7 +79,7 @@ def _left_out(results: Results) -> Iterator[str]:
     """Yield a line for each direction with queries that answer themselves, repeat a photo, or nearly do."""
     for direction in dict.fromkeys(key.split("/")[1] for key in results if key.startswith("val/")):
         counts = {name: int(results.get(f"counts/{direction}/{name}", 0)) for name in LEFT_OUT}
-        told = [LEFT_OUT[name].format(counted(count, "query")) for name, count in counts.items() if count]
+        told = [LEFT_OUT[name].format(format_count(count, "query")) for name, count in counts.items() if count]
         if told:
             yield f"{plain(direction)}: {', '.join(told)}"
 

@@ -111,6 +111,18 @@ def paired_difference(
     )
 
 
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Return p-values corrected for their number; nan stays nan and is not counted.
+
+    Source: Holm 1979, a step-down Bonferroni procedure.
+    """
+    p = np.asarray(p_values, dtype=np.float64)
+    order = np.argsort(p)[: np.count_nonzero(~np.isnan(p))]  # nan sorts to the end
+    corrected = np.full(len(p), np.nan)
+    corrected[order] = np.minimum(1, np.maximum.accumulate(p[order] * np.arange(len(order), 0, -1)))
+    return corrected.tolist()
+
+
 @dataclass(frozen=True)
 class _Sums:
     """What a resample needs of a measure: its sum over each unit's queries, and how many those are."""

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from mim_lightning.metrics.intervals import holm
 from mim_lightning.online.aggregates import ArmCounts
 from mim_lightning.online.estimates import (
     Estimate,
@@ -108,10 +109,5 @@ def _comparison(
 
 def _correct(rows: list[ArmComparison]) -> list[ArmComparison]:
     """Correct the p-values of several arms for their number; those that are nan do not count."""
-    from statsmodels.stats.multitest import multipletests
-
-    known = [row.p_value for row in rows if not math.isnan(row.p_value)]
-    if len(known) < 2:
-        return rows
-    corrected = iter(multipletests(known, method="holm")[1])
-    return [row if math.isnan(row.p_value) else replace(row, holm_p_value=float(next(corrected))) for row in rows]
+    corrected = holm([row.p_value for row in rows])
+    return [replace(row, holm_p_value=p_value) for row, p_value in zip(rows, corrected, strict=True)]

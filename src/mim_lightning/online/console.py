@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.panel import Panel
 from rich.table import Table
 
+from mim_lightning.display.numbers import format_difference, format_interval, format_number, format_p_value
 from mim_lightning.display.text import plain
 from mim_lightning.online.aggregates import PositionCounts
 from mim_lightning.online.estimates import Interval
@@ -72,7 +73,7 @@ def _arm_tables(report: ExperimentReport) -> list[Table]:
         rates.add_row(
             name,
             _percent(arm.click_rate),
-            _ends(arm.click_rate_interval, _percent),
+            _interval(arm.click_rate_interval, _percent),
             _percent(arm.user_rate),
             f"{arm.impressions_per_user:.2f}",
             "-" if math.isnan(arm.design_effect) else f"{arm.design_effect:.2f}",
@@ -90,17 +91,17 @@ def _comparison_tables(report: ExperimentReport) -> list[Table]:
         names = row.measure.removeprefix("per "), _text(row.arm)
         effects.add_row(
             *names,
-            _signed(row.difference),
-            _ends(row.difference_interval, _signed),
-            _signed(row.lift),
-            _ends(row.lift_interval, _signed),
+            _percent_difference(row.difference),
+            _interval(row.difference_interval, _percent_difference),
+            _percent_difference(row.lift),
+            _interval(row.lift_interval, _percent_difference),
         )
         tests.add_row(
             *names,
-            _p(row.p_value),
-            _p(row.holm_p_value),
-            _ends(row.always_valid_interval, _signed),
-            _p(row.always_valid_p_value),
+            format_p_value(row.p_value),
+            format_p_value(row.holm_p_value),
+            _interval(row.always_valid_interval, _percent_difference),
+            format_p_value(row.always_valid_p_value),
         )
     return [effects, tests]
 
@@ -138,16 +139,12 @@ def _level(plan: Plan) -> str:
 
 
 def _percent(value: float) -> str:
-    return "-" if math.isnan(value) else f"{100 * value:.2f}"
+    return format_number(100 * value, 2)
 
 
-def _signed(value: float) -> str:
-    return "-" if math.isnan(value) else f"{100 * value:+.2f}"
+def _percent_difference(value: float) -> str:
+    return format_difference(100 * value, 2)
 
 
-def _p(value: float) -> str:
-    return "-" if math.isnan(value) else "< 0.001" if value < 0.001 else f"{value:.3f}"
-
-
-def _ends(interval: Interval, write: Callable[[float], str]) -> str:
-    return "-" if math.isnan(interval.low) else f"[{write(interval.low)}, {write(interval.high)}]"
+def _interval(interval: Interval, write: Callable[[float], str]) -> str:
+    return format_interval(interval.low, interval.high, write)

@@ -14,7 +14,7 @@ from mim_lightning.config import compose
 from mim_lightning.data.preparation.small_set import write_shard_set
 from mim_lightning.data.shards.verify import Verified, verify_sets
 from mim_lightning.prepare import prepare
-from tests.data.preparation.test_shard import RECORDS
+from tests.data.shards.test_writer import RECORDS
 
 SETS = ["catalogue", "queries/train"]
 

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from rich.console import Console
 
 from mim_lightning.data.manifest.row_issue import RowIssue
 from mim_lightning.data.preparation.hash_layout import plan_layout
@@ -19,7 +18,6 @@ from mim_lightning.data.preparation.plan import PictureError, take_turns
 from mim_lightning.data.preparation.small_set import write_shard_set
 from mim_lightning.data.shards.set_writer import finish_set, finished_shards, place_shard
 from mim_lightning.data.shards.writer import COLUMNS, Record, read_shard, shard_sizes, write_shard
-from mim_lightning.display.progress import WritingProgress
 from mim_lightning.io.store import Store
 from mim_lightning.types import NO_KEY, id_key
 from tests.data.conftest import jpeg
@@ -169,23 +167,6 @@ def test_a_set_is_finished_by_its_receipts(tmp_path: Path) -> None:
     finish_set(store, "queries/train", 2)
     assert np.load(tmp_path / "queries" / "train" / "product_keys.npy").tolist() == [id_key("p"), NO_KEY, id_key("r")]
     assert json.loads((tmp_path / "queries" / "train" / "index.json").read_text())["max_relevant"] == 3
-
-
-def test_progress_tells_rate_and_time_left() -> None:
-    now = 0.0
-    out = io.StringIO()
-    with WritingProgress(1_000, num_finished=500, console=Console(file=out, width=200), clock=lambda: now) as progress:
-        assert "time left unknown" in progress.describe()
-        now = 10.0
-        progress.show(200, 4_000_000)
-        assert progress.describe() == "700 of 1,500 rows (500 before), 20 rows/s, 0.4 MB/s, 40 s left"
-        assert out.getvalue() == ""  # no terminal: a line now and then
-        now = 31.0
-        progress.show(310, 6_200_000)
-        assert out.getvalue() == "810 of 1,500 rows (500 before), 10 rows/s, 0.2 MB/s, 69 s left\n"
-        now = 100.0
-        progress.show(1_000, 20_000_000)
-    assert out.getvalue().endswith("wrote 1,500 of 1,500 rows (500 before), 10 rows/s, 0.2 MB/s, 20.0 MB in 2 min\n")
 
 
 def test_turns_do_not_depend_on_the_order() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 from mim_lightning.data.validation import CheckReport, CheckSettings, print_check
-from mim_lightning.data.validation.units import counted, share, size
+from mim_lightning.display.numbers import format_bytes
 from tests.data.validation.broken import check, jpeg, write_shop
 
 
@@ -53,7 +53,7 @@ def test_in_brief(tmp_path: Path) -> None:
     pictures = {"a.jpg": jpeg(1), "b.jpg": jpeg(2)}
     products = [{"product_id": "a", "image": "a.jpg", "title": "A"}, {"product_id": "b", "title": "B"}]
     report = check(*write_shop(tmp_path, pictures, products, [{"query_id": "q", "image": "b.jpg", "product_id": "a"}]))
-    total = size(sum(map(len, pictures.values())))
+    total = format_bytes(sum(map(len, pictures.values())))
     assert printed(report, brief=True).splitlines() == [
         f"check: 2 products, 1 query, 2 pictures ({total}): nothing bad", "  told: products without image: 1",
     ]  # fmt: skip
@@ -79,17 +79,3 @@ def test_a_set_to_evaluate_alone_says_so(tmp_path: Path) -> None:
             "nothing bad; no split 'train': can be evaluated, not trained on (it has test; data.shards.train_s" in told
         )
     assert "no split" not in printed(replace(report, missing_split=""))
-
-
-def test_units() -> None:
-    assert [counted(number, "query") for number in (0, 1, 12_345)] == ["0 queries", "1 query", "12,345 queries"]
-    assert [share(*pair) for pair in ((0, 0), (0, 9), (1, 3), (1, 10_000), (3, 3))] == [
-        "-",
-        "0.0 %",
-        "33.3 %",
-        "< 0.1 %",
-        "100.0 %",
-    ]
-    assert [size(number) for number in (0, 999, 1_000, 12_345_678, 2 * 10**12)] == [
-        "0 bytes", "999 bytes", "1.0 kB", "12.3 MB", "2.0 TB",
-    ]  # fmt: skip

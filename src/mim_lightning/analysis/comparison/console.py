@@ -18,7 +18,14 @@ from rich.text import Text
 from mim_lightning.analysis.comparison.changes import Change
 from mim_lightning.analysis.comparison.comparison import Comparison
 from mim_lightning.analysis.comparison.differences import MIN_UNITS, Difference
-from mim_lightning.analysis.html import numbers
+from mim_lightning.display.numbers import (
+    format_difference,
+    format_interval,
+    format_number,
+    format_p_value,
+    format_ranks,
+    format_relative,
+)
 from mim_lightning.display.text import plain
 
 MAX_LABELS = 12  # of one segment on the terminal; the page has all
@@ -98,9 +105,9 @@ def _overall(rows: Sequence[Difference], is_wide: bool) -> Table:
         table.add(
             [row.direction, row.metric],
             [row.arm],
-            [numbers.share(row.baseline_mean), numbers.share(row.arm_mean)],
+            [format_number(row.baseline_mean), format_number(row.arm_mean)],
             _difference(row),
-            [numbers.percent(row.relative), numbers.p_value(row.p_value)],
+            [format_relative(row.relative), format_p_value(row.p_value)],
             [str(row.num_queries), str(row.num_products)],
             style=_style(row),
         )
@@ -119,9 +126,9 @@ def _by_segment(title: str, rows: Sequence[Difference], is_wide: bool) -> Table:
                 [segment],
                 [row.label],
                 [str(row.num_queries)],
-                [numbers.share(row.baseline_mean), numbers.share(row.arm_mean)],
+                [format_number(row.baseline_mean), format_number(row.arm_mean)],
                 _difference(row),
-                [numbers.p_value(row.p_value), numbers.p_value(row.holm_p)],
+                [format_p_value(row.p_value), format_p_value(row.holm_p)],
                 style=_style(row),
             )
         if len(labels) > MAX_LABELS:
@@ -138,16 +145,16 @@ def _changes(title: str, changes: Iterable[Change]) -> Table:
     table.add_words(*([name] for name in ("", "query", "words", "product", "rank", "segments")))
     for change in changes:
         text = plain(change.text, MAX_TEXT)
-        ranks = f"{numbers.ranks(change.before.ranks)} -> {numbers.ranks(change.after.ranks)}"
+        ranks = f"{format_ranks(change.before.ranks)} -> {format_ranks(change.after.ranks)}"
         told = ("gained" if change.gain > 0 else "lost", change.query_id, text, change.unit_id, ranks)
         table.add(*([word] for word in told), [", ".join(change.segments.values())])
     return table
 
 
 def _difference(row: Difference) -> list[str]:
-    ends = numbers.signed_interval(row.low, row.high)
+    ends = format_interval(row.low, row.high, format_difference)
     # the mark has a place of its own, or the numbers would not stand below each other
-    return [numbers.signed(row.difference), f"{ends} {'*' if row.is_clear else ' '}"]
+    return [format_difference(row.difference), f"{ends} {'*' if row.is_clear else ' '}"]
 
 
 def _style(row: Difference) -> str:

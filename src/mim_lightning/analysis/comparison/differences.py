@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from mim_lightning.analysis.comparison.pairing import PairedDirection
-from mim_lightning.metrics.intervals import paired_difference
+from mim_lightning.metrics.intervals import holm, paired_difference
 
 MIN_UNITS = 6  # with fewer products, signs can be flipped in less than 40 ways: no p-value below 0.05
 ALPHA = 0.05
@@ -55,15 +55,6 @@ class Difference:
 
 def is_lower_better(metric: str) -> bool:
     return metric.startswith("wrong")
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Return p-values corrected for their number (Holm 1979: step-down Bonferroni); nan stays nan and counts not."""
-    p = np.asarray(p_values, dtype=np.float64)
-    order = np.argsort(p)[: np.count_nonzero(~np.isnan(p))]  # nan sorts to the end
-    corrected = np.full(len(p), np.nan)
-    corrected[order] = np.minimum(1, np.maximum.accumulate(p[order] * np.arange(len(order), 0, -1)))
-    return corrected.tolist()
 
 
 class MeasuredPair:

@@ -14,9 +14,9 @@ from itertools import islice
 import numpy as np
 
 from mim_lightning.analysis.comparison.changes import Answer, Change
-from mim_lightning.analysis.html import numbers
 from mim_lightning.analysis.html.images import Picture, Pictures
 from mim_lightning.analysis.record import DirectionRecord
+from mim_lightning.display.numbers import NOTHING, format_ranks
 
 CURVE_WIDTH, CURVE_HEIGHT, CURVE_EDGE = 220, 52, 5  # of the drawing, without unit
 
@@ -68,7 +68,7 @@ def change_card(change: Change, baseline: str, pictures: Pictures, num_hits: int
         text=change.text,
         truth=pictures.product(change.unit_id),
         segments=change.segments,
-        headline=f"rank {numbers.ranks(before.ranks)} → {numbers.ranks(after.ranks)}",
+        headline=f"rank {format_ranks(before.ranks)} → {format_ranks(after.ranks)}",
         is_good=change.gain > 0,
         strips=tuple(
             _strip(label, answer, pictures, num_hits) for label, answer in ((baseline, before), (change.arm, after))
@@ -88,7 +88,7 @@ def query_card(
         text=record.texts[row],
         truth=pictures.product(record.unit_ids[row]),
         segments={name: labels[row] for name, labels in record.segments.items()},
-        headline=f"rank {numbers.ranks((rank,))}",
+        headline=f"rank {format_ranks((rank,))}",
         is_good=rank == 1,
         strips=(_strip("first hits", answer, pictures, num_hits),),
         curve=_curve(sorted(history)) if history else None,
@@ -127,6 +127,6 @@ def _curve(history: Sequence[tuple[int, int]]) -> Curve:
 
     return Curve(
         points=tuple(place(epoch, rank) for epoch, rank in history),
-        summary=" → ".join(f"{rank or numbers.NOTHING} at epoch {epoch}" for epoch, rank in (history[0], history[-1])),
-        ranks=", ".join(f"{epoch}: {rank or numbers.NOTHING}" for epoch, rank in history),
+        summary=" → ".join(f"{rank or NOTHING} at epoch {epoch}" for epoch, rank in (history[0], history[-1])),
+        ranks=", ".join(f"{epoch}: {rank or NOTHING}" for epoch, rank in history),
     )

@@ -6,17 +6,35 @@ is fetched when a page is opened, and no script runs.
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import jinja2
 
-from mim_lightning.analysis.html import numbers
+from mim_lightning.display.numbers import (
+    format_bytes,
+    format_count,
+    format_difference,
+    format_interval,
+    format_number,
+    format_p_value,
+    format_relative,
+)
 from mim_lightning.display.text import plain
 from mim_lightning.io.atomic import atomic_write
 
-FILTERS = ("share", "signed", "interval", "signed_interval", "percent", "p_value", "thousands", "size")
+FILTERS = {
+    "format_number": format_number,
+    "format_difference": format_difference,
+    "format_interval": format_interval,
+    "format_difference_interval": partial(format_interval, write=format_difference),
+    "format_relative": format_relative,
+    "format_p_value": format_p_value,
+    "format_count": format_count,
+    "format_bytes": format_bytes,
+    "plain": plain,
+}
 
 
 def write_page(path: Path, template: str, **content: Any) -> None:
@@ -39,7 +57,5 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    for name in FILTERS:
-        environment.filters[name] = getattr(numbers, name)
-    environment.filters["plain"] = plain
+    environment.filters.update(FILTERS)
     return environment

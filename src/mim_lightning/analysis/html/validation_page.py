@@ -15,7 +15,7 @@ from mim_lightning.analysis.html.render import write_page
 from mim_lightning.data.images.reader import ImageRef
 from mim_lightning.data.validation import KINDS, CheckReport, Finding
 from mim_lightning.data.validation.console import verdict_of
-from mim_lightning.data.validation.units import share
+from mim_lightning.display.numbers import format_percent
 
 NUM_LARGEST, NUM_SMALLEST = 12, 3  # categories shown
 Read = Callable[[ImageRef], bytes]
@@ -70,7 +70,7 @@ def write_check_page(report: CheckReport, path: Path, read: Read, num_shown: int
         sections=_sections(report, read, num_shown),
         largest=largest,
         smallest=smallest,
-        share=share,
+        share=format_percent,
         missing=(),
     )
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from threading import Event, Lock
 
-from mim_lightning.display.progress import WritingProgress
+from mim_lightning.display.progress import ProgressMeter
 from mim_lightning.io.atomic import atomic_write
 from mim_lightning.io.remote import read_url
 from mim_lightning.io.retry import PrivateHostError, RemoteError, RetriesExhaustedError, RetryPolicy
@@ -80,7 +80,7 @@ class Downloads:
         wanted = list(dict.fromkeys(addresses))
         missing = [address for address in wanted if address not in self.failures and not self._is_kept(address)]
         if missing and self.settings.cache is not None:
-            with WritingProgress(len(missing), verb="asked for", noun="pictures", label="downloads") as progress:
+            with ProgressMeter(len(missing), verb="asked for", noun="pictures", label="downloads") as progress:
                 _Crew(self, missing, progress).work()
         return {address: self.failures[address] for address in wanted if address in self.failures}
 
@@ -115,7 +115,7 @@ class Downloads:
 class _Crew:
     """Threads that fetch one address after the other until none is left."""
 
-    def __init__(self, downloads: Downloads, addresses: list[str], progress: WritingProgress) -> None:
+    def __init__(self, downloads: Downloads, addresses: list[str], progress: ProgressMeter) -> None:
         self.downloads, self.settings, self.progress = downloads, downloads.settings, progress
         self._left, self._lock, self._stop = iter(addresses), Lock(), Event()
         self._silent: Counter[str] = Counter()  # host -> addresses in a row without an answer
@@ -140,7 +140,7 @@ class _Crew:
             num_bytes = self._try(address)
             with self._lock:
                 self._num_done, self._num_bytes = self._num_done + 1, self._num_bytes + num_bytes
-                self.progress.show(self._num_done, self._num_bytes)
+                self.progress.update(self._num_done, self._num_bytes)
 
     def _try(self, address: str) -> int:
         """Fetch one address; return how many bytes came."""

@@ -15,7 +15,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from mim_lightning.display.progress import WritingProgress
+from mim_lightning.display.progress import ProgressMeter
 from mim_lightning.io.atomic import atomic_write
 from mim_lightning.io.paths import PathOrUrl, file_system, join, open_binary, parent_of, to_path_or_url
 
@@ -62,11 +62,11 @@ def unpack_all(columns: Iterable[tuple[str, str]], cache: str) -> None:
         return
     num_rows = sum(_count_rows(path) for path, _, _ in missing)
     num_done, num_bytes = 0, 0
-    with WritingProgress(num_rows, verb="laid out", noun="rows", label="pictures in tables") as progress:
+    with ProgressMeter(num_rows, verb="laid out", noun="rows", label="pictures in tables") as progress:
         for path, column, target in missing:
             for batch in _unpack(path, column, target):
                 num_done, num_bytes = num_done + batch.num_rows, num_bytes + batch.nbytes
-                progress.show(num_done, num_bytes)
+                progress.update(num_done, num_bytes)
 
 
 def _unpack(path: str, column: str, target: Path) -> Iterator[Any]:

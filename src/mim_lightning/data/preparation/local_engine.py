@@ -32,7 +32,7 @@ from mim_lightning.data.shards.set_writer import (
     write_columns,
 )
 from mim_lightning.data.shards.writer import Record, write_shard
-from mim_lightning.display.progress import WritingProgress
+from mim_lightning.display.progress import ProgressMeter
 from mim_lightning.io.store import Store
 
 ROWS_PER_PROCESS = 1_000  # fewer are written sooner than another process starts
@@ -104,7 +104,7 @@ def write_sets(sets: Sequence[PlannedSet], store: Store, reader: ImageReader, se
     num_rows = sum(len(planned.items) for planned in sets) - num_finished
     tasks = _unfinished(sets, store, settings)
     num_workers = _num_workers(settings.num_workers, num_rows)
-    with WritingProgress(max(0, num_rows), num_finished) as progress:
+    with ProgressMeter(max(0, num_rows), num_finished) as progress:
         if num_workers <= 1:
             _write_here(tasks, ShardWriter(store, reader, settings.max_image_side), progress)
         else:
@@ -156,16 +156,16 @@ def _unfinished(sets: Sequence[PlannedSet], store: Store, settings: WritingSetti
             yield task
 
 
-def _write_here(tasks: Iterator[ShardTask], writer: ShardWriter, progress: WritingProgress) -> None:
+def _write_here(tasks: Iterator[ShardTask], writer: ShardWriter, progress: ProgressMeter) -> None:
     def on_row(num_bytes: int) -> None:
-        progress.show(progress.num_written + 1, progress.num_bytes + num_bytes)
+        progress.update(progress.num_done + 1, progress.num_bytes + num_bytes)
 
     for task in tasks:
         writer.write(task, on_row)
 
 
 def _write_in_processes(
-    tasks: Iterator[ShardTask], num_workers: int, parts: tuple[Store, ImageReader, int], progress: WritingProgress
+    tasks: Iterator[ShardTask], num_workers: int, parts: tuple[Store, ImageReader, int], progress: ProgressMeter
 ) -> None:
     # Spawned, because the caller may hold threads (a trainer, a tokeniser) that a fork would not survive.
     context = multiprocessing.get_context("spawn")
@@ -194,11 +194,11 @@ def _write_in_processes(
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _settle(pending: set[Future[None]], counts: Any, progress: WritingProgress) -> set[Future[None]]:
+def _settle(pending: set[Future[None]], counts: Any, progress: ProgressMeter) -> set[Future[None]]:
     done, rest = wait(pending, timeout=POLL_S, return_when=FIRST_COMPLETED)
     for future in done:
         future.result()
-    progress.show(sum(counts[0::2]), sum(counts[1::2]))
+    progress.update(sum(counts[0::2]), sum(counts[1::2]))
     return rest
 
 

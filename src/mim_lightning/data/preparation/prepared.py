@@ -34,7 +34,7 @@ from mim_lightning.data.shards.shard_set import ShardSet
 from mim_lightning.data.shards.writer import COLUMNS
 from mim_lightning.data.splits import Protocol, Seen
 from mim_lightning.data.validation import CheckReport, CheckSettings, write_skipped
-from mim_lightning.display.progress import WritingProgress
+from mim_lightning.display.progress import ProgressMeter
 from mim_lightning.io.damaged_file import errors_as_damaged_file, validate_regular_file
 from mim_lightning.io.paths import PathOrUrl, join, to_path_or_url
 from mim_lightning.io.remote import download_bytes, list_folder
@@ -116,11 +116,11 @@ class PreparedData:
         found: list[Damage | None] = []
         names = dict.fromkeys((*self.describe().get(CONTENT, ()), *self._set_names()))
         num_shards = sum(1 for _ in self.folder.rglob("*.tar")) if is_thorough else 0
-        with WritingProgress(num_shards, verb="compared", noun="shards") if is_thorough else nullcontext() as progress:
+        with ProgressMeter(num_shards, verb="compared", noun="shards") if is_thorough else nullcontext() as progress:
 
             def show(shard: IndexedShard) -> None:
                 if progress is not None:
-                    progress.show(progress.num_written + 1, progress.num_bytes + (shard.num_bytes or 0))
+                    progress.update(progress.num_done + 1, progress.num_bytes + (shard.num_bytes or 0))
 
             for name in names:
                 try:

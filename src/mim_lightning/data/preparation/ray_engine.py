@@ -53,7 +53,7 @@ from mim_lightning.data.shards.set_writer import (
 from mim_lightning.data.shards.writer import write_shard
 from mim_lightning.data.splits import Seen
 from mim_lightning.data.validation import CheckSettings
-from mim_lightning.display.progress import WritingProgress
+from mim_lightning.display.progress import ProgressMeter
 from mim_lightning.io.paths import PathOrUrl
 from mim_lightning.io.store import Store
 
@@ -192,12 +192,12 @@ def _write_all(
     """Write what is not finished yet, then the indexes, set by set."""
     finished, num_finished = _find_finished(job)
     num_parts = max(1, -(-sum(num_samples.values()) // settings.rows_per_part))
-    with WritingProgress(sum(num_samples.values()) - num_finished, num_finished) as progress:
+    with ProgressMeter(sum(num_samples.values()) - num_finished, num_finished) as progress:
         for row in _written(tables, job, finished, num_parts):
             if row["error"]:
                 raise ValueError(row["error"])
             issues.add(map(RowIssue.from_json, json.loads(row["issues"])))
-            progress.show(progress.num_written + row["rows"], progress.num_bytes + row["bytes"])
+            progress.update(progress.num_done + row["rows"], progress.num_bytes + row["bytes"])
     for name, num_shards in job.layout.num_shards.items():
         _fill_empty(job, name, num_shards)
         finish_set(job.store, name, num_shards)

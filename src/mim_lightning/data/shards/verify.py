@@ -20,7 +20,7 @@ import numpy as np
 from mim_lightning.data.shards.open_shards import read_places
 from mim_lightning.data.shards.set_writer import shard_path
 from mim_lightning.data.shards.writer import COLUMNS, ShardFacts, read_shard
-from mim_lightning.display.progress import WritingProgress
+from mim_lightning.display.progress import ProgressMeter
 from mim_lightning.io.damaged_file import (
     DamagedFileError,
     describe_error,
@@ -52,12 +52,12 @@ def verify_sets(folder: PathOrUrl, set_names: list[str]) -> Verified:
             damaged.append(f"{name}/index.json: {describe_error(error)}")
     num_rows = sum(shard.stop - shard.start for shard in checks)
     num_read = num_bytes = 0
-    with WritingProgress(num_rows, verb="read") as progress, ThreadPoolExecutor(NUM_READERS) as pool:
+    with ProgressMeter(num_rows, verb="read") as progress, ThreadPoolExecutor(NUM_READERS) as pool:
         for shard, (size, reason) in zip(checks, pool.map(lambda shard: _verify(store, shard), checks), strict=True):
             if reason:
                 damaged.append(f"{shard.path('.tar')}: {reason}")
             num_read, num_bytes = num_read + shard.stop - shard.start, num_bytes + size
-            progress.show(num_read, num_bytes)
+            progress.update(num_read, num_bytes)
     return Verified(len(checks), num_rows, tuple(damaged))
 
 

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from mim_lightning.data.validation.findings import KINDS
 from mim_lightning.data.validation.report import CheckReport, describe_refusal
-from mim_lightning.data.validation.units import NOTHING, counted, share, size
+from mim_lightning.display.numbers import NOTHING, format_bytes, format_count, format_percent
 from mim_lightning.display.text import plain
 
 NUM_SHOWN = 3  # findings of a kind; findings.csv has all
@@ -37,7 +37,8 @@ def print_check(report: CheckReport, console: Console | None = None, *, brief: b
     console.print()
     for table, place in report.places.items():
         console.print(
-            f"[bold]{table:<9}[/] {escape(plain(place))}: {counted(report.num_rows[table], 'row')}", highlight=False
+            f"[bold]{table:<9}[/] {escape(plain(place))}: {format_count(report.num_rows[table], 'row')}",
+            highlight=False,
         )
     if report.splits:
         console.print(_splits(report))
@@ -55,13 +56,13 @@ def verdict_of(report: CheckReport) -> str:
     if not report.num_bad:
         return f"nothing bad{_missing(report)}"
     rows = [
-        f"{report.num_bad_rows(table):,} of {counted(num_rows, 'row')} of {table} "
-        f"({share(report.num_bad_rows(table), num_rows)})"
+        f"{report.num_bad_rows(table):,} of {format_count(num_rows, 'row')} of {table} "
+        f"({format_percent(report.num_bad_rows(table), num_rows)})"
         for table, num_rows in report.num_rows.items()
         if num_rows
     ]
     num_pictures = sum(finding.drops == "picture" for finding in report.findings)
-    bad = ", ".join([*rows, f"{counted(num_pictures, 'single picture')} of products that have others"])
+    bad = ", ".join([*rows, f"{format_count(num_pictures, 'single picture')} of products that have others"])
     if not describe_refusal(report):
         return f"left out: {bad}{_missing(report)}"
     return f"refused with on_bad={report.settings.on_bad}, max_bad={report.settings.max_bad}: bad are {bad}"
@@ -78,8 +79,12 @@ def _missing(report: CheckReport) -> str:
 
 
 def _held(report: CheckReport) -> str:
-    rows = [counted(report.num_rows[table], noun) for table, noun in (("products", "product"), ("queries", "query"))]
-    return f"{', '.join(rows)}, {counted(report.pictures.num_pictures, 'picture')} ({size(report.pictures.num_bytes)})"
+    rows = [
+        format_count(report.num_rows[table], noun) for table, noun in (("products", "product"), ("queries", "query"))
+    ]
+    pictures = report.pictures
+    rows.append(f"{format_count(pictures.num_pictures, 'picture')} ({format_bytes(pictures.num_bytes)})")
+    return ", ".join(rows)
 
 
 def _counted_kinds(report: CheckReport) -> str:
@@ -90,7 +95,7 @@ def _splits(report: CheckReport) -> Table:
     table = _table("split", "queries", "with image", "with text", "with both", "products", "asked in other splits too")
     for split in report.splits:
         counts = (split.num_queries, split.num_with_image, split.num_with_text, split.num_with_both, split.num_products)
-        shared = f"{split.num_shared:,} ({share(split.num_shared, split.num_products)})"
+        shared = f"{split.num_shared:,} ({format_percent(split.num_shared, split.num_products)})"
         table.add_row(Text(plain(split.name, MAX_NAME)), *(f"{count:,}" for count in counts), shared)
     return table
 
@@ -98,21 +103,23 @@ def _splits(report: CheckReport) -> Table:
 def _facts(report: CheckReport) -> Iterator[str]:
     catalogue, pictures, balance = report.catalogue, report.pictures, report.categories
     yield (
-        f"catalogue: {counted(catalogue.num_products, 'product')} with {counted(catalogue.num_pictures, 'picture')}; "
+        f"catalogue: {format_count(catalogue.num_products, 'product')} with "
+        f"{format_count(catalogue.num_pictures, 'picture')}; "
         f"{catalogue.num_with_several:,} have several, {catalogue.num_products - catalogue.num_with_image:,} none; "
         f"{catalogue.num_with_text:,} have text; {catalogue.num_asked:,} answer a query"
     )
     yield (
-        f"pictures: {counted(pictures.num_pictures, 'distinct file')} of {size(pictures.num_bytes)}; longer side "
+        f"pictures: {format_count(pictures.num_pictures, 'distinct file')} of {format_bytes(pictures.num_bytes)}; "
+        "longer side "
         f"{pictures.shortest_side:,} to {pictures.longest_side:,} pixels, median {pictures.median_side:,}"
     )
     if balance.counts:
         (largest, most), (smallest, fewest) = balance.counts[0], balance.counts[-1]
         largest, smallest = plain(largest, MAX_NAME), plain(smallest, MAX_NAME)
         yield (
-            f"categories: {len(balance.counts):,}; the largest '{largest}' with {counted(most, 'product')}, the "
+            f"categories: {len(balance.counts):,}; the largest '{largest}' with {format_count(most, 'product')}, the "
             f"smallest '{smallest}' with {fewest:,}; half of the products stand in {balance.num_holding_half:,} of "
-            f"them; {counted(balance.num_without, 'product')} in none"
+            f"them; {format_count(balance.num_without, 'product')} in none"
         )
 
 
@@ -123,7 +130,7 @@ def _text_lengths(report: CheckReport) -> Iterator[str]:
             yield f"{texts.tower}: median {texts.median:,} words, 95 % up to {texts.percentile_95:,};"
             yield "  prepare encoder/text@texts=<encoder> counts the texts that it cuts"
         elif texts.limit is not None and texts.num_over:
-            over = f"{share(texts.num_over, texts.num_texts)} are cut after {texts.limit:,} tokens"
+            over = f"{format_percent(texts.num_over, texts.num_texts)} are cut after {texts.limit:,} tokens"
             yield f"{texts.tower}: {over}, median {texts.median:,};"
             yield "  encoder.text.max_length reads more"
 
@@ -133,7 +140,7 @@ def _texts(report: CheckReport) -> Table:
     for texts in report.texts:
         numbers = (texts.median, texts.percentile_95, texts.longest)
         known = texts.limit is not None
-        over = f"{texts.num_over:,} ({share(texts.num_over, texts.num_texts)})" if known else NOTHING
+        over = f"{texts.num_over:,} ({format_percent(texts.num_over, texts.num_texts)})" if known else NOTHING
         limit = f"{texts.limit:,}" if known else NOTHING
         table.add_row(texts.tower, f"{texts.num_texts:,}", texts.unit, *(f"{n:,}" for n in numbers), limit, over)
     return table

@@ -17,7 +17,7 @@ from pathlib import Path
 from mim_lightning.data.images.reader import ImageRef
 from mim_lightning.data.validation.image_checks import PictureFacts, look_at
 from mim_lightning.data.validation.scan_file import FactsFile
-from mim_lightning.display.progress import WritingProgress
+from mim_lightning.display.progress import ProgressMeter
 
 CHUNK_SIZE = 64  # pictures handed to a process at once, and the most that an interruption costs a process
 PICTURES_PER_PROCESS = 1_000  # fewer are looked at sooner than another process starts
@@ -53,13 +53,13 @@ def survey(
     chunks = [missing[start : start + CHUNK_SIZE] for start in range(0, len(missing), CHUNK_SIZE)]
     results = _here(chunks, read) if num_processes == 1 else _in_processes(chunks, read, num_processes)
     num_bytes = 0
-    with WritingProgress(len(missing), len(found), "looked at", "pictures", "checking pictures") as progress:
+    with ProgressMeter(len(missing), len(found), "looked at", "pictures", "checking pictures") as progress:
         for number, (chunk, facts) in enumerate(results, start=1):
             new = dict(zip(chunk, facts, strict=True))
             file.append(new)
             found |= new
             num_bytes += sum(one.num_bytes for one in facts)
-            progress.show(min(number * CHUNK_SIZE, len(missing)), num_bytes)
+            progress.update(min(number * CHUNK_SIZE, len(missing)), num_bytes)
     return found
 
 

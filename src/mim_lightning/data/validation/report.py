@@ -14,7 +14,7 @@ from mim_lightning.data.validation.findings import Finding
 from mim_lightning.data.validation.settings import CheckSettings
 from mim_lightning.data.validation.statistics import CatalogueFacts, CategoryBalance, SplitFacts
 from mim_lightning.data.validation.texts import TextLengths
-from mim_lightning.data.validation.units import counted, share
+from mim_lightning.display.numbers import format_count, format_percent
 from mim_lightning.display.text import csv_cell
 from mim_lightning.io.atomic import atomic_write
 
@@ -103,7 +103,7 @@ def describe_refusal(report: CheckReport) -> str:
         return ""
     if settings.on_bad == "fail":
         return (
-            f"the check found {counted(len(bad), 'fault')} ({_told(report)}), the first is {bad[0]}; mend "
+            f"the check found {format_count(len(bad), 'fault')} ({_told(report)}), the first is {bad[0]}; mend "
             f"{'it' if len(bad) == 1 else 'them'}, or leave bad rows out with data.check.on_bad=skip "
             f"(at most data.check.max_bad={settings.max_bad} of a table)"
         )
@@ -112,7 +112,8 @@ def describe_refusal(report: CheckReport) -> str:
         if num_bad > ceiling:
             first = next(finding for finding in bad if finding.table == table and finding.drops == "row")
             return (
-                f"{num_bad:,} of {num_rows:,} rows of the {table} table are bad ({share(num_bad, num_rows)}), more "
+                f"{num_bad:,} of {num_rows:,} rows of the {table} table are bad "
+                f"({format_percent(num_bad, num_rows)}), more "
                 f"than the {ceiling:,} of data.check.max_bad={settings.max_bad}; the first is {first}; mend them, or "
                 "raise data.check.max_bad"
             )
@@ -120,7 +121,9 @@ def describe_refusal(report: CheckReport) -> str:
 
 
 def _told(report: CheckReport) -> str:
-    rows = [f"{counted(count, 'row')} of {table}" for table in report.num_rows if (count := report.num_bad_rows(table))]
+    rows = [
+        f"{format_count(count, 'row')} of {table}" for table in report.num_rows if (count := report.num_bad_rows(table))
+    ]
     return ", ".join(rows) or "single pictures of products"
 
 

@@ -13,7 +13,7 @@ from itertools import accumulate
 from mim_lightning.data.manifest.manifest import Manifest, Product, Query
 from mim_lightning.data.validation.findings import Finding
 from mim_lightning.data.validation.settings import CheckSettings
-from mim_lightning.data.validation.units import counted
+from mim_lightning.display.numbers import format_count
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def find_in_rows(manifest: Manifest, settings: CheckSettings) -> Iterator[Findin
     for product in manifest.products.values():
         splits = splits_of.get(product.product_id, Counter())
         if len(splits) > 1:
-            told = ", ".join(f"{name} ({counted(count, 'query')})" for name, count in sorted(splits.items()))
+            told = ", ".join(f"{name} ({format_count(count, 'query')})" for name, count in sorted(splits.items()))
             yield _finding("product_in_two_splits", product, "product_id", f"answers {told}", settings)
         if not product.images:
             yield _finding("product_without_image", product, "image", "empty", settings)

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from mim_lightning.display.progress import progress_bar
+from mim_lightning.display.progress import ProgressMeter
 from mim_lightning.search.index import milvus_client
 from mim_lightning.search.index.card import IndexCard, describe_index, parse_card
 from mim_lightning.search.index.filters import OneOf, parse_filter
@@ -208,11 +208,11 @@ def _fill(index: MilvusIndex, rows: IndexRows, settings: IndexSettings) -> None:
     # a client sees its own writes immediately, other clients a moment later
     client.create_collection(name, schema=schema, consistency_level="Session")
     num_inserted = 0
-    with progress_bar(f"filling {name}", len(rows.vectors)) as on_progress:
+    with ProgressMeter(len(rows.vectors), verb="", label=f"filling {name}") as meter:
         for batch in to_entities(rows):
             client.insert(name, batch)
             num_inserted += len(batch)
-            on_progress(num_inserted)
+            meter.update(num_inserted)
     num_rows, dimension = rows.vectors.shape
     lists = {"nlist": num_lists(settings, num_rows)}
     if kind == "ivf_pq":
@@ -223,7 +223,7 @@ def _fill(index: MilvusIndex, rows: IndexRows, settings: IndexSettings) -> None:
         "sq8": ("IVF_SQ8", lists),
         "ivf_pq": ("IVF_PQ", lists),
     }[kind]
-    with progress_bar(f"indexing as {kind}", None):
+    with ProgressMeter(None, verb="", label=f"indexing as {kind}"):
         client.flush(name)
         params = client.prepare_index_params()
         params.add_index(VECTOR, metric_type="IP", index_type=index_type, params=options)

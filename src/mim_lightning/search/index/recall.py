@@ -7,7 +7,7 @@ from collections.abc import Callable
 import faiss
 import numpy as np
 
-from mim_lightning.display.progress import progress_bar
+from mim_lightning.display.progress import ProgressMeter
 from mim_lightning.search.index.card import Recall
 from mim_lightning.search.index.index_type import scale_effort
 from mim_lightning.search.index.products import IndexRows
@@ -38,7 +38,7 @@ def tune_effort(
     """
     if kind == "flat":
         return settings, EXACT
-    with progress_bar("measuring recall", None):
+    with ProgressMeter(None, verb="", label="measuring recall"):
         query_QD, how = make_queries(rows.vectors, settings, given_QD)
         true_QK = compute_true_scores(query_QD, rows.vectors, rows.product_idx)
         while True:

@@ -14,7 +14,7 @@ from typing import Any
 import faiss
 import numpy as np
 
-from mim_lightning.display.progress import progress_bar
+from mim_lightning.display.progress import ProgressMeter
 from mim_lightning.search.index.card import Recall, StoredFile
 from mim_lightning.search.index.faiss_types import (
     MAX_FETCHED_ON_GPU,
@@ -184,8 +184,8 @@ def build_measured_segment(
     Args:
         given_QD: queries to measure recall with, if there are any.
     """
-    with progress_bar(f"building {kind}", len(rows.vectors)) as on_progress:
-        segment = build_segment(kind, rows, settings, on_progress)
+    with ProgressMeter(len(rows.vectors), verb="", label=f"building {kind}") as meter:
+        segment = build_segment(kind, rows, settings, meter.update)
 
     def search_with(tried: IndexSettings) -> FindScores:
         set_effort(kind, segment.index, tried)
