@@ -45,9 +45,10 @@ format: setup ## format the code
 	$(PY) -m ruff check --quiet --fix src tests benchmarks experiments .ci
 	$(PY) -m ruff format --quiet src tests benchmarks experiments .ci
 
-lint: setup ## style, and known vulnerabilities of what the lock holds
+lint: setup ## style, who imports whom, and known vulnerabilities of what the lock holds
 	$(PY) -m ruff check src tests benchmarks experiments .ci
 	$(PY) -m ruff format --check src tests benchmarks experiments .ci
+	.venv/bin/lint-imports --no-cache
 	$(PY) .ci/audit.py
 
 types: setup ## types

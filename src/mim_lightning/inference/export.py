@@ -21,7 +21,6 @@ from mim_lightning.inference.export_format import (
 )
 from mim_lightning.inference.loading import OpenedMatcher, choose_device, encoders_of, round_matcher
 from mim_lightning.inference.model_card import Evaluation, write_card
-from mim_lightning.inference.onnx import export_towers
 from mim_lightning.inference.quantization import check_precision
 from mim_lightning.inference.quantization_loss import NUM_SAMPLES, Batches, Losses, measure_losses, sample_inputs
 from mim_lightning.io.atomic import atomic_write_folder
@@ -66,6 +65,8 @@ def export_model(
     with atomic_write_folder(output) as partial:
         facts, matcher = write_model(partial, loaded.matcher, loaded.config, precision)
         if onnx:
+            from mim_lightning.inference.onnx import export_towers
+
             specs = {name: matcher.tower(name).encoder.spec for name in matcher.towers}
             facts = replace(facts, onnx=export_towers(matcher, partial, sample_inputs(specs, measuring.batches)))
         write_facts(partial, facts)

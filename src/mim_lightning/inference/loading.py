@@ -15,7 +15,6 @@ import torch
 
 from mim_lightning.inference.export_format import read_facts, read_matcher
 from mim_lightning.inference.hub import download, is_hub_path
-from mim_lightning.inference.onnx import open_towers
 from mim_lightning.inference.quantization import check_precision, compute_type, name_of, restore, store
 from mim_lightning.inference.tower_encoder import TowerEncoder, torch_towers
 from mim_lightning.model.checkpoint import load_matcher
@@ -124,6 +123,8 @@ def _fetched(path: str | Path) -> Path:
 
 
 def _open_onnx(folder: Path, device: str, precision: str) -> Opened:
+    from mim_lightning.inference.onnx import open_towers
+
     if device not in ("auto", "cpu"):
         raise ValueError(f"device={device}: runtime=onnx computes on the CPU")
     facts = read_facts(folder)

@@ -14,7 +14,6 @@ import torch
 from lightning import LightningModule, Trainer
 
 from mim_lightning.analysis.embeddings import EvaluationEmbeddings, write_embeddings
-from mim_lightning.analysis.figures.hits_grid import draw_hits
 from mim_lightning.analysis.html.images import Pictures
 from mim_lightning.analysis.html.pages import write_report_page
 from mim_lightning.analysis.record import RECORD_FOLDER, RunFacts, read_record, write_record
@@ -119,6 +118,8 @@ def save_evaluation(
             *callback.tables, matcher.fusions, run.fingerprint, {name: [*read] for name, read in matcher.fields.items()}
         )
         write_embeddings(folder / RECORD_FOLDER, embeddings)
+    from mim_lightning.analysis.figures.hits_grid import draw_hits
+
     direction = monitor.split("/")[1]
     record = read_record(folder / RECORD_FOLDER)
     queries, gallery = datamodule.opened.queries, datamodule.opened.gallery
