@@ -15,7 +15,7 @@ from mim_lightning.search.facets import FACETS
 from mim_lightning.search.index.factory import open_index
 from mim_lightning.search.index_builder import add_products
 from mim_lightning.search.product_images import CATALOGS, ProductImages
-from tests.search.service.shopfronts import FINGERPRINT, colour_index, square
+from tests.search.service.color_shop import FINGERPRINT, color_index, square
 
 
 def embedded(folder: Path, rows: dict[str, bytes], category: str, price: float) -> EmbeddedCatalog:
@@ -32,7 +32,7 @@ def embedded(folder: Path, rows: dict[str, bytes], category: str, price: float) 
 
 
 def test_added_products_have_pictures_and_can_be_filtered_by(tmp_path: Path) -> None:
-    colour_index(tmp_path)
+    color_index(tmp_path)
     place, new = str(tmp_path / "index"), square("green", "PNG")
     more = embedded(tmp_path / "more", {"teal-1": new, "red-1": new}, "seasonal", 99.0)
     for _ in range(2):  # the second time, all of it is known
@@ -51,7 +51,7 @@ def test_added_products_have_pictures_and_can_be_filtered_by(tmp_path: Path) -> 
 
 
 def test_another_gallery_is_refused_and_nothing_changes(tmp_path: Path) -> None:
-    before = colour_index(tmp_path).card
+    before = color_index(tmp_path).card
     more = embedded(tmp_path / "more", {"teal-1": square("green")}, "seasonal", 99.0)
     other = EmbeddingFacts(**{**vars(more.facts), "gallery": "product"})
     with pytest.raises(ValueError, match="is an index of 'product_image', not of 'product'"):

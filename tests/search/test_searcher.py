@@ -14,7 +14,7 @@ from mim_lightning.search.index.factory import build_index
 from mim_lightning.search.index.settings import IndexSettings, ModelFacts
 from mim_lightning.search.query import SearchQuery
 from mim_lightning.search.searcher import MODEL, Searcher, open_searcher
-from tests.search.service.shopfronts import ColourModel, colour_index
+from tests.search.service.color_shop import ColorModel, color_index
 
 DIMENSION, NUM_PRODUCTS = 16, 40
 
@@ -111,7 +111,7 @@ def test_an_unknown_product_to_go_on_from(index: Any) -> None:
         Searcher(Encoder(), index).search(SearchQuery(like="p99"))
 
 
-class LoadedColourModel(ColourModel):
+class LoadedColourModel(ColorModel):
     dimension = 3
 
 
@@ -135,7 +135,7 @@ def test_a_model_that_has_moved_is_told(tmp_path: Path) -> None:
 
 
 def index_of_model_at(model: str, folder: Path) -> str:
-    index = colour_index(folder)
+    index = color_index(folder)
     more = pa.table({"product_id": ["teal-1"], "title": ["teal"], "category": ["cold"], "price": [1.0]})
     index.add(np.eye(3, dtype=np.float32)[:1], ["teal-1"], more, {MODEL: model})
     index.save()

@@ -20,11 +20,12 @@ from fastapi.testclient import TestClient
 from mim_lightning.config import compose
 from mim_lightning.online.assignment import Arm, Experiment
 from mim_lightning.online.event_log import EventLog
-from mim_lightning.search.service.app import behind_gate, make_app
+from mim_lightning.search.service.app import add_middleware, make_app
 from mim_lightning.search.service.limits import RefusedError
-from mim_lightning.serve import read_api_key, serve
+from mim_lightning.search.service.server import read_api_key
+from mim_lightning.serve import serve
 from tests.data.images.hostile import png, scanned
-from tests.search.service.shopfronts import FINGERPRINT, colour_shop, square
+from tests.search.service.color_shop import FINGERPRINT, color_service, square
 from tests.search.service.test_limits import png_of
 
 LIMITS = {"upload_bytes": 100_000, "pixels": 10_000, "text_length": 50, "num_images": 2, "num_hits": 20}
@@ -32,8 +33,8 @@ LIMITS = {"upload_bytes": 100_000, "pixels": 10_000, "text_length": 50, "num_ima
 
 @pytest.fixture
 def client(tmp_path: Path) -> Iterator[TestClient]:
-    shopfront = colour_shop(tmp_path, **LIMITS)
-    with TestClient(behind_gate(make_app(shopfront), shopfront, None)) as client:
+    service = color_service(tmp_path, **LIMITS)
+    with TestClient(add_middleware(make_app(service), service, None)) as client:
         yield client
 
 
@@ -105,14 +106,14 @@ FAULTS: list[tuple[dict[str, Any], int, str]] = [
     ({"data": {"text": "red", "weights": '{"text": 1e19}'}}, 422, "weights.text=1e+19: must be between 0 and"),
     ({"data": {"text": "red", "weights": '{"text": 1e308, "image": 1e308}'}}, 422, "weights.text=1e+308: must be"),
     ({"data": {"text": "red", "weights": '{"text": 1e999}'}}, 422, "weights: a number is too large"),
-    ({"data": {"text": "red", "weights": '{"text": NaN}'}}, 422, "weights: not JSON (NaN is no number)"),
-    ({"data": {"text": "red", "weights": '{"text": -Infinity}'}}, 422, "weights: not JSON (-Infinity is no number)"),
+    ({"data": {"text": "red", "weights": '{"text": NaN}'}}, 422, "weights: not JSON (NaN is not a number)"),
+    ({"data": {"text": "red", "weights": '{"text": -Infinity}'}}, 422, "weights: not JSON (-Infinity is not a number)"),
     ({"data": {"text": "red", "weights": '{"text": -0.0}'}}, 400, "cancel out"),
     ({"data": {"text": "red", "weights": '{"text": 1e-308}'}}, 400, "cancel out"),
-    ({"data": {"text": "red", "weights": '{"text": 1, "text": 2}'}}, 422, "weights: not JSON ('text' stands there"),
-    ({"data": {"text": "red", "weights": '{"te\\ud800xt": 1}'}}, 422, "weights: holds half a surrogate pair"),
-    ({"data": {"text": "red", "where": '{"category": "\\udc00"}'}}, 422, "where: holds half a surrogate pair"),
-    ({"data": {"text": "red", "where": '{"category": ["\\ud800"]}'}}, 422, "where: holds half a surrogate pair"),
+    ({"data": {"text": "red", "weights": '{"text": 1, "text": 2}'}}, 422, "weights: not JSON (duplicate key 'text'"),
+    ({"data": {"text": "red", "weights": '{"te\\ud800xt": 1}'}}, 422, "weights: contains a lone surrogate"),
+    ({"data": {"text": "red", "where": '{"category": "\\udc00"}'}}, 422, "where: contains a lone surrogate"),
+    ({"data": {"text": "red", "where": '{"category": ["\\ud800"]}'}}, 422, "where: contains a lone surrogate"),
     ({"data": {"text": "red", "where": '{"category": ' + "[" * 9000 + "]" * 9000 + "}"}}, 422, "where: nested deeper"),
     ({"data": {"text": "red", "where": '{"a":' * 17 + "1" + "}" * 17}}, 422, "where: nested deeper than 16 levels"),
     ({"data": {"text": "red", "where": "[" * 12_000 + "]" * 12_000}}, 413, "where: 24,000 characters, at most 20,000"),
@@ -122,16 +123,16 @@ FAULTS: list[tuple[dict[str, Any], int, str]] = [
     ({"content": b"text=%ED%A0%80&k=1&k=two", "headers": FORM}, 422, "k: "),
     ({"content": b"--b\r\nbroken", "headers": {"content-type": "multipart/form-data; boundary=b"}}, 422, "the query"),
     ({"content": b"{}", "headers": {"content-type": "multipart/form-data"}}, 400, ""),
-    (in_utf_7("text", b"+2AA-"), 422, "text: holds half a surrogate pair"),
-    (in_utf_7("like", b"+2AA-"), 422, "like: holds half a surrogate pair"),
+    (in_utf_7("text", b"+2AA-"), 422, "text: contains a lone surrogate"),
+    (in_utf_7("like", b"+2AA-"), 422, "like: contains a lone surrogate"),
     ({"data": {"text": "red"}, "headers": {"content-length": "9" * 5000}}, 413, "the request has 999,999,"),
     ({"files": {"image": ("q.jpg", square("red", side=90)[:-150])}}, 415, "image 1: damaged image"),
     ({"data": {"like": "pink-1"}}, 404, "pink-1"),
-    ({"data": {"text": "red", "arm": "other"}}, 404, "arm 'other': there is no such arm; there are default"),
+    ({"data": {"text": "red", "arm": "other"}}, 404, "arm 'other': no such arm; choose one of default"),
     ({"files": {"image": ("q.jpg", b"not a picture")}}, 415, "image 1: not a readable image"),
     ({"files": {"image": ("q.jpg", square("red")[:200])}}, 415, "image 1: "),
     ({"files": {"image": ("q.png", png_of(50_000, 50_000))}}, 413, "pixels"),
-    ({"files": [("image", ("q.jpg", square("red")))] * 3}, 413, "image: 3 pictures, at most 2"),
+    ({"files": [("image", ("q.jpg", square("red")))] * 3}, 413, "image: 3 images, at most 2"),
     ({"files": {"image": ("q.jpg", b"x" * 200_000)}}, 413, "the request has 200,"),
 ]  # fmt: skip
 
@@ -147,8 +148,8 @@ def test_what_is_wrong_is_said_and_the_service_lives_on(
 
 
 def test_thousands_of_parts(tmp_path: Path) -> None:
-    shopfront = colour_shop(tmp_path)
-    with TestClient(behind_gate(make_app(shopfront), shopfront, None)) as client:
+    service = color_service(tmp_path)
+    with TestClient(add_middleware(make_app(service), service, None)) as client:
         files = client.post("/search", files=[("image", (f"{n}.jpg", b"x")) for n in range(1500)])
         fields = client.post("/search", data={f"field{n}": "x" for n in range(1500)}, files={"image": ("q.jpg", b"x")})
         assert [files.status_code, fields.status_code] == [400, 400]
@@ -183,25 +184,25 @@ def test_a_number_that_no_message_can_hold(client: TestClient) -> None:
 def test_a_fault_of_the_service_is_answered_and_logged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    shopfront = colour_shop(tmp_path)
-    monkeypatch.setattr(shopfront, "answer", lambda *_: 1 / 0)
-    app = make_app(shopfront)
-    for served in (behind_gate(app, shopfront, None), app):  # with and without what is in front of the routes
+    service = color_service(tmp_path)
+    monkeypatch.setattr(service, "search", lambda *_: 1 / 0)
+    app = make_app(service)
+    for served in (add_middleware(app, service, None), app):  # with and without what is in front of the routes
         with TestClient(served, raise_server_exceptions=False) as client:
             answer = client.post("/search", data={"text": "red"})
-        assert answer.status_code == 500 and answer.json() == {"error": "the service failed; its log says why"}
+        assert answer.status_code == 500 and answer.json() == {"error": "internal error; see the service's log"}
     assert caplog.text.count("Traceback") == 1 and "ZeroDivisionError" in caplog.text
     assert 'mim_requests_total{route="search",status="500"} 1.0' in TestClient(app).get("/metrics").text
 
 
 def test_metadata_that_json_has_no_word_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    shopfront = colour_shop(tmp_path)
+    service = color_service(tmp_path)
     odd = {"title": "A \u2028 square", "price": float("nan"), "size": float("inf"), "made": datetime(2026, 1, 1)}
-    find = shopfront.engine().searcher.index.products
+    find = service.engine().searcher.index.products
     monkeypatch.setattr(
-        shopfront.engine().searcher.index, "products", lambda ids: [{**product, **odd} for product in find(ids)]
+        service.engine().searcher.index, "products", lambda ids: [{**product, **odd} for product in find(ids)]
     )
-    with TestClient(behind_gate(make_app(shopfront), shopfront, None)) as client:
+    with TestClient(add_middleware(make_app(service), service, None)) as client:
         assert client.post("/search", data={"text": "red"}).json()["hits"][0]["metadata"]["price"] is None
         assert client.get("/products/red-1").status_code == 200
 
@@ -224,8 +225,8 @@ def test_a_body_larger_than_it_says(client: TestClient) -> None:
 
 
 def test_key_and_rate(tmp_path: Path) -> None:
-    shopfront = colour_shop(tmp_path, requests_per_minute=3)
-    with TestClient(behind_gate(make_app(shopfront), shopfront, "secret")) as client:
+    service = color_service(tmp_path, requests_per_minute=3)
+    with TestClient(add_middleware(make_app(service), service, "secret")) as client:
         assert client.get("/health").status_code == 200
         for headers in ({}, {"X-API-Key": "guess"}):
             answer = client.post("/search", data={"text": "red"}, headers=headers)
@@ -238,8 +239,8 @@ def test_key_and_rate(tmp_path: Path) -> None:
 
 
 def test_a_key_of_any_letters_and_its_place_in_the_description(tmp_path: Path) -> None:
-    shopfront = colour_shop(tmp_path)
-    with TestClient(behind_gate(make_app(shopfront, has_key=True), shopfront, "clé")) as client:
+    service = color_service(tmp_path)
+    with TestClient(add_middleware(make_app(service, has_key=True), service, "clé")) as client:
         assert client.post("/search", data={"text": "red"}, headers={b"X-API-Key": "clé".encode()}).status_code == 200
         described = client.get("/openapi.json").json()
     schemes = described["components"]["securitySchemes"]
@@ -249,7 +250,7 @@ def test_a_key_of_any_letters_and_its_place_in_the_description(tmp_path: Path) -
 
 def test_an_empty_key_is_not_taken_for_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MIM_API_KEY", "")
-    with pytest.raises(ValueError, match="MIM_API_KEY: is empty, and would let everyone in"):
+    with pytest.raises(ValueError, match="MIM_API_KEY: is empty, which would accept every client"):
         serve(compose("serve", ["index=nowhere"]))
 
 
@@ -266,9 +267,9 @@ def test_a_key_from_a_file_has_no_final_newline(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_key_in_another_encoding_is_no_fault(tmp_path: Path) -> None:
-    shopfront = colour_shop(tmp_path)
+    service = color_service(tmp_path)
     key = os.fsdecode(b"cl\xe9")  # of the environment, in Latin-1
-    with TestClient(behind_gate(make_app(shopfront), shopfront, key)) as client:
+    with TestClient(add_middleware(make_app(service), service, key)) as client:
         for given in ("clé".encode(), b""):
             assert client.post("/search", data={"text": "red"}, headers={b"X-API-Key": given}).status_code == 401
 
@@ -290,7 +291,7 @@ def test_a_service_that_anyone_may_reach_without_a_key_warns(
         monkeypatch.setenv("MIM_API_KEY", key)
     with pytest.raises(ValueError, match="nowhere"):
         serve(compose("serve", ["index=nowhere", f"host={host}", "port=0"]))
-    warning = f"warning: host={host} lets other machines in, and MIM_API_KEY is not set"
+    warning = f"warning: host={host} accepts connections from other machines, and MIM_API_KEY is not set"
     assert (warning in capsys.readouterr().err) == is_warned
 
 
@@ -300,7 +301,7 @@ def test_whose_word_on_a_client_is_believed_is_checked_at_the_start() -> None:
 
 
 def test_requests_at_work_are_counted_for_each_client(tmp_path: Path) -> None:
-    shopfront = colour_shop(tmp_path, connections_per_client=2)
+    service = color_service(tmp_path, connections_per_client=2)
     waiting, go_on = [], threading.Event()
 
     def wait(*_: object) -> None:
@@ -308,13 +309,13 @@ def test_requests_at_work_are_counted_for_each_client(tmp_path: Path) -> None:
         assert go_on.wait(30)
         raise RefusedError(418, "waited")
 
-    shopfront.answer = wait  # type: ignore[method-assign, assignment]
-    with TestClient(behind_gate(make_app(shopfront), shopfront, None)) as client, ThreadPoolExecutor(2) as threads:
+    service.search = wait  # type: ignore[method-assign, assignment]
+    with TestClient(add_middleware(make_app(service), service, None)) as client, ThreadPoolExecutor(2) as threads:
         at_work = [threads.submit(client.post, "/search", data={"text": "red"}) for _ in range(2)]
         while len(waiting) < 2:
             time.sleep(0.01)
         refused = client.post("/search", data={"text": "red"})
-        assert refused.status_code == 429 and "2 of your requests are at work" in refused.json()["error"]
+        assert refused.status_code == 429 and "the limit of 2 concurrent requests" in refused.json()["error"]
         assert client.get("/health").status_code == 200
         go_on.set()
         assert [answer.result().status_code for answer in at_work] == [418, 418]
@@ -330,8 +331,8 @@ def test_a_url_with_a_password_need_not_stand_on_the_command_line(monkeypatch: p
 def test_an_experiment_is_recorded_without_the_user(tmp_path: Path) -> None:
     log = EventLog(str(tmp_path / "events.db"))
     arms = {"default": Arm("default"), "other": Arm("other")}
-    shopfront = colour_shop(tmp_path, tuple(arms), Experiment("colours", arms, "s" * 32, log))
-    with TestClient(behind_gate(make_app(shopfront), shopfront, None)) as client:
+    service = color_service(tmp_path, tuple(arms), Experiment("colours", arms, "s" * 32, log))
+    with TestClient(add_middleware(make_app(service), service, None)) as client:
         seen = {user: client.post("/search", data={"text": "red", "user": user}).json() for user in map(str, range(40))}
         assert {answer["arm"] for answer in seen.values()} == {"default", "other"}
         for user, answer in seen.items():

@@ -71,7 +71,7 @@ def test_what_waits_goes_together(model: Model) -> None:
         first = pool.submit(images_of, encoder, [0])
         assert model.entered.wait(10)
         rest = [pool.submit(images_of, encoder, [number]) for number in range(1, 11)]
-        while encoder._wishes.qsize() < 10:
+        while encoder._requests.qsize() < 10:
             time.sleep(0.001)
         model.hold.set()
         assert [int(f.result()[0, 0]) for f in (first, *rest)] == list(range(11))
@@ -87,7 +87,7 @@ def test_a_photo_with_words_waits_for_one_batch(model: Model) -> None:
         first = pool.submit(images_of, encoder, [0])
         assert model.entered.wait(10)
         both = pool.submit(encoder.embed_parts, [1], ["words"])
-        while encoder._wishes.qsize() < 2:  # neither part waits for the answer to the other
+        while encoder._requests.qsize() < 2:  # neither part waits for the answer to the other
             time.sleep(0.001)
         model.hold.set()
         assert first.result()[0, 0] == 0

@@ -19,12 +19,11 @@ import uvicorn
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from mim_lightning.search.service.app import behind_gate, make_app
-from mim_lightning.search.service.client_address import Proxies, counted_as
-from mim_lightning.search.service.connections import Connections
+from mim_lightning.search.service.app import add_middleware, make_app
+from mim_lightning.search.service.connections import Connections, Proxies, client_key
 from mim_lightning.search.service.limits import Limits
-from mim_lightning.serve import uvicorn_settings
-from tests.search.service.shopfronts import colour_shop
+from mim_lightning.search.service.server import uvicorn_settings
+from tests.search.service.color_shop import color_service
 
 LIMITS = Limits(
     header_seconds=1, body_seconds=1, send_seconds=1, idle_seconds=1, connections=64, connections_per_client=32
@@ -37,11 +36,11 @@ ASK = b"POST /search HTTP/1.1\r\nhost: a\r\ncontent-type: application/x-www-form
 def served(
     folder: Path, limits: Limits = LIMITS, proxies: str | None = None, protocol: Any = AutoHTTPProtocol
 ) -> Iterator[int]:
-    shopfront = colour_shop(folder)
-    shopfront.limits = limits
-    app = behind_gate(make_app(shopfront), shopfront, None)
+    service = color_service(folder)
+    service.limits = limits
+    app = add_middleware(make_app(service), service, None)
     settings = uvicorn_settings(limits, Proxies(proxies))
-    settings["http"] = Connections(limits, lambda host: host in Proxies(proxies)).protocol(protocol)
+    settings["http"] = Connections(limits, Proxies(proxies)).protocol(protocol)
     with running(uvicorn.Server(uvicorn.Config(app, **settings))) as port:
         yield port
 
@@ -119,7 +118,7 @@ def test_a_request_that_does_not_come_is_given_up(port: int) -> None:
             answer = rest(connection)
             assert status_of(answer) == 408
             error = json.loads(answer.partition(b"\r\n\r\n")[2])["error"]
-            assert error.startswith(f"the request's {what} did not come within")
+            assert error.startswith(f"the request's {what} did not arrive within")
         assert rest(idle) == b"" and status_of(rest(halted)) == 408
 
 
@@ -178,7 +177,7 @@ def test_so_many_connections_and_no_more(tmp_path: Path) -> None:
             stack.enter_context(connected(port, b"GET"))
         refused = stack.enter_context(connected(port))
         answer = rest(refused)
-        assert status_of(answer) == 429 and b"you have 4 connections" in answer
+        assert status_of(answer) == 429 and b"the limit of 4 connections" in answer
         for number in range(2, 6):  # of all clients: loopback has many addresses
             other = stack.enter_context(socket.socket())
             other.settimeout(PATIENCE)
@@ -190,7 +189,7 @@ def test_so_many_connections_and_no_more(tmp_path: Path) -> None:
         late.bind(("127.0.0.9", 0))
         late.connect(("127.0.0.1", port))
         answer = rest(late)
-        assert status_of(answer) == 503 and b"the service has 8 connections" in answer
+        assert status_of(answer) == 503 and b"limit of 8 connections" in answer
         stack.close()
         assert any(is_taken(port) for _ in range(PATIENCE * 10)), "connections that were closed are still counted"
 
@@ -227,7 +226,7 @@ def test_proxies_are_addresses_and_networks() -> None:
 
 
 def test_one_client_has_one_address() -> None:
-    assert counted_as("2001:db8::1") == counted_as("2001:db8::ffff:2") == "2001:db8::/64"
-    assert counted_as("::ffff:10.0.0.1") == "10.0.0.1" == counted_as("10.0.0.1")
-    assert counted_as("2001:db8:0:1::1") != counted_as("2001:db8::1") and counted_as("fe80::1%eth0") == "fe80::/64"
-    assert counted_as("a" * 500) == "a" * 100
+    assert client_key("2001:db8::1") == client_key("2001:db8::ffff:2") == "2001:db8::/64"
+    assert client_key("::ffff:10.0.0.1") == "10.0.0.1" == client_key("10.0.0.1")
+    assert client_key("2001:db8:0:1::1") != client_key("2001:db8::1") and client_key("fe80::1%eth0") == "fe80::/64"
+    assert client_key("a" * 500) == "a" * 100

@@ -11,7 +11,7 @@ pytest.importorskip("fastapi", reason="the extra `serve` is not installed")
 
 from mim_lightning.config import compose
 from mim_lightning.search.service.app import ROUTES
-from mim_lightning.search.service.telemetry import Telemetry
+from mim_lightning.search.service.prometheus import ServiceMetrics
 
 DOCS = Path(__file__).parents[3] / "docs"
 TEXT = (DOCS / "deployment.md").read_text()
@@ -30,7 +30,7 @@ def test_keys_and_metrics_are_those_that_there_are() -> None:
         assert key in config["limits"]
     for key, default in (("connections_per_client", 64), ("connections", 512), ("idle_seconds", 30)):
         assert config["limits"][key] == default and re.search(rf"`limits\.{key}` \| {default}", TEXT)
-    told = Telemetry(ROUTES).expose().decode()
+    told = ServiceMetrics(ROUTES).expose().decode()
     for name in re.findall(r"`(mim_\w+)", TEXT):
         assert name.removesuffix("_total") in told, name
 

@@ -1,15 +1,29 @@
-"""Limits say what is too much with the right status, and rates are those of each client."""
+"""What exceeds a limit is refused with the right status; rates count by client, pixels over all requests."""
 
 from __future__ import annotations
 
 import io
+import json
 import struct
+import threading
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from PIL import Image
 
-from mim_lightning.search.service.limits import Limits, RateLimit, RefusedError
+from mim_lightning.data.images.codec import EncodedImage
+from mim_lightning.search.service import limits as module
+from mim_lightning.search.service.limits import (
+    MAX_MESSAGE,
+    Limits,
+    PixelBudget,
+    RateLimit,
+    RefusedError,
+    error_response,
+)
+from tests.data.conftest import encoded
+from tests.data.conftest import picture as pixels
 
 
 def png_of(width: int, height: int) -> bytes:
@@ -31,7 +45,7 @@ def picture(side: int) -> bytes:
 @pytest.mark.parametrize(
     ("images", "status", "message"),
     [
-        ([picture(8)] * 3, 413, "image: 3 pictures, at most 2"),
+        ([picture(8)] * 3, 413, "image: 3 images, at most 2"),
         ([picture(8), b"GIF? no"], 415, "image 2: not a readable image"),
         ([picture(40)], 413, "image 1: 40 x 40 pixels, at most 1,000"),
         ([png_of(50_000, 50_000)], 413, "image 1: .* pixels"),
@@ -80,3 +94,58 @@ def test_no_rate_and_no_growing_memory() -> None:
 def test_a_limit_that_is_none_is_refused() -> None:
     with pytest.raises(ValueError, match=r"limits\.pixels=0: must be at least 1"):
         Limits(pixels=0)
+
+
+def test_never_more_than_the_budget_and_everyone_gets_a_turn() -> None:
+    budget, lock = PixelBudget(100), threading.Lock()
+    in_work, most, done = 0, 0, 0
+
+    def work(num_pixels: int) -> None:
+        nonlocal in_work, most, done
+        with budget.reserve(num_pixels):
+            with lock:
+                in_work += min(num_pixels, 100)
+                most = max(most, in_work)
+            threading.Event().wait(0.002)
+            with lock:
+                in_work, done = in_work - min(num_pixels, 100), done + 1
+
+    with ThreadPoolExecutor(8) as pool:
+        for thread in [pool.submit(work, size) for size in (60, 30, 500, 10, 40, 99, 1, 70) * 5]:
+            thread.result()
+    assert done == 40 and 60 < most <= 100
+
+
+def test_an_error_gives_the_pixels_back() -> None:
+    budget = PixelBudget(10)
+    for _ in range(3):
+        with pytest.raises(ZeroDivisionError), budget.reserve(10):
+            raise ZeroDivisionError
+    with budget.reserve(10):
+        pass
+
+
+def test_a_request_that_waits_too_long_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_WAIT_SECONDS", 0.01)
+    budget = PixelBudget(10)
+    with budget.reserve(6):
+        with pytest.raises(RefusedError) as caught, budget.reserve(6):
+            pass
+        assert (caught.value.status, caught.value.retry_after) == (503, 5)
+        monkeypatch.setattr(module, "MAX_WAITING", 0)
+        with pytest.raises(RefusedError), budget.reserve(1):
+            pass
+
+
+def test_a_picture_whose_kind_costs_more_than_the_budget_is_decoded_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_WAIT_SECONDS", 0.01)
+    data = encoded(pixels(1), "JPEG2000")
+    budget = PixelBudget(24 * 32)  # as many as the picture has
+    with budget.reserve(EncodedImage.of(data).work_pixels), pytest.raises(RefusedError), budget.reserve(1):
+        pass
+
+
+@pytest.mark.parametrize("word", ["a\r\nb", "\x1b[31m", "\u2028", "\u202egpj.exe", "half \ud83d", "x" * 1_000])
+def test_an_error_is_one_printable_line(word: str) -> None:
+    line = json.loads(error_response(422, f"key {word}: no such key").body)["error"]
+    assert line.startswith("key ") and line.isprintable() and len(line) <= MAX_MESSAGE

@@ -20,13 +20,13 @@ httpx = pytest.importorskip("httpx", reason="httpx is not installed")
 
 import uvicorn  # noqa: E402
 
-from mim_lightning.search.service.app import behind_gate, make_app  # noqa: E402
-from mim_lightning.search.service.client_address import Proxies  # noqa: E402
-from mim_lightning.search.service.page import mount_page  # noqa: E402
-from mim_lightning.serve import uvicorn_settings  # noqa: E402
-from tests.search.service.shopfronts import colour_shop, square  # noqa: E402
+from mim_lightning.search.service.app import add_middleware, make_app  # noqa: E402
+from mim_lightning.search.service.connections import Proxies  # noqa: E402
+from mim_lightning.search.service.server import uvicorn_settings  # noqa: E402
+from mim_lightning.search.service.ui import mount_ui  # noqa: E402
+from tests.search.service.color_shop import color_service, square  # noqa: E402
 from tests.search.service.test_connections import running  # noqa: E402
-from tests.search.service.test_page_access import META, Browser  # noqa: E402
+from tests.search.service.test_ui_requests import META, Browser  # noqa: E402
 
 NGINX, OPENSSL = shutil.which("nginx"), shutil.which("openssl")
 CONF = Path(__file__).parents[3] / "docs" / "deployment" / "nginx.conf"
@@ -112,9 +112,9 @@ class Proxy:
 @contextmanager
 def service(folder: Path, arm: str, **limits: int) -> Iterator[int]:
     folder.mkdir()
-    shopfront = colour_shop(folder, (arm,), **limits)
-    app = behind_gate(mount_page(make_app(shopfront), shopfront, None), shopfront, None)
-    settings = uvicorn_settings(shopfront.limits, Proxies("127.0.0.1"))
+    service = color_service(folder, (arm,), **limits)
+    app = add_middleware(mount_ui(make_app(service), service, None), service, None)
+    settings = uvicorn_settings(service.limits, Proxies("127.0.0.1"))
     with running(uvicorn.Server(uvicorn.Config(app, **settings))) as port:
         yield port
 

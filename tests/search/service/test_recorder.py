@@ -19,8 +19,8 @@ from sqlalchemy import event
 from mim_lightning.online.assignment import Arm, Experiment
 from mim_lightning.online.event_log import EventLog
 from mim_lightning.search.service import recorder as module
-from mim_lightning.search.service.app import behind_gate, make_app
-from tests.search.service.shopfronts import colour_shop
+from mim_lightning.search.service.app import add_middleware, make_app
+from tests.search.service.color_shop import color_service
 
 LOGGER = "mim_lightning.search.service.recorder"
 
@@ -31,11 +31,11 @@ class Service:
     def __init__(self, folder: Path) -> None:
         self.path = folder / "events.db"
         self.log = EventLog(str(self.path), wait_seconds=0.05)
-        shopfront = colour_shop(folder, ("default",), Experiment("e", {"default": Arm("default")}, "s" * 32, self.log))
-        assert shopfront.recorder is not None
+        service = color_service(folder, ("default",), Experiment("e", {"default": Arm("default")}, "s" * 32, self.log))
+        assert service.recorder is not None
         self.now = 0.0
-        shopfront.recorder._clock = lambda: self.now
-        self.client = TestClient(behind_gate(make_app(shopfront), shopfront, None))
+        service.recorder._clock = lambda: self.now
+        self.client = TestClient(add_middleware(make_app(service), service, None))
 
     def search(self) -> dict[str, Any]:
         answer = self.client.post("/search", data={"text": "red", "user": "ann"})
@@ -134,7 +134,7 @@ def test_searches_outlive_the_event_log(
             assert service.search()["impression_id"] is None
         refused = service.click(first)
         assert refused.status_code == 503 and refused.json() == {
-            "error": "the event log fails; nothing is recorded now"
+            "error": "the event log fails; the click was not recorded"
         }
         assert int(refused.headers["retry-after"]) > 0
         assert len(caplog.records) == 1 and "\n" not in caplog.text.rstrip() and str(service.path) in caplog.text

@@ -1,6 +1,5 @@
-"""The search service as a web application: routes, forms and answers, with its OpenAPI page at /docs.
+"""The HTTP API of the search service: routes, forms and responses, described at /docs.
 
-A Shopfront comes in, an ASGI application goes out; the serve door runs it under uvicorn and mounts the page on it.
 Routes are plain functions: each runs on a thread of its own, where it may wait for the encoder's next batch.
 """
 
@@ -18,14 +17,11 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
 from mim_lightning.search.query import SearchQuery
-from mim_lightning.search.service.answers import error_answer, refuse
-from mim_lightning.search.service.gate import KEY_HEADER, Gate
-from mim_lightning.search.service.limits import RefusedError
-from mim_lightning.search.service.shopfront import Answer, Shopfront
+from mim_lightning.search.service.limits import RefusedError, error_response
+from mim_lightning.search.service.middleware import KEY_HEADER, LimitsMiddleware
+from mim_lightning.search.service.search_service import ROUTES, SearchResponse, SearchService
 from mim_lightning.search.service.strict_json import is_encodable, read_object
 
-ROUTES = ("search", "products", "click", "health", "metrics")
-GUARDED = tuple(f"/{route}" for route in ROUTES)
 MAX_JSON = 20_000  # characters of `weights` or `where`
 
 
@@ -34,10 +30,10 @@ class Hit(BaseModel):
 
     product_id: str
     score: float = Field(description="cosine of the fused query with the product")
-    parts: dict[str, float] = Field(description="what image, text, not_text and like add to the score")
+    parts: dict[str, float] = Field(description="contributions of image, text, not_text and like to the score")
     title: str | None
     metadata: dict[str, Any]
-    picture: str = Field(description="where its picture is, if it has one")
+    picture: str = Field(description="path of its image, if it has one")
 
 
 class Timing(BaseModel):
@@ -48,9 +44,9 @@ class Timing(BaseModel):
     total: float
 
 
-class SearchAnswer(BaseModel):
+class SearchOutput(BaseModel):
     arm: str
-    impression_id: str | None = Field(description="to send with a click; null: nothing was recorded")
+    impression_id: str | None = Field(description="to be sent with a click; null: nothing was recorded")
     hits: list[Hit]
     timing_ms: Timing
 
@@ -60,90 +56,89 @@ class ClickEvent(BaseModel):
     product_id: str
 
 
-class ClickAnswer(BaseModel):
-    recorded: bool = Field(description="false: was recorded before")
+class ClickOutput(BaseModel):
+    recorded: bool = Field(description="false: it was recorded before")
 
 
-def make_app(shopfront: Shopfront, has_key: bool = False) -> FastAPI:
-    """Return the application with all routes, without the gate (see `behind_gate`).
+def make_app(service: SearchService, has_key: bool = False) -> FastAPI:
+    """Return the application with all routes; `add_middleware` adds the limits.
 
     Args:
-        has_key: the gate will ask for a key, so /docs asks for it too before it tries a route.
+        has_key: requests need an API key, so that /docs prompts for it.
     """
     app = FastAPI(
         title="mim_lightning",
-        description="Multimodal product search: a photo, a few words, or both.",
+        description="Multimodal product search by image, text, or both.",
         version="1",
         dependencies=[Security(APIKeyHeader(name=KEY_HEADER, auto_error=False))] if has_key else None,
     )
-    app.add_exception_handler(RefusedError, _on_refused)
-    app.add_exception_handler(HTTPException, _on_http_error)
-    app.add_exception_handler(RequestValidationError, _on_invalid)
-    app.add_exception_handler(Exception, _on_fault)
+    for kind in (RefusedError, HTTPException, RequestValidationError, Exception):
+        app.add_exception_handler(kind, _on_error)
 
     @app.post("/search")
     def search(
-        image: Annotated[list[UploadFile], File(description="photos of the same thing")] = [],  # noqa: B006
-        text: Annotated[str | None, Form(description="what it should be")] = None,
-        not_text: Annotated[str | None, Form(description="what it should not be")] = None,
-        like: Annotated[str | None, Form(description="id of a product to go on from")] = None,
-        fields: Annotated[str, Form(description='JSON, words for declared fields: {"query_category": "mugs"}')] = "{}",
-        k: Annotated[int, Form(description="products wanted")] = 10,
+        image: Annotated[list[UploadFile], File(description="images of the same item")] = [],  # noqa: B006
+        text: Annotated[str | None, Form(description="text of the query")] = None,
+        not_text: Annotated[str | None, Form(description="text to avoid")] = None,
+        like: Annotated[str | None, Form(description="id of a product to find similar ones of")] = None,
+        fields: Annotated[str, Form(description='JSON, texts of declared fields: {"query_category": "mugs"}')] = "{}",
+        k: Annotated[int, Form(description="number of products")] = 10,
         weights: Annotated[str, Form(description='JSON, such as {"image": 1, "text": 0.5}')] = "{}",
         where: Annotated[str, Form(description='JSON, such as {"category": "mugs", "price": {"max": 20}}')] = "{}",
-        user: Annotated[str | None, Form(description="who asks, for an experiment; only a hash is stored")] = None,
-        arm: Annotated[str | None, Form(description="ask this arm; nothing is recorded")] = None,
-    ) -> SearchAnswer:
-        """Find the products that a photo, words, another product, or all of them ask for."""
+        user: Annotated[str | None, Form(description="user key for an experiment; only a hash is stored")] = None,
+        arm: Annotated[str | None, Form(description="search this arm; nothing is recorded")] = None,
+    ) -> SearchOutput:
+        """Find products by images, text, another product, or all of them."""
         query = _query(
             images=tuple(upload.file.read() for upload in image),
-            text=_words("text", text),
-            not_text=_words("not_text", not_text),
+            text=_encodable("text", (text or "").strip()),
+            not_text=_encodable("not_text", (not_text or "").strip()),
             like=_encodable("like", like),
             fields=_object("fields", fields),
             num_hits=k,
             weights=_numbers("weights", weights),
             where=_object("where", where) or None,
         )
-        return _as_answer(shopfront.answer(query, _encodable("user", user), _encodable("arm", arm)))
+        return _output(service.search(query, _encodable("user", user), _encodable("arm", arm)))
 
     @app.get("/products/{product_id:path}/picture", response_class=Response)
     def picture(product_id: str, arm: str | None = None) -> Response:
-        """The product's picture."""
-        data = shopfront.engine(arm).pictures.read([product_id]).get(product_id)
+        """The product's image."""
+        data = service.engine(arm).pictures.read([product_id]).get(product_id)
         if data is None:
-            raise RefusedError(404, f"product '{product_id}': has no picture here")
+            raise RefusedError(404, f"product '{product_id}': no image available")
         kind = "jpeg" if data[:2] == b"\xff\xd8" else "png" if data[:4] == b"\x89PNG" else "webp"
         return Response(data, media_type=f"image/{kind}", headers={"cache-control": "max-age=3600"})
 
     @app.get("/products/{product_id:path}")
     def product(product_id: str, arm: str | None = None) -> dict[str, Any]:
-        """What is known of a product."""
-        return shopfront.product(product_id, arm)
+        """The product's metadata."""
+        return service.product(product_id, arm)
 
     @app.post("/click")
-    def click(event: ClickEvent) -> ClickAnswer:
-        """Record that a product of an answer was clicked."""
-        return ClickAnswer(recorded=shopfront.click(event.impression_id, event.product_id))
+    def click(event: ClickEvent) -> ClickOutput:
+        """Record a click on a product of a response."""
+        return ClickOutput(recorded=service.click(event.impression_id, event.product_id))
 
     @app.get("/health")
     def health() -> dict[str, Any]:
-        """Which indexes and models answer."""
-        return {"status": "ok", "arms": {name: engine.facts() for name, engine in shopfront.engines.items()}}
+        """The indexes and models that serve."""
+        return {"status": "ok", "arms": {name: engine.facts() for name, engine in service.engines.items()}}
 
     @app.get("/metrics", response_class=Response)
     def metrics() -> Response:
         """Counters for Prometheus."""
-        return Response(shopfront.telemetry.expose(), media_type="text/plain; version=0.0.4")
+        return Response(service.metrics.expose(), media_type="text/plain; version=0.0.4")
 
     return app
 
 
-def behind_gate(
-    app: ASGIApp, shopfront: Shopfront, api_key: str | None, is_stopping: Callable[[], bool] = lambda: False
+def add_middleware(
+    app: ASGIApp, service: SearchService, api_key: str | None, is_stopping: Callable[[], bool] = lambda: False
 ) -> ASGIApp:
-    """Put the gate in front of an application and all that is mounted on it."""
-    return Gate(app, shopfront.limits, api_key, GUARDED, shopfront.telemetry.observe_request, is_stopping)
+    """Put the limits in front of an application and all that is mounted on it; see `LimitsMiddleware`."""
+    guarded = tuple(f"/{route}" for route in ROUTES)
+    return LimitsMiddleware(app, service.limits, api_key, guarded, service.metrics.observe_request, is_stopping)
 
 
 def _query(**parts: Any) -> SearchQuery:
@@ -153,20 +148,16 @@ def _query(**parts: Any) -> SearchQuery:
         raise RefusedError(422, str(error)) from error
 
 
-def _words(name: str, text: str | None) -> str | None:
-    return _encodable(name, (text or "").strip())
-
-
 def _encodable(name: str, text: str | None) -> str | None:
-    """Return a field's text; the charset that a request gives its form may make half a surrogate pair."""
+    """Return a field's text; the charset that a request gives its form may produce a lone surrogate."""
     if text and not is_encodable(text):
-        raise RefusedError(422, f"{name}: holds half a surrogate pair")
+        raise RefusedError(422, f"{name}: contains a lone surrogate")
     return text or None
 
 
 def _object(name: str, text: str) -> dict[str, Any]:
     if len(text) > MAX_JSON:
-        raise RefusedError(413, f"{name}: {len(text):,} characters, at most {MAX_JSON:,} are taken")
+        raise RefusedError(413, f"{name}: {len(text):,} characters, at most {MAX_JSON:,} are accepted")
     return read_object(name, text or "{}")
 
 
@@ -175,13 +166,13 @@ def _numbers(name: str, text: str) -> dict[str, float]:
     for key, number in value.items():
         if isinstance(number, bool) or not isinstance(number, int | float):
             raise RefusedError(422, f"{name}.{key}: must be a number")
-        if isinstance(number, int) and number.bit_length() > 64:  # more than a float holds, perhaps
+        if isinstance(number, int) and number.bit_length() > 64:  # it may exceed a float
             raise RefusedError(422, f"{name}.{key}: too large")
     return value
 
 
-def _as_answer(answer: Answer) -> SearchAnswer:
-    result = answer.result
+def _output(response: SearchResponse) -> SearchOutput:
+    result = response.result
     hits = [
         Hit(
             product_id=hit.product_id,
@@ -189,31 +180,22 @@ def _as_answer(answer: Answer) -> SearchAnswer:
             parts=hit.parts,
             title=hit.metadata.get("title"),
             metadata=hit.metadata,
-            picture=f"/products/{quote(hit.product_id, safe='')}/picture?arm={quote(answer.arm)}",
+            picture=f"/products/{quote(hit.product_id, safe='')}/picture?arm={quote(response.arm)}",
         )
         for hit in result.hits
     ]
-    timing = Timing(encode=result.encode_ms, index=result.index_ms, total=answer.total_ms)
-    return SearchAnswer(arm=answer.arm, impression_id=answer.impression_id, hits=hits, timing_ms=timing)
+    timing = Timing(encode=result.encode_ms, index=result.index_ms, total=response.total_ms)
+    return SearchOutput(arm=response.arm, impression_id=response.impression_id, hits=hits, timing_ms=timing)
 
 
-def _on_refused(request: Request, error: Exception) -> Response:
-    assert isinstance(error, RefusedError)
-    return refuse(error)
-
-
-def _on_http_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    return error_answer(error.status_code, str(error.detail), dict(error.headers or {}))
-
-
-def _on_invalid(request: Request, error: Exception) -> Response:
-    assert isinstance(error, RequestValidationError)
-    first = error.errors()[0]
-    place = ".".join(str(part) for part in first["loc"][1:]) or "request"
-    return error_answer(422, f"{place}: {first['msg']}")
-
-
-def _on_fault(request: Request, error: Exception) -> Response:
-    """Answer where nothing else did; whoever runs the application logs the exception, which goes on to them."""
-    return error_answer(500, "the service failed; its log says why")
+def _on_error(request: Request, error: Exception) -> Response:
+    """Return the response to an error; the server logs those that are bugs."""
+    if isinstance(error, RefusedError):
+        return error.response()
+    if isinstance(error, HTTPException):
+        return error_response(error.status_code, str(error.detail), dict(error.headers or {}))
+    if isinstance(error, RequestValidationError):
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"][1:]) or "request"
+        return error_response(422, f"{key}: {first['msg']}")
+    return error_response(500, "internal error; see the service's log")

@@ -1,7 +1,6 @@
-"""Many requests, one model: what they want encoded at the same time goes through the towers together.
+"""Batches the encoding of concurrent requests: one thread runs the model, many threads call `embed_parts`.
 
-A model comes in; threads of the service call `embed_parts` as if they had it to themselves. One
-thread works; what arrives while it does makes up the next batch, so an idle service adds no wait.
+What arrives while the model runs makes up the next batch, so an idle service adds no wait.
 """
 
 from __future__ import annotations
@@ -20,13 +19,13 @@ from torch import Tensor
 from mim_lightning.data.images.codec import EncodedImage
 from mim_lightning.inference.image_inputs import ImageInputError
 from mim_lightning.inference.query_product_fusion import rows_by_tower
-from mim_lightning.search.service.pixel_budget import PixelBudget
+from mim_lightning.search.service.limits import PixelBudget
 
 NO_VECTORS = np.empty((0, 0), np.float32)
 
 
 class Model(Protocol):
-    """A loaded model; `prepare_images` raises ValueError for a picture that cannot be read."""
+    """A loaded model; `prepare_images` raises ImageInputError for an image that cannot be used."""
 
     @property
     def fingerprint(self) -> str: ...
@@ -42,23 +41,23 @@ class Model(Protocol):
 
 
 @dataclass(frozen=True)
-class _Wish:
-    """Inputs of one call, and where its vectors go."""
+class _EncodeRequest:
+    """The inputs of one call, and the future of its vectors."""
 
     kind: str  # "images" or "texts"
     inputs: Any
-    tower: str | None = None  # of texts
-    answer: Future[np.ndarray] = field(default_factory=Future)
+    tower: str | None = None  # of texts; None: the one for short queries
+    vectors: Future[np.ndarray] = field(default_factory=Future)
 
 
 class BatchingEncoder:
-    """Encodes for many threads at once.
+    """An encoder that many threads share.
 
     Args:
         model: used by one thread only.
-        max_batch_size: inputs of one kind that go through the towers together.
-        on_batch: told the size of every batch, for the service's metrics.
-        budget: of the pixels that are decoded at once; None: no limit.
+        max_batch_size: inputs of one kind that are encoded together.
+        on_batch: called with kind and size of every batch.
+        budget: bounds the pixels that are decoded at once; None: no bound.
     """
 
     def __init__(
@@ -70,7 +69,7 @@ class BatchingEncoder:
     ) -> None:
         self.fingerprint, self.fusions = model.fingerprint, model.fusions
         self._model, self._max, self._on_batch, self._budget = model, max_batch_size, on_batch, budget
-        self._wishes: SimpleQueue[_Wish | None] = SimpleQueue()
+        self._requests: SimpleQueue[_EncodeRequest | None] = SimpleQueue()
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._work, name="encoder", daemon=True)
         self._thread.start()
@@ -78,73 +77,70 @@ class BatchingEncoder:
     def embed_parts(
         self, images: Sequence[Any], texts: Sequence[str], towers: Sequence[str | None] = ()
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Return vectors of a query's images (n, D) and texts (m, D); pictures are decoded on the caller's thread.
+        """Return the vectors of a query's images (n, D) and texts (m, D); images are decoded on the calling thread.
 
         Args:
             images, texts: the parts of a query.
             towers: of the texts; None, or none given: the one for short queries.
 
         Raises:
-            ValueError: a picture cannot be read; the other callers' go on.
-            RefusedError: too many pictures are decoded at once.
+            ImageInputError: an image cannot be used; other calls are not affected.
+            RefusedError: too many images are decoded at once.
         """
-        wishes = [_Wish("images", self._prepare(images))] if images else []
+        requests = [_EncodeRequest("images", self._prepare(images))] if images else []
         by_tower = rows_by_tower(towers or [None] * len(texts))
-        wishes += [_Wish("texts", [texts[row] for row in rows], tower) for tower, rows in by_tower.items()]
+        requests += [_EncodeRequest("texts", [texts[row] for row in rows], tower) for tower, rows in by_tower.items()]
         if self._closing.is_set():
             raise RuntimeError("the encoder is closed")
-        for wish in wishes:  # all of them before the first answer: a photo with words waits for one batch, not for two
-            self._wishes.put(wish)
-        vectors = [wish.answer.result() for wish in wishes]
-        found = vectors.pop(0) if images else NO_VECTORS
+        for request in requests:  # all of them before the first result: an image and a text wait for one batch
+            self._requests.put(request)
+        vectors = [request.vectors.result() for request in requests]
+        image_vectors = vectors.pop(0) if images else NO_VECTORS
         if not vectors:
-            return found, NO_VECTORS
+            return image_vectors, NO_VECTORS
         order = [row for rows in by_tower.values() for row in rows]
-        return found, np.concatenate(vectors)[np.argsort(order)]
+        return image_vectors, np.concatenate(vectors)[np.argsort(order)]
 
     def _prepare(self, images: Sequence[Any]) -> Tensor:
-        """Decode pictures one after the other: what stays of each is what the encoder takes."""
-        budget = self._budget
-        if budget is None:
+        """Decode images one after the other, and keep the encoder's input of each."""
+        if self._budget is None:
             return self._model.prepare_images(images)
         rows = []
         for position, image in enumerate(images):
             try:
-                with budget.hold(EncodedImage.of(image).work_pixels):
+                with self._budget.reserve(EncodedImage.of(image).work_pixels):
                     rows.append(self._model.prepare_images([image]))
             except ImageInputError as error:
                 raise ImageInputError(position, error.reason) from error.__cause__
         return torch.cat(rows)
 
     def close(self) -> None:
-        """Finish what was asked, then stop."""
+        """Encode what was requested, then stop."""
         self._closing.set()
-        self._wishes.put(None)
+        self._requests.put(None)
         self._thread.join()
 
     def _work(self) -> None:
-        while (wish := self._wishes.get()) is not None:
-            wishes: list[_Wish | None] = [wish]
-            while sum(len(w.inputs) for w in wishes if w) < self._max and not self._wishes.empty():
-                wishes.append(self._wishes.get())
-            for kind, tower in dict.fromkeys((w.kind, w.tower) for w in wishes if w):
-                self._answer(kind, tower, [w for w in wishes if w and (w.kind, w.tower) == (kind, tower)])
-            if None in wishes:
+        while (request := self._requests.get()) is not None:
+            requests: list[_EncodeRequest | None] = [request]
+            while sum(len(r.inputs) for r in requests if r) < self._max and not self._requests.empty():
+                requests.append(self._requests.get())
+            for kind, tower in dict.fromkeys((r.kind, r.tower) for r in requests if r):
+                self._encode(kind, tower, [r for r in requests if r and (r.kind, r.tower) == (kind, tower)])
+            if None in requests:
                 return
 
-    def _answer(self, kind: str, tower: str | None, wishes: list[_Wish]) -> None:
+    def _encode(self, kind: str, tower: str | None, batch: list[_EncodeRequest]) -> None:
         try:
-            vectors = self._encode(kind, tower, wishes)
-        except Exception as error:  # whoever asked is told; the thread serves the next
-            for wish in wishes:
-                wish.answer.set_exception(error)
+            if kind == "texts":
+                vectors = self._model.embed_texts([text for request in batch for text in request.inputs], tower)
+            else:
+                vectors = self._model.embed_prepared(torch.cat([request.inputs for request in batch]))
+        except Exception as error:  # raised in the calling threads; this one goes on
+            for request in batch:
+                request.vectors.set_exception(error)
             return
         self._on_batch(kind, len(vectors))
-        for wish, part in zip(wishes, np.split(vectors, np.cumsum([len(w.inputs) for w in wishes])[:-1]), strict=True):
-            wish.answer.set_result(part)
-
-    def _encode(self, kind: str, tower: str | None, wishes: list[_Wish]) -> np.ndarray:
-        if kind == "texts":
-            texts = [text for wish in wishes for text in wish.inputs]
-            return self._model.embed_texts(texts, tower) if tower else self._model.embed_texts(texts)
-        return self._model.embed_prepared(torch.cat([wish.inputs for wish in wishes]))
+        ends = np.cumsum([len(request.inputs) for request in batch])
+        for request, part in zip(batch, np.split(vectors, ends[:-1]), strict=True):
+            request.vectors.set_result(part)

@@ -1,50 +1,62 @@
-"""What a service takes from strangers, and the errors that say so with the right status.
-
-The door builds `Limits` from conf/serve.yaml; the gate, the routes and the page enforce them.
-"""
+"""What a client may send to the service, and the error that refuses a request with the right HTTP status."""
 
 from __future__ import annotations
 
+import math
 import threading
 import time
-from collections import OrderedDict
-from collections.abc import Sequence
+from collections import OrderedDict, deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
+
+from starlette.responses import JSONResponse
 
 from mim_lightning.data.images.codec import EncodedImage
 from mim_lightning.data.images.limits import ImageError, ImageTooLargeError, PictureLimits
+from mim_lightning.display.text import plain
+
+MAX_MESSAGE = 500  # characters of an error, which quotes what a client wrote
+MAX_WAITING = 16  # requests that wait for pixels: each holds a thread, and text-only searches need one too
+MAX_WAIT_SECONDS = 20.0  # of one of them
 
 
 class RefusedError(Exception):
-    """A request that is not answered: an HTTP status, and one line that says what would be right.
-
-    The status is 4xx, or 503 where the service has too much to do.
-    """
+    """A request that is refused: an HTTP status (4xx, or 503 under overload) and one line that says what is wrong."""
 
     def __init__(self, status: int, message: str, retry_after: float | None = None) -> None:
         super().__init__(message)
         self.status, self.message, self.retry_after = status, message, retry_after
 
+    def response(self) -> JSONResponse:
+        headers = {"retry-after": str(math.ceil(self.retry_after))} if self.retry_after is not None else None
+        return error_response(self.status, self.message, headers)
+
+
+def error_response(status: int, message: str, headers: dict[str, str] | None = None) -> JSONResponse:
+    """Return {"error": message} as one line that every client can decode."""
+    return JSONResponse({"error": plain(message, MAX_MESSAGE)}, status, headers)
+
 
 @dataclass(frozen=True)
 class Limits:
-    """Upper limits of a request."""
+    """Upper limits of a request and its connection; the section `limits` of conf/serve.yaml."""
 
     upload_bytes: int = 12_000_000  # of a whole request
-    pixels: int = 40_000_000  # of one picture
-    side: int = 20_000  # pixels, of its longer side
-    aspect: int = 100  # of its sides
+    pixels: int = 40_000_000  # of one image
+    side: int = 20_000  # pixels of its longer side
+    aspect: int = 100  # ratio of its sides
     scans: int = 32  # of a progressive JPEG
-    pixels_in_work: int = 80_000_000  # of the pictures of all requests that are decoded at once
+    pixels_in_work: int = 80_000_000  # decoded at once, over all requests
     num_images: int = 4
     text_length: int = 500  # characters of each text
     num_hits: int = 100
-    requests_per_minute: int = 600  # of one client address, held in memory only; 0: no limit
+    requests_per_minute: int = 600  # of one client address, kept in memory only; 0: no limit
     connections: int = 512  # of all clients
-    connections_per_client: int = 64  # and requests at work
-    header_seconds: int = 10  # until a request's headers are whole
-    body_seconds: int = 30  # until its body is, and a second more for each 16 kB that came
-    send_seconds: int = 60  # that a client may take nothing of an answer
+    connections_per_client: int = 64  # and concurrent requests
+    header_seconds: int = 10  # to receive the headers of a request
+    body_seconds: int = 30  # to receive its body, plus a second for each 16 kB received
+    send_seconds: int = 60  # that a client may stop reading a response
     idle_seconds: int = 30  # between two requests of a connection
 
     def __post_init__(self) -> None:
@@ -54,13 +66,13 @@ class Limits:
                 raise ValueError(f"limits.{entry.name}={getattr(self, entry.name)}: must be at least {least}")
 
     def check_images(self, images: Sequence[bytes]) -> tuple[EncodedImage, ...]:
-        """Parse the headers of a request's images, once: whoever decodes them takes what this returns.
+        """Parse the header of each image of a request, and return them for decoding.
 
         Raises:
             RefusedError: too many, too large, or not an image.
         """
         if len(images) > self.num_images:
-            raise RefusedError(413, f"image: {len(images)} pictures, at most {self.num_images} are taken")
+            raise RefusedError(413, f"image: {len(images)} images, at most {self.num_images} are accepted")
         limits = PictureLimits(self.pixels, self.side, self.aspect, self.scans)
         checked = []
         for number, data in enumerate(images, start=1):
@@ -72,7 +84,7 @@ class Limits:
 
     def check_text(self, name: str, text: str | None) -> None:
         if text is not None and len(text) > self.text_length:
-            raise RefusedError(413, f"{name}: {len(text)} characters, at most {self.text_length} are taken")
+            raise RefusedError(413, f"{name}: {len(text)} characters, at most {self.text_length} are accepted")
 
     def check_num_hits(self, num_hits: int) -> None:
         if not 1 <= num_hits <= self.num_hits:
@@ -80,35 +92,35 @@ class Limits:
 
 
 def refused_image(number: int, reason: str, error: BaseException | None) -> RefusedError:
-    """Return the refusal of a request's picture, counted from 1: 413 if it is too large, 415 if it cannot be read."""
+    """Return the refusal of a request's image, counted from 1: 413 if it is too large, 415 if it is unreadable."""
     if isinstance(error, ImageTooLargeError):
         return RefusedError(413, f"image {number}: {reason}; give a smaller one")
     return RefusedError(415, f"image {number}: {reason}; give a JPEG, PNG or WebP")
 
 
 class RateLimit:
-    """So many requests a minute of each client, in short bursts of up to as many; forgets who is quiet.
+    """A number of requests a minute for each client, in bursts of up to as many.
 
     Source: the token bucket (Turner 1986).
     """
 
-    MAX_CLIENTS = 100_000  # the quietest are forgotten first
+    MAX_CLIENTS = 100_000  # those with the oldest request are dropped first
 
     def __init__(self, per_minute: int) -> None:
         self.per_minute = per_minute
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()  # tokens, and when they were counted
-        self._turn = threading.Lock()
+        self._lock = threading.Lock()
 
     def take(self, client: str, now: float | None = None) -> None:
-        """Count one request; `now` is a clock's seconds.
+        """Count one request at `now`, in seconds of a clock.
 
         Raises:
-            RefusedError: the client has none left.
+            RefusedError: the client has no request left.
         """
         if not self.per_minute:
             return
         now = time.monotonic() if now is None else now
-        with self._turn:
+        with self._lock:
             tokens, then = self._buckets.pop(client, (float(self.per_minute), now))
             tokens = min(float(self.per_minute), tokens + (now - then) * self.per_minute / 60)
             is_over = tokens < 1
@@ -118,3 +130,48 @@ class RateLimit:
         if is_over:
             wait = (1 - tokens) * 60 / self.per_minute
             raise RefusedError(429, f"more than {self.per_minute} requests a minute; wait {wait:.1f} s", wait)
+
+
+class PixelBudget:
+    """Bounds the pixels that all requests together have decoded at once, first come first served.
+
+    Args:
+        num_pixels: the bound; an image that has more by itself waits until it is the only one.
+    """
+
+    def __init__(self, num_pixels: int) -> None:
+        self.num_pixels = num_pixels
+        self._reserved = 0
+        self._waiting: deque[object] = deque()
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def reserve(self, num_pixels: int) -> Iterator[None]:
+        """Reserve pixels for the body of the `with`, after waiting for them.
+
+        Raises:
+            RefusedError: too many requests wait already, or the wait timed out.
+        """
+        num_pixels = min(num_pixels, self.num_pixels)
+        self._take(num_pixels)
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._reserved -= num_pixels
+                self._changed.notify_all()
+
+    def _take(self, num_pixels: int) -> None:
+        ticket, is_free = object(), False
+        with self._changed:
+            if len(self._waiting) < MAX_WAITING:
+                self._waiting.append(ticket)
+                is_free = self._changed.wait_for(
+                    lambda: self._waiting[0] is ticket and self._reserved + num_pixels <= self.num_pixels,
+                    MAX_WAIT_SECONDS,
+                )
+                self._waiting.remove(ticket)
+                self._reserved += num_pixels if is_free else 0
+                self._changed.notify_all()
+        if not is_free:
+            raise RefusedError(503, "too many large images at once; try again, or send smaller ones", retry_after=5)

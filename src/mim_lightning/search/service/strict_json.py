@@ -1,7 +1,7 @@
-"""JSON from strangers: read strictly, or refused in one line.
+"""Strict parsing of JSON that clients send.
 
-Python's own reader takes more than JSON has (NaN, a key twice, half a surrogate pair) and gives up on deep nesting with
-a RecursionError; whatever comes out of here can be compared, encoded and sent back.
+Python's own parser accepts NaN, duplicate keys and lone surrogates, and ends deep nesting with a RecursionError. Values
+that are returned here can be compared, encoded and sent back.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from typing import Any
 
 from mim_lightning.search.service.limits import RefusedError
 
-MAX_DEPTH = 16  # of lists and objects within each other
+MAX_DEPTH = 16  # of nested lists and objects
 
 
-def read_json(name: str, text: str | bytes) -> Any:
-    """Return the value of a JSON text; `name` is the field that messages speak of.
+def read_object(name: str, text: str | bytes) -> dict[str, Any]:
+    """Return a JSON object; `name` is the field that error messages name.
 
     Raises:
-        RefusedError: not JSON, NaN or infinite, nested too deep, a key twice, or half a surrogate pair.
+        RefusedError: no JSON object, NaN or infinite, nested too deep, a duplicate key, or a lone surrogate.
     """
     try:
         value = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_object)
@@ -28,19 +28,13 @@ def read_json(name: str, text: str | bytes) -> Any:
     except ValueError as error:
         raise RefusedError(422, f"{name}: not JSON ({error})") from error
     _check(name, value)
-    return value
-
-
-def read_object(name: str, text: str | bytes) -> dict[str, Any]:
-    """Return the value of a JSON text that must be an object."""
-    value = read_json(name, text)
     if not isinstance(value, dict):
         raise RefusedError(422, f"{name}: must be a JSON object")
     return value
 
 
 def is_encodable(text: str) -> bool:
-    """Is this text free of half surrogate pairs, which no encoding can write?"""
+    """Return whether a text is free of lone surrogates, which cannot be encoded."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -49,29 +43,29 @@ def is_encodable(text: str) -> bool:
 
 
 def _refuse_constant(constant: str) -> Any:
-    raise ValueError(f"{constant} is no number")
+    raise ValueError(f"{constant} is not a number")
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        seen: set[str] = set()  # counting each name would take seconds of a body of 64 kB
+        seen: set[str] = set()  # counting each name would take seconds for a body of 64 kB
         twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
-        raise ValueError(f"'{twice}' stands there twice")
+        raise ValueError(f"duplicate key '{twice}'")
     return found
 
 
 def _check(name: str, value: Any) -> None:
-    """Look through a value level by level: recursion is what this guards against."""
+    """Check a value level by level, without recursion."""
     level = [value]
     for _ in range(MAX_DEPTH):
         for item in level:
             if isinstance(item, str) and not is_encodable(item):
-                raise RefusedError(422, f"{name}: holds half a surrogate pair")
+                raise RefusedError(422, f"{name}: contains a lone surrogate")
             if isinstance(item, float) and not math.isfinite(item):
                 raise RefusedError(422, f"{name}: a number is too large")
-        below = [item for item in level if isinstance(item, dict | list)]
-        level = [part for item in below for part in (item if isinstance(item, list) else [*item, *item.values()])]
-        if not below:
+        nested = [item for item in level if isinstance(item, dict | list)]
+        level = [part for item in nested for part in (item if isinstance(item, list) else [*item, *item.values()])]
+        if not nested:
             return
     raise RefusedError(422, f"{name}: nested deeper than {MAX_DEPTH} levels")

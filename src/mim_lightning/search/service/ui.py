@@ -1,7 +1,6 @@
-"""The page for people: a photo, a few words, filters; a grid of products, each a starting point for the next search.
+"""The user interface of the search service, in Gradio: an image, texts and filters, and a grid of products.
 
-A Shopfront comes in, Gradio blocks go out; the serve door mounts them on the service. Everything the page does goes
-through `Shopfront.answer`, with the limits of the service.
+A click on a product searches for similar ones. Every search goes through `SearchService.search`, with its limits.
 """
 
 from __future__ import annotations
@@ -28,17 +27,16 @@ from mim_lightning.display.text import plain
 from mim_lightning.search.facets import FACETS, choices
 from mim_lightning.search.query import SearchQuery
 from mim_lightning.search.service.limits import RefusedError
-from mim_lightning.search.service.page_access import PageAccess
-from mim_lightning.search.service.page_inputs import SearchPage, read_photo, refused
-from mim_lightning.search.service.shopfront import Answer, Shopfront
+from mim_lightning.search.service.search_service import SearchResponse, SearchService
+from mim_lightning.search.service.ui_requests import SearchBlocks, UiMiddleware, ui_error
 from mim_lightning.search.service.uploads import Uploads
 
 THUMBNAIL = 320  # pixels of the longer side
 NUM_HITS = 12
-# the hits' pictures lie on disk until they are fetched; what an aborted visit leaves is swept away
-SWEEP_SECONDS = (60, 120)
-MAX_WAITING = 128  # searches of all pages that wait for their turn
-GRADIO_FOLDER = "GRADIO_TEMP_DIR"  # environment variable: where Gradio keeps files, and whence it serves them
+# images of hits are on disk until they are fetched: every 60 s, those of aborted visits that are 120 s old are removed
+CACHE_SECONDS = (60, 120)
+MAX_WAITING = 128  # queued searches of all pages
+GRADIO_FOLDER = "GRADIO_TEMP_DIR"  # environment variable: the folder in which Gradio keeps and serves files
 CSS = """
 footer {display: none !important}
 .grid-container {grid-template-columns: repeat(auto-fill, minmax(140px, 1fr)) !important}
@@ -49,49 +47,49 @@ footer {display: none !important}
   white-space: pre-line; font-size: 11px !important; line-height: 1.25; padding: 2px 6px !important}
 @media (max-width: 640px) {.gradio-container {padding: 6px !important}}
 """
-ASKS_FOR_KEY = "The password is the service's API key; any username will do."
-_FOLDERS: set[str] = set()  # that were made here
+LOGIN_TEXT = "The password is the service's API key; any username will do."
+_FOLDERS: set[str] = set()  # created by this process
 PLACEHOLDER = Image.new("RGB", (THUMBNAIL, THUMBNAIL), "#ececec")
 
 
-def make_page(shopfront: Shopfront) -> SearchPage:
-    """Return the page; with several engines it can show two of them side by side."""
+def make_blocks(service: SearchService) -> SearchBlocks:
+    """Return the user interface; with several engines it can show two of them side by side."""
     uploads = Uploads(_own_folder())
-    names = list(shopfront.engines)
-    facets = choices(shopfront.engine().searcher.index.card.extra.get(FACETS, {}))
-    with SearchPage(uploads, title="mim_lightning", delete_cache=SWEEP_SECONDS, analytics_enabled=False) as page:
-        gr.Markdown("## Find the product\nA photo, a few words, or both. Click a product to go on from it.")
+    names = list(service.engines)
+    facets = choices(service.engine().searcher.index.card.extra.get(FACETS, {}))
+    with SearchBlocks(uploads, title="mim_lightning", delete_cache=CACHE_SECONDS, analytics_enabled=False) as page:
+        gr.Markdown("## Find the product\nBy an image, a text, or both. Click a product to find similar ones.")
         user = gr.BrowserState("", storage_key="mim_user", secret="mim_lightning")
         like, left_hits, right_hits = gr.State(None), gr.State(None), gr.State(None)
         with gr.Row():
             with gr.Column(scale=1, min_width=300):
-                photo = gr.Image(
-                    sources=["upload", "clipboard", "webcam"], label="Photo", height=260,
+                image = gr.Image(
+                    sources=["upload", "clipboard", "webcam"], label="Image", height=260,
                     elem_id="photo",
                 )  # fmt: skip
-                going_on = gr.Markdown(visible=False, elem_id="going-on")
-                forget = gr.Button("Start over", size="sm", elem_id="start-over")
-                text = gr.Textbox(label="Words", placeholder="in blue", elem_id="words", submit_btn="Search")
+                similar_to = gr.Markdown(visible=False, elem_id="going-on")
+                reset = gr.Button("Start over", size="sm", elem_id="start-over")
+                text = gr.Textbox(label="Text", placeholder="in blue", elem_id="words", submit_btn="Search")
                 not_text = gr.Textbox(label="But not", placeholder="leather", elem_id="not-words")
-                share = gr.Slider(0, 1, _share(shopfront), step=0.05, label="words ← → photo", elem_id="share")
+                weight = gr.Slider(0, 1, _image_weight(service), step=0.05, label="text ← → image", elem_id="share")
                 filters = _filters(facets)
                 left = gr.Dropdown(names, value=names[0], label="Model", visible=len(names) > 1, elem_id="left")
                 right = gr.Dropdown(
-                    ["none", *names], value="none", label="Beside it", visible=len(names) > 1, elem_id="right"
+                    ["none", *names], value="none", label="Second model", visible=len(names) > 1, elem_id="right"
                 )
             with gr.Column(scale=3, min_width=300):
                 status = gr.Markdown("", elem_id="status")
                 with gr.Row():
                     grid = _gallery("results")
                     beside = _gallery("results-beside", visible=False)
-        asked = [photo, text, not_text, share, left, right, like, user, *filters.values()]
-        shown = [status, grid, beside, left_hits, right_hits, going_on, user]
+        inputs = [image, text, not_text, weight, left, right, like, user, *filters.values()]
+        outputs = [status, grid, beside, left_hits, right_hits, similar_to, user]
 
         def search(
-            photo: Mapping[str, Any] | None,
+            image: Mapping[str, Any] | None,
             text: str,
             not_text: str,
-            share: float,
+            weight: float,
             left: str,
             right: str,
             like: str | None,
@@ -99,70 +97,70 @@ def make_page(shopfront: Shopfront) -> SearchPage:
             *filter_values: Any,
         ) -> tuple[Any, ...]:
             user, text, not_text = user or uuid.uuid4().hex, text or "", not_text or ""
-            if not (photo or text.strip() or like):
-                return "Give a photo or a few words.", [], [], None, None, gr.update(visible=False), user
-            query = _query(photo, text, not_text, share, like, _where(facets, filters, filter_values))
-            # a choice of model is a look behind the curtain, not a customer's visit
-            is_visit = right == "none" and left == names[0]
-            first = _ask(shopfront, query, user, None if is_visit else left)
-            second = None if right == "none" else _ask(shopfront, query, user, right)
+            if not (image or text.strip() or like):
+                return "Give an image or a text.", [], [], None, None, gr.update(visible=False), user
+            query = _query(image, text, not_text, weight, like, _where(facets, filters, filter_values))
+            # a search with a chosen model is a test, and not recorded for the experiment
+            is_recorded = right == "none" and left == names[0]
+            first = _search(service, query, user, None if is_recorded else left)
+            second = None if right == "none" else _search(service, query, user, right)
             return (
-                "\n\n".join(_told(shopfront, answer) for answer in (first, second) if answer),
-                _pictures(shopfront, first),
-                gr.update(value=_pictures(shopfront, second) if second else [], visible=second is not None),
+                "\n\n".join(_status(service, response) for response in (first, second) if response),
+                _images(service, first),
+                gr.update(value=_images(service, second) if second else [], visible=second is not None),
                 first,
                 second,
-                gr.update(value=_going_on(shopfront, like) if like else "", visible=bool(like)),
+                gr.update(value=_similar_to(service, like) if like else "", visible=bool(like)),
                 user,
             )
 
-        def search_photo(photo: Mapping[str, Any] | None, *others: Any) -> Any:
-            """Search with a new photo; it takes the place of the product that was gone on from."""
-            if not photo:
+        def search_image(image: Mapping[str, Any] | None, *others: Any) -> Any:
+            """Search with a new image instead of a product."""
+            if not image:
                 return gr.skip()
-            place = asked.index(like) - 1
-            return *search(photo, *others[:place], None, *others[place + 1 :]), None
+            idx = inputs.index(like) - 1
+            return *search(image, *others[:idx], None, *others[idx + 1 :]), None
 
-        def go_on(hits: Answer | None, event: gr.SelectData) -> tuple[Any, Any]:
-            """Take the product that was clicked in place of the photo."""
+        def select(hits: SearchResponse | None, event: gr.SelectData) -> tuple[Any, Any]:
+            """Search with the clicked product instead of the image."""
             product_id = _clicked(hits, event) if hits else None
             if hits is None or product_id is None:
                 return gr.skip(), gr.skip()
             if hits.impression_id:
-                with suppress(RefusedError):  # a click that cannot be recorded leads on all the same
-                    shopfront.click(hits.impression_id, product_id)
+                with suppress(RefusedError):  # a click that cannot be recorded is no reason not to search
+                    service.click(hits.impression_id, product_id)
             return product_id, None
 
-        # not Gradio's own preprocessing: it would open the photo before the limits have seen it
+        # without Gradio's preprocessing, which would open the image before the limits are checked
         plain: dict[str, Any] = {"preprocess": False, "api_visibility": "private"}
-        for trigger in (text.submit, not_text.submit, share.release, left.input, right.input):
-            trigger(search, asked, shown, show_progress="minimal", **plain)
-        # not photo.upload: a picture that the camera takes only changes it
-        photo.change(search_photo, asked, [*shown, like], show_progress="minimal", **plain)
+        for trigger in (text.submit, not_text.submit, weight.release, left.input, right.input):
+            trigger(search, inputs, outputs, show_progress="minimal", **plain)
+        # not image.upload: an image that the camera takes only changes it
+        image.change(search_image, inputs, [*outputs, like], show_progress="minimal", **plain)
         for component in filters.values():
             change = component.input if isinstance(component, gr.Dropdown) else component.submit
-            change(search, asked, shown, show_progress="minimal", **plain)
+            change(search, inputs, outputs, show_progress="minimal", **plain)
         for gallery, hits in ((grid, left_hits), (beside, right_hits)):
-            gallery.select(go_on, [hits], [like, photo], api_visibility="private").then(
-                search, asked, shown, show_progress="minimal", **plain
+            gallery.select(select, [hits], [like, image], api_visibility="private").then(
+                search, inputs, outputs, show_progress="minimal", **plain
             )
-        forget.click(lambda: (None, None, "", ""), None, [like, photo, text, not_text], api_visibility="private").then(
-            search, asked, shown, **plain
+        reset.click(lambda: (None, None, "", ""), None, [like, image, text, not_text], api_visibility="private").then(
+            search, inputs, outputs, **plain
         )
     page.queue(max_size=MAX_WAITING)
     return page
 
 
-def mount_page(app: FastAPI, shopfront: Shopfront, api_key: str | None) -> FastAPI:
-    """Mount the page at the root, under the routes that are there; with an API key it asks for that as password."""
+def mount_ui(app: FastAPI, service: SearchService, api_key: str | None) -> FastAPI:
+    """Mount the user interface at the root, below the existing routes; an API key is its password."""
     auth = (lambda user, password: _is_key(password, api_key)) if api_key else None
-    page = make_page(shopfront)
+    page = make_blocks(service)
     app = gr.mount_gradio_app(
-        app, page, "/", auth=auth, auth_message=ASKS_FOR_KEY, max_file_size=shopfront.limits.upload_bytes, css=CSS,
+        app, page, "/", auth=auth, auth_message=LOGIN_TEXT, max_file_size=service.limits.upload_bytes, css=CSS,
         footer_links=[], enable_monitoring=False, ssr_mode=False, show_error=False, mcp_server=False,
     )  # fmt: skip
     gradio: Any = app.routes[-1].app  # type: ignore[attr-defined]  # mounted last
-    gradio.add_middleware(PageAccess, gradio=gradio, page=page, uploads=page.uploads)
+    gradio.add_middleware(UiMiddleware, gradio=gradio, page=page)
     _sweep_while_running(app, page.uploads)
     return app
 
@@ -172,9 +170,9 @@ def _is_key(password: str, api_key: str) -> bool:
 
 
 def _own_folder() -> Path:
-    """Return the folder of Gradio's files, of this process alone: within the one that the environment names, if any.
+    """Return a folder for Gradio's files that only this process uses, in the one that the environment names, if any.
 
-    All that lies in it is served by its path, and what the environment names may be /tmp, or other pages' too.
+    Gradio serves everything in it by its path, and the folder that the environment names may be /tmp, or shared.
     """
     given = os.environ.get(GRADIO_FOLDER)
     if given is None or given not in _FOLDERS:
@@ -242,21 +240,25 @@ def _number(label: str, text: str) -> float:
     try:
         return float(text.replace(",", "."))
     except ValueError:
-        raise refused(f"{label}: '{text}' is not a number") from None
+        raise ui_error(f"{label}: '{text}' is not a number") from None
 
 
 def _query(
-    photo: Mapping[str, Any] | None,
+    image: Mapping[str, Any] | None,
     text: str,
     not_text: str,
-    share: float,
+    weight: float,
     like: str | None,
     where: dict[str, Any] | None,
 ) -> SearchQuery:
-    weights = {"image": share, "like": share, "text": 1 - share}
-    has_both = bool(text.strip()) and bool(photo or like)
+    weights = {"image": weight, "like": weight, "text": 1 - weight}
+    has_both = bool(text.strip()) and bool(image or like)
+    try:
+        images = (Path(image["path"]).read_bytes(),) if image and not like else ()
+    except OSError:
+        raise ui_error("this image was removed; upload it again") from None
     return SearchQuery(
-        images=(read_photo(photo),) if photo and not like else (),
+        images=images,
         text=text.strip() or None,
         not_text=not_text.strip() or None,
         like=like,
@@ -266,16 +268,16 @@ def _query(
     )
 
 
-def _ask(shopfront: Shopfront, query: SearchQuery, user: str, arm: str | None) -> Answer:
+def _search(service: SearchService, query: SearchQuery, user: str, arm: str | None) -> SearchResponse:
     try:
-        return shopfront.answer(query, user, arm)
+        return service.search(query, user, arm)
     except RefusedError as error:
-        raise refused(error.message) from error
+        raise ui_error(error.message) from error
 
 
-def _clicked(answer: Answer, event: gr.SelectData) -> str | None:
-    """Return the product under a click; the pictures may have changed since, then it is found by its title."""
-    hits = answer.result.hits
+def _clicked(response: SearchResponse, event: gr.SelectData) -> str | None:
+    """Return the clicked product, by its title if the grid has changed since."""
+    hits = response.result.hits
     captions = [_caption(hit.metadata, hit.score) for hit in hits]
     clicked = event.value["caption"]
     if event.index < len(hits) and captions[event.index] == clicked:
@@ -284,20 +286,20 @@ def _clicked(answer: Answer, event: gr.SelectData) -> str | None:
     return titled[0].product_id if titled else None
 
 
-def _told(shopfront: Shopfront, answer: Answer) -> str:
-    engine, result = shopfront.engine(answer.arm), answer.result
+def _status(service: SearchService, response: SearchResponse) -> str:
+    engine, result = service.engine(response.arm), response.result
     card = engine.searcher.index.card
     name, fingerprint = (_literal(plain(text)) for text in (engine.name, card.fingerprint))
     return (
-        f"**{len(result.hits)}** of {card.num_products:,} products in **{answer.total_ms:.0f} ms** "
+        f"**{len(result.hits)}** of {card.num_products:,} products in **{response.total_ms:.0f} ms** "
         f"(model {result.encode_ms:.0f} ms, index {result.index_ms:.1f} ms) · {name} · {fingerprint}"
     )
 
 
-def _pictures(shopfront: Shopfront, answer: Answer) -> list[tuple[Image.Image, str]]:
-    hits = answer.result.hits
-    pictures = shopfront.engine(answer.arm).pictures.read([hit.product_id for hit in hits])
-    return [(_thumbnail(pictures.get(hit.product_id)), _caption(hit.metadata, hit.score)) for hit in hits]
+def _images(service: SearchService, response: SearchResponse) -> list[tuple[Image.Image, str]]:
+    hits = response.result.hits
+    images = service.engine(response.arm).pictures.read([hit.product_id for hit in hits])
+    return [(_thumbnail(images.get(hit.product_id)), _caption(hit.metadata, hit.score)) for hit in hits]
 
 
 def _thumbnail(data: bytes | None) -> Image.Image:
@@ -305,7 +307,7 @@ def _thumbnail(data: bytes | None) -> Image.Image:
         return PLACEHOLDER
     try:
         image = Image.fromarray(decode_upright(data, THUMBNAIL, THUMBNAIL))
-    except ImageError:  # damaged; the product is found all the same
+    except ImageError:  # damaged; the product is shown without it
         return PLACEHOLDER
     image.thumbnail((THUMBNAIL, THUMBNAIL))
     return image
@@ -316,16 +318,16 @@ def _caption(metadata: Mapping[str, Any], score: float) -> str:
     return "\n".join(plain(part) for part in (title, metadata.get("category"), f"score {score:.3f}") if part)
 
 
-def _going_on(shopfront: Shopfront, product_id: str) -> str:
-    title = plain(shopfront.product(product_id).get("title") or product_id)
-    return f"Going on from **{_literal(title)}**"
+def _similar_to(service: SearchService, product_id: str) -> str:
+    title = plain(service.product(product_id).get("title") or product_id)
+    return f"Similar to **{_literal(title)}**"
 
 
-def _literal(words: str) -> str:
-    """Return words that Markdown shows as they are: every sign that might mean something is its number."""
-    return "".join(sign if sign.isalnum() or sign == " " else f"&#{ord(sign)};" for sign in words)
+def _literal(text: str) -> str:
+    """Return Markdown that shows a text as it is: every character that may be markup is a numeric entity."""
+    return "".join(letter if letter.isalnum() or letter == " " else f"&#{ord(letter)};" for letter in text)
 
 
-def _share(shopfront: Shopfront) -> float:
-    weights = shopfront.engine().searcher.weights
+def _image_weight(service: SearchService) -> float:
+    weights = service.engine().searcher.weights
     return round(weights["image"] / max(weights["image"] + weights["text"], 1e-9), 2)

@@ -20,7 +20,7 @@ from mim_lightning.inference.image_inputs import prepare_images
 from mim_lightning.search.query import SearchQuery
 from mim_lightning.search.service.limits import RefusedError
 from mim_lightning.types import ImageSpec
-from tests.search.service.shopfronts import colour_shop, square
+from tests.search.service.color_shop import color_service, square
 
 
 @pytest.fixture
@@ -46,14 +46,14 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
 @pytest.mark.parametrize("side", [32, 600])  # as it is stored, and larger than stored images are
 def test_a_photo_is_parsed_once_and_decoded_once(kind: str, side: int, tmp_path: Path, calls: Counter[str]) -> None:
-    shop = colour_shop(tmp_path, pixels=400_000)
+    shop = color_service(tmp_path, pixels=400_000)
     calls.clear()
-    answer = shop.answer(SearchQuery(images=(square("red", kind, side),)))
+    answer = shop.search(SearchQuery(images=(square("red", kind, side),)))
     assert answer.result.hits[0].product_id == "red-1"
     assert calls == {"headers": 1, "decodes": 1}
     calls.clear()
     with pytest.raises(RefusedError, match="image 2: 700 x 700 pixels, at most 400,000 are decoded"):
-        shop.answer(SearchQuery(images=(square("red", kind, side), square("red", kind, 700))))
+        shop.search(SearchQuery(images=(square("red", kind, side), square("red", kind, 700))))
     assert calls == {"headers": 2}, "the limits come before any pixel"
 
 

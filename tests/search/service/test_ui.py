@@ -18,9 +18,9 @@ sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not 
 
 import uvicorn  # noqa: E402
 
-from mim_lightning.search.service.app import behind_gate, make_app  # noqa: E402
-from mim_lightning.search.service.page import mount_page  # noqa: E402
-from tests.search.service.shopfronts import colour_shop, square  # noqa: E402
+from mim_lightning.search.service.app import add_middleware, make_app  # noqa: E402
+from mim_lightning.search.service.ui import mount_ui  # noqa: E402
+from tests.search.service.color_shop import color_service, square  # noqa: E402
 
 CHROMIUM = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
@@ -45,9 +45,9 @@ def address_with_key(tmp_path: Path) -> Iterator[str]:
 
 @contextmanager
 def served(folder: Path, api_key: str | None) -> Iterator[str]:
-    shopfront = colour_shop(folder, ("default", "other"))
-    mounted = mount_page(make_app(shopfront), shopfront, api_key)
-    app = behind_gate(mounted, shopfront, api_key, lambda: server.should_exit)
+    service = color_service(folder, ("default", "other"))
+    mounted = mount_ui(make_app(service), service, api_key)
+    app = add_middleware(mounted, service, api_key, lambda: server.should_exit)
     with closing(socket.create_server(("127.0.0.1", 0))) as listening:
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
@@ -107,7 +107,7 @@ def test_photo_then_words_then_a_click(page: Any, tmp_path: Path) -> None:
     keep(page, "page")
     page.locator("#results").get_by_text("A green square").wait_for()
     page.locator("#results button").filter(has_text="A green square").click()
-    sync_api.expect(page.locator("#going-on")).to_contain_text("Going on from A green square", timeout=WAIT_MS)
+    sync_api.expect(page.locator("#going-on")).to_contain_text("Similar to A green square", timeout=WAIT_MS)
     sync_api.expect(page.locator("#results")).not_to_contain_text("A green square", timeout=WAIT_MS)
 
 
@@ -115,7 +115,7 @@ def test_a_new_photo_takes_the_place_of_the_product_gone_on_from(page: Any, tmp_
     ask(page, "red")
     first_caption(page, "A red square")
     page.locator("#results button").filter(has_text="A green square").click()
-    sync_api.expect(page.locator("#going-on")).to_contain_text("Going on from A green square", timeout=WAIT_MS)
+    sync_api.expect(page.locator("#going-on")).to_contain_text("Similar to A green square", timeout=WAIT_MS)
     page.locator("#words textarea").fill("")
     upload(page, tmp_path, "q.jpg", square("blue", side=200))
     first_caption(page, "A blue square")
@@ -128,7 +128,7 @@ def test_start_over_forgets_everything(page: Any) -> None:
     page.locator("#results button").filter(has_text="A green square").click()
     page.locator("#going-on").get_by_text("A green square").wait_for()
     page.locator("#start-over").click()
-    sync_api.expect(page.locator("#status")).to_contain_text("Give a photo or a few words", timeout=WAIT_MS)
+    sync_api.expect(page.locator("#status")).to_contain_text("Give an image or a text", timeout=WAIT_MS)
     sync_api.expect(page.locator("#going-on")).not_to_be_visible()
 
 
@@ -178,7 +178,7 @@ def test_two_models_side_by_side(page: Any) -> None:
 
 def test_nothing_and_no_picture_are_told(page: Any, tmp_path: Path) -> None:
     ask(page, "  ")
-    sync_api.expect(page.locator("#status")).to_contain_text("Give a photo or a few words")
+    sync_api.expect(page.locator("#status")).to_contain_text("Give an image or a text")
     upload(page, tmp_path, "broken.jpg", square("red")[:300])
     page.get_by_text("image").filter(has_text="damaged").or_(page.locator(".toast-body")).first.wait_for()
     ask(page, "red")

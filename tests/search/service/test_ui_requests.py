@@ -19,10 +19,10 @@ pytest.importorskip("gradio", reason="the extra `serve` is not installed")
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from mim_lightning.search.service.app import behind_gate, make_app
-from mim_lightning.search.service.page import mount_page
+from mim_lightning.search.service.app import add_middleware, make_app
+from mim_lightning.search.service.ui import mount_ui
 from mim_lightning.search.service.uploads import Uploads
-from tests.search.service.shopfronts import colour_shop, square
+from tests.search.service.color_shop import color_service, square
 
 SECRET = "what nobody may read"
 META = {"meta": {"_type": "gradio.FileData"}}
@@ -70,8 +70,8 @@ class Browser:
 
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
-    shopfront = colour_shop(tmp_path_factory.mktemp("shop"))
-    with TestClient(behind_gate(mount_page(make_app(shopfront), shopfront, None), shopfront, None)) as client:
+    service = color_service(tmp_path_factory.mktemp("shop"))
+    with TestClient(add_middleware(mount_ui(make_app(service), service, None), service, None)) as client:
         yield client
 
 
@@ -206,8 +206,8 @@ def test_a_full_disk_keeps_no_half_of_a_photo(browser: Browser, monkeypatch: pyt
 def test_the_folder_that_gradio_is_given_is_not_served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "other.jpg").write_text(SECRET)
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
-    shopfront = colour_shop(tmp_path / "shop")
-    with TestClient(behind_gate(mount_page(make_app(shopfront), shopfront, None), shopfront, None)) as client:
+    service = color_service(tmp_path / "shop")
+    with TestClient(add_middleware(mount_ui(make_app(service), service, None), service, None)) as client:
         assert client.get(f"/gradio_api/file={tmp_path}/other.jpg").status_code == 404
         path = Browser(client).upload(square("red"))
         assert Path(path).is_relative_to(tmp_path) and client.get(f"/gradio_api/file={path}").status_code == 200
@@ -380,11 +380,11 @@ def test_answers_that_nobody_fetches_are_not_heaped_up(browser: Browser) -> None
 
 
 def test_pages_that_nobody_looks_at_any_more_are_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mim_lightning.search.service.page_inputs.MAX_PAGES", 4)
-    shopfront = colour_shop(tmp_path)
-    app: Any = mount_page(make_app(shopfront), shopfront, None)
+    monkeypatch.setattr("mim_lightning.search.service.ui_requests.MAX_PAGES", 4)
+    service = color_service(tmp_path)
+    app: Any = mount_ui(make_app(service), service, None)
     page = app.routes[-1].app.get_blocks()
-    with TestClient(behind_gate(app, shopfront, None)) as client:
+    with TestClient(add_middleware(app, service, None)) as client:
         for _ in range(20):
             browser = Browser(client)
             assert browser.join().status_code == 200
@@ -415,9 +415,9 @@ def test_uploads_are_removed_with_the_oldest_first(client: TestClient, monkeypat
 
 
 def test_with_a_key_nothing_is_uploaded_or_shown_before_the_login(tmp_path: Path) -> None:
-    shopfront = colour_shop(tmp_path)
-    app: FastAPI = mount_page(make_app(shopfront), shopfront, "sesame")
-    with TestClient(behind_gate(app, shopfront, "sesame")) as client:
+    service = color_service(tmp_path)
+    app: FastAPI = mount_ui(make_app(service), service, "sesame")
+    with TestClient(add_middleware(app, service, "sesame")) as client:
         photo = {"files": ("q.jpg", square("red"))}
         assert client.post("/gradio_api/upload", files=photo).status_code == 401
         assert client.post("/gradio_api/queue/join", json={}).status_code in (401, 422)

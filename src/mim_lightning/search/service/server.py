@@ -1,0 +1,116 @@
+"""The server process of the search service: its port, API key, open files and the settings of uvicorn."""
+
+from __future__ import annotations
+
+import logging
+import os
+import resource
+import socket
+import sys
+from ipaddress import ip_address
+from typing import Any
+
+import uvicorn
+
+from mim_lightning.search.service.app import add_middleware, make_app
+from mim_lightning.search.service.connections import Connections, Proxies
+from mim_lightning.search.service.limits import Limits
+from mim_lightning.search.service.search_service import SearchService
+
+API_KEY = "MIM_API_KEY"  # environment variable: a secret does not belong on a command line
+OTHER_FILES = 256  # open files besides connections: shards, uploads, the event log
+
+
+class Server:
+    """A server that listens from the start, so that a port in use is reported before anything is loaded.
+
+    Args:
+        proxies: `forwarded_allow_ips` of the config.
+
+    Raises:
+        ValueError: the port cannot be used, `proxies` are no addresses, or the API key is empty.
+    """
+
+    def __init__(self, host: str, port: int, proxies: str | None) -> None:
+        self.api_key, self.proxies = read_api_key(), Proxies(proxies)
+        if self.api_key is None and not is_loopback(host):
+            print(
+                f"warning: host={host} accepts connections from other machines, and {API_KEY} is not set: anyone who "
+                "reaches the port can search and read the metrics",
+                file=sys.stderr,
+                flush=True,
+            )
+        self.socket = listen(host, port)
+        self.url = f"http://{f'[{host}]' if ':' in host else host}:{self.socket.getsockname()[1]}"
+
+    def run(self, service: SearchService, has_ui: bool) -> None:
+        """Serve until SIGINT or SIGTERM; requests that run are finished."""
+        # the encoder's thread needs the interpreter again after every operator, and waits that long for it if others
+        # are busy: with 5 ms, the default, 32 clients get a quarter fewer responses
+        sys.setswitchinterval(0.0005)
+        logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it logs each broken form
+        app: Any = make_app(service, has_key=self.api_key is not None)
+        if has_ui:
+            from mim_lightning.search.service.ui import mount_ui
+
+            app = mount_ui(app, service, self.api_key)
+        print(f"{self.url}  (API: /docs)", flush=True)
+        raise_file_limit(service.limits.connections + OTHER_FILES)
+        app = add_middleware(app, service, self.api_key, lambda: server.should_exit)
+        server = uvicorn.Server(uvicorn.Config(app, **uvicorn_settings(service.limits, self.proxies)))
+        server.run(sockets=[self.socket])
+
+
+def uvicorn_settings(limits: Limits, proxies: Proxies) -> dict[str, Any]:
+    return {
+        "http": Connections(limits, proxies).protocol(),
+        "ws": "none",
+        "timeout_keep_alive": limits.idle_seconds,
+        "timeout_graceful_shutdown": 30,
+        "proxy_headers": bool(proxies.names),  # by default uvicorn trusts every client on loopback
+        "forwarded_allow_ips": proxies.names,
+        "server_header": False,
+        "log_level": "error",  # a warning for each malformed request would let clients fill the log
+    }
+
+
+def raise_file_limit(num_files: int) -> None:
+    """Raise this process's limit of open files, as far as allowed: a connection is one, and the usual limit is 1024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    allowed = num_files if hard == resource.RLIM_INFINITY else min(num_files, hard)
+    if soft != resource.RLIM_INFINITY and soft < allowed:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+    if allowed < num_files:
+        print(
+            f"warning: limits.connections needs {num_files} open files, {allowed} are allowed; raise ulimit -n",
+            file=sys.stderr,
+        )
+
+
+def read_api_key() -> str | None:
+    """Return the API key, without the newline at the end of a file that it came from; None: no key is set.
+
+    Raises:
+        ValueError: it is empty.
+    """
+    api_key = os.environ.get(API_KEY)
+    if api_key is None:
+        return None
+    if not api_key.strip():
+        raise ValueError(f"{API_KEY}: is empty, which would accept every client; set a secret, or unset it")
+    return api_key.rstrip("\r\n")
+
+
+def is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def listen(host: str, port: int) -> socket.socket:
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return socket.create_server((host, port), family=family, backlog=2048)
+    except (OSError, OverflowError) as error:
+        raise ValueError(f"host={host} port={port}: cannot listen there ({error}); give another port") from error
