@@ -42,12 +42,12 @@ tables: setup ## the tables of experiments/ into the pages that quote them
 	$(PY) experiments/refresh.py
 
 format: setup ## format the code
-	$(PY) -m ruff check --quiet --fix src tests benchmarks experiments .ci
-	$(PY) -m ruff format --quiet src tests benchmarks experiments .ci
+	$(PY) -m ruff check --quiet --fix src tests benchmarks experiments docs .ci
+	$(PY) -m ruff format --quiet src tests benchmarks experiments docs .ci
 
 lint: setup ## style, who imports whom, and known vulnerabilities of what the lock holds
-	$(PY) -m ruff check src tests benchmarks experiments .ci
-	$(PY) -m ruff format --check src tests benchmarks experiments .ci
+	$(PY) -m ruff check src tests benchmarks experiments docs .ci
+	$(PY) -m ruff format --check src tests benchmarks experiments docs .ci
 	.venv/bin/lint-imports --no-cache
 	$(PY) .ci/audit.py
 

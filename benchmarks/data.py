@@ -33,13 +33,13 @@ from torchvision.transforms import v2
 from mim_lightning.data.images.transforms import Augment
 from mim_lightning.data.loading.collate import Collate
 from mim_lightning.data.loading.loader import BatchRef, RankSampler, StreamLoader, one_thread
-from mim_lightning.data.preparation.small_set import write_shard_set
 from mim_lightning.data.sampling.grouped import GroupedSettings
 from mim_lightning.data.sampling.order import EpochSettings, OrderSettings, StreamSettings
 from mim_lightning.data.shards.shard_set import ShardSet
 from mim_lightning.data.shards.writer import Record
 from mim_lightning.encoders.tiny import HashTokenise
 from mim_lightning.types import Batch, ImageSpec, Sample, TextSpec
+from tests.shard_sets import write_shard_set
 
 AUGMENT = Augment()
 Pass = Callable[[], int]  # reads every row once and returns how many these were

@@ -17,9 +17,9 @@ from PIL import Image
 from torch import Tensor
 
 from mim_lightning.data.manifest.manifest import ManifestSource
-from mim_lightning.data.preparation.small_set import write_shard_set
 from mim_lightning.data.shards.shard_set import ShardSet
 from mim_lightning.data.shards.writer import Record
+from tests.shard_sets import write_shard_set
 
 
 def picture(seed: int = 0, height: int = 24, width: int = 32) -> Image.Image:

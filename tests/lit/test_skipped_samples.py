@@ -12,12 +12,12 @@ from lightning.pytorch.loggers import CSVLogger
 from mim_lightning.data.loading.collate import Collate
 from mim_lightning.data.loading.corrupt_samples import BadSamples
 from mim_lightning.data.loading.loader import StreamLoader
-from mim_lightning.data.preparation.small_set import write_shard_set
 from mim_lightning.data.sampling.order import StreamPlan
 from mim_lightning.data.shards.shard_set import ShardSet
 from mim_lightning.data.shards.writer import Record
 from mim_lightning.lit.callbacks.skipped_samples import SkippedSamples
 from mim_lightning.types import Batch
+from tests.shard_sets import write_shard_set
 
 
 class Counting(LightningModule):

@@ -15,11 +15,11 @@ from PIL import Image
 
 from mim_lightning.data.manifest.manifest import ManifestSource
 from mim_lightning.data.preparation.prepared import ShardSettings, prepare_shards
-from mim_lightning.data.preparation.small_set import write_shard_set
 from mim_lightning.data.shards.shard_set import ShardSet
 from mim_lightning.data.shards.writer import Record
 from mim_lightning.search.embedding_store import EmbeddingStore, describe_embedding, tabulate_products
 from mim_lightning.search.index.products import type_products
+from tests.shard_sets import write_shard_set
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from mim_lightning.data.preparation.small_set import write_shard_set
 from mim_lightning.data.shards.shard_set import ShardSet
 from mim_lightning.data.shards.writer import Record
 from mim_lightning.search.golden_samples import (
@@ -21,6 +20,7 @@ from mim_lightning.search.golden_samples import (
     verify_golden_samples,
     write_golden_samples,
 )
+from tests.shard_sets import write_shard_set
 
 
 class Encoder:

@@ -8,7 +8,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from mim_lightning.data.preparation.small_set import write_shard_set
 from mim_lightning.data.shards.writer import Record
 from mim_lightning.search.embedding_store import EmbeddedCatalog, EmbeddingFacts
 from mim_lightning.search.facets import FACETS

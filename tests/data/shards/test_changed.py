@@ -13,7 +13,6 @@ import pytest
 from mim_lightning.data.loading.collate import Collate
 from mim_lightning.data.loading.corrupt_samples import BadSamples
 from mim_lightning.data.loading.loader import StreamLoader
-from mim_lightning.data.preparation.small_set import write_shard_set
 from mim_lightning.data.sampling.order import StreamPlan
 from mim_lightning.data.shards.cache import CacheSettings, ChangedError
 from mim_lightning.data.shards.open_shards import OpenShards
@@ -22,6 +21,7 @@ from mim_lightning.data.shards.writer import Record
 from mim_lightning.types import ImageSpec
 from tests.data.conftest import jpeg
 from tests.data.stores import serving
+from tests.shard_sets import write_shard_set
 
 Write = Callable[[str, int], Path]
 

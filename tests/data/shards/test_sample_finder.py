@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from mim_lightning.data.preparation.small_set import write_shard_set
 from mim_lightning.data.shards.sample_finder import find_samples
 from mim_lightning.data.shards.shard_set import ShardSet
 from mim_lightning.data.shards.writer import Record
+from tests.shard_sets import write_shard_set
 
 MakeCatalogue = Callable[[str, Mapping[str, list[bytes | None]]], ShardSet]
 

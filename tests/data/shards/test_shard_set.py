@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mim_lightning.data.preparation.small_set import write_shard_set
 from mim_lightning.data.shards.cache import CacheSettings
 from mim_lightning.data.shards.shard_set import ShardError, ShardSet
 from mim_lightning.data.shards.writer import Record
 from mim_lightning.types import NO_KEY, id_key
 from tests.data.conftest import MakeSet, jpeg
+from tests.shard_sets import write_shard_set
 
 FACTS = [
     {
@@ -76,15 +76,6 @@ def test_shards_are_of_equal_size(make_set: MakeSet, num: int, per_shard: int, s
     shards = make_set(num, per_shard)
     assert shards.sizes == sizes
     assert [sample.query_id for sample in shards.read(range(num))] == [f"q{number}" for number in range(num)]
-
-
-@pytest.mark.parametrize("announced", [2, 4])
-def test_another_number_of_records_than_announced(tmp_path: Path, announced: int) -> None:
-    records = [Record({}, {"product_id": str(number)}) for number in range(3)]
-    with pytest.raises(ValueError, match=f"{announced} records announced"):
-        write_shard_set(tmp_path / "set", records, announced, 2)
-    with pytest.raises(ValueError, match="not a finished shard set"):
-        ShardSet(tmp_path / "set")
 
 
 def test_reading_in_any_order_and_from_a_copy(make_set: MakeSet) -> None:

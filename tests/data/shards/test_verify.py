@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from mim_lightning.config import compose
-from mim_lightning.data.preparation.small_set import write_shard_set
 from mim_lightning.data.shards.verify import Verified, verify_sets
 from mim_lightning.prepare import prepare
 from tests.data.shards.test_writer import RECORDS
+from tests.shard_sets import write_shard_set
 
 SETS = ["catalogue", "queries/train"]
 

@@ -15,12 +15,12 @@ import pytest
 from mim_lightning.data.manifest.row_issue import RowIssue
 from mim_lightning.data.preparation.hash_layout import plan_layout
 from mim_lightning.data.preparation.plan import PictureError, take_turns
-from mim_lightning.data.preparation.small_set import write_shard_set
 from mim_lightning.data.shards.set_writer import finish_set, finished_shards, place_shard
 from mim_lightning.data.shards.writer import COLUMNS, Record, read_shard, shard_sizes, write_shard
 from mim_lightning.io.store import Store
 from mim_lightning.types import NO_KEY, id_key
 from tests.data.conftest import jpeg
+from tests.shard_sets import write_shard_set
 
 RECORDS = [
     Record(

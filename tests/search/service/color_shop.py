@@ -12,7 +12,6 @@ import pyarrow as pa
 from PIL import Image
 from torch import Tensor
 
-from mim_lightning.data.preparation.small_set import write_shard_set
 from mim_lightning.data.shards.writer import Record
 from mim_lightning.inference.image_inputs import prepare_images
 from mim_lightning.search.facets import FACETS, describe_facets
@@ -27,6 +26,7 @@ from mim_lightning.search.service.limits import Limits, PixelBudget
 from mim_lightning.search.service.prometheus import ServiceMetrics
 from mim_lightning.search.service.search_service import Engine, SearchService
 from mim_lightning.types import ImageSpec
+from tests.shard_sets import write_shard_set
 
 COLORS = {"red": (200, 40, 40), "green": (40, 180, 60), "blue": (40, 60, 200), "grey": (128, 128, 128)}
 FINGERPRINT = "c010" * 4

@@ -1,9 +1,8 @@
-"""What exists in the synthetic shop: products in families, and the queries shoppers send.
+"""Products and queries of the synthetic shop: rows of its two tables, without images.
 
-In come counts and a seed; out go Product and Query rows, without any picture drawn. `writing` makes tables and
-pictures of them. A family shares category, shape, size and brand and is a grid of colours and patterns: that is
-why "this, but in blue" has one true answer. All families draw from the same colours and patterns: that is why a
-zebra bag looks so much like a zebra mug.
+A family shares category, shape, size and brand and is a grid of colors and patterns: "this, but in blue" has exactly
+one target. All families draw from the same colors and patterns: a zebra bag looks much like a zebra mug. Both splits
+use the same text templates: validation differs in its images.
 """
 
 from __future__ import annotations
@@ -14,27 +13,58 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice, product
 
-from mim_lightning.data.synthetic import wording
-from mim_lightning.data.synthetic.item import COLOURS, MARKS, SIZES, Look
+from mim_lightning.data.synthetic.item import COLORS, MARKS, SIZES, Look
 from mim_lightning.data.synthetic.patterns import PATTERNS
-from mim_lightning.data.synthetic.shapes import SILHOUETTES
+from mim_lightning.data.synthetic.shapes import SHAPES
 
-GRIDS = (
-    (4, 2),
-    (4, 4),
-    (8, 8),
-)  # colours and patterns of a family: the first that makes room; they divide 8 and 8
-KINDS = tuple((category, tuple(SILHOUETTES[category])[idx]) for idx in (0, 1) for category in SILHOUETTES)
-NUM_FAMILIES = len(KINDS) * len(MARKS)  # size is no way to tell two apart, so it makes no family of its own
+# colors and patterns of a family: the first grid that holds all products; the numbers divide 8 and 8
+GRIDS = ((4, 2), (4, 4), (8, 8))
+KINDS = tuple((category, tuple(SHAPES[category])[idx]) for idx in (0, 1) for category in SHAPES)
+NUM_FAMILIES = len(KINDS) * len(MARKS)  # families do not differ in size alone: a photo does not show it
 MAX_PRODUCTS = NUM_FAMILIES * GRIDS[-1][0] * GRIDS[-1][1]
 SPLITS = ("train", "val")
+
+PATTERN_PHRASES = {
+    "plain": "without a pattern",
+    "zebra": "with zebra stripes",
+    "striped": "with stripes",
+    "dotted": "with dots",
+    "checked": "with checks",
+    "zigzag": "with a zigzag",
+    "starred": "with stars",
+    "floral": "with flowers",
+}
+DESCRIPTIONS = (
+    "A {size} {shape} {category} by {brand}, {colour} {motif}.",
+    "{brand} makes this {colour} {shape} {category} {motif}; it is the {size} one.",
+    "{size} {category}, {shape} shape, in {colour} {motif}, with the mark of {brand}.",
+)
+SAME_TEXTS = (  # the photo's content, in one to three words
+    "{category}",
+    "{pattern} {category}",
+    "{pattern} {category}",
+    "{colour} {category}",
+    "{colour} {category}",
+    "{colour} {shape}",
+    "{shape} {category}",
+    "{colour} {pattern}",
+    "{pattern} {shape}",
+    "{brand} {category}",
+    "{colour} {pattern} {category}",
+    "{category} {motif}",
+)
+CHANGE_TEXTS = {  # how the target differs from the photo
+    "colour": ("in {value}", "{value} one", "same but {value}", "this in {value}", "but {value}", "{value} please"),
+    "pattern": ("{motif}", "{value} one", "same but {value}", "this {motif}", "but {motif}", "{value} please"),
+}
+TYPO_FRACTION = 0.04  # of the texts have two neighboring letters swapped
 
 Family = tuple[str, str, str, str]  # category, shape, size, brand
 
 
 @dataclass(frozen=True)
 class Product:
-    """One row of the products table."""
+    """A row of the products table."""
 
     product_id: str
     image: str  # path relative to the tables
@@ -58,7 +88,7 @@ class Product:
 
 @dataclass(frozen=True)
 class Query:
-    """One row of the queries table: a photo, a text, the product they ask for and the product in the photo."""
+    """A row of the queries table: a photo, a text, the target product and the product in the photo."""
 
     query_id: str
     split: str
@@ -70,92 +100,100 @@ class Query:
 
 
 def build_products(num_products: int, seed: int) -> list[Product]:
-    """Fill the shop family by family; the last family may stay incomplete."""
+    """Return the products, family by family; the last family may be incomplete."""
     rng = random.Random(f"products-{seed}")
-    num_colours, num_patterns = pick_grid(num_products)
-    colours, patterns = deal_hands(COLOURS, num_colours, rng), deal_hands(PATTERNS, num_patterns, rng)
+    num_colors, num_patterns = _choose_grid(num_products)
+    colors, patterns = _deal(COLORS, num_colors, rng), _deal(PATTERNS, num_patterns, rng)
     products: list[Product] = []
-    for category, shape, size, brand in list_families(rng):
-        for pattern, colour in islice(product(next(patterns), next(colours)), num_products - len(products)):
-            look = Look(category, shape, colour, pattern, brand)
-            products.append(make_product(f"syn-{len(products) + 1:04d}", look, size, rng))
+    for category, shape, size, brand in _list_families(rng):
+        for pattern, color in islice(product(next(patterns), next(colors)), num_products - len(products)):
+            look = Look(category, shape, color, pattern, brand)
+            products.append(_make_product(f"syn-{len(products) + 1:04d}", look, size, rng))
     return products
-
-
-def pick_grid(num_products: int) -> tuple[int, int]:
-    """Return how many colours and patterns a family needs."""
-    return next(grid for grid in GRIDS if NUM_FAMILIES * grid[0] * grid[1] >= num_products)
-
-
-def deal_hands(names: Iterable[str], hand_size: int, rng: random.Random) -> Iterator[list[str]]:
-    """Deal hands from a shuffled deck, again and again, so that all names come equally often."""
-    while True:
-        deck = list(names)
-        rng.shuffle(deck)
-        yield from (deck[start : start + hand_size] for start in range(0, len(deck), hand_size))
-
-
-def list_families(rng: random.Random) -> Iterator[Family]:
-    """Yield all families, going through every category and shape before any comes again with another brand."""
-    brands = {kind: rng.sample(list(MARKS), len(MARKS)) for kind in KINDS}
-    for idx, kind in product(range(len(MARKS)), KINDS):
-        yield (*kind, rng.choice(list(SIZES)), brands[kind][idx])
-
-
-def make_product(product_id: str, look: Look, size: str, rng: random.Random) -> Product:
-    """Put a product on the shelf, with its texts."""
-    return Product(
-        product_id=product_id,
-        image=f"images/shop/{product_id}.jpg",
-        title=wording.write_title(look, size),
-        description=wording.write_description(look, size, rng),
-        size=size,
-        **vars(look),
-    )
 
 
 def build_queries(
     products: Sequence[Product], split: str, num_per_product: int, change_share: float, seed: int
 ) -> list[Query]:
-    """Let shoppers photograph each product `num_per_product` times.
+    """Return `num_per_product` queries with photos of each product.
 
-    `change_share` of the photos, spread evenly, come with a text that asks for another member of the family. A
-    product that stands alone in its family is only asked for as it is.
+    Args:
+        change_share: fraction of the queries, evenly spread, whose target is another product of the family; a product
+            without one is its own target.
     """
     rng = random.Random(f"queries-{split}-{seed}")
-    families = group_families(products)
+    families = defaultdict(list)
+    for each in products:
+        families[each.family].append(each)
     queries = []
     for number in range(len(products) * num_per_product):
         shown = products[number // num_per_product]
-        changes = list_changes(shown, families[shown.family])
+        changes = _list_changes(shown, families[shown.family])
         is_change = int((number + 1) * change_share) > int(number * change_share) and bool(changes)
-        queries.append(make_query(f"{split}-{number + 1:06d}", split, shown, changes if is_change else [], rng))
+        queries.append(_make_query(f"{split}-{number + 1:06d}", split, shown, changes if is_change else [], rng))
     return queries
 
 
-def make_query(
+def _choose_grid(num_products: int) -> tuple[int, int]:
+    """Return the number of colors and of patterns in a family."""
+    return next(grid for grid in GRIDS if NUM_FAMILIES * grid[0] * grid[1] >= num_products)
+
+
+def _deal(names: Iterable[str], num_names: int, rng: random.Random) -> Iterator[list[str]]:
+    """Yield groups of names from a shuffled list, again and again, so that all names are equally frequent."""
+    while True:
+        deck = list(names)
+        rng.shuffle(deck)
+        yield from (deck[start : start + num_names] for start in range(0, len(deck), num_names))
+
+
+def _list_families(rng: random.Random) -> Iterator[Family]:
+    """Yield all families: every category and shape once before any is repeated with another brand."""
+    brands = {kind: rng.sample(list(MARKS), len(MARKS)) for kind in KINDS}
+    for idx, kind in product(range(len(MARKS)), KINDS):
+        yield (*kind, rng.choice(list(SIZES)), brands[kind][idx])
+
+
+def _make_product(product_id: str, look: Look, size: str, rng: random.Random) -> Product:
+    description = rng.choice(DESCRIPTIONS).format(**vars(look), size=size, motif=PATTERN_PHRASES[look.pattern])
+    return Product(
+        product_id=product_id,
+        image=f"images/shop/{product_id}.jpg",
+        title=f"{look.brand} {size} {look.colour} {look.pattern} {look.shape} {look.category}",
+        description=description[0].upper() + description[1:],
+        size=size,
+        **vars(look),
+    )
+
+
+def _make_query(
     query_id: str, split: str, shown: Product, changes: Sequence[tuple[str, Product]], rng: random.Random
 ) -> Query:
-    """Ask for one of the changes, or, without any, for what the photo shows."""
+    """Return a query for one of the changes, or, without any, for the product in the photo."""
     if changes:
-        attribute, asked = rng.choice(changes)
-        text = wording.write_change_request(attribute, getattr(asked, attribute), rng)
+        attribute, target = rng.choice(changes)
+        value = getattr(target, attribute)
+        text = rng.choice(CHANGE_TEXTS[attribute]).format(value=value, motif=PATTERN_PHRASES.get(value, ""))
     else:
-        asked, text = shown, wording.write_same_request(shown.look, rng)
+        target, look = shown, shown.look
+        text = rng.choice(SAME_TEXTS).format(**vars(look), motif=PATTERN_PHRASES[look.pattern]).lower()
+    text = _mistype(text, rng)
     kind = "change" if changes else "same"
     image = f"images/street/{query_id}.jpg"
-    return Query(query_id, split, image, text, asked.product_id, shown.product_id, kind)
+    return Query(query_id, split, image, text, target.product_id, shown.product_id, kind)
 
 
-def group_families(products: Sequence[Product]) -> dict[Family, list[Product]]:
-    families = defaultdict(list)
-    for item in products:
-        families[item.family].append(item)
-    return families
-
-
-def list_changes(shown: Product, family: Sequence[Product]) -> list[tuple[str, Product]]:
-    """Return the family's members that differ in one attribute, colour or pattern, with its name."""
-    colours = [("colour", other) for other in family if other.pattern == shown.pattern and other != shown]
+def _list_changes(shown: Product, family: Sequence[Product]) -> list[tuple[str, Product]]:
+    """Return the products of a family that differ in color or in pattern alone, with the name of the attribute."""
+    colors = [("colour", other) for other in family if other.pattern == shown.pattern and other != shown]
     patterns = [("pattern", other) for other in family if other.colour == shown.colour and other != shown]
-    return colours + patterns
+    return colors + patterns
+
+
+def _mistype(text: str, rng: random.Random) -> str:
+    """Swap two neighboring letters inside the last word of a few texts."""
+    start = text.rfind(" ") + 1
+    if rng.random() >= TYPO_FRACTION or len(text) - start < 4:
+        return text
+    at = rng.randrange(start + 1, len(text) - 1)
+    return text[:at] + text[at + 1] + text[at] + text[at + 2 :]

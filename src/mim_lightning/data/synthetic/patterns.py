@@ -1,8 +1,4 @@
-"""The patterns of the synthetic shop, the same for every category: a zebra mug looks like a zebra bag.
-
-In comes a pattern's name and a side length; out go two grey masks, where white and where black ink covers the
-product's colour. `item` prints them on a silhouette's body; `world` takes the pattern names from PATTERNS.
-"""
+"""Patterns of the synthetic shop, the same for every category: white and black ink over the product's color."""
 
 from __future__ import annotations
 
@@ -16,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 Plane = NDArray[np.floating[Any]]  # (side, side)
-Inks = tuple[Plane, Plane]  # share of white and of black ink, 0 to 1
+Inks = tuple[Plane, Plane]  # coverage by white and by black ink, 0 to 1
 
 SUPERSAMPLING = 3
 TURN = 2 * math.pi
@@ -40,12 +36,12 @@ def striped(x: Plane, y: Plane) -> Inks:
 
 
 def dotted(x: Plane, y: Plane) -> Inks:
-    radius, _ = nearest_spot(x, y, 6.0)
+    radius, _ = _nearest_spot(x, y, 6.0)
     return 1.0 * (radius < 0.29), 0 * x
 
 
 def checked(x: Plane, y: Plane) -> Inks:
-    """Gingham: white, half and full colour."""
+    """Gingham: white, half and full color."""
     across, down = (5 * x + 0.25) % 1 < 0.5, (5 * y + 0.25) % 1 < 0.5
     return 1.0 - 0.5 * across - 0.5 * down, 0 * x
 
@@ -56,7 +52,7 @@ def zigzag(x: Plane, y: Plane) -> Inks:
 
 
 def starred(x: Plane, y: Plane) -> Inks:
-    radius, angle = nearest_spot(x, y, 4.6)
+    radius, angle = _nearest_spot(x, y, 4.6)
     fold = TURN / 10
     angle = np.abs((angle + TURN / 4 + fold) % (2 * fold) - fold)  # 0 at a tip, fold at the notch beside it
     tip, notch = 0.46, 0.2
@@ -70,10 +66,10 @@ def starred(x: Plane, y: Plane) -> Inks:
 
 
 def floral(x: Plane, y: Plane) -> Inks:
-    radius, angle = nearest_spot(x, y, 4.2)
-    centre = radius < 0.12
+    radius, angle = _nearest_spot(x, y, 4.2)
+    center = radius < 0.12
     petals = radius < 0.3 + 0.15 * np.cos(5 * angle)
-    return 1.0 * (petals & ~centre), 1.0 * centre
+    return 1.0 * (petals & ~center), 1.0 * center
 
 
 PATTERNS: dict[str, Callable[[Plane, Plane], Inks]] = {
@@ -88,8 +84,8 @@ PATTERNS: dict[str, Callable[[Plane, Plane], Inks]] = {
 }
 
 
-def nearest_spot(x: Plane, y: Plane, rows: float) -> tuple[Plane, Plane]:
-    """Return radius and angle around the nearest spot of a staggered grid; one is the distance between rows."""
+def _nearest_spot(x: Plane, y: Plane, rows: float) -> tuple[Plane, Plane]:
+    """Return radius and angle around the nearest point of a staggered grid, in distances between its rows."""
     row = np.floor(rows * y)
     column = (rows * x + 0.5 * (row % 2)) % 1 - 0.5
     down = rows * y - row - 0.5
@@ -98,7 +94,7 @@ def nearest_spot(x: Plane, y: Plane, rows: float) -> tuple[Plane, Plane]:
 
 @lru_cache(maxsize=32)
 def draw_inks(pattern: str, side: int) -> tuple[Image.Image, Image.Image]:
-    """Draw where white and where black ink goes, as two (side, side) grey pictures."""
+    """Draw the masks of white and of black ink, two (side, side) gray images."""
     y, x = np.mgrid[0 : side * SUPERSAMPLING, 0 : side * SUPERSAMPLING] / (side * SUPERSAMPLING)
     white, black = (
         Image.fromarray((255 * ink).astype(np.uint8)).reduce(SUPERSAMPLING) for ink in PATTERNS[pattern](x, y)

@@ -1,8 +1,6 @@
-"""Outlines on a square of 100 by 100: what silhouettes are made of.
+"""Vector paths on a square of 100 by 100, and their anti-aliased masks of any side length.
 
-In come points with x to the right and y down, as numbers or, like in SVG, as a text "x,y x,y ...". Out go filled
-areas and strokes, which `draw_mask` turns into an anti-aliased grey mask of any side length. `silhouettes` writes
-its table with these words; `item` asks for the masks.
+Points have x to the right and y down; they are given as numbers or, as in SVG, as a text "x,y x,y ...".
 """
 
 from __future__ import annotations
@@ -16,7 +14,7 @@ from PIL import Image, ImageDraw
 
 Point = tuple[float, float]
 
-SQUARE = 100  # the side that coordinates are given for
+SQUARE = 100  # side in coordinates
 SUPERSAMPLING = 3  # masks are drawn this many times larger, then reduced
 STEPS_PER_SEGMENT = 10  # straight pieces between two points of a curve
 STEPS_PER_ARC = 10  # straight pieces of a quarter circle
@@ -24,7 +22,7 @@ STEPS_PER_ARC = 10  # straight pieces of a quarter circle
 
 @dataclass(frozen=True)
 class Path:
-    """A filled area, or a stroke with round ends where `width` is given."""
+    """A filled area, or, with a `width`, a stroke with round ends."""
 
     points: tuple[Point, ...]
     width: float | None = None
@@ -42,27 +40,27 @@ class Path:
 
 def poly(points: str) -> Path:
     """An area with straight edges."""
-    return Path(read_points(points))
+    return Path(_read_points(points))
 
 
 def blob(points: str) -> Path:
     """An area with a smooth edge through all points; a point given twice is a corner."""
-    knots = read_points(points)
-    return Path(smooth(knots[-1:] + knots + knots[:2]))
+    knots = _read_points(points)
+    return Path(_smooth(knots[-1:] + knots + knots[:2]))
 
 
 def line(width: float, points: str) -> Path:
     """A stroke with straight pieces."""
-    return Path(read_points(points), width)
+    return Path(_read_points(points), width)
 
 
 def curve(width: float, points: str) -> Path:
     """A smooth stroke through all points."""
-    knots = read_points(points)
-    return Path(smooth(knots[:1] + knots + knots[-1:]), width)
+    knots = _read_points(points)
+    return Path(_smooth(knots[:1] + knots + knots[-1:]), width)
 
 
-def read_points(text: str) -> tuple[Point, ...]:
+def _read_points(text: str) -> tuple[Point, ...]:
     pairs = (point.split(",") for point in text.split())
     return tuple((float(x), float(y)) for x, y in pairs)
 
@@ -77,14 +75,14 @@ def box(
 ) -> Path:
     """A rectangle with rounded corners."""
     rx, ry = radius, radius if radius_y is None else radius_y
-    centres = (
+    centers = (
         (right - rx, bottom - ry),
         (left + rx, bottom - ry),
         (left + rx, top + ry),
         (right - rx, top + ry),
     )
     points = []
-    for quarter, (x, y) in enumerate(centres):
+    for quarter, (x, y) in enumerate(centers):
         for step in range(STEPS_PER_ARC + 1):
             angle = (quarter + step / STEPS_PER_ARC) * math.pi / 2
             points.append((x + rx * math.cos(angle), y + ry * math.sin(angle)))
@@ -101,13 +99,13 @@ def mirror(path: Path) -> Path:
     return Path(tuple((SQUARE - x, y) for x, y in path.points), path.width)
 
 
-def smooth(points: tuple[Point, ...]) -> tuple[Point, ...]:
+def _smooth(points: tuple[Point, ...]) -> tuple[Point, ...]:
     """Return a Catmull-Rom curve from the second point to the last but one, through every point between."""
     knots = np.array(points)
     t = np.linspace(0, 1, STEPS_PER_SEGMENT, endpoint=False)[:, None]
     pieces = []
     for before, start, end, after in zip(knots, knots[1:], knots[2:], knots[3:], strict=False):
-        if np.array_equal(start, end):  # a corner: no way to go, and a slope here would draw a loop
+        if np.array_equal(start, end):  # a corner: the curve has no length, and a slope would draw a loop
             continue
         slope_in, slope_out = (end - before) / 2, (after - start) / 2
         cubic = 2 * (start - end) + slope_in + slope_out
@@ -118,7 +116,7 @@ def smooth(points: tuple[Point, ...]) -> tuple[Point, ...]:
 
 
 def draw_mask(paths: Sequence[Path], side: int) -> Image.Image:
-    """Draw the union of the paths as a (side, side) grey picture: 255 inside, 0 outside."""
+    """Draw the union of the paths as a (side, side) gray image: 255 inside, 0 outside."""
     mask = Image.new("L", (side * SUPERSAMPLING, side * SUPERSAMPLING), 0)
     pen = ImageDraw.Draw(mask)
     for path in paths:
