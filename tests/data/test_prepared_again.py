@@ -15,7 +15,7 @@ import pytest
 
 from mim_lightning.config import compose, describe_data, describe_source
 from mim_lightning.data.manifest.manifest import Manifest, ManifestSource
-from mim_lightning.data.manifest.row_issue import OnIssue, raise_issue
+from mim_lightning.data.manifest.rows import OnIssue, raise_issue
 from mim_lightning.data.preparation.prepared import PreparedData, ShardSettings, open_prepared, prepare_shards
 from mim_lightning.data.preparation.validated_source import Checking
 from mim_lightning.data.shards.cache import ChangedError

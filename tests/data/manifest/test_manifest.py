@@ -13,9 +13,10 @@ import pyarrow.parquet
 import pytest
 
 from mim_lightning.data.images.reader import TableCell
+from mim_lightning.data.manifest import formats
 from mim_lightning.data.manifest.content_hash import table_id
-from mim_lightning.data.manifest.manifest import Manifest, ManifestSource, arrow, read_manifest
-from mim_lightning.data.manifest.row_issue import RowIssue
+from mim_lightning.data.manifest.manifest import Manifest, ManifestSource, read_manifest
+from mim_lightning.data.manifest.rows import RowIssue
 from tests.data.conftest import PRODUCTS, QUERIES, write_csv
 
 
@@ -380,7 +381,7 @@ HELD = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
 def test_pictures_inside_parquet(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: Any, some: Any, none: Any, nobody: Any
 ) -> None:
-    monkeypatch.setattr(arrow, "BATCH_SIZE", 1)
+    monkeypatch.setattr(formats, "BATCH_SIZE", 1)
     pictures = pyarrow.array([some, none, some, nobody, some], kind)
     ids = [str(number) for number in range(5)]
     table = pyarrow.table(
@@ -403,7 +404,9 @@ def test_text_that_a_writer_did_not_mark_as_text(tmp_path: Path) -> None:
     faults: list[RowIssue] = []
     manifest = read_manifest(tmp_path / "products.parquet", None, on_issue=faults.append)
     assert [(product.product_id, product.title) for product in manifest.products.values()] == [("a", "Mug")]
-    assert [(fault.origin[-5:], fault.reason) for fault in faults] == [("row 2", "a cell holds bytes that are no text")]
+    assert [(fault.origin[-5:], fault.reason) for fault in faults] == [
+        ("row 2", "a cell contains bytes that are not text")
+    ]
 
 
 def test_tables_in_many_files(tmp_path: Path) -> None:

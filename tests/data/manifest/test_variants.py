@@ -22,9 +22,9 @@ import pyarrow.parquet
 import pytest
 
 from mim_lightning.config import build, compose
-from mim_lightning.data.manifest import decoding, text
+from mim_lightning.data.manifest import decoding, formats
 from mim_lightning.data.manifest.manifest import Manifest, ManifestSource
-from mim_lightning.data.manifest.row_issue import RowIssue
+from mim_lightning.data.manifest.rows import RowIssue
 from mim_lightning.data.manifest.table import open_table
 
 PRODUCTS = [
@@ -183,9 +183,9 @@ def test_a_cell_may_be_long(write: Write, monkeypatch: pytest.MonkeyPatch) -> No
     assert (
         read(write("products.csv", delimited([PRODUCTS[0] | {"title": long}]))).products["0012"].title == long.strip()
     )
-    monkeypatch.setattr(text, "MAX_CELL", 1000)
+    monkeypatch.setattr(formats, "MAX_CELL", 1000)
     with pytest.raises(
-        ValueError, match=r"products.csv, row 2: a cell of more than 1,000 characters; is there a quote"
+        ValueError, match=r"products.csv, row 2: a cell of more than 1,000 characters; is a closing quote"
     ):
         read(write("products.csv", delimited([PRODUCTS[0] | {"title": long}])))
     monkeypatch.setattr(decoding, "MAX_LINE", 5000)
@@ -198,7 +198,7 @@ def test_a_quote_that_does_not_end_is_told_where_it_begins(write: Write) -> None
     faults: list[RowIssue] = []
     ManifestSource(str(write("products.csv", body)), None).read(Path(), faults.append)
     assert [str(fault).split("csv, ")[1] for fault in faults] == [
-        "row 3: a quote begins here that does not end: the rest of the file is in one cell"
+        "row 3: an unclosed quote begins here: one cell has the rest of the file"
     ]
     # an inch mark in a cell without quotes, beside one over two lines, ends
     body = 'product_id,image,title\n1,6" monitor,"two\nlines"\n2,b,last\n'
@@ -241,9 +241,7 @@ def test_the_encoding_that_was_found_is_named_and_reads(write: Write, encoding: 
 def test_a_table_of_which_no_row_is_readable_says_why(write: Write) -> None:
     products = write("products.csv", "product_id,image,title\n1,a.jpg,Café\n", "cp1252")
     faults: list[RowIssue] = []
-    with pytest.raises(
-        ValueError, match=r"not one product can be used; .*row 2, column 'title': not UTF-8; data.source.enc"
-    ):
+    with pytest.raises(ValueError, match=r"no product is valid; .*row 2, column 'title': not UTF-8; data.source.enc"):
         ManifestSource(str(products), None).read(Path(), faults.append)
     assert len(faults) == 1
 
@@ -261,8 +259,8 @@ def test_each_table_has_its_own_encoding_and_a_mark_goes_first(write: Write, pla
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"encoding": "utf-99"}, "data.source.encoding.products=utf-99: no encoding"),
-        ({"encoding": "base64"}, "data.source.encoding.products=base64: no encoding"),
+        ({"encoding": "utf-99"}, "data.source.encoding.products=utf-99: unknown"),
+        ({"encoding": "base64"}, "data.source.encoding.products=base64: unknown"),
         ({"encoding": {"query": "utf-8"}}, "data.source.encoding: no table 'query'; did you mean queries?"),
         ({"delimiter": "::"}, "data.source.delimiter.products=::: give one character, or tab, comma, semicolon, pipe"),
         ({"delimiter": ""}, "data.source.delimiter.products=: give one character"),
@@ -331,7 +329,7 @@ def test_what_was_read_otherwise_is_told_once(write: Write, caplog: pytest.LogCa
         read(products)
     assert [record.getMessage() for record in caplog.records] == [
         f"{products}: read as utf-16-le, without a byte order mark, column 'Product ID' is read as 'product_id', "
-        "of 2 columns 'price' the last is read"
+        "the last of 2 columns 'price' is read"
     ]
 
 
@@ -342,20 +340,20 @@ def test_what_was_read_otherwise_is_told_once(write: Write, caplog: pytest.LogCa
         (
             "products.csv.gz",
             gzip.compress(("product_id,image,title\n" + "".join(f"{i},a,b\n" for i in range(99))).encode())[:-20],
-            "products.csv.gz: damaged, or cut off",
+            "products.csv.gz: damaged or incomplete",
         ),
-        ("products.csv.gz", b"\x1f\x8b\x08" + b"nonsense" * 9, "products.csv.gz: damaged, or cut off"),
-        ("products.csv.bz2", bz2.compress(b"x" * 999)[:-9], "products.csv.bz2: damaged, or cut off"),
-        ("products.csv.xz", lzma.compress(b"x" * 999)[:-9], "products.csv.xz: damaged, or cut off"),
-        ("products.zip", b"PK\3\4 no archive", "products.zip: damaged, or cut off"),
+        ("products.csv.gz", b"\x1f\x8b\x08" + b"nonsense" * 9, "products.csv.gz: damaged or incomplete"),
+        ("products.csv.bz2", bz2.compress(b"x" * 999)[:-9], "products.csv.bz2: damaged or incomplete"),
+        ("products.csv.xz", lzma.compress(b"x" * 999)[:-9], "products.csv.xz: damaged or incomplete"),
+        ("products.zip", b"PK\3\4 no archive", "products.zip: damaged or incomplete"),
         ("products.csv", b"", "products.csv: the table has no rows"),
         ("products.csv", b"\n\n", "products.csv: the table has no rows"),
         ("products.csv", b"product_id,image,title\n", "products.csv: the table has no rows"),
-        ("products.csv", b"product_id,image,title\n1,a.jpg,M\0g\n", "products.csv, row 2, column 'title': holds a NUL"),
+        ("products.csv", b"product_id,image,title\n1,a.jpg,M\0g\n", "products.csv, row 2, column .title.: .* NUL"),
         ("products.csv", b"\xff\xfep\0r\0o", "products.csv, row 1: not utf-16 \\(truncated data\\)"),
         ("products.parquet.gz", gzip.compress(b"PAR1"), "products.parquet.gz: a products table ends in"),
         ("products.json", b"[]", "products.json: a products table ends in .csv, .parquet or .jsonl"),
-        ("products.jsonl", b"[" * 100_000, "products.jsonl, row 1: not JSON"),
+        ("products.jsonl", b"[" * 100_000, "products.jsonl, row 1: not readable as JSON"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

@@ -19,7 +19,7 @@ from mim_lightning.analysis.html.validation_files import leave_check
 from mim_lightning.config import compose
 from mim_lightning.data.images.codec import decode_image
 from mim_lightning.data.manifest.manifest import Manifest, ManifestSource
-from mim_lightning.data.manifest.row_issue import OnIssue, raise_issue
+from mim_lightning.data.manifest.rows import OnIssue, raise_issue
 from mim_lightning.data.preparation.prepared import PreparedData, ShardSettings, open_prepared, prepare_shards
 from mim_lightning.data.preparation.staging import partial_folder
 from mim_lightning.data.preparation.validated_source import Checking
@@ -112,7 +112,7 @@ def test_rows_of_one_query_are_its_products_each_with_grade_and_weight(shop: Man
         ("image", "q1.jpg", "with another image"),
         ("split", "val", "with another split"),
         ("shown_product_id", "0012", "with another shown_product_id"),
-        ("product_id", "7", "stands already in"),
+        ("product_id", "7", "is already in"),
     ],
 )
 def test_a_row_that_differs_in_more_than_its_product_is_another_query(
@@ -120,7 +120,7 @@ def test_a_row_that_differs_in_more_than_its_product_is_another_query(
 ) -> None:
     query = {"query_id": "a", "split": "train", "image": "q0.jpg", "text": "a gift", "product_id": "7"}
     source = write_queries(shop, [query, query | {"product_id": "x-9", column: value}])
-    with pytest.raises(ValueError, match=rf"'a' stands already in .*others\.csv, row 2.*{message}|{message} .*row 2"):
+    with pytest.raises(ValueError, match=rf"'a' is already in .*others\.csv, row 2.*{message}|{message} .*row 2"):
         prepare_shards(source, folder, SETTINGS)
 
 

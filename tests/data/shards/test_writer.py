@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mim_lightning.data.manifest.row_issue import RowIssue
+from mim_lightning.data.manifest.rows import RowIssue
 from mim_lightning.data.preparation.hash_layout import plan_layout
 from mim_lightning.data.preparation.plan import PictureError, take_turns
 from mim_lightning.data.shards.set_writer import finish_set, finished_shards, place_shard

@@ -11,7 +11,7 @@ import pytest
 
 from mim_lightning.data.images.reader import ImageReader, TableCell
 from mim_lightning.data.manifest.manifest import Manifest
-from mim_lightning.data.manifest.row_issue import RowIssue
+from mim_lightning.data.manifest.rows import RowIssue
 from mim_lightning.data.sources.hugging_face import HuggingFaceSource
 from tests.data.conftest import jpeg
 
@@ -155,7 +155,7 @@ def test_faults_name_data_set_split_and_row(saved: Path, tmp_path: Path) -> None
     with pytest.raises(ValueError, match=r"products, split train: missing column 'name'.*columns.products.title="):
         source.read(tmp_path)
     source = HuggingFaceSource({"path": str(saved / "queries")}, None, {"products": {"title": "text"}})
-    with pytest.raises(ValueError, match=r"queries, split train, row 4, column 'product_id': 'a' stands already in"):
+    with pytest.raises(ValueError, match=r"queries, split train, row 4, column 'product_id': 'a' is already in"):
         source.read(tmp_path)
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from mim_lightning.config import build, compose
 from mim_lightning.data.images.reader import ImageReader
-from mim_lightning.data.manifest.row_issue import RowIssue
+from mim_lightning.data.manifest.rows import RowIssue
 from mim_lightning.data.sources.webdataset import WebDatasetSource
 from tests.data.conftest import jpeg
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from mim_lightning.data.images.reader import ImageReader
 from mim_lightning.data.manifest.manifest import Manifest, ManifestSource
-from mim_lightning.data.manifest.row_issue import RowIssue
+from mim_lightning.data.manifest.rows import RowIssue
 from mim_lightning.data.validation import CheckReport, CheckSettings, check_manifest
 
 PRODUCT = {"product_id": "", "image": "", "title": "", "description": "", "category": ""}

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from mim_lightning.data.manifest.manifest import Manifest
-from mim_lightning.data.manifest.row_issue import RowIssue
+from mim_lightning.data.manifest.rows import RowIssue
 from mim_lightning.data.validation import (
     CheckReport,
     CheckSettings,
@@ -97,7 +97,7 @@ def test_columns_and_reasons(shop: tuple[Manifest, list[RowIssue]]) -> None:
     lines = {(f.table, report.row_of(f), f.kind): str(f) for f in report.findings}
     products, queries = folder / "products.csv", folder / "queries.csv"
     assert lines["products", "6", "duplicate_id"] == (
-        f"{products}, row 6, column 'product_id': 'a' stands already in {products}, row 2"
+        f"{products}, row 6, column 'product_id': 'a' is already in {products}, row 2"
     )
     assert lines["products", "4", "huge_image"].startswith(
         f"{products}, row 4, column 'image': {folder / 'bomb.png'}: not a readable image (Image size (2500000000 "

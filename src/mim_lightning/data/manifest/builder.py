@@ -1,7 +1,7 @@
-"""A manifest in the making: rows come in one after the other, and are checked against those that came before.
+"""A builder of manifests: rows are added one by one and validated against those added before.
 
-`manifest` and the sources add rows; each invalid one is reported to `on_issue` and left out. Products and queries come
-from tables of their own, or together (a pair: a query and a product that answers it), where both may come again.
+An invalid row is reported to `on_issue` and dropped. Products and queries have a table each, or come in pairs (a query
+and a product relevant to it), in which either may be repeated.
 """
 
 from __future__ import annotations
@@ -10,11 +10,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from mim_lightning.data.manifest.row_issue import IssueType, NothingRelevantError, OnIssue, RowError, RowIssue
 from mim_lightning.data.manifest.rows import (
+    IssueType,
+    NothingRelevantError,
+    OnIssue,
     Product,
     Query,
     Row,
+    RowError,
+    RowIssue,
     join_query,
     merge_query,
     parse_product,
@@ -26,12 +30,12 @@ from mim_lightning.io.paths import PathOrUrl
 
 
 @dataclass
-class ManifestDraft:
-    """The rows so far.
+class ManifestBuilder:
+    """The rows added so far.
 
     Args:
-        products_name: what messages call the table of the products.
-        on_issue: is called with each row that is left out.
+        products_name: of the table of products, in messages.
+        on_issue: is called with the issue of each dropped row.
         segments, metadata, clean_html: see ManifestSource.
     """
 
@@ -43,40 +47,40 @@ class ManifestDraft:
     products: dict[str, Product] = field(default_factory=dict)
     queries: dict[str, Query] = field(default_factory=dict)
     first_issue: RowIssue | None = None
-    _left_out: dict[str, str] = field(default_factory=dict)  # product id -> origin of its invalid row
-    _irrelevant: list[tuple[str, RowError, str, Row]] = field(default_factory=list)  # query id, what and where
-    _num_queries: int = 0  # with those left out: names of queries do not depend on them
+    _dropped: dict[str, str] = field(default_factory=dict)  # product id -> origin of its invalid row
+    _irrelevant: list[tuple[str, RowError, str, Row]] = field(default_factory=list)  # query id, error, origin, row
+    _num_queries: int = 0  # dropped ones included: default ids do not depend on them
 
     def add_product(self, origin: str, row: Row, root: PathOrUrl) -> None:
-        """Add a row of a table where each product stands once."""
+        """Add a row of a table in which each product is one row."""
         try:
             product = parse_product(self._cleaned(row), root, origin, self.metadata)
             if product.product_id in self.products:
                 first = self.products[product.product_id].origin
-                reason = f"'{product.product_id}' stands already in {first}"
+                reason = f"'{product.product_id}' is already in {first}"
                 raise RowError("product_id", reason, IssueType.DUPLICATE_ID)
         except RowError as error:
-            self._leave_out_product(error, origin, row)
+            self._drop_product(error, origin, row)
         else:
             self.products[product.product_id] = product
 
     def add_query(self, origin: str, row: Row, root: PathOrUrl) -> None:
-        """Add a row of a table of queries; rows that differ in their products alone are one query with several."""
+        """Add a row of a table of queries; rows that differ only in their products become one query."""
         try:
             query = self._parse_query(row, root, origin)
             first = self.queries.get(query.query_id)
             self.queries[query.query_id] = query if first is None else join_query(first, query)
         except NothingRelevantError as error:
-            # no issue if other rows name the answers of this query
+            # not an issue if other rows of this query name relevant products
             self._irrelevant.append((text_of(row, "query_id") or "", error, origin, row))
         except RowError as error:
-            self._leave_out_query(error, origin, row)
+            self._drop_query(error, origin, row)
 
     def add_pair(self, origin: str, product_row: Row, query_row: Row, root: PathOrUrl) -> None:
         """Add a query and its product; rows of the same query id become one query with several products.
 
-        A product of grade 0 joins the catalogue alone. Of a product or query that comes again the first row stands,
-        of the product with the pictures of the other rows that are paths or addresses.
+        A product of grade 0 is added to the catalog alone. The first row of a repeated product or query is kept, that
+        of a product with the images of the other rows that are paths or URLs.
         """
         if not self.add_repeated(origin, product_row, root):
             self._num_queries += 1
@@ -89,30 +93,30 @@ class ManifestDraft:
         except NothingRelevantError:
             pass
         except RowError as error:
-            self._leave_out_query(error, origin, query_row)
+            self._drop_query(error, origin, query_row)
         else:
             self.queries[query.query_id] = query if first is None else merge_query(first, query)
 
     def add_repeated(self, origin: str, row: Row, root: PathOrUrl) -> bool:
-        """Add a product that may have come before; return whether it is fit to be asked for."""
+        """Add a product that may have been added before; return whether the row is valid."""
         try:
             product = parse_product(self._cleaned(row), root, origin, self.metadata)
         except RowError as error:
-            self._leave_out_product(error, origin, row)
+            self._drop_product(error, origin, row)
             return False
         first = self.products.setdefault(product.product_id, product)
-        # one picture held in several rows cannot be told from several pictures without reading them
+        # whether images inside several rows are the same is unknown without reading them
         found = [image for image in product.images if isinstance(image, Path | str) or not first.images]
         if not set(found) <= set(first.images):
             images = tuple(dict.fromkeys((*first.images, *found)))
             self.products[product.product_id] = replace(first, images=images)
         return True
 
-    def require_products(self) -> None:
-        """Leave out the queries that name products which are not there, or none."""
+    def drop_unanswerable(self) -> None:
+        """Drop the queries that name unknown products, or no relevant one."""
         for query_id, error, origin, row in self._irrelevant:
             if query_id not in self.queries:
-                self._leave_out_query(error, origin, row)
+                self._drop_query(error, origin, row)
         for query in list(self.queries.values()):
             if not {*query.asked_ids, *query.shown_ids} <= self.products.keys():
                 query = self.queries[query.query_id] = self._with_whole_numbers(query)
@@ -125,12 +129,12 @@ class ManifestDraft:
 
     def _unknown_product(self, product_id: str, column: str) -> RowError:
         reason = f"product '{product_id}' is not in {self.products_name}"
-        if product_id not in self._left_out:
+        if product_id not in self._dropped:
             return RowError(column, reason, IssueType.UNKNOWN_PRODUCT)
-        return RowError(column, f"{reason} (left out: {self._left_out[product_id]})", IssueType.DROPPED_PRODUCT)
+        return RowError(column, f"{reason} (left out: {self._dropped[product_id]})", IssueType.DROPPED_PRODUCT)
 
     def _with_whole_numbers(self, query: Query) -> Query:
-        """Return a query whose 7.0 is the product 7, or the other way round: one table's ids were floats once."""
+        """Return a query whose 7.0 is the product 7, or the reverse: the ids of one table were floats."""
 
         def known(product_id: str) -> str:
             other = product_id.removesuffix(".0") if product_id.endswith(".0") else f"{product_id}.0"
@@ -149,15 +153,15 @@ class ManifestDraft:
     def _cleaned(self, row: Row) -> Row:
         return without_html(row) if self.clean_html else row
 
-    def _leave_out_product(self, error: RowError, origin: str, row: Row) -> None:
+    def _drop_product(self, error: RowError, origin: str, row: Row) -> None:
         product_id = text_of(row, "product_id") or ""
-        self._left_out.setdefault(product_id, origin)
+        self._dropped.setdefault(product_id, origin)
         self.report(error.at("products", origin, product_id))
 
-    def _leave_out_query(self, error: RowError, origin: str, row: Row) -> None:
+    def _drop_query(self, error: RowError, origin: str, row: Row) -> None:
         self.report(error.at("queries", origin, text_of(row, "query_id") or ""))
 
     def report(self, issue: RowIssue) -> None:
-        """Report that a row was left out."""
+        """Report that a row was dropped."""
         self.first_issue = self.first_issue or issue
         self.on_issue(issue)

@@ -1,7 +1,7 @@
-"""HTML in texts: whether a text holds any, and the text without.
+"""HTML in texts: find it, and remove it.
 
-Shops' exports often hold `Lumatech&trade;`, `<b>` and `&amp;amp;`. Only what is HTML beyond doubt counts: entities with
-their semicolon, and the tags that HTML has; `R&D`, `a < b` and `<blue>` are words.
+Exports of shops often contain `Lumatech&trade;`, `<b>` and `&amp;amp;`. Only unambiguous HTML counts: entities with a
+semicolon, and tags that exist in HTML; `R&D`, `a < b` and `<blue>` are text.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ import re
 from html import unescape
 from html.entities import html5
 
-MAX_ROUNDS = 5  # of what was escaped again and again
-BREAKS = (  # tags that part words
+MAX_ROUNDS = 5  # of text that was escaped several times
+BREAKS = (  # tags that separate words
     *("address", "article", "aside", "blockquote", "body", "br", "center", "dd", "div", "dl", "dt", "fieldset"),
     *("figcaption", "figure", "footer", "form", "h1", "h2", "h3", "h4", "h5", "h6", "head", "header", "hr", "html"),
     *("iframe", "li", "main", "nav", "ol", "option", "p", "pre", "section", "select", "table", "tbody", "td"),
@@ -22,7 +22,7 @@ INLINE = (
     *("img", "input", "ins", "kbd", "label", "mark", "meta", "link", "q", "s", "samp", "small", "span", "strike"),
     *("strong", "sub", "sup", "time", "tt", "u", "var", "wbr", "script", "style"),
 )
-# no part looks past the next "<": a text of nothing but beginnings takes no longer than others
+# no pattern matches past the next "<": a text of nothing but opening tags takes no longer than others
 _UNSHOWN = re.compile(r"<!--[^<>]*-->|<(script|style)\b[^<>]*>[^<]*</\1\s*>", re.IGNORECASE)
 _BREAK = re.compile(rf"</?(?:{'|'.join(BREAKS)})(?:\s[^<>]*)?/?>", re.IGNORECASE)
 _INLINE = re.compile(rf"</?(?:{'|'.join(INLINE)})(?:\s[^<>]*)?/?>", re.IGNORECASE)
@@ -39,7 +39,7 @@ def find_html(text: str) -> str:
 
 
 def clean_html(text: str) -> str:
-    """Return a text without tags, its entities as the letters they stand for; untouched if it has neither."""
+    """Return a text without tags and with its entities decoded; unchanged if it has neither."""
     for _ in range(MAX_ROUNDS):
         if not find_html(text):
             break

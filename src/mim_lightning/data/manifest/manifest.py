@@ -1,7 +1,7 @@
-"""The manifest: a table of products and a table of queries, or one of pairs, read into checked rows.
+"""The manifest: products and queries from two tables, or from one of pairs, as validated rows.
 
-CSV, Parquet or JSONL comes in, a Manifest goes out; every issue names file, row and column, and is reported
-to an OnIssue. Sources end here, `check` and `prepared` begin here.
+Every issue names file, row and column. `Source` is the interface of everything that a manifest can be read from;
+`ManifestSource` reads CSV, JSONL and Parquet files.
 """
 
 from __future__ import annotations
@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from mim_lightning.data.images.download import DownloadSettings
-from mim_lightning.data.manifest.builder import ManifestDraft
+from mim_lightning.data.manifest.builder import ManifestBuilder
 from mim_lightning.data.manifest.content_hash import table_id
 from mim_lightning.data.manifest.decoding import TextFormat
-from mim_lightning.data.manifest.row_issue import OnIssue, raise_issue
-from mim_lightning.data.manifest.rows import KIND, Product, Query
-from mim_lightning.data.manifest.table import ColumnNames, Table, TableSpec, open_table, read_rows, require_name
+from mim_lightning.data.manifest.rows import KIND, OnIssue, Product, Query, raise_issue
+from mim_lightning.data.manifest.table import ColumnNames, Table, TableSpec, open_table, read_rows, validate_name
 from mim_lightning.fields import TABLES, side_of, validate_declared
 from mim_lightning.io.paths import PathOrUrl, to_path_or_url
 
@@ -41,11 +40,13 @@ ByTable = Mapping[str, str | None] | str | None  # one for both tables, or by "p
 
 @dataclass(frozen=True)
 class Manifest:
+    """The rows of a data set."""
+
     products: dict[str, Product]
     queries: list[Query]
-    products_path: Path | str  # or what else errors call the table
-    queries_path: Path | str | None  # None: a catalogue alone, to be searched
-    download: DownloadSettings | None = None  # how pictures at addresses are fetched
+    products_path: Path | str  # or another name of the table, for errors
+    queries_path: Path | str | None  # None: a catalog without queries
+    download: DownloadSettings | None = None  # of images at URLs
 
     def split(self, name: str) -> list[Query]:
         """Return the queries of one split, at least one.
@@ -61,10 +62,10 @@ class Manifest:
 
 
 class Source(Protocol):
-    """Where a manifest comes from; `work_dir` is a folder the source may fill with files of its own."""
+    """Where a manifest comes from; `work_dir` is a folder for files that the source writes itself."""
 
     def read(self, work_dir: Path, on_issue: OnIssue = raise_issue) -> Manifest:
-        """Read everything; an invalid row is reported to `on_issue` and left out.
+        """Read everything; an invalid row is reported to `on_issue` and dropped.
 
         Raises:
             ValueError: a table or a column is missing.
@@ -72,7 +73,7 @@ class Source(Protocol):
         ...
 
     def describe(self) -> dict[str, Any]:
-        """Return what tells this source's data from another's: arguments, or the tables' `table_id`."""
+        """Return what identifies the data: arguments, and the `table_id` of tables."""
         ...
 
 
@@ -80,17 +81,17 @@ class ManifestSource:
     """A manifest in two tables, or in one of pairs.
 
     Args:
-        products: the table of products: a path or address of a file, a folder or a pattern; None: each row of
-            `queries` holds its product besides.
-        queries: the table of queries; None: a catalogue alone, to be searched but not trained on.
-        columns: our column name -> the file's, by table; None: there is none.
+        products: the table of products: a path or URL of a file, a folder or a pattern; None: each row of `queries`
+            has its product too.
+        queries: the table of queries; None: a catalog without queries, to search but not to train on.
+        columns: our column name -> the file's, by table; None: the file has no such column.
         image_root: where relative image paths start; None: at their table.
-        segments: further columns of the queries by which results are told apart; a column `kind` is one by itself.
-        metadata: further columns of the products to keep, to show and filter by; None: all (of pairs: none).
-        download: how pictures at addresses are fetched.
+        segments: further columns of the queries, for metrics by segment; a column `kind` is one by default.
+        metadata: further columns of the products to keep, to display and filter by; None: all (of pairs: none).
+        download: how images at URLs are downloaded.
         encoding: of tables in CSV or JSONL that are not UTF-8, or of each by its name; None: see TextFormat.
-        delimiter: of tables in CSV, or of each by its name; None: the one that the header speaks for.
-        clean_html: titles, descriptions, categories, metadata and queries lose HTML tags, and entities become letters.
+        delimiter: of tables in CSV, or of each by its name; None: detected in the header.
+        clean_html: remove HTML tags from titles, descriptions, categories, metadata and queries, and decode entities.
         fields: further text fields for towers to read: name -> the column, of the table that the name's first word says
             (`query_category` of the queries, `product_brand` of the products); None switches one off.
     """
@@ -132,21 +133,20 @@ class ManifestSource:
         """Return the table of products or queries, None where there is none.
 
         Raises:
-            ValueError: no such file, or one that is no table.
+            ValueError: no such file, or one that is not a table.
         """
-        place = self.products if table == PRODUCTS.name else self.queries
-        return open_table(place, table, self.text_formats[table]) if place else None
+        path = self.products if table == PRODUCTS.name else self.queries
+        return open_table(path, table, self.text_formats[table]) if path else None
 
     def describe(self) -> dict[str, Any]:
-        ids = (table_id(place) if place else None for place in (self.products, self.queries))
-        return self.describe_tables(*ids)
+        return self.describe_tables(*(table_id(path) if path else None for path in (self.products, self.queries)))
 
     def describe_tables(self, products_id: str | None, queries_id: str | None) -> dict[str, Any]:
-        """Do the work of `describe` where the ids of the tables are known already."""
-        said = {} if self.metadata is None else {"metadata": list(self.metadata)}
+        """Return `describe` of tables whose ids are known."""
+        metadata = {} if self.metadata is None else {"metadata": list(self.metadata)}
         texts = {name: settings.describe() for name, settings in self.text_formats.items() if settings.describe()}
         return (
-            said
+            metadata
             | ({"texts": texts} if texts else {})
             | ({"clean_html": True} if self.clean_html else {})
             | ({"fields": self.fields} if self.fields else {})
@@ -161,13 +161,13 @@ class ManifestSource:
 
 
 def _text_formats(encoding: ByTable, delimiter: ByTable) -> dict[str, TextFormat]:
-    said = {"encoding": encoding, "delimiter": delimiter}
-    for name, value in said.items():
+    given = {"encoding": encoding, "delimiter": delimiter}
+    for name, value in given.items():
         for table in value if isinstance(value, Mapping) else ():
-            require_name(table, (PRODUCTS.name, QUERIES.name), f"data.source.{name}", "table")
+            validate_name(table, (PRODUCTS.name, QUERIES.name), f"data.source.{name}", "table")
     return {
         table: TextFormat(
-            **{name: value.get(table) if isinstance(value, Mapping) else value for name, value in said.items()},
+            **{name: value.get(table) if isinstance(value, Mapping) else value for name, value in given.items()},
             table=table,
         )
         for table in (PRODUCTS.name, QUERIES.name)
@@ -187,7 +187,7 @@ def with_fields(spec: TableSpec, fields: Mapping[str, str]) -> TableSpec:
 
 
 def changed_names(columns: Mapping[str, ColumnNames]) -> dict[str, dict[str, str | None]]:
-    """Return by table those columns alone whose name is not ours."""
+    """Return by table the columns whose name is not ours."""
     return {table: {ours: name for ours, name in names.items() if name != ours} for table, names in columns.items()}
 
 
@@ -200,7 +200,7 @@ def read_manifest(
     metadata: Sequence[str] | None = None,
     on_issue: OnIssue = raise_issue,
 ) -> Manifest:
-    """Read and check both tables; see ManifestSource for the arguments.
+    """Read both tables; see ManifestSource for the arguments.
 
     Raises:
         ValueError: a file or column is missing, or what `on_issue` raises: an id is empty, repeated or unknown.
@@ -222,54 +222,58 @@ def read_tables(
     clean_html: bool = False,
     fields: Mapping[str, str] | None = None,
 ) -> Manifest:
-    """Do the work of `read_manifest` on tables that are open already."""
+    """Read tables that are open; see ManifestSource for the arguments.
+
+    Raises:
+        ValueError: a column is missing, no product is valid, or what `on_issue` raises.
+    """
     columns = columns or {}
     for table in columns:
-        require_name(table, (PRODUCTS.name, QUERIES.name), "data.source.columns", "table")
+        validate_name(table, (PRODUCTS.name, QUERIES.name), "data.source.columns", "table")
     names = columns.get("products") or {}, columns.get("queries") or {}
     wanted = replace(QUERIES, known=(*QUERIES.known, *segments), required=(*QUERIES.required, *segments))
     specs = with_fields(PRODUCTS, fields or {}), with_fields(wanted, fields or {})
     first = products or queries
     if first is None:
         raise ValueError("data.source: neither products nor queries; give at least a table of products")
-    draft = ManifestDraft(first.name, on_issue, segments, metadata, clean_html)
+    builder = ManifestBuilder(first.name, on_issue, segments, metadata, clean_html)
     if products is None:
-        _read_pairs(draft, first, specs, names, image_root)
+        _read_pairs(builder, first, specs, names, image_root)
     else:
-        for origin, row in read_rows(products, specs[0], names[0], draft.report, metadata):
-            draft.add_product(origin, row, image_root or products.root)
+        for origin, row in read_rows(products, specs[0], names[0], builder.report, metadata):
+            builder.add_product(origin, row, image_root or products.root)
         if queries is not None:
-            for origin, row in read_rows(queries, specs[1], names[1], draft.report):
-                draft.add_query(origin, row, image_root or queries.root)
-    return finish(draft, queries.name if queries else None)
+            for origin, row in read_rows(queries, specs[1], names[1], builder.report):
+                builder.add_query(origin, row, image_root or queries.root)
+    return finish(builder, queries.name if queries else None)
 
 
 def _read_pairs(
-    draft: ManifestDraft,
+    builder: ManifestBuilder,
     table: Table,
     specs: tuple[TableSpec, TableSpec],
     names: tuple[ColumnNames, ColumnNames],
     root: PathOrUrl | None,
 ) -> None:
-    """Read the same table twice at once: for the products, and for the queries, of its rows."""
+    """Read one table twice in parallel: the products and the queries of its rows."""
     own, others = names
     if others.get("product_id", "product_id") == "product_id":  # not renamed: as the product's
         others = {**others, "product_id": own.get("product_id", "product_id")}
-    draft.metadata = draft.metadata or ()
-    products = read_rows(table, specs[0], own, draft.report, draft.metadata)
+    builder.metadata = builder.metadata or ()
+    products = read_rows(table, specs[0], own, builder.report, builder.metadata)
     pairs = zip(products, read_rows(table, specs[1], others, lambda issue: None), strict=True)
     for (origin, product), (_, query) in pairs:
-        draft.add_pair(origin, product, query, root or table.root)
+        builder.add_pair(origin, product, query, root or table.root)
 
 
-def finish(draft: ManifestDraft, queries_name: str | None) -> Manifest:
+def finish(builder: ManifestBuilder, queries_name: str | None) -> Manifest:
     """Return the manifest of all rows that were added.
 
     Raises:
-        ValueError: not one product.
+        ValueError: no product is valid.
     """
-    if not draft.products:
-        reason = f"not one product can be used; {draft.first_issue}" if draft.first_issue else "the table has no rows"
-        raise ValueError(f"{draft.products_name}: {reason}")
-    draft.require_products()
-    return Manifest(draft.products, list(draft.queries.values()), draft.products_name, queries_name)
+    if not builder.products:
+        reason = f"no product is valid; {builder.first_issue}" if builder.first_issue else "the table has no rows"
+        raise ValueError(f"{builder.products_name}: {reason}")
+    builder.drop_unanswerable()
+    return Manifest(builder.products, list(builder.queries.values()), builder.products_name, queries_name)

@@ -1,65 +1,119 @@
-"""One row of each table, parsed and checked by itself: a Product, a Query.
+"""Rows of a manifest: a Product, a Query, how they are parsed from cells, and what can be wrong with them.
 
-Cells by our column names come in from `table` or another source, frozen rows go out; what is wrong with a row is a
-RowError. What only several rows tell together (ids twice, unknown products) is `draft`'s to find.
+Each row is validated by itself here. What takes several rows (repeated ids, unknown products) is in `builder`. A source
+reports invalid rows to an OnIssue: `raise_issue` stops at the first one, `list.append` collects all.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from enum import StrEnum
 from typing import Any
 
 from mim_lightning.data.images.reader import ImageRef, TableCell, TarMember
 from mim_lightning.data.manifest.html_text import clean_html
-from mim_lightning.data.manifest.row_issue import IssueType, NothingRelevantError, RowError
 from mim_lightning.fields import DECLARED
 from mim_lightning.io.paths import PathOrUrl, join
 
 LIST_SEPARATOR = "|"  # several values in one CSV cell
 MISSING = ("nan", "NaN", "NULL", "null", "None", "<NA>", "\\N")  # what databases and data frames write for no value
-KIND = "kind"  # a segment of queries, where their table has such a column
-TEXTS = ("title", "description", "category", "text")  # columns of words
-EXACT = 1 << 53  # whole numbers below it are the same as floats
+KIND = "kind"  # a column of queries that is always a segment
+TEXTS = ("title", "description", "category", "text")  # columns of text
+EXACT = 1 << 53  # integers below it are exact as floats
 
-Row = Mapping[str, Any]  # cells by our column names; pictures held in a table or tar are refs already
+Row = Mapping[str, Any]  # cells by our column names; images stored in a table or tar file are refs already
+
+
+class IssueType(StrEnum):
+    """What can be wrong with a row, as far as its source can detect it; values are written to findings.csv."""
+
+    DUPLICATE_ID = "duplicate_id"
+    UNKNOWN_PRODUCT = "unknown_product"  # a query names a product that no table has
+    DROPPED_PRODUCT = "answer_left_out"  # a query names a product whose own row is invalid
+    INVALID_ROW = "faulty_row"  # any other issue
+
+
+@dataclass(frozen=True)
+class RowIssue:
+    """Why a row, or one image of it, is invalid; code decides by `kind`, `reason` is for people."""
+
+    table: str  # "products" or "queries"
+    origin: str  # "queries.csv, row 7"
+    column: str  # "": the row as a whole
+    row_id: str  # product or query id; "": it has none
+    reason: str  # one line
+    kind: IssueType = IssueType.INVALID_ROW
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> RowIssue:
+        """Return the issue whose `dataclasses.asdict` went through JSON."""
+        return cls(**{**fields, "kind": IssueType(fields["kind"])})
+
+    def __str__(self) -> str:
+        place = f"{self.origin}, column '{self.column}'" if self.column else self.origin
+        return f"{place}: {self.reason}"
+
+
+OnIssue = Callable[[RowIssue], None]
+
+
+class RowError(ValueError):
+    """An invalid row, raised where its table and number are not known; see `at`."""
+
+    def __init__(self, column: str, reason: str, kind: IssueType = IssueType.INVALID_ROW) -> None:
+        super().__init__(reason)
+        self.column, self.reason, self.kind = column, reason, kind
+
+    def at(self, table: str, origin: str, row_id: str) -> RowIssue:
+        """Return the issue of the row."""
+        return RowIssue(table, origin, self.column, row_id, self.reason, self.kind)
+
+
+class NothingRelevantError(RowError):
+    """Every product of a query has grade 0."""
+
+
+def raise_issue(issue: RowIssue) -> None:
+    """Raise the issue as a ValueError of one line; the OnIssue that stops at the first one."""
+    raise ValueError(str(issue))
 
 
 @dataclass(frozen=True)
 class Product:
-    """A catalogue item; `text` is the title, a full stop and the description."""
+    """A catalog item; `text` is the title, a full stop and the description."""
 
     product_id: str
     images: tuple[ImageRef, ...]
     text: str | None
     title: str | None
     category: str | None
-    metadata: Mapping[str, str | int | float]  # further columns, to show and filter by; empty cells are left out
+    metadata: Mapping[str, str | int | float]  # further columns, to display and filter by, without empty cells
     origin: str  # "products.csv, row 7", for errors
-    fields: Mapping[str, str] = field(default_factory=dict)  # texts of declared fields; empty ones are left out
+    fields: Mapping[str, str] = field(default_factory=dict)  # texts of declared fields, without empty ones
 
 
 @dataclass(frozen=True)
 class Query:
-    """A shopper's photo, a few words, or both, and the products that answer it."""
+    """An image, a text, or both, and the products that are relevant to it."""
 
     query_id: str
     split: str
     image: ImageRef | None
     text: str | None
     asked_ids: tuple[str, ...]
-    asked_grades: tuple[int, ...]  # how relevant each asked product is, 1 or more
+    asked_grades: tuple[int, ...]  # relevance of each, 1 or more
     shown_ids: tuple[str, ...]
-    segments: Mapping[str, str]  # further columns by which results are told apart
+    segments: Mapping[str, str]  # further columns, for metrics by segment
     origin: str
-    weight: float = 1.0  # how often, or how much, it counts in training; above 0
-    product_weights: Mapping[str, float] = field(default_factory=dict)  # of products whose row has another weight
-    fields: Mapping[str, str] = field(default_factory=dict)  # texts of declared fields; empty ones are left out
+    weight: float = 1.0  # in training, above 0
+    product_weights: Mapping[str, float] = field(default_factory=dict)  # of products whose row has another one
+    fields: Mapping[str, str] = field(default_factory=dict)  # texts of declared fields, without empty ones
 
 
 def without_html(row: Row) -> Row:
-    """Return a row whose words, those among the metadata too, have no HTML."""
+    """Return a row whose texts, metadata included, have no HTML."""
     cleaned: dict[str, Any] = {name: clean_html(cell) for name in TEXTS if isinstance(cell := row.get(name), str)}
     for group in ("metadata", DECLARED):
         if group in row:
@@ -69,10 +123,10 @@ def without_html(row: Row) -> Row:
 
 
 def parse_product(row: Row, root: PathOrUrl, origin: str, kept: Sequence[str] | None) -> Product:
-    """Return the product of a row; `kept` of the further columns in row["metadata"], None: all.
+    """Return the product of a row with the `kept` columns of row["metadata"], None: all.
 
     Raises:
-        RowError: the row lacks an id, or has neither picture nor text.
+        RowError: the row lacks an id, or has neither image nor text.
     """
     product_id = text_of(row, "product_id")
     if product_id is None:
@@ -88,10 +142,10 @@ def parse_product(row: Row, root: PathOrUrl, origin: str, kept: Sequence[str] | 
 
 
 def parse_query(row: Row, root: PathOrUrl, origin: str, number: int, segments: Sequence[str]) -> Query:
-    """Return the query of a row, the `number`-th of its table; without an id it is called after that.
+    """Return the query of a row, whose default id is its `number` in the table.
 
     Raises:
-        RowError: no split, no relevant product (NothingRelevantError), or neither picture nor text.
+        RowError: no split, no relevant product (NothingRelevantError), or neither image nor text.
     """
     asked, split = _graded(row), text_of(row, "split")
     if not asked or split is None:
@@ -100,7 +154,7 @@ def parse_query(row: Row, root: PathOrUrl, origin: str, number: int, segments: S
         raise RowError("split", f"'{split}' cannot be the name of a folder")
     images, text, fields = _images(row, root), text_of(row, "text"), _fields(row)
     if len(images) > 1:
-        raise RowError("image", f"a query has one image, here are {len(images)}")
+        raise RowError("image", f"a query has one image, this one has {len(images)}")
     if not images and text is None and not fields:
         raise RowError("", "the query has neither image nor text")
     kind = text_of(row, KIND)
@@ -125,7 +179,7 @@ def join_query(first: Query, again: Query) -> Query:
     Raises:
         RowError: the rows differ in more than their products, or the second one names no further product.
     """
-    # pictures held in two cells of a table are not compared: that would mean to read them
+    # images in two cells of a table are not compared: that would mean reading them
     are_cells = isinstance(first.image, TableCell) and isinstance(again.image, TableCell)
     are_default = first.shown_ids == first.asked_ids and again.shown_ids == again.asked_ids
     differences = {
@@ -139,13 +193,13 @@ def join_query(first: Query, again: Query) -> Query:
     column = next((name for name, is_different in differences.items() if is_different), None)
     if column is not None or {*again.asked_ids} <= {*first.asked_ids}:
         other = f", with another {column}" if column is not None else ""
-        reason = f"'{again.query_id}' stands already in {first.origin}{other}"
+        reason = f"'{again.query_id}' is already in {first.origin}{other}"
         raise RowError("query_id", reason, IssueType.DUPLICATE_ID)
     return merge_query(first, again)
 
 
 def merge_query(first: Query, again: Query) -> Query:
-    """Return a query with the products of two of its rows; what else they differ in is the first one's."""
+    """Return a query with the products of two of its rows; all else is taken from the first."""
     grades = dict(zip(again.asked_ids, again.asked_grades, strict=True))
     grades |= dict(zip(first.asked_ids, first.asked_grades, strict=True))
     asked = tuple(dict.fromkeys((*first.asked_ids, *again.asked_ids)))
@@ -172,7 +226,7 @@ def _images(row: Row, root: PathOrUrl) -> tuple[ImageRef, ...]:
         if isinstance(part, TableCell | TarMember):
             images.append(part)
         elif isinstance(part, Mapping):
-            raise RowError("image", f"a picture is a path or an address, not {type(part).__name__}")
+            raise RowError("image", f"an image is a path or a URL, not {type(part).__name__}")
         elif text := _plain(part):
             images.append(join(root, text))
     return tuple(dict.fromkeys(images))
@@ -191,13 +245,13 @@ def _weight(row: Row) -> float:
     except ValueError:
         weight = math.nan
     if not 0 < weight < math.inf:
-        decimal = f", with a point: {text.replace(',', '.')}" if text.count(",") == 1 else ""
+        decimal = f" with a decimal point: {text.replace(',', '.')}" if text.count(",") == 1 else ""
         raise RowError("weight", f"'{text}': give a number above 0{decimal}")
     return weight
 
 
 def _graded(row: Row) -> dict[str, int]:
-    """Return the relevant products with their grades: 1 without any, and those of grade 0 left out."""
+    """Return the relevant products with their grades: 1 by default, and without those of grade 0."""
     ids = _values(row, "product_id")
     texts = [_plain(part).removesuffix(".0") for part in _parts(row, "grade")]
     if not any(texts):
@@ -211,7 +265,7 @@ def _graded(row: Row) -> dict[str, int]:
 
 
 def _metadata_value(cell: Any) -> str | int | float | None:
-    """Return a cell as JSON has it: numbers stay numbers, all else becomes text, empty cells nothing."""
+    """Return a cell as JSON has it: numbers stay numbers, all else becomes text, None for an empty cell."""
     cell = _whole(cell)
     if isinstance(cell, float) and math.isfinite(cell):
         return cell
@@ -221,7 +275,7 @@ def _metadata_value(cell: Any) -> str | int | float | None:
 
 
 def _whole(value: Any) -> Any:
-    """Return a whole number as such: a column of them with gaps comes as floats."""
+    """Return a whole number as an int: a column of them with gaps is read as floats."""
     return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < EXACT else value
 
 
@@ -237,11 +291,11 @@ def _parts(row: Row, column: str) -> list[Any]:
 
 
 def _plain(value: Any) -> str:
-    """Return a cell as text; null, and what writers put for it, is empty."""
-    if isinstance(value, bytes):  # text of engines that do not mark it as such
+    """Return a cell as text; null, and the words that writers use for it, is empty."""
+    if isinstance(value, bytes):  # text of engines that do not mark it as text
         try:
             return value.decode().strip()
         except UnicodeDecodeError:
-            raise RowError("", "a cell holds bytes that are no text") from None
+            raise RowError("", "a cell contains bytes that are not text") from None
     text = "" if value is None else str(_whole(value)).strip()
     return "" if text in MISSING else text

@@ -1,44 +1,43 @@
-"""Tables as a shop keeps them: CSV, Parquet or JSONL, in one file or many, row by row, under our column names.
+"""A table in one file or many (CSV, JSONL, Parquet, Arrow), and its rows under our column names.
 
-A Table, what it should hold and the user's own column names come in; (origin, row) goes out, where the origin names
-file and line for whoever finds fault with the row. `manifest` and the sources read their tables here.
+A file's column is found by the name that is wanted: the same name, or one that differs in case, blanks, hyphens and
+underscores alone, where only one column could be meant. Every row comes with its origin, "products.csv, row 7".
 """
 
 from __future__ import annotations
 
 import difflib
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
-from mim_lightning.data.manifest.arrow import open_arrow, open_parquet
-from mim_lightning.data.manifest.decoding import COMPRESSED, TextFormat, text_ending
-from mim_lightning.data.manifest.header import match_columns, missing_column
-from mim_lightning.data.manifest.row_issue import OnIssue, RowError, raise_issue
-from mim_lightning.data.manifest.text import Rows, open_text
+from mim_lightning.data.manifest.decoding import COMPRESSED, TextFormat, text_suffix
+from mim_lightning.data.manifest.formats import ReadRows, fold, open_arrow, open_parquet, open_text
+from mim_lightning.data.manifest.rows import OnIssue, RowError, raise_issue
 from mim_lightning.fields import DECLARED
 from mim_lightning.io.paths import PathOrUrl, find_files, io_errors_as_value_error, parent_of, suffix
 
 log = logging.getLogger(__name__)
 
 PARQUET = ".parquet"
-TEXT_ENDINGS = (".csv", ".tsv", ".jsonl", ".ndjson")
-ENDINGS = (*TEXT_ENDINGS, PARQUET, *(text + packed for text in TEXT_ENDINGS for packed in COMPRESSED))  # in a folder
+TEXT_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson")
+SUFFIXES = (*TEXT_SUFFIXES, PARQUET, *(text + packed for text in TEXT_SUFFIXES for packed in COMPRESSED))  # in a folder
 WORKBOOKS = (".xlsx", ".xlsm", ".xls", ".ods")
-PICTURES = "image"  # our name of the column that may hold pictures themselves
+IMAGE = "image"  # our name of the column that may contain encoded images
 ColumnNames = Mapping[str, str | None]  # our column name -> the file's, None where the file has no such column
 
 
 @dataclass(frozen=True)
 class TableSpec:
-    """A table's name in config, the columns we know, and those a file must have unless it is told otherwise."""
+    """A table's name in config, the columns we know, and those a file must have unless config maps them to null."""
 
     name: str
     known: tuple[str, ...]
     required: tuple[str, ...]
-    others: str | None = None  # the key under which the columns that are not known come, by their own names
+    others: str | None = None  # the key of a row under which all other columns are, by their own names
     fields: Mapping[str, str] = field(default_factory=dict)  # declared text field -> the file's column
 
 
@@ -46,41 +45,41 @@ class TableSpec:
 class TablePart:
     """One file of a table."""
 
-    place: PathOrUrl
-    name: str  # what origins call it
-    num_before: int = 0  # rows of the parts before that go by the same name
+    path: PathOrUrl
+    name: str  # in origins
+    num_before: int = 0  # rows of earlier parts of the same name
     constants: Mapping[str, Any] = field(default_factory=dict)  # columns that the file lacks, the same in all rows
-    labels: Mapping[str, Sequence[str]] = field(default_factory=dict)  # column of numbers -> what they stand for
+    labels: Mapping[str, Sequence[str]] = field(default_factory=dict)  # column of numbers -> the label of each
 
 
 @dataclass(frozen=True)
 class Table:
     """Files whose rows belong together."""
 
-    name: str  # what errors call it
-    root: PathOrUrl  # where relative paths of pictures start
+    name: str  # in errors
+    root: PathOrUrl  # of relative image paths
     parts: tuple[TablePart, ...]
-    text_format: TextFormat = field(default_factory=TextFormat)  # of those that are CSV or JSONL
+    text_format: TextFormat = field(default_factory=TextFormat)  # of CSV and JSONL files
 
 
-def open_table(place: PathOrUrl, kind: str, text_format: TextFormat | None = None) -> Table:
+def open_table(path: PathOrUrl, kind: str, text_format: TextFormat | None = None) -> Table:
     """Return the table in a file, in all files of a folder, or in those that a pattern with * matches.
 
     Raises:
-        ValueError: no such file, or one that is no table; `kind` says what it would be.
+        ValueError: no such file, or one that is not a table; `kind` ("products") is its name in the message.
     """
-    files = find_files(place, ENDINGS)
+    files = find_files(path, SUFFIXES)
     if not files:
-        raise ValueError(f"{place}: no such file ({kind} table)")
+        raise ValueError(f"{path}: no such file ({kind} table)")
     for file in files:
-        if text_ending(file) not in (*TEXT_ENDINGS, ".zip") and suffix(file) != PARQUET:
+        if text_suffix(file) not in (*TEXT_SUFFIXES, ".zip") and suffix(file) != PARQUET:
             workbook = "an Excel workbook, save it as CSV (UTF-8); " if suffix(file) in WORKBOOKS else ""
             raise ValueError(
                 f"{file}: {workbook}a {kind} table ends in .csv, .parquet or .jsonl, or .csv.gz and the like"
             )
-    is_folder = files[0] != place and "*" not in str(place)
-    root, parts = place if is_folder else parent_of(place), tuple(TablePart(file, str(file)) for file in files)
-    return Table(str(place), root, parts, text_format or TextFormat(table=kind))
+    is_folder = files[0] != path and "*" not in str(path)
+    root, parts = path if is_folder else parent_of(path), tuple(TablePart(file, str(file)) for file in files)
+    return Table(str(path), root, parts, text_format or TextFormat(table=kind))
 
 
 def read_rows(
@@ -92,14 +91,14 @@ def read_rows(
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield (origin, row in our column names). Row numbers are the lines an editor shows, header included.
 
-    Cells with pictures come as lists of TableCells. `metadata` names the further columns to read, None: all. A line
-    that is no row is reported to `on_issue`.
+    Cells with images become lists of TableCells. `metadata` names the further columns to read, None: all. A line that
+    is not a row is reported to `on_issue`.
 
     Raises:
         ValueError: a file is missing or damaged, or lacks a column.
     """
     for ours in columns:
-        require_name(ours, spec.known, f"data.source.columns.{spec.name}", "column")
+        validate_name(ours, spec.known, f"data.source.columns.{spec.name}", "column")
     names = {ours: columns.get(ours, ours) for ours in spec.known}
     needed = {ours: name for ours, name in names.items() if name and (ours in spec.required or name != ours)}
     keys = dict.fromkeys(metadata or (), "data.source.metadata")
@@ -107,15 +106,15 @@ def read_rows(
     keys |= {name: f"data.source.columns.{spec.name}.{ours}" for ours, name in names.items() if name}
     all_plain = spec.others is not None and metadata is None
     for part in table.parts:
-        with io_errors_as_value_error(part.place):
-            file = _open(part.place, set(keys), table.text_format)
+        with io_errors_as_value_error(part.path):
+            file = _open(part.path, set(keys), table.text_format)
             found = [*file.columns, *(part.constants.keys() - file.columns)]
-            matches = match_columns(part.name, found, keys)
+            matches = _match_columns(part.name, found, keys)
             given = {column: name for name, column in matches.items()}
-            _require_columns(part, [given.get(name, name) for name in found], needed, spec, metadata or ())
-            _tell(part.name, file, matches)
-            pictures = {matches.get(name, name) for name in (names.get(PICTURES),) if name}
-            for number, raw in file.rows({matches.get(name, name) for name in keys}, pictures, all_plain):
+            _validate_columns(part, [given.get(name, name) for name in found], needed, spec, metadata or ())
+            _log_notes(part.name, file, matches)
+            images = {matches.get(name, name) for name in (names.get(IMAGE),) if name}
+            for number, raw in file.rows({matches.get(name, name) for name in keys}, images, all_plain):
                 origin = f"{part.name}, row {number + part.num_before}"
                 if isinstance(raw, RowError):
                     on_issue(raw.at(spec.name, origin, ""))
@@ -124,7 +123,7 @@ def read_rows(
                     yield origin, _renamed(part, row, names, spec)
 
 
-def require_name(name: str, known: tuple[str, ...], where: str, kind: str) -> None:
+def validate_name(name: str, known: tuple[str, ...], where: str, kind: str) -> None:
     """Raise a ValueError with the closest known name, if the name is not known."""
     if name not in known:
         hint = difflib.get_close_matches(name, known, 1) or known
@@ -133,51 +132,94 @@ def require_name(name: str, known: tuple[str, ...], where: str, kind: str) -> No
 
 @dataclass(frozen=True)
 class _File:
-    """An open file: its columns, and what reads the wanted ones of its rows (see `open_parquet`)."""
+    """An open file: its columns, and a function that reads the wanted ones of its rows (see `open_parquet`)."""
 
     columns: list[str]
-    rows: Callable[[Set[str], Set[str], bool], Rows]
+    rows: ReadRows
     note: str = ""
 
 
-def _open(place: PathOrUrl, wanted: Set[str], text_format: TextFormat) -> _File:
-    ending = text_ending(place)
-    if ending in (*TEXT_ENDINGS, ".zip"):
-        columns, rows, note = open_text(place, text_format, wanted)
+def _open(path: PathOrUrl, wanted: Set[str], text_format: TextFormat) -> _File:
+    if text_suffix(path) in (*TEXT_SUFFIXES, ".zip"):
+        columns, rows, note = open_text(path, text_format, wanted)
         return _File(columns, lambda *_: rows, note)
-    return _File(*(open_parquet(place) if ending == PARQUET else open_arrow(place)))
+    return _File(*(open_parquet(path) if suffix(path) == PARQUET else open_arrow(path)))
 
 
-@cache  # of each file once a process, which may read it twice
-def _tell_once(note: str) -> None:
+@cache  # a process may read a file twice
+def _log_once(note: str) -> None:
     log.warning(note)
 
 
-def _tell(name: str, file: _File, matches: Mapping[str, str]) -> None:
-    """Say what was read otherwise than it stands there."""
+def _log_notes(name: str, file: _File, matches: Mapping[str, str]) -> None:
+    """Log what is read otherwise than the file has it."""
     notes = [file.note] if file.note else []
     notes += [f"column '{column}' is read as '{name}'" for name, column in matches.items()]
     repeated = sorted({column for column in file.columns if column and file.columns.count(column) > 1})
-    notes += [f"of {file.columns.count(column)} columns '{column}' the last is read" for column in repeated]
+    notes += [f"the last of {file.columns.count(column)} columns '{column}' is read" for column in repeated]
     if notes:
-        _tell_once(f"{name}: {', '.join(notes)}")
+        _log_once(f"{name}: {', '.join(notes)}")
 
 
-def _require_columns(
+def _validate_columns(
     part: TablePart, found: Sequence[str], needed: Mapping[str, str], spec: TableSpec, metadata: Sequence[str]
 ) -> None:
     for ours, name in needed.items():
         if name not in found and found:
-            raise missing_column(part.name, found, name, f"data.source.columns.{spec.name}.{ours}")
+            raise _missing_column(part.name, found, name, f"data.source.columns.{spec.name}.{ours}")
     for ours, name in spec.fields.items():
         if name not in found and found:
-            raise missing_column(part.name, found, name, f"data.source.fields.{ours}")
+            raise _missing_column(part.name, found, name, f"data.source.fields.{ours}")
     for name in metadata:
         if name not in found and found:
             raise ValueError(f"{part.name}: missing column '{name}', named by data.source.metadata")
     for name in {*needed.values(), *spec.fields.values(), *metadata}:
         if found.count(name) > 1:
             raise ValueError(f"{part.name}: {found.count(name)} columns are called '{name}'")
+
+
+def _match_columns(origin: str, found: Sequence[str], wanted: Mapping[str, str]) -> dict[str, str]:
+    """Return wanted name -> the file's column, of those that are equal but for what `fold` removes.
+
+    Args:
+        origin: of the header, for errors.
+        found: the columns of the file.
+        wanted: name -> key of config that names it.
+
+    Raises:
+        ValueError: several columns could be meant.
+    """
+    matches: dict[str, str] = {}
+    for name, key in wanted.items():
+        if name in found:
+            continue
+        close = [column for column in dict.fromkeys(found) if column not in wanted and fold(column) == fold(name)]
+        if len(close) > 1:
+            raise ValueError(
+                f"{origin}: {' and '.join(map(repr, close))} could both be '{name}'; choose by {key}=<column>"
+            )
+        if close and close[0] not in matches.values():
+            matches[name] = close[0]
+    return matches
+
+
+def _missing_column(origin: str, found: Collection[str], name: str, key: str) -> ValueError:
+    """Return the error for a column that a file lacks; it names the closest column, and the key."""
+    close = difflib.get_close_matches(fold(name), map(fold, found), 1)
+    meant = next((column for column in found if close and fold(column) == close[0]), None)
+    another = (
+        f"name another with {key}=<column>"
+        if meant is None
+        else f"did you mean '{meant}'? Then give {_quoted(key, meant)}"
+    )
+    return ValueError(
+        f"{origin}: missing column '{name}', it has {sorted(filter(None, found))}; {another}, or null if there is none"
+    )
+
+
+def _quoted(key: str, value: str) -> str:
+    """Return an argument of the command line, quoted for Hydra and for the shell where that is needed."""
+    return f"{key}={value}" if re.fullmatch(r"[\w.\-]+", value) else f"""'{key}="{value}"'"""
 
 
 def _renamed(

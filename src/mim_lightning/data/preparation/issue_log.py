@@ -11,7 +11,7 @@ import io
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from mim_lightning.data.manifest.row_issue import RowIssue
+from mim_lightning.data.manifest.rows import RowIssue
 from mim_lightning.data.validation import CheckSettings
 from mim_lightning.display.text import csv_cell
 from mim_lightning.io.store import Store

@@ -16,7 +16,7 @@ from typing import Any
 from mim_lightning.data.images.codec import normalise_encoding, sharpness
 from mim_lightning.data.images.reader import ImageReader, ImageRef
 from mim_lightning.data.manifest.manifest import Product, Query
-from mim_lightning.data.manifest.row_issue import RowIssue
+from mim_lightning.data.manifest.rows import RowIssue
 from mim_lightning.data.shards.writer import Record
 from mim_lightning.fields import DECLARED, FIELDS, PRODUCT_IMAGE, PRODUCT_TEXT, QUERY_IMAGE, QUERY_TEXT
 from mim_lightning.ids import id_key

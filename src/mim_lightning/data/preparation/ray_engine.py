@@ -17,7 +17,7 @@ from typing import Any
 
 from mim_lightning.data.manifest.content_hash import combine_ids
 from mim_lightning.data.manifest.manifest import PRODUCTS, ManifestSource
-from mim_lightning.data.manifest.row_issue import RowIssue
+from mim_lightning.data.manifest.rows import RowIssue
 from mim_lightning.data.preparation.hash_layout import HashLayout, plan_layout
 from mim_lightning.data.preparation.issue_log import IssueLog
 from mim_lightning.data.preparation.planned_sets import MIXED
@@ -168,7 +168,7 @@ def _num_samples(counts: list[FileCount], tables: ShopTables) -> dict[str, int]:
     """
     names = {name for count in counts for name in count.samples}
     if CATALOGUE not in names:
-        raise ValueError(f"{tables.products.name}: not one product can be used")
+        raise ValueError(f"{tables.products.name}: no product is valid")
     if tables.queries is not None and names == {CATALOGUE}:
         raise ValueError(f"{tables.queries.name}: not one query can be used")
     return {name: sum(count.samples.get(name, 0) for count in counts) for name in sorted(names)}

@@ -16,8 +16,18 @@ from typing import Any
 from mim_lightning.data.images.reader import TableCell
 from mim_lightning.data.manifest.content_hash import file_id
 from mim_lightning.data.manifest.manifest import PRODUCTS, QUERIES, ManifestSource, with_fields
-from mim_lightning.data.manifest.row_issue import OnIssue, RowError, RowIssue
-from mim_lightning.data.manifest.rows import Product, Query, Row, parse_product, parse_query, text_of, without_html
+from mim_lightning.data.manifest.rows import (
+    OnIssue,
+    Product,
+    Query,
+    Row,
+    RowError,
+    RowIssue,
+    parse_product,
+    parse_query,
+    text_of,
+    without_html,
+)
 from mim_lightning.data.manifest.table import Table, TableSpec, read_rows
 from mim_lightning.data.preparation.hash_layout import HashLayout
 from mim_lightning.ids import NO_KEY, id_key
@@ -117,13 +127,13 @@ def count_file(tables: ShopTables, table: str, file_idx: int, train_split: str) 
         for product in tables.read_products(file_idx, issues.append):
             num_rows += 1
             samples[CATALOGUE] += max(1, len(product.images))
-        place = tables.products.parts[file_idx].place
+        place = tables.products.parts[file_idx].path
     else:
         assert tables.queries is not None
         for query in tables.read_queries(file_idx, issues.append):
             num_rows += 1
             samples[set_of(query)] += len(query.asked_ids) if query.split == train_split else 1
-        place = tables.queries.parts[file_idx].place
+        place = tables.queries.parts[file_idx].path
     return FileCount(table, file_idx, file_id(place), num_rows + len(issues), dict(samples), tuple(issues))
 
 

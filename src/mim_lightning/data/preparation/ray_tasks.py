@@ -19,8 +19,7 @@ import numpy as np
 from mim_lightning.data.images.download import DownloadSettings
 from mim_lightning.data.images.reader import ImageReader
 from mim_lightning.data.manifest.manifest import PRODUCTS, QUERIES
-from mim_lightning.data.manifest.row_issue import IssueType, RowError, RowIssue
-from mim_lightning.data.manifest.rows import Product, Query, join_query
+from mim_lightning.data.manifest.rows import IssueType, Product, Query, RowError, RowIssue, join_query
 from mim_lightning.data.preparation.hash_layout import NAMES_PER_SHARD, HashLayout
 from mim_lightning.data.preparation.plan import (
     PictureError,
@@ -138,7 +137,7 @@ def _catalogue(products: Iterable[Product], issues: list[RowIssue]) -> list[Plan
     first: dict[str, Product] = {}
     for product in sorted(products, key=lambda product: _line(product.origin)):
         if product.product_id in first:
-            reason = f"'{product.product_id}' stands already in {first[product.product_id].origin}"
+            reason = f"'{product.product_id}' is already in {first[product.product_id].origin}"
             error = RowError("product_id", reason, IssueType.DUPLICATE_ID)
             issues.append(error.at(PRODUCTS.name, product.origin, product.product_id))
             continue

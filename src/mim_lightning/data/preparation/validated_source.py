@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from mim_lightning.data.images.reader import ImageReader
 from mim_lightning.data.manifest.manifest import Manifest, Source
-from mim_lightning.data.manifest.row_issue import RowIssue
+from mim_lightning.data.manifest.rows import RowIssue
 from mim_lightning.data.preparation.staging import FACTS_FILE
 from mim_lightning.data.splits import Protocol
 from mim_lightning.data.validation import (

@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mim_lightning.data.manifest.builder import ManifestDraft
+from mim_lightning.data.manifest.builder import ManifestBuilder
 from mim_lightning.data.manifest.content_hash import file_id
 from mim_lightning.data.manifest.manifest import Manifest, finish, read_manifest
-from mim_lightning.data.manifest.row_issue import OnIssue, raise_issue
+from mim_lightning.data.manifest.rows import OnIssue, raise_issue
 from mim_lightning.data.manifest.table import TableSpec, open_table, read_rows
 
 QUERY_COLUMNS = {"image": "query_image", "text": "query_text"}
@@ -61,18 +61,18 @@ class GrocerySource:
 
 
 def _read_published(folder: Path, on_issue: OnIssue) -> Manifest:
-    draft = ManifestDraft(str(folder / "classes.csv"), on_issue, metadata=())
+    builder = ManifestBuilder(str(folder / "classes.csv"), on_issue, metadata=())
     ids: dict[str, str] = {}
     for origin, row in read_rows(open_table(folder / "classes.csv", "products"), CLASSES, CLASS_COLUMNS, on_issue):
         product = _product_row(folder, row)
         ids[row["name"]] = product["product_id"]
-        draft.add_product(origin, product, folder)
+        builder.add_product(origin, product, folder)
     for split in SPLITS:
         for origin, photo in _photos(folder / f"{split}.txt"):
             # its folder is called after its class; the numbers that follow the path say the same
             row = {"split": split, "image": photo, "product_id": ids.get(Path(photo).parent.name)}
-            draft.add_query(origin, row, folder)
-    return finish(draft, str(folder / "train.txt"))
+            builder.add_query(origin, row, folder)
+    return finish(builder, str(folder / "train.txt"))
 
 
 def _product_row(folder: Path, row: dict[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import Any
 from mim_lightning.data.images.download import DownloadSettings
 from mim_lightning.data.manifest.content_hash import folder_id
 from mim_lightning.data.manifest.manifest import Manifest, changed_names, declared_fields, read_tables
-from mim_lightning.data.manifest.row_issue import OnIssue, raise_issue
+from mim_lightning.data.manifest.rows import OnIssue, raise_issue
 from mim_lightning.data.manifest.table import ColumnNames, Table, TablePart
 from mim_lightning.io.paths import PathOrUrl, to_path_or_url
 

@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-from mim_lightning.data.manifest.row_issue import RowError
-from mim_lightning.data.manifest.table import PICTURES, ColumnNames, TableSpec, require_name
+from mim_lightning.data.manifest.rows import RowError
+from mim_lightning.data.manifest.table import IMAGE, ColumnNames, TableSpec, validate_name
 from mim_lightning.data.sources.tar_reader import KEY, TarSample
 from mim_lightning.fields import DECLARED
 
@@ -31,7 +31,7 @@ class SampleColumns:
 
     def __init__(self, spec: TableSpec, columns: ColumnNames, further: Mapping[str, str], further_key: str) -> None:
         for ours in columns:
-            require_name(ours, spec.known, f"data.source.columns.{spec.name}", "column")
+            validate_name(ours, spec.known, f"data.source.columns.{spec.name}", "column")
         self.spec = spec
         self.columns = {name: _parse(text) for name, text in columns.items() if text}
         self.further = {name: _parse(text) for name, text in further.items() if text}
@@ -47,7 +47,7 @@ class SampleColumns:
             place
             for name, choices in (self.columns | self.further | self.fields).items()
             for place in choices
-            if place[1] or name != PICTURES
+            if place[1] or name != IMAGE
         ]
         return {member for member, _ in places} - {KEY}
 
@@ -74,7 +74,7 @@ class SampleColumns:
         Raises:
             RowError: a member is not what it should be.
         """
-        row = {name: _look_up(sample, choices, name == PICTURES) for name, choices in self.columns.items()}
+        row = {name: _look_up(sample, choices, name == IMAGE) for name, choices in self.columns.items()}
         further = {name: _look_up(sample, choices, False) for name, choices in self.further.items()}
         if self.fields:
             row[DECLARED] = {name: _look_up(sample, choices, False) for name, choices in self.fields.items()}

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mim_lightning.data.manifest.manifest import Manifest, read_manifest
-from mim_lightning.data.manifest.row_issue import OnIssue, raise_issue
+from mim_lightning.data.manifest.rows import OnIssue, raise_issue
 from mim_lightning.data.synthetic import write_synthetic_world
 
 

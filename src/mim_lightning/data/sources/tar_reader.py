@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import IO, Any
 
 from mim_lightning.data.images.reader import TarMember
-from mim_lightning.data.manifest.row_issue import RowError
+from mim_lightning.data.manifest.rows import RowError
 from mim_lightning.io.paths import PathOrUrl, io_errors_as_value_error, open_binary
 
 KEY = "__key__"  # stands for the name of a sample, in WebDataset's own words

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from mim_lightning.data.images.download import DownloadSettings
-from mim_lightning.data.manifest.builder import ManifestDraft
+from mim_lightning.data.manifest.builder import ManifestBuilder
 from mim_lightning.data.manifest.manifest import PRODUCTS, QUERIES, Manifest, declared_fields, finish, with_fields
-from mim_lightning.data.manifest.row_issue import OnIssue, RowError, raise_issue
+from mim_lightning.data.manifest.rows import OnIssue, RowError, raise_issue
 from mim_lightning.data.manifest.table import ColumnNames
 from mim_lightning.data.sources.sample_columns import SampleColumns
 from mim_lightning.data.sources.tar_reader import TarSample, read_samples
@@ -79,14 +79,14 @@ class WebDatasetSource:
 
     def read(self, work_dir: Path, on_issue: OnIssue = raise_issue) -> Manifest:
         name = ", ".join(self.shards.values())
-        draft = ManifestDraft(name, on_issue, tuple(self.segments), tuple(self.metadata), self.clean_html)
+        builder = ManifestBuilder(name, on_issue, tuple(self.segments), tuple(self.metadata), self.clean_html)
         samples = self._samples()
         first = list(islice(samples, NUM_PEEKED))
         self._products.require([sample for _, sample in first])
         self._queries.require([sample for split, sample in first if split is not None])
         for split, sample in chain(first, samples):
-            self._add(draft, split, sample)
-        return replace(finish(draft, name), download=self.download)
+            self._add(builder, split, sample)
+        return replace(finish(builder, name), download=self.download)
 
     def describe(self) -> dict[str, Any]:
         said: dict[str, Any] = {"clean_html": True} if self.clean_html else {}
@@ -110,19 +110,19 @@ class WebDatasetSource:
                 for sample in read_samples(shard, wanted):
                     yield split, sample
 
-    def _add(self, draft: ManifestDraft, split: str | None, sample: TarSample) -> None:
+    def _add(self, builder: ManifestBuilder, split: str | None, sample: TarSample) -> None:
         root = self.image_root or parent_of(sample.shard)
         try:
             product = self._products.row_of(sample)
             query = {"split": split} | self._queries.row_of(sample) if split is not None else None
         except RowError as error:
             table = PRODUCTS.name if split is None else QUERIES.name
-            draft.report(error.at(table, sample.origin, sample.key))
+            builder.report(error.at(table, sample.origin, sample.key))
             return
         if query is None:
-            draft.add_repeated(sample.origin, product, root)
+            builder.add_repeated(sample.origin, product, root)
         else:
-            draft.add_pair(sample.origin, product, query, root)
+            builder.add_pair(sample.origin, product, query, root)
 
 
 def _expand(pattern: str) -> list[PathOrUrl]:

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from mim_lightning.data.images.reader import ImageRef
-from mim_lightning.data.manifest.row_issue import RowIssue
+from mim_lightning.data.manifest.rows import RowIssue
 
 MAX_TOLD = 100_000  # findings kept of a kind that is only told; all are counted
 

@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mim_lightning.data.manifest.table import require_name
+from mim_lightning.data.manifest.table import validate_name
 from mim_lightning.data.validation.findings import KINDS
 
 ON_BAD = ("fail", "skip")
@@ -42,11 +42,11 @@ class CheckSettings:
     num_processes: int | None = None
 
     def __post_init__(self) -> None:
-        require_name(str(self.on_bad), ON_BAD, "data.check.on_bad", "choice")
+        validate_name(str(self.on_bad), ON_BAD, "data.check.on_bad", "choice")
         self.ceiling(0)
         for kind in self.also_bad:
             choices = tuple(name for name, known in KINDS.items() if known.may_be_bad)
-            require_name(kind, choices, "data.check.also_bad", "kind of finding that can be chosen")
+            validate_name(kind, choices, "data.check.also_bad", "kind of finding that can be chosen")
         if not 0.5 <= self.near_empty <= 1:
             raise ValueError(f"data.check.near_empty={self.near_empty}: must be a share from 0.5 to 1")
         if not 0 <= self.max_hash_distance <= MAX_DISTANCE:

@@ -12,7 +12,7 @@ from statistics import median_low
 from typing import TYPE_CHECKING
 
 from mim_lightning.data.manifest.manifest import Manifest
-from mim_lightning.data.manifest.row_issue import RowIssue
+from mim_lightning.data.manifest.rows import RowIssue
 from mim_lightning.data.validation.duplicates import find_duplicates
 from mim_lightning.data.validation.findings import Findings, finding_of
 from mim_lightning.data.validation.image_loading import Facts, find_bad_pictures, refs_of

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mim_lightning.data.manifest.manifest import Manifest, ManifestSource, read_manifest
-from mim_lightning.data.manifest.row_issue import IssueType, RowIssue, raise_issue
+from mim_lightning.data.manifest.rows import IssueType, RowIssue, raise_issue
 from mim_lightning.data.validation.findings import KINDS, finding_of
 from tests.data.conftest import write_csv
 
@@ -54,9 +54,9 @@ def test_good_rows_are_kept_and_each_bad_one_is_told(tables: tuple[Path, Path]) 
     products, queries = tables
     assert [(fault.table, fault.origin, fault.column, fault.row_id, fault.reason) for fault in faults] == [
         ("products", f"{products}, row 3", "product_id", "", "empty"),
-        ("products", f"{products}, row 4", "product_id", "1", f"'1' stands already in {products}, row 2"),
+        ("products", f"{products}, row 4", "product_id", "1", f"'1' is already in {products}, row 2"),
         ("products", f"{products}, row 5", "", "3", "product '3' has neither image nor title"),
-        ("products", f"{products}, row 6", "", "", "not as many cells as the header has"),
+        ("products", f"{products}, row 6", "", "", "2 cells, the header has 3"),
         (
             *("products", f"{products}, row 7", "title", ""),
             "not UTF-8; data.source.encoding.products=cp1252 reads it as 'Té'",
@@ -67,7 +67,7 @@ def test_good_rows_are_kept_and_each_bad_one_is_told(tables: tuple[Path, Path]) 
             f"{queries}, row 6",
             "query_id",
             "a",
-            f"'a' stands already in {queries}, row 2, with another image",
+            f"'a' is already in {queries}, row 2, with another image",
         ),
         ("queries", f"{queries}, row 8", "weight", "", "'heavy': give a number above 0"),
         (
@@ -132,5 +132,5 @@ def test_structure_is_no_row_that_could_be_left_out(tables: tuple[Path, Path], t
 
 def test_a_catalogue_of_nothing_but_faults(tables: tuple[Path, Path]) -> None:
     write_csv(tables[0], [{"product_id": "", "image": "a.jpg", "title": "Mug"}])
-    with pytest.raises(ValueError, match=r"not one product can be used; .*row 2, column 'product_id': empty"):
+    with pytest.raises(ValueError, match=r"no product is valid; .*row 2, column 'product_id': empty"):
         read(tables)
