@@ -15,6 +15,7 @@ from mim_lightning.search.index.factory import open_index
 from mim_lightning.search.index_builder import add_products
 from mim_lightning.search.product_images import CATALOGS, ProductImages
 from tests.search.service.color_shop import FINGERPRINT, color_index, square
+from tests.shard_sets import write_shard_set
 
 
 def embedded(folder: Path, rows: dict[str, bytes], category: str, price: float) -> EmbeddedCatalog:
