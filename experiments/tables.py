@@ -21,9 +21,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from mim_lightning.analysis.comparison.comparison import compare_arms
+from mim_lightning.analysis.comparison.comparison import compare_groups
 from mim_lightning.analysis.record import EvaluationRecord, read_record
-from mim_lightning.analysis.run_groups import Arm, group_arms
+from mim_lightning.analysis.run_groups import RunGroup, group_runs
 from mim_lightning.run import PLACEMENT_KEYS
 from mim_lightning.sweep.summary import mean_interval
 
@@ -45,7 +45,7 @@ def main() -> None:
         found = [folder / subfolder for folder in folders if (folder / subfolder / "results.json").is_file()]
         if not found:
             continue
-        arms = group_arms([read_record(folder) for folder in found], PLACEMENT_KEYS)
+        arms = group_runs([read_record(folder) for folder in found], PLACEMENT_KEYS)
         if arguments.labels:
             arms = [replace(arm, label=label) for arm, label in zip(arms, arguments.labels, strict=True)]
         rows += [row(arm.label, products, record) for arm in arms for record in records_of(arm)]
@@ -60,7 +60,7 @@ def main() -> None:
         print(text)
 
 
-def records_of(arm: Arm) -> list[EvaluationRecord]:
+def records_of(arm: RunGroup) -> list[EvaluationRecord]:
     return [record for records in arm.records.values() for record in records]
 
 
@@ -84,14 +84,14 @@ HEADER = (
 )
 
 
-def table_lines(arm: Arm, products: str) -> Iterator[str]:
+def table_lines(arm: RunGroup, products: str) -> Iterator[str]:
     members = [results_of(record) for record in records_of(arm)]
     for direction in dict.fromkeys(key.split("/")[1] for key in members[0] if key.startswith("val/")):
         cells = [interval([m[key] for m in members if (key := f"val/{direction}/{metric}") in m]) for metric in METRICS]
         yield f"| {arm.label} | {products} | {direction} | {len(members)} | {' | '.join(cells)} |"
 
 
-def summary_lines(arms: Sequence[Arm], products: str, is_first: bool) -> Iterator[str]:
+def summary_lines(arms: Sequence[RunGroup], products: str, is_first: bool) -> Iterator[str]:
     members = {arm.label: [results_of(record) for record in records_of(arm)] for arm in arms}
     if is_first:
         yield f"| hit@1 | products | untouched | {' | '.join(members)} |"
@@ -112,18 +112,20 @@ DIFFERENCES_HEADER = (
 )
 
 
-def pairs_of(arms: Sequence[Arm], first_only: bool) -> Iterator[tuple[Arm, Arm]]:
+def pairs_of(arms: Sequence[RunGroup], first_only: bool) -> Iterator[tuple[RunGroup, RunGroup]]:
     yield from ((arms[0], arm) for arm in arms[1:])
     if not first_only:
         yield from itertools.pairwise(arms[1:])
 
 
-def difference_lines(pairs: Sequence[tuple[Arm, Arm]], products: str, directions: Sequence[str]) -> Iterator[str]:
+def difference_lines(
+    pairs: Sequence[tuple[RunGroup, RunGroup]], products: str, directions: Sequence[str]
+) -> Iterator[str]:
     for before, after in pairs:
-        for found in compare_arms([before, after], COMPARED, directions, [], 0, 10_000).overall:
+        for found in compare_groups([before, after], COMPARED, directions, [], 0, 10_000).overall:
             bold = "**" if found.is_clear else ""
             ends = f"{bold}{found.difference:+.3f} [{found.low:+.3f}, {found.high:+.3f}]{bold}"
-            numbers = f"{found.baseline_mean:.3f} | {found.arm_mean:.3f} | {ends}"
+            numbers = f"{found.baseline_mean:.3f} | {found.group_mean:.3f} | {ends}"
             yield (
                 f"| {after.label} - {before.label} | {products} | {found.direction} | {found.metric} | {numbers} "
                 f"| {found.relative:+.1%} | {found.p_value:.4f} | {found.num_queries} |"

@@ -86,7 +86,7 @@ def test_one_run_has_every_figure(
         with Image.open(output / name) as picture:
             assert picture.width > 500 and len(picture.convert("RGB").getcolors(1 << 20)) > 20
     told = capsys.readouterr().out
-    assert "2tower: 1 run, seed 1" in told and "placing 18 points" in told
+    assert "2tower: 1 run, seed 1" in told and "t-SNE of 18 points" in told
     assert all(str(output / name) in told for name in files(output))
 
 
@@ -122,21 +122,21 @@ def test_a_run_that_still_trains_has_curves(
     assert call(monkeypatch, young, "--output", str(output)) == 0
     assert files(output) == ["curves.png", "losses.png"]
     told = capsys.readouterr().out
-    assert "hits left out: " in told and "map left out: " in told
+    assert "hits skipped: " in told and "map skipped: " in told
 
 
 def test_beside_finished_runs_of_its_arm_it_waits(
     data: PreparedData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from mim_lightning.analysis.figures.save import arms_of
+    from mim_lightning.analysis.figures.save import group_evaluated_runs
     from mim_lightning.plot import _read
 
     done = leave_run(tmp_path / "done", data, "2tower", 1)
     young = tmp_path / "young"
     leave_unfinished(young, "2tower", 2)
-    arms = arms_of([_read(young), _read(Path(done))], ["run", "monitor", "data", "directions"])
+    arms = group_evaluated_runs([_read(young), _read(Path(done))], ["run", "monitor", "data", "directions"])
     assert [(arm.label, arm.seeds) for arm in arms] == [("2tower", [1])]
-    (alone,) = arms_of([_read(young)], [])
+    (alone,) = group_evaluated_runs([_read(young)], [])
     assert alone.seeds == [2]
 
 
@@ -147,11 +147,14 @@ def test_mistakes_end_in_one_line(
     for words, told in (
         ([run, "--output", output, "--only", "pie"], "--only pie: no such figure; there are curves, losses, hits, map"),
         ([run, "--output", output, "--only", "curves", "--metric", "hit@7"], "--metric hit@7: no run logged it"),
-        ([run, "--output", output, "--only", "hits", "--direction", "up"], "--direction up: 2tower has none such"),
+        (
+            [run, "--output", output, "--only", "hits", "--direction", "up"],
+            "--direction up: 2tower has no such",
+        ),
         ([run, "--output", output, "--only", "map", "--sides", "query_image"], "give a query side and a product side"),
         ([run, "--output", output, "--only", "map", "--sides", "query_image,shop"], "no tower or fusion 'shop'"),
         ([run, "--output", output, "--num-queries", "0"], "'0': must be a whole number, 1 or more"),
-        ([str(tmp_path), "--output", output], f"{tmp_path}: holds no evaluation record"),
+        ([str(tmp_path), "--output", output], f"{tmp_path}: contains no evaluation record"),
         ([run], "the following arguments are required: --output"),
     ):
         assert call(monkeypatch, *words) == 2, words

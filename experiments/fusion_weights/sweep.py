@@ -31,7 +31,7 @@ def main() -> None:
 def sweep(folder: Path, fusion: str) -> FusionCurve:
     record = read_record(folder)
     direction = Direction(**record.facts.config["directions"][DIRECTION])
-    return sweep_fusion(read_embeddings(record.folder), DIRECTION, direction, fusion, num_shares=21)
+    return sweep_fusion(read_embeddings(record.folder), DIRECTION, direction, fusion, num_weights=21)
 
 
 def table(curves: dict[str, list[FusionCurve]]) -> list[str]:
@@ -45,7 +45,7 @@ def table(curves: dict[str, list[FusionCurve]]) -> list[str]:
             chosen = curve.chosen
             lines.append(
                 f"| {fusion} | {number} | {curve.values[-1]:.3f} | {curve.trained_value:.3f} | {max(curve.values):.3f} "
-                f"| {curve.best_share:.2f} | {curve.values[0]:.3f} "
+                f"| {curve.best_weight:.2f} | {curve.values[0]:.3f} "
                 f"| {chosen.difference:+.3f} [{chosen.low:+.3f}, {chosen.high:+.3f}] |"
             )
     return lines
@@ -55,9 +55,9 @@ def draw(curves: dict[str, list[FusionCurve]], path: Path) -> None:
     figure, axes = new_figure(width=6.4, height=4.0)
     for fusion, runs in curves.items():
         means = [statistics.fmean(values) for values in zip(*(curve.values for curve in runs), strict=True)]
-        (line,) = axes.plot(runs[0].shares, means, label=f"weights of '{fusion}', mean of {len(runs)} runs")
+        (line,) = axes.plot(runs[0].weights, means, label=f"weights of '{fusion}', mean of {len(runs)} runs")
         for curve in runs:
-            axes.plot(curve.shares, curve.values, color=line.get_color(), alpha=0.25, linewidth=1)
+            axes.plot(curve.weights, curve.values, color=line.get_color(), alpha=0.25, linewidth=1)
     axes.axvline(0.5, linestyle="--", color="grey", linewidth=1, label="as trained")
     axes.set_xlabel("share of the picture (0: words alone, 1: picture alone)")
     axes.set_ylabel("hit@1, products never trained on")

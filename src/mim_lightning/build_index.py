@@ -31,7 +31,7 @@ def main() -> None:
 
 def build_index(config: dict[str, Any]) -> None:
     """Embed, build and verify; or change the index that is there."""
-    from mim_lightning.analysis.html.validation_files import leave_check
+    from mim_lightning.analysis.html.validation_page import write_validation_report
     from mim_lightning.data.preparation.prepared import prepare_data
     from mim_lightning.inference.loading import choose_device, encoders_of, open_matcher
     from mim_lightning.inference.model import LoadedModel
@@ -53,7 +53,7 @@ def build_index(config: dict[str, Any]) -> None:
     refuse_mistyped(MatchDataModule, config["data"], "data" if named else f"{config['checkpoint']}: data")
     if is_launched():  # by a process that has prepared them
         config["data"] = {**config["data"], "source": None}
-    prepared = prepare_data(build_preparation(config["data"]), leave_check)
+    prepared = prepare_data(build_preparation(config["data"]), write_validation_report)
     catalogue = prepared.catalogue()
     gallery = choose_gallery(config["gallery"], opened.matcher)
     facts = describe_embedding(catalogue, opened.fingerprint, gallery, opened.matcher.dimension)

@@ -3,8 +3,8 @@
     python -m mim_lightning.compare runs/2tower-* runs/4tower-*
     python -m mim_lightning.compare runs/a runs/b --metric hit@1,mrr --output compared
 
-Runs that differ in seed or fold alone are one arm; the arm of the first run is the baseline. Folders of runs, or of
-evaluations, as train and evaluate leave them.
+Runs that differ only in seed or fold are one group; the group of the first run is the baseline. A folder is that of a
+run, or of an evaluation.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ def compare(
     output: Path | None = None,
 ) -> None:
     """Print a comparison of the runs; with `output`, write compare.html and compare.json there."""
-    # imported here, so that a wrong word on the command line is told at once
-    from mim_lightning.analysis.comparison.comparison import compare_arms, write_json
+    # imported here, so that an error on the command line is reported at once
+    from mim_lightning.analysis.comparison.comparison import compare_groups, write_json
     from mim_lightning.analysis.comparison.console import print_comparison
     from mim_lightning.analysis.html.pages import write_comparison_page
     from mim_lightning.analysis.record import read_record
-    from mim_lightning.analysis.run_groups import group_arms
+    from mim_lightning.analysis.run_groups import group_runs
     from mim_lightning.run import PLACEMENT_KEYS
 
     if len(runs) < 2:
         raise ValueError(f"{runs[0]}: give at least two runs to compare")
     records = [read_record(folder) for folder in runs]
-    arms = group_arms(records, PLACEMENT_KEYS)
-    comparison = compare_arms(arms, metrics, directions, segments, num_queries, resamples)
+    groups = group_runs(records, PLACEMENT_KEYS)
+    comparison = compare_groups(groups, metrics, directions, segments, num_queries, resamples)
     if output is not None:
         write_json(comparison, output / "compare.json")
         write_comparison_page(comparison, output / "compare.html")
@@ -60,9 +60,9 @@ def _parser() -> CommandParser:
     add("--metric", dest="metrics", type=_words, default=["hit@1"], metavar="NAMES", help="default: hit@1; or several")
     add("--direction", dest="directions", type=_words, default=[], metavar="NAMES", help="default: all that both have")
     add("--segments", type=_words, metavar="NAMES", help="default: all that the records have; none: no such tables")
-    add("--output", type=Path, metavar="FOLDER", help="where to leave compare.html and compare.json")
-    add("--num-queries", type=count, default=8, metavar="N", help="shown that gained, and that lost (8)")
-    add("--resamples", type=count, default=2000, metavar="N", help="of bootstrap and randomisation (2000)")
+    add("--output", type=Path, metavar="FOLDER", help="for compare.html and compare.json")
+    add("--num-queries", type=count, default=8, metavar="N", help="to show that gained, and that lost (8)")
+    add("--resamples", type=count, default=2000, metavar="N", help="of bootstrap and randomization (2000)")
     return parser
 
 

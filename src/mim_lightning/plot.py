@@ -4,9 +4,9 @@
     python -m mim_lightning.plot runs/2tower-* runs/3tower-* runs/4tower-* --output figures --only curves,hits
     python -m mim_lightning.plot runs/4tower-... --output figures --only map --sides query_image,product
 
-curves.png: a metric by epoch, from the untouched model on; losses.png: by pair, with the logit scale; hits.png: the
-same queries answered by up to five models; map-<model>.png: the embedding space. Runs that differ in seed or fold
-alone are one model. A run that still trains has curves and losses.
+curves.png: a metric by epoch, from before training on; losses.png: by pair, with the logit scale; hits.png: the first
+hits of up to five models for the same queries; map-<model>.png: the embedding space. Runs that differ only in seed or
+fold are one model. A run that still trains has curves and losses.
 """
 
 from __future__ import annotations
@@ -25,40 +25,40 @@ if TYPE_CHECKING:
 
 
 def main() -> None:
-    run_command(_parser(), draw)
+    run_command(_parser(), plot)
 
 
-def draw(runs: Sequence[Path], output: Path, only: Sequence[str] = (), **wishes: Any) -> None:
-    """Write the figures named in `only` into `output`; without any, all that the runs have what it takes for.
+def plot(runs: Sequence[Path], output: Path, only: Sequence[str] = (), **options: Any) -> None:
+    """Write the figures named in `only` into `output`; without names, all for which the runs have the data.
 
-    `wishes` are the fields of `evidence.figures.of_runs.Wishes`.
+    `options` are the fields of `FigureOptions`.
     """
-    # imported here, so that a wrong word on the command line is told at once
-    from mim_lightning.analysis.figures.save import PAINTERS, Wishes, arms_of
+    # imported here, so that an error on the command line is reported at once
+    from mim_lightning.analysis.figures.save import FIGURES, FigureOptions, group_evaluated_runs
     from mim_lightning.run import PLACEMENT_KEYS
 
-    unknown = [name for name in only if name not in PAINTERS]
+    unknown = [name for name in only if name not in FIGURES]
     if unknown:
-        raise ValueError(f"--only {unknown[0]}: no such figure; there are {', '.join(PAINTERS)}")
-    arms = arms_of([_read(folder) for folder in runs], PLACEMENT_KEYS)
-    for arm in arms:
-        print(plain(f"{arm.label}: {arm.describe()}", 1_000))
+        raise ValueError(f"--only {unknown[0]}: no such figure; there are {', '.join(FIGURES)}")
+    groups = group_evaluated_runs([_read(folder) for folder in runs], PLACEMENT_KEYS)
+    for group in groups:
+        print(plain(f"{group.label}: {group.describe()}", 1_000))
     paths, reasons = [], []
-    for name in only or PAINTERS:
+    for name in only or FIGURES:
         try:
-            paths += PAINTERS[name](arms, Wishes(**wishes), output)
+            paths += FIGURES[name](groups, FigureOptions(**options), output)
         except ValueError as error:
             if only:
                 raise
             reasons.append(str(error))
-            print(f"{name} left out: {error}")
+            print(f"{name} skipped: {error}")
     if not paths:
-        raise ValueError(f"nothing could be drawn: {reasons[0]}")
+        raise ValueError(f"no figure could be drawn: {reasons[0]}")
     print(f"figures: {', '.join(map(str, paths))}")
 
 
 def _read(folder: Path) -> EvaluationRecord:
-    """Read a run's record, or of a run without one what its config tells."""
+    """Read the record of a run, or what its config says if it has none yet."""
     from mim_lightning.analysis.record import RECORD_FOLDER, EvaluationRecord, RunFacts, read_record
     from mim_lightning.config import load_stored_config
 
@@ -71,21 +71,21 @@ def _read(folder: Path) -> EvaluationRecord:
 
 
 def _parser() -> CommandParser:
-    parser = CommandParser("draw", __doc__)
+    parser = CommandParser("plot", __doc__)
     parser.usage = "%(prog)s <run> ... --output <folder> [options]"
     add = parser.add_argument
     add("runs", nargs="+", type=Path, metavar="run", help="folder of a run or of an evaluation")
-    add("--output", type=Path, required=True, metavar="FOLDER", help="where to leave the figures")
+    add("--output", type=Path, required=True, metavar="FOLDER", help="of the figures")
     add("--only", type=words, default=[], metavar="NAMES", help="some of curves,losses,hits,map; default: all")
     add("--metric", help="of the curves; default: the monitored one")
     add("--direction", help="of the hits; default: the monitored one")
     add("--num-queries", type=count, default=8, metavar="N", help="rows of hits (8)")
-    add("--num-hits", type=count, metavar="N", help="of a model and query; default: as many as can be read")
+    add("--num-hits", type=count, metavar="N", help="of each model and query; default: as many as are readable")
     add("--sides", type=_sides, default=IMAGE_FIELDS, metavar="QUERY,PRODUCT", help=(
         "towers or fusions on the map; default: query_image,product_image"
     ))  # fmt: skip
     add("--num-points", type=count, default=1500, metavar="N", help="on the map, at most (1500)")
-    add("--seed", type=int, default=0, metavar="N", help="of the queries and points that are chosen (0)")
+    add("--seed", type=int, default=0, metavar="N", help="of the selection of queries and points (0)")
     return parser
 
 

@@ -71,12 +71,14 @@ def prepare_here(config: Mapping[str, Any]) -> PreparedData:
     Raises:
         ValueError: `data.folder` is an address.
     """
-    from mim_lightning.analysis.html.validation_files import leave_check
+    from mim_lightning.analysis.html.validation_page import write_validation_report
     from mim_lightning.data.preparation.prepared import prepare_data
 
     parts = build_preparation(config["data"], config["num_workers"])
     _local(parts.folder)
-    return prepare_data(parts, leave_check, specs=_text_specs(config), force=config["force"], is_compared=True)
+    return prepare_data(
+        parts, write_validation_report, specs=_text_specs(config), force=config["force"], is_compared=True
+    )
 
 
 def check(data: Mapping[str, Any], specs: Mapping[str, InputSpec] | None) -> None:
@@ -85,14 +87,14 @@ def check(data: Mapping[str, Any], specs: Mapping[str, InputSpec] | None) -> Non
     Raises:
         ValueError: the data would be refused.
     """
-    from mim_lightning.analysis.html.validation_files import leave_check
+    from mim_lightning.analysis.html.validation_page import write_validation_report
     from mim_lightning.data.preparation.prepared import check_only, report_folder
     from mim_lightning.data.validation import require_good
 
     parts = build_preparation(data)
     folder = _local(parts.folder)
     assert parts.source is not None
-    checking = parts.checking(partial(leave_check, brief=False), specs)
+    checking = parts.checking(partial(write_validation_report, brief=False), specs)
     report = check_only(parts.source, folder, parts.settings, parts.protocol, checking)
     print(f"page and lists: {report_folder(folder)}")
     require_good(report)

@@ -59,14 +59,14 @@ def train(config: dict[str, Any]) -> float:
 
 
 def _start(config: dict[str, Any], run: Run, description: Mapping[str, Any] | None) -> None:
-    from mim_lightning.analysis.html.validation_files import leave_check
+    from mim_lightning.analysis.html.validation_page import write_validation_report
     from mim_lightning.data.preparation.prepared import prepare_data
 
     clear_notes(run.folder)
     num_processes = num_processes_to_launch(config["trainer"])
     if num_processes:
         needed = (config["data"]["shards"]["train_split"],)
-        prepare_data(build_preparation(config["data"]), leave_check, description=description, needed=needed)
+        prepare_data(build_preparation(config["data"]), write_validation_report, description=description, needed=needed)
         launch("mim_lightning.train", config, num_processes)
     else:
         fit(config, run, description)

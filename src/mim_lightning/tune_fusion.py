@@ -1,11 +1,11 @@
-"""python -m mim_lightning.tune_fusion <run>: sweep a fusion's weights after training, without embedding anew.
+"""python -m mim_lightning.tune_fusion <run>: sweep the weights of a fusion after training, on stored embeddings.
 
     python -m mim_lightning.tune_fusion runs/4tower-...                  the query of the composed direction
     python -m mim_lightning.tune_fusion runs/4tower-... --fusion product --metric mrr --output tuned
     python -m mim_lightning.tune_fusion runs/4tower-... --store runs/4tower-.../checkpoints/best.ckpt
 
-Prints the curve and says what the best share is worth on products it was not chosen on; `--output` draws it;
-`--store` writes the checkpoint with the best weights beside the old one.
+Prints the curve, and what the best weight is worth on products it was not chosen on; `--output` draws it; `--store`
+writes the checkpoint with the best weights beside the old one.
 """
 
 from __future__ import annotations
@@ -24,15 +24,14 @@ def tune_fusion(
     direction: str | None,
     fusion: str | None,
     metric: str,
-    num_shares: int,
+    num_weights: int,
     output: Path | None,
     store: Path | None,
 ) -> None:
-    """Sweep, print, and write what was asked for."""
-    # imported here, so that a wrong word on the command line is told at once
+    """Sweep, print, and write the requested files."""
+    # imported here, so that an error on the command line is reported at once
     from mim_lightning.analysis.embeddings import read_embeddings
-    from mim_lightning.analysis.fusion_curve import print_curve, write_curve
-    from mim_lightning.analysis.fusion_sweep import sweep_fusion
+    from mim_lightning.analysis.fusion_sweep import print_curve, sweep_fusion, write_curve
     from mim_lightning.analysis.record import read_record
     from mim_lightning.model.checkpoint import store_fusions
     from mim_lightning.types import Direction
@@ -41,7 +40,7 @@ def tune_fusion(
     embeddings = read_embeddings(record.folder)
     known = {key: ends for key, ends in record.facts.config["directions"].items() if ends is not None}
     fused = [key for key in record.directions if known.get(key, {}).get("query") in embeddings.fusions]
-    # of a model whose monitored direction has no fusion, the first whose query is one
+    # if the monitored direction has no fusion: the first whose query is one
     first = [record.facts.monitor.split("/")[1], *fused]
     usable = (key for key in first if {known[key]["query"], known[key]["gallery"]} & embeddings.fusions.keys())
     name = direction or next(usable, first[0])
@@ -53,7 +52,7 @@ def tune_fusion(
         if not sides:
             raise ValueError(f"--direction {name}: has no fusion on either side; give another --direction")
         fusion = sides[0]
-    curve = sweep_fusion(embeddings, name, ends, fusion, metric, num_shares)
+    curve = sweep_fusion(embeddings, name, ends, fusion, metric, num_weights)
     print_curve(curve)
     if output is not None:
         print(f"curve: {', '.join(map(str, write_curve(curve, output)))}")
@@ -68,9 +67,11 @@ def _parser() -> CommandParser:
     parser.add_argument("--direction", help="default: the monitored one, or the first with a fused query")
     parser.add_argument("--fusion", help="whose weights; default: the query side's, else the gallery side's")
     parser.add_argument("--metric", default="hit@1", help="default: hit@1")
-    parser.add_argument("--num-shares", type=count, default=21, metavar="N", help="points of the curve; default: 21")
+    parser.add_argument(
+        "--num-weights", "--num-shares", type=count, default=21, metavar="N", help="points of the curve; default: 21"
+    )
     parser.add_argument("--output", type=Path, metavar="FOLDER", help="for fusion.csv and fusion.png")
-    parser.add_argument("--store", type=Path, metavar="CHECKPOINT", help="that the run's evaluation was made from")
+    parser.add_argument("--store", type=Path, metavar="CHECKPOINT", help="that was evaluated")
     return parser
 
 

@@ -11,20 +11,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mim_lightning.analysis.comparison.comparison import compare_arms, write_json
+from mim_lightning.analysis.comparison.comparison import compare_groups, write_json
 from mim_lightning.analysis.comparison.differences import Difference
-from mim_lightning.analysis.run_groups import Arm
+from mim_lightning.analysis.run_groups import RunGroup
 from tests.analysis.evaluations import Row, config, plain_rows, write_evaluation
 
 NUM_QUERIES = 120
 
 
-def write_arm(folder: Path, label: str, ranks_by_seed: Sequence[Sequence[int]], **more: object) -> Arm:
+def write_arm(folder: Path, label: str, ranks_by_seed: Sequence[Sequence[int]], **more: object) -> RunGroup:
     records = [
         write_evaluation(folder / f"{label}{seed}", rows_of(ranks, **more), config(label, seed))
         for seed, ranks in enumerate(ranks_by_seed)
     ]
-    return Arm(label, {0: tuple(records)})
+    return RunGroup(label, {0: tuple(records)})
 
 
 def rows_of(ranks: Sequence[int], **more: object) -> list[Row]:
@@ -44,7 +44,7 @@ def test_numbers_are_those_of_a_plain_loop(tmp_path: Path) -> None:
     before = [noise(0), noise(1)]
     after = [noise(2, 0.6), noise(3, 0.6), noise(4, 0.6)]
     arms = [write_arm(tmp_path, "a", before), write_arm(tmp_path, "b", after)]
-    hit, mrr = compare_arms(arms, ["hit@1", "mrr"], segments=[], num_resamples=200).overall
+    hit, mrr = compare_groups(arms, ["hit@1", "mrr"], segments=[], num_resamples=200).overall
 
     def mean(by_seed: Sequence[Sequence[int]], measure: str) -> float:
         total = 0.0
@@ -55,8 +55,8 @@ def test_numbers_are_those_of_a_plain_loop(tmp_path: Path) -> None:
 
     for row in (hit, mrr):
         assert row.baseline_mean == pytest.approx(mean(before, row.metric))
-        assert row.arm_mean == pytest.approx(mean(after, row.metric))
-        assert row.difference == pytest.approx(row.arm_mean - row.baseline_mean)
+        assert row.group_mean == pytest.approx(mean(after, row.metric))
+        assert row.difference == pytest.approx(row.group_mean - row.baseline_mean)
         assert row.relative == pytest.approx(row.difference / row.baseline_mean)
         assert row.low < row.difference < row.high
         assert (row.num_queries, row.num_units, row.num_products) == (NUM_QUERIES, NUM_QUERIES // 2, 50)
@@ -79,7 +79,7 @@ def test_a_planted_effect_is_found_and_its_absence_too(tmp_path: Path) -> None:
         write_arm(tmp_path, "wobbled", wobbled),
         write_arm(tmp_path, "same", ranks),
     ]
-    found = {row.arm: row for row in compare_arms(arms, segments=[]).overall}
+    found = {row.group: row for row in compare_groups(arms, segments=[]).overall}
     assert found["better"].is_clear and found["better"].is_better and found["better"].p_value < 0.01
     assert found["worse"].is_clear and not found["worse"].is_better and found["worse"].p_value < 0.01
     assert not found["wobbled"].is_clear and found["wobbled"].p_value > 0.05
@@ -92,7 +92,7 @@ def test_an_effect_in_one_segment_is_found_there_alone(tmp_path: Path) -> None:
     ranks = noise(0)
     better = [1 if place // 2 % 2 and place % 3 else rank for place, rank in enumerate(ranks)]
     arms = [write_arm(tmp_path, "a", [ranks]), write_arm(tmp_path, "b", [better])]
-    even, odd = compare_arms(arms).by_segment
+    even, odd = compare_groups(arms).by_segment
     assert (even.segment, even.label, odd.label) == ("parity", "even", "odd")
     assert (even.num_queries, odd.num_queries) == (60, 60)
     assert (even.difference, even.is_clear) == (0, False)
@@ -111,46 +111,46 @@ def test_row_order_changes_nothing(tmp_path: Path) -> None:
     ranks, others = noise(0), noise(1, 0.6)
     rows = rows_of(others)
     shuffled = [rows[place] for place in np.random.default_rng(0).permutation(len(rows))]
-    one = Arm("b", {0: (write_evaluation(tmp_path / "b", rows, config("b")),)})
-    other = Arm("b", {0: (write_evaluation(tmp_path / "b2", shuffled, config("b")),)})
+    one = RunGroup("b", {0: (write_evaluation(tmp_path / "b", rows, config("b")),)})
+    other = RunGroup("b", {0: (write_evaluation(tmp_path / "b2", shuffled, config("b")),)})
     baseline = write_arm(tmp_path, "a", [ranks])
-    found, again = (compare_arms([baseline, side]) for side in (one, other))
+    found, again = (compare_groups([baseline, side]) for side in (one, other))
     assert repr(found.overall) == repr(again.overall)
     assert repr(found.by_segment) == repr(again.by_segment)
     assert repr(found.gained) == repr(again.gained)
 
 
 def test_a_metric_that_is_better_low(tmp_path: Path) -> None:
-    def one(name: str, share: float) -> Arm:
+    def one(name: str, share: float) -> RunGroup:
         rng = np.random.default_rng(0)
         wrong = [{"wrong_category@1": float(rng.random() < share)} for _ in range(NUM_QUERIES)]
         rows = [replace(row, scores=score) for row, score in zip(rows_of(noise(0)), wrong, strict=True)]
-        return Arm(name, {0: (write_evaluation(tmp_path / name, rows, config(name)),)})
+        return RunGroup(name, {0: (write_evaluation(tmp_path / name, rows, config(name)),)})
 
-    (row,) = compare_arms([one("a", 0.6), one("b", 0.3)], ["wrong_category@1"], segments=[]).overall
+    (row,) = compare_groups([one("a", 0.6), one("b", 0.3)], ["wrong_category@1"], segments=[]).overall
     assert row.difference < 0 and row.is_clear and row.is_better
 
 
 def test_queries_without_a_value_are_left_out_and_told(tmp_path: Path) -> None:
-    def one(name: str, unknown: int) -> Arm:
+    def one(name: str, unknown: int) -> RunGroup:
         rows = [
             replace(row, scores={"wrong_category@1": math.nan if place == unknown else float(place % 2)})
             for place, row in enumerate(plain_rows([1] * 10))
         ]
-        return Arm(name, {0: (write_evaluation(tmp_path / name, rows, config(name)),)})
+        return RunGroup(name, {0: (write_evaluation(tmp_path / name, rows, config(name)),)})
 
-    found = compare_arms([one("a", 0), one("b", 3)], ["wrong_category@1"])
+    found = compare_groups([one("a", 0), one("b", 3)], ["wrong_category@1"])
     assert found.overall[0].num_queries == 8
     assert found.overall[0].baseline_mean == pytest.approx(4 / 8)
-    assert "image_to_image, wrong_category@1: 2 queries left out: without a value in some run" in found.notes
+    assert "image_to_image, wrong_category@1: 2 queries excluded: some run has no value" in found.notes
 
 
 def test_few_products_give_no_interval(tmp_path: Path) -> None:
     arms = [
-        Arm(name, {0: (write_evaluation(tmp_path / name, plain_rows(ranks), config(name)),)})
+        RunGroup(name, {0: (write_evaluation(tmp_path / name, plain_rows(ranks), config(name)),)})
         for name, ranks in (("a", [2, 2, 2, 2]), ("b", [1, 1, 1, 1]))
     ]
-    (row,) = compare_arms(arms).overall
+    (row,) = compare_groups(arms).overall
     assert row.difference == 1
     assert math.isnan(row.low) and math.isnan(row.p_value) and not row.is_clear
 
@@ -159,7 +159,7 @@ def test_the_queries_that_changed_most(tmp_path: Path) -> None:
     before = [[1, 2, 9, 0, 5, 4, 1], [1, 2, 1, 0, 5, 8, 1]]
     after = [[1, 1, 1, 2, 5, 0, 2], [1, 1, 1, 0, 5, 0, 3]]
     arms = [write_arm(tmp_path, "a", before), write_arm(tmp_path, "b", after)]
-    found = compare_arms(arms, num_changes=2)
+    found = compare_groups(arms, num_changes=2)
 
     def reciprocal(rank: int) -> float:
         return 1 / rank if rank else 0
@@ -181,12 +181,12 @@ def test_the_queries_that_changed_most(tmp_path: Path) -> None:
 
 
 def test_only_directions_that_both_have(tmp_path: Path) -> None:
-    def two_ways(name: str) -> Arm:
+    def two_ways(name: str) -> RunGroup:
         write_evaluation(tmp_path / name, rows_of([1, 2]), config(name))
-        return Arm(name, {0: (write_evaluation(tmp_path / name, rows_of([3, 1]), config(name), "text_to_image"),)})
+        return RunGroup(name, {0: (write_evaluation(tmp_path / name, rows_of([3, 1]), config(name), "text_to_image"),)})
 
-    def shared(*arms: Arm, **options: list[str]) -> list[str]:
-        return [row.direction for row in compare_arms(arms, **options).overall]
+    def shared(*arms: RunGroup, **options: list[str]) -> list[str]:
+        return [row.direction for row in compare_groups(arms, **options).overall]
 
     first, second, narrow = two_ways("a"), two_ways("b"), write_arm(tmp_path, "c", [[1, 2]])
     assert shared(first, narrow) == ["image_to_image"]
@@ -194,14 +194,14 @@ def test_only_directions_that_both_have(tmp_path: Path) -> None:
     assert shared(first, second, directions=["text_to_image"]) == ["text_to_image"]
     with pytest.raises(ValueError, match="--direction text_to_image: a and c share image_to_image"):
         shared(first, narrow, directions=["text_to_image"])
-    with pytest.raises(ValueError, match="--segments colour: image_to_image has parity"):
-        shared(first, narrow, segments=["colour"])
+    with pytest.raises(ValueError, match="--segments color: image_to_image has parity"):
+        shared(first, narrow, segments=["color"])
 
 
 def test_arms_stand_side_by_side(tmp_path: Path) -> None:
     arms = [write_arm(tmp_path, name, [noise(seed)]) for seed, name in enumerate("abc")]
-    found = compare_arms(arms, ["mrr", "hit@1"])
-    assert [(row.metric, row.arm) for row in found.overall] == [
+    found = compare_groups(arms, ["mrr", "hit@1"])
+    assert [(row.metric, row.group) for row in found.overall] == [
         ("mrr", "b"),
         ("mrr", "c"),
         ("hit@1", "b"),
@@ -211,13 +211,13 @@ def test_arms_stand_side_by_side(tmp_path: Path) -> None:
 
 def test_one_run_alone_is_told(tmp_path: Path) -> None:
     arms = [write_arm(tmp_path, "a", [noise(0), noise(1)]), write_arm(tmp_path, "b", [noise(2)])]
-    told = "one run; how much results vary with the seed is not part of the intervals"
-    assert compare_arms(arms, ["hit@1", "mrr"]).notes == (f"b: {told}",)
+    told = "one run; the intervals do not include the variation between seeds"
+    assert compare_groups(arms, ["hit@1", "mrr"]).notes == (f"b: {told}",)
 
 
 def test_json_holds_every_number(tmp_path: Path) -> None:
     arms = [write_arm(tmp_path, "a", [noise(0), noise(1)]), write_arm(tmp_path, "b", [noise(2, 0.7)])]
-    found = compare_arms(arms, ["hit@1", "mrr"])
+    found = compare_groups(arms, ["hit@1", "mrr"])
     write_json(found, tmp_path / "out" / "compare.json")
     content = json.loads((tmp_path / "out" / "compare.json").read_text())
     assert content["arms"] == [

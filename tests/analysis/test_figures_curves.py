@@ -37,7 +37,7 @@ def points(line: Line2D) -> dict[float, float]:
 def test_runs_are_merged_where_all_have_a_value() -> None:
     runs = [{-1: 0.1, 4: 0.5, 9: 0.9}, {-1: 0.2, 4: 0.7}, {-1: 0.6, 4: 0.3, 2: 0.0}]
     curve = merge_runs(runs)
-    assert curve.places.tolist() == [-1, 4]
+    assert curve.positions.tolist() == [-1, 4]
     for column, measure in (("mean", statistics.fmean), ("low", min), ("high", max)):
         expected = [measure([run[place] for run in runs]) for place in (-1, 4)]
         np.testing.assert_allclose(getattr(curve, column), expected)

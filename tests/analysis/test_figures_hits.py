@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageColor
 
-from mim_lightning.analysis.figures.hits_grid import draw_hits
-from mim_lightning.analysis.figures.hits_layout import CELL, FRAME, GAP, Layout
-from mim_lightning.analysis.figures.hits_selection import choose_queries
+from mim_lightning.analysis.figures.hits_grid import CELL, FRAME, GAP, Layout, draw_hits
+from mim_lightning.analysis.figures.hits_selection import select_queries_to_plot
 from mim_lightning.analysis.record import DirectionRecord, EvaluationRecord
 from mim_lightning.data.manifest.manifest import ManifestSource
 from mim_lightning.data.preparation.prepared import PreparedData, ShardSettings, prepare_shards
@@ -60,21 +59,21 @@ def draw(
 
 
 def frames(picture: Image.Image, corner: tuple[int, int]) -> set[tuple[int, ...]]:
-    """Return the colours along the upper and the left edge of a cell's frame."""
+    """Return the colors along the upper and the left edge of a cell's frame."""
     pixels = np.asarray(picture)[corner[1] : corner[1] + CELL, corner[0] : corner[0] + CELL]
     edges = np.concatenate([pixels[:FRAME].reshape(-1, 3), pixels[:, :FRAME].reshape(-1, 3)])
-    return {tuple(colour) for colour in edges.tolist()}
+    return {tuple(color) for color in edges.tolist()}
 
 
 def test_one_model_is_shown_as_often_right_as_it_is(tmp_path: Path) -> None:
     record = answers(tmp_path, [1, 1, 1, 7] * 25)
-    chosen = choose_queries([record], 8)
+    chosen = select_queries_to_plot([record], 8)
     ranks = dict(zip(record.query_ids, record.ranks.tolist(), strict=True))
     assert [ranks[query_id] for query_id in chosen.query_ids] == [1] * 6 + [7] * 2
     assert len(set(chosen.query_ids)) == 8
-    assert (chosen.shares, chosen.num_shared) == ([0.75], 100)
+    assert (chosen.hit_rates, chosen.num_shared) == ([0.75], 100)
     # three and three quarters of five
-    assert [ranks[query_id] for query_id in choose_queries([record], 5).query_ids] == [1] * 4 + [7]
+    assert [ranks[query_id] for query_id in select_queries_to_plot([record], 5).query_ids] == [1] * 4 + [7]
 
 
 def test_disputed_queries_come_first_as_often_each_way_as_it_happens(tmp_path: Path) -> None:
@@ -82,35 +81,35 @@ def test_disputed_queries_come_first_as_often_each_way_as_it_happens(tmp_path: P
     kinds = ["both"] * 60 + ["first"] * 5 + ["second"] * 15 + ["none"] * 20
     models = [answers(tmp_path / str(side), [ranks[kind][side] for kind in kinds]) for side in (0, 1)]
     kind_of = {f"q{place:03d}": kind for place, kind in enumerate(kinds)}
-    chosen = choose_queries(models, 8)
+    chosen = select_queries_to_plot(models, 8)
     assert [kind_of[query_id] for query_id in chosen.query_ids] == ["first"] * 2 + ["second"] * 6
     assert chosen.num_disputed == 20
-    assert chosen.shares == [0.65, 0.75]
-    more = [kind_of[query_id] for query_id in choose_queries(models, 24).query_ids]
+    assert chosen.hit_rates == [0.65, 0.75]
+    more = [kind_of[query_id] for query_id in select_queries_to_plot(models, 24).query_ids]
     assert {kind: more.count(kind) for kind in ranks} == {"both": 3, "first": 5, "second": 15, "none": 1}
-    assert len(choose_queries(models, 500).query_ids) == 100
+    assert len(select_queries_to_plot(models, 500).query_ids) == 100
 
 
 def test_the_choice_depends_on_ids_and_seed_alone(tmp_path: Path) -> None:
     rows = plain_rows([1, 4] * 50)
     one = write_evaluation(tmp_path / "a", rows, config()).directions["image_to_image"]
     other = write_evaluation(tmp_path / "b", rows[::-1], config()).directions["image_to_image"]
-    assert choose_queries([one], 6).query_ids == choose_queries([other], 6).query_ids
-    assert choose_queries([one], 6).query_ids != choose_queries([one], 6, seed=1).query_ids
+    assert select_queries_to_plot([one], 6).query_ids == select_queries_to_plot([other], 6).query_ids
+    assert select_queries_to_plot([one], 6).query_ids != select_queries_to_plot([one], 6, seed=1).query_ids
 
 
 def test_only_queries_that_all_models_have_are_shown(tmp_path: Path) -> None:
     one = answers(tmp_path / "a", [1, 1, 2])
     other = answers(tmp_path / "b", [1, 3])
-    chosen = choose_queries([one, other], 9)
+    chosen = select_queries_to_plot([one, other], 9)
     assert chosen.query_ids == ["q001", "q000"]
-    assert chosen.shares == [1.0, 0.5]
+    assert chosen.hit_rates == [1.0, 0.5]
     strangers = write_evaluation(tmp_path / "c", plain_rows([1], "x"), config()).directions["image_to_image"]
     with pytest.raises(ValueError, match="no query in common"):
-        choose_queries([one, strangers], 9)
+        select_queries_to_plot([one, strangers], 9)
     changed = write_evaluation(tmp_path / "d", [Row("q001", "p7", 1)], config()).directions["image_to_image"]
-    with pytest.raises(ValueError, match="query q001 is answered by other products"):
-        choose_queries([one, changed], 9)
+    with pytest.raises(ValueError, match="query q001 has other relevant products"):
+        select_queries_to_plot([one, changed], 9)
 
 
 def test_right_hits_are_framed_blue_and_wrong_ones_red(data: PreparedData, tmp_path: Path) -> None:
@@ -121,7 +120,7 @@ def test_right_hits_are_framed_blue_and_wrong_ones_red(data: PreparedData, tmp_p
     ranks = {"first": [1, 2, 0], "second": [2, 1, 1]}
     records = {name: evaluate(data, tmp_path / name, hits[name], ranks[name]) for name in hits}
     picture = draw(data, records)
-    chosen = choose_queries([record.directions["image_to_image"] for record in records.values()], 8).query_ids
+    chosen = select_queries_to_plot([record.directions["image_to_image"] for record in records.values()], 8).query_ids
     assert len(chosen) == 3
     layout = Layout(num_models=2, num_hits=4, num_queries=3, label_lines=1)
     assert picture.size == layout.size
@@ -141,7 +140,7 @@ def test_each_cell_shows_its_own_picture(data: PreparedData, tmp_path: Path) -> 
     record = evaluate(data, tmp_path / "run", {q: [(q + 1) % 6, q] for q in range(6)}, [2] * 6)
     picture = np.asarray(draw(data, {"2tower": record}, num_queries=6, num_hits=2), dtype=int)
     layout = Layout(num_models=1, num_hits=2, num_queries=6, label_lines=1)
-    chosen = choose_queries([record.directions["image_to_image"]], 6).query_ids
+    chosen = select_queries_to_plot([record.directions["image_to_image"]], 6).query_ids
 
     def middle(corner: tuple[int, int]) -> np.ndarray:
         half = CELL // 2
@@ -236,7 +235,7 @@ def test_letters_of_other_languages_are_drawn() -> None:
 
 def test_mistakes_are_told(data: PreparedData, tmp_path: Path) -> None:
     record = evaluate(data, tmp_path / "run", {0: [0]}, [1])
-    with pytest.raises(ValueError, match="6 models: a grid of hits shows 1 to 5"):
+    with pytest.raises(ValueError, match="6 models: a figure of hits shows 1 to 5"):
         draw(data, {str(number): record for number in range(6)})
-    with pytest.raises(ValueError, match="--direction nowhere: 2tower has none such; it has image_to_image, text"):
+    with pytest.raises(ValueError, match="--direction nowhere: 2tower has no such direction; it has image_to_im"):
         draw(data, {"2tower": record}, "nowhere")

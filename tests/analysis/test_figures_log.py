@@ -51,8 +51,8 @@ def test_half_a_line_is_left_out(tmp_path: Path) -> None:
 
 
 def test_mistakes_name_file_line_and_column(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=rf"{tmp_path}: holds no csv/version_\*/metrics.csv"):
+    with pytest.raises(ValueError, match=rf"{tmp_path}: contains no csv/version_\*/metrics.csv"):
         read_log(tmp_path)
     write_csv(tmp_path, 0, f"epoch,step,{LOSS},{HIT}", "0,5,5.0,", "0,9,many,")
-    with pytest.raises(ValueError, match=rf"version_0/metrics.csv, line 3, column '{LOSS}': 'many' is no number"):
+    with pytest.raises(ValueError, match=rf"version_0/metrics.csv, line 3, column '{LOSS}': 'many' is not a number"):
         read_log(tmp_path)

@@ -1,4 +1,4 @@
-"""The map: whom it shows, that places are the same each time, and a mark for every point in its category's colour."""
+"""The map: whom it shows, that places are the same each time, and a mark for every point in its category's color."""
 
 from __future__ import annotations
 
@@ -18,8 +18,7 @@ from matplotlib.collections import PathCollection
 from matplotlib.colors import to_hex
 
 from mim_lightning.analysis.embeddings import EvaluationEmbeddings
-from mim_lightning.analysis.figures.embedding_map import draw_map
-from mim_lightning.analysis.figures.map_points import MapPoints, choose_points, place_points
+from mim_lightning.analysis.figures.embedding_map import MapPoints, draw_map, project_points, select_points
 from mim_lightning.analysis.record import EvaluationRecord
 from mim_lightning.display.style import OTHER, TWELVE
 from mim_lightning.metrics import EmbeddingTable
@@ -63,9 +62,9 @@ def as_rows(points: MapPoints) -> list[tuple[list[float], str]]:
 
 def test_all_are_shown_where_there_is_room(record: EvaluationRecord) -> None:
     made = embeddings()
-    points = choose_points(record, made, max_points=100)
-    assert (points.is_street.sum(), (~points.is_street).sum()) == (30, 20)
-    assert points.is_street[:30].all()
+    points = select_points(record, made, max_points=100)
+    assert (points.is_query.sum(), (~points.is_query).sum()) == (30, 20)
+    assert points.is_query[:30].all()
     expected = {tuple(v.tolist()) for v in made.queries.vectors["query_image"]}
     assert {tuple(v.tolist()) for v in points.vectors[:30]} == expected
     for query, product in points.lines:
@@ -81,27 +80,27 @@ def test_all_are_shown_where_there_is_room(record: EvaluationRecord) -> None:
 def test_a_sample_is_half_of_each_as_far_as_there_are_enough(
     record: EvaluationRecord, num_queries: int, num_products: int, expected: tuple[int, int]
 ) -> None:
-    points = choose_points(record, embeddings(num_queries, num_products), max_points=16)
-    assert (points.is_street.sum(), (~points.is_street).sum()) == expected
+    points = select_points(record, embeddings(num_queries, num_products), max_points=16)
+    assert (points.is_query.sum(), (~points.is_query).sum()) == expected
     assert (points.num_queries, points.num_products) == (num_queries, num_products)
 
 
 def test_products_that_chosen_queries_show_come_first(record: EvaluationRecord) -> None:
-    points = choose_points(record, embeddings(num_queries=8, num_products=400), max_points=30)
+    points = select_points(record, embeddings(num_queries=8, num_products=400), max_points=30)
     assert len(points.lines) == 8  # by chance there would be hardly one
 
 
 def test_the_choice_knows_ids_and_the_seed_but_no_rows(record: EvaluationRecord) -> None:
     made = embeddings()
     mixed = replace(made, queries=shuffled(made.queries), gallery=shuffled(made.gallery))
-    chosen = choose_points(record, made, max_points=16)
-    assert as_rows(choose_points(record, mixed, max_points=16)) == as_rows(chosen)
-    assert as_rows(choose_points(record, made, max_points=16, seed=1)) != as_rows(chosen)
+    chosen = select_points(record, made, max_points=16)
+    assert as_rows(select_points(record, mixed, max_points=16)) == as_rows(chosen)
+    assert as_rows(select_points(record, made, max_points=16, seed=1)) != as_rows(chosen)
 
 
 def test_labels_are_categories_and_those_without_a_query_are_other(record: EvaluationRecord) -> None:
     made = embeddings()
-    points = choose_points(record, made, max_points=100)
+    points = select_points(record, made, max_points=100)
     for vector, label in as_rows(points)[30:]:
         key = made.gallery.vectors["product_image"].tolist().index(vector)
         assert label == ("bag", "mug", "other")[key % 3]
@@ -109,7 +108,7 @@ def test_labels_are_categories_and_those_without_a_query_are_other(record: Evalu
 
 def test_a_fusion_may_stand_for_the_products(record: EvaluationRecord) -> None:
     made = embeddings()
-    points = choose_points(record, made, product_side="product", max_points=100)
+    points = select_points(record, made, product_side="product", max_points=100)
     parts = made.gallery.vectors
     fused = normalize(parts["product_image"] + 3 * parts["product_text"], dim=-1).numpy()
     places = [np.abs(fused - vector).max(axis=1).argmin() for vector in points.vectors[30:]]
@@ -119,21 +118,21 @@ def test_a_fusion_may_stand_for_the_products(record: EvaluationRecord) -> None:
 
 def test_what_cannot_be_mapped_is_told(record: EvaluationRecord) -> None:
     with pytest.raises(ValueError, match=r"no tower or fusion 'query_text' on this side; there are query_image$"):
-        choose_points(record, embeddings(), query_side="query_text")
+        select_points(record, embeddings(), query_side="query_text")
     with pytest.raises(ValueError, match=r"'shop' on this side; there are product_image, product_text, product$"):
-        choose_points(record, embeddings(), product_side="shop")
+        select_points(record, embeddings(), product_side="shop")
     with pytest.raises(ValueError, match="5 queries with query_image and 4 products with product_image are too few"):
-        choose_points(record, embeddings(5, 4))
+        select_points(record, embeddings(5, 4))
     with pytest.raises(ValueError, match="all embeddings are equal"):
-        place_points(np.ones((20, 4), dtype=np.float32))
+        project_points(np.ones((20, 4), dtype=np.float32))
 
 
 def test_places_repeat_and_keep_apart_what_is_apart() -> None:
     generator = np.random.default_rng(0)
     centres = np.repeat(np.eye(8, dtype=np.float32)[:2], 15, axis=0)
     vectors = centres + 0.05 * generator.normal(size=centres.shape).astype(np.float32)
-    places = place_points(vectors)
-    np.testing.assert_array_equal(places, place_points(vectors))
+    places = project_points(vectors)
+    np.testing.assert_array_equal(places, project_points(vectors))
     distances = np.linalg.norm(places[:, None] - places[None], axis=2)
     assert places.shape == (30, 2)
     assert max(distances[:15, :15].max(), distances[15:, 15:].max()) < distances[:15, 15:].min()
@@ -151,32 +150,32 @@ def marks(points: MapPoints) -> tuple[list[PathCollection], np.ndarray]:
     return [part for part in axes.collections if isinstance(part, PathCollection)], places
 
 
-def test_street_and_shop_are_two_marks_in_their_categorys_colour() -> None:
+def test_street_and_shop_are_two_marks_in_their_categorys_color() -> None:
     points = made_points(["mug", "bag", "bag", "bag", "mug", "other", "bag"], num_street=4)
     (street, shop), places = marks(points)
     np.testing.assert_array_equal(street.get_offsets(), places[:4])
     np.testing.assert_array_equal(shop.get_offsets(), places[4:])
     assert street.get_paths()[0].vertices.shape != shop.get_paths()[0].vertices.shape
     bag, mug = TWELVE[:2]
-    assert [to_hex(colour).upper() for colour in street.get_facecolors()] == [mug, bag, bag, bag]
-    assert [to_hex(colour) for colour in shop.get_facecolors()] == [mug.lower(), OTHER, bag.lower()]
+    assert [to_hex(color).upper() for color in street.get_facecolors()] == [mug, bag, bag, bag]
+    assert [to_hex(color) for color in shop.get_facecolors()] == [mug.lower(), OTHER, bag.lower()]
 
 
-def test_only_the_twelve_most_frequent_categories_have_a_colour() -> None:
+def test_only_the_twelve_most_frequent_categories_have_a_color() -> None:
     labels = [f"c{number:02d}" for number in range(14) for _ in range(14 - number)]
     points = made_points(labels, num_street=50)
     (axes,) = draw_map(points, np.zeros((len(labels), 2)), "map").axes
     shades = {}
     for part in (part for part in axes.collections if isinstance(part, PathCollection)):
-        chosen = points.is_street if part.get_offsets().shape[0] == 50 else ~points.is_street
+        chosen = points.is_query if part.get_offsets().shape[0] == 50 else ~points.is_query
         names = [label for label, is_in in zip(labels, chosen, strict=True) if is_in]
-        shades |= {name: to_hex(colour) for name, colour in zip(names, part.get_facecolors(), strict=True)}
-    assert {name for name, colour in shades.items() if colour == OTHER} == {"c12", "c13"}
+        shades |= {name: to_hex(color) for name, color in zip(names, part.get_facecolors(), strict=True)}
+    assert {name for name, color in shades.items() if color == OTHER} == {"c12", "c13"}
     assert len(set(shades.values())) == 13
     legend = [text.get_text() for text in axes.get_legend().get_texts()]
     assert legend == [
-        "street: query_image",
-        "shop: product_image",
+        "query: query_image",
+        "product: product_image",
         *(f"c{number:02d}" for number in range(12)),
         "other categories",
     ]
@@ -185,10 +184,10 @@ def test_only_the_twelve_most_frequent_categories_have_a_colour() -> None:
 def test_the_caption_says_what_was_sampled_and_lines_are_drawn_where_they_are_few() -> None:
     few = draw_map(made_points(["bag"] * 12, 8, [(0, 9), (3, 11)]), np.eye(12, 2), "map")
     assert "8 of 900 queries and 4 of 7 products" in few.get_supxlabel()
-    assert "line joins" in few.get_supxlabel()
+    assert "line connects" in few.get_supxlabel()
     assert [line.get_xydata().tolist() for line in few.axes[0].get_lines()] == [
         [[1.0, 0.0], [0.0, 0.0]],
         [[0.0, 0.0], [0.0, 0.0]],
     ]
     many = draw_map(made_points(["bag"] * 12, 8, [(0, 9)] * 301), np.eye(12, 2), "map")
-    assert "line joins" not in many.get_supxlabel() and not many.axes[0].get_lines()
+    assert "line connects" not in many.get_supxlabel() and not many.axes[0].get_lines()

@@ -34,21 +34,21 @@ def hits_at(embeddings: EvaluationEmbeddings, share: float) -> torch.Tensor:
 
 
 def test_every_point_is_a_ranking_with_these_weights(embeddings: EvaluationEmbeddings) -> None:
-    curve = sweep_fusion(embeddings, "composed", DIRECTION, "query", num_shares=5)
-    assert curve.shares == [0, 0.25, 0.5, 0.75, 1]
-    assert curve.values == pytest.approx([float(hits_at(embeddings, share).mean()) for share in curve.shares])
-    assert curve.trained_share == 0.5 and curve.trained_value == pytest.approx(curve.values[2])
-    assert curve.best_share == 0 and curve.best_weights == {"query_image": 0, "query_text": 1}
+    curve = sweep_fusion(embeddings, "composed", DIRECTION, "query", num_weights=5)
+    assert curve.weights == [0, 0.25, 0.5, 0.75, 1]
+    assert curve.values == pytest.approx([float(hits_at(embeddings, share).mean()) for share in curve.weights])
+    assert curve.trained_weight == 0.5 and curve.trained_value == pytest.approx(curve.values[2])
+    assert curve.best_weight == 0 and curve.best_weights == {"query_image": 0, "query_text": 1}
     assert all(low <= value <= high for value, (low, high) in zip(curve.values, curve.intervals, strict=True))
 
 
 def test_a_choice_counts_on_the_other_half_of_the_products(embeddings: EvaluationEmbeddings) -> None:
-    curve = sweep_fusion(embeddings, "composed", DIRECTION, "query", num_shares=5)
+    curve = sweep_fusion(embeddings, "composed", DIRECTION, "query", num_weights=5)
     is_odd = embeddings.queries.columns["asked_keys"][:, 0] % 2 == 1
-    hits = {share: hits_at(embeddings, share) for share in curve.shares}
+    hits = {share: hits_at(embeddings, share) for share in curve.weights}
     expected = []
     for half in (is_odd, ~is_odd):
-        best = max(curve.shares, key=lambda share, half=half: (float(hits[share][~half].mean()), -abs(share - 0.5)))
+        best = max(curve.weights, key=lambda share, half=half: (float(hits[share][~half].mean()), -abs(share - 0.5)))
         expected.append((hits[best][half] - hits[0.5][half]).sum())
     assert curve.chosen.difference == pytest.approx(float(sum(expected)) / 120)
     assert curve.chosen.low > 0 and curve.chosen.p_value < 0.01
@@ -56,8 +56,8 @@ def test_a_choice_counts_on_the_other_half_of_the_products(embeddings: Evaluatio
 
 def test_where_weights_change_nothing_the_trained_share_stays(embeddings: EvaluationEmbeddings) -> None:
     embeddings.queries.vectors["query_image"][:] = embeddings.queries.vectors["query_text"]
-    curve = sweep_fusion(embeddings, "composed", DIRECTION, "query", num_shares=5)
-    assert curve.best_share == 0.5 and curve.chosen.difference == 0 and curve.chosen.p_value == 1
+    curve = sweep_fusion(embeddings, "composed", DIRECTION, "query", num_weights=5)
+    assert curve.best_weight == 0.5 and curve.chosen.difference == 0 and curve.chosen.p_value == 1
 
 
 @pytest.mark.parametrize(

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from mim_lightning.analysis.comparison.comparison import Comparison, compare_arms
-from mim_lightning.analysis.html.images import open_pictures
+from mim_lightning.analysis.comparison.comparison import Comparison, compare_groups
+from mim_lightning.analysis.html.images import open_images
 from mim_lightning.analysis.html.pages import write_comparison_page, write_report_page
 from mim_lightning.analysis.record import EvaluationRecord
-from mim_lightning.analysis.run_groups import Arm
+from mim_lightning.analysis.run_groups import RunGroup
 from mim_lightning.data.manifest.manifest import ManifestSource
 from mim_lightning.data.preparation.prepared import PreparedData, ShardSettings, prepare_shards
 from tests.analysis.evaluations import Row, config, write_evaluation
@@ -91,8 +91,8 @@ def compared(folder: Path, prepared: PreparedData, data_folder: str | None = Non
     for name, ranks in (("2tower", BEFORE), ("4tower", AFTER)):
         where = data_folder or str(prepared.folder)
         record = write_evaluation(folder / name, rows(prepared, ranks, text), config(name), data_folder=where)
-        arms.append(Arm(name, {0: (record,)}))
-    return compare_arms(arms)
+        arms.append(RunGroup(name, {0: (record,)}))
+    return compare_groups(arms)
 
 
 def test_the_table_says_what_was_found(tmp_path: Path, prepared: PreparedData) -> None:
@@ -102,7 +102,7 @@ def test_the_table_says_what_was_found(tmp_path: Path, prepared: PreparedData) -
     (row,) = [node for node in page.all("tr") if node.get("data_metric")]
     cells = {cell.get("data_label"): cell.text for cell in row.all("td") if cell.get("data_label")}
     (found,) = comparison.overall
-    assert cells["baseline"] == "0.500" and cells["arm"] == "0.500" and cells["difference"] == "+0.000"
+    assert cells["baseline"] == "0.500" and cells["group"] == "0.500" and cells["difference"] == "+0.000"
     assert cells["95 %"] == f"[{found.low:+.3f}, {found.high:+.3f}]"
     assert (cells["queries"], cells["products"]) == ("8", "50")
     segments = [node.get("data_label") for node in page.all("tr") if node.get("data_segment") == "kind"]
@@ -113,7 +113,7 @@ def test_the_right_pictures_stand_in_the_right_frames(tmp_path: Path, prepared: 
     comparison = compared(tmp_path, prepared)
     write_comparison_page(comparison, tmp_path / "compare.html", num_hits=3)
     page = read_page(tmp_path / "compare.html")
-    pictures = open_pictures(str(prepared.folder), "val")
+    pictures = open_images(str(prepared.folder), "val")
     for kind, changes in (("gained", comparison.gained), ("lost", comparison.lost)):
         (group,) = page.all(data_kind=kind)
         cards = group.all("article")
@@ -123,8 +123,8 @@ def test_the_right_pictures_stand_in_the_right_frames(tmp_path: Path, prepared: 
             assert first.get("src") == pictures.query(change.query_id).uri
             assert truth.get("src") == pictures.product(change.unit_id).uri
             assert "“red one”" in card.text
-            for arm, answer in (("2tower", change.before), ("4tower", change.after)):
-                (strip,) = card.all(data_arm=arm)
+            for label, answer in (("2tower", change.before), ("4tower", change.after)):
+                (strip,) = card.all(data_group=label)
                 hits = strip.all("li")
                 assert [hit.get("data_product") for hit in hits] == answer.hit_ids[:3]
                 shown = [hit.all("img")[0].get("src") for hit in hits]
@@ -158,7 +158,7 @@ def test_without_the_shards_there_is_a_page_and_a_word(tmp_path: Path, prepared:
     page = read_page(tmp_path / "compare.html")
     assert not page.all("img")
     assert [node.get("data_query") for node in page.all("article")] != []
-    assert f"No pictures: {tmp_path / 'gone'}" in page.text
+    assert f"No images: {tmp_path / 'gone'}" in page.text
 
 
 @pytest.fixture

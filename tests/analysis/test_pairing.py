@@ -10,12 +10,12 @@ import pytest
 
 from mim_lightning.analysis.comparison.pairing import pair_direction
 from mim_lightning.analysis.record import EvaluationRecord
-from mim_lightning.analysis.run_groups import Arm
+from mim_lightning.analysis.run_groups import RunGroup
 from tests.analysis.evaluations import Row, config, plain_rows, write_evaluation
 
 
-def arm(label: str, *records: EvaluationRecord, **folds: tuple[EvaluationRecord, ...]) -> Arm:
-    return Arm(label, {int(name[-1]): found for name, found in folds.items()} or {0: records})
+def arm(label: str, *records: EvaluationRecord, **folds: tuple[EvaluationRecord, ...]) -> RunGroup:
+    return RunGroup(label, {int(name[-1]): found for name, found in folds.items()} or {0: records})
 
 
 def evaluation(folder: Path, rows: list[Row], num_products: int = 50) -> EvaluationRecord:
@@ -45,7 +45,7 @@ def test_queries_that_a_run_lacks_are_left_out_and_told(tmp_path: Path) -> None:
     paired = pair_direction("image_to_image", arm("a", *seeds), arm("b", evaluation(tmp_path / "b", rows[:3])))
     assert paired.query_ids == ["q001", "q002"]
     assert paired.before.ranks().shape == (2, 2)
-    assert paired.notes == ("image_to_image: 2 queries left out: not every run has them",)
+    assert paired.notes == ("image_to_image: 2 queries excluded: not every run has them",)
 
 
 def test_each_fold_keeps_its_own_runs(tmp_path: Path) -> None:
@@ -65,8 +65,8 @@ def test_each_fold_keeps_its_own_runs(tmp_path: Path) -> None:
     assert paired.after.ranks().tolist() == [[4, 5, 8], [6, 7, 9]]
     assert paired.after.locate(2)[0].evaluation.folder.name == "b1"
     assert paired.notes == (
-        "b: folds [2] left out: it or a lacks them",
-        "b: runs left out: 1; every fold has 2, only some have more",
+        "b: folds [2] excluded: it or a lacks them",
+        "b: 1 run excluded: every fold has 2, only some have more",
     )
     with pytest.raises(ValueError, match=r"a has folds \[0, 1\], c has \[2\]"):
         pair_direction("image_to_image", before, arm("c", fold2=after.records[2]))
@@ -84,7 +84,7 @@ def test_another_gallery_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"ranked 50 products, .*other 51: another gallery"):
         pair_direction("image_to_image", arm("a", one), arm("b", other))
     theirs, ours = replace(one, gallery="0123"), replace(one, gallery="4567")
-    with pytest.raises(ValueError, match="ranked other products: another gallery"):
+    with pytest.raises(ValueError, match="ranked different products: another gallery"):
         pair_direction("image_to_image", arm("a", theirs), arm("b", ours))
     for same in (theirs, one):  # one was written when galleries had no name
         pair_direction("image_to_image", arm("a", theirs), arm("b", same))
@@ -94,12 +94,12 @@ def test_another_truth_is_refused(tmp_path: Path) -> None:
     rows = [Row("q0", "p0", 1, hit_ids=("p0", "p1")), Row("q1", "p1", 2, hit_ids=("p0", "p1"))]
     one = arm("a", evaluation(tmp_path / "one", rows))
     moved = evaluation(tmp_path / "moved", [rows[0], replace(rows[1], unit_id="p2", hit_ids=("p3", "p2"))])
-    with pytest.raises(ValueError, match="query q1 is answered by other products"):
+    with pytest.raises(ValueError, match="query q1 has other relevant products"):
         pair_direction("image_to_image", one, arm("b", moved))
     # the same product stands for the query, but a further one is right in only one of them
     graded = evaluation(tmp_path / "graded", rows)
     graded.directions["image_to_image"].hit_is_relevant[0][1] = True
-    with pytest.raises(ValueError, match="query q0 is answered by other products"):
+    with pytest.raises(ValueError, match="query q0 has other relevant products"):
         pair_direction("image_to_image", one, arm("b", graded))
 
 
@@ -128,6 +128,6 @@ def test_records_that_count_other_queries_are_told_and_other_galleries_refused(t
         paired = pair_direction("image_to_image", arm("a", before), arm("b", counting(new)))
         assert paired.query_ids == ["q000", "q001"]
         (warning,) = (note for note in paired.notes if note.startswith("warning: image_to_image: "))
-        assert "count other queries" in warning and ("an older record" in warning) == (before is old)
-    with pytest.raises(ValueError, match="leave other products out of a query's gallery: not comparable"):
+        assert "count different queries" in warning and ("an older record" in warning) == (before is old)
+    with pytest.raises(ValueError, match="exclude different products from the gallery of a query: not comparable"):
         pair_direction("image_to_image", arm("a", old), arm("b", counting(new, leave_out="shown")))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mim_lightning.analysis.html.images import SIDE, Album, open_pictures
+from mim_lightning.analysis.html.images import SIDE, ImageCache, open_images
 from mim_lightning.analysis.record import RunFacts
 from mim_lightning.data.manifest.manifest import ManifestSource
 from mim_lightning.data.preparation.prepared import PreparedData, ShardSettings, prepare_shards
@@ -34,7 +34,7 @@ def is_same(one: np.ndarray, other: np.ndarray) -> bool:
 
 
 def test_every_item_has_its_own_picture_and_title(prepared: PreparedData, tmp_path: Path) -> None:
-    pictures = open_pictures(str(prepared.folder), "val")
+    pictures = open_images(str(prepared.folder), "val")
     assert not pictures.missing
     for number in range(6):
         shown = pictures.product(f"{number:03d}")
@@ -49,7 +49,7 @@ def test_every_item_has_its_own_picture_and_title(prepared: PreparedData, tmp_pa
 
 
 def test_an_unknown_item_is_shown_by_its_id(prepared: PreparedData) -> None:
-    shown = open_pictures(str(prepared.folder), "val").product("nobody")
+    shown = open_images(str(prepared.folder), "val").product("nobody")
     assert (shown.uri, shown.title) == ("", "nobody")
 
 
@@ -57,14 +57,14 @@ def test_large_pictures_become_small(tmp_path: Path) -> None:
     products, queries = write_shop(tmp_path / "shop")
     Image.new("RGB", (900, 450), "#3050c0").save(tmp_path / "shop" / "shop2.jpg")
     prepare_shards(ManifestSource(str(products), str(queries)), tmp_path / "prepared", ShardSettings())
-    picture = pixels(open_pictures(str(tmp_path / "prepared"), "val").product("002").uri)
+    picture = pixels(open_images(str(tmp_path / "prepared"), "val").product("002").uri)
     assert picture.shape == (SIDE // 2, SIDE, 3)
     assert np.abs(picture - [0x30, 0x50, 0xC0]).max() < 8
 
 
 def test_a_folder_that_is_gone_is_told_once(tmp_path: Path) -> None:
     facts = RunFacts("run", {}, "weights", "val/a_to_b/hit@1", str(tmp_path / "gone"), "val")
-    album = Album()
+    album = ImageCache()
     assert album.of(facts).product("001").uri == "" and album.of(facts).query("q").title == "q"
     assert len(album.missing) == 1 and "gone" in album.missing[0]
 
@@ -74,5 +74,5 @@ def test_distractors_lie_in_a_folder_of_their_own(prepared: PreparedData, tmp_pa
     for table in (products, queries):
         table.write_text(table.read_text().replace(",00", ",d00").replace("\n00", "\nd00"))
     prepare_shards(ManifestSource(str(products), str(queries)), tmp_path / "distractors", ShardSettings())
-    pictures = open_pictures(str(prepared.folder), "val", str(tmp_path / "distractors"))
+    pictures = open_images(str(prepared.folder), "val", str(tmp_path / "distractors"))
     assert pictures.product("d003").uri and pictures.product("003").uri

@@ -178,7 +178,7 @@ def test_a_query_of_several_products_counts_once(shop: Path) -> None:
 
 
 def test_a_folder_without_a_record_says_how_to_make_one(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"holds no evaluation record; make one with python -m mim_lightning\.eval"):
+    with pytest.raises(ValueError, match=r"contains no evaluation record; make one with python -m mim_lightning\.eval"):
         read_record(tmp_path)
     (tmp_path / "record.json").write_text("{")
     with pytest.raises(ValueError, match=r"record\.json: damaged"):

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from mim_lightning.analysis.comparison.comparison import Comparison, compare_arms
+from mim_lightning.analysis.comparison.comparison import Comparison, compare_groups
 from mim_lightning.analysis.comparison.console import MAX_LABELS, print_comparison
-from mim_lightning.analysis.run_groups import Arm
+from mim_lightning.analysis.run_groups import RunGroup
 from mim_lightning.display.numbers import format_difference, format_interval, format_number
 from tests.analysis.evaluations import Row, config, write_evaluation
 
@@ -20,8 +20,10 @@ def comparison(tmp_path: Path) -> Comparison:
     arms = []
     for name, shift in (("2tower", 0), ("[4tower]", 1)):
         rows = [Row(f"q{q:02d}", f"p{q}", 1 + (q + shift) % 3, {"kind": f"kind {q % 20:02d}"}) for q in range(90)]
-        arms.append(Arm(name, {0: (write_evaluation(tmp_path / name, rows, config(name), "image_to_asked_product"),)}))
-    return compare_arms(arms)
+        arms.append(
+            RunGroup(name, {0: (write_evaluation(tmp_path / name, rows, config(name), "image_to_asked_product"),)})
+        )
+    return compare_groups(arms)
 
 
 def printed(comparison: Comparison, width: int) -> str:
@@ -35,7 +37,7 @@ def test_every_number_is_there_in_full(comparison: Comparison, width: int) -> No
     told = printed(comparison, width)
     assert max(map(len, told.splitlines())) <= width
     (row,) = comparison.overall
-    for number in (row.baseline_mean, row.arm_mean):
+    for number in (row.baseline_mean, row.group_mean):
         assert format_number(number) in told
     assert format_difference(row.difference) in told and format_interval(row.low, row.high, format_difference) in told
     assert "image_to_asked_product" in told and "[4tower]" in told

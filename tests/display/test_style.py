@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from mim_lightning.analysis import figures
-from mim_lightning.analysis.figures.map_points import place_points
+from mim_lightning.analysis.figures.embedding_map import project_points
 from mim_lightning.display import style
 
 
@@ -23,7 +23,7 @@ def test_a_missing_package_is_one_line_that_says_what_to_install(package: str, m
     with pytest.raises(
         ValueError, match=rf'{package} is not installed.*pip install "mim-lightning\[figures\]"'
     ) as error:
-        style.new_figure() if package == "matplotlib" else place_points(np.eye(12, dtype=np.float32))
+        style.new_figure() if package == "matplotlib" else project_points(np.eye(12, dtype=np.float32))
     assert "\n" not in str(error.value)
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from mim_lightning.analysis.html.validation_files import leave_check
+from mim_lightning.analysis.html.validation_page import write_validation_report
 from mim_lightning.config import build_preparation, compose
 from mim_lightning.data.preparation.prepared import open_prepared, prepare_data
 from mim_lightning.export import export
@@ -39,7 +39,7 @@ def test_rounding_is_measured_on_the_data_and_told(tmp_path: Path, capsys: pytes
     assert "Not measured: the data of its training (manifest) were not at hand" in unmeasured
     write_shop(tmp_path / "shop", num_products=7)
     data = compose("train", small(tmp_path))["data"]
-    folder = prepare_data(build_preparation(data), leave_check).folder
+    folder = prepare_data(build_preparation(data), write_validation_report).folder
     output = export_to(tmp_path / "a", checkpoint, "precision=bfloat16")
     original, rounded = load(checkpoint, device="cpu"), load(output, device="cpu")
     pairs = [(original, original), (rounded, rounded), (rounded, original)]

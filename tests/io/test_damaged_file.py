@@ -19,7 +19,7 @@ import pytest
 from mim_lightning.analysis.embeddings import read_embeddings
 from mim_lightning.analysis.figures.training_log import read_log
 from mim_lightning.analysis.record import read_record
-from mim_lightning.analysis.tracked_queries import read_followed
+from mim_lightning.analysis.tracked_queries import read_tracked
 from mim_lightning.build_index import build_index
 from mim_lightning.config import compose
 from mim_lightning.data.preparation.prepared import open_prepared
@@ -94,7 +94,7 @@ KINDS = {
     "record": Kind("runs/run/evaluation/record.json", read_record, 1),
     "record of a direction": Kind("runs/run/evaluation/image_to_image.parquet", read_record, 1),
     "embeddings of a record": Kind("runs/run/evaluation/embeddings.safetensors", read_embeddings, 1),
-    "history": Kind("runs/run/browser/history.jsonl", read_followed, 1, TORN),
+    "history": Kind("runs/run/browser/history.jsonl", read_tracked, 1, TORN),
     "log": Kind("runs/run/csv/version_0/metrics.csv", read_log, 3, TORN),
     "export facts": Kind("export/config.json", load, 1),
     "export fingerprint": Kind("export/fingerprint", load, 1),

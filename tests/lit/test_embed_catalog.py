@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mim_lightning.analysis.html.validation_files import leave_check
+from mim_lightning.analysis.html.validation_page import write_validation_report
 from mim_lightning.config import build, build_matcher, build_preparation, compose
 from mim_lightning.data.loading.collate import Collate
 from mim_lightning.data.preparation.prepared import prepare_data
@@ -22,7 +22,7 @@ from tests.shop import small
 @pytest.fixture
 def parts(shop: Path) -> tuple[Matcher, MatchDataModule, dict]:
     config = compose("train", small(shop, "data.shards.samples_per_shard=3", "data.eval_batch_size=2"))
-    prepare_data(build_preparation(config["data"]), leave_check)
+    prepare_data(build_preparation(config["data"]), write_validation_report)
     matcher = build_matcher(config).eval()
     return matcher, build(config["data"], specs=matcher.input_specs()), config
 

@@ -13,7 +13,7 @@ from lightning import LightningModule, Trainer
 from PIL import Image
 
 from mim_lightning.analysis.record import read_record
-from mim_lightning.analysis.tracked_queries import read_followed, read_history
+from mim_lightning.analysis.tracked_queries import read_history, read_tracked
 from mim_lightning.config import compose
 from mim_lightning.lit import trainer_options
 from mim_lightning.lit.callbacks.tracked_queries import RetrievalBrowser
@@ -74,7 +74,7 @@ def test_every_direction_is_followed_from_epoch_minus_one(trained: Run) -> None:
 
 def test_ranks_and_hits_are_those_of_the_evaluation(trained: Run) -> None:
     record = read_record(trained.folder)  # of the last checkpoint, like the last pass
-    last = [row for row in read_followed(trained.folder) if row.epoch == EPOCHS[-1]]
+    last = [row for row in read_tracked(trained.folder) if row.epoch == EPOCHS[-1]]
     assert len(last) == 4 * len(record.directions)
     for row in last:
         expected = record.directions[row.direction]
@@ -101,7 +101,7 @@ def test_one_axis_for_everything(offline: OfflineRun) -> None:
 
 
 def test_tables_say_what_the_rows_say(trained: Run, offline: OfflineRun) -> None:
-    rows = read_followed(trained.folder)
+    rows = read_tracked(trained.folder)
     assert len(passes(offline)) == len(EPOCHS)
     before: dict[str, Any] = {}
     for epoch, artifact in zip(EPOCHS, passes(offline), strict=True):
@@ -204,7 +204,7 @@ def test_killed_and_started_again_no_row_stands_twice(
     killed = start(*small(shop, *parts, "callbacks.progress_bar={_target_: tests.flow.stop.KillAt, step: 7}"))
     assert killed.returncode == -9, killed.stderr
     resumed = fit(*parts)
-    found, expected = read_followed(resumed.folder), read_followed(whole.folder)
+    found, expected = read_tracked(resumed.folder), read_tracked(whole.folder)
     assert [replace(row, hit_scores=[]) for row in found] == [replace(row, hit_scores=[]) for row in expected]
     for row, other in zip(found, expected, strict=True):
         assert row.hit_scores == pytest.approx(other.hit_scores, abs=1e-5)
@@ -235,7 +235,7 @@ def test_a_failed_run_is_closed_and_told_as_failed(
 
 
 def test_it_can_be_switched_off_but_not_follow_nothing(fit: Callable[..., Run]) -> None:
-    assert read_followed(fit("callbacks.retrieval_browser=null").folder) == []
+    assert read_tracked(fit("callbacks.retrieval_browser=null").folder) == []
     with pytest.raises(ValueError, match="which is off"):
         RetrievalBrowser().setup(Trainer(logger=False, barebones=True), LightningModule(), "fit")
     with pytest.raises(ValueError, match="num_queries and num_hits are 1 or more"):

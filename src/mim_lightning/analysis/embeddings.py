@@ -1,8 +1,4 @@
-"""The embeddings of an evaluation in one safetensors file: for fusion sweeps and maps, without the model.
-
-The two tables of a pass go in with the fingerprint and fusions of the model that made them, the same come out.
-The train and evaluate doors write, `fusion_sweep` and `figures` read.
-"""
+"""The embeddings of an evaluation in one safetensors file: for fusion sweeps and maps, without the model."""
 
 from __future__ import annotations
 
@@ -23,6 +19,8 @@ EMBEDDINGS_FILE = "embeddings.safetensors"
 
 @dataclass(frozen=True)
 class EvaluationEmbeddings:
+    """Embeddings of queries and gallery by tower, with fusions and fingerprint of the model."""
+
     queries: EmbeddingTable
     gallery: EmbeddingTable
     fusions: dict[str, dict[str, float]]
@@ -48,12 +46,12 @@ def read_embeddings(folder: Path) -> EvaluationEmbeddings:
     """Read the embeddings of an evaluation folder.
 
     Raises:
-        ValueError: there are none, or the file is damaged.
+        ValueError: the file is missing or damaged.
     """
     path = folder / EMBEDDINGS_FILE
     if not path.exists():
         raise ValueError(
-            f"{path}: no such file; the evaluation kept no embeddings (callbacks.retrieval_eval.max_kept_rows)"
+            f"{path}: no such file; the evaluation stored no embeddings (callbacks.retrieval_eval.max_kept_rows)"
         )
     with errors_as_damaged_file(path, "evaluate the checkpoint again"):
         with safe_open(path, "pt") as file:

@@ -1,17 +1,24 @@
-"""A fusion's weights swept after training: the kept embeddings are fused and ranked anew, nothing is embedded again.
+"""A sweep over the weights of a fusion after training: stored embeddings are fused and ranked again.
 
-The embeddings of an evaluation come in, a FusionCurve goes out: the metric at every share, and what choosing the
-best share is worth on products it was not chosen on. The tune_fusion door calls it, `fusion_curve` shows it.
+The result is a metric at every weight, and what choosing the best weight is worth on products it was not chosen on.
 """
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
 
 from mim_lightning.analysis.embeddings import EvaluationEmbeddings
+from mim_lightning.display.text import plain
 from mim_lightning.metrics import PairedDifference, bootstrap_intervals, paired_difference
 from mim_lightning.metrics.directions import evaluate_directions
 from mim_lightning.types import Direction, RetrievalReport
@@ -19,23 +26,23 @@ from mim_lightning.types import Direction, RetrievalReport
 
 @dataclass(frozen=True)
 class FusionCurve:
-    """One metric of one direction over the share of a fusion's first tower, 0 (the second alone) to 1."""
+    """One metric of one direction by the weight of a fusion's first tower, 0 (the second alone) to 1."""
 
     direction: str
     metric: str
     fusion: str
-    parts: tuple[str, str]  # the two towers; a share of s gives them the weights s and 1 - s
-    shares: list[float]
+    parts: tuple[str, str]  # the two towers, of weights w and 1 - w
+    weights: list[float]  # of the first
     values: list[float]
     intervals: list[tuple[float, float]]  # 95 %, over products
-    trained_share: float  # of the model's own weights
+    trained_weight: float
     trained_value: float
-    best_share: float
-    chosen: PairedDifference  # best share against trained share, each half of the products with the other's choice
+    best_weight: float
+    chosen: PairedDifference  # best against trained weight, each half of the products with the choice of the other
 
     @property
     def best_weights(self) -> dict[str, float]:
-        return dict(zip(self.parts, (self.best_share, 1 - self.best_share), strict=True))
+        return dict(zip(self.parts, (self.best_weight, 1 - self.best_weight), strict=True))
 
 
 def sweep_fusion(
@@ -44,78 +51,131 @@ def sweep_fusion(
     direction: Direction,
     fusion: str,
     metric: str = "hit@1",
-    num_shares: int = 21,
-    weights: Mapping[str, Mapping[str, float]] | None = None,
+    num_weights: int = 21,
+    other_fusions: Mapping[str, Mapping[str, float]] | None = None,
 ) -> FusionCurve:
-    """Evaluate a direction at evenly spaced shares of `fusion`'s first tower.
+    """Evaluate a direction at evenly spaced weights of `fusion`'s first tower.
 
-    The curve and its best share use all queries, so its peak flatters. `chosen` does not: the products are halved
-    by key, the best share of each half is used on the other, and that is compared with the trained weights.
+    The curve and its best weight use all queries, so its maximum is biased upward. `chosen` is not: the products are
+    halved by key, the best weight of each half is used on the other, and that is compared with the trained weights.
 
     Args:
         embeddings: of queries and gallery, by tower.
-        name, direction: what is evaluated; one of its sides is `fusion`.
+        name: of the direction.
+        direction: to evaluate; one of its sides is `fusion`.
         fusion: of two towers.
         metric: "hit@k", "recall@k", "ndcg@k" with k of 1, 5, 10, or "mrr", "map".
-        num_shares: points of the curve, both ends included.
-        weights: of other fusions, instead of the trained ones.
+        num_weights: points of the curve, both ends included.
+        other_fusions: weights of other fusions, instead of the trained ones.
 
     Raises:
-        ValueError: the direction does not use the fusion, or it has not two towers; no such metric.
+        ValueError: the direction does not use the fusion, the fusion does not have two towers, or no such metric.
 
     Source: our choice.
     """
-    fusions = {**embeddings.fusions, **(weights or {})}
+    fusions = {**embeddings.fusions, **(other_fusions or {})}
     if fusion not in (direction.query, direction.gallery) or fusion not in fusions:
         raise ValueError(f"directions.{name}: does not use the fusion '{fusion}'; there are {list(fusions)}")
     if len(fusions[fusion]) != 2:
-        raise ValueError(f"model.fusions.{fusion}: a curve needs two towers, it has {list(fusions[fusion])}")
+        raise ValueError(f"model.fusions.{fusion}: a fusion sweep needs two towers, it has {list(fusions[fusion])}")
     first, second = fusions[fusion]
-    trained_share = fusions[fusion][first] / sum(fusions[fusion].values())
+    trained_weight = fusions[fusion][first] / sum(fusions[fusion].values())
 
-    def evaluate(share: float) -> RetrievalReport:
-        changed = {**fusions, fusion: {first: share, second: 1 - share}}
+    def evaluate(weight: float) -> RetrievalReport:
+        changed = {**fusions, fusion: {first: weight, second: 1 - weight}}
         reports = evaluate_directions(
             {name: direction}, embeddings.queries, embeddings.gallery, changed, embeddings.fields
         )
         return reports[name]
 
-    trained = evaluate(trained_share)
+    trained = evaluate(trained_weight)
     rising = [name for name in trained.scores if not name.startswith(("wrong_", "same_"))]  # higher is better
     if metric not in rising:
         raise ValueError(f"no metric '{metric}' to choose by; there are {', '.join(rising)}")
-    shares = np.linspace(0, 1, num_shares).tolist()
-    scores_SQ = np.stack([evaluate(share).scores[metric].numpy() for share in shares])
+    weights = np.linspace(0, 1, num_weights).tolist()
+    scores_WQ = np.stack([evaluate(weight).scores[metric].numpy() for weight in weights])
     units_Q, trained_Q = trained.unit_keys.numpy(), trained.scores[metric].numpy()
-    intervals = bootstrap_intervals({str(i): row for i, row in enumerate(scores_SQ)}, units_Q)
+    intervals = bootstrap_intervals({str(i): row for i, row in enumerate(scores_WQ)}, units_Q)
     return FusionCurve(
         direction=name,
         metric=metric,
         fusion=fusion,
         parts=(first, second),
-        shares=shares,
-        values=np.nanmean(scores_SQ, axis=1).tolist(),
+        weights=weights,
+        values=np.nanmean(scores_WQ, axis=1).tolist(),
         intervals=list(intervals.values()),
-        trained_share=trained_share,
+        trained_weight=trained_weight,
         trained_value=trained.values[metric],
-        best_share=shares[_best(scores_SQ, trained_share)],
-        chosen=paired_difference(_cross_chosen(scores_SQ, units_Q, trained_share), trained_Q, units_Q),
+        best_weight=weights[_best_idx(scores_WQ, trained_weight)],
+        chosen=paired_difference(_cross_chosen(scores_WQ, units_Q, trained_weight), trained_Q, units_Q),
     )
 
 
-def _best(scores_SQ: np.ndarray, trained_share: float) -> int:
-    """Return the place of the best mean; of equal ones the nearest to the trained share."""
-    means = np.nanmean(scores_SQ, axis=1)
-    distances = np.abs(np.linspace(0, 1, len(means)) - trained_share)
+def print_curve(curve: FusionCurve) -> None:
+    """Print the curve with a mark at the best weight, and what the choice is worth."""
+    first, second = curve.parts
+    title = f"{curve.direction}: {curve.metric} by weight of {first} in '{curve.fusion}'; the rest is {second}"
+    table = Table(
+        title=escape(plain(title)), title_justify="left", box=SIMPLE, caption="fractions, 0 to 1; intervals 95 %"
+    )
+    for column in ("weight", curve.metric, "interval"):
+        table.add_column(Text(plain(column)), justify="right")
+    table.add_column("")
+    for weight, value, (low, high) in zip(curve.weights, curve.values, curve.intervals, strict=True):
+        mark = "best" if weight == curve.best_weight else ""
+        table.add_row(f"{weight:.2f}", f"{value:.3f}", f"{low:.3f} - {high:.3f}", mark)
+    Console().print(table)
+    chosen = curve.chosen
+    print(
+        f"trained weight {curve.trained_weight:.2f}: {curve.trained_value:.3f}; a weight chosen on half of the "
+        f"products changes that by {chosen.difference:+.3f} [{chosen.low:+.3f}, {chosen.high:+.3f}] on the other half "
+        f"(p {chosen.p_value:.3f}, {chosen.num_queries} queries, {chosen.num_units} products)"
+    )
+
+
+def write_curve(curve: FusionCurve, folder: Path) -> list[Path]:
+    """Write `fusion.csv` and `fusion.png` into a folder, and return their paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    table, image = folder / "fusion.csv", folder / "fusion.png"
+    with table.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(("share", curve.metric, "low", "high"))
+        for weight, value, (low, high) in zip(curve.weights, curve.values, curve.intervals, strict=True):
+            writer.writerow((weight, value, low, high))
+    _draw_curve(curve, image)
+    return [table, image]
+
+
+def _best_idx(scores_WQ: np.ndarray, trained_weight: float) -> int:
+    """Return the index of the best mean; of equal ones the nearest to the trained weight."""
+    means = np.nanmean(scores_WQ, axis=1)
+    distances = np.abs(np.linspace(0, 1, len(means)) - trained_weight)
     return int(np.lexsort((distances, -means))[0])
 
 
-def _cross_chosen(scores_SQ: np.ndarray, units_Q: np.ndarray, trained_share: float) -> np.ndarray:
-    """Return each query's score (Q,) at the share that the other half of the products likes best."""
-    is_odd = units_Q % 2 == 1  # keys are digests: as good as drawn
-    chosen_Q = np.empty(scores_SQ.shape[1])
+def _cross_chosen(scores_WQ: np.ndarray, units_Q: np.ndarray, trained_weight: float) -> np.ndarray:
+    """Return the score of each query (Q,) at the weight that is best for the other half of the products."""
+    is_odd = units_Q % 2 == 1  # keys are hashes: as good as random
+    chosen_Q = np.empty(scores_WQ.shape[1])
     for half in (is_odd, ~is_odd):
         if half.all():
-            raise ValueError("a curve needs queries of more products than these")
-        chosen_Q[half] = scores_SQ[_best(scores_SQ[:, ~half], trained_share)][half]
+            raise ValueError("a fusion sweep needs queries of more products")
+        chosen_Q[half] = scores_WQ[_best_idx(scores_WQ[:, ~half], trained_weight)][half]
     return chosen_Q
+
+
+def _draw_curve(curve: FusionCurve, path: Path) -> None:
+    from mim_lightning.display.style import BLUE, ORANGE, new_figure, save
+
+    figure, axes = new_figure(width=6.4, height=4.0)
+    lows, highs = zip(*curve.intervals, strict=True)
+    axes.fill_between(curve.weights, lows, highs, color=BLUE, alpha=0.15, label="95 % interval", linewidth=0)
+    axes.plot(curve.weights, curve.values, color=BLUE, marker="o", markersize=3)
+    axes.axvline(curve.trained_weight, color=ORANGE, linestyle="--", label="trained weights")
+    best = curve.weights.index(curve.best_weight)
+    axes.plot([curve.best_weight], [curve.values[best]], marker="*", markersize=13, color=ORANGE, linestyle="")
+    axes.set_xlabel(f"weight of {curve.parts[0]} (0: {curve.parts[1]} alone)")
+    axes.set_ylabel(curve.metric)
+    axes.set_title(f"{curve.direction}: weights of '{curve.fusion}'")
+    axes.legend()
+    save(figure, path)

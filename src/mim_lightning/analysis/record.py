@@ -1,8 +1,6 @@
-"""What an evaluation leaves on disk: every query's scores and hits in every direction, and the embeddings.
+"""The record of an evaluation on disk: scores, ranks and hits of every query in every direction.
 
-RetrievalReports and the shard sets behind them go in (`write_record`), `EvaluationRecord`s come out of a folder
-(`read_record`); the train and evaluate doors write, `comparison`, pages and figures read. Ids are the tables'
-own strings here, so that records of runs on other machines can be paired by query.
+Ids are the strings of the tables, so that records of runs on different machines can be paired by query.
 
     <run>/evaluation/record.json            facts of the run, and counts by direction; written last
     <run>/evaluation/<direction>.parquet    one row an answerable query
@@ -34,7 +32,7 @@ from mim_lightning.types import NO_KEY, RetrievalReport
 AGAIN = "evaluate the checkpoint again"
 RECORD_FOLDER, FACTS_FILE = "evaluation", "record.json"
 VERSION = 1
-SCORE, SEGMENT = "score:", "segment:"  # what the names of these columns start with
+SCORE, SEGMENT = "score:", "segment:"  # prefixes of column names
 _TEXT = pa.string()
 _TYPES = {  # of the columns of a direction; those of a segment are text
     **dict.fromkeys(("query_id", "text", "unit_id"), _TEXT),
@@ -50,11 +48,11 @@ class DirectionRecord:
 
     direction: str
     query_ids: list[str]
-    texts: list[str]  # the words of the query, "" without any
-    unit_ids: list[str]  # the product whose queries stand or fall together: what intervals resample
+    texts: list[str]  # of the query, "" without one
+    unit_ids: list[str]  # a relevant product: the cluster that intervals resample
     segments: dict[str, list[str]]  # segment name -> label of each query
-    scores: dict[str, np.ndarray]  # metric -> (Q,) float64, nan where the metric says nothing of a query
-    ranks: np.ndarray  # (Q,) int64, 1 for the top; 0 where no relevant product is among the first `depth`
+    scores: dict[str, np.ndarray]  # metric -> (Q,) float64, nan where the metric is undefined for a query
+    ranks: np.ndarray  # (Q,) int64, of the first relevant product, 1 for the top; 0: rank > depth
     hit_ids: list[list[str]]  # product ids, best first
     hit_scores: list[list[float]]
     hit_is_relevant: list[list[bool]]
@@ -65,7 +63,7 @@ class DirectionRecord:
 
 @dataclass(frozen=True)
 class RunFacts:
-    """Which run an evaluation belongs to, and where the pictures of its queries and products lie."""
+    """The run of an evaluation, and where the images of its queries and products are stored."""
 
     run_id: str
     config: dict[str, Any]  # resolved
@@ -77,6 +75,8 @@ class RunFacts:
 
 @dataclass(frozen=True)
 class EvaluationRecord:
+    """All directions of one evaluation."""
+
     folder: Path
     facts: RunFacts
     directions: dict[str, DirectionRecord]
@@ -87,12 +87,12 @@ def read_record(folder: Path) -> EvaluationRecord:
     """Read the record of a run's folder, or of an evaluation folder itself.
 
     Raises:
-        ValueError: there is none, or it is damaged; says how to make one.
+        ValueError: it is missing or damaged; says how to make one.
     """
     found = next((f for f in (folder, folder / RECORD_FOLDER) if (f / FACTS_FILE).exists()), None)
     if found is None:
         raise ValueError(
-            f"{folder}: holds no evaluation record; make one with "
+            f"{folder}: contains no evaluation record; make one with "
             f"python -m mim_lightning.evaluate checkpoint={folder}/checkpoints/best.ckpt output={folder}/evaluated"
         )
     with errors_as_damaged_file(found / FACTS_FILE, AGAIN):
@@ -116,21 +116,21 @@ def write_record(
     products: Sequence[ShardSet],
     counting: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> None:
-    """Write the record of one evaluation into `folder`, whole or not at all; a former one is replaced.
+    """Write the record of one evaluation into `folder`, completely or not at all; an earlier one is replaced.
 
     Args:
         folder: of the record itself.
-        run: whose evaluation it is.
+        run: that was evaluated.
         reports: by direction.
-        queries: what is known of each query, by query key.
-        products: the sets that were ranked; the ids of hits are read from them.
+        queries: facts of each query, by query key.
+        products: that were ranked; the ids of hits are read from them.
         counting: by direction, which queries it counts.
     """
     keys = np.concatenate([report.hits.product_keys.numpy().ravel() for report in reports.values()])
     units = np.concatenate([report.unit_keys.numpy() for report in reports.values()])
     product_ids = product_ids_of(products, np.concatenate([keys, units]))
     counts: dict[str, dict[str, Any]] = {}
-    shutil.rmtree(folder.with_name(f".{folder.name}.partial"), ignore_errors=True)  # an older version's
+    shutil.rmtree(folder.with_name(f".{folder.name}.partial"), ignore_errors=True)  # left by an older version
     with atomic_write_folder(folder) as partial:
         for name, report in reports.items():
             pq.write_table(_table(report, queries, product_ids), partial / f"{name}.parquet")
@@ -144,7 +144,7 @@ def write_record(
 
 
 def _digest(products: Sequence[ShardSet]) -> str:
-    """Return a short text that changes with the ids of the products, in whatever order they stand."""
+    """Return a hash of the products' ids, independent of their order."""
     keys = np.unique(np.concatenate([np.asarray(part.keys) for part in products]))
     return hashlib.blake2b(keys.tobytes(), digest_size=8).hexdigest()
 
@@ -182,7 +182,7 @@ def _read_direction(folder: Path, name: str, counts: Mapping[str, Any]) -> Direc
 
 
 def _typed_columns(table: pa.Table) -> dict[str, list[Any]]:
-    """Return the columns by name, as what they are used for: a record may be somebody else's."""
+    """Return the columns by name, cast to the types that are used: the record may come from somewhere else."""
     columns = {}
     for name in table.column_names:
         wanted = _TEXT if name.startswith(SEGMENT) else _TYPES.get(name)

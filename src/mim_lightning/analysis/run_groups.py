@@ -1,7 +1,6 @@
-"""Which evaluations answer the same question: runs that differ in seed and fold alone form one arm.
+"""Run groups: evaluations of runs that differ only in seed or fold, which answer one question together.
 
-EvaluationRecords come in, `Arm`s with labels go out; the compare door calls it. The keys that are no part of a
-run's result come from `run`, which decides run ids by them.
+Which config keys do not decide a result is a parameter: `run.PLACEMENT_KEYS`.
 """
 
 from __future__ import annotations
@@ -17,18 +16,18 @@ from typing import Any
 from mim_lightning.analysis.record import RECORD_FOLDER, EvaluationRecord
 
 FOLD_KEY = "data.protocol.fold"
-REPEATED = ("seed", "data.seed", FOLD_KEY, "data.protocol.label")  # what tells the runs of one arm apart
+REPEATED_KEYS = ("seed", "data.seed", FOLD_KEY, "data.protocol.label")  # in which the runs of one group differ
 MAX_KEYS_IN_LABEL = 3
 
 Leaves = dict[str, Any]  # config by dotted key
 
 
 @dataclass(frozen=True)
-class Arm:
-    """One side of a comparison; within a fold, the runs ascend by seed."""
+class RunGroup:
+    """Runs that differ only in seed or fold; within a fold they ascend by seed."""
 
     label: str
-    records: dict[int, tuple[EvaluationRecord, ...]]  # by fold, 0 where the data have no folds
+    records: dict[int, tuple[EvaluationRecord, ...]]  # by fold; 0 if the data have no folds
 
     @property
     def run_ids(self) -> list[str]:
@@ -43,55 +42,54 @@ class Arm:
         return len(self.run_ids)
 
     def describe(self) -> str:
-        """Return how many runs there are, with their seeds and folds: "3 runs, seeds 1, 2, 3"."""
+        """Return the number of runs, with their seeds and folds: "3 runs, seeds 1, 2, 3"."""
 
-        def count(name: str, values: Collection[int]) -> str:
+        def listed(name: str, values: Collection[int]) -> str:
             return f"{name}{'s' if len(values) > 1 else ''} {', '.join(map(str, values))}"
 
-        folds = f", {count('fold', self.records)}" if len(self.records) > 1 else ""
-        return f"{self.num_runs} run{'s' if self.num_runs > 1 else ''}, {count('seed', self.seeds)}{folds}"
+        folds = f", {listed('fold', self.records)}" if len(self.records) > 1 else ""
+        return f"{self.num_runs} run{'s' if self.num_runs > 1 else ''}, {listed('seed', self.seeds)}{folds}"
 
 
 def seed_of(record: EvaluationRecord) -> int:
     return int(record.facts.config.get("seed", 0))
 
 
-def group_arms(records: Sequence[EvaluationRecord], irrelevant: Collection[str] = ()) -> list[Arm]:
-    """Sort evaluations into arms, in the order in which their first run was given.
+def group_runs(records: Sequence[EvaluationRecord], ignored_keys: Collection[str] = ()) -> list[RunGroup]:
+    """Group evaluations, in the order of the first run of each group.
 
-    Evaluations of equal config, seed and fold but other weights (another checkpoint of one run) go to arms of
-    their own. An arm is called by its model's name, by the config keys that set it apart, or by both.
+    Evaluations of equal config, seed and fold but other weights (another checkpoint of one run) are in different
+    groups. The label of a group is the model's name, the config keys that distinguish it, or both.
 
     Args:
-        records: as given on the command line.
-        irrelevant: dotted keys, or starts of them, that do not decide a run's result.
+        records: in the order of the command line.
+        ignored_keys: dotted keys, or prefixes of them, that do not decide a run's result.
 
     Raises:
         ValueError: a record is given twice.
     """
-    _refuse_repeats(records)
-    leaves = [_leaves(record, irrelevant) for record in records]
-    arms: dict[str, list[int]] = {}
+    _validate_distinct(records)
+    leaves = [_leaves(record, ignored_keys) for record in records]
+    groups: dict[str, list[int]] = {}
     seen: Counter[str] = Counter()
-    for place, (record, keys) in enumerate(zip(records, leaves, strict=True)):
+    for idx, (record, keys) in enumerate(zip(records, leaves, strict=True)):
         config = json.dumps(keys, sort_keys=True, default=str)
         run = f"{config} {seed_of(record)} {_fold_of(record)}"
-        arms.setdefault(f"{config} {seen[run]}", []).append(place)
+        groups.setdefault(f"{config} {seen[run]}", []).append(idx)
         seen[run] += 1
-    members = list(arms.values())
-    labels = _labels([records[places[0]] for places in members], [leaves[places[0]] for places in members])
+    members = list(groups.values())
+    labels = _labels([records[rows[0]] for rows in members], [leaves[rows[0]] for rows in members])
     return [
-        Arm(label, _by_fold([records[place] for place in places]))
-        for label, places in zip(labels, members, strict=True)
+        RunGroup(label, _by_fold([records[row] for row in rows])) for label, rows in zip(labels, members, strict=True)
     ]
 
 
-def _refuse_repeats(records: Sequence[EvaluationRecord]) -> None:
+def _validate_distinct(records: Sequence[EvaluationRecord]) -> None:
     seen: dict[Path, EvaluationRecord] = {}
     for record in records:
         path = record.folder.resolve()
         if path in seen:
-            raise ValueError(f"{record.folder}: given twice")
+            raise ValueError(f"{record.folder}: is given twice")
         seen[path] = record
 
 
@@ -105,8 +103,8 @@ def _by_fold(records: Sequence[EvaluationRecord]) -> dict[int, tuple[EvaluationR
     return {fold: tuple(sorted((r for r in records if _fold_of(r) == fold), key=seed_of)) for fold in folds}
 
 
-def _leaves(record: EvaluationRecord, irrelevant: Collection[str]) -> Leaves:
-    dropped = (*REPEATED, *irrelevant)
+def _leaves(record: EvaluationRecord, ignored_keys: Collection[str]) -> Leaves:
+    dropped = (*REPEATED_KEYS, *ignored_keys)
     return {
         key: value
         for key, value in _flatten(record.facts.config).items()
@@ -119,11 +117,11 @@ def _flatten(value: Any, key: str = "") -> Leaves:
         return {
             k: leaf for name, part in value.items() for k, leaf in _flatten(part, f"{key}.{name}".lstrip(".")).items()
         }
-    return {key: _without_place(value) if isinstance(value, str) else value}
+    return {key: _without_folder(value) if isinstance(value, str) else value}
 
 
-def _without_place(text: str) -> str:
-    """Cut a path to what it names: folders differ between machines, and a run to start from between seeds and folds."""
+def _without_folder(text: str) -> str:
+    """Shorten a path to what it names: folders differ between machines, initial checkpoints between seeds and folds."""
     path = Path(text)
     if path.suffix == ".ckpt" and path.parent.name == "checkpoints":
         return re.sub(r"(-fold\d+of\d+)?-seed\d+(-[0-9a-f]{8})?$", "", path.parents[1].name) + f"/{path.name}"
@@ -135,9 +133,9 @@ def _labels(records: Sequence[EvaluationRecord], leaves: Sequence[Leaves]) -> li
     labels = []
     for name, own in zip(names, leaves, strict=True):
         namesakes = [keys for other, keys in zip(names, leaves, strict=True) if other == name]
-        told = _describe(own, namesakes)
-        parts = [name] if len(set(names)) > 1 or not told else []
-        labels.append(" ".join([*parts, *told]))
+        differences = _differing_keys(own, namesakes)
+        parts = [name] if len(set(names)) > 1 or not differences else []
+        labels.append(" ".join([*parts, *differences]))
     counts = Counter(labels)
     return [
         label if label and counts[label] == 1 else f"{label} ({_folder_name(record)})".lstrip()
@@ -150,19 +148,19 @@ def _folder_name(record: EvaluationRecord) -> str:
     return folder.parent.name if folder.name == RECORD_FOLDER else folder.name
 
 
-def _describe(own: Leaves, others: Sequence[Leaves]) -> list[str]:
-    """Return "key=value" for what this config has and not all of the others share, the shortest keys first.
+def _differing_keys(own: Leaves, others: Sequence[Leaves]) -> list[str]:
+    """Return "key=value" for each key whose value differs between the configs, the shortest keys first.
 
-    Where that is a lot, as in ablations, what it has otherwise than the first of them: nothing for that one.
+    If there are many, as in ablations: only keys that differ from the first config, so none for that one.
     """
     keys = {key for other in others for key in {*own, *other} if own.get(key) != other.get(key)}
     if len(keys) > MAX_KEYS_IN_LABEL:
         keys = {key for key in keys if own.get(key) != others[0].get(key)}
     ordered = sorted(keys, key=lambda key: (key.endswith("_target_"), key.count("."), key))
-    told = [_tell(key, own.get(key)) for key in ordered[:MAX_KEYS_IN_LABEL]]
-    return [*told, f"+{len(keys) - MAX_KEYS_IN_LABEL}"] if len(keys) > MAX_KEYS_IN_LABEL else told
+    texts = [_key_and_value(key, own.get(key)) for key in ordered[:MAX_KEYS_IN_LABEL]]
+    return [*texts, f"+{len(keys) - MAX_KEYS_IN_LABEL}"] if len(keys) > MAX_KEYS_IN_LABEL else texts
 
 
-def _tell(key: str, value: Any) -> str:
+def _key_and_value(key: str, value: Any) -> str:
     text = value if isinstance(value, str) else json.dumps(value, default=str)
     return f"{'.'.join(key.split('.')[-2:])}={text.rsplit('.', 1)[-1] if key.endswith('_target_') else text}"

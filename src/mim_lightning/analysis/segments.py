@@ -1,7 +1,6 @@
-"""The metrics of one evaluation by kind of query, beside the average that mixes them.
+"""The metrics of one evaluation by segment of queries, in addition to the mean over all.
 
-RetrievalReports and what is known of the queries come in, flat results go out; the train and evaluate doors write and
-print them. Pages and comparisons have more segments, from the evaluation record.
+An evaluation record has more segments than these results.
 """
 
 from __future__ import annotations
@@ -15,18 +14,17 @@ from mim_lightning.data.shards.lookup import BUILT_IN, QueryFacts
 from mim_lightning.metrics import bootstrap_intervals
 from mim_lightning.types import RetrievalReport
 
-SEGMENTS = "segments"  # what the keys start with: segments/<direction>/<segment>=<label>/<metric>
+SEGMENTS = "segments"  # prefix of the keys: segments/<direction>/<segment>=<label>/<metric>
 WITH_WORDS, WITHOUT_WORDS = "words=with", "words=without"
-MAX_LABELS = 8  # of a segment that is told by default
+MAX_LABELS = 8  # of a segment that is reported
 
 
 def measure_segments_of(
     reports: Mapping[str, RetrievalReport], facts: Mapping[int, QueryFacts], num_resamples: int = 1000
 ) -> dict[str, float]:
-    """Return every metric of queries with and without words, and by the columns that the source keeps for this.
+    """Return every metric for queries with and without a text, and by the segment columns of the source.
 
-    Told is what a direction mixes: a segment of at least two and at most `MAX_LABELS` labels. The first metric comes
-    with its interval where the products are enough.
+    Segments of 2 to `MAX_LABELS` labels are reported. The first metric has an interval if there are enough products.
     """
     results: dict[str, float] = {}
     for report in reports.values():
@@ -55,5 +53,5 @@ def _parts(report: RetrievalReport, facts: Mapping[int, QueryFacts]) -> Iterator
         distinct = sorted(set(labels))
         if 2 <= len(distinct) <= MAX_LABELS:
             for label in distinct:
-                # parts of a key stand between slashes
+                # slashes separate the parts of a key
                 yield f"{name}={label}".replace("/", "|"), np.array([other == label for other in labels])

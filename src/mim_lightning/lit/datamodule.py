@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from lightning import LightningDataModule
 
-from mim_lightning.analysis.html.validation_files import leave_check
+from mim_lightning.analysis.html.validation_page import write_validation_report
 from mim_lightning.data.images.image_key import MAX_KNOWN, bytes_key, pixel_key
 from mim_lightning.data.images.transforms import Augment
 from mim_lightning.data.loading.collate import Collate
@@ -127,7 +127,7 @@ class MatchDataModule(LightningDataModule):
             needed = self.shards.train_split if is_training else self.val_split
             prepared = prepare_data(
                 Preparation(self.folder, *parts),
-                leave_check,
+                write_validation_report,
                 specs=specs_by_field(self.specs),
                 description=self.description,
                 needed=(needed,),

@@ -14,7 +14,7 @@ import torch
 from lightning import LightningModule, Trainer
 
 from mim_lightning.analysis.embeddings import EvaluationEmbeddings, write_embeddings
-from mim_lightning.analysis.html.images import Pictures
+from mim_lightning.analysis.html.images import PageImages
 from mim_lightning.analysis.html.pages import write_report_page
 from mim_lightning.analysis.record import RECORD_FOLDER, RunFacts, read_record, write_record
 from mim_lightning.analysis.segments import measure_segments_of
@@ -123,8 +123,8 @@ def save_evaluation(
     direction = monitor.split("/")[1]
     record = read_record(folder / RECORD_FOLDER)
     queries, gallery = datamodule.opened.queries, datamodule.opened.gallery
-    pictures = Pictures(queries, gallery)
-    write_report_page(record, folder / "report.html", read_history(folder).get(direction), pictures=pictures)
+    images = PageImages(queries, gallery)
+    write_report_page(record, folder / "report.html", read_history(folder).get(direction), images=images)
     picture = draw_hits({config["model"]["name"]: record}, direction, queries, gallery)
     picture.save(folder / "hits.png")
     for logger in trainer.loggers:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mim_lightning.analysis.html.validation_files import leave_check
+from mim_lightning.analysis.html.validation_page import write_validation_report
 from mim_lightning.config import compose
 from mim_lightning.data.images.codec import decode_image
 from mim_lightning.data.manifest.manifest import Manifest, ManifestSource
@@ -350,7 +350,7 @@ def test_the_same_settings_write_the_same_bytes(shop: ManifestSource, folder: Pa
 def test_bad_rows_are_left_out_and_listed(shop: ManifestSource, folder: Path) -> None:
     (shop.queries.parent / "q1.jpg").write_bytes(b"no picture")
     (shop.queries.parent / "b.jpg").unlink()
-    checking = Checking(CheckSettings(on_bad="skip", max_bad="25%"), leave_report=leave_check)
+    checking = Checking(CheckSettings(on_bad="skip", max_bad="25%"), leave_report=write_validation_report)
     prepared = prepare_shards(shop, folder, SETTINGS, checking=checking)
     assert {sample.query_id for sample in rows(prepared, "train")} == {"q0", "q2"}
     assert len(prepared.catalogue()) == 3  # the product keeps its other picture
@@ -369,7 +369,7 @@ def test_bad_rows_are_left_out_and_listed(shop: ManifestSource, folder: Path) ->
 
 def test_more_bad_rows_than_may_be(shop: ManifestSource, folder: Path) -> None:
     (shop.queries.parent / "q1.jpg").write_bytes(b"no picture")
-    checking = Checking(CheckSettings(on_bad="skip", max_bad="24%"), leave_report=leave_check)
+    checking = Checking(CheckSettings(on_bad="skip", max_bad="24%"), leave_report=write_validation_report)
     with pytest.raises(ValueError, match=r"1 of 4 rows of the queries table are bad.*the report is in .*shop-check"):
         prepare_shards(shop, folder, SETTINGS, checking=checking)
     assert not folder.exists()

@@ -1,7 +1,6 @@
-"""Two arms' answers to the same queries, side by side: matched by query id within a fold, never by row.
+"""Answers of two run groups to the same queries: paired by query id within a fold, never by row.
 
-Two Arms come in, a `PairedDirection` goes out; `comparison` calls it. What cannot be paired is refused: another
-gallery, or another truth for the same query.
+What cannot be paired is refused: another gallery, or other relevant products of the same query.
 """
 
 from __future__ import annotations
@@ -13,7 +12,8 @@ from itertools import chain
 import numpy as np
 
 from mim_lightning.analysis.record import DirectionRecord, EvaluationRecord
-from mim_lightning.analysis.run_groups import Arm
+from mim_lightning.analysis.run_groups import RunGroup
+from mim_lightning.display.numbers import format_count
 
 
 @dataclass(frozen=True)
@@ -27,16 +27,16 @@ class Part:
 
 @dataclass(frozen=True)
 class Side:
-    """One arm's answers; `parts[s][f]` is the s-th run of the f-th fold."""
+    """Answers of one run group; `parts[s][f]` is the s-th run of the f-th fold."""
 
     label: str
     parts: tuple[tuple[Part, ...], ...]
 
     def scores(self, metric: str) -> np.ndarray:
-        """Return a measure by run and paired query, (S, Q) float64; nan where it says nothing of a query.
+        """Return a metric by run and paired query, (S, Q) float64; nan where it is undefined for a query.
 
         Raises:
-            ValueError: a run was not measured so.
+            ValueError: a run has no such metric.
         """
         for part in chain.from_iterable(self.parts):
             if metric not in part.record.scores:
@@ -47,11 +47,11 @@ class Side:
         return np.stack([np.concatenate([p.record.scores[metric][p.rows] for p in run]) for run in self.parts])
 
     def ranks(self) -> np.ndarray:
-        """Return the rank of the first relevant product, (S, Q) int64; 0 beyond the depth."""
+        """Return the rank of the first relevant product, (S, Q) int64; 0: rank > depth."""
         return np.stack([np.concatenate([part.record.ranks[part.rows] for part in run]) for run in self.parts])
 
     def locate(self, query: int, run: int = 0) -> tuple[Part, int]:
-        """Return the evaluation of one run that holds a paired query, and its row there."""
+        """Return the evaluation of one run that has a paired query, and its row there."""
         for part in self.parts[run]:
             if query < len(part.rows):
                 return part, int(part.rows[query])
@@ -61,10 +61,10 @@ class Side:
 
 @dataclass(frozen=True)
 class PairedDirection:
-    """One direction of two arms over the Q queries that all their runs have, fold after fold, ascending by id.
+    """One direction of two run groups over the Q queries that all their runs have, fold by fold, ascending by id.
 
-    Each fold asks other queries of other models. Row s of a side's scores holds the s-th run of every fold: a
-    bootstrap that draws rows draws whole sets of folds.
+    Each fold has other queries and other models. Row s of a side's scores is the s-th run of every fold: a bootstrap
+    that draws rows draws whole sets of folds.
     """
 
     direction: str
@@ -75,37 +75,39 @@ class PairedDirection:
     num_products: int
     before: Side  # the baseline
     after: Side
-    notes: tuple[str, ...]  # what was left out
+    notes: tuple[str, ...]  # what was excluded
 
 
-def pair_direction(direction: str, baseline: Arm, arm: Arm) -> PairedDirection:
-    """Pair one direction of two arms.
+def pair_direction(direction: str, baseline: RunGroup, group: RunGroup) -> PairedDirection:
+    """Pair one direction of two run groups.
 
     Raises:
-        ValueError: no fold or query in common, another gallery, or another truth.
+        ValueError: no fold or query in common, another gallery, or other relevant products.
     """
-    folds = [fold for fold in baseline.records if fold in arm.records]
+    folds = [fold for fold in baseline.records if fold in group.records]
     if not folds:
-        raise ValueError(f"{baseline.label} has folds {list(baseline.records)}, {arm.label} has {list(arm.records)}")
+        raise ValueError(
+            f"{baseline.label} has folds {list(baseline.records)}, {group.label} has {list(group.records)}"
+        )
     notes = []
-    left_out = sorted({*baseline.records, *arm.records} - set(folds))
-    if left_out:
-        notes.append(f"{arm.label}: folds {left_out} left out: it or {baseline.label} lacks them")
-    num_left_out = 0
+    excluded = sorted({*baseline.records, *group.records} - set(folds))
+    if excluded:
+        notes.append(f"{group.label}: folds {excluded} excluded: it or {baseline.label} lacks them")
+    num_excluded = 0
     by_fold = []
     for fold in folds:
-        evaluations = [*baseline.records[fold], *arm.records[fold]]
+        evaluations = [*baseline.records[fold], *group.records[fold]]
         parts, num_dropped = _align(direction, evaluations)
-        notes += _other_counting(direction, evaluations)
-        num_left_out += num_dropped
+        notes += _counting_warnings(direction, evaluations)
+        num_excluded += num_dropped
         by_fold.append((parts[: len(baseline.records[fold])], parts[len(baseline.records[fold]) :]))
-    if num_left_out:
-        notes.append(f"{direction}: {num_left_out} queries left out: not every run has them")
+    if num_excluded:
+        notes.append(f"{direction}: {num_excluded} queries excluded: not every run has them")
     before = _side(baseline.label, [parts for parts, _ in by_fold], notes)
-    after = _side(arm.label, [parts for _, parts in by_fold], notes)
+    after = _side(group.label, [parts for _, parts in by_fold], notes)
     first = before.parts[0]
     if not sum(len(part.rows) for part in first):
-        raise ValueError(f"{direction}: {baseline.label} and {arm.label} have no query in common")
+        raise ValueError(f"{direction}: {baseline.label} and {group.label} have no query in common")
     names = [n for n in first[0].record.segments if all(n in part.record.segments for part in first)]
     return PairedDirection(
         direction=direction,
@@ -126,8 +128,8 @@ def _align(direction: str, evaluations: Sequence[EvaluationRecord]) -> tuple[lis
     for evaluation, record in zip(evaluations, records, strict=True):
         if "" not in (evaluation.gallery, evaluations[0].gallery) and evaluation.gallery != evaluations[0].gallery:
             raise ValueError(
-                f"{direction}: {evaluations[0].folder} and {evaluation.folder} ranked other products: another gallery, "
-                "not comparable"
+                f"{direction}: {evaluations[0].folder} and {evaluation.folder} ranked different products: another "
+                "gallery, not comparable"
             )
         if record.num_products != records[0].num_products:
             raise ValueError(
@@ -142,15 +144,15 @@ def _align(direction: str, evaluations: Sequence[EvaluationRecord]) -> tuple[lis
         for evaluation, record, rows in zip(evaluations, records, rows_of, strict=True)
     ]
     for part in parts[1:]:
-        _refuse_another_truth(parts[0], part)
+        _validate_same_answers(parts[0], part)
     return parts, num_dropped
 
 
-def _other_counting(direction: str, evaluations: Sequence[EvaluationRecord]) -> list[str]:
-    """Return a warning if the evaluations count other queries: their own averages are not of the same rows.
+def _counting_warnings(direction: str, evaluations: Sequence[EvaluationRecord]) -> list[str]:
+    """Return a warning if the evaluations count different queries: their own means are not over the same rows.
 
     Raises:
-        ValueError: a query's gallery is another one.
+        ValueError: the gallery of a query differs.
     """
     first = evaluations[0].directions[direction].counting
     for evaluation in evaluations[1:]:
@@ -159,25 +161,25 @@ def _other_counting(direction: str, evaluations: Sequence[EvaluationRecord]) -> 
             continue
         if (other or {}).get("leave_out") != (first or {}).get("leave_out"):
             raise ValueError(
-                f"{direction}: {evaluations[0].folder} and {evaluation.folder} leave other products out of a query's "
-                "gallery: not comparable"
+                f"{direction}: {evaluations[0].folder} and {evaluation.folder} exclude different products from the "
+                "gallery of a query: not comparable"
             )
-        older = " (an older record, which does not say what it counts)" if None in (first, other) else ""
+        older = " (an older record does not say which it counts)" if None in (first, other) else ""
         return [
-            f"warning: {direction}: {evaluations[0].folder} and {evaluation.folder} count other queries{older}; "
-            "compared are those that both count, so means differ from their own reports"
+            f"warning: {direction}: {evaluations[0].folder} and {evaluation.folder} count different queries{older}; "
+            "only queries that both count are compared, so means differ from their own reports"
         ]
     return []
 
 
-def _refuse_another_truth(one: Part, other: Part) -> None:
+def _validate_same_answers(one: Part, other: Part) -> None:
     for row, other_row in zip(one.rows, other.rows, strict=True):
         is_relevant = dict(zip(one.record.hit_ids[row], one.record.hit_is_relevant[row], strict=True))
         hits = zip(other.record.hit_ids[other_row], other.record.hit_is_relevant[other_row], strict=True)
         is_same = one.record.unit_ids[row] == other.record.unit_ids[other_row]
         if not is_same or any(is_relevant.get(product_id, right) != right for product_id, right in hits):
             raise ValueError(
-                f"{one.record.direction}: query {one.record.query_ids[row]} is answered by other products in "
+                f"{one.record.direction}: query {one.record.query_ids[row]} has other relevant products in "
                 f"{one.evaluation.folder} than in {other.evaluation.folder}: other data, not comparable"
             )
 
@@ -186,5 +188,6 @@ def _side(label: str, by_fold: Sequence[Sequence[Part]], notes: list[str]) -> Si
     num_runs = min(len(parts) for parts in by_fold)
     surplus = sum(len(parts) - num_runs for parts in by_fold)
     if surplus:
-        notes.append(f"{label}: runs left out: {surplus}; every fold has {num_runs}, only some have more")
+        excluded = format_count(surplus, "run")
+        notes.append(f"{label}: {excluded} excluded: every fold has {num_runs}, only some have more")
     return Side(label, tuple(zip(*(parts[:num_runs] for parts in by_fold), strict=True)))

@@ -1,7 +1,6 @@
-"""How training went: retrieval quality by epoch from the untouched model on, loss by pair and logit scale by step.
+"""Training curves: retrieval metrics by epoch from before training on, loss by pair and logit scale by step.
 
-Logs of runs, by arm, come in, matplotlib figures go out; the draw door saves them. Runs of one arm, which differ in
-seed or fold, are one line: their mean, in a band from the lowest to the highest.
+The runs of a group, which differ in seed or fold, are one line: their mean, in a band from the lowest to the highest.
 """
 
 from __future__ import annotations
@@ -33,35 +32,35 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 LOSS, SCALE = "train/loss/", "train/logit_scale"
-UNTOUCHED_EPOCH = -1
-MAX_POINTS = 200  # of a line by step; neighbours are averaged beyond
-MAX_MARKERS, FEW_MARKERS = 30, 6  # a line of more points than that has a few markers only
+INITIAL_EPOCH = -1  # before training
+MAX_POINTS = 200  # of a line by step; with more, neighbors are averaged
+MAX_MARKERS, FEW_MARKERS = 30, 6  # a line of more than 30 points has 6 markers
 
-Logs = Mapping[str, Sequence[TrainingLog]]  # arm -> its runs
+Logs = Mapping[str, Sequence[TrainingLog]]  # by label of the run group
 
 
 @dataclass(frozen=True)
 class Curve:
-    """One scalar of an arm's runs at those P epochs or steps that all of them have."""
+    """One scalar of a group's runs at the P epochs or steps that all of them have."""
 
-    places: np.ndarray  # (P,)
+    positions: np.ndarray  # (P,)
     mean: np.ndarray  # (P,)
-    low: np.ndarray  # (P,) of the runs
+    low: np.ndarray  # (P,) over the runs
     high: np.ndarray  # (P,)
 
 
 def merge_runs(runs: Sequence[Series]) -> Curve:
-    """Return mean, lowest and highest value of S runs at each place that all have."""
-    places = sorted(set(runs[0]).intersection(*runs[1:]))
-    values_SP = np.array([[run[place] for place in places] for run in runs], dtype=np.float64)
-    return Curve(np.array(places), values_SP.mean(axis=0), values_SP.min(axis=0), values_SP.max(axis=0))
+    """Return mean, lowest and highest value of S runs at each position that all have."""
+    positions = sorted(set(runs[0]).intersection(*runs[1:]))
+    values_SP = np.array([[run[position] for position in positions] for run in runs], dtype=np.float64)
+    return Curve(np.array(positions), values_SP.mean(axis=0), values_SP.min(axis=0), values_SP.max(axis=0))
 
 
 def draw_recall(logs: Logs, metric: str = "hit@1") -> Figure:
-    """Draw one metric by epoch, a panel a direction; epoch -1, the untouched model, is the hollow first point.
+    """Draw one metric by epoch, one panel a direction; epoch -1, before training, is a hollow point.
 
     Raises:
-        ValueError: no run logged such a metric, or matplotlib is not installed.
+        ValueError: no run logged the metric, or matplotlib is not installed.
     """
     names = _names(logs, lambda log: [name for name in log.by_epoch if name.endswith(f"/{metric}")])
     if not names:
@@ -69,18 +68,18 @@ def draw_recall(logs: Logs, metric: str = "hit@1") -> Figure:
         raise ValueError(f"--metric {metric}: no run logged it; there are {', '.join(known) or 'none yet'}")
     figure, panels = new_panels(len(names))
     for axes, name in zip(panels, names, strict=True):
-        for place, (arm, runs) in enumerate(logs.items()):
-            _draw_line(axes, place, arm, [log.by_epoch[name] for log in runs if name in log.by_epoch])
+        for idx, (label, runs) in enumerate(logs.items()):
+            _draw_line(axes, idx, label, [log.by_epoch[name] for log in runs if name in log.by_epoch])
         axes.set_title(name.split("/")[1].replace("_", " "), loc="left")
         _mark_epochs(axes)
-    _share_heights(panels)
+    _equalize_heights(panels)
     _name_axes(panels, "epoch", metric)
-    _finish(figure, panels, logs, f"{metric} by epoch", "hollow point at epoch -1: the untouched model")
+    _finish(figure, panels, logs, f"{metric} by epoch", "hollow point at epoch -1: before training")
     return figure
 
 
 def draw_losses(logs: Logs) -> Figure:
-    """Draw the loss of each pair by step, unweighted, a panel a pair, and the logit scale.
+    """Draw the unweighted loss of each pair by step, one panel a pair, and the logit scale.
 
     Raises:
         ValueError: no run logged losses, or matplotlib is not installed.
@@ -91,20 +90,20 @@ def draw_losses(logs: Logs) -> Figure:
         raise ValueError("no run has logged a loss by pair yet")
     figure, panels = new_panels(len(losses) + len(scales))
     for axes, name in zip(panels, [*losses, *scales], strict=True):
-        for place, (arm, runs) in enumerate(logs.items()):
-            _draw_line(axes, place, arm, [log.by_step[name] for log in runs if name in log.by_step])
+        for idx, (label, runs) in enumerate(logs.items()):
+            _draw_line(axes, idx, label, [log.by_step[name] for log in runs if name in log.by_step])
         axes.set_title(_pair_title(name), loc="left")
-    _share_heights(panels[: len(losses)])
+    _equalize_heights(panels[: len(losses)])
     _name_axes(panels[: len(losses)], "step", "loss")
     _name_axes(panels[len(losses) :], "step", "factor")
     num_points = max(len(log.by_step.get(name, ())) for runs in logs.values() for log in runs for name in losses)
-    averaged = f"; neighbouring steps averaged to {MAX_POINTS} points" if num_points > MAX_POINTS else ""
+    averaged = f"; neighboring steps averaged to {MAX_POINTS} points" if num_points > MAX_POINTS else ""
     _finish(figure, panels, logs, "Loss by pair, and logit scale", f"losses without the pairs' weights{averaged}")
     return figure
 
 
 def _names(logs: Logs, of_log: Callable[[TrainingLog], Sequence[str]]) -> list[str]:
-    """Return names of scalars, those that most runs have first: what arms share comes before the rest."""
+    """Return names of scalars, those that most runs have first."""
     counts = Counter(name for runs in logs.values() for log in runs for name in dict.fromkeys(of_log(log)))
     return [name for name, _ in counts.most_common()]
 
@@ -114,47 +113,47 @@ def _pair_title(name: str) -> str:
     return re.sub("_(?=query|product)", " ~ ", name).replace("_", " ").replace("/", ", ")
 
 
-def _draw_line(axes: Axes, place: int, arm: str, runs: Sequence[Series]) -> None:
+def _draw_line(axes: Axes, idx: int, label: str, runs: Sequence[Series]) -> None:
     if not runs:
-        return  # this arm has no such pair or direction
-    curve, look = _thin(merge_runs(runs)), line_look(place)
-    is_untouched = curve.places == UNTOUCHED_EPOCH
-    marked = np.flatnonzero(~is_untouched)
+        return  # this group has no such pair or direction
+    curve, look = _thin(merge_runs(runs)), line_look(idx)
+    is_initial = curve.positions == INITIAL_EPOCH
+    marked = np.flatnonzero(~is_initial)
     if len(marked) > MAX_MARKERS:
         marked = marked[np.linspace(0, len(marked) - 1, FEW_MARKERS).round().astype(int)]
-    line = {**look, "linewidth": 1.8, "markersize": 4.5, "zorder": 3, "label": arm}
-    axes.plot(curve.places, curve.mean, markevery=marked.tolist(), **line)
-    axes.fill_between(curve.places, curve.low, curve.high, color=look["color"], alpha=0.18, linewidth=0)
-    if is_untouched.any():  # a line of no points spoils the layout
+    line = {**look, "linewidth": 1.8, "markersize": 4.5, "zorder": 3, "label": label}
+    axes.plot(curve.positions, curve.mean, markevery=marked.tolist(), **line)
+    axes.fill_between(curve.positions, curve.low, curve.high, color=look["color"], alpha=0.18, linewidth=0)
+    if is_initial.any():  # a line without points breaks the layout
         hollow = {**look, "linestyle": "", "markersize": 5.5, "markerfacecolor": PAPER, "zorder": 4, "clip_on": False}
-        axes.plot(curve.places[is_untouched], curve.mean[is_untouched], **hollow)
+        axes.plot(curve.positions[is_initial], curve.mean[is_initial], **hollow)
 
 
 def _thin(curve: Curve) -> Curve:
-    """Average neighbouring points until there are no more than `MAX_POINTS`."""
-    if len(curve.places) <= MAX_POINTS:
+    """Average neighboring points down to `MAX_POINTS`."""
+    if len(curve.positions) <= MAX_POINTS:
         return curve
-    parts = np.array_split(np.arange(len(curve.places)), MAX_POINTS)
-    columns = (curve.places, curve.mean, curve.low, curve.high)
+    parts = np.array_split(np.arange(len(curve.positions)), MAX_POINTS)
+    columns = (curve.positions, curve.mean, curve.low, curve.high)
     return Curve(*(np.array([values[part].mean() for part in parts]) for values in columns))
 
 
 def _mark_epochs(axes: Axes) -> None:
-    """Put ticks at epoch -1 and at round epochs from there; at 0 only where it is not too near to -1 to be read."""
+    """Put ticks at epoch -1 and at whole epochs; at 0 only if there is room beside -1."""
     last = axes.get_xlim()[1]
     first = 0 if last < 8 else 1
-    axes.set_xticks([UNTOUCHED_EPOCH, *(tick for tick in axes.get_xticks() if first <= tick <= last and tick % 1 == 0)])
+    axes.set_xticks([INITIAL_EPOCH, *(tick for tick in axes.get_xticks() if first <= tick <= last and tick % 1 == 0)])
 
 
-def _share_heights(panels: Sequence[Axes]) -> None:
-    """Give panels that show the same quantity the same height, from 0."""
+def _equalize_heights(panels: Sequence[Axes]) -> None:
+    """Give panels of one quantity the same vertical range, from 0."""
     top = max(axes.get_ylim()[1] for axes in panels)
     for axes in panels:
         axes.set_ylim(0, top)
 
 
 def _name_axes(panels: Sequence[Axes], x: str, y: str) -> None:
-    """Name each panel's horizontal axis, and the vertical one of the first in each row."""
+    """Label the horizontal axis of each panel, and the vertical one of the first in each row."""
     for axes in panels:
         axes.set_xlabel(x)
         spec = axes.get_subplotspec()
@@ -163,18 +162,20 @@ def _name_axes(panels: Sequence[Axes], x: str, y: str) -> None:
 
 
 def _finish(figure: Figure, panels: Sequence[Axes], logs: Logs, title: str, note: str) -> None:
-    """Add title and legend, and the height that they take."""
+    """Add title and legend, and the height that they need."""
     if max(map(len, logs.values())) > 1:
-        note = f"line: mean of an arm's runs; band: lowest to highest; {note}"
-    lines = {arm: line for axes in panels for line, arm in zip(*axes.get_legend_handles_labels(), strict=True)}
-    shown = [arm for arm in logs if arm in lines]
-    width = int(10 * figure.get_figwidth())  # characters that stand side by side, about
-    labels = [f"{shorten(arm, width - 20)} ({len(logs[arm])} run{'s' if len(logs[arm]) > 1 else ''})" for arm in shown]
+        note = f"line: mean of a group's runs; band: lowest to highest; {note}"
+    lines = {label: line for axes in panels for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    shown = [label for label in logs if label in lines]
+    width = int(10 * figure.get_figwidth())  # characters in one line, approximately
+    labels = [
+        f"{shorten(name, width - 20)} ({len(logs[name])} run{'s' if len(logs[name]) > 1 else ''})" for name in shown
+    ]
     num_columns = max(1, min(len(labels), width // (8 + max(map(len, labels)))))
     notes = textwrap.wrap(note, int(1.15 * width))
     figure.suptitle(title, fontsize=TITLE_SIZE + 2, fontweight="bold", color=INK, x=0.01, ha="left")
     legend = figure.legend(
-        [lines[arm] for arm in shown], labels, loc="outside lower left", ncols=num_columns, fontsize=TEXT_SIZE,
+        [lines[name] for name in shown], labels, loc="outside lower left", ncols=num_columns, fontsize=TEXT_SIZE,
         title="\n".join(notes), title_fontsize=SMALL_SIZE, alignment="left",
     )  # fmt: skip
     legend.get_title().set_color(FAINT)

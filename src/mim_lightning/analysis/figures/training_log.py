@@ -1,9 +1,8 @@
-"""What a run logged while it trained, from its CSV files.
+"""The training log of a run, from its CSV files.
 
-A run's folder comes in, a `TrainingLog` goes out; `curves` draws it. A run may have a file for each start: where
-two tell of the same step or epoch the later one counts.
+    <run>/csv/version_0/metrics.csv    columns epoch, step, and one for each scalar; most cells are empty
 
-    <run>/csv/version_0/metrics.csv    columns epoch, step, and one a scalar; most cells are empty
+A run may have one file for each start: where two have the same step or epoch, the later one counts.
 """
 
 from __future__ import annotations
@@ -16,13 +15,15 @@ from pathlib import Path
 from mim_lightning.io.damaged_file import FileError, errors_as_damaged_file
 
 LOG_FOLDER, LOG_FILE = "csv", "metrics.csv"
-BY_EPOCH = "val/"  # what the names of scalars start with that belong to an epoch; -1 is the untouched model
+BY_EPOCH = "val/"  # prefix of scalars that belong to an epoch; -1 is before training
 
 Series = Mapping[int, float]  # epoch or step -> value, ascending
 
 
 @dataclass(frozen=True)
 class TrainingLog:
+    """Scalars of a run, by name."""
+
     by_epoch: dict[str, Series]  # "val/<direction>/<metric>"
     by_step: dict[str, Series]  # "train/loss/<pair>", "train/logit_scale", ...; steps count from 0
 
@@ -31,15 +32,17 @@ def read_log(folder: Path) -> TrainingLog:
     """Read the log of a run's folder.
 
     Raises:
-        ValueError: there is none, or a cell is no number.
+        ValueError: there is none, or a cell is not a number.
     """
     paths = sorted((folder / LOG_FOLDER).glob(f"version_*/{LOG_FILE}"), key=_version)
     if not paths:
-        raise ValueError(f"{folder}: holds no {LOG_FOLDER}/version_*/{LOG_FILE}; give the folder of a run (logger=csv)")
+        raise ValueError(
+            f"{folder}: contains no {LOG_FOLDER}/version_*/{LOG_FILE}; give the folder of a run (logger=csv)"
+        )
     found: dict[str, dict[int, float]] = {}
     for path in paths:
-        for name, place, value in _read(path):
-            found.setdefault(name, {})[place] = value
+        for name, position, value in _read(path):
+            found.setdefault(name, {})[position] = value
     series = {name: dict(sorted(values.items())) for name, values in found.items()}
     return TrainingLog(
         by_epoch={name: values for name, values in series.items() if name.startswith(BY_EPOCH)},
@@ -56,12 +59,12 @@ def _read(path: Path) -> Iterator[tuple[str, int, float]]:
     with errors_as_damaged_file(path), path.open(newline="") as file:
         for number, row in enumerate(csv.DictReader(file), start=2):
             if None in row.values():
-                continue  # a run that was killed while it wrote leaves half a line
+                continue  # a line that a killed run left incomplete
             for name, cell in row.items():
-                place = row["epoch" if name.startswith(BY_EPOCH) else "step"]
-                if name in ("epoch", "step") or not cell or not place:
+                position = row["epoch" if name.startswith(BY_EPOCH) else "step"]
+                if name in ("epoch", "step") or not cell or not position:
                     continue
                 try:
-                    yield name, int(float(place)), float(cell)
+                    yield name, int(float(position)), float(cell)
                 except ValueError:
-                    raise FileError(f"{path}, line {number}, column '{name}': '{cell[:100]}' is no number") from None
+                    raise FileError(f"{path}, line {number}, column '{name}': '{cell[:100]}' is not a number") from None

@@ -1,107 +1,107 @@
-"""What a page shows of one query: its picture and words, the truth, and what each model answers.
-
-Changes of a comparison, or rows of an evaluation, come in with the pictures; `Card`s go out, which the templates
-only have to lay out. `page` calls it.
-"""
+"""What a page shows of one evaluation: metrics with intervals, overall and by segment, and cards of queries."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
 import numpy as np
 
-from mim_lightning.analysis.comparison.changes import Answer, Change
-from mim_lightning.analysis.html.images import Picture, Pictures
-from mim_lightning.analysis.record import DirectionRecord
+from mim_lightning.analysis.comparison.differences import MIN_UNITS, Answer, QueryChange
+from mim_lightning.analysis.html.images import PageImage, PageImages
+from mim_lightning.analysis.record import DirectionRecord, EvaluationRecord
 from mim_lightning.display.numbers import NOTHING, format_ranks
+from mim_lightning.metrics.intervals import bootstrap_intervals
 
-CURVE_WIDTH, CURVE_HEIGHT, CURVE_EDGE = 220, 52, 5  # of the drawing, without unit
+CURVE_WIDTH, CURVE_HEIGHT, CURVE_MARGIN = 220, 52, 5  # units of the SVG
 
 
 @dataclass(frozen=True)
-class Hit:
-    picture: Picture
+class HitCard:
+    image: PageImage
     product_id: str
     score: float
-    is_right: bool
+    is_relevant: bool
 
 
 @dataclass(frozen=True)
-class Strip:
+class ModelHits:
     """The first hits of one model."""
 
     label: str
-    hits: tuple[Hit, ...]
+    hits: tuple[HitCard, ...]
 
 
 @dataclass(frozen=True)
-class Curve:
-    """The rank over epochs, on a logarithmic scale with rank 1 on top."""
+class RankCurve:
+    """The rank by epoch, on a logarithmic scale with rank 1 at the top."""
 
     points: tuple[tuple[float, float], ...]
     summary: str
-    ranks: str  # by epoch, in words
+    ranks: str  # by epoch, as text
 
 
 @dataclass(frozen=True)
-class Card:
-    query: Picture
+class QueryCard:
+    """One query: its image and text, the relevant product, and the hits of each model."""
+
+    query: PageImage
     query_id: str
     text: str
-    truth: Picture
+    truth: PageImage
     segments: Mapping[str, str]
     headline: str
     is_good: bool
-    strips: tuple[Strip, ...]
-    curve: Curve | None = None
+    models: tuple[ModelHits, ...]
+    curve: RankCurve | None = None
 
 
-def change_card(change: Change, baseline: str, pictures: Pictures, num_hits: int) -> Card:
-    """Show a query of a comparison: the baseline's hits above the arm's."""
+def change_card(change: QueryChange, baseline: str, images: PageImages, num_hits: int) -> QueryCard:
+    """Return the card of a query in a comparison: the hits of the baseline above those of the group."""
     before, after = change.before, change.after
-    return Card(
-        query=pictures.query(change.query_id),
+    return QueryCard(
+        query=images.query(change.query_id),
         query_id=change.query_id,
         text=change.text,
-        truth=pictures.product(change.unit_id),
+        truth=images.product(change.unit_id),
         segments=change.segments,
         headline=f"rank {format_ranks(before.ranks)} → {format_ranks(after.ranks)}",
         is_good=change.gain > 0,
-        strips=tuple(
-            _strip(label, answer, pictures, num_hits) for label, answer in ((baseline, before), (change.arm, after))
+        models=tuple(
+            _model_hits(label, answer, images, num_hits)
+            for label, answer in ((baseline, before), (change.group, after))
         ),
     )
 
 
 def query_card(
-    record: DirectionRecord, row: int, pictures: Pictures, num_hits: int, history: Sequence[tuple[int, int]]
-) -> Card:
-    """Show a query of one evaluation, with its rank over epochs where there is a history."""
+    record: DirectionRecord, row: int, images: PageImages, num_hits: int, history: Sequence[tuple[int, int]]
+) -> QueryCard:
+    """Return the card of a query in one evaluation, with its rank by epoch if there is a history."""
     rank = int(record.ranks[row])
     answer = Answer((rank,), record.hit_ids[row], record.hit_scores[row], record.hit_is_relevant[row])
-    return Card(
-        query=pictures.query(record.query_ids[row]),
+    return QueryCard(
+        query=images.query(record.query_ids[row]),
         query_id=record.query_ids[row],
         text=record.texts[row],
-        truth=pictures.product(record.unit_ids[row]),
+        truth=images.product(record.unit_ids[row]),
         segments={name: labels[row] for name, labels in record.segments.items()},
         headline=f"rank {format_ranks((rank,))}",
         is_good=rank == 1,
-        strips=(_strip("first hits", answer, pictures, num_hits),),
+        models=(_model_hits("first hits", answer, images, num_hits),),
         curve=_curve(sorted(history)) if history else None,
     )
 
 
 def spread_rows(record: DirectionRecord, size: int) -> list[int]:
-    """Return rows spread evenly over the ids of right and wrong queries, in proportion to their number."""
+    """Return rows spread evenly over the ids, of queries with and without a relevant first hit in proportion."""
     size = min(size, len(record.ranks))
     order = np.argsort(np.array(record.query_ids))
-    is_right = record.ranks[order] == 1
-    num_right = round(size * float(is_right.mean())) if size else 0
-    groups = ((order[is_right], num_right), (order[~is_right], size - num_right))
+    is_hit = record.ranks[order] == 1
+    num_hits = round(size * float(is_hit.mean())) if size else 0
+    groups = ((order[is_hit], num_hits), (order[~is_hit], size - num_hits))
     return [int(row) for rows, count in groups if count for row in _spread(rows, count)]
 
 
@@ -109,24 +109,90 @@ def _spread(rows: np.ndarray, count: int) -> np.ndarray:
     return rows[np.linspace(0, len(rows) - 1, count).round().astype(int)]
 
 
-def _strip(label: str, answer: Answer, pictures: Pictures, num_hits: int) -> Strip:
+def _model_hits(label: str, answer: Answer, images: PageImages, num_hits: int) -> ModelHits:
     hits = zip(answer.hit_ids, answer.hit_scores, answer.hit_is_relevant, strict=True)
-    first = [Hit(pictures.product(i), i, score, is_right) for i, score, is_right in islice(hits, num_hits)]
-    return Strip(label, tuple(first))
+    cards = (HitCard(images.product(i), i, score, is_relevant) for i, score, is_relevant in islice(hits, num_hits))
+    return ModelHits(label, tuple(cards))
 
 
-def _curve(history: Sequence[tuple[int, int]]) -> Curve:
+def _curve(history: Sequence[tuple[int, int]]) -> RankCurve:
     epochs = [epoch for epoch, _ in history]
     deepest = max(10, *(rank for _, rank in history))
     span = max(1, epochs[-1] - epochs[0])
 
-    def place(epoch: int, rank: int) -> tuple[float, float]:
-        depth = math.log(rank) / math.log(deepest) if rank else 1.0  # beyond the depth: at the bottom
-        x = CURVE_EDGE + (CURVE_WIDTH - 2 * CURVE_EDGE) * (epoch - epochs[0]) / span
-        return round(x, 1), round(CURVE_EDGE + (CURVE_HEIGHT - 2 * CURVE_EDGE) * depth, 1)
+    def point(epoch: int, rank: int) -> tuple[float, float]:
+        depth = math.log(rank) / math.log(deepest) if rank else 1.0  # rank > depth: at the bottom
+        x = CURVE_MARGIN + (CURVE_WIDTH - 2 * CURVE_MARGIN) * (epoch - epochs[0]) / span
+        return round(x, 1), round(CURVE_MARGIN + (CURVE_HEIGHT - 2 * CURVE_MARGIN) * depth, 1)
 
-    return Curve(
-        points=tuple(place(epoch, rank) for epoch, rank in history),
+    return RankCurve(
+        points=tuple(point(epoch, rank) for epoch, rank in history),
         summary=" → ".join(f"{rank or NOTHING} at epoch {epoch}" for epoch, rank in (history[0], history[-1])),
         ranks=", ".join(f"{epoch}: {rank or NOTHING}" for epoch, rank in history),
     )
+
+
+@dataclass(frozen=True)
+class Measure:
+    """The mean of a metric with its 95 % interval, nan if there are too few products."""
+
+    mean: float
+    low: float
+    high: float
+    num_queries: int  # for which the metric is defined
+
+
+@dataclass(frozen=True)
+class SegmentRow:
+    """One metric for the queries of one segment, by direction."""
+
+    segment: str
+    label: str
+    measures: Mapping[str, Measure]
+
+
+def measure_directions(
+    record: EvaluationRecord, metrics: Sequence[str], num_resamples: int = 2000
+) -> dict[str, dict[str, Measure]]:
+    """Return the metrics of each direction, by direction and metric."""
+    return {
+        name: _measure(direction, metrics, np.ones(len(direction.query_ids), dtype=bool), num_resamples)
+        for name, direction in record.directions.items()
+    }
+
+
+def measure_segments(record: EvaluationRecord, metric: str, num_resamples: int = 2000) -> list[SegmentRow]:
+    """Return one metric by segment and label, ascending, with a measure of each direction that has such queries."""
+    found: dict[tuple[str, str], dict[str, Measure]] = {}
+    for name, direction in record.directions.items():
+        for segment, label, is_in in _segments(direction):
+            measure = _measure(direction, [metric], is_in, num_resamples).get(metric)
+            if measure is not None:
+                found.setdefault((segment, label), {})[name] = measure
+    order = {segment: idx for idx, (segment, _) in enumerate(found)}
+    ordered = sorted(found.items(), key=lambda item: (order[item[0][0]], item[0][1]))
+    return [SegmentRow(segment, label, measures) for (segment, label), measures in ordered]
+
+
+def _segments(direction: DirectionRecord) -> Iterator[tuple[str, str, np.ndarray]]:
+    for segment, labels in direction.segments.items():
+        for label in sorted(set(labels)):
+            yield segment, label, np.array([other == label for other in labels])
+
+
+def _measure(
+    direction: DirectionRecord, metrics: Sequence[str], is_in: np.ndarray, num_resamples: int
+) -> dict[str, Measure]:
+    units = np.array(direction.unit_ids)
+    found = {}
+    for metric in metrics:
+        scores = direction.scores.get(metric)
+        is_known = is_in & ~np.isnan(scores) if scores is not None else np.zeros_like(is_in)
+        if scores is None or not is_known.any():
+            continue
+        low, high = math.nan, math.nan
+        if len(set(units[is_known].tolist())) >= MIN_UNITS:
+            ends = bootstrap_intervals({metric: scores[is_known]}, units[is_known], num_resamples)
+            low, high = ends[metric]
+        found[metric] = Measure(float(scores[is_known].mean()), low, high, int(is_known.sum()))
+    return found

@@ -1,7 +1,6 @@
-"""Templates filled in and written: HTML files that stand alone, pictures and style inside.
+"""Rendering of HTML pages from the templates in this package: one self-contained file, with images and style inside.
 
-Content comes in, a file goes out; the files beside this one, each of which makes one kind of page, call it. Nothing
-is fetched when a page is opened, and no script runs.
+A page loads nothing when it is opened, and runs no script.
 """
 
 from __future__ import annotations
@@ -38,9 +37,9 @@ FILTERS = {
 
 
 def write_page(path: Path, template: str, **content: Any) -> None:
-    """Fill in a template of the folder beside this file; the folder of `path` is made.
+    """Render a template to a file; the folder of `path` is created.
 
-    `content` needs `title`, and `missing`: why there are no pictures, if there are none.
+    `content` needs `title`, and `missing`: why there are no images, if there are none.
     """
     html = _environment().get_template(template).render(content)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -52,7 +51,7 @@ def write_page(path: Path, template: str, **content: Any) -> None:
 def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,  # titles and words come from users' tables
+        autoescape=True,  # titles and texts come from users' tables
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

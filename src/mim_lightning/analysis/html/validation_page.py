@@ -1,7 +1,4 @@
-"""The check of a manifest as one HTML file that stands alone, with pictures of what was found.
-
-A CheckReport and a reader of pictures come in, a page goes out; the prepare door calls it.
-"""
+"""The validation of a manifest as files: an HTML page with images of the findings, and CSV tables of all."""
 
 from __future__ import annotations
 
@@ -10,53 +7,66 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from mim_lightning.analysis.html.images import Picture, data_uri
+from mim_lightning.analysis.html.images import PageImage, data_uri
 from mim_lightning.analysis.html.render import write_page
-from mim_lightning.data.images.reader import ImageRef
-from mim_lightning.data.validation import KINDS, CheckReport, Finding
+from mim_lightning.data.images.reader import ImageReader, ImageRef
+from mim_lightning.data.validation import KINDS, CheckReport, Finding, print_check, write_findings, write_skipped
 from mim_lightning.data.validation.console import verdict_of
+from mim_lightning.data.validation.report import FINDINGS_FILE
 from mim_lightning.display.numbers import format_percent
 
+PAGE_FILE = "check.html"
 NUM_LARGEST, NUM_SMALLEST = 12, 3  # categories shown
 Read = Callable[[ImageRef], bytes]
 
 
 @dataclass(frozen=True)
-class Card:
-    """A finding with its picture, and the one it is the same as."""
+class FindingCard:
+    """A finding with its image, and the image that it duplicates."""
 
     finding: Finding
-    picture: Picture | None
-    other: Picture | None
+    image: PageImage | None
+    other: PageImage | None
 
 
 @dataclass(frozen=True)
 class Section:
-    """What was found of one kind."""
+    """The findings of one kind."""
 
     kind: str
     title: str
     advice: str
     is_bad: bool
     num_found: int
-    has_pictures: bool
-    cards: tuple[Card, ...]
+    has_images: bool
+    cards: tuple[FindingCard, ...]
 
 
 @dataclass(frozen=True)
 class CategoryRow:
+    """A category with the length of its bar."""
+
     name: str
     num_products: int
-    width: float  # of its bar, in percent of the largest
+    width: float  # in percent of the largest
+
+
+def write_validation_report(report: CheckReport, folder: Path, reader: ImageReader, brief: bool = True) -> None:
+    """Print a report, in full if not `brief`, and write check.html, findings.csv and skipped.csv."""
+    print_check(report, brief=brief)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_check_page(report, folder / PAGE_FILE, reader.read)
+    write_findings(report, folder / FINDINGS_FILE)
+    write_skipped(report, folder / "skipped.csv")
 
 
 def write_check_page(report: CheckReport, path: Path, read: Read, num_shown: int = 24) -> None:
-    """Write a check: what the tables hold, and of each kind of finding the first ones with their pictures.
+    """Write the page of a validation: statistics of the tables, and the first findings of each kind with their images.
 
     Args:
-        report: of the check.
-        path: of the file; its folder is made.
-        read: returns the stored bytes of a picture.
+        report: of the validation.
+        path: of the file; its folder is created.
+        read: returns the encoded bytes of an image.
         num_shown: findings of a kind; `findings.csv` has all.
     """
     largest, smallest = _category_rows(report)
@@ -76,33 +86,33 @@ def write_check_page(report: CheckReport, path: Path, read: Read, num_shown: int
 
 
 def _sections(report: CheckReport, read: Read, num_shown: int) -> list[Section]:
-    show = lru_cache(maxsize=None)(lambda ref, kind: _picture(ref, kind, read))  # a placeholder is found often
+    show = lru_cache(maxsize=None)(lambda ref, kind: _image(ref, kind, read))  # many findings may have one image
     sections = []
     for kind, known in KINDS.items():
         found = report.of_kind(kind)[:num_shown]
         if found:
             cards = tuple(
-                Card(
+                FindingCard(
                     finding,
                     show(finding.image, kind) if finding.image is not None else None,
                     show(finding.other_image, kind) if finding.other_image is not None else None,
                 )
                 for finding in found
             )
-            has_pictures = any(card.picture for card in cards)
+            has_images = any(card.image for card in cards)
             num_found, is_bad = report.counts[kind], found[0].is_bad
-            sections.append(Section(kind, known.title, known.advice, is_bad, num_found, has_pictures, cards))
+            sections.append(Section(kind, known.title, known.advice, is_bad, num_found, has_images, cards))
     return sections
 
 
-def _picture(ref: ImageRef, kind: str, read: Read) -> Picture:
-    """Return a small picture, of a truncated one what is there; without `uri` where there is nothing to show."""
+def _image(ref: ImageRef, kind: str, read: Read) -> PageImage:
+    """Return a small image, of a truncated one the part that decodes; without `uri` if there is nothing to show."""
     if kind == "huge_image":
-        return Picture("", "too large to show")
+        return PageImage("", "too large to show")
     try:
-        return Picture(data_uri(read(ref), is_whole=kind != "truncated_image"), str(ref))
-    except Exception:  # decoders raise what they like at damaged files
-        return Picture("", "cannot be shown")
+        return PageImage(data_uri(read(ref), is_whole=kind != "truncated_image"), str(ref))
+    except Exception:  # decoders raise any exception on damaged files
+        return PageImage("", "cannot be shown")
 
 
 def _category_rows(report: CheckReport) -> tuple[list[CategoryRow], list[CategoryRow]]:

@@ -18,8 +18,14 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.trainer.states import TrainerFn
 
-from mim_lightning.analysis.html.images import Pictures
-from mim_lightning.analysis.tracked_queries import BROWSER_FOLDER, BrowserHistory, FollowedQuery, choose_queries, follow
+from mim_lightning.analysis.html.images import PageImages
+from mim_lightning.analysis.tracked_queries import (
+    BROWSER_FOLDER,
+    TrackedQuery,
+    TrackedQueryLog,
+    select_tracked_queries,
+    track,
+)
 from mim_lightning.data.shards.lookup import QueryFacts, product_ids_of, query_facts
 from mim_lightning.io.atomic import atomic_write
 from mim_lightning.lit.callbacks.retrieval_eval import RetrievalEval, find_retrieval_eval
@@ -49,7 +55,7 @@ class RetrievalBrowser(Callback):
                 "callbacks.retrieval_browser: num_queries and num_hits are 1 or more; null switches it off"
             )
         self.num_queries, self.num_hits, self.seed = num_queries, num_hits, seed
-        self.history: BrowserHistory | None = None
+        self.history: TrackedQueryLog | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if not any(isinstance(callback, RetrievalEval) for callback in trainer.callbacks):  # type: ignore[attr-defined]
@@ -67,7 +73,7 @@ class RetrievalBrowser(Callback):
             return
         evaluation = find_retrieval_eval(trainer)
         if trainer.state.fn == TrainerFn.FITTING:
-            rows = self._follow(trainer, evaluation)
+            rows = self._track(trainer, evaluation)
             for logger in _wandb_loggers(trainer):
                 self._log_tables(logger, rows)
             return
@@ -80,7 +86,7 @@ class RetrievalBrowser(Callback):
         for logger in _wandb_loggers(trainer):
             logger.experiment.finish(exit_code=1)
 
-    def _follow(self, trainer: Trainer, evaluation: RetrievalEval) -> list[FollowedQuery]:
+    def _track(self, trainer: Trainer, evaluation: RetrievalEval) -> list[TrackedQuery]:
         datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
         if self.history is None:
             # absolute: W&B's background process, and `wandb sync`, read the pictures from elsewhere
@@ -96,7 +102,7 @@ class RetrievalBrowser(Callback):
         rows = [
             row
             for name, report in reports.items()
-            for row in follow(
+            for row in track(
                 report, self.chosen[name], self.facts, self.truth_ids[name], product_ids, self.num_hits, epoch, step
             )
         ]
@@ -109,17 +115,17 @@ class RetrievalBrowser(Callback):
         self.truth_ids: dict[str, dict[int, Sequence[str]]] = {}
         for name, report in evaluation.reports.items():
             # those that can be answered, which is a matter of the data alone
-            keys = choose_queries(report.hits.query_keys.tolist(), facts, self.num_queries, self.seed)
+            keys = select_tracked_queries(report.hits.query_keys.tolist(), facts, self.num_queries, self.seed)
             truth = f"{evaluation.directions[name].truth}_ids"
             self.chosen[name] = keys
             numbers = queries.find(keys)
             self.truth_ids[name] = {key: queries.read_facts(numbers[key]).get(truth, ()) for key in keys}
         self.facts = {key: facts[key] for keys in self.chosen.values() for key in keys}
-        self.pictures = Pictures(queries, datamodule.opened.gallery)
-        self.history = BrowserHistory(folder)
+        self.pictures = PageImages(queries, datamodule.opened.gallery)
+        self.history = TrackedQueryLog(folder)
         self.folder = folder
 
-    def _log_tables(self, logger: WandbLogger, rows: Sequence[FollowedQuery]) -> None:
+    def _log_tables(self, logger: WandbLogger, rows: Sequence[TrackedQuery]) -> None:
         import wandb  # takes a second, and a run without it needs none
 
         run = logger.experiment
@@ -134,12 +140,12 @@ class RetrievalBrowser(Callback):
         # without a step: they get that of the metrics of the same pass, which were logged just before
         logger.log_metrics({**tables, "epoch": rows[0].epoch})
 
-    def _columns(self, row: FollowedQuery) -> list[str]:
+    def _columns(self, row: TrackedQuery) -> list[str]:
         first = ["query", "picture", "words", "truth", "truth ids", "rank", "rank before", "best rank", "ranks"]
         hits = [f"hit {place + 1}" for place in range(self.num_hits)]
         return [*first, *hits, "hits", *(f"segment: {name}" for name in row.segments)]
 
-    def _cells(self, row: FollowedQuery, artifact: wandb.Artifact) -> list[Any]:
+    def _cells(self, row: TrackedQuery, artifact: wandb.Artifact) -> list[Any]:
         assert self.history is not None
         hits = list(zip(row.hit_ids, row.hit_scores, row.hit_is_relevant, strict=True))
         captions = [f"{score:.3f} {'right' if is_right else 'wrong'}" for _, score, is_right in hits]
