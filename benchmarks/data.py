@@ -34,7 +34,8 @@ from mim_lightning.data.images.transforms import Augment
 from mim_lightning.data.loading.collate import Collate
 from mim_lightning.data.loading.loader import BatchRef, RankSampler, StreamLoader, one_thread
 from mim_lightning.data.sampling.grouped import GroupedSettings
-from mim_lightning.data.sampling.order import EpochSettings, OrderSettings, StreamSettings
+from mim_lightning.data.sampling.order import EpochSettings, OrderSettings
+from mim_lightning.data.sampling.shuffled import StreamSettings
 from mim_lightning.data.shards.shard_set import ShardSet
 from mim_lightning.data.shards.writer import Record
 from mim_lightning.encoders.tiny import HashTokenise
@@ -123,7 +124,7 @@ def compare(shards: ShardSet, rows_per_product: int, wishes: argparse.Namespace)
     collate = Collate(specs, shards.max_relevant, AUGMENT)
     samples = shards.read(range(len(shards)))
     settings: OrderSettings = GroupedSettings(rows_per_product) if rows_per_product > 1 else StreamSettings()
-    order = settings.over(shards, EpochSettings(wishes.batch_size, seed=1, num_lanes=1))
+    order = settings.for_shards(shards, EpochSettings(wishes.batch_size, seed=1, num_lanes=1))
     ranks = RankSampler(shards, order, 0, 1)
     memory = DataLoader(
         MemoryDataset(samples, collate),

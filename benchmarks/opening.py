@@ -33,7 +33,8 @@ def now():
     return time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 states = [now()]
-from mim_lightning.data.sampling.order import EpochSettings, StreamSettings
+from mim_lightning.data.sampling.order import EpochSettings
+from mim_lightning.data.sampling.shuffled import StreamSettings
 from mim_lightning.data.shards.shard_set import ShardSet
 from mim_lightning.data.loading.loader import RankSampler
 import mim_lightning.train, mim_lightning.lit.datamodule  # what else a training process holds
@@ -42,7 +43,7 @@ place, num_lanes, batch_size, world_size = sys.argv[1], *map(int, sys.argv[2:])
 if place:
     shards = ShardSet(place)
     states.append(now())
-    order = StreamSettings().over(shards, EpochSettings(batch_size, seed=1, num_lanes=num_lanes))
+    order = StreamSettings().for_shards(shards, EpochSettings(batch_size, seed=1, num_lanes=num_lanes))
     sampler = RankSampler(shards, order, world_size // 2, world_size)
     states.append(now())
     sampler.epoch, sampler.start = 3, order.num_batches // 2 * batch_size

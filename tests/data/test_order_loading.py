@@ -15,15 +15,16 @@ from mim_lightning.data.images.transforms import Augment
 from mim_lightning.data.loading.collate import Collate
 from mim_lightning.data.loading.loader import StreamLoader
 from mim_lightning.data.sampling.grouped import GroupedSettings
-from mim_lightning.data.sampling.mixture import mix_orders
-from mim_lightning.data.sampling.order import EpochSettings, OrderSettings, StreamSettings
+from mim_lightning.data.sampling.mixture import make_mixture_order
+from mim_lightning.data.sampling.order import EpochSettings, OrderSettings
+from mim_lightning.data.sampling.shuffled import StreamSettings
 from mim_lightning.data.sampling.weighted import WeightedSettings
 from mim_lightning.data.shards.mixture import MAIN
 from mim_lightning.data.shards.mixture_set import MixedSet
 from mim_lightning.data.shards.shard_set import ShardSet
 from mim_lightning.types import id_key
 from tests.data.conftest import MakeSet
-from tests.data.test_stream import SPECS, content, global_batches
+from tests.data.loading.test_loader import SPECS, content, global_batches
 
 ORDERS: dict[str, OrderSettings] = {
     "stream": StreamSettings(),
@@ -55,7 +56,11 @@ def make_loaders(make_set: MakeSet) -> MakeLoaders:
         each = ORDERS[name.removeprefix("mixed ")]
         shards = MixedSet(sets, {"web"}) if name.startswith("mixed") else sets[MAIN]
         shares = {MAIN: Fraction(5, 8), "web": Fraction(3, 8)}
-        order = mix_orders(shards, shares, each, epoch) if isinstance(shards, MixedSet) else each.over(shards, epoch)
+        order = (
+            make_mixture_order(shards, shares, each, epoch)
+            if isinstance(shards, MixedSet)
+            else each.for_shards(shards, epoch)
+        )
         collate = Collate(SPECS, shards.max_relevant, Augment(), seed=3)
         return [StreamLoader(shards, collate, order, rank, world_size, num_workers) for rank in range(world_size)]
 

@@ -12,7 +12,7 @@ from lightning.pytorch.loggers import CSVLogger
 from mim_lightning.data.loading.collate import Collate
 from mim_lightning.data.loading.corrupt_samples import BadSamples
 from mim_lightning.data.loading.loader import StreamLoader
-from mim_lightning.data.sampling.order import StreamPlan
+from mim_lightning.data.sampling.shuffled import ShuffledOrder
 from mim_lightning.data.shards.shard_set import ShardSet
 from mim_lightning.data.shards.writer import Record
 from mim_lightning.lit.callbacks.skipped_samples import SkippedSamples
@@ -45,7 +45,7 @@ def damaged(tmp_path: Path) -> ShardSet:
 
 
 def train(shards: ShardSet, folder: Path, max_bad: str | int, on_bad: str = "skip") -> tuple[Trainer, Counting]:
-    order = StreamPlan(tuple(shards.sizes), 8)
+    order = ShuffledOrder(tuple(shards.sizes), 8)
     loader = StreamLoader(shards, Collate({}), order, bad=BadSamples(on_bad, max_bad))
     quiet: dict[str, Any] = {"enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
     logger = CSVLogger(folder, name="", version="log")

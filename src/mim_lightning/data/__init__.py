@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from mim_lightning.data.preparation.prepared import ShardSettings
     from mim_lightning.data.preparation.ray_cluster import RaySettings
     from mim_lightning.data.sampling.grouped import GroupedSettings
-    from mim_lightning.data.sampling.order import StreamSettings
+    from mim_lightning.data.sampling.shuffled import StreamSettings
     from mim_lightning.data.sampling.weighted import WeightedSettings
     from mim_lightning.data.shards.cache import CacheSettings
     from mim_lightning.data.sources.grocery import GrocerySource
@@ -48,7 +48,7 @@ else:
             "Seen": "mim_lightning.data.splits",
             "ShardSettings": "mim_lightning.data.preparation.prepared",
             "Source": "mim_lightning.data.manifest.manifest",
-            "StreamSettings": "mim_lightning.data.sampling.order",
+            "StreamSettings": "mim_lightning.data.sampling.shuffled",
             "SyntheticSource": "mim_lightning.data.sources.synthetic",
             "WebDatasetSource": "mim_lightning.data.sources.webdataset",
             "WeightedSettings": "mim_lightning.data.sampling.weighted",

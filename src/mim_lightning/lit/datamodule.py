@@ -18,12 +18,13 @@ from mim_lightning.data.images.image_key import MAX_KNOWN, bytes_key, pixel_key
 from mim_lightning.data.images.transforms import Augment
 from mim_lightning.data.loading.collate import Collate
 from mim_lightning.data.loading.corrupt_samples import BadSamples
-from mim_lightning.data.loading.loader import ShardPass, StreamLoader, evaluation_plan
+from mim_lightning.data.loading.loader import ShardPass, StreamLoader
 from mim_lightning.data.manifest.manifest import Source
 from mim_lightning.data.preparation.opened_data import OpenedData
 from mim_lightning.data.preparation.prepared import Preparation, PreparedData, ShardSettings, prepare_data
-from mim_lightning.data.sampling.mixture import mix_orders
-from mim_lightning.data.sampling.order import EpochSettings, Order, OrderSettings, StreamSettings
+from mim_lightning.data.sampling.mixture import make_mixture_order
+from mim_lightning.data.sampling.order import BatchOrder, EpochSettings, OrderSettings
+from mim_lightning.data.sampling.shuffled import StreamSettings, sequential_order
 from mim_lightning.data.shards.cache import CacheSettings
 from mim_lightning.data.shards.mixture import read_mix, split_shares
 from mim_lightning.data.shards.mixture_set import MixedSet
@@ -142,15 +143,15 @@ class MatchDataModule(LightningDataModule):
             self.train_order(self.opened.train)
         self._was_checked[is_training] = True
 
-    def train_order(self, shards: ShardSet) -> Order:
+    def train_order(self, shards: ShardSet) -> BatchOrder:
         """Return which rows of the training set meet in which batch.
 
         Raises:
             ValueError: the settings do not suit the set.
         """
         if isinstance(shards, MixedSet):
-            return mix_orders(shards, split_shares(self.mix), self.order, self.epoch_settings)
-        return self.order.over(shards, self.epoch_settings)
+            return make_mixture_order(shards, split_shares(self.mix), self.order, self.epoch_settings)
+        return self.order.for_shards(shards, self.epoch_settings)
 
     def train_dataloader(self) -> StreamLoader:
         shards = self.opened.train
@@ -171,7 +172,7 @@ class MatchDataModule(LightningDataModule):
         batch_size = min(self.eval_batch_size, len(shards))
         world_size = self._placement()["world_size"]
         batch_size = -(-batch_size // world_size) * world_size
-        plan = evaluation_plan(shards, batch_size)
+        plan = sequential_order(shards, batch_size)
         collate = Collate(specs, shards.max_relevant, picture_key=self._picture_key())
         return StreamLoader(shards, collate, plan, **self._placement())
 

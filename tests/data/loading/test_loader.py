@@ -20,8 +20,8 @@ import torch
 from mim_lightning.data.images.transforms import Augment
 from mim_lightning.data.loading.collate import Collate
 from mim_lightning.data.loading.corrupt_samples import BadSamples
-from mim_lightning.data.loading.loader import ShardPass, StreamLoader, evaluation_plan, refuse_full_memory
-from mim_lightning.data.sampling.order import StreamPlan
+from mim_lightning.data.loading.loader import ShardPass, StreamLoader, refuse_full_memory
+from mim_lightning.data.sampling.shuffled import ShuffledOrder, sequential_order
 from mim_lightning.data.shards.shard_set import MEMBERS, ShardSet
 from mim_lightning.types import Batch, ImageSpec, TextSpec
 from tests.data.conftest import MakeSet, tokenise
@@ -47,9 +47,9 @@ def loaders(
     **plan: Any,
 ) -> list[StreamLoader]:
     """Return the loaders of all ranks."""
-    order = StreamPlan(tuple(shards.sizes), batch_size, **({"seed": 3, "num_lanes": 2, "window": 2} | plan))
+    order = ShuffledOrder(tuple(shards.sizes), batch_size, **({"seed": 3, "num_lanes": 2, "window": 2} | plan))
     if evaluate:
-        order = evaluation_plan(shards, batch_size)
+        order = sequential_order(shards, batch_size)
     collate = Collate(SPECS, shards.max_relevant, None if evaluate else AUGMENT, seed=3)
     return [StreamLoader(shards, collate, order, rank, world_size, num_workers, bad=bad) for rank in range(world_size)]
 
@@ -340,7 +340,7 @@ def test_workers_use_one_thread_each(make_set: MakeSet) -> None:
             return replace(super().__call__(*arguments), query_keys=torch.tensor([torch.get_num_threads()]))
 
     shards = make_set()
-    loader = StreamLoader(shards, Threads(SPECS), StreamPlan(tuple(shards.sizes), 8), num_workers=1)
+    loader = StreamLoader(shards, Threads(SPECS), ShuffledOrder(tuple(shards.sizes), 8), num_workers=1)
     assert {int(batch.query_keys) for batch in loader} == {1}
 
 

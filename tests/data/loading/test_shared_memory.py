@@ -15,7 +15,7 @@ from mim_lightning.data.loading import shared_memory as slots_module
 from mim_lightning.data.loading.collate import Collate
 from mim_lightning.data.loading.loader import StreamLoader
 from mim_lightning.data.loading.shared_memory import Slots, make_slots
-from mim_lightning.data.sampling.order import StreamPlan
+from mim_lightning.data.sampling.shuffled import ShuffledOrder
 from mim_lightning.types import Batch, ImageSpec, TextSpec
 from tests.data.conftest import MakeSet, tokenise
 
@@ -39,7 +39,9 @@ def _no_garbage_collector() -> Iterator[None]:
 def make_loader(make_set: MakeSet, num_workers: int) -> StreamLoader:
     shards = make_set(NUM_ROWS, 20)
     collate = Collate(SPECS, shards.max_relevant, Augment(brightness=0.3), seed=3)
-    return StreamLoader(shards, collate, StreamPlan(tuple(shards.sizes), BATCH_SIZE, seed=3), num_workers=num_workers)
+    return StreamLoader(
+        shards, collate, ShuffledOrder(tuple(shards.sizes), BATCH_SIZE, seed=3), num_workers=num_workers
+    )
 
 
 def tensors(batch: Batch) -> list[Tensor]:

@@ -441,7 +441,7 @@ def test_rows_of_a_product_lie_side_by_side_where_asked_for(tmp_path: Path) -> N
     for layout, found in shards.items():
         keys = found.column("product_keys")
         runs[layout] = 1 + np.count_nonzero(np.diff(keys))
-        order = GroupedSettings(rows_per_product=4).over(found, EpochSettings(12, seed=1, num_lanes=1, window=2))
+        order = GroupedSettings(rows_per_product=4).for_shards(found, EpochSettings(12, seed=1, num_lanes=1, window=2))
         slots = np.concatenate([batch for batch in order.batches(0) if len(batch) == 12]).reshape(-1, 4)
         whole[layout] = np.mean([len(set(keys[slot])) == 1 for slot in slots])
     assert runs["product"] == 30 < 90 < runs["mixed"]

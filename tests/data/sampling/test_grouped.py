@@ -230,14 +230,14 @@ def test_impossible_orders_are_refused(options: dict, word: str) -> None:
 
 def test_settings_read_the_columns_of_a_set() -> None:
     shards = ColumnSet([10, 10], product_keys=np.arange(20) // 4)
-    order = GroupedSettings(rows_per_product=4).over(shards, EpochSettings(8, seed=3))
+    order = GroupedSettings(rows_per_product=4).for_shards(shards, EpochSettings(8, seed=3))
     assert [len(groups_of(order, batch)) for batch in order.batches(0)] == [2, 2, 1]
     with pytest.raises(ValueError, match=r"columns: has no category_keys.npy; run prepare again"):
-        GroupedSettings(2, 0.5).over(shards, EpochSettings(8))
+        GroupedSettings(2, 0.5).for_shards(shards, EpochSettings(8))
     with pytest.raises(ValueError, match=r"columns/product_keys.npy: 20 values for 19 rows; run prepare again"):
-        GroupedSettings().over(ColumnSet([10, 9], product_keys=np.arange(20)), EpochSettings(8))
+        GroupedSettings().for_shards(ColumnSet([10, 9], product_keys=np.arange(20)), EpochSettings(8))
     with pytest.raises(ValueError, match=r"data.rows_per_epoch=5: an epoch of data/order=grouped is every row once"):
-        GroupedSettings().over(shards, EpochSettings(8, num_rows=5))
+        GroupedSettings().for_shards(shards, EpochSettings(8, num_rows=5))
     for wrong, word in (({"rows_per_product": 0}, "rows_per_product=0"), ({"same_category": 1.5}, "same_category=1.5")):
         with pytest.raises(ValueError, match=f"data.order.{word}"):
             GroupedSettings(**wrong)
@@ -245,7 +245,7 @@ def test_settings_read_the_columns_of_a_set() -> None:
 
 def test_lanes_share_the_default_window() -> None:
     shards = ColumnSet([10] * 600, product_keys=np.zeros(6000))
-    windows = [GroupedSettings().over(shards, EpochSettings(512, num_lanes=n)).window for n in (1, 4, 256)]
+    windows = [GroupedSettings().for_shards(shards, EpochSettings(512, num_lanes=n)).window for n in (1, 4, 256)]
     assert windows == [512, 128, 8]
 
 
@@ -275,7 +275,7 @@ def test_rows_of_a_product_are_no_negatives_of_each_other() -> None:
 
 def test_fixed_names_what_decides_the_order() -> None:
     def fixed(**options: float) -> dict:
-        return GroupedOrder((9, 9), 4, np.arange(18), category_keys=np.arange(18), **options).fixed()  # type: ignore
+        return GroupedOrder((9, 9), 4, np.arange(18), category_keys=np.arange(18), **options).state_key()  # type: ignore
 
     for change in ({"rows_per_product": 1}, {"same_category": 1.0}, {"seed": 1}, {"num_lanes": 2}, {"window": 3}):
         (name,) = [key for key, value in fixed().items() if fixed(**change)[key] != value]

@@ -9,15 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mim_lightning.data.sampling.interleave import ShardLine
-from mim_lightning.data.sampling.order import EpochSettings, StreamPlan, StreamSettings, column_of
+from mim_lightning.data.sampling.grouped import EpochLayout
+from mim_lightning.data.sampling.order import EpochSettings, read_column
+from mim_lightning.data.sampling.shuffled import ShuffledOrder, StreamSettings
 from tests.data.rows import ColumnSet
 
 
-def random_plan(seed: int) -> StreamPlan:
+def random_plan(seed: int) -> ShuffledOrder:
     rng = random.Random(seed)
     sizes = tuple(rng.randint(1, 30) for _ in range(rng.randint(1, 12)))
-    return StreamPlan(
+    return ShuffledOrder(
         sizes,
         global_batch_size=rng.randint(1, 40),
         seed=rng.randint(0, 5),
@@ -47,22 +48,22 @@ def test_goes_on_from_every_position(seed: int) -> None:
 
 def test_epochs_and_seeds_differ() -> None:
     def order(seed: int, epoch: int) -> tuple[int, ...]:
-        return tuple(np.concatenate(list(StreamPlan((40,) * 6, 16, seed, num_lanes=2).batches(epoch))).tolist())
+        return tuple(np.concatenate(list(ShuffledOrder((40,) * 6, 16, seed, num_lanes=2).batches(epoch))).tolist())
 
     assert len({order(seed, epoch) for seed in range(3) for epoch in range(3)}) == 9
     assert order(1, 2) == order(1, 2)
-    alone = StreamPlan((30,), 8)
+    alone = ShuffledOrder((30,), 8)
     assert len({tuple(np.concatenate(list(alone.batches(epoch))).tolist()) for epoch in range(4)}) == 4
 
 
 def test_stored_order_without_shuffling() -> None:
-    plan = StreamPlan((5, 9, 3), 4, shuffle=False)
+    plan = ShuffledOrder((5, 9, 3), 4, shuffle=False)
     assert np.concatenate(list(plan.batches(7))).tolist() == list(range(17))
 
 
 @pytest.mark.parametrize("num_lanes", [2, 3, 8])
 def test_lanes_give_equal_parts_from_shards_of_their_own(num_lanes: int) -> None:
-    plan = StreamPlan((20,) * 24, global_batch_size=num_lanes * 5, num_lanes=num_lanes)
+    plan = ShuffledOrder((20,) * 24, global_batch_size=num_lanes * 5, num_lanes=num_lanes)
     shards_of_lane: list[set[int]] = [set() for _ in range(num_lanes)]
     for batch in plan.batches(0):
         for lane_idx, part in enumerate(np.split(batch, num_lanes)):
@@ -71,7 +72,7 @@ def test_lanes_give_equal_parts_from_shards_of_their_own(num_lanes: int) -> None
 
 
 def test_a_lane_that_runs_short_is_made_up_for() -> None:
-    plan = StreamPlan((90, 10, 11, 9), 12, num_lanes=4, seed=1)
+    plan = ShuffledOrder((90, 10, 11, 9), 12, num_lanes=4, seed=1)
     batches = list(plan.batches(0))
     assert [len(batch) for batch in batches] == [12] * 10
     for batch in batches[:3]:
@@ -82,7 +83,7 @@ def test_a_lane_that_runs_short_is_made_up_for() -> None:
 
 def test_neighbours_mix() -> None:
     """A batch holds samples of many shards of the window, and other company in each epoch."""
-    plan = StreamPlan((50,) * 16, 32, window=8)
+    plan = ShuffledOrder((50,) * 16, 32, window=8)
     company: list[dict[int, set[int]]] = []
     for epoch in range(2):
         batches = [set(batch.tolist()) for batch in plan.batches(epoch)]
@@ -103,14 +104,14 @@ def test_neighbours_mix() -> None:
 )
 def test_impossible_plans_are_refused(options: dict[str, int], word: str) -> None:
     with pytest.raises(ValueError, match=word):
-        StreamPlan(**{"shard_sizes": (3, 3, 3), "global_batch_size": 2, **options})  # type: ignore[arg-type]
+        ShuffledOrder(**{"shard_sizes": (3, 3, 3), "global_batch_size": 2, **options})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("num_lanes", "batch_size"), [(64, 4096), (1, 1024), (64, 100)])
 def test_the_middle_of_400_million_samples(num_lanes: int, batch_size: int) -> None:
     tracemalloc.start()
     try:
-        plan = StreamPlan((6060,) * 66_000, batch_size, num_lanes=num_lanes)
+        plan = ShuffledOrder((6060,) * 66_000, batch_size, num_lanes=num_lanes)
         assert plan.num_samples == 399_960_000
         batches = plan.batches(3, plan.num_batches // 2 * batch_size)
         seen = np.concatenate([next(batches) for _ in range(20)])
@@ -124,7 +125,7 @@ def test_the_middle_of_400_million_samples(num_lanes: int, batch_size: int) -> N
 def test_the_middle_of_200_thousand_shards(num_lanes: int) -> None:
     tracemalloc.start()
     try:
-        plan = StreamPlan((2000,) * 200_000, 4096, num_lanes=num_lanes)
+        plan = ShuffledOrder((2000,) * 200_000, 4096, num_lanes=num_lanes)
         batches = plan.batches(1, plan.num_batches // 2 * 4096)
         assert len(next(batches)) == 4096
         assert tracemalloc.get_traced_memory()[1] < 100e6
@@ -134,16 +135,16 @@ def test_the_middle_of_200_thousand_shards(num_lanes: int) -> None:
 
 def test_settings_take_what_the_set_has() -> None:
     shards = ColumnSet([3, 4, 5])
-    plan = StreamSettings().over(shards, EpochSettings(4, seed=2, num_lanes=3))
-    assert plan == StreamPlan((3, 4, 5), 4, 2, num_lanes=3, window=8)
-    assert StreamSettings().over(shards, EpochSettings(4, window=2)).window == 2
+    plan = StreamSettings().for_shards(shards, EpochSettings(4, seed=2, num_lanes=3))
+    assert plan == ShuffledOrder((3, 4, 5), 4, 2, num_lanes=3, window=8)
+    assert StreamSettings().for_shards(shards, EpochSettings(4, window=2)).window == 2
     with pytest.raises(ValueError, match=r"data.rows_per_epoch=9: an epoch of data/order=stream is every row once"):
-        StreamSettings().over(shards, EpochSettings(4, num_rows=9))
+        StreamSettings().for_shards(shards, EpochSettings(4, num_rows=9))
 
 
 def test_fixed_names_what_decides_the_order() -> None:
     def fixed(**changes: Any) -> dict[str, Any]:
-        return StreamPlan(**{"shard_sizes": (4, 4), "global_batch_size": 2} | changes).fixed()
+        return ShuffledOrder(**{"shard_sizes": (4, 4), "global_batch_size": 2} | changes).state_key()
 
     for change, names in (
         ({"shard_sizes": (4, 5)}, ["num_samples"]),
@@ -158,9 +159,9 @@ def test_fixed_names_what_decides_the_order() -> None:
 
 def test_a_column_fits_its_set() -> None:
     shards = ColumnSet([3, 4], weights=np.ones(7), keys=np.ones(6))
-    assert len(column_of(shards, "weights")) == 7
+    assert len(read_column(shards, "weights")) == 7
     with pytest.raises(ValueError, match=r"columns/keys.npy: 6 values for 7 rows; run prepare again"):
-        column_of(shards, "keys")
+        read_column(shards, "keys")
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -170,7 +171,7 @@ def test_a_line_of_shards_is_read_in_spans(seed: int) -> None:
     shards = rng.permutation(8)
     numbers = np.split(np.arange(sizes.sum()), np.cumsum(sizes)[:-1])
     whole = np.concatenate([numbers[shard_idx] for shard_idx in shards]).tolist()
-    line = ShardLine(sizes, shards)
+    line = EpochLayout(sizes, shards)
     for first in range(len(whole) + 1):
         for stop in range(first, len(whole) + 1):
             read = [number for span in line.spans(first, stop) for number in range(*span)]

@@ -101,7 +101,7 @@ def test_sums_of_weights_are_made_a_few_shards_at_a_time(monkeypatch: pytest.Mon
 def test_what_is_no_weight_is_named(bad: float) -> None:
     weights = np.ones(30)
     weights[17] = bad
-    with pytest.raises(ValueError, match=f"column 'weight', sample 17: {bad} is no weight"):
+    with pytest.raises(ValueError, match=f"column 'weight', sample 17: {bad} is not a weight"):
         WeightedOrder((10, 20), 4, weights, 30)
 
 
@@ -112,22 +112,22 @@ def test_weights_that_are_all_zero_are_refused() -> None:
 
 def test_settings_read_the_column_of_a_set() -> None:
     shards = ColumnSet([10, 10], weights=np.arange(20, dtype=np.float32))
-    assert WeightedSettings().over(shards, EpochSettings(8)).num_samples == 20
-    order = WeightedSettings().over(shards, EpochSettings(8, num_rows=50, window=3))
+    assert WeightedSettings().for_shards(shards, EpochSettings(8)).num_samples == 20
+    order = WeightedSettings().for_shards(shards, EpochSettings(8, num_rows=50, window=3))
     assert (order.num_samples, order.num_batches, order.window) == (50, 7, 3)
     assert counts_of(order, 0)[0] == 0
     with pytest.raises(ValueError, match=r"columns: has no weights.npy; run prepare again"):
-        WeightedSettings().over(ColumnSet([10]), EpochSettings(8))
+        WeightedSettings().for_shards(ColumnSet([10]), EpochSettings(8))
     with pytest.raises(ValueError, match=r"data.rows_per_epoch=0: must be at least 1"):
         EpochSettings(8, num_rows=0)
 
 
 def test_fixed_knows_other_weights() -> None:
     weights = np.ones(20)
-    fixed = WeightedOrder((10, 10), 4, weights, 20).fixed()
-    assert fixed == WeightedOrder((10, 10), 4, weights.copy(), 20).fixed()
+    fixed = WeightedOrder((10, 10), 4, weights, 20).state_key()
+    assert fixed == WeightedOrder((10, 10), 4, weights.copy(), 20).state_key()
     weights[3] = 2
-    changed = WeightedOrder((10, 10), 4, weights, 20).fixed()
+    changed = WeightedOrder((10, 10), 4, weights, 20).state_key()
     assert [name for name in fixed if fixed[name] != changed[name]] == ["sum_of_weights"]
 
 

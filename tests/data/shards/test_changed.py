@@ -13,7 +13,7 @@ import pytest
 from mim_lightning.data.loading.collate import Collate
 from mim_lightning.data.loading.corrupt_samples import BadSamples
 from mim_lightning.data.loading.loader import StreamLoader
-from mim_lightning.data.sampling.order import StreamPlan
+from mim_lightning.data.sampling.shuffled import ShuffledOrder
 from mim_lightning.data.shards.cache import CacheSettings, ChangedError
 from mim_lightning.data.shards.open_shards import OpenShards
 from mim_lightning.data.shards.shard_set import ShardError, ShardSet
@@ -79,7 +79,7 @@ def test_a_change_is_not_skipped_as_damage(write: Write, monkeypatch: pytest.Mon
     folder = write("set", 0)
     shards = ShardSet(folder)
     specs = {"query_image": ImageSpec((8, 8)), "product_image": ImageSpec((8, 8))}
-    plan = StreamPlan(tuple(shards.sizes), 2, num_lanes=1, window=1)
+    plan = ShuffledOrder(tuple(shards.sizes), 2, num_lanes=1, window=1)
     loader = StreamLoader(shards, Collate(specs, 1), plan, bad=BadSamples("skip", "100%"))
     batches = iter(loader)
     next(batches)

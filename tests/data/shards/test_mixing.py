@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from mim_lightning.data.sampling.grouped import GroupedSettings
-from mim_lightning.data.sampling.mixture import MixedOrder, mix_orders
-from mim_lightning.data.sampling.order import EpochSettings, OrderSettings, StreamSettings
+from mim_lightning.data.sampling.mixture import MixtureOrder, make_mixture_order
+from mim_lightning.data.sampling.order import EpochSettings, OrderSettings
+from mim_lightning.data.sampling.shuffled import StreamSettings
 from mim_lightning.data.sampling.weighted import WeightedSettings
 from mim_lightning.data.shards.mixture import MAIN, MixedIn, read_mix, refuse_common_ids, split_shares
 from mim_lightning.data.shards.mixture_set import MixedSet
@@ -31,7 +32,7 @@ def mixed(
     each: OrderSettings | None = None,
     batch_size: int = 16,
     **settings: Any,
-) -> MixedOrder:
+) -> MixtureOrder:
     """Return the order over sets of which only columns exist: products of four rows, weights from 1 to 3."""
     sets: dict[str, Any] = {
         name: ColumnSet(
@@ -42,17 +43,19 @@ def mixed(
         )
         for name, part in sizes.items()
     }
-    return mix_orders(MixedSet(sets), shares or SHARES, each or StreamSettings(), EpochSettings(batch_size, **settings))
+    return make_mixture_order(
+        MixedSet(sets), shares or SHARES, each or StreamSettings(), EpochSettings(batch_size, **settings)
+    )
 
 
-def by_set(order: MixedOrder, batch: np.ndarray) -> dict[str, np.ndarray]:
+def by_set(order: MixtureOrder, batch: np.ndarray) -> dict[str, np.ndarray]:
     """Return the rows of each set in a batch, under the numbers the set itself gives them."""
     starts = np.array([part.first_number for part in order.parts.values()])
     owner = np.searchsorted(starts, batch, side="right") - 1
     return {name: batch[owner == idx] - starts[idx] for idx, name in enumerate(order.parts)}
 
 
-def run(order: MixedOrder, num_epochs: int) -> list[np.ndarray]:
+def run(order: MixtureOrder, num_epochs: int) -> list[np.ndarray]:
     return [batch for epoch in range(num_epochs) for batch in order.batches(epoch)]
 
 
@@ -177,7 +180,7 @@ def test_shares_too_small_for_a_batch_are_refused() -> None:
 
 def test_fixed_names_what_decides_the_order() -> None:
     sizes = {MAIN: [20], "web": [20], "old": [20]}
-    fixed = mixed(sizes).fixed()
+    fixed = mixed(sizes).state_key()
     for changed, name in (
         (mixed(sizes, batch_size=24), "batch_size"),
         (mixed(sizes, seed=1), "seed"),
@@ -186,7 +189,7 @@ def test_fixed_names_what_decides_the_order() -> None:
         (mixed({**sizes, "web": [21]}), "mix.web.num_samples"),
         (mixed(sizes, each=WeightedSettings()), "order"),
     ):
-        assert changed.fixed()[name] != fixed[name]
+        assert changed.state_key()[name] != fixed[name]
     assert fixed["mix"] == "5/8 main + 1/4 web + 1/8 old"
 
 

@@ -19,7 +19,7 @@ from mim_lightning.data.loading.corrupt_samples import BadSamples
 from mim_lightning.data.loading.loader import ShardPass, ShardsAhead, StreamLoader
 from mim_lightning.data.manifest.manifest import ManifestSource
 from mim_lightning.data.preparation.prepared import ShardSettings, open_prepared, prepare_shards
-from mim_lightning.data.sampling.order import StreamPlan
+from mim_lightning.data.sampling.shuffled import ShuffledOrder
 from mim_lightning.data.shards.cache import CacheSettings
 from mim_lightning.data.shards.shard_set import ShardError, ShardSet
 from mim_lightning.io import remote
@@ -69,7 +69,7 @@ def settings(tmp_path: Path, **options: Any) -> CacheSettings:
 
 
 def loader(shards: ShardSet, num_workers: int = 0, batch_size: int = 8, **options: Any) -> StreamLoader:
-    order = StreamPlan(tuple(shards.sizes), batch_size, seed=1, window=2)
+    order = ShuffledOrder(tuple(shards.sizes), batch_size, seed=1, window=2)
     return StreamLoader(shards, Collate(SPECS, shards.max_relevant), order, num_workers=num_workers, **options)
 
 
@@ -201,7 +201,7 @@ def test_ranks_and_workers_fetch_a_shard_once(served: tuple[ShardSet, FaultyStor
     shards = ShardSet(store.address, settings(tmp_path))
 
     def stream(rank: int) -> None:
-        order = StreamPlan(tuple(shards.sizes), 8)
+        order = ShuffledOrder(tuple(shards.sizes), 8)
         ranked = StreamLoader(shards, Collate(SPECS, shards.max_relevant), order, rank, 2, num_workers=2)
         assert sum(len(batch) for _ in range(2) for batch in ranked) == 2 * 23
 
@@ -215,7 +215,7 @@ def test_ranks_and_workers_fetch_a_shard_once(served: tuple[ShardSet, FaultyStor
 @pytest.mark.parametrize("look_ahead", [0, 1, 2, 9])
 def test_shards_are_named_before_they_are_needed(make_set: MakeSet, look_ahead: int) -> None:
     written = make_set(60, 4)
-    order = StreamPlan(tuple(written.sizes), 8, seed=1, window=2)
+    order = ShuffledOrder(tuple(written.sizes), 8, seed=1, window=2)
     batches = [np.unique(written.shards_of(batch)).tolist() for batch in order.batches(0)]
 
     class Remote:

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 from mim_lightning.data.loading.collate import Collate
 from mim_lightning.data.loading.corrupt_samples import BadSamples, Loaded, SkipCount, load
 from mim_lightning.data.loading.shared_memory import Sent, Slots, make_slots
-from mim_lightning.data.sampling.order import Order, StreamPlan
+from mim_lightning.data.sampling.order import BatchOrder
 from mim_lightning.data.shards.shard_set import ShardSet
 from mim_lightning.types import Batch
 
@@ -95,7 +95,9 @@ class ShardsAhead:
 class RankSampler(Sampler[BatchRef]):
     """Deal the global batches of an epoch to one rank, in equal parts; the last batch is filled up by repeats."""
 
-    def __init__(self, shards: ShardSet, order: Order, rank: int, world_size: int, slots: Slots | None = None) -> None:
+    def __init__(
+        self, shards: ShardSet, order: BatchOrder, rank: int, world_size: int, slots: Slots | None = None
+    ) -> None:
         if order.global_batch_size % world_size:
             raise ValueError(
                 f"data.batch_size={order.global_batch_size} is the batch of all processes together; "
@@ -139,7 +141,7 @@ class StreamLoader(DataLoader[Loaded]):
         self,
         shards: ShardSet,
         collate: Collate,
-        order: Order,
+        order: BatchOrder,
         rank: int = 0,
         world_size: int = 1,
         num_workers: int = 0,
@@ -180,7 +182,7 @@ class StreamLoader(DataLoader[Loaded]):
             self.slots.give_back()
 
     def state_dict(self) -> dict[str, Any]:
-        return {"epoch": self.epoch, "consumed": self.consumed, **self.order.fixed()}
+        return {"epoch": self.epoch, "consumed": self.consumed, **self.order.state_key()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a saved position.
@@ -188,7 +190,7 @@ class StreamLoader(DataLoader[Loaded]):
         Raises:
             ValueError: the position means another sample under today's settings.
         """
-        for name, value in self.order.fixed().items():
+        for name, value in self.order.state_key().items():
             if state.get(name) != value:
                 raise ValueError(f"the checkpoint was made with data.{name}={state.get(name)}, now it is {value}")
         self.epoch, self.consumed = state["epoch"], state["consumed"]
@@ -248,11 +250,6 @@ class _PassRefs:
         for start, stop in map(self.shards.span, self.shard_idxs):
             for first in range(start, stop, self.batch_size):
                 yield range(first, min(first + self.batch_size, stop))
-
-
-def evaluation_plan(shards: ShardSet, global_batch_size: int) -> StreamPlan:
-    """Return the plan of one pass in stored order."""
-    return StreamPlan(tuple(shards.sizes), global_batch_size, shuffle=False)
 
 
 def refuse_full_memory(num_workers: int) -> None:

@@ -1,8 +1,7 @@
-"""The grouped order: every row once an epoch, k rows of a product together, look-alikes of one category in a batch.
+"""The grouped order: every sample once an epoch, k samples of a product together, part of a batch of one category.
 
-Shard sizes and the columns `product_keys` and `category_keys` of a set come in, global batches go out (see
-`order.Order`). The rows of an epoch, shard after shard in random order, are a line; each lane owns a stretch of it,
-a window is so many batches' parts of a lane, and `grouping` arranges one window at a time.
+The rows of an epoch, shard after shard in random order, are split between streams; a window is some batches' parts of
+a stream, and `group_packing` arranges one window at a time.
 """
 
 from __future__ import annotations
@@ -14,33 +13,32 @@ from itertools import accumulate
 import numpy as np
 
 from mim_lightning.data.sampling.group_packing import arrange
-from mim_lightning.data.sampling.interleave import ShardLine
 from mim_lightning.data.sampling.order import (
     EpochSettings,
     SetColumns,
-    column_of,
-    forget_pages,
-    refuse_bad_lanes,
-    refuse_num_rows,
+    read_column,
+    release_pages,
+    validate_full_epoch,
+    validate_streams,
 )
 from mim_lightning.types import NO_KEY
 
-SHARDS_AT_ONCE = 512  # of all lanes; a million rows of 2000 a shard
+WINDOW_SHARDS = 512  # of all streams together; a million rows at 2000 per shard
 
 
 @dataclass(frozen=True, eq=False)
 class GroupedOrder:
     """Batches of P products with k rows each.
 
-    Exact: every row comes once an epoch, batches are full but for the last, and no group of k rows is cut. Inside a
-    window: which rows can meet. A product with n rows in a window gives n // k groups, in different batches as long
-    as there are as many; what is left of it lies together as far as possible, wherever there is room.
+    Every row occurs once an epoch, batches are full except the last, and no group of k rows is split. Only rows of one
+    window can share a batch. A product with n rows in a window gives n // k groups, in different batches as long as
+    there are enough of them; its leftover rows stay together as far as possible, wherever they fit.
 
     Args:
-        product_keys, category_keys: (num_samples,) `id_key` of each row, `NO_KEY` where there is none.
+        product_keys, category_keys: (num_samples,) hashed id of each row, `NO_KEY` where there is none.
         rows_per_product: k. 1 keeps rows of a product apart instead.
-        same_category: share of a batch (of its part from each lane) that comes from one category, 0 to 1.
-        window: shards looked at together in each lane.
+        same_category: fraction of a batch (of its part from each stream) that comes from one category, 0 to 1.
+        window: shards of a stream that are arranged together.
     """
 
     shard_sizes: tuple[int, ...]
@@ -51,17 +49,17 @@ class GroupedOrder:
     same_category: float = 0.0
     seed: int = 0
     num_lanes: int = 1
-    window: int = SHARDS_AT_ONCE
+    window: int = WINDOW_SHARDS
 
     def __post_init__(self) -> None:
-        refuse_bad_lanes(self.shard_sizes, self.global_batch_size, self.num_lanes, self.window)
-        if self.global_batch_size % self.rows_per_product or self.num_lanes > self._num_slots:
+        validate_streams(len(self.shard_sizes), self.global_batch_size, self.num_lanes, self.window)
+        if self.global_batch_size % self.rows_per_product or self.num_lanes > self._num_groups:
             raise ValueError(
                 f"data.batch_size={self.global_batch_size}: must be a multiple of data.order.rows_per_product="
                 f"{self.rows_per_product}, and at least data.num_lanes={self.num_lanes} times it"
             )
         if self.same_category:
-            self._refuse_bad_categories()
+            self._validate_categories()
 
     @property
     def num_samples(self) -> int:
@@ -75,7 +73,7 @@ class GroupedOrder:
     def shuffle(self) -> bool:
         return True
 
-    def fixed(self) -> dict[str, int | float | str]:
+    def state_key(self) -> dict[str, int | float | str]:
         return {
             "order": "grouped",
             "batch_size": self.global_batch_size,
@@ -90,41 +88,41 @@ class GroupedOrder:
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[np.ndarray]:
         sizes = np.array(self.shard_sizes)
-        line = ShardLine(sizes, np.random.default_rng([self.seed, epoch]).permutation(len(sizes)))
+        layout = EpochLayout(sizes, np.random.default_rng([self.seed, epoch]).permutation(len(sizes)))
         first_batch = -(-start // self.global_batch_size)
-        lanes = [self._parts(line, epoch, lane_idx, first_batch) for lane_idx in range(self.num_lanes)]
-        for parts in zip(*lanes, strict=True):
+        streams = [self._parts(layout, epoch, stream_idx, first_batch) for stream_idx in range(self.num_lanes)]
+        for parts in zip(*streams, strict=True):
             yield np.concatenate(parts)
 
-    def _parts(self, line: ShardLine, epoch: int, lane_idx: int, first_batch: int) -> Iterator[np.ndarray]:
-        """Yield a lane's part of each batch, from one batch on."""
-        size, tail = self._part_sizes[lane_idx]
-        place = sum(self._num_full * size + tail for size, tail in self._part_sizes[:lane_idx])
+    def _parts(self, layout: EpochLayout, epoch: int, stream_idx: int, first_batch: int) -> Iterator[np.ndarray]:
+        """Yield a stream's part of each batch, from one batch on."""
+        size, tail = self._part_sizes[stream_idx]
+        position = sum(self._num_full * size + tail for size, tail in self._part_sizes[:stream_idx])
         for window_idx, (first, stop) in enumerate(self._windows(size)):
             sizes = [size] * (min(stop, self._num_full) - first) + [tail] * (stop - max(first, self._num_full))
             if stop > first_batch:
-                rng = np.random.default_rng([self.seed, epoch, 1 + lane_idx, window_idx])
-                rows = self._arrange(line.spans(place, place + sum(sizes)), sizes, size, rng)
+                rng = np.random.default_rng([self.seed, epoch, 1 + stream_idx, window_idx])
+                rows = self._arrange(layout.spans(position, position + sum(sizes)), sizes, size, rng)
                 yield from np.split(rows, list(accumulate(sizes[:-1])))[max(0, first_batch - first) :]
-            place += sum(sizes)
+            position += sum(sizes)
 
     def _arrange(
         self, spans: list[tuple[int, int]], sizes: list[int], full_size: int, rng: np.random.Generator
     ) -> np.ndarray:
         k = self.rows_per_product
-        if not any(sizes):  # a lane beyond the end of a small set
+        if not any(sizes):  # a stream beyond the end of a small set
             return np.empty(0, dtype=np.int64)
         numbers = np.concatenate([np.arange(*span) for span in spans])
         products = _read(self.product_keys, spans)
         unknown = np.full(len(numbers), NO_KEY)
         categories = unknown if self.category_keys is None else _read(self.category_keys, spans)
-        num_hard = round(self.same_category * (full_size // k))
+        num_same_category = round(self.same_category * (full_size // k))
         num_full_parts = sum(size == full_size for size in sizes)
-        return numbers[arrange(products, categories, num_full_parts, np.array(sizes) // k, num_hard, k, rng)]
+        return numbers[arrange(products, categories, num_full_parts, np.array(sizes) // k, num_same_category, k, rng)]
 
     @property
-    def _num_slots(self) -> int:
-        """Slots of k rows in a batch."""
+    def _num_groups(self) -> int:
+        """Groups of k rows in a batch."""
         return self.global_batch_size // self.rows_per_product
 
     @property
@@ -134,28 +132,31 @@ class GroupedOrder:
 
     @property
     def _part_sizes(self) -> list[tuple[int, int]]:
-        """Rows that each lane gives to a full batch, and to the smaller one at the end."""
+        """Rows that each stream gives to a full batch, and to the smaller one at the end."""
         num_left, k = self.num_samples % self.global_batch_size, self.rows_per_product
-        sizes = [
-            (k * _deal(self._num_slots, self.num_lanes, lane_idx), k * _deal(num_left // k, self.num_lanes, lane_idx))
-            for lane_idx in range(self.num_lanes)
-        ]
+        full, tail = (self._split(num_groups) for num_groups in (self._num_groups, num_left // k))
+        sizes = [(k * in_full, k * in_tail) for in_full, in_tail in zip(full, tail, strict=True)]
         return [*sizes[:-1], (sizes[-1][0], sizes[-1][1] + num_left % k)]
 
+    def _split(self, num_groups: int) -> list[int]:
+        """Return how many groups each stream gives."""
+        equal, remainder = divmod(num_groups, self.num_lanes)
+        return [equal + (stream_idx < remainder) for stream_idx in range(self.num_lanes)]
+
     def _windows(self, part_size: int) -> list[tuple[int, int]]:
-        """Return the windows of a lane as runs of batches, (first, stop)."""
+        """Return the windows of a stream as ranges of batches, (first, stop)."""
         rows = self.window * self.num_samples / len(self.shard_sizes)
         num_windows = max(1, -(-self._num_full // max(1, round(rows / part_size))))
         edges = [window_idx * self._num_full // num_windows for window_idx in range(num_windows)]
         return list(zip(edges, [*edges[1:], self.num_batches], strict=True))
 
-    def _refuse_bad_categories(self) -> None:
+    def _validate_categories(self) -> None:
         assert self.category_keys is not None, "same_category needs category_keys"
-        num_slots = self._num_slots // self.num_lanes
-        if not (0 < self.same_category <= 1 and round(self.same_category * num_slots) >= 2):
+        num_groups = self._num_groups // self.num_lanes
+        if not (0 < self.same_category <= 1 and round(self.same_category * num_groups) >= 2):
             raise ValueError(
-                f"data.order.same_category={self.same_category}: give a share up to 1 that is at least 2 of the "
-                f"{num_slots} products of a batch (of its part from each lane)"
+                f"data.order.same_category={self.same_category}: give a fraction up to 1 that is at least 2 of the "
+                f"{num_groups} products of a batch (of its part from each stream)"
             )
         starts = range(0, self.num_samples, 1_000_000)
         if all((self.category_keys[start : start + 1_000_000] == NO_KEY).all() for start in starts):
@@ -167,7 +168,7 @@ class GroupedOrder:
 
 @dataclass(frozen=True)
 class GroupedSettings:
-    """data/order=grouped: k rows of a product together, and of one category in a share of each batch."""
+    """data/order=grouped: k rows of a product together, and a fraction of each batch of one category."""
 
     rows_per_product: int = 2
     same_category: float = 0.0
@@ -176,32 +177,47 @@ class GroupedSettings:
         if self.rows_per_product < 1:
             raise ValueError(f"data.order.rows_per_product={self.rows_per_product}: must be at least 1")
         if not 0 <= self.same_category <= 1:
-            raise ValueError(f"data.order.same_category={self.same_category}: give a share, 0 to 1")
+            raise ValueError(f"data.order.same_category={self.same_category}: give a fraction, 0 to 1")
 
     @property
-    def num_together(self) -> int:
+    def group_size(self) -> int:
         return self.rows_per_product
 
-    def over(self, shards: SetColumns, epoch: EpochSettings) -> GroupedOrder:
-        refuse_num_rows(epoch, "grouped")
+    def for_shards(self, shards: SetColumns, epoch: EpochSettings) -> GroupedOrder:
+        validate_full_epoch(epoch, "grouped")
         return GroupedOrder(
             tuple(shards.sizes),
             epoch.global_batch_size,
-            column_of(shards, "product_keys"),
+            read_column(shards, "product_keys"),
             self.rows_per_product,
-            column_of(shards, "category_keys") if self.same_category else None,
+            read_column(shards, "category_keys") if self.same_category else None,
             self.same_category,
             epoch.seed,
             epoch.num_lanes,
-            max(8, SHARDS_AT_ONCE // epoch.num_lanes) if epoch.window is None else epoch.window,
+            max(8, WINDOW_SHARDS // epoch.num_lanes) if epoch.window is None else epoch.window,
         )
 
 
 def _read(column: np.ndarray, spans: list[tuple[int, int]]) -> np.ndarray:
     values = np.concatenate([column[start:stop] for start, stop in spans])
-    forget_pages(column)
+    release_pages(column)
     return values
 
 
-def _deal(count: int, num_lanes: int, lane_idx: int) -> int:
-    return count // num_lanes + (lane_idx < count % num_lanes)
+class EpochLayout:
+    """The rows of a set laid end to end, shard after shard in the order of an epoch."""
+
+    def __init__(self, sizes: np.ndarray, shards: np.ndarray) -> None:
+        self._first_numbers = (np.cumsum(sizes) - sizes)[shards]
+        self._stops = np.cumsum(sizes[shards])
+        self._starts = self._stops - sizes[shards]
+
+    def spans(self, first: int, stop: int) -> list[tuple[int, int]]:
+        """Return the rows at positions `first` to `stop` as ranges of sample numbers, one per shard."""
+        spans = []
+        first_shard, last_shard = np.searchsorted(self._stops, [first, stop - 1], side="right")
+        for position in range(first_shard, last_shard + 1):
+            shift = int(self._first_numbers[position] - self._starts[position])
+            begin, end = max(first, int(self._starts[position])), min(stop, int(self._stops[position]))
+            spans.append((begin + shift, end + shift))
+        return spans

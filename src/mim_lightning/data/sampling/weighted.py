@@ -1,7 +1,7 @@
-"""The weighted order: rows come as often as their weight says, by chance that is spread as evenly as it can be.
+"""The weighted order: rows occur in proportion to their weights, drawn by systematic sampling.
 
-Shard sizes and the column `weights` of a set come in, global batches go out (see `order.Order`). How many rows each
-shard gives is decided from the sums of its weights, kept one a shard; which rows, when its window is reached.
+How many rows each shard gives is computed from the sums of its weights, one number per shard; which rows, when its
+window is reached.
 """
 
 from __future__ import annotations
@@ -12,17 +12,10 @@ from functools import cached_property
 
 import numpy as np
 
-from mim_lightning.data.sampling.interleave import Lane, cut_lanes, deal
-from mim_lightning.data.sampling.order import (
-    EpochSettings,
-    SetColumns,
-    StreamPlan,
-    column_of,
-    forget_pages,
-    refuse_bad_lanes,
-)
+from mim_lightning.data.sampling.order import EpochSettings, SetColumns, read_column, release_pages, validate_streams
+from mim_lightning.data.sampling.shuffled import ShuffledOrder, interleave, split_into_streams
 
-ROWS_AT_ONCE = 4_000_000  # of weights summed
+ROWS_AT_ONCE = 4_000_000  # whose weights are summed together
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,12 +23,13 @@ class WeightedOrder:
     """Rows drawn with replacement in proportion to their weights; an epoch is `num_samples` draws.
 
     Systematic sampling with unequal probabilities (Madow 1949): rows are laid on a line of length `num_samples`, each
-    as long as the number of draws it is due (weight / sum of weights x num_samples), and drawn as often as a comb of
-    teeth one apart meets it. The comb's place, the shards' order and the rows' order inside a shard are random each
-    epoch. So a row due 2.3 draws comes 2 or 3 times, 2.3 on average, and with equal weights and as many draws
-    as rows every row comes once. The comb runs over sums of shards first: memory is one number a shard.
+    as long as its expected number of draws (weight / sum of weights x num_samples), and drawn once for every
+    systematic point on it; points are one apart, from a random offset. The offset, the order of shards and the order
+    of rows in a shard are random each epoch. A row with 2.3 expected draws occurs 2 or 3 times, and with equal weights
+    and as many draws as rows every row occurs once. The points are counted over sums of shards first: memory is one
+    number per shard.
 
-    Lanes and windows are those of StreamPlan, with the rows drawn from a shard in the place of its rows.
+    Streams and windows are those of ShuffledOrder, with the rows drawn from a shard instead of its rows.
     """
 
     shard_sizes: tuple[int, ...]
@@ -44,10 +38,10 @@ class WeightedOrder:
     num_samples: int
     seed: int = 0
     num_lanes: int = 1
-    window: int = StreamPlan.window
+    window: int = ShuffledOrder.window
 
     def __post_init__(self) -> None:
-        refuse_bad_lanes(self.shard_sizes, self.global_batch_size, self.num_lanes, self.window)
+        validate_streams(len(self.shard_sizes), self.global_batch_size, self.num_lanes, self.window)
         if not self._shard_weights.any():
             raise ValueError("column 'weight': no row has a weight above 0")
 
@@ -59,7 +53,7 @@ class WeightedOrder:
     def shuffle(self) -> bool:
         return True
 
-    def fixed(self) -> dict[str, int | float | str]:
+    def state_key(self) -> dict[str, int | float | str]:
         return {
             "order": "weighted",
             "batch_size": self.global_batch_size,
@@ -72,37 +66,35 @@ class WeightedOrder:
         }
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[np.ndarray]:
-        return deal(self._lanes(epoch), self.global_batch_size, start)
-
-    def _lanes(self, epoch: int) -> list[Lane]:
         rng = np.random.default_rng([self.seed, epoch])
         shards = rng.permutation(len(self.shard_sizes))
-        comb = rng.random()
+        offset = rng.random()
         edges = np.append(0.0, np.cumsum(self._shard_weights[shards]))
         edges *= self.num_samples / edges[-1]
-        edges[-1] = self.num_samples  # whatever rounding said
-        num_drawn = np.diff(_teeth(edges, comb))
+        edges[-1] = self.num_samples  # despite rounding
+        num_drawn = np.diff(_systematic_points(edges, offset))
 
-        def rows_of(places: range, lane_idx: int, window_idx: int) -> np.ndarray:
-            rng = np.random.default_rng([self.seed, epoch, 1 + lane_idx, window_idx])
-            drawn = [self._draw(shards[place], edges[place : place + 2], comb, rng) for place in places]
-            forget_pages(self.weights)
+        def rows_in_window(positions: range, stream_idx: int, window_idx: int) -> np.ndarray:
+            rng = np.random.default_rng([self.seed, epoch, 1 + stream_idx, window_idx])
+            drawn = [self._draw(shards[i], edges[i : i + 2], offset, rng) for i in positions]
+            release_pages(self.weights)
             return rng.permutation(np.concatenate(drawn))
 
-        return cut_lanes(num_drawn, self.num_lanes, self.window, rows_of)
+        streams = split_into_streams(num_drawn, self.num_lanes, self.window, rows_in_window)
+        return interleave(streams, self.global_batch_size, start)
 
-    def _draw(self, shard_idx: int, edges: np.ndarray, comb: float, rng: np.random.Generator) -> np.ndarray:
-        """Return the rows of a shard whose stretch of the line is `edges`, as often as the comb meets them."""
+    def _draw(self, shard_idx: int, edges: np.ndarray, offset: float, rng: np.random.Generator) -> np.ndarray:
+        """Return the rows of a shard, whose part of the line is `edges`, once for each systematic point on them."""
         if edges[0] == edges[1]:
             return np.empty(0, dtype=np.int64)
         first = self._starts[shard_idx]
-        # in the stored order neighbours would never be drawn together
+        # in stored order, neighbors would never be drawn together
         rows = first + rng.permutation(self.shard_sizes[shard_idx])
         sums = np.cumsum(np.asarray(self.weights[rows], dtype=np.float64))
         row_edges = np.append(edges[0], edges[0] + np.diff(edges) * (sums / sums[-1]))
-        # the last edge is the shard's own: so many rows are drawn as were promised
+        # the last edge is the shard's own: exactly `num_drawn` rows are drawn
         row_edges = np.append(np.minimum(row_edges[:-1], edges[1]), edges[1])
-        return np.repeat(rows, np.diff(_teeth(row_edges, comb)))
+        return np.repeat(rows, np.diff(_systematic_points(row_edges, offset)))
 
     @cached_property
     def _starts(self) -> np.ndarray:
@@ -113,21 +105,22 @@ class WeightedOrder:
         """The sum of the weights of each shard.
 
         Raises:
-            ValueError: a weight is negative or no number.
+            ValueError: a weight is negative or not finite.
         """
         sums = np.zeros(len(self.shard_sizes))
-        num_at_once = max(1, ROWS_AT_ONCE // max(self.shard_sizes))
-        for shard_idx in range(0, len(sums), num_at_once):
-            starts = self._starts[shard_idx : shard_idx + num_at_once]
+        num_shards = max(1, ROWS_AT_ONCE // max(self.shard_sizes))
+        for shard_idx in range(0, len(sums), num_shards):
+            starts = self._starts[shard_idx : shard_idx + num_shards]
             stop = starts[-1] + self.shard_sizes[shard_idx + len(starts) - 1]
             weights = np.asarray(self.weights[starts[0] : stop], dtype=np.float64)
             bad = np.flatnonzero(~((weights >= 0) & np.isfinite(weights)))
             if len(bad):
                 raise ValueError(
-                    f"column 'weight', sample {starts[0] + bad[0]}: {weights[bad[0]]} is no weight; give numbers from 0"
+                    f"column 'weight', sample {starts[0] + bad[0]}: {weights[bad[0]]} is not a weight; give finite "
+                    "numbers, 0 or more"
                 )
             sums[shard_idx : shard_idx + len(starts)] = np.add.reduceat(weights, starts - starts[0])
-            forget_pages(self.weights)
+            release_pages(self.weights)
         return sums
 
 
@@ -136,21 +129,21 @@ class WeightedSettings:
     """data/order=weighted: rows in proportion to the manifest's column `weight`, `data.rows_per_epoch` an epoch."""
 
     @property
-    def num_together(self) -> int:
+    def group_size(self) -> int:
         return 1
 
-    def over(self, shards: SetColumns, epoch: EpochSettings) -> WeightedOrder:
+    def for_shards(self, shards: SetColumns, epoch: EpochSettings) -> WeightedOrder:
         return WeightedOrder(
             tuple(shards.sizes),
             epoch.global_batch_size,
-            column_of(shards, "weights"),
+            read_column(shards, "weights"),
             len(shards) if epoch.num_rows is None else epoch.num_rows,
             epoch.seed,
             epoch.num_lanes,
-            StreamPlan.window if epoch.window is None else epoch.window,
+            ShuffledOrder.window if epoch.window is None else epoch.window,
         )
 
 
-def _teeth(edges: np.ndarray, comb: float) -> np.ndarray:
-    """Return how many teeth of a comb, one apart, lie before each place of the line."""
-    return np.floor(edges + comb).astype(np.int64)
+def _systematic_points(edges: np.ndarray, offset: float) -> np.ndarray:
+    """Return how many points, one apart from an offset on, are before each edge of the line."""
+    return np.floor(edges + offset).astype(np.int64)
