@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mim_lightning.inference.model import LoadedModel, load
+from mim_lightning.inference.loading import load
+from mim_lightning.inference.model import LoadedModel
 
 WORDS = "in blue, with stripes"
 MANY = 32

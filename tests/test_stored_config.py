@@ -18,7 +18,7 @@ from mim_lightning.config import compose, conf_dir, load_stored_config, save_con
 from mim_lightning.evaluate import evaluate
 from mim_lightning.export import export
 from mim_lightning.inference.export_format import write_facts, write_model
-from mim_lightning.inference.model import load
+from mim_lightning.inference.loading import load
 from mim_lightning.model.checkpoint import SECTION, load_matcher
 from mim_lightning.stored_config import BUILT, ROLES, StoredConfigError, check_assets, check_config, data_of
 from tests.inference.models import write_checkpoint

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from mim_lightning.interruption import install, is_entry_point
 
 if TYPE_CHECKING:
-    from mim_lightning.inference.model import load
+    from mim_lightning.inference.loading import load
 
 __all__ = ["load"]
 
@@ -23,7 +23,7 @@ if is_entry_point():
 def __getattr__(name: str) -> Any:
     # at first use: importing the package must not cost the seconds that torch takes
     if name == "load":
-        from mim_lightning.inference.model import load
+        from mim_lightning.inference.loading import load
 
         return load
     raise AttributeError(f"module '{__name__}' has no attribute '{name}'")

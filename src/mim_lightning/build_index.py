@@ -33,8 +33,7 @@ def build_index(config: dict[str, Any]) -> None:
     """Embed, build and verify; or change the index that is there."""
     from mim_lightning.analysis.html.validation_page import write_validation_report
     from mim_lightning.data.preparation.prepared import prepare_data
-    from mim_lightning.inference.loading import choose_device, encoders_of, open_matcher
-    from mim_lightning.inference.model import LoadedModel
+    from mim_lightning.inference.loading import choose_device, load_trained, to_device
     from mim_lightning.lit.datamodule import MatchDataModule
     from mim_lightning.search.console import print_card
     from mim_lightning.search.embedding_store import EmbeddingStore, describe_embedding
@@ -47,25 +46,25 @@ def build_index(config: dict[str, Any]) -> None:
         print_card(place, card)
         return
     settings = build(config["index"])
-    opened = open_matcher(config["checkpoint"])
+    trained = load_trained(config["checkpoint"])
     named = config.get("data")
-    config = {**config, "data": named or data_of(opened.config, config["checkpoint"])}
+    config = {**config, "data": named or data_of(trained.config, config["checkpoint"])}
     refuse_mistyped(MatchDataModule, config["data"], "data" if named else f"{config['checkpoint']}: data")
     if is_launched():  # by a process that has prepared them
         config["data"] = {**config["data"], "source": None}
     prepared = prepare_data(build_preparation(config["data"]), write_validation_report)
     catalogue = prepared.catalogue()
-    gallery = choose_gallery(config["gallery"], opened.matcher)
-    facts = describe_embedding(catalogue, opened.fingerprint, gallery, opened.matcher.dimension)
+    gallery = choose_gallery(config["gallery"], trained.matcher)
+    facts = describe_embedding(catalogue, trained.fingerprint, gallery, trained.matcher.dimension)
     folder = EmbeddingStore(Path(config["embeddings"] or Path(place) / "embeddings"), facts)
-    embed_missing(config, opened.matcher, prepared, folder)
+    embed_missing(config, trained.matcher, prepared, folder)
     if is_launched():
         return  # the process that launched this one goes on
     embedded = folder.collect(catalogue)
     if config["update"]:
         card = add_products(place, embedded)
     else:
-        model = LoadedModel(**vars(encoders_of(opened, choose_device("cpu"))))
+        model = to_device(trained, choose_device("cpu"))
         card = build_product_index(place, model, config["checkpoint"], embedded, catalogue, settings)
     print_card(place, card, embedded.num_absent)
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from mim_lightning.export import main
-from mim_lightning.inference.model import load
+from mim_lightning.inference.loading import load
 from mim_lightning.model.matcher import Matcher
 from tests.inference.models import TEXTS, export_to, write_bert, write_checkpoint
 

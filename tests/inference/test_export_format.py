@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mim_lightning.inference.export_format import without_places
-from mim_lightning.inference.model import load
+from mim_lightning.inference.export_format import without_local_paths
+from mim_lightning.inference.loading import load
 from mim_lightning.model.checkpoint import load_matcher
 from tests.inference.models import TEXTS, export_to, write_checkpoint
 
@@ -94,9 +94,9 @@ def test_it_says_nothing_of_the_machine(exported: Path, checkpoint: Path) -> Non
     assert folder in json.dumps(load_matcher(checkpoint).config)
     for name in ("config.json", "README.md"):
         assert folder not in (exported / name).read_text()
-    assert without_places({"a": ["/x/y.safetensors", "local-dir:/x/z/", "hf-hub:o/m", "https://a/b", "val/x"]}) == {
-        "a": ["y.safetensors", "local-dir:z", "hf-hub:o/m", "https://a/b", "val/x"]
-    }
+    assert without_local_paths(
+        {"a": ["/x/y.safetensors", "local-dir:/x/z/", "hf-hub:o/m", "https://a/b", "val/x"]}
+    ) == {"a": ["y.safetensors", "local-dir:z", "hf-hub:o/m", "https://a/b", "val/x"]}
 
 
 def test_a_rounded_export_is_the_rounded_checkpoint(

@@ -8,7 +8,7 @@ import pytest
 from huggingface_hub import constants
 
 from mim_lightning.inference.hub import push
-from mim_lightning.inference.model import load
+from mim_lightning.inference.loading import load
 from tests.inference.hub import Hub, commit_of, running_hub
 from tests.inference.models import TEXTS, export_to
 
@@ -62,7 +62,7 @@ def test_an_earlier_revision_is_loaded_by_its_name(hub: Hub, exported: Path) -> 
     first = commit_of(hub.repos["me/shoes"])
     hub.repos["me/shoes"]["config.json"] = b"{}"  # what came later
     assert load(f"hf://me/shoes@{first}", device="cpu").fingerprint == load(exported).fingerprint
-    with pytest.raises(ValueError, match=r"hf://me/shoes@v9: cannot be fetched .*Revision Not Found"):
+    with pytest.raises(ValueError, match=r"hf://me/shoes@v9: cannot be downloaded .*Revision Not Found"):
         load("hf://me/shoes@v9")
 
 
@@ -70,7 +70,7 @@ def test_a_public_repository_is_no_place_for_what_is_private(hub: Hub, copy: Pat
     push(copy, "me/shoes", private=False)
     held = dict(hub.repos["me/shoes"])
     (copy / "note.txt").write_text("not for everyone")
-    with pytest.raises(ValueError, match=r"push=me/shoes: .*it is there and public; give private=false"):
+    with pytest.raises(ValueError, match=r"push=me/shoes: .*it exists and is public; give private=false"):
         push(copy, "me/shoes", private=True)
     assert hub.repos["me/shoes"] == held
 
@@ -82,7 +82,7 @@ def test_without_a_token_is_one_line_that_says_so(
     monkeypatch.delenv("HF_TOKEN")
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "none"))
     for ask in (lambda: push(exported, "me/hats", private=True), lambda: load("hf://me/shoes")):
-        with pytest.raises(ValueError, match=r"401.*wants a token: `hf auth login`, or HF_TOKEN") as caught:
+        with pytest.raises(ValueError, match=r"401.*need a token: `hf auth login`, or HF_TOKEN") as caught:
             ask()
         assert "\n" not in str(caught.value)
     assert "me/hats" not in hub.repos
@@ -90,7 +90,7 @@ def test_without_a_token_is_one_line_that_says_so(
 
 def test_what_is_not_there_is_one_line(hub: Hub) -> None:
     for path, message in (
-        ("hf://me/nothing", "cannot be fetched .*Repository Not Found"),
+        ("hf://me/nothing", "cannot be downloaded .*Repository Not Found"),
         ("hf://shoes", "give <user>/<repo>"),
     ):
         with pytest.raises(ValueError, match=f"^{path}: {message}") as caught:

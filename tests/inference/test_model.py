@@ -15,7 +15,8 @@ import torch
 
 import mim_lightning
 from mim_lightning.data.loading.collate import Collate
-from mim_lightning.inference.model import LoadedModel, load
+from mim_lightning.inference.loading import load
+from mim_lightning.inference.model import LoadedModel
 from mim_lightning.inference.tower_encoder import TowerEncoder
 from mim_lightning.model.matcher import Matcher
 from mim_lightning.types import TextSpec, Tokenise, TowerInput

@@ -10,7 +10,7 @@ import torch
 from mim_lightning.encoders.hf_text import HfText
 from mim_lightning.encoders.interface import Encoder
 from mim_lightning.encoders.timm_image import TimmImage
-from mim_lightning.inference.model import load
+from mim_lightning.inference.loading import load
 from mim_lightning.inference.onnx import OnnxTower, _digest, export_towers, open_towers
 from mim_lightning.inference.quantization_loss import sample_inputs
 from mim_lightning.model.matcher import Matcher

@@ -6,8 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from mim_lightning.inference.model import load
-from mim_lightning.inference.quantization import MIN_INPUTS, base_of, compute_type, name_of, restore, store
+from mim_lightning.inference.loading import load
+from mim_lightning.inference.quantization import (
+    MIN_INPUTS,
+    base_fingerprint,
+    compute_dtype,
+    dequantize_state,
+    quantize_state,
+    quantized_fingerprint,
+)
 from tests.inference.models import TEXTS
 
 
@@ -26,15 +33,15 @@ def state() -> dict[str, torch.Tensor]:
 
 
 def test_float32_is_kept_as_it_is() -> None:
-    stored = store(state(), "float32")
-    for name, tensor in restore(stored).items():
+    stored = quantize_state(state(), "float32")
+    for name, tensor in dequantize_state(stored).items():
         assert torch.equal(tensor, state()[name]) and tensor.dtype == state()[name].dtype
 
 
 def test_int8_rounds_each_channel_to_its_own_255_steps() -> None:
-    stored = store(state(), "int8")
+    stored = quantize_state(state(), "int8")
     assert {name for name, tensor in stored.items() if tensor.dtype == torch.int8} == {"linear.weight", "conv.weight"}
-    restored = restore(stored)
+    restored = dequantize_state(stored)
     assert set(restored) == set(state())
     for name, tensor in state().items():
         if name not in ("linear.weight", "conv.weight"):
@@ -49,22 +56,22 @@ def test_int8_rounds_each_channel_to_its_own_255_steps() -> None:
 
 @pytest.mark.parametrize(("precision", "dtype"), [("float16", torch.float16), ("bfloat16", torch.bfloat16)])
 def test_halves_keep_matrices_in_half_the_bytes(precision: str, dtype: torch.dtype) -> None:
-    stored = store(state(), precision)
+    stored = quantize_state(state(), precision)
     assert {name for name, tensor in stored.items() if tensor.dtype == dtype} == {"linear.weight", "conv.weight"}
-    restored = restore(stored)
+    restored = dequantize_state(stored)
     assert all(tensor.dtype == state()[name].dtype for name, tensor in restored.items())
     assert torch.equal(restored["conv.weight"], state()["conv.weight"].to(dtype).float())
 
 
 def test_a_rounded_model_has_another_name_that_tells_the_first() -> None:
-    assert name_of("abc", "float32") == "abc" and name_of("abc", "int8") == "abc+int8"
-    assert base_of("abc+int8") == base_of("abc") == "abc"
+    assert quantized_fingerprint("abc", "float32") == "abc" and quantized_fingerprint("abc", "int8") == "abc+int8"
+    assert base_fingerprint("abc+int8") == base_fingerprint("abc") == "abc"
 
 
 def test_float16_is_not_computed_on_a_cpu() -> None:
     cpu, gpu = torch.device("cpu"), torch.device("cuda")
-    assert compute_type("float16", cpu) == compute_type("int8", gpu) == torch.float32
-    assert compute_type("float16", gpu) == torch.float16 and compute_type("bfloat16", cpu) == torch.bfloat16
+    assert compute_dtype("float16", cpu) == compute_dtype("int8", gpu) == torch.float32
+    assert compute_dtype("float16", gpu) == torch.float16 and compute_dtype("bfloat16", cpu) == torch.bfloat16
 
 
 @pytest.mark.parametrize(("precision", "least"), [("bfloat16", 0.999), ("float16", 0.99999), ("int8", 0.999)])

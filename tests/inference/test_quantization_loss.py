@@ -11,8 +11,9 @@ from mim_lightning.analysis.html.validation_page import write_validation_report
 from mim_lightning.config import build_preparation, compose
 from mim_lightning.data.preparation.prepared import open_prepared, prepare_data
 from mim_lightning.export import export
-from mim_lightning.inference.model import LoadedModel, load
-from mim_lightning.inference.quantization_loss import measure_losses
+from mim_lightning.inference.loading import load
+from mim_lightning.inference.model import LoadedModel
+from mim_lightning.inference.quantization_loss import measure_loss
 from mim_lightning.types import Batch, Direction, ImageSpec, TowerInput
 from tests.inference.models import export_to, write_checkpoint
 from tests.shop import small, write_shop
@@ -36,7 +37,7 @@ def hit_at_1(queries: LoadedModel, products: LoadedModel, folder: Path) -> float
 def test_rounding_is_measured_on_the_data_and_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     checkpoint, _ = write_checkpoint(tmp_path)
     unmeasured = (export_to(tmp_path / "a", checkpoint, "precision=int8") / "README.md").read_text()
-    assert "Not measured: the data of its training (manifest) were not at hand" in unmeasured
+    assert "Not measured: the data of its training (manifest) are not available" in unmeasured
     write_shop(tmp_path / "shop", num_products=7)
     data = compose("train", small(tmp_path))["data"]
     folder = prepare_data(build_preparation(data), write_validation_report).folder
@@ -97,7 +98,7 @@ def test_each_side_is_embedded_by_its_model() -> None:
         [batch_of("product_image", offered[:15], torch.arange(15))],
         [batch_of("product_image", offered[15:], torch.arange(15, 20))],  # its numbers begin anew
     ]
-    losses = measure_losses(*models, batches, {"found": Direction("query_image", "product_image")}, {})
+    losses = measure_loss(*models, batches, {"found": Direction("query_image", "product_image")}, {})
     assert (losses.num_queries, losses.num_products) == (12, 20)
     encode = [models[0]["query_image"], models[1]["query_image"]]
     for metric, depth in (("hit@1", 1), ("hit@10", 10)):

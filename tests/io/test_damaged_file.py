@@ -27,7 +27,7 @@ from mim_lightning.data.shards import shard_set
 from mim_lightning.data.shards.verify import verify_sets
 from mim_lightning.errors import find_failure
 from mim_lightning.export import export
-from mim_lightning.inference.model import load
+from mim_lightning.inference.loading import load
 from mim_lightning.io.damaged_file import DamagedFileError, describe_error, errors_as_damaged_file
 from mim_lightning.model.checkpoint import load_matcher, verify_checkpoint
 from mim_lightning.online.event_log import EventLog

@@ -1,13 +1,11 @@
-"""The export folder: a model as plain files, nothing that runs code when it is read.
+"""The export folder: a model as plain files; reading it runs no code.
 
-    model.safetensors      weights, rounded to the precision; int8 ones with their scales
-    config.json            `FolderFacts`: fingerprint, precision, preprocessing, the run's config without its places
-    fingerprint            that alone, for people and scripts
-    <tower>/...            preprocessing and tokeniser files of each tower that owns weights
-    onnx/<tower>.onnx      where asked for
-    README.md              the card
-
-`export` writes it (`write_model`), `opening` reads it (`read_facts`, `read_matcher`).
+model.safetensors      weights, rounded to the precision; int8 weights with their scales
+config.json            `ExportFacts`: fingerprint, precision, preprocessing, the run's config without local paths
+fingerprint            the fingerprint alone, for people and scripts
+<tower>/...            preprocessing and tokenizer files of each tower that owns weights
+onnx/<tower>.onnx      with onnx=true
+README.md              the model card
 """
 
 from __future__ import annotations
@@ -23,7 +21,13 @@ from safetensors.torch import load_file, save_file
 
 from mim_lightning.config import build_matcher
 from mim_lightning.display.text import plain
-from mim_lightning.inference.quantization import base_of, check_precision, name_of, restore, store
+from mim_lightning.inference.quantization import (
+    base_fingerprint,
+    dequantize_state,
+    quantize_state,
+    quantized_fingerprint,
+    validate_precision,
+)
 from mim_lightning.io.atomic import atomic_write
 from mim_lightning.io.damaged_file import errors_as_damaged_file
 from mim_lightning.io.file_name import validate_inside
@@ -35,76 +39,77 @@ from mim_lightning.types import InputSpec, TextSpec
 
 FORMAT = 1
 WEIGHTS_FILE, FACTS_FILE, FINGERPRINT_FILE, CARD_FILE = "model.safetensors", "config.json", "fingerprint", "README.md"
-ONNX_FOLDER = "onnx"
-PLACES = ("paths", "logger")  # sections of a run's config that speak of one machine or account
+LOCAL_SECTIONS = ("paths", "logger")  # of a run's config: they are about one machine or account
 
 
 @dataclass(frozen=True)
-class FolderFacts:
-    """What config.json holds."""
+class ExportFacts:
+    """Content of config.json."""
 
     fingerprint: str  # with the precision, if that is not float32
-    digest: str  # fingerprint of the weights as they are stored here; the same in float32
+    digest: str  # fingerprint of the weights as they are stored; the same in float32
     precision: str
     dimension: int
     tower_names: tuple[str, ...]
-    inputs: dict[str, str]  # of each tower that owns weights, in words
-    preprocessing: dict[str, str]  # likewise, as its encoder describes it
+    inputs: dict[str, str]  # description by tower that owns weights
+    preprocessing: dict[str, str]  # likewise, from `describe_preprocessing` of the encoder
     config: dict[str, Any]
-    onnx: dict[str, dict[str, Any]] = field(default_factory=dict)  # tower -> what `onnx.OnnxFacts` holds
+    onnx: dict[str, dict[str, Any]] = field(default_factory=dict)  # tower -> fields of `onnx.OnnxFacts`
     format: int = FORMAT
 
 
 def is_export(folder: Path) -> bool:
-    """Was this folder written by an export?"""
+    """Return whether an export wrote this folder."""
     return (folder / FACTS_FILE).exists() and (folder / FINGERPRINT_FILE).exists()
 
 
 def write_model(
     folder: Path, matcher: Matcher, config: Mapping[str, Any], precision: str
-) -> tuple[FolderFacts, Matcher]:
-    """Write weights and assets into a folder, and return the facts and the matcher with its weights rounded."""
-    stored = {name: tensor.cpu().contiguous() for name, tensor in store(matcher.state_dict(), precision).items()}
+) -> tuple[ExportFacts, Matcher]:
+    """Write weights and assets into a folder, and return the facts and the matcher, its weights now rounded."""
+    stored = {
+        name: tensor.cpu().contiguous() for name, tensor in quantize_state(matcher.state_dict(), precision).items()
+    }
     with atomic_write(folder / WEIGHTS_FILE) as partial:
         save_file(stored, partial)
     base = fingerprint(matcher)
-    matcher.load_state_dict(restore(stored))
+    matcher.load_state_dict(dequantize_state(stored))
     for name in matcher.towers:
         for file, text in matcher.tower(name).encoder.export_assets().items():
             (folder / name).mkdir(exist_ok=True)
             (folder / name / file).write_text(text, "utf-8")
-    facts = FolderFacts(
-        fingerprint=name_of(base, precision),
+    facts = ExportFacts(
+        fingerprint=quantized_fingerprint(base, precision),
         digest=fingerprint(matcher),
         precision=precision,
         dimension=matcher.dimension,
         tower_names=matcher.tower_names,
-        inputs={name: _in_words(matcher.tower(name).encoder.spec) for name in matcher.towers},
+        inputs={name: _describe_input(matcher.tower(name).encoder.spec) for name in matcher.towers},
         preprocessing={name: matcher.tower(name).encoder.describe_preprocessing() for name in matcher.towers},
-        config=without_places({key: part for key, part in config.items() if key not in PLACES}),
+        config=without_local_paths({key: part for key, part in config.items() if key not in LOCAL_SECTIONS}),
     )
     return facts, matcher
 
 
-def _in_words(spec: InputSpec | tuple[InputSpec, ...]) -> str:
+def _describe_input(spec: InputSpec | tuple[InputSpec, ...]) -> str:
     if isinstance(spec, tuple):
-        return "; ".join(map(_in_words, spec))
+        return "; ".join(map(_describe_input, spec))
     if isinstance(spec, TextSpec):
         return f"text, {spec.max_length} tokens at most"
     return f"image, {spec.size[0]} x {spec.size[1]} pixels"
 
 
-def write_facts(folder: Path, facts: FolderFacts) -> None:
+def write_facts(folder: Path, facts: ExportFacts) -> None:
     """Write config.json and the fingerprint."""
     (folder / FACTS_FILE).write_text(json.dumps(asdict(facts), indent=2, ensure_ascii=False), "utf-8")
     (folder / FINGERPRINT_FILE).write_text(f"{facts.fingerprint}\n")
 
 
-def read_facts(folder: Path) -> FolderFacts:
+def read_facts(folder: Path) -> ExportFacts:
     """Read config.json.
 
     Raises:
-        ValueError: no export, damaged, of another format, or it names code that is not to be trusted.
+        ValueError: no export, damaged, of another format, or it names code that is not trusted.
     """
     if not is_export(folder):
         raise ValueError(f"{folder}: no export here; give a checkpoint file, or export it with mim_lightning.export")
@@ -113,15 +118,15 @@ def read_facts(folder: Path) -> FolderFacts:
         content = json.loads(path.read_text("utf-8"))
         if content["format"] != FORMAT:
             raise ValueError(f"export format {content['format']}, this code reads {FORMAT}")
-        facts = FolderFacts(**{**content, "tower_names": tuple(content["tower_names"])})
-        check_precision(facts.precision)
+        facts = ExportFacts(**{**content, "tower_names": tuple(content["tower_names"])})
+        validate_precision(facts.precision)
         if not all(isinstance(part, dict) for part in (facts.inputs, facts.preprocessing, facts.onnx)):
-            raise ValueError("inputs, preprocessing and onnx are by tower")
+            raise ValueError("inputs, preprocessing and onnx must be mappings by tower")
         if not {"model", "data", "callbacks"} <= facts.config.keys():
             raise ValueError("the config lacks model, data or callbacks")
     facts = replace(facts, config=check_config(facts.config, path))
     written = _read_text(validate_inside(folder, folder / FINGERPRINT_FILE)).strip()
-    if not written == facts.fingerprint == name_of(base_of(facts.fingerprint), facts.precision):
+    if not written == facts.fingerprint == quantized_fingerprint(base_fingerprint(facts.fingerprint), facts.precision):
         raise ValueError(
             f"{folder / FINGERPRINT_FILE}: fingerprint {plain(written, 40)}, {FACTS_FILE} says {facts.fingerprint}: "
             "it was changed"
@@ -129,24 +134,12 @@ def read_facts(folder: Path) -> FolderFacts:
     return facts
 
 
-def read_matcher(folder: Path, facts: FolderFacts) -> Matcher:
+def read_matcher(folder: Path, facts: ExportFacts) -> Matcher:
     """Rebuild the matcher with the weights of the folder, in evaluation mode on the CPU.
 
     Raises:
-        ValueError: damaged, or weights or preprocessing that are not those that were written; names both fingerprints.
+        ValueError: damaged, or changed weights or preprocessing; names both fingerprints.
     """
-    matcher = _build_untrained(folder, facts)
-    path = validate_inside(folder, folder / WEIGHTS_FILE)
-    with errors_as_damaged_file(path):
-        stored = restore(load_file(path))
-    load_strictly(matcher, stored, folder / WEIGHTS_FILE)
-    found = fingerprint(matcher)
-    if found != facts.digest:
-        raise ValueError(f"{folder}: fingerprint {found}, {FACTS_FILE} says {facts.digest}: it was changed")
-    return matcher.eval()
-
-
-def _build_untrained(folder: Path, facts: FolderFacts) -> Matcher:
     assets = _read_assets(folder, list(facts.preprocessing))
     with rebuilding(folder / FACTS_FILE):
         matcher = build_matcher(facts.config, assets=assets)
@@ -154,13 +147,19 @@ def _build_untrained(folder: Path, facts: FolderFacts) -> Matcher:
         found, written = matcher.tower(name).encoder.describe_preprocessing(), facts.preprocessing.get(name)
         if found != written:
             raise ValueError(f"{folder / name}: preprocessing {found}, {FACTS_FILE} says {written}: it was changed")
-    return matcher
+    path = validate_inside(folder, folder / WEIGHTS_FILE)
+    with errors_as_damaged_file(path):
+        stored = dequantize_state(load_file(path))
+    load_strictly(matcher, stored, folder / WEIGHTS_FILE)
+    if (found := fingerprint(matcher)) != facts.digest:
+        raise ValueError(f"{folder}: fingerprint {found}, {FACTS_FILE} says {facts.digest}: it was changed")
+    return matcher.eval()
 
 
 def _read_assets(folder: Path, towers: Sequence[str]) -> dict[str, dict[str, str]]:
     assets: dict[str, dict[str, str]] = {}
     for tower in towers:
-        if not tower.isidentifier():  # a name from a stranger's file must not lead out of the folder
+        if not tower.isidentifier():  # a name from an untrusted file must not lead out of the folder
             raise ValueError(f"{folder / FACTS_FILE}: {tower!r} cannot be the name of a tower")
         paths = sorted((folder / tower).iterdir()) if (folder / tower).is_dir() else []
         assets[tower] = {path.name: _read_text(validate_inside(folder, path)) for path in paths if not path.is_dir()}
@@ -172,11 +171,11 @@ def _read_text(path: Path) -> str:
         return path.read_text("utf-8")
 
 
-def without_places(value: Any) -> Any:
-    """Cut every absolute path in a config to its last part: an export says nothing of the machine it was made on."""
+def without_local_paths(value: Any) -> Any:
+    """Cut every absolute path in a config to its last part: an export reveals nothing of the machine it was made on."""
     if isinstance(value, Mapping):
-        return {key: without_places(part) for key, part in value.items()}
+        return {key: without_local_paths(part) for key, part in value.items()}
     if isinstance(value, (list, tuple)):
-        return [without_places(part) for part in value]
+        return [without_local_paths(part) for part in value]
     match = re.fullmatch(r"([a-z-]+:)?(/(?!/)|~).*?([^/]+)/?", value) if isinstance(value, str) else None
     return f"{match[1] or ''}{match[3]}" if match else value

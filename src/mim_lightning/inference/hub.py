@@ -1,6 +1,6 @@
-"""The Hugging Face hub: an export folder goes up, and comes down again into the hub's own cache.
+"""Export folders on the Hugging Face hub: upload, and download into the hub's own cache.
 
-`export` pushes, `opening` downloads. Tokens, endpoint and offline mode are those of huggingface_hub (`hf auth login`).
+Tokens, endpoint and offline mode are those of huggingface_hub (`hf auth login`).
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from typing import Any
 
 HUB_PREFIX = "hf://"
 REPO = re.compile(r"[\w.-]+/[\w.-]+")
-ADVICE = ("For more", "Please make sure", "If you are trying")  # how the client's lines begin that tell no fact
-LOG_IN = "what is private or yours wants a token: `hf auth login`, or HF_TOKEN"
+ADVICE = ("For more", "Please make sure", "If you are trying")  # how lines of the client begin that state no fact
+LOG_IN = "private repositories and uploads need a token: `hf auth login`, or HF_TOKEN"
 
 
 def is_hub_path(path: str | Path) -> bool:
@@ -20,29 +20,29 @@ def is_hub_path(path: str | Path) -> bool:
 
 
 def download(path: str) -> Path:
-    """Return the local folder of `hf://<user>/<repo>[@<revision>]`, fetched unless it is in the cache already.
+    """Return the local folder of `hf://<user>/<repo>[@<revision>]`, downloaded unless it is in the cache.
 
     Raises:
-        ValueError: not such a path, or the hub does not give it.
+        ValueError: not such a path, or the download failed.
     """
     repo, _, revision = path.removeprefix(HUB_PREFIX).partition("@")
-    check_repo(repo, path)
+    validate_repo(repo, path)
     import huggingface_hub
 
     try:
         return Path(huggingface_hub.snapshot_download(repo, revision=revision or None))
     except Exception as error:  # the hub's client raises a dozen kinds
-        raise ValueError(f"{path}: cannot be fetched ({_reason(error)})") from error
+        raise ValueError(f"{path}: cannot be downloaded ({_reason(error)})") from error
 
 
 def push(folder: Path, repo: str, private: bool) -> str:
-    """Upload an export folder as a model repository, made if it is not there, and return its address.
+    """Upload an export folder as a model repository, created if it does not exist, and return its address.
 
     Raises:
-        ValueError: no such name, a repository of something else, a public one unless that is wanted, or the hub
-            refuses it.
+        ValueError: not a repository's name, a repository of something else, a public one with `private`, or the hub
+            refused the upload.
     """
-    check_repo(repo, f"push={repo}")
+    validate_repo(repo, f"push={repo}")
     import huggingface_hub
 
     hub: Any = huggingface_hub.HfApi()
@@ -51,9 +51,9 @@ def push(folder: Path, repo: str, private: bool) -> str:
         held = set(hub.list_repo_files(repo)) - {".gitattributes"}
         if held and "fingerprint" not in held:
             raise ValueError(f"it holds {sorted(held)[0]} and no export")
-        if private and not hub.model_info(repo).private:  # one that was there keeps its visibility
-            raise ValueError("it is there and public; give private=false to publish")
-        # what an earlier export left goes with the same commit
+        if private and not hub.model_info(repo).private:  # an existing one keeps its visibility
+            raise ValueError("it exists and is public; give private=false to publish")
+        # the same commit deletes the files of an earlier export
         hub.upload_folder(
             repo_id=repo, folder_path=folder, delete_patterns=["*"], commit_message=f"Export {_fingerprint(folder)}"
         )
@@ -62,7 +62,7 @@ def push(folder: Path, repo: str, private: bool) -> str:
     return f"{HUB_PREFIX}{repo}"
 
 
-def check_repo(repo: str, where: str) -> None:
+def validate_repo(repo: str, where: str) -> None:
     """Raise a ValueError unless it is <user>/<repo>."""
     if not REPO.fullmatch(repo):
         raise ValueError(f"{where}: give <user>/<repo>")
@@ -73,11 +73,11 @@ def _fingerprint(folder: Path) -> str:
 
 
 def _reason(error: Exception) -> str:
-    """Return what the hub's client says in one line, and how to say who asks where the hub wants to know."""
+    """Return the message of the hub's client in one line, with how to log in where that may help."""
     lines = [line.strip() for line in str(error).splitlines()]  # the client has no other place for its advice
-    told = " ".join(line for line in lines if line and not line.startswith(ADVICE))
-    told = f"{type(error).__name__}: {told}" if told else type(error).__name__
+    facts = " ".join(line for line in lines if line and not line.startswith(ADVICE))
+    reason = f"{type(error).__name__}: {facts}" if facts else type(error).__name__
     status = getattr(getattr(error, "response", None), "status_code", None)
-    # what is private looks absent to strangers
-    is_stranger = status in (401, 403) or type(error).__name__ == "RepositoryNotFoundError"
-    return f"{told}; {LOG_IN}" if is_stranger else told
+    # without a token, a private repository looks as if it did not exist
+    needs_token = status in (401, 403) or type(error).__name__ == "RepositoryNotFoundError"
+    return f"{reason}; {LOG_IN}" if needs_token else reason

@@ -1,7 +1,6 @@
-"""Pictures as a user has them - bytes, paths, PIL images, arrays - to the uint8 tensor that an encoder wants.
+"""Images as a user has them (bytes, paths, PIL images, arrays) to the uint8 tensor that an encoder takes.
 
-Anything of `ImageInput` comes in, (n, 3, H, W) uint8 goes out; `loaded` calls it. A picture passes through the same
-functions as in `prepare` and evaluation, so that it is embedded as the stored one was.
+They pass through the same functions as in `prepare` and evaluation, so they are embedded as stored images are.
 """
 
 from __future__ import annotations
@@ -24,16 +23,16 @@ from mim_lightning.types import ImageSpec
 ImageInput = bytes | EncodedImage | str | Path | Image.Image | np.ndarray
 """Encoded bytes, the same with their header parsed, a path, a PIL image, or (H, W, 3) uint8 RGB."""
 
-PLAIN_MODES = ("RGB", "L")  # of PIL images whose pixels PPM holds
+PPM_MODES = ("RGB", "L")  # of PIL images that PPM stores without loss
 PNG_MODES = ("1", "LA", "P", "RGBA", "I", "I;16")
 
 
 class ImageInputError(ValueError):
-    """One of several pictures cannot be used; `__cause__` is why.
+    """One of several images cannot be used.
 
     Attributes:
-        position: its place in what the user gave.
-        reason: why, in one line, without position and path.
+        position: in the user's list.
+        reason: one line, without position and path.
     """
 
     def __init__(self, position: int, reason: str, path: str | Path | None = None) -> None:
@@ -49,24 +48,24 @@ def prepare_images(
     Args:
         images: at least one.
         spec: of the encoder.
-        max_side: pixels of the longest side that `prepare` stored; None: as large as they came.
-        positions: the image's place in what the user gave, for errors.
+        max_side: pixels of the longest side that `prepare` stored; None: not limited.
+        positions: of the images in the user's list, for errors.
 
     Raises:
-        ImageInputError: something that is no image, or damaged, or too large; names its position and path.
+        ImageInputError: no image, damaged, or too large; names its position and path.
     """
     out = torch.empty(len(images), 3, *spec.size, dtype=torch.uint8)
     for row, image, position in zip(out, images, positions, strict=True):
         try:
-            row.copy_(eval_image(_as_stored(_encoded(image), max_side), spec))
+            row.copy_(eval_image(_decode_as_stored(_encode(image), max_side), spec))
         except (ValueError, OSError, SyntaxError) as error:
             path = image if isinstance(image, (str, Path)) else None
             raise ImageInputError(position, _reason(error), path) from error
     return out
 
 
-def _encoded(image: ImageInput) -> bytes | EncodedImage:
-    """Return any image as the bytes of a file that holds its pixels exactly."""
+def _encode(image: ImageInput) -> bytes | EncodedImage:
+    """Return an image as the bytes of a file with exactly its pixels."""
     if isinstance(image, bytes | EncodedImage):
         return image
     if isinstance(image, (str, Path)):
@@ -74,26 +73,26 @@ def _encoded(image: ImageInput) -> bytes | EncodedImage:
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
             raise ValueError(f"an array must be (H, W, 3) uint8 RGB, not {image.shape} {image.dtype}")
-        return _saved(Image.fromarray(np.ascontiguousarray(image)), "PPM")
+        return _save(Image.fromarray(np.ascontiguousarray(image)), "PPM")
     if isinstance(image, Image.Image):
         image = ImageOps.exif_transpose(image)
-        if image.mode in PLAIN_MODES and not image.has_transparency_data:
-            return _saved(image, "PPM")
-        return _saved(image if image.mode in PNG_MODES else image.convert("RGB"), "PNG")
+        if image.mode in PPM_MODES and not image.has_transparency_data:
+            return _save(image, "PPM")
+        return _save(image if image.mode in PNG_MODES else image.convert("RGB"), "PNG")
     raise ValueError(f"give bytes, a path, a PIL image or an array, not {type(image).__name__}")
 
 
-def _saved(image: Image.Image, kind: str) -> bytes:
+def _save(image: Image.Image, format_name: str) -> bytes:
     out = io.BytesIO()
-    image.save(out, kind, **({"compress_level": 1} if kind == "PNG" else {}))
+    image.save(out, format_name, **({"compress_level": 1} if format_name == "PNG" else {}))
     return out.getvalue()
 
 
-def _as_stored(data: bytes | EncodedImage, max_side: int | None) -> EncodedImage | np.ndarray:
-    """Return the picture upright: as `prepare` stores it, or with its own pixels if that is larger than stored ones.
+def _decode_as_stored(data: bytes | EncodedImage, max_side: int | None) -> EncodedImage | np.ndarray:
+    """Return the image upright, as `prepare` stores it.
 
-    A large picture is scaled while it is decoded, and neither shrunk in full nor compressed again: a tenth of the
-    time for a phone's photo, at an embedding that differs by 0.001 (docs/inference.md).
+    An image larger than stored ones is scaled while it is decoded, and neither resized in full nor compressed again:
+    a tenth of the time for a phone's photo, at an embedding that differs by 0.001 (docs/inference.md).
     """
     image = EncodedImage.of(data)
     longest = max(image.size)

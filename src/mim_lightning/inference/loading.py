@@ -1,111 +1,94 @@
-"""From a path to a model: checkpoint, export folder or hub, which runtime, which device, how rounded.
-
-What a user asked `loaded.load` for comes in, an `Opened` goes out, whose parts are those of a LoadedModel.
-`open_matcher` stops before towers become encoders, for whoever embeds with a trainer.
-"""
+"""Loading a trained model from a checkpoint, an export folder or the hub, for a device, a precision and a runtime."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from mim_lightning.inference.export_format import read_facts, read_matcher
 from mim_lightning.inference.hub import download, is_hub_path
-from mim_lightning.inference.quantization import check_precision, compute_type, name_of, restore, store
-from mim_lightning.inference.tower_encoder import TowerEncoder, torch_towers
-from mim_lightning.model.checkpoint import load_matcher
-from mim_lightning.model.matcher import Matcher
+from mim_lightning.inference.model import LoadedModel
+from mim_lightning.inference.quantization import (
+    compute_dtype,
+    dequantize_state,
+    quantize_state,
+    quantized_fingerprint,
+    validate_precision,
+)
+from mim_lightning.inference.tower_encoder import torch_towers
+from mim_lightning.model.checkpoint import TrainedMatcher, load_matcher
 
 RUNTIMES = ("torch", "onnx")
 
 
-@dataclass(frozen=True)
-class OpenedMatcher:
-    """A matcher in evaluation mode on the CPU, its weights float32 in memory, rounded to `precision`."""
+def load(path: str | Path, device: str = "auto", precision: str = "auto", runtime: str = "torch") -> LoadedModel:
+    """Load a model for inference.
 
-    matcher: Matcher
-    config: dict[str, Any]  # of the run, resolved
-    fingerprint: str
-    precision: str
+    Args:
+        path: a checkpoint, an export folder, or `hf://<user>/<repo>[@<revision>]` for an export on the hub.
+        device: "auto" takes a GPU if there is one; "cpu", "cuda", "cuda:1" ...
+        precision: "auto" as in the file, float32 for a checkpoint; "bfloat16", "float16" or "int8" round the weights,
+            and the fingerprint says so.
+        runtime: "torch", or "onnx" for the ONNX towers of an export folder, on the CPU.
 
-
-@dataclass(frozen=True)
-class Opened:
-    """What a LoadedModel is made of."""
-
-    fingerprint: str
-    dimension: int
-    fusions: dict[str, dict[str, float]]
-    config: dict[str, Any]
-    device: torch.device
-    precision: str
-    encoders: Mapping[str, TowerEncoder]
-
-
-def open_model(path: str | Path, device: str, precision: str, runtime: str) -> Opened:
-    """Open a checkpoint, an export folder, or one on the hub; arguments and errors as in `loaded.load`."""
+    Raises:
+        ValueError: nothing there, damaged or changed since it was written, or a choice that the file does not allow.
+    """
     if runtime not in RUNTIMES:
         raise ValueError(f"runtime={runtime}: there are {', '.join(RUNTIMES)}")
     if runtime == "onnx":
-        return _open_onnx(_fetched(path), device, precision)
+        return _load_onnx(_local(path), device, precision)
     target = choose_device(device)
-    return encoders_of(open_matcher(path, precision), target)
+    return to_device(load_trained(path, precision), target)
 
 
-def open_matcher(path: str | Path, precision: str = "auto") -> OpenedMatcher:
-    """Open the matcher of a checkpoint, an export folder, or one on the hub.
-
-    Raises:
-        ValueError: nothing there, damaged or changed, or already rounded to another precision.
-    """
-    place = _fetched(path)
+def load_trained(path: str | Path, precision: str = "auto") -> TrainedMatcher:
+    """Load the matcher alone, in evaluation mode on the CPU, for embedding with a trainer; arguments as in `load`."""
+    place = _local(path)
     if place.is_dir():
         facts = read_facts(place)
-        opened = OpenedMatcher(read_matcher(place, facts), facts.config, facts.fingerprint, facts.precision)
+        trained = TrainedMatcher(read_matcher(place, facts), facts.config, facts.fingerprint, facts.precision)
     else:
-        loaded = load_matcher(place)
-        opened = OpenedMatcher(loaded.matcher, loaded.config, loaded.fingerprint, "float32")
-    return opened if precision in ("auto", opened.precision) else round_matcher(opened, precision, str(path))
+        trained = load_matcher(place)
+    return trained if precision in ("auto", trained.precision) else quantize(trained, precision, str(path))
 
 
-def round_matcher(opened: OpenedMatcher, precision: str, where: str) -> OpenedMatcher:
-    """Round the weights of a float32 matcher, in place.
+def quantize(trained: TrainedMatcher, precision: str, where: str) -> TrainedMatcher:
+    """Round the weights of a float32 matcher, in place; `where` names it in errors.
 
     Raises:
-        ValueError: no such precision, or they are rounded already.
+        ValueError: an unknown precision, or weights that are rounded already.
     """
-    check_precision(precision)
-    if opened.precision != "float32":
+    validate_precision(precision)
+    if trained.precision != "float32":
         raise ValueError(
-            f"{where}: holds {opened.precision} weights; "
+            f"{where}: holds {trained.precision} weights; "
             f"for precision={precision} load the checkpoint or a float32 export"
         )
-    opened.matcher.load_state_dict(restore(store(opened.matcher.state_dict(), precision)))
-    return OpenedMatcher(opened.matcher, opened.config, name_of(opened.fingerprint, precision), precision)
+    trained.matcher.load_state_dict(dequantize_state(quantize_state(trained.matcher.state_dict(), precision)))
+    return replace(trained, fingerprint=quantized_fingerprint(trained.fingerprint, precision), precision=precision)
 
 
-def encoders_of(opened: OpenedMatcher, device: torch.device) -> Opened:
-    """Move a matcher to its device, as encoders by tower."""
-    return Opened(
-        fingerprint=opened.fingerprint,
-        dimension=opened.matcher.dimension,
-        fusions=opened.matcher.fusions,
-        config=opened.config,
+def to_device(trained: TrainedMatcher, device: torch.device) -> LoadedModel:
+    """Return a matcher as a model for inference; the matcher itself is moved to the device."""
+    return LoadedModel(
+        fingerprint=trained.fingerprint,
+        dimension=trained.matcher.dimension,
+        fusions=trained.matcher.fusions,
+        config=trained.config,
         device=device,
-        precision=opened.precision,
-        encoders=torch_towers(opened.matcher, device, compute_type(opened.precision, device)),
+        precision=trained.precision,
+        encoders=torch_towers(trained.matcher, device, compute_dtype(trained.precision, device)),
     )
 
 
 def choose_device(device: str) -> torch.device:
-    """Return the device that a name stands for; "auto" is a GPU if there is one.
+    """Return the device of a name; "auto" is a GPU if there is one.
 
     Raises:
-        ValueError: no such device on this machine.
+        ValueError: this machine has no such device.
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -118,11 +101,11 @@ def choose_device(device: str) -> torch.device:
     return chosen
 
 
-def _fetched(path: str | Path) -> Path:
+def _local(path: str | Path) -> Path:
     return download(str(path)) if is_hub_path(path) else Path(path)
 
 
-def _open_onnx(folder: Path, device: str, precision: str) -> Opened:
+def _load_onnx(folder: Path, device: str, precision: str) -> LoadedModel:
     from mim_lightning.inference.onnx import open_towers
 
     if device not in ("auto", "cpu"):
@@ -130,9 +113,9 @@ def _open_onnx(folder: Path, device: str, precision: str) -> Opened:
     facts = read_facts(folder)
     if precision not in ("auto", facts.precision):
         raise ValueError(f"{folder}: holds ONNX towers of {facts.precision} weights, not of {precision}")
-    # for the check of its fingerprint, and for preprocessing and tokenisers; the weights go again
+    # verifies the fingerprint and brings preprocessing and tokenizers; the weights themselves are not kept
     matcher = read_matcher(folder, facts)
-    return Opened(
+    return LoadedModel(
         fingerprint=facts.fingerprint,
         dimension=facts.dimension,
         fusions=matcher.fusions,

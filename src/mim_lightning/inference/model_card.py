@@ -1,7 +1,7 @@
-"""The card of an export: what the model is, how good it was measured to be, how to load it.
+"""The model card of an export: what the model is, its measured quality, how to load it.
 
-Facts of the folder, results of the evaluation and losses of rounding come in, Markdown goes out as README.md, with the
-front matter that the Hugging Face hub reads. No number is written that was not measured on this very model.
+Markdown with the front matter that the Hugging Face hub reads. It contains no number that was not measured on this
+very model.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mim_lightning.inference.export_format import FolderFacts
-from mim_lightning.inference.quantization import base_of
-from mim_lightning.inference.quantization_loss import ARMS, METRICS, Losses
+from mim_lightning.inference.export_format import ExportFacts
+from mim_lightning.inference.quantization import base_fingerprint
+from mim_lightning.inference.quantization_loss import METRICS, VARIANTS, QuantizationLoss
 from mim_lightning.io.damaged_file import errors_as_damaged_file
 
 COLUMNS = ("hit@1", "hit@5", "hit@10", "mrr", "map", "ndcg@10")
-RECORD = ("evaluation", "record.json")  # in a run's folder, beside results.json: says which model was evaluated
+RECORD = ("evaluation", "record.json")  # in a run's folder, beside results.json: names the evaluated model
 FRONT_MATTER = """---
 library_name: mim_lightning
 pipeline_tag: image-feature-extraction
@@ -29,7 +29,7 @@ tags: [image-matching, multimodal, retrieval]
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Results of this model, flat as in results.json, and of which queries."""
+    """Results of this model, flat as in results.json, and the queries they are of."""
 
     results: dict[str, float]
     data: str
@@ -37,12 +37,13 @@ class Evaluation:
 
 
 def find_evaluation(checkpoint: Path, evaluation: Path | None, fingerprint: str) -> Evaluation | None:
-    """Return what was measured with this model, or None if nothing was.
+    """Return the results of this model in `evaluation`, a folder of train or evaluate, or else in the checkpoint's run.
 
-    Looked for in `evaluation`, a folder that train or evaluate wrote, or in the run that the checkpoint lies in.
+    Returns:
+        None: the run has none of this model.
 
     Raises:
-        ValueError: `evaluation` is no such folder, or is another model's.
+        ValueError: `evaluation` is no such folder, or of another model.
     """
     folder = evaluation or checkpoint.absolute().parents[1]
     record, results = folder.joinpath(*RECORD), folder / "results.json"
@@ -58,30 +59,30 @@ def find_evaluation(checkpoint: Path, evaluation: Path | None, fingerprint: str)
             return Evaluation(dict(json.loads(results.read_text())), data, split)
     if evaluation is not None:
         raise ValueError(f"evaluation={folder}: is of model {run_fingerprint}, the checkpoint is {fingerprint}")
-    return None  # the run's numbers are those of its other checkpoint
+    return None  # the results of the run are those of its other checkpoint
 
 
 def write_card(
-    facts: FolderFacts, evaluation: Evaluation | None, losses: Losses | None, why_none: str, checked_on: str
+    facts: ExportFacts, evaluation: Evaluation | None, loss: QuantizationLoss | None, why_none: str, compared_on: str
 ) -> str:
     """Return the card.
 
     Args:
         facts: of the folder.
         evaluation: of the float32 model; None: none is known.
-        losses: of rounding, where it was measured.
-        why_none: where a rounded model has no losses, the reason.
-        checked_on: what the ONNX towers were compared on.
+        loss: of rounding; None: not measured.
+        why_none: why not.
+        compared_on: the data that ONNX towers were compared on.
     """
     parts = [*_head(facts), *_loading(facts), *_quality(facts, evaluation), *_data(facts)]
     if facts.precision != "float32":
-        parts += _rounding(facts, losses, why_none)
+        parts += _rounding(facts, loss, why_none)
     if facts.onnx:
-        parts += _onnx(facts, checked_on)
+        parts += _onnx(facts, compared_on)
     return FRONT_MATTER + "\n" + "\n".join(parts) + "\n"
 
 
-def _head(facts: FolderFacts) -> Iterator[str]:
+def _head(facts: ExportFacts) -> Iterator[str]:
     run = facts.config.get("run", {}).get("id", "unnamed run")
     yield f"# {run}\n"
     yield "A model of mim_lightning: a shop's pictures and texts as vectors of one space, to search it with.\n"
@@ -98,7 +99,7 @@ def _head(facts: FolderFacts) -> Iterator[str]:
         yield f"\nFusion `{name}`: {total}, to unit length."
 
 
-def _loading(facts: FolderFacts) -> Iterator[str]:
+def _loading(facts: ExportFacts) -> Iterator[str]:
     yield "\n## Load it\n"
     yield "```python\nimport mim_lightning\n"
     yield 'model = mim_lightning.load("<this folder, or hf://user/repo>")'
@@ -106,13 +107,13 @@ def _loading(facts: FolderFacts) -> Iterator[str]:
     yield f'vectors = model.embed_query(["photo.jpg"]{text})  # (1, {facts.dimension}) float32, unit length\n```'
 
 
-def _quality(facts: FolderFacts, evaluation: Evaluation | None) -> Iterator[str]:
+def _quality(facts: ExportFacts, evaluation: Evaluation | None) -> Iterator[str]:
     yield "\n## Quality\n"
     if evaluation is None:
         yield "No evaluation of this model was beside its checkpoint."
         return
     results = evaluation.results
-    which = "" if facts.precision == "float32" else f" of the float32 model `{base_of(facts.fingerprint)}`"
+    which = "" if facts.precision == "float32" else f" of the float32 model `{base_fingerprint(facts.fingerprint)}`"
     columns = [name for name in COLUMNS if any(key.endswith(f"/{name}") for key in results)]
     yield f"On split `{evaluation.split}` of `{evaluation.data}`{which}: shares, 0 to 1, in brackets 95 % bootstrap"
     yield "intervals over products.\n"
@@ -135,7 +136,7 @@ def _cell(results: Mapping[str, float], key: str) -> str:
     return f"{results[key]:.3f}" + (f" [{low:.3f}, {high:.3f}]" if low is not None and high is not None else "")
 
 
-def _data(facts: FolderFacts) -> Iterator[str]:
+def _data(facts: ExportFacts) -> Iterator[str]:
     data = facts.config["data"]
     source = (data.get("source") or {}).get("_target_", "prepared shards").rsplit(".", 1)[-1]
     protocol = data.get("protocol") or {}
@@ -145,30 +146,30 @@ def _data(facts: FolderFacts) -> Iterator[str]:
         yield f"Fold {protocol['fold']} of {protocol['num_folds']} of the products was held out."
 
 
-def _rounding(facts: FolderFacts, losses: Losses | None, why_none: str) -> Iterator[str]:
+def _rounding(facts: ExportFacts, loss: QuantizationLoss | None, why_none: str) -> Iterator[str]:
     yield f"\n## What {facts.precision} costs\n"
-    if losses is None:
+    if loss is None:
         yield f"Not measured: {why_none}."
         return
-    counts = f"{losses.num_queries} queries ({1 / losses.num_queries:.4f} each) and {losses.num_products} products"
+    counts = f"{loss.num_queries} queries ({1 / loss.num_queries:.4f} each) and {loss.num_products} products"
     yield f"Against the float32 model, over {counts}.\n"
     yield "| tower | mean cosine | smallest |\n| --- | ---: | ---: |"
-    for tower, (mean, least) in losses.cosines.items():
+    for tower, (mean, least) in loss.cosines.items():
         yield f"| {tower} | {mean:.5f} | {least:.5f} |"
-    yield f"\n| direction | metric | {' | '.join(ARMS)} |\n| --- | --- |{' ---: |' * len(ARMS)}"
-    for direction, metrics in losses.recall.items():
+    yield f"\n| direction | metric | {' | '.join(VARIANTS)} |\n| --- | --- |{' ---: |' * len(VARIANTS)}"
+    for direction, metrics in loss.recall.items():
         for metric in METRICS:
             yield f"| {direction} | {metric} | {' | '.join(f'{value:.4f}' for value in metrics[metric])} |"
 
 
-def _onnx(facts: FolderFacts, checked_on: str) -> Iterator[str]:
+def _onnx(facts: ExportFacts, compared_on: str) -> Iterator[str]:
     yield "\n## ONNX\n"
-    yield f'`mim_lightning.load(folder, runtime="onnx")`; compared with PyTorch on {checked_on}.\n'
+    yield f'`mim_lightning.load(folder, runtime="onnx")`; compared with PyTorch on {compared_on}.\n'
     yield "| file | inputs | samples | largest difference | smallest cosine |\n| --- | --- | ---: | ---: | ---: |"
     for part in facts.onnx.values():
         numbers = f"{part['num_samples']} | {part['max_abs_difference']:.1e} | {part['min_cosine']:.6f}"
         yield f"| {part['file']} | {', '.join(part['inputs'])} | {numbers} |"
 
 
-def _directions(facts: FolderFacts) -> dict[str, Any]:
+def _directions(facts: ExportFacts) -> dict[str, Any]:
     return {name: ends for name, ends in facts.config.get("directions", {}).items() if ends is not None}

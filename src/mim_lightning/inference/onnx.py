@@ -1,8 +1,4 @@
-"""Towers in ONNX: encoder, projection and unit length in one file a tower, without torch where they run.
-
-A matcher and real inputs come in, files and what their check found go out (`export_towers`); `open_towers` gives them
-back as encoders through ONNX Runtime. `export` and `opening` call it.
-"""
+"""Towers in ONNX: encoder, projection and unit length in one file per tower; needs the extra `onnx`."""
 
 from __future__ import annotations
 
@@ -26,8 +22,8 @@ from mim_lightning.types import FieldInput, InputSpec, TextSpec, TowerInput, Tow
 
 EXTRA = "pip install 'mim-lightning[onnx]'"
 FOLDER = "onnx"
-MIN_COSINE = 0.999  # to PyTorch's embedding of the same input; less is no export
-IMAGES = "images"  # name of the one input of an image tower
+MIN_COSINE = 0.999  # to PyTorch's embedding of the same input; below it the export fails
+IMAGES = "images"  # name of the only input of an image tower
 
 
 @dataclass(frozen=True)
@@ -44,7 +40,7 @@ class OnnxFacts:
 
 @dataclass(frozen=True)
 class OnnxTower:
-    """A tower in ONNX Runtime; may be called from many threads at once."""
+    """A tower in ONNX Runtime; safe to call from many threads."""
 
     session: Any
     spec: TowerSpec
@@ -58,7 +54,7 @@ class OnnxTower:
 
 
 def export_towers(matcher: Matcher, folder: Path, samples: Mapping[str, TowerInput]) -> dict[str, dict[str, Any]]:
-    """Write `onnx/<tower>.onnx` for every tower that owns weights, and check each on its samples.
+    """Write `onnx/<tower>.onnx` for every tower that owns weights, and compare each with PyTorch on its samples.
 
     Args:
         matcher: float32, on the CPU, in evaluation mode.
@@ -66,7 +62,7 @@ def export_towers(matcher: Matcher, folder: Path, samples: Mapping[str, TowerInp
         samples: prepared inputs by tower that owns weights.
 
     Raises:
-        ValueError: the extra is missing, a tower that cannot be exported, or one whose embeddings differ.
+        ValueError: the extra is missing, a tower cannot be exported, or its embeddings differ.
     """
     _require_extra()
     (folder / FOLDER).mkdir()
@@ -79,7 +75,7 @@ def open_towers(
     """Open the ONNX towers of an export, by tower name; tied towers share one.
 
     Raises:
-        ValueError: there are none, the extra is missing, or a file that is not the one that was written.
+        ValueError: there are none, the extra is missing, or a file was changed.
     """
     if not facts:
         raise ValueError(f"{folder}: holds no ONNX towers; export with onnx=true")
@@ -91,7 +87,7 @@ def open_towers(
 
 
 class _ByPosition(nn.Module):
-    """A tower whose inputs are positional: a dict would be flattened in an order of the exporter's own."""
+    """A tower with positional inputs: the exporter would flatten a dict in an order of its own."""
 
     def __init__(self, tower: Tower, names: tuple[str, ...]) -> None:
         super().__init__()
@@ -110,7 +106,7 @@ def _export(tower: Tower, name: str, folder: Path, samples: TowerInput) -> OnnxF
     assert not isinstance(samples, tuple)
     tensors, sizes = _traced_inputs(spec)
     try:
-        with _quietly():
+        with _silence():
             program = torch.onnx.export(
                 _ByPosition(tower, tuple(tensors)).eval(),
                 tuple(tensors.values()),
@@ -134,9 +130,9 @@ def _export(tower: Tower, name: str, folder: Path, samples: TowerInput) -> OnnxF
 
 
 def _traced_inputs(spec: InputSpec) -> tuple[dict[str, Tensor], dict[int, Any]]:
-    """Return inputs to trace a tower with, two of each, for a size of one would be taken for a constant.
+    """Return inputs to trace a tower with, two rows because a size of one would become a constant.
 
-    Beside them the dimensions that may vary: rows, and the length of texts unless the tokeniser fixes it.
+    Also the dimensions that may vary: rows, and the length of texts unless the tokenizer fixes it.
     """
     free = torch.export.Dim.DYNAMIC
     if not isinstance(spec, TextSpec):
@@ -149,7 +145,7 @@ def _traced_inputs(spec: InputSpec) -> tuple[dict[str, Tensor], dict[int, Any]]:
 
 @torch.inference_mode()
 def _compare(exported: OnnxTower, tower: Tower, samples: FieldInput) -> tuple[float, float]:
-    """Return the largest difference and the smallest cosine, over all samples at once and the first alone."""
+    """Return the largest difference and the smallest cosine, over all samples at once and the first one alone."""
     first = {name: part[:1] for name, part in samples.items()} if isinstance(samples, dict) else samples[:1]
     pairs = [(exported(inputs), tower(inputs)) for inputs in (samples, first)]
     differences = [(left - right).abs().max() for left, right in pairs]
@@ -168,7 +164,7 @@ def _open(folder: Path, owner: str, facts: Mapping[str, Any]) -> Any:
         raise ValueError(f"{path}: digest {found[:16]}, config.json says {written[:16]}: it was changed")
     try:
         return _session(path)
-    except Exception as error:  # ONNX Runtime has a dozen kinds; weights that lie elsewhere are one of them
+    except Exception as error:  # ONNX Runtime raises a dozen kinds, one of them for missing weights
         raise ValueError(f"{path}: not readable by ONNX Runtime ({' '.join(str(error).split())[:200]})") from error
 
 
@@ -182,7 +178,7 @@ def _session(path: Path) -> Any:
 
 
 def _digest(path: Path) -> str:
-    """Digest an ONNX file and, where it is too large for one, the file beside it that holds its weights."""
+    """Return the digest of an ONNX file and of the file with its weights, which a large model has beside it."""
     digest = hashlib.sha256()
     for part in _parts(path):
         with part.open("rb") as file:
@@ -204,8 +200,8 @@ def _require_extra() -> None:
 
 
 @contextmanager
-def _quietly() -> Iterator[None]:
-    """Keep the exporter's notes, which name its own internals, from the terminal."""
+def _silence() -> Iterator[None]:
+    """Silence the exporter, whose notes are about its own internals."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

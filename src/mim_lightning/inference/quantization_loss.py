@@ -1,8 +1,4 @@
-"""What rounding costs: two versions of a model on the same queries and catalogue.
-
-Encoders of both and batches of an evaluation come in, cosines by tower and recall by direction go out, for the card;
-`export` calls it. `sample_inputs` gives the inputs that ONNX towers are checked on.
-"""
+"""What rounding weights costs: a float32 model and its rounded version on the same queries and catalog."""
 
 from __future__ import annotations
 
@@ -20,36 +16,36 @@ from mim_lightning.metrics.directions import COLUMNS, columns_of, evaluate_count
 from mim_lightning.model.fusion import Fusions
 from mim_lightning.types import Batch, Direction, InputSpec, TextSpec, TowerInput, map_tensors, side_of
 
-Batches = Sequence[Iterable[Batch]]  # of the queries, then of each part of the gallery; each may be passed once or more
+Batches = Sequence[Iterable[Batch]]  # of the queries, then of each part of the gallery; iterated once or more
 CUTOFFS = (1, 10)
 METRICS = tuple(f"hit@{k}" for k in CUTOFFS)
 NUM_SAMPLES = 32
 
 
 @dataclass(frozen=True)
-class Losses:
-    """What a rounded model loses against the float32 one."""
+class QuantizationLoss:
+    """Differences between a rounded model and the float32 one."""
 
     cosines: dict[str, tuple[float, float]]  # tower -> mean and smallest, of the same input
-    recall: dict[str, dict[str, tuple[float, float, float]]]  # direction -> metric -> see `ARMS`
+    recall: dict[str, dict[str, tuple[float, float, float]]]  # direction -> metric -> see `VARIANTS`
     num_queries: int
     num_products: int
 
 
-ARMS = ("float32", "rounded", "rounded queries, float32 catalogue")
+VARIANTS = ("float32", "rounded", "rounded queries, float32 catalogue")
 
 
-def measure_losses(
+def measure_loss(
     original: Mapping[str, TowerEncoder],
     rounded: Mapping[str, TowerEncoder],
     batches: Batches,
     directions: Mapping[str, Direction],
     fusions: Fusions,
-) -> Losses:
-    """Embed queries and gallery with both, every picture decoded once, and rank with both and with one of each.
+) -> QuantizationLoss:
+    """Embed queries and gallery with both, decoding every image once, and rank with both and with one of each.
 
     Raises:
-        ValueError: a direction that these data cannot answer.
+        ValueError: these data cannot answer a direction.
     """
     queries = _embed((original, rounded), batches[:1], "query")
     gallery = _embed((original, rounded), batches[1:], "product")
@@ -61,13 +57,13 @@ def measure_losses(
         results.append({name: report.values for name, report in reports.items()})
     recall = {name: {m: tuple(result[name][m] for result in results) for m in METRICS} for name in results[0]}
     cosines = {name: cosine for pair in (queries, gallery) for name, cosine in _cosines(*pair).items()}
-    return Losses(cosines, recall, len(queries[0]), len(gallery[0].columns["product_keys"].unique()))  # type: ignore[arg-type]
+    return QuantizationLoss(cosines, recall, len(queries[0]), len(gallery[0].columns["product_keys"].unique()))  # type: ignore[arg-type]
 
 
 def sample_inputs(
     specs: Mapping[str, InputSpec | tuple[InputSpec, ...]], batches: Batches | None
 ) -> dict[str, TowerInput]:
-    """Return a few inputs of each tower: the first of the data, or, without any, noise and made-up words."""
+    """Return a few inputs of each tower: the first of the data, or noise and made-up words without any."""
     found: dict[str, TowerInput] = {}
     for loader in batches or ():
         batch = next(iter(loader))
@@ -80,7 +76,7 @@ def _embed(
 ) -> tuple[EmbeddingTable, EmbeddingTable]:
     names = [name for name in models[0] if side_of(name) == side]
     collectors = [EmbeddingCollector(names, COLUMNS) for _ in models]
-    num_before = 0  # rows of earlier loaders: numbers begin anew in each
+    num_before = 0  # rows of earlier loaders: each numbers its rows from 0
     for loader in loaders:
         last = -1
         for batch in loader:
@@ -118,7 +114,7 @@ def _made_up(spec: InputSpec | tuple[InputSpec, ...]) -> Any:
         return tuple(map(_made_up, spec))
     if isinstance(spec, TextSpec):
         return spec.tokenise([" ".join(["red", "apple", "shop", "blue"][: 1 + n % 4]) for n in range(NUM_SAMPLES)])
-    # from large patches of colour to fine noise: noise alone would be embedded alike, and prove little
+    # from large color patches to fine noise: embeddings of noise alone are alike, and would prove little
     generator = torch.Generator().manual_seed(0)
     images = [torch.rand(1, 3, 2 + 2 * n, 2 + 2 * n, generator=generator) for n in range(NUM_SAMPLES)]
     return torch.cat([F.interpolate(image, spec.size) for image in images]).mul(255).round().to(torch.uint8)

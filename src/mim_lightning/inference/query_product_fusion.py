@@ -1,7 +1,4 @@
-"""The two sides of a search as fusions: which towers, which weights, which rows.
-
-Inputs come by field; a side's picture and text are the first fields of their kind that its towers read.
-"""
+"""A query or product made of several inputs: which towers of its side read them, with which weights, in which rows."""
 
 from __future__ import annotations
 
@@ -16,65 +13,57 @@ from mim_lightning.model.fusion import Fusions, fuse
 from mim_lightning.types import Embeddings, ImageSpec, InputSpec, TowerSpec, fields_of
 
 
-def kind_of(spec: InputSpec) -> str:
-    """Return "image" or "text", what a field with this spec holds."""
+def modality_of(spec: InputSpec) -> str:
+    """Return "image" or "text"."""
     return IMAGE if isinstance(spec, ImageSpec) else TEXT
 
 
-def kinds_of(specs: Mapping[str, TowerSpec]) -> dict[str, str]:
-    """Return "image" or "text" by tower, of the towers that read one field."""
-    fields = {name: fields_of(name, spec) for name, spec in specs.items()}
-    return {name: kind_of(next(iter(parts.values()))) for name, parts in fields.items() if len(parts) == 1}
+def tower_modalities(specs: Mapping[str, TowerSpec]) -> dict[str, str]:
+    """Return "image" or "text" by tower, without towers that read several fields."""
+    parts = {name: list(fields_of(name, spec).values()) for name, spec in specs.items()}
+    return {name: modality_of(specs[0]) for name, specs in parts.items() if len(specs) == 1}
 
 
-def text_tower(kinds: Mapping[str, str], side: str = "query") -> str:
+def text_tower(modalities: Mapping[str, str], side: str = "query") -> str:
     """Return the tower that embeds a side's texts; a model without one for short queries reads them as product texts.
 
     Raises:
         ValueError: the model has no text tower.
     """
-    found = [name for name in (field_name(side, TEXT), PRODUCT_TEXT) if kinds.get(name) == TEXT]
-    if not found:
-        raise ValueError(f"this model has no text tower; it has {', '.join(kinds)}")
-    return found[0]
+    names = [name for name in (field_name(side, TEXT), PRODUCT_TEXT) if modalities.get(name) == TEXT]
+    if not names:
+        raise ValueError(f"this model has no text tower; it has {', '.join(modalities)}")
+    return names[0]
 
 
-def rows_by_tower(towers: Sequence[str | None]) -> dict[str | None, list[int]]:
-    """Return the places of each tower, in order of first appearance."""
-    found: dict[str | None, list[int]] = {}
-    for row, tower in enumerate(towers):
-        found.setdefault(tower, []).append(row)
-    return found
+def side_towers(side: str, fusions: Fusions, specs: Mapping[str, TowerSpec]) -> dict[str, dict[str, InputSpec]]:
+    """Return the towers of a side with the fields that they read: those of its fusion, else those named after it.
 
-
-def towers_of(side: str, fusions: Fusions, specs: Mapping[str, TowerSpec]) -> dict[str, dict[str, InputSpec]]:
-    """Return the towers of a side with their fields: those of its fusion, else those that are named after it.
-
-    Without a fusion and a text tower of its own, a side's texts are read as product texts.
+    Without a fusion, a side that has no text tower borrows that of the product texts.
     """
     if side in fusions:
         names = list(fusions[side])
     else:
         names = [name for name in specs if side_of(name) == side]
-        kinds = kinds_of(specs)
-        if not any(kind_of(part) == TEXT for name in names for part in fields_of(name, specs[name]).values()):
-            names += [text_tower(kinds, side)] if TEXT in kinds.values() else []
+        modalities = tower_modalities(specs)
+        reads_text = any(modality_of(part) == TEXT for name in names for part in fields_of(name, specs[name]).values())
+        if not reads_text and TEXT in modalities.values():
+            names.append(text_tower(modalities, side))
     return {name: fields_of(name, specs[name]) for name in names}
 
 
-def first_fields(towers: Mapping[str, Mapping[str, InputSpec]]) -> dict[str, str]:
-    """Return the field that holds a side's pictures, and that of its texts, by "image" and "text"."""
-    fields = [(kind_of(spec), name) for parts in towers.values() for name, spec in parts.items()]
-    return dict(reversed(fields))
+def main_fields(towers: Mapping[str, Mapping[str, InputSpec]]) -> dict[str, str]:
+    """Return the field for a side's images and that for its texts, the first that its towers read, by modality."""
+    return dict(reversed([(modality_of(spec), name) for parts in towers.values() for name, spec in parts.items()]))
 
 
-def weights_of(
+def tower_weights(
     side: str, fusions: Fusions, towers: Sequence[str], given: Mapping[str, float] | None
 ) -> dict[str, float]:
     """Return the weight of each tower: as given, else as in the side's fusion, else 1.
 
     Raises:
-        ValueError: a weight for a tower that has no part in the side.
+        ValueError: a weight for a tower that is not part of the side.
     """
     weights = {name: fusions.get(side, {}).get(name, 1.0) for name in towers}
     for name, weight in (given or {}).items():
@@ -85,10 +74,10 @@ def weights_of(
 
 
 def count_rows(side: str, inputs: Mapping[str, Sequence[Any]]) -> int:
-    """Return the number of rows; `inputs` by what errors call them.
+    """Return the number of rows of the inputs, by their names in errors.
 
     Raises:
-        ValueError: as many of each must be given, or none; a row has nothing.
+        ValueError: inputs of different lengths (empty ones aside), or a row without any.
     """
     given = {name: values for name, values in inputs.items() if len(values)}
     if len({len(values) for values in given.values()}) > 1:
@@ -101,13 +90,21 @@ def count_rows(side: str, inputs: Mapping[str, Sequence[Any]]) -> int:
     return num_rows
 
 
+def group_rows(towers: Sequence[str | None]) -> dict[str | None, list[int]]:
+    """Return the rows of each tower, in order of first appearance."""
+    rows: dict[str | None, list[int]] = {}
+    for row, tower in enumerate(towers):
+        rows.setdefault(tower, []).append(row)
+    return rows
+
+
 def fuse_rows(
     side: str, vectors: dict[str, Tensor], present: dict[str, Tensor], weights: Mapping[str, float]
 ) -> Tensor:
-    """Return the unit weighted sum (n, D) of vectors (n, D) by tower, zero where `present` (n,) is False.
+    """Return the unit-length weighted sum (n, D) of vectors (n, D) by tower, zero where `present` (n,) is False.
 
     Raises:
-        ValueError: a row of which the weights leave nothing.
+        ValueError: the weights cancel all vectors of a row.
     """
     used = {name: weights[name] for name in vectors}
     fused = fuse(Embeddings(vectors, present), {side: used}).vectors[side]

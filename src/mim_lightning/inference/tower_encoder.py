@@ -1,8 +1,4 @@
-"""What a loaded model encodes with: one callable a tower, whatever computes behind it.
-
-Prepared inputs come in, (n, D) float32 unit vectors on the CPU go out; `loaded` holds them by tower name. Both kinds
-may be called from many threads at once.
-"""
+"""One callable per tower of a loaded model, whatever runtime computes behind it; safe to call from many threads."""
 
 from __future__ import annotations
 
@@ -48,5 +44,4 @@ class TorchTower:
 def torch_towers(matcher: Matcher, device: torch.device, dtype: torch.dtype) -> dict[str, TowerEncoder]:
     """Return the towers of a matcher by name, moved to the device and in evaluation mode."""
     matcher.requires_grad_(False).eval().to(device)
-    specs = matcher.input_specs()
-    return {name: TorchTower(matcher.tower(name), spec, device, dtype) for name, spec in specs.items()}
+    return {name: TorchTower(matcher.tower(name), spec, device, dtype) for name, spec in matcher.input_specs().items()}

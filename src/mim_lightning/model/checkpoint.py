@@ -28,12 +28,13 @@ PREFIX = "matcher."  # of the matcher's tensors in Lightning's state dict
 
 
 @dataclass(frozen=True)
-class LoadedCheckpoint:
-    """A rebuilt matcher, the resolved config of the run it comes from, and its fingerprint."""
+class TrainedMatcher:
+    """A matcher with the resolved config of its run; its weights are float32 in memory, rounded to `precision`."""
 
     matcher: Matcher
     config: dict[str, Any]
     fingerprint: str
+    precision: str = "float32"
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ def describe(matcher: Matcher, config: Mapping[str, Any]) -> dict[str, Any]:
     return {"config": dict(config), "assets": assets, "fingerprint": fingerprint(matcher)}
 
 
-def load_matcher(path: str | Path) -> LoadedCheckpoint:
+def load_matcher(path: str | Path) -> TrainedMatcher:
     """Rebuild the matcher of a checkpoint, in evaluation mode on the CPU.
 
     Raises:
@@ -75,7 +76,7 @@ def load_matcher(path: str | Path) -> LoadedCheckpoint:
     found = fingerprint(matcher)
     if found != section["fingerprint"]:
         raise ValueError(f"{path}: fingerprint {found}, the file says {section['fingerprint']}: it was changed")
-    return LoadedCheckpoint(matcher.eval(), section["config"], found)
+    return TrainedMatcher(matcher.eval(), section["config"], found)
 
 
 def verify_checkpoint(path: Path) -> None:

@@ -17,7 +17,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from mim_lightning.data.shards.shard_set import ShardSet
-from mim_lightning.inference.quantization import base_of
+from mim_lightning.inference.quantization import base_fingerprint
 from mim_lightning.io.atomic import atomic_write
 from mim_lightning.io.damaged_file import DamagedFileError, errors_as_damaged_file
 from mim_lightning.search.index.card import REBUILD
@@ -80,7 +80,7 @@ def verify_golden_samples(encoder: ProductEncoder, samples: GoldenSamples) -> fl
         ValueError: it is below `MIN_COSINE`, or `MIN_COSINE_QUANTIZED` for a quantized model; or the model gives
             vectors of another dimension, or that are not finite.
     """
-    is_quantized = encoder.fingerprint != base_of(encoder.fingerprint)
+    is_quantized = encoder.fingerprint != base_fingerprint(encoder.fingerprint)
     minimum, cosines = MIN_COSINE_QUANTIZED if is_quantized else MIN_COSINE, []
     for tower, stored in samples.vectors.items():
         current = _encode(encoder, tower, samples.inputs[tower])

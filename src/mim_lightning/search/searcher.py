@@ -12,8 +12,9 @@ import numpy as np
 
 from mim_lightning.fields import QUERY_IMAGE, QUERY_TEXT
 from mim_lightning.inference.hub import is_hub_path
-from mim_lightning.inference.model import LoadedModel, load
-from mim_lightning.inference.quantization import base_of
+from mim_lightning.inference.loading import load
+from mim_lightning.inference.model import LoadedModel
+from mim_lightning.inference.quantization import base_fingerprint
 from mim_lightning.io.file_name import validate_file_name, validate_inside
 from mim_lightning.search.golden_samples import read_golden_samples, verify_golden_samples
 from mim_lightning.search.index.factory import is_address, open_index
@@ -71,7 +72,7 @@ class Searcher:
 
     def __init__(self, encoder: QueryEncoder, index: ProductIndex, weights: Mapping[str, float] | None = None) -> None:
         # quantized weights give nearly the same vectors; the card of an export says how nearly
-        if base_of(encoder.fingerprint) != base_of(index.card.fingerprint):
+        if base_fingerprint(encoder.fingerprint) != base_fingerprint(index.card.fingerprint):
             raise ValueError(
                 f"the index was built with model {index.card.fingerprint}, this is {encoder.fingerprint}; "
                 "give the model it was built with, or rebuild the index"

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from mim_lightning.data.images.codec import EncodedImage
 from mim_lightning.inference.image_inputs import ImageInputError
-from mim_lightning.inference.query_product_fusion import rows_by_tower
+from mim_lightning.inference.query_product_fusion import group_rows
 from mim_lightning.search.service.limits import PixelBudget
 
 NO_VECTORS = np.empty((0, 0), np.float32)
@@ -88,7 +88,7 @@ class BatchingEncoder:
             RefusedError: too many images are decoded at once.
         """
         requests = [_EncodeRequest("images", self._prepare(images))] if images else []
-        by_tower = rows_by_tower(towers or [None] * len(texts))
+        by_tower = group_rows(towers or [None] * len(texts))
         requests += [_EncodeRequest("texts", [texts[row] for row in rows], tower) for tower, rows in by_tower.items()]
         if self._closing.is_set():
             raise RuntimeError("the encoder is closed")
