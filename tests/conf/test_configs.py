@@ -204,7 +204,7 @@ def test_one_tower_gets_another_encoder() -> None:
         (
             "prepare",
             ["data=grocery", "paths.external=/nowhere"],
-            "error: /nowhere/data/grocery: the grocery set is not",
+            "error: /nowhere/data/grocery: no grocery set found",
         ),
     ],
 )

@@ -101,7 +101,7 @@ def test_grocery_as_published(clone: Path, tmp_path: Path) -> None:
 def test_missing_grocery_says_what_to_set(tmp_path: Path) -> None:
     source = GrocerySource(str(tmp_path / "grocery"))
     for call in (source.describe, lambda: source.read(tmp_path)):
-        with pytest.raises(ValueError, match=r"grocery set is not there .*MIM_DATA_DIR.*data\.source\.root") as caught:
+        with pytest.raises(ValueError, match=r"no grocery set found .*MIM_DATA_DIR.*data\.source\.root") as caught:
             call()
         assert "\n" not in str(caught.value)
 

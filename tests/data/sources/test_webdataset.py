@@ -166,7 +166,7 @@ def test_faulty_samples_are_told_and_left_out(shop: Path, tmp_path: Path) -> Non
         ),
         ("queries", "text", "json:words", "queries.text=json:words: none"),
         ("queries", "txt", "json:query", "no column 'txt'; did you mean text"),
-        ("products", "product_id", None, "products.product_id: give a place, as json:product_id"),
+        ("products", "product_id", None, "products.product_id: give a key of a sample, such as json:product_id"),
     ],
 )
 def test_a_mapping_to_what_is_not_there(
@@ -190,7 +190,7 @@ def cut(path: Path, place: int) -> None:
 DAMAGES = {
     "cut in a member": (lambda path: cut(path, 5), "train-000001.tar: a damaged tar file"),
     "cut after a header": (lambda path: cut(path, 0), "train-000001.tar: a damaged tar file"),
-    "cut between members": (lambda path: cut(path, 512), r"train-000001.tar: .*cut off: there is no end mark"),
+    "cut between members": (lambda path: cut(path, 512), r"train-000001.tar: .*truncated: it has no end mark"),
     "compressed": (lambda path: path.write_bytes(gzip.compress(path.read_bytes())), "or a compressed one"),
     "gone": (Path.unlink, r"train-000001.tar: no such file"),
     "twice": (

@@ -1,8 +1,8 @@
 """The Grocery Store Dataset (Klasson et al., WACV 2019, MIT licence): as published, or as a compact street-to-shop set.
 
-A clone of github.com/marcusklasson/GroceryStoreDataset comes in, or a folder with `products.csv`, `pairs.csv` and
-`images/`; a Manifest goes out and nothing is copied. In-store phone photos are the queries, one iconic image, title
-and description a product are the catalogue; the compact set adds query texts, so its triples become quadruples.
+The published set is a clone of github.com/marcusklasson/GroceryStoreDataset, the compact one a folder with
+`products.csv`, `pairs.csv` and `images/`; nothing is copied. In-store phone photos are the queries; one iconic image,
+title and description a product are the catalog. The compact set has query texts: its triples are quadruples.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from mim_lightning.data.manifest.rows import OnIssue, raise_issue
 from mim_lightning.data.manifest.table import TableSpec, open_table, read_rows
 
 QUERY_COLUMNS = {"image": "query_image", "text": "query_text"}
-SPLITS = ("train", "val", "test")  # of the published set: a list of photos each
+SPLITS = ("train", "val", "test")  # of the published set, with a list of photos each
 CLASS_COLUMNS = {
     "name": "Class Name (str)",
     "number": "Class ID (int)",
@@ -30,7 +30,7 @@ CLASSES = TableSpec("products", tuple(CLASS_COLUMNS), tuple(CLASS_COLUMNS))
 
 
 class GrocerySource:
-    """`root` is the clone, or the folder that holds the two tables of the compact set."""
+    """`root` is the clone, or the folder with the two tables of the compact set."""
 
     def __init__(self, root: str) -> None:
         self.root = Path(root)
@@ -48,15 +48,15 @@ class GrocerySource:
         return {"grocery": [file_id(folder / name) for name in names]}
 
     def _find(self) -> tuple[Path, bool]:
-        """Return where the set lies, and whether it is the compact one."""
+        """Return the folder of the set, and whether it is the compact one."""
         if (self.root / "pairs.csv").is_file():
             return self.root, True
         for folder in (self.root / "dataset", self.root):
             if (folder / "classes.csv").is_file():
                 return folder, False
         raise ValueError(
-            f"{self.root}: the grocery set is not there (no pairs.csv, no dataset/classes.csv); set MIM_DATA_DIR to "
-            "the folder that holds data/grocery, or data.source.root to the set itself"
+            f"{self.root}: no grocery set found (no pairs.csv, no dataset/classes.csv); set MIM_DATA_DIR to the "
+            "folder that contains data/grocery, or data.source.root to the set itself"
         )
 
 
@@ -69,7 +69,7 @@ def _read_published(folder: Path, on_issue: OnIssue) -> Manifest:
         builder.add_product(origin, product, folder)
     for split in SPLITS:
         for origin, photo in _photos(folder / f"{split}.txt"):
-            # its folder is called after its class; the numbers that follow the path say the same
+            # the folder has the name of the class; the numbers after the path are its ids
             row = {"split": split, "image": photo, "product_id": ids.get(Path(photo).parent.name)}
             builder.add_query(origin, row, folder)
     return finish(builder, str(folder / "train.txt"))

@@ -1,7 +1,7 @@
-"""Data sets of Hugging Face: on the hub, in a local folder of files, or as `save_to_disk` left them.
+"""Data sets of Hugging Face as a source: on the hub, in a local folder of files, or saved by `save_to_disk`.
 
-Names of data sets come in, a Manifest goes out whose pictures point into the Arrow files that the `datasets` library
-keeps; nothing is decoded and nothing copied. It needs the extra `datasets` to be read, not to be described.
+Images of the manifest point into the Arrow files of the `datasets` library; nothing is decoded or copied. Reading needs
+the extra `datasets`, describing does not.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class DatasetPlace:
     """A data set as `datasets.load_dataset` names it.
 
     Args:
-        path: a name on the hub, a folder of files, or one that `save_to_disk` wrote.
+        path: a name on the hub, a folder of files, or one written by `save_to_disk`.
         name: the configuration; None: the only one.
         split: one of its splits; None: all of them.
         revision: a branch, tag or commit of the hub; None: main.
@@ -53,13 +53,13 @@ class DatasetPlace:
 
 
 class HuggingFaceSource:
-    """A manifest in two data sets, or in one of pairs.
+    """A manifest in two data sets, or in one with a query and its product a row.
 
     Args:
-        products: fields of a DatasetPlace; None: each row of `queries` holds its product besides.
-        queries: likewise; None: a catalogue alone. Without a column for it, a row's split is the data set's.
+        products: arguments of a DatasetPlace; None: each row of `queries` contains its product too.
+        queries: likewise; None: a catalog without queries. Without a column for it, a row's split is the data set's.
         columns, image_root, segments, metadata, download, clean_html, fields: see ManifestSource; relative paths of
-            pictures start at a local folder.
+            images start at a local folder.
     """
 
     def __init__(
@@ -109,10 +109,10 @@ def _describe(place: DatasetPlace) -> dict[str, Any]:
 
 
 def _commit_of(place: DatasetPlace) -> str:
-    """Return the commit that a revision stands for.
+    """Return the commit of a revision.
 
     Raises:
-        ValueError: the hub does not say.
+        ValueError: the hub does not know it.
     """
     if place.revision and COMMIT.fullmatch(place.revision):
         return place.revision
@@ -120,10 +120,10 @@ def _commit_of(place: DatasetPlace) -> str:
 
     try:
         return str(huggingface_hub.HfApi().dataset_info(place.path, revision=place.revision).sha)
-    except Exception as error:  # the hub's client raises a dozen kinds
+    except Exception as error:  # the hub's client has a dozen error classes
         raise ValueError(
-            f"{place}: no such folder, and the hub gives no such data set ({' '.join(str(error).split())}); "
-            "with a commit as revision it is not asked"
+            f"{place}: no such folder, and no such data set on the hub ({' '.join(str(error).split())}); "
+            "a commit as revision needs no request to the hub"
         ) from error
 
 
@@ -136,7 +136,7 @@ def _open_table(place: DatasetPlace, kind: str, work_dir: Path) -> Table:
             for column, feature in dataset.features.items()
             if type(feature).__name__ == "ClassLabel"
         }
-        # a slice as "train[:10%]" goes by its split's name
+        # a slice such as "train[:10%]" is part of its split
         constants = {"split": split.partition("[")[0]} if kind == "queries" else {}
         for path, num_rows in _arrow_files(dataset, work_dir / kind / split):
             parts.append(TablePart(path, name, num_before, constants, labels))
@@ -146,10 +146,10 @@ def _open_table(place: DatasetPlace, kind: str, work_dir: Path) -> Table:
 
 
 def _load(place: DatasetPlace) -> dict[str, Any]:
-    """Return the wanted splits of a data set by name.
+    """Return the selected splits of a data set by name.
 
     Raises:
-        ValueError: the extra is missing, or there is no such data set or split.
+        ValueError: the extra is missing, or the data set or split does not exist.
     """
     try:
         import datasets
@@ -161,7 +161,7 @@ def _load(place: DatasetPlace) -> dict[str, Any]:
             loaded = datasets.load_from_disk(place.path)
         else:
             loaded = datasets.load_dataset(place.path, place.name, split=place.split, revision=revision)
-    except Exception as error:  # of builders, of the hub's client and of pyarrow
+    except Exception as error:  # builders, the hub's client and pyarrow have error classes of their own
         raise ValueError(f"{place}: cannot be loaded ({' '.join(str(error).split())})") from error
     if isinstance(loaded, datasets.Dataset):
         return {place.split or str(loaded.split or "train"): loaded}
@@ -173,13 +173,13 @@ def _load(place: DatasetPlace) -> dict[str, Any]:
 
 
 def _arrow_files(dataset: Any, folder: Path) -> list[tuple[Path, int]]:
-    """Return the files that hold exactly the rows of a data set, in order, and the number of rows in each.
+    """Return the Arrow files with exactly the rows of a data set, in order, and the number of rows in each.
 
-    Of slices and selections they hold more rows: these are written to `folder`.
+    The files of a slice or selection contain further rows: its rows are written to `folder`.
     """
     files = [(Path(file["filename"]), 0) for file in dataset.cache_files]
     files = [(path, _num_rows(path)) for path, _ in files]
-    # as many rows as all files together have: no file is cut
+    # as many rows as all files together: no slice
     if dataset._indices is None and sum(num_rows for _, num_rows in files) == len(dataset):
         return files
     dataset.save_to_disk(folder)

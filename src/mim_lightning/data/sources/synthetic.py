@@ -1,4 +1,4 @@
-"""The synthetic world as a source: drawn into the working folder, then read like anyone's manifest."""
+"""The synthetic shop as a source: drawn into the working folder, then read as any manifest."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
-"""The samples of a WebDataset shard: members that go by the same name up to its first dot.
+"""Samples of a WebDataset shard: consecutive members of a tar file with the same name up to its first dot.
 
-The place of a tar file comes in, TarSamples go out: where each member lies, and what the wanted ones hold. Headers
-are read one after the other and pictures stepped over. `webdataset` calls it.
+Headers are read in order; the content of images is skipped, its offset kept.
 """
 
 from __future__ import annotations
@@ -17,25 +16,25 @@ from mim_lightning.data.images.reader import TarMember
 from mim_lightning.data.manifest.rows import RowError
 from mim_lightning.io.paths import PathOrUrl, io_errors_as_value_error, open_binary
 
-KEY = "__key__"  # stands for the name of a sample, in WebDataset's own words
+KEY = "__key__"  # WebDataset's word for the name of a sample
 
 
 @dataclass
 class TarSample:
-    """One sample: "shop/0007.query.jpg" is member "query.jpg" of sample "shop/0007"."""
+    """A sample: "shop/0007.query.jpg" is member "query.jpg" of sample "shop/0007"."""
 
     shard: PathOrUrl
     key: str
     members: dict[str, TarMember] = field(default_factory=dict)
-    contents: dict[str, bytes] = field(default_factory=dict)  # of the members that were wanted
-    _objects: dict[str, dict[str, Any]] = field(default_factory=dict)  # those that are JSON, parsed once
+    contents: dict[str, bytes] = field(default_factory=dict)  # of the members that are read
+    _objects: dict[str, dict[str, Any]] = field(default_factory=dict)  # JSON members, parsed once
 
     @property
     def origin(self) -> str:
         return f"{self.shard}, sample '{self.key}'"
 
     def text(self, member: str) -> str:
-        """Return what a text member holds.
+        """Return the content of a text member.
 
         Raises:
             RowError: it is not UTF-8.
@@ -46,7 +45,7 @@ class TarSample:
             raise RowError("", f"member '{member}' is not UTF-8") from None
 
     def value(self, member: str, key: str) -> Any:
-        """Return a value of a JSON member, None if it is not there; dots in `key` lead into objects.
+        """Return a value of a JSON member, None if it does not exist; dots in `key` separate nested keys.
 
         Raises:
             RowError: it is not a JSON object.
@@ -57,7 +56,7 @@ class TarSample:
         return found
 
     def json_object(self, member: str) -> dict[str, Any]:
-        """Return what a JSON member holds.
+        """Return the content of a JSON member.
 
         Raises:
             RowError: it is not a JSON object.
@@ -74,21 +73,21 @@ class TarSample:
 
 
 def read_samples(shard: PathOrUrl, wanted: Set[str]) -> Iterator[TarSample]:
-    """Yield the samples of a shard, with the contents of `wanted` members.
+    """Yield the samples of a shard, with the content of `wanted` members.
 
     Raises:
-        ValueError: the shard is missing, cut off or compressed, or a sample has a member twice.
+        ValueError: the shard is missing, truncated or compressed, or a sample has a member twice.
     """
     sample: TarSample | None = None
     tar: Any  # its list of members is not in the library's types
     with (
         io_errors_as_value_error(shard),
-        _naming(shard),
+        _tar_errors(shard),
         open_binary(shard) as file,
         tarfile.open(fileobj=file, mode="r:") as tar,
     ):
         while (entry := tar.next()) is not None:
-            tar.members.clear()  # the headers of millions of members would stay in memory
+            tar.members.clear()  # else the headers of millions of members stay in memory
             key, member = _split(entry.name)
             if not entry.isfile() or member is None:
                 continue
@@ -97,16 +96,16 @@ def read_samples(shard: PathOrUrl, wanted: Set[str]) -> Iterator[TarSample]:
                     yield sample
                 sample = TarSample(shard, key)
             _add(sample, member, entry, tar, wanted)
-        _require_end(shard, file, tar.offset)
+        _validate_end(shard, file, tar.offset)
         if sample is not None:
             yield sample
 
 
-def _require_end(shard: PathOrUrl, file: IO[bytes], offset: int) -> None:
-    """Tell a file that was cut off between two members from one that ends there: writers end it with zeros."""
+def _validate_end(shard: PathOrUrl, file: IO[bytes], offset: int) -> None:
+    """Check that a file was not cut off between two members: writers end it with zeros."""
     file.seek(offset)
     if not file.read(1):
-        raise ValueError(f"{shard}: a damaged tar file (it is cut off: there is no end mark)")
+        raise ValueError(f"{shard}: a damaged tar file (truncated: it has no end mark)")
 
 
 def _add(sample: TarSample, member: str, entry: tarfile.TarInfo, tar: tarfile.TarFile, wanted: Set[str]) -> None:
@@ -119,7 +118,7 @@ def _add(sample: TarSample, member: str, entry: tarfile.TarInfo, tar: tarfile.Ta
 
 
 def _split(name: str) -> tuple[str, str | None]:
-    """Return sample and member of a file's name; no member: it belongs to no sample."""
+    """Return the sample and member of a file name; None: it is not part of a sample."""
     folder, slash, base = name.rpartition("/")
     stem, dot, member = base.partition(".")
     is_sample = stem and dot and not stem.startswith("__")
@@ -127,7 +126,7 @@ def _split(name: str) -> tuple[str, str | None]:
 
 
 @contextmanager
-def _naming(shard: PathOrUrl) -> Iterator[None]:
+def _tar_errors(shard: PathOrUrl) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError:

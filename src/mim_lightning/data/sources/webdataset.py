@@ -1,14 +1,15 @@
-"""WebDataset shards as others write them: a sample is a query with a product that answers it.
+"""WebDataset shards as a source: a sample is a query with a relevant product.
 
-Patterns of tar files come in, a Manifest goes out whose pictures point into them; nothing is unpacked or copied. The
-catalogue is made of the products of all samples, and of shards that hold products alone.
+Images of the manifest point into the tar files; nothing is unpacked or copied. The catalog is the products of all
+samples, and of shards that contain products only.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from itertools import chain, islice
 from pathlib import Path
@@ -18,9 +19,9 @@ from mim_lightning.data.images.download import DownloadSettings
 from mim_lightning.data.manifest.builder import ManifestBuilder
 from mim_lightning.data.manifest.manifest import PRODUCTS, QUERIES, Manifest, declared_fields, finish, with_fields
 from mim_lightning.data.manifest.rows import OnIssue, RowError, raise_issue
-from mim_lightning.data.manifest.table import ColumnNames
-from mim_lightning.data.sources.sample_columns import SampleColumns
-from mim_lightning.data.sources.tar_reader import TarSample, read_samples
+from mim_lightning.data.manifest.table import IMAGE, ColumnNames, TableSpec, validate_name
+from mim_lightning.data.sources.tar_reader import KEY, TarSample, read_samples
+from mim_lightning.fields import DECLARED
 from mim_lightning.io.paths import (
     PathOrUrl,
     file_size,
@@ -32,24 +33,26 @@ from mim_lightning.io.paths import (
 )
 
 NUM_PEEKED = 1000  # samples among which every mapped member must occur
-NUM_PIECES, PIECE_SIZE = 8, 1 << 16  # of a shard, that tell it from another
+NUM_PIECES, PIECE_SIZE = 8, 1 << 16  # of a shard, hashed to identify it
 RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
+ALTERNATIVES = "|"
+_Keys = tuple[tuple[str, str], ...]  # (member, key of its JSON or ""): the first that a sample has is read
 
 
 class WebDatasetSource:
     """Pairs of query and product in tar files.
 
     Args:
-        shards: by split, the tar files: a path or address, with {000..123} or * for several; None: no such split.
-        catalogue: tar files whose samples are products alone, that join the catalogue.
-        columns: our column name -> where a sample holds it, by table: a member ("query.jpg"), a key of a JSON member
-            ("json:product.id") or "__key__", several with "|" between them: the first that is there; None: there is
-            none. Without one for the split, a query is in that of its shards.
-        image_root: where relative paths of pictures in a JSON member start; None: at their shard.
-        segments, metadata: name -> where a sample holds it, see ManifestSource.
-        download: how pictures at addresses are fetched.
+        shards: by split, the tar files: a path or URL, with {000..123} or * for several; None: no such split.
+        catalogue: tar files whose samples are products only; they are added to the catalog.
+        columns: our column name -> its key in a sample, by table: a member ("query.jpg"), a key of a JSON member
+            ("json:product.id") or "__key__"; of several with "|" between them the first that exists; None: there is
+            none. Without a column for it, the split of a query is that of its shards.
+        image_root: where relative paths of images in a JSON member start; None: at their shard.
+        segments, metadata: name -> key in a sample, see ManifestSource.
+        download: how images at URLs are downloaded.
         clean_html: see ManifestSource.
-        fields: further text fields for towers to read, name -> where a sample holds it; see ManifestSource.
+        fields: further text fields for towers, name -> key in a sample; see ManifestSource.
     """
 
     def __init__(
@@ -71,7 +74,9 @@ class WebDatasetSource:
         self.columns = {table: dict(names) for table, names in (columns or {}).items()}
         products = self.columns.get("products", {})
         if not products.get("product_id"):
-            raise ValueError("data.source.columns.products.product_id: give a place, as json:product_id or __key__")
+            raise ValueError(
+                "data.source.columns.products.product_id: give a key of a sample, such as json:product_id or __key__"
+            )
         queries = {"product_id": products.get("product_id")} | self.columns.get("queries", {})
         self.fields = declared_fields(fields)
         self._products = SampleColumns(with_fields(PRODUCTS, self.fields), products, self.metadata, "metadata")
@@ -82,15 +87,15 @@ class WebDatasetSource:
         builder = ManifestBuilder(name, on_issue, tuple(self.segments), tuple(self.metadata), self.clean_html)
         samples = self._samples()
         first = list(islice(samples, NUM_PEEKED))
-        self._products.require([sample for _, sample in first])
-        self._queries.require([sample for split, sample in first if split is not None])
+        self._products.validate([sample for _, sample in first])
+        self._queries.validate([sample for split, sample in first if split is not None])
         for split, sample in chain(first, samples):
             self._add(builder, split, sample)
         return replace(finish(builder, name), download=self.download)
 
     def describe(self) -> dict[str, Any]:
-        said: dict[str, Any] = {"clean_html": True} if self.clean_html else {}
-        return (said | {"fields": self.fields} if self.fields else said) | {
+        optional: dict[str, Any] = {"clean_html": True} if self.clean_html else {}
+        return (optional | {"fields": self.fields} if self.fields else optional) | {
             "shards": {split: _shards_id(_expand(pattern)) for split, pattern in self.shards.items()},
             "catalogue": _shards_id(_expand(self.catalogue)) if self.catalogue else None,
             "columns": self.columns,
@@ -100,7 +105,7 @@ class WebDatasetSource:
         }
 
     def _samples(self) -> Iterator[tuple[str | None, TarSample]]:
-        """Yield every sample with its split, None where it is a product alone."""
+        """Yield every sample with its split, None for a product without a query."""
         patterns: list[tuple[str | None, str]] = [*self.shards.items()]
         if self.catalogue:
             patterns.append((None, self.catalogue))
@@ -144,7 +149,7 @@ def _expand(pattern: str) -> list[PathOrUrl]:
 
 
 def _shards_id(shards: Iterable[PathOrUrl]) -> str:
-    """Return a short text that changes with the shards: their names and sizes, and pieces of their content."""
+    """Return a hash of the shards' names, sizes and pieces of their content."""
     digest = hashlib.blake2b()
     for shard in shards:
         with io_errors_as_value_error(shard):
@@ -154,3 +159,103 @@ def _shards_id(shards: Iterable[PathOrUrl]) -> str:
             for start in range(0, max(1, size - PIECE_SIZE + 1), step):
                 digest.update(read_range(shard, start, start + PIECE_SIZE))
     return digest.hexdigest()[:16]
+
+
+class SampleColumns:
+    """The columns of one table, read from samples.
+
+    Args:
+        spec: the table, with the keys of declared fields.
+        columns: our column name -> key in a sample.
+        further: name -> key in a sample, of the user's segments or metadata.
+        further_key: config key of `further`.
+    """
+
+    def __init__(self, spec: TableSpec, columns: ColumnNames, further: Mapping[str, str], further_key: str) -> None:
+        for ours in columns:
+            validate_name(ours, spec.known, f"data.source.columns.{spec.name}", "column")
+        self.spec = spec
+        self.columns = {name: _parse(text) for name, text in columns.items() if text}
+        self.further = {name: _parse(text) for name, text in further.items() if text}
+        self.fields = {name: _parse(text) for name, text in spec.fields.items()}
+        self._config_keys = {name: f"data.source.columns.{spec.name}.{name}" for name in self.columns}
+        self._config_keys |= {name: f"data.source.{further_key}.{name}" for name in self.further}
+        self._config_keys |= {name: f"data.source.fields.{name}" for name in self.fields}
+
+    @property
+    def read_members(self) -> set[str]:
+        """The members whose content is read; images are not."""
+        return {
+            member
+            for name, keys in (self.columns | self.further | self.fields).items()
+            for member, key in keys
+            if (key or name != IMAGE) and member != KEY
+        }
+
+    def validate(self, samples: Sequence[TarSample]) -> None:
+        """Check that every mapped key exists in some sample.
+
+        Raises:
+            ValueError: one does not; names the config key, and the keys of the samples.
+        """
+        if not samples:
+            return
+        found = {key for sample in samples for key in _list_keys(sample)}
+        for name, keys in (self.columns | self.further | self.fields).items():
+            if not found.intersection(keys):
+                wanted = ALTERNATIVES.join(map(_written, keys))
+                raise ValueError(
+                    f"{self._config_keys[name]}={wanted}: none of the first {len(samples)} samples has it; "
+                    f"they have {', '.join(sorted(map(_written, found)))}; null if there is none"
+                )
+
+    def row_of(self, sample: TarSample) -> dict[str, Any]:
+        """Return the row of a sample by our column names, with an `ImageRef` for an image member.
+
+        Raises:
+            RowError: a member is not UTF-8, or not JSON.
+        """
+        row = {name: _look_up(sample, keys, name == IMAGE) for name, keys in self.columns.items()}
+        further = {name: _look_up(sample, keys, False) for name, keys in self.further.items()}
+        if self.fields:
+            row[DECLARED] = {name: _look_up(sample, keys, False) for name, keys in self.fields.items()}
+        return row | ({self.spec.others: further} if self.spec.others else further)
+
+
+def _parse(text: str) -> _Keys:
+    parts = (part.strip().partition(":") for part in text.split(ALTERNATIVES))
+    return tuple((member.lower() if member != KEY else KEY, key) for member, _, key in parts)
+
+
+def _written(key: tuple[str, str]) -> str:
+    return f"{key[0]}:{key[1]}" if key[1] else key[0]
+
+
+def _look_up(sample: TarSample, keys: _Keys, is_image: bool) -> Any:
+    for member, key in keys:
+        if member == KEY:
+            return sample.key
+        if member not in sample.members:
+            continue
+        if not key:
+            return [sample.members[member]] if is_image else sample.text(member)
+        value = sample.value(member, key)
+        if value is not None:
+            return value
+    return None
+
+
+def _list_keys(sample: TarSample) -> Iterator[tuple[str, str]]:
+    yield KEY, ""
+    for member in sample.members:
+        yield member, ""
+        if member in sample.contents:
+            with suppress(RowError):  # reported when the sample is read, if the member is mapped as JSON
+                yield from ((member, key) for key in _json_keys(sample.json_object(member)))
+
+
+def _json_keys(content: Any, prefix: str = "") -> Iterator[str]:
+    if isinstance(content, dict):
+        for name, value in content.items():
+            yield f"{prefix}{name}"
+            yield from _json_keys(value, f"{prefix}{name}.")
