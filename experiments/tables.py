@@ -15,7 +15,6 @@ products trained on. Writes into the folder:
 import argparse
 import csv
 import itertools
-import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -24,7 +23,7 @@ from pathlib import Path
 from mim_lightning.analysis.comparison.comparison import compare_groups
 from mim_lightning.analysis.record import EvaluationRecord, read_record
 from mim_lightning.analysis.run_groups import RunGroup, group_runs
-from mim_lightning.run import PLACEMENT_KEYS
+from mim_lightning.run import PLACEMENT_KEYS, Run
 from mim_lightning.sweep.summary import mean_interval
 
 METRICS = ("hit@1", "hit@10", "mrr", "wrong_category@1")
@@ -65,7 +64,7 @@ def records_of(arm: RunGroup) -> list[EvaluationRecord]:
 
 
 def results_of(record: EvaluationRecord) -> dict[str, float]:
-    return json.loads((record.folder.parent / "results.json").read_text())
+    return Run(record.facts.run_id, record.folder.parent).read_results() or {}
 
 
 def row(label: str, products: str, record: EvaluationRecord) -> dict[str, object]:
@@ -100,9 +99,7 @@ def summary_lines(arms: Sequence[RunGroup], products: str, is_first: bool) -> It
     for direction in dict.fromkeys(key.split("/")[1] for key in keys):
         name = f"{direction}/hit@1"
         cells = [interval([m[f"val/{name}"] for m in results if f"val/{name}" in m]) for results in members.values()]
-        untouched = [
-            m[f"untouched/{name}"] for results in members.values() for m in results if f"untouched/{name}" in m
-        ]
+        untouched = [m[f"initial/{name}"] for results in members.values() for m in results if f"initial/{name}" in m]
         yield f"| {direction} | {products} | {interval(untouched)[:5]} | {' | '.join(cells)} |"
 
 

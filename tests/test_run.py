@@ -1,9 +1,11 @@
 """Values of a run's config that no constructor takes are looked at first, and in one line."""
 
+from pathlib import Path
+
 import pytest
 
 from mim_lightning.config import build_partial, compose
-from mim_lightning.run import identify, refuse_wrong_kinds
+from mim_lightning.run import Run, identify, refuse_wrong_kinds
 
 
 @pytest.mark.parametrize(
@@ -77,3 +79,9 @@ def test_the_options_of_every_optimizer_and_schedule_pass() -> None:
         config = compose("train", [f"optim={optim}", f"schedule={schedule}", "+optim.optimizer.foreach=true"])
         assert callable(build_partial(config["schedule"], "schedule"))
         assert callable(build_partial(config["optim"]["optimizer"], "optim.optimizer"))
+
+
+def test_results_of_an_older_version_are_read_under_their_present_keys(tmp_path: Path) -> None:
+    run = Run("run", tmp_path)
+    run.write_results({"val/a/hit@1": 0.5, "untouched/a/hit@1": 0.25})
+    assert run.read_results() == {"val/a/hit@1": 0.5, "initial/a/hit@1": 0.25}

@@ -78,8 +78,8 @@ def choose_gallery(wanted: str | None, matcher: Matcher) -> str:
 
 def embed_missing(config: dict[str, Any], matcher: Matcher, prepared: PreparedData, folder: EmbeddingStore) -> None:
     """Embed what the folder lacks, in this process or in several."""
-    from mim_lightning.lit.console import quieten
-    from mim_lightning.lit.embed_catalog import embed_catalogue
+    from mim_lightning.lit.console import silence_lightning
+    from mim_lightning.lit.embed_catalog import embed_catalog
     from mim_lightning.lit.module import MatchModule
 
     missing = folder.missing()
@@ -87,11 +87,11 @@ def embed_missing(config: dict[str, Any], matcher: Matcher, prepared: PreparedDa
     if missing and num_processes:
         launch("mim_lightning.build_index", config, num_processes)
         return
-    quieten()
+    silence_lightning()
     datamodule = build(config["data"], specs=matcher.input_specs(), prepared=prepared)
     trainer = build({**config["trainer"], "precision": choose_precision(config["trainer"])})
     module = MatchModule(deepcopy(matcher))  # a trainer may leave it in another precision, or in parts
-    embed_catalogue(trainer, module, datamodule, folder.facts.gallery, missing, folder.write)
+    embed_catalog(trainer, module, datamodule, folder.facts.gallery, missing, folder.write)
 
 
 if __name__ == "__main__":

@@ -49,16 +49,15 @@ def evaluate(config: dict[str, Any]) -> dict[str, float]:
             f"output={config['output']}: is a run's own folder, whose results.json says that it is finished; "
             "give another folder"
         )
-    from mim_lightning.lit.console import ProgressBar, quieten
+    from mim_lightning.lit.console import ProgressBar, print_run, silence_lightning
     from mim_lightning.lit.datamodule import MatchDataModule
     from mim_lightning.lit.evaluation import evaluate_module, flatten, save_evaluation
     from mim_lightning.lit.module import MatchModule
-    from mim_lightning.lit.report import print_run
-    from mim_lightning.lit.trainer_options import check_trainer, keep_batches
+    from mim_lightning.lit.trainer import keep_batches, validate_trainer
     from mim_lightning.model.fingerprint import fingerprint
 
-    quieten()
-    check_trainer(config["trainer"], is_training=False)
+    silence_lightning()
+    validate_trainer(config["trainer"], is_training=False)
     matcher, trained = _load(config) if config["checkpoint"] else _build_untouched(config)
     data = config.get("data") or data_of(trained, config["checkpoint"])
     refuse_mistyped(MatchDataModule, data, "data" if config.get("data") else f"{config['checkpoint']}: data")

@@ -108,12 +108,17 @@ class Run:
             found: dict[str, float] = json.loads(self.results_path.read_text())
             if not found or not all(isinstance(value, int | float) for value in found.values()):
                 raise ValueError("holds no results")
-            return found
+            return {_present_key(key): value for key, value in found.items()}
 
     def write_results(self, results: Mapping[str, float]) -> None:
         # whole: the file's presence says that the run is finished
         with atomic_write(self.results_path) as partial:
             partial.write_text(json.dumps(dict(results), indent=2))
+
+
+def _present_key(key: str) -> str:
+    """Return a key of results.json under its present name: those of the model before training had another prefix."""
+    return f"initial/{key.removeprefix('untouched/')}" if key.startswith("untouched/") else key
 
 
 def identify(config: dict[str, Any]) -> tuple[Run, dict[str, Any], dict[str, Any] | None]:

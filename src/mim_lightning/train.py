@@ -49,7 +49,7 @@ def train(config: dict[str, Any]) -> float:
         fit(config, run, description)  # a process of a run that another one holds
     results = run.read_results() or {}
     if results and is_first_rank() and not is_launched():
-        from mim_lightning.lit.report import describe_decline, print_run
+        from mim_lightning.lit.console import describe_decline, print_run
 
         print_run(run.run_id, results)
         print(f"{'results' if is_new else 'finished before, results'}: {run.folder}")

@@ -37,38 +37,38 @@ def fit(config: dict[str, Any], run: Run, description: Mapping[str, Any] | None 
     from lightning.pytorch.utilities import rank_zero_info
     from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-    from mim_lightning.lit.checkpoint_files import write_whole_checkpoints
-    from mim_lightning.lit.console import describe_encoder_values, describe_towers, quieten
+    from mim_lightning.lit.console import describe_encoder_values, describe_towers, silence_lightning
     from mim_lightning.lit.datamodule import MatchDataModule
     from mim_lightning.lit.evaluation import close_loggers, collect_results, evaluate_module, save_evaluation
     from mim_lightning.lit.module import MatchModule, freeze_unused
-    from mim_lightning.lit.trainer_options import (
+    from mim_lightning.lit.trainer import (
         ask_first_rank,
-        check_callbacks,
-        check_loggers,
-        check_trainer,
         keep_batches,
-        keep_untested,
+        save_unvalidated,
+        validate_callbacks,
+        validate_loggers,
+        validate_trainer,
+        write_checkpoints_atomically,
     )
     from mim_lightning.model.checkpoint import warm_start
 
-    quieten()
+    silence_lightning()
     checkpoint = run.checkpoint(config["report"])
-    check_trainer(config["trainer"])
+    validate_trainer(config["trainer"])
     refuse_mistyped(MatchDataModule, config["data"], "data")
     refuse_missed_report(config)
     callbacks, loggers = build_each(config["callbacks"]), build_each(config["logger"])
     if config["trainer"].get("enable_progress_bar") is False:
         callbacks.pop("progress_bar", None)
-    check_callbacks(callbacks, {"retrieval_eval": None, "best": run.best_checkpoint, config["report"]: checkpoint})
-    check_loggers(loggers)
+    validate_callbacks(callbacks, {"retrieval_eval": None, "best": run.best_checkpoint, config["report"]: checkpoint})
+    validate_loggers(loggers)
     trainer = build(
         {**config["trainer"], "enable_progress_bar": "progress_bar" in callbacks},
         callbacks=list(callbacks.values()),
         logger=list(loggers.values()),
     )
     keep_batches(trainer)
-    write_whole_checkpoints(trainer)
+    write_checkpoints_atomically(trainer)
     # one answer for all processes of another launcher: the first has waited for whichever process held the run
     if is_joined() and ask_first_rank(trainer.strategy, lambda: run.read_results() is not None):
         return
@@ -105,7 +105,7 @@ def fit(config: dict[str, Any], run: Run, description: Mapping[str, Any] | None 
         seconds = time.perf_counter() - started
         # one answer for all processes: to write it is a matter of all, and the first may have done so already
         if trainer.strategy.broadcast(not checkpoint.is_file()):
-            keep_untested(trainer, checkpoint)
+            save_unvalidated(trainer, checkpoint)
         reports = evaluate_module(trainer, module, datamodule, checkpoint)
         if trainer.is_global_zero:
             save_evaluation(trainer, matcher, datamodule, config, run.folder)

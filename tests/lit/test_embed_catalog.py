@@ -13,7 +13,7 @@ from mim_lightning.config import build, build_matcher, build_preparation, compos
 from mim_lightning.data.loading.collate import Collate
 from mim_lightning.data.preparation.prepared import prepare_data
 from mim_lightning.lit.datamodule import MatchDataModule
-from mim_lightning.lit.embed_catalog import embed_catalogue
+from mim_lightning.lit.embed_catalog import embed_catalog
 from mim_lightning.lit.module import MatchModule
 from mim_lightning.model.matcher import Matcher
 from tests.shop import small
@@ -36,7 +36,7 @@ def run(parts: tuple[Matcher, MatchDataModule, dict], shard_idxs: list[int]) -> 
         assert shard_idx not in kept
         kept[shard_idx] = vectors_ND, present_N
 
-    embed_catalogue(build(options), MatchModule(matcher), datamodule, "product", shard_idxs, keep)
+    embed_catalog(build(options), MatchModule(matcher), datamodule, "product", shard_idxs, keep)
     return kept
 
 

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from mim_lightning.lit import trainer_options
+from mim_lightning.lit import trainer as trainer_module
 from mim_lightning.run import Run
 
 
 def test_a_partial_pass_publishes_nothing(fit: Callable[..., Run], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trainer_options, "check_trainer", lambda options: None)  # which refuses it before
+    monkeypatch.setattr(trainer_module, "validate_trainer", lambda options: None)  # which refuses it before
     with pytest.raises(ValueError, match=r"validation queries: .* no numbers are published from a partial pass"):
         fit("data.eval_batch_size=2", "+trainer.limit_val_batches=1")
 

@@ -12,7 +12,7 @@ RECORD = JobRecord(
     status="finished",
     run_id="run-1",
     monitor="val/a/hit@1",
-    results={"val/a/hit@1": 0.5, "val/a/hit@1/low": 0.25, "untouched/a/hit@1": 0.1, "fit_seconds": 2.0, "epoch": 3},
+    results={"val/a/hit@1": 0.5, "val/a/hit@1/low": 0.25, "initial/a/hit@1": 0.1, "fit_seconds": 2.0, "epoch": 3},
 )
 
 

@@ -5,12 +5,10 @@ from typing import TYPE_CHECKING
 from mim_lightning.exports import export_lazily
 
 if TYPE_CHECKING:
-    from mim_lightning.lit.callbacks.divergence import StopDiverged
-    from mim_lightning.lit.callbacks.optuna_pruning import TrialPruning
+    from mim_lightning.lit.callbacks.monitoring import CorruptSamples, TerminateOnNaN, Throughput
+    from mim_lightning.lit.callbacks.optuna_pruning import OptunaPruning
     from mim_lightning.lit.callbacks.retrieval_eval import RetrievalEval
-    from mim_lightning.lit.callbacks.skipped_samples import SkippedSamples
-    from mim_lightning.lit.callbacks.throughput import Throughput
-    from mim_lightning.lit.callbacks.tracked_queries import RetrievalBrowser
+    from mim_lightning.lit.callbacks.tracked_queries import TrackedQueries
     from mim_lightning.lit.console import ProgressBar
     from mim_lightning.lit.csv_logger import RunCSVLogger
     from mim_lightning.lit.datamodule import MatchDataModule
@@ -23,13 +21,13 @@ else:
             "MatchDataModule": "mim_lightning.lit.datamodule",
             "MatchModule": "mim_lightning.lit.module",
             "ProgressBar": "mim_lightning.lit.console",
-            "RetrievalBrowser": "mim_lightning.lit.callbacks.tracked_queries",
+            "TrackedQueries": "mim_lightning.lit.callbacks.tracked_queries",
             "RetrievalEval": "mim_lightning.lit.callbacks.retrieval_eval",
             "RunCSVLogger": "mim_lightning.lit.csv_logger",
-            "SkippedSamples": "mim_lightning.lit.callbacks.skipped_samples",
-            "StopDiverged": "mim_lightning.lit.callbacks.divergence",
-            "Throughput": "mim_lightning.lit.callbacks.throughput",
-            "TrialPruning": "mim_lightning.lit.callbacks.optuna_pruning",
+            "CorruptSamples": "mim_lightning.lit.callbacks.monitoring",
+            "TerminateOnNaN": "mim_lightning.lit.callbacks.monitoring",
+            "Throughput": "mim_lightning.lit.callbacks.monitoring",
+            "OptunaPruning": "mim_lightning.lit.callbacks.optuna_pruning",
             "warmup_constant": "mim_lightning.lit.optim",
             "warmup_cosine": "mim_lightning.lit.optim",
         },

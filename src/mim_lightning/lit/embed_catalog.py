@@ -17,13 +17,13 @@ from mim_lightning.data.loading.loader import ShardPass
 from mim_lightning.data.shards.shard_set import ShardSet
 from mim_lightning.lit.console import ProgressBar
 from mim_lightning.lit.datamodule import MatchDataModule
-from mim_lightning.lit.trainer_options import keep_batches
+from mim_lightning.lit.trainer import keep_batches
 from mim_lightning.types import Batch, Embeddings
 
 KeepShard = Callable[[int, Tensor, Tensor], None]  # shard number, (n, D) float32 vectors, (n,) bool present
 
 
-def embed_catalogue(
+def embed_catalog(
     make_trainer: Callable[..., Trainer],
     module: LightningModule,
     datamodule: MatchDataModule,

@@ -1,7 +1,6 @@
-"""One evaluation pass as reports, and what a run leaves behind of it.
+"""One evaluation pass: reports, flat results, evaluation record, page and image of hits.
 
-A trainer, module and datamodule come in; RetrievalReports, the evaluation record and the picture of hits go out. The
-train and evaluate doors call it, so both give the same numbers.
+Training and `evaluate` both use it, so both give the same numbers.
 """
 
 from __future__ import annotations
@@ -24,8 +23,8 @@ from mim_lightning.data.validation.findings import IN_CATALOGUE
 from mim_lightning.data.validation.report import FINDINGS_FILE, found_ids
 from mim_lightning.io.paths import PathOrUrl
 from mim_lightning.lit.callbacks.retrieval_eval import find_retrieval_eval
+from mim_lightning.lit.console import INITIAL
 from mim_lightning.lit.datamodule import MatchDataModule
-from mim_lightning.lit.report import UNTOUCHED
 from mim_lightning.model.fingerprint import fingerprint
 from mim_lightning.model.matcher import Matcher
 from mim_lightning.types import RetrievalReport
@@ -48,8 +47,8 @@ def evaluate_module(
 def flatten(reports: dict[str, RetrievalReport], datamodule: MatchDataModule) -> dict[str, float]:
     """Return flat results: the metrics of every direction with the ends of their intervals, and what they count.
 
-    Besides, those of each kind of query that a direction mixes, under `segments/`, and how many of the queries that
-    it counts the check of the data found to show nearly a picture of the gallery.
+    Also the metrics of each segment of queries, under `segments/`, and the number of counted queries whose image
+    data validation found to be nearly an image of the gallery.
     """
     results = {key: value for report in reports.values() for key, value in report.as_scalars("val").items()}
     results |= {key: value for report in reports.values() for key, value in report.as_intervals("val").items()}
@@ -66,7 +65,7 @@ def flatten(reports: dict[str, RetrievalReport], datamodule: MatchDataModule) ->
 def _count_near(
     reports: dict[str, RetrievalReport], facts: Mapping[int, QueryFacts], datamodule: MatchDataModule
 ) -> dict[str, float]:
-    """Return how many counted photos look like a gallery picture to the check that `prepare` made, if it is at hand."""
+    """Return how many counted query images are nearly a gallery image, by the findings of `prepare` if they exist."""
     path = datamodule.folder / FINDINGS_FILE if isinstance(datamodule.folder, Path) else None
     if path is None or not path.is_file():
         return {}
@@ -82,11 +81,11 @@ def _count_near(
 def collect_results(
     trainer: Trainer, reports: dict[str, RetrievalReport], datamodule: MatchDataModule, checkpoint: Path
 ) -> dict[str, float]:
-    """Return a run's flat results: those of `checkpoint`, the untouched model's, epoch and step."""
+    """Return a run's flat results: those of `checkpoint`, those before training, epoch and step."""
     content = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    untouched = find_retrieval_eval(trainer).untouched
+    initial = find_retrieval_eval(trainer).initial
     results = flatten(reports, datamodule) | {
-        key.replace("val/", f"{UNTOUCHED}/", 1): value for key, value in untouched.items()
+        key.replace("val/", f"{INITIAL}/", 1): value for key, value in initial.items()
     }
     return results | {"epoch": content["epoch"], "step": content["global_step"]}
 
@@ -94,13 +93,13 @@ def collect_results(
 def save_evaluation(
     trainer: Trainer, matcher: Matcher, datamodule: MatchDataModule, config: Mapping[str, Any], folder: Path
 ) -> None:
-    """Leave the last pass in `folder`: record, embeddings unless there are too many, report and picture of hits.
+    """Write the last pass into `folder`: record, embeddings unless there are too many, page and image of hits.
 
-    Report and picture show the monitored direction, or the first that counts a query where it counts none; every logger
-    that takes images gets the picture too.
+    Page and image show the monitored direction, or the first one that counts a query; every logger that takes images
+    gets the image too.
     """
     callback = find_retrieval_eval(trainer)
-    monitor = callback.shown_monitor()
+    monitor = callback.reported_monitor()
     run = RunFacts(
         run_id=config["run"]["id"],
         config=_with_absolute_distractors(config, datamodule),
@@ -134,7 +133,7 @@ def save_evaluation(
 
 
 def _with_absolute_distractors(config: Mapping[str, Any], datamodule: MatchDataModule) -> dict[str, Any]:
-    """Return the config so that pages made from another folder find all pictures."""
+    """Return the config with an absolute path, so that pages made in another folder find all images."""
     distractors = _absolute(datamodule.distractors) if datamodule.distractors else None
     return {**config, "data": {**config["data"], "distractors": distractors}}
 
@@ -144,7 +143,7 @@ def _absolute(place: PathOrUrl) -> str:
 
 
 def close_loggers(trainer: Trainer) -> None:
-    """Finish what loggers hold open, or the next job of a sweep in this process would log into it."""
+    """Finish what loggers keep open, or the next job of a sweep in this process would log into it."""
     for logger in trainer.loggers:
         finish = getattr(getattr(logger, "experiment", None), "finish", None)
         if finish is not None:

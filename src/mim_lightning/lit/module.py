@@ -19,9 +19,8 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from mim_lightning.interruption import keep_ours
-from mim_lightning.lit.console import describe_training
+from mim_lightning.lit.console import describe_cut_texts, describe_training
 from mim_lightning.lit.optim import began_with_listed_decayed, parameter_groups
-from mim_lightning.lit.text_lengths import describe_cut_texts
 from mim_lightning.losses.objective import Objective
 from mim_lightning.model.checkpoint import SECTION, describe
 from mim_lightning.model.matcher import Matcher

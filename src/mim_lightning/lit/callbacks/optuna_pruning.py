@@ -1,7 +1,6 @@
-"""A trial that lags behind the others ends early.
+"""Callback that ends a trial of a hyperparameter search early, by the decision of Optuna's pruner.
 
-The monitored metric comes in after every epoch and goes to the search's study; where its pruner says so, the run
-ends with Optuna's TrialPruned. The search names the trial through the top-level key `trial`; other runs have none.
+The sweeper names the trial through the top-level config key `trial`; other runs have none.
 """
 
 from __future__ import annotations
@@ -13,16 +12,17 @@ from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import rank_zero_warn
+
+from mim_lightning.lit.console import warn
 
 
-class TrialPruning(Callback):
-    """Reports to a trial, and ends the run when its pruner says so.
+class OptunaPruning(Callback):
+    """Reports the monitored metric of each epoch to a trial, and raises TrialPruned when its pruner decides so.
 
     Args:
         monitor: the metric that is reported; higher is better.
-        trial: `number`, `study`, `storage` (see `optuna_study.open_study`), `pruner`, and `warmup_epochs`, which no
-            trial is denied; None outside a search.
+        trial: `number`, `study`, `storage` (see `optuna_study.open_study`), `pruner`, and `warmup_epochs`, before
+            which no trial is pruned; None outside a search.
     """
 
     def __init__(self, monitor: str, trial: Mapping[str, Any] | None = None) -> None:
@@ -39,7 +39,7 @@ class TrialPruning(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.trial is None or trainer.sanity_checking or trainer.state.fn != TrainerFn.FITTING:
             return
-        # one rank asks and all hear: the study changes between two questions, and ranks must part together
+        # rank zero asks for all ranks: the study changes between two requests, and ranks must end together
         verdict = self._ask(trainer) if trainer.is_global_zero else None
         verdict = trainer.strategy.broadcast(verdict)
         if verdict is not None:
@@ -48,7 +48,7 @@ class TrialPruning(Callback):
             raise TrialPruned(verdict)
 
     def _ask(self, trainer: Trainer) -> str | None:
-        """Report the epoch, and return why the trial is to end, or None."""
+        """Report the epoch, and return why the trial is pruned, or None."""
         from optuna.exceptions import OptunaError
 
         assert self.trial is not None
@@ -59,7 +59,7 @@ class TrialPruning(Callback):
             self._reported.report(value, epoch)
             lags_behind = epoch >= self.trial["warmup_epochs"] and self._reported.should_prune()
         except (OptunaError, OSError, ValueError) as error:
-            # a run is worth more than the time that pruning it would save
-            rank_zero_warn(f"epoch {epoch} could not be reported to the search: {error}")
+            # losing the run would cost more than pruning it could save
+            warn(f"epoch {epoch} could not be reported to the search: {error}")
             return None
         return f"pruned after epoch {epoch}: {self.monitor} was {value:.3f}" if lags_behind else None

@@ -1,8 +1,7 @@
-"""Retrieval quality of the validation split, every epoch, and of the untouched model as epoch -1.
+"""Callback that evaluates retrieval on the validation split: every epoch, and before training as epoch -1.
 
-The module's embeddings of queries and gallery come in batch by batch, a RetrievalReport a direction goes out to
-the loggers; `metrics` collects over ranks, `evidence.directions` ranks. The train door asks Lightning for a whole
-sanity pass: that is the untouched model.
+Embeddings are collected over batches and ranks, then every direction is ranked over the whole gallery. Epoch -1 is
+Lightning's sanity pass (`trainer.num_sanity_val_steps=-1`).
 """
 
 from __future__ import annotations
@@ -14,9 +13,10 @@ from typing import Any
 import numpy as np
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info
 
 from mim_lightning.fields import QUERY
+from mim_lightning.lit.console import warn
 from mim_lightning.lit.datamodule import DISTRACTORS, GALLERY, QUERIES
 from mim_lightning.metrics import EmbeddingCollector, EmbeddingTable, check_complete
 from mim_lightning.metrics.directions import column_names, columns_of, counts_row, evaluate_countable
@@ -34,17 +34,17 @@ from mim_lightning.types import (
 
 
 class RetrievalEval(Callback):
-    """Ranks the whole catalogue for every validation query, in every direction.
+    """Ranks the whole gallery for every validation query, in every direction.
 
     Args:
         directions: by name, the arguments of `types.Direction`; None switches one off.
-        monitor: the metric key that the progress bar shows and that must not fall below the untouched model's.
+        monitor: the metric key of the progress bar; a warning is logged if it falls below its value before training.
         cutoffs: the k of hit@k, recall@k, nDCG@k.
-        depth: products that MRR and mAP look at.
-        num_hits: products a query that reports keep for pictures.
-        num_resamples: of the bootstrap behind the intervals of a final evaluation.
-        memory_gib: working memory of ranking, beside the vectors.
-        max_kept_rows: embeddings of more queries and products than this are not kept beside the record.
+        depth: rank up to which MRR and mAP are computed.
+        num_hits: products of a query that reports keep for figures.
+        num_resamples: of the bootstrap intervals of a final evaluation.
+        memory_gib: working memory of ranking, in addition to the vectors.
+        max_kept_rows: embeddings of more queries and products than this are not kept with the record.
     """
 
     def __init__(
@@ -62,14 +62,14 @@ class RetrievalEval(Callback):
             if "/" in name or name.startswith("."):
                 raise ValueError(f"directions.{name}: cannot be the name of a file and part of a metric's key")
         self.directions = {name: Direction(**ends) for name, ends in directions.items() if ends is not None}
-        self.monitor = str(monitor)  # a number on a command line is refused as no metric
+        self.monitor = str(monitor)  # a number on the command line is reported as an unknown metric
         self.options: dict[str, Any] = {"cutoffs": tuple(cutoffs), "depth": depth, "num_hits": num_hits}
         self.options["memory_bytes"] = int(memory_gib * 2**30)
         self.num_resamples, self.max_kept_rows = num_resamples, max_kept_rows
         self.tables: tuple[EmbeddingTable, EmbeddingTable] | None = None  # queries and gallery of the last pass
-        self.reports: dict[str, RetrievalReport] = {}  # of the last pass, for the door that asked for it
-        self.empty: dict[str, str] = {}  # directions that counted no query in the last pass, and why
-        self.untouched: dict[str, float] = {}  # scalars of epoch -1
+        self.reports: dict[str, RetrievalReport] = {}  # of the last pass
+        self.empty: dict[str, str] = {}  # directions without a query in the last pass, and why
+        self.initial: dict[str, float] = {}  # scalars of epoch -1
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         matcher = pl_module.matcher
@@ -91,7 +91,7 @@ class RetrievalEval(Callback):
                 f"monitor={self.monitor}: is no metric of a direction; they start with {' or '.join(keys)}"
             )
         if stage == "fit":
-            self._refuse_empty_monitor(trainer, matcher)
+            self._validate_monitor_counts(trainer, matcher)
         towers = {
             side: [name for name in matcher.tower_names if side_of(name) == side] for side in ("query", "product")
         }
@@ -100,8 +100,8 @@ class RetrievalEval(Callback):
             GALLERY: EmbeddingCollector(towers["product"], column_names(self.query_fields)),
         }
 
-    def _refuse_empty_monitor(self, trainer: Trainer, matcher: Matcher) -> None:
-        """Stop before anything is embedded if no query of the evaluated split is one that the monitor counts."""
+    def _validate_monitor_counts(self, trainer: Trainer, matcher: Matcher) -> None:
+        """Raise before anything is embedded if the monitored direction counts no query of the evaluated split."""
         monitored = self.monitor.split("/")[1]
         shards = trainer.datamodule.opened.queries  # type: ignore[attr-defined]
         counting: dict[str, None] = {}
@@ -122,14 +122,14 @@ class RetrievalEval(Callback):
     def _advise(self, countable: Sequence[str]) -> str:
         metric = self.monitor.split("/", 2)[2]
         choices = " or ".join(f"monitor=val/{name}/{metric}" for name in countable)
-        return f"give {choices}" if choices else "nor does any other direction of the model"
+        return f"give {choices}" if choices else "no other direction of the model counts one either"
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module.matcher, Matcher)
         self.fusions = pl_module.matcher.fusions
         self.num_gallery = len(trainer.datamodule.opened.catalog)  # type: ignore[attr-defined]
         for collector in self.collectors.values():
-            # Apple's GPUs have no float64, which scores are averaged in
+            # Apple's GPUs have no float64, in which scores are averaged
             collector.to("cpu" if pl_module.device.type == "mps" else pl_module.device)
             collector.reset()
 
@@ -145,23 +145,23 @@ class RetrievalEval(Callback):
         embeddings: Embeddings = outputs["embeddings"]
         columns = columns_of(batch, self.query_fields)
         if dataloader_idx == QUERIES:
-            row_keys = batch.query_keys  # a training split has a row a query and product
+            row_keys = batch.query_keys  # a training split has a row for each query and product
         else:
             is_distractor = dataloader_idx == DISTRACTORS
-            row_keys = batch.sample_nums + (self.num_gallery if is_distractor else 0)  # behind the catalogue's
+            row_keys = batch.sample_nums + (self.num_gallery if is_distractor else 0)  # after the catalog's
         self.collectors[min(dataloader_idx, GALLERY)].update(
             row_keys, embeddings.vectors, embeddings.present, columns, valid=~batch.is_padding
         )
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.fast_dev_run:  # type: ignore[attr-defined]  # a few batches: nothing that could be ranked
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]  # a few batches only: nothing can be ranked
             return
         datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
         queries, gallery = self.collectors[QUERIES].compute(), self.collectors[GALLERY].compute()
         check_complete(queries, len(np.unique(datamodule.opened.queries.keys)), "validation queries")
         check_complete(gallery, sum(len(products) for products in datamodule.opened.gallery), "gallery rows")
         matcher: Any = pl_module.matcher
-        # intervals and tables belong to published numbers; between epochs they would only cost time and memory
+        # intervals and tables are for final results; between epochs they would only cost time and memory
         is_final = trainer.state.fn != TrainerFn.FITTING
         num_resamples = self.num_resamples if is_final else 0
         self.reports, empty = evaluate_countable(
@@ -185,16 +185,16 @@ class RetrievalEval(Callback):
         self._publish(trainer, pl_module)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # here, when every callback has logged what it knows
+        # here, after every callback has logged its metrics
         if trainer.state.fn == TrainerFn.FITTING and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            _refuse_unknown_monitors(trainer, self.scalars())
+            _validate_monitors(trainer, self.scalars())
 
     def scalars(self, stage: str = "val") -> dict[str, float]:
         """Return the last pass as flat metrics."""
         return {key: value for report in self.reports.values() for key, value in report.as_scalars(stage).items()}
 
-    def shown_monitor(self) -> str:
-        """Return the monitored metric, or the same of the first direction that counted a query in the last pass."""
+    def reported_monitor(self) -> str:
+        """Return the monitored metric, or that metric of the first direction that counted a query in the last pass."""
         stage, direction, metric = self.monitor.split("/", 2)
         return self.monitor if direction in self.reports else f"{stage}/{next(iter(self.reports))}/{metric}"
 
@@ -213,27 +213,27 @@ class RetrievalEval(Callback):
             choices = sorted(key for key in scalars if key.startswith(f"val/{direction}/"))
             raise ValueError(f"monitor={self.monitor}: is no metric; there are {', '.join(choices)}")
         if trainer.sanity_checking:
-            self.untouched = scalars
-            rank_zero_info(f"untouched model (epoch -1): {self.monitor} {scalars[self.monitor]:.3f}")
+            self.initial = scalars
+            rank_zero_info(f"before training (epoch -1): {self.monitor} {scalars[self.monitor]:.3f}")
             for logger in trainer.loggers:
-                # around Lightning, which forgets whatever a sanity pass logs
+                # directly: Lightning discards what a sanity pass logs
                 logger.log_metrics({**scalars, "epoch": -1.0}, step=0)
         else:
-            # every rank computed the same numbers from the same table: nothing is left to reduce
+            # every rank computed the same numbers from the same table: nothing to reduce
             pl_module.log_dict({k: v for k, v in scalars.items() if k != self.monitor}, batch_size=1)
             pl_module.log(self.monitor, scalars[self.monitor], prog_bar=True, batch_size=1)
-            before = self.untouched.get(self.monitor, 0.0)
+            before = self.initial.get(self.monitor, 0.0)
             if scalars[self.monitor] < before:
-                rank_zero_warn(
-                    f"epoch {trainer.current_epoch}: {self.monitor} is {scalars[self.monitor]:.3f}, the untouched "
-                    f"model had {before:.3f}; a smaller optim.lr or optim.lr_scales.encoder keeps what it knew"
+                warn(
+                    f"epoch {trainer.current_epoch}: {self.monitor} is {scalars[self.monitor]:.3f}, below "
+                    f"{before:.3f} before training; try a smaller optim.lr or optim.lr_scales.encoder"
                 )
 
     def state_dict(self) -> dict[str, Any]:
-        return {"untouched": self.untouched}
+        return {"initial": self.initial}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.untouched = state_dict["untouched"]
+        self.initial = state_dict["initial" if "initial" in state_dict else "untouched"]  # as older checkpoints name it
 
 
 def _inputs_of(sample: Sample, matcher: Matcher) -> set[str]:
@@ -242,8 +242,8 @@ def _inputs_of(sample: Sample, matcher: Matcher) -> set[str]:
     return {*sample.inputs} | {tower for tower, spec in specs if fields_of(tower, spec).keys() <= sample.inputs.keys()}
 
 
-def _refuse_unknown_monitors(trainer: Trainer, scalars: Mapping[str, float]) -> None:
-    """Refuse callbacks that wait for a metric which nobody logs; before training, as far as its names are known."""
+def _validate_monitors(trainer: Trainer, scalars: Mapping[str, float]) -> None:
+    """Raise for a callback whose metric is never logged; before training, as far as metric names are known."""
     known = {*scalars, *trainer.callback_metrics}
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         monitor = getattr(callback, "monitor", None)
@@ -259,5 +259,5 @@ def _refuse_unknown_monitors(trainer: Trainer, scalars: Mapping[str, float]) -> 
 
 
 def find_retrieval_eval(trainer: Trainer) -> RetrievalEval:
-    """Return the callback of a trainer that has one, whose reports tell of the last pass."""
+    """Return the callback of a trainer that has one; its reports are those of the last pass."""
     return next(callback for callback in trainer.callbacks if isinstance(callback, RetrievalEval))  # type: ignore[attr-defined]

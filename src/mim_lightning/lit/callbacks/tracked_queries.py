@@ -1,8 +1,7 @@
-"""A fixed set of queries followed over epochs: query, words, first hits with scores, truth, rank now and before.
+"""Callback that tracks a fixed set of queries over epochs: first hits with scores, truth, rank now and before.
 
-The reports of `retrieval_eval` come in after each validation pass, epoch -1 among them; rows go out to the run's
-folder, for pages, and as tables with pictures to W&B where its logger is on. There, the resolved config and the
-final numbers go out too. The train door builds it; rank zero alone works.
+It writes rows into the run's folder after each validation pass, epoch -1 included, and logs them as tables with images
+to W&B if that logger is on, together with the resolved config and the final metrics.
 """
 
 from __future__ import annotations
@@ -34,40 +33,38 @@ from mim_lightning.types import id_key
 if TYPE_CHECKING:
     import wandb
 
-RESULT = "result"  # takes the place of "val" in the keys of the final evaluation
+RESULT = "result"  # replaces "val" in the keys of the final evaluation
 
 
-class RetrievalBrowser(Callback):
-    """Follows the same queries in every pass of a run, and in every run of the same data.
+class TrackedQueries(Callback):
+    """Tracks the same queries in every pass of a run, and in every run on the same data; works on rank zero only.
 
-    Pictures are written once into the run's folder and named in each table's artifact, where W&B knows them by
-    their digest: further passes store and upload none again.
+    Images are written once into the run's folder and referenced by each table's artifact, which W&B deduplicates by
+    digest: later passes upload none again.
 
     Args:
-        num_queries: followed in each direction, spread over categories and the other segments.
+        num_queries: tracked in each direction, spread over categories and the other segments.
         num_hits: first products kept of each.
-        seed: of the choice; not the run's, so that runs which differ in their seed follow the same queries.
+        seed: of the selection; not the run's seed, so that runs with other seeds track the same queries.
     """
 
     def __init__(self, num_queries: int = 16, num_hits: int = 5, seed: int = 0) -> None:
         if num_queries < 1 or num_hits < 1:
-            raise ValueError(
-                "callbacks.retrieval_browser: num_queries and num_hits are 1 or more; null switches it off"
-            )
+            raise ValueError("callbacks.tracked_queries: num_queries and num_hits are 1 or more; null switches it off")
         self.num_queries, self.num_hits, self.seed = num_queries, num_hits, seed
         self.history: TrackedQueryLog | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if not any(isinstance(callback, RetrievalEval) for callback in trainer.callbacks):  # type: ignore[attr-defined]
-            raise ValueError("callbacks.retrieval_browser: follows what callbacks.retrieval_eval finds, which is off")
+            raise ValueError("callbacks.tracked_queries: needs callbacks.retrieval_eval, which is off")
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         config: Any = pl_module._config
         for logger in _wandb_loggers(trainer):
-            # nested as it is: W&B shows `model.pairs.<pair>.weight` and finds it by that name
+            # nested, not flattened: W&B shows `model.pairs.<pair>.weight` and finds it by that name
             logger.log_hyperparams(dict(config))
 
-    # the hook after `on_validation_epoch_end`, where retrieval_eval works, so their order in the config is no matter
+    # after `on_validation_epoch_end`, in which retrieval_eval works, so that their order in the config does not matter
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
@@ -82,14 +79,14 @@ class RetrievalBrowser(Callback):
             logger.log_metrics({key: value for part in final for key, value in part.items()})
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        # told as failed, and closed: the next run of this process would log into it
+        # marked as failed, and closed: the next run of this process would log into it
         for logger in _wandb_loggers(trainer):
             logger.experiment.finish(exit_code=1)
 
     def _track(self, trainer: Trainer, evaluation: RetrievalEval) -> list[TrackedQuery]:
         datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
         if self.history is None:
-            # absolute: W&B's background process, and `wandb sync`, read the pictures from elsewhere
+            # absolute: W&B's background process, and `wandb sync`, read the images from other working directories
             self._choose(evaluation, datamodule, Path(trainer.default_root_dir).absolute() / BROWSER_FOLDER)
         assert self.history is not None
         reports = evaluation.reports
@@ -114,7 +111,7 @@ class RetrievalBrowser(Callback):
         self.chosen: dict[str, list[int]] = {}
         self.truth_ids: dict[str, dict[int, Sequence[str]]] = {}
         for name, report in evaluation.reports.items():
-            # those that can be answered, which is a matter of the data alone
+            # answerable queries only: these depend on the data alone
             keys = select_tracked_queries(report.hits.query_keys.tolist(), facts, self.num_queries, self.seed)
             truth = f"{evaluation.directions[name].truth}_ids"
             self.chosen[name] = keys
@@ -126,7 +123,7 @@ class RetrievalBrowser(Callback):
         self.folder = folder
 
     def _log_tables(self, logger: WandbLogger, rows: Sequence[TrackedQuery]) -> None:
-        import wandb  # takes a second, and a run without it needs none
+        import wandb  # takes a second to import
 
         run = logger.experiment
         artifact = wandb.Artifact(f"browser-{run.id}"[:128], "retrieval_browser", metadata={"epoch": rows[0].epoch})
@@ -137,11 +134,11 @@ class RetrievalBrowser(Callback):
             artifact.add(table, direction)
             tables[f"browser/{direction}"] = table
         run.log_artifact(artifact)
-        # without a step: they get that of the metrics of the same pass, which were logged just before
+        # without a step: W&B uses that of the metrics of the same pass, which were logged just before
         logger.log_metrics({**tables, "epoch": rows[0].epoch})
 
     def _columns(self, row: TrackedQuery) -> list[str]:
-        first = ["query", "picture", "words", "truth", "truth ids", "rank", "rank before", "best rank", "ranks"]
+        first = ["query", "image", "text", "truth", "truth ids", "rank", "rank before", "best rank", "ranks"]
         hits = [f"hit {place + 1}" for place in range(self.num_hits)]
         return [*first, *hits, "hits", *(f"segment: {name}" for name in row.segments)]
 
@@ -159,10 +156,10 @@ class RetrievalBrowser(Callback):
             row.text,
             self._image("product", row.truth_ids[0], None, artifact) if row.truth_ids else None,
             ", ".join(row.truth_ids),
-            row.rank or None,  # None beyond the depth
+            row.rank or None,  # None: rank > depth
             row.rank_before or None,
             row.best_rank or None,
-            " > ".join(str(rank or "beyond") for rank in trail),
+            " > ".join(str(rank or "> depth") for rank in trail),
             *pictures,
             *[None] * (self.num_hits - len(hits)),
             ", ".join(f"{hit} {caption}" for hit, caption in zip(row.hit_ids, captions, strict=True)),
@@ -181,10 +178,10 @@ class RetrievalBrowser(Callback):
             with atomic_write(path, is_synced=False) as partial:
                 partial.write_bytes(base64.b64decode(picture.uri.partition(",")[2]))
         if artifact.get_added_local_path_name(str(path)) is None:
-            # immutable: taken from where it lies, else every pass would leave a copy in a staging folder
+            # immutable: read in place, else every pass would leave a copy in a staging folder
             artifact.add_file(str(path), f"pictures/{path.name}", policy="immutable")
-        words = " ".join(part for part in (caption, picture.title if side == "product" else None) if part)
-        return wandb.Image(str(path), caption=words or None)
+        text = " ".join(part for part in (caption, picture.title if side == "product" else None) if part)
+        return wandb.Image(str(path), caption=text or None)
 
 
 def _wandb_loggers(trainer: Trainer) -> list[WandbLogger]:

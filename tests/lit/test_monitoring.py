@@ -1,7 +1,9 @@
-"""Training goes on without samples that cannot be read, says how many they were, and stops beyond the ceiling."""
+"""A loss that is not finite ends the run within a few steps; corrupt samples are skipped, counted and limited."""
 
 import csv
+import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,9 +17,58 @@ from mim_lightning.data.loading.loader import StreamLoader
 from mim_lightning.data.sampling.shuffled import ShuffledOrder
 from mim_lightning.data.shards.shard_set import ShardSet
 from mim_lightning.data.shards.writer import Record
-from mim_lightning.lit.callbacks.skipped_samples import SkippedSamples
+from mim_lightning.lit.callbacks.monitoring import CorruptSamples, TerminateOnNaN
 from mim_lightning.types import Batch
 from tests.shard_sets import write_shard_set
+
+
+def feed(losses: list[float], other_rank: list[float] | None = None, every: int = 4, num_batches: int = 10) -> int:
+    """Feed losses batch by batch as Lightning does, and return how often ranks were asked."""
+    num_asked = 0
+
+    def reduce(tensor: torch.Tensor, reduce_op: str) -> torch.Tensor:
+        nonlocal num_asked
+        num_asked += 1
+        assert len(tensor) <= every, "what was looked at is forgotten"
+        if other_rank is None:
+            return tensor
+        done = trainer.fit_loop.total_batch_idx + 1
+        return (tensor + torch.tensor(other_rank[done - len(tensor) : done])) / 2
+
+    trainer: Any = SimpleNamespace(strategy=SimpleNamespace(reduce=reduce), log_every_n_steps=every)
+    callback = TerminateOnNaN()
+    for idx, loss in enumerate(losses):
+        progress = SimpleNamespace(is_last_batch=(idx + 1) % num_batches == 0)
+        loop = SimpleNamespace(batch_progress=progress)
+        trainer.fit_loop = SimpleNamespace(total_batch_idx=idx, epoch_loop=loop)
+        callback.on_train_batch_end(trainer, None, {"loss": torch.tensor(loss)}, None, idx % num_batches)  # type: ignore
+    return num_asked
+
+
+def test_finite_losses_pass_and_are_read_seldom() -> None:
+    assert feed([1.0] * 20) == 6  # after 4, 8 and 10 of each 10
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_the_step_and_the_last_finite_loss_are_named(bad: float) -> None:
+    losses = [5.0, 4.0, 3.5, 3.0, 2.5, bad, bad, bad]
+    with pytest.raises(ValueError, match=rf"the loss is {bad} at step 6; the last finite loss was 2\.5 at step 5;"):
+        feed(losses)
+
+
+def test_the_end_of_an_epoch_is_always_looked_at() -> None:
+    with pytest.raises(ValueError, match="at step 3; the last finite loss was 1 at step 2"):
+        feed([1.0, 1.0, math.nan], every=50, num_batches=3)
+
+
+def test_a_loss_that_was_never_finite() -> None:
+    with pytest.raises(ValueError, match="the loss is nan at step 1; no loss was finite"):
+        feed([math.nan] * 4)
+
+
+def test_one_rank_without_a_number_ends_them_all() -> None:
+    with pytest.raises(ValueError, match="the loss is nan at step 2; the last finite loss was 2 at step 1"):
+        feed([1.0] * 4, other_rank=[3.0, math.nan, 1.0, 1.0])
 
 
 class Counting(LightningModule):
@@ -52,7 +103,7 @@ def train(shards: ShardSet, folder: Path, max_bad: str | int, on_bad: str = "ski
     trainer = Trainer(
         max_epochs=2,
         logger=logger,
-        callbacks=[SkippedSamples()],
+        callbacks=[CorruptSamples()],
         enable_checkpointing=False,
         log_every_n_steps=10,
         **quiet,
@@ -62,13 +113,15 @@ def train(shards: ShardSet, folder: Path, max_bad: str | int, on_bad: str = "ski
     return trainer, module
 
 
-def test_told_every_epoch(damaged: ShardSet, tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+def test_skipped_samples_are_logged_every_epoch(
+    damaged: ShardSet, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     _, module = train(damaged, tmp_path, "20%")
     assert module.num_rows == 2 * 16
     rows = list(csv.DictReader((tmp_path / "log" / "metrics.csv").open()))
     assert [row["train/skipped_samples"] for row in rows] == ["4.0", "4.0"]
-    told = [str(warning.message) for warning in recwarn if "samples were skipped" in str(warning.message)]
-    assert told == ["epoch 0: 4 of 20 samples were skipped", "epoch 1: 4 of 20 samples were skipped"]
+    lines = [record.getMessage() for record in caplog.records if record.getMessage().startswith("epoch")]
+    assert lines == ["epoch 0: skipped 4/20 samples", "epoch 1: skipped 4/20 samples"]
 
 
 def test_nothing_is_logged_where_nothing_may_be_skipped(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from lightning.pytorch.trainer.states import TrainerFn
 
-from mim_lightning.lit.callbacks.optuna_pruning import TrialPruning
+from mim_lightning.lit.callbacks.optuna_pruning import OptunaPruning
 from mim_lightning.sweep.optuna_study import open_study
 
 optuna = pytest.importorskip("optuna", reason="needs the extra: pip install 'mim-lightning[sweep]'")
@@ -29,7 +29,7 @@ def trial(tmp_path: Path) -> dict[str, Any]:
     return {"number": study.ask().number, "study": "s", "storage": storage, "pruner": pruner, "warmup_epochs": 0}
 
 
-def validate(callback: TrialPruning, value: float, epoch: int, is_global_zero: bool = True, **state: Any) -> None:
+def validate(callback: OptunaPruning, value: float, epoch: int, is_global_zero: bool = True, **state: Any) -> None:
     """Let an epoch's validation end, as Lightning does."""
     trainer: Any = SimpleNamespace(
         sanity_checking=False,
@@ -49,7 +49,7 @@ def reported(trial: dict[str, Any]) -> dict[int, float]:
 
 
 def test_a_trial_that_keeps_up_goes_on(trial: dict[str, Any]) -> None:
-    callback = TrialPruning(MONITOR, trial)
+    callback = OptunaPruning(MONITOR, trial)
     for epoch in range(3):
         validate(callback, 0.7, epoch)
     validate(callback, math.nan, 3)  # nothing to compare
@@ -57,13 +57,13 @@ def test_a_trial_that_keeps_up_goes_on(trial: dict[str, Any]) -> None:
 
 
 def test_a_trial_that_lags_behind_ends(trial: dict[str, Any]) -> None:
-    callback = TrialPruning(MONITOR, trial)
+    callback = OptunaPruning(MONITOR, trial)
     with pytest.raises(optuna.TrialPruned, match=rf"pruned after epoch 0: {MONITOR} was 0\.600"):
         validate(callback, 0.6, 0)
 
 
 def test_every_trial_gets_some_epochs(trial: dict[str, Any]) -> None:
-    callback = TrialPruning(MONITOR, {**trial, "warmup_epochs": 2})
+    callback = OptunaPruning(MONITOR, {**trial, "warmup_epochs": 2})
     validate(callback, 0.1, 0)
     validate(callback, 0.1, 1)
     with pytest.raises(optuna.TrialPruned):
@@ -71,27 +71,28 @@ def test_every_trial_gets_some_epochs(trial: dict[str, Any]) -> None:
 
 
 def test_only_fitting_reports(trial: dict[str, Any]) -> None:
-    callback = TrialPruning(MONITOR, trial)
+    callback = OptunaPruning(MONITOR, trial)
     validate(callback, 0.1, 0, sanity_checking=True)
     validate(callback, 0.1, 0, state=SimpleNamespace(fn=TrainerFn.VALIDATING))
-    validate(TrialPruning(MONITOR, None), 0.1, 0)
+    validate(OptunaPruning(MONITOR, None), 0.1, 0)
     assert reported(trial) == {}
 
 
 def test_another_rank_hears_the_verdict_and_reports_nothing(trial: dict[str, Any]) -> None:
-    callback = TrialPruning(MONITOR, trial)
+    callback = OptunaPruning(MONITOR, trial)
     with pytest.raises(optuna.TrialPruned, match="said rank 0"):
         validate(callback, 0.7, 0, False, strategy=SimpleNamespace(broadcast=lambda verdict: "said rank 0"))
     assert reported(trial) == {}
 
 
-def test_a_storage_that_fails_ends_no_run(trial: dict[str, Any]) -> None:
+def test_a_storage_that_fails_ends_no_run(trial: dict[str, Any], caplog: pytest.LogCaptureFixture) -> None:
     open_study(trial["storage"], "s").tell(trial["number"], 0.5)  # another process took the trial for dead
-    with pytest.warns(UserWarning, match="epoch 0 could not be reported"):
-        validate(TrialPruning(MONITOR, trial), 0.1, 0)
+    with caplog.at_level("WARNING"):
+        validate(OptunaPruning(MONITOR, trial), 0.1, 0)
+    assert "epoch 0 could not be reported" in caplog.text
 
 
 def test_a_resumed_trial_keeps_what_it_reported(trial: dict[str, Any]) -> None:
-    validate(TrialPruning(MONITOR, trial), 0.7, 0)
-    validate(TrialPruning(MONITOR, trial), 0.8, 1)
+    validate(OptunaPruning(MONITOR, trial), 0.7, 0)
+    validate(OptunaPruning(MONITOR, trial), 0.8, 1)
     assert reported(trial) == {0: 0.7, 1: 0.8}

@@ -15,8 +15,8 @@ from PIL import Image
 from mim_lightning.analysis.record import read_record
 from mim_lightning.analysis.tracked_queries import read_history, read_tracked
 from mim_lightning.config import compose
-from mim_lightning.lit import trainer_options
-from mim_lightning.lit.callbacks.tracked_queries import RetrievalBrowser
+from mim_lightning.lit import trainer as trainer_module
+from mim_lightning.lit.callbacks.tracked_queries import TrackedQueries
 from mim_lightning.run import Run, identify
 from mim_lightning.train import train
 from mim_lightning.wandb_workspace import build_workspace
@@ -109,7 +109,7 @@ def test_tables_say_what_the_rows_say(trained: Run, offline: OfflineRun) -> None
         expected = [row for row in rows if row.epoch == epoch and row.direction == "composed_to_product"]
         assert [cells["query"] for cells in table] == [row.query_id for row in expected]
         for cells, row in zip(table, expected, strict=True):
-            assert (cells["words"], cells["rank"], cells["segment: category"]) == (
+            assert (cells["text"], cells["rank"], cells["segment: category"]) == (
                 row.text,
                 row.rank,
                 row.segments["category"],
@@ -120,7 +120,7 @@ def test_tables_say_what_the_rows_say(trained: Run, offline: OfflineRun) -> None
             hit = cells["hit 1"]
             word = "right" if row.hit_is_relevant[0] else "wrong"
             assert hit["caption"].startswith(f"{row.hit_scores[0]:.3f} {word}")
-            assert {hit["path"], cells["picture"]["path"], cells["truth"]["path"]} <= set(artifact.files)
+            assert {hit["path"], cells["image"]["path"], cells["truth"]["path"]} <= set(artifact.files)
         before = {row.query_id: row.rank for row in expected}
 
 
@@ -221,7 +221,7 @@ def test_a_failed_run_is_closed_and_told_as_failed(
     shop: Path, fit: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WANDB_SILENT", "true")
-    monkeypatch.setattr(trainer_options, "check_trainer", lambda options: None)  # which refuses a partial pass before
+    monkeypatch.setattr(trainer_module, "validate_trainer", lambda options: None)  # which would raise earlier
     with pytest.raises(ValueError, match="no numbers are published from a partial pass"):
         fit(*OFFLINE, "data.eval_batch_size=2", "+trainer.limit_val_batches=1")
     assert wandb.run is None  # the next run of a sweep would log into it
@@ -237,6 +237,6 @@ def test_a_failed_run_is_closed_and_told_as_failed(
 def test_it_can_be_switched_off_but_not_follow_nothing(fit: Callable[..., Run]) -> None:
     assert read_tracked(fit("callbacks.retrieval_browser=null").folder) == []
     with pytest.raises(ValueError, match="which is off"):
-        RetrievalBrowser().setup(Trainer(logger=False, barebones=True), LightningModule(), "fit")
+        TrackedQueries().setup(Trainer(logger=False, barebones=True), LightningModule(), "fit")
     with pytest.raises(ValueError, match="num_queries and num_hits are 1 or more"):
-        RetrievalBrowser(num_queries=0)
+        TrackedQueries(num_queries=0)

@@ -1,6 +1,11 @@
-"""Options that a user of Lightning knows by name: each works, or is refused in one line before anything is trained."""
+"""Options that a user of Lightning knows by name each work or raise one line before training; checkpoints are whole."""
 
+from __future__ import annotations
+
+import errno
+import os
 import pickle
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,12 +13,14 @@ from typing import Any
 import pytest
 import torch
 from lightning import Callback, LightningModule, Trainer
+from torch import nn
 
 from mim_lightning.config import compose
 from mim_lightning.errors import is_mendable
 from mim_lightning.evaluate import evaluate
 from mim_lightning.io.damaged_file import DamagedFileError
-from mim_lightning.lit.trainer_options import ask_first_rank, check_trainer
+from mim_lightning.lit.module import refuse_not_finite
+from mim_lightning.lit.trainer import AtomicCheckpointIO, ask_first_rank, validate_trainer
 from mim_lightning.run import Run, identify
 from tests.flow.doors import weights
 from tests.shop import small
@@ -44,13 +51,13 @@ EARLY_STOPPING = "+callbacks.early={_target_: lightning.pytorch.callbacks.EarlyS
         ({"enable_checkpointing": False}, "trainer.enable_checkpointing=false: "),
         ({"accumulate_grad_batches": 0}, "trainer.accumulate_grad_batches=0: give a whole number, 1 or more"),
         ({"check_val_every_n_epoch": 0}, "trainer.check_val_every_n_epoch=0: give a whole number, 1 or more"),
-        ({"strategy": "ddp_spawn"}, "trainer.strategy=ddp_spawn: starts processes of its own.*give ddp"),
+        ({"strategy": "ddp_spawn"}, "trainer.strategy=ddp_spawn: starts processes itself.*give ddp"),
         ({"detect_anomaly": 3}, "trainer.detect_anomaly=3: give true or false"),
     ],
 )
 def test_what_leaves_no_result_is_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message) as refused:
-        check_trainer(DEFAULT | options)
+        validate_trainer(DEFAULT | options)
     assert "\n" not in str(refused.value)
 
 
@@ -70,7 +77,7 @@ def test_what_leaves_no_result_is_refused(options: dict[str, Any], message: str)
     ],
 )
 def test_what_works_passes(options: dict[str, Any]) -> None:
-    check_trainer(DEFAULT | options)
+    validate_trainer(DEFAULT | options)
 
 
 def test_a_model_held_in_bfloat16_trains_and_its_checkpoint_gives_the_same_numbers(fit: Fit) -> None:
@@ -86,8 +93,8 @@ def test_no_epoch_measures_the_untouched_model_and_leaves_a_checkpoint(fit: Fit)
     run = fit("trainer.max_epochs=0")
     results = run.read_results()
     assert results is not None and results["step"] == 0
-    for key in [key for key in results if key.startswith("untouched/")]:
-        assert results[key.replace("untouched/", "val/", 1)] == results[key]
+    for key in [key for key in results if key.startswith("initial/")]:
+        assert results[key.replace("initial/", "val/", 1)] == results[key]
     evaluated = evaluate(compose("evaluate", [f"checkpoint={run.best_checkpoint}", "split=train", "trainer=cpu"]))
     assert evaluated["counts/image_to_image/num_queries"] > results["counts/image_to_image/num_queries"]
 
@@ -161,9 +168,9 @@ def test_a_metric_that_a_callback_of_the_users_logs_can_be_monitored(fit: Fit) -
         ("embed_dim=-3", "embed_dim=-3: give a whole number above 0, or null"),
         (EARLY_STOPPING + "nope}", "callbacks: EarlyStopping monitors 'nope', which is no metric; there are val/"),
         (EARLY_STOPPING + "val/composed_to_product/hit}", "which is no metric; there are val/.*hit@1"),
-        ("+callbacks.n={_target_: torch.nn.Identity}", "callbacks.n: is no callback of Lightning but torch.nn"),
+        ("+callbacks.n={_target_: torch.nn.Identity}", "callbacks.n: is no Lightning callback but torch.nn"),
         ("+callbacks.n=3", "n=3: give {_target_: <its class>, ...}, or null"),
-        ("+logger.n={_target_: torch.nn.Identity}", "logger.n: is no logger of Lightning"),
+        ("+logger.n={_target_: torch.nn.Identity}", "logger.n: is no Lightning logger"),
         ("callbacks.last=3", "last=3: give {_target_: <its class>, ...}, or null"),
         ("monitor=3", "monitor=3: is no metric of a direction"),
         ("callbacks.best.filename=other", "callbacks.best: must write .*best.ckpt"),
@@ -238,3 +245,57 @@ def test_the_first_rank_alone_is_asked_and_all_hear_its_answer(fault: ValueError
             with pytest.raises(DamagedFileError, match=r"last\.ckpt: damaged \(cut short\); remove it"):
                 ask_first_rank(ranks, ask)
     assert calls == [1]
+
+
+CONTENT = {"state_dict": {"weight": torch.arange(1000.0)}, "epoch": 3}
+
+
+def test_it_is_written_beside_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "not there"))
+    path = tmp_path / "checkpoints" / "last.ckpt"
+    AtomicCheckpointIO().save_checkpoint(CONTENT, path)
+    assert os.listdir(path.parent) == ["last.ckpt"]
+    loaded = AtomicCheckpointIO().load_checkpoint(path, weights_only=True)
+    assert loaded["epoch"] == 3 and torch.equal(loaded["state_dict"]["weight"], CONTENT["state_dict"]["weight"])  # type: ignore[index]
+
+
+def test_a_disk_that_fills_up_keeps_the_former_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "last.ckpt"
+    AtomicCheckpointIO().save_checkpoint(CONTENT, path)
+    former = path.read_bytes()
+
+    def fail(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match=r"No space left on device: '.*last\.ckpt'"):
+        AtomicCheckpointIO().save_checkpoint({}, path)
+    assert path.read_bytes() == former and os.listdir(tmp_path) == ["last.ckpt"]
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_refused(bad: float) -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    refuse_not_finite(model, "at step 1")
+    model[0].weight.data[1, 1] = bad  # type: ignore[union-attr, operator]
+    with pytest.raises(ValueError, match=r"'0\.weight' is not finite at step 2"):
+        refuse_not_finite(model, "at step 2")
+
+
+def test_a_mask_may_hold_infinity_but_statistics_no_nan() -> None:
+    model = nn.BatchNorm1d(2)
+    model.register_buffer("mask", torch.tensor([float("-inf")]))
+    refuse_not_finite(model, "at step 1")
+    model.running_mean.fill_(float("nan"))  # type: ignore[union-attr]
+    with pytest.raises(ValueError, match="'running_mean' is not finite"):
+        refuse_not_finite(model, "at step 1")
+
+
+def test_weights_are_refused_in_all_processes_where_one_has_no_numbers() -> None:
+    with pytest.raises(ValueError, match="a tensor of another process is not finite at step 1"):
+        refuse_not_finite(nn.Linear(2, 2), "at step 1", agree=lambda own: False)
+    model, given = nn.Linear(2, 2), []
+    model.weight.data.fill_(float("nan"))
+    with pytest.raises(ValueError, match="'weight' is not finite"):
+        refuse_not_finite(model, "at step 1", agree=lambda own: bool(given.append(own)))  # type: ignore[func-returns-value]
+    assert given == [False]
