@@ -43,8 +43,8 @@ VENDORS = {  # library -> packages that may import it
     "sklearn": {"analysis"},
     "threadpoolctl": {"analysis"},
     "optuna": {"sweep", "lit"},
-    "wandb": {"lit", "wandb_workspace"},  # see below; all else goes through conf/logger and Lightning's logger
-    "wandb_workspaces": {"wandb_workspace"},
+    "wandb": {"lit", "analysis"},  # see below; all else goes through conf/logger and Lightning's logger
+    "wandb_workspaces": {"analysis"},
     "fastapi": {"search"},
     "starlette": {"search"},
     "gradio": {"search"},
@@ -154,9 +154,9 @@ def test_no_file_is_read_that_could_run_code(path: Path) -> None:
             assert not re.search(pattern, path.read_text()), f"{path}: {pattern}"
 
 
-def test_wandb_stays_in_one_callback_and_the_dashboard() -> None:
+def test_wandb_stays_in_one_callback_and_the_workspace() -> None:
     users = {name_of(path) for path in FILES if any(m.split(".")[0] == "wandb" for m in imports(path))}
-    assert users <= {"lit.callbacks.tracked_queries", "wandb_workspace"}
+    assert users <= {"lit.callbacks.tracked_queries", "analysis.workspace"}
 
 
 VENDOR_TEXT = {"encoders/timm_image.py"}  # PyTorch and timm raise the same class for both cases

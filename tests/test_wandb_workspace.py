@@ -10,9 +10,11 @@ import wandb
 import wandb_workspaces.reports.v2 as wr
 from wandb_workspaces.workspaces import Workspace
 
+from mim_lightning.analysis.workspace import build_workspace
 from mim_lightning.config import compose
-from mim_lightning.wandb_workspace import build_workspace, main
+from mim_lightning.wandb_workspace import main
 
+PAIRS = list(compose("train", ["model=4tower"])["model"]["pairs"])
 MONITOR = "val/composed_to_product/hit@1"
 RESULT = "result/composed_to_product/hit@1"
 
@@ -27,15 +29,15 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def workspace() -> Workspace:
-    return build_workspace("team", "shop", MONITOR)
+    return build_workspace("team", "shop", PAIRS, MONITOR)
 
 
 @pytest.fixture
 def call(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Start the door with words of the command line."""
+    """Start the entry point with arguments."""
 
     def start(*words: str) -> None:
-        monkeypatch.setattr(sys, "argv", ["dashboard", *words])
+        monkeypatch.setattr(sys, "argv", ["wandb_workspace", *words])
         main()
 
     return start
@@ -73,10 +75,9 @@ def test_parallel_coordinates_end_in_the_result(workspace: Workspace) -> None:
         assert plot.columns[-1].metric == wr.SummaryMetric(RESULT)
     names = [column.metric.name for column in settings.columns[:-1]]
     assert {"model.name", "optim.lr", "seed"} <= set(names)
-    pairs = compose("train", ["model=4tower"])["model"]["pairs"]
-    assert len(pairs) == 6
-    assert [column.metric.name for column in weights.columns[:6]] == [f"model.pairs.{pair}.weight" for pair in pairs]
-    assert [plot.x.name for plot in panels(workspace, wr.ScatterPlot)] == [f"model.pairs.{p}.weight" for p in pairs]
+    assert len(PAIRS) == 6
+    assert [column.metric.name for column in weights.columns[:6]] == [f"model.pairs.{pair}.weight" for pair in PAIRS]
+    assert [plot.x.name for plot in panels(workspace, wr.ScatterPlot)] == [f"model.pairs.{p}.weight" for p in PAIRS]
     assert all(plot.y == wr.SummaryMetric(RESULT) for plot in panels(workspace, wr.ScatterPlot))
 
 
@@ -148,7 +149,7 @@ def test_what_wandb_refuses_is_one_line(
         call("--entity", "team")
     assert stopped.value.code == 2
     reason = " ".join(str(error).split())
-    assert capsys.readouterr().err == f"error: W&B did not save the dashboard of team/mim_lightning: {reason}\n"
+    assert capsys.readouterr().err == f"error: W&B did not save the workspace of team/mim_lightning: {reason}\n"
 
 
 def test_without_the_extra_one_line_names_it(

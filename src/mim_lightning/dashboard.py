@@ -1,9 +1,14 @@
-"""Old name of `python -m mim_lightning.wandb_workspace`, accepted until version 0.3."""
+"""Former name of `python -m mim_lightning.wandb_workspace`, accepted until version 0.3."""
 
 import sys
 
-from mim_lightning.wandb_workspace import main
+from mim_lightning import wandb_workspace
+
+
+def main() -> None:
+    print("mim_lightning.dashboard is now mim_lightning.wandb_workspace", file=sys.stderr)
+    wandb_workspace.main()
+
 
 if __name__ == "__main__":
-    print("python -m mim_lightning.dashboard is now: python -m mim_lightning.wandb_workspace", file=sys.stderr)
     main()

@@ -1,9 +1,14 @@
-"""Old name of `python -m mim_lightning.plot`, accepted until version 0.3."""
+"""Former name of `python -m mim_lightning.plot`, accepted until version 0.3."""
 
 import sys
 
-from mim_lightning.plot import main
+from mim_lightning import plot
+
+
+def main() -> None:
+    print("mim_lightning.draw is now mim_lightning.plot", file=sys.stderr)
+    plot.main()
+
 
 if __name__ == "__main__":
-    print("python -m mim_lightning.draw is now: python -m mim_lightning.plot", file=sys.stderr)
     main()

@@ -29,31 +29,15 @@ def main() -> None:
 
 
 def plot(runs: Sequence[Path], output: Path, only: Sequence[str] = (), **options: Any) -> None:
-    """Write the figures named in `only` into `output`; without names, all for which the runs have the data.
-
-    `options` are the fields of `FigureOptions`.
-    """
+    """Save figures, see `save_figures`; `options` are the fields of `FigureOptions`."""
     # imported here, so that an error on the command line is reported at once
-    from mim_lightning.analysis.figures.save import FIGURES, FigureOptions, group_evaluated_runs
+    from mim_lightning.analysis.figures.save import FigureOptions, group_evaluated_runs, save_figures
     from mim_lightning.run import PLACEMENT_KEYS
 
-    unknown = [name for name in only if name not in FIGURES]
-    if unknown:
-        raise ValueError(f"--only {unknown[0]}: no such figure; there are {', '.join(FIGURES)}")
     groups = group_evaluated_runs([_read(folder) for folder in runs], PLACEMENT_KEYS)
     for group in groups:
         print(plain(f"{group.label}: {group.describe()}", 1_000))
-    paths, reasons = [], []
-    for name in only or FIGURES:
-        try:
-            paths += FIGURES[name](groups, FigureOptions(**options), output)
-        except ValueError as error:
-            if only:
-                raise
-            reasons.append(str(error))
-            print(f"{name} skipped: {error}")
-    if not paths:
-        raise ValueError(f"no figure could be drawn: {reasons[0]}")
+    paths = save_figures(groups, FigureOptions(**options), output, only)
     print(f"figures: {', '.join(map(str, paths))}")
 
 
@@ -81,9 +65,7 @@ def _parser() -> CommandParser:
     add("--direction", help="of the hits; default: the monitored one")
     add("--num-queries", type=count, default=8, metavar="N", help="rows of hits (8)")
     add("--num-hits", type=count, metavar="N", help="of each model and query; default: as many as are readable")
-    add("--sides", type=_sides, default=IMAGE_FIELDS, metavar="QUERY,PRODUCT", help=(
-        "towers or fusions on the map; default: query_image,product_image"
-    ))  # fmt: skip
+    add("--sides", type=_sides, default=IMAGE_FIELDS, metavar="QUERY,PRODUCT", help="of the map (the image towers)")
     add("--num-points", type=count, default=1500, metavar="N", help="on the map, at most (1500)")
     add("--seed", type=int, default=0, metavar="N", help="of the selection of queries and points (0)")
     return parser

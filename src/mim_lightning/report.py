@@ -1,9 +1,14 @@
-"""Old name of `python -m mim_lightning.ab_report`, accepted until version 0.3."""
+"""Former name of `python -m mim_lightning.ab_report`, accepted until version 0.3."""
 
 import sys
 
-from mim_lightning.ab_report import main
+from mim_lightning import ab_report
+
+
+def main() -> None:
+    print("mim_lightning.report is now mim_lightning.ab_report", file=sys.stderr)
+    ab_report.main()
+
 
 if __name__ == "__main__":
-    print("python -m mim_lightning.report is now: python -m mim_lightning.ab_report", file=sys.stderr)
     main()

@@ -1,6 +1,6 @@
 """The figures of one or more runs as files: curves, losses, hits side by side, and a map of each model.
 
-`FIGURES` lists them by name. A figure that takes long prints what it does.
+`FIGURES` lists them by name; `save_figures` saves some or all. A figure that takes long prints what it does.
 """
 
 from __future__ import annotations
@@ -44,6 +44,31 @@ def _evaluated(group: RunGroup) -> RunGroup:
     evaluated = {fold: tuple(r for r in records if r.directions) for fold, records in group.records.items()}
     evaluated = {fold: records for fold, records in evaluated.items() if records}
     return replace(group, records=evaluated) if evaluated else group
+
+
+def save_figures(
+    groups: Sequence[RunGroup], options: FigureOptions, folder: Path, only: Sequence[str] = ()
+) -> list[Path]:
+    """Save the figures named in `only`; without names, all for which the runs have the data.
+
+    Raises:
+        ValueError: no such figure, or one of `only`, or all of them, cannot be drawn.
+    """
+    unknown = [name for name in only if name not in FIGURES]
+    if unknown:
+        raise ValueError(f"--only {unknown[0]}: no such figure; there are {', '.join(FIGURES)}")
+    paths, reasons = [], []
+    for name in only or FIGURES:
+        try:
+            paths += FIGURES[name](groups, options, folder)
+        except ValueError as error:
+            if only:
+                raise
+            reasons.append(str(error))
+            print(f"{name} skipped: {error}")
+    if not paths:
+        raise ValueError(f"no figure could be drawn: {reasons[0]}")
+    return paths
 
 
 def save_curves(groups: Sequence[RunGroup], options: FigureOptions, folder: Path) -> list[Path]:
