@@ -1,4 +1,4 @@
-"""A fusion's curve against fusing and ranking by hand; a choice is judged on products it was not made on."""
+"""A fusion sweep against fusing and ranking by hand; a choice is judged on products it was not made on."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The record of a real run: its rows say what the report said, in the tables' own ids."""
+"""The record of a real run: its rows equal the report, with the ids of the tables."""
 
 import json
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Runs that differ in seed and fold alone are one arm; what sets arms apart is how they are called."""
+"""Runs that differ only in seed and fold are one group; its label is what distinguishes it."""
 
 from __future__ import annotations
 

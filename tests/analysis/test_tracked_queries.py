@@ -1,4 +1,4 @@
-"""Followed queries: the same choice every time, spread over segments; a history that outlives being killed."""
+"""Tracked queries: a deterministic selection, spread over segments; a log that survives a killed process."""
 
 import json
 from dataclasses import replace

@@ -200,7 +200,9 @@ def test_data_sets_of_the_hub_are_described_by_commit(monkeypatch: pytest.Monkey
         raise ConnectionError("no network\nat all")
 
     monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", refuse)
-    with pytest.raises(ValueError, match=r"^user/shop \(small, v1\): .*no network at all\); a commit as revision needs"):
+    with pytest.raises(
+        ValueError, match=r"^user/shop \(small, v1\): .*no network at all\); a commit as revision needs"
+    ):
         HuggingFaceSource(place, None).describe()
 
 

@@ -1,4 +1,4 @@
-"""The grid of hits: disputed queries first, frames that tell the truth, nothing on top of anything else."""
+"""The figure of hits: disputed queries first, frames by relevance, nothing overlaps."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Queries meet by id within a fold, whatever their rows; what cannot be compared is refused."""
+"""Queries are paired by id within a fold, never by row; what cannot be compared is refused."""
 
 from __future__ import annotations
 

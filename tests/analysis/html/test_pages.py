@@ -1,4 +1,4 @@
-"""Pages: they stand alone, show the right pictures in the right frames, and take no word for markup."""
+"""Pages: self-contained, with the right images in the right frames, and no text taken for markup."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The map: whom it shows, that places are the same each time, and a mark for every point in its category's color."""
+"""The map: selected points, equal positions each time, and a marker for every point in its category's color."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Differences against naive oracles: what was planted is found, what was not is not."""
+"""Differences against naive oracles: planted ones are found, others are not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run logged: each scalar by its epoch or step, the last word of a resumed run."""
+"""The training log: each scalar by its epoch or step, the last value of a resumed run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The page of a check stands alone, shows the pictures concerned, and takes no word for markup."""
+"""The page of a validation: self-contained, with the images concerned, and no text taken for markup."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Curves: the very numbers that were logged, epoch -1 first, one line and band an arm."""
+"""Curves: the numbers that were logged, epoch -1 first, one line and band for each run group."""
 
 from __future__ import annotations
 

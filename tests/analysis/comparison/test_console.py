@@ -1,4 +1,4 @@
-"""The terminal's tables keep every number, however narrow the terminal."""
+"""The tables show every number, however narrow the terminal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pictures of a page: the right ones, small, and none where the shards are gone."""
+"""Images of a page: the right ones, small, and none if the shards are missing."""
 
 from __future__ import annotations
 
