@@ -13,7 +13,7 @@ from PIL import Image, ImageFile
 from mim_lightning.analysis.html.validation_page import write_check_page
 from mim_lightning.data.images.reader import ImageReader
 from mim_lightning.data.validation import CheckReport
-from tests.analysis.test_page import Node, read_page
+from tests.analysis.html.test_pages import Node, read_page
 from tests.data.validation.broken import check, encoded, jpeg, one_coloured, photo, png_header, resized, write_shop
 
 PRODUCTS = [
