@@ -13,7 +13,7 @@ import pytest
 import torch
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from mim_lightning.encoders.hf_source import load_hf_config
+from mim_lightning.encoders.hf_files import load_hf_config
 from mim_lightning.encoders.hf_text import HfText
 from mim_lightning.encoders.interface import Preprocessing
 from mim_lightning.encoders.timm_image import TimmImage
@@ -84,7 +84,7 @@ def test_a_tokeniser_names_no_file_that_is_not_its_own(changed_bert: Callable, t
 
 @pytest.mark.parametrize("key", ["attn_implementation", "_attn_implementation"])
 def test_attention_code_is_not_fetched(changed_bert: Callable, key: str) -> None:
-    with pytest.raises(ValueError, match=r"asks for attention code from the hub, evil/kernel; not fetched"):
+    with pytest.raises(ValueError, match=r"asks for attention code from the hub, evil/kernel; not downloaded"):
         HfText("gone/away", None, assets=changed_bert({key: "evil/kernel"}))
 
 
@@ -107,7 +107,7 @@ def test_no_part_of_a_model_is_fetched(
 ) -> None:
     assets = changed_bert(config)
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: pytest.fail("the network was asked"))
-    with pytest.raises(ValueError, match=rf"^encoder 'gone/away': .*\(config\.json: {key}: .* not fetched\)$"):
+    with pytest.raises(ValueError, match=rf"^encoder 'gone/away': .*\(config\.json: {key}: .* not downloaded\)$"):
         HfText("gone/away", None, assets=assets)
 
 
@@ -157,7 +157,7 @@ def test_pickled_weights_are_not_run(bert: str, tmp_path: Path) -> None:
             TimmImage("test_vit", pretrained=str(weights))
         assert not ran.exists()
     (tmp_path / "alone" / "pytorch_model.bin").rename(tmp_path / "pytorch_model.bin")
-    with pytest.raises(Exception, match=r"lacks the config, tokeniser or weights|[Ww]eights"):
+    with pytest.raises(Exception, match=r"lacks the config, tokenizer or weights|[Ww]eights"):
         HfText(str(tmp_path))
     assert not ran.exists()
 

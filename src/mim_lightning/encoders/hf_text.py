@@ -1,7 +1,7 @@
-"""Text encoders of Hugging Face transformers: token tensors in, one pooled vector a text out.
+"""Text encoders of Hugging Face transformers: token tensors in, one pooled vector per text out.
 
-Built from `conf/encoder/text/*.yaml`. The tokeniser comes from the same place as the weights and, with the
-model's config, travels in the checkpoint as assets, so that a rebuild asks neither hub nor folder.
+The tokenizer comes from the same source as the weights. With the model's config it is part of the checkpoint's assets,
+so rebuilding the encoder needs neither hub nor folder.
 """
 
 from __future__ import annotations
@@ -23,18 +23,26 @@ import transformers
 from torch import Tensor, nn
 from transformers import AutoModel
 
-from mim_lightning.encoders.hf_source import CodeInModelError, load_hf_config, load_hf_tokenizer
-from mim_lightning.encoders.interface import Encoder, Pretrained, canonical_text, one_line, write_assets
-from mim_lightning.encoders.tokenizer_settings import (
-    TOKENIZER_CONFIG_FILE,
+from mim_lightning.encoders.hf_files import (
     TOKENIZER_FILE,
     VERSION,
     VERSION_FILE,
+    CodeInModelError,
+    load_hf_config,
+    load_hf_tokenizer,
     unusual_settings,
+)
+from mim_lightning.encoders.interface import (
+    TOKENIZER_CONFIG_FILE,
+    Encoder,
+    Pretrained,
+    canonical_text,
+    one_line,
+    write_assets,
 )
 from mim_lightning.types import TextSpec, TowerInput
 
-# DataLoader workers tokenise: the tokeniser's own threads would only fight them, and do not survive a fork.
+# DataLoader workers tokenize: the tokenizer's own threads would compete with them, and do not survive a fork
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 PACKAGE_PREFIX = "package:"
@@ -47,7 +55,7 @@ VOLATILE_KEYS = ("_name_or_path", "transformers_version", "dtype", "torch_dtype"
 
 @dataclass(frozen=True)
 class HfTokenise:
-    """Texts to padded token tensors (n, L) by name, L the longest of them or always `max_length`; picklable."""
+    """Texts to padded token tensors (n, L) by name, L the longest text or always `max_length`; picklable."""
 
     tokenizer: Any
     max_length: int
@@ -56,7 +64,7 @@ class HfTokenise:
     def __call__(self, texts: Sequence[str]) -> dict[str, Tensor]:
         tokens = self._tokens(list(texts))
         is_blank = _num_words(tokens) == 0
-        if is_blank.any():  # no token of its own, nor one that marks its ends: nothing to embed
+        if is_blank.any():  # not even tokens for start and end: nothing to embed
             mark = _end_mark(self.tokenizer) or ""
             tokens = self._tokens([mark if b else text for b, text in zip(is_blank.tolist(), texts, strict=True)])
         return tokens
@@ -69,23 +77,23 @@ class HfTokenise:
         )
 
     def count(self, texts: Sequence[str]) -> list[int]:
-        """Return the tokens of each text before any is cut, those that mark its ends included."""
+        """Return the number of tokens of each text before truncation, start and end tokens included."""
         return [len(ids) for ids in self.tokenizer(list(texts), truncation=False, verbose=False)["input_ids"]]
 
 
 class HfText(Encoder):
-    """Any text encoder of transformers; of a CLIP-like pair its text half.
+    """Any text encoder of transformers; of a CLIP-like pair, its text half.
 
     Args:
         name: hub name, local folder, or `package:<package>/<folder>` for a folder in an installed package.
         pretrained: True for the weights at `name`, None or False for random ones, a string for another
-            name that stands for the weights, the config and the tokeniser.
-        max_length: tokens kept of a text; left out, as many as the model can take.
+            such name as the source of weights, config and tokenizer.
+        max_length: tokens kept of a text; None: as many as the model can take.
         pooling: "mean" under the attention mask, "cls" (first token) or "pooler" (the model's own head).
         assets: what `export_assets` of the original returned.
 
     Raises:
-        ValueError: nothing at `name`, a kind of model or pooling that does not fit, or `max_length` too long.
+        ValueError: nothing at `name`, an unsuitable kind of model or pooling, or `max_length` too large.
     """
 
     spec: TextSpec
@@ -106,13 +114,13 @@ class HfText(Encoder):
             source = _locate(source)
         self.pooling = pooling
         self.assets = dict(assets) if assets is not None else _read_assets(source, offline=not pretrained)
-        # Fresh or rebuilt, config and tokeniser are read from the assets: both are the same encoder.
+        # a new encoder reads config and tokenizer from the assets too, so a rebuilt one is the same
         config, tokenizer = _load_assets(name, self.assets)
         if getattr(config, "is_encoder_decoder", False):
             raise ValueError(f"encoder '{name}': has a decoder ({config.model_type}); give an encoder-only model")
         self.network = _load_network(source, config) if pretrained else _new_network(config)
         if pooling != "pooler" and getattr(self.network, "pooler", None) is not None:
-            self.network.pooler = None  # would never get a gradient, which distributed training refuses
+            self.network.pooler = None  # never gets a gradient, which distributed training refuses
         length = _limit(name, config, tokenizer, self.network, max_length, is_rebuilt=assets is not None)
         padding = "longest"
         self._use(HfTokenise(tokenizer, length, padding))
@@ -141,13 +149,13 @@ class HfText(Encoder):
             return output.pooler_output
         if self.pooling == "cls":
             return output.last_hidden_state[:, 0]
-        if "attention_mask" not in inputs:  # a model that was trained to read its padding, always as much of it
+        if "attention_mask" not in inputs:  # a model trained to read its padding, of fixed length
             return output.last_hidden_state.mean(1)
         mask = inputs["attention_mask"].unsqueeze(-1).to(output.last_hidden_state.dtype)
         return (output.last_hidden_state * mask).sum(1) / mask.sum(1).clamp(min=1)
 
     def names_without_decay(self) -> set[str]:
-        # as transformers' Trainer: no layer norm, nor whatever is called a bias, such as a table of relative positions
+        # as transformers' Trainer: no layer norm, nor anything called bias, such as a table of relative positions
         return {name for name, _ in self.named_parameters() if any(re.search(p, name.lower()) for p in UNDECAYED)}
 
     def describe_preprocessing(self) -> str:
@@ -171,7 +179,7 @@ class HfText(Encoder):
 
     @torch.no_grad()
     def _depends_on_padding(self) -> bool:
-        """Does a text have other features beside a longer one? SigLIP pools the last place, padding or not."""
+        """Return whether the features of a text depend on its padding: SigLIP pools the last position."""
         was_training = self.training
         alone, beside = (self.eval()(self.spec.tokenise(texts))[0] for texts in (["a"], ["a", "a a a a a a"]))
         self.train(was_training)
@@ -187,7 +195,7 @@ class HfText(Encoder):
         settings = unusual_settings(tokenizer, files)
         if padding != "longest":
             settings["padding"] = [padding, tokenizer.pad_token_id]
-        # what most models share is not told: their description is that of version 1
+        # usual settings are left out: most models keep the description of version 1
         return canonical_text(
             {**facts, "max_length": self.spec.max_length} | ({"settings": settings} if settings else {})
         )
@@ -197,30 +205,30 @@ def _warn_of_padding(name: str, assets: Mapping[str, str]) -> None:
     if json.loads(assets.get(TOKENIZER_CONFIG_FILE, "{}")).get("padding_side") == "left":
         warnings.warn(
             f"encoder '{name}': the file is from a version that padded on the left, where features depended on the "
-            "other texts of a batch; build indexes of this model again",
+            "other texts of a batch; rebuild the indexes of this model",
             stacklevel=2,
         )
 
 
 def _num_words(tokens: Mapping[str, Tensor]) -> Tensor:
-    """Return the tokens of each text that are no padding, as far as the tokeniser says."""
+    """Return the number of tokens of each text without padding, as far as the tokenizer says."""
     if "attention_mask" in tokens:
         return tokens["attention_mask"].sum(1)
     return torch.full((len(tokens["input_ids"]),), tokens["input_ids"].shape[1])
 
 
 def _end_mark(tokenizer: Any) -> str | None:
-    """Return the token that stands for a text without words, if there is one."""
+    """Return the token that represents a text without words, if there is one."""
     marks = ("bos_token", "cls_token", "eos_token", "sep_token", "unk_token", "pad_token")
     return next((mark for mark in (getattr(tokenizer, name, None) for name in marks) if mark is not None), None)
 
 
 def _locate(name: str) -> str:
-    """Return the folder that a `package:` name stands for, without importing the package; else the name."""
+    """Return the folder of a `package:` name, without importing the package; else the name."""
     if not name.startswith(PACKAGE_PREFIX):
         return name
     package, _, folder = name.removeprefix(PACKAGE_PREFIX).partition("/")
-    # a dotted name would be imported on the way
+    # find_spec would import the parents of a dotted name
     if not package.isidentifier() or ".." in Path(folder).parts or Path(folder).is_absolute():
         raise ValueError(f"encoder '{name}': give {PACKAGE_PREFIX}<package>/<folder in it>")
     found = find_spec(package)
@@ -235,13 +243,13 @@ def _locate(name: str) -> str:
 
 
 def _read_assets(source: str, offline: bool) -> dict[str, str]:
-    """Return config and tokeniser of a folder or hub model as texts, in the form they are rebuilt from."""
+    """Return config and tokenizer of a folder or hub model as text files, from which they are rebuilt."""
     try:
         config = load_hf_config(source, offline)
         tokenizer = load_hf_tokenizer(source, offline)
     except CodeInModelError:
         raise
-    except Exception as error:  # each tokeniser and the hub's client raise their own
+    except Exception as error:  # each tokenizer and the hub's client raise their own
         raise _not_found(source, offline, error) from error
     config = getattr(config, "text_config", config)
     with TemporaryDirectory() as folder:
@@ -252,8 +260,8 @@ def _read_assets(source: str, offline: bool) -> dict[str, str]:
             return {path.name: path.read_text("utf-8") for path in files}
         except UnicodeDecodeError as error:
             raise ValueError(
-                f"encoder '{source}': its tokeniser ({type(tokenizer).__name__}) has no {TOKENIZER_FILE}, and its own "
-                "files are no texts; convert it to a fast one (transformers.convert_slow_tokenizer) and save it"
+                f"encoder '{source}': its tokenizer ({type(tokenizer).__name__}) has no {TOKENIZER_FILE}, and its own "
+                "files are not text; convert it to a fast one (transformers.convert_slow_tokenizer) and save it"
             ) from error
 
 
@@ -264,22 +272,20 @@ def _load_assets(name: str, assets: Mapping[str, str]) -> tuple[Any, Any]:
             config, tokenizer = load_hf_config(folder, offline=True), load_hf_tokenizer(folder, offline=True)
         except CodeInModelError:
             raise
-        except Exception as error:  # each tokeniser raises its own
-            raise ValueError(f"encoder '{name}': config or tokeniser cannot be read ({one_line(error)})") from error
-    # Whatever the tokeniser was saved with: models that number their words from the left end of the row, and the
-    # first token as pooling, need the words to begin there. Masked, padding behind a text changes nothing.
+        except Exception as error:  # each tokenizer raises its own
+            raise ValueError(f"encoder '{name}': config or tokenizer cannot be read ({one_line(error)})") from error
+    # whatever it was saved with: models that number positions from the left, and pooling of the first token, need texts
+    # to begin there; masked padding behind a text changes nothing
     tokenizer.padding_side = "right"
     if tokenizer.pad_token is None:
         tokenizer.pad_token = _end_mark(tokenizer)  # masked as well
     if tokenizer.pad_token is None:
-        raise ValueError(
-            f"encoder '{name}': its tokeniser has no token to fill up short texts with; give it a pad_token"
-        )
+        raise ValueError(f"encoder '{name}': its tokenizer has no token to pad short texts with; give it a pad_token")
     return config, tokenizer
 
 
 def _own_class(config: Any) -> Any:
-    """Return the class of a model that AutoModel does not know, such as SigLIP's text half; None: it knows it."""
+    """Return the class of a model that AutoModel does not know, such as SigLIP's text half, else None."""
     name = type(config).__name__.removesuffix("Config") + "Model"
     is_half = name.endswith("TextModel") and type(config) not in transformers.MODEL_MAPPING
     return getattr(transformers, name, None) if is_half else None
@@ -302,14 +308,14 @@ def _not_found(source: str, offline: bool, error: Exception) -> ValueError:
     remedy = "give a local folder as the encoder's name, such as encoder.text.name=<folder>"
     if Path(source).is_dir():
         reason = "" if isinstance(error, OSError) else f" ({one_line(error)})"
-        return ValueError(f"encoder '{source}': folder lacks the config, tokeniser or weights of a text model{reason}")
+        return ValueError(f"encoder '{source}': folder lacks the config, tokenizer or weights of a text model{reason}")
     if offline:
         return ValueError(f"encoder '{source}': not on this machine, and random weights ask no hub; {remedy}")
     return ValueError(f"encoder '{source}': cannot be downloaded (no network or no such model on the hub); {remedy}")
 
 
 def _limit(name: str, config: Any, tokenizer: Any, network: nn.Module, max_length: int | None, is_rebuilt: bool) -> int:
-    """Return the tokens kept of a text: what was asked for, within what model and tokeniser can take."""
+    """Return the number of tokens kept of a text, within what model and tokenizer can take."""
     longest = min([_limit_of_version_1(config, tokenizer, None), *_numbered_places(network)])
     if max_length is not None and max_length > longest and not is_rebuilt:
         raise ValueError(f"encoder '{name}': max_length {max_length} is more than the {longest} tokens it can take")
@@ -322,9 +328,9 @@ def _limit_of_version_1(config: Any, tokenizer: Any, max_length: int | None) -> 
 
 
 def _numbered_places(network: nn.Module) -> list[int]:
-    """Return the tokens that each table of positions has room for.
+    """Return the number of tokens that each position table has room for.
 
-    RoBERTa and its kin number words from behind the row of the padding on, which their tables have first.
+    RoBERTa and its descendants number positions from behind the row of the padding.
     """
     tables = [part for name, part in network.named_modules() if "position" in name.rpartition(".")[2]]
     return [

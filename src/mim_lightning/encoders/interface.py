@@ -1,7 +1,7 @@
-"""The one interface that every encoder fills: tower input in, (n, width) features out.
+"""The interface of encoders: prepared inputs in, (n, width) features out.
 
-`model` builds towers on it and writes `export_assets` into checkpoints; `data` reads `spec` to prepare
-input; the fingerprint reads `describe_preprocessing`. Adapters of one vendor each stand beside this file.
+To add one, subclass `Encoder` or `ImageEncoder` and test it with `tests/contracts/encoder.py`. `spec` says how inputs
+are prepared, `describe_preprocessing` enters the fingerprint, `export_assets` goes into checkpoints.
 """
 
 from __future__ import annotations
@@ -18,23 +18,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mim_lightning.encoders.tokenizer_settings import TOKENIZER_CONFIG_FILE, without_places
 from mim_lightning.io.file_name import validate_file_name
 from mim_lightning.types import ImageSpec, InputSpec, TowerInput
 
 Pretrained = bool | str | None
-"""Where weights come from: None or False random, True the vendor's own, a string a file, folder or hub name."""
+"""Source of weights: None or False random, True the vendor's own, a string a file, folder or hub name."""
 
 PREPROCESSING_FILE = "preprocessing.json"
-MAX_SIDE = 4096  # pixels that an encoder may ask for: a file could name a size that fills the memory
+TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
+PATH_KEYS, PATH_SUFFIXES = ("vocab", "merges"), ("_file", "_path", "_dir")  # of its settings, that may name a file
+MAX_SIDE = 4096  # pixels of an input image: an untrusted file could name a size that fills the memory
 
 
 class Encoder(nn.Module, ABC):
-    """Turns one kind of input into feature vectors, not yet of unit length.
+    """Turns inputs of one kind into feature vectors, not yet of unit length.
 
     Attributes:
-        width: features that `forward` returns for each input.
-        spec: what `data` has to hand over; a tuple for an encoder that reads several fields together, whose inputs
+        width: number of features of an input.
+        spec: how inputs are prepared; a tuple for an encoder that reads several fields together, whose inputs
             come as a tuple in the same order (the config of its tower names them: `fields: [query_image, query_text]`).
     """
 
@@ -47,25 +48,25 @@ class Encoder(nn.Module, ABC):
 
     @abstractmethod
     def describe_preprocessing(self) -> str:
-        """Return, in one canonical text, everything besides weights that changes the features."""
+        """Return everything besides weights that changes the features, as canonical text."""
 
     def names_without_decay(self) -> set[str]:
-        """Return the parameters that weight decay spares besides vectors and biases, as the vendor's training does."""
+        """Return the parameters without weight decay besides vectors and biases, as in the vendor's training."""
         return set()
 
     def synchronise_batch_norm(self) -> None:
-        """Let batch statistics be those of all processes; called once, before training on several GPUs."""
+        """Compute batch statistics over all processes; called once, before training on several GPUs."""
         for name, child in list(self.named_children()):
             setattr(self, name, nn.SyncBatchNorm.convert_sync_batchnorm(child))
 
     def export_assets(self) -> dict[str, str]:
-        """Return the text files, by name, with which `assets=` rebuilds this encoder without a network."""
+        """Return text files by name; `assets=` rebuilds this encoder from them without network access."""
         return {}
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How an image becomes the input of a network: shape first, then (value / 255 - mean) / std by channel."""
+    """How an image becomes the input of a network: resized and cropped, then (value / 255 - mean) / std by channel."""
 
     spec: ImageSpec
     mean: tuple[float, ...]
@@ -78,7 +79,7 @@ class Preprocessing:
     def to_json(self) -> str:
         facts = asdict(self)
         if self.spec.fill == (0, 0, 0):
-            del facts["spec"]["fill"]  # as before there was one: fingerprints hold this text
+            del facts["spec"]["fill"]  # as before the field existed: this text is part of fingerprints
         return canonical_text(facts)
 
     @classmethod
@@ -91,7 +92,7 @@ class Preprocessing:
 
 
 class ImageEncoder(Encoder):
-    """An encoder of uint8 RGB images that normalises on its own device."""
+    """An encoder of uint8 RGB images that normalizes on its own device."""
 
     spec: ImageSpec
     mean: Tensor
@@ -101,7 +102,7 @@ class ImageEncoder(Encoder):
         super().__init__()
         self.preprocessing = preprocessing
         self.spec = preprocessing.spec
-        # Not persistent: the assets carry them, so a state dict holds learned tensors only.
+        # not persistent: they are in the assets, and a state dict has learned tensors only
         for name, values in (("mean", preprocessing.mean), ("std", preprocessing.std)):
             self.register_buffer(name, torch.tensor(values).view(1, -1, 1, 1) * 255, persistent=False)
 
@@ -118,40 +119,48 @@ class ImageEncoder(Encoder):
 
 
 def write_assets(assets: Mapping[str, str], folder: str | Path) -> None:
-    """Write assets as files for a vendor to read.
+    """Write assets as files for a vendor's library to read.
 
     Raises:
-        ValueError: a name that is no plain file name: they may come from a stranger's file.
+        ValueError: a name that is no plain file name, as in an untrusted checkpoint.
     """
     for name, text in assets.items():
-        content = without_places(text) if name == TOKENIZER_CONFIG_FILE else text
+        content = _without_paths(text) if name == TOKENIZER_CONFIG_FILE else text
         (Path(folder) / validate_file_name(name, "assets of an encoder")).write_text(content, "utf-8")
 
 
+def _without_paths(text: str) -> str:
+    """Return a `tokenizer_config.json` that names no files: an untrusted one could name any file of this machine."""
+    facts = json.loads(text)
+    texts = [key for key, value in facts.items() if isinstance(value, str)]
+    named = [key for key in texts if key in PATH_KEYS or key.endswith(PATH_SUFFIXES)]
+    return json.dumps({key: value for key, value in facts.items() if key not in named}) if named else text
+
+
 def canonical_text(facts: Mapping[str, Any]) -> str:
-    """Return facts as JSON that does not depend on their order."""
+    """Return facts as JSON, whatever their order."""
     return json.dumps(facts, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
 
 
 def names_by_pattern(network: nn.Module, patterns: Iterable[str]) -> set[str]:
-    """Return the parameters whose names fit one of a vendor's patterns, such as "pos_embed" or "pos_embed.*"."""
+    """Return the parameters whose names match one of the patterns, such as "pos_embed" or "pos_embed.*"."""
     patterns = tuple(patterns)
     return {name for name, _ in network.named_parameters() if any(fnmatchcase(name, p) for p in patterns)}
 
 
 def one_line(error: Exception) -> str:
-    """Return a vendor's message, which may have many lines, as the beginning of one."""
+    """Return the first 200 characters of a vendor's message in one line."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 200 else text[:197] + "..."
 
 
 def nearest_interpolation(name: str) -> str:
-    """Return which of the two interpolations of `ImageSpec` stands for a vendor's name."""
+    """Return the interpolation of `ImageSpec` that is closest to a vendor's."""
     return "bilinear" if "bilinear" in name or "nearest" in name else "bicubic"
 
 
 def unknown_name(kind: str, name: str, choices: Iterable[str]) -> ValueError:
-    """Return the error for a name that a vendor does not know, with the names that come closest."""
+    """Return the error for a name that a vendor does not know, with the closest known names."""
     close = get_close_matches(name, list(choices), n=4, cutoff=0.5)
     hint = f"; did you mean {', '.join(close)}?" if close else ""
     return ValueError(f"encoder '{name}': no such {kind}{hint}")

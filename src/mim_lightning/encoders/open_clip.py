@@ -1,7 +1,7 @@
 """Image and text encoders of OpenCLIP pairs (CLIP, SigLIP, ...): each half alone, with its own projection.
 
-Built from `conf/encoder/{image,text}/*.yaml`; the two halves of a pair name the same model and weights, and
-their features already share one space. The model's config and tokeniser travel in the checkpoint as assets.
+Features of the two halves of a pair share one space if both name the same model and weights. The model's config and
+tokenizer are part of the checkpoint's assets.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from typing import Any
 
 from torch import Tensor
 
-from mim_lightning.encoders.hf_source import load_hf_config
+from mim_lightning.encoders.hf_files import VERSION, VERSION_FILE, load_hf_config, unusual_settings
 from mim_lightning.encoders.interface import (
+    TOKENIZER_CONFIG_FILE,
     Encoder,
     ImageEncoder,
     Preprocessing,
@@ -34,22 +35,21 @@ from mim_lightning.encoders.open_clip_weights import (
     read_text_assets,
     without_download,
 )
-from mim_lightning.encoders.tokenizer_settings import TOKENIZER_CONFIG_FILE, VERSION, VERSION_FILE, unusual_settings
 from mim_lightning.types import ImageSpec, TextSpec, TowerInput
 
 
 class OpenClipImage(ImageEncoder):
-    """The image half of an OpenCLIP model; features are its joint embedding, not of unit length.
+    """The image half of an OpenCLIP model; features are its joint embedding before normalization.
 
     Args:
         name: a name of `open_clip.list_models()`, `local-dir:<folder>` or `hf-hub:<owner/model>`.
-        pretrained: a weights tag or a file, True for the only tag or for what folder or hub hold, None or
+        pretrained: a weights tag or a file, True for the only tag or the weights in folder or hub, None or
             False for random weights.
-        image_size: side in pixels, where not the model's own; position embeddings are resized.
+        image_size: side in pixels; None: the model's own. Position embeddings are resized.
         assets: what `export_assets` of the original returned.
 
     Raises:
-        ValueError: no such model or tag, or weights that cannot be had.
+        ValueError: no such model or tag, or its weights cannot be loaded.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class OpenClipImage(ImageEncoder):
 
 @dataclass(frozen=True)
 class OpenClipTokenise:
-    """Texts to token tensors (n, L), L always the model's context length: where it pools may depend on it."""
+    """Texts to token tensors (n, L), L always the model's context length: its pooling may depend on it."""
 
     tokenizer: Any
 
@@ -97,7 +97,7 @@ class OpenClipTokenise:
         return {"input_ids": self.tokenizer(list(texts))}
 
     def count(self, texts: Sequence[str]) -> list[int]:
-        """Return the tokens of each text before any is cut, those that mark its ends included."""
+        """Return the number of tokens of each text before truncation, start and end tokens included."""
         inner = getattr(self.tokenizer, "tokenizer", None)
         if inner is None:  # CLIP's own, which adds a start and an end
             return [len(self.tokenizer.encode(text)) + 2 for text in texts]
@@ -106,7 +106,7 @@ class OpenClipTokenise:
 
 
 class OpenClipText(Encoder):
-    """The text half of an OpenCLIP model; features are its joint embedding, not of unit length.
+    """The text half of an OpenCLIP model; features are its joint embedding before normalization.
 
     Args and errors as in `OpenClipImage`.
     """
@@ -121,7 +121,7 @@ class OpenClipText(Encoder):
         with TemporaryDirectory() as folder:
             write_assets(self.assets, folder)
             if "hf_model_name" in model["text_cfg"]:
-                load_hf_config(folder, offline=True)  # before OpenCLIP reads it, which would ask whether to run code
+                load_hf_config(folder, offline=True)  # before OpenCLIP reads it and asks whether to run code
             safely = {"trust_remote_code": False} if model["text_cfg"].get("hf_tokenizer_name") else {}
             tokenizer = open_clip.get_tokenizer(FOLDER_PREFIX + folder, **safely)
             if not pretrained:
@@ -133,12 +133,12 @@ class OpenClipText(Encoder):
         if pretrained:
             self.network = load_pair(name, pretrained, config).text
         tokenise = OpenClipTokenise(tokenizer)
-        # a mode in which the ends of a text are marked otherwise than its tokeniser says
+        # in this mode, start and end tokens differ from those of its tokenizer
         can_count = not getattr(tokenizer, "tokenizer_mode", "")
         self.spec = TextSpec(tokenise, tokenizer.context_length, tokenise.count if can_count else None)
         self.width = model["embed_dim"]
         self.settings: dict[str, Any] = {}
-        if assets is None or VERSION_FILE in assets:  # else the file is from before settings were told
+        if assets is None or VERSION_FILE in assets:  # else the file is of version 1, without settings
             self.assets[VERSION_FILE] = canonical_text({"version": VERSION})
             self.settings = _unusual_settings(getattr(tokenizer, "tokenizer", None), self.assets)
 
@@ -150,7 +150,7 @@ class OpenClipText(Encoder):
         return {f"network.{name}" for name in listed_without_decay(self.network)}
 
     def describe_preprocessing(self) -> str:
-        # The tokeniser's settings hold paths and versions; its vocabulary and rules are in tokenizer.json.
+        # tokenizer_config.json has paths and versions; vocabulary and rules are in tokenizer.json
         files = {file: text for file, text in self.assets.items() if file not in (TOKENIZER_CONFIG_FILE, VERSION_FILE)}
         facts: dict[str, Any] = {file: hashlib.sha256(text.encode()).hexdigest() for file, text in files.items()}
         if self.settings:

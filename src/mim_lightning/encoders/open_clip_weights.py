@@ -1,7 +1,7 @@
-"""Where an OpenCLIP model comes from: name and weights tag in, its config, weights and tokeniser files out.
+"""Config, weights and tokenizer files of an OpenCLIP model by its name and weights tag.
 
-`open_clip_towers` alone calls it. A name is one of OpenCLIP's own, `local-dir:<folder>` or `hf-hub:<owner/model>`;
-whatever cannot be had or does not fit is one line that says what would be right.
+A name is one of OpenCLIP's own, `local-dir:<folder>` or `hf-hub:<owner/model>`. What cannot be loaded or does not fit
+is an error of one line with the right value.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import nn
 
-from mim_lightning.encoders.hf_source import CodeInModelError, load_hf_config
+from mim_lightning.encoders.hf_files import CodeInModelError, load_hf_config
 from mim_lightning.encoders.interface import Pretrained, canonical_text, names_by_pattern, unknown_name
 
 try:
@@ -24,7 +24,7 @@ try:
 except ImportError as error:
     raise ValueError("OpenCLIP encoders: install the extra: pip install 'mim-lightning[clip]'") from error
 
-CONFIG_FILE = "open_clip_config.json"  # OpenCLIP's own name and form for a folder it can load
+CONFIG_FILE = "open_clip_config.json"  # OpenCLIP's own name and format in a folder that it can load
 TOKENIZER_KEYS = ("clean", "strip_sep_token", "language", "additional_special_tokens", "reduction_mask")
 FOLDER_PREFIX, HUB_PREFIX = "local-dir:", "hf-hub:"
 
@@ -33,7 +33,7 @@ def read_config(name: str, pretrained: Pretrained, assets: Mapping[str, str] | N
     """Return `model_cfg` and `preprocess_cfg` of a model and its weights, as in OpenCLIP's own config file."""
     if assets is not None:
         config = json.loads(assets[CONFIG_FILE])
-        _refuse_foreign_parts(name, config["model_cfg"])
+        _validate_parts(name, config["model_cfg"])
         return config
     if name.startswith((FOLDER_PREFIX, HUB_PREFIX)):
         config = json.loads(_find_config(name).read_text("utf-8"))
@@ -42,16 +42,16 @@ def read_config(name: str, pretrained: Pretrained, assets: Mapping[str, str] | N
         model = open_clip.get_model_config(name)
         if model is None:
             raise unknown_name("OpenCLIP model", name, open_clip.list_models())
-        weights = _check_tag(name, pretrained, model)
+        weights = _tag_preprocessing(name, pretrained, model)
     if "multimodal_cfg" in model:
         raise ValueError(f"encoder '{name}': a captioning model (CoCa), whose halves do not stand alone")
-    _refuse_foreign_parts(name, model)
+    _validate_parts(name, model)
     preprocess = merge_preprocess_dict(PreprocessCfg(), weights)
     return {"model_cfg": model, "preprocess_cfg": preprocess | {"size": model["vision_cfg"]["image_size"]}}
 
 
-def _refuse_foreign_parts(name: str, model: Mapping[str, Any]) -> None:
-    """Raise a ValueError where a config, perhaps a stranger's, would have OpenCLIP ask elsewhere for parts or code."""
+def _validate_parts(name: str, model: Mapping[str, Any]) -> None:
+    """Raise a ValueError if a config, which may be untrusted, would make OpenCLIP load parts or code from elsewhere."""
     part = str(model["vision_cfg"].get("timm_model_name") or "")
     if ":" in part or "/" in part:
         raise ValueError(f"encoder '{name}': vision_cfg.timm_model_name '{part}' is no timm architecture")
@@ -61,7 +61,7 @@ def _refuse_foreign_parts(name: str, model: Mapping[str, Any]) -> None:
 
 
 def _find_config(name: str) -> Path:
-    """Return the config file in the folder or hub repository that a prefixed name stands for."""
+    """Return the config file in the folder or hub repository of a prefixed name."""
     if name.startswith(HUB_PREFIX):
         try:
             return Path(download_pretrained_from_hf(name.removeprefix(HUB_PREFIX), filename=CONFIG_FILE))
@@ -74,7 +74,7 @@ def _find_config(name: str) -> Path:
 
 
 def _choose_tag(name: str, pretrained: Pretrained) -> str | None:
-    """Return the weights tag or file for OpenCLIP; None where folder or hub hold exactly one set of weights."""
+    """Return the weights tag or file for OpenCLIP; None for a folder or hub repository, which has one set."""
     if name.startswith((FOLDER_PREFIX, HUB_PREFIX)):
         return None
     tags = open_clip.list_pretrained_tags_by_model(name)
@@ -89,25 +89,27 @@ def _choose_tag(name: str, pretrained: Pretrained) -> str | None:
     raise ValueError(f"encoder '{name}': pretrained={pretrained} names no weights; give {choices}")
 
 
-def _check_tag(name: str, pretrained: Pretrained, model: Mapping[str, Any]) -> dict[str, Any]:
-    """Return how the weights of a tag want images prepared; empty for a file or for random weights."""
+def _tag_preprocessing(name: str, pretrained: Pretrained, model: Mapping[str, Any]) -> dict[str, Any]:
+    """Return how images are prepared for the weights of a tag; empty for a file or for random weights."""
     tag = _choose_tag(name, pretrained) if pretrained else None
     weights = open_clip.get_pretrained_cfg(name, tag) if tag else {}
     wants = "quick_gelu" if weights.get("quick_gelu", False) else "plain"
     if weights and (wants == "quick_gelu") != model.get("quick_gelu", False):
-        # OpenCLIP only warns, and the features are quietly worse.
+        # OpenCLIP only warns, and the features are worse
         right = f"{name}-quickgelu" if wants == "quick_gelu" else name.removesuffix("-quickgelu")
         raise ValueError(f"encoder '{name}': weights '{tag}' were trained with {wants} activations; give name={right}")
     return weights
 
 
 def load_pair(name: str, pretrained: Pretrained, config: Mapping[str, Any], image_size: int | None = None) -> nn.Module:
-    """Return the whole model with its weights; the caller keeps one half."""
+    """Return the whole model with its weights, of which an encoder keeps one half."""
     tag = _choose_tag(name, pretrained)
     try:
         if "hf_model_name" in config["model_cfg"]["text_cfg"]:
-            load_hf_config(config["model_cfg"]["text_cfg"]["hf_model_name"], offline=False)  # else OpenCLIP would ask
-        # `force_custom_text` makes the text half a module of its own in every family of models.
+            load_hf_config(
+                config["model_cfg"]["text_cfg"]["hf_model_name"], offline=False
+            )  # else OpenCLIP asks whether to run code
+        # `force_custom_text` makes the text half a module of its own in every model family
         return open_clip.create_model(
             name, tag, force_custom_text=True, force_image_size=image_size, require_pretrained=True
         )
@@ -128,7 +130,7 @@ def _no_weights(name: str, what: str | None, error: Exception) -> ValueError:
 
 
 def without_download(model: Mapping[str, Any], folder: str | None = None) -> dict[str, Any]:
-    """Return a model config whose parts stay random; a Hugging Face text half reads its config in `folder`."""
+    """Return a model config whose parts stay random; a Hugging Face text half reads its config from `folder`."""
     copy: dict[str, Any] = json.loads(json.dumps(model))
     if "timm_model_name" in copy["vision_cfg"]:
         copy["vision_cfg"]["timm_model_pretrained"] = False
@@ -138,7 +140,7 @@ def without_download(model: Mapping[str, Any], folder: str | None = None) -> dic
 
 
 def listed_without_decay(network: nn.Module) -> set[str]:
-    """Return the parameters that the lists of OpenCLIP's and timm's parts spare from weight decay."""
+    """Return the parameters that OpenCLIP's and timm's parts list as without weight decay."""
     if callable(listed := getattr(network, "no_weight_decay", None)):
         return names_by_pattern(network, listed())
     parts = network.named_children()
@@ -146,7 +148,7 @@ def listed_without_decay(network: nn.Module) -> set[str]:
 
 
 def read_text_assets(name: str, config: Mapping[str, Any], offline: bool) -> dict[str, str]:
-    """Return the model's config and, where it has a Hugging Face tokeniser or text half, theirs."""
+    """Return the model's config, and the files of its Hugging Face tokenizer or text half if it has one."""
     with TemporaryDirectory() as folder:
         text_cfg = config["model_cfg"]["text_cfg"]
         try:
@@ -159,6 +161,6 @@ def read_text_assets(name: str, config: Mapping[str, Any], offline: bool) -> dic
         except CodeInModelError:
             raise
         except (OSError, ValueError) as error:
-            raise _no_weights(name, "tokeniser", error) from error
+            raise _no_weights(name, "tokenizer", error) from error
         files = {path.name: path.read_text("utf-8") for path in sorted(Path(folder).iterdir()) if path.is_file()}
     return files | {CONFIG_FILE: canonical_text(config)}

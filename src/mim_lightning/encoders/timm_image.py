@@ -1,7 +1,6 @@
-"""Image encoders of timm: uint8 images in, pooled features out, classifier left off.
+"""Image encoders of timm: uint8 images in, pooled features out, without the classifier.
 
-Built from `conf/encoder/image/*.yaml`. Weights come from the hub, from a file or folder, or stay random
-when a checkpoint is about to fill them.
+Weights come from the hub, a file or a folder, or stay random until a checkpoint is loaded.
 """
 
 from __future__ import annotations
@@ -36,8 +35,8 @@ HUB_PREFIX = "hf-hub:"
 RESERVED = frozenset(inspect.signature(timm.create_model).parameters) | {"num_classes"}
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin", "model.pth")
 SIDE_STEPS = (32, 28, 16, 14, 8)  # sides that architectures take are multiples of one of these
-MAX_SIDES_TRIED = 12  # above, and as many below
-MAX_PARAMETERS_TRIED = 100_000_000  # of a model that is built on the CPU for a message
+MAX_SIDES_TRIED = 12  # larger ones, and as many smaller ones
+MAX_PARAMETERS_TRIED = 100_000_000  # of a model that is built on the CPU for an error message
 
 
 class TimmImage(ImageEncoder):
@@ -46,9 +45,9 @@ class TimmImage(ImageEncoder):
     Args:
         name: timm model name, with or without its weights tag.
         pretrained: None or False for random weights, True for the tag's own, else a weights file, a folder
-            that holds one, or `hf-hub:owner/model`.
-        image_size: side in pixels, where not the model's own.
-        mean, std: by channel in [0, 1], where the weights want others than the model's default.
+            with one, or `hf-hub:owner/model`.
+        image_size: side in pixels; None: the model's own.
+        mean, std: by channel in [0, 1]; None: the model's own.
         drop_rate: dropout before the (absent) classifier.
         drop_path_rate: stochastic depth.
         channels_last: memory layout; with it convolutions run 1.1 to 1.7 times as fast on a CPU.
@@ -56,7 +55,7 @@ class TimmImage(ImageEncoder):
         assets: what `export_assets` of the original returned.
 
     Raises:
-        ValueError: no such model, weights that cannot be had or do not fit, or a size it cannot take.
+        ValueError: no such model, weights that cannot be loaded or do not fit, or a size it cannot take.
     """
 
     def __init__(
@@ -72,10 +71,10 @@ class TimmImage(ImageEncoder):
         model_kwargs: Mapping[str, Any] | None = None,
         assets: Mapping[str, str] | None = None,
     ) -> None:
-        _check_name(name)
+        _validate_name(name)
         arguments = dict(model_kwargs or {})
         for key in arguments:
-            if key in RESERVED:  # among them places of weights, which would be read as they are
+            if key in RESERVED:  # some of them load weights, unchecked
                 raise ValueError(f"encoder '{name}': model_kwargs.{key} is not the model's own; see `pretrained`")
         if image_size is not None and timm.get_pretrained_cfg(name).fixed_input_size:
             arguments["img_size"] = image_size
@@ -109,7 +108,7 @@ class TimmImage(ImageEncoder):
         return {f"network.{name}" for name in names_by_pattern(self.network, listed)}
 
     def synchronise_batch_norm(self) -> None:
-        # torch's own conversion would drop the activations that timm keeps inside its norm layers
+        # torch's own conversion drops the activations inside timm's norm layers
         self.network = timm.layers.convert_sync_batchnorm(self.network)
 
     def describe_preprocessing(self) -> str:
@@ -117,12 +116,12 @@ class TimmImage(ImageEncoder):
 
     @torch.no_grad()
     def _measure_width(self, name: str, arguments: Mapping[str, Any]) -> int:
-        """Return the features of one grey image: `num_features` does not tell for every model with a head."""
+        """Return the number of features of a gray image: `num_features` is wrong for some models with a head."""
         was_training = self.training
         height, width = self.spec.size
         try:
             features = self.eval()(torch.full((1, 3, height, width), 128, dtype=torch.uint8))
-        except Exception as error:  # architectures check the size with whatever is at hand
+        except Exception as error:  # architectures raise any kind over a size
             raise _refusal(name, height, arguments, error) from error
         finally:
             self.train(was_training)
@@ -134,7 +133,7 @@ class TimmImage(ImageEncoder):
         return features.shape[-1]
 
 
-def _check_name(name: str) -> None:
+def _validate_name(name: str) -> None:
     if ":" in name or "/" in name:
         raise ValueError(
             f"encoder '{name}': name must be a timm architecture; give the hub or the folder with `pretrained`"
@@ -147,17 +146,17 @@ def _check_name(name: str) -> None:
 
 
 def _to_channels_last(network: nn.Module) -> None:
-    """As `network.to(memory_format=...)`, which fails for layers with weights of five dimensions."""
+    """Do what `network.to(memory_format=...)` does, which fails for weights of five dimensions."""
     for tensor in (*network.parameters(), *network.buffers()):
         if tensor.ndim == 4:
             tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
 
 
 def _has_fragile_layer(network: nn.Module) -> bool:
-    """Is there a layer whose backward pass writes past its memory on a CPU in channels_last?
+    """Return whether the backward pass of a layer writes past its memory on a CPU in channels_last.
 
-    oneDNN's does for 1 x 1 convolutions of stride 2 over 2 to 15 channels (torch 2.15): the process ends with a
-    segmentation fault. RepVGG and FastViT, which is the image half of MobileCLIP, begin with one.
+    That of oneDNN does for 1 x 1 convolutions of stride 2 over 2 to 15 channels (torch 2.15): a segmentation fault.
+    RepVGG and FastViT, the image half of MobileCLIP, begin with such a layer.
     """
     return any(
         isinstance(part, nn.Conv2d)
@@ -174,8 +173,8 @@ def _build(name: str, pretrained: Pretrained, image_size: int | None, arguments:
         network = timm.create_model(
             name, pretrained=bool(pretrained), num_classes=0, pretrained_cfg_overlay=overlay, **arguments
         )
-    except Exception as error:  # the hub's client raises a dozen kinds, constructors what they like
-        fault = _fault_of_constructor(name, arguments) if pretrained else error
+    except Exception as error:  # the hub's client raises a dozen kinds, constructors any
+        fault = _constructor_error(name, arguments) if pretrained else error
         if fault is None:
             raise _weights_error(name, pretrained, error) from error
         if isinstance(fault, TypeError):  # a keyword that the model's constructor does not know
@@ -184,21 +183,21 @@ def _build(name: str, pretrained: Pretrained, image_size: int | None, arguments:
             reason = f"{type(fault).__name__}: {one_line(fault)}"
             raise ValueError(f"encoder '{name}': cannot be built with {dict(arguments)} ({reason})") from error
         raise _refusal(name, image_size, arguments, fault) from error
-    network.pretrained_cfg.pop("state_dict", None)  # else the file's tensors would live as long as the network
+    network.pretrained_cfg.pop("state_dict", None)  # else the tensors of the file stay in memory with the network
     return network
 
 
-def _fault_of_constructor(name: str, arguments: Mapping[str, Any]) -> Exception | None:
-    """Return what the architecture says of its arguments, weights aside; None if it can be built."""
+def _constructor_error(name: str, arguments: Mapping[str, Any]) -> Exception | None:
+    """Return the error of building the architecture without weights, or None."""
     try:
         timm.create_model(name, num_classes=0, **arguments)
-    except Exception as error:  # constructors raise what they like
+    except Exception as error:  # constructors raise any kind
         return error
     return None
 
 
 def _refusal(name: str, side: int, arguments: Mapping[str, Any], error: Exception) -> ValueError:
-    """Return the error for a size that a model cannot take, with the nearest that it can."""
+    """Return the error for a size that a model cannot take, with the nearest sizes that it can."""
     own = timm.get_pretrained_cfg(name).input_size[-1]
     if side == own:
         reason = f"{type(error).__name__}: {one_line(error)}"
@@ -209,7 +208,7 @@ def _refusal(name: str, side: int, arguments: Mapping[str, Any], error: Exceptio
 
 
 def _sides_near(name: str, side: int, arguments: Mapping[str, Any]) -> list[int]:
-    """Return the nearest smaller and the nearest larger side that a model takes, of the multiples of usual steps."""
+    """Return the nearest smaller and larger side that a model takes, among multiples of the usual steps."""
     sides = sorted({k * step for step in SIDE_STEPS for k in range(1, math.ceil(2 * side / step) + 1)})
     below, above = [s for s in reversed(sides) if s < side], [s for s in sides if s > side]
     near = (next((s for s in part[:MAX_SIDES_TRIED] if _takes(name, s, arguments)), None) for part in (below, above))
@@ -219,7 +218,7 @@ def _sides_near(name: str, side: int, arguments: Mapping[str, Any]) -> list[int]
 @torch.no_grad()
 def _takes(name: str, side: int, arguments: Mapping[str, Any]) -> bool:
     given = {"img_size": side} if "img_size" in arguments else {}
-    for device in ("meta", "cpu"):  # shapes alone are checked fast; an index out of bounds shows in numbers
+    for device in ("meta", "cpu"):  # meta checks shapes fast; only the CPU notices an index out of bounds
         try:
             with torch.device(device):
                 network = timm.create_model(name, num_classes=0, **{**arguments, **given}).eval()
@@ -227,12 +226,12 @@ def _takes(name: str, side: int, arguments: Mapping[str, Any]) -> bool:
         except Exception:  # as above
             return False
         if sum(weights.numel() for weights in network.parameters()) > MAX_PARAMETERS_TRIED:
-            return True  # each more would take a giant's memory and seconds
+            return True  # the CPU pass would take too much memory and time
     return True
 
 
 def _find_weights(name: str, pretrained: str) -> dict[str, Any]:
-    """Return what tells timm to take the weights from a hub repository, a folder or a file."""
+    """Return the overlay of timm's config that takes the weights from a hub repository, a folder or a file."""
     if pretrained.startswith(HUB_PREFIX):
         return {"hf_hub_id": pretrained.removeprefix(HUB_PREFIX), "source": "hf-hub"}
     path = Path(pretrained).expanduser()
@@ -252,8 +251,8 @@ def _find_weights(name: str, pretrained: str) -> dict[str, Any]:
 def _read_weights(name: str, path: Path) -> dict[str, Any]:
     """Return a file's weights without its classifier.
 
-    timm loads strictly only where the numbers of classes agree; otherwise it leaves what a file lacks random
-    and says nothing. So the classifier goes here, and none is declared.
+    timm loads strictly only if the numbers of classes agree; otherwise missing weights silently stay random. So the
+    classifier is removed here, and zero classes are declared.
     """
     try:
         weights = load_state_dict(str(path), weights_only=True)
@@ -268,8 +267,7 @@ def _read_weights(name: str, path: Path) -> dict[str, Any]:
 
 def _weights_error(name: str, pretrained: Pretrained, error: Exception) -> ValueError:
     is_local = isinstance(pretrained, str) and not pretrained.startswith(HUB_PREFIX)
-    # PyTorch's and timm's errors are both a plain RuntimeError, so their text alone tells weights that do not fit from
-    # weights that are not there
+    # PyTorch and timm both raise RuntimeError: only the text distinguishes weights that do not fit from missing ones
     if is_local or "loading state_dict" in str(error):
         reason = " ".join(str(error).split())[:200]
         return ValueError(f"encoder '{name}': weights (pretrained={pretrained}) do not fit this model: {reason}")

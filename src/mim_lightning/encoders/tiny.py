@@ -1,7 +1,6 @@
-"""Small encoders of our own: nothing to download, fast on two CPU cores, tokeniser included.
+"""Small encoders of our own for the synthetic shop, tests and first runs: no download, fast on two CPU cores.
 
-Built from `conf/encoder/{image,text}/tiny_*.yaml` for the synthetic shop, tests and first runs. Neither has
-batch statistics, so features do not depend on how a batch is split over processes.
+Neither has batch statistics, so features do not depend on how a batch is split over processes.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ class TinyImage(ImageEncoder):
         width: features; the four stages have an eighth, a quarter, a half and all of it as channels.
 
     Raises:
-        ValueError: `image_size` or `width` is no such multiple.
+        ValueError: `image_size` or `width` is not such a multiple.
     """
 
     def __init__(self, image_size: int = 64, width: int = 256) -> None:
@@ -57,7 +56,7 @@ class TinyImage(ImageEncoder):
 
 
 def _norm(channels: int) -> nn.Module:
-    # Eight groups: a single one is faster, but learns patterns more slowly.
+    # eight groups: a single one is faster, but learns patterns more slowly
     return nn.GroupNorm(8, channels)
 
 
@@ -81,7 +80,7 @@ class _ConvBlock(nn.Module):
 
 @dataclass(frozen=True)
 class HashTokenise:
-    """Texts to ids (n, L): each lower-case word is hashed into one of the buckets; needs no vocabulary file."""
+    """Texts to ids (n, L): each lower-case word is hashed into one of the buckets, without a vocabulary file."""
 
     max_length: int
     num_buckets: int
@@ -94,12 +93,12 @@ class HashTokenise:
         return {"input_ids": ids}
 
     def count(self, texts: Sequence[str]) -> list[int]:
-        """Return the words of each text, those beyond `max_length` too."""
+        """Return the number of words of each text, including those beyond `max_length`."""
         return [len(WORD.findall(text)) for text in texts]
 
     def _ids(self, text: str) -> list[int]:
         words = WORD.findall(text.lower())[: self.max_length]
-        # crc32 and not hash(): the latter differs between processes.
+        # crc32 because hash() differs between processes
         return [NUM_SPECIAL + crc32(word.encode()) % self.num_buckets for word in words] or [EMPTY_ID]
 
 
@@ -108,12 +107,12 @@ class TinyText(Encoder):
 
     Args:
         max_length: words kept of a text.
-        vocabulary: rows of the embedding; words that share a bucket share a row.
+        vocabulary: rows of the embedding table; words in the same bucket share a row.
         width: features, a multiple of 32.
         num_layers: transformer layers.
 
     Raises:
-        ValueError: `width` is no such multiple, or `vocabulary` leaves no bucket.
+        ValueError: `width` is not such a multiple, or `vocabulary` leaves no bucket.
     """
 
     spec: TextSpec

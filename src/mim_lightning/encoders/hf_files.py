@@ -1,0 +1,115 @@
+"""Configs and tokenizers of Hugging Face, from the hub, a folder or a checkpoint's assets, without running their code.
+
+Such files may name Python modules that transformers would import, or attention kernels that it would download; a model
+that needs either is refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig, AutoTokenizer, PretrainedConfig
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from mim_lightning.encoders.interface import TOKENIZER_CONFIG_FILE
+
+# keys and model types by which transformers loads a part of the model from the hub or from timm
+FETCHED, FETCHED_TYPES = ("use_pretrained_backbone", "use_timm_backbone", "backbone"), ("timm_wrapper", "timm_backbone")
+TOKENIZER_FILE = "tokenizer.json"
+VERSION_FILE, VERSION = "encoder.json", 2  # an asset; version 1 had no tokenizer settings, and no such file
+SET_BY_EACH_CALL = ("truncation", "padding")
+WITHOUT_EFFECT = ("name_or_path", "tokenizer_file", "vocab_file", "special_tokens_map_file", "chat_template")
+
+
+class CodeInModelError(ValueError):
+    """A model that cannot be built without running code that comes with it."""
+
+
+def load_hf_config(source: str | Path, offline: bool) -> Any:
+    """Return the config of a model that transformers implements itself.
+
+    Args:
+        source: name on the hub, or folder.
+        offline: never ask the hub, neither now nor when the model is built.
+
+    Raises:
+        CodeInModelError: the model is code, or asks for code.
+        OSError, ValueError: there is none, or offline, it would ask the hub.
+    """
+    facts, _ = PretrainedConfig.get_config_dict(source, local_files_only=offline)
+    if "auto_map" in facts and facts.get("model_type") not in CONFIG_MAPPING:
+        raise CodeInModelError(
+            f"encoder '{source}': brings Python code of its own, which is not run; give a model that transformers knows"
+        )
+    if offline:
+        _validate_nothing_fetched(facts)  # some models ask while their config is made
+    config = AutoConfig.from_pretrained(source, local_files_only=offline, trust_remote_code=False)
+    if offline:
+        _validate_nothing_fetched(config.to_dict())  # some ask by default
+    for part in (config, getattr(config, "text_config", None)):
+        attention = getattr(part, "_attn_implementation", None)
+        if isinstance(attention, str) and "/" in attention:
+            raise CodeInModelError(
+                f"encoder '{source}': asks for attention code from the hub, {attention}; not downloaded"
+            )
+    return config
+
+
+def _validate_nothing_fetched(facts: dict[str, Any]) -> None:
+    waiting: list[tuple[str, Any]] = [("", facts)]
+    while waiting:
+        prefix, part = waiting.pop()
+        for key, value in part.items() if isinstance(part, dict) else enumerate(part):
+            if (
+                (key in FETCHED and value not in (None, False))
+                or (key == "model_type" and value in FETCHED_TYPES)
+                or (key == "architecture" and isinstance(value, str) and (":" in value or "/" in value))
+            ):
+                raise ValueError(
+                    f"config.json: {prefix}{key}: a part of the model would come from the hub; not downloaded"
+                )
+            if isinstance(value, dict | list) and key != "label2id":  # whose keys are the labels of a dataset
+                waiting.append((f"{prefix}{key}.", value))
+
+
+def load_hf_tokenizer(source: str | Path, offline: bool) -> Any:
+    """Return the tokenizer of a model; errors as in transformers."""
+    return AutoTokenizer.from_pretrained(source, local_files_only=offline, trust_remote_code=False)
+
+
+def unusual_settings(tokenizer: Any, assets: Mapping[str, str]) -> dict[str, Any]:
+    """Return the settings, by name, that change tokens and are neither in `tokenizer.json` nor usual for its class.
+
+    Two tokenizers with one `tokenizer.json` may truncate, split or pad in different ways: those settings are in
+    further files. They are part of the fingerprint; of most models there are none.
+
+    Args:
+        tokenizer: as it will be called.
+        assets: the files it was read from.
+    """
+    settings: dict[str, Any] = {}
+    if tokenizer.truncation_side != "right":
+        settings["truncation_side"] = tokenizer.truncation_side
+    if getattr(tokenizer, "split_special_tokens", False):
+        settings["split_special_tokens"] = True
+    if set(tokenizer.model_input_names) != set(type(tokenizer).model_input_names):
+        settings["inputs"] = sorted(tokenizer.model_input_names)
+    if TOKENIZER_FILE not in assets:  # written in Python: all its settings are in the files
+        settings["files"] = {name: _digest(text) for name, text in assets.items() if name != TOKENIZER_CONFIG_FILE}
+        facts = json.loads(assets.get(TOKENIZER_CONFIG_FILE, "{}"))
+        settings["arguments"] = {key: value for key, value in facts.items() if key not in WITHOUT_EFFECT}
+    elif (rules := _rules(tokenizer.backend_tokenizer.to_str())) != _rules(assets[TOKENIZER_FILE]):
+        settings["rules"] = _digest(json.dumps(rules, sort_keys=True))
+    return settings
+
+
+def _rules(text: str) -> dict[str, Any]:
+    return {key: value for key, value in json.loads(text).items() if key not in SET_BY_EACH_CALL}
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
