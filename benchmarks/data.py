@@ -35,7 +35,7 @@ from mim_lightning.data.loading.collate import Collate
 from mim_lightning.data.loading.loader import BatchRef, RankSampler, StreamLoader, one_thread
 from mim_lightning.data.sampling.grouped import GroupedSettings
 from mim_lightning.data.sampling.order import EpochSettings, OrderSettings
-from mim_lightning.data.sampling.shuffled import StreamSettings
+from mim_lightning.data.sampling.shuffled import ShuffledSettings
 from mim_lightning.data.shards.shard_set import ShardSet
 from mim_lightning.data.shards.writer import Record
 from mim_lightning.encoders.tiny import HashTokenise
@@ -59,9 +59,9 @@ def main() -> None:
     photos = read_photos(wishes.photos, 2 * wishes.rows)
     results = []
     with tempfile.TemporaryDirectory(dir=wishes.scratch) as scratch:
-        for rows_per_product in wishes.rows_per_product:
-            shards = write_rows(Path(scratch) / f"rows-{rows_per_product}", photos, rows_per_product, wishes)
-            results.append({"rows_per_product": rows_per_product, **compare(shards, rows_per_product, wishes)})
+        for samples_per_product in wishes.samples_per_product:
+            shards = write_rows(Path(scratch) / f"rows-{samples_per_product}", photos, samples_per_product, wishes)
+            results.append({"samples_per_product": samples_per_product, **compare(shards, samples_per_product, wishes)})
         facts = describe(shards, wishes)
     print(table(results, facts))
     if wishes.output:
@@ -91,9 +91,9 @@ def read_wishes() -> argparse.Namespace:
 # --- the rows
 
 
-def write_rows(folder: Path, photos: Sequence[bytes], rows_per_product: int, wishes: argparse.Namespace) -> ShardSet:
+def write_rows(folder: Path, photos: Sequence[bytes], samples_per_product: int, wishes: argparse.Namespace) -> ShardSet:
     """Write quadruples."""
-    records = (record(photos, number, number // rows_per_product) for number in range(wishes.rows))
+    records = (record(photos, number, number // samples_per_product) for number in range(wishes.rows))
     write_shard_set(folder, records, wishes.rows, samples_per_shard=512)
     return ShardSet(folder)
 
@@ -116,14 +116,16 @@ def record(photos: Sequence[bytes], number: int, product: int) -> Record:
 # --- the sides
 
 
-def compare(shards: ShardSet, rows_per_product: int, wishes: argparse.Namespace) -> dict[str, dict[str, list[Spent]]]:
+def compare(
+    shards: ShardSet, samples_per_product: int, wishes: argparse.Namespace
+) -> dict[str, dict[str, list[Spent]]]:
     """Return what each side spent, by round."""
     text = TextSpec(HashTokenise(32, 4094), 32)
     image = ImageSpec((wishes.image_size, wishes.image_size))
     specs = {"query_image": image, "product_image": image, "product_text": text, "query_text": text}
     collate = Collate(specs, shards.max_relevant, AUGMENT)
     samples = shards.read(range(len(shards)))
-    settings: OrderSettings = GroupedSettings(rows_per_product) if rows_per_product > 1 else StreamSettings()
+    settings: OrderSettings = GroupedSettings(samples_per_product) if samples_per_product > 1 else ShuffledSettings()
     order = settings.for_shards(shards, EpochSettings(wishes.batch_size, seed=1, num_lanes=1))
     ranks = RankSampler(shards, order, 0, 1)
     memory = DataLoader(
@@ -272,7 +274,7 @@ def table(results: Sequence[dict[str, Any]], facts: dict[str, Any]) -> str:
         "| ---: | --- | ---: | ---: | ---: |",
     ]
     for result in results:
-        lines += table_lines(result["rows_per_product"], result["spent"], facts["rows"])
+        lines += table_lines(result["samples_per_product"], result["spent"], facts["rows"])
     sizes = f"batches of {facts['batch_size']}, {facts['image_size']} pixels, {facts['workers']} processes a side"
     lines += [
         "",
@@ -282,12 +284,12 @@ def table(results: Sequence[dict[str, Any]], facts: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def table_lines(rows_per_product: int, spent: dict[str, list[Spent]], num_rows: int) -> Iterator[str]:
+def table_lines(samples_per_product: int, spent: dict[str, list[Spent]], num_rows: int) -> Iterator[str]:
     ours = spent["ours"]
     for name, found in spent.items():
         ratios = ["", ""] if name == "ours" else [ratio(found, ours, measure) for measure in (0, 1)]
         rate = num_rows / median(one[0] for one in found)
-        yield f"| {rows_per_product} | {name} | {rate:,.0f} | {' | '.join(ratios)} |"
+        yield f"| {samples_per_product} | {name} | {rate:,.0f} | {' | '.join(ratios)} |"
 
 
 def ratio(theirs: Sequence[Spent], ours: Sequence[Spent], measure: int) -> str:

@@ -34,7 +34,7 @@ def now():
 
 states = [now()]
 from mim_lightning.data.sampling.order import EpochSettings
-from mim_lightning.data.sampling.shuffled import StreamSettings
+from mim_lightning.data.sampling.shuffled import ShuffledSettings
 from mim_lightning.data.shards.shard_set import ShardSet
 from mim_lightning.data.loading.loader import RankSampler
 import mim_lightning.train, mim_lightning.lit.datamodule  # what else a training process holds
@@ -43,7 +43,7 @@ place, num_lanes, batch_size, world_size = sys.argv[1], *map(int, sys.argv[2:])
 if place:
     shards = ShardSet(place)
     states.append(now())
-    order = StreamSettings().for_shards(shards, EpochSettings(batch_size, seed=1, num_lanes=num_lanes))
+    order = ShuffledSettings().for_shards(shards, EpochSettings(batch_size, seed=1, num_lanes=num_lanes))
     sampler = RankSampler(shards, order, world_size // 2, world_size)
     states.append(now())
     sampler.epoch, sampler.start = 3, order.num_batches // 2 * batch_size
@@ -75,7 +75,7 @@ def main() -> None:
 def read_wishes() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--samples", type=int, default=400_000_000, help="of the simulated set")
-    parser.add_argument("--lanes", type=int, nargs="+", default=[1, 64], help="data.num_lanes")
+    parser.add_argument("--lanes", type=int, nargs="+", default=[1, 64], help="data.num_interleaved")
     parser.add_argument("--batch-size", type=int, default=4096, help="rows of all ranks together")
     parser.add_argument("--world-size", type=int, default=64, help="ranks; the one in the middle is measured")
     parser.add_argument("--output", type=Path, help="file for the same as JSON")

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from mim_lightning.data.validation import CheckSettings
+from mim_lightning.data.validation import ValidationSettings
 from mim_lightning.data.validation.duplicates import MAX_COLOUR_DISTANCE
 from mim_lightning.data.validation.image_checks import PictureFacts, picture_facts
 
@@ -51,7 +51,7 @@ def _rows(word: str, folder: Path, num: int, rng: random.Random) -> Iterator[tup
     left, right, between = (array[between <= DISTANCES[-1]] for array in (left, right, between))
     is_near = np.abs(colours[left] - colours[right]).max(1, initial=0) <= MAX_COLOUR_DISTANCE
     for distance in DISTANCES:
-        is_first, is_default = distance == DISTANCES[0], distance == CheckSettings().max_hash_distance
+        is_first, is_default = distance == DISTANCES[0], distance == ValidationSettings().max_hash_distance
         pairs = f"{((between <= distance) & is_near).sum():,}"
         yield (
             f"{len(pictures):,} {word}" if is_first else "",

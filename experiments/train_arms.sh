@@ -13,7 +13,7 @@ train_arms() {
   local record=$1
   shift
   for seed in $SEEDS; do
-    $PYTHON -m mim_lightning.train -m seed="$seed" data.protocol.fold=$((seed - 1)) paths.runs="runs/$record" "$@"
+    $PYTHON -m mim_lightning.train -m seed="$seed" data.splits.fold=$((seed - 1)) paths.runs="runs/$record" "$@"
   done
 }
 

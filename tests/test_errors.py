@@ -72,7 +72,7 @@ def test_choices_are_those_of_the_group_and_nothing_else(override: str) -> None:
         ),
         ("~data.shards", "data.val_split: cannot be made from ${.shards.val_split}: a key in it is missing"),
         ("data.augment.min_scale=${.nope}", "data.augment.min_scale: cannot be made from ${.nope}: a key"),
-        ("data.protocol=null", "run.name: cannot be made from ${model.name}-<set>${data.protocol.label}-seed${seed}:"),
+        ("data.splits=null", "run.name: cannot be made from ${model.name}-<set>${data.splits.label}-seed${seed}:"),
     ],
 )
 def test_a_value_that_another_key_should_give_is_named(override: str, reason: str) -> None:

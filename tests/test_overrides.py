@@ -16,7 +16,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "mim_lightning"
 # what is composed to find a key: by entry point, what its config needs to have all of them
 COMPOSED = {
     "train": [
-        *("data=manifest", "data.source.products=p", "data.source.queries=q", "data/order=grouped"),
+        *("data=manifest", "data.source.products=p", "data.source.queries=q", "data/sampling=grouped"),
         "encoder/text=minilm",
     ],
     "prepare": ["data=grocery"],
@@ -54,7 +54,7 @@ def has(config: Config, key: str) -> bool:
 
 def test_every_key_that_a_message_names_is_accepted() -> None:
     keys = set(advised_keys())
-    assert {"optim.lr_scales.encoder", "data.check.on_bad", "index.hnsw_m"} <= keys and len(keys) > 40
+    assert {"optim.lr_scales.encoder", "data.validation.on_invalid", "index.hnsw_m"} <= keys and len(keys) > 40
     configs = [compose(name, overrides) for name, overrides in COMPOSED.items()]
     unlisted = {key for key in keys if not any(has(config, key) for config in configs)}
     assert not [key for key in sorted(unlisted) if open_up([f"{key}=1"]) != [f"++{key}=1"]]
@@ -68,7 +68,7 @@ def test_every_key_that_a_message_names_is_accepted() -> None:
         "trainer.fast_dev_run=true",
         "+trainer.max_epochs=3",
         "data.source.columns.queries.kind=sort",
-        "data.mix.web.ids=own",
+        "data.mixture.web.id_namespace=separate",
     ],
 )
 def test_an_open_key_is_set_with_and_without_a_plus(override: str) -> None:

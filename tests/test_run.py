@@ -61,8 +61,8 @@ def test_what_can_be_meant_passes(override: str) -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("schedule.warmup_share=abc", "schedule.warmup_share=abc: give a number"),
-        ("+schedule.warmup_shar=0.1", "no config key 'schedule.warmup_shar'; did you mean 'warmup_share'"),
+        ("schedule.warmup_fraction=abc", "schedule.warmup_fraction=abc: give a number"),
+        ("+schedule.warmup_shar=0.1", "no config key 'schedule.warmup_shar'; did you mean 'warmup_fraction'"),
         ("+optim.optimizer.weight_decy=0.1", "no config key 'optim.optimizer.weight_decy'"),
         ("+optim.optimizer.fused=maybe", "optim.optimizer.fused=maybe: give true or false or null"),
     ],

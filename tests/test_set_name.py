@@ -28,7 +28,7 @@ MANIFEST = ["data=manifest", "data.source.queries=queries.csv"]
         ([*MANIFEST, "data.source.products=products.csv"], "products"),
         ([*MANIFEST, "data.source.products='s3://bucket/shoes/train/*.parquet'"], "shoes"),
         ([*MANIFEST, "data.source.products=a/b.csv", "data.folder=shoes"], "shoes"),
-        ([*MANIFEST, "data.source.products=a/shoes.csv", "data/protocol=disjoint"], "shoes"),
+        ([*MANIFEST, "data.source.products=a/shoes.csv", "data/splits=product_disjoint"], "shoes"),
         (["data=huggingface", "data.source.products.path=org/shoes", "data.source.queries.path=q"], "shoes"),
         (["data=webdataset", "data.source.shards.train='shoes/train-{000..003}.tar'"], "shoes"),
     ],

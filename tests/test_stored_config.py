@@ -138,7 +138,7 @@ def test_what_is_not_built_may_say_what_it_likes(checkpoint: Path, config: dict[
         ((*ENCODER, "_target_"), "mim_lightning.encoders.tiny.TinyImage.__init__", "here it may be"),
         (("model", "towers", "query_image", "_target_"), "mim_lightning.encoders.TinyImage", "model.Tower"),
         (("data", "source", "_target_"), "mim_lightning.lit.MatchDataModule", "ManifestSource"),
-        (("data", "order", "_target_"), "mim_lightning.data.Augment", "StreamSettings"),
+        (("data", "sampling", "_target_"), "mim_lightning.data.Augment", "ShuffledSettings"),
         (ENCODER, None, "is None; give _target_"),
         (ENCODER, ["a"], "give _target_"),
         (("data", "source"), "a text", "give _target_"),
@@ -206,7 +206,7 @@ def test_what_holds_itself_or_too_much_is_refused() -> None:
             check_config(value, "a.ckpt")
 
 
-@pytest.mark.parametrize("options", [["data=synthetic"], ["model=2tower", "data=synthetic", "data/order=grouped"]])
+@pytest.mark.parametrize("options", [["data=synthetic"], ["model=2tower", "data=synthetic", "data/sampling=grouped"]])
 def test_configs_of_ours_pass(options: list[str]) -> None:
     config = compose("train", options)
     assert check_config(config, "a.ckpt") == config

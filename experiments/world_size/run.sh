@@ -11,7 +11,7 @@ for queries in 7 8; do # 427 rows: batches of 64 and one of 43, which two proces
       .venv/bin/python -m mim_lightning.train data.source.num_products=61 data.source.train_queries_per_product=$queries \
         data.batch_size=64 data.num_workers=0 data.folder=$RUNS/data-$queries encoder.image.image_size=32 encoder.image.width=64 \
         encoder.text.width=32 encoder.text.num_layers=1 embed_dim=16 trainer=cpu trainer.max_epochs=15 trainer.devices=$devices \
-        trainer.precision=$precision report=last paths.runs=$RUNS/$queries/$precision/$devices
+        trainer.precision=$precision results_from=last paths.runs=$RUNS/$queries/$precision/$devices
     done
   done
 done

@@ -23,9 +23,17 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from mim_lightning.command import FULL_ERRORS
-from mim_lightning.config import Config, conf_dir, listed_sections, load_config, to_plain
+from mim_lightning.config import (
+    Config,
+    conf_dir,
+    listed_sections,
+    load_config,
+    to_plain,
+    warn_of_former_name,
+)
 from mim_lightning.display.text import error_text
 from mim_lightning.errors import Failure, describe_failure, hint_at, is_mendable, leave_failure
+from mim_lightning.former_names import present_overrides
 from mim_lightning.interruption import Interruption, interruptible
 from mim_lightning.overrides import open_up
 
@@ -59,7 +67,9 @@ def run_door(
 
 
 def _run(name: str, function: Callable[[Config], Any], free_texts: Sequence[str]) -> None:
-    sys.argv[1:] = open_up(_quoted(argument, free_texts) for argument in sys.argv[1:])
+    sys.argv[1:] = open_up(
+        _quoted(argument, free_texts) for argument in present_overrides(sys.argv[1:], name, warn_of_former_name)
+    )
     if FROZEN_CONFIG not in os.environ:
         try:
             refuse_unknown_sections(name, sys.argv[1:])
@@ -74,7 +84,7 @@ def _run(name: str, function: Callable[[Config], Any], free_texts: Sequence[str]
     def guarded(config: DictConfig) -> Any:
         # an exit from within: an exception on its way through Hydra is printed with the whole call stack
         try:
-            return function(to_plain(config))
+            return function(to_plain(config, name))
         except Exception as caught:
             error = _naming_removed(caught)
             if not _is_recorded():

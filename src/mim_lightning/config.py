@@ -21,11 +21,11 @@ from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
 from mim_lightning.expected_types import refuse_mistyped, refuse_other_kind
+from mim_lightning.former_names import present_overrides, to_first, to_present
 from mim_lightning.io.atomic import atomic_write
 from mim_lightning.io.damaged_file import errors_as_damaged_file
 from mim_lightning.overrides import open_up
 from mim_lightning.stored_config import MAX_DEPTH, check_config
-from mim_lightning.targets import to_present_targets
 
 if TYPE_CHECKING:
     from mim_lightning.data.preparation.prepared import Preparation
@@ -46,7 +46,7 @@ def compose(name: str, overrides: list[str]) -> Config:
     """Return the config that a door would get; for tests and notebooks."""
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(conf_dir(), version_base="1.3"):
-        return to_plain(hydra.compose(name, open_up(overrides)))
+        return to_plain(hydra.compose(name, open_up(present_overrides(overrides, name, warn_of_former_name))), name)
 
 
 def listed_sections(name: str) -> set[str]:
@@ -56,24 +56,32 @@ def listed_sections(name: str) -> set[str]:
         return {str(section) for section in hydra.compose(name)}
 
 
-def to_plain(config: DictConfig | Any) -> Config:
-    """Resolve a config into plain containers; a class under a former name is built all the same, with a warning.
+def to_plain(config: DictConfig | Any, name: str = "train") -> Config:
+    """Resolve a config into plain containers; what it has under a former name is taken all the same, with a warning.
+
+    Args:
+        config: as Hydra composed it.
+        name: of the config, the file in conf/.
 
     Raises:
         ValueError: a mandatory key has no value; names it.
     """
+    written: Any = OmegaConf.to_container(config, resolve=False)
+    present = to_present(written, name, warn_of_former_name)
+    if present != written:
+        config = OmegaConf.create(present)
     missing = OmegaConf.missing_keys(config)
     if missing:
         key = sorted(missing)[0]
         raise ValueError(f"{key}: needs a value; give {key}=<value>")
     plain = OmegaConf.to_container(config, resolve=True)
     assert isinstance(plain, dict)
-    return {str(key): value for key, value in to_present_targets(plain, _warn_of_rename).items()}
+    return {str(key): value for key, value in plain.items()}
 
 
 @functools.cache  # once a process: a sweep composes its config for every job
-def _warn_of_rename(former: str, present: str) -> None:
-    print(f"warning: {former} is now {present}; the former name works until the next minor version", file=sys.stderr)
+def warn_of_former_name(former: str, present: str) -> None:
+    print(f"warning: {former} is now {present}; the former name is accepted until version 0.3", file=sys.stderr)
 
 
 def save_config(config: Mapping[str, Any], path: Path) -> None:
@@ -128,8 +136,8 @@ def build_preparation(data: Mapping[str, Any], num_workers: int | None = None) -
         to_path_or_url(data["folder"]),
         build(data["source"]),
         build(data["shards"]),
-        build(data["protocol"]),
-        build(data.get("check")),  # older runs have no such section
+        build(data["splits"]),
+        build(data.get("validation")),  # older runs have no such section
         build(data.get("cache")),
         data["num_workers"] if num_workers is None else num_workers,
     )
@@ -151,10 +159,12 @@ def describe_data(data: Mapping[str, Any], source: Mapping[str, Any] | None) -> 
     others: dict[str, Any] = {}
     if data.get("distractors"):
         others["distractors"] = _described(data["distractors"])
-    if mixed := {name: entry for name, entry in (data.get("mix") or {}).items() if entry}:
+    if mixed := {name: entry for name, entry in (data.get("mixture") or {}).items() if entry}:
+        # under their first names, as run ids hold them
+        entries = to_first({"data": {"mixture": mixed}})["data"]["mix"]
         others["mix"] = {
             name: {**entry, "folder": _described(entry["folder"])} if entry.get("folder") else entry
-            for name, entry in mixed.items()
+            for name, entry in entries.items()
         }
     return {"own": own, **others} if others else own
 

@@ -26,7 +26,7 @@ TRAINER_OPTIONS = frozenset(
 # them refuses one that it does not know
 OPEN_SECTIONS = (
     "optim.lr_scales.",
-    "data.mix.",
+    "data.mixture.",
     "data.source.columns.",
     "data.source.fields.",
     "callbacks.retrieval_eval.",

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from mim_lightning.types import InputSpec
 
 ENGINES = ("processes", "ray")
-CHECKS = ("always", "only")
 
 
 def main() -> None:
@@ -34,10 +33,9 @@ def main() -> None:
 def prepare(config: dict[str, Any]) -> None:
     """Write the shards of `data`, and say what is in them; or check or verify only."""
     data = config["data"]
-    for key, known in (("engine", ENGINES), ("check", CHECKS)):
-        if config[key] not in known:
-            raise ValueError(f"{key}={config[key]}: give {' or '.join(known)}")
-    for key in ("force", "verify"):
+    if config["engine"] not in ENGINES:
+        raise ValueError(f"engine={config['engine']}: give {' or '.join(ENGINES)}")
+    for key in ("overwrite", "validate_only", "verify"):
         if not isinstance(config[key], bool):
             raise ValueError(f"{key}={config[key]}: give true or false")
     if (config["num_workers"] or 0) < 0:
@@ -47,7 +45,7 @@ def prepare(config: dict[str, Any]) -> None:
         return
     if data["source"] is None:
         raise ValueError("data.source: nothing to prepare from; choose a set with a source, such as data=manifest")
-    if config["check"] == "only":
+    if config["validate_only"]:
         check(data, _text_specs(config))
         return
     prepared = prepare_on_cluster(config) if config["engine"] == "ray" else prepare_here(config)
@@ -77,7 +75,7 @@ def prepare_here(config: Mapping[str, Any]) -> PreparedData:
     parts = build_preparation(config["data"], config["num_workers"])
     _local(parts.folder)
     return prepare_data(
-        parts, write_validation_report, specs=_text_specs(config), force=config["force"], is_compared=True
+        parts, write_validation_report, specs=_text_specs(config), force=config["overwrite"], is_compared=True
     )
 
 
@@ -129,22 +127,22 @@ def prepare_on_cluster(config: Mapping[str, Any]) -> PreparedData:
     """
     from mim_lightning.data.manifest.manifest import ManifestSource
     from mim_lightning.data.preparation.ray_engine import prepare_with_ray
-    from mim_lightning.data.splits import Seen
-    from mim_lightning.data.validation import CheckSettings
+    from mim_lightning.data.splits import GivenSplits
+    from mim_lightning.data.validation import ValidationSettings
 
     data = config["data"]
     parts = build_preparation(data)
     if not isinstance(parts.source, ManifestSource):
         raise ValueError(f"engine=ray: reads tables, not data={data['name']}; give data=manifest")
-    if not isinstance(parts.protocol, Seen):
-        raise ValueError("engine=ray: no process sees all products, so data.protocol=seen is the only one")
-    settings = parts.settings, build(config["ray"]), parts.check or CheckSettings()
-    return prepare_with_ray(parts.source, parts.folder, *settings, force=config["force"])
+    if not isinstance(parts.protocol, GivenSplits):
+        raise ValueError("engine=ray: no process sees all products, so data/splits=given is the only one")
+    settings = parts.settings, build(config["ray"]), parts.check or ValidationSettings()
+    return prepare_with_ray(parts.source, parts.folder, *settings, force=config["overwrite"])
 
 
 def _text_specs(config: Mapping[str, Any]) -> dict[str, InputSpec] | None:
-    """Return what the encoder of `texts` wants, as both text towers' spec."""
-    texts = config.get("texts")
+    """Return what the encoder of `tokenizer` wants, as both text towers' spec."""
+    texts = config.get("tokenizer")
     if texts is None:
         return None
     encoder = build({**texts, "pretrained": None} if "pretrained" in texts else texts)  # its tokeniser is all we need

@@ -18,10 +18,10 @@ from typing import Any
 
 from mim_lightning.config import describe_data, describe_source, load_stored_config
 from mim_lightning.expected_types import refuse_other_kind
+from mim_lightning.former_names import to_first
 from mim_lightning.io.atomic import atomic_write, remove_abandoned
 from mim_lightning.io.damaged_file import DamagedFileError, errors_as_damaged_file
 from mim_lightning.set_name import name_set
-from mim_lightning.targets import to_first_targets
 
 # what changes where a run happens or what is shown of it, not what comes out
 IRRELEVANT = ("run", "paths", "logger", "trial")
@@ -38,25 +38,30 @@ IRRELEVANT_IN = {
     "encoder": ("training",),  # what comes of it stands in optim, loss and trainer
     # the data themselves are described instead
     "data": (
-        *("folder", "source", "check", "distractors", "mix", "num_workers", "eval_batch_size"),
-        *("cache", "on_bad", "max_bad"),  # a run that met a damaged shard goes on under its id
+        *("folder", "source", "validation", "distractors", "mixture", "num_workers", "eval_batch_size"),
+        *("cache", "on_corrupt_sample", "max_corrupt_samples"),  # a run that met a damaged shard goes on under its id
     ),
     "callbacks": (
-        "retrieval_browser",
+        "tracked_queries",
         "best",
         "last",
         "throughput",
-        "skipped_samples",
+        "corrupt_samples",
         "learning_rate",
         "progress_bar",
-        "divergence",
-        "pruning",
+        "terminate_on_nan",
+        "optuna_pruning",
     ),
 }
-# the same by dotted key, but for what decides: run ids describe `data.source` and `data.mix` instead of naming them
+# the same by dotted key, but for what decides: run ids describe `data.source` and `data.mixture` instead of naming them
 PLACEMENT_KEYS = (
     *IRRELEVANT,
-    *(f"{section}.{key}" for section, keys in IRRELEVANT_IN.items() for key in keys if key not in ("source", "mix")),
+    *(
+        f"{section}.{key}"
+        for section, keys in IRRELEVANT_IN.items()
+        for key in keys
+        if key not in ("source", "mixture")
+    ),
 )
 PENDING_ID = "<run-id>"  # stands in conf/train.yaml until the id is known
 PENDING_SET = "<set>"  # stands there in the run's name, until the data set's is known
@@ -97,7 +102,7 @@ class Run:
         """
         places = {"best": self.best_checkpoint, "last": self.last_checkpoint}
         if which not in places:
-            raise ValueError(f"report={which}: give best or last")
+            raise ValueError(f"results_from={which}: give best or last")
         return places[which]
 
     def read_results(self) -> dict[str, float] | None:
@@ -147,7 +152,7 @@ def identify(config: dict[str, Any]) -> tuple[Run, dict[str, Any], dict[str, Any
 
 # keys that no constructor takes, or not before others have relied on them -> what they may be
 KINDS: dict[str, Any] = {
-    **dict.fromkeys(("run.id", "run.name", "run.folder", "paths.runs", "monitor", "report"), str),
+    **dict.fromkeys(("run.id", "run.name", "run.folder", "paths.runs", "monitor", "results_from"), str),
     **dict.fromkeys(("trainer._target_", "data._target_"), str),
     **dict.fromkeys(
         ("encoder", "model", "loss", "data", "optim", "schedule", "trainer", "callbacks", "directions", "logger"), dict
@@ -229,7 +234,7 @@ def find_resumable(run: Run) -> Path | None:
     return run.last_checkpoint
 
 
-def refuse_missed_report(config: Mapping[str, Any]) -> None:
+def refuse_missed_results(config: Mapping[str, Any]) -> None:
     """Refuse settings under which the checkpoint that results are to be of would never be written, or be an older one.
 
     Checkpoints are written where validation runs, or every so many steps.
@@ -237,14 +242,14 @@ def refuse_missed_report(config: Mapping[str, Any]) -> None:
     Raises:
         ValueError: naming the key that is to change.
     """
-    report, trainer, last = config["report"], config["trainer"], config["callbacks"].get("last")
-    if report == "last" and isinstance(last, Mapping) and last.get("every_n_train_steps"):
-        raise ValueError("report=last: callbacks.last.every_n_train_steps may miss the last step; set it to null")
+    which, trainer, last = config["results_from"], config["trainer"], config["callbacks"].get("last")
+    if which == "last" and isinstance(last, Mapping) and last.get("every_n_train_steps"):
+        raise ValueError("results_from=last: callbacks.last.every_n_train_steps may miss the last step; set it to null")
     every, num_epochs = trainer.get("check_val_every_n_epoch") or 1, trainer.get("max_epochs") or 0
-    if num_epochs > 0 and (num_epochs < every or (report == "last" and num_epochs % every)):
+    if num_epochs > 0 and (num_epochs < every or (which == "last" and num_epochs % every)):
         unseen = "the last" if num_epochs >= every else "any"
         raise ValueError(
-            f"trainer.check_val_every_n_epoch={every}: report={report} would never see {unseen} of {num_epochs} "
+            f"trainer.check_val_every_n_epoch={every}: results_from={which} would never see {unseen} of {num_epochs} "
             "epochs; give a divisor of trainer.max_epochs"
         )
 
@@ -287,7 +292,7 @@ def _find_or_name(config: Mapping[str, Any], digest: str) -> str:
 
 def _digest(config: Mapping[str, Any], description: Mapping[str, Any] | None) -> str:
     # under the first name of every class: a later one must not lose the runs that are there
-    relevant = {**to_first_targets(_relevant(config)), "described_data": describe_data(config["data"], description)}
+    relevant = {**to_first(_relevant(config)), "described_data": describe_data(config["data"], description)}
     return hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()[:8]
 
 

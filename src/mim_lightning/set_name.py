@@ -31,7 +31,7 @@ def name_set(data: Mapping[str, Any]) -> str:
     if name not in OPTIONS:
         return name
     folder = PurePath(str(data["folder"])).name
-    default = f"{name}{data.get('protocol', {}).get('label', '')}"
+    default = f"{name}{data.get('splits', {}).get('label', '')}"
     if data["source"] is None or folder != default:
         return _name_of(str(data["folder"])) or name
     return next((word for path in _paths(data["source"]) if (word := _name_of(path))), name)

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from mim_lightning.display.text import plain
+from mim_lightning.former_names import to_present
 from mim_lightning.io.damaged_file import FileError, errors_as_damaged_file
 from mim_lightning.io.file_name import validate_file_name
-from mim_lightning.targets import to_present_targets
 
 TRUSTED_PACKAGES = "MIM_TRUSTED_PACKAGES"  # environment variable: packages, by comma, whose classes a file may name
 OWN = "mim_lightning."
@@ -41,10 +41,10 @@ ROLES = {
     ),
     "data.source.download": ("data.DownloadSettings",),
     "data.shards": ("data.ShardSettings",),
-    "data.check": ("data.CheckSettings",),
+    "data.validation": ("data.ValidationSettings",),
     "data.cache": ("data.CacheSettings",),
-    "data.protocol": ("data.Seen", "data.ProductDisjoint"),
-    "data.order": ("data.StreamSettings", "data.GroupedSettings", "data.WeightedSettings"),
+    "data.splits": ("data.GivenSplits", "data.ProductDisjointSplits"),
+    "data.sampling": ("data.ShuffledSettings", "data.GroupedSettings", "data.WeightedSettings"),
     "data.augment": ("data.Augment",),
     "callbacks.retrieval_eval": ("lit.RetrievalEval",),
 }
@@ -52,7 +52,7 @@ ROLES = {
 BUILT = ("model", "data", "callbacks.retrieval_eval", "directions", "monitor", "trainer.precision")
 SECTIONS = ("model", "data", "callbacks", "model.towers", "model.tied", "model.fusions", "directions", "trainer", "run")
 DATA_KEYS = {"name": str, "folder": str, "val_split": str, "batch_size": int, "eval_batch_size": int, "seed": int}
-DATA_PARTS = ("source", "shards", "protocol", "num_workers")
+DATA_PARTS = ("source", "shards", "splits", "num_workers")
 NEEDS_TARGET = ("model.towers.*", "model.towers.*.encoder")
 DOWNLOAD, PRIVATE = "data.source.download", "private_addresses"  # a switch that a file does not turn on
 PARTIAL = "_partial_"  # what a data section holds besides: its input specs come later
@@ -89,9 +89,10 @@ def check_config(config: Any, path: Path | str, is_built: bool = True) -> dict[s
         StoredConfigError: an interpolation, something that is no plain value, or a class that does not belong where
             it stands; names file and key.
     """
-    plain = to_present_targets(_Reader(path).read(config, ()))
+    plain = _Reader(path).read(config, ())
     if not isinstance(plain, dict):
         raise StoredConfigError(path, "", f"holds {_kind(config)} for a config")
+    plain = to_present(plain)
     for place in SECTIONS if is_built else ():
         part = _part(plain, place)
         if not isinstance(part, dict) and (part is not None or place in SECTIONS[:3]):

@@ -32,7 +32,7 @@ def main() -> None:
 
 
 def train(config: dict[str, Any]) -> float:
-    """Train one run, or find it trained, and return its monitored metric at the checkpoint that `report` names."""
+    """Train one run, or find it trained, and return its monitored metric at the checkpoint of `results_from`."""
     refuse_wrong_kinds(config)
     run, config, description = identify(config)
     config["trainer"]["precision"] = choose_precision(config["trainer"])  # recorded as it was, for evaluation

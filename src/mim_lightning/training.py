@@ -22,7 +22,7 @@ from mim_lightning.config import (
 from mim_lightning.expected_types import refuse_mistyped
 from mim_lightning.interruption import Interruption
 from mim_lightning.launch import is_alone, is_first_rank, is_joined, is_launched
-from mim_lightning.run import Run, find_resumable, refuse_missed_report
+from mim_lightning.run import Run, find_resumable, refuse_missed_results
 
 
 def fit(config: dict[str, Any], run: Run, description: Mapping[str, Any] | None = None) -> None:
@@ -53,14 +53,16 @@ def fit(config: dict[str, Any], run: Run, description: Mapping[str, Any] | None 
     from mim_lightning.model.checkpoint import warm_start
 
     silence_lightning()
-    checkpoint = run.checkpoint(config["report"])
+    checkpoint = run.checkpoint(config["results_from"])
     validate_trainer(config["trainer"])
     refuse_mistyped(MatchDataModule, config["data"], "data")
-    refuse_missed_report(config)
+    refuse_missed_results(config)
     callbacks, loggers = build_each(config["callbacks"]), build_each(config["logger"])
     if config["trainer"].get("enable_progress_bar") is False:
         callbacks.pop("progress_bar", None)
-    validate_callbacks(callbacks, {"retrieval_eval": None, "best": run.best_checkpoint, config["report"]: checkpoint})
+    validate_callbacks(
+        callbacks, {"retrieval_eval": None, "best": run.best_checkpoint, config["results_from"]: checkpoint}
+    )
     validate_loggers(loggers)
     trainer = build(
         {**config["trainer"], "enable_progress_bar": "progress_bar" in callbacks},

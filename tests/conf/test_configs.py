@@ -178,21 +178,21 @@ def test_one_tower_gets_another_encoder() -> None:
         ),
         ("train", ["init_from=/nowhere.ckpt"], "error: /nowhere.ckpt: no such checkpoint file"),
         ("train", ["data=manifest"], "error: data.source.products: needs a value"),
-        ("train", ["report=final"], "error: report=final: give best or last"),
+        ("train", ["results_from=final"], "error: results_from=final: give best or last"),
         (
             "train",
-            ["report=last", "callbacks.last.every_n_train_steps=5"],
-            "error: report=last: callbacks.last.every_n_train_steps may miss",
+            ["results_from=last", "callbacks.last.every_n_train_steps=5"],
+            "error: results_from=last: callbacks.last.every_n_train_steps may miss",
         ),
         (
             "train",
             ["trainer.max_epochs=2", "+trainer.check_val_every_n_epoch=3"],
-            "error: trainer.check_val_every_n_epoch=3: report=best would never see any of 2 epochs",
+            "error: trainer.check_val_every_n_epoch=3: results_from=best would never see any of 2 epochs",
         ),
         (
             "train",
-            ["report=last", "trainer.max_epochs=5", "+trainer.check_val_every_n_epoch=3"],
-            "error: trainer.check_val_every_n_epoch=3: report=last would never see the last of 5 epochs",
+            ["results_from=last", "trainer.max_epochs=5", "+trainer.check_val_every_n_epoch=3"],
+            "error: trainer.check_val_every_n_epoch=3: results_from=last would never see the last of 5 epochs",
         ),
         (
             "train",

@@ -17,7 +17,7 @@ from mim_lightning.data.loading.loader import StreamLoader
 from mim_lightning.data.sampling.grouped import GroupedSettings
 from mim_lightning.data.sampling.mixture import make_mixture_order
 from mim_lightning.data.sampling.order import EpochSettings, OrderSettings
-from mim_lightning.data.sampling.shuffled import StreamSettings
+from mim_lightning.data.sampling.shuffled import ShuffledSettings
 from mim_lightning.data.sampling.weighted import WeightedSettings
 from mim_lightning.data.shards.mixture import MAIN
 from mim_lightning.data.shards.mixture_set import MixedSet
@@ -27,7 +27,7 @@ from tests.data.conftest import MakeSet
 from tests.data.loading.test_loader import SPECS, content, global_batches
 
 ORDERS: dict[str, OrderSettings] = {
-    "stream": StreamSettings(),
+    "stream": ShuffledSettings(),
     "grouped": GroupedSettings(2, 0.5),
     "weighted": WeightedSettings(),
 }
@@ -106,6 +106,6 @@ def test_a_position_of_another_order_is_refused(make_loaders: MakeLoaders) -> No
         if made == now:
             loaders[now].load_state_dict(loaders[made].state_dict())
             continue
-        words = f"data.order={made}, now it is {now}".replace("mixed", "mix of")
+        words = f"data.sampling={made}, now it is {now}".replace("mixed", "mix of")
         with pytest.raises(ValueError, match=f"the checkpoint was made with {words}"):
             loaders[now].load_state_dict(loaders[made].state_dict())

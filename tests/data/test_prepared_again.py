@@ -19,7 +19,7 @@ from mim_lightning.data.manifest.rows import OnIssue, raise_issue
 from mim_lightning.data.preparation.prepared import PreparedData, ShardSettings, open_prepared, prepare_shards
 from mim_lightning.data.preparation.validated_source import Checking
 from mim_lightning.data.shards.cache import ChangedError
-from mim_lightning.data.validation import CheckSettings
+from mim_lightning.data.validation import ValidationSettings
 from mim_lightning.lit.datamodule import MatchDataModule
 from mim_lightning.prepare import prepare
 from mim_lightning.types import TextSpec
@@ -96,7 +96,7 @@ def test_a_shard_that_would_be_another_is_refused(shop: ManifestSource, folder: 
     (shop.queries.parent / "q3.jpg").write_bytes(jpeg(99, 30, 30))
     before = files(folder)
     with pytest.raises(
-        ValueError, match=r"queries/val/000000.tar: is missing or damaged, and what its .* by force=true"
+        ValueError, match=r"queries/val/000000.tar: is missing or damaged, and what its .* by overwrite=true"
     ):
         prepare_shards(shop, folder, SETTINGS)
     assert files(folder) == before
@@ -209,7 +209,7 @@ def test_a_checkpoint_does_not_go_on_on_other_content(shop: ManifestSource, fold
 
 def test_damaged_settings_are_told(folder: Path, shop: ManifestSource) -> None:
     (folder / "settings.json").write_text("{")
-    with pytest.raises(ValueError, match=r"settings.json: damaged \(.*\); run prepare with force=true"):
+    with pytest.raises(ValueError, match=r"settings.json: damaged \(.*\); run prepare with overwrite=true"):
         prepare_shards(shop, folder, SETTINGS)
     prepare_shards(shop, folder, SETTINGS, force=True)
     assert PreparedData(folder).describe()["settings"]["samples_per_shard"] == 2
@@ -217,7 +217,7 @@ def test_damaged_settings_are_told(folder: Path, shop: ManifestSource) -> None:
 
 def test_bad_rows_stay_left_out_when_a_shard_is_made_again(shop: ManifestSource, tmp_path: Path) -> None:
     (shop.queries.parent / "q1.jpg").write_bytes(b"no picture")
-    checking = Checking(CheckSettings(on_bad="skip", max_bad="25%"))
+    checking = Checking(ValidationSettings(on_invalid="drop", max_invalid="25%"))
     prepare_shards(shop, tmp_path / "a", SETTINGS, checking=checking)
     before = files(tmp_path / "a")
     (tmp_path / "a/queries/train/000000.tar").unlink()

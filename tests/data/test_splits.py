@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from mim_lightning.data.manifest.manifest import Manifest, Product, Query
-from mim_lightning.data.splits import ProductDisjoint, Seen
+from mim_lightning.data.splits import GivenSplits, ProductDisjointSplits
 
 NUM_FOLDS = 3
 
@@ -31,7 +31,7 @@ def manifest() -> Manifest:
 
 
 def fold_of(manifest: Manifest, fold: int, seed: int = 0) -> dict[str, Query]:
-    protocol = ProductDisjoint(NUM_FOLDS, fold, "", seed)
+    protocol = ProductDisjointSplits(NUM_FOLDS, fold, "", seed)
     return {found.query_id: found for found in protocol.apply(manifest, "train", "val").queries}
 
 
@@ -85,10 +85,10 @@ def test_folds_depend_on_seed_alone(manifest: Manifest) -> None:
 
 
 def test_seen_changes_nothing(manifest: Manifest) -> None:
-    assert Seen().apply(manifest, "train", "val") is manifest
+    assert GivenSplits().apply(manifest, "train", "val") is manifest
 
 
 @pytest.mark.parametrize(("num_folds", "fold"), [(1, 0), (3, 3), (3, -1)])
 def test_impossible_folds_are_refused(num_folds: int, fold: int) -> None:
-    with pytest.raises(ValueError, match=r"data\.protocol: fold"):
-        ProductDisjoint(num_folds, fold, "")
+    with pytest.raises(ValueError, match=r"data\.splits: fold"):
+        ProductDisjointSplits(num_folds, fold, "")

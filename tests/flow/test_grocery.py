@@ -58,7 +58,7 @@ def test_a_pretrained_text_encoder_reads_the_titles(tmp_path: Path) -> None:
 
 
 def test_searching_photos_one_by_one_finds_what_evaluation_found(tmp_path: Path) -> None:
-    config, trained = short_run(tmp_path, "model=3tower", "encoder.image.image_size=64", "report=last")
+    config, trained = short_run(tmp_path, "model=3tower", "encoder.image.image_size=64", "results_from=last")
     results = trained.read_results()
     assert results is not None
     options = [

@@ -14,7 +14,7 @@ from tests.flow.doors import start, timeless, weights
 from tests.shop import small, write_shop
 
 Fit = Callable[..., Run]
-GROUPED = ["data/order=grouped", "data.order.rows_per_product=2", "data.order.same_category=0.5"]
+GROUPED = ["data/sampling=grouped", "data.sampling.samples_per_product=2", "data.sampling.same_category_fraction=0.5"]
 
 
 @pytest.mark.slow  # that orders resume is tested without a run, and that runs do with another order
@@ -47,7 +47,7 @@ def test_columns_of_a_prepared_shop_decide_the_batches(shop: Path) -> None:
     for batch in batches[:2]:
         _, counts = batch.category_keys.unique(return_counts=True)
         assert counts.max() >= 4
-    weighted = datamodule(shop, "data/order=weighted", "data.rows_per_epoch=20").train_dataloader()
+    weighted = datamodule(shop, "data/sampling=weighted", "data.samples_per_epoch=20").train_dataloader()
     assert [len(batch) for batch in weighted] == [8, 8, 4]
 
 
@@ -61,12 +61,13 @@ def other_shop(tmp_path: Path) -> Path:
 
 
 def test_another_folder_is_mixed_in(shop: Path, other_shop: Path) -> None:
-    mix = [f"+data.mix.other.folder={other_shop}", "+data.mix.other.share=0.25"]
+    mix = [f"+data.mixture.other.folder={other_shop}", "+data.mixture.other.fraction=0.25"]
     with pytest.raises(
-        ValueError, match=r"data.mix.other: 7 of its products have ids of .* give data.mix.other.ids=shared"
+        ValueError,
+        match=r"data.mixture.other: 7 of its products have ids of .* give data.mixture.other.id_namespace=shared",
     ):
         datamodule(shop, *mix)
-    made = datamodule(shop, *mix, "+data.mix.other.ids=own")
+    made = datamodule(shop, *mix, "+data.mixture.other.id_namespace=separate")
     loader = made.train_dataloader()
     batches = list(loader)
     assert [int((batch.sample_nums >= 21).sum()) for batch in batches] == [2] * 4, "one pass over 21 rows, 6 a batch"
@@ -77,23 +78,25 @@ def test_another_folder_is_mixed_in(shop: Path, other_shop: Path) -> None:
 
 
 def test_a_mix_trains(fit: Fit, other_shop: Path) -> None:
-    mix = f"data.mix={{other: {{folder: {other_shop}, share: 0.5, ids: own}}}}"
+    mix = f"data.mixture={{other: {{folder: {other_shop}, fraction: 0.5, id_namespace: separate}}}}"
     results = fit(mix, "trainer.max_epochs=1").read_results()
     assert results is not None
     assert results["step"] == 6, "one pass over 21 rows, 4 a batch"
 
 
 def test_a_wrong_order_stops_before_anything_is_written(shop: Path, fit: Fit) -> None:
-    with pytest.raises(ValueError, match=r"data.batch_size=8: must be a multiple of data.order.rows_per_product=3"):
-        fit("data/order=grouped", "data.order.rows_per_product=3")
+    with pytest.raises(
+        ValueError, match=r"data.batch_size=8: must be a multiple of data.sampling.samples_per_product=3"
+    ):
+        fit("data/sampling=grouped", "data.sampling.samples_per_product=3")
     with pytest.raises(ValueError, match="unexpected keyword argument 'rows_per_produkt'"):
-        fit("data/order=grouped", "+data.order.rows_per_produkt=3")
+        fit("data/sampling=grouped", "+data.sampling.rows_per_produkt=3")
     assert not (shop / "runs").exists()
 
 
 def test_a_mix_decides_the_run_id_by_data_and_share(shop: Path, other_shop: Path, tmp_path: Path) -> None:
     def run_id(folder: Path, share: float) -> str:
-        mixed = (f"+data.mix.web.folder={folder}", f"+data.mix.web.share={share}")
+        mixed = (f"+data.mixture.web.folder={folder}", f"+data.mixture.web.fraction={share}")
         return identify(compose("train", small(shop, *mixed)))[0].run_id
 
     moved = other_shop.rename(tmp_path / "elsewhere")

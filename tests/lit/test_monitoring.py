@@ -95,9 +95,11 @@ def damaged(tmp_path: Path) -> ShardSet:
     return ShardSet(tmp_path / "set")
 
 
-def train(shards: ShardSet, folder: Path, max_bad: str | int, on_bad: str = "skip") -> tuple[Trainer, Counting]:
+def train(
+    shards: ShardSet, folder: Path, max_corrupt_samples: str | int, on_corrupt_sample: str = "skip"
+) -> tuple[Trainer, Counting]:
     order = ShuffledOrder(tuple(shards.sizes), 8)
-    loader = StreamLoader(shards, Collate({}), order, bad=BadSamples(on_bad, max_bad))
+    loader = StreamLoader(shards, Collate({}), order, bad=BadSamples(on_corrupt_sample, max_corrupt_samples))
     quiet: dict[str, Any] = {"enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
     logger = CSVLogger(folder, name="", version="log")
     trainer = Trainer(
@@ -126,7 +128,7 @@ def test_skipped_samples_are_logged_every_epoch(
 
 def test_nothing_is_logged_where_nothing_may_be_skipped(tmp_path: Path) -> None:
     write_shard_set(tmp_path / "set", [Record({}, {"query_id": f"q{number}"}) for number in range(20)], 20, 4)
-    trainer, _ = train(ShardSet(tmp_path / "set"), tmp_path, 0, on_bad="fail")
+    trainer, _ = train(ShardSet(tmp_path / "set"), tmp_path, 0, on_corrupt_sample="raise")
     assert "train/skipped_samples" not in trainer.logged_metrics
 
 
@@ -136,5 +138,7 @@ def test_all_ranks_together_are_held_to_the_ceiling(
     """Another rank has skipped as many; neither is beyond the ceiling alone."""
     strategy = "lightning.pytorch.strategies.SingleDeviceStrategy.reduce"
     monkeypatch.setattr(strategy, lambda self, tensor, *args, reduce_op="mean", **rest: tensor * 2)
-    with pytest.raises(ValueError, match=r"8 of 20 samples of the epoch cannot be read, data.max_bad=7 bears 7"):
+    with pytest.raises(
+        ValueError, match=r"8 of 20 samples of the epoch cannot be read, more than data.max_corrupt_samples=7 \(7\)"
+    ):
         train(damaged, tmp_path, 7)

@@ -90,14 +90,14 @@ def run(schedule, steps: int, **options) -> list[float]:
 
 
 def test_cosine_rises_and_falls() -> None:
-    found = run(warmup_cosine, 12, warmup_share=1 / 6)
+    found = run(warmup_cosine, 12, warmup_fraction=1 / 6)
     assert found[:3] == [0.5, 1.0, 1.0]
     assert found[7] == pytest.approx(0.5)
     assert found[2:] == sorted(found[2:], reverse=True) and found[-1] > 0
 
 
 def test_constant_rises_and_stays() -> None:
-    assert run(warmup_constant, 6, warmup_share=0.5) == pytest.approx([1 / 3, 2 / 3, 1, 1, 1, 1])
+    assert run(warmup_constant, 6, warmup_fraction=0.5) == pytest.approx([1 / 3, 2 / 3, 1, 1, 1, 1])
 
 
 def matcher_of(encoder) -> tuple[Matcher, Objective]:

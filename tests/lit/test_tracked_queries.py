@@ -29,7 +29,7 @@ LEARN = [
     "trainer.max_epochs=3",
     "optim.lr=3e-3",
     "trainer.log_every_n_steps=1",
-    "callbacks.retrieval_browser.num_queries=4",
+    "callbacks.tracked_queries.num_queries=4",
 ]
 OFFLINE = ["logger=wandb", "logger.wandb.offline=true"]
 STEP, TABLE = "trainer/global_step", "browser/image_to_image/nrows"
@@ -235,7 +235,7 @@ def test_a_failed_run_is_closed_and_told_as_failed(
 
 
 def test_it_can_be_switched_off_but_not_follow_nothing(fit: Callable[..., Run]) -> None:
-    assert read_tracked(fit("callbacks.retrieval_browser=null").folder) == []
+    assert read_tracked(fit("callbacks.tracked_queries=null").folder) == []
     with pytest.raises(ValueError, match="which is off"):
         TrackedQueries().setup(Trainer(logger=False, barebones=True), LightningModule(), "fit")
     with pytest.raises(ValueError, match="num_queries and num_hits are 1 or more"):

@@ -34,7 +34,7 @@ def naive_scores(ranked: list[int], truth: Truth, category: int, categories: dic
         known = [key for key in ranked[:k] if NO_KEY not in (category, categories[key])]
         same = [key for key in known if categories[key] == category]
         wrong = [key for key in known if categories[key] != category and key not in truth]
-        scores[f"same_category@{k}"] = len(same) / len(known) if known else math.nan
+        scores[f"same_category_fraction@{k}"] = len(same) / len(known) if known else math.nan
         scores[f"wrong_category@{k}"] = len(wrong) / len(known) if known else math.nan
     scores["mrr"] = 1 / positions[0] if positions else 0.0
     scores["map"] = sum(n / rank for n, rank in enumerate(positions, start=1)) / len(truth)
@@ -199,8 +199,8 @@ def test_a_category_known_by_one_image_counts_for_the_product_and_a_right_hit_is
     queries, gallery = line_of_products(3, [relevant])
     gallery = replace(gallery, product_keys=torch.tensor([1, 1, 2]), category_keys=torch.tensor([NO_KEY, 5, 4]))
     report = evaluate_direction("photo", replace(queries, category_keys=torch.tensor([4])), gallery)
-    assert report.values["wrong_category@1"] == wrong and report.values["same_category@1"] == 0
-    assert report.values["wrong_category@5"] == wrong / 2 and report.values["same_category@5"] == 1 / 2
+    assert report.values["wrong_category@1"] == wrong and report.values["same_category_fraction@1"] == 0
+    assert report.values["wrong_category@5"] == wrong / 2 and report.values["same_category_fraction@5"] == 1 / 2
 
 
 def test_hits_of_unknown_category_are_in_no_share() -> None:
@@ -209,10 +209,10 @@ def test_hits_of_unknown_category_are_in_no_share() -> None:
     gallery = replace(gallery, category_keys=torch.tensor([NO_KEY, 7, NO_KEY, 8, 7]))
     queries = replace(queries, category_keys=torch.tensor([7]))
     report = evaluate_direction("photo", queries, gallery, cutoffs=(1, 3, 4, 5))
-    assert report.values["same_category@3"] == 1 and report.values["wrong_category@3"] == 0
-    assert report.values["same_category@4"] == report.values["wrong_category@4"] == 1 / 2
-    assert report.values["same_category@5"] == 2 / 3 and report.values["wrong_category@5"] == 1 / 3
-    assert not {"same_category@1", "wrong_category@1"} & (set(report.values) | set(report.scores))
+    assert report.values["same_category_fraction@3"] == 1 and report.values["wrong_category@3"] == 0
+    assert report.values["same_category_fraction@4"] == report.values["wrong_category@4"] == 1 / 2
+    assert report.values["same_category_fraction@5"] == 2 / 3 and report.values["wrong_category@5"] == 1 / 3
+    assert not {"same_category_fraction@1", "wrong_category@1"} & (set(report.values) | set(report.scores))
 
 
 def test_a_model_that_embeds_everything_alike_scores_chance() -> None:

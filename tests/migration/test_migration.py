@@ -141,7 +141,7 @@ def test_a_prepared_set_gives_the_same_samples_in_the_same_order(name: str) -> N
 def test_the_command_of_a_run_finds_its_folder(known: dict[str, Any]) -> None:
     save_config(known["config"], Path(known["config"]["run"]["folder"]) / "config.yaml")
 
-    run, _ = identify(compose("train", known["command"]))
+    run, *_ = identify(compose("train", known["command"]))
 
     assert run.run_id == known["id"]
 

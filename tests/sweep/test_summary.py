@@ -61,7 +61,7 @@ def test_a_mean_has_an_interval_from_two_jobs_on() -> None:
 
 def test_seeds_and_folds_are_averaged_and_nothing_else() -> None:
     jobs = [
-        ({"model": model, "seed": seed, "data.protocol.fold": fold}, {"hit": float(seed) + 10 * float(fold)})
+        ({"model": model, "seed": seed, "data.splits.fold": fold}, {"hit": float(seed) + 10 * float(fold)})
         for model in ("2tower", "3tower")
         for seed in "12"
         for fold in "01"

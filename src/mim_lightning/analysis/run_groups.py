@@ -15,8 +15,8 @@ from typing import Any
 
 from mim_lightning.analysis.record import RECORD_FOLDER, EvaluationRecord
 
-FOLD_KEY = "data.protocol.fold"
-REPEATED_KEYS = ("seed", "data.seed", FOLD_KEY, "data.protocol.label")  # in which the runs of one group differ
+FOLD_KEY = "data.splits.fold"
+REPEATED_KEYS = ("seed", "data.seed", FOLD_KEY, "data.splits.label")  # in which the runs of one group differ
 MAX_KEYS_IN_LABEL = 3
 
 Leaves = dict[str, Any]  # config by dotted key

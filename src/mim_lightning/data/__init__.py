@@ -21,34 +21,34 @@ if TYPE_CHECKING:
     from mim_lightning.data.preparation.prepared import ShardSettings
     from mim_lightning.data.preparation.ray_cluster import RaySettings
     from mim_lightning.data.sampling.grouped import GroupedSettings
-    from mim_lightning.data.sampling.shuffled import StreamSettings
+    from mim_lightning.data.sampling.shuffled import ShuffledSettings
     from mim_lightning.data.sampling.weighted import WeightedSettings
     from mim_lightning.data.shards.cache import CacheSettings
     from mim_lightning.data.sources.grocery import GrocerySource
     from mim_lightning.data.sources.hugging_face import HuggingFaceSource
     from mim_lightning.data.sources.synthetic import SyntheticSource
     from mim_lightning.data.sources.webdataset import WebDatasetSource
-    from mim_lightning.data.splits import ProductDisjoint, Seen
-    from mim_lightning.data.validation.settings import CheckSettings
+    from mim_lightning.data.splits import GivenSplits, ProductDisjointSplits
+    from mim_lightning.data.validation.settings import ValidationSettings
 else:
     __getattr__, __dir__ = export_lazily(
         __name__,
         {
             "Augment": "mim_lightning.data.images.transforms",
             "CacheSettings": "mim_lightning.data.shards.cache",
-            "CheckSettings": "mim_lightning.data.validation.settings",
+            "ValidationSettings": "mim_lightning.data.validation.settings",
             "DownloadSettings": "mim_lightning.data.images.download",
             "GrocerySource": "mim_lightning.data.sources.grocery",
             "GroupedSettings": "mim_lightning.data.sampling.grouped",
             "HuggingFaceSource": "mim_lightning.data.sources.hugging_face",
             "Manifest": "mim_lightning.data.manifest.manifest",
             "ManifestSource": "mim_lightning.data.manifest.manifest",
-            "ProductDisjoint": "mim_lightning.data.splits",
+            "ProductDisjointSplits": "mim_lightning.data.splits",
             "RaySettings": "mim_lightning.data.preparation.ray_cluster",
-            "Seen": "mim_lightning.data.splits",
+            "GivenSplits": "mim_lightning.data.splits",
             "ShardSettings": "mim_lightning.data.preparation.prepared",
             "Source": "mim_lightning.data.manifest.manifest",
-            "StreamSettings": "mim_lightning.data.sampling.shuffled",
+            "ShuffledSettings": "mim_lightning.data.sampling.shuffled",
             "SyntheticSource": "mim_lightning.data.sources.synthetic",
             "WebDatasetSource": "mim_lightning.data.sources.webdataset",
             "WeightedSettings": "mim_lightning.data.sampling.weighted",

@@ -16,7 +16,7 @@ from mim_lightning.data.manifest.manifest import Manifest, Product, Query
 
 
 @dataclass(frozen=True)
-class Seen:
+class GivenSplits:
     """The table's own splits: products of evaluated queries may have been trained on."""
 
     label: str = ""  # what folder and run are called after
@@ -26,7 +26,7 @@ class Seen:
 
 
 @dataclass(frozen=True)
-class ProductDisjoint:
+class ProductDisjointSplits:
     """Fold `fold` of `num_folds` by product: its queries are evaluated, whatever split they stood in.
 
     Training keeps the queries that have nothing to do with products of the fold. What remains of the other splits
@@ -42,7 +42,7 @@ class ProductDisjoint:
     def __post_init__(self) -> None:
         if not (self.num_folds >= 2 and 0 <= self.fold < self.num_folds):
             raise ValueError(
-                f"data.protocol: fold {self.fold} of {self.num_folds}: give at least 2 folds, and fold from 0"
+                f"data.splits: fold {self.fold} of {self.num_folds}: give at least 2 folds, and fold from 0"
             )
 
     def apply(self, manifest: Manifest, train_split: str, val_split: str) -> Manifest:
@@ -78,4 +78,4 @@ class ProductDisjoint:
         )
 
 
-Protocol = Seen | ProductDisjoint
+Protocol = GivenSplits | ProductDisjointSplits

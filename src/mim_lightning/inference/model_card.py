@@ -139,7 +139,7 @@ def _cell(results: Mapping[str, float], key: str) -> str:
 def _data(facts: ExportFacts) -> Iterator[str]:
     data = facts.config["data"]
     source = (data.get("source") or {}).get("_target_", "prepared shards").rsplit(".", 1)[-1]
-    protocol = data.get("protocol") or {}
+    protocol = data.get("splits") or {}
     yield "\n## Data\n"
     yield f"Trained on split `{data['shards']['train_split']}` of `{data['name']}` ({source})."
     if "fold" in protocol:

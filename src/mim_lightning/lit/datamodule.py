@@ -24,13 +24,13 @@ from mim_lightning.data.preparation.opened_data import OpenedData
 from mim_lightning.data.preparation.prepared import Preparation, PreparedData, ShardSettings, prepare_data
 from mim_lightning.data.sampling.mixture import make_mixture_order
 from mim_lightning.data.sampling.order import BatchOrder, EpochSettings, OrderSettings
-from mim_lightning.data.sampling.shuffled import StreamSettings, sequential_order
+from mim_lightning.data.sampling.shuffled import ShuffledSettings, sequential_order
 from mim_lightning.data.shards.cache import CacheSettings
 from mim_lightning.data.shards.mixture import read_mix, split_shares
 from mim_lightning.data.shards.mixture_set import MixedSet
 from mim_lightning.data.shards.shard_set import ShardSet
 from mim_lightning.data.splits import Protocol
-from mim_lightning.data.validation import CheckSettings
+from mim_lightning.data.validation import ValidationSettings
 from mim_lightning.io.paths import to_path_or_url
 from mim_lightning.types import TowerSpec, side_of, specs_by_field
 
@@ -47,21 +47,23 @@ class MatchDataModule(LightningDataModule):
         folder: prepared shard sets, or where to put them; or the address of prepared ones, such as s3://bucket/shop.
         source: where the manifest comes from; None if `folder` is prepared already.
         shards: settings of the shards.
-        protocol: which queries may be trained on.
-        check: how strict the source is checked before anything is written.
+        splits: which queries may be trained on.
+        validation: how strictly the source is validated before anything is written.
         val_split: the split that is evaluated.
         distractors: another prepared folder, whose catalogue joins the gallery of every evaluation.
         batch_size: training rows of all processes together.
         eval_batch_size: evaluation rows of all processes together.
         num_workers: loader processes of each rank, and processes that prepare; None: what the machine has, at most 8.
         seed: of order and augmentation.
-        order: which rows meet in a training batch.
-        num_lanes, window: see `data.order`; no window: what the order takes.
-        rows_per_epoch: where the order has no length of its own.
-        mix: other prepared folders to train on besides, by name: see `data.mix`.
+        sampling: which rows meet in a training batch.
+        num_interleaved: shard streams that each batch is interleaved from.
+        shuffle_window_shards: shards whose rows mix; None: what `sampling` takes.
+        samples_per_epoch: where `sampling` has no length of its own.
+        mixture: other prepared folders to train on besides, by name: see `data.shards.mixture`.
         augment: how training images vary; None leaves them as in evaluation.
         cache: of shards that lie at an address.
-        on_bad, max_bad: what is done about training samples that cannot be read, see `data.skipping`.
+        on_corrupt_sample: "raise", or "skip": training continues without samples that cannot be read.
+        max_corrupt_samples: that may be skipped in an epoch, as "1%" or a number.
         description: `source.describe()`, if it was called before: it hashes whole tables.
         prepared: what is in `folder`, if it was prepared and opened before.
 
@@ -81,30 +83,30 @@ class MatchDataModule(LightningDataModule):
         eval_batch_size: int,
         num_workers: int | None,
         seed: int,
-        protocol: Protocol | None = None,
-        check: CheckSettings | None = None,
+        splits: Protocol | None = None,
+        validation: ValidationSettings | None = None,
         distractors: str | None = None,
-        order: OrderSettings | None = None,
-        num_lanes: int = 1,
-        window: int | None = None,
-        rows_per_epoch: int | None = None,
-        mix: Mapping[str, Mapping[str, Any] | None] | None = None,
+        sampling: OrderSettings | None = None,
+        num_interleaved: int = 1,
+        shuffle_window_shards: int | None = None,
+        samples_per_epoch: int | None = None,
+        mixture: Mapping[str, Mapping[str, Any] | None] | None = None,
         augment: Augment | None = None,
         cache: CacheSettings | None = None,
-        on_bad: str = "fail",
-        max_bad: str | int = "1%",
+        on_corrupt_sample: str = "raise",
+        max_corrupt_samples: str | int = "1%",
         description: Mapping[str, Any] | None = None,
         prepared: PreparedData | None = None,
     ) -> None:
         super().__init__()
         self.name, self.specs, self.augment = name, dict(specs), augment
         self.folder, self.source, self.shards, self.val_split = to_path_or_url(folder), source, shards, val_split
-        self.protocol, self.distractors = protocol, to_path_or_url(distractors) if distractors else None
-        self.cache, self.bad = cache, BadSamples(on_bad, max_bad)
-        self.check, self.description = check, description
+        self.protocol, self.distractors = splits, to_path_or_url(distractors) if distractors else None
+        self.cache, self.bad = cache, BadSamples(on_corrupt_sample, max_corrupt_samples)
+        self.check, self.description = validation, description
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
-        self.num_workers, self.order, self.mix = num_workers, order or StreamSettings(), read_mix(mix or {})
-        self.epoch_settings = EpochSettings(batch_size, seed, num_lanes, window, rows_per_epoch)
+        self.num_workers, self.order, self.mix = num_workers, sampling or ShuffledSettings(), read_mix(mixture or {})
+        self.epoch_settings = EpochSettings(batch_size, seed, num_interleaved, shuffle_window_shards, samples_per_epoch)
         self.seed = seed
         self.opened, self._is_prepared = self._open(prepared), prepared is not None or source is None
         self._was_checked: dict[bool, bool] = {}  # for training, or for evaluation alone

@@ -91,21 +91,21 @@ def _by_prefix(scales: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[st
 
 
 def warmup_cosine(
-    optimizer: Optimizer, num_steps: int, warmup_share: float = 0.05, final_share: float = 0.0
+    optimizer: Optimizer, num_steps: int, warmup_fraction: float = 0.05, final_lr_fraction: float = 0.0
 ) -> LambdaLR:
-    """Rise linearly over the first share of steps, then fall along a half cosine to `final_share` of the rate."""
-    num_warmup = max(1, round(num_steps * warmup_share))
+    """Rise linearly over the first share of steps, then fall along a half cosine to `final_lr_fraction` of the rate."""
+    num_warmup = max(1, round(num_steps * warmup_fraction))
 
     def factor(step: int) -> float:
         if step < num_warmup:
             return (step + 1) / num_warmup
         progress = min(1.0, (step - num_warmup) / max(1, num_steps - num_warmup))
-        return final_share + (1 - final_share) * (1 + math.cos(math.pi * progress)) / 2
+        return final_lr_fraction + (1 - final_lr_fraction) * (1 + math.cos(math.pi * progress)) / 2
 
     return LambdaLR(optimizer, factor)
 
 
-def warmup_constant(optimizer: Optimizer, num_steps: int, warmup_share: float = 0.05) -> LambdaLR:
+def warmup_constant(optimizer: Optimizer, num_steps: int, warmup_fraction: float = 0.05) -> LambdaLR:
     """Rise linearly over the first share of steps, then stay."""
-    num_warmup = max(1, round(num_steps * warmup_share))
+    num_warmup = max(1, round(num_steps * warmup_fraction))
     return LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / num_warmup))

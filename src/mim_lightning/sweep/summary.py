@@ -16,7 +16,7 @@ from rich.text import Text
 from mim_lightning.display.text import plain
 from mim_lightning.sweep.job_log import FINISHED, JobLog, JobRecord
 
-SEED_KEYS = ("seed", "data.seed", "data.protocol.fold")  # repetitions of one setting
+SEED_KEYS = ("seed", "data.seed", "data.splits.fold")  # repetitions of one setting
 MAX_LABEL = 1_000  # characters
 
 

@@ -15,8 +15,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
+from mim_lightning.former_names import first_override, to_first
 from mim_lightning.run import IRRELEVANT, IRRELEVANT_IN
-from mim_lightning.targets import to_first_targets
 
 PENDING_NAME = "<sweep>"  # in conf/train.yaml, replaced once the name is known
 PLACEMENTS = ("slurm",)  # options of the group `sweep` that say where jobs run: a sweep may be resumed with another
@@ -40,7 +40,10 @@ def pick_overrides(overrides: Iterable[str], keys: Container[str]) -> dict[str, 
 def name_sweep(config: DictConfig) -> str:
     """Return `<kind>-<digest>`; the digest is of what varies and of everything else that decides the results."""
     overrides = parse_overrides(config)
-    swept = {key: override.get_value_string() for key, override in overrides.items() if override.is_sweep_override()}
+    written = (
+        f"{key}={override.get_value_string()}" for key, override in overrides.items() if override.is_sweep_override()
+    )
+    swept = dict(first_override(override).split("=", 1) for override in written)
     sweeper = str(config.hydra.sweeper._target_)
     content = json.dumps([_fixed_config(config), swept, sweeper], sort_keys=True)
     digest = hashlib.sha256(content.encode()).hexdigest()[:8]
@@ -69,4 +72,4 @@ def _fixed_config(config: DictConfig) -> dict[str, Any]:
     for section, keys in IRRELEVANT_IN.items():
         if section != "data":  # a run describes its data, a sweep names them
             fixed[section] = {key: value for key, value in fixed[section].items() if key not in keys}
-    return to_first_targets(fixed)
+    return to_first(fixed)

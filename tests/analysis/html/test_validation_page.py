@@ -67,7 +67,9 @@ def test_every_kind_has_its_row_and_its_cards(tmp_path: Path, report: CheckRepor
     for kind, node in found.items():
         origins = [part.get("data_origin") for part in node.all() if part.get("data_origin")]
         assert origins == [finding.origin for finding in report.of_kind(kind or "")]
-    assert "refused with on_bad=fail" in next(node.text for node in page.all("p") if node.get("data_verdict") == "")
+    assert "refused with on_invalid=raise" in next(
+        node.text for node in page.all("p") if node.get("data_verdict") == ""
+    )
     (split,) = page.all("tr", data_split="train")
     assert [cell.text for cell in split.all("td")] == ["train", "2", "2", "0", "0", "1", "1 (100.0 %)"]
     assert [node.get("data_category") for node in page.all("tr") if node.get("data_category")] == [

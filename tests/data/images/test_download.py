@@ -35,7 +35,7 @@ def server() -> Iterator[PictureServer]:
 
 
 def settings(folder: Path | None, **options: Any) -> DownloadSettings:
-    quick = {"cache": str(folder) if folder else None, "timeout": 10, "wait": 0.01, "num_connections": 4}
+    quick = {"cache": str(folder) if folder else None, "timeout": 10, "backoff": 0.01, "num_connections": 4}
     quick |= {"private_addresses": True}  # the server of these tests is on loopback
     return DownloadSettings(**{**quick, **options})
 
@@ -79,7 +79,7 @@ def test_pauses_grow_and_are_what_the_server_asks_for() -> None:
         if asked:
             headers["Retry-After"] = asked
         error = urllib.error.HTTPError("http://shop", 503, "busy", headers, None)
-        return DownloadSettings(timeout=20, wait=0.5).retry_policy.pause(num_tries, error)
+        return DownloadSettings(timeout=20, backoff=0.5).retry_policy.pause(num_tries, error)
 
     assert [pause(1, "7"), pause(2, "7"), pause(1, "500")] == [7, 7, 20]
     for num_tries, middle in [(1, 0.5), (2, 1), (3, 2)]:
@@ -232,7 +232,7 @@ def test_two_processes_share_a_cache(server: PictureServer, tmp_path: Path) -> N
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("num_connections", 0), ("timeout", 0), ("retries", -1), ("wait", -1), ("max_bytes", 0), ("max_bytes", "50MB")],
+    [("num_connections", 0), ("timeout", 0), ("retries", -1), ("backoff", -1), ("max_bytes", 0), ("max_bytes", "50MB")],
 )
 def test_senseless_settings(name: str, value: Any) -> None:
     with pytest.raises(ValueError, match=f"data.source.download.{name}={value}: must be a number, at least"):

@@ -210,8 +210,8 @@ def test_evaluation_begins_at_the_beginning(make_set: MakeSet) -> None:
     ("changed", "words"),
     [
         ({"batch_size": 4}, "data.batch_size=8, now it is 4"),
-        ({"num_lanes": 1}, "data.num_lanes=2, now it is 1"),
-        ({"window": 3}, "data.window=2, now it is 3"),
+        ({"num_lanes": 1}, "data.num_interleaved=2, now it is 1"),
+        ({"window": 3}, "data.shuffle_window_shards=2, now it is 3"),
         ({"seed": 4}, "data.seed=3, now it is 4"),
     ],
 )
@@ -292,7 +292,10 @@ def test_more_than_may_be_skipped_stops(make_set: MakeSet) -> None:
     assert len(list(stream)) == 3
     assert len(list(stream)) == 3, "the ceiling is an epoch's"
     (stream,) = loaders(shards, bad=BadSamples("skip", "5%"))
-    words = rf"{shards.folder}: 2 of 23 samples of the epoch cannot be read, data.max_bad=5% bears 1; the last: .*image"
+    words = (
+        rf"{shards.folder}: 2 of 23 samples of the epoch cannot be read, more than data.max_corrupt_samples=5% \(1\); "
+        "the last: .*image"
+    )
     with pytest.raises(ValueError, match=words):
         list(stream)
 
@@ -306,19 +309,19 @@ def test_evaluation_skips_nothing(make_set: MakeSet) -> None:
 
 
 @pytest.mark.parametrize(
-    ("max_bad", "ceiling"), [("1%", 10), ("0.1%", 1), (7, 7), ("7", 7), ("100 %", 1000), ("0%", 0), (0, 0)]
+    ("max_corrupt_samples", "ceiling"), [("1%", 10), ("0.1%", 1), (7, 7), ("7", 7), ("100 %", 1000), ("0%", 0), (0, 0)]
 )
-def test_ceilings(max_bad: str | int, ceiling: int) -> None:
-    assert BadSamples("skip", max_bad).ceiling(1000) == ceiling
+def test_ceilings(max_corrupt_samples: str | int, ceiling: int) -> None:
+    assert BadSamples("skip", max_corrupt_samples).ceiling(1000) == ceiling
 
 
 @pytest.mark.parametrize(
     ("options", "word"),
     [
-        (("drop", "1%"), "data.on_bad=drop: give fail or skip"),
-        (("skip", "few"), "data.max_bad=few"),
-        (("skip", 0.5), "data.max_bad=0.5"),
-        (("skip", "101%"), "data.max_bad=101%"),
+        (("drop", "1%"), "data.on_corrupt_sample=drop: give raise or skip"),
+        (("skip", "few"), "data.max_corrupt_samples=few"),
+        (("skip", 0.5), "data.max_corrupt_samples=0.5"),
+        (("skip", "101%"), "data.max_corrupt_samples=101%"),
     ],
 )
 def test_impossible_ceilings_are_refused(options: tuple[str, Any], word: str) -> None:

@@ -54,7 +54,7 @@ def test_html_is_told_and_one_key_cleans_it(tmp_path: Path) -> None:
         ("products", "3", "category", False),
         ("queries", "q", "text", False),
     }
-    assert check(manifest, faults, also_bad=["html_in_text"]).num_bad_rows("products") == 3
+    assert check(manifest, faults, treat_as_invalid=["html_in_text"]).num_bad_rows("products") == 3
 
     tables = str(tmp_path / "products.csv"), str(tmp_path / "queries.csv")
     source, cleaning = ManifestSource(*tables), ManifestSource(*tables, clean_html=True)

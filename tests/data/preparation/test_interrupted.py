@@ -242,7 +242,7 @@ def test_work_on_other_data_is_not_thrown_away(
     gate.open()
     done = finished(folder)
     with pytest.raises(
-        ValueError, match=r"unfinished preparation with samples_per_shard=4, asked for is 7; .*force=true"
+        ValueError, match=r"unfinished preparation with samples_per_shard=4, asked for is 7; .*overwrite=true"
     ):
         prepare_shards(source, folder, others)
     assert finished(folder) == done

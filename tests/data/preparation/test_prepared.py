@@ -25,7 +25,7 @@ from mim_lightning.data.preparation.staging import partial_folder
 from mim_lightning.data.preparation.validated_source import Checking
 from mim_lightning.data.sampling.grouped import GroupedSettings
 from mim_lightning.data.sampling.order import EpochSettings
-from mim_lightning.data.validation import CheckSettings
+from mim_lightning.data.validation import ValidationSettings
 from mim_lightning.prepare import prepare
 from mim_lightning.types import Sample
 from tests.data.conftest import encoded, jpeg, picture, write_csv
@@ -85,7 +85,11 @@ def test_a_set_without_a_training_split_is_prepared_unless_that_is_needed(shop: 
     nobody = write_queries(shop, [{"query_id": "t", "split": "test", "image": "gone.jpg", "product_id": "7"}])
     with pytest.raises(ValueError, match=r"others\.csv: not one query can be used"):
         prepare_shards(
-            nobody, folder, SETTINGS, force=True, checking=Checking(CheckSettings(on_bad="skip", max_bad="100%"))
+            nobody,
+            folder,
+            SETTINGS,
+            force=True,
+            checking=Checking(ValidationSettings(on_invalid="drop", max_invalid="100%")),
         )
 
 
@@ -350,7 +354,7 @@ def test_the_same_settings_write_the_same_bytes(shop: ManifestSource, folder: Pa
 def test_bad_rows_are_left_out_and_listed(shop: ManifestSource, folder: Path) -> None:
     (shop.queries.parent / "q1.jpg").write_bytes(b"no picture")
     (shop.queries.parent / "b.jpg").unlink()
-    checking = Checking(CheckSettings(on_bad="skip", max_bad="25%"), leave_report=write_validation_report)
+    checking = Checking(ValidationSettings(on_invalid="drop", max_invalid="25%"), leave_report=write_validation_report)
     prepared = prepare_shards(shop, folder, SETTINGS, checking=checking)
     assert {sample.query_id for sample in rows(prepared, "train")} == {"q0", "q2"}
     assert len(prepared.catalogue()) == 3  # the product keeps its other picture
@@ -369,7 +373,7 @@ def test_bad_rows_are_left_out_and_listed(shop: ManifestSource, folder: Path) ->
 
 def test_more_bad_rows_than_may_be(shop: ManifestSource, folder: Path) -> None:
     (shop.queries.parent / "q1.jpg").write_bytes(b"no picture")
-    checking = Checking(CheckSettings(on_bad="skip", max_bad="24%"), leave_report=write_validation_report)
+    checking = Checking(ValidationSettings(on_invalid="drop", max_invalid="24%"), leave_report=write_validation_report)
     with pytest.raises(ValueError, match=r"1 of 4 rows of the queries table are bad.*the report is in .*shop-check"):
         prepare_shards(shop, folder, SETTINGS, checking=checking)
     assert not folder.exists()
@@ -397,8 +401,8 @@ def test_a_check_alone_writes_no_shards(shop: ManifestSource, folder: Path, caps
     ("words", "message"),
     [
         (["engine=spark"], "engine=spark: give processes or ray"),
-        (["force=maybe"], "force=maybe: give true or false"),
-        (["check=never"], "check=never: give always or only"),
+        (["overwrite=maybe"], "overwrite=maybe: give true or false"),
+        (["validate_only=never"], "validate_only=never: give true or false"),
         (["engine=ray"], "engine=ray: reads tables, not data=synthetic; give data=manifest"),
         (["data=shards", "data.folder=nowhere"], "data.source: nothing to prepare from"),
         (["data=shards", "data.folder=nowhere", "verify=true"], "nowhere: no prepared data here"),
@@ -434,22 +438,24 @@ def test_rows_of_a_product_lie_side_by_side_where_asked_for(tmp_path: Path) -> N
     source = ManifestSource(*map(str, paths))
     prepared = {
         layout: prepare_shards(source, tmp_path / layout, ShardSettings(samples_per_shard=12, layout=layout))
-        for layout in ("mixed", "product")
+        for layout in ("shuffled", "by_product")
     }
     shards = {layout: found.queries("train") for layout, found in prepared.items()}
     runs, whole = {}, {}
     for layout, found in shards.items():
         keys = found.column("product_keys")
         runs[layout] = 1 + np.count_nonzero(np.diff(keys))
-        order = GroupedSettings(rows_per_product=4).for_shards(found, EpochSettings(12, seed=1, num_lanes=1, window=2))
+        order = GroupedSettings(samples_per_product=4).for_shards(
+            found, EpochSettings(12, seed=1, num_lanes=1, window=2)
+        )
         slots = np.concatenate([batch for batch in order.batches(0) if len(batch) == 12]).reshape(-1, 4)
         whole[layout] = np.mean([len(set(keys[slot])) == 1 for slot in slots])
-    assert runs["product"] == 30 < 90 < runs["mixed"]
-    assert whole["product"] > 0.7 and whole["mixed"] < 0.3
-    assert rows(prepared["mixed"], "train") != [] and [
-        (row.query_id, row.product_id) for row in rows(prepared["product"], "train")
-    ] == [(row.query_id, row.product_id) for row in rows(prepared["mixed"], "train")]
-    first = [shards["product"].read([0])[0].product_id, shards["product"].read([120])[0].product_id]
+    assert runs["by_product"] == 30 < 90 < runs["shuffled"]
+    assert whole["by_product"] > 0.7 and whole["shuffled"] < 0.3
+    assert rows(prepared["shuffled"], "train") != [] and [
+        (row.query_id, row.product_id) for row in rows(prepared["by_product"], "train")
+    ] == [(row.query_id, row.product_id) for row in rows(prepared["shuffled"], "train")]
+    first = [shards["by_product"].read([0])[0].product_id, shards["by_product"].read([120])[0].product_id]
     assert first != ["p0", "p29"], "products come in random order"
     with pytest.raises(ValueError, match=r"prepared with layout=.* asked for is product"):
-        prepare_shards(source, tmp_path / "mixed", ShardSettings(samples_per_shard=12, layout="product"))
+        prepare_shards(source, tmp_path / "shuffled", ShardSettings(samples_per_shard=12, layout="by_product"))

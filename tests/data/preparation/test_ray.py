@@ -26,7 +26,7 @@ from mim_lightning.data.preparation.staging import partial_folder
 from mim_lightning.data.shards.cache import CacheSettings
 from mim_lightning.data.shards.shard_set import ShardSet
 from mim_lightning.data.shards.verify import verify_sets
-from mim_lightning.data.validation import CheckSettings
+from mim_lightning.data.validation import ValidationSettings
 from mim_lightning.io.store import Store
 from tests.data.conftest import jpeg
 
@@ -255,8 +255,8 @@ def test_an_interrupted_conversion_goes_on(
         open_prepared(target)
     with pytest.raises(ValueError, match=r"unfinished preparation with samples_per_shard=8, asked for is 9"):
         prepare_with_ray(source_of(shop), target, ShardSettings(samples_per_shard=9), RAY)
-    with pytest.raises(ValueError, match=r"layout=product: engine=ray writes mixed rows; take engine=processes"):
-        prepare_with_ray(source_of(shop), target, ShardSettings(layout="product"), RAY)
+    with pytest.raises(ValueError, match=r"layout=by_product: engine=ray writes shuffled rows; take engine=processes"):
+        prepare_with_ray(source_of(shop), target, ShardSettings(layout="by_product"), RAY)
     lost = ["receipts/queries/train/000001-", "receipts/catalogue/000000-"]
     for start in lost:
         folder, prefix = start.rsplit("/", 1)
@@ -314,11 +314,13 @@ def test_bad_rows(no_cluster: None, shop: Path, tmp_path: Path) -> None:
     ):
         prepare_with_ray(source_of(shop), folder, SETTINGS, RAY)
     with pytest.raises(
-        ValueError, match=r"of 45 rows of the queries table are bad so far, more than data.check.max_bad=4"
+        ValueError, match=r"of 45 rows of the queries table are bad so far, more than data.validation.max_invalid=4"
     ):
-        prepare_with_ray(source_of(shop), folder, SETTINGS, RAY, CheckSettings(on_bad="skip", max_bad=4))
+        prepare_with_ray(source_of(shop), folder, SETTINGS, RAY, ValidationSettings(on_invalid="drop", max_invalid=4))
     assert not folder.exists() and partial_folder(folder).exists()
-    prepared = prepare_with_ray(source_of(shop), folder, SETTINGS, RAY, CheckSettings(on_bad="skip", max_bad=5))
+    prepared = prepare_with_ray(
+        source_of(shop), folder, SETTINGS, RAY, ValidationSettings(on_invalid="drop", max_invalid=5)
+    )
     with (folder / "skipped.csv").open(newline="") as file:
         skipped = list(csv.DictReader(file))
     assert {row["id"]: row["column"] for row in skipped} == {

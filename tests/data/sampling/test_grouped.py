@@ -25,15 +25,15 @@ def random_order(seed: int) -> GroupedOrder:
     rng = np.random.default_rng(seed)
     sizes = random_sizes(rng)
     k, num_lanes = int(rng.integers(1, 5)), int(rng.integers(1, min(4, len(sizes)) + 1))
-    same_category = float(rng.choice([0.0, 0.5, 1.0]))
+    same_category_fraction = float(rng.choice([0.0, 0.5, 1.0]))
     columns = shop_columns(rng, sum(sizes), max(1, sum(sizes) // 4), 4)
     return GroupedOrder(
         tuple(sizes),
         k * int(rng.integers(4 * num_lanes, 4 * num_lanes + 8)),
         columns["product_keys"],
         k,
-        columns["category_keys"] if same_category and (columns["category_keys"] >= 0).any() else None,
-        same_category if (columns["category_keys"] >= 0).any() else 0.0,
+        columns["category_keys"] if same_category_fraction and (columns["category_keys"] >= 0).any() else None,
+        same_category_fraction if (columns["category_keys"] >= 0).any() else 0.0,
         seed=seed,
         num_lanes=num_lanes,
         window=int(rng.integers(1, 6)),
@@ -42,7 +42,7 @@ def random_order(seed: int) -> GroupedOrder:
 
 def groups_of(order: GroupedOrder, batch: np.ndarray) -> list[int]:
     """Return the products of those k neighbours of a batch that are of one product."""
-    keys = order.product_keys[batch].reshape(-1, order.rows_per_product)
+    keys = order.product_keys[batch].reshape(-1, order.samples_per_product)
     return [int(slot[0]) for slot in keys if len(set(slot.tolist())) == 1 and slot[0] != NO_KEY]
 
 
@@ -131,8 +131,10 @@ def test_hard_categories_share_a_batch(num_lanes: int, share: float) -> None:
     products = rng.permutation(np.repeat(np.arange(1200), 4))
     categories = products % 40
 
-    def shares(same_category: float) -> list[float]:
-        order = GroupedOrder((600,) * 8, 64, products, 2, categories, same_category, num_lanes=num_lanes, window=8)
+    def shares(same_category_fraction: float) -> list[float]:
+        order = GroupedOrder(
+            (600,) * 8, 64, products, 2, categories, same_category_fraction, num_lanes=num_lanes, window=8
+        )
         parts = [part for batch in order.batches(0) for part in np.split(batch, num_lanes)]
         assert sorted(np.concatenate(parts).tolist()) == list(range(4800))
         return [np.bincount(categories[part]).max() / len(part) for part in parts]
@@ -212,12 +214,12 @@ def test_arrange_fills_every_part(seed: int) -> None:
 @pytest.mark.parametrize(
     ("options", "word"),
     [
-        ({"global_batch_size": 10, "rows_per_product": 4}, "data.batch_size=10: must be a multiple of .*product=4"),
-        ({"global_batch_size": 4, "rows_per_product": 4, "num_lanes": 2}, "at least data.num_lanes=2"),
-        ({"num_lanes": 4}, "data.num_lanes=4: 1 to 3"),
-        ({"same_category": 0.1}, r"same_category=0.1: .* at least 2 of the 6 products"),
+        ({"global_batch_size": 10, "samples_per_product": 4}, "data.batch_size=10: must be a multiple of .*product=4"),
+        ({"global_batch_size": 4, "samples_per_product": 4, "num_lanes": 2}, "at least data.num_interleaved=2"),
+        ({"num_lanes": 4}, "data.num_interleaved=4: 1 to 3"),
+        ({"same_category_fraction": 0.1}, r"same_category_fraction=0.1: .* at least 2 of the 6 products"),
         (
-            {"same_category": 0.5, "category_keys": np.full(30, NO_KEY)},
+            {"same_category_fraction": 0.5, "category_keys": np.full(30, NO_KEY)},
             "no row of the set has a category; .*",
         ),
     ],
@@ -230,16 +232,21 @@ def test_impossible_orders_are_refused(options: dict, word: str) -> None:
 
 def test_settings_read_the_columns_of_a_set() -> None:
     shards = ColumnSet([10, 10], product_keys=np.arange(20) // 4)
-    order = GroupedSettings(rows_per_product=4).for_shards(shards, EpochSettings(8, seed=3))
+    order = GroupedSettings(samples_per_product=4).for_shards(shards, EpochSettings(8, seed=3))
     assert [len(groups_of(order, batch)) for batch in order.batches(0)] == [2, 2, 1]
     with pytest.raises(ValueError, match=r"columns: has no category_keys.npy; run prepare again"):
         GroupedSettings(2, 0.5).for_shards(shards, EpochSettings(8))
     with pytest.raises(ValueError, match=r"columns/product_keys.npy: 20 values for 19 rows; run prepare again"):
         GroupedSettings().for_shards(ColumnSet([10, 9], product_keys=np.arange(20)), EpochSettings(8))
-    with pytest.raises(ValueError, match=r"data.rows_per_epoch=5: an epoch of data/order=grouped is every row once"):
+    with pytest.raises(
+        ValueError, match=r"data.samples_per_epoch=5: an epoch of data/sampling=grouped is every row once"
+    ):
         GroupedSettings().for_shards(shards, EpochSettings(8, num_rows=5))
-    for wrong, word in (({"rows_per_product": 0}, "rows_per_product=0"), ({"same_category": 1.5}, "same_category=1.5")):
-        with pytest.raises(ValueError, match=f"data.order.{word}"):
+    for wrong, word in (
+        ({"samples_per_product": 0}, "samples_per_product=0"),
+        ({"same_category_fraction": 1.5}, "same_category_fraction=1.5"),
+    ):
+        with pytest.raises(ValueError, match=f"data.sampling.{word}"):
             GroupedSettings(**wrong)
 
 
@@ -277,9 +284,14 @@ def test_fixed_names_what_decides_the_order() -> None:
     def fixed(**options: float) -> dict:
         return GroupedOrder((9, 9), 4, np.arange(18), category_keys=np.arange(18), **options).state_key()  # type: ignore
 
-    for change in ({"rows_per_product": 1}, {"same_category": 1.0}, {"seed": 1}, {"num_lanes": 2}, {"window": 3}):
-        (name,) = [key for key, value in fixed().items() if fixed(**change)[key] != value]
-        assert name.endswith(next(iter(change)))
+    for change, saved in (
+        ({"samples_per_product": 1}, "order.rows_per_product"),
+        ({"same_category_fraction": 1.0}, "order.same_category"),
+        ({"seed": 1}, "seed"),
+        ({"num_lanes": 2}, "num_lanes"),
+        ({"window": 3}, "window"),
+    ):
+        assert [key for key, value in fixed().items() if fixed(**change)[key] != value] == [saved]
     assert fixed()["order"] == "grouped"
 
 

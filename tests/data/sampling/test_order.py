@@ -11,7 +11,7 @@ import pytest
 
 from mim_lightning.data.sampling.grouped import EpochLayout
 from mim_lightning.data.sampling.order import EpochSettings, read_column
-from mim_lightning.data.sampling.shuffled import ShuffledOrder, StreamSettings
+from mim_lightning.data.sampling.shuffled import ShuffledOrder, ShuffledSettings
 from tests.data.rows import ColumnSet
 
 
@@ -96,9 +96,9 @@ def test_neighbours_mix() -> None:
 @pytest.mark.parametrize(
     ("options", "word"),
     [
-        ({"num_lanes": 0}, "data.num_lanes=0"),
-        ({"num_lanes": 4}, "data.num_lanes=4: 1 to 3"),
-        ({"window": 0}, "data.window"),
+        ({"num_lanes": 0}, "data.num_interleaved=0"),
+        ({"num_lanes": 4}, "data.num_interleaved=4: 1 to 3"),
+        ({"window": 0}, "data.shuffle_window_shards"),
         ({"global_batch_size": 0}, "data.batch_size=0"),
     ],
 )
@@ -135,11 +135,13 @@ def test_the_middle_of_200_thousand_shards(num_lanes: int) -> None:
 
 def test_settings_take_what_the_set_has() -> None:
     shards = ColumnSet([3, 4, 5])
-    plan = StreamSettings().for_shards(shards, EpochSettings(4, seed=2, num_lanes=3))
+    plan = ShuffledSettings().for_shards(shards, EpochSettings(4, seed=2, num_lanes=3))
     assert plan == ShuffledOrder((3, 4, 5), 4, 2, num_lanes=3, window=8)
-    assert StreamSettings().for_shards(shards, EpochSettings(4, window=2)).window == 2
-    with pytest.raises(ValueError, match=r"data.rows_per_epoch=9: an epoch of data/order=stream is every row once"):
-        StreamSettings().for_shards(shards, EpochSettings(4, num_rows=9))
+    assert ShuffledSettings().for_shards(shards, EpochSettings(4, window=2)).window == 2
+    with pytest.raises(
+        ValueError, match=r"data.samples_per_epoch=9: an epoch of data/sampling=shuffled is every row once"
+    ):
+        ShuffledSettings().for_shards(shards, EpochSettings(4, num_rows=9))
 
 
 def test_fixed_names_what_decides_the_order() -> None:

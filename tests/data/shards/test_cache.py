@@ -42,8 +42,8 @@ def store(tmp_path: Path) -> Iterator[FaultyStore]:
 
 @pytest.fixture
 def cache(store: FaultyStore, tmp_path: Path) -> Callable[..., ShardCache]:
-    def make(max_bytes: int = 10_000, **options: float) -> ShardCache:
-        settings = CacheSettings(str(tmp_path / "cache"), max_bytes, **({"timeout": 5, "retries": 1} | options))  # type: ignore[arg-type]
+    def make(max_size: int = 10_000, **options: float) -> ShardCache:
+        settings = CacheSettings(str(tmp_path / "cache"), max_size, **({"timeout": 5, "retries": 1} | options))  # type: ignore[arg-type]
         return ShardCache(store.address, "set", settings)
 
     return make
@@ -62,18 +62,18 @@ def names(folder: Path) -> set[str]:
     ("text", "number"), [("20GB", 20 * 10**9), ("512MiB", 2**29), (123, 123), ("1.5 TB", 15 * 10**11), ("7k", 7000)]
 )
 def test_sizes_are_read(text: str | int, number: int) -> None:
-    assert CacheSettings(max_bytes=text).limit == number
+    assert CacheSettings(max_size=text).limit == number
 
 
 @pytest.mark.parametrize(
     ("options", "word"),
     [
-        ({"max_bytes": "much"}, "data.cache.max_bytes=much"),
-        ({"max_bytes": "3iB"}, "data.cache.max_bytes=3iB"),
-        ({"max_bytes": 0}, "data.cache.max_bytes=0"),
+        ({"max_size": "much"}, "data.cache.max_size=much"),
+        ({"max_size": "3iB"}, "data.cache.max_size=3iB"),
+        ({"max_size": 0}, "data.cache.max_size=0"),
         ({"timeout": 0}, "data.cache.timeout=0"),
         ({"retries": -1}, "data.cache.retries=-1"),
-        ({"look_ahead": -1}, "data.cache.look_ahead=-1"),
+        ({"prefetch_shards": -1}, "data.cache.prefetch_shards=-1"),
     ],
 )
 def test_impossible_settings_are_refused(options: dict, word: str) -> None:
@@ -126,7 +126,7 @@ def test_a_size_that_was_not_known_is_made_room_for(
 
 
 def test_a_file_larger_than_the_cache_is_refused(cache: Callable[..., ShardCache]) -> None:
-    with pytest.raises(ShardError, match=r"data.cache.max_bytes=999: http.*/a alone has 1,000 bytes"):
+    with pytest.raises(ShardError, match=r"data.cache.max_size=999: http.*/a alone has 1,000 bytes"):
         cache(999).open("a", 1000)
 
 

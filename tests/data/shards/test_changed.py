@@ -104,7 +104,7 @@ def test_single_shards_of_another_set_are_told(write: Write) -> None:
 
 def test_a_set_at_an_address_that_was_prepared_again(write: Write, tmp_path: Path) -> None:
     folder = write("set", 0)
-    cache = CacheSettings(folder=str(tmp_path / "cache"), timeout=5, retries=0, look_ahead=0)
+    cache = CacheSettings(folder=str(tmp_path / "cache"), timeout=5, retries=0, prefetch_shards=0)
     with serving(tmp_path) as store:
         address = store.address
         shards = ShardSet(f"{address}/set", cache)

@@ -14,9 +14,9 @@ import pytest
 from mim_lightning.data.sampling.grouped import GroupedSettings
 from mim_lightning.data.sampling.mixture import MixtureOrder, make_mixture_order
 from mim_lightning.data.sampling.order import EpochSettings, OrderSettings
-from mim_lightning.data.sampling.shuffled import StreamSettings
+from mim_lightning.data.sampling.shuffled import ShuffledSettings
 from mim_lightning.data.sampling.weighted import WeightedSettings
-from mim_lightning.data.shards.mixture import MAIN, MixedIn, read_mix, refuse_common_ids, split_shares
+from mim_lightning.data.shards.mixture import MAIN, MixtureEntry, read_mix, refuse_common_ids, split_shares
 from mim_lightning.data.shards.mixture_set import MixedSet
 from mim_lightning.data.shards.shard_set import ShardSet
 from mim_lightning.types import id_key
@@ -44,7 +44,7 @@ def mixed(
         for name, part in sizes.items()
     }
     return make_mixture_order(
-        MixedSet(sets), shares or SHARES, each or StreamSettings(), EpochSettings(batch_size, **settings)
+        MixedSet(sets), shares or SHARES, each or ShuffledSettings(), EpochSettings(batch_size, **settings)
     )
 
 
@@ -83,7 +83,7 @@ def test_every_set_has_its_share_after_any_number_of_batches(seed: int) -> None:
             assert len(set(turn)) == len(turn)
 
 
-@pytest.mark.parametrize("each", [StreamSettings(), GroupedSettings(2, 0.5), GroupedSettings(4), WeightedSettings()])
+@pytest.mark.parametrize("each", [ShuffledSettings(), GroupedSettings(2, 0.5), GroupedSettings(4), WeightedSettings()])
 def test_goes_on_from_every_position(each: OrderSettings) -> None:
     order = mixed({MAIN: [30, 41], "web": [25, 9], "old": [11, 6]}, each=each, batch_size=64)
     for epoch in range(3):
@@ -143,11 +143,11 @@ def test_every_rank_gets_its_share_of_each_set() -> None:
 
 
 def test_a_set_that_is_not_trained_on_is_left_out() -> None:
-    assert split_shares(read_mix({"a": {"folder": "x", "share": 0.3}, "b": {"folder": "y", "share": 0.7}})) == {
+    assert split_shares(read_mix({"a": {"folder": "x", "fraction": 0.3}, "b": {"folder": "y", "fraction": 0.7}})) == {
         "a": Fraction(3, 10),
         "b": Fraction(7, 10),
     }
-    assert split_shares(read_mix({"a": {"folder": "x", "share": 0.3}, "b": None})) == {
+    assert split_shares(read_mix({"a": {"folder": "x", "fraction": 0.3}, "b": None})) == {
         MAIN: Fraction(7, 10),
         "a": Fraction(3, 10),
     }
@@ -156,12 +156,18 @@ def test_a_set_that_is_not_trained_on_is_left_out() -> None:
 @pytest.mark.parametrize(
     ("entries", "word"),
     [
-        ({"web": {"foldr": "x", "share": 0.3}}, r"no config key 'data.mix.web.foldr'; there are \['folder', 'share'"),
-        ({"web": {"folder": "x"}}, "data.mix.web.share: needs a value"),
-        ({"web": {"folder": "x", "share": 0}}, "data.mix.web.share=0: give a share of every batch"),
-        ({"web": {"folder": "x", "share": 0.2, "ids": "mine"}}, "data.mix.web.ids=mine: give own or shared"),
-        ({"main": {"folder": "x", "share": 0.2}}, "data.mix.main: is what data.folder is called"),
-        ({"a": {"folder": "x", "share": 0.7}, "b": {"folder": "x", "share": 0.4}}, "the shares sum to 1.1;"),
+        (
+            {"web": {"foldr": "x", "fraction": 0.3}},
+            r"no config key 'data.mixture.web.foldr'; there are \['folder', 'fraction'",
+        ),
+        ({"web": {"folder": "x"}}, "data.mixture.web.fraction: needs a value"),
+        ({"web": {"folder": "x", "fraction": 0}}, "data.mixture.web.fraction=0: give a fraction of every batch"),
+        (
+            {"web": {"folder": "x", "fraction": 0.2, "id_namespace": "mine"}},
+            "data.mixture.web.id_namespace=mine: give separate or shared",
+        ),
+        ({"main": {"folder": "x", "fraction": 0.2}}, "data.mixture.main: is what data.folder is called"),
+        ({"a": {"folder": "x", "fraction": 0.7}, "b": {"folder": "x", "fraction": 0.4}}, "the fractions sum to 1.1;"),
     ],
 )
 def test_mistakes_in_the_mix_are_named(entries: dict, word: str) -> None:
@@ -225,15 +231,19 @@ def test_common_product_ids_must_be_explained(make_set: MakeSet) -> None:
         return make_set(num)
 
     def refuse(*, web: str | None = None, old: str | None = None, num_old: int = 3) -> None:
-        mix = {"web": MixedIn("w", 0.1, web), "old": MixedIn("o", 0.1, old)}
+        mix = {"web": MixtureEntry("w", 0.1, web), "old": MixtureEntry("o", 0.1, old)}
         refuse_common_ids({MAIN: catalogue(6), "web": catalogue(4), "old": catalogue(num_old)}, mix)
 
-    with pytest.raises(ValueError, match=r"data.mix.web: 4 of its products have ids of .*set-6.* the first is 'p0'; "):
+    with pytest.raises(
+        ValueError, match=r"data.mixture.web: 4 of its products have ids of .*set-6.* the first is 'p0'; "
+    ):
         refuse()
-    with pytest.raises(ValueError, match=r"data.mix.old: 3 .* give data.mix.old.ids=shared if they are the same"):
-        refuse(web="own")
-    refuse(web="own", old="own")
-    refuse(web="shared", old="own")
+    with pytest.raises(
+        ValueError, match=r"data.mixture.old: 3 .* give data.mixture.old.id_namespace=shared if they are the same"
+    ):
+        refuse(web="separate")
+    refuse(web="separate", old="separate")
+    refuse(web="shared", old="separate")
     refuse(web="shared", old="shared")
 
 
@@ -242,6 +252,6 @@ def test_two_sets_of_a_mix_may_have_ids_in_common_too() -> None:
         return SimpleNamespace(keys=np.array(keys), folder="f", read_facts=lambda number: {"product_id": keys[number]})
 
     catalogues = {MAIN: catalogue(1, 2), "web": catalogue(3, 4), "old": catalogue(5, 4)}
-    with pytest.raises(ValueError, match=r"data.mix.old: 1 of its products have ids of f too, the first is '4'"):
-        refuse_common_ids(catalogues, {"web": MixedIn("w", 0.1), "old": MixedIn("o", 0.1)})
-    refuse_common_ids(catalogues, {"web": MixedIn("w", 0.1, "own"), "old": MixedIn("o", 0.1)})
+    with pytest.raises(ValueError, match=r"data.mixture.old: 1 of its products have ids of f too, the first is '4'"):
+        refuse_common_ids(catalogues, {"web": MixtureEntry("w", 0.1), "old": MixtureEntry("o", 0.1)})
+    refuse_common_ids(catalogues, {"web": MixtureEntry("w", 0.1, "separate"), "old": MixtureEntry("o", 0.1)})

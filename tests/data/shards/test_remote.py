@@ -212,8 +212,8 @@ def test_ranks_and_workers_fetch_a_shard_once(served: tuple[ShardSet, FaultyStor
     assert len(list((tmp_path / "cache").rglob("*.tar"))) == 5
 
 
-@pytest.mark.parametrize("look_ahead", [0, 1, 2, 9])
-def test_shards_are_named_before_they_are_needed(make_set: MakeSet, look_ahead: int) -> None:
+@pytest.mark.parametrize("prefetch_shards", [0, 1, 2, 9])
+def test_shards_are_named_before_they_are_needed(make_set: MakeSet, prefetch_shards: int) -> None:
     written = make_set(60, 4)
     order = ShuffledOrder(tuple(written.sizes), 8, seed=1, window=2)
     batches = [np.unique(written.shards_of(batch)).tolist() for batch in order.batches(0)]
@@ -222,18 +222,18 @@ def test_shards_are_named_before_they_are_needed(make_set: MakeSet, look_ahead: 
         sizes, shards_of = written.sizes, staticmethod(written.shards_of)
 
     remote: Any = Remote()
-    remote.look_ahead = look_ahead
+    remote.prefetch_shards = prefetch_shards
     ahead = ShardsAhead(remote, order.batches(0))
     named = [ahead.next() for _ in batches]
     known = set(batches[0])
     for number, shards in enumerate(batches):
         already = set(batches[0]).union(*named[:number])
-        assert not look_ahead or set(shards) <= already | set(batches[0]), "each was named by an earlier batch"
+        assert not prefetch_shards or set(shards) <= already | set(batches[0]), "each was named by an earlier batch"
         known |= set(shards)
         waiting = already.union(named[number]) - known
-        assert len(waiting) <= max(0, look_ahead - 1) + 4, "and not long before: a batch brings 4 shards or less"
+        assert len(waiting) <= max(0, prefetch_shards - 1) + 4, "and not long before: a batch brings 4 shards or less"
     assert len([idx for idxs in named for idx in idxs]) == (
-        0 if not look_ahead else len(written.sizes) - len(batches[0])
+        0 if not prefetch_shards else len(written.sizes) - len(batches[0])
     )
 
 
@@ -242,7 +242,7 @@ def test_what_comes_next_is_fetched_while_a_batch_is_read(
     served: tuple[ShardSet, FaultyStore], tmp_path: Path, num_workers: int
 ) -> None:
     _, store = served
-    shards = ShardSet(store.address, settings(tmp_path, look_ahead=5))
+    shards = ShardSet(store.address, settings(tmp_path, prefetch_shards=5))
     batches = iter(ShardPass(shards, Collate(SPECS), range(5), 9, num_workers))
     next(batches)
     deadline = time.monotonic() + 60

@@ -15,7 +15,7 @@ from PIL import Image
 from mim_lightning.data.images.reader import ImageReader
 from mim_lightning.data.manifest.manifest import Manifest, ManifestSource
 from mim_lightning.data.manifest.rows import RowIssue
-from mim_lightning.data.validation import CheckReport, CheckSettings, check_manifest
+from mim_lightning.data.validation import CheckReport, ValidationSettings, check_manifest
 
 PRODUCT = {"product_id": "", "image": "", "title": "", "description": "", "category": ""}
 QUERY = {"query_id": "", "split": "train", "image": "", "text": "", "product_id": ""}
@@ -96,7 +96,7 @@ def write_shop(
 
 
 def check(manifest: Manifest, faults: list[RowIssue], **settings: object) -> CheckReport:
-    chosen = CheckSettings(**{"num_processes": 1, **settings})  # type: ignore[arg-type]
+    chosen = ValidationSettings(**{"num_processes": 1, **settings})  # type: ignore[arg-type]
     return check_manifest(manifest, faults, chosen, ImageReader().read)
 
 

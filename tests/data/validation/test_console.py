@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from mim_lightning.data.validation import CheckReport, CheckSettings, print_check
+from mim_lightning.data.validation import CheckReport, ValidationSettings, print_check
 from mim_lightning.display.numbers import format_bytes
 from tests.data.validation.broken import check, jpeg, write_shop
 
@@ -39,12 +39,15 @@ def test_the_whole_report(tmp_path: Path) -> None:
     assert "row 5 (q3)" not in words and "... 2 more" in words
     assert "categories: 1; the largest '[blue]' with 1 product" in words
     assert "product_text 1 words 4 4 4 - -" in words
-    assert "check: refused with on_bad=fail, max_bad=1%: bad are 0 of 1 row of products (0.0 %), 5 of 6 rows" in words
+    assert (
+        "check: refused with on_invalid=raise, max_invalid=1%: bad are 0 of 1 row of products (0.0 %), 5 of 6 rows"
+        in words
+    )
 
 
 def test_the_verdict_follows_the_settings(tmp_path: Path) -> None:
     report = broken(tmp_path, num_bad=1)
-    skipping = replace(report, settings=CheckSettings(on_bad="skip", max_bad="50%"))
+    skipping = replace(report, settings=ValidationSettings(on_invalid="drop", max_invalid="50%"))
     words = " ".join(printed(skipping).split())
     assert "check: left out: 0 of 1 row of products (0.0 %), 1 of 2 rows of queries (50.0 %), 0 single" in words
 
@@ -66,7 +69,7 @@ def test_in_brief_long_texts_are_told_with_what_counts_those_that_are_cut(tmp_pa
     report = check(*write_shop(tmp_path, {"a.jpg": jpeg(1)}, products, [query]))
     lines = printed(report, brief=True).splitlines()
     assert "  product_text: median 57 words, 95 % up to 57;" in lines
-    assert "    prepare encoder/text@texts=<encoder> counts the texts that it cuts" in lines
+    assert "    prepare encoder/text@tokenizer=<encoder> counts the texts that it cuts" in lines
 
 
 def test_a_set_to_evaluate_alone_says_so(tmp_path: Path) -> None:

@@ -141,7 +141,7 @@ def test_it_can_be_bad_and_leaves_the_training_row_out(tmp_path: Path) -> None:
         {"query_id": "t", "image": "a.jpg", "product_id": "p"},
         {"query_id": "v", "split": "val", "image": "b.jpg", "product_id": "p"},
     ]
-    report = check(*write_shop(tmp_path, pictures, PRODUCTS, queries), also_bad=["image_in_two_splits"])
+    report = check(*write_shop(tmp_path, pictures, PRODUCTS, queries), treat_as_invalid=["image_in_two_splits"])
     assert ("image_in_two_splits", "queries", "2", "t", "row") in told(report)
 
 

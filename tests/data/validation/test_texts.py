@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mim_lightning.data.images.reader import ImageReader
-from mim_lightning.data.validation import CheckReport, CheckSettings, check_manifest
+from mim_lightning.data.validation import CheckReport, ValidationSettings, check_manifest
 from mim_lightning.encoders.tiny import TinyText
 from mim_lightning.types import TextSpec
 from tests.data.validation.broken import write_shop
@@ -33,7 +33,9 @@ def letters(texts: Sequence[str]) -> dict[str, Tensor]:
 
 def measured(folder: Path, specs: dict[str, Any] | None, **settings: Any) -> CheckReport:
     manifest, faults = write_shop(folder, {}, PRODUCTS, QUERIES)
-    return check_manifest(manifest, faults, CheckSettings(num_processes=1, **settings), ImageReader().read, specs=specs)
+    return check_manifest(
+        manifest, faults, ValidationSettings(num_processes=1, **settings), ImageReader().read, specs=specs
+    )
 
 
 def test_words_without_a_tokeniser(tmp_path: Path) -> None:
@@ -56,7 +58,9 @@ def test_tokens_over_the_limit(tmp_path: Path) -> None:
     ]
     assert found[1].reason == "7 tokens, of which the first 5 are read"
     bad = measured(
-        tmp_path, {"query_text": TinyText(max_length=4, vocabulary=64, width=32).spec}, also_bad=["text_over_limit"]
+        tmp_path,
+        {"query_text": TinyText(max_length=4, vocabulary=64, width=32).spec},
+        treat_as_invalid=["text_over_limit"],
     )
     assert [(f.table, f.row_id, f.column, f.drops) for f in bad.skipped] == [("queries", "q2", "text", "row")]
     assert bad.texts[0].unit == "words"

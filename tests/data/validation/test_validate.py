@@ -13,7 +13,7 @@ from mim_lightning.data.manifest.manifest import Manifest
 from mim_lightning.data.manifest.rows import RowIssue
 from mim_lightning.data.validation import (
     CheckReport,
-    CheckSettings,
+    ValidationSettings,
     keep_good,
     require_good,
     write_findings,
@@ -68,7 +68,7 @@ def small(folder: Path, num_good: int, num_bad: int) -> CheckReport:
 
 
 def under(report: CheckReport, **settings: Any) -> CheckReport:
-    return replace(report, settings=CheckSettings(**settings))
+    return replace(report, settings=ValidationSettings(**settings))
 
 
 def test_every_fault_is_told_with_table_row_and_id(shop: tuple[Manifest, list[RowIssue]]) -> None:
@@ -196,7 +196,7 @@ def test_with_fail_anything_bad_stops_in_one_line(shop: tuple[Manifest, list[Row
         require_good(report)
     text = str(error.value)
     assert "4 rows of products, 6 rows of queries" in text and str(report.skipped[0]) in text
-    assert "data.check.on_bad=skip" in text and "max_bad=1%" in text and "\n" not in text
+    assert "data.validation.on_invalid=drop" in text and "max_invalid=1%" in text and "\n" not in text
 
 
 def test_a_bad_picture_alone_stops_with_fail_and_passes_with_skip(tmp_path: Path) -> None:
@@ -207,14 +207,14 @@ def test_a_bad_picture_alone_stops_with_fail_and_passes_with_skip(tmp_path: Path
     ))  # fmt: skip
     with pytest.raises(ValueError, match=r"1 fault \(single pictures of products\).*mend it, or"):
         require_good(report)
-    require_good(under(report, on_bad="skip", max_bad=0))
+    require_good(under(report, on_invalid="drop", max_invalid=0))
 
 
 @pytest.mark.parametrize(
-    ("max_bad", "passes"), [("1%", False), ("19.9%", False), ("20%", True), (1, False), (2, True), ("0%", False)]
+    ("max_invalid", "passes"), [("1%", False), ("19.9%", False), ("20%", True), (1, False), (2, True), ("0%", False)]
 )
-def test_skip_stops_beyond_the_ceiling(tmp_path: Path, max_bad: str | int, passes: bool) -> None:
-    report = under(small(tmp_path, num_good=8, num_bad=2), on_bad="skip", max_bad=max_bad)
+def test_skip_stops_beyond_the_ceiling(tmp_path: Path, max_invalid: str | int, passes: bool) -> None:
+    report = under(small(tmp_path, num_good=8, num_bad=2), on_invalid="drop", max_invalid=max_invalid)
     if passes:
         require_good(report)
         return
@@ -222,22 +222,22 @@ def test_skip_stops_beyond_the_ceiling(tmp_path: Path, max_bad: str | int, passe
         ValueError, match=r"2 of 10 rows of the queries table are bad \(20.0 %\), more than the \d"
     ) as e:
         require_good(report)
-    assert f"data.check.max_bad={max_bad}" in str(e.value) and "row 10, column 'image'" in str(e.value)
+    assert f"data.validation.max_invalid={max_invalid}" in str(e.value) and "row 10, column 'image'" in str(e.value)
     assert "\n" not in str(e.value)
 
 
 def test_each_table_has_its_own_ceiling(shop: tuple[Manifest, list[RowIssue]]) -> None:
     report = check(*shop)  # half of the products, 6 of 10 queries
     with pytest.raises(ValueError, match="of the queries table"):
-        require_good(under(report, on_bad="skip", max_bad="50%"))
+        require_good(under(report, on_invalid="drop", max_invalid="50%"))
     with pytest.raises(ValueError, match="of the products table"):
-        require_good(under(report, on_bad="skip", max_bad="49%"))
-    require_good(under(report, on_bad="skip", max_bad="60%"))
+        require_good(under(report, on_invalid="drop", max_invalid="49%"))
+    require_good(under(report, on_invalid="drop", max_invalid="60%"))
 
 
 def test_what_is_told_can_be_made_bad(shop: tuple[Manifest, list[RowIssue]]) -> None:
     manifest, faults = shop
-    report = check(manifest, faults, also_bad=["near_empty_image", "product_without_image"])
+    report = check(manifest, faults, treat_as_invalid=["near_empty_image", "product_without_image"])
     assert {
         ("near_empty_image", "products", "7", "e", "row"),
         ("product_without_image", "products", "8", "f", "row"),
@@ -251,11 +251,11 @@ def test_how_empty_a_picture_may_be_is_a_setting(tmp_path: Path) -> None:
         tmp_path, {"a.jpg": one_coloured()}, [{"product_id": "a", "image": "a.jpg", "title": "A"}],
         [{"query_id": "q", "text": "a", "product_id": "a"}],
     )  # fmt: skip
-    assert check(manifest, faults, near_empty=1.0).counts == {"near_empty_image": 1}
+    assert check(manifest, faults, blank_image_fraction=1.0).counts == {"near_empty_image": 1}
     pictures = {"a.jpg": jpeg(1)}
     manifest, faults = write_shop(tmp_path / "b", pictures, [{"product_id": "a", "image": "a.jpg", "title": "A"}],
         [{"query_id": "q", "text": "a", "product_id": "a"}])  # fmt: skip
-    assert check(manifest, faults, near_empty=0.5).counts == {}
+    assert check(manifest, faults, blank_image_fraction=0.5).counts == {}
 
 
 def test_rows_of_a_table_in_several_files_are_named_with_their_file(tmp_path: Path) -> None:

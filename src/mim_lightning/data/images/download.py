@@ -32,12 +32,12 @@ class DownloadSettings:
     num_connections: int = 16  # at the same time
     timeout: float = 20.0  # seconds for one try of one image
     retries: int = 3  # after the first try, if another may succeed
-    wait: float = 0.5  # seconds before the first retry, doubled for each further one
+    backoff: float = 0.5  # seconds before the first retry, doubled for each further one
     max_bytes: int = 50_000_000  # a larger file is not downloaded to its end
     private_addresses: bool = False  # True: also from this machine and private networks
 
     def __post_init__(self) -> None:
-        least = {"num_connections": 1, "timeout": 1e-3, "retries": 0, "wait": 0, "max_bytes": 1}
+        least = {"num_connections": 1, "timeout": 1e-3, "retries": 0, "backoff": 0, "max_bytes": 1}
         for name, bound in least.items():
             value = getattr(self, name)
             if not isinstance(value, int | float) or value < bound:
@@ -45,7 +45,7 @@ class DownloadSettings:
 
     @property
     def retry_policy(self) -> RetryPolicy:
-        return RetryPolicy(self.timeout, self.retries, self.wait, max_backoff=math.inf)
+        return RetryPolicy(self.timeout, self.retries, self.backoff, max_backoff=math.inf)
 
 
 class Downloads:

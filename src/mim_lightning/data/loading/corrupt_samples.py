@@ -28,30 +28,32 @@ class BadSamples:
     """What is done about samples that cannot be read, while training.
 
     Args:
-        on_bad: "fail" stops at the first, "skip" goes on without them.
-        max_bad: how many may be skipped in an epoch: a share of its rows such as "1%", or a number.
+        on_corrupt_sample: "raise" stops at the first, "skip" continues without them.
+        max_corrupt_samples: how many may be skipped in an epoch: a fraction of its rows such as "1%", or a number.
     """
 
-    on_bad: str = "fail"
-    max_bad: str | int = "1%"
+    on_corrupt_sample: str = "raise"
+    max_corrupt_samples: str | int = "1%"
 
     def __post_init__(self) -> None:
-        if self.on_bad not in ("fail", "skip"):
-            raise ValueError(f"data.on_bad={self.on_bad}: give fail or skip")
+        if self.on_corrupt_sample not in ("raise", "skip"):
+            raise ValueError(f"data.on_corrupt_sample={self.on_corrupt_sample}: give raise or skip")
         self.ceiling(0)
 
     @property
     def are_skipped(self) -> bool:
-        return self.on_bad == "skip"
+        return self.on_corrupt_sample == "skip"
 
     def ceiling(self, num_samples: int) -> int:
         """Return how many of an epoch's samples may be skipped."""
-        text = str(self.max_bad).strip()
+        text = str(self.max_corrupt_samples).strip()
         if text.isdecimal():
             return int(text)
         share = re.fullmatch(r"(\d+(?:\.\d+)?) ?%", text)
         if share is None or float(share[1]) > 100:
-            raise ValueError(f"data.max_bad={self.max_bad}: give a share such as 1%, or a whole number of samples")
+            raise ValueError(
+                f"data.max_corrupt_samples={text}: give a fraction such as 1%, or a whole number of samples"
+            )
         return math.floor(num_samples * float(share[1]) / 100 + 1e-9)  # 0.1 % of 1,000 must not become 0.999
 
 
@@ -162,5 +164,6 @@ class SkipCount:
         if num_skipped > ceiling:
             raise ValueError(
                 f"{self.folder}: {num_skipped} of {self.num_samples} samples of the epoch cannot be read, "
-                f"data.max_bad={self.bad.max_bad} bears {ceiling}" + (f"; the last: {reason}" if reason else "")
+                f"more than data.max_corrupt_samples={self.bad.max_corrupt_samples} ({ceiling})"
+                + (f"; the last: {reason}" if reason else "")
             )

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 from mim_lightning.data.loading.collate import Collate
 from mim_lightning.data.loading.corrupt_samples import BadSamples, Loaded, SkipCount, load
 from mim_lightning.data.loading.shared_memory import Sent, Slots, make_slots
-from mim_lightning.data.sampling.order import BatchOrder
+from mim_lightning.data.sampling.order import STATE_KEYS, BatchOrder
 from mim_lightning.data.shards.shard_set import ShardSet
 from mim_lightning.types import Batch
 
@@ -63,7 +63,7 @@ class ShardsAhead:
     """Which shards come next: of batches as they are read, those that a later batch is the first to need.
 
     Args:
-        shards: of whose `look_ahead` so many are named before they are needed.
+        shards: of whose `prefetch_shards` so many are named before they are needed.
         parts: the same batches, of sample numbers.
     """
 
@@ -79,7 +79,7 @@ class ShardsAhead:
         while self._first_needed and self._first_needed[0] < self._num_reached:
             self._first_needed.popleft()
         found: list[int] = []
-        while len(self._first_needed) < self.shards.look_ahead:
+        while len(self._first_needed) < self.shards.prefetch_shards:
             part = next(self.parts, None)
             if part is None:
                 break
@@ -111,7 +111,7 @@ class RankSampler(Sampler[BatchRef]):
 
     def __iter__(self) -> Iterator[BatchRef]:
         start, epoch = self.start, self.epoch
-        ahead = self._ahead(epoch, start) if self.shards.look_ahead else None
+        ahead = self._ahead(epoch, start) if self.shards.prefetch_shards else None
         for batch in self.order.batches(epoch, start):
             part, num_padding = self._part(batch)
             slot = self.slots.take() if self.slots else None
@@ -192,7 +192,8 @@ class StreamLoader(DataLoader[Loaded]):
         """
         for name, value in self.order.state_key().items():
             if state.get(name) != value:
-                raise ValueError(f"the checkpoint was made with data.{name}={state.get(name)}, now it is {value}")
+                key = f"data.{STATE_KEYS.get(name, name)}"
+                raise ValueError(f"the checkpoint was made with {key}={state.get(name)}, now it is {value}")
         self.epoch, self.consumed = state["epoch"], state["consumed"]
 
 
@@ -242,7 +243,7 @@ class _PassRefs:
         return sum(-(-self.shards.sizes[idx] // self.batch_size) for idx in self.shard_idxs)
 
     def __iter__(self) -> Iterator[BatchRef]:
-        ahead = ShardsAhead(self.shards, map(np.array, self._parts())) if self.shards.look_ahead else None
+        ahead = ShardsAhead(self.shards, map(np.array, self._parts())) if self.shards.prefetch_shards else None
         for part in self._parts():
             yield BatchRef(0, part[0], list(part), 0, ahead.next() if ahead else ())
 

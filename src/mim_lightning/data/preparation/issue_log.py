@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from mim_lightning.data.manifest.rows import RowIssue
-from mim_lightning.data.validation import CheckSettings
+from mim_lightning.data.validation import ValidationSettings
 from mim_lightning.display.text import csv_cell
 from mim_lightning.io.store import Store
 
@@ -21,7 +21,7 @@ from mim_lightning.io.store import Store
 class IssueLog:
     """The rows that are left out, and whether they are too many."""
 
-    settings: CheckSettings
+    settings: ValidationSettings
     num_rows: Mapping[str, int]  # by table
     by_row: dict[tuple[str, str], RowIssue] = field(default_factory=dict)  # table and origin
 
@@ -33,18 +33,18 @@ class IssueLog:
         """
         for issue in issues:
             self.by_row.setdefault((issue.table, issue.origin), issue)
-        if self.by_row and self.settings.on_bad == "fail":
+        if self.by_row and self.settings.on_invalid == "raise":
             raise ValueError(
                 f"{len(self.by_row):,} rows are bad so far, the first is {next(iter(self.by_row.values()))}; mend "
-                f"them, or leave them out with data.check.on_bad=skip (at most data.check.max_bad="
-                f"{self.settings.max_bad} of a table)"
+                f"them, or leave them out with data.validation.on_invalid=drop (at most data.validation.max_invalid="
+                f"{self.settings.max_invalid} of a table)"
             )
         for table, num_rows in self.num_rows.items():
             found = [issue for issue in self.by_row.values() if issue.table == table]
             if len(found) > self.settings.ceiling(num_rows):
                 raise ValueError(
                     f"{len(found):,} of {num_rows:,} rows of the {table} table are bad so far, more than "
-                    f"data.check.max_bad={self.settings.max_bad}; the first is {found[0]}"
+                    f"data.validation.max_invalid={self.settings.max_invalid}; the first is {found[0]}"
                 )
 
     def write(self, store: Store, name: str) -> None:

@@ -81,7 +81,7 @@ class ShardWriter:
             if not is_same or known.crc32 not in (None, facts.crc32):
                 raise ValueError(
                     f"{self.store.address}/{shard_path(task.set_name, task.shard_idx, '.tar')}: is missing or damaged, "
-                    "and what its rows and pictures make today is another shard; prepare all anew by force=true"
+                    "and what its rows and pictures make today is another shard; prepare all anew by overwrite=true"
                 )
             for suffix in (".npy", ".tar"):
                 self.store.put(stem.with_suffix(suffix), shard_path(task.set_name, task.shard_idx, suffix))
@@ -138,7 +138,7 @@ def write_again(
         if wanted:
             raise ValueError(
                 f"{store.address}/{damage.set_name}: shards are missing or damaged, and the rows of today make fewer; "
-                "prepare all anew by force=true"
+                "prepare all anew by overwrite=true"
             )
         if damage.columns:
             write_columns(store, damage.set_name, len(index.sizes), damage.columns)

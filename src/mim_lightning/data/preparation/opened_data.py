@@ -13,7 +13,7 @@ import numpy as np
 
 from mim_lightning.data.preparation.prepared import MissingSplitError, PreparedData, open_prepared
 from mim_lightning.data.shards.cache import CacheSettings
-from mim_lightning.data.shards.mixture import MAIN, OWN, MixedIn, refuse_common_ids, split_shares
+from mim_lightning.data.shards.mixture import MAIN, SEPARATE, MixtureEntry, refuse_common_ids, split_shares
 from mim_lightning.data.shards.mixture_set import MixedSet
 from mim_lightning.data.shards.shard_set import ShardSet
 from mim_lightning.io.paths import PathOrUrl
@@ -40,7 +40,7 @@ class OpenedData:
         train_split: str,
         val_split: str,
         distractors: PathOrUrl | None = None,
-        mix: Mapping[str, MixedIn] | None = None,
+        mix: Mapping[str, MixtureEntry] | None = None,
         cache: CacheSettings | None = None,
         prepared: PreparedData | None = None,
     ) -> None:
@@ -53,13 +53,13 @@ class OpenedData:
         """What is trained on: one set, or several that are read as one."""
         if self.mix:
             sets = {name: self._open(self._places[name]).queries(self.train_split) for name in split_shares(self.mix)}
-            return MixedSet(sets, {name for name, entry in self.mix.items() if entry.ids == OWN})
+            return MixedSet(sets, {name for name, entry in self.mix.items() if entry.id_namespace == SEPARATE})
         try:
             return self._open(self.folder).queries(self.train_split)
         except MissingSplitError as error:
             raise ValueError(
                 f"{error}: these data can be evaluated, not trained on; name the split to train on with "
-                "data.shards.train_split, and prepare again with force=true"
+                "data.shards.train_split, and prepare again with overwrite=true"
             ) from None
 
     @cached_property

@@ -26,7 +26,7 @@ from mim_lightning.data.preparation.plan import (
 )
 from mim_lightning.data.shards.writer import shard_sizes
 
-MIXED, BY_PRODUCT = "mixed", "product"  # how training rows lie in their shards
+SHUFFLED, BY_PRODUCT = "shuffled", "by_product"  # how training rows lie in their shards
 
 
 @dataclass(frozen=True)
@@ -56,12 +56,12 @@ class ShardTask:
     rows_id: str  # of what it is made from
 
 
-def plan_sets(manifest: Manifest, train_split: str, seed: int, layout: str = MIXED) -> list[PlannedSet]:
+def plan_sets(manifest: Manifest, train_split: str, seed: int, layout: str = SHUFFLED) -> list[PlannedSet]:
     """Return the catalogue, and a set a split.
 
     Args:
         seed: of the order of training rows.
-        layout: MIXED, or BY_PRODUCT: the training rows of a product stand side by side.
+        layout: SHUFFLED, or BY_PRODUCT: the training rows of a product stand side by side.
 
     Raises:
         ValueError: there is a table of queries without any.

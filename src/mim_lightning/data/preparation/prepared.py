@@ -18,7 +18,7 @@ from typing import Any
 
 from mim_lightning.data.manifest.manifest import Source
 from mim_lightning.data.preparation.local_engine import WritingSettings, write_again, write_sets
-from mim_lightning.data.preparation.planned_sets import BY_PRODUCT, MIXED, plan_sets
+from mim_lightning.data.preparation.planned_sets import BY_PRODUCT, SHUFFLED, plan_sets
 from mim_lightning.data.preparation.staging import (
     SETTINGS_FILE,
     first_difference,
@@ -32,8 +32,8 @@ from mim_lightning.data.shards.set_index import IndexedShard
 from mim_lightning.data.shards.set_writer import content_id
 from mim_lightning.data.shards.shard_set import ShardSet
 from mim_lightning.data.shards.writer import COLUMNS
-from mim_lightning.data.splits import Protocol, Seen
-from mim_lightning.data.validation import CheckReport, CheckSettings, write_skipped
+from mim_lightning.data.splits import GivenSplits, Protocol
+from mim_lightning.data.validation import CheckReport, ValidationSettings, write_skipped
 from mim_lightning.display.progress import ProgressMeter
 from mim_lightning.io.damaged_file import errors_as_damaged_file, validate_regular_file
 from mim_lightning.io.paths import PathOrUrl, join, to_path_or_url
@@ -44,9 +44,9 @@ from mim_lightning.types import InputSpec
 
 log = logging.getLogger(__name__)
 
-AGAIN = "run prepare with force=true"
+AGAIN = "run prepare with overwrite=true"
 SKIPPED_FILE = "skipped.csv"  # rows and pictures that the check left out
-CONTENT, FIRST_CONTENT = "content", "first_content"  # in SETTINGS_FILE: ids of the sets, now and before force=true
+CONTENT, FIRST_CONTENT = "content", "first_content"  # in SETTINGS_FILE: ids of the sets, now and before overwrite=true
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class ShardSettings:
     max_image_side: int = 512  # pixels; larger pictures are stored smaller
     samples_per_shard: int = 2000
     seed: int = 0  # of the order in which training rows are written
-    layout: str = MIXED  # or "product": rows of a product side by side, for data/order=grouped in sets of many windows
+    layout: str = SHUFFLED  # or "by_product": rows of a product side by side, for data/sampling=grouped in many windows
 
     @property
     def splits(self) -> tuple[str, str]:
@@ -68,8 +68,8 @@ class ShardSettings:
         for name in ("max_image_side", "samples_per_shard"):
             if getattr(self, name) < 1:
                 raise ValueError(f"data.shards.{name}={getattr(self, name)}: must be at least 1")
-        if self.layout not in (MIXED, BY_PRODUCT):
-            raise ValueError(f"data.shards.layout={self.layout}: give {MIXED} or {BY_PRODUCT}")
+        if self.layout not in (SHUFFLED, BY_PRODUCT):
+            raise ValueError(f"data.shards.layout={self.layout}: give {SHUFFLED} or {BY_PRODUCT}")
 
 
 class MissingSplitError(ValueError):
@@ -106,7 +106,7 @@ class PreparedData:
 
     @property
     def new_content(self) -> dict[str, str] | None:
-        """The content of data that took the place of others made from the same tables, by force=true; else None."""
+        """The content of data that took the place of others made from the same tables, by overwrite=true; else None."""
         described = self.describe()
         return described[CONTENT] if FIRST_CONTENT in described else None
 
@@ -205,8 +205,10 @@ def open_products(
 def describe_preparation(source: Mapping[str, Any], settings: ShardSettings, protocol: Protocol) -> dict[str, Any]:
     """Return what tells prepared data from others, as it stands in SETTINGS_FILE."""
     described = asdict(settings)
-    if settings.layout == MIXED:
+    if settings.layout == SHUFFLED:
         del described["layout"]  # folders that were prepared when there was no other do not name it
+    else:
+        described["layout"] = "product"  # its first name, which folders keep
     return json.loads(json.dumps({"source": source, "settings": described, "protocol": asdict(protocol)}))
 
 
@@ -228,12 +230,12 @@ class Preparation:
     source: Source | None
     settings: ShardSettings
     protocol: Protocol | None = None
-    check: CheckSettings | None = None
+    check: ValidationSettings | None = None
     cache: CacheSettings | None = None
     num_workers: int | None = None
 
     def checking(self, leave_report: LeaveReport, specs: Mapping[str, InputSpec] | None = None) -> Checking:
-        return Checking(self.check or CheckSettings(), specs, leave_report)
+        return Checking(self.check or ValidationSettings(), specs, leave_report)
 
 
 def prepare_data(
@@ -287,7 +289,7 @@ def open_same(folder: PathOrUrl, described: Mapping[str, Any]) -> PreparedData:
         key, found, wanted = difference
         raise ValueError(
             f"{folder}: was prepared with {key}={found}, asked for is {wanted}; "
-            "run prepare with force=true, or choose another data.folder"
+            "run prepare with overwrite=true, or choose another data.folder"
         )
     return prepared
 
@@ -317,7 +319,7 @@ def prepare_shards(
     Raises:
         ValueError: the manifest or an image is faulty, or the folder holds other data.
     """
-    protocol, checking = protocol or Seen(), checking or Checking()
+    protocol, checking = protocol or GivenSplits(), checking or Checking()
     described = describe_preparation(description or source.describe(), settings, protocol)
     writing = WritingSettings(settings.samples_per_shard, settings.max_image_side, num_workers)
     if is_prepared(folder) and not force:
@@ -384,7 +386,7 @@ def check_only(
     source: Source, folder: Path, settings: ShardSettings, protocol: Protocol | None, checking: Checking
 ) -> CheckReport:
     """Check what would be prepared into `folder`, and write nothing but the report, into `report_folder`."""
-    protocol = protocol or Seen()
+    protocol = protocol or GivenSplits()
     described = describe_preparation(source.describe(), settings, protocol)
     with partial_work(folder, described, force=False) as partial:
         checked = check_source(source, partial, settings.splits, protocol, checking)

@@ -20,7 +20,7 @@ from mim_lightning.data.manifest.manifest import PRODUCTS, ManifestSource
 from mim_lightning.data.manifest.rows import RowIssue
 from mim_lightning.data.preparation.hash_layout import HashLayout, plan_layout
 from mim_lightning.data.preparation.issue_log import IssueLog
-from mim_lightning.data.preparation.planned_sets import MIXED
+from mim_lightning.data.preparation.planned_sets import SHUFFLED
 from mim_lightning.data.preparation.prepared import (
     SKIPPED_FILE,
     PreparedData,
@@ -51,8 +51,8 @@ from mim_lightning.data.shards.set_writer import (
     remove_receipts,
 )
 from mim_lightning.data.shards.writer import write_shard
-from mim_lightning.data.splits import Seen
-from mim_lightning.data.validation import CheckSettings
+from mim_lightning.data.splits import GivenSplits
+from mim_lightning.data.validation import ValidationSettings
 from mim_lightning.display.progress import ProgressMeter
 from mim_lightning.io.paths import PathOrUrl
 from mim_lightning.io.store import Store
@@ -66,7 +66,7 @@ def prepare_with_ray(
     folder: PathOrUrl,
     settings: ShardSettings,
     ray_settings: RaySettings,
-    check: CheckSettings | None = None,
+    check: ValidationSettings | None = None,
     *,
     force: bool = False,
 ) -> PreparedData:
@@ -75,17 +75,19 @@ def prepare_with_ray(
     Raises:
         ValueError: rows are faulty, the place holds other data, or a task failed.
     """
-    if settings.layout != MIXED:  # a query's id must decide its shard, or nobody would see that it stands twice
-        raise ValueError(f"data.shards.layout={settings.layout}: engine=ray writes {MIXED} rows; take engine=processes")
+    if settings.layout != SHUFFLED:  # a query's id must decide its shard, or nobody would see that it stands twice
+        raise ValueError(
+            f"data.shards.layout={settings.layout}: engine=ray writes {SHUFFLED} rows; take engine=processes"
+        )
     tables = shop_tables(source)
     with running(ray_settings):
         counts = _count(tables, settings.train_split)
-        described = describe_preparation(describe_source(source, counts), settings, Seen())
+        described = describe_preparation(describe_source(source, counts), settings, GivenSplits())
         if is_prepared(folder) and not force:
             return _require_whole(open_same(folder, described))
         if isinstance(folder, Path):
             require_free(folder)
-        issues = IssueLog(check or CheckSettings(), _num_rows(counts))
+        issues = IssueLog(check or ValidationSettings(), _num_rows(counts))
         issues.add(issue for count in counts for issue in count.issues)
         num_samples = _num_samples(counts, tables)
         layout = plan_layout(num_samples, settings.samples_per_shard, settings.seed)
@@ -106,7 +108,7 @@ def _require_whole(prepared: PreparedData) -> PreparedData:
     """Refuse a folder that lost a part: single shards are made again by the other engine alone."""
     damages = prepared.find_damage(is_thorough=False) if isinstance(prepared.folder, Path) else []
     if damages:
-        raise ValueError(f"{prepared.folder}: {damages[0]} is missing or damaged; prepare all anew by force=true")
+        raise ValueError(f"{prepared.folder}: {damages[0]} is missing or damaged; prepare all anew by overwrite=true")
     return prepared
 
 

@@ -140,7 +140,7 @@ def _other_work(place: Path | str, difference: tuple[str, Any, Any]) -> str:
     key, found, wanted = difference
     return (
         f"{place}: holds an unfinished preparation with {key}={found}, asked for is {wanted}; finish that one, or "
-        "discard it by force=true"
+        "discard it by overwrite=true"
     )
 
 

@@ -17,7 +17,7 @@ from mim_lightning.data.preparation.staging import FACTS_FILE
 from mim_lightning.data.splits import Protocol
 from mim_lightning.data.validation import (
     CheckReport,
-    CheckSettings,
+    ValidationSettings,
     check_manifest,
     keep_good,
     print_check,
@@ -70,7 +70,7 @@ class Checking:
         leave_report: what is done with the report.
     """
 
-    settings: CheckSettings = field(default_factory=CheckSettings)
+    settings: ValidationSettings = field(default_factory=ValidationSettings)
     specs: Mapping[str, InputSpec] | None = None
     leave_report: LeaveReport = lambda report, folder, reader: print_check(report, brief=True)
 

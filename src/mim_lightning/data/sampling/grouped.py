@@ -36,29 +36,29 @@ class GroupedOrder:
 
     Args:
         product_keys, category_keys: (num_samples,) hashed id of each row, `NO_KEY` where there is none.
-        rows_per_product: k. 1 keeps rows of a product apart instead.
-        same_category: fraction of a batch (of its part from each stream) that comes from one category, 0 to 1.
+        samples_per_product: k. 1 keeps rows of a product apart instead.
+        same_category_fraction: fraction of a batch (of its part from each stream) that comes from one category, 0 to 1.
         window: shards of a stream that are arranged together.
     """
 
     shard_sizes: tuple[int, ...]
     global_batch_size: int
     product_keys: np.ndarray = field(repr=False)
-    rows_per_product: int = 2
+    samples_per_product: int = 2
     category_keys: np.ndarray | None = field(default=None, repr=False)
-    same_category: float = 0.0
+    same_category_fraction: float = 0.0
     seed: int = 0
     num_lanes: int = 1
     window: int = WINDOW_SHARDS
 
     def __post_init__(self) -> None:
         validate_streams(len(self.shard_sizes), self.global_batch_size, self.num_lanes, self.window)
-        if self.global_batch_size % self.rows_per_product or self.num_lanes > self._num_groups:
+        if self.global_batch_size % self.samples_per_product or self.num_lanes > self._num_groups:
             raise ValueError(
-                f"data.batch_size={self.global_batch_size}: must be a multiple of data.order.rows_per_product="
-                f"{self.rows_per_product}, and at least data.num_lanes={self.num_lanes} times it"
+                f"data.batch_size={self.global_batch_size}: must be a multiple of data.sampling.samples_per_product="
+                f"{self.samples_per_product}, and at least data.num_interleaved={self.num_lanes} times it"
             )
-        if self.same_category:
+        if self.same_category_fraction:
             self._validate_categories()
 
     @property
@@ -77,8 +77,8 @@ class GroupedOrder:
         return {
             "order": "grouped",
             "batch_size": self.global_batch_size,
-            "order.rows_per_product": self.rows_per_product,
-            "order.same_category": self.same_category,
+            "order.rows_per_product": self.samples_per_product,
+            "order.same_category": self.same_category_fraction,
             "num_lanes": self.num_lanes,
             "window": self.window,
             "seed": self.seed,
@@ -109,21 +109,21 @@ class GroupedOrder:
     def _arrange(
         self, spans: list[tuple[int, int]], sizes: list[int], full_size: int, rng: np.random.Generator
     ) -> np.ndarray:
-        k = self.rows_per_product
+        k = self.samples_per_product
         if not any(sizes):  # a stream beyond the end of a small set
             return np.empty(0, dtype=np.int64)
         numbers = np.concatenate([np.arange(*span) for span in spans])
         products = _read(self.product_keys, spans)
         unknown = np.full(len(numbers), NO_KEY)
         categories = unknown if self.category_keys is None else _read(self.category_keys, spans)
-        num_same_category = round(self.same_category * (full_size // k))
+        num_same_category = round(self.same_category_fraction * (full_size // k))
         num_full_parts = sum(size == full_size for size in sizes)
         return numbers[arrange(products, categories, num_full_parts, np.array(sizes) // k, num_same_category, k, rng)]
 
     @property
     def _num_groups(self) -> int:
         """Groups of k rows in a batch."""
-        return self.global_batch_size // self.rows_per_product
+        return self.global_batch_size // self.samples_per_product
 
     @property
     def _num_full(self) -> int:
@@ -133,7 +133,7 @@ class GroupedOrder:
     @property
     def _part_sizes(self) -> list[tuple[int, int]]:
         """Rows that each stream gives to a full batch, and to the smaller one at the end."""
-        num_left, k = self.num_samples % self.global_batch_size, self.rows_per_product
+        num_left, k = self.num_samples % self.global_batch_size, self.samples_per_product
         full, tail = (self._split(num_groups) for num_groups in (self._num_groups, num_left // k))
         sizes = [(k * in_full, k * in_tail) for in_full, in_tail in zip(full, tail, strict=True)]
         return [*sizes[:-1], (sizes[-1][0], sizes[-1][1] + num_left % k)]
@@ -151,37 +151,39 @@ class GroupedOrder:
         return list(zip(edges, [*edges[1:], self.num_batches], strict=True))
 
     def _validate_categories(self) -> None:
-        assert self.category_keys is not None, "same_category needs category_keys"
+        assert self.category_keys is not None, "same_category_fraction needs category_keys"
         num_groups = self._num_groups // self.num_lanes
-        if not (0 < self.same_category <= 1 and round(self.same_category * num_groups) >= 2):
+        if not (0 < self.same_category_fraction <= 1 and round(self.same_category_fraction * num_groups) >= 2):
             raise ValueError(
-                f"data.order.same_category={self.same_category}: give a fraction up to 1 that is at least 2 of the "
-                f"{num_groups} products of a batch (of its part from each stream)"
+                f"data.sampling.same_category_fraction={self.same_category_fraction}: give a fraction up to 1 that is "
+                f"at least 2 of the {num_groups} products of a batch (of its part from each stream)"
             )
         starts = range(0, self.num_samples, 1_000_000)
         if all((self.category_keys[start : start + 1_000_000] == NO_KEY).all() for start in starts):
             raise ValueError(
-                f"data.order.same_category={self.same_category}: no row of the set has a category; "
-                "name the column in data.source.columns.products and prepare again, or give 0"
+                f"data.sampling.same_category_fraction={self.same_category_fraction}: no row of the set has a "
+                "category; name the column in data.source.columns.products and prepare again, or give 0"
             )
 
 
 @dataclass(frozen=True)
 class GroupedSettings:
-    """data/order=grouped: k rows of a product together, and a fraction of each batch of one category."""
+    """data/sampling=grouped: k rows of a product together, and a fraction of each batch of one category."""
 
-    rows_per_product: int = 2
-    same_category: float = 0.0
+    samples_per_product: int = 2
+    same_category_fraction: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.rows_per_product < 1:
-            raise ValueError(f"data.order.rows_per_product={self.rows_per_product}: must be at least 1")
-        if not 0 <= self.same_category <= 1:
-            raise ValueError(f"data.order.same_category={self.same_category}: give a fraction, 0 to 1")
+        if self.samples_per_product < 1:
+            raise ValueError(f"data.sampling.samples_per_product={self.samples_per_product}: must be at least 1")
+        if not 0 <= self.same_category_fraction <= 1:
+            raise ValueError(
+                f"data.sampling.same_category_fraction={self.same_category_fraction}: give a fraction, 0 to 1"
+            )
 
     @property
     def group_size(self) -> int:
-        return self.rows_per_product
+        return self.samples_per_product
 
     def for_shards(self, shards: SetColumns, epoch: EpochSettings) -> GroupedOrder:
         validate_full_epoch(epoch, "grouped")
@@ -189,9 +191,9 @@ class GroupedSettings:
             tuple(shards.sizes),
             epoch.global_batch_size,
             read_column(shards, "product_keys"),
-            self.rows_per_product,
-            read_column(shards, "category_keys") if self.same_category else None,
-            self.same_category,
+            self.samples_per_product,
+            read_column(shards, "category_keys") if self.same_category_fraction else None,
+            self.same_category_fraction,
             epoch.seed,
             epoch.num_lanes,
             max(8, WINDOW_SHARDS // epoch.num_lanes) if epoch.window is None else epoch.window,

@@ -47,8 +47,8 @@ class MixtureOrder:
         for name, part in self.parts.items():
             if part.fraction * self._num_groups < 1:
                 raise ValueError(
-                    f"data.mix: {float(part.fraction):g} of a batch of {self.global_batch_size} for '{name}' is less "
-                    f"than {self.group_size} rows; give a larger fraction or data.batch_size"
+                    f"data.mixture: {float(part.fraction):g} of a batch of {self.global_batch_size} for '{name}' is "
+                    f"less than {self.group_size} rows; give a larger fraction or data.batch_size"
                 )
 
     @property

@@ -56,6 +56,17 @@ class BatchOrder(Protocol):
         ...
 
 
+# of `state_key`, which checkpoints hold under their first names -> config keys below `data.`
+STATE_KEYS = {
+    "num_lanes": "num_interleaved",
+    "order": "sampling",
+    "order.rows_per_product": "sampling.samples_per_product",
+    "order.same_category": "sampling.same_category_fraction",
+    "rows_per_epoch": "samples_per_epoch",
+    "window": "shuffle_window_shards",
+}
+
+
 @dataclass(frozen=True)
 class EpochSettings:
     """Settings that every order of a run has; see conf/data/base.yaml."""
@@ -68,7 +79,7 @@ class EpochSettings:
 
     def __post_init__(self) -> None:
         if self.num_rows is not None and self.num_rows < 1:
-            raise ValueError(f"data.rows_per_epoch={self.num_rows}: must be at least 1")
+            raise ValueError(f"data.samples_per_epoch={self.num_rows}: must be at least 1")
 
 
 class OrderSettings(Protocol):
@@ -90,8 +101,8 @@ class OrderSettings(Protocol):
 
 def validate_streams(num_shards: int, global_batch_size: int, num_lanes: int, window: int) -> None:
     if not 1 <= num_lanes <= num_shards:
-        raise ValueError(f"data.num_lanes={num_lanes}: 1 to {num_shards}, the number of shards")
-    for key, value in (("batch_size", global_batch_size), ("window", window)):
+        raise ValueError(f"data.num_interleaved={num_lanes}: 1 to {num_shards}, the number of shards")
+    for key, value in (("batch_size", global_batch_size), ("shuffle_window_shards", window)):
         if value < 1:
             raise ValueError(f"data.{key}={value}: must be at least 1")
 
@@ -100,8 +111,8 @@ def validate_full_epoch(epoch: EpochSettings, name: str) -> None:
     """Raise ValueError if the length of an epoch is set for an order that always takes every sample once."""
     if epoch.num_rows is not None:
         raise ValueError(
-            f"data.rows_per_epoch={epoch.num_rows}: an epoch of data/order={name} is every row once; leave it null, "
-            "or choose data/order=weighted or a data.mix"
+            f"data.samples_per_epoch={epoch.num_rows}: an epoch of data/sampling={name} is every row once; leave it "
+            "null, or choose data/sampling=weighted or a data.mixture"
         )
 
 

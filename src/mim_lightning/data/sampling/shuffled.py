@@ -163,15 +163,15 @@ def sequential_order(shards: SetColumns, global_batch_size: int) -> ShuffledOrde
 
 
 @dataclass(frozen=True)
-class StreamSettings:
-    """data/order=stream: every sample once, in shuffled order."""
+class ShuffledSettings:
+    """data/sampling=shuffled: every sample once, in shuffled order."""
 
     @property
     def group_size(self) -> int:
         return 1
 
     def for_shards(self, shards: SetColumns, epoch: EpochSettings) -> ShuffledOrder:
-        validate_full_epoch(epoch, "stream")
+        validate_full_epoch(epoch, "shuffled")
         return ShuffledOrder(
             tuple(shards.sizes),
             epoch.global_batch_size,

@@ -126,7 +126,7 @@ class WeightedOrder:
 
 @dataclass(frozen=True)
 class WeightedSettings:
-    """data/order=weighted: rows in proportion to the manifest's column `weight`, `data.rows_per_epoch` an epoch."""
+    """data/sampling=weighted: `data.samples_per_epoch` rows, drawn in proportion to the manifest's column `weight`."""
 
     @property
     def group_size(self) -> int:

@@ -58,36 +58,36 @@ class CacheSettings:
 
     Args:
         folder: on a disk of this machine; None: ~/.cache/mim_lightning/shards. Several runs may share it.
-        max_bytes: of the folder, as "20GB" or a number.
+        max_size: of the folder, as "20GB" or a number.
         timeout: seconds that a store may be silent.
         retries: further tries after the first, each after a longer pause.
-        look_ahead: shards that each rank fetches before the order comes to them.
+        prefetch_shards: shards that each rank fetches before the order comes to them.
         verify: compare every shard with its checksum whenever a process opens it, those of a local folder too; what
             is fetched is compared in any case.
     """
 
     folder: str | None = None
-    max_bytes: str | int = "20GB"
+    max_size: str | int = "20GB"
     timeout: float = 60.0
     retries: int = 3
-    look_ahead: int = 8
+    prefetch_shards: int = 8
     verify: bool = False
 
     def __post_init__(self) -> None:
         if self.limit < 1:
-            raise ValueError(f"data.cache.max_bytes={self.max_bytes}: must be at least 1")
+            raise ValueError(f"data.cache.max_size={self.max_size}: must be at least 1")
         if self.timeout <= 0:
             raise ValueError(f"data.cache.timeout={self.timeout}: must be above 0 seconds")
-        for name in ("retries", "look_ahead"):
+        for name in ("retries", "prefetch_shards"):
             if getattr(self, name) < 0:
                 raise ValueError(f"data.cache.{name}={getattr(self, name)}: must not be negative")
 
     @property
     def limit(self) -> int:
         """Return the bytes that the folder may hold."""
-        match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([kMGT]?i?)B?", str(self.max_bytes).strip())
+        match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([kMGT]?i?)B?", str(self.max_size).strip())
         if not match or match[2] not in UNITS:
-            raise ValueError(f"data.cache.max_bytes={self.max_bytes}: give bytes, or a size such as 20GB or 512MiB")
+            raise ValueError(f"data.cache.max_size={self.max_size}: give bytes, or a size such as 20GB or 512MiB")
         return int(float(match[1]) * UNITS[match[2]])
 
     @property
@@ -139,7 +139,7 @@ class ShardCache:
         except WaitTimeoutError:
             raise ShardError(
                 f"{self.address}/{name}: waited in vain for another process that fetches it, or for room in "
-                f"{self.settings.root}; give data.cache.max_bytes more than {self.settings.max_bytes}"
+                f"{self.settings.root}; give data.cache.max_size more than {self.settings.max_size}"
             ) from None
         except OSError as error:
             raise ShardError(f"data.cache.folder={self.settings.root}: {error}") from error
@@ -164,7 +164,7 @@ class ShardCache:
         address, target, policy = f"{self.address}/{name}", self.folder / name, self.settings.retry_policy
         size = size or remote_size(address, policy) or 0
         if size > self._room.limit:
-            raise ShardError(f"data.cache.max_bytes={self.settings.max_bytes}: {address} alone has {size:,} bytes")
+            raise ShardError(f"data.cache.max_size={self.settings.max_size}: {address} alone has {size:,} bytes")
         seconds, idle = (0.0, IDLE) if is_ahead else (2 * policy.max_seconds + 60, 0.0)
         with self._room.reserve(target, size, seconds, idle) as reservation:
             try:

@@ -125,7 +125,7 @@ class Reservation:
 def _tell_that_it_is_tight(folder: Path) -> None:
     log.warning(
         "%s: files used within the last %.0f s had to make room, and may be fetched again and again; give "
-        "data.cache.max_bytes more, or data.window and data.num_lanes less",
+        "data.cache.max_size more, or data.shuffle_window_shards and data.num_interleaved less",
         folder,
         IN_USE,
     )

@@ -38,7 +38,7 @@ _AHEAD = Ahead()
 class ShardFiles(Protocol):
     """What a ShardSet asks of the place it stands at."""
 
-    look_ahead: int  # shards to be fetched before they are needed
+    prefetch_shards: int  # shards to be fetched before they are needed
     patience: float  # seconds for which a store is waited for
 
     def read_index(self) -> tuple[bytes, int]:
@@ -75,7 +75,7 @@ class ShardFiles(Protocol):
 
 
 class LocalFiles:
-    look_ahead, patience = 0, 0.0
+    prefetch_shards, patience = 0, 0.0
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -161,7 +161,7 @@ class LocalFiles:
 class FetchedFiles:
     def __init__(self, address: str, settings: CacheSettings) -> None:
         self.address, self.settings = address.rstrip("/"), settings
-        self.look_ahead, self.patience = settings.look_ahead, settings.retry_policy.max_seconds
+        self.prefetch_shards, self.patience = settings.prefetch_shards, settings.retry_policy.max_seconds
         self._cache, self._digest = ShardCache(self.address, "", settings), b""
 
     def read_index(self) -> tuple[bytes, int]:

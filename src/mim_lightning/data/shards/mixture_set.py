@@ -62,8 +62,8 @@ class MixedSet(ShardSet):
         return "+".join(part.digest for part in self._parts)
 
     @property
-    def look_ahead(self) -> int:
-        return max(part.look_ahead for part in self._parts)
+    def prefetch_shards(self) -> int:
+        return max(part.prefetch_shards for part in self._parts)
 
     @property
     def patience(self) -> float:

@@ -85,9 +85,9 @@ class ShardSet:
         return self.column("keys")
 
     @property
-    def look_ahead(self) -> int:
+    def prefetch_shards(self) -> int:
         """How many shards each rank fetches before they are needed: none where they lie on this machine."""
-        return self.files.look_ahead
+        return self.files.prefetch_shards
 
     @property
     def patience(self) -> float:

@@ -8,14 +8,14 @@ from mim_lightning.data.validation.console import print_check
 from mim_lightning.data.validation.findings import KINDS, Finding
 from mim_lightning.data.validation.keeping import keep_good
 from mim_lightning.data.validation.report import CheckReport, require_good, write_findings, write_skipped
-from mim_lightning.data.validation.settings import CheckSettings
+from mim_lightning.data.validation.settings import ValidationSettings
 from mim_lightning.data.validation.validate import check_manifest
 
 __all__ = [
     "KINDS",
     "CheckReport",
-    "CheckSettings",
     "Finding",
+    "ValidationSettings",
     "check_manifest",
     "keep_good",
     "print_check",

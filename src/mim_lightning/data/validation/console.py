@@ -65,7 +65,8 @@ def verdict_of(report: CheckReport) -> str:
     bad = ", ".join([*rows, f"{format_count(num_pictures, 'single picture')} of products that have others"])
     if not describe_refusal(report):
         return f"left out: {bad}{_missing(report)}"
-    return f"refused with on_bad={report.settings.on_bad}, max_bad={report.settings.max_bad}: bad are {bad}"
+    settings = report.settings
+    return f"refused with on_invalid={settings.on_invalid}, max_invalid={settings.max_invalid}: bad are {bad}"
 
 
 def _missing(report: CheckReport) -> str:
@@ -128,7 +129,7 @@ def _text_lengths(report: CheckReport) -> Iterator[str]:
     for texts in report.texts:
         if texts.limit is None and texts.percentile_95 > SHORT:
             yield f"{texts.tower}: median {texts.median:,} words, 95 % up to {texts.percentile_95:,};"
-            yield "  prepare encoder/text@texts=<encoder> counts the texts that it cuts"
+            yield "  prepare encoder/text@tokenizer=<encoder> counts the texts that it cuts"
         elif texts.limit is not None and texts.num_over:
             over = f"{format_percent(texts.num_over, texts.num_texts)} are cut after {texts.limit:,} tokens"
             yield f"{texts.tower}: {over}, median {texts.median:,};"

@@ -17,7 +17,7 @@ from mim_lightning.data.images.reader import ImageRef
 from mim_lightning.data.manifest.manifest import Manifest, Product, Query
 from mim_lightning.data.validation.findings import Finding
 from mim_lightning.data.validation.image_loading import Facts
-from mim_lightning.data.validation.settings import CheckSettings
+from mim_lightning.data.validation.settings import ValidationSettings
 
 HASH_BITS = 64
 MAX_COLOUR_DISTANCE = 12  # levels of 255: colour variants of a product have the same grey picture
@@ -29,7 +29,9 @@ _Place = tuple[Product | Query, ImageRef]
 _Places = dict[int, list[_Place]]  # by hash
 
 
-def find_duplicates(manifest: Manifest, facts: Facts, settings: CheckSettings, train_split: str) -> Iterator[Finding]:
+def find_duplicates(
+    manifest: Manifest, facts: Facts, settings: ValidationSettings, train_split: str
+) -> Iterator[Finding]:
     """Yield the query images that stand in another split too, or in the catalogue.
 
     Of two splits the finding stands at the row of the training split, which can be left out without changing what
@@ -109,7 +111,7 @@ def _equal_parts(left_N: Hashes, right_M: Hashes) -> Iterator[tuple[Positions, P
         start = stop
 
 
-def _places(manifest: Manifest, facts: Facts, settings: CheckSettings) -> dict[str | None, _Places]:
+def _places(manifest: Manifest, facts: Facts, settings: ValidationSettings) -> dict[str | None, _Places]:
     """Return where each hash stands, by split; None stands for the catalogue."""
     places: dict[str | None, _Places] = defaultdict(lambda: defaultdict(list))
     rows: list[tuple[str | None, _Place]] = [
@@ -118,13 +120,13 @@ def _places(manifest: Manifest, facts: Facts, settings: CheckSettings) -> dict[s
     ]
     for split, place in rows:
         found = facts[place[1]]
-        if not found.kind and found.one_colour < settings.near_empty:
+        if not found.kind and found.one_colour < settings.blank_image_fraction:
             places[split][found.picture_hash].append(place)
     return places
 
 
 def _pairs(
-    left: _Places, right: _Places, facts: Facts, settings: CheckSettings
+    left: _Places, right: _Places, facts: Facts, settings: ValidationSettings
 ) -> Iterator[tuple[_Place, _Place, int]]:
     """Yield each place of the left side that has a twin on the right, with the nearest and its distance.
 

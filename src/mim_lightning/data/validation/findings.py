@@ -21,7 +21,7 @@ class Kind:
 
     Attributes:
         is_bad: a row with it cannot be used.
-        may_be_bad: `also_bad` may name it.
+        may_be_bad: `treat_as_invalid` may name it.
         advice: what to do about it.
     """
 
@@ -52,7 +52,7 @@ KINDS = {
         "the references of composed queries; they count in no direction that asks for what the photo shows",
     ),
     "product_in_two_splits": Kind(
-        "products in two splits", False, "choose data/protocol=disjoint to evaluate on unseen products"
+        "products in two splits", False, "choose data/splits=product_disjoint to evaluate on unseen products"
     ),
     "product_without_image": Kind("products without image", False, "they are found by their words alone", True),
     "product_without_text": Kind("products without text", False, "they are found by their pictures alone", True),

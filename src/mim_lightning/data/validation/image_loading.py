@@ -13,7 +13,7 @@ from mim_lightning.data.images.reader import ImageRef
 from mim_lightning.data.manifest.manifest import Manifest, Product, Query
 from mim_lightning.data.validation.findings import Finding
 from mim_lightning.data.validation.image_checks import PictureFacts
-from mim_lightning.data.validation.settings import CheckSettings
+from mim_lightning.data.validation.settings import ValidationSettings
 
 Facts = Mapping[ImageRef, PictureFacts]
 
@@ -27,7 +27,7 @@ def refs_of(manifest: Manifest) -> Iterator[ImageRef]:
             yield query.image
 
 
-def find_bad_pictures(manifest: Manifest, facts: Facts, settings: CheckSettings) -> Iterator[Finding]:
+def find_bad_pictures(manifest: Manifest, facts: Facts, settings: ValidationSettings) -> Iterator[Finding]:
     """Yield unreadable, truncated, too large and near-empty pictures.
 
     A bad picture drops its row, unless a product has others that are good.
@@ -43,15 +43,15 @@ def find_bad_pictures(manifest: Manifest, facts: Facts, settings: CheckSettings)
             yield one
 
 
-def _judge(row: Product | Query, image: ImageRef, facts: PictureFacts, settings: CheckSettings) -> Finding | None:
+def _judge(row: Product | Query, image: ImageRef, facts: PictureFacts, settings: ValidationSettings) -> Finding | None:
     kind, reason = facts.kind, f"{image}: {facts.reason}"
-    if not kind and facts.one_colour >= settings.near_empty:
+    if not kind and facts.one_colour >= settings.blank_image_fraction:
         kind = "near_empty_image"
         reason = f"{image}: {100 * facts.one_colour:.1f} % of the pixels have almost one colour"
     return _finding(kind, row, image, reason, settings) if kind else None
 
 
-def _finding(kind: str, row: Product | Query, image: ImageRef, reason: str, settings: CheckSettings) -> Finding:
+def _finding(kind: str, row: Product | Query, image: ImageRef, reason: str, settings: ValidationSettings) -> Finding:
     table, row_id = ("queries", row.query_id) if isinstance(row, Query) else ("products", row.product_id)
     drops = "row" if settings.is_bad(kind) else ""
     return Finding(kind, table, row.origin, row_id, "image", reason, drops, image)

@@ -111,5 +111,5 @@ def _result(chunk: list[ImageRef], future: Future[list[PictureFacts]]) -> tuple[
     except BrokenProcessPool as error:
         raise ValueError(
             f"the check: a process died, perhaps for want of memory, near the picture {chunk[0]}; run it again, it "
-            "goes on from there; fewer processes: data.check.num_processes=1"
+            "goes on from there; fewer processes: data.validation.num_processes=1"
         ) from error

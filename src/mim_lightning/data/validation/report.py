@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mim_lightning.data.validation.findings import Finding
-from mim_lightning.data.validation.settings import CheckSettings
+from mim_lightning.data.validation.settings import ValidationSettings
 from mim_lightning.data.validation.statistics import CatalogueFacts, CategoryBalance, SplitFacts
 from mim_lightning.data.validation.texts import TextLengths
 from mim_lightning.display.numbers import format_count, format_percent
@@ -44,7 +44,7 @@ class CheckReport:
         missing_split: the training split, where there are queries and none of it.
     """
 
-    settings: CheckSettings
+    settings: ValidationSettings
     places: Mapping[str, str]
     num_rows: Mapping[str, int]
     catalogue: CatalogueFacts
@@ -89,7 +89,7 @@ def require_good(report: CheckReport) -> None:
     """Stop if bad rows are not to be left out, or are more than may be; show the report before.
 
     Raises:
-        ValueError: with on_bad=fail for anything bad, with on_bad=skip for a table with more bad rows than max_bad.
+        ValueError: with on_invalid=raise for anything invalid, with on_invalid=drop beyond max_invalid.
     """
     verdict = describe_refusal(report)
     if verdict:
@@ -101,11 +101,11 @@ def describe_refusal(report: CheckReport) -> str:
     settings, bad = report.settings, report.skipped
     if not bad:
         return ""
-    if settings.on_bad == "fail":
+    if settings.on_invalid == "raise":
         return (
             f"the check found {format_count(len(bad), 'fault')} ({_told(report)}), the first is {bad[0]}; mend "
-            f"{'it' if len(bad) == 1 else 'them'}, or leave bad rows out with data.check.on_bad=skip "
-            f"(at most data.check.max_bad={settings.max_bad} of a table)"
+            f"{'it' if len(bad) == 1 else 'them'}, or leave bad rows out with data.validation.on_invalid=drop "
+            f"(at most data.validation.max_invalid={settings.max_invalid} of a table)"
         )
     for table, num_rows in report.num_rows.items():
         num_bad, ceiling = report.num_bad_rows(table), settings.ceiling(num_rows)
@@ -114,8 +114,8 @@ def describe_refusal(report: CheckReport) -> str:
             return (
                 f"{num_bad:,} of {num_rows:,} rows of the {table} table are bad "
                 f"({format_percent(num_bad, num_rows)}), more "
-                f"than the {ceiling:,} of data.check.max_bad={settings.max_bad}; the first is {first}; mend them, or "
-                "raise data.check.max_bad"
+                f"than the {ceiling:,} of data.validation.max_invalid={settings.max_invalid}; the first is {first}; "
+                "mend them, or raise data.validation.max_invalid"
             )
     return ""
 

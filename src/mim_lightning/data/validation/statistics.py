@@ -12,7 +12,7 @@ from itertools import accumulate
 
 from mim_lightning.data.manifest.manifest import Manifest, Product, Query
 from mim_lightning.data.validation.findings import Finding
-from mim_lightning.data.validation.settings import CheckSettings
+from mim_lightning.data.validation.settings import ValidationSettings
 from mim_lightning.display.numbers import format_count
 
 
@@ -98,7 +98,7 @@ def measure_balance(manifest: Manifest) -> CategoryBalance:
     return CategoryBalance(tuple(sorted(named, key=lambda pair: (-pair[1], pair[0]))), num_without)
 
 
-def find_in_rows(manifest: Manifest, settings: CheckSettings) -> Iterator[Finding]:
+def find_in_rows(manifest: Manifest, settings: ValidationSettings) -> Iterator[Finding]:
     """Yield products in two splits, and products without image or text."""
     splits_of = _queries_by_split(manifest)
     for product in manifest.products.values():
@@ -112,7 +112,7 @@ def find_in_rows(manifest: Manifest, settings: CheckSettings) -> Iterator[Findin
             yield _finding("product_without_text", product, "title", "empty, and no description", settings)
 
 
-def _finding(kind: str, product: Product, column: str, reason: str, settings: CheckSettings) -> Finding:
+def _finding(kind: str, product: Product, column: str, reason: str, settings: ValidationSettings) -> Finding:
     drops = "row" if settings.is_bad(kind) else ""
     return Finding(kind, "products", product.origin, product.product_id, column, reason, drops)
 

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from mim_lightning.data.manifest.html_text import find_html
 from mim_lightning.data.manifest.manifest import Manifest, Product, Query
 from mim_lightning.data.validation.findings import Finding
-from mim_lightning.data.validation.settings import CheckSettings
+from mim_lightning.data.validation.settings import ValidationSettings
 from mim_lightning.display.text import plain
 from mim_lightning.fields import PRODUCT, TEXT_FIELDS, side_of
 
@@ -43,7 +43,7 @@ class TextLengths:
 
 
 def measure_texts(
-    manifest: Manifest, specs: Mapping[str, InputSpec], settings: CheckSettings
+    manifest: Manifest, specs: Mapping[str, InputSpec], settings: ValidationSettings
 ) -> tuple[tuple[TextLengths, ...], Iterator[Finding]]:
     """Return the lengths of the texts by tower, and a finding for each text that is cut."""
     lengths: list[TextLengths] = []
@@ -60,7 +60,7 @@ def measure_texts(
     return tuple(lengths), chain.from_iterable(findings)
 
 
-def find_html_texts(manifest: Manifest, settings: CheckSettings) -> Iterator[Finding]:
+def find_html_texts(manifest: Manifest, settings: ValidationSettings) -> Iterator[Finding]:
     """Yield the products and queries whose words hold HTML tags or entities; the first of each row."""
     drops = "row" if settings.is_bad("html_in_text") else ""
     for product in manifest.products.values():
@@ -119,7 +119,7 @@ def _summarise(tower: str, counts: npt.NDArray[np.int64], limit: int | None) -> 
 
 
 def _find_cut(
-    name: str, rows: Sequence[Product | Query], counts: npt.NDArray[np.int64], limit: int, settings: CheckSettings
+    name: str, rows: Sequence[Product | Query], counts: npt.NDArray[np.int64], limit: int, settings: ValidationSettings
 ) -> Iterator[Finding]:
     drops = "row" if settings.is_bad("text_over_limit") else ""
     for place in np.flatnonzero(counts > limit).tolist():

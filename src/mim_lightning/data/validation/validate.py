@@ -19,7 +19,7 @@ from mim_lightning.data.validation.image_loading import Facts, find_bad_pictures
 from mim_lightning.data.validation.image_scan import Read, survey
 from mim_lightning.data.validation.keeping import find_unanswered
 from mim_lightning.data.validation.report import CheckReport, PictureSummary
-from mim_lightning.data.validation.settings import CheckSettings
+from mim_lightning.data.validation.settings import ValidationSettings
 from mim_lightning.data.validation.statistics import count_catalogue, count_splits, find_in_rows, measure_balance
 from mim_lightning.data.validation.texts import find_html_texts, measure_texts
 
@@ -32,7 +32,7 @@ TABLES = ("products", "queries")
 def check_manifest(
     manifest: Manifest,
     issues: Sequence[RowIssue],
-    settings: CheckSettings,
+    settings: ValidationSettings,
     read: Read,
     *,
     facts_path: Path | None = None,

@@ -1,4 +1,4 @@
-"""Classes that configs name: packages export them, and a config that names one by a former path means the same."""
+"""Classes that configs name are what packages export; a config with former names means what it meant."""
 
 import ast
 import importlib
@@ -13,10 +13,20 @@ import torch
 
 import mim_lightning
 from mim_lightning.config import compose, conf_dir
+from mim_lightning.former_names import (
+    FORMER_KEYS,
+    FORMER_OPTIONS,
+    FORMER_TARGETS,
+    FORMER_TOP_KEYS,
+    FORMER_VALUES,
+    first_override,
+    present_overrides,
+    to_first,
+    to_present,
+)
 from mim_lightning.model.checkpoint import SECTION, load_matcher
 from mim_lightning.run import identify
 from mim_lightning.stored_config import OWN, ROLES, check_config
-from mim_lightning.targets import FIRST_TARGETS, FORMER_TARGETS, to_first_targets
 from tests.inference.models import write_checkpoint
 
 SOURCE = Path(mim_lightning.__file__).parent
@@ -60,7 +70,7 @@ def test_packages_import_no_vendor() -> None:
 
 def former(config: Any) -> Any:
     """Return a config with the names of the first commits."""
-    changed = to_first_targets(config)
+    changed = to_first(config)
     assert changed != config
     return changed
 
@@ -70,11 +80,11 @@ def test_a_former_name_on_the_command_line_is_one_warning(capsys: pytest.Capture
     config = compose("train", [f"encoder.text._target_={name}"])  # which four towers take over
     assert config == compose("train", []) and name in FORMER_TARGETS
     assert capsys.readouterr().err == (
-        f"warning: {name} is now mim_lightning.encoders.TinyText; the former name works until the next minor version\n"
+        f"warning: {name} is now mim_lightning.encoders.TinyText; the former name is accepted until version 0.3\n"
     )
 
 
-# of runs that were begun when configs named files
+# of runs that were begun when configs had former names
 @pytest.mark.parametrize(
     ("overrides", "run_id"),
     [
@@ -103,7 +113,8 @@ def test_a_former_name_on_the_command_line_is_one_warning(capsys: pytest.Capture
     ],
 )
 def test_runs_keep_the_ids_of_their_first_names(overrides: str, run_id: str) -> None:
-    assert identify(compose("train", overrides.split()))[0].run_id == run_id
+    for words in (overrides.split(), present_overrides(overrides.split())):
+        assert identify(compose("train", words))[0].run_id == run_id
 
 
 def test_a_checkpoint_with_former_names_loads(tmp_path: Path) -> None:
@@ -119,4 +130,74 @@ def test_a_checkpoint_with_former_names_loads(tmp_path: Path) -> None:
 def test_stored_configs_of_every_kind_get_the_present_names() -> None:
     config = compose("train", ["data=manifest", "data.source.products=p", "data.source.queries=q"])
     assert check_config(former(config), "a.ckpt") == config == check_config(former(config), "a.yaml", is_built=False)
-    assert set(FIRST_TARGETS) == set(FORMER_TARGETS.values())
+
+
+def test_every_former_key_leads_to_a_key_that_is_there() -> None:
+    configs = {name: compose(name, OVERRIDES.get(name, [])) for name in FORMER_TOP_KEYS}
+    places = [(configs["train"], place, present) for place, present in FORMER_KEYS.items()]
+    places += [(configs[name], place, new) for name, keys in FORMER_TOP_KEYS.items() for place, new in keys.items()]
+    for config, place, present in places:
+        *parents, former_key = place.split(".")
+        for parent in parents:
+            config = next(iter(config.values())) if parent == "*" else config[parent]
+        assert present in config and former_key not in config, place
+    options = [(group, option) for group, table in FORMER_OPTIONS.items() for option in table.values()]
+    assert all((Path(conf_dir()) / group / f"{option}.yaml").is_file() for group, option in options)
+    assert to_present(to_first(configs["train"])) == configs["train"]
+    assert all(present not in table for table in FORMER_VALUES.values() for present in table.values())
+
+
+OVERRIDES = {
+    "train": [
+        *("data=manifest", "data.source.products=p", "data.source.queries=q", "data/sampling=grouped"),
+        "data.mixture={web: {folder: f, fraction: 0.5, id_namespace: separate}}",
+    ],
+    "prepare": ["encoder/text@tokenizer=tiny_text"],
+}
+
+
+@pytest.mark.parametrize(
+    ("written", "present"),
+    [
+        ("data/order=stream,grouped", "data/sampling=shuffled,grouped"),
+        ("data.order.rows_per_product=1,2", "data.sampling.samples_per_product=1,2"),
+        ("data.sampling.rows_per_product=2", "data.sampling.samples_per_product=2"),
+        ("data.shards.layout=choice(mixed,product)", "data.shards.layout=choice(shuffled,by_product)"),
+        ("+data.mix.web={folder: x, share: 0.3}", "+data.mixture.web={folder: x, share: 0.3}"),
+        ("~callbacks.pruning", "~callbacks.optuna_pruning"),
+        ("report=last", "results_from=last"),
+    ],
+)
+def test_overrides_are_renamed(written: str, present: str) -> None:
+    assert present_overrides([written]) == present_overrides([present]) == [present]
+    if "share" not in written and "sampling" not in written:
+        assert first_override(present) == written
+
+
+def test_other_words_of_a_command_line_stay() -> None:
+    words = ["-m", "--config-dir=x", "data.name=report", "hydra.run.dir=a=b", "+encoder/image@model.x.encoder=resnet50"]
+    assert present_overrides(words) == words
+    assert present_overrides(["check=only", "encoder/text@texts=minilm", "report=x"], "prepare") == [
+        *("validate_only=true", "encoder/text@tokenizer=minilm", "report=x"),
+    ]
+
+
+def test_former_names_in_a_users_own_config_prevail_over_defaults(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "grouped.yaml").write_text(
+        "# @package _global_\nreport: last\ndata: {num_lanes: 3, order: {same_category: 0.5}, on_bad: fail}\n"
+    )
+    own = [f"hydra.searchpath=[file://{tmp_path}]", "+mine=grouped"]
+    config = compose("train", ["data/sampling=grouped", *own])
+    assert config == compose(
+        "train",
+        [
+            *("data/sampling=grouped", "data.sampling.same_category_fraction=0.5", "data.num_interleaved=3"),
+            "results_from=last",
+        ],
+    )
+    told = capsys.readouterr().err.splitlines()
+    assert "warning: report is now results_from; the former name is accepted until version 0.3" in told
+    assert len(told) == len(set(told)) == 6
