@@ -2,11 +2,10 @@
 
     python -m mim_lightning.plot runs/4tower-... --output figures
     python -m mim_lightning.plot runs/2tower-* runs/3tower-* runs/4tower-* --output figures --only curves,hits
-    python -m mim_lightning.plot runs/4tower-... --output figures --only map --sides query_image,product
 
 curves.png: a metric by epoch, from before training on; losses.png: by pair, with the logit scale; hits.png: the first
-hits of up to five models for the same queries; map-<model>.png: the embedding space. Runs that differ only in seed or
-fold are one model. A run that still trains has curves and losses.
+hits of up to five models; map-<model>.png: the embedding space. Runs that differ only in seed or fold are one model. A
+run that still trains has curves and losses.
 """
 
 from __future__ import annotations
@@ -37,8 +36,7 @@ def plot(runs: Sequence[Path], output: Path, only: Sequence[str] = (), **options
     groups = group_evaluated_runs([_read(folder) for folder in runs], PLACEMENT_KEYS)
     for group in groups:
         print(plain(f"{group.label}: {group.describe()}", 1_000))
-    paths = save_figures(groups, FigureOptions(**options), output, only)
-    print(f"figures: {', '.join(map(str, paths))}")
+    print(f"figures: {', '.join(map(str, save_figures(groups, FigureOptions(**options), output, only)))}")
 
 
 def _read(folder: Path) -> EvaluationRecord:
