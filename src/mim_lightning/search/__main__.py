@@ -1,12 +1,11 @@
-"""python -m mim_lightning.search index=<folder> image=<photo> text=<words>: one search, on the terminal.
+"""python -m mim_lightning.search index=<folder> image=<file> text=<text>: one search, in the terminal.
 
-A table of hits, a picture of them, or JSON; the same numbers as from the service.
+It prints the hits as a table or as JSON, and draws them. Scores are those of the service.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -20,7 +19,7 @@ def main() -> None:
 
 
 def search(config: dict[str, Any]) -> None:
-    """Search once, and print and draw what was found."""
+    """Search once, then print and draw the hits."""
     from mim_lightning.data.images.local_file import read_file
     from mim_lightning.search.console import print_result
     from mim_lightning.search.product_images import ProductImages
@@ -34,7 +33,7 @@ def search(config: dict[str, Any]) -> None:
         text=_text(config["text"]),
         not_text=_text(config["not_text"]),
         like=_text(config["like"]),
-        fields={name: str(words) for name, words in (config["fields"] or {}).items() if words is not None},
+        fields={name: str(text) for name, text in (config["fields"] or {}).items() if text is not None},
         weights=drop_null_weights(config["weights"]),
         num_hits=config["k"],
         where=config["where"],
@@ -42,25 +41,22 @@ def search(config: dict[str, Any]) -> None:
     searcher = open_searcher(config["index"], config["checkpoint"])
     result = searcher.search(query)
     if config["json"]:
-        print(json.dumps(_as_json(result), indent=2, ensure_ascii=False))
+        timing = {"encode": result.encode_ms, "index": result.index_ms}
+        plain = {"hits": [asdict(hit) for hit in result.hits], "timing_ms": timing}
+        print(json.dumps(plain, indent=2, ensure_ascii=False))
     else:
         print_result(result, searcher.index.card.num_products)
     if config["picture"]:
-        shown = [hit.product_id for hit in result.hits]
-        pictures = ProductImages(searcher.index.card).read([*shown, *([query.like] if query.like else [])])
-        photo = read_file(images[0]) if images else pictures.get(query.like or "")
-        draw_results(query, photo, result.hits, pictures).save(config["picture"])
+        product_ids = [hit.product_id for hit in result.hits] + ([query.like] if query.like else [])
+        product_images = ProductImages(searcher.index.card).read(product_ids)
+        query_image = read_file(images[0]) if images else product_images.get(query.like or "")
+        draw_results(query, query_image, result.hits, product_images).save(config["picture"])
         if not config["json"]:
             print(f"picture: {config['picture']}")
 
 
 def _text(value: Any) -> str | None:
     return None if value is None else str(value).strip() or None
-
-
-def _as_json(result: Any) -> Mapping[str, Any]:
-    timing = {"encode": result.encode_ms, "index": result.index_ms}
-    return {"hits": [asdict(hit) for hit in result.hits], "timing_ms": timing}
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A shop of coloured squares with a model that knows colors: quick, exact, and easy to foresee."""
+"""A catalog of colored squares, and a model that embeds colors: fast and predictable."""
 
 from __future__ import annotations
 

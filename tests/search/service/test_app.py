@@ -1,4 +1,4 @@
-"""The service over HTTP, in this process: what it answers, what it refuses, and that it lives on."""
+"""The HTTP API in this process: responses, refusals, and that the service continues after them."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def ids(answer: Any) -> list[str]:
     return [hit["product_id"] for hit in answer.json()["hits"]]
 
 
-def test_photo_words_both_and_more_like_this(client: TestClient) -> None:
+def test_image_text_both_and_similar_products(client: TestClient) -> None:
     photo = {"image": ("q.jpg", square("blue"))}
     assert ids(client.post("/search", files=photo))[0] == "blue-1"
     assert ids(client.post("/search", data={"text": "red"}))[0] == "red-1"
@@ -62,7 +62,7 @@ def test_filters_and_numbers_of_hits(client: TestClient) -> None:
     assert len(ids(client.post("/search", data={"text": "red", "k": 2}))) == 2
 
 
-def test_products_and_their_pictures(client: TestClient) -> None:
+def test_products_and_their_images(client: TestClient) -> None:
     hit = client.post("/search", data={"text": "green"}).json()["hits"][0]
     assert client.get(hit["picture"]).content == square("green")
     facts = client.get("/products/green-1").json()
@@ -86,12 +86,13 @@ def in_utf_7(name: str, value: bytes) -> dict[str, Any]:
 
 
 FORM = {"content-type": "application/x-www-form-urlencoded"}
-FAULTS: list[tuple[dict[str, Any], int, str]] = [
+INVALID: list[tuple[dict[str, Any], int, str]] = [
     ({}, 422, "the query is empty"),
     ({"data": {"text": "red", "k": 0}}, 422, "k=0: must be at least 1"),
     ({"data": {"text": "red", "k": 21}}, 422, "k: 21, must be 1 to 20"),
     ({"data": {"text": "red", "k": "many"}}, 422, "k: Input should be a valid integer"),
     ({"data": {"text": "x" * 51}}, 413, "text: 51 characters, at most 50"),
+    ({"data": {"fields": '{"query_text": "' + "x" * 51 + '"}'}}, 413, "fields.query_text: 51 characters, at most 50"),
     ({"data": {"text": "red", "weights": "[1]"}}, 422, "weights: must be a JSON object"),
     ({"data": {"text": "red", "weights": '{"image": "much"}'}}, 422, "weights.image: must be a number"),
     ({"data": {"text": "red", "weights": '{"picture": 1}'}}, 422, "weights.picture: no such part"),
@@ -137,8 +138,8 @@ FAULTS: list[tuple[dict[str, Any], int, str]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("request_parts", "status", "message"), FAULTS, ids=[fault[2][:30] for fault in FAULTS])
-def test_what_is_wrong_is_said_and_the_service_lives_on(
+@pytest.mark.parametrize(("request_parts", "status", "message"), INVALID, ids=[fault[2][:30] for fault in INVALID])
+def test_invalid_requests_are_refused_and_the_service_continues(
     client: TestClient, request_parts: dict[str, Any], status: int, message: str
 ) -> None:
     answer = client.post("/search", **request_parts)
@@ -165,12 +166,12 @@ def test_thousands_of_parts(tmp_path: Path) -> None:
     ],
     ids=lambda body: repr(body[:20]),
 )  # fmt: skip
-def test_clicks_that_are_none(client: TestClient, body: bytes) -> None:
+def test_invalid_clicks_are_refused(client: TestClient, body: bytes) -> None:
     answer = client.post("/click", content=body, headers={"content-type": "application/json"})
     assert 400 <= answer.status_code < 500 and "\n" not in answer.json()["error"]
 
 
-def test_a_number_that_no_message_can_hold(client: TestClient) -> None:
+def test_paths_that_no_product_has(client: TestClient) -> None:
     for path in (
         "/products/" + "a" * 5000,
         "/products/%ED%A0%80",
@@ -181,7 +182,7 @@ def test_a_number_that_no_message_can_hold(client: TestClient) -> None:
         assert answer.status_code == 404 and len(answer.json()["error"]) < 600
 
 
-def test_a_fault_of_the_service_is_answered_and_logged(
+def test_a_bug_is_answered_with_500_and_logged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     service = color_service(tmp_path)
@@ -195,7 +196,7 @@ def test_a_fault_of_the_service_is_answered_and_logged(
     assert 'mim_requests_total{route="search",status="500"} 1.0' in TestClient(app).get("/metrics").text
 
 
-def test_metadata_that_json_has_no_word_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_metadata_that_json_cannot_represent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     service = color_service(tmp_path)
     odd = {"title": "A \u2028 square", "price": float("nan"), "size": float("inf"), "made": datetime(2026, 1, 1)}
     find = service.engine().searcher.index.products
@@ -207,7 +208,7 @@ def test_metadata_that_json_has_no_word_for(tmp_path: Path, monkeypatch: pytest.
         assert client.get("/products/red-1").status_code == 200
 
 
-def test_unknown_places(client: TestClient) -> None:
+def test_unknown_paths(client: TestClient) -> None:
     for path in ("/products/pink-1", "/products/pink-1/picture"):
         assert client.get(path).status_code == 404 and "pink-1" in client.get(path).json()["error"]
     assert client.get("/nowhere").status_code == 404
@@ -215,7 +216,7 @@ def test_unknown_places(client: TestClient) -> None:
     assert client.post("/click", json={"product_id": "y"}).json() == {"error": "impression_id: Field required"}
 
 
-def test_a_body_larger_than_it_says(client: TestClient) -> None:
+def test_a_body_larger_than_announced(client: TestClient) -> None:
     def chunks() -> Iterator[bytes]:
         for _ in range(20):
             yield b"x" * 10_000
@@ -238,7 +239,7 @@ def test_key_and_rate(tmp_path: Path) -> None:
         assert int(answers[-1].headers["retry-after"]) > 0
 
 
-def test_a_key_of_any_letters_and_its_place_in_the_description(tmp_path: Path) -> None:
+def test_a_key_of_any_letters_and_in_the_openapi_description(tmp_path: Path) -> None:
     service = color_service(tmp_path)
     with TestClient(add_middleware(make_app(service, has_key=True), service, "clé")) as client:
         assert client.post("/search", data={"text": "red"}, headers={b"X-API-Key": "clé".encode()}).status_code == 200
@@ -248,7 +249,7 @@ def test_a_key_of_any_letters_and_its_place_in_the_description(tmp_path: Path) -
     assert described["paths"]["/search"]["post"]["security"] == [{name: []} for name in schemes]
 
 
-def test_an_empty_key_is_not_taken_for_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_empty_key_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MIM_API_KEY", "")
     with pytest.raises(ValueError, match="MIM_API_KEY: is empty, which would accept every client"):
         serve(compose("serve", ["index=nowhere"]))
@@ -266,7 +267,7 @@ def test_a_key_from_a_file_has_no_final_newline(monkeypatch: pytest.MonkeyPatch)
     assert read_api_key() is None
 
 
-def test_a_key_in_another_encoding_is_no_fault(tmp_path: Path) -> None:
+def test_a_key_in_another_encoding_is_refused(tmp_path: Path) -> None:
     service = color_service(tmp_path)
     key = os.fsdecode(b"cl\xe9")  # of the environment, in Latin-1
     with TestClient(add_middleware(make_app(service), service, key)) as client:
@@ -283,7 +284,7 @@ def test_a_key_in_another_encoding_is_no_fault(tmp_path: Path) -> None:
         ("localhost", None, False),
     ],
 )
-def test_a_service_that_anyone_may_reach_without_a_key_warns(
+def test_a_public_service_without_a_key_warns(
     host: str, key: str | None, is_warned: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.delenv("MIM_API_KEY", raising=False)
@@ -295,12 +296,12 @@ def test_a_service_that_anyone_may_reach_without_a_key_warns(
     assert (warning in capsys.readouterr().err) == is_warned
 
 
-def test_whose_word_on_a_client_is_believed_is_checked_at_the_start() -> None:
+def test_trusted_proxies_are_validated_at_the_start() -> None:
     with pytest.raises(ValueError, match="forwarded_allow_ips=nginx: "):
         serve(compose("serve", ["index=nowhere", "forwarded_allow_ips=nginx"]))
 
 
-def test_requests_at_work_are_counted_for_each_client(tmp_path: Path) -> None:
+def test_concurrent_requests_are_counted_by_client(tmp_path: Path) -> None:
     service = color_service(tmp_path, connections_per_client=2)
     waiting, go_on = [], threading.Event()
 
@@ -322,7 +323,7 @@ def test_requests_at_work_are_counted_for_each_client(tmp_path: Path) -> None:
         assert client.post("/search", data={"text": "red"}).status_code == 418
 
 
-def test_a_url_with_a_password_need_not_stand_on_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_url_of_an_event_log_can_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MIM_EVENTS", "postgresql://me:secret@host/events")
     assert compose("serve", ["index=nowhere"])["events"] == "postgresql://me:secret@host/events"
     assert compose("ab_report", [])["events"] == compose("serve", ["index=nowhere"])["events"]

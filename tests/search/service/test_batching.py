@@ -1,4 +1,4 @@
-"""Many threads get their own vectors back, in few batches; one caller's broken picture is nobody else's."""
+"""Many threads each get their own vectors, in few batches; an error in one call does not affect the others."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def images_of(encoder: BatchingEncoder, numbers: list[Any]) -> np.ndarray:
     return encoder.embed_parts(numbers, [])[0]
 
 
-def test_everyone_gets_their_own(model: Model) -> None:
+def test_every_call_gets_its_own_vectors(model: Model) -> None:
     encoder = BatchingEncoder(model, max_batch_size=8)
     with ThreadPoolExecutor(16) as pool:
         asked = [[number, number + 1000] for number in range(200)]
@@ -63,7 +63,7 @@ def test_everyone_gets_their_own(model: Model) -> None:
     encoder.close()
 
 
-def test_what_waits_goes_together(model: Model) -> None:
+def test_waiting_requests_are_encoded_together(model: Model) -> None:
     sizes: list[tuple[str, int]] = []
     encoder = BatchingEncoder(model, max_batch_size=4, on_batch=lambda kind, size: sizes.append((kind, size)))
     model.hold.clear()
@@ -80,7 +80,7 @@ def test_what_waits_goes_together(model: Model) -> None:
     encoder.close()
 
 
-def test_a_photo_with_words_waits_for_one_batch(model: Model) -> None:
+def test_an_image_with_text_waits_for_one_batch(model: Model) -> None:
     encoder = BatchingEncoder(model)
     model.hold.clear()
     with ThreadPoolExecutor(2) as pool:
@@ -95,7 +95,7 @@ def test_a_photo_with_words_waits_for_one_batch(model: Model) -> None:
     encoder.close()
 
 
-def test_errors_reach_who_asked_and_the_thread_lives(model: Model) -> None:
+def test_errors_are_raised_in_the_calling_thread(model: Model) -> None:
     encoder = BatchingEncoder(model)
     with pytest.raises(ValueError, match="not an image"):
         images_of(encoder, ["broken"])

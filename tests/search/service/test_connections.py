@@ -1,4 +1,4 @@
-"""Connections that take their time, and too many of them: on a real server, with short times."""
+"""Slow connections and too many of them, on a real server with short deadlines."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ DRIPPED = [b"GET /health HTTP/1.1\r\nx: ", ASK + b"content-length: 100000\r\n\r\
 HEALTH = b"GET /health HTTP/1.1\r\nhost: a\r\n\r\n"
 
 
-def test_a_request_that_does_not_come_is_given_up(port: int) -> None:
+def test_an_incomplete_request_times_out(port: int) -> None:
     with ExitStack() as stack:  # all of them wait at the same time
         begun = [(stack.enter_context(connected(port, part)), what) for part, what in BEGUN]
         dripped = [stack.enter_context(connected(port, part)) for part in DRIPPED]
@@ -130,7 +130,7 @@ def drip(connection: socket.socket) -> bytes:
     return b""
 
 
-def test_headers_have_an_end(port: int) -> None:
+def test_headers_have_a_size_limit(port: int) -> None:
     with connected(port) as connection:
         with suppress(ConnectionError):
             connection.sendall(b"GET /health HTTP/1.1\r\nhost: a\r\n")
@@ -140,7 +140,7 @@ def test_headers_have_an_end(port: int) -> None:
     assert not answer or status_of(answer) in (400, 431)
 
 
-def test_a_slow_body_that_goes_on_is_taken(tmp_path: Path) -> None:
+def test_a_slow_body_that_keeps_arriving_is_accepted(tmp_path: Path) -> None:
     body = b"text=red&user=" + b"a" * 90_000
     head = ASK + f"content-length: {len(body)}\r\nconnection: close\r\n\r\n".encode()
     with served(tmp_path) as port, connected(port, head) as connection:
@@ -150,7 +150,7 @@ def test_a_slow_body_that_goes_on_is_taken(tmp_path: Path) -> None:
         assert status_of(rest(connection)) == 200
 
 
-def test_an_answer_that_nobody_takes_is_given_up() -> None:
+def test_a_response_that_is_not_read_times_out() -> None:
     lost = threading.Event()
 
     async def endless(scope: Any, receive: Any, send: Any) -> None:
@@ -170,7 +170,7 @@ def test_an_answer_that_nobody_takes_is_given_up() -> None:
         assert lost.wait(PATIENCE)
 
 
-def test_so_many_connections_and_no_more(tmp_path: Path) -> None:
+def test_connections_have_limits(tmp_path: Path) -> None:
     few = replace(LIMITS, connections=8, connections_per_client=4, header_seconds=PATIENCE)
     with served(tmp_path, few) as port, ExitStack() as stack:
         for _ in range(4):
@@ -201,7 +201,7 @@ def is_taken(port: int) -> bool:
     return False
 
 
-def test_what_a_client_says_of_itself_is_believed_from_named_proxies_only(tmp_path: Path) -> None:
+def test_forwarded_addresses_are_trusted_from_named_proxies_only(tmp_path: Path) -> None:
     limits = replace(LIMITS, requests_per_minute=3, connections_per_client=2)
     (tmp_path / "a").mkdir()
     with served(tmp_path / "a", limits) as port:
@@ -225,7 +225,7 @@ def test_proxies_are_addresses_and_networks() -> None:
         Proxies("localhost")
 
 
-def test_one_client_has_one_address() -> None:
+def test_an_ipv6_client_is_counted_by_its_network() -> None:
     assert client_key("2001:db8::1") == client_key("2001:db8::ffff:2") == "2001:db8::/64"
     assert client_key("::ffff:10.0.0.1") == "10.0.0.1" == client_key("10.0.0.1")
     assert client_key("2001:db8:0:1::1") != client_key("2001:db8::1") and client_key("fe80::1%eth0") == "fe80::/64"

@@ -1,4 +1,4 @@
-"""What docs/deployment.md quotes stands so in the files, the keys and the metrics."""
+"""What docs/deployment.md quotes is in the files, the keys and the metrics."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ DOCS = Path(__file__).parents[3] / "docs"
 TEXT = (DOCS / "deployment.md").read_text()
 
 
-def test_quoted_lines_stand_in_the_files() -> None:
+def test_quoted_lines_are_in_the_files() -> None:
     (quoted,) = re.findall(r"```nginx\n(.*?)```", TEXT, re.DOTALL)
     assert quoted in (DOCS / "deployment" / "nginx.conf").read_text()
     for file in re.findall(r"\]\((deployment/[^)]+)\)", TEXT):
         assert (DOCS / file).is_file()
 
 
-def test_keys_and_metrics_are_those_that_there_are() -> None:
+def test_quoted_keys_and_metrics_exist() -> None:
     config = compose("serve", ["index=none"])
     for key in re.findall(r"`limits\.(\w+)`", TEXT):
         assert key in config["limits"]
@@ -35,7 +35,7 @@ def test_keys_and_metrics_are_those_that_there_are() -> None:
         assert name.removesuffix("_total") in told, name
 
 
-def test_the_proxy_takes_no_more_than_the_service() -> None:
+def test_the_proxy_has_the_limits_of_the_service() -> None:
     limits = compose("serve", ["index=none"])["limits"]
     text = (DOCS / "deployment" / "nginx.conf").read_text()
     megabytes, idle = (

@@ -27,7 +27,7 @@ from tests.data.conftest import picture as pixels
 
 
 def png_of(width: int, height: int) -> bytes:
-    """A file that says it has so many pixels, and has none."""
+    """A file whose header announces pixels that it does not have."""
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", header) + _chunk(b"IDAT", b"") + _chunk(b"IEND", b"")
 
@@ -51,13 +51,13 @@ def picture(side: int) -> bytes:
         ([png_of(50_000, 50_000)], 413, "image 1: .* pixels"),
     ],
 )
-def test_pictures_that_are_refused(images: list[bytes], status: int, message: str) -> None:
+def test_images_beyond_a_limit_are_refused(images: list[bytes], status: int, message: str) -> None:
     with pytest.raises(RefusedError, match=message) as refused:
         Limits(num_images=2, pixels=1000).check_images(images)
     assert refused.value.status == status
 
 
-def test_texts_and_numbers_of_hits() -> None:
+def test_text_length_and_number_of_hits() -> None:
     limits = Limits(text_length=5, num_hits=3)
     limits.check_text("text", "12345")
     limits.check_num_hits(3)
@@ -81,7 +81,7 @@ def test_a_burst_then_a_steady_rate_for_each_client() -> None:
         rate.take("a", now=1.5)
 
 
-def test_no_rate_and_no_growing_memory() -> None:
+def test_no_rate_limit_and_bounded_memory() -> None:
     for _ in range(1000):
         RateLimit(0).take("a")
     rate = RateLimit(1)
@@ -91,12 +91,12 @@ def test_no_rate_and_no_growing_memory() -> None:
     assert len(rate._buckets) == 10
 
 
-def test_a_limit_that_is_none_is_refused() -> None:
+def test_a_limit_of_zero_is_refused() -> None:
     with pytest.raises(ValueError, match=r"limits\.pixels=0: must be at least 1"):
         Limits(pixels=0)
 
 
-def test_never_more_than_the_budget_and_everyone_gets_a_turn() -> None:
+def test_reserved_pixels_stay_within_the_budget_and_every_request_is_served() -> None:
     budget, lock = PixelBudget(100), threading.Lock()
     in_work, most, done = 0, 0, 0
 
@@ -116,7 +116,7 @@ def test_never_more_than_the_budget_and_everyone_gets_a_turn() -> None:
     assert done == 40 and 60 < most <= 100
 
 
-def test_an_error_gives_the_pixels_back() -> None:
+def test_an_error_releases_the_pixels() -> None:
     budget = PixelBudget(10)
     for _ in range(3):
         with pytest.raises(ZeroDivisionError), budget.reserve(10):
@@ -137,7 +137,7 @@ def test_a_request_that_waits_too_long_is_refused(monkeypatch: pytest.MonkeyPatc
             pass
 
 
-def test_a_picture_whose_kind_costs_more_than_the_budget_is_decoded_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_image_larger_than_the_budget_is_decoded_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_WAIT_SECONDS", 0.01)
     data = encoded(pixels(1), "JPEG2000")
     budget = PixelBudget(24 * 32)  # as many as the picture has

@@ -1,4 +1,4 @@
-"""The kept nginx configuration, in front of the service on loopback: TLS, addresses, limits, and a new index."""
+"""The nginx configuration of the docs in front of the service: TLS, addresses, limits, and a new index."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def free_port() -> int:
 
 
 class Proxy:
-    """nginx with the kept configuration: other ports, another certificate, all else as it stands there."""
+    """nginx with the configuration of the docs, on other ports and with another certificate."""
 
     def __init__(self, folder: Path, backend: int) -> None:
         self.folder, self.plain, self.secure = folder, free_port(), free_port()
@@ -119,7 +119,7 @@ def service(folder: Path, arm: str, **limits: int) -> Iterator[int]:
         yield port
 
 
-def test_the_kept_configuration_serves_and_rolls_to_a_new_index(tmp_path: Path) -> None:
+def test_the_configuration_serves_and_rolls_to_a_new_index(tmp_path: Path) -> None:
     with service(tmp_path / "old", "old", requests_per_minute=40) as old:
         proxy = Proxy(tmp_path, old)
         with proxy.running(), proxy.client() as client:
@@ -153,7 +153,7 @@ def check_page(client: Any) -> None:
 
 
 def check_addresses(proxy: Proxy) -> None:
-    """Limits count the address that nginx saw, whatever the client says of itself."""
+    """Limits count the address that nginx saw, whatever the client's headers claim."""
     with proxy.client("127.0.0.2") as client, proxy.client("127.0.0.3") as other:
         statuses = [
             client.post("/search", data={"text": "red"}, headers={"x-forwarded-for": f"10.0.0.{number}"}).status_code
@@ -164,7 +164,7 @@ def check_addresses(proxy: Proxy) -> None:
 
 
 def check_rolling(proxy: Proxy, new: int) -> None:
-    """Searches go on while nginx is told of another service."""
+    """Searches continue while nginx switches to another service."""
     arms: list[str] = []
     with proxy.client("127.0.0.4") as client:
         for number in range(40):

@@ -1,4 +1,4 @@
-"""An event log that fails: searches go on without an impression, clicks are told, one line in the log, a metric."""
+"""While the event log fails, searches have no impression id, clicks get 503, and a log line and a metric report it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ LOGGER = "mim_lightning.search.service.recorder"
 
 
 class Service:
-    """A service with an experiment, its event log, and a clock of its own."""
+    """A service with an experiment, its event log and a clock that the test sets."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "events.db"
@@ -122,7 +122,7 @@ def replace_by_a_folder(service: Service) -> Callable[[], None]:
     [lock, fill_the_disk, write_protect, remove, replace_by_nothing, replace_by_a_folder],
     ids=lambda f: f.__name__,
 )
-def test_searches_outlive_the_event_log(
+def test_searches_continue_while_the_event_log_fails(
     service: Service, fail: Callable[[Service], Callable[[], None]], caplog: pytest.LogCaptureFixture
 ) -> None:
     first = service.search()["impression_id"]
@@ -150,7 +150,7 @@ def test_searches_outlive_the_event_log(
     assert "mim_event_log_up 1.0" in service.client.get("/metrics").text
 
 
-def test_it_is_tried_again_every_few_seconds_and_told_every_minute(
+def test_it_is_retried_every_few_seconds_and_logged_every_minute(
     service: Service, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tries = []
@@ -167,7 +167,7 @@ def test_it_is_tried_again_every_few_seconds_and_told_every_minute(
     assert len(caplog.records) == 3
 
 
-def test_what_a_log_cannot_hold_fails_no_search(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_impression_that_cannot_be_stored_fails_no_search(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> str:
         raise ValueError("product 'a': holds a NUL character")
 

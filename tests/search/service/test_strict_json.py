@@ -11,7 +11,7 @@ from mim_lightning.search.service.limits import RefusedError
 from mim_lightning.search.service.strict_json import read_object
 
 
-def test_a_key_twice_among_thousands_is_found_at_once() -> None:
+def test_a_duplicate_key_among_thousands_is_found_quickly() -> None:
     body = json.dumps({f"{number:x}": 1 for number in range(40_000)})
     started = time.perf_counter()
     with pytest.raises(RefusedError, match="duplicate key '9c3f'"):

@@ -1,4 +1,4 @@
-"""The page in a real browser: a photo, words, a click to go on, nothing, and something that is no picture."""
+"""The user interface in a real browser: an image, text, a click, an empty query, and a file that is no image."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def keep(page: Any, name: str) -> None:
         page.screenshot(path=Path(SCREENSHOTS) / f"{name}.png")
 
 
-def test_photo_then_words_then_a_click(page: Any, tmp_path: Path) -> None:
+def test_image_then_text_then_a_click(page: Any, tmp_path: Path) -> None:
     upload(page, tmp_path, "q.jpg", square("blue", side=200))
     first_caption(page, "A blue square")
     sync_api.expect(page.locator("#status")).to_contain_text("of 4 products in")
@@ -111,7 +111,7 @@ def test_photo_then_words_then_a_click(page: Any, tmp_path: Path) -> None:
     sync_api.expect(page.locator("#results")).not_to_contain_text("A green square", timeout=WAIT_MS)
 
 
-def test_a_new_photo_takes_the_place_of_the_product_gone_on_from(page: Any, tmp_path: Path) -> None:
+def test_a_new_image_replaces_the_clicked_product(page: Any, tmp_path: Path) -> None:
     ask(page, "red")
     first_caption(page, "A red square")
     page.locator("#results button").filter(has_text="A green square").click()
@@ -122,7 +122,7 @@ def test_a_new_photo_takes_the_place_of_the_product_gone_on_from(page: Any, tmp_
     sync_api.expect(page.locator("#going-on")).not_to_be_visible(timeout=WAIT_MS)
 
 
-def test_start_over_forgets_everything(page: Any) -> None:
+def test_start_over_clears_everything(page: Any) -> None:
     ask(page, "red")
     first_caption(page, "A red square")
     page.locator("#results button").filter(has_text="A green square").click()
@@ -132,7 +132,7 @@ def test_start_over_forgets_everything(page: Any) -> None:
     sync_api.expect(page.locator("#going-on")).not_to_be_visible()
 
 
-def test_a_picture_from_the_camera_is_searched_with(page: Any) -> None:
+def test_search_with_an_image_from_the_camera(page: Any) -> None:
     page.locator("#photo").get_by_label("Capture from camera").click()
     page.locator("#photo").get_by_text("Click to Access Webcam").click()
     page.wait_for_function("document.querySelector('#photo video')?.videoWidth > 0")  # before, nothing is taken
@@ -141,7 +141,7 @@ def test_a_picture_from_the_camera_is_searched_with(page: Any) -> None:
     keep(page, "camera")
 
 
-def test_with_an_api_key_the_page_asks_for_it(browser: Any, address_with_key: str) -> None:
+def test_the_api_key_is_the_password(browser: Any, address_with_key: str) -> None:
     page = browser.new_page()
     page.set_default_timeout(WAIT_MS)
     page.goto(address_with_key)
@@ -176,7 +176,7 @@ def test_two_models_side_by_side(page: Any) -> None:
     )
 
 
-def test_nothing_and_no_picture_are_told(page: Any, tmp_path: Path) -> None:
+def test_an_empty_query_and_an_unreadable_image_are_reported(page: Any, tmp_path: Path) -> None:
     ask(page, "  ")
     sync_api.expect(page.locator("#status")).to_contain_text("Give an image or a text")
     upload(page, tmp_path, "broken.jpg", square("red")[:300])

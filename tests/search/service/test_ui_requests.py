@@ -1,4 +1,4 @@
-"""The page against browsers that are none: whatever they name, nothing is read but their own uploads."""
+"""The user interface against hostile clients: whatever path they send, only their own uploads are read."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ META = {"meta": {"_type": "gradio.FileData"}}
 
 
 class Browser:
-    """One open page: knows the components of the search, and can send anything for them."""
+    """A client with one open page that can send any value for its components."""
 
     def __init__(self, client: TestClient) -> None:
         self.client, self.session = client, uuid.uuid4().hex
@@ -90,7 +90,7 @@ def served_files() -> set[Path]:
     return {path for path in Path(os.environ["GRADIO_TEMP_DIR"]).rglob("*") if path.is_file()}
 
 
-def test_an_upload_is_searched_with_and_shown(browser: Browser) -> None:
+def test_an_upload_is_searched_and_served(browser: Browser) -> None:
     path = browser.upload(square("blue"))
     done = browser.search(image={"path": path, "url": f"http://testserver/gradio_api/file={path}", **META})
     assert done["success"], done
@@ -100,13 +100,13 @@ def test_an_upload_is_searched_with_and_shown(browser: Browser) -> None:
     assert browser.client.get(shown).status_code == 200
 
 
-def test_words_alone_are_searched_for(browser: Browser) -> None:
+def test_text_alone_is_searched(browser: Browser) -> None:
     done = browser.search(textbox="red")
     assert done["success"] and "A red square" in done["output"]["data"][1][0]["caption"]
 
 
 def foreign_paths(secret: Path) -> Iterator[str]:
-    """Ways to name a file that was not uploaded."""
+    """Paths of files that were not uploaded."""
     link = secret.with_name("link.jpg")
     link.symlink_to(secret)
     fifo = secret.with_name("fifo.jpg")
@@ -142,7 +142,7 @@ def foreign_paths(secret: Path) -> Iterator[str]:
     )
 
 
-def test_no_other_file_is_read_copied_or_shown(browser: Browser, secret: Path) -> None:
+def test_no_other_file_is_read_copied_or_served(browser: Browser, secret: Path) -> None:
     paths = list(foreign_paths(secret))
     before = served_files()
     for path in paths:
@@ -190,7 +190,7 @@ def test_files_in_other_components_and_under_other_names_are_refused(browser: Br
     assert served_files() <= before
 
 
-def test_a_full_disk_keeps_no_half_of_a_photo(browser: Browser, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_leaves_no_partial_upload(browser: Browser, monkeypatch: pytest.MonkeyPatch) -> None:
     def write_half(path: Path, data: bytes) -> int:
         with path.open("wb") as file:
             file.write(data[: len(data) // 2])
@@ -203,7 +203,7 @@ def test_a_full_disk_keeps_no_half_of_a_photo(browser: Browser, monkeypatch: pyt
     assert served_files() == before
 
 
-def test_the_folder_that_gradio_is_given_is_not_served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_temporary_folder_itself_is_not_served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "other.jpg").write_text(SECRET)
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
     service = color_service(tmp_path / "shop")
@@ -213,8 +213,8 @@ def test_the_folder_that_gradio_is_given_is_not_served(tmp_path: Path, monkeypat
         assert Path(path).is_relative_to(tmp_path) and client.get(f"/gradio_api/file={path}").status_code == 200
 
 
-def test_an_upload_is_written_beside_the_loop(browser: Browser, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The disk takes a while for 12 MB, and all others would wait for it."""
+def test_an_upload_does_not_block_the_event_loop(browser: Browser, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Writing 12 MB takes a while, in which other clients must be served."""
     add = Uploads.add
 
     def added(*args: Any) -> Path:
@@ -226,7 +226,7 @@ def test_an_upload_is_written_beside_the_loop(browser: Browser, monkeypatch: pyt
     assert Path(browser.upload(square("red"))).is_file()
 
 
-def test_what_an_upload_names_besides_is_not_followed(browser: Browser, secret: Path) -> None:
+def test_other_keys_of_an_upload_are_ignored(browser: Browser, secret: Path) -> None:
     before = served_files()
     own = {"path": browser.upload(square("red")), **META}
     done = browser.search(
@@ -236,7 +236,7 @@ def test_what_an_upload_names_besides_is_not_followed(browser: Browser, secret: 
     assert all(path.suffix in (".jpg", ".webp") for path in served_files() - before)
 
 
-def test_names_of_uploads_go_nowhere(browser: Browser, tmp_path: Path) -> None:
+def test_file_names_of_uploads_are_ignored(browser: Browser, tmp_path: Path) -> None:
     for name in ("../../../x.jpg", f"{tmp_path}/x.jpg", "..", " ", "a\x00b", "x.svg", "x.html", "\ud800", "a" * 4000):
         path = Path(browser.upload(b"<svg onload=alert(1)>", name.encode(errors="replace").decode()))
         assert path.is_relative_to(os.environ["GRADIO_TEMP_DIR"]) and path.suffix == ".bin"
@@ -246,7 +246,7 @@ def test_names_of_uploads_go_nowhere(browser: Browser, tmp_path: Path) -> None:
         assert shown.headers["content-disposition"].startswith("attachment")
 
 
-def test_only_what_the_page_needs_can_be_reached(browser: Browser, secret: Path) -> None:
+def test_only_needed_routes_are_served(browser: Browser, secret: Path) -> None:
     client = browser.client
     for path in (
         "proxy=http://127.0.0.1:9/",
@@ -293,14 +293,14 @@ def test_only_what_the_page_needs_can_be_reached(browser: Browser, secret: Path)
 @pytest.mark.parametrize(
     "name", ["a" * 5000, "%00", "..%2f..%2fpages.py", "%2e%2e/", "\u202e", "%ED%A0%80", "", "/etc/passwd"]
 )
-def test_names_that_are_no_file(client: TestClient, where: str, name: str) -> None:
+def test_invalid_file_names(client: TestClient, where: str, name: str) -> None:
     assert 400 <= client.get(where + name).status_code < 500
 
 
 @pytest.mark.parametrize(
     "wanted", ["bytes=1-2-3", "bytes=9-1", "bytes=" + "9" * 400 + "-", "bytes=0-" + "9" * 5000, "-"]
 )
-def test_a_part_of_an_upload(browser: Browser, wanted: str) -> None:
+def test_ranges_of_an_upload_are_ignored(browser: Browser, wanted: str) -> None:
     path = browser.upload(square("blue"))
     answer = browser.client.get(f"/gradio_api/file={path}", headers={"range": wanted})
     assert answer.status_code == 200 and answer.content == square("blue")
@@ -327,7 +327,7 @@ CALLS: list[tuple[dict[str, Any], int]] = [
 
 
 @pytest.mark.parametrize(("changes", "status"), CALLS)
-def test_calls_of_another_form_are_refused(browser: Browser, changes: dict[str, Any], status: int) -> None:
+def test_invalid_calls_are_refused(browser: Browser, changes: dict[str, Any], status: int) -> None:
     answer = browser.join(**changes)
     assert answer.status_code == status and "\n" not in answer.json()["error"]
 
@@ -347,12 +347,12 @@ def test_calls_of_another_form_are_refused(browser: Browser, changes: dict[str, 
         b'{"data": [], "data": []}',
     ],
 )
-def test_bodies_that_are_no_calls_are_refused(browser: Browser, body: bytes) -> None:
+def test_invalid_bodies_are_refused(browser: Browser, body: bytes) -> None:
     answer = browser.post(body)
     assert answer.status_code in (413, 422) and "\n" not in answer.json()["error"]
 
 
-def test_values_of_another_form_are_refused_and_the_page_lives_on(browser: Browser) -> None:
+def test_invalid_values_are_refused_and_the_page_continues(browser: Browser) -> None:
     for kind in dict.fromkeys(browser.kinds):
         for value in (
             1e308,
@@ -374,12 +374,12 @@ def test_values_of_another_form_are_refused_and_the_page_lives_on(browser: Brows
     assert browser.search(textbox="red")["success"]
 
 
-def test_answers_that_nobody_fetches_are_not_heaped_up(browser: Browser) -> None:
+def test_unfetched_responses_are_bounded(browser: Browser) -> None:
     statuses = [browser.join().status_code for _ in range(40)]
     assert set(statuses) == {200, 429} and statuses.index(429) <= 16
 
 
-def test_pages_that_nobody_looks_at_any_more_are_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_state_of_closed_pages_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mim_lightning.search.service.ui_requests.MAX_PAGES", 4)
     service = color_service(tmp_path)
     app: Any = mount_ui(make_app(service), service, None)
@@ -393,7 +393,7 @@ def test_pages_that_nobody_looks_at_any_more_are_forgotten(tmp_path: Path, monke
         assert len(page._queue.pending_event_ids_session) <= 16
 
 
-def test_a_click_on_nothing_is_no_fault(browser: Browser, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_click_on_nothing_is_no_error(browser: Browser, capfd: pytest.CaptureFixture[str]) -> None:
     config = browser.client.get("/config").json()
     select = next(call for call in config["dependencies"] if any(target[1] == "select" for target in call["targets"]))
     for event in (None, {}, {"index": "a"}, {"index": 10**9, "value": {}}, {"index": 0, "value": {"caption": 3}}):
@@ -405,7 +405,7 @@ def test_a_click_on_nothing_is_no_fault(browser: Browser, capfd: pytest.CaptureF
     assert "Traceback" not in "".join(capfd.readouterr())
 
 
-def test_uploads_are_removed_with_the_oldest_first(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_oldest_uploads_are_removed_first(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mim_lightning.search.service.uploads.MAX_PER_CLIENT", 2)
     browser = Browser(client)
     paths = [Path(browser.upload(square("red"))) for _ in range(3)]
@@ -414,7 +414,7 @@ def test_uploads_are_removed_with_the_oldest_first(client: TestClient, monkeypat
     assert browser.search(image={"path": str(paths[2]), **META})["success"]
 
 
-def test_with_a_key_nothing_is_uploaded_or_shown_before_the_login(tmp_path: Path) -> None:
+def test_with_a_key_nothing_is_uploaded_or_served_before_the_login(tmp_path: Path) -> None:
     service = color_service(tmp_path)
     app: FastAPI = mount_ui(make_app(service), service, "sesame")
     with TestClient(add_middleware(app, service, "sesame")) as client:

@@ -104,7 +104,7 @@ def make_app(service: SearchService, has_key: bool = False) -> FastAPI:
     @app.get("/products/{product_id:path}/picture", response_class=Response)
     def picture(product_id: str, arm: str | None = None) -> Response:
         """The product's image."""
-        data = service.engine(arm).pictures.read([product_id]).get(product_id)
+        data = service.engine(arm).images.read([product_id]).get(product_id)
         if data is None:
             raise RefusedError(404, f"product '{product_id}': no image available")
         kind = "jpeg" if data[:2] == b"\xff\xd8" else "png" if data[:4] == b"\x89PNG" else "webp"

@@ -31,7 +31,7 @@ class Engine:
 
     name: str
     searcher: Searcher
-    pictures: ProductImages
+    images: ProductImages
 
     def facts(self) -> dict[str, Any]:
         card = self.searcher.index.card
@@ -135,8 +135,10 @@ class SearchService:
     def _checked(self, query: SearchQuery, engine: Engine) -> SearchQuery:
         """Return the query with the headers of its images parsed, within the limits."""
         query = replace(query, images=self.limits.check_images(query.images))
-        for name in ("text", "not_text"):
-            self.limits.check_text(name, getattr(query, name))
+        texts = {"text": query.text, "not_text": query.not_text}
+        texts |= {f"fields.{name}": text for name, text in query.fields.items()}
+        for name, text in texts.items():
+            self.limits.check_text(name, text)
         self.limits.check_num_hits(query.num_hits)
         if query.like is not None:
             self.product(query.like, engine.name)

@@ -298,7 +298,7 @@ def _status(service: SearchService, response: SearchResponse) -> str:
 
 def _images(service: SearchService, response: SearchResponse) -> list[tuple[Image.Image, str]]:
     hits = response.result.hits
-    images = service.engine(response.arm).pictures.read([hit.product_id for hit in hits])
+    images = service.engine(response.arm).images.read([hit.product_id for hit in hits])
     return [(_thumbnail(images.get(hit.product_id)), _caption(hit.metadata, hit.score)) for hit in hits]
 
 

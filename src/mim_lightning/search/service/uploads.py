@@ -48,7 +48,7 @@ class Uploads:
             RefusedError: the disk is full, or not writable.
         """
         suffix = next((suffix for start, suffix in SUFFIXES.items() if data.startswith(start)), "bin")
-        path = self.folder / secrets.token_hex(16) / f"photo.{suffix}"
+        path = self.folder / secrets.token_hex(16) / f"image.{suffix}"
         try:
             path.parent.mkdir(parents=True)
             path.write_bytes(data)
