@@ -1,8 +1,8 @@
 """The fields of a row: the images and texts that a tower may read.
 
 One table lists the four built-in fields; everything else iterates over it. A source may declare further text fields
-(`data.source.fields`), which are stored by name and need no row here. Apart from `types`, which exports these names
-too, so that processes which only read and write files need no torch.
+(`data.source.fields`), which are stored by name and need no row here. Separate from `types`, so that processes that
+only read and write files need no torch.
 """
 
 from __future__ import annotations
@@ -84,14 +84,13 @@ PRODUCT_IMAGE, PRODUCT_TEXT = field_name(PRODUCT, IMAGE), field_name(PRODUCT, TE
 
 def texts_of(facts: Mapping[str, Any]) -> dict[str, str]:
     """Return the text fields, built-in and declared, of a sample's JSON member by name, without empty ones."""
-    declared = {name: text for name, text in facts.get(DECLARED, {}).items() if isinstance(text, str)}
-    return {
-        name: text for name, text in {**declared, **{name: facts.get(name) for name in TEXT_FIELDS}}.items() if text
-    }
+    texts = {name: text for name, text in facts.get(DECLARED, {}).items() if isinstance(text, str)}
+    texts |= {name: facts.get(name, "") for name in TEXT_FIELDS}
+    return {name: text for name, text in texts.items() if text}
 
 
 def validate_declared(names: Iterable[str]) -> None:
-    """Raise a ValueError unless these can be names of fields beside the built-in ones."""
+    """Raise a ValueError for a name that a declared field cannot have."""
     for name in names:
         if not isinstance(name, str) or not name.isidentifier() or not name.startswith(tuple(f"{s}_" for s in SIDES)):
             raise ValueError(f"data.source.fields: '{name}' is no field; give a name such as query_category")

@@ -1,8 +1,7 @@
-"""The nouns that cross rooms: what one stage of the river hands to the next.
+"""Types that cross packages: sample -> batch -> embeddings -> loss and retrieval report.
 
-Everything here is frozen and knows no vendor but torch. `data` fills Sample and Batch, `model` fills
-Embeddings, `losses` fills StepResult, `metrics` fills RetrievalReport; `lit` and the doors pass them on.
-Tensor shapes use B rows of a batch, n distinct inputs, R relevant products of a row, D dimension.
+All are frozen and know no vendor but torch. Shapes: B rows of a batch, n distinct inputs of a tower, R relevant
+products of a row, D dimension, Q queries, K hits.
 """
 
 from __future__ import annotations
@@ -21,20 +20,20 @@ from mim_lightning.fields import side_of as side_of
 from mim_lightning.ids import NO_KEY as NO_KEY
 from mim_lightning.ids import id_key as id_key
 
-# --- what an encoder says about its input -------------------------------------------------------------
+# --- inputs of encoders -------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class ImageSpec:
-    """What an image encoder wants to be given; uint8 RGB comes in, the encoder normalises by itself."""
+    """Input of an image encoder: uint8 RGB, which the encoder normalizes itself."""
 
     size: tuple[int, int]  # height, width in pixels
     interpolation: str = "bilinear"  # "bilinear" or "bicubic"
-    crop_fraction: float = 1.0  # share of the resized picture's side that the centre crop keeps
-    # "shortest" (then centre crop), "squash" (both sides, no crop), and what timm has besides: "squash_crop" (both
-    # sides, then centre crop), "border" (the longer side fits, filled up), "shortest_pad" (fraction over 1, filled up)
+    crop_fraction: float = 1.0  # of the resized image's side, kept by the center crop
+    # "shortest" (side, then center crop), "squash" (both sides, no crop), and timm's others: "squash_crop" (both sides,
+    # then center crop), "border" (longest side, padded), "shortest_pad" (crop_fraction over 1, padded)
     resize_mode: str = "shortest"
-    fill: tuple[int, int, int] = (0, 0, 0)  # RGB of what is filled up
+    fill: tuple[int, int, int] = (0, 0, 0)  # RGB of the padding
 
 
 Tokenise = Callable[[Sequence[str]], dict[str, Tensor]]
@@ -43,26 +42,26 @@ CountTokens = Callable[[Sequence[str]], list[int]]
 
 @dataclass(frozen=True)
 class TextSpec:
-    """What a text encoder wants to be given: a picklable tokeniser, padding to the longest text of a batch."""
+    """Input of a text encoder: the tensors of a picklable tokenizer."""
 
     tokenise: Tokenise
     max_length: int  # tokens
-    count: CountTokens | None = None  # tokens of each text before any is cut; None: the tokeniser cannot tell
+    count: CountTokens | None = None  # tokens of each text before truncation; None: unknown
 
 
 InputSpec = ImageSpec | TextSpec
-TowerSpec = InputSpec | Mapping[str, InputSpec]  # by field where a tower reads several, or one of another name
+TowerSpec = InputSpec | Mapping[str, InputSpec]  # by field if a tower reads several, or one of another name
 FieldInput = Tensor | dict[str, Tensor]  # uint8 (n, 3, H, W), or token tensors (n, L) by name
 TowerInput = FieldInput | tuple[FieldInput, ...]  # of a tower over several fields: one each, in their order
 
 
 def fields_of(tower: str, spec: TowerSpec) -> dict[str, InputSpec]:
-    """Return what a tower reads, by field."""
+    """Return the input specs of a tower by field."""
     return dict(spec) if isinstance(spec, Mapping) else {tower: spec}
 
 
 def specs_by_field(specs: Mapping[str, TowerSpec]) -> dict[str, InputSpec]:
-    """Return what the towers want of each field; the first one that reads it decides."""
+    """Return the input spec of each field, that of the first tower which reads it."""
     found: dict[str, InputSpec] = {}
     for tower, spec in specs.items():
         found = fields_of(tower, spec) | found
@@ -74,18 +73,18 @@ def specs_by_field(specs: Mapping[str, TowerSpec]) -> dict[str, InputSpec]:
 
 @dataclass(frozen=True)
 class Sample:
-    """One row of a shard set as stored: encoded images and plain text by field; any may be absent.
+    """One row of a shard set as stored: encoded images and plain texts by field; any may be absent.
 
-    `asked_ids` are the products the query (its text, or image and text together) is answered by;
-    `shown_ids` those its photo alone shows. They differ only where the text asks for a change.
+    `asked_ids` are the products that answer the query, `shown_ids` those on its image. They differ if the text asks for
+    a change.
     """
 
-    sample_num: int  # its number in the set
+    sample_num: int  # in the set
     inputs: Mapping[str, bytes | str]
     query_id: str | None = None
     product_id: str | None = None
     asked_ids: tuple[str, ...] = ()
-    asked_grades: tuple[int, ...] = ()  # how relevant each asked product is, 1 or more; empty: all 1
+    asked_grades: tuple[int, ...] = ()  # relevance of each of `asked_ids`, 1 or more; empty: all 1
     shown_ids: tuple[str, ...] = ()
     category: str | None = None
     is_padding: bool = False
@@ -93,25 +92,25 @@ class Sample:
 
 @dataclass(frozen=True)
 class Batch:
-    """B rows, with each distinct input of a tower held once.
+    """B rows, with each distinct input of a tower once.
 
-    Row b of tower t uses input `rows[t][b]` of `inputs[t]`; -1 says that the row has no such input.
-    Ids travel as `id_key` integers, `NO_KEY` where there is none.
+    Row b of tower t uses input `rows[t][b]` of `inputs[t]`, or none if that is -1. Ids are `id_key` integers, `NO_KEY`
+    if there is none.
     """
 
     inputs: dict[str, TowerInput]
     rows: dict[str, Tensor]  # (B,) int64 by tower
-    sample_nums: Tensor  # (B,) number of the row in its set
+    sample_nums: Tensor  # (B,) in the set
     query_keys: Tensor  # (B,)
     product_keys: Tensor  # (B,)
     asked_keys: Tensor  # (B, R)
-    asked_grades: Tensor  # (B, R) int64, 1 or more; 0 where there is no key
+    asked_grades: Tensor  # (B, R) int64, 1 or more; 0 without a key
     shown_keys: Tensor  # (B, R)
     category_keys: Tensor  # (B,)
-    is_padding: Tensor  # (B,) bool: repeated to fill up a rank, counts nowhere
-    # of evaluation, by field of the queries: (B,) bool, does the row have it, whether a tower reads it or not
+    is_padding: Tensor  # (B,) bool: a repeated row that fills a rank's last batch, left out of all metrics
+    # evaluation only, by query field: (B,) bool, whether the row has it, even if no tower reads it
     has_field: dict[str, Tensor] = field(default_factory=dict)
-    # of evaluation, by image field: (B,) equal where pictures are equal pixel for pixel, NO_KEY without a picture
+    # evaluation only, by image field: (B,) equal if the images are equal pixel by pixel, NO_KEY without an image
     picture_keys: dict[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -129,7 +128,8 @@ class Batch:
 
 
 def map_tensors(value: Any, function: Callable[[Tensor], Any]) -> Any:
-    # no inner function: one that calls itself would keep the tensors until the garbage collector comes
+    """Apply a function to every tensor of nested dicts and tuples."""
+    # no inner function: a recursive closure would keep the tensors until the garbage collector runs
     if isinstance(value, dict):
         return {key: map_tensors(part, function) for key, part in value.items()}
     if isinstance(value, tuple):
@@ -150,11 +150,11 @@ class Embeddings:
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one training step found out; `loss` carries the gradient, everything else is detached."""
+    """Result of a training step; `loss` has the gradient, everything else is detached."""
 
     loss: Tensor
     per_pair: dict[str, Tensor]  # unweighted loss of each pair
-    stats: dict[str, Tensor] = field(default_factory=dict)  # logit scale, negatives a row, ...
+    stats: dict[str, Tensor] = field(default_factory=dict)  # logit scale, negatives per row, ...
 
 
 # --- evaluation ---------------------------------------------------------------------------------------
@@ -162,17 +162,16 @@ class StepResult:
 
 @dataclass(frozen=True)
 class Direction:
-    """A retrieval task: which query vectors rank which gallery vectors, which rows it counts, and what is right.
+    """A retrieval task: which queries it counts, which vectors rank which, and which products are relevant.
 
     Attributes:
         query, gallery: towers or fusions.
-        relevance: "asked" or "shown" (see Sample); left out, it is "shown" for the query image alone and "asked" for
-            everything else.
-        requires: fields that a query must have to be counted, whether `query` reads them or not; left out, what every
-            tower of `query` reads, so that a fusion is not averaged over rows that have only a part of it.
+        relevance: "asked" or "shown" (see Sample); None: "shown" for the query image alone, else "asked".
+        requires: fields that a query must have to be counted, whether `query` reads them or not; None: those of every
+            tower of `query`, so that the average of a fusion is over rows with all of its parts.
         excludes: fields that it must not have.
-        leave_out: "shown" takes the products that the query's photo shows (the reference of a composed query) out of
-            its gallery, as CIRR and FashionIQ do; say so in the direction's name.
+        leave_out: "shown" removes the products on the query's image (the reference of a composed query) from its
+            gallery, as CIRR and FashionIQ do; say so in the direction's name.
     """
 
     query: str
@@ -205,12 +204,11 @@ class Direction:
         return tuple(fusions.get(self.query, (self.query,)))
 
     def reads(self, fusions: Mapping[str, Mapping[str, float]], fields: Mapping[str, Sequence[str]]) -> set[str]:
-        """Return the fields that the query side's towers read; `fields` are those of towers that read others than their
-        own name says."""
+        """Return the fields that the query side's towers read, in `fields` those of towers with a list of their own."""
         return {name for tower in self.parts(fusions) for name in fields.get(tower, (tower,))}
 
     def describe(self, fusions: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
-        """Return which queries it counts, and in which gallery, as plain values: what makes two evaluations alike."""
+        """Return which queries it counts, and in which gallery, as plain values: equal for comparable evaluations."""
         return {
             "relevance": self.truth,
             "requires": sorted(self.needs(fusions)),
@@ -220,12 +218,12 @@ class Direction:
         }
 
     def needs(self, fusions: Mapping[str, Mapping[str, float]]) -> tuple[str, ...]:
-        """Return what a query must have to be counted; beyond that, some tower of the query side."""
+        """Return what a query must have to be counted, besides one tower of the query side."""
         return self.parts(fusions) if self.requires is None else self.requires
 
 
 def relevance_of(query_name: str) -> str:
-    """Return which products answer this query side: a photo alone is answered by what it shows."""
+    """Return which products are relevant to this query side: to an image alone, those on it."""
     return "shown" if query_name == QUERY_IMAGE else "asked"
 
 
@@ -234,52 +232,52 @@ class Hits:
     """The best products of each query, best first, in one direction."""
 
     query_keys: Tensor  # (Q,)
-    product_keys: Tensor  # (Q, K), NO_KEY where the gallery is shorter
+    product_keys: Tensor  # (Q, K), NO_KEY if the gallery is shorter
     scores: Tensor  # (Q, K)
     is_relevant: Tensor  # (Q, K) bool
 
 
 @dataclass(frozen=True)
 class QueryCounts:
-    """Which queries of a set a direction counts, by kind, and which it leaves out and why."""
+    """Queries that a direction counts, by kind, and those that it leaves out, by reason."""
 
-    num_with_words: int  # of those counted
+    num_with_words: int  # counted, with a text
     num_without_words: int
-    num_other_kind: int  # lack what the direction requires, or have what it excludes
-    num_in_gallery: int  # would answer themselves: their photo is, pixel for pixel, a picture of the gallery
-    num_repeated: int  # the same photo with the same truth again, where the direction looks at the photo alone
-    photo_truth: str = ""  # "asked" or "shown" where the direction looks at the photo
+    num_other_kind: int  # lack a required field, or have an excluded one
+    num_in_gallery: int  # would find themselves: their image is, pixel by pixel, one of the gallery
+    num_repeated: int  # the same image and relevant products again, of a direction that reads the image alone
+    photo_truth: str = ""  # "asked" or "shown" if the direction reads the image
 
     def as_counts(self) -> dict[str, int]:
-        """Return the numbers by name."""
+        """Return the counts by name."""
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name.startswith("num_")}
 
 
 @dataclass(frozen=True)
 class RetrievalReport:
-    """Retrieval quality of one direction over a whole pass; the one place that knows metric key names.
+    """Retrieval quality of one direction over a whole pass, and the names of its metric keys.
 
-    Rows of `hits`, `scores`, `ranks` and `unit_keys` are the same queries: those with a relevant product in the
-    gallery, ascending by key.
+    Rows of `hits`, `scores`, `ranks` and `unit_keys` are the queries with a relevant product in the gallery, ascending
+    by key.
     """
 
     direction: str
     values: dict[str, float]  # "hit@1" -> 0.61
-    intervals: dict[str, tuple[float, float]]  # "hit@1" -> (0.57, 0.65), 95 %; empty where not asked for
-    num_queries: int  # with at least one relevant product in the gallery: the ones averaged over
-    num_unanswerable: int  # without one: left out of every average
+    intervals: dict[str, tuple[float, float]]  # "hit@1" -> (0.57, 0.65), 95 %; empty if not computed
+    num_queries: int  # with a relevant product in the gallery, averaged over
+    num_unanswerable: int  # without one, left out of every average
     num_products: int
     hits: Hits
-    scores: dict[str, Tensor]  # "hit@1" -> (Q,) float64, nan where a measure says nothing of a query
-    ranks: Tensor  # (Q,) int64 of the first relevant product, 1 for the top; 0 where it lies beyond the depth
-    unit_keys: Tensor  # (Q,) a relevant product: its queries stand or fall together, intervals resample these
+    scores: dict[str, Tensor]  # "hit@1" -> (Q,) float64, nan if a metric is undefined for a query
+    ranks: Tensor  # (Q,) int64 of the first relevant product, from 1; 0 if rank > depth
+    unit_keys: Tensor  # (Q,) a relevant product: the cluster of queries that the bootstrap resamples together
     counts: QueryCounts | None = None
 
     def as_scalars(self, stage: str) -> dict[str, float]:
         return {f"{stage}/{self.direction}/{name}": value for name, value in self.values.items()}
 
     def as_intervals(self, stage: str) -> dict[str, float]:
-        """Return the ends of every interval that has some, "<stage>/<direction>/<metric>/low" and ".../high"."""
+        """Return the finite ends of every interval, "<stage>/<direction>/<metric>/low" and ".../high"."""
         return {
             f"{stage}/{self.direction}/{name}/{end}": value
             for name, interval in self.intervals.items()

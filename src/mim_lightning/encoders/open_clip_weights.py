@@ -105,10 +105,8 @@ def load_pair(name: str, pretrained: Pretrained, config: Mapping[str, Any], imag
     """Return the whole model with its weights, of which an encoder keeps one half."""
     tag = _choose_tag(name, pretrained)
     try:
-        if "hf_model_name" in config["model_cfg"]["text_cfg"]:
-            load_hf_config(
-                config["model_cfg"]["text_cfg"]["hf_model_name"], offline=False
-            )  # else OpenCLIP asks whether to run code
+        if source := config["model_cfg"]["text_cfg"].get("hf_model_name"):
+            load_hf_config(source, offline=False)  # else OpenCLIP asks whether to run code
         # `force_custom_text` makes the text half a module of its own in every model family
         return open_clip.create_model(
             name, tag, force_custom_text=True, force_image_size=image_size, require_pretrained=True
@@ -153,8 +151,7 @@ def read_text_assets(name: str, config: Mapping[str, Any], offline: bool) -> dic
         text_cfg = config["model_cfg"]["text_cfg"]
         try:
             if "hf_model_name" in text_cfg:
-                source = text_cfg["hf_model_name"]
-                load_hf_config(source, offline).save_pretrained(folder)
+                load_hf_config(text_cfg["hf_model_name"], offline).save_pretrained(folder)
             if "hf_tokenizer_name" in text_cfg:
                 tokenizer = open_clip.get_tokenizer(name, local_files_only=offline, trust_remote_code=False)
                 tokenizer.save_pretrained(folder)
