@@ -142,7 +142,7 @@ def test_distractors_join_the_gallery(fit: Callable[..., Run], tmp_path: Path) -
 
 def test_distractors_must_be_other_products(fit: Callable[..., Run], tmp_path: Path, shop: Path) -> None:
     prepare(compose("prepare", [*small(shop)[:3], f"data.folder={tmp_path}/same"]))
-    with pytest.raises(ValueError, match=r"data\.distractors=.*7 of its products stand in the catalogue"):
+    with pytest.raises(ValueError, match=r"data\.distractors=.*7 of its products are in the catalog"):
         fit(f"data.distractors={tmp_path}/same")
 
 
@@ -154,7 +154,7 @@ def test_fusions_are_stored_beside_the_checkpoint(fit: Callable[..., Run], tmp_p
     after = load_matcher(path)
     assert after.matcher.fusions == before.matcher.fusions | weights and after.fingerprint != before.fingerprint
     assert load_matcher(run.best_checkpoint).fingerprint == before.fingerprint
-    with pytest.raises(ValueError, match="the weights were found with"):
+    with pytest.raises(ValueError, match="the weights were chosen for"):
         store_fusions(path, weights, before.fingerprint)
     with pytest.raises(ValueError, match="has no fusion 'both'"):
         store_fusions(run.best_checkpoint, {"both": {}}, before.fingerprint)

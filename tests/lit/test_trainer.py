@@ -19,7 +19,7 @@ from mim_lightning.config import compose
 from mim_lightning.errors import is_mendable
 from mim_lightning.evaluate import evaluate
 from mim_lightning.io.damaged_file import DamagedFileError
-from mim_lightning.lit.module import refuse_not_finite
+from mim_lightning.lit.module import validate_finite
 from mim_lightning.lit.trainer import AtomicCheckpointIO, ask_first_rank, validate_trainer
 from mim_lightning.run import Run, identify
 from tests.flow.doors import weights
@@ -276,26 +276,26 @@ def test_a_disk_that_fills_up_keeps_the_former_one(tmp_path: Path, monkeypatch: 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_weights_that_are_no_numbers_are_refused(bad: float) -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
-    refuse_not_finite(model, "at step 1")
+    validate_finite(model, "at step 1")
     model[0].weight.data[1, 1] = bad  # type: ignore[union-attr, operator]
     with pytest.raises(ValueError, match=r"'0\.weight' is not finite at step 2"):
-        refuse_not_finite(model, "at step 2")
+        validate_finite(model, "at step 2")
 
 
 def test_a_mask_may_hold_infinity_but_statistics_no_nan() -> None:
     model = nn.BatchNorm1d(2)
     model.register_buffer("mask", torch.tensor([float("-inf")]))
-    refuse_not_finite(model, "at step 1")
+    validate_finite(model, "at step 1")
     model.running_mean.fill_(float("nan"))  # type: ignore[union-attr]
     with pytest.raises(ValueError, match="'running_mean' is not finite"):
-        refuse_not_finite(model, "at step 1")
+        validate_finite(model, "at step 1")
 
 
 def test_weights_are_refused_in_all_processes_where_one_has_no_numbers() -> None:
     with pytest.raises(ValueError, match="a tensor of another process is not finite at step 1"):
-        refuse_not_finite(nn.Linear(2, 2), "at step 1", agree=lambda own: False)
+        validate_finite(nn.Linear(2, 2), "at step 1", agree=lambda own: False)
     model, given = nn.Linear(2, 2), []
     model.weight.data.fill_(float("nan"))
     with pytest.raises(ValueError, match="'weight' is not finite"):
-        refuse_not_finite(model, "at step 1", agree=lambda own: bool(given.append(own)))  # type: ignore[func-returns-value]
+        validate_finite(model, "at step 1", agree=lambda own: bool(given.append(own)))  # type: ignore[func-returns-value]
     assert given == [False]

@@ -122,7 +122,7 @@ def test_scale_is_clamped_and_can_be_learnt_by_pair() -> None:
     torch.testing.assert_close(result.stats["logit_scale"], torch.tensor(100.0))
     result.loss.backward()
     assert shared.log_scales["all"].grad != 0, "a scale at its clamp must be able to come down"
-    with pytest.raises(ValueError, match=r"loss\.init_scale=101: lies above"):
+    with pytest.raises(ValueError, match=r"loss\.init_scale=101: exceeds"):
         Objective(pairs, info_nce, NAMES, init_scale=101)
     own = Objective(pairs, sigmoid, NAMES, init_scale=10.0, init_bias=-10.0, scale_per_pair=True)
     assert {name for name, _ in own.named_parameters()} == {

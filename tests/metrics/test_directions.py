@@ -129,7 +129,7 @@ def test_a_composed_query_may_show_a_picture_of_the_gallery_unless_that_is_its_a
     assert reports["composed"].hits.query_keys.tolist() == [100]
     assert reports["composed"].counts.num_in_gallery == 2 and reports["composed"].counts.num_repeated == 0
     shown = {"shown": Direction("query_image", "product_text")}
-    with pytest.raises(NothingToRankError, match=r"directions\.shown: the photo of every query is a picture of the"):
+    with pytest.raises(NothingToRankError, match=r"directions\.shown: the image of every query is in the"):
         evaluate_directions(shown, queries, gallery, FUSIONS)
 
 
@@ -143,7 +143,7 @@ def test_the_product_that_the_photo_shows_can_be_left_out_of_its_gallery(tables)
     for key, products in zip(report.hits.query_keys.tolist(), report.hits.product_keys.tolist(), strict=True):
         assert sorted(products) == [NO_KEY, *sorted({*range(5)} - {shown[key]})]
     queries.columns["shown_keys"][:] = queries.columns["asked_keys"]
-    with pytest.raises(NothingToRankError, match="none of 11 queries asks for another product than its photo shows"):
+    with pytest.raises(NothingToRankError, match="none of 11 queries asks for another product than its image shows"):
         evaluate_directions({"other": direction}, queries, gallery, FUSIONS)
 
 

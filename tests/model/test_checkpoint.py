@@ -69,7 +69,7 @@ def test_what_was_and_was_not_loaded_is_told(tmp_path: Path) -> None:
     path, _ = save(tmp_path, "model=2tower")
     told = start(build_matcher(config("model=3tower")), path, "model=3tower").describe()
     assert "loaded into towers.query_image" in told
-    assert "not in the checkpoint, fresh: towers.product_text" in told
+    assert "not in the checkpoint, newly initialized: towers.product_text" in told
 
 
 def test_another_shape_is_refused_by_name(tmp_path: Path) -> None:

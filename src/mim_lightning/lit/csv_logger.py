@@ -1,7 +1,7 @@
-"""The CSV file of a run, which goes on where the run goes on.
+"""CSV logger with one file a run, to which a resumed run appends.
 
-Lightning's CSVLogger begins a new folder at each start. Here a run that resumes appends to the file it has; rows of
-steps that are done again, because the last checkpoint is older, give way to the new ones.
+Lightning's CSVLogger starts a new folder at each start. Here rows of steps that are repeated, because the last
+checkpoint is older, are replaced.
 
     <run>/csv/version_0/metrics.csv    columns epoch, step, and one a scalar; most cells are empty
 """
@@ -28,12 +28,12 @@ Row = Mapping[str, Any]
 
 
 class RunCSVLogger(CSVLogger):
-    """Lightning's CSVLogger with one file a run, however often that is started."""
+    """Lightning's CSVLogger with one file a run, however often the run is started."""
 
     @property
     def version(self) -> int | str:
         if self._version is None:
-            self._version = max(0, self._get_next_version() - 1)  # older versions of this code made several
+            self._version = max(0, self._get_next_version() - 1)  # older versions of this code wrote several
         return self._version
 
     @property
@@ -45,20 +45,20 @@ class RunCSVLogger(CSVLogger):
 
     @rank_zero_only
     def after_save_checkpoint(self, checkpoint_callback: ModelCheckpoint) -> None:
-        """Write what was logged so far: a run that is killed resumes from this checkpoint, and the rows before it."""
+        """Write what was logged so far: a run that is killed resumes from this checkpoint."""
         self.experiment.save()
 
 
 class _MetricsFile:
-    """The rows of a file, written at `save`; those that are there are read when the first new one comes."""
+    """The rows of a file, written at `save`; existing rows are read at the first write."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.metrics: list[dict[str, Any]] = []  # not yet written
-        self._columns: list[str] | None = None  # of the file, once the former rows are brought in line
+        self.metrics: list[dict[str, Any]] = []  # to be written
+        self._columns: list[str] | None = None  # of the file, once it is rewritten
 
     def log_hparams(self, params: Mapping[str, Any]) -> None:
-        """Nothing to keep: the run's config lies beside the file."""
+        """Nothing to write: the run's config is beside the file."""
 
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
         row = {name: value.item() if isinstance(value, Tensor) else value for name, value in metrics.items()}
@@ -71,17 +71,17 @@ class _MetricsFile:
         if self._columns is None:
             first = next((row for row in self.metrics if row.get("epoch") is not None), None)
             if first is None:
-                return  # a rate alone does not say where in the run it is
-            self._write_anew([row for row in self._read() if not _is_done_again(row, first)])
+                return  # a learning rate alone has no epoch
+            self._rewrite([row for row in self._read() if not _is_repeated(row, first)])
         elif new := set().union(*self.metrics) - set(self._columns):
             self._columns = sorted([*self._columns, *new])
-            self._write_anew(self._read())
+            self._rewrite(self._read())
         else:
             with self.path.open("a", newline="") as file:
                 csv.DictWriter(file, self._columns).writerows(self.metrics)
         self.metrics = []
 
-    def _write_anew(self, former: list[Row]) -> None:
+    def _rewrite(self, former: list[Row]) -> None:
         rows = [*former, *self.metrics]
         self._columns = sorted(set().union(*rows))
         with atomic_write(self.path, is_synced=False) as partial, partial.open("w", newline="") as file:
@@ -92,27 +92,27 @@ class _MetricsFile:
     def _read(self) -> list[Row]:
         if not self.path.exists():
             return []
-        with errors_as_damaged_file(self.path, "remove it: it is a log alone"), self.path.open(newline="") as file:
+        with errors_as_damaged_file(self.path, "remove it: it is only a log"), self.path.open(newline="") as file:
             # a process that was killed while it wrote leaves half a line
             rows: list[Row] = [row for row in csv.DictReader(file) if None not in row.values() and None not in row]
-            for row in rows:  # as `_is_done_again` takes them
+            for row in rows:  # raises where epoch or step is no number
                 _place_of(row)
             return rows
 
 
-def _is_done_again(former: Row, first: Row) -> bool:
-    """Does a former row belong to what comes from the first new row on?"""
+def _is_repeated(former: Row, first: Row) -> bool:
+    """Does a former row belong to the steps from the first new row on?"""
     (epoch, step), new_step = _place_of(former), int(first["step"])
     if epoch is None:
         return step >= new_step
     place, new_place = (epoch, step), (float(first["epoch"]), new_step)
     if place != new_place:
         return place > new_place
-    # a validation amid an epoch stands at the same step as the batch after it
+    # a validation within an epoch has the step of the batch after it
     filled = {name for name, cell in former.items() if cell} - set(PLACE)
     return bool(filled & set(first))
 
 
 def _place_of(former: Row) -> tuple[float | None, int]:
-    """Return epoch, if the row says it, and step."""
+    """Return epoch, if the row has one, and step."""
     return float(former["epoch"]) if former.get("epoch") else None, int(float(former["step"]))

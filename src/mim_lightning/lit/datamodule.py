@@ -1,7 +1,7 @@
-"""Shard sets as Lightning loaders: a training stream, the validation queries, the whole catalogue.
+"""The LightningDataModule: loaders of training rows, evaluation queries and gallery over shard sets.
 
-Input specs of the towers and a prepared folder (or a source to prepare it from) come in, loaders go out; the
-train and evaluate doors build it. The position in the stream travels in the checkpoint.
+It prepares the data if they have a source, opens each set once (`opened`), and saves the position in the training
+stream in the checkpoint.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from mim_lightning.data.validation import ValidationSettings
 from mim_lightning.io.paths import to_path_or_url
 from mim_lightning.types import TowerSpec, side_of, specs_by_field
 
-CONTENT = "content"  # in a checkpoint: what the training set was
+CONTENT = "content"  # in a checkpoint: digest of the training set
 QUERIES, GALLERY, DISTRACTORS = 0, 1, 2  # the dataloader_idx of the validation loaders
 
 
@@ -42,30 +42,30 @@ class MatchDataModule(LightningDataModule):
     """Streams triples or quadruples for training, and queries and gallery for evaluation.
 
     Args:
-        name: of the data set, as it stands in run names.
-        specs: what each tower's encoder wants, by tower name (see `TowerSpec`); decides what a batch holds.
-        folder: prepared shard sets, or where to put them; or the address of prepared ones, such as s3://bucket/shop.
-        source: where the manifest comes from; None if `folder` is prepared already.
+        name: of the data set, as in run names.
+        specs: preprocessing of each tower's encoder, by tower name (see `TowerSpec`); decides what a batch contains.
+        folder: of the prepared shard sets, existing or to be written; or an address of such, as s3://bucket/shop.
+        source: of the manifest; None if `folder` is prepared already.
         shards: settings of the shards.
         splits: which queries may be trained on.
         validation: how strictly the source is validated before anything is written.
         val_split: the split that is evaluated.
-        distractors: another prepared folder, whose catalogue joins the gallery of every evaluation.
+        distractors: another prepared folder, whose catalog is added to the gallery of every evaluation.
         batch_size: training rows of all processes together.
         eval_batch_size: evaluation rows of all processes together.
-        num_workers: loader processes of each rank, and processes that prepare; None: what the machine has, at most 8.
+        num_workers: loader processes of each rank, and processes that prepare; None: by the machine's cores, up to 8.
         seed: of order and augmentation.
-        sampling: which rows meet in a training batch.
+        sampling: which rows form a training batch.
         num_interleaved: shard streams that each batch is interleaved from.
-        shuffle_window_shards: shards whose rows mix; None: what `sampling` takes.
-        samples_per_epoch: where `sampling` has no length of its own.
-        mixture: other prepared folders to train on besides, by name: see `data.shards.mixture`.
-        augment: how training images vary; None leaves them as in evaluation.
-        cache: of shards that lie at an address.
+        shuffle_window_shards: shards whose rows are shuffled together; None: the default of `sampling`.
+        samples_per_epoch: for a `sampling` without a length of its own.
+        mixture: further prepared folders to train on, by name: see `data.shards.mixture`.
+        augment: augmentation of training images; None: as in evaluation.
+        cache: of shards at an address.
         on_corrupt_sample: "raise", or "skip": training continues without samples that cannot be read.
         max_corrupt_samples: that may be skipped in an epoch, as "1%" or a number.
         description: `source.describe()`, if it was called before: it hashes whole tables.
-        prepared: what is in `folder`, if it was prepared and opened before.
+        prepared: the data in `folder`, if they were prepared and opened before.
 
     Attributes:
         opened: the shard sets, each opened once.
@@ -146,10 +146,10 @@ class MatchDataModule(LightningDataModule):
         self._was_checked[is_training] = True
 
     def train_order(self, shards: ShardSet) -> BatchOrder:
-        """Return which rows of the training set meet in which batch.
+        """Return which rows of the training set form which batch.
 
         Raises:
-            ValueError: the settings do not suit the set.
+            ValueError: the settings do not fit the set.
         """
         if isinstance(shards, MixedSet):
             return make_mixture_order(shards, split_shares(self.mix), self.order, self.epoch_settings)
@@ -161,7 +161,7 @@ class MatchDataModule(LightningDataModule):
         order = self.train_order(shards)
         self._train_loader = StreamLoader(shards, collate, order, **self._placement(), bad=self.bad)
         if self._state is not None:
-            self._go_on(self._train_loader, self._state)
+            self._restore_position(self._train_loader, self._state)
         return self._train_loader
 
     def val_dataloader(self) -> list[StreamLoader]:
@@ -170,7 +170,7 @@ class MatchDataModule(LightningDataModule):
 
     def _evaluation_loader(self, shards: ShardSet, side: str) -> StreamLoader:
         specs = {name: spec for name, spec in self.specs.items() if side_of(name) == side}
-        # a rank must not be left without a row: it could not join the others' collectives
+        # every rank needs a row, to take part in the collectives
         batch_size = min(self.eval_batch_size, len(shards))
         world_size = self._placement()["world_size"]
         batch_size = -(-batch_size // world_size) * world_size
@@ -179,12 +179,12 @@ class MatchDataModule(LightningDataModule):
         return StreamLoader(shards, collate, plan, **self._placement())
 
     def _picture_key(self) -> Callable[[bytes], int]:
-        """Return how evaluation knows pictures again: by pixels, which costs a decoding more, unless they are many."""
+        """Return how evaluation recognizes equal images: by pixels, or by bytes if there are many."""
         num_rows = len(self.opened.queries) + sum(len(products) for products in self.opened.gallery)
         return pixel_key if num_rows <= MAX_KNOWN else bytes_key
 
-    def catalogue_pass(self, shard_idxs: Sequence[int]) -> ShardPass:
-        """Return this rank's share of a pass over some shards of the catalogue."""
+    def catalog_pass(self, shard_idxs: Sequence[int]) -> ShardPass:
+        """Return this rank's part of a pass over some shards of the catalog."""
         shards, placement = self.opened.catalog, self._placement()
         rank, world_size = placement.pop("rank"), placement.pop("world_size")
         specs = {name: spec for name, spec in self.specs.items() if side_of(name) == "product"}
@@ -195,7 +195,7 @@ class MatchDataModule(LightningDataModule):
         trainer = self.trainer
         rank, world_size = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
         local = trainer.num_devices if trainer else 1
-        # on a CPU the model needs the cores: half of them for loading
+        # without a GPU the model needs cores too: half of them load
         cores = _num_cores() // (1 if torch.cuda.is_available() else 2)
         workers = min(8, cores // local) if self.num_workers is None else self.num_workers
         return {
@@ -205,7 +205,7 @@ class MatchDataModule(LightningDataModule):
             "pin_memory": torch.cuda.is_available(),
         }
 
-    # Lightning forgets a loader's own state when the schedule asks for the number of steps before fitting
+    # Lightning drops a loader's own state when the schedule asks for the number of steps before fitting
     # (pytorch-lightning #20550), so the position is kept here.
     def state_dict(self) -> dict[str, Any]:
         if self._train_loader is None:
@@ -215,24 +215,24 @@ class MatchDataModule(LightningDataModule):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._state = state_dict or None
         if self._train_loader and self._state:
-            self._go_on(self._train_loader, self._state)
+            self._restore_position(self._train_loader, self._state)
 
     @staticmethod
-    def _go_on(loader: StreamLoader, state: Mapping[str, Any]) -> None:
+    def _restore_position(loader: StreamLoader, state: Mapping[str, Any]) -> None:
         """Set a loader to a saved position.
 
         Raises:
-            ValueError: there it would read other samples: of other data, or under other settings.
+            ValueError: the position would give other samples: the data or settings changed.
         """
         shards = loader.ranks.shards
-        if state.get(CONTENT, shards.digest) != shards.digest:  # older checkpoints do not tell it
+        if state.get(CONTENT, shards.digest) != shards.digest:  # older checkpoints do not have it
             raise ValueError(
-                f"{shards.folder}: holds other content than when the checkpoint was made: the run would mix the two; "
-                "put the former data back, or train anew under another run.id"
+                f"{shards.folder}: its content changed since the checkpoint was written: the run would mix two data "
+                "sets; restore the former data, or train under another run.id"
             )
         loader.load_state_dict(state)
 
 
 def _num_cores() -> int:
-    """Return the cores this process may use, which a container or scheduler may have cut."""
+    """Return the number of cores that this process may use; a container or scheduler may limit it."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,7 +1,7 @@
-"""A catalogue through the product towers, shard by shard, by Lightning's predict on one device or many.
+"""Embedding of a catalog by the product towers, shard by shard, by Lightning's `predict` on one device or many.
 
-What makes a trainer, a module and a datamodule come in; every whole shard's vectors are handed on as soon as they are
-there, so an interrupted pass loses at most the shards at work. The build_index door calls it.
+The vectors of each shard are passed on as soon as the shard is finished, so an interrupted pass loses only the shards
+in progress.
 """
 
 from __future__ import annotations
@@ -31,37 +31,37 @@ def embed_catalog(
     shard_idxs: Sequence[int],
     keep: KeepShard,
 ) -> None:
-    """Embed shards of the catalogue; with several processes each takes its share, and all end together.
+    """Embed shards of the catalog; several processes divide the shards, and all end together.
 
     Args:
         make_trainer: called with callbacks and logger.
-        gallery: the tower or fusion whose vectors are wanted.
-        keep: called with every whole shard, on the process that embedded it.
+        gallery: tower or fusion whose vectors are computed.
+        keep: called for each finished shard, on the process that embedded it.
     """
     if not shard_idxs:
         return
     collector = _ShardCollector(datamodule.opened.catalog, gallery, shard_idxs, keep)
     trainer = make_trainer(callbacks=[ProgressBar(), collector], logger=False)
     keep_batches(trainer)
-    trainer.predict(module, datamodule=_CataloguePass(datamodule, shard_idxs), return_predictions=False)
+    trainer.predict(module, datamodule=_CatalogPass(datamodule, shard_idxs), return_predictions=False)
 
 
-class _CataloguePass(LightningDataModule):
-    """Hands Lightning the share of the rank that asks."""
+class _CatalogPass(LightningDataModule):
+    """Gives Lightning the shards of this rank."""
 
     def __init__(self, datamodule: MatchDataModule, shard_idxs: Sequence[int]) -> None:
         super().__init__()
         self.whole, self.shard_idxs = datamodule, shard_idxs
-        # more processes than shards are left, and some have nothing to do
+        # with more processes than shards some have nothing to do
         self.allow_zero_length_dataloader_with_multiple_devices = True
 
     def predict_dataloader(self) -> ShardPass:
         self.whole.trainer = self.trainer
-        return self.whole.catalogue_pass(self.shard_idxs)
+        return self.whole.catalog_pass(self.shard_idxs)
 
 
 class _ShardCollector(Callback):
-    """Joins the batches of each shard, which come in stored order."""
+    """Joins the batches of each shard, which arrive in stored order."""
 
     def __init__(self, shards: ShardSet, gallery: str, shard_idxs: Sequence[int], keep: KeepShard) -> None:
         self.ends = {shards.span(idx)[1] - 1: idx for idx in shard_idxs}  # last sample -> shard

@@ -1,8 +1,7 @@
-"""Parameter groups and the learning-rate schedule.
+"""Parameter groups of the optimizer, and learning-rate schedules.
 
-A module comes in, groups for any torch optimiser go out; `lit.module` calls it. Vectors (norms,
-scales), biases and what an encoder's vendor lists (class tokens, positions ...) are not decayed; encoders, which may be
-pretrained, can learn slower than the new layers on top of them.
+Vectors (norms, scales), biases and what an encoder's vendor lists (class tokens, positions ...) have no weight decay.
+Encoders, which may be pretrained, can have a smaller learning rate than the new layers on top of them.
 """
 
 from __future__ import annotations
@@ -26,16 +25,16 @@ def parameter_groups(
     lr_scales: Mapping[str, float],
     spares_listed: bool = True,
 ) -> list[dict[str, Any]]:
-    """Return optimiser groups by learning rate and decay; parameters without gradient are left out.
+    """Return parameter groups by learning rate and weight decay; parameters without gradient are left out.
 
     Args:
         lr_scales: factors on `lr`, by prefix of a parameter's name ("towers.query_image.encoder"); the key
-            "encoder" stands for every tower's encoder. The longest prefix wins. A prefix may come in parts, as
-            {towers: {query_image: {encoder: 0.1}}}, which is how the command line gives it.
-        spares_listed: leave what `Encoder.names_without_decay` lists without decay.
+            "encoder" means every tower's encoder. The longest prefix wins. A prefix may be nested, as the command
+            line gives it: {towers: {query_image: {encoder: 0.1}}}.
+        spares_listed: no weight decay for what `Encoder.names_without_decay` lists.
 
     Raises:
-        ValueError: a rate, decay or factor is negative or no number, or fits no parameter.
+        ValueError: a rate, decay or factor is negative or no number, or matches no parameter.
     """
     lr_scales = dict(_by_prefix(lr_scales))
     for key, value in {
@@ -65,7 +64,7 @@ def parameter_groups(
 
 
 def began_with_listed_decayed(matcher: Matcher, objective: nn.Module, state: Mapping[str, Any], **options: Any) -> bool:
-    """Tell whether an optimizer's state is from a version that decayed what encoders list; its groups are others."""
+    """Return whether an optimizer's state is of a version that decayed what encoders list: its groups differ."""
     sizes = [len(group["params"]) for group in state["param_groups"]]
     now, before = (
         [len(group["params"]) for group in parameter_groups(matcher, objective, **options, spares_listed=spares)]
@@ -93,7 +92,7 @@ def _by_prefix(scales: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[st
 def warmup_cosine(
     optimizer: Optimizer, num_steps: int, warmup_fraction: float = 0.05, final_lr_fraction: float = 0.0
 ) -> LambdaLR:
-    """Rise linearly over the first share of steps, then fall along a half cosine to `final_lr_fraction` of the rate."""
+    """Rise linearly in the first fraction of steps, then follow a half cosine to `final_lr_fraction` of the rate."""
     num_warmup = max(1, round(num_steps * warmup_fraction))
 
     def factor(step: int) -> float:
@@ -106,6 +105,6 @@ def warmup_cosine(
 
 
 def warmup_constant(optimizer: Optimizer, num_steps: int, warmup_fraction: float = 0.05) -> LambdaLR:
-    """Rise linearly over the first share of steps, then stay."""
+    """Rise linearly over the first fraction of steps, then stay constant."""
     num_warmup = max(1, round(num_steps * warmup_fraction))
     return LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / num_warmup))

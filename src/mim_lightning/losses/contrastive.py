@@ -1,8 +1,7 @@
-"""Contrastive losses of one side against the other: tensors in, one number a row out.
+"""Contrastive losses of one side of a pair against the other: one value a row.
 
-`objective` calls them for both directions of every pair. B local rows, G gathered columns, D dimension. A loss
-sees two boolean tables and nothing else of the data: which columns are positives of a row, and which columns
-are there at all. What is neither positive nor absent is a negative; a positive never is.
+B local rows, G gathered columns, D dimension. Besides logits a loss gets two boolean masks: the positives of each row,
+and the columns that are present. A present column that is no positive is a negative.
 """
 
 from __future__ import annotations
@@ -15,28 +14,28 @@ from torch.nn import functional as F
 def info_nce(logits_BG: Tensor, positives_BG: Tensor, columns_G: Tensor) -> Tensor:
     """Return InfoNCE for several positives a row, (B,): the mean over positives of -log softmax.
 
-    The softmax of each positive runs over itself and the row's negatives; other positives stand in no
-    denominator, so no relevant product is ever pushed away. With one positive a row this is the usual InfoNCE
-    (van den Oord et al. 2018, eq. 4). Rows without a positive give 0.
+    The softmax of each positive is over itself and the row's negatives, without the other positives, so no relevant
+    product is pushed away. With one positive a row this is the usual InfoNCE (van den Oord et al. 2018, eq. 4). Rows
+    without a positive give 0.
     """
     negatives_BG = columns_G & ~positives_BG
     negatives_B = logits_BG.masked_fill(~negatives_BG, -torch.inf).logsumexp(1, keepdim=True)
-    # -log(e^p / (e^p + e^n)) = softplus(n - p); a row without negatives has n = -inf and loses nothing
+    # -log(e^p / (e^p + e^n)) = softplus(n - p); a row without negatives has n = -inf, so its loss is 0
     losses_BG = F.softplus(negatives_B.clamp(min=torch.finfo(logits_BG.dtype).min / 2) - logits_BG)
     return _row_mean(losses_BG, positives_BG)
 
 
 def sigmoid(logits_BG: Tensor, positives_BG: Tensor, columns_G: Tensor) -> Tensor:
-    """Return the pairwise sigmoid loss, (B,): a yes-or-no question for every pair (Zhai et al. 2023, eq. 1).
+    """Return the pairwise sigmoid loss, (B,): a binary classification of every pair (Zhai et al. 2023, eq. 1).
 
-    The logits must carry the learned bias. Summed over columns, as in the paper.
+    The logits include the learned bias. Summed over columns, as in the paper.
     """
     signs_BG = torch.where(positives_BG, 1.0, -1.0)
     return (F.softplus(-signs_BG * logits_BG) * columns_G).sum(1)
 
 
 def share_product(left_keys_BR: Tensor, right_keys_GS: Tensor) -> Tensor:
-    """Return (B, G) bool: do the two rows name a common product? Negative keys are no product."""
+    """Return (B, G) bool: whether two rows have a product in common. Negative keys are no product."""
     shared_BG = torch.zeros(len(left_keys_BR), len(right_keys_GS), dtype=torch.bool, device=left_keys_BR.device)
     for left_B in left_keys_BR.unbind(1):
         for right_G in right_keys_GS.unbind(1):
@@ -46,5 +45,5 @@ def share_product(left_keys_BR: Tensor, right_keys_GS: Tensor) -> Tensor:
 
 def _row_mean(values_BG: Tensor, mask_BG: Tensor) -> Tensor:
     counts_B = mask_BG.sum(1).clamp(min=1)
-    # masked before the sum: an unmasked inf times 0 would be nan
+    # masked before the sum: inf times 0 would be nan
     return values_BG.masked_fill(~mask_BG, 0.0).sum(1) / counts_B

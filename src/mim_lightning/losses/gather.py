@@ -1,7 +1,6 @@
-"""Rows of all processes as one tensor: the only collectives of the training step.
+"""Gathering of rows over ranks: the only collectives of the training step, and the only place with the world size.
 
-(B, ...) of this rank comes in, (G, ...) of all ranks goes out, in rank order; B is the same on every rank.
-`objective` calls it, and it alone knows the world size.
+(B, ...) of each rank to (G, ...) of all ranks, in rank order; B is the same on every rank.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ def world_size() -> int:
 
 
 def gather_rows(local_B: Tensor) -> Tensor:
-    """Return every rank's rows, without gradient (ids, masks)."""
+    """Return the rows of all ranks, without gradient (ids, masks)."""
     if world_size() == 1:
         return local_B
     parts = [torch.empty_like(local_B) for _ in range(world_size())]
@@ -27,7 +26,7 @@ def gather_rows(local_B: Tensor) -> Tensor:
 
 
 def gather_with_gradient(local_BD: Tensor) -> Tensor:
-    """Return every rank's rows; the gradient of a row is summed over all ranks that used it as a negative."""
+    """Return the rows of all ranks; the gradient of a row is summed over all ranks."""
     return local_BD if world_size() == 1 else _Gather.apply(local_BD)
 
 
@@ -38,7 +37,7 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient_GD: Tensor) -> Tensor:
-        # each rank holds the gradient of its own loss only; a row's true gradient is the sum over ranks
+        # each rank has the gradient of its own loss only; the gradient of a row is the sum over ranks
         summed_GD = gradient_GD.contiguous()
         dist.all_reduce(summed_GD)
         return summed_GD.chunk(world_size())[dist.get_rank()]

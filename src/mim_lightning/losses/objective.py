@@ -1,7 +1,6 @@
-"""The training objective: named, weighted pairs of towers or fusions that should agree.
+"""The training objective: the weighted sum of losses over pairs of towers or fusions.
 
-Embeddings and ids of this rank's rows come in, a StepResult goes out; `lit.module` calls it. The paper's
-equations are not public: which pairs, the symmetric loss and one learned scale are our reconstruction.
+The paper's equations are not public: the pairs, the symmetric loss and the one learned scale are our reconstruction.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ PairLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Pair:
-    """Two towers or fusions that should agree, and how much that counts."""
+    """Two towers or fusions that should agree, and the weight of their loss."""
 
     left: str
     right: str
@@ -32,17 +31,17 @@ class Pair:
 class Objective(nn.Module):
     """Weighted sum of pair losses, each averaged over both directions and over all rows of all ranks.
 
-    The number does not depend on how rows are dealt to ranks: every rank compares its own rows with everyone's
-    and divides by the count of all, times the world size that DDP divides gradients by.
+    The value does not depend on how rows are distributed over ranks: every rank compares its own rows with those of
+    all, and divides by the total count, times the world size, by which DDP divides gradients.
 
     Args:
         pairs: by name; the names become `train/loss/<pair>`.
         loss: a function of `losses.contrastive`.
-        names: towers and fusions there are.
-        init_scale: the logit scale (inverse temperature) to start from; it is learned.
-        max_scale: clamp of the logit scale (CLIP's 100).
-        init_bias: start of a learned bias for the sigmoid loss; None has no bias.
-        scale_per_pair: a scale (and bias) for each pair instead of one for all.
+        names: of all towers and fusions.
+        init_scale: initial logit scale (inverse temperature), which is learned.
+        max_scale: maximum of the logit scale (100 in CLIP).
+        init_bias: initial value of a learned bias, for the sigmoid loss; None: no bias.
+        scale_per_pair: learn a scale (and bias) for each pair instead of one for all.
     """
 
     def __init__(
@@ -63,9 +62,9 @@ class Objective(nn.Module):
             if pair.weight < 0:
                 raise ValueError(f"model.pairs.{pair_name}.weight={pair.weight}: must not be negative")
         if init_scale > max_scale:
-            raise ValueError(f"loss.init_scale={init_scale}: lies above loss.max_scale={max_scale}")
+            raise ValueError(f"loss.init_scale={init_scale}: exceeds loss.max_scale={max_scale}")
         if not any(pair.weight > 0 for pair in pairs.values()):
-            raise ValueError("model.pairs: no pair has a weight above 0, there is nothing to learn")
+            raise ValueError("model.pairs: no pair has a weight above 0: there is nothing to learn")
         self.pairs = {name: pair for name, pair in pairs.items() if pair.weight > 0}
         self.loss = loss
         self.max_log_scale = math.log(max_scale)
@@ -79,15 +78,17 @@ class Objective(nn.Module):
 
     @property
     def sides(self) -> tuple[str, ...]:
-        """The towers and fusions that take part."""
+        """The towers and fusions of all pairs."""
         return tuple(dict.fromkeys(name for pair in self.pairs.values() for name in (pair.left, pair.right)))
 
     def forward(self, embeddings: Embeddings, batch: Batch) -> StepResult:
         vectors = embeddings.vectors
         with torch.no_grad():
             for log_scale in self.log_scales.values():
-                log_scale.clamp_(max=self.max_log_scale)  # in place: clamped in the graph it could not come down again
-        # in float32: autocast would round similarities that a scale of 100 then blows up
+                log_scale.clamp_(
+                    max=self.max_log_scale
+                )  # in place: a clamp in the graph has no gradient above the maximum
+        # in float32: autocast would round similarities, which are then multiplied by up to 100
         with torch.autocast(batch.product_keys.device.type, enabled=False):
             present = {name: embeddings.present[name] & ~batch.is_padding for name in self.sides}
             all_vectors, all_present = self._gather(vectors, present)
@@ -112,7 +113,7 @@ class Objective(nn.Module):
             stats={
                 **self._scales(),
                 "negatives_per_row": torch.stack(negatives).sum() / torch.stack(counts).sum().clamp(min=1),
-                "rows_with_repeated_product": _repeated_share(keys["product"], all_keys["product"]),
+                "rows_with_repeated_product": _repeated_fraction(keys["product"], all_keys["product"]),
             },
         )
 
@@ -138,11 +139,11 @@ class Objective(nn.Module):
         return {names[name]: value.detach().exp() for name, value in self.log_scales.items()}
 
 
-def _repeated_share(products_B1: Tensor, all_products_G1: Tensor) -> Tensor:
-    """Return the share of rows whose product stands in another row too."""
+def _repeated_fraction(products_B1: Tensor, all_products_G1: Tensor) -> Tensor:
+    """Return the fraction of rows whose product is in another row too."""
     return (share_product(products_B1, all_products_G1).sum(1) > 1).float().mean()
 
 
 def _truth(name: str) -> str:
-    """Return which id table speaks for a tower or fusion."""
+    """Return which ids decide the positives of a tower or fusion."""
     return "product" if side_of(name) == "product" else relevance_of(name)

@@ -1,4 +1,4 @@
-"""From embeddings and ids to retrieval quality; functions of tensors that know no config and no trainer."""
+"""Retrieval metrics: functions of embeddings and ids, without config or trainer."""
 
 from typing import TYPE_CHECKING
 

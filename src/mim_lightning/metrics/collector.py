@@ -1,8 +1,6 @@
-"""What crosses ranks in an evaluation pass: embeddings on the way in, the results of each query on the way out.
+"""Collectives of an evaluation pass: embeddings are gathered over batches and ranks, results over ranks.
 
-`EmbeddingCollector` gathers the embeddings of one set, queries or gallery, over batches and ranks to an
-`EmbeddingTable` that is the same for any number of ranks and any order of batches; called by
-`lit.callbacks.retrieval_eval`. `share_of_rank` and `gather_shares` let `retrieval` rank on every rank at once.
+The gathered `EmbeddingTable` is the same for any number of ranks and any order of batches.
 """
 
 from __future__ import annotations
@@ -22,18 +20,18 @@ from mim_lightning.types import NO_KEY
 
 
 class EmbeddingCollector(Metric):
-    """Collects the embeddings of one set over batches and ranks.
+    """Collects the embeddings of one set, queries or gallery, over batches and ranks.
 
-    Rows stay on the metric's device; with `compute_on_cpu` they wait in host memory and pass through the
-    device only while ranks exchange them. Every rank ends up with the whole table. Keep the collector as a
-    submodule, or move it to the rank's device: NCCL exchanges nothing that lies in host memory.
+    Rows stay on the metric's device; with `compute_on_cpu` they are kept in host memory and are on the device only
+    while ranks exchange them. Every rank gets the whole table. Keep the collector as a submodule, or move it to the
+    rank's device: NCCL does not exchange host memory.
     """
 
     full_state_update = False
     row_keys: list[Tensor]
 
     def __init__(self, names: Sequence[str], columns: Sequence[str] = (), compute_on_cpu: bool = False) -> None:
-        """Name the towers or fusions whose vectors are kept and the int64 id columns that travel with them."""
+        """Take the names of the towers or fusions whose vectors are kept, and of the int64 id columns."""
         super().__init__(compute_on_cpu=compute_on_cpu)
         self.names, self.columns = tuple(names), tuple(columns)
         self._dtypes = {
@@ -56,11 +54,11 @@ class EmbeddingCollector(Metric):
         """Keep the valid rows of a batch.
 
         Args:
-            row_keys: (B,) what makes a row itself: the query, or the gallery product and its image.
+            row_keys: (B,) identity of each row: the query, or the gallery product and its image.
             vectors: (B, D) by tower or fusion; those not named at construction are ignored.
             present: (B,) bool by tower or fusion.
             columns: (B,) or (B, R) int64 by column; R may differ between batches and ranks.
-            valid: (B,) bool, False for rows that only fill up a batch or a rank.
+            valid: (B,) bool, False for padding.
         """
         batch = {"row_keys": row_keys}
         batch |= {f"vectors_{name}": vectors[name] for name in self.names}
@@ -79,8 +77,8 @@ class EmbeddingCollector(Metric):
         """Gather the rows of all ranks; ranks may hold different numbers of rows, or none."""
         available = distributed_available or self.distributed_available_fn
         is_shared = should_sync and callable(available) and available()
-        # torchmetrics sends a rank without rows as a flat float tensor, which kills the process group:
-        # each rank first gives its states the dtype and width that all agree on.
+        # torchmetrics sends the state of a rank without rows as a flat float tensor, which kills the process group:
+        # each rank first converts its states to the common dtype and width
         widths = self._widths()
         if is_shared:
             dist.all_reduce(widths, dist.ReduceOp.MAX, group=process_group or self.process_group)
@@ -130,18 +128,18 @@ class EmbeddingCollector(Metric):
 
 
 def _at_least_one_wide(column: Tensor) -> Tensor:
-    # A batch without any relevant product has R = 0, a width that stands for "flat" above.
+    # a batch without relevant products has R = 0, which means "flat" above
     return F.pad(column, (0, 1), value=NO_KEY) if column.dim() == 2 and column.shape[1] == 0 else column
 
 
 def share_of_rank(num_rows: int) -> slice:
-    """Return which of `num_rows` rows, the same on every rank, are this rank's to work on: contiguous, may be none."""
+    """Return which of `num_rows` rows this rank works on: contiguous, may be none; `num_rows` is equal on all ranks."""
     start, stop = _bounds(num_rows)[dist.get_rank()] if _is_shared() else (0, num_rows)
     return slice(start, stop)
 
 
 def gather_shares(parts: Mapping[str, Tensor], num_rows: int) -> dict[str, Tensor]:
-    """Return the rows of all ranks on every rank, in order; parts hold the rows of this rank's share.
+    """Return the rows of all ranks on every rank, in order; `parts` has those of this rank, see `share_of_rank`.
 
     Every rank must call it, with the same names, dtypes and widths; a rank may have no rows. Returns tensors on
     the device of the parts.

@@ -1,7 +1,6 @@
-"""Collected embeddings to retrieval reports: which rows a direction counts, which vectors rank which, and the truth.
+"""Evaluation of directions on tables of embeddings: which queries count, their vectors, and their relevant products.
 
-Tables of queries and gallery, directions and fusions come in, a RetrievalReport a direction goes out. The
-validation callback calls it every epoch; `fusion_sweep` again later, with other weights and nothing embedded anew.
+It needs no encoder, so a finished evaluation can be repeated with other fusion weights.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ PHOTO, WORDS = QUERY_IMAGE, QUERY_TEXT
 
 
 def column_names(fields: Iterable[str] = ()) -> tuple[str, ...]:
-    """Return the columns of tables that are evaluated, with those of declared fields of the queries."""
+    """Return the names of the columns of a table, with those of declared query fields."""
     return (*IDS, *(f"{HAS}{name}" for name in dict.fromkeys((*QUERY_FIELDS, *fields))), PICTURE)
 
 
@@ -41,7 +40,7 @@ COLUMNS = column_names()
 
 
 def columns_of(batch: Batch, fields: Iterable[str] = ()) -> dict[str, Tensor]:
-    """Return the columns `column_names` of a batch of evaluation, whose rows are all queries or all products."""
+    """Return the columns `column_names` of an evaluation batch, whose rows are all queries or all products."""
     columns = {name: getattr(batch, name) for name in IDS}
     none = torch.full_like(batch.query_keys, NO_KEY)
     taken = {name: rows >= 0 for name, rows in batch.rows.items()} | batch.has_field
@@ -52,7 +51,7 @@ def columns_of(batch: Batch, fields: Iterable[str] = ()) -> dict[str, Tensor]:
 
 
 def counts_row(direction: Direction, fields: Set[str], fusions: Fusions) -> bool:
-    """Return whether a direction counts a query with inputs for such towers and fields, if the gallery answers it."""
+    """Return whether a direction counts a query with these towers and fields, if the gallery has a relevant product."""
     parts = direction.parts(fusions)
     return fields >= {*direction.needs(fusions)} and not fields & {*direction.excludes} and bool(fields & {*parts})
 
@@ -65,18 +64,18 @@ def evaluate_directions(
     fields: Mapping[str, Sequence[str]] | None = None,
     **options: Any,
 ) -> dict[str, RetrievalReport]:
-    """Evaluate each direction over whole tables with the columns `COLUMNS`; older ones may have `IDS` alone.
+    """Evaluate each direction on whole tables with the columns `COLUMNS`; those of older versions may have `IDS` only.
 
     Args:
         directions: by name.
-        queries, gallery: vectors by tower; what a direction's side lacks is left out of it.
-        fusions: for the sides that are no tower.
-        fields: of the towers that read others than the one of their own name.
+        queries, gallery: vectors by tower; rows without the direction's tower are left out.
+        fusions: the sides that are no tower.
+        fields: of the towers that read other fields than that of their own name.
         options: of `evaluate_direction`.
 
     Raises:
         NothingToRankError: a direction counts no query.
-        ValueError: no row of the gallery has what a direction names.
+        ValueError: no row of the gallery has the tower or fusion of a direction.
     """
     return {
         name: _evaluate(name, direction, queries, gallery, fusions, fields or {}, options)
@@ -92,7 +91,7 @@ def evaluate_countable(
     fields: Mapping[str, Sequence[str]] | None = None,
     **options: Any,
 ) -> tuple[dict[str, RetrievalReport], dict[str, str]]:
-    """Evaluate as `evaluate_directions` those directions that count a query, and return why the others do not."""
+    """Evaluate the directions that count a query, as `evaluate_directions`, and return why the others count none."""
     reports: dict[str, RetrievalReport] = {}
     empty: dict[str, str] = {}
     for name, direction in directions.items():
@@ -137,7 +136,7 @@ def _evaluate(
     kept = is_first & ~is_in_gallery
     if not kept.any():
         raise NothingToRankError(
-            f"directions.{name}: the photo of every query is a picture of the gallery: such queries answer themselves"
+            f"directions.{name}: the image of every query is in the gallery: such queries would find themselves"
         )
     asked = Queries(
         vectors=query_vectors,
@@ -153,7 +152,7 @@ def _evaluate(
         report = evaluate_direction(name, asked.take(kept), offered, **options)
     except NothingToRankError:
         what = (
-            "asks for another product than its photo shows" if direction.leave_out else "has an answer in the gallery"
+            "asks for another product than its image shows" if direction.leave_out else "has an answer in the gallery"
         )
         raise NothingToRankError(f"directions.{name}: none of {int(kept.sum())} queries {what}") from None
     has_words = _has(WORDS, queries).cpu()[torch.isin(queries.columns["query_keys"].cpu(), report.hits.query_keys)]
@@ -176,7 +175,7 @@ def _side(name: str, table: EmbeddingTable, fusions: Fusions) -> tuple[Tensor, T
 
 
 def _ids(table: EmbeddingTable) -> EmbeddingTable:
-    return EmbeddingTable(table.row_keys, {}, {}, table.columns)  # vectors of all towers would be copied for nothing
+    return EmbeddingTable(table.row_keys, {}, {}, table.columns)  # no vectors: they would be copied
 
 
 def _is_of_kind(direction: Direction, queries: EmbeddingTable, fusions: Fusions) -> Tensor:
@@ -189,7 +188,7 @@ def _is_of_kind(direction: Direction, queries: EmbeddingTable, fusions: Fusions)
 
 
 def _with_fields(queries: EmbeddingTable) -> EmbeddingTable:
-    """Return the table with a column for each field; an older one knows only of what its towers took."""
+    """Return the table with a column for each field; in one of an older version, those that its towers read."""
     nothing = torch.zeros_like(queries.row_keys, dtype=torch.bool)
     fields = {f"{HAS}{name}": queries.present.get(name, nothing) for name in QUERY_FIELDS}
     return EmbeddingTable(queries.row_keys, queries.vectors, queries.present, fields | queries.columns)
@@ -207,14 +206,14 @@ def _truth(direction: Direction, queries: EmbeddingTable) -> tuple[Tensor, Tenso
 
 
 def _is_in_gallery(
-    direction: Direction, queries: EmbeddingTable, truth_QR: Tensor, pictured: Mapping[str, Tensor], sees_photo: bool
+    direction: Direction, queries: EmbeddingTable, truth_QR: Tensor, pictured: Mapping[str, Tensor], reads_image: bool
 ) -> Tensor:
-    """Return which queries ask for what they show by a picture of the gallery itself.
+    """Return which queries would find themselves: their image is in the gallery.
 
-    What the photo shows is told by any picture of the gallery; what the query asks for by pictures of its answers.
+    If the truth is what the image shows, any gallery image counts; else only the images of relevant products.
     """
     pictures_Q = queries.columns.get(PICTURE)
-    if pictures_Q is None or PICTURE not in pictured or not sees_photo:
+    if pictures_Q is None or PICTURE not in pictured or not reads_image:
         return torch.zeros_like(queries.row_keys, dtype=torch.bool)
     known = pictured[PICTURE] != NO_KEY
     pictures_N, products_N = pictured[PICTURE][known], pictured["product_keys"][known]
@@ -232,7 +231,7 @@ def _is_in_gallery(
 
 
 def _is_first_of_its_photo(queries: EmbeddingTable, truth_QR: Tensor, grades_QR: Tensor | None) -> Tensor:
-    """Return one query for each photo and truth: one without words if there is any, the first by key of several."""
+    """Return one query for each image and truth: without text if there is one, else the first by key."""
     pictures_Q = queries.columns.get(PICTURE)
     if pictures_Q is None:
         return torch.ones_like(queries.row_keys, dtype=torch.bool)

@@ -1,8 +1,4 @@
-"""Embeddings of one whole set, queries or gallery: each row once, ascending by key.
-
-Made by `collect` from the batches and ranks of an evaluation pass, read by `lit.callbacks.retrieval_eval`, which
-hands its rows to `retrieval`. Nothing here knows of ranks.
-"""
+"""Embeddings of one whole set, queries or gallery: each row once, in ascending order of its key."""
 
 from __future__ import annotations
 
@@ -45,15 +41,15 @@ def check_complete(table: EmbeddingTable, expected: int, what: str) -> None:
 def distinct_rows(table: EmbeddingTable) -> Tensor:
     """Return the positions of one row a key, ascending by key.
 
-    Two rows of one key may differ in rounding or in what is present. The fullest row stands for the key,
-    then the one with the smallest sum: a choice that knows nothing of ranks and batches.
+    Two rows of one key may differ in rounding or in what is present. The row with most towers present is taken, then
+    the one with the smallest sum: a choice that does not depend on ranks and batches.
     """
     sums, fullness = torch.zeros_like(table.row_keys, dtype=torch.float64), torch.zeros_like(table.row_keys)
     for name, vectors in table.vectors.items():
         sums += vectors.sum(dim=-1, dtype=torch.float64)
         fullness += table.present[name]
     order = torch.arange(len(table), device=sums.device)
-    for rank in (sums, -fullness, table.row_keys):  # the last sort counts most
+    for rank in (sums, -fullness, table.row_keys):  # the last sort has precedence
         order = order[rank[order].argsort(stable=True)]
     is_first = torch.ones_like(order, dtype=torch.bool)
     is_first[1:] = table.row_keys[order][1:] != table.row_keys[order][:-1]

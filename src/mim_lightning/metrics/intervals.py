@@ -1,8 +1,7 @@
-"""How sure a mean over queries is, and whether two models differ: bootstrap intervals and a randomisation test.
+"""Uncertainty of a mean over queries, and of the difference of two models: cluster bootstrap and randomization test.
 
-In: a score of every query and the unit it belongs to, numpy, because records on disk are compared too. Out:
-intervals and `PairedDifference`s. Called by `retrieval` and by what compares runs. Queries of one unit (a product)
-stand or fall together, so units are drawn and not queries, whose intervals would be too narrow.
+Queries of one cluster (a product) are not independent, so clusters are resampled: intervals of resampled queries would
+be too narrow. All on numpy arrays.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 Array = NDArray[np.float64]
-_DRAWS_AT_ONCE = 2**22  # entries of a matrix of resamples by units: 32 MiB each, two or three at a time
+_DRAWS_AT_ONCE = 2**22  # entries of a matrix of resamples by clusters: 32 MiB each, two or three at a time
 
 
 @dataclass(frozen=True)
@@ -23,10 +22,10 @@ class PairedDifference:
     """How much higher `left` scores than `right` on the same queries."""
 
     difference: float  # of the means, left minus right; nan without any pair
-    low: float  # ends of its interval; nan from fewer than two units
+    low: float  # ends of its interval; nan of fewer than two clusters
     high: float
     p_value: float  # two-sided, of no difference; nan without any pair
-    num_queries: int  # that both sides score
+    num_queries: int  # with a score on both sides
     num_units: int
 
 
@@ -37,25 +36,25 @@ def bootstrap_intervals(
     seed: int = 0,
     level: float = 0.95,
 ) -> dict[str, tuple[float, float]]:
-    """Return the percentile bootstrap interval of each measure's mean, drawing units with replacement.
+    """Return the percentile bootstrap interval of each metric's mean, resampling clusters with replacement.
 
-    The statistic is the mean over all queries of the drawn units that have a score. Of several runs the seeds are
-    drawn too, apart from the units; few understate how much seeds matter: their variance comes out (S - 1) / S of it.
+    The statistic is the mean over all queries of the drawn clusters that have a score. The seeds of several runs are
+    resampled too, independently of the clusters; few seeds underestimate their variance, by a factor (S - 1) / S.
 
     Args:
-        scores: by measure (Q,), or (S, Q) of runs that differ in their seed; nan where it says nothing of a query.
-        unit_keys: (Q,) integers or strings, one for the queries of a unit.
-        num_resamples: the same draws serve every measure.
+        scores: by metric (Q,), or (S, Q) of runs with other seeds; nan for a query without a value.
+        unit_keys: (Q,) integers or strings, equal for the queries of a cluster.
+        num_resamples: the same draws are used for all metrics.
         seed: of the draws.
-        level: share of the resamples that lie within.
+        level: fraction of the resamples within the interval.
 
     Returns:
-        Low and high by measure; nan where fewer than two units have a score.
+        Low and high by metric; nan if fewer than two clusters have a score.
 
     Raises:
-        ValueError: scores and units of different lengths.
+        ValueError: scores and clusters of different lengths.
 
-    Source: Efron and Tibshirani 1993, chapter 13; units as in Field and Welsh 2007; seeds are our choice.
+    Source: Efron and Tibshirani 1993, chapter 13; clusters as in Field and Welsh 2007; seeds are our choice.
     """
     units = np.asarray(unit_keys)
     sums = [_Sums.of(_rows(part, units, f"scores '{name}'"), units) for name, part in scores.items()]
@@ -73,23 +72,23 @@ def paired_difference(
 ) -> PairedDifference:
     """Compare two models on the same queries: difference of means, interval and p-value.
 
-    The interval is a percentile bootstrap as in `bootstrap_intervals`, of the difference: both sides get the same
-    units, and each draws its own seeds. The p-value flips the sign of each unit's difference, seeds averaged:
-    every way if `num_resamples` allows, else so many at random, as (1 + as far from 0) / (1 + all). It speaks of
-    these seeds on other queries; the interval speaks of other seeds too.
+    The interval is a percentile bootstrap of the difference, as in `bootstrap_intervals`: both sides use the same
+    clusters, and each draws its own seeds. The p-value is that of flipping the sign of each cluster's difference,
+    averaged over seeds: all combinations if `num_resamples` allows, else random ones, as (1 + at least as extreme) /
+    (1 + all). It generalizes to other queries with these seeds; the interval also to other seeds.
 
     Args:
-        left: (Q,), or (S, Q) of runs that differ in their seed.
-        right: likewise; may have another number of seeds. Queries with a nan on any side and seed are left out.
-        unit_keys: (Q,) integers or strings, one for the queries of a unit.
+        left: (Q,), or (S, Q) of runs with other seeds.
+        right: likewise; may have another number of seeds. Queries with a nan on either side in any seed are left out.
+        unit_keys: (Q,) integers or strings, equal for the queries of a cluster.
         num_resamples: of the interval, and of the p-value.
         seed: of the draws.
-        level: share of the resamples that lie within.
+        level: fraction of the resamples within the interval.
 
     Raises:
-        ValueError: sides and units of different lengths.
+        ValueError: sides and clusters of different lengths.
 
-    Source: Smucker et al. 2007 (randomisation test), Phipson and Smyth 2010 (the 1 +); units are our choice.
+    Source: Smucker et al. 2007 (randomisation test), Phipson and Smyth 2010 (the 1 +); clusters are our choice.
     """
     units = np.asarray(unit_keys)
     sides = [_rows(left, units, "left"), _rows(right, units, "right")]
@@ -125,7 +124,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 @dataclass(frozen=True)
 class _Sums:
-    """What a resample needs of a measure: its sum over each unit's queries, and how many those are."""
+    """Sufficient statistics of a metric: its sum and number of queries by cluster."""
 
     totals: Array  # (S, U)
     counts: Array  # (S, U)
@@ -153,7 +152,7 @@ def _rows(scores: ArrayLike, units: NDArray[Any], what: str) -> Array:
 
 
 def _draw_means(sums: Sequence[_Sums], seed_streams: Sequence[int], num_resamples: int, seed: int) -> list[Array]:
-    """Return the mean (B,) of each measure in each resample: the same units for all, seeds by stream."""
+    """Return the mean (B,) of each metric in each resample: the same clusters for all, seeds by stream."""
     if not sums:
         return []
     parts_UC = np.concatenate([part for s in sums for part in (s.totals, s.counts)]).T
@@ -166,14 +165,14 @@ def _draw_means(sums: Sequence[_Sums], seed_streams: Sequence[int], num_resample
         num_seeds = len(s.totals)
         weights_BS = _draw_counts(np.random.default_rng([seed, stream]), num_resamples, num_seeds)
         totals_BS, counts_BS = np.split(drawn_BC[:, start : start + 2 * num_seeds], 2, axis=1)
-        with np.errstate(invalid="ignore"):  # 0 / 0: none of the drawn units has a score
+        with np.errstate(invalid="ignore"):  # 0 / 0: no drawn cluster has a score
             means.append((totals_BS * weights_BS).sum(axis=1) / (counts_BS * weights_BS).sum(axis=1))
         start += 2 * num_seeds
     return means
 
 
 def _draw_counts(rng: np.random.Generator, num_draws: int, num_units: int) -> Array:
-    """Return how often each unit comes in draws with replacement of as many, (num_draws, num_units)."""
+    """Return how often each cluster is drawn in resamples of equal size with replacement, (num_draws, num_units)."""
     drawn = rng.integers(num_units, size=(num_draws, num_units))
     drawn += np.arange(num_draws)[:, None] * num_units
     counts = np.bincount(drawn.ravel(), minlength=num_draws * num_units)
@@ -193,9 +192,9 @@ def _interval(drawn_B: Array, num_units: int, level: float) -> tuple[float, floa
 
 
 def _sign_flip_p_value(differences_U: Array, num_resamples: int, seed: int) -> float:
-    differences_U = differences_U[differences_U != 0]  # a flip changes nothing of the others
+    differences_U = differences_U[differences_U != 0]  # flipping zeros changes nothing
     num_units = len(differences_U)
-    # sums that are equal but for rounding are as far from 0: scores are small fractions, so there are many
+    # sums that differ only by rounding count as equal: scores are small fractions, so there are many
     observed = abs(differences_U.sum()) - 1e-10 * np.abs(differences_U).sum()
     is_exact = num_units < 63 and 2**num_units <= num_resamples
     rng, start, num_as_far = np.random.default_rng([seed, 3]), 0, 0

@@ -1,8 +1,4 @@
-"""The measures of retrieval, query by query.
-
-In: a `Ranking`, the first products of each query with their grades. Out: a score of every query by metric key.
-Called by `retrieval`, whose report averages them.
-"""
+"""Retrieval metrics of each query: hit@k, recall@k, MRR, mAP, nDCG@k and the categories of hits."""
 
 from __future__ import annotations
 
@@ -18,7 +14,7 @@ from mim_lightning.types import NO_KEY
 
 @dataclass(frozen=True)
 class Ranking:
-    """The first K products of each answerable query in one direction, with what is known of the truth."""
+    """The first K products of each answerable query in one direction, with its relevant products."""
 
     query_keys: Tensor  # (Q,)
     category_keys: Tensor  # (Q,) of the query, NO_KEY where unknown
@@ -31,20 +27,20 @@ class Ranking:
 
 
 def score_rankings(ranking: Ranking, cutoffs: Sequence[int] = (1, 5, 10)) -> dict[str, Tensor]:
-    """Return the measures of each query, (Q,) float64 by metric key; their mean is the report.
+    """Return the metrics of each query, (Q,) float64 by metric key; a report has their means.
 
     With g_i the grade of the hit at rank i = 1..K, rel_i = 1 where g_i > 0, and R relevant products in the gallery:
 
     - ``hit@k``: 1 if any rel_i with i <= k, else 0.
     - ``recall@k``: sum of rel_i over i <= k, divided by R (Manning et al. 2008, chapter 8).
-    - ``mrr``: 1/i of the first relevant hit; 0 if it lies beyond depth K.
-    - ``map``: sum over i of rel_i * (rel_1 + ... + rel_i) / i, divided by R; relevant products beyond
-      depth K add 0 (average precision, Manning et al. 2008, chapter 8).
+    - ``mrr``: 1/i of the first relevant hit; 0 if its rank > K.
+    - ``map``: sum over i of rel_i * (rel_1 + ... + rel_i) / i, divided by R; relevant products
+      at ranks > K add 0 (average precision, Manning et al. 2008, chapter 8).
     - ``ndcg@k``: sum over i <= k of g_i / log2(i + 1), divided by the same sum with the relevant products on top,
       highest grade first (Jarvelin and Kekalainen 2002; gain = grade and this discount as in trec_eval's ndcg_cut).
-    - ``wrong_category@k``: of the first k hits whose category is known, the share that is not relevant and of
-      another category than the query; nan where the query's category is unknown or none of the hits' is known.
-    - ``same_category@k``: likewise the share of the query's own category (both our choice).
+    - ``wrong_category@k``: of the first k hits whose category is known, the fraction that is not relevant and has
+      another category than the query; nan if the category of the query or of all hits is unknown.
+    - ``same_category@k``: likewise the fraction of the query's own category (both our choice).
     """
     found_QK = (ranking.grades > 0).double()
     num_relevant_Q = (ranking.relevant_grades > 0).sum(dim=1).double()
@@ -61,7 +57,7 @@ def score_rankings(ranking: Ranking, cutoffs: Sequence[int] = (1, 5, 10)) -> dic
 
 
 def first_ranks(ranking: Ranking) -> Tensor:
-    """Return the rank (Q,) int64 of each query's first relevant product, 1 for the top; 0 where none was found."""
+    """Return the rank (Q,) int64 of each query's first relevant product, 1 is the best; 0 if there is none."""
     is_relevant = ranking.grades > 0
     return (is_relevant.int().argmax(dim=1) + 1).where(is_relevant.any(dim=1), 0)
 

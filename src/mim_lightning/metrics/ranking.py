@@ -1,29 +1,30 @@
-"""Exact top-k by inner product: which products of a gallery come first for each query.
+"""Exact top-k by inner product: the products of a gallery that rank first for each query, one hit a product.
 
-In: query vectors, gallery vectors and the product key of each gallery row. Out: product keys and scores,
-best first, one hit a product. Called by `retrieval`; ids only, row positions never leave this file.
-`nearest` finds the first rows fast; queries whose tied scores reach past what it fetched are ranked in full.
+FAISS on a CPU, or a matrix product on any other device, fetches the first rows; queries with ties beyond the fetched
+rows are ranked in full. Results are product keys, never row positions.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 
+import faiss
 import torch
 from torch import Tensor
 
-from mim_lightning.metrics.nearest import fetch_rows, plain_float32
 from mim_lightning.types import NO_KEY
 
-_SPARE_PRODUCTS = 200  # of so many products all images are fetched at once
-_FETCH_BYTES = 80  # a fetched row: place, product and score, and their copies while sorting
+_SPARE_PRODUCTS = 200  # for so many products all images are fetched at once
+_FETCH_BYTES = 80  # a fetched row: position, product and score, and their copies while sorting
 _FULL_BYTES = 24  # a gallery row when ranked in full: score, best of its product, masks and their running count
 
 
 @dataclass(frozen=True)
 class _Gallery:
-    vectors: Tensor  # (N, D) as given: a sorted copy would double the memory and its making counts
+    vectors: Tensor  # (N, D) as given: a sorted copy would double the memory
     product_idx: Tensor  # (N,) position in product_keys, so that a lower one means a lower key
     product_keys: Tensor  # (P,) distinct, ascending
 
@@ -38,28 +39,28 @@ def rank_gallery(
 ) -> tuple[Tensor, Tensor]:
     """Rank the products of a gallery for each query by inner product, exactly.
 
-    A product with several gallery rows (images) is one hit, with its best score. Equal scores stand in
-    ascending order of product key, at the cut as well: keys are digests, so the order is fixed, the same for
-    any order of rows, and knows nothing of relevance. A model that embeds everything alike scores chance.
-    Scores are float32 whatever autocast or the matmul precision say; "equal" means equal as computed, and
-    scores that differ by rounding alone may change places between devices, chunk sizes and orders of rows.
+    A product with several gallery rows (images) is one hit, with its best score. Equal scores are ordered by
+    ascending product key, also at the cut-off: keys are digests, so this order does not depend on the order of rows or
+    on relevance, and a model that embeds everything alike scores chance. Scores are float32 under any autocast or
+    matmul precision. "Equal" means equal as computed: scores that differ only by rounding may change places between
+    devices, chunk sizes and orders of rows.
 
     Args:
-        query_vectors_QD: (Q, D) finite; queries that are absent have been left out by the caller.
-        gallery_vectors_ND: (N, D) finite, likewise.
+        query_vectors_QD: (Q, D) finite; without absent queries.
+        gallery_vectors_ND: (N, D) finite; without absent rows.
         gallery_product_keys_N: (N,) int64; rows of one product share a key.
-        depth: how many products a query is given.
-        memory_bytes: bound on working memory beside the vectors, the answer and a few integers a gallery row; sets
-            how many queries are ranked at once, one at least. Vectors that are not contiguous float32 are copied.
+        depth: number of products of a query.
+        memory_bytes: bound on working memory, in addition to vectors, result and a few integers a gallery row; decides
+            how many queries are ranked at once, at least one. Vectors that are not contiguous float32 are copied.
         left_out_keys_QR: (Q, R) products that are not in the gallery of this query, NO_KEY where there are fewer.
 
     Returns:
         Product keys (Q, K) and scores (Q, K) float32, best first; K is `depth` or the number of products. Where a
-        query's own gallery is shorter, NO_KEY and -inf stand at the end.
+        query's own gallery is shorter, it ends with NO_KEY and -inf.
 
     Raises:
-        ValueError: no gallery, sizes that do not fit, depth below 1, a gallery row without a product
-            key, values that are not finite.
+        ValueError: no gallery, shapes that do not fit, depth below 1, a gallery row without a product key, values that
+            are not finite.
 
     Source: our choice.
     """
@@ -67,9 +68,9 @@ def rank_gallery(
     keys_P, idx_N = gallery_product_keys_N.unique(return_inverse=True)
     gallery = _Gallery(gallery_vectors_ND.detach().float().contiguous(), idx_N, keys_P)
     num_left_out = 0 if left_out_keys_QR is None else left_out_keys_QR.shape[1]
-    keep = min(depth + num_left_out, len(keys_P))  # so many stay at least, whichever are left out
+    keep = min(depth + num_left_out, len(keys_P))  # at least `depth` remain, whichever are left out
     per_query = _FETCH_BYTES * _num_fetched(gallery, keep)
-    if not query_vectors_QD.is_cpu:  # a matrix product holds the whole row of scores
+    if not query_vectors_QD.is_cpu:  # a matrix product stores all scores of a query
         per_query += _FULL_BYTES * len(gallery.vectors)
     products_QK = keys_P.new_empty(len(query_vectors_QD), keep)
     scores_QK = gallery.vectors.new_empty(len(query_vectors_QD), keep)
@@ -83,7 +84,7 @@ def rank_gallery(
 
 
 def _without(products_QK: Tensor, scores_QK: Tensor, left_out_QR: Tensor, depth: int) -> tuple[Tensor, Tensor]:
-    """Return the first `depth` products and scores of each query that are not left out, their order kept."""
+    """Return the first `depth` products and scores of each query that are not left out, in the same order."""
     is_out_QK = torch.zeros_like(products_QK, dtype=torch.bool)
     for left_out_Q in left_out_QR.unbind(dim=1):
         is_out_QK |= products_QK == left_out_Q[:, None]
@@ -97,7 +98,7 @@ def _check(query_QD: Tensor, gallery_ND: Tensor, product_keys_N: Tensor, depth: 
         raise ValueError(f"ranking needs a depth (is {depth}) and a gallery (has {len(gallery_ND)} rows)")
     if query_QD.shape[1:] != gallery_ND.shape[1:] or len(product_keys_N) != len(gallery_ND):
         shapes = [tuple(part.shape) for part in (query_QD, gallery_ND, product_keys_N)]
-        raise ValueError(f"query, gallery and product keys do not fit each other: {shapes}")
+        raise ValueError(f"shapes of query, gallery and product keys do not fit: {shapes}")
     if (product_keys_N == NO_KEY).any():
         raise ValueError("a gallery row has no product key")
     check_finite("query", query_QD)
@@ -105,8 +106,8 @@ def _check(query_QD: Tensor, gallery_ND: Tensor, product_keys_N: Tensor, depth: 
 
 
 def check_finite(what: str, vectors: Tensor) -> None:
-    """Raise ValueError if a row of the `what` vectors (N, D) holds a value that is not finite."""
-    # One pass over sums, which are finite only if all values are; those of huge values may not be.
+    """Raise ValueError if a row of the `what` vectors (N, D) has a value that is not finite."""
+    # One pass over sums: a finite sum has finite values only; that of huge values may overflow.
     suspects = vectors[~vectors.sum(dim=1, dtype=torch.float32).isfinite()]
     num_bad = int((~suspects.isfinite().all(dim=1)).sum())
     if num_bad:
@@ -114,9 +115,9 @@ def check_finite(what: str, vectors: Tensor) -> None:
 
 
 def even_chunks(num_rows: int, largest: int) -> list[slice]:
-    """Return slices of equal size, but for one row, that cover the rows; one, empty, of no rows.
+    """Return slices that cover the rows, of sizes that differ by at most one; of no rows one empty slice.
 
-    FAISS is slow on few queries, so that a small rest would cost more than its share.
+    FAISS is slow on few queries, so a small remainder would be expensive.
     """
     num_chunks = max(1, -(-num_rows // largest))
     ends = [num_rows * chunk // num_chunks for chunk in range(num_chunks + 1)]
@@ -124,11 +125,11 @@ def even_chunks(num_rows: int, largest: int) -> list[slice]:
 
 
 def _num_fetched(gallery: _Gallery, keep: int) -> int:
-    """Return how many rows usually hold `keep` products and one row more, which shows where they end."""
+    """Return how many rows usually have `keep` products, plus one row that shows where they end."""
     num_rows, num_products = len(gallery.vectors), len(gallery.product_keys)
     if num_rows == num_products:
         return min(num_rows, keep + 1)
-    # Fetching far more than `keep` costs FAISS more than ranking the queries that need it in full.
+    # Fetching far more than `keep` costs more than ranking in full the queries that need it.
     return min(num_rows, keep + 1 + min(keep, _SPARE_PRODUCTS) * num_rows // num_products)
 
 
@@ -141,7 +142,7 @@ def _rank_chunk(query_QD: Tensor, gallery: _Gallery, keep: int, memory_bytes: in
     else:
         products_QK, scores_QK = _one_hit_a_product(scores_QF, products_QF, keep)
     if num_fetched < len(gallery.vectors):
-        # Rows that were not fetched may equal the last one that was: only hits above it are certain.
+        # Rows beyond the fetched ones may equal the last fetched score: only hits above it are certain.
         unsure = (scores_QK[:, -1] <= scores_QF[:, -1]).nonzero().flatten()
         per_query = _FULL_BYTES * len(gallery.vectors) + _FETCH_BYTES * keep
         for part in unsure.split(max(1, memory_bytes // per_query)):
@@ -150,7 +151,7 @@ def _rank_chunk(query_QD: Tensor, gallery: _Gallery, keep: int, memory_bytes: in
 
 
 def _order_ties(scores_QF: Tensor, products_QF: Tensor, keep: int) -> tuple[Tensor, Tensor]:
-    """Return products and scores (Q, K) where no product repeats: few queries have ties, the others are in order."""
+    """Return products and scores (Q, K) of a gallery of one row a product: only queries with ties are sorted again."""
     products_QK, scores_QK = products_QF[:, :keep].clone(), scores_QF[:, :keep].clone()
     tied = (scores_QK[:, 1:] == scores_QK[:, :-1]).any(dim=1).nonzero().flatten()
     if len(tied):
@@ -160,7 +161,7 @@ def _order_ties(scores_QF: Tensor, products_QF: Tensor, keep: int) -> tuple[Tens
 
 def _one_hit_a_product(scores_QF: Tensor, products_QF: Tensor, keep: int) -> tuple[Tensor, Tensor]:
     """Return products and scores (Q, K): the best row of each, ties ascending by product."""
-    products_QF, by_product = products_QF.sort(dim=1, stable=True)  # rows come best first and stay so
+    products_QF, by_product = products_QF.sort(dim=1, stable=True)  # stable: rows of a product stay best first
     scores_QF = scores_QF.gather(1, by_product)
     is_repeat = products_QF[:, 1:] == products_QF[:, :-1]
     scores_QF[:, 1:].masked_fill_(is_repeat, -torch.inf)
@@ -169,7 +170,7 @@ def _one_hit_a_product(scores_QF: Tensor, products_QF: Tensor, keep: int) -> tup
 
 
 def _rank_in_full(query_QD: Tensor, gallery: _Gallery, keep: int) -> tuple[Tensor, Tensor]:
-    """Return products and scores (Q, K) from the scores of the whole gallery, ties and all."""
+    """Return products and scores (Q, K) from the scores of the whole gallery, ties included."""
     with plain_float32(query_QD.device.type):
         scores_QP = _best_of_each_product(query_QD @ gallery.vectors.T, gallery)
     last_Q1 = scores_QP.topk(keep, dim=1).values[:, -1:]
@@ -185,3 +186,27 @@ def _rank_in_full(query_QD: Tensor, gallery: _Gallery, keep: int) -> tuple[Tenso
 def _best_of_each_product(scores_QN: Tensor, gallery: _Gallery) -> Tensor:
     scores_QP = scores_QN.new_full((len(scores_QN), len(gallery.product_keys)), -torch.inf)
     return scores_QP.scatter_reduce_(1, gallery.product_idx.expand_as(scores_QN), scores_QN, "amax")
+
+
+def fetch_rows(query_QD: Tensor, gallery_ND: Tensor, num_rows: int) -> tuple[Tensor, Tensor]:
+    """Return scores and positions (Q, F) of the rows with the highest inner products, best first, ties in any order."""
+    if query_QD.is_cpu:
+        scores, rows = faiss.knn(query_QD.numpy(), gallery_ND.numpy(), num_rows, faiss.METRIC_INNER_PRODUCT)
+        return torch.from_numpy(scores), torch.from_numpy(rows)
+    # no FAISS on a GPU: faiss.contrib.torch_utils replaces the search of every index in the process by one without
+    # parameters
+    with plain_float32(query_QD.device.type):
+        scores_QF, rows_QF = (query_QD @ gallery_ND.T).topk(num_rows, dim=1)
+    return scores_QF, rows_QF
+
+
+@contextmanager
+def plain_float32(device_type: str) -> Iterator[None]:
+    """Multiply in float32, whatever precision a trainer has set."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.autocast(device_type, enabled=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)

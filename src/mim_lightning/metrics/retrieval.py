@@ -1,8 +1,6 @@
-"""Retrieval quality of one direction: ranks the gallery for each query and scores the ranks.
+"""Evaluation of one direction: rank the gallery for each query, compute the metrics, and average them in a report.
 
-In: query and gallery vectors with their ids and the relevant products of each query. Out: a
-`RetrievalReport`, or the ranking itself (`rank_direction`, then `score_rankings`). Called by
-`lit.callbacks.retrieval_eval`, on every rank at once: each ranks its share of the queries.
+With several processes each one ranks a part of the queries.
 """
 
 from __future__ import annotations
@@ -27,7 +25,7 @@ from mim_lightning.metrics.task import (
 )
 from mim_lightning.types import NO_KEY, Hits, RetrievalReport
 
-_RANKED_BYTES = 64  # a ranked product: key, score, grade, and what the measures make of them
+_RANKED_BYTES = 64  # a ranked product: key, score, grade, and intermediate values of the metrics
 
 
 class NothingToRankError(ValueError):
@@ -44,35 +42,35 @@ def evaluate_direction(
     num_resamples: int = 0,
     memory_bytes: int = 2**29,
 ) -> RetrievalReport:
-    """Rank the gallery for each query and average the measures of `score_rankings` in float64.
+    """Rank the gallery for each query and average the metrics of `score_rankings` in float64.
 
-    Relevant products that are not in the gallery do not count, and a key named twice counts once, with its
-    highest grade. Queries without any relevant product in the gallery are left out of everything, and counted;
-    the others stand ascending by key. A measure that says nothing of any query is left out. A query's unit is its
-    relevant product of the smallest key. Products that are left out for a query are not in its gallery: ranks, depth
-    and truth are as if they were not there.
+    Relevant products that are not in the gallery do not count, and a key that is given twice counts once, with its
+    highest grade. Queries without a relevant product in the gallery are left out of all metrics, and counted; the
+    others are in ascending order of their keys. A metric without a value for any query is left out. The cluster of a
+    query, for bootstrap intervals, is its relevant product of the smallest key. Products that are left out for a query
+    are not part of its gallery.
 
-    Where processes are joined, all must call it with the same queries and gallery: each ranks its share of the
-    queries, and every one returns the same report.
+    With several processes all must call it with the same queries and gallery; each ranks a part of the queries, and
+    all return the same report.
 
     Args:
-        name: of the direction, as in config; the report and errors carry it.
+        name: of the direction, as in config, for report and errors.
         queries: those that are present.
         gallery: the rows that are present.
-        cutoffs: the k of every measure at a cutoff.
-        depth: how many products of a query MRR, mAP and ranks look at.
-        num_hits: how many products of a query the report's hits keep.
-        num_resamples: of the bootstrap behind the intervals; 0 for none.
-        memory_bytes: bound on working memory of this process beside vectors and report; changes no result.
+        cutoffs: the k of all metrics with a cut-off.
+        depth: rank up to which MRR, mAP and ranks are computed.
+        num_hits: products of a query in the report's hits.
+        num_resamples: of the bootstrap intervals; 0: no intervals.
+        memory_bytes: bound on working memory of this process, in addition to vectors and report; changes no result.
 
     Returns:
-        The report, on the host.
+        The report, on the CPU.
 
     Raises:
-        NothingToRankError: a direction without any answerable query.
+        NothingToRankError: no query has a relevant product in the gallery.
         ValueError: cutoffs or num_hits beyond depth; vectors that are not finite.
 
-    Source: our choice; formulas and sources of the measures are at `score_rankings`.
+    Source: our choice; formulas and sources of the metrics are at `score_rankings`.
     """
     if not cutoffs or not all(1 <= size <= depth for size in (*cutoffs, num_hits)):
         raise ValueError(f"{name}: cutoffs {list(cutoffs)} and num_hits {num_hits} must be in 1..depth ({depth})")
@@ -91,7 +89,7 @@ def evaluate_direction(
 def rank_direction(
     name: str, queries: Queries, gallery: Gallery, depth: int = 1000, memory_bytes: int = 2**29
 ) -> Ranking:
-    """Rank the gallery for each answerable query, all on this process; else as in `evaluate_direction`."""
+    """Rank the gallery for each answerable query as `evaluate_direction` does, all in this process."""
     catalogue = Catalogue.of(gallery)
     return _rank(_answerable(name, queries, catalogue), gallery, catalogue, depth, memory_bytes)
 
@@ -100,7 +98,7 @@ def _answerable(name: str, queries: Queries, catalogue: Catalogue) -> Queries:
     answerable = select_answerable(queries, catalogue)
     if not len(answerable):
         raise NothingToRankError(f"{name}: none of {len(queries)} queries has a relevant product in the gallery")
-    # before ranks part: one that stops alone leaves the others waiting
+    # checked on all ranks before they divide the queries: one that raised alone would leave the others waiting
     check_finite("query", answerable.vectors)
     return answerable
 
@@ -123,7 +121,7 @@ def _rank(answerable: Queries, gallery: Gallery, catalogue: Catalogue, depth: in
 
 
 def _score_rows(ranking: Ranking, cutoffs: Sequence[int], num_hits: int) -> dict[str, Tensor]:
-    """Return the little that a report keeps of each query: its first hits, its rank and its scores."""
+    """Return what a report keeps of each query: its first hits, its rank and its metrics."""
 
     def first(part_QK: Tensor, fill: float) -> Tensor:
         missing = max(0, num_hits - part_QK.shape[1])

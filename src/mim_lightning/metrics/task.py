@@ -1,7 +1,6 @@
-"""The two sides of a retrieval task, and what is known of the products: who is relevant, and of which category.
+"""Inputs of a retrieval task: queries with their relevant products, the gallery by row, and its distinct products.
 
-`Queries` and `Gallery` are what `retrieval` is given; `Catalogue` is the gallery by product instead of by row.
-Everything is found by key, never by position.
+Everything is matched by key, never by position.
 """
 
 from __future__ import annotations
@@ -17,13 +16,13 @@ from mim_lightning.types import NO_KEY
 
 @dataclass(frozen=True)
 class Queries:
-    """The queries that are present in a direction, with what answers them."""
+    """The queries of a direction that are present, with their relevant products."""
 
     vectors: Tensor  # (Q, D)
     keys: Tensor  # (Q,) distinct
     relevant_keys: Tensor  # (Q, R) product keys, NO_KEY where a query has fewer
     category_keys: Tensor  # (Q,) NO_KEY where unknown
-    grades: Tensor | None = None  # (Q, R) int64, how relevant each product is; below 1: not at all; None: all 1
+    grades: Tensor | None = None  # (Q, R) int64 relevance; below 1: not relevant; None: all 1
     left_out_keys: Tensor | None = None  # (Q, L) products that are not in the gallery of this query; None: all are
 
     def __post_init__(self) -> None:
@@ -44,7 +43,7 @@ class Queries:
 
 @dataclass(frozen=True)
 class Gallery:
-    """The gallery rows that are present in a direction; several rows (images) may share a product."""
+    """The gallery rows of a direction that are present; several rows (images) may belong to one product."""
 
     vectors: Tensor  # (N, D)
     product_keys: Tensor  # (N,)
@@ -56,7 +55,7 @@ class Gallery:
 
 @dataclass(frozen=True)
 class Catalogue:
-    """The distinct products of a gallery, ascending by key; a category is known if one of the rows knows it."""
+    """The distinct products of a gallery, ascending by key; a category is known if one of the rows has it."""
 
     product_keys: Tensor  # (P,)
     category_keys: Tensor  # (P,) NO_KEY where unknown
@@ -71,17 +70,17 @@ class Catalogue:
         return cls(keys_P, categories_P)
 
     def categories_of(self, product_keys: Tensor) -> Tensor:
-        """Return the category of each product of the catalogue, in the shape of the keys; NO_KEY has none."""
+        """Return the category of each product, in the shape of the keys; NO_KEY has none."""
         categories = self.category_keys[torch.searchsorted(self.product_keys, product_keys.contiguous())]
         return categories.where(product_keys != NO_KEY, NO_KEY)
 
 
 def select_answerable(queries: Queries, catalogue: Catalogue) -> Queries:
-    """Return the queries with a relevant product in the catalogue, ascending by key, their truth in order.
+    """Return the queries with a relevant product in the catalog, ascending by key.
 
-    Their relevant keys ascend in each row, NO_KEY first, and grades stand beside them, 0 where there is none.
-    Products that the catalogue lacks, that are left out of it for the query, or that are of no grade are gone; a key
-    named twice counts once, with its highest grade.
+    Their relevant keys ascend in each row, NO_KEY first, with their grades, 0 for NO_KEY. Products that are not in the
+    catalog, that are left out for the query, or that have no grade are removed; a key that is given twice counts once,
+    with its highest grade.
     """
     relevant_QR, grades_QR = _in_order(queries.relevant_keys, queries.grades)
     is_known = torch.isin(relevant_QR, catalogue.product_keys) & (grades_QR > 0)
@@ -96,14 +95,14 @@ def select_answerable(queries: Queries, catalogue: Catalogue) -> Queries:
 
 
 def unit_keys_of(answerable: Queries) -> Tensor:
-    """Return each answerable query's relevant product of the smallest key (Q,), the unit that intervals draw."""
+    """Return the relevant product of the smallest key of each answerable query (Q,): its cluster for the bootstrap."""
     keys = answerable.relevant_keys
     return keys.where(keys != NO_KEY, torch.iinfo(keys.dtype).max).amin(dim=1)
 
 
 def grades_of_hits(products_QK: Tensor, relevant_QR: Tensor, grades_QR: Tensor) -> Tensor:
-    """Return the grade of each hit (Q, K), 0 if it is not relevant; the truth as `select_answerable` left it."""
-    # A search in each sorted row: comparing all with all would hold Q * K * R values.
+    """Return the grade of each hit (Q, K), 0 if not relevant; relevant keys in the order of `select_answerable`."""
+    # binary search in each sorted row: comparing all with all would take Q * K * R values
     place_QK = torch.searchsorted(relevant_QR, products_QK).clamp_(max=relevant_QR.shape[1] - 1)
     is_relevant = relevant_QR.gather(1, place_QK) == products_QK
     return grades_QR.gather(1, place_QK).masked_fill_(~is_relevant, 0)

@@ -1,7 +1,7 @@
-"""A matcher in a file, with everything needed to rebuild it: no trainer, no network, no pickled code.
+"""Checkpoints: a matcher with everything needed to rebuild it, without trainer, network or pickled code.
 
-A Matcher and its model config go in with Lightning's checkpoint (`describe`); `load_matcher` gives them back,
-`warm_start` lends the weights of one matcher's towers to another's, `store_fusions` changes how a file's model fuses.
+`describe` adds it to Lightning's checkpoint and `load_matcher` rebuilds it; `warm_start` copies weights of towers into
+another matcher, `store_fusions` changes the fusion weights in a file.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from mim_lightning.model.fusion import Fusions
 from mim_lightning.model.matcher import Matcher
 from mim_lightning.stored_config import check_assets, check_config, rebuilding
 
-SECTION = "mim_lightning"  # our key in the checkpoint
+SECTION = "mim_lightning"  # key of this project in the checkpoint
 PREFIX = "matcher."  # of the matcher's tensors in Lightning's state dict
 
 
@@ -39,16 +39,16 @@ class TrainedMatcher:
 
 @dataclass(frozen=True)
 class WarmStart:
-    """What `warm_start` did, by tensor name."""
+    """Result of `warm_start`: names of tensors."""
 
     loaded: tuple[str, ...]
-    fresh: tuple[str, ...]  # in the new matcher, without a counterpart
-    unused: tuple[str, ...]  # in the checkpoint, without a counterpart
+    fresh: tuple[str, ...]  # of the new matcher, not in the checkpoint
+    unused: tuple[str, ...]  # of the checkpoint, not in the new matcher
 
     def describe(self) -> str:
         lines = [f"init_from: {len(self.loaded)} tensors loaded into {', '.join(_towers(self.loaded)) or 'nothing'}"]
         for label, names in (
-            ("not in the checkpoint, fresh", self.fresh),
+            ("not in the checkpoint, newly initialized", self.fresh),
             ("of the checkpoint, unused", self.unused),
         ):
             if names:
@@ -57,7 +57,7 @@ class WarmStart:
 
 
 def describe(matcher: Matcher, config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a checkpoint carries besides tensors: plain containers only."""
+    """Return what a checkpoint stores in addition to tensors, in plain containers."""
     assets = {name: matcher.tower(name).encoder.export_assets() for name in matcher.towers}
     return {"config": dict(config), "assets": assets, "fingerprint": fingerprint(matcher)}
 
@@ -66,7 +66,7 @@ def load_matcher(path: str | Path) -> TrainedMatcher:
     """Rebuild the matcher of a checkpoint, in evaluation mode on the CPU.
 
     Raises:
-        ValueError: no such file, not a checkpoint of this project, damaged, or it names code that is not to be trusted.
+        ValueError: no such file, not a checkpoint of this project, damaged, or it names code that is not trusted.
     """
     content = _read(path)
     section, state = content[SECTION], _state_of(content, PREFIX)
@@ -75,15 +75,15 @@ def load_matcher(path: str | Path) -> TrainedMatcher:
     load_strictly(matcher, state, path)
     found = fingerprint(matcher)
     if found != section["fingerprint"]:
-        raise ValueError(f"{path}: fingerprint {found}, the file says {section['fingerprint']}: it was changed")
+        raise ValueError(f"{path}: fingerprint {found}, {section['fingerprint']} in the file: it was changed")
     return TrainedMatcher(matcher.eval(), section["config"], found)
 
 
 def verify_checkpoint(path: Path) -> None:
-    """Read a checkpoint from end to end.
+    """Read a whole checkpoint and verify its checksums.
 
     Raises:
-        DamagedFileError: not a checkpoint of this project, or not as it was written.
+        DamagedFileError: not a checkpoint of this project, or changed since it was written.
     """
     with errors_as_damaged_file(path):
         with zipfile.ZipFile(path) as parts:
@@ -96,10 +96,10 @@ def verify_checkpoint(path: Path) -> None:
 
 
 def warm_start(matcher: Matcher, objective: nn.Module, path: str | Path) -> WarmStart:
-    """Load the weights of every tower that the checkpoint has, tied or not, and the learned scale.
+    """Load the weights of every tower in the checkpoint, tied or not, and the learned scale.
 
-    A tower that owns its weights here takes those which its name used there, so a 3-tower's two encoders start
-    all of a 4-tower, and an untied tower starts from the shared one.
+    A tower takes the weights that its name used in the checkpoint: the two encoders of a 3-tower model initialize all
+    towers of a 4-tower model, and an untied tower starts from the shared weights.
 
     Raises:
         ValueError: the checkpoint has none of these towers, or a tensor of another shape; names both shapes.
@@ -120,7 +120,7 @@ def warm_start(matcher: Matcher, objective: nn.Module, path: str | Path) -> Warm
             loaded[name] = source[source_name]
             used.add(source_name)
     if not loaded:
-        raise ValueError(f"{path}: has no tower of this model, nothing to start from")
+        raise ValueError(f"{path}: has no tower of this model: nothing to start from")
     matcher.load_state_dict(loaded, strict=False)
     objective.load_state_dict(_state_of(content, "objective."), strict=False)
     fresh = tuple(name for name in matcher.state_dict() if name not in loaded)
@@ -128,21 +128,21 @@ def warm_start(matcher: Matcher, objective: nn.Module, path: str | Path) -> Warm
 
 
 def store_fusions(path: Path, fusions: Fusions, expected: str) -> Path:
-    """Write the checkpoint with other weights for some fusions beside itself, as `<name>.fused.ckpt`.
+    """Write a copy of a checkpoint with other fusion weights beside it, as `<name>.fused.ckpt`.
 
-    The fusions belong to the fingerprint: an index of the old one is refused by the new.
+    The fusions are part of the fingerprint, so an index of the former checkpoint does not fit the new one.
 
     Args:
         path: the checkpoint.
         fusions: the weights to change.
-        expected: fingerprint of the model that the weights were found with.
+        expected: fingerprint of the model for which the weights were chosen.
 
     Raises:
-        ValueError: another model's checkpoint, or none; a fusion it does not have.
+        ValueError: no checkpoint, or of another model; a fusion that it does not have.
     """
     loaded = load_matcher(path)
     if loaded.fingerprint != expected:
-        raise ValueError(f"{path}: is model {loaded.fingerprint}, the weights were found with {expected}")
+        raise ValueError(f"{path}: is model {loaded.fingerprint}, the weights were chosen for {expected}")
     known = loaded.matcher.fusions
     for name in fusions:
         if name not in known:

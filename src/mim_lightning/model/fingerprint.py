@@ -1,7 +1,6 @@
-"""The fingerprint of a matcher: equal fingerprints mean that embeddings may be compared.
+"""The fingerprint of a matcher: sixteen hexadecimal digits; embeddings of equal fingerprints may be compared.
 
-A Matcher comes in, sixteen hexadecimal digits go out; checkpoint, embeddings and index carry them, and whoever
-joins two of those compares them first.
+Checkpoint, embeddings and index store it, and a mismatch raises an error.
 """
 
 from __future__ import annotations
@@ -16,10 +15,9 @@ from mim_lightning.model.matcher import Matcher
 
 @torch.no_grad()
 def fingerprint(matcher: Matcher) -> str:
-    """Digest weights, preprocessing, tokenisers, ties, fusions and dimension; the device does not matter.
+    """Digest weights, preprocessing, tokenizers, ties, fusions and dimension; the device does not matter.
 
-    A model that is held wholly in another precision, as while training in bf16-true, is digested as it will be
-    loaded: in float32.
+    A model in another precision, as during training in bf16-true, is digested as it will be loaded: in float32.
     """
     digest = hashlib.sha256()
     facts = {

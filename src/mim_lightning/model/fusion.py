@@ -1,7 +1,6 @@
-"""Fusions: named combinations of towers that may stand wherever a tower may.
+"""Fusions: named weighted sums of towers, which may be used wherever a tower may.
 
-Embeddings of the towers come in, the same with the fused vectors added go out. `matcher` calls it in training
-and validation, a search may call it again with other weights, without encoding anything anew.
+They are computed from the embeddings of the towers, so their weights can change without encoding again.
 """
 
 from __future__ import annotations
@@ -19,8 +18,8 @@ Fusions = Mapping[str, Mapping[str, float]]  # fusion name -> tower name -> weig
 def fuse(embeddings: Embeddings, fusions: Fusions) -> Embeddings:
     """Add the unit-length weighted sum of each fusion's towers.
 
-    A row that lacks one part is the sum of the others; it lacks the fusion only if it lacks all parts. The
-    paper's own way of fusing is not public: the weighted sum is our choice.
+    A row without one of the towers is the sum of the others; without any it has no fusion. The paper's fusion is not
+    public: the weighted sum is our choice.
     """
     vectors, present = dict(embeddings.vectors), dict(embeddings.present)
     for name, weights in fusions.items():

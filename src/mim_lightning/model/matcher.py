@@ -1,7 +1,6 @@
-"""The matcher: named towers, some of them tied, and the fusions over them.
+"""The matcher: named towers, some of them tied, and their fusions; from a batch to embeddings.
 
-A Batch comes in, Embeddings go out; it knows no labels, no loss, no ranks. Training, evaluation and search all
-hold this one object, and a checkpoint is its weights.
+Training, evaluation and search use the same object. It has no labels, no loss and no ranks.
 """
 
 from __future__ import annotations
@@ -18,11 +17,11 @@ from mim_lightning.types import Batch, Embeddings, ImageSpec, TowerInput, TowerS
 
 
 class Matcher(nn.Module):
-    """Towers by name. `tied` lends one tower to another name: same encoder, same projection, same weights.
+    """Towers by name; a tied tower shares encoder, projection and weights with another.
 
     Args:
         towers: the towers that own weights.
-        tied: borrowed name -> name in `towers`.
+        tied: name of a tied tower -> name in `towers`.
         fusions: fusion name -> tower name -> weight.
         fields: tower name -> the fields that it reads, in the order of its encoder's spec; a tower that is not named
             reads the field of its own name.
@@ -78,7 +77,7 @@ class Matcher(nn.Module):
         return tower
 
     def input_specs(self) -> dict[str, TowerSpec]:
-        """Return what each tower's encoder wants to be given, by tower name."""
+        """Return the input specs of each tower's encoder, by tower name."""
         return {name: self._spec_of(name) for name in self.owner_of}
 
     def _spec_of(self, name: str) -> TowerSpec:
@@ -102,14 +101,14 @@ class Matcher(nn.Module):
             )
 
     def forward(self, batch: Batch) -> Embeddings:
-        """Embed every tower that the batch has inputs for, and every fusion of at least one of them."""
+        """Embed every tower with inputs in the batch, and every fusion of at least one of them."""
         names = [name for name in self.owner_of if name in batch.inputs]
         encoded = self._encode({name: batch.inputs[name] for name in names})
         vectors, present = {}, {}
         for name in names:
             rows_B = batch.rows[name]
             present[name] = rows_B >= 0
-            # multiplied, not replaced: an input that no row uses must stay in the graph for DDP
+            # multiplied, not replaced: DDP needs every input in the graph, used by a row or not
             vectors[name] = encoded[name][rows_B.clamp(min=0)] * present[name][:, None]
         return fuse(Embeddings(vectors, present), _possible(self.fusions, names))
 
@@ -121,7 +120,7 @@ class Matcher(nn.Module):
             if len(group) == 1:
                 encoded[group[0]] = self.tower(group[0])(parts[0])
             else:
-                # one pass is faster, and batch normalisation sees street and shop pictures as one domain
+                # one pass is faster, and batch normalization gets street and shop images as one domain
                 images = [part for part in parts if isinstance(part, Tensor)]
                 vectors = self.tower(group[0])(torch.cat(images))
                 encoded |= dict(zip(group, vectors.split([len(part) for part in images]), strict=True))
@@ -136,6 +135,6 @@ class Matcher(nn.Module):
 
 
 def _possible(fusions: Fusions, towers: Iterable[str]) -> dict[str, dict[str, float]]:
-    """Restrict fusions to the towers at hand; drop those with none left."""
+    """Restrict fusions to the given towers; drop those without any."""
     kept = {name: {t: w for t, w in parts.items() if t in set(towers)} for name, parts in fusions.items()}
     return {name: parts for name, parts in kept.items() if parts}

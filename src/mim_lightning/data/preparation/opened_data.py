@@ -20,18 +20,18 @@ from mim_lightning.io.paths import PathOrUrl
 
 
 class OpenedData:
-    """Training rows, evaluation queries and gallery; each set is opened when it is first asked for, and kept.
+    """Training rows, evaluation queries and gallery; each set is opened at its first use, and kept.
 
     Args:
         folder: prepared data, or the address of such.
         train_split, val_split: splits that are trained on and evaluated.
         distractors: other prepared data, whose catalog joins the gallery.
-        mix: prepared data that are trained on besides, by name.
+        mix: further prepared data to train on, by name.
         cache: of shards at an address.
-        prepared: the data in `folder`, if they are opened already.
+        prepared: the data in `folder`, if they were opened before.
 
     Raises:
-        ValueError: when a set is asked for that is not there or not finished.
+        ValueError: at the first use of a set that does not exist or is not finished.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class OpenedData:
 
     @cached_property
     def train(self) -> ShardSet:
-        """What is trained on: one set, or several that are read as one."""
+        """The training rows: one set, or several read as one."""
         if self.mix:
             sets = {name: self._open(self._places[name]).queries(self.train_split) for name in split_shares(self.mix)}
             return MixedSet(sets, {name for name, entry in self.mix.items() if entry.id_namespace == SEPARATE})
@@ -91,12 +91,12 @@ class OpenedData:
             if len(known):
                 product_id = distractors.read_facts(int(known[0]))["product_id"]
                 raise ValueError(
-                    f"data.distractors={self.distractors}: {len(known)} of its products stand in the catalogue "
+                    f"data.distractors={self.distractors}: {len(known)} of its products are in the catalog of "
                     f"{self.folder} too, the first is '{product_id}'; give a set with other product ids"
                 )
 
     def validate_mix(self) -> None:
-        """Check that config says what product ids mean that several sets have.
+        """Check that config says whether equal product ids of several sets mean one product.
 
         Raises:
             ValueError: see `refuse_common_ids`.
