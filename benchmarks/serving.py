@@ -125,7 +125,7 @@ POSTS: dict[str, Post] = {"uvicorn": _as_form, "litserve": _as_json}
 def _running(name: str, options: argparse.Namespace) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
-    ours = [sys.executable, "-m", "mim_lightning.serve", f"index={options.index}", f"port={port}", "page=false",
+    ours = [sys.executable, "-m", "mim_lightning.serve", f"index={options.index}", f"port={port}", "ui=false",
             "limits.requests_per_minute=0", *options.overrides]  # fmt: skip
     theirs = [sys.executable, str(Path(__file__).with_name("serving_litserve.py")), options.index, str(port)]
     environment = {**os.environ, "OMP_NUM_THREADS": str(options.threads)}

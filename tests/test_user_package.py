@@ -13,7 +13,7 @@ from mim_lightning.compare import compare
 from mim_lightning.config import compose
 from mim_lightning.evaluate import evaluate
 from mim_lightning.export import export
-from mim_lightning.plot import draw
+from mim_lightning.plot import plot
 from mim_lightning.search.__main__ import search
 from mim_lightning.serve import open_shopfront
 from mim_lightning.stored_config import TRUSTED_PACKAGES
@@ -46,7 +46,7 @@ def test_commands_build_what_a_trusted_package_exports(
             lambda: build_index(compose("build_index", [checkpoint, f"output={index}", "trainer=cpu"])),
             lambda: export(compose("export", [checkpoint, f"output={exported}", "device=cpu"])),
             lambda: mim_lightning.load(exported),
-            lambda: search(compose("search", [f"index={index}", f"image={photo}", "picture=null"])),
+            lambda: search(compose("search", [f"index={index}", f"image={photo}", "output_image=null"])),
             lambda: open_shopfront(compose("serve", [f"index={index}"])),
         ]
 
@@ -61,5 +61,5 @@ def test_commands_build_what_a_trusted_package_exports(
             command()
     # these two build no model
     compare([run.folder, evaluated], resamples=50)
-    draw([run.folder], tmp_path / "figures", only=["curves"])
+    plot([run.folder], tmp_path / "figures", only=["curves"])
     assert "1 run" in capsys.readouterr().out

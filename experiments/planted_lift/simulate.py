@@ -173,7 +173,7 @@ def report_of_one(size: SampleSize) -> str:
             relevance = {"control": RELEVANCE, "lifted": LIFTED}
             # by chance one arm gets fewer than half: a twentieth more, and both have the planned size
             simulate_events(log, MODEL, relevance, arms, "planted_lift", int(2.1 * size.num_users), SALT)
-        command = [sys.executable, "-m", "mim_lightning.ab_report", f"events={folder}/events.db"]
+        command = [sys.executable, "-m", "mim_lightning.ab_report", f"event_log={folder}/events.db"]
         command.append(f"planned_users={size.num_users}")
         report = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     return "\n".join(line.rstrip() for line in report.strip().splitlines()) + "\n"

@@ -1,7 +1,7 @@
-"""python -m mim_lightning.ab_report events=<database> experiment_name=<name>: the result of an online experiment.
+"""python -m mim_lightning.ab_report event_log=<database> experiment_name=<name>: the result of an online experiment.
 
-Click-through rate by arm, lift with intervals and p-values, and validity warnings. With `base=<rate>` in place of
-`events`: the sample size that a new experiment needs.
+Click-through rate by arm, lift with intervals and p-values, and validity warnings. With
+`baseline_rate=<rate>` in place of `event_log`: the sample size that a new experiment needs.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from typing import Any
 from mim_lightning.cli import run_door
 
 NUMBERS = (
-    "planned_users", "lift", "power", "alpha", "base", "design_effect", "impressions_per_user", "num_comparisons",
+    "planned_users", "lift", "power", "alpha",
+    "baseline_rate", "design_effect", "impressions_per_user", "num_comparisons",
 )  # fmt: skip
 
 
@@ -31,23 +32,27 @@ def ab_report(config: dict[str, Any]) -> None:
 
     if find_spec("statsmodels") is None:
         raise ValueError("ab_report: install the extra: pip install 'mim-lightning[online]'")
-    values = {key: config[key] for key in NUMBERS} | {f"shares.{arm}": s for arm, s in (config["shares"] or {}).items()}
+    values = {key: config[key] for key in NUMBERS} | {
+        f"traffic_fractions.{arm}": s for arm, s in (config["traffic_fractions"] or {}).items()
+    }
     for key, value in values.items():
         if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
             raise ValueError(f"{key}={value}: must be a number")
     plan = Plan(config["lift"], config["power"], config["alpha"], config["planned_users"])
-    if config["events"] is None:
-        if config["base"] is None:
-            raise ValueError("events: needs a value; give events=<database>, or base=<rate> for a sample size")
+    if config["event_log"] is None:
+        if config["baseline_rate"] is None:
+            raise ValueError(
+                "event_log: needs a value; give event_log=<database>, or baseline_rate=<rate> for a sample size"
+            )
         size = sample_size(**{key: config[key] for key in NUMBERS if key != "planned_users"})
         if config["json"]:
             print(json.dumps(asdict(size), indent=2))
         else:
-            print_size(size, plan, f"at a base rate of {config['base']:g}")
+            print_size(size, plan, f"at a base rate of {config['baseline_rate']:g}")
         return
-    with EventLog(str(config["events"]), create=False) as log:
+    with EventLog(str(config["event_log"]), create=False) as log:
         counts = log.counts(_choose_experiment(config["experiment_name"], log.experiments(), log.name))
-    report = make_report(counts, plan, config["control"], config["shares"] or None)
+    report = make_report(counts, plan, config["control"], config["traffic_fractions"] or None)
     if config["json"]:
         print(json.dumps(to_json(report), indent=2))
     else:
@@ -57,7 +62,7 @@ def ab_report(config: dict[str, Any]) -> None:
 def _choose_experiment(name: str | None, known: dict[str, int], log: str) -> str:
     """Return the named experiment, or the only one in the log."""
     if not known:
-        raise ValueError(f"events={log}: contains no impressions yet; there is nothing to report")
+        raise ValueError(f"event_log={log}: contains no impressions yet; there is nothing to report")
     if name is None and len(known) == 1:
         return next(iter(known))
     if name is None:

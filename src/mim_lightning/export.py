@@ -1,4 +1,4 @@
-"""python -m mim_lightning.export checkpoint=<path> output=<folder> [onnx=true] [precision=int8] [push=<user>/<repo>]
+"""python -m mim_lightning.export checkpoint=<path> output=<folder> [onnx=true] [push_to_hub=<user>/<repo>]
 
 A checkpoint as one folder for inference: safetensors, preprocessing, tokenizers, fingerprint, model card. What rounded
 weights cost is measured on the validation split, where the data are available.
@@ -32,10 +32,10 @@ def export(config: dict[str, Any]) -> Path:
     from mim_lightning.inference.model_card import find_evaluation
     from mim_lightning.model.checkpoint import load_matcher
 
-    checkpoint, output, repo = Path(config["checkpoint"]), Path(config["output"]), config["push"]
+    checkpoint, output, repo = Path(config["checkpoint"]), Path(config["output"]), config["push_to_hub"]
     validate_output(output)
     if repo:
-        validate_repo(repo, f"push={repo}")
+        validate_repo(repo, f"push_to_hub={repo}")
     trained = load_matcher(checkpoint)
     evaluated = Path(config["evaluation"]) if config["evaluation"] else None
     evaluation = find_evaluation(checkpoint, evaluated, trained.fingerprint)

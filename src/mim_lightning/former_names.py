@@ -18,6 +18,7 @@ Report = Callable[[str, str], None]  # gets a former name, and the present one
 # place of a key, in present names, and its former name -> present name; * is any name. Rows of all tables are added,
 # never removed: stored configs hold the former names. Of several former names the first is the oldest.
 FORMER_KEYS = {
+    "arms.*.share": "traffic_fraction",
     "callbacks.divergence": "terminate_on_nan",
     "callbacks.pruning": "optuna_pruning",
     "callbacks.retrieval_browser": "tracked_queries",
@@ -49,6 +50,10 @@ FORMER_KEYS = {
 FORMER_TOP_KEYS: dict[str, dict[str, str]] = {
     "train": {"report": "results_from"},
     "prepare": {"check": "validate_only", "force": "overwrite", "texts": "tokenizer"},
+    "export": {"push": "push_to_hub"},
+    "search": {"picture": "output_image"},
+    "serve": {"events": "event_log", "page": "ui", "share": "traffic_fraction"},
+    "ab_report": {"base": "baseline_rate", "events": "event_log", "shares": "traffic_fractions"},
 }
 # present key -> former value: present value
 FORMER_VALUES: dict[str, dict[str, Any]] = {

@@ -10,7 +10,7 @@ from mim_lightning.cli import run_door
 from mim_lightning.config import construct
 from mim_lightning.interruption import Interruption
 
-FREE_TEXTS = ("index", "checkpoint", "events", "experiment_name")
+FREE_TEXTS = ("index", "checkpoint", "event_log", "experiment_name")
 EVENT_SECONDS = 2.0  # that a search waits for the event log
 
 
@@ -30,7 +30,7 @@ def serve(config: dict[str, Any]) -> None:
     limits, arms = construct("limits", Limits, **config["limits"]), read_arms(config)
     service = open_service(config, arms, limits, open_experiment(config, arms))
     with suppress(Interruption):  # a requested stop is no failure
-        server.run(service, has_ui=config["page"])
+        server.run(service, has_ui=config["ui"])
 
 
 def open_experiment(config: Mapping[str, Any], arms: Mapping[str, Mapping[str, Any]]) -> Any:
@@ -40,9 +40,9 @@ def open_experiment(config: Mapping[str, Any], arms: Mapping[str, Mapping[str, A
     from mim_lightning.online.assignment import Arm, Experiment, read_salt, validate_arms
     from mim_lightning.online.event_log import EventLog
 
-    shares = {name: Arm(name, arm["share"]) for name, arm in arms.items()}
+    shares = {name: Arm(name, arm["traffic_fraction"]) for name, arm in arms.items()}
     validate_arms(shares)
-    log = EventLog(config["events"], wait_seconds=EVENT_SECONDS)
+    log = EventLog(config["event_log"], wait_seconds=EVENT_SECONDS)
     return Experiment(config["experiment_name"], shares, read_salt(), log)
 
 

@@ -70,7 +70,7 @@ def test_an_index_is_searched_with_it(run: Run, shop: Path, capsys: pytest.Captu
     photo, words = str(shop / "shop" / "street1-0.jpg"), {"query_category": "shape 1"}
     capsys.readouterr()
     asked = [f"index={shop}/index", f"image={photo}", "text=green", "fields={query_category: shape 1}", "json=true"]
-    search(compose("search", [*asked, "picture=null", "k=6"]))
+    search(compose("search", [*asked, "output_image=null", "k=6"]))
     hits = json.loads(capsys.readouterr().out)["hits"]
     query = load(run.best_checkpoint).embed_query([photo], ["green"], fields={"query_category": ["shape 1"]})
     index = open_index(f"{shop}/index")

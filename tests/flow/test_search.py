@@ -90,7 +90,7 @@ def test_a_photo_with_words_as_json_and_as_a_picture(checkpoint: Path, index: Pa
     assert hits[0]["score"] == pytest.approx(float((vectors @ query[0]).max()), abs=1e-5)
     assert sum(hits[0]["parts"].values()) == pytest.approx(hits[0]["score"], abs=1e-5)
     assert Image.open(shop / "search.png").width > 500
-    table = search(f"index={index}", "like=003", "where={category: [box, disc]}", "picture=null", cwd=shop)
+    table = search(f"index={index}", "like=003", "where={category: [box, disc]}", "output_image=null", cwd=shop)
     assert table.returncode == 0 and "003" not in table.stdout.split("\n", 4)[4], table.stderr
 
 
@@ -107,13 +107,13 @@ def test_products_come_and_go(checkpoint: Path, index: Path, shop: Path, tmp_pat
     card = open_index(index).card
     pictures = ProductImages(card).read(["900", "000"])
     assert card.num_products == 8 and pictures["900"] == pictures["000"]
-    found = search(f"index={index}", f"image={shop}/shop/shop0.jpg", "json=true", "picture=null", cwd=shop)
+    found = search(f"index={index}", f"image={shop}/shop/shop0.jpg", "json=true", "output_image=null", cwd=shop)
     scores = {hit["product_id"]: hit["score"] for hit in json.loads(found.stdout)["hits"]}
     ids = list(scores)  # 900 is 000 once more: its neighbour, at the same score
     assert ids.index("900") == ids.index("000") + 1 and scores["900"] == pytest.approx(scores["000"], abs=1e-6)
     removed = start("checkpoint=", f"output={index}", "delete=[000,nowhere]", module="mim_lightning.build_index")
     assert removed.returncode == 0 and "1 of 2 products" in removed.stdout, removed.stderr
-    found = search(f"index={index}", f"image={shop}/shop/shop0.jpg", "json=true", "picture=null", cwd=shop)
+    found = search(f"index={index}", f"image={shop}/shop/shop0.jpg", "json=true", "output_image=null", cwd=shop)
     assert [hit["product_id"] for hit in json.loads(found.stdout)["hits"]] == [i for i in ids if i != "000"]
 
 
@@ -140,7 +140,7 @@ def test_what_is_wrong_is_one_line(checkpoint: Path, index: Path, shop: Path) ->
 @pytest.fixture
 def service(index: Path, shop: Path) -> Iterator[tuple[str, subprocess.Popen]]:
     pytest.importorskip("fastapi", reason="the extra `serve` is not installed")
-    command = [sys.executable, "-m", "mim_lightning.serve", f"index={index}", "port=0", "page=false"]
+    command = [sys.executable, "-m", "mim_lightning.serve", f"index={index}", "port=0", "ui=false"]
     environment = {**os.environ, "MIM_USER_SALT": "s" * 32}
     more = ["experiment_name=words", "arms={words: {weights: {text: 2}}}"]
     with subprocess.Popen([*command, *more], cwd=shop, env=environment, stdout=subprocess.PIPE, text=True) as process:
@@ -170,6 +170,6 @@ def test_the_service_answers_records_and_stops(service: tuple[str, subprocess.Po
     assert process.wait(60) in (0, -signal.SIGTERM)
     with pytest.raises(OSError), socket.create_connection(("127.0.0.1", port), timeout=5):
         pass
-    told = start("events=events.db", "experiment_name=words", module="mim_lightning.ab_report", cwd=shop)
+    told = start("event_log=events.db", "experiment_name=words", module="mim_lightning.ab_report", cwd=shop)
     assert told.returncode == 0 and "control" in told.stdout and "words" in told.stdout, told.stderr
     assert b"user-1" not in (shop / "events.db").read_bytes()

@@ -28,7 +28,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 
 
 def test_pushed_and_loaded_again(hub: Hub, checkpoint: Path, tmp_path: Path, pictures: list[Path]) -> None:
-    output = export_to(tmp_path / "a", checkpoint, "push=me/shoes")
+    output = export_to(tmp_path / "a", checkpoint, "push_to_hub=me/shoes")
     files = {str(path.relative_to(output)): path.read_bytes() for path in output.rglob("*") if path.is_file()}
     assert {name: data for name, data in hub.repos["me/shoes"].items() if name != ".gitattributes"} == files
     assert hub.is_private["me/shoes"]
@@ -44,7 +44,7 @@ def test_a_new_export_replaces_the_old_and_nothing_else(hub: Hub, exported: Path
     push(exported, "me/shoes", private=False)
     assert "onnx/query_image.onnx" not in hub.repos["me/shoes"] and ".gitattributes" in hub.repos["me/shoes"]
     hub.repos["me/thesis"] = {"thesis.txt": b"years of work"}
-    with pytest.raises(ValueError, match=r"push=me/thesis: the hub refused it .*thesis\.txt.* is complete"):
+    with pytest.raises(ValueError, match=r"push_to_hub=me/thesis: the hub refused it .*thesis\.txt.* is complete"):
         push(exported, "me/thesis", private=True)
     assert hub.repos["me/thesis"] == {"thesis.txt": b"years of work"}
 
@@ -70,7 +70,7 @@ def test_a_public_repository_is_no_place_for_what_is_private(hub: Hub, copy: Pat
     push(copy, "me/shoes", private=False)
     held = dict(hub.repos["me/shoes"])
     (copy / "note.txt").write_text("not for everyone")
-    with pytest.raises(ValueError, match=r"push=me/shoes: .*it exists and is public; give private=false"):
+    with pytest.raises(ValueError, match=r"push_to_hub=me/shoes: .*it exists and is public; give private=false"):
         push(copy, "me/shoes", private=True)
     assert hub.repos["me/shoes"] == held
 
@@ -99,6 +99,6 @@ def test_what_is_not_there_is_one_line(hub: Hub) -> None:
 
 
 def test_a_name_that_cannot_be_is_told_before_anything_is_written(checkpoint: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="push=shoes: give <user>/<repo>"):
-        export_to(tmp_path / "a", checkpoint, "push=shoes")
+    with pytest.raises(ValueError, match="push_to_hub=shoes: give <user>/<repo>"):
+        export_to(tmp_path / "a", checkpoint, "push_to_hub=shoes")
     assert not (tmp_path / "a").exists()

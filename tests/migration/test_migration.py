@@ -17,7 +17,7 @@ from mim_lightning.build_index import build_index
 from mim_lightning.compare import compare
 from mim_lightning.config import build, build_matcher, compose, save_config
 from mim_lightning.evaluate import evaluate
-from mim_lightning.plot import draw
+from mim_lightning.plot import plot
 from mim_lightning.prepare import prepare
 from mim_lightning.run import identify
 from mim_lightning.search.query import SearchQuery
@@ -186,7 +186,7 @@ def test_runs_are_compared_and_plotted() -> None:
     path.write_text(json.dumps(record))
 
     compare([Path("finished"), Path("other")], resamples=20, output=Path("compared"))
-    draw([Path("interrupted")], Path("figures"), only=["curves"])
+    plot([Path("interrupted")], Path("figures"), only=["curves"])
 
     assert "0.5" in Path("compared/compare.html").read_text()
     assert Path("figures/curves.png").stat().st_size

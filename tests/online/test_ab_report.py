@@ -48,12 +48,12 @@ def write(path: Path, *shown: tuple[str, str, str]) -> str:
             made = log.record_impression(impression(user, arm, "abc"))
             for product in clicked:
                 log.record_click(Click(made, product))
-    return f"events={path}"
+    return f"event_log={path}"
 
 
 def test_a_planted_lift_is_reported_from_the_log_to_the_last_line(experiment: str) -> None:
     """As a user does it: a process of its own, from whose words and numbers the planted lift can be read."""
-    command = [sys.executable, "-m", "mim_lightning.ab_report", f"events={experiment}", "experiment_name=planted"]
+    command = [sys.executable, "-m", "mim_lightning.ab_report", f"event_log={experiment}", "experiment_name=planted"]
     finished = subprocess.run([*command, "json=true", "planned_users=400"], capture_output=True, text=True, check=True)
     found = json.loads(finished.stdout)
     assert found["control"] == "control" and [row["arm"] for row in found["arms"]] == ["control", "new"]
@@ -67,8 +67,8 @@ def test_a_planted_lift_is_reported_from_the_log_to_the_last_line(experiment: st
 
 
 def test_tables_show_the_numbers_of_json(experiment: str, capsys: pytest.CaptureFixture[str]) -> None:
-    found = as_json(capsys, f"events={experiment}")
-    text = printed(capsys, f"events={experiment}", "planned_users=5000")
+    found = as_json(capsys, f"event_log={experiment}")
+    text = printed(capsys, f"event_log={experiment}", "planned_users=5000")
     row = found["comparisons"][0]
     for name in ("difference_interval", "lift_interval", "always_valid_interval"):
         assert f"[{100 * row[name]['low']:+.2f}, {100 * row[name]['high']:+.2f}]" in text
@@ -83,7 +83,7 @@ def test_a_mismatch_is_framed_above_all_numbers(tmp_path: Path, capsys: pytest.C
     events = write(tmp_path / "e.db", *((f"u{n}", "control" if n % 4 else "new", "a") for n in range(60)))
     text = printed(capsys, events)
     assert text.index("┃ SAMPLE RATIO MISMATCH") < text.index("CTR")
-    assert "MISMATCH" not in printed(capsys, events, "shares={control: 3, new: 1}")
+    assert "MISMATCH" not in printed(capsys, events, "traffic_fractions={control: 3, new: 1}")
 
 
 def test_one_arm_and_no_clicks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -94,15 +94,17 @@ def test_one_arm_and_no_clicks(tmp_path: Path, capsys: pytest.CaptureFixture[str
     shown_nothing = tmp_path / "nothing.db"
     with EventLog(str(shown_nothing)) as log:
         log.record_impression(impression(products=""))
-    assert "CTR by position" not in printed(capsys, f"events={shown_nothing}")
+    assert "CTR by position" not in printed(capsys, f"event_log={shown_nothing}")
 
 
 def test_without_events_a_sample_size_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
-    plain = as_json(capsys, "base=0.1")
-    larger = as_json(capsys, "base=0.1", "design_effect=2", "impressions_per_user=4", "num_comparisons=3", "power=0.9")
+    plain = as_json(capsys, "baseline_rate=0.1")
+    larger = as_json(
+        capsys, "baseline_rate=0.1", "design_effect=2", "impressions_per_user=4", "num_comparisons=3", "power=0.9"
+    )
     assert larger["num_impressions"] > 2 * plain["num_impressions"]
     assert larger["num_users"] == pytest.approx(larger["num_impressions"] / 4, abs=1)
-    text = printed(capsys, "base=0.1")
+    text = printed(capsys, "baseline_rate=0.1")
     assert f"+4.95 % at a base rate of 0.1 with power 0.8 at alpha 0.05: {plain['num_users']:,} users" in text
 
 
@@ -113,9 +115,9 @@ def test_user_errors_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     with EventLog(str(tmp_path / "two.db")) as log:
         log.record_impression(impression(experiment="other"))
     for words, reason in (
-        ([], "events: needs a value; give events=<database>, or base=<rate> for a sample size"),
-        ([f"events={tmp_path}/empty.db"], "empty.db: contains no impressions yet"),
-        ([f"events={tmp_path}/no.db"], "no.db: there is no such event log"),
+        ([], "event_log: needs a value; give event_log=<database>, or baseline_rate=<rate> for a sample size"),
+        ([f"event_log={tmp_path}/empty.db"], "empty.db: contains no impressions yet"),
+        ([f"event_log={tmp_path}/no.db"], "no.db: there is no such event log"),
         ([events], "experiment_name: needs a value; there are other, towers"),
         ([events, "experiment_name=tower"], "experiment_name=tower: has no impressions; there are other, towers"),
         (
@@ -123,13 +125,19 @@ def test_user_errors_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
             "control: needs a value; name the arm that others are compared with: a",
         ),
         ([events, "experiment_name=towers", "control=c"], "control=c: no impressions of such an arm; there are a, b"),
-        ([events, "experiment_name=towers", "control=a", "shares={a: 1}"], "shares.b: needs a value above 0"),
-        (["base=7"], "base=7: a click-through rate is above 0 and below 1"),
-        (["base=0.1", "lift=0"], "lift=0: must be between -1 and 1 and not 0"),
-        (["base=0.1", "power=high"], "power=high: must be a number"),
+        (
+            [events, "experiment_name=towers", "control=a", "traffic_fractions={a: 1}"],
+            "traffic_fractions.b: needs a value above 0",
+        ),
+        (["baseline_rate=7"], "baseline_rate=7: a click-through rate is above 0 and below 1"),
+        (["baseline_rate=0.1", "lift=0"], "lift=0: must be between -1 and 1 and not 0"),
+        (["baseline_rate=0.1", "power=high"], "power=high: must be a number"),
         ([events, "planned_users=many"], "planned_users=many: must be a number"),
-        ([events, "experiment_name=towers", "control=a", "shares={a: 1, b: half}"], "shares.b=half: must be a number"),
-        (["base=0.1", "lift=4.95"], "lift=4.95: must be between -1 and 1 and not 0; 0.05 is +5 %"),
+        (
+            [events, "experiment_name=towers", "control=a", "traffic_fractions={a: 1, b: half}"],
+            "traffic_fractions.b=half: must be a number",
+        ),
+        (["baseline_rate=0.1", "lift=4.95"], "lift=4.95: must be between -1 and 1 and not 0; 0.05 is +5 %"),
     ):
         with pytest.raises(ValueError) as error:
             ab_report(compose("ab_report", words))
@@ -146,7 +154,7 @@ def test_the_environment_can_name_the_database(
 def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mim_lightning.ab_report.find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"ab_report: install the extra: pip install 'mim-lightning\[online\]'"):
-        ab_report(compose("ab_report", ["base=0.1"]))
+        ab_report(compose("ab_report", ["baseline_rate=0.1"]))
 
 
 def test_the_entry_point_reports_errors_in_one_line_and_helps(tmp_path: Path) -> None:
@@ -155,5 +163,5 @@ def test_the_entry_point_reports_errors_in_one_line_and_helps(tmp_path: Path) ->
     assert wrong.returncode == 2 and wrong.stdout == ""
     assert wrong.stderr == "error: no config key 'experimant'; did you mean 'experiment_name'?\n"
     helped = subprocess.run([*command, "--help"], capture_output=True, text=True, check=True, cwd=tmp_path).stdout
-    assert "python -m mim_lightning.ab_report events=events.db" in helped and "planned_users: null" in helped
+    assert "python -m mim_lightning.ab_report event_log=events.db" in helped and "planned_users: null" in helped
     assert list(tmp_path.iterdir()) == []

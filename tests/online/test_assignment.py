@@ -91,11 +91,11 @@ def test_parts_of_a_message_do_not_run_into_each_other() -> None:
     ("arm", "message"),
     [
         ({"name": ""}, "arm: needs a name"),
-        ({"share": -1}, "arm 'a': share=-1: must be 0 or more"),
-        ({"share": math.nan}, "arm 'a': share=nan"),
-        ({"share": math.inf}, "arm 'a': share=inf"),
-        ({"share": "half"}, "arm 'a': share=half: must be a number"),
-        ({"share": True}, "arm 'a': share=True: must be a number"),
+        ({"share": -1}, "arm 'a': traffic_fraction=-1: must be 0 or more"),
+        ({"share": math.nan}, "arm 'a': traffic_fraction=nan"),
+        ({"share": math.inf}, "arm 'a': traffic_fraction=inf"),
+        ({"share": "half"}, "arm 'a': traffic_fraction=half: must be a number"),
+        ({"share": True}, "arm 'a': traffic_fraction=True: must be a number"),
     ],
 )
 def test_invalid_arms(arm: dict[str, Any], message: str) -> None:

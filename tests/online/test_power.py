@@ -9,12 +9,14 @@ from scipy import stats
 from mim_lightning.online.power import Plan, sample_size
 
 
-@pytest.mark.parametrize(("base", "lift", "power", "alpha"), [(0.1, 0.0495, 0.8, 0.05), (0.4, -0.1, 0.9, 0.01)])
-def test_sizes_are_near_those_of_textbooks(base: float, lift: float, power: float, alpha: float) -> None:
-    other = base * (1 + lift)
-    variance = base * (1 - base) + other * (1 - other)
-    wanted = (stats.norm.ppf(1 - alpha / 2) + stats.norm.ppf(power)) ** 2 * variance / (base - other) ** 2
-    found = sample_size(base, lift, power, alpha)
+@pytest.mark.parametrize(
+    ("baseline_rate", "lift", "power", "alpha"), [(0.1, 0.0495, 0.8, 0.05), (0.4, -0.1, 0.9, 0.01)]
+)
+def test_sizes_are_near_those_of_textbooks(baseline_rate: float, lift: float, power: float, alpha: float) -> None:
+    other = baseline_rate * (1 + lift)
+    variance = baseline_rate * (1 - baseline_rate) + other * (1 - other)
+    wanted = (stats.norm.ppf(1 - alpha / 2) + stats.norm.ppf(power)) ** 2 * variance / (baseline_rate - other) ** 2
+    found = sample_size(baseline_rate, lift, power, alpha)
     assert found.num_users == found.num_impressions == pytest.approx(wanted, rel=0.01)
 
 
@@ -30,8 +32,8 @@ def test_what_makes_an_experiment_larger() -> None:
 @pytest.mark.parametrize(
     ("numbers", "message"),
     [
-        ({"base": 0.0}, "base=0.0"),
-        ({"base": 12.0}, "base=12.0"),
+        ({"baseline_rate": 0.0}, "baseline_rate=0.0"),
+        ({"baseline_rate": 12.0}, "baseline_rate=12.0"),
         ({"lift": 0.0}, "lift=0.0: must not be 0"),
         ({"lift": 9.5}, "lift=9.5"),
         ({"lift": -1.0}, "lift=-1.0"),
@@ -41,12 +43,12 @@ def test_what_makes_an_experiment_larger() -> None:
         ({"design_effect": 0.0}, "design_effect=0.0"),
         ({"impressions_per_user": 0.5}, "impressions_per_user=0.5"),
         ({"num_comparisons": 0}, "num_comparisons=0"),
-        ({"base": math.nan}, "base=nan"),
+        ({"baseline_rate": math.nan}, "baseline_rate=nan"),
     ],
 )
 def test_numbers_out_of_range(numbers: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        sample_size(**({"base": 0.1, "lift": 0.05} | numbers))
+        sample_size(**({"baseline_rate": 0.1, "lift": 0.05} | numbers))
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,7 @@ def push(folder: Path, repo: str, private: bool) -> str:
         ValueError: not a repository's name, a repository of something else, a public one with `private`, or the hub
             refused the upload.
     """
-    validate_repo(repo, f"push={repo}")
+    validate_repo(repo, f"push_to_hub={repo}")
     import huggingface_hub
 
     hub: Any = huggingface_hub.HfApi()
@@ -58,7 +58,7 @@ def push(folder: Path, repo: str, private: bool) -> str:
             repo_id=repo, folder_path=folder, delete_patterns=["*"], commit_message=f"Export {_fingerprint(folder)}"
         )
     except Exception as error:  # as above
-        raise ValueError(f"push={repo}: the hub refused it ({_reason(error)}); {folder} is complete") from error
+        raise ValueError(f"push_to_hub={repo}: the hub refused it ({_reason(error)}); {folder} is complete") from error
     return f"{HUB_PREFIX}{repo}"
 
 

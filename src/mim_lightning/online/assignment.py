@@ -36,9 +36,9 @@ class Arm:
         if not self.name:
             raise ValueError("arm: needs a name")
         if isinstance(self.share, bool) or not isinstance(self.share, int | float):
-            raise ValueError(f"arm '{self.name}': share={self.share}: must be a number")
+            raise ValueError(f"arm '{self.name}': traffic_fraction={self.share}: must be a number")
         if not (math.isfinite(self.share) and self.share >= 0):
-            raise ValueError(f"arm '{self.name}': share={self.share}: must be 0 or more")
+            raise ValueError(f"arm '{self.name}': traffic_fraction={self.share}: must be 0 or more")
 
 
 def validate_arms(arms: Mapping[str, Arm]) -> None:

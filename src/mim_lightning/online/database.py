@@ -114,16 +114,16 @@ def database_url(events: str) -> URL:
     try:
         url = make_url(events)
     except (ArgumentError, ValueError) as error:  # ValueError: a port that is not a number
-        raise ValueError(f"events={events.split('://')[0]}://...: is not a database URL") from error
+        raise ValueError(f"event_log={events.split('://')[0]}://...: is not a database URL") from error
     if url.get_backend_name() in ("postgres", "postgresql"):
         return url.set(drivername="postgresql+psycopg")
     if url.get_backend_name() != "sqlite":
         raise ValueError(
-            f"events={display_url(url)}: '{url.get_backend_name()}' is not supported; give postgresql://... or the "
+            f"event_log={display_url(url)}: '{url.get_backend_name()}' is not supported; give postgresql://... or the "
             "path of an SQLite file"
         )
     if not url.database or url.database == ":memory:":
-        raise ValueError(f"events={display_url(url)}: names no file; a crash would lose a database in memory")
+        raise ValueError(f"event_log={display_url(url)}: names no file; a crash would lose a database in memory")
     return url
 
 
@@ -154,9 +154,9 @@ def open_event_log(url: URL, create: bool, wait_seconds: float | None = None) ->
         engine = _create_engine(url, create, wait_seconds)
         _ensure_tables(engine, create)
     except DBAPIError as error:
-        raise ValueError(f"events={display_url(url)}: cannot be opened: {_reason(error)}") from error
+        raise ValueError(f"event_log={display_url(url)}: cannot be opened: {_reason(error)}") from error
     except (ValueError, OSError) as error:
-        raise ValueError(f"events={display_url(url)}: {error}") from error
+        raise ValueError(f"event_log={display_url(url)}: {error}") from error
     return engine
 
 

@@ -37,7 +37,7 @@ class SampleSize:
 
 
 def sample_size(
-    base: float,
+    baseline_rate: float,
     lift: float,
     power: float = 0.8,
     alpha: float = 0.05,
@@ -48,7 +48,7 @@ def sample_size(
     """Return the size of an arm at which a relative lift is found, in a two-sided test against an equal control.
 
     Args:
-        base: click-through rate of the control, above 0 and below 1.
+        baseline_rate: click-through rate of the control, above 0 and below 1.
         lift: relative: 0.0495 for +4.95 %; negative for a loss.
         power: probability that the lift is found.
         alpha: probability that a lift is found where there is none.
@@ -64,9 +64,9 @@ def sample_size(
     from statsmodels.stats.power import NormalIndPower
     from statsmodels.stats.proportion import proportion_effectsize
 
-    if not 0 < base < 1:
-        raise ValueError(f"base={base}: a click-through rate is above 0 and below 1")
-    if lift == 0 or not 0 < base * (1 + lift) < 1:
+    if not 0 < baseline_rate < 1:
+        raise ValueError(f"baseline_rate={baseline_rate}: a click-through rate is above 0 and below 1")
+    if lift == 0 or not 0 < baseline_rate * (1 + lift) < 1:
         raise ValueError(f"lift={lift}: must not be 0, and the lifted rate must be above 0 and below 1; 0.05 is +5 %")
     _validate_levels(alpha, power)
     if not design_effect > 0:
@@ -75,7 +75,7 @@ def sample_size(
         raise ValueError(f"impressions_per_user={impressions_per_user}: must be 1 or more")
     if num_comparisons < 1:
         raise ValueError(f"num_comparisons={num_comparisons}: must be 1 or more")
-    effect = abs(proportion_effectsize(base * (1 + lift), base))
+    effect = abs(proportion_effectsize(baseline_rate * (1 + lift), baseline_rate))
     independent = NormalIndPower().solve_power(effect, alpha=alpha / num_comparisons, power=power, ratio=1.0)
     num_impressions = float(independent) * design_effect
     return SampleSize(math.ceil(num_impressions), math.ceil(num_impressions / impressions_per_user))

@@ -43,7 +43,7 @@ def sample_ratio(num_users: Mapping[str, int], shares: Mapping[str, float]) -> S
 
     missing = sorted(set(num_users) - {arm for arm, share in shares.items() if share > 0})
     if missing:
-        raise ValueError(f"shares.{missing[0]}: needs a value above 0, the arm has users; give the shares of all arms")
+        raise ValueError(f"traffic_fractions.{missing[0]}: needs a value above 0, the arm has users; give all arms")
     arms = [arm for arm, share in shares.items() if share > 0]
     observed = [num_users.get(arm, 0) for arm in arms]
     total = sum(shares[arm] for arm in arms)

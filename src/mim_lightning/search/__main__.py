@@ -11,7 +11,7 @@ from typing import Any
 
 from mim_lightning.cli import run_door
 
-FREE_TEXTS = ("index", "checkpoint", "image", "text", "not_text", "like", "picture")
+FREE_TEXTS = ("index", "checkpoint", "image", "text", "not_text", "like", "output_image")
 
 
 def main() -> None:
@@ -46,13 +46,13 @@ def search(config: dict[str, Any]) -> None:
         print(json.dumps(plain, indent=2, ensure_ascii=False))
     else:
         print_result(result, searcher.index.card.num_products)
-    if config["picture"]:
+    if config["output_image"]:
         product_ids = [hit.product_id for hit in result.hits] + ([query.like] if query.like else [])
         product_images = ProductImages(searcher.index.card).read(product_ids)
         query_image = read_file(images[0]) if images else product_images.get(query.like or "")
-        draw_results(query, query_image, result.hits, product_images).save(config["picture"])
+        draw_results(query, query_image, result.hits, product_images).save(config["output_image"])
         if not config["json"]:
-            print(f"picture: {config['picture']}")
+            print(f"image: {config['output_image']}")
 
 
 def _text(value: Any) -> str | None:

@@ -177,14 +177,14 @@ def read_arms(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     Raises:
         ValueError: an arm has an unknown key.
     """
-    own = {key: config[key] for key in ("index", "checkpoint", "weights", "share")}
+    own = {key: config[key] for key in ("index", "checkpoint", "weights", "traffic_fraction")}
     arms = {DEFAULT_ARM: own}
     for name, arm in (config["arms"] or {}).items():
         unknown = sorted(set(arm or {}) - set(own))
         if unknown:
             raise ValueError(f"arms.{name}.{unknown[0]}: no such key; an arm has {', '.join(own)}")
         if arm is not None:
-            arms[name] = {**own, "share": 1, **arm, "weights": {**own["weights"], **arm.get("weights", {})}}
+            arms[name] = {**own, "traffic_fraction": 1, **arm, "weights": {**own["weights"], **arm.get("weights", {})}}
             if "index" in arm and "checkpoint" not in arm:
                 arms[name]["checkpoint"] = None  # another index has its own model
     return arms
