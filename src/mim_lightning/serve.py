@@ -21,7 +21,7 @@ def main() -> None:
 def serve(config: dict[str, Any]) -> None:
     """Open the engines, then serve until stopped."""
     try:
-        from mim_lightning.search.service.limits import Limits
+        from mim_lightning.search.service.request_limits import Limits
         from mim_lightning.search.service.search_service import open_service, read_arms
         from mim_lightning.search.service.server import Server
     except ImportError as error:

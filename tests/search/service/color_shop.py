@@ -22,8 +22,8 @@ from mim_lightning.search.product_images import CATALOGS, ProductImages
 from mim_lightning.search.searcher import Searcher
 from mim_lightning.search.service.app import ROUTES
 from mim_lightning.search.service.batching import BatchingEncoder
-from mim_lightning.search.service.limits import Limits, PixelBudget
 from mim_lightning.search.service.prometheus import ServiceMetrics
+from mim_lightning.search.service.request_limits import Limits, PixelBudget
 from mim_lightning.search.service.search_service import Engine, SearchService
 from mim_lightning.types import ImageSpec
 from tests.shard_sets import write_shard_set

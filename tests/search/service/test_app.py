@@ -20,13 +20,13 @@ from fastapi.testclient import TestClient
 from mim_lightning.config import compose
 from mim_lightning.online.assignment import Arm, Experiment
 from mim_lightning.online.event_log import EventLog
-from mim_lightning.search.service.app import add_middleware, make_app
-from mim_lightning.search.service.limits import RefusedError
+from mim_lightning.search.service.app import make_app, make_routes
+from mim_lightning.search.service.request_limits import RefusedError
 from mim_lightning.search.service.server import read_api_key
 from mim_lightning.serve import serve
 from tests.data.images.hostile import png, scanned
 from tests.search.service.color_shop import FINGERPRINT, color_service, square
-from tests.search.service.test_limits import png_of
+from tests.search.service.test_request_limits import png_of
 
 LIMITS = {"upload_bytes": 100_000, "pixels": 10_000, "text_length": 50, "num_images": 2, "num_hits": 20}
 
@@ -34,7 +34,7 @@ LIMITS = {"upload_bytes": 100_000, "pixels": 10_000, "text_length": 50, "num_ima
 @pytest.fixture
 def client(tmp_path: Path) -> Iterator[TestClient]:
     service = color_service(tmp_path, **LIMITS)
-    with TestClient(add_middleware(make_app(service), service, None)) as client:
+    with TestClient(make_app(service)) as client:
         yield client
 
 
@@ -150,7 +150,7 @@ def test_invalid_requests_are_refused_and_the_service_continues(
 
 def test_thousands_of_parts(tmp_path: Path) -> None:
     service = color_service(tmp_path)
-    with TestClient(add_middleware(make_app(service), service, None)) as client:
+    with TestClient(make_app(service)) as client:
         files = client.post("/search", files=[("image", (f"{n}.jpg", b"x")) for n in range(1500)])
         fields = client.post("/search", data={f"field{n}": "x" for n in range(1500)}, files={"image": ("q.jpg", b"x")})
         assert [files.status_code, fields.status_code] == [400, 400]
@@ -187,8 +187,8 @@ def test_a_bug_is_answered_with_500_and_logged(
 ) -> None:
     service = color_service(tmp_path)
     monkeypatch.setattr(service, "search", lambda *_: 1 / 0)
-    app = make_app(service)
-    for served in (add_middleware(app, service, None), app):  # with and without what is in front of the routes
+    app = make_routes(service)
+    for served in (make_app(service), app):  # with and without what is in front of the routes
         with TestClient(served, raise_server_exceptions=False) as client:
             answer = client.post("/search", data={"text": "red"})
         assert answer.status_code == 500 and answer.json() == {"error": "internal error; see the service's log"}
@@ -203,7 +203,7 @@ def test_metadata_that_json_cannot_represent(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(
         service.engine().searcher.index, "products", lambda ids: [{**product, **odd} for product in find(ids)]
     )
-    with TestClient(add_middleware(make_app(service), service, None)) as client:
+    with TestClient(make_app(service)) as client:
         assert client.post("/search", data={"text": "red"}).json()["hits"][0]["metadata"]["price"] is None
         assert client.get("/products/red-1").status_code == 200
 
@@ -227,7 +227,7 @@ def test_a_body_larger_than_announced(client: TestClient) -> None:
 
 def test_key_and_rate(tmp_path: Path) -> None:
     service = color_service(tmp_path, requests_per_minute=3)
-    with TestClient(add_middleware(make_app(service), service, "secret")) as client:
+    with TestClient(make_app(service, "secret")) as client:
         assert client.get("/health").status_code == 200
         for headers in ({}, {"X-API-Key": "guess"}):
             answer = client.post("/search", data={"text": "red"}, headers=headers)
@@ -241,7 +241,7 @@ def test_key_and_rate(tmp_path: Path) -> None:
 
 def test_a_key_of_any_letters_and_in_the_openapi_description(tmp_path: Path) -> None:
     service = color_service(tmp_path)
-    with TestClient(add_middleware(make_app(service, has_key=True), service, "clé")) as client:
+    with TestClient(make_app(service, "clé")) as client:
         assert client.post("/search", data={"text": "red"}, headers={b"X-API-Key": "clé".encode()}).status_code == 200
         described = client.get("/openapi.json").json()
     schemes = described["components"]["securitySchemes"]
@@ -270,7 +270,7 @@ def test_a_key_from_a_file_has_no_final_newline(monkeypatch: pytest.MonkeyPatch)
 def test_a_key_in_another_encoding_is_refused(tmp_path: Path) -> None:
     service = color_service(tmp_path)
     key = os.fsdecode(b"cl\xe9")  # of the environment, in Latin-1
-    with TestClient(add_middleware(make_app(service), service, key)) as client:
+    with TestClient(make_app(service, key)) as client:
         for given in ("clé".encode(), b""):
             assert client.post("/search", data={"text": "red"}, headers={b"X-API-Key": given}).status_code == 401
 
@@ -311,7 +311,7 @@ def test_concurrent_requests_are_counted_by_client(tmp_path: Path) -> None:
         raise RefusedError(418, "waited")
 
     service.search = wait  # type: ignore[method-assign, assignment]
-    with TestClient(add_middleware(make_app(service), service, None)) as client, ThreadPoolExecutor(2) as threads:
+    with TestClient(make_app(service)) as client, ThreadPoolExecutor(2) as threads:
         at_work = [threads.submit(client.post, "/search", data={"text": "red"}) for _ in range(2)]
         while len(waiting) < 2:
             time.sleep(0.01)
@@ -333,7 +333,7 @@ def test_an_experiment_is_recorded_without_the_user(tmp_path: Path) -> None:
     log = EventLog(str(tmp_path / "events.db"))
     arms = {"default": Arm("default"), "other": Arm("other")}
     service = color_service(tmp_path, tuple(arms), Experiment("colours", arms, "s" * 32, log))
-    with TestClient(add_middleware(make_app(service), service, None)) as client:
+    with TestClient(make_app(service)) as client:
         seen = {user: client.post("/search", data={"text": "red", "user": user}).json() for user in map(str, range(40))}
         assert {answer["arm"] for answer in seen.values()} == {"default", "other"}
         for user, answer in seen.items():

@@ -19,9 +19,9 @@ import uvicorn
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from mim_lightning.search.service.app import add_middleware, make_app
+from mim_lightning.search.service.app import make_app
 from mim_lightning.search.service.connections import Connections, Proxies, client_key
-from mim_lightning.search.service.limits import Limits
+from mim_lightning.search.service.request_limits import Limits
 from mim_lightning.search.service.server import uvicorn_settings
 from tests.search.service.color_shop import color_service
 
@@ -38,7 +38,7 @@ def served(
 ) -> Iterator[int]:
     service = color_service(folder)
     service.limits = limits
-    app = add_middleware(make_app(service), service, None)
+    app = make_app(service)
     settings = uvicorn_settings(limits, Proxies(proxies))
     settings["http"] = Connections(limits, Proxies(proxies)).protocol(protocol)
     with running(uvicorn.Server(uvicorn.Config(app, **settings))) as port:

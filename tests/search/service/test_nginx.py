@@ -20,10 +20,9 @@ httpx = pytest.importorskip("httpx", reason="httpx is not installed")
 
 import uvicorn  # noqa: E402
 
-from mim_lightning.search.service.app import add_middleware, make_app  # noqa: E402
+from mim_lightning.search.service.app import make_app  # noqa: E402
 from mim_lightning.search.service.connections import Proxies  # noqa: E402
 from mim_lightning.search.service.server import uvicorn_settings  # noqa: E402
-from mim_lightning.search.service.ui import mount_ui  # noqa: E402
 from tests.search.service.color_shop import color_service, square  # noqa: E402
 from tests.search.service.test_connections import running  # noqa: E402
 from tests.search.service.test_ui_requests import META, Browser  # noqa: E402
@@ -113,7 +112,7 @@ class Proxy:
 def service(folder: Path, arm: str, **limits: int) -> Iterator[int]:
     folder.mkdir()
     service = color_service(folder, (arm,), **limits)
-    app = add_middleware(mount_ui(make_app(service), service, None), service, None)
+    app = make_app(service, has_ui=True)
     settings = uvicorn_settings(service.limits, Proxies("127.0.0.1"))
     with running(uvicorn.Server(uvicorn.Config(app, **settings))) as port:
         yield port

@@ -19,7 +19,7 @@ from sqlalchemy import event
 from mim_lightning.online.assignment import Arm, Experiment
 from mim_lightning.online.event_log import EventLog
 from mim_lightning.search.service import recorder as module
-from mim_lightning.search.service.app import add_middleware, make_app
+from mim_lightning.search.service.app import make_app
 from tests.search.service.color_shop import color_service
 
 LOGGER = "mim_lightning.search.service.recorder"
@@ -35,7 +35,7 @@ class Service:
         assert service.recorder is not None
         self.now = 0.0
         service.recorder._clock = lambda: self.now
-        self.client = TestClient(add_middleware(make_app(service), service, None))
+        self.client = TestClient(make_app(service))
 
     def search(self) -> dict[str, Any]:
         answer = self.client.post("/search", data={"text": "red", "user": "ann"})

@@ -18,7 +18,7 @@ from mim_lightning.data.images.codec import normalise_encoding
 from mim_lightning.data.images.transforms import eval_image
 from mim_lightning.inference.image_inputs import prepare_images
 from mim_lightning.search.query import SearchQuery
-from mim_lightning.search.service.limits import RefusedError
+from mim_lightning.search.service.request_limits import RefusedError
 from mim_lightning.types import ImageSpec
 from tests.search.service.color_shop import color_service, square
 

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from mim_lightning.search.service.limits import RefusedError
+from mim_lightning.search.service.request_limits import RefusedError
 from mim_lightning.search.service.strict_json import read_object
 
 

@@ -18,8 +18,7 @@ sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not 
 
 import uvicorn  # noqa: E402
 
-from mim_lightning.search.service.app import add_middleware, make_app  # noqa: E402
-from mim_lightning.search.service.ui import mount_ui  # noqa: E402
+from mim_lightning.search.service.app import make_app  # noqa: E402
 from tests.search.service.color_shop import color_service, square  # noqa: E402
 
 CHROMIUM = next(
@@ -46,8 +45,7 @@ def address_with_key(tmp_path: Path) -> Iterator[str]:
 @contextmanager
 def served(folder: Path, api_key: str | None) -> Iterator[str]:
     service = color_service(folder, ("default", "other"))
-    mounted = mount_ui(make_app(service), service, api_key)
-    app = add_middleware(mounted, service, api_key, lambda: server.should_exit)
+    app = make_app(service, api_key, has_ui=True, is_stopping=lambda: server.should_exit)
     with closing(socket.create_server(("127.0.0.1", 0))) as listening:
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)

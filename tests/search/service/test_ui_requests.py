@@ -16,11 +16,9 @@ import pytest
 
 pytest.importorskip("gradio", reason="the extra `serve` is not installed")
 
-from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from mim_lightning.search.service.app import add_middleware, make_app
-from mim_lightning.search.service.ui import mount_ui
+from mim_lightning.search.service.app import make_app
 from mim_lightning.search.service.uploads import Uploads
 from tests.search.service.color_shop import color_service, square
 
@@ -71,7 +69,7 @@ class Browser:
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
     service = color_service(tmp_path_factory.mktemp("shop"))
-    with TestClient(add_middleware(mount_ui(make_app(service), service, None), service, None)) as client:
+    with TestClient(make_app(service, has_ui=True)) as client:
         yield client
 
 
@@ -207,7 +205,7 @@ def test_the_temporary_folder_itself_is_not_served(tmp_path: Path, monkeypatch: 
     (tmp_path / "other.jpg").write_text(SECRET)
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
     service = color_service(tmp_path / "shop")
-    with TestClient(add_middleware(mount_ui(make_app(service), service, None), service, None)) as client:
+    with TestClient(make_app(service, has_ui=True)) as client:
         assert client.get(f"/gradio_api/file={tmp_path}/other.jpg").status_code == 404
         path = Browser(client).upload(square("red"))
         assert Path(path).is_relative_to(tmp_path) and client.get(f"/gradio_api/file={path}").status_code == 200
@@ -382,9 +380,9 @@ def test_unfetched_responses_are_bounded(browser: Browser) -> None:
 def test_the_state_of_closed_pages_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mim_lightning.search.service.ui_requests.MAX_PAGES", 4)
     service = color_service(tmp_path)
-    app: Any = mount_ui(make_app(service), service, None)
-    page = app.routes[-1].app.get_blocks()
-    with TestClient(add_middleware(app, service, None)) as client:
+    app: Any = make_app(service, has_ui=True)
+    page = app.app.routes[-1].app.get_blocks()
+    with TestClient(app) as client:
         for _ in range(20):
             browser = Browser(client)
             assert browser.join().status_code == 200
@@ -416,8 +414,7 @@ def test_the_oldest_uploads_are_removed_first(client: TestClient, monkeypatch: p
 
 def test_with_a_key_nothing_is_uploaded_or_served_before_the_login(tmp_path: Path) -> None:
     service = color_service(tmp_path)
-    app: FastAPI = mount_ui(make_app(service), service, "sesame")
-    with TestClient(add_middleware(app, service, "sesame")) as client:
+    with TestClient(make_app(service, "sesame", has_ui=True)) as client:
         photo = {"files": ("q.jpg", square("red"))}
         assert client.post("/gradio_api/upload", files=photo).status_code == 401
         assert client.post("/gradio_api/queue/join", json={}).status_code in (401, 422)

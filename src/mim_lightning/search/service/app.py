@@ -14,11 +14,10 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.security import APIKeyHeader
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp
 
 from mim_lightning.search.query import SearchQuery
-from mim_lightning.search.service.limits import RefusedError, error_response
 from mim_lightning.search.service.middleware import KEY_HEADER, LimitsMiddleware
+from mim_lightning.search.service.request_limits import RefusedError, error_response
 from mim_lightning.search.service.search_service import ROUTES, SearchResponse, SearchService
 from mim_lightning.search.service.strict_json import is_encodable, read_object
 
@@ -60,12 +59,31 @@ class ClickOutput(BaseModel):
     recorded: bool = Field(description="false: it was recorded before")
 
 
-def make_app(service: SearchService, has_key: bool = False) -> FastAPI:
-    """Return the application with all routes; `add_middleware` adds the limits.
+def make_app(
+    service: SearchService,
+    api_key: str | None = None,
+    has_ui: bool = False,
+    is_stopping: Callable[[], bool] = lambda: False,
+) -> LimitsMiddleware:
+    """Return the whole application: routes, user interface, and the limits in front of both.
 
     Args:
-        has_key: requests need an API key, so that /docs prompts for it.
+        service: what serves.
+        api_key: required in requests to the routes, and the password of the user interface; None: no key.
+        has_ui: mount the user interface at the root.
+        is_stopping: see `LimitsMiddleware`.
     """
+    app = make_routes(service, has_key=api_key is not None)
+    if has_ui:
+        from mim_lightning.search.service.ui import mount_ui  # importing Gradio takes seconds
+
+        app = mount_ui(app, service, api_key)
+    guarded = tuple(f"/{route}" for route in ROUTES)
+    return LimitsMiddleware(app, service.limits, api_key, guarded, service.metrics.observe_request, is_stopping)
+
+
+def make_routes(service: SearchService, has_key: bool = False) -> FastAPI:
+    """Return the routes, without limits; with `has_key`, /docs prompts for the API key."""
     app = FastAPI(
         title="mim_lightning",
         description="Multimodal product search by image, text, or both.",
@@ -131,14 +149,6 @@ def make_app(service: SearchService, has_key: bool = False) -> FastAPI:
         return Response(service.metrics.expose(), media_type="text/plain; version=0.0.4")
 
     return app
-
-
-def add_middleware(
-    app: ASGIApp, service: SearchService, api_key: str | None, is_stopping: Callable[[], bool] = lambda: False
-) -> ASGIApp:
-    """Put the limits in front of an application and all that is mounted on it; see `LimitsMiddleware`."""
-    guarded = tuple(f"/{route}" for route in ROUTES)
-    return LimitsMiddleware(app, service.limits, api_key, guarded, service.metrics.observe_request, is_stopping)
 
 
 def _query(**parts: Any) -> SearchQuery:

@@ -19,7 +19,7 @@ from torch import Tensor
 from mim_lightning.data.images.codec import EncodedImage
 from mim_lightning.inference.image_inputs import ImageInputError
 from mim_lightning.inference.query_product_fusion import group_rows
-from mim_lightning.search.service.limits import PixelBudget
+from mim_lightning.search.service.request_limits import PixelBudget
 
 NO_VECTORS = np.empty((0, 0), np.float32)
 

@@ -19,7 +19,7 @@ from typing import Any
 from starlette.types import Scope
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
-from mim_lightning.search.service.limits import Limits
+from mim_lightning.search.service.request_limits import Limits
 
 UNKNOWN = "unknown"
 CHECK_SECONDS = 0.5  # between two looks for expired deadlines

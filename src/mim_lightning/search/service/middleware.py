@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mim_lightning.search.service.connections import client_of
-from mim_lightning.search.service.limits import Limits, RateLimit, RefusedError, error_response
+from mim_lightning.search.service.request_limits import Limits, RateLimit, RefusedError, error_response
 
 KEY_HEADER = "X-API-Key"
 OPEN_PATHS = ("/health",)  # for monitoring: no key, no rate

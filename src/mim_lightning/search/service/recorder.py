@@ -12,8 +12,8 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
-from mim_lightning.search.service.limits import RefusedError
 from mim_lightning.search.service.prometheus import ServiceMetrics
+from mim_lightning.search.service.request_limits import RefusedError
 
 if TYPE_CHECKING:
     from mim_lightning.online.assignment import Experiment
@@ -40,10 +40,10 @@ class Recorder:
         self._retry_at = self._log_at = 0.0
         metrics.event_log_up.set(1)
 
-    def record(self, arm: str, write: Callable[[Experiment], str]) -> str | None:
-        """Record an impression of an arm by `write`, and return its id; None: it could not be recorded."""
+    def record(self, arm: str, write: Callable[[], str]) -> str | None:
+        """Record an impression of an arm by calling `write`, and return its id; None: it could not be recorded."""
         try:
-            impression_id = self._try(lambda: write(self._experiment), OSError, ValueError)
+            impression_id = self._try(write, OSError, ValueError)
         except EventLogError:
             self._metrics.lost_impressions.labels(arm).inc()
             return None

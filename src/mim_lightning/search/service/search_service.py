@@ -13,9 +13,9 @@ from mim_lightning.search.product_images import ProductImages
 from mim_lightning.search.query import SearchQuery, drop_null_weights
 from mim_lightning.search.searcher import Searcher, SearchResult, open_searcher
 from mim_lightning.search.service.batching import BatchingEncoder
-from mim_lightning.search.service.limits import Limits, PixelBudget, RefusedError, refused_image
 from mim_lightning.search.service.prometheus import ServiceMetrics
 from mim_lightning.search.service.recorder import Recorder
+from mim_lightning.search.service.request_limits import Limits, PixelBudget, RefusedError, refused_image
 
 if TYPE_CHECKING:
     from mim_lightning.online.assignment import Experiment
@@ -107,8 +107,11 @@ class SearchService:
         impression_id = None
         if self.recorder and experiment and user_key:
             shown = [(hit.product_id, hit.score) for hit in result.hits]
-            facts = (user_key, engine.name, _kind(query), shown, total_ms, engine.searcher.encoder.fingerprint)
-            impression_id = self.recorder.record(engine.name, lambda experiment: experiment.record(*facts))
+            fingerprint = engine.searcher.encoder.fingerprint
+            impression_id = self.recorder.record(
+                engine.name,
+                lambda: experiment.record(user_key, engine.name, _kind(query), shown, total_ms, fingerprint),
+            )
         return SearchResponse(engine.name, result, impression_id, total_ms)
 
     def click(self, impression_id: str, product_id: str) -> bool:

@@ -12,9 +12,9 @@ from typing import Any
 
 import uvicorn
 
-from mim_lightning.search.service.app import add_middleware, make_app
+from mim_lightning.search.service.app import make_app
 from mim_lightning.search.service.connections import Connections, Proxies
-from mim_lightning.search.service.limits import Limits
+from mim_lightning.search.service.request_limits import Limits
 from mim_lightning.search.service.search_service import SearchService
 
 API_KEY = "MIM_API_KEY"  # environment variable: a secret does not belong on a command line
@@ -49,14 +49,9 @@ class Server:
         # are busy: with 5 ms, the default, 32 clients get a quarter fewer responses
         sys.setswitchinterval(0.0005)
         logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it logs each broken form
-        app: Any = make_app(service, has_key=self.api_key is not None)
-        if has_ui:
-            from mim_lightning.search.service.ui import mount_ui
-
-            app = mount_ui(app, service, self.api_key)
+        app = make_app(service, self.api_key, has_ui, lambda: server.should_exit)
         print(f"{self.url}  (API: /docs)", flush=True)
         raise_file_limit(service.limits.connections + OTHER_FILES)
-        app = add_middleware(app, service, self.api_key, lambda: server.should_exit)
         server = uvicorn.Server(uvicorn.Config(app, **uvicorn_settings(service.limits, self.proxies)))
         server.run(sockets=[self.socket])
 

@@ -10,7 +10,7 @@ import json
 import math
 from typing import Any
 
-from mim_lightning.search.service.limits import RefusedError
+from mim_lightning.search.service.request_limits import RefusedError
 
 MAX_DEPTH = 16  # of nested lists and objects
 

@@ -26,7 +26,7 @@ from mim_lightning.data.images.limits import ImageError
 from mim_lightning.display.text import plain
 from mim_lightning.search.facets import FACETS, choices
 from mim_lightning.search.query import SearchQuery
-from mim_lightning.search.service.limits import RefusedError
+from mim_lightning.search.service.request_limits import RefusedError
 from mim_lightning.search.service.search_service import SearchResponse, SearchService
 from mim_lightning.search.service.ui_requests import SearchBlocks, UiMiddleware, ui_error
 from mim_lightning.search.service.uploads import Uploads

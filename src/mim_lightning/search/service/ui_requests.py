@@ -22,7 +22,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mim_lightning.display.text import plain
 from mim_lightning.search.service.connections import client_of
-from mim_lightning.search.service.limits import MAX_MESSAGE, RefusedError, error_response
+from mim_lightning.search.service.request_limits import MAX_MESSAGE, RefusedError, error_response
 from mim_lightning.search.service.strict_json import is_encodable, read_object
 from mim_lightning.search.service.uploads import Uploads
 

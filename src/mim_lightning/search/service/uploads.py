@@ -18,7 +18,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from mim_lightning.search.service.limits import RefusedError
+from mim_lightning.search.service.request_limits import RefusedError
 
 KEPT_SECONDS = 600  # since the upload, or the last search with it
 MAX_PER_CLIENT = 20  # of more, the oldest are removed

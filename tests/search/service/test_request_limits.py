@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 from mim_lightning.data.images.codec import EncodedImage
-from mim_lightning.search.service import limits as module
-from mim_lightning.search.service.limits import (
+from mim_lightning.search.service import request_limits as module
+from mim_lightning.search.service.request_limits import (
     MAX_MESSAGE,
     Limits,
     PixelBudget,
