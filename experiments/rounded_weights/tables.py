@@ -6,7 +6,6 @@ Writes table.md beside this file; no number is computed here.
 """
 
 import argparse
-import re
 from pathlib import Path
 
 PRECISIONS = ("float32", "float16", "bfloat16", "int8")
@@ -25,7 +24,7 @@ def main() -> None:
     counts = {counts_of(exports / precision) for precision in PRECISIONS[1:]}
     lines = [row_of(HEADER), "| --- | ---: | --- | ---: | ---: | ---: | ---: |"]
     lines += [row_of(cells_of(exports, precision)) for precision in PRECISIONS]
-    text = "\n".join(lines) + f"\n\n*{'; '.join(sorted(counts))}*\n"
+    text = "\n".join(lines) + f"\n\n*{' '.join(sorted(counts))}*\n"
     Path(__file__).with_name("table.md").write_text(text)
     print(text)
 
@@ -62,11 +61,10 @@ def card_rows(folder: Path) -> dict[tuple[str, str | None], list[str]]:
 
 
 def counts_of(folder: Path) -> str:
-    """Return the card's words on how many queries and products these are."""
-    found = re.search(r"over (\d+ queries \([^)]+\) and \d+ products)", costs_of(folder))
-    if found is None:
-        raise SystemExit(f"{folder}/README.md: what rounding costs was not measured; were the data at hand?")
-    return found[1]
+    """Return the card's sentence on how many queries and products these are: the first line, above the tables."""
+    if not card_rows(folder):
+        raise SystemExit(f"{folder}/README.md: no table of what rounding costs; export with the data available")
+    return next(line for line in costs_of(folder).splitlines() if line.strip())
 
 
 def costs_of(folder: Path) -> str:
