@@ -15,8 +15,7 @@ from typing import Any
 
 from mim_lightning.analysis.record import RECORD_FOLDER, EvaluationRecord
 
-FOLD_KEY = "data.splits.fold"
-REPEATED_KEYS = ("seed", "data.seed", FOLD_KEY, "data.splits.label")  # in which the runs of one group differ
+REPEATED_KEYS = ("seed", "data.seed", "data.splits.fold", "data.splits.label")  # in which the runs of one group differ
 MAX_KEYS_IN_LABEL = 3
 
 Leaves = dict[str, Any]  # config by dotted key
@@ -94,8 +93,8 @@ def _validate_distinct(records: Sequence[EvaluationRecord]) -> None:
 
 
 def _fold_of(record: EvaluationRecord) -> int:
-    protocol = record.facts.config.get("data", {}).get("protocol") or {}
-    return int(protocol.get("fold", 0))
+    splits = record.facts.config.get("data", {}).get("splits") or {}
+    return int(splits.get("fold", 0))
 
 
 def _by_fold(records: Sequence[EvaluationRecord]) -> dict[int, tuple[EvaluationRecord, ...]]:

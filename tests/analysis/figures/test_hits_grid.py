@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageColor
 
-from mim_lightning.analysis.figures.hits_grid import CELL, FRAME, GAP, Layout, draw_hits
-from mim_lightning.analysis.figures.hits_selection import select_queries_to_plot
+from mim_lightning.analysis.figures.hits_grid import CELL, FRAME, GAP, Layout, draw_hits, select_queries_to_plot
 from mim_lightning.analysis.record import DirectionRecord, EvaluationRecord
 from mim_lightning.data.manifest.manifest import ManifestSource
 from mim_lightning.data.preparation.prepared import PreparedData, ShardSettings, prepare_shards

@@ -5,13 +5,13 @@ As in figures 2 and 5 of the paper: relevant hits framed blue, others red.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from PIL import Image, ImageDraw
 
-from mim_lightning.analysis.figures.hits_selection import SelectedQueries, directions_of, select_queries_to_plot
 from mim_lightning.analysis.record import DirectionRecord, EvaluationRecord
 from mim_lightning.data.images.codec import decode_image
 from mim_lightning.data.images.limits import ImageError
@@ -21,7 +21,7 @@ from mim_lightning.display.pil_text import cut, font, paste_image, wrap
 from mim_lightning.display.style import FAINT, INK, PAPER, RIGHT, RULE, WRONG
 from mim_lightning.display.text import plain
 from mim_lightning.fields import PRODUCT_IMAGE, PRODUCT_TEXT, QUERY_IMAGE, QUERY_TEXT
-from mim_lightning.types import Sample
+from mim_lightning.types import Sample, id_key
 
 MAX_MODELS = 5
 HITS_BY_MODELS = {1: 5, 2: 4, 3: 3, 4: 2, 5: 2}  # hits of each model, so that the picture is readable at half its size
@@ -31,6 +31,7 @@ TITLE, HEADER, NOTE, CAPTION_LINES, CAPTION_LINE = 104, 46, 30, 3, 20  # heights
 HEADER_LINE, MAX_LABEL_LINES = 26, 2
 TITLE_SIZE, HEADER_SIZE, TEXT_SIZE, CAPTION_SIZE = 28, 21, 17, 16  # of fonts; readable at half the size
 ROW = NOTE + CELL + CAPTION_LINES * CAPTION_LINE + 14
+Pattern = tuple[bool, ...]  # by model: whether the first hit is relevant
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,65 @@ class Layout:
     def hit_corner(self, row: int, model: int, rank: int) -> tuple[int, int]:
         """Return the upper left corner of a hit; `rank` 0 is the first."""
         return self.block_left(model) + rank * (CELL + GAP), self.query_corner(row)[1]
+
+
+@dataclass(frozen=True)
+class SelectedQueries:
+    """Queries to show, and hit@1 over all queries that the models share."""
+
+    query_ids: list[str]  # disputed ones first, sorted by pattern
+    hit_rates: list[float]  # hit@1 by model
+    num_shared: int
+    num_disputed: int  # on which the models disagree
+
+
+def directions_of(records: Mapping[str, EvaluationRecord], direction: str) -> dict[str, DirectionRecord]:
+    """Return one direction of each evaluation.
+
+    Raises:
+        ValueError: an evaluation lacks the direction.
+    """
+    for label, record in records.items():
+        if direction not in record.directions:
+            raise ValueError(
+                f"--direction {direction}: {label} has no such direction; it has {', '.join(record.directions)}"
+            )
+    return {label: record.directions[direction] for label, record in records.items()}
+
+
+def select_queries_to_plot(models: Sequence[DirectionRecord], num_queries: int, seed: int = 0) -> SelectedQueries:
+    """Select queries that all models have; those on which they agree only if there are too few others.
+
+    Patterns of relevant and irrelevant first hits are shown in proportion; within a pattern, queries are drawn by a
+    hash of seed and id.
+
+    Raises:
+        ValueError: the models share no query, or have other relevant products for one.
+    """
+    rows_by_id = [{query_id: row for row, query_id in enumerate(model.query_ids)} for model in models]
+    shared = set(rows_by_id[0]).intersection(*rows_by_id[1:])
+    if not shared:
+        raise ValueError("the runs have no query in common: other data, or another fold")
+    patterns: dict[Pattern, list[str]] = defaultdict(list)
+    for query_id in sorted(shared, key=lambda query_id: id_key(f"{seed}/{query_id}")):
+        rows = [rows_of[query_id] for rows_of in rows_by_id]
+        if len({model.unit_ids[row] for model, row in zip(models, rows, strict=True)}) > 1:
+            raise ValueError(f"query {query_id} has other relevant products in one run than in another: other data")
+        patterns[tuple(bool(model.ranks[row] == 1) for model, row in zip(models, rows, strict=True))].append(query_id)
+    disputed = {pattern: ids for pattern, ids in patterns.items() if len(set(pattern)) > 1}
+    agreed = {pattern: ids for pattern, ids in patterns.items() if len(set(pattern)) == 1}
+    num_disputed = sum(map(len, disputed.values()))
+    num_first = min(num_queries, num_disputed)
+    groups = (_spread(disputed, num_first), _spread(agreed, min(num_queries, len(shared)) - num_first))
+    return SelectedQueries(
+        query_ids=[q for group in groups for pattern in sorted(group, reverse=True) for q in group[pattern]],
+        hit_rates=[
+            sum(len(ids) for pattern, ids in patterns.items() if pattern[model]) / len(shared)
+            for model in range(len(models))
+        ],
+        num_shared=len(shared),
+        num_disputed=num_disputed,
+    )
 
 
 def draw_hits(
@@ -216,3 +276,14 @@ def _write_caption(image: Image.Image, corner: tuple[int, int], text: str, color
     for number, line in enumerate(wrap(text, face, CELL, CAPTION_LINES)):
         where = (corner[0], corner[1] + CELL + 4 + number * CAPTION_LINE)
         ImageDraw.Draw(image).text(where, line, color, face)
+
+
+def _spread(patterns: Mapping[Pattern, list[str]], count: int) -> dict[Pattern, list[str]]:
+    """Return the first queries of each pattern, `count` in all, in proportion (largest remainders)."""
+    total = sum(map(len, patterns.values()))
+    quotas = {pattern: count * len(ids) / total for pattern, ids in patterns.items()}
+    sizes = {pattern: int(quota) for pattern, quota in quotas.items()}
+    by_remainder = sorted(quotas, key=lambda pattern: (sizes[pattern] - quotas[pattern], pattern))
+    for pattern in by_remainder[: count - sum(sizes.values())]:
+        sizes[pattern] += 1
+    return {pattern: ids[: sizes[pattern]] for pattern, ids in patterns.items() if sizes[pattern]}

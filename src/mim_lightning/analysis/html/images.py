@@ -61,8 +61,7 @@ def open_images(data_folder: str, val_split: str, distractors: str | None = None
 
 def open_images_of(facts: RunFacts) -> PageImages:
     """Open the shard sets of a recorded evaluation."""
-    distractors = (facts.config.get("data") or {}).get("distractors")
-    return open_images(facts.data_folder, facts.val_split, distractors)
+    return open_images(*_data_of(facts))
 
 
 class ImageCache:
@@ -73,11 +72,14 @@ class ImageCache:
         self.missing: list[str] = []  # why there are no images, by folder
 
     def of(self, facts: RunFacts) -> PageImages:
-        data = facts.config.get("data") or {}
-        images = self._open(facts.data_folder, facts.val_split, data.get("distractors"))
+        images = self._open(*_data_of(facts))
         if images.missing and images.missing not in self.missing:
             self.missing.append(images.missing)
         return images
+
+
+def _data_of(facts: RunFacts) -> tuple[str, str, str | None]:
+    return facts.data_folder, facts.val_split, (facts.config.get("data") or {}).get("distractors")
 
 
 def _image(sets: Sequence[ShardSet], side: str, item_id: str) -> PageImage:
