@@ -32,7 +32,7 @@ from torchvision.transforms import v2
 
 from mim_lightning.data.images.transforms import Augment
 from mim_lightning.data.loading.collate import Collate
-from mim_lightning.data.loading.loader import BatchRef, RankSampler, StreamLoader, one_thread
+from mim_lightning.data.loading.loader import BatchRequest, RankSampler, StreamLoader, use_one_thread
 from mim_lightning.data.sampling.grouped import GroupedSettings
 from mim_lightning.data.sampling.order import EpochSettings, OrderSettings
 from mim_lightning.data.sampling.shuffled import ShuffledSettings
@@ -134,7 +134,7 @@ def compare(
         collate_fn=as_is,
         num_workers=wishes.workers,
         persistent_workers=True,
-        worker_init_fn=one_thread,
+        worker_init_fn=use_one_thread,
     )
     sides: dict[str, Pass] = {
         "ours": partial(drain, StreamLoader(shards, collate, order, num_workers=wishes.workers)),
@@ -170,14 +170,16 @@ class MemoryDataset(Dataset[Batch]):
     def __init__(self, samples: Sequence[Sample], collate: Collate) -> None:
         self.samples, self.collate = samples, collate
 
-    def __getitems__(self, ref: BatchRef) -> Batch:
+    def __getitems__(self, ref: BatchRequest) -> Batch:
         return self.collate([self.samples[number] for number in ref.numbers], (ref.epoch, ref.start))
 
 
 class NoLoader:
     """The same work from memory in as many processes, whose batches go nowhere; `seconds` is that of the slowest."""
 
-    def __init__(self, samples: Sequence[Sample], collate: Collate, refs: list[BatchRef], num_processes: int) -> None:
+    def __init__(
+        self, samples: Sequence[Sample], collate: Collate, refs: list[BatchRequest], num_processes: int
+    ) -> None:
         self.dataset, self.refs, self.num_processes = MemoryDataset(samples, collate), refs, num_processes
         self.seconds = 0.0
 
@@ -195,7 +197,7 @@ class NoLoader:
         return sum(len(ref.numbers) for ref in self.refs)
 
     def _work(self, idx: int, barrier: Any, spent: Any) -> None:
-        one_thread(idx)
+        use_one_thread(idx)
         barrier.wait()
         started = time.perf_counter()
         for ref in self.refs[idx :: self.num_processes]:
@@ -229,7 +231,7 @@ def webdataset_loader(shards: ShardSet, wishes: argparse.Namespace, is_float: bo
         .batched(wishes.batch_size, collation_fn=webdataset_batch)
     )
     return DataLoader(
-        rows, batch_size=None, num_workers=wishes.workers, persistent_workers=True, worker_init_fn=one_thread
+        rows, batch_size=None, num_workers=wishes.workers, persistent_workers=True, worker_init_fn=use_one_thread
     )
 
 

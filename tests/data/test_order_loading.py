@@ -20,7 +20,7 @@ from mim_lightning.data.sampling.order import EpochSettings, OrderSettings
 from mim_lightning.data.sampling.shuffled import ShuffledSettings
 from mim_lightning.data.sampling.weighted import WeightedSettings
 from mim_lightning.data.shards.mixture import MAIN
-from mim_lightning.data.shards.mixture_set import MixedSet
+from mim_lightning.data.shards.mixture_set import ConcatShardSet
 from mim_lightning.data.shards.shard_set import ShardSet
 from mim_lightning.types import id_key
 from tests.data.conftest import MakeSet
@@ -54,11 +54,11 @@ def make_loaders(make_set: MakeSet) -> MakeLoaders:
             **{"global_batch_size": 16, "seed": 3, "num_lanes": 1 if "mixed" in name else 2} | settings
         )
         each = ORDERS[name.removeprefix("mixed ")]
-        shards = MixedSet(sets, {"web"}) if name.startswith("mixed") else sets[MAIN]
+        shards = ConcatShardSet(sets, {"web"}) if name.startswith("mixed") else sets[MAIN]
         shares = {MAIN: Fraction(5, 8), "web": Fraction(3, 8)}
         order = (
             make_mixture_order(shards, shares, each, epoch)
-            if isinstance(shards, MixedSet)
+            if isinstance(shards, ConcatShardSet)
             else each.for_shards(shards, epoch)
         )
         collate = Collate(SPECS, shards.max_relevant, Augment(), seed=3)

@@ -12,7 +12,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger
 
 from mim_lightning.data.loading.collate import Collate
-from mim_lightning.data.loading.corrupt_samples import BadSamples
+from mim_lightning.data.loading.corrupt_samples import CorruptSamplePolicy
 from mim_lightning.data.loading.loader import StreamLoader
 from mim_lightning.data.sampling.shuffled import ShuffledOrder
 from mim_lightning.data.shards.shard_set import ShardSet
@@ -99,7 +99,9 @@ def train(
     shards: ShardSet, folder: Path, max_corrupt_samples: str | int, on_corrupt_sample: str = "skip"
 ) -> tuple[Trainer, Counting]:
     order = ShuffledOrder(tuple(shards.sizes), 8)
-    loader = StreamLoader(shards, Collate({}), order, bad=BadSamples(on_corrupt_sample, max_corrupt_samples))
+    loader = StreamLoader(
+        shards, Collate({}), order, policy=CorruptSamplePolicy(on_corrupt_sample, max_corrupt_samples)
+    )
     quiet: dict[str, Any] = {"enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
     logger = CSVLogger(folder, name="", version="log")
     trainer = Trainer(

@@ -17,8 +17,8 @@ from mim_lightning.analysis.html.validation_page import write_validation_report
 from mim_lightning.data.images.image_key import MAX_KNOWN, bytes_key, pixel_key
 from mim_lightning.data.images.transforms import Augment
 from mim_lightning.data.loading.collate import Collate
-from mim_lightning.data.loading.corrupt_samples import BadSamples
-from mim_lightning.data.loading.loader import ShardPass, StreamLoader
+from mim_lightning.data.loading.corrupt_samples import CorruptSamplePolicy
+from mim_lightning.data.loading.loader import SequentialLoader, StreamLoader
 from mim_lightning.data.manifest.manifest import Source
 from mim_lightning.data.preparation.opened_data import OpenedData
 from mim_lightning.data.preparation.prepared import Preparation, PreparedData, ShardSettings, prepare_data
@@ -26,8 +26,8 @@ from mim_lightning.data.sampling.mixture import make_mixture_order
 from mim_lightning.data.sampling.order import BatchOrder, EpochSettings, OrderSettings
 from mim_lightning.data.sampling.shuffled import ShuffledSettings, sequential_order
 from mim_lightning.data.shards.cache import CacheSettings
-from mim_lightning.data.shards.mixture import read_mix, split_shares
-from mim_lightning.data.shards.mixture_set import MixedSet
+from mim_lightning.data.shards.mixture import parse_mixture, split_fractions
+from mim_lightning.data.shards.mixture_set import ConcatShardSet
 from mim_lightning.data.shards.shard_set import ShardSet
 from mim_lightning.data.splits import Protocol
 from mim_lightning.data.validation import ValidationSettings
@@ -102,10 +102,14 @@ class MatchDataModule(LightningDataModule):
         self.name, self.specs, self.augment = name, dict(specs), augment
         self.folder, self.source, self.shards, self.val_split = to_path_or_url(folder), source, shards, val_split
         self.protocol, self.distractors = splits, to_path_or_url(distractors) if distractors else None
-        self.cache, self.bad = cache, BadSamples(on_corrupt_sample, max_corrupt_samples)
+        self.cache, self.corrupt_samples = cache, CorruptSamplePolicy(on_corrupt_sample, max_corrupt_samples)
         self.check, self.description = validation, description
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
-        self.num_workers, self.order, self.mix = num_workers, sampling or ShuffledSettings(), read_mix(mixture or {})
+        self.num_workers, self.order, self.mix = (
+            num_workers,
+            sampling or ShuffledSettings(),
+            parse_mixture(mixture or {}),
+        )
         self.epoch_settings = EpochSettings(batch_size, seed, num_interleaved, shuffle_window_shards, samples_per_epoch)
         self.seed = seed
         self.opened, self._is_prepared = self._open(prepared), prepared is not None or source is None
@@ -151,15 +155,15 @@ class MatchDataModule(LightningDataModule):
         Raises:
             ValueError: the settings do not fit the set.
         """
-        if isinstance(shards, MixedSet):
-            return make_mixture_order(shards, split_shares(self.mix), self.order, self.epoch_settings)
+        if isinstance(shards, ConcatShardSet):
+            return make_mixture_order(shards, split_fractions(self.mix), self.order, self.epoch_settings)
         return self.order.for_shards(shards, self.epoch_settings)
 
     def train_dataloader(self) -> StreamLoader:
         shards = self.opened.train
         collate = Collate(self.specs, shards.max_relevant, self.augment, self.seed)
         order = self.train_order(shards)
-        self._train_loader = StreamLoader(shards, collate, order, **self._placement(), bad=self.bad)
+        self._train_loader = StreamLoader(shards, collate, order, **self._placement(), policy=self.corrupt_samples)
         if self._state is not None:
             self._restore_position(self._train_loader, self._state)
         return self._train_loader
@@ -183,13 +187,13 @@ class MatchDataModule(LightningDataModule):
         num_rows = len(self.opened.queries) + sum(len(products) for products in self.opened.gallery)
         return pixel_key if num_rows <= MAX_KNOWN else bytes_key
 
-    def catalog_pass(self, shard_idxs: Sequence[int]) -> ShardPass:
+    def catalog_pass(self, shard_idxs: Sequence[int]) -> SequentialLoader:
         """Return this rank's part of a pass over some shards of the catalog."""
         shards, placement = self.opened.catalog, self._placement()
         rank, world_size = placement.pop("rank"), placement.pop("world_size")
         specs = {name: spec for name, spec in self.specs.items() if side_of(name) == "product"}
         batch_size = max(1, self.eval_batch_size // world_size)
-        return ShardPass(shards, Collate(specs), shard_idxs[rank::world_size], batch_size, **placement)
+        return SequentialLoader(shards, Collate(specs), shard_idxs[rank::world_size], batch_size, **placement)
 
     def _placement(self) -> dict[str, Any]:
         trainer = self.trainer

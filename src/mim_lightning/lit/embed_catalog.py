@@ -13,7 +13,7 @@ import torch
 from lightning import Callback, LightningDataModule, LightningModule, Trainer
 from torch import Tensor
 
-from mim_lightning.data.loading.loader import ShardPass
+from mim_lightning.data.loading.loader import SequentialLoader
 from mim_lightning.data.shards.shard_set import ShardSet
 from mim_lightning.lit.console import ProgressBar
 from mim_lightning.lit.datamodule import MatchDataModule
@@ -55,7 +55,7 @@ class _CatalogPass(LightningDataModule):
         # with more processes than shards some have nothing to do
         self.allow_zero_length_dataloader_with_multiple_devices = True
 
-    def predict_dataloader(self) -> ShardPass:
+    def predict_dataloader(self) -> SequentialLoader:
         self.whole.trainer = self.trainer
         return self.whole.catalog_pass(self.shard_idxs)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mim_lightning.data.shards.sample_finder import find_samples
+from mim_lightning.data.shards.lookup import find_samples
 from mim_lightning.data.shards.shard_set import ShardSet
 from mim_lightning.fields import PRODUCT_IMAGE
 from mim_lightning.search.index.card import IndexCard

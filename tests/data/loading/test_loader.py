@@ -19,8 +19,8 @@ import torch
 
 from mim_lightning.data.images.transforms import Augment
 from mim_lightning.data.loading.collate import Collate
-from mim_lightning.data.loading.corrupt_samples import BadSamples
-from mim_lightning.data.loading.loader import ShardPass, StreamLoader, refuse_full_memory
+from mim_lightning.data.loading.corrupt_samples import CorruptSamplePolicy
+from mim_lightning.data.loading.loader import SequentialLoader, StreamLoader, validate_shared_memory
 from mim_lightning.data.sampling.shuffled import ShuffledOrder, sequential_order
 from mim_lightning.data.shards.shard_set import MEMBERS, ShardSet
 from mim_lightning.types import Batch, ImageSpec, TextSpec
@@ -43,7 +43,7 @@ def loaders(
     num_workers: int = 0,
     batch_size: int = 8,
     evaluate: bool = False,
-    bad: BadSamples | None = None,
+    policy: CorruptSamplePolicy | None = None,
     **plan: Any,
 ) -> list[StreamLoader]:
     """Return the loaders of all ranks."""
@@ -51,7 +51,9 @@ def loaders(
     if evaluate:
         order = sequential_order(shards, batch_size)
     collate = Collate(SPECS, shards.max_relevant, None if evaluate else AUGMENT, seed=3)
-    return [StreamLoader(shards, collate, order, rank, world_size, num_workers, bad=bad) for rank in range(world_size)]
+    return [
+        StreamLoader(shards, collate, order, rank, world_size, num_workers, policy=policy) for rank in range(world_size)
+    ]
 
 
 def content(batch: Batch) -> list[Row]:
@@ -270,7 +272,7 @@ def test_skipped_samples_leave_rows_that_count_nowhere(
     spoil(shards, 4)
     Path(shards.shard_name(1)).unlink()
     lost = {4, *range(*shards.span(1))}
-    ranks = loaders(shards, world_size, num_workers, bad=BadSamples("skip", 9))
+    ranks = loaders(shards, world_size, num_workers, policy=CorruptSamplePolicy("skip", 9))
     parts = [list(loader) for loader in ranks]
     assert [[len(batch) for batch in part] for part in parts] == [
         [8 // world_size] * 2 + [-(-7 // world_size)]
@@ -288,10 +290,10 @@ def test_more_than_may_be_skipped_stops(make_set: MakeSet) -> None:
     shards = make_set()
     for number in (4, 9):
         spoil(shards, number)
-    (stream,) = loaders(shards, bad=BadSamples("skip", 2))
+    (stream,) = loaders(shards, policy=CorruptSamplePolicy("skip", 2))
     assert len(list(stream)) == 3
     assert len(list(stream)) == 3, "the ceiling is an epoch's"
-    (stream,) = loaders(shards, bad=BadSamples("skip", "5%"))
+    (stream,) = loaders(shards, policy=CorruptSamplePolicy("skip", "5%"))
     words = (
         rf"{shards.folder}: 2 of 23 samples of the epoch cannot be read, more than data.max_corrupt_samples=5% \(1\); "
         "the last: .*image"
@@ -311,8 +313,8 @@ def test_evaluation_skips_nothing(make_set: MakeSet) -> None:
 @pytest.mark.parametrize(
     ("max_corrupt_samples", "ceiling"), [("1%", 10), ("0.1%", 1), (7, 7), ("7", 7), ("100 %", 1000), ("0%", 0), (0, 0)]
 )
-def test_ceilings(max_corrupt_samples: str | int, ceiling: int) -> None:
-    assert BadSamples("skip", max_corrupt_samples).ceiling(1000) == ceiling
+def test_ceilings(max_corrupt_samples: str | int, limit: int) -> None:
+    assert CorruptSamplePolicy("skip", max_corrupt_samples).limit(1000) == limit
 
 
 @pytest.mark.parametrize(
@@ -326,12 +328,12 @@ def test_ceilings(max_corrupt_samples: str | int, ceiling: int) -> None:
 )
 def test_impossible_ceilings_are_refused(options: tuple[str, Any], word: str) -> None:
     with pytest.raises(ValueError, match=word):
-        BadSamples(*options)
+        CorruptSamplePolicy(*options)
 
 
 def test_a_pass_over_some_shards(make_set: MakeSet) -> None:
     shards = make_set(23, 9)
-    stream = ShardPass(shards, Collate(SPECS, shards.max_relevant), [2, 0], 5)
+    stream = SequentialLoader(shards, Collate(SPECS, shards.max_relevant), [2, 0], 5)
     batches = [batch.sample_nums.tolist() for batch in stream]
     assert batches == [[16, 17, 18, 19, 20], [21, 22], [0, 1, 2, 3, 4], [5, 6, 7]]
     assert len(stream) == len(batches)
@@ -349,7 +351,7 @@ def test_workers_use_one_thread_each(make_set: MakeSet) -> None:
 
 def test_full_shared_memory_is_named_before_workers_start(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=0))
-    refuse_full_memory(num_workers=0)
+    validate_shared_memory(num_workers=0)
     monkeypatch.setattr("mim_lightning.data.loading.loader.SHARED_MEMORY", Path(__file__).parent)
     with pytest.raises(OSError, match=r"No space left on device, .* set data\.num_workers=0"):
-        refuse_full_memory(num_workers=1)
+        validate_shared_memory(num_workers=1)

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from mim_lightning.data.images.buffer import PictureBuffer, picture_bytes
 from mim_lightning.data.images.transforms import Augment
-from mim_lightning.data.loading import shared_memory as slots_module
+from mim_lightning.data.loading import shared_memory
 from mim_lightning.data.loading.collate import Collate
 from mim_lightning.data.loading.loader import StreamLoader
-from mim_lightning.data.loading.shared_memory import Slots, make_slots
+from mim_lightning.data.loading.shared_memory import SharedBatchBuffers, make_buffers
 from mim_lightning.data.sampling.shuffled import ShuffledOrder
 from mim_lightning.types import Batch, ImageSpec, TextSpec
 from tests.data.conftest import MakeSet, tokenise
@@ -68,13 +68,13 @@ def test_batches_are_those_without_workers_however_many_are_kept(make_set: MakeS
     assert number + 1 == len(expected)
 
 
-def test_slots_are_used_again_as_soon_as_a_batch_is_let_go(make_set: MakeSet) -> None:
+def test_buffers_are_reused_once_a_batch_is_gone(make_set: MakeSet) -> None:
     loader = make_loader(make_set, 2)
-    assert loader.slots is not None
+    assert loader.buffers is not None
     addresses = {batch.inputs["query_image"].data_ptr() for _ in range(2) for batch in loader}  # type: ignore[union-attr]
-    slots = range(len(loader.slots._memory))
-    assert addresses <= {loader.slots.buffer(slot).data_ptr() for slot in slots}
-    assert sorted(loader.slots._free) == list(slots)
+    buffers = range(len(loader.buffers._memory))
+    assert addresses <= {loader.buffers.to_write(buffer_idx).data_ptr() for buffer_idx in buffers}
+    assert sorted(loader.buffers._free) == list(buffers)
 
 
 def test_a_pass_that_is_left_and_begun_anew_goes_on_with_what_comes_next(make_set: MakeSet) -> None:
@@ -87,49 +87,49 @@ def test_a_pass_that_is_left_and_begun_anew_goes_on_with_what_comes_next(make_se
             if done == stop:
                 break
     del batch
-    assert loader.slots is not None and len(loader.slots._free) == len(loader.slots._memory)
+    assert loader.buffers is not None and len(loader.buffers._free) == len(loader.buffers._memory)
 
 
-def test_a_part_of_a_tensor_keeps_its_slot() -> None:
-    slots = Slots(2, 100)
-    slot = slots.take()
-    assert slot == 1
-    part = slots.open(slot)[10:20].view(2, 5)
-    assert slots.take() == 0 and slots.take() is None
+def test_a_part_of_a_tensor_keeps_its_buffer() -> None:
+    buffers = SharedBatchBuffers(2, 100)
+    buffer_idx = buffers.acquire()
+    assert buffer_idx == 1
+    part = buffers.attach(buffer_idx)[10:20].view(2, 5)
+    assert buffers.acquire() == 0 and buffers.acquire() is None
     del part
-    assert slots.take() == 1
+    assert buffers.acquire() == 1
 
 
 def test_pages_that_were_given_back_can_be_written_again() -> None:
-    slots = Slots(1, 10_000)
-    slots.buffer(0).fill_(7)
-    slots.give_back()
-    assert slots.buffer(0).max() == 0
-    slots.buffer(0).fill_(8)
-    assert slots.buffer(0).min() == 8
+    buffers = SharedBatchBuffers(1, 10_000)
+    buffers.to_write(0).fill_(7)
+    buffers.release()
+    assert buffers.to_write(0).max() == 0
+    buffers.to_write(0).fill_(8)
+    assert buffers.to_write(0).min() == 8
 
 
-def test_slots_hold_the_largest_batch_and_are_made_only_where_they_can_be_shared(
+def test_buffers_fit_the_largest_batch_and_are_made_only_if_they_can_be_shared(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    slots = make_slots(SPECS, 5, num_workers=2, num_ahead=2)
-    assert slots is not None and len(slots._memory) == 7
-    buffer = PictureBuffer(slots.buffer(0))
-    start, stop = slots.buffer(0).data_ptr(), slots.buffer(0).data_ptr() + picture_bytes(SPECS.values(), 5)
+    buffers = make_buffers(SPECS, 5, num_workers=2, prefetch_factor=2)
+    assert buffers is not None and len(buffers._memory) == 7
+    buffer = PictureBuffer(buffers.to_write(0))
+    start, stop = buffers.to_write(0).data_ptr(), buffers.to_write(0).data_ptr() + picture_bytes(SPECS.values(), 5)
     inside = [buffer.empty(5, 3, *spec.size) for spec in SPECS.values() if isinstance(spec, ImageSpec)]
     assert all(start <= tensor.data_ptr() < stop and tensor.data_ptr() % 64 == start % 64 for tensor in inside)
     assert not start <= buffer.empty(1).data_ptr() < stop, "what does not fit any more gets memory of its own"
-    assert make_slots(SPECS, 5, num_workers=0, num_ahead=2) is None
-    assert make_slots({"query_text": SPECS["query_text"]}, 5, num_workers=2, num_ahead=2) is None
-    monkeypatch.setattr(slots_module.multiprocessing, "get_start_method", lambda **_: "spawn")
-    assert make_slots(SPECS, 5, num_workers=2, num_ahead=2) is None
+    assert make_buffers(SPECS, 5, num_workers=0, prefetch_factor=2) is None
+    assert make_buffers({"query_text": SPECS["query_text"]}, 5, num_workers=2, prefetch_factor=2) is None
+    monkeypatch.setattr(shared_memory.multiprocessing, "get_start_method", lambda **_: "spawn")
+    assert make_buffers(SPECS, 5, num_workers=2, prefetch_factor=2) is None
 
 
 def test_moving_a_batch_leaves_nothing_behind(make_set: MakeSet) -> None:
-    slots = Slots(1, 100)
+    buffers = SharedBatchBuffers(1, 100)
     batch = next(iter(make_loader(make_set, 0)))
-    batch.inputs["query_image"] = slots.open(0)
-    slots._free.clear()
+    batch.inputs["query_image"] = buffers.attach(0)
+    buffers._free.clear()
     moved = batch.to("cpu")
     del batch, moved
-    assert slots._free == [0]
+    assert buffers._free == [0]

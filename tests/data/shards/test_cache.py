@@ -15,7 +15,7 @@ import pytest
 
 from mim_lightning.data.shards import disk_cache as cache_room
 from mim_lightning.data.shards.cache import CacheSettings, MissingError, ShardCache, ShardError
-from mim_lightning.data.shards.disk_cache import CacheRoom
+from mim_lightning.data.shards.disk_cache import DiskCache
 from mim_lightning.data.shards.open_shards import OpenShards
 from mim_lightning.data.shards.shard_set import ShardSet
 from mim_lightning.io.locks import WaitTimeoutError, lock
@@ -137,10 +137,10 @@ def test_what_is_fetched_ahead_takes_no_room_from_files_in_use(
     for letter in "ab":
         os.close(small.open(letter, 1000))
     with pytest.raises(ShardError, match="room"):
-        small.open("c", 1000, is_ahead=True)
+        small.open("c", 1000, is_prefetch=True)
     long_ago = time.time() - 100
     os.utime(tmp_path / "cache" / "set" / "a", (long_ago, long_ago))
-    os.close(small.open("c", 1000, is_ahead=True))
+    os.close(small.open("c", 1000, is_prefetch=True))
     assert names(tmp_path / "cache") == {"b", "c"}
 
 
@@ -248,7 +248,7 @@ def test_a_lock_that_is_held_too_long_is_given_up(tmp_path: Path) -> None:
 
 
 def test_room_is_waited_for_while_others_fetch(tmp_path: Path) -> None:
-    room = CacheRoom(tmp_path, 1500)
+    room = DiskCache(tmp_path, 1500)
     with room.reserve(tmp_path / "set" / "a", 1000, 1):
         with pytest.raises(WaitTimeoutError), room.reserve(tmp_path / "set" / "b", 1000, 0.1):
             pass
@@ -262,7 +262,7 @@ def test_room_is_waited_for_while_others_fetch(tmp_path: Path) -> None:
 
 
 def test_a_file_that_comes_while_another_counts_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    room, target, counts, settling = CacheRoom(tmp_path, 1500), tmp_path / "set" / "a", cache_room._counts, []
+    room, target, counts, settling = DiskCache(tmp_path, 1500), tmp_path / "set" / "a", cache_room._counts, []
 
     with room.reserve(target, 1000, 1) as reservation:
         found = reservation.path.with_name(f"{reservation.path.name}.try0")
@@ -270,7 +270,7 @@ def test_a_file_that_comes_while_another_counts_is_counted(tmp_path: Path, monke
 
         def count_slowly(path: Path) -> bool:
             if not settling:
-                settling.append(threading.Thread(target=reservation.settle, args=(found, target)))
+                settling.append(threading.Thread(target=reservation.commit, args=(found, target)))
                 settling[0].start()
                 settling[0].join(0.2)  # the folder was listed, and the file is not in that list
             return counts(path)
@@ -282,7 +282,7 @@ def test_a_file_that_comes_while_another_counts_is_counted(tmp_path: Path, monke
     assert names(tmp_path) == {"a"}
 
 
-def _reserve(room: CacheRoom, path: Path) -> None:
+def _reserve(room: DiskCache, path: Path) -> None:
     with room.reserve(path, 1000, 10):
         pass
 

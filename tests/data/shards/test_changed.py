@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from mim_lightning.data.loading.collate import Collate
-from mim_lightning.data.loading.corrupt_samples import BadSamples
+from mim_lightning.data.loading.corrupt_samples import CorruptSamplePolicy
 from mim_lightning.data.loading.loader import StreamLoader
 from mim_lightning.data.sampling.shuffled import ShuffledOrder
 from mim_lightning.data.shards.cache import CacheSettings, ChangedError
@@ -80,7 +80,7 @@ def test_a_change_is_not_skipped_as_damage(write: Write, monkeypatch: pytest.Mon
     shards = ShardSet(folder)
     specs = {"query_image": ImageSpec((8, 8)), "product_image": ImageSpec((8, 8))}
     plan = ShuffledOrder(tuple(shards.sizes), 2, num_lanes=1, window=1)
-    loader = StreamLoader(shards, Collate(specs, 1), plan, bad=BadSamples("skip", "100%"))
+    loader = StreamLoader(shards, Collate(specs, 1), plan, policy=CorruptSamplePolicy("skip", "100%"))
     batches = iter(loader)
     next(batches)
     replace(folder, write("other", 100))

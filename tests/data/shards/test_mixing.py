@@ -16,8 +16,8 @@ from mim_lightning.data.sampling.mixture import MixtureOrder, make_mixture_order
 from mim_lightning.data.sampling.order import EpochSettings, OrderSettings
 from mim_lightning.data.sampling.shuffled import ShuffledSettings
 from mim_lightning.data.sampling.weighted import WeightedSettings
-from mim_lightning.data.shards.mixture import MAIN, MixtureEntry, read_mix, refuse_common_ids, split_shares
-from mim_lightning.data.shards.mixture_set import MixedSet
+from mim_lightning.data.shards.mixture import MAIN, MixtureEntry, parse_mixture, split_fractions, validate_distinct_ids
+from mim_lightning.data.shards.mixture_set import ConcatShardSet
 from mim_lightning.data.shards.shard_set import ShardSet
 from mim_lightning.types import id_key
 from tests.data.conftest import MakeSet
@@ -44,7 +44,7 @@ def mixed(
         for name, part in sizes.items()
     }
     return make_mixture_order(
-        MixedSet(sets), shares or SHARES, each or ShuffledSettings(), EpochSettings(batch_size, **settings)
+        ConcatShardSet(sets), shares or SHARES, each or ShuffledSettings(), EpochSettings(batch_size, **settings)
     )
 
 
@@ -143,11 +143,13 @@ def test_every_rank_gets_its_share_of_each_set() -> None:
 
 
 def test_a_set_that_is_not_trained_on_is_left_out() -> None:
-    assert split_shares(read_mix({"a": {"folder": "x", "fraction": 0.3}, "b": {"folder": "y", "fraction": 0.7}})) == {
+    assert split_fractions(
+        parse_mixture({"a": {"folder": "x", "fraction": 0.3}, "b": {"folder": "y", "fraction": 0.7}})
+    ) == {
         "a": Fraction(3, 10),
         "b": Fraction(7, 10),
     }
-    assert split_shares(read_mix({"a": {"folder": "x", "fraction": 0.3}, "b": None})) == {
+    assert split_fractions(parse_mixture({"a": {"folder": "x", "fraction": 0.3}, "b": None})) == {
         MAIN: Fraction(7, 10),
         "a": Fraction(3, 10),
     }
@@ -172,7 +174,7 @@ def test_a_set_that_is_not_trained_on_is_left_out() -> None:
 )
 def test_mistakes_in_the_mix_are_named(entries: dict, word: str) -> None:
     with pytest.raises(ValueError, match=word):
-        split_shares(read_mix(entries))
+        split_fractions(parse_mixture(entries))
 
 
 def test_shares_too_small_for_a_batch_are_refused() -> None:
@@ -205,7 +207,7 @@ def own_samples(shards: ShardSet) -> list[Any]:
 
 def test_a_mixed_set_reads_as_its_parts(make_set: MakeSet) -> None:
     first, second = make_set(11, 4), make_set(7, 3)
-    both = MixedSet({MAIN: first, "web": second})
+    both = ConcatShardSet({MAIN: first, "web": second})
     assert (len(both), both.sizes, both.max_relevant) == (18, [*first.sizes, *second.sizes], 1)
     expected = [*own_samples(first), *(replace(s, sample_num=s.sample_num + 11) for s in own_samples(second))]
     assert both.read([17, 0, 11, 10]) == [expected[number] for number in (17, 0, 11, 10)]
@@ -218,7 +220,7 @@ def test_a_mixed_set_reads_as_its_parts(make_set: MakeSet) -> None:
 
 def test_ids_of_its_own_are_set_apart(make_set: MakeSet) -> None:
     first, second = make_set(5), make_set(6)
-    shared, own = MixedSet({MAIN: first, "web": second}), MixedSet({MAIN: first, "web": second}, {"web"})
+    shared, own = ConcatShardSet({MAIN: first, "web": second}), ConcatShardSet({MAIN: first, "web": second}, {"web"})
     assert own.read(range(5)) == shared.read(range(5)) == own_samples(first)
     sample = own.read([7])[0]
     assert (sample.query_id, sample.product_id) == ("web:q2", "web:p2")
@@ -232,7 +234,7 @@ def test_common_product_ids_must_be_explained(make_set: MakeSet) -> None:
 
     def refuse(*, web: str | None = None, old: str | None = None, num_old: int = 3) -> None:
         mix = {"web": MixtureEntry("w", 0.1, web), "old": MixtureEntry("o", 0.1, old)}
-        refuse_common_ids({MAIN: catalogue(6), "web": catalogue(4), "old": catalogue(num_old)}, mix)
+        validate_distinct_ids({MAIN: catalogue(6), "web": catalogue(4), "old": catalogue(num_old)}, mix)
 
     with pytest.raises(
         ValueError, match=r"data.mixture.web: 4 of its products have ids of .*set-6.* the first is 'p0'; "
@@ -253,5 +255,5 @@ def test_two_sets_of_a_mix_may_have_ids_in_common_too() -> None:
 
     catalogues = {MAIN: catalogue(1, 2), "web": catalogue(3, 4), "old": catalogue(5, 4)}
     with pytest.raises(ValueError, match=r"data.mixture.old: 1 of its products have ids of f too, the first is '4'"):
-        refuse_common_ids(catalogues, {"web": MixtureEntry("w", 0.1), "old": MixtureEntry("o", 0.1)})
-    refuse_common_ids(catalogues, {"web": MixtureEntry("w", 0.1, "separate"), "old": MixtureEntry("o", 0.1)})
+        validate_distinct_ids(catalogues, {"web": MixtureEntry("w", 0.1), "old": MixtureEntry("o", 0.1)})
+    validate_distinct_ids(catalogues, {"web": MixtureEntry("w", 0.1, "separate"), "old": MixtureEntry("o", 0.1)})

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 from mim_lightning.data.loading.collate import Collate
-from mim_lightning.data.loading.corrupt_samples import BadSamples
-from mim_lightning.data.loading.loader import ShardPass, ShardsAhead, StreamLoader
+from mim_lightning.data.loading.corrupt_samples import CorruptSamplePolicy
+from mim_lightning.data.loading.loader import SequentialLoader, ShardPrefetcher, StreamLoader
 from mim_lightning.data.manifest.manifest import ManifestSource
 from mim_lightning.data.preparation.prepared import ShardSettings, open_prepared, prepare_shards
 from mim_lightning.data.sampling.shuffled import ShuffledOrder
@@ -223,7 +223,7 @@ def test_shards_are_named_before_they_are_needed(make_set: MakeSet, prefetch_sha
 
     remote: Any = Remote()
     remote.prefetch_shards = prefetch_shards
-    ahead = ShardsAhead(remote, order.batches(0))
+    ahead = ShardPrefetcher(remote, order.batches(0))
     named = [ahead.next() for _ in batches]
     known = set(batches[0])
     for number, shards in enumerate(batches):
@@ -243,7 +243,7 @@ def test_what_comes_next_is_fetched_while_a_batch_is_read(
 ) -> None:
     _, store = served
     shards = ShardSet(store.address, settings(tmp_path, prefetch_shards=5))
-    batches = iter(ShardPass(shards, Collate(SPECS), range(5), 9, num_workers))
+    batches = iter(SequentialLoader(shards, Collate(SPECS), range(5), 9, num_workers))
     next(batches)
     deadline = time.monotonic() + 60
     while len(list((tmp_path / "cache").rglob("*.tar"))) < 5 and time.monotonic() < deadline:
@@ -305,7 +305,7 @@ def test_a_shard_out_of_reach_is_skipped_and_counted(
     _, store = served
     shards = ShardSet(store.address, settings(tmp_path))
     store.fail("000003.tar", "error")
-    stream = loader(shards, num_workers, bad=BadSamples("skip", "20%"))
+    stream = loader(shards, num_workers, policy=CorruptSamplePolicy("skip", "20%"))
     with caplog.at_level(logging.WARNING):
         batches = list(stream)
     assert [len(batch) for batch in batches] == [8] * 5 + [5]

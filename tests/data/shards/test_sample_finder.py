@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mim_lightning.data.shards.sample_finder import find_samples
+from mim_lightning.data.shards.lookup import find_samples
 from mim_lightning.data.shards.shard_set import ShardSet
 from mim_lightning.data.shards.writer import Record
 from tests.shard_sets import write_shard_set

@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw
 from mim_lightning.analysis.record import DirectionRecord, EvaluationRecord
 from mim_lightning.data.images.codec import decode_image
 from mim_lightning.data.images.limits import ImageError
-from mim_lightning.data.shards.sample_finder import find_samples
+from mim_lightning.data.shards.lookup import find_samples
 from mim_lightning.data.shards.shard_set import ShardSet
 from mim_lightning.display.pil_text import cut, font, paste_image, wrap
 from mim_lightning.display.style import FAINT, INK, PAPER, RIGHT, RULE, WRONG

@@ -16,7 +16,7 @@ from PIL import Image
 from mim_lightning.analysis.record import RunFacts
 from mim_lightning.data.images.codec import decode_image, decode_truncated
 from mim_lightning.data.preparation.prepared import open_prepared, open_products
-from mim_lightning.data.shards.sample_finder import find_samples
+from mim_lightning.data.shards.lookup import find_samples
 from mim_lightning.data.shards.shard_set import ShardSet
 from mim_lightning.display.text import plain
 from mim_lightning.fields import IMAGE, TEXT, field_name

@@ -1,8 +1,7 @@
-"""Samples that cannot be read: a run stops at the first, or goes on without them up to a ceiling.
+"""Corrupt samples while training: stop at the first, or skip them up to a limit.
 
-Samples' numbers come in, a Batch of as many rows goes out, with word of what was left out; `stream` calls it, in the
-loader's workers and, to count, in the main process. A row that is left out stays in the batch without inputs and
-ids, marked as padding, so that every rank has as many rows as the others and takes part in the same collectives.
+A skipped row stays in its batch without inputs and ids, marked as padding, so that every rank has equally many rows
+and takes part in the same collectives.
 """
 
 from __future__ import annotations
@@ -24,12 +23,12 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class BadSamples:
-    """What is done about samples that cannot be read, while training.
+class CorruptSamplePolicy:
+    """What to do about samples that cannot be read.
 
     Args:
         on_corrupt_sample: "raise" stops at the first, "skip" continues without them.
-        max_corrupt_samples: how many may be skipped in an epoch: a fraction of its rows such as "1%", or a number.
+        max_corrupt_samples: how many may be skipped in an epoch: a percentage of its samples such as "1%", or a number.
     """
 
     on_corrupt_sample: str = "raise"
@@ -38,132 +37,130 @@ class BadSamples:
     def __post_init__(self) -> None:
         if self.on_corrupt_sample not in ("raise", "skip"):
             raise ValueError(f"data.on_corrupt_sample={self.on_corrupt_sample}: give raise or skip")
-        self.ceiling(0)
+        self.limit(0)
 
     @property
-    def are_skipped(self) -> bool:
+    def skips(self) -> bool:
         return self.on_corrupt_sample == "skip"
 
-    def ceiling(self, num_samples: int) -> int:
+    def limit(self, num_samples: int) -> int:
         """Return how many of an epoch's samples may be skipped."""
         text = str(self.max_corrupt_samples).strip()
         if text.isdecimal():
             return int(text)
-        share = re.fullmatch(r"(\d+(?:\.\d+)?) ?%", text)
-        if share is None or float(share[1]) > 100:
-            raise ValueError(
-                f"data.max_corrupt_samples={text}: give a fraction such as 1%, or a whole number of samples"
-            )
-        return math.floor(num_samples * float(share[1]) / 100 + 1e-9)  # 0.1 % of 1,000 must not become 0.999
+        percent = re.fullmatch(r"(\d+(?:\.\d+)?) ?%", text)
+        if percent is None or float(percent[1]) > 100:
+            raise ValueError(f"data.max_corrupt_samples={text}: give a percentage such as 1%, or a number of samples")
+        return math.floor(num_samples * float(percent[1]) / 100 + 1e-9)  # 0.1 % of 1,000 must not become 0.999
 
 
-class Skip(NamedTuple):
-    """A sample that was left out."""
+class SkippedSample(NamedTuple):
+    """A sample that was skipped."""
 
     shard: str
     sample_num: int
     reason: str
 
 
-class Loaded(NamedTuple):
-    """What a worker hands over."""
+class LoadedBatch(NamedTuple):
+    """The result of a worker."""
 
     batch: Batch
-    skips: tuple[Skip, ...] = ()
+    skipped: tuple[SkippedSample, ...] = ()
 
 
-def load(
+def load_batch(
     shards: ShardSet,
     collate: Collate,
     numbers: Sequence[int],
     num_padding: int,
     position: tuple[int, ...],
-    are_skipped: bool = False,
+    skips: bool = False,
     buffer: Tensor | None = None,
-) -> Loaded:
+) -> LoadedBatch:
     """Read and collate the rows of one rank's batch.
 
     Args:
-        num_padding: the last so many rows are repeats.
-        position: of the batch in the run, for the augmentation's seed.
-        are_skipped: leave out rows that cannot be read.
-        buffer: for the pictures, see `Collate`.
+        num_padding: number of rows at the end that are repeats.
+        position: of the batch in the run, for the seed of the augmentation.
+        skips: skip samples that cannot be read.
+        buffer: for the images, see `Collate`.
 
     Raises:
-        ValueError: one cannot be read and is not to be left out; names it.
+        ValueError: a sample cannot be read and is not skipped; names it.
     """
-    samples, skips = [], []
-    for place, number in enumerate(numbers):
-        is_repeat = place >= len(numbers) - num_padding
+    samples, skipped = [], []
+    for row, number in enumerate(numbers):
+        is_repeat = row >= len(numbers) - num_padding
         try:
             samples += shards.read([number], is_repeat)
         except ShardError as error:
-            if not are_skipped:
+            if not skips:
                 raise
             samples.append(_empty(number))
-            if not is_repeat:  # it is counted where it is no repeat
-                skips.append(_skip(shards, number, str(error)))
+            if not is_repeat:  # each sample is counted once
+                skipped.append(_skipped(shards, number, str(error)))
     try:
-        return Loaded(collate(samples, position, buffer), tuple(skips))
+        return LoadedBatch(collate(samples, position, buffer), tuple(skipped))
     except ValueError as error:
-        if not are_skipped:
+        if not skips:
             raise ValueError(f"{shards.folder}: {error}") from error
-    for place, sample in enumerate(samples):
+    for row, sample in enumerate(samples):
         try:
             collate([sample], position)
         except ValueError as error:
-            samples[place] = _empty(sample.sample_num)
+            samples[row] = _empty(sample.sample_num)
             if not sample.is_padding:
-                skips.append(_skip(shards, sample.sample_num, f"{shards.folder}: {error}"))
-    return Loaded(collate(samples, position, buffer), tuple(skips))
+                skipped.append(_skipped(shards, sample.sample_num, f"{shards.folder}: {error}"))
+    return LoadedBatch(collate(samples, position, buffer), tuple(skipped))
 
 
 def _empty(number: int) -> Sample:
     return Sample(number, inputs={}, is_padding=True)
 
 
-def _skip(shards: ShardSet, number: int, reason: str) -> Skip:
-    return Skip(shards.shard_name(int(shards.shards_of(number))), number, reason)
+def _skipped(shards: ShardSet, number: int, reason: str) -> SkippedSample:
+    return SkippedSample(shards.shard_name(int(shards.shards_of(number))), number, reason)
 
 
 @dataclass
-class SkipCount:
-    """What one rank has left out of an epoch.
+class SkipCounter:
+    """The number of samples that one rank has skipped in an epoch.
 
     Args:
-        bad: up to where that is borne.
+        policy: limits it.
         folder: of the set, for errors.
         num_samples: of the epoch, on all ranks.
     """
 
-    bad: BadSamples
+    policy: CorruptSamplePolicy
     folder: str
     num_samples: int
     num_skipped: int = 0
-    _seen: set[str] = field(default_factory=set)  # shards that were told of
+    _logged: set[str] = field(default_factory=set)  # shards
 
     def restart(self) -> None:
         self.num_skipped = 0
 
-    def add(self, skips: Iterable[Skip]) -> None:
-        """Count, and tell the first of each shard.
+    def add(self, skipped: Iterable[SkippedSample]) -> None:
+        """Count skipped samples, and log the first of each shard.
 
         Raises:
-            ValueError: this rank alone has skipped more than all may.
+            ValueError: this rank alone has skipped more than all ranks may.
         """
-        for skip in skips:
+        for sample in skipped:
             self.num_skipped += 1
-            if skip.shard not in self._seen:
-                self._seen.add(skip.shard)
-                log.warning("skipped: %s (further samples of this shard are only counted)", skip.reason)
-            self.refuse_beyond_ceiling(self.num_skipped, skip.reason)
+            if sample.shard not in self._logged:
+                self._logged.add(sample.shard)
+                log.warning("skipped: %s (further samples of this shard are only counted)", sample.reason)
+            self.validate_limit(self.num_skipped, sample.reason)
 
-    def refuse_beyond_ceiling(self, num_skipped: int, reason: str = "") -> None:
-        """Stop where more was left out, on one rank or all, than may be."""
-        ceiling = self.bad.ceiling(self.num_samples)
-        if num_skipped > ceiling:
+    def validate_limit(self, num_skipped: int, reason: str = "") -> None:
+        """Raise ValueError if more samples were skipped, on one rank or all, than the policy allows."""
+        limit = self.policy.limit(self.num_samples)
+        if num_skipped > limit:
             raise ValueError(
                 f"{self.folder}: {num_skipped} of {self.num_samples} samples of the epoch cannot be read, "
-                f"more than data.max_corrupt_samples={self.bad.max_corrupt_samples} ({ceiling})"
+                f"more than data.max_corrupt_samples={self.policy.max_corrupt_samples} ({limit})"
                 + (f"; the last: {reason}" if reason else "")
             )

@@ -1,7 +1,6 @@
-"""Shard sets to batches of one rank: a DataLoader whose whole position is two integers.
+"""Loaders: from a shard set and an order to the batches of one rank, with a position of two integers.
 
-A ShardSet, a Collate and an order come in, `Batch`es go out; `lit.datamodule` builds the loaders. Workers only read
-what they are told to, so their number changes nothing.
+Workers only read what they are told to, so their number does not change a batch.
 """
 
 from __future__ import annotations
@@ -20,83 +19,88 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from mim_lightning.data.loading.collate import Collate
-from mim_lightning.data.loading.corrupt_samples import BadSamples, Loaded, SkipCount, load
-from mim_lightning.data.loading.shared_memory import Sent, Slots, make_slots
+from mim_lightning.data.loading.corrupt_samples import CorruptSamplePolicy, LoadedBatch, SkipCounter, load_batch
+from mim_lightning.data.loading.shared_memory import BatchMessage, SharedBatchBuffers, make_buffers
 from mim_lightning.data.sampling.order import STATE_KEYS, BatchOrder
 from mim_lightning.data.shards.shard_set import ShardSet
 from mim_lightning.types import Batch
 
-BATCHES_AHEAD = 2  # that each worker is asked for before they are needed
-SHARED_MEMORY, LEAST_FREE = Path("/dev/shm"), 2**20  # noqa: S108 - where the system keeps it; bytes
-BEYOND_PATIENCE = 300.0  # seconds that reading and decoding a batch may take beside waiting for a store
+PREFETCH_FACTOR = 2  # batches that each worker prefetches
+SHARED_MEMORY, MIN_FREE = Path("/dev/shm"), 2**20  # noqa: S108 - of the system; bytes
+DECODE_TIMEOUT = 300.0  # seconds for reading and decoding a batch, besides waiting for a store
 
 
 @dataclass(frozen=True)
-class BatchRef:
-    """One rank's part of a global batch: which samples, and where in the run (for the augmentation's seed)."""
+class BatchRequest:
+    """One rank's part of a global batch: its samples, and its position in the run (for the seed of augmentation)."""
 
     epoch: int
     start: int  # samples of the epoch before this global batch
     numbers: list[int]
-    num_padding: int  # the last so many numbers are repeats
-    ahead: tuple[int, ...] = ()  # shards to fetch, for later batches need them
-    slot: int | None = None  # where its pictures go
+    num_padding: int  # numbers at the end that are repeats
+    prefetch: tuple[int, ...] = ()  # shards that later batches need
+    buffer_idx: int | None = None  # of the shared buffer for its images
 
 
 class ShardDataset(Dataset[Any]):
-    """Read and collate one BatchRef; runs in the loader's workers, or where there are none."""
+    """Read and collate a BatchRequest, in the workers of a loader or in the process itself."""
 
     def __init__(
-        self, shards: ShardSet, collate: Collate, are_skipped: bool = False, slots: Slots | None = None
+        self, shards: ShardSet, collate: Collate, skips: bool = False, buffers: SharedBatchBuffers | None = None
     ) -> None:
-        self.shards, self.collate, self.are_skipped, self.slots = shards, collate, are_skipped, slots
+        self.shards, self.collate, self.skips, self.buffers = shards, collate, skips, buffers
 
-    def __getitems__(self, ref: BatchRef) -> Loaded | Sent:
-        self.shards.fetch_ahead(ref.ahead)
-        position = ref.epoch, ref.start
-        buffer = None if self.slots is None or ref.slot is None else self.slots.buffer(ref.slot)
-        found = load(self.shards, self.collate, ref.numbers, ref.num_padding, position, self.are_skipped, buffer)
-        return Sent(found, self.slots, ref.slot) if get_worker_info() else found
+    def __getitems__(self, request: BatchRequest) -> LoadedBatch | BatchMessage:
+        self.shards.prefetch(request.prefetch)
+        buffer_idx, numbers, position = request.buffer_idx, request.numbers, (request.epoch, request.start)
+        buffer = None if self.buffers is None or buffer_idx is None else self.buffers.to_write(buffer_idx)
+        loaded = load_batch(self.shards, self.collate, numbers, request.num_padding, position, self.skips, buffer)
+        return BatchMessage(loaded, self.buffers, buffer_idx) if get_worker_info() else loaded
 
 
-class ShardsAhead:
-    """Which shards come next: of batches as they are read, those that a later batch is the first to need.
+class ShardPrefetcher:
+    """Chooses the shards to prefetch with each batch: those that a later batch is the first to need.
 
     Args:
-        shards: of whose `prefetch_shards` so many are named before they are needed.
-        parts: the same batches, of sample numbers.
+        shards: their `prefetch_shards` is how many are prefetched.
+        parts: the batches, as sample numbers.
     """
 
     def __init__(self, shards: ShardSet, parts: Iterator[np.ndarray]) -> None:
         self.shards, self.parts = shards, parts
-        self._is_named = np.zeros(len(shards.sizes), dtype=bool)
-        self._first_needed: deque[int] = deque()  # by which batch, of each shard that was named and is not reached yet
+        self._is_requested = np.zeros(len(shards.sizes), dtype=bool)
+        self._first_needed: deque[int] = deque()  # by which batch, of each shard prefetched and not reached yet
         self._num_reached, self._num_read = 0, 0  # batches
 
     def next(self) -> tuple[int, ...]:
-        """Return the shards to fetch while the next batch is read."""
+        """Return the shards to prefetch while the next batch is read."""
         self._num_reached += 1
         while self._first_needed and self._first_needed[0] < self._num_reached:
             self._first_needed.popleft()
-        found: list[int] = []
+        requested: list[int] = []
         while len(self._first_needed) < self.shards.prefetch_shards:
             part = next(self.parts, None)
             if part is None:
                 break
-            new = [idx for idx in np.unique(self.shards.shards_of(part)).tolist() if not self._is_named[idx]]
-            self._is_named[new] = True
-            if self._num_read >= self._num_reached:  # else it is needed at once
+            new = [idx for idx in np.unique(self.shards.shards_of(part)).tolist() if not self._is_requested[idx]]
+            self._is_requested[new] = True
+            if self._num_read >= self._num_reached:  # otherwise it is needed now
                 self._first_needed.extend([self._num_read] * len(new))
-                found += new
+                requested += new
             self._num_read += 1
-        return tuple(found)
+        return tuple(requested)
 
 
-class RankSampler(Sampler[BatchRef]):
-    """Deal the global batches of an epoch to one rank, in equal parts; the last batch is filled up by repeats."""
+class RankSampler(Sampler[BatchRequest]):
+    """Split the global batches of an epoch between ranks in equal parts; repeats complete the last batch."""
 
     def __init__(
-        self, shards: ShardSet, order: BatchOrder, rank: int, world_size: int, slots: Slots | None = None
+        self,
+        shards: ShardSet,
+        order: BatchOrder,
+        rank: int,
+        world_size: int,
+        buffers: SharedBatchBuffers | None = None,
     ) -> None:
         if order.global_batch_size % world_size:
             raise ValueError(
@@ -104,37 +108,38 @@ class RankSampler(Sampler[BatchRef]):
                 f"it must be a multiple of their number, {world_size}"
             )
         self.shards, self.order, self.rank, self.world_size = shards, order, rank, world_size
-        self.epoch, self.start, self.slots = 0, 0, slots
+        self.epoch, self.start, self.buffers = 0, 0, buffers
 
     def __len__(self) -> int:
         return self.order.num_batches
 
-    def __iter__(self) -> Iterator[BatchRef]:
+    def __iter__(self) -> Iterator[BatchRequest]:
         start, epoch = self.start, self.epoch
-        ahead = self._ahead(epoch, start) if self.shards.prefetch_shards else None
+        prefetcher = None
+        if self.shards.prefetch_shards:
+            parts = (self._part(batch)[0] for batch in self.order.batches(epoch, start))
+            prefetcher = ShardPrefetcher(self.shards, parts)
         for batch in self.order.batches(epoch, start):
             part, num_padding = self._part(batch)
-            slot = self.slots.take() if self.slots else None
-            yield BatchRef(epoch, start, part.tolist(), num_padding, ahead.next() if ahead else (), slot)
+            buffer_idx = self.buffers.acquire() if self.buffers else None
+            prefetch = prefetcher.next() if prefetcher else ()
+            yield BatchRequest(epoch, start, part.tolist(), num_padding, prefetch, buffer_idx)
             start += len(batch)
 
-    def _ahead(self, epoch: int, start: int) -> ShardsAhead:
-        return ShardsAhead(self.shards, (self._part(batch)[0] for batch in self.order.batches(epoch, start)))
-
     def _part(self, batch: np.ndarray) -> tuple[np.ndarray, int]:
-        """Return this rank's rows of a global batch, and how many of them, the last ones, are repeats."""
-        share = -(-len(batch) // self.world_size)
-        part = batch[self.rank * share : (self.rank + 1) * share]
-        num_padding = share - len(part)
+        """Return this rank's rows of a global batch, and how many at their end are repeats."""
+        num_rows = -(-len(batch) // self.world_size)
+        part = batch[self.rank * num_rows : (self.rank + 1) * num_rows]
+        num_padding = num_rows - len(part)
         return np.concatenate([part, np.resize(batch, num_padding)]), num_padding
 
 
-class StreamLoader(DataLoader[Loaded]):
-    """A DataLoader that knows its position and goes on from it.
+class StreamLoader(DataLoader[LoadedBatch]):
+    """A DataLoader that knows its position and resumes from it.
 
-    Every `iter` begins where the last one was left; at the epoch's end that is the next epoch. The position is
-    that of the whole run, not of a rank, so a checkpoint made by rank 0 resumes every rank. A pass in stored
-    order (evaluation) always begins at the beginning.
+    Every `iter` starts where the last one stopped; at the end of an epoch that is the next epoch. The position is that
+    of the run, not of a rank, so a checkpoint of rank 0 resumes every rank. A pass in stored order (evaluation) always
+    starts at the beginning.
     """
 
     def __init__(
@@ -146,24 +151,24 @@ class StreamLoader(DataLoader[Loaded]):
         world_size: int = 1,
         num_workers: int = 0,
         pin_memory: bool = False,
-        bad: BadSamples | None = None,
+        policy: CorruptSamplePolicy | None = None,
     ) -> None:
-        bad = bad or BadSamples()
-        rows_of_rank = -(-order.global_batch_size // world_size)
-        self.slots = make_slots(collate.specs, rows_of_rank, num_workers, BATCHES_AHEAD)
-        self.ranks, self.order = RankSampler(shards, order, rank, world_size, self.slots), order
+        policy = policy or CorruptSamplePolicy()
+        num_rows = -(-order.global_batch_size // world_size)
+        self.buffers = make_buffers(collate.specs, num_rows, num_workers, PREFETCH_FACTOR)
+        self.ranks, self.order = RankSampler(shards, order, rank, world_size, self.buffers), order
         self.epoch, self.consumed = 0, 0
-        self.skipped = SkipCount(bad, str(shards.folder), order.num_samples)
+        self.skipped = SkipCounter(policy, str(shards.folder), order.num_samples)
         super().__init__(
-            ShardDataset(shards, collate, bad.are_skipped, self.slots),
+            ShardDataset(shards, collate, policy.skips, self.buffers),
             batch_sampler=self.ranks,  # type: ignore[arg-type]  # torch's stub wants lists of indices
-            collate_fn=_as_is,  # type: ignore[arg-type]  # ShardDataset has collated already
+            collate_fn=_identity_collate,  # type: ignore[arg-type]  # ShardDataset has collated already
             num_workers=num_workers,
-            prefetch_factor=BATCHES_AHEAD if num_workers else None,
+            prefetch_factor=PREFETCH_FACTOR if num_workers else None,
             pin_memory=pin_memory,
-            timeout=_seconds_for_a_batch(shards, num_workers),
+            timeout=_batch_timeout(shards, num_workers),
             persistent_workers=num_workers > 0,
-            worker_init_fn=one_thread,
+            worker_init_fn=use_one_thread,
         )
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
@@ -173,22 +178,22 @@ class StreamLoader(DataLoader[Loaded]):
             self.consumed = 0
         self.ranks.epoch, self.ranks.start = self.epoch, self.consumed
         self.skipped.restart()
-        refuse_full_memory(self.num_workers)
-        for batch, skips in super().__iter__():
-            self.skipped.add(skips)
+        validate_shared_memory(self.num_workers)
+        for batch, skipped in super().__iter__():
+            self.skipped.add(skipped)
             self.consumed = min(self.consumed + self.order.global_batch_size, self.order.num_samples)
             yield batch
-        if self.slots:
-            self.slots.give_back()
+        if self.buffers:
+            self.buffers.release()
 
     def state_dict(self) -> dict[str, Any]:
         return {"epoch": self.epoch, "consumed": self.consumed, **self.order.state_key()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a saved position.
+        """Resume from a saved position.
 
         Raises:
-            ValueError: the position means another sample under today's settings.
+            ValueError: the position means another sample with the present settings.
         """
         for name, value in self.order.state_key().items():
             if state.get(name) != value:
@@ -197,8 +202,8 @@ class StreamLoader(DataLoader[Loaded]):
         self.epoch, self.consumed = state["epoch"], state["consumed"]
 
 
-class ShardPass:
-    """One pass over some shards of a set, in order; no batch holds rows of two shards.
+class SequentialLoader:
+    """One pass over some shards of a set, in order; no batch has rows of two shards.
 
     A plain iterable: Lightning would rebuild a DataLoader for prediction.
     """
@@ -212,28 +217,28 @@ class ShardPass:
         num_workers: int = 0,
         pin_memory: bool = False,
     ) -> None:
-        self._refs = _PassRefs(shards, list(shard_idxs), batch_size)
+        self._requests = _SequentialRequests(shards, list(shard_idxs), batch_size)
         self._loader = DataLoader(
             ShardDataset(shards, collate),
-            batch_sampler=self._refs,  # type: ignore[arg-type]  # torch's stub wants lists of indices
-            collate_fn=_as_is,  # type: ignore[arg-type]  # ShardDataset has collated already
+            batch_sampler=self._requests,  # type: ignore[arg-type]  # torch's stub wants lists of indices
+            collate_fn=_identity_collate,  # type: ignore[arg-type]  # ShardDataset has collated already
             num_workers=num_workers,
             pin_memory=pin_memory,
-            timeout=_seconds_for_a_batch(shards, num_workers),
-            worker_init_fn=one_thread,
+            timeout=_batch_timeout(shards, num_workers),
+            worker_init_fn=use_one_thread,
         )
 
     def __len__(self) -> int:
-        return len(self._refs)
+        return len(self._requests)
 
     def __iter__(self) -> Iterator[Batch]:
-        refuse_full_memory(self._loader.num_workers)
+        validate_shared_memory(self._loader.num_workers)
         return (loaded.batch for loaded in self._loader)
 
 
 @dataclass(frozen=True)
-class _PassRefs:
-    """The batches of some shards, in order; a catalogue has too many samples to list them."""
+class _SequentialRequests:
+    """The batches of some shards, in order, generated one by one: a catalog has too many samples for a list."""
 
     shards: ShardSet
     shard_idxs: list[int]
@@ -242,10 +247,12 @@ class _PassRefs:
     def __len__(self) -> int:
         return sum(-(-self.shards.sizes[idx] // self.batch_size) for idx in self.shard_idxs)
 
-    def __iter__(self) -> Iterator[BatchRef]:
-        ahead = ShardsAhead(self.shards, map(np.array, self._parts())) if self.shards.prefetch_shards else None
+    def __iter__(self) -> Iterator[BatchRequest]:
+        prefetcher = None
+        if self.shards.prefetch_shards:
+            prefetcher = ShardPrefetcher(self.shards, map(np.array, self._parts()))
         for part in self._parts():
-            yield BatchRef(0, part[0], list(part), 0, ahead.next() if ahead else ())
+            yield BatchRequest(0, part[0], list(part), 0, prefetcher.next() if prefetcher else ())
 
     def _parts(self) -> Iterator[range]:
         for start, stop in map(self.shards.span, self.shard_idxs):
@@ -253,25 +260,21 @@ class _PassRefs:
                 yield range(first, min(first + self.batch_size, stop))
 
 
-def refuse_full_memory(num_workers: int) -> None:
-    """Say so before workers start where they could hand nothing over: the system's error names no place.
-
-    Raises:
-        OSError: naming the place, and the key that needs none.
-    """
-    if num_workers and SHARED_MEMORY.is_dir() and shutil.disk_usage(SHARED_MEMORY).free < LEAST_FREE:
-        reason = f"{os.strerror(errno.ENOSPC)}, and loading processes need some; make room, or set data.num_workers=0"
+def validate_shared_memory(num_workers: int) -> None:
+    """Raise OSError before workers start if shared memory is full: the error of the system would not name it."""
+    if num_workers and SHARED_MEMORY.is_dir() and shutil.disk_usage(SHARED_MEMORY).free < MIN_FREE:
+        reason = f"{os.strerror(errno.ENOSPC)}, but workers need some; free some space, or set data.num_workers=0"
         raise OSError(errno.ENOSPC, reason, str(SHARED_MEMORY))
 
 
-def _as_is(found: Loaded | Sent) -> Loaded | Sent:
-    return found
+def _identity_collate(loaded: LoadedBatch | BatchMessage) -> LoadedBatch | BatchMessage:
+    return loaded
 
 
-def _seconds_for_a_batch(shards: ShardSet, num_workers: int) -> float:
-    """Return after how long a worker that hands over nothing is given up; 0: never, without workers or a store."""
-    return 2 * shards.patience + BEYOND_PATIENCE if num_workers and shards.patience else 0.0
+def _batch_timeout(shards: ShardSet, num_workers: int) -> float:
+    """Return the seconds after which a worker without a result is given up; 0, never, without workers or a store."""
+    return 2 * shards.patience + DECODE_TIMEOUT if num_workers and shards.patience else 0.0
 
 
-def one_thread(worker_id: int) -> None:
+def use_one_thread(worker_id: int) -> None:
     torch.set_num_threads(1)

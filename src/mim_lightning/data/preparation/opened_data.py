@@ -13,8 +13,8 @@ import numpy as np
 
 from mim_lightning.data.preparation.prepared import MissingSplitError, PreparedData, open_prepared
 from mim_lightning.data.shards.cache import CacheSettings
-from mim_lightning.data.shards.mixture import MAIN, SEPARATE, MixtureEntry, refuse_common_ids, split_shares
-from mim_lightning.data.shards.mixture_set import MixedSet
+from mim_lightning.data.shards.mixture import MAIN, SEPARATE, MixtureEntry, split_fractions, validate_distinct_ids
+from mim_lightning.data.shards.mixture_set import ConcatShardSet
 from mim_lightning.data.shards.shard_set import ShardSet
 from mim_lightning.io.paths import PathOrUrl
 
@@ -52,8 +52,10 @@ class OpenedData:
     def train(self) -> ShardSet:
         """The training rows: one set, or several read as one."""
         if self.mix:
-            sets = {name: self._open(self._places[name]).queries(self.train_split) for name in split_shares(self.mix)}
-            return MixedSet(sets, {name for name, entry in self.mix.items() if entry.id_namespace == SEPARATE})
+            sets = {
+                name: self._open(self._places[name]).queries(self.train_split) for name in split_fractions(self.mix)
+            }
+            return ConcatShardSet(sets, {name for name, entry in self.mix.items() if entry.id_namespace == SEPARATE})
         try:
             return self._open(self.folder).queries(self.train_split)
         except MissingSplitError as error:
@@ -99,10 +101,12 @@ class OpenedData:
         """Check that config says whether equal product ids of several sets mean one product.
 
         Raises:
-            ValueError: see `refuse_common_ids`.
+            ValueError: see `validate_distinct_ids`.
         """
         if self.mix:
-            refuse_common_ids({name: self._open(place).catalogue() for name, place in self._places.items()}, self.mix)
+            validate_distinct_ids(
+                {name: self._open(place).catalogue() for name, place in self._places.items()}, self.mix
+            )
 
     @property
     def _places(self) -> dict[str, PathOrUrl]:

@@ -15,7 +15,7 @@ from itertools import accumulate, pairwise
 import numpy as np
 
 from mim_lightning.data.sampling.order import BatchOrder, EpochSettings, OrderSettings
-from mim_lightning.data.shards.mixture_set import MixedSet
+from mim_lightning.data.shards.mixture_set import ConcatShardSet
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ class _Stream:
 
 
 def make_mixture_order(
-    shards: MixedSet, fractions: Mapping[str, Fraction], each: OrderSettings, epoch: EpochSettings
+    shards: ConcatShardSet, fractions: Mapping[str, Fraction], each: OrderSettings, epoch: EpochSettings
 ) -> MixtureOrder:
     """Return the order of a mixture.
 

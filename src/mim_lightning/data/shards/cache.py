@@ -17,7 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from mim_lightning.data.shards.disk_cache import PARTIAL, CacheRoom, Reservation
+from mim_lightning.data.shards.disk_cache import PARTIAL, DiskCache, Reservation
 from mim_lightning.io.locks import WaitTimeoutError, lock
 from mim_lightning.io.remote import Check, download, remote_size
 from mim_lightning.io.retry import NotFoundError, RemoteError, RetryPolicy
@@ -111,7 +111,7 @@ class ShardCache:
     def __init__(self, address: str, version: str, settings: CacheSettings) -> None:
         self.address, self.settings = address, settings
         self.folder = settings.root / version
-        self._room = CacheRoom(settings.root, settings.limit)
+        self._room = DiskCache(settings.root, settings.limit)
 
     def open(self, name: str, size: int | None = None, check: Check | None = None, is_ahead: bool = False) -> int:
         """Return a descriptor of a file, fetched if it is not here; it can be read when the file is long gone.

@@ -26,7 +26,7 @@ PARTIAL = ".partial"  # ending of a reservation: as large as the file to come, a
 
 
 @dataclass(frozen=True)
-class CacheRoom:
+class DiskCache:
     """The files of all folders in `folder`, at most `limit` bytes, reservations included."""
 
     folder: Path
@@ -112,7 +112,7 @@ class CacheRoom:
 class Reservation:
     """Where a file is written to until it is whole."""
 
-    room: CacheRoom
+    room: DiskCache
     path: Path
     size: int
 

@@ -23,7 +23,7 @@ from mim_lightning.data.shards.cache import (
     as_shard_error,
     changed,
 )
-from mim_lightning.data.shards.open_shards import OpenShard, check_opened, check_shard, read_places
+from mim_lightning.data.shards.open_shards import OpenShard, read_places, validate_opened, validate_shard
 from mim_lightning.data.shards.set_index import IndexedShard
 from mim_lightning.io.damaged_file import DamagedFileError, errors_as_damaged_file, validate_regular_file
 from mim_lightning.io.remote import download_bytes
@@ -67,7 +67,7 @@ class ShardFiles(Protocol):
         """
         ...
 
-    def fetch_ahead(self, shards: Iterable[IndexedShard]) -> None: ...
+    def prefetch(self, shards: Iterable[IndexedShard]) -> None: ...
 
     def drop(self, shard: IndexedShard) -> None:
         """Forget a copy that turned out damaged."""
@@ -127,8 +127,8 @@ class LocalFiles:
             validate_regular_file(tar_path, AGAIN)
             opened = OpenShard(str(tar_path), os.open(tar_path, os.O_RDONLY), places)
             if verify:
-                check_shard(opened.descriptor, shard.num_bytes, shard.crc32)
-            check_opened(opened.descriptor, places, shard.num_bytes)
+                validate_shard(opened.descriptor, shard.num_bytes, shard.crc32)
+            validate_opened(opened.descriptor, places, shard.num_bytes)
         except FileNotFoundError:
             raise ShardError(f"{tar_path}: the shard is missing; run prepare again") from None
         except DamagedFileError as error:
@@ -151,14 +151,14 @@ class LocalFiles:
             raise changed(str(self.folder))
         self._index = digest, _stamp(facts)
 
-    def fetch_ahead(self, shards: Iterable[IndexedShard]) -> None:
+    def prefetch(self, shards: Iterable[IndexedShard]) -> None:
         pass
 
     def drop(self, shard: IndexedShard) -> None:
         pass
 
 
-class FetchedFiles:
+class RemoteFiles:
     def __init__(self, address: str, settings: CacheSettings) -> None:
         self.address, self.settings = address.rstrip("/"), settings
         self.prefetch_shards, self.patience = settings.prefetch_shards, settings.retry_policy.max_seconds
@@ -195,8 +195,8 @@ class FetchedFiles:
             raise
         try:
             if verify:
-                check_shard(opened.descriptor, shard.num_bytes, shard.crc32)
-            check_opened(opened.descriptor, opened.places, shard.num_bytes)
+                validate_shard(opened.descriptor, shard.num_bytes, shard.crc32)
+            validate_opened(opened.descriptor, opened.places, shard.num_bytes)
         except (OSError, ValueError) as error:
             self.drop(shard)
             self._refuse_change()
@@ -221,7 +221,7 @@ class FetchedFiles:
             self._cache.drop(name)
         raise changed(self.address, reason)
 
-    def fetch_ahead(self, shards: Iterable[IndexedShard]) -> None:
+    def prefetch(self, shards: Iterable[IndexedShard]) -> None:
         for shard in shards:
             _AHEAD.put(partial(self._open, shard, is_ahead=True))
 
@@ -255,7 +255,7 @@ def _stamp(facts: os.stat_result) -> tuple[int, ...]:
 def _check_tar(shard: IndexedShard, path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        check_shard(descriptor, shard.num_bytes, shard.crc32)
+        validate_shard(descriptor, shard.num_bytes, shard.crc32)
     finally:
         os.close(descriptor)
 

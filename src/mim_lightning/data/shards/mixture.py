@@ -28,7 +28,7 @@ class MixtureEntry:
     id_namespace: str | None = None  # "separate": ids mean other products than equal ids elsewhere; "shared": the same
 
 
-def read_mix(entries: Mapping[str, Mapping[str, Any] | None]) -> dict[str, MixtureEntry]:
+def parse_mixture(entries: Mapping[str, Mapping[str, Any] | None]) -> dict[str, MixtureEntry]:
     """Return the entries of `data.mixture` that are not null.
 
     Raises:
@@ -55,7 +55,7 @@ def _read_entry(where: str, entry: Mapping[str, Any]) -> MixtureEntry:
     return made
 
 
-def split_shares(mix: Mapping[str, MixtureEntry]) -> dict[str, Fraction]:
+def split_fractions(mix: Mapping[str, MixtureEntry]) -> dict[str, Fraction]:
     """Return the share of each set in a batch: what the mix leaves of it belongs to MAIN, which is left out at 0.
 
     Raises:
@@ -68,7 +68,7 @@ def split_shares(mix: Mapping[str, MixtureEntry]) -> dict[str, Fraction]:
     return {MAIN: left, **shares} if left else shares
 
 
-def refuse_common_ids(catalogues: Mapping[str, ShardSet], mix: Mapping[str, MixtureEntry]) -> None:
+def validate_distinct_ids(catalogues: Mapping[str, ShardSet], mix: Mapping[str, MixtureEntry]) -> None:
     """Refuse sets with common product ids unless config says what these mean.
 
     Args:

@@ -18,7 +18,7 @@ from mim_lightning.data.shards.shard_set import ShardSet
 from mim_lightning.types import Sample
 
 
-class MixedSet(ShardSet):
+class ConcatShardSet(ShardSet):
     """The samples of several sets under numbers that go on from one to the next.
 
     Args:
@@ -73,10 +73,10 @@ class MixedSet(ShardSet):
         set_idx, own_idx = self._find_set(self._first_shards, shard_idx)
         return self._parts[set_idx].shard_name(own_idx)
 
-    def fetch_ahead(self, shard_idxs: Iterable[int]) -> None:
+    def prefetch(self, shard_idxs: Iterable[int]) -> None:
         for shard_idx in shard_idxs:  # one by one: in the order in which they will be needed
             set_idx, own_idx = self._find_set(self._first_shards, shard_idx)
-            self._parts[set_idx].fetch_ahead([own_idx])
+            self._parts[set_idx].prefetch([own_idx])
 
     @staticmethod
     def _find_set(starts: list[int], number: int) -> tuple[int, int]:

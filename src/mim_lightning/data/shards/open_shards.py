@@ -69,7 +69,7 @@ class OpenShard:
         return {name: data[offset - first : offset - first + size] for name, (offset, size) in places.items()}
 
 
-def check_opened(descriptor: int, places: np.ndarray, num_bytes: int | None) -> None:
+def validate_opened(descriptor: int, places: np.ndarray, num_bytes: int | None) -> None:
     """Compare a tar file with its byte index and with its size, cheaply, for whenever it is opened.
 
     Raises:
@@ -96,7 +96,7 @@ def _check_member(descriptor: int, name: str, offset: int, size: int) -> None:
         )
 
 
-def check_shard(descriptor: int, num_bytes: int | None, crc32: int | None) -> None:
+def validate_shard(descriptor: int, num_bytes: int | None, crc32: int | None) -> None:
     """Compare a whole tar file with what the set's index says of it, where it says it.
 
     Raises:

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mim_lightning.data.shards.cache import CacheSettings, MissingError, ShardError
-from mim_lightning.data.shards.files import INDEX_FILE, FetchedFiles, LocalFiles, ShardFiles
+from mim_lightning.data.shards.files import INDEX_FILE, LocalFiles, RemoteFiles, ShardFiles
 from mim_lightning.data.shards.open_shards import MEMBERS, OpenShard, OpenShards
 from mim_lightning.data.shards.set_index import FORMAT_VERSION, parse_index
 from mim_lightning.fields import DECLARED, texts_of
@@ -50,7 +50,7 @@ class ShardSet:
         self.folder: PathOrUrl = to_path_or_url(folder) if isinstance(folder, str) else folder
         self.cache = cache or CacheSettings()
         self.files: ShardFiles
-        self.files = FetchedFiles(self.folder, self.cache) if isinstance(self.folder, str) else LocalFiles(self.folder)
+        self.files = RemoteFiles(self.folder, self.cache) if isinstance(self.folder, str) else LocalFiles(self.folder)
         try:
             content, self.written = self.files.read_index()
             self._digest = hashlib.blake2b(content, digest_size=8).hexdigest()
@@ -144,9 +144,9 @@ class ShardSet:
     def shard_name(self, shard_idx: int) -> str:
         return f"{self.folder}/{self.index.shard(shard_idx).stem}.tar"
 
-    def fetch_ahead(self, shard_idxs: Iterable[int]) -> None:
+    def prefetch(self, shard_idxs: Iterable[int]) -> None:
         """Have shards fetched in the background, where the set stands at an address."""
-        self.files.fetch_ahead(self.index.shard(shard_idx) for shard_idx in shard_idxs)
+        self.files.prefetch(self.index.shard(shard_idx) for shard_idx in shard_idxs)
 
     def _read_members(self, number: int, names: Sequence[str]) -> tuple[dict[str, bytes], dict[str, Any]]:
         shard_idx = int(self.shards_of(number))

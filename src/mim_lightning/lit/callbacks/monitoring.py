@@ -53,7 +53,7 @@ class CorruptSamples(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
         loader = trainer.train_dataloader
-        if not isinstance(loader, StreamLoader) or not loader.skipped.bad.are_skipped:
+        if not isinstance(loader, StreamLoader) or not loader.skipped.policy.skips:
             return
         if trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
             own = torch.tensor(float(loader.skipped.num_skipped), device=pl_module.device)
@@ -61,7 +61,7 @@ class CorruptSamples(Callback):
             pl_module.log("train/skipped_samples", float(total), on_step=False, on_epoch=True, batch_size=1)
             if total:
                 warn(f"epoch {loader.epoch}: skipped {total}/{loader.skipped.num_samples} samples")
-            loader.skipped.refuse_beyond_ceiling(total)
+            loader.skipped.validate_limit(total)
 
 
 class Throughput(Callback):
