@@ -292,7 +292,7 @@ def test_more_than_may_be_skipped_stops(make_set: MakeSet) -> None:
         spoil(shards, number)
     (stream,) = loaders(shards, policy=CorruptSamplePolicy("skip", 2))
     assert len(list(stream)) == 3
-    assert len(list(stream)) == 3, "the ceiling is an epoch's"
+    assert len(list(stream)) == 3, "the limit is an epoch's"
     (stream,) = loaders(shards, policy=CorruptSamplePolicy("skip", "5%"))
     words = (
         rf"{shards.folder}: 2 of 23 samples of the epoch cannot be read, more than data.max_corrupt_samples=5% \(1\); "
@@ -311,7 +311,7 @@ def test_evaluation_skips_nothing(make_set: MakeSet) -> None:
 
 
 @pytest.mark.parametrize(
-    ("max_corrupt_samples", "ceiling"), [("1%", 10), ("0.1%", 1), (7, 7), ("7", 7), ("100 %", 1000), ("0%", 0), (0, 0)]
+    ("max_corrupt_samples", "limit"), [("1%", 10), ("0.1%", 1), (7, 7), ("7", 7), ("100 %", 1000), ("0%", 0), (0, 0)]
 )
 def test_ceilings(max_corrupt_samples: str | int, limit: int) -> None:
     assert CorruptSamplePolicy("skip", max_corrupt_samples).limit(1000) == limit

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from mim_lightning.data.shards import disk_cache as cache_room
+from mim_lightning.data.shards import disk_cache
 from mim_lightning.data.shards.cache import CacheSettings, MissingError, ShardCache, ShardError
 from mim_lightning.data.shards.disk_cache import DiskCache
 from mim_lightning.data.shards.open_shards import OpenShards
@@ -136,7 +136,7 @@ def test_what_is_fetched_ahead_takes_no_room_from_files_in_use(
     small = cache(2500)
     for letter in "ab":
         os.close(small.open(letter, 1000))
-    with pytest.raises(ShardError, match="room"):
+    with pytest.raises(ShardError, match="for space in"):
         small.open("c", 1000, is_prefetch=True)
     long_ago = time.time() - 100
     os.utime(tmp_path / "cache" / "set" / "a", (long_ago, long_ago))
@@ -248,11 +248,11 @@ def test_a_lock_that_is_held_too_long_is_given_up(tmp_path: Path) -> None:
 
 
 def test_room_is_waited_for_while_others_fetch(tmp_path: Path) -> None:
-    room = DiskCache(tmp_path, 1500)
-    with room.reserve(tmp_path / "set" / "a", 1000, 1):
-        with pytest.raises(WaitTimeoutError), room.reserve(tmp_path / "set" / "b", 1000, 0.1):
+    cache_folder = DiskCache(tmp_path, 1500)
+    with cache_folder.reserve(tmp_path / "set" / "a", 1000, 1):
+        with pytest.raises(WaitTimeoutError), cache_folder.reserve(tmp_path / "set" / "b", 1000, 0.1):
             pass
-        others = threading.Thread(target=_reserve, args=(room, tmp_path / "set" / "c"))
+        others = threading.Thread(target=_reserve, args=(cache_folder, tmp_path / "set" / "c"))
         others.start()
         time.sleep(0.05)
         assert others.is_alive()
@@ -262,9 +262,14 @@ def test_room_is_waited_for_while_others_fetch(tmp_path: Path) -> None:
 
 
 def test_a_file_that_comes_while_another_counts_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    room, target, counts, settling = DiskCache(tmp_path, 1500), tmp_path / "set" / "a", cache_room._counts, []
+    cache_folder, target, counts, settling = (
+        DiskCache(tmp_path, 1500),
+        tmp_path / "set" / "a",
+        disk_cache._is_counted,
+        [],
+    )
 
-    with room.reserve(target, 1000, 1) as reservation:
+    with cache_folder.reserve(target, 1000, 1) as reservation:
         found = reservation.path.with_name(f"{reservation.path.name}.try0")
         found.write_bytes(b"a" * 1000)
 
@@ -275,15 +280,15 @@ def test_a_file_that_comes_while_another_counts_is_counted(tmp_path: Path, monke
                 settling[0].join(0.2)  # the folder was listed, and the file is not in that list
             return counts(path)
 
-        monkeypatch.setattr(cache_room, "_counts", count_slowly)
-        with pytest.raises(WaitTimeoutError), room.reserve(tmp_path / "set" / "b", 1000, 0.0, idle=60):
+        monkeypatch.setattr(disk_cache, "_is_counted", count_slowly)
+        with pytest.raises(WaitTimeoutError), cache_folder.reserve(tmp_path / "set" / "b", 1000, 0.0, idle=60):
             pass
         settling[0].join()
     assert names(tmp_path) == {"a"}
 
 
-def _reserve(room: DiskCache, path: Path) -> None:
-    with room.reserve(path, 1000, 10):
+def _reserve(cache_folder: DiskCache, path: Path) -> None:
+    with cache_folder.reserve(path, 1000, 10):
         pass
 
 

@@ -184,7 +184,7 @@ def test_shards_and_samples_find_each_other(make_set: MakeSet) -> None:
 
 def test_the_first_sample_of_a_key_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Keys are searched part by part: those of a large set would fill the memory."""
-    monkeypatch.setattr("mim_lightning.data.shards.shard_set.SEARCHED_AT_ONCE", 4)
+    monkeypatch.setattr("mim_lightning.data.shards.shard_set.KEYS_AT_ONCE", 4)
     ids = ["a", "b", "a", "c", "b", "d", "a", "e", "d", "f"]
     write_shard_set(tmp_path / "set", [Record({}, {"query_id": name}) for name in ids], 10, 3)
     wanted = [id_key(name) for name in ("d", "b", "nobody", "f", "a")]

@@ -24,7 +24,7 @@ class MixturePart:
 
     order: BatchOrder
     fraction: Fraction
-    first_number: int  # of its samples in the MixedSet
+    first_number: int  # of its samples in the ConcatShardSet
 
 
 @dataclass(frozen=True, eq=False)

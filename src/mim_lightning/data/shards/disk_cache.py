@@ -1,7 +1,7 @@
-"""A folder of fetched files that hold at most so many bytes together, whichever processes of the machine fill it.
+"""A folder of downloaded files with a maximum total size, shared by all processes of a machine.
 
-Whoever fetches a file reserves its bytes first; what was used longest ago makes room, by unlink: who has it open
-reads on. `shard_cache` calls it. A dead process holds nothing: see `io.locks`.
+A process reserves the bytes of a file before it downloads it; the files used longest ago are evicted by unlink, so a
+process that has one open can still read it. Reservations of dead processes are freed: see `io.locks`.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from mim_lightning.io.locks import WaitTimeoutError, lock, lock_open_file, relea
 
 log = logging.getLogger(__name__)
 
-IN_USE = 10.0  # seconds since its last use within which a file is probably still needed
+IN_USE = 10.0  # seconds since the last use within which a file is probably still needed
 POLL = 0.02  # seconds between two attempts to reserve space
-PARTIAL = ".partial"  # ending of a reservation: as large as the file to come, and locked while somebody fetches it
+PARTIAL = ".partial"  # suffix of a reservation: as large as the file, and locked during the download
 
 
 @dataclass(frozen=True)
@@ -34,15 +34,15 @@ class DiskCache:
 
     @contextmanager
     def reserve(self, path: Path, size: int, seconds: float, idle: float = 0.0) -> Iterator[Reservation]:
-        """Keep room for `path` until the end of the context.
+        """Reserve space for `path` during the context.
 
         Args:
             size: bytes.
-            seconds: to wait for others to finish what they fetch, where their reservations fill the folder.
-            idle: seconds for which a file must not have been used to be removed.
+            seconds: to wait for other downloads to finish, if their reservations fill the folder.
+            idle: seconds without use after which a file may be evicted.
 
         Raises:
-            WaitTimeoutError: there was no room in all that time.
+            WaitTimeoutError: there was no space in that time.
         """
         deadline = time.monotonic() + seconds
         partial = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}{PARTIAL}")
@@ -53,13 +53,13 @@ class DiskCache:
         try:
             yield Reservation(self, partial, size)
         finally:
-            for leftover in [*_tries(partial), partial]:
+            for leftover in [*_attempts(partial), partial]:
                 leftover.unlink(missing_ok=True)
             release(held)
 
     def _try_reserve(self, partial: Path, size: int, idle: float) -> int | None:
         with lock(self.folder / ".lock", timeout=60, removes=True):
-            if not self._make_room(size, idle):
+            if not self._evict(size, idle):
                 return None
             partial.parent.mkdir(parents=True, exist_ok=True)
             held = os.open(partial, os.O_RDWR | os.O_CREAT, 0o666)
@@ -67,17 +67,17 @@ class DiskCache:
             lock_open_file(held)
             return held
 
-    def settle(self, reservation: Reservation, found: Path, target: Path) -> None:
-        """Move a file to its place instead of its reservation, while nobody counts: one of the two would be missed."""
+    def commit(self, reservation: Reservation, found: Path, target: Path) -> None:
+        """Move a file to its place and free its reservation, locked so that no process counts only one of the two."""
         num_bytes = found.stat().st_size
         with lock(self.folder / ".lock", timeout=60, removes=True):
             found.replace(target)
             os.truncate(reservation.path, 0)
             if num_bytes > reservation.size:
-                self._make_room(0, 0.0)
+                self._evict(0, 0.0)
 
-    def _make_room(self, size: int, idle: float) -> bool:
-        files, num_bytes = self._survey()
+    def _evict(self, size: int, idle: float) -> bool:
+        files, num_bytes = self._scan()
         excess, chosen, now = num_bytes + size - self.limit, [], time.time()
         for used, file_size, path in sorted(files):
             if excess <= 0 or now - used < idle:
@@ -89,17 +89,17 @@ class DiskCache:
         for _, path in chosen:
             path.unlink(missing_ok=True)
         if chosen and now - chosen[-1][0] < IN_USE:
-            _tell_that_it_is_tight(self.folder)
+            _warn_too_small(self.folder)
         return True
 
-    def _survey(self) -> tuple[list[tuple[float, int, Path]], int]:
-        """Return time of last use, bytes and path of every file that may go, and the bytes of all there are."""
+    def _scan(self) -> tuple[list[tuple[float, int, Path]], int]:
+        """Return time of use, size and path of every file that may be evicted, and the total size."""
         files, num_bytes = [], 0
         for folder in _folders(self.folder):
             for entry in list(os.scandir(folder)):
                 path = Path(entry.path)
                 with suppress(FileNotFoundError):  # renamed or removed meanwhile
-                    if entry.name.startswith(".") or not _counts(path):
+                    if entry.name.startswith(".") or not _is_counted(path):
                         continue
                     facts = entry.stat()
                     num_bytes += facts.st_size
@@ -110,22 +110,22 @@ class DiskCache:
 
 @dataclass(frozen=True)
 class Reservation:
-    """Where a file is written to until it is whole."""
+    """Path that a file is written to until it is complete."""
 
-    room: DiskCache
+    cache: DiskCache
     path: Path
     size: int
 
-    def settle(self, found: Path, target: Path) -> None:
-        """Move a file that has come whole to its place."""
-        self.room.settle(self, found, target)
+    def commit(self, found: Path, target: Path) -> None:
+        """Move the complete file to its place."""
+        self.cache.commit(self, found, target)
 
 
 @cache  # once
-def _tell_that_it_is_tight(folder: Path) -> None:
+def _warn_too_small(folder: Path) -> None:
     log.warning(
-        "%s: files used within the last %.0f s had to make room, and may be fetched again and again; give "
-        "data.cache.max_size more, or data.shuffle_window_shards and data.num_interleaved less",
+        "%s: files used within the last %.0f s were evicted, and may be downloaded again and again; raise "
+        "data.cache.max_size, or lower data.shuffle_window_shards and data.num_interleaved",
         folder,
         IN_USE,
     )
@@ -135,12 +135,12 @@ def _folders(folder: Path) -> list[Path]:
     return [Path(entry.path) for entry in os.scandir(folder) if entry.is_dir()] if folder.is_dir() else []
 
 
-def _tries(partial: Path) -> list[Path]:
+def _attempts(partial: Path) -> list[Path]:
     return list(partial.parent.glob(f"{partial.name}.try*"))
 
 
-def _counts(path: Path) -> bool:
-    """Does a file count by itself? Tries count with their reservation. What a dead process left is removed."""
+def _is_counted(path: Path) -> bool:
+    """Return whether a file counts: attempts count with their reservation. Leftovers of dead processes are removed."""
     if PARTIAL not in path.name:
         return True
     partial = path.with_name(path.name.split(PARTIAL)[0] + PARTIAL)
@@ -151,7 +151,7 @@ def _counts(path: Path) -> bool:
     held = os.open(path, os.O_RDWR)
     is_dead = lock_open_file(held, if_unsupported=False)
     if is_dead:
-        for leftover in [*_tries(partial), partial]:
+        for leftover in [*_attempts(partial), partial]:
             leftover.unlink(missing_ok=True)
         release(held)
     else:

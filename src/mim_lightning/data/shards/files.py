@@ -1,7 +1,4 @@
-"""The files of a shard set, wherever they stand: in a folder of this machine, or at an address, fetched into a cache.
-
-Numbers of shards and names of columns come in, open shards and memory-mapped arrays go out; `shard_set` calls it.
-"""
+"""The files of a shard set: in a local folder, or downloaded from an address into a cache."""
 
 from __future__ import annotations
 
@@ -15,9 +12,9 @@ from typing import Protocol
 import numpy as np
 
 from mim_lightning.data.shards.cache import (
-    Ahead,
     CacheSettings,
     MissingError,
+    Prefetcher,
     ShardCache,
     ShardError,
     as_shard_error,
@@ -30,22 +27,22 @@ from mim_lightning.io.remote import download_bytes
 from mim_lightning.io.retry import RemoteError
 
 INDEX_FILE = "index.json"
-AGAIN = "run prepare again"
+REMEDY = "run prepare again"
 
-_AHEAD = Ahead()
+_PREFETCHER = Prefetcher()
 
 
 class ShardFiles(Protocol):
-    """What a ShardSet asks of the place it stands at."""
+    """The files of a shard set, wherever they are."""
 
-    prefetch_shards: int  # shards to be fetched before they are needed
-    patience: float  # seconds for which a store is waited for
+    prefetch_shards: int  # shards to prefetch
+    patience: float  # seconds to wait for a store
 
     def read_index(self) -> tuple[bytes, int]:
-        """Return the content of index.json, and a number that it has to itself.
+        """Return the content of index.json, and a number that changes with it.
 
         Raises:
-            MissingError: there is none.
+            MissingError: there is no such file.
         """
         ...
 
@@ -53,8 +50,8 @@ class ShardFiles(Protocol):
         """Return a column, memory-mapped.
 
         Raises:
-            MissingError: there is none.
-            ChangedError: the set is another one than that whose index was read.
+            MissingError: there is no such file.
+            ChangedError: the set was replaced after its index was read.
         """
         ...
 
@@ -62,15 +59,15 @@ class ShardFiles(Protocol):
         """Open a shard.
 
         Raises:
-            ShardError: missing, damaged or out of reach; names the file.
-            ChangedError: the set is another one than that whose index was read.
+            ShardError: it is missing, damaged or not reachable; names the file.
+            ChangedError: the set was replaced after its index was read.
         """
         ...
 
     def prefetch(self, shards: Iterable[IndexedShard]) -> None: ...
 
     def drop(self, shard: IndexedShard) -> None:
-        """Forget a copy that turned out damaged."""
+        """Remove a copy that is damaged."""
         ...
 
 
@@ -79,12 +76,12 @@ class LocalFiles:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._index: tuple[bytes, tuple[int, ...]] = b"", ()  # digest of the file that was read, and its stamp
+        self._index: tuple[bytes, tuple[int, ...]] = b"", ()  # digest and stamp of the file that was read
 
     def read_index(self) -> tuple[bytes, int]:
         path = self.folder / INDEX_FILE
         try:
-            with errors_as_damaged_file(path, AGAIN):
+            with errors_as_damaged_file(path, REMEDY):
                 content, facts = path.read_bytes(), path.stat()
         except FileNotFoundError:
             raise MissingError(f"{path}: there is no such file") from None
@@ -94,28 +91,28 @@ class LocalFiles:
     def column(self, name: str) -> np.ndarray:
         path = self.folder / f"{name}.npy"
         try:
-            with errors_as_damaged_file(path, AGAIN):
-                found = np.load(path, mmap_mode="r")
+            with errors_as_damaged_file(path, REMEDY):
+                column = np.load(path, mmap_mode="r")
         except FileNotFoundError:
-            self._refuse_change()
+            self._validate_unchanged()
             raise MissingError(f"{path}: there is no such file") from None
-        self._refuse_change()
-        return found
+        self._validate_unchanged()
+        return column
 
     def open(self, shard: IndexedShard, verify: bool) -> OpenShard:
         try:
             opened = self._open(shard, verify)
         except ShardError:
-            self._refuse_change()
+            self._validate_unchanged()
             raise
-        # now: a folder may be replaced between a look at its index and the opening of a shard
-        self._refuse_change()
+        # after opening: the folder may be replaced between reading its index and opening a shard
+        self._validate_unchanged()
         return opened
 
     def _open(self, shard: IndexedShard, verify: bool) -> OpenShard:
         tar_path, index_path = (self.folder / f"{shard.stem}{ending}" for ending in (".tar", ".npy"))
         try:
-            with errors_as_damaged_file(index_path, AGAIN):
+            with errors_as_damaged_file(index_path, REMEDY):
                 places = read_places(index_path.open("rb"), shard.size)
         except FileNotFoundError:
             raise ShardError(f"{index_path}: the byte index of the shard is missing; run prepare again") from None
@@ -124,7 +121,7 @@ class LocalFiles:
         except OSError as error:
             raise ShardError(f"{index_path}: damaged ({error}); run prepare again") from error
         try:
-            validate_regular_file(tar_path, AGAIN)
+            validate_regular_file(tar_path, REMEDY)
             opened = OpenShard(str(tar_path), os.open(tar_path, os.O_RDONLY), places)
             if verify:
                 validate_shard(opened.descriptor, shard.num_bytes, shard.crc32)
@@ -137,8 +134,8 @@ class LocalFiles:
             raise ShardError(f"{tar_path}: damaged ({error}); run prepare again") from error
         return opened
 
-    def _refuse_change(self) -> None:
-        """Compare the index with the one that was read: by its stamp, and where that differs by its content."""
+    def _validate_unchanged(self) -> None:
+        """Compare the index with the one that was read: by its stamp, and if that differs by its content."""
         path = self.folder / INDEX_FILE
         digest, stamp = self._index
         try:
@@ -165,14 +162,14 @@ class RemoteFiles:
         self._cache, self._digest = ShardCache(self.address, "", settings), b""
 
     def read_index(self) -> tuple[bytes, int]:
-        content = self._fetch_index()
-        # it tells the checksum of every shard: other content, another folder
+        content = self._download_index()
+        # it has the checksum of every shard: another content gets another folder
         self._digest = _digest(content)
         version = hashlib.blake2b(self.address.encode() + b"\0" + content, digest_size=12)
         self._cache = ShardCache(self.address, version.hexdigest(), self.settings)
         return content, int.from_bytes(version.digest()[:7], "big")
 
-    def _fetch_index(self) -> bytes:
+    def _download_index(self) -> bytes:
         try:
             return download_bytes(f"{self.address}/{INDEX_FILE}", self.settings.retry_policy)
         except RemoteError as error:
@@ -182,16 +179,16 @@ class RemoteFiles:
         is_new = not self._cache.has(f"{name}.npy")
         found = _map_array(self._cache.open(f"{name}.npy"))
         if is_new:
-            self._refuse_change(f"{name}.npy")
+            self._validate_unchanged(f"{name}.npy")
         return found
 
     def open(self, shard: IndexedShard, verify: bool) -> OpenShard:
-        # a set of the first format tells no checksums: nobody would see that what is fetched is another shard
+        # a set of the first format has no checksums: a shard of another set would not be noticed
         is_new = shard.crc32 is None and not self._cache.has(f"{shard.stem}.tar")
         try:
             opened = self._open(shard)
         except ShardError:
-            self._refuse_change()
+            self._validate_unchanged()
             raise
         try:
             if verify:
@@ -199,40 +196,42 @@ class RemoteFiles:
             validate_opened(opened.descriptor, opened.places, shard.num_bytes)
         except (OSError, ValueError) as error:
             self.drop(shard)
-            self._refuse_change()
+            self._validate_unchanged()
             raise ShardError(f"{opened.name}: its copy in {self.settings.root} is damaged ({error})") from error
         if is_new:
-            self._refuse_change(f"{shard.stem}.tar", f"{shard.stem}.npy")
+            self._validate_unchanged(f"{shard.stem}.tar", f"{shard.stem}.npy")
         return opened
 
-    def _refuse_change(self, *fetched: str) -> None:
-        """Fetch the index again and compare it; what was `fetched` meanwhile would be of another set than it says."""
+    def _validate_unchanged(self, *downloaded: str) -> None:
+        """Download the index again and compare it; files `downloaded` meanwhile may be of another set."""
         try:
-            content = self._fetch_index()
+            content = self._download_index()
         except MissingError:
             reason = "is gone, or being prepared again,"
-        except ShardError:  # the store is out of reach: whoever needs a file of it will say so
+        except ShardError:  # the store is not reachable: the next download reports it
             return
         else:
             if _digest(content) == self._digest:
                 return
             reason = "was prepared again with other content"
-        for name in fetched:
+        for name in downloaded:
             self._cache.drop(name)
         raise changed(self.address, reason)
 
     def prefetch(self, shards: Iterable[IndexedShard]) -> None:
         for shard in shards:
-            _AHEAD.put(partial(self._open, shard, is_ahead=True))
+            _PREFETCHER.put(partial(self._open, shard, is_prefetch=True))
 
     def drop(self, shard: IndexedShard) -> None:
         for ending in (".tar", ".npy"):
             self._cache.drop(f"{shard.stem}{ending}")
 
-    def _open(self, shard: IndexedShard, is_ahead: bool = False) -> OpenShard:
+    def _open(self, shard: IndexedShard, is_prefetch: bool = False) -> OpenShard:
         tar, index = f"{shard.stem}.tar", f"{shard.stem}.npy"
         try:
-            places = _read_cached(self._cache.open(index, None, partial(_check_places, shard), is_ahead), shard.size)
+            places = _read_cached(
+                self._cache.open(index, None, partial(_validate_places, shard), is_prefetch), shard.size
+            )
         except ValueError as error:
             if isinstance(error, ShardError):
                 raise
@@ -240,7 +239,7 @@ class RemoteFiles:
             raise ShardError(
                 f"{self.address}/{index}: its copy in {self.settings.root} is damaged ({error})"
             ) from error
-        found = self._cache.open(tar, shard.num_bytes, partial(_check_tar, shard), is_ahead)
+        found = self._cache.open(tar, shard.num_bytes, partial(_validate_tar, shard), is_prefetch)
         return OpenShard(f"{self.address}/{tar}", found, places, is_cached=True)
 
 
@@ -252,7 +251,7 @@ def _stamp(facts: os.stat_result) -> tuple[int, ...]:
     return facts.st_mtime_ns, facts.st_size, facts.st_ino
 
 
-def _check_tar(shard: IndexedShard, path: Path) -> None:
+def _validate_tar(shard: IndexedShard, path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         validate_shard(descriptor, shard.num_bytes, shard.crc32)
@@ -260,7 +259,7 @@ def _check_tar(shard: IndexedShard, path: Path) -> None:
         os.close(descriptor)
 
 
-def _check_places(shard: IndexedShard, path: Path) -> None:
+def _validate_places(shard: IndexedShard, path: Path) -> None:
     read_places(path.open("rb"), shard.size)
 
 

@@ -1,18 +1,15 @@
-"""What is known of queries and products besides vectors: ids, words, and the segments that results are told by.
-
-A ShardSet comes in, plain dicts by id key go out; evaluation records, pages and the browser call it once a run.
-No image is read.
-"""
+"""Look queries and products up by id: samples, texts, and the segments that results are reported by."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from mim_lightning.data.shards.shard_set import ShardSet
 from mim_lightning.fields import QUERY_TEXT
+from mim_lightning.types import Sample, id_key
 
 SHARPNESS_LABELS = ("blurred third", "middle third", "sharp third")
 BUILT_IN = ("category", "query_words", "image_quality")  # segments that every set has
@@ -27,10 +24,10 @@ class QueryFacts:
 
 
 def query_facts(queries: ShardSet) -> dict[int, QueryFacts]:
-    """Return what is known of every query of a set, by its key.
+    """Return the metadata of every query of a set, by its key; no image is read.
 
-    Segments are its category, the number of its words, the third of the set's pictures that it belongs to by
-    sharpness, and the columns that the source keeps for this; every query has all of them.
+    Segments are its category, the number of its words, the third of the set's images that it is in by sharpness, and
+    the segment columns of the source; every query has all of them.
     """
     rows = [queries.read_facts(number) for number in range(len(queries))]
     unlabeled = {name: "none" for row in rows for name in row.get("segments", {})}
@@ -52,7 +49,7 @@ def query_facts(queries: ShardSet) -> dict[int, QueryFacts]:
 
 
 def product_ids_of(products: Sequence[ShardSet], keys: np.ndarray) -> dict[int, str]:
-    """Return the id of every product whose key is among `keys`; keys that no set has are left out."""
+    """Return the ids of products by key; keys that no set has are left out."""
     ids: dict[int, str] = {}
     for shards in products:
         ids |= {key: shards.read_facts(number)["product_id"] for key, number in shards.find(keys).items()}
@@ -68,3 +65,42 @@ def _thirds(values: Sequence[float | None]) -> list[str]:
         "no picture" if value is None else SHARPNESS_LABELS[int(np.searchsorted(edges, value, side="left"))]
         for value in values
     ]
+
+
+def find_samples(
+    sets: Sequence[ShardSet], ids: Iterable[str], having: str | None = None, *, skip_damaged: bool = False
+) -> dict[str, Sample]:
+    """Return the first sample of each id, in the first set that has one; an id that no set has is left out.
+
+    Args:
+        sets: of queries or of products, as the ids.
+        having: a field; samples without it are skipped.
+        skip_damaged: skip samples that cannot be read, and sets that are gone.
+
+    Raises:
+        ValueError: a sample cannot be read.
+    """
+    wanted = {id_key(item_id): item_id for item_id in ids}
+    samples: dict[str, Sample] = {}
+    for shards in sets:
+        for key, sample in _read_by_key(shards, list(wanted), skip_damaged):
+            if having is None or having in sample.inputs:
+                samples[wanted.pop(key)] = sample
+    return samples
+
+
+def _read_by_key(shards: ShardSet, keys: Sequence[int], skip_damaged: bool) -> Iterator[tuple[int, Sample]]:
+    try:
+        numbers = shards.find(keys)
+    except (OSError, ValueError):  # the folder may have been removed
+        if skip_damaged:
+            return
+        raise
+    for key, number in numbers.items():
+        try:
+            (sample,) = shards.read([number])
+        except ValueError:
+            if skip_damaged:
+                continue
+            raise
+        yield key, sample

@@ -1,7 +1,4 @@
-"""Shards that are open: a tar file and its byte index, read at offsets; the few hundred used last stay open.
-
-File descriptors come in from `files`, members of samples go out.
-"""
+"""Open shards: a tar file and its byte index, read at offsets; the few hundred used last stay open."""
 
 from __future__ import annotations
 
@@ -20,7 +17,7 @@ from mim_lightning.data.shards.cache import TOUCH_EVERY, touch
 from mim_lightning.fields import IMAGE_FIELDS
 
 MEMBERS = ("json", *IMAGE_FIELDS)
-MAX_OPEN = 256  # a few dozen shards are read from at a time; a process may hold about 1000 files
+MAX_OPEN = 256  # a few dozen shards are read at a time; a process may have about 1000 open files
 NUM_COMPARED = 8  # samples of a shard whose members are compared with the byte index when it is opened
 BLOCK = 1 << 20  # bytes read at once for a checksum
 
@@ -29,10 +26,10 @@ class OpenShard:
     """One tar file and its byte index; reads by offset, so a forked worker may share it.
 
     Args:
-        name: where the tar file stands, for errors.
-        descriptor: of the tar file; closed when nobody uses the shard any more.
-        places: (S, members, 2) int64, byte offset and size of each member of each sample, 0 and 0 where it is absent.
-        is_cached: marks its file as used, now and then.
+        name: path or URL of the tar file, for errors.
+        descriptor: of the tar file; closed with the last reference to the shard.
+        places: (S, members, 2) int64, byte offset and size of each member of each sample, 0 and 0 if it is absent.
+        is_cached: reading marks its file in the cache as used.
     """
 
     def __init__(self, name: str, descriptor: int, places: np.ndarray, is_cached: bool = False) -> None:
@@ -44,11 +41,11 @@ class OpenShard:
 
     @property
     def is_gone(self) -> bool:
-        """Has its file been removed? It is readable as long as it is open, and takes disk as long."""
+        """Whether its file was removed: while it is open it can be read, and takes disk space."""
         return os.fstat(self.descriptor).st_nlink == 0
 
     def members(self, row: int, names: Sequence[str]) -> dict[str, bytes]:
-        """Return those members that a sample has, by one read: they lie side by side.
+        """Return the requested members that a sample has, by one read: they are adjacent.
 
         Raises:
             ValueError: the file is too short, or cannot be read.
@@ -62,7 +59,7 @@ class OpenShard:
         stop = max(offset + size for offset, size in places.values())
         try:
             data = os.pread(self.descriptor, stop - first, first)
-        except (OSError, OverflowError) as error:  # a disk or share that fails; an index gone wild
+        except (OSError, OverflowError) as error:  # a failing disk or share; a damaged index
             raise ValueError(str(error)) from error
         if len(data) < stop - first:
             raise ValueError("the file ends inside the sample")
@@ -70,10 +67,10 @@ class OpenShard:
 
 
 def validate_opened(descriptor: int, places: np.ndarray, num_bytes: int | None) -> None:
-    """Compare a tar file with its byte index and with its size, cheaply, for whenever it is opened.
+    """Compare a tar file with its size and, for a few samples, with its byte index: a cheap check at opening.
 
     Raises:
-        ValueError: one of them is of another shard.
+        ValueError: they do not match.
     """
     size = os.fstat(descriptor).st_size
     if num_bytes is not None and size != num_bytes:
@@ -81,26 +78,26 @@ def validate_opened(descriptor: int, places: np.ndarray, num_bytes: int | None) 
     for row in np.unique(np.linspace(0, len(places) - 1, min(len(places), NUM_COMPARED)).astype(int)).tolist():
         for name, (offset, num_wanted) in zip(MEMBERS, places[row].tolist(), strict=True):
             if num_wanted:
-                _check_member(descriptor, name, offset, num_wanted)
+                _validate_member(descriptor, name, offset, num_wanted)
 
 
-def _check_member(descriptor: int, name: str, offset: int, size: int) -> None:
+def _validate_member(descriptor: int, name: str, offset: int, size: int) -> None:
     try:
         header = os.pread(descriptor, tarfile.BLOCKSIZE, max(0, offset - tarfile.BLOCKSIZE))
         member = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
     except (OSError, OverflowError, tarfile.TarError) as error:
-        raise ValueError(f"no member begins where the byte index says ({error})") from error
+        raise ValueError(f"no member starts where the byte index says ({error})") from error
     if member.size != size or not member.name.endswith(f".{name}"):
         raise ValueError(
-            f"the byte index is of another shard: at {offset:,} lies {member.name!r} of {member.size:,} bytes"
+            f"the byte index is of another shard: at {offset:,} is {member.name!r} of {member.size:,} bytes"
         )
 
 
 def validate_shard(descriptor: int, num_bytes: int | None, crc32: int | None) -> None:
-    """Compare a whole tar file with what the set's index says of it, where it says it.
+    """Compare a whole tar file with the size and checksum in the index of the set, if it has them.
 
     Raises:
-        ValueError: it is another file.
+        ValueError: they differ.
     """
     size = os.fstat(descriptor).st_size
     if num_bytes is not None and size != num_bytes:
@@ -118,7 +115,7 @@ def read_places(file: BinaryIO, size: int) -> np.ndarray:
     """Read the byte index of a shard of `size` samples, (size, members, 2) int64, and close the file.
 
     Raises:
-        ValueError: it is no such index.
+        ValueError: it is not such an index.
     """
     wanted = (size, len(MEMBERS), 2)
     with file:
@@ -126,7 +123,7 @@ def read_places(file: BinaryIO, size: int) -> np.ndarray:
             if np.lib.format.read_magic(file) != (1, 0):
                 raise ValueError("not written by this code")
             shape = np.lib.format.read_array_header_1_0(file)[0]
-            if shape != wanted:  # looked at before an array of whatever shape it says is made
+            if shape != wanted:  # checked before an array of that shape is allocated
                 raise ValueError(f"not {size} samples")
             file.seek(0)
             return np.load(file)
@@ -135,13 +132,13 @@ def read_places(file: BinaryIO, size: int) -> np.ndarray:
 
 
 class OpenShards:
-    """The shards used last, by a key that tells a set that was written anew from the old one."""
+    """The shards used last, by a key that differs if a set was written again."""
 
     def __init__(self, max_open: int = MAX_OPEN) -> None:
         self.max_open = max_open
         self._shards: OrderedDict[Hashable, OpenShard] = OrderedDict()
         self._lock = threading.Lock()
-        if hasattr(os, "register_at_fork"):  # another thread may hold the lock at that moment
+        if hasattr(os, "register_at_fork"):  # another thread may have the lock at that moment
             os.register_at_fork(after_in_child=self._forget)
 
     def get(self, key: Hashable, make: Callable[[], OpenShard]) -> OpenShard:
@@ -150,7 +147,7 @@ class OpenShards:
             if shard is not None:
                 self._shards.move_to_end(key)
                 return shard
-        shard = make()  # not under the lock: it may take as long as a store's patience
+        shard = make()  # without the lock: it may wait for a store
         with self._lock:
             self._close_removed()
             self._shards[key] = shard
@@ -159,12 +156,12 @@ class OpenShards:
         return shard
 
     def drop(self, key: Hashable) -> None:
-        """Let go of a shard that turned out damaged."""
+        """Close a shard that is damaged."""
         with self._lock:
             self._shards.pop(key, None)
 
     def _close_removed(self) -> None:
-        """Let go of files that were removed to make room: while they are open, they take disk all the same."""
+        """Close files that were removed from the cache: while open, they still take disk space."""
         for key in [key for key, shard in self._shards.items() if shard.is_gone]:
             del self._shards[key]
 

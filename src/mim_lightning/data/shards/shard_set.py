@@ -1,9 +1,8 @@
-"""Shard sets, read: rows as plain WebDataset tar files with a byte index beside each, at random.
+"""Shard sets: plain WebDataset tar files with a byte index each, read at random.
 
-A folder that `writing` filled, or its address in a store, comes in, `Sample`s go out to `stream`. A set is a
-folder of `000000.tar` (members `<key>.json`, one an image field such as `<key>.query_image`; any may be absent),
-`000000.npy` (byte offset and size of each member) and columns of all samples such as `keys.npy`; `index.json` is
-written last: it means complete. Any WebDataset reader can read the tar files without the rest.
+A set is a folder of `000000.tar` (members `<key>.json`, and one per image field such as `<key>.query_image`; any may be
+absent), `000000.npy` (byte offset and size of each member) and columns of all samples such as `keys.npy`. `index.json`
+is written last: it means complete. The tar files alone can be read by any WebDataset reader.
 """
 
 from __future__ import annotations
@@ -28,22 +27,22 @@ from mim_lightning.types import Sample
 
 __all__ = ["FORMAT_VERSION", "MEMBERS", "ShardError", "ShardSet"]
 
-SEARCHED_AT_ONCE = 1 << 22  # keys, of which there may be hundreds of millions
-FORGET_AFTER = 10.0  # a shard that failed is not tried again for so many times as long as that took
+KEYS_AT_ONCE = 1 << 22  # there may be hundreds of millions
+RETRY_FACTOR = 10.0  # a shard that failed is not tried again for this many times the time that it took
 
 _OPEN = OpenShards()
 
 
 class ShardSet:
-    """Random access to the samples of one set by number; cheap to open, cheap to send to a worker.
+    """Random access to the samples of a set by number; cheap to open and to send to a worker.
 
     Args:
         folder: path, or address such as s3://bucket/shop/catalogue.
-        cache: how the files of an address are fetched, and where they are kept.
+        cache: how the files of an address are downloaded, and where they are stored.
 
     Raises:
-        ValueError: there is no finished set, or its index is damaged. While it is read, ChangedError: other content
-            has taken its place.
+        ValueError: there is no finished set, or its index is damaged. While it is read, ChangedError: the set was
+            replaced.
     """
 
     def __init__(self, folder: PathOrUrl, cache: CacheSettings | None = None) -> None:
@@ -61,44 +60,44 @@ class ShardSet:
         except ValueError as error:
             raise ValueError(f"{self.folder}/{INDEX_FILE}: {error}; run prepare again") from error
         self.sizes: list[int] = self.index.sizes  # samples of each shard
-        self.max_relevant: int = self.index.max_relevant  # products of one sample, asked for or shown
+        self.max_relevant: int = self.index.max_relevant  # target or reference products of one sample
         self._starts = self.index.starts
         self._identity = str(self.folder), self.written, self._digest, self.cache.verify
-        self._failed: dict[int, tuple[float, str]] = {}  # by shard: until when it is not tried again, and why
+        self._failed: dict[int, tuple[float, str]] = {}  # by shard: not tried again until, and why
 
     def __len__(self) -> int:
         return int(self._starts[-1])
 
     @property
     def place(self) -> str:
-        """Where the set stands, in words that mean the same from any working directory."""
+        """Absolute path or URL of the set."""
         return self.folder if isinstance(self.folder, str) else str(self.folder.absolute())
 
     @property
     def digest(self) -> str:
-        """A short text that changes with the content: the index tells the checksum of every shard."""
+        """A digest of the content: the index has the checksum of every shard."""
         return self._digest
 
     @property
     def keys(self) -> np.ndarray:
-        """The id key of every sample: of the query, or of the product where there is no query."""
+        """The hashed id of every sample: of the query, or of the product if there is no query."""
         return self.column("keys")
 
     @property
     def prefetch_shards(self) -> int:
-        """How many shards each rank fetches before they are needed: none where they lie on this machine."""
+        """Number of shards that each rank prefetches; 0 for a local folder."""
         return self.files.prefetch_shards
 
     @property
     def patience(self) -> float:
-        """How many seconds reading may wait for a store: none where the shards lie on this machine."""
+        """Seconds that reading may wait for a store; 0 for a local folder."""
         return self.files.patience
 
     def column(self, name: str) -> np.ndarray:
-        """Return one value a sample, (N,), memory-mapped: keys, product_keys, category_keys or weights.
+        """Return one value per sample, (N,), memory-mapped: keys, product_keys, category_keys or weights.
 
         Raises:
-            ValueError: the set has none such, or it is of another set.
+            ValueError: the set has no such column, or it is of another set.
         """
         try:
             found = self.files.column(name)
@@ -111,41 +110,41 @@ class ShardSet:
         return found
 
     def span(self, shard_idx: int) -> tuple[int, int]:
-        """Return the number of a shard's first sample, and that after its last."""
+        """Return the range of sample numbers of a shard, as (start, stop)."""
         start, stop = self._starts[shard_idx : shard_idx + 2].tolist()
         return start, stop
 
     def find(self, keys: npt.ArrayLike) -> dict[int, int]:
-        """Return the number of the first sample of each id key that the set has."""
+        """Return the number of the first sample of each hashed id that the set has."""
         own, wanted = self.keys, np.unique(np.asarray(keys, dtype=np.int64))
         found: dict[int, int] = {}
-        for start in range(0, len(own), SEARCHED_AT_ONCE):
-            part = np.asarray(own[start : start + SEARCHED_AT_ONCE])
-            for place in np.flatnonzero(np.isin(part, wanted)).tolist():
-                found.setdefault(int(part[place]), start + place)
+        for start in range(0, len(own), KEYS_AT_ONCE):
+            part = np.asarray(own[start : start + KEYS_AT_ONCE])
+            for position in np.flatnonzero(np.isin(part, wanted)).tolist():
+                found.setdefault(int(part[position]), start + position)
         return found
 
     def read(self, numbers: Iterable[int], is_padding: bool = False) -> list[Sample]:
         """Read samples by number.
 
         Raises:
-            ShardError: a shard is missing, damaged or out of reach; names shard and sample.
+            ShardError: a shard is missing, damaged or not reachable; names shard and sample.
         """
         return [self._read_one(number, is_padding) for number in numbers]
 
     def read_facts(self, number: int) -> dict[str, Any]:
-        """Read what is known of a sample besides its images."""
+        """Read the metadata of a sample: everything except its images."""
         return self._read_members(number, ("json",))[1]
 
     def shards_of(self, numbers: npt.ArrayLike) -> np.ndarray:
-        """Return the shard that each sample stands in."""
+        """Return the shard of each sample."""
         return self._starts.searchsorted(numbers, "right") - 1
 
     def shard_name(self, shard_idx: int) -> str:
         return f"{self.folder}/{self.index.shard(shard_idx).stem}.tar"
 
     def prefetch(self, shard_idxs: Iterable[int]) -> None:
-        """Have shards fetched in the background, where the set stands at an address."""
+        """Download shards in the background, if the set is at an address."""
         self.files.prefetch(self.index.shard(shard_idx) for shard_idx in shard_idxs)
 
     def _read_members(self, number: int, names: Sequence[str]) -> tuple[dict[str, bytes], dict[str, Any]]:
@@ -157,24 +156,24 @@ class ShardSet:
             if not isinstance(facts, dict) or not isinstance(facts.get(DECLARED, {}), dict):
                 raise ValueError("the facts are no JSON object")
         except (ValueError, KeyError) as error:
-            self.files.drop(self.index.shard(shard_idx))  # a copy is fetched anew, where it is one
+            self.files.drop(self.index.shard(shard_idx))  # a cached copy is downloaded again
             _OPEN.drop((*self._identity, shard_idx))
             raise ShardError(f"{opened.name}, sample {number}: damaged ({error})") from error
         return members, facts
 
     def _open(self, shard_idx: int) -> OpenShard:
-        began = time.monotonic()
-        if shard_idx in self._failed and began < self._failed[shard_idx][0]:
+        started = time.monotonic()
+        if shard_idx in self._failed and started < self._failed[shard_idx][0]:
             raise ShardError(self._failed[shard_idx][1])
         try:
-            return _OPEN.get((*self._identity, shard_idx), partial(self._open_anew, shard_idx))
+            return _OPEN.get((*self._identity, shard_idx), partial(self._open_file, shard_idx))
         except ShardError as error:
-            # or each of its samples would wait as long
+            # otherwise each of its samples would wait as long
             now = time.monotonic()
-            self._failed[shard_idx] = now + FORGET_AFTER * (now - began), str(error)
+            self._failed[shard_idx] = now + RETRY_FACTOR * (now - started), str(error)
             raise
 
-    def _open_anew(self, shard_idx: int) -> OpenShard:
+    def _open_file(self, shard_idx: int) -> OpenShard:
         return self.files.open(self.index.shard(shard_idx), self.cache.verify)
 
     def _read_one(self, number: int, is_padding: bool) -> Sample:
