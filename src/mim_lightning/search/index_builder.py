@@ -6,7 +6,7 @@ the filters to offer, and golden samples.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +46,11 @@ def build_product_index(
         CATALOGS: [embedded.facts.catalogue],
         FACETS: describe_facets(embedded.products),
     }
-    if not is_address(place):
+    parts = model.fusions.get(gallery, {gallery: 1.0})
+    towers = [name for name in parts if not isinstance(model.encoders[name].spec, Mapping)]
+    if towers and not is_address(place):  # golden samples are inputs of one field
         extra[GOLDEN_SAMPLES] = f"canaries-{model.fingerprint}.safetensors"
-        inputs = select_inputs(catalog, list(model.fusions.get(gallery, {gallery: 1.0})))
+        inputs = select_inputs(catalog, towers)
         Path(place).mkdir(parents=True, exist_ok=True)
         # before the card that names them
         write_golden_samples(Path(place) / extra[GOLDEN_SAMPLES], encode_golden_samples(model, inputs))

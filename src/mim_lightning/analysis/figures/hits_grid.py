@@ -168,20 +168,22 @@ def draw_hits(
     hits = [hit for row in answers for model, idx in row for hit in model.hit_ids[idx][: layout.num_hits]]
     query_samples = find_samples([queries], selected.query_ids)
     product_samples = find_samples(products, [*units, *hits])
-    parts = _query_parts(next(iter(records.values())), direction)
+    fields = _query_fields(next(iter(records.values())), direction)
     for row, (query_id, unit_id) in enumerate(zip(selected.query_ids, units, strict=True)):
-        _draw_query(image, layout.query_corner(row), query_samples.get(query_id), parts)
+        _draw_query(image, layout.query_corner(row), query_samples.get(query_id), fields)
         _draw_product(image, layout.truth_corner(row), product_samples.get(unit_id), unit_id)
         for column, (model, idx) in enumerate(answers[row]):
             _draw_answer(image, layout, row, column, model, idx, product_samples)
     return image
 
 
-def _query_parts(record: EvaluationRecord, direction: str) -> set[str]:
-    """Return the towers of the query side: other parts of the query are not shown."""
+def _query_fields(record: EvaluationRecord, direction: str) -> list[str]:
+    """Return the fields that towers of the query side read: others are not shown."""
     config = record.facts.config
-    side = config["directions"][direction]["query"]
-    return set((config["model"].get("fusions") or {}).get(side, {side}))
+    side, model = config["directions"][direction]["query"], config["model"]
+    parts, towers = (model.get("fusions") or {}).get(side, {side}), model.get("towers") or {}
+    read = [(towers.get(name) or {}).get("fields") or [name] for name in parts]
+    return sorted({name for names in read for name in names}, key=lambda name: (name != QUERY_TEXT, name))
 
 
 def _draw_headers(
@@ -211,10 +213,11 @@ def _draw_headers(
         draw.rectangle((left, base + 10, right - 1, base + 11), FAINT)
 
 
-def _draw_query(image: Image.Image, corner: tuple[int, int], sample: Sample | None, parts: set[str]) -> None:
+def _draw_query(image: Image.Image, corner: tuple[int, int], sample: Sample | None, fields: Sequence[str]) -> None:
     inputs = sample.inputs if sample else {}
-    text = plain(inputs.get(QUERY_TEXT, "")) if QUERY_TEXT in parts else ""
-    if QUERY_IMAGE in parts:
+    texts = [value for name in fields if isinstance(value := inputs.get(name), str)]
+    text = plain(", ".join(texts))
+    if QUERY_IMAGE in fields:
         _paste(image, corner, inputs.get(QUERY_IMAGE), inset=0)
         _write_caption(image, corner, f"“{text}”" if text else "", INK)
         return
