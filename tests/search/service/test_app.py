@@ -325,8 +325,8 @@ def test_concurrent_requests_are_counted_by_client(tmp_path: Path) -> None:
 
 def test_the_url_of_an_event_log_can_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MIM_EVENTS", "postgresql://me:secret@host/events")
-    assert compose("serve", ["index=nowhere"])["events"] == "postgresql://me:secret@host/events"
-    assert compose("ab_report", [])["events"] == compose("serve", ["index=nowhere"])["events"]
+    assert compose("serve", ["index=nowhere"])["event_log"] == "postgresql://me:secret@host/events"
+    assert compose("ab_report", [])["event_log"] == compose("serve", ["index=nowhere"])["event_log"]
 
 
 def test_an_experiment_is_recorded_without_the_user(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A search parses and decodes each photo once, within the service's limits."""
+"""A search parses and decodes each image once, within the service's limits; arms inherit from the command line."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from mim_lightning.data.images.transforms import eval_image
 from mim_lightning.inference.image_inputs import prepare_images
 from mim_lightning.search.query import SearchQuery
 from mim_lightning.search.service.request_limits import RefusedError
+from mim_lightning.search.service.search_service import read_arms
 from mim_lightning.types import ImageSpec
 from tests.search.service.color_shop import color_service, square
 
@@ -45,7 +46,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
 @pytest.mark.parametrize("side", [32, 600])  # as it is stored, and larger than stored images are
-def test_a_photo_is_parsed_once_and_decoded_once(kind: str, side: int, tmp_path: Path, calls: Counter[str]) -> None:
+def test_an_image_is_parsed_once_and_decoded_once(kind: str, side: int, tmp_path: Path, calls: Counter[str]) -> None:
     shop = color_service(tmp_path, pixels=400_000)
     calls.clear()
     answer = shop.search(SearchQuery(images=(square("red", kind, side),)))
@@ -68,3 +69,16 @@ def test_decoded_once_gives_the_same_pixels_as_the_stored_image(kind: str, mode:
     spec = ImageSpec((48, 48), resize_mode=mode)
     expected = eval_image(normalise_encoding(out.getvalue(), 512), spec)
     assert torch.equal(prepare_images([out.getvalue()], spec, 512, [0])[0], expected)
+
+
+def test_arms_inherit_from_control() -> None:
+    own = {"index": "shop", "checkpoint": "a.ckpt", "weights": {"image": None, "text": 2}, "traffic_fraction": 0.5}
+    arms = {"words": {"weights": {"text": 3}}, "other": {"index": "new"}, "off": None}
+    found = read_arms({**own, "arms": arms})
+    assert list(found) == ["control", "words", "other"] and found["control"] == own
+    assert found["words"] == {**own, "traffic_fraction": 1, "weights": {"image": None, "text": 3}}
+    assert found["other"] == {**own, "traffic_fraction": 1, "index": "new", "checkpoint": None}, (
+        "another index has its own model"
+    )
+    with pytest.raises(ValueError, match=r"arms\.words\.weigths: no such key; an arm has index, checkpoint"):
+        read_arms({**own, "arms": {"words": {"weigths": {}}}})
