@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from mim_lightning.config import build_matcher, compose
-from mim_lightning.data.images.codec import normalise_encoding
+from mim_lightning.data.images.codec import normalize_encoding
 from mim_lightning.export import export
 from mim_lightning.model.checkpoint import PREFIX, SECTION, describe
 from mim_lightning.model.matcher import Matcher
@@ -51,7 +51,7 @@ def write_pictures(folder: Path) -> list[Path]:
 
 def samples_of(pictures: list[Path], texts: list[str]) -> list[Sample]:
     """Return what `prepare` and the stream would make of pictures and texts."""
-    stored = [normalise_encoding(path.read_bytes(), 512) for path in pictures]
+    stored = [normalize_encoding(path.read_bytes(), 512) for path in pictures]
     return [
         Sample(number, {"query_image": data, "product_image": data, "query_text": text, "product_text": text})
         for number, (data, text) in enumerate(zip(stored, texts, strict=True))

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mim_lightning.data.images.codec import normalise_encoding
+from mim_lightning.data.images.codec import normalize_encoding
 from mim_lightning.data.images.transforms import eval_image
 from mim_lightning.inference.image_inputs import ImageInput, prepare_images
 from mim_lightning.types import ImageSpec
@@ -51,7 +51,7 @@ def test_the_same_pixels_however_they_are_given(tmp_path: Path) -> None:
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_upright_as_prepare_stores_it(orientation: int) -> None:
     data = encoded(corners(90, 60), orientation=orientation)
-    assert torch.equal(prepared(data), eval_image(normalise_encoding(data, 512), SPEC))
+    assert torch.equal(prepared(data), eval_image(normalize_encoding(data, 512), SPEC))
     turned = Image.open(io.BytesIO(data))
     # Pillow decodes chroma in its own way, and `prepare` compresses once more
     assert (prepared(turned).int() - prepared(data).int()).abs().float().mean() < 6
@@ -61,7 +61,7 @@ def test_upright_as_prepare_stores_it(orientation: int) -> None:
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
 def test_a_picture_larger_than_stored_ones_differs_little(kind: str, orientation: int) -> None:
     data = encoded(corners(900, 600), kind, orientation=orientation)
-    stored = eval_image(normalise_encoding(data, 128), SPEC)
+    stored = eval_image(normalize_encoding(data, 128), SPEC)
     difference = (prepared(data, max_side=128).int() - stored.int()).abs()
     assert difference.float().mean() < 3
     if orientation != 1:

@@ -1,8 +1,6 @@
-"""One look for all figures: colours that colour-blind readers tell apart, quiet axes, letters that survive half size.
+"""Style of all figures: colors for color-blind readers, light axes, text readable at half size.
 
-Sizes come in, matplotlib figures without global state go out (`new_figure`, `new_panels`) and onto disk (`save`);
-every other file of this package takes its colours here. matplotlib belongs to the extra `figures`, and is imported
-when a figure is asked for.
+matplotlib is in the extra `figures`, and is imported when a figure is made; figures have no global state.
 """
 
 from __future__ import annotations
@@ -23,13 +21,13 @@ RIGHT, WRONG = "#1f6feb", "#d1242f"  # of hits, as in the paper's figures 2 and 
 BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"
 LINES = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, INK)
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-DASHES = ("-", "--", ":")  # one round through the colours each
+DASHES = ("-", "--", ":")  # one for each pass through the colors
 # Krzywinski 2013, "12-color palette for color blindness", reordered so that neighbours differ
 TWELVE = (
     "#008DF9", "#E20134", "#009F81", "#FFC33B", "#8400CD", "#FF6E3A",
     "#00C2F9", "#FF5AAF", "#9F0162", "#00FCCF", "#A40122", "#FFB2FD",
 )  # fmt: skip
-OTHER = "#b8bec6"  # what has no colour of its own
+OTHER = "#b8bec6"  # for labels without a color of their own
 DPI = 150
 TITLE_SIZE, TEXT_SIZE, SMALL_SIZE = 11.5, 10.5, 9.5  # points
 
@@ -59,7 +57,7 @@ def new_panels(
     FigureCanvasAgg(figure)
     panels = [figure.add_subplot(num_rows, num_columns, place + 1) for place in range(num_panels)]
     for axes in panels:
-        _quieten(axes)
+        _lighten(axes)
     return figure, panels
 
 
@@ -68,22 +66,22 @@ def save(figure: Figure, path: Path) -> Path:
     for legend in [*figure.legends, *(axes.get_legend() for axes in figure.axes)]:
         if legend is not None:
             legend.set_frame_on(False)
-            _take_literally([*legend.get_texts(), legend.get_title()])
+            _disable_math([*legend.get_texts(), legend.get_title()])
     for axes in figure.axes:
-        _take_literally([axes.title, axes.xaxis.label, axes.yaxis.label, *axes.texts])
+        _disable_math([axes.title, axes.xaxis.label, axes.yaxis.label, *axes.texts])
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=DPI)
     return path
 
 
-def _take_literally(texts: Iterable[Any]) -> None:
-    """Draw a dollar sign as one: what is between two of them is no formula of ours."""
+def _disable_math(texts: Iterable[Any]) -> None:
+    """Draw dollar signs as such: text between two of them is not a formula."""
     for text in texts:
         text.set_parse_math(False)
 
 
 def line_look(place: int) -> dict[str, Any]:
-    """Return colour, marker and dash of the arm that stands at a place: told apart without colour too."""
+    """Return color, marker and dash of the line at a position: lines differ without color too."""
     rounds, place = divmod(place, len(LINES))
     return {"color": LINES[place], "marker": MARKERS[place], "linestyle": DASHES[rounds % len(DASHES)]}
 
@@ -93,14 +91,14 @@ def shorten(text: str, max_length: int) -> str:
     return text if len(text) <= max_length else f"{text[: max_length - 1].rstrip()}…"
 
 
-def colours_of(labels: Sequence[str]) -> dict[str, str]:
-    """Give the first labels a colour each, the others grey."""
+def colors_of(labels: Sequence[str]) -> dict[str, str]:
+    """Return a color for each label: the first have one each, the others are gray."""
     return {label: TWELVE[place] if place < len(TWELVE) else OTHER for place, label in enumerate(labels)}
 
 
 @contextmanager
 def extra_figures() -> Iterator[None]:
-    """Tell in one line how to get what an import inside misses."""
+    """Turn a failed import into a ValueError that names the extra to install."""
     try:
         yield
     except ModuleNotFoundError as error:
@@ -108,7 +106,7 @@ def extra_figures() -> Iterator[None]:
         raise ValueError(f'{missing} is not installed; figures need pip install "mim-lightning[figures]"') from error
 
 
-def _quieten(axes: Axes) -> None:
+def _lighten(axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(FAINT)
     axes.grid(axis="y", color=RULE, linewidth=0.8)

@@ -1,7 +1,7 @@
-"""Words of others - titles, ids, categories, queries - made fit to be shown: in one line, of bounded length, harmless.
+"""Untrusted text (titles, ids, queries) made safe to display: one line, bounded, without control characters.
 
-Any text comes in; what goes out moves no cursor, turns no letters around and starts no formula. Markup is the
-business of whoever shows it (`rich.text.Text`, templates that escape).
+The result moves no cursor, reverses no letters and starts no formula. Escaping of markup is left to the caller
+(`rich.text.Text`, templates that escape).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import re
 MAX_CHARS = 200  # of a cell or a name
 MAX_ERROR_CHARS = 4_000
 
-# what terminals obey, what turns or hides letters, and halves of letters; not the joiners of emoji and scripts
+# control characters, those that reverse or hide letters, and surrogates; not the joiners of emoji and scripts
 _UNSEEN = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2064\u2066-\u206f\ufeff\ud800-\udfff]"
 )
@@ -27,21 +27,18 @@ def plain(text: object, max_chars: int = MAX_CHARS) -> str:
 
 
 def without_controls(text: str) -> str:
-    """Return a text with what a terminal would obey shown as a mark; lines and tabs stay."""
+    """Replace control characters of a text by a mark; newlines and tabs stay."""
     return _UNSEEN.sub("\ufffd", text.replace("\r\n", "\n"))
 
 
 def error_text(text: str) -> str:
-    """Return an error's words as a terminal shall show them: files and ids in it may be anybody's."""
+    """Return an error message safe to print: it may quote untrusted files and ids."""
     shown = without_controls(text[:MAX_ERROR_CHARS])
     return shown if len(text) <= MAX_ERROR_CHARS else f"{shown}…"
 
 
 def csv_cell(value: object) -> object:
-    """Return a cell of a table for people: a spreadsheet takes no text of it for a formula.
-
-    Numbers stay; a text that would be taken for a formula begins with an apostrophe then.
-    """
+    """Return a cell of a CSV file for people: an apostrophe before a text that a spreadsheet would run as a formula."""
     if not isinstance(value, str):
         return value
     text = without_controls(value) if not value.startswith(("\t", "\r")) else value

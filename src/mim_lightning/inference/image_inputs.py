@@ -16,7 +16,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from mim_lightning.data.images.codec import EncodedImage, as_stored, decode_upright
-from mim_lightning.data.images.local_file import read_file
+from mim_lightning.data.images.limits import read_image_file
 from mim_lightning.data.images.transforms import eval_image
 from mim_lightning.types import ImageSpec
 
@@ -69,7 +69,7 @@ def _encode(image: ImageInput) -> bytes | EncodedImage:
     if isinstance(image, bytes | EncodedImage):
         return image
     if isinstance(image, (str, Path)):
-        return read_file(image)
+        return read_image_file(image)
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
             raise ValueError(f"an array must be (H, W, 3) uint8 RGB, not {image.shape} {image.dtype}")

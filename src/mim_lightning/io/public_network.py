@@ -1,7 +1,7 @@
-"""Connections to public addresses only: tables and requests that others wrote must not reach this machine's network.
+"""Connections to public addresses only: untrusted tables and requests must not reach this machine's network.
 
-Names and addresses of hosts come in, open connections go out, or a PrivateAddressError. A name is resolved once and
-the connection goes to what was looked at, redirects included, so no name can change its address in between.
+A host name is resolved once, and the connection goes to the address that was checked, redirects included: a name cannot
+change its address in between.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from typing import Any
 from urllib.parse import urlsplit
 
 _resolve = socket.getaddrinfo
-# an IPv4 address stands in their last 32 bits: NAT64, stateless translation, and two older forms
+# their last 32 bits are an IPv4 address: NAT64, stateless translation, and two older forms
 WITH_IPV4 = tuple(map(IPv6Network, ("64:ff9b::/96", "::ffff:0:0:0/96", "::/96")))
-# two that not every Python knows as such, and Azure's host for its machines, which is nobody's outside
+# two that not every Python classifies so, and the host that Azure's machines alone reach
 PRIVATE_TOO = tuple(map(ip_network, ("64:ff9b:1::/48", "fec0::/10", "168.63.129.16")))
 
 
 class PrivateAddressError(OSError):
-    """A host is this machine, or one of a network that the public does not reach."""
+    """A host is this machine or in a private network."""
 
     def __init__(self, host: str, address: str) -> None:
         found = f"{host} is {address}" if host != address else host
@@ -32,7 +32,7 @@ class PrivateAddressError(OSError):
 
 
 def is_private(address: str) -> bool:
-    """Is an IP address one that the public does not reach?"""
+    """Is an IP address private, local, reserved or multicast?"""
     ip = ip_address(address)
     inner = _inner(ip) if isinstance(ip, IPv6Address) else None
     own = ip if inner is None else inner
@@ -42,7 +42,7 @@ def is_private(address: str) -> bool:
 
 
 def _inner(ip: IPv6Address) -> IPv4Address | None:
-    """Return the IPv4 address that an IPv6 address stands for."""
+    """Return the IPv4 address that is embedded in an IPv6 address."""
     if any(ip in network for network in WITH_IPV4):
         return IPv4Address(int(ip) & 0xFFFFFFFF)
     return ip.ipv4_mapped or ip.sixtofour or (ip.teredo[1] if ip.teredo else None)
@@ -53,7 +53,7 @@ def resolve_public(host: str, port: int | None = None) -> list[str]:
 
     Raises:
         PrivateAddressError: one of them is private.
-        socket.gaierror: it has none.
+        socket.gaierror: it has no address.
     """
     found = [str(info[4][0]) for info in _resolve(host, port, type=socket.SOCK_STREAM)]
     for address in found:
@@ -76,10 +76,10 @@ def connect_public(address: tuple[str, int], timeout: Any = None, source_address
 
 @cache
 def http_opener(may_be_private: bool) -> urllib.request.OpenerDirector:
-    """Return what opens http and https addresses and follows redirects to such ones, and to no other kind.
+    """Return an opener of http and https URLs that follows redirects to such URLs only.
 
     Args:
-        may_be_private: private addresses are opened as well.
+        may_be_private: whether private addresses are opened too.
     """
     opener = urllib.request.OpenerDirector()
     for handler in (
@@ -119,11 +119,11 @@ class _HTTPSHandler(urllib.request.HTTPSHandler):
 
 
 def _by_proxy(request: urllib.request.Request) -> bool:
-    """Does the request go to the user's proxy, which may be private? What it asks for may not be."""
+    """Does a request go to the user's proxy, which may be private? Its target may not."""
     target = getattr(request, "_tunnel_host", None) or (request.full_url if request.has_proxy() else None)
     if target is None:
         return False
     host = urlsplit(target if "://" in target else f"//{target}").hostname or ""
-    with suppress(socket.gaierror):  # what the proxy alone can resolve
+    with suppress(socket.gaierror):  # a name that only the proxy can resolve
         resolve_public(host)
     return True

@@ -14,7 +14,7 @@ import torch
 from lightning import LightningDataModule
 
 from mim_lightning.analysis.html.validation_page import write_validation_report
-from mim_lightning.data.images.image_key import MAX_KNOWN, bytes_key, pixel_key
+from mim_lightning.data.images.codec import MAX_KNOWN, hash_bytes, hash_pixels
 from mim_lightning.data.images.transforms import Augment
 from mim_lightning.data.loading.collate import Collate
 from mim_lightning.data.loading.corrupt_samples import CorruptSamplePolicy
@@ -185,7 +185,7 @@ class MatchDataModule(LightningDataModule):
     def _picture_key(self) -> Callable[[bytes], int]:
         """Return how evaluation recognizes equal images: by pixels, or by bytes if there are many."""
         num_rows = len(self.opened.queries) + sum(len(products) for products in self.opened.gallery)
-        return pixel_key if num_rows <= MAX_KNOWN else bytes_key
+        return hash_pixels if num_rows <= MAX_KNOWN else hash_bytes
 
     def catalog_pass(self, shard_idxs: Sequence[int]) -> SequentialLoader:
         """Return this rank's part of a pass over some shards of the catalog."""

@@ -20,7 +20,7 @@ def main() -> None:
 
 def search(config: dict[str, Any]) -> None:
     """Search once, then print and draw the hits."""
-    from mim_lightning.data.images.local_file import read_file
+    from mim_lightning.data.images.limits import read_image_file
     from mim_lightning.search.console import print_result
     from mim_lightning.search.product_images import ProductImages
     from mim_lightning.search.query import SearchQuery, drop_null_weights
@@ -49,7 +49,7 @@ def search(config: dict[str, Any]) -> None:
     if config["output_image"]:
         product_ids = [hit.product_id for hit in result.hits] + ([query.like] if query.like else [])
         product_images = ProductImages(searcher.index.card).read(product_ids)
-        query_image = read_file(images[0]) if images else product_images.get(query.like or "")
+        query_image = read_image_file(images[0]) if images else product_images.get(query.like or "")
         draw_results(query, query_image, result.hits, product_images).save(config["output_image"])
         if not config["json"]:
             print(f"image: {config['output_image']}")

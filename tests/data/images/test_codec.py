@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mim_lightning.data.images.codec import MAX_PIXELS, decode_image, image_size, normalise_encoding
+from mim_lightning.data.images.codec import MAX_PIXELS, decode_image, image_size, normalize_encoding
 from tests.data.conftest import encoded, jpeg, picture
 
 ORIENTATION = 0x0112
@@ -57,7 +57,7 @@ def test_exif_rotation_is_turned_upright(orientation: int) -> None:
     stored = upright.transpose(Image.Transpose(turn[orientation])) if orientation > 1 else upright
     exif = Image.Exif()
     exif[ORIENTATION] = orientation
-    data = normalise_encoding(encoded(stored, exif=exif), max_side=100)
+    data = normalize_encoding(encoded(stored, exif=exif), max_side=100)
     assert difference(decode_image(data), upright) < 3
     with Image.open(io.BytesIO(data)) as image:
         assert image.getexif().get(ORIENTATION, 1) == 1
@@ -67,15 +67,15 @@ def test_exif_rotation_is_turned_upright(orientation: int) -> None:
 @pytest.mark.parametrize("exif", [b"Exif\0\0garbage", b"Exif\0\0MM\0*\0\0\0\x08\0\x09", b"Exif\0\0"])
 def test_damaged_exif_is_no_damaged_picture(exif: bytes) -> None:
     data = encoded(picture(), exif=exif)
-    assert normalise_encoding(data, max_side=100) == data
+    assert normalize_encoding(data, max_side=100) == data
 
 
 def test_large_picture_is_resized_small_one_untouched() -> None:
     large = encoded(picture(3, 90, 300))
-    with Image.open(io.BytesIO(normalise_encoding(large, max_side=100))) as image:
+    with Image.open(io.BytesIO(normalize_encoding(large, max_side=100))) as image:
         assert image.size == (100, 30)
     for data in (jpeg(3), encoded(picture(3), "PNG"), encoded(picture(3), exif=Image.Exif())):
-        assert normalise_encoding(data, max_side=32) is data
+        assert normalize_encoding(data, max_side=32) is data
 
 
 def test_scaled_decoding_has_at_least_the_asked_sides() -> None:
@@ -124,7 +124,7 @@ def jpeg_bomb() -> bytes:
     ids=["empty", "magic", "text", "half", "short", "png", "webp", "bomb", "small bomb", "jpeg bomb"],
 )
 def test_unreadable_pictures(data: bytes) -> None:
-    for read in (decode_image, lambda data: normalise_encoding(data, 100)):
+    for read in (decode_image, lambda data: normalize_encoding(data, 100)):
         with pytest.raises(ValueError, match=r"image \(|at most") as caught:
             read(data)
         assert "\n" not in str(caught.value)
@@ -136,8 +136,8 @@ def test_the_limit_itself_is_not_refused() -> None:
 
 def test_a_large_picture_that_is_cut_off_is_refused_when_it_is_stored_smaller() -> None:
     data = encoded(picture(1, 900, 1200))
-    with Image.open(io.BytesIO(normalise_encoding(data, max_side=100))) as image:
+    with Image.open(io.BytesIO(normalize_encoding(data, max_side=100))) as image:
         assert image.size == (100, 75)
     for stop in (len(data) // 2, len(data) - 200):
         with pytest.raises(ValueError, match="damaged image"):
-            normalise_encoding(data[:stop], max_side=100)
+            normalize_encoding(data[:stop], max_side=100)

@@ -168,7 +168,7 @@ def test_a_missing_library_stops_everything(tmp_path: Path, monkeypatch: pytest.
 def test_a_host_that_is_gone_is_given_up(
     server: PictureServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(download, "HOPELESS", 3)
+    monkeypatch.setattr(download, "MAX_CONSECUTIVE_FAILURES", 3)
     bad = [server.address(f"/broken/{number}") for number in range(30)]
     downloads = Downloads(settings(tmp_path, retries=0, num_connections=1))
     failures = downloads.fetch_all([*bad[:2], server.address("/missing/1"), *bad[2:]])

@@ -16,7 +16,7 @@ from mim_lightning.data.images.codec import (
     decode_image,
     decode_upright,
     image_size,
-    normalise_encoding,
+    normalize_encoding,
 )
 from mim_lightning.data.images.header import (
     MAX_COMMENT,
@@ -29,8 +29,8 @@ from mim_lightning.data.images.header import (
 from mim_lightning.data.images.limits import (
     LIMITS,
     ImageError,
+    ImageLimits,
     ImageTooLargeError,
-    PictureLimits,
     TruncatedImageError,
     UnreadableImageError,
 )
@@ -75,7 +75,7 @@ def test_what_is_too_large_is_refused_before_it_is_decoded(data: bytes, monkeypa
 
     monkeypatch.setattr(Image.Image, "load", decoded)
     monkeypatch.setattr("simplejpeg.decode_jpeg", decoded)
-    for read in (image_size, decode_image, decode_upright, EncodedImage.of, lambda data: normalise_encoding(data, 512)):
+    for read in (image_size, decode_image, decode_upright, EncodedImage.of, lambda data: normalize_encoding(data, 512)):
         with pytest.raises(ImageTooLargeError) as caught:
             read(data)
         assert "\n" not in str(caught.value)
@@ -124,10 +124,10 @@ def test_tags_that_share_their_bytes_cost_nothing(kind: str, monkeypatch: pytest
 
 
 def test_a_service_may_be_stricter() -> None:
-    for limits in (PictureLimits(pixels=700), PictureLimits(side=31), PictureLimits(aspect=1), PictureLimits(scans=5)):
+    for limits in (ImageLimits(pixels=700), ImageLimits(side=31), ImageLimits(aspect=1), ImageLimits(scans=5)):
         with pytest.raises(ImageTooLargeError):
             image_size(scanned(1), limits)
-    assert image_size(scanned(1), PictureLimits(pixels=768, side=32, aspect=2, scans=30)) == (24, 32)
+    assert image_size(scanned(1), ImageLimits(pixels=768, side=32, aspect=2, scans=30)) == (24, 32)
 
 
 def test_a_preview_among_the_tags_is_no_scan() -> None:
@@ -230,7 +230,7 @@ def test_heic_is_read_or_its_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> 
     data = struct.pack(">I", 24) + b"ftypheic" + bytes(4) + b"mif1heic" + bytes(100)
     monkeypatch.setitem(__import__("sys").modules, "pillow_heif", None)
     with pytest.raises(
-        UnreadableImageError, match=r"HEIC picture: install the extra: pip install 'mim-lightning\[heic\]'"
+        UnreadableImageError, match=r"HEIC image: install the extra: pip install 'mim-lightning\[heic\]'"
     ):
         image_size(data)
 
@@ -240,8 +240,8 @@ def test_what_browsers_may_not_read_is_stored_as_jpeg(kind: str) -> None:
     if kind == "HEIF":
         pytest.importorskip("pillow_heif", reason="needs the extra heic").register_heif_opener()
     data = encoded(picture(1), kind)
-    assert read_header(data) == module.PictureHeader(kind, 24, 32)
-    stored = normalise_encoding(data, 512)
+    assert read_header(data) == module.ImageHeader(kind, 24, 32)
+    stored = normalize_encoding(data, 512)
     assert stored[:2] == b"\xff\xd8"
     difference = decode_image(stored).astype(float) - np.asarray(picture(1), dtype=float)
     assert np.abs(difference).mean() < 20

@@ -136,7 +136,7 @@ def test_members_of_tar_files_here_and_in_a_store(tmp_path: Path, reader: ImageR
             assert [reader.read(ref) for ref in refs] == PICTURES
     store.rm("/tars", recursive=True)
     (tmp_path / "t.tar").write_bytes((tmp_path / "t.tar").read_bytes()[: refs[5].offset + 10])
-    with pytest.raises(ValueError, match="ends inside the picture"):
+    with pytest.raises(ValueError, match="ends inside the image"):
         reader.read(TarMember(str(tmp_path / "t.tar"), "5.jpg", refs[5].offset, refs[5].size))
 
 

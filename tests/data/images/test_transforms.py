@@ -12,7 +12,7 @@ from PIL import Image
 from timm import data as timm_data
 from torch import Tensor
 
-from mim_lightning.data.images.transforms import Augment, eval_image, train_image, vary_colours
+from mim_lightning.data.images.transforms import Augment, eval_image, train_image, vary_colors
 from mim_lightning.types import ImageSpec
 from tests.data.conftest import encoded, jpeg, picture
 
@@ -74,7 +74,7 @@ def test_the_other_modes_against_timm(
 
 
 def test_an_unknown_mode_is_refused() -> None:
-    with pytest.raises(ValueError, match="resize_mode 'squish' is none"):
+    with pytest.raises(ValueError, match="resize_mode 'squish' is unknown"):
         eval_image(jpeg(0, 20, 20), ImageSpec((8, 8), resize_mode="squish"))
 
 
@@ -158,7 +158,7 @@ def test_vary_colours_against_plain_floats() -> None:
     images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (11, 3, 5, 4), dtype=np.uint8))
     augment = Augment(brightness=0.4, contrast=0.5, saturation=0.9)
     before = images.clone()
-    varied = vary_colours(images.clone(), augment, [random.Random(seed) for seed in range(11)])
+    varied = vary_colors(images.clone(), augment, [random.Random(seed) for seed in range(11)])
     assert torch.equal(images, before) and varied.dtype == torch.uint8
     for seed in range(11):
         rng = random.Random(seed)
@@ -175,5 +175,5 @@ class Still(random.Random):
 def test_factors_of_one_change_nothing() -> None:
     images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (9, 3, 16, 16), dtype=np.uint8))
     augment = Augment(brightness=0.4, contrast=0.5, saturation=0.9)
-    assert torch.equal(vary_colours(images, augment, [Still()] * 9), images)
-    assert vary_colours(images, Augment(), []) is images
+    assert torch.equal(vary_colors(images, augment, [Still()] * 9), images)
+    assert vary_colors(images, Augment(), []) is images

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mim_lightning.data.images.image_key import bytes_key, pixel_key
+from mim_lightning.data.images.codec import hash_bytes, hash_pixels
 from mim_lightning.data.images.transforms import Augment, eval_image
 from mim_lightning.data.loading.collate import Collate
 from mim_lightning.types import NO_KEY, Batch, ImageSpec, Sample, TextSpec, id_key
@@ -72,12 +72,12 @@ def test_evaluation_is_told_which_pictures_are_the_same_and_what_a_row_has() -> 
     lossless = encoded(Image.open(io.BytesIO(jpeg(10))), "PNG")
     other = encoded(Image.open(io.BytesIO(jpeg(10))).rotate(180), "PNG")
     rows = [*SAMPLES, sample(14, 1, query_image=lossless), sample(15, 1, query_image=other)]
-    batch = Collate(specs, picture_key=pixel_key)(rows)
+    batch = Collate(specs, picture_key=hash_pixels)(rows)
     assert batch.has_field["query_image"].tolist() == [True, True, False, True, True, True]
     assert batch.has_field["query_text"].tolist() == [False, True, True, True, False, False]
     first, second, none, again, copy, turned = batch.picture_keys["query_image"].tolist()
     assert first == again == copy and none == NO_KEY and len({first, second, turned, NO_KEY}) == 4
-    by_bytes = Collate(specs, picture_key=bytes_key)(rows).picture_keys["query_image"].tolist()
+    by_bytes = Collate(specs, picture_key=hash_bytes)(rows).picture_keys["query_image"].tolist()
     assert by_bytes[0] == by_bytes[3] != by_bytes[4]
 
 

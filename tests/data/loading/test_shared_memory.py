@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mim_lightning.data.images.buffer import PictureBuffer, picture_bytes
+from mim_lightning.data.images.buffer import ImageBuffer, image_bytes
 from mim_lightning.data.images.transforms import Augment
 from mim_lightning.data.loading import shared_memory
 from mim_lightning.data.loading.collate import Collate
@@ -114,8 +114,8 @@ def test_buffers_fit_the_largest_batch_and_are_made_only_if_they_can_be_shared(
 ) -> None:
     buffers = make_buffers(SPECS, 5, num_workers=2, prefetch_factor=2)
     assert buffers is not None and len(buffers._memory) == 7
-    buffer = PictureBuffer(buffers.to_write(0))
-    start, stop = buffers.to_write(0).data_ptr(), buffers.to_write(0).data_ptr() + picture_bytes(SPECS.values(), 5)
+    buffer = ImageBuffer(buffers.to_write(0))
+    start, stop = buffers.to_write(0).data_ptr(), buffers.to_write(0).data_ptr() + image_bytes(SPECS.values(), 5)
     inside = [buffer.empty(5, 3, *spec.size) for spec in SPECS.values() if isinstance(spec, ImageSpec)]
     assert all(start <= tensor.data_ptr() < stop and tensor.data_ptr() % 64 == start % 64 for tensor in inside)
     assert not start <= buffer.empty(1).data_ptr() < stop, "what does not fit any more gets memory of its own"

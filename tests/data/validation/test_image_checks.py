@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mim_lightning.data.images.limits import PictureLimits
+from mim_lightning.data.images.limits import MAX_FILE_BYTES, ImageLimits
 from mim_lightning.data.validation import image_checks as module
-from mim_lightning.data.validation.image_checks import MAX_BYTES, look_at, picture_facts
+from mim_lightning.data.validation.image_checks import look_at, picture_facts
 from tests.data.validation.broken import encoded, jpeg, jpeg_header, one_coloured, photo, png_header, resized
 
 
@@ -58,16 +58,16 @@ def test_bombs_are_refused_from_the_header(data: bytes, monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize(("width", "kind"), [(100, ""), (101, "huge_image")])
 def test_the_limit_is_one_of_pixels(width: int, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mim_lightning.data.images.codec.LIMITS", PictureLimits(pixels=10_000))
+    monkeypatch.setattr("mim_lightning.data.images.codec.LIMITS", ImageLimits(pixels=10_000))
     assert picture_facts(encoded(Image.new("L", (width, 100)), "PNG")).kind == kind
 
 
 def test_files_too_large_to_be_pictures_are_not_read(tmp_path: Path) -> None:
     path = tmp_path / "film.jpg"
     with path.open("wb") as file:
-        file.truncate(MAX_BYTES + 1)  # no bytes on disk
+        file.truncate(MAX_FILE_BYTES + 1)  # no bytes on disk
     facts = look_at(path, lambda ref: pytest.fail("it was read"))
-    assert facts.kind == "huge_image" and f"{MAX_BYTES + 1:,} bytes" in facts.reason
+    assert facts.kind == "huge_image" and f"{MAX_FILE_BYTES + 1:,} bytes" in facts.reason
 
 
 def test_what_a_reader_says_is_one_line(tmp_path: Path) -> None:

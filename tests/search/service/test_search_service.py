@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from mim_lightning.data.images import codec as decode
-from mim_lightning.data.images.codec import normalise_encoding
+from mim_lightning.data.images.codec import normalize_encoding
 from mim_lightning.data.images.transforms import eval_image
 from mim_lightning.inference.image_inputs import prepare_images
 from mim_lightning.search.query import SearchQuery
@@ -40,7 +40,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 
     count(decode, "read_header", "headers")
     count(simplejpeg, "decode_jpeg", "decodes")
-    count(decode, "open_picture", "decodes")
+    count(decode, "open_image", "decodes")
     return counts
 
 
@@ -67,7 +67,7 @@ def test_decoded_once_gives_the_same_pixels_as_the_stored_image(kind: str, mode:
     exif[0x0112] = orientation
     noise.save(out, kind, exif=exif)
     spec = ImageSpec((48, 48), resize_mode=mode)
-    expected = eval_image(normalise_encoding(out.getvalue(), 512), spec)
+    expected = eval_image(normalize_encoding(out.getvalue(), 512), spec)
     assert torch.equal(prepare_images([out.getvalue()], spec, 512, [0])[0], expected)
 
 

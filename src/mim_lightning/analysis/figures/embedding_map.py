@@ -23,7 +23,7 @@ from mim_lightning.display.style import (
     TEXT_SIZE,
     TITLE_SIZE,
     TWELVE,
-    colours_of,
+    colors_of,
     extra_figures,
     new_figure,
     shorten,
@@ -165,7 +165,7 @@ def draw_map(points: MapPoints, positions: np.ndarray, title: str) -> Figure:
     counts = Counter(label for label in points.labels if label != OTHER_LABEL)
     by_size = [label for label, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0]))]
     # by name, so that a category has the same color in the maps of several models
-    colors = colours_of(sorted(by_size[: len(TWELVE)]) + by_size[len(TWELVE) :])
+    colors = colors_of(sorted(by_size[: len(TWELVE)]) + by_size[len(TWELVE) :])
     x, y = positions.T
     if _has_lines(points):
         for line in points.lines:

@@ -1,7 +1,4 @@
-"""Where the pixels of a batch's pictures go: into memory that is there already, or into new memory.
-
-A buffer comes in, uint8 tensors that share it go out; `collate` fills them. `slots` says how large a buffer must be.
-"""
+"""Memory for the pixels of a batch's images: a given buffer, or new tensors."""
 
 from __future__ import annotations
 
@@ -13,17 +10,17 @@ from torch import Tensor
 
 from mim_lightning.types import ImageSpec, InputSpec
 
-ALIGNMENT = 64  # bytes: what processors and devices like to copy
+ALIGNMENT = 64  # bytes: fast to copy for processors and devices
 
 
-class PictureBuffer:
-    """Hands out parts of a buffer, (num_bytes,) uint8, one beside the other, and new tensors when it is full."""
+class ImageBuffer:
+    """Allocates tensors in a buffer, (num_bytes,) uint8, one after the other, and new tensors when it is full."""
 
     def __init__(self, buffer: Tensor | None = None) -> None:
         self._buffer, self._used = buffer, 0
 
     def empty(self, *shape: int) -> Tensor:
-        """Return a uint8 tensor with anything in it."""
+        """Return an uninitialized uint8 tensor."""
         start, num_bytes = self._used, math.prod(shape)
         if self._buffer is None or start + num_bytes > len(self._buffer):
             return torch.empty(shape, dtype=torch.uint8)
@@ -31,8 +28,8 @@ class PictureBuffer:
         return self._buffer[start : start + num_bytes].view(shape)
 
 
-def picture_bytes(specs: Iterable[InputSpec], num_rows: int) -> int:
-    """Return the bytes of a batch's pictures where every row has its own in every tower."""
+def image_bytes(specs: Iterable[InputSpec], num_rows: int) -> int:
+    """Return the bytes of a batch in which every row has its own image in every image tower."""
     return sum(_aligned(num_rows * 3 * math.prod(spec.size)) for spec in specs if isinstance(spec, ImageSpec))
 
 

@@ -1,11 +1,11 @@
-"""Encoded images to uint8 pixels: JPEG by simplejpeg, scaled while decoding, everything else by Pillow.
+"""Decoding and re-encoding of images, and hashes of their pixels: JPEG by simplejpeg, all else by Pillow.
 
-Bytes come in, an (H, W, 3) array goes out; `transforms` and `prepare` call it. Whatever decodes a picture from
-elsewhere does it here, where `limits` are kept.
+Decode untrusted images here only: `LIMITS` are checked before a pixel is decoded.
 """
 
 from __future__ import annotations
 
+import hashlib
 import io
 import math
 from collections.abc import Iterator
@@ -18,37 +18,40 @@ from PIL import Image, ImageFile
 
 from mim_lightning.data.images.header import (
     JPEG_MAGIC,
-    PictureHeader,
+    ImageHeader,
+    image_orientation,
     is_cut_off,
     jpeg_orientation,
-    open_picture,
-    picture_orientation,
+    open_image,
     read_header,
     reason_of,
 )
-from mim_lightning.data.images.limits import LIMITS, PictureLimits, TruncatedImageError, UnreadableImageError
+from mim_lightning.data.images.limits import LIMITS, ImageLimits, TruncatedImageError, UnreadableImageError
 
 MAX_PIXELS = LIMITS.pixels
-REENCODED = ("HEIF", "AVIF")  # never stored as they come: browsers and other machines may not read them
-AVIF_PIXELS = 1 << 28  # that libavif decodes of one: the size a file says need not be that of the frame inside
-PIXEL_WEIGHTS = {"WEBP": 2, "JPEG2000": 3}  # 20 and 25 bytes of a pixel are held, 10 of the others
-STRIP_PIXELS = 1 << 20  # converted at once: a large picture is held once as it is and once as RGB, and no more
+REENCODED = ("HEIF", "AVIF")  # re-encoded for storage: not every browser and machine reads them
+AVIF_PIXELS = 1 << 28  # that libavif decodes at most: the size in the header need not be that of the frame
+PIXEL_WEIGHTS = {"WEBP": 2, "JPEG2000": 3}  # decoding takes 20 and 25 bytes a pixel, 10 for other formats
+STRIP_PIXELS = 1 << 20  # converted at once: a large image is in memory once as decoded and once as RGB, not more often
+MAX_KNOWN = 200_000  # images whose hash a process keeps, of some 200 bytes each
+
+_known_hashes: dict[bytes, int] = {}  # by digest of the encoded bytes: evaluation reads the same images every epoch
 
 
 @dataclass(frozen=True)
 class EncodedImage:
-    """The bytes of an image whose header was parsed, and found within `LIMITS`: decoding it does not parse it again."""
+    """An image whose header was parsed and is within `LIMITS`; decoding does not parse it again."""
 
     data: bytes
-    header: PictureHeader
+    header: ImageHeader
 
     @classmethod
-    def of(cls, data: bytes | EncodedImage, limits: PictureLimits | None = None) -> EncodedImage:
-        """Parse the header, unless that is done, and hold it to `limits` besides.
+    def of(cls, data: bytes | EncodedImage, limits: ImageLimits | None = None) -> EncodedImage:
+        """Parse the header, unless that was done, and check it against `limits` too.
 
         Raises:
             UnreadableImageError: not an image.
-            ImageTooLargeError: beyond a limit.
+            ImageTooLargeError: it exceeds a limit.
         """
         image = data if isinstance(data, EncodedImage) else cls(data, read_header(data))
         for each in (limits, LIMITS):
@@ -58,53 +61,49 @@ class EncodedImage:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Height and width in pixels, as they are stored."""
+        """Height and width in pixels, as stored."""
         return self.header.height, self.header.width
 
     @property
     def work_pixels(self) -> int:
-        """How many pixels decoding holds in memory.
-
-        A pixel is what a PNG's takes: kinds whose decoders hold more of each count for several.
-        """
+        """The memory that decoding takes, in pixels of a PNG."""
         if self.header.kind == "AVIF":
             return AVIF_PIXELS
-        if (
-            self.header.kind == "JPEG" and not self.header.is_in_scans
-        ):  # read line by line, and scaled to what is needed
-            return self.header.height * self.header.width // 4
-        return self.header.height * self.header.width * PIXEL_WEIGHTS.get(self.header.kind, 1)
+        num_pixels = self.header.height * self.header.width
+        if self.header.kind == "JPEG" and not self.header.is_in_scans:  # read line by line, scaled to what is needed
+            return num_pixels // 4
+        return num_pixels * PIXEL_WEIGHTS.get(self.header.kind, 1)
 
 
-def image_size(data: bytes, limits: PictureLimits | None = None) -> tuple[int, int]:
+def image_size(data: bytes, limits: ImageLimits | None = None) -> tuple[int, int]:
     """Return (height, width) from the header alone; errors as in `EncodedImage.of`."""
     return EncodedImage.of(data, limits).size
 
 
 def decode_image(data: bytes | EncodedImage, min_height: int = 0, min_width: int = 0) -> np.ndarray:
-    """Decode to RGB uint8 (H, W, 3); a JPEG at half its size or less if that still has the least sides.
+    """Decode to RGB uint8 (H, W, 3); a JPEG at half its size or less if that is at least `min_height` by `min_width`.
 
-    Transparent pixels become white. The EXIF orientation is not applied here: `prepare` turned the pixels.
+    Transparent pixels become white. The EXIF orientation is not applied: stored images are upright.
 
     Raises:
         UnreadableImageError: not an image, or damaged.
-        ImageTooLargeError: beyond a limit; nothing was decoded.
+        ImageTooLargeError: it exceeds a limit; nothing was decoded.
     """
     return _decode(EncodedImage.of(data), min_height, min_width)[0]
 
 
 def decode_truncated(data: bytes) -> np.ndarray:
-    """Decode what is there of a file that is cut off, grey or black where nothing is left."""
+    """Decode what exists of a truncated file; the rest is gray or black."""
     image_size(data)
     if data[:2] == JPEG_MAGIC:
         return simplejpeg.decode_jpeg(data, "RGB", strict=False)
-    with _lenient(), open_picture(data) as image:
+    with _lenient(), open_image(data) as image:
         return _rgb_pixels(image)
 
 
 @contextmanager
 def _lenient() -> Iterator[None]:
-    """Let Pillow take what is there of a file; it has one switch for everyone."""
+    """Let Pillow decode truncated files; the switch is global."""
     before = ImageFile.LOAD_TRUNCATED_IMAGES
     ImageFile.LOAD_TRUNCATED_IMAGES = True
     try:
@@ -114,41 +113,41 @@ def _lenient() -> Iterator[None]:
 
 
 def decode_upright(data: bytes | EncodedImage, min_height: int = 0, min_width: int = 0) -> np.ndarray:
-    """Decode as `decode_image` does, the sides as stored, and turn as the file's EXIF says."""
+    """Decode as `decode_image` does, with the sides as stored, and apply the EXIF orientation."""
     return _turned(*_decode_oriented(EncodedImage.of(data), min_height, min_width))
 
 
 def _decode_oriented(image: EncodedImage, min_height: int, min_width: int) -> tuple[np.ndarray, int]:
-    """Return the pixels as they are stored, and the EXIF orientation."""
+    """Return the pixels as stored, and the EXIF orientation."""
     pixels, orientation = _decode(image, min_height, min_width)
     return pixels, jpeg_orientation(image.data) if orientation is None else orientation
 
 
 def _turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """Turn pixels (H, W, 3) as an EXIF orientation says: no byte is copied but where torch wants it so."""
+    """Apply an EXIF orientation to pixels (H, W, 3)."""
     pixels = pixels.swapaxes(0, 1) if orientation >= 5 else pixels
     vertical, horizontal = (-1 if orientation in flipped else 1 for flipped in ((3, 4, 7, 8), (2, 3, 6, 7)))
     return np.ascontiguousarray(pixels[::vertical, ::horizontal])
 
 
 def _decode(encoded: EncodedImage, min_height: int, min_width: int) -> tuple[np.ndarray, int | None]:
-    """Return the pixels as they are stored, and the EXIF orientation; None: a JPEG was not asked for it."""
+    """Return the pixels as stored, and the EXIF orientation; None: of a JPEG it was not read."""
     data = encoded.data
     try:
         if data[:2] == JPEG_MAGIC:
-            # fractions between a half and the whole are slower than decoding in full
+            # scales between a half and one are slower than decoding in full
             pixels = simplejpeg.decode_jpeg(data, "RGB", min_height=min_height, min_width=min_width, min_factor=2)
             return pixels, None
-        with open_picture(data) as image:
+        with open_image(data) as image:
             image.load()
-            return _rgb_pixels(image), picture_orientation(image)
-    except Exception as error:  # each plugin has its own: those written in Python come upon an IndexError
+            return _rgb_pixels(image), image_orientation(image)
+    except Exception as error:  # each plugin has error classes of its own; those in Python raise IndexError
         kind = TruncatedImageError if is_cut_off(data) else UnreadableImageError
         raise kind(f"damaged image ({reason_of(error)})") from error
 
 
 def decode_exactly(data: bytes) -> np.ndarray:
-    """Decode to RGB uint8 (H, W, 3) at full size, without shortcuts: a lossless copy in another format gives the same.
+    """Decode to RGB uint8 (H, W, 3) at full size, exactly: a lossless copy in another format has the same pixels.
 
     Raises:
         ValueError: see `decode_image`.
@@ -175,7 +174,7 @@ def _rgb_pixels(image: Image.Image) -> np.ndarray:
 
 def _rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16"):
-        # Pillow would clip 16-bit grey to white
+        # Pillow would clip 16-bit gray to white
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
@@ -183,26 +182,26 @@ def _rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def normalise_encoding(data: bytes, max_side: int) -> bytes:
-    """Return the picture as it is stored: upright, no side over `max_side` pixels; untouched if it is so already.
+def normalize_encoding(data: bytes, max_side: int) -> bytes:
+    """Return an image as it is stored: upright, no side over `max_side` pixels; the same bytes if it is so already.
 
     Raises:
         ValueError: see `decode_image`.
     """
     encoded = EncodedImage.of(data)
     height, width = encoded.size
-    share = min(1.0, max_side / max(height, width, 1))
-    # also the proof that the whole file is readable; most of a large picture's way down costs nothing while decoding
-    pixels, orientation = _decode_oriented(encoded, math.ceil(height * share), math.ceil(width * share))
+    scale = min(1.0, max_side / max(height, width, 1))
+    # decoding also proves that the whole file is readable; scaling down while decoding is almost free
+    pixels, orientation = _decode_oriented(encoded, math.ceil(height * scale), math.ceil(width * scale))
     if orientation == 1 and max(height, width) <= max_side and encoded.header.kind not in REENCODED:
         return data
     return _encode_jpeg(_turned(pixels, orientation), max_side)
 
 
 def as_stored(image: EncodedImage) -> EncodedImage | np.ndarray:
-    """Return an image as `normalise_encoding` leaves it at its own size, decoded already if that took decoding.
+    """Return an image as `normalize_encoding` stores it at its own size, decoded if that took decoding.
 
-    A JPEG that is stored as it came is returned as it is, so that it is decoded once, at the size that is needed.
+    An upright JPEG is returned as it is, to be decoded once, at the size that is needed.
 
     Raises:
         ValueError: see `decode_image`.
@@ -213,7 +212,7 @@ def as_stored(image: EncodedImage) -> EncodedImage | np.ndarray:
     if orientation == 1 and image.header.kind not in REENCODED:
         return pixels
     upright = _turned(pixels, orientation)
-    return EncodedImage(_encode_jpeg(upright, max(image.size)), PictureHeader("JPEG", *upright.shape[:2]))
+    return EncodedImage(_encode_jpeg(upright, max(image.size)), ImageHeader("JPEG", *upright.shape[:2]))
 
 
 def _encode_jpeg(pixels: np.ndarray, max_side: int) -> bytes:
@@ -225,12 +224,42 @@ def _encode_jpeg(pixels: np.ndarray, max_side: int) -> bytes:
 
 
 def sharpness(data: bytes) -> float:
-    """Return how sharp a picture is: the variance of its Laplacian on a 0 to 255 scale, at about 256 pixels a side.
+    """Return the sharpness of an image: the variance of its Laplacian on a 0 to 255 scale, at about 256 pixels a side.
 
     Source: Pech-Pacheco et al. 2000, "Diatom autofocusing in brightfield microscopy" (variance of the Laplacian).
     """
     image = Image.fromarray(decode_image(data, 256, 256)).convert("L")
     image.thumbnail((256, 256), Image.Resampling.BOX)
-    grey = np.pad(np.asarray(image, dtype=np.float64), 1, mode="edge")
-    laplacian = grey[:-2, 1:-1] + grey[2:, 1:-1] + grey[1:-1, :-2] + grey[1:-1, 2:] - 4 * grey[1:-1, 1:-1]
+    gray = np.pad(np.asarray(image, dtype=np.float64), 1, mode="edge")
+    laplacian = gray[:-2, 1:-1] + gray[2:, 1:-1] + gray[1:-1, :-2] + gray[1:-1, 2:] - 4 * gray[1:-1, 1:-1]
     return float(laplacian.var())
+
+
+def hash_pixels(data: bytes) -> int:
+    """Return a 63-bit hash of an image's height, width and RGB pixels: equal for equal images in any encoding.
+
+    Raises:
+        ValueError: it does not decode.
+    """
+    digest = hashlib.blake2b(data, digest_size=16).digest()
+    key = _known_hashes.get(digest)
+    if key is None:
+        key = _hash_decoded(data)
+        if len(_known_hashes) < MAX_KNOWN:
+            _known_hashes[digest] = key
+    return key
+
+
+def hash_bytes(data: bytes) -> int:
+    """Return a 63-bit hash of the encoded bytes: cheap, but another encoding of the same image has another hash."""
+    return _to_int63(hashlib.blake2b(data, digest_size=8))
+
+
+def _hash_decoded(data: bytes) -> int:
+    pixels = decode_exactly(data)
+    size = f"{pixels.shape[0]}x{pixels.shape[1]}".encode()
+    return _to_int63(hashlib.blake2b(pixels.data, digest_size=8, salt=size))
+
+
+def _to_int63(digest: hashlib.blake2b) -> int:
+    return int.from_bytes(digest.digest(), "big") >> 1

@@ -1,7 +1,7 @@
-"""Pictures at addresses, downloaded by many connections at once into a cache on disk.
+"""Images at URLs, downloaded over many connections into a cache on disk.
 
-Addresses come in, bytes go out, or into files of the cache, which appear whole or not at all: whatever interrupts a
-download, what was fetched stays, and any number of processes may share it. `images` calls it.
+Files appear in the cache complete or not at all: an interrupted download keeps what it has, and any number of processes
+may share a cache.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from mim_lightning.io.atomic import atomic_write
 from mim_lightning.io.remote import read_url
 from mim_lightning.io.retry import PrivateHostError, RemoteError, RetriesExhaustedError, RetryPolicy
 
-HOPELESS = 50  # addresses of one host in a row that failed for good: the others of this host are not tried
+MAX_CONSECUTIVE_FAILURES = 50  # of a host, retries included: its other URLs are not tried
 
 
 @dataclass(frozen=True)
@@ -49,114 +49,114 @@ class DownloadSettings:
 
 
 class Downloads:
-    """The cache, and what could not be fetched in this run; cheap to send to another process."""
+    """A cache of downloads, and the failures of this run; cheap to send to another process."""
 
     def __init__(self, settings: DownloadSettings) -> None:
         self.settings = settings
-        self.failures: dict[str, str] = {}  # address -> reason; not kept on disk: the next run tries again
+        self.failures: dict[str, str] = {}  # URL -> reason; not kept on disk: the next run tries again
 
-    def read(self, address: str) -> bytes:
-        """Return the file at an address, from the cache if it is there.
+    def read(self, url: str) -> bytes:
+        """Return the file at a URL, from the cache if it is there.
 
         Raises:
-            OSError: it cannot be fetched, or could not be before in this run.
-            ValueError: what the protocol needs is not installed.
+            OSError: it cannot be downloaded, or could not be before in this run.
+            ValueError: the client of the protocol is not installed.
         """
-        path = self._path(address)
+        path = self._path(url)
         if path is not None:
             with suppress(FileNotFoundError):
                 return path.read_bytes()
-        if address in self.failures:
-            raise OSError(self.failures[address])
-        return self._fetch(address, Event())
+        if url in self.failures:
+            raise OSError(self.failures[url])
+        return self._fetch(url, Event())
 
-    def fetch_all(self, addresses: Iterable[str]) -> dict[str, str]:
-        """Fetch what is not in the cache yet; return the addresses that failed in this run, with reasons.
+    def fetch_all(self, urls: Iterable[str]) -> dict[str, str]:
+        """Download what is not in the cache yet; return the URLs that failed in this run, with reasons.
 
         Raises:
-            ValueError: what a protocol needs is not installed.
+            ValueError: the client of a protocol is not installed.
             OSError: the cache cannot be written.
         """
-        wanted = list(dict.fromkeys(addresses))
-        missing = [address for address in wanted if address not in self.failures and not self._is_kept(address)]
+        wanted = list(dict.fromkeys(urls))
+        missing = [url for url in wanted if url not in self.failures and not self._is_kept(url)]
         if missing and self.settings.cache is not None:
-            with ProgressMeter(len(missing), verb="asked for", noun="pictures", label="downloads") as progress:
-                _Crew(self, missing, progress).work()
-        return {address: self.failures[address] for address in wanted if address in self.failures}
+            with ProgressMeter(len(missing), verb="requested", noun="images", label="downloads") as progress:
+                _DownloadPool(self, missing, progress).run()
+        return {url: self.failures[url] for url in wanted if url in self.failures}
 
-    def _fetch(self, address: str, stop: Event) -> bytes:
+    def _fetch(self, url: str, stop: Event) -> bytes:
         policy, max_bytes = self.settings.retry_policy, self.settings.max_bytes
         try:
-            data = read_url(address, policy, max_bytes, self.settings.private_addresses, stop)
+            data = read_url(url, policy, max_bytes, self.settings.private_addresses, stop)
         except PrivateHostError as error:
-            self.failures[address] = f"{error}; data.source.download.private_addresses=true allows it"
-            raise PrivateHostError(self.failures[address]) from error
+            self.failures[url] = f"{error}; data.source.download.private_addresses=true allows it"
+            raise PrivateHostError(self.failures[url]) from error
         except RemoteError as error:
-            self.failures[address] = str(error)
+            self.failures[url] = str(error)
             raise
-        path = self._path(address)
+        path = self._path(url)
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
             with atomic_write(path, is_synced=False) as partial:
                 partial.write_bytes(data)
         return data
 
-    def _is_kept(self, address: str) -> bool:
-        path = self._path(address)
+    def _is_kept(self, url: str) -> bool:
+        path = self._path(url)
         return path is not None and path.is_file()
 
-    def _path(self, address: str) -> Path | None:
+    def _path(self, url: str) -> Path | None:
         if self.settings.cache is None:
             return None
-        digest = hashlib.blake2b(address.encode(), digest_size=16).hexdigest()
+        digest = hashlib.blake2b(url.encode(), digest_size=16).hexdigest()
         return Path(self.settings.cache) / digest[:2] / digest
 
 
-class _Crew:
-    """Threads that fetch one address after the other until none is left."""
+class _DownloadPool:
+    """Threads that each download one URL after the other until none is left."""
 
-    def __init__(self, downloads: Downloads, addresses: list[str], progress: ProgressMeter) -> None:
+    def __init__(self, downloads: Downloads, urls: list[str], progress: ProgressMeter) -> None:
         self.downloads, self.settings, self.progress = downloads, downloads.settings, progress
-        self._left, self._lock, self._stop = iter(addresses), Lock(), Event()
-        self._silent: Counter[str] = Counter()  # host -> addresses in a row without an answer
+        self._left, self._lock, self._stop = iter(urls), Lock(), Event()
+        self._failures_by_host: Counter[str] = Counter()  # host -> URLs in a row whose every try failed
         self._num_done, self._num_bytes = 0, 0
 
-    def work(self) -> None:
+    def run(self) -> None:
         with ThreadPoolExecutor(self.settings.num_connections, "download") as pool:
-            threads = [pool.submit(self._run) for _ in range(self.settings.num_connections)]
+            threads = [pool.submit(self._download_next) for _ in range(self.settings.num_connections)]
             try:
                 wait(threads, return_when=FIRST_EXCEPTION)
             finally:
-                self._stop.set()  # after an interruption or an error: those that wait for a retry go home
+                self._stop.set()  # after an interruption or an error: threads that wait for a retry end
         for thread in threads:
             thread.result()
 
-    def _run(self) -> None:
+    def _download_next(self) -> None:
         while not self._stop.is_set():
             with self._lock:
-                address = next(self._left, None)
-            if address is None:
+                url = next(self._left, None)
+            if url is None:
                 return
-            num_bytes = self._try(address)
+            num_bytes = self._try(url)
             with self._lock:
                 self._num_done, self._num_bytes = self._num_done + 1, self._num_bytes + num_bytes
                 self.progress.update(self._num_done, self._num_bytes)
 
-    def _try(self, address: str) -> int:
-        """Fetch one address; return how many bytes came."""
+    def _try(self, url: str) -> int:
+        """Download one URL; return its size in bytes."""
         num_bytes = 0
-        host = address.split("/", 3)[2]
-        if self._silent[host] >= HOPELESS:
-            self.downloads.failures[address] = f"not tried: {host} failed {HOPELESS} times in a row"
+        host = url.split("/", 3)[2]
+        if self._failures_by_host[host] >= MAX_CONSECUTIVE_FAILURES:
+            self.downloads.failures[url] = f"not tried: {host} failed {MAX_CONSECUTIVE_FAILURES} times in a row"
             return num_bytes
         try:
-            num_bytes = len(self.downloads._fetch(address, self._stop))
+            num_bytes = len(self.downloads._fetch(url, self._stop))
         except RetriesExhaustedError:
-            self._silent[host] += 1
+            self._failures_by_host[host] += 1
         except RemoteError:
-            self._silent[host] = 0
+            self._failures_by_host[host] = 0
         else:
-            self._silent[host] = 0
+            self._failures_by_host[host] = 0
         if self._stop.is_set():
-            self.downloads.failures.pop(address, None)  # it was given up, it did not fail
+            self.downloads.failures.pop(url, None)  # it was given up because of `stop`: no failure
         return num_bytes

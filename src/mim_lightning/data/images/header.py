@@ -1,7 +1,7 @@
-"""What a picture's file says before a pixel is decoded: its kind, size, scans and orientation.
+"""The header of an encoded image: format, size, scans and orientation, without decoding a pixel.
 
-Bytes come in, a PictureHeader goes out, or an error. Files are made to be hostile here: every loop is bounded, and
-what Pillow reads while it opens a file (tags, comments, chunks) is looked through first.
+Files may be hostile: every loop is bounded, and what Pillow reads while it opens a file (tags, comments, chunks) is
+checked first.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from mim_lightning.data.images.limits import LIMITS, ImageTooLargeError, Truncat
 
 JPEG_MAGIC = b"\xff\xd8"
 ORIENTATION_TAG = 0x0112
-# what Pillow decodes by itself, within the size it names first. Not among them: those that start another program
-# (EPS), draw (WMF), or hold a picture of another size (ICO, ICNS); JPEG is simplejpeg's
+# formats that Pillow decodes itself, at the size in their header. Not those that start another program (EPS), are drawn
+# (WMF), or contain images of several sizes (ICO, ICNS); JPEG is simplejpeg's
 PILLOW_FORMATS = (
     "PNG",
     "WEBP",
@@ -39,57 +39,57 @@ PILLOW_FORMATS = (
 )
 HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 MAX_PARTS = 20_000  # segments of a JPEG before its pixels, chunks of a PNG
-MAX_COMMENT = 1 << 20  # bytes of what stands in a GIF besides its pixels
-MAX_PNM = 4096  # bytes of the header of a PPM and its like, which Pillow reads one by one
-MAX_TAG_BLOCKS = 64  # places of a file that look like a table of tags
-MAX_INTERPRETED = 1 << 20  # bytes of a file whose pixels Pillow reads in Python, and lets no other thread run meanwhile
-MAX_TILE = 1 << 22  # pixels of a TIFF's tiles, where they are larger than its picture: each is decoded whole
+MAX_COMMENT = 1 << 20  # bytes of a GIF's comments
+MAX_PNM = 4096  # bytes of the header of a PPM and similar formats, which Pillow reads byte by byte
+MAX_TAG_BLOCKS = 64  # byte sequences in a file that look like a table of tags
+MAX_INTERPRETED = 1 << 20  # bytes of a file that Pillow decodes in Python, while no other thread runs
+MAX_TILE = 1 << 22  # pixels of a TIFF's tile that is larger than the image: each tile is decoded whole
 
 _SCAN, _END, _EXIF, _XMP = b"\xff\xda", b"\xff\xd9", b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0"
 _FIRST_SCAN = 0xDA
 _PROGRESSIVE = (0xC2, 0xC6, 0xCA, 0xCE)
-_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # those are tables
+_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # these are tables
 _PADDING = re.compile(rb"\xff+")
-_NEXT_MARKER = re.compile(rb"\xff+([\x02-\xcf\xda-\xfe])")  # none that stands among a scan's bytes
+_NEXT_MARKER = re.compile(rb"\xff+([\x02-\xcf\xda-\xfe])")  # none that occurs among the bytes of a scan
 _JP2 = b"\0\0\0\x0cjP  \r\n\x87\n"
 _PNM = re.compile(rb"P[1-7fFy]\S*(?:(?:\s|#[^\r\n]*[\r\n])+[^\s#]+){2}")
-_TAG_BLOCK = re.compile(rb"II\*\0|II\0\*|MM\0\*|MM\*\0|II\+\0|MM\0\+")  # with a number in the wrong order too
-_TAG_SIZES = (0, 1, 1, 2, 4, 8, 1, 1, 2, 4, 8, 4, 8, 4, 0, 0, 8, 8, 8)  # bytes of a value, by TIFF's number of its type
-_SIDES, _UNSIGNED = (256, 257, 322, 323), {3: 2, 4: 4}  # tags of a picture's and its tiles' sides; bytes by type
+_TAG_BLOCK = re.compile(rb"II\*\0|II\0\*|MM\0\*|MM\*\0|II\+\0|MM\0\+")  # also with the number in the wrong byte order
+_TAG_SIZES = (0, 1, 1, 2, 4, 8, 1, 1, 2, 4, 8, 4, 8, 4, 0, 0, 8, 8, 8)  # bytes of a value, by TIFF type
+_SIDES, _UNSIGNED = (256, 257, 322, 323), {3: 2, 4: 4}  # tags of the sides of image and tiles; bytes by type
 _XMP_ORIENTATION = re.compile(rb'tiff:Orientation(?:="|>)([0-9])')
 
 
 @dataclass(frozen=True)
-class PictureHeader:
-    """Facts of a picture that is not decoded yet."""
+class ImageHeader:
+    """Properties of an image that is not decoded."""
 
     kind: str  # "JPEG", or Pillow's name of the format
     height: int
     width: int
-    num_scans: int = 1  # of a JPEG: at least so many, where they are more than LIMITS allow
+    num_scans: int = 1  # of a JPEG; a lower bound if there are more than LIMITS allow
     is_in_scans: bool = False  # of a JPEG, see `is_in_scans`
 
 
-def read_header(data: bytes) -> PictureHeader:
-    """Return what the file says of its picture.
+def read_header(data: bytes) -> ImageHeader:
+    """Parse the header of an encoded image.
 
     Raises:
-        UnreadableImageError: no picture, or of a kind that cannot be read here.
-        ImageTooLargeError: its tags, comments or chunks alone would cost too much.
+        UnreadableImageError: not an image, or in a format that is not read.
+        ImageTooLargeError: its tags, comments or chunks are too many to read.
     """
     if data[:2] == JPEG_MAGIC:
         try:
             height, width = simplejpeg.decode_jpeg_header(data)[:2]
         except ValueError as error:
             raise UnreadableImageError(f"not a readable image ({reason_of(error)})") from error
-        in_scans = is_in_scans(data)  # if not, there is one: counting reads the whole file
-        return PictureHeader("JPEG", height, width, _count_scans(data) if in_scans else 1, in_scans)
-    with open_picture(data) as image:
-        return PictureHeader(image.format or "", image.height, image.width)
+        in_scans = is_in_scans(data)  # else there is one: counting reads the whole file
+        return ImageHeader("JPEG", height, width, _count_scans(data) if in_scans else 1, in_scans)
+    with open_image(data) as image:
+        return ImageHeader(image.format or "", image.height, image.width)
 
 
-def open_picture(data: bytes) -> ImageFile.ImageFile:
-    """Open with Pillow what is no JPEG; nothing is decoded yet.
+def open_image(data: bytes) -> ImageFile.ImageFile:
+    """Open an image that is not a JPEG with Pillow; nothing is decoded yet.
 
     Raises:
         UnreadableImageError, ImageTooLargeError: see `read_header`.
@@ -98,30 +98,30 @@ def open_picture(data: bytes) -> ImageFile.ImageFile:
     if is_heif(data):
         _register_heif()
         formats = ("HEIF",)
-    _require_few_parts(data)
+    _validate_parts(data)
     try:
         image = Image.open(io.BytesIO(data), formats=formats)
     except Image.DecompressionBombError as error:
         raise ImageTooLargeError(f"not a readable image ({reason_of(error)})") from error
-    except Exception as error:  # each plugin has its own: libavif's is a RuntimeError
+    except Exception as error:  # each plugin has error classes of its own; libavif raises RuntimeError
         kind = TruncatedImageError if is_cut_off(data) else UnreadableImageError
         raise kind(f"not a readable image ({reason_of(error)})") from error
     if len(data) > MAX_INTERPRETED and _is_interpreted(image):
         raise ImageTooLargeError(
-            f"{len(data):,} bytes of a slow kind of {image.format}, of which at most {MAX_INTERPRETED:,} are read; "
+            f"{len(data):,} bytes of a slow variant of {image.format}, of which at most {MAX_INTERPRETED:,} are read; "
             "save it as PNG"
         )
     return image
 
 
 def _is_interpreted(image: ImageFile.ImageFile) -> bool:
-    """Does Pillow decode it in Python? QOI, PNM in digits or of odd depths, BMP in runs."""
-    # SGI of 16 bits takes whole bands at once
+    """Does Pillow decode it in Python? So it does QOI, PNM in digits or of odd depths, run-length BMP."""
+    # 16-bit SGI is decoded in whole bands
     return any(part[0] in Image.DECODERS and part[0] != "SGI16" for part in image.tile)
 
 
 def is_heif(data: bytes) -> bool:
-    """Is it a picture as iPhones take it? AVIF is of the same family and another kind."""
+    """Is it a HEIC image, as iPhones take them? AVIF is another format in the same container."""
     brands = data[8 : max(16, min(int.from_bytes(data[:4], "big"), 256))]
     return data[4:8] == b"ftyp" and b"avif" not in brands and b"avis" not in brands and brands[:4] in HEIF_BRANDS
 
@@ -131,20 +131,20 @@ def _register_heif() -> None:
         from pillow_heif import register_heif_opener
     except ImportError as error:
         raise UnreadableImageError(
-            "not a readable image (a HEIC picture: install the extra: pip install 'mim-lightning[heic]')"
+            "not a readable image (a HEIC image: install the extra: pip install 'mim-lightning[heic]')"
         ) from error
     register_heif_opener()
 
 
 def reason_of(error: Exception) -> str:
-    """Return what a decoder says, in one line."""
+    """Return the message of a decoder in one line."""
     if isinstance(error, UnidentifiedImageError):
         return "of no known format"  # Pillow names the buffer it read
     return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def is_cut_off(data: bytes) -> bool:
-    """Does the file end before its picture does, as far as its format shows it?"""
+    """Does the file end before the image does, as far as the format shows it?"""
     if data[:2] == JPEG_MAGIC:
         return data.rfind(_END) < data.rfind(_SCAN)
     if data[:4] == b"RIFF":
@@ -153,7 +153,7 @@ def is_cut_off(data: bytes) -> bool:
 
 
 def jpeg_orientation(data: bytes) -> int:
-    """Return the EXIF orientation of a JPEG, 1 (upright) where there is none that can be read."""
+    """Return the EXIF orientation of a JPEG, 1 (upright) if there is none that can be read."""
     exif, xmp = b"", b""
     for kind, start, stop in _segments(data):
         if kind == 0xE1 and data.startswith(_EXIF, start) and not exif:
@@ -163,9 +163,9 @@ def jpeg_orientation(data: bytes) -> int:
     return _orientation(exif, xmp)
 
 
-def picture_orientation(image: Image.Image) -> int:
-    """Return the EXIF orientation of a picture that Pillow has loaded (it has turned a TIFF by itself)."""
-    # not getexif(): a few KB of tags that share their bytes become gigabytes there
+def image_orientation(image: Image.Image) -> int:
+    """Return the EXIF orientation of an image that Pillow has loaded (which has rotated a TIFF itself)."""
+    # not getexif(): tags that share their bytes become gigabytes there
     exif, xmp = image.info.get("exif") or b"", image.info.get("xmp") or image.info.get("XML:com.adobe.xmp") or b""
     if not exif and isinstance(profile := image.info.get("Raw profile type exif"), str):
         digits = "".join(profile.split("\n")[3:])
@@ -183,11 +183,11 @@ def is_in_scans(data: bytes) -> bool:
             num_parts = data[start + 5] if start + 5 < len(data) else 0
         elif kind == _FIRST_SCAN:
             return start < len(data) and data[start] < num_parts
-    return True  # too many segments to tell
+    return True  # too many segments to know
 
 
 def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
-    """Yield kind, start and end of a JPEG's segments, the first scan's header as the last of them."""
+    """Yield kind, start and end of a JPEG's segments, up to the header of the first scan."""
     at = 2
     for _ in range(MAX_PARTS):
         if data[at : at + 2] == b"\xff\xff" and (padding := _PADDING.match(data, at)):
@@ -203,7 +203,7 @@ def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
 
 
 def _count_scans(data: bytes) -> int:
-    # the two bytes stand among a scan's own only as a marker, but may stand in a preview among the tags
+    # in a scan the two bytes occur only as a marker, but a preview in the tags may contain them
     count = data.count(_SCAN)
     if count <= LIMITS.scans:
         return count
@@ -236,24 +236,24 @@ def _tagged_orientation(block: bytes) -> int | None:
             tag, kind, count = struct.unpack_from(f"{order}HHI", block, at)
             if tag == ORIENTATION_TAG and count == 1 and kind in (1, 3, 4):
                 (found,) = struct.unpack_from(order + {1: "B", 3: "H", 4: "I"}[kind], block, at + 8)
-    except struct.error:  # a cut block; the pixels are none the worse
+    except struct.error:  # a truncated block does no harm to the pixels
         pass
     return found
 
 
-def _require_few_parts(data: bytes) -> None:
-    """Look through what Pillow would read while it opens a file, in far more time or memory than there are bytes."""
+def _validate_parts(data: bytes) -> None:
+    """Reject a file that Pillow would take far more time or memory to open than it has bytes."""
     if data[:4] == b"\x89PNG":
-        _require_few_chunks(data)
+        _validate_png_chunks(data)
     elif data[:12] == _JP2:
-        _require_few_boxes(data)
+        _validate_jp2_boxes(data)
     elif data[:1] == b"P" and not _PNM.match(data[:MAX_PNM]):
         raise UnreadableImageError("not a readable image (of no known format)")
     elif data[:3] == b"GIF":
-        _require_short_comments(data)
+        _validate_gif_comments(data)
     elif _TAG_BLOCK.match(data) or data[4:8] == b"ftyp":
         if data[4:8] != b"ftyp":
-            _require_small_tiles(data)
+            _validate_tiff_tiles(data)
         for number, block in enumerate(_TAG_BLOCK.finditer(data)):
             if number == MAX_TAG_BLOCKS or _tagged_bytes(data, block.start()) > 2 * len(data):
                 raise ImageTooLargeError("its tags hold more bytes than the file; not read")
@@ -261,7 +261,7 @@ def _require_few_parts(data: bytes) -> None:
                 return
 
 
-def _require_few_chunks(data: bytes) -> None:
+def _validate_png_chunks(data: bytes) -> None:
     at = 8
     for _ in range(MAX_PARTS):
         if at + 8 > len(data):
@@ -270,7 +270,7 @@ def _require_few_chunks(data: bytes) -> None:
     raise ImageTooLargeError(f"more than {MAX_PARTS:,} chunks in a PNG; not read")
 
 
-def _require_few_boxes(data: bytes) -> None:
+def _validate_jp2_boxes(data: bytes) -> None:
     at = 0
     for _ in range(MAX_PARTS):
         length = int.from_bytes(data[at : at + 4], "big")
@@ -282,8 +282,8 @@ def _require_few_boxes(data: bytes) -> None:
     raise ImageTooLargeError(f"more than {MAX_PARTS:,} boxes in a JPEG 2000; not read")
 
 
-def _require_short_comments(data: bytes) -> None:
-    """Pillow joins a comment's blocks of 255 bytes one by one, and copies what it has each time."""
+def _validate_gif_comments(data: bytes) -> None:
+    """Reject long comments: Pillow appends blocks of 255 bytes one by one, copying the comment each time."""
     at = 13 + (3 << ((data[10] & 7) + 1) if len(data) > 10 and data[10] & 0x80 else 0)
     start = at
     while data[at : at + 1] == b"!" and at - start <= MAX_COMMENT:
@@ -296,33 +296,33 @@ def _require_short_comments(data: bytes) -> None:
 
 
 def _tagged_bytes(data: bytes, base: int) -> int:
-    """Return the bytes that a table of tags says it holds: they may all be the same ones."""
+    """Return the bytes that a table of tags refers to; several tags may refer to the same bytes."""
     return sum(
         count * (_TAG_SIZES[kind] if kind < len(_TAG_SIZES) else 0) for _, kind, count, _ in _tags_at(data, base)
     )
 
 
-def _require_small_tiles(data: bytes) -> None:
-    """Refuse a TIFF whose tiles are far larger than its picture: of each pixel's tile the whole is unpacked."""
-    if data[:4] == b"MM\0+":  # Pillow takes it for another kind than libtiff does
+def _validate_tiff_tiles(data: bytes) -> None:
+    """Reject a TIFF with tiles far larger than the image: each tile is decoded whole."""
+    if data[:4] == b"MM\0+":  # Pillow and libtiff read it differently
         raise UnreadableImageError("not a readable image (a big-endian BigTIFF)")
     sides = dict.fromkeys(_SIDES, 0)
     for tag, kind, count, at in _tags_at(data, 0):
         if tag in _SIDES:
             num_bytes = _UNSIGNED.get(kind, 0)
-            if sides[tag] or not num_bytes or count != 1:  # Pillow and libtiff need not take the same number
-                raise UnreadableImageError("not a readable image (a TIFF that says its size twice, or in odd numbers)")
+            if sides[tag] or not num_bytes or count != 1:  # Pillow and libtiff need not use the same value
+                raise UnreadableImageError("not a readable image (a TIFF with two sizes, or one of an odd type)")
             sides[tag] = int.from_bytes(data[at : at + num_bytes], "little" if data[:2] == b"II" else "big")
     width, height, tile_width, tile_height = sides.values()
     if tile_width * tile_height > max(MAX_TILE, 2 * width * height):
         raise ImageTooLargeError(
-            f"tiles of {tile_width} x {tile_height} pixels for a picture of {width} x {height}; not read"
+            f"tiles of {tile_width} x {tile_height} pixels for an image of {width} x {height}; not read"
         )
 
 
 def _tags_at(data: bytes, base: int) -> Iterator[tuple[int, int, int, int]]:
-    """Yield number, type, count of values, and where the value or its place stands, of each tag of a TIFF's table."""
-    # as Pillow does, which takes a big-endian BigTIFF for a plain one
+    """Yield number, type, count of values and position of the value (or of its offset) of each tag of a TIFF."""
+    # as Pillow, which reads a big-endian BigTIFF as a plain one
     order, is_big = "<" if data[base : base + 2] == b"II" else ">", data[base + 2 : base + 3] == b"+"
     offset, number, entry, step = ("Q", "Q", "HHQ", 20) if is_big else ("I", "H", "HHI", 12)
     try:

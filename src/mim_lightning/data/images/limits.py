@@ -1,39 +1,44 @@
-"""What a picture from elsewhere may cost: the limits of every decoder, and the errors that say what is wrong with one.
+"""Limits of an untrusted image - file size, pixels, sides, scans - and the errors of images.
 
-Facts of a header come in, nothing or an error goes out. `decode` holds pictures to `LIMITS` before it decodes any; a
-service may hold them to tighter ones first.
+The codec checks `LIMITS` before it decodes; a service may check tighter ones first.
 """
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
+from pathlib import Path
+
+from mim_lightning.io.paths import irregular_kind
+
+MAX_FILE_BYTES = 256 * 2**20  # of an encoded image; larger files are not read
 
 
 class ImageError(ValueError):
-    """A picture that cannot be used."""
+    """An image cannot be used."""
 
 
 class UnreadableImageError(ImageError):
-    """No picture, a damaged one, or one of a kind that cannot be read here."""
+    """Not an image, a damaged one, or one in a format that is not read."""
 
 
 class TruncatedImageError(UnreadableImageError):
-    """The file ends before the picture does."""
+    """The file ends before the image does."""
 
 
 class ImageTooLargeError(ImageError):
-    """More than a limit allows; nothing was decoded."""
+    """The image exceeds a limit; nothing was decoded."""
 
 
 @dataclass(frozen=True)
-class PictureLimits:
-    """Upper limits of one picture: a few bytes can unpack to gigabytes, or to minutes of work.
+class ImageLimits:
+    """Upper limits of one image: a few bytes can decode to gigabytes, or to minutes of work.
 
     Attributes:
-        pixels: of the whole picture.
+        pixels: of the whole image.
         side: pixels of the longer side.
-        aspect: how many times as long as the shorter side the longer one may be.
-        scans: passes over a progressive JPEG; encoders write about ten.
+        aspect: ratio of the longer to the shorter side.
+        scans: of a progressive JPEG; encoders write about ten.
     """
 
     pixels: int = 64_000_000
@@ -42,11 +47,7 @@ class PictureLimits:
     scans: int = 100
 
     def check(self, height: int, width: int, num_scans: int = 1) -> None:
-        """Refuse what goes beyond a limit.
-
-        Raises:
-            ImageTooLargeError: it does.
-        """
+        """Raise ImageTooLargeError if an image exceeds a limit."""
         size, longer, shorter = f"{width} x {height} pixels", max(height, width), min(height, width)
         if height * width > self.pixels:
             raise ImageTooLargeError(f"{size}, at most {self.pixels:,} are decoded")
@@ -58,4 +59,28 @@ class PictureLimits:
             raise ImageTooLargeError(f"{num_scans} scans of a progressive JPEG or more, at most {self.scans} are read")
 
 
-LIMITS = PictureLimits()
+LIMITS = ImageLimits()
+
+
+def read_image_file(path: str | Path, max_bytes: int = MAX_FILE_BYTES) -> bytes:
+    """Return the content of an image file; errors do not repeat the path.
+
+    Paths come from untrusted tables and requests: reading a pipe or a device would never end.
+
+    Raises:
+        FileNotFoundError: no such file.
+        UnreadableImageError: not a regular file.
+        ImageTooLargeError: more than `max_bytes`.
+        OSError: it cannot be read.
+    """
+    facts = os.stat(path)
+    kind = irregular_kind(facts.st_mode)
+    if kind:
+        raise UnreadableImageError(f"{kind}, not an image file")
+    if facts.st_size > max_bytes:
+        raise ImageTooLargeError(f"{facts.st_size:,} bytes, at most {max_bytes:,} are read")
+    with open(path, "rb") as file:
+        data = file.read(max_bytes + 1)
+    if len(data) > max_bytes:  # some files of the system report no size
+        raise ImageTooLargeError(f"more than {max_bytes:,} bytes, no more are read")
+    return data

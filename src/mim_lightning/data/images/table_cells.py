@@ -1,7 +1,6 @@
-"""Pictures held in tables: one cell of a Parquet or Arrow file, read by itself.
+"""Images in tables: random access to cells of Parquet and Arrow files.
 
-Path, row and column come in, bytes go out, or the place where the cell says that they lie; `images` calls it. Parquet
-is made for reading in order, so `unpack_all` lays columns out as Arrow files, from which any row is read at once.
+Parquet is made for reading in order: `unpack_all` copies columns to Arrow files, from which any row is read at once.
 """
 
 from __future__ import annotations
@@ -24,10 +23,10 @@ NUM_ROWS = 64  # of a batch of an unpacked column
 
 
 def read_cell(path: str, row: int, column: str, item: int, cache: str | None) -> bytes | PathOrUrl:
-    """Return the `item`-th picture of a cell, or where it lies if the table holds its path alone.
+    """Return the `item`-th image of a cell, or its path or URL if the cell contains that only.
 
     Args:
-        cache: the folder that `unpack_all` filled; None: there is none.
+        cache: the folder that `unpack_all` wrote to; None: there is none.
 
     Raises:
         ValueError: the table is damaged, or the cell is empty.
@@ -51,7 +50,7 @@ def read_cell(path: str, row: int, column: str, item: int, cache: str | None) ->
 
 
 def unpack_all(columns: Iterable[tuple[str, str]], cache: str) -> None:
-    """Lay out columns, (path of a Parquet file, its column), in the cache, but for those that are there already.
+    """Copy columns, (path of a Parquet file, name), to Arrow files in the cache, unless they are there already.
 
     Raises:
         ValueError: a table is damaged.
@@ -62,7 +61,7 @@ def unpack_all(columns: Iterable[tuple[str, str]], cache: str) -> None:
         return
     num_rows = sum(_count_rows(path) for path, _, _ in missing)
     num_done, num_bytes = 0, 0
-    with ProgressMeter(num_rows, verb="laid out", noun="rows", label="pictures in tables") as progress:
+    with ProgressMeter(num_rows, verb="unpacked", noun="rows", label="image columns") as progress:
         for path, column, target in missing:
             for batch in _unpack(path, column, target):
                 num_done, num_bytes = num_done + batch.num_rows, num_bytes + batch.nbytes
@@ -70,11 +69,11 @@ def unpack_all(columns: Iterable[tuple[str, str]], cache: str) -> None:
 
 
 def _unpack(path: str, column: str, target: Path) -> Iterator[Any]:
-    """Write a column to an Arrow file, and yield the batches that have been written."""
+    """Write a column to an Arrow file, and yield each batch after it is written."""
     import pyarrow
 
     target.parent.mkdir(parents=True, exist_ok=True)
-    with _naming(path), _open_parquet(to_path_or_url(path)) as table, atomic_write(target) as partial:
+    with _table_errors(path), _open_parquet(to_path_or_url(path)) as table, atomic_write(target) as partial:
         schema = pyarrow.schema([table.schema_arrow.field(column)])
         with pyarrow.ipc.new_stream(str(partial), schema) as out:
             for batch in table.iter_batches(NUM_ROWS, columns=[column]):
@@ -83,12 +82,12 @@ def _unpack(path: str, column: str, target: Path) -> Iterator[Any]:
 
 
 def _count_rows(path: str) -> int:
-    with _naming(path), _open_parquet(to_path_or_url(path)) as table:
+    with _table_errors(path), _open_parquet(to_path_or_url(path)) as table:
         return int(table.metadata.num_rows)
 
 
 @contextmanager
-def _naming(path: str) -> Iterator[None]:
+def _table_errors(path: str) -> Iterator[None]:
     import pyarrow
 
     try:
@@ -108,17 +107,17 @@ def _content(value: Any, path: str) -> bytes | PathOrUrl:
 
 
 def _stamp(path: str) -> str:
-    """Return a text that changes when the file is written anew."""
+    """Return a text that changes when the file is written again."""
     place = to_path_or_url(path)
     if isinstance(place, str):
         return _remote_stamp(place)
-    facts = place.stat()
-    return f"{facts.st_size}-{facts.st_mtime_ns}"
+    status = place.stat()
+    return f"{status.st_size}-{status.st_mtime_ns}"
 
 
 @cache
-def _remote_stamp(address: str) -> str:
-    system, name = file_system(address)
+def _remote_stamp(url: str) -> str:
+    system, name = file_system(url)
     return str(system.ukey(name))
 
 
@@ -129,7 +128,7 @@ def _unpacked_path(path: str, stamp: str, column: str, cache: str) -> Path:
 
 @lru_cache(maxsize=64)
 def _open_arrow(path: str, stamp: str) -> Any:
-    """Return a table whose cells are read from disk when they are asked for."""
+    """Return a memory-mapped table: a cell is read from disk when it is used."""
     import pyarrow
 
     return pyarrow.ipc.open_stream(pyarrow.memory_map(path)).read_all()
@@ -142,7 +141,7 @@ def _open_parquet(place: PathOrUrl) -> Any:
 
 
 def _group_of(path: str, stamp: str, column: str, row: int) -> tuple[Any, int]:
-    """Return the column of the row group that holds a row, and the row's place in it."""
+    """Return the column of the row group with a row, and the row's position in it."""
     starts = _group_starts(path, stamp)
     group = bisect_right(starts, row) - 1
     return _read_group(path, stamp, column, group), row - starts[group]
@@ -151,8 +150,8 @@ def _group_of(path: str, stamp: str, column: str, row: int) -> tuple[Any, int]:
 @lru_cache(maxsize=64)
 def _group_starts(path: str, stamp: str) -> list[int]:
     with _open_parquet(to_path_or_url(path)) as table:
-        facts = table.metadata
-        return [0, *accumulate(facts.row_group(i).num_rows for i in range(facts.num_row_groups))]
+        metadata = table.metadata
+        return [0, *accumulate(metadata.row_group(i).num_rows for i in range(metadata.num_row_groups))]
 
 
 @lru_cache(maxsize=2)  # a row group may be hundreds of MB

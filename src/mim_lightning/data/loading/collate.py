@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mim_lightning.data.images.buffer import PictureBuffer
+from mim_lightning.data.images.buffer import ImageBuffer
 from mim_lightning.data.images.codec import decode_image
-from mim_lightning.data.images.transforms import Augment, eval_image, train_image, vary_colours
+from mim_lightning.data.images.transforms import Augment, eval_image, train_image, vary_colors
 from mim_lightning.fields import QUERY
 from mim_lightning.types import (
     NO_KEY,
@@ -58,7 +58,7 @@ class Collate:
         self, samples: Sequence[Sample], position: tuple[int, ...] = (), buffer: Tensor | None = None
     ) -> Batch:
         """Return a batch, its pictures in `buffer`, (num_bytes,) uint8, where there is one."""
-        pixels = PictureBuffer(buffer)
+        pixels = ImageBuffer(buffer)
         inputs: dict[str, TowerInput] = {}
         rows: dict[str, Tensor] = {}
         picture_keys: dict[str, Tensor] = {}
@@ -92,7 +92,7 @@ class Collate:
         )
 
     def _prepare(
-        self, tower: str, spec: InputSpec, distinct: list[bytes | str], position: tuple[int, ...], pixels: PictureBuffer
+        self, tower: str, spec: InputSpec, distinct: list[bytes | str], position: tuple[int, ...], pixels: ImageBuffer
     ) -> FieldInput:
         if isinstance(spec, TextSpec):
             # a batch without any text still runs the encoder on one: all ranks must reach the same collectives
@@ -113,7 +113,7 @@ class Collate:
         rngs = [random.Random(f"{self.seed} {position} {tower} {zlib.crc32(data)}") for data in distinct]
         for image, data, rng in zip(out, distinct, rngs, strict=True):
             image.copy_(train_image(data, spec, self.augment, rng))
-        return vary_colours(out, self.augment, rngs)
+        return vary_colors(out, self.augment, rngs)
 
     def _key_table(self, ids: Iterable[tuple[str, ...]]) -> Tensor:
         table = [[id_key(i) for i in row] + [NO_KEY] * (self.max_relevant - len(row)) for row in ids]

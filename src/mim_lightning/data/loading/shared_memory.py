@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mim_lightning.data.images.buffer import picture_bytes
+from mim_lightning.data.images.buffer import image_bytes
 from mim_lightning.data.loading.corrupt_samples import LoadedBatch
 from mim_lightning.types import Batch, TowerSpec, fields_of
 
@@ -75,7 +75,7 @@ def make_buffers(
         prefetch_factor: batches that each worker prefetches.
     """
     parts = [part for tower, spec in specs.items() for part in fields_of(tower, spec).values()]
-    num_bytes = picture_bytes(parts, num_rows)
+    num_bytes = image_bytes(parts, num_rows)
     # with allow_none, the query does not fix the start method for the rest of the program
     start_method = multiprocessing.get_start_method(allow_none=True) or multiprocessing.get_all_start_methods()[0]
     if not (num_workers and num_bytes) or start_method != "fork":

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
-from mim_lightning.data.images.codec import normalise_encoding, sharpness
+from mim_lightning.data.images.codec import normalize_encoding, sharpness
 from mim_lightning.data.images.reader import ImageReader, ImageRef
 from mim_lightning.data.manifest.manifest import Product, Query
 from mim_lightning.data.manifest.rows import RowIssue
@@ -128,7 +128,7 @@ class RecordReader:
             raise PictureError(_issue(tower, sample, f"{ref}: {error}")) from error
 
     def _read(self, ref: ImageRef) -> bytes:
-        return normalise_encoding(self.reader.read(ref), self.max_image_side)
+        return normalize_encoding(self.reader.read(ref), self.max_image_side)
 
 
 def _issue(tower: str, sample: PlannedSample, reason: str) -> RowIssue:

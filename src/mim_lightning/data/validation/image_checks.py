@@ -16,8 +16,7 @@ import numpy as np
 from PIL import Image
 
 from mim_lightning.data.images.codec import decode_upright, image_size
-from mim_lightning.data.images.limits import ImageTooLargeError, TruncatedImageError
-from mim_lightning.data.images.local_file import MAX_BYTES
+from mim_lightning.data.images.limits import MAX_FILE_BYTES, ImageTooLargeError, TruncatedImageError
 from mim_lightning.data.images.reader import ImageRef, TarMember
 
 FACTS_VERSION = 1  # of what is measured here: facts of another version are not gone on with
@@ -50,8 +49,8 @@ def look_at(ref: ImageRef, read: Callable[[ImageRef], bytes]) -> PictureFacts:
     """Read one picture and return its facts; a picture that cannot be read has a kind and a reason."""
     try:
         num_bytes = ref.stat().st_size if isinstance(ref, Path) else ref.size if isinstance(ref, TarMember) else 0
-        if num_bytes > MAX_BYTES:
-            reason = f"{num_bytes:,} bytes, at most {MAX_BYTES:,} are read"
+        if num_bytes > MAX_FILE_BYTES:
+            reason = f"{num_bytes:,} bytes, at most {MAX_FILE_BYTES:,} are read"
             return PictureFacts(num_bytes, kind="huge_image", reason=reason)
         data = read(ref)
     except FileNotFoundError:

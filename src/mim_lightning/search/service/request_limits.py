@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields
 from starlette.responses import JSONResponse
 
 from mim_lightning.data.images.codec import EncodedImage
-from mim_lightning.data.images.limits import ImageError, ImageTooLargeError, PictureLimits
+from mim_lightning.data.images.limits import ImageError, ImageLimits, ImageTooLargeError
 from mim_lightning.display.text import plain
 
 MAX_MESSAGE = 500  # characters of an error, which quotes what a client wrote
@@ -73,7 +73,7 @@ class Limits:
         """
         if len(images) > self.num_images:
             raise RefusedError(413, f"image: {len(images)} images, at most {self.num_images} are accepted")
-        limits = PictureLimits(self.pixels, self.side, self.aspect, self.scans)
+        limits = ImageLimits(self.pixels, self.side, self.aspect, self.scans)
         checked = []
         for number, data in enumerate(images, start=1):
             try:
