@@ -41,4 +41,6 @@ def open_up(overrides: Iterable[str]) -> list[str]:
 def _is_open(override: str) -> bool:
     key, is_given, _ = override.lstrip("+").partition("=")
     section, _, option = key.partition(".")
-    return bool(is_given) and (key.startswith(OPEN_SECTIONS) or (section == "trainer" and option in TRAINER_OPTIONS))
+    return bool(is_given) and (
+        f"{key}.".startswith(OPEN_SECTIONS) or (section == "trainer" and option in TRAINER_OPTIONS)
+    )
