@@ -1,4 +1,4 @@
-"""A picture stands in the middle of its cell, whole, and leaves the rest of the sheet alone."""
+"""An image is drawn in the middle of its cell, and nothing outside it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_it_is_as_large_as_fits(size: tuple[int, int], inset: int, expected: tup
     assert marks(Image.new("RGB", size, "black"), inset) == expected
 
 
-def test_a_missing_picture_is_told_in_the_middle() -> None:
+def test_a_missing_image_is_written_in_the_middle() -> None:
     left, top, right, bottom = marks(None)
     assert 20 < top <= bottom < 60
     assert (left + right) / 2 == pytest.approx(50, abs=2) and (top + bottom) / 2 == pytest.approx(40, abs=2)

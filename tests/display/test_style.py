@@ -50,7 +50,7 @@ def test_a_dollar_sign_is_no_formula(tmp_path: Path) -> None:
     assert style.save(figure, tmp_path / "a.png").is_file()
 
 
-def test_figures_are_as_large_as_asked_and_their_folder_is_made(tmp_path: Path) -> None:
+def test_figures_have_the_given_size_and_their_folder_is_made(tmp_path: Path) -> None:
     image = pytest.importorskip("matplotlib.image")
     figure, axes = style.new_figure(width=8, height=3)
     axes.plot([0, 1], [0, 1], label="line")

@@ -35,7 +35,7 @@ def test_one_bounded_line_that_a_terminal_does_not_obey(text: str) -> None:
     assert out.getvalue() == f"{shown}\n"
 
 
-def test_what_is_harmless_stays() -> None:
+def test_harmless_text_is_unchanged() -> None:
     for text in ("Tasse, blau", "R&D a < b", "قهوة", "👩\u200d👧 नमस्\u200dते", "x" * 80, ""):
         assert plain(text, 80) == text
     assert plain("x" * 81, 80) == "x" * 79 + "…"

@@ -1,4 +1,4 @@
-"""A file is the former one until the new one is whole, and nothing else is left beside it."""
+"""A file has its former content until the new one is complete, and nothing else is left beside it."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_nothing_written_is_an_error(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_a_file_gets_the_mode_of_the_umask_whoever_writes_it(tmp_path: Path) -> None:
+def test_a_file_gets_the_mode_of_the_umask(tmp_path: Path) -> None:
     path = tmp_path / "vectors.safetensors"
     former = os.umask(0o027)
     try:

@@ -222,7 +222,7 @@ def test_an_error_keeps_its_parts_between_processes() -> None:
     assert str(make(*arguments)) == str(error) == "a/b.npy: damaged (cut short); build it anew"
 
 
-def test_faults_of_the_disk_stay_what_they_are(tmp_path: Path) -> None:
+def test_disk_errors_stay_os_errors(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="gone"), errors_as_damaged_file(tmp_path / "gone"):
         pass
     path = tmp_path / "there"

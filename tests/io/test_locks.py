@@ -1,4 +1,4 @@
-"""One process at a time, until it ends, however it ends."""
+"""A lock keeps other processes out until its holder ends, however it ends."""
 
 import errno
 import os
@@ -30,7 +30,7 @@ sys.stdin.read()
 """
 
 
-def test_a_killed_process_lets_go(tmp_path: Path) -> None:
+def test_a_killed_process_releases_its_lock(tmp_path: Path) -> None:
     path = tmp_path / "folder" / "lock"
     command = [sys.executable, "-c", HOLD, str(path)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
@@ -46,7 +46,7 @@ def test_a_killed_process_lets_go(tmp_path: Path) -> None:
     assert try_lock(path) is not None
 
 
-def test_who_comes_second_says_for_whom_it_waits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_second_process_says_whom_it_waits_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "runs" / "mine" / ".lock"
     order: list[str] = []
 
@@ -63,10 +63,10 @@ def test_who_comes_second_says_for_whom_it_waits(tmp_path: Path, capsys: pytest.
         order.append("first")
     waiting.join(timeout=10)
     assert order == ["first", "second"], "although the first removed the file that the second waited for"
-    assert not path.parent.exists(), "neither the lock nor the folder that was made for it stays"
+    assert not path.parent.exists(), "the lock and the folder that was made for it are removed"
 
 
-def test_a_started_process_holds_an_inheritable_lock_on(tmp_path: Path) -> None:
+def test_a_started_process_holds_an_inheritable_lock(tmp_path: Path) -> None:
     for is_inheritable in (False, True):
         held = try_lock(tmp_path / "lock", is_inheritable)
         assert held is not None
@@ -99,7 +99,7 @@ def test_a_holder_that_makes_progress_is_waited_for(tmp_path: Path, monkeypatch:
     assert len(list(looks)) < 999, "it was waited for while the numbers rose, and not for long afterwards"
 
 
-def test_what_the_holder_wrote_stays(tmp_path: Path) -> None:
+def test_files_of_the_holder_stay(tmp_path: Path) -> None:
     with lock_and_announce(tmp_path / "run" / ".lock", "run"):
         (tmp_path / "run" / "results.json").write_text("{}")
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["results.json"]

@@ -1,4 +1,4 @@
-"""Every kind of picture becomes upright RGB; what cannot be read is a ValueError."""
+"""Images of every format become upright RGB; an unreadable one is a ValueError."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mim_lightning.data.images.codec import MAX_PIXELS, decode_image, image_size, normalize_encoding
+from mim_lightning.data.images.codec import decode_image, image_size, normalize_encoding
+from mim_lightning.data.images.limits import LIMITS
 from tests.data.conftest import encoded, jpeg, picture
 
 ORIENTATION = 0x0112
@@ -65,12 +66,12 @@ def test_exif_rotation_is_turned_upright(orientation: int) -> None:
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF")
 @pytest.mark.parametrize("exif", [b"Exif\0\0garbage", b"Exif\0\0MM\0*\0\0\0\x08\0\x09", b"Exif\0\0"])
-def test_damaged_exif_is_no_damaged_picture(exif: bytes) -> None:
+def test_damaged_exif_does_not_damage_the_image(exif: bytes) -> None:
     data = encoded(picture(), exif=exif)
     assert normalize_encoding(data, max_side=100) == data
 
 
-def test_large_picture_is_resized_small_one_untouched() -> None:
+def test_a_large_image_is_resized_a_small_one_unchanged() -> None:
     large = encoded(picture(3, 90, 300))
     with Image.open(io.BytesIO(normalize_encoding(large, max_side=100))) as image:
         assert image.size == (100, 30)
@@ -78,7 +79,7 @@ def test_large_picture_is_resized_small_one_untouched() -> None:
         assert normalize_encoding(data, max_side=32) is data
 
 
-def test_scaled_decoding_has_at_least_the_asked_sides() -> None:
+def test_scaled_decoding_has_at_least_the_given_sides() -> None:
     rng = np.random.default_rng(0)
     for _ in range(40):
         height, width, min_height, min_width = (int(n) for n in rng.integers(1, 200, 4))
@@ -123,7 +124,7 @@ def jpeg_bomb() -> bytes:
     ],
     ids=["empty", "magic", "text", "half", "short", "png", "webp", "bomb", "small bomb", "jpeg bomb"],
 )
-def test_unreadable_pictures(data: bytes) -> None:
+def test_unreadable_images(data: bytes) -> None:
     for read in (decode_image, lambda data: normalize_encoding(data, 100)):
         with pytest.raises(ValueError, match=r"image \(|at most") as caught:
             read(data)
@@ -131,10 +132,10 @@ def test_unreadable_pictures(data: bytes) -> None:
 
 
 def test_the_limit_itself_is_not_refused() -> None:
-    assert image_size(bomb(8_000, MAX_PIXELS // 8_000)) == (MAX_PIXELS // 8_000, 8_000)
+    assert image_size(bomb(8_000, LIMITS.pixels // 8_000)) == (LIMITS.pixels // 8_000, 8_000)
 
 
-def test_a_large_picture_that_is_cut_off_is_refused_when_it_is_stored_smaller() -> None:
+def test_a_large_truncated_image_is_rejected_when_it_is_stored_smaller() -> None:
     data = encoded(picture(1, 900, 1200))
     with Image.open(io.BytesIO(normalize_encoding(data, max_side=100))) as image:
         assert image.size == (100, 75)

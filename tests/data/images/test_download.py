@@ -1,4 +1,4 @@
-"""Pictures come whole, once, and in bounded time, whatever the servers do and whoever kills the process."""
+"""Images are downloaded completely, once, and in bounded time, whatever the servers do; a kill loses none."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ import pytest
 from mim_lightning.data.images import download
 from mim_lightning.data.images.download import Downloads, DownloadSettings
 from mim_lightning.io import public_network, remote
-from tests.data.images.picture_server import PictureServer, picture_server, served
+from tests.data.images.image_server import ImageServer, image_server, served
 
 registry: Any = importlib.import_module("fsspec.registry")  # fsspec.registry itself is a mapping
 
 
 @pytest.fixture
-def server() -> Iterator[PictureServer]:
-    with picture_server() as running:
+def server() -> Iterator[ImageServer]:
+    with image_server() as running:
         yield running
 
 
@@ -44,7 +44,7 @@ def kept(folder: Path) -> list[Path]:
     return [path for path in folder.rglob("*") if path.is_file()]
 
 
-def test_everything_is_fetched_once_and_kept(server: PictureServer, tmp_path: Path) -> None:
+def test_every_image_is_downloaded_once_and_cached(server: ImageServer, tmp_path: Path) -> None:
     addresses = [server.address(f"/ok/{number}") for number in range(20)]
     assert Downloads(settings(tmp_path)).fetch_all([*addresses, addresses[3]]) == {}
     assert set(server.asked.values()) == {1} and len(server.asked) == 20
@@ -56,7 +56,7 @@ def test_everything_is_fetched_once_and_kept(server: PictureServer, tmp_path: Pa
     assert len(kept(tmp_path)) == 20
 
 
-def test_without_a_cache_each_reading_fetches(server: PictureServer) -> None:
+def test_without_a_cache_each_reading_fetches(server: ImageServer) -> None:
     downloads, address = Downloads(settings(None)), server.address("/ok/1")
     assert downloads.fetch_all([address]) == {}
     assert [downloads.read(address), downloads.read(address)] == [served(1), served(1)]
@@ -64,16 +64,14 @@ def test_without_a_cache_each_reading_fetches(server: PictureServer) -> None:
 
 
 @pytest.mark.parametrize(("kind", "num_asked"), [("twice", 3), ("busy", 2), ("cut", 2), ("moved", 1)])
-def test_what_a_server_gives_in_the_end_is_taken(
-    server: PictureServer, tmp_path: Path, kind: str, num_asked: int
-) -> None:
+def test_a_retry_that_succeeds(server: ImageServer, tmp_path: Path, kind: str, num_asked: int) -> None:
     downloads, address = Downloads(settings(tmp_path, retries=2)), server.address(f"/{kind}/5")
     assert downloads.fetch_all([address]) == {}
     assert downloads.read(address) == served(5)
     assert server.asked[f"/{kind}/5"] == num_asked
 
 
-def test_pauses_grow_and_are_what_the_server_asks_for() -> None:
+def test_pauses_double_or_are_the_servers() -> None:
     def pause(num_tries: int, asked: str | None = None) -> float:
         headers = Message()
         if asked:
@@ -100,8 +98,8 @@ def test_pauses_grow_and_are_what_the_server_asks_for() -> None:
         ("drip", 2, r"timed out \(tried 2 times\)"),
     ],
 )
-def test_what_a_server_does_not_give_is_told_in_bounded_time(
-    server: PictureServer, tmp_path: Path, kind: str, num_asked: int, words: str
+def test_failures_of_a_server_are_reported_in_bounded_time(
+    server: ImageServer, tmp_path: Path, kind: str, num_asked: int, words: str
 ) -> None:
     bounds = settings(tmp_path, retries=1, max_bytes=9_000, timeout=0.4 if kind in ("stall", "drip") else 10)
     downloads, address = Downloads(bounds), server.address(f"/{kind}")
@@ -129,7 +127,7 @@ def test_what_a_server_does_not_give_is_told_in_bounded_time(
         ("memory://nowhere/a.jpg", "no such file"),
     ],
 )
-def test_addresses_that_lead_nowhere(tmp_path: Path, address: str, words: str) -> None:
+def test_urls_that_cannot_be_read(tmp_path: Path, address: str, words: str) -> None:
     (reason,) = Downloads(settings(tmp_path, retries=0)).fetch_all([address]).values()
     assert words in reason and "\n" not in reason
 
@@ -146,7 +144,7 @@ def test_other_protocols_go_through_fsspec(tmp_path: Path) -> None:
     assert downloads.read("memory://shop/a.jpg") == served(1)
 
 
-def test_a_store_that_says_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_silent_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("s3fs")
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION"):
         monkeypatch.setenv(name, "us-east-1")
@@ -165,8 +163,8 @@ def test_a_missing_library_stops_everything(tmp_path: Path, monkeypatch: pytest.
         Downloads(settings(tmp_path)).fetch_all(["s3://shop/a.jpg"])
 
 
-def test_a_host_that_is_gone_is_given_up(
-    server: PictureServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_host_that_fails_repeatedly_is_given_up(
+    server: ImageServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(download, "MAX_CONSECUTIVE_FAILURES", 3)
     bad = [server.address(f"/broken/{number}") for number in range(30)]
@@ -177,13 +175,13 @@ def test_a_host_that_is_gone_is_given_up(
     assert sum(server.asked.values()) == 6
 
 
-def test_addresses_with_letters_that_need_quoting(server: PictureServer, tmp_path: Path) -> None:
+def test_urls_that_need_quoting(server: ImageServer, tmp_path: Path) -> None:
     address = server.address("/ok/3") + "?name=blå tröja&size=1%20m"
     assert Downloads(settings(tmp_path)).read(address) == served(3)
     assert list(server.asked) == ["/ok/3?name=bl%C3%A5%20tr%C3%B6ja&size=1%20m"]
 
 
-def test_a_full_disk_is_no_fault_of_the_picture(server: PictureServer, tmp_path: Path) -> None:
+def test_an_unwritable_cache_is_not_a_failure_of_the_image(server: ImageServer, tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("not a folder")
     downloads = Downloads(settings(tmp_path / "cache"))
     with pytest.raises(OSError, match="cache"):
@@ -195,7 +193,7 @@ def _fetch(folder: Path, addresses: list[str]) -> None:
     Downloads(settings(folder)).fetch_all(addresses)
 
 
-def test_what_was_fetched_survives_a_kill(server: PictureServer, tmp_path: Path) -> None:
+def test_a_killed_download_keeps_its_images(server: ImageServer, tmp_path: Path) -> None:
     server.pause = 0.02
     addresses = [server.address(f"/ok/{number}") for number in range(120)]
     process = multiprocessing.get_context("fork").Process(target=_fetch, args=(tmp_path, addresses))
@@ -215,7 +213,7 @@ def test_what_was_fetched_survives_a_kill(server: PictureServer, tmp_path: Path)
     assert [downloads.read(address) for address in addresses] == [served(number) for number in range(120)]
 
 
-def test_two_processes_share_a_cache(server: PictureServer, tmp_path: Path) -> None:
+def test_two_processes_share_a_cache(server: ImageServer, tmp_path: Path) -> None:
     addresses = [server.address(f"/ok/{number}") for number in range(40)]
     context = multiprocessing.get_context("fork")
     processes = [context.Process(target=_fetch, args=(tmp_path, addresses)) for _ in range(2)]
@@ -234,12 +232,12 @@ def test_two_processes_share_a_cache(server: PictureServer, tmp_path: Path) -> N
     ("name", "value"),
     [("num_connections", 0), ("timeout", 0), ("retries", -1), ("backoff", -1), ("max_bytes", 0), ("max_bytes", "50MB")],
 )
-def test_senseless_settings(name: str, value: Any) -> None:
+def test_invalid_settings(name: str, value: Any) -> None:
     with pytest.raises(ValueError, match=f"data.source.download.{name}={value}: must be a number, at least"):
         DownloadSettings(**{name: value})
 
 
-def test_a_picture_inside_an_archive(tmp_path: Path) -> None:
+def test_an_image_inside_an_archive(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         archive.writestr("1.jpg", served(1))
     assert Downloads(settings(None)).read(f"zip://1.jpg::{tmp_path}/a.zip") == served(1)
@@ -254,16 +252,14 @@ def test_a_picture_inside_an_archive(tmp_path: Path) -> None:
         *("[2002:7f00:1::]", "224.0.0.1", "168.63.129.16", "[::ffff:168.63.129.16]"),
     ],
 )
-def test_private_addresses_are_refused_unless_they_are_let_in(server: PictureServer, host: str) -> None:
+def test_private_addresses_are_refused_unless_they_are_let_in(server: ImageServer, host: str) -> None:
     downloads = Downloads(settings(None, private_addresses=False, retries=3, timeout=60))
     with pytest.raises(OSError, match=r"private network; data\.source\.download\.private_addresses=true allows"):
         downloads.read(f"http://{host}:{server.server_port}/ok/1")
     assert not server.asked
 
 
-def test_a_redirect_to_a_private_address_is_not_followed(
-    server: PictureServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_redirect_to_a_private_address_is_not_followed(server: ImageServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(public_network, "is_private", lambda address: address == "127.0.0.2")
     downloads = Downloads(settings(None, private_addresses=False))
     assert downloads.read(server.address("/moved/5")) == served(5)
@@ -272,10 +268,10 @@ def test_a_redirect_to_a_private_address_is_not_followed(
     assert server.asked["/ok/5"] == 1
 
 
-def test_a_name_is_resolved_once_and_what_was_looked_at_is_connected_to(
-    server: PictureServer, monkeypatch: pytest.MonkeyPatch
+def test_a_name_is_resolved_once_and_the_checked_address_connected_to(
+    server: ImageServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A name that is public when it is looked at, and private when it is connected to, gains nothing."""
+    """A name that is public when checked and private when connected to is connected to at the checked address."""
     asked = []
 
     def resolve(host: str, port: Any, **options: Any) -> list[Any]:
@@ -289,9 +285,7 @@ def test_a_name_is_resolved_once_and_what_was_looked_at_is_connected_to(
     assert asked == ["shop.example"]
 
 
-def test_what_is_asked_of_a_proxy_may_not_be_private_but_the_proxy_may(
-    server: PictureServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_proxy_may_be_private_its_target_may_not(server: ImageServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("http_proxy", server.address(""))
     public_network.http_opener.cache_clear()
     try:
@@ -308,16 +302,16 @@ def test_what_is_asked_of_a_proxy_may_not_be_private_but_the_proxy_may(
 
 @pytest.mark.parametrize("protocol", ["ftp", "sftp", "ssh", "smb", "webhdfs", "hdfs", "webdav", "root", "jupyter"])
 @pytest.mark.parametrize("around", ["", "simplecache::", "zip://1.jpg::"])
-def test_a_protocol_that_looks_names_up_by_itself_is_not_spoken(
+def test_protocols_that_resolve_names_themselves_are_rejected(
     protocol: str, around: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A name that is public when it is looked at may be private when such a client connects to it."""
+    """A name that is public when checked may be private when such a client connects to it."""
     monkeypatch.setattr(remote, "file_system", lambda address: pytest.fail("it was connected to"))
     with pytest.raises(OSError, match=rf"^the hosts that {protocol}:// .*private_addresses=true"):
         Downloads(settings(None, private_addresses=False)).read(f"{around}{protocol}://shop.example/a.jpg")
 
 
-def test_other_protocols_lead_no_further(tmp_path: Path) -> None:
+def test_other_protocols_reach_no_special_file(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     downloads = Downloads(settings(None, private_addresses=False))
     for address, words in [

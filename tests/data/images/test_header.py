@@ -82,7 +82,7 @@ def test_what_is_too_large_is_refused_before_it_is_decoded(data: bytes, monkeypa
 
 
 @pytest.mark.parametrize("kind", ["BMP", "PPM", "SGI"])
-def test_a_large_picture_of_a_quick_kind_is_read(kind: str) -> None:
+def test_a_large_image_of_a_fast_format_is_read(kind: str) -> None:
     data = encoded(Image.new("RGB", (700, 700)), kind)
     assert len(data) > MAX_INTERPRETED
     assert decode_image(data).shape == (700, 700, 3)
@@ -136,7 +136,7 @@ def test_a_preview_among_the_tags_is_no_scan() -> None:
     assert read_header(data[:2] + preview + data[2:]).num_scans == 1
 
 
-def test_scans_are_counted_of_what_comes_in_several() -> None:
+def test_scans_of_a_progressive_jpeg_are_counted() -> None:
     data = jpeg()
     assert not is_in_scans(data) and is_in_scans(scanned(1)) and is_in_scans(b"\xff\xd8" + b"\xff\xe0\0\2" * 30_000)
     at = data.index(b"\xff\xda") + 4
@@ -159,7 +159,7 @@ def test_an_avif_is_decoded_alone_whatever_size_it_says() -> None:
 
 
 @pytest.mark.parametrize(("kind", "weight"), [("PNG", 1), ("TIFF", 1), ("GIF", 1), ("WEBP", 2), ("JPEG2000", 3)])
-def test_what_decoding_holds_of_a_pixel_counts(kind: str, weight: int) -> None:
+def test_memory_of_a_pixel_counts(kind: str, weight: int) -> None:
     assert EncodedImage.of(encoded(picture(1), kind)).work_pixels == 24 * 32 * weight
     assert EncodedImage.of(jpeg()).work_pixels == 24 * 32 // 4
 
@@ -183,7 +183,7 @@ def test_tiles_are_read_unless_two_readers_might_take_another_size() -> None:
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's, of a cut TIFF
 @pytest.mark.parametrize("kind", ["QOI", "AVIF", "TIFF", "PCX", "TGA"])
-def test_a_damaged_file_of_any_kind_is_told_as_one(kind: str) -> None:
+def test_a_damaged_file_of_any_format_is_reported_as_damaged(kind: str) -> None:
     """Each plugin of Pillow raises exceptions of its own, such as an IndexError."""
     data = encoded(picture(1), kind)
     for end in range(16, len(data), max(1, len(data) // 40)):
@@ -204,13 +204,13 @@ def test_a_turned_tiff_is_turned_once() -> None:
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
-def test_a_cut_file_is_told_from_a_damaged_one(kind: str) -> None:
+def test_a_truncated_file_is_distinguished_from_a_damaged_one(kind: str) -> None:
     data = encoded(picture(1, 200, 200), kind)
     with pytest.raises(TruncatedImageError):
         decode_image(data[: len(data) // 2])
 
 
-def test_large_pictures_are_converted_in_strips(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_images_are_converted_in_strips(monkeypatch: pytest.MonkeyPatch) -> None:
     image = Image.new("RGBA", (37, 53), (200, 0, 0, 255))
     image.paste((10, 20, 30, 90), (5, 7, 20, 50))
     for data in (encoded(image, "PNG"), encoded(image.convert("P"), "PNG"), encoded(picture(1, 53, 37), "BMP")):
@@ -221,7 +221,7 @@ def test_large_pictures_are_converted_in_strips(monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize("suffix", [b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", b"\0\0\1\0\1\0"])
-def test_kinds_that_run_a_program_or_hold_other_pictures_are_not_read(suffix: bytes) -> None:
+def test_formats_that_run_a_program_or_contain_several_images_are_rejected(suffix: bytes) -> None:
     with pytest.raises(UnreadableImageError, match="of no known format"):
         image_size(suffix + bytes(100))
 

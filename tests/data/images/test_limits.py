@@ -1,4 +1,4 @@
-"""Only regular files of bounded size are read; nothing waits, nothing is endless."""
+"""Only regular files of bounded size are read: no pipe, no device."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mim_lightning.data.images.limits import MAX_FILE_BYTES, ImageTooLargeError,
 from mim_lightning.data.images.reader import ImageReader
 
 
-def test_a_file_is_read_whole(tmp_path: Path) -> None:
+def test_a_file_is_read(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(b"abc")
     (tmp_path / "b.jpg").symlink_to(tmp_path / "a.jpg")
     assert read_image_file(tmp_path / "a.jpg", 3) == read_image_file(str(tmp_path / "b.jpg")) == b"abc"
@@ -19,7 +19,7 @@ def test_a_file_is_read_whole(tmp_path: Path) -> None:
         read_image_file(tmp_path / "c.jpg")
 
 
-def test_what_would_not_end_is_refused(tmp_path: Path) -> None:
+def test_pipes_devices_and_folders_are_rejected(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.jpg")
     for path, words in ((tmp_path / "pipe.jpg", "a pipe"), (Path("/dev/zero"), "a pipe"), (tmp_path, "folder")):
         for read in (read_image_file, ImageReader().read):

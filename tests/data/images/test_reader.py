@@ -1,4 +1,4 @@
-"""A picture is the same bytes wherever it lies, and what cannot be read is told in one line."""
+"""An image is the same bytes from every kind of reference; an unreadable one is an error of one line."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_unpacked_columns_are_read_instead_of_row_groups(
     assert [again.read(ref) for ref in refs] == PICTURES
 
 
-def test_a_table_that_was_written_anew_is_read_anew(tmp_path: Path, reader: ImageReader) -> None:
+def test_a_rewritten_table_is_read_again(tmp_path: Path, reader: ImageReader) -> None:
     cell = TableCell(str(tmp_path / "t.parquet"), 0, "image")
     for number in (1, 2):
         write_parquet(tmp_path / "t.parquet", PICTURES[number:], pyarrow.binary())
@@ -81,7 +81,7 @@ def test_a_table_that_was_written_anew_is_read_anew(tmp_path: Path, reader: Imag
         assert ImageReader().read(cell) == PICTURES[number]
 
 
-def test_cells_of_arrow_and_lists_of_pictures(tmp_path: Path, reader: ImageReader) -> None:
+def test_arrow_cells_and_lists_of_images(tmp_path: Path, reader: ImageReader) -> None:
     values = [PICTURES[:2], PICTURES[2:5], [], PICTURES[5:6]]
     for path in (
         write_arrow(tmp_path / "t.arrow", values, pyarrow.list_(pyarrow.binary())),

@@ -73,7 +73,7 @@ def test_the_other_modes_against_timm(
     assert difference.max() <= 2, difference.max()
 
 
-def test_an_unknown_mode_is_refused() -> None:
+def test_an_unknown_mode_is_rejected() -> None:
     with pytest.raises(ValueError, match="resize_mode 'squish' is unknown"):
         eval_image(jpeg(0, 20, 20), ImageSpec((8, 8), resize_mode="squish"))
 
@@ -95,13 +95,13 @@ def test_extreme_shapes(shape: tuple[int, int]) -> None:
 
 
 def ramp(height: int, width: int) -> bytes:
-    """Return a picture that says where each pixel was: red from left to right, green from top to bottom."""
+    """Return an image whose pixels tell their position: red from left to right, green from top to bottom."""
     y, x = np.mgrid[0:height, 0:width]
     pixels = np.stack([x / (width - 1) * 255, y / (height - 1) * 255, np.full_like(x, 128)], -1)
     return encoded(Image.fromarray(pixels.round().astype(np.uint8)), "PNG")
 
 
-def test_train_image_is_a_box_of_the_picture() -> None:
+def test_train_image_is_a_box_of_the_image() -> None:
     data, augment = ramp(200, 200), Augment(min_scale=0.35, max_ratio=4 / 3, flip=0.0)
     shares, ratios = [], []
     for seed in range(300):
@@ -132,14 +132,14 @@ def test_flip() -> None:
     assert 30 < sum(not torch.equal(a, b) for a, b in zip(images, plains, strict=True)) < 70
 
 
-def test_whole_picture_without_variation() -> None:
+def test_the_whole_image_without_augmentation() -> None:
     data, spec = jpeg(4, 60, 60), ImageSpec((32, 32))
     augment = Augment(min_scale=1.0, max_ratio=1.0, flip=0.0)
     assert torch.equal(train_image(data, spec, augment, random.Random(0)), eval_image(data, spec))
 
 
 def reference_colours(image: np.ndarray, brightness: float, contrast: float, saturation: float) -> np.ndarray:
-    """Vary one (3, H, W) picture pixel by pixel."""
+    """Augment one (3, H, W) image pixel by pixel."""
 
     def grey(pixel: np.ndarray) -> float:
         return float(0.299 * pixel[0] + 0.587 * pixel[1] + 0.114 * pixel[2])

@@ -148,7 +148,7 @@ def test_pairs_in_one_data_set(tmp_path: Path) -> None:
     assert ImageReader().read(manifest.products["b"].images[0]) == jpeg(6, 8, 8)
 
 
-def test_faults_name_data_set_split_and_row(saved: Path, tmp_path: Path) -> None:
+def test_issues_name_data_set_split_and_row(saved: Path, tmp_path: Path) -> None:
     source = HuggingFaceSource(
         {"path": str(saved / "products")}, {"path": str(saved / "queries")}, {"products": {"title": "name"}}
     )
@@ -206,7 +206,7 @@ def test_data_sets_of_the_hub_are_described_by_commit(monkeypatch: pytest.Monkey
         HuggingFaceSource(place, None).describe()
 
 
-def test_the_extra_is_asked_for(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_extra_is_named(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = HuggingFaceSource({"path": str(saved / "products")}, None)
     monkeypatch.setitem(sys.modules, "datasets", None)
     source.describe()

@@ -106,7 +106,7 @@ def test_missing_grocery_says_what_to_set(tmp_path: Path) -> None:
         assert "\n" not in str(caught.value)
 
 
-def test_synthetic_source_reads_its_own_world(tmp_path: Path) -> None:
+def test_the_synthetic_source_reads_what_it_draws(tmp_path: Path) -> None:
     arguments = {"num_products": 12, "image_size": 32, "change_share": 0.5, "seed": 1}
     source = SyntheticSource(train_queries_per_product=2, val_queries_per_product=1, **arguments)  # type: ignore[arg-type]
     manifest = source.read(tmp_path / "source")

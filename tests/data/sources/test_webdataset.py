@@ -1,4 +1,4 @@
-"""Tar files as WebDataset writes them become a manifest whose pictures are read in place."""
+"""WebDataset shards become a manifest whose images are read in place."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def source(shop: Path, **options: Any) -> WebDatasetSource:
     return WebDatasetSource(**{"shards": shards, "columns": COLUMNS} | options)
 
 
-def test_each_sample_is_a_query_and_products_are_the_catalogue(shop: Path, tmp_path: Path) -> None:
+def test_each_sample_is_a_query_and_its_products_are_the_catalog(shop: Path, tmp_path: Path) -> None:
     manifest = source(shop).read(tmp_path / "work")
     read = ImageReader().read
     assert list(manifest.products) == ["a", "b", "c"]
@@ -110,7 +110,7 @@ def test_the_shipped_mapping(tmp_path: Path) -> None:
     assert manifest.download is not None and manifest.download.num_connections == 16
 
 
-def test_a_catalogue_of_its_own_and_addresses_in_json(shop: Path, tmp_path: Path) -> None:
+def test_a_separate_catalog_and_urls_in_json(shop: Path, tmp_path: Path) -> None:
     facts = {"product": {"id": "z"}, "image_url": ["https://cdn.shop/z.jpg", "z2.jpg"]}
     write_tar(shop / "catalogue.tar", {"z": {"json": json.dumps(facts).encode(), "title.txt": b"Pan"}})
     columns = COLUMNS | {"products": COLUMNS["products"] | {"image": "product.jpg|json:image_url"}}
@@ -130,7 +130,7 @@ def test_samples_without_product_ids(tmp_path: Path) -> None:
     ]
 
 
-def test_faulty_samples_are_told_and_left_out(shop: Path, tmp_path: Path) -> None:
+def test_samples_with_issues_are_reported_and_left_out(shop: Path, tmp_path: Path) -> None:
     samples = {
         "bad-json": sample(0, "a") | {"json": b"{"},
         "no-object": sample(1, "a") | {"json": b"[1]"},
@@ -141,11 +141,11 @@ def test_faulty_samples_are_told_and_left_out(shop: Path, tmp_path: Path) -> Non
         "good": sample(5, "c"),
     }
     path = write_tar(shop / "train-000000.tar", samples)
-    faults: list[RowIssue] = []
-    manifest = source(shop, shards={"train": str(path)}).read(tmp_path, on_issue=faults.append)
+    issues: list[RowIssue] = []
+    manifest = source(shop, shards={"train": str(path)}).read(tmp_path, on_issue=issues.append)
     assert list(manifest.products) == ["c"] and len(manifest.queries) == 1
     message = "Expecting property name enclosed in double quotes"
-    assert [(fault.table, fault.origin.split(", ")[1], fault.column, fault.reason) for fault in faults] == [
+    assert [(issue.table, issue.origin.split(", ")[1], issue.column, issue.reason) for issue in issues] == [
         ("queries", "sample 'bad-json'", "", f"member 'json' is not JSON ({message})"),
         ("queries", "sample 'no-object'", "", "member 'json' is not a JSON object"),
         ("queries", "sample 'no-text'", "", "member 'title.txt' is not UTF-8"),
@@ -169,9 +169,7 @@ def test_faulty_samples_are_told_and_left_out(shop: Path, tmp_path: Path) -> Non
         ("products", "product_id", None, "products.product_id: give a key of a sample, such as json:product_id"),
     ],
 )
-def test_a_mapping_to_what_is_not_there(
-    shop: Path, tmp_path: Path, table: str, name: str, place: str, words: str
-) -> None:
+def test_a_mapping_to_a_missing_key(shop: Path, tmp_path: Path, table: str, name: str, place: str, words: str) -> None:
     columns = COLUMNS | {table: COLUMNS[table] | {name: place}}
     with pytest.raises(ValueError, match=words) as caught:
         source(shop, columns=columns, shards={"train": str(shop / "train-*.tar")}).read(tmp_path)
@@ -206,11 +204,11 @@ def _append(path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_shard_stops_everything(shop: Path, tmp_path: Path, damage: str) -> None:
+def test_a_damaged_shard_is_an_error(shop: Path, tmp_path: Path, damage: str) -> None:
     change, words = DAMAGES[damage]
     change(shop / "train-000001.tar")
     with pytest.raises(ValueError, match=words) as caught:
-        source(shop).read(tmp_path, on_issue=lambda fault: None)
+        source(shop).read(tmp_path, on_issue=lambda issue: None)
     assert "\n" not in str(caught.value)
 
 

@@ -28,7 +28,6 @@ from mim_lightning.data.images.header import (
 )
 from mim_lightning.data.images.limits import LIMITS, ImageLimits, TruncatedImageError, UnreadableImageError
 
-MAX_PIXELS = LIMITS.pixels
 REENCODED = ("HEIF", "AVIF")  # re-encoded for storage: not every browser and machine reads them
 AVIF_PIXELS = 1 << 28  # that libavif decodes at most: the size in the header need not be that of the frame
 PIXEL_WEIGHTS = {"WEBP": 2, "JPEG2000": 3}  # decoding takes 20 and 25 bytes a pixel, 10 for other formats
@@ -244,7 +243,9 @@ def hash_pixels(data: bytes) -> int:
     digest = hashlib.blake2b(data, digest_size=16).digest()
     key = _known_hashes.get(digest)
     if key is None:
-        key = _hash_decoded(data)
+        pixels = decode_exactly(data)
+        size = f"{pixels.shape[0]}x{pixels.shape[1]}".encode()
+        key = _to_int63(hashlib.blake2b(pixels.data, digest_size=8, salt=size))
         if len(_known_hashes) < MAX_KNOWN:
             _known_hashes[digest] = key
     return key
@@ -253,12 +254,6 @@ def hash_pixels(data: bytes) -> int:
 def hash_bytes(data: bytes) -> int:
     """Return a 63-bit hash of the encoded bytes: cheap, but another encoding of the same image has another hash."""
     return _to_int63(hashlib.blake2b(data, digest_size=8))
-
-
-def _hash_decoded(data: bytes) -> int:
-    pixels = decode_exactly(data)
-    size = f"{pixels.shape[0]}x{pixels.shape[1]}".encode()
-    return _to_int63(hashlib.blake2b(pixels.data, digest_size=8, salt=size))
 
 
 def _to_int63(digest: hashlib.blake2b) -> int:

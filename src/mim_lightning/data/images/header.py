@@ -22,20 +22,7 @@ ORIENTATION_TAG = 0x0112
 # formats that Pillow decodes itself, at the size in their header. Not those that start another program (EPS), are drawn
 # (WMF), or contain images of several sizes (ICO, ICNS); JPEG is simplejpeg's
 PILLOW_FORMATS = (
-    "PNG",
-    "WEBP",
-    "GIF",
-    "BMP",
-    "DIB",
-    "TIFF",
-    "PPM",
-    "AVIF",
-    "JPEG2000",
-    "QOI",
-    "SGI",
-    "PCX",
-    "PSD",
-    "TGA",
+    *("PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "AVIF", "JPEG2000", "QOI", "SGI", "PCX", "PSD", "TGA"),
 )
 HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 MAX_PARTS = 20_000  # segments of a JPEG before its pixels, chunks of a PNG

@@ -66,7 +66,10 @@ class ImageReader:
         if isinstance(ref, str):
             return self.downloads.read(ref)
         if isinstance(ref, TarMember):
-            return _read_member(ref)
+            data = read_range(to_path_or_url(ref.path), ref.offset, ref.offset + ref.size)
+            if len(data) < ref.size:
+                raise ValueError("the tar file ends inside the image")
+            return data
         found = read_cell(ref.path, ref.row, ref.column, ref.item, self.downloads.settings.cache)
         return found if isinstance(found, bytes) else self.read(found)
 
@@ -93,10 +96,3 @@ class ImageReader:
         failures: dict[ImageRef, str] = {}
         failures.update(self.downloads.fetch_all(urls))
         return failures
-
-
-def _read_member(member: TarMember) -> bytes:
-    data = read_range(to_path_or_url(member.path), member.offset, member.offset + member.size)
-    if len(data) < member.size:
-        raise ValueError("the tar file ends inside the image")
-    return data

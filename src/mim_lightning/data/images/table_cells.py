@@ -59,8 +59,10 @@ def unpack_all(columns: Iterable[tuple[str, str]], cache: str) -> None:
     missing = [(path, column, target) for (path, column), target in targets.items() if not target.is_file()]
     if not missing:
         return
-    num_rows = sum(_count_rows(path) for path, _, _ in missing)
-    num_done, num_bytes = 0, 0
+    num_rows = num_done = num_bytes = 0
+    for path, _, _ in missing:
+        with _table_errors(path), _open_parquet(to_path_or_url(path)) as table:
+            num_rows += table.metadata.num_rows
     with ProgressMeter(num_rows, verb="unpacked", noun="rows", label="image columns") as progress:
         for path, column, target in missing:
             for batch in _unpack(path, column, target):
@@ -79,11 +81,6 @@ def _unpack(path: str, column: str, target: Path) -> Iterator[Any]:
             for batch in table.iter_batches(NUM_ROWS, columns=[column]):
                 out.write_batch(batch)
                 yield batch
-
-
-def _count_rows(path: str) -> int:
-    with _table_errors(path), _open_parquet(to_path_or_url(path)) as table:
-        return int(table.metadata.num_rows)
 
 
 @contextmanager

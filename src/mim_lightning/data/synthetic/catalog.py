@@ -102,7 +102,7 @@ class Query:
 def build_products(num_products: int, seed: int) -> list[Product]:
     """Return the products, family by family; the last family may be incomplete."""
     rng = random.Random(f"products-{seed}")
-    num_colors, num_patterns = _choose_grid(num_products)
+    num_colors, num_patterns = next(grid for grid in GRIDS if NUM_FAMILIES * grid[0] * grid[1] >= num_products)
     colors, patterns = _deal(COLORS, num_colors, rng), _deal(PATTERNS, num_patterns, rng)
     products: list[Product] = []
     for category, shape, size, brand in _list_families(rng):
@@ -132,11 +132,6 @@ def build_queries(
         is_change = int((number + 1) * change_share) > int(number * change_share) and bool(changes)
         queries.append(_make_query(f"{split}-{number + 1:06d}", split, shown, changes if is_change else [], rng))
     return queries
-
-
-def _choose_grid(num_products: int) -> tuple[int, int]:
-    """Return the number of colors and of patterns in a family."""
-    return next(grid for grid in GRIDS if NUM_FAMILIES * grid[0] * grid[1] >= num_products)
 
 
 def _deal(names: Iterable[str], num_names: int, rng: random.Random) -> Iterator[list[str]]:

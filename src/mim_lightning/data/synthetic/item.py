@@ -73,7 +73,11 @@ def draw_item(look: Look, side: int) -> Image.Image:
     trim = _darken(color, TRIM_SHADE)
     canvas = Image.new("RGB", (side, side), _darken(color, EDGE_SHADE))
     canvas.paste(trim, mask=layers.back)
-    canvas.paste(ImageChops.multiply(_draw_fabric(look.colour, look.pattern, side), layers.shading), mask=layers.body)
+    white, black = draw_inks(look.pattern, side)
+    fabric = Image.new("RGB", (side, side), color)
+    fabric.paste(WHITE, mask=white)
+    fabric.paste(INK, mask=black)
+    canvas.paste(ImageChops.multiply(fabric, layers.shading), mask=layers.body)
     canvas.paste(INK, mask=layers.seams)
     canvas.paste(trim, mask=layers.front)
     canvas.paste(CREAM, mask=layers.light)
@@ -93,15 +97,6 @@ def draw_catalog_image(look: Look, size: str, side: int) -> Image.Image:
     canvas.paste(INK, mask=shadow.filter(ImageFilter.GaussianBlur(large_side / 36)))
     canvas.paste(item, (start, start), item)
     return canvas.reduce(CATALOG_SUPERSAMPLING)
-
-
-def _draw_fabric(color: str, pattern: str, side: int) -> Image.Image:
-    """Print a pattern's white and black ink on a color."""
-    white, black = draw_inks(pattern, side)
-    fabric = Image.new("RGB", (side, side), COLORS[color])
-    fabric.paste(WHITE, mask=white)
-    fabric.paste(INK, mask=black)
-    return fabric
 
 
 @lru_cache(maxsize=64)
@@ -128,8 +123,8 @@ def _draw_shading(body: Image.Image) -> Image.Image:
     side = body.width
     roundness = body.filter(ImageFilter.GaussianBlur(side / 22)).point(lambda value: 150 + value * 105 // 255)
     slope = Image.linear_gradient("L").rotate(90).resize((side, side)).point(lambda value: 205 + value * 50 // 255)
-    grey = ImageChops.multiply(roundness, slope)
-    return Image.merge("RGB", (grey, grey, grey))
+    gray = ImageChops.multiply(roundness, slope)
+    return Image.merge("RGB", (gray, gray, gray))
 
 
 def _paste_badge(canvas: Image.Image, look: Look) -> None:

@@ -1,4 +1,4 @@
-"""A shop's picture server on loopback, with the faults that such servers have; it counts what it is asked for."""
+"""A shop's image server on loopback, with the failures of real ones; it counts requests."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from tests.data.conftest import jpeg
 MEGABYTE = 1_000_000
 
 
-class PictureServer(ThreadingHTTPServer):
-    """`/ok/7` is picture 7; see the handler for the rest. `pause`: seconds before each answer."""
+class ImageServer(ThreadingHTTPServer):
+    """`/ok/7` is image 7; see the handler for other paths. `pause`: seconds before each answer."""
 
     daemon_threads = True
     request_queue_size = 64
@@ -32,7 +32,7 @@ class PictureServer(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_port}{path}"
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Clients that hang up early are what is tested."""
+        """Ignore clients that disconnect early: the tests do."""
 
 
 def served(number: int) -> bytes:
@@ -40,8 +40,8 @@ def served(number: int) -> bytes:
 
 
 @contextmanager
-def picture_server() -> Iterator[PictureServer]:
-    server = PictureServer()
+def image_server() -> Iterator[ImageServer]:
+    server = ImageServer()
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()
     try:
@@ -53,7 +53,7 @@ def picture_server() -> Iterator[PictureServer]:
 
 
 class _Handler(BaseHTTPRequestHandler):
-    server: PictureServer
+    server: ImageServer
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
@@ -72,12 +72,12 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(200, served(number)) if self.server.asked[self.path] > 2 else self._answer(503)
 
     def _busy(self, number: int) -> None:
-        """Ask to come again at once."""
+        """Answer 429 with Retry-After: 0."""
         first = self.server.asked[self.path] == 1
         self._answer(429, headers={"Retry-After": "0"}) if first else self._answer(200, served(number))
 
     def _cut(self, number: int) -> None:
-        """Promise more than is sent, the first time."""
+        """Send less than Content-Length, the first time."""
         data = served(number)
         if self.server.asked[self.path] > 1:
             self._answer(200, data)
@@ -97,7 +97,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(200, b"")
 
     def _elsewhere(self, number: int) -> None:
-        """Send to the same server by another of its addresses."""
+        """Redirect to another address of the same server."""
         port = self.server.server_port
         self._answer(302, headers={"Location": f"http://127.0.0.2:{port}/ok/{number}"})
 
@@ -106,20 +106,20 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(200, b"x", {"Content-Length": "1000000000"})
 
     def _endless(self, number: int) -> None:
-        """Send on and on without a word about how much."""
+        """Send without end and without Content-Length."""
         self.send_response(200)
         self.end_headers()
         while not self.server.is_closing.is_set():
             self.wfile.write(b"x" * MEGABYTE)
 
     def _stall(self, number: int) -> None:
-        """Begin to answer, and say nothing more."""
+        """Begin to answer, then stall."""
         self.send_response(200)
         self.end_headers()
         self.server.is_closing.wait(20)
 
     def _drip(self, number: int) -> None:
-        """Keep the connection alive with a byte now and then."""
+        """Send a byte now and then."""
         self.send_response(200)
         self.end_headers()
         while not self.server.is_closing.wait(0.05):
