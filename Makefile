@@ -4,7 +4,7 @@ PY := .venv/bin/python
 UV := $(or $(shell command -v uv),.uv/bin/uv)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup gpu format lint types test test-slow train experiment experiments tables wheel lock clean
+.PHONY: help setup gpu format lint types test test-slow train experiment experiments pictures tables wheel lock clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1|/' | awk -F'|' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -37,6 +37,10 @@ RECORDS = default_run towers_synthetic warm_start fusion_weights loss_weights ti
 
 experiments: setup ## every record again, hours on two cores
 	for name in $(RECORDS); do experiments/$$name/run.sh || exit 1; done
+
+pictures: setup ## the pictures of the documents that are drawn
+	$(PY) docs/make_pipeline.py
+	$(PY) docs/make_contact_sheet.py docs/images/contact_sheet.jpg
 
 tables: setup ## the tables of experiments/ into the pages that quote them
 	$(PY) experiments/refresh.py
