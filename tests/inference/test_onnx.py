@@ -11,8 +11,7 @@ from mim_lightning.encoders.hf_text import HfText
 from mim_lightning.encoders.interface import Encoder
 from mim_lightning.encoders.timm_image import TimmImage
 from mim_lightning.inference.loading import load
-from mim_lightning.inference.onnx import OnnxTower, _digest, export_towers, open_towers
-from mim_lightning.inference.quantization_loss import sample_inputs
+from mim_lightning.inference.onnx import OnnxTower, _digest, export_towers, open_towers, sample_inputs
 from mim_lightning.model.matcher import Matcher
 from mim_lightning.model.tower import Tower
 from tests.inference.models import TEXTS, export_to, write_bert

@@ -18,13 +18,7 @@ from mim_lightning.inference.export_format import (
 from mim_lightning.inference.loading import choose_device, quantize, to_device
 from mim_lightning.inference.model_card import Evaluation, write_card
 from mim_lightning.inference.quantization import validate_precision
-from mim_lightning.inference.quantization_loss import (
-    NUM_SAMPLES,
-    Batches,
-    QuantizationLoss,
-    measure_loss,
-    sample_inputs,
-)
+from mim_lightning.inference.quantization_loss import Batches, QuantizationLoss, measure_loss
 from mim_lightning.io.atomic import atomic_write_folder
 from mim_lightning.model.checkpoint import TrainedMatcher
 from mim_lightning.types import Direction
@@ -66,13 +60,14 @@ def export_model(
     loss = _measure(trained, data, precision, device)
     with atomic_write_folder(output) as partial:
         facts, matcher = write_model(partial, trained.matcher, trained.config, precision)
+        compared_on = ""
         if onnx:
-            from mim_lightning.inference.onnx import export_towers
+            from mim_lightning.inference.onnx import NUM_SAMPLES, export_towers, sample_inputs
 
             specs = {name: matcher.tower(name).encoder.spec for name in matcher.towers}
             facts = replace(facts, onnx=export_towers(matcher, partial, sample_inputs(specs, data.batches)))
+            compared_on = f"the first {NUM_SAMPLES} of the data" if data.batches else "noise and made-up words"
         write_facts(partial, facts)
-        compared_on = f"the first {NUM_SAMPLES} of the data" if data.batches else "noise and made-up words"
         (partial / CARD_FILE).write_text(write_card(facts, evaluation, loss, data.why_none, compared_on), "utf-8")
         read_matcher(partial, read_facts(partial))  # an export that cannot be read again is none
     return facts, loss

@@ -12,17 +12,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mim_lightning.inference.quantization_loss import Batches
 from mim_lightning.inference.tower_encoder import TowerEncoder
 from mim_lightning.io.file_name import validate_inside
 from mim_lightning.model.matcher import Matcher
 from mim_lightning.model.tower import Tower
-from mim_lightning.types import FieldInput, InputSpec, TextSpec, TowerInput, TowerSpec
+from mim_lightning.types import FieldInput, InputSpec, TextSpec, TowerInput, TowerSpec, map_tensors
 
 EXTRA = "pip install 'mim-lightning[onnx]'"
 FOLDER = "onnx"
 MIN_COSINE = 0.999  # to PyTorch's embedding of the same input; below it the export fails
+NUM_SAMPLES = 32  # inputs that a tower is compared on
 IMAGES = "images"  # name of the only input of an image tower
 
 
@@ -67,6 +70,32 @@ def export_towers(matcher: Matcher, folder: Path, samples: Mapping[str, TowerInp
     _require_extra()
     (folder / FOLDER).mkdir()
     return {name: asdict(_export(matcher.tower(name), name, folder, samples[name])) for name in matcher.towers}
+
+
+def sample_inputs(
+    specs: Mapping[str, InputSpec | tuple[InputSpec, ...]], batches: Batches | None
+) -> dict[str, TowerInput]:
+    """Return a few inputs of each tower: the first of the data, or noise and made-up words without any."""
+    found: dict[str, TowerInput] = {}
+    for loader in batches or ():
+        batch = next(iter(loader))
+        found |= {name: _first(inputs) for name, inputs in batch.inputs.items() if name in specs}
+    return {name: found[name] if name in found else _made_up(spec) for name, spec in specs.items()}
+
+
+def _first(inputs: TowerInput) -> Any:
+    return map_tensors(inputs, lambda tensor: tensor[:NUM_SAMPLES])
+
+
+def _made_up(spec: InputSpec | tuple[InputSpec, ...]) -> Any:
+    if isinstance(spec, tuple):
+        return tuple(map(_made_up, spec))
+    if isinstance(spec, TextSpec):
+        return spec.tokenise([" ".join(["red", "apple", "shop", "blue"][: 1 + n % 4]) for n in range(NUM_SAMPLES)])
+    # from large color patches to fine noise: embeddings of noise alone are alike, and would prove little
+    generator = torch.Generator().manual_seed(0)
+    images = [torch.rand(1, 3, 2 + 2 * n, 2 + 2 * n, generator=generator) for n in range(NUM_SAMPLES)]
+    return torch.cat([F.interpolate(image, spec.size) for image in images]).mul(255).round().to(torch.uint8)
 
 
 def open_towers(

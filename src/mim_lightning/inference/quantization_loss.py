@@ -4,22 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from mim_lightning.inference.tower_encoder import TowerEncoder
 from mim_lightning.metrics import EmbeddingCollector, EmbeddingTable
 from mim_lightning.metrics.directions import COLUMNS, columns_of, evaluate_countable
 from mim_lightning.model.fusion import Fusions
-from mim_lightning.types import Batch, Direction, InputSpec, TextSpec, TowerInput, map_tensors, side_of
+from mim_lightning.types import Batch, Direction, side_of
 
 Batches = Sequence[Iterable[Batch]]  # of the queries, then of each part of the gallery; iterated once or more
 CUTOFFS = (1, 10)
 METRICS = tuple(f"hit@{k}" for k in CUTOFFS)
-NUM_SAMPLES = 32
 
 
 @dataclass(frozen=True)
@@ -60,17 +57,6 @@ def measure_loss(
     return QuantizationLoss(cosines, recall, len(queries[0]), len(gallery[0].columns["product_keys"].unique()))  # type: ignore[arg-type]
 
 
-def sample_inputs(
-    specs: Mapping[str, InputSpec | tuple[InputSpec, ...]], batches: Batches | None
-) -> dict[str, TowerInput]:
-    """Return a few inputs of each tower: the first of the data, or noise and made-up words without any."""
-    found: dict[str, TowerInput] = {}
-    for loader in batches or ():
-        batch = next(iter(loader))
-        found |= {name: _first(inputs) for name, inputs in batch.inputs.items() if name in specs}
-    return {name: found[name] if name in found else _made_up(spec) for name, spec in specs.items()}
-
-
 def _embed(
     models: Sequence[Mapping[str, TowerEncoder]], loaders: Batches, side: str
 ) -> tuple[EmbeddingTable, EmbeddingTable]:
@@ -103,18 +89,3 @@ def _cosines(left: EmbeddingTable, right: EmbeddingTable) -> dict[str, tuple[flo
             cosines = torch.cosine_similarity(left.vectors[name][present], right.vectors[name][present])
             found[name] = (float(cosines.mean()), float(cosines.min()))
     return found
-
-
-def _first(inputs: TowerInput) -> Any:
-    return map_tensors(inputs, lambda tensor: tensor[:NUM_SAMPLES])
-
-
-def _made_up(spec: InputSpec | tuple[InputSpec, ...]) -> Any:
-    if isinstance(spec, tuple):
-        return tuple(map(_made_up, spec))
-    if isinstance(spec, TextSpec):
-        return spec.tokenise([" ".join(["red", "apple", "shop", "blue"][: 1 + n % 4]) for n in range(NUM_SAMPLES)])
-    # from large color patches to fine noise: embeddings of noise alone are alike, and would prove little
-    generator = torch.Generator().manual_seed(0)
-    images = [torch.rand(1, 3, 2 + 2 * n, 2 + 2 * n, generator=generator) for n in range(NUM_SAMPLES)]
-    return torch.cat([F.interpolate(image, spec.size) for image in images]).mul(255).round().to(torch.uint8)
