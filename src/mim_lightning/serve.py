@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import suppress
 from typing import Any
 
 from mim_lightning.cli import run_door
 from mim_lightning.config import construct
-from mim_lightning.interruption import Interruption
 
 FREE_TEXTS = ("index", "checkpoint", "event_log", "experiment_name")
 EVENT_SECONDS = 2.0  # that a search waits for the event log
@@ -28,9 +26,7 @@ def serve(config: dict[str, Any]) -> None:
         raise ValueError(f"serve: install the extra: pip install 'mim-lightning[serve]' ({error.name})") from error
     server = Server(config["host"], config["port"], config["forwarded_allow_ips"])
     limits, arms = construct("limits", Limits, **config["limits"]), read_arms(config)
-    service = open_service(config, arms, limits, open_experiment(config, arms))
-    with suppress(Interruption):  # a requested stop is no failure
-        server.run(service, has_ui=config["ui"])
+    server.run(open_service(config, arms, limits, open_experiment(config, arms)), has_ui=config["ui"])
 
 
 def open_experiment(config: Mapping[str, Any], arms: Mapping[str, Mapping[str, Any]]) -> Any:

@@ -7,11 +7,13 @@ import os
 import resource
 import socket
 import sys
+from contextlib import suppress
 from ipaddress import ip_address
 from typing import Any
 
 import uvicorn
 
+from mim_lightning.interruption import Interruption
 from mim_lightning.search.service.app import make_app
 from mim_lightning.search.service.connections import Connections, Proxies
 from mim_lightning.search.service.request_limits import Limits
@@ -53,7 +55,8 @@ class Server:
         print(f"{self.url}  (API: /docs)", flush=True)
         raise_file_limit(service.limits.connections + OTHER_FILES)
         server = uvicorn.Server(uvicorn.Config(app, **uvicorn_settings(service.limits, self.proxies)))
-        server.run(sockets=[self.socket])
+        with suppress(Interruption):  # a requested stop is no failure
+            server.run(sockets=[self.socket])
 
 
 def uvicorn_settings(limits: Limits, proxies: Proxies) -> dict[str, Any]:
