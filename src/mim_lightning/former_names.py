@@ -62,6 +62,11 @@ FORMER_VALUES: dict[str, dict[str, Any]] = {
     "data.on_corrupt_sample": {"fail": "raise"},
     "data.shards.layout": {"mixed": "shuffled", "product": "by_product"},
     "data.validation.on_invalid": {"fail": "raise", "skip": "drop"},
+    **{
+        f"{parent}directions.*.{key}": {"asked": "target", "shown": "reference"}
+        for parent in ("", "callbacks.retrieval_eval.")
+        for key in ("relevance", "leave_out")
+    },
     "validate_only": {"always": False, "only": True},
 }
 # present group -> former option: present option
@@ -123,7 +128,7 @@ FORMER_TARGETS = {
         "sweep.SweepLedger": "sweep.SweepLog",
     }.items()
 }
-MAX_DEPTH = 1 + max(key.count(".") for key in FORMER_KEYS)  # of the keys in these tables
+MAX_DEPTH = 1 + max(key.count(".") for key in (*FORMER_KEYS, *FORMER_VALUES))  # of the keys in these tables
 OVERRIDE = re.compile(r"(~|\+{0,2})([^-=@][^=@]*)(@[^=]*)?(?:=(.*))?", re.S)  # mark, key, package, value
 
 

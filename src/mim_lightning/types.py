@@ -160,17 +160,23 @@ class StepResult:
 # --- evaluation ---------------------------------------------------------------------------------------
 
 
+# which products are relevant: those that answer a query, or those on its image; they differ in composed queries
+TARGET, REFERENCE = "target", "reference"
+STORED_RELEVANCE = {TARGET: "asked", REFERENCE: "shown"}  # as shards, evaluation records and tables name them
+
+
 @dataclass(frozen=True)
 class Direction:
     """A retrieval task: which queries it counts, which vectors rank which, and which products are relevant.
 
     Attributes:
         query, gallery: towers or fusions.
-        relevance: "asked" or "shown" (see Sample); None: "shown" for the query image alone, else "asked".
+        relevance: "target" (products that answer the query) or "reference" (products on its image); None: "reference"
+            for the query image alone, else "target".
         requires: fields that a query must have to be counted, whether `query` reads them or not; None: those of every
             tower of `query`, so that the average of a fusion is over rows with all of its parts.
         excludes: fields that it must not have.
-        leave_out: "shown" removes the products on the query's image (the reference of a composed query) from its
+        leave_out: "reference" removes the products on the query's image (the reference of a composed query) from its
             gallery, as CIRR and FashionIQ do; say so in the direction's name.
     """
 
@@ -182,10 +188,10 @@ class Direction:
     leave_out: str | None = None
 
     def __post_init__(self) -> None:
-        if self.relevance not in (None, "asked", "shown"):
-            raise ValueError(f"a direction's relevance is 'asked' or 'shown', not '{self.relevance}'")
-        if self.leave_out not in (None, "shown"):
-            raise ValueError(f"a direction's leave_out is 'shown' or null, not '{self.leave_out}'")
+        if self.relevance not in (None, TARGET, REFERENCE):
+            raise ValueError(f"a direction's relevance is '{TARGET}' or '{REFERENCE}', not '{self.relevance}'")
+        if self.leave_out not in (None, REFERENCE):
+            raise ValueError(f"a direction's leave_out is '{REFERENCE}' or null, not '{self.leave_out}'")
         for name in ("requires", "excludes"):
             value = getattr(self, name)
             names = () if value is None else value
@@ -210,10 +216,10 @@ class Direction:
     def describe(self, fusions: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
         """Return which queries it counts, and in which gallery, as plain values: equal for comparable evaluations."""
         return {
-            "relevance": self.truth,
+            "relevance": STORED_RELEVANCE[self.truth],
             "requires": sorted(self.needs(fusions)),
             "excludes": sorted(self.excludes),
-            "leave_out": self.leave_out,
+            "leave_out": self.leave_out and STORED_RELEVANCE[self.leave_out],
             "photo": {"once_a_truth": {*self.parts(fusions)} == {QUERY_IMAGE}, "not_of_the_gallery": True},
         }
 
@@ -224,7 +230,7 @@ class Direction:
 
 def relevance_of(query_name: str) -> str:
     """Return which products are relevant to this query side: to an image alone, those on it."""
-    return "shown" if query_name == QUERY_IMAGE else "asked"
+    return REFERENCE if query_name == QUERY_IMAGE else TARGET
 
 
 @dataclass(frozen=True)
@@ -246,7 +252,7 @@ class QueryCounts:
     num_other_kind: int  # lack a required field, or have an excluded one
     num_in_gallery: int  # would find themselves: their image is, pixel by pixel, one of the gallery
     num_repeated: int  # the same image and relevant products again, of a direction that reads the image alone
-    photo_truth: str = ""  # "asked" or "shown" if the direction reads the image
+    photo_truth: str = ""  # TARGET or REFERENCE if the direction reads the image
 
     def as_counts(self) -> dict[str, int]:
         """Return the counts by name."""

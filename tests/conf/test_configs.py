@@ -144,10 +144,10 @@ def test_where_a_value_comes_from_is_not_in_the_run_id() -> None:
 def test_directions_build_to_the_type() -> None:
     config = compose("train", ["model=4tower"])
     directions = {name: Direction(**ends) for name, ends in config["directions"].items()}
-    assert directions["image_to_asked_product"].truth == "asked"
-    assert directions["image_to_product"].truth == "shown"
-    assert directions["composed_to_product"].truth == "asked"
-    with pytest.raises(ValueError, match="relevance is 'asked' or 'shown', not 'askd'"):
+    assert directions["image_to_asked_product"].truth == "target"
+    assert directions["image_to_product"].truth == "reference"
+    assert directions["composed_to_product"].truth == "target"
+    with pytest.raises(ValueError, match="relevance is 'target' or 'reference', not 'askd'"):
         Direction("query", "product", relevance="askd")
 
 

@@ -5,7 +5,7 @@ import torch
 
 from mim_lightning.metrics import NothingToRankError
 from mim_lightning.metrics.directions import evaluate_countable, evaluate_directions
-from mim_lightning.types import NO_KEY, Direction
+from mim_lightning.types import NO_KEY, REFERENCE, STORED_RELEVANCE, TARGET, Direction
 from tests.analysis.tables import gallery_of, queries_of, unit
 
 FUSIONS = {"query": {"query_image": 1.0, "query_text": 3.0}, "product": {"product_image": 1.0, "product_text": 1.0}}
@@ -32,7 +32,7 @@ def test_each_direction_uses_its_sides_and_its_truth(tables) -> None:
     queries, gallery = tables
     directions = {
         "image_to_image": Direction("query_image", "product_image"),
-        "image_to_asked": Direction("query_image", "product_image", "asked"),
+        "image_to_asked": Direction("query_image", "product_image", TARGET),
         "composed": Direction("query", "product"),
         "anything": Direction("query", "product", requires=()),
         "without_words": Direction("query_image", "product_image", excludes=("query_text",)),
@@ -87,9 +87,9 @@ def naive_rows(direction: Direction, queries, gallery) -> tuple[list[int], int, 
     num_in_gallery, seen, rows = 0, {}, []
     for row in sorted(range(len(queries)), key=lambda row: (words[row], row)):
         picture = columns["picture_keys"][row]
-        truth = columns[f"{direction.truth}_keys"][row]
+        truth = columns[f"{STORED_RELEVANCE[direction.truth]}_keys"][row]
         if picture != NO_KEY and any(
-            picture == other and (direction.truth == "shown" or product in truth) for other, product in catalogue
+            picture == other and (direction.truth == REFERENCE or product in truth) for other, product in catalogue
         ):
             num_in_gallery += 1
         elif picture == NO_KEY or seen.setdefault((picture, frozenset(truth)), row) == row:
@@ -97,7 +97,7 @@ def naive_rows(direction: Direction, queries, gallery) -> tuple[list[int], int, 
     return sorted(rows), num_in_gallery, len(queries) - num_in_gallery - len(rows)
 
 
-@pytest.mark.parametrize("relevance", ["shown", "asked"])
+@pytest.mark.parametrize("relevance", [REFERENCE, TARGET])
 @pytest.mark.parametrize("seed", range(4))
 def test_a_photo_counts_once_for_each_truth_and_never_if_it_is_of_the_gallery(relevance: str, seed: int) -> None:
     draw = torch.Generator().manual_seed(seed)
@@ -135,7 +135,7 @@ def test_a_composed_query_may_show_a_picture_of_the_gallery_unless_that_is_its_a
 
 def test_the_product_that_the_photo_shows_can_be_left_out_of_its_gallery(tables) -> None:
     queries, gallery = tables
-    direction = Direction("query", "product", leave_out="shown")
+    direction = Direction("query", "product", leave_out=REFERENCE)
     report = evaluate_directions({"other": direction}, queries, gallery, FUSIONS, cutoffs=(1,), depth=5, num_hits=5)[
         "other"
     ]
@@ -153,7 +153,7 @@ def test_the_product_that_the_photo_shows_can_be_left_out_of_its_gallery(tables)
         ({"requires": ["text"]}, "requires is a list of query_image, query_text, not"),
         ({"excludes": "query_text"}, "excludes is a list of query_image, query_text, not query_text"),
         ({"requires": ["query_text"], "excludes": ["query_text"]}, "both require and exclude query_text"),
-        ({"leave_out": "asked"}, "leave_out is 'shown' or null, not 'asked'"),
+        ({"leave_out": "target"}, "leave_out is 'reference' or null, not 'target'"),
     ],
 )
 def test_what_a_direction_cannot_say(more: dict, message: str) -> None:

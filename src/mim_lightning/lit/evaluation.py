@@ -27,7 +27,7 @@ from mim_lightning.lit.console import INITIAL
 from mim_lightning.lit.datamodule import MatchDataModule
 from mim_lightning.model.fingerprint import fingerprint
 from mim_lightning.model.matcher import Matcher
-from mim_lightning.types import RetrievalReport
+from mim_lightning.types import REFERENCE, TARGET, RetrievalReport
 
 
 def evaluate_module(
@@ -69,7 +69,7 @@ def _count_near(
     path = datamodule.folder / FINDINGS_FILE if isinstance(datamodule.folder, Path) else None
     if path is None or not path.is_file():
         return {}
-    near = {"asked": found_ids(path, IN_CATALOGUE[:1]), "shown": found_ids(path, IN_CATALOGUE), "": set()}
+    near = {TARGET: found_ids(path, IN_CATALOGUE[:1]), REFERENCE: found_ids(path, IN_CATALOGUE), "": set()}
     counts = {
         name: sum(facts[key].query_id in near[report.counts.photo_truth] for key in report.hits.query_keys.tolist())
         for name, report in reports.items()

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from mim_lightning.fields import PRODUCT
 from mim_lightning.losses.contrastive import share_product
 from mim_lightning.losses.gather import gather_rows, gather_with_gradient, world_size
-from mim_lightning.types import Batch, Embeddings, StepResult, relevance_of, side_of
+from mim_lightning.types import REFERENCE, TARGET, Batch, Embeddings, StepResult, relevance_of, side_of
 
 PairLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -92,7 +93,7 @@ class Objective(nn.Module):
         with torch.autocast(batch.product_keys.device.type, enabled=False):
             present = {name: embeddings.present[name] & ~batch.is_padding for name in self.sides}
             all_vectors, all_present = self._gather(vectors, present)
-            keys = {"product": batch.product_keys[:, None], "shown": batch.shown_keys, "asked": batch.asked_keys}
+            keys = {PRODUCT: batch.product_keys[:, None], REFERENCE: batch.shown_keys, TARGET: batch.asked_keys}
             all_keys = {name: gather_rows(table) for name, table in keys.items()}
             sums, counts, negatives = [], [], []
             for name, pair in self.pairs.items():
@@ -113,7 +114,7 @@ class Objective(nn.Module):
             stats={
                 **self._scales(),
                 "negatives_per_row": torch.stack(negatives).sum() / torch.stack(counts).sum().clamp(min=1),
-                "rows_with_repeated_product": _repeated_fraction(keys["product"], all_keys["product"]),
+                "rows_with_repeated_product": _repeated_fraction(keys[PRODUCT], all_keys[PRODUCT]),
             },
         )
 
@@ -146,4 +147,4 @@ def _repeated_fraction(products_B1: Tensor, all_products_G1: Tensor) -> Tensor:
 
 def _truth(name: str) -> str:
     """Return which ids decide the positives of a tower or fusion."""
-    return "product" if side_of(name) == "product" else relevance_of(name)
+    return PRODUCT if side_of(name) == PRODUCT else relevance_of(name)

@@ -18,6 +18,7 @@ from mim_lightning.model.fusion import Fusions, fuse
 from mim_lightning.types import (
     NO_KEY,
     QUERY_FIELDS,
+    REFERENCE,
     Batch,
     Direction,
     Embeddings,
@@ -25,7 +26,7 @@ from mim_lightning.types import (
     RetrievalReport,
 )
 
-IDS = ("query_keys", "product_keys", "asked_keys", "asked_grades", "shown_keys", "category_keys")
+IDS = ("query_keys", "product_keys", "asked_keys", "asked_grades", "shown_keys", "category_keys")  # as stored
 HAS, PICTURE = "has_", "picture_keys"
 
 PHOTO, WORDS = QUERY_IMAGE, QUERY_TEXT
@@ -41,7 +42,8 @@ COLUMNS = column_names()
 
 def columns_of(batch: Batch, fields: Iterable[str] = ()) -> dict[str, Tensor]:
     """Return the columns `column_names` of an evaluation batch, whose rows are all queries or all products."""
-    columns = {name: getattr(batch, name) for name in IDS}
+    ids = batch.query_keys, batch.product_keys, batch.asked_keys, batch.asked_grades, batch.shown_keys
+    columns = dict(zip(IDS, (*ids, batch.category_keys), strict=True))
     none = torch.full_like(batch.query_keys, NO_KEY)
     taken = {name: rows >= 0 for name, rows in batch.rows.items()} | batch.has_field
     columns |= {
@@ -138,18 +140,18 @@ def _evaluate(
         raise NothingToRankError(
             f"directions.{name}: the image of every query is in the gallery: such queries would find themselves"
         )
-    asked = Queries(
+    candidates = Queries(
         vectors=query_vectors,
         keys=queries.columns["query_keys"],
         relevant_keys=truth,
         category_keys=queries.columns["category_keys"],
         grades=grades,
-        left_out_keys=queries.columns["shown_keys"] if direction.leave_out == "shown" else None,
+        left_out_keys=queries.columns["shown_keys"] if direction.leave_out == REFERENCE else None,
     )
     gallery = _ids(gallery).take(is_offered)
     offered = Gallery(gallery_vectors[is_offered], gallery.columns["product_keys"], gallery.columns["category_keys"])
     try:
-        report = evaluate_direction(name, asked.take(kept), offered, **options)
+        report = evaluate_direction(name, candidates.take(kept), offered, **options)
     except NothingToRankError:
         what = (
             "asks for another product than its image shows" if direction.leave_out else "has an answer in the gallery"
@@ -200,7 +202,7 @@ def _has(field: str, queries: EmbeddingTable) -> Tensor:
 
 
 def _truth(direction: Direction, queries: EmbeddingTable) -> tuple[Tensor, Tensor | None]:
-    if direction.truth == "shown":
+    if direction.truth == REFERENCE:
         return queries.columns["shown_keys"], None
     return queries.columns["asked_keys"], queries.columns["asked_grades"]
 
@@ -218,7 +220,7 @@ def _is_in_gallery(
     known = pictured[PICTURE] != NO_KEY
     pictures_N, products_N = pictured[PICTURE][known], pictured["product_keys"][known]
     is_pictured_Q = torch.isin(pictures_Q, pictures_N)
-    if direction.truth == "shown" or not is_pictured_Q.any():
+    if direction.truth == REFERENCE or not is_pictured_Q.any():
         return is_pictured_Q
     distinct, products = pictures_N.unique(), products_N.unique()
 

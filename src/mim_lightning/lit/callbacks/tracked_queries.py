@@ -28,7 +28,7 @@ from mim_lightning.analysis.tracked_queries import (
 from mim_lightning.data.shards.lookup import QueryFacts, product_ids_of, query_facts
 from mim_lightning.io.atomic import atomic_write
 from mim_lightning.lit.callbacks.retrieval_eval import RetrievalEval, find_retrieval_eval
-from mim_lightning.types import id_key
+from mim_lightning.types import STORED_RELEVANCE, id_key
 
 if TYPE_CHECKING:
     import wandb
@@ -113,7 +113,7 @@ class TrackedQueries(Callback):
         for name, report in evaluation.reports.items():
             # answerable queries only: these depend on the data alone
             keys = select_tracked_queries(report.hits.query_keys.tolist(), facts, self.num_queries, self.seed)
-            truth = f"{evaluation.directions[name].truth}_ids"
+            truth = f"{STORED_RELEVANCE[evaluation.directions[name].truth]}_ids"
             self.chosen[name] = keys
             numbers = queries.find(keys)
             self.truth_ids[name] = {key: queries.read_facts(numbers[key]).get(truth, ()) for key in keys}
