@@ -32,7 +32,7 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture
 def changed_bert(bert: str, tmp_path: Path) -> Callable[..., dict[str, str]]:
-    """Return the assets of a text encoder with other values in its config and tokeniser's config."""
+    """Return the assets of a text encoder with other values in its config and tokenizer's config."""
 
     def change(config: dict[str, Any], tokenizer: dict[str, Any] | None = None) -> dict[str, str]:
         assets = HfText(bert, pretrained=True).export_assets()

@@ -72,7 +72,7 @@ def save_tokeniser(folder: Path, model_max_length: int | None = 24) -> None:
 
 
 def with_settings(folder: str, target: Path, **settings: Any) -> str:
-    """Return a copy of a folder whose tokeniser has other settings."""
+    """Return a copy of a folder whose tokenizer has other settings."""
     copytree(folder, target)
     file = target / "tokenizer_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | settings))
@@ -144,7 +144,7 @@ MODELS: dict[str, Callable[[], Any]] = {
 
 @pytest.fixture(scope="module")
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
-    """Return a function that makes the folder of a tiny model of a kind, whose tokeniser states no limit."""
+    """Return a function that makes the folder of a tiny model of a kind, whose tokenizer states no limit."""
     made: dict[str, str] = {}
 
     def make(kind: str) -> str:

@@ -160,7 +160,7 @@ def test_choices_that_there_are_not(checkpoint: Path, options: dict, message: st
 
 
 class Exclusive:
-    """A tokeniser that, like those of Hugging Face, must not be called twice at once."""
+    """A tokenizer that, like those of Hugging Face, must not be called twice at once."""
 
     def __init__(self, tokenise: Tokenise) -> None:
         self.tokenise, self.busy = tokenise, Lock()

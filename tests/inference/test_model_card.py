@@ -20,7 +20,7 @@ def write_results(folder: Path, fingerprint: str) -> None:
 
 
 def test_the_card_shows_the_numbers_of_this_model(tmp_path: Path, exported: Path) -> None:
-    assert "No evaluation of this model" in (exported / "README.md").read_text()
+    assert "no evaluation of this model" in (exported / "README.md").read_text()
     checkpoint, _ = write_checkpoint(tmp_path)
     fingerprint = load_matcher(checkpoint).fingerprint
     write_results(tmp_path / "run", fingerprint)

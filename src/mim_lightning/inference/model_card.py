@@ -85,7 +85,7 @@ def write_card(
 def _head(facts: ExportFacts) -> Iterator[str]:
     run = facts.config.get("run", {}).get("id", "unnamed run")
     yield f"# {run}\n"
-    yield "A model of mim_lightning: a shop's pictures and texts as vectors of one space, to search it with.\n"
+    yield "A model of mim_lightning: it embeds images and texts of queries and products in one space.\n"
     yield f"Fingerprint `{facts.fingerprint}`, {facts.dimension} dimensions, weights in {facts.precision}.\n"
     yield "| tower | encoder | input |\n| --- | --- | --- |"
     model = facts.config["model"]
@@ -103,20 +103,20 @@ def _loading(facts: ExportFacts) -> Iterator[str]:
     yield "\n## Load it\n"
     yield "```python\nimport mim_lightning\n"
     yield 'model = mim_lightning.load("<this folder, or hf://user/repo>")'
-    text = ', ["in blue"]' if any(name.endswith("_text") for name in facts.tower_names) else ""
+    text = ', ["in blue"]' if any(kind.startswith("text") for kind in facts.inputs.values()) else ""
     yield f'vectors = model.embed_query(["photo.jpg"]{text})  # (1, {facts.dimension}) float32, unit length\n```'
 
 
 def _quality(facts: ExportFacts, evaluation: Evaluation | None) -> Iterator[str]:
     yield "\n## Quality\n"
     if evaluation is None:
-        yield "No evaluation of this model was beside its checkpoint."
+        yield "There is no evaluation of this model beside its checkpoint."
         return
     results = evaluation.results
     which = "" if facts.precision == "float32" else f" of the float32 model `{base_fingerprint(facts.fingerprint)}`"
     columns = [name for name in COLUMNS if any(key.endswith(f"/{name}") for key in results)]
-    yield f"On split `{evaluation.split}` of `{evaluation.data}`{which}: shares, 0 to 1, in brackets 95 % bootstrap"
-    yield "intervals over products.\n"
+    yield f"On split `{evaluation.split}` of `{evaluation.data}`{which}: fractions, 0 to 1, with 95 % cluster"
+    yield "bootstrap intervals over products in brackets.\n"
     yield f"| direction | {' | '.join(columns)} | queries |\n| --- |{' ---: |' * (len(columns) + 1)}"
     for direction in dict.fromkeys(key.split("/")[1] for key in results if key.startswith("val/")):
         cells = [_cell(results, f"val/{direction}/{name}") for name in columns]
@@ -139,11 +139,11 @@ def _cell(results: Mapping[str, float], key: str) -> str:
 def _data(facts: ExportFacts) -> Iterator[str]:
     data = facts.config["data"]
     source = (data.get("source") or {}).get("_target_", "prepared shards").rsplit(".", 1)[-1]
-    protocol = data.get("splits") or {}
+    splits = data.get("splits") or {}
     yield "\n## Data\n"
     yield f"Trained on split `{data['shards']['train_split']}` of `{data['name']}` ({source})."
-    if "fold" in protocol:
-        yield f"Fold {protocol['fold']} of {protocol['num_folds']} of the products was held out."
+    if "fold" in splits:
+        yield f"Fold {splits['fold']} of {splits['num_folds']} of the products was held out."
 
 
 def _rounding(facts: ExportFacts, loss: QuantizationLoss | None, why_none: str) -> Iterator[str]:
