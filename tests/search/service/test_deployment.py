@@ -30,9 +30,9 @@ def test_quoted_keys_and_metrics_exist() -> None:
         assert key in config["limits"]
     for key, default in (("connections_per_client", 64), ("connections", 512), ("idle_seconds", 30)):
         assert config["limits"][key] == default and re.search(rf"`limits\.{key}` \| {default}", TEXT)
-    told = ServiceMetrics(ROUTES).expose().decode()
+    exposed = ServiceMetrics(ROUTES).expose().decode()
     for name in re.findall(r"`(mim_\w+)", TEXT):
-        assert name.removesuffix("_total") in told, name
+        assert name.removesuffix("_total") in exposed, name
 
 
 def test_the_proxy_has_the_limits_of_the_service() -> None:

@@ -128,7 +128,7 @@ def test_the_configuration_serves_and_rolls_to_a_new_index(tmp_path: Path) -> No
             answer = client.post("/search", files={"image": ("q.jpg", square("blue"))}, data={"k": "1"})
             assert answer.json()["hits"][0]["product_id"] == "blue-1"
             assert "max-age" in answer.headers["strict-transport-security"]
-            assert client.get("/metrics").status_code == 403  # not for strangers
+            assert client.get("/metrics").status_code == 403  # for Prometheus on this machine alone
             large = client.post("/search", files={"image": ("q.jpg", b"x" * 13_000_000)})
             assert large.status_code == 413 and large.json() == {"error": "the request is too large"}
             check_page(client)

@@ -22,7 +22,7 @@ from mim_lightning.search.service.app import make_app
 from mim_lightning.search.service.uploads import Uploads
 from tests.search.service.color_shop import color_service, square
 
-SECRET = "what nobody may read"
+SECRET = "content that must not be served"
 META = {"meta": {"_type": "gradio.FileData"}}
 
 
