@@ -36,10 +36,10 @@ def open_experiment(config: Mapping[str, Any], arms: Mapping[str, Mapping[str, A
     from mim_lightning.online.assignment import Arm, Experiment, read_salt, validate_arms
     from mim_lightning.online.event_log import EventLog
 
-    shares = {name: Arm(name, arm["traffic_fraction"]) for name, arm in arms.items()}
-    validate_arms(shares)
+    compared = {name: Arm(name, arm["traffic_fraction"]) for name, arm in arms.items()}
+    validate_arms(compared)
     log = EventLog(config["event_log"], wait_seconds=EVENT_SECONDS)
-    return Experiment(config["experiment_name"], shares, read_salt(), log)
+    return Experiment(config["experiment_name"], compared, read_salt(), log)
 
 
 if __name__ == "__main__":

@@ -17,8 +17,8 @@ SALT = "0123456789abcdef"
 USERS = [f"user-{number}" for number in range(4000)]
 
 
-def arms(**shares: float) -> dict[str, Arm]:
-    return {name: Arm(name, share) for name, share in shares.items()}
+def arms(**fractions: float) -> dict[str, Arm]:
+    return {name: Arm(name, fraction) for name, fraction in fractions.items()}
 
 
 def assigned(made: dict[str, Arm], experiment: str = "towers", salt: str = SALT) -> dict[str, str]:
@@ -29,12 +29,12 @@ def moves(before: dict[str, str], after: dict[str, str]) -> Counter:
     return Counter((before[user], after[user]) for user in USERS if before[user] != after[user])
 
 
-def test_arms_are_chosen_by_their_shares_whatever_these_sum_to() -> None:
+def test_arms_are_chosen_by_their_traffic_fractions_of_any_sum() -> None:
     for factor in (1, 0.01, 250):
         found = Counter(assigned(arms(a=6 * factor, b=3 * factor, c=1 * factor)).values())
-        for name, share in (("a", 0.6), ("b", 0.3), ("c", 0.1)):
-            deviation = math.sqrt(share * (1 - share) * len(USERS))
-            assert abs(found[name] - share * len(USERS)) < 4 * deviation
+        for name, fraction in (("a", 0.6), ("b", 0.3), ("c", 0.1)):
+            deviation = math.sqrt(fraction * (1 - fraction) * len(USERS))
+            assert abs(found[name] - fraction * len(USERS)) < 4 * deviation
     assert Counter(assigned(arms(a=1, b=0)).values()) == {"a": len(USERS)}
 
 
@@ -45,7 +45,7 @@ def test_the_order_of_arms_changes_nothing() -> None:
 def test_another_process_says_the_same() -> None:
     script = (
         "from mim_lightning.online.assignment import *\n"
-        "made = {name: Arm(name, share) for name, share in (('b', 2), ('a', 1))}\n"
+        "made = {name: Arm(name, fraction) for name, fraction in (('b', 2), ('a', 1))}\n"
         f"print(*(assign(f'user-{{n}}', made, 'towers', {SALT!r}).name for n in range(50)), hash_user('ann', {SALT!r}))"
     )
     told = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
@@ -91,11 +91,11 @@ def test_parts_of_a_message_do_not_run_into_each_other() -> None:
     ("arm", "message"),
     [
         ({"name": ""}, "arm: needs a name"),
-        ({"share": -1}, "arm 'a': traffic_fraction=-1: must be 0 or more"),
-        ({"share": math.nan}, "arm 'a': traffic_fraction=nan"),
-        ({"share": math.inf}, "arm 'a': traffic_fraction=inf"),
-        ({"share": "half"}, "arm 'a': traffic_fraction=half: must be a number"),
-        ({"share": True}, "arm 'a': traffic_fraction=True: must be a number"),
+        ({"traffic_fraction": -1}, "arm 'a': traffic_fraction=-1: must be 0 or more"),
+        ({"traffic_fraction": math.nan}, "arm 'a': traffic_fraction=nan"),
+        ({"traffic_fraction": math.inf}, "arm 'a': traffic_fraction=inf"),
+        ({"traffic_fraction": "half"}, "arm 'a': traffic_fraction=half: must be a number"),
+        ({"traffic_fraction": True}, "arm 'a': traffic_fraction=True: must be a number"),
     ],
 )
 def test_invalid_arms(arm: dict[str, Any], message: str) -> None:
@@ -109,7 +109,7 @@ def test_mistakes_of_the_caller_are_told() -> None:
         (lambda: assign("u", arms(a=1), "", SALT), "experiment: needs a name"),
         (lambda: assign("u", {"b": Arm("a")}, "towers", SALT), "is listed under the name 'b'"),
         (lambda: assign("u", {}, "towers", SALT), "arms: there are none"),
-        (lambda: assign("u", arms(a=0), "towers", SALT), "arms: none has a share above 0"),
+        (lambda: assign("u", arms(a=0), "towers", SALT), "arms: none has a traffic_fraction above 0"),
         (lambda: assign("u", arms(a=1), "towers", "short"), "salt: has 5 characters"),
         (lambda: hash_user("u", ""), "salt: has 0 characters"),
         (lambda: hash_user("", SALT), "user key: is empty"),

@@ -103,11 +103,11 @@ def test_a_sample_ratio_mismatch_is_the_first_warning() -> None:
     report = make_report(both, Plan(num_users=1000))
     assert report.warnings[0].startswith("SAMPLE RATIO MISMATCH")
     assert "control 2,000 of 1,850.0 expected, new 1,700 of 1,850.0 expected" in report.warnings[0]
-    assert not warned(make_report(both, Plan(), shares={"control": 0.54, "new": 0.46}), "MISMATCH")
-    third = make_report(both, Plan(), shares={"control": 0.4, "new": 0.35, "third": 0.25})
+    assert not warned(make_report(both, Plan(), traffic_fractions={"control": 0.54, "new": 0.46}), "MISMATCH")
+    third = make_report(both, Plan(), traffic_fractions={"control": 0.4, "new": 0.35, "third": 0.25})
     assert "third 0 of 925.0 expected" in third.warnings[0]
-    with pytest.raises(ValueError, match=r"shares.new: needs a value"):
-        make_report(both, Plan(), shares={"control": 1.0})
+    with pytest.raises(ValueError, match=r"traffic_fractions.new: needs a value"):
+        make_report(both, Plan(), traffic_fractions={"control": 1.0})
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,7 @@ def test_a_rate_by_hand() -> None:
 def test_a_planted_lift_is_the_one_asked_for(lift: float) -> None:
     planted = simulate_lift(MODEL, RELEVANCE, lift)
     assert MODEL.click_rate(planted) / MODEL.click_rate(RELEVANCE) - 1 == pytest.approx(lift, abs=1e-9)
-    assert all(0 <= share <= 1 for share in planted)
+    assert all(0 <= chance <= 1 for chance in planted)
 
 
 def test_what_cannot_be() -> None:
@@ -72,8 +72,8 @@ def test_what_cannot_be() -> None:
         ClickModel(queries_per_user=0.5)
 
 
-def share_between(found: np.ndarray, chance: float) -> bool:
-    """Whether a share of repeats is what this chance gives in all but one of ten thousand simulations."""
+def is_likely(found: np.ndarray, chance: float) -> bool:
+    """Whether the fraction of repeats is one that this chance gives in all but one of ten thousand simulations."""
     low, high = stats.binom.ppf([0.00005, 0.99995], len(found), chance)
     return bool(low <= found.sum() <= high)
 
@@ -106,17 +106,17 @@ def ratios() -> dict[float, Estimate]:
 
 def test_a_planted_lift_is_found_as_often_as_planned(ratios: dict[float, Estimate]) -> None:
     interval = ratios[PLAN.lift].interval(PLAN.alpha)
-    assert share_between(np.asarray(interval.low) > 0, PLAN.power)
+    assert is_likely(np.asarray(interval.low) > 0, PLAN.power)
 
 
 def test_where_none_is_planted_one_is_found_as_seldom_as_planned(ratios: dict[float, Estimate]) -> None:
-    assert share_between(excludes(ratios[0.0].interval(PLAN.alpha), 0), PLAN.alpha)
+    assert is_likely(excludes(ratios[0.0].interval(PLAN.alpha), 0), PLAN.alpha)
 
 
 @pytest.mark.parametrize("lift", [PLAN.lift, 0.0])
 @pytest.mark.parametrize("alpha", [0.05, 0.5])
 def test_intervals_hold_the_truth_as_often_as_told(ratios: dict[float, Estimate], lift: float, alpha: float) -> None:
-    assert share_between(excludes(ratios[lift].interval(alpha), np.log1p(lift)), alpha)
+    assert is_likely(excludes(ratios[lift].interval(alpha), np.log1p(lift)), alpha)
 
 
 def test_impressions_taken_for_independent_would_find_what_is_not_there() -> None:
@@ -128,7 +128,7 @@ def test_impressions_taken_for_independent_would_find_what_is_not_there() -> Non
         for rate, side in zip(rates, sides, strict=True)
     ]
     assert excludes(log_ratio(*naive).interval(0.05), 0).mean() > 0.09
-    assert share_between(excludes(log_ratio(*rates).interval(0.05), 0), 0.05)
+    assert is_likely(excludes(log_ratio(*rates).interval(0.05), 0), 0.05)
 
 
 @pytest.mark.parametrize("returning", [False, True])
@@ -144,7 +144,7 @@ def test_only_the_always_valid_interval_bears_to_be_looked_at_continually(return
     }
     assert ever["fixed"].mean() > 0.15
     assert ever["always valid"].sum() <= stats.binom.ppf(0.9999, 250, 0.05)
-    assert share_between(excludes(ratio.interval(0.05), 0)[:, -1], 0.05)  # looked at once, the fixed one is right
+    assert is_likely(excludes(ratio.interval(0.05), 0)[:, -1], 0.05)  # looked at once, the fixed one is right
 
 
 def test_the_always_valid_level_is_used_up_not_only_kept() -> None:

@@ -23,9 +23,9 @@ def test_lost_users_are_a_mismatch() -> None:
     assert sample_ratio({"a": 40}, {"a": 1, "b": 1}).is_mismatch  # the other arm has no users
 
 
-def test_one_arm_has_no_ratio_and_every_arm_with_users_needs_a_share() -> None:
+def test_one_arm_has_no_ratio_and_every_arm_with_users_needs_a_fraction() -> None:
     alone = sample_ratio({"a": 40}, {"a": 1})
     assert math.isnan(alone.p_value) and not alone.is_mismatch
-    for shares in ({"a": 1.0}, {"a": 1.0, "b": 0.0}):
-        with pytest.raises(ValueError, match=r"shares.b: needs a value above 0"):
-            sample_ratio({"a": 3, "b": 3}, shares)
+    for fractions in ({"a": 1.0}, {"a": 1.0, "b": 0.0}):
+        with pytest.raises(ValueError, match=r"traffic_fractions.b: needs a value above 0"):
+            sample_ratio({"a": 3, "b": 3}, fractions)

@@ -26,19 +26,19 @@ MIN_SALT_LENGTH = 16  # characters: a shorter salt can be found by brute force, 
 class Arm:
     """One of the variants that an experiment compares.
 
-    `share` is the arm's weight in the traffic split, relative to the other arms; 0 for an arm that gets no users.
+    `traffic_fraction` is relative to those of the other arms, of any sum; 0 for an arm that gets no users.
     """
 
     name: str
-    share: float = 1.0
+    traffic_fraction: float = 1.0
 
     def __post_init__(self) -> None:
         if not self.name:
             raise ValueError("arm: needs a name")
-        if isinstance(self.share, bool) or not isinstance(self.share, int | float):
-            raise ValueError(f"arm '{self.name}': traffic_fraction={self.share}: must be a number")
-        if not (math.isfinite(self.share) and self.share >= 0):
-            raise ValueError(f"arm '{self.name}': traffic_fraction={self.share}: must be 0 or more")
+        if isinstance(self.traffic_fraction, bool) or not isinstance(self.traffic_fraction, int | float):
+            raise ValueError(f"arm '{self.name}': traffic_fraction={self.traffic_fraction}: must be a number")
+        if not (math.isfinite(self.traffic_fraction) and self.traffic_fraction >= 0):
+            raise ValueError(f"arm '{self.name}': traffic_fraction={self.traffic_fraction}: must be 0 or more")
 
 
 def validate_arms(arms: Mapping[str, Arm]) -> None:
@@ -46,20 +46,23 @@ def validate_arms(arms: Mapping[str, Arm]) -> None:
     for name, arm in arms.items():
         if name != arm.name:
             raise ValueError(f"arm '{arm.name}': is listed under the name '{name}'")
-    if not any(arm.share > 0 for arm in arms.values()):
-        raise ValueError("arms: " + ("none has a share above 0" if arms else "there are none; give at least one"))
+    if not any(arm.traffic_fraction > 0 for arm in arms.values()):
+        raise ValueError(
+            "arms: " + ("none has a traffic_fraction above 0" if arms else "there are none; give at least one")
+        )
 
 
 def assign(user_key: str, arms: Mapping[str, Arm], experiment: str, salt: str) -> Arm:
     """Return the arm of a user, by hash alone: nothing is stored, and every process returns the same arm.
 
-    Each arm draws a waiting time -ln(u) / share from the hash of user, experiment and arm; the shortest wins. So arms
-    are chosen in proportion to their shares, their order does not matter, and a change moves as few users as possible.
+    Each arm draws a waiting time -ln(u) / traffic_fraction from the hash of user, experiment and arm; the shortest
+    wins. So arms are chosen in proportion to their traffic fractions, their order does not matter, and a change moves
+    as few users as possible.
 
     What changes assignments: another salt or experiment name (all users are assigned again, independently); another
-    name of an arm; an added arm or a larger share (users move to that arm, from all others alike); a removed arm or a
-    smaller share (its users move to the others). Changing shares in a running experiment mixes users of before and
-    after: start a new experiment instead.
+    name of an arm; an added arm or a larger fraction (users move to that arm, from all others alike); a removed arm
+    or a smaller fraction (its users move to the others). Changing fractions in a running experiment mixes users of
+    before and after: start a new experiment instead.
 
     Args:
         user_key: what the service identifies a user by; case-sensitive.
@@ -80,9 +83,9 @@ def assign(user_key: str, arms: Mapping[str, Arm], experiment: str, salt: str) -
     def waiting_time(name: str) -> float:
         number = int.from_bytes(_digest(salt, b"arm", 8, user_key, experiment, name), "big")
         uniform = ((number >> 12) + 0.5) / 2**52  # above 0 and below 1, exactly
-        return -math.log(uniform) / arms[name].share
+        return -math.log(uniform) / arms[name].traffic_fraction
 
-    return arms[min(sorted(name for name, arm in arms.items() if arm.share > 0), key=waiting_time)]
+    return arms[min(sorted(name for name, arm in arms.items() if arm.traffic_fraction > 0), key=waiting_time)]
 
 
 def hash_user(user_key: str, salt: str) -> str:

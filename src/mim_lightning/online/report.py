@@ -53,7 +53,10 @@ class ExperimentReport:
 
 
 def make_report(
-    counts: ExperimentCounts, plan: Plan, control: str | None = None, shares: Mapping[str, float] | None = None
+    counts: ExperimentCounts,
+    plan: Plan,
+    control: str | None = None,
+    traffic_fractions: Mapping[str, float] | None = None,
 ) -> ExperimentReport:
     """Return the report of an experiment.
 
@@ -61,15 +64,15 @@ def make_report(
         counts: with at least one arm.
         plan: settings fixed before the experiment.
         control: the arm that others are compared with; None: the one named "control", or the only one.
-        shares: of the arms, as the service assigned them; None: equal ones.
+        traffic_fractions: of the arms, as the service assigned them; None: equal ones.
 
     Raises:
-        ValueError: there is no such control, several arms but no control, or an arm without a share.
+        ValueError: there is no such control, several arms but no control, or an arm without a traffic fraction.
     """
     chosen = _choose_control(list(counts.arms), control)
     arms = {chosen: counts.arms[chosen], **counts.arms}
     users = {name: arm.num_users for name, arm in arms.items()}
-    ratio = sample_ratio(users, dict.fromkeys(arms, 1.0) if shares is None else shares)
+    ratio = sample_ratio(users, dict.fromkeys(arms, 1.0) if traffic_fractions is None else traffic_fractions)
     return ExperimentReport(
         experiment=counts.experiment,
         control=chosen,

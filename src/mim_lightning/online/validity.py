@@ -14,7 +14,7 @@ MIN_CLICKING_USERS = 30  # of an arm, our choice: with fewer the estimates are n
 
 @dataclass(frozen=True)
 class SampleRatio:
-    """Whether the users of the arms are in proportion to the shares."""
+    """Whether the users of the arms are in proportion to the traffic fractions."""
 
     expected: Mapping[str, float]  # users by arm
     p_value: float  # nan with fewer than two arms
@@ -24,30 +24,30 @@ class SampleRatio:
         return self.p_value < MISMATCH_LEVEL
 
 
-def sample_ratio(num_users: Mapping[str, int], shares: Mapping[str, float]) -> SampleRatio:
-    """Test whether the users of the arms are in proportion to the shares (Pearson's chi-square).
+def sample_ratio(num_users: Mapping[str, int], traffic_fractions: Mapping[str, float]) -> SampleRatio:
+    """Test whether the users of the arms are in proportion to the traffic fractions (Pearson's chi-square).
 
-    A mismatch means that users were lost or moved after they were assigned, or assigned by other shares: the arms then
-    differ in their users, and a comparison of their clicks is meaningless until this is explained.
+    A mismatch means that users were lost or moved after they were assigned, or assigned by other fractions: the arms
+    then differ in their users, and a comparison of their clicks is meaningless until this is explained.
 
     Args:
         num_users: by arm, an arm without any included.
-        shares: weights of the traffic split by arm; 0 for an arm that gets no users and is left out.
+        traffic_fractions: by arm, of any sum; 0 for an arm that gets no users and is left out.
 
     Raises:
-        ValueError: an arm has users but no share.
+        ValueError: an arm has users but no traffic fraction.
 
     Source: statsmodels' powerdiscrepancy; Fabijan et al. 2019, "Diagnosing sample ratio mismatch".
     """
     from statsmodels.stats.gof import powerdiscrepancy
 
-    missing = sorted(set(num_users) - {arm for arm, share in shares.items() if share > 0})
+    missing = sorted(set(num_users) - {arm for arm, fraction in traffic_fractions.items() if fraction > 0})
     if missing:
         raise ValueError(f"traffic_fractions.{missing[0]}: needs a value above 0, the arm has users; give all arms")
-    arms = [arm for arm, share in shares.items() if share > 0]
+    arms = [arm for arm, fraction in traffic_fractions.items() if fraction > 0]
     observed = [num_users.get(arm, 0) for arm in arms]
-    total = sum(shares[arm] for arm in arms)
-    expected = [sum(observed) * shares[arm] / total for arm in arms]
+    total = sum(traffic_fractions[arm] for arm in arms)
+    expected = [sum(observed) * traffic_fractions[arm] / total for arm in arms]
     p_value = float("nan")
     if len(arms) > 1 and sum(observed) > 0:
         p_value = float(powerdiscrepancy(observed, expected, lambd="pearson")[1])
@@ -67,12 +67,12 @@ def _of_assignment(counts: ExperimentCounts, ratio: SampleRatio) -> Iterator[str
         )
         yield (
             f"SAMPLE RATIO MISMATCH (p = {max(ratio.p_value, 1e-99):.2g}): {users}; users were lost, moved or "
-            "assigned by other shares; do not trust the differences below until this is explained"
+            "assigned by other traffic fractions; do not trust the differences below until this is explained"
         )
     if counts.num_crossing_users:
         yield (
-            f"{counts.num_crossing_users:,} users have impressions in more than one arm and count in each: shares, "
-            "arms or user keys changed during the experiment"
+            f"{counts.num_crossing_users:,} users have impressions in more than one arm and count in each: "
+            "traffic fractions, arms or user keys changed during the experiment"
         )
 
 
