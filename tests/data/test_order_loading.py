@@ -19,8 +19,7 @@ from mim_lightning.data.sampling.mixture import make_mixture_order
 from mim_lightning.data.sampling.order import EpochSettings, OrderSettings
 from mim_lightning.data.sampling.shuffled import ShuffledSettings
 from mim_lightning.data.sampling.weighted import WeightedSettings
-from mim_lightning.data.shards.mixture import MAIN
-from mim_lightning.data.shards.mixture_set import ConcatShardSet
+from mim_lightning.data.shards.mixture_set import MAIN, ConcatShardSet
 from mim_lightning.data.shards.shard_set import ShardSet
 from mim_lightning.types import id_key
 from tests.data.conftest import MakeSet

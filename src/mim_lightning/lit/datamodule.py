@@ -26,8 +26,7 @@ from mim_lightning.data.sampling.mixture import make_mixture_order
 from mim_lightning.data.sampling.order import BatchOrder, EpochSettings, OrderSettings
 from mim_lightning.data.sampling.shuffled import ShuffledSettings, sequential_order
 from mim_lightning.data.shards.cache import CacheSettings
-from mim_lightning.data.shards.mixture import parse_mixture, split_fractions
-from mim_lightning.data.shards.mixture_set import ConcatShardSet
+from mim_lightning.data.shards.mixture_set import ConcatShardSet, parse_mixture, split_fractions
 from mim_lightning.data.shards.shard_set import ShardSet
 from mim_lightning.data.splits import Protocol
 from mim_lightning.data.validation import ValidationSettings
@@ -59,7 +58,7 @@ class MatchDataModule(LightningDataModule):
         num_interleaved: shard streams that each batch is interleaved from.
         shuffle_window_shards: shards whose rows are shuffled together; None: the default of `sampling`.
         samples_per_epoch: for a `sampling` without a length of its own.
-        mixture: further prepared folders to train on, by name: see `data.shards.mixture`.
+        mixture: further prepared folders to train on, by name: see `data.shards.mixture_set`.
         augment: augmentation of training images; None: as in evaluation.
         cache: of shards at an address.
         on_corrupt_sample: "raise", or "skip": training continues without samples that cannot be read.

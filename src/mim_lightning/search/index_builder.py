@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mim_lightning.data.shards.shard_set import ShardSet
+from mim_lightning.fields import PRODUCT, PRODUCT_IMAGE
 from mim_lightning.inference.model import LoadedModel
 from mim_lightning.search.embedding_store import EmbeddedCatalog
 from mim_lightning.search.facets import FACETS, describe_facets, extend_facets
@@ -84,3 +85,18 @@ def delete_products(place: str, product_ids: Sequence[str]) -> tuple[IndexCard, 
     num_deleted = index.delete(product_ids)
     index.save()
     return index.card, num_deleted
+
+
+def choose_gallery(wanted: str | None, fusions: Mapping[str, Any], names: Sequence[str]) -> str:
+    """Return the tower or fusion to embed: the wanted one, the fusion `product`, or the tower `product_image`.
+
+    Args:
+        names: of the model's towers and fusions.
+
+    Raises:
+        ValueError: the model has no such tower or fusion.
+    """
+    gallery = wanted or (PRODUCT if PRODUCT in fusions else PRODUCT_IMAGE)
+    if gallery not in names:
+        raise ValueError(f"gallery={gallery}: the model has no such tower or fusion; it has {', '.join(names)}")
+    return gallery

@@ -16,8 +16,14 @@ from mim_lightning.data.sampling.mixture import MixtureOrder, make_mixture_order
 from mim_lightning.data.sampling.order import EpochSettings, OrderSettings
 from mim_lightning.data.sampling.shuffled import ShuffledSettings
 from mim_lightning.data.sampling.weighted import WeightedSettings
-from mim_lightning.data.shards.mixture import MAIN, MixtureEntry, parse_mixture, split_fractions, validate_distinct_ids
-from mim_lightning.data.shards.mixture_set import ConcatShardSet
+from mim_lightning.data.shards.mixture_set import (
+    MAIN,
+    ConcatShardSet,
+    MixtureEntry,
+    parse_mixture,
+    split_fractions,
+    validate_distinct_ids,
+)
 from mim_lightning.data.shards.shard_set import ShardSet
 from mim_lightning.types import id_key
 from tests.data.conftest import MakeSet
@@ -168,8 +174,8 @@ def test_a_set_that_is_not_trained_on_is_left_out() -> None:
             {"web": {"folder": "x", "fraction": 0.2, "id_namespace": "mine"}},
             "data.mixture.web.id_namespace=mine: give separate or shared",
         ),
-        ({"main": {"folder": "x", "fraction": 0.2}}, "data.mixture.main: is what data.folder is called"),
-        ({"a": {"folder": "x", "fraction": 0.7}, "b": {"folder": "x", "fraction": 0.4}}, "the fractions sum to 1.1;"),
+        ({"main": {"folder": "x", "fraction": 0.2}}, "data.mixture.main: is the name of data.folder"),
+        ({"a": {"folder": "x", "fraction": 0.7}, "b": {"folder": "x", "fraction": 0.4}}, "the fractions sum to 1.1, must"),
     ],
 )
 def test_mistakes_in_the_mix_are_named(entries: dict, word: str) -> None:

@@ -13,8 +13,14 @@ import numpy as np
 
 from mim_lightning.data.preparation.prepared import MissingSplitError, PreparedData, open_prepared
 from mim_lightning.data.shards.cache import CacheSettings
-from mim_lightning.data.shards.mixture import MAIN, SEPARATE, MixtureEntry, split_fractions, validate_distinct_ids
-from mim_lightning.data.shards.mixture_set import ConcatShardSet
+from mim_lightning.data.shards.mixture_set import (
+    MAIN,
+    SEPARATE,
+    ConcatShardSet,
+    MixtureEntry,
+    split_fractions,
+    validate_distinct_ids,
+)
 from mim_lightning.data.shards.shard_set import ShardSet
 from mim_lightning.io.paths import PathOrUrl
 

@@ -1,14 +1,14 @@
-"""Several training sets read as one: the rows of the first, then those of the second, and so on.
+"""Mixtures: the entries of `data.mixture`, their fractions and id namespaces, and several sets read as one.
 
-Shard sets by name come in, a ShardSet goes out; `lit.datamodule` builds it of `data.folder` and the entries of
-`mix`, `mixed_order` says which rows meet.
+Products are matched by id, so a mixture must say whether equal ids of two sets are the same product.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Set
-from dataclasses import replace
+from dataclasses import dataclass, fields, replace
+from fractions import Fraction
 from itertools import accumulate
 from typing import Any
 
@@ -17,13 +17,86 @@ import numpy as np
 from mim_lightning.data.shards.shard_set import ShardSet
 from mim_lightning.types import Sample
 
+MAIN = "main"  # name of `data.folder` beside the names in `data.mixture`
+SEPARATE, SHARED = "separate", "shared"
+
+
+@dataclass(frozen=True)
+class MixtureEntry:
+    """An entry of `data.mixture`: a prepared folder whose training samples are mixed in."""
+
+    folder: str
+    fraction: float  # of every batch, 0 to 1
+    id_namespace: str | None = None  # "separate": equal ids of other sets are other products; "shared": the same
+
+
+def parse_mixture(entries: Mapping[str, Mapping[str, Any] | None]) -> dict[str, MixtureEntry]:
+    """Return the entries of `data.mixture` that are not null.
+
+    Raises:
+        ValueError: a key is wrong, missing or unknown; names it.
+    """
+    if MAIN in entries:
+        raise ValueError(f"data.mixture.{MAIN}: is the name of data.folder; give the entry another name")
+    return {name: _parse_entry(f"data.mixture.{name}", entry) for name, entry in entries.items() if entry is not None}
+
+
+def _parse_entry(key: str, entry: Mapping[str, Any]) -> MixtureEntry:
+    known = [field.name for field in fields(MixtureEntry)]
+    for name in entry:
+        if name not in known:
+            raise ValueError(f"no config key '{key}.{name}'; there are {known}")
+    for name in ("folder", "fraction"):
+        if entry.get(name) is None:
+            raise ValueError(f"{key}.{name}: needs a value")
+    parsed = MixtureEntry(**entry)
+    if not 0 < parsed.fraction <= 1:
+        raise ValueError(f"{key}.fraction={parsed.fraction}: give a fraction of every batch, above 0 up to 1")
+    if parsed.id_namespace not in (None, SEPARATE, SHARED):
+        raise ValueError(f"{key}.id_namespace={parsed.id_namespace}: give {SEPARATE} or {SHARED}")
+    return parsed
+
+
+def split_fractions(mixture: Mapping[str, MixtureEntry]) -> dict[str, Fraction]:
+    """Return the fraction of each set in a batch: MAIN has the remainder, and is left out if it is 0.
+
+    Raises:
+        ValueError: the fractions sum to more than 1.
+    """
+    fractions = {name: Fraction(str(entry.fraction)) for name, entry in mixture.items()}
+    remainder = 1 - sum(fractions.values(), start=Fraction(0))
+    if remainder < 0:
+        raise ValueError(f"data.mixture: the fractions sum to {float(1 - remainder):g}, must be 1 at most")
+    return {MAIN: remainder, **fractions} if remainder else fractions
+
+
+def validate_distinct_ids(catalogs: Mapping[str, ShardSet], mixture: Mapping[str, MixtureEntry]) -> None:
+    """Raise ValueError, naming two sets and an id, if sets without an id namespace have product ids in common.
+
+    Args:
+        catalogs: by name, that of `data.folder` first as MAIN.
+    """
+    namespaces = {MAIN: SHARED, **{name: entry.id_namespace for name, entry in mixture.items()}}
+    names = [name for name in catalogs if namespaces[name] != SEPARATE]
+    for idx, name in enumerate(names):
+        for other in names[:idx] if namespaces[name] is None else ():
+            catalog = catalogs[name]
+            common = np.flatnonzero(np.isin(catalog.keys, catalogs[other].keys))
+            if len(common):
+                product_id = catalog.read_facts(int(common[0]))["product_id"]
+                raise ValueError(
+                    f"data.mixture.{name}: {len(common)} of its products have ids of {catalogs[other].folder} too, the "
+                    f"first is '{product_id}'; give data.mixture.{name}.id_namespace={SHARED} if they are the same "
+                    f"products, {SEPARATE} if they are others"
+                )
+
 
 class ConcatShardSet(ShardSet):
-    """The samples of several sets under numbers that go on from one to the next.
+    """The samples of several sets, concatenated: numbers continue from one set to the next.
 
     Args:
         sets: by name.
-        own_ids: sets whose product and query ids get their name and a colon before them when they are read.
+        own_ids: sets whose product and query ids are prefixed with their name and a colon.
     """
 
     def __init__(self, sets: Mapping[str, ShardSet], own_ids: Set[str] = frozenset()) -> None:
@@ -42,20 +115,20 @@ class ConcatShardSet(ShardSet):
         return self._set_starts[list(self.sets).index(name)]
 
     def column(self, name: str) -> np.ndarray:
-        """Return one value a sample, one set after the other, as each set has it (ids without the set's name)."""
+        """Return one value per sample, set after set (hashed ids without the prefix)."""
         return np.concatenate([part.column(name) for part in self._parts])
 
     def read(self, numbers: Iterable[int], is_padding: bool = False) -> list[Sample]:
         samples = []
         for number in map(int, numbers):
-            set_idx, own_number = self._find_set(self._set_starts, number)
-            (sample,) = self._parts[set_idx].read([own_number], is_padding)
-            samples.append(_under_name(replace(sample, sample_num=number), self._prefixes[set_idx]))
+            set_idx, number_in_set = self._find_set(self._set_starts, number)
+            (sample,) = self._parts[set_idx].read([number_in_set], is_padding)
+            samples.append(_with_prefix(replace(sample, sample_num=number), self._prefixes[set_idx]))
         return samples
 
     def read_facts(self, number: int) -> dict[str, Any]:
-        set_idx, own_number = self._find_set(self._set_starts, number)
-        return self._parts[set_idx].read_facts(own_number)
+        set_idx, number_in_set = self._find_set(self._set_starts, number)
+        return self._parts[set_idx].read_facts(number_in_set)
 
     @property
     def digest(self) -> str:
@@ -70,13 +143,13 @@ class ConcatShardSet(ShardSet):
         return max(part.patience for part in self._parts)
 
     def shard_name(self, shard_idx: int) -> str:
-        set_idx, own_idx = self._find_set(self._first_shards, shard_idx)
-        return self._parts[set_idx].shard_name(own_idx)
+        set_idx, idx_in_set = self._find_set(self._first_shards, shard_idx)
+        return self._parts[set_idx].shard_name(idx_in_set)
 
     def prefetch(self, shard_idxs: Iterable[int]) -> None:
-        for shard_idx in shard_idxs:  # one by one: in the order in which they will be needed
-            set_idx, own_idx = self._find_set(self._first_shards, shard_idx)
-            self._parts[set_idx].prefetch([own_idx])
+        for shard_idx in shard_idxs:  # one by one, in the order in which they are needed
+            set_idx, idx_in_set = self._find_set(self._first_shards, shard_idx)
+            self._parts[set_idx].prefetch([idx_in_set])
 
     @staticmethod
     def _find_set(starts: list[int], number: int) -> tuple[int, int]:
@@ -84,7 +157,7 @@ class ConcatShardSet(ShardSet):
         return set_idx, number - starts[set_idx]
 
 
-def _under_name(sample: Sample, prefix: str) -> Sample:
+def _with_prefix(sample: Sample, prefix: str) -> Sample:
     if not prefix:
         return sample
     return replace(
