@@ -239,3 +239,11 @@ def test_long_names_folders_and_notes_beside_samples(tmp_path: Path, layout: int
     (query,) = manifest.queries
     assert query.origin.endswith(f"sample '{key}'")
     assert query.image is not None and ImageReader().read(query.image) == jpeg(1, 8, 8)
+
+
+def test_declared_fields_have_places_too(shop: Path, tmp_path: Path) -> None:
+    write_tar(shop / "train-000000.tar", {"0": sample(0, "a", kind="big"), "1": sample(1, "b")})
+    manifest = source(shop, fields={"query_kind": "json:kind"}).read(tmp_path)
+    assert [query.fields for query in manifest.queries][:2] == [{"query_kind": "big"}, {}]
+    with pytest.raises(ValueError, match=r"data\.source\.fields\.query_kind=json:size: none of the first"):
+        source(shop, fields={"query_kind": "json:size"}).read(tmp_path)
