@@ -5,7 +5,7 @@ import re
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from mim_lightning.cli import _naming_removed, _quoted, refuse_unknown_sections
+from mim_lightning.cli import _naming_removed, _quoted, validate_sections
 
 
 @pytest.mark.parametrize(
@@ -32,7 +32,7 @@ def test_lists_and_null_keep_their_meaning() -> None:
 )
 def test_a_section_that_nothing_reads_is_refused(name: str, argument: str, message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
-        refuse_unknown_sections(name, ["seed=3", argument])
+        validate_sections(name, ["seed=3", argument])
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,7 @@ def test_a_section_that_nothing_reads_is_refused(name: str, argument: str, messa
     ],
 )
 def test_keys_that_are_read_are_taken(name: str, arguments: list[str]) -> None:
-    refuse_unknown_sections(name, arguments)
+    validate_sections(name, arguments)
 
 
 def test_a_removed_key_that_is_needed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -53,6 +53,6 @@ def test_a_removed_key_that_is_needed_is_named(monkeypatch: pytest.MonkeyPatch) 
     error = KeyError("devices")
     named = _naming_removed(error)
     assert isinstance(named, ValueError) and named.__cause__ is error
-    assert str(named) == "trainer.devices: is needed; give trainer.devices=<value> instead of ~trainer.devices"
+    assert str(named) == "trainer.devices: is required; give trainer.devices=<value> instead of ~trainer.devices"
     for other in (KeyError("seed"), KeyError(), ValueError("devices")):
         assert _naming_removed(other) is other

@@ -9,12 +9,12 @@ from omegaconf.errors import OmegaConfBaseException
 from mim_lightning.config import compose, conf_dir
 from mim_lightning.errors import (
     ChildError,
-    Failure,
+    ErrorReport,
     clear_notes,
-    describe_failure,
-    find_failure,
-    is_mendable,
-    leave_failure,
+    is_user_error,
+    read_error,
+    to_error_report,
+    write_error,
     write_note,
 )
 
@@ -37,7 +37,7 @@ TrialPruned = type("TrialPruned", (Exception,), {})  # Optuna's, by its name
         (ValueError("optim.lr=-1:\n  give more than 0"), "ValueError", "optim.lr=-1: give more than 0", True),
         (TypeError("no such thing"), "TypeError", "TypeError: no such thing", False),
         (TrialPruned("lags behind"), "TrialPruned", "lags behind", True),
-        (ChildError(Failure("KeyError", "KeyError: 'a'")), "KeyError", "KeyError: 'a'", True),
+        (ChildError(ErrorReport("KeyError", "KeyError: 'a'")), "KeyError", "KeyError: 'a'", True),
         (
             MissingConfigException("in Hydra's English", "hydra/launcher/jobli", ["basic"]),
             "MissingConfigException",
@@ -48,8 +48,8 @@ TrialPruned = type("TrialPruned", (Exception,), {})  # Optuna's, by its name
     ],
 )
 def test_an_exception_is_told_in_one_line(error: Exception, kind: str, reason: str, mendable: bool) -> None:
-    assert describe_failure(error, "train") == Failure(kind, reason)
-    assert is_mendable(error) == mendable
+    assert to_error_report(error, "train") == ErrorReport(kind, reason)
+    assert is_user_error(error) == mendable
 
 
 @pytest.mark.parametrize("override", HINTS)
@@ -60,7 +60,7 @@ def test_choices_are_those_of_the_group_and_nothing_else(override: str) -> None:
         group: ", ".join(sorted(path.stem for path in (Path(conf_dir()) / group).glob("*.yaml") if path.stem != "base"))
         for group in ("experiment", "data", "encoder/text", "trainer")
     }
-    assert describe_failure(caught.value, "train").reason == HINTS[override].format(**groups)
+    assert to_error_report(caught.value, "train").reason == HINTS[override].format(**groups)
 
 
 @pytest.mark.parametrize(
@@ -68,31 +68,31 @@ def test_choices_are_those_of_the_group_and_nothing_else(override: str) -> None:
     [
         (
             "data.shards=null",
-            "data.val_split: cannot be made from ${.shards.val_split}: a key in it is missing",
+            "data.val_split: cannot be resolved from ${.shards.val_split}: a key in it is missing",
         ),
-        ("~data.shards", "data.val_split: cannot be made from ${.shards.val_split}: a key in it is missing"),
-        ("data.augment.min_scale=${.nope}", "data.augment.min_scale: cannot be made from ${.nope}: a key"),
-        ("data.splits=null", "run.name: cannot be made from ${model.name}-<set>${data.splits.label}-seed${seed}:"),
+        ("~data.shards", "data.val_split: cannot be resolved from ${.shards.val_split}: a key in it is missing"),
+        ("data.augment.min_scale=${.nope}", "data.augment.min_scale: cannot be resolved from ${.nope}: a key"),
+        ("data.splits=null", "run.name: cannot be resolved from ${model.name}-<set>${data.splits.label}-seed${seed}:"),
     ],
 )
 def test_a_value_that_another_key_should_give_is_named(override: str, reason: str) -> None:
     with pytest.raises(OmegaConfBaseException) as caught:
         compose("train", [override])
-    assert describe_failure(caught.value, "train").reason.startswith(reason)
+    assert to_error_report(caught.value, "train").reason.startswith(reason)
 
 
 def test_the_first_of_several_processes_is_heard(tmp_path: Path) -> None:
     path = tmp_path / "failure.json"
-    assert find_failure(path) is None
-    leave_failure(path, Failure("ValueError", "the cause"))
-    leave_failure(path, Failure("RuntimeError", "connection closed by peer"))
-    assert find_failure(path) == Failure("ValueError", "the cause")
+    assert read_error(path) is None
+    write_error(path, ErrorReport("ValueError", "the cause"))
+    write_error(path, ErrorReport("RuntimeError", "connection closed by peer"))
+    assert read_error(path) == ErrorReport("ValueError", "the cause")
 
 
 def test_notes_say_how_a_run_ended_until_it_is_started_again(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    write_note(folder, Failure("ValueError", "diverged"))
-    write_note(folder, Failure("TrialPruned", "lags"))
+    write_note(folder, ErrorReport("ValueError", "diverged"))
+    write_note(folder, ErrorReport("TrialPruned", "lags"))
     assert sorted(path.name for path in folder.iterdir()) == ["failed.json", "pruned.json"]
     assert '"reason": "diverged"' in (folder / "failed.json").read_text()
     clear_notes(folder)

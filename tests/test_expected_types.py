@@ -6,7 +6,7 @@ from typing import Any, Literal, Optional, Union
 
 import pytest
 
-from mim_lightning.expected_types import refuse_mistyped
+from mim_lightning.expected_types import validate_arguments
 
 
 class Thing:
@@ -39,7 +39,7 @@ class Thing:
     ],
 )
 def test_what_fits_passes(values: dict[str, Any]) -> None:
-    refuse_mistyped(Thing, values, "x")
+    validate_arguments(Thing, values, "x")
 
 
 @pytest.mark.parametrize(
@@ -60,4 +60,4 @@ def test_what_fits_passes(values: dict[str, Any]) -> None:
 )
 def test_what_does_not_fit_is_named_with_its_key(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        refuse_mistyped(Thing, values, "x")
+        validate_arguments(Thing, values, "x")

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from mim_lightning import interruption
-from mim_lightning.cli import FAILURE_FILE, FROZEN_CONFIG
-from mim_lightning.errors import Failure, find_failure
+from mim_lightning.cli import ERROR_FILE, FROZEN_CONFIG
+from mim_lightning.errors import ErrorReport, read_error
 from mim_lightning.interruption import Interruption, interruptible, is_entry_point
 
 ENTRY = """
@@ -22,7 +22,7 @@ sys.orig_argv = ["python", "-m", "mim_lightning.train"]
 import mim_lightning
 if when == "start":
     os.kill(os.getpid(), signum)
-from mim_lightning.cli import run_door
+from mim_lightning.cli import run_entry_point
 from mim_lightning.interruption import Interruption
 
 def work(config):
@@ -38,7 +38,7 @@ def work(config):
         stopped.where = "at step 7"
         raise
 
-run_door("train", work, resumes=True)
+run_entry_point("train", work, resumes=True)
 os.kill(os.getpid(), signum)
 """
 SIGNALS = pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
@@ -64,7 +64,7 @@ def test_a_launched_process_leaves_the_line_to_its_parent(tmp_path: Path) -> Non
     frozen.write_text("{}")
     stopped = start("work", signal.SIGTERM, **{FROZEN_CONFIG: str(frozen)})
     assert (stopped.returncode, stopped.stderr) == (143, "")
-    assert find_failure(tmp_path / FAILURE_FILE) == Failure("Interruption", "at step 7")
+    assert read_error(tmp_path / ERROR_FILE) == ErrorReport("Interruption", "at step 7")
 
 
 @pytest.mark.parametrize(

@@ -84,13 +84,13 @@ def test_devices_that_no_cpu_has_are_refused(devices: object) -> None:
 
 GROUP = """
 import torch.distributed as dist
-from mim_lightning.cli import run_door
+from mim_lightning.cli import run_entry_point
 
 def join(config):
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     dist.barrier()
 
-run_door("train", join)
+run_entry_point("train", join)
 assert not dist.is_initialized(), "gloo's threads live on"
 """
 

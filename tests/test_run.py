@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from mim_lightning.config import build_partial, compose
-from mim_lightning.run import Run, identify, refuse_wrong_kinds
+from mim_lightning.run import Run, identify, validate_kinds
 
 
 @pytest.mark.parametrize(
@@ -29,7 +29,7 @@ from mim_lightning.run import Run, identify, refuse_wrong_kinds
 )
 def test_a_value_that_cannot_be_meant_names_its_key(override: str, message: str) -> None:
     with pytest.raises(ValueError, match=f"^{message}"):
-        refuse_wrong_kinds(compose("train", [override]))
+        validate_kinds(compose("train", [override]))
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,7 @@ def test_a_value_that_cannot_be_meant_names_its_key(override: str, message: str)
 )
 def test_no_run_lies_outside_the_folder_of_runs(overrides: list[str], message: str) -> None:
     config = compose("train", overrides)
-    refuse_wrong_kinds(config)
+    validate_kinds(config)
     with pytest.raises(ValueError, match=f"^{message}"):
         identify(config)
 
@@ -53,7 +53,7 @@ def test_no_run_lies_outside_the_folder_of_runs(overrides: list[str], message: s
 @pytest.mark.parametrize("override", ["embed_dim=null", "run.id=2024", "run.id=group/name", "logger=none", "seed=0"])
 def test_what_can_be_meant_passes(override: str) -> None:
     config = compose("train", [override])
-    refuse_wrong_kinds(config)
+    validate_kinds(config)
     run, config, _ = identify(config)
     assert run.run_id == config["run"]["id"] == str(config["run"]["id"])
 

@@ -20,7 +20,7 @@ from mim_lightning.export import export
 from mim_lightning.inference.export_format import write_facts, write_model
 from mim_lightning.inference.loading import load
 from mim_lightning.model.checkpoint import SECTION, load_matcher
-from mim_lightning.stored_config import BUILT, ROLES, StoredConfigError, check_assets, check_config, data_of
+from mim_lightning.stored_config import BUILT, ROLES, StoredConfigError, data_of, validate_assets, validate_config
 from tests.inference.models import write_checkpoint
 
 Key = tuple[Any, ...]
@@ -92,12 +92,12 @@ def test_an_interpolation_is_refused_wherever_it_stands(config: dict[str, Any], 
         dotted = ".".join(map(str, key))
         for hostile in (changed(config, key, text), changed(config, key, {"deep": [text]})):
             with pytest.raises(StoredConfigError) as caught:
-                check_config(hostile, "a.ckpt")
+                validate_config(hostile, "a.ckpt")
             assert str(caught.value).startswith(f"a.ckpt: {dotted}") and "${" in str(caught.value)
             assert caught.value.key.startswith(dotted)
         if isinstance(get(config, key), dict):
             with pytest.raises(StoredConfigError, match=r"a\.ckpt: "):
-                check_config(changed(config, key, 1, beside="${oc.env:HOME}"), "a.ckpt")
+                validate_config(changed(config, key, 1, beside="${oc.env:HOME}"), "a.ckpt")
 
 
 def test_code_is_refused_wherever_something_is_built(config: dict[str, Any], tmp_path: Path) -> None:
@@ -105,15 +105,15 @@ def test_code_is_refused_wherever_something_is_built(config: dict[str, Any], tmp
     for key in filter(is_built, places_of(config)):
         for hostile in (changed(config, key, code), changed(config, key, [code]), changed(config, key, {"x": code})):
             with pytest.raises(StoredConfigError, match=r"^a\.ckpt: [\w.]+") as caught:
-                check_config(hostile, "a.ckpt")
+                validate_config(hostile, "a.ckpt")
             assert "\n" not in str(caught.value)
         if isinstance(get(config, key), dict):
             for name in ("_args_", "_convert_", "_recursive_", "_partial_", "_mode_"):
                 with pytest.raises(StoredConfigError, match=f"has the key {name}"):
-                    check_config(changed(config, key, [], beside=name), "a.ckpt")
+                    validate_config(changed(config, key, [], beside=name), "a.ckpt")
             for target in ("os.system", ["os.system"], {"a": 1}, None, 7, "", "mim_lightning.cli", "a..b", "."):
                 with pytest.raises(StoredConfigError, match=r"wants to build|has no _target_"):
-                    check_config(changed(config, key, target, beside="_target_"), "a.ckpt")
+                    validate_config(changed(config, key, target, beside="_target_"), "a.ckpt")
 
 
 def test_what_is_not_built_may_say_what_it_likes(checkpoint: Path, config: dict[str, Any], tmp_path: Path) -> None:
@@ -151,14 +151,14 @@ def test_what_is_not_built_may_say_what_it_likes(checkpoint: Path, config: dict[
 )
 def test_classes_of_ours_go_where_they_belong(config: dict[str, Any], key: Key, value: Any, reason: str) -> None:
     with pytest.raises(StoredConfigError, match=reason) as caught:
-        check_config(changed(config, key, value), "a.ckpt")
+        validate_config(changed(config, key, value), "a.ckpt")
     assert caught.value.key.startswith(str(key[0])) and str(caught.value).isprintable()
 
 
 def test_a_file_does_not_let_pictures_come_from_private_addresses(config: dict[str, Any]) -> None:
     key = ("data", "source", "download", "private_addresses")
     assert get(config, key) is False
-    assert check_config(changed(config, key, True), "a.ckpt") == config
+    assert validate_config(changed(config, key, True), "a.ckpt") == config
 
 
 @pytest.mark.parametrize(
@@ -166,7 +166,7 @@ def test_a_file_does_not_let_pictures_come_from_private_addresses(config: dict[s
     [*(((name,), value) for name in ("folder", "name", "val_split") for value in (None, 7, [])), (("seed",), "x")],
 )
 def test_data_that_cannot_be_opened_are_one_line(config: dict[str, Any], key: Key, value: Any) -> None:
-    assert data_of(check_config(config, "a.ckpt"), "a.ckpt") == config["data"]
+    assert data_of(validate_config(config, "a.ckpt"), "a.ckpt") == config["data"]
     with pytest.raises(StoredConfigError, match=rf"^a\.ckpt: data\.{key[0]}: is .*; name other data with data="):
         data_of(changed(config, ("data", *key), value), "a.ckpt")
     without = {**config, "data": {name: part for name, part in config["data"].items() if name != "shards"}}
@@ -200,16 +200,16 @@ def test_what_holds_itself_or_too_much_is_refused() -> None:
         doubled = [doubled, doubled]  # 60 lists that stand for a billion values
     for value in (endless, doubled):
         with pytest.raises(StoredConfigError, match="nested too deep, or too large"):
-            check_config({"model": value}, "a.ckpt")
+            validate_config({"model": value}, "a.ckpt")
     for value in (None, [], "text", 1):
         with pytest.raises(StoredConfigError, match="for a config"):
-            check_config(value, "a.ckpt")
+            validate_config(value, "a.ckpt")
 
 
 @pytest.mark.parametrize("options", [["data=synthetic"], ["model=2tower", "data=synthetic", "data/sampling=grouped"]])
 def test_configs_of_ours_pass(options: list[str]) -> None:
     config = compose("train", options)
-    assert check_config(config, "a.ckpt") == config
+    assert validate_config(config, "a.ckpt") == config
 
 
 def test_every_class_that_our_configs_name_has_its_place() -> None:
@@ -322,7 +322,7 @@ def test_the_data_of_a_package_that_is_not_here_do_not_keep_a_model_from_loading
 ) -> None:
     monkeypatch.setenv("MIM_TRUSTED_PACKAGES", "another")
     elsewhere = changed(config, ("data", "source", "_target_"), "another.Source")
-    assert check_config(elsewhere, "a.ckpt") == elsewhere
+    assert validate_config(elsewhere, "a.ckpt") == elsewhere
 
 
 @pytest.mark.parametrize(
@@ -334,7 +334,7 @@ def test_the_data_of_a_package_that_is_not_here_do_not_keep_a_model_from_loading
 )
 def test_assets_are_plain_files(checkpoint: Path, tmp_path: Path, name: Any) -> None:
     with pytest.raises(ValueError, match=r"a\.ckpt: assets of"):
-        check_assets({"query_image": {name: "text"}}, "a.ckpt")
+        validate_assets({"query_image": {name: "text"}}, "a.ckpt")
     content = torch.load(checkpoint, weights_only=True)
     content[SECTION]["assets"]["product_text"] = {name: "text"}
     torch.save(content, tmp_path / "a.ckpt")
@@ -345,7 +345,7 @@ def test_assets_are_plain_files(checkpoint: Path, tmp_path: Path, name: Any) -> 
 @pytest.mark.parametrize("assets", [None, [], {"a/b": {}}, {"query_image": []}, {1: {}}, {"query_image": {"a": b""}}])
 def test_assets_are_texts_by_tower(assets: Any) -> None:
     with pytest.raises(ValueError, match=r"a\.ckpt: assets"):
-        check_assets(assets, "a.ckpt")
+        validate_assets(assets, "a.ckpt")
 
 
 def test_links_lead_nowhere(exported: Path, tmp_path: Path) -> None:
@@ -392,4 +392,4 @@ def test_a_runs_config_is_read_and_not_resolved(tmp_path: Path) -> None:
 @pytest.mark.parametrize("place", ["trainer", "run"])
 def test_sections_that_are_only_read_are_sections(place: str, tmp_path: Path) -> None:
     with pytest.raises(StoredConfigError, match=f"{place}: is 5; a section of keys belongs there"):
-        check_config({"model": {}, "data": {}, "callbacks": {}, place: 5}, tmp_path / "a.ckpt")
+        validate_config({"model": {}, "data": {}, "callbacks": {}, place: 5}, tmp_path / "a.ckpt")

@@ -1,4 +1,4 @@
-"""Multimodal image matching: `load` a trained model here; everything else is a door or a room.
+"""Multimodal image matching: `load` loads a trained model; the modules here are entry points, the packages do the work.
 
 import mim_lightning
 model = mim_lightning.load("runs/<id>/checkpoints/best.ckpt")
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 __all__ = ["load"]
 
 if is_entry_point():
-    install()  # now: what an entry point imports takes seconds
+    install()  # now: the imports of an entry point take seconds
 
 
 def __getattr__(name: str) -> Any:
-    # at first use: importing the package must not cost the seconds that torch takes
+    # at first use: importing the package must not import torch, which takes seconds
     if name == "load":
         from mim_lightning.inference.loading import load
 

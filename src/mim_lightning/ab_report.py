@@ -11,7 +11,7 @@ from dataclasses import asdict
 from importlib.util import find_spec
 from typing import Any
 
-from mim_lightning.cli import run_door
+from mim_lightning.cli import run_entry_point
 
 NUMBERS = (
     "planned_users", "lift", "power", "alpha",
@@ -20,7 +20,7 @@ NUMBERS = (
 
 
 def main() -> None:
-    run_door("ab_report", ab_report)
+    run_entry_point("ab_report", ab_report)
 
 
 def ab_report(config: dict[str, Any]) -> None:

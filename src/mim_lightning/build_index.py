@@ -10,17 +10,17 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-from mim_lightning.cli import run_door
+from mim_lightning.cli import run_entry_point
 from mim_lightning.config import build, build_preparation
-from mim_lightning.expected_types import refuse_mistyped
+from mim_lightning.expected_types import validate_arguments
 from mim_lightning.launch import choose_precision, is_launched, launch, num_processes_to_launch
 from mim_lightning.stored_config import data_of
 
-FREE_TEXTS = ("checkpoint", "output", "embeddings")
+VERBATIM_KEYS = ("checkpoint", "output", "embeddings")
 
 
 def main() -> None:
-    run_door("build_index", build_index, FREE_TEXTS, resumes=True)
+    run_entry_point("build_index", build_index, VERBATIM_KEYS, resumes=True)
 
 
 def build_index(config: dict[str, Any]) -> None:
@@ -44,7 +44,7 @@ def build_index(config: dict[str, Any]) -> None:
         return
     settings, trained = build(config["index"]), load_trained(config["checkpoint"])
     matcher, data = trained.matcher, config.get("data") or data_of(trained.config, config["checkpoint"])
-    refuse_mistyped(MatchDataModule, data, "data" if config.get("data") else f"{config['checkpoint']}: data")
+    validate_arguments(MatchDataModule, data, "data" if config.get("data") else f"{config['checkpoint']}: data")
     if is_launched():  # by a process that has prepared the data
         data = {**data, "source": None}
     prepared = prepare_data(build_preparation(data), write_validation_report)

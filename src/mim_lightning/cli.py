@@ -1,8 +1,7 @@
-"""What all doors share: compose, call, and tell a user's mistake in one line.
+"""How an entry point on Hydra starts: compose a config, call a function, and report errors.
 
-A config's name and a function come in; the function is called with plain containers. Whatever a user can mend ends
-as one line on stderr and exit code 2; MIM_FULL_ERRORS=1 shows the call stack besides. Within a sweep that keeps a
-ledger a failing job does not end the others: its Failure takes the place of its result.
+An error that the user can fix ends as one line on stderr and exit code 2; MIM_FULL_ERRORS=1 adds the call stack. In a
+sweep with a job log a failing job does not end the others: it returns an ErrorReport instead of its result.
 """
 
 from __future__ import annotations
@@ -32,47 +31,47 @@ from mim_lightning.config import (
     warn_of_former_name,
 )
 from mim_lightning.display.text import error_text
-from mim_lightning.errors import Failure, describe_failure, hint_at, is_mendable, leave_failure
+from mim_lightning.errors import ErrorReport, hint_at, is_user_error, to_error_report, write_error
 from mim_lightning.former_names import present_overrides
 from mim_lightning.interruption import Interruption, interruptible
 from mim_lightning.overrides import open_up
 
 FROZEN_CONFIG = "MIM_FROZEN_CONFIG"  # environment variable: a resolved config, for launched processes
-OWN_CONFIGS = ("--config", "-cd", "-cn", "-cp", "hydra.searchpath")  # how conf/ is added to, or not used
-FAILURE_FILE = "failure.json"  # beside the frozen config: what a launched process died of
+OWN_CONFIGS = ("--config", "-cd", "-cn", "-cp", "hydra.searchpath")  # with which users add their own conf/
+ERROR_FILE = "failure.json"  # beside the frozen config: the error of a launched process
 
 
-def run_door(
-    name: str, function: Callable[[Config], Any], free_texts: Sequence[str] = (), resumes: bool = False
+def run_entry_point(
+    name: str, function: Callable[[Config], Any], verbatim_keys: Sequence[str] = (), resumes: bool = False
 ) -> None:
-    """Compose `conf/<name>.yaml` with the command line and call `function` with the result; report errors.
+    """Compose `conf/<name>.yaml` with the command line, call `function` with the result, and report errors.
 
     Args:
         name: of the config.
-        function: is called with plain containers.
-        free_texts: keys whose values are words of people or paths: taken as they are, commas and quotes included.
-        resumes: whether the same command, given again after an interruption, goes on where this one was.
+        function: of plain containers.
+        verbatim_keys: keys whose values are free text or paths: taken as they are, with commas and quotes.
+        resumes: whether the same command resumes after an interruption.
     """
     try:
         with interruptible():
-            _run(name, function, free_texts)
+            _run(name, function, verbatim_keys)
     except Interruption as stopped:
         frozen = os.environ.get(FROZEN_CONFIG)
-        if frozen:  # the process that launched this one tells how far it was
-            leave_failure(Path(frozen).with_name(FAILURE_FILE), Failure(Interruption.__name__, stopped.where))
-            os._exit(128 + stopped.signum)  # threads of a broken collective would hold the interpreter up
+        if frozen:  # the process that launched this one reports it
+            write_error(Path(frozen).with_name(ERROR_FILE), ErrorReport(Interruption.__name__, stopped.where))
+            os._exit(128 + stopped.signum)  # threads of a broken collective would block the interpreter
         sys.stdout.flush()
         print(stopped.describe() + ("; the same command resumes" if resumes else ""), file=sys.stderr, flush=True)
         sys.exit(stopped.code)
 
 
-def _run(name: str, function: Callable[[Config], Any], free_texts: Sequence[str]) -> None:
+def _run(name: str, function: Callable[[Config], Any], verbatim_keys: Sequence[str]) -> None:
     sys.argv[1:] = open_up(
-        _quoted(argument, free_texts) for argument in present_overrides(sys.argv[1:], name, warn_of_former_name)
+        _quoted(argument, verbatim_keys) for argument in present_overrides(sys.argv[1:], name, warn_of_former_name)
     )
     if FROZEN_CONFIG not in os.environ:
         try:
-            refuse_unknown_sections(name, sys.argv[1:])
+            validate_sections(name, sys.argv[1:])
         except ValueError as error:
             _exit(error, name)
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors come here instead of being printed by Hydra
@@ -82,7 +81,7 @@ def _run(name: str, function: Callable[[Config], Any], free_texts: Sequence[str]
         return
 
     def guarded(config: DictConfig) -> Any:
-        # an exit from within: an exception on its way through Hydra is printed with the whole call stack
+        # exit in here: Hydra prints an exception that passes through it with the whole call stack
         try:
             return function(to_plain(config, name))
         except Exception as caught:
@@ -91,9 +90,9 @@ def _run(name: str, function: Callable[[Config], Any], free_texts: Sequence[str]
                 _exit(error, name)
             if FULL_ERRORS in os.environ:
                 traceback.print_exc()
-            failure = describe_failure(error, name)  # which the ledger tells
+            report = to_error_report(error, name)  # for the job log
         gc.collect()  # the failed job's model, before the next one needs its memory
-        return failure
+        return report
 
     try:
         hydra.main(version_base="1.3", config_path=conf_dir(), config_name=name)(guarded)()
@@ -102,14 +101,14 @@ def _run(name: str, function: Callable[[Config], Any], free_texts: Sequence[str]
     _leave_process_group()
 
 
-def refuse_unknown_sections(name: str, arguments: Sequence[str]) -> None:
-    """Refuse an override that adds a section which nothing reads: Hydra's "+" would take a misspelt key silently.
+def validate_sections(name: str, arguments: Sequence[str]) -> None:
+    """Check that overrides add no section that nothing reads: Hydra's "+" accepts a misspelt key silently.
 
     Raises:
-        ValueError: naming the key, and the one that was meant.
+        ValueError: an unknown section; names the key and the closest one.
     """
     if any(argument.startswith(OWN_CONFIGS) for argument in arguments):
-        return  # sections of the user's own
+        return  # the user's own sections
     values = "\n".join(argument.partition("=")[2] for argument in arguments)
     known: set[str] | None = None
     for argument in arguments:
@@ -134,23 +133,23 @@ def _quoted(argument: str, names: Sequence[str]) -> str:
 
 
 def _run_frozen(path: Path, name: str, function: Callable[[Config], Any]) -> None:
-    """Call `function` with a config that is composed already, in one of the processes of a run."""
+    """Call `function` with a config that is already composed, in a launched process of a run."""
     try:
         function(load_config(path))
     except Exception as error:
-        leave_failure(path.with_name(FAILURE_FILE), describe_failure(error, name))
-        if FULL_ERRORS in os.environ or not is_mendable(error):
+        write_error(path.with_name(ERROR_FILE), to_error_report(error, name))
+        if FULL_ERRORS in os.environ or not is_user_error(error):
             raise
-        sys.exit(2)  # the process that launched this one tells the reason
+        sys.exit(2)  # the process that launched this one reports the reason
     _leave_process_group()
 
 
 def _leave_process_group() -> None:
     """End the threads of a process group, if this process is in one, while the interpreter still runs.
 
-    Lightning does so for NCCL only. A thread of gloo that puts away a tensor of the last collective when the
-    interpreter has begun to end is ended by it in the midst of C++, which aborts the process: "terminate called
-    without an active exception". After a failure the others are not waited for.
+    Lightning does so for NCCL only. A gloo thread that frees a tensor of the last collective while the interpreter
+    shuts down is killed inside C++, which aborts the process: "terminate called without an active exception".
+    After an error this is not called, so no process waits for the others.
     """
     torch = sys.modules.get("torch")
     if torch is not None and torch.distributed.is_available() and torch.distributed.is_initialized():
@@ -158,7 +157,7 @@ def _leave_process_group() -> None:
 
 
 def _is_recorded() -> bool:
-    """Is this a job of a sweep that keeps a ledger, and so goes on without it?"""
+    """Is this a job of a sweep with a job log, which continues without it?"""
     if not HydraConfig.initialized():
         return False
     config = HydraConfig.get()
@@ -171,13 +170,13 @@ def _naming_removed(error: Exception) -> Exception:
     key = next((key for key in removed if isinstance(error, KeyError) and key.split(".")[-1] in error.args), None)
     if key is None:
         return error
-    named = ValueError(f"{key}: is needed; give {key}=<value> instead of ~{key}")
+    named = ValueError(f"{key}: is required; give {key}=<value> instead of ~{key}")
     named.__cause__ = error
     return named
 
 
 def _exit(error: Exception, name: str) -> NoReturn:
-    if FULL_ERRORS in os.environ or not is_mendable(error):
+    if FULL_ERRORS in os.environ or not is_user_error(error):
         raise error
-    print(f"error: {error_text(describe_failure(error, name).reason)}", file=sys.stderr)
+    print(f"error: {error_text(to_error_report(error, name).reason)}", file=sys.stderr)
     sys.exit(2)

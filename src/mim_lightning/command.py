@@ -1,7 +1,6 @@
-"""What the doors without a config share: words of the command line, and a user's mistake in one line.
+"""How an entry point on argparse starts: parse the arguments, call a function, and report errors in one line.
 
-An argument parser and a function come in; the function is called with the parsed words. `door` does the same for
-the doors that compose a config.
+Apart from `cli`, which does the same for entry points that compose a config, so that these import no Hydra.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ FULL_ERRORS = "MIM_FULL_ERRORS"
 
 
 class CommandParser(argparse.ArgumentParser):
-    """The parser of `python -m mim_lightning.<name>`: its errors are one line, its help begins with the file's."""
+    """The parser of `python -m mim_lightning.<name>`: errors are one line, help begins with the module's docstring."""
 
     def __init__(self, name: str, description: str | None) -> None:
         super().__init__(
@@ -33,7 +32,7 @@ class CommandParser(argparse.ArgumentParser):
 
 
 def run_command(parser: CommandParser, function: Callable[..., Any]) -> None:
-    """Call `function` with the words of the command line; what a user can mend ends as one line and exit code 2."""
+    """Call `function` with the parsed arguments; an error that the user can fix is one line and exit code 2."""
     try:
         with interruptible():
             function(**vars(parser.parse_args()))

@@ -1,7 +1,6 @@
 """Where conf/ is, and how a config becomes plain containers and those become objects.
 
-A composed config comes in, objects go out; doors, checkpoints and tests call it. With `door` and `sweep` this is
-all that knows Hydra and OmegaConf.
+Only this module, `cli`, `errors` and `sweep` use Hydra and OmegaConf.
 """
 
 from __future__ import annotations
@@ -20,12 +19,12 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
-from mim_lightning.expected_types import refuse_mistyped, refuse_other_kind
+from mim_lightning.expected_types import validate_arguments, validate_type
 from mim_lightning.former_names import present_overrides, to_first, to_present
 from mim_lightning.io.atomic import atomic_write
 from mim_lightning.io.damaged_file import errors_as_damaged_file
 from mim_lightning.overrides import open_up
-from mim_lightning.stored_config import MAX_DEPTH, check_config
+from mim_lightning.stored_config import MAX_DEPTH, validate_config
 
 if TYPE_CHECKING:
     from mim_lightning.data.preparation.prepared import Preparation
@@ -43,7 +42,7 @@ def conf_dir() -> str:
 
 
 def compose(name: str, overrides: list[str]) -> Config:
-    """Return the config that a door would get; for tests and notebooks."""
+    """Return the config that an entry point gets; for tests and notebooks."""
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(conf_dir(), version_base="1.3"):
         return to_plain(hydra.compose(name, open_up(present_overrides(overrides, name, warn_of_former_name))), name)
@@ -91,22 +90,22 @@ def save_config(config: Mapping[str, Any], path: Path) -> None:
 
 
 def load_config(path: Path) -> Config:
-    """Return a config that `save_config` wrote; nothing in it is looked up: it was resolved before it was written.
+    """Return a config that `save_config` wrote; it was resolved before, and nothing in it is looked up.
 
     Raises:
         DamagedFileError: it cannot be read; names it.
     """
     with errors_as_damaged_file(path):
         text = path.read_text("utf-8")
-        _refuse_endless(text)
+        _validate_yaml(text)
         config = yaml.safe_load(text)
         if not isinstance(config, dict):
             raise ValueError("holds no keys")
     return config
 
 
-def _refuse_endless(text: str) -> None:
-    """Raise a ValueError where a few lines of YAML stand for gigabytes, or nest so deep that reading takes hours."""
+def _validate_yaml(text: str) -> None:
+    """Raise ValueError if a few lines of YAML expand to gigabytes, or nest so deeply that reading takes hours."""
     depth = 0
     for event in yaml.parse(text, yaml.SafeLoader):
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
@@ -115,12 +114,12 @@ def _refuse_endless(text: str) -> None:
 
 
 def load_stored_config(path: Path) -> Config:
-    """Return the config in a run's folder, which may be somebody else's, to be read only.
+    """Return the config in a run's folder, only to be read; it may be hostile.
 
     Raises:
         ValueError: the file is missing, damaged, or holds an interpolation; names file and key.
     """
-    return check_config(load_config(path), path, is_built=False)
+    return validate_config(load_config(path), path, is_built=False)
 
 
 def build_preparation(data: Mapping[str, Any], num_workers: int | None = None) -> Preparation:
@@ -185,27 +184,27 @@ def _described(folder: str) -> Any:
 
 
 def construct(where: str, make: Callable[..., Any], *args: Any, **options: Any) -> Any:
-    """Call a constructor with options from config; a key it does not know is an error that names the place."""
-    _refuse_wrong_options(where, make, options)
+    """Call a constructor with options from config; an unknown key is an error that names the section `where`."""
+    _validate_options(where, make, options)
     return make(*args, **options)
 
 
 def build_partial(config: Any, where: str) -> Callable[..., Any]:
-    """Instantiate a config with `_partial_: true`, whose options are looked at now and not when it is called.
+    """Instantiate a config with `_partial_: true`; its options are validated now and not when it is called.
 
     Raises:
         ValueError: as `build`; an option of another kind, or one that is not known; names the key.
     """
-    refuse_other_kind(where, config, dict)
+    validate_type(where, config, dict)
     made = build(config)
     if isinstance(made, functools.partial):
-        _refuse_wrong_options(where, made.func, made.keywords)
+        _validate_options(where, made.func, made.keywords)
     if not callable(made):
         raise ValueError(f"{where}: give {{_target_: <a class or function>, _partial_: true, ...}}")
     return made
 
 
-def _refuse_wrong_options(where: str, make: Callable[..., Any], options: Mapping[str, Any]) -> None:
+def _validate_options(where: str, make: Callable[..., Any], options: Mapping[str, Any]) -> None:
     parameters = inspect.signature(make).parameters
     known = [name for name in parameters if name not in ("self", "args", "kwargs")]
     takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
@@ -215,13 +214,13 @@ def _refuse_wrong_options(where: str, make: Callable[..., Any], options: Mapping
             raise ValueError(
                 f"no config key '{where}.{key}'; " + (f"did you mean '{close[0]}'?" if close else str(known))
             )
-    refuse_mistyped(make, options, where)
+    validate_arguments(make, options, where)
 
 
 def build(config: Mapping[str, Any] | None, **late: Any) -> Any:
     """Instantiate a config with `_target_`, its parts first; None stays None.
 
-    `late` arguments are objects made at the door; they go to a config with `_partial_: true`.
+    `late` arguments are objects that no config contains; they complete a config with `_partial_: true`.
 
     Raises:
         ValueError: the constructor refused a value, or does not know a key.
@@ -247,7 +246,7 @@ def build(config: Mapping[str, Any] | None, **late: Any) -> Any:
 
 
 def build_each(configs: Mapping[str, Any]) -> dict[str, Any]:
-    """Instantiate a dict of configs by name; an entry that is null was switched off."""
+    """Instantiate a dict of configs by name; an entry that is null is switched off."""
     for name, config in configs.items():
         if config is not None and not isinstance(config, Mapping):
             raise ValueError(f"{name}={config}: give {{_target_: <its class>, ...}}, or null to switch it off")
@@ -272,7 +271,7 @@ def build_matcher(config: Mapping[str, Any], assets: Mapping[str, Mapping[str, s
             rest = {key: value for key, value in tower.items() if key not in ("encoder", "fields")}
             towers[name] = build({**rest, "_partial_": True}, encoder=encoder)
         if isinstance(tower, Mapping) and tower.get("fields") is not None:
-            refuse_other_kind(f"model.towers.{name}.fields", tower["fields"], list)
+            validate_type(f"model.towers.{name}.fields", tower["fields"], list)
             fields[name] = tower["fields"]
     return Matcher(towers, tied, model["fusions"], fields)
 

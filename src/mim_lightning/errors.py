@@ -1,8 +1,4 @@
-"""What went wrong, told in one line, and how it travels: between processes, and into the folder of a run.
-
-An exception comes in, a Failure goes out; doors tell it, launched processes hand it to the one that launched them,
-a sweep's ledger takes it down.
-"""
+"""User errors in one line, and reports of them that cross processes and stay in the folder of a run."""
 
 from __future__ import annotations
 
@@ -30,12 +26,12 @@ from mim_lightning.config import conf_dir
 from mim_lightning.io.damaged_file import errors_as_damaged_file
 
 EXTRA = "pip install 'mim-lightning[sweep]'"
-NOTES = {"failed": "failed.json", "pruned": "pruned.json"}  # in a run's folder, by status: why it came to no result
+NOTES = {"failed": "failed.json", "pruned": "pruned.json"}  # in a run's folder, by status: why it has no result
 
 
 @dataclass(frozen=True)
-class Failure:
-    """Why a run came to no result."""
+class ErrorReport:
+    """Why a run has no result."""
 
     kind: str  # name of the exception
     reason: str  # one line
@@ -46,17 +42,17 @@ class Failure:
 
 
 class ChildError(ChildProcessError):
-    """A launched process failed, and has left word of why."""
+    """A launched process failed and reported why."""
 
-    def __init__(self, failure: Failure) -> None:
-        super().__init__(failure.reason)
-        self.failure = failure
+    def __init__(self, report: ErrorReport) -> None:
+        super().__init__(report.reason)
+        self.report = report
 
 
-def is_mendable(error: Exception) -> bool:
-    """Is this a mistake of the user's, so that one line tells more than a call stack?"""
+def is_user_error(error: Exception) -> bool:
+    """Is this an error that the user can fix, so that one line is better than a call stack?"""
     kinds = (ValueError, OSError, CompactHydraException, OmegaConfBaseException)
-    # the latter two are Lightning's and Optuna's own words; their rooms are not ours to import from
+    # by name: Lightning and Optuna are not imported here
     named = type(error).__name__ in ("MisconfigurationException", "TrialPruned")
     return isinstance(error, kinds) or named or _is_wandbs(error) or _is_missing_package(error)
 
@@ -66,39 +62,39 @@ def _is_wandbs(error: BaseException) -> bool:
 
 
 def _is_missing_package(error: BaseException) -> bool:
-    """Does a package of others lack, which an option of the user's needs?"""
+    """Is a third-party package missing that an option needs?"""
     return isinstance(error, ModuleNotFoundError) and not (error.name or "").startswith("mim_lightning")
 
 
-def describe_failure(error: Exception, name: str) -> Failure:
-    """Return an exception as one line; `name` is the config that the door composed."""
+def to_error_report(error: Exception, name: str) -> ErrorReport:
+    """Return the report of an exception; `name` is the config that the entry point composed."""
     if isinstance(error, ChildError):
-        return error.failure
+        return error.report
     kind, text = type(error).__name__, _one_line(error, name)
-    return Failure(kind, text if is_mendable(error) else f"{kind}: {text}")
+    return ErrorReport(kind, text if is_user_error(error) else f"{kind}: {text}")
 
 
-def leave_failure(path: Path, failure: Failure) -> None:
-    """Write a failure for the process that waits for this one; of several processes the first is heard.
+def write_error(path: Path, report: ErrorReport) -> None:
+    """Write a report for the process that launched this one, unless another process has written one.
 
-    The others fail because of it: their collectives break when it is gone.
+    The first error causes the others: collectives break when a process is gone.
     """
     with suppress(FileExistsError), path.open("x") as file:
-        json.dump(asdict(failure), file)
+        json.dump(asdict(report), file)
 
 
-def find_failure(path: Path) -> Failure | None:
-    """Return what `leave_failure` left, or None if nobody came to leave anything."""
+def read_error(path: Path) -> ErrorReport | None:
+    """Return the report that `write_error` wrote, or None."""
     if not path.exists():
         return None
     with errors_as_damaged_file(path):
-        return Failure(**json.loads(path.read_text()))
+        return ErrorReport(**json.loads(path.read_text()))
 
 
-def write_note(folder: Path, failure: Failure) -> None:
+def write_note(folder: Path, report: ErrorReport) -> None:
     """Note in a run's folder that it failed or was pruned; `clear_notes` when it is started again."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / NOTES[failure.status]).write_text(json.dumps(asdict(failure), indent=2))
+    (folder / NOTES[report.status]).write_text(json.dumps(asdict(report), indent=2))
 
 
 def clear_notes(folder: Path) -> None:
@@ -123,22 +119,22 @@ def _one_line(error: Exception, name: str) -> str:
         return f"no config key '{key}'{hint_at(key, name)}"
     if isinstance(error, InterpolationResolutionError) and isinstance(error.parent_node, DictConfig):
         written = OmegaConf.to_container(error.parent_node, resolve=False)[error.key]  # type: ignore[index]
-        return f"{error.full_key}: cannot be made from {written}: a key in it is missing, or null"
+        return f"{error.full_key}: cannot be resolved from {written}: a key in it is missing or null"
     if _is_wandbs(error):
         return f"W&B: {text.rstrip('.')}; or keep the run on this machine with logger.wandb.offline=true"
     return text
 
 
 def _no_option(path: str, options: Sequence[str] | None) -> str:
-    """Say that a config group lacks an option, and which ones it has.
+    """Return the message for an unknown option of a config group.
 
     Args:
         path: "<group>/<option>".
-        options: of the group; None where Hydra was given several at once.
+        options: of the group; None where several were given to Hydra at once.
     """
     group, _, wanted = path.rpartition("/")
     found = options if options is not None else sorted(file.stem for file in (Path(conf_dir()) / group).glob("*.yaml"))
-    choices = [option for option in found if option != "base"]  # what the others of its group extend
+    choices = [option for option in found if option != "base"]  # which the other options extend
     close = difflib.get_close_matches(wanted, choices, 1)
     return (
         f"no option '{wanted}' in config group '{group}'; there are {', '.join(choices)}"
@@ -148,7 +144,7 @@ def _no_option(path: str, options: Sequence[str] | None) -> str:
 
 
 def hint_at(key: str, name: str) -> str:
-    """Return the existing keys that look most like a misspelt one."""
+    """Return a hint with the existing keys closest to a misspelt one."""
     key = key.split("@")[0]
     try:
         GlobalHydra.instance().clear()

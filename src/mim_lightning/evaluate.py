@@ -13,12 +13,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mim_lightning.cli import run_door
+from mim_lightning.cli import run_entry_point
 from mim_lightning.config import build, build_matcher
-from mim_lightning.expected_types import refuse_mistyped, refuse_other_kind
+from mim_lightning.expected_types import validate_arguments, validate_type
 from mim_lightning.io.atomic import atomic_write
 from mim_lightning.launch import choose_precision
-from mim_lightning.run import refuse_wrong_seed
+from mim_lightning.run import validate_seed
 from mim_lightning.set_name import name_set
 from mim_lightning.stored_config import data_of
 
@@ -34,13 +34,13 @@ KINDS: dict[str, Any] = {
 
 
 def main() -> None:
-    run_door("evaluate", evaluate)
+    run_entry_point("evaluate", evaluate)
 
 
 def evaluate(config: dict[str, Any]) -> dict[str, float]:
     """Print a table, write results, record and picture into `output` if given, and return the flat results."""
     for key, kind in KINDS.items():
-        refuse_other_kind(key, config[key], kind)
+        validate_type(key, config[key], kind)
     # a folder such as 2024 is a number on the command line
     texts = {key: str(config[key]) for key, kind in KINDS.items() if kind == TEXT and config[key] is not None}
     config = {**config, **texts}
@@ -60,7 +60,7 @@ def evaluate(config: dict[str, Any]) -> dict[str, float]:
     validate_trainer(config["trainer"], is_training=False)
     matcher, trained = _load(config) if config["checkpoint"] else _build_untouched(config)
     data = config.get("data") or data_of(trained, config["checkpoint"])
-    refuse_mistyped(MatchDataModule, data, "data" if config.get("data") else f"{config['checkpoint']}: data")
+    validate_arguments(MatchDataModule, data, "data" if config.get("data") else f"{config['checkpoint']}: data")
     data = {**data, "val_split": config["split"] or data["val_split"]}
     datamodule = build(data, specs=matcher.input_specs())
     if config["trainer"]["devices"] != 1:
@@ -113,7 +113,7 @@ def _build_untouched(config: Mapping[str, Any]) -> tuple[Matcher, Mapping[str, A
                 f"checkpoint: needs a value; give checkpoint=<file>, or {group}={example} and so on for a model that "
                 "was never trained: encoder, model and data"
             )
-    refuse_wrong_seed(config["seed"])
+    validate_seed(config["seed"])
     seed_everything(config["seed"], workers=True, verbose=False)
     trainer = {**config["trainer"], "precision": choose_precision(config["trainer"])}
     evaluation = {

@@ -1,7 +1,6 @@
-"""Plain values of a config against the types that a constructor's signature names.
+"""Validation of config values against the type hints of the function or class that takes them.
 
-A callable, values by argument name and the section they stand in come in; a ValueError of one line goes out where a
-value cannot be meant. Types that a config cannot hold are left to the constructor.
+Types that a config cannot contain are left to the constructor.
 """
 
 from __future__ import annotations
@@ -25,8 +24,8 @@ LISTS = (list, tuple, Sequence, Iterable)
 MAPPINGS = (dict, Mapping)
 
 
-def refuse_mistyped(make: Callable[..., Any], values: Mapping[str, Any], section: str) -> None:
-    """Refuse a value whose kind the signature of `make` excludes; names that it does not have are passed over.
+def validate_arguments(make: Callable[..., Any], values: Mapping[str, Any], section: str) -> None:
+    """Validate values by argument name against the signature of `make`; other names are ignored.
 
     Raises:
         ValueError: naming the key, the value and what it may be.
@@ -34,14 +33,14 @@ def refuse_mistyped(make: Callable[..., Any], values: Mapping[str, Any], section
     target: Any = make
     try:
         hints = get_type_hints(target.__init__ if isinstance(make, type) else target)
-    except (NameError, TypeError, AttributeError):  # somebody else's, whose types exist for a type checker alone
+    except (NameError, TypeError, AttributeError):  # a third party's, whose types exist only for type checkers
         return
     for name, value in values.items():
-        refuse_other_kind(f"{section}.{name}", value, hints.get(name, Any))
+        validate_type(f"{section}.{name}", value, hints.get(name, Any))
 
 
-def refuse_other_kind(key: str, value: Any, hint: Any) -> None:
-    """Refuse a value whose kind a type excludes.
+def validate_type(key: str, value: Any, hint: Any) -> None:
+    """Validate a value against a type.
 
     Raises:
         ValueError: naming the key, the value and what it may be.
@@ -81,7 +80,7 @@ def _fits(value: Any, kind: Any) -> bool:
         return value is None
     if kind is list or kind is dict:
         return isinstance(value, kind)
-    # a class of objects: a config holds those as a section; anything else that a type can say is not looked into
+    # a class: a config has a section for its objects; any other type is not checked
     return isinstance(value, dict) if isinstance(kind, type) else True
 
 

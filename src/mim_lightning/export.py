@@ -9,20 +9,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mim_lightning.cli import run_door
+from mim_lightning.cli import run_entry_point
 from mim_lightning.config import build
-from mim_lightning.expected_types import refuse_mistyped
+from mim_lightning.expected_types import validate_arguments
 from mim_lightning.stored_config import data_of
 
 if TYPE_CHECKING:
     from mim_lightning.inference.export import ReferenceData
     from mim_lightning.model.checkpoint import TrainedMatcher
 
-FREE_TEXTS = ("checkpoint", "output", "evaluation")
+VERBATIM_KEYS = ("checkpoint", "output", "evaluation")
 
 
 def main() -> None:
-    run_door("export", export, FREE_TEXTS)
+    run_entry_point("export", export, VERBATIM_KEYS)
 
 
 def export(config: dict[str, Any]) -> Path:
@@ -59,7 +59,7 @@ def _open_data(named: dict[str, Any] | None, trained: TrainedMatcher, checkpoint
     from mim_lightning.lit.datamodule import MatchDataModule
 
     data = named or data_of(trained.config, checkpoint)
-    refuse_mistyped(MatchDataModule, data, "data" if named else f"{checkpoint}: data")
+    validate_arguments(MatchDataModule, data, "data" if named else f"{checkpoint}: data")
     datamodule = build({**data, "distractors": None}, specs=trained.matcher.input_specs())
     if named:
         datamodule.prepare_data()

@@ -1,8 +1,7 @@
 """Ctrl-C and SIGTERM: one line on the terminal and an exit code that names the signal, at any moment.
 
-`install` is called first of all in a process that is one of ours from the start. While an entry point works, within
-`interruptible`, a signal raises an `Interruption` there; before and after that nothing is under way, and the process
-leaves at once, as it does at a second signal.
+`install` is called first in a process of an entry point. Within `interruptible`, a signal raises an `Interruption`;
+before and after that, and at a second signal, the process exits at once.
 """
 
 from __future__ import annotations
@@ -18,16 +17,16 @@ from types import FrameType
 from typing import NoReturn
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-SILENT = "MIM_FROZEN_CONFIG"  # environment variable of processes that another one started, which tells what happened
-GRACE = 30  # seconds in which a process puts its things away: a collective may wait for a process that is gone
+SILENT = "MIM_FROZEN_CONFIG"  # environment variable of launched processes: the launching one reports
+GRACE = 30  # seconds for a process to clean up: a collective may wait for a process that is gone
 _owner = 0  # the process that `install` was called in; its forks inherit the handlers and must not use them
 _raising: set[int] = set()  # the signals that raise at present
 
 
 class Interruption(SystemExit):
-    """Raised where a signal met the process.
+    """Raised by a signal.
 
-    An exit, for what catches Exception must not swallow it, and where nobody catches it the exit code is right.
+    A SystemExit, so that `except Exception` does not swallow it, and the exit code is right where it is not caught.
 
     Args:
         signum: the signal.
@@ -43,7 +42,7 @@ class Interruption(SystemExit):
 
 
 def install() -> None:
-    """Take the signals over, where nobody else has and nobody has them ignored."""
+    """Install our handlers for signals that have the default handler."""
     global _owner
     if threading.current_thread() is not threading.main_thread():
         return
@@ -63,7 +62,7 @@ def is_entry_point() -> bool:
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Have signals raise an `Interruption` here, if `install` has taken them over."""
+    """Have signals raise an `Interruption` in this block, if `install` has handled them."""
     taken = [signum for signum in SIGNALS if signal.getsignal(signum) is _leave]
     for signum in taken:
         signal.signal(signum, _interrupt)
@@ -77,10 +76,10 @@ def interruptible() -> Iterator[None]:
 
 
 def keep_ours() -> None:
-    """Take SIGTERM back from Lightning, which puts a handler of its own before ours.
+    """Restore our handler of SIGTERM, which Lightning replaces by its own.
 
-    Lightning's waits for the end of the batch and, with several processes, starts a collective within the handler:
-    where the others are in another one, all wait for ever.
+    Lightning's waits for the end of the batch and, with several processes, starts a collective in the handler: if the
+    others are in another collective, all wait for ever.
     """
     if os.getpid() == _owner and signal.SIGTERM in _raising:
         signal.signal(signal.SIGTERM, _interrupt)

@@ -1,8 +1,7 @@
-"""Several processes on one machine, each given the same frozen config.
+"""Run an entry point in several processes of this machine, each with the same frozen config.
 
-A resolved config comes in, torchrun's processes go out; the train door calls it. Lightning would start children
-by repeating the command line, and a multirun would then start again inside each of them. As a module of its own it
-is torchrun, which says in one line what torchrun says in forty.
+Lightning would start processes by repeating the command line, which starts a multirun again inside each of them. Run as
+a module this is torchrun, with its errors in one line instead of forty.
 """
 
 from __future__ import annotations
@@ -19,16 +18,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mim_lightning.cli import FAILURE_FILE, FROZEN_CONFIG
+from mim_lightning.cli import ERROR_FILE, FROZEN_CONFIG
 from mim_lightning.config import save_config
-from mim_lightning.errors import ChildError, Failure, find_failure, leave_failure
+from mim_lightning.errors import ChildError, ErrorReport, read_error, write_error
 from mim_lightning.interruption import Interruption
 
 OTHER_LAUNCHERS = ("LOCAL_RANK", "OMPI_COMM_WORLD_RANK")  # set in the processes that torchrun and others start
 
 
 def is_alone() -> bool:
-    """Is this process nobody's rank, so that it may prepare data and start others?"""
+    """Is this process no rank of a launcher, so that it may prepare data and launch others?"""
     # SLURM sets its variables in every job; only several tasks are several processes
     in_slurm_task = "SLURM_PROCID" in os.environ and int(os.environ.get("SLURM_NTASKS", 1)) > 1
     return not in_slurm_task and not any(name in os.environ for name in OTHER_LAUNCHERS)
@@ -44,12 +43,12 @@ def is_launched() -> bool:
 
 
 def is_joined() -> bool:
-    """Is this one of several processes that somebody else's launcher started, and which have to agree?"""
+    """Is this one of several processes that another launcher started, and which have to agree?"""
     return not is_alone() and not is_launched()
 
 
 def num_processes_to_launch(trainer: Mapping[str, Any]) -> int:
-    """Return how many processes this one should start: 0 if it is to train by itself."""
+    """Return how many processes to launch; 0: train in this one."""
     if not is_alone() or str(trainer["num_nodes"]) not in ("0", "1"):
         return 0
     devices, num_gpus = trainer["devices"], _num_gpus() if _is_on_gpu(trainer["accelerator"]) else None
@@ -68,10 +67,10 @@ def num_processes_to_launch(trainer: Mapping[str, Any]) -> int:
 
 
 def choose_precision(trainer: Mapping[str, Any]) -> str:
-    """Return the precision that `auto` stands for: bfloat16 on a GPU, float32 elsewhere.
+    """Return the precision for `auto`: bfloat16 on a GPU, float32 elsewhere.
 
-    On CPUs bfloat16 convolutions gain little in the backward pass, and slow down several times as soon as a
-    loader's workers share the cores.
+    On CPUs bfloat16 convolutions gain little in the backward pass, and are several times slower when loader workers
+    share the cores.
     """
     if trainer["precision"] not in ("auto", None):
         return str(trainer["precision"])
@@ -83,16 +82,16 @@ def _is_on_gpu(accelerator: str) -> bool:
 
 
 def _num_gpus() -> int:
-    import torch  # late: it takes seconds, and worker processes import the door's module again
+    import torch  # late: it takes seconds, and worker processes import the entry point again
 
     return torch.cuda.device_count()
 
 
 def launch(module: str, config: Mapping[str, Any], num_processes: int) -> None:
-    """Run `python -m <module>` in processes that find their config frozen; wait for all.
+    """Run `python -m <module>` in processes that read the frozen config, and wait for all.
 
     Raises:
-        ChildError: one of them failed; says why.
+        ChildError: one of them failed; has its report.
     """
     cores = str(max(1, (os.cpu_count() or 1) // num_processes))
     command = [sys.executable, "-m", __name__, "--standalone", f"--nproc-per-node={num_processes}"]
@@ -104,33 +103,33 @@ def launch(module: str, config: Mapping[str, Any], num_processes: int) -> None:
             [*command, "-m", module],
             env=environment,
             preexec_fn=_end_with_parent if sys.platform == "linux" else None,
-            close_fds=False,  # the hold on the run passes on to the processes that write into it
-            start_new_session=True,  # Ctrl-C at the terminal is for this process, which passes it on
+            close_fds=False,  # the processes that write into the run inherit its lock
+            start_new_session=True,  # Ctrl-C reaches this process only, which forwards it
         )
         try:
             code = process.wait()
         except BaseException as error:
             signum = error.signum if isinstance(error, Interruption) else signal.SIGTERM
             process.send_signal(signum)
-            process.wait()  # torchrun kills what does not end by itself
-            left = find_failure(Path(folder) / FAILURE_FILE)
+            process.wait()  # torchrun kills what does not end
+            left = read_error(Path(folder) / ERROR_FILE)
             if isinstance(error, Interruption) and left is not None and left.kind == Interruption.__name__:
                 error.where = left.reason
             raise
-        failure = find_failure(Path(folder) / FAILURE_FILE)
+        report = read_error(Path(folder) / ERROR_FILE)
     if code:
-        died = Failure("ChildProcessError", f"the {num_processes} processes ended with code {code}")
-        raise ChildError(failure or died)
+        died = ErrorReport("ChildProcessError", f"the {num_processes} processes ended with code {code}")
+        raise ChildError(report or died)
 
 
 def _end_with_parent() -> None:
-    """Have the kernel end this process when its parent is gone: killed, it could not do so itself."""
+    """Have the kernel end this process when its parent is gone, also when that was killed."""
     pr_set_pdeathsig = 1
     ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
 
 
 def _run_torchrun() -> None:
-    logging.disable()  # torchrun's own; its processes have theirs
+    logging.disable()  # of torchrun only; its processes have their own
     try:
         runpy.run_module("torch.distributed.run", run_name="__main__", alter_sys=True)
     except Exception as error:
@@ -138,10 +137,10 @@ def _run_torchrun() -> None:
             sys.exit(1)
         if type(error).__name__ != "ChildFailedError":
             raise
-        # one that failed has left word of why; one that was killed could not
+        # a process that failed has written why; one that was killed could not
         rank, fault = error.get_first_failure()  # type: ignore[attr-defined]
         reason = f"process {rank} died with exit code {fault.exitcode} {fault.signal_name()}".strip()
-        leave_failure(Path(os.environ[FROZEN_CONFIG]).with_name(FAILURE_FILE), Failure("ChildProcessError", reason))
+        write_error(Path(os.environ[FROZEN_CONFIG]).with_name(ERROR_FILE), ErrorReport("ChildProcessError", reason))
         sys.exit(1)
 
 

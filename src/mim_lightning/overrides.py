@@ -1,8 +1,6 @@
-"""Overrides as people write them: keys that no file under conf/ lists are taken with and without Hydra's "+".
+"""Overrides of keys that no file in conf/ lists, accepted with and without Hydra's "+".
 
-The words of a command line come in and go out; whatever composes a config calls it. A section that takes any of a
-vendor's options, or names that the user invents, cannot list them all; a message that advises such a key would
-otherwise be refused.
+A section that accepts any option of a library, or names that the user chooses, cannot list all of its keys.
 """
 
 from __future__ import annotations
@@ -11,7 +9,7 @@ from collections.abc import Iterable
 
 TRAINER_OPTIONS = frozenset(
     (
-        # of `lightning.Trainer`; written down, for importing it takes seconds and a misspelt key is told at once
+        # of `lightning.Trainer`; listed here because importing it takes seconds, and a misspelt key is reported at once
         *("accelerator", "strategy", "devices", "num_nodes", "precision", "fast_dev_run", "max_epochs", "min_epochs"),
         *("max_steps", "min_steps", "max_time", "limit_train_batches", "limit_val_batches", "overfit_batches"),
         *("val_check_interval", "check_val_every_n_epoch", "num_sanity_val_steps", "log_every_n_steps"),
@@ -22,8 +20,8 @@ TRAINER_OPTIONS = frozenset(
         *("enable_autolog_hparams", "model_registry", "logger", "callbacks"),
     )
 )
-# whose keys are names that the user gives (of parameters, data sets, segments), or more than conf/ lists: what takes
-# them refuses one that it does not know
+# whose keys are names that the user chooses (of parameters, data sets, segments), or more than conf/ lists; their
+# constructors reject unknown ones
 OPEN_SECTIONS = (
     "optim.lr_scales.",
     "data.mixture.",
@@ -34,7 +32,7 @@ OPEN_SECTIONS = (
 
 
 def open_up(overrides: Iterable[str]) -> list[str]:
-    """Return overrides in which keys of open sections are set whether they are there or not."""
+    """Return overrides in which keys of open sections are set whether they exist or not."""
     return [f"++{override.lstrip('+')}" if _is_open(override) else override for override in overrides]
 
 

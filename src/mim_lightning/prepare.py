@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mim_lightning.cli import run_door
+from mim_lightning.cli import run_entry_point
 from mim_lightning.config import build, build_preparation
 from mim_lightning.display.text import plain
 from mim_lightning.fields import TEXT_FIELDS
@@ -27,7 +27,7 @@ ENGINES = ("processes", "ray")
 
 
 def main() -> None:
-    run_door("prepare", prepare, resumes=True)
+    run_entry_point("prepare", prepare, resumes=True)
 
 
 def prepare(config: dict[str, Any]) -> None:

@@ -1,7 +1,6 @@
-"""A run: a stable id made from what decides its result, and the folder that belongs to it.
+"""A run: a stable id computed from what decides its result, and its folder.
 
-A resolved config comes in, a Run goes out; the train door and sweeps use it. The same config gives the same id on
-any machine, so running it again finds its own checkpoint, W&B run and result.
+The same config gives the same id on any machine, so running it again finds its checkpoint, W&B run and results.
 """
 
 from __future__ import annotations
@@ -17,13 +16,13 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from mim_lightning.config import describe_data, describe_source, load_stored_config
-from mim_lightning.expected_types import refuse_other_kind
+from mim_lightning.expected_types import validate_type
 from mim_lightning.former_names import to_first
 from mim_lightning.io.atomic import atomic_write, remove_abandoned
 from mim_lightning.io.damaged_file import DamagedFileError, errors_as_damaged_file
 from mim_lightning.set_name import name_set
 
-# what changes where a run happens or what is shown of it, not what comes out
+# what changes where a run happens or what is shown of it, not its result
 IRRELEVANT = ("run", "paths", "logger", "trial")
 IRRELEVANT_IN = {
     "trainer": (
@@ -69,7 +68,7 @@ PENDING_SET = "<set>"  # stands there in the run's name, until the data set's is
 
 @dataclass(frozen=True)
 class Run:
-    """Where everything of one run lies."""
+    """The id of a run and the paths of its files."""
 
     run_id: str
     folder: Path
@@ -144,9 +143,9 @@ def identify(config: dict[str, Any]) -> tuple[Run, dict[str, Any], dict[str, Any
         run_id = str(section["id"]) if section["id"] != PENDING_ID else _find_or_name(config, digest)
         config = _replace(config, PENDING_ID, run_id)
         config = {**config, "run": {**config["run"], "id": run_id, "digest": digest}}
-    _refuse_elsewhere(config["run"])
+    _validate_placement(config["run"])
     run = Run(config["run"]["id"], Path(config["run"]["folder"]))
-    _refuse_another(run, config)
+    _validate_same_run(run, config)
     return run, config, description
 
 
@@ -163,7 +162,7 @@ KINDS: dict[str, Any] = {
 }
 
 
-def refuse_wrong_kinds(config: Mapping[str, Any]) -> None:
+def validate_kinds(config: Mapping[str, Any]) -> None:
     """Refuse values of a run's config that cannot be meant, before anything is looked up by them.
 
     Raises:
@@ -173,16 +172,16 @@ def refuse_wrong_kinds(config: Mapping[str, Any]) -> None:
         value: Any = config
         for name in key.split("."):
             value = value.get(name)
-        refuse_other_kind(key, value, kind)
+        validate_type(key, value, kind)
     model = config["model"]
     for name, tower in model["towers"].items():
         if not model["tied"].get(name):  # else it is the other's
-            refuse_other_kind(f"model.towers.{name}", tower, dict)
-            refuse_other_kind(f"model.towers.{name}.encoder", tower.get("encoder"), dict)
-    refuse_wrong_seed(config["seed"])
+            validate_type(f"model.towers.{name}", tower, dict)
+            validate_type(f"model.towers.{name}.encoder", tower.get("encoder"), dict)
+    validate_seed(config["seed"])
 
 
-def refuse_wrong_seed(seed: Any) -> None:
+def validate_seed(seed: Any) -> None:
     """Refuse what cannot seed all generators; a run without a seed of its own could not be found again.
 
     Raises:
@@ -192,7 +191,7 @@ def refuse_wrong_seed(seed: Any) -> None:
         raise ValueError(f"seed={'null' if seed is None else seed}: give a whole number from 0 to {2**32 - 1}")
 
 
-def refuse_unwritable(folder: Path) -> None:
+def validate_writable(folder: Path) -> None:
     """Refuse a run's folder that could not be made or written, before anything is computed.
 
     Raises:
@@ -234,7 +233,7 @@ def find_resumable(run: Run) -> Path | None:
     return run.last_checkpoint
 
 
-def refuse_missed_results(config: Mapping[str, Any]) -> None:
+def validate_results_from(config: Mapping[str, Any]) -> None:
     """Refuse settings under which the checkpoint that results are to be of would never be written, or be an older one.
 
     Checkpoints are written where validation runs, or every so many steps.
@@ -254,7 +253,7 @@ def refuse_missed_results(config: Mapping[str, Any]) -> None:
         )
 
 
-def _refuse_elsewhere(section: Mapping[str, Any]) -> None:
+def _validate_placement(section: Mapping[str, Any]) -> None:
     """Refuse a name or id that would put a run's folder somewhere else than below those of all runs."""
     for key in ("name", "id"):
         place = PurePath(str(section[key]))
@@ -262,7 +261,7 @@ def _refuse_elsewhere(section: Mapping[str, Any]) -> None:
             raise ValueError(f"run.{key}={section[key]}: names the run's folder below paths.runs; give a plain name")
 
 
-def _refuse_another(run: Run, config: Mapping[str, Any]) -> None:
+def _validate_same_run(run: Run, config: Mapping[str, Any]) -> None:
     if not run.config_path.exists():
         return
     with errors_as_damaged_file(run.config_path, "remove it, and the run goes on with the config of this command"):

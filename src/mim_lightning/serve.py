@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from mim_lightning.cli import run_door
+from mim_lightning.cli import run_entry_point
 from mim_lightning.config import construct
 
-FREE_TEXTS = ("index", "checkpoint", "event_log", "experiment_name")
+VERBATIM_KEYS = ("index", "checkpoint", "event_log", "experiment_name")
 EVENT_SECONDS = 2.0  # that a search waits for the event log
 
 
 def main() -> None:
-    run_door("serve", serve, FREE_TEXTS)
+    run_entry_point("serve", serve, VERBATIM_KEYS)
 
 
 def serve(config: dict[str, Any]) -> None:

@@ -1,7 +1,6 @@
-"""What a data set is called in the names of runs.
+"""The name of a data set in the names of runs.
 
-A `data` section of a config comes in, a word goes out. The built-in sets have a name; a user's own come under that of
-an option, such as manifest, and are called after their folder or table instead.
+Built-in sets have a name; a user's own set is named after its folder or table instead of its config option.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
-"""The config that a checkpoint, an export, a record or a run folder holds: perhaps a stranger wrote it.
+"""Validation of a config that was read from a checkpoint, an export, a record or a run folder, which may be hostile.
 
-What was read from such a file comes in, the same plain containers go out if building from them runs nothing but this
-project and what its reader trusts: no interpolation, and in each place only the classes that belong there. Whoever
-reads a config from a file calls this before anything is built or opened. A config that was composed from the command
-line is the user's own and does not come here.
+Building from a validated config runs only classes of this project and of packages that the user trusts: it has no
+interpolation, and in each place only the classes that fit there. Validate every config read from a file before
+anything is built or opened. A config composed from the command line is the user's own and needs none of this.
 """
 
 from __future__ import annotations
@@ -75,7 +74,7 @@ class StoredConfigError(FileError):
         self.path, self.key = path, key
 
 
-def check_config(config: Any, path: Path | str, is_built: bool = True) -> dict[str, Any]:
+def validate_config(config: Any, path: Path | str, is_built: bool = True) -> dict[str, Any]:
     """Return a copy, in plain containers, of a config that was read from a file.
 
     Pictures at private addresses are for the reader's own command line to allow: the copy does not.
@@ -98,14 +97,14 @@ def check_config(config: Any, path: Path | str, is_built: bool = True) -> dict[s
         if not isinstance(part, dict) and (part is not None or place in SECTIONS[:3]):
             raise StoredConfigError(path, place, f"is {part!r}; a section of keys belongs there")
     for place in BUILT if is_built else ():
-        _check_built(_part(plain, place), tuple(place.split(".")), path)
+        _validate_built(_part(plain, place), tuple(place.split(".")), path)
     download = _part(plain, DOWNLOAD) if is_built else None
     if isinstance(download, dict) and download.get(PRIVATE):
         download[PRIVATE] = False
     return plain
 
 
-def check_assets(assets: Any, path: Path | str) -> dict[str, dict[str, str]]:
+def validate_assets(assets: Any, path: Path | str) -> dict[str, dict[str, str]]:
     """Return the assets of encoders, by tower, that were read from a file: texts by plain file names.
 
     Raises:
@@ -129,7 +128,7 @@ def check_assets(assets: Any, path: Path | str) -> dict[str, dict[str, str]]:
 
 
 def data_of(config: Mapping[str, Any], path: Path | str) -> dict[str, Any]:
-    """Return the data section of a config that `check_config` has seen, for the data to be opened as the file says.
+    """Return the data section of a config that `validate_config` has seen, for the data to be opened as the file says.
 
     Raises:
         StoredConfigError: a key that opening needs is missing, or holds something else; names it.
@@ -145,7 +144,7 @@ def data_of(config: Mapping[str, Any], path: Path | str) -> dict[str, Any]:
 
 
 @contextmanager
-def rebuilding(path: Path | str) -> Iterator[None]:
+def errors_as_value_error(path: Path | str) -> Iterator[None]:
     """Name the file in whatever a constructor says of values that the file gave it."""
     try:
         yield
@@ -189,7 +188,7 @@ class _Reader:
         return str(text)
 
 
-def _check_built(value: Any, key: _Key, path: Path | str) -> None:
+def _validate_built(value: Any, key: _Key, path: Path | str) -> None:
     """Refuse whatever names a class that does not belong where it stands."""
     place = _role_of(key)
     if place is None and isinstance(value, dict):
@@ -199,13 +198,13 @@ def _check_built(value: Any, key: _Key, path: Path | str) -> None:
                 wish = f"wants to build {target!r}" if name == "_target_" else f"has the key {name}"
                 raise StoredConfigError(path, ".".join(key), f"{wish}; nothing is built here")
     elif place is not None:
-        _check_role(value, key, place, path)
+        _validate_role(value, key, place, path)
     parts = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for name, part in parts:
-        _check_built(part, (*key, str(name)), path)
+        _validate_built(part, (*key, str(name)), path)
 
 
-def _check_role(value: Any, key: _Key, place: str, path: Path | str) -> None:
+def _validate_role(value: Any, key: _Key, place: str, path: Path | str) -> None:
     dotted, choices = ".".join(key), [OWN + name for name in ROLES[place]]
     if not isinstance(value, dict):
         if value is not None or place in NEEDS_TARGET:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from mim_lightning.cli import run_door
+from mim_lightning.cli import run_entry_point
 from mim_lightning.config import build_preparation
 from mim_lightning.errors import clear_notes
 from mim_lightning.io.locks import lock_and_announce
@@ -23,22 +23,22 @@ from mim_lightning.launch import (
     launch,
     num_processes_to_launch,
 )
-from mim_lightning.run import Run, identify, refuse_unwritable, refuse_wrong_kinds
+from mim_lightning.run import Run, identify, validate_kinds, validate_writable
 from mim_lightning.training import fit
 
 
 def main() -> None:
-    run_door("train", train, resumes=True)
+    run_entry_point("train", train, resumes=True)
 
 
 def train(config: dict[str, Any]) -> float:
     """Train one run, or find it trained, and return its monitored metric at the checkpoint of `results_from`."""
-    refuse_wrong_kinds(config)
+    validate_kinds(config)
     run, config, description = identify(config)
     config["trainer"]["precision"] = choose_precision(config["trainer"])  # recorded as it was, for evaluation
     is_new = run.read_results() is None
     if is_new:
-        refuse_unwritable(run.folder)
+        validate_writable(run.folder)
     decides_in_fit = is_joined()  # with the others that its launcher started: they look at different times
     if is_new and is_first_rank() and not is_launched():
         with lock_and_announce(run.lock_path, run.run_id):

@@ -19,10 +19,10 @@ from mim_lightning.config import (
     construct,
     save_config,
 )
-from mim_lightning.expected_types import refuse_mistyped
+from mim_lightning.expected_types import validate_arguments
 from mim_lightning.interruption import Interruption
 from mim_lightning.launch import is_alone, is_first_rank, is_joined, is_launched
-from mim_lightning.run import Run, find_resumable, refuse_missed_results
+from mim_lightning.run import Run, find_resumable, validate_results_from
 
 
 def fit(config: dict[str, Any], run: Run, description: Mapping[str, Any] | None = None) -> None:
@@ -55,8 +55,8 @@ def fit(config: dict[str, Any], run: Run, description: Mapping[str, Any] | None 
     silence_lightning()
     checkpoint = run.checkpoint(config["results_from"])
     validate_trainer(config["trainer"])
-    refuse_mistyped(MatchDataModule, config["data"], "data")
-    refuse_missed_results(config)
+    validate_arguments(MatchDataModule, config["data"], "data")
+    validate_results_from(config)
     callbacks, loggers = build_each(config["callbacks"]), build_each(config["logger"])
     if config["trainer"].get("enable_progress_bar") is False:
         callbacks.pop("progress_bar", None)

@@ -25,7 +25,7 @@ from mim_lightning.config import compose
 from mim_lightning.data.preparation.prepared import open_prepared
 from mim_lightning.data.shards import shard_set
 from mim_lightning.data.shards.verify import verify_sets
-from mim_lightning.errors import find_failure
+from mim_lightning.errors import read_error
 from mim_lightning.export import export
 from mim_lightning.inference.loading import load
 from mim_lightning.io.damaged_file import DamagedFileError, describe_error, errors_as_damaged_file
@@ -34,7 +34,7 @@ from mim_lightning.online.event_log import EventLog
 from mim_lightning.run import Run, identify
 from mim_lightning.search.golden_samples import read_golden_samples
 from mim_lightning.search.index.factory import open_index
-from mim_lightning.stored_config import check_assets
+from mim_lightning.stored_config import validate_assets
 from mim_lightning.sweep.job_log import JobLog, JobRecord
 from mim_lightning.train import train
 from tests.shop import small, write_shop
@@ -114,7 +114,7 @@ KINDS = {
     "verified byte index": Kind("prepared/manifest/queries/train/000000.npy", verify, 3),
     "verified shard": Kind("prepared/manifest/queries/train/000000.tar", verify, 3),
     "job record": Kind("sweep/jobs/*.json", lambda folder: JobLog(folder).read(), 2),
-    "note of a failure": Kind("failed.json", find_failure),
+    "note of a failure": Kind("failed.json", read_error),
     "events": Kind("events.sqlite", lambda path: EventLog(str(path), create=False)),
 }
 
@@ -207,7 +207,7 @@ def test_a_damaged_file_is_named(kind: str, damage: str, made: Path) -> None:
 @pytest.mark.parametrize("text", ["", "{", "null", "[" * 100_000, "\x00\x01"])
 def test_a_damaged_asset_is_named(text: str) -> None:
     with pytest.raises(ValueError, match=r"best\.ckpt, query_text/tokenizer\.json: damaged"):
-        check_assets({"query_text": {"tokenizer.json": text}}, Path("best.ckpt"))
+        validate_assets({"query_text": {"tokenizer.json": text}}, Path("best.ckpt"))
 
 
 @pytest.mark.parametrize("kind", [ValueError, KeyError])

@@ -16,7 +16,7 @@ from lightning import Callback, LightningModule, Trainer
 from torch import nn
 
 from mim_lightning.config import compose
-from mim_lightning.errors import is_mendable
+from mim_lightning.errors import is_user_error
 from mim_lightning.evaluate import evaluate
 from mim_lightning.io.damaged_file import DamagedFileError
 from mim_lightning.lit.module import validate_finite
@@ -200,16 +200,16 @@ def test_a_runs_folder_that_cannot_be_written_is_told_first(shop: Path) -> None:
 def test_wandb_without_a_key_is_one_line() -> None:
     from wandb.errors import UsageError
 
-    from mim_lightning.errors import describe_failure
+    from mim_lightning.errors import to_error_report
 
     error = UsageError("No API key configured. Use `wandb login` to log in.")
-    assert is_mendable(error)
-    assert describe_failure(error, "train").reason.endswith("with logger.wandb.offline=true")
+    assert is_user_error(error)
+    assert to_error_report(error, "train").reason.endswith("with logger.wandb.offline=true")
 
 
 def test_a_package_that_lacks_is_a_users_to_mend_unless_it_is_ours() -> None:
-    assert is_mendable(ModuleNotFoundError("psutil is not installed"))
-    assert not is_mendable(ModuleNotFoundError("no module", name="mim_lightning.nope"))
+    assert is_user_error(ModuleNotFoundError("psutil is not installed"))
+    assert not is_user_error(ModuleNotFoundError("no module", name="mim_lightning.nope"))
 
 
 class Ranks:

@@ -26,7 +26,7 @@ from mim_lightning.data.shards.shard_set import ShardSet
 from mim_lightning.io.atomic import atomic_write_folder
 from mim_lightning.io.damaged_file import errors_as_damaged_file
 from mim_lightning.io.file_name import validate_file_name
-from mim_lightning.stored_config import check_config
+from mim_lightning.stored_config import validate_config
 from mim_lightning.types import NO_KEY, RetrievalReport
 
 AGAIN = "evaluate the checkpoint again"
@@ -99,7 +99,7 @@ def read_record(folder: Path) -> EvaluationRecord:
         content = json.loads((found / FACTS_FILE).read_text())
         if content["version"] != VERSION:
             raise ValueError(f"record format {content['version']}, this code reads {VERSION}")
-        config = check_config(content["run"]["config"], found / FACTS_FILE, is_built=False)
+        config = validate_config(content["run"]["config"], found / FACTS_FILE, is_built=False)
         run, gallery = RunFacts(**{**content["run"], "config": config}), content.get("gallery", "")
         directions = {
             validate_file_name(name, "directions"): _read_direction(found, name, counts)

@@ -1,7 +1,7 @@
 """Text encoders of Hugging Face transformers: token tensors in, one pooled vector per text out.
 
 The tokenizer comes from the same source as the weights. With the model's config it is part of the checkpoint's assets,
-so rebuilding the encoder needs neither hub nor folder.
+so errors_as_value_error the encoder needs neither hub nor folder.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ from mim_lightning.io.file_name import validate_inside
 from mim_lightning.model.checkpoint import load_strictly
 from mim_lightning.model.fingerprint import fingerprint
 from mim_lightning.model.matcher import Matcher
-from mim_lightning.stored_config import check_assets, check_config, rebuilding
+from mim_lightning.stored_config import errors_as_value_error, validate_assets, validate_config
 from mim_lightning.types import InputSpec, TextSpec
 
 FORMAT = 1
@@ -124,7 +124,7 @@ def read_facts(folder: Path) -> ExportFacts:
             raise ValueError("inputs, preprocessing and onnx must be mappings by tower")
         if not {"model", "data", "callbacks"} <= facts.config.keys():
             raise ValueError("the config lacks model, data or callbacks")
-    facts = replace(facts, config=check_config(facts.config, path))
+    facts = replace(facts, config=validate_config(facts.config, path))
     written = _read_text(validate_inside(folder, folder / FINGERPRINT_FILE)).strip()
     if not written == facts.fingerprint == quantized_fingerprint(base_fingerprint(facts.fingerprint), facts.precision):
         raise ValueError(
@@ -141,7 +141,7 @@ def read_matcher(folder: Path, facts: ExportFacts) -> Matcher:
         ValueError: damaged, or changed weights or preprocessing; names both fingerprints.
     """
     assets = _read_assets(folder, list(facts.preprocessing))
-    with rebuilding(folder / FACTS_FILE):
+    with errors_as_value_error(folder / FACTS_FILE):
         matcher = build_matcher(facts.config, assets=assets)
     for name in matcher.towers:
         found, written = matcher.tower(name).encoder.describe_preprocessing(), facts.preprocessing.get(name)
@@ -163,7 +163,7 @@ def _read_assets(folder: Path, towers: Sequence[str]) -> dict[str, dict[str, str
             raise ValueError(f"{folder / FACTS_FILE}: {tower!r} cannot be the name of a tower")
         paths = sorted((folder / tower).iterdir()) if (folder / tower).is_dir() else []
         assets[tower] = {path.name: _read_text(validate_inside(folder, path)) for path in paths if not path.is_dir()}
-    return check_assets(assets, folder)
+    return validate_assets(assets, folder)
 
 
 def _read_text(path: Path) -> str:

@@ -19,7 +19,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.utilities import rank_zero_info
 
-from mim_lightning.expected_types import refuse_mistyped
+from mim_lightning.expected_types import validate_arguments
 from mim_lightning.io.atomic import atomic_write
 
 COMPLETE = "results come from whole passes over queries and catalog"
@@ -49,7 +49,7 @@ def validate_trainer(options: Mapping[str, Any], is_training: bool = True) -> No
         ValueError: naming the key and a value that works.
     """
     # "auto" is ours; the entry point resolves it
-    refuse_mistyped(Trainer, {k: v for k, v in options.items() if (k, v) != ("precision", "auto")}, "trainer")
+    validate_arguments(Trainer, {k: v for k, v in options.items() if (k, v) != ("precision", "auto")}, "trainer")
     for key, (allowed, remedy) in FIXED.items():
         if options.get(key) not in allowed:
             raise ValueError(f"trainer.{key}={_written(options[key])}: {remedy}")

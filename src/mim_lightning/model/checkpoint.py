@@ -21,7 +21,7 @@ from mim_lightning.io.damaged_file import DamagedFileError, errors_as_damaged_fi
 from mim_lightning.model.fingerprint import fingerprint
 from mim_lightning.model.fusion import Fusions
 from mim_lightning.model.matcher import Matcher
-from mim_lightning.stored_config import check_assets, check_config, rebuilding
+from mim_lightning.stored_config import errors_as_value_error, validate_assets, validate_config
 
 SECTION = "mim_lightning"  # key of this project in the checkpoint
 PREFIX = "matcher."  # of the matcher's tensors in Lightning's state dict
@@ -70,7 +70,7 @@ def load_matcher(path: str | Path) -> TrainedMatcher:
     """
     content = _read(path)
     section, state = content[SECTION], _state_of(content, PREFIX)
-    with rebuilding(path):
+    with errors_as_value_error(path):
         matcher = build_matcher(section["config"], assets=section["assets"])
     load_strictly(matcher, state, path)
     found = fingerprint(matcher)
@@ -173,7 +173,7 @@ def _read(path: str | Path) -> dict[str, Any]:
         raise ValueError(f"{path}: damaged (lacks its model's config, assets or fingerprint)")
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         raise ValueError(f"{path}: damaged (its state_dict holds no tensors by name)")
-    section |= {"config": check_config(section["config"], path), "assets": check_assets(section["assets"], path)}
+    section |= {"config": validate_config(section["config"], path), "assets": validate_assets(section["assets"], path)}
     return content
 
 

@@ -9,13 +9,13 @@ import json
 from dataclasses import asdict
 from typing import Any
 
-from mim_lightning.cli import run_door
+from mim_lightning.cli import run_entry_point
 
-FREE_TEXTS = ("index", "checkpoint", "image", "text", "not_text", "like", "output_image")
+VERBATIM_KEYS = ("index", "checkpoint", "image", "text", "not_text", "like", "output_image")
 
 
 def main() -> None:
-    run_door("search", search, FREE_TEXTS)
+    run_entry_point("search", search, VERBATIM_KEYS)
 
 
 def search(config: dict[str, Any]) -> None:

@@ -17,7 +17,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, open_dict
 
 from mim_lightning.config import to_plain
-from mim_lightning.errors import Failure, write_note
+from mim_lightning.errors import ErrorReport, write_note
 from mim_lightning.io.locks import describe_holder, release, try_lock
 from mim_lightning.run import Run, identify
 from mim_lightning.sweep.job_log import FINISHED, RUNNING, JobLog, JobRecord
@@ -68,9 +68,9 @@ class SweepLog(Callback):
         run, job = _identify_job(config, self.log)
         results = run.read_results() if run is not None else None
         end = job_return.return_value
-        if not isinstance(end, Failure) and results is None:
-            end = Failure("RuntimeError", "ended without results")
-        if isinstance(end, Failure):
+        if not isinstance(end, ErrorReport) and results is None:
+            end = ErrorReport("RuntimeError", "ended without results")
+        if isinstance(end, ErrorReport):
             job_return.return_value = float("nan")  # means "no result" to the sweeper
             label = "error" if end.status == "failed" else end.status
             print(f"{label}: job {job.job}: {end.reason}", file=sys.stderr, flush=True)

@@ -18,7 +18,7 @@ from mim_lightning.io.atomic import atomic_write
 from mim_lightning.io.damaged_file import errors_as_damaged_file
 from mim_lightning.io.locks import lock
 
-RUNNING, FINISHED = "running", "finished"  # besides "failed" and "pruned", see `Failure.status`
+RUNNING, FINISHED = "running", "finished"  # besides "failed" and "pruned", see `ErrorReport.status`
 FILE = "ledger.csv"
 
 

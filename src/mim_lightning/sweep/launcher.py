@@ -14,7 +14,7 @@ from typing import Any
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 
-from mim_lightning.errors import is_mendable
+from mim_lightning.errors import is_user_error
 from mim_lightning.interruption import Interruption
 from mim_lightning.sweep.job_log import RUNNING, JobLog, JobRecord
 from mim_lightning.sweep.summary import print_summary
@@ -43,7 +43,7 @@ class FaultTolerantLauncher(Launcher):
             first_line = next(iter(str(error).splitlines()), "")
             if type(error).__name__ in DEATHS:
                 reason = f"its process, or that of a job beside it, died: {type(error).__name__} {first_line}"
-            elif isinstance(error, RuntimeError) and not is_mendable(error):  # for example, no scheduler
+            elif isinstance(error, RuntimeError) and not is_user_error(error):  # for example, no scheduler
                 raise ValueError(f"hydra/launcher: {first_line}") from error
             else:
                 raise

@@ -175,7 +175,10 @@ def test_a_set_that_is_not_trained_on_is_left_out() -> None:
             "data.mixture.web.id_namespace=mine: give separate or shared",
         ),
         ({"main": {"folder": "x", "fraction": 0.2}}, "data.mixture.main: is the name of data.folder"),
-        ({"a": {"folder": "x", "fraction": 0.7}, "b": {"folder": "x", "fraction": 0.4}}, "the fractions sum to 1.1, must"),
+        (
+            {"a": {"folder": "x", "fraction": 0.7}, "b": {"folder": "x", "fraction": 0.4}},
+            "the fractions sum to 1.1, must",
+        ),
     ],
 )
 def test_mistakes_in_the_mix_are_named(entries: dict, word: str) -> None:
