@@ -1,0 +1,1 @@
+"""One image: its reference, download, limits, header, decoding, hash and transforms."""
