@@ -26,7 +26,7 @@ from mim_lightning.former_names import (
 )
 from mim_lightning.model.checkpoint import SECTION, load_matcher
 from mim_lightning.run import identify
-from mim_lightning.stored_config import OWN, ROLES, check_config
+from mim_lightning.stored_config import OWN, ROLES, validate_config
 from tests.inference.models import write_checkpoint
 
 SOURCE = Path(mim_lightning.__file__).parent
@@ -129,7 +129,9 @@ def test_a_checkpoint_with_former_names_loads(tmp_path: Path) -> None:
 
 def test_stored_configs_of_every_kind_get_the_present_names() -> None:
     config = compose("train", ["data=manifest", "data.source.products=p", "data.source.queries=q"])
-    assert check_config(former(config), "a.ckpt") == config == check_config(former(config), "a.yaml", is_built=False)
+    assert (
+        validate_config(former(config), "a.ckpt") == config == validate_config(former(config), "a.yaml", is_built=False)
+    )
 
 
 def test_every_former_key_leads_to_a_key_that_is_there() -> None:

@@ -114,7 +114,7 @@ def verify(folder: str) -> None:
     if found.damaged:
         raise ValueError(
             f"{prepared.folder}: {len(found.damaged)} damaged, the first is {found.damaged[0]}; copy the data again, "
-            "or prepare them anew with force=true"
+            "or prepare them anew with overwrite=true"
         )
     print(f"{prepared.folder}: {found.num_shards} shards with {found.num_rows:,} rows are what was written")
 

@@ -40,7 +40,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
     """One run of three epochs with W&B offline; its staging folder lies in the run's parent."""
     folder = tmp_path_factory.mktemp("browser")
     write_shop(folder / "shop", num_products=7)
-    overrides = small(folder, *LEARN, *OFFLINE, "report=last")
+    overrides = small(folder, *LEARN, *OFFLINE, "results_from=last")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         config = compose("train", [*overrides, "paths.runs=runs"])  # relative, as by default

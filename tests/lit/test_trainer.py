@@ -81,7 +81,7 @@ def test_what_works_passes(options: dict[str, Any]) -> None:
 
 
 def test_a_model_held_in_bfloat16_trains_and_its_checkpoint_gives_the_same_numbers(fit: Fit) -> None:
-    run = fit("trainer.precision=bf16-true", "trainer.max_epochs=1", "report=last")
+    run = fit("trainer.precision=bf16-true", "trainer.max_epochs=1", "results_from=last")
     assert weights(run)["matcher.towers.query_image.projection.weight"].dtype == torch.bfloat16
     evaluated = evaluate(compose("evaluate", [f"checkpoint={run.last_checkpoint}", "trainer=cpu"]))
     recorded = run.read_results()

@@ -207,7 +207,7 @@ def test_another_table_is_refused_and_forced(shop: ManifestSource, folder: Path)
     assert len(rows(old, "train")) == 4
     queries = shop.queries.read_text()
     shop.queries.write_text(queries.replace("q0,train", "q9,train"))
-    with pytest.raises(ValueError, match=r"queries=.*force=true"):
+    with pytest.raises(ValueError, match=r"queries=.*overwrite=true"):
         prepare_shards(shop, folder, SETTINGS)
     prepared = prepare_shards(shop, folder, SETTINGS, force=True)
     assert {sample.query_id for sample in rows(prepared, "train")} == {"q1", "q2", "q9"}
@@ -385,7 +385,7 @@ def test_more_bad_rows_than_may_be(shop: ManifestSource, folder: Path) -> None:
 
 def test_a_check_alone_writes_no_shards(shop: ManifestSource, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = [f"data.source.products={shop.products}", f"data.source.queries={shop.queries}", f"data.folder={folder}"]
-    config = compose("prepare", ["data=manifest", *words, "check=only"])
+    config = compose("prepare", ["data=manifest", *words, "validate_only=true"])
     prepare(config)
     assert str(folder) + "-check" in capsys.readouterr().out
     report = folder.with_name("shop-check")
