@@ -54,9 +54,8 @@ def push(folder: Path, repo: str, private: bool) -> str:
         if private and not hub.model_info(repo).private:  # an existing one keeps its visibility
             raise ValueError("it exists and is public; give private=false to publish")
         # the same commit deletes the files of an earlier export
-        hub.upload_folder(
-            repo_id=repo, folder_path=folder, delete_patterns=["*"], commit_message=f"Export {_fingerprint(folder)}"
-        )
+        message = f"Export {(folder / 'fingerprint').read_text().strip()}"
+        hub.upload_folder(repo_id=repo, folder_path=folder, delete_patterns=["*"], commit_message=message)
     except Exception as error:  # as above
         raise ValueError(f"push_to_hub={repo}: the hub refused it ({_reason(error)}); {folder} is complete") from error
     return f"{HUB_PREFIX}{repo}"
@@ -66,10 +65,6 @@ def validate_repo(repo: str, where: str) -> None:
     """Raise a ValueError unless it is <user>/<repo>."""
     if not REPO.fullmatch(repo):
         raise ValueError(f"{where}: give <user>/<repo>")
-
-
-def _fingerprint(folder: Path) -> str:
-    return (folder / "fingerprint").read_text().strip()
 
 
 def _reason(error: Exception) -> str:

@@ -78,13 +78,9 @@ def sample_inputs(
     """Return a few inputs of each tower: the first of the data, or noise and made-up words without any."""
     found: dict[str, TowerInput] = {}
     for loader in batches or ():
-        batch = next(iter(loader))
-        found |= {name: _first(inputs) for name, inputs in batch.inputs.items() if name in specs}
+        inputs = next(iter(loader)).inputs
+        found |= {name: map_tensors(inputs[name], lambda part: part[:NUM_SAMPLES]) for name in inputs.keys() & specs}
     return {name: found[name] if name in found else _made_up(spec) for name, spec in specs.items()}
-
-
-def _first(inputs: TowerInput) -> Any:
-    return map_tensors(inputs, lambda tensor: tensor[:NUM_SAMPLES])
 
 
 def _made_up(spec: InputSpec | tuple[InputSpec, ...]) -> Any:

@@ -40,7 +40,9 @@ class Model:
         return torch.stack([prepared, -prepared], dim=1).float().numpy()
 
     def embed_texts(self, texts: Sequence[str], tower: str | None = None) -> np.ndarray:
-        return np.array([[len(text), 0] for text in texts], dtype=np.float32)
+        if tower == "query_none":
+            raise ValueError("tower 'query_none': no text tower of this model")
+        return np.array([[len(text), tower is not None] for text in texts], dtype=np.float32)
 
 
 @pytest.fixture
@@ -92,6 +94,16 @@ def test_an_image_with_text_waits_for_one_batch(model: Model) -> None:
         model.hold.set()
         assert first.result()[0, 0] == 0
         assert [part[0, 0] for part in both.result()] == [1, 5]
+    encoder.close()
+
+
+def test_each_text_is_encoded_by_its_tower(model: Model) -> None:
+    encoder = BatchingEncoder(model)
+    texts, towers = ["a", "bb", "ccc"], ["query_category", None, "query_category"]
+    assert encoder.embed_parts([], texts, towers)[1].tolist() == [[1, 1], [2, 0], [3, 1]]
+    with pytest.raises(ValueError, match="query_none"):
+        encoder.embed_parts([], texts, [None, "query_none", None])
+    assert encoder.embed_parts([7], ["dddd"])[1].tolist() == [[4, 0]]
     encoder.close()
 
 
