@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
 
-from mim_lightning.data.shards.set_writer import finish_set, place_shard, remove_receipts
+from mim_lightning.data.shards.set_writer import finish_set, place_shard, remove_markers
 from mim_lightning.data.shards.writer import Record, shard_sizes, write_shard
 from mim_lightning.io.store import Store
 
@@ -24,4 +24,4 @@ def write_shard_set(folder: Path, records: Iterable[Record], num_records: int, s
         first += size
     assert next(iterator, None) is None, "more records than num_records"
     finish_set(store, "", len(sizes))
-    remove_receipts(store)
+    remove_markers(store)

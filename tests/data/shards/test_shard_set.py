@@ -123,7 +123,7 @@ DAMAGE: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "half an index": (
         "index.json",
         lambda path: path.write_text(json.dumps(json.loads(path.read_text()) | {"crc32": [1]})),
-        "index.json: damaged .sizes, bytes and crc32 are not of as many shards",
+        "index.json: damaged .sizes, bytes and crc32 differ in length",
     ),
     "other version": (
         "index.json",

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from mim_lightning.config import compose
-from mim_lightning.data.shards.verify import Verified, verify_sets
+from mim_lightning.data.shards.verify import VerificationResult, verify_sets
 from mim_lightning.prepare import prepare
 from tests.data.shards.test_writer import RECORDS
 from tests.shard_sets import write_shard_set
@@ -49,7 +49,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "a missing shard": (lambda root: (root / "000000.tar").unlink(), "000000.tar: a file of the shard is missing"),
     "an empty shard": (lambda root: (root / "000000.tar").write_bytes(b""), "000000.tar: "),
     "a missing byte index": (lambda root: (root / "000001.npy").unlink(), "000001.tar: a file of the shard is missing"),
-    "a bit of the byte index": (lambda root: flip(root / "000000.npy", -8), "000000.tar: members lie elsewhere"),
+    "a bit of the byte index": (lambda root: flip(root / "000000.npy", -8), "000000.tar: members are not where"),
     "a bit of a column": (lambda root: flip(root / "product_keys.npy", -8), "000001.tar: product_keys differ"),
     "a short column": (lambda root: np.save(root / "keys.npy", np.zeros(2, dtype=np.int64)), "0000"),
     "a missing index": (lambda root: (root / "index.json").unlink(), "index.json: "),
@@ -71,7 +71,7 @@ def test_damage_is_named(folder: Path, kind: str, name: str) -> None:
 
 
 def test_sound_data(folder: Path) -> None:
-    assert verify_sets(folder, SETS) == Verified(num_shards=4, num_rows=6, damaged=())
+    assert verify_sets(folder, SETS) == VerificationResult(num_shards=4, num_rows=6, damaged=())
 
 
 def test_data_of_an_older_version_have_no_checksums(folder: Path) -> None:

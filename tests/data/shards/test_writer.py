@@ -72,7 +72,7 @@ def test_every_column_and_the_byte_index_count(tmp_path: Path) -> None:
             other.columns[name][changed] += 1
             assert facts.difference(other) == f"{name} differ"
     other.places[1, 0, 0] += 1
-    assert facts.difference(other) == "members lie elsewhere than the byte index says"
+    assert facts.difference(other) == "members are not where the byte index says"
 
 
 @pytest.mark.parametrize("suffix", [".tar", ".npy"])
@@ -88,7 +88,7 @@ def test_a_disk_that_loses_bytes_is_not_trusted(tmp_path: Path, suffix: str, mon
             path.write_bytes(bytes(data))
 
     monkeypatch.setattr(os, "fsync", lossy)
-    with pytest.raises(ValueError, match="reads back otherwise"):
+    with pytest.raises(ValueError, match="reads back differently"):
         write_shard(tmp_path / "shard", iter(RECORDS), first=0)
 
 

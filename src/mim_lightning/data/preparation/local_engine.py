@@ -1,7 +1,7 @@
 """Shards written by several processes of this machine, each shard by one of them.
 
 PlannedSets come in, finished shards go out into a Store. A shard is a pure function of its task, so the bytes do not
-depend on the number of processes; what an interrupted process finished is found by its receipts and left as it is.
+depend on the number of processes; what an interrupted process finished is found by its markers and left as it is.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from mim_lightning.data.shards.damage import Damage
 from mim_lightning.data.shards.files import INDEX_FILE
 from mim_lightning.data.shards.set_index import IndexedShard, parse_index
 from mim_lightning.data.shards.set_writer import (
-    drop_receipt,
     finish_set,
     finished_shards,
     place_shard,
-    remove_receipts,
+    remove_marker,
+    remove_markers,
     shard_path,
     write_columns,
 )
@@ -100,7 +100,7 @@ def write_sets(sets: Sequence[PlannedSet], store: Store, reader: ImageReader, se
         ValueError: a picture cannot be read, or a process died.
     """
     finished = {planned.name: finished_shards(store, planned.name) for planned in sets}
-    num_finished = sum(receipt.size for receipts in finished.values() for receipt in receipts.values())
+    num_finished = sum(marker.size for markers in finished.values() for marker in markers.values())
     num_rows = sum(len(planned.items) for planned in sets) - num_finished
     tasks = _unfinished(sets, store, settings)
     num_workers = _num_workers(settings.num_workers, num_rows)
@@ -111,7 +111,7 @@ def write_sets(sets: Sequence[PlannedSet], store: Store, reader: ImageReader, se
             _write_in_processes(tasks, num_workers, (store, reader, settings.max_image_side), progress)
     for planned in sets:
         finish_set(store, planned.name, -(-len(planned.items) // settings.samples_per_shard))
-    remove_receipts(store)
+    remove_markers(store)
 
 
 def write_again(
@@ -146,13 +146,13 @@ def write_again(
 
 def _unfinished(sets: Sequence[PlannedSet], store: Store, settings: WritingSettings) -> Iterator[ShardTask]:
     for planned in sets:
-        receipts = finished_shards(store, planned.name)
+        markers = finished_shards(store, planned.name)
         for task in planned.shards(settings.samples_per_shard, settings.max_image_side):
-            receipt = receipts.get(task.shard_idx)
-            if receipt is not None and receipt.rows_id == task.rows_id:
+            marker = markers.get(task.shard_idx)
+            if marker is not None and marker.rows_id == task.rows_id:
                 continue
-            if receipt is not None:
-                drop_receipt(store, planned.name, receipt)
+            if marker is not None:
+                remove_marker(store, planned.name, marker)
             yield task
 
 

@@ -2,7 +2,7 @@
 
 A ManifestSource and a folder or address come in, prepared data stand there afterwards; the `prepare` door calls it
 for engine=ray. No process holds more than a part of the tables. A row's shard follows from its id, so that a second
-attempt finds finished shards by their receipts and writes the others alike.
+attempt finds finished shards by their markers and writes the others alike.
 """
 
 from __future__ import annotations
@@ -44,11 +44,11 @@ from mim_lightning.data.preparation.ray_tables import (
 from mim_lightning.data.preparation.ray_tasks import ShardJob, join_part, write_group
 from mim_lightning.data.preparation.staging import move_into_place, partial_work, remote_work
 from mim_lightning.data.shards.set_writer import (
-    drop_receipt,
     finish_set,
     finished_shards,
     place_shard,
-    remove_receipts,
+    remove_marker,
+    remove_markers,
 )
 from mim_lightning.data.shards.writer import write_shard
 from mim_lightning.data.splits import GivenSplits
@@ -58,7 +58,7 @@ from mim_lightning.io.paths import PathOrUrl
 from mim_lightning.io.store import Store
 
 MAX_PARTITIONS = 2_000  # of a shuffle: every reading task makes a piece for each
-ROWS_ID = "hashed"  # in receipts: what stands in a shard follows from the description
+ROWS_ID = "hashed"  # in markers: the content of a shard follows from the description
 
 
 def prepare_with_ray(
@@ -203,19 +203,19 @@ def _write_all(
     for name, num_shards in job.layout.num_shards.items():
         _fill_empty(job, name, num_shards)
         finish_set(job.store, name, num_shards)
-    remove_receipts(job.store)
+    remove_markers(job.store)
 
 
 def _find_finished(job: ShardJob) -> tuple[frozenset[int], int]:
     """Return the numbers of the finished shards and how many rows they hold; those that lack rows are not."""
     finished, num_rows = set(), 0
     for name in job.layout.num_shards:
-        for shard_idx, receipt in finished_shards(job.store, name).items():
-            if receipt.rows_id == job.rows_id:
+        for shard_idx, marker in finished_shards(job.store, name).items():
+            if marker.rows_id == job.rows_id:
                 finished.add(job.layout.number(name, shard_idx))
-                num_rows += receipt.size
+                num_rows += marker.size
             else:  # it lacks rows, or processes of the other engine wrote it
-                drop_receipt(job.store, name, receipt)
+                remove_marker(job.store, name, marker)
     return frozenset(finished), num_rows
 
 
@@ -254,9 +254,9 @@ def _read_catalogue(
 
 def _fill_empty(job: ShardJob, set_name: str, num_shards: int) -> None:
     """Write the shards to which no row was hashed: readers count on every number."""
-    receipts = finished_shards(job.store, set_name)
+    markers = finished_shards(job.store, set_name)
     for shard_idx in range(num_shards):
-        if shard_idx not in receipts:
+        if shard_idx not in markers:
             with job.store.scratch() as scratch:
                 facts = write_shard(scratch / "shard", (), 0)
                 place_shard(job.store, set_name, shard_idx, scratch / "shard", facts, job.rows_id)

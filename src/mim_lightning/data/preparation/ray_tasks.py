@@ -37,7 +37,7 @@ from mim_lightning.fields import PRODUCT_IMAGE
 from mim_lightning.ids import NO_KEY
 from mim_lightning.io.store import Store
 
-FAULTY = "f"  # ends the rows' id in the receipt of a shard that lacks rows: another attempt writes it again
+FAULTY = "f"  # ends the rows' id in the marker of a shard that lacks rows: another attempt writes it again
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from mim_lightning.data.shards.set_writer import RECEIPTS
+from mim_lightning.data.shards.set_writer import MARKERS
 from mim_lightning.io.locks import is_same_file, try_lock
 from mim_lightning.io.store import Store
 
@@ -26,7 +26,7 @@ MAKING_FILE = "making.json"  # what is being made here, and by which process
 SETTINGS_FILE = "settings.json"  # of prepared data, written last: its presence means complete
 LOCK_FILE = "lock"
 FACTS_FILE = "pictures.jsonl"  # what the check knows of pictures: true for whatever is made of them
-OUR_NAMES = ("catalogue", "queries", RECEIPTS, "skipped.csv", MAKING_FILE)
+OUR_NAMES = ("catalogue", "queries", MARKERS, "skipped.csv", MAKING_FILE)
 POLL_S = 0.5  # seconds
 
 
@@ -68,7 +68,7 @@ def remote_work(address: str, described: Mapping[str, Any], *, force: bool) -> I
     there = json.loads(store.read(MAKING_FILE)) if store.exists(MAKING_FILE) else None
     found = store.names("")
     difference = first_difference(described, there["described"]) if there else None
-    if difference is not None and RECEIPTS in found and not force:
+    if difference is not None and MARKERS in found and not force:
         raise ValueError(_other_work(address, difference))
     if there is None and found and not (force and SETTINGS_FILE in found):
         raise ValueError(f"{address}: holds other things ({', '.join(found[:3])}); give an empty address")
@@ -167,7 +167,7 @@ def _worker(partial: Path) -> str:
 
 
 def _holds_shards(partial: Path) -> bool:
-    return (partial / SETTINGS_FILE).is_file() or any((partial / RECEIPTS).rglob("*.npz"))
+    return (partial / SETTINGS_FILE).is_file() or any((partial / MARKERS).rglob("*.npz"))
 
 
 def _empty(partial: Path) -> None:

@@ -1,6 +1,6 @@
-"""Missing or damaged files of a shard set in a folder: shards, columns, or the index itself.
+"""Find missing or damaged files of a local shard set: shards, columns, or the index itself.
 
-Use it before relying on prepared data that were written earlier.
+Use it before relying on data that were prepared earlier; `verify` checks the content of every shard.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ PLACE_BYTES = len(MEMBERS) * 2 * 8  # of a sample in the byte index
 
 @dataclass(frozen=True)
 class Damage:
-    """What of one set has to be made again."""
+    """The files of a set that must be written again."""
 
     set_name: str
-    shard_idxs: tuple[int, ...] = ()  # whose tar file or byte index is not what it was
+    shard_idxs: tuple[int, ...] = ()  # with a missing or damaged tar file or byte index
     columns: tuple[str, ...] = ()
-    is_unknown: bool = False  # there is no index that could tell
+    is_unknown: bool = False  # the index itself is missing
 
     def __str__(self) -> str:
         if self.is_unknown:
@@ -46,8 +46,8 @@ def find_damage(
 
     Args:
         set_name: of the set in its prepared folder.
-        columns: that a set has besides the keys; those of the first format have none.
-        is_thorough: compare whole shards with their checksums; else sizes alone.
+        columns: required besides the keys; sets of the first format have none.
+        is_thorough: compare the checksums of whole shards, not only their sizes.
         on_shard: called after each shard.
     """
     files, index = shards.files, shards.index
@@ -58,7 +58,7 @@ def find_damage(
         return Damage(set_name, is_unknown=True)
     damaged = []
     for shard in map(index.shard, range(len(index.sizes))):
-        if not (_is_whole(files, shard) if is_thorough else _has_its_size(sizes, shard)):
+        if not (_is_sound(files, shard) if is_thorough else _has_size(sizes, shard)):
             damaged.append(shard.idx)
         on_shard(shard)
     wanted = columns if index.num_bytes is not None else ("keys",)
@@ -66,13 +66,13 @@ def find_damage(
     return Damage(set_name, tuple(damaged), lost) if damaged or lost else None
 
 
-def _has_its_size(sizes: dict[str, int], shard: IndexedShard) -> bool:
+def _has_size(sizes: dict[str, int], shard: IndexedShard) -> bool:
     num_bytes = sizes.get(f"{shard.stem}.tar")
-    is_there = num_bytes is not None and num_bytes == (num_bytes if shard.num_bytes is None else shard.num_bytes)
-    return is_there and sizes.get(f"{shard.stem}.npy", 0) > shard.size * PLACE_BYTES
+    has_tar = num_bytes is not None and shard.num_bytes in (None, num_bytes)
+    return has_tar and sizes.get(f"{shard.stem}.npy", 0) > shard.size * PLACE_BYTES
 
 
-def _is_whole(files: LocalFiles, shard: IndexedShard) -> bool:
+def _is_sound(files: LocalFiles, shard: IndexedShard) -> bool:
     try:
         files.open(shard, verify=True)
     except ShardError:

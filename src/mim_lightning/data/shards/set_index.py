@@ -1,7 +1,6 @@
-"""What `index.json` tells of a shard set: how many samples, bytes and which checksum each shard has.
+"""The index of a shard set, `index.json`: samples, bytes and checksum of each shard.
 
-The file's content comes in, numbers of shards and samples go out; `shard_set` asks. Held as arrays: a set of 400
-million samples has a few hundred thousand shards.
+Stored as arrays: a set of 400 million samples has a few hundred thousand shards.
 """
 
 from __future__ import annotations
@@ -14,12 +13,12 @@ import numpy as np
 from mim_lightning.io.damaged_file import describe_error
 
 FORMAT_VERSION = 2
-READABLE = (1, 2)  # the first tells neither bytes nor checksums, and has no columns but the keys
+READABLE = (1, 2)  # the first has no bytes, no checksums, and no columns except the keys
 
 
 @dataclass(frozen=True)
 class IndexedShard:
-    """What is known of a shard before it is opened."""
+    """The entry of a shard in the index."""
 
     idx: int
     size: int  # samples
@@ -40,7 +39,7 @@ class SetIndex:
 
     @property
     def starts(self) -> np.ndarray:
-        """The number of each shard's first sample, and the number of all, (shards + 1,)."""
+        """The number of the first sample of each shard, then the number of samples: (shards + 1,)."""
         return np.concatenate([[0], np.cumsum(self.sizes, dtype=np.int64)])
 
     def shard(self, idx: int) -> IndexedShard:
@@ -52,7 +51,7 @@ def parse_index(content: bytes) -> SetIndex:
     """Read the content of an index.json.
 
     Raises:
-        ValueError: it is damaged, or of a format that is not known here.
+        ValueError: it is damaged, or of an unknown format.
     """
     try:
         index = json.loads(content)
@@ -64,10 +63,10 @@ def parse_index(content: bytes) -> SetIndex:
             return SetIndex(sizes, max_relevant)
         num_bytes, crc32 = (np.array(index[name], dtype=np.int64) for name in ("bytes", "crc32"))
         if not num_bytes.shape == crc32.shape == (len(sizes),):
-            raise ValueError("sizes, bytes and crc32 are not of as many shards")
+            raise ValueError("sizes, bytes and crc32 differ in length")
     except UnknownFormatError:
         raise
-    except Exception as error:  # whatever a text that is no index brings about
+    except Exception as error:  # parsing a damaged file can raise anything
         raise ValueError(f"damaged ({describe_error(error)})") from error
     return SetIndex(sizes, max_relevant, num_bytes, crc32)
 

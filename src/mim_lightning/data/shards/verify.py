@@ -1,7 +1,6 @@
-"""Are prepared data what was written? Every shard is read against the checksums, the byte index and the columns.
+"""Verify prepared data: read every shard and compare it with its checksum, its byte index and the columns of its set.
 
-A prepared folder or address comes in, what is damaged goes out by name; the `prepare` door calls it. The sets of
-older versions have no checksums: what can be told of them without is told.
+Sets of older versions have no checksums: they are compared with what they have.
 """
 
 from __future__ import annotations
@@ -34,21 +33,21 @@ NUM_READERS = 4  # shards read at once
 
 
 @dataclass(frozen=True)
-class Verified:
-    """What was looked at, and what of it is damaged: a line each, beginning with the file's name."""
+class VerificationResult:
+    """Number of verified shards and rows, and a line per damaged file, beginning with its name."""
 
     num_shards: int
     num_rows: int
     damaged: tuple[str, ...]
 
 
-def verify_sets(folder: PathOrUrl, set_names: list[str]) -> Verified:
-    """Read every shard of the sets in a prepared folder; raises nothing for damage."""
+def verify_sets(folder: PathOrUrl, set_names: list[str]) -> VerificationResult:
+    """Read every shard of the sets in a prepared folder; damage is reported, not raised."""
     store, damaged, checks = Store(folder), list[str](), list[_Shard]()
     for name in set_names:
         try:
             checks += list(_shards(store, name))
-        except Exception as error:  # whatever a damaged file brings about is what is looked for here
+        except Exception as error:  # reading a damaged file can raise anything
             damaged.append(f"{name}/index.json: {describe_error(error)}")
     num_rows = sum(shard.stop - shard.start for shard in checks)
     num_read = num_bytes = 0
@@ -58,18 +57,18 @@ def verify_sets(folder: PathOrUrl, set_names: list[str]) -> Verified:
                 damaged.append(f"{shard.path('.tar')}: {reason}")
             num_read, num_bytes = num_read + shard.stop - shard.start, num_bytes + size
             progress.update(num_read, num_bytes)
-    return Verified(len(checks), num_rows, tuple(damaged))
+    return VerificationResult(len(checks), num_rows, tuple(damaged))
 
 
 @dataclass(frozen=True)
 class _Shard:
-    """A shard by what the set's index says of it; rows `start` to `stop` of the set."""
+    """A shard as the index describes it; rows `start` to `stop` of the set."""
 
     set_name: str
     shard_idx: int
     start: int
     stop: int
-    num_bytes: int | None  # None: the index says nothing of it
+    num_bytes: int | None  # None: not in the index
     crc32: int | None
     columns: tuple[str, ...]
 
@@ -78,7 +77,7 @@ class _Shard:
 
 
 def _shards(store: Store, set_name: str) -> Iterator[_Shard]:
-    _refuse_irregular(store, f"{set_name}/index.json")
+    _validate_regular(store, f"{set_name}/index.json")
     index = json.loads(store.read(f"{set_name}/index.json"))
     ends = list(accumulate(index["sizes"], initial=0))
     unknown = [None] * len(index["sizes"])
@@ -89,14 +88,14 @@ def _shards(store: Store, set_name: str) -> Iterator[_Shard]:
 
 
 def _verify(store: Store, shard: _Shard) -> tuple[int, str | None]:
-    """Return the bytes of a shard, and what is wrong with it."""
+    """Return the size of a shard, and its damage, None if there is none."""
     tar = shard.path(".tar")
     size = max(0, store.size(tar))
     try:
         if shard.num_bytes not in (None, size) and size:
             return size, f"{size} bytes, not {shard.num_bytes}"
         with errors_as_damaged_file(tar):
-            _refuse_irregular(store, tar)
+            _validate_regular(store, tar)
             with store.open(tar) as file:
                 found = read_shard(file)
         return size, found.difference(_expected(store, shard, found))
@@ -108,26 +107,26 @@ def _verify(store: Store, shard: _Shard) -> tuple[int, str | None]:
         return size, describe_error(error)
 
 
-def _refuse_irregular(store: Store, name: str) -> None:
+def _validate_regular(store: Store, name: str) -> None:
     if store.is_local:
         validate_regular_file(Path(store.address) / name)
 
 
 def _expected(store: Store, shard: _Shard, found: ShardFacts) -> ShardFacts:
-    """Return what the other files say of a shard; of what they say nothing, what was found."""
+    """Return the facts of a shard according to the other files; facts that they lack are as found."""
     with errors_as_damaged_file(shard.path(".npy")):
-        _refuse_irregular(store, shard.path(".npy"))
+        _validate_regular(store, shard.path(".npy"))
         places = read_places(io.BytesIO(store.read(shard.path(".npy"))), shard.stop - shard.start)
     columns = {name: _slice(store, f"{shard.set_name}/{name}.npy", shard.start, shard.stop) for name in shard.columns}
-    said: Mapping[str, Any] = {"num_bytes": shard.num_bytes, "crc32": shard.crc32}
-    known = {name: value for name, value in said.items() if value is not None}
+    indexed: Mapping[str, Any] = {"num_bytes": shard.num_bytes, "crc32": shard.crc32}
+    known = {name: value for name, value in indexed.items() if value is not None}
     return replace(found, places=places, columns={**found.columns, **columns}, **known)
 
 
 def _slice(store: Store, name: str, start: int, stop: int) -> np.ndarray:
-    """Read rows `start` to `stop` of a column, and not the others: it may be gigabytes long."""
+    """Read rows `start` to `stop` of a column only: it may have gigabytes."""
     with errors_as_damaged_file(name):
-        _refuse_irregular(store, name)
+        _validate_regular(store, name)
         return _read_slice(store, name, start, stop)
 
 

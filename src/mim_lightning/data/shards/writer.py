@@ -1,7 +1,6 @@
-"""One shard: records into a tar file with a byte index beside it, read back before anybody relies on it.
+"""Write one shard: a tar file of records with a byte index, read back and compared before it is used.
 
-Records come in from whoever writes, files that a ShardSet reads and their ShardFacts go out. What is known of a shard
-can be read from its tar file alone: that is how `verify` verifies one, when it is written and years later.
+The tar file alone contains everything about a shard, so `verify` can check it when it is written and years later.
 """
 
 from __future__ import annotations
@@ -23,9 +22,9 @@ from mim_lightning.data.shards.open_shards import MEMBERS
 from mim_lightning.ids import NO_KEY, id_key
 
 TAR_HEADER = 512  # bytes before the data of a ustar member
-BLOCK = 1 << 16  # bytes read at once; tarfile copies the rest of a block with every member
-COLUMNS: dict[str, type] = {  # what readers hold of every sample, memory-mapped: a file of a set by column
-    "keys": np.int64,  # id key of the query, or of the product where there is no query
+BLOCK = 1 << 16  # bytes read at once; tarfile copies the remainder of a block with every member
+COLUMNS: dict[str, type] = {  # columns of a set, one value per sample, each in a file that readers memory-map
+    "keys": np.int64,  # hashed id of the query, or of the product if there is no query
     "product_keys": np.int64,  # NO_KEY where there is none
     "category_keys": np.int64,
     "weights": np.float32,
@@ -34,20 +33,20 @@ COLUMNS: dict[str, type] = {  # what readers hold of every sample, memory-mapped
 
 @dataclass(frozen=True)
 class Record:
-    """What one sample is made of: encoded images by tower name, everything else in `facts`."""
+    """The content of one sample: encoded images by field, everything else in `facts`."""
 
     images: Mapping[str, bytes]
-    facts: Mapping[str, Any]  # what Sample holds besides images; segments, image_sharpness, weight
+    facts: Mapping[str, Any]  # the values of a Sample besides its images; segments, image_sharpness, weight
 
 
 @dataclass(frozen=True)
 class ShardFacts:
-    """What is known of a shard of S samples; its tar file alone tells all of it."""
+    """Facts of a shard of S samples; all can be read from its tar file."""
 
     num_bytes: int
     crc32: int  # of the tar file
     max_relevant: int  # products of one sample, asked for or shown
-    places: np.ndarray  # (S, members, 2) int64: byte offset and size of each member, 0 and 0 where it is absent
+    places: np.ndarray  # (S, members, 2) int64: byte offset and size of each member, 0 and 0 if it is absent
     columns: Mapping[str, np.ndarray]  # (S,) each, see COLUMNS
 
     @cached_property
@@ -55,37 +54,37 @@ class ShardFacts:
         return len(self.places)
 
     def difference(self, other: ShardFacts) -> str | None:
-        """Return in a few words what is not the same of two shards, or None."""
+        """Return the first difference between two shards in a few words, or None."""
         for name in ("num_bytes", "crc32", "size", "max_relevant"):
             ours, theirs = getattr(self, name), getattr(other, name)
             if ours != theirs:
                 return f"{name} {ours}, not {theirs}"
         if not np.array_equal(self.places, other.places):
-            return "members lie elsewhere than the byte index says"
+            return "members are not where the byte index says"
         different = [name for name in COLUMNS if not np.array_equal(self.columns[name], other.columns[name])]
         return f"{different[0]} differ" if different else None
 
 
 def write_shard(stem: Path, records: Iterable[Record], first: int) -> ShardFacts:
-    """Write `<stem>.tar` and `<stem>.npy`, read both back and return what the shard holds.
+    """Write `<stem>.tar` and `<stem>.npy`, read both back and return the facts of the shard.
 
     Args:
-        first: the number in the name of the first sample's members; the following samples count on.
+        first: number in the names of the first sample's members; it increases with each sample.
 
     Raises:
-        ValueError: what is read is not what was written.
+        ValueError: the files do not contain what was written.
     """
     places: list[np.ndarray] = []
     facts: list[Mapping[str, Any]] = []
     tar_path, index_path = stem.with_suffix(".tar"), stem.with_suffix(".npy")
     with tar_path.open("wb") as file:
-        tally = _Tally(file)
-        with tarfile.open(fileobj=tally, mode="w", format=tarfile.USTAR_FORMAT) as tar:  # type: ignore[call-overload]
+        stream = _ChecksummingFile(file)
+        with tarfile.open(fileobj=stream, mode="w", format=tarfile.USTAR_FORMAT) as tar:  # type: ignore[call-overload]
             for number, record in enumerate(records, start=first):
                 places.append(_add(tar, number, record))
                 facts.append(_indexed(record.facts))
         _flush(file)
-    written = ShardFacts(tally.num_bytes, tally.crc32, _max_relevant(facts), _stack(places), _columns(facts))
+    written = ShardFacts(stream.num_bytes, stream.crc32, _max_relevant(facts), _stack_places(places), _columns(facts))
     with index_path.open("wb") as file:
         np.save(file, written.places)
         _flush(file)
@@ -94,43 +93,43 @@ def write_shard(stem: Path, records: Iterable[Record], first: int) -> ShardFacts
     if difference is None and not np.array_equal(np.load(index_path), written.places):
         difference = "its byte index differs"
     if difference is not None:
-        raise ValueError(f"{tar_path}: reads back otherwise than it was written ({difference}); is the disk sound?")
+        raise ValueError(f"{tar_path}: reads back differently than it was written ({difference}); check the disk")
     return written
 
 
 def read_shard(file: BinaryIO) -> ShardFacts:
-    """Read a tar file from its beginning to its end and return what it holds.
+    """Read a whole tar file and return the facts of the shard.
 
     Raises:
-        ValueError: it is no shard.
+        ValueError: it is not a shard.
     """
-    tally = _Tally(file)
+    stream = _ChecksummingFile(file)
     places: list[np.ndarray] = []
     facts: list[Mapping[str, Any]] = []
     try:
-        with tarfile.open(fileobj=tally, mode="r|", bufsize=BLOCK) as tar:  # type: ignore[call-overload]
+        with tarfile.open(fileobj=stream, mode="r|", bufsize=BLOCK) as tar:  # type: ignore[call-overload]
             for member in tar:
                 name = member.name.split(".", 1)[1]
-                if name == "json":  # comes first of each sample
+                if name == "json":  # the first member of each sample
                     places.append(np.zeros((len(MEMBERS), 2), dtype=np.int64))
                     facts.append(_indexed(json.loads(tar.extractfile(member).read())))
                 places[-1][MEMBERS.index(name)] = member.offset_data, member.size
     except (tarfile.TarError, ValueError, LookupError, AttributeError, TypeError) as error:
         raise ValueError(f"not a readable shard ({error})") from error
-    while tally.read(BLOCK):
+    while stream.read(BLOCK):
         pass
-    return ShardFacts(tally.num_bytes, tally.crc32, _max_relevant(facts), _stack(places), _columns(facts))
+    return ShardFacts(stream.num_bytes, stream.crc32, _max_relevant(facts), _stack_places(places), _columns(facts))
 
 
 def shard_sizes(num_records: int, samples_per_shard: int) -> list[int]:
-    """Return the sizes of as few shards as hold the records, equal give or take one sample."""
+    """Return the sizes of the fewest shards for the records; sizes differ by at most one sample."""
     num_shards = -(-num_records // samples_per_shard)
-    share, rest = divmod(num_records, max(1, num_shards))
-    return [share + (shard_idx < rest) for shard_idx in range(num_shards)]
+    size, num_larger = divmod(num_records, max(1, num_shards))
+    return [size + (shard_idx < num_larger) for shard_idx in range(num_shards)]
 
 
-class _Tally:
-    """A file that counts and sums what passes."""
+class _ChecksummingFile:
+    """A file that counts and checksums the bytes read or written."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.file, self.num_bytes, self.crc32 = file, 0, 0
@@ -162,13 +161,13 @@ def _add(tar: tarfile.TarFile, number: int, record: Record) -> np.ndarray:
 
 
 def _flush(file: BinaryIO) -> None:
-    """See that a file is on the disk before it gets its name: a power cut must not leave an empty one."""
+    """Flush a file to disk before it is renamed: a power cut must not leave an empty file."""
     file.flush()
     os.fsync(file.fileno())
 
 
 def _indexed(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what the columns and the index need of a sample."""
+    """Return the values of a sample for the columns and the index."""
     key = facts.get("query_id") or facts["product_id"]
     return {
         "keys": id_key(key),
@@ -191,5 +190,5 @@ def _columns(facts: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
     return {name: np.array([row[name] for row in facts], dtype=kind) for name, kind in COLUMNS.items()}
 
 
-def _stack(places: Sequence[np.ndarray]) -> np.ndarray:
+def _stack_places(places: Sequence[np.ndarray]) -> np.ndarray:
     return np.stack(places) if places else np.zeros((0, len(MEMBERS), 2), dtype=np.int64)
