@@ -1,29 +1,22 @@
 """python -m mim_lightning.evaluate checkpoint=<path> [data=...]: retrieval numbers from a checkpoint file alone.
 
-    python -m mim_lightning.evaluate encoder=clip_vit_b32 model=3tower data=<your set>     never trained: as it comes
+    python -m mim_lightning.evaluate encoder=clip_vit_b32 model=3tower data=<your set>     untrained
 
-The model, its directions and, unless `data` is given, its data come from the config that the checkpoint
-carries; the numbers are those of the training run. Without a checkpoint they come from the command line.
+Model, directions and, unless `data` is given, data come from the config in the checkpoint, and the numbers are those of
+the training run. Without a checkpoint they come from the command line.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mim_lightning.cli import run_entry_point
-from mim_lightning.config import build, build_matcher
+from mim_lightning.config import build
 from mim_lightning.expected_types import validate_arguments, validate_type
-from mim_lightning.io.atomic import atomic_write
-from mim_lightning.launch import choose_precision
-from mim_lightning.run import validate_seed
-from mim_lightning.set_name import name_set
+from mim_lightning.run import Run
 from mim_lightning.stored_config import data_of
-
-if TYPE_CHECKING:
-    from mim_lightning.model.matcher import Matcher
+from mim_lightning.training import build_untrained
 
 TEXT = str | None
 KINDS: dict[str, Any] = {
@@ -46,19 +39,26 @@ def evaluate(config: dict[str, Any]) -> dict[str, float]:
     config = {**config, **texts}
     if config["output"] and (Path(config["output"]) / "config.yaml").is_file():
         raise ValueError(
-            f"output={config['output']}: is a run's own folder, whose results.json says that it is finished; "
-            "give another folder"
+            f"output={config['output']}: is a run's own folder, whose results it would replace; give another"
         )
     from mim_lightning.lit.console import ProgressBar, print_run, silence_lightning
     from mim_lightning.lit.datamodule import MatchDataModule
     from mim_lightning.lit.evaluation import evaluate_module, flatten, save_evaluation
     from mim_lightning.lit.module import MatchModule
     from mim_lightning.lit.trainer import keep_batches, validate_trainer
+    from mim_lightning.model.checkpoint import load_matcher
     from mim_lightning.model.fingerprint import fingerprint
 
     silence_lightning()
     validate_trainer(config["trainer"], is_training=False)
-    matcher, trained = _load(config) if config["checkpoint"] else _build_untouched(config)
+    if config["checkpoint"]:
+        for group in ("encoder", "model"):
+            if config.get(group):
+                raise ValueError(f"{group}: the checkpoint has its own; leave it out, or the checkpoint")
+        loaded = load_matcher(config["checkpoint"])
+        matcher, trained = loaded.matcher, loaded.config
+    else:
+        matcher, trained = build_untrained(config)
     data = config.get("data") or data_of(trained, config["checkpoint"])
     validate_arguments(MatchDataModule, data, "data" if config.get("data") else f"{config['checkpoint']}: data")
     data = {**data, "val_split": config["split"] or data["val_split"]}
@@ -68,13 +68,14 @@ def evaluate(config: dict[str, Any]) -> dict[str, float]:
     options = dict(config["trainer"])
     if options["precision"] == "auto":
         options["precision"] = (trained.get("trainer") or {}).get("precision")
-    changed: dict[str, Any] = {"directions": {**(trained.get("directions") or {}), **(config["directions"] or {})}}
-    changed["monitor"] = config["monitor"] or trained.get("monitor")
+    changed = {
+        "directions": {**(trained.get("directions") or {}), **(config["directions"] or {})},
+        "monitor": config["monitor"] or trained.get("monitor"),
+    }
     evaluation = trained["callbacks"].get("retrieval_eval")
     if evaluation is None:
         raise ValueError(f"{config['checkpoint']}: callbacks.retrieval_eval: is missing, nothing is evaluated")
-    callback = build({**evaluation, **changed})
-    trainer = build(options, callbacks=[callback, ProgressBar()], logger=False)
+    trainer = build(options, callbacks=[build({**evaluation, **changed}), ProgressBar()], logger=False)
     keep_batches(trainer)
     reports = evaluate_module(trainer, MatchModule(matcher), datamodule)
     results = flatten(reports, datamodule)
@@ -82,48 +83,9 @@ def evaluate(config: dict[str, Any]) -> dict[str, float]:
     if config["output"]:
         folder = Path(config["output"])
         save_evaluation(trainer, matcher, datamodule, {**trained, **changed, "data": data}, folder)
-        with atomic_write(folder / "results.json") as partial:
-            partial.write_text(json.dumps(results, indent=2))
+        Run(trained["run"]["id"], folder).write_results(results)
         print(f"results, record and picture: {folder}")
     return results
-
-
-def _load(config: Mapping[str, Any]) -> tuple[Matcher, Mapping[str, Any]]:
-    """Return the model of a checkpoint, and the config of its run."""
-    from mim_lightning.model.checkpoint import load_matcher
-
-    for group in ("encoder", "model"):
-        if config.get(group):
-            raise ValueError(f"{group}: the checkpoint has its own; leave it out, or the checkpoint")
-    loaded = load_matcher(config["checkpoint"])
-    return loaded.matcher, loaded.config
-
-
-def _build_untouched(config: Mapping[str, Any]) -> tuple[Matcher, Mapping[str, Any]]:
-    """Return a model that was never trained, and what a run of it would have in its config.
-
-    Raises:
-        ValueError: the command line does not say which.
-    """
-    from lightning import seed_everything
-
-    for group, example in (("encoder", "clip_vit_b32"), ("model", "3tower"), ("data", "manifest")):
-        if not config.get(group):
-            raise ValueError(
-                f"checkpoint: needs a value; give checkpoint=<file>, or {group}={example} and so on for a model that "
-                "was never trained: encoder, model and data"
-            )
-    validate_seed(config["seed"])
-    seed_everything(config["seed"], workers=True, verbose=False)
-    trainer = {**config["trainer"], "precision": choose_precision(config["trainer"])}
-    evaluation = {
-        "_target_": "mim_lightning.lit.RetrievalEval",
-        "directions": config["directions"],
-        "monitor": config["monitor"],
-    }
-    run_id = f"{config['model']['name']}-{name_set(config['data'])}-untouched"
-    described = {**config, "trainer": trainer, "callbacks": {"retrieval_eval": evaluation}, "run": {"id": run_id}}
-    return build_matcher(config), described
 
 
 if __name__ == "__main__":

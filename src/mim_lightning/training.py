@@ -8,7 +8,7 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mim_lightning.config import (
     build,
@@ -21,8 +21,12 @@ from mim_lightning.config import (
 )
 from mim_lightning.expected_types import validate_arguments
 from mim_lightning.interruption import Interruption
-from mim_lightning.launch import is_alone, is_first_rank, is_joined, is_launched
-from mim_lightning.run import Run, find_resumable, validate_results_from
+from mim_lightning.launch import choose_precision, is_alone, is_first_rank, is_joined, is_launched
+from mim_lightning.run import Run, find_resumable, validate_results_from, validate_seed
+from mim_lightning.set_name import name_set
+
+if TYPE_CHECKING:
+    from mim_lightning.model.matcher import Matcher
 
 
 def fit(config: dict[str, Any], run: Run, description: Mapping[str, Any] | None = None) -> None:
@@ -120,3 +124,33 @@ def fit(config: dict[str, Any], run: Run, description: Mapping[str, Any] | None 
     finally:
         close_loggers(trainer)
     trainer.strategy.barrier()
+
+
+def build_untrained(config: Mapping[str, Any]) -> tuple[Matcher, dict[str, Any]]:
+    """Return the model that a run would begin with, and the config that the run would have.
+
+    Args:
+        config: of an evaluation without a checkpoint.
+
+    Raises:
+        ValueError: the config lacks an encoder, a model or data.
+    """
+    from lightning import seed_everything
+
+    for group, example in (("encoder", "clip_vit_b32"), ("model", "3tower"), ("data", "manifest")):
+        if not config.get(group):
+            raise ValueError(
+                f"checkpoint: needs a value; give checkpoint=<file>, or {group}={example} and so on for a model that "
+                "was never trained: encoder, model and data"
+            )
+    validate_seed(config["seed"])
+    seed_everything(config["seed"], workers=True, verbose=False)
+    evaluation = {"_target_": "mim_lightning.lit.RetrievalEval"}
+    evaluation |= {key: config[key] for key in ("directions", "monitor")}
+    run_config = {
+        **config,
+        "trainer": {**config["trainer"], "precision": choose_precision(config["trainer"])},
+        "callbacks": {"retrieval_eval": evaluation},
+        "run": {"id": f"{config['model']['name']}-{name_set(config['data'])}-untouched"},
+    }
+    return build_matcher(config), run_config
