@@ -5,7 +5,7 @@ from __future__ import annotations
 import pyarrow as pa
 import pytest
 
-from mim_lightning.search.facets import MAX_VALUES, choices, describe_facets, extend_facets
+from mim_lightning.search.facets import MAX_VALUES, describe_facets, extend_facets, select_choices
 
 PRODUCTS = {
     "product_id": ["a", "b", "c"],
@@ -30,13 +30,13 @@ def test_columns_are_told_by_what_the_index_takes_them_for() -> None:
         "price": {"min": 3.5, "max": 12.0},
         "origin": {"values": []},
     }
-    assert set(choices(facets)) == {"category", "price"}
+    assert set(select_choices(facets)) == {"category", "price"}
 
 
 def test_a_price_for_all_is_no_choice() -> None:
     facets = describe_facets(pa.table({"product_id": ["a", "b"], "price": [2, 2]}))
-    assert facets == {"price": {"min": 2.0, "max": 2.0}} and choices(facets) == {}
-    assert choices({"price": {"min": None, "max": None}}) == {}
+    assert facets == {"price": {"min": 2.0, "max": 2.0}} and select_choices(facets) == {}
+    assert select_choices({"price": {"min": None, "max": None}}) == {}
 
 
 def test_a_column_of_too_many_texts_is_a_description() -> None:

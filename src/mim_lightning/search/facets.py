@@ -41,7 +41,7 @@ def extend_facets(facets: Mapping[str, Facet], products: pa.Table) -> dict[str, 
     return {name: facet for name, facet in merged.items() if facet is not None}
 
 
-def choices(facets: Mapping[str, Facet]) -> dict[str, Facet]:
+def select_choices(facets: Mapping[str, Facet]) -> dict[str, Facet]:
     """Return the facets that offer a choice: several values, or a range."""
     return {name: facet for name, facet in facets.items() if _has_choice(facet)}
 

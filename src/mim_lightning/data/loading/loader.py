@@ -1,6 +1,6 @@
 """Loaders: from a shard set and an order to the batches of one rank, with a position of two integers.
 
-Workers only read what they are told to, so their number does not change a batch.
+Workers read only what a request names, so their number does not change a batch.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ class ShardSet:
     """Random access to the samples of a set by number; cheap to open and to send to a worker.
 
     Args:
-        folder: path, or address such as s3://bucket/shop/catalogue.
+        folder: path, or address such as s3://bucket/shop/catalog.
         cache: how the files of an address are downloaded, and where they are stored.
 
     Raises:

@@ -24,7 +24,7 @@ from PIL import Image
 from mim_lightning.data.images.codec import decode_upright
 from mim_lightning.data.images.limits import ImageError
 from mim_lightning.display.text import plain
-from mim_lightning.search.facets import FACETS, choices
+from mim_lightning.search.facets import FACETS, select_choices
 from mim_lightning.search.query import SearchQuery
 from mim_lightning.search.service.request_limits import RefusedError
 from mim_lightning.search.service.search_service import SearchResponse, SearchService
@@ -56,7 +56,7 @@ def make_blocks(service: SearchService) -> SearchBlocks:
     """Return the user interface; with several engines it can show two of them side by side."""
     uploads = Uploads(_own_folder())
     names = list(service.engines)
-    facets = choices(service.engine().searcher.index.card.extra.get(FACETS, {}))
+    facets = select_choices(service.engine().searcher.index.card.extra.get(FACETS, {}))
     with SearchBlocks(uploads, title="mim_lightning", delete_cache=CACHE_SECONDS, analytics_enabled=False) as page:
         gr.Markdown("## Find the product\nBy an image, a text, or both. Click a product to find similar ones.")
         user = gr.BrowserState("", storage_key="mim_user", secret="mim_lightning")
