@@ -15,7 +15,8 @@ from mim_lightning.evaluate import evaluate
 from mim_lightning.export import export
 from mim_lightning.plot import plot
 from mim_lightning.search.__main__ import search
-from mim_lightning.serve import open_shopfront
+from mim_lightning.search.service.request_limits import Limits
+from mim_lightning.search.service.search_service import open_service, read_arms
 from mim_lightning.stored_config import TRUSTED_PACKAGES
 
 ENCODER = """
@@ -40,6 +41,8 @@ def test_commands_build_what_a_trusted_package_exports(
     index, exported, evaluated = tmp_path / "index", tmp_path / "exported", tmp_path / "evaluated"
     photo = tmp_path / "shop" / "street1-0.jpg"
 
+    service = compose("serve", [f"index={index}"])
+
     def run_all() -> list[Callable]:
         return [
             lambda: evaluate(compose("evaluate", [checkpoint, f"output={evaluated}"])),
@@ -47,7 +50,7 @@ def test_commands_build_what_a_trusted_package_exports(
             lambda: export(compose("export", [checkpoint, f"output={exported}", "device=cpu"])),
             lambda: mim_lightning.load(exported),
             lambda: search(compose("search", [f"index={index}", f"image={photo}", "output_image=null"])),
-            lambda: open_shopfront(compose("serve", [f"index={index}"])),
+            lambda: open_service(service, read_arms(service), Limits(**service["limits"])),
         ]
 
     monkeypatch.setenv(TRUSTED_PACKAGES, "our_encoders")
