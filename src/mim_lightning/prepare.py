@@ -1,7 +1,7 @@
 """python -m mim_lightning.prepare data=<your set>: tables to shards, on this machine or on a cluster.
 
-The train door does this by itself when the shards are missing; as a door of its own it runs where the pictures
-are, checks without writing, makes shards anew, and verifies those that are there.
+Training does this by itself when the shards are missing. Run it alone where the images are, to validate without
+writing, to write the shards again, or to verify existing ones.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from mim_lightning.config import build, build_preparation
 from mim_lightning.display.text import plain
 from mim_lightning.fields import TEXT_FIELDS
 
-# what is imported in functions waits until it is needed: a wrong word is told at once, and the processes that write,
-# which import this file too, need neither torch nor pages
+# imports in functions: errors in the command line are reported at once, and the processes that write, which import
+# this module too, need neither torch nor HTML pages
 if TYPE_CHECKING:
     from mim_lightning.data.preparation.prepared import PreparedData
     from mim_lightning.io.paths import PathOrUrl
@@ -31,7 +31,7 @@ def main() -> None:
 
 
 def prepare(config: dict[str, Any]) -> None:
-    """Write the shards of `data`, and say what is in them; or check or verify only."""
+    """Write the shards of `data` and print what they contain; or only validate or verify."""
     data = config["data"]
     if config["engine"] not in ENGINES:
         raise ValueError(f"engine={config['engine']}: give {' or '.join(ENGINES)}")
@@ -53,7 +53,7 @@ def prepare(config: dict[str, Any]) -> None:
 
 
 def describe(prepared: PreparedData, train_split: str) -> None:
-    """Say what prepared data hold."""
+    """Print what prepared data contain."""
     print(f"{prepared.folder}\n  catalogue: {len(prepared.catalogue())} rows")
     splits = prepared.splits()
     for split in splits:
@@ -64,7 +64,7 @@ def describe(prepared: PreparedData, train_split: str) -> None:
 
 
 def prepare_here(config: Mapping[str, Any]) -> PreparedData:
-    """Prepare by processes of this machine; what is there already is compared with its checksums.
+    """Prepare by processes of this machine; existing shards are compared with their checksums.
 
     Raises:
         ValueError: `data.folder` is an address.
@@ -80,7 +80,7 @@ def prepare_here(config: Mapping[str, Any]) -> PreparedData:
 
 
 def check(data: Mapping[str, Any], specs: Mapping[str, InputSpec] | None) -> None:
-    """Check the source of a `data` section, and leave the report beside the folder.
+    """Validate the source of a `data` section, and write the report beside the folder.
 
     Raises:
         ValueError: the data would be refused.
@@ -99,7 +99,7 @@ def check(data: Mapping[str, Any], specs: Mapping[str, InputSpec] | None) -> Non
 
 
 def verify(folder: str) -> None:
-    """Compare prepared data with their checksums, and name every file that is damaged.
+    """Compare prepared data with their checksums, and print every damaged file.
 
     Raises:
         ValueError: one is.
@@ -114,16 +114,16 @@ def verify(folder: str) -> None:
     if found.damaged:
         raise ValueError(
             f"{prepared.folder}: {len(found.damaged)} damaged, the first is {found.damaged[0]}; copy the data again, "
-            "or prepare them anew with overwrite=true"
+            "or prepare them again with overwrite=true"
         )
-    print(f"{prepared.folder}: {found.num_shards} shards with {found.num_rows:,} rows are what was written")
+    print(f"{prepared.folder}: {found.num_shards} shards with {found.num_rows:,} rows match their checksums")
 
 
 def prepare_on_cluster(config: Mapping[str, Any]) -> PreparedData:
     """Prepare the two tables of data=manifest by Ray.
 
     Raises:
-        ValueError: the source or the protocol is another one.
+        ValueError: another kind of source or of splits.
     """
     from mim_lightning.data.manifest.manifest import ManifestSource
     from mim_lightning.data.preparation.ray_engine import prepare_with_ray
@@ -135,23 +135,23 @@ def prepare_on_cluster(config: Mapping[str, Any]) -> PreparedData:
     if not isinstance(parts.source, ManifestSource):
         raise ValueError(f"engine=ray: reads tables, not data={data['name']}; give data=manifest")
     if not isinstance(parts.protocol, GivenSplits):
-        raise ValueError("engine=ray: no process sees all products, so data/splits=given is the only one")
+        raise ValueError("engine=ray: no process sees all products, so only data/splits=given is possible")
     settings = parts.settings, build(config["ray"]), parts.check or ValidationSettings()
     return prepare_with_ray(parts.source, parts.folder, *settings, force=config["overwrite"])
 
 
 def _text_specs(config: Mapping[str, Any]) -> dict[str, InputSpec] | None:
-    """Return what the encoder of `tokenizer` wants, as both text towers' spec."""
+    """Return the input spec of the encoder in `tokenizer`, for every text field."""
     texts = config.get("tokenizer")
     if texts is None:
         return None
-    encoder = build({**texts, "pretrained": None} if "pretrained" in texts else texts)  # its tokeniser is all we need
+    encoder = build({**texts, "pretrained": None} if "pretrained" in texts else texts)  # only its tokenizer is used
     return dict.fromkeys(TEXT_FIELDS, encoder.spec)
 
 
 def _local(folder: PathOrUrl) -> Path:
     if not isinstance(folder, Path):
-        raise ValueError(f"data.folder={folder}: processes of this machine write to a folder of it; or give engine=ray")
+        raise ValueError(f"data.folder={folder}: processes write to a local folder; or give engine=ray")
     return folder
 
 

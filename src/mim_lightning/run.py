@@ -136,7 +136,7 @@ def identify(config: dict[str, Any]) -> tuple[Run, dict[str, Any], dict[str, Any
             `run.id` belongs to another config.
     """
     section, description = config["run"], None
-    if section["digest"] is None:  # else a launched process, whose config was identified before
+    if section["digest"] is None:  # else a launched process, with a config that was identified before
         description = describe_source(config["data"])
         digest = _digest(config, description)
         config = _replace(config, PENDING_SET, name_set(config["data"]))
@@ -149,7 +149,7 @@ def identify(config: dict[str, Any]) -> tuple[Run, dict[str, Any], dict[str, Any
     return run, config, description
 
 
-# keys that no constructor takes, or not before others have relied on them -> what they may be
+# keys that no constructor validates, or only after others have used them -> their types
 KINDS: dict[str, Any] = {
     **dict.fromkeys(("run.id", "run.name", "run.folder", "paths.runs", "monitor", "results_from"), str),
     **dict.fromkeys(("trainer._target_", "data._target_"), str),
@@ -163,7 +163,7 @@ KINDS: dict[str, Any] = {
 
 
 def validate_kinds(config: Mapping[str, Any]) -> None:
-    """Refuse values of a run's config that cannot be meant, before anything is looked up by them.
+    """Validate the types of a run's config before anything is looked up in it.
 
     Raises:
         ValueError: naming the key.
@@ -182,20 +182,20 @@ def validate_kinds(config: Mapping[str, Any]) -> None:
 
 
 def validate_seed(seed: Any) -> None:
-    """Refuse what cannot seed all generators; a run without a seed of its own could not be found again.
+    """Validate a seed: a run without one could not be found again.
 
     Raises:
-        ValueError: it is no whole number of 32 bits.
+        ValueError: not a whole number of 32 bits.
     """
     if type(seed) is not int or not 0 <= seed < 2**32:
         raise ValueError(f"seed={'null' if seed is None else seed}: give a whole number from 0 to {2**32 - 1}")
 
 
 def validate_writable(folder: Path) -> None:
-    """Refuse a run's folder that could not be made or written, before anything is computed.
+    """Check that a run's folder can be created and written, before anything is computed.
 
     Raises:
-        ValueError: naming the file or folder that is in the way.
+        ValueError: it cannot; names the file or folder that prevents it.
     """
     nearest = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
     if not nearest.is_dir():
@@ -234,12 +234,12 @@ def find_resumable(run: Run) -> Path | None:
 
 
 def validate_results_from(config: Mapping[str, Any]) -> None:
-    """Refuse settings under which the checkpoint that results are to be of would never be written, or be an older one.
+    """Check that the checkpoint of `results_from` will be written, and by the last step if it is `last`.
 
-    Checkpoints are written where validation runs, or every so many steps.
+    Checkpoints are written after validation, or every number of steps.
 
     Raises:
-        ValueError: naming the key that is to change.
+        ValueError: it would not; names the key to change.
     """
     which, trainer, last = config["results_from"], config["trainer"], config["callbacks"].get("last")
     if which == "last" and isinstance(last, Mapping) and last.get("every_n_train_steps"):
@@ -254,7 +254,7 @@ def validate_results_from(config: Mapping[str, Any]) -> None:
 
 
 def _validate_placement(section: Mapping[str, Any]) -> None:
-    """Refuse a name or id that would put a run's folder somewhere else than below those of all runs."""
+    """Check that name and id keep a run's folder below `paths.runs`."""
     for key in ("name", "id"):
         place = PurePath(str(section[key]))
         if not place.name or place.is_absolute() or ".." in place.parts:
@@ -280,7 +280,7 @@ def _validate_same_run(run: Run, config: Mapping[str, Any]) -> None:
 
 
 def _find_or_name(config: Mapping[str, Any], digest: str) -> str:
-    """Return the id of a run: its name and digest, or that of the folder which it had before its set was renamed."""
+    """Return the id of a run: its name and digest, or the id it had before its data set was renamed."""
     run_id = f"{config['run']['name']}-{digest}"
     folder = Path(config["run"]["folder"].replace(PENDING_ID, run_id))
     if folder.exists():

@@ -87,7 +87,7 @@ def test_data_of_an_older_version_have_no_checksums(folder: Path) -> None:
 def test_the_door_names_the_shard(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = compose("prepare", ["data=shards", f"data.folder={folder}", "verify=true"])
     prepare(config)
-    assert "4 shards with 6 rows are what was written" in capsys.readouterr().out
+    assert "4 shards with 6 rows match their checksums" in capsys.readouterr().out
     flip(folder / "queries" / "train" / "000000.tar", 1600)
     with pytest.raises(ValueError, match=r"1 damaged, the first is queries/train/000000.tar: crc32"):
         prepare(config)
