@@ -1,7 +1,7 @@
-"""Samples to a Batch, in the loader's worker: decode, augment, tokenise; every distinct input once.
+"""Collate samples into a Batch in a loader's worker: decode, augment and tokenize every distinct input once.
 
-Samples come from `stream`, the specs from the encoders. Two rows with the same picture or text share one input,
-so a product that occurs five times in a batch is decoded, sent and encoded once.
+Rows with the same image or text share one input, so a product that occurs five times in a batch is decoded, sent and
+encoded once.
 """
 
 from __future__ import annotations
@@ -42,10 +42,9 @@ class Collate:
 
     A row has the input of a tower over several fields only if it has all of them.
 
-    Augmentation is a function of (seed, the batch's position in the run, the picture's bytes): neither the
-    number of processes nor a resume changes a pixel. A picture that cannot be decoded is a ValueError that names
-    sample and tower. With `picture_key`, as evaluation has it, the batch says which pictures are the same and which
-    fields of a query a row has.
+    Augmentation is a function of (seed, position of the batch in the run, bytes of the image): neither the number of
+    processes nor a resume changes a pixel. An image that cannot be decoded is a ValueError that names sample and tower.
+    With `picture_key`, for evaluation, the batch has the keys of its images and which fields of a query a row has.
     """
 
     specs: Mapping[str, TowerSpec]
@@ -57,7 +56,7 @@ class Collate:
     def __call__(
         self, samples: Sequence[Sample], position: tuple[int, ...] = (), buffer: Tensor | None = None
     ) -> Batch:
-        """Return a batch, its pictures in `buffer`, (num_bytes,) uint8, where there is one."""
+        """Return a batch, with its images in `buffer`, (num_bytes,) uint8, if there is one."""
         pixels = ImageBuffer(buffer)
         inputs: dict[str, TowerInput] = {}
         rows: dict[str, Tensor] = {}
@@ -75,7 +74,7 @@ class Collate:
                     images = [name for name, part in fields.items() if isinstance(part, ImageSpec)]
                     picture_keys |= {name: self._picture_keys(samples, name) for name in images}
             except ValueError as error:
-                raise ValueError(f"{_culprit(samples, fields)}{tower}: {error}") from error
+                raise ValueError(f"{_name_undecodable(samples, fields)}{tower}: {error}") from error
         return Batch(
             inputs=inputs,
             rows=rows,
@@ -95,12 +94,12 @@ class Collate:
         self, tower: str, spec: InputSpec, distinct: list[bytes | str], position: tuple[int, ...], pixels: ImageBuffer
     ) -> FieldInput:
         if isinstance(spec, TextSpec):
-            # a batch without any text still runs the encoder on one: all ranks must reach the same collectives
+            # a batch without text still has one: all ranks must run the encoder to take part in the same collectives
             return spec.tokenise([str(text) for text in distinct] or [""])
         if not distinct:
             return torch.zeros(1, 3, *spec.size, dtype=torch.uint8)
-        pictures = [data for data in distinct if isinstance(data, bytes)]
-        return self._images(tower, spec, pictures, position, pixels.empty(len(pictures), 3, *spec.size))
+        images = [data for data in distinct if isinstance(data, bytes)]
+        return self._images(tower, spec, images, position, pixels.empty(len(images), 3, *spec.size))
 
     def _images(
         self, tower: str, spec: ImageSpec, distinct: list[bytes], position: tuple[int, ...], out: Tensor
@@ -109,7 +108,7 @@ class Collate:
             for image, data in zip(out, distinct, strict=True):
                 image.copy_(eval_image(data, spec))
             return out
-        # numpy's generators cost ten times as much to seed and to draw a number from
+        # NumPy's generators take ten times as long to seed and to draw a number from
         rngs = [random.Random(f"{self.seed} {position} {tower} {zlib.crc32(data)}") for data in distinct]
         for image, data, rng in zip(out, distinct, rngs, strict=True):
             image.copy_(train_image(data, spec, self.augment, rng))
@@ -123,7 +122,7 @@ class Collate:
         assert self.picture_key is not None
         distinct, rows = _distinct(_values(sample, (field,)) for sample in samples)
         keys = [self.picture_key(data) for (data,) in distinct if isinstance(data, bytes)]
-        return torch.tensor([*keys, NO_KEY])[rows]  # -1, no picture, is the last
+        return torch.tensor([*keys, NO_KEY])[rows]  # row -1, no image, is the last
 
     def _fields(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
         read = (name for name in specs_by_field(self.specs) if side_of(name) == QUERY)
@@ -138,21 +137,21 @@ class Collate:
 def _values(sample: Sample, fields: Iterable[str]) -> tuple[bytes | str, ...] | None:
     """Return a sample's values of some fields, None if it lacks one of them."""
     values = [sample.inputs.get(name) for name in fields]
-    found = tuple(value for value in values if value is not None)
-    return found if len(found) == len(values) else None
+    present = tuple(value for value in values if value is not None)
+    return present if len(present) == len(values) else None
 
 
 def _distinct(
     values: Iterable[tuple[bytes | str, ...] | None],
 ) -> tuple[list[tuple[bytes | str, ...]], Tensor]:
-    """Return the distinct values in order of first appearance, and each row's place among them (-1: none)."""
-    places: dict[tuple[bytes | str, ...], int] = {}
-    rows = [-1 if value is None else places.setdefault(value, len(places)) for value in values]
-    return list(places), torch.tensor(rows)
+    """Return the distinct values in order of first appearance, and the position of each row's value (-1: none)."""
+    positions: dict[tuple[bytes | str, ...], int] = {}
+    rows = [-1 if value is None else positions.setdefault(value, len(positions)) for value in values]
+    return list(positions), torch.tensor(rows)
 
 
-def _culprit(samples: Sequence[Sample], fields: Iterable[str]) -> str:
-    """Return "sample <number>, " for the first sample with a picture that does not decode."""
+def _name_undecodable(samples: Sequence[Sample], fields: Iterable[str]) -> str:
+    """Return "sample <number>, " for the first sample with an image that cannot be decoded."""
     names = tuple(fields)
     for sample in samples:
         try:
