@@ -23,7 +23,8 @@ from photos import cpu, marked, read_photos
 from PIL import Image
 
 from mim_lightning.data.manifest.manifest import ManifestSource
-from mim_lightning.data.preparation.prepared import ShardSettings, prepare_shards
+from mim_lightning.data.preparation.preparation import prepare_shards
+from mim_lightning.data.preparation.prepared import ShardSettings
 
 
 def main() -> None:

@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from mim_lightning.data.validation import ValidationSettings
-from mim_lightning.data.validation.duplicates import MAX_COLOUR_DISTANCE
-from mim_lightning.data.validation.image_checks import PictureFacts, picture_facts
+from mim_lightning.data.validation.duplicates import MAX_COLOR_DISTANCE
+from mim_lightning.data.validation.image_checks import ImageProperties, image_properties
+from mim_lightning.data.validation.settings import ValidationSettings
 
 SCALES = (0.25, 0.5, 0.75, 1.0, 1.3)
 STORED_AS = (("JPEG", 40), ("JPEG", 60), ("JPEG", 80), ("JPEG", 95), ("WEBP", 60), ("PNG", 0))
@@ -32,7 +32,7 @@ def main() -> None:
     for word, folder in options.folders:
         for row in _rows(word, folder, options.num, random.Random(options.seed)):
             print(f"| {' | '.join(row)} |".replace("|  |", "| |"))
-    print(f"\n*Colours: of a 3 x 3 grid, in none of its cells more than {MAX_COLOUR_DISTANCE} of 255 levels apart. "
+    print(f"\n*Colours: of a 3 x 3 grid, in none of its cells more than {MAX_COLOR_DISTANCE} of 255 levels apart. "
           f"Stored again at {SCALES[0]} to {SCALES[-1]} of their size, as JPEG of quality 40 to 95, WebP or PNG. "
           f"Seed {options.seed}.*")  # fmt: skip
 
@@ -41,15 +41,15 @@ def _rows(word: str, folder: Path, num: int, rng: random.Random) -> Iterator[tup
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg", ".png", ".webp"))
     paths = sorted(rng.sample(paths, min(num, len(paths))))
     pictures = [path.read_bytes() for path in paths]
-    hashes, colours = _arrays([picture_facts(data) for data in pictures])
-    other_hashes, other_colours = _arrays([picture_facts(_stored_otherwise(data, rng)) for data in pictures])
+    hashes, colours = _arrays([image_properties(data) for data in pictures])
+    other_hashes, other_colours = _arrays([image_properties(_stored_otherwise(data, rng)) for data in pictures])
     again = np.bitwise_count(hashes ^ other_hashes)
-    is_near_again = np.abs(colours - other_colours).max(1) <= MAX_COLOUR_DISTANCE
+    is_near_again = np.abs(colours - other_colours).max(1) <= MAX_COLOR_DISTANCE
     left, right = np.triu_indices(len(pictures), 1)
     between = np.bitwise_count(hashes[left] ^ hashes[right])
     num_pairs = len(between)
     left, right, between = (array[between <= DISTANCES[-1]] for array in (left, right, between))
-    is_near = np.abs(colours[left] - colours[right]).max(1, initial=0) <= MAX_COLOUR_DISTANCE
+    is_near = np.abs(colours[left] - colours[right]).max(1, initial=0) <= MAX_COLOR_DISTANCE
     for distance in DISTANCES:
         is_first, is_default = distance == DISTANCES[0], distance == ValidationSettings().max_hash_distance
         pairs = f"{((between <= distance) & is_near).sum():,}"
@@ -62,9 +62,9 @@ def _rows(word: str, folder: Path, num: int, rng: random.Random) -> Iterator[tup
         )
 
 
-def _arrays(found: list[PictureFacts]) -> tuple[np.ndarray, np.ndarray]:
-    hashes = np.array([facts.picture_hash for facts in found], dtype=np.uint64)
-    return hashes, np.stack([np.frombuffer(bytes.fromhex(facts.colours), np.uint8) for facts in found]).astype(int)
+def _arrays(found: list[ImageProperties]) -> tuple[np.ndarray, np.ndarray]:
+    hashes = np.array([facts.perceptual_hash for facts in found], dtype=np.uint64)
+    return hashes, np.stack([np.frombuffer(bytes.fromhex(facts.grid_colors), np.uint8) for facts in found]).astype(int)
 
 
 def _stored_otherwise(data: bytes, rng: random.Random) -> bytes:

@@ -12,7 +12,8 @@ from PIL import Image
 
 from mim_lightning.analysis.embeddings import EvaluationEmbeddings, write_embeddings
 from mim_lightning.data.manifest.manifest import ManifestSource
-from mim_lightning.data.preparation.prepared import PreparedData, ShardSettings, prepare_shards
+from mim_lightning.data.preparation.preparation import prepare_shards
+from mim_lightning.data.preparation.prepared import PreparedData, ShardSettings
 from mim_lightning.plot import main
 from tests.analysis.evaluations import Row, config, write_evaluation
 from tests.analysis.tables import gallery_of, queries_of, unit

@@ -26,7 +26,7 @@ def main() -> None:
 def build_index(config: dict[str, Any]) -> None:
     """Embed a catalog and build an index of it, or change an existing index."""
     from mim_lightning.analysis.html.validation_page import write_validation_report
-    from mim_lightning.data.preparation.prepared import prepare_data
+    from mim_lightning.data.preparation.preparation import prepare_data
     from mim_lightning.inference.loading import choose_device, load_trained, to_device
     from mim_lightning.lit.console import silence_lightning
     from mim_lightning.lit.datamodule import MatchDataModule

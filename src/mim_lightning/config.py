@@ -27,7 +27,7 @@ from mim_lightning.overrides import open_up
 from mim_lightning.stored_config import MAX_DEPTH, validate_config
 
 if TYPE_CHECKING:
-    from mim_lightning.data.preparation.prepared import Preparation
+    from mim_lightning.data.preparation.preparation import Preparation
     from mim_lightning.losses.objective import Objective
     from mim_lightning.model.matcher import Matcher
 
@@ -128,7 +128,7 @@ def build_preparation(data: Mapping[str, Any], num_workers: int | None = None) -
     Args:
         num_workers: processes that write; None: as `data` has it.
     """
-    from mim_lightning.data.preparation.prepared import Preparation
+    from mim_lightning.data.preparation.preparation import Preparation
     from mim_lightning.io.paths import to_path_or_url
 
     return Preparation(

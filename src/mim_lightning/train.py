@@ -60,7 +60,7 @@ def train(config: dict[str, Any]) -> float:
 
 def _start(config: dict[str, Any], run: Run, description: Mapping[str, Any] | None) -> None:
     from mim_lightning.analysis.html.validation_page import write_validation_report
-    from mim_lightning.data.preparation.prepared import prepare_data
+    from mim_lightning.data.preparation.preparation import prepare_data
 
     clear_notes(run.folder)
     num_processes = num_processes_to_launch(config["trainer"])

@@ -16,10 +16,10 @@ import pytest
 from mim_lightning.config import compose, describe_data, describe_source
 from mim_lightning.data.manifest.manifest import Manifest, ManifestSource
 from mim_lightning.data.manifest.rows import OnIssue, raise_issue
-from mim_lightning.data.preparation.prepared import PreparedData, ShardSettings, open_prepared, prepare_shards
-from mim_lightning.data.preparation.validated_source import Checking
+from mim_lightning.data.preparation.preparation import Validation, prepare_shards
+from mim_lightning.data.preparation.prepared import PreparedData, ShardSettings, open_prepared
 from mim_lightning.data.shards.cache import ChangedError
-from mim_lightning.data.validation import ValidationSettings
+from mim_lightning.data.validation.settings import ValidationSettings
 from mim_lightning.lit.datamodule import MatchDataModule
 from mim_lightning.prepare import prepare
 from mim_lightning.types import TextSpec
@@ -71,7 +71,7 @@ def test_what_is_lost_is_made_again(shop: ManifestSource, folder: Path, loss: st
     lose(folder / name)
     prepare_shards(shop, folder, SETTINGS, is_compared=loss == "a bit")
     assert files(folder) == before
-    assert name.removesuffix(".npy").removesuffix(".tar") in caplog.text and "made again" in caplog.text
+    assert name.removesuffix(".npy").removesuffix(".tar") in caplog.text and "written again" in caplog.text
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
     if "index.json" not in name and loss != "a set":
         stem = str(folder / name).rsplit(".", 1)[0]
@@ -96,11 +96,11 @@ def test_a_shard_that_would_be_another_is_refused(shop: ManifestSource, folder: 
     (shop.queries.parent / "q3.jpg").write_bytes(jpeg(99, 30, 30))
     before = files(folder)
     with pytest.raises(
-        ValueError, match=r"queries/val/000000.tar: is missing or damaged, and what its .* by overwrite=true"
+        ValueError, match=r"queries/val/000000.tar: is missing or damaged, and its .* with overwrite=true"
     ):
         prepare_shards(shop, folder, SETTINGS)
     assert files(folder) == before
-    prepare_shards(shop, folder, SETTINGS, force=True)
+    prepare_shards(shop, folder, SETTINGS, overwrite=True)
     assert open_prepared(folder).queries("val").read([0])[0].inputs["query_image"] == jpeg(99, 30, 30)
 
 
@@ -146,17 +146,17 @@ def described(shop: ManifestSource, folder: Path, *, is_bare: bool = False) -> A
 def test_pictures_replaced_by_force_are_another_run(shop: ManifestSource, folder: Path, is_bare: bool) -> None:
     picture = shop.queries.parent / "q0.jpg"
     first, before = picture.read_bytes(), described(shop, folder, is_bare=is_bare)
-    prepare_shards(shop, folder, SETTINGS, force=True)
+    prepare_shards(shop, folder, SETTINGS, overwrite=True)
     assert described(shop, folder, is_bare=is_bare) == before, "the same pictures"
     picture.write_bytes(jpeg(50))
-    prepare_shards(shop, folder, SETTINGS, force=True)
+    prepare_shards(shop, folder, SETTINGS, overwrite=True)
     second = described(shop, folder, is_bare=is_bare)
     assert second != before
     picture.write_bytes(jpeg(51))
-    prepare_shards(shop, folder, SETTINGS, force=True)
+    prepare_shards(shop, folder, SETTINGS, overwrite=True)
     assert described(shop, folder, is_bare=is_bare) not in (before, second)
     picture.write_bytes(first)
-    prepare_shards(shop, folder, SETTINGS, force=True)
+    prepare_shards(shop, folder, SETTINGS, overwrite=True)
     assert described(shop, folder, is_bare=is_bare) == before, "the first pictures are back"
 
 
@@ -168,7 +168,7 @@ def test_ids_of_what_was_prepared_once_are_what_they_were(shop: ManifestSource, 
     (folder / "settings.json").write_text(json.dumps(settings))
     assert described(shop, folder, is_bare=True) == json.dumps(settings, sort_keys=True)
     (shop.queries.parent / "q0.jpg").write_bytes(jpeg(50))
-    prepare_shards(shop, folder, SETTINGS, force=True)
+    prepare_shards(shop, folder, SETTINGS, overwrite=True)
     assert described(shop, folder) != own, "what an older version prepared is replaced as well"
 
 
@@ -176,10 +176,10 @@ def test_a_run_reads_one_data_set_from_end_to_end(shop: ManifestSource, folder: 
     module = MatchDataModule("shop", {}, str(folder), None, SETTINGS, "val", 2, 2, 0, 0)
     opened = module.opened
     assert opened.train is opened.train and opened.gallery[0] is opened.catalog and len(opened.queries) == 1
-    prepare_shards(shop, folder, SETTINGS, force=True)
+    prepare_shards(shop, folder, SETTINGS, overwrite=True)
     assert opened.queries.read([0]) and len(opened.queries.keys) == 1, "the same content is the same data set"
     (shop.queries.parent / "q3.jpg").write_bytes(jpeg(50))
-    prepare_shards(shop, folder, SETTINGS, force=True)
+    prepare_shards(shop, folder, SETTINGS, overwrite=True)
     opened.train.read([0])
     with pytest.raises(ChangedError, match=re.escape(f"{folder}/queries/val: was prepared again with other content")):
         _ = opened.queries.keys
@@ -211,15 +211,15 @@ def test_damaged_settings_are_told(folder: Path, shop: ManifestSource) -> None:
     (folder / "settings.json").write_text("{")
     with pytest.raises(ValueError, match=r"settings.json: damaged \(.*\); run prepare with overwrite=true"):
         prepare_shards(shop, folder, SETTINGS)
-    prepare_shards(shop, folder, SETTINGS, force=True)
+    prepare_shards(shop, folder, SETTINGS, overwrite=True)
     assert PreparedData(folder).describe()["settings"]["samples_per_shard"] == 2
 
 
 def test_bad_rows_stay_left_out_when_a_shard_is_made_again(shop: ManifestSource, tmp_path: Path) -> None:
     (shop.queries.parent / "q1.jpg").write_bytes(b"no picture")
-    checking = Checking(ValidationSettings(on_invalid="drop", max_invalid="25%"))
-    prepare_shards(shop, tmp_path / "a", SETTINGS, checking=checking)
+    validation = Validation(ValidationSettings(on_invalid="drop", max_invalid="25%"))
+    prepare_shards(shop, tmp_path / "a", SETTINGS, validation=validation)
     before = files(tmp_path / "a")
     (tmp_path / "a/queries/train/000000.tar").unlink()
-    prepare_shards(shop, tmp_path / "a", SETTINGS, checking=checking)
+    prepare_shards(shop, tmp_path / "a", SETTINGS, validation=validation)
     assert files(tmp_path / "a") == before

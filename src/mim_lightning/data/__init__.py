@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from mim_lightning.data.images.transforms import Augment
     from mim_lightning.data.manifest.manifest import Manifest, ManifestSource, Source
     from mim_lightning.data.preparation.prepared import ShardSettings
-    from mim_lightning.data.preparation.ray_cluster import RaySettings
+    from mim_lightning.data.preparation.ray_engine import RaySettings
     from mim_lightning.data.sampling.grouped import GroupedSettings
     from mim_lightning.data.sampling.shuffled import ShuffledSettings
     from mim_lightning.data.sampling.weighted import WeightedSettings
@@ -44,7 +44,7 @@ else:
             "Manifest": "mim_lightning.data.manifest.manifest",
             "ManifestSource": "mim_lightning.data.manifest.manifest",
             "ProductDisjointSplits": "mim_lightning.data.splits",
-            "RaySettings": "mim_lightning.data.preparation.ray_cluster",
+            "RaySettings": "mim_lightning.data.preparation.ray_engine",
             "GivenSplits": "mim_lightning.data.splits",
             "ShardSettings": "mim_lightning.data.preparation.prepared",
             "Source": "mim_lightning.data.manifest.manifest",

@@ -23,7 +23,9 @@ class Store:
     """A folder or URL by its address; cheap to pickle: another process opens it again."""
 
     def __init__(self, address: str | Path) -> None:
-        self.address = str(address)
+        path = to_path_or_url(str(address))
+        # absolute: a relative path would change its meaning with the working directory
+        self.address = str(path.absolute()) if isinstance(path, Path) else path
 
     @property
     def is_local(self) -> bool:

@@ -21,7 +21,8 @@ from mim_lightning.data.loading.corrupt_samples import CorruptSamplePolicy
 from mim_lightning.data.loading.loader import SequentialLoader, StreamLoader
 from mim_lightning.data.manifest.manifest import Source
 from mim_lightning.data.preparation.opened_data import OpenedData
-from mim_lightning.data.preparation.prepared import Preparation, PreparedData, ShardSettings, prepare_data
+from mim_lightning.data.preparation.preparation import Preparation, prepare_data
+from mim_lightning.data.preparation.prepared import PreparedData, ShardSettings
 from mim_lightning.data.sampling.mixture import make_mixture_order
 from mim_lightning.data.sampling.order import BatchOrder, EpochSettings, OrderSettings
 from mim_lightning.data.sampling.shuffled import ShuffledSettings, sequential_order
@@ -29,7 +30,7 @@ from mim_lightning.data.shards.cache import CacheSettings
 from mim_lightning.data.shards.mixture_set import ConcatShardSet, parse_mixture, split_fractions
 from mim_lightning.data.shards.shard_set import ShardSet
 from mim_lightning.data.splits import Protocol
-from mim_lightning.data.validation import ValidationSettings
+from mim_lightning.data.validation.settings import ValidationSettings
 from mim_lightning.io.paths import to_path_or_url
 from mim_lightning.types import TowerSpec, side_of, specs_by_field
 

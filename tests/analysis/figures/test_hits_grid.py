@@ -12,7 +12,8 @@ from PIL import Image, ImageColor
 from mim_lightning.analysis.figures.hits_grid import CELL, FRAME, GAP, Layout, draw_hits, select_queries_to_plot
 from mim_lightning.analysis.record import DirectionRecord, EvaluationRecord
 from mim_lightning.data.manifest.manifest import ManifestSource
-from mim_lightning.data.preparation.prepared import PreparedData, ShardSettings, prepare_shards
+from mim_lightning.data.preparation.preparation import prepare_shards
+from mim_lightning.data.preparation.prepared import PreparedData, ShardSettings
 from mim_lightning.display.pil_text import cut, font, wrap
 from mim_lightning.display.style import RIGHT, WRONG
 from tests.analysis.evaluations import Row, config, plain_rows, write_evaluation

@@ -13,7 +13,8 @@ from PIL import Image
 from mim_lightning.analysis.html.images import SIDE, ImageCache, open_images
 from mim_lightning.analysis.record import RunFacts
 from mim_lightning.data.manifest.manifest import ManifestSource
-from mim_lightning.data.preparation.prepared import PreparedData, ShardSettings, prepare_shards
+from mim_lightning.data.preparation.preparation import prepare_shards
+from mim_lightning.data.preparation.prepared import PreparedData, ShardSettings
 from tests.shop import write_shop
 
 

@@ -14,7 +14,8 @@ from mim_lightning.analysis.html.pages import write_comparison_page, write_repor
 from mim_lightning.analysis.record import EvaluationRecord
 from mim_lightning.analysis.run_groups import RunGroup
 from mim_lightning.data.manifest.manifest import ManifestSource
-from mim_lightning.data.preparation.prepared import PreparedData, ShardSettings, prepare_shards
+from mim_lightning.data.preparation.preparation import prepare_shards
+from mim_lightning.data.preparation.prepared import PreparedData, ShardSettings
 from tests.analysis.evaluations import Row, config, write_evaluation
 from tests.shop import write_shop
 

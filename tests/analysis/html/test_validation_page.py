@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
-from mim_lightning.analysis.html.validation_page import write_check_page
+from mim_lightning.analysis.html.validation_page import write_validation_page
 from mim_lightning.data.images.reader import ImageReader
-from mim_lightning.data.validation import CheckReport
+from mim_lightning.data.validation.report import ValidationReport
 from tests.analysis.html.test_pages import Node, read_page
 from tests.data.validation.broken import check, encoded, jpeg, one_coloured, photo, png_header, resized, write_shop
 
@@ -38,7 +38,7 @@ def cut_in_half() -> bytes:
 
 
 @pytest.fixture
-def report(tmp_path: Path) -> CheckReport:
+def report(tmp_path: Path) -> ValidationReport:
     pictures = {
         "a.jpg": jpeg(1), "cut.jpg": cut_in_half(), "bomb.png": png_header(50_000, 50_000), "grey.jpg": one_coloured(),
         "q.jpg": jpeg(2), "same.jpg": resized(jpeg(2)), "text.jpg": b"text",
@@ -46,8 +46,8 @@ def report(tmp_path: Path) -> CheckReport:
     return check(*write_shop(tmp_path / "shop", pictures, PRODUCTS, QUERIES))
 
 
-def written(report: CheckReport, folder: Path, num_shown: int = 24) -> Node:
-    write_check_page(report, folder / "out" / "check.html", ImageReader().read, num_shown)
+def written(report: ValidationReport, folder: Path, num_shown: int = 24) -> Node:
+    write_validation_page(report, folder / "out" / "check.html", ImageReader().read, num_shown)
     return read_page(folder / "out" / "check.html")
 
 
@@ -56,7 +56,7 @@ def pixels_of(node: Node) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"), dtype=int)
 
 
-def test_every_kind_has_its_row_and_its_cards(tmp_path: Path, report: CheckReport) -> None:
+def test_every_kind_has_its_row_and_its_cards(tmp_path: Path, report: ValidationReport) -> None:
     page = written(report, tmp_path)
     rows = [node for node in page.all("tr") if node.get("data_kind")]
     assert {row.get("data_kind"): row.all("td")[1].text for row in rows} == {
@@ -67,9 +67,7 @@ def test_every_kind_has_its_row_and_its_cards(tmp_path: Path, report: CheckRepor
     for kind, node in found.items():
         origins = [part.get("data_origin") for part in node.all() if part.get("data_origin")]
         assert origins == [finding.origin for finding in report.of_kind(kind or "")]
-    assert "refused with on_invalid=raise" in next(
-        node.text for node in page.all("p") if node.get("data_verdict") == ""
-    )
+    assert "rejected by on_invalid=raise" in next(node.text for node in page.all("p") if node.get("data_verdict") == "")
     (split,) = page.all("tr", data_split="train")
     assert [cell.text for cell in split.all("td")] == ["train", "2", "2", "0", "0", "1", "1 (100.0 %)"]
     assert [node.get("data_category") for node in page.all("tr") if node.get("data_category")] == [
@@ -78,7 +76,7 @@ def test_every_kind_has_its_row_and_its_cards(tmp_path: Path, report: CheckRepor
     ]
 
 
-def test_pictures_are_those_of_the_rows(tmp_path: Path, report: CheckReport) -> None:
+def test_pictures_are_those_of_the_rows(tmp_path: Path, report: ValidationReport) -> None:
     page = written(report, tmp_path)
     (twins,) = page.all(data_found="image_in_two_splits")
     assert len(twins.all("img")) == 2, "the picture and the one it is the same as"
@@ -94,14 +92,14 @@ def test_pictures_are_those_of_the_rows(tmp_path: Path, report: CheckReport) -> 
         assert not node.all("img") and words in node.text
 
 
-def test_a_bomb_is_not_read_for_the_page(tmp_path: Path, report: CheckReport) -> None:
+def test_a_bomb_is_not_read_for_the_page(tmp_path: Path, report: ValidationReport) -> None:
     read = ImageReader().read
     seen = []
-    write_check_page(report, tmp_path / "check.html", lambda ref: (seen.append(ref), read(ref))[1])
+    write_validation_page(report, tmp_path / "check.html", lambda ref: (seen.append(ref), read(ref))[1])
     assert seen and not [ref for ref in seen if str(ref).endswith("bomb.png")]
 
 
-def test_it_stands_alone_and_words_are_no_markup(tmp_path: Path, report: CheckReport) -> None:
+def test_it_stands_alone_and_words_are_no_markup(tmp_path: Path, report: ValidationReport) -> None:
     page = written(report, tmp_path)
     assert not page.all("script") and not page.all("link") and not page.all("b", data_category="x")
     sources = {node.get("src") for node in page.all("img")}
@@ -112,7 +110,7 @@ def test_it_stands_alone_and_words_are_no_markup(tmp_path: Path, report: CheckRe
     assert "<script>alert(1)</script>" in page.text
 
 
-def test_only_the_first_are_shown(tmp_path: Path, report: CheckReport) -> None:
+def test_only_the_first_are_shown(tmp_path: Path, report: ValidationReport) -> None:
     page = written(report, tmp_path, num_shown=1)
     (node,) = page.all(data_found="unreadable_image")
     assert len(node.all("article")) == 1

@@ -48,13 +48,13 @@ def test_html_is_told_and_one_key_cleans_it(tmp_path: Path) -> None:
     queries = [{"query_id": "q", "text": "l&auml;mp", "image": "q.jpg", "product_id": "1"}]
     manifest, faults = write_shop(tmp_path, {"p.jpg": jpeg(1), "q.jpg": jpeg(2)}, products, queries)
     report = check(manifest, faults)
-    assert {(f.table, f.row_id, f.column, f.is_bad) for f in report.of_kind("html_in_text")} == {
+    assert {(f.table, f.row_id, f.column, f.is_error) for f in report.of_kind("html_in_text")} == {
         ("products", "1", "title", False),
         ("products", "2", "description", False),
         ("products", "3", "category", False),
         ("queries", "q", "text", False),
     }
-    assert check(manifest, faults, treat_as_invalid=["html_in_text"]).num_bad_rows("products") == 3
+    assert check(manifest, faults, treat_as_invalid=["html_in_text"]).num_invalid_rows("products") == 3
 
     tables = str(tmp_path / "products.csv"), str(tmp_path / "queries.csv")
     source, cleaning = ManifestSource(*tables), ManifestSource(*tables, clean_html=True)

@@ -72,12 +72,12 @@ def test_good_rows_are_kept_and_each_bad_one_is_told(tables: tuple[Path, Path]) 
         ("queries", f"{queries}, row 8", "weight", "", "'heavy': give a number above 0"),
         (
             *("queries", f"{queries}, row 3", "product_id", "b"),
-            f"product '3' is not in {products} (left out: {products}, row 5)",
+            f"product '3' is not in {products} (invalid: {products}, row 5)",
         ),
         ("queries", f"{queries}, row 4", "product_id", "c", f"product '9' is not in {products}"),
         (
             *("queries", f"{queries}, row 7", "shown_product_id", "query-000000005"),
-            f"product '3' is not in {products} (left out: {products}, row 5)",
+            f"product '3' is not in {products} (invalid: {products}, row 5)",
         ),
     ]
 

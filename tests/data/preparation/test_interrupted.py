@@ -19,11 +19,12 @@ import pytest
 
 from mim_lightning.data.images.download import DownloadSettings
 from mim_lightning.data.manifest.manifest import ManifestSource
-from mim_lightning.data.preparation import prepared
+from mim_lightning.data.preparation import preparation
 from mim_lightning.data.preparation import staging as partial
 from mim_lightning.data.preparation.local_engine import _num_workers
-from mim_lightning.data.preparation.prepared import ShardSettings, is_prepared, prepare_shards
-from mim_lightning.data.preparation.staging import partial_folder
+from mim_lightning.data.preparation.preparation import prepare_shards
+from mim_lightning.data.preparation.prepared import ShardSettings, is_prepared
+from mim_lightning.data.preparation.staging import staging_path
 from tests.data.conftest import jpeg, write_csv
 
 SETTINGS = ShardSettings(samples_per_shard=4, max_image_side=200)
@@ -147,7 +148,7 @@ def files_of(folder: Path) -> dict[str, bytes]:
 
 def finished(folder: Path) -> set[str]:
     """Return the receipts, by set and shard."""
-    receipts = partial_folder(folder) / "receipts"
+    receipts = staging_path(folder) / "markers"
     return {str(path.relative_to(receipts)).split("-")[0] for path in receipts.rglob("*.npz")}
 
 
@@ -189,7 +190,7 @@ def test_killed_and_started_again(
     done = finished(folder)
     num_shards = 10 + 25 + 5
     assert 6 <= len(done) < num_shards and not is_prepared(folder) and not folder.exists()
-    tars = {name: partial_folder(folder) / f"{name}.tar" for name in done}
+    tars = {name: staging_path(folder) / f"{name}.tar" for name in done}
     before = {name: (path.stat().st_ino, path.stat().st_mtime_ns) for name, path in tars.items()}
     gate.open()
 
@@ -208,7 +209,7 @@ def test_the_number_of_processes_changes_nothing(source: ManifestSource, tmp_pat
     assert files_of(tmp_path / "out0") == files_of(tmp_path / "out2")
     names = {Path(name).name for name in files_of(tmp_path / "out0")}
     assert {"index.json", "settings.json", "skipped.csv", "keys.npy", "000000.tar"} <= names
-    assert not names & {"making.json", "lock", "pictures.jsonl"}
+    assert not names & {"work.json", "lock", "images.jsonl"}
 
 
 def test_a_shard_of_other_rows_or_another_size_is_written_again(
@@ -219,11 +220,11 @@ def test_a_shard_of_other_rows_or_another_size_is_written_again(
     wait_until(lambda: gate.num_waiting == 1, process)
     end(process)
     gate.open()
-    work = partial_folder(folder)
+    work = staging_path(folder)
     (work / "catalogue" / "000002.tar").write_bytes(b"cut")
     other = work / "catalogue" / "000003.tar"
     other.write_bytes(other.read_bytes()[::-1])
-    receipt = next((work / "receipts" / "catalogue").glob("000003-*"))
+    receipt = next((work / "markers" / "catalogue").glob("000003-*"))
     receipt.rename(receipt.with_name(receipt.name.rsplit("-", 1)[0] + "-0123456789abcdef.npz"))
     prepare_shards(source, folder, SETTINGS, num_workers=1)
     prepare_shards(source, tmp_path / "whole", SETTINGS, num_workers=1)
@@ -236,17 +237,17 @@ def test_work_on_other_data_is_not_thrown_away(
     folder, others = tmp_path / "out", ShardSettings(samples_per_shard=7, max_image_side=200)
     process = start()
     wait_until(lambda: gate.num_waiting == 1, process)
-    with pytest.raises(ValueError, match=r"process .* is preparing it with samples_per_shard=4, asked for is 7"):
+    with pytest.raises(ValueError, match=r"process .* is preparing it with samples_per_shard=4, this command has 7"):
         prepare_shards(source, folder, others)
     end(process)
     gate.open()
     done = finished(folder)
     with pytest.raises(
-        ValueError, match=r"unfinished preparation with samples_per_shard=4, asked for is 7; .*overwrite=true"
+        ValueError, match=r"unfinished preparation with samples_per_shard=4, this command has 7; .*overwrite=true"
     ):
         prepare_shards(source, folder, others)
     assert finished(folder) == done
-    assert prepare_shards(source, folder, others, force=True).catalogue().sizes == [7, 7, 7, 7, 6, 6]
+    assert prepare_shards(source, folder, others, overwrite=True).catalogue().sizes == [7, 7, 7, 7, 6, 6]
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
@@ -261,7 +262,7 @@ def test_the_same_work_is_waited_for(
     folder = tmp_path / "out"
     process = start()
     wait_until(lambda: gate.num_waiting == 1, process)
-    inode = partial_folder(folder).stat().st_ino
+    inode = staging_path(folder).stat().st_ino
     sleep = time.sleep
     monkeypatch.setattr(partial.time, "sleep", lambda seconds: (gate.open(), sleep(seconds)))
     found = prepare_shards(source, folder, SETTINGS)
@@ -342,11 +343,11 @@ def test_killed_just_before_it_was_renamed(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(prepared, "move_into_place", killed)
+        patch.setattr(preparation, "move_into_place", killed)
         with pytest.raises(KeyboardInterrupt):
-            prepare_shards(source, folder, SETTINGS, force=True)
+            prepare_shards(source, folder, SETTINGS, overwrite=True)
     folder.rename(tmp_path / "aside")
-    with pytest.raises(ValueError, match="unfinished preparation with samples_per_shard=4, asked for is 50"):
+    with pytest.raises(ValueError, match="unfinished preparation with samples_per_shard=4, this command has 50"):
         prepare_shards(source, folder, others)
-    monkeypatch.setattr(prepared, "check_source", killed)  # nothing is to be done again
+    monkeypatch.setattr(preparation, "validate_source", killed)  # nothing is to be done again
     assert len(prepare_shards(source, folder, SETTINGS).catalogue().sizes) == 10

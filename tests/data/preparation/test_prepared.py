@@ -20,12 +20,12 @@ from mim_lightning.config import compose
 from mim_lightning.data.images.codec import decode_image
 from mim_lightning.data.manifest.manifest import Manifest, ManifestSource
 from mim_lightning.data.manifest.rows import OnIssue, raise_issue
-from mim_lightning.data.preparation.prepared import PreparedData, ShardSettings, open_prepared, prepare_shards
-from mim_lightning.data.preparation.staging import partial_folder
-from mim_lightning.data.preparation.validated_source import Checking
+from mim_lightning.data.preparation.preparation import Validation, prepare_shards
+from mim_lightning.data.preparation.prepared import PreparedData, ShardSettings, open_prepared
+from mim_lightning.data.preparation.staging import staging_path
 from mim_lightning.data.sampling.grouped import GroupedSettings
 from mim_lightning.data.sampling.order import EpochSettings
-from mim_lightning.data.validation import ValidationSettings
+from mim_lightning.data.validation.settings import ValidationSettings
 from mim_lightning.prepare import prepare
 from mim_lightning.types import Sample
 from tests.data.conftest import encoded, jpeg, picture, write_csv
@@ -83,13 +83,13 @@ def test_a_set_without_a_training_split_is_prepared_unless_that_is_needed(shop: 
         "t"
     ]
     nobody = write_queries(shop, [{"query_id": "t", "split": "test", "image": "gone.jpg", "product_id": "7"}])
-    with pytest.raises(ValueError, match=r"others\.csv: not one query can be used"):
+    with pytest.raises(ValueError, match=r"others\.csv: no query is valid"):
         prepare_shards(
             nobody,
             folder,
             SETTINGS,
-            force=True,
-            checking=Checking(ValidationSettings(on_invalid="drop", max_invalid="100%")),
+            overwrite=True,
+            validation=Validation(ValidationSettings(on_invalid="drop", max_invalid="100%")),
         )
 
 
@@ -191,9 +191,9 @@ def test_prepared_once_is_opened_after(shop: ManifestSource, folder: Path) -> No
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"samples_per_shard": 3}, "samples_per_shard=2, asked for is 3"),
-        ({"max_image_side": 64}, "max_image_side=512, asked for is 64"),
-        ({"seed": 1}, "seed=0, asked for is 1"),
+        ({"samples_per_shard": 3}, "samples_per_shard=2, this command has 3"),
+        ({"max_image_side": 64}, "max_image_side=512, this command has 64"),
+        ({"seed": 1}, "seed=0, this command has 1"),
     ],
 )
 def test_other_settings_are_refused(shop: ManifestSource, folder: Path, settings: Any, words: str) -> None:
@@ -209,7 +209,7 @@ def test_another_table_is_refused_and_forced(shop: ManifestSource, folder: Path)
     shop.queries.write_text(queries.replace("q0,train", "q9,train"))
     with pytest.raises(ValueError, match=r"queries=.*overwrite=true"):
         prepare_shards(shop, folder, SETTINGS)
-    prepared = prepare_shards(shop, folder, SETTINGS, force=True)
+    prepared = prepare_shards(shop, folder, SETTINGS, overwrite=True)
     assert {sample.query_id for sample in rows(prepared, "train")} == {"q1", "q2", "q9"}
     assert [path.name for path in folder.parent.iterdir()] == ["shop"]
 
@@ -218,8 +218,8 @@ def test_another_table_is_refused_and_forced(shop: ManifestSource, folder: Path)
 def test_a_folder_of_someone_else_is_left_alone(shop: ManifestSource, folder: Path, force: bool) -> None:
     folder.mkdir(parents=True)
     (folder / "thesis.txt").write_text("three years of work")
-    with pytest.raises(ValueError, match="holds no prepared data"):
-        prepare_shards(shop, folder, SETTINGS, force=force)
+    with pytest.raises(ValueError, match="is not prepared data"):
+        prepare_shards(shop, folder, SETTINGS, overwrite=force)
     assert (folder / "thesis.txt").exists()
 
 
@@ -261,13 +261,13 @@ def test_an_interrupted_write_leaves_what_was(
 
     monkeypatch.setattr(tarfile.TarFile, "addfile", addfile)
     with pytest.raises(type(error)):
-        prepare_shards(shop, folder, SETTINGS, force=force)
-    names = [path.name for path in folder.parent.iterdir() if path != partial_folder(folder)]
+        prepare_shards(shop, folder, SETTINGS, overwrite=force)
+    names = [path.name for path in folder.parent.iterdir() if path != staging_path(folder)]
     assert names == (["shop"] if force else [])
     if force:
         assert len(rows(open_prepared(folder), "train")) == 4
     monkeypatch.undo()
-    assert len(rows(prepare_shards(shop, folder, SETTINGS, force=force), "train")) == 4
+    assert len(rows(prepare_shards(shop, folder, SETTINGS, overwrite=force), "train")) == 4
     assert [path.name for path in folder.parent.iterdir()] == ["shop"]
 
 
@@ -292,7 +292,7 @@ def test_another_process_was_faster(shop: ManifestSource, folder: Path) -> None:
 
 
 def test_another_process_was_faster_with_other_settings(shop: ManifestSource, folder: Path) -> None:
-    with pytest.raises(ValueError, match="samples_per_shard=3, asked for is 2"):
+    with pytest.raises(ValueError, match="samples_per_shard=3, this command has 2"):
         prepare_shards(Raced(shop, folder, ShardSettings(samples_per_shard=3)), folder, SETTINGS)
 
 
@@ -354,8 +354,10 @@ def test_the_same_settings_write_the_same_bytes(shop: ManifestSource, folder: Pa
 def test_bad_rows_are_left_out_and_listed(shop: ManifestSource, folder: Path) -> None:
     (shop.queries.parent / "q1.jpg").write_bytes(b"no picture")
     (shop.queries.parent / "b.jpg").unlink()
-    checking = Checking(ValidationSettings(on_invalid="drop", max_invalid="25%"), leave_report=write_validation_report)
-    prepared = prepare_shards(shop, folder, SETTINGS, checking=checking)
+    validation = Validation(
+        ValidationSettings(on_invalid="drop", max_invalid="25%"), write_report=write_validation_report
+    )
+    prepared = prepare_shards(shop, folder, SETTINGS, validation=validation)
     assert {sample.query_id for sample in rows(prepared, "train")} == {"q0", "q2"}
     assert len(prepared.catalogue()) == 3  # the product keeps its other picture
     with (folder / "skipped.csv").open() as file:
@@ -373,9 +375,11 @@ def test_bad_rows_are_left_out_and_listed(shop: ManifestSource, folder: Path) ->
 
 def test_more_bad_rows_than_may_be(shop: ManifestSource, folder: Path) -> None:
     (shop.queries.parent / "q1.jpg").write_bytes(b"no picture")
-    checking = Checking(ValidationSettings(on_invalid="drop", max_invalid="24%"), leave_report=write_validation_report)
-    with pytest.raises(ValueError, match=r"1 of 4 rows of the queries table are bad.*the report is in .*shop-check"):
-        prepare_shards(shop, folder, SETTINGS, checking=checking)
+    validation = Validation(
+        ValidationSettings(on_invalid="drop", max_invalid="24%"), write_report=write_validation_report
+    )
+    with pytest.raises(ValueError, match=r"1 of 4 rows of the queries table are invalid.*report is in .*shop-check"):
+        prepare_shards(shop, folder, SETTINGS, validation=validation)
     assert not folder.exists()
     assert (folder.with_name("shop-check") / "check.html").is_file()
     (shop.queries.parent / "q1.jpg").write_bytes(jpeg(4))
@@ -403,7 +407,7 @@ def test_a_check_alone_writes_no_shards(shop: ManifestSource, folder: Path, caps
         (["engine=spark"], "engine=spark: give processes or ray"),
         (["overwrite=maybe"], "overwrite=maybe: give true or false"),
         (["validate_only=never"], "validate_only=never: give true or false"),
-        (["engine=ray"], "engine=ray: reads tables, not data=synthetic; give data=manifest"),
+        (["engine=ray"], "engine=ray: reads tables, not a SyntheticSource; give data=manifest"),
         (["data=shards", "data.folder=nowhere"], "data.source: nothing to prepare from"),
         (["data=shards", "data.folder=nowhere", "verify=true"], "nowhere: no prepared data here"),
         (["data.folder=s3://bucket/shop"], r"data.folder=s3://bucket/shop: .* or give engine=ray"),
@@ -457,5 +461,5 @@ def test_rows_of_a_product_lie_side_by_side_where_asked_for(tmp_path: Path) -> N
     ] == [(row.query_id, row.product_id) for row in rows(prepared["shuffled"], "train")]
     first = [shards["by_product"].read([0])[0].product_id, shards["by_product"].read([120])[0].product_id]
     assert first != ["p0", "p29"], "products come in random order"
-    with pytest.raises(ValueError, match=r"prepared with layout=.* asked for is product"):
+    with pytest.raises(ValueError, match=r"prepared with layout=.* this command has product"):
         prepare_shards(source, tmp_path / "shuffled", ShardSettings(samples_per_shard=12, layout="by_product"))

@@ -17,16 +17,16 @@ import pytest
 
 from mim_lightning.data.manifest.manifest import ManifestSource
 from mim_lightning.data.preparation import ray_engine
-from mim_lightning.data.preparation.prepared import PreparedData, ShardSettings, open_prepared, prepare_shards
-from mim_lightning.data.preparation.ray_cluster import RaySettings
-from mim_lightning.data.preparation.ray_engine import prepare_with_ray
+from mim_lightning.data.preparation.preparation import prepare_shards
+from mim_lightning.data.preparation.prepared import PreparedData, ShardSettings, open_prepared
+from mim_lightning.data.preparation.ray_engine import RaySettings, prepare_with_ray
 from mim_lightning.data.preparation.ray_tables import FileCount, ShopTables, catalogue_rows, join_rows
 from mim_lightning.data.preparation.ray_tasks import ShardJob, join_part, write_group
-from mim_lightning.data.preparation.staging import partial_folder
+from mim_lightning.data.preparation.staging import staging_path
 from mim_lightning.data.shards.cache import CacheSettings
 from mim_lightning.data.shards.shard_set import ShardSet
 from mim_lightning.data.shards.verify import verify_sets
-from mim_lightning.data.validation import ValidationSettings
+from mim_lightning.data.validation.settings import ValidationSettings
 from mim_lightning.io.store import Store
 from tests.data.conftest import jpeg
 
@@ -203,7 +203,7 @@ def test_from_a_store_to_a_store(cluster: None, s3: str, shop: Path, tmp_path: P
     here = prepare_shards(source_of(shop), tmp_path / "here", SETTINGS)
     assert prepared.folder == f"{address}/out"
     assert contents(open_prepared(f"{address}/out", cache_in(tmp_path))) == contents(here)
-    assert [Store(f"{address}/out").names(name) for name in ("receipts", "making.json")] == [[], []]
+    assert [Store(f"{address}/out").names(name) for name in ("markers", "work.json")] == [[], []]
     assert verify_sets(f"{address}/out", SETS).damaged == ()
 
 
@@ -242,7 +242,7 @@ def test_an_interrupted_conversion_goes_on(
     no_cluster: None, s3: str, shop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_far: bool
 ) -> None:
     target = f"{s3}/{tmp_path.name}/out" if is_far else tmp_path / "out"
-    work = Store(target if is_far else partial_folder(tmp_path / "out"))
+    work = Store(target if is_far else staging_path(tmp_path / "out"))
 
     def interrupted(*arguments: Any) -> None:
         raise KeyboardInterrupt
@@ -253,11 +253,11 @@ def test_an_interrupted_conversion_goes_on(
             prepare_with_ray(source_of(shop), target, SETTINGS, RAY)
     with pytest.raises(ValueError, match="no prepared data here"):
         open_prepared(target)
-    with pytest.raises(ValueError, match=r"unfinished preparation with samples_per_shard=8, asked for is 9"):
+    with pytest.raises(ValueError, match=r"unfinished preparation with samples_per_shard=8, this command has 9"):
         prepare_with_ray(source_of(shop), target, ShardSettings(samples_per_shard=9), RAY)
     with pytest.raises(ValueError, match=r"layout=by_product: engine=ray writes shuffled rows; take engine=processes"):
         prepare_with_ray(source_of(shop), target, ShardSettings(layout="by_product"), RAY)
-    lost = ["receipts/queries/train/000001-", "receipts/catalogue/000000-"]
+    lost = ["markers/queries/train/000001-", "markers/catalogue/000000-"]
     for start in lost:
         folder, prefix = start.rsplit("/", 1)
         (name,) = [name for name in work.names(folder) if name.startswith(prefix)]
@@ -276,9 +276,9 @@ def test_an_interrupted_conversion_goes_on(
     assert contents(open_prepared(target, cache_in(tmp_path))) == contents(here)
     assert prepare_with_ray(source_of(shop), target, SETTINGS, RAY).folder == target
     assert len(written) == 2  # nothing was left to write
-    with pytest.raises(ValueError, match="was prepared with samples_per_shard=8, asked for is 9"):
+    with pytest.raises(ValueError, match="was prepared with samples_per_shard=8, this command has 9"):
         prepare_with_ray(source_of(shop), target, ShardSettings(samples_per_shard=9), RAY)
-    forced = prepare_with_ray(source_of(shop), target, ShardSettings(samples_per_shard=9), RAY, force=True)
+    forced = prepare_with_ray(source_of(shop), target, ShardSettings(samples_per_shard=9), RAY, overwrite=True)
     assert sum(len(forced.queries(split)) for split in ("test", "train", "val")) == 1 + 49 + 5
 
 
@@ -287,7 +287,7 @@ def test_an_address_of_someone_else_is_left_alone(no_cluster: None, s3: str, sho
     Store(target).write("chapter.txt", b"three years of work")
     for force in (False, True):
         with pytest.raises(ValueError, match=r"holds other things \(chapter.txt\); give an empty address"):
-            prepare_with_ray(source_of(shop), target, SETTINGS, RAY, force=force)
+            prepare_with_ray(source_of(shop), target, SETTINGS, RAY, overwrite=force)
     assert Store(target).names("") == ["chapter.txt"]
 
 
@@ -310,14 +310,14 @@ def test_bad_rows(no_cluster: None, shop: Path, tmp_path: Path) -> None:
     )
     folder = tmp_path / "out"
     with pytest.raises(
-        ValueError, match=r"2 rows are bad so far, the first is .*zbad.parquet, row 3: the query has nei"
+        ValueError, match=r"2 rows are invalid so far, the first is .*zbad.parquet, row 3: the query has nei"
     ):
         prepare_with_ray(source_of(shop), folder, SETTINGS, RAY)
     with pytest.raises(
-        ValueError, match=r"of 45 rows of the queries table are bad so far, more than data.validation.max_invalid=4"
+        ValueError, match=r"of 45 rows of the queries table are invalid so far, more than data.validation.max_invalid=4"
     ):
         prepare_with_ray(source_of(shop), folder, SETTINGS, RAY, ValidationSettings(on_invalid="drop", max_invalid=4))
-    assert not folder.exists() and partial_folder(folder).exists()
+    assert not folder.exists() and staging_path(folder).exists()
     prepared = prepare_with_ray(
         source_of(shop), folder, SETTINGS, RAY, ValidationSettings(on_invalid="drop", max_invalid=5)
     )

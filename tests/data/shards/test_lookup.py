@@ -11,7 +11,8 @@ from PIL import Image, ImageFilter
 
 from mim_lightning.data.images.codec import sharpness
 from mim_lightning.data.manifest.manifest import ManifestSource
-from mim_lightning.data.preparation.prepared import ShardSettings, prepare_shards
+from mim_lightning.data.preparation.preparation import prepare_shards
+from mim_lightning.data.preparation.prepared import ShardSettings
 from mim_lightning.data.shards.lookup import QueryFacts, find_samples, product_ids_of, query_facts
 from mim_lightning.data.shards.shard_set import ShardSet
 from mim_lightning.data.shards.writer import Record

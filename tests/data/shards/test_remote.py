@@ -18,7 +18,8 @@ from mim_lightning.data.loading.collate import Collate
 from mim_lightning.data.loading.corrupt_samples import CorruptSamplePolicy
 from mim_lightning.data.loading.loader import SequentialLoader, ShardPrefetcher, StreamLoader
 from mim_lightning.data.manifest.manifest import ManifestSource
-from mim_lightning.data.preparation.prepared import ShardSettings, open_prepared, prepare_shards
+from mim_lightning.data.preparation.preparation import prepare_shards
+from mim_lightning.data.preparation.prepared import ShardSettings, open_prepared
 from mim_lightning.data.sampling.shuffled import ShuffledOrder
 from mim_lightning.data.shards.cache import CacheSettings
 from mim_lightning.data.shards.shard_set import ShardError, ShardSet
@@ -310,6 +311,6 @@ def test_a_shard_out_of_reach_is_skipped_and_counted(
         batches = list(stream)
     assert [len(batch) for batch in batches] == [8] * 5 + [5]
     assert sorted(number for batch in numbers(batches) for number in batch) == [*range(27), *range(36, 45)]
-    assert stream.skipped.num_skipped == 9
+    assert stream.errors.num_skipped == 9
     told = [record.getMessage() for record in caplog.records if "skipped: " in record.getMessage()]
     assert len(told) == 1 and f"{store.address}/000003.tar" in told[0]

@@ -14,7 +14,7 @@ import pytest
 
 from mim_lightning.data.manifest.rows import RowIssue
 from mim_lightning.data.preparation.hash_layout import plan_layout
-from mim_lightning.data.preparation.plan import PictureError, take_turns
+from mim_lightning.data.preparation.plan import UnreadableImageError, rotate_images
 from mim_lightning.data.shards.set_writer import finish_set, finished_shards, place_shard
 from mim_lightning.data.shards.writer import COLUMNS, Record, read_shard, shard_sizes, write_shard
 from mim_lightning.io.store import Store
@@ -160,7 +160,7 @@ def test_a_set_is_finished_by_its_receipts(tmp_path: Path) -> None:
             else:
                 place_shard(store, "queries/train", 1, scratch / "x", facts[1], "def")
     receipts = finished_shards(store, "queries/train")
-    assert [(r.size, r.num_bytes, r.rows_id) for _, r in sorted(receipts.items())] == [
+    assert [(r.size, r.num_bytes, r.content_id) for _, r in sorted(receipts.items())] == [
         (2, facts[0].num_bytes, "abc"),
         (1, facts[1].num_bytes, "def"),
     ]
@@ -171,13 +171,13 @@ def test_a_set_is_finished_by_its_receipts(tmp_path: Path) -> None:
 
 def test_turns_do_not_depend_on_the_order() -> None:
     ids = [f"q{number}" for number in range(20)]
-    turns = take_turns(ids)
-    assert take_turns(ids[::-1]) == turns and sorted(turns.values()) == list(range(20))
+    turns = rotate_images(ids)
+    assert rotate_images(ids[::-1]) == turns and sorted(turns.values()) == list(range(20))
 
 
 def test_a_fault_of_a_picture_survives_the_way_between_processes() -> None:
     issue = RowIssue("queries", "q.csv, row 3", "image", "q1", "x.jpg: damaged")
-    error = pickle.loads(pickle.dumps(PictureError(issue)))
+    error = pickle.loads(pickle.dumps(UnreadableImageError(issue)))
     assert (error.issue, str(error)) == (issue, "q.csv, row 3, column 'image': x.jpg: damaged")
 
 
@@ -185,16 +185,16 @@ def test_ids_are_hashed_to_shards_of_their_set() -> None:
     layout = plan_layout({"queries/train": 10_000, "catalogue": 900, "queries/val": 1}, samples_per_shard=100, seed=3)
     assert dict(layout.num_shards) == {"catalogue": 9, "queries/train": 100, "queries/val": 1}
     numbers = [layout.shard_of("queries/train", f"q{i}") for i in range(10_000)]
-    assert {layout.place(number)[0] for number in numbers} == {"queries/train"}
+    assert {layout.locate(number)[0] for number in numbers} == {"queries/train"}
     sizes = np.bincount(numbers, minlength=110)[9:109]
     assert sizes.sum() == 10_000 and sizes.min() > 50 and sizes.max() < 150  # five standard deviations
-    assert [layout.place(number) for number in (0, 8, 9, 108, 109)] == [
+    assert [layout.locate(number) for number in (0, 8, 9, 108, 109)] == [
         ("catalogue", 0),
         ("catalogue", 8),
         ("queries/train", 0),
         ("queries/train", 99),
         ("queries/val", 0),
     ]
-    assert all(layout.number(*layout.place(number)) == number for number in range(layout.num_all))
+    assert all(layout.number(*layout.locate(number)) == number for number in range(layout.num_all))
     other = plan_layout({"queries/train": 10_000, "catalogue": 900}, 100, seed=4)
     assert other.shard_of("queries/train", "q0") != numbers[0]

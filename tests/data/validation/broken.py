@@ -15,7 +15,9 @@ from PIL import Image
 from mim_lightning.data.images.reader import ImageReader
 from mim_lightning.data.manifest.manifest import Manifest, ManifestSource
 from mim_lightning.data.manifest.rows import RowIssue
-from mim_lightning.data.validation import CheckReport, ValidationSettings, check_manifest
+from mim_lightning.data.validation.report import ValidationReport
+from mim_lightning.data.validation.settings import ValidationSettings
+from mim_lightning.data.validation.validate import validate_manifest
 
 PRODUCT = {"product_id": "", "image": "", "title": "", "description": "", "category": ""}
 QUERY = {"query_id": "", "split": "train", "image": "", "text": "", "product_id": ""}
@@ -95,11 +97,11 @@ def write_shop(
     return source.read(folder / "work", faults.append), faults
 
 
-def check(manifest: Manifest, faults: list[RowIssue], **settings: object) -> CheckReport:
+def check(manifest: Manifest, faults: list[RowIssue], **settings: object) -> ValidationReport:
     chosen = ValidationSettings(**{"num_processes": 1, **settings})  # type: ignore[arg-type]
-    return check_manifest(manifest, faults, chosen, ImageReader().read)
+    return validate_manifest(manifest, faults, chosen, ImageReader().read)
 
 
-def told(report: CheckReport) -> set[tuple[str, str, str, str, str]]:
+def told(report: ValidationReport) -> set[tuple[str, str, str, str, str]]:
     """Return every finding as (kind, table, row, id, drops)."""
     return {(f.kind, f.table, report.row_of(f), f.row_id, f.drops) for f in report.findings}

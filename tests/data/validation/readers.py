@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from mim_lightning.data.images.reader import ImageRef
-from mim_lightning.data.validation.image_scan import survey
+from mim_lightning.data.validation.image_scan import scan_images
 
 
 def read(ref: ImageRef) -> bytes:
@@ -27,4 +27,4 @@ def die_at_seven(ref: ImageRef) -> bytes:
 
 def survey_slowly(folder: str, num: int) -> None:
     refs: list[ImageRef] = [Path(folder) / f"{number}.jpg" for number in range(num)]
-    survey(refs, read_slowly, Path(folder) / "facts.jsonl", 1)
+    scan_images(refs, read_slowly, Path(folder) / "facts.jsonl", 1)

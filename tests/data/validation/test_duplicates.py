@@ -132,7 +132,7 @@ def test_the_finding_names_both_rows(tmp_path: Path) -> None:
     assert (finding.table, report.row_of(finding), finding.column) == ("queries", "3", "image")
     assert finding.image == tmp_path / "b.jpg" and finding.other_image == tmp_path / "c.png"
     assert f"split 'val': {tmp_path / 'queries.csv'}, row 4" in finding.reason
-    assert not finding.is_bad and report.num_bad == 0
+    assert not finding.is_error and len(report.errors) == 0
 
 
 def test_it_can_be_bad_and_leaves_the_training_row_out(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from PIL import Image
 
 from mim_lightning.data.images.limits import MAX_FILE_BYTES, ImageLimits
 from mim_lightning.data.validation import image_checks as module
-from mim_lightning.data.validation.image_checks import look_at, picture_facts
+from mim_lightning.data.validation.image_checks import image_properties, inspect_image
 from tests.data.validation.broken import encoded, jpeg, jpeg_header, one_coloured, photo, png_header, resized
 
 
@@ -23,16 +23,16 @@ def distance(left: int, right: int) -> int:
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
 def test_a_good_picture_has_size_and_no_fault(kind: str) -> None:
     data = encoded(photo(1, 90, 120), kind)
-    facts = picture_facts(data)
+    facts = image_properties(data)
     assert (facts.num_bytes, facts.height, facts.width) == (len(data), 90, 120)
-    assert facts.kind == "" and facts.reason == "" and facts.one_colour < 0.5
+    assert facts.kind == "" and facts.reason == "" and facts.uniform_fraction < 0.5
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
 @pytest.mark.parametrize("kept", [0.5, 0.9])
 def test_cut_files_are_truncated(kind: str, kept: float) -> None:
     data = encoded(photo(2), kind)
-    facts = picture_facts(data[: int(len(data) * kept)])
+    facts = image_properties(data[: int(len(data) * kept)])
     # of half a WebP file nobody can tell whether it was one
     assert facts.kind in ({"truncated_image"} if kind != "WEBP" else {"truncated_image", "unreadable_image"})
     assert facts.reason
@@ -40,7 +40,7 @@ def test_cut_files_are_truncated(kind: str, kept: float) -> None:
 
 @pytest.mark.parametrize("data", [b"", b"<html>404</html>", b"\xff\xd8 not really", b"GIF89a"])
 def test_what_is_no_picture_is_unreadable(data: bytes) -> None:
-    facts = picture_facts(data)
+    facts = image_properties(data)
     assert facts.kind == "unreadable_image" and "\n" not in facts.reason
 
 
@@ -52,21 +52,21 @@ def test_bombs_are_refused_from_the_header(data: bytes, monkeypatch: pytest.Monk
     monkeypatch.setattr(module, "decode_upright", lambda *_: pytest.fail("pixels were decoded"))
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # Pillow's own limit is another
-        facts = picture_facts(data)
+        facts = image_properties(data)
     assert len(data) < 2_000 and facts.kind == "huge_image" and "pixels" in facts.reason
 
 
 @pytest.mark.parametrize(("width", "kind"), [(100, ""), (101, "huge_image")])
 def test_the_limit_is_one_of_pixels(width: int, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mim_lightning.data.images.codec.LIMITS", ImageLimits(pixels=10_000))
-    assert picture_facts(encoded(Image.new("L", (width, 100)), "PNG")).kind == kind
+    assert image_properties(encoded(Image.new("L", (width, 100)), "PNG")).kind == kind
 
 
 def test_files_too_large_to_be_pictures_are_not_read(tmp_path: Path) -> None:
     path = tmp_path / "film.jpg"
     with path.open("wb") as file:
         file.truncate(MAX_FILE_BYTES + 1)  # no bytes on disk
-    facts = look_at(path, lambda ref: pytest.fail("it was read"))
+    facts = inspect_image(path, lambda ref: pytest.fail("it was read"))
     assert facts.kind == "huge_image" and f"{MAX_FILE_BYTES + 1:,} bytes" in facts.reason
 
 
@@ -74,8 +74,8 @@ def test_what_a_reader_says_is_one_line(tmp_path: Path) -> None:
     def fail(ref: object) -> bytes:
         raise OSError("status 404\n  not found")
 
-    assert look_at("https://shop.example/a.jpg", fail).reason == "status 404 not found"
-    facts = look_at(tmp_path / "gone.jpg", lambda ref: Path(str(ref)).read_bytes())
+    assert inspect_image("https://shop.example/a.jpg", fail).reason == "status 404 not found"
+    facts = inspect_image(tmp_path / "gone.jpg", lambda ref: Path(str(ref)).read_bytes())
     assert (facts.kind, facts.reason) == ("unreadable_image", "no such file")
 
 
@@ -84,18 +84,20 @@ def test_no_file_ends_the_check(monkeypatch: pytest.MonkeyPatch) -> None:
         raise IndexError("pop from\nan empty list")
 
     monkeypatch.setattr(module, "decode_upright", fail)
-    facts = picture_facts(jpeg(1))
+    facts = image_properties(jpeg(1))
     assert (facts.kind, facts.reason) == ("unreadable_image", "IndexError pop from an empty list")
     assert facts.height == 160
 
 
 def test_one_colour_is_a_share_of_the_pixels() -> None:
-    assert picture_facts(one_coloured()).one_colour == 1.0
+    assert image_properties(one_coloured()).uniform_fraction == 1.0
     pixels = np.full((128, 128, 3), 250, dtype=np.uint8)
     pixels[:32, :32] = 20  # a sixteenth
-    assert picture_facts(encoded(Image.fromarray(pixels), "PNG")).one_colour == pytest.approx(15 / 16, abs=1e-4)
+    assert image_properties(encoded(Image.fromarray(pixels), "PNG")).uniform_fraction == pytest.approx(
+        15 / 16, abs=1e-4
+    )
     ramp = np.repeat(np.linspace(0, 255, 128).astype(np.uint8)[None, :, None], 128, axis=0).repeat(3, axis=2)
-    assert picture_facts(encoded(Image.fromarray(ramp), "PNG")).one_colour < 0.1
+    assert image_properties(encoded(Image.fromarray(ramp), "PNG")).uniform_fraction < 0.1
 
 
 @pytest.mark.parametrize(
@@ -103,9 +105,9 @@ def test_one_colour_is_a_share_of_the_pixels() -> None:
 )
 def test_the_hash_survives_resizing_and_encoding(scale: float, kind: str, quality: int) -> None:
     for seed in range(5):
-        first, other = picture_facts(jpeg(seed)), picture_facts(resized(jpeg(seed), scale, kind, quality))
-        assert distance(first.picture_hash, other.picture_hash) <= 4
-        assert distance(first.picture_hash, picture_facts(jpeg(seed + 100)).picture_hash) > 8
+        first, other = image_properties(jpeg(seed)), image_properties(resized(jpeg(seed), scale, kind, quality))
+        assert distance(first.perceptual_hash, other.perceptual_hash) <= 4
+        assert distance(first.perceptual_hash, image_properties(jpeg(seed + 100)).perceptual_hash) > 8
 
 
 def test_a_photo_is_hashed_upright() -> None:
@@ -114,6 +116,6 @@ def test_a_photo_is_hashed_upright() -> None:
     exif[0x0112] = 6  # to be turned by 90 degrees
     stored = io.BytesIO()
     image.transpose(Image.Transpose.ROTATE_90).save(stored, "JPEG", quality=95, exif=exif)
-    turned, upright = picture_facts(stored.getvalue()), picture_facts(encoded(image))
-    assert distance(turned.picture_hash, upright.picture_hash) <= 2
+    turned, upright = image_properties(stored.getvalue()), image_properties(encoded(image))
+    assert distance(turned.perceptual_hash, upright.perceptual_hash) <= 2
     assert (turned.height, turned.width) == (image.width, image.height)  # as stored

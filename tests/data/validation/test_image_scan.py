@@ -1,4 +1,4 @@
-"""Every picture is looked at once, by any number of processes, and an interrupted survey goes on."""
+"""Every picture is looked at once, by any number of processes, and an interrupted scan_images goes on."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ import pytest
 
 from mim_lightning.data.images.reader import ImageRef, TarMember
 from mim_lightning.data.validation import image_scan as module
-from mim_lightning.data.validation.image_scan import CHUNK_SIZE, survey
-from mim_lightning.data.validation.scan_file import FactsFile
+from mim_lightning.data.validation.image_scan import CHUNK_SIZE, ScanFile, scan_images
 from tests.data.validation.broken import jpeg, one_coloured
 from tests.data.validation.readers import die_at_seven, read
 
@@ -45,44 +44,44 @@ class Reader:
 def test_repeated_pictures_are_read_once(tmp_path: Path) -> None:
     refs = write_pictures(tmp_path, 3)
     reader = Reader()
-    found = survey([*refs, *refs, refs[0]], reader, num_processes=1)
+    found = scan_images([*refs, *refs, refs[0]], reader, num_processes=1)
     assert reader.seen == refs and list(found) == refs
 
 
 def test_what_is_known_is_not_read_again(tmp_path: Path) -> None:
     refs, facts_path = write_pictures(tmp_path, 3), tmp_path / "kept" / "facts.jsonl"
-    first = survey(refs, Reader(), facts_path, 1)
+    first = scan_images(refs, Reader(), facts_path, 1)
     again = Reader()
-    assert survey(refs, again, facts_path, 1) == first and again.seen == []
+    assert scan_images(refs, again, facts_path, 1) == first and again.seen == []
 
 
 def test_a_changed_file_is_looked_at_again(tmp_path: Path) -> None:
     refs, facts_path = write_pictures(tmp_path, 3), tmp_path / "facts.jsonl"
-    survey(refs, Reader(), facts_path, 1)
+    scan_images(refs, Reader(), facts_path, 1)
     (tmp_path / "1.jpg").write_bytes(one_coloured())
     reader = Reader()
-    found = survey(refs, reader, facts_path, 1)
-    assert reader.seen == [refs[1]] and found[refs[1]].one_colour == 1.0
+    found = scan_images(refs, reader, facts_path, 1)
+    assert reader.seen == [refs[1]] and found[refs[1]].uniform_fraction == 1.0
     stamp = (tmp_path / "2.jpg").stat()
     os.utime(tmp_path / "2.jpg", ns=(stamp.st_atime_ns, stamp.st_mtime_ns + 1))
     reader = Reader()
-    survey(refs, reader, facts_path, 1)
+    scan_images(refs, reader, facts_path, 1)
     assert reader.seen == [refs[2]]
 
 
 def test_what_could_not_be_read_is_tried_again(tmp_path: Path) -> None:
     facts_path, gone = tmp_path / "facts.jsonl", tmp_path / "gone.jpg"
-    assert survey([gone], Reader(), facts_path, 1)[gone].kind == "unreadable_image"
+    assert scan_images([gone], Reader(), facts_path, 1)[gone].kind == "unreadable_image"
     gone.write_bytes(DATA[0])
-    assert survey([gone], Reader(), facts_path, 1)[gone].kind == ""
+    assert scan_images([gone], Reader(), facts_path, 1)[gone].kind == ""
     address = "https://shop.example/a.jpg"
 
     def fail(ref: ImageRef) -> bytes:
         raise OSError("status 503")
 
-    assert survey([address], fail, facts_path, 1)[address].reason == "status 503"
-    assert survey([address], lambda ref: DATA[0], facts_path, 1)[address].kind == ""
-    assert survey([address], fail, facts_path, 1)[address].kind == ""  # known by its address
+    assert scan_images([address], fail, facts_path, 1)[address].reason == "status 503"
+    assert scan_images([address], lambda ref: DATA[0], facts_path, 1)[address].kind == ""
+    assert scan_images([address], fail, facts_path, 1)[address].kind == ""  # known by its address
 
 
 def test_members_of_a_tar_file_change_with_it(tmp_path: Path) -> None:
@@ -90,21 +89,21 @@ def test_members_of_a_tar_file_change_with_it(tmp_path: Path) -> None:
     tar.write_bytes(b"1")
     members = [TarMember(str(tar), "a.jpg", 512, 9), TarMember(str(tar), "b.jpg", 1024, 9)]
     pictures = dict(zip(members, DATA, strict=False))
-    first = survey(members, pictures.__getitem__, facts_path, 1)
+    first = scan_images(members, pictures.__getitem__, facts_path, 1)
     assert first[members[0]] != first[members[1]]
-    assert survey(members, lambda ref: b"", facts_path, 1) == first
+    assert scan_images(members, lambda ref: b"", facts_path, 1) == first
     tar.write_bytes(b"22")
-    assert survey(members, lambda ref: b"", facts_path, 1)[members[0]].kind == "unreadable_image"
+    assert scan_images(members, lambda ref: b"", facts_path, 1)[members[0]].kind == "unreadable_image"
 
 
 def test_a_torn_line_costs_one_picture(tmp_path: Path) -> None:
     refs, facts_path = write_pictures(tmp_path, 4), tmp_path / "facts.jsonl"
-    first = survey(refs, Reader(), facts_path, 1)
+    first = scan_images(refs, Reader(), facts_path, 1)
     text = facts_path.read_text().rstrip("\n")
     facts_path.write_text(text[:-20])
     reader = Reader()
-    assert survey(refs, reader, facts_path, 1) == first and reader.seen == [refs[3]]
-    assert FactsFile(facts_path).find(refs) == first
+    assert scan_images(refs, reader, facts_path, 1) == first and reader.seen == [refs[3]]
+    assert ScanFile(facts_path).find(refs) == first
 
 
 def test_an_interrupted_survey_goes_on(tmp_path: Path) -> None:
@@ -115,9 +114,9 @@ def test_an_interrupted_survey_goes_on(tmp_path: Path) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        survey(refs, Reader(interrupt), facts_path, 1)
+        scan_images(refs, Reader(interrupt), facts_path, 1)
     reader = Reader()
-    assert len(survey(refs, reader, facts_path, 1)) == len(refs)
+    assert len(scan_images(refs, reader, facts_path, 1)) == len(refs)
     assert reader.seen == refs[CHUNK_SIZE:]
 
 
@@ -134,27 +133,32 @@ def test_a_killed_survey_goes_on(tmp_path: Path) -> None:
     finally:
         process.kill()
         process.wait()
-    known = FactsFile(facts_path).find(refs)
+    known = ScanFile(facts_path).find(refs)
     assert CHUNK_SIZE <= len(known) < len(refs), "it was killed on the way"
     reader = Reader()
-    found = survey(refs, reader, facts_path, 1)
+    found = scan_images(refs, reader, facts_path, 1)
     assert set(reader.seen) == set(refs) - set(known)
-    assert found == survey(refs, Reader(), None, 1)
+    assert found == scan_images(refs, Reader(), None, 1)
 
 
 def test_several_processes_find_the_same(tmp_path: Path) -> None:
     refs = write_pictures(tmp_path, 2 * CHUNK_SIZE + 3)
-    assert survey(refs, read, None, 2) == survey(refs, Reader(), None, 1)
+    assert scan_images(refs, read, None, 2) == scan_images(refs, Reader(), None, 1)
 
 
 def test_the_death_of_a_process_is_told(tmp_path: Path) -> None:
     chunk = write_pictures(tmp_path, 9)
-    with pytest.raises(ValueError, match=r"the check: a process died.*0\.jpg; run it again.*num_processes=1") as error:
-        list(module._in_processes([chunk], die_at_seven, 1))
+    with pytest.raises(
+        ValueError,
+        match=r"a process that checked images died near .*0\.jpg, .*; run the same command again.*num_processes=1",
+    ) as error:
+        list(module._inspect_in_processes([chunk], die_at_seven, 1))
     assert "\n" not in str(error.value)
 
 
 def test_looking_at_pictures_needs_no_torch() -> None:
     """Each of the processes would load it."""
-    code = "import sys, mim_lightning.data.validation; print({'torch', 'faiss', 'pyarrow'} & set(sys.modules))"
+    code = (
+        "import sys, mim_lightning.data.validation.image_scan; print({'torch', 'faiss', 'pyarrow'} & set(sys.modules))"
+    )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "set()"

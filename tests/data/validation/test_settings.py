@@ -6,14 +6,15 @@ from typing import Any
 
 import pytest
 
-from mim_lightning.data.validation import KINDS, ValidationSettings
+from mim_lightning.data.validation.findings import KINDS
+from mim_lightning.data.validation.settings import ValidationSettings
 
 
 @pytest.mark.parametrize(
     ("key", "value", "told"),
     [
         ("on_invalid", "ignore", "data.validation.on_invalid: no choice 'ignore'"),
-        ("max_invalid", "1 percent", "data.validation.max_invalid=1 percent: give a fraction such as 1%"),
+        ("max_invalid", "1 percent", "data.validation.max_invalid=1 percent: give a percentage such as 1%"),
         ("max_invalid", 0.01, "data.validation.max_invalid=0.01"),
         ("max_invalid", "101%", "data.validation.max_invalid=101%"),
         ("max_invalid", True, "data.validation.max_invalid=True"),
@@ -40,4 +41,4 @@ def test_the_ceiling_in_rows(max_invalid: str | int, num_rows: int, ceiling: int
 
 
 def test_kinds_say_what_to_do() -> None:
-    assert all(kind.title and kind.advice and not (kind.is_bad and kind.may_be_bad) for kind in KINDS.values())
+    assert all(kind.title and kind.advice and not (kind.is_error and kind.can_be_error) for kind in KINDS.values())

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mim_lightning.data.validation.statistics import CatalogueFacts, CategoryBalance, SplitFacts
+from mim_lightning.data.validation.statistics import CatalogStatistics, CategoryBalance, SplitStatistics
 from tests.data.validation.broken import check, jpeg, write_shop
 
 PRODUCTS = [
@@ -28,15 +28,15 @@ def test_counts(tmp_path: Path) -> None:
     pictures = {f"{number}.jpg": jpeg(number) for number in range(1, 6)}
     report = check(*write_shop(tmp_path, pictures, PRODUCTS, QUERIES))
     assert report.splits == (
-        SplitFacts("train", 3, num_with_image=2, num_with_text=2, num_with_both=1, num_products=3, num_shared=1),
-        SplitFacts("val", 2, num_with_image=2, num_with_text=0, num_with_both=0, num_products=1, num_shared=1),
+        SplitStatistics("train", 3, num_with_image=2, num_with_text=2, num_with_both=1, num_products=3, num_shared=1),
+        SplitStatistics("val", 2, num_with_image=2, num_with_text=0, num_with_both=0, num_products=1, num_shared=1),
     )
-    assert report.catalogue == CatalogueFacts(
-        num_products=4, num_pictures=4, num_with_image=3, num_with_several=1, num_with_text=3, num_asked=3
+    assert report.catalog == CatalogStatistics(
+        num_products=4, num_images=4, num_with_image=3, num_with_several=1, num_with_text=3, num_targets=3
     )
     assert report.categories == CategoryBalance((("mugs", 2), ("cups", 1)), num_without=1)
-    assert report.pictures.num_pictures == 5 and report.pictures.num_bytes == sum(map(len, pictures.values()))
-    sides = (report.pictures.shortest_side, report.pictures.median_side, report.pictures.longest_side)
+    assert report.images.num_images == 5 and report.images.num_bytes == sum(map(len, pictures.values()))
+    sides = (report.images.shortest_side, report.images.median_side, report.images.longest_side)
     assert sides == (200, 200, 200)
     assert report.counts == {
         "product_in_two_splits": 1, "product_without_image": 1, "product_without_text": 1, "image_in_two_splits": 1,
@@ -48,4 +48,4 @@ def test_counts(tmp_path: Path) -> None:
 )
 def test_how_many_categories_hold_half(counts: list[int], half: int) -> None:
     named = tuple((str(number), count) for number, count in enumerate(counts))
-    assert CategoryBalance(named, 0).num_holding_half == half
+    assert CategoryBalance(named, 0).num_with_half == half

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from mim_lightning.data.images.reader import ImageReader
-from mim_lightning.data.validation import CheckReport, ValidationSettings, check_manifest
+from mim_lightning.data.validation.report import ValidationReport
+from mim_lightning.data.validation.settings import ValidationSettings
+from mim_lightning.data.validation.validate import validate_manifest
 from mim_lightning.encoders.tiny import TinyText
 from mim_lightning.types import TextSpec
 from tests.data.validation.broken import write_shop
@@ -31,9 +33,9 @@ def letters(texts: Sequence[str]) -> dict[str, Tensor]:
     return {"ids": torch.zeros(len(texts), max(map(len, texts)))}
 
 
-def measured(folder: Path, specs: dict[str, Any] | None, **settings: Any) -> CheckReport:
+def measured(folder: Path, specs: dict[str, Any] | None, **settings: Any) -> ValidationReport:
     manifest, faults = write_shop(folder, {}, PRODUCTS, QUERIES)
-    return check_manifest(
+    return validate_manifest(
         manifest, faults, ValidationSettings(num_processes=1, **settings), ImageReader().read, specs=specs
     )
 
@@ -52,7 +54,7 @@ def test_tokens_over_the_limit(tmp_path: Path) -> None:
     assert (products.unit, products.limit, products.num_over, products.longest) == ("tokens", 5, 2, 7)
     assert (queries.num_over, queries.longest) == (0, 5)  # as many as fit is not too many
     found = report.of_kind("text_over_limit")
-    assert [(report.row_of(f), f.row_id, f.column, f.is_bad) for f in found] == [
+    assert [(report.row_of(f), f.row_id, f.column, f.is_error) for f in found] == [
         ("3", "b", "description", False),
         ("4", "c", "title", False),
     ]
@@ -62,7 +64,7 @@ def test_tokens_over_the_limit(tmp_path: Path) -> None:
         {"query_text": TinyText(max_length=4, vocabulary=64, width=32).spec},
         treat_as_invalid=["text_over_limit"],
     )
-    assert [(f.table, f.row_id, f.column, f.drops) for f in bad.skipped] == [("queries", "q2", "text", "row")]
+    assert [(f.table, f.row_id, f.column, f.drops) for f in bad.errors] == [("queries", "q2", "text", "row")]
     assert bad.texts[0].unit == "words"
 
 
@@ -72,7 +74,7 @@ def test_a_tokeniser_that_cannot_count(tmp_path: Path) -> None:
 
 
 def test_texts_are_given_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mim_lightning.data.validation.texts.TEXTS_AT_ONCE", 2)
+    monkeypatch.setattr("mim_lightning.data.validation.statistics.TOKENIZER_BATCH_SIZE", 2)
     given: list[int] = []
 
     def count(texts: Sequence[str]) -> list[int]:

@@ -11,14 +11,14 @@ import pytest
 
 from mim_lightning.data.manifest.manifest import Manifest
 from mim_lightning.data.manifest.rows import RowIssue
-from mim_lightning.data.validation import (
-    CheckReport,
-    ValidationSettings,
-    keep_good,
-    require_good,
+from mim_lightning.data.validation.report import (
+    ValidationReport,
+    drop_invalid,
+    raise_if_invalid,
     write_findings,
     write_skipped,
 )
+from mim_lightning.data.validation.settings import ValidationSettings
 from tests.data.validation.broken import check, jpeg, one_coloured, png_header, told, write_shop
 
 PICTURES = {
@@ -59,7 +59,7 @@ def shop(tmp_path: Path) -> tuple[Manifest, list[RowIssue]]:
     return write_shop(tmp_path / "shop", PICTURES, PRODUCTS, QUERIES)
 
 
-def small(folder: Path, num_good: int, num_bad: int) -> CheckReport:
+def small(folder: Path, num_good: int, num_bad: int) -> ValidationReport:
     """Return the report on a shop of one product that answers good and bad queries."""
     pictures = {"p.jpg": jpeg(0), "text.jpg": b"text", **{f"{n}.jpg": jpeg(n + 1) for n in range(num_good)}}
     queries = [{"query_id": f"good{n}", "image": f"{n}.jpg", "product_id": "p"} for n in range(num_good)]
@@ -67,13 +67,13 @@ def small(folder: Path, num_good: int, num_bad: int) -> CheckReport:
     return check(*write_shop(folder, pictures, [{"product_id": "p", "image": "p.jpg", "title": "P"}], queries))
 
 
-def under(report: CheckReport, **settings: Any) -> CheckReport:
+def under(report: ValidationReport, **settings: Any) -> ValidationReport:
     return replace(report, settings=ValidationSettings(**settings))
 
 
 def test_every_fault_is_told_with_table_row_and_id(shop: tuple[Manifest, list[RowIssue]]) -> None:
     assert told(check(*shop)) == {
-        ("truncated_image", "products", "3", "b", "picture"),
+        ("truncated_image", "products", "3", "b", "image"),
         ("huge_image", "products", "4", "c", "row"),
         ("unreadable_image", "products", "5", "d", "row"),
         ("duplicate_id", "products", "6", "a", "row"),
@@ -103,11 +103,11 @@ def test_columns_and_reasons(shop: tuple[Manifest, list[RowIssue]]) -> None:
         f"{products}, row 4, column 'image': {folder / 'bomb.png'}: not a readable image (Image size (2500000000 "
     )
     assert lines["queries", "5", "answer_left_out"].startswith(
-        f"{queries}, row 5, column 'product_id': its product 'c' is left out: {products}, row 4, column 'image': "
+        f"{queries}, row 5, column 'product_id': its product 'c' is invalid: {products}, row 4, column 'image': "
     )
     both_gone = lines["queries", "6", "answer_left_out"]
-    assert "all its 2 products are left out" in both_gone and "text.jpg: not a readable" in both_gone  # what came first
-    assert lines["products", "2", "product_in_two_splits"].endswith("answers train (1 query), val (1 query)")
+    assert "all its 2 products are invalid" in both_gone and "text.jpg: not a readable" in both_gone  # what came first
+    assert lines["products", "2", "product_in_two_splits"].endswith("a target in train (1 query), val (1 query)")
     both = [f.reason for f in report.findings if f.row_id == "d"]
     assert both == [
         f"{folder / 'text.jpg'}: not a readable image (of no known format)",
@@ -132,14 +132,14 @@ def test_a_picture_that_the_source_left_out_is_no_row(shop: tuple[Manifest, list
     manifest, faults = shop
     product = manifest.products["a"]
     report = check(manifest, [*faults, RowIssue("products", product.origin, "image", "a", "no picture")])
-    (finding,) = [one for one in report.skipped if one.reason == "no picture"]
-    assert finding.drops == "picture" and report.num_bad_rows("products") == 4
-    assert report.num_rows["products"] == len(PRODUCTS) and "a" in keep_good(manifest, report).products
+    (finding,) = [one for one in report.errors if one.reason == "no picture"]
+    assert finding.drops == "image" and report.num_invalid_rows("products") == 4
+    assert report.num_rows["products"] == len(PRODUCTS) and "a" in drop_invalid(manifest, report).products
 
 
 def test_exactly_the_good_is_kept(shop: tuple[Manifest, list[RowIssue]]) -> None:
     manifest, faults = shop
-    kept = keep_good(manifest, check(manifest, faults))
+    kept = drop_invalid(manifest, check(manifest, faults))
     assert list(kept.products) == ["a", "b", "e", "f"]
     assert [str(image).rsplit("/", 1)[-1] for image in kept.products["b"].images] == ["good2.jpg"]
     assert kept.products["a"] is manifest.products["a"] and kept.products["a"].text == "Mug"
@@ -156,17 +156,17 @@ def test_a_sound_shop_stays_as_it_is(tmp_path: Path) -> None:
         tmp_path, pictures, products, [{"query_id": "q", "image": "q.jpg", "product_id": "a"}]
     )
     report = check(manifest, faults)
-    assert report.findings == () and report.num_bad == 0
-    require_good(report)
-    assert keep_good(manifest, report) == manifest
+    assert report.findings == () and len(report.errors) == 0
+    raise_if_invalid(report)
+    assert drop_invalid(manifest, report) == manifest
 
 
 def test_rows_are_counted_once_and_with_those_the_source_left_out(shop: tuple[Manifest, list[RowIssue]]) -> None:
     report = check(*shop)
     assert report.num_rows == {"products": len(PRODUCTS), "queries": len(QUERIES)}
     # c, d (two faults), the second a, and the one without id; b loses a picture alone
-    assert report.num_bad_rows("products") == 4 and report.num_bad_rows("queries") == 6
-    assert report.num_bad == 12 and len(report.skipped) == 12
+    assert report.num_invalid_rows("products") == 4 and report.num_invalid_rows("queries") == 6
+    assert len(report.errors) == 12 and len(report.errors) == 12
     assert sum(report.counts.values()) == len(report.findings) == 16
 
 
@@ -177,25 +177,25 @@ def test_skipped_rows_are_listed_with_their_reason(shop: tuple[Manifest, list[Ro
         rows = list(csv.DictReader(file))
     assert list(rows[0]) == ["table", "row", "id", "column", "reason"]
     assert {(row["table"], row["row"], row["id"]) for row in rows} == {
-        (f.table, report.row_of(f), f.row_id) for f in report.findings if f.is_bad
+        (f.table, report.row_of(f), f.row_id) for f in report.findings if f.is_error
     }
     (picture,) = [row for row in rows if row["id"] == "b"]
-    assert picture["reason"].startswith("this picture alone is left out: ") and "cut.jpg" in picture["reason"]
+    assert picture["reason"].startswith("only this image is dropped: ") and "cut.jpg" in picture["reason"]
     write_findings(report, tmp_path / "findings.csv")
     with (tmp_path / "findings.csv").open(newline="") as file:
         found = list(csv.DictReader(file))
-    assert len(found) == 16 and {row["weight"] for row in found} == {"bad", "told"}
-    assert {row["kind"] for row in found if row["weight"] == "told"} == {
+    assert len(found) == 16 and {row["severity"] for row in found} == {"error", "warning"}
+    assert {row["kind"] for row in found if row["severity"] == "warning"} == {
         "near_empty_image", "product_without_text", "product_without_image", "product_in_two_splits",
     }  # fmt: skip
 
 
 def test_with_fail_anything_bad_stops_in_one_line(shop: tuple[Manifest, list[RowIssue]]) -> None:
     report = check(*shop)
-    with pytest.raises(ValueError, match="the check found 12 faults") as error:
-        require_good(report)
+    with pytest.raises(ValueError, match="the validation found 12 errors") as error:
+        raise_if_invalid(report)
     text = str(error.value)
-    assert "4 rows of products, 6 rows of queries" in text and str(report.skipped[0]) in text
+    assert "4 rows of products, 6 rows of queries" in text and str(report.errors[0]) in text
     assert "data.validation.on_invalid=drop" in text and "max_invalid=1%" in text and "\n" not in text
 
 
@@ -205,9 +205,9 @@ def test_a_bad_picture_alone_stops_with_fail_and_passes_with_skip(tmp_path: Path
         tmp_path, pictures, [{"product_id": "a", "image": "a.jpg|text.jpg", "title": "A"}],
         [{"query_id": "q", "text": "a", "product_id": "a"}],
     ))  # fmt: skip
-    with pytest.raises(ValueError, match=r"1 fault \(single pictures of products\).*mend it, or"):
-        require_good(report)
-    require_good(under(report, on_invalid="drop", max_invalid=0))
+    with pytest.raises(ValueError, match=r"1 error in single images of products, .*mend it, or"):
+        raise_if_invalid(report)
+    raise_if_invalid(under(report, on_invalid="drop", max_invalid=0))
 
 
 @pytest.mark.parametrize(
@@ -216,12 +216,12 @@ def test_a_bad_picture_alone_stops_with_fail_and_passes_with_skip(tmp_path: Path
 def test_skip_stops_beyond_the_ceiling(tmp_path: Path, max_invalid: str | int, passes: bool) -> None:
     report = under(small(tmp_path, num_good=8, num_bad=2), on_invalid="drop", max_invalid=max_invalid)
     if passes:
-        require_good(report)
+        raise_if_invalid(report)
         return
     with pytest.raises(
-        ValueError, match=r"2 of 10 rows of the queries table are bad \(20.0 %\), more than the \d"
+        ValueError, match=r"2 of 10 rows of the queries table are invalid \(20.0 %\), which exceeds data"
     ) as e:
-        require_good(report)
+        raise_if_invalid(report)
     assert f"data.validation.max_invalid={max_invalid}" in str(e.value) and "row 10, column 'image'" in str(e.value)
     assert "\n" not in str(e.value)
 
@@ -229,10 +229,10 @@ def test_skip_stops_beyond_the_ceiling(tmp_path: Path, max_invalid: str | int, p
 def test_each_table_has_its_own_ceiling(shop: tuple[Manifest, list[RowIssue]]) -> None:
     report = check(*shop)  # half of the products, 6 of 10 queries
     with pytest.raises(ValueError, match="of the queries table"):
-        require_good(under(report, on_invalid="drop", max_invalid="50%"))
+        raise_if_invalid(under(report, on_invalid="drop", max_invalid="50%"))
     with pytest.raises(ValueError, match="of the products table"):
-        require_good(under(report, on_invalid="drop", max_invalid="49%"))
-    require_good(under(report, on_invalid="drop", max_invalid="60%"))
+        raise_if_invalid(under(report, on_invalid="drop", max_invalid="49%"))
+    raise_if_invalid(under(report, on_invalid="drop", max_invalid="60%"))
 
 
 def test_what_is_told_can_be_made_bad(shop: tuple[Manifest, list[RowIssue]]) -> None:
@@ -242,7 +242,7 @@ def test_what_is_told_can_be_made_bad(shop: tuple[Manifest, list[RowIssue]]) -> 
         ("near_empty_image", "products", "7", "e", "row"),
         ("product_without_image", "products", "8", "f", "row"),
     } <= told(report)
-    kept = keep_good(manifest, report)
+    kept = drop_invalid(manifest, report)
     assert list(kept.products) == ["a", "b"] and [q.query_id for q in kept.queries] == ["q0", "q1", "q5"]
 
 
@@ -260,9 +260,9 @@ def test_how_empty_a_picture_may_be_is_a_setting(tmp_path: Path) -> None:
 
 def test_rows_of_a_table_in_several_files_are_named_with_their_file(tmp_path: Path) -> None:
     report = small(tmp_path, num_good=1, num_bad=1)
-    (finding,) = report.skipped
+    (finding,) = report.errors
     assert report.place_of(finding) == "queries, row 3 (bad0), column 'image'"
     parts = replace(finding, origin="s3://shop/queries/part-7.parquet, row 12", column="")
-    split = replace(report, places={"queries": "s3://shop/queries"})
+    split = replace(report, paths={"queries": "s3://shop/queries"})
     assert split.row_of(parts) == "part-7.parquet, row 12"
     assert split.place_of(parts) == "queries, part-7.parquet, row 12 (bad0)"

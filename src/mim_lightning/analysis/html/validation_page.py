@@ -10,9 +10,9 @@ from pathlib import Path
 from mim_lightning.analysis.html.images import PageImage, data_uri
 from mim_lightning.analysis.html.render import write_page
 from mim_lightning.data.images.reader import ImageReader, ImageRef
-from mim_lightning.data.validation import KINDS, CheckReport, Finding, print_check, write_findings, write_skipped
-from mim_lightning.data.validation.console import verdict_of
-from mim_lightning.data.validation.report import FINDINGS_FILE
+from mim_lightning.data.validation.console import print_report, verdict_of
+from mim_lightning.data.validation.findings import KINDS, Finding
+from mim_lightning.data.validation.report import FINDINGS_FILE, ValidationReport, write_findings, write_skipped
 from mim_lightning.display.numbers import format_percent
 
 PAGE_FILE = "check.html"
@@ -36,7 +36,7 @@ class Section:
     kind: str
     title: str
     advice: str
-    is_bad: bool
+    is_error: bool
     num_found: int
     has_images: bool
     cards: tuple[FindingCard, ...]
@@ -51,16 +51,16 @@ class CategoryRow:
     width: float  # in percent of the largest
 
 
-def write_validation_report(report: CheckReport, folder: Path, reader: ImageReader, brief: bool = True) -> None:
+def write_validation_report(report: ValidationReport, folder: Path, reader: ImageReader, brief: bool = True) -> None:
     """Print a report, in full if not `brief`, and write check.html, findings.csv and skipped.csv."""
-    print_check(report, brief=brief)
+    print_report(report, brief=brief)
     folder.mkdir(parents=True, exist_ok=True)
-    write_check_page(report, folder / PAGE_FILE, reader.read)
+    write_validation_page(report, folder / PAGE_FILE, reader.read)
     write_findings(report, folder / FINDINGS_FILE)
     write_skipped(report, folder / "skipped.csv")
 
 
-def write_check_page(report: CheckReport, path: Path, read: Read, num_shown: int = 24) -> None:
+def write_validation_page(report: ValidationReport, path: Path, read: Read, num_shown: int = 24) -> None:
     """Write the page of a validation: statistics of the tables, and the first findings of each kind with their images.
 
     Args:
@@ -76,7 +76,7 @@ def write_check_page(report: CheckReport, path: Path, read: Read, num_shown: int
         title="Check of the data",
         report=report,
         verdict=verdict_of(report),
-        is_good=not report.num_bad,
+        is_good=not report.errors,
         sections=_sections(report, read, num_shown),
         largest=largest,
         smallest=smallest,
@@ -85,7 +85,7 @@ def write_check_page(report: CheckReport, path: Path, read: Read, num_shown: int
     )
 
 
-def _sections(report: CheckReport, read: Read, num_shown: int) -> list[Section]:
+def _sections(report: ValidationReport, read: Read, num_shown: int) -> list[Section]:
     show = lru_cache(maxsize=None)(lambda ref, kind: _image(ref, kind, read))  # many findings may have one image
     sections = []
     for kind, known in KINDS.items():
@@ -100,8 +100,8 @@ def _sections(report: CheckReport, read: Read, num_shown: int) -> list[Section]:
                 for finding in found
             )
             has_images = any(card.image for card in cards)
-            num_found, is_bad = report.counts[kind], found[0].is_bad
-            sections.append(Section(kind, known.title, known.advice, is_bad, num_found, has_images, cards))
+            num_found, is_error = report.counts[kind], found[0].is_error
+            sections.append(Section(kind, known.title, known.advice, is_error, num_found, has_images, cards))
     return sections
 
 
@@ -115,7 +115,7 @@ def _image(ref: ImageRef, kind: str, read: Read) -> PageImage:
         return PageImage("", "cannot be shown")
 
 
-def _category_rows(report: CheckReport) -> tuple[list[CategoryRow], list[CategoryRow]]:
+def _category_rows(report: ValidationReport) -> tuple[list[CategoryRow], list[CategoryRow]]:
     """Return the largest categories, and the smallest of the others."""
     counts = report.categories.counts
     rows = [CategoryRow(name, count, round(100 * count / counts[0][1], 1)) for name, count in counts]

@@ -131,7 +131,7 @@ class ManifestBuilder:
         reason = f"product '{product_id}' is not in {self.products_name}"
         if product_id not in self._dropped:
             return RowError(column, reason, IssueType.UNKNOWN_PRODUCT)
-        return RowError(column, f"{reason} (left out: {self._dropped[product_id]})", IssueType.DROPPED_PRODUCT)
+        return RowError(column, f"{reason} (invalid: {self._dropped[product_id]})", IssueType.DROPPED_PRODUCT)
 
     def _with_whole_numbers(self, query: Query) -> Query:
         """Return a query whose 7.0 is the product 7, or the reverse: the ids of one table were floats."""

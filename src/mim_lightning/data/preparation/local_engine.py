@@ -1,7 +1,7 @@
-"""Shards written by several processes of this machine, each shard by one of them.
+"""Writes planned sets with several processes of this machine, one shard a process at a time.
 
-PlannedSets come in, finished shards go out into a Store. A shard is a pure function of its task, so the bytes do not
-depend on the number of processes; what an interrupted process finished is found by its markers and left as it is.
+A shard is a pure function of its task, so its bytes do not depend on the number of processes. Shards that an
+interrupted process finished are found by their markers and kept.
 """
 
 from __future__ import annotations
@@ -17,8 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mim_lightning.data.images.reader import ImageReader
-from mim_lightning.data.preparation.plan import RecordReader
-from mim_lightning.data.preparation.planned_sets import PlannedSet, ShardTask
+from mim_lightning.data.preparation.plan import PlannedSet, RecordReader, ShardTask
 from mim_lightning.data.shards.damage import Damage
 from mim_lightning.data.shards.files import INDEX_FILE
 from mim_lightning.data.shards.set_index import IndexedShard, parse_index
@@ -32,32 +31,33 @@ from mim_lightning.data.shards.set_writer import (
     write_columns,
 )
 from mim_lightning.data.shards.writer import Record, write_shard
+from mim_lightning.data.validation.image_scan import num_cores
 from mim_lightning.display.progress import ProgressMeter
 from mim_lightning.io.store import Store
 
-ROWS_PER_PROCESS = 1_000  # fewer are written sooner than another process starts
+ROWS_PER_PROCESS = 1_000  # fewer are written faster than another process starts
 MAX_PROCESSES = 16
-TASKS_AHEAD = 2  # shards a process for which the rows are made ahead
-POLL_S = 0.25  # seconds between two looks at the counters
+TASKS_AHEAD = 2  # shards a process that are planned ahead
+POLL = 0.25  # seconds between two updates of the progress
 
-OnRow = Callable[[int], None]  # is told the bytes of each sample's pictures
+OnRow = Callable[[int], None]  # is called with the bytes of each sample's images
 
 
 class StoppedError(Exception):
-    """Another shard failed, or somebody pressed Ctrl-C: what this process was writing is not wanted any more."""
+    """Another shard failed, or Ctrl-C was pressed: this process is to stop writing."""
 
 
 @dataclass(frozen=True)
 class WritingSettings:
-    """How rows become shards; `num_workers` processes write, None: what the machine and the rows suggest."""
+    """How rows become shards."""
 
     samples_per_shard: int
     max_image_side: int
-    num_workers: int | None = None
+    num_workers: int | None = None  # processes; None: by the cores and the number of rows
 
 
 class ShardWriter:
-    """Writes one shard after the other; what each of the processes holds."""
+    """Writes one shard after the other, in one process."""
 
     def __init__(self, store: Store, reader: ImageReader, max_image_side: int) -> None:
         self.store, self.records = store, RecordReader(reader, max_image_side)
@@ -66,13 +66,13 @@ class ShardWriter:
         with self.store.scratch() as scratch:
             stem = scratch / "shard"
             facts = write_shard(stem, self._read(task, on_row), task.first)
-            place_shard(self.store, task.set_name, task.shard_idx, stem, facts, task.rows_id)
+            place_shard(self.store, task.set_name, task.shard_idx, stem, facts, task.content_id)
 
-    def write_again(self, task: ShardTask, known: IndexedShard) -> None:
-        """Write a shard of a finished set as it was.
+    def rewrite(self, task: ShardTask, known: IndexedShard) -> None:
+        """Write a shard of a finished set again.
 
         Raises:
-            ValueError: it would be another one than the set's index says.
+            ValueError: it would differ from what the set's index says.
         """
         with self.store.scratch() as scratch:
             stem = scratch / "shard"
@@ -81,7 +81,7 @@ class ShardWriter:
             if not is_same or known.crc32 not in (None, facts.crc32):
                 raise ValueError(
                     f"{self.store.address}/{shard_path(task.set_name, task.shard_idx, '.tar')}: is missing or damaged, "
-                    "and what its rows and pictures make today is another shard; prepare all anew by overwrite=true"
+                    "and its rows or images have changed since; prepare everything again with overwrite=true"
                 )
             for suffix in (".npy", ".tar"):
                 self.store.put(stem.with_suffix(suffix), shard_path(task.set_name, task.shard_idx, suffix))
@@ -94,10 +94,10 @@ class ShardWriter:
 
 
 def write_sets(sets: Sequence[PlannedSet], store: Store, reader: ImageReader, settings: WritingSettings) -> None:
-    """Write all sets, except for the shards that are finished already, and show the progress.
+    """Write the unfinished shards of all sets, and show the progress.
 
     Raises:
-        ValueError: a picture cannot be read, or a process died.
+        ValueError: an image cannot be read, or a process died.
     """
     finished = {planned.name: finished_shards(store, planned.name) for planned in sets}
     num_finished = sum(marker.size for markers in finished.values() for marker in markers.values())
@@ -114,17 +114,17 @@ def write_sets(sets: Sequence[PlannedSet], store: Store, reader: ImageReader, se
     remove_markers(store)
 
 
-def write_again(
+def rewrite_damaged(
     sets: Sequence[PlannedSet],
     store: Store,
     reader: ImageReader,
     settings: WritingSettings,
     damages: Sequence[Damage],
 ) -> None:
-    """Write what is damaged of finished sets as it was: single shards, and the columns that are lost.
+    """Write the damaged shards and columns of finished sets again.
 
     Raises:
-        ValueError: a picture cannot be read, or a shard would be another one.
+        ValueError: an image cannot be read, or a shard would differ from what the set's index says.
     """
     planned, writer = {part.name: part for part in sets}, ShardWriter(store, reader, settings.max_image_side)
     for damage in damages:
@@ -133,12 +133,12 @@ def write_again(
         tasks = part.shards(settings.samples_per_shard, settings.max_image_side) if part and wanted else iter(())
         for task in tasks:
             if task.shard_idx in wanted and task.shard_idx < len(index.sizes):
-                writer.write_again(task, index.shard(task.shard_idx))
+                writer.rewrite(task, index.shard(task.shard_idx))
                 wanted.discard(task.shard_idx)
         if wanted:
             raise ValueError(
-                f"{store.address}/{damage.set_name}: shards are missing or damaged, and the rows of today make fewer; "
-                "prepare all anew by overwrite=true"
+                f"{store.address}/{damage.set_name}: shards are missing or damaged, and the source has fewer rows now; "
+                "prepare everything again with overwrite=true"
             )
         if damage.columns:
             write_columns(store, damage.set_name, len(index.sizes), damage.columns)
@@ -149,7 +149,7 @@ def _unfinished(sets: Sequence[PlannedSet], store: Store, settings: WritingSetti
         markers = finished_shards(store, planned.name)
         for task in planned.shards(settings.samples_per_shard, settings.max_image_side):
             marker = markers.get(task.shard_idx)
-            if marker is not None and marker.rows_id == task.rows_id:
+            if marker is not None and marker.content_id == task.content_id:
                 continue
             if marker is not None:
                 remove_marker(store, planned.name, marker)
@@ -167,35 +167,37 @@ def _write_here(tasks: Iterator[ShardTask], writer: ShardWriter, progress: Progr
 def _write_in_processes(
     tasks: Iterator[ShardTask], num_workers: int, parts: tuple[Store, ImageReader, int], progress: ProgressMeter
 ) -> None:
-    # Spawned, because the caller may hold threads (a trainer, a tokeniser) that a fork would not survive.
+    # Spawned, because the caller may have threads (a trainer, a tokenizer) that a fork would not survive.
     context = multiprocessing.get_context("spawn")
-    counts = context.RawArray("q", 2 * num_workers)  # rows and bytes, by process; no lock that a dead process may hold
+    counts = context.RawArray(
+        "q", 2 * num_workers
+    )  # rows and bytes, by process; without a lock, which a dead process would keep
     is_stopped = context.RawValue("b", 0)
-    slots = context.SimpleQueue()
-    for slot in range(num_workers):
-        slots.put(slot)
-    setup = (*parts, counts, is_stopped, slots)
+    worker_idxs = context.SimpleQueue()
+    for worker_idx in range(num_workers):
+        worker_idxs.put(worker_idx)
+    setup = (*parts, counts, is_stopped, worker_idxs)
     with ProcessPoolExecutor(num_workers, context, initializer=_start_worker, initargs=setup) as pool:
         pending: set[Future[None]] = set()
         try:
             for task in tasks:
                 pending.add(pool.submit(_write_one, task))
                 while len(pending) >= TASKS_AHEAD * num_workers:
-                    pending = _settle(pending, counts, progress)
+                    pending = _update(pending, counts, progress)
             while pending:
-                pending = _settle(pending, counts, progress)
+                pending = _update(pending, counts, progress)
         except BrokenProcessPool:
             raise ValueError(
-                "a process that wrote shards was killed, perhaps for want of memory; run the same again: it goes on "
-                "where it was, and with data.num_workers=1 it needs less"
+                "a process that wrote shards was killed, perhaps out of memory; run the same command again: it "
+                "resumes, and needs less memory with data.num_workers=1"
             ) from None
         finally:
             is_stopped.value = 1
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _settle(pending: set[Future[None]], counts: Any, progress: ProgressMeter) -> set[Future[None]]:
-    done, rest = wait(pending, timeout=POLL_S, return_when=FIRST_COMPLETED)
+def _update(pending: set[Future[None]], counts: Any, progress: ProgressMeter) -> set[Future[None]]:
+    done, rest = wait(pending, timeout=POLL, return_when=FIRST_COMPLETED)
     for future in done:
         future.result()
     progress.update(sum(counts[0::2]), sum(counts[1::2]))
@@ -205,34 +207,33 @@ def _settle(pending: set[Future[None]], counts: Any, progress: ProgressMeter) ->
 def _num_workers(wanted: int | None, num_rows: int) -> int:
     if wanted is not None:
         return wanted
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(cores, MAX_PROCESSES, num_rows // ROWS_PER_PROCESS))
+    return max(1, min(num_cores(), MAX_PROCESSES, num_rows // ROWS_PER_PROCESS))
 
 
 # --- in the processes ---------------------------------------------------------------------------------
 
-_writer: ShardWriter  # of this process, with
-_count_row: OnRow  # what tells the parent about it
+_writer: ShardWriter  # of this process
+_count_row: OnRow  # reports its progress to the parent
 
 
-def _start_worker(store: Store, reader: ImageReader, max_side: int, counts: Any, is_stopped: Any, slots: Any) -> None:
+def _start_worker(store: Store, reader: ImageReader, max_side: int, counts: Any, is_stopped: Any, idxs: Any) -> None:
     global _writer, _count_row
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all; the parent stops the others
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    slot = 2 * slots.get()
+    offset = 2 * idxs.get()
 
     def count_row(num_bytes: int) -> None:
         if is_stopped.value:
             raise StoppedError
-        counts[slot] += 1
-        counts[slot + 1] += num_bytes
+        counts[offset] += 1
+        counts[offset + 1] += num_bytes
 
     _writer, _count_row = ShardWriter(store, reader, max_side), count_row
 
 
-def _end_with_parent() -> None:
-    """Leave when the parent was killed: nobody else would tell this process."""
+def _exit_with_parent() -> None:
+    """Exit when the parent is killed: no signal reaches this process then."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()

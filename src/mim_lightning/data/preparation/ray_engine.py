@@ -1,37 +1,39 @@
-"""The same conversion on a cluster: Ray Data reads the tables file by file, joins, and writes a shard a task.
+"""Prepares shard sets on a Ray cluster: reads the tables file by file, joins them, and writes each shard in a task.
 
-A ManifestSource and a folder or address come in, prepared data stand there afterwards; the `prepare` door calls it
-for engine=ray. No process holds more than a part of the tables. A row's shard follows from its id, so that a second
-attempt finds finished shards by their markers and writes the others alike.
+No process has more than a part of the tables in memory. The id of a row decides its shard, so a second attempt finds
+the finished shards by their markers and writes the others as the first would have.
 """
 
 from __future__ import annotations
 
+import csv
+import io
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager
-from dataclasses import asdict
+import logging
+import os
+import re
+import socket
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from mim_lightning.data.manifest.content_hash import combine_ids
-from mim_lightning.data.manifest.manifest import PRODUCTS, ManifestSource
+from mim_lightning.data.manifest.manifest import PRODUCTS, ManifestSource, Source
 from mim_lightning.data.manifest.rows import RowIssue
 from mim_lightning.data.preparation.hash_layout import HashLayout, plan_layout
-from mim_lightning.data.preparation.issue_log import IssueLog
-from mim_lightning.data.preparation.planned_sets import SHUFFLED
+from mim_lightning.data.preparation.plan import SHUFFLED
 from mim_lightning.data.preparation.prepared import (
-    SKIPPED_FILE,
     PreparedData,
     ShardSettings,
     describe_preparation,
     is_prepared,
     open_same,
-    require_free,
+    validate_free,
     write_settings,
 )
-from mim_lightning.data.preparation.ray_cluster import RaySettings, running
 from mim_lightning.data.preparation.ray_tables import (
     CATALOGUE,
     FileCount,
@@ -42,7 +44,7 @@ from mim_lightning.data.preparation.ray_tables import (
     shop_tables,
 )
 from mim_lightning.data.preparation.ray_tasks import ShardJob, join_part, write_group
-from mim_lightning.data.preparation.staging import move_into_place, partial_work, remote_work
+from mim_lightning.data.preparation.staging import SKIPPED_FILE, move_into_place, remote_staging, staging_dir
 from mim_lightning.data.shards.set_writer import (
     finish_set,
     finished_shards,
@@ -51,97 +53,212 @@ from mim_lightning.data.shards.set_writer import (
     remove_markers,
 )
 from mim_lightning.data.shards.writer import write_shard
-from mim_lightning.data.splits import GivenSplits
-from mim_lightning.data.validation import ValidationSettings
+from mim_lightning.data.splits import GivenSplits, Protocol
+from mim_lightning.data.validation.settings import ValidationSettings
 from mim_lightning.display.progress import ProgressMeter
+from mim_lightning.display.text import csv_cell
 from mim_lightning.io.paths import PathOrUrl
 from mim_lightning.io.store import Store
 
+CONNECT_TIMEOUT = 10.0  # seconds
 MAX_PARTITIONS = 2_000  # of a shuffle: every reading task makes a piece for each
-ROWS_ID = "hashed"  # in markers: the content of a shard follows from the description
+CONTENT_ID = "hashed"  # in markers: the description of the preparation decides what a shard contains
+
+
+@dataclass(frozen=True)
+class RaySettings:
+    """Which cluster, and how much of it.
+
+    Args:
+        address: of a running cluster, such as auto or ray://head:10001; None: start one on this machine.
+        num_cpus: of the one that is started; None: all cores.
+        object_store_bytes: its memory for data between tasks; None: Ray's default, 30 % of the machine's memory.
+        rows_per_part: rows that one task of the join has in memory.
+    """
+
+    address: str | None = None
+    num_cpus: int | None = None
+    object_store_bytes: int | None = None
+    rows_per_part: int = 200_000
+
+    def __post_init__(self) -> None:
+        if self.rows_per_part < 1:
+            raise ValueError(f"ray.rows_per_part={self.rows_per_part}: must be at least 1")
+
+
+@contextmanager
+def ray_cluster(settings: RaySettings) -> Iterator[None]:
+    """Connect to the cluster, or start one and stop it at the end.
+
+    Raises:
+        ValueError: Ray is not installed, or a task failed for a reason of its own.
+    """
+    try:
+        import ray
+        import ray.data
+        from ray.exceptions import RayError
+    except ImportError as error:
+        raise ValueError("engine=ray needs an extra: pip install 'mim-lightning[ray]'") from error
+
+    is_ours = not ray.is_initialized()
+    if is_ours:
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        own: dict[str, Any] = {"num_cpus": settings.num_cpus, "object_store_memory": settings.object_store_bytes}
+        options = {"address": settings.address} if settings.address else {**own, "include_dashboard": False}
+        _validate_reachable(settings.address)
+        try:
+            ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
+        except Exception as error:  # Ray raises many types, and plain Exception
+            where = f"ray.address={settings.address}" if settings.address else "Ray on this machine"
+            raise ValueError(f"{where}: did not start: {str(error).splitlines()[0]}") from error
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # errors are raised here as well
+    try:
+        yield
+    except RayError as error:
+        # Ray hands a task's error over as text, among the call stacks of several processes
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        named = [line for line in lines if re.match(r"[\w.]*(Error|Exception|Died|Killed)\w*:", line)]
+        raise ValueError(f"engine=ray: a task failed: {(named or lines or [type(error).__name__])[-1]}") from error
+    finally:
+        if is_ours:
+            ray.shutdown()
+
+
+def _validate_reachable(address: str | None) -> None:
+    """Raise a ValueError if nothing listens at the address: Ray itself would try for a quarter of an hour."""
+    host, _, port = (address or "").removeprefix("ray://").rpartition(":")
+    if not host or not port.isdecimal():  # none, or auto: Ray looks on this machine, and fails at once
+        return
+    try:
+        socket.create_connection((host, int(port)), CONNECT_TIMEOUT).close()
+    except OSError as error:
+        raise ValueError(f"ray.address={address}: no cluster answers there ({error})") from error
+
+
+@dataclass
+class IssueLog:
+    """The invalid rows that the tasks reported so far, as no process sees all rows."""
+
+    settings: ValidationSettings
+    num_rows: Mapping[str, int]  # by table
+    by_row: dict[tuple[str, str], RowIssue] = field(default_factory=dict)  # by table and origin
+
+    def add(self, issues: Iterable[RowIssue]) -> None:
+        """Add issues.
+
+        Raises:
+            ValueError: there are more than the settings allow.
+        """
+        for issue in issues:
+            self.by_row.setdefault((issue.table, issue.origin), issue)
+        limit = f"data.validation.max_invalid={self.settings.max_invalid}"
+        if self.by_row and self.settings.on_invalid == "raise":
+            raise ValueError(
+                f"{len(self.by_row):,} rows are invalid so far, the first is {next(iter(self.by_row.values()))}; mend "
+                f"them, or drop them with data.validation.on_invalid=drop (at most {limit} of a table)"
+            )
+        for table, num_rows in self.num_rows.items():
+            found = [issue for issue in self.by_row.values() if issue.table == table]
+            if len(found) > self.settings.ceiling(num_rows):
+                raise ValueError(
+                    f"{len(found):,} of {num_rows:,} rows of the {table} table are invalid so far, which exceeds "
+                    f"{limit}; the first is {found[0]}"
+                )
+
+    def write(self, store: Store, name: str) -> None:
+        """Write the dropped rows as a CSV file."""
+        text = io.StringIO(newline="")
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(("table", "row", "id", "column", "reason"))
+        for issue in self.by_row.values():
+            cells = (issue.table, issue.origin, issue.row_id, issue.column, issue.reason)
+            writer.writerow(map(csv_cell, cells))
+        store.write(name, text.getvalue().encode())
 
 
 def prepare_with_ray(
-    source: ManifestSource,
+    source: Source | None,
     folder: PathOrUrl,
     settings: ShardSettings,
     ray_settings: RaySettings,
-    check: ValidationSettings | None = None,
+    validation: ValidationSettings | None = None,
+    protocol: Protocol | None = None,
     *,
-    force: bool = False,
+    overwrite: bool = False,
 ) -> PreparedData:
-    """Write the shard sets of `source` into a folder that all machines see, or to an address; see `prepare_shards`.
+    """Write the shard sets of `source` into a folder that all machines can access, or to a URL; see `prepare_shards`.
 
     Raises:
-        ValueError: rows are faulty, the place holds other data, or a task failed.
+        ValueError: another source than tables, or another protocol than GivenSplits; rows are invalid, the folder has
+            other data, or a task failed.
     """
-    if settings.layout != SHUFFLED:  # a query's id must decide its shard, or nobody would see that it stands twice
+    if not isinstance(source, ManifestSource):
+        raise ValueError(f"engine=ray: reads tables, not a {type(source).__name__}; give data=manifest")
+    if not isinstance(protocol or GivenSplits(), GivenSplits):
+        raise ValueError("engine=ray: no process sees all products, so data/splits=given is the only choice")
+    if settings.layout != SHUFFLED:  # the query's id must decide its shard, or a repeated query would go unnoticed
         raise ValueError(
-            f"data.shards.layout={settings.layout}: engine=ray writes {SHUFFLED} rows; take engine=processes"
+            f"data.shards.layout={settings.layout}: engine=ray writes {SHUFFLED} rows; give engine=processes"
         )
     tables = shop_tables(source)
-    with running(ray_settings):
+    with ray_cluster(ray_settings):
         counts = _count(tables, settings.train_split)
-        described = describe_preparation(describe_source(source, counts), settings, GivenSplits())
-        if is_prepared(folder) and not force:
-            return _require_whole(open_same(folder, described))
+        ids = {table: [count.identity for count in counts if count.table == table] for table in ("products", "queries")}
+        source_described = source.describe_tables(*(combine_ids(found) if found else None for found in ids.values()))
+        described = describe_preparation(source_described, settings, GivenSplits())
+        if is_prepared(folder) and not overwrite:
+            return _validate_complete(open_same(folder, described))
         if isinstance(folder, Path):
-            require_free(folder)
-        issues = IssueLog(check or ValidationSettings(), _num_rows(counts))
+            validate_free(folder)
+        issues = IssueLog(validation or ValidationSettings(), _num_rows(counts))
         issues.add(issue for count in counts for issue in count.issues)
         num_samples = _num_samples(counts, tables)
         layout = plan_layout(num_samples, settings.samples_per_shard, settings.seed)
-        with _claim(folder, described, force) as place:
-            if is_prepared(folder) and not force:  # by the process that was waited for
+        stage = partial(staging_dir, folder) if isinstance(folder, Path) else partial(remote_staging, folder)
+        with stage(described, overwrite=overwrite) as staging:
+            if is_prepared(folder) and not overwrite:  # by the process that this one waited for
                 return open_same(folder, described)
-            if not is_prepared(place):
-                job = _job(Store(place), layout, settings, source)
+            if not is_prepared(staging):
+                job = ShardJob(
+                    store=Store(staging),
+                    layout=layout,
+                    train_split=settings.train_split,
+                    max_image_side=settings.max_image_side,
+                    products_name=str(source.products),
+                    content_id=CONTENT_ID,
+                    download=source.download,
+                )
                 _write_all(tables, job, num_samples, ray_settings, issues)
                 issues.write(job.store, SKIPPED_FILE)
-                write_settings(place, described, folder)
+                write_settings(staging, described, folder)
             if isinstance(folder, Path):
-                move_into_place(Path(place), folder, force=force)
+                move_into_place(Path(staging), folder, overwrite=overwrite)
     return PreparedData(folder)
 
 
-def _require_whole(prepared: PreparedData) -> PreparedData:
-    """Refuse a folder that lost a part: single shards are made again by the other engine alone."""
+def _validate_complete(prepared: PreparedData) -> PreparedData:
+    """Raise a ValueError if the folder lost a part: only the other engine can write single shards again."""
     damages = prepared.find_damage(is_thorough=False) if isinstance(prepared.folder, Path) else []
     if damages:
-        raise ValueError(f"{prepared.folder}: {damages[0]} is missing or damaged; prepare all anew by overwrite=true")
+        raise ValueError(
+            f"{prepared.folder}: {damages[0]} is missing or damaged; prepare everything again with overwrite=true"
+        )
     return prepared
 
 
-def _claim(folder: PathOrUrl, described: Mapping[str, Any], force: bool) -> AbstractContextManager[PathOrUrl]:
-    """Return what holds the place where the data are written until they are whole."""
-    if isinstance(folder, Path):
-        return partial_work(folder, described, force=force)
-    return remote_work(folder, described, force=force)
-
-
-def describe_source(source: ManifestSource, counts: list[FileCount]) -> dict[str, Any]:
-    """Return `source.describe()` from what the tasks found out about the files, without reading them here."""
-    ids = {table: [count.identity for count in counts if count.table == table] for table in ("products", "queries")}
-    return source.describe_tables(*(combine_ids(found) if found else None for found in ids.values()))
-
-
 def _count(tables: ShopTables, train_split: str) -> list[FileCount]:
+    """Count the rows of all files, in order.
+
+    Raises:
+        ValueError: a file cannot be read.
+    """
     import ray.data
 
     files = tables.files()
     count_one = partial(_count_one, tables=tables, train_split=train_split)
-    found = ray.data.from_items(files, override_num_blocks=len(files)).map(count_one)
-    return _parse_counts(found.take_all())
-
-
-def _parse_counts(rows: list[dict[str, Any]]) -> list[FileCount]:
-    """Return the files in order.
-
-    Raises:
-        ValueError: one of them cannot be read.
-    """
     counts = []
-    for row in rows:
+    for row in ray.data.from_items(files, override_num_blocks=len(files)).map(count_one).take_all():
         if row["error"]:
             raise ValueError(row["error"])
         fields = json.loads(row["count"])
@@ -163,64 +280,59 @@ def _num_rows(counts: list[FileCount]) -> dict[str, int]:
 
 
 def _num_samples(counts: list[FileCount], tables: ShopTables) -> dict[str, int]:
-    """Return the samples of each set, at least one of the catalogue and, where there is such a table, of queries.
+    """Return the samples of each set.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there are no products, or there is a table of queries without queries.
     """
     names = {name for count in counts for name in count.samples}
     if CATALOGUE not in names:
         raise ValueError(f"{tables.products.name}: no product is valid")
     if tables.queries is not None and names == {CATALOGUE}:
-        raise ValueError(f"{tables.queries.name}: not one query can be used")
+        raise ValueError(f"{tables.queries.name}: no query is valid")
     return {name: sum(count.samples.get(name, 0) for count in counts) for name in sorted(names)}
-
-
-def _job(store: Store, layout: HashLayout, settings: ShardSettings, source: ManifestSource) -> ShardJob:
-    return ShardJob(
-        store=store,
-        layout=layout,
-        train_split=settings.train_split,
-        max_image_side=settings.max_image_side,
-        products_name=str(source.products),
-        rows_id=ROWS_ID,
-        download=source.download,
-    )
 
 
 def _write_all(
     tables: ShopTables, job: ShardJob, num_samples: Mapping[str, int], settings: RaySettings, issues: IssueLog
 ) -> None:
-    """Write what is not finished yet, then the indexes, set by set."""
+    """Write the unfinished shards, then the index of each set."""
     finished, num_finished = _find_finished(job)
     num_parts = max(1, -(-sum(num_samples.values()) // settings.rows_per_part))
     with ProgressMeter(sum(num_samples.values()) - num_finished, num_finished) as progress:
-        for row in _written(tables, job, finished, num_parts):
+        for row in _write_shards(tables, job, finished, num_parts):
             if row["error"]:
                 raise ValueError(row["error"])
             issues.add(map(RowIssue.from_json, json.loads(row["issues"])))
             progress.update(progress.num_done + row["rows"], progress.num_bytes + row["bytes"])
     for name, num_shards in job.layout.num_shards.items():
-        _fill_empty(job, name, num_shards)
+        markers = finished_shards(job.store, name)
+        for shard_idx in range(num_shards):
+            if shard_idx not in markers:  # no row was hashed to it; readers expect every number
+                with job.store.scratch() as scratch:
+                    facts = write_shard(scratch / "shard", (), 0)
+                    place_shard(job.store, name, shard_idx, scratch / "shard", facts, job.content_id)
         finish_set(job.store, name, num_shards)
     remove_markers(job.store)
 
 
 def _find_finished(job: ShardJob) -> tuple[frozenset[int], int]:
-    """Return the numbers of the finished shards and how many rows they hold; those that lack rows are not."""
+    """Return the numbers of the finished shards and their number of rows; those that lack rows are not finished."""
     finished, num_rows = set(), 0
     for name in job.layout.num_shards:
         for shard_idx, marker in finished_shards(job.store, name).items():
-            if marker.rows_id == job.rows_id:
+            if marker.content_id == job.content_id:
                 finished.add(job.layout.number(name, shard_idx))
                 num_rows += marker.size
-            else:  # it lacks rows, or processes of the other engine wrote it
+            else:  # it lacks rows, or the other engine wrote it
                 remove_marker(job.store, name, marker)
     return frozenset(finished), num_rows
 
 
-def _written(tables: ShopTables, job: ShardJob, finished: frozenset[int], num_parts: int) -> Iterator[dict[str, Any]]:
-    """Yield a row for each shard that was written, see `write_group`."""
+def _write_shards(
+    tables: ShopTables, job: ShardJob, finished: frozenset[int], num_parts: int
+) -> Iterator[dict[str, Any]]:
+    """Join and write; yield a row for each shard that was written, see `write_group`."""
     import ray.data
 
     files, layout = tables.files(), job.layout
@@ -232,11 +344,9 @@ def _written(tables: ShopTables, job: ShardJob, finished: frozenset[int], num_pa
         .map_groups(partial(join_part, finished=finished), batch_format="pyarrow")
     )
     products = [file for file in files if file["table"] == PRODUCTS.name]
-    read_products = partial(_read_catalogue, tables=tables, layout=layout, finished=finished)
-    catalogue = ray.data.from_items(products, override_num_blocks=len(products)).map_batches(
-        read_products, batch_size=1
-    )
-    grouped = catalogue.union(joined).groupby("shard", num_partitions=min(layout.num_all, MAX_PARTITIONS))
+    read_products = partial(_read_catalog, tables=tables, layout=layout, finished=finished)
+    catalog = ray.data.from_items(products, override_num_blocks=len(products)).map_batches(read_products, batch_size=1)
+    grouped = catalog.union(joined).groupby("shard", num_partitions=min(layout.num_all, MAX_PARTITIONS))
     yield from grouped.map_groups(partial(write_group, job=job), batch_format="pyarrow").iter_rows()
 
 
@@ -246,17 +356,7 @@ def _read_for_join(
     yield from join_rows(tables, str(batch["table"][0]), int(batch["file"][0]), layout, num_parts, train_split)
 
 
-def _read_catalogue(
+def _read_catalog(
     batch: Mapping[str, Any], tables: ShopTables, layout: HashLayout, finished: frozenset[int]
 ) -> Iterator[Any]:
     yield from catalogue_rows(tables, int(batch["file"][0]), layout, finished)
-
-
-def _fill_empty(job: ShardJob, set_name: str, num_shards: int) -> None:
-    """Write the shards to which no row was hashed: readers count on every number."""
-    markers = finished_shards(job.store, set_name)
-    for shard_idx in range(num_shards):
-        if shard_idx not in markers:
-            with job.store.scratch() as scratch:
-                facts = write_shard(scratch / "shard", (), 0)
-                place_shard(job.store, set_name, shard_idx, scratch / "shard", facts, job.rows_id)

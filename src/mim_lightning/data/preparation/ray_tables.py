@@ -1,7 +1,6 @@
-"""Two tables read file by file on whatever machine is free: counted first, then made ready to be joined.
+"""Reads the two tables of a shop file by file, on any machine: counts them first, then makes rows for a join.
 
-A ManifestSource comes in, counts and rows of Arrow tables go out; the tasks of `ray_engine` call it. A file is the
-unit of reading, so a large table comes as many files. Nothing here knows Ray.
+A file is the unit of reading, so a large table should be many files. Nothing here imports Ray.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ CATALOGUE = "catalogue"
 
 @dataclass(frozen=True)
 class ShopTables:
-    """Where products and queries stand and how their columns are called, as in ManifestSource."""
+    """The tables of products and queries, and how they are read, as in ManifestSource."""
 
     products: Table
     queries: Table | None
@@ -60,7 +59,7 @@ class ShopTables:
         for origin, row, root in self._rows(self.products, PRODUCTS, file_idx, on_issue):
             try:
                 product = parse_product(row, root, origin, self.metadata)
-                _refuse_cells(product.images, origin)
+                _validate_no_cells(product.images, origin)
                 yield product
             except RowError as error:
                 on_issue(error.at(PRODUCTS.name, origin, text_of(row, "product_id") or ""))
@@ -73,10 +72,10 @@ class ShopTables:
         for origin, row, root in self._rows(self.queries, spec, file_idx, on_issue):
             row_id = text_of(row, "query_id") or ""
             try:
-                if not row_id:  # its number in the table is known to nobody here
+                if not row_id:  # its number in the whole table is unknown here
                     raise RowError("query_id", "empty; engine=ray needs the id of every query")
                 query = parse_query(row, root, origin, 0, self.segments)
-                _refuse_cells((query.image,), origin)
+                _validate_no_cells((query.image,), origin)
                 yield query
             except RowError as error:
                 on_issue(error.at(QUERIES.name, origin, row_id))
@@ -96,7 +95,7 @@ def shop_tables(source: ManifestSource) -> ShopTables:
     """Find the files of a source's tables.
 
     Raises:
-        ValueError: there are none, or the source is of another kind.
+        ValueError: there are none, or there is no table of products.
     """
     if source.products is None:
         raise ValueError("data.source.products=null: engine=ray needs a table of products and a table of queries")
@@ -108,18 +107,18 @@ def shop_tables(source: ManifestSource) -> ShopTables:
 
 @dataclass(frozen=True)
 class FileCount:
-    """What one file of a table holds; `samples` by set, `issues` the rows that cannot be used."""
+    """What one file of a table contains."""
 
     table: str
     file_idx: int
     identity: str  # see `file_id`
     num_rows: int  # invalid ones included
-    samples: Mapping[str, int]
+    samples: Mapping[str, int]  # by set
     issues: tuple[RowIssue, ...]
 
 
 def count_file(tables: ShopTables, table: str, file_idx: int, train_split: str) -> FileCount:
-    """Read a file once, as a whole, to know how many samples it makes and which rows are invalid."""
+    """Read a whole file to count the samples it makes, and to find invalid rows."""
     issues: list[RowIssue] = []
     samples: Counter[str] = Counter()
     num_rows = 0
@@ -146,9 +145,8 @@ def join_rows(
 ) -> Iterator[Any]:
     """Yield the rows of a file as Arrow tables ready for the join, a row a product, or a query and product.
 
-    Columns: part (int64, of the join: the same for a product and whoever asks for it), product_id, product and query
-    (pickled, one of them null), shard (int64), turn_key (int64: its place in the product's queue of training rows,
-    NO_KEY where it does not stand in it).
+    Columns: part (int64, of the join: equal for a product and its queries), product_id, product and query (pickled, one
+    of them null), shard (int64), turn_key (int64: its rank among the product's training rows, NO_KEY for other rows).
     """
     rows: Iterator[dict[str, Any]]
     if table == PRODUCTS.name:
@@ -166,7 +164,7 @@ def join_rows(
 def catalogue_rows(
     tables: ShopTables, file_idx: int, layout: HashLayout, finished: frozenset[int] = frozenset()
 ) -> Iterator[Any]:
-    """Yield the products of a file as Arrow tables, see `joined_schema`; those of finished shards are left out."""
+    """Yield the products of a file as Arrow tables, see `joined_schema`; without those of finished shards."""
     for chunk in _chunks(tables.read_products(file_idx, _ignore)):
         placed = [(layout.shard_of(CATALOGUE, product.product_id), product) for product in chunk]
         rows = [{"shard": shard, "body": pickle.dumps(product)} for shard, product in placed if shard not in finished]
@@ -174,7 +172,7 @@ def catalogue_rows(
 
 
 def joined_schema() -> Any:
-    """Return the columns of what is grouped into shards: shard (int64) and body (a pickled product, or a Joined)."""
+    """Return the columns of rows to be grouped into shards: shard (int64), body (a pickled product, or a Joined)."""
     import pyarrow
 
     return pyarrow.schema([("shard", pyarrow.int64()), ("body", pyarrow.binary())])
@@ -202,15 +200,15 @@ def _query_rows(query: Query, layout: HashLayout, train_split: str) -> Iterator[
         yield {**row, "shard": shard, "turn_key": turn_key}
 
 
-def _refuse_cells(images: Iterable[Any], origin: str) -> None:
+def _validate_no_cells(images: Iterable[Any], origin: str) -> None:
     if any(isinstance(image, TableCell) for image in images):
         raise ValueError(
-            f"{origin}, column 'image': holds the pictures themselves; engine=ray reads them from files and addresses"
+            f"{origin}, column 'image': contains encoded images; engine=ray reads images from paths and URLs"
         )
 
 
 def _ignore(issue: RowIssue) -> None:
-    """The issues were reported when the file was counted."""
+    """Issues were reported when the file was counted."""
 
 
 def _chunks(items: Iterable[Any]) -> Iterator[list[Any]]:

@@ -1,7 +1,6 @@
-"""What the machines of a cluster do: join queries with products, and write one shard after the other.
+"""The tasks of a cluster: join queries with products, and write shards.
 
-Arrow tables come in as Ray Data groups them, Arrow tables go out; `ray_engine` strings the steps together. Nothing
-here knows Ray: each step is a function of its rows.
+Each is a function from Arrow tables, as Ray Data groups them, to Arrow tables. Nothing here imports Ray.
 """
 
 from __future__ import annotations
@@ -22,9 +21,9 @@ from mim_lightning.data.manifest.manifest import PRODUCTS, QUERIES
 from mim_lightning.data.manifest.rows import IssueType, Product, Query, RowError, RowIssue, join_query
 from mim_lightning.data.preparation.hash_layout import NAMES_PER_SHARD, HashLayout
 from mim_lightning.data.preparation.plan import (
-    PictureError,
     PlannedSample,
     RecordReader,
+    UnreadableImageError,
     catalogue_sample,
     category_of,
     evaluation_sample,
@@ -37,12 +36,12 @@ from mim_lightning.fields import PRODUCT_IMAGE
 from mim_lightning.ids import NO_KEY
 from mim_lightning.io.store import Store
 
-FAULTY = "f"  # ends the rows' id in the marker of a shard that lacks rows: another attempt writes it again
+INCOMPLETE = "f"  # ends the content id in the marker of a shard without its invalid rows: it is written again
 
 
 @dataclass(frozen=True)
 class Joined:
-    """A query with one of its products; `turn` is its place in the product's queue, see `take_turns`."""
+    """A query with one of its products; `turn` as in `rotate_images`."""
 
     query: Query
     product_id: str
@@ -52,19 +51,19 @@ class Joined:
 
 @dataclass(frozen=True)
 class ShardJob:
-    """What writing a shard needs besides its rows."""
+    """What a task needs to write a shard, besides its rows."""
 
     store: Store
     layout: HashLayout
     train_split: str
     max_image_side: int
     products_name: str  # of the table, for messages
-    rows_id: str  # of what all shards are made from
+    content_id: str  # for the markers of complete shards
     download: DownloadSettings | None
 
 
 def join_part(table: Any, finished: frozenset[int]) -> Any:
-    """Give each query its product; rows of finished shards are left out once they have had their turn."""
+    """Return each query with its product; rows of finished shards only count for the turns."""
     import pyarrow
 
     product_ids, queries = table["product_id"].to_pylist(), table["query"]
@@ -72,7 +71,7 @@ def join_part(table: Any, finished: frozenset[int]) -> Any:
     products: dict[str, bytes] = {}
     for row in np.flatnonzero(is_product).tolist():
         packed = table["product"][row].as_py()
-        # of a product that stands twice the same one is taken every time; the catalogue's shard reports the issue
+        # of a repeated product always the same row is taken; the catalog's shard reports the issue
         products[product_ids[row]] = min(packed, products.get(product_ids[row], packed))
     shards = table["shard"].to_numpy()
     turns = _turns(product_ids, table["turn_key"].to_numpy())
@@ -86,7 +85,7 @@ def join_part(table: Any, finished: frozenset[int]) -> Any:
 
 
 def _turns(product_ids: list[str], turn_keys: np.ndarray) -> dict[int, int]:
-    """Return the turn of each row that stands in a product's queue, as `take_turns` has it."""
+    """Return the turn of each training row, as in `rotate_images`."""
     queues: dict[str, list[int]] = defaultdict(list)
     for row in np.flatnonzero(turn_keys != NO_KEY).tolist():
         queues[product_ids[row]].append(row)
@@ -98,9 +97,9 @@ def _turns(product_ids: list[str], turn_keys: np.ndarray) -> dict[int, int]:
 
 
 def write_group(table: Any, job: ShardJob) -> dict[str, list[Any]]:
-    """Write the shard whose rows these are, and return in one row what became of it.
+    """Write the shard of these rows, and return one row.
 
-    Columns: rows and bytes written, issues (JSON: the rows left out), error ("" or why there is no shard).
+    Columns: rows and bytes written, issues (JSON: the invalid rows), error ("" or why there is no shard).
     """
     number = int(table["shard"][0].as_py())
     try:
@@ -111,7 +110,7 @@ def write_group(table: Any, job: ShardJob) -> dict[str, list[Any]]:
 
 
 def _write(number: int, bodies: Iterable[Any], job: ShardJob) -> tuple[int, int, str]:
-    set_name, shard_idx = job.layout.place(number)
+    set_name, shard_idx = job.layout.locate(number)
     issues: list[RowIssue] = []
     samples = _catalogue(bodies, issues) if set_name == CATALOGUE else _queries(map(_unpack, bodies), job, issues)
     samples.sort(key=lambda sample: job.layout.rank(_identity(sample)))
@@ -119,7 +118,7 @@ def _write(number: int, bodies: Iterable[Any], job: ShardJob) -> tuple[int, int,
         stem = scratch / "shard"
         records = _read(samples, _record_reader(job.download, job.max_image_side), issues)
         facts = write_shard(stem, records, shard_idx * NAMES_PER_SHARD)
-        place_shard(job.store, set_name, shard_idx, stem, facts, job.rows_id + FAULTY * bool(issues))
+        place_shard(job.store, set_name, shard_idx, stem, facts, job.content_id + INCOMPLETE * bool(issues))
     return facts.size, facts.num_bytes, json.dumps([asdict(issue) for issue in issues])
 
 
@@ -170,7 +169,7 @@ def _queries(joined: Iterable[Joined], job: ShardJob, issues: list[RowIssue]) ->
 
 
 def _by_query(joined: Iterable[Joined], issues: list[RowIssue]) -> Iterator[tuple[Query, list[Joined]]]:
-    """Yield each query with its rows; of rows that differ in more than their products the first by origin stands."""
+    """Yield each query with its rows; of rows that differ in more than their products the first by origin is kept."""
     by_id: dict[str, dict[str, list[Joined]]] = defaultdict(lambda: defaultdict(list))
     for row in joined:
         by_id[row.query.query_id][row.query.origin].append(row)
@@ -187,7 +186,7 @@ def _by_query(joined: Iterable[Joined], issues: list[RowIssue]) -> Iterator[tupl
 
 
 def _line(origin: str) -> tuple[str, int]:
-    """Return what sorts "queries.csv, row 10" after row 9."""
+    """Return a key that sorts "queries.csv, row 10" after row 9."""
     table, _, number = origin.rpartition(" ")
     return (table, int(number)) if number.isdecimal() else (origin, 0)
 
@@ -196,14 +195,14 @@ def _read(samples: Iterable[PlannedSample], reader: RecordReader, issues: list[R
     for sample in samples:
         try:
             yield reader.record(sample)
-        except PictureError as error:
+        except UnreadableImageError as error:
             issues.append(error.issue)
 
 
 def _identity(sample: PlannedSample) -> str:
     facts: Mapping[str, Any] = sample.facts
-    picture = sample.pictures.get(PRODUCT_IMAGE)  # a product may have several
-    return f"{facts.get('query_id')}/{facts.get('product_id')}/{picture[0] if picture else ''}"
+    image = sample.images.get(PRODUCT_IMAGE)  # a product may have several
+    return f"{facts.get('query_id')}/{facts.get('product_id')}/{image[0] if image else ''}"
 
 
 @lru_cache(maxsize=1)  # a process writes one shard after the other

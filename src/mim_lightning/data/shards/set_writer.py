@@ -24,7 +24,7 @@ from mim_lightning.data.shards.set_index import FORMAT_VERSION
 from mim_lightning.data.shards.writer import COLUMNS, ShardFacts, read_shard
 from mim_lightning.io.store import Store
 
-MARKERS = "receipts"  # folder of the store
+MARKERS = "markers"  # folder of the store
 NUM_READERS = 16  # markers read at once from a remote store
 
 
@@ -35,11 +35,11 @@ class ShardMarker:
     shard_idx: int
     size: int  # samples
     num_bytes: int
-    rows_id: str  # of the rows that the shard was made of
+    content_id: str  # of the rows that the shard was made of
 
     @property
     def name(self) -> str:
-        return f"{self.shard_idx:06d}-{self.size}-{self.num_bytes}-{self.rows_id}.npz"
+        return f"{self.shard_idx:06d}-{self.size}-{self.num_bytes}-{self.content_id}.npz"
 
 
 def shard_path(set_name: str, shard_idx: int, suffix: str) -> str:
@@ -47,10 +47,10 @@ def shard_path(set_name: str, shard_idx: int, suffix: str) -> str:
 
 
 def place_shard(
-    store: Store, set_name: str, shard_idx: int, stem: Path, facts: ShardFacts, rows_id: str = "whole"
+    store: Store, set_name: str, shard_idx: int, stem: Path, facts: ShardFacts, content_id: str = "whole"
 ) -> ShardMarker:
     """Move a verified shard to its place, then write its marker."""
-    marker = ShardMarker(shard_idx, facts.size, facts.num_bytes, rows_id)
+    marker = ShardMarker(shard_idx, facts.size, facts.num_bytes, content_id)
     for suffix in (".npy", ".tar"):
         store.put(stem.with_suffix(suffix), shard_path(set_name, shard_idx, suffix))
     numbers = np.array([facts.crc32, facts.max_relevant], dtype=np.int64)
@@ -151,8 +151,8 @@ def _write_header(file: BinaryIO, num_samples: int, kind: np.dtype) -> None:
 
 
 def _parse(name: str) -> ShardMarker:
-    shard_idx, size, num_bytes, rows_id = name.removesuffix(".npz").split("-")
-    return ShardMarker(int(shard_idx), int(size), int(num_bytes), rows_id)
+    shard_idx, size, num_bytes, content_id = name.removesuffix(".npz").split("-")
+    return ShardMarker(int(shard_idx), int(size), int(num_bytes), content_id)
 
 
 def _join(*parts: str) -> str:

@@ -1,7 +1,4 @@
-"""What the check finds: one finding a fault, with table, row, column and reason.
-
-The files beside this one make findings; the report, `skipped.csv`, the terminal and the page show them.
-"""
+"""Findings: what the validation reports of a row, an error or a warning, with table, row, column and reason."""
 
 from __future__ import annotations
 
@@ -11,68 +8,78 @@ from dataclasses import dataclass
 
 from mim_lightning.data.images.reader import ImageRef
 from mim_lightning.data.manifest.rows import RowIssue
+from mim_lightning.display.numbers import format_count
 
-MAX_TOLD = 100_000  # findings kept of a kind that is only told; all are counted
+MAX_KEPT = 100_000  # warnings of a kind that are kept; all are counted
 
 
 @dataclass(frozen=True)
-class Kind:
-    """What a kind of finding is called, and what it means for the row.
+class FindingType:
+    """A kind of finding.
 
     Attributes:
-        is_bad: a row with it cannot be used.
-        may_be_bad: `treat_as_invalid` may name it.
+        noun, rest: its name: "query", "with an unknown product".
+        is_error: a row with it is invalid; else it is a warning.
         advice: what to do about it.
+        can_be_error: `treat_as_invalid` may name it.
     """
 
-    title: str
-    is_bad: bool
+    noun: str
+    rest: str
+    is_error: bool
     advice: str
-    may_be_bad: bool = False
+    can_be_error: bool = False
+
+    @property
+    def title(self) -> str:
+        """Its name in the plural."""
+        return self.describe(2).split(" ", 1)[1]
+
+    def describe(self, count: int) -> str:
+        """Return "1 query with an unknown product" or "3 queries with an unknown product"."""
+        return f"{format_count(count, self.noun)} {self.rest}".rstrip()
 
 
 KINDS = {
-    "duplicate_id": Kind("duplicate ids", True, "keep one row of each"),
-    "unknown_product": Kind("queries whose product is missing", True, "add the product, or leave the query out"),
-    "faulty_row": Kind("other faults of rows", True, "mend the row"),
-    "unreadable_image": Kind("unreadable images", True, "replace the file"),
-    "truncated_image": Kind("truncated images", True, "copy or download the file again"),
-    "huge_image": Kind("absurdly large images", True, "make the picture smaller; it was not decoded"),
-    "answer_left_out": Kind("queries whose product is left out", True, "mend the product"),
-    "near_empty_image": Kind("near-empty images", False, "look at them: placeholders teach nothing", True),
-    "image_in_two_splits": Kind(
-        "images in two splits", False, "what is evaluated was trained on; leave the row out", True
+    "duplicate_id": FindingType("duplicate id", "", True, "keep one row of each"),
+    "unknown_product": FindingType("query", "with an unknown product", True, "add the product, or remove the query"),
+    "faulty_row": FindingType("other invalid row", "", True, "mend the row"),
+    "unreadable_image": FindingType("unreadable image", "", True, "replace the file"),
+    "truncated_image": FindingType("truncated image", "", True, "copy or download the file again"),
+    "huge_image": FindingType("oversized image", "", True, "make the image smaller; it was not decoded"),
+    "answer_left_out": FindingType("query", "without a valid product", True, "mend the product"),
+    "near_empty_image": FindingType("blank image", "", False, "inspect them: a placeholder teaches nothing", True),
+    "image_in_two_splits": FindingType(
+        "image", "in two splits", False, "the model is evaluated on images that it was trained on; drop the rows", True
     ),
-    "photo_in_catalogue": Kind(
-        "query images in the catalogue that show what is asked for", False, "such queries answer themselves", True
+    "photo_in_catalogue": FindingType(
+        "query image", "equal to an image of a target product", False, "such queries are trivial", True
     ),
-    "reference_in_catalogue": Kind(
-        "query images in the catalogue that show another product than is asked for",
-        False,
-        "the references of composed queries; they count in no direction that asks for what the photo shows",
+    "reference_in_catalogue": FindingType(
+        *("query image", "equal to an image of another product", False),
+        "references of composed queries; not counted in directions whose target is the product in the image",
     ),
-    "product_in_two_splits": Kind(
-        "products in two splits", False, "choose data/splits=product_disjoint to evaluate on unseen products"
+    "product_in_two_splits": FindingType(
+        "product", "in two splits", False, "choose data/splits=product_disjoint to evaluate on unseen products"
     ),
-    "product_without_image": Kind("products without image", False, "they are found by their words alone", True),
-    "product_without_text": Kind("products without text", False, "they are found by their pictures alone", True),
-    "html_in_text": Kind("texts with HTML", False, "data.source.clean_html=true reads them without", True),
-    "text_over_limit": Kind(
-        "texts over the tokeniser's limit", False, "a larger encoder.text.max_length reads the rest", True
+    "product_without_image": FindingType("product", "without image", False, "found by their texts alone", True),
+    "product_without_text": FindingType("product", "without text", False, "found by their images alone", True),
+    "html_in_text": FindingType("text", "with HTML", False, "data.source.clean_html=true removes it", True),
+    "text_over_limit": FindingType(
+        "text", "longer than the tokenizer's limit", False, "a larger encoder.text.max_length reads the rest", True
     ),
 }
 IN_CATALOGUE = ("photo_in_catalogue", "reference_in_catalogue")
-IMAGE_KINDS = ("unreadable_image", "truncated_image", "huge_image", "near_empty_image")
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing to know of one row.
+    """One error or warning of one row.
 
     Attributes:
-        drops: what is left out for it: "row", "picture" (one of several of a product), or "" where it is only told.
-        image: the picture concerned.
-        other_origin, other_image: the row and picture it is the same as.
+        drops: what is dropped for it: "row", "image" (one of several of a product), or "" for a warning.
+        image: the image concerned.
+        other_origin, other_image: the row and image that it equals.
     """
 
     kind: str
@@ -88,11 +95,11 @@ class Finding:
 
     @property
     def place(self) -> tuple[str, str]:
-        """Table and origin: one row of a file may be a product and a query, and an id may stand in two rows."""
+        """Table and origin: a row of a file may be both a product and a query, and ids may be repeated."""
         return self.table, self.origin
 
     @property
-    def is_bad(self) -> bool:
+    def is_error(self) -> bool:
         return bool(self.drops)
 
     def __str__(self) -> str:
@@ -101,7 +108,7 @@ class Finding:
 
 
 class Findings:
-    """Collects findings: counts them all, keeps the bad ones and the first of the others."""
+    """Collects findings: counts all, keeps the errors and the first warnings of each kind."""
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
@@ -110,11 +117,11 @@ class Findings:
     def add(self, findings: Iterable[Finding]) -> None:
         for finding in findings:
             self.counts[finding.kind] += 1
-            if finding.is_bad or self.counts[finding.kind] <= MAX_TOLD:
+            if finding.is_error or self.counts[finding.kind] <= MAX_KEPT:
                 self.kept.append(finding)
 
 
 def finding_of(issue: RowIssue, is_row_kept: bool) -> Finding:
-    """Return the finding of an issue that a source reported: of a row it left out, or of one image of a row it kept."""
-    drops = "picture" if is_row_kept else "row"
+    """Return the finding of an issue that a source reported: of a dropped row, or of one image of a kept row."""
+    drops = "image" if is_row_kept else "row"
     return Finding(issue.kind, issue.table, issue.origin, issue.row_id, issue.column, issue.reason, drops)

@@ -1,8 +1,4 @@
-"""Is this manifest fit to train on? Every row and picture looked at, everything found told, nothing changed.
-
-A Manifest and the issues its source reported come in, a CheckReport goes out. `prepare` calls it before it writes, and
-as a check alone.
-"""
+"""Validates a manifest: inspects every row and image and reports what it finds, without changing anything."""
 
 from __future__ import annotations
 
@@ -15,77 +11,80 @@ from mim_lightning.data.manifest.manifest import Manifest
 from mim_lightning.data.manifest.rows import RowIssue
 from mim_lightning.data.validation.duplicates import find_duplicates
 from mim_lightning.data.validation.findings import Findings, finding_of
-from mim_lightning.data.validation.image_loading import Facts, find_bad_pictures, refs_of
-from mim_lightning.data.validation.image_scan import Read, survey
-from mim_lightning.data.validation.keeping import find_unanswered
-from mim_lightning.data.validation.report import CheckReport, PictureSummary
+from mim_lightning.data.validation.image_checks import ImageTable, find_invalid_images, image_refs
+from mim_lightning.data.validation.image_scan import Read, scan_images
+from mim_lightning.data.validation.report import ImageStatistics, ValidationReport, find_unanswerable
 from mim_lightning.data.validation.settings import ValidationSettings
-from mim_lightning.data.validation.statistics import count_catalogue, count_splits, find_in_rows, measure_balance
-from mim_lightning.data.validation.texts import find_html_texts, measure_texts
+from mim_lightning.data.validation.statistics import (
+    catalog_statistics,
+    category_balance,
+    find_html_texts,
+    find_in_rows,
+    split_statistics,
+    text_lengths,
+)
 
-if TYPE_CHECKING:  # torch would come along, into the processes that look at pictures
+if TYPE_CHECKING:  # imports torch, which the processes that inspect images do without
     from mim_lightning.types import InputSpec
 
-TABLES = ("products", "queries")
 
-
-def check_manifest(
+def validate_manifest(
     manifest: Manifest,
     issues: Sequence[RowIssue],
     settings: ValidationSettings,
     read: Read,
     *,
-    facts_path: Path | None = None,
+    scan_path: Path | None = None,
     train_split: str = "train",
     specs: Mapping[str, InputSpec] | None = None,
-) -> CheckReport:
-    """Look at every row and picture, and report what is there and what is wrong.
+) -> ValidationReport:
+    """Inspect every row and image, and report errors and warnings.
 
     Args:
         manifest: with the splits that will be written, so after a protocol was applied.
-        issues: what the source reported of rows and pictures it left out of the manifest.
-        settings: what counts as bad.
-        read: returns the stored bytes of a picture; picklable, it goes to other processes.
-        facts_path: a file that grows with the pictures looked at; given again, an interrupted check goes on.
-        train_split: the split whose rows are the ones to leave out where a picture stands in two.
-        specs: of the towers' inputs by name, for the limits of their tokenisers; without, words are counted.
+        issues: that the source reported of rows and images it dropped from the manifest.
+        settings: what is an error.
+        read: returns the stored bytes of an image; must be picklable.
+        scan_path: see `scan_images`.
+        train_split: the split whose row is reported for an image in two splits.
+        specs: of the towers' inputs by name, for the limits of their tokenizers; without, words are counted.
 
     Raises:
-        ValueError: a process that looked at pictures died. What is wrong with the data is told, not raised.
+        ValueError: a process that inspected images died. Invalid data are reported, not raised.
     """
-    facts = survey(refs_of(manifest), read, facts_path, settings.num_processes)
-    texts, cut_texts = measure_texts(manifest, specs or {}, settings)
+    images = scan_images(image_refs(manifest), read, scan_path, settings.num_processes)
+    texts, truncated_texts = text_lengths(manifest, specs or {}, settings)
     findings = Findings()
     kept_rows = {("products", product.origin) for product in manifest.products.values()}
     kept_rows |= {("queries", query.origin) for query in manifest.queries}
     findings.add(finding_of(issue, (issue.table, issue.origin) in kept_rows) for issue in issues)
-    findings.add(find_bad_pictures(manifest, facts, settings))
+    findings.add(find_invalid_images(manifest, images, settings))
     findings.add(find_in_rows(manifest, settings))
-    findings.add(find_duplicates(manifest, facts, settings, train_split))
+    findings.add(find_duplicates(manifest, images, settings, train_split))
     findings.add(find_html_texts(manifest, settings))
-    findings.add(cut_texts)
-    findings.add(list(find_unanswered(manifest, findings.kept)))
-    lost_rows = {(issue.table, issue.origin) for issue in issues} - kept_rows
-    num_kept = dict(zip(TABLES, (len(manifest.products), len(manifest.queries)), strict=True))
-    places = {"products": manifest.products_path, "queries": manifest.queries_path}
-    splits = count_splits(manifest)
-    return CheckReport(
+    findings.add(truncated_texts)
+    findings.add(list(find_unanswerable(manifest, findings.kept)))
+    dropped_rows = {(issue.table, issue.origin) for issue in issues} - kept_rows
+    num_kept = {"products": len(manifest.products), "queries": len(manifest.queries)}
+    paths = {"products": manifest.products_path, "queries": manifest.queries_path}
+    splits = split_statistics(manifest)
+    return ValidationReport(
         settings=settings,
-        places={table: str(place) for table, place in places.items() if place is not None},
-        num_rows={table: num + sum(lost == table for lost, _ in lost_rows) for table, num in num_kept.items()},
-        catalogue=count_catalogue(manifest),
+        paths={table: str(path) for table, path in paths.items() if path is not None},
+        num_rows={table: num + sum(dropped == table for dropped, _ in dropped_rows) for table, num in num_kept.items()},
+        catalog=catalog_statistics(manifest),
         splits=splits,
-        pictures=_summarise(facts),
+        images=_image_statistics(images),
         texts=texts,
-        categories=measure_balance(manifest),
+        categories=category_balance(manifest),
         findings=tuple(findings.kept),
         counts=dict(findings.counts),
         missing_split=train_split if splits and all(split.name != train_split for split in splits) else "",
     )
 
 
-def _summarise(facts: Facts) -> PictureSummary:
-    good = [found for found in facts.values() if not found.kind]
-    sides = [max(found.height, found.width) for found in good] or [0]
-    num_bytes = sum(found.num_bytes for found in good)
-    return PictureSummary(len(good), num_bytes, min(sides), median_low(sides), max(sides))
+def _image_statistics(images: ImageTable) -> ImageStatistics:
+    valid = [image for image in images.values() if not image.kind]
+    sides = [max(image.height, image.width) for image in valid] or [0]
+    num_bytes = sum(image.num_bytes for image in valid)
+    return ImageStatistics(len(valid), num_bytes, min(sides), median_low(sides), max(sides))

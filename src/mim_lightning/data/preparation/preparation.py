@@ -1,0 +1,283 @@
+"""Prepares data: reads and validates a source, and writes its shard sets.
+
+Nothing is written before the whole source is validated. Data are staged beside their folder and renamed into place when
+complete, so the folder is complete or absent; an interrupted call is resumed by the next one.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mim_lightning.data.images.reader import ImageReader
+from mim_lightning.data.manifest.manifest import Manifest, Source
+from mim_lightning.data.manifest.rows import RowIssue
+from mim_lightning.data.preparation.local_engine import WritingSettings, rewrite_damaged, write_sets
+from mim_lightning.data.preparation.plan import plan_sets
+from mim_lightning.data.preparation.prepared import (
+    PreparedData,
+    ShardSettings,
+    describe_preparation,
+    is_prepared,
+    open_prepared,
+    open_same,
+    validate_free,
+    write_settings,
+)
+from mim_lightning.data.preparation.staging import IMAGES_FILE, SKIPPED_FILE, move_into_place, staging_dir
+from mim_lightning.data.shards.cache import CacheSettings
+from mim_lightning.data.splits import GivenSplits, Protocol
+from mim_lightning.data.validation.console import print_report
+from mim_lightning.data.validation.image_checks import image_refs
+from mim_lightning.data.validation.report import ValidationReport, drop_invalid, raise_if_invalid, write_skipped
+from mim_lightning.data.validation.settings import ValidationSettings
+from mim_lightning.data.validation.validate import validate_manifest
+from mim_lightning.io.paths import PathOrUrl
+from mim_lightning.io.store import Store
+from mim_lightning.types import InputSpec
+
+log = logging.getLogger(__name__)
+
+WriteReport = Callable[[ValidationReport, Path, ImageReader], None]  # prints a report, and writes its files to a folder
+
+
+@dataclass(frozen=True)
+class Validation:
+    """How a source is validated.
+
+    Attributes:
+        settings: what is invalid, and how much of it is allowed.
+        specs: of the towers, for the limits of their tokenizers; None: words are counted.
+        write_report: what is done with the report.
+    """
+
+    settings: ValidationSettings = field(default_factory=ValidationSettings)
+    specs: Mapping[str, InputSpec] | None = None
+    write_report: WriteReport = lambda report, folder, reader: print_report(report, brief=True)
+
+
+@dataclass(frozen=True)
+class ValidatedSource:
+    """The rows of a source, the report of their validation, and the reader of their images."""
+
+    manifest: Manifest
+    report: ValidationReport
+    reader: ImageReader
+
+    @property
+    def valid(self) -> Manifest:
+        """The rows to be written."""
+        return drop_invalid(self.manifest, self.report)
+
+
+def validate_source(
+    source: Source, work_dir: Path, splits: tuple[str, str], protocol: Protocol, validation: Validation
+) -> ValidatedSource:
+    """Read a source, download its images and inspect everything; resumes where an interrupted call stopped.
+
+    Args:
+        work_dir: for files of the source's own, and the properties of images inspected so far.
+        splits: names of the training split, and of the split that a protocol evaluates.
+    """
+    issues: list[RowIssue] = []
+    manifest = protocol.apply(source.read(work_dir / "source", issues.append), *splits)
+    reader = ImageReader(manifest.download)
+    reader.fetch_all(image_refs(manifest))
+    report = validate_manifest(
+        manifest,
+        issues,
+        validation.settings,
+        reader.read,
+        scan_path=work_dir / IMAGES_FILE,
+        train_split=splits[0],
+        specs=validation.specs,
+    )
+    return ValidatedSource(manifest, report, reader)
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """The parts of a config's `data` section that say what is prepared, and where.
+
+    Args:
+        folder: of the prepared data, which may not exist yet.
+        source: where the manifest comes from; None: the data are prepared already.
+        settings: of the shards.
+        protocol: which queries may be trained on.
+        check: how strictly the source is validated; None, as in older runs: the defaults.
+        cache: of shards at a URL.
+        num_workers: processes that write; None: see `prepare_shards`.
+    """
+
+    folder: PathOrUrl
+    source: Source | None
+    settings: ShardSettings
+    protocol: Protocol | None = None
+    check: ValidationSettings | None = None
+    cache: CacheSettings | None = None
+    num_workers: int | None = None
+
+    def validation(self, write_report: WriteReport, specs: Mapping[str, InputSpec] | None = None) -> Validation:
+        return Validation(self.check or ValidationSettings(), specs, write_report)
+
+
+def prepare_data(
+    parts: Preparation,
+    write_report: WriteReport,
+    *,
+    specs: Mapping[str, InputSpec] | None = None,
+    description: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+    is_compared: bool = False,
+    needed: Sequence[str] = (),
+) -> PreparedData:
+    """Open the prepared data of a `data` section; write them first if they have a source and do not exist yet.
+
+    Only engine=ray writes data at a URL; here they have to exist.
+
+    Args:
+        write_report: what is done with the report of the validation.
+        specs: of the towers, for the limits of their tokenizers; None: words are counted.
+        description: `source.describe()`, if it was called before: it hashes whole tables.
+        overwrite, is_compared, needed: see `prepare_shards`.
+
+    Raises:
+        ValueError: see `prepare_shards` and `open_prepared`.
+    """
+    if parts.source is None or not isinstance(parts.folder, Path):
+        return open_prepared(str(parts.folder), parts.cache)
+    return prepare_shards(
+        parts.source,
+        parts.folder,
+        parts.settings,
+        parts.protocol,
+        overwrite=overwrite,
+        validation=parts.validation(write_report, specs),
+        num_workers=parts.num_workers,
+        is_compared=is_compared,
+        needed=needed,
+        description=description,
+    )
+
+
+def prepare_shards(
+    source: Source,
+    folder: Path,
+    settings: ShardSettings,
+    protocol: Protocol | None = None,
+    *,
+    overwrite: bool = False,
+    validation: Validation | None = None,
+    num_workers: int | None = None,
+    is_compared: bool = False,
+    needed: Sequence[str] = (),
+    description: Mapping[str, Any] | None = None,
+) -> PreparedData:
+    """Write the shard sets of `source`, split by `protocol`, into `folder`, or open them if they exist already.
+
+    Of existing data, what is missing or has another size is written again.
+
+    Args:
+        source: of the manifest.
+        folder: of the prepared data; one with anything else in it is left alone.
+        settings: of the shards.
+        protocol: which queries may be trained on; None: as the tables say.
+        overwrite: replace existing data, also those of another source or with other settings.
+        validation: how the source is validated.
+        num_workers: processes that write; None: by the cores and the number of rows.
+        is_compared: compare existing data with their checksums, and write again what differs.
+        needed: splits that must have rows, or nothing is written.
+        description: `source.describe()`, if it was called before.
+
+    Raises:
+        ValueError: the manifest or an image is invalid, or the folder has other data.
+    """
+    protocol, validation = protocol or GivenSplits(), validation or Validation()
+    described = describe_preparation(description or source.describe(), settings, protocol)
+    writing = WritingSettings(settings.samples_per_shard, settings.max_image_side, num_workers)
+
+    def read(staging: Path) -> ValidatedSource:
+        """Read and validate the source; write the report, also if the data are rejected."""
+        validated = validate_source(source, staging, settings.splits, protocol, validation)
+        _raise_if_invalid(validated, report_dir(folder), validation)
+        validation.write_report(validated.report, staging, validated.reader)
+        return validated
+
+    if is_prepared(folder) and not overwrite:
+        prepared = open_same(folder, described)
+        damages = prepared.find_damage(is_compared)
+        if not damages:
+            return prepared
+        log.warning("%s: missing or damaged, and written again: %s", folder, ", ".join(map(str, damages)))
+        if not any(damage.is_unknown for damage in damages):
+            with staging_dir(folder, described, overwrite=False) as staging:
+                prepared = PreparedData(folder)  # opened again: a process that this one waited for may have mended it
+                damages = prepared.find_damage(is_compared)
+                if damages:
+                    validated = read(staging)
+                    sets = plan_sets(validated.valid, settings.train_split, settings.seed, settings.layout)
+                    rewrite_damaged(sets, Store(folder), validated.reader, writing, damages)
+                shutil.rmtree(staging, ignore_errors=True)
+            return PreparedData(folder)
+        overwrite = True
+    validate_free(folder)
+    with staging_dir(folder, described, overwrite=overwrite) as staging:
+        if is_prepared(folder) and not overwrite:  # by the process that this one waited for
+            return open_same(folder, described)
+        if not is_prepared(staging):  # else a process was killed just before the rename
+            validated = read(staging)
+            manifest = validated.valid
+            for split in needed:
+                manifest.split(split)
+            sets = plan_sets(manifest, settings.train_split, settings.seed, settings.layout)
+            write_sets(sets, Store(staging), validated.reader, writing)
+            (staging / "queries").mkdir(exist_ok=True)  # a catalog alone has none
+            write_skipped(validated.report, staging / SKIPPED_FILE)
+            write_settings(staging, described, folder)
+        try:
+            move_into_place(staging, folder, overwrite=overwrite)
+        except OSError:
+            if not is_prepared(folder):
+                raise
+            # another machine, which no lock keeps out, was faster; its result is as good
+            shutil.rmtree(staging, ignore_errors=True)
+            return open_same(folder, described)
+    return PreparedData(folder)
+
+
+def validate_only(parts: Preparation, write_report: WriteReport, specs: Mapping[str, InputSpec] | None = None) -> Path:
+    """Validate what `prepare_data` would write, and write nothing but the report, to the folder that is returned.
+
+    Raises:
+        ValueError: the data would be rejected.
+    """
+    assert parts.source is not None
+    assert isinstance(parts.folder, Path)
+    protocol, validation = parts.protocol or GivenSplits(), parts.validation(write_report, specs)
+    described = describe_preparation(parts.source.describe(), parts.settings, protocol)
+    target = report_dir(parts.folder)
+    with staging_dir(parts.folder, described, overwrite=False) as staging:
+        validated = validate_source(parts.source, staging, parts.settings.splits, protocol, validation)
+        _raise_if_invalid(validated, target, validation)
+        validation.write_report(validated.report, target, validated.reader)
+    return target
+
+
+def _raise_if_invalid(validated: ValidatedSource, target: Path, validation: Validation) -> None:
+    """Write the report to `target` and raise a ValueError if there are too many errors."""
+    try:
+        raise_if_invalid(validated.report)
+    except ValueError as error:
+        validation.write_report(validated.report, target, validated.reader)
+        if not target.is_dir():
+            raise
+        raise ValueError(f"{error}; the report is in {target}") from None
+
+
+def report_dir(folder: Path) -> Path:
+    """Return the folder of the report of a validation without data written after it."""
+    return folder.with_name(f"{folder.name}-check")
