@@ -6,7 +6,8 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig
 
 from mim_lightning.config import conf_dir
-from mim_lightning.sweep.sweep_id import name_sweep, own_config, pick_overrides, swept_keys
+from mim_lightning.former_names import present_overrides
+from mim_lightning.sweep.sweep_id import name_sweep, own_config, pick_overrides, swept_keys, use_present_params
 
 
 @pytest.fixture(autouse=True)
@@ -40,6 +41,28 @@ def test_the_name_depends_on_the_kind_and_on_what_varies() -> None:
     }
     assert len(names) == 8
     assert {name.rsplit("-", 1)[0] for name in names} == {"grid", "optuna", "towers"}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "name"),
+    [
+        (["data/order=grouped", "data.order.rows_per_product=1,2"], "grid-b6edefed"),
+        (["report=last", "seed=1,2", "schedule.warmup_share=0.1"], "grid-e6aa4422"),
+        (["data/order=stream,grouped", "model=3tower"], "grid-337a3ff1"),
+        (["data/protocol=disjoint", "data.protocol.fold=0,1"], "grid-cdf26628"),
+    ],
+)
+def test_a_sweep_of_former_keys_keeps_its_name(overrides: list[str], name: str) -> None:
+    assert name_sweep(multirun(*present_overrides(overrides))) == name
+
+
+def test_former_keys_in_a_users_own_sweep_are_renamed() -> None:
+    former = multirun("data/sampling=grouped", params={"data.order.rows_per_product": "1,2", "seed": "1,2"})
+    use_present_params(former)
+    assert swept_keys(former) == ["data.sampling.samples_per_product", "seed"]
+    assert name_sweep(former) == name_sweep(
+        multirun("data/sampling=grouped", params={"data.sampling.samples_per_product": "1,2", "seed": "1,2"})
+    )
 
 
 def test_a_former_name_of_a_class_is_the_same_sweep() -> None:

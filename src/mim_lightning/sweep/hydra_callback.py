@@ -22,7 +22,14 @@ from mim_lightning.io.locks import describe_holder, release, try_lock
 from mim_lightning.run import Run, identify
 from mim_lightning.sweep.job_log import FINISHED, RUNNING, JobLog, JobRecord
 from mim_lightning.sweep.summary import print_summary
-from mim_lightning.sweep.sweep_id import PENDING_NAME, name_sweep, own_config, pick_overrides, swept_keys
+from mim_lightning.sweep.sweep_id import (
+    PENDING_NAME,
+    name_sweep,
+    own_config,
+    pick_overrides,
+    swept_keys,
+    use_present_params,
+)
 
 BASIC_SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
 GRID_SWEEPER = "hydra_plugins.mim_lightning_sweepers.GridSweeper"
@@ -36,6 +43,8 @@ class SweepLog(Callback):
         self._unlock: weakref.finalize | None = None
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        with open_dict(config):
+            use_present_params(config)
         folder = Path(str(config.hydra.sweep.dir).replace(PENDING_NAME, name_sweep(config))).absolute()
         try:
             lock = try_lock(folder / ".lock", timeout=20)  # processes of a killed sweep end a moment later

@@ -15,7 +15,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
-from mim_lightning.former_names import first_override, to_first
+from mim_lightning.config import warn_of_former_name
+from mim_lightning.former_names import first_override, present_overrides, to_first
 from mim_lightning.run import IRRELEVANT, IRRELEVANT_IN
 
 PENDING_NAME = "<sweep>"  # in conf/train.yaml, replaced once the name is known
@@ -26,6 +27,14 @@ def parse_overrides(config: DictConfig) -> dict[str, Override]:
     """Return the overrides of a multirun by key: of `hydra.sweeper.params` and the command line, which wins."""
     params = config.hydra.sweeper.params or {}
     return _parse([*(f"{key}={value}" for key, value in params.items()), *config.hydra.overrides.task])
+
+
+def use_present_params(config: DictConfig) -> None:
+    """Rename keys of `hydra.sweeper.params` in a user's own YAML that have former names: jobs get them as overrides."""
+    written = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
+    present = present_overrides(written, report=warn_of_former_name)
+    if present != written:
+        config.hydra.sweeper.params = dict(override.split("=", 1) for override in present)
 
 
 def swept_keys(config: DictConfig) -> list[str]:
