@@ -31,7 +31,7 @@ def main() -> None:
 
 
 def evaluate(config: dict[str, Any]) -> dict[str, float]:
-    """Print a table, write results, record and picture into `output` if given, and return the flat results."""
+    """Print a table, write results, record and image of hits into `output` if given, and return the flat results."""
     for key, kind in KINDS.items():
         validate_type(key, config[key], kind)
     # a folder such as 2024 is a number on the command line
@@ -84,7 +84,7 @@ def evaluate(config: dict[str, Any]) -> dict[str, float]:
         folder = Path(config["output"])
         save_evaluation(trainer, matcher, datamodule, {**trained, **changed, "data": data}, folder)
         Run(trained["run"]["id"], folder).write_results(results)
-        print(f"results, record and picture: {folder}")
+        print(f"results, record and image of hits: {folder}")
     return results
 
 

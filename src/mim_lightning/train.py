@@ -32,27 +32,27 @@ def main() -> None:
 
 
 def train(config: dict[str, Any]) -> float:
-    """Train one run, or find it trained, and return its monitored metric at the checkpoint of `results_from`."""
+    """Train one run, or read its results if it is finished; return its monitored metric."""
     validate_kinds(config)
     run, config, description = identify(config)
-    config["trainer"]["precision"] = choose_precision(config["trainer"])  # recorded as it was, for evaluation
+    config["trainer"]["precision"] = choose_precision(config["trainer"])  # recorded for evaluation
     is_new = run.read_results() is None
     if is_new:
         validate_writable(run.folder)
-    decides_in_fit = is_joined()  # with the others that its launcher started: they look at different times
+    decides_in_fit = is_joined()  # with the others of its launcher, which read the results at other times
     if is_new and is_first_rank() and not is_launched():
         with lock_and_announce(run.lock_path, run.run_id):
             is_new = run.read_results() is None  # another process may have finished it meanwhile
             if is_new or decides_in_fit:
                 _start(config, run, description)
     elif is_new or decides_in_fit:
-        fit(config, run, description)  # a process of a run that another one holds
+        fit(config, run, description)  # another process of this run has its lock
     results = run.read_results() or {}
     if results and is_first_rank() and not is_launched():
         from mim_lightning.lit.console import describe_decline, print_run
 
         print_run(run.run_id, results)
-        print(f"{'results' if is_new else 'finished before, results'}: {run.folder}")
+        print(f"{'results' if is_new else 'run was finished before; results'}: {run.folder}")
         if decline := describe_decline(results, config["monitor"]):
             print(f"warning: {decline}")
     return results.get(config["monitor"], float("nan"))

@@ -36,7 +36,7 @@ def fit(config: dict[str, Any], run: Run, description: Mapping[str, Any] | None 
         config: with the run's id, see `identify`.
         description: of the data's source, if it was made before.
     """
-    # imported here: a finished run and a misspelt key are reported without waiting for Lightning
+    # imported here: finished runs and misspelt keys are reported without waiting for Lightning
     from lightning import seed_everything
     from lightning.pytorch.utilities import rank_zero_info
     from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -75,7 +75,7 @@ def fit(config: dict[str, Any], run: Run, description: Mapping[str, Any] | None 
     )
     keep_batches(trainer)
     write_checkpoints_atomically(trainer)
-    # one answer for all processes of another launcher: the first has waited for whichever process held the run
+    # one answer for all processes of another launcher: rank zero may have waited for a process that had the lock
     if is_joined() and ask_first_rank(trainer.strategy, lambda: run.read_results() is not None):
         return
     seed_everything(config["seed"], workers=True, verbose=False)
@@ -85,23 +85,24 @@ def fit(config: dict[str, Any], run: Run, description: Mapping[str, Any] | None 
     if config["init_from"] and not resume:
         rank_zero_info(warm_start(matcher, objective, config["init_from"]).describe())
     for name in freeze_unused(matcher, objective):
-        rank_zero_info(f"tower '{name}' takes part in no pair: frozen")
+        rank_zero_info(f"tower '{name}' is in no pair: frozen")
     rank_zero_info(describe_towers(matcher))
-    if brought := describe_encoder_values(config):
-        rank_zero_info(brought)
+    if values := describe_encoder_values(config):
+        rank_zero_info(values)
     optim = {
         **config["optim"],
         "optimizer": build_partial(config["optim"].get("optimizer"), "optim.optimizer"),
         "schedule": build_partial(config["schedule"], "schedule"),
     }
     module = construct("optim", MatchModule, matcher, objective, config=config, **optim)
-    data = {**config["data"], "source": None} if is_launched() else config["data"]  # by a process that prepared them
+    # the process that launched this one has prepared the data
+    data = {**config["data"], "source": None} if is_launched() else config["data"]
     datamodule = build(data, specs=matcher.input_specs(), description=description)
     if is_alone():
-        datamodule.prepare_data()  # now, so that a fault of the data leaves nothing behind
+        datamodule.prepare_data()  # before anything is written, so that invalid data leave no run folder
     if trainer.fast_dev_run:
         trainer.fit(module, datamodule)
-        rank_zero_info("trainer.fast_dev_run: these batches went through; nothing was measured or written")
+        rank_zero_info("trainer.fast_dev_run: these batches passed; nothing was evaluated or written")
         return
     if is_first_rank():
         save_config(config, run.config_path)
@@ -109,14 +110,14 @@ def fit(config: dict[str, Any], run: Run, description: Mapping[str, Any] | None 
     try:
         trainer.fit(module, datamodule, ckpt_path=resume, weights_only=True if resume else None)
         seconds = time.perf_counter() - started
-        # one answer for all processes: to write it is a matter of all, and the first may have done so already
+        # one answer for all ranks: all take part in writing it, and rank zero may have written it already
         if trainer.strategy.broadcast(not checkpoint.is_file()):
             save_unvalidated(trainer, checkpoint)
         reports = evaluate_module(trainer, module, datamodule, checkpoint)
         if trainer.is_global_zero:
             save_evaluation(trainer, matcher, datamodule, config, run.folder)
             run.write_results({**collect_results(trainer, reports, datamodule, checkpoint), "fit_seconds": seconds})
-    except SIGTERMException:  # Lightning's, where the signal is not ours to take
+    except SIGTERMException:  # raised by Lightning where it handles the signal
         raise Interruption(signal.SIGTERM, f"at step {trainer.global_step}") from None
     except Interruption as stopped:
         stopped.where = f"at step {trainer.global_step}"

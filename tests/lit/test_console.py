@@ -2,11 +2,13 @@
 
 import csv
 from collections.abc import Callable
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 from lightning import Callback, LightningModule, Trainer
+from rich.console import Console
 
 from mim_lightning.config import build, build_matcher, compose
 from mim_lightning.lit.console import ProgressBar, describe_cut_texts, describe_decline, print_run
@@ -15,6 +17,7 @@ from mim_lightning.run import Run
 from mim_lightning.types import Batch
 from tests.shop import small
 
+LINES: list[list[str]] = []  # of the bar, at 80 columns
 SEEN: list[tuple[int, float, int, float]] = []  # epoch, loss of the batch, its rows, loss on the bar
 
 
@@ -26,16 +29,23 @@ class Recorder(Callback):
     ) -> None:
         bar = next(callback for callback in trainer.callbacks if isinstance(callback, ProgressBar))  # type: ignore[attr-defined]
         shown = bar.get_metrics(trainer, pl_module)["loss"]
+        assert bar.progress is not None
+        text = Console(width=80, file=StringIO(), record=True)
+        text.print(bar.progress.make_tasks_table(bar.progress.tasks))
+        LINES.append(text.export_text().splitlines())
         SEEN.append((trainer.current_epoch, float(outputs["loss"]), len(batch), shown))
 
 
 def test_the_bar_and_the_log_tell_the_mean_of_the_epoch(fit: Callable[..., Run]) -> None:
-    SEEN.clear()
+    SEEN.clear(), LINES.clear()
     run = fit(
         "callbacks.progress_bar={_target_: mim_lightning.lit.ProgressBar}",
         "+callbacks.recorder={_target_: tests.lit.test_console.Recorder}",
     )
     assert len({rows for _, _, rows, _ in SEEN}) == 2  # the last batch is a partial one
+    for lines in LINES:
+        assert all(line.startswith("Epoch") and "loss:" in line and len(line) <= 80 for line in lines), lines
+    assert "hit@1:" in LINES[-1][-1]
     means = {}
     for epoch in (0, 1):
         total, count = 0.0, 0

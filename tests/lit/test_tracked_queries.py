@@ -41,6 +41,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
     folder = tmp_path_factory.mktemp("browser")
     write_shop(folder / "shop", num_products=7)
     overrides = small(folder, *LEARN, *OFFLINE, "results_from=last")
+    wandb.teardown()  # its process, which another test may have started, writes relative to the folder of its start
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         config = compose("train", [*overrides, "paths.runs=runs"])  # relative, as by default
@@ -166,7 +167,8 @@ def test_the_dashboard_asks_for_what_a_run_logs(offline: OfflineRun) -> None:
         "/".join(key.split("/")[:2]) for row in offline.history for key in row if key.startswith(("browser/", "hits/"))
     }
     config = {f"{key}.{name}" for key, name in _paths(offline.config)} | set(offline.config)
-    spec = build_workspace("e", "p", "val/image_to_image/hit@1")._to_model().spec.section.panel_bank_config
+    pairs = compose("train", ["model=4tower"])["model"]["pairs"]
+    spec = build_workspace("e", "p", pairs, "val/image_to_image/hit@1")._to_model().spec.section.panel_bank_config
     asked, patterns, settings = set(), set(), set()
     for panel in (panel for section in spec.sections for panel in section.panels):
         found = panel.model_dump(by_alias=True, exclude_none=True)["config"]
