@@ -231,6 +231,18 @@ def test_a_shard_of_other_rows_or_another_size_is_written_again(
     assert files_of(folder) == files_of(tmp_path / "whole")
 
 
+def test_what_an_older_version_left_unfinished_is_started_over(source: ManifestSource, tmp_path: Path) -> None:
+    work = staging_path(tmp_path / "out")
+    for name in ("receipts/catalogue/000000-4-10-0123456789abcdef.npz", "catalogue/000000.tar", "catalogue/000099.tar"):
+        (work / name).parent.mkdir(parents=True, exist_ok=True)
+        (work / name).write_bytes(b"old")
+    for name in ("making.json", "pictures.jsonl"):
+        (work / name).write_text("{}")
+    prepare_shards(source, tmp_path / "out", SETTINGS, num_workers=1)
+    prepare_shards(source, tmp_path / "whole", SETTINGS, num_workers=1)
+    assert files_of(tmp_path / "out") == files_of(tmp_path / "whole")
+
+
 def test_work_on_other_data_is_not_thrown_away(
     source: ManifestSource, gate: Gate, start: Start, tmp_path: Path
 ) -> None:

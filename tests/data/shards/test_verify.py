@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 
 from mim_lightning.config import compose
 from mim_lightning.data.shards.verify import VerificationResult, verify_sets
+from mim_lightning.io.store import Store
 from mim_lightning.prepare import prepare
 from tests.data.shards.test_writer import RECORDS
 from tests.shard_sets import write_shard_set
@@ -92,3 +94,17 @@ def test_the_door_names_the_shard(folder: Path, capsys: pytest.CaptureFixture[st
     with pytest.raises(ValueError, match=r"1 damaged, the first is queries/train/000000.tar: crc32"):
         prepare(config)
     assert f"damaged: {folder}/queries/train/000000.tar: crc32" in capsys.readouterr().out
+
+
+def test_a_relative_folder_is_that_of_the_working_directory(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    damaged = tmp_path / "elsewhere" / folder.name
+    shutil.copytree(folder, damaged)
+    flip(damaged / "queries" / "train" / "000000.tar", 1600)
+    for parent, num_damaged in ((folder.parent, 0), (damaged.parent, 1), (folder.parent, 0)):
+        monkeypatch.chdir(parent)
+        assert len(verify_sets(Path(folder.name), SETS).damaged) == num_damaged
+    store = Store(folder.name)
+    monkeypatch.chdir(damaged.parent)
+    assert "catalogue" in store.names("") and store.address == str(folder)
