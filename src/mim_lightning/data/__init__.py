@@ -1,9 +1,9 @@
 """From tables to batches.
 
-manifest/      two tables -> checked rows; formats, decoding, content hashes; splits: which rows are evaluated
+manifest/      two tables -> validated rows; formats, decoding, content hashes; splits: which rows are evaluated
 sources/       one class for each kind of data set; synthetic/ draws one
 images/        one image: downloaded, read, decoded, transformed
-validation/    the check of rows and images before anything is written
+validation/    errors and warnings of rows and images, before anything is written
 preparation/   rows -> shard sets, written by processes or a Ray cluster, resumed and verified
 shards/        shard sets: written, read at random or by id, cached from an address, several read as one
 sampling/      which rows meet in a global batch, as a function of seed, epoch and position

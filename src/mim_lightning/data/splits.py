@@ -1,7 +1,6 @@
-"""Which queries may be trained on and which are evaluated: as the table says, or product-disjoint.
+"""Which queries are trained on and which are evaluated: the given splits, or product-disjoint ones.
 
-A Manifest comes in, a Manifest with other splits goes out; `prepared` applies the protocol before it writes. A
-shop's catalogue is open, so the product-disjoint numbers tell whether a model learnt concepts or products.
+The catalog of a shop keeps growing: product-disjoint numbers show whether a model generalizes to new products.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from mim_lightning.data.manifest.manifest import Manifest, Product, Query
 class GivenSplits:
     """The table's own splits: products of evaluated queries may have been trained on."""
 
-    label: str = ""  # what folder and run are called after
+    label: str = ""  # in the names of folder and run
 
     def apply(self, manifest: Manifest, train_split: str, val_split: str) -> Manifest:
         return manifest
@@ -27,11 +26,11 @@ class GivenSplits:
 
 @dataclass(frozen=True)
 class ProductDisjointSplits:
-    """Fold `fold` of `num_folds` by product: its queries are evaluated, whatever split they stood in.
+    """Fold `fold` of `num_folds` by product: its queries are evaluated, whatever their split was.
 
-    Training keeps the queries that have nothing to do with products of the fold. What remains of the other splits
-    goes to splits with `_seen` behind their names: nothing of it was held out, and the same run answers both
-    questions. The catalogue stays whole. Categories are spread evenly over the folds.
+    Training keeps the queries without products of the fold. Queries of other splits without such products go to splits
+    named `<split>_seen`, so that one run evaluates both seen and unseen products. The catalog stays complete.
+    Categories are distributed evenly over the folds.
     """
 
     num_folds: int
@@ -47,7 +46,7 @@ class ProductDisjointSplits:
 
     def apply(self, manifest: Manifest, train_split: str, val_split: str) -> Manifest:
         held_out = self._held_out(manifest.products.values())
-        queries = [self._place(query, held_out, train_split, val_split) for query in manifest.queries]
+        queries = [self._assign(query, held_out, train_split, val_split) for query in manifest.queries]
         return replace(manifest, queries=queries)
 
     def _held_out(self, products: Iterable[Product]) -> set[str]:
@@ -55,20 +54,20 @@ class ProductDisjointSplits:
         for product in products:
             by_category[product.category or ""].append(product.product_id)
         rng = np.random.default_rng(self.seed)
-        # categories one after the other, dealt to the folds like cards
-        dealt = [
+        # round robin over products sorted by category
+        ordered = [
             product_id
             for _, ids in sorted(by_category.items())
             for product_id in rng.permutation(np.array(sorted(ids))).tolist()
         ]
-        return {product_id for place, product_id in enumerate(dealt) if place % self.num_folds == self.fold}
+        return {product_id for idx, product_id in enumerate(ordered) if idx % self.num_folds == self.fold}
 
-    def _place(self, query: Query, held_out: Set[str], train_split: str, val_split: str) -> Query:
+    def _assign(self, query: Query, held_out: Set[str], train_split: str, val_split: str) -> Query:
         asked = [(i, grade) for i, grade in zip(query.asked_ids, query.asked_grades, strict=True) if i in held_out]
         shown = tuple(i for i in query.shown_ids if i in held_out)
         if not asked and not shown:
             return query if query.split == train_split else replace(query, split=f"{query.split}_seen")
-        # what it is asked for or shows besides was trained on, and would answer another question
+        # its other products were trained on: they are not what is evaluated
         return replace(
             query,
             split=val_split,

@@ -182,7 +182,7 @@ def declared_fields(fields: Mapping[str, str | None] | None) -> dict[str, str]:
 
 
 def with_fields(spec: TableSpec, fields: Mapping[str, str]) -> TableSpec:
-    """Return a table's spec with those of the declared fields that it holds."""
+    """Return a table's spec with those declared fields that are its columns."""
     return replace(spec, fields={name: column for name, column in fields.items() if TABLES[side_of(name)] == spec.name})
 
 
