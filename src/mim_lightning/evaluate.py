@@ -1,9 +1,9 @@
-"""python -m mim_lightning.evaluate checkpoint=<path> [data=...]: retrieval numbers from a checkpoint file alone.
+"""python -m mim_lightning.evaluate checkpoint=<path> [data=...]: retrieval metrics of a checkpoint.
 
     python -m mim_lightning.evaluate encoder=clip_vit_b32 model=3tower data=<your set>     untrained
 
-Model, directions and, unless `data` is given, data come from the config in the checkpoint, and the numbers are those of
-the training run. Without a checkpoint they come from the command line.
+Model, directions and, unless `data` is given, data come from the config in the checkpoint: the results are those of the
+training run. Without a checkpoint they come from the command line.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from mim_lightning.config import build
 from mim_lightning.expected_types import validate_arguments, validate_type
 from mim_lightning.run import Run
 from mim_lightning.stored_config import data_of
-from mim_lightning.training import build_untrained
+from mim_lightning.training import load_model
 
 TEXT = str | None
 KINDS: dict[str, Any] = {
@@ -38,43 +38,31 @@ def evaluate(config: dict[str, Any]) -> dict[str, float]:
     texts = {key: str(config[key]) for key, kind in KINDS.items() if kind == TEXT and config[key] is not None}
     config = {**config, **texts}
     if config["output"] and (Path(config["output"]) / "config.yaml").is_file():
-        raise ValueError(
-            f"output={config['output']}: is a run's own folder, whose results it would replace; give another"
-        )
+        raise ValueError(f"output={config['output']}: is a run's own folder; give another one")
     from mim_lightning.lit.console import ProgressBar, print_run, silence_lightning
     from mim_lightning.lit.datamodule import MatchDataModule
     from mim_lightning.lit.evaluation import evaluate_module, flatten, save_evaluation
     from mim_lightning.lit.module import MatchModule
     from mim_lightning.lit.trainer import keep_batches, validate_trainer
-    from mim_lightning.model.checkpoint import load_matcher
     from mim_lightning.model.fingerprint import fingerprint
 
     silence_lightning()
     validate_trainer(config["trainer"], is_training=False)
-    if config["checkpoint"]:
-        for group in ("encoder", "model"):
-            if config.get(group):
-                raise ValueError(f"{group}: the checkpoint has its own; leave it out, or the checkpoint")
-        loaded = load_matcher(config["checkpoint"])
-        matcher, trained = loaded.matcher, loaded.config
-    else:
-        matcher, trained = build_untrained(config)
+    matcher, trained = load_model(config)
     data = config.get("data") or data_of(trained, config["checkpoint"])
     validate_arguments(MatchDataModule, data, "data" if config.get("data") else f"{config['checkpoint']}: data")
     data = {**data, "val_split": config["split"] or data["val_split"]}
     datamodule = build(data, specs=matcher.input_specs())
     if config["trainer"]["devices"] != 1:
         raise ValueError(f"trainer.devices={config['trainer']['devices']}: evaluation runs on one device")
-    options = dict(config["trainer"])
-    if options["precision"] == "auto":
-        options["precision"] = (trained.get("trainer") or {}).get("precision")
-    changed = {
-        "directions": {**(trained.get("directions") or {}), **(config["directions"] or {})},
-        "monitor": config["monitor"] or trained.get("monitor"),
-    }
+    directions = {**(trained.get("directions") or {}), **(config["directions"] or {})}
+    changed = {"directions": directions, "monitor": config["monitor"] or trained.get("monitor")}
     evaluation = trained["callbacks"].get("retrieval_eval")
     if evaluation is None:
         raise ValueError(f"{config['checkpoint']}: callbacks.retrieval_eval: is missing, nothing is evaluated")
+    precision = config["trainer"]["precision"]
+    as_trained = (trained.get("trainer") or {}).get("precision") if precision == "auto" else precision
+    options = {**config["trainer"], "precision": as_trained}
     trainer = build(options, callbacks=[build({**evaluation, **changed}), ProgressBar()], logger=False)
     keep_batches(trainer)
     reports = evaluate_module(trainer, MatchModule(matcher), datamodule)

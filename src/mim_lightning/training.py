@@ -127,8 +127,25 @@ def fit(config: dict[str, Any], run: Run, description: Mapping[str, Any] | None 
     trainer.strategy.barrier()
 
 
+def load_model(config: Mapping[str, Any]) -> tuple[Matcher, Mapping[str, Any]]:
+    """Return the model of an evaluation, of its checkpoint or untrained, and the config of its run.
+
+    Raises:
+        ValueError: the checkpoint cannot be loaded, or its model is given twice; without one, see `build_untrained`.
+    """
+    from mim_lightning.model.checkpoint import load_matcher
+
+    if not config["checkpoint"]:
+        return build_untrained(config)
+    for group in ("encoder", "model"):
+        if config.get(group):
+            raise ValueError(f"{group}: the checkpoint has its own; leave out one of the two")
+    loaded = load_matcher(config["checkpoint"])
+    return loaded.matcher, loaded.config
+
+
 def build_untrained(config: Mapping[str, Any]) -> tuple[Matcher, dict[str, Any]]:
-    """Return the model that a run would begin with, and the config that the run would have.
+    """Return the model that a run would start with, and the config that the run would have.
 
     Args:
         config: of an evaluation without a checkpoint.
@@ -152,6 +169,6 @@ def build_untrained(config: Mapping[str, Any]) -> tuple[Matcher, dict[str, Any]]
         **config,
         "trainer": {**config["trainer"], "precision": choose_precision(config["trainer"])},
         "callbacks": {"retrieval_eval": evaluation},
-        "run": {"id": f"{config['model']['name']}-{name_set(config['data'])}-untouched"},
+        "run": {"id": f"{config['model']['name']}-{name_set(config['data'])}-untrained"},
     }
     return build_matcher(config), run_config

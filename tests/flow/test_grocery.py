@@ -1,4 +1,4 @@
-"""Real photos against a real catalogue, with pretrained weights: the untouched model is as good as its features."""
+"""Real photos against a real catalogue, with pretrained weights: the untrained model is as good as its features."""
 
 import os
 from pathlib import Path
@@ -43,7 +43,7 @@ def run(tmp_path: Path, *overrides: str) -> dict[str, float]:
     return results
 
 
-def test_untouched_features_find_what_their_publisher_measured(tmp_path: Path) -> None:
+def test_untrained_features_find_what_their_publisher_measured(tmp_path: Path) -> None:
     results = run(tmp_path, "model=2tower", "embed_dim=null", "encoder.image.image_size=224", "data.batch_size=4")
     # 0.355 with the same features and a slightly wider crop; the standard error of 296 queries is 0.028
     assert results["initial/image_to_image/hit@1"] == pytest.approx(0.355, abs=0.06)

@@ -90,7 +90,7 @@ def test_a_killed_search_goes_on_side_by_side(shop: Path) -> None:
 
 
 def test_a_search_prunes(shop: Path, sweep: Sweep, capfd: pytest.CaptureFixture[str]) -> None:
-    # at the first question whatever has not beaten the untouched model by far
+    # at the first question whatever has not beaten the untrained model by far
     name = "hydra.sweeper.pruner._target_=optuna.pruners.ThresholdPruner"
     pruner = [name, "+hydra.sweeper.pruner.lower=1.5", "hydra.sweeper.warmup_epochs=0"]
     assert sweep(*SEARCH, *pruner) == 0

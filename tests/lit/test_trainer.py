@@ -89,7 +89,7 @@ def test_a_model_held_in_bfloat16_trains_and_its_checkpoint_gives_the_same_numbe
     assert evaluated == {key: recorded[key] for key in evaluated}
 
 
-def test_no_epoch_measures_the_untouched_model_and_leaves_a_checkpoint(fit: Fit) -> None:
+def test_no_epoch_measures_the_untrained_model_and_leaves_a_checkpoint(fit: Fit) -> None:
     run = fit("trainer.max_epochs=0")
     results = run.read_results()
     assert results is not None and results["step"] == 0
@@ -99,7 +99,7 @@ def test_no_epoch_measures_the_untouched_model_and_leaves_a_checkpoint(fit: Fit)
     assert evaluated["counts/image_to_image/num_queries"] > results["counts/image_to_image/num_queries"]
 
 
-def test_evaluate_measures_an_untouched_model_without_any_checkpoint(fit: Fit, shop: Path) -> None:
+def test_evaluate_measures_an_untrained_model_without_any_checkpoint(fit: Fit, shop: Path) -> None:
     results = fit("trainer.max_epochs=0").read_results()
     shop_keys = ("data", "encoder", "embed_dim", "trainer", "paths.data")
     overrides = [word for word in small(shop) if word.split("=")[0].startswith(shop_keys)]

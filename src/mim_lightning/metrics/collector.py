@@ -97,7 +97,7 @@ class EmbeddingCollector(Metric):
         return table.take(distinct_rows(table))
 
     def _wrap_compute(self, compute: Callable[[], EmbeddingTable]) -> Callable[[], EmbeddingTable]:
-        # The inherited wrapper squeezes tensors of one row and refuses to return a frozen dataclass.
+        # The inherited wrapper squeezes tensors of one row and cannot return a frozen dataclass.
         @functools.wraps(compute)
         def synced() -> EmbeddingTable:
             with self.sync_context(should_sync=self._to_sync, should_unsync=self._should_unsync):
@@ -160,7 +160,7 @@ def _bounds(num_rows: int) -> list[tuple[int, int]]:
 
 
 def _gather_rows(part: Tensor, sizes: Sequence[int]) -> Tensor:
-    # NCCL exchanges nothing that lies in host memory, gloo nothing that lies on a GPU
+    # NCCL does not exchange host memory, gloo no GPU memory
     device = torch.device("cuda" if dist.get_backend() == "nccl" else "cpu")
     filled = part.new_zeros((max(sizes), *part.shape[1:]), device=device)
     filled[: len(part)] = part.to(device)

@@ -64,7 +64,7 @@ def test_recall_is_what_was_logged_a_panel_a_direction() -> None:
     assert image.get_ylim() == text.get_ylim() and image.get_ylim()[0] == 0
 
 
-def test_the_untouched_model_is_a_hollow_first_point_at_epoch_minus_one() -> None:
+def test_the_model_before_training_is_a_hollow_first_point_at_epoch_minus_one() -> None:
     (axes,) = draw_recall({"2tower": [by_epoch(image={-1: 0.01, 4: 0.2, 9: 0.3})]}).axes
     line, hollow = axes.get_lines()
     assert np.asarray(line.get_xdata())[0] == -1

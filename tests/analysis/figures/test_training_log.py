@@ -17,7 +17,7 @@ def write_csv(folder: Path, version: int, *lines: str) -> None:
     path.write_text("\n".join(lines))
 
 
-def test_scalars_are_told_by_epoch_or_step_from_the_untouched_model_on(tmp_path: Path) -> None:
+def test_scalars_are_read_by_epoch_or_step_from_before_training_on(tmp_path: Path) -> None:
     write_csv(
         tmp_path,
         0,
