@@ -72,6 +72,8 @@ def test_an_index_is_searched_with_it(run: Run, shop: Path, capsys: pytest.Captu
     asked = [f"index={shop}/index", f"image={photo}", "text=green", "fields={query_category: shape 1}", "json=true"]
     search(compose("search", [*asked, "output_image=null", "k=6"]))
     hits = json.loads(capsys.readouterr().out)["hits"]
+    with pytest.raises(ValueError, match="fields=mugs: give texts by name"):
+        search(compose("search", [asked[0], "fields=mugs"]))
     query = load(run.best_checkpoint).embed_query([photo], ["green"], fields={"query_category": ["shape 1"]})
     index = open_index(f"{shop}/index")
     scores = {f"{n:03d}": float((index.vectors_of(f"{n:03d}") @ query[0]).max()) for n in range(6)}

@@ -58,7 +58,9 @@ def test_a_batch_without_any_still_runs() -> None:
     assert not embeddings.present["query"].any() and embeddings.vectors["query"].abs().sum() == 0
 
 
-@pytest.mark.parametrize("fields", [("query_text", "query_image"), ("query_image",), ("query_image", "product_text")])
+@pytest.mark.parametrize(
+    "fields", [("query_text", "query_image"), ("query_image",), ("query_image", "product_text"), ()]
+)
 def test_fields_must_suit_the_encoder(fields: tuple[str, ...]) -> None:
     with pytest.raises(ValueError, match=r"model\.towers\.query\.fields=.*: image, text"):
         make_matcher(fields)

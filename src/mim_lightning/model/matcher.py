@@ -51,7 +51,8 @@ class Matcher(nn.Module):
             raise ValueError(f"towers have embeddings of different widths {widths}; set embed_dim")
         self.towers = nn.ModuleDict(towers)
         self.owner_of = {name: tied.get(name, name) for name in (*towers, *tied)}
-        self.fields = {name: tuple(given) for name, given in (fields or {}).items() if tuple(given) != (name,)}
+        named = {name: tuple(map(str, given)) for name, given in (fields or {}).items()}
+        self.fields = {name: given for name, given in named.items() if given != (name,)}
         for name, given in self.fields.items():
             self._validate_fields(name, given)
         check_fusions(fusions, self.tower_names)

@@ -28,12 +28,15 @@ def search(config: dict[str, Any]) -> None:
     from mim_lightning.search.searcher import open_searcher
 
     images = [config["image"]] if isinstance(config["image"], str) else config["image"] or []
+    fields = config["fields"] or {}
+    if not isinstance(fields, dict):
+        raise ValueError(f"fields={fields}: give texts by name, as fields={{query_category: mugs}}")
     query = SearchQuery(
         images=tuple(images),
         text=_text(config["text"]),
         not_text=_text(config["not_text"]),
         like=_text(config["like"]),
-        fields={name: str(text) for name, text in (config["fields"] or {}).items() if text is not None},
+        fields={name: str(text) for name, text in fields.items() if text is not None},
         weights=drop_null_weights(config["weights"]),
         num_hits=config["k"],
         where=config["where"],
