@@ -14,8 +14,7 @@ from mim_lightning.cli import run_entry_point
 from mim_lightning.config import build, build_preparation
 from mim_lightning.fields import TEXT_FIELDS
 
-# other imports are in functions: a misspelt value is reported at once, and the processes that write, which import this
-# file too, need neither torch nor pages
+# other imports are in functions: mistakes are reported at once, and worker processes import neither torch nor pages
 if TYPE_CHECKING:
     from mim_lightning.data.preparation.preparation import Preparation
     from mim_lightning.types import InputSpec
@@ -51,7 +50,8 @@ def write(parts: Preparation, config: dict[str, Any]) -> None:
     from mim_lightning.analysis.html.validation_page import write_validation_report
     from mim_lightning.data.preparation.preparation import prepare_data, validate_only
 
-    is_ray, specs = config["engine"] == "ray" and not config["validate_only"], text_specs(config)
+    is_ray, overwrite = config["engine"] == "ray" and not config["validate_only"], config["overwrite"]
+    specs = None if is_ray else text_specs(config)
     if not is_ray and not isinstance(parts.folder, Path):
         raise ValueError(f"data.folder={parts.folder}: engine=processes writes to a local folder; or give engine=ray")
     if config["validate_only"]:
@@ -61,10 +61,9 @@ def write(parts: Preparation, config: dict[str, Any]) -> None:
         from mim_lightning.data.preparation.ray_engine import prepare_with_ray
 
         settings = parts.settings, build(config["ray"]), parts.check, parts.protocol
-        prepared = prepare_with_ray(parts.source, parts.folder, *settings, overwrite=config["overwrite"])
+        prepared = prepare_with_ray(parts.source, parts.folder, *settings, overwrite=overwrite)
     else:
-        options = {"specs": specs, "overwrite": config["overwrite"], "is_compared": True}
-        prepared = prepare_data(parts, write_validation_report, **options)
+        prepared = prepare_data(parts, write_validation_report, specs=specs, overwrite=overwrite, is_compared=True)
     print(prepared.summary(parts.settings.train_split))
 
 

@@ -140,9 +140,9 @@ def no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
         for shard in groups(pyarrow.concat_tables(joined), "shard"):
             yield {name: values[0] for name, values in write_group(shard, job).items()}
 
-    monkeypatch.setattr(ray_engine, "running", lambda settings: nullcontext())
+    monkeypatch.setattr(ray_engine, "ray_cluster", lambda settings: nullcontext())
     monkeypatch.setattr(ray_engine, "_count", count)
-    monkeypatch.setattr(ray_engine, "_written", written)
+    monkeypatch.setattr(ray_engine, "_write_shards", written)
 
 
 def groups(table: Any, column: str) -> list[Any]:
@@ -255,21 +255,21 @@ def test_an_interrupted_conversion_goes_on(
         open_prepared(target)
     with pytest.raises(ValueError, match=r"unfinished preparation with samples_per_shard=8, this command has 9"):
         prepare_with_ray(source_of(shop), target, ShardSettings(samples_per_shard=9), RAY)
-    with pytest.raises(ValueError, match=r"layout=by_product: engine=ray writes shuffled rows; take engine=processes"):
+    with pytest.raises(ValueError, match=r"layout=by_product: engine=ray writes shuffled rows; give engine=processes"):
         prepare_with_ray(source_of(shop), target, ShardSettings(layout="by_product"), RAY)
     lost = ["markers/queries/train/000001-", "markers/catalogue/000000-"]
     for start in lost:
         folder, prefix = start.rsplit("/", 1)
         (name,) = [name for name in work.names(folder) if name.startswith(prefix)]
         work.remove(f"{folder}/{name}")
-    written, write = [], ray_engine._written
+    written, write = [], ray_engine._write_shards
 
     def counted(*arguments: Any) -> Iterator[dict[str, Any]]:
         for row in write(*arguments):
             written.append(row)
             yield row
 
-    monkeypatch.setattr(ray_engine, "_written", counted)
+    monkeypatch.setattr(ray_engine, "_write_shards", counted)
     prepare_with_ray(source_of(shop), target, SETTINGS, RAY)
     assert len(written) == 2
     here = prepare_shards(source_of(shop), tmp_path / "here", SETTINGS)
@@ -286,7 +286,7 @@ def test_an_address_of_someone_else_is_left_alone(no_cluster: None, s3: str, sho
     target = f"{s3}/{tmp_path.name}/thesis"
     Store(target).write("chapter.txt", b"three years of work")
     for force in (False, True):
-        with pytest.raises(ValueError, match=r"holds other things \(chapter.txt\); give an empty address"):
+        with pytest.raises(ValueError, match=r"contains other files \(chapter.txt\); give an empty URL"):
             prepare_with_ray(source_of(shop), target, SETTINGS, RAY, overwrite=force)
     assert Store(target).names("") == ["chapter.txt"]
 
@@ -314,7 +314,7 @@ def test_bad_rows(no_cluster: None, shop: Path, tmp_path: Path) -> None:
     ):
         prepare_with_ray(source_of(shop), folder, SETTINGS, RAY)
     with pytest.raises(
-        ValueError, match=r"of 45 rows of the queries table are invalid so far, more than data.validation.max_invalid=4"
+        ValueError, match=r"of 45 rows of the queries table are invalid so far, which exceeds data.*max_invalid=4"
     ):
         prepare_with_ray(source_of(shop), folder, SETTINGS, RAY, ValidationSettings(on_invalid="drop", max_invalid=4))
     assert not folder.exists() and staging_path(folder).exists()
@@ -344,7 +344,7 @@ def test_bad_rows(no_cluster: None, shop: Path, tmp_path: Path) -> None:
         (lambda shop: table(shop / "products" / "0.parquet", [{"product_id": "p"}]), "missing column 'image'"),
         (
             lambda shop: table(shop / "products" / "0.parquet", [{"product_id": "p", "title": "x", "image": b"y"}]),
-            "holds the pictures themselves; engine=ray reads",
+            "contains encoded images; engine=ray reads",
         ),
     ],
 )

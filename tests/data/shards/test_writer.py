@@ -14,7 +14,7 @@ import pytest
 
 from mim_lightning.data.manifest.rows import RowIssue
 from mim_lightning.data.preparation.hash_layout import plan_layout
-from mim_lightning.data.preparation.plan import UnreadableImageError, rotate_images
+from mim_lightning.data.preparation.plan import RowImageError, rotate_images
 from mim_lightning.data.shards.set_writer import finish_set, finished_shards, place_shard
 from mim_lightning.data.shards.writer import COLUMNS, Record, read_shard, shard_sizes, write_shard
 from mim_lightning.io.store import Store
@@ -177,7 +177,7 @@ def test_turns_do_not_depend_on_the_order() -> None:
 
 def test_a_fault_of_a_picture_survives_the_way_between_processes() -> None:
     issue = RowIssue("queries", "q.csv, row 3", "image", "q1", "x.jpg: damaged")
-    error = pickle.loads(pickle.dumps(UnreadableImageError(issue)))
+    error = pickle.loads(pickle.dumps(RowImageError(issue)))
     assert (error.issue, str(error)) == (issue, "q.csv, row 3, column 'image': x.jpg: damaged")
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from mim_lightning.data.validation.console import print_report
+from mim_lightning.data.validation.console import print_validation
 from mim_lightning.data.validation.report import ValidationReport
 from mim_lightning.data.validation.settings import ValidationSettings
 from mim_lightning.display.numbers import format_bytes
@@ -17,7 +17,7 @@ from tests.data.validation.broken import check, jpeg, write_shop
 
 def printed(report: ValidationReport, brief: bool = False) -> str:
     console = Console(file=io.StringIO(), width=80)
-    print_report(report, console, brief=brief)
+    print_validation(report, console, brief=brief)
     return console.file.getvalue()  # type: ignore[attr-defined]
 
 
@@ -90,7 +90,7 @@ def test_no_line_of_the_statistics_wraps_on_a_terminal_of_80_columns(tmp_path: P
     texts = tuple(replace(texts, num_texts=1_234_567, limit=77, num_over=234_567) for texts in report.texts)
     for brief in (False, True):
         console = Console(file=io.StringIO(), width=80, force_terminal=True, color_system=None)
-        print_report(replace(report, splits=splits, texts=texts, findings=(), paths={}), console, brief=brief)
+        print_validation(replace(report, splits=splits, texts=texts, findings=(), paths={}), console, brief=brief)
         lines = [line.rstrip() for line in console.file.getvalue().splitlines()]  # type: ignore[attr-defined]
         assert max(map(len, lines)) <= 80 and not any("…" in line for line in lines)
         if not brief:

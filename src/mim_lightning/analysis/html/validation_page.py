@@ -10,7 +10,7 @@ from pathlib import Path
 from mim_lightning.analysis.html.images import PageImage, data_uri
 from mim_lightning.analysis.html.render import write_page
 from mim_lightning.data.images.reader import ImageReader, ImageRef
-from mim_lightning.data.validation.console import print_report, verdict_of
+from mim_lightning.data.validation.console import print_validation, verdict_of
 from mim_lightning.data.validation.findings import KINDS, Finding
 from mim_lightning.data.validation.report import FINDINGS_FILE, ValidationReport, write_findings, write_skipped
 from mim_lightning.display.numbers import format_percent
@@ -53,7 +53,7 @@ class CategoryRow:
 
 def write_validation_report(report: ValidationReport, folder: Path, reader: ImageReader, brief: bool = True) -> None:
     """Print a report, in full if not `brief`, and write check.html, findings.csv and skipped.csv."""
-    print_report(report, brief=brief)
+    print_validation(report, brief=brief)
     folder.mkdir(parents=True, exist_ok=True)
     write_validation_page(report, folder / PAGE_FILE, reader.read)
     write_findings(report, folder / FINDINGS_FILE)

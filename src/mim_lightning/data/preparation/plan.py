@@ -92,7 +92,7 @@ def hash_samples(samples: Sequence[PlannedSample], max_image_side: int) -> str:
     return digest.hexdigest()
 
 
-class UnreadableImageError(ValueError):
+class RowImageError(ValueError):
     """An image of a row cannot be read; can be pickled."""
 
     def __init__(self, issue: RowIssue) -> None:
@@ -100,7 +100,7 @@ class UnreadableImageError(ValueError):
         self.issue = issue
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return UnreadableImageError, (self.issue,)
+        return RowImageError, (self.issue,)
 
 
 class RecordReader:
@@ -114,7 +114,7 @@ class RecordReader:
         """Read the images of a sample.
 
         Raises:
-            UnreadableImageError: one cannot be read.
+            RowImageError: one cannot be read.
         """
         images = {name: self._image(name, sample) for name in sample.images}
         facts = dict(sample.facts)
@@ -127,9 +127,9 @@ class RecordReader:
         try:
             return self._cached(ref) if name == PRODUCT_IMAGE else self._read(ref)
         except FileNotFoundError:
-            raise UnreadableImageError(_issue(name, sample, f"no such file {ref}")) from None
+            raise RowImageError(_issue(name, sample, f"no such file {ref}")) from None
         except (OSError, ValueError) as error:
-            raise UnreadableImageError(_issue(name, sample, f"{ref}: {error}")) from error
+            raise RowImageError(_issue(name, sample, f"{ref}: {error}")) from error
 
     def _read(self, ref: ImageRef) -> bytes:
         return normalize_encoding(self.reader.read(ref), self.max_image_side)

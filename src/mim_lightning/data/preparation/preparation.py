@@ -31,7 +31,7 @@ from mim_lightning.data.preparation.prepared import (
 from mim_lightning.data.preparation.staging import IMAGES_FILE, SKIPPED_FILE, move_into_place, staging_dir
 from mim_lightning.data.shards.cache import CacheSettings
 from mim_lightning.data.splits import GivenSplits, Protocol
-from mim_lightning.data.validation.console import print_report
+from mim_lightning.data.validation.console import print_validation
 from mim_lightning.data.validation.image_checks import image_refs
 from mim_lightning.data.validation.report import ValidationReport, drop_invalid, raise_if_invalid, write_skipped
 from mim_lightning.data.validation.settings import ValidationSettings
@@ -57,7 +57,7 @@ class Validation:
 
     settings: ValidationSettings = field(default_factory=ValidationSettings)
     specs: Mapping[str, InputSpec] | None = None
-    write_report: WriteReport = lambda report, folder, reader: print_report(report, brief=True)
+    write_report: WriteReport = lambda report, folder, reader: print_validation(report, brief=True)
 
 
 @dataclass(frozen=True)

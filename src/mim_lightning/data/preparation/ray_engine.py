@@ -248,17 +248,22 @@ def _validate_complete(prepared: PreparedData) -> PreparedData:
 
 
 def _count(tables: ShopTables, train_split: str) -> list[FileCount]:
-    """Count the rows of all files, in order.
-
-    Raises:
-        ValueError: a file cannot be read.
-    """
     import ray.data
 
     files = tables.files()
     count_one = partial(_count_one, tables=tables, train_split=train_split)
+    found = ray.data.from_items(files, override_num_blocks=len(files)).map(count_one)
+    return _parse_counts(found.take_all())
+
+
+def _parse_counts(rows: list[dict[str, Any]]) -> list[FileCount]:
+    """Return the counts of all files, in order.
+
+    Raises:
+        ValueError: a file cannot be read.
+    """
     counts = []
-    for row in ray.data.from_items(files, override_num_blocks=len(files)).map(count_one).take_all():
+    for row in rows:
         if row["error"]:
             raise ValueError(row["error"])
         fields = json.loads(row["count"])

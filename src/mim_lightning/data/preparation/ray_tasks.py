@@ -23,7 +23,7 @@ from mim_lightning.data.preparation.hash_layout import NAMES_PER_SHARD, HashLayo
 from mim_lightning.data.preparation.plan import (
     PlannedSample,
     RecordReader,
-    UnreadableImageError,
+    RowImageError,
     catalogue_sample,
     category_of,
     evaluation_sample,
@@ -195,7 +195,7 @@ def _read(samples: Iterable[PlannedSample], reader: RecordReader, issues: list[R
     for sample in samples:
         try:
             yield reader.record(sample)
-        except UnreadableImageError as error:
+        except RowImageError as error:
             issues.append(error.issue)
 
 

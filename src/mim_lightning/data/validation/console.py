@@ -22,7 +22,7 @@ SHORT = 24  # words, which every text encoder reads whole
 PIPE_WIDTH = 160  # characters: a pipe has no width of its own
 
 
-def print_report(report: ValidationReport, console: Console | None = None, *, brief: bool = False) -> None:
+def print_validation(report: ValidationReport, console: Console | None = None, *, brief: bool = False) -> None:
     """Print a report; `brief` is for a line or two if there are no errors."""
     console = console or Console()
     if not console.is_terminal:
