@@ -148,7 +148,7 @@ def files_of(folder: Path) -> dict[str, bytes]:
 
 def finished(folder: Path) -> set[str]:
     """Return the receipts, by set and shard."""
-    receipts = staging_path(folder) / "markers"
+    receipts = staging_path(folder) / "receipts"
     return {str(path.relative_to(receipts)).split("-")[0] for path in receipts.rglob("*.npz")}
 
 
@@ -209,7 +209,7 @@ def test_the_number_of_processes_changes_nothing(source: ManifestSource, tmp_pat
     assert files_of(tmp_path / "out0") == files_of(tmp_path / "out2")
     names = {Path(name).name for name in files_of(tmp_path / "out0")}
     assert {"index.json", "settings.json", "skipped.csv", "keys.npy", "000000.tar"} <= names
-    assert not names & {"work.json", "lock", "images.jsonl"}
+    assert not names & {"making.json", "lock", "pictures.jsonl"}
 
 
 def test_a_shard_of_other_rows_or_another_size_is_written_again(
@@ -224,7 +224,7 @@ def test_a_shard_of_other_rows_or_another_size_is_written_again(
     (work / "catalogue" / "000002.tar").write_bytes(b"cut")
     other = work / "catalogue" / "000003.tar"
     other.write_bytes(other.read_bytes()[::-1])
-    receipt = next((work / "markers" / "catalogue").glob("000003-*"))
+    receipt = next((work / "receipts" / "catalogue").glob("000003-*"))
     receipt.rename(receipt.with_name(receipt.name.rsplit("-", 1)[0] + "-0123456789abcdef.npz"))
     prepare_shards(source, folder, SETTINGS, num_workers=1)
     prepare_shards(source, tmp_path / "whole", SETTINGS, num_workers=1)

@@ -203,7 +203,7 @@ def test_from_a_store_to_a_store(cluster: None, s3: str, shop: Path, tmp_path: P
     here = prepare_shards(source_of(shop), tmp_path / "here", SETTINGS)
     assert prepared.folder == f"{address}/out"
     assert contents(open_prepared(f"{address}/out", cache_in(tmp_path))) == contents(here)
-    assert [Store(f"{address}/out").names(name) for name in ("markers", "work.json")] == [[], []]
+    assert [Store(f"{address}/out").names(name) for name in ("receipts", "making.json")] == [[], []]
     assert verify_sets(f"{address}/out", SETS).damaged == ()
 
 

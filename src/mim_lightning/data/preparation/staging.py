@@ -22,11 +22,11 @@ from mim_lightning.data.shards.set_writer import MARKERS
 from mim_lightning.io.locks import is_same_file, try_lock
 from mim_lightning.io.store import Store
 
-WORK_FILE = "work.json"  # what is prepared here, and by which process
+WORK_FILE = "making.json"  # what is prepared here, and by which process; names on disk do not change
 SETTINGS_FILE = "settings.json"  # of prepared data, written last: its presence means complete
 SKIPPED_FILE = "skipped.csv"  # dropped rows and images
 LOCK_FILE = "lock"
-IMAGES_FILE = "images.jsonl"  # properties of inspected images; valid for any preparation
+IMAGES_FILE = "pictures.jsonl"  # properties of inspected images; valid for any preparation
 OUR_NAMES = ("catalogue", "queries", MARKERS, SKIPPED_FILE, WORK_FILE)
 POLL = 0.5  # seconds
 

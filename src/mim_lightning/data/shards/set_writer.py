@@ -24,7 +24,7 @@ from mim_lightning.data.shards.set_index import FORMAT_VERSION
 from mim_lightning.data.shards.writer import COLUMNS, ShardFacts, read_shard
 from mim_lightning.io.store import Store
 
-MARKERS = "markers"  # folder of the store
+MARKERS = "receipts"  # folder of the store; its name on disk does not change
 NUM_READERS = 16  # markers read at once from a remote store
 
 
