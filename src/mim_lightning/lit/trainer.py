@@ -140,14 +140,14 @@ def ask_first_rank(strategy: Strategy, ask: Callable[[], Any]) -> Any:
     """Call a function on rank zero only, and return its answer on every rank.
 
     Raises:
-        ValueError: the function raised it, on every rank.
+        ValueError, OSError: the function raised it; raised on every rank, or the others would wait for an answer.
     """
     strategy.setup_environment()  # the process group, which `trainer.fit` uses
     answer, error = None, None
     if strategy.is_global_zero:
         try:
             answer = ask()
-        except ValueError as raised:
+        except (ValueError, OSError) as raised:
             error = raised
     answer, error = strategy.broadcast((answer, error))
     if error is not None:
