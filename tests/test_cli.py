@@ -5,7 +5,8 @@ import re
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from mim_lightning.cli import _naming_removed, _quoted, validate_sections
+from mim_lightning.cli import _naming_removed, _quoted, validate_groups, validate_sections
+from mim_lightning.former_names import present_overrides
 
 
 @pytest.mark.parametrize(
@@ -46,6 +47,16 @@ def test_a_section_that_nothing_reads_is_refused(name: str, argument: str, messa
 )
 def test_keys_that_are_read_are_taken(name: str, arguments: list[str]) -> None:
     validate_sections(name, arguments)
+
+
+def test_an_option_given_to_a_group_as_to_a_key_is_refused() -> None:
+    arguments = present_overrides(["data.order=grouped"])
+    with pytest.raises(ValueError, match="data/sampling is a group of options; choose one by data/sampling=grouped"):
+        validate_groups(arguments)
+    with pytest.raises(ValueError, match="choose one by data/splits=product_disjoint"):
+        validate_groups(present_overrides(["++data.protocol=disjoint"]))
+    validate_groups(["data/sampling=grouped", "data.sampling=null", "data.sampling.mine=grouped", "seed=1", "-m", "~x"])
+    validate_groups([f"data.sampling={{_target_: {'mine' * 100}}}", "data.name=grouped"])
 
 
 def test_a_removed_key_that_is_needed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -72,6 +72,7 @@ def _run(name: str, function: Callable[[Config], Any], verbatim_keys: Sequence[s
     if FROZEN_CONFIG not in os.environ:
         try:
             validate_sections(name, sys.argv[1:])
+            validate_groups(sys.argv[1:])
         except ValueError as error:
             _exit(error, name)
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors come here instead of being printed by Hydra
@@ -121,6 +122,23 @@ def validate_sections(name: str, arguments: Sequence[str]) -> None:
         known = known or listed_sections(name) | {re.split(r"[=@/]", other)[0] for other in arguments}
         if section not in known:
             raise ValueError(f"no config key '{key}'{hint_at(key, name)}")
+
+
+def validate_groups(arguments: Sequence[str]) -> None:
+    """Check that no override sets a config group to the name of an option, as a key: only `/` chooses the option.
+
+    Raises:
+        ValueError: one does; names the override that chooses it.
+    """
+    for argument in arguments:
+        key, _, option = argument.lstrip("+").partition("=")
+        group = key.replace(".", "/")
+        if (
+            "." in key
+            and re.fullmatch(r"[\w-]{1,64}", option)
+            and (Path(conf_dir()) / group / f"{option}.yaml").is_file()
+        ):
+            raise ValueError(f"{key}={option}: {group} is a group of options; choose one by {group}={option}")
 
 
 def _quoted(argument: str, names: Sequence[str]) -> str:

@@ -215,7 +215,7 @@ def _renamed_override(override: str, names: _Names, report: Report) -> str:
     mark, key, package, value = parts.groups()
     place, new_key = _renamed_path(key, names)
     new_package = package and "@" + _renamed_path(package[1:], names)[1]
-    others = names.options.get("/".join(place)) if "/" in key else _look_up(names.values, place)
+    others = names.options.get("/".join(place)) or _look_up(names.values, place)
     new_value = value and re.sub(r"[\w-]+", lambda word: _as_text((others or {}).get(word[0], word[0])), value)
     renamed = f"{mark}{new_key}{new_package or ''}" + (f"={new_value}" if value is not None else "")
     if renamed != override:
