@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from hydra.errors import CompactHydraException, MissingConfigException
+from hydra.errors import CompactHydraException, ConfigCompositionException, MissingConfigException
 from omegaconf.errors import OmegaConfBaseException
 
 from mim_lightning.config import compose, conf_dir
@@ -50,6 +50,33 @@ TrialPruned = type("TrialPruned", (Exception,), {})  # Optuna's, by its name
 def test_an_exception_is_told_in_one_line(error: Exception, kind: str, reason: str, mendable: bool) -> None:
     assert to_error_report(error, "train") == ErrorReport(kind, reason)
     assert is_user_error(error) == mendable
+
+
+def test_former_groups_in_defaults_lists_of_the_users_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = {
+        "experiment/mine.yaml": "defaults: [{override /data/protocol: disjoint}, {override /model: 2tower}]",
+        "data/mine.yaml": "defaults: [base, {override order: grouped}, _self_]",
+        "data/present.yaml": "defaults: [base, {override sampling: grouped}]",
+        "list.yaml": "[1, 2]",
+        "number.yaml": "defaults: 3",
+        "broken.yaml": "a: [",
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    found = [
+        f"{tmp_path}/data/mine.yaml: data/order=grouped is now data/sampling=grouped",
+        f"{tmp_path}/experiment/mine.yaml: data/protocol=disjoint is now data/splits=product_disjoint",
+    ]
+    for arguments in ([f"--config-dir={tmp_path}"], ["seed=1", "-cd", str(tmp_path)]):
+        monkeypatch.setattr("sys.argv", ["train", *arguments])
+        error = ConfigCompositionException("Could not override 'data/order'.\nNo match in the defaults list.")
+        reason = "Could not override 'data/order'. No match in the defaults list"
+        assert to_error_report(error, "train").reason == "; ".join([reason, *found])
+    monkeypatch.setattr("sys.argv", ["train"])
+    assert to_error_report(error, "train").reason == reason
 
 
 @pytest.mark.parametrize("override", HINTS)

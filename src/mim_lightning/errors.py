@@ -5,13 +5,16 @@ from __future__ import annotations
 import difflib
 import json
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import hydra
+import yaml
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import CompactHydraException, ConfigCompositionException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
@@ -23,6 +26,7 @@ from omegaconf.errors import (
 )
 
 from mim_lightning.config import conf_dir
+from mim_lightning.former_names import present_overrides
 from mim_lightning.io.damaged_file import errors_as_damaged_file
 
 EXTRA = "pip install 'mim-lightning[sweep]'"
@@ -117,12 +121,36 @@ def _one_line(error: Exception, name: str) -> str:
     if isinstance(error, ConfigCompositionException) and isinstance(cause, (ConfigAttributeError, ConfigKeyError)):
         key = str(cause.full_key)
         return f"no config key '{key}'{hint_at(key, name)}"
+    if isinstance(error, ConfigCompositionException):
+        return "; ".join([text.rstrip("."), *former_groups()])
     if isinstance(error, InterpolationResolutionError) and isinstance(error.parent_node, DictConfig):
         written = OmegaConf.to_container(error.parent_node, resolve=False)[error.key]  # type: ignore[index]
         return f"{error.full_key}: cannot be resolved from {written}: a key in it is missing or null"
     if _is_wandbs(error):
         return f"W&B: {text.rstrip('.')}; or keep the run on this machine with logger.wandb.offline=true"
     return text
+
+
+def former_groups() -> Iterator[str]:
+    """Yield where a user's own config names a config group by its former name, and the present one.
+
+    Overrides get the present name before Hydra reads them; a defaults list is read by Hydra itself.
+    """
+    arguments = [part for argument in sys.argv[1:] for part in argument.split("=", 1)]
+    own = [path for flag, path in pairwise(arguments) if flag in ("--config-dir", "-cd")]
+    for folder in (Path(conf_dir()), *map(Path, own)):
+        for path in sorted(folder.rglob("*.yaml")):
+            with suppress(
+                OSError, ValueError, TypeError, AttributeError, yaml.YAMLError
+            ):  # not readable, or not a config
+                for entry in yaml.safe_load(path.read_text("utf-8")).get("defaults") or ():
+                    for key, option in entry.items() if isinstance(entry, dict) else ():
+                        group = key.split()[-1]  # "override /data/sampling"
+                        group = group[1:] if group.startswith("/") else str(path.relative_to(folder).parent / group)
+                        former = f"{group}={option}"
+                        (present,) = present_overrides([former])
+                        if present != former:
+                            yield f"{path}: {former} is now {present}"
 
 
 def _no_option(path: str, options: Sequence[str] | None) -> str:
