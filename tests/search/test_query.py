@@ -63,6 +63,7 @@ def test_the_largest_weights_leave_the_direction() -> None:
     ("given", "message"),
     [
         ({}, "the query is empty"),
+        ({"text": "mug", "fields": {"text": "cup"}}, "fields.text: is a part of every query; give text="),
         ({"not_text": "leather"}, "the query is empty"),
         ({"text": "mug", "num_hits": 0}, "k=0: must be at least 1"),
         ({"text": "mug", "weights": {"picture": 1.0}}, "weights.picture: no such part; there are image, text"),

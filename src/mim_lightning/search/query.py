@@ -41,6 +41,8 @@ class SearchQuery:
 
     def __post_init__(self) -> None:
         for name, words in self.fields.items():
+            if name in PARTS:
+                raise ValueError(f"fields.{name}: is a part of every query; give {name}=")
             if not isinstance(words, str) or not words:
                 raise ValueError(f"fields.{name}: give a text, not {words!r}")
         if not (self.images or self.text or self.like or self.fields):

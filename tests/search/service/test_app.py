@@ -93,6 +93,7 @@ INVALID: list[tuple[dict[str, Any], int, str]] = [
     ({"data": {"text": "red", "k": "many"}}, 422, "k: Input should be a valid integer"),
     ({"data": {"text": "x" * 51}}, 413, "text: 51 characters, at most 50"),
     ({"data": {"fields": '{"query_text": "' + "x" * 51 + '"}'}}, 413, "fields.query_text: 51 characters, at most 50"),
+    ({"data": {"text": "red", "fields": '{"text": "blue"}'}}, 422, "fields.text: is a part of every query; give text="),
     ({"data": {"text": "red", "weights": "[1]"}}, 422, "weights: must be a JSON object"),
     ({"data": {"text": "red", "weights": '{"image": "much"}'}}, 422, "weights.image: must be a number"),
     ({"data": {"text": "red", "weights": '{"picture": 1}'}}, 422, "weights.picture: no such part"),
