@@ -71,7 +71,7 @@ def main() -> None:
     results: dict[str, Any] = {"facts": describe(sizes), "kinds": {}}
     for kind in sizes.kinds:
         index, steps = build(kind, vectors, sizes)
-        # comparing every row takes as long for every query: an eighth of them tell as much
+        # comparing every row takes as long for every query: an eighth of them are enough
         num_queries = sizes.queries // 8 if kind == "flat" else sizes.queries
         queries, _ = make_queries(vectors, IndexSettings(recall_queries=num_queries, seed=1))
         results["kinds"][kind] = {

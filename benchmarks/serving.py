@@ -85,10 +85,10 @@ def _ask(
             while time.perf_counter() < stop:
                 words = {"text": WORDS[turn % len(WORDS)]} if turn % 2 else {}
                 body = post(photos[turn % len(photos)], words)
-                begun = time.perf_counter()
+                started = time.perf_counter()
                 try:
                     answer = session.post("/search", **body)
-                    took = time.perf_counter() - begun
+                    took = time.perf_counter() - started
                     if answer.status_code != 200 or not answer.json()["hits"]:
                         load.errors.append(answer.text[:200])
                         continue

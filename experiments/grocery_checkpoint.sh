@@ -12,7 +12,7 @@ grocery_checkpoint() {
   PHOTOS=${MIM_DATA_DIR:-external}/data/grocery/images/street
   [ -n "${CHECKPOINT:-}" ] && return
   local told run
-  # a finished run answers at once, an interrupted one goes on; both end by naming their folder
+  # a finished run returns at once, an interrupted one resumes; both print their folder last
   told=$($PYTHON -m mim_lightning.train experiment=grocery_best | tee /dev/stderr)
   run=$(sed -n 's/^.*results: //p' <<< "$told")
   CHECKPOINT=$run/checkpoints/best.ckpt

@@ -18,7 +18,7 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with whole runs in processes of their own: no worker should be left alone with them at the end."""
+    """Run the tests that start processes first: they are slow, and would leave one worker busy at the end."""
     items.sort(key=lambda item: item.path.parent.name != "flow")
 
 

@@ -49,7 +49,7 @@ def write_table(path: Path, rows: list[dict]) -> Path:
 
 
 def small(folder: Path, *more: str) -> list[str]:
-    """Return overrides for the train door: a written shop, the smallest towers, no bar, everything in `folder`."""
+    """Return overrides of train: a small shop, the smallest towers, no progress bar, everything in `folder`."""
     return [
         "data=manifest",
         f"data.source.products={folder}/shop/products.csv",

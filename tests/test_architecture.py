@@ -1,4 +1,4 @@
-"""Rules of the architecture that a machine can check: who imports whom, which library is used where, how files begin.
+"""Rules of the architecture: imports between packages, the package of each vendor, the docstring of each file.
 
 The contracts of imports are in pyproject.toml.
 """

@@ -1,4 +1,4 @@
-"""A known vulnerability fails; what could not be asked about is told and does not."""
+"""A known vulnerability fails the audit; packages that could not be checked are reported and do not."""
 
 import runpy
 from pathlib import Path

@@ -12,7 +12,7 @@ from mim_lightning.former_names import present_overrides
 @pytest.mark.parametrize(
     "text", ["[red] mug", "a, b: c", "it's", '"two" words', "${oc.env:HOME}", "=SUM(A1)", "50% {off}"]
 )
-def test_words_of_people_are_taken_as_they_are(text: str) -> None:
+def test_texts_of_users_are_taken_verbatim(text: str) -> None:
     (override,) = OverridesParser.create().parse_overrides([_quoted(f"text={text}", ["text"])])
     assert str(override.value()).replace("\\${", "${") == text
 

@@ -1,4 +1,4 @@
-"""The compare door: words in, tables and files out, one line for each mistake."""
+"""The entry point compare: arguments, tables and files, one line for each mistake."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ def test_runs_become_a_table_a_page_and_numbers(
     output = tmp_path / "new" / "out"
     words = [*runs, "--metric", "hit@1,mrr", "--output", str(output), "--num-queries", "3"]
     assert call(monkeypatch, *words) == 0
-    told = capsys.readouterr().out
-    assert "baseline  2tower: 2 runs, seeds 1, 2" in told
-    (line,) = [line.split() for line in told.splitlines() if line.split()[1:2] == ["hit@1"]]
+    stdout = capsys.readouterr().out
+    assert "baseline  2tower: 2 runs, seeds 1, 2" in stdout
+    (line,) = [line.split() for line in stdout.splitlines() if line.split()[1:2] == ["hit@1"]]
     assert line[:6] == ["image_to_image", "hit@1", "4tower", "0.333", "0.667", "+0.333"]
     assert line[8:] == ["*", "+100.0", "%", "<", "0.001", "60", "50"]
     content = json.loads((output / "compare.json").read_text())
@@ -57,9 +57,9 @@ def test_an_evaluation_folder_is_as_good_as_its_run(
     runs: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert call(monkeypatch, runs[2], f"{runs[0]}/evaluation", "--segments", "none") == 0
-    told = capsys.readouterr().out
-    assert "baseline  4tower" in told and "-0.333" in told
-    assert "Holm" not in told
+    stdout = capsys.readouterr().out
+    assert "baseline  4tower" in stdout and "-0.333" in stdout
+    assert "Holm" not in stdout
 
 
 @pytest.mark.parametrize(

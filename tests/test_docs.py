@@ -18,7 +18,7 @@ def test_every_file_that_the_architecture_names_exists() -> None:
     assert [path for path in paths if not (ROOT / path).exists() and not (SOURCE / path).exists()] == []
 
 
-def test_every_type_in_the_picture_of_the_pipeline_exists() -> None:
+def test_every_type_in_the_pipeline_diagram_exists() -> None:
     pytest.importorskip("matplotlib", reason="draws with the extra 'figures'")
     spec = importlib.util.spec_from_file_location("make_pipeline", ROOT / "docs" / "make_pipeline.py")
     assert spec is not None and spec.loader is not None

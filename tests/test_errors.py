@@ -47,7 +47,7 @@ TrialPruned = type("TrialPruned", (Exception,), {})  # Optuna's, by its name
         ),
     ],
 )
-def test_an_exception_is_told_in_one_line(error: Exception, kind: str, reason: str, mendable: bool) -> None:
+def test_an_exception_is_reported_in_one_line(error: Exception, kind: str, reason: str, mendable: bool) -> None:
     assert to_error_report(error, "train") == ErrorReport(kind, reason)
     assert is_user_error(error) == mendable
 
@@ -108,7 +108,7 @@ def test_a_value_that_another_key_should_give_is_named(override: str, reason: st
     assert to_error_report(caught.value, "train").reason.startswith(reason)
 
 
-def test_the_first_of_several_processes_is_heard(tmp_path: Path) -> None:
+def test_the_error_of_the_first_failing_process_is_reported(tmp_path: Path) -> None:
     path = tmp_path / "failure.json"
     assert read_error(path) is None
     write_error(path, ErrorReport("ValueError", "the cause"))
@@ -123,5 +123,5 @@ def test_notes_say_how_a_run_ended_until_it_is_started_again(tmp_path: Path) -> 
     assert sorted(path.name for path in folder.iterdir()) == ["failed.json", "pruned.json"]
     assert '"reason": "diverged"' in (folder / "failed.json").read_text()
     clear_notes(folder)
-    clear_notes(tmp_path / "never begun")
+    clear_notes(tmp_path / "never started")
     assert not list(folder.iterdir())

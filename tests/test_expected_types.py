@@ -1,4 +1,4 @@
-"""Values of a config against signatures: what a type excludes is refused, and nothing else."""
+"""Config values against signatures: values that a type excludes are refused, all others pass."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -38,7 +38,7 @@ class Thing:
         {"mode": True, "name": 2024, "thing": {"_target_": "a.Thing"}, "call": "a.function", "either": 3},
     ],
 )
-def test_what_fits_passes(values: dict[str, Any]) -> None:
+def test_fitting_values_pass(values: dict[str, Any]) -> None:
     validate_arguments(Thing, values, "x")
 
 
@@ -58,6 +58,6 @@ def test_what_fits_passes(values: dict[str, Any]) -> None:
         ({"thing": 3}, "x.thing=3: give null"),
     ],
 )
-def test_what_does_not_fit_is_named_with_its_key(values: dict[str, Any], message: str) -> None:
+def test_invalid_values_are_named_with_their_key(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         validate_arguments(Thing, values, "x")

@@ -84,7 +84,7 @@ def test_a_former_name_on_the_command_line_is_one_warning(capsys: pytest.Capture
     )
 
 
-# of runs that were begun when configs had former names
+# ids of runs that were started when configs had former names
 @pytest.mark.parametrize(
     ("overrides", "run_id"),
     [
@@ -206,6 +206,6 @@ def test_former_names_in_a_users_own_config_prevail_over_defaults(
             "results_from=last",
         ],
     )
-    told = capsys.readouterr().err.splitlines()
-    assert "warning: report is now results_from; the former name is accepted until version 0.3" in told
-    assert len(told) == len(set(told)) == 6
+    lines = capsys.readouterr().err.splitlines()
+    assert "warning: report is now results_from; the former name is accepted until version 0.3" in lines
+    assert len(lines) == len(set(lines)) == 6

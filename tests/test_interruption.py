@@ -97,7 +97,7 @@ def test_lightnings_handler_does_not_stay_before_ours(monkeypatch: pytest.Monkey
             signal.signal(signum, signal.SIG_DFL)
         interruption.install()
         with pytest.raises(Interruption) as stopped, interruptible():
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as Lightning does when it begins
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as Lightning does when it starts
             interruption.keep_ours()
             os.kill(os.getpid(), signal.SIGTERM)
         assert stopped.value.code == 143

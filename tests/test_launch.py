@@ -96,7 +96,7 @@ assert not dist.is_initialized(), "gloo's threads live on"
 
 
 @pytest.mark.parametrize("is_launched", [True, False])
-def test_no_thread_of_a_process_group_outlives_a_door(is_launched: bool, tmp_path: Path) -> None:
+def test_no_thread_of_a_process_group_outlives_an_entry_point(is_launched: bool, tmp_path: Path) -> None:
     """They may want the interpreter while it ends, and the process aborts instead."""
     (tmp_path / "config.yaml").write_text("{}")
     environment = {**os.environ, **({FROZEN_CONFIG: str(tmp_path / "config.yaml")} if is_launched else {})}

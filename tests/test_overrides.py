@@ -43,7 +43,7 @@ def advised_keys() -> Iterator[str]:
                 text = "" if id(node) in in_pieces else node.value
             else:
                 continue
-            # a key that ends in a gap is known only when it is told
+            # the rest of a key that ends in a placeholder is known only at run time
             yield from (key.rstrip(".") for key, after in KEY.findall(text) if after not in ("{", "(") and " " in text)
 
 

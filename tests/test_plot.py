@@ -1,4 +1,4 @@
-"""The draw door: folders of runs in, figures out, one line for each mistake."""
+"""The entry point plot: figures of runs, one line for each mistake."""
 
 from __future__ import annotations
 
@@ -86,9 +86,9 @@ def test_one_run_has_every_figure(
     for name in files(output):
         with Image.open(output / name) as picture:
             assert picture.width > 500 and len(picture.convert("RGB").getcolors(1 << 20)) > 20
-    told = capsys.readouterr().out
-    assert "2tower: 1 run, seed 1" in told and "t-SNE of 18 points" in told
-    assert all(str(output / name) in told for name in files(output))
+    stdout = capsys.readouterr().out
+    assert "2tower: 1 run, seed 1" in stdout and "t-SNE of 18 points" in stdout
+    assert all(str(output / name) in stdout for name in files(output))
 
 
 def test_seeds_are_one_model_and_models_stand_side_by_side(
@@ -106,7 +106,7 @@ def test_seeds_are_one_model_and_models_stand_side_by_side(
     assert "4tower: 2 runs, seeds 1, 2" in capsys.readouterr().out
 
 
-def test_models_meet_in_a_fold_that_all_have(
+def test_models_are_compared_in_a_fold_that_all_have(
     data: PreparedData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     runs = [leave_run(tmp_path / str(f), data, "2tower", 1, f) for f in (0, 1)]
@@ -122,8 +122,8 @@ def test_a_run_that_still_trains_has_curves(
     young, output = leave_unfinished(tmp_path / "young", "2tower", 2), tmp_path / "figures"
     assert call(monkeypatch, young, "--output", str(output)) == 0
     assert files(output) == ["curves.png", "losses.png"]
-    told = capsys.readouterr().out
-    assert "hits skipped: " in told and "map skipped: " in told
+    stdout = capsys.readouterr().out
+    assert "hits skipped: " in stdout and "map skipped: " in stdout
 
 
 def test_beside_finished_runs_of_its_arm_it_waits(
@@ -145,7 +145,7 @@ def test_mistakes_end_in_one_line(
     data: PreparedData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run, output = leave_run(tmp_path / "run", data, "2tower", 1), str(tmp_path / "figures")
-    for words, told in (
+    for words, message in (
         ([run, "--output", output, "--only", "pie"], "--only pie: no such figure; there are curves, losses, hits, map"),
         ([run, "--output", output, "--only", "curves", "--metric", "hit@7"], "--metric hit@7: no run logged it"),
         (
@@ -160,5 +160,5 @@ def test_mistakes_end_in_one_line(
     ):
         assert call(monkeypatch, *words) == 2, words
         error = capsys.readouterr().err.strip()
-        assert told in error and "\n" not in error
+        assert message in error and "\n" not in error
     assert files(tmp_path / "figures") == []

@@ -1,4 +1,4 @@
-"""Values of a run's config that no constructor takes are looked at first, and in one line."""
+"""Values of a run's config that no constructor takes are checked first, with one-line errors."""
 
 from pathlib import Path
 
@@ -27,7 +27,7 @@ from mim_lightning.run import Run, identify, validate_kinds
         ("seed=x", "seed=x: give a whole number from 0"),
     ],
 )
-def test_a_value_that_cannot_be_meant_names_its_key(override: str, message: str) -> None:
+def test_an_invalid_value_names_its_key(override: str, message: str) -> None:
     with pytest.raises(ValueError, match=f"^{message}"):
         validate_kinds(compose("train", [override]))
 
@@ -43,7 +43,7 @@ def test_a_value_that_cannot_be_meant_names_its_key(override: str, message: str)
         (["run.name=/evil"], "run.name=/evil: names the run's folder"),
     ],
 )
-def test_no_run_lies_outside_the_folder_of_runs(overrides: list[str], message: str) -> None:
+def test_no_run_is_outside_the_folder_of_runs(overrides: list[str], message: str) -> None:
     config = compose("train", overrides)
     validate_kinds(config)
     with pytest.raises(ValueError, match=f"^{message}"):
@@ -51,7 +51,7 @@ def test_no_run_lies_outside_the_folder_of_runs(overrides: list[str], message: s
 
 
 @pytest.mark.parametrize("override", ["embed_dim=null", "run.id=2024", "run.id=group/name", "logger=none", "seed=0"])
-def test_what_can_be_meant_passes(override: str) -> None:
+def test_valid_values_pass(override: str) -> None:
     config = compose("train", [override])
     validate_kinds(config)
     run, config, _ = identify(config)
@@ -67,7 +67,7 @@ def test_what_can_be_meant_passes(override: str) -> None:
         ("+optim.optimizer.fused=maybe", "optim.optimizer.fused=maybe: give true or false or null"),
     ],
 )
-def test_options_of_what_is_called_later_are_looked_at_now(override: str, message: str) -> None:
+def test_options_of_deferred_calls_are_checked_at_the_start(override: str, message: str) -> None:
     config = compose("train", [override])
     with pytest.raises(ValueError, match=message):
         for section, part in (("schedule", config["schedule"]), ("optim.optimizer", config["optim"]["optimizer"])):

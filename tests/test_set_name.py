@@ -38,7 +38,7 @@ def test_a_set_is_called_after_its_folder_or_tables(overrides: list[str], name: 
     assert name_set(data) == name
 
 
-def test_a_run_carries_the_sets_name_and_its_id_says_what_decides(shop: Path) -> None:
+def test_a_run_has_the_sets_name_and_its_id_changes_with_the_result(shop: Path) -> None:
     run, config, _ = identify(compose("train", small(shop, "logger=wandb")))
     assert run.run_id.startswith("4tower-shop-seed1-") and run.folder.name == run.run_id
     assert config["run"]["name"] == config["logger"]["wandb"]["name"] == "4tower-shop-seed1"

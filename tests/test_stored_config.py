@@ -1,4 +1,4 @@
-"""Whatever a stranger writes into a checkpoint or an export, nothing runs: every place of a real config is tried."""
+"""No code in an untrusted checkpoint or export runs: every position of a real config is tried."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def is_built(key: Key) -> bool:
     return any(key[: place.count(".") + 1] == tuple(place.split(".")) for place in BUILT)
 
 
-def test_an_interpolation_is_refused_wherever_it_stands(config: dict[str, Any], tmp_path: Path) -> None:
+def test_an_interpolation_is_refused_at_any_position(config: dict[str, Any], tmp_path: Path) -> None:
     text = interpolation(tmp_path / "ran")
     places = [key for key in places_of(config) if key]
     assert len(places) > 200
@@ -116,7 +116,9 @@ def test_code_is_refused_wherever_something_is_built(config: dict[str, Any], tmp
                     validate_config(changed(config, key, target, beside="_target_"), "a.ckpt")
 
 
-def test_what_is_not_built_may_say_what_it_likes(checkpoint: Path, config: dict[str, Any], tmp_path: Path) -> None:
+def test_sections_that_are_not_built_may_contain_any_text(
+    checkpoint: Path, config: dict[str, Any], tmp_path: Path
+) -> None:
     code = touch(tmp_path / "ran")
     hostile = {key: part if key in ("model", "data", "directions", "monitor") else code for key, part in config.items()}
     hostile["callbacks"] = dict.fromkeys(config["callbacks"], code) | {
@@ -149,13 +151,13 @@ def test_what_is_not_built_may_say_what_it_likes(checkpoint: Path, config: dict[
         (("data", "batch_size"), {"a\x1b[31m\nb": "${x}"}, r"a\ufffd\[31m b"),
     ],
 )
-def test_classes_of_ours_go_where_they_belong(config: dict[str, Any], key: Key, value: Any, reason: str) -> None:
+def test_our_classes_are_allowed_in_their_roles(config: dict[str, Any], key: Key, value: Any, reason: str) -> None:
     with pytest.raises(StoredConfigError, match=reason) as caught:
         validate_config(changed(config, key, value), "a.ckpt")
     assert caught.value.key.startswith(str(key[0])) and str(caught.value).isprintable()
 
 
-def test_a_file_does_not_let_pictures_come_from_private_addresses(config: dict[str, Any]) -> None:
+def test_a_file_does_not_let_images_come_from_private_addresses(config: dict[str, Any]) -> None:
     key = ("data", "source", "download", "private_addresses")
     assert get(config, key) is False
     assert validate_config(changed(config, key, True), "a.ckpt") == config
@@ -192,12 +194,12 @@ def test_a_value_of_another_kind_in_the_data_section_is_one_line(change_file: Ca
         build_index(compose("build_index", [f"checkpoint={path}", f"output={tmp_path}/i"]))
 
 
-def test_what_holds_itself_or_too_much_is_refused() -> None:
+def test_recursive_or_huge_values_are_refused() -> None:
     endless: list[Any] = []
     endless.append(endless)
     doubled: Any = 0
     for _ in range(30):
-        doubled = [doubled, doubled]  # 60 lists that stand for a billion values
+        doubled = [doubled, doubled]  # 60 lists that expand to a billion values
     for value in (endless, doubled):
         with pytest.raises(StoredConfigError, match="nested too deep, or too large"):
             validate_config({"model": value}, "a.ckpt")
@@ -212,7 +214,7 @@ def test_configs_of_ours_pass(options: list[str]) -> None:
     assert validate_config(config, "a.ckpt") == config
 
 
-def test_every_class_that_our_configs_name_has_its_place() -> None:
+def test_every_class_that_our_configs_name_has_a_role() -> None:
     named = {
         target
         for group in ("encoder", "model", "data")
@@ -277,7 +279,7 @@ def test_files_run_nothing(change_file: Callable, tmp_path: Path, kind: str, key
         (("model", "tied", "query_text"), "nobody"),
     ],
 )
-def test_what_makes_no_model_is_one_line(change_file: Callable, kind: str, key: Key, value: Any) -> None:
+def test_an_invalid_model_is_one_line(change_file: Callable, kind: str, key: Key, value: Any) -> None:
     path = change_file(kind, key, value)
     with pytest.raises(ValueError, match=path.name) as caught:
         load(path)
@@ -348,7 +350,7 @@ def test_assets_are_texts_by_tower(assets: Any) -> None:
         validate_assets(assets, "a.ckpt")
 
 
-def test_links_lead_nowhere(exported: Path, tmp_path: Path) -> None:
+def test_links_to_outside_are_refused(exported: Path, tmp_path: Path) -> None:
     (tmp_path / "secret").write_text("{}")
     for name in ("config.json", "fingerprint", "model.safetensors", "query_image/preprocessing.json"):
         folder = Path(shutil.copytree(exported, tmp_path / name.replace("/", "-")))
@@ -390,6 +392,6 @@ def test_a_runs_config_is_read_and_not_resolved(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("place", ["trainer", "run"])
-def test_sections_that_are_only_read_are_sections(place: str, tmp_path: Path) -> None:
+def test_sections_must_be_mappings(place: str, tmp_path: Path) -> None:
     with pytest.raises(StoredConfigError, match=f"{place}: is 5; a section of keys belongs there"):
         validate_config({"model": {}, "data": {}, "callbacks": {}, place: 5}, tmp_path / "a.ckpt")

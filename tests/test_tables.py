@@ -23,7 +23,7 @@ def test_no_table_of_measurements_is_typed_by_hand() -> None:
         assert not typed, f"{page.relative_to(ROOT)}: {typed[0]}"
 
 
-def test_drift_is_found_and_mended(tmp_path: Path) -> None:
+def test_drift_is_found_and_fixed(tmp_path: Path) -> None:
     folder = tmp_path / "experiments" / "one"
     folder.mkdir(parents=True)
     (folder / "table.md").write_text("| a |\n| --- |\n| 0.5 |\n")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from mim_lightning import train as door
+from mim_lightning import train
 from mim_lightning.config import compose
 from mim_lightning.run import Run, identify
 
@@ -24,17 +24,19 @@ def test_no_process_of_another_launcher_decides_by_itself(
         run.folder.mkdir()
         run.write_results(RESULTS)
     fitted: list[Run] = []
-    monkeypatch.setattr(door, "fit", lambda _, run, __: fitted.append(run))
-    door.train(config)
+    monkeypatch.setattr(train, "fit", lambda _, run, __: fitted.append(run))
+    train.train(config)
     assert fitted == [run]
 
 
-def test_the_first_that_waited_asks_the_others_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rank_zero_that_waited_for_results_still_joins_the_other_ranks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("LOCAL_RANK", "0")
     config = compose("train", [f"paths.runs={tmp_path}"])
     fitted: list[Run] = []
-    monkeypatch.setattr(door, "clear_notes", lambda _: identify(config)[0].write_results(RESULTS))
-    monkeypatch.setattr(door, "fit", lambda _, run, __: fitted.append(run))
-    door.train(config)
+    monkeypatch.setattr(train, "clear_notes", lambda _: identify(config)[0].write_results(RESULTS))
+    monkeypatch.setattr(train, "fit", lambda _, run, __: fitted.append(run))
+    train.train(config)
     assert len(fitted) == 1

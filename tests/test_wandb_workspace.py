@@ -138,7 +138,7 @@ def test_saving_prints_the_url(
 @pytest.mark.parametrize(
     "error", [wandb.errors.UsageError("No API key\nconfigured."), wandb.errors.CommError("no network")]
 )
-def test_what_wandb_refuses_is_one_line(
+def test_errors_of_wandb_are_one_line(
     error: Exception, call: Callable[..., None], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def refuse(_: Workspace) -> None:

@@ -134,7 +134,7 @@ class Plan:
 
 
 def plan(kind: str, found: dict[str, Any], facts: dict[str, Any]) -> Plan:
-    """Return the plan for a kind; CPU time stands for time, since a machine that does other work is no measure."""
+    """Return the plan for a kind; CPU time instead of wall time, since the machine may do other work."""
     measured_rows, rows = facts["rows"], ASSUMED.products * ASSUMED.images_a_product
     bytes_a_row = found["files"]["main_index"] / measured_rows
     fitting = min(ASSUMED.usable_memory * ASSUMED.machine_gib * GIB / bytes_a_row, ASSUMED.largest_shard)

@@ -30,7 +30,7 @@ def main() -> None:
 
 
 def cells_of(exports: Path, precision: str) -> tuple[str, ...]:
-    """Return a precision's row; float32's own numbers stand beside those of the rounded in every other card."""
+    """Return a precision's row; every other card has float32's numbers beside its own."""
     folder = exports / precision
     size = f"{(folder / 'model.safetensors').stat().st_size / 1e6:.1f} MB"
     rows = card_rows(exports / ("int8" if precision == "float32" else precision))

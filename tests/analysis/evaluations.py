@@ -32,7 +32,7 @@ class Row:
 
 
 def config(model: str = "2tower", seed: int = 1, fold: int | None = None, **more: Any) -> dict[str, Any]:
-    """Return a resolved config with what tells runs apart; `more` by dotted key with __ for dots."""
+    """Return a resolved config with the keys in which runs differ; `more` by dotted key with __ for dots."""
     protocol = {"label": ""} if fold is None else {"num_folds": 3, "fold": fold, "label": f"-fold{fold}of3"}
     made: dict[str, Any] = {
         "seed": seed,

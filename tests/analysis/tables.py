@@ -1,4 +1,4 @@
-"""Embedding tables made by hand or at random, for the tests of this room."""
+"""Embedding tables made by hand or at random, for the tests of this package."""
 
 import torch
 from torch import Tensor

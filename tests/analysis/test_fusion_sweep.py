@@ -54,7 +54,7 @@ def test_a_choice_counts_on_the_other_half_of_the_products(embeddings: Evaluatio
     assert curve.chosen.low > 0 and curve.chosen.p_value < 0.01
 
 
-def test_where_weights_change_nothing_the_trained_share_stays(embeddings: EvaluationEmbeddings) -> None:
+def test_without_an_effect_the_trained_weights_stay(embeddings: EvaluationEmbeddings) -> None:
     embeddings.queries.vectors["query_image"][:] = embeddings.queries.vectors["query_text"]
     curve = sweep_fusion(embeddings, "composed", DIRECTION, "query", num_weights=5)
     assert curve.best_weight == 0.5 and curve.chosen.difference == 0 and curve.chosen.p_value == 1

@@ -88,7 +88,7 @@ def test_a_table_is_evaluated_directly_though_it_has_a_test_split_alone(
         fit("data.source=null", f"data.folder={tmp_path}/other/manifest", "data.val_split=test")
 
 
-def test_only_rows_that_a_direction_asks_of_count(fit: Callable[..., Run], shop: Path, tmp_path: Path) -> None:
+def test_only_rows_that_a_direction_requires_count(fit: Callable[..., Run], shop: Path, tmp_path: Path) -> None:
     """Four photos without words, one of them twice; seven catalogue files with words for the next product."""
     run = fit("trainer.max_epochs=1")
     photos = [f"v{n},street{n}-1.jpg,,00{n},," for n in range(4)] + ["v4,street0-1.jpg,red,000,,"]
@@ -160,7 +160,7 @@ def test_fusions_are_stored_beside_the_checkpoint(fit: Callable[..., Run], tmp_p
         store_fusions(run.best_checkpoint, {"both": {}}, before.fingerprint)
 
 
-def test_a_runs_own_folder_is_no_output(fit: Callable[..., Run]) -> None:
+def test_a_runs_own_folder_is_refused_as_output(fit: Callable[..., Run]) -> None:
     run = fit("trainer.max_epochs=1")
     before = run.results_path.read_text()
     with pytest.raises(ValueError, match="is a run's own folder"):

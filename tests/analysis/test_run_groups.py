@@ -37,7 +37,7 @@ def test_seeds_and_folds_are_runs_of_one_arm(tmp_path: Path) -> None:
     assert second.describe() == "1 run, seed 1"
 
 
-def test_what_the_door_calls_relevant_parts_arms(tmp_path: Path) -> None:
+def test_relevant_keys_separate_groups(tmp_path: Path) -> None:
     given = [record(tmp_path, "a"), record(tmp_path, "b", seed=2, trainer__devices=8)]
     assert len(group_runs(given, ("run", "paths"))) == 2
     assert len(group_runs(given, IRRELEVANT)) == 1
@@ -110,7 +110,7 @@ def test_runs_that_start_from_other_models_are_other_arms(tmp_path: Path) -> Non
     ]
 
 
-def test_many_arms_are_told_by_what_the_first_has_otherwise(tmp_path: Path) -> None:
+def test_many_groups_are_named_by_their_differences_from_the_first(tmp_path: Path) -> None:
     keys = {f"loss__pair{number}": 1 for number in range(5)}
     given = [record(tmp_path, "all", **keys)]
     given += [record(tmp_path, f"without{number}", **(keys | {f"loss__pair{number}": 0})) for number in range(5)]

@@ -50,7 +50,7 @@ def test_the_choice_depends_on_queries_and_seed_alone() -> None:
     assert sorted(select_tracked_queries([4, 5], FACTS, 6)) == [4, 5]
 
 
-def test_rows_tell_what_the_report_holds() -> None:
+def test_rows_contain_the_values_of_the_report() -> None:
     hits = Hits(
         query_keys=torch.tensor([3, 7, 9]),
         product_keys=torch.tensor([[11, 12, 13], [12, 11, NO_KEY], [13, 12, 11]]),

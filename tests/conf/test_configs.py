@@ -1,4 +1,4 @@
-"""Every option of every group composes and builds; a misspelt key stops the run with the right word."""
+"""Every option of every group composes and builds; a misspelt key is an error that names the right one."""
 
 import importlib
 import subprocess
@@ -89,7 +89,7 @@ def test_every_encoder_composes_and_builds(encoder: str, monkeypatch: pytest.Mon
                 assert build(config["encoder"][part]).width > 0
 
 
-FROM_NOTHING = (1e-3, 0.05, 14.285714, "auto")
+FROM_SCRATCH = (1e-3, 0.05, 14.285714, "auto")
 
 
 def values_of(*overrides: str) -> tuple[float, float, float, str]:
@@ -102,9 +102,9 @@ def values_of(*overrides: str) -> tuple[float, float, float, str]:
 @pytest.mark.parametrize(
     ("pair", "values"),
     [
-        ("tiny", FROM_NOTHING),
-        ("mobilenetv2_tiny", FROM_NOTHING),
-        ("mobilenetv2_minilm", FROM_NOTHING),
+        ("tiny", FROM_SCRATCH),
+        ("mobilenetv2_tiny", FROM_SCRATCH),
+        ("mobilenetv2_minilm", FROM_SCRATCH),
         ("clip_vit_b32", (1e-5, 0.1, 100.0, "auto")),
         ("clip_vit_g14", (5e-6, 0.1, 100.0, "auto")),
         ("siglip_b16", (1e-5, 0.1, 100.0, "auto")),
@@ -119,14 +119,14 @@ def test_a_command_composes_what_suits_its_encoder(pair: str, values: tuple) -> 
 
 @pytest.mark.parametrize("experiment", sorted(path.stem for path in (CONF / "experiment").glob("*.yaml")))
 def test_experiments_keep_their_values(experiment: str) -> None:
-    assert values_of(f"experiment={experiment}") == FROM_NOTHING
+    assert values_of(f"experiment={experiment}") == FROM_SCRATCH
 
 
-def test_an_encoder_whose_config_says_nothing_is_trained_as_from_nothing() -> None:
-    assert values_of("encoder=clip_vit_b32", "~encoder.training") == FROM_NOTHING
+def test_an_encoder_whose_config_says_nothing_is_trained_as_from_scratch() -> None:
+    assert values_of("encoder=clip_vit_b32", "~encoder.training") == FROM_SCRATCH
 
 
-def test_what_an_encoder_brings_is_told() -> None:
+def test_values_of_the_encoders_config_are_reported() -> None:
     config = compose("train", ["encoder=clip_vit_b32", "optim.lr=3e-5"])
     assert describe_encoder_values(config) == (
         "from the encoder's config: optim.weight_decay=0.1, loss.init_scale=100, trainer.precision=auto"

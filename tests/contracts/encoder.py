@@ -40,7 +40,7 @@ class EncoderContract:
         torch.manual_seed(0)
         return self.build()
 
-    def test_spec_says_what_it_wants(self, encoder: Encoder) -> None:
+    def test_the_spec_has_size_and_mean_of_the_weights(self, encoder: Encoder) -> None:
         assert isinstance(encoder.spec, ImageSpec | TextSpec)
         if isinstance(encoder, ImageEncoder):
             assert encoder.spec.interpolation in ("bilinear", "bicubic")
@@ -82,7 +82,7 @@ class EncoderContract:
             is_same = changed.shape == features.shape and torch.equal(changed, features)
             assert is_same or variant.describe_preprocessing() != description, f"variant {number}"
 
-    def test_tokeniser_pickles(self, encoder: Encoder) -> None:
+    def test_tokenizer_pickles(self, encoder: Encoder) -> None:
         if isinstance(encoder.spec, TextSpec):
             copy = pickle.loads(pickle.dumps(encoder.spec.tokenise))
             for name, tokens in encoder.spec.tokenise(TEXTS).items():
@@ -114,7 +114,7 @@ class EncoderContract:
         inputs = inputs_of(encoder)
         assert torch.equal(encoder.eval()(inputs), copy.eval()(inputs_of(copy)))
 
-    def test_what_is_not_decayed_is_its_own(self, encoder: Encoder) -> None:
+    def test_the_encoder_lists_parameters_without_decay(self, encoder: Encoder) -> None:
         assert encoder.names_without_decay() <= {name for name, _ in encoder.named_parameters()}
 
     def test_building_leaves_training_mode(self, encoder: Encoder) -> None:

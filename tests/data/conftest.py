@@ -1,4 +1,4 @@
-"""Hand-made pictures, tables and shard sets of a few kilobytes for the tests of the data room."""
+"""Small images, tables and shard sets for the tests of the data package."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stores on loopback: a web server that fails as it is told, and processes that read from it."""
+"""A web server on loopback that fails on request, and processes that read from it."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class FaultyStore:
             self._faults[name] = fault, times - 1
             return fault if times > 0 else ""
 
-    def _handler(store) -> type[BaseHTTPRequestHandler]:  # noqa: N805 - the handler's own self stands inside
+    def _handler(store) -> type[BaseHTTPRequestHandler]:  # noqa: N805 - `self` is the handler's
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 name = self.path.lstrip("/")

@@ -68,7 +68,7 @@ def make_loaders(make_set: MakeSet) -> MakeLoaders:
 
 @pytest.mark.parametrize("name", ["grouped", "weighted", "mixed stream", "mixed grouped", "mixed weighted"])
 def test_any_world_sees_the_same_stream_and_resumes_it(make_loaders: MakeLoaders, name: str) -> None:
-    """Stopped inside the first epoch and inside the second, gone on with by other ranks and workers."""
+    """A run is stopped inside the first epoch and inside the second, and resumed by other ranks and workers."""
     alone = global_batches(make_loaders(name), 8)
     for num_done, world_size, num_workers in ((0, 2, 0), (2, 4, 0), (5, 1, 2)):
         (before,) = make_loaders(name)
@@ -89,7 +89,7 @@ def test_a_grouped_batch_has_k_rows_a_product(make_loaders: MakeLoaders) -> None
     assert sorted(row[0] for batch in loader for row in content(batch)) == list(range(45))
 
 
-def test_a_mixed_batch_sets_ids_apart(make_loaders: MakeLoaders) -> None:
+def test_a_batch_of_a_mixture_has_separate_ids(make_loaders: MakeLoaders) -> None:
     (loader,) = make_loaders("mixed stream")
     batch = next(iter(loader))
     is_web = batch.sample_nums >= 45

@@ -65,7 +65,7 @@ LOSSES: dict[str, tuple[str, Callable[[Path], object]]] = {
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-def test_what_is_lost_is_made_again(shop: ManifestSource, folder: Path, loss: str, caplog: Any) -> None:
+def test_lost_shards_are_written_again(shop: ManifestSource, folder: Path, loss: str, caplog: Any) -> None:
     before, (name, lose) = files(folder), LOSSES[loss]
     kept = {path: path.stat().st_ino for path in folder.rglob("*") if path.is_file()}
     lose(folder / name)
@@ -85,7 +85,7 @@ class Unread(ManifestSource):
 
 
 @pytest.mark.parametrize("is_compared", [False, True])
-def test_whole_data_are_left_alone(shop: ManifestSource, folder: Path, is_compared: bool) -> None:
+def test_undamaged_data_are_left_alone(shop: ManifestSource, folder: Path, is_compared: bool) -> None:
     times = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     prepare_shards(Unread(str(shop.products), str(shop.queries)), folder, SETTINGS, is_compared=is_compared)
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == times
@@ -120,7 +120,7 @@ def test_data_of_the_first_format_get_their_shard_back(shop: ManifestSource, fol
     assert files(folder) == before
 
 
-def test_the_door_makes_again_what_is_damaged(shop: ManifestSource, tmp_path: Path) -> None:
+def test_prepare_writes_damaged_shards_again(shop: ManifestSource, tmp_path: Path) -> None:
     words = [
         f"data.source.products={shop.products}",
         f"data.source.queries={shop.queries}",
@@ -143,7 +143,7 @@ def described(shop: ManifestSource, folder: Path, *, is_bare: bool = False) -> A
 
 
 @pytest.mark.parametrize("is_bare", [False, True])
-def test_pictures_replaced_by_force_are_another_run(shop: ManifestSource, folder: Path, is_bare: bool) -> None:
+def test_overwritten_images_make_another_run(shop: ManifestSource, folder: Path, is_bare: bool) -> None:
     picture = shop.queries.parent / "q0.jpg"
     first, before = picture.read_bytes(), described(shop, folder, is_bare=is_bare)
     prepare_shards(shop, folder, SETTINGS, overwrite=True)
@@ -160,7 +160,7 @@ def test_pictures_replaced_by_force_are_another_run(shop: ManifestSource, folder
     assert described(shop, folder, is_bare=is_bare) == before, "the first pictures are back"
 
 
-def test_ids_of_what_was_prepared_once_are_what_they_were(shop: ManifestSource, folder: Path) -> None:
+def test_run_ids_of_older_prepared_sets_are_unchanged(shop: ManifestSource, folder: Path) -> None:
     own = described(shop, folder.with_name("not-yet"))
     assert described(shop, folder) == own
     settings = json.loads((folder / "settings.json").read_text())
@@ -172,7 +172,7 @@ def test_ids_of_what_was_prepared_once_are_what_they_were(shop: ManifestSource, 
     assert described(shop, folder) != own, "what an older version prepared is replaced as well"
 
 
-def test_a_run_reads_one_data_set_from_end_to_end(shop: ManifestSource, folder: Path) -> None:
+def test_a_run_opens_one_data_set(shop: ManifestSource, folder: Path) -> None:
     module = MatchDataModule("shop", {}, str(folder), None, SETTINGS, "val", 2, 2, 0, 0)
     opened = module.opened
     assert opened.train is opened.train and opened.gallery[0] is opened.catalog and len(opened.queries) == 1
@@ -185,8 +185,8 @@ def test_a_run_reads_one_data_set_from_end_to_end(shop: ManifestSource, folder: 
         _ = opened.queries.keys
 
 
-def test_a_checkpoint_does_not_go_on_on_other_content(shop: ManifestSource, folder: Path) -> None:
-    """Whatever way the data came to be others: removed and prepared anew, they have the same id."""
+def test_a_checkpoint_does_not_resume_on_other_content(shop: ManifestSource, folder: Path) -> None:
+    """Data that are removed and prepared again have the same id, however they were changed before."""
 
     def start() -> MatchDataModule:
         module = MatchDataModule(
@@ -207,7 +207,7 @@ def test_a_checkpoint_does_not_go_on_on_other_content(shop: ManifestSource, fold
         start().load_state_dict(state)
 
 
-def test_damaged_settings_are_told(folder: Path, shop: ManifestSource) -> None:
+def test_damaged_settings_are_an_error(folder: Path, shop: ManifestSource) -> None:
     (folder / "settings.json").write_text("{")
     with pytest.raises(ValueError, match=r"settings.json: damaged \(.*\); run prepare with overwrite=true"):
         prepare_shards(shop, folder, SETTINGS)
@@ -215,7 +215,7 @@ def test_damaged_settings_are_told(folder: Path, shop: ManifestSource) -> None:
     assert PreparedData(folder).describe()["settings"]["samples_per_shard"] == 2
 
 
-def test_bad_rows_stay_left_out_when_a_shard_is_made_again(shop: ManifestSource, tmp_path: Path) -> None:
+def test_invalid_rows_stay_left_out_when_a_shard_is_written_again(shop: ManifestSource, tmp_path: Path) -> None:
     (shop.queries.parent / "q1.jpg").write_bytes(b"no picture")
     validation = Validation(ValidationSettings(on_invalid="drop", max_invalid="25%"))
     prepare_shards(shop, tmp_path / "a", SETTINGS, validation=validation)

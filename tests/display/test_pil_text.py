@@ -23,7 +23,7 @@ def marks(picture: Image.Image | None, inset: int = 0) -> tuple[int, int, int, i
     ("size", "inset", "expected"),
     [((80, 40), 0, (30, 30, 70, 50)), ((5, 10), 0, (40, 20, 60, 60)), ((60, 60), 4, (34, 24, 66, 56))],
 )
-def test_it_is_as_large_as_fits(size: tuple[int, int], inset: int, expected: tuple[int, ...]) -> None:
+def test_an_image_is_as_large_as_fits(size: tuple[int, int], inset: int, expected: tuple[int, ...]) -> None:
     assert marks(Image.new("RGB", size, "black"), inset) == expected
 
 

@@ -10,7 +10,7 @@ from rich.console import Console
 from mim_lightning.display.progress import ProgressMeter
 
 
-def test_lines_without_a_terminal() -> None:
+def test_progress_lines_without_a_terminal() -> None:
     now = 0.0
     out = io.StringIO()
     with ProgressMeter(1_000, num_finished=500, console=Console(file=out, width=200), clock=lambda: now) as meter:

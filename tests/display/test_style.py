@@ -34,7 +34,7 @@ def test_no_figure_touches_pyplot_or_global_settings() -> None:
         assert not any("pyplot" in str(module) for module in modules) and "rcParams" not in source, path
 
 
-def test_arms_look_different_in_more_than_colour() -> None:
+def test_arms_differ_in_more_than_color() -> None:
     looks = [style.line_look(place) for place in range(14)]
     assert len({tuple(look.values()) for look in looks}) == 14
     for look, other in pairwise(looks):

@@ -1,4 +1,4 @@
-"""No test of this room asks the hub: what is not on the machine is an error at once."""
+"""No test of the encoders reaches the hub: a file that is not on the machine is an error at once."""
 
 from __future__ import annotations
 
@@ -15,5 +15,5 @@ pytest.register_assert_rewrite("tests.contracts.encoder")
 
 @pytest.fixture(autouse=True)
 def offline(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep from asking where a test of another room has imported huggingface_hub before: it would try for minutes."""
+    """Set offline mode also where another test has imported huggingface_hub before: it would retry for minutes."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)

@@ -1,4 +1,4 @@
-"""Assets, configs and weights of a stranger build a model or nothing: none of them is run, none leads elsewhere."""
+"""Untrusted assets, configs and weights: no code in them runs, and no path in them is followed."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_code_that_comes_with_a_model_is_not_run(
     assert not Path(where).exists()
 
 
-def test_a_folder_with_code_is_refused_by_what_it_is(bert: str, tmp_path: Path) -> None:
+def test_a_folder_with_code_is_refused_by_its_content(bert: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(
         json.dumps({"auto_map": {"AutoConfig": "evil.Evil"}, "model_type": "evil", "vocab_size": 6})
     )
@@ -71,7 +71,7 @@ def test_a_folder_with_code_is_refused_by_what_it_is(bert: str, tmp_path: Path) 
     assert not (tmp_path / "ran").exists()
 
 
-def test_a_tokeniser_names_no_file_that_is_not_its_own(changed_bert: Callable, tmp_path: Path) -> None:
+def test_a_tokenizer_names_no_file_that_is_not_its_own(changed_bert: Callable, tmp_path: Path) -> None:
     (tmp_path / "words.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\nsecret\n")
     for keys in (["vocab"], ["vocab_file"], ["tokenizer_file"], ["merges", "vocab"]):
         assets = changed_bert(
@@ -111,7 +111,7 @@ def test_no_part_of_a_model_is_fetched(
         HfText("gone/away", None, assets=assets)
 
 
-def test_keys_that_ask_nothing_are_none(changed_bert: Callable) -> None:
+def test_keys_without_effect_are_accepted(changed_bert: Callable) -> None:
     idle = {"backbone": None, "use_timm_backbone": False, "architecture": "bert", "label2id": {"backbone": 1}}
     HfText("gone/away", None, assets=changed_bert(idle))
 
@@ -119,7 +119,7 @@ def test_keys_that_ask_nothing_are_none(changed_bert: Callable) -> None:
 @pytest.mark.parametrize(
     "kind", ["bert", "roberta", "mpnet", "clip", "clip_text_model", "siglip", "siglip_text_model", "xlm-roberta"]
 )
-def test_text_models_ask_nothing(kind: str, tmp_path: Path) -> None:
+def test_text_models_download_nothing(kind: str, tmp_path: Path) -> None:
     CONFIG_MAPPING[kind]().save_pretrained(tmp_path)
     assert load_hf_config(tmp_path, offline=True).model_type == kind
 
@@ -190,7 +190,7 @@ def test_images_have_a_size_that_fits_into_memory(size: Any) -> None:
         ("text_cfg", {"tokenizer_kwargs": {"bpe_path": "/dev/zero"}}, r"tokenizer_kwargs\.bpe_path: only"),
     ],
 )
-def test_open_clip_asks_nowhere_else(part: str, changes: dict[str, Any], message: str) -> None:
+def test_open_clip_downloads_from_no_other_place(part: str, changes: dict[str, Any], message: str) -> None:
     towers = pytest.importorskip("mim_lightning.encoders.open_clip", reason="needs the extra clip")
     model: dict[str, Any] = {"embed_dim": 8, "vision_cfg": {"image_size": 32}, "text_cfg": {"context_length": 8}}
     model[part] |= changes

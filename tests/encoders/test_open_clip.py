@@ -119,7 +119,7 @@ class TestOpenClipTextWithOwnTokeniser(TestOpenClipText):
         names = [with_settings(folder, self.scratch / key, **{key: "left"}) for key in settings]
         return [towers.OpenClipText(f"local-dir:{name}", pretrained=True) for name in names]
 
-    def test_a_file_from_before_settings_were_told(self) -> None:
+    def test_a_file_written_before_settings_were_stored(self) -> None:
         new = self.variants()[0]
         assets = {file: text for file, text in new.export_assets().items() if file != "encoder.json"}
         old = towers.OpenClipText("local-dir:/gone", assets=assets)

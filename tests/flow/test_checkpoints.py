@@ -1,4 +1,4 @@
-"""A run whose checkpoints were damaged, or would be: it goes on from a good one, and writes no bad one."""
+"""A run with a damaged checkpoint resumes from a valid one; no checkpoint with NaN weights is written."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mim_lightning.run import Run
-from tests.flow.doors import timeless, weights
+from tests.flow.entry_points import timeless, weights
 
 Fit = Callable[..., Run]
 
@@ -31,7 +31,7 @@ def test_a_damaged_last_checkpoint_falls_back_to_the_best(fit: Fit, capfd: pytes
         fit()
 
 
-def test_weights_that_are_no_numbers_never_become_a_checkpoint(fit: Fit, tmp_path: Path) -> None:
+def test_weights_with_nan_are_never_saved(fit: Fit, tmp_path: Path) -> None:
     diverges = ["callbacks.last.every_n_train_steps=1", "optim=sgd", "optim.lr=1e30", "run.id=diverging"]
     with pytest.raises(ValueError, match=r"training diverged: 'matcher.* is not finite at step"):
         fit(*diverges)

@@ -81,7 +81,7 @@ def test_an_index_is_searched_with_it(run: Run, shop: Path, capsys: pytest.Captu
     assert hits[0]["parts"].keys() == {"image", "text", *words}
 
 
-def test_alone_it_is_a_query(run: Run, shop: Path) -> None:
+def test_the_fifth_tower_alone_is_a_query(run: Run, shop: Path) -> None:
     model = load(run.best_checkpoint)
     alone = model.embed_query(fields={"query_category": ["shape 1", "shape 2"]})
     np.testing.assert_allclose(alone, model.embed_texts(["shape 1", "shape 2"], "query_category"), atol=1e-6)

@@ -10,7 +10,7 @@ from mim_lightning.config import build, compose
 from mim_lightning.data.preparation.prepared import open_prepared
 from mim_lightning.lit.datamodule import MatchDataModule
 from mim_lightning.run import Run, identify
-from tests.flow.doors import start, timeless, weights
+from tests.flow.entry_points import start, timeless, weights
 from tests.shop import small, write_shop
 
 Fit = Callable[..., Run]
@@ -22,7 +22,7 @@ def test_a_grouped_run_killed_and_resumed_equals_one_not_stopped(shop: Path, fit
     whole = fit(*GROUPED)
     parts = [*GROUPED, "callbacks.last.every_n_train_steps=1", f"paths.runs={shop}/parts"]
     # in the second of two epochs of three steps
-    killed = start(*small(shop, *parts, "callbacks.progress_bar={_target_: tests.flow.stop.KillAt, step: 4}"))
+    killed = start(*small(shop, *parts, "callbacks.progress_bar={_target_: tests.flow.kill_callback.KillAt, step: 4}"))
     assert killed.returncode == -9, killed.stderr
     resumed = fit(*parts)
     assert resumed.run_id == whole.run_id
@@ -77,7 +77,7 @@ def test_another_folder_is_mixed_in(shop: Path, other_shop: Path) -> None:
     assert len(made.opened.queries) == 7, "what is evaluated is the main set's"
 
 
-def test_a_mix_trains(fit: Fit, other_shop: Path) -> None:
+def test_a_mixture_trains(fit: Fit, other_shop: Path) -> None:
     mix = f"data.mixture={{other: {{folder: {other_shop}, fraction: 0.5, id_namespace: separate}}}}"
     results = fit(mix, "trainer.max_epochs=1").read_results()
     assert results is not None
@@ -94,7 +94,7 @@ def test_a_wrong_order_stops_before_anything_is_written(shop: Path, fit: Fit) ->
     assert not (shop / "runs").exists()
 
 
-def test_a_mix_decides_the_run_id_by_data_and_share(shop: Path, other_shop: Path, tmp_path: Path) -> None:
+def test_a_mixture_changes_the_run_id_by_data_and_fraction(shop: Path, other_shop: Path, tmp_path: Path) -> None:
     def run_id(folder: Path, share: float) -> str:
         mixed = (f"+data.mixture.web.folder={folder}", f"+data.mixture.web.fraction={share}")
         return identify(compose("train", small(shop, *mixed)))[0].run_id

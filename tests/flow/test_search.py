@@ -1,4 +1,4 @@
-"""From a trained checkpoint to an index, a search and a service, by the doors as a user starts them."""
+"""From a trained checkpoint to an index, a search and a service, by the entry points."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from mim_lightning.run import identify
 from mim_lightning.search.index.factory import open_index
 from mim_lightning.search.product_images import ProductImages
 from mim_lightning.train import train
-from tests.flow.doors import start
+from tests.flow.entry_points import start
 from tests.shop import small, write_shop
 
 
@@ -46,9 +46,11 @@ def checkpoint(shop: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def index(checkpoint: Path, shop: Path) -> Path:
-    told = start(f"checkpoint={checkpoint}", f"output={shop}/index", "trainer=cpu", module="mim_lightning.build_index")
-    assert told.returncode == 0, told.stderr
-    assert "recall@10" in told.stdout and "flat" in told.stdout
+    stdout = start(
+        f"checkpoint={checkpoint}", f"output={shop}/index", "trainer=cpu", module="mim_lightning.build_index"
+    )
+    assert stdout.returncode == 0, stdout.stderr
+    assert "recall@10" in stdout.stdout and "flat" in stdout.stdout
     return shop / "index"
 
 
@@ -56,7 +58,7 @@ def search(*arguments: str, cwd: Path) -> subprocess.CompletedProcess:
     return start(*arguments, module="mim_lightning.search", cwd=cwd)
 
 
-def test_one_process_or_two_and_what_is_there_is_not_embedded_again(
+def test_one_process_and_two_agree_and_stored_embeddings_are_reused(
     checkpoint: Path, index: Path, tmp_path: Path
 ) -> None:
     index = shutil.copytree(index, tmp_path / "index")
@@ -79,11 +81,11 @@ def test_one_process_or_two_and_what_is_there_is_not_embedded_again(
         np.testing.assert_allclose(twice.vectors_of(product_id), once.vectors_of(product_id), atol=1e-6)
 
 
-def test_a_photo_with_words_as_json_and_as_a_picture(checkpoint: Path, index: Path, shop: Path) -> None:
+def test_hits_of_an_image_and_a_text_as_json_and_as_an_image(checkpoint: Path, index: Path, shop: Path) -> None:
     photo = shop / "shop" / "street3-0.jpg"
-    told = search(f"index={index}", f"image={photo}", "text=that's yellow, isn't it?", "k=3", "json=true", cwd=shop)
-    assert told.returncode == 0, told.stderr
-    hits = json.loads(told.stdout)["hits"]
+    stdout = search(f"index={index}", f"image={photo}", "text=that's yellow, isn't it?", "k=3", "json=true", cwd=shop)
+    assert stdout.returncode == 0, stdout.stderr
+    hits = json.loads(stdout.stdout)["hits"]
     query = load(checkpoint).embed_query([photo], ["that's yellow, isn't it?"])
     vectors = np.concatenate([open_index(index).vectors_of(f"{number:03d}") for number in range(7)])
     assert [hit["product_id"] for hit in hits] == [f"{row:03d}" for row in np.argsort(-(vectors @ query[0]))[:3]]
@@ -94,7 +96,7 @@ def test_a_photo_with_words_as_json_and_as_a_picture(checkpoint: Path, index: Pa
     assert table.returncode == 0 and "003" not in table.stdout.split("\n", 4)[4], table.stderr
 
 
-def test_products_come_and_go(checkpoint: Path, index: Path, shop: Path, tmp_path: Path) -> None:
+def test_products_are_added_and_deleted(checkpoint: Path, index: Path, shop: Path, tmp_path: Path) -> None:
     index = shutil.copytree(index, tmp_path / "index")
     more = (shop / "shop" / "products.csv").read_text().splitlines()
     (shop / "shop" / "more.csv").write_text("\n".join([more[0], more[1].replace("000", "900"), more[2]]) + "\n")
@@ -117,7 +119,7 @@ def test_products_come_and_go(checkpoint: Path, index: Path, shop: Path, tmp_pat
     assert [hit["product_id"] for hit in json.loads(found.stdout)["hits"]] == [i for i in ids if i != "000"]
 
 
-def test_what_is_wrong_is_one_line(checkpoint: Path, index: Path, shop: Path) -> None:
+def test_errors_are_one_line(checkpoint: Path, index: Path, shop: Path) -> None:
     fusions = {"query": {"query_image": 1.0, "query_text": 0.5}}
     other = store_fusions(checkpoint, fusions, open_index(index).card.fingerprint)
     photo = shop / "shop" / "shop0.jpg"
@@ -132,9 +134,9 @@ def test_what_is_wrong_is_one_line(checkpoint: Path, index: Path, shop: Path) ->
         ([f"index={index}", "text=red", "k=0"], "k=0: must be at least 1"),
         (["text=red"], "index: needs a value"),
     ):
-        told = search(*arguments, cwd=shop)
-        assert told.returncode == 2 and message in told.stderr, told.stderr
-        assert told.stderr.startswith("error: ") and told.stderr.count("\n") == 1, told.stderr
+        stdout = search(*arguments, cwd=shop)
+        assert stdout.returncode == 2 and message in stdout.stderr, stdout.stderr
+        assert stdout.stderr.startswith("error: ") and stdout.stderr.count("\n") == 1, stdout.stderr
 
 
 @pytest.fixture
@@ -170,6 +172,6 @@ def test_the_service_answers_records_and_stops(service: tuple[str, subprocess.Po
     assert process.wait(60) in (0, -signal.SIGTERM)
     with pytest.raises(OSError), socket.create_connection(("127.0.0.1", port), timeout=5):
         pass
-    told = start("event_log=events.db", "experiment_name=words", module="mim_lightning.ab_report", cwd=shop)
-    assert told.returncode == 0 and "control" in told.stdout and "words" in told.stdout, told.stderr
+    stdout = start("event_log=events.db", "experiment_name=words", module="mim_lightning.ab_report", cwd=shop)
+    assert stdout.returncode == 0 and "control" in stdout.stdout and "words" in stdout.stdout, stdout.stderr
     assert b"user-1" not in (shop / "events.db").read_bytes()

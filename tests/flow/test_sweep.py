@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from mim_lightning import train
-from tests.flow.doors import start
+from tests.flow.entry_points import start
 from tests.shop import small
 
 pytest.importorskip("optuna", reason="needs the extra: pip install 'mim-lightning[sweep]'")
@@ -54,9 +54,9 @@ def test_failing_jobs_are_recorded_and_tried_again(shop: Path, sweep: Sweep, cap
     assert sweep(*command) == 1
     out, errors = capfd.readouterr()
     assert "Traceback" not in errors
-    told = [line for line in errors.splitlines() if line.startswith("error:")]
-    assert len(told) == 2 and "job 1: training diverged: the loss is nan at step 2" in told[0], errors
-    assert told[1].endswith("error: job 2: optim.lr=fast: give a number")
+    stdout = [line for line in errors.splitlines() if line.startswith("error:")]
+    assert len(stdout) == 2 and "job 1: training diverged: the loss is nan at step 2" in stdout[0], errors
+    assert stdout[1].endswith("error: job 2: optim.lr=fast: give a number")
     assert "3 jobs" in out and "failed: job 1: training diverged" in out
     assert column(shop, "status") == ["finished", "failed", "failed"]
     assert column(shop, "optim.lr") == ["0.001", "1e+30", "fast"]
@@ -73,9 +73,9 @@ def test_failing_jobs_are_recorded_and_tried_again(shop: Path, sweep: Sweep, cap
 
 
 @pytest.mark.slow
-def test_a_killed_search_goes_on_side_by_side(shop: Path) -> None:
+def test_a_killed_search_resumes_with_concurrent_trials(shop: Path) -> None:
     # in the second of two epochs; in the place of a callback that the run's id does not know
-    kill = "++callbacks.throughput={_target_: tests.flow.stop.KillAt, step: 4}"
+    kill = "++callbacks.throughput={_target_: tests.flow.kill_callback.KillAt, step: 4}"
     killed = start("-m", *two_towers(shop, *SEARCH, kill))
     assert killed.returncode == -9, killed.stderr
     (first,) = read_log(shop)
@@ -136,5 +136,5 @@ def test_a_mistake_is_one_line(
 ) -> None:
     assert sweep(*overrides) == 2
     errors = capfd.readouterr().err
-    told = [line for line in errors.splitlines() if line.startswith("error:")]
-    assert len(told) == 1 and message in told[0] and "Traceback" not in errors, errors
+    stdout = [line for line in errors.splitlines() if line.startswith("error:")]
+    assert len(stdout) == 1 and message in stdout[0] and "Traceback" not in errors, errors

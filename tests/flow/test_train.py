@@ -12,14 +12,14 @@ from PIL import Image
 from mim_lightning.config import compose
 from mim_lightning.evaluate import evaluate
 from mim_lightning.run import Run, identify
-from tests.flow.doors import start, timeless, weights
+from tests.flow.entry_points import start, timeless, weights
 from tests.shop import small
 
 Fit = Callable[..., Run]
 
 
 def logged(run: Run) -> list[tuple[str, ...]]:
-    """Return where the rows of a run's CSV files stand, and which columns they fill."""
+    """Return the positions of the rows in a run's CSV files, and the columns with values."""
     (path,) = (run.folder / "csv").glob("*/metrics.csv")
     with path.open(newline="") as file:
         rows = [{name: cell for name, cell in row.items() if cell} for row in csv.DictReader(file)]
@@ -35,7 +35,7 @@ def test_a_few_seconds_of_training_learn(fit: Fit, towers: str) -> None:
     assert results[monitor] > results[monitor.replace("val/", "initial/")]
 
 
-def test_a_run_leaves_everything_behind(fit: Fit) -> None:
+def test_a_run_writes_all_its_files(fit: Fit) -> None:
     run = fit()
     assert {path.name for path in run.folder.iterdir()} == {
         "config.yaml",
@@ -75,7 +75,7 @@ def test_evaluate_gives_the_same_numbers_from_the_file_alone(fit: Fit, tmp_path:
     assert (output / "hits.png").is_file()
 
 
-def test_a_finished_run_says_so_and_returns(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_finished_run_is_reported_and_not_trained_again(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
     run = fit()
     before = run.best_checkpoint.stat().st_mtime_ns
     assert fit() == run
@@ -83,7 +83,7 @@ def test_a_finished_run_says_so_and_returns(fit: Fit, capsys: pytest.CaptureFixt
     assert "finished before" in capsys.readouterr().out
 
 
-def test_the_id_is_stable_and_knows_what_matters(shop: Path) -> None:
+def test_the_id_is_stable_and_changes_with_the_result(shop: Path) -> None:
     def run_id(*overrides: str) -> str:
         return identify(compose("train", small(shop, *overrides)))[0].run_id
 
@@ -129,7 +129,7 @@ def test_killed_and_resumed_equals_not_stopped(shop: Path, fit: Fit, workers: in
     whole = fit()
     parts = ["callbacks.last.every_n_train_steps=1", f"paths.runs={shop}/parts", f"data.num_workers={workers}"]
     # in the second of two epochs of three steps; in the bar's place, for the run's id knows other callbacks
-    kill = "callbacks.progress_bar={_target_: tests.flow.stop.KillAt, step: 4}"
+    kill = "callbacks.progress_bar={_target_: tests.flow.kill_callback.KillAt, step: 4}"
     killed = start(*small(shop, *parts, kill))
     assert killed.returncode == -9, killed.stderr
     resumed = fit(*parts)
@@ -147,7 +147,7 @@ def test_resumed_by_epochs_remembers_its_best(shop: Path, fit: Fit) -> None:
             shop,
             *longer,
             f"paths.runs={shop}/parts",
-            "callbacks.progress_bar={_target_: tests.flow.stop.KillAt, step: 7}",
+            "callbacks.progress_bar={_target_: tests.flow.kill_callback.KillAt, step: 7}",
         )
     )
     assert killed.returncode == -9, killed.stderr
@@ -156,7 +156,7 @@ def test_resumed_by_epochs_remembers_its_best(shop: Path, fit: Fit) -> None:
     assert timeless(resumed) == pytest.approx(timeless(whole), abs=1e-6)
 
 
-def test_a_bad_picture_or_a_missing_split_stops_before_anything_is_written(shop: Path) -> None:
+def test_an_invalid_image_or_a_missing_split_stops_before_anything_is_written(shop: Path) -> None:
     (shop / "shop" / "street3-1.jpg").write_text("no picture")
     finished = start(*small(shop))
     assert finished.returncode == 2
@@ -193,7 +193,7 @@ def test_a_run_needs_no_logger(fit: Fit) -> None:
     assert fit("logger=none").read_results() is not None
 
 
-def test_directions_that_no_query_suits_are_left_out_and_told(
+def test_directions_without_queries_are_left_out_and_reported(
     shop: Path, fit: Fit, caplog: pytest.LogCaptureFixture
 ) -> None:
     queries = shop / "shop" / "queries.csv"

@@ -6,7 +6,7 @@ import sys
 import zipfile
 from pathlib import Path
 
-from tests.flow.doors import ROOT
+from tests.flow.entry_points import ROOT
 from tests.shop import small, write_shop
 
 

@@ -8,7 +8,7 @@ import torch
 
 from mim_lightning.config import compose
 from mim_lightning.run import Run, identify
-from tests.flow.doors import start, timeless, weights
+from tests.flow.entry_points import start, timeless, weights
 from tests.shop import small
 
 MODELS = ("2tower", "4tower")

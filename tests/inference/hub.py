@@ -1,4 +1,4 @@
-"""A stand-in for the Hugging Face hub on loopback: what its client asks for when a folder goes up and comes down."""
+"""A fake Hugging Face hub on loopback: the requests of its client for uploading and downloading a folder."""
 
 import base64
 import hashlib
@@ -13,7 +13,7 @@ Files = dict[str, bytes]
 
 
 class Hub(ThreadingHTTPServer):
-    """Repositories by name, in memory, with every commit that was asked for; strangers see what is public."""
+    """Repositories by name, in memory, with every requested commit; clients without a token see public ones only."""
 
     TOKEN = "hf_stand_in"
 

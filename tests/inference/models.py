@@ -59,7 +59,7 @@ def samples_of(pictures: list[Path], texts: list[str]) -> list[Sample]:
 
 
 def export_to(output: Path, checkpoint: Path, *overrides: str) -> Path:
-    """Export a checkpoint as the door does."""
+    """Export a checkpoint as the entry point does."""
     return export(compose("export", [f"checkpoint={checkpoint}", f"output={output}", "device=cpu", *overrides]))
 
 

@@ -1,4 +1,4 @@
-"""An export is whole and plain, embeds as its checkpoint does, and takes nobody's place."""
+"""An export is complete, has plain files, embeds as its checkpoint does, and replaces no foreign folder."""
 
 import shutil
 import sys
@@ -22,7 +22,7 @@ def test_the_folder_embeds_as_the_checkpoint_does(checkpoint: Path, exported: Pa
     assert np.array_equal(again.embed_products(pictures, TEXTS), original.embed_products(pictures, TEXTS))
 
 
-def test_the_folder_holds_plain_files_that_anybody_may_read(exported: Path) -> None:
+def test_the_folder_contains_plain_readable_files(exported: Path) -> None:
     files = {str(path.relative_to(exported)) for path in exported.rglob("*") if path.is_file()}
     assert files == {"model.safetensors", "config.json", "fingerprint", "README.md"}  # tiny encoders have no assets
     assert {path.stat().st_mode for path in exported.iterdir()} == {(exported / "fingerprint").stat().st_mode}

@@ -1,4 +1,4 @@
-"""A folder that was changed, damaged or made by a stranger is refused in one line that says what is wrong."""
+"""A changed, damaged or malicious export is refused in one line that names the reason."""
 
 import json
 from collections.abc import Callable
@@ -70,7 +70,7 @@ ENCODER = ("config", "model", "towers", "query_image", "encoder")
         (lambda folder: (folder / "config.json").write_text("{"), "config.json: damaged"),
     ],
 )
-def test_what_was_changed_is_refused(exported: Path, copy: Path, change: Callable[[Path], None], message: str) -> None:
+def test_changed_files_are_refused(exported: Path, copy: Path, change: Callable[[Path], None], message: str) -> None:
     fingerprint = (exported / "fingerprint").read_text().strip()
     assert load(copy).fingerprint == fingerprint
     change(copy)
@@ -89,7 +89,7 @@ def test_checkpoints_refuse_code_that_is_reached_through_ours(tmp_path: Path) ->
         load(path)
 
 
-def test_it_says_nothing_of_the_machine(exported: Path, checkpoint: Path) -> None:
+def test_the_card_contains_nothing_of_the_machine(exported: Path, checkpoint: Path) -> None:
     folder = str(checkpoint.parents[2])
     assert folder in json.dumps(load_matcher(checkpoint).config)
     for name in ("config.json", "README.md"):
@@ -99,7 +99,7 @@ def test_it_says_nothing_of_the_machine(exported: Path, checkpoint: Path) -> Non
     ) == {"a": ["y.safetensors", "local-dir:z", "hf-hub:o/m", "https://a/b", "val/x"]}
 
 
-def test_a_rounded_export_is_the_rounded_checkpoint(
+def test_a_quantized_export_equals_the_quantized_checkpoint(
     checkpoint: Path, exported: Path, tmp_path: Path, pictures: list[Path]
 ) -> None:
     output = export_to(tmp_path / "int8", checkpoint, "precision=int8")

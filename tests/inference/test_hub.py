@@ -1,4 +1,4 @@
-"""An export goes to the hub and comes back, by huggingface_hub's own client against a stand-in on loopback."""
+"""Upload and download of an export, by the client of huggingface_hub against a fake hub on loopback."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -66,7 +66,7 @@ def test_an_earlier_revision_is_loaded_by_its_name(hub: Hub, exported: Path) -> 
         load("hf://me/shoes@v9")
 
 
-def test_a_public_repository_is_no_place_for_what_is_private(hub: Hub, copy: Path) -> None:
+def test_private_content_is_not_pushed_to_a_public_repository(hub: Hub, copy: Path) -> None:
     push(copy, "me/shoes", private=False)
     held = dict(hub.repos["me/shoes"])
     (copy / "note.txt").write_text("not for everyone")
@@ -88,7 +88,7 @@ def test_without_a_token_is_one_line_that_says_so(
     assert "me/hats" not in hub.repos
 
 
-def test_what_is_not_there_is_one_line(hub: Hub) -> None:
+def test_missing_repositories_are_one_line(hub: Hub) -> None:
     for path, message in (
         ("hf://me/nothing", "cannot be downloaded .*Repository Not Found"),
         ("hf://shoes", "give <user>/<repo>"),
@@ -98,7 +98,7 @@ def test_what_is_not_there_is_one_line(hub: Hub) -> None:
         assert "\n" not in str(caught.value)
 
 
-def test_a_name_that_cannot_be_is_told_before_anything_is_written(checkpoint: Path, tmp_path: Path) -> None:
+def test_an_invalid_name_is_refused_before_anything_is_written(checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="push_to_hub=shoes: give <user>/<repo>"):
         export_to(tmp_path / "a", checkpoint, "push_to_hub=shoes")
     assert not (tmp_path / "a").exists()

@@ -59,7 +59,7 @@ def test_upright_as_prepare_stores_it(orientation: int) -> None:
 
 @pytest.mark.parametrize("orientation", [1, 3, 6])
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
-def test_a_picture_larger_than_stored_ones_differs_little(kind: str, orientation: int) -> None:
+def test_an_image_larger_than_stored_ones_differs_little(kind: str, orientation: int) -> None:
     data = encoded(corners(900, 600), kind, orientation=orientation)
     stored = eval_image(normalize_encoding(data, 128), SPEC)
     difference = (prepared(data, max_side=128).int() - stored.int()).abs()
@@ -104,7 +104,7 @@ def huge_png(width: int, height: int) -> bytes:
     ],
     ids=lambda value: value[:24] if isinstance(value, str) else type(value).__name__,
 )
-def test_what_is_no_picture_is_named(image: ImageInput, message: str) -> None:
+def test_a_file_that_is_no_image_is_named(image: ImageInput, message: str) -> None:
     with pytest.raises(ValueError, match=f"^{message}") as caught:
         prepare_images([corners(30, 30), image], SPEC, 512, [0, 1])
     assert "\n" not in str(caught.value)

@@ -50,7 +50,7 @@ def test_embeddings_are_those_of_an_evaluation(
         assert np.abs(vectors[0] - vectors[1]).max() > 1e-3, "inputs that differ must not be embedded alike"
 
 
-def test_what_it_says_of_itself(model: LoadedModel, four_tower: tuple[Path, Matcher]) -> None:
+def test_description_of_the_source(model: LoadedModel, four_tower: tuple[Path, Matcher]) -> None:
     path, matcher = four_tower
     assert model.fingerprint == torch.load(path, weights_only=True)["mim_lightning"]["fingerprint"]
     assert model.tower_names == matcher.tower_names and model.fusions == matcher.fusions
@@ -76,7 +76,7 @@ def test_preparing_apart_from_encoding_changes_nothing(model: LoadedModel, pictu
         model.prepare_images(pictures, "query_text")
 
 
-def test_a_row_is_fused_of_what_it_has(model: LoadedModel, pictures: list[Path]) -> None:
+def test_a_row_is_fused_from_the_towers_that_it_has(model: LoadedModel, pictures: list[Path]) -> None:
     images, texts = model.embed_images(pictures[:3]), model.embed_texts(["red", "blue"])
     fused = model.embed_query([*pictures[:2], None], [None, "red", "blue"])
     np.testing.assert_allclose(fused, np.stack([images[0], unit(images[1:2] + texts[:1])[0], texts[1]]), atol=1e-5)
@@ -84,7 +84,7 @@ def test_a_row_is_fused_of_what_it_has(model: LoadedModel, pictures: list[Path])
     np.testing.assert_allclose(model.embed_query(texts=["red", "blue"]), texts, atol=1e-6)
 
 
-def test_weights_stand_in_for_the_fusions_own(model: LoadedModel, pictures: list[Path]) -> None:
+def test_given_weights_replace_the_fusions_own(model: LoadedModel, pictures: list[Path]) -> None:
     image, text = model.embed_images(pictures[:1]), model.embed_texts(["red"])
     for weights, expected in (
         ({"query_image": 3.0, "query_text": 0.5}, 3 * image + 0.5 * text),
@@ -105,7 +105,7 @@ def test_without_a_query_fusion_all_weigh_the_same(tmp_path: Path, pictures: lis
     np.testing.assert_allclose(product, unit(three.embed_images(pictures[:1], "product_image") + 3 * text), atol=1e-5)
 
 
-def test_a_model_of_pictures_says_that_it_reads_nothing(tmp_path: Path, pictures: list[Path]) -> None:
+def test_an_image_model_reports_that_it_reads_no_text(tmp_path: Path, pictures: list[Path]) -> None:
     two = load(write_checkpoint(tmp_path, "model=2tower")[0])
     np.testing.assert_allclose(two.embed_products(pictures), two.embed_images(pictures, "product_image"), atol=1e-6)
     with pytest.raises(ValueError, match="no text tower; it has query_image, product_image"):
@@ -154,7 +154,7 @@ def test_mistakes_are_named(model: LoadedModel, call, message: str) -> None:
         ({"runtime": "onnx"}, "no export here"),
     ],
 )
-def test_choices_that_there_are_not(checkpoint: Path, options: dict, message: str) -> None:
+def test_invalid_options_are_refused(checkpoint: Path, options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         load(checkpoint, **options)
 

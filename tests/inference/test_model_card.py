@@ -1,4 +1,4 @@
-"""The card tells the numbers of this very model, or that there are none."""
+"""The model card shows the metrics of this model, or that there are none."""
 
 import json
 from pathlib import Path

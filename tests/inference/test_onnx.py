@@ -38,7 +38,7 @@ def test_the_same_api_the_same_vectors(with_onnx: Path, pictures: list[Path]) ->
     assert "| onnx/query_image.onnx | images | 32 |" in card and "compared with PyTorch on noise" in card
 
 
-def test_what_does_not_fit_is_refused(with_onnx: Path, exported: Path, tmp_path: Path) -> None:
+def test_invalid_values_are_refused(with_onnx: Path, exported: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="holds no ONNX towers; export with onnx=true"):
         load(exported, runtime="onnx")
     with pytest.raises(ValueError, match="device=cuda: runtime=onnx computes on the CPU"):
@@ -72,7 +72,7 @@ def convert(encoder: Encoder, folder: Path, name: str = "query_image") -> tuple[
     return tower, opened, facts[name]
 
 
-def test_a_tower_that_differs_is_no_export(
+def test_a_tower_that_differs_is_not_exported(
     checkpoint: Path, with_onnx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from mim_lightning.inference import onnx
@@ -104,7 +104,7 @@ def image_tower() -> Tower:
     return Tower(TinyImage(32, 64), 16)
 
 
-def test_what_cannot_be_exported_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_refused_export_names_the_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from mim_lightning.inference import onnx
 
     def fail(*_: object, **__: object) -> None:
@@ -156,8 +156,8 @@ def test_a_text_model_of_hugging_face(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("location", ["../../secret", "/etc/passwd", "link", None])
-def test_weights_lie_in_the_folder(tmp_path: Path, location: str | None) -> None:
-    """A stranger's file may name any file as that of its weights; what is no ONNX file is one line too."""
+def test_weights_are_in_the_folder(tmp_path: Path, location: str | None) -> None:
+    """An untrusted file may name any file as its weights; a file that is not ONNX is one line too."""
     import onnx
 
     folder = tmp_path / "export"

@@ -63,7 +63,7 @@ def test_halves_keep_matrices_in_half_the_bytes(precision: str, dtype: torch.dty
     assert torch.equal(restored["conv.weight"], state()["conv.weight"].to(dtype).float())
 
 
-def test_a_rounded_model_has_another_name_that_tells_the_first() -> None:
+def test_a_quantized_model_has_a_fingerprint_that_contains_the_first() -> None:
     assert quantized_fingerprint("abc", "float32") == "abc" and quantized_fingerprint("abc", "int8") == "abc+int8"
     assert base_fingerprint("abc+int8") == base_fingerprint("abc") == "abc"
 
@@ -75,7 +75,7 @@ def test_float16_is_not_computed_on_a_cpu() -> None:
 
 
 @pytest.mark.parametrize(("precision", "least"), [("bfloat16", 0.999), ("float16", 0.99999), ("int8", 0.999)])
-def test_a_rounded_model_embeds_nearly_alike(
+def test_a_quantized_model_embeds_nearly_alike(
     checkpoint: Path, pictures: list[Path], precision: str, least: float
 ) -> None:
     original, rounded = load(checkpoint), load(checkpoint, precision=precision)

@@ -35,7 +35,9 @@ def hit_at_1(queries: LoadedModel, products: LoadedModel, folder: Path) -> float
     return float(np.mean([product_id in sample.asked_ids for product_id, sample in zip(best, asked, strict=True)]))
 
 
-def test_rounding_is_measured_on_the_data_and_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_quantization_loss_is_measured_on_the_data_and_reported(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     checkpoint, _ = write_checkpoint(tmp_path)
     unmeasured = (export_to(tmp_path / "a", checkpoint, "precision=int8") / "README.md").read_text()
     assert "Not measured: the data of its training (manifest) are not available" in unmeasured
@@ -97,7 +99,7 @@ def test_each_side_is_embedded_by_its_model() -> None:
     batches = [
         [batch_of("query_image", torch.cat([asked, asked[:2]]), torch.cat([products, products[:2]]), num_padding=2)],
         [batch_of("product_image", offered[:15], torch.arange(15))],
-        [batch_of("product_image", offered[15:], torch.arange(15, 20))],  # its numbers begin anew
+        [batch_of("product_image", offered[15:], torch.arange(15, 20))],  # its row numbers start at 0 again
     ]
     losses = measure_loss(*models, batches, {"found": Direction("query_image", "product_image")}, {})
     assert (losses.num_queries, losses.num_products) == (12, 20)
@@ -109,7 +111,7 @@ def test_each_side_is_embedded_by_its_model() -> None:
             own = scores[torch.arange(12), products]
             expected.append(float(((scores > own[:, None]).sum(1) < depth).float().mean()))
         assert losses.recall["found"][metric] == pytest.approx(tuple(expected))
-        assert depth > 1 or len({*expected}) == 3, "the three must differ, or the test could not tell them apart"
+        assert depth > 1 or len({*expected}) == 3, "the three must differ, or the test could not distinguish them"
     for tower, inputs in (("query_image", asked), ("product_image", offered)):
         cosines = (encode[0](inputs) * encode[1](inputs)).sum(1)
         assert losses.cosines[tower] == pytest.approx((float(cosines.mean()), float(cosines.min())), abs=1e-6)

@@ -63,7 +63,7 @@ def test_a_file_gets_the_mode_of_the_umask(tmp_path: Path) -> None:
     assert path.stat().st_mode & 0o777 == 0o640
 
 
-def test_what_killed_writers_left_is_removed(tmp_path: Path) -> None:
+def test_files_of_killed_writers_are_removed(tmp_path: Path) -> None:
     path = tmp_path / "last.ckpt"
     kill = "import os, sys; from pathlib import Path; from mim_lightning.io.atomic import atomic_write\n"
     kill += "with atomic_write(Path(sys.argv[1])) as partial: partial.write_text('half'); os.kill(os.getpid(), 9)"

@@ -89,7 +89,7 @@ TORN = ("empty", "cut to 1", "cut to 9", "cut", "null", "[]", "{}", "nested", "l
 KINDS = {
     "checkpoint": Kind("runs/run/checkpoints/best.ckpt", load_matcher),
     "checkpoint to resume": Kind("runs/run/checkpoints/last.ckpt", verify_checkpoint),
-    "config": Kind("runs/run/config.yaml", lambda folder: same_run(folder), 1, ("cut",)),  # it is written anew
+    "config": Kind("runs/run/config.yaml", lambda folder: same_run(folder), 1, ("cut",)),  # it is written again
     "results": Kind("runs/run/results.json", lambda folder: Run("run", folder).read_results(), 1),
     "record": Kind("runs/run/evaluation/record.json", read_record, 1),
     "record of a direction": Kind("runs/run/evaluation/image_to_image.parquet", read_record, 1),
@@ -211,15 +211,15 @@ def test_a_damaged_asset_is_named(text: str) -> None:
 
 
 @pytest.mark.parametrize("kind", [ValueError, KeyError])
-def test_what_a_file_made_a_reader_say_is_one_harmless_line(kind: type[Exception]) -> None:
+def test_messages_of_a_reader_are_one_harmless_line(kind: type[Exception]) -> None:
     said = describe_error(kind("\x1b[2J", "a\nb\u202e", "x" * 1_000) if kind is ValueError else kind("\x9b" * 1_000))
     assert said.isprintable() and len(said) < 250
 
 
 def test_an_error_keeps_its_parts_between_processes() -> None:
-    error = DamagedFileError("a/b.npy", "cut short", "build it anew")
+    error = DamagedFileError("a/b.npy", "cut short", "build it again")
     make, arguments = error.__reduce__()
-    assert str(make(*arguments)) == str(error) == "a/b.npy: damaged (cut short); build it anew"
+    assert str(make(*arguments)) == str(error) == "a/b.npy: damaged (cut short); build it again"
 
 
 def test_disk_errors_stay_os_errors(tmp_path: Path) -> None:

@@ -90,7 +90,7 @@ def test_a_file_system_without_locks_is_used_unguarded(tmp_path: Path, monkeypat
         pass
 
 
-def test_a_holder_that_makes_progress_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lock_holder_that_makes_progress_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(locks, "PROGRESS_EVERY", 0.0)
     looks = iter([*range(20), *[20] * 1000])
     with lock(tmp_path / "lock"), pytest.raises(WaitTimeoutError):

@@ -36,7 +36,7 @@ class Recorder(Callback):
         SEEN.append((trainer.current_epoch, float(outputs["loss"]), len(batch), shown))
 
 
-def test_the_bar_and_the_log_tell_the_mean_of_the_epoch(fit: Callable[..., Run]) -> None:
+def test_the_bar_and_the_log_show_the_mean_of_the_epoch(fit: Callable[..., Run]) -> None:
     SEEN.clear(), LINES.clear()
     run = fit(
         "callbacks.progress_bar={_target_: mim_lightning.lit.ProgressBar}",
@@ -71,7 +71,7 @@ COUNTS = {
 }
 
 
-def test_a_run_shows_directions_and_where_it_came_from(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_page_shows_directions_and_source(capsys: pytest.CaptureFixture[str]) -> None:
     print_run("a run", RESULTS | COUNTS)
     out = capsys.readouterr().out
     assert "  7 to 8 queries against 5 products\n  0 to 1 queries left out: none of their products" in out
@@ -79,7 +79,7 @@ def test_a_run_shows_directions_and_where_it_came_from(capsys: pytest.CaptureFix
     assert row.split() == ["image_to_image", "7", "-", "0.125", "0.500", "-", "0.750"]
 
 
-def test_kinds_of_queries_stand_below_their_direction(capsys: pytest.CaptureFixture[str]) -> None:
+def test_kinds_of_queries_are_listed_below_their_direction(capsys: pytest.CaptureFixture[str]) -> None:
     words = {
         "segments/image_to_image/words=with/hit@1": 0.25,
         "segments/image_to_image/words=with/num_queries": 3,
@@ -97,12 +97,12 @@ def test_kinds_of_queries_stand_below_their_direction(capsys: pytest.CaptureFixt
     assert lines[place][:3] == ["image_to_image", "7", "3"]
     assert lines[place + 1] == ["words=with", "3", "0.250", "-", "-"]
     assert lines[place + 2] == ["words=without", "4", "1.000", "0.50", "-", "1.00", "-"]
-    told = " ".join(word for line in lines for word in line)
-    assert "image_to_image: 2 queries left out, image is in the gallery" in told
-    assert told.endswith("image_to_image: 1 query left out, same image and answer again")
+    text = " ".join(word for line in lines for word in line)
+    assert "image_to_image: 2 queries left out, image is in the gallery" in text
+    assert text.endswith("image_to_image: 1 query left out, same image and answer again")
 
 
-def test_a_result_below_the_initial_models_is_said() -> None:
+def test_a_result_below_the_initial_models_is_reported() -> None:
     monitor = "val/image_to_image/hit@1"
     assert describe_decline(RESULTS, monitor) is None
     worse = describe_decline(RESULTS | {"initial/image_to_image/hit@1": 0.75}, monitor)

@@ -1,4 +1,4 @@
-"""A run has one CSV file: started again it goes on there, and steps that are done again are in it once."""
+"""A run has one CSV file: a resumed run appends to it, and repeated steps are in it once."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ FIRST = [val(-1, 0), rate(0), train(0, 0), train(0, 1), val(0, 2), rate(2), trai
         ([val(-1, 0), train(0, 0, 1.0)], 0),  # there was no checkpoint yet
     ],
 )
-def test_a_resumed_run_goes_on_in_its_file(tmp_path: Path, again: list[dict[str, float]], num_kept: int) -> None:
+def test_a_resumed_run_continues_its_file(tmp_path: Path, again: list[dict[str, float]], num_kept: int) -> None:
     log(tmp_path, *FIRST)
     assert read(tmp_path) == FIRST
     log(tmp_path, *again)
@@ -66,7 +66,7 @@ def test_a_validation_amid_an_epoch_stays(tmp_path: Path) -> None:
     assert read(tmp_path) == [train(0, 0), val(0, 1), train(0, 1, 1.0)]
 
 
-def test_half_a_line_of_a_killed_process_goes(tmp_path: Path) -> None:
+def test_a_partial_line_of_a_killed_process_is_removed(tmp_path: Path) -> None:
     log(tmp_path, train(0, 0), train(0, 1))
     with (tmp_path / PATH).open("a") as file:
         file.write("1,2")
@@ -86,7 +86,7 @@ def test_a_file_that_is_no_log_is_named(tmp_path: Path, content: str) -> None:
         assert read(tmp_path) == [train(2, 4)]
 
 
-def test_the_last_of_several_files_of_an_older_version_is_gone_on_with(tmp_path: Path) -> None:
+def test_the_last_of_several_files_of_an_older_version_is_continued(tmp_path: Path) -> None:
     for name in ("version_0", "version_3"):
         (tmp_path / "csv" / name).mkdir(parents=True)
     log(tmp_path, train(0, 0))

@@ -40,7 +40,7 @@ def run(parts: tuple[Matcher, MatchDataModule, dict], shard_idxs: list[int]) -> 
     return kept
 
 
-def test_every_shard_comes_whole(parts: tuple[Matcher, MatchDataModule, dict]) -> None:
+def test_every_shard_is_whole(parts: tuple[Matcher, MatchDataModule, dict]) -> None:
     matcher, datamodule, _ = parts
     kept = run(parts, [0, 1, 2])
     shards = datamodule.opened.catalog

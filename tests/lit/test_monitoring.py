@@ -29,7 +29,7 @@ def feed(losses: list[float], other_rank: list[float] | None = None, every: int 
     def reduce(tensor: torch.Tensor, reduce_op: str) -> torch.Tensor:
         nonlocal num_asked
         num_asked += 1
-        assert len(tensor) <= every, "what was looked at is forgotten"
+        assert len(tensor) <= every, "checked values are dropped"
         if other_rank is None:
             return tensor
         done = trainer.fit_loop.total_batch_idx + 1
@@ -56,7 +56,7 @@ def test_the_step_and_the_last_finite_loss_are_named(bad: float) -> None:
         feed(losses)
 
 
-def test_the_end_of_an_epoch_is_always_looked_at() -> None:
+def test_the_loss_is_checked_at_the_end_of_every_epoch() -> None:
     with pytest.raises(ValueError, match="at step 3; the last finite loss was 1 at step 2"):
         feed([1.0, 1.0, math.nan], every=50, num_batches=3)
 
@@ -66,7 +66,7 @@ def test_a_loss_that_was_never_finite() -> None:
         feed([math.nan] * 4)
 
 
-def test_one_rank_without_a_number_ends_them_all() -> None:
+def test_nan_on_one_rank_stops_all_ranks() -> None:
     with pytest.raises(ValueError, match="the loss is nan at step 2; the last finite loss was 2 at step 1"):
         feed([1.0] * 4, other_rank=[3.0, math.nan, 1.0, 1.0])
 
@@ -134,7 +134,7 @@ def test_nothing_is_logged_where_nothing_may_be_skipped(tmp_path: Path) -> None:
     assert "train/skipped_samples" not in trainer.logged_metrics
 
 
-def test_all_ranks_together_are_held_to_the_ceiling(
+def test_the_limit_applies_to_all_ranks_together(
     damaged: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another rank has skipped as many; neither is beyond the ceiling alone."""

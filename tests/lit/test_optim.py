@@ -56,7 +56,7 @@ def test_a_prefix_may_come_in_parts() -> None:
 
 
 @pytest.mark.parametrize("wrong", [-1.0, float("nan"), float("inf"), "abc", None, True])
-def test_a_rate_that_is_no_rate_is_refused(wrong) -> None:
+def test_an_invalid_rate_is_refused(wrong) -> None:
     matcher, objective = parts()
     with pytest.raises(ValueError, match=rf"optim\.lr={wrong}: give a number"):
         parameter_groups(matcher, objective, wrong, 0.0, {})
@@ -123,7 +123,7 @@ def decayed(encoder) -> set[str]:
         ("mobilenetv2_050", {}, ""),
     ],
 )
-def test_what_is_decayed_is_what_timm_decays(name: str, arguments: dict, spared: str) -> None:
+def test_weight_decay_groups_agree_with_timm(name: str, arguments: dict, spared: str) -> None:
     encoder = TimmImage(name, model_kwargs=arguments)
     network = encoder.network
     listed = network.no_weight_decay() if hasattr(network, "no_weight_decay") else ()
@@ -135,7 +135,7 @@ def test_what_is_decayed_is_what_timm_decays(name: str, arguments: dict, spared:
         assert matrices and not decayed(encoder) & set(matrices)
 
 
-def test_what_is_decayed_is_what_transformers_decays(tmp_path: Path) -> None:
+def test_weight_decay_groups_agree_with_transformers(tmp_path: Path) -> None:
     config = MPNetConfig(vocab_size=12, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)
     AutoModel.from_config(config).save_pretrained(tmp_path)
     save_tokeniser(tmp_path)
@@ -146,7 +146,7 @@ def test_what_is_decayed_is_what_transformers_decays(tmp_path: Path) -> None:
     assert "encoder.relative_attention_bias.weight" in matrices - decayed(encoder)
 
 
-def test_a_run_from_before_goes_on_with_the_groups_it_began_with() -> None:
+def test_an_older_run_resumes_with_its_parameter_groups() -> None:
     matcher, objective = matcher_of(TimmImage("test_vit"))
     options = {"lr": 1.0, "weight_decay": 0.1, "lr_scales": {}}
     before = torch.optim.AdamW(parameter_groups(matcher, objective, **options, spares_listed=False)).state_dict()

@@ -17,7 +17,7 @@ MONITOR = "val/image_to_image/hit@1"
 
 @pytest.fixture
 def trial(tmp_path: Path) -> dict[str, Any]:
-    """Begin a trial of a study in which two have finished, at 0.5 and 0.75 after every epoch."""
+    """Start a trial of a study in which two have finished, at 0.5 and 0.75 after every epoch."""
     storage = str(tmp_path / "study.journal")
     study = open_study(storage, "s")
     for value in (0.5, 0.75):
@@ -48,7 +48,7 @@ def reported(trial: dict[str, Any]) -> dict[int, float]:
     return open_study(trial["storage"], "s").get_trials()[trial["number"]].intermediate_values
 
 
-def test_a_trial_that_keeps_up_goes_on(trial: dict[str, Any]) -> None:
+def test_a_trial_that_keeps_up_continues(trial: dict[str, Any]) -> None:
     callback = OptunaPruning(MONITOR, trial)
     for epoch in range(3):
         validate(callback, 0.7, epoch)
@@ -56,7 +56,7 @@ def test_a_trial_that_keeps_up_goes_on(trial: dict[str, Any]) -> None:
     assert reported(trial) == {0: 0.7, 1: 0.7, 2: 0.7}
 
 
-def test_a_trial_that_lags_behind_ends(trial: dict[str, Any]) -> None:
+def test_a_trial_that_lags_behind_is_pruned(trial: dict[str, Any]) -> None:
     callback = OptunaPruning(MONITOR, trial)
     with pytest.raises(optuna.TrialPruned, match=rf"pruned after epoch 0: {MONITOR} was 0\.600"):
         validate(callback, 0.6, 0)
@@ -78,14 +78,14 @@ def test_only_fitting_reports(trial: dict[str, Any]) -> None:
     assert reported(trial) == {}
 
 
-def test_another_rank_hears_the_verdict_and_reports_nothing(trial: dict[str, Any]) -> None:
+def test_another_rank_gets_the_verdict_and_reports_nothing(trial: dict[str, Any]) -> None:
     callback = OptunaPruning(MONITOR, trial)
     with pytest.raises(optuna.TrialPruned, match="said rank 0"):
         validate(callback, 0.7, 0, False, strategy=SimpleNamespace(broadcast=lambda verdict: "said rank 0"))
     assert reported(trial) == {}
 
 
-def test_a_storage_that_fails_ends_no_run(trial: dict[str, Any], caplog: pytest.LogCaptureFixture) -> None:
+def test_a_failing_storage_stops_no_run(trial: dict[str, Any], caplog: pytest.LogCaptureFixture) -> None:
     open_study(trial["storage"], "s").tell(trial["number"], 0.5)  # another process took the trial for dead
     with caplog.at_level("WARNING"):
         validate(OptunaPruning(MONITOR, trial), 0.1, 0)

@@ -15,7 +15,7 @@ def test_a_partial_pass_publishes_nothing(fit: Callable[..., Run], monkeypatch: 
         fit("data.eval_batch_size=2", "+trainer.limit_val_batches=1")
 
 
-def test_wandb_offline_holds_metrics_and_the_picture(
+def test_wandb_offline_contains_metrics_and_the_image(
     fit: Callable[..., Run],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

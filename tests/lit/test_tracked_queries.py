@@ -1,4 +1,4 @@
-"""The browser on real runs: what stands in the run's folder, and in an offline W&B run that is read back."""
+"""Tracked queries of real runs: the tables in the run's folder, and in an offline W&B run."""
 
 import re
 import time
@@ -20,7 +20,7 @@ from mim_lightning.lit.callbacks.tracked_queries import TrackedQueries
 from mim_lightning.run import Run, identify
 from mim_lightning.train import train
 from mim_lightning.wandb_workspace import build_workspace
-from tests.flow.doors import start
+from tests.flow.entry_points import start
 from tests.lit.offline_run import OfflineRun, read_offline_runs
 from tests.shop import small, write_shop
 
@@ -37,7 +37,7 @@ STEP, TABLE = "trainer/global_step", "browser/image_to_image/nrows"
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
-    """One run of three epochs with W&B offline; its staging folder lies in the run's parent."""
+    """One run of three epochs with W&B offline; its staging folder is in the run's parent."""
     folder = tmp_path_factory.mktemp("browser")
     write_shop(folder / "shop", num_products=7)
     overrides = small(folder, *LEARN, *OFFLINE, "results_from=last")
@@ -62,7 +62,7 @@ def passes(offline: OfflineRun) -> list[Any]:
     return [artifact for artifact in offline.artifacts if artifact.name.startswith("browser-")]
 
 
-def test_every_direction_is_followed_from_epoch_minus_one(trained: Run) -> None:
+def test_every_direction_is_tracked_from_epoch_minus_one(trained: Run) -> None:
     history = read_history(trained.folder)
     directions = compose("train", ["model=4tower"])["directions"]
     # no query of this shop asks for another product than it shows
@@ -101,7 +101,7 @@ def test_one_axis_for_everything(offline: OfflineRun) -> None:
     assert any("train/loss" in row for row in offline.history)
 
 
-def test_tables_say_what_the_rows_say(trained: Run, offline: OfflineRun) -> None:
+def test_tables_agree_with_the_rows(trained: Run, offline: OfflineRun) -> None:
     rows = read_tracked(trained.folder)
     assert len(passes(offline)) == len(EPOCHS)
     before: dict[str, Any] = {}
@@ -125,14 +125,14 @@ def test_tables_say_what_the_rows_say(trained: Run, offline: OfflineRun) -> None
         before = {row.query_id: row.rank for row in expected}
 
 
-def test_pictures_are_stored_once(trained: Run, offline: OfflineRun) -> None:
+def test_images_are_stored_once(trained: Run, offline: OfflineRun) -> None:
     digests: dict[str, set[str]] = {}
     for artifact in passes(offline):
         pictures = {name: entry for name, entry in artifact.files.items() if name.startswith("pictures/")}
         assert len(pictures) > 8
         for name, (digest, path) in pictures.items():
             digests.setdefault(name, set()).add(digest)
-            assert path == trained.folder / "browser" / name  # where it lies, no copy
+            assert path == trained.folder / "browser" / name  # the original file, no copy
     assert all(len(found) == 1 for found in digests.values())  # of one artifact W&B keeps each digest once
     on_disk = {f"pictures/{path.name}" for path in (trained.folder / "browser" / "pictures").iterdir()}
     assert on_disk == set(digests)
@@ -142,7 +142,7 @@ def test_pictures_are_stored_once(trained: Run, offline: OfflineRun) -> None:
     assert len(list(trained.folder.glob("wandb/offline-run-*/files/media/images/**/*.*"))) == 1
 
 
-def test_pictures_show_the_right_item(trained: Run, offline: OfflineRun) -> None:
+def test_images_show_the_right_item(trained: Run, offline: OfflineRun) -> None:
     cells = passes(offline)[-1].table("image_to_image")[0]
     with Image.open(trained.folder / "browser" / cells["truth"]["path"]) as picture:
         assert picture.size == (cells["truth"]["width"], cells["truth"]["height"])
@@ -193,17 +193,17 @@ def _paths(value: dict[str, Any]) -> Iterator[tuple[str, str]]:
             yield from ((f"{key}.{inner}", name) for inner, name in _paths(part))
 
 
-def test_killed_and_started_again_no_row_stands_twice(
+def test_killed_and_started_again_no_row_is_repeated(
     shop: Path, fit: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WANDB_SILENT", "true")
     monkeypatch.setenv("WANDB_DATA_DIR", str(shop / "staged"))
     monkeypatch.delenv("WANDB_SERVICE", raising=False)  # else W&B's background process outlives the killed one
     whole = fit(*LEARN)
-    assert not (whole.folder / "browser" / "pictures").exists()  # nobody looks at them
+    assert not (whole.folder / "browser" / "pictures").exists()  # without W&B no images are needed
     parts = [*LEARN, *OFFLINE, f"paths.runs={shop}/parts"]
     # one step into the last epoch of three
-    killed = start(*small(shop, *parts, "callbacks.progress_bar={_target_: tests.flow.stop.KillAt, step: 7}"))
+    killed = start(*small(shop, *parts, "callbacks.progress_bar={_target_: tests.flow.kill_callback.KillAt, step: 7}"))
     assert killed.returncode == -9, killed.stderr
     resumed = fit(*parts)
     found, expected = read_tracked(resumed.folder), read_tracked(whole.folder)
@@ -219,7 +219,7 @@ def test_killed_and_started_again_no_row_stands_twice(
     assert all(row[STEP] <= second.history[0][STEP] for row in first.history)
 
 
-def test_a_failed_run_is_closed_and_told_as_failed(
+def test_a_failed_run_is_closed_and_logged_as_failed(
     shop: Path, fit: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WANDB_SILENT", "true")
@@ -236,7 +236,7 @@ def test_a_failed_run_is_closed_and_told_as_failed(
     assert found.exit_code == 1
 
 
-def test_it_can_be_switched_off_but_not_follow_nothing(fit: Callable[..., Run]) -> None:
+def test_tracking_can_be_switched_off_but_not_with_zero_queries(fit: Callable[..., Run]) -> None:
     assert read_tracked(fit("callbacks.tracked_queries=null").folder) == []
     with pytest.raises(ValueError, match="which is off"):
         TrackedQueries().setup(Trainer(logger=False, barebones=True), LightningModule(), "fit")

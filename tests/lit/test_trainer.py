@@ -23,7 +23,7 @@ from mim_lightning.io.damaged_file import DamagedFileError
 from mim_lightning.lit.module import validate_finite
 from mim_lightning.lit.trainer import AtomicCheckpointIO, ask_first_rank, validate_trainer
 from mim_lightning.run import Run, identify
-from tests.flow.doors import weights
+from tests.flow.entry_points import weights
 from tests.shop import small
 
 Fit = Callable[..., Run]
@@ -56,7 +56,7 @@ EARLY_STOPPING = "+callbacks.early={_target_: lightning.pytorch.callbacks.EarlyS
         ({"detect_anomaly": 3}, "trainer.detect_anomaly=3: give true or false"),
     ],
 )
-def test_what_leaves_no_result_is_refused(options: dict[str, Any], message: str) -> None:
+def test_settings_without_a_result_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message) as refused:
         validate_trainer(DEFAULT | options)
     assert "\n" not in str(refused.value)
@@ -77,7 +77,7 @@ def test_what_leaves_no_result_is_refused(options: dict[str, Any], message: str)
         {"gradient_clip_val": None, "max_time": "00:01:00:00", "enable_progress_bar": False, "callbacks": None},
     ],
 )
-def test_what_works_passes(options: dict[str, Any]) -> None:
+def test_valid_settings_pass(options: dict[str, Any]) -> None:
     validate_trainer(DEFAULT | options)
 
 
@@ -118,7 +118,7 @@ def test_evaluate_measures_an_untrained_model_without_any_checkpoint(fit: Fit, s
         (["checkpoint=a.ckpt", "encoder=tiny"], "encoder: the checkpoint has its own"),
     ],
 )
-def test_evaluate_says_what_it_needs(words: list[str], message: str) -> None:
+def test_evaluate_names_missing_keys(words: list[str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         evaluate(compose("evaluate", words))
 
@@ -183,12 +183,12 @@ def test_a_metric_that_a_callback_of_the_users_logs_can_be_monitored(fit: Fit) -
         ("seed=1.5", "seed=1.5: give a whole number"),
     ],
 )
-def test_mistakes_are_told_before_training(fit: Fit, override: str, message: str) -> None:
+def test_mistakes_are_reported_before_training(fit: Fit, override: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         fit(override)
 
 
-def test_a_runs_folder_that_cannot_be_written_is_told_first(shop: Path) -> None:
+def test_a_runs_folder_that_cannot_be_written_is_reported_first(shop: Path) -> None:
     (shop / "file").write_text("")
     config = compose("train", small(shop, f"paths.runs={shop}/file/runs"))
     with pytest.raises(ValueError, match=r"file is a file; give another folder as paths\.runs=<folder>"):
@@ -208,7 +208,7 @@ def test_wandb_without_a_key_is_one_line() -> None:
     assert to_error_report(error, "train").reason.endswith("with logger.wandb.offline=true")
 
 
-def test_a_package_that_lacks_is_a_users_to_mend_unless_it_is_ours() -> None:
+def test_a_missing_package_is_a_user_error_unless_it_is_ours() -> None:
     assert is_user_error(ModuleNotFoundError("psutil is not installed"))
     assert not is_user_error(ModuleNotFoundError("no module", name="mim_lightning.nope"))
 
@@ -236,7 +236,7 @@ class Ranks:
         PermissionError(13, "Permission denied", "last.ckpt"),
     ],
 )
-def test_the_first_rank_alone_is_asked_and_all_hear_its_answer(fault: Exception | None) -> None:
+def test_only_rank_zero_searches_and_all_ranks_get_its_result(fault: Exception | None) -> None:
     calls = []
 
     def ask() -> Path:
@@ -282,7 +282,7 @@ def test_a_disk_that_fills_up_keeps_the_former_one(tmp_path: Path, monkeypatch: 
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_weights_that_are_no_numbers_are_refused(bad: float) -> None:
+def test_weights_with_nan_are_refused(bad: float) -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
     validate_finite(model, "at step 1")
     model[0].weight.data[1, 1] = bad  # type: ignore[union-attr, operator]
@@ -299,7 +299,7 @@ def test_a_mask_may_hold_infinity_but_statistics_no_nan() -> None:
         validate_finite(model, "at step 1")
 
 
-def test_weights_are_refused_in_all_processes_where_one_has_no_numbers() -> None:
+def test_nan_weights_on_one_rank_are_refused_on_all() -> None:
     with pytest.raises(ValueError, match="a tensor of another process is not finite at step 1"):
         validate_finite(nn.Linear(2, 2), "at step 1", agree=lambda own: False)
     model, given = nn.Linear(2, 2), []

@@ -71,7 +71,7 @@ def test_two_queries_of_one_product_are_no_negatives_of_it() -> None:
 
 
 def test_every_relevant_product_of_a_query_is_a_positive() -> None:
-    # row 0 asks for products 1 and 2; product 2 stands in row 1 and must not count against it
+    # products 1 and 2 are relevant to row 0; product 2 is in row 1 and must not be its negative
     embeddings = make_embeddings(2)
     result = objective(a=("query", "product"))(embeddings, make_batch([1, 2], asked=[[1, 2], [2, -1]]))
     vectors = embeddings.vectors
@@ -82,7 +82,7 @@ def test_every_relevant_product_of_a_query_is_a_positive() -> None:
     torch.testing.assert_close(result.loss, torch.tensor((query_loss + product_loss) / 2))
 
 
-def test_a_photo_is_matched_with_what_it_shows_not_with_what_the_text_asks_for() -> None:
+def test_a_query_image_is_matched_with_its_reference_not_with_the_target() -> None:
     # the photo shows product 2, the text asks for product 1 in its place; product 2 is in the second row
     batch = make_batch([1, 2], asked=[[1], [2]], shown=[[2], [2]])
     embeddings = make_embeddings(2)

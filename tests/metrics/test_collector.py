@@ -96,7 +96,7 @@ def assert_same_report(left: RetrievalReport, right: RetrievalReport) -> None:
         assert torch.equal(getattr(left.hits, part), getattr(right.hits, part)), part
 
 
-def test_rows_come_once_and_sorted_whatever_the_batches() -> None:
+def test_rows_are_unique_and_sorted_whatever_the_batches() -> None:
     table = table_of(range(NUM_ROWS))
     assert table.row_keys.tolist() == list(range(1000 - NUM_ROWS + 1, 1001))
     assert torch.equal(table.vectors["query_image"], quantised(NUM_ROWS, 1).flip(0))
@@ -129,7 +129,7 @@ def test_batches_may_differ_in_the_number_of_relevant_products() -> None:
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 2, 0)])
-def test_the_fullest_of_repeated_rows_stands_whatever_the_order(order: tuple[int, ...]) -> None:
+def test_the_most_complete_of_repeated_rows_is_kept_whatever_the_order(order: tuple[int, ...]) -> None:
     batch = rows_of([1, 1, 1])
     batch["present"]["query_text"] = torch.tensor([False, True, True])
     batch["vectors"]["query_text"] = torch.tensor([[0.0] * 3, [0.5] * 3, [0.25] * 3])
@@ -266,7 +266,7 @@ def test_two_ranks_without_rows_agree_on_an_empty_table(two_ranks: Path) -> None
 
 @pytest.mark.parametrize("memory_bytes", [1, 2**29])
 @pytest.mark.parametrize("num_queries", NUM_QUERIES)
-def test_two_ranks_share_the_queries_and_report_what_one_does(
+def test_two_ranks_split_the_queries_and_report_what_one_does(
     two_ranks: Path, num_queries: int, memory_bytes: int
 ) -> None:
     expected = report_of(whole_table(), num_queries)
@@ -276,7 +276,7 @@ def test_two_ranks_share_the_queries_and_report_what_one_does(
         assert_same_report(report, expected)
 
 
-def test_no_rank_has_more_than_its_share(two_ranks: Path) -> None:
+def test_no_rank_has_more_than_its_part(two_ranks: Path) -> None:
     sizes = [torch.load(two_ranks / f"sizes-{rank}.pt", weights_only=False) for rank in range(2)]
     for num_rows, by_rank in enumerate(zip(*sizes, strict=True)):
         assert sum(by_rank) == num_rows and max(by_rank) - min(by_rank) <= 1

@@ -64,7 +64,7 @@ def test_each_direction_uses_its_sides_and_its_truth(tables) -> None:
     }
 
 
-def test_a_side_that_nothing_has_is_an_error(tables) -> None:
+def test_a_side_without_embeddings_is_an_error(tables) -> None:
     queries, gallery = tables
     queries.present["query_text"][:] = False
     directions = {"text": Direction("query_text", "product_text"), "photo": Direction("query_image", "product_image")}
@@ -99,7 +99,9 @@ def naive_rows(direction: Direction, queries, gallery) -> tuple[list[int], int, 
 
 @pytest.mark.parametrize("relevance", [REFERENCE, TARGET])
 @pytest.mark.parametrize("seed", range(4))
-def test_a_photo_counts_once_for_each_truth_and_never_if_it_is_of_the_gallery(relevance: str, seed: int) -> None:
+def test_a_query_image_counts_once_for_each_relevant_set_and_never_if_it_is_in_the_gallery(
+    relevance: str, seed: int
+) -> None:
     draw = torch.Generator().manual_seed(seed)
     asked, shown = (torch.randint(4, (40,), generator=draw) for _ in range(2))
     pictures = torch.randint(-1, 9, (40,), generator=draw)
@@ -119,7 +121,7 @@ def test_a_photo_counts_once_for_each_truth_and_never_if_it_is_of_the_gallery(re
     assert counts.num_with_words + counts.num_without_words == report.num_queries == len(rows)
 
 
-def test_a_composed_query_may_show_a_picture_of_the_gallery_unless_that_is_its_answer() -> None:
+def test_a_composed_query_may_show_an_image_of_the_gallery_unless_that_is_its_answer() -> None:
     """Photos are the catalogue's own of 0, 1, 2; what is asked for is 1, 1, 2: the second and third show the answer."""
     vectors = {"query_image": unit(3, 8, 0), "query_text": unit(3, 8, 1)}
     pictures = torch.arange(3)
@@ -133,7 +135,7 @@ def test_a_composed_query_may_show_a_picture_of_the_gallery_unless_that_is_its_a
         evaluate_directions(shown, queries, gallery, FUSIONS)
 
 
-def test_the_product_that_the_photo_shows_can_be_left_out_of_its_gallery(tables) -> None:
+def test_the_reference_product_can_be_left_out_of_the_gallery(tables) -> None:
     queries, gallery = tables
     direction = Direction("query", "product", leave_out=REFERENCE)
     report = evaluate_directions({"other": direction}, queries, gallery, FUSIONS, cutoffs=(1,), depth=5, num_hits=5)[
@@ -156,6 +158,6 @@ def test_the_product_that_the_photo_shows_can_be_left_out_of_its_gallery(tables)
         ({"leave_out": "target"}, "leave_out is 'reference' or null, not 'target'"),
     ],
 )
-def test_what_a_direction_cannot_say(more: dict, message: str) -> None:
+def test_invalid_directions_are_refused(more: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Direction("query", "product", **more)

@@ -19,14 +19,14 @@ def interval_of(scores: Any, units: Any, **settings: Any) -> tuple[float, float]
     return bootstrap_intervals({"m": scores}, units, **settings)["m"]
 
 
-def test_agrees_with_scipy_where_each_query_is_a_unit() -> None:
+def test_agrees_with_scipy_where_each_query_is_a_cluster() -> None:
     scores = RNG(0).random(40) ** 3
     theirs = stats.bootstrap((scores,), np.mean, method="percentile", n_resamples=20_000, rng=RNG(1))
     ours = interval_of(scores, np.arange(40), num_resamples=20_000, seed=2)
     assert ours == pytest.approx((theirs.confidence_interval.low, theirs.confidence_interval.high), abs=0.003)
 
 
-def test_agrees_with_scipy_on_units_of_different_sizes_with_gaps() -> None:
+def test_agrees_with_scipy_on_clusters_of_different_sizes_with_gaps() -> None:
     rng = RNG(3)
     units = rng.integers(12, size=60)
     scores = rng.random(60) + units / 6
@@ -46,7 +46,7 @@ def test_agrees_with_scipy_on_units_of_different_sizes_with_gaps() -> None:
     assert ours == pytest.approx((theirs.confidence_interval.low, theirs.confidence_interval.high), abs=0.02)
 
 
-def test_every_outcome_of_two_units() -> None:
+def test_every_outcome_of_two_clusters() -> None:
     """A resample of units {1, 1, 1} and {0} has mean 1, 3/4 or 0, a quarter, half and quarter of the time."""
     scores, units = [1.0, 1.0, 1.0, 0.0], ["b", "b", "b", "a"]
     assert interval_of(scores, units) == (0, 1)
@@ -54,12 +54,12 @@ def test_every_outcome_of_two_units() -> None:
 
 
 @pytest.mark.parametrize("scores", [[0.25, 0.75], [np.nan, 1.0, 0.5], [np.nan, np.nan]])
-def test_fewer_than_two_units_say_nothing(scores: list[float]) -> None:
+def test_fewer_than_two_clusters_give_no_interval(scores: list[float]) -> None:
     units = [7] * 2 if len(scores) == 2 else [1, 2, 2]
     assert all(math.isnan(end) for end in interval_of(scores, units))
 
 
-def test_a_unit_without_a_score_changes_nothing_but_the_draws() -> None:
+def test_a_cluster_without_a_score_changes_only_the_draws() -> None:
     low, high = interval_of([0.5, 0.5, np.nan], [1, 2, 3])
     assert (low, high) == (0.5, 0.5)
 
@@ -78,7 +78,7 @@ def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert numbers() == pytest.approx(whole)
 
 
-def test_seeds_and_names_of_units_do_not_matter_to_equal_draws() -> None:
+def test_seeds_and_names_of_clusters_do_not_matter_to_equal_draws() -> None:
     scores = RNG(5).random(30)
     first = interval_of(scores, np.arange(30) % 9)
     assert first == interval_of(scores, np.array([f"unit {n % 9}" for n in range(30)]))
@@ -109,7 +109,7 @@ def test_p_value_agrees_with_scipy_when_every_flip_is_tried() -> None:
     assert ours.p_value == pytest.approx(theirs.pvalue, abs=1e-12)
 
 
-def test_p_value_agrees_with_scipy_on_drawn_flips_of_units() -> None:
+def test_p_value_agrees_with_scipy_on_drawn_flips_of_clusters() -> None:
     rng = RNG(9)
     units = rng.integers(30, size=90)
     left, right = rng.integers(2, size=90), rng.integers(2, size=90) * (rng.random(90) < 0.8)
@@ -126,14 +126,14 @@ def test_p_value_agrees_with_scipy_on_drawn_flips_of_units() -> None:
     assert 0.01 < theirs.pvalue < 0.5 and ours.p_value == pytest.approx(theirs.pvalue, abs=0.01)
 
 
-def test_p_value_of_units_counted_by_hand() -> None:
+def test_p_value_of_clusters_counted_by_hand() -> None:
     """Unit differences 1, 1 and 1: of 8 ways to flip, only all and none are as far from 0 as 3."""
     result = paired_difference([1, 1, 0.5, 0.5], [0, 0, 0, 0], [1, 2, 3, 3])
     assert result.p_value == 2 / 8 and result.difference == 0.75
     assert (result.num_queries, result.num_units) == (4, 3)
 
 
-def test_no_difference_is_no_evidence() -> None:
+def test_equal_scores_have_p_value_one() -> None:
     scores = RNG(10).random(30)
     result = paired_difference(scores, scores, np.arange(30))
     assert (result.difference, result.low, result.high, result.p_value) == (0, 0, 0, 1)
@@ -158,7 +158,7 @@ def test_pairs_with_a_gap_are_left_out() -> None:
     assert math.isnan(nothing.difference) and math.isnan(nothing.p_value) and nothing.num_queries == 0
 
 
-def test_sides_draw_the_same_units_and_their_own_seeds() -> None:
+def test_sides_draw_the_same_clusters_and_their_own_seeds() -> None:
     hard = RNG(11).random(200)
     result = paired_difference(hard + 0.1, hard, np.arange(200))
     assert result.low == pytest.approx(0.1) and result.high == pytest.approx(0.1)
@@ -169,7 +169,7 @@ def test_sides_draw_the_same_units_and_their_own_seeds() -> None:
     assert result.difference == pytest.approx(0) and result.p_value == 1
 
 
-def test_refuses_scores_and_units_of_different_queries() -> None:
+def test_refuses_scores_and_clusters_of_different_queries() -> None:
     with pytest.raises(ValueError, match="scores 'm' and unit keys"):
         interval_of([1.0, 2.0], [1])
     with pytest.raises(ValueError, match="right and unit keys"):

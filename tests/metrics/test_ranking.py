@@ -63,7 +63,7 @@ def test_products_left_out_of_a_query_are_not_in_its_gallery(
     products: int, depth: int, levels: int, memory_bytes: int
 ) -> None:
     query, gallery, keys = quantised(23, 1, levels), quantised(60, 2, levels), keys_of(60, products)
-    pool = torch.cat([keys.unique(), torch.tensor([NO_KEY, NO_KEY, 12345])])  # none, and one that nobody has
+    pool = torch.cat([keys.unique(), torch.tensor([NO_KEY, NO_KEY, 12345])])  # no key, and a key of no row
     left_out = pool[torch.randint(len(pool), (23, 3), generator=torch.Generator().manual_seed(3))]
     left_out[:, 1] = left_out[:, 0]
     ranked = as_lists(rank_gallery(query, gallery, keys, depth, memory_bytes, left_out))
@@ -107,7 +107,7 @@ def test_many_images_of_one_product_do_not_crowd_out_others() -> None:
     assert keys.tolist() == [[9, 2, 1]] * 3
 
 
-def test_equal_scores_stand_by_key_at_the_cut_too() -> None:
+def test_equal_scores_are_ordered_by_key_at_the_cutoff_too() -> None:
     keys = torch.tensor([50, 40, 30, 20, 10])
     ranked, _ = rank_gallery(torch.ones(2, 3), torch.ones(5, 3), keys, depth=2)
     assert ranked.tolist() == [[10, 20]] * 2

@@ -203,7 +203,7 @@ def test_a_category_known_by_one_image_counts_for_the_product_and_a_right_hit_is
     assert report.values["wrong_category@5"] == wrong / 2 and report.values["same_category_fraction@5"] == 1 / 2
 
 
-def test_hits_of_unknown_category_are_in_no_share() -> None:
+def test_hits_of_unknown_category_count_in_no_fraction() -> None:
     """Categories of the ranked products: unknown, the query's, unknown, another; the fourth alone is relevant."""
     queries, gallery = line_of_products(5, [4])
     gallery = replace(gallery, category_keys=torch.tensor([NO_KEY, 7, NO_KEY, 8, 7]))
@@ -248,7 +248,7 @@ def test_memory_bound_changes_nothing(memory_bytes: int) -> None:
     assert torch.equal(report.hits.product_keys, expected.hits.product_keys)
 
 
-def test_intervals_are_those_of_the_scores_over_units() -> None:
+def test_intervals_are_cluster_bootstraps_of_the_scores() -> None:
     queries, gallery = random_pass(1, 30)
     report = evaluate_direction("photo", queries, gallery, num_resamples=500)
     assert set(report.intervals) == set(report.values)

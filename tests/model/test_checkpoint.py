@@ -65,11 +65,11 @@ def test_an_untied_tower_starts_from_the_shared_one(tmp_path: Path) -> None:
     )
 
 
-def test_what_was_and_was_not_loaded_is_told(tmp_path: Path) -> None:
+def test_loaded_and_missing_tensors_are_reported(tmp_path: Path) -> None:
     path, _ = save(tmp_path, "model=2tower")
-    told = start(build_matcher(config("model=3tower")), path, "model=3tower").describe()
-    assert "loaded into towers.query_image" in told
-    assert "not in the checkpoint, newly initialized: towers.product_text" in told
+    description = start(build_matcher(config("model=3tower")), path, "model=3tower").describe()
+    assert "loaded into towers.query_image" in description
+    assert "not in the checkpoint, newly initialized: towers.product_text" in description
 
 
 def test_another_shape_is_refused_by_name(tmp_path: Path) -> None:
@@ -79,7 +79,7 @@ def test_another_shape_is_refused_by_name(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"not a checkpoint", None])
-def test_what_is_no_checkpoint_is_one_line(tmp_path: Path, content: bytes | None) -> None:
+def test_a_file_that_is_no_checkpoint_is_one_line(tmp_path: Path, content: bytes | None) -> None:
     path = tmp_path / "model.ckpt"
     if content is not None:
         path.write_bytes(content)

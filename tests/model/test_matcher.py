@@ -136,7 +136,7 @@ def test_every_parameter_gets_a_gradient_even_where_no_row_has_text() -> None:
         (({"query_image": image_tower(None), "product_text": text_tower(None)}, {}, {}), "set embed_dim"),
     ],
 )
-def test_what_cannot_be_built_is_named(arguments, message) -> None:
+def test_invalid_matchers_name_the_entry(arguments, message) -> None:
     with pytest.raises(ValueError, match=message):
         Matcher(*arguments)
 
@@ -158,7 +158,7 @@ def test_fuse_leaves_its_argument_alone() -> None:
     assert set(embeddings.vectors) == {"query_image"}
 
 
-def test_a_frozen_encoder_stays_as_it_came_and_its_map_learns() -> None:
+def test_a_frozen_encoder_does_not_change_and_its_projection_learns() -> None:
     tower = Tower(TinyImage(32, 64), 8, frozen=True).train()
     before = {name: tensor.clone() for name, tensor in tower.state_dict().items()}
     images = torch.randint(0, 255, (4, 3, 32, 32), dtype=torch.uint8)

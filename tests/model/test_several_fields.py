@@ -18,7 +18,7 @@ from mim_lightning.model.tower import Tower
 from mim_lightning.stored_config import TRUSTED_PACKAGES
 from mim_lightning.types import Sample
 from tests.data.conftest import jpeg
-from tests.encoders.together import Together
+from tests.encoders.image_text_encoder import ImageTextEncoder
 from tests.inference.models import write_checkpoint, write_pictures
 
 FIELDS = ("query_image", "query_text")
@@ -26,11 +26,11 @@ FIELDS = ("query_image", "query_text")
 
 def make_matcher(fields: tuple[str, ...] = FIELDS) -> Matcher:
     torch.manual_seed(0)
-    towers = {"query": Tower(Together(), 8), "product_image": Tower(TinyImage(32, 64), 8)}
+    towers = {"query": Tower(ImageTextEncoder(), 8), "product_image": Tower(TinyImage(32, 64), 8)}
     return Matcher(towers, {}, {}, {"query": fields}).eval()
 
 
-def test_a_row_has_it_only_with_all_fields() -> None:
+def test_a_row_has_the_tower_only_with_all_fields() -> None:
     matcher = make_matcher()
     samples = [
         Sample(0, {"query_image": jpeg(1), "query_text": "red"}),
@@ -68,7 +68,7 @@ def test_fields_must_suit_the_encoder(fields: tuple[str, ...]) -> None:
 
 def test_an_encoder_of_several_fields_needs_their_names() -> None:
     with pytest.raises(ValueError, match=r"model\.towers\.query\.fields: is missing"):
-        Matcher({"query": Tower(Together(), 8)}, {}, {})
+        Matcher({"query": Tower(ImageTextEncoder(), 8)}, {}, {})
 
 
 def test_what_a_tower_reads_is_part_of_the_fingerprint() -> None:
@@ -82,7 +82,7 @@ def test_a_loaded_model_embeds_with_it(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setenv(TRUSTED_PACKAGES, "tests")
     tower = (
         "{_target_: mim_lightning.model.Tower, embed_dim: 16, fields: [query_image, query_text], "
-        "encoder: {_target_: tests.encoders.together.Together}}"
+        "encoder: {_target_: tests.encoders.image_text_encoder.ImageTextEncoder}}"
     )
     path, matcher = write_checkpoint(tmp_path, "model=3tower", f"+model.towers.query_both={tower}")
     model, pictures = load(path), write_pictures(tmp_path / "pictures")

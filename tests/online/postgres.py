@@ -27,7 +27,7 @@ def running_server() -> Iterator[str]:
 
     def call(program: str, *words: str) -> None:
         as_user = ["runuser", "-u", user, "--"] if os.getuid() == 0 else []
-        # output to nowhere: the server keeps what it is given open, and whoever reads it would wait for its end
+        # no pipe for its output: the server keeps it open, and a reader would wait for its end
         subprocess.run(
             [*as_user, programs / program, "-D", data, *words],
             cwd=folder,
@@ -57,7 +57,7 @@ def _programs() -> Path:
 
 
 def _user() -> str:
-    """Return whom the server runs as: whoever runs the tests, or as root, whom initdb refuses, somebody else."""
+    """Return the user of the server: the current one, or another than root, as which initdb does not run."""
     if os.getuid() != 0:
         return pwd.getpwuid(os.getuid()).pw_name
     known = {entry.pw_name for entry in pwd.getpwall()}

@@ -83,7 +83,7 @@ def test_positions_are_those_of_the_events(events: str) -> None:
     assert found == {key: tuple(value) for key, value in wanted.items()}
 
 
-def test_an_experiment_that_nobody_saw_has_no_arms(events: str) -> None:
+def test_an_experiment_without_impressions_has_no_arms(events: str) -> None:
     with EventLog(events) as log:
         counts = log.counts("towers")
         assert (counts.arms, list(counts.positions), counts.num_crossing_users) == ({}, [], 0)

@@ -42,15 +42,15 @@ def test_the_order_of_arms_changes_nothing() -> None:
     assert assigned(dict(reversed(arms(a=1, b=2, c=3).items()))) == assigned(arms(a=1, b=2, c=3))
 
 
-def test_another_process_says_the_same() -> None:
+def test_another_process_assigns_the_same_arms() -> None:
     script = (
         "from mim_lightning.online.assignment import *\n"
         "made = {name: Arm(name, fraction) for name, fraction in (('b', 2), ('a', 1))}\n"
         f"print(*(assign(f'user-{{n}}', made, 'towers', {SALT!r}).name for n in range(50)), hash_user('ann', {SALT!r}))"
     )
-    told = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
+    lines = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
     here = assigned(arms(a=1, b=2))
-    assert told == [*(here[user] for user in USERS[:50]), hash_user("ann", SALT)]
+    assert lines == [*(here[user] for user in USERS[:50]), hash_user("ann", SALT)]
 
 
 def test_experiments_and_salts_are_independent() -> None:
@@ -103,8 +103,8 @@ def test_invalid_arms(arm: dict[str, Any], message: str) -> None:
         Arm(**({"name": "a"} | arm))
 
 
-def test_mistakes_of_the_caller_are_told() -> None:
-    for call, told in (
+def test_mistakes_of_the_caller_are_errors() -> None:
+    for call, lines in (
         (lambda: assign("", arms(a=1), "towers", SALT), "user key: is empty"),
         (lambda: assign("u", arms(a=1), "", SALT), "experiment: needs a name"),
         (lambda: assign("u", {"b": Arm("a")}, "towers", SALT), "is listed under the name 'b'"),
@@ -114,7 +114,7 @@ def test_mistakes_of_the_caller_are_told() -> None:
         (lambda: hash_user("u", ""), "salt: has 0 characters"),
         (lambda: hash_user("", SALT), "user key: is empty"),
     ):
-        with pytest.raises(ValueError, match=told):
+        with pytest.raises(ValueError, match=lines):
             call()
 
 

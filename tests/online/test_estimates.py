@@ -1,4 +1,4 @@
-"""Rates, differences, lifts and always-valid intervals against naive forms, and where data determine nothing."""
+"""Rates, differences, lifts and always-valid intervals against naive forms, and data without information."""
 
 import math
 
@@ -143,7 +143,7 @@ def test_the_interval_holds_every_value_that_is_not_refused() -> None:
             assert (always_valid_p_value(moved, scale) > alpha) == is_in
 
 
-def test_a_look_costs_half_the_width_again_where_the_scale_was_planned() -> None:
+def test_an_early_look_widens_the_interval_by_half_where_the_scale_was_planned() -> None:
     error = 0.05 / (stats.norm.ppf(0.975) + stats.norm.ppf(0.8))  # finds 0.05 with a power of 0.8
     fixed = Estimate(0.0, error).interval(0.05)
 
@@ -154,7 +154,7 @@ def test_a_look_costs_half_the_width_again_where_the_scale_was_planned() -> None
     assert 0.03 < min(np.geomspace(0.01, 0.3, 40), key=width) < 0.07  # near its least at the lift looked for
 
 
-def test_nothing_known_stays_nothing_known() -> None:
+def test_unknown_stays_unknown() -> None:
     nothing = Estimate(math.nan, math.nan)
     assert math.isnan(always_valid_interval(nothing, 0.05, 0.05).low)
     assert math.isnan(always_valid_p_value(nothing, 0.05))

@@ -1,4 +1,4 @@
-"""The event log in SQLite and in a real PostgreSQL server: what goes in comes out, and nothing goes away."""
+"""The event log in SQLite and in a real PostgreSQL server: events are read as written and never removed."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def rows(events: str, table: str) -> list[tuple]:
     return found
 
 
-def test_what_was_recorded_is_there_to_the_last_field(events: str) -> None:
+def test_recorded_events_are_stored_with_every_field(events: str) -> None:
     east = timezone(timedelta(hours=5, minutes=30))
     made = impression("ann", products="xyz", time=datetime(2026, 3, 1, 4, 0, 0, 123456, tzinfo=east))
     with EventLog(events) as log:
@@ -70,12 +70,12 @@ def test_a_click_must_be_on_what_was_shown_and_counts_once(events: str) -> None:
         first = datetime(2026, 5, 1, tzinfo=UTC)
         assert log.record_click(Click(one, "a", first))
         assert not log.record_click(Click(one, "a", first + timedelta(days=1)))
-        for click, told in (
+        for click, expected in (
             (Click(one, "c"), f"click on product 'c' of impression '{one}': was not shown"),
             (Click(new_id(), "a"), "there is no such impression"),
             (Click(two, "a' OR '1'='1"), "was not shown"),
         ):
-            with pytest.raises(ValueError, match=told.replace("'", ".")):
+            with pytest.raises(ValueError, match=expected.replace("'", ".")):
                 log.record_click(click)
         assert log.record_click(Click(one, "b"))
     assert sorted(row[1:3] for row in rows(events, "clicks")) == [("a", 1), ("b", 2)]
@@ -95,7 +95,7 @@ def test_a_batch_is_recorded_whole_or_not_at_all(events: str) -> None:
     assert len(rows(events, "shown")) == 3
 
 
-def test_no_row_is_ever_changed_or_removed_by_anybody(events: str) -> None:
+def test_no_row_can_be_changed_or_removed(events: str) -> None:
     with EventLog(events) as log:
         one = log.record_impression(impression(products="a"))
         log.record_click(Click(one, "a"))
@@ -138,7 +138,7 @@ def test_the_rules_hold_for_other_programs_too(tmp_path: Path) -> None:
     assert sqlite3.connect(path).execute("PRAGMA journal_mode").fetchone() == ("wal",)
 
 
-def test_nothing_of_a_user_or_a_query_is_in_the_database(tmp_path: Path) -> None:
+def test_the_database_contains_no_user_and_no_query(tmp_path: Path) -> None:
     """As the service does it: a key, an address and words are at hand, and none of them is in any byte of any file."""
     secrets = ["ann.smith@shop.example", "ann.smith", "203.0.113.77", "crimson brogues size 44", "brogues", SALT]
     with EventLog(str(tmp_path / "log" / "events.db")) as log:
@@ -189,7 +189,7 @@ def start_writer(events: str) -> tuple[ForkProcess, Connection]:
     return process, reader
 
 
-def test_a_killed_writer_loses_nothing_it_was_told_is_there(events: str) -> None:
+def test_a_killed_writer_loses_no_confirmed_event(events: str) -> None:
     writers = [start_writer(events) for _ in range(3)]  # each makes the tables, if it comes first
     try:
         acknowledged = {reader.recv() for _, reader in writers for _ in range(12)}
@@ -218,7 +218,7 @@ def test_a_killed_writer_loses_nothing_it_was_told_is_there(events: str) -> None
         assert log.experiments() == {"towers": len(recorded) + 1}
 
 
-def test_a_log_goes_on_where_it_was(events: str) -> None:
+def test_a_log_is_continued(events: str) -> None:
     with EventLog(events) as log:
         one = log.record_impression(impression(products="a"))
     with EventLog(events, create=False) as log:
@@ -240,7 +240,7 @@ def test_another_version_is_refused_by_name(events: str) -> None:
         EventLog(events)
 
 
-def test_tables_of_somebody_else_are_left_alone(events: str) -> None:
+def test_tables_of_other_programs_are_left_alone(events: str) -> None:
     engine = engine_of(events)
     with engine.begin() as connection:
         connection.execute(text("CREATE TABLE clicks (what TEXT)"))
@@ -263,7 +263,7 @@ def test_a_reader_makes_nothing(events: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("events", "told"),
+    ("events", "expected"),
     [
         ("mysql://ann:secret@host/shop", r"mysql://ann:\*\*\*@host/shop: 'mysql' is not supported; give postgresql://"),
         ("postgresql://ann:secret@127.0.0.1:port/shop", "is not a database URL"),
@@ -272,18 +272,18 @@ def test_a_reader_makes_nothing(events: str, tmp_path: Path) -> None:
         ("sqlite:///:memory:", "names no file"),
     ],
 )
-def test_a_database_that_cannot_be(events: str, told: str) -> None:
+def test_an_invalid_database_is_refused(events: str, expected: str) -> None:
     if events.endswith("1:1/shop"):
         pytest.importorskip("psycopg", reason="psycopg is not installed")
-    with pytest.raises(ValueError, match=told) as error:
+    with pytest.raises(ValueError, match=expected) as error:
         EventLog(events)
     assert "secret" not in str(error.value) and "\n" not in str(error.value)
 
 
 def test_files_that_are_no_database(tmp_path: Path) -> None:
     (tmp_path / "words.db").write_text("not a database " * 100)
-    for path, told in (("words.db", "file is not a database"), ("words.db/under.db", "words.db")):
-        with pytest.raises(ValueError, match=told):
+    for path, expected in (("words.db", "file is not a database"), ("words.db/under.db", "words.db")):
+        with pytest.raises(ValueError, match=expected):
             EventLog(str(tmp_path / path))
     (tmp_path / "empty.db").touch()
     with pytest.raises(ValueError, match="contains no event log"):
@@ -305,7 +305,7 @@ def test_a_database_that_fails_later_is_an_os_error(tmp_path: Path) -> None:
             call()
 
 
-def test_what_is_recorded_twice_is_told(events: str) -> None:
+def test_a_run_recorded_twice_is_an_error(events: str) -> None:
     made: Impression = impression()
     with EventLog(events) as log:
         log.record_impression(made)

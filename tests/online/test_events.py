@@ -11,7 +11,7 @@ from tests.online.event_factory import impression
 
 
 @pytest.mark.parametrize(
-    ("facts", "told"),
+    ("facts", "expected"),
     [
         ({"kind": "voice"}, "kind='voice': must be one of image, text, composed"),
         ({"products": "aba"}, "a product appears twice"),
@@ -25,31 +25,31 @@ from tests.online.event_factory import impression
         ({"time": datetime(2026, 1, 1)}, "needs a time zone"),
     ],
 )
-def test_an_impression_that_cannot_be(facts: dict[str, Any], told: str) -> None:
-    with pytest.raises(ValueError, match=told):
+def test_an_invalid_impression_is_refused(facts: dict[str, Any], expected: str) -> None:
+    with pytest.raises(ValueError, match=expected):
         impression(**facts)
 
 
 @pytest.mark.parametrize("key", ["ann@shop.example", "127.0.0.1", "a" * 31, "A" * 32, "a" * 33, ""])
-def test_a_user_key_is_no_hash(key: str) -> None:
-    with pytest.raises(ValueError, match="user_hash: must come from hash_user") as told:
+def test_a_user_key_is_not_accepted_as_hash(key: str) -> None:
+    with pytest.raises(ValueError, match="user_hash: must come from hash_user") as caught:
         Impression("towers", "control", key, "image", [], 1.0, "f1")
-    assert not key or key not in str(told.value)
+    assert not key or key not in str(caught.value)
 
 
-def test_products_and_clicks_that_cannot_be() -> None:
-    for make, told in (
+def test_invalid_products_and_clicks_are_refused() -> None:
+    for make, expected in (
         (lambda: Shown("", 0.5), "product_id: is empty"),
         (lambda: Shown("a", math.inf), "score=inf"),
         (lambda: Click("no id", "a"), "must be one that the event log returned"),
         (lambda: Click(new_id(), "\x00"), "product_id: contains a NUL"),
         (lambda: Click(new_id(), "a", datetime(2026, 1, 1)), "needs a time zone"),
     ):
-        with pytest.raises(ValueError, match=told):
+        with pytest.raises(ValueError, match=expected):
             make()
 
 
-def test_an_event_has_an_id_of_its_own_and_the_time_it_was_made() -> None:
+def test_an_event_has_a_unique_id_and_its_creation_time() -> None:
     before = datetime.now(UTC)
     one, two = impression(), impression()
     assert one.impression_id != two.impression_id

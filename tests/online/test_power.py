@@ -20,7 +20,7 @@ def test_sizes_are_near_those_of_textbooks(baseline_rate: float, lift: float, po
     assert found.num_users == found.num_impressions == pytest.approx(wanted, rel=0.01)
 
 
-def test_what_makes_an_experiment_larger() -> None:
+def test_settings_that_make_an_experiment_larger() -> None:
     plain = sample_size(0.1, 0.05)
     alike = sample_size(0.1, 0.05, design_effect=1.5, impressions_per_user=3)
     assert alike.num_impressions == pytest.approx(1.5 * plain.num_impressions, abs=1)

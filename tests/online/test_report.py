@@ -94,7 +94,7 @@ def test_the_needed_size_is_that_of_the_control_and_all_comparisons() -> None:
     assert two.num_impressions == pytest.approx(z**2 * (0.3 * 0.7 + 0.33 * 0.67) / 0.03**2, rel=0.1)
 
 
-def test_a_sound_experiment_has_no_warnings() -> None:
+def test_a_valid_experiment_has_no_warnings() -> None:
     assert make_report(counts(arm("control", 0.3), arm("new", 0.3)), Plan(num_users=2000)).warnings == []
 
 
@@ -144,7 +144,7 @@ def test_without_clicks_there_is_no_lift() -> None:
     assert json.dumps(to_json(report), allow_nan=False)
 
 
-def test_one_arm_is_compared_with_nothing() -> None:
+def test_one_arm_has_no_comparison() -> None:
     report = make_report(counts(arm("new", 0.3)), Plan())
     assert report.control == "new" and report.comparisons == []
     assert report.warnings == ["there is only one arm, 'new': nothing to compare it to"]

@@ -59,7 +59,7 @@ def test_a_planted_lift_is_the_one_asked_for(lift: float) -> None:
     assert all(0 <= chance <= 1 for chance in planted)
 
 
-def test_what_cannot_be() -> None:
+def test_invalid_values_are_refused() -> None:
     with pytest.raises(ValueError, match=r"lift=3.0: no ranking reaches it"):
         simulate_lift(MODEL, RELEVANCE, 3.0)
     with pytest.raises(ValueError, match="relevance: needs 10 probabilities"):
@@ -83,7 +83,7 @@ def excludes(interval: Interval, value: float) -> np.ndarray:
 
 
 def users_of_the_plan() -> int:
-    """Return what the calculator asks for, knowing of users what a pilot of 50,000 tells."""
+    """Return the required sample size, with the design effect estimated from a pilot of 50,000 users."""
     pilot = simulate_sums(MODEL, RELEVANCE, 1, 50_000, np.random.default_rng(9))
     base, effect = float(click_rate(pilot).value[0]), float(design_effect(pilot)[0])
     per_user = float(pilot.impressions[0] / pilot.num_users[0])
@@ -109,13 +109,13 @@ def test_a_planted_lift_is_found_as_often_as_planned(ratios: dict[float, Estimat
     assert is_likely(np.asarray(interval.low) > 0, PLAN.power)
 
 
-def test_where_none_is_planted_one_is_found_as_seldom_as_planned(ratios: dict[float, Estimate]) -> None:
+def test_without_a_planted_lift_false_positives_have_the_planned_rate(ratios: dict[float, Estimate]) -> None:
     assert is_likely(excludes(ratios[0.0].interval(PLAN.alpha), 0), PLAN.alpha)
 
 
 @pytest.mark.parametrize("lift", [PLAN.lift, 0.0])
 @pytest.mark.parametrize("alpha", [0.05, 0.5])
-def test_intervals_hold_the_truth_as_often_as_told(ratios: dict[float, Estimate], lift: float, alpha: float) -> None:
+def test_intervals_cover_the_truth_at_their_level(ratios: dict[float, Estimate], lift: float, alpha: float) -> None:
     assert is_likely(excludes(ratios[lift].interval(alpha), np.log1p(lift)), alpha)
 
 
@@ -132,7 +132,7 @@ def test_impressions_taken_for_independent_would_find_what_is_not_there() -> Non
 
 
 @pytest.mark.parametrize("returning", [False, True])
-def test_only_the_always_valid_interval_bears_to_be_looked_at_continually(returning: bool) -> None:
+def test_only_the_always_valid_interval_is_valid_under_continuous_monitoring(returning: bool) -> None:
     rng = np.random.default_rng(3)
     rates = [
         click_rate(simulate_looks(MODEL, RELEVANCE, 250, NUM_LOOKS, 1600, rng, returning=returning)) for _ in range(2)
@@ -144,10 +144,10 @@ def test_only_the_always_valid_interval_bears_to_be_looked_at_continually(return
     }
     assert ever["fixed"].mean() > 0.15
     assert ever["always valid"].sum() <= stats.binom.ppf(0.9999, 250, 0.05)
-    assert is_likely(excludes(ratio.interval(0.05), 0)[:, -1], 0.05)  # looked at once, the fixed one is right
+    assert is_likely(excludes(ratio.interval(0.05), 0)[:, -1], 0.05)  # at a single look the fixed interval is valid
 
 
-def test_the_always_valid_level_is_used_up_not_only_kept() -> None:
+def test_the_always_valid_level_is_reached_not_only_kept() -> None:
     """A mixture at its own best point, in Brownian motion with many looks: its level comes near alpha."""
     rng, looks, alpha = np.random.default_rng(4), np.geomspace(1, 1e6, 400), 0.2
     steps = rng.normal(size=(2000, len(looks))) * np.sqrt(np.diff(looks, prepend=0))

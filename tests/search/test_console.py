@@ -15,14 +15,14 @@ def test_scores_and_ids_are_whole(columns: str, monkeypatch: pytest.MonkeyPatch,
     facts = {"title": "a red bag with zigzags and a long name", "category": "bag", "brand": "Kivara", "colour": "red"}
     hit = SearchHit("syn-0008", 0.4567, {"text": 0.5678, "not_text": -0.1111}, {**facts, "pattern": "zigzag"})
     print_result(SearchResult((hit,), 1.0, 1.0), 40)
-    told = capsys.readouterr().out
+    stdout = capsys.readouterr().out
     for whole in ("syn-0008", "0.457", "0.568", "-0.111", "score", "not_text"):
-        assert whole in told, told
+        assert whole in stdout, stdout
 
 
 @pytest.mark.parametrize("columns", ["80", "200"])
 @pytest.mark.parametrize("words", HOSTILE, ids=lambda words: ascii(words[:12]))
-def test_words_of_others_break_and_flood_nothing(
+def test_hostile_text_is_escaped_and_truncated(
     columns: str, words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.setenv("COLUMNS", columns)
@@ -31,14 +31,14 @@ def test_words_of_others_break_and_flood_nothing(
         SearchHit(words, 0.1234, {"text": 0.1}, {"title": "a plain one", "category": "bag", words[:30]: ["a", words]}),
     ]
     print_result(SearchResult(tuple(hits), 1.0, 1.0), 40)
-    told = capsys.readouterr().out
-    assert len(told) < 5_000 and "0.457" in told and "0.123" in told and "syn-0008" in told
-    assert not {"\x1b", "\x9b", "\x07", "\u202e", "\u2066"} & set(told)
+    stdout = capsys.readouterr().out
+    assert len(stdout) < 5_000 and "0.457" in stdout and "0.123" in stdout and "syn-0008" in stdout
+    assert not {"\x1b", "\x9b", "\x07", "\u202e", "\u2066"} & set(stdout)
     if words.startswith("Mug"):
-        assert "Mug [/red]" in told
+        assert "Mug [/red]" in stdout
 
 
-def test_a_sheet_of_hostile_hits_is_drawn() -> None:
+def test_hostile_hits_are_drawn() -> None:
     hits = [SearchHit(words, 0.5, {"text": 0.5}, {"title": words}) for words in HOSTILE]
     query = SearchQuery(text="x" * 100_000, where={"category": "y" * 100_000})
     sheet = draw_results(query, b"no picture", hits, {HOSTILE[0]: b"\xff\xd8 damaged"})

@@ -49,7 +49,7 @@ def fill(folder: EmbeddingStore, *shard_idxs: int) -> None:
         folder.write(shard_idx, rows, torch.ones(size, dtype=torch.bool))
 
 
-def test_what_is_missing_is_done_and_all_comes_back(catalogue: ShardSet, tmp_path: Path) -> None:
+def test_missing_embeddings_are_computed_and_all_returned(catalogue: ShardSet, tmp_path: Path) -> None:
     facts = describe_embedding(catalogue, "f00d", "product", 4)
     folder = EmbeddingStore(tmp_path / "out", facts)
     assert folder.missing() == [0, 1, 2]
@@ -79,7 +79,7 @@ def test_rows_without_a_vector_are_left_out(catalogue: ShardSet, tmp_path: Path)
     assert len(embedded.vectors) == 4 and len(embedded.products) == 4
 
 
-def test_a_gallery_of_nothing_is_an_error(catalogue: ShardSet, tmp_path: Path) -> None:
+def test_an_empty_gallery_is_an_error(catalogue: ShardSet, tmp_path: Path) -> None:
     folder = EmbeddingStore(tmp_path / "out", describe_embedding(catalogue, "f00d", "product_image", 4))
     for shard_idx, size in enumerate(catalogue.sizes):
         folder.write(shard_idx, torch.zeros(size, 4), torch.zeros(size, dtype=torch.bool))

@@ -22,7 +22,7 @@ def table(number: int = 1, **columns: list) -> pa.Table:
     return pa.table({"product_id": [f"new{n}" for n in range(number)], **columns})
 
 
-def test_columns_are_told_by_what_the_index_takes_them_for() -> None:
+def test_columns_are_reported_with_their_index_type() -> None:
     facets = describe_facets(pa.table(PRODUCTS))
     assert facets == {
         "category": {"values": ["fruit", "milk"]},
@@ -33,7 +33,7 @@ def test_columns_are_told_by_what_the_index_takes_them_for() -> None:
     assert set(select_choices(facets)) == {"category", "price"}
 
 
-def test_a_price_for_all_is_no_choice() -> None:
+def test_a_constant_price_is_no_choice() -> None:
     facets = describe_facets(pa.table({"product_id": ["a", "b"], "price": [2, 2]}))
     assert facets == {"price": {"min": 2.0, "max": 2.0}} and select_choices(facets) == {}
     assert select_choices({"price": {"min": None, "max": None}}) == {}
@@ -45,7 +45,7 @@ def test_a_column_of_too_many_texts_is_a_description() -> None:
     assert describe_facets(table(len(many), notes=[many[1], *many[1:]]))["notes"] == {"values": sorted(many[1:])}
 
 
-def test_what_is_added_can_be_chosen() -> None:
+def test_added_values_appear_as_facets() -> None:
     facets = describe_facets(pa.table(PRODUCTS))
     more = {"title": ["N"], "category": ["bread"], "brand": ["5"], "price": ["20"], "origin": ["Ulm"]}
     assert extend_facets(facets, table(**more)) == {
@@ -57,7 +57,7 @@ def test_what_is_added_can_be_chosen() -> None:
     assert extend_facets(facets, table(category=["milk"])) == facets
 
 
-def test_a_column_that_becomes_too_many_texts_is_none_and_stays_so() -> None:
+def test_a_column_with_too_many_texts_stops_being_a_facet_and_stays_so() -> None:
     half = [f"word {number}" for number in range(MAX_VALUES // 2 + 1)]
     facets = describe_facets(table(len(half), notes=half))
     grown = extend_facets(facets, table(len(half), notes=[f"other {word}" for word in half]))
@@ -65,6 +65,6 @@ def test_a_column_that_becomes_too_many_texts_is_none_and_stays_so() -> None:
     assert extend_facets(grown, table(notes=["word 0"])) == {}
 
 
-def test_a_price_that_is_none_is_told() -> None:
+def test_an_invalid_price_is_an_error() -> None:
     with pytest.raises(ValueError, match="column 'price' contains numbers in the index"):
         extend_facets({"price": {"min": 1.0, "max": 2.0}}, table(price=["dear"]))

@@ -1,4 +1,4 @@
-"""GoldenSamples tell an encoder that computes otherwise from one that does not."""
+"""Golden samples detect an encoder whose computation changed."""
 
 from __future__ import annotations
 
@@ -51,19 +51,19 @@ def catalogue(tmp_path: Path) -> ShardSet:
     return ShardSet(tmp_path / "catalogue")
 
 
-def test_they_are_spread_over_the_catalogue_and_survive_the_file(catalogue: ShardSet, tmp_path: Path) -> None:
+def test_they_are_spread_over_the_catalog_and_survive_the_file(catalogue: ShardSet, tmp_path: Path) -> None:
     inputs = select_inputs(catalogue, ["product_image", "product_text"])
     assert inputs["product_text"][-1] == "x" * 29 and inputs["product_image"][-1] == bytes([29])
     assert len(inputs["product_text"]) == 7  # the first product has no text
     samples = encode_golden_samples(Encoder(), inputs)
-    write_golden_samples(tmp_path / "canaries.safetensors", samples)
-    again = read_golden_samples(tmp_path / "canaries.safetensors")
+    write_golden_samples(tmp_path / "golden_samples.safetensors", samples)
+    again = read_golden_samples(tmp_path / "golden_samples.safetensors")
     assert again.inputs == inputs
     for tower, vectors in samples.vectors.items():
         np.testing.assert_array_equal(again.vectors[tower], vectors)
 
 
-def test_another_computation_is_found(catalogue: ShardSet) -> None:
+def test_a_changed_computation_is_detected(catalogue: ShardSet) -> None:
     samples = encode_golden_samples(Encoder(), select_inputs(catalogue, ["product_text"]))
     assert verify_golden_samples(Encoder(), samples) == pytest.approx(1)
     assert verify_golden_samples(Encoder(turn=0.02), samples) == pytest.approx(np.cos(0.02), abs=1e-5)
@@ -76,10 +76,10 @@ def test_another_computation_is_found(catalogue: ShardSet) -> None:
 
 @pytest.mark.parametrize("content", [None, b"", b"no safetensors"])
 def test_a_damaged_file_is_named(tmp_path: Path, content: bytes | None) -> None:
-    path = tmp_path / "canaries.safetensors"
+    path = tmp_path / "golden_samples.safetensors"
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"canaries.safetensors: damaged"):
+    with pytest.raises(ValueError, match=r"golden_samples.safetensors: damaged"):
         read_golden_samples(path)
 
 
@@ -106,21 +106,23 @@ NO_UNIT = r"'product_text': vectors that are not of unit length"
         (np.ones((2, 1, 1), np.float32), r"2 inputs, vectors of shape \(2, 1, 1\)"),
     ],
 )
-def test_what_compares_with_anything_is_refused(tmp_path: Path, vectors: np.ndarray, reason: str) -> None:
-    path = tmp_path / "canaries.safetensors"
+def test_golden_samples_that_verify_nothing_are_refused(tmp_path: Path, vectors: np.ndarray, reason: str) -> None:
+    path = tmp_path / "golden_samples.safetensors"
     write_golden_samples(path, sound())
     with safe_open(path, "numpy") as file:
         tensors, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
     save_file(tensors | {"vectors/product_text": vectors}, path, metadata)
-    with pytest.raises(ValueError, match=rf"canaries\.safetensors: golden samples that verify nothing .*{reason}"):
+    with pytest.raises(
+        ValueError, match=rf"golden_samples\.safetensors: golden samples that verify nothing .*{reason}"
+    ):
         read_golden_samples(path)
 
 
 @pytest.mark.parametrize("texts", ["{}", '{"product_text": []}', '{"query_text": ["x", "x"]}', "[]", "null", "{"])
 def test_inputs_without_vectors_are_refused(tmp_path: Path, texts: str) -> None:
-    path = tmp_path / "canaries.safetensors"
+    path = tmp_path / "golden_samples.safetensors"
     save_file({"vectors/product_text": np.eye(2, dtype=np.float32)}, path, {"texts": texts})
-    with pytest.raises(ValueError, match=r"canaries\.safetensors: "):
+    with pytest.raises(ValueError, match=r"golden_samples\.safetensors: "):
         read_golden_samples(path)
     save_file({}, path, {"texts": "{}"})
     with pytest.raises(ValueError, match="golden samples that verify nothing"):
@@ -143,7 +145,7 @@ def test_a_model_that_gives_no_numbers_is_refused(value: float, monkeypatch: pyt
         verify_golden_samples(Encoder(), samples)
 
 
-def test_products_without_inputs_are_passed_over(tmp_path: Path) -> None:
+def test_products_without_inputs_are_skipped(tmp_path: Path) -> None:
     """The eight that are spread evenly have no picture: others are found."""
     records = [
         Record({"product_image": bytes([number])} if number == 50 else {}, {"product_id": f"p{number}"})

@@ -31,7 +31,7 @@ def embedded(folder: Path, rows: dict[str, bytes], category: str, price: float) 
     return EmbeddedCatalog(facts, vectors, list(rows), table, 0)
 
 
-def test_added_products_have_pictures_and_can_be_filtered_by(tmp_path: Path) -> None:
+def test_added_products_have_images_and_can_be_filtered_by(tmp_path: Path) -> None:
     color_index(tmp_path)
     place, new = str(tmp_path / "index"), square("green", "PNG")
     more = embedded(tmp_path / "more", {"teal-1": new, "red-1": new}, "seasonal", 99.0)

@@ -46,7 +46,7 @@ def test_nothing_left_is_an_error(parts: dict[str, np.ndarray], weights: dict[st
         combine(parts, weights)
 
 
-def test_mean_direction_of_several_pictures() -> None:
+def test_mean_direction_of_several_images() -> None:
     vectors = np.stack([unit(0), unit(1)])
     mean = vectors.mean(0)
     np.testing.assert_allclose(mean_direction(vectors), mean / np.linalg.norm(mean), rtol=1e-6)

@@ -25,7 +25,7 @@ def unit_rows(count: int, seed: int) -> np.ndarray:
 
 
 class Encoder:
-    """Vectors by seed: an image is an int, a text is told by its length."""
+    """Vectors by seed: an image is an int, a text gives its length."""
 
     fingerprint = "f00d"
 
@@ -76,7 +76,7 @@ def test_weights_of_the_query_win(index: Any, vectors: np.ndarray) -> None:
         assert [hit.product_id for hit in hits] == ranked(vectors, query)[:10]
 
 
-def test_what_is_not_wanted_is_subtracted(index: Any, vectors: np.ndarray) -> None:
+def test_negative_text_is_subtracted(index: Any, vectors: np.ndarray) -> None:
     hits = Searcher(Encoder(), index).search(SearchQuery(text="red", not_text="shiny", num_hits=5)).hits
     query = unit_rows(1, 1003)[0] - 0.5 * unit_rows(1, 1005)[0]
     assert [hit.product_id for hit in hits] == ranked(vectors, query)[:5]
@@ -106,7 +106,7 @@ def test_another_models_index_is_refused(index: Any) -> None:
         Searcher(encoder, index)
 
 
-def test_an_unknown_product_to_go_on_from(index: Any) -> None:
+def test_an_unknown_clicked_product(index: Any) -> None:
     with pytest.raises(ValueError, match="p99"):
         Searcher(Encoder(), index).search(SearchQuery(like="p99"))
 
@@ -128,7 +128,7 @@ def test_a_model_on_the_hub_is_fetched(tmp_path: Path, monkeypatch: pytest.Monke
     assert loaded == ["hf://me/colours@v1"]
 
 
-def test_a_model_that_has_moved_is_told(tmp_path: Path) -> None:
+def test_a_moved_model_is_an_error(tmp_path: Path) -> None:
     place = index_of_model_at(str(tmp_path / "gone.ckpt"), tmp_path)
     with pytest.raises(ValueError, match=r"its model c010c010c010c010 is not at .*gone\.ckpt; give checkpoint="):
         open_searcher(place)

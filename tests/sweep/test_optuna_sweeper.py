@@ -94,7 +94,7 @@ def test_trials_count_over_all_starts(tmp_path: Path, capsys: pytest.CaptureFixt
     assert f"x={max(first.xs, key=float)}" in capsys.readouterr().out
     assert search(tmp_path, finishes).xs == []
     more = search(tmp_path, finishes, n_trials=6)
-    assert len(more.xs) == 2 and not set(more.xs) & set(first.xs), "a seeded sampler does not begin anew"
+    assert len(more.xs) == 2 and not set(more.xs) & set(first.xs), "a seeded sampler does not start over"
 
 
 def test_an_interrupted_trial_is_resumed_with_the_same_parameters(tmp_path: Path) -> None:
@@ -120,7 +120,7 @@ def test_failures_do_not_count_and_are_retried_at_the_next_start(tmp_path: Path)
 
     first = search(tmp_path, half_fail, n_trials=6)
     failed = [x for x in first.xs if float(x) >= 0.5]
-    assert 0 < len(failed) < 6 and len(first.xs) == 6, "the sweep goes on, and comes to its end"
+    assert 0 < len(failed) < 6 and len(first.xs) == 6, "the sweep continues to its end"
     for judge in (half_fail, finishes):
         assert search(tmp_path, judge, n_trials=6).xs == failed
     assert search(tmp_path, finishes, n_trials=6).xs == []

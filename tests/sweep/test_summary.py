@@ -32,7 +32,7 @@ def test_without_repetitions_there_are_no_means(capsys: pytest.CaptureFixture[st
     assert "n =" not in capsys.readouterr().out
 
 
-def test_nothing_finished_is_a_table_too(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_sweep_without_finished_jobs_has_a_table(capsys: pytest.CaptureFixture[str]) -> None:
     print_jobs("2 jobs", FAILED)
     assert "model=3tower seed=2" in capsys.readouterr().out
 

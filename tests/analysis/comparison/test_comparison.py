@@ -131,7 +131,7 @@ def test_a_metric_that_is_better_low(tmp_path: Path) -> None:
     assert row.difference < 0 and row.is_clear and row.is_better
 
 
-def test_queries_without_a_value_are_left_out_and_told(tmp_path: Path) -> None:
+def test_queries_without_a_value_are_left_out_and_reported(tmp_path: Path) -> None:
     def one(name: str, unknown: int) -> RunGroup:
         rows = [
             replace(row, scores={"wrong_category@1": math.nan if place == unknown else float(place % 2)})
@@ -198,7 +198,7 @@ def test_only_directions_that_both_have(tmp_path: Path) -> None:
         shared(first, narrow, segments=["color"])
 
 
-def test_arms_stand_side_by_side(tmp_path: Path) -> None:
+def test_groups_are_shown_side_by_side(tmp_path: Path) -> None:
     arms = [write_arm(tmp_path, name, [noise(seed)]) for seed, name in enumerate("abc")]
     found = compare_groups(arms, ["mrr", "hit@1"])
     assert [(row.metric, row.group) for row in found.overall] == [
@@ -209,10 +209,10 @@ def test_arms_stand_side_by_side(tmp_path: Path) -> None:
     ]
 
 
-def test_one_run_alone_is_told(tmp_path: Path) -> None:
+def test_a_single_run_is_noted(tmp_path: Path) -> None:
     arms = [write_arm(tmp_path, "a", [noise(0), noise(1)]), write_arm(tmp_path, "b", [noise(2)])]
-    told = "one run; the intervals do not include the variation between seeds"
-    assert compare_groups(arms, ["hit@1", "mrr"]).notes == (f"b: {told}",)
+    note = "one run; the intervals do not include the variation between seeds"
+    assert compare_groups(arms, ["hit@1", "mrr"]).notes == (f"b: {note}",)
 
 
 def test_json_holds_every_number(tmp_path: Path) -> None:

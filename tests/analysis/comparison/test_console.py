@@ -34,18 +34,20 @@ def printed(comparison: Comparison, width: int) -> str:
 
 @pytest.mark.parametrize("width", [80, 140])
 def test_every_number_is_there_in_full(comparison: Comparison, width: int) -> None:
-    told = printed(comparison, width)
-    assert max(map(len, told.splitlines())) <= width
+    stdout = printed(comparison, width)
+    assert max(map(len, stdout.splitlines())) <= width
     (row,) = comparison.overall
     for number in (row.baseline_mean, row.group_mean):
-        assert format_number(number) in told
-    assert format_difference(row.difference) in told and format_interval(row.low, row.high, format_difference) in told
-    assert "image_to_asked_product" in told and "[4tower]" in told
+        assert format_number(number) in stdout
+    assert (
+        format_difference(row.difference) in stdout and format_interval(row.low, row.high, format_difference) in stdout
+    )
+    assert "image_to_asked_product" in stdout and "[4tower]" in stdout
 
 
-def test_the_largest_labels_are_told_the_others_counted(comparison: Comparison) -> None:
-    told = printed(comparison, 140)
-    labels = [line.split()[2] for line in told.splitlines() if line.split()[:2] == ["kind", "kind"]]
+def test_the_largest_labels_are_listed_the_others_counted(comparison: Comparison) -> None:
+    stdout = printed(comparison, 140)
+    labels = [line.split()[2] for line in stdout.splitlines() if line.split()[:2] == ["kind", "kind"]]
     assert len(labels) == MAX_LABELS
     assert labels[:10] == [f"{label:02d}" for label in range(10)]  # of five queries each, the others of four
-    assert f"{20 - MAX_LABELS} smaller ones" in told
+    assert f"{20 - MAX_LABELS} smaller ones" in stdout

@@ -22,7 +22,7 @@ def evaluation(folder: Path, rows: list[Row], num_products: int = 50) -> Evaluat
     return write_evaluation(folder, rows, config(), num_products=num_products)
 
 
-def test_rows_meet_by_query_id(tmp_path: Path) -> None:
+def test_rows_are_paired_by_query_id(tmp_path: Path) -> None:
     ranks = [3, 1, 0, 2, 7]
     rows = plain_rows(ranks)
     one = evaluation(tmp_path / "one", rows)
@@ -39,7 +39,7 @@ def test_rows_meet_by_query_id(tmp_path: Path) -> None:
     assert not paired.notes
 
 
-def test_queries_that_a_run_lacks_are_left_out_and_told(tmp_path: Path) -> None:
+def test_queries_that_a_run_lacks_are_left_out_and_reported(tmp_path: Path) -> None:
     rows = plain_rows([1, 2, 3, 4])
     seeds = (evaluation(tmp_path / "a1", rows), evaluation(tmp_path / "a2", rows[1:]))
     paired = pair_direction("image_to_image", arm("a", *seeds), arm("b", evaluation(tmp_path / "b", rows[:3])))
@@ -96,14 +96,14 @@ def test_another_truth_is_refused(tmp_path: Path) -> None:
     moved = evaluation(tmp_path / "moved", [rows[0], replace(rows[1], unit_id="p2", hit_ids=("p3", "p2"))])
     with pytest.raises(ValueError, match="query q1 has other relevant products"):
         pair_direction("image_to_image", one, arm("b", moved))
-    # the same product stands for the query, but a further one is right in only one of them
+    # the first relevant product is the same, but only one of them has a second one
     graded = evaluation(tmp_path / "graded", rows)
     graded.directions["image_to_image"].hit_is_relevant[0][1] = True
     with pytest.raises(ValueError, match="query q0 has other relevant products"):
         pair_direction("image_to_image", one, arm("b", graded))
 
 
-def test_nothing_in_common_and_an_unknown_metric_are_told(tmp_path: Path) -> None:
+def test_disjoint_queries_and_an_unknown_metric_are_errors(tmp_path: Path) -> None:
     one, other = evaluation(tmp_path / "one", plain_rows([1])), evaluation(tmp_path / "other", plain_rows([1], "z"))
     with pytest.raises(ValueError, match="no query in common"):
         pair_direction("image_to_image", arm("a", one), arm("b", other))
@@ -120,7 +120,7 @@ def counting(record: EvaluationRecord, **rule: object) -> EvaluationRecord:
     return replace(record, directions=found)
 
 
-def test_records_that_count_other_queries_are_told_and_other_galleries_refused(tmp_path: Path) -> None:
+def test_records_with_other_queries_are_reported_and_with_other_galleries_refused(tmp_path: Path) -> None:
     old = evaluation(tmp_path / "old", plain_rows([1, 2, 3]))
     new = evaluation(tmp_path / "new", plain_rows([1, 2]))
     assert not pair_direction("image_to_image", arm("a", counting(new)), arm("b", counting(new))).notes

@@ -113,7 +113,7 @@ def test_long_lines_are_averaged_and_the_figure_says_so() -> None:
     assert f"averaged to {MAX_POINTS} points" in figure.legends[0].get_title().get_text().replace("\n", " ")
 
 
-def test_long_names_stay_inside_the_picture(tmp_path: Path) -> None:
+def test_long_names_stay_inside_the_image(tmp_path: Path) -> None:
     logs = {f"4tower {'key=value ' * 12}{number}": [by_epoch(image={-1: 0.1, 4: 0.5})] for number in range(9)}
     figure = draw_recall(logs)
     pixels = imread(save(figure, tmp_path / "new" / "curves.png"))
@@ -122,7 +122,7 @@ def test_long_names_stay_inside_the_picture(tmp_path: Path) -> None:
     assert len(looks) == 9
 
 
-def test_a_metric_that_nobody_logged_is_told_with_those_there_are() -> None:
+def test_an_unknown_metric_is_an_error_that_lists_the_logged_ones() -> None:
     with pytest.raises(ValueError, match=r"--metric mrr: no run logged it; there are hit@1"):
         draw_recall({"2tower": [by_epoch(image={-1: 0.1})]}, "mrr")
     with pytest.raises(ValueError, match="no run has logged a loss by pair"):

@@ -37,7 +37,7 @@ def record(tmp_path: Path) -> EvaluationRecord:
 
 
 def embeddings(num_queries: int = 30, num_products: int = 20) -> EvaluationEmbeddings:
-    """Query 100 + q shows product q modulo the number of products; shoes are nobody's query."""
+    """Query 100 + q shows product q modulo the number of products; no query shows shoes."""
     shown = torch.arange(num_queries) % num_products
     queries = queries_of({"query_image": unit(num_queries, 8, 0)}, shown)
     gallery = gallery_of(
@@ -60,7 +60,7 @@ def as_rows(points: MapPoints) -> list[tuple[list[float], str]]:
     return [(vector.tolist(), label) for vector, label in zip(points.vectors, points.labels, strict=True)]
 
 
-def test_all_are_shown_where_there_is_room(record: EvaluationRecord) -> None:
+def test_all_points_are_shown_where_they_fit(record: EvaluationRecord) -> None:
     made = embeddings()
     points = select_points(record, made, max_points=100)
     assert (points.is_query.sum(), (~points.is_query).sum()) == (30, 20)
@@ -77,7 +77,7 @@ def test_all_are_shown_where_there_is_room(record: EvaluationRecord) -> None:
 @pytest.mark.parametrize(
     ("num_queries", "num_products", "expected"), [(30, 20, (8, 8)), (30, 3, (13, 3)), (4, 20, (4, 12))]
 )
-def test_a_sample_is_half_of_each_as_far_as_there_are_enough(
+def test_a_sample_is_half_queries_and_half_products_where_there_are_enough(
     record: EvaluationRecord, num_queries: int, num_products: int, expected: tuple[int, int]
 ) -> None:
     points = select_points(record, embeddings(num_queries, num_products), max_points=16)
@@ -90,7 +90,7 @@ def test_products_that_chosen_queries_show_come_first(record: EvaluationRecord) 
     assert len(points.lines) == 8  # by chance there would be hardly one
 
 
-def test_the_choice_knows_ids_and_the_seed_but_no_rows(record: EvaluationRecord) -> None:
+def test_the_choice_depends_on_ids_and_seed_not_on_row_order(record: EvaluationRecord) -> None:
     made = embeddings()
     mixed = replace(made, queries=shuffled(made.queries), gallery=shuffled(made.gallery))
     chosen = select_points(record, made, max_points=16)
@@ -106,7 +106,7 @@ def test_labels_are_categories_and_those_without_a_query_are_other(record: Evalu
         assert label == ("bag", "mug", "other")[key % 3]
 
 
-def test_a_fusion_may_stand_for_the_products(record: EvaluationRecord) -> None:
+def test_a_fusion_may_be_used_for_the_products(record: EvaluationRecord) -> None:
     made = embeddings()
     points = select_points(record, made, product_side="product", max_points=100)
     parts = made.gallery.vectors
@@ -116,7 +116,7 @@ def test_a_fusion_may_stand_for_the_products(record: EvaluationRecord) -> None:
     assert sorted(places) == list(range(20))
 
 
-def test_what_cannot_be_mapped_is_told(record: EvaluationRecord) -> None:
+def test_an_impossible_map_is_an_error(record: EvaluationRecord) -> None:
     with pytest.raises(ValueError, match=r"no tower or fusion 'query_text' on this side; there are query_image$"):
         select_points(record, embeddings(), query_side="query_text")
     with pytest.raises(ValueError, match=r"'shop' on this side; there are product_image, product_text, product$"):
@@ -127,7 +127,7 @@ def test_what_cannot_be_mapped_is_told(record: EvaluationRecord) -> None:
         project_points(np.ones((20, 4), dtype=np.float32))
 
 
-def test_places_repeat_and_keep_apart_what_is_apart() -> None:
+def test_positions_are_reproducible_and_separate_clusters() -> None:
     generator = np.random.default_rng(0)
     centres = np.repeat(np.eye(8, dtype=np.float32)[:2], 15, axis=0)
     vectors = centres + 0.05 * generator.normal(size=centres.shape).astype(np.float32)
@@ -150,7 +150,7 @@ def marks(points: MapPoints) -> tuple[list[PathCollection], np.ndarray]:
     return [part for part in axes.collections if isinstance(part, PathCollection)], places
 
 
-def test_street_and_shop_are_two_marks_in_their_categorys_color() -> None:
+def test_queries_and_products_are_two_markers_in_their_categorys_color() -> None:
     points = made_points(["mug", "bag", "bag", "bag", "mug", "other", "bag"], num_street=4)
     (street, shop), places = marks(points)
     np.testing.assert_array_equal(street.get_offsets(), places[:4])

@@ -104,9 +104,9 @@ def test_only_queries_that_all_models_have_are_shown(tmp_path: Path) -> None:
     chosen = select_queries_to_plot([one, other], 9)
     assert chosen.query_ids == ["q001", "q000"]
     assert chosen.hit_rates == [1.0, 0.5]
-    strangers = write_evaluation(tmp_path / "c", plain_rows([1], "x"), config()).directions["image_to_image"]
+    unrelated = write_evaluation(tmp_path / "c", plain_rows([1], "x"), config()).directions["image_to_image"]
     with pytest.raises(ValueError, match="no query in common"):
-        select_queries_to_plot([one, strangers], 9)
+        select_queries_to_plot([one, unrelated], 9)
     changed = write_evaluation(tmp_path / "d", [Row("q001", "p7", 1)], config()).directions["image_to_image"]
     with pytest.raises(ValueError, match="query q001 has other relevant products"):
         select_queries_to_plot([one, changed], 9)
@@ -136,7 +136,7 @@ def test_right_hits_are_framed_blue_and_wrong_ones_red(data: PreparedData, tmp_p
         assert not {blue, red} & frames(picture, layout.truth_corner(row))
 
 
-def test_each_cell_shows_its_own_picture(data: PreparedData, tmp_path: Path) -> None:
+def test_each_cell_shows_its_own_image(data: PreparedData, tmp_path: Path) -> None:
     record = evaluate(data, tmp_path / "run", {q: [(q + 1) % 6, q] for q in range(6)}, [2] * 6)
     picture = np.asarray(draw(data, {"2tower": record}, num_queries=6, num_hits=2), dtype=int)
     layout = Layout(num_models=1, num_hits=2, num_queries=6, label_lines=1)
@@ -171,7 +171,7 @@ def test_the_query_is_shown_as_far_as_the_model_sees_it(data: PreparedData, tmp_
         seen[direction] = ((photo == 255).all(2).mean() < 0.5, bool((words < 100).any()))
     assert seen == {
         "image_to_image": (True, False),
-        "text_to_product": (False, False),  # the words stand in the photo's place
+        "text_to_product": (False, False),  # the text is drawn instead of the image
         "composed_to_product": (True, True),
     }
 
@@ -211,7 +211,7 @@ def test_long_labels_and_titles_stay_in_their_column(data: PreparedData, tmp_pat
         assert (picture[heads, end : end + 20] == 255).all()
 
 
-def test_words_are_broken_between_and_cut_at_the_end() -> None:
+def test_labels_wrap_at_words_and_are_truncated() -> None:
     face = font(16)
     text = "Brask small green checked high-top shoe with a zip"
     lines = wrap(text, face, 120, 3)
@@ -233,7 +233,7 @@ def test_letters_of_other_languages_are_drawn() -> None:
         assert (face.getmask(letter).getbbox(), bytes(face.getmask(letter))) != unknown
 
 
-def test_mistakes_are_told(data: PreparedData, tmp_path: Path) -> None:
+def test_mistakes_are_reported(data: PreparedData, tmp_path: Path) -> None:
     record = evaluate(data, tmp_path / "run", {0: [0]}, [1])
     with pytest.raises(ValueError, match="6 models: a figure of hits shows 1 to 5"):
         draw(data, {str(number): record for number in range(6)})

@@ -35,7 +35,7 @@ def test_scalars_are_read_by_epoch_or_step_from_before_training_on(tmp_path: Pat
     assert log.by_step == {LOSS: {9: 4.5, 19: 3.5}, "lr-AdamW": {9: 0.001}}
 
 
-def test_a_resumed_run_has_the_last_word_and_keeps_what_came_before(tmp_path: Path) -> None:
+def test_a_resumed_run_overrides_repeated_steps_and_keeps_earlier_ones(tmp_path: Path) -> None:
     header = f"epoch,step,{LOSS},{HIT}"
     write_csv(tmp_path, 2, header, "0,5,5.0,", "0,9,,0.1", "1,15,4.0,")
     write_csv(tmp_path, 10, header, "1,15,3.0,", "1,19,,0.3")  # the eleventh start, not the second
@@ -45,7 +45,7 @@ def test_a_resumed_run_has_the_last_word_and_keeps_what_came_before(tmp_path: Pa
     assert log.by_epoch[HIT] == {0: 0.1, 1: 0.3}
 
 
-def test_half_a_line_is_left_out(tmp_path: Path) -> None:
+def test_a_partial_line_is_left_out(tmp_path: Path) -> None:
     write_csv(tmp_path, 0, f"epoch,step,{LOSS},{HIT}", "0,5,5.0,", "0,9,4.")
     assert read_log(tmp_path).by_step == {LOSS: {5: 5.0}}
 

@@ -34,7 +34,7 @@ def is_same(one: np.ndarray, other: np.ndarray) -> bool:
     return one.shape == other.shape and float(np.abs(one - other).mean()) < 4  # encoded twice
 
 
-def test_every_item_has_its_own_picture_and_title(prepared: PreparedData, tmp_path: Path) -> None:
+def test_every_item_has_its_own_image_and_title(prepared: PreparedData, tmp_path: Path) -> None:
     pictures = open_images(str(prepared.folder), "val")
     assert not pictures.missing
     for number in range(6):
@@ -54,7 +54,7 @@ def test_an_unknown_item_is_shown_by_its_id(prepared: PreparedData) -> None:
     assert (shown.uri, shown.title) == ("", "nobody")
 
 
-def test_large_pictures_become_small(tmp_path: Path) -> None:
+def test_large_images_become_small(tmp_path: Path) -> None:
     products, queries = write_shop(tmp_path / "shop")
     Image.new("RGB", (900, 450), "#3050c0").save(tmp_path / "shop" / "shop2.jpg")
     prepare_shards(ManifestSource(str(products), str(queries)), tmp_path / "prepared", ShardSettings())
@@ -63,14 +63,14 @@ def test_large_pictures_become_small(tmp_path: Path) -> None:
     assert np.abs(picture - [0x30, 0x50, 0xC0]).max() < 8
 
 
-def test_a_folder_that_is_gone_is_told_once(tmp_path: Path) -> None:
+def test_a_deleted_folder_is_reported_once(tmp_path: Path) -> None:
     facts = RunFacts("run", {}, "weights", "val/a_to_b/hit@1", str(tmp_path / "gone"), "val")
     album = ImageCache()
     assert album.of(facts).product("001").uri == "" and album.of(facts).query("q").title == "q"
     assert len(album.missing) == 1 and "gone" in album.missing[0]
 
 
-def test_distractors_lie_in_a_folder_of_their_own(prepared: PreparedData, tmp_path: Path) -> None:
+def test_distractors_have_their_own_folder(prepared: PreparedData, tmp_path: Path) -> None:
     products, queries = write_shop(tmp_path / "more")
     for table in (products, queries):
         table.write_text(table.read_text().replace(",00", ",d00").replace("\n00", "\nd00"))

@@ -110,7 +110,7 @@ def test_the_table_says_what_was_found(tmp_path: Path, prepared: PreparedData) -
     assert segments == ["plain"]
 
 
-def test_the_right_pictures_stand_in_the_right_frames(tmp_path: Path, prepared: PreparedData) -> None:
+def test_the_right_images_are_in_the_right_frames(tmp_path: Path, prepared: PreparedData) -> None:
     comparison = compared(tmp_path, prepared)
     write_comparison_page(comparison, tmp_path / "compare.html", num_hits=3)
     page = read_page(tmp_path / "compare.html")
@@ -136,7 +136,7 @@ def test_the_right_pictures_stand_in_the_right_frames(tmp_path: Path, prepared: 
     assert headlines == ["rank 4 → 1", "rank 2 → 1", "rank 1 → -", "rank 1 → 3"]
 
 
-def test_a_page_stands_alone(tmp_path: Path, prepared: PreparedData) -> None:
+def test_a_page_has_no_external_resources(tmp_path: Path, prepared: PreparedData) -> None:
     write_comparison_page(compared(tmp_path, prepared), tmp_path / "compare.html")
     page = read_page(tmp_path / "compare.html")
     assert not page.all("script") and not page.all("link") and not page.all("iframe")
@@ -145,7 +145,7 @@ def test_a_page_stands_alone(tmp_path: Path, prepared: PreparedData) -> None:
     assert "url(" not in page.all("style")[0].text and "@import" not in page.all("style")[0].text
 
 
-def test_words_are_never_markup(tmp_path: Path, prepared: PreparedData) -> None:
+def test_text_is_never_markup(tmp_path: Path, prepared: PreparedData) -> None:
     words = "<script>alert('1')</script>\" onload=\"x"
     write_comparison_page(compared(tmp_path, prepared, text=words), tmp_path / "compare.html")
     page = read_page(tmp_path / "compare.html")
@@ -153,7 +153,7 @@ def test_words_are_never_markup(tmp_path: Path, prepared: PreparedData) -> None:
     assert f"“{words}”" in page.text
 
 
-def test_without_the_shards_there_is_a_page_and_a_word(tmp_path: Path, prepared: PreparedData) -> None:
+def test_without_the_shards_the_page_has_a_note(tmp_path: Path, prepared: PreparedData) -> None:
     comparison = compared(tmp_path, prepared, data_folder=str(tmp_path / "gone"))
     write_comparison_page(comparison, tmp_path / "compare.html")
     page = read_page(tmp_path / "compare.html")
@@ -169,7 +169,7 @@ def record(tmp_path: Path, prepared: PreparedData) -> EvaluationRecord:
     return write_evaluation(tmp_path / "run", made, config("4tower"), data_folder=str(prepared.folder))
 
 
-def test_a_report_tells_numbers_segments_and_queries(tmp_path: Path, record: EvaluationRecord) -> None:
+def test_a_report_contains_numbers_segments_and_queries(tmp_path: Path, record: EvaluationRecord) -> None:
     write_report_page(record, tmp_path / "report.html", num_queries=4)
     page = read_page(tmp_path / "report.html")
     (row,) = [node for node in page.all("tr") if node.get("data_direction") == "image_to_image"]

@@ -76,7 +76,7 @@ def test_every_kind_has_its_row_and_its_cards(tmp_path: Path, report: Validation
     ]
 
 
-def test_pictures_are_those_of_the_rows(tmp_path: Path, report: ValidationReport) -> None:
+def test_images_are_those_of_the_rows(tmp_path: Path, report: ValidationReport) -> None:
     page = written(report, tmp_path)
     (twins,) = page.all(data_found="image_in_two_splits")
     assert len(twins.all("img")) == 2, "the picture and the one it is the same as"
@@ -99,7 +99,7 @@ def test_a_bomb_is_not_read_for_the_page(tmp_path: Path, report: ValidationRepor
     assert seen and not [ref for ref in seen if str(ref).endswith("bomb.png")]
 
 
-def test_it_stands_alone_and_words_are_no_markup(tmp_path: Path, report: ValidationReport) -> None:
+def test_the_page_has_no_external_resources_and_escapes_text(tmp_path: Path, report: ValidationReport) -> None:
     page = written(report, tmp_path)
     assert not page.all("script") and not page.all("link") and not page.all("b", data_category="x")
     sources = {node.get("src") for node in page.all("img")}

@@ -113,7 +113,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(b"x" * MEGABYTE)
 
     def _stall(self, number: int) -> None:
-        """Begin to answer, then stall."""
+        """Send a part of the response, then stall."""
         self.send_response(200)
         self.end_headers()
         self.server.is_closing.wait(20)

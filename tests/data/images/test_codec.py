@@ -52,7 +52,7 @@ def test_transparent_pixels_become_white(mode: str) -> None:
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_rotation_is_turned_upright(orientation: int) -> None:
+def test_exif_rotation_is_applied(orientation: int) -> None:
     upright = picture(2, 40, 64)
     turn = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # PIL's transpose that undoes what a viewer would do
     stored = upright.transpose(Image.Transpose(turn[orientation])) if orientation > 1 else upright

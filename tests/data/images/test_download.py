@@ -197,7 +197,7 @@ def test_a_killed_download_keeps_its_images(server: ImageServer, tmp_path: Path)
     assert [downloads.read(address) for address in addresses] == [served(number) for number in range(120)]
 
 
-def test_two_processes_share_a_cache(server: ImageServer, tmp_path: Path) -> None:
+def test_two_processes_use_one_cache(server: ImageServer, tmp_path: Path) -> None:
     addresses = [server.address(f"/ok/{number}") for number in range(40)]
     context = multiprocessing.get_context("fork")
     processes = [context.Process(target=_fetch, args=(tmp_path, addresses)) for _ in range(2)]
@@ -236,7 +236,7 @@ def test_an_image_inside_an_archive(tmp_path: Path) -> None:
         *("[2002:7f00:1::]", "224.0.0.1", "168.63.129.16", "[::ffff:168.63.129.16]"),
     ],
 )
-def test_private_addresses_are_refused_unless_they_are_let_in(server: ImageServer, host: str) -> None:
+def test_private_addresses_are_refused_unless_allowed(server: ImageServer, host: str) -> None:
     downloads = Downloads(settings(None, private_addresses=False, retries=3, timeout=60))
     with pytest.raises(OSError, match=r"private network; data\.source\.download\.private_addresses=true allows"):
         downloads.read(f"http://{host}:{server.server_port}/ok/1")

@@ -1,4 +1,4 @@
-"""Files that cost far more than their bytes are refused before anything of them is decoded, or even opened."""
+"""Decompression bombs are refused from the header, before anything is decoded."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ TOO_LARGE = {
 
 
 @pytest.mark.parametrize("data", TOO_LARGE.values(), ids=TOO_LARGE)
-def test_what_is_too_large_is_refused_before_it_is_decoded(data: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_images_are_refused_before_decoding(data: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     def decoded(*_: object, **__: object) -> None:
         raise AssertionError("it was decoded")
 
@@ -144,7 +144,7 @@ def test_scans_of_a_progressive_jpeg_are_counted() -> None:
     assert not is_in_scans(b"\xff\xd8") and not is_in_scans(b"")
 
 
-def test_segments_without_an_end() -> None:
+def test_unbounded_segments() -> None:
     data = jpeg()
     assert jpeg_orientation(data[:2] + b"\xff\xe0\0\2" * (3 * MAX_PARTS) + data[2:]) == 1
     assert jpeg_orientation(b"\xff\xd8" + b"\xff" * 100_000) == 1
@@ -196,7 +196,7 @@ def test_a_damaged_file_of_any_format_is_reported_as_damaged(kind: str) -> None:
                     assert "\n" not in str(error)
 
 
-def test_a_turned_tiff_is_turned_once() -> None:
+def test_a_rotated_tiff_is_rotated_once() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     data = encoded(picture(1), "TIFF", exif=exif)
@@ -236,7 +236,7 @@ def test_heic_is_read_or_its_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.parametrize("kind", ["HEIF", "AVIF"])
-def test_what_browsers_may_not_read_is_stored_as_jpeg(kind: str) -> None:
+def test_images_that_browsers_may_not_read_are_stored_as_jpeg(kind: str) -> None:
     if kind == "HEIF":
         pytest.importorskip("pillow_heif", reason="needs the extra heic").register_heif_opener()
     data = encoded(picture(1), kind)

@@ -155,7 +155,7 @@ def test_files_addresses_and_what_failed(tmp_path: Path, reader: ImageReader) ->
         copy.read(refs[3])
 
 
-def test_refs_are_keys() -> None:
+def test_references_are_keys() -> None:
     refs = [
         TableCell("t.parquet", 4, "image"),
         TableCell("t.parquet", 4, "image", 1),

@@ -78,7 +78,7 @@ def test_an_unknown_mode_is_rejected() -> None:
         eval_image(jpeg(0, 20, 20), ImageSpec((8, 8), resize_mode="squish"))
 
 
-def test_eval_image_of_the_right_size_is_untouched() -> None:
+def test_eval_image_of_the_right_size_is_unchanged() -> None:
     data = encoded(picture(0, 24, 32), "PNG")
     assert mean_difference(eval_image(data, ImageSpec((24, 32))), np.asarray(picture(0, 24, 32))) == 0
     tall = ImageSpec((48, 24))
@@ -95,7 +95,7 @@ def test_extreme_shapes(shape: tuple[int, int]) -> None:
 
 
 def ramp(height: int, width: int) -> bytes:
-    """Return an image whose pixels tell their position: red from left to right, green from top to bottom."""
+    """Return an image whose pixels encode their position: red from left to right, green from top to bottom."""
     y, x = np.mgrid[0:height, 0:width]
     pixels = np.stack([x / (width - 1) * 255, y / (height - 1) * 255, np.full_like(x, 128)], -1)
     return encoded(Image.fromarray(pixels.round().astype(np.uint8)), "PNG")
@@ -154,7 +154,7 @@ def reference_colours(image: np.ndarray, brightness: float, contrast: float, sat
     return np.clip(out, 0, 255)
 
 
-def test_vary_colours_against_plain_floats() -> None:
+def test_color_jitter_against_plain_floats() -> None:
     images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (11, 3, 5, 4), dtype=np.uint8))
     augment = Augment(brightness=0.4, contrast=0.5, saturation=0.9)
     before = images.clone()

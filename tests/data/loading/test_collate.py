@@ -66,9 +66,9 @@ def test_ids_and_tables() -> None:
     assert {getattr(batch, name).dtype for name in ("query_keys", "asked_keys", "sample_nums")} == {torch.int64}
 
 
-def test_evaluation_is_told_which_pictures_are_the_same_and_what_a_row_has() -> None:
+def test_evaluation_batches_have_image_keys_and_the_fields_of_a_row() -> None:
     assert Collate(SPECS)(SAMPLES).picture_keys == {} and Collate(SPECS)(SAMPLES).has_field == {}
-    specs = {"query_image": SPECS["query_image"]}  # a model without words is told of them all the same
+    specs = {"query_image": SPECS["query_image"]}  # has_field contains the text also for a model without a text tower
     lossless = encoded(Image.open(io.BytesIO(jpeg(10))), "PNG")
     other = encoded(Image.open(io.BytesIO(jpeg(10))).rotate(180), "PNG")
     rows = [*SAMPLES, sample(14, 1, query_image=lossless), sample(15, 1, query_image=other)]
@@ -119,7 +119,7 @@ def test_augmentation_changes_with_seed_and_position(seed: int, position: tuple[
     assert not same(pixels(one, "query_image"), pixels(other, "query_image"))
 
 
-def test_the_same_picture_on_both_sides_is_augmented_apart() -> None:
+def test_the_same_image_on_both_sides_is_augmented_independently() -> None:
     specs = {"query_image": ImageSpec((8, 8)), "product_image": ImageSpec((8, 8))}
     batch = Collate(specs, augment=Augment())([sample(0, 0, query_image=jpeg(0), product_image=jpeg(0))])
     assert not same(pixels(batch, "query_image"), pixels(batch, "product_image"))
@@ -130,7 +130,7 @@ def test_evaluation_does_not_vary() -> None:
     assert same(pixels(collate(SAMPLES, (0, 0)), "query_image"), pixels(collate(SAMPLES, (1, 9)), "query_image"))
 
 
-def test_a_damaged_picture_names_sample_and_tower() -> None:
+def test_a_damaged_image_names_sample_and_tower() -> None:
     damaged = sample(77, 1, query_image=jpeg()[:-200])
     for augment in (None, AUGMENT):
         with pytest.raises(ValueError, match="sample 77, query_image: damaged image"):
@@ -143,7 +143,7 @@ def test_collate_can_be_sent_to_a_worker() -> None:
     assert same(pixels(copy(SAMPLES, (1, 2)), "query_image"), pixels(collate(SAMPLES, (1, 2)), "query_image"))
 
 
-def test_grades_stand_beside_their_keys() -> None:
+def test_grades_are_aligned_with_their_keys() -> None:
     samples = [
         Sample(0, {}, asked_ids=("a", "b"), asked_grades=(3, 1)),
         Sample(1, {}, asked_ids=("c",)),  # without grades all count 1

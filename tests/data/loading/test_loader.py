@@ -143,7 +143,7 @@ def test_resumes_with_the_next_batch(make_set: MakeSet, num_done: int) -> None:
 
 
 def test_a_relay_of_killed_processes(make_set: MakeSet, tmp_path: Path) -> None:
-    """Each leg streams in processes that are killed; the next goes on from a file of theirs, in another world."""
+    """Processes stream and are killed; the next ones, of another world size, resume from the file that they saved."""
     shards = make_set(61, 9)  # eight batches an epoch, the last of 5
     legs = list(itertools.product((1, 2, 4), (0, 1, 2, 4)))
     legs = [legs[number * 5 % len(legs)] for number in range(len(legs))]
@@ -155,7 +155,7 @@ def test_a_relay_of_killed_processes(make_set: MakeSet, tmp_path: Path) -> None:
         state = json.loads((folder / "0").read_text().splitlines()[-1])["state"]
     assert len(found) == 24
     assert (state["epoch"], state["consumed"]) == (2, 61)
-    assert found == [[told(row) for row in batch] for batch in global_batches(loaders(shards), 24)]
+    assert found == [[digest(row) for row in batch] for batch in global_batches(loaders(shards), 24)]
 
 
 def in_ranks(
@@ -176,7 +176,7 @@ def in_ranks(
         batches = itertools.chain.from_iterable(loader for _ in itertools.count())
         with (folder / str(rank)).open("w") as file:
             for step, batch in enumerate(batches, start=1):
-                rows = [told(row) for row in content(batch)]
+                rows = [digest(row) for row in content(batch)]
                 print(json.dumps({"rows": rows, "state": loader.state_dict()}), file=file, flush=True)
                 if step == num_steps:
                     os.kill(os.getpid(), signal.SIGKILL)
@@ -186,13 +186,13 @@ def in_ranks(
     return [[row for part in parts for row in part] for parts in zip(*ranks, strict=True)]
 
 
-def told(row: Row) -> str:
+def digest(row: Row) -> str:
     """Return a row's number, and a checksum of everything in it."""
     return f"{row[0]} {zlib.crc32(repr(row).encode()):08x}"
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_an_abandoned_epoch_goes_on(make_set: MakeSet, num_workers: int) -> None:
+def test_an_abandoned_epoch_resumes(make_set: MakeSet, num_workers: int) -> None:
     shards = make_set()
     (loader,) = loaders(shards, num_workers=num_workers)
     first = content(next(iter(loader)))
@@ -201,7 +201,7 @@ def test_an_abandoned_epoch_goes_on(make_set: MakeSet, num_workers: int) -> None
     assert len(loader) == 3
 
 
-def test_evaluation_begins_at_the_beginning(make_set: MakeSet) -> None:
+def test_evaluation_starts_at_the_first_row(make_set: MakeSet) -> None:
     (loader,) = loaders(make_set(), evaluate=True)
     assert [row[0] for row in content(next(iter(loader)))] == list(range(8))
     for _ in range(2):
@@ -232,7 +232,7 @@ def test_a_position_in_another_set_is_refused(make_set: MakeSet, num: int, per_s
         other.load_state_dict(loaders(make_set())[0].state_dict())
 
 
-def test_the_world_must_divide_the_batch(make_set: MakeSet) -> None:
+def test_the_world_size_must_divide_the_batch(make_set: MakeSet) -> None:
     with pytest.raises(ValueError, match=r"data.batch_size=8 .* multiple of their number, 3"):
         loaders(make_set(), world_size=3)
 
@@ -262,7 +262,7 @@ def spoil(shards: ShardSet, number: int, tower: str = "query_image") -> None:
 
 
 @pytest.mark.parametrize(("world_size", "num_workers"), [(1, 0), (1, 2), (2, 1), (4, 0)])
-def test_skipped_samples_leave_rows_that_count_nowhere(
+def test_skipped_samples_leave_masked_rows(
     make_set: MakeSet, tmp_path: Path, world_size: int, num_workers: int
 ) -> None:
     """Other rows stay what they were, to the pixel, and every rank has as many as the others."""
@@ -286,7 +286,7 @@ def test_skipped_samples_leave_rows_that_count_nowhere(
             assert (keys[left_out] == -1).all()
 
 
-def test_more_than_may_be_skipped_stops(make_set: MakeSet) -> None:
+def test_more_skipped_samples_than_allowed_stop_the_run(make_set: MakeSet) -> None:
     shards = make_set()
     for number in (4, 9):
         spoil(shards, number)
@@ -313,7 +313,7 @@ def test_evaluation_skips_nothing(make_set: MakeSet) -> None:
 @pytest.mark.parametrize(
     ("max_corrupt_samples", "limit"), [("1%", 10), ("0.1%", 1), (7, 7), ("7", 7), ("100 %", 1000), ("0%", 0), (0, 0)]
 )
-def test_ceilings(max_corrupt_samples: str | int, limit: int) -> None:
+def test_limits_of_skipped_samples(max_corrupt_samples: str | int, limit: int) -> None:
     assert CorruptSamplePolicy("skip", max_corrupt_samples).limit(1000) == limit
 
 

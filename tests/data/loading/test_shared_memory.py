@@ -77,7 +77,7 @@ def test_buffers_are_reused_once_a_batch_is_gone(make_set: MakeSet) -> None:
     assert sorted(loader.buffers._free) == list(buffers)
 
 
-def test_a_pass_that_is_left_and_begun_anew_goes_on_with_what_comes_next(make_set: MakeSet) -> None:
+def test_an_abandoned_iteration_restarts_with_the_next_batch(make_set: MakeSet) -> None:
     expected = [tensors(batch) for batch in make_loader(make_set, 0)]
     loader = make_loader(make_set, 2)
     for stop in (3, 7, len(expected)):
@@ -90,7 +90,7 @@ def test_a_pass_that_is_left_and_begun_anew_goes_on_with_what_comes_next(make_se
     assert loader.buffers is not None and len(loader.buffers._free) == len(loader.buffers._memory)
 
 
-def test_a_part_of_a_tensor_keeps_its_buffer() -> None:
+def test_a_slice_of_a_tensor_keeps_its_buffer() -> None:
     buffers = SharedBatchBuffers(2, 100)
     buffer_idx = buffers.acquire()
     assert buffer_idx == 1
@@ -100,7 +100,7 @@ def test_a_part_of_a_tensor_keeps_its_buffer() -> None:
     assert buffers.acquire() == 1
 
 
-def test_pages_that_were_given_back_can_be_written_again() -> None:
+def test_released_memory_pages_can_be_written_again() -> None:
     buffers = SharedBatchBuffers(1, 10_000)
     buffers.to_write(0).fill_(7)
     buffers.release()

@@ -48,7 +48,7 @@ def test_samples_store_them_by_name_and_others_stay_as_they_were(tmp_path: Path)
         assert "fields" not in sample.facts
 
 
-def test_they_tell_data_apart_only_where_there_are_any(tmp_path: Path) -> None:
+def test_declared_fields_are_described_only_where_there_are_any(tmp_path: Path) -> None:
     assert "fields" not in source(tmp_path, {}).describe()
     assert source(tmp_path).describe()["fields"] == {"query_kind_of": "Kind Of", "product_brand": "brand"}
 

@@ -103,7 +103,7 @@ def test_shown_ids_default_to_asked(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
-def test_grades_stand_beside_their_products(tmp_path: Path, kind: str) -> None:
+def test_grades_are_aligned_with_their_products(tmp_path: Path, kind: str) -> None:
     rows = [
         {**QUERIES[1], "grade": "1|3"},
         {**QUERIES[0], "grade": " "},
@@ -160,7 +160,7 @@ def test_further_columns_of_products_are_kept(tmp_path: Path, kind: str) -> None
         read(tmp_path, kind, products=rows, metadata=["colour"])
 
 
-def test_a_catalogue_alone(tmp_path: Path) -> None:
+def test_a_catalog_without_queries(tmp_path: Path) -> None:
     read(tmp_path, "csv")
     source = ManifestSource(str(tmp_path / "products.csv"), None)
     manifest = source.read(tmp_path)
@@ -287,7 +287,7 @@ FAULTS: dict[str, tuple[dict[str, Any], list[str]]] = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_faults_name_the_place(tmp_path: Path, fault: str) -> None:
+def test_errors_name_table_row_and_column(tmp_path: Path, fault: str) -> None:
     options, words = FAULTS[fault]
     assert_one_line(lambda: read(tmp_path, "csv", **options), words)
 
@@ -351,7 +351,7 @@ def assert_one_line(call: Callable[[], Any], words: list[str]) -> None:
     assert [word for word in words if word not in message] == [], message
 
 
-def test_pictures_at_addresses(tmp_path: Path) -> None:
+def test_images_at_addresses(tmp_path: Path) -> None:
     products = [
         {"product_id": "1", "image": "https://cdn.shop/a.jpg|b.jpg", "title": "Mug"},
         {"product_id": "2", "image": f"file://{tmp_path}/c%20d.jpg|/e.jpg", "title": "Cup"},
@@ -369,7 +369,7 @@ HELD = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
 
 
 @pytest.mark.parametrize(
-    ("kind", "some", "none", "nobody"),
+    ("kind", "some", "none", "null"),
     [
         (pyarrow.binary(), b"A", None, None),
         (HELD, {"bytes": b"A", "path": "a.jpg"}, None, {"bytes": None, "path": None}),
@@ -378,11 +378,11 @@ HELD = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
         (pyarrow.large_list(HELD), [{"bytes": b"A", "path": None}] * 2, [], None),
     ],
 )
-def test_pictures_inside_parquet(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: Any, some: Any, none: Any, nobody: Any
+def test_images_inside_parquet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: Any, some: Any, none: Any, null: Any
 ) -> None:
     monkeypatch.setattr(formats, "BATCH_SIZE", 1)
-    pictures = pyarrow.array([some, none, some, nobody, some], kind)
+    pictures = pyarrow.array([some, none, some, null, some], kind)
     ids = [str(number) for number in range(5)]
     table = pyarrow.table(
         {"product_id": ids, "image": pictures, "title": ids, "thumbnail": pictures, "price": [1.5] * 5}
@@ -446,7 +446,7 @@ def test_tables_in_a_store(tmp_path: Path, kind: str) -> None:
     assert_one_line(lambda: source.read(tmp_path), ["memory://shop/products", "no such file"])
 
 
-def test_the_id_of_a_table_with_pictures_needs_none_of_them(tmp_path: Path) -> None:
+def test_the_id_of_a_table_with_images_needs_none_of_them(tmp_path: Path) -> None:
     def write(title: str, data: bytes) -> str:
         table = pyarrow.table({"product_id": ["a", "b"], "image": [data, b"x" * 5000], "title": [title, "Cup"]})
         pyarrow.parquet.write_table(table, tmp_path / "products.parquet", compression="none", write_statistics=False)

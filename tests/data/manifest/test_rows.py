@@ -1,4 +1,4 @@
-"""Who asks for it hears of every faulty row at once; the rows left out take nothing else with them unsaid."""
+"""All invalid rows are reported at once on request, and rows left out with them are reported too."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def read(tables: tuple[Path, Path]) -> tuple[Manifest, list[RowIssue]]:
     return source.read(tables[0].parent, on_issue=faults.append), faults
 
 
-def test_good_rows_are_kept_and_each_bad_one_is_told(tables: tuple[Path, Path]) -> None:
+def test_valid_rows_are_kept_and_each_invalid_one_is_reported(tables: tuple[Path, Path]) -> None:
     manifest, faults = read(tables)
     assert list(manifest.products) == ["1", "6"]
     assert [(query.query_id, query.weight) for query in manifest.queries] == [("a", 1.0), ("query-000000007", 2.0)]
@@ -104,7 +104,7 @@ def test_the_kind_of_an_issue_is_not_read_from_its_words(tmp_path: Path) -> None
     assert {finding_of(issue, is_row_kept=False).kind for issue in issues} <= KINDS.keys()
 
 
-def test_told_or_raised_it_is_the_same_line(tables: tuple[Path, Path]) -> None:
+def test_a_reported_and_a_raised_issue_have_the_same_line(tables: tuple[Path, Path]) -> None:
     _, faults = read(tables)
     with pytest.raises(ValueError) as caught:
         read_manifest(*tables)
@@ -122,7 +122,7 @@ def test_names_of_queries_do_not_depend_on_rows_left_out(tables: tuple[Path, Pat
     assert [query.query_id for query in read(tables)[0].queries] == ["query-000000001", "query-000000003"]
 
 
-def test_structure_is_no_row_that_could_be_left_out(tables: tuple[Path, Path], tmp_path: Path) -> None:
+def test_structural_errors_are_never_left_out(tables: tuple[Path, Path], tmp_path: Path) -> None:
     write_csv(tables[1], [{"split": "train", "text": "red", "product_id": "1"}])
     with pytest.raises(ValueError, match="missing column 'image'"):
         read(tables)
@@ -130,7 +130,7 @@ def test_structure_is_no_row_that_could_be_left_out(tables: tuple[Path, Path], t
         read((tables[0], tmp_path / "gone.csv"))
 
 
-def test_a_catalogue_of_nothing_but_faults(tables: tuple[Path, Path]) -> None:
+def test_a_catalog_with_only_invalid_rows(tables: tuple[Path, Path]) -> None:
     write_csv(tables[0], [{"product_id": "", "image": "a.jpg", "title": "Mug"}])
     with pytest.raises(ValueError, match=r"no product is valid; .*row 2, column 'product_id': empty"):
         read(tables)

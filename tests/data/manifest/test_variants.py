@@ -144,7 +144,7 @@ def test_every_way_to_write_json_lines(write: Write, plain: list[tuple[Any, ...]
         assert facts(read(*tables)) == plain, (ending, encoding)
 
 
-def test_the_ending_may_lie_about_the_packing(write: Write, plain: list[tuple[Any, ...]]) -> None:
+def test_the_suffix_need_not_match_the_compression(write: Write, plain: list[tuple[Any, ...]]) -> None:
     """A browser unpacks on the way, or a file is renamed."""
     queries = write("queries.csv", gzip.compress(delimited(QUERIES).encode()))
     assert facts(read(write("products.csv.gz", delimited(PRODUCTS)), queries)) == plain
@@ -160,7 +160,7 @@ def test_a_folder_of_packed_files_in_any_case(write: Write, tmp_path: Path, plai
     assert facts(read(tmp_path / "products", tmp_path / "plain_queries.csv", image_root=root)) == plain
 
 
-def test_excels_own_line_and_what_it_leaves(write: Write, plain: list[tuple[Any, ...]]) -> None:
+def test_excels_separator_line_and_empty_cells(write: Write, plain: list[tuple[Any, ...]]) -> None:
     """`sep=`, blank lines, a column without a name, rows of nothing but delimiters, and some behind a row."""
     lines = delimited(PRODUCTS, ";", lambda name: name.upper()).splitlines(keepends=True)
     body = "".join(line if "Two" in line else line.replace("\n", ";\n") for line in lines)
@@ -193,7 +193,7 @@ def test_a_cell_may_be_long(write: Write, monkeypatch: pytest.MonkeyPatch) -> No
         read(write("products.jsonl.gz", gzip.compress(b'{"product_id": 1, "image": 2, "title": 3}\n' + b"x" * 10**6)))
 
 
-def test_a_quote_that_does_not_end_is_told_where_it_begins(write: Write) -> None:
+def test_an_unclosed_quote_is_reported_where_it_starts(write: Write) -> None:
     body = 'product_id,image,title\n1,a,ok\n2,b,"open\n3,c,lost\n4,d,lost\n'
     faults: list[RowIssue] = []
     ManifestSource(str(write("products.csv", body)), None).read(Path(), faults.append)
@@ -238,7 +238,7 @@ def test_the_encoding_that_was_found_is_named_and_reads(write: Write, encoding: 
     assert source.describe()["texts"] == {"products": {"encoding": encoding}}
 
 
-def test_a_table_of_which_no_row_is_readable_says_why(write: Write) -> None:
+def test_an_unreadable_table_reports_the_reason(write: Write) -> None:
     products = write("products.csv", "product_id,image,title\n1,a.jpg,Café\n", "cp1252")
     faults: list[RowIssue] = []
     with pytest.raises(ValueError, match=r"no product is valid; .*row 2, column 'title': not UTF-8; data.source.enc"):
@@ -267,7 +267,7 @@ def test_each_table_has_its_own_encoding_and_a_mark_goes_first(write: Write, pla
         ({"delimiter": {"queries": '"'}}, 'data.source.delimiter.queries=": give one character'),
     ],
 )
-def test_senseless_words(options: dict[str, Any], message: str) -> None:
+def test_invalid_arguments(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         ManifestSource("products.csv", None, **options)
 
@@ -285,7 +285,7 @@ def test_the_delimiter_may_be_given(write: Write) -> None:
     }
 
 
-def test_what_could_be_two_columns_is_not_guessed(write: Write) -> None:
+def test_ambiguous_column_names_are_not_guessed(write: Write) -> None:
     products = write("products.csv", "Product ID,PRODUCT_ID,image,title\n1,2,a.jpg,Mug\n")
     with pytest.raises(
         ValueError, match="'Product ID' and 'PRODUCT_ID' could both be 'product_id'; choose by"
@@ -322,7 +322,7 @@ def test_a_column_of_a_similar_name_is_offered_by_the_word_to_type(write: Write,
         assert list(read_composed(*shlex.split(word[1])).products) == ["1"]
 
 
-def test_what_was_read_otherwise_is_told_once(write: Write, caplog: pytest.LogCaptureFixture) -> None:
+def test_assumptions_about_a_table_are_reported_once(write: Write, caplog: pytest.LogCaptureFixture) -> None:
     products = write("products.csv", "Product ID,image,title,price,price\n1,a.jpg,Mug,1,2\n", "utf-16-le")
     with caplog.at_level(logging.WARNING):
         assert read(products).products["1"].metadata == {"price": "2"}
@@ -357,7 +357,7 @@ def test_what_was_read_otherwise_is_told_once(write: Write, caplog: pytest.LogCa
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_what_is_no_table_is_said_in_one_line(write: Write, name: str, content: bytes, message: str) -> None:
+def test_a_file_that_is_no_table_is_one_line(write: Write, name: str, content: bytes, message: str) -> None:
     with pytest.raises(ValueError, match=message) as caught:
         read(write(name, content))
     assert "\n" not in str(caught.value)
@@ -373,7 +373,7 @@ def test_a_zip_file_of_several_tables_and_a_workbook_by_another_name(write: Writ
             read(write("products.csv", out.getvalue()))
 
 
-def test_cells_that_stand_for_nothing_and_numbers_that_were_floats(write: Write, tmp_path: Path) -> None:
+def test_empty_cells_and_numbers_stored_as_floats(write: Write, tmp_path: Path) -> None:
     """pandas writes 7.0 where a column of whole numbers has a gap, and databases write NULL."""
     products = write(
         "products.csv", "product_id,image,title,brand\n7,NULL,Mug,nan\n8,a.jpg,<NA>,\\N\n9.5,a.jpg,Cup,x\n"
@@ -390,7 +390,7 @@ def test_cells_that_stand_for_nothing_and_numbers_that_were_floats(write: Write,
     assert list(found) == ["7", "8"] and repr(found["7"].metadata) == "{'price': 5}"
 
 
-def test_rows_are_numbered_by_the_line_they_begin_on(write: Write) -> None:
+def test_rows_are_numbered_by_the_line_they_start_on(write: Write) -> None:
     body = 'sep=,\nproduct_id,image,title\n\n1,a.jpg,"two\nlines"\n,b.jpg,"no\nid"\n'
     with pytest.raises(ValueError, match=r"products.csv, row 6, column 'product_id': empty"):
         read(write("products.csv", body))

@@ -1,4 +1,4 @@
-"""Preparing with real processes: killed ones are gone on from, finished shards stay, and nobody works twice."""
+"""Preparation with real processes: a killed one is resumed, finished shards are kept, no work is done twice."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ Start = Callable[..., Process]
 
 
 class Gate(ThreadingHTTPServer):
-    """Serves the shop's pictures until it closes: then whoever asks waits, and can be interrupted at leisure."""
+    """Serves the shop's images until it closes: then each request waits, and the test can interrupt its process."""
 
     daemon_threads = True
 
@@ -59,7 +59,7 @@ class Gate(ThreadingHTTPServer):
             self.is_open.wait()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Whoever asked was killed."""
+        """Handle the error of a client that was killed."""
 
 
 class _Pictures(BaseHTTPRequestHandler):
@@ -74,7 +74,7 @@ class _Pictures(BaseHTTPRequestHandler):
         self.wfile.write(data)
 
     def log_message(self, *arguments: Any) -> None:
-        """Nobody listens."""
+        """Log nothing."""
 
 
 @pytest.fixture
@@ -243,7 +243,7 @@ def test_what_an_older_version_left_unfinished_is_started_over(source: ManifestS
     assert files_of(tmp_path / "out") == files_of(tmp_path / "whole")
 
 
-def test_work_on_other_data_is_not_thrown_away(
+def test_unfinished_preparation_of_other_data_is_kept(
     source: ManifestSource, gate: Gate, start: Start, tmp_path: Path
 ) -> None:
     folder, others = tmp_path / "out", ShardSettings(samples_per_shard=7, max_image_side=200)
@@ -285,7 +285,7 @@ def test_the_same_work_is_waited_for(
     assert len(found.catalogue()) == 40
 
 
-def test_the_heir_of_a_killed_process_goes_on(gate: Gate, start: Start, tmp_path: Path) -> None:
+def test_the_successor_of_a_killed_process_resumes(gate: Gate, start: Start, tmp_path: Path) -> None:
     """A process that waits takes over when the one it waits for is killed."""
     folder = tmp_path / "out"
     first = start()
@@ -299,14 +299,14 @@ def test_the_heir_of_a_killed_process_goes_on(gate: Gate, start: Start, tmp_path
     assert is_prepared(folder) and "before)" in log_of(second, folder)
 
 
-def test_ctrl_c_keeps_what_is_finished(gate: Gate, start: Start, tmp_path: Path) -> None:
+def test_ctrl_c_keeps_finished_work(gate: Gate, start: Start, tmp_path: Path) -> None:
     folder = tmp_path / "out"
     process = start(num_workers=2)
     assert process.pid is not None
     wait_until(lambda: gate.num_waiting == 2, process)  # both workers, each amid a shard
     done, workers = finished(folder), children_of(process.pid)
     os.kill(process.pid, signal.SIGINT)
-    time.sleep(0.3)  # it is told before its workers go on
+    time.sleep(0.3)  # it gets the signal before its workers continue
     gate.open()
     process.join(timeout=30)
     assert process.exitcode

@@ -43,7 +43,7 @@ def rows(prepared: PreparedData, split: str) -> list[Sample]:
     return sorted(shards.read(range(len(shards))), key=lambda sample: (sample.query_id, sample.product_id))
 
 
-def test_catalogue_has_a_row_a_picture(shop: ManifestSource, folder: Path) -> None:
+def test_the_catalog_has_a_row_for_each_image(shop: ManifestSource, folder: Path) -> None:
     shards = prepare_shards(shop, folder, SETTINGS).catalogue()
     samples = shards.read(range(len(shards)))
     assert [sample.product_id for sample in samples] == ["0012", "0012", "7", "x-9"]
@@ -57,7 +57,7 @@ def test_catalogue_has_a_row_a_picture(shop: ManifestSource, folder: Path) -> No
     assert {sample.query_id for sample in samples} == {None}
 
 
-def test_a_catalogue_alone_has_no_splits(shop: ManifestSource, folder: Path) -> None:
+def test_a_catalog_without_queries_has_no_splits(shop: ManifestSource, folder: Path) -> None:
     prepared = prepare_shards(ManifestSource(str(shop.products), None), folder, SETTINGS)
     assert prepared.splits() == []
     assert len(prepared.catalogue()) == 4
@@ -82,10 +82,10 @@ def test_a_set_without_a_training_split_is_prepared_unless_that_is_needed(shop: 
     assert [sample.query_id for sample in rows(prepare_shards(source, folder, SETTINGS, needed=["test"]), "test")] == [
         "t"
     ]
-    nobody = write_queries(shop, [{"query_id": "t", "split": "test", "image": "gone.jpg", "product_id": "7"}])
+    missing = write_queries(shop, [{"query_id": "t", "split": "test", "image": "gone.jpg", "product_id": "7"}])
     with pytest.raises(ValueError, match=r"others\.csv: no query is valid"):
         prepare_shards(
-            nobody,
+            missing,
             folder,
             SETTINGS,
             overwrite=True,
@@ -128,7 +128,7 @@ def test_a_row_that_differs_in_more_than_its_product_is_another_query(
         prepare_shards(source, folder, SETTINGS)
 
 
-def test_training_rows_hold_query_and_product(shop: ManifestSource, folder: Path) -> None:
+def test_training_rows_contain_query_and_product(shop: ManifestSource, folder: Path) -> None:
     samples = rows(prepare_shards(shop, folder, SETTINGS), "train")
     assert [(sample.query_id, sample.product_id) for sample in samples] == [
         ("q0", "0012"),
@@ -146,14 +146,14 @@ def test_training_rows_hold_query_and_product(shop: ManifestSource, folder: Path
     assert "product_image" not in samples[3].inputs
 
 
-def test_validation_rows_are_queries_alone(shop: ManifestSource, folder: Path) -> None:
+def test_validation_rows_are_queries_only(shop: ManifestSource, folder: Path) -> None:
     (sample,) = rows(prepare_shards(shop, folder, SETTINGS), "val")
     assert (sample.query_id, sample.product_id, sample.asked_ids) == ("q3", None, ("7",))
     assert set(sample.inputs) == {"query_image"}
     assert sample.category == "cups"
 
 
-def test_training_rows_use_all_pictures_of_a_product_in_mixed_order(tmp_path: Path) -> None:
+def test_training_rows_use_all_images_of_a_product_in_shuffled_order(tmp_path: Path) -> None:
     names = [f"{number}.jpg" for number in range(3)]
     for seed, name in enumerate([*names, "q.jpg"]):
         (tmp_path / name).write_bytes(jpeg(seed, 8, 8))
@@ -168,7 +168,7 @@ def test_training_rows_use_all_pictures_of_a_product_in_mixed_order(tmp_path: Pa
     assert 9 < sum(sample.product_id == "a" for sample in samples[:30]) < 21
 
 
-def test_pictures_are_stored_upright_and_small(shop: ManifestSource, folder: Path) -> None:
+def test_images_are_stored_upright_and_small(shop: ManifestSource, folder: Path) -> None:
     (shop.queries.parent / "q3.jpg").write_bytes(encoded(picture(5, 60, 200)))
     prepared = prepare_shards(shop, folder, ShardSettings(max_image_side=100))
     data = prepared.queries("val").read([0])[0].inputs["query_image"]
@@ -202,7 +202,7 @@ def test_other_settings_are_refused(shop: ManifestSource, folder: Path, settings
         prepare_shards(shop, folder, ShardSettings(**{"samples_per_shard": 2, **settings}))
 
 
-def test_another_table_is_refused_and_forced(shop: ManifestSource, folder: Path) -> None:
+def test_another_table_is_refused_unless_overwritten(shop: ManifestSource, folder: Path) -> None:
     old = prepare_shards(shop, folder, SETTINGS)
     assert len(rows(old, "train")) == 4
     queries = shop.queries.read_text()
@@ -215,7 +215,7 @@ def test_another_table_is_refused_and_forced(shop: ManifestSource, folder: Path)
 
 
 @pytest.mark.parametrize("force", [False, True])
-def test_a_folder_of_someone_else_is_left_alone(shop: ManifestSource, folder: Path, force: bool) -> None:
+def test_a_folder_with_other_files_is_left_alone(shop: ManifestSource, folder: Path, force: bool) -> None:
     folder.mkdir(parents=True)
     (folder / "thesis.txt").write_text("three years of work")
     with pytest.raises(ValueError, match="is not prepared data"):
@@ -231,7 +231,7 @@ def test_an_empty_folder_is_filled(shop: ManifestSource, folder: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "words"), [("cut", "damaged image"), ("text", "not a readable"), ("gone", "no such")]
 )
-def test_an_unreadable_picture_leaves_nothing(shop: ManifestSource, folder: Path, change: str, words: str) -> None:
+def test_an_unreadable_image_leaves_no_files(shop: ManifestSource, folder: Path, change: str, words: str) -> None:
     path = shop.queries.parent / "q1.jpg"
     if change == "gone":
         path.unlink()
@@ -245,7 +245,7 @@ def test_an_unreadable_picture_leaves_nothing(shop: ManifestSource, folder: Path
 
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
 @pytest.mark.parametrize("force", [False, True])
-def test_an_interrupted_write_leaves_what_was(
+def test_an_interrupted_write_keeps_the_former_content(
     shop: ManifestSource, folder: Path, error: BaseException, force: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if force:
@@ -297,7 +297,7 @@ def test_another_process_was_faster_with_other_settings(shop: ManifestSource, fo
 
 
 @dataclass
-class Together:
+class SimultaneousSource:
     """A source that is described only when every process is about to prepare it."""
 
     shop: ManifestSource
@@ -312,13 +312,13 @@ class Together:
         return self.shop.describe()
 
 
-def _prepare_and_count(source: Together, folder: Path, results: Any) -> None:
+def _prepare_and_count(source: SimultaneousSource, folder: Path, results: Any) -> None:
     results.put(len(rows(prepare_shards(source, folder, SETTINGS), "train")))
 
 
 def test_two_processes_at_once(shop: ManifestSource, folder: Path) -> None:
     context = multiprocessing.get_context("fork")
-    source, results = Together(shop, context.Barrier(2)), context.Queue()
+    source, results = SimultaneousSource(shop, context.Barrier(2)), context.Queue()
     processes = [context.Process(target=_prepare_and_count, args=(source, folder, results)) for _ in range(2)]
     for process in processes:
         process.start()
@@ -351,7 +351,7 @@ def test_the_same_settings_write_the_same_bytes(shop: ManifestSource, folder: Pa
         assert np.array_equal(np.load(path.with_suffix(".npy")), np.load(other.with_suffix(".npy")))
 
 
-def test_bad_rows_are_left_out_and_listed(shop: ManifestSource, folder: Path) -> None:
+def test_invalid_rows_are_left_out_and_listed(shop: ManifestSource, folder: Path) -> None:
     (shop.queries.parent / "q1.jpg").write_bytes(b"no picture")
     (shop.queries.parent / "b.jpg").unlink()
     validation = Validation(
@@ -373,7 +373,7 @@ def test_bad_rows_are_left_out_and_listed(shop: ManifestSource, folder: Path) ->
     assert len(rows(prepare_shards(shop, folder, SETTINGS), "train")) == 2
 
 
-def test_more_bad_rows_than_may_be(shop: ManifestSource, folder: Path) -> None:
+def test_more_invalid_rows_than_allowed(shop: ManifestSource, folder: Path) -> None:
     (shop.queries.parent / "q1.jpg").write_bytes(b"no picture")
     validation = Validation(
         ValidationSettings(on_invalid="drop", max_invalid="24%"), write_report=write_validation_report
@@ -387,7 +387,7 @@ def test_more_bad_rows_than_may_be(shop: ManifestSource, folder: Path) -> None:
     assert sorted(path.name for path in folder.parent.iterdir()) == ["shop", "shop-check"]
 
 
-def test_a_check_alone_writes_no_shards(shop: ManifestSource, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_validate_only_writes_no_shards(shop: ManifestSource, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = [f"data.source.products={shop.products}", f"data.source.queries={shop.queries}", f"data.folder={folder}"]
     config = compose("prepare", ["data=manifest", *words, "validate_only=true"])
     prepare(config)
@@ -414,12 +414,12 @@ def test_a_check_alone_writes_no_shards(shop: ManifestSource, folder: Path, caps
         (["num_workers=-1"], "num_workers=-1: must not be negative"),
     ],
 )
-def test_wrong_words_on_the_command_line(words: list[str], message: str) -> None:
+def test_invalid_arguments_on_the_command_line(words: list[str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         prepare(compose("prepare", words))
 
 
-def test_weights_and_turns_are_written(shop: ManifestSource, folder: Path) -> None:
+def test_weights_and_image_indices_are_written(shop: ManifestSource, folder: Path) -> None:
     table = [
         {"query_id": f"q{n}", "split": "train", "image": "q0.jpg", "product_id": "0012", "weight": n + 1}
         for n in range(6)
@@ -432,7 +432,7 @@ def test_weights_and_turns_are_written(shop: ManifestSource, folder: Path) -> No
     assert weights == [int(str(sample.query_id)[1:]) + 1 for sample in samples]
 
 
-def test_rows_of_a_product_lie_side_by_side_where_asked_for(tmp_path: Path) -> None:
+def test_rows_of_a_product_are_adjacent_with_layout_by_product(tmp_path: Path) -> None:
     """A grouped order whose windows are one shard of many finds its groups all the same."""
     (tmp_path / "q.jpg").write_bytes(jpeg(1))
     products = [{"product_id": f"p{i}", "image": "q.jpg", "title": "x", "category": ""} for i in range(30)]

@@ -1,4 +1,4 @@
-"""The cluster writes what the processes of one machine write, to a folder and to a store, and goes on where it was."""
+"""A Ray cluster writes the same data as the processes of one machine, to a folder and to a store, and resumes."""
 
 from __future__ import annotations
 
@@ -185,7 +185,7 @@ def test_the_cluster_writes_what_one_machine_writes(cluster: None, shop: Path, t
     folder = tmp_path / "cluster"
     there = prepare_with_ray(source_of(shop), folder, SETTINGS, RAY)
     assert contents(there) == contents(here)
-    known = "source", "settings", "protocol"  # the content lies in other shards
+    known = "source", "settings", "protocol"  # the rows are in other shards
     assert [there.describe()[key] for key in known] == [here.describe()[key] for key in known]
     assert len(there.queries("train")) > 40 and len(there.queries("train").sizes) == len(here.queries("train").sizes)
     assert verify_sets(folder, SETS).damaged == ()
@@ -238,7 +238,7 @@ def test_the_order_of_rows_and_tasks_does_not_matter(no_cluster: None, shop: Pat
 
 
 @pytest.mark.parametrize("is_far", [False, True])
-def test_an_interrupted_conversion_goes_on(
+def test_an_interrupted_conversion_resumes(
     no_cluster: None, s3: str, shop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_far: bool
 ) -> None:
     target = f"{s3}/{tmp_path.name}/out" if is_far else tmp_path / "out"
@@ -282,7 +282,7 @@ def test_an_interrupted_conversion_goes_on(
     assert sum(len(forced.queries(split)) for split in ("test", "train", "val")) == 1 + 49 + 5
 
 
-def test_an_address_of_someone_else_is_left_alone(no_cluster: None, s3: str, shop: Path, tmp_path: Path) -> None:
+def test_an_address_with_other_files_is_left_alone(no_cluster: None, s3: str, shop: Path, tmp_path: Path) -> None:
     target = f"{s3}/{tmp_path.name}/thesis"
     Store(target).write("chapter.txt", b"three years of work")
     for force in (False, True):
@@ -291,7 +291,7 @@ def test_an_address_of_someone_else_is_left_alone(no_cluster: None, s3: str, sho
     assert Store(target).names("") == ["chapter.txt"]
 
 
-def test_bad_rows(no_cluster: None, shop: Path, tmp_path: Path) -> None:
+def test_invalid_rows(no_cluster: None, shop: Path, tmp_path: Path) -> None:
     table(
         shop / "queries" / "zbad.parquet",
         [
@@ -363,7 +363,7 @@ def test_a_cluster_that_is_not_there(shop: Path, tmp_path: Path, address: str, m
         prepare_with_ray(source_of(shop), tmp_path / "out", SETTINGS, RaySettings(address=address))
 
 
-def test_a_missing_extra_is_told(shop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_extra_is_an_error(shop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ValueError, match=r"engine=ray needs an extra: pip install 'mim-lightning\[ray\]'"):
         prepare_with_ray(source_of(shop), tmp_path / "out", SETTINGS, RAY)

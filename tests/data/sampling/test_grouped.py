@@ -60,7 +60,7 @@ def test_every_row_once_in_full_batches_from_every_position(seed: int) -> None:
 
 @pytest.mark.parametrize("seed", range(20))
 @pytest.mark.parametrize("k", [1, 2, 3, 4])
-def test_all_whole_groups_are_made_and_lie_in_batches_of_their_own(seed: int, k: int) -> None:
+def test_all_whole_groups_are_built_and_each_is_in_one_batch(seed: int, k: int) -> None:
     """A product of n rows gives n // k groups, no two of them in a batch while there are batches enough."""
     rng = np.random.default_rng(seed)
     keys = rng.integers(0, rng.integers(20, 60), 600)
@@ -94,7 +94,7 @@ def test_uneven_leftovers_fit_each_other() -> None:
         assert sum(map(len, slots)) == len(sizes)
 
 
-def test_other_rows_meet_in_each_epoch() -> None:
+def test_other_rows_share_a_batch_in_each_epoch() -> None:
     keys = np.repeat(np.arange(30), 8)
     order = GroupedOrder((240,), 24, keys, 2)
     company = [
@@ -107,7 +107,7 @@ def test_other_rows_meet_in_each_epoch() -> None:
     assert set(products[0]).isdisjoint(products[1])
 
 
-def test_any_two_products_meet_and_no_two_batches_are_alike() -> None:
+def test_any_two_products_share_batches_and_no_two_batches_are_equal() -> None:
     keys = np.repeat(np.arange(24), 6)
     order = GroupedOrder((144,), 24, keys, 2)
     met: set[tuple[int, int]] = set()
@@ -118,7 +118,7 @@ def test_any_two_products_meet_and_no_two_batches_are_alike() -> None:
     assert len(met) == 24 * 23 / 2
 
 
-def test_other_shards_meet_in_each_epoch() -> None:
+def test_other_shards_are_shuffled_together_in_each_epoch() -> None:
     order = GroupedOrder((10,) * 12, 20, np.arange(120), 1, window=2)
     pairs = {frozenset((next(order.batches(epoch)) // 10).tolist()) for epoch in range(8)}
     assert len(pairs) >= 6
@@ -180,14 +180,14 @@ def test_windows_keep_reading_local_and_groups_whole() -> None:
     assert torn <= 2 * 2 * 13
 
 
-def test_a_small_set_and_many_lanes() -> None:
+def test_a_small_set_and_many_streams() -> None:
     order = GroupedOrder((3, 4), 16, np.array([1, 1, 2, 2, 3, 3, 3]), 2, num_lanes=2)
     (batch,) = order.batches(0)
     assert sorted(batch.tolist()) == list(range(7))
     assert list(order.batches(0, 7)) == []
 
 
-def test_rows_without_product_or_category_are_of_none() -> None:
+def test_rows_without_product_or_category_have_no_key() -> None:
     """As one product each they fill slots by category; were they one product, categories would mix in it."""
     products, categories = np.full(48, NO_KEY), np.tile([5, 6, NO_KEY], 16)
     order = GroupedOrder((48,), 8, products, 2, categories, 1.0)
@@ -250,7 +250,7 @@ def test_settings_read_the_columns_of_a_set() -> None:
             GroupedSettings(**wrong)
 
 
-def test_lanes_share_the_default_window() -> None:
+def test_streams_share_the_default_window() -> None:
     shards = ColumnSet([10] * 600, product_keys=np.zeros(6000))
     windows = [GroupedSettings().for_shards(shards, EpochSettings(512, num_lanes=n)).window for n in (1, 4, 256)]
     assert windows == [512, 128, 8]
@@ -302,7 +302,7 @@ def test_memory_mapped_columns_are_read_by_window(tmp_path: Path) -> None:
     assert sorted(np.concatenate(list(order.batches(1))).tolist()) == list(range(4000))
 
 
-def test_the_middle_of_400_million_samples() -> None:
+def test_the_middle_of_400_million_samples_needs_little_memory() -> None:
     import tracemalloc
 
     tracemalloc.start()

@@ -38,7 +38,7 @@ def test_every_sample_once_in_full_batches(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_goes_on_from_every_position(seed: int) -> None:
+def test_resumes_from_every_position(seed: int) -> None:
     plan = random_plan(seed)
     whole = [batch.tolist() for batch in plan.batches(1)]
     for num_done in range(len(whole) + 1):
@@ -62,7 +62,7 @@ def test_stored_order_without_shuffling() -> None:
 
 
 @pytest.mark.parametrize("num_lanes", [2, 3, 8])
-def test_lanes_give_equal_parts_from_shards_of_their_own(num_lanes: int) -> None:
+def test_streams_give_equal_parts_from_separate_shards(num_lanes: int) -> None:
     plan = ShuffledOrder((20,) * 24, global_batch_size=num_lanes * 5, num_lanes=num_lanes)
     shards_of_lane: list[set[int]] = [set() for _ in range(num_lanes)]
     for batch in plan.batches(0):
@@ -71,7 +71,7 @@ def test_lanes_give_equal_parts_from_shards_of_their_own(num_lanes: int) -> None
     assert [len(shards) for shards in shards_of_lane] == [24 // num_lanes] * num_lanes
 
 
-def test_a_lane_that_runs_short_is_made_up_for() -> None:
+def test_a_stream_that_runs_short_is_filled_from_the_others() -> None:
     plan = ShuffledOrder((90, 10, 11, 9), 12, num_lanes=4, seed=1)
     batches = list(plan.batches(0))
     assert [len(batch) for batch in batches] == [12] * 10
@@ -81,7 +81,7 @@ def test_a_lane_that_runs_short_is_made_up_for() -> None:
         ] == [1] * 4
 
 
-def test_neighbours_mix() -> None:
+def test_neighbors_are_shuffled() -> None:
     """A batch holds samples of many shards of the window, and other company in each epoch."""
     plan = ShuffledOrder((50,) * 16, 32, window=8)
     company: list[dict[int, set[int]]] = []
@@ -108,7 +108,7 @@ def test_impossible_plans_are_refused(options: dict[str, int], word: str) -> Non
 
 
 @pytest.mark.parametrize(("num_lanes", "batch_size"), [(64, 4096), (1, 1024), (64, 100)])
-def test_the_middle_of_400_million_samples(num_lanes: int, batch_size: int) -> None:
+def test_the_middle_of_400_million_samples_needs_little_memory(num_lanes: int, batch_size: int) -> None:
     tracemalloc.start()
     try:
         plan = ShuffledOrder((6060,) * 66_000, batch_size, num_lanes=num_lanes)
@@ -122,7 +122,7 @@ def test_the_middle_of_400_million_samples(num_lanes: int, batch_size: int) -> N
 
 
 @pytest.mark.parametrize("num_lanes", [1, 64])
-def test_the_middle_of_200_thousand_shards(num_lanes: int) -> None:
+def test_the_middle_of_200_thousand_shards_needs_little_memory(num_lanes: int) -> None:
     tracemalloc.start()
     try:
         plan = ShuffledOrder((2000,) * 200_000, 4096, num_lanes=num_lanes)
@@ -167,7 +167,7 @@ def test_a_column_fits_its_set() -> None:
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_a_line_of_shards_is_read_in_spans(seed: int) -> None:
+def test_consecutive_shards_are_read_in_spans(seed: int) -> None:
     rng = np.random.default_rng(seed)
     sizes = rng.integers(1, 6, 8)
     shards = rng.permutation(8)

@@ -1,4 +1,4 @@
-"""Rows come in proportion to their weights, an epoch has as many rows as asked for, from every position on."""
+"""Rows are drawn in proportion to their weights; the length of an epoch; resume at every position."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def counts_of(order: WeightedOrder, epoch: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("seed", range(50))
-def test_every_row_comes_as_often_as_it_is_due_give_or_take_one(seed: int) -> None:
+def test_every_row_is_drawn_in_proportion_to_its_weight_within_one(seed: int) -> None:
     order = random_order(seed)
     counts, weights = counts_of(order, seed % 3), order.weights.astype(np.float64)
     due = weights / weights.sum() * order.num_samples
@@ -57,7 +57,7 @@ def test_on_average_it_is_exact_and_rows_are_drawn_independently_enough() -> Non
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_goes_on_from_every_position(seed: int) -> None:
+def test_resumes_from_every_position(seed: int) -> None:
     order = random_order(seed)
     whole = [batch.tolist() for batch in order.batches(1)]
     assert len(whole) == order.num_batches
@@ -74,7 +74,7 @@ def test_equal_weights_give_every_row_once() -> None:
     assert first != second
 
 
-def test_a_heavy_shard_gives_its_part() -> None:
+def test_a_shard_with_large_weights_is_sampled_in_proportion() -> None:
     weights = np.concatenate([np.full(50, 9.0), np.full(50, 1.0)])
     order = WeightedOrder((50, 50), 10, weights, num_samples=200, num_lanes=2)
     assert counts_of(order, 0)[:50].sum() == pytest.approx(180, abs=1)
@@ -98,7 +98,7 @@ def test_sums_of_weights_are_made_a_few_shards_at_a_time(monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("bad", [-1.0, np.nan, np.inf])
-def test_what_is_no_weight_is_named(bad: float) -> None:
+def test_invalid_weights_are_named(bad: float) -> None:
     weights = np.ones(30)
     weights[17] = bad
     with pytest.raises(ValueError, match=f"column 'weight', sample 17: {bad} is not a weight"):

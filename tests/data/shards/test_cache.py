@@ -84,7 +84,7 @@ def test_impossible_settings_are_refused(options: dict, word: str) -> None:
 def test_fetched_once_and_kept(store: FaultyStore, cache: Callable[..., ShardCache], tmp_path: Path) -> None:
     for _ in range(3):
         assert content(cache().open("a")) == b"a" * 1000
-    assert store.asked["a"] == 1 + 1  # its size was asked for too, which stands in no index here
+    assert store.asked["a"] == 1 + 1  # one more request for its size, which no index has here
     assert names(tmp_path / "cache") == {"a"}
     assert content(cache().open("b", size=1000)) == b"b" * 1000
     assert store.asked["b"] == 1
@@ -102,7 +102,7 @@ def test_several_processes_fetch_a_file_once(store: FaultyStore, cache: Callable
     assert dict(store.asked) == dict.fromkeys("abcd", 1)
 
 
-def test_the_least_recently_used_makes_room(cache: Callable[..., ShardCache], tmp_path: Path) -> None:
+def test_the_least_recently_used_is_evicted(cache: Callable[..., ShardCache], tmp_path: Path) -> None:
     small = cache(2500)
     first = small.open("a", 1000)
     os.close(small.open("b", 1000))
@@ -115,7 +115,7 @@ def test_the_least_recently_used_makes_room(cache: Callable[..., ShardCache], tm
     assert content(first) == b"a" * 1000, "who has a file open reads on"
 
 
-def test_a_size_that_was_not_known_is_made_room_for(
+def test_a_file_of_unknown_size_evicts_others(
     store: FaultyStore, cache: Callable[..., ShardCache], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("mim_lightning.data.shards.cache.remote_size", lambda *_: None)
@@ -130,9 +130,7 @@ def test_a_file_larger_than_the_cache_is_refused(cache: Callable[..., ShardCache
         cache(999).open("a", 1000)
 
 
-def test_what_is_fetched_ahead_takes_no_room_from_files_in_use(
-    cache: Callable[..., ShardCache], tmp_path: Path
-) -> None:
+def test_prefetched_files_evict_no_files_in_use(cache: Callable[..., ShardCache], tmp_path: Path) -> None:
     small = cache(2500)
     for letter in "ab":
         os.close(small.open(letter, 1000))
@@ -158,7 +156,7 @@ def test_a_missing_file_is_asked_for_once(store: FaultyStore, cache: Callable[..
 
 
 @pytest.mark.parametrize("fault", ["error", "cut", "stall", "silent", "short"])
-def test_a_fault_that_passes_is_not_noticed(store: FaultyStore, cache: Callable[..., ShardCache], fault: str) -> None:
+def test_a_transient_error_is_not_noticed(store: FaultyStore, cache: Callable[..., ShardCache], fault: str) -> None:
     def check(path: Path) -> None:
         if path.stat().st_size != 1000:
             raise ValueError("too short")
@@ -178,7 +176,7 @@ def test_a_fault_that_passes_is_not_noticed(store: FaultyStore, cache: Callable[
         ("refused", "403"),
     ],
 )
-def test_a_fault_that_stays_is_told_in_time(
+def test_a_persistent_error_is_reported_in_time(
     store: FaultyStore, cache: Callable[..., ShardCache], fault: str, words: str, tmp_path: Path
 ) -> None:
     store.fail("a", fault)
@@ -194,9 +192,7 @@ def test_a_slow_store_is_waited_for(store: FaultyStore, cache: Callable[..., Sha
     assert content(cache(timeout=1, retries=0).open("a", 1000)) == b"a" * 1000
 
 
-def test_who_waited_for_a_fetch_that_failed_does_not_try_too(
-    store: FaultyStore, cache: Callable[..., ShardCache]
-) -> None:
+def test_waiting_for_a_failed_download_does_not_retry_it(store: FaultyStore, cache: Callable[..., ShardCache]) -> None:
     store.fail("a", "silent")
 
     def read(number: int) -> None:
@@ -208,7 +204,7 @@ def test_who_waited_for_a_fetch_that_failed_does_not_try_too(
 
 
 def test_killed_while_fetching(store: FaultyStore, cache: Callable[..., ShardCache], tmp_path: Path) -> None:
-    """What the dead process was writing neither counts nor stays, and nobody waits for it."""
+    """A partial file of a killed process does not count, is removed, and is not waited for."""
     store.fail("a", "stall", times=1)
     process = multiprocessing.get_context("fork").Process(target=cache(timeout=60).open, args=("a", 1000))
     process.start()
@@ -219,7 +215,7 @@ def test_killed_while_fetching(store: FaultyStore, cache: Callable[..., ShardCac
     os.kill(process.pid, signal.SIGKILL)
     process.join()
     assert list(folder.glob("a.*.partial"))
-    assert content(cache(1000).open("b", 1000)) == b"b" * 1000, "its reservation would leave no room"
+    assert content(cache(1000).open("b", 1000)) == b"b" * 1000, "its reservation would leave no space"
     assert content(cache().open("a", 1000)) == b"a" * 1000
     assert names(folder) == {"a", "b"}
 
@@ -247,7 +243,7 @@ def test_a_lock_that_is_held_too_long_is_given_up(tmp_path: Path) -> None:
         pass
 
 
-def test_room_is_waited_for_while_others_fetch(tmp_path: Path) -> None:
+def test_disk_space_is_waited_for_while_others_download(tmp_path: Path) -> None:
     cache_folder = DiskCache(tmp_path, 1500)
     with cache_folder.reserve(tmp_path / "set" / "a", 1000, 1):
         with pytest.raises(WaitTimeoutError), cache_folder.reserve(tmp_path / "set" / "b", 1000, 0.1):
@@ -261,7 +257,7 @@ def test_room_is_waited_for_while_others_fetch(tmp_path: Path) -> None:
     assert names(tmp_path) == set()
 
 
-def test_a_file_that_comes_while_another_counts_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_appears_during_the_count_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache_folder, target, counts, settling = (
         DiskCache(tmp_path, 1500),
         tmp_path / "set" / "a",
@@ -313,7 +309,7 @@ def test_the_bound_holds_for_two_ranks_of_two_workers(make_set: MakeSet, tmp_pat
                 for sample_num in [(start + number * 20 + step) % 90 for step in range(90)]:
                     assert shards.read([sample_num])[0].query_id == f"q{sample_num}"
             held = [path for path in open_paths() if path.endswith(".tar (deleted)")]
-            assert len(held) <= 1, "files that made room take disk as long as they are open"
+            assert len(held) <= 1, "evicted files use disk space while they are open"
 
         watcher = threading.Thread(target=watch)
         watcher.start()
@@ -338,7 +334,7 @@ def open_paths() -> list[str]:
 def disk_usage(cache: Path) -> int:
     """Return the bytes of all files that are whole or being fetched; reservations are empty."""
     sizes = {}
-    with lock(cache / ".lock", 10, removes=True):  # nobody makes room between two looks
+    with lock(cache / ".lock", 10, removes=True):  # no process evicts files between two checks
         for path in cache.rglob("*"):
             with suppress(FileNotFoundError):  # renamed meanwhile
                 if path.is_file() and not path.name.endswith(".partial"):
@@ -362,4 +358,4 @@ def test_as_many_shards_stay_open_as_were_used_last() -> None:
     get(shards, 1).is_gone = True  # type: ignore[attr-defined]
     get(shards, 4)
     get(shards, 1)
-    assert made == [1, 2, 3, 2, 4, 1], "what made room is not held open"
+    assert made == [1, 2, 3, 2, 4, 1], "evicted files are not held open"

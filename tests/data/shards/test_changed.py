@@ -66,7 +66,7 @@ def test_the_same_content_again_is_no_change(write: Write, tmp_path: Path) -> No
     assert shards.read(range(8)) == expected
 
 
-def test_a_set_that_is_gone_is_no_damage(write: Write) -> None:
+def test_a_deleted_set_is_not_reported_as_damage(write: Write) -> None:
     folder = write("set", 0)
     shards = ShardSet(folder)
     shutil.rmtree(folder)
@@ -88,7 +88,7 @@ def test_a_change_is_not_skipped_as_damage(write: Write, monkeypatch: pytest.Mon
         list(batches)
 
 
-def test_single_shards_of_another_set_are_told(write: Write) -> None:
+def test_single_shards_of_another_set_are_detected(write: Write) -> None:
     folder, other = write("set", 0), write("other", 100)
     for ending, words in ((".tar", "it has [0-9,]+ bytes|another shard"), (".npy", "another shard|no member begins")):
         kept = (folder / f"000001{ending}").read_bytes()

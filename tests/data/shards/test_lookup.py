@@ -28,7 +28,7 @@ def noisy(blur: float) -> Image.Image:
     return Image.fromarray(pixels).filter(ImageFilter.GaussianBlur(blur))
 
 
-def test_sharpness_orders_pictures_and_knows_no_size() -> None:
+def test_sharpness_orders_images_and_knows_no_size() -> None:
     values = [sharpness(encoded(noisy(blur), "PNG")) for blur in (0, 1, 2, 4)]
     assert values == sorted(values, reverse=True) and values[-1] < values[0] / 50
     assert sharpness(encoded(Image.new("RGB", (40, 30), "red"))) == 0
@@ -98,7 +98,7 @@ def make_catalogue(tmp_path: Path) -> MakeCatalogue:
     return make
 
 
-def test_the_first_of_the_first_set_that_has_one(make_catalogue: MakeCatalogue) -> None:
+def test_the_first_set_with_the_sample_is_used(make_catalogue: MakeCatalogue) -> None:
     one = make_catalogue("one", {"a": [b"a1", b"a2"], "b": [b"b1"]})
     other = make_catalogue("other", {"b": [b"b2"], "c": [b"c2"]})
     found = find_samples([one, other], iter(["c", "b", "nobody", "a", "b"]))
@@ -110,14 +110,14 @@ def test_the_first_of_the_first_set_that_has_one(make_catalogue: MakeCatalogue) 
     assert find_samples([], ["a"]) == find_samples([one], []) == {}
 
 
-def test_a_sample_without_the_input_is_passed_over(make_catalogue: MakeCatalogue) -> None:
+def test_a_sample_without_the_input_is_skipped(make_catalogue: MakeCatalogue) -> None:
     one, other = make_catalogue("one", {"a": [None], "b": [None]}), make_catalogue("other", {"a": [b"a2"]})
     assert set(find_samples([one, other], ["a", "b"])) == {"a", "b"}
     found = find_samples([one, other], ["a", "b"], having="product_image")
     assert [sample.inputs["product_image"] for sample in found.values()] == [b"a2"] and set(found) == {"a"}
 
 
-def test_what_is_damaged_or_gone_is_told_or_passed_over(make_catalogue: MakeCatalogue) -> None:
+def test_damaged_or_missing_files_are_reported_or_skipped(make_catalogue: MakeCatalogue) -> None:
     one = make_catalogue("one", {"a": [b"a1"], "b": [b"b1"], "c": [b"c1"]})
     other = make_catalogue("other", {"a": [b"a2"]})
     (one.folder / "000000.tar").write_bytes(b"")

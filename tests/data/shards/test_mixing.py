@@ -1,4 +1,4 @@
-"""Several sets in one stream: by their shares, each through before it begins anew, resumed at any batch."""
+"""A mixture of sets: their fractions, a whole pass over each before it repeats, resume at any batch."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def run(order: MixtureOrder, num_epochs: int) -> list[np.ndarray]:
 
 
 @pytest.mark.parametrize("seed", range(25))
-def test_every_set_has_its_share_after_any_number_of_batches(seed: int) -> None:
+def test_every_set_has_its_fraction_after_any_number_of_batches(seed: int) -> None:
     rng = np.random.default_rng(seed)
     parts = rng.integers(1, 20, int(rng.integers(1, 5))).tolist()
     shares = {f"set{i}": Fraction(part, sum(parts)) for i, part in enumerate(parts)}
@@ -90,7 +90,7 @@ def test_every_set_has_its_share_after_any_number_of_batches(seed: int) -> None:
 
 
 @pytest.mark.parametrize("each", [ShuffledSettings(), GroupedSettings(2, 0.5), GroupedSettings(4), WeightedSettings()])
-def test_goes_on_from_every_position(each: OrderSettings) -> None:
+def test_resumes_from_every_position(each: OrderSettings) -> None:
     order = mixed({MAIN: [30, 41], "web": [25, 9], "old": [11, 6]}, each=each, batch_size=64)
     for epoch in range(3):
         whole = [batch.tolist() for batch in order.batches(epoch)]
@@ -105,10 +105,10 @@ def test_a_small_set_repeats_and_a_large_one_is_not_exhausted() -> None:
     rows = [by_set(order, batch) for batch in run(order, 2)]
     assert set(Counter(np.concatenate([own["web"] for own in rows]).tolist()).values()) == {16}
     main = np.concatenate([own[MAIN] for own in rows])
-    assert len(set(main.tolist())) == 160, "the second epoch goes on where the first has stopped"
+    assert len(set(main.tolist())) == 160, "the second epoch continues where the first stopped"
 
 
-def test_an_epoch_is_one_pass_over_the_first_set_unless_told() -> None:
+def test_an_epoch_is_one_pass_over_the_first_set_by_default() -> None:
     sizes = {MAIN: [50, 45], "web": [300], "old": [7]}
     assert mixed(sizes).num_samples == 160  # 95 rows at 10 a batch
     assert mixed(sizes, num_rows=33).num_samples == 48
@@ -140,7 +140,7 @@ def test_a_set_of_one_row_fills_its_groups() -> None:
         assert by_set(order, batch)["web"].tolist() == [0] * 8
 
 
-def test_every_rank_gets_its_share_of_each_set() -> None:
+def test_every_rank_gets_its_part_of_each_set() -> None:
     order = mixed({MAIN: [100], "web": [90], "old": [80]}, batch_size=64)
     for batch in order.batches(0):
         for rank_rows in np.split(batch, 4):
@@ -181,12 +181,12 @@ def test_a_set_that_is_not_trained_on_is_left_out() -> None:
         ),
     ],
 )
-def test_mistakes_in_the_mix_are_named(entries: dict, word: str) -> None:
+def test_mistakes_in_the_mixture_are_named(entries: dict, word: str) -> None:
     with pytest.raises(ValueError, match=word):
         split_fractions(parse_mixture(entries))
 
 
-def test_shares_too_small_for_a_batch_are_refused() -> None:
+def test_fractions_too_small_for_a_batch_are_refused() -> None:
     with pytest.raises(ValueError, match=r"0.125 of a batch of 4 for 'old' is less than 1 rows"):
         mixed({MAIN: [9], "web": [9], "old": [9]}, batch_size=4)
     with pytest.raises(ValueError, match=r"0.125 of a batch of 16 for 'old' is less than 4 rows"):
@@ -214,7 +214,7 @@ def own_samples(shards: ShardSet) -> list[Any]:
     return shards.read(range(len(shards)))
 
 
-def test_a_mixed_set_reads_as_its_parts(make_set: MakeSet) -> None:
+def test_a_concatenated_set_reads_as_its_parts(make_set: MakeSet) -> None:
     first, second = make_set(11, 4), make_set(7, 3)
     both = ConcatShardSet({MAIN: first, "web": second})
     assert (len(both), both.sizes, both.max_relevant) == (18, [*first.sizes, *second.sizes], 1)
@@ -227,7 +227,7 @@ def test_a_mixed_set_reads_as_its_parts(make_set: MakeSet) -> None:
     assert both.find([id_key("q9"), id_key("q3")]) == {id_key("q9"): 9, id_key("q3"): 3}
 
 
-def test_ids_of_its_own_are_set_apart(make_set: MakeSet) -> None:
+def test_separate_ids_get_a_namespace(make_set: MakeSet) -> None:
     first, second = make_set(5), make_set(6)
     shared, own = ConcatShardSet({MAIN: first, "web": second}), ConcatShardSet({MAIN: first, "web": second}, {"web"})
     assert own.read(range(5)) == shared.read(range(5)) == own_samples(first)
@@ -237,7 +237,7 @@ def test_ids_of_its_own_are_set_apart(make_set: MakeSet) -> None:
     assert sample.inputs == shared.read([7])[0].inputs
 
 
-def test_common_product_ids_must_be_explained(make_set: MakeSet) -> None:
+def test_shared_product_ids_need_an_id_namespace(make_set: MakeSet) -> None:
     def catalogue(num: int) -> ShardSet:
         return make_set(num)
 

@@ -165,7 +165,7 @@ def served(make_set: MakeSet) -> Iterator[tuple[ShardSet, FaultyStore]]:
 @pytest.mark.parametrize(
     ("fault", "num_workers"), [("error", 0), ("error", 1), ("stall", 0), ("silent", 1), ("short", 0), ("flipped", 1)]
 )
-def test_a_store_that_fails_is_told_through_workers(
+def test_a_store_error_passes_through_workers(
     served: tuple[ShardSet, FaultyStore], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str, num_workers: int
 ) -> None:
     _, store = served
@@ -179,7 +179,7 @@ def test_a_store_that_fails_is_told_through_workers(
     traceback.clear_frames(caught.tb)  # ends the workers now; the garbage collector would wait five seconds for each
 
 
-def test_a_fault_that_passes_changes_nothing(served: tuple[ShardSet, FaultyStore], tmp_path: Path) -> None:
+def test_a_transient_error_changes_nothing(served: tuple[ShardSet, FaultyStore], tmp_path: Path) -> None:
     written, store = served
     for name, fault in [
         ("000000.tar", "error"),
@@ -239,7 +239,7 @@ def test_shards_are_named_before_they_are_needed(make_set: MakeSet, prefetch_sha
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_what_comes_next_is_fetched_while_a_batch_is_read(
+def test_shards_are_prefetched_while_a_batch_is_read(
     served: tuple[ShardSet, FaultyStore], tmp_path: Path, num_workers: int
 ) -> None:
     _, store = served
@@ -254,7 +254,7 @@ def test_what_comes_next_is_fetched_while_a_batch_is_read(
     assert max(store.asked[f"{idx:06d}.tar"] for idx in range(5)) == 1
 
 
-def test_a_set_that_was_written_anew_is_fetched_anew(make_set: MakeSet, tmp_path: Path) -> None:
+def test_a_rewritten_set_is_downloaded_again(make_set: MakeSet, tmp_path: Path) -> None:
     first, second = make_set(9, 9), make_set(9, 9)
     content = Path(second.folder) / "000000.tar"
     place = tmp_path / "place"
@@ -270,7 +270,7 @@ def test_a_set_that_was_written_anew_is_fetched_anew(make_set: MakeSet, tmp_path
 
 
 def test_a_damaged_copy_is_named_and_fetched_again(served: tuple[ShardSet, FaultyStore], tmp_path: Path) -> None:
-    """The copy is looked at with data.cache.verify alone; one that is seen to be damaged is not kept."""
+    """Only data.cache.verify checks a cached copy; a copy found to be damaged is removed."""
     written, store = served
     assert ShardSet(store.address, settings(tmp_path)).read([0]) == written.read([0])
     (copy,) = (tmp_path / "cache").rglob("000000.tar")
@@ -300,7 +300,7 @@ def test_damage_that_no_checksum_tells_is_not_kept(make_set: MakeSet, tmp_path: 
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_a_shard_out_of_reach_is_skipped_and_counted(
+def test_an_unreachable_shard_is_skipped_and_counted(
     served: tuple[ShardSet, FaultyStore], tmp_path: Path, num_workers: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     _, store = served
@@ -312,5 +312,5 @@ def test_a_shard_out_of_reach_is_skipped_and_counted(
     assert [len(batch) for batch in batches] == [8] * 5 + [5]
     assert sorted(number for batch in numbers(batches) for number in batch) == [*range(27), *range(36, 45)]
     assert stream.errors.num_skipped == 9
-    told = [record.getMessage() for record in caplog.records if "skipped: " in record.getMessage()]
-    assert len(told) == 1 and f"{store.address}/000003.tar" in told[0]
+    messages = [record.getMessage() for record in caplog.records if "skipped: " in record.getMessage()]
+    assert len(messages) == 1 and f"{store.address}/000003.tar" in messages[0]

@@ -86,7 +86,7 @@ def test_reading_in_any_order_and_from_a_copy(make_set: MakeSet) -> None:
     assert copy.read(numbers) == shards.read(numbers)
 
 
-def test_a_set_that_was_written_anew_is_read_anew(tmp_path: Path) -> None:
+def test_a_rewritten_set_is_read_again(tmp_path: Path) -> None:
     """An open shard of the old files must not answer for the new ones."""
     folder = tmp_path / "set"
     for text in ("first", "other, and longer"):
@@ -143,7 +143,7 @@ def test_damage_is_named(written: Path, kind: str) -> None:
 
 
 @pytest.mark.parametrize("place", [0, 700, -1])
-def test_a_flipped_byte_is_told_by_the_checksum(written: Path, place: int) -> None:
+def test_the_checksum_detects_a_flipped_byte(written: Path, place: int) -> None:
     """A picture with another byte may well decode; only the checksum of its shard knows."""
     path = written / "000000.tar"
     data = bytearray(path.read_bytes())
@@ -155,7 +155,7 @@ def test_a_flipped_byte_is_told_by_the_checksum(written: Path, place: int) -> No
 
 
 def test_a_set_of_the_first_format_is_read(written: Path) -> None:
-    """It tells no checksums and has no column but the keys."""
+    """The first format has no checksums and no column but the keys."""
     path = written / "index.json"
     index = json.loads(path.read_text())
     path.write_text(json.dumps({"version": 1} | {key: index[key] for key in ("sizes", "members", "max_relevant")}))
@@ -210,7 +210,7 @@ def test_the_rest_of_a_damaged_set_is_read(written: Path) -> None:
     assert ShardSet(written).read([2])[0].query_id == "q2"
 
 
-def test_a_picture_is_stored_as_it_comes(tmp_path: Path) -> None:
+def test_an_image_is_stored_unchanged(tmp_path: Path) -> None:
     data = jpeg()
     write_shard_set(tmp_path / "set", [Record({"query_image": data}, {"query_id": "q"})], 1, 1)
     assert ShardSet(tmp_path / "set").read([0])[0].inputs["query_image"] == data

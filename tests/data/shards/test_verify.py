@@ -1,4 +1,4 @@
-"""Verifying names what is damaged, and says nothing of what is not."""
+"""Verification names damaged shards and no others."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_data_of_an_older_version_have_no_checksums(folder: Path) -> None:
     assert verify_sets(folder, SETS).damaged == ("catalogue/000001.tar: keys differ",)
 
 
-def test_the_door_names_the_shard(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_prepare_verify_names_the_shard(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = compose("prepare", ["data=shards", f"data.folder={folder}", "verify=true"])
     prepare(config)
     assert "4 shards with 6 rows match their checksums" in capsys.readouterr().out

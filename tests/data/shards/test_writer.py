@@ -1,4 +1,4 @@
-"""A shard is what was written, or an error; sets get columns and checksums; receipts tell what is finished."""
+"""Writing shards and sets: content, columns, checksums, and markers of finished shards."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ RECORDS = [
 ]
 
 
-def test_what_is_known_of_a_shard(tmp_path: Path) -> None:
+def test_facts_of_a_written_shard(tmp_path: Path) -> None:
     facts = write_shard(tmp_path / "shard", iter(RECORDS), first=7)
     data = (tmp_path / "shard.tar").read_bytes()
     assert (facts.size, facts.num_bytes, facts.crc32, facts.max_relevant) == (3, len(data), zlib.crc32(data), 3)
@@ -93,7 +93,7 @@ def test_a_disk_that_loses_bytes_is_not_trusted(tmp_path: Path, suffix: str, mon
 
 
 @pytest.mark.parametrize("content", [b"", b"no tar file at all", b"\0" * 512 + b"x" * 700])
-def test_what_is_no_shard(content: bytes, tmp_path: Path) -> None:
+def test_files_that_are_no_shards(content: bytes, tmp_path: Path) -> None:
     facts = write_shard(tmp_path / "shard", iter(RECORDS), first=0)
     try:
         assert read_shard(io.BytesIO(content)).difference(facts)
@@ -169,13 +169,13 @@ def test_a_set_is_finished_by_its_receipts(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "queries" / "train" / "index.json").read_text())["max_relevant"] == 3
 
 
-def test_turns_do_not_depend_on_the_order() -> None:
+def test_image_indices_do_not_depend_on_the_order() -> None:
     ids = [f"q{number}" for number in range(20)]
     turns = rotate_images(ids)
     assert rotate_images(ids[::-1]) == turns and sorted(turns.values()) == list(range(20))
 
 
-def test_a_fault_of_a_picture_survives_the_way_between_processes() -> None:
+def test_an_image_error_survives_pickling_between_processes() -> None:
     issue = RowIssue("queries", "q.csv, row 3", "image", "q1", "x.jpg: damaged")
     error = pickle.loads(pickle.dumps(RowImageError(issue)))
     assert (error.issue, str(error)) == (issue, "q.csv, row 3, column 'image': x.jpg: damaged")

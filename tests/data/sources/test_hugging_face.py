@@ -214,7 +214,7 @@ def test_a_missing_extra_is_named(saved: Path, tmp_path: Path, monkeypatch: pyte
         source.read(tmp_path)
 
 
-def test_what_cannot_be_loaded_is_one_line(tmp_path: Path) -> None:
+def test_content_that_cannot_be_loaded_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match=r"empty: cannot be loaded \(") as caught:
         HuggingFaceSource({"path": str(tmp_path / "empty")}, None).read(tmp_path)

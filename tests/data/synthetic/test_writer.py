@@ -55,7 +55,7 @@ def test_every_image_exists_in_the_given_size(folder: Path) -> None:
             image.load()
 
 
-def test_both_kinds_in_both_splits_and_every_product_in_train(folder: Path) -> None:
+def test_both_kinds_are_in_both_splits_and_every_product_in_train(folder: Path) -> None:
     queries = read_rows(folder / "queries.csv")
     assert {(row["split"], row["kind"]) for row in queries} == {
         (split, kind) for split in ("train", "val") for kind in ("same", "change")
@@ -128,7 +128,7 @@ def test_shapes_and_marks_differ() -> None:
         ("num_processes", 0),
     ],
 )
-def test_bad_arguments_are_named(name: str, value: float, tmp_path: Path) -> None:
+def test_invalid_arguments_are_named(name: str, value: float, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=name):
         write_synthetic_world(tmp_path, **{name: value})
 

@@ -102,6 +102,6 @@ def check(manifest: Manifest, faults: list[RowIssue], **settings: object) -> Val
     return validate_manifest(manifest, faults, chosen, ImageReader().read)
 
 
-def told(report: ValidationReport) -> set[tuple[str, str, str, str, str]]:
+def summarize(report: ValidationReport) -> set[tuple[str, str, str, str, str]]:
     """Return every finding as (kind, table, row, id, drops)."""
     return {(f.kind, f.table, report.row_of(f), f.row_id, f.drops) for f in report.findings}

@@ -1,4 +1,4 @@
-"""The report in words: every count, the first rows of each kind, the verdict; nothing of a table is markup."""
+"""The printed report: every count, the first rows of each kind, the verdict; text of tables is never markup."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_in_brief(tmp_path: Path) -> None:
     assert "replace the file" in printed(broken(tmp_path / "b"), brief=True)
 
 
-def test_in_brief_long_texts_are_told_with_what_counts_those_that_are_cut(tmp_path: Path) -> None:
+def test_the_brief_report_names_long_texts_and_the_key_that_counts_cut_ones(tmp_path: Path) -> None:
     products = [{"product_id": "a", "image": "a.jpg", "title": "word " * 57}]
     query = {"query_id": "q", "image": "a.jpg", "product_id": "a"}
     report = check(*write_shop(tmp_path, {"a.jpg": jpeg(1)}, products, [query]))
@@ -73,13 +73,13 @@ def test_in_brief_long_texts_are_told_with_what_counts_those_that_are_cut(tmp_pa
     assert "    prepare encoder/text@tokenizer=<encoder> counts the texts that it truncates" in lines
 
 
-def test_a_set_to_evaluate_alone_says_so(tmp_path: Path) -> None:
+def test_a_set_for_evaluation_only_is_reported(tmp_path: Path) -> None:
     queries = [{"query_id": "q", "split": "test", "image": "b.jpg", "product_id": "a"}]
     products = [{"product_id": "a", "image": "a.jpg", "title": "A"}]
     report = check(*write_shop(tmp_path, {"a.jpg": jpeg(1), "b.jpg": jpeg(2)}, products, queries))
     for brief in (False, True):
-        told = " ".join(printed(report, brief).split())
-        assert "no split 'train': can be evaluated, not trained on (it has test; data.shards.train_split" in told
+        text = " ".join(printed(report, brief).split())
+        assert "no split 'train': can be evaluated, not trained on (it has test; data.shards.train_split" in text
     assert "no split" not in printed(replace(report, missing_split=""))
 
 

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from mim_lightning.data.validation.duplicates import near_equal
-from tests.data.validation.broken import check, encoded, jpeg, one_coloured, photo, resized, told, write_shop
+from tests.data.validation.broken import check, encoded, jpeg, one_coloured, photo, resized, summarize, write_shop
 
 KINDS = ("image_in_two_splits", "photo_in_catalogue", "reference_in_catalogue")
 PRODUCTS = [{"product_id": "p", "image": "shop.jpg", "title": "Mug"}]
@@ -62,7 +62,7 @@ def test_no_hashes_no_pairs() -> None:
     assert list(near_equal(np.array([1], np.uint64), np.array([], np.uint64), 4)) == []
 
 
-def test_a_picture_stored_otherwise_is_found_in_the_training_split(tmp_path: Path) -> None:
+def test_a_reencoded_image_is_found_in_the_training_split(tmp_path: Path) -> None:
     pictures = {f"train_{seed}": jpeg(seed) for seed in range(6)}
     found = found_between(
         tmp_path,
@@ -80,16 +80,16 @@ def test_splits_other_than_training_are_compared_too(tmp_path: Path) -> None:
     assert found_between(tmp_path, val_1=jpeg(1), test_1=jpeg(1)) == {("image_in_two_splits", "test_1")}
 
 
-def test_within_a_split_nothing_is_told(tmp_path: Path) -> None:
+def test_duplicates_within_a_split_are_not_reported(tmp_path: Path) -> None:
     assert found_between(tmp_path, train_1=jpeg(1), train_2=jpeg(1), val_1=jpeg(2)) == set()
 
 
-def test_a_query_image_of_the_catalogue(tmp_path: Path) -> None:
+def test_a_query_image_from_the_catalog(tmp_path: Path) -> None:
     assert found_between(tmp_path, val_1=resized(jpeg(999)), val_2=jpeg(2)) == {("photo_in_catalogue", "val_1")}
 
 
-def test_a_query_answers_itself_only_if_it_asks_for_the_product_that_it_shows(tmp_path: Path) -> None:
-    """p and q have one picture between them: whoever asks for either by it has the answer in hand."""
+def test_a_query_image_of_its_own_answer_is_reported_unless_it_only_shows_the_reference(tmp_path: Path) -> None:
+    """p and q have the same image: a query for either by that image shows its own answer."""
     products = [{"product_id": name, "image": f"{name}.jpg", "title": name} for name in "pqr"]
     pictures = {"p.jpg": jpeg(1), "q.jpg": resized(jpeg(1)), "r.jpg": jpeg(2), "photo.jpg": jpeg(1)}
     queries = [
@@ -111,12 +111,12 @@ def test_a_query_answers_itself_only_if_it_asks_for_the_product_that_it_shows(tm
     }
 
 
-def test_colour_variants_are_not_the_same(tmp_path: Path) -> None:
+def test_color_variants_are_not_the_same(tmp_path: Path) -> None:
     assert found_between(tmp_path, train_grey=grey(4), val_tinted=recoloured(4)) == set()
     assert found_between(tmp_path / "same", train_grey=grey(4), val_grey=resized(grey(4))) != set()
 
 
-def test_near_empty_pictures_are_not_compared(tmp_path: Path) -> None:
+def test_near_empty_images_are_not_compared(tmp_path: Path) -> None:
     assert found_between(tmp_path, train_1=one_coloured(), val_1=one_coloured()) == set()
 
 
@@ -135,14 +135,14 @@ def test_the_finding_names_both_rows(tmp_path: Path) -> None:
     assert not finding.is_error and len(report.errors) == 0
 
 
-def test_it_can_be_bad_and_leaves_the_training_row_out(tmp_path: Path) -> None:
+def test_a_duplicate_can_be_invalid_and_drops_the_training_row(tmp_path: Path) -> None:
     pictures = {"shop.jpg": jpeg(9), "a.jpg": jpeg(1), "b.jpg": jpeg(1)}
     queries = [
         {"query_id": "t", "image": "a.jpg", "product_id": "p"},
         {"query_id": "v", "split": "val", "image": "b.jpg", "product_id": "p"},
     ]
     report = check(*write_shop(tmp_path, pictures, PRODUCTS, queries), treat_as_invalid=["image_in_two_splits"])
-    assert ("image_in_two_splits", "queries", "2", "t", "row") in told(report)
+    assert ("image_in_two_splits", "queries", "2", "t", "row") in summarize(report)
 
 
 def test_the_distance_is_a_setting(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""One picture at a time: each kind of broken file is told from the others, and what is too large is never decoded."""
+"""Inspection of single images: each kind of invalid file has its own finding, large images are never decoded."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def distance(left: int, right: int) -> int:
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
-def test_a_good_picture_has_size_and_no_fault(kind: str) -> None:
+def test_a_valid_image_has_a_size_and_no_error(kind: str) -> None:
     data = encoded(photo(1, 90, 120), kind)
     facts = image_properties(data)
     assert (facts.num_bytes, facts.height, facts.width) == (len(data), 90, 120)
@@ -30,16 +30,16 @@ def test_a_good_picture_has_size_and_no_fault(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
 @pytest.mark.parametrize("kept", [0.5, 0.9])
-def test_cut_files_are_truncated(kind: str, kept: float) -> None:
+def test_cut_files_are_reported_as_truncated(kind: str, kept: float) -> None:
     data = encoded(photo(2), kind)
     facts = image_properties(data[: int(len(data) * kept)])
-    # of half a WebP file nobody can tell whether it was one
+    # a truncated WebP file cannot be distinguished from a damaged one
     assert facts.kind in ({"truncated_image"} if kind != "WEBP" else {"truncated_image", "unreadable_image"})
     assert facts.reason
 
 
 @pytest.mark.parametrize("data", [b"", b"<html>404</html>", b"\xff\xd8 not really", b"GIF89a"])
-def test_what_is_no_picture_is_unreadable(data: bytes) -> None:
+def test_a_file_that_is_no_image_is_unreadable(data: bytes) -> None:
     facts = image_properties(data)
     assert facts.kind == "unreadable_image" and "\n" not in facts.reason
 
@@ -62,7 +62,7 @@ def test_the_limit_is_one_of_pixels(width: int, kind: str, monkeypatch: pytest.M
     assert image_properties(encoded(Image.new("L", (width, 100)), "PNG")).kind == kind
 
 
-def test_files_too_large_to_be_pictures_are_not_read(tmp_path: Path) -> None:
+def test_files_too_large_for_images_are_not_read(tmp_path: Path) -> None:
     path = tmp_path / "film.jpg"
     with path.open("wb") as file:
         file.truncate(MAX_FILE_BYTES + 1)  # no bytes on disk
@@ -70,7 +70,7 @@ def test_files_too_large_to_be_pictures_are_not_read(tmp_path: Path) -> None:
     assert facts.kind == "huge_image" and f"{MAX_FILE_BYTES + 1:,} bytes" in facts.reason
 
 
-def test_what_a_reader_says_is_one_line(tmp_path: Path) -> None:
+def test_errors_of_a_reader_are_one_line(tmp_path: Path) -> None:
     def fail(ref: object) -> bytes:
         raise OSError("status 404\n  not found")
 
@@ -89,7 +89,7 @@ def test_no_file_ends_the_check(monkeypatch: pytest.MonkeyPatch) -> None:
     assert facts.height == 160
 
 
-def test_one_colour_is_a_share_of_the_pixels() -> None:
+def test_one_color_is_a_fraction_of_the_pixels() -> None:
     assert image_properties(one_coloured()).uniform_fraction == 1.0
     pixels = np.full((128, 128, 3), 250, dtype=np.uint8)
     pixels[:32, :32] = 20  # a sixteenth

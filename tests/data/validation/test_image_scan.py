@@ -1,4 +1,4 @@
-"""Every picture is looked at once, by any number of processes, and an interrupted scan_images goes on."""
+"""Every image is inspected once, by any number of processes, and an interrupted scan resumes."""
 
 from __future__ import annotations
 
@@ -41,21 +41,21 @@ class Reader:
         return Path(str(ref)).read_bytes()
 
 
-def test_repeated_pictures_are_read_once(tmp_path: Path) -> None:
+def test_repeated_images_are_read_once(tmp_path: Path) -> None:
     refs = write_pictures(tmp_path, 3)
     reader = Reader()
     found = scan_images([*refs, *refs, refs[0]], reader, num_processes=1)
     assert reader.seen == refs and list(found) == refs
 
 
-def test_what_is_known_is_not_read_again(tmp_path: Path) -> None:
+def test_cached_image_properties_are_not_read_again(tmp_path: Path) -> None:
     refs, facts_path = write_pictures(tmp_path, 3), tmp_path / "kept" / "facts.jsonl"
     first = scan_images(refs, Reader(), facts_path, 1)
     again = Reader()
     assert scan_images(refs, again, facts_path, 1) == first and again.seen == []
 
 
-def test_a_changed_file_is_looked_at_again(tmp_path: Path) -> None:
+def test_a_changed_file_is_checked_again(tmp_path: Path) -> None:
     refs, facts_path = write_pictures(tmp_path, 3), tmp_path / "facts.jsonl"
     scan_images(refs, Reader(), facts_path, 1)
     (tmp_path / "1.jpg").write_bytes(one_coloured())
@@ -69,7 +69,7 @@ def test_a_changed_file_is_looked_at_again(tmp_path: Path) -> None:
     assert reader.seen == [refs[2]]
 
 
-def test_what_could_not_be_read_is_tried_again(tmp_path: Path) -> None:
+def test_unreadable_images_are_retried(tmp_path: Path) -> None:
     facts_path, gone = tmp_path / "facts.jsonl", tmp_path / "gone.jpg"
     assert scan_images([gone], Reader(), facts_path, 1)[gone].kind == "unreadable_image"
     gone.write_bytes(DATA[0])
@@ -96,7 +96,7 @@ def test_members_of_a_tar_file_change_with_it(tmp_path: Path) -> None:
     assert scan_images(members, lambda ref: b"", facts_path, 1)[members[0]].kind == "unreadable_image"
 
 
-def test_a_torn_line_costs_one_picture(tmp_path: Path) -> None:
+def test_a_partial_line_costs_one_image(tmp_path: Path) -> None:
     refs, facts_path = write_pictures(tmp_path, 4), tmp_path / "facts.jsonl"
     first = scan_images(refs, Reader(), facts_path, 1)
     text = facts_path.read_text().rstrip("\n")
@@ -106,7 +106,7 @@ def test_a_torn_line_costs_one_picture(tmp_path: Path) -> None:
     assert ScanFile(facts_path).find(refs) == first
 
 
-def test_an_interrupted_survey_goes_on(tmp_path: Path) -> None:
+def test_an_interrupted_image_scan_resumes(tmp_path: Path) -> None:
     refs, facts_path = write_pictures(tmp_path, CHUNK_SIZE + 10), tmp_path / "facts.jsonl"
 
     def interrupt(number: int) -> None:
@@ -121,7 +121,7 @@ def test_an_interrupted_survey_goes_on(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs signals")
-def test_a_killed_survey_goes_on(tmp_path: Path) -> None:
+def test_a_killed_image_scan_resumes(tmp_path: Path) -> None:
     refs, facts_path = write_pictures(tmp_path, 4 * CHUNK_SIZE), tmp_path / "facts.jsonl"
     code = f"from tests.data.validation.readers import survey_slowly; survey_slowly({str(tmp_path)!r}, {len(refs)})"
     process = subprocess.Popen([sys.executable, "-c", code], cwd=Path(__file__).parents[3])
@@ -146,7 +146,7 @@ def test_several_processes_find_the_same(tmp_path: Path) -> None:
     assert scan_images(refs, read, None, 2) == scan_images(refs, Reader(), None, 1)
 
 
-def test_the_death_of_a_process_is_told(tmp_path: Path) -> None:
+def test_a_killed_process_is_reported(tmp_path: Path) -> None:
     chunk = write_pictures(tmp_path, 9)
     with pytest.raises(
         ValueError,
@@ -156,7 +156,7 @@ def test_the_death_of_a_process_is_told(tmp_path: Path) -> None:
     assert "\n" not in str(error.value)
 
 
-def test_looking_at_pictures_needs_no_torch() -> None:
+def test_inspecting_images_needs_no_torch() -> None:
     """Each of the processes would load it."""
     code = (
         "import sys, mim_lightning.data.validation.image_scan; print({'torch', 'faiss', 'pyarrow'} & set(sys.modules))"

@@ -11,7 +11,7 @@ from mim_lightning.data.validation.settings import ValidationSettings
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "told"),
+    ("key", "value", "expected"),
     [
         ("on_invalid", "ignore", "data.validation.on_invalid: no choice 'ignore'"),
         ("max_invalid", "1 percent", "data.validation.max_invalid=1 percent: give a percentage such as 1%"),
@@ -26,17 +26,17 @@ from mim_lightning.data.validation.settings import ValidationSettings
         ("num_processes", 0, "data.validation.num_processes=0"),
     ],
 )
-def test_settings_are_refused_by_name(key: str, value: Any, told: str) -> None:
+def test_settings_are_refused_by_name(key: str, value: Any, expected: str) -> None:
     with pytest.raises(ValueError) as error:
         ValidationSettings(**{key: value})
-    assert told in str(error.value) and "\n" not in str(error.value)
+    assert expected in str(error.value) and "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
     ("max_invalid", "num_rows", "ceiling"),
     [("1%", 99, 0), ("1%", 100, 1), ("0.1%", 1000, 1), ("2.3%", 3000, 69), ("100 %", 7, 7), (5, 3, 5), ("5", 1000, 5)],
 )
-def test_the_ceiling_in_rows(max_invalid: str | int, num_rows: int, ceiling: int) -> None:
+def test_the_limit_in_rows(max_invalid: str | int, num_rows: int, ceiling: int) -> None:
     assert ValidationSettings(max_invalid=max_invalid).ceiling(num_rows) == ceiling
 
 

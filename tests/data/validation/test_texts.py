@@ -40,7 +40,7 @@ def measured(folder: Path, specs: dict[str, Any] | None, **settings: Any) -> Val
     )
 
 
-def test_words_without_a_tokeniser(tmp_path: Path) -> None:
+def test_text_without_a_tokenizer(tmp_path: Path) -> None:
     products, queries = measured(tmp_path, None).texts
     assert (products.tower, products.unit, products.num_texts, products.limit) == ("product_text", "words", 3, None)
     assert (products.median, products.longest, products.num_over) == (6, 7, 0)
@@ -68,7 +68,7 @@ def test_tokens_over_the_limit(tmp_path: Path) -> None:
     assert bad.texts[0].unit == "words"
 
 
-def test_a_tokeniser_that_cannot_count(tmp_path: Path) -> None:
+def test_a_tokenizer_that_cannot_count(tmp_path: Path) -> None:
     (products, _) = measured(tmp_path, {"product_text": TextSpec(letters, 3)}).texts
     assert products.unit == "words" and products.limit is None
 

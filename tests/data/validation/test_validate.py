@@ -1,4 +1,4 @@
-"""A broken shop: every fault is told with its row and column, and exactly the good rows are kept."""
+"""A broken shop: every invalid row is reported with row and column, and exactly the valid rows are kept."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from mim_lightning.data.validation.report import (
     write_skipped,
 )
 from mim_lightning.data.validation.settings import ValidationSettings
-from tests.data.validation.broken import check, jpeg, one_coloured, png_header, told, write_shop
+from tests.data.validation.broken import check, jpeg, one_coloured, png_header, summarize, write_shop
 
 PICTURES = {
     "good.jpg": jpeg(1),
@@ -71,8 +71,8 @@ def under(report: ValidationReport, **settings: Any) -> ValidationReport:
     return replace(report, settings=ValidationSettings(**settings))
 
 
-def test_every_fault_is_told_with_table_row_and_id(shop: tuple[Manifest, list[RowIssue]]) -> None:
-    assert told(check(*shop)) == {
+def test_every_issue_has_table_row_and_id(shop: tuple[Manifest, list[RowIssue]]) -> None:
+    assert summarize(check(*shop)) == {
         ("truncated_image", "products", "3", "b", "image"),
         ("huge_image", "products", "4", "c", "row"),
         ("unreadable_image", "products", "5", "d", "row"),
@@ -91,7 +91,7 @@ def test_every_fault_is_told_with_table_row_and_id(shop: tuple[Manifest, list[Ro
     }
 
 
-def test_columns_and_reasons(shop: tuple[Manifest, list[RowIssue]]) -> None:
+def test_issues_have_column_and_reason(shop: tuple[Manifest, list[RowIssue]]) -> None:
     report = check(*shop)
     folder = shop[0].products["a"].images[0].parent  # type: ignore[union-attr]
     lines = {(f.table, report.row_of(f), f.kind): str(f) for f in report.findings}
@@ -115,7 +115,7 @@ def test_columns_and_reasons(shop: tuple[Manifest, list[RowIssue]]) -> None:
     ]
 
 
-def test_what_the_source_left_out_takes_its_queries_along(tmp_path: Path) -> None:
+def test_queries_of_left_out_products_are_left_out(tmp_path: Path) -> None:
     products = [{"product_id": "a", "title": "A"}, {"product_id": "b"}]
     queries = [
         {"query_id": "q", "text": "a", "product_id": "a"},
@@ -123,12 +123,12 @@ def test_what_the_source_left_out_takes_its_queries_along(tmp_path: Path) -> Non
         {"query_id": "s", "text": "c", "product_id": "c"},
     ]
     report = check(*write_shop(tmp_path, {}, products, queries))
-    assert {(kind, row_id) for kind, _, _, row_id, drops in told(report) if drops} == {
+    assert {(kind, row_id) for kind, _, _, row_id, drops in summarize(report) if drops} == {
         ("faulty_row", "b"), ("answer_left_out", "r"), ("unknown_product", "s"),
     }  # fmt: skip
 
 
-def test_a_picture_that_the_source_left_out_is_no_row(shop: tuple[Manifest, list[RowIssue]]) -> None:
+def test_an_image_that_the_source_left_out_is_no_row(shop: tuple[Manifest, list[RowIssue]]) -> None:
     manifest, faults = shop
     product = manifest.products["a"]
     report = check(manifest, [*faults, RowIssue("products", product.origin, "image", "a", "no picture")])
@@ -137,7 +137,7 @@ def test_a_picture_that_the_source_left_out_is_no_row(shop: tuple[Manifest, list
     assert report.num_rows["products"] == len(PRODUCTS) and "a" in drop_invalid(manifest, report).products
 
 
-def test_exactly_the_good_is_kept(shop: tuple[Manifest, list[RowIssue]]) -> None:
+def test_exactly_the_valid_rows_are_kept(shop: tuple[Manifest, list[RowIssue]]) -> None:
     manifest, faults = shop
     kept = drop_invalid(manifest, check(manifest, faults))
     assert list(kept.products) == ["a", "b", "e", "f"]
@@ -149,7 +149,7 @@ def test_exactly_the_good_is_kept(shop: tuple[Manifest, list[RowIssue]]) -> None
     assert kept.products_path == manifest.products_path
 
 
-def test_a_sound_shop_stays_as_it_is(tmp_path: Path) -> None:
+def test_a_valid_shop_is_unchanged(tmp_path: Path) -> None:
     pictures = {"a.jpg": jpeg(1), "q.jpg": jpeg(2)}
     products = [{"product_id": "a", "image": "a.jpg", "title": "Mug"}]
     manifest, faults = write_shop(
@@ -190,7 +190,7 @@ def test_skipped_rows_are_listed_with_their_reason(shop: tuple[Manifest, list[Ro
     }  # fmt: skip
 
 
-def test_with_fail_anything_bad_stops_in_one_line(shop: tuple[Manifest, list[RowIssue]]) -> None:
+def test_with_fail_a_corrupt_sample_stops_in_one_line(shop: tuple[Manifest, list[RowIssue]]) -> None:
     report = check(*shop)
     with pytest.raises(ValueError, match="the validation found 12 errors") as error:
         raise_if_invalid(report)
@@ -199,7 +199,7 @@ def test_with_fail_anything_bad_stops_in_one_line(shop: tuple[Manifest, list[Row
     assert "data.validation.on_invalid=drop" in text and "max_invalid=1%" in text and "\n" not in text
 
 
-def test_a_bad_picture_alone_stops_with_fail_and_passes_with_skip(tmp_path: Path) -> None:
+def test_a_corrupt_image_stops_with_fail_and_is_skipped_with_skip(tmp_path: Path) -> None:
     pictures = {"a.jpg": jpeg(1), "text.jpg": b"text"}
     report = check(*write_shop(
         tmp_path, pictures, [{"product_id": "a", "image": "a.jpg|text.jpg", "title": "A"}],
@@ -213,7 +213,7 @@ def test_a_bad_picture_alone_stops_with_fail_and_passes_with_skip(tmp_path: Path
 @pytest.mark.parametrize(
     ("max_invalid", "passes"), [("1%", False), ("19.9%", False), ("20%", True), (1, False), (2, True), ("0%", False)]
 )
-def test_skip_stops_beyond_the_ceiling(tmp_path: Path, max_invalid: str | int, passes: bool) -> None:
+def test_skipping_stops_beyond_the_limit(tmp_path: Path, max_invalid: str | int, passes: bool) -> None:
     report = under(small(tmp_path, num_good=8, num_bad=2), on_invalid="drop", max_invalid=max_invalid)
     if passes:
         raise_if_invalid(report)
@@ -235,18 +235,18 @@ def test_each_table_has_its_own_ceiling(shop: tuple[Manifest, list[RowIssue]]) -
     raise_if_invalid(under(report, on_invalid="drop", max_invalid="60%"))
 
 
-def test_what_is_told_can_be_made_bad(shop: tuple[Manifest, list[RowIssue]]) -> None:
+def test_warnings_can_be_treated_as_errors(shop: tuple[Manifest, list[RowIssue]]) -> None:
     manifest, faults = shop
     report = check(manifest, faults, treat_as_invalid=["near_empty_image", "product_without_image"])
     assert {
         ("near_empty_image", "products", "7", "e", "row"),
         ("product_without_image", "products", "8", "f", "row"),
-    } <= told(report)
+    } <= summarize(report)
     kept = drop_invalid(manifest, report)
     assert list(kept.products) == ["a", "b"] and [q.query_id for q in kept.queries] == ["q0", "q1", "q5"]
 
 
-def test_how_empty_a_picture_may_be_is_a_setting(tmp_path: Path) -> None:
+def test_the_blank_fraction_of_an_image_is_a_setting(tmp_path: Path) -> None:
     manifest, faults = write_shop(
         tmp_path, {"a.jpg": one_coloured()}, [{"product_id": "a", "image": "a.jpg", "title": "A"}],
         [{"query_id": "q", "text": "a", "product_id": "a"}],

@@ -1,4 +1,4 @@
-"""Filters: what a shopper asks becomes conditions, and everything that cannot be asked is told."""
+"""Filters: valid ones become conditions, invalid ones are errors."""
 
 from __future__ import annotations
 
@@ -54,6 +54,6 @@ def test_a_range_may_have_one_end() -> None:
         (["price"], "a filter is a mapping from column to value, not list"),
     ],
 )
-def test_what_cannot_be_asked_is_told(where: Any, message: str) -> None:
+def test_invalid_filters_are_errors(where: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         parse_filter(where, KINDS)

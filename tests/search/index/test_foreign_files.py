@@ -1,4 +1,4 @@
-"""An index that somebody else made: what its card names lies in its folder, and its files are what the card says."""
+"""Untrusted indexes: files outside the folder and files that contradict the card are refused."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest
 
 from mim_lightning.search.index.factory import open_index
 from mim_lightning.search.index.settings import IndexSettings
-from tests.search.index.catalogue import make_shop
+from tests.search.index.catalog import make_shop
 
 
 @pytest.fixture
@@ -73,7 +73,7 @@ def test_links_do_not_lead_out(folder: Path, tmp_path: Path, part: str) -> None:
         open_index(folder)
 
 
-def test_a_pipe_is_no_file(folder: Path) -> None:
+def test_a_pipe_is_not_a_file(folder: Path) -> None:
     path = next(folder.glob("main_rows-*"))
     size = path.stat().st_size
     path.unlink()
@@ -111,7 +111,7 @@ def test_a_pipe_is_no_file(folder: Path) -> None:
         (("extra", "facets"), {"price": {"values": [{}]}}),
     ],
 )
-def test_a_card_that_says_otherwise_is_one_line(folder: Path, change: Callable, keys: Any, value: Any) -> None:
+def test_a_card_that_contradicts_the_index_is_one_line(folder: Path, change: Callable, keys: Any, value: Any) -> None:
     change(*keys, value=value)
     with pytest.raises(ValueError, match=str(folder)) as caught:
         open_index(folder)

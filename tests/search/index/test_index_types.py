@@ -15,7 +15,7 @@ from mim_lightning.search.index.factory import open_index
 from mim_lightning.search.index.index_type import bytes_per_row, choose_kind, num_code_bytes
 from mim_lightning.search.index.recall import compute_true_scores, make_queries, measure_recall
 from mim_lightning.search.index.settings import IndexSettings
-from tests.search.index.catalogue import Answer, Shop, as_lists, make_shop
+from tests.search.index.catalog import Answer, Shop, as_lists, make_shop
 
 APPROXIMATE = ("hnsw", "sq8", "ivf_pq")
 
@@ -52,15 +52,15 @@ def share_found(found: Answer, truth: Answer) -> float:
         ),
     ],
 )
-def test_the_size_of_the_catalogue_chooses(num_rows: int, kind: str, why: str) -> None:
-    found, told = choose_kind(IndexSettings(), num_rows, 256)
+def test_the_number_of_rows_chooses_the_index_type(num_rows: int, kind: str, why: str) -> None:
+    found, reason = choose_kind(IndexSettings(), num_rows, 256)
     assert found == kind
-    assert re.match(why, told)
+    assert re.match(why, reason)
     assert choose_kind(IndexSettings(kind="sq8"), num_rows, 256) == ("sq8", "sq8: set by index.kind")
 
 
 @pytest.mark.parametrize("kind", ["flat", *APPROXIMATE])
-def test_a_kind_takes_the_memory_that_is_told(kind: str) -> None:
+def test_an_index_type_takes_the_memory_that_is_reported(kind: str) -> None:
     """Bytes a row, less what does not grow with the rows, are those of the stored index."""
     settings, dimension = IndexSettings(nlist=8, num_threads=1), 32
     vectors = np.random.default_rng(0).normal(size=(4000, dimension)).astype(np.float32)
@@ -72,7 +72,7 @@ def test_a_kind_takes_the_memory_that_is_told(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", APPROXIMATE)
 @pytest.mark.parametrize("num_products", [1500, 400])
-def test_approximate_kinds_find_almost_all(tmp_path: Path, kind: str, num_products: int) -> None:
+def test_approximate_types_find_almost_all(tmp_path: Path, kind: str, num_products: int) -> None:
     shop = clustered(1500, num_products)
     index = shop.build(tmp_path, IndexSettings(kind=kind, min_recall=0.97, recall_queries=60, num_threads=1))
     queries = queries_for(shop)
@@ -141,7 +141,7 @@ def test_effort_is_raised_to_reach_the_recall(tmp_path: Path, kind: str, capsys:
         assert share_found(as_lists(found), shop.answer(queries_for(shop), k)) > 0.97
 
 
-def test_too_few_rows_for_a_kind_are_told(tmp_path: Path) -> None:
+def test_too_few_rows_for_an_index_type_are_an_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"index\.kind=ivf_pq: needs at least 256 rows, there are 90; choose flat"):
         clustered(90, 90).build(tmp_path, IndexSettings(kind="ivf_pq"))
     with pytest.raises(ValueError, match=r"index\.pq_m=5: must divide the dimension, 32"):
@@ -158,13 +158,13 @@ def test_too_few_rows_for_a_kind_are_told(tmp_path: Path) -> None:
         ("nlist", 1.5, "index.nlist=1.5"),
     ],
 )
-def test_wrong_settings_are_told_by_their_key(key: str, value: object, message: str) -> None:
+def test_invalid_settings_name_their_key(key: str, value: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         IndexSettings(**{key: value})
 
 
 @pytest.mark.parametrize("kind", APPROXIMATE)
-def test_a_mostly_deleted_index_is_built_anew(tmp_path: Path, kind: str) -> None:
+def test_a_mostly_deleted_index_is_rebuilt(tmp_path: Path, kind: str) -> None:
     shop = clustered(900, 900)
     index = shop.build(tmp_path, IndexSettings(kind=kind, recall_queries=60, num_threads=1))
     gone = sorted(shop.records)
@@ -229,7 +229,7 @@ def test_true_scores_are_those_of_distinct_products() -> None:
     np.testing.assert_allclose(compute_true_scores(queries_for(shop), shop.vectors, idx), truth, rtol=1e-5)
 
 
-def test_a_graph_by_one_thread_is_the_same_again(tmp_path: Path) -> None:
+def test_a_graph_built_by_one_thread_is_reproducible(tmp_path: Path) -> None:
     shop, settings = clustered(500, 500), IndexSettings(kind="hnsw", num_threads=1, recall_queries=10)
     files = [shop.build(tmp_path / name, settings).card.files["main_index"].crc32 for name in "ab"]
     other = shop.build(tmp_path / "c", replace(settings, seed=1)).card.files["main_index"].crc32

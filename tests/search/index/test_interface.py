@@ -13,7 +13,7 @@ import pytest
 
 from mim_lightning.search.index.factory import build_index, open_index
 from mim_lightning.search.index.settings import IndexSettings, ModelFacts
-from tests.search.index.catalogue import DIMENSION, FACTS, Shop, as_lists, make_shop, quantised
+from tests.search.index.catalog import DIMENSION, FACTS, Shop, as_lists, make_shop, quantised
 
 NASTY = ['it\'s "new"', "back\\slash\\", "two\nlines\t.", '" or price > 0 or "" == "', "{v} % 100", "Äpfel 🍎"]
 
@@ -41,7 +41,7 @@ def place(backend: str, request: pytest.FixtureRequest, tmp_path: Path, database
 
 @pytest.fixture(scope="module")
 def standing(backend: str, tmp_path_factory: pytest.TempPathFactory, database: Path) -> tuple[Shop, str]:
-    """A shop and the place of its index, which nobody changes."""
+    """A shop and the place of its index, which no test changes."""
     shop = make_shop(300, 110)
     place = str(tmp_path_factory.mktemp("index")) if backend == "faiss" else f"{database}#standing"
     shop.build(place, extra={"catalogue": "data/shop"})
@@ -80,7 +80,7 @@ def test_a_product_of_many_near_rows_is_one_hit(place: str) -> None:
     assert as_lists(found) == both.answer(query, 6)
 
 
-def test_equal_scores_stand_in_order_of_id(place: str) -> None:
+def test_equal_scores_are_ordered_by_id(place: str) -> None:
     shop = make_shop(120, 120)
     shop.vectors[:] = 0.25
     found = shop.build(place).search(quantised(3, 1), 7)
@@ -106,7 +106,7 @@ def test_a_filter_leaves_the_best_of_what_it_allows(
     assert as_lists(open_index(place).search(queries, 4, where)) == shop.answer(queries, 4, lambda r: bool(allows(r)))
 
 
-def test_any_text_can_be_asked_for(place: str) -> None:
+def test_any_text_can_be_filtered_by(place: str) -> None:
     shop = make_shop(12, 12)
     for record, text in zip(shop.records.values(), NASTY * 2, strict=True):
         record["category"] = text
@@ -125,7 +125,7 @@ def test_any_text_can_be_asked_for(place: str) -> None:
         ({"category": {"min": 1}}, "'category': a range needs numbers, the column contains text"),
     ],
 )
-def test_a_filter_that_does_not_fit_is_told(standing: tuple[Shop, str], where: dict[str, Any], message: str) -> None:
+def test_an_invalid_filter_is_an_error(standing: tuple[Shop, str], where: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         open_index(standing[1]).search(quantised(1, 1), 1, where)
 
@@ -179,7 +179,7 @@ def test_follows_every_change(place: str) -> None:
                 index.products([product_id])
 
 
-def test_what_is_added_may_change_what_the_card_tells_besides(place: str) -> None:
+def test_additions_update_the_card(place: str) -> None:
     index, more = make_shop(9, 4).build(place, extra={"folders": ["a"], "model": "m"}), make_shop(3, 3, 5, prefix="new")
     index.add(more.vectors, more.ids, more.table, {"folders": ["a", "b"], "facets": {}})
     index.delete(["new000"])
@@ -201,7 +201,7 @@ def test_all_products_can_be_deleted(place: str) -> None:
     assert as_lists(index.search(quantised(2, 1), 3)) == shop.answer(quantised(2, 1), 3)
 
 
-def test_what_is_added_must_fit_the_columns(place: str) -> None:
+def test_additions_must_match_the_columns(place: str) -> None:
     index = make_shop(9, 4).build(place)
     vectors = quantised(1, 1)
     for column, message in (({"weight": [1.0]}, "no column 'weight'"), ({"price": ["dear"]}, "'price'.*numbers")):
@@ -210,7 +210,7 @@ def test_what_is_added_must_fit_the_columns(place: str) -> None:
     assert index.card.num_products == 4
 
 
-def test_the_card_tells_what_the_index_is(standing: tuple[Shop, str]) -> None:
+def test_the_card_describes_the_index(standing: tuple[Shop, str]) -> None:
     card = open_index(standing[1], FACTS.fingerprint).card
     assert (card.kind, card.gallery, card.dimension, card.metric) == ("flat", "product", DIMENSION, "inner_product")
     assert (card.num_products, card.num_rows, card.num_deleted) == (110, 300, 0)
@@ -235,7 +235,7 @@ def test_a_graph_is_measured_and_replaces_what_was_there(place: str) -> None:
     assert np.mean(right) > 0.95
 
 
-def test_an_index_below_the_recall_asked_for_is_refused(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_index_below_the_requested_recall_is_refused(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What was there stays; and nothing is left where nothing was."""
     monkeypatch.setattr("mim_lightning.search.index.index_type._MAX_EF_SEARCH", 1)
     old, shop = make_shop(9, 4), make_shop(700, 700, levels=1000)
@@ -259,12 +259,12 @@ def test_an_index_below_the_recall_asked_for_is_refused(place: str, monkeypatch:
         (np.zeros((1, DIMENSION)), 0, "k=0"),
     ],
 )
-def test_impossible_queries_are_told(standing: tuple[Shop, str], queries: np.ndarray, k: int, message: str) -> None:
+def test_impossible_queries_are_errors(standing: tuple[Shop, str], queries: np.ndarray, k: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         open_index(standing[1]).search(queries, k)
 
 
-def test_rows_that_do_not_fit_each_other_are_told(tmp_path: Path) -> None:
+def test_inconsistent_rows_are_reported(tmp_path: Path) -> None:
     shop = make_shop(9, 4)
 
     def build(vectors: np.ndarray, ids: list[str], table: pa.Table) -> None:

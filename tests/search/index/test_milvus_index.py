@@ -14,7 +14,7 @@ from mim_lightning.search.index.filters import OneOf, Within
 from mim_lightning.search.index.milvus_client import MilvusCollection, parse_address
 from mim_lightning.search.index.milvus_rows import fields_of, to_expression, to_record
 from mim_lightning.search.index.settings import IndexSettings
-from tests.search.index.catalogue import as_lists, make_shop, quantised
+from tests.search.index.catalog import as_lists, make_shop, quantised
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def test_a_folder_is_no_address() -> None:
 
 
 @pytest.mark.parametrize("address", ["ftp://host", "http://", "http://host/a/b#c", "x.db#two words", "x.db#1st"])
-def test_impossible_addresses_are_told(address: str) -> None:
+def test_impossible_addresses_are_errors(address: str) -> None:
     with pytest.raises(ValueError, match=f"^{address}: "):
         parse_address(address)
 
@@ -70,14 +70,14 @@ def test_conditions_are_written_in_milvus_language() -> None:
     assert to_expression([], columns) == ""
 
 
-def test_pymilvus_that_is_missing_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_pymilvus_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pymilvus", None)
     with pytest.raises(ValueError, match=r"a Milvus index needs pymilvus: pip install 'mim-lightning\[milvus\]'"):
         make_shop(9, 4).build(tmp_path / "shop.db")
 
 
 @pytest.mark.usefixtures("engine")
-def test_what_is_not_there_is_told(tmp_path: Path) -> None:
+def test_a_missing_database_or_collection_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"shop\.db: no such database"):
         open_index(tmp_path / "shop.db")
     assert not list(tmp_path.iterdir())
@@ -109,7 +109,7 @@ def test_building_again_leaves_one_collection_and_spares_others(tmp_path: Path) 
 
 @pytest.mark.usefixtures("engine")
 def test_an_index_outlives_the_engine_and_is_held_by_one(tmp_path: Path) -> None:
-    """The name and the card are in the database; what another process holds is told."""
+    """The name and the card are in the database; a file that another process holds is an error."""
     from milvus_lite.server_manager import server_manager_instance
 
     fcntl = pytest.importorskip("fcntl")
@@ -128,7 +128,7 @@ def test_an_index_outlives_the_engine_and_is_held_by_one(tmp_path: Path) -> None
 
 
 @pytest.mark.usefixtures("engine")
-def test_coarse_codes_are_put_in_order_by_the_vectors(tmp_path: Path) -> None:
+def test_coarse_codes_are_reranked_by_the_vectors(tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
     shop = make_shop(600, 200)
     vectors = generator.normal(size=(600, 16))
@@ -148,7 +148,7 @@ def test_coarse_codes_are_put_in_order_by_the_vectors(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("engine")
-def test_a_server_that_goes_away_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lost_server_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from milvus_lite.server_manager import server_manager_instance
 
     monkeypatch.setattr(milvus_client, "TIMEOUT", 1.0)

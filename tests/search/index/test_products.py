@@ -48,7 +48,7 @@ def test_names_stay_texts() -> None:
     assert type_products(pa.table({"product_id": [2, 10]})).ids.to_pylist() == ["10", "2"]
 
 
-def test_ids_are_found_and_given_back() -> None:
+def test_ids_are_found_and_returned() -> None:
     ids = ["é", "z", "a", "", "日本", "Z", "aa", "b" * 300][::-1]
     typed = type_products(pa.table({"product_id": [i for i in ids if i]}))
     order = sorted(i for i in ids if i)
@@ -123,7 +123,7 @@ def test_added_products_take_the_types_of_the_index() -> None:
         (pa.table([["a"], [1], [2]], names=["product_id", "x", "x"]), "a column twice: product_id, x, x"),
     ],
 )
-def test_tables_that_cannot_be_used_are_told(products: pa.Table, message: str) -> None:
+def test_unusable_tables_are_errors(products: pa.Table, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         type_products(products)
 

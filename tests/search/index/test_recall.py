@@ -47,11 +47,11 @@ def test_effort_doubles_until_it_is_enough_or_no_longer_worth_it(
     assert asked == tried and used.ef_search == tried[-1]
     assert recall.value == (0.5 if least_effort == 10**6 else 1.0)
     assert (scale_effort("hnsw", used, NUM_ROWS) is None) == (least_effort == 10**6)
-    told = f"; index.ef_search raised from 3 to {tried[-1]} for recall" if len(tried) > 1 else ""
-    assert describe_effort(settings, used) == told
+    expected = f"; index.ef_search raised from 3 to {tried[-1]} for recall" if len(tried) > 1 else ""
+    assert describe_effort(settings, used) == expected
 
 
-def test_what_is_exact_is_not_measured(rows: IndexRows) -> None:
+def test_exact_indexes_are_not_measured(rows: IndexRows) -> None:
     asked: list[int] = []
     settings = IndexSettings()
     assert tune_effort("flat", rows, settings, None, finder(rows, 1, asked)) == (settings, EXACT)

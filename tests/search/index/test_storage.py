@@ -1,4 +1,4 @@
-"""The folder of an index: whole after any death of a process that saves, and every broken file told by its name."""
+"""The folder of an index: whole after a killed save, and every damaged file is named."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mim_lightning.search.index import storage
 from mim_lightning.search.index.factory import open_index
 from mim_lightning.search.index.interface import ProductIndex
 from mim_lightning.search.index.settings import IndexSettings
-from tests.search.index.catalogue import Shop, as_lists, make_shop, quantised
+from tests.search.index.catalog import Shop, as_lists, make_shop, quantised
 
 # opens the index in argv[1], changes it, saves, and stops for good at the function named argv[2]
 SAVE_AND_STOP = """
@@ -134,7 +134,7 @@ def test_of_two_that_change_an_index_the_second_must_open_it_again(folder: Path,
 
 
 def test_an_open_index_outlives_its_files(folder: Path, shop: Shop) -> None:
-    """A service goes on with what it has opened while the index is built anew."""
+    """A service continues with the index that it opened while the index is rebuilt."""
     index = open_index(folder)
     make_shop(30, 10, seed=9).build(folder)
     assert as_lists(index.search(QUERIES, 20)) == shop.answer(QUERIES, 20)
@@ -159,9 +159,9 @@ def test_a_broken_file_is_named(tmp_path: Path, shop: Shop, kind: str, part: str
         (None, "is missing"),
     ):
         path.unlink() if content is None else path.write_bytes(content)
-        with pytest.raises(ValueError, match=message) as told:
+        with pytest.raises(ValueError, match=message) as caught:
             open_index(tmp_path)
-        assert str(path) in str(told.value) and "\n" not in str(told.value)
+        assert str(path) in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_damage_in_a_large_file_is_found_when_asked_for(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,13 +174,13 @@ def test_damage_in_a_large_file_is_found_when_asked_for(folder: Path, monkeypatc
 
 
 @pytest.mark.parametrize("content", ["", "{}", "[]", '{"files": {}}', "\ud800"])
-def test_a_damaged_card_is_told(folder: Path, content: str) -> None:
+def test_a_damaged_card_is_an_error(folder: Path, content: str) -> None:
     (folder / "card.json").write_bytes(content.encode("utf-8", "surrogatepass"))
     with pytest.raises(ValueError, match=r"card\.json: damaged"):
         open_index(folder)
 
 
-def test_a_folder_without_an_index_is_told(tmp_path: Path) -> None:
+def test_a_folder_without_an_index_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"contains no index \(no card.json\)"):
         open_index(tmp_path / "nowhere")
 

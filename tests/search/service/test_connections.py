@@ -89,7 +89,7 @@ def ask(port: int, *headers: str) -> bytes:
         return rest(connection)
 
 
-BEGUN = [  # of requests, and what never comes of them
+PARTIAL = [  # of requests, and what never comes of them
     (b"", "headers"),
     (b"GET /he", "headers"),
     (b"GET /health HTTP/1.1\r\nhost: a\r\n", "headers"),
@@ -103,7 +103,7 @@ HEALTH = b"GET /health HTTP/1.1\r\nhost: a\r\n\r\n"
 
 def test_an_incomplete_request_times_out(port: int) -> None:
     with ExitStack() as stack:  # all of them wait at the same time
-        begun = [(stack.enter_context(connected(port, part)), what) for part, what in BEGUN]
+        partial = [(stack.enter_context(connected(port, part)), what) for part, what in PARTIAL]
         dripped = [stack.enter_context(connected(port, part)) for part in DRIPPED]
         idle, halted = (stack.enter_context(connected(port)) for _ in range(2))
         for connection in (idle, halted):
@@ -114,7 +114,7 @@ def test_an_incomplete_request_times_out(port: int) -> None:
         for connection in dripped:  # a byte at a time is no way around it
             connection.settimeout(0.1)
             assert status_of(drip(connection)) == 408
-        for connection, what in begun:
+        for connection, what in partial:
             answer = rest(connection)
             assert status_of(answer) == 408
             error = json.loads(answer.partition(b"\r\n\r\n")[2])["error"]

@@ -167,7 +167,9 @@ def test_it_is_retried_every_few_seconds_and_logged_every_minute(
     assert len(caplog.records) == 3
 
 
-def test_an_impression_that_cannot_be_stored_fails_no_search(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_search_succeeds_when_its_impression_cannot_be_stored(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(*_: object) -> str:
         raise ValueError("product 'a': holds a NUL character")
 

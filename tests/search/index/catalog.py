@@ -82,7 +82,7 @@ def make_shop(num_rows: int, num_products: int, seed: int = 0, levels: int = 3, 
 
 
 def as_lists(found: SearchResults) -> Answer:
-    """Return what was found as the naive answer is told."""
+    """Return the hits in the form of the naive answer."""
     answers = []
     for ids, scores in zip(found.product_ids, found.scores, strict=True):
         assert all(score == -np.inf for product_id, score in zip(ids, scores, strict=True) if not product_id)

@@ -1,4 +1,4 @@
-"""An encoder that reads a picture and words together, as a vision-language model does."""
+"""An encoder that reads an image and a text together, as a vision-language model does."""
 
 from torch import Tensor
 
@@ -7,7 +7,7 @@ from mim_lightning.encoders.tiny import TinyImage, TinyText
 from mim_lightning.types import InputSpec, TowerInput
 
 
-class Together(Encoder):
+class ImageTextEncoder(Encoder):
     """The features of a tiny image encoder times those of a tiny text encoder."""
 
     spec: tuple[InputSpec, ...]

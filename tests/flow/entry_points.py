@@ -1,4 +1,4 @@
-"""Doors as a user starts them, and what a run left behind."""
+"""Entry points in processes of their own, and the files of a run."""
 
 import os
 import subprocess
@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def start(*arguments: str, module: str = "mim_lightning.train", cwd: Path | None = None) -> subprocess.CompletedProcess:
-    """Run a door as a process of its own."""
+    """Run an entry point in a process of its own."""
     # as many threads as here: sums in another order would differ, and Adam makes much of small differences
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     return subprocess.run(
