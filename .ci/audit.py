@@ -22,7 +22,7 @@ def main() -> int:
         options = ["--requirement", LOCK, "--no-deps", "--disable-pip", "--timeout", "5", "--progress-spinner", "off"]
         command = [sys.executable, "-m", "pip_audit", *options, "--format", "json", "--output", str(path)]
         done = subprocess.run(command, check=False, capture_output=True, text=True)  # noqa: S603 - pip-audit itself
-        if not path.is_file():  # its exit code is the same for a vulnerability and for a network that is not there
+        if not path.is_file():  # its exit code is the same for a vulnerability and for a missing network
             reason = (done.stderr.strip().splitlines() or ["no report"])[-1][:160]
             print(f"{LOCK}: not audited ({reason})")
             return 0
@@ -32,7 +32,7 @@ def main() -> int:
 
 
 def judge(dependencies: list[dict[str, Any]]) -> tuple[str, int]:
-    """Return what to say of pip-audit's report, and how many vulnerabilities it holds that are not accepted."""
+    """Return the text about pip-audit's report, and the number of vulnerabilities that are not accepted."""
     skipped = [part["name"] for part in dependencies if "skip_reason" in part]
     if len(skipped) == len(dependencies):
         return f"{LOCK}: not audited (the database of vulnerabilities knows none of its packages: no PyPI)", 0

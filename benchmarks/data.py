@@ -1,9 +1,9 @@
 """Measure the loader against the same work without one, from memory, and by WebDataset, Pillow and torchvision.
 
-In: photos, or the drawn shop where none are given; the defaults take six minutes on two cores. Out: a table of rows a
-second and of ratios, each the median over rounds in which all sides take turns, with the lowest and the highest; with
-`--output` also as JSON. Every side reads rows of two pictures and two texts, crops, mirrors and resizes the
-pictures, and tokenises the texts; the batches go to a process that does nothing with them.
+Reads photos, or the synthetic shop if none are given; the defaults take six minutes on two cores. Prints rows a second
+and ratios, each the median over rounds in which all sides take turns, with the lowest and the highest; `--output` also
+writes JSON. Every side reads rows of two images and two texts, crops, mirrors and resizes the images, and tokenizes
+the texts; the consumer of the batches does nothing with them.
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ Pass = Callable[[], int]  # reads every row once and returns how many these were
 
 
 class Spent(NamedTuple):
-    """What a pass took, in seconds."""
+    """Seconds of a pass."""
 
     clock: float
-    cpu: float  # of this process and all that it started
+    cpu: float  # CPU seconds of this process and its children
 
 
 def main() -> None:
@@ -119,7 +119,7 @@ def record(photos: Sequence[bytes], number: int, product: int) -> Record:
 def compare(
     shards: ShardSet, samples_per_product: int, wishes: argparse.Namespace
 ) -> dict[str, dict[str, list[Spent]]]:
-    """Return what each side spent, by round."""
+    """Return the seconds of each side, by round."""
     text = TextSpec(HashTokenise(32, 4094), 32)
     image = ImageSpec((wishes.image_size, wishes.image_size))
     specs = {"query_image": image, "product_image": image, "product_text": text, "query_text": text}
@@ -165,7 +165,7 @@ def cpu_seconds() -> float:
 
 
 class MemoryDataset(Dataset[Batch]):
-    """The same samples, read already."""
+    """The same samples in memory."""
 
     def __init__(self, samples: Sequence[Sample], collate: Collate) -> None:
         self.samples, self.collate = samples, collate
@@ -175,7 +175,7 @@ class MemoryDataset(Dataset[Batch]):
 
 
 class NoLoader:
-    """The same work from memory in as many processes, whose batches go nowhere; `seconds` is that of the slowest."""
+    """The same work from memory in as many processes, whose batches are dropped; `seconds` is that of the slowest."""
 
     def __init__(
         self, samples: Sequence[Sample], collate: Collate, refs: list[BatchRequest], num_processes: int

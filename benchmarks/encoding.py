@@ -1,7 +1,7 @@
-"""Time an exported model's towers under PyTorch and under ONNX Runtime, by turns.
+"""Time an exported model's towers under PyTorch and under ONNX Runtime, alternating.
 
-In: a folder that `export` made with ONNX towers, and photos. Out: a table of the median of all turns and, in brackets,
-the middle half. Both are called as a service calls them: encoded photos and plain words in, unit vectors out.
+Reads an export with ONNX towers, and photos. Prints the median of all rounds and, in brackets, the middle half. Both
+runtimes are called as the service calls them: from encoded photos and strings to unit vectors.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """Measure our product index against plain FAISS: queries a second, filters, building, opening, memory.
 
-In: sizes from the command line; the defaults take an hour at most and 8 GiB on two cores, `--rows 50000` minutes.
-Out: lines as it goes, and <output>/results.json with every figure, which `experiments/index_speed/tables.py` turns
-into tables. Vectors are made to be like embeddings: clusters of a thousand rows, as wide as their centres are apart;
+The sizes are arguments; the defaults take up to an hour and 8 GiB on two cores, `--rows 50000` takes minutes. Prints
+progress, and writes <output>/results.json with every figure, from which `experiments/index_speed/tables.py` makes
+tables. The vectors resemble embeddings: clusters of a thousand rows, as wide as their centers are apart;
 the standard deviation falls with the fourth root of the direction's number, directions are turned at random, lengths
-are 1. Independent random vectors would have no near neighbours to find. Queries are rows moved by half their length.
+are 1. Independent random vectors would have no near neighbors. Queries are rows moved by half their length.
 """
 
 from __future__ import annotations
@@ -138,10 +138,10 @@ def vector_parts(rows: int, dim: int) -> Iterator[np.ndarray]:
     generator = np.random.default_rng(0)
     spread = np.arange(1, dim + 1, dtype=np.float32) ** -0.25
     turn = np.linalg.qr(generator.standard_normal((dim, dim)))[0].astype(np.float32)
-    centres = spread * generator.standard_normal((max(1, rows // ROWS_A_CLUSTER), dim), dtype=np.float32)
+    centers = spread * generator.standard_normal((max(1, rows // ROWS_A_CLUSTER), dim), dtype=np.float32)
     for start in range(0, rows, 2**16):
         count = min(2**16, rows - start)
-        part = centres[generator.integers(len(centres), size=count)]
+        part = centers[generator.integers(len(centers), size=count)]
         part = (part + spread * generator.standard_normal((count, dim), dtype=np.float32)) @ turn
         yield part / np.linalg.norm(part, axis=1, keepdims=True)
 
@@ -224,7 +224,7 @@ def timed(function: Callable[..., Any], *args: Any) -> tuple[float, float]:
 
 
 def measure_filter(index: FaissIndex, queries: np.ndarray, share: float) -> dict[str, Any]:
-    """Time a filter that leaves a share of the rows: as we choose, by comparing the allowed rows, and by the index."""
+    """Time a filter that leaves a fraction of the rows: by our choice, by comparing allowed rows, and by the index."""
     where = {"price": {"max": share}}
     first, _ = timed(index.search, queries[:1], K, where)
     ways = {"ours": segment._EXACT_GAIN, "one by one": np.inf, "index": 0.0}
@@ -244,7 +244,7 @@ def measure_filter(index: FaissIndex, queries: np.ndarray, share: float) -> dict
 
 
 def search_one_by_one(index: FaissIndex, queries: np.ndarray, where: dict[str, Any]) -> tuple[float, list[np.ndarray]]:
-    """Return the median seconds of a query, and what each found."""
+    """Return the median seconds of a query, and the hits of each."""
     seconds, found = [], []
     for query in queries:
         clock = time.perf_counter()
@@ -254,7 +254,7 @@ def search_one_by_one(index: FaissIndex, queries: np.ndarray, where: dict[str, A
 
 
 def measure_opening(folder: Path, queries: np.ndarray) -> dict[str, Any]:
-    """Open the index in a process of its own, and see how the memory grows with searches."""
+    """Open the index in a new process, and measure how its memory grows with searches."""
     path = folder.with_suffix(".queries.npy")
     np.save(path, queries)
     command = [sys.executable, "-c", OPEN_AND_SEARCH, str(folder), str(path)]

@@ -1,8 +1,8 @@
-"""Measure what it takes a rank to open a set of 400 million samples, and to be in the middle of its epoch.
+"""Measure how long a rank takes to open a set of 400 million samples, and to seek to the middle of an epoch.
 
-In: sizes from the command line; nothing but the set's index is made, some seconds of work. Out: a table, each line a
-process of its own: seconds and the process's largest memory, with everything that a training process imports, and
-without the set for comparison; with `--output` also as JSON.
+The sizes are arguments; only the set's index is written, in seconds. Prints a table with a process in each row: seconds
+and peak memory, with all imports of a training process, and without the set for comparison; `--output` also writes
+JSON.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from mim_lightning.data.sampling.order import EpochSettings
 from mim_lightning.data.sampling.shuffled import ShuffledSettings
 from mim_lightning.data.shards.shard_set import ShardSet
 from mim_lightning.data.loading.loader import RankSampler
-import mim_lightning.train, mim_lightning.lit.datamodule  # what else a training process holds
+import mim_lightning.train, mim_lightning.lit.datamodule  # other imports of a training process
 states.append(now())
 place, num_lanes, batch_size, world_size = sys.argv[1], *map(int, sys.argv[2:])
 if place:

@@ -1,4 +1,4 @@
-"""Pictures for the benchmarks of data, and the processor that measured: `data` and `preparing` import it."""
+"""Images for the data benchmarks, and the name of the processor."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from mim_lightning.data.synthetic import write_synthetic_world
 
 
 def read_photos(folder: Path | None, num_most: int) -> list[bytes]:
-    """Return the .jpg files of a folder, or those of the drawn shop at 256 pixels where there is none."""
+    """Return the .jpg files of a folder, or images of the synthetic shop at 256 pixels if it is None."""
     if folder is None:
         with tempfile.TemporaryDirectory() as drawn:
             write_synthetic_world(
@@ -29,7 +29,7 @@ def read_photos(folder: Path | None, num_most: int) -> list[bytes]:
 
 
 def marked(photo: bytes, number: int) -> bytes:
-    """Return a JPEG with a comment, so that photos that are used twice are not taken for one."""
+    """Return a JPEG with a comment, so that a photo used twice has different bytes."""
     return photo[:2] + b"\xff\xfe\x00\x06" + number.to_bytes(4, "big") + photo[2:]
 
 

@@ -1,7 +1,7 @@
-"""Measure `prepare`: tables and photos to checked shards, in pictures a second and in CPU time a picture.
+"""Measure `prepare`: from tables and photos to validated shards, in images a second and CPU time an image.
 
-In: photos, or the drawn shop where none are given. Out: a table, a row for the photos as they are and for each
-`--side` to which they are enlarged first, as a shop's own are larger than what is stored; with `--output` also as JSON.
+Reads photos, or the synthetic shop if none are given. Prints a row for the photos as they are and for each `--side` to
+which they are enlarged first, since originals are larger than stored images; `--output` also writes JSON.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
 """Measure ranking against plain FAISS, and evaluation against torchmetrics, on random unit vectors.
 
-In: sizes from the command line; the defaults need 4 GiB and twenty minutes on two cores, `--help` shows how to make
-them small. Out: tables of seconds, medians of runs that take turns, and how many times faster ours is, by the clock
-and by CPU time, which says more on a machine that does other work too; the growth of memory; and the largest
-difference between our measures and those of torchmetrics.
+The sizes are arguments; the defaults need 4 GiB and twenty minutes on two cores, `--help` shows how to reduce them.
+Prints seconds (medians of alternating runs), how many times faster ours is, by wall time and by CPU time (more reliable
+on a busy machine), the growth of memory, and the largest difference between our metrics and those of torchmetrics.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ MIB = 2**20
 
 
 class Time(NamedTuple):
-    """Seconds that something took."""
+    """Wall and CPU seconds."""
 
     clock: float
     cpu: float  # of all threads

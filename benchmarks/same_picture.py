@@ -1,7 +1,7 @@
-"""How far apart are the hashes of one picture stored twice, and how near those of different pictures?
+"""Measure distances of perceptual hashes, of one image stored twice and of different images.
 
-In: folders of pictures, each with a word for them. Out: a table by distance of the share of pictures that are found
-again after they were resized and stored otherwise, and of the pairs of different pictures that would be taken for the
+Reads folders of images, each with a label. Prints by distance the fraction of images that are found again after they
+were resized and stored in another format, and the fraction of pairs of different images that would be taken for the
 same.
 """
 

@@ -1,9 +1,9 @@
 """Measure the search service under concurrent clients, and the same search under LitServe.
 
-In: an index folder and photos. Each server is started as a process of its own on loopback, with the same model, index
-and number of torch threads, in turns. Out: for each, searches a second, latency at the median, 95 % and 99 %, errors,
-memory of its processes after a quarter of a minute and at the end; and, of one client alone, what the service adds to
-encoder and index. `--help` shows how to make it short.
+Reads an index folder and photos. The servers run alternately in their own processes on loopback, with the same model,
+index and number of torch threads. Prints for each: searches a second, latency at the median, 95 % and 99 %, errors,
+memory after 15 seconds and at the end; and, for a single client, the overhead of the service over encoder and index.
+`--help` shows how to shorten it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Post = Callable[[bytes, dict[str, str]], dict[str, Any]]
 
 @dataclass
 class Load:
-    """What the clients saw of one server."""
+    """Measurements of one server by its clients."""
 
     seconds: list[float] = field(default_factory=list)
     overheads_ms: list[float] = field(default_factory=list)  # of the server: total less encoder and index

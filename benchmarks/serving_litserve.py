@@ -1,6 +1,6 @@
-"""The same search under LitServe, for `serving.py` to compare: its queues and its batching, our model and index.
+"""The same search under LitServe, for comparison by `serving.py`: its queues and batching, our model and index.
 
-In: an index folder and a port on loopback. Runs until it is stopped.
+Takes an index folder and a port on loopback, and runs until it is stopped.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from mim_lightning.search.searcher import Searcher, open_searcher
 
 
 class Given:
-    """Vectors that were encoded in a batch, handed to one search."""
+    """Gives a search the vectors that were encoded in a batch."""
 
     def __init__(self, encoder: Any, image: np.ndarray, text: np.ndarray | None) -> None:
         self.fingerprint, self.fusions = encoder.fingerprint, encoder.fusions

@@ -1,7 +1,7 @@
 """Put the tables of experiments/ into the pages that quote them, so that no number is typed by hand.
 
     python experiments/refresh.py            write
-    python experiments/refresh.py --check    say which page has drifted, and fail
+    python experiments/refresh.py --check    name the pages that differ, and fail
 
 A page quotes a file between two comments, <!-- experiments/<name>/table.md --> and <!-- end -->; a .txt file is
 put into a code block.

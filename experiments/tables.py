@@ -1,10 +1,10 @@
-"""Make an experiment's tables from the runs it names: means over seeds, and what arms differ in.
+"""Make an experiment's tables from its runs: means over seeds, and differences between arms.
 
     python experiments/tables.py experiments/towers_synthetic runs/towers_synthetic/*
 
-The first run's arm is the baseline; runs that differ in seed and fold alone are one arm. A run's own record speaks of
-products never trained on where its data are product-disjoint; an evaluation in its folder `seen` (split=val_seen) of
-products trained on. Writes into the folder:
+The first run's arm is the baseline; runs that differ in seed and fold alone are one arm. With
+product-disjoint data a run's own record is about products that are not in training; an evaluation in its folder `seen`
+(split=val_seen) is about products that are. Writes into the folder:
 
     results.csv       a run a row, all metrics
     table.md          mean and 95 % interval over the runs of an arm (Student's t), a direction a row

@@ -1,4 +1,4 @@
-# Sourced by the records' run.sh: train the same arms over three seeds, each with a fold of products of its own.
+# Sourced by the records' run.sh: train the same arms over three seeds, each with another fold of products.
 #
 #   train_arms <name of the record> <override> ...      overrides may hold Hydra choices: model=2tower,3tower
 #   evaluate_seen <name of the record>                  its runs again, on queries of products that they were trained on

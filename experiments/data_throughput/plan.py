@@ -1,4 +1,4 @@
-"""100 million triples and 400 million quadruples, by arithmetic on what three benchmarks of data measured.
+"""100 million triples and 400 million quadruples, by arithmetic on the results of three data benchmarks.
 
     python experiments/data_throughput/plan.py [folder with loading.json, preparing.json and opening.json]
 
@@ -19,7 +19,7 @@ Measured = dict[str, Any]
 
 @dataclass(frozen=True)
 class Assumed:
-    """What is not measured here; put in your own."""
+    """Assumptions that are not measured here; replace them by your own."""
 
     sets: tuple[tuple[str, int], ...] = (("triples", 100_000_000), ("quadruples", 400_000_000))
     rows_a_shard: int = 2_000

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The loader against others, prepare, and opening 400 million rows: a quarter of an hour on two cores, 3 GB of disk.
-# Photos of MIM_DATA_DIR where it is set, the drawn shop's otherwise.
+# Photos of MIM_DATA_DIR where it is set, of the synthetic shop otherwise.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 export OMP_WAIT_POLICY=PASSIVE OMP_NUM_THREADS=1

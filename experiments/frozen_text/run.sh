@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Three towers on grocery photos with a frozen text encoder that knows English: after towers_grocery, an hour more.
+# Three towers on grocery photos with a frozen pretrained text encoder: after towers_grocery, an hour more.
 # Needs MIM_DATA_DIR (data/grocery, weights/mobilenetv2_100.safetensors).
 source "$(dirname "$0")/../train_arms.sh"
 experiments/towers_grocery/run.sh

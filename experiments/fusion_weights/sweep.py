@@ -1,4 +1,4 @@
-"""Sweep the fusions of the composed query over several runs, and leave table.md and fusion.png in a folder.
+"""Sweep the fusions of the composed query over several runs, and write table.md and fusion.png.
 
 python experiments/fusion_weights/sweep.py experiments/fusion_weights runs/towers_synthetic/4tower-*
 """

@@ -1,11 +1,11 @@
-"""Tables from what benchmarks/index_speed.py measured, and a billion products by arithmetic on it.
+"""Tables from the results of benchmarks/index_speed.py, and a billion products by arithmetic on them.
 
     python experiments/index_speed/tables.py [folder with results.json]
 
 Writes into the folder:
 
     table.md      queries a second against FAISS, and building, a kind a row
-    filters.md    milliseconds of a filtered search, by the share of rows that it leaves
+    filters.md    milliseconds of a filtered search, by the fraction of rows that it leaves
     memory.md     bytes a row on disk, opening, resident memory
     billion.md    shards, machines, latency, build hours and money for ASSUMED.products
 """
@@ -22,7 +22,7 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Assumed:
-    """What is not measured here; put in your own."""
+    """Assumptions that are not measured here; replace them by your own."""
 
     products: int = 1_000_000_000
     images_a_product: int = 1
@@ -160,7 +160,7 @@ def plan(kind: str, found: dict[str, Any], facts: dict[str, Any]) -> Plan:
 
 
 def growth(kind: str, rows: float) -> float:
-    """Return what a query costs, up to a factor: a graph's depth, lists read times their length, or every row."""
+    """Return the cost of a query, up to a factor: a graph's depth, lists read times their length, or every row."""
     return {"hnsw": math.log(rows), "flat": rows}.get(kind, math.sqrt(rows))
 
 

@@ -1,4 +1,4 @@
-"""Plant a lift, or none, in many simulated experiments; leave table.md with what was found, and report.txt of one.
+"""Plant a lift, or none, in many simulated experiments; write table.md with the results, and report.txt of one.
 
 python experiments/planted_lift/simulate.py experiments/planted_lift
 """
@@ -47,7 +47,7 @@ SALT = "of users who are made up"
 
 @dataclass(frozen=True)
 class Row:
-    """How often something was so in simulated experiments, and how often it should be."""
+    """How often a statement holds in simulated experiments, and how often it should."""
 
     looks: str
     planted: float
@@ -166,7 +166,7 @@ def table(rows: list[Row]) -> list[str]:
 
 
 def report_of_one(size: SampleSize) -> str:
-    """Return the report of one experiment of the planned size, made end to end: users, event log, ab_report."""
+    """Return the report of one experiment of the planned size, end to end: users, event log, ab_report."""
     with tempfile.TemporaryDirectory() as folder:
         with EventLog(f"{folder}/events.db") as log:
             arms = {name: Arm(name) for name in ("control", "lifted")}

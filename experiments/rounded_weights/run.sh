@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What rounding costs and ONNX Runtime gains: four exports of one checkpoint, about five minutes on two cores.
+# Loss by quantization and speed of ONNX Runtime: four exports of one checkpoint, about five minutes on two cores.
 # Trains the checkpoint first if there is none, see grocery_checkpoint.sh; arguments go to benchmarks/encoding.py.
 source "$(dirname "$0")/../grocery_checkpoint.sh"
 grocery_checkpoint

@@ -1,4 +1,4 @@
-"""A table of what rounding costs, from the cards that `export` wrote.
+"""A table of the quantization loss, from the model cards of exports.
 
     python experiments/rounded_weights/tables.py <folder of exports, one a precision>
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Are pictures that a table holds twice found again? Real photos and drawn ones: about five minutes on two cores.
+# Are duplicate images of a table found? Real and synthetic images: about five minutes on two cores.
 # Needs MIM_DATA_DIR (data/grocery); arguments go to the benchmark.
 set -euo pipefail
 cd "$(dirname "$0")/../.."

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Two, three and four towers on the drawn shop, equal budgets, three seeds: about half an hour on two CPU cores.
+# Two, three and four towers on the synthetic shop, equal numbers of epochs, three seeds: about half an hour on two CPU cores.
 source "$(dirname "$0")/../train_arms.sh"
 train_arms towers_synthetic experiment=synthetic model=2tower,3tower,4tower
 evaluate_seen towers_synthetic

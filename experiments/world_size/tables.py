@@ -1,4 +1,4 @@
-"""The table of this record: how far apart two processes end from one, in weights and in results.
+"""The table of this record: differences between two processes and one, in weights and in results.
 
 python experiments/world_size/tables.py runs/world_size
 """
