@@ -237,6 +237,8 @@ def open_same(folder: PathOrUrl, described: Mapping[str, Any]) -> PreparedData:
     difference = first_difference(described, prepared.describe())
     if difference is not None:
         key, found, wanted = difference
+        if key == "layout":  # stored by its first name, or not at all
+            found, wanted = (BY_PRODUCT if layout == "product" else SHUFFLED for layout in (found, wanted))
         raise ValueError(
             f"{folder}: was prepared with {key}={found}, this command has {wanted}; "
             "run prepare with overwrite=true, or choose another data.folder"
