@@ -34,7 +34,7 @@ IRRELEVANT_IN = {
         "log_every_n_steps",
         "default_root_dir",
     ),
-    "encoder": ("training",),  # what comes of it stands in optim, loss and trainer
+    "encoder": ("training",),  # optim, loss and trainer have its values
     # the data themselves are described instead
     "data": (
         *("folder", "source", "validation", "distractors", "mixture", "num_workers", "eval_batch_size"),
@@ -62,8 +62,8 @@ PLACEMENT_KEYS = (
         if key not in ("source", "mixture")
     ),
 )
-PENDING_ID = "<run-id>"  # stands in conf/train.yaml until the id is known
-PENDING_SET = "<set>"  # stands there in the run's name, until the data set's is known
+PENDING_ID = "<run-id>"  # in conf/train.yaml, until the id is known
+PENDING_SET = "<set>"  # in the run's name there, until the name of the data set is known
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ def _present_key(key: str) -> str:
 
 
 def identify(config: dict[str, Any]) -> tuple[Run, dict[str, Any], dict[str, Any] | None]:
-    """Return the run of a config, the config with the run's id wherever it stands, and its source's description.
+    """Return the run of a config, the config with the run's id filled in, and its source's description.
 
     The description hashes whole tables: hand it to what prepares the data. It is None where there is no source, and in
     a launched process, whose data were prepared before it was started.

@@ -69,7 +69,7 @@ class StoredConfigError(FileError):
     """
 
     def __init__(self, path: Path | str, key: str, reason: str) -> None:
-        said = f"{key}{': ' if key else ''}{reason}"  # key and value are the stranger's: on a terminal they only stand
+        said = f"{key}{': ' if key else ''}{reason}"  # key and value may be hostile
         super().__init__(f"{path}: {plain(said, 500)}")
         self.path, self.key = path, key
 
@@ -85,8 +85,8 @@ def validate_config(config: Any, path: Path | str, is_built: bool = True) -> dic
         is_built: whether a model or data may be built from it; otherwise it is only read, and may name any class.
 
     Raises:
-        StoredConfigError: an interpolation, something that is no plain value, or a class that does not belong where
-            it stands; names file and key.
+        StoredConfigError: an interpolation, something that is not a plain value, or a class that does not fit in its
+            place; names file and key.
     """
     plain = _Reader(path).read(config, ())
     if not isinstance(plain, dict):
@@ -189,7 +189,7 @@ class _Reader:
 
 
 def _validate_built(value: Any, key: _Key, path: Path | str) -> None:
-    """Refuse whatever names a class that does not belong where it stands."""
+    """Raise a StoredConfigError for a class in a place where it does not fit."""
     place = _role_of(key)
     if place is None and isinstance(value, dict):
         for name in value:
