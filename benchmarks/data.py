@@ -38,7 +38,7 @@ from mim_lightning.data.sampling.order import EpochSettings, OrderSettings
 from mim_lightning.data.sampling.shuffled import ShuffledSettings
 from mim_lightning.data.shards.shard_set import ShardSet
 from mim_lightning.data.shards.writer import Record
-from mim_lightning.encoders.tiny import HashTokenise
+from mim_lightning.encoders.tiny import HashTokenize
 from mim_lightning.types import Batch, ImageSpec, Sample, TextSpec
 from tests.shard_sets import write_shard_set
 
@@ -120,7 +120,7 @@ def compare(
     shards: ShardSet, samples_per_product: int, wishes: argparse.Namespace
 ) -> dict[str, dict[str, list[Spent]]]:
     """Return the seconds of each side, by round."""
-    text = TextSpec(HashTokenise(32, 4094), 32)
+    text = TextSpec(HashTokenize(32, 4094), 32)
     image = ImageSpec((wishes.image_size, wishes.image_size))
     specs = {"query_image": image, "product_image": image, "product_text": text, "query_text": text}
     collate = Collate(specs, shards.max_relevant, AUGMENT)
@@ -243,8 +243,8 @@ def webdataset_row(transform: Callable[[Image.Image], torch.Tensor], sample: dic
 
 def webdataset_batch(rows: Sequence[tuple[Any, ...]]) -> tuple[Any, ...]:
     query_images, product_images, *texts = zip(*rows, strict=True)
-    tokenise = HashTokenise(32, 4094)
-    return torch.stack(query_images), torch.stack(product_images), *[tokenise(part)["input_ids"] for part in texts]
+    tokenize = HashTokenize(32, 4094)
+    return torch.stack(query_images), torch.stack(product_images), *[tokenize(part)["input_ids"] for part in texts]
 
 
 def as_is(batch: Batch) -> Batch:

@@ -282,7 +282,7 @@ def _build_encoder(config: Mapping[str, Any], assets: Mapping[str, str] | None) 
     make = {**config, "_partial_": True}
     known = inspect.signature(build(make)).parameters
     # Random weights, and the assets even where there are none: the constructor's own defaults may look elsewhere.
-    # As objects: a tokeniser's text may hold what OmegaConf takes for an interpolation.
+    # As objects: a tokenizer's text may hold what OmegaConf takes for an interpolation.
     late = {name: value for name, value in {"assets": assets, "pretrained": None}.items() if name in known}
     return build(make, **late) if late else build(config)
 

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import hashlib
 
-NO_KEY = -1  # of a row without a (further) id; `id_key` never returns it
+NO_KEY = -1  # of a row without a (further) id; `hash_id` never returns it
 
 
-def id_key(identity: str) -> int:
+def hash_id(identity: str) -> int:
     """Return the 63-bit hash of a string id (blake2b, never negative)."""
     return int.from_bytes(hashlib.blake2b(identity.encode(), digest_size=8).digest(), "big") >> 1

@@ -18,7 +18,7 @@ from mim_lightning.fields import QUERY_FIELDS as QUERY_FIELDS
 from mim_lightning.fields import QUERY_IMAGE
 from mim_lightning.fields import side_of as side_of
 from mim_lightning.ids import NO_KEY as NO_KEY
-from mim_lightning.ids import id_key as id_key
+from mim_lightning.ids import hash_id as hash_id
 
 # --- inputs of encoders -------------------------------------------------------------------------------
 
@@ -36,7 +36,7 @@ class ImageSpec:
     fill: tuple[int, int, int] = (0, 0, 0)  # RGB of the padding
 
 
-Tokenise = Callable[[Sequence[str]], dict[str, Tensor]]
+Tokenize = Callable[[Sequence[str]], dict[str, Tensor]]
 CountTokens = Callable[[Sequence[str]], list[int]]
 
 
@@ -44,7 +44,7 @@ CountTokens = Callable[[Sequence[str]], list[int]]
 class TextSpec:
     """Input of a text encoder: the tensors of a picklable tokenizer."""
 
-    tokenise: Tokenise
+    tokenize: Tokenize
     max_length: int  # tokens
     count: CountTokens | None = None  # tokens of each text before truncation; None: unknown
 
@@ -75,17 +75,17 @@ def specs_by_field(specs: Mapping[str, TowerSpec]) -> dict[str, InputSpec]:
 class Sample:
     """One row of a shard set as stored: encoded images and plain texts by field; any may be absent.
 
-    `asked_ids` are the products that answer the query, `shown_ids` those on its image. They differ if the text asks for
-    a change.
+    `target_ids` are the products that answer the query, `reference_ids` those on its image. They differ if the text
+    asks for a change.
     """
 
     sample_num: int  # in the set
     inputs: Mapping[str, bytes | str]
     query_id: str | None = None
     product_id: str | None = None
-    asked_ids: tuple[str, ...] = ()
-    asked_grades: tuple[int, ...] = ()  # relevance of each of `asked_ids`, 1 or more; empty: all 1
-    shown_ids: tuple[str, ...] = ()
+    target_ids: tuple[str, ...] = ()
+    target_grades: tuple[int, ...] = ()  # relevance of each of `target_ids`, 1 or more; empty: all 1
+    reference_ids: tuple[str, ...] = ()
     category: str | None = None
     is_padding: bool = False
 
@@ -94,7 +94,7 @@ class Sample:
 class Batch:
     """B rows, with each distinct input of a tower once.
 
-    Row b of tower t uses input `rows[t][b]` of `inputs[t]`, or none if that is -1. Ids are `id_key` integers, `NO_KEY`
+    Row b of tower t uses input `rows[t][b]` of `inputs[t]`, or none if that is -1. Ids are `hash_id` integers, `NO_KEY`
     if there is none.
     """
 
@@ -103,15 +103,15 @@ class Batch:
     sample_nums: Tensor  # (B,) in the set
     query_keys: Tensor  # (B,)
     product_keys: Tensor  # (B,)
-    asked_keys: Tensor  # (B, R)
-    asked_grades: Tensor  # (B, R) int64, 1 or more; 0 without a key
-    shown_keys: Tensor  # (B, R)
+    target_keys: Tensor  # (B, R)
+    target_grades: Tensor  # (B, R) int64, 1 or more; 0 without a key
+    reference_keys: Tensor  # (B, R)
     category_keys: Tensor  # (B,)
     is_padding: Tensor  # (B,) bool: a repeated row that fills a rank's last batch, left out of all metrics
     # evaluation only, by query field: (B,) bool, whether the row has it, even if no tower reads it
     has_field: dict[str, Tensor] = field(default_factory=dict)
     # evaluation only, by image field: (B,) equal if the images are equal pixel by pixel, NO_KEY without an image
-    picture_keys: dict[str, Tensor] = field(default_factory=dict)
+    image_keys: dict[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.query_keys)
@@ -263,8 +263,8 @@ class QueryCounts:
 class RetrievalReport:
     """Retrieval quality of one direction over a whole pass, and the names of its metric keys.
 
-    Rows of `hits`, `scores`, `ranks` and `unit_keys` are the queries with a relevant product in the gallery, ascending
-    by key.
+    Rows of `hits`, `scores`, `ranks` and `cluster_keys` are the queries with a relevant product in the gallery,
+    ascending by key.
     """
 
     direction: str
@@ -276,7 +276,7 @@ class RetrievalReport:
     hits: Hits
     scores: dict[str, Tensor]  # "hit@1" -> (Q,) float64, nan if a metric is undefined for a query
     ranks: Tensor  # (Q,) int64 of the first relevant product, from 1; 0 if rank > depth
-    unit_keys: Tensor  # (Q,) a relevant product: the cluster of queries that the bootstrap resamples together
+    cluster_keys: Tensor  # (Q,) a relevant product: the cluster of queries that the bootstrap resamples together
     counts: QueryCounts | None = None
 
     def as_scalars(self, stage: str) -> dict[str, float]:

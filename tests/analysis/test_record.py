@@ -19,7 +19,7 @@ from mim_lightning.model.checkpoint import load_matcher, store_fusions
 from mim_lightning.prepare import prepare
 from mim_lightning.run import Run, identify
 from mim_lightning.train import train
-from mim_lightning.types import id_key
+from mim_lightning.types import hash_id
 from tests.shop import small, write_shop
 
 
@@ -52,7 +52,7 @@ def test_record_of_a_run(fit: Callable[..., Run], shop: Path) -> None:
         assert direction.segments["text"] == direction.texts
     embeddings = read_embeddings(record.folder)
     assert embeddings.fingerprint == record.facts.fingerprint and embeddings.fusions == config["model"]["fusions"]
-    products = {id_key(f"{number:03d}") for number in range(7)}
+    products = {hash_id(f"{number:03d}") for number in range(7)}
     assert set(embeddings.gallery.columns["product_keys"].tolist()) == products
 
 

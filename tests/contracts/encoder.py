@@ -84,13 +84,13 @@ class EncoderContract:
 
     def test_tokenizer_pickles(self, encoder: Encoder) -> None:
         if isinstance(encoder.spec, TextSpec):
-            copy = pickle.loads(pickle.dumps(encoder.spec.tokenise))
-            for name, tokens in encoder.spec.tokenise(TEXTS).items():
+            copy = pickle.loads(pickle.dumps(encoder.spec.tokenize))
+            for name, tokens in encoder.spec.tokenize(TEXTS).items():
                 assert torch.equal(tokens, copy(TEXTS)[name])
 
     def test_long_texts_are_cut(self, encoder: Encoder) -> None:
         if isinstance(encoder.spec, TextSpec):
-            tokens = encoder.spec.tokenise(["many words " * 600])
+            tokens = encoder.spec.tokenize(["many words " * 600])
             assert all(part.shape[1] <= encoder.spec.max_length for part in tokens.values())
 
     def test_tokens_are_counted_before_any_is_cut(self, encoder: Encoder) -> None:
@@ -99,7 +99,7 @@ class EncoderContract:
             assert spec.count is not None
             for num_words in range(1, spec.max_length + 2):
                 text = "red " * num_words
-                now, with_another = spec.tokenise([text]), spec.tokenise([text + "red"])
+                now, with_another = spec.tokenize([text]), spec.tokenize([text + "red"])
                 is_full = all(torch.equal(now[name], with_another[name]) for name in now)
                 assert is_full == (spec.count(["", text])[1] >= spec.max_length)
 
@@ -124,7 +124,7 @@ class EncoderContract:
 def inputs_of(encoder: Encoder, only: int | None = None) -> TowerInput:
     """Return four inputs of the kind that an encoder takes, or one of them."""
     if isinstance(encoder.spec, TextSpec):
-        return encoder.spec.tokenise(TEXTS if only is None else [TEXTS[only]])
+        return encoder.spec.tokenize(TEXTS if only is None else [TEXTS[only]])
     images = random_images(len(TEXTS), encoder.spec.size)
     return images if only is None else images[only : only + 1]
 
@@ -132,7 +132,7 @@ def inputs_of(encoder: Encoder, only: int | None = None) -> TowerInput:
 def revealing_inputs_of(encoder: Encoder) -> TowerInput:
     """Return the four inputs, and of texts one that is cut, has capitals and names a special token."""
     if isinstance(encoder.spec, TextSpec):
-        return encoder.spec.tokenise([*TEXTS, "red [SEP] shoes", "Red Apple", "red " * 40 + "apple"])
+        return encoder.spec.tokenize([*TEXTS, "red [SEP] shoes", "Red Apple", "red " * 40 + "apple"])
     return inputs_of(encoder)
 
 

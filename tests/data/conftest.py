@@ -46,7 +46,7 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
     return path
 
 
-def tokenise(texts: Sequence[str]) -> dict[str, Tensor]:
+def tokenize(texts: Sequence[str]) -> dict[str, Tensor]:
     """Return the code points of each text, padded by 0 to the longest."""
     rows = [torch.tensor([ord(letter) for letter in text] or [0]) for text in texts]
     return {"ids": torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)}

@@ -21,7 +21,7 @@ from mim_lightning.data.sampling.shuffled import ShuffledSettings
 from mim_lightning.data.sampling.weighted import WeightedSettings
 from mim_lightning.data.shards.mixture_set import MAIN, ConcatShardSet
 from mim_lightning.data.shards.shard_set import ShardSet
-from mim_lightning.types import id_key
+from mim_lightning.types import hash_id
 from tests.data.conftest import MakeSet
 from tests.data.loading.test_loader import SPECS, content, global_batches
 
@@ -36,7 +36,7 @@ MakeLoaders = Callable[..., list[StreamLoader]]
 def with_columns(shards: ShardSet) -> ShardSet:
     """Write the columns of a set whose rows are about product `number % 5`, of one of two categories."""
     numbers = np.arange(len(shards))
-    products = np.array([id_key(f"p{number % 5}") for number in numbers])
+    products = np.array([hash_id(f"p{number % 5}") for number in numbers])
     folder = Path(shards.folder)
     np.save(folder / "product_keys.npy", products)
     np.save(folder / "category_keys.npy", numbers % 5 % 2)
@@ -94,8 +94,8 @@ def test_a_batch_of_a_mixture_has_separate_ids(make_loaders: MakeLoaders) -> Non
     batch = next(iter(loader))
     is_web = batch.sample_nums >= 45
     assert is_web.sum() == 6
-    assert set(batch.product_keys[is_web].tolist()) <= {id_key(f"web:p{number}") for number in range(5)}
-    assert set(batch.product_keys[~is_web].tolist()) <= {id_key(f"p{number}") for number in range(5)}
+    assert set(batch.product_keys[is_web].tolist()) <= {hash_id(f"web:p{number}") for number in range(5)}
+    assert set(batch.product_keys[~is_web].tolist()) <= {hash_id(f"p{number}") for number in range(5)}
 
 
 def test_a_position_of_another_order_is_refused(make_loaders: MakeLoaders) -> None:

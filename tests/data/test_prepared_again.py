@@ -23,7 +23,7 @@ from mim_lightning.data.validation.settings import ValidationSettings
 from mim_lightning.lit.datamodule import MatchDataModule
 from mim_lightning.prepare import prepare
 from mim_lightning.types import TextSpec
-from tests.data.conftest import jpeg, tokenise
+from tests.data.conftest import jpeg, tokenize
 
 SETTINGS = ShardSettings(samples_per_shard=2)
 
@@ -190,7 +190,7 @@ def test_a_checkpoint_does_not_resume_on_other_content(shop: ManifestSource, fol
 
     def start() -> MatchDataModule:
         module = MatchDataModule(
-            "shop", {"query_text": TextSpec(tokenise, 9)}, str(folder), None, SETTINGS, "val", 2, 2, 0, 0
+            "shop", {"query_text": TextSpec(tokenize, 9)}, str(folder), None, SETTINGS, "val", 2, 2, 0, 0
         )
         module.train_dataloader()
         return module

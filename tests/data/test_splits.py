@@ -36,7 +36,7 @@ def fold_of(manifest: Manifest, fold: int, seed: int = 0) -> dict[str, Query]:
 
 
 def held_out(queries: dict[str, Query]) -> set[str]:
-    return {i for found in queries.values() if found.split == "val" for i in (*found.asked_ids, *found.shown_ids)}
+    return {i for found in queries.values() if found.split == "val" for i in (*found.target_ids, *found.reference_ids)}
 
 
 def test_every_product_is_held_out_once_and_categories_are_spread(manifest: Manifest) -> None:
@@ -52,7 +52,7 @@ def test_training_knows_nothing_of_held_out_products(manifest: Manifest, fold: i
     assert set(queries) == {found.query_id for found in manifest.queries}  # none is lost
     hidden = held_out(queries)
     for found in queries.values():
-        touched = {*found.asked_ids, *found.shown_ids}
+        touched = {*found.target_ids, *found.reference_ids}
         if found.split == "train":
             assert not touched & hidden
         elif found.split == "val":
@@ -68,12 +68,12 @@ def test_a_query_between_the_two_keeps_its_held_out_half(manifest: Manifest) -> 
         asked, shown = f"p{i}", f"p{(i + 1) % 9}"
         found = queries[f"change{i}"]
         if asked in hidden or shown in hidden:
-            assert found.asked_ids == ((asked,) if asked in hidden else ())
-            assert found.shown_ids == ((shown,) if shown in hidden else ())
+            assert found.target_ids == ((asked,) if asked in hidden else ())
+            assert found.reference_ids == ((shown,) if shown in hidden else ())
         both = queries[f"both{i}"]
         grades = {asked: 1, shown: 2}
         if hidden & {asked, shown}:
-            assert dict(zip(both.asked_ids, both.asked_grades, strict=True)) == {
+            assert dict(zip(both.target_ids, both.target_grades, strict=True)) == {
                 name: grade for name, grade in grades.items() if name in hidden
             }
 

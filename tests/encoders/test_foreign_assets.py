@@ -78,8 +78,8 @@ def test_a_tokenizer_names_no_file_that_is_not_its_own(changed_bert: Callable, t
             {}, dict.fromkeys(keys, str(tmp_path / "words.txt")) | {"tokenizer_class": "BertTokenizer"}
         )
         del assets["tokenizer.json"]
-        tokenise = HfText("gone/away", None, assets=assets).spec.tokenise
-        assert "secret" not in tokenise.tokenizer.get_vocab()
+        tokenize = HfText("gone/away", None, assets=assets).spec.tokenize
+        assert "secret" not in tokenize.tokenizer.get_vocab()
 
 
 @pytest.mark.parametrize("key", ["attn_implementation", "_attn_implementation"])

@@ -44,7 +44,7 @@ def bert_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
     torch.manual_seed(0)
     config = BertConfig(vocab_size=len(WORDS), max_position_embeddings=24, **SIZES)
     BertModel(config).save_pretrained(folder)
-    save_tokeniser(folder)
+    save_tokenizer(folder)
     return str(folder)
 
 
@@ -56,17 +56,17 @@ def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
     CLIPModel(CLIPConfig(text_config=text, vision_config={**SIZES, "image_size": 8, "patch_size": 4})).save_pretrained(
         folder
     )
-    save_tokeniser(folder)
+    save_tokenizer(folder)
     return str(folder)
 
 
-def save_tokeniser(folder: Path, model_max_length: int | None = 24) -> None:
-    tokeniser = Tokenizer(models.WordLevel({word: idx for idx, word in enumerate(WORDS)}, unk_token="[UNK]"))
-    tokeniser.normalizer = normalizers.Lowercase()
-    tokeniser.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokeniser.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", None, [("[CLS]", 2), ("[SEP]", 3)])
+def save_tokenizer(folder: Path, model_max_length: int | None = 24) -> None:
+    tokenizer = Tokenizer(models.WordLevel({word: idx for idx, word in enumerate(WORDS)}, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", None, [("[CLS]", 2), ("[SEP]", 3)])
     names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
-    PreTrainedTokenizerFast(tokenizer_object=tokeniser, model_max_length=model_max_length, **names).save_pretrained(
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=model_max_length, **names).save_pretrained(
         folder
     )
 
@@ -105,7 +105,7 @@ class TestHfText(EncoderContract):
         return [HfText(folder, **self.arguments) for folder in folders]
 
     def test_pads_to_the_longest(self) -> None:
-        tokens = self.build().spec.tokenise(["a", "a red apple"])
+        tokens = self.build().spec.tokenize(["a", "a red apple"])
         assert {name: part.shape for name, part in tokens.items()} == dict.fromkeys(tokens, (2, 5))
 
 
@@ -154,7 +154,7 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], st
             config = MODELS[kind]()
             config.vocab_size = len(WORDS)
             (SiglipTextModel(config) if kind == "siglip" else AutoModel.from_config(config)).save_pretrained(folder)
-            save_tokeniser(folder, model_max_length=None)
+            save_tokenizer(folder, model_max_length=None)
             made[kind] = str(folder)
         return made[kind]
 
@@ -174,10 +174,10 @@ def test_a_text_does_not_see_its_neighbors(
     encoder.load_state_dict(plain.state_dict())
     assert plain.spec.max_length == 24
     texts = [*TEXTS, "red apple " * 30]
-    together = encoder(encoder.spec.tokenise(texts))
-    alone = torch.cat([encoder(encoder.spec.tokenise([text])) for text in texts])
+    together = encoder(encoder.spec.tokenize(texts))
+    alone = torch.cat([encoder(encoder.spec.tokenize([text])) for text in texts])
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-5)
-    assert torch.equal(together, plain(plain.spec.tokenise(texts)))
+    assert torch.equal(together, plain(plain.spec.tokenize(texts)))
     assert encoder.describe_preprocessing() == plain.describe_preprocessing()
     assert (together.norm(dim=1) > 0.01).all()
 
@@ -193,9 +193,9 @@ def test_a_pretrained_pair_without_masks_is_padded_as_it_was_trained(
 ) -> None:
     folder = with_settings(model_folder("siglip"), tmp_path / "x", model_input_names=["input_ids"])
     encoder = HfText(folder, pooling="pooler").eval()
-    assert {name: part.shape for name, part in encoder.spec.tokenise(["a"]).items()} == {"input_ids": (1, 24)}
-    expected = SiglipTextModel.from_pretrained(folder)(**encoder.spec.tokenise(["a"])).pooler_output
-    torch.testing.assert_close(encoder(encoder.spec.tokenise(["a", "red " * 50]))[:1], expected)
+    assert {name: part.shape for name, part in encoder.spec.tokenize(["a"]).items()} == {"input_ids": (1, 24)}
+    expected = SiglipTextModel.from_pretrained(folder)(**encoder.spec.tokenize(["a"])).pooler_output
+    torch.testing.assert_close(encoder(encoder.spec.tokenize(["a", "red " * 50]))[:1], expected)
 
 
 def test_a_tokenizer_without_padding_or_marks(model_folder: Callable[[str], str], tmp_path: Path) -> None:
@@ -205,10 +205,10 @@ def test_a_tokenizer_without_padding_or_marks(model_folder: Callable[[str], str]
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     PreTrainedTokenizerFast(tokenizer_object=words, eos_token="[SEP]").save_pretrained(folder)
     encoder = HfText(str(folder)).eval()
-    together = encoder(encoder.spec.tokenise(["", "red apple", " "]))
-    torch.testing.assert_close(together[0], encoder(encoder.spec.tokenise([""]))[0])
-    torch.testing.assert_close(together[0], encoder(encoder.spec.tokenise(["[SEP]"]))[0])
-    torch.testing.assert_close(together[1], encoder(encoder.spec.tokenise(["red apple"]))[0])
+    together = encoder(encoder.spec.tokenize(["", "red apple", " "]))
+    torch.testing.assert_close(together[0], encoder(encoder.spec.tokenize([""]))[0])
+    torch.testing.assert_close(together[0], encoder(encoder.spec.tokenize(["[SEP]"]))[0])
+    torch.testing.assert_close(together[1], encoder(encoder.spec.tokenize(["red apple"]))[0])
 
 
 class TestFilesOfVersion1:
@@ -259,7 +259,7 @@ def without_version(assets: dict[str, str]) -> dict[str, str]:
 @torch.no_grad()
 def test_mean_is_taken_over_words_alone(bert_folder: str) -> None:
     encoder = HfText(bert_folder).eval()
-    tokens = encoder.spec.tokenise(["a red apple", "a"])
+    tokens = encoder.spec.tokenize(["a red apple", "a"])
     hidden = encoder.network(**tokens).last_hidden_state
     expected = torch.stack([hidden[0].mean(0), hidden[1, :3].mean(0)])
     torch.testing.assert_close(encoder(tokens), expected)
@@ -279,7 +279,7 @@ def test_a_rebuild_from_a_config_asks_neither_hub_nor_folder(bert_folder: str, g
     tower = {"_target_": "mim_lightning.model.Tower", "encoder": encoder, "embed_dim": 4}
     config = {"model": {"towers": {"product_text": tower}, "tied": {}, "fusions": {}}}
     matcher = build_matcher(config, {"product_text": HfText(bert_folder).export_assets()})
-    assert matcher.tower("product_text").encoder.spec.tokenise(["a red apple"])["input_ids"].shape == (1, 5)
+    assert matcher.tower("product_text").encoder.spec.tokenize(["a red apple"])["input_ids"].shape == (1, 5)
 
 
 def test_random_weights_of_a_local_folder(bert_folder: str) -> None:
@@ -316,7 +316,7 @@ def test_errors_of_a_folder(bert_folder: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="folder lacks the config"):
         HfText(str(tmp_path))
     T5Config(d_model=16).save_pretrained(tmp_path)
-    save_tokeniser(tmp_path)
+    save_tokenizer(tmp_path)
     with pytest.raises(ValueError, match="has a decoder"):
         HfText(str(tmp_path))
 
@@ -328,7 +328,7 @@ def test_minilm_embeds_synonyms_close() -> None:
     except ValueError as error:
         pytest.skip(str(error))
     features = torch.nn.functional.normalize(
-        encoder(encoder.spec.tokenise(["red shoes", "scarlet sneakers", "a green apple"])), dim=-1
+        encoder(encoder.spec.tokenize(["red shoes", "scarlet sneakers", "a green apple"])), dim=-1
     )
     assert encoder.width == 384
     assert features[0] @ features[1] > features[0] @ features[2] + 0.2

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from tests.contracts.encoder import TEXTS, EncoderContract, random_images
-from tests.encoders.test_hf_text import WORDS, save_tokeniser, with_settings
+from tests.encoders.test_hf_text import WORDS, save_tokenizer, with_settings
 
 open_clip = pytest.importorskip("open_clip", reason="needs the extra: pip install 'mim-lightning[clip]'")
 towers = importlib.import_module("mim_lightning.encoders.open_clip")
@@ -50,7 +50,7 @@ def clip_name(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="session")
 def siglip_name(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("siglip")
-    save_tokeniser(folder)
+    save_tokenizer(folder)
     return save_pair(folder, SIGLIP, SQUASH)
 
 
@@ -106,10 +106,10 @@ class TestOpenClipText(EncoderContract):
         return towers.OpenClipText("local-dir:/gone", assets=assets)
 
     def test_tokens_fill_the_context(self) -> None:
-        assert self.build().spec.tokenise(TEXTS)["input_ids"].shape == (len(TEXTS), 16)
+        assert self.build().spec.tokenize(TEXTS)["input_ids"].shape == (len(TEXTS), 16)
 
 
-class TestOpenClipTextWithOwnTokeniser(TestOpenClipText):
+class TestOpenClipTextWithOwnTokenizer(TestOpenClipText):
     @pytest.fixture(autouse=True)
     def _name(self, siglip_name: str, tmp_path: Path) -> None:
         self.name, self.scratch = siglip_name, tmp_path
@@ -137,7 +137,7 @@ def test_halves_give_what_the_whole_pair_gives(clip_name: str) -> None:
     expected_image: Tensor = whole.encode_image((images / 255 - mean) / std, normalize=True)
     torch.testing.assert_close(normalize(image(images), dim=-1), expected_image)
     expected_text = whole.encode_text(open_clip.get_tokenizer(clip_name)(TEXTS), normalize=True)
-    torch.testing.assert_close(normalize(text(text.spec.tokenise(TEXTS)), dim=-1), expected_text)
+    torch.testing.assert_close(normalize(text(text.spec.tokenize(TEXTS)), dim=-1), expected_text)
 
 
 def test_builtin_name_needs_no_network_for_random_weights() -> None:

@@ -67,7 +67,7 @@ def test_spec_is_the_models_own() -> None:
 def test_normalizes_as_the_weights_were_trained() -> None:
     encoder = TimmImage("mobilenetv2_050", image_size=32, mean=[0.5, 0.5, 0.5], std=[0.25, 0.25, 0.25])
     white = torch.full((1, 3, 32, 32), 255, dtype=torch.uint8)
-    torch.testing.assert_close(encoder.normalise(white), torch.full((1, 3, 32, 32), 2.0))
+    torch.testing.assert_close(encoder.normalize(white), torch.full((1, 3, 32, 32), 2.0))
 
 
 @pytest.mark.parametrize("suffix", ["safetensors", "pth", "folder"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mim_lightning.encoders.tiny import EMPTY_ID, HashTokenise, TinyImage, TinyText
+from mim_lightning.encoders.tiny import EMPTY_ID, HashTokenize, TinyImage, TinyText
 from tests.contracts.encoder import EncoderContract
 
 
@@ -34,13 +34,13 @@ class TestTinyText(EncoderContract):
 
     def test_padding_changes_nothing(self) -> None:
         encoder = self.build().eval()
-        ids = encoder.spec.tokenise(["red shoes"])["input_ids"]
+        ids = encoder.spec.tokenize(["red shoes"])["input_ids"]
         padded = torch.nn.functional.pad(ids, (0, 3))
         torch.testing.assert_close(encoder({"input_ids": ids}), encoder({"input_ids": padded}))
 
     def test_order_of_words_counts(self) -> None:
         encoder = self.build().eval()
-        features = encoder(encoder.spec.tokenise(["red shoes", "shoes red"]))
+        features = encoder(encoder.spec.tokenize(["red shoes", "shoes red"]))
         assert not torch.allclose(features[0], features[1], atol=1e-4)
 
     @pytest.mark.parametrize(("vocabulary", "width"), [(2, 64), (64, 50)])
@@ -50,8 +50,8 @@ class TestTinyText(EncoderContract):
 
 
 def test_words_ignore_case_and_punctuation() -> None:
-    tokenise = HashTokenise(max_length=8, num_buckets=1000)
-    ids = tokenise(["Red shoes!", "red_shoes", "Crème brûlée", ""])["input_ids"]
+    tokenize = HashTokenize(max_length=8, num_buckets=1000)
+    ids = tokenize(["Red shoes!", "red_shoes", "Crème brûlée", ""])["input_ids"]
     assert ids.shape == (4, 2)
     assert torch.equal(ids[0], ids[1])
     assert ids[3].tolist() == [EMPTY_ID, 0]
@@ -59,8 +59,8 @@ def test_words_ignore_case_and_punctuation() -> None:
 
 
 def test_hash_is_the_same_in_every_process_and_release() -> None:
-    assert HashTokenise(8, 999)(["red"])["input_ids"].item() == 347
+    assert HashTokenize(8, 999)(["red"])["input_ids"].item() == 347
 
 
 def test_no_texts_give_no_rows() -> None:
-    assert HashTokenise(8, 100)([])["input_ids"].shape == (0, 1)
+    assert HashTokenize(8, 100)([])["input_ids"].shape == (0, 1)

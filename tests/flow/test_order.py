@@ -71,7 +71,7 @@ def test_another_folder_is_mixed_in(shop: Path, other_shop: Path) -> None:
     loader = made.train_dataloader()
     batches = list(loader)
     assert [int((batch.sample_nums >= 21).sum()) for batch in batches] == [2] * 4, "one pass over 21 rows, 6 a batch"
-    own = set(open_prepared(shop / "prepared" / "manifest").catalogue().keys.tolist())
+    own = set(open_prepared(shop / "prepared" / "manifest").catalog().keys.tolist())
     for batch in batches:
         assert [int(key) in own for key in batch.product_keys] == (batch.sample_nums < 21).tolist()
     assert len(made.opened.queries) == 7, "what is evaluated is the main set's"

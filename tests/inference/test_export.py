@@ -64,8 +64,8 @@ def test_tokenisers_travel_as_files(tmp_path: Path) -> None:
     output = export_to(tmp_path / "a", checkpoint)
     assert {"config.json", "tokenizer.json"} <= {path.name for path in (output / "product_text").iterdir()}
     np.testing.assert_allclose(load(output, device="cpu").embed_texts(["red box", "blue"]), expected, atol=1e-5)
-    tokeniser = output / "product_text" / "tokenizer.json"
-    tokeniser.write_text(tokeniser.read_text().replace("blue", "grey"))
+    tokenizer = output / "product_text" / "tokenizer.json"
+    tokenizer.write_text(tokenizer.read_text().replace("blue", "grey"))
     with pytest.raises(ValueError, match=r"product_text: preprocessing .* it was changed"):
         load(output)
 
@@ -73,7 +73,7 @@ def test_tokenisers_travel_as_files(tmp_path: Path) -> None:
 @torch.no_grad()
 def embed(matcher: Matcher, texts: list[str]) -> np.ndarray:
     tower = matcher.tower("product_text")
-    return tower(tower.encoder.spec.tokenise(texts)).numpy()  # type: ignore[union-attr]
+    return tower(tower.encoder.spec.tokenize(texts)).numpy()  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize(

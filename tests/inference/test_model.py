@@ -19,7 +19,7 @@ from mim_lightning.inference.loading import load
 from mim_lightning.inference.model import LoadedModel
 from mim_lightning.inference.tower_encoder import TowerEncoder
 from mim_lightning.model.matcher import Matcher
-from mim_lightning.types import TextSpec, Tokenise, TowerInput
+from mim_lightning.types import TextSpec, Tokenize, TowerInput
 from tests.inference.models import TEXTS, samples_of, write_checkpoint
 
 
@@ -162,15 +162,15 @@ def test_invalid_options_are_refused(checkpoint: Path, options: dict, message: s
 class Exclusive:
     """A tokenizer that, like those of Hugging Face, must not be called twice at once."""
 
-    def __init__(self, tokenise: Tokenise) -> None:
-        self.tokenise, self.busy = tokenise, Lock()
+    def __init__(self, tokenize: Tokenize) -> None:
+        self.tokenize, self.busy = tokenize, Lock()
 
     def __call__(self, texts: Sequence[str]) -> dict[str, torch.Tensor]:
         if not self.busy.acquire(blocking=False):
             raise RuntimeError("Already borrowed")
         time.sleep(0.002)
         self.busy.release()
-        return self.tokenise(texts)
+        return self.tokenize(texts)
 
 
 @dataclass(frozen=True)
@@ -185,7 +185,7 @@ class WithSpec:
 def test_threads_share_it(model: LoadedModel, pictures: list[Path]) -> None:
     encoder = model.encoders["query_text"]
     assert isinstance(encoder.spec, TextSpec)
-    exclusive = WithSpec(encoder, replace(encoder.spec, tokenise=Exclusive(encoder.spec.tokenise)))
+    exclusive = WithSpec(encoder, replace(encoder.spec, tokenize=Exclusive(encoder.spec.tokenize)))
     shared = replace(model, encoders={**model.encoders, "query_text": exclusive})
     texts = [[f"w{n} " * (1 + n % 13), f"w{n + 1}"] for n in range(12)]
     alone = [model.embed_query([pictures[n % 4], None], pair) for n, pair in enumerate(texts)]

@@ -151,7 +151,7 @@ def test_a_text_model_of_hugging_face(tmp_path: Path) -> None:
     tower, opened, facts = convert(HfText(name), tmp_path, "query_text")
     assert facts["min_cosine"] > 0.9999
     for texts in (["red"], ["red blue disc box red red red", "a", ""]):
-        tokens = tower.encoder.spec.tokenise(texts)  # type: ignore[union-attr]
+        tokens = tower.encoder.spec.tokenize(texts)  # type: ignore[union-attr]
         torch.testing.assert_close(opened(tokens), tower(tokens), atol=1e-4, rtol=0)
 
 

@@ -23,7 +23,7 @@ from tests.shop import small, write_shop
 def hit_at_1(queries: LoadedModel, products: LoadedModel, folder: Path) -> float:
     """The share of photos that find the product they show, by hand."""
     asked = open_prepared(folder).queries("val").read(range(7))
-    offered = open_prepared(folder).catalogue().read(range(7))
+    offered = open_prepared(folder).catalog().read(range(7))
     found = (
         queries.embed_images([sample.inputs["query_image"] for sample in asked])
         @ products.embed_products(
@@ -32,7 +32,7 @@ def hit_at_1(queries: LoadedModel, products: LoadedModel, folder: Path) -> float
         ).T
     )
     best = [offered[row].product_id for row in found.argmax(1)]
-    return float(np.mean([product_id in sample.asked_ids for product_id, sample in zip(best, asked, strict=True)]))
+    return float(np.mean([product_id in sample.target_ids for product_id, sample in zip(best, asked, strict=True)]))
 
 
 def test_quantization_loss_is_measured_on_the_data_and_reported(
@@ -81,9 +81,9 @@ def batch_of(tower: str, vectors: torch.Tensor, products: torch.Tensor, num_padd
         sample_nums=numbers,
         query_keys=numbers + 100,
         product_keys=products,
-        asked_keys=products[:, None],
-        asked_grades=torch.ones(len(vectors), 1, dtype=torch.int64),
-        shown_keys=products[:, None],
+        target_keys=products[:, None],
+        target_grades=torch.ones(len(vectors), 1, dtype=torch.int64),
+        reference_keys=products[:, None],
         category_keys=numbers * 0,
         is_padding=numbers >= len(vectors) - num_padding,
     )

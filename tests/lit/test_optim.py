@@ -15,7 +15,7 @@ from mim_lightning.losses.contrastive import info_nce
 from mim_lightning.losses.objective import Objective, Pair
 from mim_lightning.model.matcher import Matcher
 from mim_lightning.model.tower import Tower
-from tests.encoders.test_hf_text import save_tokeniser
+from tests.encoders.test_hf_text import save_tokenizer
 from tests.model.test_matcher import image_tower, text_tower
 
 
@@ -138,7 +138,7 @@ def test_weight_decay_groups_agree_with_timm(name: str, arguments: dict, spared:
 def test_weight_decay_groups_agree_with_transformers(tmp_path: Path) -> None:
     config = MPNetConfig(vocab_size=12, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)
     AutoModel.from_config(config).save_pretrained(tmp_path)
-    save_tokeniser(tmp_path)
+    save_tokenizer(tmp_path)
     encoder = HfText(str(tmp_path))
     names = Trainer.get_decay_parameter_names(None, encoder.network)  # type: ignore[arg-type]
     matrices = {name for name, p in encoder.network.named_parameters() if p.ndim > 1}

@@ -23,9 +23,9 @@ def make_batch(product, asked=None, shown=None, padding=None) -> Batch:
         sample_nums=torch.arange(size),
         query_keys=torch.arange(size),
         product_keys=product,
-        asked_keys=asked,
-        asked_grades=(asked >= 0).long(),
-        shown_keys=asked if shown is None else torch.tensor(shown),
+        target_keys=asked,
+        target_grades=(asked >= 0).long(),
+        reference_keys=asked if shown is None else torch.tensor(shown),
         category_keys=torch.full((size,), -1),
         is_padding=torch.zeros(size, dtype=torch.bool) if padding is None else torch.tensor(padding),
     )

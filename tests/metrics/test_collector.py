@@ -23,7 +23,7 @@ from mim_lightning.metrics import (
 )
 from mim_lightning.metrics.collector import gather_shares, share_of_rank
 from mim_lightning.types import NO_KEY, RetrievalReport
-from tests.metrics.test_ranking import keys_of, quantised
+from tests.metrics.test_ranking import keys_of, quantized
 
 NAMES, COLUMNS = ("query_image", "query_text"), ("asked_keys", "category_keys")
 NUM_ROWS = 22
@@ -39,7 +39,7 @@ def rows_of(index: Sequence[int], num_relevant: int = 2) -> dict[str, Tensor | d
     asked = keys_of(60, 40)[torch.stack([idx, idx + 7], dim=1)]
     return {
         "row_keys": 1000 - idx,
-        "vectors": {"query_image": quantised(NUM_ROWS, 1)[idx], "query_text": quantised(NUM_ROWS, 2, dim=3)[idx]},
+        "vectors": {"query_image": quantized(NUM_ROWS, 1)[idx], "query_text": quantized(NUM_ROWS, 2, dim=3)[idx]},
         "present": {"query_image": torch.ones_like(idx, dtype=torch.bool), "query_text": idx % 3 > 0},
         "columns": {"asked_keys": asked[:, :num_relevant], "category_keys": idx % 5},
         "valid": torch.tensor(index) >= 0,
@@ -78,7 +78,7 @@ def report_of(table: EmbeddingTable, num_queries: int = NUM_ROWS, memory_bytes: 
     return evaluate_direction(
         "query_image_to_product",
         queries.take(slice(num_queries)),
-        Gallery(quantised(60, 3), keys_of(60, 40), torch.arange(60) % 5 - 1),
+        Gallery(quantized(60, 3), keys_of(60, 40), torch.arange(60) % 5 - 1),
         num_resamples=100,
         memory_bytes=memory_bytes,
     )
@@ -90,7 +90,7 @@ def assert_same_report(left: RetrievalReport, right: RetrievalReport) -> None:
     assert left.num_queries == right.num_queries and left.num_unanswerable == right.num_unanswerable
     for name in left.scores:
         assert torch.equal(left.scores[name].nan_to_num(-1), right.scores[name].nan_to_num(-1)), name
-    for part in ("ranks", "unit_keys"):
+    for part in ("ranks", "cluster_keys"):
         assert torch.equal(getattr(left, part), getattr(right, part)), part
     for part in ("query_keys", "product_keys", "scores", "is_relevant"):
         assert torch.equal(getattr(left.hits, part), getattr(right.hits, part)), part
@@ -99,7 +99,7 @@ def assert_same_report(left: RetrievalReport, right: RetrievalReport) -> None:
 def test_rows_are_unique_and_sorted_whatever_the_batches() -> None:
     table = table_of(range(NUM_ROWS))
     assert table.row_keys.tolist() == list(range(1000 - NUM_ROWS + 1, 1001))
-    assert torch.equal(table.vectors["query_image"], quantised(NUM_ROWS, 1).flip(0))
+    assert torch.equal(table.vectors["query_image"], quantized(NUM_ROWS, 1).flip(0))
     mixed = torch.randperm(NUM_ROWS, generator=torch.Generator().manual_seed(0)).tolist()
     assert_same(table, table_of(mixed[:5], [-3, -4], mixed[5:], mixed[3:9]))
 

@@ -80,16 +80,14 @@ def test_a_side_without_embeddings_is_an_error(tables) -> None:
 def naive_rows(direction: Direction, queries, gallery) -> tuple[list[int], int, int]:
     """Return the row numbers that a photo's direction counts, and how many answer themselves or repeat a photo."""
     columns = {name: column.tolist() for name, column in queries.columns.items()}
-    catalogue = list(
-        zip(gallery.columns["picture_keys"].tolist(), gallery.columns["product_keys"].tolist(), strict=True)
-    )
+    catalog = list(zip(gallery.columns["picture_keys"].tolist(), gallery.columns["product_keys"].tolist(), strict=True))
     words = queries.present["query_text"].tolist()
     num_in_gallery, seen, rows = 0, {}, []
     for row in sorted(range(len(queries)), key=lambda row: (words[row], row)):
         picture = columns["picture_keys"][row]
         truth = columns[f"{STORED_RELEVANCE[direction.truth]}_keys"][row]
         if picture != NO_KEY and any(
-            picture == other and (direction.truth == REFERENCE or product in truth) for other, product in catalogue
+            picture == other and (direction.truth == REFERENCE or product in truth) for other, product in catalog
         ):
             num_in_gallery += 1
         elif picture == NO_KEY or seen.setdefault((picture, frozenset(truth)), row) == row:

@@ -130,7 +130,7 @@ def test_p_value_of_clusters_counted_by_hand() -> None:
     """Unit differences 1, 1 and 1: of 8 ways to flip, only all and none are as far from 0 as 3."""
     result = paired_difference([1, 1, 0.5, 0.5], [0, 0, 0, 0], [1, 2, 3, 3])
     assert result.p_value == 2 / 8 and result.difference == 0.75
-    assert (result.num_queries, result.num_units) == (4, 3)
+    assert (result.num_queries, result.num_clusters) == (4, 3)
 
 
 def test_equal_scores_have_p_value_one() -> None:
@@ -153,7 +153,7 @@ def test_pairs_with_a_gap_are_left_out() -> None:
     right = np.array([0.0, 0.0, 0.25, np.nan])
     result = paired_difference(left, right, ["a", "b", "c", "d"])
     assert result == paired_difference(left[:, [0, 2]], right[[0, 2]], ["a", "c"])
-    assert (result.num_queries, result.num_units, result.difference) == (2, 2, 0.625)
+    assert (result.num_queries, result.num_clusters, result.difference) == (2, 2, 0.625)
     nothing = paired_difference([np.nan], [1.0], ["a"])
     assert math.isnan(nothing.difference) and math.isnan(nothing.p_value) and nothing.num_queries == 0
 
@@ -176,11 +176,11 @@ def test_refuses_scores_and_clusters_of_different_queries() -> None:
         paired_difference([1.0], [1.0, 2.0], [1])
 
 
-def planted(seed: int, shift: float = 0.0, num_units: int = 30, per_unit: int = 6) -> tuple[np.ndarray, np.ndarray]:
+def planted(seed: int, shift: float = 0.0, num_clusters: int = 30, per_unit: int = 6) -> tuple[np.ndarray, np.ndarray]:
     """Scores of mean `shift` whose queries share most of their luck within a unit."""
     rng = RNG(seed)
-    units = np.repeat(np.arange(num_units), per_unit)
-    return shift + rng.normal(size=num_units)[units] + 0.5 * rng.normal(size=len(units)), units
+    units = np.repeat(np.arange(num_clusters), per_unit)
+    return shift + rng.normal(size=num_clusters)[units] + 0.5 * rng.normal(size=len(units)), units
 
 
 def test_intervals_cover_the_truth_as_often_as_they_say() -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mim_lightning.metrics import rank_gallery, ranking
-from mim_lightning.types import NO_KEY, id_key
+from mim_lightning.types import NO_KEY, hash_id
 
 
 def naive_ranking(
@@ -27,7 +27,7 @@ def naive_ranking(
     return ranked
 
 
-def quantised(rows: int, seed: int, levels: int = 2, dim: int = 4) -> Tensor:
+def quantized(rows: int, seed: int, levels: int = 2, dim: int = 4) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(-levels, levels + 1, (rows, dim), generator=generator) / 4
 
@@ -37,7 +37,7 @@ def keys_of(rows: int, products: int, seed: int = 0) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     product = torch.randint(products, (rows,), generator=generator)
     product[torch.randperm(rows, generator=generator)[:products]] = torch.arange(products)
-    return torch.tensor([id_key(f"product {p}") for p in product.tolist()])
+    return torch.tensor([hash_id(f"product {p}") for p in product.tolist()])
 
 
 def as_lists(ranked: tuple[Tensor, Tensor]) -> list[list[tuple[int, float]]]:
@@ -49,7 +49,7 @@ def as_lists(ranked: tuple[Tensor, Tensor]) -> list[list[tuple[int, float]]]:
 @pytest.mark.parametrize("depth", [1, 4, 30, 1000])
 @pytest.mark.parametrize("levels", [1, 50])
 def test_agrees_with_full_sort(products: int, depth: int, levels: int) -> None:
-    query, gallery, keys = quantised(23, 1, levels), quantised(60, 2, levels), keys_of(60, products)
+    query, gallery, keys = quantized(23, 1, levels), quantized(60, 2, levels), keys_of(60, products)
     ranked = rank_gallery(query, gallery, keys, depth)
     assert ranked[0].shape == (23, min(depth, products))
     assert as_lists(ranked) == naive_ranking(query, gallery, keys, depth)
@@ -62,7 +62,7 @@ def test_agrees_with_full_sort(products: int, depth: int, levels: int) -> None:
 def test_products_left_out_of_a_query_are_not_in_its_gallery(
     products: int, depth: int, levels: int, memory_bytes: int
 ) -> None:
-    query, gallery, keys = quantised(23, 1, levels), quantised(60, 2, levels), keys_of(60, products)
+    query, gallery, keys = quantized(23, 1, levels), quantized(60, 2, levels), keys_of(60, products)
     pool = torch.cat([keys.unique(), torch.tensor([NO_KEY, NO_KEY, 12345])])  # no key, and a key of no row
     left_out = pool[torch.randint(len(pool), (23, 3), generator=torch.Generator().manual_seed(3))]
     left_out[:, 1] = left_out[:, 0]
@@ -76,7 +76,7 @@ def test_products_left_out_of_a_query_are_not_in_its_gallery(
 
 @pytest.mark.parametrize("queries_per_chunk", [1, 7, 10_000])
 def test_memory_bound_changes_nothing(queries_per_chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    query, gallery, keys = quantised(23, 1), quantised(60, 2), keys_of(60, 37)
+    query, gallery, keys = quantized(23, 1), quantized(60, 2), keys_of(60, 37)
     sizes: list[int] = []
     rank_chunk = ranking._rank_chunk
     monkeypatch.setattr(
@@ -89,7 +89,7 @@ def test_memory_bound_changes_nothing(queries_per_chunk: int, monkeypatch: pytes
 
 
 def test_order_of_gallery_rows_does_not_matter() -> None:
-    query, gallery, keys = quantised(9, 1), quantised(60, 2), keys_of(60, 37)
+    query, gallery, keys = quantized(9, 1), quantized(60, 2), keys_of(60, 37)
     order = torch.randperm(60, generator=torch.Generator().manual_seed(5))
     first, second = (rank_gallery(query, gallery[o], keys[o], 8) for o in (torch.arange(60), order))
     assert torch.equal(first[0], second[0]) and torch.equal(first[1], second[1])
@@ -127,8 +127,8 @@ def fetches_nothing_certain(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("memory_bytes", [1, 10_000, 2**29])
 @pytest.mark.usefixtures("fetches_nothing_certain")
 def test_ranking_in_full_agrees_with_full_sort(products: int, memory_bytes: int) -> None:
-    query, keys = torch.cat([quantised(23, 1, 50), -torch.ones(1, 4)]), keys_of(60, products)
-    gallery = quantised(60, 2, 50).abs() + 1  # the last query has negative scores only
+    query, keys = torch.cat([quantized(23, 1, 50), -torch.ones(1, 4)]), keys_of(60, products)
+    gallery = quantized(60, 2, 50).abs() + 1  # the last query has negative scores only
     ranked = rank_gallery(query, gallery, keys, 6, memory_bytes)
     assert as_lists(ranked) == naive_ranking(query, gallery, keys, 6)
 
@@ -150,7 +150,7 @@ def test_ignores_a_trainers_fast_matmul_and_autocast() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("depth", [4, 1000])
 def test_gpu_agrees_with_full_sort(depth: int) -> None:
-    query, gallery, keys = quantised(23, 1), quantised(60, 2), keys_of(60, 37)
+    query, gallery, keys = quantized(23, 1), quantized(60, 2), keys_of(60, 37)
     ranked = rank_gallery(query.cuda(), gallery.cuda(), keys.cuda(), depth)
     assert as_lists(ranked) == naive_ranking(query, gallery, keys, depth)
 

@@ -12,9 +12,9 @@ from torch import Tensor
 from torchmetrics.functional import retrieval as reference
 
 from mim_lightning.metrics import Gallery, Queries, Ranking, evaluate_direction, rank_direction, score_rankings
-from mim_lightning.metrics.task import Catalogue
-from mim_lightning.types import NO_KEY, id_key
-from tests.metrics.test_ranking import keys_of, naive_ranking, quantised
+from mim_lightning.metrics.task import Catalog
+from mim_lightning.types import NO_KEY, hash_id
+from tests.metrics.test_ranking import keys_of, naive_ranking, quantized
 
 CUTOFFS = (1, 3, 10)
 Truth = dict[int, int]  # relevant product -> grade
@@ -34,7 +34,7 @@ def naive_scores(ranked: list[int], truth: Truth, category: int, categories: dic
         known = [key for key in ranked[:k] if NO_KEY not in (category, categories[key])]
         same = [key for key in known if categories[key] == category]
         wrong = [key for key in known if categories[key] != category and key not in truth]
-        scores[f"same_category_fraction@{k}"] = len(same) / len(known) if known else math.nan
+        scores[f"same_category@{k}"] = len(same) / len(known) if known else math.nan
         scores[f"wrong_category@{k}"] = len(wrong) / len(known) if known else math.nan
     scores["mrr"] = 1 / positions[0] if positions else 0.0
     scores["map"] = sum(n / rank for n, rank in enumerate(positions, start=1)) / len(truth)
@@ -54,9 +54,9 @@ def random_pass(seed: int, num_products: int) -> tuple[Queries, Gallery]:
     relevant[:, 3] = relevant[:, 0]
     relevant[5] = NO_KEY
     categories = {key: int(draw(-1, 3)) for key in gallery_keys.tolist()}
-    queries = Queries(quantised(40, seed + 1), draw(0, 10**6, 40), relevant, draw(-1, 3, 40), draw(0, 4, 40, 4))
+    queries = Queries(quantized(40, seed + 1), draw(0, 10**6, 40), relevant, draw(-1, 3, 40), draw(0, 4, 40, 4))
     return queries, Gallery(
-        quantised(70, seed + 2), gallery_keys, torch.tensor([categories[key] for key in gallery_keys.tolist()])
+        quantized(70, seed + 2), gallery_keys, torch.tensor([categories[key] for key in gallery_keys.tolist()])
     )
 
 
@@ -102,7 +102,7 @@ def test_agrees_with_plain_python(seed: int, num_products: int, depth: int, is_g
     assert report.num_unanswerable > 0 and report.num_products == num_products
     rows = [expected[key] for key in sorted(expected)]
     assert report.ranks.tolist() == [row["rank"] for row in rows]
-    assert report.unit_keys.tolist() == [row["unit"] for row in rows]
+    assert report.cluster_keys.tolist() == [row["unit"] for row in rows]
     assert {*report.scores, "rank", "unit"} == set(rows[0])
     for name, scores in report.scores.items():
         assert scores.dtype == torch.float64
@@ -163,7 +163,7 @@ def test_written_down_answers() -> None:
             "ndcg@5": (0.6309297535714574 + 0.43067655807339306) / 1.6309297535714573,
         }
     )
-    assert report.ranks.tolist() == [2] and report.unit_keys.tolist() == [1]
+    assert report.ranks.tolist() == [2] and report.cluster_keys.tolist() == [1]
     assert report.intervals == {} and report.as_scalars("val")["val/photo/mrr"] == 0.5
 
 
@@ -199,8 +199,8 @@ def test_a_category_known_by_one_image_counts_for_the_product_and_a_right_hit_is
     queries, gallery = line_of_products(3, [relevant])
     gallery = replace(gallery, product_keys=torch.tensor([1, 1, 2]), category_keys=torch.tensor([NO_KEY, 5, 4]))
     report = evaluate_direction("photo", replace(queries, category_keys=torch.tensor([4])), gallery)
-    assert report.values["wrong_category@1"] == wrong and report.values["same_category_fraction@1"] == 0
-    assert report.values["wrong_category@5"] == wrong / 2 and report.values["same_category_fraction@5"] == 1 / 2
+    assert report.values["wrong_category@1"] == wrong and report.values["same_category@1"] == 0
+    assert report.values["wrong_category@5"] == wrong / 2 and report.values["same_category@5"] == 1 / 2
 
 
 def test_hits_of_unknown_category_count_in_no_fraction() -> None:
@@ -209,15 +209,15 @@ def test_hits_of_unknown_category_count_in_no_fraction() -> None:
     gallery = replace(gallery, category_keys=torch.tensor([NO_KEY, 7, NO_KEY, 8, 7]))
     queries = replace(queries, category_keys=torch.tensor([7]))
     report = evaluate_direction("photo", queries, gallery, cutoffs=(1, 3, 4, 5))
-    assert report.values["same_category_fraction@3"] == 1 and report.values["wrong_category@3"] == 0
-    assert report.values["same_category_fraction@4"] == report.values["wrong_category@4"] == 1 / 2
-    assert report.values["same_category_fraction@5"] == 2 / 3 and report.values["wrong_category@5"] == 1 / 3
-    assert not {"same_category_fraction@1", "wrong_category@1"} & (set(report.values) | set(report.scores))
+    assert report.values["same_category@3"] == 1 and report.values["wrong_category@3"] == 0
+    assert report.values["same_category@4"] == report.values["wrong_category@4"] == 1 / 2
+    assert report.values["same_category@5"] == 2 / 3 and report.values["wrong_category@5"] == 1 / 3
+    assert not {"same_category@1", "wrong_category@1"} & (set(report.values) | set(report.scores))
 
 
 def test_a_model_that_embeds_everything_alike_scores_chance() -> None:
     num_products, num_queries = 500, 4000
-    keys = torch.tensor([id_key(f"p{n}") for n in range(num_products)])
+    keys = torch.tensor([hash_id(f"p{n}") for n in range(num_products)])
     wanted = torch.randint(num_products, (num_queries,), generator=torch.Generator().manual_seed(0))
     unknown = torch.full((num_queries,), NO_KEY)
     queries = Queries(torch.ones(num_queries, 8), torch.arange(num_queries), keys[wanted][:, None], unknown)
@@ -234,7 +234,7 @@ def test_order_of_rows_does_not_matter() -> None:
     first = evaluate_direction("photo", queries, gallery)
     second = evaluate_direction("photo", queries.take(torch.randperm(40)), mixed)
     assert first.values == second.values
-    assert torch.equal(first.ranks, second.ranks) and torch.equal(first.unit_keys, second.unit_keys)
+    assert torch.equal(first.ranks, second.ranks) and torch.equal(first.cluster_keys, second.cluster_keys)
     assert torch.equal(first.hits.query_keys, second.hits.query_keys)
     assert torch.equal(first.hits.product_keys, second.hits.product_keys)
 
@@ -262,8 +262,8 @@ def test_intervals_are_cluster_bootstraps_of_the_scores() -> None:
 def score_of(grades: Tensor, relevant_grades: Tensor) -> dict[str, Tensor]:
     unused = torch.zeros_like(grades)
     unknown = torch.full((len(grades),), NO_KEY)
-    catalogue = Catalogue(unused[0, :1], unknown[:1])
-    ranking = Ranking(unused[:, 0], unknown, unused, unused, grades, relevant_grades, unused[:, 0], catalogue)
+    catalog = Catalog(unused[0, :1], unknown[:1])
+    ranking = Ranking(unused[:, 0], unknown, unused, unused, grades, relevant_grades, unused[:, 0], catalog)
     return score_rankings(ranking, CUTOFFS)
 
 

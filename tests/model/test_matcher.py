@@ -34,14 +34,14 @@ def four_towers() -> Matcher:
 def make_batch() -> Batch:
     generator = torch.Generator().manual_seed(1)
     images = torch.randint(0, 255, (3, 3, 32, 32), dtype=torch.uint8, generator=generator)
-    tokenise = TinyText(8, 50, 32, 1).spec.tokenise
+    tokenize = TinyText(8, 50, 32, 1).spec.tokenize
     keys = torch.arange(4)
     return Batch(
         inputs={
             "query_image": images,
             "product_image": images[:2],
-            "product_text": tokenise(["red bag", "blue mug"]),
-            "query_text": tokenise(["red"]),
+            "product_text": tokenize(["red bag", "blue mug"]),
+            "query_text": tokenize(["red"]),
         },
         rows={
             "query_image": torch.tensor([0, 1, 2, 0]),
@@ -52,9 +52,9 @@ def make_batch() -> Batch:
         sample_nums=keys,
         query_keys=keys,
         product_keys=keys,
-        asked_keys=keys[:, None],
-        asked_grades=torch.ones(4, 1, dtype=torch.int64),
-        shown_keys=keys[:, None],
+        target_keys=keys[:, None],
+        target_grades=torch.ones(4, 1, dtype=torch.int64),
+        reference_keys=keys[:, None],
         category_keys=keys,
         is_padding=torch.zeros(4, dtype=torch.bool),
     )

@@ -41,7 +41,7 @@ def test_a_row_has_the_tower_only_with_all_fields() -> None:
     ]
     batch = Collate(matcher.input_specs(), picture_key=len)(samples)
     assert batch.rows["query"].tolist() == [0, -1, -1, 1, 0]
-    assert (batch.picture_keys["query_image"] >= 0).tolist() == [True, True, False, True, True]
+    assert (batch.image_keys["query_image"] >= 0).tolist() == [True, True, False, True, True]
     images, texts = batch.inputs["query"]
     assert len(images) == len(texts["input_ids"]) == 2
     embeddings = matcher(batch)

@@ -24,7 +24,7 @@ from tests.shard_sets import write_shard_set
 
 
 @pytest.fixture
-def catalogue(tmp_path: Path) -> ShardSet:
+def catalog(tmp_path: Path) -> ShardSet:
     products = [
         ("a", "a", {"price": "3.5", "stock": 2}),
         ("a", "a", {"price": "3.5", "stock": 2}),
@@ -49,15 +49,15 @@ def fill(folder: EmbeddingStore, *shard_idxs: int) -> None:
         folder.write(shard_idx, rows, torch.ones(size, dtype=torch.bool))
 
 
-def test_missing_embeddings_are_computed_and_all_returned(catalogue: ShardSet, tmp_path: Path) -> None:
-    facts = describe_embedding(catalogue, "f00d", "product", 4)
+def test_missing_embeddings_are_computed_and_all_returned(catalog: ShardSet, tmp_path: Path) -> None:
+    facts = describe_embedding(catalog, "f00d", "product", 4)
     folder = EmbeddingStore(tmp_path / "out", facts)
     assert folder.missing() == [0, 1, 2]
     fill(folder, 1)
     folder = EmbeddingStore(tmp_path / "out", facts)
     assert folder.missing() == [0, 2]
     fill(folder, 0, 2)
-    embedded = folder.collect(catalogue)
+    embedded = folder.collect(catalog)
     assert embedded.product_ids == ["a", "a", "b", "c", "d"]
     assert embedded.vectors[:, 0].tolist() == [0, 4, 100, 104, 200]
     assert embedded.products.to_pylist() == [
@@ -70,40 +70,40 @@ def test_missing_embeddings_are_computed_and_all_returned(catalogue: ShardSet, t
     assert rows["product_id"].to_pylist() == embedded.product_ids
 
 
-def test_rows_without_a_vector_are_left_out(catalogue: ShardSet, tmp_path: Path) -> None:
-    folder = EmbeddingStore(tmp_path / "out", describe_embedding(catalogue, "f00d", "product_image", 4))
+def test_rows_without_a_vector_are_left_out(catalog: ShardSet, tmp_path: Path) -> None:
+    folder = EmbeddingStore(tmp_path / "out", describe_embedding(catalog, "f00d", "product_image", 4))
     fill(folder, 0, 2)
     folder.write(1, torch.ones(2, 4), torch.tensor([False, True]))
-    embedded = folder.collect(catalogue)
+    embedded = folder.collect(catalog)
     assert embedded.product_ids == ["a", "a", "c", "d"] and embedded.num_absent == 1
     assert len(embedded.vectors) == 4 and len(embedded.products) == 4
 
 
-def test_an_empty_gallery_is_an_error(catalogue: ShardSet, tmp_path: Path) -> None:
-    folder = EmbeddingStore(tmp_path / "out", describe_embedding(catalogue, "f00d", "product_image", 4))
-    for shard_idx, size in enumerate(catalogue.sizes):
+def test_an_empty_gallery_is_an_error(catalog: ShardSet, tmp_path: Path) -> None:
+    folder = EmbeddingStore(tmp_path / "out", describe_embedding(catalog, "f00d", "product_image", 4))
+    for shard_idx, size in enumerate(catalog.sizes):
         folder.write(shard_idx, torch.zeros(size, 4), torch.zeros(size, dtype=torch.bool))
     with pytest.raises(ValueError, match="no product has the inputs of 'product_image'"):
-        folder.collect(catalogue)
+        folder.collect(catalog)
 
 
 @pytest.mark.parametrize(
     ("change", "message"), [({"fingerprint": "beef"}, "fingerprint=f00d, not beef"), ({"written": 1}, "written=")]
 )
-def test_another_models_folder_is_refused(catalogue: ShardSet, tmp_path: Path, change: dict, message: str) -> None:
-    facts = describe_embedding(catalogue, "f00d", "product", 4)
+def test_another_models_folder_is_refused(catalog: ShardSet, tmp_path: Path, change: dict, message: str) -> None:
+    facts = describe_embedding(catalog, "f00d", "product", 4)
     EmbeddingStore(tmp_path / "out", facts)
     with pytest.raises(ValueError, match=message):
         EmbeddingStore(tmp_path / "out", type(facts)(**{**vars(facts), **change}))
 
 
-def test_a_damaged_shard_is_named(catalogue: ShardSet, tmp_path: Path) -> None:
-    folder = EmbeddingStore(tmp_path / "out", describe_embedding(catalogue, "f00d", "product", 4))
+def test_a_damaged_shard_is_named(catalog: ShardSet, tmp_path: Path) -> None:
+    folder = EmbeddingStore(tmp_path / "out", describe_embedding(catalog, "f00d", "product", 4))
     fill(folder, 0, 1, 2)
     path = tmp_path / "out" / "000001.safetensors"
     path.write_bytes(path.read_bytes()[:-5])
     with pytest.raises(ValueError, match=r"000001.safetensors: damaged"):
-        folder.collect(catalogue)
+        folder.collect(catalog)
 
 
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
@@ -120,7 +120,7 @@ def test_whole_numbers_of_a_table_come_back_whole(tmp_path: Path, kind: str) -> 
     else:
         gaps = table.set_column(3, "price", pa.array([5.0, None, 40.0]))  # as a data frame has them
         pa.parquet.write_table(gaps, path)
-    catalogue = prepare_shards(ManifestSource(str(path), None), tmp_path / "set", ShardSettings()).catalogue()
-    typed = type_products(tabulate_products(catalogue.read_facts(number) for number in range(3)))
+    catalog = prepare_shards(ManifestSource(str(path), None), tmp_path / "set", ShardSettings()).catalog()
+    typed = type_products(tabulate_products(catalog.read_facts(number) for number in range(3)))
     found = [(record["price"], record["weight"]) for record in typed.records(np.arange(3))]
     assert repr(found) == repr([(5, 0.5), (None, 2.0), (40, None)])

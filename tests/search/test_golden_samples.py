@@ -39,7 +39,7 @@ class Encoder:
 
 
 @pytest.fixture
-def catalogue(tmp_path: Path) -> ShardSet:
+def catalog(tmp_path: Path) -> ShardSet:
     records = [
         Record(
             {"product_image": bytes([number])} if number % 2 else {},
@@ -51,8 +51,8 @@ def catalogue(tmp_path: Path) -> ShardSet:
     return ShardSet(tmp_path / "catalogue")
 
 
-def test_they_are_spread_over_the_catalog_and_survive_the_file(catalogue: ShardSet, tmp_path: Path) -> None:
-    inputs = select_inputs(catalogue, ["product_image", "product_text"])
+def test_they_are_spread_over_the_catalog_and_survive_the_file(catalog: ShardSet, tmp_path: Path) -> None:
+    inputs = select_inputs(catalog, ["product_image", "product_text"])
     assert inputs["product_text"][-1] == "x" * 29 and inputs["product_image"][-1] == bytes([29])
     assert len(inputs["product_text"]) == 7  # the first product has no text
     samples = encode_golden_samples(Encoder(), inputs)
@@ -63,8 +63,8 @@ def test_they_are_spread_over_the_catalog_and_survive_the_file(catalogue: ShardS
         np.testing.assert_array_equal(again.vectors[tower], vectors)
 
 
-def test_a_changed_computation_is_detected(catalogue: ShardSet) -> None:
-    samples = encode_golden_samples(Encoder(), select_inputs(catalogue, ["product_text"]))
+def test_a_changed_computation_is_detected(catalog: ShardSet) -> None:
+    samples = encode_golden_samples(Encoder(), select_inputs(catalog, ["product_text"]))
     assert verify_golden_samples(Encoder(), samples) == pytest.approx(1)
     assert verify_golden_samples(Encoder(turn=0.02), samples) == pytest.approx(np.cos(0.02), abs=1e-5)
     assert verify_golden_samples(Encoder(turn=0.2, fingerprint="f00d+int8"), samples) == pytest.approx(

@@ -94,8 +94,8 @@ def sweep_fusion(
         raise ValueError(f"no metric '{metric}' to choose by; there are {', '.join(rising)}")
     weights = np.linspace(0, 1, num_weights).tolist()
     scores_WQ = np.stack([evaluate(weight).scores[metric].numpy() for weight in weights])
-    units_Q, trained_Q = trained.unit_keys.numpy(), trained.scores[metric].numpy()
-    intervals = bootstrap_intervals({str(i): row for i, row in enumerate(scores_WQ)}, units_Q)
+    clusters_Q, trained_Q = trained.cluster_keys.numpy(), trained.scores[metric].numpy()
+    intervals = bootstrap_intervals({str(i): row for i, row in enumerate(scores_WQ)}, clusters_Q)
     return FusionCurve(
         direction=name,
         metric=metric,
@@ -107,7 +107,7 @@ def sweep_fusion(
         trained_weight=trained_weight,
         trained_value=trained.values[metric],
         best_weight=weights[_best_idx(scores_WQ, trained_weight)],
-        chosen=paired_difference(_cross_chosen(scores_WQ, units_Q, trained_weight), trained_Q, units_Q),
+        chosen=paired_difference(_cross_chosen(scores_WQ, clusters_Q, trained_weight), trained_Q, clusters_Q),
     )
 
 
@@ -129,7 +129,7 @@ def print_curve(curve: FusionCurve) -> None:
     print(
         f"trained weight {curve.trained_weight:.2f}: {curve.trained_value:.3f}; a weight chosen on half of the "
         f"products changes that by {chosen.difference:+.3f} [{chosen.low:+.3f}, {chosen.high:+.3f}] on the other half "
-        f"(p {chosen.p_value:.3f}, {chosen.num_queries} queries, {chosen.num_units} products)"
+        f"(p {chosen.p_value:.3f}, {chosen.num_queries} queries, {chosen.num_clusters} products)"
     )
 
 
@@ -153,9 +153,9 @@ def _best_idx(scores_WQ: np.ndarray, trained_weight: float) -> int:
     return int(np.lexsort((distances, -means))[0])
 
 
-def _cross_chosen(scores_WQ: np.ndarray, units_Q: np.ndarray, trained_weight: float) -> np.ndarray:
+def _cross_chosen(scores_WQ: np.ndarray, clusters_Q: np.ndarray, trained_weight: float) -> np.ndarray:
     """Return the score of each query (Q,) at the weight that is best for the other half of the products."""
-    is_odd = units_Q % 2 == 1  # keys are hashes: as good as random
+    is_odd = clusters_Q % 2 == 1  # keys are hashes: as good as random
     chosen_Q = np.empty(scores_WQ.shape[1])
     for half in (is_odd, ~is_odd):
         if half.all():

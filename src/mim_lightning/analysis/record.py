@@ -127,7 +127,7 @@ def write_record(
         counting: by direction, which queries it counts.
     """
     keys = np.concatenate([report.hits.product_keys.numpy().ravel() for report in reports.values()])
-    units = np.concatenate([report.unit_keys.numpy() for report in reports.values()])
+    units = np.concatenate([report.cluster_keys.numpy() for report in reports.values()])
     product_ids = product_ids_of(products, np.concatenate([keys, units]))
     counts: dict[str, dict[str, Any]] = {}
     shutil.rmtree(folder.with_name(f".{folder.name}.partial"), ignore_errors=True)  # left by an older version
@@ -160,7 +160,7 @@ def _table(report: RetrievalReport, queries: Mapping[int, QueryFacts], product_i
     columns: dict[str, Sequence[Any]] = {
         "query_id": [fact.query_id for fact in facts],
         "text": [fact.text for fact in facts],
-        "unit_id": [product_ids[key] for key in report.unit_keys.tolist()],
+        "unit_id": [product_ids[key] for key in report.cluster_keys.tolist()],
         "rank": report.ranks.tolist(),
         "hit_ids": [[product_ids[key] for key in row] for row in lists(hits.product_keys)],
         "hit_scores": lists(hits.scores),

@@ -28,7 +28,7 @@ def measure_segments_of(
     """
     results: dict[str, float] = {}
     for report in reports.values():
-        units = report.unit_keys.numpy()
+        units = report.cluster_keys.numpy()
         for name, is_in in _parts(report, facts):
             key = f"{SEGMENTS}/{report.direction}/{name}"
             results[f"{key}/num_queries"] = int(is_in.sum())

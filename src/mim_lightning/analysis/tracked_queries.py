@@ -16,7 +16,7 @@ from pathlib import Path
 from mim_lightning.data.shards.lookup import QueryFacts
 from mim_lightning.io.atomic import atomic_write
 from mim_lightning.io.damaged_file import errors_as_damaged_file
-from mim_lightning.types import NO_KEY, RetrievalReport, id_key
+from mim_lightning.types import NO_KEY, RetrievalReport, hash_id
 
 BROWSER_FOLDER, HISTORY_FILE = "browser", "history.jsonl"
 MAX_CANDIDATES = 2000  # from which queries are selected
@@ -48,7 +48,7 @@ def select_tracked_queries(
 
     Each step takes the query whose labels were selected least often so far; ties are broken by a hash of seed and id.
     """
-    candidates = sorted(keys, key=lambda key: id_key(f"{seed}/{facts[key].query_id}"))[:MAX_CANDIDATES]
+    candidates = sorted(keys, key=lambda key: hash_id(f"{seed}/{facts[key].query_id}"))[:MAX_CANDIDATES]
     seen: Counter[tuple[str, str]] = Counter()
     selected: list[int] = []
     for _ in range(min(num_queries, len(candidates))):

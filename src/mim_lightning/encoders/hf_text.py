@@ -54,7 +54,7 @@ VOLATILE_KEYS = ("_name_or_path", "transformers_version", "dtype", "torch_dtype"
 
 
 @dataclass(frozen=True)
-class HfTokenise:
+class HfTokenize:
     """Texts to padded token tensors (n, L) by name, L the longest text or always `max_length`; picklable."""
 
     tokenizer: Any
@@ -123,12 +123,12 @@ class HfText(Encoder):
             self.network.pooler = None  # never gets a gradient, which distributed training refuses
         length = _limit(name, config, tokenizer, self.network, max_length, is_rebuilt=assets is not None)
         padding = "longest"
-        self._use(HfTokenise(tokenizer, length, padding))
+        self._use(HfTokenize(tokenizer, length, padding))
         try:
             self.width = self._measure_width(name)
             if self._depends_on_padding():
                 padding = "max_length"
-                self._use(HfTokenise(tokenizer, length, padding))
+                self._use(HfTokenize(tokenizer, length, padding))
         except (TypeError, KeyError, AttributeError, IndexError, RuntimeError) as error:
             reason = f"{type(error).__name__}: {one_line(error)}"
             raise ValueError(f"encoder '{name}': a {config.model_type} cannot embed a text ({reason})") from error
@@ -139,8 +139,8 @@ class HfText(Encoder):
             self.assets[VERSION_FILE] = canonical_text({"version": VERSION})
         self.description = self._describe(tokenizer, padding, _limit_of_version_1(config, tokenizer, max_length))
 
-    def _use(self, tokenise: HfTokenise) -> None:
-        self.spec = TextSpec(tokenise, tokenise.max_length, tokenise.count)
+    def _use(self, tokenize: HfTokenize) -> None:
+        self.spec = TextSpec(tokenize, tokenize.max_length, tokenize.count)
 
     def forward(self, inputs: TowerInput) -> Tensor:
         assert isinstance(inputs, dict), "text encoders take token tensors"
@@ -170,10 +170,10 @@ class HfText(Encoder):
         self.eval()
         if (
             self.pooling == "pooler"
-            and getattr(self.network(**self.spec.tokenise(["a"])), "pooler_output", None) is None
+            and getattr(self.network(**self.spec.tokenize(["a"])), "pooler_output", None) is None
         ):
             raise ValueError(f"encoder '{name}': has no pooler; give pooling=mean or pooling=cls")
-        features = self(self.spec.tokenise(["a"]))
+        features = self(self.spec.tokenize(["a"]))
         self.train(was_training)
         return features.shape[-1]
 
@@ -181,7 +181,7 @@ class HfText(Encoder):
     def _depends_on_padding(self) -> bool:
         """Return whether the features of a text depend on its padding: SigLIP pools the last position."""
         was_training = self.training
-        alone, beside = (self.eval()(self.spec.tokenise(texts))[0] for texts in (["a"], ["a", "a a a a a a"]))
+        alone, beside = (self.eval()(self.spec.tokenize(texts))[0] for texts in (["a"], ["a", "a a a a a a"]))
         self.train(was_training)
         return not torch.allclose(alone, beside, rtol=1e-3, atol=1e-3 * float(alone.abs().max()))
 

@@ -44,7 +44,7 @@ class Encoder(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, inputs: TowerInput) -> Tensor:
-        """Return (n, width) features of uint8 images (n, 3, H, W), of the tensors of `spec.tokenise`, or of a tuple."""
+        """Return (n, width) features of uint8 images (n, 3, H, W), of the tensors of `spec.tokenize`, or of a tuple."""
 
     @abstractmethod
     def describe_preprocessing(self) -> str:
@@ -54,7 +54,7 @@ class Encoder(nn.Module, ABC):
         """Return the parameters without weight decay besides vectors and biases, as in the vendor's training."""
         return set()
 
-    def synchronise_batch_norm(self) -> None:
+    def synchronize_batch_norm(self) -> None:
         """Compute batch statistics over all processes; called once, before training on several GPUs."""
         for name, child in list(self.named_children()):
             setattr(self, name, nn.SyncBatchNorm.convert_sync_batchnorm(child))
@@ -106,7 +106,7 @@ class ImageEncoder(Encoder):
         for name, values in (("mean", preprocessing.mean), ("std", preprocessing.std)):
             self.register_buffer(name, torch.tensor(values).view(1, -1, 1, 1) * 255, persistent=False)
 
-    def normalise(self, images: TowerInput) -> Tensor:
+    def normalize(self, images: TowerInput) -> Tensor:
         """Return uint8 images (n, 3, H, W) as floats of the buffers' type."""
         assert isinstance(images, Tensor) and images.dtype == torch.uint8, "image encoders take uint8 images"
         return (images.to(self.mean.dtype) - self.mean) / self.std

@@ -75,7 +75,7 @@ class OpenClipImage(ImageEncoder):
         self.width = model["embed_dim"]
 
     def forward(self, inputs: TowerInput) -> Tensor:
-        return self.network(self.normalise(inputs))
+        return self.network(self.normalize(inputs))
 
     def names_without_decay(self) -> set[str]:
         return {f"network.{name}" for name in listed_without_decay(self.network)}
@@ -88,7 +88,7 @@ class OpenClipImage(ImageEncoder):
 
 
 @dataclass(frozen=True)
-class OpenClipTokenise:
+class OpenClipTokenize:
     """Texts to token tensors (n, L), L always the model's context length: its pooling may depend on it."""
 
     tokenizer: Any
@@ -132,10 +132,10 @@ class OpenClipText(Encoder):
                 )
         if pretrained:
             self.network = load_pair(name, pretrained, config).text
-        tokenise = OpenClipTokenise(tokenizer)
+        tokenize = OpenClipTokenize(tokenizer)
         # in this mode, start and end tokens differ from those of its tokenizer
         can_count = not getattr(tokenizer, "tokenizer_mode", "")
-        self.spec = TextSpec(tokenise, tokenizer.context_length, tokenise.count if can_count else None)
+        self.spec = TextSpec(tokenize, tokenizer.context_length, tokenize.count if can_count else None)
         self.width = model["embed_dim"]
         self.settings: dict[str, Any] = {}
         if assets is None or VERSION_FILE in assets:  # else the file is of version 1, without settings

@@ -97,7 +97,7 @@ class TimmImage(ImageEncoder):
         self.width = self._measure_width(name, arguments)
 
     def forward(self, inputs: TowerInput) -> Tensor:
-        images = self.normalise(inputs)
+        images = self.normalize(inputs)
         is_plain = self.is_contiguous_on_cpu and images.device.type == "cpu"
         return self.network(
             images.contiguous(memory_format=torch.contiguous_format if is_plain else self.memory_format)
@@ -107,7 +107,7 @@ class TimmImage(ImageEncoder):
         listed: Iterable[str] = getattr(self.network, "no_weight_decay", tuple)()
         return {f"network.{name}" for name in names_by_pattern(self.network, listed)}
 
-    def synchronise_batch_norm(self) -> None:
+    def synchronize_batch_norm(self) -> None:
         # torch's own conversion drops the activations inside timm's norm layers
         self.network = timm.layers.convert_sync_batchnorm(self.network)
 

@@ -46,7 +46,7 @@ class TinyImage(ImageEncoder):
         self.network = nn.Sequential(*stages, _norm(width), nn.ReLU())
 
     def forward(self, inputs: TowerInput) -> Tensor:
-        return self.network(self.normalise(inputs)).mean((2, 3))
+        return self.network(self.normalize(inputs)).mean((2, 3))
 
     def export_assets(self) -> dict[str, str]:
         return {}  # its arguments say it all
@@ -79,7 +79,7 @@ class _ConvBlock(nn.Module):
 
 
 @dataclass(frozen=True)
-class HashTokenise:
+class HashTokenize:
     """Texts to ids (n, L): each lower-case word is hashed into one of the buckets, without a vocabulary file."""
 
     max_length: int
@@ -121,8 +121,8 @@ class TinyText(Encoder):
         super().__init__()
         if width % 32 or vocabulary <= NUM_SPECIAL:
             raise ValueError(f"encoder 'tiny_text': width {width} must divide by 32, vocabulary {vocabulary} exceed 2")
-        tokenise = HashTokenise(max_length, vocabulary - NUM_SPECIAL)
-        self.spec = TextSpec(tokenise, max_length, tokenise.count)
+        tokenize = HashTokenize(max_length, vocabulary - NUM_SPECIAL)
+        self.spec = TextSpec(tokenize, max_length, tokenize.count)
         self.width = width
         self.words = nn.Embedding(vocabulary, width, padding_idx=PADDING_ID)
         self.positions = nn.Parameter(torch.randn(max_length, width) * 0.02)
@@ -140,8 +140,8 @@ class TinyText(Encoder):
         return (self.norm(words) * weights).sum(1) / weights.sum(1)
 
     def describe_preprocessing(self) -> str:
-        tokenise = {"words": WORD.pattern, "hash": "crc32", "buckets": self.words.num_embeddings - NUM_SPECIAL}
-        return canonical_text({"design": "tiny_text 1", **tokenise, "max_length": self.spec.max_length})
+        tokenize = {"words": WORD.pattern, "hash": "crc32", "buckets": self.words.num_embeddings - NUM_SPECIAL}
+        return canonical_text({"design": "tiny_text 1", **tokenize, "max_length": self.spec.max_length})
 
 
 class _TextBlock(nn.Module):

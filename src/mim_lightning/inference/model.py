@@ -207,7 +207,7 @@ class LoadedModel:
             if not isinstance(text, str):
                 raise ValueError(f"text {position}: give a string, not {type(text).__name__}")
         with self._tokenizer_lock:  # tokenizers of Hugging Face change their own settings at every call
-            return spec.tokenise(values)
+            return spec.tokenize(values)
 
     def _validate_modality(self, modality: str, tower: str) -> None:
         modalities = tower_modalities(self._specs())

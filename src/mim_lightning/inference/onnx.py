@@ -87,7 +87,7 @@ def _made_up(spec: InputSpec | tuple[InputSpec, ...]) -> Any:
     if isinstance(spec, tuple):
         return tuple(map(_made_up, spec))
     if isinstance(spec, TextSpec):
-        return spec.tokenise([" ".join(["red", "apple", "shop", "blue"][: 1 + n % 4]) for n in range(NUM_SAMPLES)])
+        return spec.tokenize([" ".join(["red", "apple", "shop", "blue"][: 1 + n % 4]) for n in range(NUM_SAMPLES)])
     # from large color patches to fine noise: embeddings of noise alone are alike, and would prove little
     generator = torch.Generator().manual_seed(0)
     images = [torch.rand(1, 3, 2 + 2 * n, 2 + 2 * n, generator=generator) for n in range(NUM_SAMPLES)]
@@ -162,8 +162,8 @@ def _traced_inputs(spec: InputSpec) -> tuple[dict[str, Tensor], dict[int, Any]]:
     free = torch.export.Dim.DYNAMIC
     if not isinstance(spec, TextSpec):
         return {IMAGES: torch.zeros(2, 3, *spec.size, dtype=torch.uint8)}, {0: free}
-    texts = spec.tokenise(["a red apple on a table", "green"])
-    shorter = spec.tokenise(["a red apple", "green"])
+    texts = spec.tokenize(["a red apple on a table", "green"])
+    shorter = spec.tokenize(["a red apple", "green"])
     is_free = any(texts[name].shape != shorter[name].shape for name in texts)
     return texts, {0: free, 1: free} if is_free else {0: free}
 

@@ -19,7 +19,7 @@ from mim_lightning.analysis.record import RECORD_FOLDER, RunFacts, read_record, 
 from mim_lightning.analysis.segments import measure_segments_of
 from mim_lightning.analysis.tracked_queries import read_history
 from mim_lightning.data.shards.lookup import QueryFacts, query_facts
-from mim_lightning.data.validation.findings import IN_CATALOGUE
+from mim_lightning.data.validation.findings import IN_CATALOG
 from mim_lightning.data.validation.report import FINDINGS_FILE, found_ids
 from mim_lightning.io.paths import PathOrUrl
 from mim_lightning.lit.callbacks.retrieval_eval import find_retrieval_eval
@@ -69,7 +69,7 @@ def _count_near(
     path = datamodule.folder / FINDINGS_FILE if isinstance(datamodule.folder, Path) else None
     if path is None or not path.is_file():
         return {}
-    near = {TARGET: found_ids(path, IN_CATALOGUE[:1]), REFERENCE: found_ids(path, IN_CATALOGUE), "": set()}
+    near = {TARGET: found_ids(path, IN_CATALOG[:1]), REFERENCE: found_ids(path, IN_CATALOG), "": set()}
     counts = {
         name: sum(facts[key].query_id in near[report.counts.photo_truth] for key in report.hits.query_keys.tolist())
         for name, report in reports.items()

@@ -65,7 +65,7 @@ class MatchModule(LightningModule):
             self._is_synchronized = True
             if self.trainer.strategy.root_device.type == "cuda":
                 for owner in self.matcher.towers:
-                    self.matcher.tower(owner).encoder.synchronise_batch_norm()
+                    self.matcher.tower(owner).encoder.synchronize_batch_norm()
             else:
                 warn("batch normalization is synchronized on GPUs only: here each process has its own statistics")
 

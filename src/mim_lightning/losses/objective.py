@@ -93,7 +93,7 @@ class Objective(nn.Module):
         with torch.autocast(batch.product_keys.device.type, enabled=False):
             present = {name: embeddings.present[name] & ~batch.is_padding for name in self.sides}
             all_vectors, all_present = self._gather(vectors, present)
-            keys = {PRODUCT: batch.product_keys[:, None], REFERENCE: batch.shown_keys, TARGET: batch.asked_keys}
+            keys = {PRODUCT: batch.product_keys[:, None], REFERENCE: batch.reference_keys, TARGET: batch.target_keys}
             all_keys = {name: gather_rows(table) for name, table in keys.items()}
             sums, counts, negatives = [], [], []
             for name, pair in self.pairs.items():

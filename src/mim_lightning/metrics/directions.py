@@ -42,14 +42,14 @@ COLUMNS = column_names()
 
 def columns_of(batch: Batch, fields: Iterable[str] = ()) -> dict[str, Tensor]:
     """Return the columns `column_names` of an evaluation batch, whose rows are all queries or all products."""
-    ids = batch.query_keys, batch.product_keys, batch.asked_keys, batch.asked_grades, batch.shown_keys
+    ids = batch.query_keys, batch.product_keys, batch.target_keys, batch.target_grades, batch.reference_keys
     columns = dict(zip(IDS, (*ids, batch.category_keys), strict=True))
     none = torch.full_like(batch.query_keys, NO_KEY)
     taken = {name: rows >= 0 for name, rows in batch.rows.items()} | batch.has_field
     columns |= {
         f"{HAS}{name}": taken.get(name, torch.zeros_like(batch.is_padding)) for name in (*QUERY_FIELDS, *fields)
     }
-    return columns | {PICTURE: next(iter(batch.picture_keys.values()), none)}
+    return columns | {PICTURE: next(iter(batch.image_keys.values()), none)}
 
 
 def counts_row(direction: Direction, fields: Set[str], fusions: Fusions) -> bool:
@@ -219,15 +219,15 @@ def _is_in_gallery(
         return torch.zeros_like(queries.row_keys, dtype=torch.bool)
     known = pictured[PICTURE] != NO_KEY
     pictures_N, products_N = pictured[PICTURE][known], pictured["product_keys"][known]
-    is_pictured_Q = torch.isin(pictures_Q, pictures_N)
-    if direction.truth == REFERENCE or not is_pictured_Q.any():
-        return is_pictured_Q
+    has_image_Q = torch.isin(pictures_Q, pictures_N)
+    if direction.truth == REFERENCE or not has_image_Q.any():
+        return has_image_Q
     distinct, products = pictures_N.unique(), products_N.unique()
 
     def pair(pictures: Tensor, keys: Tensor) -> Tensor:
         return torch.searchsorted(distinct, pictures) * len(products) + torch.searchsorted(products, keys)
 
-    is_pair_QR = is_pictured_Q[:, None] & torch.isin(truth_QR, products)
+    is_pair_QR = has_image_Q[:, None] & torch.isin(truth_QR, products)
     pairs_QR = pair(pictures_Q[:, None].expand_as(truth_QR).contiguous(), truth_QR.contiguous())
     return (is_pair_QR & torch.isin(pairs_QR, pair(pictures_N, products_N))).any(dim=1)
 

@@ -26,12 +26,12 @@ class PairedDifference:
     high: float
     p_value: float  # two-sided, of no difference; nan without any pair
     num_queries: int  # with a score on both sides
-    num_units: int
+    num_clusters: int
 
 
 def bootstrap_intervals(
     scores: Mapping[str, ArrayLike],
-    unit_keys: ArrayLike,
+    cluster_keys: ArrayLike,
     num_resamples: int = 2000,
     seed: int = 0,
     level: float = 0.95,
@@ -43,7 +43,7 @@ def bootstrap_intervals(
 
     Args:
         scores: by metric (Q,), or (S, Q) of runs with other seeds; nan for a query without a value.
-        unit_keys: (Q,) integers or strings, equal for the queries of a cluster.
+        cluster_keys: (Q,) integers or strings, equal for the queries of a cluster.
         num_resamples: the same draws are used for all metrics.
         seed: of the draws.
         level: fraction of the resamples within the interval.
@@ -56,16 +56,16 @@ def bootstrap_intervals(
 
     Source: Efron and Tibshirani 1993, chapter 13; clusters as in Field and Welsh 2007; seeds are our choice.
     """
-    units = np.asarray(unit_keys)
+    units = np.asarray(cluster_keys)
     sums = [_Sums.of(_rows(part, units, f"scores '{name}'"), units) for name, part in scores.items()]
     drawn = _draw_means(sums, [1] * len(sums), num_resamples, seed)
-    return {name: _interval(part, s.num_units, level) for name, s, part in zip(scores, sums, drawn, strict=True)}
+    return {name: _interval(part, s.num_clusters, level) for name, s, part in zip(scores, sums, drawn, strict=True)}
 
 
 def paired_difference(
     left: ArrayLike,
     right: ArrayLike,
-    unit_keys: ArrayLike,
+    cluster_keys: ArrayLike,
     num_resamples: int = 10_000,
     seed: int = 0,
     level: float = 0.95,
@@ -80,7 +80,7 @@ def paired_difference(
     Args:
         left: (Q,), or (S, Q) of runs with other seeds.
         right: likewise; may have another number of seeds. Queries with a nan on either side in any seed are left out.
-        unit_keys: (Q,) integers or strings, equal for the queries of a cluster.
+        cluster_keys: (Q,) integers or strings, equal for the queries of a cluster.
         num_resamples: of the interval, and of the p-value.
         seed: of the draws.
         level: fraction of the resamples within the interval.
@@ -90,7 +90,7 @@ def paired_difference(
 
     Source: Smucker et al. 2007 (randomisation test), Phipson and Smyth 2010 (the 1 +); clusters are our choice.
     """
-    units = np.asarray(unit_keys)
+    units = np.asarray(cluster_keys)
     sides = [_rows(left, units, "left"), _rows(right, units, "right")]
     is_pair = ~np.isnan(np.concatenate(sides)).any(axis=0)
     if not is_pair.any():
@@ -98,7 +98,7 @@ def paired_difference(
     units, sides = units[is_pair], [side[:, is_pair] for side in sides]
     sums = [_Sums.of(side, units) for side in sides]
     drawn_left, drawn_right = _draw_means(sums, [1, 2], num_resamples, seed)
-    low, high = _interval(drawn_left - drawn_right, sums[0].num_units, level)
+    low, high = _interval(drawn_left - drawn_right, sums[0].num_clusters, level)
     differences_Q = sides[0].mean(axis=0) - sides[1].mean(axis=0)
     return PairedDifference(
         difference=float(differences_Q.mean()),
@@ -106,7 +106,7 @@ def paired_difference(
         high=high,
         p_value=_sign_flip_p_value(_Sums.of(differences_Q[None], units).totals[0], num_resamples, seed),
         num_queries=len(units),
-        num_units=sums[0].num_units,
+        num_clusters=sums[0].num_clusters,
     )
 
 
@@ -133,14 +133,14 @@ class _Sums:
     def of(cls, scores_SQ: Array, units: NDArray[Any]) -> _Sums:
         names_U, idx_Q = np.unique(units, return_inverse=True)
 
-        def by_unit(values_SQ: Array) -> Array:
+        def by_cluster(values_SQ: Array) -> Array:
             return np.stack([np.bincount(idx_Q, row, minlength=len(names_U)) for row in values_SQ])
 
         is_known = ~np.isnan(scores_SQ)
-        return cls(by_unit(np.where(is_known, scores_SQ, 0.0)), by_unit(is_known.astype(np.float64)))
+        return cls(by_cluster(np.where(is_known, scores_SQ, 0.0)), by_cluster(is_known.astype(np.float64)))
 
     @property
-    def num_units(self) -> int:
+    def num_clusters(self) -> int:
         return int(self.counts.any(axis=0).sum())
 
 
@@ -156,9 +156,9 @@ def _draw_means(sums: Sequence[_Sums], seed_streams: Sequence[int], num_resample
     if not sums:
         return []
     parts_UC = np.concatenate([part for s in sums for part in (s.totals, s.counts)]).T
-    rng, num_units = np.random.default_rng([seed, 0]), len(parts_UC)
+    rng, num_clusters = np.random.default_rng([seed, 0]), len(parts_UC)
     drawn_BC = np.concatenate(
-        [_draw_counts(rng, size, num_units) @ parts_UC for size in _sizes(num_resamples, num_units)]
+        [_draw_counts(rng, size, num_clusters) @ parts_UC for size in _sizes(num_resamples, num_clusters)]
     )
     means, start = [], 0
     for s, stream in zip(sums, seed_streams, strict=True):
@@ -171,12 +171,12 @@ def _draw_means(sums: Sequence[_Sums], seed_streams: Sequence[int], num_resample
     return means
 
 
-def _draw_counts(rng: np.random.Generator, num_draws: int, num_units: int) -> Array:
+def _draw_counts(rng: np.random.Generator, num_draws: int, num_clusters: int) -> Array:
     """Return how often each cluster is drawn in resamples of equal size with replacement, (num_draws, num_units)."""
-    drawn = rng.integers(num_units, size=(num_draws, num_units))
-    drawn += np.arange(num_draws)[:, None] * num_units
-    counts = np.bincount(drawn.ravel(), minlength=num_draws * num_units)
-    return counts.reshape(num_draws, num_units).astype(np.float64)
+    drawn = rng.integers(num_clusters, size=(num_draws, num_clusters))
+    drawn += np.arange(num_draws)[:, None] * num_clusters
+    counts = np.bincount(drawn.ravel(), minlength=num_draws * num_clusters)
+    return counts.reshape(num_draws, num_clusters).astype(np.float64)
 
 
 def _sizes(num_draws: int, width: int) -> Iterator[int]:
@@ -184,8 +184,8 @@ def _sizes(num_draws: int, width: int) -> Iterator[int]:
     yield from (min(step, num_draws - start) for start in range(0, num_draws, step))
 
 
-def _interval(drawn_B: Array, num_units: int, level: float) -> tuple[float, float]:
-    if num_units < 2:
+def _interval(drawn_B: Array, num_clusters: int, level: float) -> tuple[float, float]:
+    if num_clusters < 2:
         return float("nan"), float("nan")
     low, high = np.nanquantile(drawn_B, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
@@ -193,17 +193,17 @@ def _interval(drawn_B: Array, num_units: int, level: float) -> tuple[float, floa
 
 def _sign_flip_p_value(differences_U: Array, num_resamples: int, seed: int) -> float:
     differences_U = differences_U[differences_U != 0]  # flipping zeros changes nothing
-    num_units = len(differences_U)
+    num_clusters = len(differences_U)
     # sums that differ only by rounding count as equal: scores are small fractions, so there are many
     observed = abs(differences_U.sum()) - 1e-10 * np.abs(differences_U).sum()
-    is_exact = num_units < 63 and 2**num_units <= num_resamples
+    is_exact = num_clusters < 63 and 2**num_clusters <= num_resamples
     rng, start, num_as_far = np.random.default_rng([seed, 3]), 0, 0
-    num_flips = 2**num_units if is_exact else num_resamples
-    for size in _sizes(num_flips, num_units):
+    num_flips = 2**num_clusters if is_exact else num_resamples
+    for size in _sizes(num_flips, num_clusters):
         if is_exact:
-            flips = np.arange(start, start + size)[:, None] >> np.arange(num_units) & 1
+            flips = np.arange(start, start + size)[:, None] >> np.arange(num_clusters) & 1
         else:
-            flips = rng.integers(2, size=(size, num_units))
+            flips = rng.integers(2, size=(size, num_clusters))
         num_as_far += int((np.abs((1.0 - 2.0 * flips) @ differences_U) >= observed).sum())
         start += size
     return num_as_far / num_flips if is_exact else (1 + num_as_far) / (1 + num_flips)

@@ -16,12 +16,12 @@ from mim_lightning.metrics.intervals import bootstrap_intervals
 from mim_lightning.metrics.measures import Ranking, first_ranks, score_rankings
 from mim_lightning.metrics.ranking import check_finite, even_chunks, rank_gallery
 from mim_lightning.metrics.task import (
-    Catalogue,
+    Catalog,
     Gallery,
     Queries,
+    cluster_keys_of,
     grades_of_hits,
     select_answerable,
-    unit_keys_of,
 )
 from mim_lightning.types import NO_KEY, Hits, RetrievalReport
 
@@ -74,28 +74,28 @@ def evaluate_direction(
     """
     if not cutoffs or not all(1 <= size <= depth for size in (*cutoffs, num_hits)):
         raise ValueError(f"{name}: cutoffs {list(cutoffs)} and num_hits {num_hits} must be in 1..depth ({depth})")
-    catalogue = Catalogue.of(gallery)
-    answerable = _answerable(name, queries, catalogue)
+    catalog = Catalog.of(gallery)
+    answerable = _answerable(name, queries, catalog)
     mine = answerable.take(share_of_rank(len(answerable)))
-    size = max(1, memory_bytes // 2 // (_RANKED_BYTES * min(depth, len(catalogue))))
+    size = max(1, memory_bytes // 2 // (_RANKED_BYTES * min(depth, len(catalog))))
     scored = []
     for chunk in even_chunks(len(mine), size):
-        ranking = _rank(mine.take(chunk), gallery, catalogue, depth, memory_bytes // 2)
+        ranking = _rank(mine.take(chunk), gallery, catalog, depth, memory_bytes // 2)
         scored.append(_score_rows(ranking, cutoffs, num_hits))
     rows = gather_shares({part: torch.cat([s[part] for s in scored]) for part in scored[0]}, len(answerable))
-    return _report(name, answerable, rows, len(queries), len(catalogue), num_resamples)
+    return _report(name, answerable, rows, len(queries), len(catalog), num_resamples)
 
 
 def rank_direction(
     name: str, queries: Queries, gallery: Gallery, depth: int = 1000, memory_bytes: int = 2**29
 ) -> Ranking:
     """Rank the gallery for each answerable query as `evaluate_direction` does, all in this process."""
-    catalogue = Catalogue.of(gallery)
-    return _rank(_answerable(name, queries, catalogue), gallery, catalogue, depth, memory_bytes)
+    catalog = Catalog.of(gallery)
+    return _rank(_answerable(name, queries, catalog), gallery, catalog, depth, memory_bytes)
 
 
-def _answerable(name: str, queries: Queries, catalogue: Catalogue) -> Queries:
-    answerable = select_answerable(queries, catalogue)
+def _answerable(name: str, queries: Queries, catalog: Catalog) -> Queries:
+    answerable = select_answerable(queries, catalog)
     if not len(answerable):
         raise NothingToRankError(f"{name}: none of {len(queries)} queries has a relevant product in the gallery")
     # checked on all ranks before they divide the queries: one that raised alone would leave the others waiting
@@ -103,7 +103,7 @@ def _answerable(name: str, queries: Queries, catalogue: Catalogue) -> Queries:
     return answerable
 
 
-def _rank(answerable: Queries, gallery: Gallery, catalogue: Catalogue, depth: int, memory_bytes: int) -> Ranking:
+def _rank(answerable: Queries, gallery: Gallery, catalog: Catalog, depth: int, memory_bytes: int) -> Ranking:
     products_QK, scores_QK = rank_gallery(
         answerable.vectors, gallery.vectors, gallery.product_keys, depth, memory_bytes, answerable.left_out_keys
     )
@@ -115,8 +115,8 @@ def _rank(answerable: Queries, gallery: Gallery, catalogue: Catalogue, depth: in
         scores=scores_QK,
         grades=grades_of_hits(products_QK, answerable.relevant_keys, answerable.grades),
         relevant_grades=answerable.grades,
-        unit_keys=unit_keys_of(answerable),
-        catalogue=catalogue,
+        cluster_keys=cluster_keys_of(answerable),
+        catalog=catalog,
     )
 
 
@@ -139,14 +139,14 @@ def _score_rows(ranking: Ranking, cutoffs: Sequence[int], num_hits: int) -> dict
 def _report(
     name: str, answerable: Queries, rows: dict[str, Tensor], num_queries: int, num_products: int, num_resamples: int
 ) -> RetrievalReport:
-    query_keys, unit_keys = answerable.keys.cpu(), unit_keys_of(answerable).cpu()
+    query_keys, cluster_keys = answerable.keys.cpu(), cluster_keys_of(answerable).cpu()
     hits = Hits(query_keys, rows.pop("hit_keys"), rows.pop("hit_scores"), rows.pop("hit_is_relevant"))
     ranks = rows.pop("ranks")
     scores = {measure: part for measure, part in rows.items() if not part.isnan().all()}
     intervals = {}
     if num_resamples:
         arrays = {measure: part.numpy() for measure, part in scores.items()}
-        intervals = bootstrap_intervals(arrays, unit_keys.numpy(), num_resamples)
+        intervals = bootstrap_intervals(arrays, cluster_keys.numpy(), num_resamples)
     return RetrievalReport(
         direction=name,
         values={measure: float(part.nanmean()) for measure, part in scores.items()},
@@ -157,5 +157,5 @@ def _report(
         hits=hits,
         scores=scores,
         ranks=ranks,
-        unit_keys=unit_keys,
+        cluster_keys=cluster_keys,
     )

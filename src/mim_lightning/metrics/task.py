@@ -54,7 +54,7 @@ class Gallery:
 
 
 @dataclass(frozen=True)
-class Catalogue:
+class Catalog:
     """The distinct products of a gallery, ascending by key; a category is known if one of the rows has it."""
 
     product_keys: Tensor  # (P,)
@@ -64,7 +64,7 @@ class Catalogue:
         return len(self.product_keys)
 
     @classmethod
-    def of(cls, gallery: Gallery) -> Catalogue:
+    def of(cls, gallery: Gallery) -> Catalog:
         keys_P, idx_N = gallery.product_keys.unique(return_inverse=True)
         categories_P = torch.full_like(keys_P, NO_KEY).scatter_reduce_(0, idx_N, gallery.category_keys, "amax")
         return cls(keys_P, categories_P)
@@ -75,7 +75,7 @@ class Catalogue:
         return categories.where(product_keys != NO_KEY, NO_KEY)
 
 
-def select_answerable(queries: Queries, catalogue: Catalogue) -> Queries:
+def select_answerable(queries: Queries, catalog: Catalog) -> Queries:
     """Return the queries with a relevant product in the catalog, ascending by key.
 
     Their relevant keys ascend in each row, NO_KEY first, with their grades, 0 for NO_KEY. Products that are not in the
@@ -83,7 +83,7 @@ def select_answerable(queries: Queries, catalogue: Catalogue) -> Queries:
     with its highest grade.
     """
     relevant_QR, grades_QR = _in_order(queries.relevant_keys, queries.grades)
-    is_known = torch.isin(relevant_QR, catalogue.product_keys) & (grades_QR > 0)
+    is_known = torch.isin(relevant_QR, catalog.product_keys) & (grades_QR > 0)
     if queries.left_out_keys is not None:
         for left_out_Q in queries.left_out_keys.unbind(dim=1):
             is_known &= relevant_QR != left_out_Q[:, None]
@@ -94,7 +94,7 @@ def select_answerable(queries: Queries, catalogue: Catalogue) -> Queries:
     return replace(queries, relevant_keys=relevant_QR, grades=grades_QR).take(kept)
 
 
-def unit_keys_of(answerable: Queries) -> Tensor:
+def cluster_keys_of(answerable: Queries) -> Tensor:
     """Return the relevant product of the smallest key of each answerable query (Q,): its cluster for the bootstrap."""
     keys = answerable.relevant_keys
     return keys.where(keys != NO_KEY, torch.iinfo(keys.dtype).max).amin(dim=1)

@@ -143,7 +143,7 @@ def _rows(batch: Sequence[Impression], clicked: Sequence[Click]) -> list[tuple[A
         {**{name: getattr(impression, name) for name in names}, "num_results": len(impression.shown)}
         for impression in batch
     ]
-    shown_rows = [
+    reference_rows = [
         {
             "impression_id": impression.impression_id,
             "product_id": product.product_id,
@@ -153,7 +153,7 @@ def _rows(batch: Sequence[Impression], clicked: Sequence[Click]) -> list[tuple[A
         for impression in batch
         for position, product in enumerate(impression.shown, start=1)
     ]
-    positions = {(row["impression_id"], row["product_id"]): row["position"] for row in shown_rows}
+    positions = {(row["impression_id"], row["product_id"]): row["position"] for row in reference_rows}
     click_rows: dict[tuple[str, str], _Row] = {}
     for click in clicked:
         key = click.impression_id, click.product_id
@@ -161,7 +161,7 @@ def _rows(batch: Sequence[Impression], clicked: Sequence[Click]) -> list[tuple[A
             raise ValueError(f"{_name(click)}: the product is not in an impression recorded with the click")
         row = {"impression_id": key[0], "product_id": key[1], "position": positions[key], "time": click.time}
         click_rows.setdefault(key, row)
-    return [(impressions, impression_rows), (shown, shown_rows), (clicks, list(click_rows.values()))]
+    return [(impressions, impression_rows), (shown, reference_rows), (clicks, list(click_rows.values()))]
 
 
 def _name(click: Click) -> str:

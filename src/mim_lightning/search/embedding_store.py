@@ -35,7 +35,7 @@ class EmbeddingFacts:
     fingerprint: str
     gallery: str
     dimension: int
-    catalogue: str  # folder of the shard set
+    catalog: str  # folder of the shard set
     shard_sizes: list[int]
     written: int  # time of the catalog in ns: preparing it again may change its rows
 
@@ -98,7 +98,7 @@ class EmbeddingStore:
         vectors = np.concatenate([vectors for vectors, _ in parts])
         facts = [catalog.read_facts(number) for number in range(len(catalog))]
         if not present.any():
-            raise ValueError(f"{self.facts.catalogue}: no product has the inputs of '{self.facts.gallery}'")
+            raise ValueError(f"{self.facts.catalog}: no product has the inputs of '{self.facts.gallery}'")
         if not present.all():
             vectors = vectors[present]
         rows = pa.table(

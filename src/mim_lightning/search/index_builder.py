@@ -44,7 +44,7 @@ def build_product_index(
     gallery = embedded.facts.gallery
     extra: dict[str, Any] = {
         MODEL: checkpoint if "://" in checkpoint else str(Path(checkpoint).absolute()),
-        CATALOGS: [embedded.facts.catalogue],
+        CATALOGS: [embedded.facts.catalog],
         FACETS: describe_facets(embedded.products),
     }
     parts = model.fusions.get(gallery, {gallery: 1.0})
@@ -69,7 +69,7 @@ def add_products(place: str, embedded: EmbeddedCatalog) -> IndexCard:
     index = open_index(place, embedded.facts.fingerprint)
     if index.card.gallery != embedded.facts.gallery:
         raise ValueError(f"{place}: is an index of '{index.card.gallery}', not of '{embedded.facts.gallery}'")
-    extra, catalog = index.card.extra, embedded.facts.catalogue
+    extra, catalog = index.card.extra, embedded.facts.catalog
     changed = {
         CATALOGS: [*(folder for folder in extra.get(CATALOGS, []) if folder != catalog), catalog],
         FACETS: extend_facets(extra.get(FACETS, {}), embedded.products),

@@ -59,7 +59,7 @@ def test_numbers_are_those_of_a_plain_loop(tmp_path: Path) -> None:
         assert row.difference == pytest.approx(row.group_mean - row.baseline_mean)
         assert row.relative == pytest.approx(row.difference / row.baseline_mean)
         assert row.low < row.difference < row.high
-        assert (row.num_queries, row.num_units, row.num_products) == (NUM_QUERIES, NUM_QUERIES // 2, 50)
+        assert (row.num_queries, row.num_clusters, row.num_products) == (NUM_QUERIES, NUM_QUERIES // 2, 50)
         assert (row.segment, row.label) == ("", "") and math.isnan(row.holm_p)
 
 

@@ -22,7 +22,7 @@ from mim_lightning.analysis.figures.embedding_map import MapPoints, draw_map, pr
 from mim_lightning.analysis.record import EvaluationRecord
 from mim_lightning.display.style import OTHER, TWELVE
 from mim_lightning.metrics import EmbeddingTable
-from mim_lightning.types import id_key
+from mim_lightning.types import hash_id
 from tests.analysis.evaluations import Row, config, write_evaluation
 from tests.analysis.tables import gallery_of, queries_of, unit
 
@@ -48,7 +48,7 @@ def embeddings(num_queries: int = 30, num_products: int = 20) -> EvaluationEmbed
 
 
 def with_names(table: EmbeddingTable) -> EmbeddingTable:
-    keys = torch.tensor([id_key(name) for name in CATEGORIES])
+    keys = torch.tensor([hash_id(name) for name in CATEGORIES])
     return replace(table, columns={**table.columns, "category_keys": keys[table.columns["category_keys"]]})
 
 
@@ -129,8 +129,8 @@ def test_an_impossible_map_is_an_error(record: EvaluationRecord) -> None:
 
 def test_positions_are_reproducible_and_separate_clusters() -> None:
     generator = np.random.default_rng(0)
-    centres = np.repeat(np.eye(8, dtype=np.float32)[:2], 15, axis=0)
-    vectors = centres + 0.05 * generator.normal(size=centres.shape).astype(np.float32)
+    centers = np.repeat(np.eye(8, dtype=np.float32)[:2], 15, axis=0)
+    vectors = centers + 0.05 * generator.normal(size=centers.shape).astype(np.float32)
     places = project_points(vectors)
     np.testing.assert_array_equal(places, project_points(vectors))
     distances = np.linalg.norm(places[:, None] - places[None], axis=2)

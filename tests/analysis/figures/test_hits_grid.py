@@ -55,7 +55,7 @@ def evaluate(
 def draw(
     data: PreparedData, records: Mapping[str, EvaluationRecord], direction: str = "image_to_image", **more: int
 ) -> Image.Image:
-    return draw_hits(records, direction, data.queries("val"), [data.catalogue()], **more)
+    return draw_hits(records, direction, data.queries("val"), [data.catalog()], **more)
 
 
 def frames(picture: Image.Image, corner: tuple[int, int]) -> set[tuple[int, ...]]:

@@ -41,7 +41,7 @@ def test_every_item_has_its_own_image_and_title(prepared: PreparedData, tmp_path
         shown = pictures.product(f"{number:03d}")
         stored = np.asarray(Image.open(tmp_path / "shop" / f"shop{number}.jpg").convert("RGB"), dtype=int)
         assert is_same(pixels(shown.uri), stored)
-        facts = prepared.catalogue().read_facts(number)
+        facts = prepared.catalog().read_facts(number)
         assert (facts["product_id"], facts["product_text"]) == (f"{number:03d}", shown.title)
     (sample,) = prepared.queries("val").read([4])
     stored = np.asarray(Image.open(io.BytesIO(sample.inputs["query_image"])), dtype=int)

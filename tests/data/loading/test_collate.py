@@ -12,21 +12,21 @@ from PIL import Image
 from mim_lightning.data.images.codec import hash_bytes, hash_pixels
 from mim_lightning.data.images.transforms import Augment, eval_image
 from mim_lightning.data.loading.collate import Collate
-from mim_lightning.types import NO_KEY, Batch, ImageSpec, Sample, TextSpec, id_key
-from tests.data.conftest import encoded, jpeg, tokenise
+from mim_lightning.types import NO_KEY, Batch, ImageSpec, Sample, TextSpec, hash_id
+from tests.data.conftest import encoded, jpeg, tokenize
 
 SPECS = {
     "query_image": ImageSpec((12, 16)),
     "product_image": ImageSpec((8, 8)),
-    "product_text": TextSpec(tokenise, 16),
-    "query_text": TextSpec(tokenise, 16),
+    "product_text": TextSpec(tokenize, 16),
+    "query_text": TextSpec(tokenize, 16),
 }
 AUGMENT = Augment(brightness=0.3, contrast=0.3, saturation=0.3)
 
 
 def sample(number: int, product: int | None, **inputs: bytes | str) -> Sample:
     ids = () if product is None else (f"p{product}",)
-    return Sample(number, inputs, f"q{number}", *(ids or (None,)), asked_ids=ids, shown_ids=ids, category="mugs")
+    return Sample(number, inputs, f"q{number}", *(ids or (None,)), target_ids=ids, reference_ids=ids, category="mugs")
 
 
 SAMPLES = [
@@ -49,25 +49,25 @@ def test_distinct_inputs_once() -> None:
     assert isinstance(images, torch.Tensor) and images.dtype == torch.uint8
     assert torch.equal(images, torch.stack([eval_image(jpeg(n), ImageSpec((12, 16))) for n in (10, 11)]))
     texts = batch.inputs["query_text"]
-    assert isinstance(texts, dict) and torch.equal(texts["ids"], tokenise(["red", "blue mug"])["ids"])
+    assert isinstance(texts, dict) and torch.equal(texts["ids"], tokenize(["red", "blue mug"])["ids"])
 
 
 def test_ids_and_tables() -> None:
-    many = Sample(5, {"query_text": "x"}, "q5", None, asked_ids=("a", "b"), shown_ids=("c",), is_padding=True)
+    many = Sample(5, {"query_text": "x"}, "q5", None, target_ids=("a", "b"), reference_ids=("c",), is_padding=True)
     batch = Collate({"query_text": SPECS["query_text"]}, max_relevant=3)([*SAMPLES[:1], many])
     assert len(batch) == 2
     assert batch.sample_nums.tolist() == [10, 5]
-    assert batch.query_keys.tolist() == [id_key("q10"), id_key("q5")]
-    assert batch.product_keys.tolist() == [id_key("p1"), NO_KEY]
-    assert batch.asked_keys.tolist() == [[id_key("p1"), NO_KEY, NO_KEY], [id_key("a"), id_key("b"), NO_KEY]]
-    assert batch.shown_keys.tolist() == [[id_key("p1"), NO_KEY, NO_KEY], [id_key("c"), NO_KEY, NO_KEY]]
-    assert batch.category_keys.tolist() == [id_key("mugs"), NO_KEY]
+    assert batch.query_keys.tolist() == [hash_id("q10"), hash_id("q5")]
+    assert batch.product_keys.tolist() == [hash_id("p1"), NO_KEY]
+    assert batch.target_keys.tolist() == [[hash_id("p1"), NO_KEY, NO_KEY], [hash_id("a"), hash_id("b"), NO_KEY]]
+    assert batch.reference_keys.tolist() == [[hash_id("p1"), NO_KEY, NO_KEY], [hash_id("c"), NO_KEY, NO_KEY]]
+    assert batch.category_keys.tolist() == [hash_id("mugs"), NO_KEY]
     assert batch.is_padding.tolist() == [False, True]
-    assert {getattr(batch, name).dtype for name in ("query_keys", "asked_keys", "sample_nums")} == {torch.int64}
+    assert {getattr(batch, name).dtype for name in ("query_keys", "target_keys", "sample_nums")} == {torch.int64}
 
 
 def test_evaluation_batches_have_image_keys_and_the_fields_of_a_row() -> None:
-    assert Collate(SPECS)(SAMPLES).picture_keys == {} and Collate(SPECS)(SAMPLES).has_field == {}
+    assert Collate(SPECS)(SAMPLES).image_keys == {} and Collate(SPECS)(SAMPLES).has_field == {}
     specs = {"query_image": SPECS["query_image"]}  # has_field contains the text also for a model without a text tower
     lossless = encoded(Image.open(io.BytesIO(jpeg(10))), "PNG")
     other = encoded(Image.open(io.BytesIO(jpeg(10))).rotate(180), "PNG")
@@ -75,9 +75,9 @@ def test_evaluation_batches_have_image_keys_and_the_fields_of_a_row() -> None:
     batch = Collate(specs, picture_key=hash_pixels)(rows)
     assert batch.has_field["query_image"].tolist() == [True, True, False, True, True, True]
     assert batch.has_field["query_text"].tolist() == [False, True, True, True, False, False]
-    first, second, none, again, copy, turned = batch.picture_keys["query_image"].tolist()
+    first, second, none, again, copy, turned = batch.image_keys["query_image"].tolist()
     assert first == again == copy and none == NO_KEY and len({first, second, turned, NO_KEY}) == 4
-    by_bytes = Collate(specs, picture_key=hash_bytes)(rows).picture_keys["query_image"].tolist()
+    by_bytes = Collate(specs, picture_key=hash_bytes)(rows).image_keys["query_image"].tolist()
     assert by_bytes[0] == by_bytes[3] != by_bytes[4]
 
 
@@ -145,10 +145,10 @@ def test_collate_can_be_sent_to_a_worker() -> None:
 
 def test_grades_are_aligned_with_their_keys() -> None:
     samples = [
-        Sample(0, {}, asked_ids=("a", "b"), asked_grades=(3, 1)),
-        Sample(1, {}, asked_ids=("c",)),  # without grades all count 1
+        Sample(0, {}, target_ids=("a", "b"), target_grades=(3, 1)),
+        Sample(1, {}, target_ids=("c",)),  # without grades all count 1
         Sample(2, {}),
     ]
     batch = Collate({}, max_relevant=3)(samples)
-    assert batch.asked_grades.tolist() == [[3, 1, 0], [1, 0, 0], [0, 0, 0]]
-    assert ((batch.asked_keys == NO_KEY) == (batch.asked_grades == 0)).all()
+    assert batch.target_grades.tolist() == [[3, 1, 0], [1, 0, 0], [0, 0, 0]]
+    assert ((batch.target_keys == NO_KEY) == (batch.target_grades == 0)).all()

@@ -24,14 +24,14 @@ from mim_lightning.data.loading.loader import SequentialLoader, StreamLoader, va
 from mim_lightning.data.sampling.shuffled import ShuffledOrder, sequential_order
 from mim_lightning.data.shards.shard_set import MEMBERS, ShardSet
 from mim_lightning.types import Batch, ImageSpec, TextSpec
-from tests.data.conftest import MakeSet, tokenise
+from tests.data.conftest import MakeSet, tokenize
 from tests.data.stores import in_processes
 
 SPECS = {
     "query_image": ImageSpec((8, 8)),
     "product_image": ImageSpec((8, 8)),
-    "product_text": TextSpec(tokenise, 16),
-    "query_text": TextSpec(tokenise, 16),
+    "product_text": TextSpec(tokenize, 16),
+    "query_text": TextSpec(tokenize, 16),
 }
 AUGMENT = Augment(brightness=0.2, contrast=0.2, saturation=0.2)
 Row = tuple[Any, ...]
@@ -282,7 +282,13 @@ def test_skipped_samples_leave_masked_rows(
     assert sum(loader.skipped.num_skipped for loader in ranks) == len(lost) == 9
     for batch in itertools.chain.from_iterable(parts):
         left_out = batch.is_padding & torch.isin(batch.sample_nums, torch.tensor(sorted(lost)))
-        for keys in (batch.query_keys, batch.product_keys, batch.asked_keys, batch.shown_keys, *batch.rows.values()):
+        for keys in (
+            batch.query_keys,
+            batch.product_keys,
+            batch.target_keys,
+            batch.reference_keys,
+            *batch.rows.values(),
+        ):
             assert (keys[left_out] == -1).all()
 
 

@@ -17,13 +17,13 @@ from mim_lightning.data.loading.loader import StreamLoader
 from mim_lightning.data.loading.shared_memory import SharedBatchBuffers, make_buffers
 from mim_lightning.data.sampling.shuffled import ShuffledOrder
 from mim_lightning.types import Batch, ImageSpec, TextSpec
-from tests.data.conftest import MakeSet, tokenise
+from tests.data.conftest import MakeSet, tokenize
 
 SPECS = {
     "query_image": ImageSpec((8, 8)),
     "product_image": ImageSpec((16, 8)),
-    "product_text": TextSpec(tokenise, 16),
-    "query_text": TextSpec(tokenise, 16),
+    "product_text": TextSpec(tokenize, 16),
+    "query_text": TextSpec(tokenize, 16),
 }
 NUM_ROWS, BATCH_SIZE = 64, 4
 

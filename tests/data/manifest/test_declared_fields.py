@@ -9,7 +9,7 @@ import pytest
 
 from mim_lightning.data.manifest.manifest import ManifestSource
 from mim_lightning.data.manifest.rows import RowIssue
-from mim_lightning.data.preparation.plan import catalogue_sample, evaluation_sample, training_sample
+from mim_lightning.data.preparation.plan import catalog_sample, evaluation_sample, training_sample
 from mim_lightning.data.preparation.ray_tables import shop_tables
 from tests.data.conftest import write_csv
 
@@ -41,10 +41,10 @@ def test_each_table_gives_its_own(tmp_path: Path) -> None:
 def test_samples_store_them_by_name_and_others_stay_as_they_were(tmp_path: Path) -> None:
     manifest = source(tmp_path).read(tmp_path)
     (first, second), queries = manifest.products.values(), manifest.queries
-    assert catalogue_sample(first, None).facts["fields"] == {"product_brand": "Acme"}
+    assert catalog_sample(first, None).facts["fields"] == {"product_brand": "Acme"}
     trained = training_sample(queries[0], first, 0, None).facts["fields"]
     assert trained == {"product_brand": "Acme", "query_kind_of": "<b>big</b>"}
-    for sample in (catalogue_sample(second, None), evaluation_sample(queries[2], None)):
+    for sample in (catalog_sample(second, None), evaluation_sample(queries[2], None)):
         assert "fields" not in sample.facts
 
 

@@ -71,7 +71,7 @@ def test_three_formats_one_manifest(tmp_path: Path, kind: str) -> None:
     }
     facts = {"text": "Gift card", "title": "Gift card", "category": None, "metadata": {}, "fields": {}}
     assert products[2] == {"product_id": "x-9", "images": (), **facts}
-    assert [query["asked_ids"] for query in queries] == [("0012",), ("7", "0012"), ("x-9",), ("7",)]
+    assert [query["target_ids"] for query in queries] == [("0012",), ("7", "0012"), ("x-9",), ("7",)]
     assert [query["image"] for query in queries] == [
         tmp_path / "q0.jpg",
         tmp_path / "q1.jpg",
@@ -93,13 +93,13 @@ def test_numbers_and_nulls_in_cells(tmp_path: Path) -> None:
     manifest = read(tmp_path, "jsonl", products, [{"split": "train", "image": "q.jpg", "product_id": 0}])
     assert manifest.products["0"].images == (tmp_path / "a.jpg",)
     assert manifest.products["0"].text is None
-    assert manifest.queries[0].asked_ids == ("0",)
+    assert manifest.queries[0].target_ids == ("0",)
 
 
 def test_shown_ids_default_to_asked(tmp_path: Path) -> None:
     queries = [QUERIES[0] | {"shown_product_id": "7"}, QUERIES[1] | {"shown_product_id": ""}]
     manifest = read(tmp_path, "csv", queries=queries)
-    assert [query.shown_ids for query in manifest.queries] == [("7",), ("7", "0012")]
+    assert [query.reference_ids for query in manifest.queries] == [("7",), ("7", "0012")]
 
 
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
@@ -112,15 +112,15 @@ def test_grades_are_aligned_with_their_products(tmp_path: Path, kind: str) -> No
     if kind != "csv":
         rows = listed(rows, "product_id", "grade")
     both, plain, one = read(tmp_path, kind, queries=rows).queries
-    assert dict(zip(both.asked_ids, both.asked_grades, strict=True)) == {"7": 1, "0012": 3}
-    assert plain.asked_grades == (1,)
-    assert one.asked_ids == ("0012",) and one.asked_grades == (2,) and one.shown_ids == ("0012",)
+    assert dict(zip(both.target_ids, both.target_grades, strict=True)) == {"7": 1, "0012": 3}
+    assert plain.target_grades == (1,)
+    assert one.target_ids == ("0012",) and one.target_grades == (2,) and one.reference_ids == ("0012",)
 
 
 @pytest.mark.parametrize(("cell", "grades"), [(2.0, (2,)), (float("nan"), (1,)), (None, (1,))])
 def test_grades_that_came_as_floats(tmp_path: Path, cell: float | None, grades: tuple[int, ...]) -> None:
     (query,) = read(tmp_path, "parquet", queries=[{**QUERIES[0], "grade": cell}]).queries
-    assert query.asked_grades == grades
+    assert query.target_grades == grades
 
 
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
@@ -490,7 +490,7 @@ def test_one_table_of_pairs(tmp_path: Path, kind: str) -> None:
     assert list(manifest.products) == ["1", "2"]
     mug = manifest.products["1"]
     assert (mug.title, mug.images, mug.metadata) == ("Mug", (tmp_path / "a.jpg", tmp_path / "c.jpg"), {})
-    assert [(query.split, query.image, query.text, query.asked_ids) for query in manifest.queries] == [
+    assert [(query.split, query.image, query.text, query.target_ids) for query in manifest.queries] == [
         ("train", tmp_path / "q0.jpg", None, ("1",)),
         ("train", tmp_path / "q1.jpg", "red", ("2",)),
         ("val", tmp_path / "q2.jpg", None, ("1",)),
@@ -512,7 +512,7 @@ def test_pairs_of_one_query_are_one_query(tmp_path: Path) -> None:
     path = write_csv(tmp_path / "pairs.csv", rows)
     manifest = read_manifest(None, path, columns, on_issue=faults.append)
     (query,) = manifest.queries
-    assert (query.asked_ids, query.asked_grades, query.shown_ids) == (("1", "2"), (3, 1), ("1", "2"))
+    assert (query.target_ids, query.target_grades, query.reference_ids) == (("1", "2"), (3, 1), ("1", "2"))
     assert list(manifest.products) == ["1", "2", "3"]
     assert [str(fault) for fault in faults] == [
         f"{path}, row 5, column 'split': query 'q' is in split 'train' in {path}, row 2"

@@ -97,7 +97,7 @@ def facts(manifest: Manifest) -> list[tuple[Any, ...]]:
         (p.product_id, p.images, p.title, {name.strip().lower(): value for name, value in p.metadata.items()})
         for p in manifest.products.values()
     ]
-    return [*products, *((q.split, q.image, q.text, q.asked_ids) for q in manifest.queries)]
+    return [*products, *((q.split, q.image, q.text, q.target_ids) for q in manifest.queries)]
 
 
 @pytest.fixture
@@ -382,8 +382,8 @@ def test_empty_cells_and_numbers_stored_as_floats(write: Write, tmp_path: Path) 
     manifest = read(products, queries)
     assert manifest.products["7"].images == () and manifest.products["7"].metadata == {}
     assert manifest.products["8"].title is None
-    assert [query.asked_ids for query in manifest.queries] == [("7",), ("9.5", "8")]
-    assert manifest.queries[0].shown_ids == ("7",)
+    assert [query.target_ids for query in manifest.queries] == [("7",), ("9.5", "8")]
+    assert manifest.queries[0].reference_ids == ("7",)
     table = pyarrow.table({"product_id": [7.0, 8.0], "image": ["a", "b"], "title": ["x", "y"], "price": [5.0, None]})
     pyarrow.parquet.write_table(table, tmp_path / "products.parquet")
     found = read(tmp_path / "products.parquet").products

@@ -259,7 +259,7 @@ def test_unfinished_preparation_of_other_data_is_kept(
     ):
         prepare_shards(source, folder, others)
     assert finished(folder) == done
-    assert prepare_shards(source, folder, others, overwrite=True).catalogue().sizes == [7, 7, 7, 7, 6, 6]
+    assert prepare_shards(source, folder, others, overwrite=True).catalog().sizes == [7, 7, 7, 7, 6, 6]
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
@@ -282,7 +282,7 @@ def test_the_same_work_is_waited_for(
     process.join(timeout=30)
     assert process.exitcode == 0
     assert folder.stat().st_ino == inode  # the other one's
-    assert len(found.catalogue()) == 40
+    assert len(found.catalog()) == 40
 
 
 def test_the_successor_of_a_killed_process_resumes(gate: Gate, start: Start, tmp_path: Path) -> None:
@@ -362,4 +362,4 @@ def test_killed_just_before_it_was_renamed(
     with pytest.raises(ValueError, match="unfinished preparation with samples_per_shard=4, this command has 50"):
         prepare_shards(source, folder, others)
     monkeypatch.setattr(preparation, "validate_source", killed)  # nothing is to be done again
-    assert len(prepare_shards(source, folder, SETTINGS).catalogue().sizes) == 10
+    assert len(prepare_shards(source, folder, SETTINGS).catalog().sizes) == 10

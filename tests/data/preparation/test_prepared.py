@@ -44,7 +44,7 @@ def rows(prepared: PreparedData, split: str) -> list[Sample]:
 
 
 def test_the_catalog_has_a_row_for_each_image(shop: ManifestSource, folder: Path) -> None:
-    shards = prepare_shards(shop, folder, SETTINGS).catalogue()
+    shards = prepare_shards(shop, folder, SETTINGS).catalog()
     samples = shards.read(range(len(shards)))
     assert [sample.product_id for sample in samples] == ["0012", "0012", "7", "x-9"]
     assert [sample.inputs.get("product_image") for sample in samples] == [jpeg(0), jpeg(1), jpeg(2), None]
@@ -60,8 +60,8 @@ def test_the_catalog_has_a_row_for_each_image(shop: ManifestSource, folder: Path
 def test_a_catalog_without_queries_has_no_splits(shop: ManifestSource, folder: Path) -> None:
     prepared = prepare_shards(ManifestSource(str(shop.products), None), folder, SETTINGS)
     assert prepared.splits() == []
-    assert len(prepared.catalogue()) == 4
-    facts = prepared.catalogue().read_facts(0)
+    assert len(prepared.catalog()) == 4
+    facts = prepared.catalog().read_facts(0)
     assert (facts["title"], facts["metadata"], facts["product_text"]) == ("Red mug", {}, "Red mug. 300 ml")
 
 
@@ -136,8 +136,8 @@ def test_training_rows_contain_query_and_product(shop: ManifestSource, folder: P
         ("q1", "7"),
         ("q2", "x-9"),
     ]
-    assert [sample.asked_ids for sample in samples] == [("0012",), ("7", "0012"), ("7", "0012"), ("x-9",)]
-    assert [sample.shown_ids for sample in samples] == [("0012",), ("0012",), ("0012",), ("x-9",)]
+    assert [sample.target_ids for sample in samples] == [("0012",), ("7", "0012"), ("7", "0012"), ("x-9",)]
+    assert [sample.reference_ids for sample in samples] == [("0012",), ("0012",), ("0012",), ("x-9",)]
     assert [sample.inputs.get("query_image") for sample in samples] == [jpeg(3), jpeg(4), jpeg(4), None]
     assert [sample.inputs.get("query_text") for sample in samples] == [None, "but blue", "but blue", "a gift"]
     assert samples[2].inputs["product_image"] == jpeg(2)
@@ -148,7 +148,7 @@ def test_training_rows_contain_query_and_product(shop: ManifestSource, folder: P
 
 def test_validation_rows_are_queries_only(shop: ManifestSource, folder: Path) -> None:
     (sample,) = rows(prepare_shards(shop, folder, SETTINGS), "val")
-    assert (sample.query_id, sample.product_id, sample.asked_ids) == ("q3", None, ("7",))
+    assert (sample.query_id, sample.product_id, sample.target_ids) == ("q3", None, ("7",))
     assert set(sample.inputs) == {"query_image"}
     assert sample.category == "cups"
 
@@ -359,7 +359,7 @@ def test_invalid_rows_are_left_out_and_listed(shop: ManifestSource, folder: Path
     )
     prepared = prepare_shards(shop, folder, SETTINGS, validation=validation)
     assert {sample.query_id for sample in rows(prepared, "train")} == {"q0", "q2"}
-    assert len(prepared.catalogue()) == 3  # the product keeps its other picture
+    assert len(prepared.catalog()) == 3  # the product keeps its other picture
     with (folder / "skipped.csv").open() as file:
         skipped = list(csv.DictReader(file))
     assert [(row["table"], row["id"], row["column"]) for row in skipped] == [

@@ -20,7 +20,7 @@ from mim_lightning.data.preparation import ray_engine
 from mim_lightning.data.preparation.preparation import prepare_shards
 from mim_lightning.data.preparation.prepared import PreparedData, ShardSettings, open_prepared
 from mim_lightning.data.preparation.ray_engine import RaySettings, prepare_with_ray
-from mim_lightning.data.preparation.ray_tables import FileCount, ShopTables, catalogue_rows, join_rows
+from mim_lightning.data.preparation.ray_tables import FileCount, ShopTables, catalog_rows, join_rows
 from mim_lightning.data.preparation.ray_tasks import ShardJob, join_part, write_group
 from mim_lightning.data.preparation.staging import staging_path
 from mim_lightning.data.shards.cache import CacheSettings
@@ -136,7 +136,7 @@ def no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
         joined = [join_part(part, finished) for part in groups(pyarrow.concat_tables(grouped), "part")]
         for file in tables.files():
             if file["table"] == "products":
-                joined += catalogue_rows(tables, file["file"], job.layout, finished)
+                joined += catalog_rows(tables, file["file"], job.layout, finished)
         for shard in groups(pyarrow.concat_tables(joined), "shard"):
             yield {name: values[0] for name, values in write_group(shard, job).items()}
 
@@ -171,7 +171,7 @@ def content(shards: ShardSet) -> list[str]:
 
 
 def contents(prepared: PreparedData) -> dict[str, list[str]]:
-    return {"catalogue": content(prepared.catalogue())} | {
+    return {"catalogue": content(prepared.catalog())} | {
         split: content(prepared.queries(split)) for split in ("test", "train", "val")
     }
 

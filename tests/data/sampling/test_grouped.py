@@ -17,7 +17,7 @@ from mim_lightning.data.sampling.order import EpochSettings
 from mim_lightning.losses.contrastive import info_nce
 from mim_lightning.losses.objective import Objective, Pair
 from mim_lightning.types import NO_KEY, Embeddings, Sample, TextSpec
-from tests.data.conftest import tokenise
+from tests.data.conftest import tokenize
 from tests.data.rows import ColumnSet, random_sizes, shop_columns
 
 
@@ -263,10 +263,10 @@ def test_rows_of_a_product_are_no_negatives_of_each_other() -> None:
     batch_rows = next(order.batches(0))
     samples = [
         Sample(int(n), {"query_text": f"q{n}", "product_text": f"p{products[n]}"}, f"q{n}", f"p{products[n]}",
-               asked_ids=(f"p{products[n]}",), shown_ids=(f"p{products[n]}",))
+               target_ids=(f"p{products[n]}",), reference_ids=(f"p{products[n]}",))
         for n in batch_rows
     ]  # fmt: skip
-    spec = TextSpec(tokenise, 8)
+    spec = TextSpec(tokenize, 8)
     batch = Collate({"query_text": spec, "product_text": spec})(samples)
     generator = torch.Generator().manual_seed(0)
     vectors = {name: torch.nn.functional.normalize(torch.randn(16, 8, generator=generator)) for name in batch.rows}

@@ -16,11 +16,11 @@ from mim_lightning.data.preparation.prepared import ShardSettings
 from mim_lightning.data.shards.lookup import QueryFacts, find_samples, product_ids_of, query_facts
 from mim_lightning.data.shards.shard_set import ShardSet
 from mim_lightning.data.shards.writer import Record
-from mim_lightning.types import id_key
+from mim_lightning.types import hash_id
 from tests.data.conftest import encoded
 from tests.shard_sets import write_shard_set
 
-MakeCatalogue = Callable[[str, Mapping[str, list[bytes | None]]], ShardSet]
+MakeCatalog = Callable[[str, Mapping[str, list[bytes | None]]], ShardSet]
 
 
 def noisy(blur: float) -> Image.Image:
@@ -58,7 +58,7 @@ def test_segments_of_queries(shop: ManifestSource, tmp_path: Path) -> None:
     source = ManifestSource(str(shop.products), str(path), segments=["channel"])
     prepared = prepare_shards(source, tmp_path / "prepared", ShardSettings(samples_per_shard=2))
     facts = query_facts(prepared.queries("val"))
-    assert set(facts) == {id_key(f"v{number}") for number in range(1, 6)}
+    assert set(facts) == {hash_id(f"v{number}") for number in range(1, 6)}
     labels = {found.query_id: found.segments for found in facts.values()}
     assert [labels[f"v{n}"]["query_words"] for n in range(1, 6)] == [
         "1 word",
@@ -77,13 +77,13 @@ def test_segments_of_queries(shop: ManifestSource, tmp_path: Path) -> None:
         "blurred third",
         "no picture",
     ]
-    assert facts[id_key("v2")] == QueryFacts("v2", "red mug", labels["v2"])
-    wanted = np.array([id_key("7"), id_key("0012"), id_key("not there"), -1])
-    assert product_ids_of([prepared.catalogue()], wanted) == {id_key("7"): "7", id_key("0012"): "0012"}
+    assert facts[hash_id("v2")] == QueryFacts("v2", "red mug", labels["v2"])
+    wanted = np.array([hash_id("7"), hash_id("0012"), hash_id("not there"), -1])
+    assert product_ids_of([prepared.catalog()], wanted) == {hash_id("7"): "7", hash_id("0012"): "0012"}
 
 
 @pytest.fixture
-def make_catalogue(tmp_path: Path) -> MakeCatalogue:
+def make_catalog(tmp_path: Path) -> MakeCatalog:
     """Return a function that writes a set: a row for each picture of each product, None for a row without one."""
 
     def make(name: str, pictures: Mapping[str, list[bytes | None]]) -> ShardSet:
@@ -98,9 +98,9 @@ def make_catalogue(tmp_path: Path) -> MakeCatalogue:
     return make
 
 
-def test_the_first_set_with_the_sample_is_used(make_catalogue: MakeCatalogue) -> None:
-    one = make_catalogue("one", {"a": [b"a1", b"a2"], "b": [b"b1"]})
-    other = make_catalogue("other", {"b": [b"b2"], "c": [b"c2"]})
+def test_the_first_set_with_the_sample_is_used(make_catalog: MakeCatalog) -> None:
+    one = make_catalog("one", {"a": [b"a1", b"a2"], "b": [b"b1"]})
+    other = make_catalog("other", {"b": [b"b2"], "c": [b"c2"]})
     found = find_samples([one, other], iter(["c", "b", "nobody", "a", "b"]))
     assert {item_id: sample.inputs["product_image"] for item_id, sample in found.items()} == {
         "a": b"a1", "b": b"b1", "c": b"c2",
@@ -110,16 +110,16 @@ def test_the_first_set_with_the_sample_is_used(make_catalogue: MakeCatalogue) ->
     assert find_samples([], ["a"]) == find_samples([one], []) == {}
 
 
-def test_a_sample_without_the_input_is_skipped(make_catalogue: MakeCatalogue) -> None:
-    one, other = make_catalogue("one", {"a": [None], "b": [None]}), make_catalogue("other", {"a": [b"a2"]})
+def test_a_sample_without_the_input_is_skipped(make_catalog: MakeCatalog) -> None:
+    one, other = make_catalog("one", {"a": [None], "b": [None]}), make_catalog("other", {"a": [b"a2"]})
     assert set(find_samples([one, other], ["a", "b"])) == {"a", "b"}
     found = find_samples([one, other], ["a", "b"], having="product_image")
     assert [sample.inputs["product_image"] for sample in found.values()] == [b"a2"] and set(found) == {"a"}
 
 
-def test_damaged_or_missing_files_are_reported_or_skipped(make_catalogue: MakeCatalogue) -> None:
-    one = make_catalogue("one", {"a": [b"a1"], "b": [b"b1"], "c": [b"c1"]})
-    other = make_catalogue("other", {"a": [b"a2"]})
+def test_damaged_or_missing_files_are_reported_or_skipped(make_catalog: MakeCatalog) -> None:
+    one = make_catalog("one", {"a": [b"a1"], "b": [b"b1"], "c": [b"c1"]})
+    other = make_catalog("other", {"a": [b"a2"]})
     (one.folder / "000000.tar").write_bytes(b"")
     with pytest.raises(ValueError, match=r"000000\.tar: damaged .it has 0 bytes"):
         find_samples([one, other], ["a", "c"])

@@ -25,7 +25,7 @@ from mim_lightning.data.shards.mixture_set import (
     validate_distinct_ids,
 )
 from mim_lightning.data.shards.shard_set import ShardSet
-from mim_lightning.types import id_key
+from mim_lightning.types import hash_id
 from tests.data.conftest import MakeSet
 from tests.data.rows import ColumnSet, random_sizes
 
@@ -224,7 +224,7 @@ def test_a_concatenated_set_reads_as_its_parts(make_set: MakeSet) -> None:
     assert both.read_facts(13)["query_id"] == "q2"
     assert [both.span(idx) for idx in (0, len(first.sizes))] == [(0, first.sizes[0]), (11, 11 + second.sizes[0])]
     assert both.keys.tolist() == [*first.keys.tolist(), *second.keys.tolist()]
-    assert both.find([id_key("q9"), id_key("q3")]) == {id_key("q9"): 9, id_key("q3"): 3}
+    assert both.find([hash_id("q9"), hash_id("q3")]) == {hash_id("q9"): 9, hash_id("q3"): 3}
 
 
 def test_separate_ids_get_a_namespace(make_set: MakeSet) -> None:
@@ -233,17 +233,17 @@ def test_separate_ids_get_a_namespace(make_set: MakeSet) -> None:
     assert own.read(range(5)) == shared.read(range(5)) == own_samples(first)
     sample = own.read([7])[0]
     assert (sample.query_id, sample.product_id) == ("web:q2", "web:p2")
-    assert (sample.asked_ids, sample.shown_ids) == (("web:p2",), ("web:p2",))
+    assert (sample.target_ids, sample.reference_ids) == (("web:p2",), ("web:p2",))
     assert sample.inputs == shared.read([7])[0].inputs
 
 
 def test_shared_product_ids_need_an_id_namespace(make_set: MakeSet) -> None:
-    def catalogue(num: int) -> ShardSet:
+    def catalog(num: int) -> ShardSet:
         return make_set(num)
 
     def refuse(*, web: str | None = None, old: str | None = None, num_old: int = 3) -> None:
         mix = {"web": MixtureEntry("w", 0.1, web), "old": MixtureEntry("o", 0.1, old)}
-        validate_distinct_ids({MAIN: catalogue(6), "web": catalogue(4), "old": catalogue(num_old)}, mix)
+        validate_distinct_ids({MAIN: catalog(6), "web": catalog(4), "old": catalog(num_old)}, mix)
 
     with pytest.raises(
         ValueError, match=r"data.mixture.web: 4 of its products have ids of .*set-6.* the first is 'p0'; "
@@ -259,10 +259,10 @@ def test_shared_product_ids_need_an_id_namespace(make_set: MakeSet) -> None:
 
 
 def test_two_sets_of_a_mix_may_have_ids_in_common_too() -> None:
-    def catalogue(*keys: int) -> Any:
+    def catalog(*keys: int) -> Any:
         return SimpleNamespace(keys=np.array(keys), folder="f", read_facts=lambda number: {"product_id": keys[number]})
 
-    catalogues = {MAIN: catalogue(1, 2), "web": catalogue(3, 4), "old": catalogue(5, 4)}
+    catalogs = {MAIN: catalog(1, 2), "web": catalog(3, 4), "old": catalog(5, 4)}
     with pytest.raises(ValueError, match=r"data.mixture.old: 1 of its products have ids of f too, the first is '4'"):
-        validate_distinct_ids(catalogues, {"web": MixtureEntry("w", 0.1), "old": MixtureEntry("o", 0.1)})
-    validate_distinct_ids(catalogues, {"web": MixtureEntry("w", 0.1, "separate"), "old": MixtureEntry("o", 0.1)})
+        validate_distinct_ids(catalogs, {"web": MixtureEntry("w", 0.1), "old": MixtureEntry("o", 0.1)})
+    validate_distinct_ids(catalogs, {"web": MixtureEntry("w", 0.1, "separate"), "old": MixtureEntry("o", 0.1)})

@@ -103,7 +103,7 @@ def test_prepared_data_in_s3(shop: ManifestSource, bucket: Any, tmp_path: Path) 
     assert prepared.describe() == local.describe()
     assert prepared.splits() == ["train", "val"]
     for ours, theirs in (
-        (prepared.catalogue(), local.catalogue()),
+        (prepared.catalog(), local.catalog()),
         (prepared.queries("train"), local.queries("train")),
     ):
         assert ours.read(range(len(ours))) == theirs.read(range(len(theirs)))

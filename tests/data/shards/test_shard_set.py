@@ -14,7 +14,7 @@ import pytest
 from mim_lightning.data.shards.cache import CacheSettings
 from mim_lightning.data.shards.shard_set import ShardError, ShardSet
 from mim_lightning.data.shards.writer import Record
-from mim_lightning.types import NO_KEY, id_key
+from mim_lightning.types import NO_KEY, hash_id
 from tests.data.conftest import MakeSet, jpeg
 from tests.shard_sets import write_shard_set
 
@@ -46,14 +46,14 @@ def test_round_trip_of_every_field(written: Path) -> None:
     first, second, third = shards.read([0, 1, 2])
     assert first.inputs == {**IMAGES[0], "product_text": "Red mug", "query_text": "grün"}
     assert (first.sample_num, first.query_id, first.product_id, first.category) == (0, "q-ä", "p1", "mugs")
-    assert (first.asked_ids, first.shown_ids, first.is_padding) == (("p1", "p2"), ("p3", "p1", "p2"), False)
+    assert (first.target_ids, first.reference_ids, first.is_padding) == (("p1", "p2"), ("p3", "p1", "p2"), False)
     assert second.inputs == IMAGES[1]
-    assert (second.query_id, second.asked_ids, second.category) == (None, (), None)
+    assert (second.query_id, second.target_ids, second.category) == (None, (), None)
     assert third.inputs == {"query_text": "text alone"}
     assert third.product_id is None
     assert shards.read([2], is_padding=True)[0].is_padding
     assert (shards.sizes, len(shards), shards.max_relevant) == ([2, 1], 3, 3)
-    assert shards.keys.tolist() == [id_key("q-ä"), id_key("p2"), id_key("q2")]
+    assert shards.keys.tolist() == [hash_id("q-ä"), hash_id("p2"), hash_id("q2")]
 
 
 def test_any_tar_reader_reads_a_shard(written: Path) -> None:
@@ -169,8 +169,8 @@ def test_a_set_of_the_first_format_is_read(written: Path) -> None:
 
 def test_columns_of_every_sample(written: Path) -> None:
     shards = ShardSet(written)
-    assert shards.column("product_keys").tolist() == [id_key("p1"), id_key("p2"), NO_KEY]
-    assert shards.column("category_keys").tolist() == [id_key("mugs"), NO_KEY, id_key("cups")]
+    assert shards.column("product_keys").tolist() == [hash_id("p1"), hash_id("p2"), NO_KEY]
+    assert shards.column("category_keys").tolist() == [hash_id("mugs"), NO_KEY, hash_id("cups")]
     assert shards.column("weights").tolist() == [1.0, 1.0, 1.0]
     assert isinstance(shards.column("weights"), np.memmap)
 
@@ -187,10 +187,10 @@ def test_the_first_sample_of_a_key_is_found(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr("mim_lightning.data.shards.shard_set.KEYS_AT_ONCE", 4)
     ids = ["a", "b", "a", "c", "b", "d", "a", "e", "d", "f"]
     write_shard_set(tmp_path / "set", [Record({}, {"query_id": name}) for name in ids], 10, 3)
-    wanted = [id_key(name) for name in ("d", "b", "nobody", "f", "a")]
-    expected = {id_key(name): ids.index(name) for name in ("a", "b", "d", "f")}
+    wanted = [hash_id(name) for name in ("d", "b", "nobody", "f", "a")]
+    expected = {hash_id(name): ids.index(name) for name in ("a", "b", "d", "f")}
     assert ShardSet(tmp_path / "set").find(wanted) == expected
-    assert ShardSet(tmp_path / "set").find(id_key("e")) == {id_key("e"): 7}
+    assert ShardSet(tmp_path / "set").find(hash_id("e")) == {hash_id("e"): 7}
 
 
 def test_a_disk_that_fails_is_named(written: Path, monkeypatch: pytest.MonkeyPatch) -> None:

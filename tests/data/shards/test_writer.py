@@ -18,7 +18,7 @@ from mim_lightning.data.preparation.plan import RowImageError, rotate_images
 from mim_lightning.data.shards.set_writer import finish_set, finished_shards, place_shard
 from mim_lightning.data.shards.writer import COLUMNS, Record, read_shard, shard_sizes, write_shard
 from mim_lightning.io.store import Store
-from mim_lightning.types import NO_KEY, id_key
+from mim_lightning.types import NO_KEY, hash_id
 from tests.data.conftest import jpeg
 from tests.shard_sets import write_shard_set
 
@@ -36,9 +36,9 @@ def test_facts_of_a_written_shard(tmp_path: Path) -> None:
     facts = write_shard(tmp_path / "shard", iter(RECORDS), first=7)
     data = (tmp_path / "shard.tar").read_bytes()
     assert (facts.size, facts.num_bytes, facts.crc32, facts.max_relevant) == (3, len(data), zlib.crc32(data), 3)
-    assert facts.columns["keys"].tolist() == [id_key("q"), id_key("q2"), id_key("r")]
-    assert facts.columns["product_keys"].tolist() == [id_key("p"), NO_KEY, id_key("r")]
-    assert facts.columns["category_keys"].tolist() == [id_key("mugs"), NO_KEY, NO_KEY]
+    assert facts.columns["keys"].tolist() == [hash_id("q"), hash_id("q2"), hash_id("r")]
+    assert facts.columns["product_keys"].tolist() == [hash_id("p"), NO_KEY, hash_id("r")]
+    assert facts.columns["category_keys"].tolist() == [hash_id("mugs"), NO_KEY, NO_KEY]
     assert facts.columns["weights"].tolist() == [2.5, 1, 1]
     assert {name: column.dtype for name, column in facts.columns.items()} == COLUMNS
     offset, size = facts.places[0, 1]
@@ -109,7 +109,7 @@ def test_a_set_has_columns_checksums_and_no_receipts(tmp_path: Path) -> None:
     assert index["bytes"] == [len(data) for data in tars]
     assert index["crc32"] == [zlib.crc32(data) for data in tars]
     columns = {name: np.load(tmp_path / "set" / f"{name}.npy", mmap_mode="r") for name in COLUMNS}
-    assert columns["keys"].tolist() == [id_key("q"), id_key("q2"), id_key("r")]
+    assert columns["keys"].tolist() == [hash_id("q"), hash_id("q2"), hash_id("r")]
     assert columns["weights"].tolist() == [2.5, 1, 1]
     assert {name: column.dtype for name, column in columns.items()} == COLUMNS
     names = {path.name for path in (tmp_path / "set").iterdir()}
@@ -165,7 +165,7 @@ def test_a_set_is_finished_by_its_receipts(tmp_path: Path) -> None:
         (1, facts[1].num_bytes, "def"),
     ]
     finish_set(store, "queries/train", 2)
-    assert np.load(tmp_path / "queries" / "train" / "product_keys.npy").tolist() == [id_key("p"), NO_KEY, id_key("r")]
+    assert np.load(tmp_path / "queries" / "train" / "product_keys.npy").tolist() == [hash_id("p"), NO_KEY, hash_id("r")]
     assert json.loads((tmp_path / "queries" / "train" / "index.json").read_text())["max_relevant"] == 3
 
 

@@ -74,7 +74,7 @@ def read(source: HuggingFaceSource, work_dir: Path) -> tuple[Manifest, list[byte
 def test_two_saved_data_sets(saved: Path, tmp_path: Path) -> None:
     source = HuggingFaceSource({"path": str(saved / "products")}, {"path": str(saved / "queries")})
     manifest, pictures = read(source, tmp_path / "work")
-    assert [(query.split, query.asked_ids, query.text) for query in manifest.queries] == [
+    assert [(query.split, query.target_ids, query.text) for query in manifest.queries] == [
         (("train" if number < 5 else "validation"), ("abc"[number % 3],), "red" if number % 2 else None)
         for number in range(8)
     ]
@@ -143,7 +143,7 @@ def test_pairs_in_one_data_set(tmp_path: Path) -> None:
     }
     manifest, pictures = read(HuggingFaceSource(None, {"path": str(tmp_path / "pairs")}, names), tmp_path)
     assert pictures == [jpeg(number, 8, 8) for number in range(3)]
-    assert [query.asked_ids for query in manifest.queries] == [("a",), ("b",), ("a",)]
+    assert [query.target_ids for query in manifest.queries] == [("a",), ("b",), ("a",)]
     assert [len(product.images) for product in manifest.products.values()] == [1, 1]
     assert ImageReader().read(manifest.products["b"].images[0]) == jpeg(6, 8, 8)
 

@@ -22,12 +22,12 @@ def test_grocery_is_as_its_readme_says(tmp_path: Path) -> None:
     manifest = GrocerySource(str(ROOT)).read(tmp_path)
     assert list(manifest.products) == [f"gro-{number:02d}" for number in range(81)]
     assert Counter(query.split for query in manifest.queries) == {"train": 2640, "val": 296}
-    assert len({query.asked_ids for query in manifest.split("val")}) == 60
+    assert len({query.target_ids for query in manifest.split("val")}) == 60
     product, query = manifest.products["gro-00"], manifest.queries[0]
     assert product.text is not None
     assert product.text.startswith("Golden Delicious. Golden Delicious has a white juicy pulp")
     assert (product.category, product.images) == ("Fruit/Apple", (ROOT / "images/shop/gro-00.jpg",))
-    assert (query.split, query.asked_ids, query.shown_ids) == ("train", ("gro-00",), ("gro-00",))
+    assert (query.split, query.target_ids, query.reference_ids) == ("train", ("gro-00",), ("gro-00",))
     assert (query.text, query.image) == ("golden apple", ROOT / "images/street/train_00001.jpg")
     assert len({query.query_id for query in manifest.queries}) == 2936
     images = [query.image for query in manifest.queries] + [p.images[0] for p in manifest.products.values()]
@@ -81,7 +81,7 @@ def test_grocery_as_published(clone: Path, tmp_path: Path) -> None:
     assert (avocado.text, avocado.category) == ("Avocado. Smooth green flesh, buttery taste.", "Fruit/Avocado")
     assert avocado.images == (root / "iconic-images-and-descriptions/Fruit/Avocado/Avocado_Iconic.jpg",)
     assert (milk.text, milk.category) == ("Oatly Oat Milk", "Packages/Oat-Milk")
-    assert [(query.split, query.image, query.asked_ids, query.text) for query in manifest.queries] == [
+    assert [(query.split, query.image, query.target_ids, query.text) for query in manifest.queries] == [
         ("train", root / "train/Fruit/Apple/Golden-Delicious/Golden-Delicious_001.jpg", ("gro-00",), None),
         ("train", root / "train/Packages/Oat-Milk/Oatly-Oat-Milk/Oatly-Oat-Milk_001.jpg", ("gro-45",), None),
         ("val", root / "val/Fruit/Avocado/Avocado_003.jpg", ("gro-05",), None),

@@ -70,7 +70,7 @@ def test_each_sample_is_a_query_and_its_products_are_the_catalog(shop: Path, tmp
         assert (product.title, product.text, product.category) == (f"Product {name}", f"Product {name}", None)
         assert [read(image) for image in product.images] == [jpeg(ord(name), 8, 8)]
     assert [query.split for query in manifest.queries] == ["train"] * 5 + ["val"] * 2
-    assert [query.asked_ids for query in manifest.queries] == [("abc"[n % 3],) for n in range(7)]
+    assert [query.target_ids for query in manifest.queries] == [("abc"[n % 3],) for n in range(7)]
     assert [query.text for query in manifest.queries] == [None, "red", None, "red", None, "red", None]
     assert [read(query.image) for query in manifest.queries if query.image] == [jpeg(n, 8, 8) for n in range(7)]
     assert manifest.queries[3].origin == f"{shop / 'train-000001.tar'}, sample 'shop/0003'"
@@ -83,7 +83,7 @@ def test_shards_in_a_store(shop: Path, tmp_path: Path) -> None:
         store.pipe(f"/wds/{path.name}", path.read_bytes())
     there = source(shop, shards={"train": "memory://wds/train-*.tar", "val": "memory://wds/val-000000.tar"})
     manifest = there.read(tmp_path)
-    assert [query.asked_ids for query in manifest.queries] == [("abc"[n % 3],) for n in range(7)]
+    assert [query.target_ids for query in manifest.queries] == [("abc"[n % 3],) for n in range(7)]
     assert [ImageReader().read(query.image) for query in manifest.queries if query.image] == [
         jpeg(n, 8, 8) for n in range(7)
     ]
@@ -114,7 +114,7 @@ def test_a_separate_catalog_and_urls_in_json(shop: Path, tmp_path: Path) -> None
     facts = {"product": {"id": "z"}, "image_url": ["https://cdn.shop/z.jpg", "z2.jpg"]}
     write_tar(shop / "catalogue.tar", {"z": {"json": json.dumps(facts).encode(), "title.txt": b"Pan"}})
     columns = COLUMNS | {"products": COLUMNS["products"] | {"image": "product.jpg|json:image_url"}}
-    manifest = source(shop, columns=columns, catalogue=str(shop / "catalogue.tar")).read(tmp_path)
+    manifest = source(shop, columns=columns, catalog=str(shop / "catalogue.tar")).read(tmp_path)
     assert list(manifest.products) == ["a", "b", "c", "z"]
     assert manifest.products["z"].images == ("https://cdn.shop/z.jpg", shop / "z2.jpg")
     assert len(manifest.queries) == 7
@@ -124,7 +124,7 @@ def test_samples_without_product_ids(tmp_path: Path) -> None:
     write_tar(tmp_path / "a.tar", {str(n): {"jpg": jpeg(n, 8, 8), "txt": b"A mug"} for n in range(2)})
     columns = {"products": {"product_id": "__key__", "title": "txt"}, "queries": {"image": "jpg"}}
     manifest = WebDatasetSource({"train": str(tmp_path / "a.tar")}, columns=columns).read(tmp_path)
-    assert [(query.asked_ids, query.query_id) for query in manifest.queries] == [
+    assert [(query.target_ids, query.query_id) for query in manifest.queries] == [
         (("0",), "query-000000000"),
         (("1",), "query-000000001"),
     ]

@@ -145,7 +145,7 @@ def test_exactly_the_valid_rows_are_kept(shop: tuple[Manifest, list[RowIssue]]) 
     assert kept.products["a"] is manifest.products["a"] and kept.products["a"].text == "Mug"
     assert [query.query_id for query in kept.queries] == ["q0", "q1", "q5", "q7"]
     q5 = kept.queries[2]
-    assert (q5.asked_ids, q5.asked_grades, q5.shown_ids) == (("b",), (1,), ("b",))
+    assert (q5.target_ids, q5.target_grades, q5.reference_ids) == (("b",), (1,), ("b",))
     assert kept.products_path == manifest.products_path
 
 

@@ -18,7 +18,7 @@ FACTS = ModelFacts("0123456789abcdef", "product", DIMENSION)
 Answer = list[list[tuple[str, float]]]
 
 
-def quantised(rows: int, seed: int, levels: int = 3, dimension: int = DIMENSION) -> np.ndarray:
+def quantized(rows: int, seed: int, levels: int = 3, dimension: int = DIMENSION) -> np.ndarray:
     """Return vectors whose inner products are exact in float32, so that ties are real."""
     return (np.random.default_rng(seed).integers(-levels, levels + 1, (rows, dimension)) / 4).astype(np.float32)
 
@@ -78,7 +78,7 @@ def make_shop(num_rows: int, num_products: int, seed: int = 0, levels: int = 3, 
         }
         for number in generator.permutation(num_products).tolist()
     }
-    return Shop(quantised(num_rows, seed + 1, levels), [f"{prefix}{number:03d}" for number in numbers], records)
+    return Shop(quantized(num_rows, seed + 1, levels), [f"{prefix}{number:03d}" for number in numbers], records)
 
 
 def as_lists(found: SearchResults) -> Answer:

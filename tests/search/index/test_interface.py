@@ -13,7 +13,7 @@ import pytest
 
 from mim_lightning.search.index.factory import build_index, open_index
 from mim_lightning.search.index.settings import IndexSettings, ModelFacts
-from tests.search.index.catalog import DIMENSION, FACTS, Shop, as_lists, make_shop, quantised
+from tests.search.index.catalog import DIMENSION, FACTS, Shop, as_lists, make_shop, quantized
 
 NASTY = ['it\'s "new"', "back\\slash\\", "two\nlines\t.", '" or price > 0 or "" == "', "{v} % 100", "Äpfel 🍎"]
 
@@ -52,7 +52,7 @@ def standing(backend: str, tmp_path_factory: pytest.TempPathFactory, database: P
     ("num_rows", "num_products", "levels"), [(300, 300, 1), (300, 110, 1), (300, 110, 50), (9, 4, 1)]
 )
 def test_agrees_with_a_full_sort(place: str, num_rows: int, num_products: int, levels: int) -> None:
-    shop, queries = make_shop(num_rows, num_products, 1, levels), quantised(12, 7, levels)
+    shop, queries = make_shop(num_rows, num_products, 1, levels), quantized(12, 7, levels)
     index = shop.build(place)
     for k in (1, 4, 30):
         found = index.search(queries, k)
@@ -83,7 +83,7 @@ def test_a_product_of_many_near_rows_is_one_hit(place: str) -> None:
 def test_equal_scores_are_ordered_by_id(place: str) -> None:
     shop = make_shop(120, 120)
     shop.vectors[:] = 0.25
-    found = shop.build(place).search(quantised(3, 1), 7)
+    found = shop.build(place).search(quantized(3, 1), 7)
     assert found.product_ids.tolist() == [sorted(shop.records)[:7]] * 3
 
 
@@ -102,7 +102,7 @@ def test_equal_scores_are_ordered_by_id(place: str) -> None:
 def test_a_filter_leaves_the_best_of_what_it_allows(
     standing: tuple[Shop, str], where: dict[str, Any], allows: Callable[[dict[str, Any]], bool]
 ) -> None:
-    (shop, place), queries = standing, quantised(5, 3)
+    (shop, place), queries = standing, quantized(5, 3)
     assert as_lists(open_index(place).search(queries, 4, where)) == shop.answer(queries, 4, lambda r: bool(allows(r)))
 
 
@@ -110,7 +110,7 @@ def test_any_text_can_be_filtered_by(place: str) -> None:
     shop = make_shop(12, 12)
     for record, text in zip(shop.records.values(), NASTY * 2, strict=True):
         record["category"] = text
-    index, query = shop.build(place), quantised(1, 1)
+    index, query = shop.build(place), quantized(1, 1)
     for text in NASTY:
         assert as_lists(index.search(query, 12, {"category": text})) == shop.answer(
             query, 12, lambda record, text=text: record["category"] == text
@@ -127,12 +127,12 @@ def test_any_text_can_be_filtered_by(place: str) -> None:
 )
 def test_an_invalid_filter_is_an_error(standing: tuple[Shop, str], where: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        open_index(standing[1]).search(quantised(1, 1), 1, where)
+        open_index(standing[1]).search(quantized(1, 1), 1, where)
 
 
 def test_vectors_come_with_the_hits_when_asked_for(place: str) -> None:
     shop = make_shop(9, 4)
-    query = quantised(1, 3)
+    query = quantized(1, 3)
     index = shop.build(place)
     found = index.search(query, 6, with_vectors=True)
     assert found.vectors is not None and found.vectors.shape == (1, 6, DIMENSION)
@@ -154,7 +154,7 @@ def test_products_and_their_vectors_are_found_by_id(standing: tuple[Shop, str]) 
 
 def test_follows_every_change(place: str) -> None:
     """Products are added, changed and deleted in turn; each state, and each reopened one, is the plain model's."""
-    shop, queries = make_shop(150, 60), quantised(4, 5)
+    shop, queries = make_shop(150, 60), quantized(4, 5)
     index = shop.build(place)
     generator = np.random.default_rng(3)
     for turn in range(4):
@@ -187,7 +187,7 @@ def test_additions_update_the_card(place: str) -> None:
     expected = {"folders": ["a", "b"], "model": "m", "facets": {}}
     assert index.card.extra == expected and open_index(place).card.extra == expected
     with pytest.raises(ValueError, match="no column 'weight'"):
-        index.add(quantised(1, 1), ["x"], pa.table({"product_id": ["x"], "weight": [1]}), {"model": "other"})
+        index.add(quantized(1, 1), ["x"], pa.table({"product_id": ["x"], "weight": [1]}), {"model": "other"})
     assert index.card.extra == expected
 
 
@@ -195,15 +195,15 @@ def test_all_products_can_be_deleted(place: str) -> None:
     shop = make_shop(9, 4)
     index = shop.build(place)
     assert index.delete(list(shop.records)) == 4
-    assert index.search(quantised(2, 1), 3).product_ids.tolist() == [["", "", ""]] * 2
+    assert index.search(quantized(2, 1), 3).product_ids.tolist() == [["", "", ""]] * 2
     assert index.card.num_products == index.card.num_rows == 0
     index.add(shop.vectors, shop.ids, shop.table)
-    assert as_lists(index.search(quantised(2, 1), 3)) == shop.answer(quantised(2, 1), 3)
+    assert as_lists(index.search(quantized(2, 1), 3)) == shop.answer(quantized(2, 1), 3)
 
 
 def test_additions_must_match_the_columns(place: str) -> None:
     index = make_shop(9, 4).build(place)
-    vectors = quantised(1, 1)
+    vectors = quantized(1, 1)
     for column, message in (({"weight": [1.0]}, "no column 'weight'"), ({"price": ["dear"]}, "'price'.*numbers")):
         with pytest.raises(ValueError, match=message):
             index.add(vectors, ["x"], pa.table({"product_id": ["x"], **column}))
@@ -228,7 +228,7 @@ def test_a_graph_is_measured_and_replaces_what_was_there(place: str) -> None:
     shop = make_shop(600, 200, levels=200)
     built = shop.build(place, IndexSettings(kind="hnsw", recall_queries=50))
     assert built.card.recall.num_queries == 50 and 0.95 <= built.card.recall.value <= 1
-    index, queries = open_index(place), quantised(30, 9, 200)
+    index, queries = open_index(place), quantized(30, 9, 200)
     assert index.card.kind == "hnsw" and index.card.num_products == 200
     found, truth = index.search(queries, 5), shop.answer(queries, 5)
     right = [len({i for i, _ in a} & {i for i, _ in b}) / 5 for a, b in zip(as_lists(found), truth, strict=True)]
@@ -247,7 +247,7 @@ def test_an_index_below_the_requested_recall_is_refused(place: str, monkeypatch:
     old.build(place)
     with pytest.raises(ValueError, match=r"index\.min_recall"):
         shop.build(place, hopeless)
-    assert as_lists(open_index(place).search(quantised(2, 1), 3)) == old.answer(quantised(2, 1), 3)
+    assert as_lists(open_index(place).search(quantized(2, 1), 3)) == old.answer(quantized(2, 1), 3)
 
 
 @pytest.mark.parametrize(

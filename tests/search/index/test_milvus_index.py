@@ -14,7 +14,7 @@ from mim_lightning.search.index.filters import OneOf, Within
 from mim_lightning.search.index.milvus_client import MilvusCollection, parse_address
 from mim_lightning.search.index.milvus_rows import fields_of, to_expression, to_record
 from mim_lightning.search.index.settings import IndexSettings
-from tests.search.index.catalog import as_lists, make_shop, quantised
+from tests.search.index.catalog import as_lists, make_shop, quantized
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +95,7 @@ def test_building_again_leaves_one_collection_and_spares_others(tmp_path: Path) 
     second = shop.build(place)
     client = second.collection.client
     assert client.list_collections() == [second.name] != [first.name]
-    assert as_lists(open_index(place).search(quantised(2, 1), 8)) == shop.answer(quantised(2, 1), 8)
+    assert as_lists(open_index(place).search(quantized(2, 1), 8)) == shop.answer(quantized(2, 1), 8)
     with pytest.raises(ValueError, match=r"shop\.db#fruit: .*IVF_PQ"):  # not offered by this engine
         shop.build(place, IndexSettings(kind="ivf_pq", nlist=2, min_recall=0))
     assert client.list_collections() == [second.name]
@@ -124,7 +124,7 @@ def test_an_index_outlives_the_engine_and_is_held_by_one(tmp_path: Path) -> None
             open_index(path)
     opened, shop = open_index(path), shop.without(["p000"])
     assert (opened.card.num_products, opened.card.num_rows) == (7, len(shop.ids))
-    assert as_lists(opened.search(quantised(2, 1), 8)) == shop.answer(quantised(2, 1), 8)
+    assert as_lists(opened.search(quantized(2, 1), 8)) == shop.answer(quantized(2, 1), 8)
 
 
 @pytest.mark.usefixtures("engine")
@@ -154,11 +154,11 @@ def test_a_lost_server_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(milvus_client, "TIMEOUT", 1.0)
     index = make_shop(9, 4).build(f"{tmp_path}/shop.db")
     with pytest.raises(ValueError, match="k=20000: Milvus returns fewer than 16384"):
-        index.search(quantised(1, 1), 20_000)
+        index.search(quantized(1, 1), 20_000)
     server_manager_instance.release_server(str(tmp_path / "shop.db"))
     for ask in (
-        lambda: index.search(quantised(1, 1), 1),
-        lambda: index.search(quantised(1, 1), 1, {"category": "Milk"}),
+        lambda: index.search(quantized(1, 1), 1),
+        lambda: index.search(quantized(1, 1), 1, {"category": "Milk"}),
         lambda: index.products(["p001"]),
     ):
         with pytest.raises(ConnectionError, match=r"^.*shop\.db: "):

@@ -17,7 +17,7 @@ from mim_lightning.search.index import storage
 from mim_lightning.search.index.factory import open_index
 from mim_lightning.search.index.interface import ProductIndex
 from mim_lightning.search.index.settings import IndexSettings
-from tests.search.index.catalog import Shop, as_lists, make_shop, quantised
+from tests.search.index.catalog import Shop, as_lists, make_shop, quantized
 
 # opens the index in argv[1], changes it, saves, and stops for good at the function named argv[2]
 SAVE_AND_STOP = """
@@ -37,7 +37,7 @@ for module in (storage, faiss_index) if sys.argv[2] != "replace" else [storage.o
         setattr(module, sys.argv[2], stop)
 index.save()
 """
-QUERIES = quantised(3, 5)
+QUERIES = quantized(3, 5)
 
 
 @pytest.fixture

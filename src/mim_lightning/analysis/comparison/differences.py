@@ -36,7 +36,7 @@ class Difference:
     p_value: float  # by randomization, two-sided; nan if there are too few products
     holm_p: float  # corrected for the number of segments reported together; nan for all queries
     num_queries: int
-    num_units: int
+    num_clusters: int
     num_products: int
 
     @property
@@ -89,7 +89,7 @@ class MeasuredPair:
     def _measure(self, is_in: np.ndarray, segment: str, label: str) -> Difference:
         before, after, units = self.before[:, is_in], self.after[:, is_in], self.units[is_in]
         found = paired_difference(after, before, units, **self.options)
-        is_enough = found.num_units >= MIN_UNITS
+        is_enough = found.num_clusters >= MIN_UNITS
         return Difference(
             direction=self.paired.direction,
             metric=self.metric,
@@ -104,7 +104,7 @@ class MeasuredPair:
             p_value=found.p_value if is_enough else math.nan,
             holm_p=math.nan,
             num_queries=found.num_queries,
-            num_units=found.num_units,
+            num_clusters=found.num_clusters,
             num_products=self.paired.num_products,
         )
 

@@ -31,7 +31,7 @@ from mim_lightning.display.style import (
 from mim_lightning.fields import PRODUCT_IMAGE, QUERY_IMAGE
 from mim_lightning.metrics import EmbeddingTable
 from mim_lightning.model.fusion import Fusions, fuse
-from mim_lightning.types import Embeddings, id_key
+from mim_lightning.types import Embeddings, hash_id
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -83,8 +83,8 @@ def select_points(
     products, product_vectors = _side(embeddings.gallery, product_side, embeddings.fusions)
     num_products = min(len(products), max(max_points // 2, max_points - len(queries)))
     query_rows = _draw(queries.columns["query_keys"], np.array([]), max_points - num_products, seed)
-    shown_QR = queries.columns["shown_keys"][query_rows]
-    product_rows = _draw(products.columns["product_keys"], shown_QR.numpy(), num_products, seed)
+    reference_QR = queries.columns["shown_keys"][query_rows]
+    product_rows = _draw(products.columns["product_keys"], reference_QR.numpy(), num_products, seed)
     num_selected_queries, num_points = len(query_rows), len(query_rows) + len(product_rows)
     if num_selected_queries in (0, num_points) or num_points < MIN_POINTS:
         raise ValueError(
@@ -101,7 +101,7 @@ def select_points(
         vectors=np.concatenate([query_vectors[query_rows].numpy(), product_vectors[product_rows].numpy()]),
         is_query=np.arange(num_points) < num_selected_queries,
         labels=[names.get(key, OTHER_LABEL) for keys in categories for key in keys.tolist()],
-        lines=[(row, row_of[key]) for row, keys in enumerate(shown_QR.tolist()) for key in keys if key in row_of],
+        lines=[(row, row_of[key]) for row, keys in enumerate(reference_QR.tolist()) for key in keys if key in row_of],
         num_queries=len(queries),
         num_products=len(products),
         sides=(query_side, product_side),
@@ -142,14 +142,14 @@ def _side(table: EmbeddingTable, name: str, fusions: Fusions) -> tuple[Embedding
 def _draw(keys: Tensor, first: np.ndarray, count: int, seed: int) -> np.ndarray:
     """Return the rows of `count` keys in the order of a hash, those of keys in `first` before the others."""
     is_first = np.isin(keys.numpy(), first)
-    order = sorted(range(len(keys)), key=lambda row: (not is_first[row], id_key(f"{seed}/{int(keys[row])}"), row))
+    order = sorted(range(len(keys)), key=lambda row: (not is_first[row], hash_id(f"{seed}/{int(keys[row])}"), row))
     return np.array(order[:count], dtype=np.int64)
 
 
 def _category_names(record: EvaluationRecord) -> dict[int, str]:
     """Return the categories of the queries, by key."""
     return {
-        id_key(label): label
+        hash_id(label): label
         for direction in record.directions.values()
         for label in set(direction.segments.get("category", ()))
     }

@@ -21,7 +21,7 @@ from mim_lightning.display.pil_text import cut, font, paste_image, wrap
 from mim_lightning.display.style import FAINT, INK, PAPER, RIGHT, RULE, WRONG
 from mim_lightning.display.text import plain
 from mim_lightning.fields import PRODUCT_IMAGE, PRODUCT_TEXT, QUERY_IMAGE, QUERY_TEXT
-from mim_lightning.types import Sample, id_key
+from mim_lightning.types import Sample, hash_id
 
 MAX_MODELS = 5
 HITS_BY_MODELS = {1: 5, 2: 4, 3: 3, 4: 2, 5: 2}  # hits of each model, so that the picture is readable at half its size
@@ -109,7 +109,7 @@ def select_queries_to_plot(models: Sequence[DirectionRecord], num_queries: int, 
     if not shared:
         raise ValueError("the runs have no query in common: other data, or another fold")
     patterns: dict[Pattern, list[str]] = defaultdict(list)
-    for query_id in sorted(shared, key=lambda query_id: id_key(f"{seed}/{query_id}")):
+    for query_id in sorted(shared, key=lambda query_id: hash_id(f"{seed}/{query_id}")):
         rows = [rows_of[query_id] for rows_of in rows_by_id]
         if len({model.unit_ids[row] for model, row in zip(models, rows, strict=True)}) > 1:
             raise ValueError(f"query {query_id} has other relevant products in one run than in another: other data")

@@ -65,7 +65,7 @@ def write_comparison_page(comparison: Comparison, path: Path, num_hits: int = 5)
         axes={m: Axis.of([row for row in comparison.overall if row.metric == m]) for m in _metrics(comparison)},
         segment_tables=_segment_tables(comparison.by_segment),
         changes=sorted(changes, key=lambda part: part[:2]),
-        min_units=MIN_UNITS,
+        min_clusters=MIN_UNITS,
         missing=images.missing,
     )
 
@@ -119,7 +119,7 @@ def write_report_page(
         cards=[
             cards.query_card(answers, row, images, num_hits, history.get(answers.query_ids[row], ())) for row in rows
         ],
-        min_units=MIN_UNITS,
+        min_clusters=MIN_UNITS,
         missing=[images.missing] if images.missing else [],
     )
 

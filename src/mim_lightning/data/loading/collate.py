@@ -30,7 +30,7 @@ from mim_lightning.types import (
     TowerInput,
     TowerSpec,
     fields_of,
-    id_key,
+    hash_id,
     side_of,
     specs_by_field,
 )
@@ -60,7 +60,7 @@ class Collate:
         pixels = ImageBuffer(buffer)
         inputs: dict[str, TowerInput] = {}
         rows: dict[str, Tensor] = {}
-        picture_keys: dict[str, Tensor] = {}
+        image_keys: dict[str, Tensor] = {}
         for tower, spec in self.specs.items():
             fields = fields_of(tower, spec)
             distinct, rows[tower] = _distinct(_values(sample, fields) for sample in samples)
@@ -72,7 +72,7 @@ class Collate:
                 inputs[tower] = parts[0] if len(parts) == 1 else tuple(parts)
                 if self.picture_key is not None:
                     images = [name for name, part in fields.items() if isinstance(part, ImageSpec)]
-                    picture_keys |= {name: self._picture_keys(samples, name) for name in images}
+                    image_keys |= {name: self._image_keys(samples, name) for name in images}
             except ValueError as error:
                 raise ValueError(f"{_name_undecodable(samples, fields)}{tower}: {error}") from error
         return Batch(
@@ -81,13 +81,13 @@ class Collate:
             sample_nums=torch.tensor([sample.sample_num for sample in samples]),
             query_keys=_keys(sample.query_id for sample in samples),
             product_keys=_keys(sample.product_id for sample in samples),
-            asked_keys=self._key_table(sample.asked_ids for sample in samples),
-            asked_grades=torch.tensor([self._grades(sample) for sample in samples]),
-            shown_keys=self._key_table(sample.shown_ids for sample in samples),
+            target_keys=self._key_table(sample.target_ids for sample in samples),
+            target_grades=torch.tensor([self._grades(sample) for sample in samples]),
+            reference_keys=self._key_table(sample.reference_ids for sample in samples),
             category_keys=_keys(sample.category for sample in samples),
             is_padding=torch.tensor([sample.is_padding for sample in samples]),
             has_field=self._fields(samples) if self.picture_key is not None else {},
-            picture_keys=picture_keys,
+            image_keys=image_keys,
         )
 
     def _prepare(
@@ -95,7 +95,7 @@ class Collate:
     ) -> FieldInput:
         if isinstance(spec, TextSpec):
             # a batch without text still has one: all ranks must run the encoder to take part in the same collectives
-            return spec.tokenise([str(text) for text in distinct] or [""])
+            return spec.tokenize([str(text) for text in distinct] or [""])
         if not distinct:
             return torch.zeros(1, 3, *spec.size, dtype=torch.uint8)
         images = [data for data in distinct if isinstance(data, bytes)]
@@ -115,10 +115,10 @@ class Collate:
         return vary_colors(out, self.augment, rngs)
 
     def _key_table(self, ids: Iterable[tuple[str, ...]]) -> Tensor:
-        table = [[id_key(i) for i in row] + [NO_KEY] * (self.max_relevant - len(row)) for row in ids]
+        table = [[hash_id(i) for i in row] + [NO_KEY] * (self.max_relevant - len(row)) for row in ids]
         return torch.tensor(table, dtype=torch.int64)
 
-    def _picture_keys(self, samples: Sequence[Sample], field: str) -> Tensor:
+    def _image_keys(self, samples: Sequence[Sample], field: str) -> Tensor:
         assert self.picture_key is not None
         distinct, rows = _distinct(_values(sample, (field,)) for sample in samples)
         keys = [self.picture_key(data) for (data,) in distinct if isinstance(data, bytes)]
@@ -130,7 +130,7 @@ class Collate:
         return {name: torch.tensor([name in sample.inputs for sample in samples]) for name in names}
 
     def _grades(self, sample: Sample) -> list[int]:
-        grades = [*sample.asked_grades] or [1] * len(sample.asked_ids)
+        grades = [*sample.target_grades] or [1] * len(sample.target_ids)
         return grades + [0] * (self.max_relevant - len(grades))
 
 
@@ -164,4 +164,4 @@ def _name_undecodable(samples: Sequence[Sample], fields: Iterable[str]) -> str:
 
 
 def _keys(ids: Iterable[str | None]) -> Tensor:
-    return torch.tensor([NO_KEY if i is None else id_key(i) for i in ids], dtype=torch.int64)
+    return torch.tensor([NO_KEY if i is None else hash_id(i) for i in ids], dtype=torch.int64)

@@ -118,9 +118,9 @@ class ManifestBuilder:
             if query_id not in self.queries:
                 self._drop_query(error, origin, row)
         for query in list(self.queries.values()):
-            if not {*query.asked_ids, *query.shown_ids} <= self.products.keys():
+            if not {*query.target_ids, *query.reference_ids} <= self.products.keys():
                 query = self.queries[query.query_id] = self._with_whole_numbers(query)
-            for column, ids in (("product_id", query.asked_ids), ("shown_product_id", query.shown_ids)):
+            for column, ids in (("product_id", query.target_ids), ("shown_product_id", query.reference_ids)):
                 unknown = next((product_id for product_id in ids if product_id not in self.products), None)
                 if unknown is not None:
                     del self.queries[query.query_id]
@@ -141,10 +141,10 @@ class ManifestBuilder:
             is_number = other.removesuffix(".0").isdecimal()
             return other if is_number and product_id not in self.products and other in self.products else product_id
 
-        asked, shown = (tuple(map(known, ids)) for ids in (query.asked_ids, query.shown_ids))
+        asked, shown = (tuple(map(known, ids)) for ids in (query.target_ids, query.reference_ids))
         is_same = len(set(asked)) == len(asked) and len(set(shown)) == len(shown)
         weights = {known(product_id): weight for product_id, weight in query.product_weights.items()}
-        return replace(query, asked_ids=asked, shown_ids=shown, product_weights=weights) if is_same else query
+        return replace(query, target_ids=asked, reference_ids=shown, product_weights=weights) if is_same else query
 
     def _parse_query(self, row: Row, root: PathOrUrl, origin: str) -> Query:
         self._num_queries += 1

@@ -102,9 +102,9 @@ class Query:
     split: str
     image: ImageRef | None
     text: str | None
-    asked_ids: tuple[str, ...]
-    asked_grades: tuple[int, ...]  # relevance of each, 1 or more
-    shown_ids: tuple[str, ...]
+    target_ids: tuple[str, ...]
+    target_grades: tuple[int, ...]  # relevance of each, 1 or more
+    reference_ids: tuple[str, ...]
     segments: Mapping[str, str]  # further columns, for metrics by segment
     origin: str
     weight: float = 1.0  # in training, above 0
@@ -163,9 +163,9 @@ def parse_query(row: Row, root: PathOrUrl, origin: str, number: int, segments: S
         split=split,
         image=images[0] if images else None,
         text=text,
-        asked_ids=tuple(asked),
-        asked_grades=tuple(asked.values()),
-        shown_ids=_values(row, "shown_product_id") or tuple(asked),
+        target_ids=tuple(asked),
+        target_grades=tuple(asked.values()),
+        reference_ids=_values(row, "shown_product_id") or tuple(asked),
         segments=({KIND: kind} if kind else {}) | {name: text_of(row, name) or "none" for name in segments},
         origin=origin,
         weight=_weight(row),
@@ -181,17 +181,17 @@ def join_query(first: Query, again: Query) -> Query:
     """
     # images in two cells of a table are not compared: that would mean reading them
     are_cells = isinstance(first.image, TableCell) and isinstance(again.image, TableCell)
-    are_default = first.shown_ids == first.asked_ids and again.shown_ids == again.asked_ids
+    are_default = first.reference_ids == first.target_ids and again.reference_ids == again.target_ids
     differences = {
         "split": first.split != again.split,
         "image": first.image != again.image and not are_cells,
         "text": first.text != again.text,
-        "shown_product_id": first.shown_ids != again.shown_ids and not are_default,
+        "shown_product_id": first.reference_ids != again.reference_ids and not are_default,
         **{name: first.segments.get(name) != label for name, label in again.segments.items()},
         **{name: first.fields.get(name) != again.fields.get(name) for name in (*first.fields, *again.fields)},
     }
     column = next((name for name, is_different in differences.items() if is_different), None)
-    if column is not None or {*again.asked_ids} <= {*first.asked_ids}:
+    if column is not None or {*again.target_ids} <= {*first.target_ids}:
         other = f", with another {column}" if column is not None else ""
         reason = f"'{again.query_id}' is already in {first.origin}{other}"
         raise RowError("query_id", reason, IssueType.DUPLICATE_ID)
@@ -200,17 +200,17 @@ def join_query(first: Query, again: Query) -> Query:
 
 def merge_query(first: Query, again: Query) -> Query:
     """Return a query with the products of two of its rows; all else is taken from the first."""
-    grades = dict(zip(again.asked_ids, again.asked_grades, strict=True))
-    grades |= dict(zip(first.asked_ids, first.asked_grades, strict=True))
-    asked = tuple(dict.fromkeys((*first.asked_ids, *again.asked_ids)))
-    shown = tuple(dict.fromkeys((*first.shown_ids, *again.shown_ids)))
-    weights = {name: again.weight for name in again.asked_ids if again.weight != first.weight}
+    grades = dict(zip(again.target_ids, again.target_grades, strict=True))
+    grades |= dict(zip(first.target_ids, first.target_grades, strict=True))
+    asked = tuple(dict.fromkeys((*first.target_ids, *again.target_ids)))
+    shown = tuple(dict.fromkeys((*first.reference_ids, *again.reference_ids)))
+    weights = {name: again.weight for name in again.target_ids if again.weight != first.weight}
     return replace(
         first,
-        asked_ids=asked,
-        asked_grades=tuple(grades[name] for name in asked),
-        shown_ids=shown,
-        product_weights={name: weight for name, weight in weights.items() if name not in first.asked_ids}
+        target_ids=asked,
+        target_grades=tuple(grades[name] for name in asked),
+        reference_ids=shown,
+        product_weights={name: weight for name, weight in weights.items() if name not in first.target_ids}
         | dict(first.product_weights),
     )
 

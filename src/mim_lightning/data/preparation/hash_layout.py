@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import accumulate
 
-from mim_lightning.ids import id_key
+from mim_lightning.ids import hash_id
 
 NAMES_PER_SHARD = 1_000_000  # the first sample name of a shard is its number times this
 
@@ -29,7 +29,7 @@ class HashLayout:
 
     def shard_of(self, set_name: str, identity: str) -> int:
         """Return the shard, numbered through all sets, of the rows of a query or product."""
-        return self.number(set_name, id_key(f"{self.seed}/{identity}") % self.num_shards[set_name])
+        return self.number(set_name, hash_id(f"{self.seed}/{identity}") % self.num_shards[set_name])
 
     def number(self, set_name: str, shard_idx: int) -> int:
         names = list(self.num_shards)
@@ -43,7 +43,7 @@ class HashLayout:
 
     def rank(self, identity: str) -> int:
         """Return the key by which the rows of a shard are sorted."""
-        return id_key(f"{self.seed}:{identity}")
+        return hash_id(f"{self.seed}:{identity}")
 
 
 def plan_layout(num_rows: Mapping[str, int], samples_per_shard: int, seed: int) -> HashLayout:

@@ -80,12 +80,12 @@ class OpenedData:
 
     @property
     def catalog(self) -> ShardSet:
-        return self._open(self.folder).catalogue()
+        return self._open(self.folder).catalog()
 
     @cached_property
     def gallery(self) -> list[ShardSet]:
         """The sets that make up the gallery: the catalog, and distractors if there are any."""
-        others = [] if self.distractors is None else [self._open(self.distractors).catalogue()]
+        others = [] if self.distractors is None else [self._open(self.distractors).catalog()]
         return [self.catalog, *others]
 
     def validate_distractors(self) -> None:
@@ -110,9 +110,7 @@ class OpenedData:
             ValueError: see `validate_distinct_ids`.
         """
         if self.mix:
-            validate_distinct_ids(
-                {name: self._open(place).catalogue() for name, place in self._places.items()}, self.mix
-            )
+            validate_distinct_ids({name: self._open(place).catalog() for name, place in self._places.items()}, self.mix)
 
     @property
     def _places(self) -> dict[str, PathOrUrl]:

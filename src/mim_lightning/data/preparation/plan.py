@@ -22,7 +22,7 @@ from mim_lightning.data.manifest.manifest import Manifest, Product, Query
 from mim_lightning.data.manifest.rows import RowIssue
 from mim_lightning.data.shards.writer import Record, shard_sizes
 from mim_lightning.fields import DECLARED, FIELDS, PRODUCT_IMAGE, PRODUCT_TEXT, QUERY_IMAGE, QUERY_TEXT
-from mim_lightning.ids import id_key
+from mim_lightning.ids import hash_id
 
 SHUFFLED, BY_PRODUCT = "shuffled", "by_product"  # order of training rows in the shards
 MAX_CACHED_IMAGES = 1_000  # of products, a process: some 50 MB
@@ -37,7 +37,7 @@ class PlannedSample:
     is_measured: bool = False  # add the sharpness of its query image
 
 
-def catalogue_sample(product: Product, image: ImageRef | None) -> PlannedSample:
+def catalog_sample(product: Product, image: ImageRef | None) -> PlannedSample:
     """Return one image of a product, or none, with its title and metadata."""
     facts = {**_product_facts(product), "title": product.title, "metadata": dict(product.metadata)}
     facts |= _declared(product.fields)
@@ -73,7 +73,7 @@ def evaluation_sample(query: Query, category: str | None) -> PlannedSample:
 
 def category_of(query: Query, products: Mapping[str, Product]) -> str | None:
     """Return the category of the first relevant product of a query."""
-    return products[(*query.asked_ids, *query.shown_ids)[0]].category
+    return products[(*query.target_ids, *query.reference_ids)[0]].category
 
 
 def rotate_images(query_ids: Sequence[str]) -> dict[str, int]:
@@ -81,7 +81,7 @@ def rotate_images(query_ids: Sequence[str]) -> dict[str, int]:
 
     Turns follow the hashed ids, so they do not depend on the order in which rows are read.
     """
-    return {query_id: turn for turn, query_id in enumerate(sorted(query_ids, key=id_key))}
+    return {query_id: turn for turn, query_id in enumerate(sorted(query_ids, key=hash_id))}
 
 
 def hash_samples(samples: Sequence[PlannedSample], max_image_side: int) -> str:
@@ -148,9 +148,9 @@ def _query_facts(query: Query, category: str | None) -> dict[str, Any]:
     return {
         "query_id": query.query_id,
         QUERY_TEXT: query.text,
-        "asked_ids": query.asked_ids,
-        "asked_grades": query.asked_grades,
-        "shown_ids": query.shown_ids,
+        "asked_ids": query.target_ids,
+        "asked_grades": query.target_grades,
+        "shown_ids": query.reference_ids,
         "category": category,
     }
 
@@ -204,7 +204,7 @@ def plan_sets(manifest: Manifest, train_split: str, seed: int, layout: str = SHU
         raise ValueError(f"{manifest.queries_path}: no query is valid")
     products = manifest.products
     gallery = [(product, image) for product in products.values() for image in product.images or (None,)]
-    sets = [PlannedSet("catalogue", gallery, lambda item: catalogue_sample(*item))]
+    sets = [PlannedSet("catalogue", gallery, lambda item: catalog_sample(*item))]
     for split in sorted({query.split for query in manifest.queries}):
         name, queries = f"queries/{split}", manifest.split(split)
         if split == train_split:
@@ -217,7 +217,7 @@ def plan_sets(manifest: Manifest, train_split: str, seed: int, layout: str = SHU
 def _training_items(queries: Sequence[Query], seed: int, layout: str) -> list[tuple[Query, str, int]]:
     """Return query, product and turn of each training row, with rows or products in random order."""
     query_ids: dict[str, list[str]] = defaultdict(list)
-    rows = [(query, product_id) for query in queries for product_id in query.asked_ids]
+    rows = [(query, product_id) for query in queries for product_id in query.target_ids]
     for query, product_id in rows:
         query_ids[product_id].append(query.query_id)
     turns = {product_id: rotate_images(ids) for product_id, ids in query_ids.items()}

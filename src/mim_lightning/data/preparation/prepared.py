@@ -1,4 +1,4 @@
-"""Prepared data: the shard sets of one folder or URL, `queries/<split>` and `catalogue`.
+"""Prepared data: the shard sets of one folder or URL, `queries/<split>` and `catalog`.
 
 Samples of the training split have a query and a product (a triple or quadruple); those of other splits a query alone,
 which is ranked against the catalog. `settings.json`, written last, says what the data were made from.
@@ -136,7 +136,7 @@ class PreparedData:
     def summary(self, train_split: str) -> str:
         """Return the number of rows of each set, a line each."""
         splits = self.splits()
-        lines = [f"{self.folder}", f"  catalog: {len(self.catalogue())} rows"]
+        lines = [f"{self.folder}", f"  catalog: {len(self.catalog())} rows"]
         for split in splits:
             use = "triples or quadruples to train on" if split == train_split else "queries"
             lines.append(f"  {plain(split)}: {len(self.queries(split))} {use}")
@@ -165,7 +165,7 @@ class PreparedData:
             raise MissingSplitError(f"{self.folder}: no split '{split}'; it has {known}")
         return self._open(f"queries/{split}")
 
-    def catalogue(self) -> ShardSet:
+    def catalog(self) -> ShardSet:
         """Return the catalog; the same object every time."""
         return self._open("catalogue")
 
@@ -214,7 +214,7 @@ def open_products(
     folder: str | Path, distractors: str | Path | None = None, cache: CacheSettings | None = None
 ) -> list[ShardSet]:
     """Open the sets of a gallery: the catalog of `folder`, and that of `distractors` if there are any."""
-    return [open_prepared(path, cache).catalogue() for path in (folder, distractors) if path is not None]
+    return [open_prepared(path, cache).catalog() for path in (folder, distractors) if path is not None]
 
 
 def describe_preparation(source: Mapping[str, Any], settings: ShardSettings, protocol: Protocol) -> dict[str, Any]:

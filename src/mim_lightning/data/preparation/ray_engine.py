@@ -35,10 +35,10 @@ from mim_lightning.data.preparation.prepared import (
     write_settings,
 )
 from mim_lightning.data.preparation.ray_tables import (
-    CATALOGUE,
+    CATALOG,
     FileCount,
     ShopTables,
-    catalogue_rows,
+    catalog_rows,
     count_file,
     join_rows,
     shop_tables,
@@ -291,9 +291,9 @@ def _num_samples(counts: list[FileCount], tables: ShopTables) -> dict[str, int]:
         ValueError: there are no products, or there is a table of queries without queries.
     """
     names = {name for count in counts for name in count.samples}
-    if CATALOGUE not in names:
+    if CATALOG not in names:
         raise ValueError(f"{tables.products.name}: no product is valid")
-    if tables.queries is not None and names == {CATALOGUE}:
+    if tables.queries is not None and names == {CATALOG}:
         raise ValueError(f"{tables.queries.name}: no query is valid")
     return {name: sum(count.samples.get(name, 0) for count in counts) for name in sorted(names)}
 
@@ -364,4 +364,4 @@ def _read_for_join(
 def _read_catalog(
     batch: Mapping[str, Any], tables: ShopTables, layout: HashLayout, finished: frozenset[int]
 ) -> Iterator[Any]:
-    yield from catalogue_rows(tables, int(batch["file"][0]), layout, finished)
+    yield from catalog_rows(tables, int(batch["file"][0]), layout, finished)

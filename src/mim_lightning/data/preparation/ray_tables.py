@@ -29,11 +29,11 @@ from mim_lightning.data.manifest.rows import (
 )
 from mim_lightning.data.manifest.table import Table, TableSpec, read_rows
 from mim_lightning.data.preparation.hash_layout import HashLayout
-from mim_lightning.ids import NO_KEY, id_key
+from mim_lightning.ids import NO_KEY, hash_id
 from mim_lightning.io.paths import PathOrUrl
 
 ROWS_AT_ONCE = 5_000  # of an Arrow table
-CATALOGUE = "catalogue"
+CATALOG = "catalogue"
 
 
 @dataclass(frozen=True)
@@ -125,13 +125,13 @@ def count_file(tables: ShopTables, table: str, file_idx: int, train_split: str) 
     if table == PRODUCTS.name:
         for product in tables.read_products(file_idx, issues.append):
             num_rows += 1
-            samples[CATALOGUE] += max(1, len(product.images))
+            samples[CATALOG] += max(1, len(product.images))
         place = tables.products.parts[file_idx].path
     else:
         assert tables.queries is not None
         for query in tables.read_queries(file_idx, issues.append):
             num_rows += 1
-            samples[set_of(query)] += len(query.asked_ids) if query.split == train_split else 1
+            samples[set_of(query)] += len(query.target_ids) if query.split == train_split else 1
         place = tables.queries.parts[file_idx].path
     return FileCount(table, file_idx, file_id(place), num_rows + len(issues), dict(samples), tuple(issues))
 
@@ -157,16 +157,16 @@ def join_rows(
         rows = (row for query in queries for row in _query_rows(query, layout, train_split))
     for chunk in _chunks(rows):
         for row in chunk:
-            row["part"] = id_key(row["product_id"]) % num_parts
+            row["part"] = hash_id(row["product_id"]) % num_parts
         yield _arrow(chunk, _join_schema())
 
 
-def catalogue_rows(
+def catalog_rows(
     tables: ShopTables, file_idx: int, layout: HashLayout, finished: frozenset[int] = frozenset()
 ) -> Iterator[Any]:
     """Yield the products of a file as Arrow tables, see `joined_schema`; without those of finished shards."""
     for chunk in _chunks(tables.read_products(file_idx, _ignore)):
-        placed = [(layout.shard_of(CATALOGUE, product.product_id), product) for product in chunk]
+        placed = [(layout.shard_of(CATALOG, product.product_id), product) for product in chunk]
         rows = [{"shard": shard, "body": pickle.dumps(product)} for shard, product in placed if shard not in finished]
         yield _arrow(rows, joined_schema())
 
@@ -193,9 +193,9 @@ def _product_row(product: Product) -> dict[str, Any]:
 
 def _query_rows(query: Query, layout: HashLayout, train_split: str) -> Iterator[dict[str, Any]]:
     shard, packed = layout.shard_of(set_of(query), query.query_id), pickle.dumps(query)
-    for product_id in dict.fromkeys((*query.asked_ids, *query.shown_ids)):
-        is_trained = query.split == train_split and product_id in query.asked_ids
-        turn_key = id_key(query.query_id) if is_trained else NO_KEY
+    for product_id in dict.fromkeys((*query.target_ids, *query.reference_ids)):
+        is_trained = query.split == train_split and product_id in query.target_ids
+        turn_key = hash_id(query.query_id) if is_trained else NO_KEY
         row = {"product_id": product_id, "product": None, "query": packed}
         yield {**row, "shard": shard, "turn_key": turn_key}
 

@@ -24,12 +24,12 @@ from mim_lightning.data.preparation.plan import (
     PlannedSample,
     RecordReader,
     RowImageError,
-    catalogue_sample,
+    catalog_sample,
     category_of,
     evaluation_sample,
     training_sample,
 )
-from mim_lightning.data.preparation.ray_tables import CATALOGUE, joined_schema
+from mim_lightning.data.preparation.ray_tables import CATALOG, joined_schema
 from mim_lightning.data.shards.set_writer import place_shard
 from mim_lightning.data.shards.writer import Record, write_shard
 from mim_lightning.fields import PRODUCT_IMAGE
@@ -112,7 +112,7 @@ def write_group(table: Any, job: ShardJob) -> dict[str, list[Any]]:
 def _write(number: int, bodies: Iterable[Any], job: ShardJob) -> tuple[int, int, str]:
     set_name, shard_idx = job.layout.locate(number)
     issues: list[RowIssue] = []
-    samples = _catalogue(bodies, issues) if set_name == CATALOGUE else _queries(map(_unpack, bodies), job, issues)
+    samples = _catalog(bodies, issues) if set_name == CATALOG else _queries(map(_unpack, bodies), job, issues)
     samples.sort(key=lambda sample: job.layout.rank(_identity(sample)))
     with job.store.scratch() as scratch:
         stem = scratch / "shard"
@@ -131,7 +131,7 @@ def _unpack(body: tuple[bytes, str, bytes | None, int]) -> Joined:
     return Joined(pickle.loads(query), product_id, pickle.loads(product) if product else None, turn)
 
 
-def _catalogue(products: Iterable[Product], issues: list[RowIssue]) -> list[PlannedSample]:
+def _catalog(products: Iterable[Product], issues: list[RowIssue]) -> list[PlannedSample]:
     samples: list[PlannedSample] = []
     first: dict[str, Product] = {}
     for product in sorted(products, key=lambda product: _line(product.origin)):
@@ -141,7 +141,7 @@ def _catalogue(products: Iterable[Product], issues: list[RowIssue]) -> list[Plan
             issues.append(error.at(PRODUCTS.name, product.origin, product.product_id))
             continue
         first[product.product_id] = product
-        samples += [catalogue_sample(product, image) for image in product.images or (None,)]
+        samples += [catalog_sample(product, image) for image in product.images or (None,)]
     return samples
 
 
@@ -151,7 +151,7 @@ def _queries(joined: Iterable[Joined], job: ShardJob, issues: list[RowIssue]) ->
     for query, rows in _by_query(joined, issues):
         missing = next((row.product_id for row in rows if row.product is None), None)
         if missing is not None:
-            column = "product_id" if missing in query.asked_ids else "shown_product_id"
+            column = "product_id" if missing in query.target_ids else "shown_product_id"
             error = RowError(column, f"product '{missing}' is not in {job.products_name}", IssueType.UNKNOWN_PRODUCT)
             issues.append(error.at(QUERIES.name, query.origin, query.query_id))
             continue
@@ -161,7 +161,7 @@ def _queries(joined: Iterable[Joined], job: ShardJob, issues: list[RowIssue]) ->
         if query.split == job.train_split:
             samples += [
                 training_sample(query, products[product_id], found[product_id].turn, category)
-                for product_id in query.asked_ids
+                for product_id in query.target_ids
             ]
         else:
             samples.append(evaluation_sample(query, category))

@@ -9,7 +9,7 @@ import numpy as np
 
 from mim_lightning.data.shards.shard_set import ShardSet
 from mim_lightning.fields import QUERY_TEXT
-from mim_lightning.types import Sample, id_key
+from mim_lightning.types import Sample, hash_id
 
 SHARPNESS_LABELS = ("blurred third", "middle third", "sharp third")
 BUILT_IN = ("category", "query_words", "image_quality")  # segments that every set has
@@ -80,7 +80,7 @@ def find_samples(
     Raises:
         ValueError: a sample cannot be read.
     """
-    wanted = {id_key(item_id): item_id for item_id in ids}
+    wanted = {hash_id(item_id): item_id for item_id in ids}
     samples: dict[str, Sample] = {}
     for shards in sets:
         for key, sample in _read_by_key(shards, list(wanted), skip_damaged):

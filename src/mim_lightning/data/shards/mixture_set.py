@@ -164,6 +164,6 @@ def _with_prefix(sample: Sample, prefix: str) -> Sample:
         sample,
         query_id=None if sample.query_id is None else prefix + sample.query_id,
         product_id=None if sample.product_id is None else prefix + sample.product_id,
-        asked_ids=tuple(prefix + product_id for product_id in sample.asked_ids),
-        shown_ids=tuple(prefix + product_id for product_id in sample.shown_ids),
+        target_ids=tuple(prefix + product_id for product_id in sample.target_ids),
+        reference_ids=tuple(prefix + product_id for product_id in sample.reference_ids),
     )

@@ -183,9 +183,9 @@ class ShardSet:
             inputs={**members, **texts_of(facts)},
             query_id=facts.get("query_id"),
             product_id=facts.get("product_id"),
-            asked_ids=tuple(facts.get("asked_ids", ())),
-            asked_grades=tuple(facts.get("asked_grades", ())),
-            shown_ids=tuple(facts.get("shown_ids", ())),
+            target_ids=tuple(facts.get("asked_ids", ())),
+            target_grades=tuple(facts.get("asked_grades", ())),
+            reference_ids=tuple(facts.get("shown_ids", ())),
             category=facts.get("category"),
             is_padding=is_padding,
         )

@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from mim_lightning.data.shards.open_shards import MEMBERS
-from mim_lightning.ids import NO_KEY, id_key
+from mim_lightning.ids import NO_KEY, hash_id
 
 TAR_HEADER = 512  # bytes before the data of a ustar member
 BLOCK = 1 << 16  # bytes read at once; tarfile copies the remainder of a block with every member
@@ -170,7 +170,7 @@ def _indexed(facts: Mapping[str, Any]) -> dict[str, Any]:
     """Return the values of a sample for the columns and the index."""
     key = facts.get("query_id") or facts["product_id"]
     return {
-        "keys": id_key(key),
+        "keys": hash_id(key),
         "product_keys": _key_or_none(facts.get("product_id")),
         "category_keys": _key_or_none(facts.get("category")),
         "weights": facts.get("weight", 1.0),
@@ -179,7 +179,7 @@ def _indexed(facts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _key_or_none(identity: str | None) -> int:
-    return NO_KEY if identity is None else id_key(identity)
+    return NO_KEY if identity is None else hash_id(identity)
 
 
 def _max_relevant(facts: Sequence[Mapping[str, Any]]) -> int:

@@ -58,7 +58,7 @@ class WebDatasetSource:
     def __init__(
         self,
         shards: Mapping[str, str | None],
-        catalogue: str | None = None,
+        catalog: str | None = None,
         columns: Mapping[str, ColumnNames] | None = None,
         image_root: str | None = None,
         segments: Mapping[str, str] | None = None,
@@ -68,7 +68,7 @@ class WebDatasetSource:
         fields: Mapping[str, str | None] | None = None,
     ) -> None:
         self.shards = {split: pattern for split, pattern in shards.items() if pattern is not None}
-        self.catalogue, self.download, self.clean_html = catalogue, download, clean_html
+        self.catalog, self.download, self.clean_html = catalog, download, clean_html
         self.image_root = to_path_or_url(image_root) if image_root else None
         self.segments, self.metadata = dict(segments or {}), dict(metadata or {})
         self.columns = {table: dict(names) for table, names in (columns or {}).items()}
@@ -97,7 +97,7 @@ class WebDatasetSource:
         optional: dict[str, Any] = {"clean_html": True} if self.clean_html else {}
         return (optional | {"fields": self.fields} if self.fields else optional) | {
             "shards": {split: _shards_id(_expand(pattern)) for split, pattern in self.shards.items()},
-            "catalogue": _shards_id(_expand(self.catalogue)) if self.catalogue else None,
+            "catalogue": _shards_id(_expand(self.catalog)) if self.catalog else None,
             "columns": self.columns,
             "image_root": str(self.image_root) if self.image_root else None,
             "segments": self.segments,
@@ -107,8 +107,8 @@ class WebDatasetSource:
     def _samples(self) -> Iterator[tuple[str | None, TarSample]]:
         """Yield every sample with its split, None for a product without a query."""
         patterns: list[tuple[str | None, str]] = [*self.shards.items()]
-        if self.catalogue:
-            patterns.append((None, self.catalogue))
+        if self.catalog:
+            patterns.append((None, self.catalog))
         wanted = self._products.read_members | self._queries.read_members
         for split, pattern in patterns:
             for shard in _expand(pattern):

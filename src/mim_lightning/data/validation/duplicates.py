@@ -63,7 +63,7 @@ def find_duplicates(
 
 def _is_target(row: Product | Query, twin: Product | Query) -> bool:
     """Is the product a target of the query?"""
-    return isinstance(row, Query) and isinstance(twin, Product) and twin.product_id in row.asked_ids
+    return isinstance(row, Query) and isinstance(twin, Product) and twin.product_id in row.target_ids
 
 
 def near_equal(left_N: Hashes, right_M: Hashes, max_distance: int) -> Iterator[tuple[int, int, int]]:

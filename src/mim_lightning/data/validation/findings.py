@@ -69,7 +69,7 @@ KINDS = {
         "text", "longer than the tokenizer's limit", False, "a larger encoder.text.max_length reads the rest", True
     ),
 }
-IN_CATALOGUE = ("photo_in_catalogue", "reference_in_catalogue")
+IN_CATALOG = ("photo_in_catalogue", "reference_in_catalogue")
 
 
 @dataclass(frozen=True, slots=True)

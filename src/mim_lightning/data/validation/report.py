@@ -130,13 +130,15 @@ def drop_invalid(manifest: Manifest, report: ValidationReport) -> Manifest:
     queries = []
     for query in manifest.queries:
         if ("queries", query.origin) not in rows:
-            if not products.keys() >= {*query.asked_ids, *query.shown_ids}:
-                asked = [pair for pair in zip(query.asked_ids, query.asked_grades, strict=True) if pair[0] in products]
+            if not products.keys() >= {*query.target_ids, *query.reference_ids}:
+                asked = [
+                    pair for pair in zip(query.target_ids, query.target_grades, strict=True) if pair[0] in products
+                ]
                 query = replace(
                     query,
-                    asked_ids=tuple(product_id for product_id, _ in asked),
-                    asked_grades=tuple(grade for _, grade in asked),
-                    shown_ids=tuple(product_id for product_id in query.shown_ids if product_id in products),
+                    target_ids=tuple(product_id for product_id, _ in asked),
+                    target_grades=tuple(grade for _, grade in asked),
+                    reference_ids=tuple(product_id for product_id in query.reference_ids if product_id in products),
                 )
             queries.append(query)
     return replace(manifest, products=products, queries=queries)
@@ -148,7 +150,7 @@ def find_unanswerable(manifest: Manifest, findings: Iterable[Finding]) -> Iterat
     causes = {finding.place: finding for finding in reversed(row_errors)}
     dropped = {key for key, product in manifest.products.items() if ("products", product.origin) in causes}
     for query in manifest.queries:
-        wanted = query.asked_ids or query.shown_ids
+        wanted = query.target_ids or query.reference_ids
         if wanted and dropped.issuperset(wanted) and ("queries", query.origin) not in causes:
             cause = causes["products", manifest.products[wanted[0]].origin]
             what = f"its product '{wanted[0]}' is" if len(wanted) == 1 else f"all its {len(wanted)} products are"

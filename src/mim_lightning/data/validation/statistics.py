@@ -203,7 +203,7 @@ def _queries_by_split(manifest: Manifest) -> dict[str, Counter[str]]:
     """Return, by target product, its number of queries in each split."""
     splits: dict[str, Counter[str]] = defaultdict(Counter)
     for query in manifest.queries:
-        for product_id in query.asked_ids:
+        for product_id in query.target_ids:
             splits[product_id][query.split] += 1
     return splits
 

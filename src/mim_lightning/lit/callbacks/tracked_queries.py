@@ -28,7 +28,7 @@ from mim_lightning.analysis.tracked_queries import (
 from mim_lightning.data.shards.lookup import QueryFacts, product_ids_of, query_facts
 from mim_lightning.io.atomic import atomic_write
 from mim_lightning.lit.callbacks.retrieval_eval import RetrievalEval, find_retrieval_eval
-from mim_lightning.types import STORED_RELEVANCE, id_key
+from mim_lightning.types import STORED_RELEVANCE, hash_id
 
 if TYPE_CHECKING:
     import wandb
@@ -172,7 +172,7 @@ class TrackedQueries(Callback):
         picture = self.pictures.query(item_id) if side == "query" else self.pictures.product(item_id)
         if not picture.uri:
             return None
-        path = self.folder / "pictures" / f"{side}-{id_key(item_id):016x}.jpg"
+        path = self.folder / "pictures" / f"{side}-{hash_id(item_id):016x}.jpg"
         if not path.is_file():
             path.parent.mkdir(exist_ok=True)
             with atomic_write(path, is_synced=False) as partial:
