@@ -1,4 +1,4 @@
-"""Whole runs on a shop of a few products, for every test that wants one."""
+"""Whole runs on a shop of a few products, for every test that needs one."""
 
 import signal
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""A shop of a few products, drawn in a moment: tables and pictures as a user would bring them."""
+"""A shop of a few products, drawn in a moment: tables and images as a user would bring them."""
 
 import csv
 from pathlib import Path

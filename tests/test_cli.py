@@ -1,4 +1,4 @@
-"""Words of people on the command line reach their key as they were typed."""
+"""Texts on the command line reach their key as typed."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""The documents of the repository name what is there."""
+"""Files, keys and names in the documentation exist."""
 
 import importlib
 import importlib.util

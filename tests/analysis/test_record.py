@@ -89,7 +89,7 @@ def test_a_table_is_evaluated_directly_though_it_has_a_test_split_alone(
 
 
 def test_only_rows_that_a_direction_requires_count(fit: Callable[..., Run], shop: Path, tmp_path: Path) -> None:
-    """Four photos without words, one of them twice; seven catalogue files with words for the next product."""
+    """Four photos without words, one of them twice; seven catalog files with words for the next product."""
     run = fit("trainer.max_epochs=1")
     photos = [f"v{n},street{n}-1.jpg,,00{n},," for n in range(4)] + ["v4,street0-1.jpg,red,000,,"]
     composed = [f"c{n},shop{n}.jpg,blue,00{(n + 1) % 7},00{n},{n % 2}" for n in range(7)]

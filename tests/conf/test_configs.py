@@ -28,7 +28,7 @@ OPTIONS = sorted(
 ENCODERS = sorted(
     str(path.relative_to(CONF / "encoder").with_suffix("")) for path in (CONF / "encoder").rglob("*.yaml")
 )
-# their tokeniser or architecture comes from a hub: without a network one clear line
+# their tokenizer or architecture comes from a hub: without a network one clear line
 NEEDS_NETWORK = {"text/bert_base", "text/siglip_b16", "siglip_b16"}
 
 

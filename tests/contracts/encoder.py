@@ -137,7 +137,7 @@ def revealing_inputs_of(encoder: Encoder) -> TowerInput:
 
 
 def random_images(num_images: int, size: tuple[int, int]) -> Tensor:
-    """Return coarse coloured noise, uint8 (n, 3, H, W), the same at every call."""
+    """Return coarse colored noise, uint8 (n, 3, H, W), the same at every call."""
     generator = torch.Generator().manual_seed(1)
     coarse = torch.rand((num_images, 3, 8, 8), generator=generator)
     return (torch.nn.functional.interpolate(coarse, size) * 255).to(torch.uint8)

@@ -23,7 +23,7 @@ from tests.shard_sets import write_shard_set
 
 
 def picture(seed: int = 0, height: int = 24, width: int = 32) -> Image.Image:
-    """Return soft random colours, which JPEG keeps almost as they are."""
+    """Return soft random colors, which JPEG keeps almost as they are."""
     coarse = np.random.default_rng(seed).integers(0, 256, (4, 5, 3), dtype=np.uint8)
     return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
 
@@ -73,7 +73,7 @@ QUERIES = [
 
 @pytest.fixture
 def shop(tmp_path: Path) -> ManifestSource:
-    """Three products (two pictures, one, none) and four queries (photo, both, text; one for validation)."""
+    """Three products (two images, one, none) and four queries (photo, both, text; one for validation)."""
     root = tmp_path / "shop"
     root.mkdir()
     for seed, name in enumerate(("a", "b", "c", "q0", "q1", "q3")):

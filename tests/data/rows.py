@@ -1,4 +1,4 @@
-"""Training sets that are only columns: what an order sees of a set, without pictures."""
+"""Training sets that are only columns: what an order sees of a set, without images."""
 
 from __future__ import annotations
 

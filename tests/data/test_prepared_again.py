@@ -1,4 +1,4 @@
-"""Prepared data that lost a part get it back by the same command, and others in their place are another run's."""
+"""The same command restores missing parts of prepared data; changed data belong to another run."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SETTINGS = ShardSettings(samples_per_shard=2)
 
 @pytest.fixture
 def folder(shop: ManifestSource, tmp_path: Path) -> Path:
-    """The shop, prepared: two shards of the catalogue, two to train on, one to evaluate."""
+    """The shop, prepared: two shards of the catalog, two to train on, one to evaluate."""
     prepare_shards(shop, tmp_path / "out" / "shop", SETTINGS)
     return tmp_path / "out" / "shop"
 

@@ -1,4 +1,4 @@
-"""The look: one line for a missing package, colours that differ, no global state."""
+"""The look: one line for a missing package, colors that differ, no global state."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Words of others are one bounded, harmless line wherever they are shown."""
+"""Untrusted text is printed as one bounded line without control characters."""
 
 from __future__ import annotations
 

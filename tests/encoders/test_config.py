@@ -1,4 +1,4 @@
-"""The encoder groups of conf/: they compose, and name arguments that the classes have."""
+"""The encoder groups of conf/: they compose, and their arguments exist."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Real photos against a real catalogue, with pretrained weights: the untrained model is as good as its features."""
+"""Real photos against a real catalog, with pretrained weights: the untrained model is as good as its features."""
 
 import os
 from pathlib import Path

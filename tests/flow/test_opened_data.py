@@ -44,7 +44,7 @@ def most(counts: Counter[str], verb: str) -> dict[str, int]:
 
 
 def test_a_run_opens_each_set_once_and_hashes_each_table_once(fit: Fit, counts: Counter[str]) -> None:
-    """Three steps an epoch with validation, a result, its page and pictures: first from tables, then from shards."""
+    """Three steps an epoch with validation, a result, its page and images: first from tables, then from shards."""
     for seed in (1, 2):
         counts.clear()
         fit(f"seed={seed}", "trainer.max_epochs=1")

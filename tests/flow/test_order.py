@@ -1,4 +1,4 @@
-"""A run in another order than the plain one: killed it resumes with the very next batch, and mixes what it is given."""
+"""Runs with grouped and weighted sampling and mixtures: a killed run resumes with the next batch."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A run from tables to results: it learns, leaves everything behind, resumes, and does not run twice."""
+"""A run from tables to results: it learns, writes all its files, resumes, and does not run twice."""
 
 import csv
 import json

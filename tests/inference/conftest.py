@@ -1,4 +1,4 @@
-"""A small four-tower checkpoint and a few pictures, made once."""
+"""A small four-tower checkpoint and a few images, made once."""
 
 import os
 import shutil

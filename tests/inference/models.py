@@ -36,7 +36,7 @@ def write_checkpoint(
 
 
 def write_pictures(folder: Path) -> list[Path]:
-    """Write pictures of different sizes and shapes, one of them turned by its EXIF tag."""
+    """Write images of different sizes and shapes, one of them turned by its EXIF tag."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{number}.jpg" for number in range(4)]
     for number, path in enumerate(paths):
@@ -50,7 +50,7 @@ def write_pictures(folder: Path) -> list[Path]:
 
 
 def samples_of(pictures: list[Path], texts: list[str]) -> list[Sample]:
-    """Return what `prepare` and the stream would make of pictures and texts."""
+    """Return what `prepare` and the stream would make of images and texts."""
     stored = [normalize_encoding(path.read_bytes(), 512) for path in pictures]
     return [
         Sample(number, {"query_image": data, "product_image": data, "query_text": text, "product_text": text})

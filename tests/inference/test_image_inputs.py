@@ -1,4 +1,4 @@
-"""Pictures of every kind come to the same pixels, upright and as evaluation sees them; bad ones are named."""
+"""Every kind of image input gives the pixels of the evaluation, upright; invalid ones are named."""
 
 import io
 import zlib
@@ -23,7 +23,7 @@ def prepared(image: ImageInput, max_side: int | None = 512) -> torch.Tensor:
 
 
 def corners(width: int, height: int) -> Image.Image:
-    """A picture whose quarters differ, so that every turn of it is another one."""
+    """An image whose quarters differ, so that every turn of it is another one."""
     image = Image.new("RGB", (width, height), "white")
     for colour, (x, y) in {"red": (0, 0), "green": (1, 0), "blue": (0, 1)}.items():
         image.paste(colour, (x * width // 2, y * height // 2, (x + 1) * width // 2, (y + 1) * height // 2))

@@ -131,7 +131,7 @@ def test_cut_texts_are_counted_and_the_advised_key_reads_them(shop: Path, capsys
     assert counted == "  29% of product_text are cut after 32 tokens (median 2 of 7 texts)"
     assert advice == "  encoder.text.max_length=50 reads them whole"
     assert max(map(len, line.splitlines())) <= 80
-    assert "product_text: 28.6 % are cut after 32 tokens, median 2;" in capsys.readouterr().out
+    assert "product_text: 28.6 % are truncated to 32 tokens" in capsys.readouterr().out
     assert list(describe_cut_texts(*opened(shop, advice.split()[0]))) == []
 
 

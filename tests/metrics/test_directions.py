@@ -105,7 +105,7 @@ def test_a_query_image_counts_once_for_each_relevant_set_and_never_if_it_is_in_t
     pictures = torch.randint(-1, 9, (40,), generator=draw)
     queries = queries_of({"query_image": unit(40, 8, 0), "query_text": unit(40, 8, 1)}, asked, shown, pictures)
     queries.present["query_text"] &= torch.rand(40, generator=draw) < 0.5
-    # two pictures of some products, one picture of two products, and one that is not known
+    # two images of some products, one image of two products, and one that is not known
     gallery = gallery_of(
         {"product_image": unit(6, 8, 2)}, torch.tensor([0, 1, 2, 3, 3, 0]), torch.tensor([0, 1, 2, -1, 2, 3])
     )
@@ -120,7 +120,7 @@ def test_a_query_image_counts_once_for_each_relevant_set_and_never_if_it_is_in_t
 
 
 def test_a_composed_query_may_show_an_image_of_the_gallery_unless_that_is_its_answer() -> None:
-    """Photos are the catalogue's own of 0, 1, 2; what is asked for is 1, 1, 2: the second and third show the answer."""
+    """Photos are the catalog's own of 0, 1, 2; what is asked for is 1, 1, 2: the second and third show the answer."""
     vectors = {"query_image": unit(3, 8, 0), "query_text": unit(3, 8, 1)}
     pictures = torch.arange(3)
     queries = queries_of(vectors, torch.tensor([1, 1, 2]), pictures.clone(), pictures)

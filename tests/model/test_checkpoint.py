@@ -1,4 +1,4 @@
-"""A matcher comes back from its file alone, lends its towers, and refuses what is not its own."""
+"""A matcher is loaded from its file alone, initializes towers of another, and refuses foreign files."""
 
 import subprocess
 import sys

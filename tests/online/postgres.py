@@ -1,4 +1,4 @@
-"""A real PostgreSQL server in a folder of its own, for the tests that want one; it listens on no network."""
+"""A real PostgreSQL server in a folder of its own, for the tests that need one; it listens on no network."""
 
 from __future__ import annotations
 

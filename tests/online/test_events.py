@@ -1,4 +1,4 @@
-"""Events that cannot be: each is refused where it is made, and a user's key has no way in."""
+"""Invalid events are refused when they are created; a user's key is never stored."""
 
 import math
 from datetime import UTC, datetime

@@ -146,7 +146,7 @@ def test_a_model_that_gives_no_numbers_is_refused(value: float, monkeypatch: pyt
 
 
 def test_products_without_inputs_are_skipped(tmp_path: Path) -> None:
-    """The eight that are spread evenly have no picture: others are found."""
+    """The eight that are spread evenly have no image: others are found."""
     records = [
         Record({"product_image": bytes([number])} if number == 50 else {}, {"product_id": f"p{number}"})
         for number in range(100)

@@ -1,4 +1,4 @@
-"""Adding to an index: what a search needs besides rows, pictures and filters, grows with it."""
+"""Adding to an index: what a search needs besides rows, images and filters, grows with it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.shard_sets import write_shard_set
 
 
 def embedded(folder: Path, rows: dict[str, bytes], category: str, price: float) -> EmbeddedCatalog:
-    """Write the shard set of further products, by id with a picture each, and return it as if it were embedded."""
+    """Write the shard set of further products, by id with an image each, and return it as if it were embedded."""
     products = [{"product_id": product_id, "title": product_id, "category": category} for product_id in rows]
     records = [
         Record({"product_image": rows[product["product_id"]]}, {**product, "product_text": "x"}) for product in products

@@ -30,7 +30,7 @@ QUERIES = [
 
 
 def cut_in_half() -> bytes:
-    """Return a truncated picture whose upper half is red."""
+    """Return a truncated image whose upper half is red."""
     pixels = np.asarray(photo(7)).copy()
     pixels[:80] = (220, 20, 20)
     data = encoded(Image.fromarray(pixels), quality=90)

@@ -1,4 +1,4 @@
-"""Pictures made to cost far more than their bytes."""
+"""Decompression bombs and other images that cost far more than their size."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Evaluation resizing against Pillow, training crops and colours against plain arithmetic."""
+"""Evaluation resizing against Pillow, training crops and colors against plain arithmetic."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_eval_image_against_pillow(interpolation: str, mode: str, shape: tuple[i
         data = encoded(picture(1, *shape))
         image = eval_image(data, spec)
         assert image.shape == (3, 40, 40) and image.dtype == torch.uint8
-        # boxes snap to stored pixels, which are coarse where the picture is hardly larger than the target
+        # boxes snap to stored pixels, which are coarse where the image is hardly larger than the target
         assert mean_difference(image, reference_eval(data, spec)) < (3.5 if min(shape) >= 60 else 7.0)
 
 
@@ -106,7 +106,7 @@ def test_train_image_is_a_box_of_the_image() -> None:
     shares, ratios = [], []
     for seed in range(300):
         image = train_image(data, ImageSpec((50, 50)), augment, random.Random(seed)).float() / 255
-        # what the outermost pixels' centres span, brought to the box's edges
+        # what the outermost pixels' centers span, brought to the box's edges
         width = float(image[0, :, -1].mean() - image[0, :, 0].mean()) * 50 / 49
         height = float(image[1, -1].mean() - image[1, 0].mean()) * 50 / 49
         assert 0 < width < 1.03 and 0 < height < 1.03

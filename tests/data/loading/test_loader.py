@@ -251,7 +251,7 @@ def test_damage_is_named_through_a_worker(make_set: MakeSet, num_workers: int) -
 
 
 def spoil(shards: ShardSet, number: int, tower: str = "query_image") -> None:
-    """Overwrite a picture of a sample with zeros."""
+    """Overwrite an image of a sample with zeros."""
     shard_idx = int(shards.shards_of(number))
     tar = Path(shards.shard_name(shard_idx))
     row, member = number - shards.span(shard_idx)[0], MEMBERS.index(tower)

@@ -1,4 +1,4 @@
-"""Three table formats give one manifest, and every fault is one line that names file, row and column."""
+"""Three table formats give one manifest, and every error is one line that names file, row and column."""
 
 from __future__ import annotations
 

@@ -89,7 +89,7 @@ def gate() -> Iterator[Gate]:
 
 @pytest.fixture
 def source(gate: Gate, tmp_path: Path) -> ManifestSource:
-    """A shop of 20 products with two pictures each, and 120 queries, whose pictures are behind the gate."""
+    """A shop of 20 products with two images each, and 120 queries, whose images are behind the gate."""
     root = tmp_path / "shop"
     root.mkdir()
     pictures = [f"http://127.0.0.1:{gate.server_port}/{number}" for number in range(NUM_PICTURES)]
@@ -117,7 +117,7 @@ def start(source: ManifestSource, gate: Gate, tmp_path: Path) -> Iterator[Start]
 
     def run(num_workers: int = 1) -> Process:
         if not started:
-            gate.close_after(2 * NUM_PICTURES + 30)  # the check, the catalogue, and a few rows
+            gate.close_after(2 * NUM_PICTURES + 30)  # the check, the catalog, and a few rows
         context = multiprocessing.get_context("fork")  # has imported everything already
         process = context.Process(target=_prepare, args=(source, tmp_path / "out", num_workers))
         process.start()

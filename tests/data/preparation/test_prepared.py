@@ -1,4 +1,4 @@
-"""A prepared folder is whole or not there, is made once, and holds what the manifest says."""
+"""A prepared folder is complete or missing, is written once, and contains the rows of the manifest."""
 
 from __future__ import annotations
 
@@ -359,7 +359,7 @@ def test_invalid_rows_are_left_out_and_listed(shop: ManifestSource, folder: Path
     )
     prepared = prepare_shards(shop, folder, SETTINGS, validation=validation)
     assert {sample.query_id for sample in rows(prepared, "train")} == {"q0", "q2"}
-    assert len(prepared.catalog()) == 3  # the product keeps its other picture
+    assert len(prepared.catalog()) == 3  # the product keeps its other image
     with (folder / "skipped.csv").open() as file:
         skipped = list(csv.DictReader(file))
     assert [(row["table"], row["id"], row["column"]) for row in skipped] == [

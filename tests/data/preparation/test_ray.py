@@ -84,7 +84,7 @@ def table(path: Path, rows: list[dict[str, Any]]) -> None:
 
 @pytest.fixture
 def shop(tmp_path: Path) -> Path:
-    """Two tables of several files: products of no to two pictures, queries of one or two products, three splits."""
+    """Two tables of several files: products of no to two images, queries of one or two products, three splits."""
     pictures = tmp_path / "pictures"
     pictures.mkdir()
     for number in range(NUM_PRODUCTS):

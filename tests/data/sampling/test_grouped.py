@@ -1,4 +1,4 @@
-"""Rows of one product lie together, every row comes once, and look-alikes share batches as asked for."""
+"""Grouped order: rows of one product in one batch, every row once, similar products in one batch on request."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def random_order(seed: int) -> GroupedOrder:
 
 
 def groups_of(order: GroupedOrder, batch: np.ndarray) -> list[int]:
-    """Return the products of those k neighbours of a batch that are of one product."""
+    """Return the products of those k neighbors of a batch that are of one product."""
     keys = order.product_keys[batch].reshape(-1, order.samples_per_product)
     return [int(slot[0]) for slot in keys if len(set(slot.tolist())) == 1 and slot[0] != NO_KEY]
 
@@ -168,7 +168,7 @@ def test_a_category_is_hard_as_often_as_it_is_large() -> None:
 
 
 def test_windows_keep_reading_local_and_groups_whole() -> None:
-    """Rows of a product lie in one shard: with a window of 2 of 50 shards all groups are made from neighbours."""
+    """Rows of a product lie in one shard: with a window of 2 of 50 shards all groups are made from neighbors."""
     products = np.repeat(np.arange(500), 4)  # 10 products a shard of 40 rows
     order = GroupedOrder((40,) * 50, 80, products, 4, num_lanes=2, window=4)
     torn = 0

@@ -1,4 +1,4 @@
-"""The order deals every sample once an epoch, from any position on, however the shards are cut."""
+"""Shuffled order: every sample once an epoch, from any position, for any sizes of shards."""
 
 from __future__ import annotations
 

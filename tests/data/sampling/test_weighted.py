@@ -43,7 +43,7 @@ def test_every_row_is_drawn_in_proportion_to_its_weight_within_one(seed: int) ->
 
 
 def test_on_average_it_is_exact_and_rows_are_drawn_independently_enough() -> None:
-    """Over epochs: means as due, and any two rows of a shard drawn together sometimes, neighbours too."""
+    """Over epochs: means as due, and any two rows of a shard drawn together sometimes, neighbors too."""
     weights = np.array([0.2, 0.5, 0.5, 0.5, 0.9, 1.7, 0.5, 0.2])
     order = WeightedOrder((8,), 4, weights, num_samples=4, seed=5)
     num_epochs = 1500

@@ -1,4 +1,4 @@
-"""Files of a store are fetched once a machine, whole, into a folder that keeps its bound, whatever ends or fails."""
+"""The disk cache: files are downloaded once a machine, complete, within the size limit, also after failures."""
 
 from __future__ import annotations
 

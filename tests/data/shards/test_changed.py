@@ -1,4 +1,4 @@
-"""What was opened stays what is read: a set that others take the place of is refused when that is met."""
+"""A set that is replaced after it was opened is refused at the next read of a changed shard."""
 
 from __future__ import annotations
 

@@ -84,7 +84,7 @@ def test_segments_of_queries(shop: ManifestSource, tmp_path: Path) -> None:
 
 @pytest.fixture
 def make_catalog(tmp_path: Path) -> MakeCatalog:
-    """Return a function that writes a set: a row for each picture of each product, None for a row without one."""
+    """Return a function that writes a set: a row for each image of each product, None for a row without one."""
 
     def make(name: str, pictures: Mapping[str, list[bytes | None]]) -> ShardSet:
         records = [

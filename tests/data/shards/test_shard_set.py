@@ -144,7 +144,7 @@ def test_damage_is_named(written: Path, kind: str) -> None:
 
 @pytest.mark.parametrize("place", [0, 700, -1])
 def test_the_checksum_detects_a_flipped_byte(written: Path, place: int) -> None:
-    """A picture with another byte may well decode; only the checksum of its shard knows."""
+    """An image with another byte may well decode; only the checksum of its shard knows."""
     path = written / "000000.tar"
     data = bytearray(path.read_bytes())
     data[place] ^= 1

@@ -1,4 +1,4 @@
-"""Pictures as they should not be, made byte by byte, and a shop whose rows hold them."""
+"""Invalid images, built byte by byte, and a shop whose rows contain them."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def one_coloured(noise: int = 2) -> bytes:
 
 
 def resized(data: bytes, scale: float = 0.5, kind: str = "JPEG", quality: int = 60) -> bytes:
-    """Return the same picture, smaller and stored otherwise."""
+    """Return the same image, smaller and stored otherwise."""
     image = Image.open(io.BytesIO(data))
     size = round(image.width * scale), round(image.height * scale)
     return encoded(image.resize(size, Image.Resampling.LANCZOS), kind, quality=quality)
@@ -86,7 +86,7 @@ def write_shop(
     products: list[dict[str, str]],
     queries: list[dict[str, str]],
 ) -> tuple[Manifest, list[RowIssue]]:
-    """Write pictures and tables, and read them as the check does."""
+    """Write images and tables, and read them as the check does."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, data in pictures.items():
         (folder / name).write_bytes(data)

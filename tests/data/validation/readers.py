@@ -1,4 +1,4 @@
-"""Readers of pictures for other processes, which import this file and so should not import pytest."""
+"""Readers of images for other processes, which import this file and so should not import pytest."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The same picture is found in another split though it was stored otherwise, and no other picture is."""
+"""The same image is found in another split though it was stored otherwise, and no other image is."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def found_between(folder: Path, **pictures: bytes) -> set[tuple[str, str]]:
 
 
 def recoloured(seed: int) -> bytes:
-    """Return the picture with red and blue as they were, but another hue at the same grey."""
+    """Return the image with red and blue as they were, but another hue at the same grey."""
     pixels = np.asarray(photo(seed), dtype=np.float64)
     grey = pixels @ [0.299, 0.587, 0.114]
     tinted = np.stack([grey * 1.25, grey, grey * 0.5], axis=2).clip(0, 255)

@@ -1,4 +1,4 @@
-"""Settings of the check: refused by name where they make no sense, and ceilings in rows."""
+"""Settings of the validation: invalid ones are refused by name; limits in rows."""
 
 from __future__ import annotations
 

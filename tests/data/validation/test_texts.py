@@ -1,4 +1,4 @@
-"""Texts are measured as the tokeniser counts them, before it cuts; without one in words."""
+"""Texts are measured as the tokenizer counts them, before it cuts; without one in words."""
 
 from __future__ import annotations
 

@@ -164,7 +164,7 @@ def test_a_valid_shop_is_unchanged(tmp_path: Path) -> None:
 def test_rows_are_counted_once_and_with_those_the_source_left_out(shop: tuple[Manifest, list[RowIssue]]) -> None:
     report = check(*shop)
     assert report.num_rows == {"products": len(PRODUCTS), "queries": len(QUERIES)}
-    # c, d (two faults), the second a, and the one without id; b loses a picture alone
+    # c, d (two faults), the second a, and the one without id; b loses an image alone
     assert report.num_invalid_rows("products") == 4 and report.num_invalid_rows("queries") == 6
     assert len(report.errors) == 12 and len(report.errors) == 12
     assert sum(report.counts.values()) == len(report.findings) == 16

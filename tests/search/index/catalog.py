@@ -1,4 +1,4 @@
-"""A small catalogue for tests of an index, and what a search in it must find, by plain Python."""
+"""A small catalog for tests of an index, and what a search in it must find, by plain Python."""
 
 from __future__ import annotations
 

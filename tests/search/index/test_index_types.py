@@ -1,4 +1,4 @@
-"""Kinds of FAISS index: which is chosen, that each finds what it should, and what becomes of it as it changes."""
+"""Types of FAISS index: which is chosen, the recall of each, and additions and deletions."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ APPROXIMATE = ("hnsw", "sq8", "ivf_pq")
 
 
 def clustered(num_rows: int, num_products: int, spread: float = 0.5, dimension: int = 32) -> Shop:
-    """Return a shop of unit vectors around twenty centres; `spread` is that of a cluster, their own is 1."""
+    """Return a shop of unit vectors around twenty centers; `spread` is that of a cluster, their own is 1."""
     generator = np.random.default_rng(0)
     shop = make_shop(num_rows, num_products)
     vectors = generator.normal(size=(20, dimension))[generator.integers(20, size=num_rows)]

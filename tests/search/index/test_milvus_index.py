@@ -1,4 +1,4 @@
-"""What is Milvus's own: addresses, expressions, one name for many collections, the limits of an engine."""
+"""Milvus only: addresses, expressions, one name for many collections, the limits of an engine."""
 
 from __future__ import annotations
 

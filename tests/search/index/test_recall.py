@@ -1,4 +1,4 @@
-"""Searching as wide as a recall asks for: no wider, and no longer than that is worth an index."""
+"""The search effort is raised until the required recall is reached, up to a limit."""
 
 from __future__ import annotations
 

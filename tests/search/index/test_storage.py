@@ -108,7 +108,7 @@ def test_a_save_that_fails_changes_nothing(folder: Path, shop: Shop, monkeypatch
 
 
 def test_saving_writes_only_what_is_new(folder: Path) -> None:
-    """Deleting a product of a large catalogue must not write the catalogue again."""
+    """Deleting a product of a large catalog must not write the catalog again."""
     index, before = open_index(folder), names(folder)
     index.delete(["p000"])
     index.save()

@@ -39,7 +39,7 @@ def square(color: str, kind: str = "JPEG", side: int = 32) -> bytes:
 
 
 class ColorModel:
-    """Embeds a picture as its mean color, a text as the colors that it names."""
+    """Embeds an image as its mean color, a text as the colors that it names."""
 
     fingerprint = FINGERPRINT
     fusions: dict[str, dict[str, float]] = {"query": {"query_image": 1.0, "query_text": 1.0}}  # noqa: RUF012
@@ -61,7 +61,7 @@ def _unit(vectors: np.ndarray) -> np.ndarray:
 
 
 def color_index(folder: Path) -> ProductIndex:
-    """Four products of one color each, with pictures, a category and a price."""
+    """Four products of one color each, with images, a category and a price."""
     products = [
         {"product_id": f"{color}-1", "title": f"A {color} square", "category": "warm" if color == "red" else "cold"}
         for color in COLORS

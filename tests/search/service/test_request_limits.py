@@ -140,7 +140,7 @@ def test_a_request_that_waits_too_long_is_refused(monkeypatch: pytest.MonkeyPatc
 def test_an_image_larger_than_the_budget_is_decoded_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_WAIT_SECONDS", 0.01)
     data = encoded(pixels(1), "JPEG2000")
-    budget = PixelBudget(24 * 32)  # as many as the picture has
+    budget = PixelBudget(24 * 32)  # as many as the image has
     with budget.reserve(EncodedImage.of(data).work_pixels), pytest.raises(RefusedError), budget.reserve(1):
         pass
 
