@@ -257,7 +257,7 @@ def test_an_interrupted_conversion_resumes(
         prepare_with_ray(source_of(shop), target, ShardSettings(samples_per_shard=9), RAY)
     with pytest.raises(ValueError, match=r"layout=by_product: engine=ray writes shuffled rows; give engine=processes"):
         prepare_with_ray(source_of(shop), target, ShardSettings(layout="by_product"), RAY)
-    lost = ["markers/queries/train/000001-", "markers/catalogue/000000-"]
+    lost = ["receipts/queries/train/000001-", "receipts/catalogue/000000-"]
     for start in lost:
         folder, prefix = start.rsplit("/", 1)
         (name,) = [name for name in work.names(folder) if name.startswith(prefix)]

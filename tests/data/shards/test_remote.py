@@ -311,6 +311,6 @@ def test_an_unreachable_shard_is_skipped_and_counted(
         batches = list(stream)
     assert [len(batch) for batch in batches] == [8] * 5 + [5]
     assert sorted(number for batch in numbers(batches) for number in batch) == [*range(27), *range(36, 45)]
-    assert stream.errors.num_skipped == 9
+    assert stream.skipped.num_skipped == 9
     messages = [record.getMessage() for record in caplog.records if "skipped: " in record.getMessage()]
     assert len(messages) == 1 and f"{store.address}/000003.tar" in messages[0]
