@@ -126,7 +126,7 @@ def compare(
     collate = Collate(specs, shards.max_relevant, AUGMENT)
     samples = shards.read(range(len(shards)))
     settings: OrderSettings = GroupedSettings(samples_per_product) if samples_per_product > 1 else ShuffledSettings()
-    order = settings.for_shards(shards, EpochSettings(wishes.batch_size, seed=1, num_lanes=1))
+    order = settings.for_shards(shards, EpochSettings(wishes.batch_size, seed=1, num_streams=1))
     ranks = RankSampler(shards, order, 0, 1)
     memory = DataLoader(
         MemoryDataset(samples, collate),

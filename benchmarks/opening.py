@@ -103,9 +103,9 @@ def serve(folder: str) -> Iterator[str]:
     server.shutdown()
 
 
-def measure(place: str, num_lanes: int, wishes: argparse.Namespace) -> dict[str, float]:
+def measure(place: str, num_streams: int, wishes: argparse.Namespace) -> dict[str, float]:
     """Return seconds by step, and the largest memory in MiB, of a fresh process."""
-    arguments = [place, num_lanes, wishes.batch_size, wishes.world_size]
+    arguments = [place, num_streams, wishes.batch_size, wishes.world_size]
     finished = subprocess.run(
         [sys.executable, "-c", MEASURE, *map(str, arguments)], capture_output=True, text=True, check=True
     )

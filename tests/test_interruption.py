@@ -98,7 +98,7 @@ def test_lightnings_handler_does_not_stay_before_ours(monkeypatch: pytest.Monkey
         interruption.install()
         with pytest.raises(Interruption) as stopped, interruptible():
             signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as Lightning does when it starts
-            interruption.keep_ours()
+            interruption.reinstall_signal_handlers()
             os.kill(os.getpid(), signal.SIGTERM)
         assert stopped.value.code == 143
     finally:

@@ -75,7 +75,7 @@ def interruptible() -> Iterator[None]:
             _raising.discard(signum)
 
 
-def keep_ours() -> None:
+def reinstall_signal_handlers() -> None:
     """Restore our handler of SIGTERM, which Lightning replaces by its own.
 
     Lightning's waits for the end of the batch and, with several processes, starts a collective in the handler: if the

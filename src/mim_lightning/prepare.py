@@ -60,7 +60,7 @@ def write(parts: Preparation, config: dict[str, Any]) -> None:
     if is_ray:
         from mim_lightning.data.preparation.ray_engine import prepare_with_ray
 
-        settings = parts.settings, build(config["ray"]), parts.check, parts.protocol
+        settings = parts.settings, build(config["ray"]), parts.strictness, parts.splits
         prepared = prepare_with_ray(parts.source, parts.folder, *settings, overwrite=overwrite)
     else:
         prepared = prepare_data(parts, write_validation_report, specs=specs, overwrite=overwrite, is_compared=True)

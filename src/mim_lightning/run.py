@@ -1,6 +1,14 @@
 """A run: a stable id computed from what decides its result, and its folder.
 
 The same config gives the same id on any machine, so running it again finds its checkpoint, W&B run and results.
+In the folder, in the order in which they are written:
+
+    config.yaml                          at the start: the resolved config
+    csv/                                 every `trainer.log_every_n_steps` steps and every epoch: logged values
+    browser/history.jsonl                every validation: ranks and hits of the tracked queries
+    checkpoints/best.ckpt, last.ckpt     after every validation
+    evaluation/, report.html, hits.png   at the end: results of every query, embeddings, a page, an image
+    results.json                         last: its presence says that the run is finished
 """
 
 from __future__ import annotations
@@ -23,8 +31,8 @@ from mim_lightning.io.damaged_file import DamagedFileError, errors_as_damaged_fi
 from mim_lightning.set_name import name_set
 
 # what changes where a run happens or what is shown of it, not its result
-IRRELEVANT = ("run", "paths", "logger", "trial")
-IRRELEVANT_IN = {
+NOT_IN_RUN_ID = ("run", "paths", "logger", "trial")
+NOT_IN_RUN_ID_OF = {
     "trainer": (
         "accelerator",
         "devices",
@@ -54,10 +62,10 @@ IRRELEVANT_IN = {
 }
 # the same by dotted key, but for what decides: run ids describe `data.source` and `data.mixture` instead of naming them
 PLACEMENT_KEYS = (
-    *IRRELEVANT,
+    *NOT_IN_RUN_ID,
     *(
         f"{section}.{key}"
-        for section, keys in IRRELEVANT_IN.items()
+        for section, keys in NOT_IN_RUN_ID_OF.items()
         for key in keys
         if key not in ("source", "mixture")
     ),
@@ -296,8 +304,8 @@ def _digest(config: Mapping[str, Any], description: Mapping[str, Any] | None) ->
 
 
 def _relevant(config: Mapping[str, Any]) -> dict[str, Any]:
-    relevant = {key: value for key, value in config.items() if key not in IRRELEVANT}
-    for section, keys in IRRELEVANT_IN.items():
+    relevant = {key: value for key, value in config.items() if key not in NOT_IN_RUN_ID}
+    for section, keys in NOT_IN_RUN_ID_OF.items():
         relevant[section] = {key: value for key, value in relevant[section].items() if key not in keys}
     return _without_folders(relevant)
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 def fit(config: dict[str, Any], run: Run, description: Mapping[str, Any] | None = None) -> None:
-    """Build, fit and evaluate; write checkpoints, results and a picture into the run's folder.
+    """Build, fit and evaluate; write the files of the run's folder that `run` lists.
 
     Args:
         config: with the run's id, see `identify`.

@@ -50,7 +50,7 @@ def make_loaders(make_set: MakeSet) -> MakeLoaders:
 
     def make(name: str, world_size: int = 1, num_workers: int = 0, **settings: Any) -> list[StreamLoader]:
         epoch = EpochSettings(
-            **{"global_batch_size": 16, "seed": 3, "num_lanes": 1 if "mixed" in name else 2} | settings
+            **{"global_batch_size": 16, "seed": 3, "num_streams": 1 if "mixed" in name else 2} | settings
         )
         each = ORDERS[name.removeprefix("mixed ")]
         shards = ConcatShardSet(sets, {"web"}) if name.startswith("mixed") else sets[MAIN]
@@ -82,7 +82,7 @@ def test_any_world_sees_the_same_stream_and_resumes_it(make_loaders: MakeLoaders
 
 
 def test_a_grouped_batch_has_k_rows_a_product(make_loaders: MakeLoaders) -> None:
-    (loader,) = make_loaders("grouped", num_lanes=1)
+    (loader,) = make_loaders("grouped", num_streams=1)
     first, *_ = loader
     pairs = first.product_keys.reshape(-1, 2)
     assert (pairs[:, 0] == pairs[:, 1]).sum() >= 7

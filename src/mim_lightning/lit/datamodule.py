@@ -101,11 +101,11 @@ class MatchDataModule(LightningDataModule):
         super().__init__()
         self.name, self.specs, self.augment = name, dict(specs), augment
         self.folder, self.source, self.shards, self.val_split = to_path_or_url(folder), source, shards, val_split
-        self.protocol, self.distractors = splits, to_path_or_url(distractors) if distractors else None
+        self.splits, self.distractors = splits, to_path_or_url(distractors) if distractors else None
         self.cache, self.corrupt_samples = cache, CorruptSamplePolicy(on_corrupt_sample, max_corrupt_samples)
-        self.check, self.description = validation, description
+        self.validation, self.description = validation, description
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
-        self.num_workers, self.order, self.mix = (
+        self.num_workers, self.sampling, self.mixture = (
             num_workers,
             sampling or ShuffledSettings(),
             parse_mixture(mixture or {}),
@@ -119,7 +119,7 @@ class MatchDataModule(LightningDataModule):
 
     def _open(self, prepared: PreparedData | None = None) -> OpenedData:
         splits = self.shards.train_split, self.val_split
-        return OpenedData(self.folder, *splits, self.distractors, self.mix, self.cache, prepared)
+        return OpenedData(self.folder, *splits, self.distractors, self.mixture, self.cache, prepared)
 
     def prepare_data(self) -> None:
         """Write the shards if they are not there, and check the sets that will be read; on one process of a node.
@@ -130,7 +130,7 @@ class MatchDataModule(LightningDataModule):
         if self._was_checked.get(True) or self._was_checked.get(is_training):
             return
         if self.source is not None and not self._is_prepared:
-            parts = self.source, self.shards, self.protocol, self.check, self.cache, self.num_workers
+            parts = self.source, self.shards, self.splits, self.validation, self.cache, self.num_workers
             needed = self.shards.train_split if is_training else self.val_split
             prepared = prepare_data(
                 Preparation(self.folder, *parts),
@@ -156,8 +156,8 @@ class MatchDataModule(LightningDataModule):
             ValueError: the settings do not fit the set.
         """
         if isinstance(shards, ConcatShardSet):
-            return make_mixture_order(shards, split_fractions(self.mix), self.order, self.epoch_settings)
-        return self.order.for_shards(shards, self.epoch_settings)
+            return make_mixture_order(shards, split_fractions(self.mixture), self.sampling, self.epoch_settings)
+        return self.sampling.for_shards(shards, self.epoch_settings)
 
     def train_dataloader(self) -> StreamLoader:
         shards = self.opened.train

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from mim_lightning.interruption import keep_ours
+from mim_lightning.interruption import reinstall_signal_handlers
 from mim_lightning.lit.console import describe_cut_texts, describe_training, warn
 from mim_lightning.lit.optim import began_with_listed_decayed, parameter_groups
 from mim_lightning.losses.objective import Objective
@@ -70,13 +70,13 @@ class MatchModule(LightningModule):
                 warn("batch normalization is synchronized on GPUs only: here each process has its own statistics")
 
     def on_train_start(self) -> None:
-        keep_ours()
+        reinstall_signal_handlers()
 
     def on_validation_start(self) -> None:
-        keep_ours()
+        reinstall_signal_handlers()
 
     def on_predict_start(self) -> None:
-        keep_ours()
+        reinstall_signal_handlers()
 
     def on_fit_start(self) -> None:
         assert self.objective is not None

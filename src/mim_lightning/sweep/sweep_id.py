@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from mim_lightning.config import warn_of_former_name
 from mim_lightning.former_names import first_override, present_overrides, to_first
-from mim_lightning.run import IRRELEVANT, IRRELEVANT_IN
+from mim_lightning.run import NOT_IN_RUN_ID, NOT_IN_RUN_ID_OF
 
 PENDING_NAME = "<sweep>"  # in conf/train.yaml, replaced once the name is known
 PLACEMENTS = ("slurm",)  # options of the group `sweep` that say where jobs run: a sweep may be resumed with another
@@ -77,8 +77,8 @@ def _parse(overrides: Iterable[str]) -> dict[str, Override]:
 def _fixed_config(config: DictConfig) -> dict[str, Any]:
     """Return what all jobs share, unresolved: keys that vary have no value here."""
     fixed: Any = OmegaConf.to_container(own_config(config), resolve=False)
-    fixed = {key: value for key, value in fixed.items() if key not in IRRELEVANT}
-    for section, keys in IRRELEVANT_IN.items():
+    fixed = {key: value for key, value in fixed.items() if key not in NOT_IN_RUN_ID}
+    for section, keys in NOT_IN_RUN_ID_OF.items():
         if section != "data":  # a run describes its data, a sweep names them
             fixed[section] = {key: value for key, value in fixed[section].items() if key not in keys}
     return to_first(fixed)

@@ -47,7 +47,7 @@ def loaders(
     **plan: Any,
 ) -> list[StreamLoader]:
     """Return the loaders of all ranks."""
-    order = ShuffledOrder(tuple(shards.sizes), batch_size, **({"seed": 3, "num_lanes": 2, "window": 2} | plan))
+    order = ShuffledOrder(tuple(shards.sizes), batch_size, **({"seed": 3, "num_streams": 2, "window": 2} | plan))
     if evaluate:
         order = sequential_order(shards, batch_size)
     collate = Collate(SPECS, shards.max_relevant, None if evaluate else AUGMENT, seed=3)
@@ -212,7 +212,7 @@ def test_evaluation_starts_at_the_first_row(make_set: MakeSet) -> None:
     ("changed", "words"),
     [
         ({"batch_size": 4}, "data.batch_size=8, now it is 4"),
-        ({"num_lanes": 1}, "data.num_interleaved=2, now it is 1"),
+        ({"num_streams": 1}, "data.num_interleaved=2, now it is 1"),
         ({"window": 3}, "data.shuffle_window_shards=2, now it is 3"),
         ({"seed": 4}, "data.seed=3, now it is 4"),
     ],

@@ -450,7 +450,7 @@ def test_rows_of_a_product_are_adjacent_with_layout_by_product(tmp_path: Path) -
         keys = found.column("product_keys")
         runs[layout] = 1 + np.count_nonzero(np.diff(keys))
         order = GroupedSettings(samples_per_product=4).for_shards(
-            found, EpochSettings(12, seed=1, num_lanes=1, window=2)
+            found, EpochSettings(12, seed=1, num_streams=1, window=2)
         )
         slots = np.concatenate([batch for batch in order.batches(0) if len(batch) == 12]).reshape(-1, 4)
         whole[layout] = np.mean([len(set(keys[slot])) == 1 for slot in slots])

@@ -24,18 +24,18 @@ from tests.data.rows import ColumnSet, random_sizes, shop_columns
 def random_order(seed: int) -> GroupedOrder:
     rng = np.random.default_rng(seed)
     sizes = random_sizes(rng)
-    k, num_lanes = int(rng.integers(1, 5)), int(rng.integers(1, min(4, len(sizes)) + 1))
+    k, num_streams = int(rng.integers(1, 5)), int(rng.integers(1, min(4, len(sizes)) + 1))
     same_category_fraction = float(rng.choice([0.0, 0.5, 1.0]))
     columns = shop_columns(rng, sum(sizes), max(1, sum(sizes) // 4), 4)
     return GroupedOrder(
         tuple(sizes),
-        k * int(rng.integers(4 * num_lanes, 4 * num_lanes + 8)),
+        k * int(rng.integers(4 * num_streams, 4 * num_streams + 8)),
         columns["product_keys"],
         k,
         columns["category_keys"] if same_category_fraction and (columns["category_keys"] >= 0).any() else None,
         same_category_fraction if (columns["category_keys"] >= 0).any() else 0.0,
         seed=seed,
-        num_lanes=num_lanes,
+        num_streams=num_streams,
         window=int(rng.integers(1, 6)),
     )
 
@@ -124,8 +124,8 @@ def test_other_shards_are_shuffled_together_in_each_epoch() -> None:
     assert len(pairs) >= 6
 
 
-@pytest.mark.parametrize(("num_lanes", "share"), [(1, 0.5), (2, 0.5), (1, 0.25), (1, 1.0)])
-def test_hard_categories_share_a_batch(num_lanes: int, share: float) -> None:
+@pytest.mark.parametrize(("num_streams", "share"), [(1, 0.5), (2, 0.5), (1, 0.25), (1, 1.0)])
+def test_hard_categories_share_a_batch(num_streams: int, share: float) -> None:
     """Of 40 categories as many rows of a batch are of one as was asked for, instead of few by chance."""
     rng = np.random.default_rng(0)
     products = rng.permutation(np.repeat(np.arange(1200), 4))
@@ -133,9 +133,9 @@ def test_hard_categories_share_a_batch(num_lanes: int, share: float) -> None:
 
     def shares(same_category_fraction: float) -> list[float]:
         order = GroupedOrder(
-            (600,) * 8, 64, products, 2, categories, same_category_fraction, num_lanes=num_lanes, window=8
+            (600,) * 8, 64, products, 2, categories, same_category_fraction, num_streams=num_streams, window=8
         )
-        parts = [part for batch in order.batches(0) for part in np.split(batch, num_lanes)]
+        parts = [part for batch in order.batches(0) for part in np.split(batch, num_streams)]
         assert sorted(np.concatenate(parts).tolist()) == list(range(4800))
         return [np.bincount(categories[part]).max() / len(part) for part in parts]
 
@@ -170,7 +170,7 @@ def test_a_category_is_hard_as_often_as_it_is_large() -> None:
 def test_windows_keep_reading_local_and_groups_whole() -> None:
     """Rows of a product lie in one shard: with a window of 2 of 50 shards all groups are made from neighbors."""
     products = np.repeat(np.arange(500), 4)  # 10 products a shard of 40 rows
-    order = GroupedOrder((40,) * 50, 80, products, 4, num_lanes=2, window=4)
+    order = GroupedOrder((40,) * 50, 80, products, 4, num_streams=2, window=4)
     torn = 0
     for batch in order.batches(3):
         for part in np.split(batch, 2):
@@ -181,7 +181,7 @@ def test_windows_keep_reading_local_and_groups_whole() -> None:
 
 
 def test_a_small_set_and_many_streams() -> None:
-    order = GroupedOrder((3, 4), 16, np.array([1, 1, 2, 2, 3, 3, 3]), 2, num_lanes=2)
+    order = GroupedOrder((3, 4), 16, np.array([1, 1, 2, 2, 3, 3, 3]), 2, num_streams=2)
     (batch,) = order.batches(0)
     assert sorted(batch.tolist()) == list(range(7))
     assert list(order.batches(0, 7)) == []
@@ -215,8 +215,8 @@ def test_arrange_fills_every_part(seed: int) -> None:
     ("options", "word"),
     [
         ({"global_batch_size": 10, "samples_per_product": 4}, "data.batch_size=10: must be a multiple of .*product=4"),
-        ({"global_batch_size": 4, "samples_per_product": 4, "num_lanes": 2}, "at least data.num_interleaved=2"),
-        ({"num_lanes": 4}, "data.num_interleaved=4: 1 to 3"),
+        ({"global_batch_size": 4, "samples_per_product": 4, "num_streams": 2}, "at least data.num_interleaved=2"),
+        ({"num_streams": 4}, "data.num_interleaved=4: 1 to 3"),
         ({"same_category_fraction": 0.1}, r"same_category_fraction=0.1: .* at least 2 of the 6 products"),
         (
             {"same_category_fraction": 0.5, "category_keys": np.full(30, NO_KEY)},
@@ -252,7 +252,7 @@ def test_settings_read_the_columns_of_a_set() -> None:
 
 def test_streams_share_the_default_window() -> None:
     shards = ColumnSet([10] * 600, product_keys=np.zeros(6000))
-    windows = [GroupedSettings().for_shards(shards, EpochSettings(512, num_lanes=n)).window for n in (1, 4, 256)]
+    windows = [GroupedSettings().for_shards(shards, EpochSettings(512, num_streams=n)).window for n in (1, 4, 256)]
     assert windows == [512, 128, 8]
 
 
@@ -288,7 +288,7 @@ def test_fixed_names_what_decides_the_order() -> None:
         ({"samples_per_product": 1}, "order.rows_per_product"),
         ({"same_category_fraction": 1.0}, "order.same_category"),
         ({"seed": 1}, "seed"),
-        ({"num_lanes": 2}, "num_lanes"),
+        ({"num_streams": 2}, "num_lanes"),
         ({"window": 3}, "window"),
     ):
         assert [key for key, value in fixed().items() if fixed(**change)[key] != value] == [saved]
@@ -308,7 +308,7 @@ def test_the_middle_of_400_million_samples_needs_little_memory() -> None:
     tracemalloc.start()
     try:
         keys = np.broadcast_to(np.int64(1), 400_000_000)
-        order = GroupedOrder((2000,) * 200_000, 4096, keys, 4, keys, 0.5, num_lanes=16, window=8)
+        order = GroupedOrder((2000,) * 200_000, 4096, keys, 4, keys, 0.5, num_streams=16, window=8)
         batches = order.batches(3, order.num_batches // 2 * 4096)
         seen = np.concatenate([next(batches) for _ in range(3)])
         assert len(set(seen.tolist())) == 3 * 4096

@@ -23,7 +23,7 @@ def random_plan(seed: int) -> ShuffledOrder:
         global_batch_size=rng.randint(1, 40),
         seed=rng.randint(0, 5),
         shuffle=rng.random() < 0.8,
-        num_lanes=rng.randint(1, len(sizes)),
+        num_streams=rng.randint(1, len(sizes)),
         window=rng.randint(1, 5),
     )
 
@@ -48,7 +48,7 @@ def test_resumes_from_every_position(seed: int) -> None:
 
 def test_epochs_and_seeds_differ() -> None:
     def order(seed: int, epoch: int) -> tuple[int, ...]:
-        return tuple(np.concatenate(list(ShuffledOrder((40,) * 6, 16, seed, num_lanes=2).batches(epoch))).tolist())
+        return tuple(np.concatenate(list(ShuffledOrder((40,) * 6, 16, seed, num_streams=2).batches(epoch))).tolist())
 
     assert len({order(seed, epoch) for seed in range(3) for epoch in range(3)}) == 9
     assert order(1, 2) == order(1, 2)
@@ -61,18 +61,18 @@ def test_stored_order_without_shuffling() -> None:
     assert np.concatenate(list(plan.batches(7))).tolist() == list(range(17))
 
 
-@pytest.mark.parametrize("num_lanes", [2, 3, 8])
-def test_streams_give_equal_parts_from_separate_shards(num_lanes: int) -> None:
-    plan = ShuffledOrder((20,) * 24, global_batch_size=num_lanes * 5, num_lanes=num_lanes)
-    shards_of_lane: list[set[int]] = [set() for _ in range(num_lanes)]
+@pytest.mark.parametrize("num_streams", [2, 3, 8])
+def test_streams_give_equal_parts_from_separate_shards(num_streams: int) -> None:
+    plan = ShuffledOrder((20,) * 24, global_batch_size=num_streams * 5, num_streams=num_streams)
+    shards_of_lane: list[set[int]] = [set() for _ in range(num_streams)]
     for batch in plan.batches(0):
-        for lane_idx, part in enumerate(np.split(batch, num_lanes)):
+        for lane_idx, part in enumerate(np.split(batch, num_streams)):
             shards_of_lane[lane_idx] |= {int(number) // 20 for number in part}
-    assert [len(shards) for shards in shards_of_lane] == [24 // num_lanes] * num_lanes
+    assert [len(shards) for shards in shards_of_lane] == [24 // num_streams] * num_streams
 
 
 def test_a_stream_that_runs_short_is_filled_from_the_others() -> None:
-    plan = ShuffledOrder((90, 10, 11, 9), 12, num_lanes=4, seed=1)
+    plan = ShuffledOrder((90, 10, 11, 9), 12, num_streams=4, seed=1)
     batches = list(plan.batches(0))
     assert [len(batch) for batch in batches] == [12] * 10
     for batch in batches[:3]:
@@ -96,8 +96,8 @@ def test_neighbors_are_shuffled() -> None:
 @pytest.mark.parametrize(
     ("options", "word"),
     [
-        ({"num_lanes": 0}, "data.num_interleaved=0"),
-        ({"num_lanes": 4}, "data.num_interleaved=4: 1 to 3"),
+        ({"num_streams": 0}, "data.num_interleaved=0"),
+        ({"num_streams": 4}, "data.num_interleaved=4: 1 to 3"),
         ({"window": 0}, "data.shuffle_window_shards"),
         ({"global_batch_size": 0}, "data.batch_size=0"),
     ],
@@ -107,11 +107,11 @@ def test_impossible_plans_are_refused(options: dict[str, int], word: str) -> Non
         ShuffledOrder(**{"shard_sizes": (3, 3, 3), "global_batch_size": 2, **options})  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(("num_lanes", "batch_size"), [(64, 4096), (1, 1024), (64, 100)])
-def test_the_middle_of_400_million_samples_needs_little_memory(num_lanes: int, batch_size: int) -> None:
+@pytest.mark.parametrize(("num_streams", "batch_size"), [(64, 4096), (1, 1024), (64, 100)])
+def test_the_middle_of_400_million_samples_needs_little_memory(num_streams: int, batch_size: int) -> None:
     tracemalloc.start()
     try:
-        plan = ShuffledOrder((6060,) * 66_000, batch_size, num_lanes=num_lanes)
+        plan = ShuffledOrder((6060,) * 66_000, batch_size, num_streams=num_streams)
         assert plan.num_samples == 399_960_000
         batches = plan.batches(3, plan.num_batches // 2 * batch_size)
         seen = np.concatenate([next(batches) for _ in range(20)])
@@ -121,11 +121,11 @@ def test_the_middle_of_400_million_samples_needs_little_memory(num_lanes: int, b
         tracemalloc.stop()
 
 
-@pytest.mark.parametrize("num_lanes", [1, 64])
-def test_the_middle_of_200_thousand_shards_needs_little_memory(num_lanes: int) -> None:
+@pytest.mark.parametrize("num_streams", [1, 64])
+def test_the_middle_of_200_thousand_shards_needs_little_memory(num_streams: int) -> None:
     tracemalloc.start()
     try:
-        plan = ShuffledOrder((2000,) * 200_000, 4096, num_lanes=num_lanes)
+        plan = ShuffledOrder((2000,) * 200_000, 4096, num_streams=num_streams)
         batches = plan.batches(1, plan.num_batches // 2 * 4096)
         assert len(next(batches)) == 4096
         assert tracemalloc.get_traced_memory()[1] < 100e6
@@ -135,8 +135,8 @@ def test_the_middle_of_200_thousand_shards_needs_little_memory(num_lanes: int) -
 
 def test_settings_take_what_the_set_has() -> None:
     shards = ColumnSet([3, 4, 5])
-    plan = ShuffledSettings().for_shards(shards, EpochSettings(4, seed=2, num_lanes=3))
-    assert plan == ShuffledOrder((3, 4, 5), 4, 2, num_lanes=3, window=8)
+    plan = ShuffledSettings().for_shards(shards, EpochSettings(4, seed=2, num_streams=3))
+    assert plan == ShuffledOrder((3, 4, 5), 4, 2, num_streams=3, window=8)
     assert ShuffledSettings().for_shards(shards, EpochSettings(4, window=2)).window == 2
     with pytest.raises(
         ValueError, match=r"data.samples_per_epoch=9: an epoch of data/sampling=shuffled is every row once"
@@ -153,7 +153,7 @@ def test_fixed_names_what_decides_the_order() -> None:
         ({"shard_sizes": (4, 2, 2)}, ["num_shards"]),
         ({"global_batch_size": 4}, ["batch_size"]),
         ({"seed": 1}, ["seed"]),
-        ({"num_lanes": 2}, ["num_lanes"]),
+        ({"num_streams": 2}, ["num_lanes"]),
         ({"window": 2}, ["window"]),
     ):
         assert [name for name, value in fixed(**change).items() if fixed()[name] != value] == names

@@ -24,7 +24,7 @@ def random_order(seed: int) -> WeightedOrder:
         weights,
         num_samples=int(rng.integers(1, 3 * sum(sizes))),
         seed=seed,
-        num_lanes=int(rng.integers(1, len(sizes) + 1)),
+        num_streams=int(rng.integers(1, len(sizes) + 1)),
         window=int(rng.integers(1, 5)),
     )
 
@@ -76,7 +76,7 @@ def test_equal_weights_give_every_row_once() -> None:
 
 def test_a_shard_with_large_weights_is_sampled_in_proportion() -> None:
     weights = np.concatenate([np.full(50, 9.0), np.full(50, 1.0)])
-    order = WeightedOrder((50, 50), 10, weights, num_samples=200, num_lanes=2)
+    order = WeightedOrder((50, 50), 10, weights, num_samples=200, num_streams=2)
     assert counts_of(order, 0)[:50].sum() == pytest.approx(180, abs=1)
 
 
@@ -136,7 +136,7 @@ def test_the_middle_of_a_large_set_costs_one_number_a_shard() -> None:
     weights = np.broadcast_to(np.float32(0.3), 20_000_000)
     tracemalloc.start()
     try:
-        order = WeightedOrder((2000,) * 10_000, 4096, weights, 30_000_000, num_lanes=64)
+        order = WeightedOrder((2000,) * 10_000, 4096, weights, 30_000_000, num_streams=64)
         batches = order.batches(3, order.num_batches // 2 * 4096)
         assert len(next(batches)) == 4096
         # of 4 million weights at a time, as float64, and whether each is good

@@ -79,7 +79,7 @@ def test_a_change_is_not_skipped_as_damage(write: Write, monkeypatch: pytest.Mon
     folder = write("set", 0)
     shards = ShardSet(folder)
     specs = {"query_image": ImageSpec((8, 8)), "product_image": ImageSpec((8, 8))}
-    plan = ShuffledOrder(tuple(shards.sizes), 2, num_lanes=1, window=1)
+    plan = ShuffledOrder(tuple(shards.sizes), 2, num_streams=1, window=1)
     loader = StreamLoader(shards, Collate(specs, 1), plan, policy=CorruptSamplePolicy("skip", "100%"))
     batches = iter(loader)
     next(batches)

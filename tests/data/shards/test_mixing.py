@@ -72,7 +72,7 @@ def test_every_set_has_its_fraction_after_any_number_of_batches(seed: int) -> No
     shares = {f"set{i}": Fraction(part, sum(parts)) for i, part in enumerate(parts)}
     sizes = {name: random_sizes(rng) for name in shares}
     batch_size = int(np.ceil(sum(parts) / min(parts))) + int(rng.integers(0, 30))
-    order = mixed(sizes, shares, batch_size=batch_size, seed=seed, num_lanes=2, window=2, num_rows=batch_size * 7)
+    order = mixed(sizes, shares, batch_size=batch_size, seed=seed, num_streams=2, window=2, num_rows=batch_size * 7)
     seen: Counter[str] = Counter()
     rows: dict[str, list[int]] = {name: [] for name in shares}
     for num_batches, batch in enumerate(run(order, 3), start=1):

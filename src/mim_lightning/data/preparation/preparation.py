@@ -107,8 +107,8 @@ class Preparation:
         folder: of the prepared data, which may not exist yet.
         source: where the manifest comes from; None: the data are prepared already.
         settings: of the shards.
-        protocol: which queries may be trained on.
-        check: how strictly the source is validated; None, as in older runs: the defaults.
+        splits: which queries may be trained on.
+        strictness: how strictly the source is validated; None, as in older runs: the defaults.
         cache: of shards at a URL.
         num_workers: processes that write; None: see `prepare_shards`.
     """
@@ -116,13 +116,13 @@ class Preparation:
     folder: PathOrUrl
     source: Source | None
     settings: ShardSettings
-    protocol: Protocol | None = None
-    check: ValidationSettings | None = None
+    splits: Protocol | None = None
+    strictness: ValidationSettings | None = None
     cache: CacheSettings | None = None
     num_workers: int | None = None
 
     def validation(self, write_report: WriteReport, specs: Mapping[str, InputSpec] | None = None) -> Validation:
-        return Validation(self.check or ValidationSettings(), specs, write_report)
+        return Validation(self.strictness or ValidationSettings(), specs, write_report)
 
 
 def prepare_data(
@@ -154,7 +154,7 @@ def prepare_data(
         parts.source,
         parts.folder,
         parts.settings,
-        parts.protocol,
+        parts.splits,
         overwrite=overwrite,
         validation=parts.validation(write_report, specs),
         num_workers=parts.num_workers,
@@ -257,7 +257,7 @@ def validate_only(parts: Preparation, write_report: WriteReport, specs: Mapping[
     """
     assert parts.source is not None
     assert isinstance(parts.folder, Path)
-    protocol, validation = parts.protocol or GivenSplits(), parts.validation(write_report, specs)
+    protocol, validation = parts.splits or GivenSplits(), parts.validation(write_report, specs)
     described = describe_preparation(parts.source.describe(), parts.settings, protocol)
     target = report_dir(parts.folder)
     with staging_dir(parts.folder, described, overwrite=False) as staging:

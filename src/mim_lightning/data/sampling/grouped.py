@@ -48,15 +48,15 @@ class GroupedOrder:
     category_keys: np.ndarray | None = field(default=None, repr=False)
     same_category_fraction: float = 0.0
     seed: int = 0
-    num_lanes: int = 1
+    num_streams: int = 1
     window: int = WINDOW_SHARDS
 
     def __post_init__(self) -> None:
-        validate_streams(len(self.shard_sizes), self.global_batch_size, self.num_lanes, self.window)
-        if self.global_batch_size % self.samples_per_product or self.num_lanes > self._num_groups:
+        validate_streams(len(self.shard_sizes), self.global_batch_size, self.num_streams, self.window)
+        if self.global_batch_size % self.samples_per_product or self.num_streams > self._num_groups:
             raise ValueError(
                 f"data.batch_size={self.global_batch_size}: must be a multiple of data.sampling.samples_per_product="
-                f"{self.samples_per_product}, and at least data.num_interleaved={self.num_lanes} times it"
+                f"{self.samples_per_product}, and at least data.num_interleaved={self.num_streams} times it"
             )
         if self.same_category_fraction:
             self._validate_categories()
@@ -79,7 +79,7 @@ class GroupedOrder:
             "batch_size": self.global_batch_size,
             "order.rows_per_product": self.samples_per_product,
             "order.same_category": self.same_category_fraction,
-            "num_lanes": self.num_lanes,
+            "num_lanes": self.num_streams,
             "window": self.window,
             "seed": self.seed,
             "num_samples": self.num_samples,
@@ -90,7 +90,7 @@ class GroupedOrder:
         sizes = np.array(self.shard_sizes)
         layout = EpochLayout(sizes, np.random.default_rng([self.seed, epoch]).permutation(len(sizes)))
         first_batch = -(-start // self.global_batch_size)
-        streams = [self._parts(layout, epoch, stream_idx, first_batch) for stream_idx in range(self.num_lanes)]
+        streams = [self._parts(layout, epoch, stream_idx, first_batch) for stream_idx in range(self.num_streams)]
         for parts in zip(*streams, strict=True):
             yield np.concatenate(parts)
 
@@ -140,8 +140,8 @@ class GroupedOrder:
 
     def _split(self, num_groups: int) -> list[int]:
         """Return how many groups each stream gives."""
-        equal, remainder = divmod(num_groups, self.num_lanes)
-        return [equal + (stream_idx < remainder) for stream_idx in range(self.num_lanes)]
+        equal, remainder = divmod(num_groups, self.num_streams)
+        return [equal + (stream_idx < remainder) for stream_idx in range(self.num_streams)]
 
     def _windows(self, part_size: int) -> list[tuple[int, int]]:
         """Return the windows of a stream as ranges of batches, (first, stop)."""
@@ -152,7 +152,7 @@ class GroupedOrder:
 
     def _validate_categories(self) -> None:
         assert self.category_keys is not None, "same_category_fraction needs category_keys"
-        num_groups = self._num_groups // self.num_lanes
+        num_groups = self._num_groups // self.num_streams
         if not (0 < self.same_category_fraction <= 1 and round(self.same_category_fraction * num_groups) >= 2):
             raise ValueError(
                 f"data.sampling.same_category_fraction={self.same_category_fraction}: give a fraction up to 1 that is "
@@ -195,8 +195,8 @@ class GroupedSettings:
             read_column(shards, "category_keys") if self.same_category_fraction else None,
             self.same_category_fraction,
             epoch.seed,
-            epoch.num_lanes,
-            max(8, WINDOW_SHARDS // epoch.num_lanes) if epoch.window is None else epoch.window,
+            epoch.num_streams,
+            max(8, WINDOW_SHARDS // epoch.num_streams) if epoch.window is None else epoch.window,
         )
 
 

@@ -151,8 +151,8 @@ def make_mixture_order(
     for name, fraction in fractions.items():
         own = shards.sets[name]
         batch_size = each.group_size * max(1, round(fraction * num_groups))
-        num_lanes = min(epoch.num_lanes, len(own.sizes), batch_size // each.group_size)
-        settings = EpochSettings(batch_size, epoch.seed, num_lanes, epoch.window)
+        num_streams = min(epoch.num_streams, len(own.sizes), batch_size // each.group_size)
+        settings = EpochSettings(batch_size, epoch.seed, num_streams, epoch.window)
         parts[name] = MixturePart(each.for_shards(own, settings), fraction, shards.set_start(name))
     first = next(iter(parts.values()))
     num_rows = epoch.num_rows or math.ceil(first.order.num_samples / first.fraction)

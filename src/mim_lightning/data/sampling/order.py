@@ -73,7 +73,7 @@ class EpochSettings:
 
     global_batch_size: int
     seed: int = 0
-    num_lanes: int = 1
+    num_streams: int = 1
     window: int | None = None  # shards; None: the default of the order
     num_rows: int | None = None  # of an epoch; None: the default of the order
 
@@ -99,9 +99,9 @@ class OrderSettings(Protocol):
         ...
 
 
-def validate_streams(num_shards: int, global_batch_size: int, num_lanes: int, window: int) -> None:
-    if not 1 <= num_lanes <= num_shards:
-        raise ValueError(f"data.num_interleaved={num_lanes}: 1 to {num_shards}, the number of shards")
+def validate_streams(num_shards: int, global_batch_size: int, num_streams: int, window: int) -> None:
+    if not 1 <= num_streams <= num_shards:
+        raise ValueError(f"data.num_interleaved={num_streams}: 1 to {num_shards}, the number of shards")
     for key, value in (("batch_size", global_batch_size), ("shuffle_window_shards", window)):
         if value < 1:
             raise ValueError(f"data.{key}={value}: must be at least 1")

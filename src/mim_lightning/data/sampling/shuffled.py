@@ -108,18 +108,18 @@ class ShuffledOrder:
     """Every sample once an epoch: shards are permuted, split into streams, and shuffled in windows of a few shards.
 
     A global batch takes an equal part from every stream, so that a node which owns some streams reads only their
-    shards. `window` counts shards, `num_lanes` streams.
+    shards. `window` counts shards, `num_streams` streams.
     """
 
     shard_sizes: tuple[int, ...]
     global_batch_size: int
     seed: int = 0
     shuffle: bool = True
-    num_lanes: int = 1
+    num_streams: int = 1
     window: int = 8
 
     def __post_init__(self) -> None:
-        validate_streams(len(self.shard_sizes), self.global_batch_size, self.num_lanes, self.window)
+        validate_streams(len(self.shard_sizes), self.global_batch_size, self.num_streams, self.window)
 
     @cached_property
     def num_samples(self) -> int:
@@ -133,7 +133,7 @@ class ShuffledOrder:
         return {
             "order": "stream",
             "batch_size": self.global_batch_size,
-            "num_lanes": self.num_lanes,
+            "num_lanes": self.num_streams,
             "window": self.window,
             "seed": self.seed,
             "num_samples": self.num_samples,
@@ -153,7 +153,7 @@ class ShuffledOrder:
             return np.random.default_rng([self.seed, epoch, stream_idx, window_idx]).permutation(rows)
 
         window = self.window if self.shuffle else 1
-        streams = split_into_streams(sizes[shards], self.num_lanes, window, rows_in_window)
+        streams = split_into_streams(sizes[shards], self.num_streams, window, rows_in_window)
         return interleave(streams, self.global_batch_size, start)
 
 
@@ -176,6 +176,6 @@ class ShuffledSettings:
             tuple(shards.sizes),
             epoch.global_batch_size,
             epoch.seed,
-            num_lanes=epoch.num_lanes,
+            num_streams=epoch.num_streams,
             window=ShuffledOrder.window if epoch.window is None else epoch.window,
         )

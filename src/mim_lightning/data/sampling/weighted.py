@@ -37,11 +37,11 @@ class WeightedOrder:
     weights: np.ndarray = field(repr=False)  # (rows of the set,), not negative
     num_samples: int
     seed: int = 0
-    num_lanes: int = 1
+    num_streams: int = 1
     window: int = ShuffledOrder.window
 
     def __post_init__(self) -> None:
-        validate_streams(len(self.shard_sizes), self.global_batch_size, self.num_lanes, self.window)
+        validate_streams(len(self.shard_sizes), self.global_batch_size, self.num_streams, self.window)
         if not self._shard_weights.any():
             raise ValueError("column 'weight': no row has a weight above 0")
 
@@ -58,7 +58,7 @@ class WeightedOrder:
             "order": "weighted",
             "batch_size": self.global_batch_size,
             "rows_per_epoch": self.num_samples,
-            "num_lanes": self.num_lanes,
+            "num_lanes": self.num_streams,
             "window": self.window,
             "seed": self.seed,
             "num_shards": len(self.shard_sizes),
@@ -80,7 +80,7 @@ class WeightedOrder:
             release_pages(self.weights)
             return rng.permutation(np.concatenate(drawn))
 
-        streams = split_into_streams(num_drawn, self.num_lanes, self.window, rows_in_window)
+        streams = split_into_streams(num_drawn, self.num_streams, self.window, rows_in_window)
         return interleave(streams, self.global_batch_size, start)
 
     def _draw(self, shard_idx: int, edges: np.ndarray, offset: float, rng: np.random.Generator) -> np.ndarray:
@@ -139,7 +139,7 @@ class WeightedSettings:
             read_column(shards, "weights"),
             len(shards) if epoch.num_rows is None else epoch.num_rows,
             epoch.seed,
-            epoch.num_lanes,
+            epoch.num_streams,
             ShuffledOrder.window if epoch.window is None else epoch.window,
         )
 
