@@ -24,7 +24,7 @@ COLUMN, ROW = 2.92, 1.42  # from one box to the next, in inches
 STAGES = {
     "tables": (0, 0, "products and queries", FAINT),
     "manifest": (1, 0, "data.sources, data.manifest", BLUE),
-    "validation": (2, 0, "data.validation", BLUE),
+    "validation": (2, 0, "data.splits, data.validation", BLUE),
     "preparation": (3, 0, "data.preparation", BLUE),
     "shards": (3, 1, "data.shards", BLUE),
     "sampling": (2, 1, "data.sampling", BLUE),
@@ -35,7 +35,7 @@ STAGES = {
     "metrics": (2, 2, "metrics", PURPLE),
     "records, pages": (3, 2, "analysis", PURPLE),
     "checkpoint": (0, 3, "model.checkpoint, inference", ORANGE),
-    "index": (1, 3, "search.index", ORANGE),
+    "index": (1, 3, "search, search.index", ORANGE),
     "searcher": (2, 3, "search", ORANGE),
     "service": (3, 3, "search.service", ORANGE),
 }
@@ -52,12 +52,13 @@ ARROWS = [
     ("training step", "matcher", "types:Batch", 0),
     ("matcher", "loss", "types:Embeddings", 0),
     ("loss", "training step", "types:StepResult", 0),
-    ("matcher", "metrics", "metrics.embedding_table:EmbeddingTable", 0.22),
+    ("matcher", "metrics", "types:Embeddings", 0.22),
     ("metrics", "records, pages", "types:RetrievalReport", 0),
     ("matcher", "checkpoint", "weights, config,\nfingerprint", 0),
     ("checkpoint", "index", "inference.model:LoadedModel", 0),
     ("index", "searcher", "search.index.interface:ProductIndex", 0),
-    ("searcher", "service", "search.searcher:SearchHit", 0),
+    ("checkpoint", "searcher", "inference.model:LoadedModel", 0.22),
+    ("searcher", "service", "search.searcher:SearchResult", 0),
 ]
 
 
@@ -71,7 +72,7 @@ def draw() -> Figure:
     """Return the picture."""
     columns = 1 + max(column for column, *_ in STAGES.values())
     rows = 1 + max(row for _, row, *_ in STAGES.values())
-    width, height = (columns - 1) * COLUMN + WIDTH + 0.3, (rows - 1) * ROW + HEIGHT + 0.3
+    width, height = (columns - 1) * COLUMN + WIDTH + 0.3, (rows - 1) * ROW + HEIGHT + 0.75  # room for the lowest arrow
     figure = Figure(figsize=(width, height), facecolor=PAPER)
     FigureCanvasSVG(figure)
     axes = figure.add_axes((0, 0, 1, 1), xlim=(-0.15, width - 0.15), ylim=(height - 0.15, -0.15))
@@ -102,6 +103,7 @@ def _draw_arrow(axes: Axes, start: str, end: str, label: str, bend: float, boxes
     is_upright = x0 == x1
     axes.text(
         x + (0.07 if is_upright else 0), y - (0 if is_upright else 0.09), label, color=INK, size=8, family="monospace",
+        bbox={"facecolor": PAPER, "edgecolor": "none", "pad": 0.5},
         ha="left" if is_upright else "center", va="center" if is_upright else "bottom",
     )  # fmt: skip
 
