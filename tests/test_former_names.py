@@ -136,10 +136,9 @@ def test_stored_configs_of_every_kind_get_the_present_names() -> None:
 
 def test_every_former_key_leads_to_a_key_that_is_there() -> None:
     configs = {name: compose(name, OVERRIDES.get(name, [])) for name in FORMER_TOP_KEYS}
-    places = [
-        (configs["serve" if place.startswith("arms") else "train"], place, present)
-        for place, present in FORMER_KEYS.items()
-    ]
+    webdataset = compose("train", ["data=webdataset", "data.source.shards.train=t"])
+    others = {"arms.*.share": configs["serve"], "data.source.catalogue": webdataset}
+    places = [(others.get(place, configs["train"]), place, present) for place, present in FORMER_KEYS.items()]
     places += [(configs[name], place, new) for name, keys in FORMER_TOP_KEYS.items() for place, new in keys.items()]
     for config, place, present in places:
         *parents, former_key = place.split(".")

@@ -37,6 +37,7 @@ FORMER_KEYS = {
     "data.rows_per_epoch": "samples_per_epoch",
     "data.sampling.rows_per_product": "samples_per_product",
     "data.sampling.same_category": "same_category_fraction",
+    "data.source.catalogue": "catalog",
     "data.source.download.wait": "backoff",
     "data.validation.also_bad": "treat_as_invalid",
     "data.validation.max_bad": "max_invalid",

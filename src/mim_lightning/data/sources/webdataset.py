@@ -44,7 +44,7 @@ class WebDatasetSource:
 
     Args:
         shards: by split, the tar files: a path or URL, with {000..123} or * for several; None: no such split.
-        catalogue: tar files whose samples are products only; they are added to the catalog.
+        catalog: tar files whose samples are products only; they are added to the catalog.
         columns: our column name -> its key in a sample, by table: a member ("query.jpg"), a key of a JSON member
             ("json:product.id") or "__key__"; of several with "|" between them the first that exists; None: there is
             none. Without a column for it, the split of a query is that of its shards.
