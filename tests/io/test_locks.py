@@ -70,8 +70,10 @@ def test_a_started_process_holds_an_inheritable_lock(tmp_path: Path) -> None:
     for is_inheritable in (False, True):
         held = try_lock(tmp_path / "lock", is_inheritable)
         assert held is not None
-        wait = [sys.executable, "-c", "import sys; sys.stdin.read()"]
-        with subprocess.Popen(wait, stdin=subprocess.PIPE, close_fds=False) as child:
+        wait = [sys.executable, "-c", "import sys; print(flush=True); sys.stdin.read()"]
+        with subprocess.Popen(wait, stdin=subprocess.PIPE, stdout=subprocess.PIPE, close_fds=False) as child:
+            assert child.stdout is not None
+            child.stdout.readline()  # Popen may return before the kernel has closed what is not inherited
             os.close(held)  # as the kernel does when this process ends
             again = try_lock(tmp_path / "lock")
             assert (again is None) == is_inheritable
