@@ -15,7 +15,7 @@ import imagehash
 import numpy as np
 from PIL import Image
 
-from mim_lightning.data.images.codec import decode_upright, image_size
+from mim_lightning.data.images.codec import EncodedImage, decode_upright
 from mim_lightning.data.images.limits import MAX_FILE_BYTES, ImageTooLargeError, TruncatedImageError
 from mim_lightning.data.images.reader import ImageRef, TarMember
 from mim_lightning.data.manifest.rows import Product, Query
@@ -76,8 +76,9 @@ def image_properties(data: bytes) -> ImageProperties:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is lower
-            height, width = image_size(data)
-            image = Image.fromarray(decode_upright(data, DECODED_SIDE, DECODED_SIDE))
+            encoded = EncodedImage.of(data)
+            height, width = encoded.size
+            image = Image.fromarray(decode_upright(encoded, DECODED_SIDE, DECODED_SIDE))
     except Exception as error:  # decoders raise anything for damaged files, and no file may stop the validation
         kind = "huge_image" if isinstance(error, ImageTooLargeError) else "unreadable_image"
         kind = "truncated_image" if isinstance(error, TruncatedImageError) else kind
