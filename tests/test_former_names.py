@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import mim_lightning
+from mim_lightning import former_names
 from mim_lightning.config import compose, conf_dir
 from mim_lightning.former_names import (
     FORMER_KEYS,
@@ -117,6 +118,15 @@ def test_runs_keep_the_ids_of_their_first_names(overrides: str, run_id: str) -> 
         assert identify(compose("train", words))[0].run_id == run_id
 
 
+def test_a_key_that_came_later_does_not_lose_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(former_names, "ADDED_KEYS", {"step.size": (None,), "model.towers.*.mode": ("full",)})
+    before = {"model": {"towers": {"query_image": {"frozen": False}}, "tied": {}}}
+    same = {"step": {"size": None}, "model": {"towers": {"query_image": {"frozen": False, "mode": "full"}}, "tied": {}}}
+    other = {**before, "step": {"size": 8}}
+    assert former_names.to_first(same) == former_names.to_first(before)
+    assert former_names.to_first(other) == {**former_names.to_first(before), "step": {"size": 8}}
+
+
 def test_a_checkpoint_with_former_names_loads(tmp_path: Path) -> None:
     path, _ = write_checkpoint(tmp_path, "model=2tower")
     content = torch.load(path, weights_only=True)
@@ -147,7 +157,8 @@ def test_every_former_key_leads_to_a_key_that_is_there() -> None:
         assert present in config and former_key not in config, place
     options = [(group, option) for group, table in FORMER_OPTIONS.items() for option in table.values()]
     assert all((Path(conf_dir()) / group / f"{option}.yaml").is_file() for group, option in options)
-    assert to_present(to_first(configs["train"])) == configs["train"]
+    first = to_first(configs["train"])
+    assert to_first(to_present(first)) == first != configs["train"]
     assert all(present not in table for table in FORMER_VALUES.values() for present in table.values())
 
 

@@ -75,6 +75,9 @@ FORMER_OPTIONS = {
     "data/sampling": {"stream": "shuffled"},
     "data/splits": {"seen": "given", "disjoint": "product_disjoint"},
 }
+# key of training that came later -> the values, resolved or not, that mean what runs did before it: with one of them
+# the key is left out of run ids, so that those runs are found
+ADDED_KEYS: dict[str, tuple[Any, ...]] = {}
 OWN = "mim_lightning."
 # former `_target_` -> present: a package of ours and what it exports, so that files behind it may move
 FORMER_TARGETS = {
@@ -129,7 +132,9 @@ FORMER_TARGETS = {
         "sweep.SweepLedger": "sweep.SweepLog",
     }.items()
 }
-MAX_DEPTH = 1 + max(key.count(".") for key in (*FORMER_KEYS, *FORMER_VALUES))  # of the keys in these tables
+MAX_DEPTH = 1 + max(
+    key.count(".") for key in (*FORMER_KEYS, *FORMER_VALUES, *ADDED_KEYS)
+)  # of the keys in these tables
 OVERRIDE = re.compile(r"(~|\+{0,2})([^-=@][^=@]*)(@[^=]*)?(?:=(.*))?", re.S)  # mark, key, package, value
 
 
@@ -173,8 +178,8 @@ def to_present(config: Mapping[str, Any], name: str = "train", report: Report | 
 
 
 def to_first(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the plain containers of a training config that has present names under the first ones."""
-    return _renamed(config, (), _backward(), _ignore)
+    """Return a training config that has present names as the first version had it: its names, without later keys."""
+    return _renamed(_without_added(config, ()), (), _backward(), _ignore)
 
 
 def present_overrides(overrides: Iterable[str], name: str = "train", report: Report | None = None) -> list[str]:
@@ -185,6 +190,24 @@ def present_overrides(overrides: Iterable[str], name: str = "train", report: Rep
 def first_override(override: str) -> str:
     """Return an override of a training config that has present names under the first ones."""
     return _renamed_override(override, _backward(), _ignore)
+
+
+def _without_added(value: Any, place: tuple[str, ...]) -> Any:
+    """Remove added keys that change nothing, and sections that have no other key."""
+    if isinstance(value, list):
+        return [_without_added(part, (*place, "*")) for part in value]
+    if not isinstance(value, Mapping):
+        return value
+    kept = {}
+    for key, part in value.items():
+        inner = (*place, str(key))
+        found = _look_up(ADDED_KEYS, inner)
+        if found is not None and part in found:
+            continue
+        remaining = _without_added(part, inner)
+        if remaining != {} or part == {}:
+            kept[key] = remaining
+    return kept
 
 
 def _renamed(value: Any, place: tuple[str, ...], names: _Names, report: Report) -> Any:
