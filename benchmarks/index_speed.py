@@ -28,7 +28,7 @@ import numpy as np
 import pyarrow as pa
 
 from mim_lightning.search.index import faiss_types, segment
-from mim_lightning.search.index.factory import build_index
+from mim_lightning.search.index.factory import create_index
 from mim_lightning.search.index.faiss_index import FaissIndex
 from mim_lightning.search.index.index_type import num_candidates
 from mim_lightning.search.index.recall import make_queries
@@ -162,7 +162,7 @@ def build(kind: str, vectors: np.ndarray, sizes: argparse.Namespace) -> tuple[Fa
         return patch.object(faiss_types, name, note)
 
     with noting("_train"), noting("extend_index"):
-        index = build_index(vectors, ids, columns_of(ids), settings, facts, sizes.folder / kind)
+        index = create_index(vectors, ids, columns_of(ids), settings, facts, sizes.folder / kind)
     assert isinstance(index, FaissIndex)
     return index, {"train_cpu_seconds": steps["_train"], "fill_cpu_seconds": steps["extend_index"]}
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from mim_lightning.analysis.embeddings import read_embeddings
 from mim_lightning.analysis.fusion_sweep import FusionCurve, sweep_fusion
 from mim_lightning.analysis.record import read_record
-from mim_lightning.display.style import new_figure, save
+from mim_lightning.display.style import new_figure, save_figure
 from mim_lightning.types import Direction
 
 DIRECTION, FUSIONS = "composed_to_product", ("query", "product")
@@ -63,7 +63,7 @@ def draw(curves: dict[str, list[FusionCurve]], path: Path) -> None:
     axes.set_ylabel("hit@1, products never trained on")
     axes.set_title(f"{DIRECTION}: fusion weights after training")
     axes.legend()
-    save(figure, path)
+    save_figure(figure, path)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ tower count and by loss weight, losses, logit scale, throughput, tracked queries
 
 from __future__ import annotations
 
-from mim_lightning.analysis.workspace import MONITOR, build_workspace, describe, save
+from mim_lightning.analysis.workspace import MONITOR, build_workspace, describe_workspace, save_workspace
 from mim_lightning.command import CommandParser, run_command
 from mim_lightning.config import compose
 
@@ -24,7 +24,7 @@ def wandb_workspace(entity: str, project: str, monitor: str, dry_run: bool) -> N
     """Save a view of the project's runs and print its URL, or list its panels."""
     pairs = compose("train", ["model=4tower"])["model"]["pairs"]
     workspace = build_workspace(entity, project, pairs, monitor)
-    print(describe(workspace) if dry_run else save(workspace))
+    print(describe_workspace(workspace) if dry_run else save_workspace(workspace))
 
 
 if __name__ == "__main__":

@@ -47,7 +47,7 @@ def test_a_dollar_sign_is_no_formula(tmp_path: Path) -> None:
     axes.set_yscale("log")
     axes.set_title("$x_$")
     axes.legend(title="$\\frac{$")
-    assert style.save(figure, tmp_path / "a.png").is_file()
+    assert style.save_figure(figure, tmp_path / "a.png").is_file()
 
 
 def test_figures_have_the_given_size_and_their_folder_is_made(tmp_path: Path) -> None:
@@ -55,7 +55,7 @@ def test_figures_have_the_given_size_and_their_folder_is_made(tmp_path: Path) ->
     figure, axes = style.new_figure(width=8, height=3)
     axes.plot([0, 1], [0, 1], label="line")
     axes.legend()
-    path = style.save(figure, tmp_path / "new" / "line.png")
+    path = style.save_figure(figure, tmp_path / "new" / "line.png")
     assert path == tmp_path / "new" / "line.png"
     assert image.imread(path).shape[:2] == (3 * style.DPI, 8 * style.DPI)
     assert [len(style.new_panels(count)[1]) for count in (1, 4, 7)] == [1, 4, 7]

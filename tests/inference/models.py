@@ -7,7 +7,7 @@ import torch
 from mim_lightning.config import build_matcher, compose
 from mim_lightning.data.images.codec import normalize_encoding
 from mim_lightning.export import export
-from mim_lightning.model.checkpoint import PREFIX, SECTION, describe
+from mim_lightning.model.checkpoint import PREFIX, SECTION, describe_checkpoint
 from mim_lightning.model.matcher import Matcher
 from mim_lightning.types import Sample
 from tests.shop import picture, small
@@ -31,7 +31,7 @@ def write_checkpoint(
     state = {PREFIX + name: value for name, value in matcher.state_dict().items()}
     path = folder / "run" / "checkpoints" / "best.ckpt"
     path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save({"state_dict": state, SECTION: describe(matcher, config)}, path)
+    torch.save({"state_dict": state, SECTION: describe_checkpoint(matcher, config)}, path)
     return path, matcher
 
 

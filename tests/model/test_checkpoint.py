@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mim_lightning.config import build_matcher, build_objective, compose
-from mim_lightning.model.checkpoint import PREFIX, SECTION, WarmStart, describe, load_matcher, warm_start
+from mim_lightning.model.checkpoint import PREFIX, SECTION, WarmStart, describe_checkpoint, load_matcher, warm_start
 from mim_lightning.model.matcher import Matcher
 from tests.shop import small
 
@@ -26,7 +26,7 @@ def save(folder: Path, *overrides: str, seed: int = 0) -> tuple[Path, torch.nn.M
     matcher = build_matcher(config(*overrides))
     state = {PREFIX + name: value for name, value in matcher.state_dict().items()}
     path = folder / "model.ckpt"
-    torch.save({"state_dict": state, SECTION: describe(matcher, config(*overrides))}, path)
+    torch.save({"state_dict": state, SECTION: describe_checkpoint(matcher, config(*overrides))}, path)
     return path, matcher
 
 

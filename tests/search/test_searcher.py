@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from mim_lightning.search.index.factory import build_index
+from mim_lightning.search.index.factory import create_index
 from mim_lightning.search.index.settings import IndexSettings, ModelFacts
 from mim_lightning.search.query import SearchQuery
 from mim_lightning.search.searcher import MODEL, Searcher, open_searcher
@@ -49,7 +49,7 @@ def vectors() -> np.ndarray:
 def index(vectors: np.ndarray, tmp_path: Path) -> Any:
     ids = [f"p{number:02d}" for number in range(NUM_PRODUCTS)]
     products = pa.table({"product_id": ids, "title": [f"title {i}" for i in ids], "category": ["even", "odd"] * 20})
-    return build_index(vectors, ids, products, IndexSettings(kind="flat"), ModelFacts("f00d", "product", 16), tmp_path)
+    return create_index(vectors, ids, products, IndexSettings(kind="flat"), ModelFacts("f00d", "product", 16), tmp_path)
 
 
 def ranked(vectors: np.ndarray, query: np.ndarray) -> list[str]:

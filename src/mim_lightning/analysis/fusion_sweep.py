@@ -165,7 +165,7 @@ def _cross_chosen(scores_WQ: np.ndarray, clusters_Q: np.ndarray, trained_weight:
 
 
 def _draw_curve(curve: FusionCurve, path: Path) -> None:
-    from mim_lightning.display.style import BLUE, ORANGE, new_figure, save
+    from mim_lightning.display.style import BLUE, ORANGE, new_figure, save_figure
 
     figure, axes = new_figure(width=6.4, height=4.0)
     lows, highs = zip(*curve.intervals, strict=True)
@@ -178,4 +178,4 @@ def _draw_curve(curve: FusionCurve, path: Path) -> None:
     axes.set_ylabel(curve.metric)
     axes.set_title(f"{curve.direction}: weights of '{curve.fusion}'")
     axes.legend()
-    save(figure, path)
+    save_figure(figure, path)

@@ -125,7 +125,7 @@ def _scatter(wr: Any, weight: str, result: str, title: str) -> Any:
     return wr.ScatterPlot(title=title, x=wr.Config(weight), y=wr.SummaryMetric(result))
 
 
-def save(workspace: Workspace) -> str:
+def save_workspace(workspace: Workspace) -> str:
     """Save the workspace as a new view of its project, and return the URL.
 
     Raises:
@@ -141,7 +141,7 @@ def save(workspace: Workspace) -> str:
         ) from error
 
 
-def describe(workspace: Workspace) -> str:
+def describe_workspace(workspace: Workspace) -> str:
     """Return the sections and their panels, one line each."""
     lines = [f"{workspace.entity}/{workspace.project}: {workspace.name}"]
     for section in workspace.sections:

@@ -61,7 +61,7 @@ def new_panels(
     return figure, panels
 
 
-def save(figure: Figure, path: Path) -> Path:
+def save_figure(figure: Figure, path: Path) -> Path:
     """Write a figure as PNG, and return the path; its folder is made."""
     for legend in [*figure.legends, *(axes.get_legend() for axes in figure.axes)]:
         if legend is not None:

@@ -19,7 +19,7 @@ def is_hub_path(path: str | Path) -> bool:
     return isinstance(path, str) and path.startswith(HUB_PREFIX)
 
 
-def download(path: str) -> Path:
+def download_export(path: str) -> Path:
     """Return the local folder of `hf://<user>/<repo>[@<revision>]`, downloaded unless it is in the cache.
 
     Raises:

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from mim_lightning.inference.export_format import read_facts, read_matcher
-from mim_lightning.inference.hub import download, is_hub_path
+from mim_lightning.inference.hub import download_export, is_hub_path
 from mim_lightning.inference.model import LoadedModel
 from mim_lightning.inference.quantization import (
     compute_dtype,
@@ -102,7 +102,7 @@ def choose_device(device: str) -> torch.device:
 
 
 def _local(path: str | Path) -> Path:
-    return download(str(path)) if is_hub_path(path) else Path(path)
+    return download_export(str(path)) if is_hub_path(path) else Path(path)
 
 
 def _load_onnx(folder: Path, device: str, precision: str) -> LoadedModel:

@@ -211,7 +211,7 @@ def print_run(title: str, results: Results) -> None:
     """Print one row a direction: queries, hit@1 before training, hit@1 with its interval, further metrics that fit."""
     console = Console()
     width = max(WIDTH, console.width) if console.is_terminal else WIDTH
-    names = directions_of(results)
+    names = directions_in(results)
     has_counts, has_initial = bool(_counts(results, "num_queries")), any(key.startswith(INITIAL) for key in results)
     parts = {name: list(_segments(results, name)) for name in names}
     table = Table(title=Text(plain(title)), title_justify="left", box=SIMPLE, padding=0, pad_edge=False)
@@ -238,7 +238,7 @@ def print_run(title: str, results: Results) -> None:
         Console(width=width).print(line, highlight=False, markup=False)
 
 
-def directions_of(results: Results) -> list[str]:
+def directions_in(results: Results) -> list[str]:
     return list(dict.fromkeys(key.split("/")[1] for key in results if key.startswith("val/")))
 
 
@@ -295,7 +295,7 @@ def _describe_counts(results: Results, rest: Sequence[str]) -> Iterator[str]:
 
 def _left_out(results: Results) -> Iterator[str]:
     """Yield a line for each direction with queries that answer themselves, repeat a photo, or nearly do."""
-    for direction in directions_of(results):
+    for direction in directions_in(results):
         counts = {name: int(results.get(f"counts/{direction}/{name}", 0)) for name in LEFT_OUT}
         lines = [LEFT_OUT[name].format(format_count(count, "query")) for name, count in counts.items() if count]
         yield from (f"  {plain(direction)}: {line}" for line in lines)

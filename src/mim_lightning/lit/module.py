@@ -21,7 +21,7 @@ from mim_lightning.interruption import reinstall_signal_handlers
 from mim_lightning.lit.console import describe_cut_texts, describe_training, warn
 from mim_lightning.lit.optim import began_with_listed_decayed, parameter_groups
 from mim_lightning.losses.objective import Objective
-from mim_lightning.model.checkpoint import SECTION, describe
+from mim_lightning.model.checkpoint import SECTION, describe_checkpoint
 from mim_lightning.model.matcher import Matcher
 from mim_lightning.types import Batch, Embeddings
 
@@ -125,7 +125,7 @@ class MatchModule(LightningModule):
         agree = self.trainer.strategy.reduce_boolean_decision  # all ranks save, or none: batch statistics may differ
         validate_finite(self, f"at step {self.trainer.global_step}", agree)
         if self.trainer.is_global_zero:  # only the rank that writes: the fingerprint reads all weights
-            checkpoint[SECTION] = describe(self.matcher, self._config)
+            checkpoint[SECTION] = describe_checkpoint(self.matcher, self._config)
 
 
 @torch.no_grad()

@@ -1,7 +1,7 @@
 """Checkpoints: a matcher with everything needed to rebuild it, without trainer, network or pickled code.
 
-`describe` adds it to Lightning's checkpoint and `load_matcher` rebuilds it; `warm_start` copies weights of towers into
-another matcher, `store_fusions` changes the fusion weights in a file.
+`describe_checkpoint` adds it to Lightning's checkpoint and `load_matcher` rebuilds it; `warm_start` copies weights of
+towers into another matcher, `store_fusions` changes the fusion weights in a file.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class WarmStart:
         return "\n".join(lines)
 
 
-def describe(matcher: Matcher, config: Mapping[str, Any]) -> dict[str, Any]:
+def describe_checkpoint(matcher: Matcher, config: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a checkpoint stores in addition to tensors, in plain containers."""
     assets = {name: matcher.tower(name).encoder.export_assets() for name in matcher.towers}
     return {"config": dict(config), "assets": assets, "fingerprint": fingerprint(matcher)}
@@ -150,7 +150,7 @@ def store_fusions(path: Path, fusions: Fusions, expected: str) -> Path:
     model = {**loaded.config["model"], "fusions": {**known, **{name: dict(w) for name, w in fusions.items()}}}
     loaded.matcher.fusions = model["fusions"]
     content = _read(path)
-    content[SECTION] = describe(loaded.matcher, {**loaded.config, "model": model})
+    content[SECTION] = describe_checkpoint(loaded.matcher, {**loaded.config, "model": model})
     target = path.with_suffix(f".fused{path.suffix}")
     with atomic_write(target) as partial:
         torch.save(content, partial)

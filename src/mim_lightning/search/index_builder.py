@@ -17,7 +17,7 @@ from mim_lightning.search.embedding_store import EmbeddedCatalog
 from mim_lightning.search.facets import FACETS, describe_facets, extend_facets
 from mim_lightning.search.golden_samples import encode_golden_samples, select_inputs, write_golden_samples
 from mim_lightning.search.index.card import IndexCard
-from mim_lightning.search.index.factory import build_index, is_address, open_index
+from mim_lightning.search.index.factory import create_index, is_address, open_index
 from mim_lightning.search.index.settings import IndexSettings, ModelFacts
 from mim_lightning.search.product_images import CATALOGS
 from mim_lightning.search.searcher import GOLDEN_SAMPLES, MODEL
@@ -39,7 +39,7 @@ def build_product_index(
         checkpoint: where the model is, recorded in the card.
 
     Raises:
-        ValueError: as `factory.build_index`; nothing is left behind then.
+        ValueError: as `factory.create_index`; nothing is left behind then.
     """
     gallery = embedded.facts.gallery
     extra: dict[str, Any] = {
@@ -57,7 +57,7 @@ def build_product_index(
         write_golden_samples(Path(place) / extra[GOLDEN_SAMPLES], encode_golden_samples(model, inputs))
     facts = ModelFacts(model.fingerprint, gallery, model.dimension)
     rows = embedded.vectors, embedded.product_ids, embedded.products
-    return build_index(*rows, settings, facts, place, extra).card
+    return create_index(*rows, settings, facts, place, extra).card
 
 
 def add_products(place: str, embedded: EmbeddedCatalog) -> IndexCard:

@@ -17,7 +17,7 @@ from matplotlib.lines import Line2D
 
 from mim_lightning.analysis.figures.curves import MAX_POINTS, draw_losses, draw_recall, merge_runs
 from mim_lightning.analysis.figures.training_log import TrainingLog
-from mim_lightning.display.style import BLUE, PAPER, VERMILION, save
+from mim_lightning.display.style import BLUE, PAPER, VERMILION, save_figure
 
 IMAGE, TEXT = "val/image_to_image/hit@1", "val/image_to_text/hit@1"
 
@@ -116,7 +116,7 @@ def test_long_lines_are_averaged_and_the_figure_says_so() -> None:
 def test_long_names_stay_inside_the_image(tmp_path: Path) -> None:
     logs = {f"4tower {'key=value ' * 12}{number}": [by_epoch(image={-1: 0.1, 4: 0.5})] for number in range(9)}
     figure = draw_recall(logs)
-    pixels = imread(save(figure, tmp_path / "new" / "curves.png"))
+    pixels = imread(save_figure(figure, tmp_path / "new" / "curves.png"))
     assert (pixels[:, -3:, :3] == 1).all() and (pixels[-3:, :, :3] == 1).all()
     looks = {(line.get_color(), line.get_linestyle()) for line in lines(figure.axes[0]).values()}
     assert len(looks) == 9

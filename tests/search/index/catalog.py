@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from mim_lightning.search.index.factory import build_index
-from mim_lightning.search.index.interface import ProductIndex, SearchResults
+from mim_lightning.search.index.factory import create_index
+from mim_lightning.search.index.interface import IndexHits, ProductIndex
 from mim_lightning.search.index.settings import IndexSettings, ModelFacts
 
 DIMENSION = 6
@@ -37,7 +37,7 @@ class Shop:
 
     def build(self, place: Any, settings: IndexSettings | None = None, **more: Any) -> ProductIndex:
         facts = ModelFacts(FACTS.fingerprint, FACTS.gallery, self.vectors.shape[1])
-        return build_index(self.vectors, self.ids, self.table, settings or IndexSettings(), facts, place, **more)
+        return create_index(self.vectors, self.ids, self.table, settings or IndexSettings(), facts, place, **more)
 
     def without(self, product_ids: Sequence[str]) -> Shop:
         keep = [row for row, product_id in enumerate(self.ids) if product_id not in product_ids]
@@ -81,7 +81,7 @@ def make_shop(num_rows: int, num_products: int, seed: int = 0, levels: int = 3, 
     return Shop(quantized(num_rows, seed + 1, levels), [f"{prefix}{number:03d}" for number in numbers], records)
 
 
-def as_lists(found: SearchResults) -> Answer:
+def as_lists(found: IndexHits) -> Answer:
     """Return the hits in the form of the naive answer."""
     answers = []
     for ids, scores in zip(found.product_ids, found.scores, strict=True):

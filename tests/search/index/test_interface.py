@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from mim_lightning.search.index.factory import build_index, open_index
+from mim_lightning.search.index.factory import create_index, open_index
 from mim_lightning.search.index.settings import IndexSettings, ModelFacts
 from tests.search.index.catalog import DIMENSION, FACTS, Shop, as_lists, make_shop, quantized
 
@@ -268,7 +268,7 @@ def test_inconsistent_rows_are_reported(tmp_path: Path) -> None:
     shop = make_shop(9, 4)
 
     def build(vectors: np.ndarray, ids: list[str], table: pa.Table) -> None:
-        build_index(vectors, ids, table, IndexSettings(), FACTS, tmp_path)
+        create_index(vectors, ids, table, IndexSettings(), FACTS, tmp_path)
 
     broken = shop.vectors.copy()
     broken[5, 2] = np.inf
@@ -291,7 +291,7 @@ def test_products_without_a_row_are_left_out(place: str) -> None:
     shop = make_shop(9, 4)
     extended = pa.concat_tables([shop.table, pa.table({"product_id": ["unseen"]})], promote_options="default")
     facts = ModelFacts("f", "product", DIMENSION)
-    index = build_index(shop.vectors, shop.ids, extended, IndexSettings(), facts, place)
+    index = create_index(shop.vectors, shop.ids, extended, IndexSettings(), facts, place)
     assert index.card.num_products == 4
     with pytest.raises(ValueError, match="no product 'unseen'"):
         index.products(["unseen"])

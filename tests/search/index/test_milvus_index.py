@@ -12,7 +12,7 @@ from mim_lightning.search.index import milvus_client
 from mim_lightning.search.index.factory import is_address, open_index
 from mim_lightning.search.index.filters import OneOf, Within
 from mim_lightning.search.index.milvus_client import MilvusCollection, parse_address
-from mim_lightning.search.index.milvus_rows import fields_of, to_expression, to_record
+from mim_lightning.search.index.milvus_rows import column_fields, to_expression, to_record
 from mim_lightning.search.index.settings import IndexSettings
 from tests.search.index.catalog import as_lists, make_shop, quantized
 
@@ -50,7 +50,7 @@ def test_impossible_addresses_are_errors(address: str) -> None:
 
 def test_columns_of_any_name_have_a_field() -> None:
     columns = ["title", "product_id", "Größe (cm)"]
-    assert fields_of(columns) == {"product_id": "product_id", "title": "column_0", "Größe (cm)": "column_1"}
+    assert column_fields(columns) == {"product_id": "product_id", "title": "column_0", "Größe (cm)": "column_1"}
     entity = {"product_id": "p", "column_0": "t", "column_1": 3.0, "vector": []}
     assert to_record(entity, columns) == {"title": "t", "product_id": "p", "Größe (cm)": 3.0}
 

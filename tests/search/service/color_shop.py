@@ -15,7 +15,7 @@ from torch import Tensor
 from mim_lightning.data.shards.writer import Record
 from mim_lightning.inference.image_inputs import prepare_images
 from mim_lightning.search.facets import FACETS, describe_facets
-from mim_lightning.search.index.factory import build_index
+from mim_lightning.search.index.factory import create_index
 from mim_lightning.search.index.interface import ProductIndex
 from mim_lightning.search.index.settings import IndexSettings, ModelFacts
 from mim_lightning.search.product_images import CATALOGS, ProductImages
@@ -77,7 +77,7 @@ def color_index(folder: Path) -> ProductIndex:
     extra = {CATALOGS: [str(folder / "catalogue")], FACETS: describe_facets(table)}
     facts = ModelFacts(FINGERPRINT, "product_image", 3)
     ids = [product["product_id"] for product in products]
-    return build_index(vectors, ids, table, IndexSettings(kind="flat"), facts, folder / "index", extra)
+    return create_index(vectors, ids, table, IndexSettings(kind="flat"), facts, folder / "index", extra)
 
 
 def color_service(

@@ -81,7 +81,7 @@ class SelectedQueries:
     num_disputed: int  # on which the models disagree
 
 
-def directions_of(records: Mapping[str, EvaluationRecord], direction: str) -> dict[str, DirectionRecord]:
+def records_of_direction(records: Mapping[str, EvaluationRecord], direction: str) -> dict[str, DirectionRecord]:
     """Return one direction of each evaluation.
 
     Raises:
@@ -155,7 +155,7 @@ def draw_hits(
     """
     if not 1 <= len(records) <= MAX_MODELS:
         raise ValueError(f"{len(records)} models: a figure of hits shows 1 to {MAX_MODELS} side by side")
-    models = directions_of(records, direction)
+    models = records_of_direction(records, direction)
     selected = select_queries_to_plot(list(models.values()), num_queries, seed)
     layout = Layout(len(models), num_hits or HITS_BY_MODELS[len(models)], len(selected.query_ids), label_lines=1)
     labels = [wrap(label, font(HEADER_SIZE, True), layout.block_width, MAX_LABEL_LINES) for label in models]

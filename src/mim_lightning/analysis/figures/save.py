@@ -18,7 +18,7 @@ from mim_lightning.analysis.figures.training_log import TrainingLog, read_log
 from mim_lightning.analysis.record import EvaluationRecord
 from mim_lightning.analysis.run_groups import RunGroup, group_runs, seed_of
 from mim_lightning.data.preparation.prepared import open_prepared, open_products
-from mim_lightning.display.style import extra_figures, save, shorten
+from mim_lightning.display.style import extra_figures, save_figure, shorten
 from mim_lightning.fields import PRODUCT_IMAGE, QUERY_IMAGE
 
 
@@ -74,12 +74,12 @@ def save_figures(
 def save_curves(groups: Sequence[RunGroup], options: FigureOptions, folder: Path) -> list[Path]:
     """Draw one metric by epoch into curves.png."""
     metric = options.metric or _first(groups[0]).facts.monitor.rsplit("/", 1)[1]
-    return [save(draw_recall(_logs(groups), metric), folder / "curves.png")]
+    return [save_figure(draw_recall(_logs(groups), metric), folder / "curves.png")]
 
 
 def save_losses(groups: Sequence[RunGroup], options: FigureOptions, folder: Path) -> list[Path]:
     """Draw losses and logit scale by step into losses.png."""
-    return [save(draw_losses(_logs(groups)), folder / "losses.png")]
+    return [save_figure(draw_losses(_logs(groups)), folder / "losses.png")]
 
 
 def save_hits(groups: Sequence[RunGroup], options: FigureOptions, folder: Path) -> list[Path]:
@@ -113,7 +113,7 @@ def save_maps(groups: Sequence[RunGroup], options: FigureOptions, folder: Path) 
         print(f"map of {group.label}: t-SNE of {len(points.labels):,} points", flush=True)
         title = f"{shorten(_name(group, record), 40)}: map of the embedding space"
         figure = draw_map(points, project_points(points.vectors, options.seed), title)
-        paths.append(save(figure, folder / f"map-{_slug(group.label)}.png"))
+        paths.append(save_figure(figure, folder / f"map-{_slug(group.label)}.png"))
     return paths
 
 

@@ -63,7 +63,7 @@ Family = tuple[str, str, str, str]  # category, shape, size, brand
 
 
 @dataclass(frozen=True)
-class Product:
+class SyntheticProduct:
     """A row of the products table."""
 
     product_id: str
@@ -87,7 +87,7 @@ class Product:
 
 
 @dataclass(frozen=True)
-class Query:
+class SyntheticQuery:
     """A row of the queries table: a photo, a text, the target product and the product in the photo."""
 
     query_id: str
@@ -99,12 +99,12 @@ class Query:
     kind: str  # "same" or "change"
 
 
-def build_products(num_products: int, seed: int) -> list[Product]:
+def build_products(num_products: int, seed: int) -> list[SyntheticProduct]:
     """Return the products, family by family; the last family may be incomplete."""
     rng = random.Random(f"products-{seed}")
     num_colors, num_patterns = next(grid for grid in GRIDS if NUM_FAMILIES * grid[0] * grid[1] >= num_products)
     colors, patterns = _deal(COLORS, num_colors, rng), _deal(PATTERNS, num_patterns, rng)
-    products: list[Product] = []
+    products: list[SyntheticProduct] = []
     for category, shape, size, brand in _list_families(rng):
         for pattern, color in islice(product(next(patterns), next(colors)), num_products - len(products)):
             look = Look(category, shape, color, pattern, brand)
@@ -113,8 +113,8 @@ def build_products(num_products: int, seed: int) -> list[Product]:
 
 
 def build_queries(
-    products: Sequence[Product], split: str, num_per_product: int, change_share: float, seed: int
-) -> list[Query]:
+    products: Sequence[SyntheticProduct], split: str, num_per_product: int, change_share: float, seed: int
+) -> list[SyntheticQuery]:
     """Return `num_per_product` queries with photos of each product.
 
     Args:
@@ -149,9 +149,9 @@ def _list_families(rng: random.Random) -> Iterator[Family]:
         yield (*kind, rng.choice(list(SIZES)), brands[kind][idx])
 
 
-def _make_product(product_id: str, look: Look, size: str, rng: random.Random) -> Product:
+def _make_product(product_id: str, look: Look, size: str, rng: random.Random) -> SyntheticProduct:
     description = rng.choice(DESCRIPTIONS).format(**vars(look), size=size, motif=PATTERN_PHRASES[look.pattern])
-    return Product(
+    return SyntheticProduct(
         product_id=product_id,
         image=f"images/shop/{product_id}.jpg",
         title=f"{look.brand} {size} {look.colour} {look.pattern} {look.shape} {look.category}",
@@ -162,8 +162,12 @@ def _make_product(product_id: str, look: Look, size: str, rng: random.Random) ->
 
 
 def _make_query(
-    query_id: str, split: str, shown: Product, changes: Sequence[tuple[str, Product]], rng: random.Random
-) -> Query:
+    query_id: str,
+    split: str,
+    shown: SyntheticProduct,
+    changes: Sequence[tuple[str, SyntheticProduct]],
+    rng: random.Random,
+) -> SyntheticQuery:
     """Return a query for one of the changes, or, without any, for the product in the photo."""
     if changes:
         attribute, target = rng.choice(changes)
@@ -175,10 +179,10 @@ def _make_query(
     text = _mistype(text, rng)
     kind = "change" if changes else "same"
     image = f"images/street/{query_id}.jpg"
-    return Query(query_id, split, image, text, target.product_id, shown.product_id, kind)
+    return SyntheticQuery(query_id, split, image, text, target.product_id, shown.product_id, kind)
 
 
-def _list_changes(shown: Product, family: Sequence[Product]) -> list[tuple[str, Product]]:
+def _list_changes(shown: SyntheticProduct, family: Sequence[SyntheticProduct]) -> list[tuple[str, SyntheticProduct]]:
     """Return the products of a family that differ in color or in pattern alone, with the name of the attribute."""
     colors = [("colour", other) for other in family if other.pattern == shown.pattern and other != shown]
     patterns = [("pattern", other) for other in family if other.colour == shown.colour and other != shown]

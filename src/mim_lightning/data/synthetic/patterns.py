@@ -18,7 +18,7 @@ SUPERSAMPLING = 3
 TURN = 2 * math.pi
 
 
-def plain(x: Plane, y: Plane) -> Inks:
+def unpatterned(x: Plane, y: Plane) -> Inks:
     return 0 * x, 0 * x
 
 
@@ -73,7 +73,7 @@ def floral(x: Plane, y: Plane) -> Inks:
 
 
 PATTERNS: dict[str, Callable[[Plane, Plane], Inks]] = {
-    "plain": plain,
+    "plain": unpatterned,
     "zebra": zebra,
     "striped": striped,
     "dotted": dotted,

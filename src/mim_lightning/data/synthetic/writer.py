@@ -15,7 +15,14 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from mim_lightning.data.synthetic.catalog import MAX_PRODUCTS, SPLITS, Product, Query, build_products, build_queries
+from mim_lightning.data.synthetic.catalog import (
+    MAX_PRODUCTS,
+    SPLITS,
+    SyntheticProduct,
+    SyntheticQuery,
+    build_products,
+    build_queries,
+)
 from mim_lightning.data.synthetic.item import Look, draw_catalog_image
 from mim_lightning.data.synthetic.scene import draw_street_image
 
@@ -77,7 +84,7 @@ def _validate_range(name: str, value: float, low: float, high: float | None) -> 
 
 
 def _list_images(
-    folder: Path, products: Sequence[Product], queries: Sequence[Query], side: int, seed: int
+    folder: Path, products: Sequence[SyntheticProduct], queries: Sequence[SyntheticQuery], side: int, seed: int
 ) -> list[ImageTask]:
     """Return the catalog image of each product and the street image of each query."""
     looks = {product.product_id: product.look for product in products}
@@ -115,7 +122,7 @@ def _write_image(task: ImageTask) -> None:
     image.save(task.path, quality=rng.randint(*STREET_QUALITY))
 
 
-def _write_table(path: Path, rows: Sequence[Product] | Sequence[Query]) -> Path:
+def _write_table(path: Path, rows: Sequence[SyntheticProduct] | Sequence[SyntheticQuery]) -> Path:
     """Write rows as CSV with a header; after the images, so that a table never names a missing file."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fieldnames=list(asdict(rows[0])), lineterminator="\n")

@@ -26,7 +26,7 @@ def is_address(place: str) -> bool:
     return "://" in place or (server.endswith(".db") and server != ".db")
 
 
-def build_index(
+def create_index(
     vectors_ND: np.ndarray,
     row_product_ids: Sequence[str],
     products: pa.Table,

@@ -22,7 +22,7 @@ from mim_lightning.search.index.card import REBUILD, IndexCard, StoredFile, desc
 from mim_lightning.search.index.compaction import append_rows, compact, is_mostly_deleted, merge_segments
 from mim_lightning.search.index.filters import parse_filter
 from mim_lightning.search.index.index_type import FLAT_ROWS, choose_kind
-from mim_lightning.search.index.interface import SearchResults, validate_queries
+from mim_lightning.search.index.interface import IndexHits, validate_queries
 from mim_lightning.search.index.products import IndexRows, pick_records, unknown_product, validate_rows
 from mim_lightning.search.index.ranking import RankedRows
 from mim_lightning.search.index.recall import describe_effort, validate_recall
@@ -56,7 +56,7 @@ class FaissIndex:
 
     def search(
         self, queries_QD: np.ndarray, k: int, filter: Mapping[str, Any] | None = None, with_vectors: bool = False
-    ) -> SearchResults:
+    ) -> IndexHits:
         """See `ProductIndex.search`."""
         segments = self._segments
         query_QD = validate_queries(queries_QD, k, self._card.dimension)
@@ -155,7 +155,7 @@ def build_faiss_index(
     extra: Mapping[str, Any],
     given_QD: np.ndarray | None,
 ) -> FaissIndex:
-    """See `factory.build_index`."""
+    """See `factory.create_index`."""
     started = time.perf_counter()
     kind, why = choose_kind(settings, *rows.vectors.shape)
     segment, recall = build_measured_segment(kind, rows, settings, given_QD)
@@ -191,7 +191,7 @@ def _read_segments(folder: Path, card: IndexCard, verify: bool) -> tuple[Segment
     return base, read_segment(folder, DELTA, "flat", card, verify)
 
 
-def _to_results(segment: Segment, ranked: RankedRows, num_wanted: int, with_vectors: bool) -> SearchResults:
+def _to_results(segment: Segment, ranked: RankedRows, num_wanted: int, with_vectors: bool) -> IndexHits:
     """Return the ranked products of a segment by id, padded to the number that was requested."""
     product_idx, rows, scores = ranked
     if rows.shape[1] < num_wanted:
@@ -199,10 +199,10 @@ def _to_results(segment: Segment, ranked: RankedRows, num_wanted: int, with_vect
         product_idx, rows = (np.pad(part, missing, constant_values=-1) for part in (product_idx, rows))
         scores = np.pad(scores, missing, constant_values=-np.inf)
     vectors = np.where(rows[..., None] >= 0, segment.vectors[rows], np.float32(0)) if with_vectors else None
-    return SearchResults(segment.products.ids_at(product_idx), scores, vectors)
+    return IndexHits(segment.products.ids_at(product_idx), scores, vectors)
 
 
-def _merge_results(parts: Sequence[SearchResults], num_wanted: int) -> SearchResults:
+def _merge_results(parts: Sequence[IndexHits], num_wanted: int) -> IndexHits:
     """Merge the results of two segments; no product is in both."""
     ids = np.concatenate([part.product_ids for part in parts], axis=1)
     scores = np.concatenate([part.scores for part in parts], axis=1)
@@ -212,4 +212,4 @@ def _merge_results(parts: Sequence[SearchResults], num_wanted: int) -> SearchRes
     if all(part.vectors is not None for part in parts):
         vectors = np.concatenate([part.vectors for part in parts if part.vectors is not None], axis=1)
         vectors = np.take_along_axis(vectors, order[..., None], axis=1)
-    return SearchResults(np.take_along_axis(ids, order, axis=1), np.take_along_axis(scores, order, axis=1), vectors)
+    return IndexHits(np.take_along_axis(ids, order, axis=1), np.take_along_axis(scores, order, axis=1), vectors)

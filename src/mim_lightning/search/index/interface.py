@@ -14,7 +14,7 @@ from mim_lightning.search.index.card import IndexCard
 
 
 @dataclass(frozen=True)
-class SearchResults:
+class IndexHits:
     """The best K products of Q queries, best first; equal scores are in ascending order of product id."""
 
     product_ids: np.ndarray  # (Q, K) object: str, "" where there are fewer
@@ -31,7 +31,7 @@ class ProductIndex(Protocol):
 
     def search(
         self, queries_QD: np.ndarray, k: int, filter: Mapping[str, Any] | None = None, with_vectors: bool = False
-    ) -> SearchResults:
+    ) -> IndexHits:
         """Return the best k products of each query among those that pass a filter (see `filters`).
 
         Raises:
@@ -57,7 +57,7 @@ class ProductIndex(Protocol):
             extra: new values for keys of the card's `extra`; other keys keep theirs.
 
         Raises:
-            ValueError: as `factory.build_index`; or a column that the index does not have, or of another type.
+            ValueError: as `factory.create_index`; or a column that the index does not have, or of another type.
         """
 
     def delete(self, product_ids: Sequence[str]) -> int:

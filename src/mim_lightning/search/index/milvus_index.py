@@ -24,12 +24,12 @@ from mim_lightning.search.index import milvus_client
 from mim_lightning.search.index.card import IndexCard, describe_index, parse_card
 from mim_lightning.search.index.filters import OneOf, parse_filter
 from mim_lightning.search.index.index_type import choose_kind, num_code_bytes, num_lists
-from mim_lightning.search.index.interface import SearchResults, validate_queries
+from mim_lightning.search.index.interface import IndexHits, validate_queries
 from mim_lightning.search.index.milvus_client import MilvusCollection, parse_address, validate_database
 from mim_lightning.search.index.milvus_rows import (
     ROW,
     VECTOR,
-    fields_of,
+    column_fields,
     make_schema,
     to_entities,
     to_expression,
@@ -60,7 +60,7 @@ class MilvusIndex:
 
     def search(
         self, queries_QD: np.ndarray, k: int, filter: Mapping[str, Any] | None = None, with_vectors: bool = False
-    ) -> SearchResults:
+    ) -> IndexHits:
         """See `ProductIndex.search`; at most 16,384 products per query."""
         query_QD = validate_queries(queries_QD, k, self._card.dimension)
         if k >= MAX_ROWS:
@@ -75,7 +75,7 @@ class MilvusIndex:
     def products(self, product_ids: Sequence[str]) -> list[dict[str, Any]]:
         """See `ProductIndex.products`."""
         columns = list(self.column_types)
-        rows = self._rows_of(product_ids, list(fields_of(columns).values()))
+        rows = self._rows_of(product_ids, list(column_fields(columns).values()))
         return pick_records({row[ID]: to_record(row, columns) for row in rows}, product_ids)
 
     def vectors_of(self, product_id: str) -> np.ndarray:
@@ -169,7 +169,7 @@ def build_milvus_index(
     extra: Mapping[str, Any],
     given_QD: np.ndarray | None,
 ) -> MilvusIndex:
-    """See `factory.build_index`."""
+    """See `factory.create_index`."""
     started = time.perf_counter()
     collection = parse_address(address)
     client, (kind, why) = collection.client, choose_kind(settings, *rows.vectors.shape)
@@ -255,7 +255,7 @@ def open_milvus_index(address: str, expected_fingerprint: str | None = None) -> 
     return MilvusIndex(collection, name, card, json.loads(properties[COLUMNS]))
 
 
-def _to_results(best: Sequence[Sequence[RowHit]], num_wanted: int, dimension: int | None) -> SearchResults:
+def _to_results(best: Sequence[Sequence[RowHit]], num_wanted: int, dimension: int | None) -> IndexHits:
     shape = len(best), num_wanted
     ids, scores = np.full(shape, "", dtype=object), np.full(shape, -np.inf, dtype=np.float32)
     vectors = None if dimension is None else np.zeros((*shape, dimension), dtype=np.float32)
@@ -264,4 +264,4 @@ def _to_results(best: Sequence[Sequence[RowHit]], num_wanted: int, dimension: in
             ids[query, rank], scores[query, rank] = hit.product_id, hit.score
             if vectors is not None:
                 vectors[query, rank] = hit.vector
-    return SearchResults(ids, scores, vectors)
+    return IndexHits(ids, scores, vectors)

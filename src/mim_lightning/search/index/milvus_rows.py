@@ -21,7 +21,7 @@ _TEXT_BYTES = 4096  # allowance for the columns of a row, so that a batch stays 
 _ESCAPES = str.maketrans({"\\": "\\\\", '"': '\\"', "\n": "\\n", "\r": "\\r", "\t": "\\t"})
 
 
-def fields_of(columns: Sequence[str]) -> dict[str, str]:
+def column_fields(columns: Sequence[str]) -> dict[str, str]:
     """Return column -> field; `product_id` keeps its name."""
     others = [column for column in columns if column != ID]
     return {ID: ID, **{column: f"column_{number}" for number, column in enumerate(others)}}
@@ -35,7 +35,7 @@ def make_schema(client: Any, column_types: Mapping[str, str], dimension: int) ->
     schema = client.create_schema(auto_id=True, enable_dynamic_field=False)
     schema.add_field(ROW, DataType.INT64, is_primary=True)
     schema.add_field(VECTOR, DataType.FLOAT_VECTOR, dim=dimension)
-    for column, field in fields_of(list(column_types)).items():
+    for column, field in column_fields(list(column_types)).items():
         options = {"max_length": _MAX_TEXT} if column_types[column] == TEXT else {}
         schema.add_field(field, types[column_types[column]], nullable=column != ID, **options)
     return schema
@@ -43,7 +43,7 @@ def make_schema(client: Any, column_types: Mapping[str, str], dimension: int) ->
 
 def to_entities(rows: IndexRows) -> Iterator[list[dict[str, Any]]]:
     """Yield rows as entities, in batches that Milvus accepts."""
-    fields = fields_of(rows.products.table.column_names)
+    fields = column_fields(rows.products.table.column_names)
     batch = max(1, _BATCH_BYTES // (4 * rows.vectors.shape[1] + _TEXT_BYTES))
     for start in range(0, len(rows.vectors), batch):
         part = slice(start, start + batch)
@@ -56,7 +56,7 @@ def to_entities(rows: IndexRows) -> Iterator[list[dict[str, Any]]]:
 
 def to_record(entity: Mapping[str, Any], columns: Sequence[str]) -> dict[str, Any]:
     """Return the product of a row; numbers without a fraction become integers."""
-    fields = fields_of(columns)
+    fields = column_fields(columns)
     return {column: _from_stored(entity.get(fields[column])) for column in columns}
 
 
@@ -70,7 +70,7 @@ def _from_stored(value: Any) -> Any:
 
 def to_expression(conditions: Sequence[Condition], columns: Sequence[str]) -> str:
     """Return conditions as a Milvus expression; texts are escaped so that they cannot end their quotes."""
-    fields = fields_of(columns)
+    fields = column_fields(columns)
     parts = []
     for condition in conditions:
         field = fields[condition.column]
