@@ -37,7 +37,7 @@ from mim_lightning.data.sampling.grouped import GroupedSettings
 from mim_lightning.data.sampling.order import EpochSettings, OrderSettings
 from mim_lightning.data.sampling.shuffled import ShuffledSettings
 from mim_lightning.data.shards.shard_set import ShardSet
-from mim_lightning.data.shards.writer import Record
+from mim_lightning.data.shards.shard_writer import Record
 from mim_lightning.encoders.tiny import HashTokenize
 from mim_lightning.types import Batch, ImageSpec, Sample, TextSpec
 from tests.shard_sets import write_shard_set

@@ -30,9 +30,9 @@ import pyarrow as pa
 from mim_lightning.search.index import faiss_types, segment
 from mim_lightning.search.index.factory import create_index
 from mim_lightning.search.index.faiss_index import FaissIndex
+from mim_lightning.search.index.index_settings import IndexSettings, ModelFacts
 from mim_lightning.search.index.index_type import num_candidates
 from mim_lightning.search.index.recall import make_queries
-from mim_lightning.search.index.settings import IndexSettings, ModelFacts
 
 ROWS_A_CLUSTER = 1000
 SHARES = (0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 0.001)

@@ -7,7 +7,7 @@ from itertools import islice
 from pathlib import Path
 
 from mim_lightning.data.shards.set_writer import finish_set, place_shard, remove_markers
-from mim_lightning.data.shards.writer import Record, shard_sizes, write_shard
+from mim_lightning.data.shards.shard_writer import Record, shard_sizes, write_shard
 from mim_lightning.io.store import Store
 
 

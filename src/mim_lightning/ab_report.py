@@ -25,8 +25,8 @@ def main() -> None:
 
 def ab_report(config: dict[str, Any]) -> None:
     """Print the report of an experiment, or a sample size, as tables or as JSON."""
-    from mim_lightning.online.console import print_report, print_size
     from mim_lightning.online.event_log import EventLog
+    from mim_lightning.online.experiment_tables import print_report, print_size
     from mim_lightning.online.power import Plan, sample_size
     from mim_lightning.online.report import make_report, to_json
 

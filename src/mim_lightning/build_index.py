@@ -32,9 +32,9 @@ def build_index(config: dict[str, Any]) -> None:
     from mim_lightning.lit.datamodule import MatchDataModule
     from mim_lightning.lit.embed_catalog import embed_catalog
     from mim_lightning.lit.module import MatchModule
-    from mim_lightning.search.console import print_card
     from mim_lightning.search.embedding_store import EmbeddingStore, describe_embedding
     from mim_lightning.search.index_builder import add_products, build_product_index, choose_gallery, delete_products
+    from mim_lightning.search.results_table import print_card
 
     place = config["output"]
     if config["delete"]:

@@ -31,7 +31,7 @@ def compare(
     """Print a comparison of the runs; with `output`, write compare.html and compare.json there."""
     # imported here, so that an error on the command line is reported at once
     from mim_lightning.analysis.comparison.comparison import compare_groups, write_json
-    from mim_lightning.analysis.comparison.console import print_comparison
+    from mim_lightning.analysis.comparison.tables import print_comparison
     from mim_lightning.analysis.html.pages import write_comparison_page
     from mim_lightning.analysis.record import read_record
     from mim_lightning.analysis.run_groups import group_runs

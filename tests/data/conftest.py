@@ -18,7 +18,7 @@ from torch import Tensor
 
 from mim_lightning.data.manifest.manifest import ManifestSource
 from mim_lightning.data.shards.shard_set import ShardSet
-from mim_lightning.data.shards.writer import Record
+from mim_lightning.data.shards.shard_writer import Record
 from tests.shard_sets import write_shard_set
 
 

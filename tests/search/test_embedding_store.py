@@ -17,7 +17,7 @@ from mim_lightning.data.manifest.manifest import ManifestSource
 from mim_lightning.data.preparation.preparation import prepare_shards
 from mim_lightning.data.preparation.prepared import ShardSettings
 from mim_lightning.data.shards.shard_set import ShardSet
-from mim_lightning.data.shards.writer import Record
+from mim_lightning.data.shards.shard_writer import Record
 from mim_lightning.search.embedding_store import EmbeddingStore, describe_embedding, tabulate_products
 from mim_lightning.search.index.products import type_products
 from tests.shard_sets import write_shard_set

@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from mim_lightning.data.shards.shard_set import ShardSet
-from mim_lightning.data.shards.writer import Record
+from mim_lightning.data.shards.shard_writer import Record
 from mim_lightning.search.golden_samples import (
     GoldenSamples,
     encode_golden_samples,

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 
 from mim_lightning.search.index.factory import create_index
-from mim_lightning.search.index.settings import IndexSettings, ModelFacts
+from mim_lightning.search.index.index_settings import IndexSettings, ModelFacts
 from mim_lightning.search.query import SearchQuery
 from mim_lightning.search.searcher import MODEL, Searcher, open_searcher
 from tests.search.service.color_shop import ColorModel, color_index

@@ -9,6 +9,6 @@ estimates       click-through rates and lift, with fixed and always-valid interv
 power           plan and sample size
 validity        sample ratio mismatch and other warnings
 arm_comparison  each arm against the control
-report          all of it; console prints it
+report          all of it; experiment_tables prints it
 simulation      experiments whose true lift is known
 """

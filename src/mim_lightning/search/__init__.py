@@ -5,11 +5,11 @@ from typing import TYPE_CHECKING
 from mim_lightning.exports import export_lazily
 
 if TYPE_CHECKING:
-    from mim_lightning.search.index.settings import IndexSettings
+    from mim_lightning.search.index.index_settings import IndexSettings
 else:
     __getattr__, __dir__ = export_lazily(
         __name__,
         {
-            "IndexSettings": "mim_lightning.search.index.settings",
+            "IndexSettings": "mim_lightning.search.index.index_settings",
         },
     )

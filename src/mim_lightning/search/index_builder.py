@@ -18,7 +18,7 @@ from mim_lightning.search.facets import FACETS, describe_facets, extend_facets
 from mim_lightning.search.golden_samples import encode_golden_samples, select_inputs, write_golden_samples
 from mim_lightning.search.index.card import IndexCard
 from mim_lightning.search.index.factory import create_index, is_address, open_index
-from mim_lightning.search.index.settings import IndexSettings, ModelFacts
+from mim_lightning.search.index.index_settings import IndexSettings, ModelFacts
 from mim_lightning.search.product_images import CATALOGS
 from mim_lightning.search.searcher import GOLDEN_SAMPLES, MODEL
 

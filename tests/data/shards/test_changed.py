@@ -17,7 +17,7 @@ from mim_lightning.data.sampling.shuffled import ShuffledOrder
 from mim_lightning.data.shards.cache import CacheSettings, ChangedError
 from mim_lightning.data.shards.open_shards import OpenShards
 from mim_lightning.data.shards.shard_set import ShardError, ShardSet
-from mim_lightning.data.shards.writer import Record
+from mim_lightning.data.shards.shard_writer import Record
 from mim_lightning.types import ImageSpec
 from tests.data.conftest import jpeg
 from tests.data.stores import serving

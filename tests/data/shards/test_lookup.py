@@ -15,7 +15,7 @@ from mim_lightning.data.preparation.preparation import prepare_shards
 from mim_lightning.data.preparation.prepared import ShardSettings
 from mim_lightning.data.shards.lookup import QueryFacts, find_samples, product_ids_of, query_facts
 from mim_lightning.data.shards.shard_set import ShardSet
-from mim_lightning.data.shards.writer import Record
+from mim_lightning.data.shards.shard_writer import Record
 from mim_lightning.types import hash_id
 from tests.data.conftest import encoded
 from tests.shard_sets import write_shard_set

@@ -13,7 +13,7 @@ import pytest
 
 from mim_lightning.data.shards.cache import CacheSettings
 from mim_lightning.data.shards.shard_set import ShardError, ShardSet
-from mim_lightning.data.shards.writer import Record
+from mim_lightning.data.shards.shard_writer import Record
 from mim_lightning.types import NO_KEY, hash_id
 from tests.data.conftest import MakeSet, jpeg
 from tests.shard_sets import write_shard_set

@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow as pa
 
 from mim_lightning.search.index.factory import create_index
+from mim_lightning.search.index.index_settings import IndexSettings, ModelFacts
 from mim_lightning.search.index.interface import IndexHits, ProductIndex
-from mim_lightning.search.index.settings import IndexSettings, ModelFacts
 
 DIMENSION = 6
 FACTS = ModelFacts("0123456789abcdef", "product", DIMENSION)

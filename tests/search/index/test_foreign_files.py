@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from mim_lightning.search.index.factory import open_index
-from mim_lightning.search.index.settings import IndexSettings
+from mim_lightning.search.index.index_settings import IndexSettings
 from tests.search.index.catalog import make_shop
 
 

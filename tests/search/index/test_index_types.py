@@ -12,9 +12,9 @@ import pytest
 
 from mim_lightning.search.index import faiss_index, faiss_types, segment
 from mim_lightning.search.index.factory import open_index
+from mim_lightning.search.index.index_settings import IndexSettings
 from mim_lightning.search.index.index_type import bytes_per_row, choose_kind, num_code_bytes
 from mim_lightning.search.index.recall import compute_true_scores, make_queries, measure_recall
-from mim_lightning.search.index.settings import IndexSettings
 from tests.search.index.catalog import Answer, Shop, as_lists, make_shop
 
 APPROXIMATE = ("hnsw", "sq8", "ivf_pq")

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 
 from mim_lightning.search.index.factory import create_index, open_index
-from mim_lightning.search.index.settings import IndexSettings, ModelFacts
+from mim_lightning.search.index.index_settings import IndexSettings, ModelFacts
 from tests.search.index.catalog import DIMENSION, FACTS, Shop, as_lists, make_shop, quantized
 
 NASTY = ['it\'s "new"', "back\\slash\\", "two\nlines\t.", '" or price > 0 or "" == "', "{v} % 100", "Äpfel 🍎"]

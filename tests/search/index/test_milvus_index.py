@@ -11,9 +11,9 @@ import pytest
 from mim_lightning.search.index import milvus_client
 from mim_lightning.search.index.factory import is_address, open_index
 from mim_lightning.search.index.filters import OneOf, Within
+from mim_lightning.search.index.index_settings import IndexSettings
 from mim_lightning.search.index.milvus_client import MilvusCollection, parse_address
 from mim_lightning.search.index.milvus_rows import column_fields, to_expression, to_record
-from mim_lightning.search.index.settings import IndexSettings
 from tests.search.index.catalog import as_lists, make_shop, quantized
 
 

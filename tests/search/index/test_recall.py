@@ -6,10 +6,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from mim_lightning.search.index.index_settings import IndexSettings
 from mim_lightning.search.index.index_type import scale_effort
 from mim_lightning.search.index.products import IndexRows, type_products
 from mim_lightning.search.index.recall import EXACT, FindScores, describe_effort, tune_effort, validate_recall
-from mim_lightning.search.index.settings import IndexSettings
 
 NUM_ROWS = 40
 

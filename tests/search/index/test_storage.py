@@ -15,8 +15,8 @@ import pytest
 
 from mim_lightning.search.index import storage
 from mim_lightning.search.index.factory import open_index
+from mim_lightning.search.index.index_settings import IndexSettings
 from mim_lightning.search.index.interface import ProductIndex
-from mim_lightning.search.index.settings import IndexSettings
 from tests.search.index.catalog import Shop, as_lists, make_shop, quantized
 
 # opens the index in argv[1], changes it, saves, and stops for good at the function named argv[2]

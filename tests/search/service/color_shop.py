@@ -12,12 +12,12 @@ import pyarrow as pa
 from PIL import Image
 from torch import Tensor
 
-from mim_lightning.data.shards.writer import Record
+from mim_lightning.data.shards.shard_writer import Record
 from mim_lightning.inference.image_inputs import prepare_images
 from mim_lightning.search.facets import FACETS, describe_facets
 from mim_lightning.search.index.factory import create_index
+from mim_lightning.search.index.index_settings import IndexSettings, ModelFacts
 from mim_lightning.search.index.interface import ProductIndex
-from mim_lightning.search.index.settings import IndexSettings, ModelFacts
 from mim_lightning.search.product_images import CATALOGS, ProductImages
 from mim_lightning.search.searcher import Searcher
 from mim_lightning.search.service.app import ROUTES

@@ -30,7 +30,7 @@ from mim_lightning.data.shards.set_writer import (
     shard_path,
     write_columns,
 )
-from mim_lightning.data.shards.writer import Record, write_shard
+from mim_lightning.data.shards.shard_writer import Record, write_shard
 from mim_lightning.data.validation.image_scan import num_cores
 from mim_lightning.display.progress import ProgressMeter
 from mim_lightning.io.store import Store

@@ -20,7 +20,7 @@ from mim_lightning.data.images.codec import normalize_encoding, sharpness
 from mim_lightning.data.images.reader import ImageReader, ImageRef
 from mim_lightning.data.manifest.manifest import Manifest, Product, Query
 from mim_lightning.data.manifest.rows import RowIssue
-from mim_lightning.data.shards.writer import Record, shard_sizes
+from mim_lightning.data.shards.shard_writer import Record, shard_sizes
 from mim_lightning.fields import DECLARED, FIELDS, PRODUCT_IMAGE, PRODUCT_TEXT, QUERY_IMAGE, QUERY_TEXT
 from mim_lightning.ids import hash_id
 

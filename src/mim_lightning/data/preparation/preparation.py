@@ -31,9 +31,9 @@ from mim_lightning.data.preparation.prepared import (
 from mim_lightning.data.preparation.staging import IMAGES_FILE, SKIPPED_FILE, move_into_place, staging_dir
 from mim_lightning.data.shards.cache import CacheSettings
 from mim_lightning.data.splits import GivenSplits, Protocol
-from mim_lightning.data.validation.console import print_validation
 from mim_lightning.data.validation.image_checks import image_refs
 from mim_lightning.data.validation.report import ValidationReport, drop_invalid, raise_if_invalid, write_skipped
+from mim_lightning.data.validation.report_tables import print_validation
 from mim_lightning.data.validation.settings import ValidationSettings
 from mim_lightning.data.validation.validate import validate_manifest
 from mim_lightning.io.paths import PathOrUrl

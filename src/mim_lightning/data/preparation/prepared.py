@@ -20,8 +20,8 @@ from mim_lightning.data.shards.damage import Damage, find_damage
 from mim_lightning.data.shards.set_index import IndexedShard
 from mim_lightning.data.shards.set_writer import content_id
 from mim_lightning.data.shards.shard_set import ShardSet
+from mim_lightning.data.shards.shard_writer import COLUMNS
 from mim_lightning.data.shards.verify import verify_sets
-from mim_lightning.data.shards.writer import COLUMNS
 from mim_lightning.data.splits import Protocol
 from mim_lightning.display.progress import ProgressMeter
 from mim_lightning.display.text import plain

@@ -52,7 +52,7 @@ from mim_lightning.data.shards.set_writer import (
     remove_marker,
     remove_markers,
 )
-from mim_lightning.data.shards.writer import write_shard
+from mim_lightning.data.shards.shard_writer import write_shard
 from mim_lightning.data.splits import GivenSplits, Protocol
 from mim_lightning.data.validation.settings import ValidationSettings
 from mim_lightning.display.progress import ProgressMeter

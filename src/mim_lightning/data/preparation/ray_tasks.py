@@ -31,7 +31,7 @@ from mim_lightning.data.preparation.plan import (
 )
 from mim_lightning.data.preparation.ray_tables import CATALOG, joined_schema
 from mim_lightning.data.shards.set_writer import place_shard
-from mim_lightning.data.shards.writer import Record, write_shard
+from mim_lightning.data.shards.shard_writer import Record, write_shard
 from mim_lightning.fields import PRODUCT_IMAGE
 from mim_lightning.ids import NO_KEY
 from mim_lightning.io.store import Store

@@ -21,7 +21,7 @@ import numpy as np
 
 from mim_lightning.data.shards.open_shards import MEMBERS
 from mim_lightning.data.shards.set_index import FORMAT_VERSION
-from mim_lightning.data.shards.writer import COLUMNS, ShardFacts, read_shard
+from mim_lightning.data.shards.shard_writer import COLUMNS, ShardFacts, read_shard
 from mim_lightning.io.store import Store
 
 MARKERS = "receipts"  # folder of the store; its name on disk does not change

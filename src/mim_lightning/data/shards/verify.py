@@ -18,7 +18,7 @@ import numpy as np
 
 from mim_lightning.data.shards.open_shards import read_places
 from mim_lightning.data.shards.set_writer import shard_path
-from mim_lightning.data.shards.writer import COLUMNS, ShardFacts, read_shard
+from mim_lightning.data.shards.shard_writer import COLUMNS, ShardFacts, read_shard
 from mim_lightning.display.progress import ProgressMeter
 from mim_lightning.io.damaged_file import (
     DamagedFileError,

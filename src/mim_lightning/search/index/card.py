@@ -10,7 +10,7 @@ from typing import Any
 
 from mim_lightning.io.damaged_file import errors_as_damaged_file
 from mim_lightning.io.file_name import validate_file_name
-from mim_lightning.search.index.settings import IndexSettings, ModelFacts
+from mim_lightning.search.index.index_settings import IndexSettings, ModelFacts
 
 REBUILD = "rebuild the index"  # what mends a damaged file of an index
 _TYPES: dict[str, Any] = {"str": str, "int": int, "float": int | float, "Recall": object}  # by annotation

@@ -16,10 +16,10 @@ import numpy as np
 from mim_lightning.io.atomic import atomic_write
 from mim_lightning.search.index.card import Recall, StoredFile
 from mim_lightning.search.index.faiss_types import extend_index, set_effort
+from mim_lightning.search.index.index_settings import IndexSettings
 from mim_lightning.search.index.index_type import COARSE, choose_kind, min_rows
 from mim_lightning.search.index.products import IndexRows, ProductTable, merge_products
 from mim_lightning.search.index.segment import Segment, build_measured_segment, build_segment
-from mim_lightning.search.index.settings import IndexSettings
 from mim_lightning.search.index.storage import (
     BASE,
     copy_vectors,

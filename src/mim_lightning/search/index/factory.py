@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from mim_lightning.search.index.index_settings import IndexSettings, ModelFacts
 from mim_lightning.search.index.interface import ProductIndex
 from mim_lightning.search.index.products import validate_rows
-from mim_lightning.search.index.settings import IndexSettings, ModelFacts
 
 
 def is_address(place: str) -> bool:

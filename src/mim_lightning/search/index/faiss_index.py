@@ -21,13 +21,13 @@ from mim_lightning.io.locks import lock
 from mim_lightning.search.index.card import REBUILD, IndexCard, StoredFile, describe_index
 from mim_lightning.search.index.compaction import append_rows, compact, is_mostly_deleted, merge_segments
 from mim_lightning.search.index.filters import parse_filter
+from mim_lightning.search.index.index_settings import IndexSettings, ModelFacts
 from mim_lightning.search.index.index_type import FLAT_ROWS, choose_kind
 from mim_lightning.search.index.interface import IndexHits, validate_queries
+from mim_lightning.search.index.product_ranking import RankedRows
 from mim_lightning.search.index.products import IndexRows, pick_records, unknown_product, validate_rows
-from mim_lightning.search.index.ranking import RankedRows
 from mim_lightning.search.index.recall import describe_effort, validate_recall
 from mim_lightning.search.index.segment import Segment, build_measured_segment
-from mim_lightning.search.index.settings import IndexSettings, ModelFacts
 from mim_lightning.search.index.storage import (
     BASE,
     CARD_FILE,

@@ -10,8 +10,8 @@ from typing import Any
 import faiss
 import numpy as np
 
+from mim_lightning.search.index.index_settings import IndexSettings
 from mim_lightning.search.index.index_type import COARSE, PQ_CENTROIDS, min_rows, num_code_bytes, num_lists
-from mim_lightning.search.index.settings import IndexSettings
 
 MAX_FETCHED_ON_GPU = 2048  # rows per query, the limit of FAISS's kernels
 _TRAINING_ROWS = 64  # per list; FAISS warns below 39

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from mim_lightning.search.index.settings import RECALL_K, IndexSettings
+from mim_lightning.search.index.index_settings import RECALL_K, IndexSettings
 
 FLAT_ROWS = 20_000  # exact search of so many rows is as fast as any index: a millisecond or two
 HNSW_BYTES = 8 * 2**30  # a graph and its vectors fit into the memory of an ordinary machine

@@ -23,6 +23,7 @@ from mim_lightning.display.progress import ProgressMeter
 from mim_lightning.search.index import milvus_client
 from mim_lightning.search.index.card import IndexCard, describe_index, parse_card
 from mim_lightning.search.index.filters import OneOf, parse_filter
+from mim_lightning.search.index.index_settings import IndexSettings, ModelFacts
 from mim_lightning.search.index.index_type import choose_kind, num_code_bytes, num_lists
 from mim_lightning.search.index.interface import IndexHits, validate_queries
 from mim_lightning.search.index.milvus_client import MilvusCollection, parse_address, validate_database
@@ -38,7 +39,6 @@ from mim_lightning.search.index.milvus_rows import (
 from mim_lightning.search.index.milvus_search import MAX_ROWS, CollectionSize, MilvusSearch, RowHit
 from mim_lightning.search.index.products import ID, IndexRows, pick_records, unknown_product, validate_rows
 from mim_lightning.search.index.recall import EXACT, FindScores, describe_effort, tune_effort, validate_recall
-from mim_lightning.search.index.settings import IndexSettings, ModelFacts
 
 CARD, COLUMNS = "mim_lightning.card", "mim_lightning.columns"  # properties of a collection
 _MAX_IDS = 200  # in one expression

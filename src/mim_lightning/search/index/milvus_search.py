@@ -14,12 +14,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mim_lightning.search.index import milvus_client
+from mim_lightning.search.index.index_settings import IndexSettings
 from mim_lightning.search.index.index_type import COARSE, num_candidates, num_lists
 from mim_lightning.search.index.milvus_client import MilvusCollection
 from mim_lightning.search.index.milvus_rows import VECTOR
+from mim_lightning.search.index.product_ranking import take_best_rows
 from mim_lightning.search.index.products import ID
-from mim_lightning.search.index.ranking import take_best_rows
-from mim_lightning.search.index.settings import IndexSettings
 
 MAX_ROWS = 16_384  # per query, a limit of Milvus
 _REQUEST_NUMBERS = 2**22  # queries * rows * dimension of an answer, a quarter of what Milvus sends at once

@@ -9,10 +9,10 @@ import numpy as np
 
 from mim_lightning.display.progress import ProgressMeter
 from mim_lightning.search.index.card import Recall
+from mim_lightning.search.index.index_settings import RECALL_K, IndexSettings
 from mim_lightning.search.index.index_type import scale_effort
+from mim_lightning.search.index.product_ranking import FetchRows, fetch_exactly, rank_products
 from mim_lightning.search.index.products import IndexRows
-from mim_lightning.search.index.ranking import FetchRows, fetch_exactly, rank_products
-from mim_lightning.search.index.settings import RECALL_K, IndexSettings
 
 NOISE = 0.5  # length of the noise added to a row, relative to the row's; their cosine is then about 0.89
 _TOLERANCE = 1e-6  # scores of another engine differ by rounding

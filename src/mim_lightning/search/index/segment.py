@@ -24,11 +24,11 @@ from mim_lightning.search.index.faiss_types import (
     set_effort,
 )
 from mim_lightning.search.index.filters import Condition
+from mim_lightning.search.index.index_settings import IndexSettings
 from mim_lightning.search.index.index_type import COARSE, num_candidates, num_rows_read
+from mim_lightning.search.index.product_ranking import FetchRows, RankedRows, fetch_exactly, rank_products
 from mim_lightning.search.index.products import IndexRows, ProductTable
-from mim_lightning.search.index.ranking import FetchRows, RankedRows, fetch_exactly, rank_products
 from mim_lightning.search.index.recall import FindScores, tune_effort
-from mim_lightning.search.index.settings import IndexSettings
 
 DELETED = "dead"  # name on disk of the part that marks deleted rows
 _MAX_FETCHED = 2**14  # rows per query; more are found faster by comparing all

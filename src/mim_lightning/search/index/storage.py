@@ -24,10 +24,10 @@ from mim_lightning.io.damaged_file import errors_as_damaged_file, validate_regul
 from mim_lightning.io.file_name import validate_inside
 from mim_lightning.search.index.card import REBUILD, IndexCard, StoredFile, parse_card
 from mim_lightning.search.index.faiss_types import set_effort
+from mim_lightning.search.index.index_settings import IndexSettings
 from mim_lightning.search.index.index_type import COARSE
 from mim_lightning.search.index.products import read_products
 from mim_lightning.search.index.segment import DELETED, Segment
-from mim_lightning.search.index.settings import IndexSettings
 
 CARD_FILE = "card.json"
 BASE, DELTA = "main", "fresh"  # names of the segments on disk

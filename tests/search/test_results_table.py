@@ -2,9 +2,9 @@
 
 import pytest
 
-from mim_lightning.search.console import print_result
 from mim_lightning.search.query import SearchQuery
 from mim_lightning.search.results_image import draw_results
+from mim_lightning.search.results_table import print_result
 from mim_lightning.search.searcher import SearchHit, SearchResult
 from tests.display.test_text import HOSTILE
 

@@ -16,7 +16,7 @@ from mim_lightning.data.manifest.rows import RowIssue
 from mim_lightning.data.preparation.hash_layout import plan_layout
 from mim_lightning.data.preparation.plan import RowImageError, rotate_images
 from mim_lightning.data.shards.set_writer import finish_set, finished_shards, place_shard
-from mim_lightning.data.shards.writer import COLUMNS, Record, read_shard, shard_sizes, write_shard
+from mim_lightning.data.shards.shard_writer import COLUMNS, Record, read_shard, shard_sizes, write_shard
 from mim_lightning.io.store import Store
 from mim_lightning.types import NO_KEY, hash_id
 from tests.data.conftest import jpeg

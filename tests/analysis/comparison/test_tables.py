@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from mim_lightning.analysis.comparison.comparison import Comparison, compare_groups
-from mim_lightning.analysis.comparison.console import MAX_LABELS, print_comparison
+from mim_lightning.analysis.comparison.tables import MAX_LABELS, print_comparison
 from mim_lightning.analysis.run_groups import RunGroup
 from mim_lightning.display.numbers import format_difference, format_interval, format_number
 from tests.analysis.evaluations import Row, config, write_evaluation
