@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import pickle
+from copy import deepcopy
 from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from mim_lightning.data.manifest.manifest import Manifest, ManifestSource, read_manifest
-from mim_lightning.data.manifest.rows import IssueType, RowIssue, raise_issue
+from mim_lightning.data.manifest.rows import IssueType, Origin, RowIssue, raise_issue
 from mim_lightning.data.validation.findings import KINDS, finding_of
 from tests.data.conftest import write_csv
 
@@ -111,6 +113,13 @@ def test_a_reported_and_a_raised_issue_have_the_same_line(tables: tuple[Path, Pa
     assert str(caught.value) == str(faults[0]) == f"{tables[0]}, row 3, column 'product_id': empty"
     with pytest.raises(ValueError, match=r"^here, row 1: all wrong$"):
         raise_issue(RowIssue("products", "here, row 1", "", "", "all wrong"))
+
+
+def test_an_origin_is_text_with_file_and_number() -> None:
+    origin = Origin("queries.csv", 10)
+    assert origin == "queries.csv, row 10" and json.dumps(origin) == '"queries.csv, row 10"'
+    for copied in (pickle.loads(pickle.dumps(origin)), deepcopy(origin)):
+        assert (copied, copied.file, copied.number) == (origin, "queries.csv", 10)
 
 
 def test_names_of_queries_do_not_depend_on_rows_left_out(tables: tuple[Path, Path]) -> None:

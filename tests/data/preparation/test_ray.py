@@ -337,6 +337,16 @@ def test_invalid_rows(no_cluster: None, shop: Path, tmp_path: Path) -> None:
     assert contents(prepared)["train"] == contents(here)["train"]
 
 
+def test_of_repeated_rows_the_first_by_number_is_kept(no_cluster: None, shop: Path, tmp_path: Path) -> None:
+    names = [f"z{number}" for number in range(1, 9)] + ["twice", "twice"]
+    table(shop / "products" / "zz.parquet", [{"product_id": name, "title": name, "image": []} for name in names])
+    validation = ValidationSettings(on_invalid="drop", max_invalid=1)
+    prepare_with_ray(source_of(shop), tmp_path / "out", SETTINGS, RAY, validation)
+    with (tmp_path / "out" / "skipped.csv").open(newline="") as file:
+        (skipped,) = csv.DictReader(file)
+    assert skipped["id"] == "twice" and skipped["row"].endswith("zz.parquet, row 10")  # as text, it is before row 9
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -26,6 +26,22 @@ EXACT = 1 << 53  # integers below it are exact as floats
 Row = Mapping[str, Any]  # cells by our column names; images stored in a table or tar file are refs already
 
 
+class Origin(str):
+    """Where a row stands, as text for errors ("queries.csv, row 7"), with the file and number that it is made of."""
+
+    __slots__ = ("file", "number")  # a table may have tens of millions of rows
+    file: str
+    number: int
+
+    def __new__(cls, file: str, number: int) -> Origin:
+        origin = super().__new__(cls, f"{file}, row {number}")
+        origin.file, origin.number = file, number
+        return origin
+
+    def __getnewargs__(self) -> tuple[str, int]:  # for pickles and copies
+        return self.file, self.number
+
+
 class IssueType(StrEnum):
     """What can be wrong with a row, as far as its source can detect it; values are written to findings.csv."""
 
@@ -147,9 +163,9 @@ def parse_query(row: Row, root: PathOrUrl, origin: str, number: int, segments: S
     Raises:
         RowError: no split, no relevant product (NothingRelevantError), or neither image nor text.
     """
-    asked, split = _graded(row), text_of(row, "split")
-    if not asked or split is None:
-        raise RowError("split" if asked else "product_id", "empty")
+    targets, split = _graded(row), text_of(row, "split")
+    if not targets or split is None:
+        raise RowError("split" if targets else "product_id", "empty")
     if "/" in split or split.startswith("."):
         raise RowError("split", f"'{split}' cannot be the name of a folder")
     images, text, fields = _images(row, root), text_of(row, "text"), _fields(row)
@@ -163,9 +179,9 @@ def parse_query(row: Row, root: PathOrUrl, origin: str, number: int, segments: S
         split=split,
         image=images[0] if images else None,
         text=text,
-        target_ids=tuple(asked),
-        target_grades=tuple(asked.values()),
-        reference_ids=_values(row, "shown_product_id") or tuple(asked),
+        target_ids=tuple(targets),
+        target_grades=tuple(targets.values()),
+        reference_ids=_values(row, "shown_product_id") or tuple(targets),
         segments=({KIND: kind} if kind else {}) | {name: text_of(row, name) or "none" for name in segments},
         origin=origin,
         weight=_weight(row),
@@ -202,14 +218,14 @@ def merge_query(first: Query, again: Query) -> Query:
     """Return a query with the products of two of its rows; all else is taken from the first."""
     grades = dict(zip(again.target_ids, again.target_grades, strict=True))
     grades |= dict(zip(first.target_ids, first.target_grades, strict=True))
-    asked = tuple(dict.fromkeys((*first.target_ids, *again.target_ids)))
-    shown = tuple(dict.fromkeys((*first.reference_ids, *again.reference_ids)))
+    targets = tuple(dict.fromkeys((*first.target_ids, *again.target_ids)))
+    references = tuple(dict.fromkeys((*first.reference_ids, *again.reference_ids)))
     weights = {name: again.weight for name in again.target_ids if again.weight != first.weight}
     return replace(
         first,
-        target_ids=asked,
-        target_grades=tuple(grades[name] for name in asked),
-        reference_ids=shown,
+        target_ids=targets,
+        target_grades=tuple(grades[name] for name in targets),
+        reference_ids=references,
         product_weights={name: weight for name, weight in weights.items() if name not in first.target_ids}
         | dict(first.product_weights),
     )

@@ -16,7 +16,7 @@ from typing import Any
 
 from mim_lightning.data.manifest.decoding import COMPRESSED, TextFormat, text_suffix
 from mim_lightning.data.manifest.formats import ReadRows, fold, open_arrow, open_parquet, open_text
-from mim_lightning.data.manifest.rows import OnIssue, RowError, raise_issue
+from mim_lightning.data.manifest.rows import OnIssue, Origin, RowError, raise_issue
 from mim_lightning.fields import DECLARED
 from mim_lightning.io.paths import PathOrUrl, find_files, io_errors_as_value_error, parent_of, suffix
 
@@ -115,7 +115,7 @@ def read_rows(
             _log_notes(part.name, file, matches)
             images = {matches.get(name, name) for name in (names.get(IMAGE),) if name}
             for number, raw in file.rows({matches.get(name, name) for name in keys}, images, all_plain):
-                origin = f"{part.name}, row {number + part.num_before}"
+                origin = Origin(part.name, number + part.num_before)
                 if isinstance(raw, RowError):
                     on_issue(raw.at(spec.name, origin, ""))
                 else:

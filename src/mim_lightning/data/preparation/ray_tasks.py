@@ -18,7 +18,7 @@ import numpy as np
 from mim_lightning.data.images.download import DownloadSettings
 from mim_lightning.data.images.reader import ImageReader
 from mim_lightning.data.manifest.manifest import PRODUCTS, QUERIES
-from mim_lightning.data.manifest.rows import IssueType, Product, Query, RowError, RowIssue, join_query
+from mim_lightning.data.manifest.rows import IssueType, Origin, Product, Query, RowError, RowIssue, join_query
 from mim_lightning.data.preparation.hash_layout import NAMES_PER_SHARD, HashLayout
 from mim_lightning.data.preparation.plan import (
     PlannedSample,
@@ -134,7 +134,7 @@ def _unpack(body: tuple[bytes, str, bytes | None, int]) -> Joined:
 def _catalog(products: Iterable[Product], issues: list[RowIssue]) -> list[PlannedSample]:
     samples: list[PlannedSample] = []
     first: dict[str, Product] = {}
-    for product in sorted(products, key=lambda product: _line(product.origin)):
+    for product in sorted(products, key=lambda product: _place(product.origin)):
         if product.product_id in first:
             reason = f"'{product.product_id}' is already in {first[product.product_id].origin}"
             error = RowError("product_id", reason, IssueType.DUPLICATE_ID)
@@ -174,7 +174,7 @@ def _by_query(joined: Iterable[Joined], issues: list[RowIssue]) -> Iterator[tupl
     for row in joined:
         by_id[row.query.query_id][row.query.origin].append(row)
     for query_id, by_origin in by_id.items():
-        first, *others = sorted(by_origin, key=_line)
+        first, *others = sorted(by_origin, key=_place)
         query, rows = by_origin[first][0].query, by_origin[first]
         for origin in others:
             try:
@@ -185,10 +185,10 @@ def _by_query(joined: Iterable[Joined], issues: list[RowIssue]) -> Iterator[tupl
         yield query, rows
 
 
-def _line(origin: str) -> tuple[str, int]:
-    """Return a key that sorts "queries.csv, row 10" after row 9."""
-    table, _, number = origin.rpartition(" ")
-    return (table, int(number)) if number.isdecimal() else (origin, 0)
+def _place(origin: str) -> tuple[str, int]:
+    """Return file and number of a row, to sort by: as text, row 10 is before row 9."""
+    assert isinstance(origin, Origin), "rows of a table"
+    return origin.file, origin.number
 
 
 def _read(samples: Iterable[PlannedSample], reader: RecordReader, issues: list[RowIssue]) -> Iterator[Record]:
