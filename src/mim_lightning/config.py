@@ -269,7 +269,11 @@ def build_matcher(config: Mapping[str, Any], assets: Mapping[str, Mapping[str, s
         if name not in tied:
             encoder = _build_encoder(tower["encoder"], assets[name] if assets is not None else None)
             rest = {key: value for key, value in tower.items() if key not in ("encoder", "fields")}
-            towers[name] = build({**rest, "_partial_": True}, encoder=encoder)
+            build_partial({**rest, "_partial_": True}, f"model.towers.{name}")  # names an unknown key
+            try:
+                towers[name] = build({**rest, "_partial_": True}, encoder=encoder)
+            except ValueError as error:
+                raise ValueError(f"model.towers.{name}: {error}") from error
         if isinstance(tower, Mapping) and tower.get("fields") is not None:
             validate_type(f"model.towers.{name}.fields", tower["fields"], list)
             fields[name] = tower["fields"]

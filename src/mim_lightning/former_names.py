@@ -44,6 +44,7 @@ FORMER_KEYS = {
     "data.validation.near_empty": "blank_image_fraction",
     "data.validation.on_bad": "on_invalid",
     "data.window": "shuffle_window_shards",
+    "model.towers.*.frozen": "train",
     "schedule.final_share": "final_lr_fraction",
     "schedule.warmup_share": "warmup_fraction",
 }
@@ -63,6 +64,8 @@ FORMER_VALUES: dict[str, dict[str, Any]] = {
     "data.on_corrupt_sample": {"fail": "raise"},
     "data.shards.layout": {"mixed": "shuffled", "product": "by_product"},
     "data.validation.on_invalid": {"fail": "raise", "skip": "drop"},
+    # of `frozen`: in files, and on the command line
+    "model.towers.*.train": {True: "frozen", False: "full", "true": "frozen", "false": "full"},
     **{
         f"{parent}directions.*.{key}": {"asked": "target", "shown": "reference"}
         for parent in ("", "callbacks.retrieval_eval.")
@@ -77,7 +80,11 @@ FORMER_OPTIONS = {
 }
 # key of training that came later -> the values, resolved or not, that mean what runs did before it: with one of them
 # the key is left out of run ids, so that those runs are found
-ADDED_KEYS: dict[str, tuple[Any, ...]] = {}
+ADDED_KEYS: dict[str, tuple[Any, ...]] = {
+    "model.towers.*.num_trained_layers": (2,),
+    "model.towers.*.train": ("full",),
+    "optim.layer_decay": (None,),
+}
 OWN = "mim_lightning."
 # former `_target_` -> present: a package of ours and what it exports, so that files behind it may move
 FORMER_TARGETS = {

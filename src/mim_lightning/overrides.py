@@ -5,6 +5,7 @@ A section that accepts any option of a library, or names that the user chooses, 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 TRAINER_OPTIONS = frozenset(
@@ -29,11 +30,16 @@ OPEN_SECTIONS = (
     "data.source.fields.",
     "callbacks.retrieval_eval.",
 )
+# listed in conf/ now, but once not: commands that add it with "+" are accepted
+LISTED_SINCE = re.compile(r"\+model\.towers\.\w+\.train=")
 
 
 def open_up(overrides: Iterable[str]) -> list[str]:
     """Return overrides in which keys of open sections are set whether they exist or not."""
-    return [f"++{override.lstrip('+')}" if _is_open(override) else override for override in overrides]
+    return [
+        f"++{override.lstrip('+')}" if _is_open(override) or LISTED_SINCE.match(override) else override
+        for override in overrides
+    ]
 
 
 def _is_open(override: str) -> bool:

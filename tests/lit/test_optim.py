@@ -10,7 +10,13 @@ from transformers import AutoModel, MPNetConfig, Trainer
 from mim_lightning.encoders.hf_text import HfText
 from mim_lightning.encoders.timm_image import TimmImage
 from mim_lightning.lit.module import MatchModule
-from mim_lightning.lit.optim import began_with_listed_decayed, parameter_groups, warmup_constant, warmup_cosine
+from mim_lightning.lit.optim import (
+    began_with_listed_decayed,
+    parameter_groups,
+    warmup_constant,
+    warmup_cosine,
+    warmup_stable_decay,
+)
 from mim_lightning.losses.contrastive import info_nce
 from mim_lightning.losses.objective import Objective, Pair
 from mim_lightning.model.matcher import Matcher
@@ -159,3 +165,44 @@ def test_an_older_run_resumes_with_its_parameter_groups() -> None:
     assert not began_with_listed_decayed(
         *parts(), torch.optim.AdamW(parameter_groups(*parts(), **options)).state_dict(), **options
     )
+
+
+def test_the_rate_falls_with_each_layer_from_the_output() -> None:
+    encoder = TimmImage("test_vit", model_kwargs={"depth": 3})
+    matcher, objective = matcher_of(encoder)
+    options = {"lr": 2.0, "weight_decay": 0.1, "lr_scales": {"encoder": 0.5}}
+    groups = parameter_groups(matcher, objective, **options, layer_decay=0.5)
+    of = {id(p): group["lr"] for group in groups for p in group["params"]}
+    found = {name: of[id(p)] for name, p in (*matcher.named_parameters(), *objective.named_parameters())}
+    network = "towers.query_image.encoder.network"
+    assert found["towers.query_image.projection.weight"] == 2.0 and found[f"{network}.norm.weight"] == 1.0
+    blocks = [{rate for name, rate in found.items() if name.startswith(f"{network}.blocks.{idx}.")} for idx in range(3)]
+    assert blocks == [{0.125}, {0.25}, {0.5}]
+    assert found[f"{network}.pos_embed"] == found[f"{network}.patch_embed.proj.weight"] == 0.0625
+    assert len(of) == len(found)  # every parameter is in one group
+    for wrong in (0, -1.0, 1.5, "abc", True):
+        with pytest.raises(ValueError, match=rf"optim\.layer_decay={wrong}: give a number above 0"):
+            parameter_groups(matcher, objective, **options, layer_decay=wrong)  # type: ignore[arg-type]
+
+
+def test_wsd_rises_stays_and_falls() -> None:
+    linear = run(warmup_stable_decay, 20, warmup_fraction=0.1, decay_fraction=0.25, decay="linear")
+    assert linear == pytest.approx([0.5, *[1.0] * 14, 1.0, 0.8, 0.6, 0.4, 0.2])
+    root = run(warmup_stable_decay, 20, warmup_fraction=0.1, decay_fraction=0.25, final_lr_fraction=0.5)
+    assert root[:16] == linear[:16]
+    assert root[16:] == pytest.approx([0.5 + 0.5 * (1 - (step / 5) ** 0.5) for step in range(1, 5)])
+    assert run(warmup_stable_decay, 40, warmup_fraction=0.05, decay_fraction=0.0)[2:] == [1.0] * 38
+
+
+@pytest.mark.parametrize(
+    ("schedule", "options", "message"),
+    [
+        (warmup_cosine, {"warmup_fraction": 2}, r"schedule\.warmup_fraction=2: give a number from 0 to 1"),
+        (warmup_constant, {"warmup_fraction": -0.1}, r"schedule\.warmup_fraction=-0\.1"),
+        (warmup_stable_decay, {"decay": "cosine"}, r"schedule\.decay=cosine: give linear or 1-sqrt"),
+        (warmup_stable_decay, {"decay_fraction": 0.98}, r"schedule\.decay_fraction=0\.98: with warmup_fraction=0\.05"),
+    ],
+)
+def test_a_schedule_that_cannot_be_is_named(schedule, options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        run(schedule, 4, **options)

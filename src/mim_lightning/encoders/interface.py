@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mim_lightning.encoders.layers import group_by_layer
 from mim_lightning.io.file_name import validate_file_name
 from mim_lightning.types import ImageSpec, InputSpec, TowerInput
 
@@ -53,6 +54,13 @@ class Encoder(nn.Module, ABC):
     def names_without_decay(self) -> set[str]:
         """Return the parameters without weight decay besides vectors and biases, as in the vendor's training."""
         return set()
+
+    def layers(self) -> list[list[str]]:
+        """Return the names of all parameters by layer, from input to output.
+
+        The first group comes before the layers, the last one behind them; see `group_by_layer`, which finds them.
+        """
+        return group_by_layer(self)
 
     def synchronize_batch_norm(self) -> None:
         """Compute batch statistics over all processes; called once, before training on several GPUs."""

@@ -48,11 +48,22 @@ class TinyImage(ImageEncoder):
     def forward(self, inputs: TowerInput) -> Tensor:
         return self.network(self.normalize(inputs)).mean((2, 3))
 
+    def layers(self) -> list[list[str]]:
+        # stem; a block, then three times norm, step of stride 2 and block; the last norm
+        names = [name for name, _ in self.named_parameters()]
+        stages = [0 if idx == 0 else 5 if idx > 13 else 1 + (idx + 2) // 4 for idx in map(_position, names)]
+        return [[name for name, found in zip(names, stages, strict=True) if found == stage] for stage in range(6)]
+
     def export_assets(self) -> dict[str, str]:
         return {}  # its arguments say it all
 
     def describe_preprocessing(self) -> str:
         return canonical_text({"design": "tiny_image 1", "preprocessing": self.preprocessing.to_json()})
+
+
+def _position(name: str) -> int:
+    """Return the position of a parameter's module in the network."""
+    return int(name.split(".")[1])
 
 
 def _norm(channels: int) -> nn.Module:

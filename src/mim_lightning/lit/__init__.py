@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from mim_lightning.lit.csv_logger import RunCSVLogger
     from mim_lightning.lit.datamodule import MatchDataModule
     from mim_lightning.lit.module import MatchModule
-    from mim_lightning.lit.optim import warmup_constant, warmup_cosine
+    from mim_lightning.lit.optim import warmup_constant, warmup_cosine, warmup_stable_decay
 else:
     __getattr__, __dir__ = export_lazily(
         __name__,
@@ -30,5 +30,6 @@ else:
             "OptunaPruning": "mim_lightning.lit.callbacks.optuna_pruning",
             "warmup_constant": "mim_lightning.lit.optim",
             "warmup_cosine": "mim_lightning.lit.optim",
+            "warmup_stable_decay": "mim_lightning.lit.optim",
         },
     )

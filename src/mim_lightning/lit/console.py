@@ -116,10 +116,13 @@ def describe_towers(matcher: Matcher) -> str:
         tower = matcher.tower(owner)
         users = " = ".join(name for name, other in matcher.owner_of.items() if other == owner)
         parameters = sum(p.numel() for p in tower.parameters())
-        frozen = "" if any(p.requires_grad for p in tower.parameters()) else ", frozen"
+        num_trained = sum(p.numel() for p in tower.parameters() if p.requires_grad)
+        trained = f", {num_trained / 1e6:.2f} M trained" if num_trained < parameters else ""
+        if not num_trained:
+            trained = ", frozen"
         encoder = type(tower.encoder).__name__
         lines.append(
-            f"  {users}: {encoder} {tower.encoder.width} -> {tower.width}, {parameters / 1e6:.2f} M parameters{frozen}"
+            f"  {users}: {encoder} {tower.encoder.width} -> {tower.width}, {parameters / 1e6:.2f} M parameters{trained}"
         )
     return "towers\n" + "\n".join(lines)
 

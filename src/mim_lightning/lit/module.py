@@ -33,7 +33,7 @@ class MatchModule(LightningModule):
         matcher: the towers and fusions.
         objective: named pairs; None for evaluation only.
         optimizer: class or partial of a torch optimizer, called with the parameter groups.
-        lr, weight_decay, lr_scales: see `parameter_groups`.
+        lr, weight_decay, lr_scales, layer_decay: see `parameter_groups`.
         schedule: called with the optimizer and the number of steps.
         config: the resolved run config, stored in the checkpoint.
     """
@@ -46,6 +46,7 @@ class MatchModule(LightningModule):
         lr: float = 1e-3,
         weight_decay: float = 0.0,
         lr_scales: Mapping[str, float] | None = None,
+        layer_decay: float | None = None,
         schedule: Callable[[Optimizer, int], LRScheduler] | None = None,
         config: Mapping[str, Any] | None = None,
     ) -> None:
@@ -53,6 +54,7 @@ class MatchModule(LightningModule):
         self.matcher, self.objective = matcher, objective
         self._optimizer, self._schedule = optimizer, schedule
         self._rates: dict[str, Any] = {"lr": lr, "weight_decay": weight_decay, "lr_scales": lr_scales or {}}
+        self._rates["layer_decay"] = layer_decay
         self._spares_listed = True
         self._config = config or {}
         self._seed = int(self._config.get("seed", 0))

@@ -1,4 +1,4 @@
-"""A tower: encoder, projection, normalization to unit length."""
+"""A tower: encoder, projection, normalization to unit length; and which weights of the encoder training changes."""
 
 from __future__ import annotations
 
@@ -9,33 +9,58 @@ from torch.nn import functional as F
 from mim_lightning.encoders.interface import Encoder
 from mim_lightning.types import TowerInput
 
+FULL, FROZEN, LAST_N = "full", "frozen", "last_n"
+TRAIN_MODES = (FULL, FROZEN, LAST_N)
+
 
 class Tower(nn.Module):
     """Maps the inputs of `encoder` to (n, D) embeddings of unit length, in float32 or float64.
 
-    The projection to `embed_dim` is linear, without bias. Without `embed_dim` the output of the encoder is the
-    embedding: for encoders that were trained together, such as CLIP's, and share a space already. The weights of a
-    `frozen` encoder do not change; only the projection is trained.
+    The projection to `embed_dim` is linear, without bias, and always trained. Without `embed_dim` the output of the
+    encoder is the embedding: for encoders that were trained together, such as CLIP's, and share a space already.
+
+    Args:
+        encoder: of its inputs.
+        embed_dim: width of the embeddings; None: the encoder's.
+        train: what training changes of the encoder: "full", "frozen" (nothing: it runs without autograd) or "last_n"
+            (its last layers and what comes behind them).
+        num_trained_layers: with "last_n": blocks of a transformer, stages of a convolutional network.
+
+    Raises:
+        ValueError: another width or mode, or more layers than the encoder has.
     """
 
-    def __init__(self, encoder: Encoder, embed_dim: int | None, frozen: bool = False) -> None:
+    def __init__(
+        self, encoder: Encoder, embed_dim: int | None, train: str = FULL, num_trained_layers: int | None = None
+    ) -> None:
         super().__init__()
         if embed_dim is not None and (type(embed_dim) is not int or embed_dim < 0):
             raise ValueError(f"embed_dim={embed_dim}: give a whole number above 0, or null for the encoder's width")
-        self.encoder, self.frozen = encoder, frozen
-        if frozen:
+        if train not in TRAIN_MODES:
+            raise ValueError(f"train={train}: give {', '.join(TRAIN_MODES[:-1])} or {TRAIN_MODES[-1]}")
+        self.encoder, self.train_mode = encoder, train
+        if train == FROZEN:
             encoder.requires_grad_(False)
+        elif train == LAST_N:
+            _freeze_first_layers(encoder, num_trained_layers)
         self.width = embed_dim or encoder.width
         self.projection = nn.Linear(encoder.width, embed_dim, bias=False) if embed_dim else None
 
+    @property
+    def is_frozen(self) -> bool:
+        """Whether training leaves the whole encoder as it is."""
+        return self.train_mode == FROZEN
+
     def train(self, mode: bool = True) -> Tower:
         super().train(mode)
-        if self.frozen:
+        if self.is_frozen:
             self.encoder.eval()  # no dropout, and batch statistics as they are
+        elif mode and self.train_mode != FULL:
+            _evaluate_frozen(self.encoder)
         return self
 
     def forward(self, inputs: TowerInput) -> Tensor:
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.is_frozen):
             features = self.encoder(inputs)
         # the last step in float32 or better: rounding to bfloat16 would merge neighbors
         with torch.autocast(features.device.type, enabled=False):
@@ -43,3 +68,30 @@ class Tower(nn.Module):
             if self.projection is not None:
                 features = F.linear(features, self.projection.weight.to(features.dtype))
             return F.normalize(features, dim=-1)
+
+
+def _freeze_first_layers(encoder: Encoder, num_trained: int | None) -> None:
+    _, *layers, last = encoder.layers()
+    if type(num_trained) is not int or not 1 <= num_trained <= len(layers):
+        raise ValueError(
+            f"num_trained_layers={'null' if num_trained is None else num_trained}: train=last_n trains 1 to "
+            f"{len(layers)} of the layers of {type(encoder).__name__}; give their number"
+        )
+    trained = {name for layer in (*layers[-num_trained:], last) for name in layer}
+    for name, parameter in encoder.named_parameters():
+        parameter.requires_grad_(name in trained)
+
+
+def _evaluate_frozen(module: nn.Module) -> None:
+    """Put modules without trained parameters in evaluation mode.
+
+    A module without parameters, such as dropout, is trained as long as the one that it is part of.
+    """
+    parameters = list(module.parameters())
+    if not parameters:
+        return
+    if not any(parameter.requires_grad for parameter in parameters):
+        module.eval()
+        return
+    for child in module.children():
+        _evaluate_frozen(child)
