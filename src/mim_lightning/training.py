@@ -41,6 +41,7 @@ def fit(config: dict[str, Any], run: Run, description: Mapping[str, Any] | None 
     from lightning.pytorch.utilities import rank_zero_info
     from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+    from mim_lightning.lit.callbacks.ema import free_averages, validate_averaging
     from mim_lightning.lit.console import describe_encoder_values, describe_towers, silence_lightning
     from mim_lightning.lit.datamodule import MatchDataModule
     from mim_lightning.lit.evaluation import close_loggers, collect_results, evaluate_module, save_evaluation
@@ -67,6 +68,7 @@ def fit(config: dict[str, Any], run: Run, description: Mapping[str, Any] | None 
     validate_callbacks(
         callbacks, {"retrieval_eval": None, "best": run.best_checkpoint, config["results_from"]: checkpoint}
     )
+    validate_averaging(callbacks)
     validate_loggers(loggers)
     trainer = build(
         {**config["trainer"], "enable_progress_bar": "progress_bar" in callbacks},
@@ -110,6 +112,7 @@ def fit(config: dict[str, Any], run: Run, description: Mapping[str, Any] | None 
     try:
         trainer.fit(module, datamodule, ckpt_path=resume, weights_only=True if resume else None)
         seconds = time.perf_counter() - started
+        free_averages(trainer)
         # one answer for all ranks: all take part in writing it, and rank zero may have written it already
         if trainer.strategy.broadcast(not checkpoint.is_file()):
             save_unvalidated(trainer, checkpoint)

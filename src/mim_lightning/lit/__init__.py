@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from mim_lightning.exports import export_lazily
 
 if TYPE_CHECKING:
+    from mim_lightning.lit.callbacks.ema import EMA
     from mim_lightning.lit.callbacks.monitoring import CorruptSamples, TerminateOnNaN, Throughput
     from mim_lightning.lit.callbacks.optuna_pruning import OptunaPruning
     from mim_lightning.lit.callbacks.retrieval_eval import RetrievalEval
@@ -18,6 +19,7 @@ else:
     __getattr__, __dir__ = export_lazily(
         __name__,
         {
+            "EMA": "mim_lightning.lit.callbacks.ema",
             "MatchDataModule": "mim_lightning.lit.datamodule",
             "MatchModule": "mim_lightning.lit.module",
             "ProgressBar": "mim_lightning.lit.console",

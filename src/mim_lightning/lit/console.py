@@ -40,6 +40,8 @@ DROPPED = (  # starts of Lightning's messages that say nothing to a user of this
     "GPU available",
     "Restoring states",
     "Loaded model weights",
+    "Found current_model_state",
+    "You're using the WeightAveraging callback, but saving",
 )
 DROPPED_WARNINGS = (
     # workers are a matter of data.num_workers; epoch-level values are equal on all ranks before they are logged
@@ -47,6 +49,8 @@ DROPPED_WARNINGS = (
     ".*sync_dist=True.*",
     ".*treespec.*",
     ".*not supported by the model summary.*",
+    # configure_model adds no layer here, and evaluation reads the average as any weights
+    ".*using the WeightAveraging callback.*",
     ".*is smaller than the logging interval.*",  # the mean of an epoch is logged whatever its length
 )
 LOGGERS = ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from mim_lightning.interruption import reinstall_signal_handlers
 from mim_lightning.lit.console import describe_cut_texts, describe_training, warn
 from mim_lightning.lit.optim import began_with_listed_decayed, parameter_groups
 from mim_lightning.losses.objective import Objective
-from mim_lightning.model.checkpoint import SECTION, describe_checkpoint
+from mim_lightning.model.checkpoint import SECTION, describe_checkpoint, state_of
 from mim_lightning.model.matcher import Matcher
 from mim_lightning.types import Batch, Embeddings
 
@@ -125,31 +126,44 @@ class MatchModule(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         agree = self.trainer.strategy.reduce_boolean_decision  # all ranks save, or none: batch statistics may differ
-        validate_finite(self, f"at step {self.trainer.global_step}", agree)
+        # Lightning calls the callbacks before: what they put into the checkpoint, as EMA does, is what will be loaded
+        validate_finite(self, f"at step {self.trainer.global_step}", agree, checkpoint["state_dict"])
         if self.trainer.is_global_zero:  # only the rank that writes: the fingerprint reads all weights
-            checkpoint[SECTION] = describe_checkpoint(self.matcher, self._config)
+            checkpoint[SECTION] = describe_checkpoint(self.matcher, self._config, state_of(checkpoint))
 
 
 @torch.no_grad()
-def validate_finite(module: nn.Module, where: str, agree: Callable[[bool], bool] = bool) -> None:
+def validate_finite(
+    module: nn.Module,
+    where: str,
+    agree: Callable[[bool], bool] = bool,
+    written: Mapping[str, Tensor] = MappingProxyType({}),
+) -> None:
     """Check that weights are finite, before they replace the last good checkpoint.
 
     Args:
+        module: has the weights that training goes on with.
         where: step of the training, for the message.
         agree: returns whether its argument is true on all ranks; every rank calls it.
+        written: the state dict of the checkpoint.
 
     Raises:
         ValueError: naming the first tensor that is not.
     """
+    weights, buffers = dict(module.named_parameters()), dict(module.named_buffers())
+    live = {tensor.data_ptr() for tensor in (*weights.values(), *buffers.values())}
+    others = {name: value for name, value in written.items() if value.data_ptr() not in live}
     # a mask may contain infinity, but no NaN
-    found = {name: weight.isfinite().all() for name, weight in module.named_parameters() if weight.is_floating_point()}
-    found |= {name: ~buffer.isnan().any() for name, buffer in module.named_buffers() if buffer.is_floating_point()}
-    is_good = not found or bool(
-        torch.stack([good.to(next(iter(found.values())).device) for good in found.values()]).all()
-    )
+    found = [
+        (name, value.isfinite().all() if name in weights else ~value.isnan().any())
+        for tensors in (weights, buffers, others)
+        for name, value in tensors.items()
+        if value.is_floating_point()
+    ]
+    is_good = not found or bool(torch.stack([good.to(found[0][1].device) for _, good in found]).all())
     if agree(is_good):
         return
-    name = "a tensor of another process" if is_good else next(f"'{name}'" for name, good in found.items() if not good)
+    name = "a tensor of another process" if is_good else next(f"'{name}'" for name, good in found if not good)
     raise ValueError(
         f"training diverged: {name} is not finite {where}; earlier checkpoints are kept; a smaller optim.lr may help"
     )

@@ -56,10 +56,18 @@ class WarmStart:
         return "\n".join(lines)
 
 
-def describe_checkpoint(matcher: Matcher, config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a checkpoint stores in addition to tensors, in plain containers."""
+def describe_checkpoint(
+    matcher: Matcher, config: Mapping[str, Any], state: Mapping[str, Tensor] | None = None
+) -> dict[str, Any]:
+    """Return what a checkpoint stores in addition to tensors, in plain containers.
+
+    Args:
+        matcher: the model.
+        config: of its run.
+        state: the tensors that the checkpoint stores, if they are not those of the matcher at present.
+    """
     assets = {name: matcher.tower(name).encoder.export_assets() for name in matcher.towers}
-    return {"config": dict(config), "assets": assets, "fingerprint": fingerprint(matcher)}
+    return {"config": dict(config), "assets": assets, "fingerprint": fingerprint(matcher, state)}
 
 
 def load_matcher(path: str | Path) -> TrainedMatcher:
@@ -69,7 +77,7 @@ def load_matcher(path: str | Path) -> TrainedMatcher:
         ValueError: no such file, not a checkpoint of this project, damaged, or it names code that is not trusted.
     """
     content = _read(path)
-    section, state = content[SECTION], _state_of(content, PREFIX)
+    section, state = content[SECTION], state_of(content)
     with errors_as_value_error(path):
         matcher = build_matcher(section["config"], assets=section["assets"])
     load_strictly(matcher, state, path)
@@ -105,7 +113,7 @@ def warm_start(matcher: Matcher, objective: nn.Module, path: str | Path) -> Warm
         ValueError: the checkpoint has none of these towers, or a tensor of another shape; names both shapes.
     """
     content = _read(path)
-    source = _state_of(content, PREFIX)
+    source = state_of(content)
     tied = content[SECTION]["config"]["model"].get("tied") or {}
     loaded, used = {}, set()
     for name, target in matcher.state_dict().items():
@@ -122,7 +130,7 @@ def warm_start(matcher: Matcher, objective: nn.Module, path: str | Path) -> Warm
     if not loaded:
         raise ValueError(f"{path}: has no tower of this model: nothing to start from")
     matcher.load_state_dict(loaded, strict=False)
-    objective.load_state_dict(_state_of(content, "objective."), strict=False)
+    objective.load_state_dict(state_of(content, "objective."), strict=False)
     fresh = tuple(name for name in matcher.state_dict() if name not in loaded)
     return WarmStart(tuple(loaded), fresh, tuple(name for name in source if name not in used))
 
@@ -177,7 +185,8 @@ def _read(path: str | Path) -> dict[str, Any]:
     return content
 
 
-def _state_of(content: Mapping[str, Any], prefix: str) -> dict[str, Tensor]:
+def state_of(content: Mapping[str, Any], prefix: str = PREFIX) -> dict[str, Tensor]:
+    """Return the tensors of a part of a checkpoint, by default the matcher, under the names of that part."""
     state = content["state_dict"]
     return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
 

@@ -7,17 +7,23 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 
 import torch
+from torch import Tensor
 
 from mim_lightning.model.matcher import Matcher
 
 
 @torch.no_grad()
-def fingerprint(matcher: Matcher) -> str:
+def fingerprint(matcher: Matcher, state: Mapping[str, Tensor] | None = None) -> str:
     """Digest weights, preprocessing, tokenizers, ties, fusions and dimension; the device does not matter.
 
     A model in another precision, as during training in bf16-true, is digested as it will be loaded: in float32.
+
+    Args:
+        matcher: the model.
+        state: its state dict, where a file gets other weights than the model has at present.
     """
     digest = hashlib.sha256()
     facts = {
@@ -32,7 +38,7 @@ def fingerprint(matcher: Matcher) -> str:
         facts["fields"] = matcher.fields
     digest.update(json.dumps(facts, sort_keys=True).encode())
     is_plain = any(parameter.dtype == torch.float32 for parameter in matcher.parameters())
-    for name, stored in sorted(matcher.state_dict().items()):
+    for name, stored in sorted((matcher.state_dict() if state is None else state).items()):
         tensor = stored if is_plain or not stored.is_floating_point() else stored.float()
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         # reinterpreted as bytes: NumPy has no bfloat16

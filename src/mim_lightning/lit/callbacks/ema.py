@@ -1,0 +1,73 @@
+"""Exponential moving average of the weights: validation measures it, and checkpoints hold it beside the live weights.
+
+A checkpoint's `state_dict` has the averaged weights, so evaluation, export and `init_from` use them; training resumes
+from `current_model_state`, the live ones.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint, WeightAveraging
+from torch import Tensor
+
+
+class EMA(EMAWeightAveraging):
+    """Lightning's EMA callback, updated by fused kernels and without waiting for the device.
+
+    Floating-point buffers, such as the statistics of batch normalization, are averaged like weights; integers, such as
+    position indices, are copied: their average is rounded down, and 11 becomes 10 at a decay of 0.9999.
+
+    Args:
+        decay: of the average at each update; 0.999 averages about the last 1000 updates.
+        use_buffers: False copies all buffers of the live model.
+        options: of Lightning's callback: `device`, `update_every_n_steps`, `update_starting_at_step` ...
+    """
+
+    def __init__(self, decay: float = 0.999, use_buffers: bool = True, **options: Any) -> None:
+        if isinstance(decay, bool) or not isinstance(decay, int | float) or not 0 <= decay < 1:
+            raise ValueError(f"callbacks.ema.decay={decay}: give a number from 0 to below 1, such as 0.999")
+        super().__init__(decay=float(decay), use_buffers=use_buffers, **options)
+        self.decay = float(decay)
+        self._kwargs = {**self._kwargs, "avg_fn": None, "multi_avg_fn": self._average}
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        if stage == "fit":
+            assert self._average_model is not None
+            # the number of updates, which is read before each
+            self._average_model.n_averaged = self._average_model.n_averaged.cpu()
+
+    @torch.no_grad()
+    def _average(self, averaged: list[Tensor], current: list[Tensor], num_averaged: Tensor) -> None:
+        if averaged[0].is_floating_point():
+            torch._foreach_lerp_(averaged, current, 1 - self.decay)
+        else:
+            torch._foreach_copy_(averaged, current)
+
+
+def validate_averaging(callbacks: dict[str, Any]) -> None:
+    """Check that checkpoints of a run that averages weights hold the average.
+
+    Raises:
+        ValueError: naming the callback that would write live weights.
+    """
+    averaging = [name for name, callback in callbacks.items() if isinstance(callback, WeightAveraging)]
+    for name, callback in callbacks.items():
+        if averaging and isinstance(callback, ModelCheckpoint) and callback.save_weights_only:
+            raise ValueError(
+                f"callbacks.{name}.save_weights_only=true: would hold the live weights instead of those of "
+                f"callbacks.{averaging[0]}; give false"
+            )
+
+
+def free_averages(trainer: Trainer) -> None:
+    """Free the averaged model after training.
+
+    With it Lightning would load the live weights of a checkpoint that is evaluated.
+    """
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, WeightAveraging):
+            callback._average_model = None
