@@ -58,7 +58,7 @@ FORMER_TOP_KEYS: dict[str, dict[str, str]] = {
     "ab_report": {"base": "baseline_rate", "events": "event_log", "shares": "traffic_fractions"},
 }
 # present key -> former value: present value
-FORMER_VALUES: dict[str, dict[str, Any]] = {
+FORMER_VALUES: dict[str, dict[Any, Any]] = {
     "data.folder": {"${paths.data}/${.name}${.protocol.label}": "${paths.data}/${.name}${.splits.label}"},
     "data.mixture.*.id_namespace": {"own": "separate"},
     "data.on_corrupt_sample": {"fail": "raise"},

@@ -59,7 +59,7 @@ def test_all_layers_but_the_embeddings_are_the_last_n() -> None:
         ("train=half", r"model\.towers\.query_image: train=half: give full, frozen"),
         (
             "train=last_n num_trained_layers=5",
-            r"query_image: num_trained_layers=5: .* 1 to 4 of the layers of TinyImage",
+            r"query_image: num_trained_layers=5: .* 1 to 4 of the layers of Tiny",
         ),
         ("train=last_n num_trained_layers=0", "num_trained_layers=0: "),
         ("train=last_n num_trained_layers=null", "num_trained_layers=null: "),
