@@ -38,7 +38,7 @@ class Origin(str):
         origin.file, origin.number = file, number
         return origin
 
-    def __getnewargs__(self) -> tuple[str, int]:  # for pickles and copies
+    def __getnewargs__(self) -> tuple[str, int]:  # type: ignore[override] # for pickles, copies
         return self.file, self.number
 
 
