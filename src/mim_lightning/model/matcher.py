@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mim_lightning.fields import FIELDS, IMAGE, TEXT
+from mim_lightning.model.cached_encoding import encode_cached
 from mim_lightning.model.fusion import Fusions, check_fusions, fuse
 from mim_lightning.model.tower import Tower
 from mim_lightning.types import Batch, Embeddings, ImageSpec, TowerInput, TowerSpec, side_of
@@ -101,10 +102,14 @@ class Matcher(nn.Module):
                 f"{', '.join(wanted)}"
             )
 
-    def forward(self, batch: Batch) -> Embeddings:
-        """Embed every tower with inputs in the batch, and every fusion of at least one of them."""
+    def forward(self, batch: Batch, micro_batch_size: int | None = None) -> Embeddings:
+        """Embed every tower with inputs in the batch, and every fusion of at least one of them.
+
+        Args:
+            micro_batch_size: inputs whose activations are in memory at a time, see `encode_cached`; None: all.
+        """
         names = [name for name in self.owner_of if name in batch.inputs]
-        encoded = self._encode({name: batch.inputs[name] for name in names})
+        encoded = self._encode({name: batch.inputs[name] for name in names}, micro_batch_size)
         vectors, present = {}, {}
         for name in names:
             rows_B = batch.rows[name]
@@ -113,12 +118,14 @@ class Matcher(nn.Module):
             vectors[name] = encoded[name][rows_B.clamp(min=0)] * present[name][:, None]
         return fuse(Embeddings(vectors, present), _possible(self.fusions, names))
 
-    def _encode(self, inputs: Mapping[str, TowerInput]) -> dict[str, Tensor]:
+    def _encode(self, inputs: Mapping[str, TowerInput], micro_batch_size: int | None) -> dict[str, Tensor]:
         """Encode each tower's distinct inputs; images of tied towers go through their encoder together."""
         encoded: dict[str, Tensor] = {}
         for group in self._groups(inputs):
             parts = [inputs[name] for name in group]
-            if len(group) == 1:
+            if micro_batch_size is not None:
+                encoded |= dict(zip(group, encode_cached(self.tower(group[0]), parts, micro_batch_size), strict=True))
+            elif len(group) == 1:
                 encoded[group[0]] = self.tower(group[0])(parts[0])
             else:
                 # one pass is faster, and batch normalization gets street and shop images as one domain

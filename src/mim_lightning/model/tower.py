@@ -62,6 +62,10 @@ class Tower(nn.Module):
     def forward(self, inputs: TowerInput) -> Tensor:
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.is_frozen):
             features = self.encoder(inputs)
+        return self.project(features)
+
+    def project(self, features: Tensor) -> Tensor:
+        """Return the embeddings of the encoder's features, (n, width) to (n, D)."""
         # the last step in float32 or better: rounding to bfloat16 would merge neighbors
         with torch.autocast(features.device.type, enabled=False):
             features = features.to(torch.promote_types(features.dtype, torch.float32))
