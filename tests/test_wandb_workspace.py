@@ -58,7 +58,7 @@ def test_it_belongs_to_the_project_and_can_be_sent(workspace: Workspace) -> None
         "By loss weight",
         "Losses and scale",
         "Throughput",
-        "Retrieval browser",
+        "Tracked queries",
     ]
     assert all(section["panels"] for section in found)
 
@@ -86,12 +86,16 @@ def test_tower_count_and_throughput(workspace: Workspace) -> None:
     assert (recall.metrics, speed.metrics) == ([RESULT], ["train/rows_per_second"])
     assert recall.groupby == wr.Config("model.name") and recall.groupby_aggfunc == "mean"
     shown = {key for panel in panels(workspace, wr.LinePlot) for key in panel.y}
-    assert {"train/rows_per_second", "train/data_wait_share"} <= shown
+    assert {
+        "train/rows_per_second",
+        "train/data_wait_fraction",
+        "train/data_wait_share",
+    } <= shown  # the last: of older runs
 
 
 def test_the_browser_shows_the_monitored_direction(workspace: Workspace) -> None:
     (table,) = panels(workspace, wr.WeavePanelSummaryTable)
-    assert table.table_name == "browser/composed_to_product"
+    assert table.table_name == "tracked_queries/composed_to_product"
 
 
 @pytest.mark.parametrize("monitor", ["val/hit@1", "train/loss", "val//hit@1", "val/a/b/c"])
@@ -121,7 +125,7 @@ def test_a_dry_run_lists_the_panels_and_saves_nothing(
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "team/shop: mim_lightning: image_to_image hit@1"
     assert "  ParallelCoordinatesPlot: settings and result" in lines
-    assert "  WeavePanelSummaryTable: browser/image_to_image" in lines
+    assert "  WeavePanelSummaryTable: tracked_queries/image_to_image" in lines
 
 
 def test_saving_prints_the_url(

@@ -77,7 +77,7 @@ class StoredConfigError(FileError):
 def validate_config(config: Any, path: Path | str, is_built: bool = True) -> dict[str, Any]:
     """Return a copy, in plain containers, of a config that was read from a file.
 
-    Pictures at private addresses are for the reader's own command line to allow: the copy does not.
+    Images at private addresses are for the reader's own command line to allow: the copy does not.
 
     Args:
         config: what the file holds.

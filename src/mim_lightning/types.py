@@ -247,16 +247,17 @@ class Hits:
 class QueryCounts:
     """Queries that a direction counts, by kind, and those that it leaves out, by reason."""
 
-    num_with_words: int  # counted, with a text
-    num_without_words: int
+    num_with_text: int  # counted, with a text
+    num_without_text: int
     num_other_kind: int  # lack a required field, or have an excluded one
     num_in_gallery: int  # would find themselves: their image is, pixel by pixel, one of the gallery
     num_repeated: int  # the same image and relevant products again, of a direction that reads the image alone
     photo_truth: str = ""  # TARGET or REFERENCE if the direction reads the image
 
     def as_counts(self) -> dict[str, int]:
-        """Return the counts by name."""
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.name.startswith("num_")}
+        """Return the counts by the names that results.json has for them."""
+        names = {"num_with_text": "num_with_words", "num_without_text": "num_without_words"}
+        return {names.get(f.name, f.name): getattr(self, f.name) for f in fields(self) if f.name.startswith("num_")}
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ LEARN = [
     "callbacks.tracked_queries.num_queries=4",
 ]
 OFFLINE = ["logger=wandb", "logger.wandb.offline=true"]
-STEP, TABLE = "trainer/global_step", "browser/image_to_image/nrows"
+STEP, TABLE = "trainer/global_step", "tracked_queries/image_to_image/nrows"
 
 
 @pytest.fixture(scope="module")
@@ -163,9 +163,10 @@ def test_config_and_final_result_are_there(trained: Run, offline: OfflineRun) ->
 
 
 def test_the_dashboard_asks_for_what_a_run_logs(offline: OfflineRun) -> None:
-    logged = {key for row in offline.history for key in row} | {
-        "/".join(key.split("/")[:2]) for row in offline.history for key in row if key.startswith(("browser/", "hits/"))
-    }
+    keys = {key for row in offline.history for key in row}
+    assert "train/data_wait_fraction" in keys
+    logged = keys | {"/".join(key.split("/")[:2]) for key in keys if key.startswith(("tracked_queries/", "hits/"))}
+    logged.add("train/data_wait_share")  # of older runs
     config = {f"{key}.{name}" for key, name in _paths(offline.config)} | set(offline.config)
     pairs = compose("train", ["model=4tower"])["model"]["pairs"]
     spec = build_workspace("e", "p", pairs, "val/image_to_image/hit@1")._to_model().spec.section.panel_bank_config

@@ -53,7 +53,7 @@ def test_each_direction_uses_its_sides_and_its_truth(tables) -> None:
         "text": naive_hit(v["query_text"][has_text], g["product_text"], asked[has_text]),
     }
     assert {name: report.values["hit@1"] for name, report in reports.items()} == pytest.approx(expected)
-    counted = {name: (report.num_queries, report.counts.num_with_words) for name, report in reports.items()}
+    counted = {name: (report.num_queries, report.counts.num_with_text) for name, report in reports.items()}
     assert counted == {
         "image_to_image": (12, 11),
         "image_to_asked": (12, 11),
@@ -115,8 +115,8 @@ def test_a_query_image_counts_once_for_each_relevant_set_and_never_if_it_is_in_t
     assert report.hits.query_keys.tolist() == queries.columns["query_keys"][rows].tolist()
     counts = report.counts
     assert (counts.num_in_gallery, counts.num_repeated) == (num_in_gallery, num_repeated)
-    assert counts.num_with_words == int(queries.present["query_text"][rows].sum()) and counts.num_other_kind == 0
-    assert counts.num_with_words + counts.num_without_words == report.num_queries == len(rows)
+    assert counts.num_with_text == int(queries.present["query_text"][rows].sum()) and counts.num_other_kind == 0
+    assert counts.num_with_text + counts.num_without_text == report.num_queries == len(rows)
 
 
 def test_a_composed_query_may_show_an_image_of_the_gallery_unless_that_is_its_answer() -> None:

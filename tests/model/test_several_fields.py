@@ -39,7 +39,7 @@ def test_a_row_has_the_tower_only_with_all_fields() -> None:
         Sample(3, {"query_image": jpeg(2), "query_text": "red"}),
         Sample(4, {"query_image": jpeg(1), "query_text": "red", "product_image": jpeg(1)}),
     ]
-    batch = Collate(matcher.input_specs(), picture_key=len)(samples)
+    batch = Collate(matcher.input_specs(), image_key=len)(samples)
     assert batch.rows["query"].tolist() == [0, -1, -1, 1, 0]
     assert (batch.image_keys["query_image"] >= 0).tolist() == [True, True, False, True, True]
     images, texts = batch.inputs["query"]

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 MONITOR = "val/image_to_image/hit@1"  # models with two, three and four towers have this one
 STEP = "trainer/global_step"  # axis of everything that is logged
+DATA_WAIT = ("train/data_wait_fraction", "train/data_wait_share")  # the second: what older runs logged
 
 
 def build_workspace(entity: str, project: str, pairs: Collection[str], monitor: str = MONITOR) -> Workspace:
@@ -41,7 +42,7 @@ def build_workspace(entity: str, project: str, pairs: Collection[str], monitor: 
         "By loss weight": ([_scatter(wr, weight, result, pair) for pair, weight in weights.items()], 3),
         "Losses and scale": (_losses(wr), 2),
         "Throughput": (_throughput(wr), 2),
-        "Retrieval browser": (_browser(wr, direction), 1),
+        "Tracked queries": (_tracked_queries(wr, direction), 1),
     }
     return ws.Workspace(
         entity=entity,
@@ -93,13 +94,13 @@ def _losses(wr: Any) -> list[Any]:
 def _throughput(wr: Any) -> list[Any]:
     return [
         _lines(wr, "rows a second", STEP, ["train/rows_per_second"]),
-        _lines(wr, "fraction of time waiting for data", STEP, ["train/data_wait_share"], range_y=(0.0, 1.0)),
+        _lines(wr, "fraction of time waiting for data", STEP, DATA_WAIT, range_y=(0.0, 1.0)),
     ]
 
 
-def _browser(wr: Any, direction: str) -> list[Any]:
+def _tracked_queries(wr: Any, direction: str) -> list[Any]:
     return [
-        wr.WeavePanelSummaryTable(table_name=f"browser/{direction}", layout=wr.Layout(w=24, h=20)),
+        wr.WeavePanelSummaryTable(table_name=f"tracked_queries/{direction}", layout=wr.Layout(w=24, h=20)),
         wr.MediaBrowser(title="hits: blue relevant, red not", media_keys=[f"hits/{direction}"], num_columns=1),
     ]
 

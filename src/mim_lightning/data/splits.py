@@ -63,17 +63,17 @@ class ProductDisjointSplits:
         return {product_id for idx, product_id in enumerate(ordered) if idx % self.num_folds == self.fold}
 
     def _assign(self, query: Query, held_out: Set[str], train_split: str, val_split: str) -> Query:
-        asked = [(i, grade) for i, grade in zip(query.target_ids, query.target_grades, strict=True) if i in held_out]
-        shown = tuple(i for i in query.reference_ids if i in held_out)
-        if not asked and not shown:
+        targets = [(i, grade) for i, grade in zip(query.target_ids, query.target_grades, strict=True) if i in held_out]
+        references = tuple(i for i in query.reference_ids if i in held_out)
+        if not targets and not references:
             return query if query.split == train_split else replace(query, split=f"{query.split}_seen")
         # its other products were trained on: they are not what is evaluated
         return replace(
             query,
             split=val_split,
-            target_ids=tuple(i for i, _ in asked),
-            target_grades=tuple(grade for _, grade in asked),
-            reference_ids=shown,
+            target_ids=tuple(i for i, _ in targets),
+            target_grades=tuple(grade for _, grade in targets),
+            reference_ids=references,
         )
 
 

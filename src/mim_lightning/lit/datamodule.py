@@ -179,10 +179,10 @@ class MatchDataModule(LightningDataModule):
         world_size = self._placement()["world_size"]
         batch_size = -(-batch_size // world_size) * world_size
         plan = sequential_order(shards, batch_size)
-        collate = Collate(specs, shards.max_relevant, picture_key=self._picture_key())
+        collate = Collate(specs, shards.max_relevant, image_key=self._image_key())
         return StreamLoader(shards, collate, plan, **self._placement())
 
-    def _picture_key(self) -> Callable[[bytes], int]:
+    def _image_key(self) -> Callable[[bytes], int]:
         """Return how evaluation recognizes equal images: by pixels, or by bytes if there are many."""
         num_rows = len(self.opened.queries) + sum(len(products) for products in self.opened.gallery)
         return hash_pixels if num_rows <= MAX_KNOWN else hash_bytes

@@ -124,12 +124,12 @@ def save_evaluation(
     queries, gallery = datamodule.opened.queries, datamodule.opened.gallery
     images = PageImages(queries, gallery)
     write_report_page(record, folder / "report.html", read_history(folder).get(direction), images=images)
-    picture = draw_hits({config["model"]["name"]: record}, direction, queries, gallery)
-    picture.save(folder / "hits.png")
+    hits_image = draw_hits({config["model"]["name"]: record}, direction, queries, gallery)
+    hits_image.save(folder / "hits.png")
     for logger in trainer.loggers:
         log_image = getattr(logger, "log_image", None)
         if log_image is not None:
-            log_image(key=f"hits/{direction}", images=[picture])
+            log_image(key=f"hits/{direction}", images=[hits_image])
 
 
 def _with_absolute_distractors(config: Mapping[str, Any], datamodule: MatchDataModule) -> dict[str, Any]:

@@ -27,14 +27,14 @@ from mim_lightning.types import (
 )
 
 IDS = ("query_keys", "product_keys", "asked_keys", "asked_grades", "shown_keys", "category_keys")  # as stored
-HAS, PICTURE = "has_", "picture_keys"
+HAS, IMAGE = "has_", "picture_keys"
 
 PHOTO, WORDS = QUERY_IMAGE, QUERY_TEXT
 
 
 def column_names(fields: Iterable[str] = ()) -> tuple[str, ...]:
     """Return the names of the columns of a table, with those of declared query fields."""
-    return (*IDS, *(f"{HAS}{name}" for name in dict.fromkeys((*QUERY_FIELDS, *fields))), PICTURE)
+    return (*IDS, *(f"{HAS}{name}" for name in dict.fromkeys((*QUERY_FIELDS, *fields))), IMAGE)
 
 
 COLUMNS = column_names()
@@ -49,7 +49,7 @@ def columns_of(batch: Batch, fields: Iterable[str] = ()) -> dict[str, Tensor]:
     columns |= {
         f"{HAS}{name}": taken.get(name, torch.zeros_like(batch.is_padding)) for name in (*QUERY_FIELDS, *fields)
     }
-    return columns | {PICTURE: next(iter(batch.image_keys.values()), none)}
+    return columns | {IMAGE: next(iter(batch.image_keys.values()), none)}
 
 
 def counts_row(direction: Direction, fields: Set[str], fusions: Fusions) -> bool:
@@ -114,7 +114,7 @@ def _evaluate(
     options: Mapping[str, Any],
 ) -> RetrievalReport:
     read = direction.reads(fusions, fields)
-    num_rows, pictured, queries = len(queries), gallery.columns, _with_fields(queries)
+    num_rows, gallery_columns, queries = len(queries), gallery.columns, _with_fields(queries)
     query_vectors, present = _side(direction.query, queries, fusions)
     gallery_vectors, is_offered = _side(direction.gallery, gallery, fusions)
     is_counted = present & _is_of_kind(direction, queries, fusions)
@@ -131,7 +131,7 @@ def _evaluate(
         )
     queries, query_vectors = _ids(queries).take(is_counted), query_vectors[is_counted]
     truth, grades = _truth(direction, queries)
-    is_in_gallery = _is_in_gallery(direction, queries, truth, pictured, PHOTO in read)
+    is_in_gallery = _is_in_gallery(direction, queries, truth, gallery_columns, PHOTO in read)
     is_first = torch.ones_like(is_in_gallery)
     if read == {PHOTO}:
         is_first = is_in_gallery | _is_first_of_its_photo(queries, truth, grades)
@@ -157,10 +157,10 @@ def _evaluate(
             "asks for another product than its image shows" if direction.leave_out else "has an answer in the gallery"
         )
         raise NothingToRankError(f"directions.{name}: none of {int(kept.sum())} queries {what}") from None
-    has_words = _has(WORDS, queries).cpu()[torch.isin(queries.columns["query_keys"].cpu(), report.hits.query_keys)]
+    has_text = _has(WORDS, queries).cpu()[torch.isin(queries.columns["query_keys"].cpu(), report.hits.query_keys)]
     counts = QueryCounts(
-        num_with_words=int(has_words.sum()),
-        num_without_words=int((~has_words).sum()),
+        num_with_text=int(has_text.sum()),
+        num_without_text=int((~has_text).sum()),
         num_other_kind=num_other_kind,
         num_in_gallery=int(is_in_gallery.sum()),
         num_repeated=int((~is_first).sum()),
@@ -208,40 +208,44 @@ def _truth(direction: Direction, queries: EmbeddingTable) -> tuple[Tensor, Tenso
 
 
 def _is_in_gallery(
-    direction: Direction, queries: EmbeddingTable, truth_QR: Tensor, pictured: Mapping[str, Tensor], reads_image: bool
+    direction: Direction,
+    queries: EmbeddingTable,
+    truth_QR: Tensor,
+    gallery_columns: Mapping[str, Tensor],
+    reads_image: bool,
 ) -> Tensor:
     """Return which queries would find themselves: their image is in the gallery.
 
     If the truth is what the image shows, any gallery image counts; else only the images of relevant products.
     """
-    pictures_Q = queries.columns.get(PICTURE)
-    if pictures_Q is None or PICTURE not in pictured or not reads_image:
+    images_Q = queries.columns.get(IMAGE)
+    if images_Q is None or IMAGE not in gallery_columns or not reads_image:
         return torch.zeros_like(queries.row_keys, dtype=torch.bool)
-    known = pictured[PICTURE] != NO_KEY
-    pictures_N, products_N = pictured[PICTURE][known], pictured["product_keys"][known]
-    has_image_Q = torch.isin(pictures_Q, pictures_N)
+    known = gallery_columns[IMAGE] != NO_KEY
+    images_N, products_N = gallery_columns[IMAGE][known], gallery_columns["product_keys"][known]
+    has_image_Q = torch.isin(images_Q, images_N)
     if direction.truth == REFERENCE or not has_image_Q.any():
         return has_image_Q
-    distinct, products = pictures_N.unique(), products_N.unique()
+    distinct, products = images_N.unique(), products_N.unique()
 
-    def pair(pictures: Tensor, keys: Tensor) -> Tensor:
-        return torch.searchsorted(distinct, pictures) * len(products) + torch.searchsorted(products, keys)
+    def pair(images: Tensor, keys: Tensor) -> Tensor:
+        return torch.searchsorted(distinct, images) * len(products) + torch.searchsorted(products, keys)
 
     is_pair_QR = has_image_Q[:, None] & torch.isin(truth_QR, products)
-    pairs_QR = pair(pictures_Q[:, None].expand_as(truth_QR).contiguous(), truth_QR.contiguous())
-    return (is_pair_QR & torch.isin(pairs_QR, pair(pictures_N, products_N))).any(dim=1)
+    pairs_QR = pair(images_Q[:, None].expand_as(truth_QR).contiguous(), truth_QR.contiguous())
+    return (is_pair_QR & torch.isin(pairs_QR, pair(images_N, products_N))).any(dim=1)
 
 
 def _is_first_of_its_photo(queries: EmbeddingTable, truth_QR: Tensor, grades_QR: Tensor | None) -> Tensor:
     """Return one query for each image and truth: without text if there is one, else the first by key."""
-    pictures_Q = queries.columns.get(PICTURE)
-    if pictures_Q is None:
+    images_Q = queries.columns.get(IMAGE)
+    if images_Q is None:
         return torch.ones_like(queries.row_keys, dtype=torch.bool)
     truth_QR, order_QR = truth_QR.sort(dim=1)
-    parts = [pictures_Q[:, None], truth_QR]
+    parts = [images_Q[:, None], truth_QR]
     if grades_QR is not None:
         parts.append(grades_QR.gather(1, order_QR))
     _, group_Q = torch.unique(torch.cat(parts, dim=1), dim=0, return_inverse=True)
     place_Q = torch.arange(len(queries), device=group_Q.device) + len(queries) * _has(WORDS, queries).long()
     first = torch.full_like(place_Q, 2 * len(queries)).scatter_reduce_(0, group_Q, place_Q, "amin")
-    return (pictures_Q == NO_KEY) | (first[group_Q] == place_Q)
+    return (images_Q == NO_KEY) | (first[group_Q] == place_Q)

@@ -53,7 +53,7 @@ def score_rankings(ranking: Ranking, cutoffs: Sequence[int] = (1, 5, 10)) -> dic
     scores["mrr"] = found_QK.div_(ranks_K).amax(dim=1)
     scores["map"] = precision_QK.sum(dim=1) / num_relevant_Q
     scores |= {f"ndcg@{k}": _ndcg(ranking.grades[:, :k], ranking.relevant_grades, k) for k in cutoffs}
-    return scores | _category_shares(ranking, cutoffs)
+    return scores | _category_fractions(ranking, cutoffs)
 
 
 def first_ranks(ranking: Ranking) -> Tensor:
@@ -72,7 +72,7 @@ def _discounted_gain(grades_QK: Tensor) -> Tensor:
     return (grades_QK * discounts_K).sum(dim=1)
 
 
-def _category_shares(ranking: Ranking, cutoffs: Sequence[int]) -> dict[str, Tensor]:
+def _category_fractions(ranking: Ranking, cutoffs: Sequence[int]) -> dict[str, Tensor]:
     first = slice(max(cutoffs))
     hit_categories_QC = ranking.catalog.categories_of(ranking.product_keys[:, first])
     own_Q1 = ranking.category_keys[:, None]
@@ -80,7 +80,7 @@ def _category_shares(ranking: Ranking, cutoffs: Sequence[int]) -> dict[str, Tens
     is_same = is_known & (hit_categories_QC == own_Q1)
     is_wrong = is_known & ~is_same & (ranking.grades[:, first] < 1)
 
-    def shares(name: str, is_such: Tensor) -> dict[str, Tensor]:  # 0 / 0, nothing known, is nan
+    def fractions(name: str, is_such: Tensor) -> dict[str, Tensor]:  # 0 / 0, nothing known, is nan
         return {f"{name}@{k}": is_such[:, :k].sum(dim=1).double() / is_known[:, :k].sum(dim=1) for k in cutoffs}
 
-    return shares("wrong_category", is_wrong) | shares("same_category", is_same)
+    return fractions("wrong_category", is_wrong) | fractions("same_category", is_same)

@@ -72,12 +72,12 @@ def test_evaluation_batches_have_image_keys_and_the_fields_of_a_row() -> None:
     lossless = encoded(Image.open(io.BytesIO(jpeg(10))), "PNG")
     other = encoded(Image.open(io.BytesIO(jpeg(10))).rotate(180), "PNG")
     rows = [*SAMPLES, sample(14, 1, query_image=lossless), sample(15, 1, query_image=other)]
-    batch = Collate(specs, picture_key=hash_pixels)(rows)
+    batch = Collate(specs, image_key=hash_pixels)(rows)
     assert batch.has_field["query_image"].tolist() == [True, True, False, True, True, True]
     assert batch.has_field["query_text"].tolist() == [False, True, True, True, False, False]
     first, second, none, again, copy, turned = batch.image_keys["query_image"].tolist()
     assert first == again == copy and none == NO_KEY and len({first, second, turned, NO_KEY}) == 4
-    by_bytes = Collate(specs, picture_key=hash_bytes)(rows).image_keys["query_image"].tolist()
+    by_bytes = Collate(specs, image_key=hash_bytes)(rows).image_keys["query_image"].tolist()
     assert by_bytes[0] == by_bytes[3] != by_bytes[4]
 
 

@@ -1,4 +1,4 @@
-"""A picture of what models find: one row a query, the first hits of up to five models side by side.
+"""An image of what models find: one row a query, the first hits of up to five models side by side.
 
 As in figures 2 and 5 of the paper: relevant hits framed blue, others red.
 """
@@ -24,7 +24,7 @@ from mim_lightning.fields import PRODUCT_IMAGE, PRODUCT_TEXT, QUERY_IMAGE, QUERY
 from mim_lightning.types import Sample, hash_id
 
 MAX_MODELS = 5
-HITS_BY_MODELS = {1: 5, 2: 4, 3: 3, 4: 2, 5: 2}  # hits of each model, so that the picture is readable at half its size
+HITS_BY_MODELS = {1: 5, 2: 4, 3: 3, 4: 2, 5: 2}  # hits of each model, so that the figure is readable at half its size
 CELL, GAP, MARGIN, FRAME = 150, 10, 24, 6  # all sizes in pixels
 BLOCK_GAP = 34  # between models
 TITLE, HEADER, NOTE, CAPTION_LINES, CAPTION_LINE = 104, 46, 30, 3, 20  # heights
@@ -267,11 +267,11 @@ def _draw_answer(
 
 
 def _paste(image: Image.Image, corner: tuple[int, int], data: bytes | str | None, inset: int) -> None:
-    picture = None
+    content = None
     if isinstance(data, bytes):
         with suppress(ImageError):  # a damaged one is drawn as a missing one
-            picture = Image.fromarray(decode_image(data, CELL, CELL))
-    paste_image(image, corner, CELL, picture, font(CAPTION_SIZE), inset)
+            content = Image.fromarray(decode_image(data, CELL, CELL))
+    paste_image(image, corner, CELL, content, font(CAPTION_SIZE), inset)
 
 
 def _write_caption(image: Image.Image, corner: tuple[int, int], text: str, color: str) -> None:

@@ -44,14 +44,14 @@ class Collate:
 
     Augmentation is a function of (seed, position of the batch in the run, bytes of the image): neither the number of
     processes nor a resume changes a pixel. An image that cannot be decoded is a ValueError that names sample and tower.
-    With `picture_key`, for evaluation, the batch has the keys of its images and which fields of a query a row has.
+    With `image_key`, for evaluation, the batch has the keys of its images and which fields of a query a row has.
     """
 
     specs: Mapping[str, TowerSpec]
     max_relevant: int = 1
     augment: Augment | None = None
     seed: int = 0
-    picture_key: Callable[[bytes], int] | None = None
+    image_key: Callable[[bytes], int] | None = None
 
     def __call__(
         self, samples: Sequence[Sample], position: tuple[int, ...] = (), buffer: Tensor | None = None
@@ -70,7 +70,7 @@ class Collate:
                     for idx, part in enumerate(fields.values())
                 ]
                 inputs[tower] = parts[0] if len(parts) == 1 else tuple(parts)
-                if self.picture_key is not None:
+                if self.image_key is not None:
                     images = [name for name, part in fields.items() if isinstance(part, ImageSpec)]
                     image_keys |= {name: self._image_keys(samples, name) for name in images}
             except ValueError as error:
@@ -86,7 +86,7 @@ class Collate:
             reference_keys=self._key_table(sample.reference_ids for sample in samples),
             category_keys=_keys(sample.category for sample in samples),
             is_padding=torch.tensor([sample.is_padding for sample in samples]),
-            has_field=self._fields(samples) if self.picture_key is not None else {},
+            has_field=self._fields(samples) if self.image_key is not None else {},
             image_keys=image_keys,
         )
 
@@ -119,9 +119,9 @@ class Collate:
         return torch.tensor(table, dtype=torch.int64)
 
     def _image_keys(self, samples: Sequence[Sample], field: str) -> Tensor:
-        assert self.picture_key is not None
+        assert self.image_key is not None
         distinct, rows = _distinct(_values(sample, (field,)) for sample in samples)
-        keys = [self.picture_key(data) for (data,) in distinct if isinstance(data, bytes)]
+        keys = [self.image_key(data) for (data,) in distinct if isinstance(data, bytes)]
         return torch.tensor([*keys, NO_KEY])[rows]  # row -1, no image, is the last
 
     def _fields(self, samples: Sequence[Sample]) -> dict[str, Tensor]:

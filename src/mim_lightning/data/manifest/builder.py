@@ -141,10 +141,12 @@ class ManifestBuilder:
             is_number = other.removesuffix(".0").isdecimal()
             return other if is_number and product_id not in self.products and other in self.products else product_id
 
-        asked, shown = (tuple(map(known, ids)) for ids in (query.target_ids, query.reference_ids))
-        is_same = len(set(asked)) == len(asked) and len(set(shown)) == len(shown)
+        targets, references = (tuple(map(known, ids)) for ids in (query.target_ids, query.reference_ids))
+        is_same = len(set(targets)) == len(targets) and len(set(references)) == len(references)
         weights = {known(product_id): weight for product_id, weight in query.product_weights.items()}
-        return replace(query, target_ids=asked, reference_ids=shown, product_weights=weights) if is_same else query
+        return (
+            replace(query, target_ids=targets, reference_ids=references, product_weights=weights) if is_same else query
+        )
 
     def _parse_query(self, row: Row, root: PathOrUrl, origin: str) -> Query:
         self._num_queries += 1

@@ -127,10 +127,10 @@ def build_queries(
         families[each.family].append(each)
     queries = []
     for number in range(len(products) * num_per_product):
-        shown = products[number // num_per_product]
-        changes = _list_changes(shown, families[shown.family])
+        reference = products[number // num_per_product]
+        changes = _list_changes(reference, families[reference.family])
         is_change = int((number + 1) * change_share) > int(number * change_share) and bool(changes)
-        queries.append(_make_query(f"{split}-{number + 1:06d}", split, shown, changes if is_change else [], rng))
+        queries.append(_make_query(f"{split}-{number + 1:06d}", split, reference, changes if is_change else [], rng))
     return queries
 
 
@@ -164,7 +164,7 @@ def _make_product(product_id: str, look: Look, size: str, rng: random.Random) ->
 def _make_query(
     query_id: str,
     split: str,
-    shown: SyntheticProduct,
+    reference: SyntheticProduct,
     changes: Sequence[tuple[str, SyntheticProduct]],
     rng: random.Random,
 ) -> SyntheticQuery:
@@ -174,18 +174,20 @@ def _make_query(
         value = getattr(target, attribute)
         text = rng.choice(CHANGE_TEXTS[attribute]).format(value=value, motif=PATTERN_PHRASES.get(value, ""))
     else:
-        target, look = shown, shown.look
+        target, look = reference, reference.look
         text = rng.choice(SAME_TEXTS).format(**vars(look), motif=PATTERN_PHRASES[look.pattern]).lower()
     text = _mistype(text, rng)
     kind = "change" if changes else "same"
     image = f"images/street/{query_id}.jpg"
-    return SyntheticQuery(query_id, split, image, text, target.product_id, shown.product_id, kind)
+    return SyntheticQuery(query_id, split, image, text, target.product_id, reference.product_id, kind)
 
 
-def _list_changes(shown: SyntheticProduct, family: Sequence[SyntheticProduct]) -> list[tuple[str, SyntheticProduct]]:
+def _list_changes(
+    reference: SyntheticProduct, family: Sequence[SyntheticProduct]
+) -> list[tuple[str, SyntheticProduct]]:
     """Return the products of a family that differ in color or in pattern alone, with the name of the attribute."""
-    colors = [("colour", other) for other in family if other.pattern == shown.pattern and other != shown]
-    patterns = [("pattern", other) for other in family if other.colour == shown.colour and other != shown]
+    colors = [("colour", other) for other in family if other.pattern == reference.pattern and other != reference]
+    patterns = [("pattern", other) for other in family if other.colour == reference.colour and other != reference]
     return colors + patterns
 
 

@@ -131,13 +131,13 @@ def drop_invalid(manifest: Manifest, report: ValidationReport) -> Manifest:
     for query in manifest.queries:
         if ("queries", query.origin) not in rows:
             if not products.keys() >= {*query.target_ids, *query.reference_ids}:
-                asked = [
+                targets = [
                     pair for pair in zip(query.target_ids, query.target_grades, strict=True) if pair[0] in products
                 ]
                 query = replace(
                     query,
-                    target_ids=tuple(product_id for product_id, _ in asked),
-                    target_grades=tuple(grade for _, grade in asked),
+                    target_ids=tuple(product_id for product_id, _ in targets),
+                    target_grades=tuple(grade for _, grade in targets),
                     reference_ids=tuple(product_id for product_id in query.reference_ids if product_id in products),
                 )
             queries.append(query)

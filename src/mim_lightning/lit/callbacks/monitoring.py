@@ -67,8 +67,8 @@ class CorruptSamples(Callback):
 class Throughput(Callback):
     """Logs the speed of each epoch.
 
-    `train/rows_per_second` is that of all ranks; `train/data_wait_share` is the fraction of rank 0's time, 0 to 1, in
-    which it waited for the loader.
+    `train/rows_per_second` is that of all ranks; `train/data_wait_fraction` is the fraction of rank 0's time, 0 to 1,
+    in which it waited for the loader.
     """
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -92,5 +92,5 @@ class Throughput(Callback):
         if trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
             # here, not at the epoch's end, which comes after validation
             seconds = max(self.last_end - self.started, 1e-9)
-            log = {"train/rows_per_second": self.rows / seconds, "train/data_wait_share": self.waited / seconds}
+            log = {"train/rows_per_second": self.rows / seconds, "train/data_wait_fraction": self.waited / seconds}
             pl_module.log_dict(log, batch_size=1)

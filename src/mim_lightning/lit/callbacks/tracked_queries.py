@@ -118,7 +118,7 @@ class TrackedQueries(Callback):
             numbers = queries.find(keys)
             self.truth_ids[name] = {key: queries.read_facts(numbers[key]).get(truth, ()) for key in keys}
         self.facts = {key: facts[key] for keys in self.chosen.values() for key in keys}
-        self.pictures = PageImages(queries, datamodule.opened.gallery)
+        self.images = PageImages(queries, datamodule.opened.gallery)
         self.history = TrackedQueryLog(folder)
         self.folder = folder
 
@@ -132,7 +132,7 @@ class TrackedQueries(Callback):
             members = list(group)
             table = wandb.Table(columns=self._columns(members[0]), data=[self._cells(row, artifact) for row in members])
             artifact.add(table, direction)
-            tables[f"browser/{direction}"] = table
+            tables[f"tracked_queries/{direction}"] = table
         run.log_artifact(artifact)
         # without a step: W&B uses that of the metrics of the same pass, which were logged just before
         logger.log_metrics({**tables, "epoch": rows[0].epoch})
@@ -146,7 +146,7 @@ class TrackedQueries(Callback):
         assert self.history is not None
         hits = list(zip(row.hit_ids, row.hit_scores, row.hit_is_relevant, strict=True))
         captions = [f"{score:.3f} {'right' if is_right else 'wrong'}" for _, score, is_right in hits]
-        pictures = [
+        images = [
             self._image("product", hit, caption, artifact) for hit, caption in zip(row.hit_ids, captions, strict=True)
         ]
         trail = self.history.ranks(row.direction, row.query_id)
@@ -160,7 +160,7 @@ class TrackedQueries(Callback):
             row.rank_before or None,
             row.best_rank or None,
             " > ".join(str(rank or "> depth") for rank in trail),
-            *pictures,
+            *images,
             *[None] * (self.num_hits - len(hits)),
             ", ".join(f"{hit} {caption}" for hit, caption in zip(row.hit_ids, captions, strict=True)),
             *row.segments.values(),
@@ -169,18 +169,18 @@ class TrackedQueries(Callback):
     def _image(self, side: str, item_id: str, caption: str | None, artifact: wandb.Artifact) -> wandb.Image | None:
         import wandb
 
-        picture = self.pictures.query(item_id) if side == "query" else self.pictures.product(item_id)
-        if not picture.uri:
+        image = self.images.query(item_id) if side == "query" else self.images.product(item_id)
+        if not image.uri:
             return None
         path = self.folder / "pictures" / f"{side}-{hash_id(item_id):016x}.jpg"
         if not path.is_file():
             path.parent.mkdir(exist_ok=True)
             with atomic_write(path, is_synced=False) as partial:
-                partial.write_bytes(base64.b64decode(picture.uri.partition(",")[2]))
+                partial.write_bytes(base64.b64decode(image.uri.partition(",")[2]))
         if artifact.get_added_local_path_name(str(path)) is None:
             # immutable: read in place, else every pass would leave a copy in a staging folder
             artifact.add_file(str(path), f"pictures/{path.name}", policy="immutable")
-        text = " ".join(part for part in (caption, picture.title if side == "product" else None) if part)
+        text = " ".join(part for part in (caption, image.title if side == "product" else None) if part)
         return wandb.Image(str(path), caption=text or None)
 
 
