@@ -69,7 +69,7 @@ wheel: setup ## a wheel in dist/
 	$(PY) -m build --wheel --installer uv
 
 lock: | $(filter .uv/%,$(UV)) ## resolve the dependencies anew
-	$(UV) pip compile pyproject.toml --extra dev --extra clip --extra minilm --extra tensorboard --extra sweep \
+	$(UV) pip compile pyproject.toml --extra dev --extra clip --extra lora --extra minilm --extra tensorboard --extra sweep \
 		--extra figures --extra dashboard --extra serve --extra online --extra milvus --extra onnx --extra datasets --extra s3 --extra ray --extra heic --universal --no-emit-index-url --no-header --no-annotate --upgrade --quiet --output-file requirements.lock
 
 clean: ## remove what was made, but not runs/ and data/

@@ -31,6 +31,7 @@ VENDORS = {  # library -> packages that may import it
     "timm": {"encoders"},
     "transformers": {"encoders"},
     "open_clip": {"encoders"},
+    "peft": {"model"},
     "faiss": {"metrics", "search"},
     "imagehash": {"data"},
     "torchmetrics": {"metrics"},

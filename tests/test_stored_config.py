@@ -40,7 +40,7 @@ def config(checkpoint: Path) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def exported(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder, loaded = tmp_path_factory.mktemp("exported"), load_matcher(checkpoint)
-    facts, _ = write_model(folder, loaded.matcher, loaded.config, "float32")
+    facts, _ = write_model(folder, loaded.matcher, loaded.config, loaded.fingerprint, "float32")
     write_facts(folder, facts)
     return folder
 

@@ -260,7 +260,9 @@ def build_matcher(config: Mapping[str, Any], assets: Mapping[str, Mapping[str, s
         config: a resolved run config; its `model` section is read.
         assets: by tower, from a checkpoint. When given, nothing is looked up or downloaded.
     """
+    from mim_lightning.model.adapters import LoraSettings
     from mim_lightning.model.matcher import Matcher
+    from mim_lightning.model.tower import Tower
 
     model = config["model"]
     tied = {name: owner for name, owner in model["tied"].items() if owner is not None}
@@ -269,7 +271,9 @@ def build_matcher(config: Mapping[str, Any], assets: Mapping[str, Mapping[str, s
         if name not in tied:
             encoder = _build_encoder(tower["encoder"], assets[name] if assets is not None else None)
             rest = {key: value for key, value in tower.items() if key not in ("encoder", "fields")}
-            build_partial({**rest, "_partial_": True}, f"model.towers.{name}")  # names an unknown key
+            _validate_options(f"model.towers.{name}", Tower, _arguments_of(rest))
+            if isinstance(rest.get("lora"), Mapping):
+                _validate_options(f"model.towers.{name}.lora", LoraSettings, _arguments_of(rest["lora"]))
             try:
                 towers[name] = build({**rest, "_partial_": True}, encoder=encoder)
             except ValueError as error:
@@ -278,6 +282,11 @@ def build_matcher(config: Mapping[str, Any], assets: Mapping[str, Mapping[str, s
             validate_type(f"model.towers.{name}.fields", tower["fields"], list)
             fields[name] = tower["fields"]
     return Matcher(towers, tied, model["fusions"], fields)
+
+
+def _arguments_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a config without the keys that Hydra obeys."""
+    return {key: value for key, value in config.items() if not key.startswith("_")}
 
 
 def _build_encoder(config: Mapping[str, Any], assets: Mapping[str, str] | None) -> Any:

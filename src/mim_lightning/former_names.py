@@ -80,7 +80,16 @@ FORMER_OPTIONS = {
 }
 # key of training that came later -> the values, resolved or not, that mean what runs did before it: with one of them
 # the key is left out of run ids, so that those runs are found
+_LORA = {
+    "_target_": "mim_lightning.model.LoraSettings",
+    "rank": 16,
+    "alpha": 32.0,
+    "dropout": 0.0,
+    "target_modules": None,
+}
 ADDED_KEYS: dict[str, tuple[Any, ...]] = {
+    "model.lora": (_LORA,),
+    "model.towers.*.lora": ("${model.lora}", _LORA),
     "model.towers.*.num_trained_layers": (2,),
     "model.towers.*.train": ("full",),
     "optim.layer_decay": (None,),

@@ -26,7 +26,9 @@ TRUSTED_PACKAGES = "MIM_TRUSTED_PACKAGES"  # environment variable: packages, by 
 OWN = "mim_lightning."
 # place, with * for any name -> what may be built there: `<package>.<what it exports>`, without `mim_lightning.`
 ROLES = {
+    "model.lora": ("model.LoraSettings",),
     "model.towers.*": ("model.Tower",),
+    "model.towers.*.lora": ("model.LoraSettings",),
     "model.towers.*.encoder": (
         *("encoders.TinyImage", "encoders.TinyText", "encoders.TimmImage"),
         *("encoders.OpenClipImage", "encoders.OpenClipText"),

@@ -44,7 +44,7 @@ def export_model(
     """Write the export folder of a checkpoint, and return its facts and what rounding costs.
 
     Args:
-        trained: the checkpoint; its matcher is left with rounded weights.
+        trained: the checkpoint; its matcher is left with merged and rounded weights.
         output: the folder; an earlier export is replaced.
         data: to measure what rounding costs, and to compare ONNX towers on.
         evaluation: of this checkpoint, for the card.
@@ -57,9 +57,10 @@ def export_model(
     """
     validate_precision(precision)
     validate_output(output)
+    trained = trained.merged()
     loss = _measure(trained, data, precision, device)
     with atomic_write_folder(output) as partial:
-        facts, matcher = write_model(partial, trained.matcher, trained.config, precision)
+        facts, matcher = write_model(partial, trained.matcher, trained.config, trained.fingerprint, precision)
         compared_on = ""
         if onnx:
             from mim_lightning.inference.onnx import NUM_SAMPLES, export_towers, sample_inputs

@@ -47,7 +47,7 @@ class ExportFacts:
     """Content of config.json."""
 
     fingerprint: str  # with the precision, if that is not float32
-    digest: str  # fingerprint of the weights as they are stored; the same in float32
+    digest: str  # fingerprint of the weights as they are stored; the same in float32 without adapters
     precision: str
     dimension: int
     tower_names: tuple[str, ...]
@@ -64,15 +64,18 @@ def is_export(folder: Path) -> bool:
 
 
 def write_model(
-    folder: Path, matcher: Matcher, config: Mapping[str, Any], precision: str
+    folder: Path, matcher: Matcher, config: Mapping[str, Any], base: str, precision: str
 ) -> tuple[ExportFacts, Matcher]:
-    """Write weights and assets into a folder, and return the facts and the matcher, its weights now rounded."""
+    """Write weights and assets into a folder, and return the facts and the matcher, its weights now rounded.
+
+    Args:
+        base: fingerprint of the checkpoint, whose adapters the matcher has merged.
+    """
     stored = {
         name: tensor.cpu().contiguous() for name, tensor in quantize_state(matcher.state_dict(), precision).items()
     }
     with atomic_write(folder / WEIGHTS_FILE) as partial:
         save_file(stored, partial)
-    base = fingerprint(matcher)
     matcher.load_state_dict(dequantize_state(stored))
     for name in matcher.towers:
         for file, text in matcher.tower(name).encoder.export_assets().items():

@@ -51,7 +51,7 @@ def load_trained(path: str | Path, precision: str = "auto") -> TrainedMatcher:
         facts = read_facts(place)
         trained = TrainedMatcher(read_matcher(place, facts), facts.config, facts.fingerprint, facts.precision)
     else:
-        trained = load_matcher(place)
+        trained = load_matcher(place).merged()
     return trained if precision in ("auto", trained.precision) else quantize(trained, precision, str(path))
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,11 @@ from torch import Tensor, nn
 from mim_lightning.config import build_matcher
 from mim_lightning.io.atomic import atomic_write
 from mim_lightning.io.damaged_file import DamagedFileError, errors_as_damaged_file
+from mim_lightning.model.adapters import plain_names
 from mim_lightning.model.fingerprint import fingerprint
 from mim_lightning.model.fusion import Fusions
 from mim_lightning.model.matcher import Matcher
+from mim_lightning.model.tower import FULL, LORA
 from mim_lightning.stored_config import errors_as_value_error, validate_assets, validate_config
 
 SECTION = "mim_lightning"  # key of this project in the checkpoint
@@ -35,6 +37,18 @@ class TrainedMatcher:
     config: dict[str, Any]
     fingerprint: str
     precision: str = "float32"
+
+    def merged(self) -> TrainedMatcher:
+        """Return it with the adapters of its towers merged into their weights, in place; the fingerprint stays.
+
+        Embeddings differ by rounding alone, so what was made with the adapters fits.
+        """
+        towers = dict(self.config["model"]["towers"])
+        for name in self.matcher.towers:
+            if self.matcher.tower(name).train_mode == LORA:
+                self.matcher.tower(name).merge_adapters()
+                towers[name] = {**towers[name], "train": FULL}
+        return replace(self, config={**self.config, "model": {**self.config["model"], "towers": towers}})
 
 
 @dataclass(frozen=True)
@@ -107,32 +121,42 @@ def warm_start(matcher: Matcher, objective: nn.Module, path: str | Path) -> Warm
     """Load the weights of every tower in the checkpoint, tied or not, and the learned scale.
 
     A tower takes the weights that its name used in the checkpoint: the two encoders of a 3-tower model initialize all
-    towers of a 4-tower model, and an untied tower starts from the shared weights.
+    towers of a 4-tower model, and an untied tower starts from the shared weights. A tower with adapters starts from
+    those of the checkpoint, if they are of the same kind, else from its weights with new adapters; one without adapters
+    from weights into which those of the checkpoint are merged.
 
     Raises:
         ValueError: the checkpoint has none of these towers, or a tensor of another shape; names both shapes.
     """
     content = _read(path)
-    source = state_of(content)
+    source = plain = state_of(content)
+    if any(not plain_names(name) for name in source):  # tensors of adapters
+        plain = load_matcher(path).merged().matcher.state_dict()
     tied = content[SECTION]["config"]["model"].get("tied") or {}
+    wanted = matcher.state_dict()
     loaded, used = {}, set()
-    for name, target in matcher.state_dict().items():
-        _, tower, rest = name.split(".", 2)
-        source_name = f"towers.{tied.get(tower) or tower}.{rest}"
-        if source_name in source:
-            if source[source_name].shape != target.shape:
+    for tower in matcher.towers:
+        start, source_start = f"towers.{tower}.", f"towers.{tied.get(tower) or tower}."
+        names = {name: source_start + name.removeprefix(start) for name in wanted if name.startswith(start)}
+        is_same = all(other in source and source[other].shape == wanted[name].shape for name, other in names.items())
+        state = source if is_same else plain
+        for name, other in names.items():
+            found = next((choice for choice in (other, *plain_names(other)) if choice in state), None)
+            if found is None:
+                continue
+            if state[found].shape != wanted[name].shape:
                 raise ValueError(
-                    f"{path}: '{source_name}' has shape {tuple(source[source_name].shape)}, "
-                    f"this model's has {tuple(target.shape)}"
+                    f"{path}: '{found}' has shape {tuple(state[found].shape)}, "
+                    f"this model's has {tuple(wanted[name].shape)}"
                 )
-            loaded[name] = source[source_name]
-            used.add(source_name)
+            loaded[name] = state[found]
+            used |= {found, *plain_names(found)}
     if not loaded:
         raise ValueError(f"{path}: has no tower of this model: nothing to start from")
     matcher.load_state_dict(loaded, strict=False)
     objective.load_state_dict(state_of(content, "objective."), strict=False)
-    fresh = tuple(name for name in matcher.state_dict() if name not in loaded)
-    return WarmStart(tuple(loaded), fresh, tuple(name for name in source if name not in used))
+    fresh = tuple(name for name in wanted if name not in loaded)
+    return WarmStart(tuple(loaded), fresh, tuple(name for name in plain if name not in used))
 
 
 def store_fusions(path: Path, fusions: Fusions, expected: str) -> Path:

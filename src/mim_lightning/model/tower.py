@@ -7,10 +7,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mim_lightning.encoders.interface import Encoder
+from mim_lightning.model.adapters import LoraSettings, add_adapters, merge_adapters
 from mim_lightning.types import TowerInput
 
-FULL, FROZEN, LAST_N = "full", "frozen", "last_n"
-TRAIN_MODES = (FULL, FROZEN, LAST_N)
+FULL, FROZEN, LAST_N, LORA = "full", "frozen", "last_n", "lora"
+TRAIN_MODES = (FULL, FROZEN, LAST_N, LORA)
 
 
 class Tower(nn.Module):
@@ -22,16 +23,22 @@ class Tower(nn.Module):
     Args:
         encoder: of its inputs.
         embed_dim: width of the embeddings; None: the encoder's.
-        train: what training changes of the encoder: "full", "frozen" (nothing: it runs without autograd) or "last_n"
-            (its last layers and what comes behind them).
+        train: what training changes of the encoder: "full", "frozen" (nothing: it runs without autograd), "last_n"
+            (its last layers and what comes behind them) or "lora" (adapters beside its linear layers).
         num_trained_layers: with "last_n": blocks of a transformer, stages of a convolutional network.
+        lora: the adapters with "lora"; None: the defaults.
 
     Raises:
         ValueError: another width or mode, or more layers than the encoder has.
     """
 
     def __init__(
-        self, encoder: Encoder, embed_dim: int | None, train: str = FULL, num_trained_layers: int | None = None
+        self,
+        encoder: Encoder,
+        embed_dim: int | None,
+        train: str = FULL,
+        num_trained_layers: int | None = None,
+        lora: LoraSettings | None = None,
     ) -> None:
         super().__init__()
         if embed_dim is not None and (type(embed_dim) is not int or embed_dim < 0):
@@ -43,6 +50,8 @@ class Tower(nn.Module):
             encoder.requires_grad_(False)
         elif train == LAST_N:
             _freeze_first_layers(encoder, num_trained_layers)
+        elif train == LORA:
+            add_adapters(encoder, lora or LoraSettings())
         self.width = embed_dim or encoder.width
         self.projection = nn.Linear(encoder.width, embed_dim, bias=False) if embed_dim else None
 
@@ -50,6 +59,12 @@ class Tower(nn.Module):
     def is_frozen(self) -> bool:
         """Whether training leaves the whole encoder as it is."""
         return self.train_mode == FROZEN
+
+    def merge_adapters(self) -> None:
+        """Add what the adapters learned to the encoder's weights: an encoder as its vendor has it, the same outputs."""
+        if self.train_mode == LORA:
+            merge_adapters(self.encoder)
+            self.train_mode = FULL
 
     def train(self, mode: bool = True) -> Tower:
         super().train(mode)
