@@ -266,11 +266,11 @@ def build_matcher(config: Mapping[str, Any], assets: Mapping[str, Mapping[str, s
 
     model = config["model"]
     tied = {name: owner for name, owner in model["tied"].items() if owner is not None}
-    towers, fields = {}, {}
+    towers, fields, prompts = {}, {}, {}
     for name, tower in model["towers"].items():
         if name not in tied:
             encoder = _build_encoder(tower["encoder"], assets[name] if assets is not None else None)
-            rest = {key: value for key, value in tower.items() if key not in ("encoder", "fields")}
+            rest = {key: value for key, value in tower.items() if key not in ("encoder", "fields", "prompt")}
             _validate_options(f"model.towers.{name}", Tower, _arguments_of(rest))
             if isinstance(rest.get("lora"), Mapping):
                 _validate_options(f"model.towers.{name}.lora", LoraSettings, _arguments_of(rest["lora"]))
@@ -281,7 +281,10 @@ def build_matcher(config: Mapping[str, Any], assets: Mapping[str, Mapping[str, s
         if isinstance(tower, Mapping) and tower.get("fields") is not None:
             validate_type(f"model.towers.{name}.fields", tower["fields"], list)
             fields[name] = tower["fields"]
-    return Matcher(towers, tied, model["fusions"], fields)
+        if isinstance(tower, Mapping) and tower.get("prompt") is not None:
+            validate_type(f"model.towers.{name}.prompt", tower["prompt"], str)
+            prompts[name] = str(tower["prompt"])  # a number is a text too
+    return Matcher(towers, tied, model["fusions"], fields, prompts)
 
 
 def _arguments_of(config: Mapping[str, Any]) -> dict[str, Any]:

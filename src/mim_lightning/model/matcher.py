@@ -14,7 +14,7 @@ from mim_lightning.fields import FIELDS, IMAGE, TEXT
 from mim_lightning.model.cached_encoding import encode_cached
 from mim_lightning.model.fusion import Fusions, check_fusions, fuse
 from mim_lightning.model.tower import Tower
-from mim_lightning.types import Batch, Embeddings, ImageSpec, TowerInput, TowerSpec, side_of
+from mim_lightning.types import Batch, Embeddings, ImageSpec, InputSpec, TextSpec, TowerInput, TowerSpec, side_of
 
 
 class Matcher(nn.Module):
@@ -26,9 +26,11 @@ class Matcher(nn.Module):
         fusions: fusion name -> tower name -> weight.
         fields: tower name -> the fields that it reads, in the order of its encoder's spec; a tower that is not named
             reads the field of its own name.
+        prompts: tower name -> what begins each of its texts; a tower that is not named has its encoder's for its side.
 
     Raises:
-        ValueError: a name that is not there, a tower of another width, or fields that an encoder does not fit.
+        ValueError: a name that is not there, a tower of another width, or fields or a prompt that an encoder does not
+            fit.
     """
 
     def __init__(
@@ -37,6 +39,7 @@ class Matcher(nn.Module):
         tied: Mapping[str, str],
         fusions: Fusions,
         fields: Mapping[str, Sequence[str]] | None = None,
+        prompts: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__()
         for name, owner in tied.items():
@@ -56,6 +59,7 @@ class Matcher(nn.Module):
         self.fields = {name: given for name, given in named.items() if given != (name,)}
         for name, given in self.fields.items():
             self._validate_fields(name, given)
+        self.prompts = self._choose_prompts(prompts or {})
         check_fusions(fusions, self.tower_names)
         self.fusions = {name: dict(weights) for name, weights in fusions.items()}
 
@@ -83,17 +87,30 @@ class Matcher(nn.Module):
         return {name: self._spec_of(name) for name in self.owner_of}
 
     def _spec_of(self, name: str) -> TowerSpec:
-        spec = self.tower(name).encoder.spec
-        if name not in self.fields:
-            assert not isinstance(spec, tuple)
-            return spec
-        return dict(zip(self.fields[name], spec if isinstance(spec, tuple) else (spec,), strict=True))
+        encoder, prompt = self.tower(name).encoder, self.prompts.get(name, "")
+        parts = [
+            encoder.prompted(part, prompt) if prompt and isinstance(part, TextSpec) else part
+            for part in _as_tuple(encoder.spec)
+        ]
+        return dict(zip(self.fields[name], parts, strict=True)) if name in self.fields else parts[0]
+
+    def _choose_prompts(self, given: Mapping[str, str]) -> dict[str, str]:
+        """Return the prompt of each tower that reads texts and has one."""
+        chosen = {}
+        for name in self.owner_of:
+            encoder = self.tower(name).encoder
+            reads_text = any(isinstance(part, TextSpec) for part in _as_tuple(encoder.spec))
+            if given.get(name) and not reads_text:
+                raise ValueError(f"model.towers.{name}.prompt: its encoder reads no texts")
+            prompt = given.get(name, encoder.prompts.get(side_of(name), ""))
+            if prompt and reads_text:
+                chosen[name] = prompt
+        return chosen
 
     def _validate_fields(self, name: str, fields: tuple[str, ...]) -> None:
         if name not in self.owner_of:
             raise ValueError(f"model.towers.{name}.fields: no tower '{name}'; there are {list(self.owner_of)}")
-        spec = self.tower(name).encoder.spec
-        parts = spec if isinstance(spec, tuple) else (spec,)
+        parts = _as_tuple(self.tower(name).encoder.spec)
         wanted = [IMAGE if isinstance(part, ImageSpec) else TEXT for part in parts]
         known = [FIELDS[field].modality if field in FIELDS else TEXT for field in fields]
         if known != wanted or len({*fields}) < len(fields) or any(side_of(field) != side_of(name) for field in fields):
@@ -140,6 +157,10 @@ class Matcher(nn.Module):
             key = (self.owner_of[name], value.shape[1:]) if isinstance(value, Tensor) else name
             groups.setdefault(key, []).append(name)
         return groups.values()
+
+
+def _as_tuple(spec: InputSpec | tuple[InputSpec, ...]) -> tuple[InputSpec, ...]:
+    return spec if isinstance(spec, tuple) else (spec,)
 
 
 def _possible(fusions: Fusions, towers: Iterable[str]) -> dict[str, dict[str, float]]:
