@@ -29,7 +29,8 @@ ENCODERS = sorted(
     str(path.relative_to(CONF / "encoder").with_suffix("")) for path in (CONF / "encoder").rglob("*.yaml")
 )
 # their tokenizer or architecture comes from a hub: without a network one clear line
-NEEDS_NETWORK = {"text/bert_base", "text/siglip_b16", "siglip_b16"}
+NEEDS_NETWORK = {f"text/{name}" for name in ("bert_base", "embeddinggemma", "qwen3_embedding")}
+NEEDS_NETWORK |= {"text/siglip_b16", "text/siglip2_b16"}
 
 
 def compose_option(option: str, tmp_path: Path) -> dict:
@@ -108,6 +109,9 @@ def values_of(*overrides: str) -> tuple[float, float, float, str]:
         ("clip_vit_b32", (1e-5, 0.1, 100.0, "auto")),
         ("clip_vit_g14", (5e-6, 0.1, 100.0, "auto")),
         ("siglip_b16", (1e-5, 0.1, 100.0, "auto")),
+        ("siglip2_b16", (1e-5, 0.1, 100.0, "auto")),
+        ("pe_core_b16", (1e-5, 0.1, 100.0, "auto")),
+        ("mobileclip2_s2", (1e-5, 0.1, 100.0, "auto")),
     ],
 )
 def test_a_command_composes_what_suits_its_encoder(pair: str, values: tuple) -> None:

@@ -102,7 +102,7 @@ class Matcher(nn.Module):
             reads_text = any(isinstance(part, TextSpec) for part in _as_tuple(encoder.spec))
             if given.get(name) and not reads_text:
                 raise ValueError(f"model.towers.{name}.prompt: its encoder reads no texts")
-            prompt = given.get(name, encoder.prompts.get(side_of(name), ""))
+            prompt = given.get(name, getattr(encoder, "prompts", {}).get(side_of(name), ""))
             if prompt and reads_text:
                 chosen[name] = prompt
         return chosen
