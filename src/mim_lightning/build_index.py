@@ -12,8 +12,8 @@ from typing import Any
 
 from mim_lightning.cli import run_entry_point
 from mim_lightning.config import build, build_preparation
-from mim_lightning.expected_types import validate_arguments
-from mim_lightning.launch import choose_precision, is_launched, launch, num_processes_to_launch
+from mim_lightning.expected_types import validate_arguments, validate_type
+from mim_lightning.launch import choose_precision, is_launched, launch, num_processes_to_launch, set_up_process
 from mim_lightning.stored_config import data_of
 
 VERBATIM_KEYS = ("checkpoint", "output", "embeddings")
@@ -42,6 +42,8 @@ def build_index(config: dict[str, Any]) -> None:
         print(f"deleted {num_deleted} of {len(config['delete'])} products")
         print_card(place, card)
         return
+    validate_type("reuse_memory", config["reuse_memory"], bool)
+    set_up_process(config, str(config["trainer"]["accelerator"]))
     settings, trained = build(config["index"]), load_trained(config["checkpoint"])
     matcher, data = trained.matcher, config.get("data") or data_of(trained.config, config["checkpoint"])
     validate_arguments(MatchDataModule, data, "data" if config.get("data") else f"{config['checkpoint']}: data")

@@ -14,6 +14,7 @@ from typing import Any
 from mim_lightning.cli import run_entry_point
 from mim_lightning.config import build
 from mim_lightning.expected_types import validate_arguments, validate_type
+from mim_lightning.launch import set_up_process
 from mim_lightning.run import Run
 from mim_lightning.stored_config import data_of
 from mim_lightning.training import load_model
@@ -23,6 +24,7 @@ KINDS: dict[str, Any] = {
     **dict.fromkeys(("checkpoint", "split", "output", "monitor"), TEXT),
     "directions": dict | None,
     "embed_dim": int | None,
+    "reuse_memory": bool,
 }
 
 
@@ -48,6 +50,7 @@ def evaluate(config: dict[str, Any]) -> dict[str, float]:
 
     silence_lightning()
     validate_trainer(config["trainer"], is_training=False)
+    set_up_process(config, config["trainer"]["accelerator"])
     matcher, trained = load_model(config)
     data = config.get("data") or data_of(trained, config["checkpoint"])
     validate_arguments(MatchDataModule, data, "data" if config.get("data") else f"{config['checkpoint']}: data")

@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mim_lightning.allocator import keep_freed_memory
 from mim_lightning.cli import ERROR_FILE, FROZEN_CONFIG
 from mim_lightning.config import save_config
 from mim_lightning.errors import ChildError, ErrorReport, read_error, write_error
@@ -77,8 +78,18 @@ def choose_precision(trainer: Mapping[str, Any]) -> str:
     return "bf16-mixed" if _is_on_gpu(trainer["accelerator"]) else "32-true"
 
 
-def _is_on_gpu(accelerator: str) -> bool:
-    return accelerator in ("gpu", "cuda") or (accelerator == "auto" and _num_gpus() > 0)
+def set_up_process(config: Mapping[str, Any], device: str) -> None:
+    """Apply what a config says of the process and not of the model: before anything large is allocated.
+
+    Args:
+        device: "auto", or one of Lightning's accelerators or torch's devices.
+    """
+    if config["reuse_memory"] and not _is_on_gpu(device):
+        keep_freed_memory()
+
+
+def _is_on_gpu(device: str) -> bool:
+    return device.startswith(("gpu", "cuda")) or (device == "auto" and _num_gpus() > 0)
 
 
 def _num_gpus() -> int:

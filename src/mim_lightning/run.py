@@ -31,7 +31,7 @@ from mim_lightning.io.damaged_file import DamagedFileError, errors_as_damaged_fi
 from mim_lightning.set_name import name_set
 
 # what changes where a run happens or what is shown of it, not its result
-NOT_IN_RUN_ID = ("run", "paths", "logger", "trial")
+NOT_IN_RUN_ID = ("run", "paths", "logger", "trial", "reuse_memory")
 NOT_IN_RUN_ID_OF = {
     "trainer": (
         "accelerator",
@@ -167,6 +167,7 @@ KINDS: dict[str, Any] = {
     **dict.fromkeys(("model.towers", "model.pairs", "model.fusions", "model.tied", "loss.function"), dict),
     "embed_dim": int | None,
     "init_from": str | None,
+    "reuse_memory": bool,
 }
 
 

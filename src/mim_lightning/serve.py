@@ -7,6 +7,8 @@ from typing import Any
 
 from mim_lightning.cli import run_entry_point
 from mim_lightning.config import construct
+from mim_lightning.expected_types import validate_type
+from mim_lightning.launch import set_up_process
 
 VERBATIM_KEYS = ("index", "checkpoint", "event_log", "experiment_name")
 EVENT_SECONDS = 2.0  # that a search waits for the event log
@@ -24,6 +26,8 @@ def serve(config: dict[str, Any]) -> None:
         from mim_lightning.search.service.server import Server
     except ImportError as error:
         raise ValueError(f"serve: install the extra: pip install 'mim-lightning[serve]' ({error.name})") from error
+    validate_type("reuse_memory", config["reuse_memory"], bool)
+    set_up_process(config, str(config["device"]))
     server = Server(config["host"], config["port"], config["forwarded_allow_ips"])
     limits, arms = construct("limits", Limits, **config["limits"]), read_arms(config)
     server.run(open_service(config, arms, limits, open_experiment(config, arms)), has_ui=config["ui"])

@@ -21,7 +21,7 @@ from mim_lightning.config import (
 )
 from mim_lightning.expected_types import validate_arguments
 from mim_lightning.interruption import Interruption
-from mim_lightning.launch import choose_precision, is_alone, is_first_rank, is_joined, is_launched
+from mim_lightning.launch import choose_precision, is_alone, is_first_rank, is_joined, is_launched, set_up_process
 from mim_lightning.run import Run, find_resumable, validate_results_from, validate_seed
 from mim_lightning.set_name import name_set
 
@@ -58,6 +58,7 @@ def fit(config: dict[str, Any], run: Run, description: Mapping[str, Any] | None 
     from mim_lightning.model.checkpoint import warm_start
 
     silence_lightning()
+    set_up_process(config, config["trainer"]["accelerator"])
     checkpoint = run.checkpoint(config["results_from"])
     validate_trainer(config["trainer"])
     validate_arguments(MatchDataModule, config["data"], "data")
