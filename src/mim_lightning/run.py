@@ -46,7 +46,8 @@ NOT_IN_RUN_ID_OF = {
     # the data themselves are described instead
     "data": (
         *("folder", "source", "validation", "distractors", "mixture", "num_workers", "eval_batch_size"),
-        *("cache", "on_corrupt_sample", "max_corrupt_samples"),  # a run that met a damaged shard goes on under its id
+        *("cache", "feature_cache"),
+        *("on_corrupt_sample", "max_corrupt_samples"),  # a run that met a damaged shard goes on under its id
     ),
     "callbacks": (
         "tracked_queries",

@@ -44,6 +44,7 @@ ROLES = {
     "data.shards": ("data.ShardSettings",),
     "data.validation": ("data.ValidationSettings",),
     "data.cache": ("data.CacheSettings",),
+    "data.feature_cache": ("data.FeatureCacheSettings",),
     "data.splits": ("data.GivenSplits", "data.ProductDisjointSplits"),
     "data.sampling": ("data.ShuffledSettings", "data.GroupedSettings", "data.WeightedSettings"),
     "data.augment": ("data.Augment",),

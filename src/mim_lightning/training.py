@@ -45,6 +45,7 @@ def fit(config: dict[str, Any], run: Run, description: Mapping[str, Any] | None 
     from mim_lightning.lit.console import describe_encoder_values, describe_towers, silence_lightning
     from mim_lightning.lit.datamodule import MatchDataModule
     from mim_lightning.lit.evaluation import close_loggers, collect_results, evaluate_module, save_evaluation
+    from mim_lightning.lit.frozen_features import FrozenFeatures, cacheable_towers
     from mim_lightning.lit.module import MatchModule, freeze_unused
     from mim_lightning.lit.trainer import (
         ask_first_rank,
@@ -101,6 +102,12 @@ def fit(config: dict[str, Any], run: Run, description: Mapping[str, Any] | None 
     # the process that launched this one has prepared the data
     data = {**config["data"], "source": None} if is_launched() else config["data"]
     datamodule = build(data, specs=matcher.input_specs(), description=description)
+    if datamodule.feature_cache is not None and datamodule.feature_cache.enabled and not trainer.fast_dev_run:
+        trainer.callbacks.append(FrozenFeatures())
+    elif frozen := cacheable_towers(matcher, datamodule):
+        rank_zero_info(
+            f"frozen: {', '.join(frozen)}; data.feature_cache.enabled=true encodes their inputs once, not every epoch"
+        )
     if is_alone():
         datamodule.prepare_data()  # before anything is written, so that invalid data leave no run folder
     if trainer.fast_dev_run:

@@ -52,7 +52,8 @@ class TextSpec:
 InputSpec = ImageSpec | TextSpec
 TowerSpec = InputSpec | Mapping[str, InputSpec]  # by field if a tower reads several, or one of another name
 FieldInput = Tensor | dict[str, Tensor]  # uint8 (n, 3, H, W), or token tensors (n, L) by name
-TowerInput = FieldInput | tuple[FieldInput, ...]  # of a tower over several fields: one each, in their order
+# of a tower over several fields: one each, in their order; of a frozen encoder also its features, floats (n, width)
+TowerInput = FieldInput | tuple[FieldInput, ...]
 
 
 def fields_of(tower: str, spec: TowerSpec) -> dict[str, InputSpec]:

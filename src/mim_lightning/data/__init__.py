@@ -7,7 +7,7 @@ validation/    errors and warnings of rows and images, before anything is writte
 preparation/   rows -> shard sets, written by processes or a Ray cluster, resumed and verified
 shards/        shard sets: written, read at random or by id, cached from an address, several read as one
 sampling/      which rows meet in a global batch, as a function of seed, epoch and position
-loading/       samples -> batches, through workers and shared memory; what happens to corrupt samples
+loading/       samples -> batches, through workers and shared memory; corrupt samples; cached features
 """
 
 from typing import TYPE_CHECKING
@@ -17,6 +17,7 @@ from mim_lightning.exports import export_lazily
 if TYPE_CHECKING:
     from mim_lightning.data.images.download import DownloadSettings
     from mim_lightning.data.images.transforms import Augment
+    from mim_lightning.data.loading.feature_cache import FeatureCacheSettings
     from mim_lightning.data.manifest.manifest import Manifest, ManifestSource, Source
     from mim_lightning.data.preparation.prepared import ShardSettings
     from mim_lightning.data.preparation.ray_engine import RaySettings
@@ -38,6 +39,7 @@ else:
             "CacheSettings": "mim_lightning.data.shards.cache",
             "ValidationSettings": "mim_lightning.data.validation.settings",
             "DownloadSettings": "mim_lightning.data.images.download",
+            "FeatureCacheSettings": "mim_lightning.data.loading.feature_cache",
             "GrocerySource": "mim_lightning.data.sources.grocery",
             "GroupedSettings": "mim_lightning.data.sampling.grouped",
             "HuggingFaceSource": "mim_lightning.data.sources.hugging_face",

@@ -48,6 +48,7 @@ DROPPED_WARNINGS = (
     ".*does not have many workers.*",
     ".*sync_dist=True.*",
     ".*treespec.*",
+    ".*in eval mode at the start of training.*",  # frozen parts, as their towers want them
     ".*not supported by the model summary.*",
     # configure_model adds no layer here, and evaluation reads the average as any weights
     ".*using the WeightAveraging callback.*",

@@ -18,7 +18,8 @@ from mim_lightning.data.images.codec import MAX_KNOWN, hash_bytes, hash_pixels
 from mim_lightning.data.images.transforms import Augment
 from mim_lightning.data.loading.collate import Collate
 from mim_lightning.data.loading.corrupt_samples import CorruptSamplePolicy
-from mim_lightning.data.loading.loader import SequentialLoader, StreamLoader
+from mim_lightning.data.loading.feature_cache import FeatureCacheSettings, FeatureTable
+from mim_lightning.data.loading.loader import SequentialLoader, ShardDataset, StreamLoader
 from mim_lightning.data.manifest.manifest import Source
 from mim_lightning.data.preparation.opened_data import OpenedData
 from mim_lightning.data.preparation.preparation import Preparation, prepare_data
@@ -31,8 +32,9 @@ from mim_lightning.data.shards.mixture_set import ConcatShardSet, parse_mixture,
 from mim_lightning.data.shards.shard_set import ShardSet
 from mim_lightning.data.splits import Protocol
 from mim_lightning.data.validation.settings import ValidationSettings
+from mim_lightning.fields import QUERY
 from mim_lightning.io.paths import to_path_or_url
-from mim_lightning.types import TowerSpec, side_of, specs_by_field
+from mim_lightning.types import ImageSpec, TowerSpec, fields_of, side_of, specs_by_field
 
 CONTENT = "content"  # in a checkpoint: digest of the training set
 QUERIES, GALLERY, DISTRACTORS = 0, 1, 2  # the dataloader_idx of the validation loaders
@@ -62,6 +64,7 @@ class MatchDataModule(LightningDataModule):
         mixture: further prepared folders to train on, by name: see `data.shards.mixture_set`.
         augment: augmentation of training images; None: as in evaluation.
         cache: of shards at an address.
+        feature_cache: of the features of frozen encoders, see `lit.frozen_features`.
         on_corrupt_sample: "raise", or "skip": training continues without samples that cannot be read.
         max_corrupt_samples: that may be skipped in an epoch, as "1%" or a number.
         description: `source.describe()`, if it was called before: it hashes whole tables.
@@ -93,6 +96,7 @@ class MatchDataModule(LightningDataModule):
         mixture: Mapping[str, Mapping[str, Any] | None] | None = None,
         augment: Augment | None = None,
         cache: CacheSettings | None = None,
+        feature_cache: FeatureCacheSettings | None = None,
         on_corrupt_sample: str = "raise",
         max_corrupt_samples: str | int = "1%",
         description: Mapping[str, Any] | None = None,
@@ -103,7 +107,7 @@ class MatchDataModule(LightningDataModule):
         self.folder, self.source, self.shards, self.val_split = to_path_or_url(folder), source, shards, val_split
         self.splits, self.distractors = splits, to_path_or_url(distractors) if distractors else None
         self.cache, self.corrupt_samples = cache, CorruptSamplePolicy(on_corrupt_sample, max_corrupt_samples)
-        self.validation, self.description = validation, description
+        self.validation, self.description, self.feature_cache = validation, description, feature_cache
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.num_workers, self.sampling, self.mixture = (
             num_workers,
@@ -114,6 +118,7 @@ class MatchDataModule(LightningDataModule):
         self.seed = seed
         self.opened, self._is_prepared = self._open(prepared), prepared is not None or source is None
         self._was_checked: dict[bool, bool] = {}  # for training, or for evaluation alone
+        self._features: dict[str, FeatureTable] = {}  # by tower
         self._train_loader: StreamLoader | None = None
         self._state: dict[str, Any] | None = None
 
@@ -161,12 +166,35 @@ class MatchDataModule(LightningDataModule):
 
     def train_dataloader(self) -> StreamLoader:
         shards = self.opened.train
-        collate = Collate(self.specs, shards.max_relevant, self.augment, self.seed)
+        collate = self._train_collate(shards)
         order = self.train_order(shards)
         self._train_loader = StreamLoader(shards, collate, order, **self._placement(), policy=self.corrupt_samples)
         if self._state is not None:
             self._restore_position(self._train_loader, self._state)
         return self._train_loader
+
+    def _train_collate(self, shards: ShardSet) -> Collate:
+        features = {tower: table for tower, table in self._features.items() if self.is_deterministic(tower)}
+        return Collate(self.specs, shards.max_relevant, self.augment, self.seed, features=features)
+
+    def is_deterministic(self, tower: str) -> bool:
+        """Return whether nothing is random in what a tower gets of a training row."""
+        parts = fields_of(tower, self.specs[tower]).values()
+        return self.augment is None or not any(isinstance(part, ImageSpec) for part in parts)
+
+    def deterministic_sets(self, tower: str) -> list[tuple[str, ShardSet]]:
+        """Return a tower with each set whose rows it always gets the same of."""
+        evaluated = [self.opened.queries] if side_of(tower) == QUERY else self.opened.gallery
+        trained = [self.opened.train] if self.is_deterministic(tower) else []
+        return [(tower, shards) for shards in (*trained, *evaluated)]
+
+    def use_features(self, tables: Mapping[str, FeatureTable]) -> None:
+        """Give towers the features in a table, where it has those of all their inputs, instead of the inputs."""
+        self._features = dict(tables)
+        if self._train_loader is not None:  # made before, for the number of its batches
+            dataset = self._train_loader.dataset
+            assert isinstance(dataset, ShardDataset)
+            dataset.collate = self._train_collate(dataset.shards)
 
     def val_dataloader(self) -> list[StreamLoader]:
         galleries = [self._evaluation_loader(products, "product") for products in self.opened.gallery]
@@ -179,7 +207,8 @@ class MatchDataModule(LightningDataModule):
         world_size = self._placement()["world_size"]
         batch_size = -(-batch_size // world_size) * world_size
         plan = sequential_order(shards, batch_size)
-        collate = Collate(specs, shards.max_relevant, image_key=self._image_key())
+        features = {tower: table for tower, table in self._features.items() if tower in specs}
+        collate = Collate(specs, shards.max_relevant, image_key=self._image_key(), features=features)
         return StreamLoader(shards, collate, plan, **self._placement())
 
     def _image_key(self) -> Callable[[bytes], int]:
@@ -198,16 +227,20 @@ class MatchDataModule(LightningDataModule):
     def _placement(self) -> dict[str, Any]:
         trainer = self.trainer
         rank, world_size = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
-        local = trainer.num_devices if trainer else 1
-        # without a GPU the model needs cores too: half of them load
-        cores = _num_cores() // (1 if torch.cuda.is_available() else 2)
-        workers = min(8, cores // local) if self.num_workers is None else self.num_workers
         return {
             "rank": rank,
             "world_size": world_size,
-            "num_workers": workers,
+            "num_workers": self.num_loader_workers,
             "pin_memory": torch.cuda.is_available(),
         }
+
+    @property
+    def num_loader_workers(self) -> int:
+        """Number of loader processes of each rank."""
+        local = self.trainer.num_devices if self.trainer else 1
+        # without a GPU the model needs cores too: half of them load
+        cores = _num_cores() // (1 if torch.cuda.is_available() else 2)
+        return min(8, cores // local) if self.num_workers is None else self.num_workers
 
     # Lightning drops a loader's own state when the schedule asks for the number of steps before fitting
     # (pytorch-lightning #20550), so the position is kept here.

@@ -101,8 +101,8 @@ def plain_names(name: str) -> tuple[str, ...]:
 class LinearAttention(nn.Module):
     """`nn.MultiheadAttention` by two linear layers, which can have adapters: that of torch reads their weights alone.
 
-    peft 0.21 wraps it by adding the adapters to the weights and subtracting them again at every call: frozen weights drift
-    by rounding, the adapter of its last layer counts twice, and dropout is left out.
+    peft 0.21 adds the adapters to its weights and subtracts them again at every call: frozen weights drift by rounding,
+    the adapter of its last layer counts twice, and dropout is left out.
     """
 
     def __init__(self, attention: Any) -> None:

@@ -35,7 +35,7 @@ def encode_cached(tower: Tower, parts: Sequence[TowerInput], micro_batch_size: i
     if not torch.is_grad_enabled() or not encoder_trains:
         batches = MicroBatches(tower.encoder, parts, micro_batch_size)
         with torch.no_grad():
-            features = batches.join([tower.encoder(batches.inputs(idx)) for idx in range(len(batches))])
+            features = batches.join([tower.encode(batches.inputs(idx)) for idx in range(len(batches))])
         return [tower.project(feature) for feature in features]
     batches = MicroBatches(tower, parts, micro_batch_size)
     parameters = [parameter for parameter in tower.parameters() if parameter.requires_grad]

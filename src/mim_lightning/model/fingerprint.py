@@ -8,10 +8,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from mim_lightning.encoders.interface import Encoder
 from mim_lightning.model.matcher import Matcher
 
 
@@ -41,8 +43,22 @@ def fingerprint(matcher: Matcher, state: Mapping[str, Tensor] | None = None) -> 
     digest.update(json.dumps(facts, sort_keys=True).encode())
     is_plain = any(parameter.dtype == torch.float32 for parameter in matcher.parameters())
     for name, stored in sorted((matcher.state_dict() if state is None else state).items()):
-        tensor = stored if is_plain or not stored.is_floating_point() else stored.float()
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        # reinterpreted as bytes: NumPy has no bfloat16
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        _update(digest, name, stored if is_plain or not stored.is_floating_point() else stored.float())
     return digest.hexdigest()[:16]
+
+
+@torch.no_grad()
+def encoder_fingerprint(encoder: Encoder, conditions: Mapping[str, Any]) -> str:
+    """Digest what decides an encoder's features of an input: its weights, preprocessing, and the conditions."""
+    kind = type(encoder)
+    facts = {"encoder": f"{kind.__module__}.{kind.__qualname__}", "preprocessing": encoder.describe_preprocessing()}
+    digest = hashlib.sha256(json.dumps({**facts, **conditions}, sort_keys=True).encode())
+    for name, tensor in sorted(encoder.state_dict().items()):
+        _update(digest, name, tensor)
+    return digest.hexdigest()[:16]
+
+
+def _update(digest: Any, name: str, tensor: Tensor) -> None:
+    digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+    # reinterpreted as bytes: NumPy has no bfloat16
+    digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())

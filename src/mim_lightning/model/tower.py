@@ -75,9 +75,15 @@ class Tower(nn.Module):
         return self
 
     def forward(self, inputs: TowerInput) -> Tensor:
+        return self.project(self.encode(inputs))
+
+    def encode(self, inputs: TowerInput) -> Tensor:
+        """Return the encoder's features of inputs, (n, width); floats are features that it made before."""
+        if isinstance(inputs, Tensor) and inputs.is_floating_point():
+            assert self.is_frozen, "features of weights that change"
+            return inputs
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.is_frozen):
-            features = self.encoder(inputs)
-        return self.project(features)
+            return self.encoder(inputs)
 
     def project(self, features: Tensor) -> Tensor:
         """Return the embeddings of the encoder's features, (n, width) to (n, D)."""

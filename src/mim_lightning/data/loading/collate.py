@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from torch import Tensor
 from mim_lightning.data.images.buffer import ImageBuffer
 from mim_lightning.data.images.codec import decode_image
 from mim_lightning.data.images.transforms import Augment, eval_image, train_image, vary_colors
+from mim_lightning.data.loading.feature_cache import FeatureTable, content_key
 from mim_lightning.fields import QUERY
 from mim_lightning.types import (
     NO_KEY,
@@ -45,6 +46,7 @@ class Collate:
     Augmentation is a function of (seed, position of the batch in the run, bytes of the image): neither the number of
     processes nor a resume changes a pixel. An image that cannot be decoded is a ValueError that names sample and tower.
     With `image_key`, for evaluation, the batch has the keys of its images and which fields of a query a row has.
+    A tower with a table in `features` gets the features of its inputs, (n, width) floats, without preparing them.
     """
 
     specs: Mapping[str, TowerSpec]
@@ -52,6 +54,12 @@ class Collate:
     augment: Augment | None = None
     seed: int = 0
     image_key: Callable[[bytes], int] | None = None
+    features: Mapping[str, FeatureTable] = field(default_factory=dict)
+
+    @property
+    def prepared_specs(self) -> dict[str, TowerSpec]:
+        """The input specs of the towers whose inputs are prepared: not read as features."""
+        return {tower: spec for tower, spec in self.specs.items() if tower not in self.features}
 
     def __call__(
         self, samples: Sequence[Sample], position: tuple[int, ...] = (), buffer: Tensor | None = None
@@ -63,13 +71,12 @@ class Collate:
         image_keys: dict[str, Tensor] = {}
         for tower, spec in self.specs.items():
             fields = fields_of(tower, spec)
-            distinct, rows[tower] = _distinct(_values(sample, fields) for sample in samples)
+            distinct, rows[tower] = _distinct(values_of(sample, fields) for sample in samples)
             try:
-                parts = [
-                    self._prepare(tower, part, [values[idx] for values in distinct], position, pixels)
-                    for idx, part in enumerate(fields.values())
-                ]
-                inputs[tower] = parts[0] if len(parts) == 1 else tuple(parts)
+                if tower in self.features:
+                    inputs[tower] = self._read_features(tower, fields, distinct)
+                else:
+                    inputs[tower] = self._prepare_all(tower, fields, distinct, position, pixels)
                 if self.image_key is not None:
                     images = [name for name, part in fields.items() if isinstance(part, ImageSpec)]
                     image_keys |= {name: self._image_keys(samples, name) for name in images}
@@ -89,6 +96,33 @@ class Collate:
             has_field=self._fields(samples) if self.image_key is not None else {},
             image_keys=image_keys,
         )
+
+    def _read_features(
+        self, tower: str, fields: Mapping[str, InputSpec], distinct: list[tuple[bytes | str, ...]]
+    ) -> Tensor:
+        table = self.features[tower]
+        if not distinct:
+            return torch.zeros(1, table.width)
+        features, is_found = table.read([content_key(values) for values in distinct])
+        if not is_found.all():
+            # an image that cannot be decoded has no features: the same error as without a cache
+            self._prepare_all(tower, fields, [distinct[int(is_found.argmin())]], (), ImageBuffer())
+            raise ValueError(f"{table.folder}: lacks features of an input; start again, and they are computed")
+        return features
+
+    def _prepare_all(
+        self,
+        tower: str,
+        fields: Mapping[str, InputSpec],
+        distinct: list[tuple[bytes | str, ...]],
+        position: tuple[int, ...],
+        pixels: ImageBuffer,
+    ) -> TowerInput:
+        parts = [
+            self._prepare(tower, part, [values[idx] for values in distinct], position, pixels)
+            for idx, part in enumerate(fields.values())
+        ]
+        return parts[0] if len(parts) == 1 else tuple(parts)
 
     def _prepare(
         self, tower: str, spec: InputSpec, distinct: list[bytes | str], position: tuple[int, ...], pixels: ImageBuffer
@@ -120,7 +154,7 @@ class Collate:
 
     def _image_keys(self, samples: Sequence[Sample], field: str) -> Tensor:
         assert self.image_key is not None
-        distinct, rows = _distinct(_values(sample, (field,)) for sample in samples)
+        distinct, rows = _distinct(values_of(sample, (field,)) for sample in samples)
         keys = [self.image_key(data) for (data,) in distinct if isinstance(data, bytes)]
         return torch.tensor([*keys, NO_KEY])[rows]  # row -1, no image, is the last
 
@@ -134,7 +168,7 @@ class Collate:
         return grades + [0] * (self.max_relevant - len(grades))
 
 
-def _values(sample: Sample, fields: Iterable[str]) -> tuple[bytes | str, ...] | None:
+def values_of(sample: Sample, fields: Iterable[str]) -> tuple[bytes | str, ...] | None:
     """Return a sample's values of some fields, None if it lacks one of them."""
     values = [sample.inputs.get(name) for name in fields]
     present = tuple(value for value in values if value is not None)
@@ -155,7 +189,7 @@ def _name_undecodable(samples: Sequence[Sample], fields: Iterable[str]) -> str:
     names = tuple(fields)
     for sample in samples:
         try:
-            for data in _values(sample, names) or ():
+            for data in values_of(sample, names) or ():
                 if isinstance(data, bytes):
                     decode_image(data)
         except ValueError:

@@ -155,7 +155,7 @@ class StreamLoader(DataLoader[LoadedBatch]):
     ) -> None:
         policy = policy or CorruptSamplePolicy()
         num_rows = -(-order.global_batch_size // world_size)
-        self.buffers = make_buffers(collate.specs, num_rows, num_workers, PREFETCH_FACTOR)
+        self.buffers = make_buffers(collate.prepared_specs, num_rows, num_workers, PREFETCH_FACTOR)
         self.ranks, self.order = RankSampler(shards, order, rank, world_size, self.buffers), order
         self.epoch, self.consumed = 0, 0
         self.skipped = SkipCounter(policy, str(shards.folder), order.num_samples)
@@ -234,6 +234,28 @@ class SequentialLoader:
     def __iter__(self) -> Iterator[Batch]:
         validate_shared_memory(self._loader.num_workers)
         return (loaded.batch for loaded in self._loader)
+
+
+def load_samples(
+    shards: ShardSet, collate: Collate, numbers: Sequence[int], batch_size: int, num_workers: int, skips: bool = False
+) -> Iterator[Batch]:
+    """Yield batches of some samples of a set, in the order of their numbers here.
+
+    Args:
+        skips: leave samples that cannot be read without inputs, instead of raising an error.
+    """
+    starts = range(0, len(numbers), batch_size)
+    requests = [BatchRequest(0, start, list(numbers[start : start + batch_size]), 0) for start in starts]
+    validate_shared_memory(num_workers)
+    loader = DataLoader(
+        ShardDataset(shards, collate, skips),
+        batch_sampler=requests,  # type: ignore[arg-type]  # torch's stub wants lists of indices
+        collate_fn=_identity_collate,  # type: ignore[arg-type]  # ShardDataset has collated already
+        num_workers=min(num_workers, len(requests)),
+        timeout=_batch_timeout(shards, min(num_workers, len(requests))),
+        worker_init_fn=use_one_thread,
+    )
+    return (loaded.batch for loaded in loader)
 
 
 @dataclass(frozen=True)

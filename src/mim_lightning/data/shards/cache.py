@@ -51,6 +51,14 @@ def as_shard_error(error: RemoteError) -> ShardError:
     return MissingError(str(error)) if isinstance(error, NotFoundError) else ShardError(str(error))
 
 
+def parse_size(key: str, value: str | int) -> int:
+    """Return the number of bytes that a config key gives."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([kMGT]?i?)B?", str(value).strip())
+    if not match or match[2] not in UNITS:
+        raise ValueError(f"{key}={value}: give bytes, or a size such as 20GB or 512MiB")
+    return int(float(match[1]) * UNITS[match[2]])
+
+
 @dataclass(frozen=True)
 class CacheSettings:
     """How shards at an address are downloaded, and where they are stored.
@@ -84,10 +92,7 @@ class CacheSettings:
     @property
     def limit(self) -> int:
         """Maximum size of the folder in bytes."""
-        match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([kMGT]?i?)B?", str(self.max_size).strip())
-        if not match or match[2] not in UNITS:
-            raise ValueError(f"data.cache.max_size={self.max_size}: give bytes, or a size such as 20GB or 512MiB")
-        return int(float(match[1]) * UNITS[match[2]])
+        return parse_size("data.cache.max_size", self.max_size)
 
     @property
     def retry_policy(self) -> RetryPolicy:
