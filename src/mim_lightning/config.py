@@ -278,6 +278,8 @@ def build_matcher(config: Mapping[str, Any], assets: Mapping[str, Mapping[str, s
                 towers[name] = build({**rest, "_partial_": True}, encoder=encoder)
             except ValueError as error:
                 raise ValueError(f"model.towers.{name}: {error}") from error
+        elif assets is None:
+            _validate_tied(name, tied[name], model["towers"])
         if isinstance(tower, Mapping) and tower.get("fields") is not None:
             validate_type(f"model.towers.{name}.fields", tower["fields"], list)
             fields[name] = tower["fields"]
@@ -285,6 +287,16 @@ def build_matcher(config: Mapping[str, Any], assets: Mapping[str, Mapping[str, s
             validate_type(f"model.towers.{name}.prompt", tower["prompt"], str)
             prompts[name] = str(tower["prompt"])  # a number is a text too
     return Matcher(towers, tied, model["fusions"], fields, prompts)
+
+
+def _validate_tied(name: str, owner: str, towers: Mapping[str, Any]) -> None:
+    """Raise a ValueError if a tied tower is to be trained otherwise than the tower whose weights it uses."""
+    own, other = ((towers.get(tower) or {}).get("train") for tower in (name, owner))
+    if own not in (None, "full", other):
+        raise ValueError(
+            f"model.towers.{name}.train={own}: its weights are those of {owner}; give "
+            f"model.towers.{owner}.train={own}, or untie it with model.tied.{name}=null"
+        )
 
 
 def _arguments_of(config: Mapping[str, Any]) -> dict[str, Any]:

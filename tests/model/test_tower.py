@@ -72,6 +72,14 @@ def test_what_a_tower_cannot_train_is_named(overrides: str, message: str) -> Non
         build_matcher(compose("train", small(Path("unused"), *words)))
 
 
+def test_a_tied_tower_is_not_trained_otherwise_than_its_owner() -> None:
+    words = ["model.towers.query_text.train=frozen"]
+    with pytest.raises(ValueError, match=r"query_text\.train=frozen: its .* model\.towers\.product_text\.train="):
+        build_matcher(compose("train", small(Path("unused"), *words)))
+    both = build_matcher(compose("train", small(Path("unused"), *words, "model.towers.product_text.train=frozen")))
+    assert both.tower("query_text").is_frozen
+
+
 def test_an_unknown_key_of_a_tower_is_named() -> None:
     with pytest.raises(ValueError, match=r"no config key 'model.towers.query_image.trian'; did you mean 'train'\?"):
         build_matcher(compose("train", small(Path("unused"), "+model.towers.query_image.trian=full")))

@@ -22,8 +22,9 @@ from torch import Tensor
 from mim_lightning.data.loading.collate import Collate, values_of
 from mim_lightning.data.loading.feature_cache import (
     FeatureTable,
-    content_key,
+    input_key,
     list_features,
+    prompts_of,
     remove_damaged,
     write_features,
 )
@@ -147,7 +148,7 @@ class _Pass:
         """Yield each distinct input of a set that is not known, by key, and a sample that has it."""
         fields = fields_of(tower, self.datamodule.specs[tower])
         has_images = any(isinstance(part, ImageSpec) for part in fields.values())
-        seen: set[bytes] = set()
+        prompts, seen = prompts_of(fields.values()), set[bytes]()
         for number in range(len(shards)):
             try:
                 sample = shards.read([number])[0] if has_images else Sample(number, texts_of(shards.read_facts(number)))
@@ -156,7 +157,7 @@ class _Pass:
                     raise
                 continue
             values = values_of(sample, fields)
-            key = None if values is None else content_key(values)
+            key = None if values is None else input_key(values, prompts)
             if key is not None and key not in known and key not in seen:
                 seen.add(key)
                 yield key, number
@@ -197,5 +198,6 @@ def _is_complete(mark: Path, present: Sequence[str]) -> bool:
 
 
 def _mark(tower: str, shards: ShardSet, datamodule: MatchDataModule) -> str:
-    fields = list(fields_of(tower, datamodule.specs[tower]))
-    return hashlib.blake2b(f"{shards.digest} {fields}".encode(), digest_size=8).hexdigest()
+    fields = fields_of(tower, datamodule.specs[tower])
+    facts = json.dumps([shards.digest, list(fields), prompts_of(fields.values())])
+    return hashlib.blake2b(facts.encode(), digest_size=8).hexdigest()

@@ -12,16 +12,20 @@ from mim_lightning.data.loading.feature_cache import (
     KEYS,
     FeatureCacheSettings,
     FeatureTable,
-    content_key,
+    input_key,
     list_features,
+    prompts_of,
     remove_damaged,
     write_features,
 )
+from mim_lightning.encoders.interface import PromptedTokenize
+from mim_lightning.encoders.tiny import HashTokenize
+from mim_lightning.types import ImageSpec, TextSpec
 
 
 def test_features_are_read_by_key_in_any_order(tmp_path: Path) -> None:
     # keys that end or begin with zeros, which NumPy's texts do not show
-    keys = [bytes(16), b"\0" * 15 + b"a", b"a" + b"\0" * 15, *(content_key([str(number)]) for number in range(50))]
+    keys = [bytes(16), b"\0" * 15 + b"a", b"a" + b"\0" * 15, *(input_key([str(number)], [""]) for number in range(50))]
     features = torch.randn(len(keys), 3, generator=torch.Generator().manual_seed(0))
     write_features(tmp_path, keys[:20], features[:20])
     write_features(tmp_path, keys[20:], features[20:])
@@ -38,12 +42,15 @@ def test_features_are_read_by_key_in_any_order(tmp_path: Path) -> None:
 
 def test_keys_are_of_the_content_and_its_kind() -> None:
     values = [["a"], [b"a"], ["a", "b"], ["ab"], ["a", ""], ["", "a"], [""], [b""]]
-    assert len({content_key(value) for value in values}) == len(values)
-    assert content_key(["a", "b"]) == content_key(("a", "b"))
+    assert len({input_key(value, [""] * len(value)) for value in values}) == len(values)
+    assert input_key(["b"], ["a"]) == input_key(("ab",), [""]) != input_key([b"b"], ["a"]) == input_key([b"b"], [""])
+    tokenize = HashTokenize(8, 20)
+    specs = [ImageSpec((8, 8)), TextSpec(tokenize, 8), TextSpec(PromptedTokenize(tokenize, "query: "), 8)]
+    assert prompts_of(specs) == ["", "", "query: "]
 
 
 def test_writing_the_same_again_is_one_file_and_damage_is_found(tmp_path: Path) -> None:
-    keys = [content_key([str(number)]) for number in range(9)]
+    keys = [input_key([str(number)], [""]) for number in range(9)]
     features = torch.rand(9, 4)
     first = write_features(tmp_path, keys, features)
     assert write_features(tmp_path, keys[::-1], features.flip(0)) == first

@@ -17,7 +17,7 @@ from torch import Tensor
 from mim_lightning.data.images.buffer import ImageBuffer
 from mim_lightning.data.images.codec import decode_image
 from mim_lightning.data.images.transforms import Augment, eval_image, train_image, vary_colors
-from mim_lightning.data.loading.feature_cache import FeatureTable, content_key
+from mim_lightning.data.loading.feature_cache import FeatureTable, input_key, prompts_of
 from mim_lightning.fields import QUERY
 from mim_lightning.types import (
     NO_KEY,
@@ -103,7 +103,8 @@ class Collate:
         table = self.features[tower]
         if not distinct:
             return torch.zeros(1, table.width)
-        features, is_found = table.read([content_key(values) for values in distinct])
+        prompts = prompts_of(fields.values())
+        features, is_found = table.read([input_key(values, prompts) for values in distinct])
         if not is_found.all():
             # an image that cannot be decoded has no features: the same error as without a cache
             self._prepare_all(tower, fields, [distinct[int(is_found.argmin())]], (), ImageBuffer())

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,6 +22,7 @@ from torch import Tensor
 
 from mim_lightning.data.shards.cache import parse_size
 from mim_lightning.io.atomic import atomic_write
+from mim_lightning.types import InputSpec, TextSpec
 
 KEY_BYTES = 16
 KEYS, FEATURES = ".keys.npy", ".features.npy"
@@ -58,11 +59,21 @@ class FeatureCacheSettings:
         return Path(self.folder or own).expanduser()
 
 
-def content_key(values: Sequence[bytes | str]) -> bytes:
-    """Return the key of an input: of an image's bytes or a text, or of several that a tower reads together."""
+def prompts_of(specs: Iterable[InputSpec]) -> list[str]:
+    """Return what begins the texts of each spec."""
+    return [getattr(spec.tokenize, "prompt", "") if isinstance(spec, TextSpec) else "" for spec in specs]
+
+
+def input_key(values: Sequence[bytes | str], prompts: Sequence[str]) -> bytes:
+    """Return the key of an input: of an image's bytes or a text, or of several that a tower reads together.
+
+    Args:
+        values: of each of the tower's fields.
+        prompts: what begins each of them that is a text.
+    """
     digest = hashlib.blake2b(digest_size=KEY_BYTES)
-    for value in values:
-        data = value.encode() if isinstance(value, str) else value
+    for value, prompt in zip(values, prompts, strict=True):
+        data = (prompt + value).encode() if isinstance(value, str) else value
         digest.update(f"{type(value).__name__} {len(data)} ".encode())
         digest.update(data)
     return digest.digest()
