@@ -185,6 +185,19 @@ def test_the_rate_falls_with_each_layer_from_the_output() -> None:
             parameter_groups(matcher, objective, **options, layer_decay=wrong)  # type: ignore[arg-type]
 
 
+def test_positions_of_openclip_are_not_decayed_and_adapters_are(tmp_path: Path) -> None:
+    pytest.importorskip("peft", reason="needs the extra: pip install 'mim-lightning[lora]'")
+    from tests.model.test_adapters import clip_text
+
+    encoder = clip_text(tmp_path)
+    names = {name for name, p in encoder.network.named_parameters() if p.ndim > 1}
+    assert names - decayed(encoder) == {"positional_embedding"}
+    adapted = clip_text(tmp_path)
+    Tower(adapted, 8, train="lora")
+    matrices = {name for name, p in adapted.network.named_parameters() if ".lora_" in name}
+    assert matrices and decayed(adapted) == matrices
+
+
 def test_wsd_rises_stays_and_falls() -> None:
     linear = run(warmup_stable_decay, 20, warmup_fraction=0.1, decay_fraction=0.25, decay="linear")
     assert linear == pytest.approx([0.5, *[1.0] * 14, 1.0, 0.8, 0.6, 0.4, 0.2])

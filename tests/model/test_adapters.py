@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -46,9 +47,12 @@ def bert(folder: Path) -> Encoder:
 
 
 def clip(half: str, folder: Path) -> Encoder:
-    open_clip = pytest.importorskip("mim_lightning.encoders.open_clip", exc_type=ValueError)
-    tests = pytest.importorskip("tests.encoders.test_open_clip")
-    return getattr(open_clip, half)(tests.save_pair(folder, tests.CLIP, {}))
+    encoders = pytest.importorskip("mim_lightning.encoders.open_clip", exc_type=ValueError)
+    text = {"context_length": 16, "width": 32, "heads": 2, "layers": 2, "vocab_size": 49408}
+    vision = {"image_size": 32, "layers": 2, "width": 64, "patch_size": 8}
+    model = {"embed_dim": 24, "vision_cfg": vision, "text_cfg": text}
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": model, "preprocess_cfg": {}}))
+    return getattr(encoders, half)(f"local-dir:{folder}")
 
 
 def clip_image(folder: Path) -> Encoder:
