@@ -50,7 +50,7 @@ def build_index(config: dict[str, Any]) -> None:
     if is_launched():  # by a process that has prepared the data
         data = {**data, "source": None}
     prepared = prepare_data(build_preparation(data), write_validation_report)
-    catalog, gallery = prepared.catalog(), choose_gallery(config["gallery"], matcher.fusions, matcher.names)
+    catalog, gallery = prepared.catalog(), choose_gallery(config["gallery"], matcher.names)
     facts = describe_embedding(catalog, trained.fingerprint, gallery, matcher.dimension)
     store = EmbeddingStore(Path(config["embeddings"] or Path(place) / "embeddings"), facts)
     missing, num_processes = store.missing(), num_processes_to_launch(config["trainer"])

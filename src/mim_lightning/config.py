@@ -269,6 +269,11 @@ def build_matcher(config: Mapping[str, Any], assets: Mapping[str, Mapping[str, s
     towers, fields, prompts = {}, {}, {}
     for name, tower in model["towers"].items():
         if name not in tied:
+            if not tower.get("encoder"):
+                raise ValueError(
+                    f"model.towers.{name}.encoder: is null, the chosen encoder has none of this kind; choose another "
+                    "encoder or model (encoder=qwen3_vl and model=joint go together)"
+                )
             encoder = _build_encoder(tower["encoder"], assets[name] if assets is not None else None)
             rest = {key: value for key, value in tower.items() if key not in ("encoder", "fields", "prompt")}
             _validate_options(f"model.towers.{name}", Tower, _arguments_of(rest))

@@ -32,7 +32,7 @@ ROLES = {
     "model.towers.*.encoder": (
         *("encoders.TinyImage", "encoders.TinyText", "encoders.TimmImage"),
         *("encoders.OpenClipImage", "encoders.OpenClipText"),
-        "encoders.HfText",
+        *("encoders.HfText", "encoders.HfImageText"),
     ),
     "data": ("lit.MatchDataModule",),
     "data.source": (

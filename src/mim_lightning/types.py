@@ -52,12 +52,19 @@ class TextSpec:
 InputSpec = ImageSpec | TextSpec
 TowerSpec = InputSpec | Mapping[str, InputSpec]  # by field if a tower reads several, or one of another name
 FieldInput = Tensor | dict[str, Tensor]  # uint8 (n, 3, H, W), or token tensors (n, L) by name
-# of a tower over several fields: one each, in their order; of a frozen encoder also its features, floats (n, width)
+# of a tower over several fields: one each, in their order; of `AnyOf` fields, also (n, F) bool: those that a row has;
+# of a frozen encoder also its features, floats (n, width)
 TowerInput = FieldInput | tuple[FieldInput, ...]
+
+
+class AnyOf(dict[str, InputSpec]):
+    """The input specs, by field, of a tower that embeds a row with any of several fields."""
 
 
 def fields_of(tower: str, spec: TowerSpec) -> dict[str, InputSpec]:
     """Return the input specs of a tower by field."""
+    if isinstance(spec, AnyOf):
+        return spec
     return dict(spec) if isinstance(spec, Mapping) else {tower: spec}
 
 
@@ -175,7 +182,7 @@ class Direction:
         relevance: "target" (products that answer the query) or "reference" (products on its image); None: "reference"
             for the query image alone, else "target".
         requires: fields that a query must have to be counted, whether `query` reads them or not; None: those of every
-            tower of `query`, so that the average of a fusion is over rows with all of its parts.
+            tower of `query`, so that the average of a fusion, or of a tower over several fields, is over rows with all.
         excludes: fields that it must not have.
         leave_out: "reference" removes the products on the query's image (the reference of a composed query) from its
             gallery, as CIRR and FashionIQ do; say so in the direction's name.
@@ -212,21 +219,28 @@ class Direction:
 
     def reads(self, fusions: Mapping[str, Mapping[str, float]], fields: Mapping[str, Sequence[str]]) -> set[str]:
         """Return the fields that the query side's towers read, in `fields` those of towers with a list of their own."""
-        return {name for tower in self.parts(fusions) for name in fields.get(tower, (tower,))}
+        return set(self._fields(fusions, fields))
 
-    def describe(self, fusions: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
+    def _fields(
+        self, fusions: Mapping[str, Mapping[str, float]], fields: Mapping[str, Sequence[str]]
+    ) -> tuple[str, ...]:
+        return tuple(name for tower in self.parts(fusions) for name in fields.get(tower, (tower,)))
+
+    def describe(
+        self, fusions: Mapping[str, Mapping[str, float]], fields: Mapping[str, Sequence[str]]
+    ) -> dict[str, Any]:
         """Return which queries it counts, and in which gallery, as plain values: equal for comparable evaluations."""
         return {
             "relevance": STORED_RELEVANCE[self.truth],
-            "requires": sorted(self.needs(fusions)),
+            "requires": sorted(self.needs(fusions, fields)),
             "excludes": sorted(self.excludes),
             "leave_out": self.leave_out and STORED_RELEVANCE[self.leave_out],
-            "photo": {"once_a_truth": {*self.parts(fusions)} == {QUERY_IMAGE}, "not_of_the_gallery": True},
+            "photo": {"once_a_truth": self.reads(fusions, fields) == {QUERY_IMAGE}, "not_of_the_gallery": True},
         }
 
-    def needs(self, fusions: Mapping[str, Mapping[str, float]]) -> tuple[str, ...]:
-        """Return what a query must have to be counted, besides one tower of the query side."""
-        return self.parts(fusions) if self.requires is None else self.requires
+    def needs(self, fusions: Mapping[str, Mapping[str, float]], fields: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
+        """Return the fields that a query must have to be counted, besides an input of the query side."""
+        return self._fields(fusions, fields) if self.requires is None else self.requires
 
 
 def relevance_of(query_name: str) -> str:

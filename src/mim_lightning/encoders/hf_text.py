@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -33,7 +32,9 @@ from mim_lightning.encoders.hf_files import (
     locate_package,
     not_found,
     read_as_text,
+    undecayed_names,
     unusual_settings,
+    without_volatile,
 )
 from mim_lightning.encoders.interface import (
     TOKENIZER_CONFIG_FILE,
@@ -53,8 +54,6 @@ POOLINGS = ("mean", "cls", "pooler", "last", "projection")
 # model types that were trained on texts padded to one length, without a mask
 UNMASKED = ("siglip_text_model", "siglip2_text_model")
 CONFIG_FILE = "config.json"
-UNDECAYED = (r"bias", r"layernorm", r"rmsnorm", r"(?:^|\.)norm(?:$|\.)", r"_norm(?:$|\.)")
-VOLATILE_KEYS = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures")
 
 
 @dataclass(frozen=True)
@@ -179,8 +178,7 @@ class HfText(Encoder):
         return (hidden * weights).sum(1) / weights.sum(1).clamp(min=1)
 
     def names_without_decay(self) -> set[str]:
-        # as transformers' Trainer: no layer norm, nor anything called bias, such as a table of relative positions
-        return {name for name, _ in self.named_parameters() if any(re.search(p, name.lower()) for p in UNDECAYED)}
+        return undecayed_names(self)
 
     def describe_preprocessing(self) -> str:
         return self.description
@@ -210,7 +208,7 @@ class HfText(Encoder):
         return not torch.allclose(alone, beside, rtol=1e-3, atol=1e-3 * float(alone.abs().max()))
 
     def _describe(self, tokenizer: Any, padding: str, limit_of_version_1: int) -> str:
-        config = {k: v for k, v in json.loads(self.assets[CONFIG_FILE]).items() if k not in VOLATILE_KEYS}
+        config = without_volatile(json.loads(self.assets[CONFIG_FILE]))
         digest = hashlib.sha256(self.assets.get(TOKENIZER_FILE, "").encode()).hexdigest()
         facts = {"config": config, "tokenizer": digest, "pooling": self.pooling}
         if self.dense is not None:

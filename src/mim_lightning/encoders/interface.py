@@ -41,11 +41,14 @@ class Encoder(nn.Module, ABC):
         width: number of features of an input.
         spec: how inputs are prepared; a tuple for an encoder that reads several fields together, whose inputs
             come as a tuple in the same order (the config of its tower names them: `fields: [query_image, query_text]`).
+        reads_any: whether it embeds rows that have only some of the fields of `spec`. Its inputs then end with (n, F)
+            bool, which of the fields a row has; what stands for an absent one is a black image, or no words.
         prompts: by side, "query" and "product": what begins every text of a tower of that side.
     """
 
     width: int
     spec: InputSpec | tuple[InputSpec, ...]
+    reads_any: bool = False
     prompts: Mapping[str, str] = {}  # replaced, never changed
 
     @abstractmethod

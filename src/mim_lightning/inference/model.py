@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mim_lightning.fields import IMAGE, PRODUCT, QUERY, QUERY_IMAGE, TEXT
+from mim_lightning.fields import IMAGE, PRODUCT, QUERY, QUERY_IMAGE, QUERY_TEXT, TEXT
 from mim_lightning.inference.image_inputs import ImageInput, prepare_images
 from mim_lightning.inference.quantization import base_fingerprint
 from mim_lightning.inference.query_product_fusion import (
@@ -26,10 +26,11 @@ from mim_lightning.inference.query_product_fusion import (
     side_towers,
     text_tower,
     tower_modalities,
+    tower_of,
     tower_weights,
 )
 from mim_lightning.inference.tower_encoder import TowerEncoder
-from mim_lightning.types import FieldInput, ImageSpec, InputSpec, TowerSpec, fields_of
+from mim_lightning.types import AnyOf, FieldInput, ImageSpec, InputSpec, TextSpec, TowerSpec, fields_of
 
 BATCH_SIZE = 32
 
@@ -77,14 +78,25 @@ class LoadedModel:
         For a service: many threads decode, and one encodes the images of all of them together.
         """
         self._validate_modality(IMAGE, tower)
-        rows, (spec,) = _to_list("images", images), fields_of(tower, self.encoders[tower].spec).values()
-        prepared = self._prepare(spec, rows, range(len(rows)))
+        (owner, name), rows = self._field_of(tower), _to_list("images", images)
+        prepared = self._prepare(fields_of(owner, self.encoders[owner].spec)[name], rows, range(len(rows)))
         assert isinstance(prepared, Tensor)
         return prepared
 
-    def embed_prepared(self, prepared: Tensor, tower: str = QUERY_IMAGE) -> np.ndarray:
-        """Embed images from `prepare_images`."""
-        return self.encoders[tower](prepared).numpy()
+    def embed_prepared(
+        self, prepared: Tensor, tower: str = QUERY_IMAGE, texts: Sequence[str | None] | None = None
+    ) -> np.ndarray:
+        """Embed images from `prepare_images`; with texts, each together with its own, by a tower that reads both."""
+        owner, field = self._field_of(tower)
+        spec = self.encoders[owner].spec
+        if not isinstance(spec, AnyOf):
+            return self.encoders[owner](prepared).numpy()
+        none: list[str | None] = [None] * len(prepared)
+        columns = {name: list(texts or none) if isinstance(part, TextSpec) else none for name, part in spec.items()}
+        inputs = [self._prepare_any(part, columns[name], range(len(prepared))) for name, part in spec.items()]
+        inputs[[*spec].index(field)] = prepared
+        present = [[name == field or value is not None for value in values] for name, values in columns.items()]
+        return self.encoders[owner]((*inputs, torch.tensor(present).T)).numpy()
 
     def embed_texts(
         self, texts: Sequence[str], tower: str | None = None, *, batch_size: int = BATCH_SIZE
@@ -97,18 +109,31 @@ class LoadedModel:
         rows = _to_list("texts", texts)
         return self._embed_one(TEXT, tower or text_tower(tower_modalities(self._specs())), rows, batch_size)
 
+    @property
+    def reads_together(self) -> bool:
+        """Whether a tower reads image and text of a query together."""
+        spec = self.encoders[QUERY].spec if QUERY in self.encoders else None
+        return isinstance(spec, AnyOf) and {QUERY_IMAGE, QUERY_TEXT} <= spec.keys()
+
     def embed_parts(
-        self, images: Sequence[ImageInput], texts: Sequence[str], towers: Sequence[str | None] = ()
+        self,
+        images: Sequence[ImageInput],
+        texts: Sequence[str],
+        towers: Sequence[str | None] = (),
+        image_text: str | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Embed the parts of a query one by one: `embed_images` and `embed_texts` in one call.
 
         Args:
             images, texts: the parts.
             towers: one for each text; None, or none given: as `embed_texts` chooses.
+            image_text: a text that is embedded together with each image, see `reads_together`.
         """
         images_ND, texts_MD = (np.zeros((len(values), self.dimension), np.float32) for values in (images, texts))
         for tower, rows in group_rows(towers or [None] * len(texts)).items():
             texts_MD[rows] = self.embed_texts([texts[row] for row in rows], tower)
+        if image_text is not None:
+            return self.embed_query(images, [image_text] * len(images)), texts_MD
         return self.embed_images(images) if images else images_ND, texts_MD
 
     def embed_query(
@@ -171,10 +196,12 @@ class LoadedModel:
             columns[column] = values
         vectors, present = {}, {}
         for tower, parts in towers.items():
-            if not parts.keys() <= columns.keys():
+            found = [name for name in parts if name in columns]
+            suffices = any if isinstance(self.encoders[tower].spec, AnyOf) else all
+            if not found or not suffices(name in columns for name in parts):
                 continue
-            rows = [row for row in range(num_rows) if all(columns[name][row] is not None for name in parts)]
-            inputs = {name: [columns[name][row] for row in rows] for name in parts}
+            rows = [row for row in range(num_rows) if suffices(columns[name][row] is not None for name in found)]
+            inputs = {name: [columns[name][row] for row in rows] for name in found}
             vectors[tower], present[tower] = torch.zeros(num_rows, self.dimension), torch.zeros(num_rows).bool()
             vectors[tower][rows], present[tower][rows] = self._embed(tower, inputs, rows, batch_size), True
         for row in range(num_rows):
@@ -185,20 +212,55 @@ class LoadedModel:
 
     def _embed_one(self, modality: str, tower: str, values: list[Any], batch_size: int) -> np.ndarray:
         self._validate_modality(modality, tower)
-        (name,) = fields_of(tower, self.encoders[tower].spec)
-        return self._embed(tower, {name: values}, range(len(values)), batch_size).numpy()
+        owner, name = self._field_of(tower)
+        for position, value in enumerate(values):
+            if value is None:  # which a tower that reads any of several fields would take for a row without it
+                raise ValueError(f"{modality} {position}: is None")
+        return self._embed(owner, {name: values}, range(len(values)), batch_size).numpy()
+
+    def _field_of(self, name: str) -> tuple[str, str]:
+        """Return the tower of a name in `tower_modalities`, and the field that it reads of it."""
+        owner = tower_of(name, self._specs())
+        return owner, name if owner != name else next(iter(fields_of(owner, self.encoders[owner].spec)))
 
     def _embed(self, tower: str, values: Mapping[str, list[Any]], positions: Sequence[int], batch_size: int) -> Tensor:
-        """Return the vectors (n, D) of n inputs by field; `positions` are those in the user's list."""
+        """Return the vectors (n, D) of n inputs by field; `positions` are those in the user's list.
+
+        A tower of `AnyOf` fields takes None for an absent input.
+        """
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size}: must be at least 1")
         specs = fields_of(tower, self.encoders[tower].spec)
         vectors = [torch.empty(0, self.dimension)]
         for start in range(0, len(positions), batch_size):
             part = slice(start, start + batch_size)
-            inputs = tuple(self._prepare(spec, values[name][part], positions[part]) for name, spec in specs.items())
+            if isinstance(self.encoders[tower].spec, AnyOf):
+                inputs = self._prepare_row(specs, values, part, positions[part])
+            else:
+                inputs = tuple(self._prepare(spec, values[name][part], positions[part]) for name, spec in specs.items())
             vectors.append(self.encoders[tower](inputs[0] if len(inputs) == 1 else inputs))
         return torch.cat(vectors)
+
+    def _prepare_row(
+        self, specs: Mapping[str, InputSpec], values: Mapping[str, list[Any]], part: slice, positions: Sequence[int]
+    ) -> tuple[FieldInput, ...]:
+        """Return the inputs of `AnyOf` fields, and (n, F) bool, which of them a row has."""
+        none = [None] * len(positions)
+        columns = [values[name][part] if name in values else none for name in specs]
+        inputs = [self._prepare_any(*pair, positions) for pair in zip(specs.values(), columns, strict=True)]
+        return (*inputs, torch.tensor([[value is not None for value in column] for column in columns]).T)
+
+    def _prepare_any(self, spec: InputSpec, values: list[Any], positions: Sequence[int]) -> FieldInput:
+        """Return prepared inputs, a black image or no words in place of None."""
+        if isinstance(spec, TextSpec):
+            return self._prepare(spec, ["" if value is None else value for value in values], positions)
+        out = torch.zeros(len(values), 3, *spec.size, dtype=torch.uint8)
+        found = [row for row, value in enumerate(values) if value is not None]
+        if found:
+            images = self._prepare(spec, [values[row] for row in found], [positions[row] for row in found])
+            assert isinstance(images, Tensor)
+            out[found] = images
+        return out
 
     def _prepare(self, spec: InputSpec, values: list[Any], positions: Sequence[int]) -> FieldInput:
         if isinstance(spec, ImageSpec):

@@ -103,7 +103,7 @@ def _loading(facts: ExportFacts) -> Iterator[str]:
     yield "\n## Load it\n"
     yield "```python\nimport mim_lightning\n"
     yield 'model = mim_lightning.load("<this folder, or hf://user/repo>")'
-    text = ', ["in blue"]' if any(kind.startswith("text") for kind in facts.inputs.values()) else ""
+    text = ', ["in blue"]' if any("text" in kind for kind in facts.inputs.values()) else ""
     yield f'vectors = model.embed_query(["photo.jpg"]{text})  # (1, {facts.dimension}) float32, unit length\n```'
 
 

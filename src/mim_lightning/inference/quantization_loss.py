@@ -46,10 +46,12 @@ def measure_loss(
     """
     queries = _embed((original, rounded), batches[:1], "query")
     gallery = _embed((original, rounded), batches[1:], "product")
+    # of the towers that read other fields than that of their own name
+    fields = {name: [*tower.spec] for name, tower in original.items() if isinstance(tower.spec, Mapping)}
     results = []
     for query, products in ((0, 0), (1, 1), (1, 0)):
         reports, _ = evaluate_countable(
-            directions, queries[query], gallery[products], fusions, cutoffs=CUTOFFS, depth=max(CUTOFFS)
+            directions, queries[query], gallery[products], fusions, fields, cutoffs=CUTOFFS, depth=max(CUTOFFS)
         )
         results.append({name: report.values for name, report in reports.items()})
     recall = {name: {m: tuple(result[name][m] for result in results) for m in METRICS} for name in results[0]}

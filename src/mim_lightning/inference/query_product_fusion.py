@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mim_lightning.fields import IMAGE, PRODUCT_TEXT, TEXT, field_name, side_of
 from mim_lightning.model.fusion import Fusions, fuse
-from mim_lightning.types import Embeddings, ImageSpec, InputSpec, TowerSpec, fields_of
+from mim_lightning.types import AnyOf, Embeddings, ImageSpec, InputSpec, TowerSpec, fields_of
 
 
 def modality_of(spec: InputSpec) -> str:
@@ -19,9 +19,19 @@ def modality_of(spec: InputSpec) -> str:
 
 
 def tower_modalities(specs: Mapping[str, TowerSpec]) -> dict[str, str]:
-    """Return "image" or "text" by tower, without towers that read several fields."""
+    """Return "image" or "text" by tower that reads one field, and by field of a tower that reads any of several."""
     parts = {name: list(fields_of(name, spec).values()) for name, spec in specs.items()}
-    return {name: modality_of(specs[0]) for name, specs in parts.items() if len(specs) == 1}
+    alone = {
+        field: modality_of(part) for spec in specs.values() if isinstance(spec, AnyOf) for field, part in spec.items()
+    }
+    return alone | {name: modality_of(specs[0]) for name, specs in parts.items() if len(specs) == 1}
+
+
+def tower_of(name: str, specs: Mapping[str, TowerSpec]) -> str:
+    """Return the tower of a name of `tower_modalities`: itself, or one that reads any of several fields, also this."""
+    return next(
+        (tower for tower, spec in specs.items() if name not in specs and isinstance(spec, AnyOf) and name in spec), name
+    )
 
 
 def text_tower(modalities: Mapping[str, str], side: str = "query") -> str:
@@ -37,14 +47,14 @@ def text_tower(modalities: Mapping[str, str], side: str = "query") -> str:
 
 
 def side_towers(side: str, fusions: Fusions, specs: Mapping[str, TowerSpec]) -> dict[str, dict[str, InputSpec]]:
-    """Return the towers of a side with the fields that they read: those of its fusion, else those named after it.
+    """Return the towers of a side with the fields that they read: those of its fusion, the tower of its name, or all.
 
     Without a fusion, a side that has no text tower borrows that of the product texts.
     """
     if side in fusions:
         names = list(fusions[side])
     else:
-        names = [name for name in specs if side_of(name) == side]
+        names = [side] if side in specs else [name for name in specs if side_of(name) == side]
         modalities = tower_modalities(specs)
         reads_text = any(modality_of(part) == TEXT for name in names for part in fields_of(name, specs[name]).values())
         if not reads_text and TEXT in modalities.values():

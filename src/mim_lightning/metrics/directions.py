@@ -52,10 +52,18 @@ def columns_of(batch: Batch, fields: Iterable[str] = ()) -> dict[str, Tensor]:
     return columns | {IMAGE: next(iter(batch.image_keys.values()), none)}
 
 
-def counts_row(direction: Direction, fields: Set[str], fusions: Fusions) -> bool:
-    """Return whether a direction counts a query with these towers and fields, if the gallery has a relevant product."""
-    parts = direction.parts(fusions)
-    return fields >= {*direction.needs(fusions)} and not fields & {*direction.excludes} and bool(fields & {*parts})
+def counts_row(
+    direction: Direction, fields: Set[str], fusions: Fusions, fields_of: Mapping[str, Sequence[str]] | None = None
+) -> bool:
+    """Return whether a direction counts a query with these towers and fields, if the gallery has a relevant product.
+
+    Args:
+        fields: the row's, with the towers that it has inputs for.
+        fields_of: of the towers that read other fields than that of their own name.
+    """
+    has_input = bool(fields & {*direction.parts(fusions)})
+    is_such = fields >= {*direction.needs(fusions, fields_of or {})} and not fields & {*direction.excludes}
+    return has_input and is_such
 
 
 def evaluate_directions(
@@ -117,10 +125,10 @@ def _evaluate(
     num_rows, gallery_columns, queries = len(queries), gallery.columns, _with_fields(queries)
     query_vectors, present = _side(direction.query, queries, fusions)
     gallery_vectors, is_offered = _side(direction.gallery, gallery, fusions)
-    is_counted = present & _is_of_kind(direction, queries, fusions)
+    is_counted = present & _is_of_kind(direction, queries, fusions, fields)
     num_other_kind = num_rows - int(is_counted.sum())
     if not is_counted.any():
-        needs = direction.needs(fusions)
+        needs = direction.needs(fusions, fields)
         wanted = " and a ".join(needs) if needs else " or a ".join(direction.parts(fusions))
         without = "".join(f" and no {field}" for field in direction.excludes)
         raise NothingToRankError(f"directions.{name}: no validation query has a {wanted}{without}")
@@ -180,9 +188,11 @@ def _ids(table: EmbeddingTable) -> EmbeddingTable:
     return EmbeddingTable(table.row_keys, {}, {}, table.columns)  # no vectors: they would be copied
 
 
-def _is_of_kind(direction: Direction, queries: EmbeddingTable, fusions: Fusions) -> Tensor:
+def _is_of_kind(
+    direction: Direction, queries: EmbeddingTable, fusions: Fusions, fields: Mapping[str, Sequence[str]]
+) -> Tensor:
     is_such = torch.ones_like(queries.row_keys, dtype=torch.bool)
-    for field in direction.needs(fusions):
+    for field in direction.needs(fusions, fields):
         is_such &= _has(field, queries)
     for field in direction.excludes:
         is_such &= ~_has(field, queries)

@@ -32,8 +32,10 @@ def fuse(embeddings: Embeddings, fusions: Fusions) -> Embeddings:
 
 
 def check_fusions(fusions: Fusions, towers: tuple[str, ...]) -> None:
-    """Raise a ValueError for a fusion of nothing, or of a tower that is not there."""
+    """Raise a ValueError for a fusion of nothing, of a tower that is not there, or that has the name of a tower."""
     for name, weights in fusions.items():
+        if name in towers:
+            raise ValueError(f"model.fusions.{name}: is a tower of this model; give another name")
         if not weights:
             raise ValueError(f"model.fusions.{name}: has no towers")
         for part in weights:

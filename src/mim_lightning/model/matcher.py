@@ -14,7 +14,7 @@ from mim_lightning.fields import FIELDS, IMAGE, TEXT
 from mim_lightning.model.cached_encoding import encode_cached
 from mim_lightning.model.fusion import Fusions, check_fusions, fuse
 from mim_lightning.model.tower import Tower
-from mim_lightning.types import Batch, Embeddings, ImageSpec, InputSpec, TextSpec, TowerInput, TowerSpec, side_of
+from mim_lightning.types import AnyOf, Batch, Embeddings, ImageSpec, InputSpec, TextSpec, TowerInput, TowerSpec, side_of
 
 
 class Matcher(nn.Module):
@@ -92,7 +92,10 @@ class Matcher(nn.Module):
             encoder.prompted(part, prompt) if prompt and isinstance(part, TextSpec) else part
             for part in _as_tuple(encoder.spec)
         ]
-        return dict(zip(self.fields[name], parts, strict=True)) if name in self.fields else parts[0]
+        if name not in self.fields:
+            return parts[0]
+        named = dict(zip(self.fields[name], parts, strict=True))
+        return AnyOf(named) if getattr(encoder, "reads_any", False) else named
 
     def _choose_prompts(self, given: Mapping[str, str]) -> dict[str, str]:
         """Return the prompt of each tower that reads texts and has one."""

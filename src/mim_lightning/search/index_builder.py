@@ -21,6 +21,7 @@ from mim_lightning.search.index.factory import create_index, is_address, open_in
 from mim_lightning.search.index.index_settings import IndexSettings, ModelFacts
 from mim_lightning.search.product_images import CATALOGS
 from mim_lightning.search.searcher import GOLDEN_SAMPLES, MODEL
+from mim_lightning.types import AnyOf, TowerSpec
 
 
 def build_product_index(
@@ -48,7 +49,7 @@ def build_product_index(
         FACETS: describe_facets(embedded.products),
     }
     parts = model.fusions.get(gallery, {gallery: 1.0})
-    towers = [name for name in parts if not isinstance(model.encoders[name].spec, Mapping)]
+    towers = _single_fields({name: model.encoders[name].spec for name in parts})
     if towers and not is_address(place):  # golden samples are inputs of one field
         extra[GOLDEN_SAMPLES] = f"canaries-{model.fingerprint}.safetensors"
         inputs = select_inputs(catalog, towers)
@@ -58,6 +59,14 @@ def build_product_index(
     facts = ModelFacts(model.fingerprint, gallery, model.dimension)
     rows = embedded.vectors, embedded.product_ids, embedded.products
     return create_index(*rows, settings, facts, place, extra).card
+
+
+def _single_fields(specs: Mapping[str, TowerSpec]) -> list[str]:
+    """Return the towers that read the field of their own name, and the fields that a tower may read alone."""
+    names: list[str] = []
+    for name, spec in specs.items():
+        names += [*spec] if isinstance(spec, AnyOf) else [] if isinstance(spec, Mapping) else [name]
+    return names
 
 
 def add_products(place: str, embedded: EmbeddedCatalog) -> IndexCard:
@@ -87,8 +96,8 @@ def delete_products(place: str, product_ids: Sequence[str]) -> tuple[IndexCard, 
     return index.card, num_deleted
 
 
-def choose_gallery(wanted: str | None, fusions: Mapping[str, Any], names: Sequence[str]) -> str:
-    """Return the tower or fusion to embed: the wanted one, the fusion `product`, or the tower `product_image`.
+def choose_gallery(wanted: str | None, names: Sequence[str]) -> str:
+    """Return the tower or fusion to embed: the wanted one, `product`, or the tower `product_image`.
 
     Args:
         names: of the model's towers and fusions.
@@ -96,7 +105,7 @@ def choose_gallery(wanted: str | None, fusions: Mapping[str, Any], names: Sequen
     Raises:
         ValueError: the model has no such tower or fusion.
     """
-    gallery = wanted or (PRODUCT if PRODUCT in fusions else PRODUCT_IMAGE)
+    gallery = wanted or (PRODUCT if PRODUCT in names else PRODUCT_IMAGE)
     if gallery not in names:
         raise ValueError(f"gallery={gallery}: the model has no such tower or fusion; it has {', '.join(names)}")
     return gallery

@@ -35,8 +35,11 @@ class QueryEncoder(Protocol):
     @property
     def fusions(self) -> Mapping[str, Mapping[str, float]]: ...
 
+    @property
+    def reads_together(self) -> bool: ...
+
     def embed_parts(
-        self, images: Sequence[Any], texts: Sequence[str], towers: Sequence[str | None]
+        self, images: Sequence[Any], texts: Sequence[str], towers: Sequence[str | None], image_text: str | None = None
     ) -> tuple[np.ndarray, np.ndarray]: ...
 
 
@@ -96,18 +99,28 @@ class Searcher:
         return SearchResult(hits, 1e3 * (encoded - started), 1e3 * (time.perf_counter() - encoded))
 
     def encode(self, query: SearchQuery) -> QueryVector:
-        """Return the parts of a query and their sum, without searching."""
+        """Return the parts of a query and their sum, without searching.
+
+        A model whose tower reads image and text together embeds them so, unless they are given different weights.
+        """
         parts: dict[str, np.ndarray] = {}
+        weights = {**dict.fromkeys(query.fields, 1.0), **self.weights, **query.weights}
+        weights["image_text"] = weights["image"]
+        is_one = self.encoder.reads_together and query.images and weights["image"] == weights["text"]
+        image_text = query.text if is_one else None
         texts = {name: text for name in ("text", "not_text") if (text := getattr(query, name))}
+        if image_text:
+            del texts["text"]
         towers = [None] * len(texts) + list(query.fields)
         texts |= query.fields
-        images_ND, texts_MD = self.encoder.embed_parts(list(query.images), list(texts.values()), towers)
+        together = {"image_text": image_text} if image_text else {}
+        images_ND, texts_MD = self.encoder.embed_parts(list(query.images), list(texts.values()), towers, **together)
         if query.images:
-            parts["image"] = mean_direction(images_ND)
+            parts["image_text" if image_text else "image"] = mean_direction(images_ND)
         parts |= dict(zip(texts, texts_MD, strict=True))
         if query.like is not None:
             parts["like"] = mean_direction(self.index.vectors_of(query.like))
-        return combine(parts, {**dict.fromkeys(query.fields, 1.0), **self.weights, **query.weights})
+        return combine(parts, weights)
 
     def find(self, vector: QueryVector, query: SearchQuery) -> tuple[SearchHit, ...]:
         """Return the hits of an encoded query, without the product that similar ones are searched for."""

@@ -42,6 +42,7 @@ class ColorModel:
     """Embeds an image as its mean color, a text as the colors that it names."""
 
     fingerprint = FINGERPRINT
+    reads_together = False
     fusions: dict[str, dict[str, float]] = {"query": {"query_image": 1.0, "query_text": 1.0}}  # noqa: RUF012
 
     def prepare_images(self, images: Sequence[bytes]) -> Tensor:

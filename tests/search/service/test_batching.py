@@ -18,6 +18,7 @@ from mim_lightning.search.service.batching import BatchingEncoder
 
 class Model:
     fingerprint = "f00d"
+    reads_together = False
     fusions: dict[str, dict[str, float]] = {}  # noqa: RUF012
 
     def __init__(self) -> None:

@@ -22,6 +22,7 @@ from mim_lightning.fields import QUERY
 from mim_lightning.types import (
     NO_KEY,
     QUERY_FIELDS,
+    AnyOf,
     Batch,
     FieldInput,
     ImageSpec,
@@ -41,7 +42,7 @@ from mim_lightning.types import (
 class Collate:
     """Build batches for the towers in `specs`; `max_relevant` is the width R of the id tables.
 
-    A row has the input of a tower over several fields only if it has all of them.
+    A row has the input of a tower over several fields only if it has all of them, or any of `AnyOf` fields.
 
     Augmentation is a function of (seed, position of the batch in the run, bytes of the image): neither the number of
     processes nor a resume changes a pixel. An image that cannot be decoded is a ValueError that names sample and tower.
@@ -97,9 +98,7 @@ class Collate:
             image_keys=image_keys,
         )
 
-    def _read_features(
-        self, tower: str, fields: Mapping[str, InputSpec], distinct: list[tuple[bytes | str, ...]]
-    ) -> Tensor:
+    def _read_features(self, tower: str, fields: Mapping[str, InputSpec], distinct: list[Values]) -> Tensor:
         table = self.features[tower]
         if not distinct:
             return torch.zeros(1, table.width)
@@ -115,7 +114,7 @@ class Collate:
         self,
         tower: str,
         fields: Mapping[str, InputSpec],
-        distinct: list[tuple[bytes | str, ...]],
+        distinct: list[Values],
         position: tuple[int, ...],
         pixels: ImageBuffer,
     ) -> TowerInput:
@@ -123,18 +122,31 @@ class Collate:
             self._prepare(tower, part, [values[idx] for values in distinct], position, pixels)
             for idx, part in enumerate(fields.values())
         ]
+        if isinstance(fields, AnyOf):
+            parts.append(_presence(distinct, len(fields)))
         return parts[0] if len(parts) == 1 else tuple(parts)
 
     def _prepare(
-        self, tower: str, spec: InputSpec, distinct: list[bytes | str], position: tuple[int, ...], pixels: ImageBuffer
+        self,
+        tower: str,
+        spec: InputSpec,
+        distinct: list[bytes | str | None],
+        position: tuple[int, ...],
+        pixels: ImageBuffer,
     ) -> FieldInput:
         if isinstance(spec, TextSpec):
             # a batch without text still has one: all ranks must run the encoder to take part in the same collectives
-            return spec.tokenize([str(text) for text in distinct] or [""])
+            return spec.tokenize([str(text or "") for text in distinct] or [""])
         if not distinct:
             return torch.zeros(1, 3, *spec.size, dtype=torch.uint8)
         images = [data for data in distinct if isinstance(data, bytes)]
-        return self._images(tower, spec, images, position, pixels.empty(len(images), 3, *spec.size))
+        out = pixels.empty(len(distinct), 3, *spec.size)
+        if len(images) == len(distinct):
+            return self._images(tower, spec, images, position, out)
+        out.zero_()
+        found = self._images(tower, spec, images, position, torch.empty(len(images), 3, *spec.size, dtype=torch.uint8))
+        out[[isinstance(data, bytes) for data in distinct]] = found
+        return out
 
     def _images(
         self, tower: str, spec: ImageSpec, distinct: list[bytes], position: tuple[int, ...], out: Tensor
@@ -169,18 +181,24 @@ class Collate:
         return grades + [0] * (self.max_relevant - len(grades))
 
 
-def values_of(sample: Sample, fields: Iterable[str]) -> tuple[bytes | str, ...] | None:
-    """Return a sample's values of some fields, None if it lacks one of them."""
-    values = [sample.inputs.get(name) for name in fields]
-    present = tuple(value for value in values if value is not None)
-    return present if len(present) == len(values) else None
+Values = tuple[bytes | str | None, ...]  # of a tower's fields; None only of `AnyOf`
 
 
-def _distinct(
-    values: Iterable[tuple[bytes | str, ...] | None],
-) -> tuple[list[tuple[bytes | str, ...]], Tensor]:
+def values_of(sample: Sample, fields: Iterable[str]) -> Values | None:
+    """Return a sample's values of a tower's fields, None if it lacks one of them, or every one of `AnyOf`."""
+    values = tuple(sample.inputs.get(name) for name in fields)
+    num_absent = values.count(None)
+    return None if num_absent and not (isinstance(fields, AnyOf) and num_absent < len(values)) else values
+
+
+def _presence(distinct: Sequence[Values], num_fields: int) -> Tensor:
+    """Return which fields each of the distinct values has (n, F); of none, one row without any."""
+    return torch.tensor([[value is not None for value in values] for values in distinct] or [[False] * num_fields])
+
+
+def _distinct(values: Iterable[Values | None]) -> tuple[list[Values], Tensor]:
     """Return the distinct values in order of first appearance, and the position of each row's value (-1: none)."""
-    positions: dict[tuple[bytes | str, ...], int] = {}
+    positions: dict[Values, int] = {}
     rows = [-1 if value is None else positions.setdefault(value, len(positions)) for value in values]
     return list(positions), torch.tensor(rows)
 
@@ -190,7 +208,7 @@ def _name_undecodable(samples: Sequence[Sample], fields: Iterable[str]) -> str:
     names = tuple(fields)
     for sample in samples:
         try:
-            for data in values_of(sample, names) or ():
+            for data in (sample.inputs.get(name) for name in names):
                 if isinstance(data, bytes):
                     decode_image(data)
         except ValueError:

@@ -64,16 +64,16 @@ def prompts_of(specs: Iterable[InputSpec]) -> list[str]:
     return [getattr(spec.tokenize, "prompt", "") if isinstance(spec, TextSpec) else "" for spec in specs]
 
 
-def input_key(values: Sequence[bytes | str], prompts: Sequence[str]) -> bytes:
+def input_key(values: Sequence[bytes | str | None], prompts: Sequence[str]) -> bytes:
     """Return the key of an input: of an image's bytes or a text, or of several that a tower reads together.
 
     Args:
-        values: of each of the tower's fields.
+        values: of each of the tower's fields; None where a row lacks it.
         prompts: what begins each of them that is a text.
     """
     digest = hashlib.blake2b(digest_size=KEY_BYTES)
     for value, prompt in zip(values, prompts, strict=True):
-        data = (prompt + value).encode() if isinstance(value, str) else value
+        data = value if isinstance(value, bytes) else (prompt + (value or "")).encode()
         digest.update(f"{type(value).__name__} {len(data)} ".encode())
         digest.update(data)
     return digest.digest()

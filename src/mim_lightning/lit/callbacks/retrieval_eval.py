@@ -23,6 +23,7 @@ from mim_lightning.metrics.directions import column_names, columns_of, counts_ro
 from mim_lightning.model.matcher import Matcher
 from mim_lightning.types import (
     QUERY_FIELDS,
+    AnyOf,
     Batch,
     Direction,
     Embeddings,
@@ -110,7 +111,7 @@ class RetrievalEval(Callback):
             counting |= {
                 name: None
                 for name, direction in self.directions.items()
-                if counts_row(direction, _inputs_of(sample, matcher), matcher.fusions)
+                if counts_row(direction, _inputs_of(sample, matcher), matcher.fusions, matcher.fields)
             }
             if monitored in counting:
                 return
@@ -126,7 +127,7 @@ class RetrievalEval(Callback):
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module.matcher, Matcher)
-        self.fusions = pl_module.matcher.fusions
+        self.fusions, self.fields = pl_module.matcher.fusions, pl_module.matcher.fields
         self.num_gallery = len(trainer.datamodule.opened.catalog)  # type: ignore[attr-defined]
         for collector in self.collectors.values():
             # Apple's GPUs have no float64, in which scores are averaged
@@ -200,7 +201,7 @@ class RetrievalEval(Callback):
 
     def describe_counting(self) -> dict[str, dict[str, Any]]:
         """Return which queries each direction counts, and in which gallery, as plain values."""
-        return {name: self.directions[name].describe(self.fusions) for name in self.reports}
+        return {name: self.directions[name].describe(self.fusions, self.fields) for name in self.reports}
 
     def _publish(self, trainer: Trainer, pl_module: LightningModule) -> None:
         scalars = self.scalars()
@@ -238,8 +239,12 @@ class RetrievalEval(Callback):
 
 def _inputs_of(sample: Sample, matcher: Matcher) -> set[str]:
     """Return the fields that a sample has, and the towers that it has inputs for."""
-    specs = matcher.input_specs().items()
-    return {*sample.inputs} | {tower for tower, spec in specs if fields_of(tower, spec).keys() <= sample.inputs.keys()}
+    present = sample.inputs.keys()
+    return {*present} | {
+        tower
+        for tower, spec in matcher.input_specs().items()
+        if (present & spec.keys() if isinstance(spec, AnyOf) else fields_of(tower, spec).keys() <= present)
+    }
 
 
 def _validate_monitors(trainer: Trainer, scalars: Mapping[str, float]) -> None:

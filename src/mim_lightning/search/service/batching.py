@@ -33,9 +33,14 @@ class Model(Protocol):
     @property
     def fusions(self) -> Mapping[str, Mapping[str, float]]: ...
 
+    @property
+    def reads_together(self) -> bool: ...
+
     def prepare_images(self, images: Sequence[Any]) -> Tensor: ...
 
-    def embed_prepared(self, prepared: Tensor) -> np.ndarray: ...
+    def embed_prepared(
+        self, prepared: Tensor, tower: str = ..., texts: Sequence[str | None] | None = None
+    ) -> np.ndarray: ...
 
     def embed_texts(self, texts: Sequence[str], tower: str | None = None) -> np.ndarray: ...
 
@@ -47,6 +52,7 @@ class _EncodeRequest:
     kind: str  # "images" or "texts"
     inputs: Any
     tower: str | None = None  # of texts; None: the one for short queries
+    text: str | None = None  # of images: embedded together with each
     vectors: Future[np.ndarray] = field(default_factory=Future)
 
 
@@ -67,7 +73,7 @@ class BatchingEncoder:
         on_batch: Callable[[str, int], None] = lambda kind, size: None,
         budget: PixelBudget | None = None,
     ) -> None:
-        self.fingerprint, self.fusions = model.fingerprint, model.fusions
+        self.fingerprint, self.fusions, self.reads_together = model.fingerprint, model.fusions, model.reads_together
         self._model, self._max, self._on_batch, self._budget = model, max_batch_size, on_batch, budget
         self._requests: SimpleQueue[_EncodeRequest | None] = SimpleQueue()
         self._closing = threading.Event()
@@ -75,19 +81,24 @@ class BatchingEncoder:
         self._thread.start()
 
     def embed_parts(
-        self, images: Sequence[Any], texts: Sequence[str], towers: Sequence[str | None] = ()
+        self,
+        images: Sequence[Any],
+        texts: Sequence[str],
+        towers: Sequence[str | None] = (),
+        image_text: str | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return the vectors of a query's images (n, D) and texts (m, D); images are decoded on the calling thread.
 
         Args:
             images, texts: the parts of a query.
             towers: of the texts; None, or none given: the one for short queries.
+            image_text: a text that is embedded together with each image, if the model `reads_together`.
 
         Raises:
             ImageInputError: an image cannot be used; other calls are not affected.
             RefusedError: too many images are decoded at once.
         """
-        requests = [_EncodeRequest("images", self._prepare(images))] if images else []
+        requests = [_EncodeRequest("images", self._prepare(images), text=image_text)] if images else []
         by_tower = group_rows(towers or [None] * len(texts))
         requests += [_EncodeRequest("texts", [texts[row] for row in rows], tower) for tower, rows in by_tower.items()]
         if self._closing.is_set():
@@ -135,7 +146,9 @@ class BatchingEncoder:
             if kind == "texts":
                 vectors = self._model.embed_texts([text for request in batch for text in request.inputs], tower)
             else:
-                vectors = self._model.embed_prepared(torch.cat([request.inputs for request in batch]))
+                images, texts = torch.cat([r.inputs for r in batch]), [r.text for r in batch for _ in r.inputs]
+                is_plain, model = all(text is None for text in texts), self._model
+                vectors = model.embed_prepared(images) if is_plain else model.embed_prepared(images, texts=texts)
         except Exception as error:  # raised in the calling threads; this one goes on
             for request in batch:
                 request.vectors.set_exception(error)
