@@ -1,7 +1,8 @@
 """Ctrl-C and SIGTERM: one line on the terminal and an exit code that names the signal, at any moment.
 
 `install` is called first in a process of an entry point. Within `interruptible`, a signal raises an `Interruption`;
-before and after that, and at a second signal, the process exits at once.
+before and after that, and at a second signal, the process exits at once. Training calls `defer`: the signal is noted,
+and training stops by itself where it can write a checkpoint.
 """
 
 from __future__ import annotations
@@ -18,9 +19,12 @@ from typing import NoReturn
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 SILENT = "MIM_FROZEN_CONFIG"  # environment variable of launched processes: the launching one reports
-GRACE = 30  # seconds for a process to clean up: a collective may wait for a process that is gone
+GRACE = 30.0  # seconds for a process to clean up: a collective may wait for a process that is gone
 _owner = 0  # the process that `install` was called in; its forks inherit the handlers and must not use them
 _raising: set[int] = set()  # the signals that raise at present
+_patience: float | None = None  # seconds after which a deferred signal ends the process; None: signals are not deferred
+_requested: int | None = None  # the signal that was deferred
+_last_resort: threading.Timer | None = None  # ends the process
 
 
 class Interruption(SystemExit):
@@ -81,19 +85,66 @@ def reinstall_signal_handlers() -> None:
     Lightning's waits for the end of the batch and, with several processes, starts a collective in the handler: if the
     others are in another collective, all wait for ever.
     """
-    if os.getpid() == _owner and signal.SIGTERM in _raising:
+    if is_handling():
         signal.signal(signal.SIGTERM, _interrupt)
 
 
+def is_handling() -> bool:
+    """Do signals raise at present, or are they noted, so that a run can be stopped?"""
+    return os.getpid() == _owner and signal.SIGTERM in _raising
+
+
+def defer(patience: float) -> None:
+    """From now on note the first signal, for `requested_stop`, instead of raising.
+
+    Args:
+        patience: seconds after the signal in which the caller has to stop; then the process exits.
+    """
+    global _patience
+    _patience = patience
+
+
+def end_deferral() -> int | None:
+    """Have signals raise again; return the one that was noted."""
+    global _patience, _requested
+    noted, _patience, _requested = _requested, None, None
+    return noted
+
+
+def requested_stop() -> int | None:
+    """Return the signal that was noted, or None."""
+    return _requested
+
+
+def exit_after(seconds: float, signum: int) -> None:
+    """End the process after so many seconds, instead of the time that was set before."""
+    global _last_resort
+    if _last_resort is not None:
+        _last_resort.cancel()
+    _last_resort = threading.Timer(seconds, _give_up, [signum, seconds])
+    _last_resort.daemon = True
+    _last_resort.start()
+
+
+def _give_up(signum: int, seconds: float) -> None:
+    if SILENT not in os.environ:
+        stopped = f"{Interruption(signum).describe()}: it did not end by itself within {seconds:g} s\n"
+        os.write(2, stopped.encode())
+    os._exit(128 + signum)
+
+
 def _interrupt(signum: int, frame: FrameType | None) -> None:
+    global _requested
     if os.getpid() != _owner:
         _die(signum)
     for other in SIGNALS:
         signal.signal(other, _leave)
-    last_resort = threading.Timer(GRACE, os._exit, [128 + signum])
-    last_resort.daemon = True
-    last_resort.start()
-    raise Interruption(signum)
+    exit_after(GRACE if _patience is None else _patience, signum)
+    if _patience is None:
+        raise Interruption(signum)
+    _requested = signum
+    if SILENT not in os.environ:
+        os.write(2, f"{signal.Signals(signum).name}: stops after this step; a second signal stops at once\n".encode())
 
 
 def _leave(signum: int, frame: FrameType | None) -> None:

@@ -22,7 +22,7 @@ from mim_lightning.allocator import keep_freed_memory
 from mim_lightning.cli import ERROR_FILE, FROZEN_CONFIG
 from mim_lightning.config import save_config
 from mim_lightning.errors import ChildError, ErrorReport, read_error, write_error
-from mim_lightning.interruption import Interruption
+from mim_lightning.interruption import GRACE, Interruption, exit_after
 
 OTHER_LAUNCHERS = ("LOCAL_RANK", "OMPI_COMM_WORLD_RANK")  # set in the processes that torchrun and others start
 
@@ -105,7 +105,9 @@ def launch(module: str, config: Mapping[str, Any], num_processes: int) -> None:
         ChildError: one of them failed; has its report.
     """
     cores = str(max(1, (os.cpu_count() or 1) // num_processes))
+    time_to_stop = _time_to_stop(config)
     command = [sys.executable, "-m", __name__, "--standalone", f"--nproc-per-node={num_processes}"]
+    command.append(f"--shutdown-timeout={time_to_stop:.0f}")
     with tempfile.TemporaryDirectory() as folder:
         frozen = Path(folder) / "config.yaml"
         save_config(config, frozen)
@@ -121,6 +123,7 @@ def launch(module: str, config: Mapping[str, Any], num_processes: int) -> None:
             code = process.wait()
         except BaseException as error:
             signum = error.signum if isinstance(error, Interruption) else signal.SIGTERM
+            exit_after(time_to_stop + GRACE, signum)
             process.send_signal(signum)
             process.wait()  # torchrun kills what does not end
             left = read_error(Path(folder) / ERROR_FILE)
@@ -129,8 +132,16 @@ def launch(module: str, config: Mapping[str, Any], num_processes: int) -> None:
             raise
         report = read_error(Path(folder) / ERROR_FILE)
     if code:
+        if report is not None and report.kind == Interruption.__name__:  # one of the processes got a signal
+            raise Interruption(signal.SIGTERM, report.reason)
         died = ErrorReport("ChildProcessError", f"the {num_processes} processes ended with code {code}")
         raise ChildError(report or died)
+
+
+def _time_to_stop(config: Mapping[str, Any]) -> float:
+    """Return the seconds that processes may take from a signal to their end."""
+    preemption = (config.get("callbacks") or {}).get("preemption") or {}
+    return GRACE + sum(float(preemption.get(key) or 0) for key in ("patience", "save_patience"))
 
 
 def _end_with_parent() -> None:
@@ -141,6 +152,11 @@ def _end_with_parent() -> None:
 
 def _run_torchrun() -> None:
     logging.disable()  # of torchrun only; its processes have their own
+    from torch.distributed.run import get_args_parser
+
+    timeout = next(word for word in sys.argv if word.startswith("--shutdown-timeout="))
+    if timeout.partition("=")[0] not in get_args_parser()._option_string_actions:  # an older torch
+        sys.argv.remove(timeout)
     try:
         runpy.run_module("torch.distributed.run", run_name="__main__", alter_sys=True)
     except Exception as error:

@@ -53,6 +53,7 @@ NOT_IN_RUN_ID_OF = {
         "tracked_queries",
         "best",
         "last",
+        "preemption",
         "throughput",
         "corrupt_samples",
         "learning_rate",

@@ -131,7 +131,7 @@ def fit(config: dict[str, Any], run: Run, description: Mapping[str, Any] | None 
     except SIGTERMException:  # raised by Lightning where it handles the signal
         raise Interruption(signal.SIGTERM, f"at step {trainer.global_step}") from None
     except Interruption as stopped:
-        stopped.where = f"at step {trainer.global_step}"
+        stopped.where = stopped.where or f"at step {trainer.global_step}"
         raise
     finally:
         close_loggers(trainer)

@@ -1,7 +1,9 @@
-"""A callback that ends the process as a power cut would, after so many steps."""
+"""Callbacks that end the process as a power cut would, send it a signal, or sleep, after so many steps."""
 
 import os
 import signal
+import time
+from pathlib import Path
 from typing import Any
 
 from lightning import Callback
@@ -14,3 +16,34 @@ class KillAt(Callback):
     def on_train_batch_start(self, trainer: Any, *_: Any) -> None:
         if trainer.global_step == self.step:
             os.kill(os.getpid(), signal.SIGKILL)
+
+
+class SignalAt(Callback):
+    """Sends a signal to one rank while it computes the step after `step`, or validates after it."""
+
+    def __init__(self, step: int, signum: int = signal.SIGTERM, is_validating: bool = False, rank: int = 0) -> None:
+        self.step, self.signum, self.is_validating, self.rank = step, signum, is_validating, rank
+
+    def on_train_batch_start(self, trainer: Any, *_: Any) -> None:
+        self._send(trainer, is_validating=False)
+
+    def on_validation_batch_start(self, trainer: Any, *_: Any) -> None:
+        self._send(trainer, is_validating=True)
+
+    def _send(self, trainer: Any, is_validating: bool) -> None:
+        place = (trainer.global_step, is_validating, trainer.global_rank, trainer.sanity_checking)
+        if place == (self.step, self.is_validating, self.rank, False):
+            self.step = -1
+            os.kill(os.getpid(), self.signum)
+
+
+class SleepAt(Callback):
+    """Writes a file and sleeps while it computes the step after `step`."""
+
+    def __init__(self, step: int, path: str) -> None:
+        self.step, self.path = step, Path(path)
+
+    def on_train_batch_start(self, trainer: Any, *_: Any) -> None:
+        if trainer.global_step == self.step:
+            self.path.touch()
+            time.sleep(1000)

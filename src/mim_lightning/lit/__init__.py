@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from mim_lightning.lit.callbacks.ema import EMA
     from mim_lightning.lit.callbacks.monitoring import CorruptSamples, TerminateOnNaN, Throughput
     from mim_lightning.lit.callbacks.optuna_pruning import OptunaPruning
+    from mim_lightning.lit.callbacks.preemption import Preemption
     from mim_lightning.lit.callbacks.retrieval_eval import RetrievalEval
     from mim_lightning.lit.callbacks.tracked_queries import TrackedQueries
     from mim_lightning.lit.console import ProgressBar
@@ -23,6 +24,7 @@ else:
             "MatchDataModule": "mim_lightning.lit.datamodule",
             "MatchModule": "mim_lightning.lit.module",
             "ProgressBar": "mim_lightning.lit.console",
+            "Preemption": "mim_lightning.lit.callbacks.preemption",
             "TrackedQueries": "mim_lightning.lit.callbacks.tracked_queries",
             "RetrievalEval": "mim_lightning.lit.callbacks.retrieval_eval",
             "RunCSVLogger": "mim_lightning.lit.csv_logger",

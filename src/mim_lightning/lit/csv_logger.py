@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Mapping
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +44,25 @@ class RunCSVLogger(CSVLogger):
             self._experiment = _MetricsFile(Path(self.log_dir) / METRICS_FILE)  # type: ignore[assignment]
         return self._experiment
 
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._is_write_due = False
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
+        super().log_metrics(metrics, step)
+        if self._is_write_due:
+            self.experiment.save()
+            self._is_write_due = bool(self.experiment.metrics)  # a learning rate alone is not written
+
     @rank_zero_only
     def after_save_checkpoint(self, checkpoint_callback: ModelCheckpoint) -> None:
-        """Write what was logged so far: a run that is killed resumes from this checkpoint."""
+        """Write what was logged so far, and the next row: a run that is killed resumes from this checkpoint.
+
+        Callbacks save before Lightning logs the step.
+        """
         self.experiment.save()
+        self._is_write_due = True
 
 
 class _MetricsFile:
@@ -69,10 +85,12 @@ class _MetricsFile:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if self._columns is None:
-            first = next((row for row in self.metrics if row.get("epoch") is not None), None)
-            if first is None:
+            idx = next((idx for idx, row in enumerate(self.metrics) if row.get("epoch") is not None), None)
+            if idx is None:
                 return  # a learning rate alone has no epoch
-            self._rewrite([row for row in self._read() if not _is_repeated(row, first)])
+            first = set().union(*self.metrics[: idx + 1])
+            former = takewhile(lambda row: not _is_repeated(row, self.metrics[idx], first), self._read())
+            self._rewrite([*former])
         elif new := set().union(*self.metrics) - set(self._columns):
             self._columns = sorted([*self._columns, *new])
             self._rewrite(self._read())
@@ -100,17 +118,21 @@ class _MetricsFile:
             return rows
 
 
-def _is_repeated(former: Row, first: Row) -> bool:
-    """Does a former row belong to the steps from the first new row on?"""
-    (epoch, step), new_step = _place_of(former), int(first["step"])
-    if epoch is None:
-        return step >= new_step
-    place, new_place = (epoch, step), (float(first["epoch"]), new_step)
-    if place != new_place:
-        return place > new_place
-    # a validation within an epoch has the step of the batch after it
+def _is_repeated(former: Row, new: Row, names: set[str]) -> bool:
+    """Is a former row the first of the steps that are logged again? Rows are in the order of time.
+
+    Args:
+        former: the row.
+        new: the first new row that has an epoch.
+        names: the columns of the new rows up to that one.
+    """
+    (epoch, step), new_step = _place_of(former), int(new["step"])
+    new_epoch = float(new["epoch"]) if epoch is not None else None
+    if (epoch, step) != (new_epoch, new_step):
+        return step > new_step if epoch is None or new_epoch is None else (epoch, step) > (new_epoch, new_step)
+    # a validation has the step of a training row too
     filled = {name for name, cell in former.items() if cell} - set(PLACE)
-    return bool(filled & set(first))
+    return bool(filled & names)
 
 
 def _place_of(former: Row) -> tuple[float | None, int]:

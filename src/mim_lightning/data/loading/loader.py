@@ -8,6 +8,8 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import signal
+import threading
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -168,7 +170,7 @@ class StreamLoader(DataLoader[LoadedBatch]):
             pin_memory=pin_memory,
             timeout=_batch_timeout(shards, num_workers),
             persistent_workers=num_workers > 0,
-            worker_init_fn=use_one_thread,
+            worker_init_fn=start_worker,
         )
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
@@ -225,7 +227,7 @@ class SequentialLoader:
             num_workers=num_workers,
             pin_memory=pin_memory,
             timeout=_batch_timeout(shards, num_workers),
-            worker_init_fn=use_one_thread,
+            worker_init_fn=start_worker,
         )
 
     def __len__(self) -> int:
@@ -253,7 +255,7 @@ def load_samples(
         collate_fn=_identity_collate,  # type: ignore[arg-type]  # ShardDataset has collated already
         num_workers=min(num_workers, len(requests)),
         timeout=_batch_timeout(shards, min(num_workers, len(requests))),
-        worker_init_fn=use_one_thread,
+        worker_init_fn=start_worker,
     )
     return (loaded.batch for loaded in loader)
 
@@ -298,5 +300,21 @@ def _batch_timeout(shards: ShardSet, num_workers: int) -> float:
     return 2 * shards.patience + DECODE_TIMEOUT if num_workers and shards.patience else 0.0
 
 
-def use_one_thread(worker_id: int) -> None:
+def start_worker(worker_id: int) -> None:
+    """Use one thread, and leave signals to the main process: it may need further batches to stop in an orderly way.
+
+    A terminal sends Ctrl-C, and a scheduler SIGTERM, to workers too. Torch ends a worker at a SIGTERM of the main
+    process silently, and at that of any other makes the main process fail. A worker whose main process is gone ends by
+    itself.
+    """
     torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # not on macOS
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+        threading.Thread(target=_obey_main_process, args=[os.getppid()], daemon=True).start()
+
+
+def _obey_main_process(process_id: int) -> None:
+    while signal.sigwaitinfo([signal.SIGTERM]).si_pid != process_id:
+        pass
+    os._exit(0)
