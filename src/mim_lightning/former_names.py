@@ -88,6 +88,7 @@ _LORA = {
     "target_modules": None,
 }
 ADDED_KEYS: dict[str, tuple[Any, ...]] = {
+    "model.towers.*.activation_checkpointing": (False, True),
     "model.lora": (_LORA,),
     "model.towers.*.lora": ("${model.lora}", _LORA),
     "model.towers.*.num_trained_layers": (2,),

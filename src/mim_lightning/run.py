@@ -42,6 +42,7 @@ NOT_IN_RUN_ID_OF = {
         "log_every_n_steps",
         "default_root_dir",
     ),
+    "model": ("compile",),
     "encoder": ("training",),  # optim, loss and trainer have its values
     # the data themselves are described instead
     "data": (
@@ -170,6 +171,7 @@ KINDS: dict[str, Any] = {
     "embed_dim": int | None,
     "init_from": str | None,
     "reuse_memory": bool,
+    "model.compile": bool | str,
 }
 
 

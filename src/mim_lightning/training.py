@@ -56,7 +56,9 @@ def fit(config: dict[str, Any], run: Run, description: Mapping[str, Any] | None 
         validate_trainer,
         write_checkpoints_atomically,
     )
+    from mim_lightning.model.activation_checkpointing import start_checkpointing
     from mim_lightning.model.checkpoint import warm_start
+    from mim_lightning.model.compilation import compile_encoders
 
     silence_lightning()
     set_up_process(config, config["trainer"]["accelerator"])
@@ -90,6 +92,8 @@ def fit(config: dict[str, Any], run: Run, description: Mapping[str, Any] | None 
         rank_zero_info(warm_start(matcher, objective, config["init_from"]).describe())
     for name in freeze_unused(matcher, objective):
         rank_zero_info(f"tower '{name}' is in no pair: frozen")
+    start_checkpointing(matcher)
+    compile_encoders(matcher, config["model"]["compile"])
     rank_zero_info(describe_towers(matcher))
     if values := describe_encoder_values(config):
         rank_zero_info(values)

@@ -64,6 +64,25 @@ class EncoderContract:
         without = {name for name, parameter in encoder.named_parameters() if parameter.grad is None}
         assert without == set(self.without_gradient)
 
+    def test_recomputed_activations_give_equal_gradients(self, encoder: Encoder) -> None:
+        inputs = inputs_of(encoder)
+
+        def train() -> tuple[dict[str, Tensor], int]:
+            kept: list[int] = []
+            encoder.zero_grad()
+            torch.manual_seed(2)  # of dropout
+            with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor.nbytes) or tensor, same):
+                features = encoder.train()(inputs)
+            features.square().sum().backward()
+            return {name: p.grad for name, p in encoder.named_parameters() if p.grad is not None}, sum(kept)
+
+        gradients, num_bytes = train()
+        gradients = {name: gradient.clone() for name, gradient in gradients.items()}
+        encoder.checkpoint_activations()
+        recomputed, fewer_bytes = train()
+        assert fewer_bytes < num_bytes and gradients.keys() == recomputed.keys()
+        assert all(torch.equal(gradient, recomputed[name]) for name, gradient in gradients.items())
+
     def test_eval_is_deterministic(self, encoder: Encoder) -> None:
         inputs = inputs_of(encoder)
         assert torch.equal(encoder.eval()(inputs), encoder(inputs))
@@ -151,6 +170,10 @@ def random_images(num_images: int, size: tuple[int, int]) -> Tensor:
     generator = torch.Generator().manual_seed(1)
     coarse = torch.rand((num_images, 3, 8, 8), generator=generator)
     return (torch.nn.functional.interpolate(coarse, size) * 255).to(torch.uint8)
+
+
+def same(tensor: Tensor) -> Tensor:
+    return tensor
 
 
 def refuse_network(*_: object) -> None:

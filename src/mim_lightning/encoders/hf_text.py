@@ -177,6 +177,13 @@ class HfText(Encoder):
         weights = mask.unsqueeze(-1).to(hidden.dtype)
         return (hidden * weights).sum(1) / weights.sum(1).clamp(min=1)
 
+    def checkpoint_activations(self) -> None:
+        start = getattr(self.network, "activation_checkpointing_enable", None)  # as transformers calls it from 5.23
+        try:
+            (start or self.network.gradient_checkpointing_enable)({"use_reentrant": False})
+        except ValueError as error:
+            raise ValueError(f"{type(self.network).__name__} keeps its activations ({one_line(error)})") from error
+
     def names_without_decay(self) -> set[str]:
         return undecayed_names(self)
 

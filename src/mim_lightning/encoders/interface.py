@@ -76,6 +76,14 @@ class Encoder(nn.Module, ABC):
         """
         return group_by_layer(self)
 
+    def checkpoint_activations(self) -> None:
+        """Recompute activations in every backward pass from now on instead of keeping them.
+
+        Raises:
+            ValueError: this encoder cannot.
+        """
+        raise ValueError(f"encoder {type(self).__name__} keeps its activations: it has no checkpoint_activations")
+
     def synchronize_batch_norm(self) -> None:
         """Compute batch statistics over all processes; called once, before training on several GPUs."""
         for name, child in list(self.named_children()):
@@ -176,6 +184,18 @@ def _without_paths(text: str) -> str:
 def canonical_text(facts: Mapping[str, Any]) -> str:
     """Return facts as JSON, whatever their order."""
     return json.dumps(facts, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+
+
+def checkpoint_vendor(network: nn.Module) -> None:
+    """Have a network of timm or OpenCLIP recompute the activations of its blocks.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    try:
+        network.set_grad_checkpointing(True)  # type: ignore[operator]
+    except (AttributeError, AssertionError) as error:
+        raise ValueError(f"{type(network).__name__} keeps its activations ({one_line(error)})") from error
 
 
 def names_by_pattern(network: nn.Module, patterns: Iterable[str]) -> set[str]:

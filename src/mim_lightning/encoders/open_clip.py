@@ -22,6 +22,7 @@ from mim_lightning.encoders.interface import (
     Preprocessing,
     Pretrained,
     canonical_text,
+    checkpoint_vendor,
     nearest_interpolation,
     write_assets,
 )
@@ -76,6 +77,9 @@ class OpenClipImage(ImageEncoder):
 
     def forward(self, inputs: TowerInput) -> Tensor:
         return self.network(self.normalize(inputs))
+
+    def checkpoint_activations(self) -> None:
+        checkpoint_vendor(self.network)
 
     def names_without_decay(self) -> set[str]:
         return {f"network.{name}" for name in listed_without_decay(self.network)}
@@ -145,6 +149,9 @@ class OpenClipText(Encoder):
     def forward(self, inputs: TowerInput) -> Tensor:
         assert isinstance(inputs, dict), "text encoders take token tensors"
         return self.network(inputs["input_ids"])
+
+    def checkpoint_activations(self) -> None:
+        checkpoint_vendor(self.network)
 
     def names_without_decay(self) -> set[str]:
         return {f"network.{name}" for name in listed_without_decay(self.network)}

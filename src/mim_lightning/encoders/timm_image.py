@@ -23,6 +23,7 @@ from mim_lightning.encoders.interface import (
     Preprocessing,
     Pretrained,
     canonical_text,
+    checkpoint_vendor,
     names_by_pattern,
     nearest_interpolation,
     one_line,
@@ -106,6 +107,9 @@ class TimmImage(ImageEncoder):
     def names_without_decay(self) -> set[str]:
         listed: Iterable[str] = getattr(self.network, "no_weight_decay", tuple)()
         return {f"network.{name}" for name in names_by_pattern(self.network, listed)}
+
+    def checkpoint_activations(self) -> None:
+        checkpoint_vendor(self.network)
 
     def synchronize_batch_norm(self) -> None:
         # torch's own conversion drops the activations inside timm's norm layers

@@ -14,6 +14,7 @@ from zlib import crc32
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 
 from mim_lightning.encoders.interface import Encoder, ImageEncoder, Preprocessing, canonical_text
 from mim_lightning.types import ImageSpec, TextSpec, TowerInput
@@ -44,9 +45,16 @@ class TinyImage(ImageEncoder):
         for before, after in pairwise(channels):
             stages += [_norm(before), nn.ReLU(), nn.Conv2d(before, after, 2, stride=2), _ConvBlock(after)]
         self.network = nn.Sequential(*stages, _norm(width), nn.ReLU())
+        self._is_checkpointed = False
 
     def forward(self, inputs: TowerInput) -> Tensor:
-        return self.network(self.normalize(inputs)).mean((2, 3))
+        images = self.normalize(inputs)
+        if self._is_checkpointed:
+            return checkpoint_sequential(self.network, len(self.network), images, use_reentrant=False).mean((2, 3))
+        return self.network(images).mean((2, 3))
+
+    def checkpoint_activations(self) -> None:
+        self._is_checkpointed = True
 
     def layers(self) -> list[list[str]]:
         # stem; a block, then three times norm, step of stride 2 and block; the last norm
@@ -139,6 +147,7 @@ class TinyText(Encoder):
         self.positions = nn.Parameter(torch.randn(max_length, width) * 0.02)
         self.blocks = nn.ModuleList(_TextBlock(width, num_heads=width // 32) for _ in range(num_layers))
         self.norm = nn.LayerNorm(width)
+        self._is_checkpointed = False
 
     def forward(self, inputs: TowerInput) -> Tensor:
         assert isinstance(inputs, dict), "text encoders take token tensors"
@@ -146,9 +155,15 @@ class TinyText(Encoder):
         is_word = ids != PADDING_ID  # (n, L)
         words = self.words(ids) + self.positions[: ids.shape[1]]
         for block in self.blocks:
-            words = block(words, is_word)
+            if self._is_checkpointed:
+                words = checkpoint(block, words, is_word, use_reentrant=False)
+            else:
+                words = block(words, is_word)
         weights = is_word.unsqueeze(-1).to(words.dtype)
         return (self.norm(words) * weights).sum(1) / weights.sum(1)
+
+    def checkpoint_activations(self) -> None:
+        self._is_checkpointed = True
 
     def describe_preprocessing(self) -> str:
         tokenize = {"words": WORD.pattern, "hash": "crc32", "buckets": self.words.num_embeddings - NUM_SPECIAL}

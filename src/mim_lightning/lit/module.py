@@ -22,6 +22,7 @@ from mim_lightning.interruption import reinstall_signal_handlers
 from mim_lightning.lit.console import describe_cut_texts, describe_training, warn
 from mim_lightning.lit.optim import began_with_listed_decayed, parameter_groups
 from mim_lightning.losses.objective import Objective
+from mim_lightning.model.activation_checkpointing import restore_statistics
 from mim_lightning.model.checkpoint import SECTION, describe_checkpoint, state_of
 from mim_lightning.model.matcher import Matcher
 from mim_lightning.types import Batch, Embeddings
@@ -103,6 +104,10 @@ class MatchModule(LightningModule):
         for name, value in result.stats.items():
             log(f"train/{name}", value)
         return result.loss
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        with restore_statistics(self.matcher):
+            super().backward(loss, *args, **kwargs)
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Embeddings]:
         return {"embeddings": self.matcher(batch)}

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mim_lightning.encoders.interface import Encoder
 from mim_lightning.model.adapters import LoraSettings, add_adapters, merge_adapters
-from mim_lightning.types import TowerInput
+from mim_lightning.types import TowerInput, map_tensors
 
 FULL, FROZEN, LAST_N, LORA = "full", "frozen", "last_n", "lora"
 TRAIN_MODES = (FULL, FROZEN, LAST_N, LORA)
@@ -27,6 +30,8 @@ class Tower(nn.Module):
             (its last layers and what comes behind them) or "lora" (adapters beside its linear layers).
         num_trained_layers: with "last_n": blocks of a transformer, stages of a convolutional network.
         lora: the adapters with "lora"; None: the defaults.
+        activation_checkpointing: whether training recomputes the encoder's activations, see
+            `model.activation_checkpointing`.
 
     Raises:
         ValueError: another width or mode, or more layers than the encoder has.
@@ -39,6 +44,7 @@ class Tower(nn.Module):
         train: str = FULL,
         num_trained_layers: int | None = None,
         lora: LoraSettings | None = None,
+        activation_checkpointing: bool = False,
     ) -> None:
         super().__init__()
         if embed_dim is not None and (type(embed_dim) is not int or embed_dim < 0):
@@ -46,6 +52,7 @@ class Tower(nn.Module):
         if train not in TRAIN_MODES:
             raise ValueError(f"train={train}: give {', '.join(TRAIN_MODES[:-1])} or {TRAIN_MODES[-1]}")
         self.encoder, self.train_mode = encoder, train
+        self.activation_checkpointing, self._is_compiled = activation_checkpointing, False
         if train == FROZEN:
             encoder.requires_grad_(False)
         elif train == LAST_N:
@@ -74,6 +81,11 @@ class Tower(nn.Module):
             _evaluate_frozen(self.encoder)
         return self
 
+    def compile_encoder(self, **options: Any) -> None:
+        """Compile the encoder for training; options are those of `torch.compile`."""
+        self.encoder.compile(**options)  # in place: wrapped, its weights would have other names
+        self._is_compiled = True
+
     def forward(self, inputs: TowerInput) -> Tensor:
         return self.project(self.encode(inputs))
 
@@ -82,7 +94,13 @@ class Tower(nn.Module):
         if isinstance(inputs, Tensor) and inputs.is_floating_point():
             assert self.is_frozen, "features of weights that change"
             return inputs
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.is_frozen):
+        is_eager = self._is_compiled and not self.training
+        if self._is_compiled and self.training:
+            map_tensors(inputs, _mark_sizes)
+        with (
+            torch.set_grad_enabled(torch.is_grad_enabled() and not self.is_frozen),
+            torch.compiler.set_stance("force_eager") if is_eager else nullcontext(),
+        ):
             return self.encoder(inputs)
 
     def project(self, features: Tensor) -> Tensor:
@@ -93,6 +111,12 @@ class Tower(nn.Module):
             if self.projection is not None:
                 features = F.linear(features, self.projection.weight.to(features.dtype))
             return F.normalize(features, dim=-1)
+
+
+def _mark_sizes(inputs: Tensor) -> None:
+    """Let one compiled encoder take any number of inputs and any length of texts: both differ from batch to batch."""
+    for dim in (0, 1) if inputs.ndim == 2 else (0,):
+        torch._dynamo.maybe_mark_dynamic(inputs, dim)
 
 
 def _freeze_first_layers(encoder: Encoder, num_trained: int | None) -> None:
