@@ -91,6 +91,7 @@ ADDED_KEYS: dict[str, tuple[Any, ...]] = {
     "model.towers.*.activation_checkpointing": (False, True),
     "model.lora": (_LORA,),
     "model.towers.*.lora": ("${model.lora}", _LORA),
+    "loss.scale": ("learned",),
     "model.towers.*.num_trained_layers": (2,),
     "model.towers.*.train": ("full",),
     "optim.layer_decay": (None,),

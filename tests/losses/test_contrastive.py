@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from mim_lightning.losses.contrastive import info_nce, share_product, sigmoid
+from mim_lightning.losses.contrastive import info_nce, sigmoid
+from mim_lightning.losses.matches import share_product
 
 NONE = -1
 

@@ -1,10 +1,12 @@
 """Pairs, ids and presence: which rows meet which columns, on hand-made batches."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.overrides import TorchFunctionMode
 
 from mim_lightning.losses.contrastive import info_nce, sigmoid
 from mim_lightning.losses.objective import Objective, Pair
@@ -138,3 +140,61 @@ def test_unknown_tower_in_a_pair_is_named() -> None:
 def test_nothing_to_learn_is_refused() -> None:
     with pytest.raises(ValueError, match="nothing to learn"):
         objective(a=("query_image", "product_image", 0.0))
+
+
+def triplet(similarities_BG, positives_BG, columns_G, margin=0.2):
+    """Return the hinge of each row's nearest positive and nearest negative: a loss that a user might write."""
+    negatives_B = similarities_BG.masked_fill(positives_BG | ~columns_G, -2).amax(1)
+    positives_B = similarities_BG.masked_fill(~positives_BG, -2).amax(1)
+    return (margin + negatives_B - positives_B).clamp(min=0)
+
+
+def test_a_users_loss_gets_cosines_and_no_scale_is_learned() -> None:
+    pairs, embeddings = {"a": Pair("query_image", "product_image")}, make_embeddings(5)
+    leaf = embeddings.vectors["query_image"].requires_grad_()
+    own = Objective(pairs, partial(triplet, margin=0.5), NAMES, scale="none")
+    result = own(embeddings, make_batch([1, 2, 3, 4, 5]))
+    cosines = embeddings.vectors["query_image"] @ embeddings.vectors["product_image"].T
+    hinges = []
+    for table in (cosines, cosines.T):
+        for row in range(5):
+            others = [table[row, column].item() for column in range(5) if column != row]
+            hinges.append(max(0.0, 0.5 + max(others) - table[row, row].item()))
+    torch.testing.assert_close(result.loss, torch.tensor(sum(hinges) / 10))
+    result.loss.backward()
+    assert leaf.grad.any() and not list(own.parameters()) and "logit_scale" not in result.stats
+
+
+def test_a_fixed_scale_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    embeddings, batch = make_embeddings(4), make_batch([1, 2, 3, 4])
+    pairs = {"a": Pair("query_image", "product_image")}
+    fixed = Objective(pairs, info_nce, NAMES, init_scale=7.0, scale="fixed")
+    learned = Objective(pairs, info_nce, NAMES, init_scale=7.0)
+    assert not list(fixed.parameters())
+    for entries in (2**20, 0):  # whole, then in tiles
+        monkeypatch.setattr("mim_lightning.losses.objective.WHOLE_MATRIX", entries)
+        torch.testing.assert_close(fixed(embeddings, batch).loss, learned(embeddings, batch).loss)
+    with pytest.raises(ValueError, match=r"loss\.scale=cosine: choose one of learned, fixed, none"):
+        Objective(pairs, info_nce, NAMES, scale="cosine")
+
+
+def test_large_batches_are_computed_in_tiles_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    size, largest = 256, []
+    monkeypatch.setattr("mim_lightning.losses.objective.WHOLE_MATRIX", size**2 - 1)
+    monkeypatch.setattr("mim_lightning.losses.tiled.CPU_TILE", 64)
+    both = objective(a=("query_image", "product_image"), b=("query_text", "product_text"))
+    embeddings, batch = make_embeddings(size, absent={("query_text", 1)}), make_batch(list(range(size)))
+
+    class Sizes(TorchFunctionMode):
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            result = function(*args, **(kwargs or {}))
+            largest.append(result.numel() if isinstance(result, torch.Tensor) else 0)
+            return result
+
+    with Sizes():
+        result = both(embeddings, batch)
+    assert max(largest) < size**2 / 4
+    monkeypatch.undo()
+    expected = both(embeddings, batch)
+    torch.testing.assert_close(result.loss, expected.loss)
+    assert result.stats == expected.stats

@@ -34,15 +34,6 @@ def sigmoid(logits_BG: Tensor, positives_BG: Tensor, columns_G: Tensor) -> Tenso
     return (F.softplus(-signs_BG * logits_BG) * columns_G).sum(1)
 
 
-def share_product(left_keys_BR: Tensor, right_keys_GS: Tensor) -> Tensor:
-    """Return (B, G) bool: whether two rows have a product in common. Negative keys are no product."""
-    shared_BG = torch.zeros(len(left_keys_BR), len(right_keys_GS), dtype=torch.bool, device=left_keys_BR.device)
-    for left_B in left_keys_BR.unbind(1):
-        for right_G in right_keys_GS.unbind(1):
-            shared_BG |= (left_B[:, None] == right_G) & (left_B >= 0)[:, None]
-    return shared_BG
-
-
 def _row_mean(values_BG: Tensor, mask_BG: Tensor) -> Tensor:
     counts_B = mask_BG.sum(1).clamp(min=1)
     # masked before the sum: inf times 0 would be nan

@@ -1,10 +1,11 @@
-"""Gathering of rows over ranks: the only collectives of the training step, and the only place with the world size.
+"""Gathering of rows and sums over ranks: the only collectives of the loss, and the only place with the world size.
 
 (B, ...) of each rank to (G, ...) of all ranks, in rank order; B is the same on every rank.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -20,9 +21,9 @@ def gather_rows(local_B: Tensor) -> Tensor:
     """Return the rows of all ranks, without gradient (ids, masks)."""
     if world_size() == 1:
         return local_B
-    parts = [torch.empty_like(local_B) for _ in range(world_size())]
-    dist.all_gather(parts, local_B.contiguous())
-    return torch.cat(parts)
+    all_G = local_B.new_empty(world_size() * len(local_B), *local_B.shape[1:])
+    dist.all_gather_into_tensor(all_G, local_B.contiguous())
+    return all_G
 
 
 def gather_with_gradient(local_BD: Tensor) -> Tensor:
@@ -38,6 +39,17 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient_GD: Tensor) -> Tensor:
         # each rank has the gradient of its own loss only; the gradient of a row is the sum over ranks
-        summed_GD = gradient_GD.contiguous()
-        dist.all_reduce(summed_GD)
-        return summed_GD.chunk(world_size())[dist.get_rank()]
+        summed_BD = gradient_GD.new_empty(len(gradient_GD) // world_size(), *gradient_GD.shape[1:])
+        dist.reduce_scatter_tensor(summed_BD, gradient_GD.contiguous())
+        return summed_BD
+
+
+def sum_over_ranks(parts: Sequence[Tensor]) -> None:
+    """Sum tensors over ranks, in place and in one collective; they may differ in dtype, not in shape between ranks."""
+    if world_size() == 1:
+        return
+    # in float64, which holds counts too
+    flat = torch.cat([part.flatten().double() for part in parts])
+    dist.all_reduce(flat)
+    for part, summed in zip(parts, flat.split([part.numel() for part in parts]), strict=True):
+        part.copy_(summed.view_as(part))

@@ -6,18 +6,26 @@ The paper's equations are not public: the pairs, the symmetric loss and the one 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from mim_lightning.fields import PRODUCT
-from mim_lightning.losses.contrastive import share_product
 from mim_lightning.losses.gather import gather_rows, gather_with_gradient, world_size
+from mim_lightning.losses.matches import share_product
+from mim_lightning.losses.pair_tiles import MAX_SCALE, Side
+from mim_lightning.losses.tiled import PairLoss, has_tiled_form, tiled_losses
 from mim_lightning.types import REFERENCE, TARGET, Batch, Embeddings, StepResult, relevance_of, side_of
 
-PairLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
+SCALES = ("learned", "fixed", "none")
+# Entries of a matrix of similarities up to which the built-in losses compute it whole: 4 MiB in float32, as fast there
+# as tiles are, and a run of such batches keeps its numbers bit for bit.
+WHOLE_MATRIX = 2**20
+
+
+_Losses = tuple[Tensor, dict[str, Tensor], Tensor, Tensor]  # total, by pair, rows with a positive, their negatives
 
 
 @dataclass(frozen=True)
@@ -33,16 +41,27 @@ class Objective(nn.Module):
     """Weighted sum of pair losses, each averaged over both directions and over all rows of all ranks.
 
     The value does not depend on how rows are distributed over ranks: every rank compares its own rows with those of
-    all, and divides by the total count, times the world size, by which DDP divides gradients.
+    all, and divides by the total count, times the world size, by which DDP divides gradients. The built-in losses are
+    computed in tiles where the matrix of similarities is large, see `losses.tiled`. Any other loss gets whole matrices:
+
+        def triplet(similarities_BG, positives_BG, columns_G, margin=0.2):
+            negatives_B = similarities_BG.masked_fill(positives_BG | ~columns_G, -2).amax(1)
+            nearest_B = similarities_BG.masked_fill(~positives_BG, 2).amin(1)
+            return (margin + negatives_B - nearest_B).clamp(min=0)
+
+    with `loss.function={_target_: my_package.triplet, _partial_: true}` and `loss.scale=none`, since a margin is one of
+    cosines.
 
     Args:
         pairs: by name; the names become `train/loss/<pair>`.
-        loss: a function of `losses.contrastive`.
+        loss: gets similarities (B, G) of rows with columns, a mask of each row's positives, and one of the columns that
+            are present; returns a value a row.
         names: of all towers and fusions.
-        init_scale: initial logit scale (inverse temperature), which is learned.
+        init_scale: initial logit scale (inverse temperature).
         max_scale: maximum of the logit scale (100 in CLIP).
         init_bias: initial value of a learned bias, for the sigmoid loss; None: no bias.
         scale_per_pair: learn a scale (and bias) for each pair instead of one for all.
+        scale: "learned"; "fixed": remains `init_scale`; "none": the loss gets cosines.
     """
 
     def __init__(
@@ -54,8 +73,11 @@ class Objective(nn.Module):
         max_scale: float = 100.0,
         init_bias: float | None = None,
         scale_per_pair: bool = False,
+        scale: str = "learned",
     ) -> None:
         super().__init__()
+        if scale not in SCALES:
+            raise ValueError(f"loss.scale={scale}: choose one of {', '.join(SCALES)}")
         for pair_name, pair in pairs.items():
             for name in (pair.left, pair.right):
                 if name not in names:
@@ -68,10 +90,11 @@ class Objective(nn.Module):
             raise ValueError("model.pairs: no pair has a weight above 0: there is nothing to learn")
         self.pairs = {name: pair for name, pair in pairs.items() if pair.weight > 0}
         self.loss = loss
-        self.max_log_scale = math.log(max_scale)
+        self.max_scale, self.max_log_scale = max_scale, math.log(max_scale)
+        self.fixed_scale = {"learned": None, "fixed": init_scale, "none": 1.0}[scale]
         scale_names = list(self.pairs) if scale_per_pair else ["all"]
         self.log_scales = nn.ParameterDict(
-            {name: nn.Parameter(torch.tensor(math.log(init_scale))) for name in scale_names}
+            {name: nn.Parameter(torch.tensor(math.log(init_scale))) for name in scale_names if scale == "learned"}
         )
         self.biases = nn.ParameterDict(
             {name: nn.Parameter(torch.tensor(init_bias)) for name in scale_names if init_bias is not None}
@@ -83,66 +106,139 @@ class Objective(nn.Module):
         return tuple(dict.fromkeys(name for pair in self.pairs.values() for name in (pair.left, pair.right)))
 
     def forward(self, embeddings: Embeddings, batch: Batch) -> StepResult:
-        vectors = embeddings.vectors
         with torch.no_grad():
             for log_scale in self.log_scales.values():
                 log_scale.clamp_(
                     max=self.max_log_scale
                 )  # in place: a clamp in the graph has no gradient above the maximum
+        local = _Rows.of(embeddings, batch, self.sides)
+        every = local.gathered()
+        is_tiled = has_tiled_form(self.loss) and self.max_scale <= MAX_SCALE
+        compute = self._compute_tiled if is_tiled and len(local) * len(every) > WHOLE_MATRIX else self._compute_whole
         # in float32: autocast would round similarities, which are then multiplied by up to 100
         with torch.autocast(batch.product_keys.device.type, enabled=False):
-            present = {name: embeddings.present[name] & ~batch.is_padding for name in self.sides}
-            all_vectors, all_present = self._gather(vectors, present)
-            keys = {PRODUCT: batch.product_keys[:, None], REFERENCE: batch.reference_keys, TARGET: batch.target_keys}
-            all_keys = {name: gather_rows(table) for name, table in keys.items()}
-            sums, counts, negatives = [], [], []
-            for name, pair in self.pairs.items():
-                for a, b in ((pair.left, pair.right), (pair.right, pair.left)):
-                    columns_G = all_present[b]
-                    positives_BG = share_product(keys[_truth(a)], all_keys[_truth(b)]) & columns_G
-                    rows_B = present[a] & positives_BG.any(1)
-                    losses_B = self.loss(self._logits(name, vectors[a], all_vectors[b]), positives_BG, columns_G)
-                    sums.append(losses_B.masked_fill(~rows_B, 0.0).sum())
-                    counts.append(rows_B.sum())
-                    negatives.append(((columns_G & ~positives_BG).sum(1) * rows_B).sum())
-            means = torch.stack(sums) * world_size() / gather_rows(torch.stack(counts)[None]).sum(0).clamp(min=1)
-            per_pair = dict(zip(self.pairs, means.view(-1, 2).mean(1), strict=True))
-            loss = torch.stack([self.pairs[name].weight * value for name, value in per_pair.items()]).sum()
+            vectors = {name: _at_least_float32(embeddings.vectors[name]) for name in self.sides}
+            loss, per_pair, num_rows, num_negatives = compute(vectors, local, every)
         return StepResult(
             loss=loss,
             per_pair={name: value.detach() for name, value in per_pair.items()},
             stats={
                 **self._scales(),
-                "negatives_per_row": torch.stack(negatives).sum() / torch.stack(counts).sum().clamp(min=1),
-                "rows_with_repeated_product": _repeated_fraction(keys[PRODUCT], all_keys[PRODUCT]),
+                "negatives_per_row": (num_negatives / num_rows.clamp(min=1)).float(),
+                "rows_with_repeated_product": _repeated_fraction(local.keys[PRODUCT][:, 0], every.keys[PRODUCT][:, 0]),
             },
         )
 
-    def _gather(
-        self, vectors: Mapping[str, Tensor], present: Mapping[str, Tensor]
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Gather all sides in two collectives: vectors with gradient, presence without."""
-        names = self.sides
-        all_vectors = gather_with_gradient(torch.cat([vectors[name] for name in names], dim=1))
-        all_present = gather_rows(torch.stack([present[name] for name in names], dim=1))
-        return (
-            dict(zip(names, all_vectors.chunk(len(names), dim=1), strict=True)),
-            dict(zip(names, all_present.unbind(1), strict=True)),
+    def _compute_tiled(self, vectors: Mapping[str, Tensor], local: _Rows, every: _Rows) -> _Losses:
+        """Compute a built-in loss in tiles, of the rows that are present alone."""
+        local, every = local.cpu(), every.cpu()
+        lefts = {name: _side(name, vectors[name], local) for name in self.sides}
+        if world_size() == 1:
+            rights = lefts
+        else:
+            names = tuple(dict.fromkeys(pair.right for pair in self.pairs.values()))
+            gathered = gather_with_gradient(torch.cat([vectors[name] for name in names], dim=1)).chunk(len(names), 1)
+            rights = {name: _side(name, part, every) for name, part in zip(names, gathered, strict=True)}
+        result = tiled_losses(
+            self.loss,
+            [(lefts[pair.left], rights[pair.right]) for pair in self.pairs.values()],
+            [pair.weight for pair in self.pairs.values()],
+            torch.stack([self._scale(name, vectors[self.sides[0]]) for name in self.pairs]),
+            torch.stack([self.biases[self._key(name)] for name in self.pairs]) if self.biases else None,
         )
+        per_pair = dict(zip(self.pairs, result.per_pair.unbind(), strict=True))
+        return result.loss, per_pair, result.num_rows, result.num_negatives
+
+    def _compute_whole(self, vectors: Mapping[str, Tensor], local: _Rows, every: _Rows) -> _Losses:
+        """Compute any loss from the similarities of all rows with all columns, a pair and direction at a time."""
+        gathered = gather_with_gradient(torch.cat([vectors[name] for name in self.sides], dim=1))
+        all_vectors = dict(zip(self.sides, gathered.chunk(len(self.sides), dim=1), strict=True))
+        shared: dict[tuple[str, str], Tensor] = {}
+        sums, counts, negatives = [], [], []
+        for name, pair in self.pairs.items():
+            for a, b in ((pair.left, pair.right), (pair.right, pair.left)):
+                truths = _truth(a), _truth(b)
+                if truths not in shared:
+                    shared[truths] = share_product(local.keys[truths[0]], every.keys[truths[1]])
+                columns_G = every.present[b]
+                positives_BG = shared[truths] & columns_G
+                rows_B = local.present[a] & positives_BG.any(1)
+                losses_B = self.loss(self._logits(name, vectors[a], all_vectors[b]), positives_BG, columns_G)
+                sums.append(losses_B.masked_fill(~rows_B, 0.0).sum())
+                counts.append(rows_B.sum())
+                negatives.append(((columns_G & ~positives_BG).sum(1) * rows_B).sum())
+        means = torch.stack(sums) * world_size() / gather_rows(torch.stack(counts)[None]).sum(0).clamp(min=1)
+        per_pair = dict(zip(self.pairs, means.view(-1, 2).mean(1), strict=True))
+        loss = torch.stack([self.pairs[name].weight * value for name, value in per_pair.items()]).sum()
+        return loss, per_pair, torch.stack(counts).sum(), torch.stack(negatives).sum()
+
+    def _key(self, pair_name: str) -> str:
+        """Return under which name a pair's scale and bias are learned."""
+        return pair_name if pair_name in self.log_scales or pair_name in self.biases else "all"
+
+    def _scale(self, pair_name: str, like: Tensor) -> Tensor:
+        if self.fixed_scale is not None:
+            return like.new_tensor(self.fixed_scale)
+        return self.log_scales[self._key(pair_name)].exp()
 
     def _logits(self, pair_name: str, left_BD: Tensor, right_GD: Tensor) -> Tensor:
-        key = pair_name if pair_name in self.log_scales else "all"
-        logits_BG = left_BD @ right_GD.T * self.log_scales[key].exp()
-        return logits_BG + self.biases[key] if key in self.biases else logits_BG
+        logits_BG = left_BD @ right_GD.T
+        if self.fixed_scale != 1.0:
+            logits_BG = logits_BG * self._scale(pair_name, left_BD)
+        return logits_BG + self.biases[self._key(pair_name)] if self.biases else logits_BG
 
     def _scales(self) -> dict[str, Tensor]:
         names = {name: "logit_scale" if name == "all" else f"logit_scale/{name}" for name in self.log_scales}
         return {names[name]: value.detach().exp() for name, value in self.log_scales.items()}
 
 
-def _repeated_fraction(products_B1: Tensor, all_products_G1: Tensor) -> Tensor:
+@dataclass(frozen=True)
+class _Rows:
+    """Rows of one rank or of all: which sides are present, and the product keys that decide the positives."""
+
+    present: dict[str, Tensor]  # (B,) bool by side
+    keys: dict[str, Tensor]  # (B, R) by truth
+
+    @classmethod
+    def of(cls, embeddings: Embeddings, batch: Batch, sides: tuple[str, ...]) -> _Rows:
+        present = {name: embeddings.present[name] & ~batch.is_padding for name in sides}
+        keys = {PRODUCT: batch.product_keys[:, None], REFERENCE: batch.reference_keys, TARGET: batch.target_keys}
+        return cls(present, keys)
+
+    def __len__(self) -> int:
+        return len(self.keys[PRODUCT])
+
+    def gathered(self) -> _Rows:
+        """Return the rows of all ranks, in one collective."""
+        if world_size() == 1:
+            return self
+        table = gather_rows(torch.cat([*self.keys.values(), torch.stack([*self.present.values()], dim=1)], dim=1))
+        *keys, present = table.split([*(part.shape[1] for part in self.keys.values()), len(self.present)], dim=1)
+        return _Rows(
+            dict(zip(self.present, (present > 0).unbind(1), strict=True)), dict(zip(self.keys, keys, strict=True))
+        )
+
+    def cpu(self) -> _Rows:
+        present, keys = ({name: part.cpu() for name, part in parts.items()} for parts in (self.present, self.keys))
+        return _Rows(present, keys)
+
+
+def _side(name: str, vectors_BD: Tensor, rows: _Rows) -> Side:
+    present_B, keys_BR = rows.present[name], rows.keys[_truth(name)]
+    if present_B.all():
+        return Side(vectors_BD, keys_BR)
+    return Side(vectors_BD[present_B.nonzero()[:, 0].to(vectors_BD.device)], keys_BR[present_B])
+
+
+def _at_least_float32(vectors_BD: Tensor) -> Tensor:
+    return vectors_BD.to(torch.promote_types(vectors_BD.dtype, torch.float32))
+
+
+def _repeated_fraction(products_B: Tensor, all_products_G: Tensor) -> Tensor:
     """Return the fraction of rows whose product is in another row too."""
-    return (share_product(products_B1, all_products_G1).sum(1) > 1).float().mean()
+    sorted_G = all_products_G.sort().values
+    num_B = torch.searchsorted(sorted_G, products_B, right=True) - torch.searchsorted(sorted_G, products_B)
+    return ((num_B > 1) & (products_B >= 0)).float().mean()
 
 
 def _truth(name: str) -> str:
