@@ -12,6 +12,7 @@ from torch import nn
 
 from mim_lightning import load
 from mim_lightning.config import build_matcher, build_objective
+from mim_lightning.encoders.hf_image_text import HfImageText
 from mim_lightning.encoders.hf_text import HfText
 from mim_lightning.encoders.interface import Encoder
 from mim_lightning.encoders.timm_image import TimmImage
@@ -21,7 +22,9 @@ from mim_lightning.model.checkpoint import load_matcher, warm_start
 from mim_lightning.model.fingerprint import fingerprint
 from mim_lightning.model.matcher import Matcher
 from mim_lightning.model.tower import Tower
-from tests.contracts.encoder import inputs_of
+from mim_lightning.types import ImageSpec, TextSpec, TowerInput
+from tests.contracts.encoder import TEXTS, inputs_of, random_images
+from tests.encoders.vision_language import write_vision_language_model
 from tests.inference.models import config_of, export_to, write_bert, write_checkpoint
 
 pytest.importorskip("peft", reason="needs the extra: pip install 'mim-lightning[lora]'")
@@ -63,15 +66,31 @@ def clip_text(folder: Path) -> Encoder:
     return clip("OpenClipText", folder)
 
 
-# layers of attention and MLP: of each of a vision transformer's blocks four, of BERT's six
+def vision_language(folder: Path) -> Encoder:
+    config = write_vision_language_model(folder)
+    return HfImageText(**{key: value for key, value in config.items() if key != "_target_"})
+
+
+def sample_of(encoder: Encoder) -> TowerInput:
+    """Return four inputs, of an encoder of image and text together: rows that have both, or one."""
+    if not isinstance(encoder.spec, tuple):
+        return inputs_of(encoder)
+    images, texts = encoder.spec
+    assert isinstance(images, ImageSpec) and isinstance(texts, TextSpec)
+    present = torch.tensor([[True, True], [True, True], [True, False], [False, True]])
+    return random_images(4, images.size), texts.tokenize(TEXTS), present
+
+
+# layers of attention and MLP: of each of a vision transformer's blocks four, of BERT's six, of Qwen's seven
 BUILDERS = [(tiny_text, 8), (timm_vit, 8), (timm_beit, 8), (bert, 6), (clip_image, 8), (clip_text, 8)]
+BUILDERS += [(vision_language, 14)]
 
 
 @pytest.mark.parametrize(("build", "num_layers"), BUILDERS)
 def test_only_adapters_learn_and_merged_they_change_nothing(build, num_layers: int, tmp_path: Path) -> None:
     torch.manual_seed(0)
     encoder = build(tmp_path).double()
-    inputs = inputs_of(encoder)
+    inputs = sample_of(encoder)
     with torch.no_grad():
         before, names = encoder.eval()(inputs), {*encoder.state_dict()}
     tower = Tower(encoder, 8, train="lora", lora=SETTINGS).double()

@@ -40,6 +40,7 @@ from mim_lightning.encoders.interface import (
     validate_prompts,
     write_assets,
 )
+from mim_lightning.encoders.layers import group_by_layer
 from mim_lightning.types import ImageSpec, InputSpec, TextSpec, TowerInput
 
 KINDS = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")  # model types with this chat format and these positions
@@ -154,6 +155,10 @@ class HfImageText(Encoder):
         self.marks = {mark: tokenizer.convert_tokens_to_ids(mark) for mark in (START, END, PAD)}
         self.pad_id = tokenizer.pad_token_id
         self.description = _describe(self.assets, tokenizer, max_length)
+
+    def layers(self) -> list[list[str]]:
+        # those of words and pictures together; the ones of pictures alone come before them
+        return group_by_layer(self, "network.language_model.layers")
 
     def forward(self, inputs: TowerInput) -> Tensor:
         images, tokens, present = inputs

@@ -10,19 +10,26 @@ from torch import nn
 NUMBERED = re.compile(r"(.*?)(\d+)")  # such as layer1 to layer4 of a ResNet
 
 
-def group_by_layer(root: nn.Module) -> list[list[str]]:
+def group_by_layer(root: nn.Module, list_name: str | None = None) -> list[list[str]]:
     """Return the names of all parameters by layer, from input to output.
 
     The first group comes before the layers (patches, token and position tables), the last one behind them (the final
     norm, pooling, projections); either may be empty. The layers are the outermost list of modules, or modules of one
     name with numbers, that has most of the parameters: the blocks of a transformer, the stages of a convolutional
     network. A network without such a list is one layer.
+
+    Args:
+        root: the encoder; names are relative to it.
+        list_name: of the list of layers, where no list has most of the parameters.
     """
     names = [name for name, _ in root.named_parameters()]
-    found = _find_layers(root)
-    if found is None:
-        return [[], names, []]
-    owner, children = found
+    if list_name is None:
+        found = _find_layers(root)
+        if found is None:
+            return [[], names, []]
+        owner, children = found
+    else:
+        owner, children = f"{list_name}.", [name for name, _ in root.get_submodule(list_name).named_children()]
     prefixes = [f"{owner}{child}." for child in children]
     groups: list[list[str]] = [[] for _ in range(len(prefixes) + 2)]
     for name in names:
@@ -36,8 +43,7 @@ def group_by_layer(root: nn.Module) -> list[list[str]]:
 def _find_layers(root: nn.Module) -> tuple[str, list[str]] | None:
     """Return the name of the module that has the layers, with a dot behind it, and theirs in it."""
     enough = _size(root) / 2
-    by_depth = sorted(root.named_modules(), key=lambda item: item[0].count(".") + bool(item[0]))
-    for name, module in by_depth:
+    for name, module in sorted(root.named_modules(), key=lambda item: item[0].count(".") + bool(item[0])):
         for children in _candidates(module):
             parts = [child for child in children if _size(module.get_submodule(child))]
             if len(parts) > 1 and sum(_size(module.get_submodule(child)) for child in parts) > enough:

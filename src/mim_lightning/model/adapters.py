@@ -206,7 +206,9 @@ def _called_modules(encoder: Encoder) -> set[str]:
     was_training = [(module, module.training) for module in encoder.modules()]
     parts = encoder.spec if isinstance(encoder.spec, tuple) else (encoder.spec,)
     inputs = tuple(map(_sample_input, parts))
-    encoder.eval()(inputs if isinstance(encoder.spec, tuple) else inputs[0])
+    if encoder.reads_any:
+        inputs = (*inputs, torch.ones(1, len(parts), dtype=torch.bool))  # it has all of them
+    encoder.eval()(inputs if len(inputs) > 1 else inputs[0])
     for module, mode in was_training:
         module.training = mode
     for hook in hooks:
