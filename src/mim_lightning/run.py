@@ -55,6 +55,7 @@ NOT_IN_RUN_ID_OF = {
         "best",
         "last",
         "preemption",
+        "training_alarms",
         "throughput",
         "corrupt_samples",
         "learning_rate",

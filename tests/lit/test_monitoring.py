@@ -22,7 +22,13 @@ from mim_lightning.types import Batch
 from tests.shard_sets import write_shard_set
 
 
-def feed(losses: list[float], other_rank: list[float] | None = None, every: int = 4, num_batches: int = 10) -> int:
+def feed(
+    losses: list[float],
+    other_rank: list[float] | None = None,
+    every: int = 4,
+    num_batches: int = 10,
+    max_skipped: int = 0,
+) -> int:
     """Feed losses batch by batch as Lightning does, and return how often ranks were asked."""
     num_asked = 0
 
@@ -36,7 +42,7 @@ def feed(losses: list[float], other_rank: list[float] | None = None, every: int 
         return (tensor + torch.tensor(other_rank[done - len(tensor) : done])) / 2
 
     trainer: Any = SimpleNamespace(strategy=SimpleNamespace(reduce=reduce), log_every_n_steps=every)
-    callback = TerminateOnNaN()
+    callback = TerminateOnNaN(max_skipped)
     for idx, loss in enumerate(losses):
         progress = SimpleNamespace(is_last_batch=(idx + 1) % num_batches == 0)
         loop = SimpleNamespace(batch_progress=progress)
@@ -69,6 +75,49 @@ def test_a_loss_that_was_never_finite() -> None:
 def test_nan_on_one_rank_stops_all_ranks() -> None:
     with pytest.raises(ValueError, match="the loss is nan at step 2; the last finite loss was 2 at step 1"):
         feed([1.0] * 4, other_rank=[3.0, math.nan, 1.0, 1.0])
+
+
+class Overflowing(LightningModule):
+    """Has a loss, or a gradient, that is not finite in some steps."""
+
+    def __init__(self, bad: dict[int, float]) -> None:
+        super().__init__()
+        self.weight, self.bad = torch.nn.Parameter(torch.ones(3)), bad
+
+    def training_step(self, batch: torch.Tensor, batch_idx: int) -> torch.Tensor:
+        # the root of 0 has an infinite gradient
+        factor = self.bad.get(batch_idx, 1.0)
+        return (self.weight * batch).sum() * factor if factor else (self.weight * 0 * batch).sum().sqrt()
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.AdamW(self.parameters(), 0.1)
+
+
+def optimize(bad: dict[int, float], batches: list[int], num_skips: int = 3) -> torch.Tensor:
+    module = Overflowing(bad)
+    quiet: dict[str, Any] = {"enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
+    quiet |= {"logger": False, "enable_checkpointing": False}
+    trainer = Trainer(
+        max_epochs=1, callbacks=[TerminateOnNaN(num_skips)], gradient_clip_val=1.0, log_every_n_steps=1, **quiet
+    )
+    rows = [torch.tensor([1.0, 2.0, 3.0]) * number for number in batches]
+    trainer.fit(module, torch.utils.data.DataLoader(rows, batch_size=None))  # type: ignore[arg-type]
+    return module.weight.detach()
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, 0.0])
+def test_a_step_that_is_not_finite_leaves_no_trace(bad: float, caplog: pytest.LogCaptureFixture) -> None:
+    """Neither in the weights nor in the moments of the optimizer."""
+    found = optimize({1: bad, 2: bad}, [1, 5, 5, 2, 3])
+    assert torch.equal(found, optimize({}, [1, 2, 3]))
+    lines = [record.getMessage() for record in caplog.records if "skipped" in record.getMessage()]
+    assert lines[-1].startswith("step 3: 2 steps skipped so far, whose loss or gradient was not finite")
+
+
+def test_too_many_steps_in_a_row_end_the_run() -> None:
+    with pytest.raises(ValueError, match="training diverged: the loss is nan at step 5; the last finite loss was 6 at"):
+        optimize(dict.fromkeys(range(1, 9), math.nan), [1] * 9)
+    assert optimize({1: math.nan, 3: math.nan, 5: math.nan, 7: math.nan}, [1] * 9, 1).isfinite().all()
 
 
 class Counting(LightningModule):

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from mim_lightning.lit.callbacks.preemption import Preemption
     from mim_lightning.lit.callbacks.retrieval_eval import RetrievalEval
     from mim_lightning.lit.callbacks.tracked_queries import TrackedQueries
+    from mim_lightning.lit.callbacks.training_alarms import TrainingAlarms
     from mim_lightning.lit.console import ProgressBar
     from mim_lightning.lit.csv_logger import RunCSVLogger
     from mim_lightning.lit.datamodule import MatchDataModule
@@ -25,6 +26,7 @@ else:
             "MatchModule": "mim_lightning.lit.module",
             "ProgressBar": "mim_lightning.lit.console",
             "Preemption": "mim_lightning.lit.callbacks.preemption",
+            "TrainingAlarms": "mim_lightning.lit.callbacks.training_alarms",
             "TrackedQueries": "mim_lightning.lit.callbacks.tracked_queries",
             "RetrievalEval": "mim_lightning.lit.callbacks.retrieval_eval",
             "RunCSVLogger": "mim_lightning.lit.csv_logger",

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from torch.optim import Optimizer
 
 from mim_lightning.data.loading.loader import StreamLoader
 from mim_lightning.lit.console import warn
@@ -15,32 +17,85 @@ from mim_lightning.types import Batch
 
 
 class TerminateOnNaN(Callback):
-    """Ends a run whose training loss is NaN or infinite, on all ranks at the same step.
+    """Skips steps whose loss or gradient is NaN or infinite, and ends a run that has too many in a row.
 
-    The losses are read every `trainer.log_every_n_steps` batches, and at the end of an epoch, before validation.
+    All ranks do the same: they have the same gradients. Losses are read every `trainer.log_every_n_steps` batches, and
+    at the end of an epoch, before validation; no other step waits for the device. Where a GPU has an optimizer that is
+    not fused, a skipped step has gradients of zero, so that momentum still moves the weights.
+
+    Args:
+        max_skipped: steps in a row; 0 ends the run at the first, as do strategies that shard gradients.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, max_skipped: int = 10) -> None:
+        if isinstance(max_skipped, bool) or not isinstance(max_skipped, int) or max_skipped < 0:
+            raise ValueError(f"callbacks.terminate_on_nan.max_skipped={max_skipped}: give a whole number, 0 or more")
+        self.max_skipped = max_skipped
         self.recent: list[torch.Tensor] = []  # on the device: reading each one would wait for the step
         self.last_finite: str | None = None
+        self.num_skipped, self.num_in_a_row = 0, 0
+        self._is_skipping = False
+        self._is_bad: torch.Tensor | None = None  # of the step whose batch has not ended
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        has_scaler = getattr(trainer.precision_plugin, "scaler", None) is not None  # which skips steps itself
+        has_all_gradients = isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy)
+        self._is_skipping = self.max_skipped > 0 and has_all_gradients and not has_scaler
+        if not has_all_gradients:
+            self.max_skipped = 0
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        if not self._is_skipping:
+            return
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        self._is_bad = ~torch.nn.utils.get_total_norm(gradients).isfinite()
+        if self._is_bad.device.type == "cpu":
+            if self._is_bad:
+                optimizer.zero_grad(set_to_none=True)  # an optimizer leaves out what has no gradient
+        elif getattr(optimizer, "_step_supports_amp_scaling", False):
+            optimizer.found_inf = self._is_bad.float()  # type: ignore[attr-defined]  # read by fused kernels
+        else:
+            for gradient in gradients:
+                gradient.masked_fill_(self._is_bad, 0.0)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
-        self.recent.append(outputs["loss"].detach().float())
+        loss = outputs["loss"].detach().float()
+        self.recent.append(loss if self._is_bad is None else torch.where(self._is_bad, math.nan, loss))
+        self._is_bad = None
         every = max(1, trainer.log_every_n_steps)  # type: ignore[attr-defined]
         if not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch and (batch_idx + 1) % every:
             return
         # the mean is not finite if it is not on one rank, so all ranks leave together
         losses = trainer.strategy.reduce(torch.stack(self.recent), reduce_op="mean").tolist()
         self.recent.clear()
-        for step, loss in enumerate(losses, start=trainer.fit_loop.total_batch_idx + 2 - len(losses)):
-            if not math.isfinite(loss):
+        former = self.num_skipped
+        for step, value in enumerate(losses, start=trainer.fit_loop.total_batch_idx + 2 - len(losses)):
+            if math.isfinite(value):
+                self.num_in_a_row = 0
+                self.last_finite = f"{value:.4g} at step {step}"
+                continue
+            self.num_skipped, self.num_in_a_row = self.num_skipped + 1, self.num_in_a_row + 1
+            if self.num_in_a_row > self.max_skipped:
                 before = f"the last finite loss was {self.last_finite}" if self.last_finite else "no loss was finite"
                 raise ValueError(
-                    f"training diverged: the loss is {loss} at step {step}; {before}; a smaller optim.lr may help"
+                    f"training diverged: the loss is {value} at step {step}; {before}; a smaller optim.lr may help"
                 )
-            self.last_finite = f"{loss:.4g} at step {step}"
+        if self.num_skipped > former:
+            warn(
+                f"step {trainer.fit_loop.total_batch_idx + 1}: {self.num_skipped} steps skipped so far, whose loss or "
+                f"gradient was not finite; the run ends after more than {self.max_skipped} in a row"
+            )
+        if self.num_skipped:
+            pl_module.log("train/skipped_steps", float(self.num_skipped), batch_size=1)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"num_skipped": self.num_skipped}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.num_skipped = state_dict["num_skipped"]
 
 
 class CorruptSamples(Callback):

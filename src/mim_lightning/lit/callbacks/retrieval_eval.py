@@ -16,7 +16,6 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 
 from mim_lightning.fields import QUERY
-from mim_lightning.lit.console import warn
 from mim_lightning.lit.datamodule import DISTRACTORS, GALLERY, QUERIES
 from mim_lightning.metrics import EmbeddingCollector, EmbeddingTable, check_complete
 from mim_lightning.metrics.directions import column_names, columns_of, counts_row, evaluate_countable
@@ -39,7 +38,7 @@ class RetrievalEval(Callback):
 
     Args:
         directions: by name, the arguments of `types.Direction`; None switches one off.
-        monitor: the metric key of the progress bar; a warning is logged if it falls below its value before training.
+        monitor: the metric key of the progress bar.
         cutoffs: the k of hit@k, recall@k, nDCG@k.
         depth: rank up to which MRR and mAP are computed.
         num_hits: products of a query that reports keep for figures.
@@ -223,12 +222,6 @@ class RetrievalEval(Callback):
             # every rank computed the same numbers from the same table: nothing to reduce
             pl_module.log_dict({k: v for k, v in scalars.items() if k != self.monitor}, batch_size=1)
             pl_module.log(self.monitor, scalars[self.monitor], prog_bar=True, batch_size=1)
-            before = self.initial.get(self.monitor, 0.0)
-            if scalars[self.monitor] < before:
-                warn(
-                    f"epoch {trainer.current_epoch}: {self.monitor} is {scalars[self.monitor]:.3f}, below "
-                    f"{before:.3f} before training; try a smaller optim.lr or optim.lr_scales.encoder"
-                )
 
     def state_dict(self) -> dict[str, Any]:
         return {"initial": self.initial}
