@@ -19,6 +19,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
+from mim_lightning.encoder_training import place_encoder_values
 from mim_lightning.expected_types import validate_arguments, validate_type
 from mim_lightning.former_names import present_overrides, to_first, to_present
 from mim_lightning.io.atomic import atomic_write
@@ -75,7 +76,9 @@ def to_plain(config: DictConfig | Any, name: str = "train") -> Config:
         raise ValueError(f"{key}: needs a value; give {key}=<value>")
     plain = OmegaConf.to_container(config, resolve=True)
     assert isinstance(plain, dict)
-    return {str(key): value for key, value in plain.items()}
+    named = {str(key): value for key, value in plain.items()}
+    place_encoder_values(named, present)
+    return named
 
 
 @functools.cache  # once a process: a sweep composes its config for every job

@@ -11,7 +11,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 CONF = Path(__file__).parents[2] / "conf"
-FILES = sorted(path for kind in ("image", "text") for path in (CONF / "encoder" / kind).glob("*.yaml"))
+FILES = sorted(path for kind in ("image", "text", "image_text") for path in (CONF / "encoder" / kind).glob("*.yaml"))
 PAIRS = sorted(path.stem for path in (CONF / "encoder").glob("*.yaml"))
 
 
@@ -19,6 +19,7 @@ PAIRS = sorted(path.stem for path in (CONF / "encoder").glob("*.yaml"))
 def test_arguments_are_the_class_own(path: Path) -> None:
     arguments = OmegaConf.to_container(OmegaConf.load(path))
     assert isinstance(arguments, dict)
+    arguments.pop("training", None)
     module, _, name = str(arguments.pop("_target_")).rpartition(".")
     if module.endswith("open_clip_towers"):
         pytest.importorskip("open_clip", reason="needs the extra: pip install 'mim-lightning[clip]'")

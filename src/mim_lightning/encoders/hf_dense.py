@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from transformers.utils import cached_file
 
 from mim_lightning.encoders.interface import canonical_text, one_line
 
@@ -84,9 +85,7 @@ def _find(source: str, file: str, offline: bool) -> Path:
         if not path.is_file():
             raise ValueError(f"encoder '{source}': has no {file}; give dense=false")
         return path
-    from huggingface_hub import hf_hub_download
-
     try:
-        return Path(hf_hub_download(source, file, local_files_only=offline))
+        return Path(str(cached_file(source, file, local_files_only=offline)))
     except Exception as error:  # the hub's client raises a dozen kinds
         raise ValueError(f"encoder '{source}': {file} cannot be downloaded; give dense=false or a folder") from error

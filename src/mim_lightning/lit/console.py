@@ -133,15 +133,34 @@ def describe_towers(matcher: Matcher) -> str:
 
 
 def describe_encoder_values(config: Mapping[str, Any]) -> str | None:
-    """Return one line with the values of a run that come from its encoder's config; None if there are none."""
-    suited = config["encoder"].get("training") or {}
+    """Return one line with the values of a run that come from its encoder's config; None if there are none.
+
+    Another line names rates that suit a pretrained encoder which is trained as from scratch.
+    """
+    suited = dict(config["encoder"].get("training") or {})
+    suggested = _by_key(suited.pop("suggested", {}))
     taken = [
-        f"{section}.{key}={value:g}" if isinstance(value, float) else f"{section}.{key}={value}"
+        f"{section}.{name}"
         for section, values in suited.items()
         for key, value in values.items()
         if config.get(section, {}).get(key) == value
+        for name in _by_key({key: value})
     ]
-    return f"from the encoder's config: {', '.join(taken)}" if taken else None
+    lines = [f"from the encoder's config: {', '.join(taken)}"] if taken else []
+    if suggested:
+        lines.append(f"pretrained, but trained at the rate of what is new; {', '.join(suggested)} would suit it")
+    return "\n".join(lines) or None
+
+
+def _by_key(values: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Return nested values as they are given on a command line."""
+    found: list[str] = []
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            found += _by_key(value, f"{prefix}{key}.")
+        else:
+            found.append(f"{prefix}{key}={value:g}" if isinstance(value, float) else f"{prefix}{key}={value}")
+    return found
 
 
 def describe_training(objective: Objective, datamodule: MatchDataModule) -> str:
