@@ -88,13 +88,16 @@ _LORA = {
     "target_modules": None,
 }
 ADDED_KEYS: dict[str, tuple[Any, ...]] = {
+    "encoder.text.length_buckets": tuple(range(1, 65)),  # rounding alone
     "model.towers.*.activation_checkpointing": (False, True),
     "model.lora": (_LORA,),
+    "model.towers.*.encoder.length_buckets": tuple(range(1, 65)),
     "model.towers.*.lora": ("${model.lora}", _LORA),
     "loss.scale": ("learned",),
     "model.towers.*.num_trained_layers": (2,),
     "model.towers.*.train": ("full",),
     "optim.layer_decay": (None,),
+    "optim.optimizer.fused": (None, False, True),  # rounding alone
 }
 OWN = "mim_lightning."
 # former `_target_` -> present: a package of ours and what it exports, so that files behind it may move

@@ -21,7 +21,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePath
-from typing import Any
+from typing import Any, Literal
 
 from mim_lightning.config import describe_data, describe_source, load_stored_config
 from mim_lightning.expected_types import validate_type
@@ -31,7 +31,7 @@ from mim_lightning.io.damaged_file import DamagedFileError, errors_as_damaged_fi
 from mim_lightning.set_name import name_set
 
 # what changes where a run happens or what is shown of it, not its result
-NOT_IN_RUN_ID = ("run", "paths", "logger", "trial", "reuse_memory")
+NOT_IN_RUN_ID = ("run", "paths", "logger", "trial", "reuse_memory", "float32_matmul_precision")
 NOT_IN_RUN_ID_OF = {
     "trainer": (
         "accelerator",
@@ -172,6 +172,7 @@ KINDS: dict[str, Any] = {
     "embed_dim": int | None,
     "init_from": str | None,
     "reuse_memory": bool,
+    "float32_matmul_precision": Literal["highest", "high", "medium"],
     "model.compile": bool | str,
 }
 

@@ -37,6 +37,7 @@ def fit(config: dict[str, Any], run: Run, description: Mapping[str, Any] | None 
         description: of the data's source, if it was made before.
     """
     # imported here: finished runs and misspelt keys are reported without waiting for Lightning
+    import torch
     from lightning import seed_everything
     from lightning.pytorch.utilities import rank_zero_info
     from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -62,6 +63,7 @@ def fit(config: dict[str, Any], run: Run, description: Mapping[str, Any] | None 
 
     silence_lightning()
     set_up_process(config, config["trainer"]["accelerator"])
+    torch.set_float32_matmul_precision(config["float32_matmul_precision"])
     checkpoint = run.checkpoint(config["results_from"])
     validate_trainer(config["trainer"])
     validate_arguments(MatchDataModule, config["data"], "data")

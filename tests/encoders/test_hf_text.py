@@ -130,6 +130,22 @@ class TestHfText(EncoderContract):
         assert {name: part.shape for name, part in tokens.items()} == dict.fromkeys(tokens, (2, 5))
 
 
+def test_length_buckets_change_features_and_gradients_by_rounding(bert_folder: str) -> None:
+    texts = ["red", "a red apple shoes many words " * 2, "blue shoes", "green apple a red blue"]
+    found = []
+    for num_buckets in (1, 3):
+        encoder = HfText(bert_folder, length_buckets=num_buckets).eval()
+        features = encoder(encoder.spec.tokenize(texts))
+        features[:, 0].sum().backward()
+        found.append((features, {name: p.grad for name, p in encoder.named_parameters() if p.grad is not None}))
+    (features, gradients), (bucketed, others) = found
+    torch.testing.assert_close(bucketed, features, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(others, gradients, rtol=1e-4, atol=1e-6)
+    assert not torch.equal(bucketed, features)  # they were computed apart
+    with pytest.raises(ValueError, match="length_buckets 0: give a whole number, 1 or more"):
+        HfText(bert_folder, length_buckets=0)
+
+
 class TestHfTextFirstToken(TestHfText):
     arguments: ClassVar[dict[str, Any]] = {"pooling": "cls"}
 

@@ -45,6 +45,7 @@ from mim_lightning.encoders.interface import (
     validate_prompts,
     write_assets,
 )
+from mim_lightning.encoders.length_buckets import encode_by_length
 from mim_lightning.types import TextSpec, TowerInput
 
 # DataLoader workers tokenize: the tokenizer's own threads would compete with them, and do not survive a fork
@@ -96,6 +97,7 @@ class HfText(Encoder):
             "pooler" (the model's own head) or "projection" (of a CLIP-like pair: its joint embedding).
         dense: whether the linear layers follow that sentence-transformers puts behind the pooling (`modules.json`).
         prompts: by side, "query" and "product": begins every text of a tower of that side, as in the vendor's training.
+        length_buckets: groups of texts of similar length that are encoded one after another; 1: all together.
         assets: what `export_assets` of the original returned.
 
     Raises:
@@ -112,16 +114,19 @@ class HfText(Encoder):
         pooling: str = "mean",
         dense: bool = False,
         prompts: Mapping[str, str] | None = None,
+        length_buckets: int = 1,
         assets: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__()
         self.prompts = validate_prompts(name, prompts)
         if pooling not in POOLINGS:
             raise ValueError(f"encoder '{name}': pooling '{pooling}' is none of {', '.join(POOLINGS)}")
+        if type(length_buckets) is not int or length_buckets < 1:
+            raise ValueError(f"encoder '{name}': length_buckets {length_buckets}: give a whole number, 1 or more")
         source = pretrained if isinstance(pretrained, str) else name
         if pretrained or assets is None:
             source = locate_package(source)
-        self.pooling = pooling
+        self.pooling, self.length_buckets = pooling, length_buckets
         self.assets = dict(assets) if assets is not None else _read_assets(source, not pretrained, pooling, dense)
         # a new encoder reads config and tokenizer from the assets too, so a rebuilt one is the same
         config, tokenizer = _load_assets(name, self.assets)
@@ -156,9 +161,16 @@ class HfText(Encoder):
 
     def _use(self, tokenize: HfTokenize) -> None:
         self.spec = TextSpec(tokenize, tokenize.max_length, tokenize.count)
+        self._pads_to_longest = tokenize.padding == "longest" and "attention_mask" in tokenize(["a"])
 
     def forward(self, inputs: TowerInput) -> Tensor:
         assert isinstance(inputs, dict), "text encoders take token tensors"
+        # compiled or exported, the number of texts in a bucket cannot depend on them
+        if self.length_buckets == 1 or not self._pads_to_longest or torch.compiler.is_compiling():
+            return self._encode(inputs)
+        return encode_by_length(self._encode, inputs, self.length_buckets)
+
+    def _encode(self, inputs: Mapping[str, Tensor]) -> Tensor:
         features = self._pool(self.network(**inputs), inputs.get("attention_mask"))
         return features if self.dense is None else self.dense(features)
 

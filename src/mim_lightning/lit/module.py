@@ -120,6 +120,9 @@ class MatchModule(LightningModule):
         optimizer = self._optimizer(
             parameter_groups(self.matcher, self.objective, **self._rates, spares_listed=self._spares_listed)
         )
+        if getattr(optimizer, "_step_supports_amp_scaling", False):
+            # a fused optimizer could undo the loss scale itself; Lightning then clips no gradients, in bfloat16 neither
+            optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
         schedule = self._schedule(optimizer, int(self.trainer.estimated_stepping_batches))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
