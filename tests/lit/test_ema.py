@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -70,6 +71,18 @@ def test_integers_are_copied_and_not_averaged() -> None:
     assert torch.equal(averaged.module.index, model.index)
     assert averaged.module.num_batches_tracked == 5
     assert not torch.equal(averaged.module.running_mean, model.running_mean)
+
+
+def test_before_its_start_the_average_is_the_live_model() -> None:
+    ema, module = EMA(update_starting_at_step=5), nn.Linear(2, 2)
+    ema._average_model = AveragedModel(module, **ema._kwargs)
+    trainer: Any = SimpleNamespace(global_step=3)
+    with torch.no_grad():
+        module.weight += 1
+    ema.on_train_batch_end(trainer, module, None, None, 0)  # type: ignore[arg-type]
+    checkpoint = {"state_dict": module.state_dict()}
+    ema.on_save_checkpoint(trainer, module, checkpoint)  # type: ignore[arg-type]
+    assert torch.equal(checkpoint["state_dict"]["weight"], module.weight)
 
 
 @pytest.mark.parametrize("decay", [1, -0.1, True, "x"])

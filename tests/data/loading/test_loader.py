@@ -7,8 +7,11 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import zlib
 from dataclasses import replace
+from multiprocessing import active_children
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -353,6 +356,21 @@ def test_workers_use_one_thread_each(make_set: MakeSet) -> None:
     shards = make_set()
     loader = StreamLoader(shards, Threads(SPECS), ShuffledOrder(tuple(shards.sizes), 8), num_workers=1)
     assert {int(batch.query_keys) for batch in loader} == {1}
+
+
+def test_workers_leave_signals_to_the_main_process(make_set: MakeSet) -> None:
+    """A scheduler and a terminal send them to all processes, while the main one needs further batches."""
+    shards = make_set()
+    loader = StreamLoader(shards, Collate(SPECS), ShuffledOrder(tuple(shards.sizes), 2), num_workers=1)
+    batches = iter(loader)
+    next(batches)
+    (worker,) = (child for child in active_children() if child.is_alive())
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        subprocess.run([sys.executable, "-c", f"import os; os.kill({worker.pid}, {signum:d})"], check=True)
+    assert len([*batches]) == len(loader) - 1 and worker.is_alive()
+    worker.terminate()  # by the main process
+    worker.join(10)
+    assert worker.exitcode == 0
 
 
 def test_full_shared_memory_is_named_before_workers_start(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ from `current_model_state`, the live ones.
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import Any
 
 import torch
@@ -16,6 +17,8 @@ from torch import Tensor
 
 class EMA(EMAWeightAveraging):
     """Lightning's EMA callback, updated by fused kernels and without waiting for the device.
+
+    Before the first update (`update_starting_at_step`) the average is the live model; Lightning's is the initial one.
 
     Floating-point buffers, such as the statistics of batch normalization, are averaged like weights; integers, such as
     position indices, are copied: their average is rounded down, and 11 becomes 10 at a decay of 0.9999.
@@ -39,6 +42,30 @@ class EMA(EMAWeightAveraging):
             assert self._average_model is not None
             # the number of updates, which is read before each
             self._average_model.n_averaged = self._average_model.n_averaged.cpu()
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._follow(pl_module)
+        super().on_validation_epoch_start(trainer, pl_module)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        self._follow(pl_module)
+        super().on_save_checkpoint(trainer, pl_module, checkpoint)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._follow(pl_module)
+        super().on_train_end(trainer, pl_module)
+
+    @torch.no_grad()
+    def _follow(self, pl_module: LightningModule) -> None:
+        if self._average_model is None or self._average_model.n_averaged:
+            return
+        averaged = self._average_model.module
+        for ours, live in zip(
+            chain(averaged.parameters(), averaged.buffers()),
+            chain(pl_module.parameters(), pl_module.buffers()),
+            strict=True,
+        ):
+            ours.copy_(live)
 
     @torch.no_grad()
     def _average(self, averaged: list[Tensor], current: list[Tensor], num_averaged: Tensor) -> None:
