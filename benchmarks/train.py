@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import multiprocessing
 import os
 import platform
@@ -62,7 +63,7 @@ def main(words: Sequence[str] | None = None) -> None:
         print(curve_table(record))
     else:
         record["rounds"] = earlier_rounds(options, record["facts"])
-        for name, segments in compare(setup, available(options.arms), options.rounds).items():
+        for name, segments in compare(setup, available(options.arms), options.rounds, options.time_limit).items():
             record["rounds"].setdefault(name, []).extend(segments)
         print(table(record))
     if options.output:
@@ -78,6 +79,7 @@ def read_options(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--batches", type=int, default=4, help="steps of a segment")
     parser.add_argument("--micro-batch-size", type=int, default=32, help="of arms that cache gradients")
     parser.add_argument("--rounds", type=int, default=5, help="segments of every arm")
+    parser.add_argument("--time-limit", type=float, default=math.inf, help="seconds after which no round begins")
     parser.add_argument("--curve", type=int, nargs="+", help="batch sizes")
     parser.add_argument("--memory-limit", type=float, default=8.0, help="GiB that no arm of a curve should exceed")
     parser.add_argument("--workers", type=int, default=1, help="loader processes of every arm")
@@ -140,8 +142,13 @@ class ArmProcess:
         self._process.join()
 
 
-def compare(setup: Setup, arms: Sequence[str], num_rounds: int) -> Results:
-    """Return the segments of each arm by round; all arms take turns, each round beginning with the next."""
+def compare(setup: Setup, arms: Sequence[str], num_rounds: int, time_limit: float = math.inf) -> Results:
+    """Return the segments of each arm by round; all arms take turns, each round beginning with the next.
+
+    Args:
+        time_limit: seconds; no round begins that would end later, the first one excepted.
+    """
+    begin, longest = time.perf_counter(), 0.0
     processes: list[ArmProcess] = []
     results: Results = {name: [] for name in arms}
     try:
@@ -149,10 +156,13 @@ def compare(setup: Setup, arms: Sequence[str], num_rounds: int) -> Results:
             processes.append(ArmProcess(name, setup))
             processes[-1].train()
         for round_idx in range(num_rounds):
-            first = round_idx % len(arms)
+            first, started = round_idx % len(arms), time.perf_counter()
+            if round_idx and started - begin + longest > time_limit:
+                break
             for process in processes[first:] + processes[:first]:
                 time.sleep(0.3)  # workers of the former arm finish what they had begun
                 results[process.name].append(process.train())
+            longest = max(longest, time.perf_counter() - started)
     finally:
         for process in processes:
             process.stop()

@@ -21,7 +21,7 @@ from torchvision.transforms import v2
 from benchmarks.training.setup import Setup
 from mim_lightning.config import Config
 from mim_lightning.data.images.transforms import Augment
-from mim_lightning.data.loading.loader import use_one_thread
+from mim_lightning.data.loading.loader import start_worker
 from mim_lightning.data.shards.shard_set import ShardSet
 from mim_lightning.encoders.hf_text import HfTokenize
 from mim_lightning.types import ImageSpec, Sample, TextSpec
@@ -111,7 +111,7 @@ def row_loader(
         num_workers=setup.workers,
         persistent_workers=setup.workers > 0,
         pin_memory=setup.device == "cuda",
-        worker_init_fn=use_one_thread,
+        worker_init_fn=start_worker,
     )
 
 
