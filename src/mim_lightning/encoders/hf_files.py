@@ -179,6 +179,19 @@ def not_found(source: str, offline: bool, error: Exception, key: str = "encoder.
     return ValueError(f"encoder '{source}': cannot be downloaded (no network or no such model on the hub); {remedy}")
 
 
+def checkpoint_hf_network(network: Any) -> None:
+    """Have a network recompute the activations of its layers in the backward pass.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    start = getattr(network, "activation_checkpointing_enable", None)  # as transformers calls it from 5.23
+    try:
+        (start or network.gradient_checkpointing_enable)({"use_reentrant": False})
+    except ValueError as error:
+        raise ValueError(f"{type(network).__name__} keeps its activations ({one_line(error)})") from error
+
+
 def undecayed_names(network: nn.Module) -> set[str]:
     """Return the parameters without weight decay as in transformers' Trainer: norms, and whatever is called bias."""
     return {name for name, _ in network.named_parameters() if any(re.search(p, name.lower()) for p in UNDECAYED)}

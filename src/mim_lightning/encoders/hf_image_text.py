@@ -20,6 +20,7 @@ from transformers import AutoImageProcessor, AutoModel
 from mim_lightning.encoders.hf_files import (
     TOKENIZER_FILE,
     CodeInModelError,
+    checkpoint_hf_network,
     load_hf_config,
     load_hf_network,
     load_hf_tokenizer,
@@ -215,6 +216,9 @@ class HfImageText(Encoder):
         """Return a text spec with another instruction."""
         assert isinstance(spec.tokenize, ChatTokenize)
         return replace(spec, tokenize=replace(spec.tokenize, prompt=prompt))
+
+    def checkpoint_activations(self) -> None:
+        checkpoint_hf_network(self.network)
 
     def names_without_decay(self) -> set[str]:
         return undecayed_names(self)

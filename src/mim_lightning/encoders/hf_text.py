@@ -26,6 +26,7 @@ from mim_lightning.encoders.hf_files import (
     VERSION,
     VERSION_FILE,
     CodeInModelError,
+    checkpoint_hf_network,
     load_hf_config,
     load_hf_network,
     load_hf_tokenizer,
@@ -190,11 +191,7 @@ class HfText(Encoder):
         return (hidden * weights).sum(1) / weights.sum(1).clamp(min=1)
 
     def checkpoint_activations(self) -> None:
-        start = getattr(self.network, "activation_checkpointing_enable", None)  # as transformers calls it from 5.23
-        try:
-            (start or self.network.gradient_checkpointing_enable)({"use_reentrant": False})
-        except ValueError as error:
-            raise ValueError(f"{type(self.network).__name__} keeps its activations ({one_line(error)})") from error
+        checkpoint_hf_network(self.network)
 
     def names_without_decay(self) -> set[str]:
         return undecayed_names(self)
