@@ -80,8 +80,8 @@ def _fits(value: Any, kind: Any) -> bool:
         return value is None
     if kind is list or kind is dict:
         return isinstance(value, kind)
-    # a class: a config has a section for its objects; any other type is not checked
-    return isinstance(value, dict) if isinstance(kind, type) else True
+    # a class: a config has a section for its objects, which may have been built; any other type is not checked
+    return isinstance(value, (dict, kind)) if isinstance(kind, type) else True
 
 
 def _describe(kinds: Sequence[Any]) -> str:

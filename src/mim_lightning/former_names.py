@@ -98,6 +98,7 @@ ADDED_KEYS: dict[str, tuple[Any, ...]] = {
     "model.towers.*.train": ("full",),
     "optim.layer_decay": (None,),
     "optim.optimizer.fused": (None, False, True),  # rounding alone
+    "step.micro_batch_size": (None,),
 }
 OWN = "mim_lightning."
 # former `_target_` -> present: a package of ours and what it exports, so that files behind it may move

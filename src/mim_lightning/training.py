@@ -47,7 +47,7 @@ def fit(config: dict[str, Any], run: Run, description: Mapping[str, Any] | None 
     from mim_lightning.lit.datamodule import MatchDataModule
     from mim_lightning.lit.evaluation import close_loggers, collect_results, evaluate_module, save_evaluation
     from mim_lightning.lit.frozen_features import FrozenFeatures, cacheable_towers
-    from mim_lightning.lit.module import MatchModule, freeze_unused
+    from mim_lightning.lit.module import MatchModule, StepSettings, freeze_unused
     from mim_lightning.lit.trainer import (
         ask_first_rank,
         keep_batches,
@@ -104,7 +104,8 @@ def fit(config: dict[str, Any], run: Run, description: Mapping[str, Any] | None 
         "optimizer": build_partial(config["optim"].get("optimizer"), "optim.optimizer"),
         "schedule": build_partial(config["schedule"], "schedule"),
     }
-    module = construct("optim", MatchModule, matcher, objective, config=config, **optim)
+    step = construct("step", StepSettings, **config["step"])
+    module = construct("optim", MatchModule, matcher, objective, config=config, step=step, **optim)
     # the process that launched this one has prepared the data
     data = {**config["data"], "source": None} if is_launched() else config["data"]
     datamodule = build(data, specs=matcher.input_specs(), description=description)

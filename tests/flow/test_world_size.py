@@ -1,5 +1,7 @@
 """Two processes are as one: equal weights, equal numbers, one folder a job, also inside a multirun."""
 
+import csv
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,28 +13,74 @@ from mim_lightning.run import Run, identify
 from tests.flow.entry_points import start, timeless, weights
 from tests.shop import small
 
-MODELS = ("2tower", "4tower")
-# 21 rows: one batch of 16 and one of 5, which two processes fill up; in float64, for Adam makes much of rounding
-EXACT = ["data.batch_size=16", "trainer.precision=64-true"]
+EPOCH_LOSS = "train/epoch_loss"
+TIMED = ("train/seconds", "train/rows_per_second", "train/data_wait_fraction")
+EPOCH_LOSS = "train/epoch_loss"
+TIMED = ("train/seconds", "train/rows_per_second", "train/data_wait_fraction")
+STEPS = (None, 3)  # inputs of a micro-batch: all, and fewer than a process has
+# 21 rows: two batches of 8 and one of 5, which two processes fill up; in float64, for Adam makes much of rounding
+EXACT = [
+    "data.batch_size=8",
+    "trainer.precision=64-true",
+    "trainer.log_every_n_steps=4",
+    "+callbacks.collectives={_target_: tests.flow.collective_counter.CollectiveCounter}",
+]
 
 
 @pytest.fixture
 def two_processes(shop: Path) -> Path:
-    """Run a sweep over tower counts with two processes a job."""
+    """Run a sweep over kinds of steps with two processes a job."""
     runs = shop / "two"
-    finished = start("-m", *small(shop, *EXACT, f"paths.runs={runs}", "trainer.devices=2", f"model={','.join(MODELS)}"))
+    finished = start(
+        "-m", *small(shop, *EXACT, f"paths.runs={runs}", "trainer.devices=2", "step.micro_batch_size=null,3")
+    )
     assert finished.returncode == 0, finished.stderr[-3000:]
-    assert "2 jobs" in finished.stdout and "model=4tower" in finished.stdout
+    assert "2 jobs" in finished.stdout and "step.micro_batch_size=3" in finished.stdout
     return runs
 
 
-def test_one_process_and_two_end_equal(shop: Path, two_processes: Path, fit: Callable[..., Run]) -> None:
-    for model in MODELS:
-        one = fit(*EXACT, f"model={model}")
-        two = identify(compose("train", small(shop, *EXACT, f"paths.runs={two_processes}", f"model={model}")))[0]
-        assert two.run_id == one.run_id
+def test_one_process_and_two_end_equal_with_micro_batches_and_without(
+    shop: Path, two_processes: Path, fit: Callable[..., Run]
+) -> None:
+    one = fit(*EXACT)
+    for size in STEPS:
+        step = f"step.micro_batch_size={'null' if size is None else size}"
+        two = identify(compose("train", small(shop, *EXACT, f"paths.runs={two_processes}", step)))[0]
+        assert (two.run_id == one.run_id) == (size is None)
         for name, value in weights(one).items():
             torch.testing.assert_close(weights(two)[name], value, rtol=0, atol=1e-9)
         assert timeless(two) == pytest.approx(timeless(one), abs=1e-9)
+        check_log(two, one)
     folders = [path for path in two_processes.iterdir() if path.name != "sweeps"]
-    assert len(folders) == len(MODELS), "one folder a job"
+    assert len(folders) == len(STEPS), "one folder a job"
+
+
+def check_log(two: Run, one: Run) -> None:
+    """Check that two processes log what one does, with one collective on a logged step and none on others."""
+    (counts, losses, shown), (other_counts, other_losses, _) = (
+        json.loads((two.folder / f"collectives-{rank}.json").read_text()) for rank in range(2)
+    )
+    # the fourth step is logged; the third and the last end an epoch
+    assert counts == other_counts == [{}, {}, {"all_reduce": 1}, {"all_reduce": 1}, {}, {"all_reduce": 1}]
+    _, all_losses, _ = json.loads((one.folder / "collectives-0.json").read_text())
+    means = [(a + b) / 2 for a, b in zip(losses, other_losses, strict=True)]
+    assert means == pytest.approx(all_losses, abs=1e-9)
+    # of the rows of a process: 4, 4, and 3 with the one that fills up
+    epochs = [(4 * first + 4 * second + 3 * third) / 11 for first, second, third in (means[:3], means[3:])]
+    assert [shown[idx] for idx in (2, 3, 5)] == pytest.approx([epochs[0], means[3], epochs[1]], abs=1e-6)
+    logged, expected = scalars(two), scalars(one)
+    assert [logged.pop((str(step), EPOCH_LOSS)) for step in (2, 5)] == pytest.approx(epochs, abs=1e-6)
+    expected = {place: value for place, value in expected.items() if place[1] != EPOCH_LOSS}
+    assert logged == pytest.approx(expected, abs=1e-9) and ("3", "train/loss") in logged
+
+
+def scalars(run: Run) -> dict[tuple[str, str], float]:
+    """Return what a run logged of its training, without what the clock decides, by step and name."""
+    (path,) = (run.folder / "csv").rglob("metrics.csv")
+    with path.open() as file:
+        return {
+            (row["step"], name): float(cell)
+            for row in csv.DictReader(file)
+            for name, cell in row.items()
+            if cell and name.startswith("train/") and not name.startswith(TIMED)
+        }

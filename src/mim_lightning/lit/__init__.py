@@ -6,10 +6,11 @@ from mim_lightning.exports import export_lazily
 
 if TYPE_CHECKING:
     from mim_lightning.lit.callbacks.ema import EMA
-    from mim_lightning.lit.callbacks.monitoring import CorruptSamples, TerminateOnNaN, Throughput
+    from mim_lightning.lit.callbacks.monitoring import CorruptSamples, TerminateOnNaN
     from mim_lightning.lit.callbacks.optuna_pruning import OptunaPruning
     from mim_lightning.lit.callbacks.preemption import Preemption
     from mim_lightning.lit.callbacks.retrieval_eval import RetrievalEval
+    from mim_lightning.lit.callbacks.throughput import Throughput
     from mim_lightning.lit.callbacks.tracked_queries import TrackedQueries
     from mim_lightning.lit.callbacks.training_alarms import TrainingAlarms
     from mim_lightning.lit.console import ProgressBar
@@ -32,7 +33,7 @@ else:
             "RunCSVLogger": "mim_lightning.lit.csv_logger",
             "CorruptSamples": "mim_lightning.lit.callbacks.monitoring",
             "TerminateOnNaN": "mim_lightning.lit.callbacks.monitoring",
-            "Throughput": "mim_lightning.lit.callbacks.monitoring",
+            "Throughput": "mim_lightning.lit.callbacks.throughput",
             "OptunaPruning": "mim_lightning.lit.callbacks.optuna_pruning",
             "warmup_constant": "mim_lightning.lit.optim",
             "warmup_cosine": "mim_lightning.lit.optim",

@@ -29,7 +29,7 @@ from mim_lightning.fields import PRODUCT, side_of, texts_of
 from mim_lightning.lit.datamodule import MatchDataModule
 from mim_lightning.losses.objective import Objective
 from mim_lightning.model.matcher import Matcher
-from mim_lightning.types import Batch, TextSpec, fields_of
+from mim_lightning.types import TextSpec, fields_of
 
 INITIAL = "initial"  # replaces "val" in the keys of epoch -1, the model before training
 WIDTH, BAR_WIDTH = 80, 10  # characters
@@ -76,15 +76,8 @@ class ProgressBar(RichProgressBar):
     """Lightning's bar with the loss and the last value of the monitored metric, on one line of 80 columns.
 
     The loss is the mean over the rows of the epoch so far: a single batch, the last of which may have a row or two,
-    says little.
+    says little. On a GPU, and with several processes, it changes every `trainer.log_every_n_steps` steps.
     """
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
-        self._restart()
-
-    def _restart(self) -> None:
-        self._sum, self._num_rows = 0.0, 0
 
     def configure_columns(self, trainer: Trainer) -> list[Any]:
         description, bar, batches, _, speed = super().configure_columns(trainer)
@@ -92,23 +85,10 @@ class ProgressBar(RichProgressBar):
         bar.bar_width = BAR_WIDTH
         return [description, bar, batches, TimeRemainingColumn(compact=True, elapsed_when_finished=True), speed]
 
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._restart()
-        super().on_train_epoch_start(trainer, pl_module)
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
-    ) -> None:
-        loss = trainer.progress_bar_metrics.get("train/loss")
-        if loss is not None:
-            self._sum += float(loss) * len(batch)
-            self._num_rows += len(batch)
-        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         metrics = {name.rsplit("/", 1)[-1]: value for name, value in super().get_metrics(trainer, pl_module).items()}
         metrics.pop("v_num", None)
-        return metrics | ({"loss": self._sum / self._num_rows} if self._num_rows else {})
+        return {"loss": metrics.pop("running_loss"), **metrics} if "running_loss" in metrics else metrics
 
 
 # --- before training ----------------------------------------------------------------------------------

@@ -6,26 +6,49 @@ The matcher embeds, the objective computes the loss, `callbacks.retrieval_eval` 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import partial
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
 import torch
 from lightning import LightningModule
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from mim_lightning.interruption import reinstall_signal_handlers
 from mim_lightning.lit.console import describe_cut_texts, describe_training, warn
 from mim_lightning.lit.optim import began_with_listed_decayed, parameter_groups
+from mim_lightning.lit.step_log import LOSS, RUNNING_LOSS, StepLog, is_free, is_written
 from mim_lightning.losses.objective import Objective
 from mim_lightning.model.activation_checkpointing import restore_statistics
 from mim_lightning.model.checkpoint import SECTION, describe_checkpoint, state_of
 from mim_lightning.model.matcher import Matcher
 from mim_lightning.types import Batch, Embeddings
+
+
+@dataclass(frozen=True)
+class StepSettings:
+    """How a training step is computed.
+
+    Attributes:
+        micro_batch_size: inputs of a tower, on each process, whose activations are in memory at a time. The loss is of
+            the whole batch, with all of its negatives; every input is encoded twice, see `model.cached_encoding`.
+            None: all inputs, once.
+
+    Raises:
+        ValueError: a size below 1.
+    """
+
+    micro_batch_size: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.micro_batch_size is not None and self.micro_batch_size < 1:
+            raise ValueError(f"step.micro_batch_size={self.micro_batch_size}: give a whole number above 0, or null")
 
 
 class MatchModule(LightningModule):
@@ -38,6 +61,7 @@ class MatchModule(LightningModule):
         lr, weight_decay, lr_scales, layer_decay: see `parameter_groups`.
         schedule: called with the optimizer and the number of steps.
         config: the resolved run config, stored in the checkpoint.
+        step: how a step is computed.
     """
 
     def __init__(
@@ -51,6 +75,7 @@ class MatchModule(LightningModule):
         layer_decay: float | None = None,
         schedule: Callable[[Optimizer, int], LRScheduler] | None = None,
         config: Mapping[str, Any] | None = None,
+        step: StepSettings | None = None,
     ) -> None:
         super().__init__()
         self.matcher, self.objective = matcher, objective
@@ -61,11 +86,17 @@ class MatchModule(LightningModule):
         self._config = config or {}
         self._seed = int(self._config.get("seed", 0))
         self._is_synchronized = False
+        self._micro_batch_size = (step or StepSettings()).micro_batch_size
+        self._step_log, self._is_logged = StepLog(), False
 
     def configure_model(self) -> None:
-        """Synchronize batch normalization over ranks, before DDP wraps the module."""
-        has_batch_norm = any(isinstance(part, torch.nn.modules.batchnorm._BatchNorm) for part in self.modules())
-        if self.trainer.world_size > 1 and has_batch_norm and not self._is_synchronized:
+        """Synchronize batch normalization over ranks, before DDP wraps the module.
+
+        Not with micro-batches, whose number may differ between ranks.
+        """
+        has_batch_norm = any(isinstance(part, _BatchNorm) for part in self.modules())
+        is_split = self._micro_batch_size is not None
+        if self.trainer.world_size > 1 and has_batch_norm and not is_split and not self._is_synchronized:
             self._is_synchronized = True
             if self.trainer.strategy.root_device.type == "cuda":
                 for owner in self.matcher.towers:
@@ -75,6 +106,10 @@ class MatchModule(LightningModule):
 
     def on_train_start(self) -> None:
         reinstall_signal_handlers()
+        self._step_log.restart()  # a run resumed within an epoch has no epoch start
+
+    def on_train_epoch_start(self) -> None:
+        self._step_log.restart()
 
     def on_validation_start(self) -> None:
         reinstall_signal_handlers()
@@ -89,21 +124,77 @@ class MatchModule(LightningModule):
         if self.trainer.is_global_zero:
             for line in describe_cut_texts(datamodule, self._config):
                 rank_zero_info(line)
+        self._describe_step(datamodule.batch_size)
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+    def _describe_step(self, batch_size: int) -> None:
+        """Say what the settings of a step change besides memory.
+
+        Raises:
+            ValueError: micro-batches with a strategy that shards weights.
+        """
+        num_batches, world_size = self.trainer.accumulate_grad_batches, self.trainer.world_size
+        if num_batches > 1:
+            rank_zero_info(
+                f"trainer.accumulate_grad_batches={num_batches} adds no negatives; data.batch_size="
+                f"{num_batches * batch_size} step.micro_batch_size={max(1, batch_size // world_size)} does, in about "
+                "the same memory"
+            )
+        if self._micro_batch_size is None:
+            return
+        key = f"step.micro_batch_size={self._micro_batch_size}"
+        if not isinstance(self.trainer.strategy, (SingleDeviceStrategy, DDPStrategy)):
+            raise ValueError(f"{key}: works on one device and with trainer.strategy=ddp, which keep whole weights")
+        if any(isinstance(part, _BatchNorm) and part.training for part in self.matcher.modules()):
+            warn(
+                f"{key}: batch normalization has the statistics of each micro-batch, so the result depends on its size"
+            )
+
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         assert self.objective is not None
-        # dropout is a function of (seed, step, rank): Lightning does not restore random generators when it resumes
-        torch.manual_seed(hash((self._seed, self.global_step, self.global_rank)) % 2**63)
-        result = self.objective(self.matcher(batch), batch)
+        torch.manual_seed(self._noise_seed(batch_idx))
+        result = self.objective(self.matcher(batch, self._micro_batch_size), batch)
+        self.log(
+            "train/epoch_loss",
+            result.loss.detach(),
+            on_step=False,
+            on_epoch=True,
+            batch_size=len(batch),
+            sync_dist=True,  # at the end of the epoch
+        )
+        scalars = {LOSS: result.loss.detach()}
+        scalars |= {f"train/loss/{name}": value for name, value in result.per_pair.items()}
+        scalars |= {f"train/{name}": value for name, value in result.stats.items()}
+        self._step_log.add(result.loss, len(batch))
+        self._is_logged = self._reads_scalars(batch_idx)
+        if self._is_logged:
+            self._log_means(scalars)
+        return {"loss": result.loss, "scalars": scalars}
+
+    def _noise_seed(self, batch_idx: int) -> int:
+        """Return the seed of a batch: Lightning does not restore random generators when it resumes."""
+        place: tuple[int, ...] = (self._seed, self.global_step, self.global_rank)
+        if (num_batches := self.trainer.accumulate_grad_batches) > 1:
+            place = (*place, batch_idx % num_batches)  # all batches of an optimizer step have the same global step
+        return hash(place) % 2**63
+
+    def _reads_scalars(self, batch_idx: int) -> bool:
+        """Return whether somebody may read the scalars of a step: where they are written, and at the epoch's end."""
+        if is_free(self.device, self.trainer.world_size) or self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return True
+        is_last = self.trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
+        return is_last or is_written(self.trainer, batch_idx)
+
+    def _log_means(self, scalars: Mapping[str, Tensor]) -> None:
         # every rank has its part of the global loss; the mean over ranks is the loss of the global batch
-        log = partial(self.log, batch_size=len(batch), sync_dist=True)
-        log("train/loss", result.loss.detach(), prog_bar=True)
-        log("train/epoch_loss", result.loss.detach(), on_step=False, on_epoch=True)
-        for name, value in result.per_pair.items():
-            log(f"train/loss/{name}", value)
-        for name, value in result.stats.items():
-            log(f"train/{name}", value)
-        return result.loss
+        means = self._step_log.average(scalars, self.trainer.world_size)
+        self.log(RUNNING_LOSS, means.pop(RUNNING_LOSS), prog_bar=True, logger=False)
+        self.log_dict(means)
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        if not self._is_logged and self._reads_scalars(batch_idx):
+            # a callback has just stopped training, and Lightning is about to write a row
+            self._current_fx_name = "training_step"  # the same entries: two of one name would hide each other
+            self._log_means(outputs["scalars"])
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         with restore_statistics(self.matcher):

@@ -1,9 +1,8 @@
-"""Callbacks that watch a training run: its loss, its corrupt samples, its speed."""
+"""Callbacks that watch a training run: its loss and its corrupt samples."""
 
 from __future__ import annotations
 
 import math
-import time
 from typing import Any
 
 import torch
@@ -117,35 +116,3 @@ class CorruptSamples(Callback):
             if total:
                 warn(f"epoch {loader.epoch}: skipped {total}/{loader.skipped.num_samples} samples")
             loader.skipped.validate_limit(total)
-
-
-class Throughput(Callback):
-    """Logs the speed of each epoch.
-
-    `train/rows_per_second` is that of all ranks; `train/data_wait_fraction` is the fraction of rank 0's time, 0 to 1,
-    in which it waited for the loader.
-    """
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._restart()  # a run resumed within an epoch has no epoch start
-
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._restart()
-
-    def _restart(self) -> None:
-        self.rows, self.waited = 0, 0.0
-        self.started = self.last_end = time.perf_counter()
-
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
-        self.waited += time.perf_counter() - self.last_end
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
-    ) -> None:
-        self.rows += len(batch) * trainer.world_size
-        self.last_end = time.perf_counter()
-        if trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
-            # here, not at the epoch's end, which comes after validation
-            seconds = max(self.last_end - self.started, 1e-9)
-            log = {"train/rows_per_second": self.rows / seconds, "train/data_wait_fraction": self.waited / seconds}
-            pl_module.log_dict(log, batch_size=1)
