@@ -29,7 +29,7 @@ class Noisy(nn.Module):
         return self.after(self.encoder(inputs))
 
 
-def noisy(tower: Tower, norm: bool = False, **options: bool) -> Tower:
+def noisy(tower: Tower, norm: bool = False, **options: str) -> Tower:
     return Tower(Noisy(tower, norm), 8, **options)  # type: ignore[arg-type]
 
 
@@ -43,7 +43,7 @@ def four_tied_towers() -> Matcher:
 
 def half_frozen_towers() -> Matcher:
     towers = {
-        "query_image": noisy(image_tower(), frozen=True),
+        "query_image": noisy(image_tower(), train="frozen"),
         "product_image": noisy(image_tower()),
         "product_text": noisy(text_tower()),
     }
@@ -120,7 +120,7 @@ def test_a_frozen_encoder_encodes_once_and_others_twice(monkeypatch: pytest.Monk
     images = make_batch().inputs["query_image"]
     for frozen, expected in ((True, [(2, False), (1, False)]), (False, [(2, False), (1, False), (2, True), (1, True)])):
         calls.clear()
-        encode_cached(noisy(image_tower(), frozen=frozen), [images], 2)[0].sum().backward()
+        encode_cached(noisy(image_tower(), train="frozen" if frozen else "full"), [images], 2)[0].sum().backward()
         assert calls == expected
     calls.clear()
     with torch.no_grad():

@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-import torch.distributed as dist
 from lightning import Trainer
 from torch import Tensor
+
+from mim_lightning.losses.gather import gather_rows
 
 LOSS, RUNNING_LOSS = "train/loss", "train/running_loss"
 
@@ -43,10 +44,7 @@ class StepLog:
             return named
         is_double = any(value.dtype == torch.float64 for value in named.values())
         values = torch.stack([value.to(torch.float64 if is_double else torch.float32) for value in named.values()])
-        if world_size > 1:
-            dist.all_reduce(values)
-            values /= world_size
-        return dict(zip(named, values.cpu(), strict=True))
+        return dict(zip(named, gather_rows(values[None]).mean(0).cpu(), strict=True))
 
 
 def is_written(trainer: Trainer, batch_idx: int) -> bool:
