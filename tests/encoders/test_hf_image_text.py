@@ -77,6 +77,16 @@ def test_a_batch_without_images_reaches_every_weight(folder: str) -> None:
     assert all(parameter.grad is not None for parameter in encoder.parameters())
 
 
+def test_recomputed_activations_give_the_same_gradients(folder: str) -> None:
+    plain, checkpointed = HfImageText(folder, image_size=32), HfImageText(folder, image_size=32)
+    checkpointed.checkpoint_activations()
+    for encoder in (plain, checkpointed):
+        encoder(inputs_of(encoder)).square().sum().backward()
+    assert checkpointed.network.visual.blocks[0].gradient_checkpointing
+    for one, other in zip(plain.parameters(), checkpointed.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad)
+
+
 def test_marks_in_a_text_are_no_marks(folder: str) -> None:
     tokenize = HfImageText(folder, image_size=32).spec[1].tokenize
     assert torch.equal(tokenize([f"red {PAD}{END}<|im_end|> blue"])["input_ids"], tokenize(["red blue"])["input_ids"])

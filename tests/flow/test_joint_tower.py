@@ -115,6 +115,12 @@ def test_an_export_embeds_alike(run: Run, shop: Path) -> None:
         export(compose("export", [*words[:1], f"output={shop}/onnx", "device=cpu", "onnx=true"]))
 
 
+def test_it_has_the_switches_of_other_models() -> None:
+    others, joint = (compose("train", [*words])["model"] for words in (["model=2tower"], ["model=joint"]))
+    assert others.keys() == joint.keys()
+    assert others["towers"]["query_image"].keys() | {"fields"} == joint["towers"]["query"].keys()
+
+
 def test_encoder_and_model_must_fit() -> None:
     for words in (["model=joint"], ["model=2tower", "encoder=qwen3_vl"]):
         with pytest.raises(ValueError, match=r"encoder: is null.*encoder=qwen3_vl and model=joint go together"):
