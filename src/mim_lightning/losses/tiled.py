@@ -22,8 +22,8 @@ from mim_lightning.losses.gather import sum_over_ranks
 from mim_lightning.losses.pair_tiles import PairTiles, Side
 
 PairLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
-# rows and columns of a tile: two tiles in float32 are 2 MiB, in the caches of two cores, or 512 MiB on a GPU
-CPU_TILE, GPU_TILE = 512, 8192
+# rows and columns of a tile: two tiles in float32 are 8 MiB, near the cores, or 512 MiB on a GPU (not measured there)
+CPU_TILE, GPU_TILE = 1024, 8192
 
 
 class TiledResult(NamedTuple):
