@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import platform
 import re
 import resource
 import subprocess
@@ -19,6 +20,7 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,9 @@ ENVIRONMENT = re.compile(r"[A-Z][A-Z0-9_]*=.*")  # a word of an arm that is no o
 
 def main() -> None:
     options = _options()
+    if options.show is not None:
+        print(_table(json.loads(options.show.read_text())))
+        return
     if options.child is not None:
         _serve_steps(json.loads(options.child))
         return
@@ -45,7 +50,9 @@ def main() -> None:
                 steps[name].append(step)
     for process in processes.values():
         process.communicate()
-    machine = f"{os.cpu_count()} cores, {options.threads} threads"
+    machine = (
+        f"{os.cpu_count()} cores, {options.threads} threads, torch {version('torch')}, {' '.join(platform.libc_ver())}"
+    )
     record = {
         "work": options.work,
         "config": options.config,
@@ -163,12 +170,13 @@ def _table(record: dict[str, Any]) -> str:
     ]
     arms = {name: _columns(steps) for name, steps in record["steps"].items()}
     first = next(iter(arms.values()))
+    first_seconds = record.get("first", {})  # compiling is in it
     for name, arm in arms.items():
         ratio = arm["seconds"] / first["seconds"]
         low, middle, high = np.percentile(ratio, (25, 50, 75))
         away = np.abs(arm["value"] - first["value"]).max()
         lines.append(
-            f"| {name} | {record['first'][name]:.1f} "
+            f"| {name} | {f'{first_seconds[name]:.1f}' if first_seconds else '-'} "
             f"| {np.median(arm['seconds']):.3f} | {middle:.3f} ({low:.3f} to {high:.3f}) "
             f"| {np.median(arm['system_seconds']):.3f} | {np.median(arm['faults']):,.0f} | {arm['peak_mb'].max():,.0f} "
             f"| {'yes' if away == 0 else f'to {away:.0e}'} |"
@@ -194,6 +202,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--batches", type=int, default=4, help="distinct batches, the same for all arms")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="torch threads of each arm")
     parser.add_argument("--output", type=Path, help="JSON file for all measurements")
+    parser.add_argument("--show", type=Path, help="print the table of such a file instead")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     return parser.parse_args()
 
