@@ -45,8 +45,9 @@ def test_an_arm_trains_a_segment_and_counts_what_it_encodes(arm: str, setup: Set
     assert segment["rows"] == 16 and segment["seconds"] > 0 and segment["peak_gib"] >= segment["start_gib"]
     if arm in ENCODED:
         assert segment["images"] == 16 * ENCODED[arm]
-    else:  # an image of two rows is encoded once
-        assert 0 < segment["images"] <= 16 * 2
+    else:  # an image of two rows is encoded once, by a cached step twice
+        most = 4 if arm == "ours, cached step" else 2
+        assert 16 * (most - 1) < segment["images"] <= 16 * most
 
 
 def test_a_step_of_the_gpu_part_counts_the_work_of_its_matrix_products(setup: Setup) -> None:

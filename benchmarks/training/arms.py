@@ -11,7 +11,7 @@ from collections.abc import Callable
 from functools import partial
 
 from benchmarks.training.clip import train_open_clip, train_open_clip_cached
-from benchmarks.training.ours import train_bare, train_ours
+from benchmarks.training.ours import train_bare, train_ours, train_ours_cached
 from benchmarks.training.pace import Pace
 from benchmarks.training.plain import train_plain
 from benchmarks.training.sentences import train_sentence_transformers
@@ -20,6 +20,7 @@ from benchmarks.training.setup import Setup
 Arm = Callable[[Setup, Pace], None]
 ARMS: dict[str, Arm] = {
     "ours": train_ours,
+    "ours, cached step": train_ours_cached,
     "bare loop": train_bare,
     "open_clip": train_open_clip,
     "open_clip, accum-freq": train_open_clip_cached,

@@ -45,6 +45,10 @@ def train_ours(setup: Setup, pace: Pace, *more: str) -> None:
     train(setup.config(f"+callbacks.pace._target_={__name__}.PaceCallback", *more))
 
 
+def train_ours_cached(setup: Setup, pace: Pace) -> None:
+    train_ours(setup, pace, f"step.micro_batch_size={setup.micro_batch_size}")
+
+
 def train_bare(setup: Setup, pace: Pace) -> None:
     """Train our modules on our batches in a plain loop, under the same settings of the process."""
     config = setup.config()
