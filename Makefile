@@ -31,7 +31,7 @@ train: setup ## the main job: 4 towers on the synthetic shop, about three minute
 experiment: setup ## one record of experiments/ again: make experiment NAME=towers_grocery
 	experiments/$(NAME)/run.sh
 
-RECORDS = default_run towers_synthetic warm_start fusion_weights loss_weights tied_or_not encoder_size towers_grocery \
+RECORDS = default_run towers_synthetic warm_start fusion_weights fusions loss_weights tied_or_not encoder_size towers_grocery \
 	frozen_text planted_lift index_speed ranking_speed serving_speed rounded_weights same_picture data_throughput \
 	world_size step_speed
 

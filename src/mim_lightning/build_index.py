@@ -51,7 +51,9 @@ def build_index(config: dict[str, Any]) -> None:
         data = {**data, "source": None}
     prepared = prepare_data(build_preparation(data), write_validation_report)
     catalog, gallery = prepared.catalog(), choose_gallery(config["gallery"], matcher.names)
-    facts = describe_embedding(catalog, trained.fingerprint, gallery, matcher.dimension)
+    fusion = matcher.fusions.get(gallery)
+    width = matcher.dimension if fusion is None else fusion.index_width
+    facts = describe_embedding(catalog, trained.fingerprint, gallery, width)
     store = EmbeddingStore(Path(config["embeddings"] or Path(place) / "embeddings"), facts)
     missing, num_processes = store.missing(), num_processes_to_launch(config["trainer"])
     if missing and num_processes:

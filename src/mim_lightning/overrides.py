@@ -21,10 +21,11 @@ TRAINER_OPTIONS = frozenset(
         *("enable_autolog_hparams", "model_registry", "logger", "callbacks"),
     )
 )
-# whose keys are names that the user chooses (of parameters, data sets, segments), or more than conf/ lists; their
-# constructors reject unknown ones
+# whose keys are names that the user chooses (of parameters, towers, data sets, segments), or more than conf/ lists;
+# their constructors reject unknown ones
 OPEN_SECTIONS = (
     "optim.lr_scales.",
+    "model.fusions.",
     "data.mixture.",
     "data.source.columns.",
     "data.source.fields.",

@@ -1,11 +1,13 @@
-"""python -m mim_lightning.tune_fusion <run>: sweep the weights of a fusion after training, on stored embeddings.
+"""python -m mim_lightning.tune_fusion <run>: sweep the weights and kinds of a fusion after training, on its embeddings.
 
     python -m mim_lightning.tune_fusion runs/4tower-...                  the query of the composed direction
     python -m mim_lightning.tune_fusion runs/4tower-... --fusion product --metric mrr --output tuned
+    python -m mim_lightning.tune_fusion runs/4tower-... --kind all       sums, products of scores, centered or not
     python -m mim_lightning.tune_fusion runs/4tower-... --store runs/4tower-.../checkpoints/best.ckpt
 
 Prints the curve, and what the best weight is worth on products it was not chosen on; `--output` draws it; `--store`
-writes the checkpoint with the best weights beside the old one.
+writes the checkpoint with the best fusion beside the old one. Of all kinds the best is the one of the highest change on
+products it was not chosen on.
 """
 
 from __future__ import annotations
@@ -13,6 +15,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from mim_lightning.command import CommandParser, count, run_command
+
+ALL = "all"
 
 
 def main() -> None:
@@ -25,13 +29,15 @@ def tune_fusion(
     fusion: str | None,
     metric: str,
     num_weights: int,
+    kind: str | None,
+    center: bool,
     output: Path | None,
     store: Path | None,
 ) -> None:
     """Sweep, print, and write the requested files."""
     # imported here, so that an error on the command line is reported at once
     from mim_lightning.analysis.embeddings import read_embeddings
-    from mim_lightning.analysis.fusion_sweep import print_curve, sweep_fusion, write_curve
+    from mim_lightning.analysis.fusion_sweep import SWEPT_KINDS, print_curve, print_kinds, sweep_fusion, write_curve
     from mim_lightning.analysis.record import read_record
     from mim_lightning.model.checkpoint import store_fusions
     from mim_lightning.types import Direction
@@ -52,13 +58,24 @@ def tune_fusion(
         if not sides:
             raise ValueError(f"--direction {name}: has no fusion on either side; give another --direction")
         fusion = sides[0]
-    curve = sweep_fusion(embeddings, name, ends, fusion, metric, num_weights)
+    kinds = (
+        [(kind, center)]
+        if kind != ALL
+        else [(each, is_centered) for each in SWEPT_KINDS for is_centered in (False, True)]
+    )
+    curves = [
+        sweep_fusion(embeddings, name, ends, fusion, metric, num_weights, kind=each, is_centered=is_centered)
+        for each, is_centered in kinds
+    ]
+    curve = max(curves, key=lambda found: found.chosen.difference)
+    if kind == ALL:
+        print_kinds(curves)
     print_curve(curve)
     if output is not None:
         print(f"curve: {', '.join(map(str, write_curve(curve, output)))}")
     if store is not None:
-        path = store_fusions(store, {fusion: curve.best_weights}, embeddings.fingerprint)
-        print(f"checkpoint with the best weights: {path}")
+        path = store_fusions(store, {fusion: curve.best}, embeddings.fingerprint)
+        print(f"checkpoint with the best fusion: {path}")
 
 
 def _parser() -> CommandParser:
@@ -70,6 +87,10 @@ def _parser() -> CommandParser:
     parser.add_argument(
         "--num-weights", "--num-shares", type=count, default=21, metavar="N", help="points of the curve; default: 21"
     )
+    parser.add_argument(
+        "--kind", help="fixed_sum, standardized_sum, score_product, or all of them; default: as trained"
+    )
+    parser.add_argument("--center", action="store_true", help="subtract the mean of each tower from its vectors")
     parser.add_argument("--output", type=Path, metavar="FOLDER", help="for fusion.csv and fusion.png")
     parser.add_argument("--store", type=Path, metavar="CHECKPOINT", help="that was evaluated")
     return parser

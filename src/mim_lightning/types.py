@@ -7,7 +7,7 @@ products of a row, D dimension, Q queries, K hits.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -213,22 +213,18 @@ class Direction:
     def truth(self) -> str:
         return self.relevance or relevance_of(self.query)
 
-    def parts(self, fusions: Mapping[str, Mapping[str, float]]) -> tuple[str, ...]:
+    def parts(self, fusions: Mapping[str, Collection[str]]) -> tuple[str, ...]:
         """Return the towers of the query side."""
         return tuple(fusions.get(self.query, (self.query,)))
 
-    def reads(self, fusions: Mapping[str, Mapping[str, float]], fields: Mapping[str, Sequence[str]]) -> set[str]:
+    def reads(self, fusions: Mapping[str, Collection[str]], fields: Mapping[str, Sequence[str]]) -> set[str]:
         """Return the fields that the query side's towers read, in `fields` those of towers with a list of their own."""
         return set(self._fields(fusions, fields))
 
-    def _fields(
-        self, fusions: Mapping[str, Mapping[str, float]], fields: Mapping[str, Sequence[str]]
-    ) -> tuple[str, ...]:
+    def _fields(self, fusions: Mapping[str, Collection[str]], fields: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
         return tuple(name for tower in self.parts(fusions) for name in fields.get(tower, (tower,)))
 
-    def describe(
-        self, fusions: Mapping[str, Mapping[str, float]], fields: Mapping[str, Sequence[str]]
-    ) -> dict[str, Any]:
+    def describe(self, fusions: Mapping[str, Collection[str]], fields: Mapping[str, Sequence[str]]) -> dict[str, Any]:
         """Return which queries it counts, and in which gallery, as plain values: equal for comparable evaluations."""
         return {
             "relevance": STORED_RELEVANCE[self.truth],
@@ -238,7 +234,7 @@ class Direction:
             "photo": {"once_a_truth": self.reads(fusions, fields) == {QUERY_IMAGE}, "not_of_the_gallery": True},
         }
 
-    def needs(self, fusions: Mapping[str, Mapping[str, float]], fields: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
+    def needs(self, fusions: Mapping[str, Collection[str]], fields: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
         """Return the fields that a query must have to be counted, besides an input of the query side."""
         return self._fields(fusions, fields) if self.requires is None else self.requires
 

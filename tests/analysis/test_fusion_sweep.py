@@ -8,6 +8,7 @@ from torch.nn.functional import normalize
 
 from mim_lightning.analysis.embeddings import EvaluationEmbeddings, read_embeddings, write_embeddings
 from mim_lightning.analysis.fusion_sweep import sweep_fusion
+from mim_lightning.model.fusion import describe_fusions
 from mim_lightning.types import Direction
 from tests.analysis.tables import gallery_of, queries_of, unit
 
@@ -38,7 +39,7 @@ def test_every_point_is_a_ranking_with_these_weights(embeddings: EvaluationEmbed
     assert curve.weights == [0, 0.25, 0.5, 0.75, 1]
     assert curve.values == pytest.approx([float(hits_at(embeddings, share).mean()) for share in curve.weights])
     assert curve.trained_weight == 0.5 and curve.trained_value == pytest.approx(curve.values[2])
-    assert curve.best_weight == 0 and curve.best_weights == {"query_image": 0, "query_text": 1}
+    assert curve.best_weight == 0 and curve.best.weights == {"query_image": 0, "query_text": 1}
     assert all(low <= value <= high for value, (low, high) in zip(curve.values, curve.intervals, strict=True))
 
 
@@ -76,7 +77,7 @@ def test_mistakes_name_the_choices(embeddings: EvaluationEmbeddings, fusion: str
 def test_embeddings_come_back_from_the_file(embeddings: EvaluationEmbeddings, tmp_path: Path) -> None:
     write_embeddings(tmp_path, embeddings)
     found = read_embeddings(tmp_path)
-    assert found.fusions == FUSIONS and found.fingerprint == "0123"
+    assert describe_fusions(found.fusions) == FUSIONS and found.fingerprint == "0123"
     for side in ("queries", "gallery"):
         ours, theirs = getattr(embeddings, side), getattr(found, side)
         assert torch.equal(ours.row_keys, theirs.row_keys)

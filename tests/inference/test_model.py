@@ -18,6 +18,7 @@ from mim_lightning.data.loading.collate import Collate
 from mim_lightning.inference.loading import load
 from mim_lightning.inference.model import LoadedModel
 from mim_lightning.inference.tower_encoder import TowerEncoder
+from mim_lightning.model.fusion import describe_fusions
 from mim_lightning.model.matcher import Matcher
 from mim_lightning.types import TextSpec, Tokenize, TowerInput
 from tests.inference.models import TEXTS, samples_of, write_checkpoint
@@ -53,7 +54,9 @@ def test_embeddings_are_those_of_an_evaluation(
 def test_description_of_the_source(model: LoadedModel, four_tower: tuple[Path, Matcher]) -> None:
     path, matcher = four_tower
     assert model.fingerprint == torch.load(path, weights_only=True)["mim_lightning"]["fingerprint"]
-    assert model.tower_names == matcher.tower_names and model.fusions == matcher.fusions
+    assert model.tower_names == matcher.tower_names and describe_fusions(model.fusions) == describe_fusions(
+        matcher.fusions
+    )
     assert model.config["model"]["name"] == "4tower"
     assert model.device == torch.device("cpu") and model.precision == "float32"
 

@@ -6,7 +6,7 @@ from torch import nn
 
 from mim_lightning.encoders.tiny import TinyImage, TinyText
 from mim_lightning.model.fingerprint import fingerprint
-from mim_lightning.model.fusion import fuse
+from mim_lightning.model.fusion import Fusion, fuse
 from mim_lightning.model.matcher import Matcher
 from mim_lightning.model.tower import Tower
 from mim_lightning.types import Batch, Embeddings
@@ -144,7 +144,7 @@ def test_invalid_matchers_name_the_entry(arguments, message) -> None:
 def test_fingerprint_changes_with_weights_fusions_and_ties_and_with_nothing_else() -> None:
     matcher, same = four_towers(), four_towers()
     assert fingerprint(matcher) == fingerprint(same)
-    same.fusions["query"]["query_text"] = 0.5
+    same.replace_fusion(Fusion("query", {"query_image": 1.0, "query_text": 0.5}, same.dimension))
     assert fingerprint(matcher) != fingerprint(same)
     other = four_towers()
     with torch.no_grad():

@@ -13,6 +13,7 @@ from torch import Tensor
 from mim_lightning.io.atomic import atomic_write
 from mim_lightning.io.damaged_file import errors_as_damaged_file
 from mim_lightning.metrics import EmbeddingTable
+from mim_lightning.model.fusion import Fusion, Fusions, as_fusion, describe_fusions
 
 EMBEDDINGS_FILE = "embeddings.safetensors"
 
@@ -23,7 +24,7 @@ class EvaluationEmbeddings:
 
     queries: EmbeddingTable
     gallery: EmbeddingTable
-    fusions: dict[str, dict[str, float]]
+    fusions: Fusions
     fingerprint: str
     fields: dict[str, list[str]] = field(default_factory=dict)  # of towers that read others than their name says
 
@@ -35,7 +36,11 @@ def write_embeddings(folder: Path, embeddings: EvaluationEmbeddings) -> None:
         for side, table in (("queries", embeddings.queries), ("gallery", embeddings.gallery))
         for name, tensor in _flat(table).items()
     }
-    facts = {"fusions": json.dumps(embeddings.fusions), "fingerprint": embeddings.fingerprint}
+    width = next(iter(embeddings.queries.vectors.values())).shape[1]
+    fusions = {name: as_fusion(name, given, width) for name, given in embeddings.fusions.items()}
+    for name, fusion in fusions.items():
+        tensors |= {f"fusions/{name}/{key}": tensor.contiguous() for key, tensor in fusion.state_dict().items()}
+    facts = {"fusions": json.dumps(describe_fusions(fusions)), "fingerprint": embeddings.fingerprint}
     if embeddings.fields:
         facts["fields"] = json.dumps(embeddings.fields)
     with atomic_write(folder / EMBEDDINGS_FILE) as partial:
@@ -58,7 +63,14 @@ def read_embeddings(folder: Path) -> EvaluationEmbeddings:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             facts = file.metadata()
         queries, gallery = _table(tensors, "queries"), _table(tensors, "gallery")
-        fusions, fields = json.loads(facts["fusions"]), json.loads(facts.get("fields", "{}"))
+        width = next(iter(queries.vectors.values())).shape[1]
+        fusions = {name: Fusion(name, config, width) for name, config in json.loads(facts["fusions"]).items()}
+        for name, fusion in fusions.items():
+            prefix = f"fusions/{name}/"
+            state = {key.removeprefix(prefix): part for key, part in tensors.items() if key.startswith(prefix)}
+            fusion.load_state_dict(state)
+            fusion.requires_grad_(False).eval()
+        fields = json.loads(facts.get("fields", "{}"))
         return EvaluationEmbeddings(queries, gallery, fusions, facts["fingerprint"], fields)
 
 

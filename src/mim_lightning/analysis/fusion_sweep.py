@@ -1,4 +1,4 @@
-"""A sweep over the weights of a fusion after training: stored embeddings are fused and ranked again.
+"""A sweep over the weights of a fusion after training, of any kind: stored embeddings are fused and ranked again.
 
 The result is a metric at every weight, and what choosing the best weight is worth on products it was not chosen on.
 """
@@ -6,9 +6,10 @@ The result is a metric at every weight, and what choosing the best weight is wor
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.box import SIMPLE
@@ -21,7 +22,18 @@ from mim_lightning.analysis.embeddings import EvaluationEmbeddings
 from mim_lightning.display.text import plain
 from mim_lightning.metrics import PairedDifference, bootstrap_intervals, paired_difference
 from mim_lightning.metrics.directions import evaluate_directions
+from mim_lightning.model.fusion import (
+    FIXED_SUM,
+    MEASURED,
+    SCORE_KINDS,
+    Fusion,
+    Fusions,
+    as_fusion,
+    weights_of,
+)
 from mim_lightning.types import Direction, RetrievalReport
+
+SWEPT_KINDS = (FIXED_SUM, *SCORE_KINDS)  # those that need no training
 
 
 @dataclass(frozen=True)
@@ -31,6 +43,8 @@ class FusionCurve:
     direction: str
     metric: str
     fusion: str
+    kind: str
+    is_centered: bool
     parts: tuple[str, str]  # the two towers, of weights w and 1 - w
     weights: list[float]  # of the first
     values: list[float]
@@ -38,11 +52,12 @@ class FusionCurve:
     trained_weight: float
     trained_value: float
     best_weight: float
+    best: Fusion  # with these weights
     chosen: PairedDifference  # best against trained weight, each half of the products with the choice of the other
 
     @property
-    def best_weights(self) -> dict[str, float]:
-        return dict(zip(self.parts, (self.best_weight, 1 - self.best_weight), strict=True))
+    def label(self) -> str:
+        return f"{self.kind}, centered" if self.is_centered else self.kind
 
 
 def sweep_fusion(
@@ -52,7 +67,9 @@ def sweep_fusion(
     fusion: str,
     metric: str = "hit@1",
     num_weights: int = 21,
-    other_fusions: Mapping[str, Mapping[str, float]] | None = None,
+    other_fusions: Fusions | None = None,
+    kind: str | None = None,
+    is_centered: bool = False,
 ) -> FusionCurve:
     """Evaluate a direction at evenly spaced weights of `fusion`'s first tower.
 
@@ -66,47 +83,66 @@ def sweep_fusion(
         fusion: of two towers.
         metric: "hit@k", "recall@k", "ndcg@k" with k of 1, 5, 10, or "mrr", "map".
         num_weights: points of the curve, both ends included.
-        other_fusions: weights of other fusions, instead of the trained ones.
+        other_fusions: to take the place of other trained fusions.
+        kind: one of `SWEPT_KINDS`; None: as trained, of a kind that learns its weights the fixed sum.
+        is_centered: subtract from each tower its mean over these embeddings.
 
     Raises:
         ValueError: the direction does not use the fusion, the fusion does not have two towers, or no such metric.
 
     Source: our choice.
     """
-    fusions = {**embeddings.fusions, **(other_fusions or {})}
+    fusions: dict[str, Fusion | Mapping[str, Any]] = {**embeddings.fusions, **(other_fusions or {})}
     if fusion not in (direction.query, direction.gallery) or fusion not in fusions:
         raise ValueError(f"directions.{name}: does not use the fusion '{fusion}'; there are {list(fusions)}")
-    if len(fusions[fusion]) != 2:
-        raise ValueError(f"model.fusions.{fusion}: a fusion sweep needs two towers, it has {list(fusions[fusion])}")
-    first, second = fusions[fusion]
-    trained_weight = fusions[fusion][first] / sum(fusions[fusion].values())
+    own = weights_of(fusions[fusion])
+    if len(own) != 2:
+        raise ValueError(f"model.fusions.{fusion}: a fusion sweep needs two towers, it has {list(own)}")
+    first, second = own
+    trained_weight = own[first] / sum(own.values())
+    table = embeddings.queries if fusion == direction.query else embeddings.gallery
+    width = next(iter(table.vectors.values())).shape[1]
+    trained_kind = as_fusion(fusion, fusions[fusion], width).kind
+    swept_kind = kind or (trained_kind if trained_kind in SWEPT_KINDS else FIXED_SUM)
+    means = {part: table.vectors[part][table.present[part]].mean(dim=0) for part in own} if is_centered else {}
 
-    def evaluate(weight: float) -> RetrievalReport:
-        changed = {**fusions, fusion: {first: weight, second: 1 - weight}}
+    def make(weight: float) -> Fusion:
+        options = {"kind": swept_kind} | ({"center": MEASURED} if is_centered else {})
+        made = Fusion(fusion, {first: weight, second: 1 - weight, **options}, width)
+        if is_centered:
+            made.set_means(means)
+        return made
+
+    def evaluate(made: Fusion | None) -> RetrievalReport:
+        changed = fusions if made is None else {**fusions, fusion: made}
         reports = evaluate_directions(
             {name: direction}, embeddings.queries, embeddings.gallery, changed, embeddings.fields
         )
         return reports[name]
 
-    trained = evaluate(trained_weight)
+    trained = evaluate(None)
     rising = [name for name in trained.scores if not name.startswith(("wrong_", "same_"))]  # higher is better
     if metric not in rising:
         raise ValueError(f"no metric '{metric}' to choose by; there are {', '.join(rising)}")
     weights = np.linspace(0, 1, num_weights).tolist()
-    scores_WQ = np.stack([evaluate(weight).scores[metric].numpy() for weight in weights])
+    scores_WQ = np.stack([evaluate(make(weight)).scores[metric].numpy() for weight in weights])
     clusters_Q, trained_Q = trained.cluster_keys.numpy(), trained.scores[metric].numpy()
+    best_weight = weights[_best_idx(scores_WQ, trained_weight)]
     intervals = bootstrap_intervals({str(i): row for i, row in enumerate(scores_WQ)}, clusters_Q)
     return FusionCurve(
         direction=name,
         metric=metric,
         fusion=fusion,
+        kind=swept_kind,
+        is_centered=is_centered,
         parts=(first, second),
         weights=weights,
         values=np.nanmean(scores_WQ, axis=1).tolist(),
         intervals=list(intervals.values()),
         trained_weight=trained_weight,
         trained_value=trained.values[metric],
-        best_weight=weights[_best_idx(scores_WQ, trained_weight)],
+        best_weight=best_weight,
+        best=make(best_weight),
         chosen=paired_difference(_cross_chosen(scores_WQ, clusters_Q, trained_weight), trained_Q, clusters_Q),
     )
 
@@ -114,7 +150,8 @@ def sweep_fusion(
 def print_curve(curve: FusionCurve) -> None:
     """Print the curve with a mark at the best weight, and what the choice is worth."""
     first, second = curve.parts
-    title = f"{curve.direction}: {curve.metric} by weight of {first} in '{curve.fusion}'; the rest is {second}"
+    how = "" if curve.label == FIXED_SUM else f" ({curve.label})"
+    title = f"{curve.direction}: {curve.metric} by weight of {first} in '{curve.fusion}'{how}; the rest is {second}"
     table = Table(
         title=escape(plain(title)), title_justify="left", box=SIMPLE, caption="fractions, 0 to 1; intervals 95 %"
     )
@@ -131,6 +168,25 @@ def print_curve(curve: FusionCurve) -> None:
         f"products changes that by {chosen.difference:+.3f} [{chosen.low:+.3f}, {chosen.high:+.3f}] on the other half "
         f"(p {chosen.p_value:.3f}, {chosen.num_queries} queries, {chosen.num_clusters} products)"
     )
+
+
+def print_kinds(curves: Sequence[FusionCurve]) -> None:
+    """Print one line a kind: the best of its curve, and what choosing its weight on other products is worth."""
+    first = curves[0]
+    title = f"{first.direction}: {first.metric} by kind of '{first.fusion}'; as trained {first.trained_value:.3f}"
+    table = Table(
+        title=escape(plain(title)), title_justify="left", box=SIMPLE, caption="fractions, 0 to 1; intervals 95 %"
+    )
+    table.add_column("kind")
+    for column in (f"weight of {first.parts[0]}", first.metric, "change on other products", "interval"):
+        table.add_column(Text(plain(column)), justify="right")
+    for curve in curves:
+        chosen = curve.chosen
+        interval = f"{chosen.low:+.3f} - {chosen.high:+.3f}"
+        table.add_row(
+            curve.label, f"{curve.best_weight:.2f}", f"{max(curve.values):.3f}", f"{chosen.difference:+.3f}", interval
+        )
+    Console().print(table)
 
 
 def write_curve(curve: FusionCurve, folder: Path) -> list[Path]:

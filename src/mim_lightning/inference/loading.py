@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +20,8 @@ from mim_lightning.inference.quantization import (
 )
 from mim_lightning.inference.tower_encoder import torch_towers
 from mim_lightning.model.checkpoint import TrainedMatcher, load_matcher
+from mim_lightning.model.fusion import Fusion
+from mim_lightning.model.matcher import Matcher
 
 RUNTIMES = ("torch", "onnx")
 
@@ -76,7 +79,7 @@ def to_device(trained: TrainedMatcher, device: torch.device) -> LoadedModel:
     return LoadedModel(
         fingerprint=trained.fingerprint,
         dimension=trained.matcher.dimension,
-        fusions=trained.matcher.fusions,
+        fusions=_for_inference(trained.matcher),
         config=trained.config,
         device=device,
         precision=trained.precision,
@@ -101,6 +104,11 @@ def choose_device(device: str) -> torch.device:
     return chosen
 
 
+def _for_inference(matcher: Matcher) -> dict[str, Fusion]:
+    """Return copies of the fusions on the CPU, where the vectors of towers are."""
+    return {name: deepcopy(fusion).cpu().eval().requires_grad_(False) for name, fusion in matcher.fusions.items()}
+
+
 def _local(path: str | Path) -> Path:
     return download_export(str(path)) if is_hub_path(path) else Path(path)
 
@@ -118,7 +126,7 @@ def _load_onnx(folder: Path, device: str, precision: str) -> LoadedModel:
     return LoadedModel(
         fingerprint=facts.fingerprint,
         dimension=facts.dimension,
-        fusions=matcher.fusions,
+        fusions=_for_inference(matcher),
         config=facts.config,
         device=torch.device("cpu"),
         precision=facts.precision,

@@ -23,13 +23,14 @@ from mim_lightning.inference.query_product_fusion import (
     fuse_rows,
     group_rows,
     main_fields,
+    side_fusion,
     side_towers,
     text_tower,
     tower_modalities,
     tower_of,
-    tower_weights,
 )
 from mim_lightning.inference.tower_encoder import TowerEncoder
+from mim_lightning.model.fusion import Fusion
 from mim_lightning.types import AnyOf, FieldInput, ImageSpec, InputSpec, TextSpec, TowerSpec, fields_of
 
 BATCH_SIZE = 32
@@ -46,7 +47,7 @@ class LoadedModel:
 
     fingerprint: str  # of rounded weights: that of the float32 model, a plus sign, the precision
     dimension: int
-    fusions: dict[str, dict[str, float]]  # fusion -> tower -> weight
+    fusions: dict[str, Fusion]
     config: dict[str, Any]  # of the run, resolved
     device: torch.device
     precision: str
@@ -182,7 +183,7 @@ class LoadedModel:
         given = {name: _to_list(name, values) for name, values in {"images": images, "texts": texts, **fields}.items()}
         num_rows = count_rows(side, given)
         towers = side_towers(side, self.fusions, self._specs())
-        weights = tower_weights(side, self.fusions, list(towers), weights)
+        fusion = side_fusion(side, self.fusions, list(towers), weights, self.dimension)
         names = main_fields(towers)
         columns: dict[str, list[Any]] = {}
         for name, values in given.items():
@@ -208,7 +209,7 @@ class LoadedModel:
             if not any(found[row] for found in present.values()):
                 choices = " or ".join(" with ".join(parts) for parts in towers.values())
                 raise ValueError(f"{side} {row}: this model reads {choices}")
-        return fuse_rows(side, vectors, present, weights).numpy() if num_rows else np.zeros((0, self.dimension), "f4")
+        return fuse_rows(side, vectors, present, fusion).numpy() if num_rows else np.zeros((0, self.dimension), "f4")
 
     def _embed_one(self, modality: str, tower: str, values: list[Any], batch_size: int) -> np.ndarray:
         self._validate_modality(modality, tower)

@@ -16,6 +16,7 @@ from mim_lightning.inference.export_format import ExportFacts
 from mim_lightning.inference.quantization import base_fingerprint
 from mim_lightning.inference.quantization_loss import METRICS, VARIANTS, QuantizationLoss
 from mim_lightning.io.damaged_file import errors_as_damaged_file
+from mim_lightning.model.fusion import OPTIONS, weights_of
 
 COLUMNS = ("hit@1", "hit@5", "hit@10", "mrr", "map", "ndcg@10")
 RECORD = ("evaluation", "record.json")  # in a run's folder, beside results.json: names the evaluated model
@@ -94,9 +95,10 @@ def _head(facts: ExportFacts) -> Iterator[str]:
         encoder = model["towers"][owner]["encoder"]
         kind = encoder.get("name") or encoder["_target_"].rsplit(".", 1)[-1]
         yield f"| {name} | {kind}{f', the weights of {owner}' if owner != name else ''} | {facts.inputs[owner]} |"
-    for name, weights in model["fusions"].items():
-        total = " + ".join(f"{weight:g} {tower}" for tower, weight in weights.items())
-        yield f"\nFusion `{name}`: {total}, to unit length."
+    for name, config in model["fusions"].items():
+        total = " + ".join(f"{weight:g} {tower}" for tower, weight in weights_of(config).items())
+        options = ", ".join(f"{key}={value}" for key, value in config.items() if key in OPTIONS)
+        yield f"\nFusion `{name}`: {total}, {options or 'to unit length'}."
 
 
 def _loading(facts: ExportFacts) -> Iterator[str]:

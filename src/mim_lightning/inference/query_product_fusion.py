@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from mim_lightning.fields import IMAGE, PRODUCT_TEXT, TEXT, field_name, side_of
-from mim_lightning.model.fusion import Fusions, fuse
-from mim_lightning.types import AnyOf, Embeddings, ImageSpec, InputSpec, TowerSpec, fields_of
+from mim_lightning.model.fusion import Fusion, Fusions, weights_of
+from mim_lightning.types import AnyOf, ImageSpec, InputSpec, TowerSpec, fields_of
 
 
 def modality_of(spec: InputSpec) -> str:
@@ -52,7 +52,7 @@ def side_towers(side: str, fusions: Fusions, specs: Mapping[str, TowerSpec]) -> 
     Without a fusion, a side that has no text tower borrows that of the product texts.
     """
     if side in fusions:
-        names = list(fusions[side])
+        names = list(weights_of(fusions[side]))
     else:
         names = [side] if side in specs else [name for name in specs if side_of(name) == side]
         modalities = tower_modalities(specs)
@@ -67,20 +67,19 @@ def main_fields(towers: Mapping[str, Mapping[str, InputSpec]]) -> dict[str, str]
     return dict(reversed([(modality_of(spec), name) for parts in towers.values() for name, spec in parts.items()]))
 
 
-def tower_weights(
-    side: str, fusions: Fusions, towers: Sequence[str], given: Mapping[str, float] | None
-) -> dict[str, float]:
-    """Return the weight of each tower: as given, else as in the side's fusion, else 1.
+def side_fusion(
+    side: str, fusions: Mapping[str, Fusion], towers: Sequence[str], given: Mapping[str, float] | None, width: int
+) -> Fusion:
+    """Return the fusion of a side, of equal weights where the model has none; given weights take the place of its own.
 
     Raises:
         ValueError: a weight for a tower that is not part of the side.
     """
-    weights = {name: fusions.get(side, {}).get(name, 1.0) for name in towers}
-    for name, weight in (given or {}).items():
-        if name not in weights:
-            raise ValueError(f"weights: '{name}' has no part in a {side}; there are {', '.join(weights)}")
-        weights[name] = float(weight)
-    return weights
+    fusion = fusions.get(side) or Fusion(side, dict.fromkeys(towers, 1.0), width)
+    for name in given or {}:
+        if name not in fusion:
+            raise ValueError(f"weights: '{name}' has no part in a {side}; there are {', '.join(fusion)}")
+    return fusion.with_weights({name: float(weight) for name, weight in given.items()}) if given else fusion
 
 
 def count_rows(side: str, inputs: Mapping[str, Sequence[Any]]) -> int:
@@ -108,18 +107,17 @@ def group_rows(towers: Sequence[str | None]) -> dict[str | None, list[int]]:
     return rows
 
 
-def fuse_rows(
-    side: str, vectors: dict[str, Tensor], present: dict[str, Tensor], weights: Mapping[str, float]
-) -> Tensor:
-    """Return the unit-length weighted sum (n, D) of vectors (n, D) by tower, zero where `present` (n,) is False.
+@torch.no_grad()
+def fuse_rows(side: str, vectors: dict[str, Tensor], present: dict[str, Tensor], fusion: Fusion) -> Tensor:
+    """Return the fused unit-length vectors (n, D) of vectors (n, D) by tower, zero where `present` (n,) is False.
 
     Raises:
         ValueError: the weights cancel all vectors of a row.
     """
-    used = {name: weights[name] for name in vectors}
-    fused = fuse(Embeddings(vectors, present), {side: used}).vectors[side]
+    fused = fusion(vectors, present)
     empty = (fused.norm(dim=1) < 0.5).nonzero().flatten()
     if len(empty) or not torch.isfinite(fused).all():
         row = int(empty[0]) if len(empty) else 0
+        used = {name: weight for name, weight in fusion.weights.items() if name in vectors}
         raise ValueError(f"{side} {row}: weights {used} leave nothing of it")
     return fused

@@ -18,6 +18,7 @@ from mim_lightning.data.shards.shard_set import ShardSet
 from mim_lightning.lit.console import ProgressBar
 from mim_lightning.lit.datamodule import MatchDataModule
 from mim_lightning.lit.trainer import keep_batches
+from mim_lightning.model.matcher import Matcher
 from mim_lightning.types import Batch, Embeddings
 
 KeepShard = Callable[[int, Tensor, Tensor], None]  # shard number, (n, D) float32 vectors, (n,) bool present
@@ -35,7 +36,7 @@ def embed_catalog(
 
     Args:
         make_trainer: called with callbacks and logger.
-        gallery: tower or fusion whose vectors are computed.
+        gallery: tower or fusion whose vectors are computed; those of its towers, side by side, if it combines scores.
         keep: called for each finished shard, on the process that embedded it.
     """
     if not shard_idxs:
@@ -78,7 +79,14 @@ class _ShardCollector(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         assert isinstance(outputs, Embeddings)
-        self.parts.append((outputs.vectors[self.gallery].float().cpu(), outputs.present[self.gallery].cpu()))
+        matcher = pl_module.matcher
+        assert isinstance(matcher, Matcher)
+        fusion = matcher.fusions.get(self.gallery)
+        if fusion is None or fusion.needs_one_vector:
+            vectors_BE = outputs.vectors[self.gallery]
+        else:
+            vectors_BE = fusion.stack_parts(outputs.vectors, outputs.present)
+        self.parts.append((vectors_BE.float().cpu(), outputs.present[self.gallery].cpu()))
         shard_idx = self.ends.get(int(batch.sample_nums[-1]))
         if shard_idx is not None:
             vectors_ND, present_N = (torch.cat(part) for part in zip(*self.parts, strict=True))

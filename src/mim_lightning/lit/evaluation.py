@@ -6,6 +6,7 @@ Training and `evaluate` both use it, so both give the same numbers.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from mim_lightning.lit.callbacks.retrieval_eval import find_retrieval_eval
 from mim_lightning.lit.console import INITIAL
 from mim_lightning.lit.datamodule import MatchDataModule
 from mim_lightning.model.fingerprint import fingerprint
+from mim_lightning.model.fusion import Fusion
 from mim_lightning.model.matcher import Matcher
 from mim_lightning.types import REFERENCE, TARGET, RetrievalReport
 
@@ -114,7 +116,10 @@ def save_evaluation(
     )
     if callback.tables is not None:
         embeddings = EvaluationEmbeddings(
-            *callback.tables, matcher.fusions, run.fingerprint, {name: [*read] for name, read in matcher.fields.items()}
+            *callback.tables,
+            _on_cpu(matcher),
+            run.fingerprint,
+            {name: [*read] for name, read in matcher.fields.items()},
         )
         write_embeddings(folder / RECORD_FOLDER, embeddings)
     from mim_lightning.analysis.figures.hits_grid import draw_hits
@@ -130,6 +135,10 @@ def save_evaluation(
         log_image = getattr(logger, "log_image", None)
         if log_image is not None:
             log_image(key=f"hits/{direction}", images=[hits_image])
+
+
+def _on_cpu(matcher: Matcher) -> dict[str, Fusion]:
+    return {name: deepcopy(fusion).cpu() for name, fusion in matcher.fusions.items()}
 
 
 def _with_absolute_distractors(config: Mapping[str, Any], datamodule: MatchDataModule) -> dict[str, Any]:

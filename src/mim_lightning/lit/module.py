@@ -20,6 +20,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from mim_lightning.fields import PRODUCT
 from mim_lightning.interruption import reinstall_signal_handlers
 from mim_lightning.lit.console import describe_cut_texts, describe_training, warn
 from mim_lightning.lit.optim import began_with_listed_decayed, parameter_groups
@@ -28,7 +29,7 @@ from mim_lightning.losses.objective import Objective
 from mim_lightning.model.activation_checkpointing import restore_statistics
 from mim_lightning.model.checkpoint import SECTION, describe_checkpoint, state_of
 from mim_lightning.model.matcher import Matcher
-from mim_lightning.types import Batch, Embeddings
+from mim_lightning.types import Batch, Embeddings, side_of
 
 
 @dataclass(frozen=True)
@@ -200,6 +201,16 @@ class MatchModule(LightningModule):
         with restore_statistics(self.matcher):
             super().backward(loss, *args, **kwargs)
 
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        # one collective for all fusions, and none unless one of them keeps running means
+        pending = {name: fusion.take_pending() for name, fusion in self.matcher.fusions.items()}
+        sums = {name: sums_PE for name, sums_PE in pending.items() if sums_PE is not None}
+        if sums:
+            reduced = self.trainer.strategy.reduce(torch.cat([*sums.values()]), reduce_op="sum")
+            assert isinstance(reduced, Tensor)
+            for name, sums_PE in zip(sums, reduced.split([len(part) for part in sums.values()]), strict=True):
+                self.matcher.fusions[name].update_means(sums_PE)
+
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Embeddings]:
         return {"embeddings": self.matcher(batch)}
 
@@ -269,10 +280,19 @@ def validate_finite(
 
 
 def freeze_unused(matcher: Matcher, objective: Objective) -> tuple[str, ...]:
-    """Freeze the towers of no pair, and return their names: DDP would wait for their gradients."""
+    """Freeze the towers and fusions of no pair, and return the towers' names: DDP would wait for their gradients."""
     reached = {part for side in objective.sides for part in matcher.fusions.get(side, (side,))}
     owners = {matcher.owner_of[name] for name in reached}
     unused = tuple(name for name in matcher.towers if name not in owners)
     for name in unused:
         matcher.tower(name).requires_grad_(False)
+    for name, fusion in matcher.fusions.items():
+        if name not in objective.sides:
+            if any(True for _ in fusion.parameters()):
+                other = "query_image" if side_of(name) == PRODUCT else "product_image"
+                rank_zero_info(
+                    f"model.fusions.{name}.kind={fusion.kind}: is in no pair, so its weights stay as given; add "
+                    f"'+model.pairs.{other}_{name}={{left: {other}, right: {name}}}'"
+                )
+            fusion.requires_grad_(False)
     return unused

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,14 +15,14 @@ from torch import Tensor
 
 from mim_lightning.fields import QUERY_IMAGE, QUERY_TEXT
 from mim_lightning.metrics import EmbeddingTable, Gallery, NothingToRankError, Queries, evaluate_direction
-from mim_lightning.model.fusion import Fusions, fuse
+from mim_lightning.model.fusion import Fusion, Fusions, as_fusion
+from mim_lightning.model.score_combination import NUM_REFERENCE_PRODUCTS, combination_of
 from mim_lightning.types import (
     NO_KEY,
     QUERY_FIELDS,
     REFERENCE,
     Batch,
     Direction,
-    Embeddings,
     QueryCounts,
     RetrievalReport,
 )
@@ -121,15 +122,19 @@ def _evaluate(
     fields: Mapping[str, Sequence[str]],
     options: Mapping[str, Any],
 ) -> RetrievalReport:
-    read = direction.reads(fusions, fields)
+    width = next(iter(queries.vectors.values())).shape[1]
+    built = {fused: as_fusion(fused, given, width) for fused, given in fusions.items()}
+    read = direction.reads(built, fields)
     num_rows, gallery_columns, queries = len(queries), gallery.columns, _with_fields(queries)
-    query_vectors, present = _side(direction.query, queries, fusions)
-    gallery_vectors, is_offered = _side(direction.gallery, gallery, fusions)
-    is_counted = present & _is_of_kind(direction, queries, fusions, fields)
+    query_fusion, gallery_fusion = built.get(direction.query), built.get(direction.gallery)
+    combination = combination_of(query_fusion, gallery_fusion)
+    query_vectors, present = _side(direction.query, queries, query_fusion)
+    gallery_vectors, is_offered = _side(direction.gallery, gallery, gallery_fusion)
+    is_counted = present & _is_of_kind(direction, queries, built, fields)
     num_other_kind = num_rows - int(is_counted.sum())
     if not is_counted.any():
-        needs = direction.needs(fusions, fields)
-        wanted = " and a ".join(needs) if needs else " or a ".join(direction.parts(fusions))
+        needs = direction.needs(built, fields)
+        wanted = " and a ".join(needs) if needs else " or a ".join(direction.parts(built))
         without = "".join(f" and no {field}" for field in direction.excludes)
         raise NothingToRankError(f"directions.{name}: no validation query has a {wanted}{without}")
     if not is_offered.any():
@@ -158,6 +163,9 @@ def _evaluate(
     )
     gallery = _ids(gallery).take(is_offered)
     offered = Gallery(gallery_vectors[is_offered], gallery.columns["product_keys"], gallery.columns["category_keys"])
+    if combination is not None:
+        reference = offered.vectors[is_reference(offered.product_keys)]
+        options = {**options, "score": partial(combination, gallery_NE=offered.vectors, reference_ME=reference)}
     try:
         report = evaluate_direction(name, candidates.take(kept), offered, **options)
     except NothingToRankError:
@@ -177,11 +185,24 @@ def _evaluate(
     return replace(report, counts=counts)
 
 
-def _side(name: str, table: EmbeddingTable, fusions: Fusions) -> tuple[Tensor, Tensor]:
-    """Return the vectors of a tower or fusion, and which rows have it."""
-    wanted = {name: fusions[name]} if name in fusions else {}
-    embeddings = fuse(Embeddings(table.vectors, table.present), wanted)
-    return embeddings.vectors[name], embeddings.present[name]
+def is_reference(product_keys_N: Tensor) -> Tensor:
+    """Return which rows (N,) are of the products over which a combination of scores standardizes them.
+
+    Those with the smallest keys, which are digests: a random choice that every catalog of these products makes.
+    """
+    keys = product_keys_N.unique()
+    return product_keys_N <= keys[min(NUM_REFERENCE_PRODUCTS, len(keys)) - 1]
+
+
+@torch.no_grad()
+def _side(name: str, table: EmbeddingTable, fusion: Fusion | None) -> tuple[Tensor, Tensor]:
+    """Return the vectors of a tower or fusion, and which rows have it; of all towers where scores are combined."""
+    if fusion is None:
+        return table.vectors[name], table.present[name]
+    present = torch.stack([table.present[part] for part in fusion if part in table.present]).any(0)
+    if fusion.needs_one_vector:
+        return fusion(table.vectors, table.present), present
+    return fusion.stack_parts(table.vectors, table.present), present
 
 
 def _ids(table: EmbeddingTable) -> EmbeddingTable:

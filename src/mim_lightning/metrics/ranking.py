@@ -6,7 +6,7 @@ rows are ranked in full. Results are product keys, never row positions.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
@@ -19,7 +19,11 @@ from mim_lightning.types import NO_KEY
 
 _SPARE_PRODUCTS = 200  # for so many products all images are fetched at once
 _FETCH_BYTES = 80  # a fetched row: position, product and score, and their copies while sorting
+_SCORED_BYTES = 120  # a gallery row when scores are a function: similarities by pair of parts, and their combination
 _FULL_BYTES = 24  # a gallery row when ranked in full: score, best of its product, masks and their running count
+
+
+ScoreFunction = Callable[[Tensor], Tensor]  # queries (Q, E) -> scores (Q, N) of the gallery rows
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,7 @@ def rank_gallery(
     depth: int,
     memory_bytes: int = 2**29,
     left_out_keys_QR: Tensor | None = None,
+    score: ScoreFunction | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Rank the products of a gallery for each query by inner product, exactly.
 
@@ -53,6 +58,7 @@ def rank_gallery(
         memory_bytes: bound on working memory, in addition to vectors, result and a few integers a gallery row; decides
             how many queries are ranked at once, at least one. Vectors that are not contiguous float32 are copied.
         left_out_keys_QR: (Q, R) products that are not in the gallery of this query, NO_KEY where there are fewer.
+        score: scores all gallery rows, instead of the inner product; the vectors may then differ in width.
 
     Returns:
         Product keys (Q, K) and scores (Q, K) float32, best first; K is `depth` or the number of products. Where a
@@ -64,19 +70,27 @@ def rank_gallery(
 
     Source: our choice.
     """
-    _check(query_vectors_QD, gallery_vectors_ND, gallery_product_keys_N, depth)
+    width = gallery_vectors_ND.shape[1:] if score is None else query_vectors_QD.shape[1:]
+    _check(query_vectors_QD, gallery_vectors_ND, gallery_product_keys_N, depth, width)
     keys_P, idx_N = gallery_product_keys_N.unique(return_inverse=True)
     gallery = _Gallery(gallery_vectors_ND.detach().float().contiguous(), idx_N, keys_P)
     num_left_out = 0 if left_out_keys_QR is None else left_out_keys_QR.shape[1]
     keep = min(depth + num_left_out, len(keys_P))  # at least `depth` remain, whichever are left out
     per_query = _FETCH_BYTES * _num_fetched(gallery, keep)
-    if not query_vectors_QD.is_cpu:  # a matrix product stores all scores of a query
+    if score is not None:
+        per_query = (_FETCH_BYTES * keep) + (_FULL_BYTES + _SCORED_BYTES) * len(gallery.vectors)
+    elif not query_vectors_QD.is_cpu:  # a matrix product stores all scores of a query
         per_query += _FULL_BYTES * len(gallery.vectors)
     products_QK = keys_P.new_empty(len(query_vectors_QD), keep)
     scores_QK = gallery.vectors.new_empty(len(query_vectors_QD), keep)
     for chunk in even_chunks(len(query_vectors_QD), max(1, memory_bytes // per_query)):
         query_QD = query_vectors_QD[chunk].detach().float()
-        product_idx_QK, scores_QK[chunk] = _rank_chunk(query_QD, gallery, keep, memory_bytes)
+        if score is not None:
+            with plain_float32(query_QD.device.type):
+                scores_QN = score(query_QD)
+            product_idx_QK, scores_QK[chunk] = _rank_scores(scores_QN, gallery, keep)
+        else:
+            product_idx_QK, scores_QK[chunk] = _rank_chunk(query_QD, gallery, keep, memory_bytes)
         products_QK[chunk] = keys_P[product_idx_QK]
     if left_out_keys_QR is not None and num_left_out:
         return _without(products_QK, scores_QK, left_out_keys_QR, min(depth, len(keys_P)))
@@ -93,10 +107,10 @@ def _without(products_QK: Tensor, scores_QK: Tensor, left_out_QR: Tensor, depth:
     return products_QK.gather(1, first_QK), scores_QK.gather(1, first_QK)
 
 
-def _check(query_QD: Tensor, gallery_ND: Tensor, product_keys_N: Tensor, depth: int) -> None:
+def _check(query_QD: Tensor, gallery_ND: Tensor, product_keys_N: Tensor, depth: int, width: torch.Size) -> None:
     if depth < 1 or len(gallery_ND) == 0:
         raise ValueError(f"ranking needs a depth (is {depth}) and a gallery (has {len(gallery_ND)} rows)")
-    if query_QD.shape[1:] != gallery_ND.shape[1:] or len(product_keys_N) != len(gallery_ND):
+    if query_QD.shape[1:] != width or len(product_keys_N) != len(gallery_ND):
         shapes = [tuple(part.shape) for part in (query_QD, gallery_ND, product_keys_N)]
         raise ValueError(f"shapes of query, gallery and product keys do not fit: {shapes}")
     if (product_keys_N == NO_KEY).any():
@@ -172,7 +186,12 @@ def _one_hit_a_product(scores_QF: Tensor, products_QF: Tensor, keep: int) -> tup
 def _rank_in_full(query_QD: Tensor, gallery: _Gallery, keep: int) -> tuple[Tensor, Tensor]:
     """Return products and scores (Q, K) from the scores of the whole gallery, ties included."""
     with plain_float32(query_QD.device.type):
-        scores_QP = _best_of_each_product(query_QD @ gallery.vectors.T, gallery)
+        scores_QN = query_QD @ gallery.vectors.T
+    return _rank_scores(scores_QN, gallery, keep)
+
+
+def _rank_scores(scores_QN: Tensor, gallery: _Gallery, keep: int) -> tuple[Tensor, Tensor]:
+    scores_QP = _best_of_each_product(scores_QN, gallery)
     last_Q1 = scores_QP.topk(keep, dim=1).values[:, -1:]
     is_above = scores_QP > last_Q1
     is_tied = scores_QP == last_Q1

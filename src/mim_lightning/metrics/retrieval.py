@@ -14,7 +14,7 @@ from torch import Tensor
 from mim_lightning.metrics.collector import gather_shares, share_of_rank
 from mim_lightning.metrics.intervals import bootstrap_intervals
 from mim_lightning.metrics.measures import Ranking, first_ranks, score_rankings
-from mim_lightning.metrics.ranking import check_finite, even_chunks, rank_gallery
+from mim_lightning.metrics.ranking import ScoreFunction, check_finite, even_chunks, rank_gallery
 from mim_lightning.metrics.task import (
     Catalog,
     Gallery,
@@ -41,6 +41,7 @@ def evaluate_direction(
     num_hits: int = 10,
     num_resamples: int = 0,
     memory_bytes: int = 2**29,
+    score: ScoreFunction | None = None,
 ) -> RetrievalReport:
     """Rank the gallery for each query and average the metrics of `score_rankings` in float64.
 
@@ -62,6 +63,7 @@ def evaluate_direction(
         num_hits: products of a query in the report's hits.
         num_resamples: of the bootstrap intervals; 0: no intervals.
         memory_bytes: bound on working memory of this process, in addition to vectors and report; changes no result.
+        score: scores all gallery rows for some queries, instead of the inner product.
 
     Returns:
         The report, on the CPU.
@@ -80,7 +82,7 @@ def evaluate_direction(
     size = max(1, memory_bytes // 2 // (_RANKED_BYTES * min(depth, len(catalog))))
     scored = []
     for chunk in even_chunks(len(mine), size):
-        ranking = _rank(mine.take(chunk), gallery, catalog, depth, memory_bytes // 2)
+        ranking = _rank(mine.take(chunk), gallery, catalog, depth, memory_bytes // 2, score)
         scored.append(_score_rows(ranking, cutoffs, num_hits))
     rows = gather_shares({part: torch.cat([s[part] for s in scored]) for part in scored[0]}, len(answerable))
     return _report(name, answerable, rows, len(queries), len(catalog), num_resamples)
@@ -103,9 +105,22 @@ def _answerable(name: str, queries: Queries, catalog: Catalog) -> Queries:
     return answerable
 
 
-def _rank(answerable: Queries, gallery: Gallery, catalog: Catalog, depth: int, memory_bytes: int) -> Ranking:
+def _rank(
+    answerable: Queries,
+    gallery: Gallery,
+    catalog: Catalog,
+    depth: int,
+    memory_bytes: int,
+    score: ScoreFunction | None = None,
+) -> Ranking:
     products_QK, scores_QK = rank_gallery(
-        answerable.vectors, gallery.vectors, gallery.product_keys, depth, memory_bytes, answerable.left_out_keys
+        answerable.vectors,
+        gallery.vectors,
+        gallery.product_keys,
+        depth,
+        memory_bytes,
+        answerable.left_out_keys,
+        score,
     )
     assert answerable.grades is not None
     return Ranking(

@@ -1,7 +1,7 @@
 """Checkpoints: a matcher with everything needed to rebuild it, without trainer, network or pickled code.
 
 `describe_checkpoint` adds it to Lightning's checkpoint and `load_matcher` rebuilds it; `warm_start` copies weights of
-towers into another matcher, `store_fusions` changes the fusion weights in a file.
+towers into another matcher, `store_fusions` changes the fusions in a file.
 """
 
 from __future__ import annotations
@@ -20,13 +20,14 @@ from mim_lightning.io.atomic import atomic_write
 from mim_lightning.io.damaged_file import DamagedFileError, errors_as_damaged_file
 from mim_lightning.model.adapters import plain_names
 from mim_lightning.model.fingerprint import fingerprint
-from mim_lightning.model.fusion import Fusions
+from mim_lightning.model.fusion import Fusions, as_fusion, describe_fusions
 from mim_lightning.model.matcher import Matcher
 from mim_lightning.model.tower import FULL, LORA
 from mim_lightning.stored_config import errors_as_value_error, validate_assets, validate_config
 
 SECTION = "mim_lightning"  # key of this project in the checkpoint
 PREFIX = "matcher."  # of the matcher's tensors in Lightning's state dict
+TOWERS = "towers"  # the other tensors of a matcher are its fusions'
 
 
 @dataclass(frozen=True)
@@ -135,6 +136,10 @@ def warm_start(matcher: Matcher, objective: nn.Module, path: str | Path) -> Warm
     tied = content[SECTION]["config"]["model"].get("tied") or {}
     wanted = matcher.state_dict()
     loaded, used = {}, set()
+    for name in wanted:
+        if not name.startswith(f"{TOWERS}.") and name in source and source[name].shape == wanted[name].shape:
+            loaded[name] = source[name]  # of a fusion; one of other towers or of another kind starts new
+            used.add(name)
     for tower in matcher.towers:
         start, source_start = f"towers.{tower}.", f"towers.{tied.get(tower) or tower}."
         names = {name: source_start + name.removeprefix(start) for name in wanted if name.startswith(start)}
@@ -151,7 +156,7 @@ def warm_start(matcher: Matcher, objective: nn.Module, path: str | Path) -> Warm
                 )
             loaded[name] = state[found]
             used |= {found, *plain_names(found)}
-    if not loaded:
+    if not any(name.startswith(f"{TOWERS}.") for name in loaded):
         raise ValueError(f"{path}: has no tower of this model: nothing to start from")
     matcher.load_state_dict(loaded, strict=False)
     objective.load_state_dict(state_of(content, "objective."), strict=False)
@@ -160,14 +165,14 @@ def warm_start(matcher: Matcher, objective: nn.Module, path: str | Path) -> Warm
 
 
 def store_fusions(path: Path, fusions: Fusions, expected: str) -> Path:
-    """Write a copy of a checkpoint with other fusion weights beside it, as `<name>.fused.ckpt`.
+    """Write a copy of a checkpoint with other fusions beside it, as `<name>.fused.ckpt`.
 
     The fusions are part of the fingerprint, so an index of the former checkpoint does not fit the new one.
 
     Args:
         path: the checkpoint.
-        fusions: the weights to change.
-        expected: fingerprint of the model for which the weights were chosen.
+        fusions: by name, to take the place of those of the checkpoint.
+        expected: fingerprint of the model for which they were chosen.
 
     Raises:
         ValueError: no checkpoint, or of another model; a fusion that it does not have.
@@ -179,10 +184,15 @@ def store_fusions(path: Path, fusions: Fusions, expected: str) -> Path:
     for name in fusions:
         if name not in known:
             raise ValueError(f"{path}: has no fusion '{name}'; there are {list(known)}")
-    model = {**loaded.config["model"], "fusions": {**known, **{name: dict(w) for name, w in fusions.items()}}}
-    loaded.matcher.fusions = model["fusions"]
     content = _read(path)
-    content[SECTION] = describe_checkpoint(loaded.matcher, {**loaded.config, "model": model})
+    for name, given in fusions.items():
+        loaded.matcher.replace_fusion(as_fusion(name, given, loaded.matcher.dimension))
+    described = describe_fusions(loaded.matcher.fusions)
+    state = {name: value for name, value in content["state_dict"].items() if not name.startswith(f"{PREFIX}fusions.")}
+    fused = {name: value for name, value in loaded.matcher.state_dict().items() if name.startswith("fusions.")}
+    content["state_dict"] = state | {f"{PREFIX}{name}": value for name, value in fused.items()}
+    config = {**loaded.config, "model": {**loaded.config["model"], "fusions": described}}
+    content[SECTION] = describe_checkpoint(loaded.matcher, config)
     target = path.with_suffix(f".fused{path.suffix}")
     with atomic_write(target) as partial:
         torch.save(content, partial)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from mim_lightning.encoders.interface import Encoder
+from mim_lightning.model.fusion import describe_fusions
 from mim_lightning.model.matcher import Matcher
 
 
@@ -30,7 +31,7 @@ def fingerprint(matcher: Matcher, state: Mapping[str, Tensor] | None = None) -> 
     digest = hashlib.sha256()
     facts = {
         "owner_of": matcher.owner_of,
-        "fusions": matcher.fusions,
+        "fusions": describe_fusions(matcher.fusions),
         "preprocessing": {
             name: matcher.tower(name).encoder.describe_preprocessing()
             for name in sorted(set(matcher.owner_of.values()))

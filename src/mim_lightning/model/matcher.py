@@ -6,13 +6,14 @@ Training, evaluation and search use the same object. It has no labels, no loss a
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mim_lightning.fields import FIELDS, IMAGE, TEXT
 from mim_lightning.model.cached_encoding import encode_cached
-from mim_lightning.model.fusion import Fusions, check_fusions, fuse
+from mim_lightning.model.fusion import Fusion, check_fusions, fuse
 from mim_lightning.model.tower import Tower
 from mim_lightning.types import AnyOf, Batch, Embeddings, ImageSpec, InputSpec, TextSpec, TowerInput, TowerSpec, side_of
 
@@ -23,7 +24,7 @@ class Matcher(nn.Module):
     Args:
         towers: the towers that own weights.
         tied: name of a tied tower -> name in `towers`.
-        fusions: fusion name -> tower name -> weight.
+        fusions: by name, the config of a `Fusion`: tower name -> weight, and options.
         fields: tower name -> the fields that it reads, in the order of its encoder's spec; a tower that is not named
             reads the field of its own name.
         prompts: tower name -> what begins each of its texts; a tower that is not named has its encoder's for its side.
@@ -37,7 +38,7 @@ class Matcher(nn.Module):
         self,
         towers: Mapping[str, Tower],
         tied: Mapping[str, str],
-        fusions: Fusions,
+        fusions: Mapping[str, Mapping[str, Any]],
         fields: Mapping[str, Sequence[str]] | None = None,
         prompts: Mapping[str, str] | None = None,
     ) -> None:
@@ -61,11 +62,27 @@ class Matcher(nn.Module):
             self._validate_fields(name, given)
         self.prompts = self._choose_prompts(prompts or {})
         check_fusions(fusions, self.tower_names)
-        self.fusions = {name: dict(weights) for name, weights in fusions.items()}
+        # not as an attribute: the property of this name is a plain dict
+        self._modules["fusions"] = nn.ModuleDict(
+            {name: Fusion(name, config, self.dimension) for name, config in fusions.items()}
+        )
 
     @property
     def tower_names(self) -> tuple[str, ...]:
         return tuple(self.owner_of)
+
+    @property
+    def fusions(self) -> dict[str, Fusion]:
+        """The fusions by name; their weights and means are `fusions.<name>...` in the state dict."""
+        found = self._modules["fusions"]
+        assert isinstance(found, nn.ModuleDict)
+        return {name: fusion for name, fusion in found.items() if isinstance(fusion, Fusion)}
+
+    def replace_fusion(self, fusion: Fusion) -> None:
+        """Put a fusion in the place of that of its name."""
+        found = self._modules["fusions"]
+        assert isinstance(found, nn.ModuleDict) and fusion.name in found
+        found[fusion.name] = fusion
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -136,7 +153,8 @@ class Matcher(nn.Module):
             present[name] = rows_B >= 0
             # multiplied, not replaced: DDP needs every input in the graph, used by a row or not
             vectors[name] = encoded[name][rows_B.clamp(min=0)] * present[name][:, None]
-        return fuse(Embeddings(vectors, present), _possible(self.fusions, names))
+        possible = {name: fusion for name, fusion in self.fusions.items() if any(part in vectors for part in fusion)}
+        return fuse(Embeddings(vectors, present), possible)
 
     def _encode(self, inputs: Mapping[str, TowerInput], micro_batch_size: int | None) -> dict[str, Tensor]:
         """Encode each tower's distinct inputs; images of tied towers go through their encoder together."""
@@ -164,9 +182,3 @@ class Matcher(nn.Module):
 
 def _as_tuple(spec: InputSpec | tuple[InputSpec, ...]) -> tuple[InputSpec, ...]:
     return spec if isinstance(spec, tuple) else (spec,)
-
-
-def _possible(fusions: Fusions, towers: Iterable[str]) -> dict[str, dict[str, float]]:
-    """Restrict fusions to the given towers; drop those without any."""
-    kept = {name: {t: w for t, w in parts.items() if t in set(towers)} for name, parts in fusions.items()}
-    return {name: parts for name, parts in kept.items() if parts}

@@ -13,6 +13,7 @@ from typing import Any
 from mim_lightning.data.shards.shard_set import ShardSet
 from mim_lightning.fields import PRODUCT, PRODUCT_IMAGE
 from mim_lightning.inference.model import LoadedModel
+from mim_lightning.search.combined_scores import REFERENCE, reference_products
 from mim_lightning.search.embedding_store import EmbeddedCatalog
 from mim_lightning.search.facets import FACETS, describe_facets, extend_facets
 from mim_lightning.search.golden_samples import encode_golden_samples, select_inputs, write_golden_samples
@@ -48,15 +49,17 @@ def build_product_index(
         CATALOGS: [embedded.facts.catalog],
         FACETS: describe_facets(embedded.products),
     }
-    parts = model.fusions.get(gallery, {gallery: 1.0})
-    towers = _single_fields({name: model.encoders[name].spec for name in parts})
+    fusion = model.fusions.get(gallery)
+    towers = _single_fields({name: model.encoders[name].spec for name in fusion or (gallery,)})
     if towers and not is_address(place):  # golden samples are inputs of one field
         extra[GOLDEN_SAMPLES] = f"canaries-{model.fingerprint}.safetensors"
         inputs = select_inputs(catalog, towers)
         Path(place).mkdir(parents=True, exist_ok=True)
         # before the card that names them
         write_golden_samples(Path(place) / extra[GOLDEN_SAMPLES], encode_golden_samples(model, inputs))
-    facts = ModelFacts(model.fingerprint, gallery, model.dimension)
+    if any(not fusion.needs_one_vector for fusion in model.fusions.values()):
+        extra[REFERENCE] = reference_products(embedded.product_ids)
+    facts = ModelFacts(model.fingerprint, gallery, embedded.facts.dimension)
     rows = embedded.vectors, embedded.product_ids, embedded.products
     return create_index(*rows, settings, facts, place, extra).card
 

@@ -55,7 +55,8 @@ def print_result(result: SearchResult, num_products: int) -> None:
     title_width = width - len(columns) * (FRAME + COLUMN_WIDTH)
     table = Table(
         caption=f"{len(result.hits)} of {num_products:,} products; model {result.encode_ms:.0f} ms, "
-        f"index {result.index_ms:.1f} ms",
+        f"index {result.index_ms:.1f} ms"
+        + (f"; scores combined of the best {result.num_candidates} of each part" if result.num_candidates else ""),
         caption_justify="left",
     )
     table.add_column("", justify="right", no_wrap=True)

@@ -9,13 +9,16 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 
-from mim_lightning.fields import QUERY_IMAGE, QUERY_TEXT
+from mim_lightning.fields import QUERY, QUERY_IMAGE, QUERY_TEXT
 from mim_lightning.inference.hub import is_hub_path
 from mim_lightning.inference.loading import load
 from mim_lightning.inference.model import LoadedModel
 from mim_lightning.inference.quantization import base_fingerprint
 from mim_lightning.io.file_name import validate_file_name, validate_inside
+from mim_lightning.model.fusion import GATE, Fusion, Fusions, weights_of
+from mim_lightning.search.combined_scores import NUM_CANDIDATES, combine_scores
 from mim_lightning.search.golden_samples import read_golden_samples, verify_golden_samples
 from mim_lightning.search.index.factory import is_address, open_index
 from mim_lightning.search.index.interface import ProductIndex
@@ -33,7 +36,7 @@ class QueryEncoder(Protocol):
     def fingerprint(self) -> str: ...
 
     @property
-    def fusions(self) -> Mapping[str, Mapping[str, float]]: ...
+    def fusions(self) -> Fusions: ...
 
     @property
     def reads_together(self) -> bool: ...
@@ -45,7 +48,11 @@ class QueryEncoder(Protocol):
 
 @dataclass(frozen=True)
 class SearchHit:
-    """A product, its score (inner product with the unit-length query), what each part of the query adds, its record."""
+    """A product, its score, what each part of the query adds, its record.
+
+    The score is the inner product with the unit-length query, or as the model's fusions combine those of the parts; of
+    a product of scores `parts` has the factors.
+    """
 
     product_id: str
     score: float
@@ -60,6 +67,7 @@ class SearchResult:
     hits: tuple[SearchHit, ...]
     encode_ms: float
     index_ms: float
+    num_candidates: int = 0  # of each pair of parts, whose scores were combined; 0: every row was ranked
 
 
 class Searcher:
@@ -81,8 +89,10 @@ class Searcher:
                 "give the model it was built with, or rebuild the index"
             )
         self.encoder, self.index = encoder, index
-        fused = encoder.fusions.get("query", {})
-        own = {PART_OF.get(tower, tower): weight for tower, weight in fused.items()}
+        fused = encoder.fusions.get(QUERY, {})
+        self.fusion = fused if isinstance(fused, Fusion) else None
+        self.combined = combine_scores(index, encoder.fusions, QUERY)
+        own = {PART_OF.get(tower, tower): weight for tower, weight in weights_of(fused).items()}
         validate_weights(weights or {}, tuple(own))
         self.weights = {**DEFAULT_WEIGHTS, **own, **(weights or {})}
 
@@ -96,7 +106,8 @@ class Searcher:
         vector = self.encode(query)
         encoded = time.perf_counter()
         hits = self.find(vector, query)
-        return SearchResult(hits, 1e3 * (encoded - started), 1e3 * (time.perf_counter() - encoded))
+        num_candidates = 0 if self.combined is None else max(NUM_CANDIDATES, query.num_hits)
+        return SearchResult(hits, 1e3 * (encoded - started), 1e3 * (time.perf_counter() - encoded), num_candidates)
 
     def encode(self, query: SearchQuery) -> QueryVector:
         """Return the parts of a query and their sum, without searching.
@@ -118,13 +129,53 @@ class Searcher:
         if query.images:
             parts["image_text" if image_text else "image"] = mean_direction(images_ND)
         parts |= dict(zip(texts, texts_MD, strict=True))
+        if self.fusion is not None:
+            parts = self._center(parts, self.fusion)
+            weights |= self._gate(parts, weights, self.fusion)
+        if self.combined is not None:  # the same vector against each of a product's
+            parts = {name: np.tile(part_D, self.combined.num_blocks) for name, part_D in parts.items()}
         if query.like is not None:
             parts["like"] = mean_direction(self.index.vectors_of(query.like))
         return combine(parts, weights)
 
+    def _center(self, parts: dict[str, np.ndarray], fusion: Fusion) -> dict[str, np.ndarray]:
+        tower_of = {"not_text": QUERY_TEXT, **{PART_OF.get(tower, tower): tower for tower in fusion}}
+        centered = dict(parts)
+        for name in parts.keys() & tower_of.keys() if fusion.center else ():
+            if tower_of[name] in fusion:
+                difference_D = parts[name] - fusion.mean_of(tower_of[name]).numpy()
+                centered[name] = difference_D / max(float(np.linalg.norm(difference_D)), 1e-12)
+        return centered
+
+    def _gate(self, parts: Mapping[str, np.ndarray], weights: Mapping[str, float], fusion: Fusion) -> dict[str, float]:
+        """Return the weights that a gate gives to the parts of this query, times what the given ones differ by."""
+        tower_of = {PART_OF.get(tower, tower): tower for tower in fusion}
+        found = {tower_of[name]: part_D for name, part_D in parts.items() if name in tower_of}
+        if fusion.kind != GATE or not found:
+            return {}
+        vectors = {tower: torch.from_numpy(part_D[None].astype(np.float32)) for tower, part_D in found.items()}
+        present = {tower: torch.ones(1, dtype=torch.bool) for tower in found}
+        with torch.inference_mode():
+            rows_1P = fusion.row_weights(vectors, present)
+        gated = dict(zip(sorted(fusion), rows_1P[0].tolist(), strict=True))
+        total = sum(fusion.weights.values())  # so that parts beside the fusion keep their share
+        return {
+            name: total * gated[tower] * weights[name] / fusion.weights[tower]
+            for name, tower in tower_of.items()
+            if tower in found
+        }
+
     def find(self, vector: QueryVector, query: SearchQuery) -> tuple[SearchHit, ...]:
         """Return the hits of an encoded query, without the product that similar ones are searched for."""
         num_wanted = query.num_hits + (query.like is not None)
+        if self.combined is not None:
+            found = self.combined.find(vector, num_wanted, query.where)
+            best = [hit for hit in found if hit.product_id != query.like][: query.num_hits]
+            records = self.index.products([hit.product_id for hit in best])
+            return tuple(
+                SearchHit(hit.product_id, hit.score, hit.parts, record)
+                for hit, record in zip(best, records, strict=True)
+            )
         results = self.index.search(vector.vector[None], num_wanted, query.where, with_vectors=True)
         assert results.vectors is not None
         ids = results.product_ids[0].tolist()
@@ -159,7 +210,8 @@ def open_searcher(
     model = load(checkpoint or _model_path(index, place), **options)
     searcher = Searcher(encoder(model), index, weights)
     # search once: on first use, libraries load parts of themselves for seconds
-    unit_vector = np.full((1, model.dimension), model.dimension**-0.5, dtype=np.float32)
+    width = index.card.dimension
+    unit_vector = np.full((1, width), width**-0.5, dtype=np.float32)
     results = index.search(unit_vector, 1, with_vectors=True)
     index.products([str(product_id) for product_id in results.product_ids[0] if product_id])
     name = index.card.extra.get(GOLDEN_SAMPLES)

@@ -30,7 +30,7 @@ from mim_lightning.display.style import (
 )
 from mim_lightning.fields import PRODUCT_IMAGE, QUERY_IMAGE
 from mim_lightning.metrics import EmbeddingTable
-from mim_lightning.model.fusion import Fusions, fuse
+from mim_lightning.model.fusion import Fusions, fuse, weights_of
 from mim_lightning.types import Embeddings, hash_id
 
 if TYPE_CHECKING:
@@ -130,7 +130,7 @@ def project_points(vectors: np.ndarray, seed: int = 0) -> np.ndarray:
 
 def _side(table: EmbeddingTable, name: str, fusions: Fusions) -> tuple[EmbeddingTable, Tensor]:
     """Return the rows that have a tower or fusion, and its vectors."""
-    here = {fusion: parts for fusion, parts in fusions.items() if set(parts) <= set(table.vectors)}
+    here = {fusion: given for fusion, given in fusions.items() if weights_of(given).keys() <= table.vectors.keys()}
     known = [*table.vectors, *here]
     if name not in known:
         raise ValueError(f"--sides: no tower or fusion '{name}' on this side; there are {', '.join(known)}")

@@ -21,6 +21,7 @@ from mim_lightning.display.pil_text import cut, font, paste_image, wrap
 from mim_lightning.display.style import FAINT, INK, PAPER, RIGHT, RULE, WRONG
 from mim_lightning.display.text import plain
 from mim_lightning.fields import PRODUCT_IMAGE, PRODUCT_TEXT, QUERY_IMAGE, QUERY_TEXT
+from mim_lightning.model.fusion import weights_of
 from mim_lightning.types import Sample, hash_id
 
 MAX_MODELS = 5
@@ -181,7 +182,7 @@ def _query_fields(record: EvaluationRecord, direction: str) -> list[str]:
     """Return the fields that towers of the query side read: others are not shown."""
     config = record.facts.config
     side, model = config["directions"][direction]["query"], config["model"]
-    parts, towers = (model.get("fusions") or {}).get(side, {side}), model.get("towers") or {}
+    parts, towers = weights_of((model.get("fusions") or {}).get(side, {side: 1.0})), model.get("towers") or {}
     read = [(towers.get(name) or {}).get("fields") or [name] for name in parts]
     return sorted({name for names in read for name in names}, key=lambda name: (name != QUERY_TEXT, name))
 

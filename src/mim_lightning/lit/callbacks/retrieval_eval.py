@@ -19,6 +19,7 @@ from mim_lightning.fields import QUERY
 from mim_lightning.lit.datamodule import DISTRACTORS, GALLERY, QUERIES
 from mim_lightning.metrics import EmbeddingCollector, EmbeddingTable, check_complete
 from mim_lightning.metrics.directions import column_names, columns_of, counts_row, evaluate_countable
+from mim_lightning.metrics.fusion_parts import find_weak_fusions
 from mim_lightning.model.matcher import Matcher
 from mim_lightning.types import (
     QUERY_FIELDS,
@@ -178,6 +179,14 @@ class RetrievalEval(Callback):
         for name in sorted(empty.keys() - self.empty.keys()):
             rank_zero_info(f"{empty[name]}: left out")
         self.empty = empty
+        if is_final:
+            _, monitored, metric = self.monitor.split("/", 2) if self.monitor.count("/") > 1 else ("", "", "")
+            tables, model = (queries, gallery), (matcher.fusions, matcher.fields)
+            weak = find_weak_fusions(
+                self.directions, self.reports, *tables, *model, metric, first=monitored, **self.options
+            )
+            for found in weak:
+                rank_zero_info(found.describe(metric))
         is_kept = len(queries) + len(gallery) <= self.max_kept_rows
         self.tables = (queries, gallery) if is_final and is_kept else None
         for collector in self.collectors.values():

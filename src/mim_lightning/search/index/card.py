@@ -131,6 +131,9 @@ def _validate_extra(extra: Mapping[str, Any]) -> None:
         raise TypeError(f"extra.catalogues is {catalogs!r}")
     if not isinstance(facets, dict) or not all(map(_is_facet, facets.values())):
         raise TypeError("extra.facets contains no facets")
+    reference = extra.get("reference_products", [])
+    if not isinstance(reference, list) or not all(isinstance(product_id, str) for product_id in reference):
+        raise TypeError("extra.reference_products is no list of ids")
     for name in ("model", "canaries"):
         if not isinstance(extra.get(name, ""), str | None):
             raise TypeError(f"extra.{name} is {extra[name]!r}")

@@ -6,7 +6,7 @@ What arrives while the model runs makes up the next batch, so an idle service ad
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from queue import SimpleQueue
@@ -19,6 +19,7 @@ from torch import Tensor
 from mim_lightning.data.images.codec import EncodedImage
 from mim_lightning.inference.image_inputs import ImageInputError
 from mim_lightning.inference.query_product_fusion import group_rows
+from mim_lightning.model.fusion import Fusions
 from mim_lightning.search.service.request_limits import PixelBudget
 
 NO_VECTORS = np.empty((0, 0), np.float32)
@@ -31,7 +32,7 @@ class Model(Protocol):
     def fingerprint(self) -> str: ...
 
     @property
-    def fusions(self) -> Mapping[str, Mapping[str, float]]: ...
+    def fusions(self) -> Fusions: ...
 
     @property
     def reads_together(self) -> bool: ...

@@ -1,0 +1,203 @@
+"""Each kind of fusion against its formula written out, with rows that lack a tower."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from mim_lightning.model.fusion import FIXED_SUM, KINDS, Fusion, fuse
+from mim_lightning.model.score_combination import ScoreCombination, combination_of
+from mim_lightning.types import Embeddings
+
+D = 8
+PARTS = {"product_image": 1.0, "product_text": 3.0}
+PRESENT = {
+    "product_image": torch.tensor([True, True, False, False, True]),
+    "product_text": torch.tensor([True, False, True, False, True]),
+}
+
+
+def made(seed: int = 0) -> Embeddings:
+    generator = torch.Generator().manual_seed(seed)
+    vectors = {
+        name: normalize(torch.randn(5, D, generator=generator), dim=-1) * there[:, None]
+        for name, there in PRESENT.items()
+    }
+    return Embeddings(vectors, PRESENT)
+
+
+def fusion_of(**options: Any) -> Fusion:
+    torch.manual_seed(1)
+    return Fusion("product", {**PARTS, **options}, D)
+
+
+def stirred(fusion: Fusion) -> Fusion:
+    """Give random values to what is learned: in the beginning every kind is the fixed sum."""
+    generator = torch.Generator().manual_seed(2)
+    for parameter in fusion.parameters():
+        nn.init.normal_(parameter, generator=generator)
+    return fusion
+
+
+def test_a_config_of_weights_alone_is_the_former_fixed_sum_bit_for_bit() -> None:
+    embeddings = made()
+    v = embeddings.vectors
+    former = normalize(sum(weight * v[part] for part, weight in PARTS.items()), dim=-1)
+    fused = fuse(embeddings, {"product": PARTS})
+    assert torch.equal(fused.vectors["product"], former)
+    assert fused.present["product"].tolist() == [True, True, True, False, True]
+    assert not fusion_of().state_dict() and fusion_of(kind=FIXED_SUM).describe() == PARTS
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_starts_as_the_sum_and_leaves_a_single_part_as_it_is(kind: str) -> None:
+    embeddings = made()
+    fused = fusion_of(kind=kind)(embeddings.vectors, embeddings.present)
+    torch.testing.assert_close(fused, fuse(embeddings, {"product": PARTS}).vectors["product"])
+    fused = stirred(fusion_of(kind=kind))(embeddings.vectors, embeddings.present)
+    torch.testing.assert_close(fused[1], embeddings.vectors["product_image"][1])
+    torch.testing.assert_close(fused[2], embeddings.vectors["product_text"][2])
+    assert not fused[3].any()
+
+
+def test_learned_weights_are_a_softmax_of_what_the_given_ones_start_from() -> None:
+    fusion, embeddings = fusion_of(kind="learned_sum"), made()
+    assert fusion.weights == pytest.approx(PARTS)
+    with torch.no_grad():
+        fusion.log_weights["product_text"].zero_()
+    assert fusion.weights == pytest.approx({"product_image": 2.0, "product_text": 2.0})
+    v = embeddings.vectors
+    torch.testing.assert_close(fusion(v, PRESENT)[0], normalize(v["product_image"][0] + v["product_text"][0], dim=-1))
+
+
+@pytest.mark.parametrize("hidden", [0, 3])
+def test_a_gate_weighs_each_row_by_its_vectors(hidden: int) -> None:
+    fusion, embeddings = stirred(fusion_of(kind="gate", hidden_width=hidden)), made()
+    v = embeddings.vectors
+    state = {name: tensor.double() for name, tensor in fusion.gate.state_dict().items()}
+    for row in (0, 1, 2, 4):
+        there = [bool(PRESENT[part][row]) for part in PARTS]
+        x = torch.cat([v["product_image"][row], v["product_text"][row], torch.tensor(there)]).double()
+        for idx in ("0.", "2.") if hidden else ("",):
+            x = (x.relu() if idx == "2." else x) @ state[f"{idx}weight"].T + state[f"{idx}bias"]
+        scores = [math.exp(float(x[i])) * weight * there[i] for i, weight in enumerate(PARTS.values())]
+        total = sum(score / sum(scores) * v[part][row] for score, part in zip(scores, PARTS, strict=True))
+        torch.testing.assert_close(fusion(v, PRESENT)[row], normalize(total, dim=-1), atol=1e-5, rtol=1e-5)
+
+
+def test_a_running_mean_is_of_the_steps_before_and_counts_each_row_once() -> None:
+    fusion, first, second = fusion_of(center="running").train(), made(3), made(4)
+    torch.testing.assert_close(
+        fusion(first.vectors, PRESENT), fuse(first, {"product": PARTS}).vectors["product"]
+    )  # nothing known
+    with torch.no_grad():
+        fusion(first.vectors, PRESENT)  # a step that is recomputed: its rows have been counted
+    sums = fusion.take_pending()
+    assert sums is not None and fusion.take_pending() is None
+    fusion.update_means(sums)
+    means = {part: first.vectors[part][there].mean(0) for part, there in PRESENT.items()}
+    for part, mean in means.items():
+        torch.testing.assert_close(fusion.mean_of(part), mean)
+    centered = {part: normalize(second.vectors[part] - mean, dim=-1) for part, mean in means.items()}
+    expected = normalize(sum(PARTS[part] * centered[part] for part in PARTS), dim=-1)
+    torch.testing.assert_close(fusion(second.vectors, PRESENT)[0], expected[0])
+    torch.testing.assert_close(fusion(second.vectors, PRESENT)[1], centered["product_image"][1])
+    again = fusion_of(center="running")
+    again.load_state_dict(fusion.state_dict())
+    assert torch.equal(again.eval()(second.vectors, PRESENT), fusion.eval()(second.vectors, PRESENT))
+
+
+@pytest.mark.parametrize("kind", ["learned_sum", "gate"])
+def test_what_is_learned_gets_a_gradient_even_where_no_row_has_a_part(kind: str) -> None:
+    fusion, embeddings = stirred(fusion_of(kind=kind)), made()
+    absent = {**PRESENT, "product_text": torch.zeros(5, dtype=torch.bool)}
+    vectors = {**embeddings.vectors, "product_text": torch.zeros(5, D)}
+    fusion(vectors, absent).square().sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in fusion.parameters())
+    fusion.zero_grad()
+    fusion(embeddings.vectors, PRESENT)[:, 0].sum().backward()
+    assert any(p.grad is not None and p.grad.any() for p in fusion.parameters())
+
+
+def test_what_is_learned_or_measured_is_told_by_the_fusion_and_lies_in_its_state() -> None:
+    assert set(fusion_of(kind="learned_sum").state_dict()) == {f"log_weights.{part}" for part in PARTS}
+    assert set(fusion_of(center="measured").state_dict()) == {"num_mean_updates", *(f"mean_{part}" for part in PARTS)}
+    assert fusion_of(kind="gate").needs_one_vector and fusion_of(kind="gate").index_width == D
+    combined = fusion_of(kind="score_product")
+    assert not combined.needs_one_vector and combined.index_width == 2 * D
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"kind": "gates"}, r"model\.fusions\.product\.kind=gates: there are fixed_sum, learned_sum, gate"),
+        ({"center": True}, r"model\.fusions\.product\.center=True: there are null, running, measured"),
+        ({"hidden_width": 8}, r"hidden_width: is an option of kind=gate, not of fixed_sum"),
+        ({"kind": "gate", "hidden_width": -1}, r"hidden_width=-1: give a whole number"),
+        ({"kind": "score_product", "floor": 0}, r"floor=0: give a number above 0"),
+        ({"kind": "gate", "product_text": 0}, r"product_text=0: with kind=gate give a weight above 0"),
+        ({"product_text": "heavy"}, r"product_text=heavy: give a number"),
+    ],
+)
+def test_mistakes_name_the_key(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        fusion_of(**options)
+
+
+# --- combination of scores ------------------------------------------------------------------------------
+
+
+def rows(count: int, parts: int, seed: int) -> Tensor:
+    made = torch.randn(count, parts, D, generator=torch.Generator().manual_seed(seed))
+    return normalize(made, dim=-1).flatten(1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "floor"), [("standardized_sum", 3.0), ("score_product", 2.0), ("score_product", None)]
+)
+def test_combined_scores_are_those_of_every_pair_one_by_one(kind: str, floor: float | None) -> None:
+    queries, gallery = rows(3, 2, 5), rows(12, 2, 6)
+    queries[2, D:], gallery[7, :D] = 0, 0  # a query without its second part, a product without its first
+    reference = gallery[:9]
+    weights = (1.0, 0.5), (2.0, 1.0)
+    scores = ScoreCombination(kind, *weights, floor)(queries, gallery, reference)
+    for q, n in ((q, n) for q in range(3) for n in range(12)):
+        pairs = []
+        for i, j in ((i, j) for i in range(2) for j in range(2)):
+            asked, product = queries[q, i * D : (i + 1) * D], gallery[n, j * D : (j + 1) * D]
+            if not asked.any() or not product.any():
+                continue
+            known = [float(asked @ row[j * D : (j + 1) * D]) for row in reference if row[j * D : (j + 1) * D].any()]
+            z = (float(asked @ product) - np.mean(known)) / np.std(known)
+            pairs.append((weights[0][i] * weights[1][j], float(asked @ product) if floor is None else z))
+        total = sum(weight for weight, _ in pairs)
+        if kind == "standardized_sum":
+            expected = sum(w * z for w, z in pairs) / math.sqrt(sum(w * w for w, _ in pairs))
+        else:
+            expected = math.prod(max(0.0, z + (floor or 0.0)) ** (w / total) for w, z in pairs)
+        assert float(scores[q, n]) == pytest.approx(expected, abs=2e-5)
+
+
+def test_a_sum_of_standardized_scores_is_one_search_by_the_linear_query() -> None:
+    queries, gallery = rows(4, 2, 7), rows(40, 2, 8)
+    combination = ScoreCombination("standardized_sum", (1.0, 0.7), (1.0, 0.4))
+    linear = combination.linear_query(queries, gallery) @ gallery.T
+    assert torch.equal(linear.argsort(dim=1), combination(queries, gallery, gallery).argsort(dim=1))
+    avoiding = replace(combination, query_weights=(1.0, -0.7))
+    linear = avoiding.linear_query(queries, gallery) @ gallery.T
+    assert torch.equal(linear.argsort(dim=1), avoiding(queries, gallery, gallery).argsort(dim=1))
+
+
+def test_two_sides_combine_alike() -> None:
+    query = Fusion("query", {"query_image": 1.0, "query_text": 0.5, "kind": "score_product", "floor": 2.0}, D)
+    assert combination_of(query, fusion_of()) == ScoreCombination("score_product", (1.0, 0.5), (1.0,), 2.0)
+    assert combination_of(None, fusion_of()) is None
+    with pytest.raises(ValueError, match=r"query\.kind=score_product and .*product\.kind=standardized_sum: two sides"):
+        combination_of(query, fusion_of(kind="standardized_sum"))
