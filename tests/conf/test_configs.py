@@ -12,9 +12,11 @@ from mim_lightning.config import build, build_each, build_matcher, build_objecti
 from mim_lightning.lit.console import describe_encoder_values
 from mim_lightning.run import identify
 from mim_lightning.types import Direction
+from tests.encoders.vision_language import write_vision_language_model
 
 CONF = Path(conf_dir())
 NEEDS_VALUES = {
+    "model=joint": ["encoder=qwen3_vl"],
     "data=manifest": ["data.source.products=p", "data.source.queries=q"],
     "data=shards": ["data.folder=f"],
     "data=huggingface": ["data.source.products.path=p", "data.source.queries.path=q"],
@@ -30,7 +32,7 @@ ENCODERS = sorted(
 )
 # their tokenizer or architecture comes from a hub: without a network one clear line
 NEEDS_NETWORK = {f"text/{name}" for name in ("bert_base", "embeddinggemma", "qwen3_embedding")}
-NEEDS_NETWORK |= {"text/siglip_b16", "text/siglip2_b16"}
+NEEDS_NETWORK |= {"text/siglip_b16", "text/siglip2_b16", "image_text/qwen3_vl"}
 
 
 def compose_option(option: str, tmp_path: Path) -> dict:
@@ -51,6 +53,9 @@ def test_every_option_composes_and_builds(option: str, tmp_path: Path, monkeypat
         accelerator = {"accelerator": "cpu", "devices": 1, "precision": "32-true", "sync_batchnorm": False}
         build(config["trainer"] | accelerator, logger=False)
     if group == "model":
+        for tower in config["model"]["towers"].values():
+            if tower["encoder"]["_target_"].endswith("HfImageText"):  # from a hub: a tiny one instead
+                tower["encoder"] = write_vision_language_model(tmp_path / "model")
         matcher = build_matcher(config)
         build_objective(config, matcher.names)
         ends = {end for d in config["directions"].values() for end in (d["query"], d["gallery"])}
@@ -76,8 +81,8 @@ def test_every_encoder_composes_and_builds(encoder: str, monkeypatch: pytest.Mon
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     group, _, name = encoder.rpartition("/")
     override = f"encoder/{group}={name}" if group else f"encoder={name}"
-    config = compose("train", [override, "embed_dim=16"])
-    for part in [group] if group else ["image", "text"]:
+    config = compose("train", [f"+{override}" if group == "image_text" else override, "embed_dim=16"])
+    for part in [group] if group else [part for part in ("image", "text", "image_text") if config["encoder"].get(part)]:
         if "pretrained" in config["encoder"][part]:
             config["encoder"][part]["pretrained"] = None
         if f"{part}/{name}" in NEEDS_NETWORK:
