@@ -9,7 +9,6 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
-import runpy
 import signal
 import subprocess
 import sys
@@ -123,7 +122,8 @@ def launch(module: str, config: Mapping[str, Any], num_processes: int) -> None:
             code = process.wait()
         except BaseException as error:
             signum = error.signum if isinstance(error, Interruption) else signal.SIGTERM
-            exit_after(time_to_stop + GRACE, signum)
+            if isinstance(error, Interruption):
+                exit_after(time_to_stop + GRACE, signum)
             process.send_signal(signum)
             process.wait()  # torchrun kills what does not end
             left = read_error(Path(folder) / ERROR_FILE)
@@ -152,13 +152,13 @@ def _end_with_parent() -> None:
 
 def _run_torchrun() -> None:
     logging.disable()  # of torchrun only; its processes have their own
-    from torch.distributed.run import get_args_parser
+    from torch.distributed import run
 
     timeout = next(word for word in sys.argv if word.startswith("--shutdown-timeout="))
-    if timeout.partition("=")[0] not in get_args_parser()._option_string_actions:  # an older torch
+    if timeout.partition("=")[0] not in run.get_args_parser()._option_string_actions:  # an older torch
         sys.argv.remove(timeout)
     try:
-        runpy.run_module("torch.distributed.run", run_name="__main__", alter_sys=True)
+        run.main()
     except Exception as error:
         if type(error).__name__ == "SignalException":  # asked to end, as its processes were
             sys.exit(1)

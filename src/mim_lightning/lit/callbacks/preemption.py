@@ -10,6 +10,7 @@ import time
 from typing import Any, NoReturn
 from weakref import proxy
 
+import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, WeightAveraging
 from lightning.pytorch.trainer.states import TrainerFn
@@ -101,8 +102,12 @@ class Preemption(Checkpoint):
         self._saved = time.monotonic()  # `last` saves then
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._agreement is None:
+            return
         self._agreement = None
-        if (signum := interruption.end_deferral()) is not None:
+        # a signal in the last step may have reached one rank only
+        own = torch.tensor(float(interruption.end_deferral() or 0), device=trainer.strategy.root_device)
+        if signum := int(trainer.strategy.reduce(own, reduce_op="max")):
             raise Interruption(signum)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:

@@ -57,9 +57,12 @@ class TrainingAlarms(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
-        if not trainer.is_global_zero or not trainer._logger_connector.should_update_logs:
+        if not trainer._logger_connector.should_update_logs:
             return
+        # read on all ranks, here and below: what is logged with sync_dist may be reduced when it is read first
         metrics, step = trainer.callback_metrics, trainer.global_step
+        if not trainer.is_global_zero:
+            return
         objective: Any = pl_module.objective
         if self.flat_steps is not None and getattr(objective.loss, "func", objective.loss) is info_nce:
             self._check_loss(metrics, objective.pairs, step)
@@ -141,7 +144,10 @@ class TrainingAlarms(Callback):
             self._sums[name] = self._sums[name] + total_E if name in self._sums else total_E
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.state.fn != TrainerFn.FITTING or trainer.fast_dev_run or not trainer.is_global_zero:  # type: ignore[attr-defined]
+        if trainer.state.fn != TrainerFn.FITTING or trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        metric = trainer.callback_metrics.get(self.monitor)
+        if not trainer.is_global_zero:
             return
         cosines = {name: mean_cosine(total_E) for name, total_E in self._sums.items()}
         if trainer.sanity_checking:
@@ -156,16 +162,16 @@ class TrainingAlarms(Callback):
                     f"epoch {trainer.current_epoch}: tower '{name}' gives nearly one vector for all rows, their mean "
                     f"cosine is {cosine:.3f}: it has collapsed; try a smaller optim.lr or a larger data.batch_size",
                 )
-        self._check_metric(trainer)
+        if metric is not None:
+            self._check_metric(trainer, float(metric))
 
-    def _check_metric(self, trainer: Trainer) -> None:
+    def _check_metric(self, trainer: Trainer, value: float) -> None:
         evaluation = next((c for c in trainer.callbacks if isinstance(c, RetrievalEval)), None)  # type: ignore[attr-defined]
         before = evaluation.initial.get(self.monitor) if evaluation else None
-        after = trainer.callback_metrics.get(self.monitor)
-        if before is not None and after is not None and float(after) < before:
+        if before is not None and value < before:
             self.warn_once(
                 "metric",
-                f"epoch {trainer.current_epoch}: {self.monitor} is {float(after):.3f}, below {before:.3f} before "
+                f"epoch {trainer.current_epoch}: {self.monitor} is {value:.3f}, below {before:.3f} before "
                 "training; try a smaller optim.lr or optim.lr_scales.encoder",
             )
 
