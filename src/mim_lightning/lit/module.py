@@ -25,6 +25,7 @@ from mim_lightning.interruption import reinstall_signal_handlers
 from mim_lightning.lit.console import describe_cut_texts, describe_training, warn
 from mim_lightning.lit.optim import began_with_listed_decayed, parameter_groups
 from mim_lightning.lit.step_log import LOSS, RUNNING_LOSS, StepLog, is_free, is_written
+from mim_lightning.losses.gather import sum_over_ranks
 from mim_lightning.losses.objective import Objective
 from mim_lightning.model.activation_checkpointing import restore_statistics
 from mim_lightning.model.checkpoint import SECTION, describe_checkpoint, state_of
@@ -206,9 +207,8 @@ class MatchModule(LightningModule):
         pending = {name: fusion.take_pending() for name, fusion in self.matcher.fusions.items()}
         sums = {name: sums_PE for name, sums_PE in pending.items() if sums_PE is not None}
         if sums:
-            reduced = self.trainer.strategy.reduce(torch.cat([*sums.values()]), reduce_op="sum")
-            assert isinstance(reduced, Tensor)
-            for name, sums_PE in zip(sums, reduced.split([len(part) for part in sums.values()]), strict=True):
+            sum_over_ranks([*sums.values()])
+            for name, sums_PE in sums.items():
                 self.matcher.fusions[name].update_means(sums_PE)
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Embeddings]:
