@@ -13,10 +13,8 @@ from mim_lightning.run import Run, identify
 from tests.flow.entry_points import start, timeless, weights
 from tests.shop import small
 
-EPOCH_LOSS = "train/epoch_loss"
 TIMED = ("train/seconds", "train/rows_per_second", "train/data_wait_fraction")
 EPOCH_LOSS = "train/epoch_loss"
-TIMED = ("train/seconds", "train/rows_per_second", "train/data_wait_fraction")
 STEPS = (None, 3)  # inputs of a micro-batch: all, and fewer than a process has
 # 21 rows: two batches of 8 and one of 5, which two processes fill up; in float64, for Adam makes much of rounding
 EXACT = [
@@ -68,10 +66,19 @@ def check_log(two: Run, one: Run) -> None:
     # of the rows of a process: 4, 4, and 3 with the one that fills up
     epochs = [(4 * first + 4 * second + 3 * third) / 11 for first, second, third in (means[:3], means[3:])]
     assert [shown[idx] for idx in (2, 3, 5)] == pytest.approx([epochs[0], means[3], epochs[1]], abs=1e-6)
+    assert parts_of_a_step(two) == parts_of_a_step(one) | {"gather"} and "backward" in parts_of_a_step(one)
     logged, expected = scalars(two), scalars(one)
     assert [logged.pop((str(step), EPOCH_LOSS)) for step in (2, 5)] == pytest.approx(epochs, abs=1e-6)
     expected = {place: value for place, value in expected.items() if place[1] != EPOCH_LOSS}
     assert logged == pytest.approx(expected, abs=1e-9) and ("3", "train/loss") in logged
+
+
+def parts_of_a_step(run: Run) -> set[str]:
+    """Return what a run measured the seconds of."""
+    (path,) = (run.folder / "csv").rglob("metrics.csv")
+    with path.open() as file:
+        names = next(csv.reader(file))
+    return {name.removeprefix(TIMED[0]).strip("/") for name in names if name.startswith(TIMED[0])}
 
 
 def scalars(run: Run) -> dict[tuple[str, str], float]:

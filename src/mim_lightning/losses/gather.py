@@ -5,12 +5,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+# what each collective runs within; a clock of training sets it
+around_collective: Callable[[], AbstractContextManager[Any]] = nullcontext
 
 
 def world_size() -> int:
@@ -22,7 +26,8 @@ def gather_rows(local_B: Tensor) -> Tensor:
     if world_size() == 1:
         return local_B
     all_G = local_B.new_empty(world_size() * len(local_B), *local_B.shape[1:])
-    dist.all_gather_into_tensor(all_G, local_B.contiguous())
+    with around_collective():
+        dist.all_gather_into_tensor(all_G, local_B.contiguous())
     return all_G
 
 
@@ -40,7 +45,8 @@ class _Gather(torch.autograd.Function):
     def backward(ctx: Any, gradient_GD: Tensor) -> Tensor:
         # each rank has the gradient of its own loss only; the gradient of a row is the sum over ranks
         summed_BD = gradient_GD.new_empty(len(gradient_GD) // world_size(), *gradient_GD.shape[1:])
-        dist.reduce_scatter_tensor(summed_BD, gradient_GD.contiguous())
+        with around_collective():
+            dist.reduce_scatter_tensor(summed_BD, gradient_GD.contiguous())
         return summed_BD
 
 
@@ -50,6 +56,7 @@ def sum_over_ranks(parts: Sequence[Tensor]) -> None:
         return
     # in float64, which holds counts too
     flat = torch.cat([part.flatten().double() for part in parts])
-    dist.all_reduce(flat)
+    with around_collective():
+        dist.all_reduce(flat)
     for part, summed in zip(parts, flat.split([part.numel() for part in parts]), strict=True):
         part.copy_(summed.view_as(part))

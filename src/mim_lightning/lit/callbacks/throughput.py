@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -12,9 +14,10 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from mim_lightning.lit.step_log import is_written
+from mim_lightning.losses import gather
 from mim_lightning.types import Batch
 
-FORWARD, LOSS, BACKWARD, OPTIMIZER = "forward", "loss", "backward", "optimizer"
+FORWARD, LOSS, GATHER, BACKWARD, OPTIMIZER = "forward", "loss", "gather", "backward", "optimizer"
 
 
 class Throughput(Callback):
@@ -25,8 +28,9 @@ class Throughput(Callback):
 
     `train/seconds/<part>` is the mean over the batches since the last logged step, on rank 0: `data_wait` (the next
     batch), `forward` (the towers), `loss`, `backward` (with the gradients' reduction over ranks, which runs beside it,
-    and the second pass of micro-batches) and `optimizer` (clipping and update). `train/seconds/step` is all of it, from
-    batch to batch. On a CUDA device parts are measured by its events, which only logged steps wait for.
+    and the second pass of micro-batches), `optimizer` (clipping and update), and with several ranks `gather` (the
+    collectives of loss and log, which no other part counts). `train/seconds/step` is all of it, from batch to batch.
+    On a CUDA device parts are measured by its events, which only logged steps wait for.
     """
 
     def __init__(self) -> None:
@@ -46,9 +50,17 @@ class Throughput(Callback):
                 ]
         for optimizer in trainer.optimizers:
             self._handles.append(optimizer.register_step_post_hook(lambda *_: self._stop(OPTIMIZER)))
+        gather.around_collective = self._time_gather
         self._restart()  # a run resumed within an epoch has no epoch start
 
+    @contextmanager
+    def _time_gather(self) -> Iterator[None]:
+        self._start(GATHER)
+        yield
+        self._stop(GATHER)
+
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        gather.around_collective = nullcontext
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
