@@ -32,7 +32,7 @@ from torchvision.transforms import v2
 
 from mim_lightning.data.images.transforms import Augment
 from mim_lightning.data.loading.collate import Collate
-from mim_lightning.data.loading.loader import BatchRequest, RankSampler, StreamLoader, use_one_thread
+from mim_lightning.data.loading.loader import BatchRequest, RankSampler, StreamLoader, start_worker
 from mim_lightning.data.sampling.grouped import GroupedSettings
 from mim_lightning.data.sampling.order import EpochSettings, OrderSettings
 from mim_lightning.data.sampling.shuffled import ShuffledSettings
@@ -134,7 +134,7 @@ def compare(
         collate_fn=as_is,
         num_workers=wishes.workers,
         persistent_workers=True,
-        worker_init_fn=use_one_thread,
+        worker_init_fn=start_worker,
     )
     sides: dict[str, Pass] = {
         "ours": partial(drain, StreamLoader(shards, collate, order, num_workers=wishes.workers)),
@@ -197,7 +197,7 @@ class NoLoader:
         return sum(len(ref.numbers) for ref in self.refs)
 
     def _work(self, idx: int, barrier: Any, spent: Any) -> None:
-        use_one_thread(idx)
+        torch.set_num_threads(1)
         barrier.wait()
         started = time.perf_counter()
         for ref in self.refs[idx :: self.num_processes]:
@@ -231,7 +231,7 @@ def webdataset_loader(shards: ShardSet, wishes: argparse.Namespace, is_float: bo
         .batched(wishes.batch_size, collation_fn=webdataset_batch)
     )
     return DataLoader(
-        rows, batch_size=None, num_workers=wishes.workers, persistent_workers=True, worker_init_fn=use_one_thread
+        rows, batch_size=None, num_workers=wishes.workers, persistent_workers=True, worker_init_fn=start_worker
     )
 
 

@@ -31,8 +31,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mim_lightning.losses.contrastive import info_nce, sigmoid
-from mim_lightning.losses.matches import share_product
 from mim_lightning.losses.pair_tiles import Side
+from mim_lightning.losses.positives import share_product
 from mim_lightning.losses.tiled import tiled_losses
 
 LOSSES = {"info_nce": info_nce, "sigmoid": sigmoid}

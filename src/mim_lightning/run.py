@@ -6,7 +6,9 @@ In the folder, in the order in which they are written:
     config.yaml                          at the start: the resolved config
     csv/                                 every `trainer.log_every_n_steps` steps and every epoch: logged values
     browser/history.jsonl                every validation: ranks and hits of the tracked queries
-    checkpoints/best.ckpt, last.ckpt     after every validation
+    checkpoints/best.ckpt, last.ckpt     after every validation; last.ckpt also by time (`callbacks.preemption`), every
+                                         `callbacks.last.every_n_train_steps` steps, where a signal stops the run, and
+                                         at the end of a run without a validation
     evaluation/, report.html, hits.png   at the end: results of every query, embeddings, a page, an image
     results.json                         last: its presence says that the run is finished
 """

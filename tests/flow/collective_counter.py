@@ -33,7 +33,7 @@ class CollectiveCounter(Callback):
         def call(*args: Any, **options: Any) -> Any:
             frames = [frame.filename for frame in traceback.extract_stack()[:-1]]
             is_needed = any(part in frame for frame in frames[-4:] for part in NEEDED)
-            if self.is_counting and (not is_needed or any("step_log.py" in frame for frame in frames)):
+            if self.is_counting and (not is_needed or any("step_means.py" in frame for frame in frames)):
                 self.counts[-1]["of the log" if is_needed else name] += 1
             return function(*args, **options)
 

@@ -133,7 +133,7 @@ def test_settings_of_a_step_say_what_they_change(caplog: pytest.LogCaptureFixtur
 def test_scalars_are_those_of_the_step_that_is_logged(monkeypatch: pytest.MonkeyPatch) -> None:
     _, plain = train()
     monkeypatch.setattr("mim_lightning.lit.module.is_free", lambda *_: False)  # as on a GPU
-    monkeypatch.setattr("mim_lightning.lit.step_log.is_free", lambda *_: False)
+    monkeypatch.setattr("mim_lightning.lit.step_means.is_free", lambda *_: False)
     _, read_seldom = train()
     for (step, expected), (same_step, found) in zip(plain, read_seldom, strict=True):
         assert step == same_step and set(expected) == set(found)

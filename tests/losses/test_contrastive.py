@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mim_lightning.losses.contrastive import info_nce, sigmoid
-from mim_lightning.losses.matches import share_product
+from mim_lightning.losses.positives import share_product
 
 NONE = -1
 

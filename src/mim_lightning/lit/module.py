@@ -24,7 +24,7 @@ from mim_lightning.fields import PRODUCT
 from mim_lightning.interruption import reinstall_signal_handlers
 from mim_lightning.lit.console import describe_cut_texts, describe_training, warn
 from mim_lightning.lit.optim import began_with_listed_decayed, parameter_groups
-from mim_lightning.lit.step_log import LOSS, RUNNING_LOSS, StepLog, is_free, is_written
+from mim_lightning.lit.step_means import LOSS, RUNNING_LOSS, StepMeans, is_free, is_written
 from mim_lightning.losses.gather import sum_over_ranks
 from mim_lightning.losses.objective import Objective
 from mim_lightning.model.activation_checkpointing import restore_statistics
@@ -89,7 +89,7 @@ class MatchModule(LightningModule):
         self._seed = int(self._config.get("seed", 0))
         self._is_synchronized = False
         self._micro_batch_size = (step or StepSettings()).micro_batch_size
-        self._step_log, self._is_logged = StepLog(), False
+        self._step_means, self._is_logged = StepMeans(), False
 
     def configure_model(self) -> None:
         """Synchronize batch normalization over ranks, before DDP wraps the module.
@@ -108,10 +108,10 @@ class MatchModule(LightningModule):
 
     def on_train_start(self) -> None:
         reinstall_signal_handlers()
-        self._step_log.restart()  # a run resumed within an epoch has no epoch start
+        self._step_means.restart()  # a run resumed within an epoch has no epoch start
 
     def on_train_epoch_start(self) -> None:
-        self._step_log.restart()
+        self._step_means.restart()
 
     def on_validation_start(self) -> None:
         reinstall_signal_handlers()
@@ -166,7 +166,7 @@ class MatchModule(LightningModule):
         scalars = {LOSS: result.loss.detach()}
         scalars |= {f"train/loss/{name}": value for name, value in result.per_pair.items()}
         scalars |= {f"train/{name}": value for name, value in result.stats.items()}
-        self._step_log.add(result.loss, len(batch))
+        self._step_means.add(result.loss, len(batch))
         self._is_logged = self._reads_scalars(batch_idx)
         if self._is_logged:
             self._log_means(scalars)
@@ -188,7 +188,7 @@ class MatchModule(LightningModule):
 
     def _log_means(self, scalars: Mapping[str, Tensor]) -> None:
         # every rank has its part of the global loss; the mean over ranks is the loss of the global batch
-        means = self._step_log.average(scalars, self.trainer.world_size)
+        means = self._step_means.average(scalars, self.trainer.world_size)
         self.log(RUNNING_LOSS, means.pop(RUNNING_LOSS), prog_bar=True, logger=False)
         self.log_dict(means)
 

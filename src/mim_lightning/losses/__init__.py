@@ -1,4 +1,8 @@
-"""Contrastive losses, as functions of tensors, and the objective that sums them over pairs."""
+"""Contrastive losses, as functions of tensors, and the objective that sums them over pairs.
+
+To add a loss: a function of (similarities_BG, positives_BG, columns_G) that returns a value a row, named by
+`loss.function`; an example is in `Objective`. It gets whole matrices; a tiled form is an entry of `tiled._FORMS`.
+"""
 
 from typing import TYPE_CHECKING
 

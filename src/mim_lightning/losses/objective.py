@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from mim_lightning.fields import PRODUCT
 from mim_lightning.losses.gather import gather_rows, gather_with_gradient, world_size
-from mim_lightning.losses.matches import share_product
 from mim_lightning.losses.pair_tiles import MAX_SCALE, Side
+from mim_lightning.losses.positives import share_product
 from mim_lightning.losses.tiled import PairLoss, has_tiled_form, tiled_losses
 from mim_lightning.types import REFERENCE, TARGET, Batch, Embeddings, StepResult, relevance_of, side_of
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from mim_lightning.losses.gather import world_size
-from mim_lightning.losses.matches import Matches
+from mim_lightning.losses.positives import ProductMatches
 
 # InfoNCE takes one exponential for both directions, exp(logit - shift) with logits from -scale to scale. e^50 times
 # many columns is in the range of float32, and so is a sum above TINY. A smaller sum has lost terms, since all negatives
@@ -33,7 +33,7 @@ class Side:
         keys: (B, R) products of each row, on the CPU; negative keys are no product.
         weights: (B,) of each row's loss; None: 1.
         biases: (B,) added to the logits where the row is a column, as -log of its sampling probability; None: 0.
-        grades: (B, R) weights of the products as positives, on the CPU; None: 1. See `Matches`.
+        grades: (B, R) weights of the products as positives, on the CPU; None: 1. See `ProductMatches`.
     """
 
     vectors: Tensor
@@ -73,7 +73,7 @@ class PairTiles:
         self.buffers, self.gradients = buffers, gradients
         self.weight = weight * world_size()  # of gradients: DDP averages them over ranks
         self.shift, self.exp_dtype = max(scale - MAX_EXPONENT, 0.0), buffers.dtype
-        self.matches = Matches(left.keys, right.keys, left.grades, right.grades, tile)
+        self.matches = ProductMatches(left.keys, right.keys, left.grades, right.grades, tile)
         self.weights_B, self.weights_G = self._values(left, "weights"), self._values(right, "weights")
         # a bias belongs to the rows of a side where they are columns: that of the left is added for the losses `_G`
         self.biases_B = None if left.biases is None else self._values(left, "biases")

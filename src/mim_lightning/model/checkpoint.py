@@ -1,7 +1,9 @@
 """Checkpoints: a matcher with everything needed to rebuild it, without trainer, network or pickled code.
 
 `describe_checkpoint` adds it to Lightning's checkpoint and `load_matcher` rebuilds it; `warm_start` copies weights of
-towers into another matcher, `store_fusions` changes the fusions in a file.
+towers into another matcher, `store_fusions` changes the fusions in a file. Resuming is elsewhere:
+`run.find_resumable` chooses the file, `training.fit` hands it to Lightning, and `StreamLoader.load_state_dict` restores
+the position in the data.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""From a catalog to answers: index, searcher, service."""
+"""From a catalog to answers: index, searcher, service.
+
+What it may import is in pyproject.toml, contract `search`: of data, images and shards alone.
+"""
 
 from typing import TYPE_CHECKING
 

@@ -348,7 +348,7 @@ def test_a_pass_over_some_shards(make_set: MakeSet) -> None:
     assert len(stream) == len(batches)
 
 
-def test_workers_use_one_thread_each(make_set: MakeSet) -> None:
+def test_workers_start_worker_each(make_set: MakeSet) -> None:
     class Threads(Collate):
         def __call__(self, *arguments: Any) -> Batch:
             return replace(super().__call__(*arguments), query_keys=torch.tensor([torch.get_num_threads()]))

@@ -13,7 +13,7 @@ from lightning import Callback, LightningModule, Trainer
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from mim_lightning.lit.step_log import is_written
+from mim_lightning.lit.step_means import is_written
 from mim_lightning.losses import gather
 from mim_lightning.types import Batch
 

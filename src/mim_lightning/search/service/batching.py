@@ -62,7 +62,7 @@ class BatchingEncoder:
 
     Args:
         model: used by one thread only.
-        max_batch_size: inputs of one kind that are encoded together.
+        max_batch_size: inputs of all kinds that start a round; the last request may exceed it.
         on_batch: called with kind and size of every batch.
         budget: bounds the pixels that are decoded at once; None: no bound.
     """

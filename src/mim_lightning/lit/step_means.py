@@ -16,7 +16,7 @@ from mim_lightning.losses.gather import gather_rows
 LOSS, RUNNING_LOSS = "train/loss", "train/running_loss"
 
 
-class StepLog:
+class StepMeans:
     """Sums the loss of an epoch on the device, and averages the scalars of a step over ranks."""
 
     def __init__(self) -> None:

@@ -1,5 +1,8 @@
 """Which rows and columns share a product, found by sorted keys: a tile at a time, or as one table.
 
+A column that shares a product with a row is its positive, hence never its negative: two queries of one product do not
+repel each other.
+
 B rows with R keys each, G columns with S keys each. Keys are int64; negative keys are no product.
 """
 
@@ -19,7 +22,7 @@ class Positives(NamedTuple):
     weights: Tensor | None
 
 
-class Matches:
+class ProductMatches:
     """The positives of a pair, from the product keys of its rows and columns.
 
     A tile costs a binary search a row key, instead of comparing each of R x S keys of every row and column.
@@ -87,7 +90,7 @@ class Matches:
 def share_product(left_keys_BR: Tensor, right_keys_GS: Tensor) -> Tensor:
     """Return (B, G) bool: whether two rows have a product in common. Negative keys are no product."""
     if left_keys_BR.is_cpu:
-        return Matches(left_keys_BR, right_keys_GS).mask()
+        return ProductMatches(left_keys_BR, right_keys_GS).mask()
     # comparisons, unlike the number of matches, need no synchronization of the device
     shared_BG = torch.zeros(len(left_keys_BR), len(right_keys_GS), dtype=torch.bool, device=left_keys_BR.device)
     for left_B in left_keys_BR.unbind(1):

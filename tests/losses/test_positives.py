@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.overrides import TorchFunctionMode
 
-from mim_lightning.losses.matches import Matches, share_product
+from mim_lightning.losses.positives import ProductMatches, share_product
 
 NONE = -1
 
@@ -28,7 +28,7 @@ def test_tiles_hold_each_positive_once_with_its_largest_weight(num_left: int, nu
     left, right = torch.randint(NONE, 12, (13, num_left)), torch.randint(NONE, 12, (11, num_right))
     left_grades, right_grades = torch.rand(left.shape), torch.rand(right.shape)
     expected = compare_all(left, right, left_grades, right_grades)
-    matches = Matches(left, right, left_grades, right_grades, width=4)
+    matches = ProductMatches(left, right, left_grades, right_grades, width=4)
     found = torch.full_like(expected, -1.0)
     for start in (0, 5, 10):
         for tile_idx in range(3):
@@ -58,7 +58,7 @@ class LargestResult(TorchFunctionMode):
 def test_many_products_a_row_are_not_compared_one_by_one() -> None:
     keys = torch.randint(100_000, (512, 20))
     with LargestResult() as seen:
-        Matches(keys, keys, width=128).tile(slice(0, 128), 1)
+        ProductMatches(keys, keys, width=128).tile(slice(0, 128), 1)
         assert seen.entries < 2 * keys.numel(), "a table of all rows and columns"
         assert share_product(keys, keys).diagonal().all()
     assert seen.num_operations < 100, "20 x 20 comparisons"
