@@ -2,11 +2,15 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Optional, Union
+from typing import Any, Literal, Optional, Protocol, Union
 
 import pytest
 
 from mim_lightning.expected_types import validate_arguments
+
+
+class Reader(Protocol):
+    def read(self) -> str: ...
 
 
 class Thing:
@@ -24,6 +28,7 @@ class Thing:
         table: Mapping[str, int] | None = None,
         part: Path | None = None,
         thing: "Thing | None" = None,
+        reader: Reader | None = None,
         anything: Any = None,
         call: Callable[..., int] | None = None,
         bare=None,
@@ -35,6 +40,8 @@ class Thing:
     [
         {"count": 3, "share": 1, "maybe": None, "either": 0.5, "is_on": True, "name": "a", "mode": "warn", "path": "p"},
         {"mode": 3, "several": [1], "table": {"a": 1}, "part": "p", "anything": 3, "bare": "x", "unknown": 1},
+        {"reader": None},
+        {"reader": {"_target_": "a.Reader"}},
         {"mode": True, "name": 2024, "thing": {"_target_": "a.Thing"}, "call": "a.function", "either": 3},
     ],
 )
@@ -56,6 +63,7 @@ def test_fitting_values_pass(values: dict[str, Any]) -> None:
         ({"several": 3}, "x.several=3: give a list"),
         ({"table": 3}, "x.table=3: give a mapping or null"),
         ({"thing": 3}, "x.thing=3: give null"),
+        ({"reader": 3}, "x.reader=3: give null"),
     ],
 )
 def test_invalid_values_are_named_with_their_key(values: dict[str, Any], message: str) -> None:

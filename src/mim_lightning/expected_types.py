@@ -80,6 +80,8 @@ def _fits(value: Any, kind: Any) -> bool:
         return value is None
     if kind is list or kind is dict:
         return isinstance(value, kind)
+    if getattr(kind, "_is_protocol", False):  # isinstance cannot tell; a plain value is none of its objects
+        return not isinstance(value, (str, int, float, list, types.NoneType))
     # a class: a config has a section for its objects, which may have been built; any other type is not checked
     return isinstance(value, (dict, kind)) if isinstance(kind, type) else True
 
