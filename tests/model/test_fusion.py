@@ -195,6 +195,30 @@ def test_a_sum_of_standardized_scores_is_one_search_by_the_linear_query() -> Non
     assert torch.equal(linear.argsort(dim=1), avoiding(queries, gallery, gallery).argsort(dim=1))
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("kind", ["standardized_sum", "score_product"])
+def test_a_part_that_no_reference_product_has_does_not_count(kind: str) -> None:
+    queries, gallery, reference = rows(3, 2, 5), rows(12, 2, 6), rows(9, 2, 7)
+    reference[:, D:], gallery[0, :D] = 0, 0
+    combination = ScoreCombination(kind, (1.0, 0.5), (2.0, 1.0))
+    linear = combination.linear_query(queries, reference)
+    assert linear[:, :D].any() and not linear[:, D:].any() and linear.isfinite().all()
+    scores = combination(queries, gallery, reference)
+    first = replace(combination, product_weights=(2.0,))(queries, gallery[1:, :D], reference[:, :D])
+    torch.testing.assert_close(scores[:, 1:], first)
+    assert (scores[:, :1] <= scores).all()  # a product of that part alone
+
+
+@pytest.mark.parametrize(
+    ("kind", "floor"), [("standardized_sum", 3.0), ("score_product", 2.0), ("score_product", None)]
+)
+def test_a_product_with_parts_of_weight_0_alone_is_the_last(kind: str, floor: float | None) -> None:
+    queries, gallery = rows(3, 1, 5), rows(12, 2, 6)
+    gallery[4, :D] = 0
+    scores = ScoreCombination(kind, (1.0,), (1.0, 0.0), floor)(queries, gallery, gallery)
+    assert (scores[:, 4] == scores.min(dim=1).values).all() and scores.isfinite().all()
+
+
 def test_two_sides_combine_alike() -> None:
     query = Fusion("query", {"query_image": 1.0, "query_text": 0.5, "kind": "score_product", "floor": 2.0}, D)
     assert combination_of(query, fusion_of()) == ScoreCombination("score_product", (1.0, 0.5), (1.0,), 2.0)

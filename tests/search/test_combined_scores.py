@@ -83,6 +83,7 @@ SUM, PRODUCT = {"kind": "standardized_sum"}, {"kind": "score_product", "floor": 
         ({"kind": "learned_sum"}, PRODUCT),
         ({**PRODUCT, "center": "running"}, PRODUCT),
         ({"kind": "score_product", "floor": None}, {"kind": "learned_sum"}),
+        ({"kind": "learned_sum"}, {"kind": "score_product", "floor": None}),
     ],
     ids=str,
 )
@@ -116,6 +117,12 @@ def test_a_search_gives_the_scores_of_the_evaluation(
         for hit in result.hits:
             assert combine(list(hit.parts.values())) == pytest.approx(hit.score, abs=2e-4)
     assert (result.num_candidates > 0) == any(not side.needs_one_vector for side in fusions.values())
+    if searcher.combined is not None:  # each vector of `like` has the length of one of the other parts
+        like_JD, text_JD = (
+            searcher.encode(SearchQuery(like="p00", text="0")).parts[part][0].reshape(searcher.combined.num_blocks, -1)
+            for part in ("like", "text")
+        )
+        np.testing.assert_allclose(np.linalg.norm(like_JD, axis=1), np.linalg.norm(text_JD, axis=1), rtol=1e-5)
     like = searcher.search(SearchQuery(like="p03", text="0", not_text="1", num_hits=3, where=None)).hits
     assert len(like) == 3 and "p03" not in [hit.product_id for hit in like]
 

@@ -15,6 +15,7 @@ from mim_lightning.model.fusion import SCORE_PRODUCT, Fusion
 
 NUM_REFERENCE_PRODUCTS = 1000  # of a catalog, over which similarities are standardized
 _MIN_DEVIATION = 1e-6
+_WORST_SUM = -1e9  # of a pair of rows that nothing compares; finite, as -inf stands for no product
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,8 @@ class ScoreCombination:
 
     The similarity of each pair of parts is standardized over reference products, for each query: less its mean, over
     its standard deviation. `standardized_sum` adds them, by weight, to unit variance; `score_product` multiplies what
-    they exceed a floor by, to the power of their weights, which sum to 1. A pair that lacks a part does not count.
+    they exceed a floor by, to the power of their weights, which sum to 1. A pair that lacks a part does not count, nor
+    does one of a part that no reference product has; where no pair counts, the score is the worst.
 
     Source: the sum is Stouffer's, of z-scores; the product, with a floor that stands for the smallest similarity, is of
     Psomas et al. 2025, "Instance-Level Composed Image Retrieval" (BASIC, arXiv 2510.25387), there with a floor measured
@@ -55,6 +57,9 @@ class ScoreCombination:
                 query_QD = self._query_part(query_QE, rows_ND.shape[1], i, j)
                 z_QN = query_QD @ rows_ND.T
                 if self.floor is not None or self.kind != SCORE_PRODUCT:
+                    if not len(known_MD):
+                        found[i, j] = torch.nan
+                        continue
                     spread_QM = query_QD @ known_MD.T
                     deviation_Q1 = spread_QM.std(dim=1, correction=0, keepdim=True).clamp(min=_MIN_DEVIATION)
                     z_QN = (z_QN - spread_QM.mean(dim=1, keepdim=True)) / deviation_Q1
@@ -66,13 +71,16 @@ class ScoreCombination:
         """Return the scores (Q, N) of standardized similarities."""
         weights_IJ11 = self.pair_weights().to(z_IJQN)[..., None, None]
         weights_IJQN = weights_IJ11.expand_as(z_IJQN).masked_fill(z_IJQN.isnan(), 0.0)
+        is_compared_QN = weights_IJQN.any(dim=0).any(dim=0)
         if self.kind == SCORE_PRODUCT:
             logs_IJQN = self.factors(z_IJQN).log()
             exponents_IJQN = weights_IJQN / weights_IJQN.sum(dim=(0, 1)).clamp(min=1e-12)
             # a factor of 0 has a log of -inf, which a weight of 0 must not turn into nan
-            return (logs_IJQN * exponents_IJQN).masked_fill(exponents_IJQN == 0, 0.0).sum(dim=(0, 1)).exp()
+            logs_QN = (logs_IJQN * exponents_IJQN).masked_fill(exponents_IJQN == 0, 0.0).sum(dim=(0, 1))
+            return logs_QN.exp().masked_fill(~is_compared_QN, 0.0)
         lengths_QN = weights_IJQN.square().sum(dim=(0, 1)).sqrt().clamp(min=1e-12)
-        return (z_IJQN.nan_to_num() * weights_IJQN).sum(dim=(0, 1)) / lengths_QN
+        scores_QN = (z_IJQN.nan_to_num() * weights_IJQN).sum(dim=(0, 1)) / lengths_QN
+        return scores_QN.masked_fill(~is_compared_QN, _WORST_SUM)
 
     def factors(self, z_IJQN: Tensor) -> Tensor:
         """Return the factors of `score_product`, 0 or more."""
@@ -83,11 +91,14 @@ class ScoreCombination:
         return torch.tensor(self.query_weights).abs()[:, None] * torch.tensor(self.product_weights)
 
     def linear_query(self, query_QE: Tensor, reference_ME: Tensor) -> Tensor:
-        """Return queries (Q, J * D) whose inner products rank as the standardized sum, of products with all parts."""
+        """Return queries (Q, J * D) whose inner products rank as the standardized sum, of products with all parts.
+
+        The columns of a part that no reference product has are 0.
+        """
         columns = []
         for j, known_MD in enumerate(self._known(reference_ME)):
             column_QD = torch.zeros(len(query_QE), known_MD.shape[1])
-            for i, weight in enumerate(self.query_weights):
+            for i, weight in enumerate(self.query_weights if len(known_MD) else ()):
                 query_QD = self._query_part(query_QE, known_MD.shape[1], i, j)
                 deviation_Q1 = (query_QD @ known_MD.T).std(dim=1, correction=0, keepdim=True).clamp(min=_MIN_DEVIATION)
                 column_QD += weight * self.product_weights[j] * query_QD / deviation_Q1

@@ -48,9 +48,14 @@ class CombinedScores:
         """Vectors of a product's row."""
         return len(self.product_parts)
 
+    def normalize(self, row_E: np.ndarray) -> np.ndarray:
+        """Return a row (J * D,) with each of its vectors at unit length, zero where it has none."""
+        row_JD = row_E.reshape(self.num_blocks, -1)
+        return (row_JD / np.linalg.norm(row_JD, axis=1, keepdims=True).clip(min=1e-12)).ravel()
+
     def find(self, query: QueryVector, num_hits: int, where: Mapping[str, Any] | None) -> list[CombinedHit]:
         """Return the best products of a query, best first, equal scores by id."""
-        parts = query.parts if self.splits_query else {"query": (query.vector, 1.0)}
+        parts = query.parts if self.splits_query else {"query": (self.normalize(query.vector), 1.0)}
         parts = {name: (vector, weight) for name, (vector, weight) in parts.items() if weight}
         combination = replace(self.combination, query_weights=tuple(weight for _, weight in parts.values()))
         query_1E = torch.from_numpy(np.concatenate([vector for vector, _ in parts.values()])[None].astype(np.float32))

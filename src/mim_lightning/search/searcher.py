@@ -135,7 +135,8 @@ class Searcher:
         if self.combined is not None:  # the same vector against each of a product's
             parts = {name: np.tile(part_D, self.combined.num_blocks) for name, part_D in parts.items()}
         if query.like is not None:
-            parts["like"] = mean_direction(self.index.vectors_of(query.like))
+            like_D = mean_direction(self.index.vectors_of(query.like))
+            parts["like"] = like_D if self.combined is None else self.combined.normalize(like_D)
         return combine(parts, weights)
 
     def _center(self, parts: dict[str, np.ndarray], fusion: Fusion) -> dict[str, np.ndarray]:
