@@ -37,7 +37,7 @@ def tune_fusion(
     """Sweep, print, and write the requested files."""
     # imported here, so that an error on the command line is reported at once
     from mim_lightning.analysis.embeddings import read_embeddings
-    from mim_lightning.analysis.fusion_sweep import SWEPT_KINDS, print_curve, print_kinds, sweep_fusion, write_curve
+    from mim_lightning.analysis.fusion_sweep import print_curve, print_kinds, sweep_fusion, usable_kinds, write_curve
     from mim_lightning.analysis.record import read_record
     from mim_lightning.model.checkpoint import store_fusions
     from mim_lightning.types import Direction
@@ -61,7 +61,7 @@ def tune_fusion(
     kinds = (
         [(kind, center)]
         if kind != ALL
-        else [(each, is_centered) for each in SWEPT_KINDS for is_centered in (False, True)]
+        else [(each, is_centered) for each in usable_kinds(embeddings, ends, fusion) for is_centered in (False, True)]
     )
     curves = [
         sweep_fusion(embeddings, name, ends, fusion, metric, num_weights, kind=each, is_centered=is_centered)
@@ -90,7 +90,11 @@ def _parser() -> CommandParser:
     parser.add_argument(
         "--kind", help="fixed_sum, standardized_sum, score_product, or all of them; default: as trained"
     )
-    parser.add_argument("--center", action="store_true", help="subtract the mean of each tower from its vectors")
+    parser.add_argument(
+        "--center",
+        action="store_true",
+        help="subtract the mean of each tower, measured on these embeddings; default: as trained",
+    )
     parser.add_argument("--output", type=Path, metavar="FOLDER", help="for fusion.csv and fusion.png")
     parser.add_argument("--store", type=Path, metavar="CHECKPOINT", help="that was evaluated")
     return parser

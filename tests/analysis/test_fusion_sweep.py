@@ -1,5 +1,6 @@
 """A fusion sweep against fusing and ranking by hand; a choice is judged on products it was not made on."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,8 +8,8 @@ import torch
 from torch.nn.functional import normalize
 
 from mim_lightning.analysis.embeddings import EvaluationEmbeddings, read_embeddings, write_embeddings
-from mim_lightning.analysis.fusion_sweep import sweep_fusion
-from mim_lightning.model.fusion import describe_fusions
+from mim_lightning.analysis.fusion_sweep import SWEPT_KINDS, sweep_fusion, usable_kinds
+from mim_lightning.model.fusion import Fusion, describe_fusions
 from mim_lightning.types import Direction
 from tests.analysis.tables import gallery_of, queries_of, unit
 
@@ -59,6 +60,33 @@ def test_without_an_effect_the_trained_weights_stay(embeddings: EvaluationEmbedd
     embeddings.queries.vectors["query_image"][:] = embeddings.queries.vectors["query_text"]
     curve = sweep_fusion(embeddings, "composed", DIRECTION, "query", num_weights=5)
     assert curve.best_weight == 0.5 and curve.chosen.difference == 0 and curve.chosen.p_value == 1
+
+
+def test_a_sweep_keeps_the_trained_center_and_floor(embeddings: EvaluationEmbeddings) -> None:
+    config = {"query_image": 0.5, "query_text": 0.5, "kind": "score_product", "floor": 1.5, "center": "running"}
+    trained = Fusion("query", config, 16)
+    trained.set_means({"query_image": unit(1, 16, 5)[0] / 2, "query_text": unit(1, 16, 6)[0] / 2})
+    changed = replace(embeddings, fusions={"query": trained})
+    curve = sweep_fusion(changed, "composed", DIRECTION, "query", num_weights=3)
+    assert curve.values[1] == pytest.approx(curve.trained_value)
+    assert curve.label == "score_product, centered as trained"
+    assert curve.best.describe() == {**config, **curve.best.weights}
+    assert all(torch.equal(curve.best.mean_of(part), trained.mean_of(part)) for part in trained)
+    measured = sweep_fusion(changed, "composed", DIRECTION, "query", num_weights=3, is_centered=True).best
+    assert measured.center == "measured" and measured.options["floor"] == 1.5
+    assert not torch.equal(measured.mean_of("query_text"), trained.mean_of("query_text"))
+
+
+def test_kinds_are_those_that_the_other_side_allows(embeddings: EvaluationEmbeddings) -> None:
+    embeddings.gallery.vectors["product_text"] = embeddings.gallery.vectors["product_image"].clone()
+    embeddings.gallery.present["product_text"] = embeddings.gallery.present["product_image"]
+    product = {"product_image": 1.0, "product_text": 1.0, "kind": "score_product", "floor": 2.0}
+    both = replace(embeddings, fusions={**FUSIONS, "product": product})
+    direction = Direction("query", "product")
+    assert usable_kinds(both, direction, "query") == ("fixed_sum", "score_product")
+    assert usable_kinds(both, direction, "product") == usable_kinds(both, DIRECTION, "query") == SWEPT_KINDS
+    best = sweep_fusion(both, "composed", direction, "query", num_weights=3, kind="score_product").best
+    assert best.options["floor"] == 2.0
 
 
 @pytest.mark.parametrize(

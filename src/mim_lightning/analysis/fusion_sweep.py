@@ -26,6 +26,7 @@ from mim_lightning.model.fusion import (
     FIXED_SUM,
     MEASURED,
     SCORE_KINDS,
+    SCORE_PRODUCT,
     Fusion,
     Fusions,
     as_fusion,
@@ -57,7 +58,17 @@ class FusionCurve:
 
     @property
     def label(self) -> str:
-        return f"{self.kind}, centered" if self.is_centered else self.kind
+        if self.is_centered:
+            return f"{self.kind}, centered"
+        return f"{self.kind}, centered as trained" if self.best.center else self.kind
+
+
+def usable_kinds(embeddings: EvaluationEmbeddings, direction: Direction, fusion: str) -> tuple[str, ...]:
+    """Return the `SWEPT_KINDS` of a fusion that the direction's other side allows: both combine scores alike."""
+    other = _other_side(embeddings.fusions, direction, fusion)
+    if other is None or other.needs_one_vector:
+        return SWEPT_KINDS
+    return tuple(kind for kind in SWEPT_KINDS if kind not in SCORE_KINDS or kind == other.kind)
 
 
 def sweep_fusion(
@@ -85,7 +96,7 @@ def sweep_fusion(
         num_weights: points of the curve, both ends included.
         other_fusions: to take the place of other trained fusions.
         kind: one of `SWEPT_KINDS`; None: as trained, of a kind that learns its weights the fixed sum.
-        is_centered: subtract from each tower its mean over these embeddings.
+        is_centered: subtract from each tower its mean over these embeddings; else centered as trained, or not.
 
     Raises:
         ValueError: the direction does not use the fusion, the fusion does not have two towers, or no such metric.
@@ -102,16 +113,22 @@ def sweep_fusion(
     trained_weight = own[first] / sum(own.values())
     table = embeddings.queries if fusion == direction.query else embeddings.gallery
     width = next(iter(table.vectors.values())).shape[1]
-    trained_kind = as_fusion(fusion, fusions[fusion], width).kind
-    swept_kind = kind or (trained_kind if trained_kind in SWEPT_KINDS else FIXED_SUM)
-    means = {part: table.vectors[part][table.present[part]].mean(dim=0) for part in own} if is_centered else {}
+    given = as_fusion(fusion, fusions[fusion], width)
+    swept_kind = kind or (given.kind if given.kind in SWEPT_KINDS else FIXED_SUM)
+    options = {"kind": swept_kind, "center": MEASURED if is_centered else given.center}
+    if swept_kind == SCORE_PRODUCT:
+        other = _other_side(fusions, direction, fusion)
+        # two sides have one floor; of a fusion of another kind it is the default
+        options["floor"] = (given if other is None or other.kind != SCORE_PRODUCT else other).options["floor"]
 
     def make(weight: float) -> Fusion:
-        options = {"kind": swept_kind} | ({"center": MEASURED} if is_centered else {})
         made = Fusion(fusion, {first: weight, second: 1 - weight, **options}, width)
         if is_centered:
-            made.set_means(means)
-        return made
+            made.set_means({part: table.vectors[part][table.present[part]].mean(dim=0) for part in own})
+        elif given.center:
+            made.set_means({part: given.mean_of(part) for part in own})
+            made.num_mean_updates.copy_(given.num_mean_updates)
+        return made.eval()
 
     def evaluate(made: Fusion | None) -> RetrievalReport:
         changed = fusions if made is None else {**fusions, fusion: made}
@@ -200,6 +217,11 @@ def write_curve(curve: FusionCurve, folder: Path) -> list[Path]:
             writer.writerow((weight, value, low, high))
     _draw_curve(curve, image)
     return [table, image]
+
+
+def _other_side(fusions: Fusions, direction: Direction, fusion: str) -> Fusion | None:
+    other = direction.gallery if direction.query == fusion else direction.query
+    return as_fusion(other, fusions[other], 1) if other != fusion and other in fusions else None
 
 
 def _best_idx(scores_WQ: np.ndarray, trained_weight: float) -> int:
