@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch.nn.functional import normalize
 
 from mim_lightning.metrics.directions import evaluate_directions
 from mim_lightning.metrics.embedding_table import EmbeddingTable
-from mim_lightning.metrics.fusion_parts import find_weak_fusions
+from mim_lightning.metrics.fusion_parts import WeakFusion, find_weak_fusions
 from mim_lightning.types import Direction
 from tests.search.test_combined_scores import table
 
@@ -39,6 +40,23 @@ def test_untrained_titles_are_said_with_the_key_and_a_smaller_weight_mends_it() 
     assert sentence.startswith("d/hit@1: the fusion 'product' reaches 0.")
     assert "product_image alone" in sentence and "lower the weight model.fusions.product.product_text" in sentence
     assert not weak(noise=0.1, text_noise=3.0, weight=0.01)
+
+
+@pytest.mark.parametrize(
+    ("kind", "others", "has_command"),
+    [
+        ("fixed_sum", ("b",), True),
+        ("score_product", ("b", "c"), False),
+        ("gate", ("b",), True),
+        ("gate", ("b", "c"), False),
+    ],
+)
+def test_the_advice_is_one_that_works_for_the_kind(kind: str, others: tuple[str, ...], has_command: bool) -> None:
+    sentence = WeakFusion("d", "f", 0.5, "a", 0.7, others, kind).describe("hit@1")
+    assert ("tune_fusion" in sentence) == has_command  # a sweep needs two towers
+    assert ("are learned (kind=gate): with kind=fixed_sum lower the weight model.fusions.f.b" in sentence) == (
+        kind == "gate"
+    )
 
 
 def test_a_fusion_of_two_useful_towers_says_nothing() -> None:

@@ -11,7 +11,7 @@ import numpy as np
 from mim_lightning.metrics.directions import evaluate_countable
 from mim_lightning.metrics.embedding_table import EmbeddingTable
 from mim_lightning.metrics.intervals import paired_difference
-from mim_lightning.model.fusion import Fusions, weights_of
+from mim_lightning.model.fusion import FIXED_SUM, GATE, LEARNED_SUM, Fusion, Fusions, weights_of
 from mim_lightning.types import Direction, RetrievalReport
 
 
@@ -25,14 +25,26 @@ class WeakFusion:
     tower: str
     tower_value: float
     others: tuple[str, ...]  # the fusion's other towers
+    kind: str  # of the fusion
 
     def describe(self, metric: str) -> str:
         """Return one sentence, with the key that mends it."""
         keys = " and ".join(f"model.fusions.{self.fusion}.{tower}" for tower in self.others)
+        # a sweep is over two towers, and turns learned weights into a fixed sum
+        command = (
+            f", which python -m mim_lightning.tune_fusion <run> --direction {self.direction} --fusion {self.fusion} "
+            "chooses without training"
+            if len(self.others) == 1
+            else ""
+        )
+        advice = (
+            f"its weights are learned (kind={self.kind}): with kind={FIXED_SUM} lower the weight {keys}"
+            if self.kind in (GATE, LEARNED_SUM)
+            else f"lower the weight {keys}"
+        )
         return (
             f"{self.direction}/{metric}: the fusion '{self.fusion}' reaches {self.value:.3f}, {self.tower} alone "
-            f"{self.tower_value:.3f}; lower the weight {keys}, which python -m mim_lightning.tune_fusion <run> "
-            f"--direction {self.direction} --fusion {self.fusion} chooses without training"
+            f"{self.tower_value:.3f}; {advice}{command}"
         )
 
 
@@ -113,4 +125,7 @@ def _compare(
     if not difference.high < 0:  # nan too
         return None
     others = tuple(other for other in weights_of(fusions[fusion]) if other != tower)
-    return WeakFusion(name, fusion, float(np.nanmean(fused_scores)), tower, float(np.nanmean(alone_scores)), others)
+    given = fusions[fusion]
+    kind = given.kind if isinstance(given, Fusion) else given.get("kind", FIXED_SUM)
+    value, tower_value = float(np.nanmean(fused_scores)), float(np.nanmean(alone_scores))
+    return WeakFusion(name, fusion, value, tower, tower_value, others, kind)
