@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import CLIPConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from mim_lightning.encoders.hf_files import load_hf_config
+from mim_lightning.encoders.hf_files import CodeInModelError, _validate_attention_of_config, load_hf_config
 from mim_lightning.encoders.hf_text import HfText
 from mim_lightning.encoders.interface import Preprocessing
 from mim_lightning.encoders.timm_image import TimmImage
@@ -83,9 +84,24 @@ def test_a_tokenizer_names_no_file_that_is_not_its_own(changed_bert: Callable, t
 
 
 @pytest.mark.parametrize("key", ["attn_implementation", "_attn_implementation"])
-def test_attention_code_is_not_fetched(changed_bert: Callable, key: str) -> None:
-    with pytest.raises(ValueError, match=r"asks for attention code from the hub, evil/kernel; not downloaded"):
-        HfText("gone/away", None, assets=changed_bert({key: "evil/kernel"}))
+@pytest.mark.parametrize("value", ["evil/kernel", {"": "evil/kernel"}, {"vision_config": "evil/kernel"}])
+def test_attention_code_is_not_fetched(changed_bert: Callable, tmp_path: Path, key: str, value: Any) -> None:
+    refused = r"asks for attention code from the hub, .*evil/kernel.*; not downloaded"
+    with pytest.raises(ValueError, match=refused):
+        HfText("gone/away", None, assets=changed_bert({key: value}))
+    for part in ({key: value}, {"vision_config": {key: value}}, {"parts": [{"inner": {key: value}}]}):
+        (tmp_path / "config.json").write_text(json.dumps({"model_type": "clip"} | part))
+        for offline in (True, False):
+            with pytest.raises(CodeInModelError, match=refused):
+                load_hf_config(tmp_path, offline)
+
+
+def test_attention_code_of_a_part_is_found_however_its_config_names_it(tmp_path: Path) -> None:
+    config = CLIPConfig()
+    _validate_attention_of_config(config, tmp_path)
+    config.vision_config._attn_implementation = "evil/kernel"
+    with pytest.raises(CodeInModelError, match="evil/kernel"):
+        _validate_attention_of_config(config, tmp_path)
 
 
 @pytest.mark.parametrize(

