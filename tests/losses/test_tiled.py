@@ -143,6 +143,19 @@ def test_value_alone_and_half_precision() -> None:
     assert rounded[0].vectors.grad.dtype == torch.bfloat16 and torch.get_float32_matmul_precision() == "highest"
 
 
+def test_buffers_are_no_larger_than_the_batch_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = []
+    monkeypatch.setattr(
+        "mim_lightning.losses.tiled.PairTiles", lambda *given: sizes.append(given[6].numel()) or PairTiles(*given)
+    )
+    keys = torch.arange(37)[:, None]
+    for num_rows in (37, 0):
+        side = Side(F.normalize(torch.randn(num_rows, 8), dim=1), keys[:num_rows])
+        tiled_losses(info_nce, [(side, side)], [1.0], torch.ones(1), tile=1024)
+        tiled_losses(info_nce, [(side, side)], [1.0], torch.ones(1), tile=5)
+    assert sizes == [2 * 40 * 40, 2 * 5 * 5, 2, 2]
+
+
 def test_the_built_in_losses_have_a_tiled_form() -> None:
     assert has_tiled_form(info_nce) and has_tiled_form(partial(sigmoid))
     assert not has_tiled_form(lambda *_: 0) and not has_tiled_form(partial(info_nce, margin=1))

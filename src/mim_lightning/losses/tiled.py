@@ -10,6 +10,7 @@ N pairs, B rows of this rank, G columns of all ranks, D dimension.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -86,6 +87,8 @@ class _Tiled(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         dtype = torch.promote_types(tensors[0].dtype, torch.float32)
         gradients = [torch.zeros_like(part, dtype=dtype) for part in tensors] if any(ctx.needs_input_grad) else []
+        # no larger than the batch, in eights: the second buffer then starts at an aligned address, as with a whole tile
+        tile = max(1, min(tile, 8 * math.ceil(max(map(len, tensors)) / 8)))
         buffers = tensors[0].new_empty(2, tile * tile, dtype=dtype)
         scalars = zip(weights, scales_N.tolist(), biases_N.tolist(), strict=True)
         tiles = [
