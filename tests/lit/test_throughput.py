@@ -1,12 +1,16 @@
 """The parts of a step: exclusive of each other, over the batches since the last logged step."""
 
+from contextlib import nullcontext
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from lightning import LightningModule
 
 from mim_lightning.lit.callbacks import throughput
-from mim_lightning.lit.callbacks.throughput import _Stopwatch
+from mim_lightning.lit.callbacks.throughput import Throughput, _Stopwatch
+from mim_lightning.losses import gather
 
 
 @pytest.fixture
@@ -68,3 +72,17 @@ def test_events_of_a_device_are_read_when_they_are_there(monkeypatch: pytest.Mon
     watch.start("forward"), watch.stop("forward")
     assert not watch.closed, "events of past steps do not pile up"
     assert watch.read() == {"forward": 4.0} and Event.waited == 0
+
+
+def test_a_run_that_fails_stops_timing_collectives() -> None:
+    callback, module = Throughput(), LightningModule()
+    callback.on_train_start(SimpleNamespace(optimizers=[]), module)  # type: ignore[arg-type]
+    try:
+        callback._is_in_batch = True
+        with pytest.raises(RuntimeError), gather.around_collective():
+            raise RuntimeError
+        assert not callback.stopwatch.open, "a collective that fails ends its span"
+        callback.on_exception(None, module, RuntimeError())  # type: ignore[arg-type]
+        assert gather.around_collective is nullcontext
+    finally:
+        gather.around_collective = nullcontext

@@ -56,10 +56,19 @@ class Throughput(Callback):
     @contextmanager
     def _time_gather(self) -> Iterator[None]:
         self._start(GATHER)
-        yield
-        self._stop(GATHER)
+        try:
+            yield
+        finally:
+            self._stop(GATHER)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._release()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._release()  # a run that fails has no teardown
+
+    def _release(self) -> None:
+        self._is_in_batch = False
         gather.around_collective = nullcontext
         for handle in self._handles:
             handle.remove()
