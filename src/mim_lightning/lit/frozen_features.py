@@ -42,7 +42,7 @@ from mim_lightning.types import ImageSpec, Sample, fields_of
 if TYPE_CHECKING:
     from mim_lightning.encoders.interface import Encoder
 
-FORMAT = 1  # of features: changes when images are decoded or resized otherwise
+FORMAT = 2  # changes when keys are made, or images are decoded or resized otherwise
 PART_BYTES = 1 << 28  # of features in memory before they are written
 COMPLETE = ".complete.json"
 
@@ -141,8 +141,12 @@ class _Pass:
         return table
 
     def _conditions(self) -> dict[str, Any]:
-        device = self.trainer.strategy.root_device.type
-        return {"format": FORMAT, "precision": str(self.trainer.precision), "device": device}
+        return {
+            "format": FORMAT,
+            "precision": str(self.trainer.precision),
+            "matmul_precision": torch.get_float32_matmul_precision(),
+            "device": self.trainer.strategy.root_device.type,
+        }
 
     def _find_inputs(self, tower: str, shards: ShardSet, known: set[bytes]) -> Iterator[tuple[bytes, int]]:
         """Yield each distinct input of a set that is not known, by key, and a sample that has it."""

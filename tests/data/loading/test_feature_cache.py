@@ -43,7 +43,8 @@ def test_features_are_read_by_key_in_any_order(tmp_path: Path) -> None:
 def test_keys_are_of_the_content_and_its_kind() -> None:
     values = [["a"], [b"a"], ["a", "b"], ["ab"], ["a", ""], ["", "a"], [""], [b""]]
     assert len({input_key(value, [""] * len(value)) for value in values}) == len(values)
-    assert input_key(["b"], ["a"]) == input_key(("ab",), [""]) != input_key([b"b"], ["a"]) == input_key([b"b"], [""])
+    assert input_key(["b"], ["a"]) == input_key(("b",), ["a"]) != input_key(["ab"], [""])
+    assert input_key([b"b"], ["a"]) == input_key([b"b"], [""]) != input_key(["b"], [""])
     tokenize = HashTokenize(8, 20)
     specs = [ImageSpec((8, 8)), TextSpec(tokenize, 8), TextSpec(PromptedTokenize(tokenize, "query: "), 8)]
     assert prompts_of(specs) == ["", "", "query: "]

@@ -73,9 +73,10 @@ def input_key(values: Sequence[bytes | str | None], prompts: Sequence[str]) -> b
     """
     digest = hashlib.blake2b(digest_size=KEY_BYTES)
     for value, prompt in zip(values, prompts, strict=True):
-        data = value if isinstance(value, bytes) else (prompt + (value or "")).encode()
-        digest.update(f"{type(value).__name__} {len(data)} ".encode())
-        digest.update(data)
+        parts = [value] if isinstance(value, bytes) else [prompt.encode(), (value or "").encode()]
+        digest.update(f"{type(value).__name__} {' '.join(str(len(part)) for part in parts)} ".encode())
+        for part in parts:
+            digest.update(part)
     return digest.digest()
 
 
