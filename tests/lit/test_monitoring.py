@@ -83,35 +83,58 @@ class Overflowing(LightningModule):
     def __init__(self, bad: dict[int, float]) -> None:
         super().__init__()
         self.weight, self.bad = torch.nn.Parameter(torch.ones(3)), bad
+        self.norm = torch.nn.BatchNorm1d(3, affine=False)
 
     def training_step(self, batch: torch.Tensor, batch_idx: int) -> torch.Tensor:
         # the root of 0 has an infinite gradient
         factor = self.bad.get(batch_idx, 1.0)
+        self.norm(torch.stack([batch, batch + 1]) * factor)
         return (self.weight * batch).sum() * factor if factor else (self.weight * 0 * batch).sum().sqrt()
 
     def configure_optimizers(self) -> Any:
         return torch.optim.AdamW(self.parameters(), 0.1)
 
 
-def optimize(bad: dict[int, float], batches: list[int], num_skips: int = 3) -> torch.Tensor:
+def optimize(
+    bad: dict[int, float], batches: list[int], num_skips: int = 3, accumulate_grad_batches: int = 1
+) -> torch.Tensor:
     module = Overflowing(bad)
     quiet: dict[str, Any] = {"enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
-    quiet |= {"logger": False, "enable_checkpointing": False}
+    quiet |= {"logger": False, "enable_checkpointing": False, "accumulate_grad_batches": accumulate_grad_batches}
     trainer = Trainer(
         max_epochs=1, callbacks=[TerminateOnNaN(num_skips)], gradient_clip_val=1.0, log_every_n_steps=1, **quiet
     )
     rows = [torch.tensor([1.0, 2.0, 3.0]) * number for number in batches]
     trainer.fit(module, torch.utils.data.DataLoader(rows, batch_size=None))  # type: ignore[arg-type]
-    return module.weight.detach()
+    return torch.cat([module.weight.detach(), *(buffer.flatten() for buffer in module.norm.buffers())])
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, 0.0])
 def test_a_step_that_is_not_finite_leaves_no_trace(bad: float, caplog: pytest.LogCaptureFixture) -> None:
-    """Neither in the weights nor in the moments of the optimizer."""
+    """Neither in the weights, nor in the moments of the optimizer, nor in running statistics."""
     found = optimize({1: bad, 2: bad}, [1, 5, 5, 2, 3])
     assert torch.equal(found, optimize({}, [1, 2, 3]))
     lines = [record.getMessage() for record in caplog.records if "skipped" in record.getMessage()]
     assert lines[-1].startswith("step 3: 2 steps skipped so far, whose loss or gradient was not finite")
+
+
+def test_a_skipped_step_of_several_batches_leaves_no_statistics() -> None:
+    found = optimize({3: math.nan}, [1, 2, 5, 5, 3, 4], accumulate_grad_batches=2)
+    assert torch.equal(found, optimize({}, [1, 2, 3, 4], accumulate_grad_batches=2))
+
+
+@pytest.mark.parametrize("is_fused", [True, False])
+def test_a_fused_optimizer_is_told_to_skip_and_others_get_gradients_of_zero(is_fused: bool) -> None:
+    """As on a GPU, where nothing may wait: the meta device stands for it."""
+    parameter = torch.nn.Parameter(torch.ones(3, device="meta"))
+    parameter.grad = torch.ones(3, device="meta")
+    optimizer = torch.optim.AdamW([parameter])
+    optimizer.param_groups[0]["fused"] = is_fused
+    optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]  # as MatchModule sets it
+    callback: Any = TerminateOnNaN()
+    callback._is_skipping = True
+    callback.on_before_optimizer_step(None, None, optimizer)
+    assert hasattr(optimizer, "found_inf") == is_fused and (parameter.grad._version == 0) == is_fused
 
 
 def test_too_many_steps_in_a_row_end_the_run() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from torch import nn
 from torch.optim import Optimizer
 
 from mim_lightning.data.loading.loader import StreamLoader
@@ -18,7 +19,8 @@ from mim_lightning.types import Batch
 class TerminateOnNaN(Callback):
     """Skips steps whose loss or gradient is NaN or infinite, and ends a run that has too many in a row.
 
-    All ranks do the same: they have the same gradients. Losses are read every `trainer.log_every_n_steps` batches, and
+    A skipped step leaves the running statistics of batch normalization as they were before its first batch. All ranks
+    do the same: they have the same gradients. Losses are read every `trainer.log_every_n_steps` batches, and
     at the end of an epoch, before validation; no other step waits for the device. Where a GPU has an optimizer that is
     not fused, a skipped step has gradients of zero, so that momentum still moves the weights.
 
@@ -34,6 +36,7 @@ class TerminateOnNaN(Callback):
         self.last_finite: str | None = None
         self.num_skipped, self.num_in_a_row = 0, 0
         self._is_skipping = False
+        self.statistics = _RunningStatistics(nn.Module())
         self._is_bad: torch.Tensor | None = None  # of the step whose batch has not ended
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -42,6 +45,11 @@ class TerminateOnNaN(Callback):
         self._is_skipping = self.max_skipped > 0 and has_all_gradients and not has_scaler
         if not has_all_gradients:
             self.max_skipped = 0
+        self.statistics = _RunningStatistics(pl_module)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
+        if self._is_skipping:
+            self.statistics.keep()
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         if not self._is_skipping:
@@ -49,10 +57,11 @@ class TerminateOnNaN(Callback):
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         self._is_bad = ~torch.nn.utils.get_total_norm(gradients).isfinite()
+        self.statistics.restore(self._is_bad)
         if self._is_bad.device.type == "cpu":
             if self._is_bad:
                 optimizer.zero_grad(set_to_none=True)  # an optimizer leaves out what has no gradient
-        elif getattr(optimizer, "_step_supports_amp_scaling", False):
+        elif all(group.get("fused") for group in optimizer.param_groups):
             optimizer.found_inf = self._is_bad.float()  # type: ignore[attr-defined]  # read by fused kernels
         else:
             for gradient in gradients:
@@ -95,6 +104,39 @@ class TerminateOnNaN(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.num_skipped = state_dict["num_skipped"]
+
+
+class _RunningStatistics:
+    """The running statistics of batch normalization, as they were before a step; nothing waits for the device."""
+
+    def __init__(self, module: nn.Module) -> None:
+        norms = [part for part in module.modules() if isinstance(part, nn.modules.batchnorm._NormBase)]
+        self.groups: dict[torch.dtype, list[torch.Tensor]] = {}
+        for norm in norms:
+            for buffer in norm.buffers(recurse=False):
+                self.groups.setdefault(buffer.dtype, []).append(buffer)
+        self.kept: dict[torch.dtype, torch.Tensor] = {}
+
+    def keep(self) -> None:
+        """Copy them, unless there are copies since the last step: it may have several batches."""
+        if not self.kept:
+            self.kept = {dtype: _flatten(buffers) for dtype, buffers in self.groups.items()}
+
+    @torch.no_grad()
+    def restore(self, is_bad: torch.Tensor) -> None:
+        """Take the copies back if the step is bad, () bool on the device, and forget them."""
+        for dtype, kept in self.kept.items():
+            buffers = self.groups[dtype]
+            values = torch.where(is_bad, kept, _flatten(buffers)).split([buffer.numel() for buffer in buffers])
+            # one kernel for all of them
+            torch._foreach_copy_(
+                buffers, [value.view_as(buffer) for buffer, value in zip(buffers, values, strict=True)]
+            )
+        self.kept = {}
+
+
+def _flatten(buffers: list[torch.Tensor]) -> torch.Tensor:
+    return torch.cat([buffer.flatten() for buffer in buffers])
 
 
 class CorruptSamples(Callback):
