@@ -97,8 +97,9 @@ def test_a_running_mean_is_of_the_steps_before_and_counts_each_row_once() -> Non
     torch.testing.assert_close(
         fusion(first.vectors, PRESENT), fuse(first, {"product": PARTS}).vectors["product"]
     )  # nothing known
+    fusion.count_rows(first.vectors, PRESENT)
     with torch.no_grad():
-        fusion(first.vectors, PRESENT)  # a step that is recomputed: its rows have been counted
+        fusion.count_rows(first.vectors, PRESENT)  # a step that is recomputed: its rows have been counted
     sums = fusion.take_pending()
     assert sums is not None and fusion.take_pending() is None
     fusion.update_means(sums)
@@ -112,6 +113,33 @@ def test_a_running_mean_is_of_the_steps_before_and_counts_each_row_once() -> Non
     again = fusion_of(center="running")
     again.load_state_dict(fusion.state_dict())
     assert torch.equal(again.eval()(second.vectors, PRESENT), fusion.eval()(second.vectors, PRESENT))
+
+
+def test_a_running_mean_leaves_out_steps_that_are_not_finite_and_moves_as_with_numbers() -> None:
+    fusion, generator = fusion_of(center="running"), torch.Generator().manual_seed(0)
+    means = torch.zeros(2, D)
+    for step in range(120):
+        sums = torch.cat([torch.randn(2, D, generator=generator), torch.tensor([[3.0], [step % 2]])], dim=1)
+        for bad in (math.nan, math.inf):
+            fusion.update_means(torch.where(torch.arange(2)[:, None] == step % 2, bad, sums))
+        fusion.update_means(sums)
+        for idx in range(2):
+            if sums[idx, -1] > 0:
+                means[idx].lerp_(sums[idx, :-1] / sums[idx, -1], max(0.01, 1 / (step + 1)))
+        assert all(torch.equal(fusion.mean_of(part), mean) for part, mean in zip(PARTS, means, strict=True))
+    assert int(fusion.num_mean_updates) == 120
+
+
+def test_running_means_of_a_module_in_half_precision_are_float32() -> None:
+    fusion = fusion_of(kind="learned_sum", center="running").train()
+    fusion.set_means(dict.fromkeys(PARTS, torch.full((D,), 1 / 3)))
+    fusion.bfloat16()
+    assert {parameter.dtype for parameter in fusion.parameters()} == {torch.bfloat16}
+    assert all(torch.equal(fusion.mean_of(part), torch.full((D,), 1 / 3)) for part in PARTS)
+    vectors = {part: torch.full((999, D), 1 / 3, dtype=torch.bfloat16) for part in PARTS}
+    fusion.count_rows(vectors, dict.fromkeys(PARTS, torch.ones(999, dtype=torch.bool)))
+    sums = fusion.take_pending()
+    assert sums is not None and sums.dtype == torch.float32 and sums[0, -1] == 999
 
 
 @pytest.mark.parametrize("kind", ["learned_sum", "gate"])

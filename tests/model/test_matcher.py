@@ -1,5 +1,7 @@
 """Named towers, ties, fusions and presence, with encoders whose output is plain to see."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -156,3 +158,14 @@ def test_fuse_leaves_its_argument_alone() -> None:
     embeddings = Embeddings({"query_image": torch.eye(2)}, {"query_image": torch.ones(2, dtype=torch.bool)})
     fuse(embeddings, {"query": {"query_image": 1.0}})
     assert set(embeddings.vectors) == {"query_image"}
+
+
+def test_running_means_count_no_padding() -> None:
+    fusion = {"product_image": 1.0, "product_text": 3.0, "center": "running"}
+    matcher = Matcher({"query_image": image_tower(), "product_text": text_tower()}, TIED, {"product": fusion}).train()
+    batch = replace(make_batch(), is_padding=torch.tensor([False, False, True, True]))
+    embeddings = matcher(batch)
+    sums = matcher.fusions["product"].take_pending()
+    assert sums is not None and sums[:, -1].tolist() == [2, 2]
+    for part, sums_E in zip(fusion, sums, strict=False):
+        torch.testing.assert_close(sums_E[:-1], embeddings.vectors[part][:2].sum(0).detach())

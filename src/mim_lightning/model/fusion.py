@@ -16,7 +16,7 @@ In the last two a query or a product is represented by the vectors of its towers
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -72,7 +72,17 @@ class Fusion(nn.Module):
             self.num_mean_updates: Tensor
             self.register_buffer("num_mean_updates", torch.zeros((), dtype=torch.int64))
             for part in self._weights:
-                self.register_buffer(f"{MEAN}{part}", torch.zeros(width))
+                self.register_buffer(f"{MEAN}{part}", torch.zeros(width, dtype=torch.float32))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Fusion:
+        """Move or convert the module; means stay in float32, since half precision would round small updates away."""
+        means = {key: value for key, value in self._buffers.items() if key.startswith(MEAN) and value is not None}
+        super()._apply(fn, recurse)
+        for key, before in means.items():
+            after = self.get_buffer(key)
+            if after.dtype.itemsize < before.dtype.itemsize:
+                self._buffers[key] = before.to(after.device)
+        return self
 
     def _validate(self) -> None:
         where = f"model.fusions.{self.name}"
@@ -207,22 +217,38 @@ class Fusion(nn.Module):
     def center_vectors(self, vectors: Mapping[str, Tensor], present: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Subtract the mean of each tower from its vectors, if `center` says so, at unit length again.
 
-        In training, running means are of the steps before this one: `update_means` adds it.
+        Running means are of the steps before this one, see `count_rows`.
 
         Source: Li et al. 2025, "Closing the Modality Gap for Mixed Modality Search" (GR-CLIP, arXiv 2507.19054).
         """
         if self.center is None:
             return dict(vectors)
-        # not where a step is recomputed without gradient: its rows would count twice
-        if self.training and self.center == RUNNING and torch.is_grad_enabled():
-            for part, vectors_BD in vectors.items():
-                ones_B1 = present[part][:, None].to(vectors_BD)
-                sums = torch.cat([vectors_BD * ones_B1, ones_B1], dim=1).detach().sum(dim=0)
-                self._pending[part] = self._pending[part] + sums if part in self._pending else sums
         return {
             part: F.normalize(vectors_BD - self.mean_of(part).to(vectors_BD), dim=-1) * present[part][:, None]
             for part, vectors_BD in vectors.items()
         }
+
+    @torch.no_grad()
+    def _sum_rows(self, vectors_BD: Tensor, is_counted_B: Tensor) -> Tensor:
+        """Return the sum of some rows and their number (D + 1,), which half precision would round."""
+        vectors_BD = vectors_BD.to(torch.promote_types(vectors_BD.dtype, torch.float32))
+        ones_B1 = is_counted_B[:, None].to(vectors_BD)
+        return torch.cat([vectors_BD * ones_B1, ones_B1], dim=1).sum(dim=0)
+
+    def count_rows(self, vectors: Mapping[str, Tensor], is_counted: Mapping[str, Tensor]) -> None:
+        """Add the rows of a training batch to what `update_means` will take.
+
+        Args:
+            vectors: (B, D) by tower.
+            is_counted: (B,) bool by tower: neither absent nor padding.
+        """
+        # not where a step is recomputed without gradient: its rows would count twice
+        if not (self.training and self.center == RUNNING and torch.is_grad_enabled()):
+            return
+        for part in self._weights:
+            if part in vectors:
+                sums = self._sum_rows(vectors[part], is_counted[part])
+                self._pending[part] = self._pending[part] + sums if part in self._pending else sums
 
     def mean_of(self, part: str) -> Tensor:
         """Return the mean (D,) that is subtracted from a tower's vectors."""
@@ -239,19 +265,24 @@ class Fusion(nn.Module):
         """Return what training has added since the last call, (P, D + 1) sums and counts; None: nothing."""
         if not self._pending:
             return None
-        stacked = torch.stack([self._pending[part] for part in self._weights])
+        none = torch.zeros_like(next(iter(self._pending.values())))
+        stacked = torch.stack([self._pending.get(part, none) for part in self._weights])
         self._pending = {}
         return stacked
 
     @torch.no_grad()
     def update_means(self, sums_PE: Tensor) -> None:
-        """Move the running means towards those of a step, of the sums and counts (P, D + 1) of all its rows."""
-        rate = max(MIN_MEAN_RATE, 1 / (int(self.num_mean_updates) + 1))
+        """Move the running means towards those of a step, of the sums and counts (P, D + 1) of all its rows.
+
+        A step with sums that are not finite is left out. Nothing waits for the device.
+        """
+        is_finite = sums_PE.isfinite().all()
+        rate = (1 / (self.num_mean_updates + 1)).clamp(min=MIN_MEAN_RATE)
         for part, sums_E in zip(self._weights, sums_PE, strict=True):
-            if sums_E[-1] > 0:
-                mean = self.mean_of(part)
-                mean.lerp_((sums_E[:-1] / sums_E[-1]).to(mean), rate)
-        self.num_mean_updates += 1
+            mean = self.mean_of(part)
+            moved = mean.lerp((sums_E[:-1] / sums_E[-1]).to(mean), rate.to(mean))
+            mean.copy_(torch.where(is_finite & (sums_E[-1] > 0), moved, mean))
+        self.num_mean_updates += is_finite
 
     def _learned_weights(self) -> Tensor:
         return torch.stack([self.log_weights[part] for part in self._weights]).softmax(dim=0)

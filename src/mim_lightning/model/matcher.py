@@ -154,6 +154,10 @@ class Matcher(nn.Module):
             # multiplied, not replaced: DDP needs every input in the graph, used by a row or not
             vectors[name] = encoded[name][rows_B.clamp(min=0)] * present[name][:, None]
         possible = {name: fusion for name, fusion in self.fusions.items() if any(part in vectors for part in fusion)}
+        if self.training:
+            is_counted = {name: present_B & ~batch.is_padding for name, present_B in present.items()}
+            for fusion in possible.values():
+                fusion.count_rows(vectors, is_counted)
         return fuse(Embeddings(vectors, present), possible)
 
     def _encode(self, inputs: Mapping[str, TowerInput], micro_batch_size: int | None) -> dict[str, Tensor]:
