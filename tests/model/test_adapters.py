@@ -240,10 +240,14 @@ def test_towers_with_adapters_start_from_whole_ones_and_the_other_way(checkpoint
     report = warm_start(whole, objective, checkpoint)
     assert not report.fresh and not report.unused
     np.testing.assert_allclose(embed(whole), expected, atol=1e-6)
-    larger, objective = build("model=4tower", "model.tied.query_text=null", *LORA[1:2], "model.lora.rank=4")
-    report = warm_start(larger, objective, checkpoint)
-    assert all(".lora_" in name for name in report.fresh) and report.fresh and not report.unused
-    np.testing.assert_allclose(embed(larger), expected, atol=1e-6)
+    for settings in (["model.lora.rank=4"], ["model.lora.rank=2", "model.lora.alpha=64"]):
+        other, objective = build("model=4tower", "model.tied.query_text=null", *LORA[1:2], *settings)
+        report = warm_start(other, objective, checkpoint)
+        assert all(".lora_" in name for name in report.fresh) and report.fresh and not report.unused
+        np.testing.assert_allclose(embed(other), expected, atol=1e-6)
+    stronger, _ = build(*LORA, "model.lora.alpha=64")
+    stronger.load_state_dict(same.state_dict())
+    assert fingerprint(stronger) != trained.fingerprint  # equal tensors, other embeddings
     plain, _ = write_checkpoint(tmp_path / "plain", "model=3tower", seed=3)
     adapted, objective = build(*LORA)
     report = warm_start(adapted, objective, plain)

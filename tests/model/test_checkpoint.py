@@ -72,6 +72,19 @@ def test_loaded_and_missing_tensors_are_reported(tmp_path: Path) -> None:
     assert "not in the checkpoint, newly initialized: towers.product_text" in description
 
 
+def test_a_fusion_with_another_tower_starts_new(tmp_path: Path) -> None:
+    settings = ["model=4tower", "model.fusions.query.center=running"]
+    path, former = save(tmp_path, *settings)
+    content = torch.load(path, weights_only=True)
+    content["state_dict"][f"{PREFIX}fusions.query.num_mean_updates"].fill_(100)
+    torch.save(content, path)
+    same, more = (build_matcher(config(*settings, *added)) for added in ([], ["+model.fusions.query.product_text=1"]))
+    assert not start(same, path, *settings).fresh and same.fusions["query"].num_mean_updates == 100
+    report = start(more, path, *settings)
+    assert more.fusions["query"].num_mean_updates == 0  # at 100 the mean of the new tower would stay near its zeros
+    assert {*report.fresh} == {name for name in more.state_dict() if name.startswith("fusions.query.")}
+
+
 def test_another_shape_is_refused_by_name(tmp_path: Path) -> None:
     path, _ = save(tmp_path)
     with pytest.raises(ValueError, match=r"'towers.query_image.projection.weight' has shape \(16, 64\), .* \(8, 64\)"):

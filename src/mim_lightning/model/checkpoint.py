@@ -125,27 +125,37 @@ def warm_start(matcher: Matcher, objective: nn.Module, path: str | Path) -> Warm
 
     A tower takes the weights that its name used in the checkpoint: the two encoders of a 3-tower model initialize all
     towers of a 4-tower model, and an untied tower starts from the shared weights. A tower with adapters starts from
-    those of the checkpoint, if they are of the same kind, else from its weights with new adapters; one without adapters
-    from weights into which those of the checkpoint are merged.
+    those of the checkpoint, if they have the same shapes and scale, else from its merged weights with new adapters; one
+    without adapters from weights into which those of the checkpoint are merged. A fusion starts from the checkpoint's
+    of its name if that has all its tensors, else new.
 
     Raises:
         ValueError: the checkpoint has none of these towers, or a tensor of another shape; names both shapes.
     """
     content = _read(path)
     source = plain = state_of(content)
+    scales: dict[str, float | None] = {}
     if any(not plain_names(name) for name in source):  # tensors of adapters
-        plain = load_matcher(path).merged().matcher.state_dict()
+        trained = load_matcher(path)
+        scales = {name: trained.matcher.tower(name).adapter_scale for name in trained.matcher.towers}
+        plain = trained.merged().matcher.state_dict()
     tied = content[SECTION]["config"]["model"].get("tied") or {}
     wanted = matcher.state_dict()
     loaded, used = {}, set()
-    for name in wanted:
-        if not name.startswith(f"{TOWERS}.") and name in source and source[name].shape == wanted[name].shape:
-            loaded[name] = source[name]  # of a fusion; one of other towers or of another kind starts new
-            used.add(name)
+
+    def has_all(pairs: Mapping[str, str]) -> bool:
+        return all(other in source and source[other].shape == wanted[name].shape for name, other in pairs.items())
+
+    for fusion in matcher.fusions:
+        names = {name: name for name in wanted if name.startswith(f"fusions.{fusion}.")}
+        if has_all(names):  # one of other towers or of another kind starts new: its parts were trained together
+            loaded |= {name: source[name] for name in names}
+            used |= {*names}
     for tower in matcher.towers:
-        start, source_start = f"towers.{tower}.", f"towers.{tied.get(tower) or tower}."
+        owner = tied.get(tower) or tower
+        start, source_start = f"{TOWERS}.{tower}.", f"{TOWERS}.{owner}."
         names = {name: source_start + name.removeprefix(start) for name in wanted if name.startswith(start)}
-        is_same = all(other in source and source[other].shape == wanted[name].shape for name, other in names.items())
+        is_same = has_all(names) and scales.get(owner) == matcher.tower(tower).adapter_scale
         state = source if is_same else plain
         for name, other in names.items():
             found = next((choice for choice in (other, *plain_names(other)) if choice in state), None)

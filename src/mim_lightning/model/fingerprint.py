@@ -20,7 +20,7 @@ from mim_lightning.model.matcher import Matcher
 
 @torch.no_grad()
 def fingerprint(matcher: Matcher, state: Mapping[str, Tensor] | None = None) -> str:
-    """Digest weights, preprocessing, tokenizers, ties, fusions and dimension; the device does not matter.
+    """Digest weights, scales of adapters, preprocessing, tokenizers, ties, fusions and dimension; the device does not matter.
 
     A model in another precision, as during training in bf16-true, is digested as it will be loaded: in float32.
 
@@ -41,6 +41,9 @@ def fingerprint(matcher: Matcher, state: Mapping[str, Tensor] | None = None) -> 
         facts["fields"] = matcher.fields
     if matcher.prompts:  # likewise
         facts["prompts"] = matcher.prompts
+    scales = {name: matcher.tower(name).adapter_scale for name in sorted(matcher.towers)}
+    if any(scales.values()):  # likewise; no tensor holds them
+        facts["adapter_scales"] = {name: scale for name, scale in scales.items() if scale}
     digest.update(json.dumps(facts, sort_keys=True).encode())
     is_plain = any(parameter.dtype == torch.float32 for parameter in matcher.parameters())
     for name, stored in sorted((matcher.state_dict() if state is None else state).items()):

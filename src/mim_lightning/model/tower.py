@@ -58,9 +58,16 @@ class Tower(nn.Module):
         elif train == LAST_N:
             _freeze_first_layers(encoder, num_trained_layers)
         elif train == LORA:
-            add_adapters(encoder, lora or LoraSettings())
+            settings = lora or LoraSettings()
+            add_adapters(encoder, settings)
+            self._adapter_scale = settings.alpha / settings.rank
         self.width = embed_dim or encoder.width
         self.projection = nn.Linear(encoder.width, embed_dim, bias=False) if embed_dim else None
+
+    @property
+    def adapter_scale(self) -> float | None:
+        """The factor `alpha / rank` of what adapters add, which no tensor holds; None: no adapters."""
+        return self._adapter_scale if self.train_mode == LORA else None
 
     @property
     def is_frozen(self) -> bool:
