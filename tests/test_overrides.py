@@ -17,7 +17,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "mim_lightning"
 COMPOSED = {
     "train": [
         *("data=manifest", "data.source.products=p", "data.source.queries=q", "data/sampling=grouped"),
-        *("encoder/text=minilm", "schedule=wsd"),
+        *("encoder/text=minilm", "schedule=wsd", "callbacks=ema"),
     ],
     "prepare": ["data=grocery"],
     "evaluate": ["checkpoint=c"],

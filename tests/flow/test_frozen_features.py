@@ -33,10 +33,10 @@ def encoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def test_a_run_reads_features_once_computed(
-    fit: Fit, shop: Path, tmp_path: Path, encoded: list[int], capfd: pytest.CaptureFixture[str]
+    fit: Fit, shop: Path, tmp_path: Path, encoded: list[int], caplog: pytest.LogCaptureFixture
 ) -> None:
     plain = fit(*FROZEN, f"paths.runs={tmp_path / 'plain'}")
-    assert "frozen: query_image; data.feature_cache.enabled=true encodes their inputs once" in capfd.readouterr().err
+    assert "frozen: query_image; data.feature_cache.enabled=true encodes their inputs once" in caplog.text
     expected, results = weights(plain), timeless(plain)
     encoded.clear()
     folder = tmp_path / "features"

@@ -74,7 +74,7 @@ def test_loaded_and_missing_tensors_are_reported(tmp_path: Path) -> None:
 
 def test_a_fusion_with_another_tower_starts_new(tmp_path: Path) -> None:
     settings = ["model=4tower", "model.fusions.query.center=running"]
-    path, former = save(tmp_path, *settings)
+    path, _ = save(tmp_path, *settings)
     content = torch.load(path, weights_only=True)
     content["state_dict"][f"{PREFIX}fusions.query.num_mean_updates"].fill_(100)
     torch.save(content, path)

@@ -74,7 +74,13 @@ def test_a_former_name_of_a_class_is_the_same_sweep() -> None:
 def test_where_and_how_it_runs_does_not_matter() -> None:
     first = name_sweep(multirun("seed=1,2", "model=2tower,3tower"))
     elsewhere = [
-        *("trainer.devices=2", "paths.runs=elsewhere", "logger=wandb", "callbacks.progress_bar=null"),
+        *(
+            "trainer.devices=2",
+            "data.feature_cache.enabled=true",
+            "paths.runs=elsewhere",
+            "logger=wandb",
+            "callbacks.progress_bar=null",
+        ),
         *("model=2tower,3tower", "seed=1,2", "hydra.launcher.n_jobs=2", "hydra/launcher=joblib"),
     ]
     assert name_sweep(multirun(*elsewhere)) == first == name_sweep(multirun("sweep=slurm", *elsewhere[-4:-2]))

@@ -141,7 +141,8 @@ def warm_start(matcher: Matcher, objective: nn.Module, path: str | Path) -> Warm
         plain = trained.merged().matcher.state_dict()
     tied = content[SECTION]["config"]["model"].get("tied") or {}
     wanted = matcher.state_dict()
-    loaded, used = {}, set()
+    loaded: dict[str, Tensor] = {}
+    used: set[str] = set()
 
     def has_all(pairs: Mapping[str, str]) -> bool:
         return all(other in source and source[other].shape == wanted[name].shape for name, other in pairs.items())

@@ -20,7 +20,7 @@ from mim_lightning.model.matcher import Matcher
 
 @torch.no_grad()
 def fingerprint(matcher: Matcher, state: Mapping[str, Tensor] | None = None) -> str:
-    """Digest weights, scales of adapters, preprocessing, tokenizers, ties, fusions and dimension; the device does not matter.
+    """Digest weights, adapter scales, preprocessing, tokenizers, ties, fusions, dimension; the device does not matter.
 
     A model in another precision, as during training in bf16-true, is digested as it will be loaded: in float32.
 

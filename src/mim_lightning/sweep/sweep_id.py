@@ -79,6 +79,7 @@ def _fixed_config(config: DictConfig) -> dict[str, Any]:
     fixed: Any = OmegaConf.to_container(own_config(config), resolve=False)
     fixed = {key: value for key, value in fixed.items() if key not in NOT_IN_RUN_ID}
     for section, keys in NOT_IN_RUN_ID_OF.items():
-        if section != "data":  # a run describes its data, a sweep names them
-            fixed[section] = {key: value for key, value in fixed[section].items() if key not in keys}
+        # a run describes its data, a sweep names them
+        left_out = keys if section != "data" else ("feature_cache",)
+        fixed[section] = {key: value for key, value in fixed[section].items() if key not in left_out}
     return to_first(fixed)

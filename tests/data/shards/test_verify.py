@@ -15,7 +15,7 @@ from mim_lightning.config import compose
 from mim_lightning.data.shards.verify import VerificationResult, verify_sets
 from mim_lightning.io.store import Store
 from mim_lightning.prepare import prepare
-from tests.data.shards.test_writer import RECORDS
+from tests.data.shards.test_shard_writer import RECORDS
 from tests.shard_sets import write_shard_set
 
 SETS = ["catalogue", "queries/train"]

@@ -20,6 +20,7 @@ from mim_lightning.lit.datamodule import DISTRACTORS, GALLERY, QUERIES
 from mim_lightning.metrics import EmbeddingCollector, EmbeddingTable, check_complete
 from mim_lightning.metrics.directions import column_names, columns_of, counts_row, evaluate_countable
 from mim_lightning.metrics.fusion_parts import find_weak_fusions
+from mim_lightning.metrics.ranking import check_finite
 from mim_lightning.model.matcher import Matcher
 from mim_lightning.types import (
     QUERY_FIELDS,
@@ -161,6 +162,8 @@ class RetrievalEval(Callback):
         queries, gallery = self.collectors[QUERIES].compute(), self.collectors[GALLERY].compute()
         check_complete(queries, len(np.unique(datamodule.opened.queries.keys)), "validation queries")
         check_complete(gallery, sum(len(products) for products in datamodule.opened.gallery), "gallery rows")
+        if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
+            _validate_finite({"queries": queries, "gallery": gallery}, trainer.global_step)
         matcher: Any = pl_module.matcher
         # intervals and tables are for final results; between epochs they would only cost time and memory
         is_final = trainer.state.fn != TrainerFn.FITTING
@@ -247,6 +250,19 @@ def _inputs_of(sample: Sample, matcher: Matcher) -> set[str]:
         for tower, spec in matcher.input_specs().items()
         if (present & spec.keys() if isinstance(spec, AnyOf) else fields_of(tower, spec).keys() <= present)
     }
+
+
+def _validate_finite(tables: Mapping[str, EmbeddingTable], step: int) -> None:
+    """Raise for weights that training has made useless, though they are finite: steps with NaN were skipped."""
+    for what, table in tables.items():
+        for name, vectors_ND in table.vectors.items():
+            try:
+                check_finite(f"'{name}'", vectors_ND)
+            except ValueError as error:
+                raise ValueError(
+                    f"training diverged: {error} at step {step}, of the {what}; earlier checkpoints are kept; "
+                    "a smaller optim.lr may help"
+                ) from error
 
 
 def _validate_monitors(trainer: Trainer, scalars: Mapping[str, float]) -> None:
