@@ -15,6 +15,7 @@ out; `sentence-transformers` is no dependency of this project.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import math
 import multiprocessing
@@ -22,6 +23,7 @@ import os
 import platform
 import re
 import signal
+import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -43,11 +45,13 @@ SMOKE = (
     "data.source.train_queries_per_product=2", "data.source.val_queries_per_product=1", "encoder.image.image_size=32",
     "encoder.image.width=64", "encoder.text.width=32", "encoder.text.num_layers=1", "encoder.text.vocabulary=200",
 )  # fmt: skip
+PR_SET_PDEATHSIG = 1
 Results = dict[str, list[Segment]]
 
 
 def main(words: Sequence[str] | None = None) -> None:
     options = read_options(words)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the arms are stopped too
     setup = Setup(
         tuple(options.config), options.batch_size, options.batches, options.micro_batch_size, options.workers,
         options.device, options.scratch,
@@ -119,6 +123,8 @@ class ArmProcess:
 
     def _serve(self, setup: Setup, connection: Any) -> None:
         os.setsid()
+        with suppress(OSError, AttributeError):  # Linux: ends with its parent, however that ends
+            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         with self.log.open("w") as log:
             for stream in (1, 2):
                 os.dup2(log.fileno(), stream)
