@@ -11,6 +11,11 @@ In the folder, in the order in which they are written:
                                          at the end of a run without a validation
     evaluation/, report.html, hits.png   at the end: results of every query, embeddings, a page, an image
     results.json                         last: its presence says that the run is finished
+    .lock                                held while a process trains it
+
+On resume, by the same command: `train.train` returns the results of a finished run; else `find_resumable` chooses the
+last checkpoint, or the best where the last is damaged, and `init_from` is skipped; `MatchDataModule` restores the
+position in the data, and refuses another order; `lit.Preemption` first makes up for a validation that is due.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 B local rows, G gathered columns, D dimension. Besides logits a loss gets two boolean masks: the positives of each row,
 and the columns that are present. A present column that is no positive is a negative.
+For a loss of your own see `Objective`.
 """
 
 from __future__ import annotations

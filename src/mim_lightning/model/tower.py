@@ -1,4 +1,8 @@
-"""A tower: encoder, projection, normalization to unit length; and which weights of the encoder training changes."""
+"""A tower: encoder, projection, normalization to unit length; and which weights of the encoder training changes.
+
+A photo becomes a vector by `data.images.transforms` (uint8 pixels), the encoder (normalized on the device, features),
+and `Tower.project` (unit length).
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """The interface of a batch order: which samples form which global batch, as a pure function of set, settings and epoch.
 
-The orders are in `shuffled`, `grouped`, `weighted` and `mixture`. A loader splits global batches between processes and
+The orders are in `shuffled`, `grouped`, `weighted` and `mixture`; `data.sampling` and `MatchDataModule.train_order`
+choose one. A loader splits global batches between processes and
 workers; neither changes an order.
 """
 
