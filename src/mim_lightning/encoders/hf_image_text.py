@@ -21,6 +21,7 @@ from mim_lightning.encoders.hf_files import (
     TOKENIZER_FILE,
     CodeInModelError,
     checkpoint_hf_network,
+    load_hf_assets,
     load_hf_config,
     load_hf_network,
     load_hf_tokenizer,
@@ -37,9 +38,7 @@ from mim_lightning.encoders.interface import (
     Preprocessing,
     Pretrained,
     canonical_text,
-    one_line,
     validate_prompts,
-    write_assets,
 )
 from mim_lightning.encoders.layers import group_by_layer
 from mim_lightning.types import ImageSpec, InputSpec, TextSpec, TowerInput
@@ -245,10 +244,8 @@ def _read_assets(source: str, offline: bool, image_size: int, resize_mode: str) 
         _validate_kind(source, config)
         tokenizer = load_hf_tokenizer(source, offline)
         processor = AutoImageProcessor.from_pretrained(source, local_files_only=offline, trust_remote_code=False)
-    except CodeInModelError:
+    except (CodeInModelError, _KindError):
         raise
-    except _KindError as error:
-        raise ValueError(str(error)) from None
     except Exception as error:  # each tokenizer and the hub's client raise their own
         raise not_found(source, offline, error, "encoder.image_text.name") from error
     mean, std = tuple(processor.image_mean), tuple(processor.image_std)
@@ -266,7 +263,7 @@ def _read_assets(source: str, offline: bool, image_size: int, resize_mode: str) 
     return files | {PREPROCESSING_FILE: Preprocessing(spec, mean, std).to_json()}
 
 
-class _KindError(Exception):
+class _KindError(ValueError):
     """A kind of model that this encoder does not read."""
 
 
@@ -276,17 +273,8 @@ def _validate_kind(name: str, config: Any) -> None:
 
 
 def _load_assets(name: str, assets: Mapping[str, str]) -> tuple[Any, Any]:
-    with TemporaryDirectory() as folder:
-        write_assets(assets, folder)
-        try:
-            config, tokenizer = load_hf_config(folder, offline=True), load_hf_tokenizer(folder, offline=True)
-            _validate_kind(name, config)
-        except CodeInModelError:
-            raise
-        except _KindError as error:
-            raise ValueError(str(error)) from None
-        except Exception as error:  # each tokenizer raises its own
-            raise ValueError(f"encoder '{name}': config or tokenizer cannot be read ({one_line(error)})") from error
+    config, tokenizer = load_hf_assets(name, assets)
+    _validate_kind(name, config)
     missing = [mark for mark in (START, END, PAD) if mark not in tokenizer.get_vocab()]
     if missing or not tokenizer.is_fast or tokenizer.pad_token is None:
         what = f"has no token {missing[0]}" if missing else "is no fast one with a token to pad with"

@@ -27,6 +27,7 @@ from mim_lightning.encoders.hf_files import (
     VERSION_FILE,
     CodeInModelError,
     checkpoint_hf_network,
+    load_hf_assets,
     load_hf_config,
     load_hf_network,
     load_hf_tokenizer,
@@ -44,7 +45,6 @@ from mim_lightning.encoders.interface import (
     canonical_text,
     one_line,
     validate_prompts,
-    write_assets,
 )
 from mim_lightning.encoders.length_buckets import encode_by_length
 from mim_lightning.types import TextSpec, TowerInput
@@ -291,14 +291,7 @@ def _read_assets(source: str, offline: bool, pooling: str, dense: bool) -> dict[
 
 
 def _load_assets(name: str, assets: Mapping[str, str]) -> tuple[Any, Any]:
-    with TemporaryDirectory() as folder:
-        write_assets(assets, folder)
-        try:
-            config, tokenizer = load_hf_config(folder, offline=True), load_hf_tokenizer(folder, offline=True)
-        except CodeInModelError:
-            raise
-        except Exception as error:  # each tokenizer raises its own
-            raise ValueError(f"encoder '{name}': config or tokenizer cannot be read ({one_line(error)})") from error
+    config, tokenizer = load_hf_assets(name, assets)
     # whatever it was saved with: models that number positions from the left, and pooling of the first token, need texts
     # to begin there; masked padding behind a text changes nothing
     tokenizer.padding_side = "right"
