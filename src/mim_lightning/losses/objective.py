@@ -17,6 +17,7 @@ from mim_lightning.losses.gather import gather_rows, gather_with_gradient, world
 from mim_lightning.losses.pair_tiles import MAX_SCALE, Side
 from mim_lightning.losses.positives import share_product
 from mim_lightning.losses.tiled import PairLoss, has_tiled_form, tiled_losses
+from mim_lightning.precision import at_least_float32
 from mim_lightning.types import REFERENCE, TARGET, Batch, Embeddings, StepResult, relevance_of, side_of
 
 SCALES = ("learned", "fixed", "none")
@@ -108,16 +109,15 @@ class Objective(nn.Module):
     def forward(self, embeddings: Embeddings, batch: Batch) -> StepResult:
         with torch.no_grad():
             for log_scale in self.log_scales.values():
-                log_scale.clamp_(
-                    max=self.max_log_scale
-                )  # in place: a clamp in the graph has no gradient above the maximum
+                # in place: a clamp in the graph has no gradient above the maximum
+                log_scale.clamp_(max=self.max_log_scale)
         local = _Rows.of(embeddings, batch, self.sides)
         every = local.gathered()
         is_tiled = has_tiled_form(self.loss) and self.max_scale <= MAX_SCALE
         compute = self._compute_tiled if is_tiled and len(local) * len(every) > WHOLE_MATRIX else self._compute_whole
         # in float32: autocast would round similarities, which are then multiplied by up to 100
         with torch.autocast(batch.product_keys.device.type, enabled=False):
-            vectors = {name: _at_least_float32(embeddings.vectors[name]) for name in self.sides}
+            vectors = {name: at_least_float32(embeddings.vectors[name]) for name in self.sides}
             loss, per_pair, num_rows, num_negatives = compute(vectors, local, every)
         return StepResult(
             loss=loss,
@@ -228,10 +228,6 @@ def _side(name: str, vectors_BD: Tensor, rows: _Rows) -> Side:
     if present_B.all():
         return Side(vectors_BD, keys_BR)
     return Side(vectors_BD[present_B.nonzero()[:, 0].to(vectors_BD.device)], keys_BR[present_B])
-
-
-def _at_least_float32(vectors_BD: Tensor) -> Tensor:
-    return vectors_BD.to(torch.promote_types(vectors_BD.dtype, torch.float32))
 
 
 def _repeated_fraction(products_B: Tensor, all_products_G: Tensor) -> Tensor:

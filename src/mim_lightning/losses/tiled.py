@@ -11,8 +11,7 @@ N pairs, B rows of this rank, G columns of all ranks, D dimension.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -23,6 +22,7 @@ from torch.autograd.function import once_differentiable
 from mim_lightning.losses.contrastive import info_nce, sigmoid
 from mim_lightning.losses.gather import sum_over_ranks
 from mim_lightning.losses.pair_tiles import PairTiles, Side
+from mim_lightning.precision import plain_float32
 
 PairLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
 # rows and columns of a tile: two tiles in float32 are 8 MiB, near the cores, or 512 MiB on a GPU (not measured there)
@@ -39,7 +39,7 @@ class TiledResult(NamedTuple):
 
 
 def has_tiled_form(loss: PairLoss) -> bool:
-    return _function_of(loss) in _FORMS
+    return function_of(loss) in _FORMS
 
 
 def tiled_losses(
@@ -68,7 +68,7 @@ def tiled_losses(
     places = [(order[id(left.vectors)], order[id(right.vectors)]) for left, right in pairs]
     biases_N = torch.zeros_like(scales_N) if biases_N is None else biases_N
     tile = tile or (CPU_TILE if scales_N.device.type == "cpu" else GPU_TILE)
-    form = _FORMS[_function_of(loss)]
+    form = _FORMS[function_of(loss)]
     return TiledResult(*_Tiled.apply(form, pairs, places, weights, tile, scales_N, biases_N, *tensors.values()))
 
 
@@ -95,7 +95,8 @@ class _Tiled(torch.autograd.Function):
             PairTiles(*pair, *values, tile, buffers, (gradients[left], gradients[right]) if gradients else None)
             for pair, (left, right), values in zip(pairs, places, scalars, strict=True)
         ]
-        with _full_float32(buffers.device.type):
+        # TensorFloat-32, if it is on for the encoders, rounds logits up to 100 by up to 0.1
+        with plain_float32(buffers.device.type):
             form(tiles)
         if gradients:
             of_scalars = [torch.stack([getattr(t, f"{name}_gradient") for t in tiles]) for name in ("scale", "bias")]
@@ -139,18 +140,6 @@ def _sigmoid(pairs: list[PairTiles]) -> None:
 _FORMS: dict[Callable[..., Any], Callable[[list[PairTiles]], None]] = {info_nce: _info_nce, sigmoid: _sigmoid}
 
 
-def _function_of(loss: Callable[..., Any]) -> Callable[..., Any]:
+def function_of(loss: Callable[..., Any]) -> Callable[..., Any]:
     """Return the function that a config's `_partial_` without arguments stands for."""
     return loss.func if isinstance(loss, partial) and not loss.args and not loss.keywords else loss
-
-
-@contextmanager
-def _full_float32(device_type: str) -> Iterator[None]:
-    """Multiply in float32: TensorFloat-32, if it is on for the encoders, rounds logits up to 100 by up to 0.1."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        with torch.autocast(device_type, enabled=False):
-            yield
-    finally:
-        torch.set_float32_matmul_precision(before)

@@ -6,8 +6,7 @@ rows are ranked in full. Results are product keys, never row positions.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -15,6 +14,7 @@ import faiss
 import torch
 from torch import Tensor
 
+from mim_lightning.precision import plain_float32
 from mim_lightning.types import NO_KEY
 
 _SPARE_PRODUCTS = 200  # for so many products all images are fetched at once
@@ -217,15 +217,3 @@ def fetch_rows(query_QD: Tensor, gallery_ND: Tensor, num_rows: int) -> tuple[Ten
     with plain_float32(query_QD.device.type):
         scores_QF, rows_QF = (query_QD @ gallery_ND.T).topk(num_rows, dim=1)
     return scores_QF, rows_QF
-
-
-@contextmanager
-def plain_float32(device_type: str) -> Iterator[None]:
-    """Multiply in float32, whatever precision a trainer has set."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        with torch.autocast(device_type, enabled=False):
-            yield
-    finally:
-        torch.set_float32_matmul_precision(before)

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import nn
 
+from mim_lightning.model.cached_encoding import updating_norms
 from mim_lightning.model.matcher import Matcher
 
 
@@ -33,13 +33,7 @@ def start_checkpointing(matcher: Matcher) -> None:
 def restore_statistics(matcher: Matcher) -> Iterator[None]:
     """Give checkpointed towers the running batch statistics back that they had before a backward pass."""
     towers = [matcher.tower(name) for name in matcher.towers]
-    norms = [
-        part
-        for tower in towers
-        if tower.activation_checkpointing
-        for part in tower.modules()
-        if isinstance(part, nn.modules.batchnorm._NormBase) and part.training and part.track_running_stats
-    ]
+    norms = [norm for tower in towers if tower.activation_checkpointing for norm in updating_norms(tower)]
     kept = [(buffer, buffer.clone()) for norm in norms for buffer in norm.buffers(recurse=False)]
     yield
     with torch.no_grad():

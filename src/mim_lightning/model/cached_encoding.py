@@ -175,14 +175,19 @@ class _RandomState:
             torch.get_device_module(self.device).set_rng_state(self.own, self.device)
 
 
-@contextmanager
-def keep_statistics(module: nn.Module) -> Iterator[None]:
-    """Normalize by the statistics of the batch as in training, without updating the running ones."""
-    norms = [
+def updating_norms(module: nn.Module) -> list[nn.modules.batchnorm._NormBase]:
+    """Return the normalizations whose running statistics a forward pass updates."""
+    return [
         part
         for part in module.modules()
         if isinstance(part, nn.modules.batchnorm._NormBase) and part.training and part.track_running_stats
     ]
+
+
+@contextmanager
+def keep_statistics(module: nn.Module) -> Iterator[None]:
+    """Normalize by the statistics of the batch as in training, without updating the running ones."""
+    norms = updating_norms(module)
     try:
         for norm in norms:
             norm.track_running_stats = False

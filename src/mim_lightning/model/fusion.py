@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mim_lightning.precision import at_least_float32
 from mim_lightning.types import Embeddings
 
 FIXED_SUM, LEARNED_SUM, GATE = "fixed_sum", "learned_sum", "gate"
@@ -65,9 +66,8 @@ class Fusion(nn.Module):
             nn.init.zeros_(last.weight)  # in the beginning every row has the given weights
             nn.init.zeros_(last.bias)
             self.gate = nn.Sequential(nn.Linear(num_inputs, hidden), nn.ReLU(), last) if hidden else last
-        self._pending: dict[
-            str, Tensor
-        ] = {}  # part -> sum of vectors since the last update of the means, and their count
+        # by part: sum of vectors since the last update of the means, and their count
+        self._pending: dict[str, Tensor] = {}
         if self.center is not None:
             self.num_mean_updates: Tensor
             self.register_buffer("num_mean_updates", torch.zeros((), dtype=torch.int64))
@@ -231,7 +231,7 @@ class Fusion(nn.Module):
     @torch.no_grad()
     def _sum_rows(self, vectors_BD: Tensor, is_counted_B: Tensor) -> Tensor:
         """Return the sum of some rows and their number (D + 1,), which half precision would round."""
-        vectors_BD = vectors_BD.to(torch.promote_types(vectors_BD.dtype, torch.float32))
+        vectors_BD = at_least_float32(vectors_BD)
         ones_B1 = is_counted_B[:, None].to(vectors_BD)
         return torch.cat([vectors_BD * ones_B1, ones_B1], dim=1).sum(dim=0)
 

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from mim_lightning.encoders.interface import Encoder
 from mim_lightning.model.adapters import LoraSettings, add_adapters, merge_adapters
+from mim_lightning.precision import at_least_float32
 from mim_lightning.types import TowerInput, map_tensors
 
 FULL, FROZEN, LAST_N, LORA = "full", "frozen", "last_n", "lora"
@@ -118,7 +119,7 @@ class Tower(nn.Module):
         """Return the embeddings of the encoder's features, (n, width) to (n, D)."""
         # the last step in float32 or better: rounding to bfloat16 would merge neighbors
         with torch.autocast(features.device.type, enabled=False):
-            features = features.to(torch.promote_types(features.dtype, torch.float32))
+            features = at_least_float32(features)
             if self.projection is not None:
                 features = F.linear(features, self.projection.weight.to(features.dtype))
             return F.normalize(features, dim=-1)

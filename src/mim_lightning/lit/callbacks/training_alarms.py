@@ -17,6 +17,7 @@ from torch import Tensor
 from mim_lightning.lit.callbacks.retrieval_eval import RetrievalEval
 from mim_lightning.lit.console import warn
 from mim_lightning.losses import info_nce
+from mim_lightning.losses.tiled import function_of
 from mim_lightning.types import Batch, Embeddings
 
 MIN_SCALE, MAX_SCALE = 1.0, 1000.0  # beyond these a logit scale diverges
@@ -64,7 +65,7 @@ class TrainingAlarms(Callback):
         if not trainer.is_global_zero:
             return
         objective: Any = pl_module.objective
-        if self.flat_steps is not None and getattr(objective.loss, "func", objective.loss) is info_nce:
+        if self.flat_steps is not None and function_of(objective.loss) is info_nce:
             self._check_loss(metrics, objective.pairs, step)
         if self.scale_steps is not None:
             self._check_scales(metrics, objective.max_scale, step)
