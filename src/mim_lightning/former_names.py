@@ -34,7 +34,7 @@ FORMER_KEYS = {
     "data.on_bad": "on_corrupt_sample",
     "data.order": "sampling",
     "data.protocol": "splits",
-    "data.rows_per_epoch": "samples_per_epoch",
+    "data.samples_per_epoch": "rows_per_epoch",
     "data.sampling.rows_per_product": "samples_per_product",
     "data.sampling.same_category": "same_category_fraction",
     "data.source.catalogue": "catalog",
@@ -48,6 +48,8 @@ FORMER_KEYS = {
     "schedule.final_share": "final_lr_fraction",
     "schedule.warmup_share": "warmup_fraction",
 }
+# keys that have their first name again
+FIRST_AGAIN = ("data.rows_per_epoch",)
 # the same at the top of one config: elsewhere such a key may be a user's own
 FORMER_TOP_KEYS: dict[str, dict[str, str]] = {
     "train": {"report": "results_from"},
@@ -184,6 +186,7 @@ def _backward() -> _Names:
     keys = {**FORMER_KEYS, **FORMER_TOP_KEYS["train"]}
     rows = [(*place.rpartition("."), present) for place, present in reversed(keys.items())]
     inverted = {f"{parent}{dot}{present}": former for parent, dot, former, present in rows}
+    inverted = {key: former for key, former in inverted.items() if key not in FIRST_AGAIN}
     values, options = ({key: _inverted(table) for key, table in t.items()} for t in (FORMER_VALUES, FORMER_OPTIONS))
     return _Names(inverted, values, options, _inverted(FORMER_TARGETS), is_backward=True)
 

@@ -64,6 +64,7 @@ NOT_IN_RUN_ID_OF = {
         "preemption",
         "training_alarms",
         "throughput",
+        "shuffle_quality",
         "corrupt_samples",
         "learning_rate",
         "progress_bar",

@@ -66,16 +66,23 @@ def make_loaders(make_set: MakeSet) -> MakeLoaders:
     return make
 
 
-@pytest.mark.parametrize("name", ["grouped", "weighted", "mixed stream", "mixed grouped", "mixed weighted"])
-def test_any_world_sees_the_same_stream_and_resumes_it(make_loaders: MakeLoaders, name: str) -> None:
-    """A run is stopped inside the first epoch and inside the second, and resumed by other ranks and workers."""
-    alone = global_batches(make_loaders(name), 8)
+@pytest.mark.parametrize(
+    ("name", "num_rows"),
+    [(name, None) for name in ("grouped", "weighted", "mixed stream", "mixed grouped", "mixed weighted")]
+    # of two batches and five: a pass of three, the last with 13 rows, ends inside of an epoch
+    + [("stream", 20), ("grouped", 20), ("stream", 70)],
+)
+def test_any_world_sees_the_same_stream_and_resumes_it(
+    make_loaders: MakeLoaders, name: str, num_rows: int | None
+) -> None:
+    """A run is stopped inside the first epoch and inside later ones, and resumed by other ranks and workers."""
+    alone = global_batches(make_loaders(name, num_rows=num_rows), 8)
     for num_done, world_size, num_workers in ((0, 2, 0), (2, 4, 0), (5, 1, 2)):
-        (before,) = make_loaders(name)
+        (before,) = make_loaders(name, num_rows=num_rows)
         stream = itertools.chain.from_iterable(before for _ in itertools.count())
         for _ in range(num_done):
             next(stream)
-        after = make_loaders(name, world_size, num_workers)
+        after = make_loaders(name, world_size, num_workers, num_rows=num_rows)
         for loader in after:
             loader.load_state_dict(before.state_dict())
         assert global_batches(after, 8 - num_done) == alone[num_done:]
@@ -96,6 +103,15 @@ def test_a_batch_of_a_mixture_has_separate_ids(make_loaders: MakeLoaders) -> Non
     assert is_web.sum() == 6
     assert set(batch.product_keys[is_web].tolist()) <= {hash_id(f"web:p{number}") for number in range(5)}
     assert set(batch.product_keys[~is_web].tolist()) <= {hash_id(f"p{number}") for number in range(5)}
+
+
+def test_a_position_of_epochs_of_another_length_is_refused(make_loaders: MakeLoaders) -> None:
+    (whole,), (short,) = make_loaders("stream"), make_loaders("stream", num_rows=20)
+    for made, now, words in ((short, whole, "=20, now it is None"), (whole, short, "=None, now it is 20")):
+        with pytest.raises(ValueError, match=f"the checkpoint was made with data.rows_per_epoch{words}"):
+            now.load_state_dict(made.state_dict())
+    # of before other lengths were possible
+    whole.load_state_dict({name: value for name, value in whole.state_dict().items() if name != "rows_per_epoch"})
 
 
 def test_a_position_of_another_order_is_refused(make_loaders: MakeLoaders) -> None:

@@ -47,7 +47,7 @@ def test_columns_of_a_prepared_shop_decide_the_batches(shop: Path) -> None:
     for batch in batches[:2]:
         _, counts = batch.category_keys.unique(return_counts=True)
         assert counts.max() >= 4
-    weighted = datamodule(shop, "data/sampling=weighted", "data.samples_per_epoch=20").train_dataloader()
+    weighted = datamodule(shop, "data/sampling=weighted", "data.rows_per_epoch=20").train_dataloader()
     assert [len(batch) for batch in weighted] == [8, 8, 4]
 
 

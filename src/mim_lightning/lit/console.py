@@ -27,6 +27,7 @@ from mim_lightning.display.numbers import format_count
 from mim_lightning.display.text import plain
 from mim_lightning.fields import PRODUCT, side_of, texts_of
 from mim_lightning.lit.datamodule import MatchDataModule
+from mim_lightning.lit.shuffle_window import describe_windows
 from mim_lightning.losses.objective import Objective
 from mim_lightning.model.matcher import Matcher
 from mim_lightning.types import TextSpec, fields_of
@@ -144,16 +145,20 @@ def _by_key(values: Mapping[str, Any], prefix: str = "") -> list[str]:
 
 
 def describe_training(objective: Objective, datamodule: MatchDataModule) -> str:
-    """Return the pairs, the sizes of the data, and the number of negatives of a row."""
+    """Return the pairs, the sizes of the data, the number of negatives of a row, and what is shuffled together."""
     opened = datamodule.opened
     pairs = "".join(f"  {name} x {pair.weight:g}\n" for name, pair in objective.pairs.items())
-    num_rows = len(opened.train)
+    num_rows, order = len(opened.train), datamodule.present_order()
     batch_size = min(datamodule.batch_size, num_rows)
+    epoch = f"  epoch of {order.num_batches} batches, see data.rows_per_epoch\n"
+    windows = "".join(f"\n  {line}" for line in describe_windows(order, opened.train))
     return (
         f"pairs\n{pairs}"
         f"data '{datamodule.name}'\n"
         f"  {num_rows} training rows; {len(opened.queries)} queries against {len(opened.catalog)} gallery rows\n"
+        f"{epoch if datamodule.epoch_settings.num_rows is not None else ''}"
         f"  batch of {batch_size} rows over all processes: up to {batch_size - 1} negatives a row"
+        f"{windows}"
     )
 
 

@@ -60,7 +60,7 @@ class MatchDataModule(LightningDataModule):
         sampling: which rows form a training batch.
         num_interleaved: shard streams that each batch is interleaved from.
         shuffle_window_shards: shards whose rows are shuffled together; None: the default of `sampling`.
-        samples_per_epoch: for a `sampling` without a length of its own.
+        rows_per_epoch: rounded up to whole batches; None: a pass over the (first) set.
         mixture: further prepared folders to train on, by name: see `data.shards.mixture_set`.
         augment: augmentation of training images; None: as in evaluation.
         cache: of shards at an address.
@@ -92,7 +92,7 @@ class MatchDataModule(LightningDataModule):
         sampling: OrderSettings | None = None,
         num_interleaved: int = 1,
         shuffle_window_shards: int | None = None,
-        samples_per_epoch: int | None = None,
+        rows_per_epoch: int | None = None,
         mixture: Mapping[str, Mapping[str, Any] | None] | None = None,
         augment: Augment | None = None,
         cache: CacheSettings | None = None,
@@ -114,7 +114,7 @@ class MatchDataModule(LightningDataModule):
             sampling or ShuffledSettings(),
             parse_mixture(mixture or {}),
         )
-        self.epoch_settings = EpochSettings(batch_size, seed, num_interleaved, shuffle_window_shards, samples_per_epoch)
+        self.epoch_settings = EpochSettings(batch_size, seed, num_interleaved, shuffle_window_shards, rows_per_epoch)
         self.seed = seed
         self.opened, self._is_prepared = self._open(prepared), prepared is not None or source is None
         self._was_checked: dict[bool, bool] = {}  # for training, or for evaluation alone
@@ -155,14 +155,19 @@ class MatchDataModule(LightningDataModule):
         self._was_checked[is_training] = True
 
     def train_order(self, shards: ShardSet) -> BatchOrder:
-        """Return which rows of the training set form which batch.
+        """Return which rows of the training set form which batch; of a run that resumes, in the order that it had.
 
         Raises:
             ValueError: the settings do not fit the set.
         """
+        state, settings = self._state or {}, self.epoch_settings
         if isinstance(shards, ConcatShardSet):
-            return make_mixture_order(shards, split_fractions(self.mixture), self.sampling, self.epoch_settings)
-        return self.sampling.for_shards(shards, self.epoch_settings)
+            return make_mixture_order(shards, split_fractions(self.mixture), self.sampling, settings, state)
+        return self.sampling.for_shards(shards, settings.resume(state))
+
+    def present_order(self) -> BatchOrder:
+        """Return the order of the training loader, or of the one that is to be made."""
+        return self._train_loader.order if self._train_loader else self.train_order(self.opened.train)
 
     def train_dataloader(self) -> StreamLoader:
         shards = self.opened.train
@@ -252,6 +257,7 @@ class MatchDataModule(LightningDataModule):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._state = state_dict or None
         if self._train_loader and self._state:
+            self._train_loader.use_order(self.train_order(self._train_loader.ranks.shards))
             self._restore_position(self._train_loader, self._state)
 
     @staticmethod

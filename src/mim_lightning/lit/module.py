@@ -122,8 +122,8 @@ class MatchModule(LightningModule):
     def on_fit_start(self) -> None:
         assert self.objective is not None
         datamodule = self.trainer.datamodule  # type: ignore[attr-defined]
-        rank_zero_info(describe_training(self.objective, datamodule))
         if self.trainer.is_global_zero:
+            rank_zero_info(describe_training(self.objective, datamodule))
             for line in describe_cut_texts(datamodule, self._config):
                 rank_zero_info(line)
         self._describe_step(datamodule.batch_size)

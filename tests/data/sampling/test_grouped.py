@@ -233,15 +233,12 @@ def test_impossible_orders_are_refused(options: dict, word: str) -> None:
 def test_settings_read_the_columns_of_a_set() -> None:
     shards = ColumnSet([10, 10], product_keys=np.arange(20) // 4)
     order = GroupedSettings(samples_per_product=4).for_shards(shards, EpochSettings(8, seed=3))
+    assert isinstance(order, GroupedOrder)
     assert [len(groups_of(order, batch)) for batch in order.batches(0)] == [2, 2, 1]
     with pytest.raises(ValueError, match=r"columns: has no category_keys.npy; run prepare again"):
         GroupedSettings(2, 0.5).for_shards(shards, EpochSettings(8))
     with pytest.raises(ValueError, match=r"columns/product_keys.npy: 20 values for 19 rows; run prepare again"):
         GroupedSettings().for_shards(ColumnSet([10, 9], product_keys=np.arange(20)), EpochSettings(8))
-    with pytest.raises(
-        ValueError, match=r"data.samples_per_epoch=5: an epoch of data/sampling=grouped is every row once"
-    ):
-        GroupedSettings().for_shards(shards, EpochSettings(8, num_rows=5))
     for wrong, word in (
         ({"samples_per_product": 0}, "samples_per_product=0"),
         ({"same_category_fraction": 1.5}, "same_category_fraction=1.5"),
@@ -252,8 +249,9 @@ def test_settings_read_the_columns_of_a_set() -> None:
 
 def test_streams_share_the_default_window() -> None:
     shards = ColumnSet([10] * 600, product_keys=np.zeros(6000))
-    windows = [GroupedSettings().for_shards(shards, EpochSettings(512, num_streams=n)).window for n in (1, 4, 256)]
-    assert windows == [512, 128, 8]
+    settings = [EpochSettings(128, num_streams=n) for n in (1, 4, 64)] + [EpochSettings(2048)]
+    windows = [GroupedSettings().for_shards(shards, epoch).state_key()["window"] for epoch in settings]
+    assert windows == [512, 128, 8, 600], "the last one for four batches"
 
 
 def test_rows_of_a_product_are_no_negatives_of_each_other() -> None:

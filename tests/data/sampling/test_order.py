@@ -137,11 +137,40 @@ def test_settings_take_what_the_set_has() -> None:
     shards = ColumnSet([3, 4, 5])
     plan = ShuffledSettings().for_shards(shards, EpochSettings(4, seed=2, num_streams=3))
     assert plan == ShuffledOrder((3, 4, 5), 4, 2, num_streams=3, window=8)
-    assert ShuffledSettings().for_shards(shards, EpochSettings(4, window=2)).window == 2
-    with pytest.raises(
-        ValueError, match=r"data.samples_per_epoch=9: an epoch of data/sampling=shuffled is every row once"
-    ):
-        ShuffledSettings().for_shards(shards, EpochSettings(4, num_rows=9))
+    assert ShuffledSettings().for_shards(shards, EpochSettings(4, window=2)).state_key()["window"] == 2
+
+
+@pytest.mark.parametrize(
+    ("num_shards", "size", "batch_size", "num_streams", "window"),
+    [
+        (6, 5, 64, 1, 8),  # less than 8 shards: all of them, as ever
+        (200, 2000, 4000, 1, 8),  # four batches are 8 shards
+        (200, 2000, 4096, 1, 10),  # 9 hold four batches, and would leave 2 at the end
+        (200, 2000, 16384, 1, 34),
+        (200, 2000, 16384, 4, 10),  # of each stream
+        (40, 2000, 16384, 1, 40),
+        (20, 2000, 16384, 1, 20),  # no more than there are
+        (9, 1, 10_000_000, 9, 8),
+    ],
+)
+def test_a_default_window_holds_four_batches(
+    num_shards: int, size: int, batch_size: int, num_streams: int, window: int
+) -> None:
+    settings = EpochSettings(batch_size, num_streams=num_streams)
+    assert settings.window_for(num_shards * size, num_shards) == window
+    assert EpochSettings(batch_size, window=3).window_for(num_shards * size, num_shards) == 3
+
+
+def test_a_run_that_resumes_keeps_its_default_window() -> None:
+    """A checkpoint of before windows grew with the batch has 8; a window that is set differs, and is refused."""
+    shards = ColumnSet([10] * 40)
+    former = ShuffledOrder(tuple(shards.sizes), 64)
+    state = {"epoch": 1, "consumed": 64, **former.state_key()}
+    now, settings = EpochSettings(64), ShuffledSettings()
+    assert settings.for_shards(shards, now).state_key()["window"] == 40
+    assert settings.for_shards(shards, now.resume(state)) == former
+    assert EpochSettings(64, window=5).resume(state).window == 5
+    assert now.resume({}) == now
 
 
 def test_fixed_names_what_decides_the_order() -> None:

@@ -118,7 +118,7 @@ def test_settings_read_the_column_of_a_set() -> None:
     assert counts_of(order, 0)[0] == 0
     with pytest.raises(ValueError, match=r"columns: has no weights.npy; run prepare again"):
         WeightedSettings().for_shards(ColumnSet([10]), EpochSettings(8))
-    with pytest.raises(ValueError, match=r"data.samples_per_epoch=0: must be at least 1"):
+    with pytest.raises(ValueError, match=r"data.rows_per_epoch=0: must be at least 1"):
         EpochSettings(8, num_rows=0)
 
 

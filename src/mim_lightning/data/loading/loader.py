@@ -126,7 +126,7 @@ class RankSampler(Sampler[BatchRequest]):
             buffer_idx = self.buffers.acquire() if self.buffers else None
             prefetch = prefetcher.next() if prefetcher else ()
             yield BatchRequest(epoch, start, part.tolist(), num_padding, prefetch, buffer_idx)
-            start += len(batch)
+            start += self.order.global_batch_size  # of a smaller batch too: positions count it as full
 
     def _part(self, batch: np.ndarray) -> tuple[np.ndarray, int]:
         """Return this rank's rows of a global batch, and how many at their end are repeats."""
@@ -187,6 +187,10 @@ class StreamLoader(DataLoader[LoadedBatch]):
             yield batch
         if self.buffers:
             self.buffers.release()
+
+    def use_order(self, order: BatchOrder) -> None:
+        """Take another order of the same batch size and length of an epoch."""
+        self.ranks.order = self.order = order
 
     def state_dict(self) -> dict[str, Any]:
         return {"epoch": self.epoch, "consumed": self.consumed, **self.order.state_key()}

@@ -12,18 +12,23 @@ from itertools import accumulate
 
 import numpy as np
 
+from mim_lightning.data.sampling.endless import in_epochs
 from mim_lightning.data.sampling.group_packing import arrange
 from mim_lightning.data.sampling.order import (
+    WINDOW_SHARDS,
+    BatchOrder,
     EpochSettings,
     SetColumns,
+    StateKey,
+    StreamedOrder,
     read_column,
     release_pages,
-    validate_full_epoch,
+    stream_state,
     validate_streams,
 )
 from mim_lightning.types import NO_KEY
 
-WINDOW_SHARDS = 512  # of all streams together; a million rows at 2000 per shard
+GROUPED_SHARDS = 512  # of all streams together; a million rows at 2000 per shard
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,10 +54,10 @@ class GroupedOrder:
     same_category_fraction: float = 0.0
     seed: int = 0
     num_streams: int = 1
-    window: int = WINDOW_SHARDS
+    window: int = GROUPED_SHARDS
 
     def __post_init__(self) -> None:
-        validate_streams(len(self.shard_sizes), self.global_batch_size, self.num_streams, self.window)
+        validate_streams(self)
         if self.global_batch_size % self.samples_per_product or self.num_streams > self._num_groups:
             raise ValueError(
                 f"data.batch_size={self.global_batch_size}: must be a multiple of data.sampling.samples_per_product="
@@ -73,18 +78,21 @@ class GroupedOrder:
     def shuffle(self) -> bool:
         return True
 
-    def state_key(self) -> dict[str, int | float | str]:
+    def state_key(self) -> StateKey:
         return {
             "order": "grouped",
-            "batch_size": self.global_batch_size,
+            **stream_state(self),
             "order.rows_per_product": self.samples_per_product,
             "order.same_category": self.same_category_fraction,
-            "num_lanes": self.num_streams,
-            "window": self.window,
-            "seed": self.seed,
             "num_samples": self.num_samples,
-            "num_shards": len(self.shard_sizes),
         }
+
+    def passes(self) -> dict[str, StreamedOrder]:
+        return {"": self}
+
+    @property
+    def rows_by_shard(self) -> np.ndarray:
+        return np.array(self.shard_sizes)
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[np.ndarray]:
         sizes = np.array(self.shard_sizes)
@@ -185,9 +193,9 @@ class GroupedSettings:
     def group_size(self) -> int:
         return self.samples_per_product
 
-    def for_shards(self, shards: SetColumns, epoch: EpochSettings) -> GroupedOrder:
-        validate_full_epoch(epoch, "grouped")
-        return GroupedOrder(
+    def for_shards(self, shards: SetColumns, epoch: EpochSettings) -> BatchOrder:
+        least = max(WINDOW_SHARDS, GROUPED_SHARDS // epoch.num_streams)
+        passes = GroupedOrder(
             tuple(shards.sizes),
             epoch.global_batch_size,
             read_column(shards, "product_keys"),
@@ -196,8 +204,9 @@ class GroupedSettings:
             self.same_category_fraction,
             epoch.seed,
             epoch.num_streams,
-            max(8, WINDOW_SHARDS // epoch.num_streams) if epoch.window is None else epoch.window,
+            epoch.window_for(len(shards), len(shards.sizes), least),
         )
+        return in_epochs(passes, epoch.num_rows)
 
 
 def _read(column: np.ndarray, spans: list[tuple[int, int]]) -> np.ndarray:

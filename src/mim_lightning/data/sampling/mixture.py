@@ -11,10 +11,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import accumulate, pairwise
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 
-from mim_lightning.data.sampling.order import BatchOrder, EpochSettings, OrderSettings
+from mim_lightning.data.sampling.order import BatchOrder, EpochSettings, OrderSettings, StateKey, StreamedOrder
 from mim_lightning.data.shards.mixture_set import ConcatShardSet
 
 
@@ -59,7 +61,7 @@ class MixtureOrder:
     def shuffle(self) -> bool:
         return True
 
-    def state_key(self) -> dict[str, int | float | str]:
+    def state_key(self) -> StateKey:
         first, *others = [(name, part.order.state_key()) for name, part in self.parts.items()]
         return {
             **first[1],
@@ -69,6 +71,9 @@ class MixtureOrder:
             "mix": " + ".join(f"{part.fraction} {name}" for name, part in self.parts.items()),
             **{f"mix.{name}.{key}": value for name, state in others for key, value in state.items()},
         }
+
+    def passes(self) -> dict[str, StreamedOrder]:
+        return {name: order for name, part in self.parts.items() for order in part.order.passes().values()}
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[np.ndarray]:
         first_batch = epoch * self.num_batches - (-start // self.global_batch_size)
@@ -132,7 +137,11 @@ class _Stream:
 
 
 def make_mixture_order(
-    shards: ConcatShardSet, fractions: Mapping[str, Fraction], each: OrderSettings, epoch: EpochSettings
+    shards: ConcatShardSet,
+    fractions: Mapping[str, Fraction],
+    each: OrderSettings,
+    epoch: EpochSettings,
+    state: Mapping[str, Any] = MappingProxyType({}),
 ) -> MixtureOrder:
     """Return the order of a mixture.
 
@@ -140,6 +149,7 @@ def make_mixture_order(
         fractions: of every set of `shards`, summing to 1.
         each: the order within each set.
         epoch: `num_rows` None is one pass over the first set.
+        state: of the loader of a run that resumes, see `EpochSettings.resume`.
 
     Raises:
         ValueError: a fraction is too small, or the order does not suit a set.
@@ -153,6 +163,7 @@ def make_mixture_order(
         batch_size = each.group_size * max(1, round(fraction * num_groups))
         num_streams = min(epoch.num_streams, len(own.sizes), batch_size // each.group_size)
         settings = EpochSettings(batch_size, epoch.seed, num_streams, epoch.window)
+        settings = settings.resume(state, f"mix.{name}." if parts else "")
         parts[name] = MixturePart(each.for_shards(own, settings), fraction, shards.set_start(name))
     first = next(iter(parts.values()))
     num_rows = epoch.num_rows or math.ceil(first.order.num_samples / first.fraction)

@@ -1,15 +1,16 @@
 """The interface of a batch order: which samples form which global batch, as a pure function of set, settings and epoch.
 
-The orders are in `shuffled`, `grouped`, `weighted` and `mixture`; `data.sampling` and `MatchDataModule.train_order`
-choose one. A loader splits global batches between processes and
-workers; neither changes an order.
+The orders are in `shuffled`, `grouped`, `weighted` and `mixture`; `endless` gives the first two epochs of another
+length than a pass. `data.sampling` and `MatchDataModule.train_order` choose one. A loader splits global batches between
+processes and workers; neither changes an order.
 """
 
 from __future__ import annotations
 
+import math
 import mmap
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -26,12 +27,15 @@ class SetColumns(Protocol):
     def column(self, name: str) -> np.ndarray: ...
 
 
+StateKey = dict[str, int | float | str | None]
+
+
 class BatchOrder(Protocol):
     """The global batches of every epoch, from any position on."""
 
     @property
     def num_samples(self) -> int:
-        """Samples in an epoch."""
+        """Samples in an epoch, as positions count them: every batch as full, except a smaller one at the end."""
         ...
 
     @property
@@ -52,18 +56,22 @@ class BatchOrder(Protocol):
         """
         ...
 
-    def state_key(self) -> dict[str, int | float | str]:
+    def state_key(self) -> StateKey:
         """Return what must be equal for a saved position to mean the same sample; saved in checkpoints."""
         ...
 
+    def passes(self) -> Mapping[str, StreamedOrder]:
+        """Return the order of a pass over each set, by the set's name in a mixture, else ""."""
+        ...
 
+
+WINDOW_SHARDS, WINDOW_BATCHES = 8, 4  # the least of a default window
 # of `state_key`, which checkpoints hold under their first names -> config keys below `data.`
 STATE_KEYS = {
     "num_lanes": "num_interleaved",
     "order": "sampling",
     "order.rows_per_product": "sampling.samples_per_product",
     "order.same_category": "sampling.same_category_fraction",
-    "rows_per_epoch": "samples_per_epoch",
     "window": "shuffle_window_shards",
 }
 
@@ -76,11 +84,88 @@ class EpochSettings:
     seed: int = 0
     num_streams: int = 1
     window: int | None = None  # shards; None: the default of the order
-    num_rows: int | None = None  # of an epoch; None: the default of the order
+    num_rows: int | None = None  # of an epoch; None: a pass over the set
 
     def __post_init__(self) -> None:
         if self.num_rows is not None and self.num_rows < 1:
-            raise ValueError(f"data.samples_per_epoch={self.num_rows}: must be at least 1")
+            raise ValueError(f"data.rows_per_epoch={self.num_rows}: must be at least 1")
+
+    def resume(self, state: Mapping[str, Any], prefix: str = "") -> EpochSettings:
+        """Return the settings of a run that resumes: where the window is a default, the one that the run began with.
+
+        Args:
+            state: of the loader, from a checkpoint.
+            prefix: of the keys there.
+        """
+        window = state.get(f"{prefix}window")
+        return replace(self, window=window) if self.window is None and isinstance(window, int) else self
+
+    def window_for(self, num_samples: int, num_shards: int, least: int = WINDOW_SHARDS) -> int:
+        """Return the shards of a stream that are shuffled together: as set, or enough for a few global batches.
+
+        In a window of about one batch, the rows of a shard come together epoch after epoch.
+
+        Args:
+            num_samples: of a pass over the shards.
+            least: the smallest default.
+        """
+        if self.window is not None:
+            return self.window
+        rows_of_streams = max(1, num_samples) / num_shards * self.num_streams
+        num_needed = math.ceil(WINDOW_BATCHES * self.global_batch_size / rows_of_streams)
+        if num_needed <= least:
+            return least
+        num_shards = math.ceil(num_shards / self.num_streams)
+        # of equal size: a small one at the end would hold less than a batch
+        return max(least, math.ceil(num_shards / max(1, num_shards // num_needed)))
+
+
+class StreamedOrder(BatchOrder, Protocol):
+    """An order of one set that takes its batches from interleaved streams of shards."""
+
+    @property
+    def shard_sizes(self) -> tuple[int, ...]: ...
+
+    @property
+    def seed(self) -> int: ...
+
+    @property
+    def num_streams(self) -> int: ...
+
+    @property
+    def window(self) -> int:
+        """Shards of a stream that are shuffled together."""
+        ...
+
+    @property
+    def rows_by_shard(self) -> np.ndarray:
+        """(shards,) the rows of each shard that a pass has, on average."""
+        ...
+
+
+def stream_state(order: StreamedOrder, num_rows: int | None = None) -> StateKey:
+    """Return the entries of `state_key` that all these orders have.
+
+    Args:
+        num_rows: of an epoch, where it is no pass.
+    """
+    return {
+        "batch_size": order.global_batch_size,
+        "rows_per_epoch": num_rows,
+        "num_lanes": order.num_streams,
+        "window": order.window,
+        "seed": order.seed,
+        "num_shards": len(order.shard_sizes),
+    }
+
+
+def validate_streams(order: StreamedOrder) -> None:
+    num_shards = len(order.shard_sizes)
+    if not 1 <= order.num_streams <= num_shards:
+        raise ValueError(f"data.num_interleaved={order.num_streams}: 1 to {num_shards}, the number of shards")
+    for key, value in (("batch_size", order.global_batch_size), ("shuffle_window_shards", order.window)):
+        if value < 1:
+            raise ValueError(f"data.{key}={value}: must be at least 1")
 
 
 class OrderSettings(Protocol):
@@ -98,23 +183,6 @@ class OrderSettings(Protocol):
             ValueError: a setting does not suit the set, or the set lacks a column.
         """
         ...
-
-
-def validate_streams(num_shards: int, global_batch_size: int, num_streams: int, window: int) -> None:
-    if not 1 <= num_streams <= num_shards:
-        raise ValueError(f"data.num_interleaved={num_streams}: 1 to {num_shards}, the number of shards")
-    for key, value in (("batch_size", global_batch_size), ("shuffle_window_shards", window)):
-        if value < 1:
-            raise ValueError(f"data.{key}={value}: must be at least 1")
-
-
-def validate_full_epoch(epoch: EpochSettings, name: str) -> None:
-    """Raise ValueError if the length of an epoch is set for an order that always takes every sample once."""
-    if epoch.num_rows is not None:
-        raise ValueError(
-            f"data.samples_per_epoch={epoch.num_rows}: an epoch of data/sampling={name} is every row once; leave it "
-            "null, or choose data/sampling=weighted or a data.mixture"
-        )
 
 
 def read_column(shards: SetColumns, name: str) -> np.ndarray:

@@ -11,7 +11,17 @@ from functools import cached_property
 
 import numpy as np
 
-from mim_lightning.data.sampling.order import EpochSettings, SetColumns, validate_full_epoch, validate_streams
+from mim_lightning.data.sampling.endless import in_epochs
+from mim_lightning.data.sampling.order import (
+    WINDOW_SHARDS,
+    BatchOrder,
+    EpochSettings,
+    SetColumns,
+    StateKey,
+    StreamedOrder,
+    stream_state,
+    validate_streams,
+)
 
 # (positions of shards in the order of the epoch, stream_idx, window_idx) -> sample numbers
 RowsInWindow = Callable[[range, int, int], np.ndarray]
@@ -116,10 +126,10 @@ class ShuffledOrder:
     seed: int = 0
     shuffle: bool = True
     num_streams: int = 1
-    window: int = 8
+    window: int = WINDOW_SHARDS
 
     def __post_init__(self) -> None:
-        validate_streams(len(self.shard_sizes), self.global_batch_size, self.num_streams, self.window)
+        validate_streams(self)
 
     @cached_property
     def num_samples(self) -> int:
@@ -129,16 +139,15 @@ class ShuffledOrder:
     def num_batches(self) -> int:
         return -(-self.num_samples // self.global_batch_size)
 
-    def state_key(self) -> dict[str, int | float | str]:
-        return {
-            "order": "stream",
-            "batch_size": self.global_batch_size,
-            "num_lanes": self.num_streams,
-            "window": self.window,
-            "seed": self.seed,
-            "num_samples": self.num_samples,
-            "num_shards": len(self.shard_sizes),
-        }
+    def state_key(self) -> StateKey:
+        return {"order": "stream", **stream_state(self), "num_samples": self.num_samples}
+
+    def passes(self) -> dict[str, StreamedOrder]:
+        return {"": self}
+
+    @property
+    def rows_by_shard(self) -> np.ndarray:
+        return np.array(self.shard_sizes)
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[np.ndarray]:
         sizes = np.array(self.shard_sizes)
@@ -164,18 +173,18 @@ def sequential_order(shards: SetColumns, global_batch_size: int) -> ShuffledOrde
 
 @dataclass(frozen=True)
 class ShuffledSettings:
-    """data/sampling=shuffled: every sample once, in shuffled order."""
+    """data/sampling=shuffled: every sample once a pass, in shuffled order."""
 
     @property
     def group_size(self) -> int:
         return 1
 
-    def for_shards(self, shards: SetColumns, epoch: EpochSettings) -> ShuffledOrder:
-        validate_full_epoch(epoch, "shuffled")
-        return ShuffledOrder(
+    def for_shards(self, shards: SetColumns, epoch: EpochSettings) -> BatchOrder:
+        passes = ShuffledOrder(
             tuple(shards.sizes),
             epoch.global_batch_size,
             epoch.seed,
             num_streams=epoch.num_streams,
-            window=ShuffledOrder.window if epoch.window is None else epoch.window,
+            window=epoch.window_for(len(shards), len(shards.sizes)),
         )
+        return in_epochs(passes, epoch.num_rows)

@@ -12,8 +12,18 @@ from functools import cached_property
 
 import numpy as np
 
-from mim_lightning.data.sampling.order import EpochSettings, SetColumns, read_column, release_pages, validate_streams
-from mim_lightning.data.sampling.shuffled import ShuffledOrder, interleave, split_into_streams
+from mim_lightning.data.sampling.order import (
+    WINDOW_SHARDS,
+    EpochSettings,
+    SetColumns,
+    StateKey,
+    StreamedOrder,
+    read_column,
+    release_pages,
+    stream_state,
+    validate_streams,
+)
+from mim_lightning.data.sampling.shuffled import interleave, split_into_streams
 
 ROWS_AT_ONCE = 4_000_000  # whose weights are summed together
 
@@ -38,10 +48,10 @@ class WeightedOrder:
     num_samples: int
     seed: int = 0
     num_streams: int = 1
-    window: int = ShuffledOrder.window
+    window: int = WINDOW_SHARDS
 
     def __post_init__(self) -> None:
-        validate_streams(len(self.shard_sizes), self.global_batch_size, self.num_streams, self.window)
+        validate_streams(self)
         if not self._shard_weights.any():
             raise ValueError("column 'weight': no row has a weight above 0")
 
@@ -53,17 +63,19 @@ class WeightedOrder:
     def shuffle(self) -> bool:
         return True
 
-    def state_key(self) -> dict[str, int | float | str]:
+    def state_key(self) -> StateKey:
         return {
             "order": "weighted",
-            "batch_size": self.global_batch_size,
-            "rows_per_epoch": self.num_samples,
-            "num_lanes": self.num_streams,
-            "window": self.window,
-            "seed": self.seed,
-            "num_shards": len(self.shard_sizes),
+            **stream_state(self, self.num_samples),
             "sum_of_weights": float(self._shard_weights.sum()),
         }
+
+    def passes(self) -> dict[str, StreamedOrder]:
+        return {"": self}
+
+    @property
+    def rows_by_shard(self) -> np.ndarray:
+        return self.num_samples * self._shard_weights / self._shard_weights.sum()
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[np.ndarray]:
         rng = np.random.default_rng([self.seed, epoch])
@@ -126,21 +138,22 @@ class WeightedOrder:
 
 @dataclass(frozen=True)
 class WeightedSettings:
-    """data/sampling=weighted: `data.samples_per_epoch` rows, drawn in proportion to the manifest's column `weight`."""
+    """data/sampling=weighted: `data.rows_per_epoch` rows, drawn in proportion to the manifest's column `weight`."""
 
     @property
     def group_size(self) -> int:
         return 1
 
     def for_shards(self, shards: SetColumns, epoch: EpochSettings) -> WeightedOrder:
+        num_draws = len(shards) if epoch.num_rows is None else epoch.num_rows
         return WeightedOrder(
             tuple(shards.sizes),
             epoch.global_batch_size,
             read_column(shards, "weights"),
-            len(shards) if epoch.num_rows is None else epoch.num_rows,
+            num_draws,
             epoch.seed,
             epoch.num_streams,
-            ShuffledOrder.window if epoch.window is None else epoch.window,
+            epoch.window_for(num_draws, len(shards.sizes)),
         )
 
 
