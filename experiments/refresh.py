@@ -30,7 +30,7 @@ def main() -> None:
 
 def pages() -> list[Path]:
     """Return every page that may quote a table."""
-    return [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md")), *sorted(ROOT.glob("experiments/*/README.md"))]
+    return [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md")), *sorted(ROOT.glob("experiments/*/**/README.md"))]
 
 
 def refreshed(page: Path) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "experiments" / "refresh.py"
 QUOTED = re.compile(r"<!-- experiments/\S+ -->\n.*?<!-- end -->", re.DOTALL)
-PAGES = [ROOT / "README.md", *ROOT.glob("docs/**/*.md"), *ROOT.glob("experiments/*/README.md")]
+PAGES = [ROOT / "README.md", *ROOT.glob("docs/**/*.md"), *ROOT.glob("experiments/*/**/README.md")]
 
 
 def test_no_table_has_drifted() -> None:

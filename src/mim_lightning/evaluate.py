@@ -46,12 +46,12 @@ def evaluate(config: dict[str, Any]) -> dict[str, float]:
     from mim_lightning.lit.evaluation import evaluate_module, flatten, save_evaluation
     from mim_lightning.lit.module import MatchModule
     from mim_lightning.lit.trainer import keep_batches, validate_trainer
-    from mim_lightning.model.fingerprint import fingerprint
 
     silence_lightning()
     validate_trainer(config["trainer"], is_training=False)
     set_up_process(config, config["trainer"]["accelerator"])
-    matcher, trained = load_model(config)
+    model = load_model(config)
+    matcher, trained = model.matcher, model.config
     data = config.get("data") or data_of(trained, config["checkpoint"])
     validate_arguments(MatchDataModule, data, "data" if config.get("data") else f"{config['checkpoint']}: data")
     data = {**data, "val_split": config["split"] or data["val_split"]}
@@ -70,10 +70,11 @@ def evaluate(config: dict[str, Any]) -> dict[str, float]:
     keep_batches(trainer)
     reports = evaluate_module(trainer, MatchModule(matcher), datamodule)
     results = flatten(reports, datamodule)
-    print_run(f"{config['checkpoint'] or trained['run']['id']} ({fingerprint(matcher)})", results)
+    print_run(f"{config['checkpoint'] or trained['run']['id']} ({model.fingerprint})", results)
     if config["output"]:
         folder = Path(config["output"])
-        save_evaluation(trainer, matcher, datamodule, {**trained, **changed, "data": data}, folder)
+        run_config = {**trained, **changed, "data": data}
+        save_evaluation(trainer, matcher, datamodule, run_config, folder, model.fingerprint)
         Run(trained["run"]["id"], folder).write_results(results)
         print(f"results, record and image of hits: {folder}")
     return results

@@ -26,7 +26,7 @@ from mim_lightning.run import Run, find_resumable, validate_results_from, valida
 from mim_lightning.set_name import name_set
 
 if TYPE_CHECKING:
-    from mim_lightning.model.matcher import Matcher
+    from mim_lightning.model.checkpoint import TrainedMatcher
 
 
 def fit(config: dict[str, Any], run: Run, description: Mapping[str, Any] | None = None) -> None:
@@ -58,7 +58,7 @@ def fit(config: dict[str, Any], run: Run, description: Mapping[str, Any] | None 
         write_checkpoints_atomically,
     )
     from mim_lightning.model.activation_checkpointing import start_checkpointing
-    from mim_lightning.model.checkpoint import warm_start
+    from mim_lightning.model.checkpoint import stored_fingerprint, warm_start
     from mim_lightning.model.compilation import compile_encoders
 
     silence_lightning()
@@ -133,7 +133,7 @@ def fit(config: dict[str, Any], run: Run, description: Mapping[str, Any] | None 
             save_unvalidated(trainer, checkpoint)
         reports = evaluate_module(trainer, module, datamodule, checkpoint)
         if trainer.is_global_zero:
-            save_evaluation(trainer, matcher, datamodule, config, run.folder)
+            save_evaluation(trainer, matcher, datamodule, config, run.folder, stored_fingerprint(checkpoint))
             run.write_results({**collect_results(trainer, reports, datamodule, checkpoint), "fit_seconds": seconds})
     except SIGTERMException:  # raised by Lightning where it handles the signal
         raise Interruption(signal.SIGTERM, f"at step {trainer.global_step}") from None
@@ -145,8 +145,8 @@ def fit(config: dict[str, Any], run: Run, description: Mapping[str, Any] | None 
     trainer.strategy.barrier()
 
 
-def load_model(config: Mapping[str, Any]) -> tuple[Matcher, Mapping[str, Any]]:
-    """Return the model of an evaluation, of its checkpoint or untrained, and the config of its run.
+def load_model(config: Mapping[str, Any]) -> TrainedMatcher:
+    """Return the model of an evaluation, of its checkpoint or untrained, with the config of its run.
 
     Raises:
         ValueError: the checkpoint cannot be loaded, or its model is given twice; without one, see `build_untrained`.
@@ -158,12 +158,11 @@ def load_model(config: Mapping[str, Any]) -> tuple[Matcher, Mapping[str, Any]]:
     for group in ("encoder", "model"):
         if config.get(group):
             raise ValueError(f"{group}: the checkpoint has its own; leave out one of the two")
-    loaded = load_matcher(config["checkpoint"])
-    return loaded.matcher, loaded.config
+    return load_matcher(config["checkpoint"])
 
 
-def build_untrained(config: Mapping[str, Any]) -> tuple[Matcher, dict[str, Any]]:
-    """Return the model that a run would start with, and the config that the run would have.
+def build_untrained(config: Mapping[str, Any]) -> TrainedMatcher:
+    """Return the model that a run would start with, with the config that the run would have.
 
     Args:
         config: of an evaluation without a checkpoint.
@@ -172,6 +171,9 @@ def build_untrained(config: Mapping[str, Any]) -> tuple[Matcher, dict[str, Any]]
         ValueError: the config lacks an encoder, a model or data.
     """
     from lightning import seed_everything
+
+    from mim_lightning.model.checkpoint import TrainedMatcher
+    from mim_lightning.model.fingerprint import fingerprint
 
     for group, example in (("encoder", "clip_vit_b32"), ("model", "3tower"), ("data", "manifest")):
         if not config.get(group):
@@ -189,4 +191,5 @@ def build_untrained(config: Mapping[str, Any]) -> tuple[Matcher, dict[str, Any]]
         "callbacks": {"retrieval_eval": evaluation},
         "run": {"id": f"{config['model']['name']}-{name_set(config['data'])}-untrained"},
     }
-    return build_matcher(config), run_config
+    matcher = build_matcher(config)
+    return TrainedMatcher(matcher, run_config, fingerprint(matcher))

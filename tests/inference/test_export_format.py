@@ -43,11 +43,11 @@ ENCODER = ("config", "model", "towers", "query_image", "encoder")
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (change_weight, "fingerprint [0-9a-f]{16}, config.json says FINGERPRINT: it was changed"),
+        (change_weight, "fingerprint xxh3-[0-9a-f]{16}, config.json says FINGERPRINT: it was changed"),
         (change_fingerprint, "fingerprint 0123456789abcdef, config.json says FINGERPRINT: it was changed"),
         (
             change_config("config", "model", "fusions", "query", "query_text", value=2.0),
-            "fingerprint [0-9a-f]{16}, config.json says FINGERPRINT: it was changed",
+            "fingerprint xxh3-[0-9a-f]{16}, config.json says FINGERPRINT: it was changed",
         ),
         (change_config("preprocessing", "query_image", value="{}"), "preprocessing .* says {}: it was changed"),
         (change_config("config", "model", "towers", "product_text", "encoder", "max_length", value=9), "was changed"),

@@ -17,6 +17,7 @@ from mim_lightning.build_index import build_index
 from mim_lightning.compare import compare
 from mim_lightning.config import build, build_matcher, compose, save_config
 from mim_lightning.evaluate import evaluate
+from mim_lightning.model.checkpoint import load_matcher, stored_fingerprint
 from mim_lightning.plot import plot
 from mim_lightning.prepare import prepare
 from mim_lightning.run import identify
@@ -89,8 +90,9 @@ def test_a_model_loads_and_embeds_as_before(name: str, path: str) -> None:
 
 
 def test_a_checkpoint_is_evaluated_as_before() -> None:
-    found = evaluate(compose("evaluate", [f"checkpoint={CHECKPOINT}", "trainer=cpu"]))
+    found = evaluate(compose("evaluate", [f"checkpoint={CHECKPOINT}", "trainer=cpu", "output=evaluated"]))
 
+    assert read_record(Path("evaluated")).facts.fingerprint == stored_fingerprint(Path(CHECKPOINT))
     assert_same_results(found, "expected/evaluated.json")
 
 
@@ -103,6 +105,14 @@ def test_an_index_opens_with_its_model_and_answers_as_before(model: str, toleran
         scores = {hit.product_id: hit.score for hit in hits}
         assert scores == pytest.approx({hit["id"]: hit["score"] for hit in case["hits"]}, abs=tolerance)
         assert {hit.product_id: hit.metadata for hit in hits} == {hit["id"]: hit["metadata"] for hit in case["hits"]}
+
+
+def test_an_index_opens_with_the_same_weights_written_today() -> None:
+    content = torch.load(CHECKPOINT, weights_only=True)
+    content["mim_lightning"]["fingerprint"] = load_matcher(CHECKPOINT, like="xxh3-").fingerprint
+    torch.save(content, "today.ckpt")
+
+    assert open_searcher("index", "today.ckpt").encoder.fingerprint == stored_fingerprint(Path(CHECKPOINT))
 
 
 def test_an_index_can_be_changed() -> None:

@@ -8,7 +8,18 @@ import pytest
 import torch
 
 from mim_lightning.config import build_matcher, build_objective, compose
-from mim_lightning.model.checkpoint import PREFIX, SECTION, WarmStart, describe_checkpoint, load_matcher, warm_start
+from mim_lightning.inference.export import ReferenceData, export_model
+from mim_lightning.inference.loading import load
+from mim_lightning.model.checkpoint import (
+    PREFIX,
+    SECTION,
+    WarmStart,
+    describe_checkpoint,
+    load_matcher,
+    stored_fingerprint,
+    warm_start,
+)
+from mim_lightning.model.fingerprint import fingerprint
 from mim_lightning.model.matcher import Matcher
 from tests.shop import small
 
@@ -36,6 +47,25 @@ def test_round_trip_gives_equal_weights_and_fingerprint(tmp_path: Path) -> None:
     assert loaded.fingerprint == torch.load(path, weights_only=True)[SECTION]["fingerprint"]
     for name, value in matcher.state_dict().items():
         assert torch.equal(value, loaded.matcher.state_dict()[name])
+
+
+def test_a_checkpoint_of_a_former_version_keeps_its_fingerprint(tmp_path: Path) -> None:
+    path, matcher = save(tmp_path)
+    content = torch.load(path, weights_only=True)
+    current, former = content[SECTION]["fingerprint"], fingerprint(matcher, like="0" * 16)
+    content[SECTION]["fingerprint"] = former
+    torch.save(content, path)
+    assert load_matcher(path).fingerprint == stored_fingerprint(path) == former
+    assert load_matcher(path, like=former).fingerprint == former and load(path).fingerprint == former
+    # an index of the other fingerprint fits: these are the same weights
+    assert load_matcher(path, like="xxh3-0").fingerprint == current == load(path, like="xxh3-0").fingerprint
+    exported = tmp_path / "exported"
+    export_model(load_matcher(path), exported, ReferenceData(None))
+    assert load(exported).fingerprint == former and load(exported, like="xxh3-0").fingerprint == current
+    content["state_dict"][next(iter(content["state_dict"]))].view(-1)[0] += 1
+    torch.save(content, path)
+    with pytest.raises(ValueError, match=f"fingerprint [0-9a-f]{{16}}, {former} in the file: it was changed"):
+        load_matcher(path)
 
 
 def test_loading_needs_no_trainer(tmp_path: Path) -> None:

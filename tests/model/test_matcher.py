@@ -1,14 +1,18 @@
 """Named towers, ties, fusions and presence, with encoders whose output is plain to see."""
 
+import hashlib
+import json
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
+import xxhash
 from torch import nn
 
 from mim_lightning.encoders.tiny import TinyImage, TinyText
 from mim_lightning.model.fingerprint import fingerprint
-from mim_lightning.model.fusion import Fusion, fuse
+from mim_lightning.model.fusion import Fusion, describe_fusions, fuse
 from mim_lightning.model.matcher import Matcher
 from mim_lightning.model.tower import Tower
 from mim_lightning.types import Batch, Embeddings
@@ -152,6 +156,23 @@ def test_fingerprint_changes_with_weights_fusions_and_ties_and_with_nothing_else
     with torch.no_grad():
         next(other.parameters()).view(-1)[0] += 1e-6
     assert fingerprint(matcher) != fingerprint(other)
+
+
+@pytest.mark.parametrize(
+    ("like", "prefix", "hashed"), [("xxh3-0", "xxh3-", xxhash.xxh3_128), ("00", "", hashlib.sha256)]
+)
+def test_a_fingerprint_hashes_facts_then_each_tensor(like: str, prefix: str, hashed: Any) -> None:
+    matcher = four_towers()
+    matcher.register_buffer("counts", torch.tensor([], dtype=torch.int64))
+    facts = {
+        "owner_of": matcher.owner_of,
+        "fusions": describe_fusions(matcher.fusions),
+        "preprocessing": {name: matcher.tower(name).encoder.describe_preprocessing() for name in matcher.towers},
+    }
+    content = json.dumps(facts, sort_keys=True).encode()
+    for name, tensor in sorted(matcher.state_dict().items()):
+        content += f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode() + tensor.numpy().tobytes()
+    assert fingerprint(matcher, like=like) == prefix + hashed(content).hexdigest()[:16]
 
 
 def test_fuse_leaves_its_argument_alone() -> None:

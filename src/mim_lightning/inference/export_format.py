@@ -83,7 +83,7 @@ def write_model(
             (folder / name / file).write_text(text, "utf-8")
     facts = ExportFacts(
         fingerprint=quantized_fingerprint(base, precision),
-        digest=fingerprint(matcher),
+        digest=fingerprint(matcher, like=base),
         precision=precision,
         dimension=matcher.dimension,
         tower_names=matcher.tower_names,
@@ -154,7 +154,7 @@ def read_matcher(folder: Path, facts: ExportFacts) -> Matcher:
     with errors_as_damaged_file(path):
         stored = dequantize_state(load_file(path))
     load_strictly(matcher, stored, folder / WEIGHTS_FILE)
-    if (found := fingerprint(matcher)) != facts.digest:
+    if (found := fingerprint(matcher, like=str(facts.digest))) != facts.digest:
         raise ValueError(f"{folder}: fingerprint {found}, {FACTS_FILE} says {facts.digest}: it was changed")
     return matcher.eval()
 

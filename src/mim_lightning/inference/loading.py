@@ -19,14 +19,18 @@ from mim_lightning.inference.quantization import (
     validate_precision,
 )
 from mim_lightning.inference.tower_encoder import torch_towers
+from mim_lightning.io.digest import has_same_scheme
 from mim_lightning.model.checkpoint import TrainedMatcher, load_matcher
+from mim_lightning.model.fingerprint import fingerprint
 from mim_lightning.model.fusion import Fusion
 from mim_lightning.model.matcher import Matcher
 
 RUNTIMES = ("torch", "onnx")
 
 
-def load(path: str | Path, device: str = "auto", precision: str = "auto", runtime: str = "torch") -> LoadedModel:
+def load(
+    path: str | Path, device: str = "auto", precision: str = "auto", runtime: str = "torch", like: str | None = None
+) -> LoadedModel:
     """Load a model for inference.
 
     Args:
@@ -35,6 +39,8 @@ def load(path: str | Path, device: str = "auto", precision: str = "auto", runtim
         precision: "auto" as in the file, float32 for a checkpoint; "bfloat16", "float16" or "int8" round the weights,
             and the fingerprint says so.
         runtime: "torch", or "onnx" for the ONNX towers of an export folder, on the CPU.
+        like: a fingerprint to compare with, such as an index's, which may be computed as versions before 0.2 did: the
+            model's is then computed likewise, as far as its file allows.
 
     Raises:
         ValueError: nothing there, damaged or changed since it was written, or a choice that the file does not allow.
@@ -44,17 +50,21 @@ def load(path: str | Path, device: str = "auto", precision: str = "auto", runtim
     if runtime == "onnx":
         return _load_onnx(_local(path), device, precision)
     target = choose_device(device)
-    return to_device(load_trained(path, precision), target)
+    return to_device(load_trained(path, precision, like), target)
 
 
-def load_trained(path: str | Path, precision: str = "auto") -> TrainedMatcher:
+def load_trained(path: str | Path, precision: str = "auto", like: str | None = None) -> TrainedMatcher:
     """Load the matcher alone, in evaluation mode on the CPU, for embedding with a trainer; arguments as in `load`."""
     place = _local(path)
     if place.is_dir():
         facts = read_facts(place)
-        trained = TrainedMatcher(read_matcher(place, facts), facts.config, facts.fingerprint, facts.precision)
+        matcher = read_matcher(place, facts)
+        trained = TrainedMatcher(matcher, facts.config, facts.fingerprint, facts.precision)
+        is_as_trained = facts.digest == facts.fingerprint  # else adapters are merged, or weights rounded
+        if is_as_trained and like is not None and not has_same_scheme(like, facts.fingerprint):
+            trained = replace(trained, fingerprint=fingerprint(matcher, like=like))
     else:
-        trained = load_matcher(place).merged()
+        trained = load_matcher(place, like).merged()
     return trained if precision in ("auto", trained.precision) else quantize(trained, precision, str(path))
 
 

@@ -16,6 +16,8 @@ from mim_lightning.inference.export_format import ExportFacts
 from mim_lightning.inference.quantization import base_fingerprint
 from mim_lightning.inference.quantization_loss import METRICS, VARIANTS, QuantizationLoss
 from mim_lightning.io.damaged_file import errors_as_damaged_file
+from mim_lightning.io.digest import has_same_scheme
+from mim_lightning.model.checkpoint import load_matcher
 from mim_lightning.model.fusion import OPTIONS, weights_of
 
 COLUMNS = ("hit@1", "hit@5", "hit@10", "mrr", "map", "ndcg@10")
@@ -55,6 +57,8 @@ def find_evaluation(checkpoint: Path, evaluation: Path | None, fingerprint: str)
     with errors_as_damaged_file(record):
         run = json.loads(record.read_text())["run"]
         data, split, run_fingerprint = run["config"]["data"]["name"], run["val_split"], run["fingerprint"]
+    if not has_same_scheme(run_fingerprint, fingerprint):
+        fingerprint = load_matcher(checkpoint, like=run_fingerprint).fingerprint
     if run_fingerprint == fingerprint:
         with errors_as_damaged_file(results):
             return Evaluation(dict(json.loads(results.read_text())), data, split)

@@ -22,6 +22,7 @@ from mim_lightning.analysis.tracked_queries import read_history
 from mim_lightning.data.shards.lookup import QueryFacts, query_facts
 from mim_lightning.data.validation.findings import IN_CATALOG
 from mim_lightning.data.validation.report import FINDINGS_FILE, found_ids
+from mim_lightning.io.digest import XXH3
 from mim_lightning.io.paths import PathOrUrl
 from mim_lightning.lit.callbacks.retrieval_eval import find_retrieval_eval
 from mim_lightning.lit.console import INITIAL
@@ -93,19 +94,27 @@ def collect_results(
 
 
 def save_evaluation(
-    trainer: Trainer, matcher: Matcher, datamodule: MatchDataModule, config: Mapping[str, Any], folder: Path
+    trainer: Trainer,
+    matcher: Matcher,
+    datamodule: MatchDataModule,
+    config: Mapping[str, Any],
+    folder: Path,
+    checkpoint_fingerprint: str = XXH3,
 ) -> None:
     """Write the last pass into `folder`: record, embeddings unless there are too many, page and image of hits.
 
     Page and image show the monitored direction, or the first one that counts a query; every logger that takes images
     gets the image too.
+
+    Args:
+        checkpoint_fingerprint: of the evaluated checkpoint; the record's is computed as that one was.
     """
     callback = find_retrieval_eval(trainer)
     monitor = callback.reported_monitor()
     run = RunFacts(
         run_id=config["run"]["id"],
         config=_with_absolute_distractors(config, datamodule),
-        fingerprint=fingerprint(matcher),
+        fingerprint=fingerprint(matcher, like=checkpoint_fingerprint),
         monitor=monitor,
         data_folder=_absolute(datamodule.folder),
         val_split=datamodule.val_split,

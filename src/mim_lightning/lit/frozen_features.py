@@ -33,6 +33,7 @@ from mim_lightning.data.shards.shard_set import ShardError, ShardSet
 from mim_lightning.display.numbers import format_count
 from mim_lightning.fields import texts_of
 from mim_lightning.io.atomic import atomic_write
+from mim_lightning.io.digest import XXH3
 from mim_lightning.lit.console import warn
 from mim_lightning.lit.datamodule import MatchDataModule
 from mim_lightning.model.fingerprint import encoder_fingerprint
@@ -96,7 +97,7 @@ class _Pass:
         started, strategy = time.perf_counter(), self.trainer.strategy
         settings = self.datamodule.feature_cache
         assert settings is not None
-        folder = settings.root / encoder_fingerprint(self.encoder, self._conditions())
+        folder = self._folder(settings.root)
         if self.trainer.local_rank == 0:
             for name in remove_damaged(folder, self.encoder.width):
                 warn(f"{folder}/{name}: damaged; these features of tower '{self.owner}' are computed again")
@@ -139,6 +140,13 @@ class _Pass:
             f"{len(table)} in all, {len(table) * 4 * self.encoder.width / 1e6:.1f} MB"
         )
         return table
+
+    def _folder(self, root: Path) -> Path:
+        folder = root / encoder_fingerprint(self.encoder, self._conditions())
+        if not folder.exists() and any(not path.name.startswith(XXH3) for path in root.glob("[0-9a-fx]*")):
+            former = root / encoder_fingerprint(self.encoder, self._conditions(), like="")  # of versions before 0.2
+            return former if former.exists() else folder
+        return folder
 
     def _conditions(self) -> dict[str, Any]:
         return {

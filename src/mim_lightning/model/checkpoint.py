@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from mim_lightning.config import build_matcher
 from mim_lightning.io.atomic import atomic_write
 from mim_lightning.io.damaged_file import DamagedFileError, errors_as_damaged_file
+from mim_lightning.io.digest import has_same_scheme
 from mim_lightning.model.adapters import plain_names
 from mim_lightning.model.fingerprint import fingerprint
 from mim_lightning.model.fusion import Fusions, as_fusion, describe_fusions
@@ -87,8 +88,12 @@ def describe_checkpoint(
     return {"config": dict(config), "assets": assets, "fingerprint": fingerprint(matcher, state)}
 
 
-def load_matcher(path: str | Path) -> TrainedMatcher:
+def load_matcher(path: str | Path, like: str | None = None) -> TrainedMatcher:
     """Rebuild the matcher of a checkpoint, in evaluation mode on the CPU.
+
+    Args:
+        path: the file.
+        like: a fingerprint to compare with: the returned one is computed as that one was; None: as in the file.
 
     Raises:
         ValueError: no such file, not a checkpoint of this project, damaged, or it names code that is not trusted.
@@ -98,10 +103,17 @@ def load_matcher(path: str | Path) -> TrainedMatcher:
     with errors_as_value_error(path):
         matcher = build_matcher(section["config"], assets=section["assets"])
     load_strictly(matcher, state, path)
-    found = fingerprint(matcher)
+    found = fingerprint(matcher, like=section["fingerprint"])
     if found != section["fingerprint"]:
         raise ValueError(f"{path}: fingerprint {found}, {section['fingerprint']} in the file: it was changed")
+    if like is not None and not has_same_scheme(found, like):
+        found = fingerprint(matcher, like=like)
     return TrainedMatcher(matcher.eval(), section["config"], found)
+
+
+def stored_fingerprint(path: Path) -> str:
+    """Return the fingerprint in a checkpoint of this project, without reading its weights."""
+    return str(torch.load(path, map_location="cpu", weights_only=True, mmap=True)[SECTION]["fingerprint"])
 
 
 def verify_checkpoint(path: Path) -> None:
@@ -190,7 +202,7 @@ def store_fusions(path: Path, fusions: Fusions, expected: str) -> Path:
     Raises:
         ValueError: no checkpoint, or of another model; a fusion that it does not have.
     """
-    loaded = load_matcher(path)
+    loaded = load_matcher(path, like=expected)
     if loaded.fingerprint != expected:
         raise ValueError(f"{path}: is model {loaded.fingerprint}, the weights were chosen for {expected}")
     known = loaded.matcher.fusions
@@ -224,7 +236,8 @@ def _read(path: str | Path) -> dict[str, Any]:
     if not isinstance(content, dict) or SECTION not in content:
         raise ValueError(f"{path}: not a checkpoint of mim_lightning")
     section, state = content[SECTION], content.get("state_dict")
-    if not isinstance(section, dict) or not {"config", "assets", "fingerprint"} <= section.keys():
+    facts = section if isinstance(section, dict) else {}
+    if not {"config", "assets"} <= facts.keys() or not isinstance(facts.get("fingerprint"), str):
         raise ValueError(f"{path}: damaged (lacks its model's config, assets or fingerprint)")
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         raise ValueError(f"{path}: damaged (its state_dict holds no tensors by name)")

@@ -1,25 +1,28 @@
-"""The fingerprint of a matcher: sixteen hexadecimal digits; embeddings of equal fingerprints may be compared.
+"""The fingerprint of a matcher: embeddings of equal fingerprints may be compared.
 
-Checkpoint, embeddings and index store it, and a mismatch raises an error.
+Checkpoint, embeddings and index store it, and a mismatch raises an error. Its form is that of
+`io.digest`; files of versions before 0.2 have sixteen digits of SHA-256, are verified by it and keep it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from mim_lightning.encoders.interface import Encoder
+from mim_lightning.io.digest import XXH3, digest_of
 from mim_lightning.model.fusion import describe_fusions
 from mim_lightning.model.matcher import Matcher
 
 
 @torch.no_grad()
-def fingerprint(matcher: Matcher, state: Mapping[str, Tensor] | None = None) -> str:
+def fingerprint(matcher: Matcher, state: Mapping[str, Tensor] | None = None, like: str = XXH3) -> str:
     """Digest weights, adapter scales, preprocessing, tokenizers, ties, fusions, dimension; the device does not matter.
 
     A model in another precision, as during training in bf16-true, is digested as it will be loaded: in float32.
@@ -27,8 +30,8 @@ def fingerprint(matcher: Matcher, state: Mapping[str, Tensor] | None = None) -> 
     Args:
         matcher: the model.
         state: its state dict, where a file gets other weights than the model has at present.
+        like: a fingerprint to compare with: the result is computed as that one was.
     """
-    digest = hashlib.sha256()
     facts = {
         "owner_of": matcher.owner_of,
         "fusions": describe_fusions(matcher.fusions),
@@ -44,25 +47,26 @@ def fingerprint(matcher: Matcher, state: Mapping[str, Tensor] | None = None) -> 
     scales = {name: matcher.tower(name).adapter_scale for name in sorted(matcher.towers)}
     if any(scales.values()):  # likewise; no tensor holds them
         facts["adapter_scales"] = {name: scale for name, scale in scales.items() if scale}
-    digest.update(json.dumps(facts, sort_keys=True).encode())
     is_plain = any(parameter.dtype == torch.float32 for parameter in matcher.parameters())
-    for name, stored in sorted((matcher.state_dict() if state is None else state).items()):
-        _update(digest, name, stored if is_plain or not stored.is_floating_point() else stored.float())
-    return digest.hexdigest()[:16]
+    tensors = matcher.state_dict() if state is None else state
+    floats = (
+        (name, stored if is_plain or not stored.is_floating_point() else stored.float())
+        for name, stored in sorted(tensors.items())
+    )
+    return digest_of(_chunks(facts, floats), like, hashlib.sha256)
 
 
 @torch.no_grad()
-def encoder_fingerprint(encoder: Encoder, conditions: Mapping[str, Any]) -> str:
+def encoder_fingerprint(encoder: Encoder, conditions: Mapping[str, Any], like: str = XXH3) -> str:
     """Digest what decides an encoder's features of an input: its weights, preprocessing, and the conditions."""
     kind = type(encoder)
     facts = {"encoder": f"{kind.__module__}.{kind.__qualname__}", "preprocessing": encoder.describe_preprocessing()}
-    digest = hashlib.sha256(json.dumps({**facts, **conditions}, sort_keys=True).encode())
-    for name, tensor in sorted(encoder.state_dict().items()):
-        _update(digest, name, tensor)
-    return digest.hexdigest()[:16]
+    return digest_of(_chunks({**facts, **conditions}, sorted(encoder.state_dict().items())), like, hashlib.sha256)
 
 
-def _update(digest: Any, name: str, tensor: Tensor) -> None:
-    digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-    # reinterpreted as bytes: NumPy has no bfloat16
-    digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+def _chunks(facts: Mapping[str, Any], tensors: Iterable[tuple[str, Tensor]]) -> Iterator[bytes | np.ndarray]:
+    yield json.dumps(facts, sort_keys=True).encode()
+    for name, tensor in tensors:
+        yield f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode()
+        # reinterpreted as bytes: NumPy has no bfloat16
+        yield tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()

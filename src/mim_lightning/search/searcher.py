@@ -208,7 +208,7 @@ def open_searcher(
         ValueError: index or model are missing, damaged, or do not match; or the golden samples get other vectors.
     """
     index = open_index(place)
-    model = load(checkpoint or _model_path(index, place), **options)
+    model = load(checkpoint or _model_path(index, place), like=index.card.fingerprint, **options)
     searcher = Searcher(encoder(model), index, weights)
     # search once: on first use, libraries load parts of themselves for seconds
     width = index.card.dimension

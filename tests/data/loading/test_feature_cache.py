@@ -1,5 +1,6 @@
 """Cached features: read by content from several files, also by a pickled copy; damaged files are found and removed."""
 
+import hashlib
 import pickle
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import torch
 
 from mim_lightning.data.loading.feature_cache import (
     FEATURES,
+    KEY_BYTES,
     KEYS,
     FeatureCacheSettings,
     FeatureTable,
@@ -65,6 +67,19 @@ def test_writing_the_same_again_is_one_file_and_damage_is_found(tmp_path: Path) 
     assert sorted(remove_damaged(tmp_path, 4)) == sorted(others)
     assert list_features(tmp_path) == [first] and not list(remove_damaged(tmp_path, 4))
     assert [*remove_damaged(tmp_path, 5)] == [first]  # of another width
+
+
+def test_features_of_former_versions_are_read_and_verified(tmp_path: Path) -> None:
+    """Their names are BLAKE2b of dtype, shape and content of the sorted keys, then of the features."""
+    keys = np.sort(np.frombuffer(b"".join(input_key([text], [""]) for text in "ab"), dtype=f"S{KEY_BYTES}"))
+    features = np.random.default_rng(0).random((2, 4), dtype=np.float32)
+    content = b"|S16 (2,)" + keys.tobytes() + b"<f4 (2, 4)" + features.tobytes()
+    name = hashlib.blake2b(content, digest_size=8).hexdigest()
+    for suffix, array in ((KEYS, keys), (FEATURES, features)):
+        np.save(tmp_path / f"{name}{suffix}", array)
+    assert list_features(tmp_path) == [name] and not list(remove_damaged(tmp_path, 4))
+    np.save(tmp_path / f"{name}{FEATURES}", features + 1)
+    assert [*remove_damaged(tmp_path, 4)] == [name]
 
 
 def test_a_size_that_is_none_is_named() -> None:

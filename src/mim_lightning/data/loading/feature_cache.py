@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from torch import Tensor
 
 from mim_lightning.data.shards.cache import parse_size
 from mim_lightning.io.atomic import atomic_write
+from mim_lightning.io.digest import XXH3, digest_of
 from mim_lightning.types import InputSpec, TextSpec
 
 KEY_BYTES = 16
@@ -136,7 +137,7 @@ def write_features(folder: Path, keys: Sequence[bytes], features_ND: Tensor) -> 
 
 def list_features(folder: Path) -> list[str]:
     """Return the digests of the pairs of files in a folder."""
-    return sorted(path.name.removesuffix(KEYS) for path in folder.glob(f"[0-9a-f]*{KEYS}"))
+    return sorted(path.name.removesuffix(KEYS) for path in folder.glob(f"[0-9a-fx]*{KEYS}"))
 
 
 def remove_damaged(folder: Path, width: int) -> Iterator[str]:
@@ -145,7 +146,7 @@ def remove_damaged(folder: Path, width: int) -> Iterator[str]:
         try:
             keys = np.load(folder / f"{name}{KEYS}", mmap_mode="r")
             features = np.load(folder / f"{name}{FEATURES}", mmap_mode="r")
-            is_whole = features.shape == (len(keys), width) and _digest(keys, features) == name
+            is_whole = features.shape == (len(keys), width) and _digest(keys, features, like=name) == name
         except (OSError, ValueError, EOFError):
             is_whole = False
         if not is_whole:
@@ -155,11 +156,13 @@ def remove_damaged(folder: Path, width: int) -> Iterator[str]:
             yield name
 
 
-def _digest(keys: np.ndarray, features: np.ndarray) -> str:
-    digest = hashlib.blake2b(digest_size=8)
+def _digest(keys: np.ndarray, features: np.ndarray, like: str = XXH3) -> str:
+    return digest_of(_chunks(keys, features), like, partial(hashlib.blake2b, digest_size=8))
+
+
+def _chunks(keys: np.ndarray, features: np.ndarray) -> Iterator[bytes | np.ndarray]:
     for array in (keys, features):
-        digest.update(f"{array.dtype.str} {array.shape}".encode())
+        yield f"{array.dtype.str} {array.shape}".encode()
         num_rows = max(1, AT_ONCE // max(1, array[:1].nbytes))
         for start in range(0, len(array), num_rows):
-            digest.update(array[start : start + num_rows].tobytes())
-    return digest.hexdigest()
+            yield array[start : start + num_rows].view(np.uint8).reshape(-1)
