@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from mim_lightning.display.numbers import format_bytes, format_count
 
 _ROW_BYTES = 120  # a gallery row while a direction is ranked: positions, products and their distinct keys, as integers
+_SCORE_BYTES = 150  # a gallery row while a query is ranked in full, or by a combination of scores
 _RESULT_BYTES = 400  # a query in the report of a direction: its metrics, first hits and rank
 
 
@@ -22,7 +23,7 @@ class EvaluationMemory:
         value_bytes: 4 for float32, 2 for float16.
         query_ids, gallery_ids: integers of a row.
         num_directions: whose results are kept for every query.
-        working_bytes: that ranking may use, in addition to what is kept.
+        working_bytes: that ranking may use at most, in addition to what is kept.
     """
 
     num_queries: int
@@ -55,7 +56,9 @@ class EvaluationMemory:
     def ranking_bytes(self) -> int:
         """Return what ranking needs more: ids and results of all queries, integers of its rows, working memory."""
         ids = self.num_queries * (2 * 8 * self.query_ids + _RESULT_BYTES * self.num_directions)
-        return ids + self.own_gallery * _ROW_BYTES + self.working_bytes
+        # small sets need less than they may
+        most = self.num_queries * self.num_gallery * _SCORE_BYTES + self.own_gallery * self.width * 4
+        return ids + self.own_gallery * _ROW_BYTES + min(self.working_bytes, most)
 
     def describe(self, place: str) -> str:
         """Return one line; `place` is where the vectors are kept."""

@@ -35,7 +35,9 @@ from mim_lightning.types import (
     RetrievalReport,
     Sample,
     fields_of,
+    sampled_name,
     side_of,
+    whole_name,
 )
 
 STORAGE_DEVICES = ("cpu", "device")
@@ -56,6 +58,8 @@ class RetrievalEval(Callback):
         max_kept_rows: embeddings of more queries and products than this are not kept with the record.
         storage_device: "cpu", or "device": the memory of the device that embeds.
         storage_dtype: of the embeddings until they are ranked, in float32: "float32" or "float16".
+        num_distractors: rank the products that answer a query and so many others; None: the whole gallery.
+        distractor_seed: of their draw.
     """
 
     def __init__(
@@ -70,7 +74,14 @@ class RetrievalEval(Callback):
         max_kept_rows: int = 200_000,
         storage_device: str = "cpu",
         storage_dtype: str = "float32",
+        num_distractors: int | None = None,
+        distractor_seed: int = 0,
     ) -> None:
+        if num_distractors is not None and num_distractors < 1:
+            raise ValueError(
+                f"callbacks.retrieval_eval.num_distractors={num_distractors}: give a whole number above 0, or null for "
+                "the whole gallery"
+            )
         for key, value, choices in (
             ("storage_device", storage_device, STORAGE_DEVICES),
             ("storage_dtype", storage_dtype, STORAGE_DTYPES),
@@ -86,6 +97,7 @@ class RetrievalEval(Callback):
         self.options["memory_bytes"] = int(memory_gib * 2**30)
         self.num_resamples, self.max_kept_rows = num_resamples, max_kept_rows
         self.storage_device, self.storage_dtype = storage_device, STORAGE_DTYPES[storage_dtype]
+        self.num_distractors, self.distractor_seed = num_distractors, distractor_seed
         self.memory: EvaluationMemory | None = None  # of the last pass
         self.tables: tuple[EmbeddingTable, EmbeddingTable] | None = None  # queries and gallery of the last pass
         self.reports: dict[str, RetrievalReport] = {}  # of the last pass
@@ -111,6 +123,15 @@ class RetrievalEval(Callback):
             raise ValueError(
                 f"monitor={self.monitor}: is no metric of a direction; they start with {' or '.join(keys)}"
             )
+        _, direction, metric = self.monitor.split("/", 2)
+        named = sampled_name(whole_name(metric), self.num_distractors)
+        if named != metric:
+            size = "null" if self.num_distractors is None else self.num_distractors
+            raise ValueError(
+                f"monitor={self.monitor}: is no metric of callbacks.retrieval_eval.num_distractors={size}; give "
+                f"monitor=val/{direction}/{named}"
+            )
+        trainer.datamodule.sample_gallery(self.num_distractors, self.distractor_seed)  # type: ignore[attr-defined]
         if stage == "fit":
             self._validate_monitor_counts(trainer, matcher)
 
@@ -212,7 +233,8 @@ class RetrievalEval(Callback):
         datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
         queries, gallery = self.collectors[QUERIES].take_table(), self.collectors[GALLERY].take_table()
         check_complete(queries, len(np.unique(datamodule.opened.queries.keys)), "validation queries")
-        check_complete(gallery, sum(len(products) for products in datamodule.opened.gallery), "gallery rows")
+        assert self.memory is not None
+        check_complete(gallery, self.memory.num_gallery, "gallery rows")
         if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
             _validate_finite({"queries": queries, "gallery": gallery}, trainer.global_step, self.device)
         matcher: Any = pl_module.matcher
@@ -236,10 +258,12 @@ class RetrievalEval(Callback):
         self.empty = empty
         if is_final:
             _, monitored, metric = self.monitor.split("/", 2) if self.monitor.count("/") > 1 else ("", "", "")
+            metric = whole_name(metric)
             tables, model = (queries, gallery), (matcher.fusions, matcher.fields)
             weak = find_weak_fusions(self.directions, self.reports, *tables, *model, metric, first=monitored, **options)
             for found in weak:
-                rank_zero_info(found.describe(metric))
+                rank_zero_info(found.describe(sampled_name(metric, self.num_distractors)))
+        self.reports = {name: report.of_sample(self.num_distractors) for name, report in self.reports.items()}
         self.tables = self._keep(queries, gallery) if is_final else None
         self._publish(trainer, pl_module)
 
@@ -266,7 +290,9 @@ class RetrievalEval(Callback):
 
     def describe_counting(self) -> dict[str, dict[str, Any]]:
         """Return which queries each direction counts, and in which gallery, as plain values."""
-        return {name: self.directions[name].describe(self.fusions, self.fields) for name in self.reports}
+        sample = {"num_distractors": self.num_distractors, "distractor_seed": self.distractor_seed}
+        sampled = {} if self.num_distractors is None else sample
+        return {name: self.directions[name].describe(self.fusions, self.fields) | sampled for name in self.reports}
 
     def _publish(self, trainer: Trainer, pl_module: LightningModule) -> None:
         scalars = self.scalars()
@@ -334,7 +360,7 @@ def _validate_monitors(trainer: Trainer, scalars: Mapping[str, float]) -> None:
             continue
         if trainer.sanity_checking and monitor.startswith("train/"):
             continue
-        close = get_close_matches(monitor, known, 3) or [name for name in scalars if name.endswith("/hit@1")]
+        close = get_close_matches(monitor, known, 3) or [name for name in scalars if name.endswith("hit@1")]
         raise ValueError(
             f"callbacks: {type(callback).__name__} monitors '{monitor}', which is no metric; "
             f"there are {', '.join(close)} and more in the CSV file of a run"
