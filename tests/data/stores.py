@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
+
+from mim_lightning.io.locks import lock
 
 FOREVER = 10**6
 
@@ -23,9 +26,10 @@ class FaultyStore:
     shorter file), "flipped" (another byte in the middle), or "slow" (all of it, in pieces).
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, has_ranges: bool = False) -> None:
+        self.folder, self.has_ranges = folder, has_ranges
         self.asked: Counter[str] = Counter()
+        self.num_bytes = 0  # sent
         self._faults: dict[str, tuple[str, int]] = {}
         self._lock = threading.Lock()
         self._end = threading.Event()
@@ -65,12 +69,16 @@ class FaultyStore:
                     self._send(path.read_bytes(), fault)
 
             def _send(self, data: bytes, fault: str) -> None:
+                status, wanted = 200, re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+                if wanted and store.has_ranges:
+                    status, data = 206, data[int(wanted[1]) : int(wanted[2]) + 1]
+                store.num_bytes += len(data)
                 half = len(data) // 2
                 if fault == "short":
                     data = data[:half]
                 if fault == "flipped":
                     data = data[:half] + bytes([data[half] ^ 1]) + data[half + 1 :]
-                self.send_response(200)
+                self.send_response(status)
                 self.send_header("Content-Length", str(len(data)))
                 self.end_headers()
                 pieces = 5 if fault == "slow" else 1
@@ -89,8 +97,8 @@ class FaultyStore:
 
 
 @contextmanager
-def serving(folder: Path) -> Iterator[FaultyStore]:
-    store = FaultyStore(folder)
+def serving(folder: Path, has_ranges: bool = False) -> Iterator[FaultyStore]:
+    store = FaultyStore(folder, has_ranges)
     try:
         yield store
     finally:
@@ -110,3 +118,32 @@ def in_processes(function: Callable[[int], None], count: int, timeout: float = 2
             raise AssertionError(f"no end within {timeout} s")
         time.sleep(0.005)
     return [process.exitcode for process in processes]
+
+
+@contextmanager
+def watch_disk_usage(cache: Path) -> Iterator[list[int]]:
+    """Collect the bytes that a cache takes, all the time, while processes use it."""
+    sizes, is_over = [0], threading.Event()
+
+    def watch() -> None:
+        while not is_over.wait(0.002):
+            sizes.append(_disk_usage(cache))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        yield sizes
+    finally:
+        is_over.set()
+        watcher.join()
+
+
+def _disk_usage(cache: Path) -> int:
+    """Return the bytes of all files that are whole or being fetched; reservations are empty."""
+    sizes = {}
+    with lock(cache / ".lock", 10, removes=True):  # no process evicts files between two checks
+        for path in cache.rglob("*"):
+            with suppress(FileNotFoundError):  # renamed meanwhile
+                if path.is_file() and not path.name.endswith(".partial"):
+                    sizes[path.stat().st_ino] = path.stat().st_size
+    return sum(sizes.values())

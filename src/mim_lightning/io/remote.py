@@ -15,7 +15,8 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,7 +24,7 @@ from urllib.parse import quote
 
 from mim_lightning.io.paths import EXTRAS, file_system, irregular_kind
 from mim_lightning.io.public_network import PrivateAddressError, http_opener
-from mim_lightning.io.retry import NotFoundError, PrivateHostError, RemoteError, RetryPolicy, explain_error
+from mim_lightning.io.retry import NotFoundError, PrivateHostError, RangeError, RemoteError, RetryPolicy, explain_error
 
 CHUNK = 1 << 16  # bytes
 RETRYABLE_STATUS = {408, 425, 429}  # besides 5xx
@@ -159,27 +160,65 @@ def download(url: str, path: Path, policy: RetryPolicy, check: Check | None = No
 
     def attempt(number: int) -> Path:
         target = path.with_name(f"{path.name}.try{number}")
-        try:
-            _download_once(url, target, policy.timeout)
-            if check is not None:
-                check(target)
-            return target
-        except RemoteError:
-            raise
-        except FileNotFoundError:
-            raise NotFoundError("there is no such file") from None
-        except ImportError as error:
-            protocol = url.split("://", 1)[0]
-            extra = f"{protocol}:// needs an extra: pip install 'mim-lightning[{EXTRAS.get(protocol)}]'"
-            raise RemoteError(extra if protocol in EXTRAS else explain_error(error)) from error
-        except PermissionError as error:
-            raise RemoteError(explain_error(error)) from error
-        except Exception as error:  # the clients of object stores have error classes of their own
-            target.unlink(missing_ok=True)
-            raise ConnectionError(explain_error(error)) from error
+        with _client_errors(url):
+            try:
+                _download_once(url, target, policy.timeout)
+                if check is not None:
+                    check(target)
+            except (RemoteError, FileNotFoundError, ImportError, PermissionError):
+                raise
+            except Exception:
+                target.unlink(missing_ok=True)
+                raise
+        return target
 
-    try:
+    with _named(url):
         return policy.run(attempt)
+
+
+def download_range(url: str, start: int, stop: int, policy: RetryPolicy) -> bytes:
+    """Return the bytes of a file from `start` to `stop`.
+
+    Raises:
+        NotFoundError, RemoteError: as `download`; RangeError: the store sent another number of bytes.
+    """
+
+    def attempt(_: int) -> bytes:
+        with _client_errors(url):
+            system = open_file_system(url, policy.timeout)
+            data = bytes(_run_in_thread(lambda: system.cat_file(url, start=start, end=stop), policy.timeout))
+        if len(data) != stop - start:
+            raise RangeError(f"{len(data):,} bytes came instead of {stop - start:,}")
+        return data
+
+    with _named(url):
+        return policy.run(attempt)
+
+
+@contextmanager
+def _client_errors(url: str) -> Iterator[None]:
+    """Raise RemoteError where another try would fail the same way, else ConnectionError."""
+    try:
+        yield
+    except RemoteError:
+        raise
+    except FileNotFoundError:
+        raise NotFoundError("there is no such file") from None
+    except ImportError as error:
+        protocol = url.split("://", 1)[0]
+        extra = f"{protocol}:// needs an extra: pip install 'mim-lightning[{EXTRAS.get(protocol)}]'"
+        raise RemoteError(extra if protocol in EXTRAS else explain_error(error)) from error
+    except PermissionError as error:
+        raise RemoteError(explain_error(error)) from error
+    except Exception as error:  # the clients of object stores have error classes of their own
+        raise ConnectionError(explain_error(error)) from error
+
+
+@contextmanager
+def _named(url: str) -> Iterator[None]:
+    """Name the file in a RemoteError."""
+    try:
+        yield
     except RemoteError as error:
         raise type(error)(f"{url}: {error}") from error.__cause__
 

@@ -24,6 +24,10 @@ class NotFoundError(RemoteError):
     """There is no such file."""
 
 
+class RangeError(RemoteError):
+    """A store did not send the part of a file that it was asked for, but more or less."""
+
+
 class PrivateHostError(RemoteError):
     """A URL leads, or may lead, to a host that the public does not reach."""
 

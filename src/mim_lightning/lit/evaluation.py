@@ -121,13 +121,7 @@ def save_evaluation(
     )
     facts = query_facts(datamodule.opened.queries)
     write_record(
-        folder / RECORD_FOLDER,
-        run,
-        callback.reports,
-        facts,
-        datamodule.opened.gallery,
-        callback.describe_counting(),
-        datamodule.gallery_numbers(),
+        folder / RECORD_FOLDER, run, callback.reports, facts, datamodule.opened.gallery, callback.describe_counting()
     )
     if callback.tables is not None:
         embeddings = EvaluationEmbeddings(

@@ -96,7 +96,7 @@ class EmbeddingStore:
         parts = [self._read(idx) for idx in range(len(self.facts.shard_sizes))]
         present = np.concatenate([present for _, present in parts])
         vectors = np.concatenate([vectors for vectors, _ in parts])
-        facts = [catalog.read_facts(number) for number in range(len(catalog))]
+        facts = list(catalog.all_facts())
         if not present.any():
             raise ValueError(f"{self.facts.catalog}: no product has the inputs of '{self.facts.gallery}'")
         if not present.all():

@@ -62,7 +62,7 @@ def select_inputs(catalog: ShardSet, towers: Sequence[str]) -> dict[str, TowerIn
     num_read = NUM_SAMPLES
     while True:
         numbers = np.unique(np.linspace(0, len(catalog) - 1, num_read).astype(int))
-        samples = catalog.read(numbers.tolist())
+        samples = catalog.read_few(numbers.tolist())
         inputs = {tower: [sample.inputs[tower] for sample in samples if tower in sample.inputs] for tower in towers}
         if any(inputs.values()) or len(numbers) == len(catalog):
             return {tower: values[:NUM_SAMPLES] for tower, values in inputs.items() if values}  # type: ignore[misc]

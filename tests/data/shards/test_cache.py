@@ -21,7 +21,7 @@ from mim_lightning.data.shards.shard_set import ShardSet
 from mim_lightning.io.locks import WaitTimeoutError, lock
 from mim_lightning.io.retry import RetryPolicy
 from tests.data.conftest import MakeSet
-from tests.data.stores import FaultyStore, in_processes, serving
+from tests.data.stores import FaultyStore, in_processes, serving, watch_disk_usage
 
 
 @pytest.fixture(autouse=True)
@@ -73,6 +73,7 @@ def test_sizes_are_read(text: str | int, number: int) -> None:
         ({"max_size": 0}, "data.cache.max_size=0"),
         ({"timeout": 0}, "data.cache.timeout=0"),
         ({"retries": -1}, "data.cache.retries=-1"),
+        ({"connections": 0}, "data.cache.connections=0"),
         ({"prefetch_shards": -1}, "data.cache.prefetch_shards=-1"),
     ],
 )
@@ -294,13 +295,6 @@ def test_the_bound_holds_for_two_ranks_of_two_workers(make_set: MakeSet, tmp_pat
     written = make_set(90, 9)
     limit = int(num_shards * max(path.stat().st_size for path in written.folder.glob("*.tar")))  # type: ignore[union-attr]
     cache = tmp_path / "cache"
-    sizes, is_over = [0], threading.Event()
-
-    def watch() -> None:
-        while not is_over.is_set():
-            sizes.append(disk_usage(cache))
-            time.sleep(0.002)
-
     with serving(Path(written.folder)) as store:
         shards = ShardSet(store.address, CacheSettings(str(cache), limit, timeout=20))
 
@@ -311,13 +305,8 @@ def test_the_bound_holds_for_two_ranks_of_two_workers(make_set: MakeSet, tmp_pat
             held = [path for path in open_paths() if path.endswith(".tar (deleted)")]
             assert len(held) <= 1, "evicted files use disk space while they are open"
 
-        watcher = threading.Thread(target=watch)
-        watcher.start()
-        try:
+        with watch_disk_usage(cache) as sizes:
             assert in_processes(read, 4) == [0] * 4
-        finally:
-            is_over.set()
-            watcher.join()
     assert 0 < max(sizes) <= limit
     assert not list(cache.rglob("*.partial*"))
 
@@ -329,17 +318,6 @@ def open_paths() -> list[str]:
         with suppress(FileNotFoundError):  # what lists the folder
             found.append(os.readlink(path))
     return found
-
-
-def disk_usage(cache: Path) -> int:
-    """Return the bytes of all files that are whole or being fetched; reservations are empty."""
-    sizes = {}
-    with lock(cache / ".lock", 10, removes=True):  # no process evicts files between two checks
-        for path in cache.rglob("*"):
-            with suppress(FileNotFoundError):  # renamed meanwhile
-                if path.is_file() and not path.name.endswith(".partial"):
-                    sizes[path.stat().st_ino] = path.stat().st_size
-    return sum(sizes.values())
 
 
 def test_as_many_shards_stay_open_as_were_used_last() -> None:

@@ -8,33 +8,41 @@ import pickle
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from mim_lightning.data.loading.collate import Collate
 from mim_lightning.data.loading.corrupt_samples import CorruptSamplePolicy
-from mim_lightning.data.loading.loader import SequentialLoader, ShardPrefetcher, StreamLoader
+from mim_lightning.data.loading.loader import SequentialLoader, StreamLoader
 from mim_lightning.data.manifest.manifest import ManifestSource
 from mim_lightning.data.preparation.preparation import prepare_shards
 from mim_lightning.data.preparation.prepared import ShardSettings, open_prepared
 from mim_lightning.data.sampling.shuffled import ShuffledOrder
 from mim_lightning.data.shards.cache import CacheSettings
+from mim_lightning.data.shards.lookup import find_samples
+from mim_lightning.data.shards.prefetcher import Prefetcher
 from mim_lightning.data.shards.shard_set import ShardError, ShardSet
 from mim_lightning.io import remote
 from mim_lightning.io.retry import RetryPolicy
 from mim_lightning.types import ImageSpec
 from tests.data.conftest import MakeSet
-from tests.data.stores import FaultyStore, in_processes, serving
+from tests.data.stores import FaultyStore, in_processes, serving, watch_disk_usage
 
 SPECS = {"query_image": ImageSpec((8, 8)), "product_image": ImageSpec((8, 8))}
 
 
 @pytest.fixture(autouse=True)
-def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(RetryPolicy, "pause", lambda *_: 0.02)
+    prefetcher = Prefetcher()  # its process is forked in the test, and has what the test changes
+    monkeypatch.setattr("mim_lightning.data.shards.files._PREFETCHER", prefetcher)
+    yield
+    if prefetcher._process is not None:
+        prefetcher._process.kill()
+        prefetcher._process.join()
 
 
 @pytest.fixture(scope="module")
@@ -213,31 +221,6 @@ def test_ranks_and_workers_fetch_a_shard_once(served: tuple[ShardSet, FaultyStor
     assert len(list((tmp_path / "cache").rglob("*.tar"))) == 5
 
 
-@pytest.mark.parametrize("prefetch_shards", [0, 1, 2, 9])
-def test_shards_are_named_before_they_are_needed(make_set: MakeSet, prefetch_shards: int) -> None:
-    written = make_set(60, 4)
-    order = ShuffledOrder(tuple(written.sizes), 8, seed=1, window=2)
-    batches = [np.unique(written.shards_of(batch)).tolist() for batch in order.batches(0)]
-
-    class Remote:
-        sizes, shards_of = written.sizes, staticmethod(written.shards_of)
-
-    remote: Any = Remote()
-    remote.prefetch_shards = prefetch_shards
-    ahead = ShardPrefetcher(remote, order.batches(0))
-    named = [ahead.next() for _ in batches]
-    known = set(batches[0])
-    for number, shards in enumerate(batches):
-        already = set(batches[0]).union(*named[:number])
-        assert not prefetch_shards or set(shards) <= already | set(batches[0]), "each was named by an earlier batch"
-        known |= set(shards)
-        waiting = already.union(named[number]) - known
-        assert len(waiting) <= max(0, prefetch_shards - 1) + 4, "and not long before: a batch brings 4 shards or less"
-    assert len([idx for idxs in named for idx in idxs]) == (
-        0 if not prefetch_shards else len(written.sizes) - len(batches[0])
-    )
-
-
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_shards_are_prefetched_while_a_batch_is_read(
     served: tuple[ShardSet, FaultyStore], tmp_path: Path, num_workers: int
@@ -252,6 +235,56 @@ def test_shards_are_prefetched_while_a_batch_is_read(
     assert len(list((tmp_path / "cache").rglob("*.tar"))) == 5, "one batch was read, the shards of all are here"
     assert sum(len(batch) for batch in batches) == 36
     assert max(store.asked[f"{idx:06d}.tar"] for idx in range(5)) == 1
+
+
+def test_a_cache_of_a_part_of_the_set(make_set: MakeSet, tmp_path: Path) -> None:
+    """Two ranks of two workers, over three epochs: the bound holds, and no shard is evicted before it is finished."""
+    written = make_set(90, 5)
+    num_shards = len(written.sizes)
+    num_bytes = sum(path.stat().st_size for path in Path(written.folder).glob("0*"))
+    barrier, cache = get_context("fork").Barrier(2), tmp_path / "cache"
+    with serving(Path(written.folder)) as store:
+        limit = num_bytes // 2
+        shards = ShardSet(store.address, settings(tmp_path, max_size=limit, prefetch_shards=2, connections=3))
+
+        def stream(rank: int) -> None:
+            order = ShuffledOrder(tuple(shards.sizes), 6, seed=3, window=2)
+            ranked = StreamLoader(shards, Collate(SPECS, shards.max_relevant), order, rank, 2, num_workers=2)
+            for _ in range(3):
+                for batch in ranked:
+                    assert len(batch) == 3
+                    barrier.wait(60)  # as the collectives of a step do
+
+        with watch_disk_usage(cache) as sizes:
+            assert in_processes(stream, 2) == [0, 0]
+    assert 0 < max(sizes) <= limit
+    downloads = [store.asked[f"{idx:06d}.tar"] for idx in range(num_shards)]
+    assert sum(downloads) < 3 * num_shards - num_shards // 4, "and what the last epoch left is not downloaded again"
+    assert not list(cache.rglob("*.partial*"))
+
+
+@pytest.mark.parametrize("has_ranges", [True, False])
+def test_a_few_samples_are_read_without_their_shards(make_set: MakeSet, tmp_path: Path, has_ranges: bool) -> None:
+    written = make_set(90, 30)
+    with serving(Path(written.folder), has_ranges) as store:
+        shards = ShardSet(store.address, settings(tmp_path))
+        ids = ["q3", "q40", "q89"]
+        before = store.num_bytes
+        found = find_samples([shards], ids)
+        assert found == find_samples([written], ids)
+        assert shards.read_facts(50) == written.read_facts(50)
+        if has_ranges:
+            assert not list((tmp_path / "cache").rglob("*.tar")), "no shard was downloaded"
+            sample_bytes = Path(written.folder, "000000.tar").stat().st_size / 30
+            assert store.num_bytes - before < 8 * sample_bytes + written.keys.nbytes + 1000
+            assert shards.read_few(range(30)) == written.read(range(30)), "many: the shard is downloaded"
+            assert len(list((tmp_path / "cache").rglob("*.tar"))) == 1
+        assert list(shards.all_facts()) == list(written.all_facts())
+        store.fail("000001.tar", "error")
+        assert ShardSet(store.address, settings(tmp_path)).read_few([31]) == written.read([31]), "from the cache"
+        other = ShardSet(store.address, CacheSettings(str(tmp_path / "other"), timeout=20, retries=1, verify=True))
+        with pytest.raises(ShardError, match=f"{store.address}/000001.tar: .*tried 2 times"):
+            other.read_few([31])
 
 
 def test_a_rewritten_set_is_downloaded_again(make_set: MakeSet, tmp_path: Path) -> None:

@@ -10,7 +10,6 @@ import os
 import shutil
 import signal
 import threading
-from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from mim_lightning.data.loading.collate import Collate
 from mim_lightning.data.loading.corrupt_samples import CorruptSamplePolicy, LoadedBatch, SkipCounter, load_batch
+from mim_lightning.data.loading.read_ahead import PlannedBatch, ReadAhead
 from mim_lightning.data.loading.shared_memory import BatchMessage, SharedBatchBuffers, make_buffers
 from mim_lightning.data.sampling.order import STATE_KEYS, BatchOrder
 from mim_lightning.data.shards.shard_set import ShardSet
@@ -40,7 +40,6 @@ class BatchRequest:
     start: int  # samples of the epoch before this global batch
     numbers: list[int]
     num_padding: int  # numbers at the end that are repeats
-    prefetch: tuple[int, ...] = ()  # shards that later batches need
     buffer_idx: int | None = None  # of the shared buffer for its images
 
 
@@ -53,44 +52,10 @@ class ShardDataset(Dataset[Any]):
         self.shards, self.collate, self.skips, self.buffers = shards, collate, skips, buffers
 
     def __getitems__(self, request: BatchRequest) -> LoadedBatch | BatchMessage:
-        self.shards.prefetch(request.prefetch)
         buffer_idx, numbers, position = request.buffer_idx, request.numbers, (request.epoch, request.start)
         buffer = None if self.buffers is None or buffer_idx is None else self.buffers.to_write(buffer_idx)
         loaded = load_batch(self.shards, self.collate, numbers, request.num_padding, position, self.skips, buffer)
         return BatchMessage(loaded, self.buffers, buffer_idx) if get_worker_info() else loaded
-
-
-class ShardPrefetcher:
-    """Chooses the shards to prefetch with each batch: those that a later batch is the first to need.
-
-    Args:
-        shards: their `prefetch_shards` is how many are prefetched.
-        parts: the batches, as sample numbers.
-    """
-
-    def __init__(self, shards: ShardSet, parts: Iterator[np.ndarray]) -> None:
-        self.shards, self.parts = shards, parts
-        self._is_requested = np.zeros(len(shards.sizes), dtype=bool)
-        self._first_needed: deque[int] = deque()  # by which batch, of each shard prefetched and not reached yet
-        self._num_reached, self._num_read = 0, 0  # batches
-
-    def next(self) -> tuple[int, ...]:
-        """Return the shards to prefetch while the next batch is read."""
-        self._num_reached += 1
-        while self._first_needed and self._first_needed[0] < self._num_reached:
-            self._first_needed.popleft()
-        requested: list[int] = []
-        while len(self._first_needed) < self.shards.prefetch_shards:
-            part = next(self.parts, None)
-            if part is None:
-                break
-            new = [idx for idx in np.unique(self.shards.shards_of(part)).tolist() if not self._is_requested[idx]]
-            self._is_requested[new] = True
-            if self._num_read >= self._num_reached:  # otherwise it is needed now
-                self._first_needed.extend([self._num_read] * len(new))
-                requested += new
-            self._num_read += 1
-        return tuple(requested)
 
 
 class RankSampler(Sampler[BatchRequest]):
@@ -103,6 +68,7 @@ class RankSampler(Sampler[BatchRequest]):
         rank: int,
         world_size: int,
         buffers: SharedBatchBuffers | None = None,
+        num_workers: int = 0,
     ) -> None:
         if order.global_batch_size % world_size:
             raise ValueError(
@@ -110,23 +76,44 @@ class RankSampler(Sampler[BatchRequest]):
                 f"it must be a multiple of their number, {world_size}"
             )
         self.shards, self.order, self.rank, self.world_size = shards, order, rank, world_size
-        self.epoch, self.start, self.buffers = 0, 0, buffers
+        self.epoch, self.start, self.buffers, self.num_workers = 0, 0, buffers, num_workers
+        self._ahead: ReadAhead | None = None
 
     def __len__(self) -> int:
         return self.order.num_batches
 
     def __iter__(self) -> Iterator[BatchRequest]:
         start, epoch = self.start, self.epoch
-        prefetcher = None
-        if self.shards.prefetch_shards:
-            parts = (self._part(batch)[0] for batch in self.order.batches(epoch, start))
-            prefetcher = ShardPrefetcher(self.shards, parts)
+        ahead = self._read_ahead(epoch, start)
         for batch in self.order.batches(epoch, start):
             part, num_padding = self._part(batch)
             buffer_idx = self.buffers.acquire() if self.buffers else None
-            prefetch = prefetcher.next() if prefetcher else ()
-            yield BatchRequest(epoch, start, part.tolist(), num_padding, prefetch, buffer_idx)
+            if ahead:
+                ahead.advance()
+            yield BatchRequest(epoch, start, part.tolist(), num_padding, buffer_idx)
             start += self.order.global_batch_size  # of a smaller batch too: positions count it as full
+        if ahead and not self.order.shuffle:
+            ahead.stop()
+
+    def _read_ahead(self, epoch: int, start: int) -> ReadAhead | None:
+        """Return what follows the order from a position on: the one of the last epoch if it has come there."""
+        if not self.shards.prefetch_shards:
+            return None
+        if self._ahead is None or self._ahead.position != (epoch, start):
+            if self._ahead is not None:
+                self._ahead.stop()
+            self._ahead = ReadAhead(self.shards, self._parts(epoch, start), self.num_workers, PREFETCH_FACTOR)
+        return self._ahead
+
+    def _parts(self, epoch: int, start: int) -> Iterator[PlannedBatch]:
+        """Yield this rank's part of each batch, in training without an end."""
+        while True:
+            for batch in self.order.batches(epoch, start):
+                yield PlannedBatch((epoch, start), self._part(batch)[0])
+                start += self.order.global_batch_size
+            if not self.order.shuffle or not self.order.num_samples:
+                return
+            epoch, start = epoch + 1, 0
 
     def _part(self, batch: np.ndarray) -> tuple[np.ndarray, int]:
         """Return this rank's rows of a global batch, and how many at their end are repeats."""
@@ -158,7 +145,7 @@ class StreamLoader(DataLoader[LoadedBatch]):
         policy = policy or CorruptSamplePolicy()
         num_rows = -(-order.global_batch_size // world_size)
         self.buffers = make_buffers(collate.prepared_specs, num_rows, num_workers, PREFETCH_FACTOR)
-        self.ranks, self.order = RankSampler(shards, order, rank, world_size, self.buffers), order
+        self.ranks, self.order = RankSampler(shards, order, rank, world_size, self.buffers, num_workers), order
         self.epoch, self.consumed = 0, 0
         self.skipped = SkipCounter(policy, str(shards.folder), order.num_samples)
         super().__init__(
@@ -223,7 +210,7 @@ class SequentialLoader:
         num_workers: int = 0,
         pin_memory: bool = False,
     ) -> None:
-        self._requests = _SequentialRequests(shards, list(shard_idxs), batch_size)
+        self._requests = _SequentialRequests(shards, list(shard_idxs), batch_size, num_workers)
         self._loader = DataLoader(
             ShardDataset(shards, collate),
             batch_sampler=self._requests,  # type: ignore[arg-type]  # torch's stub wants lists of indices
@@ -271,16 +258,22 @@ class _SequentialRequests:
     shards: ShardSet
     shard_idxs: list[int]
     batch_size: int
+    num_workers: int
 
     def __len__(self) -> int:
         return sum(-(-self.shards.sizes[idx] // self.batch_size) for idx in self.shard_idxs)
 
     def __iter__(self) -> Iterator[BatchRequest]:
-        prefetcher = None
+        ahead = None
         if self.shards.prefetch_shards:
-            prefetcher = ShardPrefetcher(self.shards, map(np.array, self._parts()))
+            parts = (PlannedBatch((0, part[0]), np.array(part)) for part in self._parts())
+            ahead = ReadAhead(self.shards, parts, self.num_workers, PREFETCH_FACTOR)
         for part in self._parts():
-            yield BatchRequest(0, part[0], list(part), 0, prefetcher.next() if prefetcher else ())
+            if ahead:
+                ahead.advance()
+            yield BatchRequest(0, part[0], list(part), 0)
+        if ahead:
+            ahead.stop()
 
     def _parts(self) -> Iterator[range]:
         for start, stop in map(self.shards.span, self.shard_idxs):

@@ -1,30 +1,29 @@
 """The cache of a shard set at an address: whole files in a bounded local folder, shared by all processes of a machine.
 
-A file is downloaded once, checked, and renamed into place; the files used longest ago are evicted. A thread of each
-reading process prefetches what the order needs next.
+A file is downloaded once, checked, and renamed into place. What the order of a run needs next is prefetched, and kept
+when others have to be evicted.
 """
 
 from __future__ import annotations
 
 import os
-import queue
 import re
-import threading
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from mim_lightning.data.shards.disk_cache import PARTIAL, DiskCache, Reservation
+from mim_lightning.data.shards.read_plan import ReadPlan, finish
 from mim_lightning.io.locks import WaitTimeoutError, lock
 from mim_lightning.io.remote import Check, download, remote_size
 from mim_lightning.io.retry import NotFoundError, RemoteError, RetryPolicy
 
 UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
-IDLE = 30.0  # seconds without use after which a file may be evicted for one that is prefetched
+IDLE = 30.0  # seconds without use after which a file that no process plans to read may be evicted for a prefetched one
 TOUCH_EVERY = 5.0  # seconds between two updates of the time of use
-MAX_QUEUED = 256  # files queued for the thread; the reader downloads any others itself
 
 
 class ShardError(ValueError):
@@ -33,6 +32,10 @@ class ShardError(ValueError):
 
 class MissingError(ShardError):
     """There is no such file."""
+
+
+class NoSpaceError(ShardError):
+    """All of the cache is needed, or being downloaded."""
 
 
 class ChangedError(ValueError):
@@ -69,6 +72,7 @@ class CacheSettings:
         timeout: seconds without an answer from the store.
         retries: attempts after the first, each after a longer pause.
         prefetch_shards: shards that each rank fetches before the order comes to them.
+        connections: downloads at a time of each rank.
         verify: compare every shard with its checksum when a process opens it, in a local folder too; downloads are
             always compared.
     """
@@ -78,6 +82,7 @@ class CacheSettings:
     timeout: float = 60.0
     retries: int = 3
     prefetch_shards: int = 8
+    connections: int = 8
     verify: bool = False
 
     def __post_init__(self) -> None:
@@ -85,6 +90,8 @@ class CacheSettings:
             raise ValueError(f"data.cache.max_size={self.max_size}: must be at least 1")
         if self.timeout <= 0:
             raise ValueError(f"data.cache.timeout={self.timeout}: must be above 0 seconds")
+        if self.connections < 1:
+            raise ValueError(f"data.cache.connections={self.connections}: must be at least 1")
         for name in ("retries", "prefetch_shards"):
             if getattr(self, name) < 0:
                 raise ValueError(f"data.cache.{name}={getattr(self, name)}: must not be negative")
@@ -123,7 +130,7 @@ class ShardCache:
         Args:
             size: bytes, if they are known.
             check: of a downloaded file; raises ValueError if it is damaged, and it is downloaded again.
-            is_prefetch: it is not needed yet, and evicts no file in use.
+            is_prefetch: it is not needed yet, and evicts no file that is.
 
         Raises:
             ShardError: it could not be downloaded; names it.
@@ -141,7 +148,7 @@ class ShardCache:
                 self._raise_if_failed(name, started)
                 return self._download(name, size, check, is_prefetch)
         except WaitTimeoutError:
-            raise ShardError(
+            raise NoSpaceError(
                 f"{self.address}/{name}: timed out waiting for another process to download it, or for space in "
                 f"{self.settings.root}; give data.cache.max_size more than {self.settings.max_size}"
             ) from None
@@ -155,6 +162,21 @@ class ShardCache:
     def drop(self, name: str) -> None:
         """Remove a damaged file, so that it is downloaded again."""
         (self.folder / name).unlink(missing_ok=True)
+
+    def plan(self, reader: str, needed: Sequence[str], finished: Sequence[str], is_new_pass: bool) -> None:
+        """Keep the shards that a reader needs next, and let those go that it has finished.
+
+        Args:
+            needed: stems of their files, in the order in which they are needed.
+            is_new_pass: the reader is about to read the set once more.
+        """
+        try:
+            _open_plan(self._disk.folder, os.getpid()).update(reader, self.folder.name, needed, is_new_pass)
+        except OSError as error:
+            raise ShardError(f"data.cache.folder={self.settings.root}: {error}") from error
+        for stem in finished:
+            for ending in (".tar", ".npy"):
+                finish(self.folder / f"{stem}{ending}")
 
     def _open_cached(self, name: str) -> int | None:
         try:
@@ -206,24 +228,6 @@ def touch(descriptor: int) -> None:
             os.utime(descriptor)
 
 
-class Prefetcher:
-    """A background thread that runs queued tasks; it starts again in a forked process."""
-
-    def __init__(self) -> None:
-        self._process_id = -1
-        self._tasks: queue.Queue[Callable[[], object]] = queue.Queue()
-
-    def put(self, task: Callable[[], object]) -> None:
-        """Queue a task; it is dropped if the queue is full."""
-        if self._process_id != os.getpid():
-            self._process_id, self._tasks = os.getpid(), queue.Queue(MAX_QUEUED)
-            threading.Thread(target=self._work, args=(self._tasks,), name="prefetcher", daemon=True).start()
-        with suppress(queue.Full):
-            self._tasks.put_nowait(task)
-
-    @staticmethod
-    def _work(tasks: queue.Queue[Callable[[], object]]) -> None:
-        while True:
-            task = tasks.get()
-            with suppress(ShardError, OSError):  # the reader of the file will get the error
-                task()
+@lru_cache(maxsize=64)
+def _open_plan(folder: Path, process_id: int) -> ReadPlan:
+    return ReadPlan(folder)

@@ -1,7 +1,8 @@
 """A folder of downloaded files with a maximum total size, shared by all processes of a machine.
 
-A process reserves the bytes of a file before it downloads it; the files used longest ago are evicted by unlink, so a
-process that has one open can still read it. Reservations of dead processes are freed: see `io.locks`.
+A process reserves the bytes of a file before it downloads it. Files that no process plans to read (`read_plan`) are
+evicted first, by unlink, so a process that has one open can still read it. Reservations of dead processes are freed:
+see `io.locks`.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from mim_lightning.data.shards.read_plan import FINISHED, LOCK, CachedFile, read_plans
 from mim_lightning.io.locks import WaitTimeoutError, lock, lock_open_file, release
 
 log = logging.getLogger(__name__)
@@ -39,7 +41,8 @@ class DiskCache:
         Args:
             size: bytes.
             seconds: to wait for other downloads to finish, if their reservations fill the folder.
-            idle: seconds without use after which a file may be evicted.
+            idle: seconds without use after which a file may be evicted; above 0 it also keeps the files that some
+                process plans to read.
 
         Raises:
             WaitTimeoutError: there was no space in that time.
@@ -58,7 +61,7 @@ class DiskCache:
             release(held)
 
     def _try_reserve(self, partial: Path, size: int, idle: float) -> int | None:
-        with lock(self.folder / ".lock", timeout=60, removes=True):
+        with lock(self.folder / LOCK, timeout=60, removes=True):
             if not self._evict(size, idle):
                 return None
             partial.parent.mkdir(parents=True, exist_ok=True)
@@ -70,7 +73,7 @@ class DiskCache:
     def commit(self, reservation: Reservation, found: Path, target: Path) -> None:
         """Move a file to its place and free its reservation, locked so that no process counts only one of the two."""
         num_bytes = found.stat().st_size
-        with lock(self.folder / ".lock", timeout=60, removes=True):
+        with lock(self.folder / LOCK, timeout=60, removes=True):
             found.replace(target)
             os.truncate(reservation.path, 0)
             if num_bytes > reservation.size:
@@ -78,33 +81,41 @@ class DiskCache:
 
     def _evict(self, size: int, idle: float) -> bool:
         files, num_bytes = self._scan()
-        excess, chosen, now = num_bytes + size - self.limit, [], time.time()
-        for used, file_size, path in sorted(files):
-            if excess <= 0 or now - used < idle:
+        excess = num_bytes + size - self.limit
+        if excess <= 0:
+            return True
+        plans, chosen, now, is_too_small = read_plans(self.folder), [], time.time(), False
+        for file in sorted(files, key=plans.eviction_key):
+            if excess <= 0:
                 break
-            chosen.append((used, path))
-            excess -= file_size
+            is_needed, is_recent = plans.needs(file), not file.is_finished and now - file.used < (idle or IN_USE)
+            if idle and (is_needed or is_recent):
+                continue
+            is_too_small |= is_needed or is_recent
+            chosen.append(file)
+            excess -= file.size
         if excess > 0:
             return False
-        for _, path in chosen:
-            path.unlink(missing_ok=True)
-        if chosen and now - chosen[-1][0] < IN_USE:
+        for file in chosen:
+            Path(file.path).unlink(missing_ok=True)
+        if is_too_small:
             _warn_too_small(self.folder)
         return True
 
-    def _scan(self) -> tuple[list[tuple[float, int, Path]], int]:
-        """Return time of use, size and path of every file that may be evicted, and the total size."""
+    def _scan(self) -> tuple[list[CachedFile], int]:
+        """Return every file that may be evicted, and the total size."""
         files, num_bytes = [], 0
         for folder in _folders(self.folder):
             for entry in list(os.scandir(folder)):
-                path = Path(entry.path)
                 with suppress(FileNotFoundError):  # renamed or removed meanwhile
-                    if entry.name.startswith(".") or not _is_counted(path):
+                    if entry.name.startswith(".") or (PARTIAL in entry.name and not _is_counted(Path(entry.path))):
                         continue
                     facts = entry.stat()
                     num_bytes += facts.st_size
                     if PARTIAL not in entry.name:
-                        files.append((facts.st_mtime, facts.st_size, path))
+                        is_finished = facts.st_mtime_ns == FINISHED
+                        used = facts.st_ctime if is_finished else facts.st_mtime
+                        files.append(CachedFile(folder.name, entry.path, facts.st_size, used, is_finished))
         return files, num_bytes
 
 
@@ -124,10 +135,9 @@ class Reservation:
 @cache  # once
 def _warn_too_small(folder: Path) -> None:
     log.warning(
-        "%s: files used within the last %.0f s were evicted, and may be downloaded again and again; raise "
+        "%s: files in use, or needed soon, were evicted, and may be downloaded again and again; raise "
         "data.cache.max_size, or lower data.shuffle_window_shards and data.num_interleaved",
         folder,
-        IN_USE,
     )
 
 
@@ -140,9 +150,10 @@ def _attempts(partial: Path) -> list[Path]:
 
 
 def _is_counted(path: Path) -> bool:
-    """Return whether a file counts: attempts count with their reservation. Leftovers of dead processes are removed."""
-    if PARTIAL not in path.name:
-        return True
+    """Return whether the file of a download counts: attempts count with their reservation.
+
+    Leftovers of dead processes are removed.
+    """
     partial = path.with_name(path.name.split(PARTIAL)[0] + PARTIAL)
     if path != partial:
         if not partial.exists():

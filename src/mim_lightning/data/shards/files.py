@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Protocol
@@ -14,13 +15,14 @@ import numpy as np
 from mim_lightning.data.shards.cache import (
     CacheSettings,
     MissingError,
-    Prefetcher,
     ShardCache,
     ShardError,
     as_shard_error,
     changed,
 )
-from mim_lightning.data.shards.open_shards import OpenShard, read_places, validate_opened, validate_shard
+from mim_lightning.data.shards.open_shards import OpenShard, places_size, read_places, validate_opened, validate_shard
+from mim_lightning.data.shards.prefetcher import Download, Prefetcher
+from mim_lightning.data.shards.range_shard import RangeShard
 from mim_lightning.data.shards.set_index import IndexedShard
 from mim_lightning.io.damaged_file import DamagedFileError, errors_as_damaged_file, validate_regular_file
 from mim_lightning.io.remote import download_bytes
@@ -30,6 +32,35 @@ INDEX_FILE = "index.json"
 REMEDY = "run prepare again"
 
 _PREFETCHER = Prefetcher()
+
+
+@dataclass(frozen=True)
+class ShardPlan:
+    """What a reader of a set needs next, as numbers of shards.
+
+    Args:
+        reader: its id.
+        new: shards that became needed, to be downloaded.
+        needed: all that it needs, in the order in which it needs them.
+        finished: those that it needs no more.
+        is_new_pass: it is about to read the set once more.
+        has_workers: other processes of this machine read the shards for it.
+    """
+
+    reader: str
+    new: tuple[int, ...] = ()
+    needed: tuple[int, ...] = ()
+    finished: tuple[int, ...] = ()
+    is_new_pass: bool = False
+    has_workers: bool = False
+
+    def of_set(self, first: int, num_shards: int) -> ShardPlan:
+        """Return the plan of one of several concatenated sets, whose first shard has number `first` here."""
+
+        def own(idxs: tuple[int, ...]) -> tuple[int, ...]:
+            return tuple(idx - first for idx in idxs if 0 <= idx - first < num_shards)
+
+        return replace(self, new=own(self.new), needed=own(self.needed), finished=own(self.finished))
 
 
 class ShardFiles(Protocol):
@@ -64,7 +95,17 @@ class ShardFiles(Protocol):
         """
         ...
 
-    def prefetch(self, shards: Iterable[IndexedShard]) -> None: ...
+    def open_range(self, shard: IndexedShard) -> RangeShard | None:
+        """Return a shard of which single samples are read without a download; None: `open` costs no more."""
+        ...
+
+    def plan(self, plan: ShardPlan, shard_of: Callable[[int], IndexedShard]) -> None:
+        """Download, keep and let go what a reader asks for."""
+        ...
+
+    def stop(self, reader: str) -> None:
+        """Forget a reader's plan."""
+        ...
 
     def drop(self, shard: IndexedShard) -> None:
         """Remove a copy that is damaged."""
@@ -148,7 +189,13 @@ class LocalFiles:
             raise changed(str(self.folder))
         self._index = digest, _stamp(facts)
 
-    def prefetch(self, shards: Iterable[IndexedShard]) -> None:
+    def open_range(self, shard: IndexedShard) -> RangeShard | None:
+        return None
+
+    def plan(self, plan: ShardPlan, shard_of: Callable[[int], IndexedShard]) -> None:
+        pass
+
+    def stop(self, reader: str) -> None:
         pass
 
     def drop(self, shard: IndexedShard) -> None:
@@ -218,9 +265,24 @@ class RemoteFiles:
             self._cache.drop(name)
         raise changed(self.address, reason)
 
-    def prefetch(self, shards: Iterable[IndexedShard]) -> None:
-        for shard in shards:
-            _PREFETCHER.put(partial(self._open, shard, is_prefetch=True))
+    def open_range(self, shard: IndexedShard) -> RangeShard | None:
+        if self._cache.has(f"{shard.stem}.tar") and self._cache.has(f"{shard.stem}.npy"):
+            return None
+        return RangeShard(self.address, shard, self.settings.retry_policy)
+
+    def plan(self, plan: ShardPlan, shard_of: Callable[[int], IndexedShard]) -> None:
+        needed, finished = ([shard_of(idx).stem for idx in idxs] for idxs in (plan.needed, plan.finished))
+        self._cache.plan(plan.reader, needed, finished, plan.is_new_pass)
+        for shard in map(shard_of, plan.new):
+            task = partial(self._download, shard)
+            _PREFETCHER.put(Download(plan.reader, task, self.settings.connections), plan.has_workers)
+
+    def stop(self, reader: str) -> None:
+        _PREFETCHER.stop(reader)
+        self._cache.plan(reader, [], [], is_new_pass=True)
+
+    def _download(self, shard: IndexedShard) -> None:
+        self._open(shard, is_prefetch=True)
 
     def drop(self, shard: IndexedShard) -> None:
         for ending in (".tar", ".npy"):
@@ -229,8 +291,9 @@ class RemoteFiles:
     def _open(self, shard: IndexedShard, is_prefetch: bool = False) -> OpenShard:
         tar, index = f"{shard.stem}.tar", f"{shard.stem}.npy"
         try:
+            num_bytes = places_size(shard.size)
             places = _read_cached(
-                self._cache.open(index, None, partial(_validate_places, shard), is_prefetch), shard.size
+                self._cache.open(index, num_bytes, partial(_validate_places, shard), is_prefetch), shard.size
             )
         except ValueError as error:
             if isinstance(error, ShardError):

@@ -29,7 +29,7 @@ def query_facts(queries: ShardSet) -> dict[int, QueryFacts]:
     Segments are its category, the number of its words, the third of the set's images that it is in by sharpness, and
     the segment columns of the source; every query has all of them.
     """
-    rows = [queries.read_facts(number) for number in range(len(queries))]
+    rows = list(queries.all_facts())
     unlabeled = {name: "none" for row in rows for name in row.get("segments", {})}
     thirds = _thirds([row.get("image_sharpness") for row in rows])
     return {
@@ -98,7 +98,7 @@ def _read_by_key(shards: ShardSet, keys: Sequence[int], skip_damaged: bool) -> I
         raise
     for key, number in numbers.items():
         try:
-            (sample,) = shards.read([number])
+            (sample,) = shards.read_few([number])
         except ValueError:
             if skip_damaged:
                 continue

@@ -6,14 +6,15 @@ Products are matched by id, so a mixture must say whether equal ids of two sets 
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, fields, replace
 from fractions import Fraction
-from itertools import accumulate
+from itertools import accumulate, chain
 from typing import Any
 
 import numpy as np
 
+from mim_lightning.data.shards.files import ShardPlan
 from mim_lightning.data.shards.shard_set import ShardSet
 from mim_lightning.types import Sample
 
@@ -119,16 +120,25 @@ class ConcatShardSet(ShardSet):
         return np.concatenate([part.column(name) for part in self._parts])
 
     def read(self, numbers: Iterable[int], is_padding: bool = False) -> list[Sample]:
+        return self._read(numbers, lambda part, number: part.read([number], is_padding))
+
+    def read_few(self, numbers: Iterable[int]) -> list[Sample]:
+        return self._read(numbers, lambda part, number: part.read_few([number]))
+
+    def _read(self, numbers: Iterable[int], read: Callable[[ShardSet, int], list[Sample]]) -> list[Sample]:
         samples = []
         for number in map(int, numbers):
             set_idx, number_in_set = self._find_set(self._set_starts, number)
-            (sample,) = self._parts[set_idx].read([number_in_set], is_padding)
+            (sample,) = read(self._parts[set_idx], number_in_set)
             samples.append(_with_prefix(replace(sample, sample_num=number), self._prefixes[set_idx]))
         return samples
 
     def read_facts(self, number: int) -> dict[str, Any]:
         set_idx, number_in_set = self._find_set(self._set_starts, number)
         return self._parts[set_idx].read_facts(number_in_set)
+
+    def all_facts(self) -> Iterator[dict[str, Any]]:
+        return chain.from_iterable(part.all_facts() for part in self._parts)
 
     @property
     def digest(self) -> str:
@@ -146,10 +156,13 @@ class ConcatShardSet(ShardSet):
         set_idx, idx_in_set = self._find_set(self._first_shards, shard_idx)
         return self._parts[set_idx].shard_name(idx_in_set)
 
-    def prefetch(self, shard_idxs: Iterable[int]) -> None:
-        for shard_idx in shard_idxs:  # one by one, in the order in which they are needed
-            set_idx, idx_in_set = self._find_set(self._first_shards, shard_idx)
-            self._parts[set_idx].prefetch([idx_in_set])
+    def plan(self, plan: ShardPlan) -> None:
+        for part, first in zip(self._parts, self._first_shards, strict=False):
+            part.plan(plan.of_set(first, len(part.sizes)))
+
+    def stop(self, reader: str) -> None:
+        for part in self._parts:
+            part.stop(reader)
 
     @staticmethod
     def _find_set(starts: list[int], number: int) -> tuple[int, int]:

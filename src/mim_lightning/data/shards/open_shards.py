@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import os
 import tarfile
 import threading
 import time
 import zlib
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import BinaryIO
 
 import numpy as np
@@ -63,7 +64,12 @@ class OpenShard:
             raise ValueError(str(error)) from error
         if len(data) < stop - first:
             raise ValueError("the file ends inside the sample")
-        return {name: data[offset - first : offset - first + size] for name, (offset, size) in places.items()}
+        return split_members(data, first, places)
+
+
+def split_members(data: bytes, first: int, places: Mapping[str, Sequence[int]]) -> dict[str, bytes]:
+    """Return the members in a part of a tar file that starts at `first`, by their offsets and sizes."""
+    return {name: data[offset - first : offset - first + size] for name, (offset, size) in places.items()}
 
 
 def validate_opened(descriptor: int, places: np.ndarray, num_bytes: int | None) -> None:
@@ -84,8 +90,20 @@ def validate_opened(descriptor: int, places: np.ndarray, num_bytes: int | None) 
 def _validate_member(descriptor: int, name: str, offset: int, size: int) -> None:
     try:
         header = os.pread(descriptor, tarfile.BLOCKSIZE, max(0, offset - tarfile.BLOCKSIZE))
+    except (OSError, OverflowError) as error:
+        raise ValueError(f"no member starts where the byte index says ({error})") from error
+    validate_header(header, name, offset, size)
+
+
+def validate_header(header: bytes, name: str, offset: int, size: int) -> None:
+    """Compare the header of a member, of a tar file at `offset`, with what the byte index says of it.
+
+    Raises:
+        ValueError: they differ.
+    """
+    try:
         member = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
-    except (OSError, OverflowError, tarfile.TarError) as error:
+    except tarfile.TarError as error:
         raise ValueError(f"no member starts where the byte index says ({error})") from error
     if member.size != size or not member.name.endswith(f".{name}"):
         raise ValueError(
@@ -109,6 +127,20 @@ def validate_shard(descriptor: int, num_bytes: int | None, crc32: int | None) ->
         found, offset = zlib.crc32(block, found), offset + len(block)
     if found != crc32:
         raise ValueError(f"its checksum is {found:08x}, the index says {crc32:08x}")
+
+
+def places_start(size: int) -> int:
+    """Return the bytes before the first place in the byte index of a shard of `size` samples."""
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        header, {"descr": "<i8", "fortran_order": False, "shape": (size, len(MEMBERS), 2)}
+    )
+    return header.tell()
+
+
+def places_size(size: int) -> int:
+    """Return the bytes of the byte index of a shard of `size` samples."""
+    return places_start(size) + size * len(MEMBERS) * 2 * 8
 
 
 def read_places(file: BinaryIO, size: int) -> np.ndarray:

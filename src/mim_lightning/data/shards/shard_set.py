@@ -10,7 +10,9 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Iterable, Sequence
+import uuid
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -18,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mim_lightning.data.shards.cache import CacheSettings, MissingError, ShardError
-from mim_lightning.data.shards.files import INDEX_FILE, LocalFiles, RemoteFiles, ShardFiles
+from mim_lightning.data.shards.files import INDEX_FILE, LocalFiles, RemoteFiles, ShardFiles, ShardPlan
 from mim_lightning.data.shards.open_shards import MEMBERS, OpenShard, OpenShards
 from mim_lightning.data.shards.set_index import FORMAT_VERSION, parse_index
 from mim_lightning.fields import DECLARED, texts_of
@@ -28,6 +30,7 @@ from mim_lightning.types import Sample
 __all__ = ["FORMAT_VERSION", "MEMBERS", "ShardError", "ShardSet"]
 
 KEYS_AT_ONCE = 1 << 22  # there may be hundreds of millions
+MAX_RANGES = 16  # samples of a shard that are read by ranges before it is downloaded
 RETRY_FACTOR = 10.0  # a shard that failed is not tried again for this many times the time that it took
 
 _OPEN = OpenShards()
@@ -63,6 +66,7 @@ class ShardSet:
         self.max_relevant: int = self.index.max_relevant  # target or reference products of one sample
         self._starts = self.index.starts
         self._identity = str(self.folder), self.written, self._digest, self.cache.verify
+        self._num_ranges: Counter[int] = Counter()  # samples of each shard that were read by ranges
         self._failed: dict[int, tuple[float, str]] = {}  # by shard: not tried again until, and why
 
     def __len__(self) -> int:
@@ -130,11 +134,27 @@ class ShardSet:
         Raises:
             ShardError: a shard is missing, damaged or not reachable; names shard and sample.
         """
-        return [self._read_one(number, is_padding) for number in numbers]
+        return [self._sample(number, *self._read_members(number, MEMBERS), is_padding) for number in numbers]
+
+    def read_few(self, numbers: Iterable[int]) -> list[Sample]:
+        """Read samples as `read` does, but from an address by ranges, if they are few of a shard that is not cached."""
+        return [self._sample(number, *self._read_range(number, MEMBERS)) for number in numbers]
 
     def read_facts(self, number: int) -> dict[str, Any]:
-        """Read the metadata of a sample: everything except its images."""
-        return self._read_members(number, ("json",))[1]
+        """Read the metadata of a sample: everything except its images; by ranges, as `read_few` does."""
+        return self._read_range(number, ("json",))[1]
+
+    def all_facts(self) -> Iterator[dict[str, Any]]:
+        """Read the metadata of every sample, in order; shards at an address are downloaded ahead."""
+        reader, num_shards = uuid.uuid4().hex[:12], len(self.sizes)
+        for idx in range(num_shards):
+            if self.prefetch_shards:
+                needed = tuple(range(idx, min(idx + self.prefetch_shards, num_shards)))
+                new, finished = (needed if idx == 0 else needed[self.prefetch_shards - 1 :]), (idx - 1,)[:idx]
+                self.plan(ShardPlan(reader, new, needed, finished, is_new_pass=idx == 0))
+            for number in range(*self.span(idx)):
+                yield self._read_members(number, ("json",))[1]
+        self.stop(reader)
 
     def shards_of(self, numbers: npt.ArrayLike) -> np.ndarray:
         """Return the shard of each sample."""
@@ -143,23 +163,35 @@ class ShardSet:
     def shard_name(self, shard_idx: int) -> str:
         return f"{self.folder}/{self.index.shard(shard_idx).stem}.tar"
 
-    def prefetch(self, shard_idxs: Iterable[int]) -> None:
-        """Download shards in the background, if the set is at an address."""
-        self.files.prefetch(self.index.shard(shard_idx) for shard_idx in shard_idxs)
+    def plan(self, plan: ShardPlan) -> None:
+        """Download shards in the background, and keep or let go those in the cache, if the set is at an address."""
+        self.files.plan(plan, self.index.shard)
+
+    def stop(self, reader: str) -> None:
+        """Forget a reader's plan."""
+        self.files.stop(reader)
+
+    def _read_range(self, number: int, names: Sequence[str]) -> tuple[dict[str, bytes], dict[str, Any]]:
+        """Read some members of a sample and its facts without a download of its shard, while that pays."""
+        shard_idx = int(self.shards_of(number))
+        if self._num_ranges[shard_idx] < MAX_RANGES and (opened := self.files.open_range(self.index.shard(shard_idx))):
+            self._num_ranges[shard_idx] += 1
+            try:
+                return _split_facts(opened.members(number - int(self._starts[shard_idx]), names))
+            except (OSError, ValueError, KeyError):
+                # the store sends no ranges, or a file is not what the index says: the download will find out
+                self._num_ranges[shard_idx] = MAX_RANGES
+        return self._read_members(number, names)
 
     def _read_members(self, number: int, names: Sequence[str]) -> tuple[dict[str, bytes], dict[str, Any]]:
         shard_idx = int(self.shards_of(number))
         opened = self._open(shard_idx)
         try:
-            members = opened.members(number - int(self._starts[shard_idx]), names)
-            facts = json.loads(members.pop("json"))
-            if not isinstance(facts, dict) or not isinstance(facts.get(DECLARED, {}), dict):
-                raise ValueError("the facts are no JSON object")
+            return _split_facts(opened.members(number - int(self._starts[shard_idx]), names))
         except (ValueError, KeyError) as error:
             self.files.drop(self.index.shard(shard_idx))  # a cached copy is downloaded again
             _OPEN.drop((*self._identity, shard_idx))
             raise ShardError(f"{opened.name}, sample {number}: damaged ({error})") from error
-        return members, facts
 
     def _open(self, shard_idx: int) -> OpenShard:
         started = time.monotonic()
@@ -176,8 +208,9 @@ class ShardSet:
     def _open_file(self, shard_idx: int) -> OpenShard:
         return self.files.open(self.index.shard(shard_idx), self.cache.verify)
 
-    def _read_one(self, number: int, is_padding: bool) -> Sample:
-        members, facts = self._read_members(number, MEMBERS)
+    def _sample(
+        self, number: int, members: dict[str, bytes], facts: dict[str, Any], is_padding: bool = False
+    ) -> Sample:
         return Sample(
             sample_num=number,
             inputs={**members, **texts_of(facts)},
@@ -189,3 +222,15 @@ class ShardSet:
             category=facts.get("category"),
             is_padding=is_padding,
         )
+
+
+def _split_facts(members: dict[str, bytes]) -> tuple[dict[str, bytes], dict[str, Any]]:
+    """Return the images among the members of a sample, and its facts.
+
+    Raises:
+        ValueError, KeyError: it has no valid facts.
+    """
+    facts = json.loads(members.pop("json"))
+    if not isinstance(facts, dict) or not isinstance(facts.get(DECLARED, {}), dict):
+        raise ValueError("the facts are no JSON object")
+    return members, facts

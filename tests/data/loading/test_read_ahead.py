@@ -1,0 +1,103 @@
+"""A loader names the shards that it needs next: before it needs them, until it has finished them, and no longer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mim_lightning.data.loading.loader import RankSampler
+from mim_lightning.data.sampling.shuffled import ShuffledOrder, sequential_order
+from mim_lightning.data.shards.files import ShardPlan
+
+
+class PlannedSet:
+    """The shards of a set at an address, without files; keeps what is needed, and what was asked for."""
+
+    def __init__(self, sizes: list[int], prefetch_shards: int) -> None:
+        self.sizes, self.prefetch_shards, self.folder = sizes, prefetch_shards, "set"
+        self.starts = np.append(0, np.cumsum(sizes))
+        self.needed: dict[str, tuple[int, ...]] = {}
+        self.downloaded: list[int] = []
+        self.finished: list[int] = []
+        self.num_passes = 0
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def shards_of(self, numbers: Any) -> np.ndarray:
+        return self.starts.searchsorted(numbers, "right") - 1
+
+    def plan(self, plan: ShardPlan) -> None:
+        self.needed[plan.reader] = plan.needed
+        self.downloaded += plan.new
+        self.finished += plan.finished
+        self.num_passes += plan.is_new_pass
+
+    def stop(self, reader: str) -> None:
+        del self.needed[reader]
+
+    @property
+    def all_needed(self) -> set[int]:
+        return {idx for needed in self.needed.values() for idx in needed}
+
+
+@pytest.mark.parametrize("prefetch_shards", [1, 2, 9])
+@pytest.mark.parametrize(("num_workers", "num_streams"), [(0, 1), (2, 3)])
+def test_shards_are_needed_from_before_their_first_batch_to_their_last(
+    prefetch_shards: int, num_workers: int, num_streams: int
+) -> None:
+    shards: Any = PlannedSet([4] * 15, prefetch_shards)
+    order = ShuffledOrder(tuple(shards.sizes), 6, seed=1, window=2, num_streams=num_streams)
+    sampler = RankSampler(shards, order, 1, 2, num_workers=num_workers)
+    read: list[set[int]] = []
+    needed_before: set[int] = set()
+    for epoch in range(3):
+        sampler.epoch = epoch
+        for request in sampler:
+            now = set(shards.shards_of(request.numbers).tolist())
+            recent = set().union(*read[max(0, len(read) - 2 * num_workers) :], now)
+            assert recent <= shards.all_needed, "what a worker may still read is kept"
+            assert not read or now <= needed_before, "and what is read now was named before"
+            ahead = shards.all_needed - recent
+            assert len(ahead) >= min(prefetch_shards, 3), "a pass goes on into the next one"
+            assert len(ahead) < prefetch_shards + 2 * 2 * num_streams + 2, "and not far"
+            needed_before = shards.all_needed
+            read.append(now)
+    assert len(shards.needed) == 1, "one reader, over all epochs"
+    assert num_streams > 1 or shards.num_passes == 3  # a rank of several reads other shards in each pass
+    downloads = [shards.downloaded.count(idx) - shards.finished.count(idx) for idx in range(15)]
+    assert downloads == [int(idx in shards.all_needed) for idx in range(15)], "all else is finished"
+
+
+def test_a_pass_in_stored_order_ends() -> None:
+    shards: Any = PlannedSet([4] * 6, 2)
+    sampler = RankSampler(shards, sequential_order(shards, 4), 0, 1)
+    for _ in range(2):
+        assert [request.numbers[0] for request in sampler] == [0, 4, 8, 12, 16, 20]
+        assert not shards.needed
+    assert shards.downloaded == [0, 1, 2, 3, 4, 5] * 2
+    assert shards.finished == [0, 1, 2, 3, 4] * 2
+
+
+def test_another_position_is_another_plan() -> None:
+    shards: Any = PlannedSet([4] * 12, 2)
+    sampler = RankSampler(shards, ShuffledOrder(tuple(shards.sizes), 4, seed=1, window=2), 0, 1)
+    batches = iter(sampler)
+    for _ in range(3):
+        next(batches)
+    sampler.start = 24
+    first = next(iter(sampler))
+    assert len(shards.needed) == 1
+    assert set(shards.shards_of(first.numbers).tolist()) <= shards.all_needed
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_node_downloads_the_shards_of_its_own_streams(rank: int) -> None:
+    shards: Any = PlannedSet([4] * 12, 2)
+    order = ShuffledOrder(tuple(shards.sizes), 8, seed=1, window=2, num_streams=2)
+    read = {idx for request in RankSampler(shards, order, rank, 2) for idx in shards.shards_of(request.numbers)}
+    first_epoch = np.random.default_rng([1, 0]).permutation(12)
+    assert read == set(first_epoch[:6].tolist() if rank == 0 else first_epoch[6:].tolist())
+    assert set(shards.finished) <= read <= set(shards.downloaded)
