@@ -25,6 +25,7 @@ KINDS: dict[str, Any] = {
     "directions": dict | None,
     "embed_dim": int | None,
     "reuse_memory": bool,
+    "whole_gallery": bool,
 }
 
 
@@ -46,6 +47,7 @@ def evaluate(config: dict[str, Any]) -> dict[str, float]:
     from mim_lightning.lit.evaluation import evaluate_module, flatten, save_evaluation
     from mim_lightning.lit.module import MatchModule
     from mim_lightning.lit.trainer import keep_batches, validate_trainer
+    from mim_lightning.types import whole_name
 
     silence_lightning()
     validate_trainer(config["trainer"], is_training=False)
@@ -63,6 +65,9 @@ def evaluate(config: dict[str, Any]) -> dict[str, float]:
     evaluation = trained["callbacks"].get("retrieval_eval")
     if evaluation is None:
         raise ValueError(f"{config['checkpoint']}: callbacks.retrieval_eval: is missing, nothing is evaluated")
+    if config["whole_gallery"]:
+        evaluation = {**evaluation, "num_distractors": None}
+        changed["monitor"] = whole_name(changed["monitor"])
     precision = config["trainer"]["precision"]
     as_trained = (trained.get("trainer") or {}).get("precision") if precision == "auto" else precision
     options = {**config["trainer"], "precision": as_trained}

@@ -90,6 +90,10 @@ _LORA = {
     "target_modules": None,
 }
 ADDED_KEYS: dict[str, tuple[Any, ...]] = {
+    "callbacks.retrieval_eval.distractor_seed": (0,),
+    "callbacks.retrieval_eval.num_distractors": (None,),
+    "callbacks.retrieval_eval.storage_device": ("cpu", "device"),
+    "callbacks.retrieval_eval.storage_dtype": ("float32",),
     "encoder.text.length_buckets": tuple(range(1, 65)),  # rounding alone
     "model.towers.*.activation_checkpointing": (False, True),
     "model.lora": (_LORA,),

@@ -40,7 +40,7 @@ def tune_fusion(
     from mim_lightning.analysis.fusion_sweep import print_curve, print_kinds, sweep_fusion, usable_kinds, write_curve
     from mim_lightning.analysis.record import read_record
     from mim_lightning.model.checkpoint import store_fusions
-    from mim_lightning.types import Direction
+    from mim_lightning.types import Direction, whole_name
 
     record = read_record(run)
     embeddings = read_embeddings(record.folder)
@@ -71,6 +71,8 @@ def tune_fusion(
     if kind == ALL:
         print_kinds(curves)
     print_curve(curve)
+    if any(whole_name(scored) != scored for scored in record.directions[name].scores):
+        print(f"of a sample of the gallery, as {record.folder} was evaluated: higher than in the whole")
     if output is not None:
         print(f"curve: {', '.join(map(str, write_curve(curve, output)))}")
     if store is not None:

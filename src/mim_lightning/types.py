@@ -7,8 +7,9 @@ products of a row, D dimension, Q queries, K hits.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
@@ -271,6 +272,28 @@ class QueryCounts:
         return {names.get(f.name, f.name): getattr(self, f.name) for f in fields(self) if f.name.startswith("num_")}
 
 
+_SAMPLED = re.compile(r"^sampled\d+_")  # begins the name of a metric whose gallery was sampled
+
+
+def sampled_name(metric: str, num_distractors: int | None) -> str:
+    """Return the name of a metric: "sampled10000_hit@1" where the gallery is a sample with so many distractors.
+
+    Such a metric is higher than that of the whole gallery, and must never be taken for it.
+    """
+    return metric if num_distractors is None else f"sampled{num_distractors}_{metric}"
+
+
+def whole_name(metric: str) -> str:
+    """Return the name of a metric, or its key, as it is for the whole gallery."""
+    stage, slash, name = metric.rpartition("/")
+    return stage + slash + _SAMPLED.sub("", name, count=1)
+
+
+def variants_of(metrics: Sequence[str], known: Iterable[str]) -> list[str]:
+    """Return which of the `known` metrics are these, of the whole gallery or of a sample; in the order of `metrics`."""
+    return [name for metric in metrics for name in dict.fromkeys(known) if whole_name(name) == metric]
+
+
 @dataclass(frozen=True)
 class RetrievalReport:
     """Retrieval quality of one direction over a whole pass, and the names of its metric keys.
@@ -290,6 +313,14 @@ class RetrievalReport:
     ranks: Tensor  # (Q,) int64 of the first relevant product, from 1; 0 if rank > depth
     cluster_keys: Tensor  # (Q,) a relevant product: the cluster of queries that the bootstrap resamples together
     counts: QueryCounts | None = None
+
+    def of_sample(self, num_distractors: int | None) -> RetrievalReport:
+        """Return the report with the names that its metrics have if the gallery was sampled."""
+
+        def rename(values: Mapping[str, Any]) -> dict[str, Any]:
+            return {sampled_name(name, num_distractors): value for name, value in values.items()}
+
+        return replace(self, values=rename(self.values), intervals=rename(self.intervals), scores=rename(self.scores))
 
     def as_scalars(self, stage: str) -> dict[str, float]:
         return {f"{stage}/{self.direction}/{name}": value for name, value in self.values.items()}

@@ -5,6 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from mim_lightning.analysis.record import read_record
+from mim_lightning.config import compose
+from mim_lightning.evaluate import evaluate
 from mim_lightning.lit import trainer as trainer_module
 from mim_lightning.run import Run
 
@@ -13,6 +16,40 @@ def test_a_partial_pass_publishes_nothing(fit: Callable[..., Run], monkeypatch: 
     monkeypatch.setattr(trainer_module, "validate_trainer", lambda options: None)  # which refuses it before
     with pytest.raises(ValueError, match=r"validation queries: .* no numbers are published from a partial pass"):
         fit("data.eval_batch_size=2", "+trainer.limit_val_batches=1")
+
+
+def test_a_sampled_gallery_is_named_in_every_metric_and_the_whole_can_be_evaluated(
+    fit: Callable[..., Run], shop: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    table = shop / "shop" / "products.csv"
+    with table.open("a") as file:  # products that no query asks for
+        file.writelines(f"{number:03d},shop{number - 7}.jpg,thing,box\n" for number in range(7, 13))
+    sampled = ("callbacks.retrieval_eval.num_distractors=2", "callbacks.retrieval_eval.storage_dtype=float16")
+    with pytest.raises(ValueError, match=r"num_distractors=2; give monitor=val/image_to_image/sampled2_hit@1"):
+        fit("trainer.max_epochs=1", *sampled)
+    run = fit("trainer.max_epochs=1", "monitor=val/image_to_image/sampled2_hit@1", *sampled)
+    results = run.read_results()
+    assert results is not None
+    names = {key.split("/")[2] for key in results if key.startswith(("val/", "initial/"))}
+    assert "sampled2_hit@1" in names and all(name.startswith("sampled2_") for name in names)
+    assert not [key for key in results if key.startswith("segments/") and key.endswith("/hit@1")]
+    record = read_record(run.folder)
+    answers = record.directions["image_to_image"]
+    assert all(name.startswith("sampled2_") for name in answers.scores)
+    assert answers.counting is not None and answers.counting["num_distractors"] == 2
+    assert results["num_products"] == 7 + 2
+    said = capfd.readouterr().out
+    assert "sampled2\n" in said.replace(" ", "") and "of a sample of the gallery: higher than in the whole" in said
+    assert "evaluation keeps " in caplog.text and "of 16 float16 each; ranking adds at most " in caplog.text
+    whole = evaluate(
+        compose(
+            "evaluate",
+            [f"checkpoint={run.best_checkpoint}", "whole_gallery=true", f"output={run.folder}/whole", "trainer=cpu"],
+        )
+    )
+    assert whole["num_products"] == 13
+    assert "val/image_to_image/hit@1" in whole and not [key for key in whole if "sampled" in key]
+    assert read_record(run.folder / "whole").gallery != record.gallery, "so they are not compared"
 
 
 def test_wandb_offline_contains_metrics_and_the_image(

@@ -12,7 +12,6 @@ from torch import Tensor
 from torchmetrics.functional import retrieval as reference
 
 from mim_lightning.metrics import Gallery, Queries, Ranking, evaluate_direction, rank_direction, score_rankings
-from mim_lightning.metrics.task import Catalog
 from mim_lightning.types import NO_KEY, hash_id
 from tests.metrics.test_ranking import keys_of, naive_ranking, quantized
 
@@ -262,8 +261,8 @@ def test_intervals_are_cluster_bootstraps_of_the_scores() -> None:
 def score_of(grades: Tensor, relevant_grades: Tensor) -> dict[str, Tensor]:
     unused = torch.zeros_like(grades)
     unknown = torch.full((len(grades),), NO_KEY)
-    catalog = Catalog(unused[0, :1], unknown[:1])
-    ranking = Ranking(unused[:, 0], unknown, unused, unused, grades, relevant_grades, unused[:, 0], catalog)
+    no_category = torch.full_like(grades, NO_KEY)
+    ranking = Ranking(unused[:, 0], unknown, unused, unused, grades, relevant_grades, unused[:, 0], no_category)
     return score_rankings(ranking, CUTOFFS)
 
 

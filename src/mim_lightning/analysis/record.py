@@ -115,6 +115,7 @@ def write_record(
     queries: Mapping[int, QueryFacts],
     products: Sequence[ShardSet],
     counting: Mapping[str, Mapping[str, Any]] | None = None,
+    ranked: Sequence[np.ndarray] | None = None,
 ) -> None:
     """Write the record of one evaluation into `folder`, completely or not at all; an earlier one is replaced.
 
@@ -123,8 +124,9 @@ def write_record(
         run: that was evaluated.
         reports: by direction.
         queries: facts of each query, by query key.
-        products: that were ranked; the ids of hits are read from them.
+        products: that were ranked, or a part of them was; the ids of hits are read from them.
         counting: by direction, which queries it counts.
+        ranked: the samples of each set of products that were ranked; None: all.
     """
     keys = np.concatenate([report.hits.product_keys.numpy().ravel() for report in reports.values()])
     units = np.concatenate([report.cluster_keys.numpy() for report in reports.values()])
@@ -139,13 +141,16 @@ def write_record(
                 counts[name] |= report.counts.as_counts()
             if counting is not None:
                 counts[name]["counting"] = counting[name]
-        content = {"version": VERSION, "run": vars(run), "gallery": _digest(products), "directions": counts}
+        content = {"version": VERSION, "run": vars(run), "gallery": _digest(products, ranked), "directions": counts}
         (partial / FACTS_FILE).write_text(json.dumps(content, indent=2))
 
 
-def _digest(products: Sequence[ShardSet]) -> str:
-    """Return a hash of the products' ids, independent of their order."""
-    keys = np.unique(np.concatenate([np.asarray(part.keys) for part in products]))
+def _digest(products: Sequence[ShardSet], ranked: Sequence[np.ndarray] | None) -> str:
+    """Return a hash of the ids of the products that were ranked, independent of their order."""
+    parts = [np.asarray(part.keys) for part in products]
+    if ranked is not None:
+        parts = [part[numbers] for part, numbers in zip(parts, ranked, strict=True)]
+    keys = np.unique(np.concatenate(parts))
     return hashlib.blake2b(keys.tobytes(), digest_size=8).hexdigest()
 
 

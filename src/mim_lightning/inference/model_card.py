@@ -19,6 +19,7 @@ from mim_lightning.io.damaged_file import errors_as_damaged_file
 from mim_lightning.io.digest import has_same_scheme
 from mim_lightning.model.checkpoint import load_matcher
 from mim_lightning.model.fusion import OPTIONS, weights_of
+from mim_lightning.types import variants_of
 
 COLUMNS = ("hit@1", "hit@5", "hit@10", "mrr", "map", "ndcg@10")
 RECORD = ("evaluation", "record.json")  # in a run's folder, beside results.json: names the evaluated model
@@ -120,7 +121,7 @@ def _quality(facts: ExportFacts, evaluation: Evaluation | None) -> Iterator[str]
         return
     results = evaluation.results
     which = "" if facts.precision == "float32" else f" of the float32 model `{base_fingerprint(facts.fingerprint)}`"
-    columns = [name for name in COLUMNS if any(key.endswith(f"/{name}") for key in results)]
+    columns = variants_of(COLUMNS, [key.split("/")[2] for key in results if key.startswith("val/")])
     yield f"On split `{evaluation.split}` of `{evaluation.data}`{which}: fractions, 0 to 1, with 95 % cluster"
     yield "bootstrap intervals over products in brackets.\n"
     yield f"| direction | {' | '.join(columns)} | queries |\n| --- |{' ---: |' * (len(columns) + 1)}"

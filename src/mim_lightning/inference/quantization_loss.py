@@ -76,7 +76,7 @@ def _embed(
                 vectors = {name: _rows(model[name](batch.inputs[name]), batch.rows[name]) for name in names}
                 collector.update(keys, vectors, present, columns, valid=~batch.is_padding)
         num_before += last + 1
-    first, second = (collector.compute() for collector in collectors)
+    first, second = (collector.take_table() for collector in collectors)
     return first, second
 
 

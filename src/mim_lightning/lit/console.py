@@ -30,7 +30,7 @@ from mim_lightning.lit.datamodule import MatchDataModule
 from mim_lightning.lit.shuffle_window import describe_windows
 from mim_lightning.losses.objective import Objective
 from mim_lightning.model.matcher import Matcher
-from mim_lightning.types import TextSpec, fields_of
+from mim_lightning.types import TextSpec, fields_of, variants_of, whole_name
 
 INITIAL = "initial"  # replaces "val" in the keys of epoch -1, the model before training
 WIDTH, BAR_WIDTH = 80, 10  # characters
@@ -229,7 +229,9 @@ def print_run(title: str, results: Results) -> None:
     table = Table(title=Text(plain(title)), title_justify="left", box=SIMPLE, padding=0, pad_edge=False)
     table.add_column("direction", overflow="fold")
     headers = ["queries\n", "with\ntext"] * has_counts + [f"{INITIAL}\nhit@1"] * has_initial
-    known = [metric for metric in METRICS if any(key.endswith(f"/{metric}") for key in results)]
+    logged = [key.split("/")[2] for key in results if key.startswith("val/")]
+    known = variants_of(METRICS, logged)
+    first = next(iter(variants_of(METRICS[:1], logged)), METRICS[0])
     labels = [*names, *(f"  {part}" for found in parts.values() for part in found)]
     used = max((min(len(plain(label)), 28) for label in labels), default=0) + sum(1 + _width_of(h) for h in headers)
     shown = list(_fitting(known, width - used - 2))
@@ -237,7 +239,7 @@ def print_run(title: str, results: Results) -> None:
         table.add_column(header, justify="right", no_wrap=True)
     for name in names:
         counts = [_count(results, f"counts/{name}/{which}") for which in ("num_queries", "num_with_words")] * has_counts
-        initial = [_cell(results, f"{INITIAL}/{name}/hit@1")] * has_initial
+        initial = [_cell(results, f"{INITIAL}/{name}/{first}")] * has_initial
         table.add_row(Text(plain(name)), *counts, *initial, *_cells(results, f"val/{name}", shown))
         for part in parts[name]:
             key = f"{SEGMENTS}/{name}/{part}"
@@ -256,7 +258,7 @@ def directions_in(results: Results) -> list[str]:
 
 def _headers(metric: str) -> list[str]:
     header = metric.replace("_", "\n")
-    return [header, "95 %\ninterval"] if metric == "hit@1" else [header]
+    return [header, "95 %\ninterval"] if whole_name(metric) == METRICS[0] else [header]
 
 
 def _fitting(metrics: Sequence[str], width: int) -> Iterator[str]:
@@ -276,7 +278,7 @@ def _width_of(header: str) -> int:
 def _cells(results: Results, key: str, metrics: Sequence[str]) -> Iterator[str]:
     for metric in metrics:
         yield _cell(results, f"{key}/{metric}")
-        if metric == "hit@1":
+        if whole_name(metric) == METRICS[0]:
             low, high = (results.get(f"{key}/{metric}/{end}") for end in ("low", "high"))
             yield "-" if low is None or high is None else f"{low:.2f} - {high:.2f}"
 
@@ -299,6 +301,8 @@ def _describe_counts(results: Results, rest: Sequence[str]) -> Iterator[str]:
     yield "  metrics: fractions, 0 to 1; 95 % cluster bootstrap intervals over products"
     if queries := _counts(results, "num_queries"):
         yield f"  {_range(queries)} queries against {int(results['num_products'])} products"
+        if any(whole_name(key) != key for key in results if key.startswith("val/")):
+            yield "  of a sample of the gallery: higher than in the whole, not comparable with it"
         if any(unanswerable := _counts(results, "num_unanswerable")):
             yield f"  {_range(unanswerable)} queries left out: none of their products is in the gallery"
     if rest:

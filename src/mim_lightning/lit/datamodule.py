@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from lightning import LightningDataModule
 
@@ -24,6 +25,7 @@ from mim_lightning.data.manifest.manifest import Source
 from mim_lightning.data.preparation.opened_data import OpenedData
 from mim_lightning.data.preparation.preparation import Preparation, prepare_data
 from mim_lightning.data.preparation.prepared import PreparedData, ShardSettings
+from mim_lightning.data.sampling.gallery_sample import SelectedOrder, sample_gallery
 from mim_lightning.data.sampling.mixture import make_mixture_order
 from mim_lightning.data.sampling.order import BatchOrder, EpochSettings, OrderSettings
 from mim_lightning.data.sampling.shuffled import ShuffledSettings, sequential_order
@@ -117,6 +119,8 @@ class MatchDataModule(LightningDataModule):
         self.epoch_settings = EpochSettings(batch_size, seed, num_interleaved, shuffle_window_shards, rows_per_epoch)
         self.seed = seed
         self.opened, self._is_prepared = self._open(prepared), prepared is not None or source is None
+        self._gallery_sample: tuple[int, int] | None = None
+        self._gallery_numbers: list[np.ndarray] | None = None
         self._was_checked: dict[bool, bool] = {}  # for training, or for evaluation alone
         self._features: dict[str, FeatureTable] = {}  # by tower
         self._train_loader: StreamLoader | None = None
@@ -202,16 +206,33 @@ class MatchDataModule(LightningDataModule):
             dataset.collate = self._train_collate(dataset.shards)
 
     def val_dataloader(self) -> list[StreamLoader]:
-        galleries = [self._evaluation_loader(products, "product") for products in self.opened.gallery]
+        gallery = self.opened.gallery
+        chosen = self.gallery_numbers() or [None] * len(gallery)
+        galleries = [
+            self._evaluation_loader(products, "product", numbers)
+            for products, numbers in zip(gallery, chosen, strict=True)
+        ]
         return [self._evaluation_loader(self.opened.queries, "query"), *galleries]
 
-    def _evaluation_loader(self, shards: ShardSet, side: str) -> StreamLoader:
+    def sample_gallery(self, num_distractors: int | None, seed: int) -> None:
+        """Evaluate against a sample of the gallery, see `data.sampling.gallery_sample`; None: against the whole."""
+        sample = None if num_distractors is None else (num_distractors, seed)
+        if sample != self._gallery_sample:
+            self._gallery_sample, self._gallery_numbers = sample, None
+
+    def gallery_numbers(self) -> list[np.ndarray] | None:
+        """Return the samples of each set of the gallery that are evaluated; None: all."""
+        if self._gallery_sample is not None and self._gallery_numbers is None:
+            self._gallery_numbers = sample_gallery(self.opened.gallery, self.opened.queries, *self._gallery_sample)
+        return self._gallery_numbers
+
+    def _evaluation_loader(self, shards: ShardSet, side: str, numbers: np.ndarray | None = None) -> StreamLoader:
         specs = {name: spec for name, spec in self.specs.items() if side_of(name) == side}
         # every rank needs a row, to take part in the collectives
-        batch_size = min(self.eval_batch_size, len(shards))
+        batch_size = min(self.eval_batch_size, len(shards) if numbers is None else max(1, len(numbers)))
         world_size = self._placement()["world_size"]
         batch_size = -(-batch_size // world_size) * world_size
-        plan = sequential_order(shards, batch_size)
+        plan = sequential_order(shards, batch_size) if numbers is None else SelectedOrder(numbers, batch_size)
         features = {tower: table for tower, table in self._features.items() if tower in specs}
         collate = Collate(specs, shards.max_relevant, image_key=self._image_key(), features=features)
         return StreamLoader(shards, collate, plan, **self._placement())

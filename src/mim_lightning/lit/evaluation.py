@@ -121,7 +121,13 @@ def save_evaluation(
     )
     facts = query_facts(datamodule.opened.queries)
     write_record(
-        folder / RECORD_FOLDER, run, callback.reports, facts, datamodule.opened.gallery, callback.describe_counting()
+        folder / RECORD_FOLDER,
+        run,
+        callback.reports,
+        facts,
+        datamodule.opened.gallery,
+        callback.describe_counting(),
+        datamodule.gallery_numbers(),
     )
     if callback.tables is not None:
         embeddings = EvaluationEmbeddings(

@@ -6,7 +6,7 @@ It needs no encoder, so a finished evaluation can be repeated with other fusion 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence, Set
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -15,6 +15,8 @@ from torch import Tensor
 
 from mim_lightning.fields import QUERY_IMAGE, QUERY_TEXT
 from mim_lightning.metrics import EmbeddingTable, Gallery, NothingToRankError, Queries, evaluate_direction
+from mim_lightning.metrics.collectives import any_of_ranks, gather_rows, world
+from mim_lightning.metrics.row_vectors import RowVectors, SharedVectors
 from mim_lightning.model.fusion import Fusion, Fusions, as_fusion
 from mim_lightning.model.score_combination import NUM_REFERENCE_PRODUCTS, combination_of
 from mim_lightning.types import (
@@ -75,21 +77,26 @@ def evaluate_directions(
     fields: Mapping[str, Sequence[str]] | None = None,
     **options: Any,
 ) -> dict[str, RetrievalReport]:
-    """Evaluate each direction on whole tables with the columns `COLUMNS`; those of older versions may have `IDS` only.
+    """Evaluate each direction on tables with the columns `COLUMNS`; those of older versions may have `IDS` only.
+
+    Several processes all call it, each with its own rows of both tables, as `EmbeddingCollector` gives them: none that
+    another has, maybe none at all. All get the reports of one process that has the whole tables. No process gets the
+    vectors of another, but for a block of queries at a time; ids of queries are exchanged whole.
 
     Args:
         directions: by name.
         queries, gallery: vectors by tower; rows without the direction's tower are left out.
         fusions: the sides that are no tower.
         fields: of the towers that read other fields than that of their own name.
-        options: of `evaluate_direction`.
+        options: of `evaluate_direction`; `device`, on which vectors are ranked, else where they are stored.
 
     Raises:
         NothingToRankError: a direction counts no query.
         ValueError: no row of the gallery has the tower or fusion of a direction.
     """
+    shared = SharedQueries.of(queries)
     return {
-        name: _evaluate(name, direction, queries, gallery, fusions, fields or {}, options)
+        name: _evaluate(name, direction, shared, gallery, fusions, fields or {}, options)
         for name, direction in directions.items()
     }
 
@@ -104,32 +111,66 @@ def evaluate_countable(
 ) -> tuple[dict[str, RetrievalReport], dict[str, str]]:
     """Evaluate the directions that count a query, as `evaluate_directions`, and return why the others count none."""
     reports: dict[str, RetrievalReport] = {}
+    shared = SharedQueries.of(queries)
     empty: dict[str, str] = {}
     for name, direction in directions.items():
         try:
-            reports[name] = _evaluate(name, direction, queries, gallery, fusions, fields or {}, options)
+            reports[name] = _evaluate(name, direction, shared, gallery, fusions, fields or {}, options)
         except NothingToRankError as error:
             empty[name] = str(error)
     return reports, empty
 
 
+@dataclass(frozen=True)
+class SharedQueries:
+    """The queries of all processes: ids and presence in each, the vectors where they were embedded."""
+
+    ids: EmbeddingTable  # of all, ascending by key, without vectors
+    own: EmbeddingTable  # of this process
+    owners: Tensor | None  # (Q,) the rank that has each; None: this process has all
+    places: Tensor  # (Q,) its position in the table of that rank
+
+    @classmethod
+    def of(cls, queries: EmbeddingTable) -> SharedQueries:
+        """Exchange the ids; all processes must call it."""
+        places = torch.arange(len(queries), device=queries.row_keys.device)
+        rank, world_size = world()
+        if world_size == 1:
+            return cls(EmbeddingTable(queries.row_keys, {}, queries.present, queries.columns), queries, None, places)
+        whole = EmbeddingTable(
+            gather_rows(queries.row_keys),
+            {},
+            {name: gather_rows(part) for name, part in queries.present.items()},
+            {name: gather_rows(part) for name, part in queries.columns.items()},
+        )
+        owners, places = gather_rows(torch.full_like(places, rank)), gather_rows(places)
+        order = whole.row_keys.argsort()
+        return cls(whole.take(order), queries, owners[order], places[order])
+
+    def vectors(self, own: RowVectors) -> RowVectors | SharedVectors:
+        """Return the vectors of all queries, of those of this process's rows."""
+        return own if self.owners is None else SharedVectors(own, self.owners, self.places)
+
+
 def _evaluate(
     name: str,
     direction: Direction,
-    queries: EmbeddingTable,
+    shared: SharedQueries,
     gallery: EmbeddingTable,
     fusions: Fusions,
     fields: Mapping[str, Sequence[str]],
     options: Mapping[str, Any],
 ) -> RetrievalReport:
-    width = next(iter(queries.vectors.values())).shape[1]
+    options = dict(options)
+    device = torch.device(options.pop("device", None) or shared.own.row_keys.device)
+    width = next(iter(shared.own.vectors.values())).shape[1]
     built = {fused: as_fusion(fused, given, width) for fused, given in fusions.items()}
     read = direction.reads(built, fields)
-    num_rows, gallery_columns, queries = len(queries), gallery.columns, _with_fields(queries)
+    num_rows, gallery_columns, queries = len(shared.ids), gallery.columns, _with_fields(shared.ids)
     query_fusion, gallery_fusion = built.get(direction.query), built.get(direction.gallery)
     combination = combination_of(query_fusion, gallery_fusion)
-    query_vectors, present = _side(direction.query, queries, query_fusion)
-    gallery_vectors, is_offered = _side(direction.gallery, gallery, gallery_fusion)
+    present = _presence(direction.query, queries, query_fusion)
+    is_offered = _presence(direction.gallery, gallery, gallery_fusion)
     is_counted = present & _is_of_kind(direction, queries, built, fields)
     num_other_kind = num_rows - int(is_counted.sum())
     if not is_counted.any():
@@ -137,12 +178,13 @@ def _evaluate(
         wanted = " and a ".join(needs) if needs else " or a ".join(direction.parts(built))
         without = "".join(f" and no {field}" for field in direction.excludes)
         raise NothingToRankError(f"directions.{name}: no validation query has a {wanted}{without}")
-    if not is_offered.any():
+    if not any_of_ranks(is_offered.any()):
         raise ValueError(
             f"directions.{name}: no product has a {direction.gallery}; choose a model without it, "
             f"or directions.{name}=null"
         )
-    queries, query_vectors = _ids(queries).take(is_counted), query_vectors[is_counted]
+    query_vectors = shared.vectors(read_vectors(direction.query, shared.own, query_fusion, device))[is_counted]
+    queries = queries.take(is_counted)
     truth, grades = _truth(direction, queries)
     is_in_gallery = _is_in_gallery(direction, queries, truth, gallery_columns, PHOTO in read)
     is_first = torch.ones_like(is_in_gallery)
@@ -161,11 +203,14 @@ def _evaluate(
         grades=grades,
         left_out_keys=queries.columns["shown_keys"] if direction.leave_out == REFERENCE else None,
     )
-    gallery = _ids(gallery).take(is_offered)
-    offered = Gallery(gallery_vectors[is_offered], gallery.columns["product_keys"], gallery.columns["category_keys"])
+    offered = Gallery(
+        read_vectors(direction.gallery, gallery, gallery_fusion, device)[is_offered],
+        gallery.columns["product_keys"][is_offered],
+        gallery.columns["category_keys"][is_offered],
+    )
     if combination is not None:
-        reference = offered.vectors[is_reference(offered.product_keys)]
-        options = {**options, "score": partial(combination, gallery_NE=offered.vectors, reference_ME=reference)}
+        reference = _reference_vectors(offered, gallery.row_keys[is_offered])
+        options["score"] = partial(combination, reference_ME=reference)
     try:
         report = evaluate_direction(name, candidates.take(kept), offered, **options)
     except NothingToRankError:
@@ -185,28 +230,42 @@ def _evaluate(
     return replace(report, counts=counts)
 
 
-def is_reference(product_keys_N: Tensor) -> Tensor:
-    """Return which rows (N,) are of the products over which a combination of scores standardizes them.
+def _reference_vectors(offered: Gallery, row_keys_N: Tensor) -> Tensor:
+    """Return the vectors (M, E) of the products over which a combination of scores standardizes them, in all processes.
 
     Those with the smallest keys, which are digests: a random choice that every catalog of these products makes.
     """
-    keys = product_keys_N.unique()
-    return product_keys_N <= keys[min(NUM_REFERENCE_PRODUCTS, len(keys)) - 1]
+    assert isinstance(offered.vectors, RowVectors)
+    smallest = gather_rows(offered.product_keys.unique()[:NUM_REFERENCE_PRODUCTS]).unique()[:NUM_REFERENCE_PRODUCTS]
+    is_such_N = offered.product_keys <= smallest[-1]
+    row_keys, vectors = gather_rows(row_keys_N[is_such_N]), gather_rows(offered.vectors[is_such_N].read())
+    return vectors[row_keys.argsort().to(vectors.device)]
 
 
-@torch.no_grad()
-def _side(name: str, table: EmbeddingTable, fusion: Fusion | None) -> tuple[Tensor, Tensor]:
-    """Return the vectors of a tower or fusion, and which rows have it; of all towers where scores are combined."""
+def _presence(name: str, table: EmbeddingTable, fusion: Fusion | None) -> Tensor:
+    """Return which rows have a tower or fusion."""
     if fusion is None:
-        return table.vectors[name], table.present[name]
-    present = torch.stack([table.present[part] for part in fusion if part in table.present]).any(0)
-    if fusion.needs_one_vector:
-        return fusion(table.vectors, table.present), present
-    return fusion.stack_parts(table.vectors, table.present), present
+        return table.present[name]
+    return torch.stack([table.present[part] for part in fusion if part in table.present]).any(0)
 
 
-def _ids(table: EmbeddingTable) -> EmbeddingTable:
-    return EmbeddingTable(table.row_keys, {}, {}, table.columns)  # no vectors: they would be copied
+def read_vectors(name: str, table: EmbeddingTable, fusion: Fusion | None, device: torch.device) -> RowVectors:
+    """Return the vectors of a tower or fusion, to be read in blocks; of all towers where scores are combined."""
+    stored = [table.vectors[name]] if fusion is None else [table.vectors[p] for p in fusion if p in table.vectors]
+    num_parts = 1 if fusion is None or fusion.needs_one_vector else len(fusion)
+
+    @torch.no_grad()
+    def make(rows: Tensor | slice) -> Tensor:
+        if fusion is None:
+            return table.vectors[name][rows].to(device, torch.float32)
+        parts = [part for part in fusion if part in table.vectors]
+        vectors = {part: table.vectors[part][rows].to(device, torch.float32) for part in parts}
+        present = {part: table.present[part][rows].to(device) for part in parts}
+        return fusion(vectors, present) if fusion.needs_one_vector else fusion.stack_parts(vectors, present)
+
+    is_stored = fusion is None and stored[0].dtype == torch.float32 and stored[0].device == device
+    places = torch.arange(len(table), device=table.row_keys.device)
+    return RowVectors(make, places, stored[0].shape[1] * num_parts, device, is_stored)
 
 
 def _is_of_kind(
@@ -250,13 +309,15 @@ def _is_in_gallery(
     If the truth is what the image shows, any gallery image counts; else only the images of relevant products.
     """
     images_Q = queries.columns.get(IMAGE)
-    if images_Q is None or IMAGE not in gallery_columns or not reads_image:
+    if images_Q is None or IMAGE not in gallery_columns or not reads_image:  # in all processes alike
         return torch.zeros_like(queries.row_keys, dtype=torch.bool)
     known = gallery_columns[IMAGE] != NO_KEY
     images_N, products_N = gallery_columns[IMAGE][known], gallery_columns["product_keys"][known]
     has_image_Q = torch.isin(images_Q, images_N)
-    if direction.truth == REFERENCE or not has_image_Q.any():
-        return has_image_Q
+    if direction.truth == REFERENCE:
+        return any_of_ranks(has_image_Q)
+    if not has_image_Q.any():
+        return any_of_ranks(torch.zeros_like(has_image_Q))
     distinct, products = images_N.unique(), products_N.unique()
 
     def pair(images: Tensor, keys: Tensor) -> Tensor:
@@ -264,7 +325,7 @@ def _is_in_gallery(
 
     is_pair_QR = has_image_Q[:, None] & torch.isin(truth_QR, products)
     pairs_QR = pair(images_Q[:, None].expand_as(truth_QR).contiguous(), truth_QR.contiguous())
-    return (is_pair_QR & torch.isin(pairs_QR, pair(images_N, products_N))).any(dim=1)
+    return any_of_ranks((is_pair_QR & torch.isin(pairs_QR, pair(images_N, products_N))).any(dim=1))
 
 
 def _is_first_of_its_photo(queries: EmbeddingTable, truth_QR: Tensor, grades_QR: Tensor | None) -> Tensor:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from mim_lightning.metrics.collectives import any_of_ranks
 from mim_lightning.metrics.directions import evaluate_countable
 from mim_lightning.metrics.embedding_table import EmbeddingTable
 from mim_lightning.metrics.intervals import paired_difference
@@ -100,7 +101,7 @@ def _alone(
     same = replace(direction, relevance=direction.truth, requires=direction.needs(parts, fields))
     for tower in towers if len(towers) > 1 else ():
         changed = {tower: replace(same, query=tower) if side == "query" else replace(same, gallery=tower)}
-        if side == "gallery" and not gallery.present[tower].any():
+        if side == "gallery" and not any_of_ranks(gallery.present[tower].any()):
             continue
         reports, _ = evaluate_countable(changed, queries, gallery, fusions, fields, **options)
         yield from reports.items()

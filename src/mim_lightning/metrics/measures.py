@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mim_lightning.metrics.task import Catalog
 from mim_lightning.types import NO_KEY
 
 
@@ -23,7 +22,7 @@ class Ranking:
     grades: Tensor  # (Q, K) int64 of each hit, 0 if it is not relevant
     relevant_grades: Tensor  # (Q, R) int64 of the query's distinct relevant products in the gallery, 0 beyond
     cluster_keys: Tensor  # (Q,) the relevant product of the smallest key
-    catalog: Catalog
+    hit_category_keys: Tensor  # (Q, C) of the first hits, at least as many as the largest cut-off or K; NO_KEY: unknown
 
 
 def score_rankings(ranking: Ranking, cutoffs: Sequence[int] = (1, 5, 10)) -> dict[str, Tensor]:
@@ -74,7 +73,7 @@ def _discounted_gain(grades_QK: Tensor) -> Tensor:
 
 def _category_fractions(ranking: Ranking, cutoffs: Sequence[int]) -> dict[str, Tensor]:
     first = slice(max(cutoffs))
-    hit_categories_QC = ranking.catalog.categories_of(ranking.product_keys[:, first])
+    hit_categories_QC = ranking.hit_category_keys[:, first]
     own_Q1 = ranking.category_keys[:, None]
     is_known = (hit_categories_QC != NO_KEY) & (own_Q1 != NO_KEY)
     is_same = is_known & (hit_categories_QC == own_Q1)

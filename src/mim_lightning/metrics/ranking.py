@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 
 import faiss
 import torch
 from torch import Tensor
 
+from mim_lightning.metrics.collectives import any_of_ranks
+from mim_lightning.metrics.row_vectors import RowVectors, count_not_finite
 from mim_lightning.precision import plain_float32
 from mim_lightning.types import NO_KEY
 
@@ -24,6 +27,7 @@ _FULL_BYTES = 24  # a gallery row when ranked in full: score, best of its produc
 
 
 ScoreFunction = Callable[[Tensor], Tensor]  # queries (Q, E) -> scores (Q, N) of the gallery rows
+BlockScoreFunction = Callable[..., Tensor]  # queries (Q, E), gallery_NE=rows (N, E) -> scores (Q, N)
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,89 @@ class _Gallery:
     vectors: Tensor  # (N, D) as given: a sorted copy would double the memory
     product_idx: Tensor  # (N,) position in product_keys, so that a lower one means a lower key
     product_keys: Tensor  # (P,) distinct, ascending
+
+
+class GalleryBlocks:
+    """The gallery rows of this process, ranked block by block: vectors that are computed or converted exist for one.
+
+    Args:
+        vectors: (N, D) finite; without absent rows.
+        product_keys: (N,) int64; rows of one product share a key.
+        has_one_row_each: whether no product has two rows, here or in another process.
+        block_bytes: of the vectors of a block, where reading them needs memory.
+    """
+
+    def __init__(self, vectors: RowVectors, product_keys: Tensor, has_one_row_each: bool, block_bytes: int) -> None:
+        if any_of_ranks((product_keys == NO_KEY).any()):  # all raise, or the others would wait
+            raise ValueError("a gallery row has no product key")
+        self.vectors, self.has_one_row_each = vectors, has_one_row_each
+        blocks = vectors.blocks(block_bytes) or [slice(0, 0)]
+        # of each block: its distinct products, ascending, and the position among them of each row
+        self._blocks = [(block, *product_keys[block].unique(return_inverse=True)) for block in blocks]
+
+    def rank(
+        self,
+        query_QD: Tensor,
+        depth: int,
+        memory_bytes: int,
+        left_out_keys_QR: Tensor | None = None,
+        score: BlockScoreFunction | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Return product keys and scores (Q, K) of the first `depth` products, as `rank_gallery`; fewer if there are.
+
+        Args:
+            score: scores the rows of a block by their vectors, instead of the inner product.
+        """
+        best: tuple[Tensor, Tensor] | None = None
+        for block, keys_P, idx_N in self._blocks:
+            vectors_ND = self.vectors.read(block)
+            if not len(vectors_ND):
+                products_QK = torch.empty(len(query_QD), 0, dtype=torch.int64, device=query_QD.device)
+                return products_QK, query_QD.new_empty(len(query_QD), 0)
+            gallery = _Gallery(vectors_ND, idx_N.to(vectors_ND.device), keys_P.to(vectors_ND.device))
+            score_block = None if score is None else partial(score, gallery_NE=vectors_ND)
+            found = _rank(query_QD, gallery, depth, memory_bytes, left_out_keys_QR, score_block)
+            if best is not None:
+                products_QM, scores_QM = (torch.cat(pair, dim=1) for pair in zip(best, found, strict=True))
+                found = merge_rankings(products_QM, scores_QM, depth, self.has_one_row_each)
+            best = found
+        assert best is not None
+        return best
+
+
+def merge_rankings(
+    products_QM: Tensor, scores_QM: Tensor, depth: int, has_one_row_each: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Return the first `depth` products and scores of the rankings of parts of a gallery, side by side.
+
+    Each product once, with its best score, in the order of `rank_gallery`.
+
+    Args:
+        products_QM: (Q, M) keys, NO_KEY with a score of -inf where a part has no further product.
+        scores_QM: (Q, M).
+        depth: number of products of a query; fewer if M is smaller.
+        has_one_row_each: whether no product is in two parts.
+    """
+    scores_QM, by_score = scores_QM.sort(dim=1, descending=True, stable=True)
+    products_QM = products_QM.gather(1, by_score)
+    if has_one_row_each:
+        products_QK, scores_QK = products_QM[:, :depth].clone(), scores_QM[:, :depth].clone()
+        # with the one after the last: a tie there decides which of both is a hit
+        tied = (scores_QM[:, 1 : depth + 1] == scores_QM[:, :depth][:, : scores_QM.shape[1] - 1]).any(dim=1)
+        if tied.any():
+            products_QK[tied], scores_QK[tied] = _merge_ties(products_QM[tied], scores_QM[tied], depth)
+        return products_QK, scores_QK
+    return _merge_ties(products_QM, scores_QM, depth)
+
+
+def _merge_ties(products_QM: Tensor, scores_QM: Tensor, depth: int) -> tuple[Tensor, Tensor]:
+    products_QM, by_product = products_QM.sort(dim=1, stable=True)  # stable: a product's best score stays first
+    scores_QM = scores_QM.gather(1, by_product)
+    is_repeat = products_QM[:, 1:] == products_QM[:, :-1]
+    products_QM[:, 1:].masked_fill_(is_repeat, NO_KEY)
+    scores_QM[:, 1:].masked_fill_(is_repeat, -torch.inf)
+    scores_QM, by_score = scores_QM.sort(dim=1, descending=True, stable=True)
+    return products_QM.gather(1, by_score[:, :depth]), scores_QM[:, :depth].contiguous()
 
 
 def rank_gallery(
@@ -74,6 +161,18 @@ def rank_gallery(
     _check(query_vectors_QD, gallery_vectors_ND, gallery_product_keys_N, depth, width)
     keys_P, idx_N = gallery_product_keys_N.unique(return_inverse=True)
     gallery = _Gallery(gallery_vectors_ND.detach().float().contiguous(), idx_N, keys_P)
+    return _rank(query_vectors_QD, gallery, depth, memory_bytes, left_out_keys_QR, score)
+
+
+def _rank(
+    query_vectors_QD: Tensor,
+    gallery: _Gallery,
+    depth: int,
+    memory_bytes: int,
+    left_out_keys_QR: Tensor | None,
+    score: ScoreFunction | None,
+) -> tuple[Tensor, Tensor]:
+    keys_P = gallery.product_keys
     num_left_out = 0 if left_out_keys_QR is None else left_out_keys_QR.shape[1]
     keep = min(depth + num_left_out, len(keys_P))  # at least `depth` remain, whichever are left out
     per_query = _FETCH_BYTES * _num_fetched(gallery, keep)
@@ -121,9 +220,7 @@ def _check(query_QD: Tensor, gallery_ND: Tensor, product_keys_N: Tensor, depth: 
 
 def check_finite(what: str, vectors: Tensor) -> None:
     """Raise ValueError if a row of the `what` vectors (N, D) has a value that is not finite."""
-    # One pass over sums: a finite sum has finite values only; that of huge values may overflow.
-    suspects = vectors[~vectors.sum(dim=1, dtype=torch.float32).isfinite()]
-    num_bad = int((~suspects.isfinite().all(dim=1)).sum())
+    num_bad = count_not_finite(vectors)
     if num_bad:
         raise ValueError(f"{num_bad} of {len(vectors)} {what} vectors are not finite")
 

@@ -1,20 +1,31 @@
 """Evaluation of one direction: rank the gallery for each query, compute the metrics, and average them in a report.
 
-With several processes each one ranks a part of the queries.
+With several processes each one ranks its own part of the gallery for all queries, and the rankings are merged.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mim_lightning.metrics.collector import gather_shares, share_of_rank
+from mim_lightning.metrics.collectives import (
+    bounds,
+    count_distinct,
+    gather_shares,
+    max_of_ranks,
+    send_rows,
+    share_of_rank,
+    sum_of_ranks,
+    world,
+)
 from mim_lightning.metrics.intervals import bootstrap_intervals
 from mim_lightning.metrics.measures import Ranking, first_ranks, score_rankings
-from mim_lightning.metrics.ranking import ScoreFunction, check_finite, even_chunks, rank_gallery
+from mim_lightning.metrics.ranking import BlockScoreFunction, GalleryBlocks, even_chunks, merge_rankings
+from mim_lightning.metrics.row_vectors import RowVectors, SharedVectors, check_finite_rows
 from mim_lightning.metrics.task import (
     Catalog,
     Gallery,
@@ -41,7 +52,7 @@ def evaluate_direction(
     num_hits: int = 10,
     num_resamples: int = 0,
     memory_bytes: int = 2**29,
-    score: ScoreFunction | None = None,
+    score: BlockScoreFunction | None = None,
 ) -> RetrievalReport:
     """Rank the gallery for each query and average the metrics of `score_rankings` in float64.
 
@@ -51,8 +62,10 @@ def evaluate_direction(
     query, for bootstrap intervals, is its relevant product of the smallest key. Products that are left out for a query
     are not part of its gallery.
 
-    With several processes all must call it with the same queries and gallery; each ranks a part of the queries, and
-    all return the same report.
+    With several processes all must call it. Each gives the same queries (their vectors as `SharedVectors`, or whole)
+    and its own rows of the gallery, none that another gives, maybe none at all. Blocks of queries are exchanged, each
+    process ranks its rows for them, and merges the rankings of all for its part of a block. All return the same report,
+    that of one process with the whole gallery: for any number of processes equal scores are ordered by product key.
 
     Args:
         name: of the direction, as in config, for report and errors.
@@ -62,8 +75,9 @@ def evaluate_direction(
         depth: rank up to which MRR, mAP and ranks are computed.
         num_hits: products of a query in the report's hits.
         num_resamples: of the bootstrap intervals; 0: no intervals.
-        memory_bytes: bound on working memory of this process, in addition to vectors and report; changes no result.
-        score: scores all gallery rows for some queries, instead of the inner product.
+        memory_bytes: bound on working memory of this process, in addition to vectors and report, and to half as much
+            for gallery vectors that are computed when they are read; changes no result.
+        score: scores some gallery rows for some queries by their vectors, instead of the inner product.
 
     Returns:
         The report, on the CPU.
@@ -76,63 +90,106 @@ def evaluate_direction(
     """
     if not cutoffs or not all(1 <= size <= depth for size in (*cutoffs, num_hits)):
         raise ValueError(f"{name}: cutoffs {list(cutoffs)} and num_hits {num_hits} must be in 1..depth ({depth})")
-    catalog = Catalog.of(gallery)
-    answerable = _answerable(name, queries, catalog)
-    mine = answerable.take(share_of_rank(len(answerable)))
-    size = max(1, memory_bytes // 2 // (_RANKED_BYTES * min(depth, len(catalog))))
-    scored = []
-    for chunk in even_chunks(len(mine), size):
-        ranking = _rank(mine.take(chunk), gallery, catalog, depth, memory_bytes // 2, score)
-        scored.append(_score_rows(ranking, cutoffs, num_hits))
-    rows = gather_shares({part: torch.cat([s[part] for s in scored]) for part in scored[0]}, len(answerable))
-    return _report(name, answerable, rows, len(queries), len(catalog), num_resamples)
+    task = _Task.of(name, queries, gallery, memory_bytes, score)
+    size = max(1, memory_bytes // 2 // (_RANKED_BYTES * min(depth, task.num_products)))
+    chunks = even_chunks(len(task.answerable), size)
+    scored = [
+        _score_rows(_rank(task, task.answerable.take(chunk), depth, max(cutoffs)), cutoffs, num_hits)
+        for chunk in chunks
+    ]
+    rows = {part: torch.cat([s.pop(part) for s in scored]) for part in [*scored[0]]}
+    rows = gather_shares(rows, [chunk.stop - chunk.start for chunk in chunks])
+    return _report(name, task.answerable, rows, len(queries), task.num_products, num_resamples)
 
 
 def rank_direction(
     name: str, queries: Queries, gallery: Gallery, depth: int = 1000, memory_bytes: int = 2**29
 ) -> Ranking:
-    """Rank the gallery for each answerable query as `evaluate_direction` does, all in this process."""
-    catalog = Catalog.of(gallery)
-    return _rank(_answerable(name, queries, catalog), gallery, catalog, depth, memory_bytes)
+    """Rank the gallery for each answerable query as `evaluate_direction` does; of several processes, for its share."""
+    task = _Task.of(name, queries, gallery, memory_bytes)
+    return _rank(task, task.answerable, depth, depth)
 
 
-def _answerable(name: str, queries: Queries, catalog: Catalog) -> Queries:
-    answerable = select_answerable(queries, catalog)
-    if not len(answerable):
-        raise NothingToRankError(f"{name}: none of {len(queries)} queries has a relevant product in the gallery")
-    # checked on all ranks before they divide the queries: one that raised alone would leave the others waiting
-    check_finite("query", answerable.vectors)
-    return answerable
+@dataclass(frozen=True)
+class _Task:
+    """What is ranked in a direction: the answerable queries of all processes, and the gallery rows of this one."""
+
+    answerable: Queries
+    blocks: GalleryBlocks
+    catalog: Catalog
+    num_products: int  # of all processes
+    memory_bytes: int
+    score: BlockScoreFunction | None
+
+    @classmethod
+    def of(
+        cls,
+        name: str,
+        queries: Queries,
+        gallery: Gallery,
+        memory_bytes: int,
+        score: BlockScoreFunction | None = None,
+    ) -> _Task:
+        catalog = Catalog.of(gallery)
+        answerable = select_answerable(queries, catalog)
+        if not len(answerable):
+            raise NothingToRankError(f"{name}: none of {len(queries)} queries has a relevant product in the gallery")
+        asked = answerable.vectors
+        if isinstance(asked, SharedVectors):
+            check_finite_rows("query", asked.of_this_rank(), is_shared=True)
+        else:
+            check_finite_rows("query", RowVectors.of(asked) if isinstance(asked, Tensor) else asked, is_shared=False)
+        offered = RowVectors.of(gallery.vectors) if isinstance(gallery.vectors, Tensor) else gallery.vectors
+        # checked before anything is ranked: a process that raised alone would leave the others waiting
+        check_finite_rows("gallery", offered, is_shared=True)
+        num_products, (num_rows,) = count_distinct(catalog.product_keys), sum_of_ranks(len(offered))
+        blocks = GalleryBlocks(offered, gallery.product_keys, num_rows == num_products, memory_bytes // 2)
+        return cls(answerable, blocks, catalog, num_products, memory_bytes, score)
 
 
-def _rank(
-    answerable: Queries,
-    gallery: Gallery,
-    catalog: Catalog,
-    depth: int,
-    memory_bytes: int,
-    score: ScoreFunction | None = None,
-) -> Ranking:
-    products_QK, scores_QK = rank_gallery(
-        answerable.vectors,
-        gallery.vectors,
-        gallery.product_keys,
-        depth,
-        memory_bytes,
-        answerable.left_out_keys,
-        score,
-    )
-    assert answerable.grades is not None
+def _rank(task: _Task, block: Queries, depth: int, num_categories: int) -> Ranking:
+    """Return the ranking of this process's share of a block of queries, see `share_of_rank`."""
+    num_kept = min(depth, task.num_products)
+    query_QD = block.vectors if isinstance(block.vectors, Tensor) else block.vectors.read()
+    left_out = None if block.left_out_keys is None else block.left_out_keys.to(query_QD.device)
+    ranked = task.blocks.rank(query_QD, num_kept, task.memory_bytes // 2, left_out, task.score)
+    if world()[1] > 1:
+        ranked = _merge_ranks(*ranked, num_kept, task.blocks.has_one_row_each)
+    products_QK, scores_QK = (part.to(block.keys.device) for part in ranked)
+    mine = block.take(share_of_rank(len(block)))
+    assert mine.grades is not None
     return Ranking(
-        query_keys=answerable.keys,
-        category_keys=answerable.category_keys,
+        query_keys=mine.keys,
+        category_keys=mine.category_keys,
         product_keys=products_QK,
         scores=scores_QK,
-        grades=grades_of_hits(products_QK, answerable.relevant_keys, answerable.grades),
-        relevant_grades=answerable.grades,
-        cluster_keys=cluster_keys_of(answerable),
-        catalog=catalog,
+        grades=grades_of_hits(products_QK, mine.relevant_keys, mine.grades),
+        relevant_grades=mine.grades,
+        cluster_keys=cluster_keys_of(mine),
+        hit_category_keys=_categories_of(products_QK[:, :num_categories], task.catalog, len(block)),
     )
+
+
+def _merge_ranks(
+    products_QK: Tensor, scores_QK: Tensor, num_kept: int, has_one_row_each: bool
+) -> tuple[Tensor, Tensor]:
+    """Return the first products and scores of this process's share of the queries, of the rankings of all."""
+    sizes = [stop - start for start, stop in bounds(len(products_QK))]
+
+    def exchange(part_QK: Tensor, fill: float) -> Tensor:
+        padded = F.pad(part_QK, (0, num_kept - part_QK.shape[1]), value=fill)
+        received = send_rows(padded, sizes)[0].view(len(sizes), sizes[world()[0]], num_kept)  # by rank
+        return received.transpose(0, 1).flatten(1)
+
+    return merge_rankings(exchange(products_QK, NO_KEY), exchange(scores_QK, -torch.inf), num_kept, has_one_row_each)
+
+
+def _categories_of(products_QC: Tensor, catalog: Catalog, num_queries: int) -> Tensor:
+    """Return the category of each hit of this process's share, as any process knows it."""
+    if world()[1] == 1:
+        return catalog.categories_of(products_QC)
+    products = gather_shares({"keys": products_QC}, [num_queries])["keys"]
+    return max_of_ranks(catalog.categories_of(products))[share_of_rank(num_queries)]
 
 
 def _score_rows(ranking: Ranking, cutoffs: Sequence[int], num_hits: int) -> dict[str, Tensor]:

@@ -11,14 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mim_lightning.metrics.collectives import any_of_ranks
+from mim_lightning.metrics.row_vectors import RowVectors, SharedVectors
 from mim_lightning.types import NO_KEY
 
 
 @dataclass(frozen=True)
 class Queries:
-    """The queries of a direction that are present, with their relevant products."""
+    """The queries of a direction that are present, with their relevant products; the same in all processes."""
 
-    vectors: Tensor  # (Q, D)
+    vectors: Tensor | RowVectors | SharedVectors  # (Q, D)
     keys: Tensor  # (Q,) distinct
     relevant_keys: Tensor  # (Q, R) product keys, NO_KEY where a query has fewer
     category_keys: Tensor  # (Q,) NO_KEY where unknown
@@ -43,9 +45,12 @@ class Queries:
 
 @dataclass(frozen=True)
 class Gallery:
-    """The gallery rows of a direction that are present; several rows (images) may belong to one product."""
+    """The gallery rows of a direction that are present; several rows (images) may belong to one product.
 
-    vectors: Tensor  # (N, D)
+    Of several processes each has its own rows; rows of one product may be in several.
+    """
+
+    vectors: Tensor | RowVectors  # (N, D)
     product_keys: Tensor  # (N,)
     category_keys: Tensor  # (N,) NO_KEY where unknown
 
@@ -55,7 +60,10 @@ class Gallery:
 
 @dataclass(frozen=True)
 class Catalog:
-    """The distinct products of a gallery, ascending by key; a category is known if one of the rows has it."""
+    """The distinct products of a gallery, ascending by key; a category is known if one of the rows has it.
+
+    Of several processes each has the products of its own rows.
+    """
 
     product_keys: Tensor  # (P,)
     category_keys: Tensor  # (P,) NO_KEY where unknown
@@ -70,20 +78,23 @@ class Catalog:
         return cls(keys_P, categories_P)
 
     def categories_of(self, product_keys: Tensor) -> Tensor:
-        """Return the category of each product, in the shape of the keys; NO_KEY has none."""
-        categories = self.category_keys[torch.searchsorted(self.product_keys, product_keys.contiguous())]
-        return categories.where(product_keys != NO_KEY, NO_KEY)
+        """Return the category of each product, in the shape of the keys; NO_KEY has none, nor an unknown product."""
+        if not len(self):
+            return torch.full_like(product_keys, NO_KEY)
+        places = torch.searchsorted(self.product_keys, product_keys.contiguous()).clamp_(max=len(self) - 1)
+        is_known = (self.product_keys[places] == product_keys) & (product_keys != NO_KEY)
+        return self.category_keys[places].where(is_known, NO_KEY)
 
 
 def select_answerable(queries: Queries, catalog: Catalog) -> Queries:
-    """Return the queries with a relevant product in the catalog, ascending by key.
+    """Return the queries with a relevant product in the catalog of any process, ascending by key.
 
     Their relevant keys ascend in each row, NO_KEY first, with their grades, 0 for NO_KEY. Products that are not in the
     catalog, that are left out for the query, or that have no grade are removed; a key that is given twice counts once,
     with its highest grade.
     """
     relevant_QR, grades_QR = _in_order(queries.relevant_keys, queries.grades)
-    is_known = torch.isin(relevant_QR, catalog.product_keys) & (grades_QR > 0)
+    is_known = any_of_ranks(torch.isin(relevant_QR, catalog.product_keys)) & (grades_QR > 0)
     if queries.left_out_keys is not None:
         for left_out_Q in queries.left_out_keys.unbind(dim=1):
             is_known &= relevant_QR != left_out_Q[:, None]

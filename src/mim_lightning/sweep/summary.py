@@ -15,6 +15,7 @@ from rich.text import Text
 
 from mim_lightning.display.text import plain
 from mim_lightning.sweep.job_log import FINISHED, JobLog, JobRecord
+from mim_lightning.types import whole_name
 
 SEED_KEYS = ("seed", "data.seed", "data.splits.fold")  # repetitions of one setting
 MAX_LABEL = 1_000  # characters
@@ -111,7 +112,7 @@ def describe_unfinished(jobs: Sequence[JobRecord]) -> list[str]:
 
 def _metric_keys(results: Mapping[str, float], metrics: Sequence[str]) -> list[str]:
     parts = [(key, key.split("/")) for key in results if key.startswith("val/")]
-    return [key for key, part in parts if len(part) == 3 and part[2] in metrics]
+    return [key for key, part in parts if len(part) == 3 and whole_name(part[2]) in metrics]
 
 
 def _mean(setting: SettingMeans, key: str) -> str:

@@ -22,7 +22,7 @@ from mim_lightning.display.style import FAINT, INK, PAPER, RIGHT, RULE, WRONG
 from mim_lightning.display.text import plain
 from mim_lightning.fields import PRODUCT_IMAGE, PRODUCT_TEXT, QUERY_IMAGE, QUERY_TEXT
 from mim_lightning.model.fusion import weights_of
-from mim_lightning.types import Sample, hash_id
+from mim_lightning.types import Sample, hash_id, variants_of
 
 MAX_MODELS = 5
 HITS_BY_MODELS = {1: 5, 2: 4, 3: 3, 4: 2, 5: 2}  # hits of each model, so that the figure is readable at half its size
@@ -162,7 +162,8 @@ def draw_hits(
     labels = [wrap(label, font(HEADER_SIZE, True), layout.block_width, MAX_LABEL_LINES) for label in models]
     layout = replace(layout, label_lines=max(map(len, labels)))
     image = Image.new("RGB", layout.size, PAPER)
-    _draw_headers(ImageDraw.Draw(image), layout, direction, labels, selected)
+    metrics = [next(iter(variants_of(["hit@1"], model.scores)), "hit@1") for model in models.values()]
+    _draw_headers(ImageDraw.Draw(image), layout, direction, labels, metrics, selected)
     rows = {label: {q: row for row, q in enumerate(model.query_ids)} for label, model in models.items()}
     answers = [[(model, rows[label][q]) for label, model in models.items()] for q in selected.query_ids]
     units = [model.unit_ids[row] for (model, row), *_ in answers]
@@ -192,6 +193,7 @@ def _draw_headers(
     layout: Layout,
     direction: str,
     labels: Sequence[Sequence[str]],
+    metrics: Sequence[str],
     selected: SelectedQueries,
 ) -> None:
     width = layout.size[0] - 2 * MARGIN
@@ -206,11 +208,11 @@ def _draw_headers(
     base = layout.header_base
     for (left, _), text in ((layout.query_corner(0), "query"), (layout.truth_corner(0), "relevant product")):
         draw.text((left, base), text, FAINT, font(TEXT_SIZE), anchor="ls")
-    for column, (label, rate) in enumerate(zip(labels, selected.hit_rates, strict=True)):
+    for column, (label, metric, rate) in enumerate(zip(labels, metrics, selected.hit_rates, strict=True)):
         left, right = layout.block_left(column), layout.block_left(column) + layout.block_width
         for number, line in enumerate(reversed(label), start=1):
             draw.text((left, base - number * HEADER_LINE), line, INK, font(HEADER_SIZE, True), anchor="ls")
-        draw.text((left, base), f"hit@1 {rate:.3f}", INK, font(HEADER_SIZE), anchor="ls")
+        draw.text((left, base), f"{metric} {rate:.3f}", INK, font(HEADER_SIZE), anchor="ls")
         draw.rectangle((left, base + 10, right - 1, base + 11), FAINT)
 
 

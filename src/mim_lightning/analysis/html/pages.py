@@ -17,6 +17,7 @@ from mim_lightning.analysis.html import query_cards as cards
 from mim_lightning.analysis.html.images import ImageCache, PageImages, open_images_of
 from mim_lightning.analysis.html.render import write_page
 from mim_lightning.analysis.record import EvaluationRecord
+from mim_lightning.types import variants_of
 
 COLUMNS = ("hit@1", "hit@5", "hit@10", "mrr", "ndcg@10", "wrong_category@1")
 CURVE_SIZE = (cards.CURVE_WIDTH, cards.CURVE_HEIGHT)
@@ -105,6 +106,7 @@ def write_report_page(
     history = history or {}
     rows = [row_of[q] for q in sorted(history) if q in row_of] or cards.spread_rows(answers, num_queries)
     images = images or open_images_of(record.facts)
+    columns = variants_of(COLUMNS, [name for answered in record.directions.values() for name in answered.scores])
     write_page(
         path,
         "report.html.j2",
@@ -113,8 +115,8 @@ def write_report_page(
         curve_size=CURVE_SIZE,
         direction=direction,
         metric=metric,
-        columns=[m for m in COLUMNS if any(m in d.scores for d in record.directions.values())],
-        measures=cards.measure_directions(record, COLUMNS, num_resamples),
+        columns=columns,
+        measures=cards.measure_directions(record, columns, num_resamples),
         segments=cards.measure_segments(record, metric, num_resamples),
         cards=[
             cards.query_card(answers, row, images, num_hits, history.get(answers.query_ids[row], ())) for row in rows

@@ -1,7 +1,7 @@
 """Callback that evaluates retrieval on the validation split: every epoch, and before training as epoch -1.
 
-Embeddings are collected over batches and ranks, then every direction is ranked over the whole gallery. Epoch -1 is
-Lightning's sanity pass (`trainer.num_sanity_val_steps=-1`).
+Each rank keeps the embeddings of its own batches, and every direction is ranked over the whole gallery: each rank ranks
+its rows, and the rankings are merged. Epoch -1 is Lightning's sanity pass (`trainer.num_sanity_val_steps=-1`).
 """
 
 from __future__ import annotations
@@ -11,16 +11,20 @@ from difflib import get_close_matches
 from typing import Any
 
 import numpy as np
+import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 
-from mim_lightning.fields import QUERY
+from mim_lightning.data.sampling.order import BatchOrder
+from mim_lightning.fields import PRODUCT, QUERY
 from mim_lightning.lit.datamodule import DISTRACTORS, GALLERY, QUERIES
 from mim_lightning.metrics import EmbeddingCollector, EmbeddingTable, check_complete
-from mim_lightning.metrics.directions import column_names, columns_of, counts_row, evaluate_countable
+from mim_lightning.metrics.collectives import sum_of_ranks
+from mim_lightning.metrics.directions import column_names, columns_of, counts_row, evaluate_countable, read_vectors
 from mim_lightning.metrics.fusion_parts import find_weak_fusions
-from mim_lightning.metrics.ranking import check_finite
+from mim_lightning.metrics.memory import EvaluationMemory
+from mim_lightning.metrics.row_vectors import check_finite_rows
 from mim_lightning.model.matcher import Matcher
 from mim_lightning.types import (
     QUERY_FIELDS,
@@ -31,8 +35,13 @@ from mim_lightning.types import (
     RetrievalReport,
     Sample,
     fields_of,
+    sampled_name,
     side_of,
+    whole_name,
 )
+
+STORAGE_DEVICES = ("cpu", "device")
+STORAGE_DTYPES = {"float32": torch.float32, "float16": torch.float16}
 
 
 class RetrievalEval(Callback):
@@ -47,6 +56,10 @@ class RetrievalEval(Callback):
         num_resamples: of the bootstrap intervals of a final evaluation.
         memory_gib: working memory of ranking, in addition to the vectors.
         max_kept_rows: embeddings of more queries and products than this are not kept with the record.
+        storage_device: "cpu", or "device": the memory of the device that embeds.
+        storage_dtype: of the embeddings until they are ranked, in float32: "float32" or "float16".
+        num_distractors: rank the products that answer a query and so many others; None: the whole gallery.
+        distractor_seed: of their draw.
     """
 
     def __init__(
@@ -59,7 +72,22 @@ class RetrievalEval(Callback):
         num_resamples: int = 1000,
         memory_gib: float = 0.5,
         max_kept_rows: int = 200_000,
+        storage_device: str = "cpu",
+        storage_dtype: str = "float32",
+        num_distractors: int | None = None,
+        distractor_seed: int = 0,
     ) -> None:
+        if num_distractors is not None and num_distractors < 1:
+            raise ValueError(
+                f"callbacks.retrieval_eval.num_distractors={num_distractors}: give a whole number above 0, or null for "
+                "the whole gallery"
+            )
+        for key, value, choices in (
+            ("storage_device", storage_device, STORAGE_DEVICES),
+            ("storage_dtype", storage_dtype, STORAGE_DTYPES),
+        ):
+            if value not in choices:
+                raise ValueError(f"callbacks.retrieval_eval.{key}={value}: there are {', '.join(choices)}")
         for name in directions:
             if "/" in name or name.startswith("."):
                 raise ValueError(f"directions.{name}: cannot be the name of a file and part of a metric's key")
@@ -68,6 +96,9 @@ class RetrievalEval(Callback):
         self.options: dict[str, Any] = {"cutoffs": tuple(cutoffs), "depth": depth, "num_hits": num_hits}
         self.options["memory_bytes"] = int(memory_gib * 2**30)
         self.num_resamples, self.max_kept_rows = num_resamples, max_kept_rows
+        self.storage_device, self.storage_dtype = storage_device, STORAGE_DTYPES[storage_dtype]
+        self.num_distractors, self.distractor_seed = num_distractors, distractor_seed
+        self.memory: EvaluationMemory | None = None  # of the last pass
         self.tables: tuple[EmbeddingTable, EmbeddingTable] | None = None  # queries and gallery of the last pass
         self.reports: dict[str, RetrievalReport] = {}  # of the last pass
         self.empty: dict[str, str] = {}  # directions without a query in the last pass, and why
@@ -92,15 +123,17 @@ class RetrievalEval(Callback):
             raise ValueError(
                 f"monitor={self.monitor}: is no metric of a direction; they start with {' or '.join(keys)}"
             )
+        _, direction, metric = self.monitor.split("/", 2)
+        named = sampled_name(whole_name(metric), self.num_distractors)
+        if named != metric:
+            size = "null" if self.num_distractors is None else self.num_distractors
+            raise ValueError(
+                f"monitor={self.monitor}: is no metric of callbacks.retrieval_eval.num_distractors={size}; give "
+                f"monitor=val/{direction}/{named}"
+            )
+        trainer.datamodule.sample_gallery(self.num_distractors, self.distractor_seed)  # type: ignore[attr-defined]
         if stage == "fit":
             self._validate_monitor_counts(trainer, matcher)
-        towers = {
-            side: [name for name in matcher.tower_names if side_of(name) == side] for side in ("query", "product")
-        }
-        self.collectors = {
-            QUERIES: EmbeddingCollector(towers["query"], column_names(self.query_fields)),
-            GALLERY: EmbeddingCollector(towers["product"], column_names(self.query_fields)),
-        }
 
     def _validate_monitor_counts(self, trainer: Trainer, matcher: Matcher) -> None:
         """Raise before anything is embedded if the monitored direction counts no query of the evaluated split."""
@@ -130,10 +163,49 @@ class RetrievalEval(Callback):
         assert isinstance(pl_module.matcher, Matcher)
         self.fusions, self.fields = pl_module.matcher.fusions, pl_module.matcher.fields
         self.num_gallery = len(trainer.datamodule.opened.catalog)  # type: ignore[attr-defined]
-        for collector in self.collectors.values():
-            # Apple's GPUs have no float64, in which scores are averaged
-            collector.to("cpu" if pl_module.device.type == "mps" else pl_module.device)
-            collector.reset()
+        # Apple's GPUs have no float64, in which scores are averaged
+        self.device = torch.device("cpu") if pl_module.device.type == "mps" else pl_module.device
+        memory = self._state_memory(trainer, pl_module.matcher)
+        if self.memory is None and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            rank_zero_info(memory.describe("host memory" if self._storage.type == "cpu" else "the device's memory"))
+        self.memory = memory
+        names, columns = pl_module.matcher.tower_names, column_names(self.query_fields)
+        self.collectors = {
+            place: EmbeddingCollector(
+                [name for name in names if side_of(name) == side], columns, num_rows, self._storage, self.storage_dtype
+            )
+            for place, side, num_rows in (
+                (QUERIES, QUERY, memory.own_queries),
+                (GALLERY, PRODUCT, memory.own_gallery),
+            )
+        }
+
+    @property
+    def _storage(self) -> torch.device:
+        return torch.device("cpu") if self.storage_device == "cpu" else self.device
+
+    def _state_memory(self, trainer: Trainer, matcher: Matcher) -> EvaluationMemory:
+        """Return what the pass will need, by the loaders' numbers of rows."""
+        opened = trainer.datamodule.opened  # type: ignore[attr-defined]
+        orders = [loader.order for loader in trainer.val_dataloaders]  # type: ignore[union-attr]
+        own = [_rows_of_rank(order, trainer.world_size) for order in orders]
+        num_ids = 1 + len(column_names(self.query_fields))  # with the row's key; of which three have one a relevant row
+        widths = [3 * (max(1, shards.max_relevant) - 1) for shards in (opened.queries, *opened.gallery)]
+        sides = [side_of(name) for name in matcher.tower_names]
+        return EvaluationMemory(
+            num_queries=orders[0].num_samples,
+            num_gallery=sum(order.num_samples for order in orders[1:]),
+            own_queries=own[0],
+            own_gallery=sum(own[1:]),
+            query_towers=sides.count(QUERY),
+            gallery_towers=sides.count(PRODUCT),
+            width=matcher.dimension,
+            value_bytes=self.storage_dtype.itemsize,
+            query_ids=num_ids + widths[0],
+            gallery_ids=num_ids + max(widths[1:]),
+            num_directions=len(self.directions),
+            working_bytes=self.options["memory_bytes"] * 3 // 2,
+        )
 
     def on_validation_batch_end(
         self,
@@ -159,22 +231,24 @@ class RetrievalEval(Callback):
         if trainer.fast_dev_run:  # type: ignore[attr-defined]  # a few batches only: nothing can be ranked
             return
         datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
-        queries, gallery = self.collectors[QUERIES].compute(), self.collectors[GALLERY].compute()
+        queries, gallery = self.collectors[QUERIES].take_table(), self.collectors[GALLERY].take_table()
         check_complete(queries, len(np.unique(datamodule.opened.queries.keys)), "validation queries")
-        check_complete(gallery, sum(len(products) for products in datamodule.opened.gallery), "gallery rows")
+        assert self.memory is not None
+        check_complete(gallery, self.memory.num_gallery, "gallery rows")
         if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
-            _validate_finite({"queries": queries, "gallery": gallery}, trainer.global_step)
+            _validate_finite({"queries": queries, "gallery": gallery}, trainer.global_step, self.device)
         matcher: Any = pl_module.matcher
         # intervals and tables are for final results; between epochs they would only cost time and memory
         is_final = trainer.state.fn != TrainerFn.FITTING
         num_resamples = self.num_resamples if is_final else 0
+        options = {**self.options, "device": self.device}
         self.reports, empty = evaluate_countable(
             self.directions,
             queries,
             gallery,
             matcher.fusions,
             matcher.fields,
-            **self.options,
+            **options,
             num_resamples=num_resamples,
         )
         if not self.reports:
@@ -184,17 +258,21 @@ class RetrievalEval(Callback):
         self.empty = empty
         if is_final:
             _, monitored, metric = self.monitor.split("/", 2) if self.monitor.count("/") > 1 else ("", "", "")
+            metric = whole_name(metric)
             tables, model = (queries, gallery), (matcher.fusions, matcher.fields)
-            weak = find_weak_fusions(
-                self.directions, self.reports, *tables, *model, metric, first=monitored, **self.options
-            )
+            weak = find_weak_fusions(self.directions, self.reports, *tables, *model, metric, first=monitored, **options)
             for found in weak:
-                rank_zero_info(found.describe(metric))
-        is_kept = len(queries) + len(gallery) <= self.max_kept_rows
-        self.tables = (queries, gallery) if is_final and is_kept else None
-        for collector in self.collectors.values():
-            collector.reset()
+                rank_zero_info(found.describe(sampled_name(metric, self.num_distractors)))
+        self.reports = {name: report.of_sample(self.num_distractors) for name, report in self.reports.items()}
+        self.tables = self._keep(queries, gallery) if is_final else None
         self._publish(trainer, pl_module)
+
+    def _keep(self, queries: EmbeddingTable, gallery: EmbeddingTable) -> tuple[EmbeddingTable, EmbeddingTable] | None:
+        """Return the rows of all ranks on rank zero, which writes them, unless they are too many."""
+        if sum(sum_of_ranks(len(queries), len(gallery))) > self.max_kept_rows:
+            return None
+        whole = queries.gather(), gallery.gather()
+        return None if whole[0] is None or whole[1] is None else (whole[0], whole[1])
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # here, after every callback has logged its metrics
@@ -212,7 +290,9 @@ class RetrievalEval(Callback):
 
     def describe_counting(self) -> dict[str, dict[str, Any]]:
         """Return which queries each direction counts, and in which gallery, as plain values."""
-        return {name: self.directions[name].describe(self.fusions, self.fields) for name in self.reports}
+        sample = {"num_distractors": self.num_distractors, "distractor_seed": self.distractor_seed}
+        sampled = {} if self.num_distractors is None else sample
+        return {name: self.directions[name].describe(self.fusions, self.fields) | sampled for name in self.reports}
 
     def _publish(self, trainer: Trainer, pl_module: LightningModule) -> None:
         scalars = self.scalars()
@@ -252,12 +332,18 @@ def _inputs_of(sample: Sample, matcher: Matcher) -> set[str]:
     }
 
 
-def _validate_finite(tables: Mapping[str, EmbeddingTable], step: int) -> None:
+def _rows_of_rank(order: BatchOrder, world_size: int) -> int:
+    """Return how many rows of a pass the rank with most of them embeds."""
+    num_batches, rest = divmod(order.num_samples, order.global_batch_size)
+    return num_batches * (order.global_batch_size // world_size) + -(-rest // world_size)
+
+
+def _validate_finite(tables: Mapping[str, EmbeddingTable], step: int, device: torch.device) -> None:
     """Raise for weights that training has made useless, though they are finite: steps with NaN were skipped."""
     for what, table in tables.items():
-        for name, vectors_ND in table.vectors.items():
+        for name in table.vectors:
             try:
-                check_finite(f"'{name}'", vectors_ND)
+                check_finite_rows(f"'{name}'", read_vectors(name, table, None, device), is_shared=True)
             except ValueError as error:
                 raise ValueError(
                     f"training diverged: {error} at step {step}, of the {what}; earlier checkpoints are kept; "
@@ -274,7 +360,7 @@ def _validate_monitors(trainer: Trainer, scalars: Mapping[str, float]) -> None:
             continue
         if trainer.sanity_checking and monitor.startswith("train/"):
             continue
-        close = get_close_matches(monitor, known, 3) or [name for name in scalars if name.endswith("/hit@1")]
+        close = get_close_matches(monitor, known, 3) or [name for name in scalars if name.endswith("hit@1")]
         raise ValueError(
             f"callbacks: {type(callback).__name__} monitors '{monitor}', which is no metric; "
             f"there are {', '.join(close)} and more in the CSV file of a run"
