@@ -181,9 +181,11 @@ def _with_new_content(source: Mapping[str, Any], folder: str) -> Any:
 
 def _described(folder: str) -> Any:
     from mim_lightning.data.preparation.prepared import FIRST_CONTENT, open_prepared
+    from mim_lightning.data.shards.set_index import VERSIONS
 
     described = open_prepared(folder).describe()
-    return {key: value for key, value in described.items() if key != FIRST_CONTENT}
+    # a set keeps the ids of its runs when it grows: which version a run reads is its state
+    return {key: value for key, value in described.items() if key not in (FIRST_CONTENT, VERSIONS)}
 
 
 def construct(where: str, make: Callable[..., Any], *args: Any, **options: Any) -> Any:

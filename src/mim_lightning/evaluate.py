@@ -16,7 +16,7 @@ from mim_lightning.config import build
 from mim_lightning.expected_types import validate_arguments, validate_type
 from mim_lightning.launch import set_up_process
 from mim_lightning.run import Run
-from mim_lightning.stored_config import data_of
+from mim_lightning.stored_config import data_of, data_versions_of
 from mim_lightning.training import load_model
 
 TEXT = str | None
@@ -57,7 +57,9 @@ def evaluate(config: dict[str, Any]) -> dict[str, float]:
     data = config.get("data") or data_of(trained, config["checkpoint"])
     validate_arguments(MatchDataModule, data, "data" if config.get("data") else f"{config['checkpoint']}: data")
     data = {**data, "val_split": config["split"] or data["val_split"]}
-    datamodule = build(data, specs=matcher.input_specs())
+    # without data of its own, an evaluation repeats that of the run: in the versions that the run read
+    versions = None if config.get("data") else {"main": 1, **data_versions_of(trained)}
+    datamodule = build(data, specs=matcher.input_specs(), versions=versions)
     if config["trainer"]["devices"] != 1:
         raise ValueError(f"trainer.devices={config['trainer']['devices']}: evaluation runs on one device")
     directions = {**(trained.get("directions") or {}), **(config["directions"] or {})}

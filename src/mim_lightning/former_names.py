@@ -94,6 +94,7 @@ ADDED_KEYS: dict[str, tuple[Any, ...]] = {
     "callbacks.retrieval_eval.num_distractors": (None,),
     "callbacks.retrieval_eval.storage_device": ("cpu", "device"),
     "callbacks.retrieval_eval.storage_dtype": ("float32",),
+    "data.version": (None,),
     "encoder.text.length_buckets": tuple(range(1, 65)),  # rounding alone
     "model.towers.*.activation_checkpointing": (False, True),
     "model.lora": (_LORA,),

@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mim_lightning.cli import run_entry_point
-from mim_lightning.config import build, build_preparation
+from mim_lightning.config import build, build_preparation, construct
+from mim_lightning.expected_types import validate_type
 from mim_lightning.fields import TEXT_FIELDS
 
 # other imports are in functions: mistakes are reported at once, and worker processes import neither torch nor pages
 if TYPE_CHECKING:
     from mim_lightning.data.preparation.preparation import Preparation
+    from mim_lightning.data.preparation.versions import Change
     from mim_lightning.types import InputSpec
 
 ENGINES = ("processes", "ray")
@@ -35,6 +37,9 @@ def prepare(config: dict[str, Any]) -> None:
             raise ValueError(f"{key}={config[key]}: give true or false")
     if (config["num_workers"] or 0) < 0:
         raise ValueError(f"num_workers={config['num_workers']}: must not be negative")
+    if change := change_of(config):
+        write_version(change, config)
+        return
     if config["verify"]:
         from mim_lightning.data.preparation.prepared import open_prepared
 
@@ -65,6 +70,51 @@ def write(parts: Preparation, config: dict[str, Any]) -> None:
     else:
         prepared = prepare_data(parts, write_validation_report, specs=specs, overwrite=overwrite, is_compared=True)
     print(prepared.summary(parts.settings.train_split))
+
+
+def change_of(config: dict[str, Any]) -> Change | None:
+    """Return the change of prepared data that `add`, `delete` and `compact` describe, None without any.
+
+    Raises:
+        ValueError: a value of another type, or keys that exclude each other; names the key.
+    """
+    from mim_lightning.data.preparation.versions import Change, Deletion, Tables
+
+    validate_type("add.replace", config["add"]["replace"], bool)
+    for key in ("products", "queries"):
+        validate_type(f"add.{key}", config["add"][key], str | None)
+        validate_type(f"delete.{key}", config["delete"][key], str | list)
+    validate_type("compact", config["compact"], float | None)
+    change = Change(
+        construct("add", Tables, **config["add"]), construct("delete", Deletion, **config["delete"]), config["compact"]
+    )
+    if not change:
+        if config["add"]["replace"]:
+            raise ValueError("add.replace=true: give add.products or add.queries, the tables of the rows that replace")
+        return None
+    for key in ("overwrite", "validate_only", "verify"):
+        if config[key]:
+            raise ValueError(f"{key}=true: not together with add, delete or compact")
+    if config["engine"] == "ray":
+        raise ValueError("engine=ray: prepares data as a whole; rows are added and deleted by engine=processes")
+    if config["compact"] is not None and (change.add != Tables() or change.delete != Deletion([], [])):
+        raise ValueError("compact: not together with add or delete; compact the version that they make")
+    return change
+
+
+def write_version(change: Change, config: dict[str, Any]) -> None:
+    """Write the next version of the data in `data.folder`."""
+    from mim_lightning.analysis.html.validation_page import write_validation_report
+    from mim_lightning.data.preparation.preparation import Validation
+    from mim_lightning.data.preparation.versions import change_data
+    from mim_lightning.io.paths import to_path_or_url
+
+    data = config["data"]
+    download = build(((data["source"] or {}).get("download")) or None)
+    validation = Validation(build(data["validation"]), text_specs(config), write_validation_report)
+    folder = to_path_or_url(data["folder"])
+    prepared = change_data(folder, change, validation, download=download, num_workers=config["num_workers"])
+    print(prepared.summary(prepared.describe()["settings"]["train_split"]))
 
 
 def text_specs(config: dict[str, Any]) -> dict[str, InputSpec] | None:

@@ -22,6 +22,7 @@ from mim_lightning.former_names import to_present
 from mim_lightning.io.damaged_file import FileError, errors_as_damaged_file
 from mim_lightning.io.file_name import validate_file_name
 
+DATA_VERSIONS = "data_versions"  # key of the section `run`
 TRUSTED_PACKAGES = "MIM_TRUSTED_PACKAGES"  # environment variable: packages, by comma, whose classes a file may name
 OWN = "mim_lightning."
 # place, with * for any name -> what may be built there: `<package>.<what it exports>`, without `mim_lightning.`
@@ -128,6 +129,19 @@ def validate_assets(assets: Any, path: Path | str) -> dict[str, dict[str, str]]:
                     if not isinstance(json.loads(text), dict):
                         raise ValueError("holds no keys")
     return {tower: dict(files) for tower, files in assets.items()}
+
+
+def with_data_versions(config: Mapping[str, Any], versions: Mapping[str, int]) -> dict[str, Any]:
+    """Return a run's config with the versions of its data by name, of those that are not the first."""
+    run = {key: value for key, value in config["run"].items() if key != DATA_VERSIONS}
+    later = {name: version for name, version in versions.items() if version != 1}
+    return {**config, "run": {**run, DATA_VERSIONS: later} if later else run}
+
+
+def data_versions_of(config: Mapping[str, Any]) -> dict[str, int]:
+    """Return the versions of the data that a run read, by name; of those left out it read the first."""
+    stored = (config.get("run") or {}).get(DATA_VERSIONS)
+    return {str(name): int(version) for name, version in stored.items()} if isinstance(stored, Mapping) else {}
 
 
 def data_of(config: Mapping[str, Any], path: Path | str) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from mim_lightning.launch import (
     launch,
     num_processes_to_launch,
 )
-from mim_lightning.run import Run, identify, validate_kinds, validate_writable
+from mim_lightning.run import Run, describe_newer_versions, identify, validate_kinds, validate_writable
 from mim_lightning.training import fit
 
 
@@ -53,6 +53,8 @@ def train(config: dict[str, Any]) -> float:
 
         print_run(run.run_id, results)
         print(f"{'results' if is_new else 'run was finished before; results'}: {run.folder}")
+        if not is_new and (newer := describe_newer_versions(run, config["data"])):
+            print(newer)
         if decline := describe_decline(results, config["monitor"]):
             print(f"warning: {decline}")
     return results.get(config["monitor"], float("nan"))

@@ -22,8 +22,9 @@ from mim_lightning.config import (
 from mim_lightning.expected_types import validate_arguments
 from mim_lightning.interruption import Interruption
 from mim_lightning.launch import choose_precision, is_alone, is_first_rank, is_joined, is_launched, set_up_process
-from mim_lightning.run import Run, find_resumable, validate_results_from, validate_seed
+from mim_lightning.run import Run, choose_versions, find_resumable, validate_results_from, validate_seed
 from mim_lightning.set_name import name_set
+from mim_lightning.stored_config import with_data_versions
 
 if TYPE_CHECKING:
     from mim_lightning.model.checkpoint import TrainedMatcher
@@ -88,6 +89,8 @@ def fit(config: dict[str, Any], run: Run, description: Mapping[str, Any] | None 
         return
     seed_everything(config["seed"], workers=True, verbose=False)
     resume = ask_first_rank(trainer.strategy, lambda: find_resumable(run))
+    versions = ask_first_rank(trainer.strategy, lambda: choose_versions(run, config["data"], resume is not None))
+    config = with_data_versions(config, versions)
     matcher = build_matcher(config)
     objective = build_objective(config, matcher.names)
     if config["init_from"] and not resume:
@@ -108,7 +111,7 @@ def fit(config: dict[str, Any], run: Run, description: Mapping[str, Any] | None 
     module = construct("optim", MatchModule, matcher, objective, config=config, step=step, **optim)
     # the process that launched this one has prepared the data
     data = {**config["data"], "source": None} if is_launched() else config["data"]
-    datamodule = build(data, specs=matcher.input_specs(), description=description)
+    datamodule = build(data, specs=matcher.input_specs(), description=description, versions=versions)
     if datamodule.feature_cache is not None and datamodule.feature_cache.enabled and not trainer.fast_dev_run:
         trainer.callbacks.append(FrozenFeatures())
     elif frozen := cacheable_towers(matcher, datamodule):

@@ -13,7 +13,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from mim_lightning.data.shards.shard_set import ShardSet
 from mim_lightning.io.atomic import atomic_write_folder
 from mim_lightning.io.damaged_file import errors_as_damaged_file
 from mim_lightning.io.file_name import validate_file_name
-from mim_lightning.stored_config import validate_config
+from mim_lightning.stored_config import data_versions_of, validate_config, with_data_versions
 from mim_lightning.types import NO_KEY, RetrievalReport
 
 AGAIN = "evaluate the checkpoint again"
@@ -71,6 +71,14 @@ class RunFacts:
     monitor: str  # "val/<direction>/<metric>"
     data_folder: str  # prepared shards
     val_split: str
+
+    def reading(self, versions: Mapping[str, int]) -> RunFacts:
+        """Return the facts of a run that read these versions of its data."""
+        return replace(self, config=with_data_versions(self.config, versions))
+
+    def data_version(self, name: str) -> int:
+        """Return the version of the data that was read: of `main`, `distractors` or a part of a mixture."""
+        return data_versions_of(self.config).get(name, 1)
 
 
 @dataclass(frozen=True)

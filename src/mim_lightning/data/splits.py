@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from mim_lightning.data.manifest.manifest import Manifest, Product, Query
+from mim_lightning.ids import hash_id
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,17 @@ class ProductDisjointSplits:
             )
 
     def apply(self, manifest: Manifest, train_split: str, val_split: str) -> Manifest:
-        held_out = self._held_out(manifest.products.values())
+        return self.assign(manifest, self._held_out(manifest.products.values()), train_split, val_split)
+
+    def holds_out(self, product_id: str) -> bool:
+        """Return whether a product that came after the folds were made belongs to the fold: by the hash of its id.
+
+        The folds themselves cannot be extended: one more product would move others to another fold.
+        """
+        return hash_id(f"{self.seed}/{product_id}") % self.num_folds == self.fold
+
+    def assign(self, manifest: Manifest, held_out: Set[str], train_split: str, val_split: str) -> Manifest:
+        """Return the manifest with the split of each query by the products that are held out."""
         queries = [self._assign(query, held_out, train_split, val_split) for query in manifest.queries]
         return replace(manifest, queries=queries)
 

@@ -22,7 +22,8 @@ from mim_lightning.data.loading.corrupt_samples import CorruptSamplePolicy
 from mim_lightning.data.loading.feature_cache import FeatureCacheSettings, FeatureTable
 from mim_lightning.data.loading.loader import SequentialLoader, ShardDataset, StreamLoader
 from mim_lightning.data.manifest.manifest import Source
-from mim_lightning.data.preparation.opened_data import OpenedData
+from mim_lightning.data.preparation.opened_data import DISTRACTORS as DISTRACTOR_SET
+from mim_lightning.data.preparation.opened_data import OpenedData, parse_versions
 from mim_lightning.data.preparation.preparation import Preparation, prepare_data
 from mim_lightning.data.preparation.prepared import PreparedData, ShardSettings
 from mim_lightning.data.sampling.gallery_sample import SelectedOrder, sample_gallery
@@ -30,7 +31,7 @@ from mim_lightning.data.sampling.mixture import make_mixture_order
 from mim_lightning.data.sampling.order import BatchOrder, EpochSettings, OrderSettings
 from mim_lightning.data.sampling.shuffled import ShuffledSettings, sequential_order
 from mim_lightning.data.shards.cache import CacheSettings
-from mim_lightning.data.shards.mixture_set import ConcatShardSet, parse_mixture, split_fractions
+from mim_lightning.data.shards.mixture_set import MAIN, ConcatShardSet, parse_mixture, split_fractions
 from mim_lightning.data.shards.shard_set import ShardSet
 from mim_lightning.data.splits import Protocol
 from mim_lightning.data.validation.settings import ValidationSettings
@@ -71,6 +72,9 @@ class MatchDataModule(LightningDataModule):
         max_corrupt_samples: that may be skipped in an epoch, as "1%" or a number.
         description: `source.describe()`, if it was called before: it hashes whole tables.
         prepared: the data in `folder`, if they were prepared and opened before.
+        version: of data that were changed since they were prepared, in `folder` or by name: see `parse_versions`; None:
+            the newest when they are opened.
+        versions: all of them by name, where a run goes on with those that it started with.
 
     Attributes:
         opened: the shard sets, each opened once.
@@ -103,6 +107,8 @@ class MatchDataModule(LightningDataModule):
         max_corrupt_samples: str | int = "1%",
         description: Mapping[str, Any] | None = None,
         prepared: PreparedData | None = None,
+        version: int | Mapping[str, int] | None = None,
+        versions: Mapping[str, int] | None = None,
     ) -> None:
         super().__init__()
         self.name, self.specs, self.augment = name, dict(specs), augment
@@ -118,6 +124,8 @@ class MatchDataModule(LightningDataModule):
         )
         self.epoch_settings = EpochSettings(batch_size, seed, num_interleaved, shuffle_window_shards, rows_per_epoch)
         self.seed = seed
+        names = [MAIN, *([DISTRACTOR_SET] if self.distractors else []), *self.mixture]
+        self.versions = {**parse_versions(version, names), **(versions or {})}
         self.opened, self._is_prepared = self._open(prepared), prepared is not None or source is None
         self._gallery_sample: tuple[int, int] | None = None
         self._gallery_numbers: list[np.ndarray] | None = None
@@ -128,7 +136,7 @@ class MatchDataModule(LightningDataModule):
 
     def _open(self, prepared: PreparedData | None = None) -> OpenedData:
         splits = self.shards.train_split, self.val_split
-        return OpenedData(self.folder, *splits, self.distractors, self.mixture, self.cache, prepared)
+        return OpenedData(self.folder, *splits, self.distractors, self.mixture, self.cache, prepared, self.versions)
 
     def prepare_data(self) -> None:
         """Write the shards if they are not there, and check the sets that will be read; on one process of a node.

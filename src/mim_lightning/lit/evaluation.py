@@ -118,7 +118,7 @@ def save_evaluation(
         monitor=monitor,
         data_folder=_absolute(datamodule.folder),
         val_split=datamodule.val_split,
-    )
+    ).reading(datamodule.opened.versions)
     facts = query_facts(datamodule.opened.queries)
     write_record(
         folder / RECORD_FOLDER,

@@ -98,7 +98,7 @@ def pair_direction(direction: str, baseline: RunGroup, group: RunGroup) -> Paire
     for fold in folds:
         evaluations = [*baseline.records[fold], *group.records[fold]]
         parts, num_dropped = _align(direction, evaluations)
-        notes += _counting_warnings(direction, evaluations)
+        notes += _counting_warnings(direction, evaluations) + _version_warnings(direction, evaluations)
         num_excluded += num_dropped
         by_fold.append((parts[: len(baseline.records[fold])], parts[len(baseline.records[fold]) :]))
     if num_excluded:
@@ -146,6 +146,21 @@ def _align(direction: str, evaluations: Sequence[EvaluationRecord]) -> tuple[lis
     for part in parts[1:]:
         _validate_same_answers(parts[0], part)
     return parts, num_dropped
+
+
+def _version_warnings(direction: str, evaluations: Sequence[EvaluationRecord]) -> list[str]:
+    """Return a warning if the same products were ranked in other versions of the data: some may have been replaced."""
+    first = evaluations[0]
+    for evaluation in evaluations[1:]:
+        for name in ("main", "distractors"):
+            versions = first.facts.data_version(name), evaluation.facts.data_version(name)
+            if versions[0] != versions[1]:
+                return [
+                    f"warning: {direction}: {first.folder} ranked version {versions[0]} of the data, "
+                    f"{evaluation.folder} version {versions[1]}: products of the same id may differ; evaluate both on "
+                    "one version"
+                ]
+    return []
 
 
 def _counting_warnings(direction: str, evaluations: Sequence[EvaluationRecord]) -> list[str]:

@@ -50,11 +50,20 @@ class PageImages:
         return _image(self._products, "product", product_id)
 
 
-def open_images(data_folder: str, val_split: str, distractors: str | None = None) -> PageImages:
-    """Open the shard sets of an evaluation; the result has no images if they are missing."""
+def open_images(
+    data_folder: str,
+    val_split: str,
+    distractors: str | None = None,
+    versions: tuple[int | None, int | None] = (None, None),
+) -> PageImages:
+    """Open the shard sets of an evaluation; the result has no images if they are missing.
+
+    Args:
+        versions: of the data and of the distractors; None: the newest.
+    """
     try:
-        products = open_products(data_folder, distractors)
-        return PageImages(open_prepared(data_folder).queries(val_split), products)
+        products = open_products(data_folder, distractors, versions=versions)
+        return PageImages(open_prepared(data_folder, version=versions[0]).queries(val_split), products)
     except (ValueError, OSError) as error:
         return PageImages(None, [], str(error))
 
@@ -78,8 +87,10 @@ class ImageCache:
         return images
 
 
-def _data_of(facts: RunFacts) -> tuple[str, str, str | None]:
-    return facts.data_folder, facts.val_split, (facts.config.get("data") or {}).get("distractors")
+def _data_of(facts: RunFacts) -> tuple[str, str, str | None, tuple[int, int]]:
+    distractors = (facts.config.get("data") or {}).get("distractors")
+    versions = facts.data_version("main"), facts.data_version("distractors")
+    return facts.data_folder, facts.val_split, distractors, versions
 
 
 def _image(sets: Sequence[ShardSet], side: str, item_id: str) -> PageImage:

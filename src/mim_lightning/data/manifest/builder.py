@@ -44,6 +44,7 @@ class ManifestBuilder:
     segments: Sequence[str] = ()
     metadata: Sequence[str] | None = None
     clean_html: bool = False
+    first_query: int = 0  # number in the default id of the first query
     products: dict[str, Product] = field(default_factory=dict)
     queries: dict[str, Query] = field(default_factory=dict)
     first_issue: RowIssue | None = None
@@ -150,7 +151,8 @@ class ManifestBuilder:
 
     def _parse_query(self, row: Row, root: PathOrUrl, origin: str) -> Query:
         self._num_queries += 1
-        return parse_query(self._cleaned(row), root, origin, self._num_queries - 1, self.segments)
+        number = self.first_query + self._num_queries - 1
+        return parse_query(self._cleaned(row), root, origin, number, self.segments)
 
     def _cleaned(self, row: Row) -> Row:
         return without_html(row) if self.clean_html else row

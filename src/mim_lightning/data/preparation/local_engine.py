@@ -19,8 +19,7 @@ from typing import Any
 from mim_lightning.data.images.reader import ImageReader
 from mim_lightning.data.preparation.plan import PlannedSet, RecordReader, ShardTask
 from mim_lightning.data.shards.damage import Damage
-from mim_lightning.data.shards.files import INDEX_FILE
-from mim_lightning.data.shards.set_index import IndexedShard, parse_index
+from mim_lightning.data.shards.set_index import INDEX_FILE, IndexedShard, parse_index
 from mim_lightning.data.shards.set_writer import (
     finish_set,
     finished_shards,
@@ -141,7 +140,8 @@ def rewrite_damaged(
                 "prepare everything again with overwrite=true"
             )
         if damage.columns:
-            write_columns(store, damage.set_name, len(index.sizes), damage.columns)
+            names = [name.removesuffix(".npy") for name in damage.columns]
+            write_columns(store, damage.set_name, len(index.sizes), names)
 
 
 def _unfinished(sets: Sequence[PlannedSet], store: Store, settings: WritingSettings) -> Iterator[ShardTask]:

@@ -6,8 +6,9 @@ requests.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -22,7 +23,9 @@ from mim_lightning.data.shards.mixture_set import (
     validate_distinct_ids,
 )
 from mim_lightning.data.shards.shard_set import ShardSet
-from mim_lightning.io.paths import PathOrUrl
+from mim_lightning.io.paths import PathOrUrl, to_path_or_url
+
+DISTRACTORS = "distractors"  # name of `data.distractors` beside those of a mixture
 
 
 class OpenedData:
@@ -35,6 +38,7 @@ class OpenedData:
         mix: further prepared data to train on, by name.
         cache: of shards at an address.
         prepared: the data in `folder`, if they were opened before.
+        versions: of the data to read, by name: MAIN, DISTRACTORS, or as in `mix`; of others the newest.
 
     Raises:
         ValueError: at the first use of a set that does not exist or is not finished.
@@ -49,21 +53,23 @@ class OpenedData:
         mix: Mapping[str, MixtureEntry] | None = None,
         cache: CacheSettings | None = None,
         prepared: PreparedData | None = None,
+        versions: Mapping[str, int] | None = None,
     ) -> None:
         self.folder, self.train_split, self.val_split = folder, train_split, val_split
         self.distractors, self.mix, self.cache = distractors, dict(mix or {}), cache
-        self._prepared = {str(folder): prepared} if prepared is not None else {}
+        self.wanted_versions = dict(versions or {})
+        self._prepared: dict[str, PreparedData] = {}
+        if prepared is not None and self.wanted_versions.get(MAIN, prepared.version) == prepared.version:
+            self._prepared[MAIN] = prepared
 
     @cached_property
     def train(self) -> ShardSet:
         """The training rows: one set, or several read as one."""
         if self.mix:
-            sets = {
-                name: self._open(self._places[name]).queries(self.train_split) for name in split_fractions(self.mix)
-            }
+            sets = {name: self._open(name).queries(self.train_split) for name in split_fractions(self.mix)}
             return ConcatShardSet(sets, {name for name, entry in self.mix.items() if entry.id_namespace == SEPARATE})
         try:
-            return self._open(self.folder).queries(self.train_split)
+            return self._open(MAIN).queries(self.train_split)
         except MissingSplitError as error:
             raise ValueError(
                 f"{error}: these data can be evaluated, not trained on; name the split to train on with "
@@ -74,18 +80,18 @@ class OpenedData:
     def queries(self) -> ShardSet:
         """The queries of the evaluated split."""
         try:
-            return self._open(self.folder).queries(self.val_split)
+            return self._open(MAIN).queries(self.val_split)
         except MissingSplitError as error:
             raise ValueError(f"{error}; name the one to evaluate: data.val_split, or split of evaluate") from None
 
     @property
     def catalog(self) -> ShardSet:
-        return self._open(self.folder).catalog()
+        return self._open(MAIN).catalog()
 
     @cached_property
     def gallery(self) -> list[ShardSet]:
         """The sets that make up the gallery: the catalog, and distractors if there are any."""
-        others = [] if self.distractors is None else [self._open(self.distractors).catalog()]
+        others = [] if self.distractors is None else [self._open(DISTRACTORS).catalog()]
         return [self.catalog, *others]
 
     def validate_distractors(self) -> None:
@@ -110,13 +116,51 @@ class OpenedData:
             ValueError: see `validate_distinct_ids`.
         """
         if self.mix:
-            validate_distinct_ids({name: self._open(place).catalog() for name, place in self._places.items()}, self.mix)
+            validate_distinct_ids({name: self._open(name).catalog() for name in (MAIN, *self.mix)}, self.mix)
+
+    @property
+    def versions(self) -> dict[str, int]:
+        """The version of the data by name; all are opened, so that they cannot change any more."""
+        return {name: self._open(name).version for name in self._places}
 
     @property
     def _places(self) -> dict[str, PathOrUrl]:
-        return {MAIN: self.folder, **{name: entry.folder for name, entry in self.mix.items()}}
+        others = {} if self.distractors is None else {DISTRACTORS: self.distractors}
+        return {MAIN: self.folder, **others, **{name: entry.folder for name, entry in self.mix.items()}}
 
-    def _open(self, place: PathOrUrl) -> PreparedData:
-        if str(place) not in self._prepared:
-            self._prepared[str(place)] = open_prepared(str(place), self.cache)
-        return self._prepared[str(place)]
+    def _open(self, name: str) -> PreparedData:
+        if name not in self._prepared:
+            self._prepared[name] = open_prepared(str(self._places[name]), self.cache, self.wanted_versions.get(name))
+        return self._prepared[name]
+
+
+def parse_versions(version: int | Mapping[str, int] | None, names: Collection[str]) -> dict[str, int]:
+    """Return what `data.version` says: a version of the data in `data.folder`, or versions by name.
+
+    Args:
+        names: of the data that there are.
+
+    Raises:
+        ValueError: it is no version, or of data that there are not; names the key.
+    """
+    given = {MAIN: version} if not isinstance(version, Mapping) else version
+    for name, number in given.items():
+        if name not in names:
+            raise ValueError(f"data.version.{name}: there are no such data; there are {', '.join(names)}")
+        if number is not None and (type(number) is not int or number < 1):
+            raise ValueError(f"data.version={version}: give a whole number from 1, or {{{MAIN}: 1, ...}}")
+    return {name: number for name, number in given.items() if number is not None}
+
+
+def find_versions(data: Mapping[str, Any]) -> dict[str, int]:
+    """Return the versions that a `data` section reads by name: those it gives, of others the newest.
+
+    Data that are not prepared yet will be of the first version.
+    """
+    places = {MAIN: data["folder"]}
+    if data.get("distractors"):
+        places[DISTRACTORS] = data["distractors"]
+    places |= {name: entry["folder"] for name, entry in (data.get("mixture") or {}).items() if entry}
+    found = {name: PreparedData(to_path_or_url(str(place))) for name, place in places.items()}
+    given = parse_versions(data.get("version"), places)
+    return {name: given.get(name) or prepared.version for name, prepared in found.items()}

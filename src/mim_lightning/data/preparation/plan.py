@@ -170,12 +170,14 @@ class PlannedSet:
     name: str
     items: Sequence[Any]
     make: Callable[[Any], PlannedSample]
+    first: int = 0  # number of its first sample
 
     def shards(self, samples_per_shard: int, max_image_side: int) -> Iterator[ShardTask]:
         """Yield the shards of the set."""
         sizes = shard_sizes(len(self.items), samples_per_shard)
         for shard_idx, (first, size) in enumerate(zip(accumulate(sizes, initial=0), sizes, strict=False)):
             samples = tuple(map(self.make, self.items[first : first + size]))
+            first += self.first
             yield ShardTask(self.name, shard_idx, first, samples, hash_samples(samples, max_image_side))
 
 

@@ -30,6 +30,7 @@ from mim_lightning.data.preparation.prepared import (
 )
 from mim_lightning.data.preparation.staging import IMAGES_FILE, SKIPPED_FILE, move_into_place, staging_dir
 from mim_lightning.data.shards.cache import CacheSettings
+from mim_lightning.data.shards.set_index import FIRST_VERSION
 from mim_lightning.data.splits import GivenSplits, Protocol
 from mim_lightning.data.validation.image_checks import image_refs
 from mim_lightning.data.validation.report import ValidationReport, drop_invalid, raise_if_invalid, write_skipped
@@ -212,6 +213,12 @@ def prepare_shards(
         damages = prepared.find_damage(is_compared)
         if not damages:
             return prepared
+        if prepared.version > FIRST_VERSION:
+            raise ValueError(
+                f"{folder}: missing or damaged: {', '.join(map(str, damages))}; only the first version can be written "
+                "again from the source: copy the files again, or run prepare with overwrite=true and make the "
+                f"{prepared.version - 1} later changes again"
+            )
         log.warning("%s: missing or damaged, and written again: %s", folder, ", ".join(map(str, damages)))
         if not any(damage.is_unknown for damage in damages):
             with staging_dir(folder, described, overwrite=False) as staging:

@@ -1,7 +1,8 @@
 """Prepared data: the shard sets of one folder or URL, `queries/<split>` and `catalog`.
 
 Samples of the training split have a query and a product (a triple or quadruple); those of other splits a query alone,
-which is ranked against the catalog. `settings.json`, written last, says what the data were made from.
+which is ranked against the catalog. `settings.json`, written last, says what the data were made from, and what each
+later version of them changed: replacing that file makes a version the newest.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from mim_lightning.data.preparation.plan import BY_PRODUCT, SHUFFLED
 from mim_lightning.data.preparation.staging import SETTINGS_FILE, first_difference
 from mim_lightning.data.shards.cache import CacheSettings
 from mim_lightning.data.shards.damage import Damage, find_damage
-from mim_lightning.data.shards.set_index import IndexedShard
+from mim_lightning.data.shards.set_index import FIRST_VERSION, VERSIONS, IndexedShard
 from mim_lightning.data.shards.set_writer import content_id
 from mim_lightning.data.shards.shard_set import ShardSet
 from mim_lightning.data.shards.shard_writer import COLUMNS
@@ -32,6 +33,7 @@ from mim_lightning.io.retry import NotFoundError, RetryPolicy
 from mim_lightning.io.store import Store
 
 AGAIN = "run prepare with overwrite=true"
+CATALOG, QUERY_SETS = "catalogue", "queries/"  # names of sets on disk; that of a split follows the second
 CONTENT, FIRST_CONTENT = "content", "first_content"  # in SETTINGS_FILE: ids of the sets, now and before overwrite=true
 
 
@@ -64,11 +66,13 @@ class MissingSplitError(ValueError):
 
 @dataclass(frozen=True)
 class PreparedData:
-    """The shard sets of one folder, or of a URL such as s3://bucket/shop."""
+    """The shard sets of one folder, or of a URL such as s3://bucket/shop, in one version."""
 
     folder: PathOrUrl
     cache: CacheSettings | None = None  # of shards at a URL
+    wanted_version: int | None = None  # None: the newest when a set is first opened
     _opened: dict[str, ShardSet] = field(default_factory=dict, init=False, repr=False, compare=False)  # by name
+    _known: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)  # see `_settings`
 
     def describe(self) -> dict[str, Any]:
         """Return the source and settings that the data were made from, and the ids of their content."""
@@ -82,12 +86,53 @@ class PreparedData:
                 raise ValueError("it does not say what was prepared")
             return found
 
+    @property
+    def version(self) -> int:
+        """The version that is read.
+
+        Raises:
+            ValueError: there is no such version.
+        """
+        known = [int(entry["version"]) for entry in self._settings().get(VERSIONS, ())] or [FIRST_VERSION]
+        if self.wanted_version not in (None, *known):
+            raise ValueError(
+                f"{self.folder}: has no version {self.wanted_version}; it has {', '.join(map(str, known))}"
+            )
+        return self.wanted_version or known[-1]
+
+    def set_version(self, set_name: str) -> int:
+        """Return the version of one set: the last one that changed it."""
+        if VERSIONS not in self._settings():
+            return FIRST_VERSION
+        return int(self._entry()["sets"][set_name])
+
+    def _entry(self) -> dict[str, Any]:
+        """Return what the settings say of the version, where there are several."""
+        entries: list[dict[str, Any]] = self._settings()[VERSIONS]
+        return next(entry for entry in entries if entry["version"] == self.version)
+
+    @property
+    def exists(self) -> bool:
+        """Whether anything is prepared here."""
+        if isinstance(self.folder, Path):
+            return (self.folder / SETTINGS_FILE).exists()
+        return bool(self._settings())
+
+    def _settings(self) -> dict[str, Any]:
+        """Return `describe` as it was at the first call; nothing in a staging directory, before it is written."""
+        if not self._known:
+            with suppress(FileNotFoundError, NotFoundError):
+                self._known.update(self.describe())
+        return self._known
+
     def content(self) -> dict[str, str]:
         """Return the `content_id` of every set of a folder.
 
         Raises:
             OSError: a set is not finished.
         """
+        if VERSIONS in self._settings():
+            return dict(self._entry()[CONTENT])
         return {name: content_id(Store(self.folder), name) for name in self._set_names()}
 
     @property
@@ -100,7 +145,8 @@ class PreparedData:
         """Return what is missing or damaged in a folder; `is_thorough` reads all shards, else sizes are compared."""
         assert isinstance(self.folder, Path)
         found: list[Damage | None] = []
-        names = dict.fromkeys((*self.describe().get(CONTENT, ()), *self._set_names()))
+        recorded = self.content() if VERSIONS in self._settings() else self._settings().get(CONTENT, ())
+        names = dict.fromkeys((*recorded, *self._set_names()))
         num_shards = sum(1 for _ in self.folder.rglob("*.tar")) if is_thorough else 0
         with ProgressMeter(num_shards, verb="compared", noun="shards") if is_thorough else nullcontext() as progress:
 
@@ -110,7 +156,7 @@ class PreparedData:
 
             for name in names:
                 try:
-                    shards = self._open(name)
+                    shards = self.open_set(name)
                 except (OSError, ValueError):
                     found.append(Damage(name, is_unknown=True))
                     continue
@@ -123,7 +169,9 @@ class PreparedData:
         Raises:
             ValueError: a file is damaged.
         """
-        found = verify_sets(self.folder, self._set_names())
+        found = verify_sets(
+            self.folder, self._set_names(), {name: self.set_version(name) for name in self._set_names()}
+        )
         for line in found.damaged:
             report(f"damaged: {self.folder}/{line}")
         if found.damaged:
@@ -136,7 +184,8 @@ class PreparedData:
     def summary(self, train_split: str) -> str:
         """Return the number of rows of each set, a line each."""
         splits = self.splits()
-        lines = [f"{self.folder}", f"  catalog: {len(self.catalog())} rows"]
+        version = f", version {self.version}" if self.version > FIRST_VERSION else ""
+        lines = [f"{self.folder}{version}", f"  catalog: {len(self.catalog())} rows"]
         for split in splits:
             use = "triples or quadruples to train on" if split == train_split else "queries"
             lines.append(f"  {plain(split)}: {len(self.queries(split))} {use}")
@@ -148,9 +197,15 @@ class PreparedData:
 
     def splits(self) -> list[str]:
         """Return the names of the splits; none at a URL without listings, such as a plain web server."""
+        settings = self._settings()
+        if VERSIONS in settings:
+            names = self._entry()["sets"]
+            return sorted(name.removeprefix(QUERY_SETS) for name in names if name.startswith(QUERY_SETS))
         if isinstance(self.folder, str):
             return list_folder(f"{self.folder.rstrip('/')}/queries", self._retry_policy)
-        return Store(self.folder).names("queries")
+        found = Store(self.folder).names("queries")
+        # an interrupted addition may have left the folder of a split that is not in the data
+        return [name for name in found if CONTENT not in settings or f"queries/{name}" in settings[CONTENT]]
 
     def queries(self, split: str) -> ShardSet:
         """Return the queries of a split; the same object every time.
@@ -163,15 +218,16 @@ class PreparedData:
         known = self.splits()
         if split not in known and (known or isinstance(self.folder, Path)):
             raise MissingSplitError(f"{self.folder}: no split '{split}'; it has {known}")
-        return self._open(f"queries/{split}")
+        return self.open_set(f"queries/{split}")
 
     def catalog(self) -> ShardSet:
         """Return the catalog; the same object every time."""
-        return self._open("catalogue")
+        return self.open_set("catalogue")
 
-    def _open(self, name: str) -> ShardSet:
+    def open_set(self, name: str) -> ShardSet:
+        """Return a set by its name on disk; the same object every time."""
         if name not in self._opened:
-            self._opened[name] = ShardSet(join(self.folder, name), self.cache)
+            self._opened[name] = ShardSet(join(self.folder, name), self.cache, self.set_version(name))
         return self._opened[name]
 
     def _set_names(self) -> list[str]:
@@ -183,25 +239,23 @@ class PreparedData:
 
 
 def is_prepared(folder: PathOrUrl, cache: CacheSettings | None = None) -> bool:
-    if isinstance(folder, Path):
-        return (folder / SETTINGS_FILE).exists()
-    try:
-        PreparedData(folder, cache).describe()
-    except NotFoundError:
-        return False
-    return True
+    return PreparedData(folder, cache).exists
 
 
-def open_prepared(folder: str | Path, cache: CacheSettings | None = None) -> PreparedData:
+def open_prepared(folder: str | Path, cache: CacheSettings | None = None, version: int | None = None) -> PreparedData:
     """Open a prepared folder or URL.
+
+    Args:
+        version: None: the newest.
 
     Raises:
         ValueError: it has no prepared data.
     """
-    path = to_path_or_url(str(folder))
-    if not is_prepared(path, cache):
+    prepared = PreparedData(to_path_or_url(str(folder)), cache, version)
+    if not prepared.exists:
         raise ValueError(f"{folder}: no prepared data here; run python -m mim_lightning.prepare")
-    return PreparedData(path, cache)
+    _ = prepared.version  # which is the newest is decided now
+    return prepared
 
 
 def find_new_content(folder: str | Path) -> dict[str, str] | None:
@@ -211,10 +265,14 @@ def find_new_content(folder: str | Path) -> dict[str, str] | None:
 
 
 def open_products(
-    folder: str | Path, distractors: str | Path | None = None, cache: CacheSettings | None = None
+    folder: str | Path,
+    distractors: str | Path | None = None,
+    cache: CacheSettings | None = None,
+    versions: tuple[int | None, int | None] = (None, None),
 ) -> list[ShardSet]:
     """Open the sets of a gallery: the catalog of `folder`, and that of `distractors` if there are any."""
-    return [open_prepared(path, cache).catalog() for path in (folder, distractors) if path is not None]
+    places = zip((folder, distractors), versions, strict=True)
+    return [open_prepared(path, cache, version).catalog() for path, version in places if path is not None]
 
 
 def describe_preparation(source: Mapping[str, Any], settings: ShardSettings, protocol: Protocol) -> dict[str, Any]:

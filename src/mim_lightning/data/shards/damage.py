@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from mim_lightning.data.shards.cache import ShardError
 from mim_lightning.data.shards.files import LocalFiles
 from mim_lightning.data.shards.open_shards import MEMBERS
-from mim_lightning.data.shards.set_index import IndexedShard, SetIndex
+from mim_lightning.data.shards.set_index import IndexedShard, Segment
 from mim_lightning.data.shards.shard_set import ShardSet
 
 PLACE_BYTES = len(MEMBERS) * 2 * 8  # of a sample in the byte index
@@ -23,15 +23,15 @@ class Damage:
     """The files of a set that must be written again."""
 
     set_name: str
-    shard_idxs: tuple[int, ...] = ()  # with a missing or damaged tar file or byte index
-    columns: tuple[str, ...] = ()
+    shard_idxs: tuple[int, ...] = ()  # number in the files' names, of a missing or damaged tar file or byte index
+    columns: tuple[str, ...] = ()  # names of files
     is_unknown: bool = False  # the index itself is missing
 
     def __str__(self) -> str:
         if self.is_unknown:
             return f"{self.set_name}/index.json"
         names = [f"{self.set_name}/{idx:06d}.tar" for idx in self.shard_idxs]
-        names += [f"{self.set_name}/{column}.npy" for column in self.columns]
+        names += [f"{self.set_name}/{column}" for column in self.columns]
         return names[0] + (f" and {len(names) - 1} further files" if len(names) > 1 else "")
 
 
@@ -62,7 +62,8 @@ def find_damage(
             damaged.append(shard.idx)
         on_shard(shard)
     wanted = columns if index.num_bytes is not None else ("keys",)
-    lost = tuple(column for column in wanted if not _is_column(files, column, index))
+    segments = [(column, segment) for column in wanted for segment in index.column_segments()]
+    lost = tuple(segment.column_file(column) for column, segment in segments if not _is_column(files, column, segment))
     return Damage(set_name, tuple(damaged), lost) if damaged or lost else None
 
 
@@ -80,8 +81,8 @@ def _is_sound(files: LocalFiles, shard: IndexedShard) -> bool:
     return True
 
 
-def _is_column(files: LocalFiles, name: str, index: SetIndex) -> bool:
+def _is_column(files: LocalFiles, name: str, segment: Segment) -> bool:
     try:
-        return files.column(name).shape == (sum(index.sizes),)
+        return files.column(segment.column_file(name).removesuffix(".npy")).shape == (segment.size,)
     except (OSError, ValueError):
         return False

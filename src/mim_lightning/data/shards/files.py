@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -23,12 +24,18 @@ from mim_lightning.data.shards.cache import (
 from mim_lightning.data.shards.open_shards import OpenShard, places_size, read_places, validate_opened, validate_shard
 from mim_lightning.data.shards.prefetcher import Download, Prefetcher
 from mim_lightning.data.shards.range_shard import RangeShard
-from mim_lightning.data.shards.set_index import IndexedShard
+from mim_lightning.data.shards.set_index import (
+    FIRST_VERSION,
+    INDEX_FILE,
+    IndexedShard,
+    index_file,
+    parse_index,
+    parse_pointer,
+)
 from mim_lightning.io.damaged_file import DamagedFileError, errors_as_damaged_file, validate_regular_file
 from mim_lightning.io.remote import download_bytes
 from mim_lightning.io.retry import RemoteError
 
-INDEX_FILE = "index.json"
 REMEDY = "run prepare again"
 
 _PREFETCHER = Prefetcher()
@@ -68,9 +75,10 @@ class ShardFiles(Protocol):
 
     prefetch_shards: int  # shards to prefetch
     patience: float  # seconds to wait for a store
+    version: int | None  # None: not known before the index is read
 
     def read_index(self) -> tuple[bytes, int]:
-        """Return the content of index.json, and a number that changes with it.
+        """Return the content of the index of the version, and a number that changes with it.
 
         Raises:
             MissingError: there is no such file.
@@ -78,7 +86,7 @@ class ShardFiles(Protocol):
         ...
 
     def column(self, name: str) -> np.ndarray:
-        """Return a column, memory-mapped.
+        """Return a file of a column, given without its suffix, memory-mapped.
 
         Raises:
             MissingError: there is no such file.
@@ -113,21 +121,37 @@ class ShardFiles(Protocol):
 
 
 class LocalFiles:
+    """The files of a set in a folder; `version` as in ShardSet."""
+
     prefetch_shards, patience = 0, 0.0
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._index: tuple[bytes, tuple[int, ...]] = b"", ()  # digest and stamp of the file that was read
+    def __init__(self, folder: Path, version: int | None = None) -> None:
+        self.folder, self.version = folder, version
+        # path, digest and stamp of the index that was read
+        self._index: tuple[Path, bytes, tuple[int, ...]] = folder / INDEX_FILE, b"", ()
 
     def read_index(self) -> tuple[bytes, int]:
-        path = self.folder / INDEX_FILE
+        path, content, facts = self._read_version()
+        self._index = path, _digest(content), _stamp(facts)
+        return content, facts.st_mtime_ns
+
+    def _read_version(self) -> tuple[Path, bytes, os.stat_result]:
+        if self.version is None or self.version == FIRST_VERSION:
+            path, content, facts = self._read(INDEX_FILE)
+            pointer = parse_pointer(content)
+            if pointer is None:
+                self.version = FIRST_VERSION  # it goes on with it when there are others
+                return path, content, facts
+            self.version = self.version or pointer.newest(self._read(pointer.settings)[1])
+        return self._read(index_file(self.version))
+
+    def _read(self, name: str) -> tuple[Path, bytes, os.stat_result]:
+        path = self.folder / name
         try:
             with errors_as_damaged_file(path, REMEDY):
-                content, facts = path.read_bytes(), path.stat()
+                return path, path.read_bytes(), path.stat()
         except FileNotFoundError:
             raise MissingError(f"{path}: there is no such file") from None
-        self._index = _digest(content), _stamp(facts)
-        return content, facts.st_mtime_ns
 
     def column(self, name: str) -> np.ndarray:
         path = self.folder / f"{name}.npy"
@@ -177,17 +201,16 @@ class LocalFiles:
 
     def _validate_unchanged(self) -> None:
         """Compare the index with the one that was read: by its stamp, and if that differs by its content."""
-        path = self.folder / INDEX_FILE
-        digest, stamp = self._index
+        path, digest, stamp = self._index
         try:
             if _stamp(path.stat()) == stamp:
                 return
-            facts, content = path.stat(), path.read_bytes()
-        except FileNotFoundError:
+            path, content, facts = self._read_version()  # a version that came later moved the first one's index
+        except (FileNotFoundError, MissingError):
             raise changed(str(self.folder), "is gone, or being prepared again,") from None
         if _digest(content) != digest:
             raise changed(str(self.folder))
-        self._index = digest, _stamp(facts)
+        self._index = path, digest, _stamp(facts)
 
     def open_range(self, shard: IndexedShard) -> RangeShard | None:
         return None
@@ -203,22 +226,41 @@ class LocalFiles:
 
 
 class RemoteFiles:
-    def __init__(self, address: str, settings: CacheSettings) -> None:
-        self.address, self.settings = address.rstrip("/"), settings
+    """The files of a set at an address; `version` as in ShardSet."""
+
+    def __init__(self, address: str, settings: CacheSettings, version: int | None = None) -> None:
+        self.address, self.settings, self.version = address.rstrip("/"), settings, version
         self.prefetch_shards, self.patience = settings.prefetch_shards, settings.retry_policy.max_seconds
         self._cache, self._digest = ShardCache(self.address, "", settings), b""
 
     def read_index(self) -> tuple[bytes, int]:
-        content = self._download_index()
-        # it has the checksum of every shard: another content gets another folder
-        self._digest = _digest(content)
-        version = hashlib.blake2b(self.address.encode() + b"\0" + content, digest_size=12)
-        self._cache = ShardCache(self.address, version.hexdigest(), self.settings)
-        return content, int.from_bytes(version.digest()[:7], "big")
+        content = self._download_version()
+        # it has the checksum of every shard: another content is another set, a later version adds shards to the same
+        self._digest = first = _digest(content)
+        if self.version != FIRST_VERSION:
+            with suppress(ValueError):  # damaged, as the caller will see
+                first = bytes.fromhex(parse_index(content).first_digest)
+        folder = hashlib.blake2b(self.address.encode() + b"\0" + first, digest_size=12)
+        self._cache = ShardCache(self.address, folder.hexdigest(), self.settings)
+        written = hashlib.blake2b(self.address.encode() + b"\0" + content, digest_size=12)
+        return content, int.from_bytes(written.digest()[:7], "big")
 
-    def _download_index(self) -> bytes:
+    def _download_version(self) -> bytes:
+        if self.version is None or self.version == FIRST_VERSION:
+            content = self._download_file(INDEX_FILE)
+            pointer = parse_pointer(content)
+            if pointer is None:
+                self.version = FIRST_VERSION  # it goes on with it when there are others
+                return content
+            self.version = self.version or pointer.newest(self._download_file(pointer.settings))
+        return self._download_file(index_file(self.version))
+
+    def _download_file(self, name: str) -> bytes:
+        folder, num_up = self.address, name.count("../")
+        for _ in range(num_up):
+            folder = folder.rsplit("/", 1)[0]
         try:
-            return download_bytes(f"{self.address}/{INDEX_FILE}", self.settings.retry_policy)
+            return download_bytes(f"{folder}/{name.removeprefix('../' * num_up)}", self.settings.retry_policy)
         except RemoteError as error:
             raise as_shard_error(error) from error
 
@@ -252,7 +294,7 @@ class RemoteFiles:
     def _validate_unchanged(self, *downloaded: str) -> None:
         """Download the index again and compare it; files `downloaded` meanwhile may be of another set."""
         try:
-            content = self._download_index()
+            content = self._download_version()
         except MissingError:
             reason = "is gone, or being prepared again,"
         except ShardError:  # the store is not reachable: the next download reports it

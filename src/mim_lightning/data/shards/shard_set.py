@@ -2,7 +2,8 @@
 
 A set is a folder of `000000.tar` (members `<key>.json`, and one per image field such as `<key>.query_image`; any may be
 absent), `000000.npy` (byte offset and size of each member) and columns of all samples such as `keys.npy`. `index.json`
-is written last: it means complete. The tar files alone can be read by any WebDataset reader.
+is written last: it means complete. The tar files alone can be read by any WebDataset reader. A set that was changed has
+several versions, see `set_index`.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ import numpy as np
 import numpy.typing as npt
 
 from mim_lightning.data.shards.cache import CacheSettings, MissingError, ShardError
-from mim_lightning.data.shards.files import INDEX_FILE, LocalFiles, RemoteFiles, ShardFiles, ShardPlan
+from mim_lightning.data.shards.files import LocalFiles, RemoteFiles, ShardFiles, ShardPlan
 from mim_lightning.data.shards.open_shards import MEMBERS, OpenShard, OpenShards
-from mim_lightning.data.shards.set_index import FORMAT_VERSION, parse_index
+from mim_lightning.data.shards.set_index import FORMAT_VERSION, INDEX_FILE, index_file, parse_index
 from mim_lightning.fields import DECLARED, texts_of
 from mim_lightning.io.paths import PathOrUrl, to_path_or_url
 from mim_lightning.types import Sample
@@ -42,35 +43,52 @@ class ShardSet:
     Args:
         folder: path, or address such as s3://bucket/shop/catalog.
         cache: how the files of an address are downloaded, and where they are stored.
+        version: to read; None: the newest. It does not change while the set is open.
 
     Raises:
-        ValueError: there is no finished set, or its index is damaged. While it is read, ChangedError: the set was
-            replaced.
+        ValueError: there is no finished set, no such version, or its index is damaged. While it is read, ChangedError:
+            the set was replaced.
     """
 
-    def __init__(self, folder: PathOrUrl, cache: CacheSettings | None = None) -> None:
+    def __init__(self, folder: PathOrUrl, cache: CacheSettings | None = None, version: int | None = None) -> None:
         self.folder: PathOrUrl = to_path_or_url(folder) if isinstance(folder, str) else folder
         self.cache = cache or CacheSettings()
         self.files: ShardFiles
-        self.files = RemoteFiles(self.folder, self.cache) if isinstance(self.folder, str) else LocalFiles(self.folder)
+        self.files = (
+            RemoteFiles(self.folder, self.cache, version)
+            if isinstance(self.folder, str)
+            else LocalFiles(self.folder, version)
+        )
         try:
             content, self.written = self.files.read_index()
             self._digest = hashlib.blake2b(content, digest_size=8).hexdigest()
         except MissingError:
+            if version is not None and version > 1:
+                raise ValueError(f"{self.folder}: has no version {version} (no {index_file(version)})") from None
             raise ValueError(f"{self.folder}: not a finished shard set (no {INDEX_FILE}); run prepare") from None
         try:
             self.index = parse_index(content)
         except ValueError as error:
-            raise ValueError(f"{self.folder}/{INDEX_FILE}: {error}; run prepare again") from error
+            name = INDEX_FILE if self.files.version in (None, 1) else index_file(self.files.version)
+            raise ValueError(f"{self.folder}/{name}: {error}; run prepare again") from error
         self.sizes: list[int] = self.index.sizes  # samples of each shard
         self.max_relevant: int = self.index.max_relevant  # target or reference products of one sample
         self._starts = self.index.starts
         self._identity = str(self.folder), self.written, self._digest, self.cache.verify
         self._num_ranges: Counter[int] = Counter()  # samples of each shard that were read by ranges
+        self._columns: dict[str, np.ndarray] = {}  # of a set with several segments or removed rows
+        self._rows: dict[int, np.ndarray | None] = {}  # by shard: which rows of its file are samples
         self._failed: dict[int, tuple[float, str]] = {}  # by shard: not tried again until, and why
 
     def __len__(self) -> int:
         return int(self._starts[-1])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_columns": {}}  # a worker that needs one reads it again
+
+    @property
+    def version(self) -> int:
+        return self.index.version
 
     @property
     def place(self) -> str:
@@ -98,18 +116,30 @@ class ShardSet:
         return self.files.patience
 
     def column(self, name: str) -> np.ndarray:
-        """Return one value per sample, (N,), memory-mapped: keys, product_keys, category_keys or weights.
+        """Return one value per sample, (N,): keys, product_keys, category_keys or weights.
+
+        Memory-mapped; that of a set which was changed since it was prepared is put together in memory, once.
 
         Raises:
             ValueError: the set has no such column, or it is of another set.
         """
+        if name in self._columns:
+            return self._columns[name]
+        segments = self.index.column_segments()
+        parts = [self._column_file(segment.column_file(name), segment.size) for segment in segments]
+        if len(parts) == 1 and not len(self.index.removed):
+            return parts[0]
+        self._columns[name] = np.concatenate(parts)[self.index.is_sample]
+        return self._columns[name]
+
+    def _column_file(self, name: str, size: int) -> np.ndarray:
         try:
-            found = self.files.column(name)
+            found = self.files.column(name.removesuffix(".npy"))
         except MissingError:
-            raise ValueError(f"{self.folder}: has no {name}.npy; run prepare again") from None
-        if found.shape != (len(self),):
+            raise ValueError(f"{self.folder}: has no {name}; run prepare again") from None
+        if found.shape != (size,):
             raise ValueError(
-                f"{self.folder}/{name}.npy: has {len(found)} values, the set {len(self)} samples; run prepare again"
+                f"{self.folder}/{name}: has {len(found)} values, the set {size} samples; run prepare again"
             )
         return found
 
@@ -156,6 +186,13 @@ class ShardSet:
                 yield self._read_members(number, ("json",))[1]
         self.stop(reader)
 
+    def locate(self, number: int) -> tuple[str, dict[str, tuple[int, int]]]:
+        """Return the path of the shard of a sample, and offset and size in it of each member that the sample has."""
+        shard_idx = int(self.shards_of(number))
+        opened = self._open(shard_idx)
+        stored = zip(MEMBERS, opened.places[self._row_in_file(number, shard_idx)].tolist(), strict=True)
+        return opened.name, {name: (offset, size) for name, (offset, size) in stored if size}
+
     def shards_of(self, numbers: npt.ArrayLike) -> np.ndarray:
         """Return the shard of each sample."""
         return self._starts.searchsorted(numbers, "right") - 1
@@ -177,7 +214,7 @@ class ShardSet:
         if self._num_ranges[shard_idx] < MAX_RANGES and (opened := self.files.open_range(self.index.shard(shard_idx))):
             self._num_ranges[shard_idx] += 1
             try:
-                return _split_facts(opened.members(number - int(self._starts[shard_idx]), names))
+                return _split_facts(opened.members(self._row_in_file(number, shard_idx), names))
             except (OSError, ValueError, KeyError):
                 # the store sends no ranges, or a file is not what the index says: the download will find out
                 self._num_ranges[shard_idx] = MAX_RANGES
@@ -187,11 +224,20 @@ class ShardSet:
         shard_idx = int(self.shards_of(number))
         opened = self._open(shard_idx)
         try:
-            return _split_facts(opened.members(number - int(self._starts[shard_idx]), names))
+            return _split_facts(opened.members(self._row_in_file(number, shard_idx), names))
         except (ValueError, KeyError) as error:
             self.files.drop(self.index.shard(shard_idx))  # a cached copy is downloaded again
             _OPEN.drop((*self._identity, shard_idx))
             raise ShardError(f"{opened.name}, sample {number}: damaged ({error})") from error
+
+    def _row_in_file(self, number: int, shard_idx: int) -> int:
+        row = number - int(self._starts[shard_idx])
+        if not len(self.index.removed):
+            return row
+        if shard_idx not in self._rows:
+            self._rows[shard_idx] = self.index.rows_in_shard(shard_idx)
+        rows = self._rows[shard_idx]
+        return row if rows is None else int(rows[row])
 
     def _open(self, shard_idx: int) -> OpenShard:
         started = time.monotonic()

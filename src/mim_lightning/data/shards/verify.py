@@ -6,8 +6,8 @@ Sets of older versions have no checksums: they are compared with what they have.
 from __future__ import annotations
 
 import io
-import json
-from collections.abc import Iterator, Mapping
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import accumulate
@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from mim_lightning.data.shards.open_shards import read_places
+from mim_lightning.data.shards.set_index import FIRST_VERSION, INDEX_FILE, index_file, parse_index, parse_pointer
 from mim_lightning.data.shards.set_writer import shard_path
 from mim_lightning.data.shards.shard_writer import COLUMNS, ShardFacts, read_shard
 from mim_lightning.display.progress import ProgressMeter
@@ -41,14 +42,22 @@ class VerificationResult:
     damaged: tuple[str, ...]
 
 
-def verify_sets(folder: PathOrUrl, set_names: list[str]) -> VerificationResult:
-    """Read every shard of the sets in a prepared folder; damage is reported, not raised."""
+def verify_sets(
+    folder: PathOrUrl, set_names: Iterable[str], versions: Mapping[str, int] | None = None
+) -> VerificationResult:
+    """Read every shard of the sets in a prepared folder; damage is reported, not raised.
+
+    Args:
+        versions: of sets that have several, by name.
+    """
     store, damaged, checks = Store(folder), list[str](), list[_Shard]()
     for name in set_names:
+        version = (versions or {}).get(name, FIRST_VERSION)
+        index_name = INDEX_FILE if version == FIRST_VERSION else index_file(version)
         try:
-            checks += list(_shards(store, name))
+            checks += list(_shards(store, name, index_name))
         except Exception as error:  # reading a damaged file can raise anything
-            damaged.append(f"{name}/index.json: {describe_error(error)}")
+            damaged.append(f"{name}/{index_name}: {describe_error(error)}")
     num_rows = sum(shard.stop - shard.start for shard in checks)
     num_read = num_bytes = 0
     with ProgressMeter(num_rows, verb="read") as progress, ThreadPoolExecutor(NUM_READERS) as pool:
@@ -62,29 +71,33 @@ def verify_sets(folder: PathOrUrl, set_names: list[str]) -> VerificationResult:
 
 @dataclass(frozen=True)
 class _Shard:
-    """A shard as the index describes it; rows `start` to `stop` of the set."""
+    """A shard as the index describes it; rows `start` to `stop` of the files of columns."""
 
     set_name: str
-    shard_idx: int
+    shard_idx: int  # in the names of its files
     start: int
     stop: int
     num_bytes: int | None  # None: not in the index
     crc32: int | None
-    columns: tuple[str, ...]
+    columns: Mapping[str, str]  # name -> file
 
     def path(self, suffix: str) -> str:
         return shard_path(self.set_name, self.shard_idx, suffix)
 
 
-def _shards(store: Store, set_name: str) -> Iterator[_Shard]:
-    _validate_regular(store, f"{set_name}/index.json")
-    index = json.loads(store.read(f"{set_name}/index.json"))
-    ends = list(accumulate(index["sizes"], initial=0))
-    unknown = [None] * len(index["sizes"])
-    facts = zip(index.get("bytes", unknown), index.get("crc32", unknown), strict=True)
-    columns = tuple(COLUMNS) if index["version"] > 1 else ("keys",)
-    for shard_idx, (num_bytes, crc32) in enumerate(facts):
-        yield _Shard(set_name, shard_idx, ends[shard_idx], ends[shard_idx + 1], num_bytes, crc32, columns)
+def _shards(store: Store, set_name: str, index_name: str) -> Iterator[_Shard]:
+    _validate_regular(store, f"{set_name}/{index_name}")
+    content = store.read(f"{set_name}/{index_name}")
+    index = parse_index(content if parse_pointer(content) is None else store.read(f"{set_name}/{index_file(1)}"))
+    segments = index.column_segments()
+    firsts = list(accumulate((segment.size for segment in segments), initial=0))
+    names = tuple(COLUMNS) if index.num_bytes is not None else ("keys",)
+    for shard in map(index.shard, range(len(index.sizes))):
+        start = int(index.row_starts[shard.idx])
+        segment_idx = bisect_right(firsts, start) - 1
+        files = {name: segments[segment_idx].column_file(name) for name in names}
+        start -= firsts[segment_idx]
+        yield _Shard(set_name, shard.idx, start, start + shard.size, shard.num_bytes, shard.crc32, files)
 
 
 def _verify(store: Store, shard: _Shard) -> tuple[int, str | None]:
@@ -117,7 +130,9 @@ def _expected(store: Store, shard: _Shard, found: ShardFacts) -> ShardFacts:
     with errors_as_damaged_file(shard.path(".npy")):
         _validate_regular(store, shard.path(".npy"))
         places = read_places(io.BytesIO(store.read(shard.path(".npy"))), shard.stop - shard.start)
-    columns = {name: _slice(store, f"{shard.set_name}/{name}.npy", shard.start, shard.stop) for name in shard.columns}
+    columns = {
+        name: _slice(store, f"{shard.set_name}/{file}", shard.start, shard.stop) for name, file in shard.columns.items()
+    }
     indexed: Mapping[str, Any] = {"num_bytes": shard.num_bytes, "crc32": shard.crc32}
     known = {name: value for name, value in indexed.items() if value is not None}
     return replace(found, places=places, columns={**found.columns, **columns}, **known)
