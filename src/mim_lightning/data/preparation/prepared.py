@@ -76,14 +76,21 @@ class PreparedData:
 
     def describe(self) -> dict[str, Any]:
         """Return the source and settings that the data were made from, and the ids of their content."""
+        found = self._read_settings()
+        with errors_as_damaged_file(str(join(self.folder, SETTINGS_FILE)), AGAIN):
+            if not {"source", "settings"} <= found.keys():
+                raise ValueError("it does not say what was prepared")
+        return found
+
+    def _read_settings(self) -> dict[str, Any]:
         path = join(self.folder, SETTINGS_FILE)
         if isinstance(path, Path):
             validate_regular_file(path, AGAIN)
         content = download_bytes(path, self._retry_policy) if isinstance(path, str) else path.read_bytes()
         with errors_as_damaged_file(str(path), AGAIN):
-            found: dict[str, Any] = json.loads(content)
-            if not {"source", "settings"} <= found.keys():
-                raise ValueError("it does not say what was prepared")
+            found = json.loads(content)
+            if not isinstance(found, dict):
+                raise ValueError("it holds no keys")
             return found
 
     @property
@@ -119,10 +126,10 @@ class PreparedData:
         return bool(self._settings())
 
     def _settings(self) -> dict[str, Any]:
-        """Return `describe` as it was at the first call; nothing in a staging directory, before it is written."""
+        """Return the settings as they were at the first call; nothing in a staging directory, before they are there."""
         if not self._known:
             with suppress(FileNotFoundError, NotFoundError):
-                self._known.update(self.describe())
+                self._known.update(self._read_settings())
         return self._known
 
     def content(self) -> dict[str, str]:
