@@ -77,9 +77,7 @@ class KnownRows:
     def evaluated(self) -> dict[str, list[dict[str, Any]]]:
         """The facts of every query by split, without the training split; read when they are first needed."""
         sets = {split: self.queries(split) for split in self.splits if split != self.train_split}
-        return {
-            split: [queries.read_facts(number) for number in range(len(queries))] for split, queries in sets.items()
-        }
+        return {split: list(queries.all_facts()) for split, queries in sets.items()}
 
     def splits_by_product(self) -> dict[str, set[str]]:
         """Return the splits, other than the training split, in which each product is a target or a reference."""
