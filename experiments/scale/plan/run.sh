@@ -1,0 +1,6 @@
+#!/usr/bin/env bash
+# The plan of a catalog, by arithmetic on the records: seconds.
+set -euo pipefail
+cd "$(dirname "$0")/../../.."
+.venv/bin/python benchmarks/scaling.py --output experiments/scale/plan
+.venv/bin/python experiments/refresh.py
