@@ -1,20 +1,34 @@
 """python -m mim_lightning.build_index checkpoint=<path> output=<folder>: embed a catalog and build an index of it.
 
-The catalog is embedded shard by shard on the devices of `trainer.devices`: an interrupted pass continues with the
-missing shards. The index is built, its recall measured, and the result stored as a whole.
+The catalog is embedded shard by shard on the devices of `trainer.devices`, or in the processes that torchrun or srun
+started on machines with a shared file system; each reads its own shards and writes their vectors. An interrupted pass
+continues with the missing shards. The first process builds the index, measures its recall, and stores the result as a
+whole.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from mim_lightning.cli import run_entry_point
+from mim_lightning.cli import leave_process_group, run_entry_point
 from mim_lightning.config import build, build_preparation
 from mim_lightning.expected_types import validate_arguments, validate_type
-from mim_lightning.launch import choose_precision, is_launched, launch, num_processes_to_launch, set_up_process
+from mim_lightning.launch import (
+    choose_precision,
+    is_first_rank,
+    is_launched,
+    launch,
+    num_processes_to_launch,
+    set_up_process,
+)
 from mim_lightning.stored_config import data_of
+
+if TYPE_CHECKING:
+    from mim_lightning.data.preparation.prepared import PreparedData
 
 VERBATIM_KEYS = ("checkpoint", "output", "embeddings")
 
@@ -28,44 +42,63 @@ def build_index(config: dict[str, Any]) -> None:
     from mim_lightning.analysis.html.validation_page import write_validation_report
     from mim_lightning.data.preparation.preparation import prepare_data
     from mim_lightning.inference.loading import choose_device, load_trained, to_device
-    from mim_lightning.lit.console import silence_lightning
+    from mim_lightning.lit.console import ProgressBar, silence_lightning
     from mim_lightning.lit.datamodule import MatchDataModule
     from mim_lightning.lit.embed_catalog import embed_catalog
     from mim_lightning.lit.module import MatchModule
+    from mim_lightning.lit.trainer import ask_first_rank
     from mim_lightning.search.embedding_store import EmbeddingStore, describe_embedding
+    from mim_lightning.search.index.factory import open_index
     from mim_lightning.search.index_builder import add_products, build_product_index, choose_gallery, delete_products
     from mim_lightning.search.results_table import print_card
 
-    place = config["output"]
+    place, is_leader = config["output"], is_first_rank() and not is_launched()
     if config["delete"]:
+        if not is_leader:
+            return
         card, num_deleted = delete_products(place, config["delete"])
         print(f"deleted {num_deleted} of {len(config['delete'])} products")
         print_card(place, card)
         return
     validate_type("reuse_memory", config["reuse_memory"], bool)
     set_up_process(config, str(config["trainer"]["accelerator"]))
-    settings, trained = build(config["index"]), load_trained(config["checkpoint"])
+    silence_lightning()
+    settings, num_processes = build(config["index"]), num_processes_to_launch(config["trainer"])
+    options = {**config["trainer"], "precision": choose_precision(config["trainer"])}
+    trainer = None if num_processes else build(options, callbacks=[ProgressBar()], logger=False)
+
+    def ask(question: Callable[[], Any]) -> Any:
+        """Return the first process's answer: others may come later, when files are there that were not."""
+        return question() if trainer is None else ask_first_rank(trainer.strategy, question)
+
+    like = open_index(place).card.fingerprint if config["update"] else None
+    trained = load_trained(config["checkpoint"], like=like)
     matcher, data = trained.matcher, config.get("data") or data_of(trained.config, config["checkpoint"])
     validate_arguments(MatchDataModule, data, "data" if config.get("data") else f"{config['checkpoint']}: data")
-    if is_launched():  # by a process that has prepared the data
-        data = {**data, "source": None}
-    prepared = prepare_data(build_preparation(data), write_validation_report)
+    opened: list[PreparedData] = []
+    if not is_launched():  # by a process that has prepared the data
+        ask(lambda: opened.append(prepare_data(build_preparation(data), write_validation_report)))
+    data = {**data, "source": None}
+    prepared = opened[0] if opened else prepare_data(build_preparation(data), write_validation_report)
     catalog, gallery = prepared.catalog(), choose_gallery(config["gallery"], matcher.names)
     fusion = matcher.fusions.get(gallery)
     width = matcher.dimension if fusion is None else fusion.index_width
     facts = describe_embedding(catalog, trained.fingerprint, gallery, width)
-    store = EmbeddingStore(Path(config["embeddings"] or Path(place) / "embeddings"), facts)
-    missing, num_processes = store.missing(), num_processes_to_launch(config["trainer"])
-    if missing and num_processes:
+    open_store = partial(EmbeddingStore, Path(config["embeddings"] or Path(place) / "embeddings"), facts)
+    missing = ask(lambda: open_store().missing())
+    store, num_shards = open_store(), len(facts.shard_sizes)
+    if is_leader and 0 < len(missing) < num_shards:
+        print(f"{num_shards - len(missing)} of {num_shards} shards are embedded already; embedding {len(missing)}")
+    if missing and trainer is None:
         launch("mim_lightning.build_index", {**config, "data": data}, num_processes)
-    else:
-        silence_lightning()
+    elif trainer is not None:
         datamodule = build(data, specs=matcher.input_specs(), prepared=prepared)
-        trainer = build({**config["trainer"], "precision": choose_precision(config["trainer"])})
         module = MatchModule(deepcopy(matcher))  # a trainer may leave it in another precision, or in parts
         embed_catalog(trainer, module, datamodule, gallery, missing, store.write)
-    if is_launched():
-        return  # the process that launched this one builds the index
+        trainer.strategy.barrier()  # every shard is there
+        leave_process_group()  # the others end; none waits while the index is built
+    if not is_leader:
+        return
     embedded = store.collect(catalog)
     if config["update"]:
         card = add_products(place, embedded)

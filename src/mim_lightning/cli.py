@@ -99,7 +99,7 @@ def _run(name: str, function: Callable[[Config], Any], verbatim_keys: Sequence[s
         hydra.main(version_base="1.3", config_path=conf_dir(), config_name=name)(guarded)()
     except Exception as error:
         _exit(error, name)
-    _leave_process_group()
+    leave_process_group()
 
 
 def validate_sections(name: str, arguments: Sequence[str]) -> None:
@@ -159,10 +159,10 @@ def _run_frozen(path: Path, name: str, function: Callable[[Config], Any]) -> Non
         if FULL_ERRORS in os.environ or not is_user_error(error):
             raise
         sys.exit(2)  # the process that launched this one reports the reason
-    _leave_process_group()
+    leave_process_group()
 
 
-def _leave_process_group() -> None:
+def leave_process_group() -> None:
     """End the threads of a process group, if this process is in one, while the interpreter still runs.
 
     Lightning does so for NCCL only. A gloo thread that frees a tensor of the last collective while the interpreter

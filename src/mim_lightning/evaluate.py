@@ -3,21 +3,25 @@
     python -m mim_lightning.evaluate encoder=clip_vit_b32 model=3tower data=<your set>     untrained
 
 Model, directions and, unless `data` is given, data come from the config in the checkpoint: the results are those of the
-training run. Without a checkpoint they come from the command line.
+training run. Without a checkpoint they come from the command line. `trainer.devices` and launchers such as torchrun and
+srun divide the rows among processes; the results are those of one process.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mim_lightning.cli import run_entry_point
-from mim_lightning.config import build
+from mim_lightning.config import build, build_preparation
 from mim_lightning.expected_types import validate_arguments, validate_type
-from mim_lightning.launch import set_up_process
+from mim_lightning.launch import hand_back, is_launched, launch, num_processes_to_launch, set_up_process
 from mim_lightning.run import Run
 from mim_lightning.stored_config import data_of, data_versions_of
 from mim_lightning.training import load_model
+
+if TYPE_CHECKING:
+    from mim_lightning.model.checkpoint import TrainedMatcher
 
 TEXT = str | None
 KINDS: dict[str, Any] = {
@@ -43,7 +47,6 @@ def evaluate(config: dict[str, Any]) -> dict[str, float]:
     if config["output"] and (Path(config["output"]) / "config.yaml").is_file():
         raise ValueError(f"output={config['output']}: is a run's own folder; give another one")
     from mim_lightning.lit.console import ProgressBar, print_run, silence_lightning
-    from mim_lightning.lit.datamodule import MatchDataModule
     from mim_lightning.lit.evaluation import evaluate_module, flatten, save_evaluation
     from mim_lightning.lit.module import MatchModule
     from mim_lightning.lit.trainer import keep_batches, validate_trainer
@@ -51,17 +54,18 @@ def evaluate(config: dict[str, Any]) -> dict[str, float]:
 
     silence_lightning()
     validate_trainer(config["trainer"], is_training=False)
+    if num_processes := num_processes_to_launch(config["trainer"]):
+        _prepare(config)
+        return dict(launch("mim_lightning.evaluate", config, num_processes))
     set_up_process(config, config["trainer"]["accelerator"])
     model = load_model(config)
-    matcher, trained = model.matcher, model.config
-    data = config.get("data") or data_of(trained, config["checkpoint"])
-    validate_arguments(MatchDataModule, data, "data" if config.get("data") else f"{config['checkpoint']}: data")
-    data = {**data, "val_split": config["split"] or data["val_split"]}
+    matcher, trained, data = model.matcher, model.config, _data_of(config, model)
     # without data of its own, an evaluation repeats that of the run: in the versions that the run read
     versions = None if config.get("data") else {"main": 1, **data_versions_of(trained)}
-    datamodule = build(data, specs=matcher.input_specs(), versions=versions)
-    if config["trainer"]["devices"] != 1:
-        raise ValueError(f"trainer.devices={config['trainer']['devices']}: evaluation runs on one device")
+    # the process that launched this one has prepared the data
+    built = {**data, "source": None} if is_launched() else data
+    datamodule = build(built, specs=matcher.input_specs(), versions=versions)
+    datamodule.as_one_process = True
     directions = {**(trained.get("directions") or {}), **(config["directions"] or {})}
     changed = {"directions": directions, "monitor": config["monitor"] or trained.get("monitor")}
     evaluation = trained["callbacks"].get("retrieval_eval")
@@ -77,14 +81,37 @@ def evaluate(config: dict[str, Any]) -> dict[str, float]:
     keep_batches(trainer)
     reports = evaluate_module(trainer, MatchModule(matcher), datamodule)
     results = flatten(reports, datamodule)
+    if not trainer.is_global_zero:
+        return results
     print_run(f"{config['checkpoint'] or trained['run']['id']} ({model.fingerprint})", results)
     if config["output"]:
-        folder = Path(config["output"])
-        run_config = {**trained, **changed, "data": data}
+        folder, run_config = Path(config["output"]), {**trained, **changed, "data": data}
         save_evaluation(trainer, matcher, datamodule, run_config, folder, model.fingerprint)
         Run(trained["run"]["id"], folder).write_results(results)
         print(f"results, record and image of hits: {folder}")
+    hand_back(results)
     return results
+
+
+def _data_of(config: dict[str, Any], model: TrainedMatcher) -> dict[str, Any]:
+    """Return the config of the data to evaluate on."""
+    from mim_lightning.lit.datamodule import MatchDataModule
+
+    data = config.get("data") or data_of(model.config, config["checkpoint"])
+    validate_arguments(MatchDataModule, data, "data" if config.get("data") else f"{config['checkpoint']}: data")
+    return {**data, "val_split": config["split"] or data["val_split"]}
+
+
+def _prepare(config: dict[str, Any]) -> None:
+    """Prepare the data for processes to launch, which would not wait for hours, and let go of the model."""
+    from mim_lightning.analysis.html.validation_page import write_validation_report
+    from mim_lightning.data.preparation.preparation import prepare_data
+    from mim_lightning.types import specs_by_field
+
+    model = load_model(config)
+    data = _data_of(config, model)
+    specs = specs_by_field(model.matcher.input_specs())
+    prepare_data(build_preparation(data), write_validation_report, specs=specs, needed=(data["val_split"],))
 
 
 if __name__ == "__main__":

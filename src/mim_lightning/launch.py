@@ -7,6 +7,7 @@ a module this is torchrun, with its errors in one line instead of forty.
 from __future__ import annotations
 
 import ctypes
+import json
 import logging
 import os
 import signal
@@ -23,6 +24,7 @@ from mim_lightning.config import save_config
 from mim_lightning.errors import ChildError, ErrorReport, read_error, write_error
 from mim_lightning.interruption import GRACE, Interruption, exit_after
 
+ANSWER_FILE = "answer.json"  # beside the frozen config
 OTHER_LAUNCHERS = ("LOCAL_RANK", "OMPI_COMM_WORLD_RANK")  # set in the processes that torchrun and others start
 
 
@@ -97,8 +99,14 @@ def _num_gpus() -> int:
     return torch.cuda.device_count()
 
 
-def launch(module: str, config: Mapping[str, Any], num_processes: int) -> None:
-    """Run `python -m <module>` in processes that read the frozen config, and wait for all.
+def hand_back(answer: Any) -> None:
+    """Give plain values to the process that launched this one, if one did; the first rank alone calls it."""
+    if is_launched():
+        Path(os.environ[FROZEN_CONFIG]).with_name(ANSWER_FILE).write_text(json.dumps(answer))
+
+
+def launch(module: str, config: Mapping[str, Any], num_processes: int) -> Any:
+    """Run `python -m <module>` in processes that read the frozen config, wait for all, and return what one hands back.
 
     Raises:
         ChildError: one of them failed; has its report.
@@ -130,12 +138,14 @@ def launch(module: str, config: Mapping[str, Any], num_processes: int) -> None:
             if isinstance(error, Interruption) and left is not None and left.kind == Interruption.__name__:
                 error.where = left.reason
             raise
-        report = read_error(Path(folder) / ERROR_FILE)
+        report, answer = read_error(Path(folder) / ERROR_FILE), Path(folder) / ANSWER_FILE
+        handed_back = json.loads(answer.read_text()) if answer.exists() else None
     if code:
         if report is not None and report.kind == Interruption.__name__:  # one of the processes got a signal
             raise Interruption(signal.SIGTERM, report.reason)
         died = ErrorReport("ChildProcessError", f"the {num_processes} processes ended with code {code}")
         raise ChildError(report or died)
+    return handed_back
 
 
 def _time_to_stop(config: Mapping[str, Any]) -> float:

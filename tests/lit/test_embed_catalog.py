@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -32,11 +33,11 @@ def run(parts: tuple[Matcher, MatchDataModule, dict], shard_idxs: list[int]) -> 
     options = {**config["trainer"], "precision": "32-true"}
     kept: dict[int, tuple[Tensor, Tensor]] = {}
 
-    def keep(shard_idx: int, vectors_ND: Tensor, present_N: Tensor) -> None:
-        assert shard_idx not in kept
+    def keep(shard_idx: int, vectors_ND: Tensor, present_N: Tensor, facts: Iterable[dict]) -> None:
+        assert shard_idx not in kept and len([*facts]) == len(vectors_ND)
         kept[shard_idx] = vectors_ND, present_N
 
-    embed_catalog(build(options), MatchModule(matcher), datamodule, "product", shard_idxs, keep)
+    embed_catalog(build(options, logger=False), MatchModule(matcher), datamodule, "product", shard_idxs, keep)
     return kept
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from mim_lightning.data.preparation.preparation import prepare_shards
 from mim_lightning.data.preparation.prepared import ShardSettings
 from mim_lightning.data.shards.shard_set import ShardSet
 from mim_lightning.data.shards.shard_writer import Record
-from mim_lightning.search.embedding_store import EmbeddingStore, describe_embedding, tabulate_products
+from mim_lightning.search.embedding_store import EmbeddingStore, describe_embedding, tabulate_facts, tabulate_products
 from mim_lightning.search.index.products import type_products
 from tests.shard_sets import write_shard_set
 
@@ -42,21 +43,25 @@ def catalog(tmp_path: Path) -> ShardSet:
     return ShardSet(tmp_path / "catalogue")
 
 
-def fill(folder: EmbeddingStore, *shard_idxs: int) -> None:
+def facts_of(catalog: ShardSet, shard_idx: int) -> Iterable[dict]:
+    return map(catalog.read_facts, range(*catalog.span(shard_idx)))
+
+
+def fill(folder: EmbeddingStore, catalog: ShardSet, *shard_idxs: int) -> None:
     for shard_idx in shard_idxs:
         size = folder.facts.shard_sizes[shard_idx]
         rows = torch.arange(size * 4, dtype=torch.float32).view(size, 4) + 100 * shard_idx
-        folder.write(shard_idx, rows, torch.ones(size, dtype=torch.bool))
+        folder.write(shard_idx, rows, torch.ones(size, dtype=torch.bool), facts_of(catalog, shard_idx))
 
 
 def test_missing_embeddings_are_computed_and_all_returned(catalog: ShardSet, tmp_path: Path) -> None:
     facts = describe_embedding(catalog, "f00d", "product", 4)
     folder = EmbeddingStore(tmp_path / "out", facts)
     assert folder.missing() == [0, 1, 2]
-    fill(folder, 1)
+    fill(folder, catalog, 1)
     folder = EmbeddingStore(tmp_path / "out", facts)
     assert folder.missing() == [0, 2]
-    fill(folder, 0, 2)
+    fill(folder, catalog, 0, 2)
     embedded = folder.collect(catalog)
     assert embedded.product_ids == ["a", "a", "b", "c", "d"]
     assert embedded.vectors[:, 0].tolist() == [0, 4, 100, 104, 200]
@@ -72,8 +77,8 @@ def test_missing_embeddings_are_computed_and_all_returned(catalog: ShardSet, tmp
 
 def test_rows_without_a_vector_are_left_out(catalog: ShardSet, tmp_path: Path) -> None:
     folder = EmbeddingStore(tmp_path / "out", describe_embedding(catalog, "f00d", "product_image", 4))
-    fill(folder, 0, 2)
-    folder.write(1, torch.ones(2, 4), torch.tensor([False, True]))
+    fill(folder, catalog, 0, 2)
+    folder.write(1, torch.ones(2, 4), torch.tensor([False, True]), facts_of(catalog, 1))
     embedded = folder.collect(catalog)
     assert embedded.product_ids == ["a", "a", "c", "d"] and embedded.num_absent == 1
     assert len(embedded.vectors) == 4 and len(embedded.products) == 4
@@ -82,7 +87,7 @@ def test_rows_without_a_vector_are_left_out(catalog: ShardSet, tmp_path: Path) -
 def test_an_empty_gallery_is_an_error(catalog: ShardSet, tmp_path: Path) -> None:
     folder = EmbeddingStore(tmp_path / "out", describe_embedding(catalog, "f00d", "product_image", 4))
     for shard_idx, size in enumerate(catalog.sizes):
-        folder.write(shard_idx, torch.zeros(size, 4), torch.zeros(size, dtype=torch.bool))
+        folder.write(shard_idx, torch.zeros(size, 4), torch.zeros(size, dtype=torch.bool), facts_of(catalog, shard_idx))
     with pytest.raises(ValueError, match="no product has the inputs of 'product_image'"):
         folder.collect(catalog)
 
@@ -99,7 +104,7 @@ def test_another_models_folder_is_refused(catalog: ShardSet, tmp_path: Path, cha
 
 def test_a_damaged_shard_is_named(catalog: ShardSet, tmp_path: Path) -> None:
     folder = EmbeddingStore(tmp_path / "out", describe_embedding(catalog, "f00d", "product", 4))
-    fill(folder, 0, 1, 2)
+    fill(folder, catalog, 0, 1, 2)
     path = tmp_path / "out" / "000001.safetensors"
     path.write_bytes(path.read_bytes()[:-5])
     with pytest.raises(ValueError, match=r"000001.safetensors: damaged"):
@@ -121,6 +126,6 @@ def test_whole_numbers_of_a_table_come_back_whole(tmp_path: Path, kind: str) -> 
         gaps = table.set_column(3, "price", pa.array([5.0, None, 40.0]))  # as a data frame has them
         pa.parquet.write_table(gaps, path)
     catalog = prepare_shards(ManifestSource(str(path), None), tmp_path / "set", ShardSettings()).catalog()
-    typed = type_products(tabulate_products(catalog.read_facts(number) for number in range(3)))
+    typed = type_products(tabulate_products(tabulate_facts(map(catalog.read_facts, range(3)))))
     found = [(record["price"], record["weight"]) for record in typed.records(np.arange(3))]
     assert repr(found) == repr([(5, 0.5), (None, 2.0), (40, None)])

@@ -57,7 +57,7 @@ class MatchDataModule(LightningDataModule):
         val_split: the split that is evaluated.
         distractors: another prepared folder, whose catalog is added to the gallery of every evaluation.
         batch_size: training rows of all processes together.
-        eval_batch_size: evaluation rows of all processes together.
+        eval_batch_size: evaluation rows of all processes together; of each one with `as_one_process`.
         num_workers: loader processes of each rank, and processes that prepare; None: by the machine's cores, up to 8.
         seed: of order and augmentation.
         sampling: which rows form a training batch.
@@ -78,6 +78,8 @@ class MatchDataModule(LightningDataModule):
 
     Attributes:
         opened: the shard sets, each opened once.
+        as_one_process: whether each process evaluates the very batches that one alone would make, so that vectors are
+            equal to the last bit; one needs as much memory then as one alone.
     """
 
     def __init__(
@@ -123,7 +125,7 @@ class MatchDataModule(LightningDataModule):
             parse_mixture(mixture or {}),
         )
         self.epoch_settings = EpochSettings(batch_size, seed, num_interleaved, shuffle_window_shards, rows_per_epoch)
-        self.seed = seed
+        self.seed, self.as_one_process = seed, False
         names = [MAIN, *([DISTRACTOR_SET] if self.distractors else []), *self.mixture]
         self.versions = {**parse_versions(version, names), **(versions or {})}
         self.opened, self._is_prepared = self._open(prepared), prepared is not None or source is None
@@ -236,14 +238,16 @@ class MatchDataModule(LightningDataModule):
 
     def _evaluation_loader(self, shards: ShardSet, side: str, numbers: np.ndarray | None = None) -> StreamLoader:
         specs = {name: spec for name, spec in self.specs.items() if side_of(name) == side}
-        # every rank needs a row, to take part in the collectives
-        batch_size = min(self.eval_batch_size, len(shards) if numbers is None else max(1, len(numbers)))
-        world_size = self._placement()["world_size"]
-        batch_size = -(-batch_size // world_size) * world_size
+        num_rows, world_size = len(shards) if numbers is None else max(1, len(numbers)), self._placement()["world_size"]
+        batch_size = min(self.eval_batch_size, num_rows)
+        if self.as_one_process:
+            batch_size *= world_size
+        else:  # every rank needs a row, to take part in the collectives
+            batch_size = -(-batch_size // world_size) * world_size
         plan = sequential_order(shards, batch_size) if numbers is None else SelectedOrder(numbers, batch_size)
         features = {tower: table for tower, table in self._features.items() if tower in specs}
         collate = Collate(specs, shards.max_relevant, image_key=self._image_key(), features=features)
-        return StreamLoader(shards, collate, plan, **self._placement())
+        return StreamLoader(shards, collate, plan, **self._placement(), in_whole_batches=self.as_one_process)
 
     def _image_key(self) -> Callable[[bytes], int]:
         """Return how evaluation recognizes equal images: by pixels, or by bytes if there are many."""
@@ -251,12 +255,12 @@ class MatchDataModule(LightningDataModule):
         return hash_pixels if num_rows <= MAX_KNOWN else hash_bytes
 
     def catalog_pass(self, shard_idxs: Sequence[int]) -> SequentialLoader:
-        """Return this rank's part of a pass over some shards of the catalog."""
+        """Return this rank's part of a pass over some shards of the catalog, in the batches of one process."""
         shards, placement = self.opened.catalog, self._placement()
         rank, world_size = placement.pop("rank"), placement.pop("world_size")
         specs = {name: spec for name, spec in self.specs.items() if side_of(name) == "product"}
-        batch_size = max(1, self.eval_batch_size // world_size)
-        return SequentialLoader(shards, Collate(specs), shard_idxs[rank::world_size], batch_size, **placement)
+        own = shard_idxs[rank::world_size]
+        return SequentialLoader(shards, Collate(specs), own, self.eval_batch_size, **placement)
 
     def _placement(self) -> dict[str, Any]:
         trainer = self.trainer

@@ -6,7 +6,7 @@ in progress.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -15,17 +15,17 @@ from torch import Tensor
 
 from mim_lightning.data.loading.loader import SequentialLoader
 from mim_lightning.data.shards.shard_set import ShardSet
-from mim_lightning.lit.console import ProgressBar
 from mim_lightning.lit.datamodule import MatchDataModule
 from mim_lightning.lit.trainer import keep_batches
 from mim_lightning.model.matcher import Matcher
 from mim_lightning.types import Batch, Embeddings
 
-KeepShard = Callable[[int, Tensor, Tensor], None]  # shard number, (n, D) float32 vectors, (n,) bool present
+# shard number, (n, D) float32 vectors, (n,) bool present, facts of each row
+KeepShard = Callable[[int, Tensor, Tensor, Iterable[dict[str, Any]]], None]
 
 
 def embed_catalog(
-    make_trainer: Callable[..., Trainer],
+    trainer: Trainer,
     module: LightningModule,
     datamodule: MatchDataModule,
     gallery: str,
@@ -35,14 +35,14 @@ def embed_catalog(
     """Embed shards of the catalog; several processes divide the shards, and all end together.
 
     Args:
-        make_trainer: called with callbacks and logger.
+        trainer: without callbacks that write.
         gallery: tower or fusion whose vectors are computed; those of its towers, side by side, if it combines scores.
+        shard_idxs: the same on every process.
         keep: called for each finished shard, on the process that embedded it.
     """
     if not shard_idxs:
         return
-    collector = _ShardCollector(datamodule.opened.catalog, gallery, shard_idxs, keep)
-    trainer = make_trainer(callbacks=[ProgressBar(), collector], logger=False)
+    trainer.callbacks.append(_ShardCollector(datamodule.opened.catalog, gallery, shard_idxs, keep))  # type: ignore[attr-defined]
     keep_batches(trainer)
     trainer.predict(module, datamodule=_CatalogPass(datamodule, shard_idxs), return_predictions=False)
 
@@ -66,7 +66,7 @@ class _ShardCollector(Callback):
 
     def __init__(self, shards: ShardSet, gallery: str, shard_idxs: Sequence[int], keep: KeepShard) -> None:
         self.ends = {shards.span(idx)[1] - 1: idx for idx in shard_idxs}  # last sample -> shard
-        self.gallery, self.keep = gallery, keep
+        self.shards, self.gallery, self.keep = shards, gallery, keep
         self.parts: list[tuple[Tensor, Tensor]] = []
 
     def on_predict_batch_end(
@@ -91,4 +91,5 @@ class _ShardCollector(Callback):
         if shard_idx is not None:
             vectors_ND, present_N = (torch.cat(part) for part in zip(*self.parts, strict=True))
             self.parts.clear()
-            self.keep(shard_idx, vectors_ND, present_N)
+            facts = map(self.shards.read_facts, range(*self.shards.span(shard_idx)))
+            self.keep(shard_idx, vectors_ND, present_N, facts)

@@ -1,12 +1,14 @@
-"""An embedded catalog on disk: one safetensors file per shard, and a Parquet table of the product of each row.
+"""An embedded catalog on disk: for each shard its vectors (safetensors) and its products (Parquet).
 
 Files carry the fingerprint of the model and are written atomically, so an interrupted pass continues with the shards
-that are missing.
+that are missing. Several processes may write different shards. Rows of all shards come together in a file, not in
+memory; the table of products has to fit.
 """
 
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -26,6 +29,10 @@ from mim_lightning.io.damaged_file import errors_as_damaged_file
 
 FACTS_FILE = "embeddings.json"
 ROWS_FILE = "rows.parquet"
+ID, RECORD = "product_id", "record"
+FACTS_SCHEMA = pa.schema([(ID, pa.large_string()), (RECORD, pa.large_string())])
+BLOCK_ROWS = 1 << 16  # products that are Python objects at the same time
+IN_MEMORY = 1 << 28  # bytes of vectors; more are in a file
 
 
 @dataclass(frozen=True)
@@ -80,72 +87,123 @@ class EmbeddingStore:
         """Return the shards that are not embedded yet."""
         return [idx for idx in range(len(self.facts.shard_sizes)) if not self._path(idx).exists()]
 
-    def write(self, shard_idx: int, vectors_ND: Tensor, present_N: Tensor) -> None:
-        """Write one whole shard."""
+    def write(self, shard_idx: int, vectors_ND: Tensor, present_N: Tensor, facts: Iterable[dict[str, Any]]) -> None:
+        """Write one whole shard.
+
+        Args:
+            facts: of each row, as `ShardSet.read_facts` returns them.
+        """
+        with atomic_write(self._products_path(shard_idx)) as partial:
+            pa.parquet.write_table(tabulate_facts(facts), partial, compression="zstd")
         tensors = {"vectors": vectors_ND.contiguous(), "present": present_N.contiguous()}
         metadata = {"fingerprint": self.facts.fingerprint, "gallery": self.facts.gallery}
         with atomic_write(self._path(shard_idx)) as partial:
             save_file(tensors, partial, metadata=metadata)
 
     def collect(self, catalog: ShardSet) -> EmbeddedCatalog:
-        """Read all shards, and write the table of rows beside them.
+        """Return the rows of all shards, and write the table of rows beside them.
 
         Raises:
             ValueError: a file is damaged, or of another model; or no row has the inputs of the gallery.
         """
-        parts = [self._read(idx) for idx in range(len(self.facts.shard_sizes))]
-        present = np.concatenate([present for _, present in parts])
-        vectors = np.concatenate([vectors for vectors, _ in parts])
-        facts = list(catalog.all_facts())
-        if not present.any():
+        shard_idxs = range(len(self.facts.shard_sizes))
+        present_N = np.concatenate([self._read(idx, "present") for idx in shard_idxs])
+        if not present_N.any():
             raise ValueError(f"{self.facts.catalog}: no product has the inputs of '{self.facts.gallery}'")
-        if not present.all():
-            vectors = vectors[present]
-        rows = pa.table(
-            {"product_id": [fact["product_id"] for fact in facts], "sample_num": range(len(facts)), "present": present}
-        )
+        vectors_ND, start = self._allocate(int(present_N.sum())), 0
+        for idx in shard_idxs:
+            part_ND = self._read(idx, "vectors")[self._read(idx, "present")]
+            vectors_ND[start : start + len(part_ND)] = part_ND
+            start += len(part_ND)
+        products = pa.concat_tables(self._read_products(idx, catalog) for idx in shard_idxs)
+        rows = pa.table({"product_id": products[ID], "sample_num": range(len(products)), "present": present_N})
         with atomic_write(self.folder / ROWS_FILE) as partial:
             pa.parquet.write_table(rows, partial)
-        ids = rows.filter(rows["present"])["product_id"].to_pylist()
-        return EmbeddedCatalog(self.facts, vectors, ids, tabulate_products(facts), int((~present).sum()))
+        ids = rows.filter(rows["present"])[ID].to_pylist()
+        return EmbeddedCatalog(self.facts, vectors_ND, ids, tabulate_products(products), int((~present_N).sum()))
+
+    def _allocate(self, num_rows: int) -> np.ndarray:
+        """Return an array for the vectors; a large one is in a file that is gone when nobody uses it."""
+        shape = num_rows, self.facts.dimension
+        if 4 * num_rows * self.facts.dimension <= IN_MEMORY:
+            return np.empty(shape, np.float32)
+        with tempfile.TemporaryFile(dir=self.folder) as file:
+            return np.memmap(file, np.float32, "w+", shape=shape)
 
     def _path(self, shard_idx: int) -> Path:
         return self.folder / f"{shard_idx:06d}.safetensors"
 
-    def _read(self, shard_idx: int) -> tuple[np.ndarray, np.ndarray]:
+    def _products_path(self, shard_idx: int) -> Path:
+        return self.folder / f"{shard_idx:06d}.products.parquet"
+
+    def _read(self, shard_idx: int, part: str) -> np.ndarray:
         path, size = self._path(shard_idx), self.facts.shard_sizes[shard_idx]
         with errors_as_damaged_file(path, "remove it and run again"), safe_open(path, "numpy") as file:
             fingerprint = (file.metadata() or {}).get("fingerprint")
-            vectors, present = file.get_tensor("vectors"), file.get_tensor("present")
-        if fingerprint != self.facts.fingerprint or len(vectors) != size:
+            values = file.get_tensor(part)
+        if fingerprint != self.facts.fingerprint or len(values) != size:
             raise ValueError(
-                f"{path}: {len(vectors)} rows of model {fingerprint}, expected {size} of {self.facts.fingerprint}; "
+                f"{path}: {len(values)} rows of model {fingerprint}, expected {size} of {self.facts.fingerprint}; "
                 "remove it and run again"
             )
-        return vectors, present
+        return values
+
+    def _read_products(self, shard_idx: int, catalog: ShardSet) -> pa.Table:
+        path = self._products_path(shard_idx)
+        if not path.exists():  # embedded by a version before 0.2
+            return tabulate_facts(catalog.read_facts(number) for number in range(*catalog.span(shard_idx)))
+        with errors_as_damaged_file(path, f"remove it and {self._path(shard_idx).name} and run again"):
+            table = pa.parquet.read_table(path)
+            if table.schema != FACTS_SCHEMA or len(table) != self.facts.shard_sizes[shard_idx]:
+                raise ValueError(f"{len(table)} rows of {', '.join(table.column_names)}")
+        return table
 
 
-def tabulate_products(facts: Iterable[dict]) -> pa.Table:
-    """Return one row per product; a further column is a number where every value is one."""
-    by_id = {fact["product_id"]: fact for fact in reversed(list(facts))}
-    rows = [
-        {
-            **fact.get("metadata", {}),
-            "product_id": product_id,
-            "title": fact.get("title") or (fact.get(PRODUCT_TEXT) or "").split(". ")[0] or None,
-            "category": fact["category"],
-        }
-        for product_id, fact in sorted(by_id.items())
+def tabulate_facts(facts: Iterable[dict[str, Any]]) -> pa.Table:
+    """Return a row for each row of a shard: id of the product, and its record as JSON."""
+    ids, records = [], []
+    for fact in facts:
+        title = fact.get("title") or (fact.get(PRODUCT_TEXT) or "").split(". ")[0] or None
+        ids.append(fact["product_id"])
+        records.append(json.dumps({**fact.get("metadata", {}), "title": title, "category": fact["category"]}))
+    return pa.table([ids, records], schema=FACTS_SCHEMA)
+
+
+def tabulate_products(facts: pa.Table) -> pa.Table:
+    """Return one row per product, its first, ascending by id; a further column is a number where every value is one.
+
+    Args:
+        facts: from `tabulate_facts`.
+    """
+    facts = facts.take(pc.sort_indices(facts[ID]))  # stable: rows of a product stay in their order
+    ids = facts[ID].combine_chunks()
+    if len(facts) > 1:
+        facts = facts.filter(pa.concat_arrays([pa.array([True]), pc.not_equal(ids[1:], ids[:-1])]))
+    kinds: dict[str, set[type]] = {"title": set(), "category": set()}
+    for block in facts.to_batches(BLOCK_ROWS):
+        for record in _parse(block):
+            for name, value in record.items():
+                kinds.setdefault(name, set()).add(type(value))
+    kinds.pop(ID, None)
+    names = ["title", "category", *sorted(kinds.keys() - {"title", "category"})]
+    blocks = [
+        [_to_column([record.get(name) for record in records], kinds[name]) for name in names]
+        for records in map(_parse, facts.to_batches(BLOCK_ROWS))
     ]
-    names = ["product_id", "title", "category"]
-    names += sorted({name for row in rows for name in row} - set(names))
-    return pa.table({name: _to_column([row.get(name) for row in rows]) for name in names})
+    columns = {name: pa.chunked_array(parts) for name, parts in zip(names, zip(*blocks, strict=True), strict=True)}
+    return pa.table({ID: facts[ID], **columns})
 
 
-def _to_column(values: list[Any]) -> pa.Array:
+def _parse(block: pa.RecordBatch) -> list[dict[str, Any]]:
+    return [json.loads(record) for record in block[RECORD].to_pylist()]
+
+
+def _to_column(values: list[Any], kinds: set[type]) -> pa.Array:
+    """Return a block of a column whose values are of these types."""
     # text from a CSV stays text here: the index decides whether all cells are numbers
-    if all(value is None or isinstance(value, int | float) for value in values):
-        if not any(isinstance(value, float) for value in values):
-            return pa.array(values)
+    given = kinds - {type(None)}
+    if len(given) <= 1 and given <= {int, bool}:
+        return pa.array(values, {bool: pa.bool_(), int: pa.int64()}[given.pop()] if given else pa.null())
+    if float in given and given <= {int, bool, float}:
         return pa.array([None if value is None else float(value) for value in values], pa.float64())
     return pa.array([None if value is None else str(value) for value in values], pa.string())

@@ -59,7 +59,12 @@ class ShardDataset(Dataset[Any]):
 
 
 class RankSampler(Sampler[BatchRequest]):
-    """Split the global batches of an epoch between ranks in equal parts; repeats complete the last batch."""
+    """Split the global batches of an epoch between ranks in equal parts; repeats complete the last batch.
+
+    Args:
+        in_whole_batches: give each rank batches that one process would make, in turn: a rank has as many rows of the
+            last global batch as are left for it, at least one repeat.
+    """
 
     def __init__(
         self,
@@ -69,6 +74,7 @@ class RankSampler(Sampler[BatchRequest]):
         world_size: int,
         buffers: SharedBatchBuffers | None = None,
         num_workers: int = 0,
+        in_whole_batches: bool = False,
     ) -> None:
         if order.global_batch_size % world_size:
             raise ValueError(
@@ -78,6 +84,7 @@ class RankSampler(Sampler[BatchRequest]):
         self.shards, self.order, self.rank, self.world_size = shards, order, rank, world_size
         self.epoch, self.start, self.buffers, self.num_workers = 0, 0, buffers, num_workers
         self._ahead: ReadAhead | None = None
+        self.in_whole_batches = in_whole_batches
 
     def __len__(self) -> int:
         return self.order.num_batches
@@ -117,9 +124,10 @@ class RankSampler(Sampler[BatchRequest]):
 
     def _part(self, batch: np.ndarray) -> tuple[np.ndarray, int]:
         """Return this rank's rows of a global batch, and how many at their end are repeats."""
-        num_rows = -(-len(batch) // self.world_size)
+        num_split = self.order.global_batch_size if self.in_whole_batches else len(batch)
+        num_rows = -(-num_split // self.world_size)
         part = batch[self.rank * num_rows : (self.rank + 1) * num_rows]
-        num_padding = num_rows - len(part)
+        num_padding = int(not len(part)) if self.in_whole_batches else num_rows - len(part)
         return np.concatenate([part, np.resize(batch, num_padding)]), num_padding
 
 
@@ -141,11 +149,13 @@ class StreamLoader(DataLoader[LoadedBatch]):
         num_workers: int = 0,
         pin_memory: bool = False,
         policy: CorruptSamplePolicy | None = None,
+        in_whole_batches: bool = False,
     ) -> None:
         policy = policy or CorruptSamplePolicy()
         num_rows = -(-order.global_batch_size // world_size)
         self.buffers = make_buffers(collate.prepared_specs, num_rows, num_workers, PREFETCH_FACTOR)
-        self.ranks, self.order = RankSampler(shards, order, rank, world_size, self.buffers, num_workers), order
+        self.order = order
+        self.ranks = RankSampler(shards, order, rank, world_size, self.buffers, num_workers, in_whole_batches)
         self.epoch, self.consumed = 0, 0
         self.skipped = SkipCounter(policy, str(shards.folder), order.num_samples)
         super().__init__(

@@ -1,0 +1,66 @@
+"""`evaluate` and `build_index` in processes of a launcher give what one process gives, to the last bit."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow.parquet
+import pytest
+from safetensors.numpy import load_file
+
+from mim_lightning.build_index import build_index
+from mim_lightning.config import compose
+from mim_lightning.evaluate import evaluate
+from mim_lightning.run import identify
+from mim_lightning.train import train
+from tests.flow.entry_points import start
+from tests.shop import small, write_shop
+
+CLOCK = ("build_seconds", "created")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("processes")
+    write_shop(folder / "shop", num_products=7)
+    sizes = ["data.shards.samples_per_shard=3", "data.eval_batch_size=2"]  # the last batch of each set is smaller
+    config = compose("train", small(folder, "model=4tower", "trainer.max_epochs=1", *sizes))
+    train(config)
+    return identify(config)[0].last_checkpoint
+
+
+def commands(checkpoint: Path, folder: Path, *more: str) -> list[tuple[str, list[str]]]:
+    words = [f"checkpoint={checkpoint}", "trainer=cpu", *more]
+    return [("evaluate", [*words, f"output={folder}/evaluated"]), ("build_index", [*words, f"output={folder}/index"])]
+
+
+def start_ranks(num_processes: int, given: list[tuple[str, list[str]]]) -> tuple[int, str, str]:
+    finished = start(str(num_processes), json.dumps(given), module="tests.flow.ranks")
+    return finished.returncode, finished.stdout, finished.stderr
+
+
+@pytest.mark.parametrize("num_processes", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_processes_of_a_launcher_give_what_one_gives(checkpoint: Path, tmp_path: Path, num_processes: int) -> None:
+    one, several = tmp_path / "one", tmp_path / "several"
+    for name, words in commands(checkpoint, one):
+        {"evaluate": evaluate, "build_index": build_index}[name](compose(name, words))
+
+    code, output, errors = start_ranks(num_processes, commands(checkpoint, several, f"trainer.devices={num_processes}"))
+
+    assert code == 0, errors
+    assert output.count("mrr") == 1 and output.count("recall@10") == 1, "one process prints"
+    for name in ("results.json", "evaluation/record.json"):
+        assert (several / "evaluated" / name).read_bytes() == (one / "evaluated" / name).read_bytes(), name
+    assert sorted(path.name for path in (one / "evaluated").rglob("*")) == sorted(
+        path.name for path in (several / "evaluated").rglob("*")
+    )
+    for path in one.rglob("*.safetensors"):
+        mine, other = load_file(path), load_file(several / path.relative_to(one))
+        assert mine.keys() == other.keys() and all((mine[key] == other[key]).all() for key in mine), path
+    cards = [json.loads((folder / "index" / "card.json").read_text()) for folder in (one, several)]
+    assert len({json.dumps({k: v for k, v in card.items() if k not in (*CLOCK, "files")}) for card in cards}) == 1
+    contents = [sorted((part["crc32"], part["num_bytes"]) for part in card["files"].values()) for card in cards]
+    assert contents[0] == contents[1], "the same rows in the same order"
+    tables = [pyarrow.parquet.read_table(folder / "index" / "embeddings" / "rows.parquet") for folder in (one, several)]
+    assert tables[0].equals(tables[1])
