@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import pyarrow.parquet
@@ -64,3 +65,29 @@ def test_processes_of_a_launcher_give_what_one_gives(checkpoint: Path, tmp_path:
     assert contents[0] == contents[1], "the same rows in the same order"
     tables = [pyarrow.parquet.read_table(folder / "index" / "embeddings" / "rows.parquet") for folder in (one, several)]
     assert tables[0].equals(tables[1])
+
+
+def test_a_failure_of_one_process_ends_all_and_what_is_embedded_stays(
+    checkpoint: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    words = [f"checkpoint={checkpoint}", "trainer=cpu", f"output={tmp_path}/index"]
+    build_index(compose("build_index", words))
+    (shard,) = checkpoint.parents[3].rglob("catalogue/000001.tar")
+    first, second, third = (tmp_path / "index" / "embeddings" / f"{idx:06d}.safetensors" for idx in range(3))
+    before, content = (load_file(second), first.stat().st_mtime_ns), shard.read_bytes()
+    second.unlink()
+    third.unlink()
+    shard.write_bytes(b"x" * len(content))
+    started = time.monotonic()
+
+    code, _, errors = start_ranks(2, [("build_index", [*words, "trainer.devices=2"])])
+
+    shard.write_bytes(content)
+    assert code == 1 and time.monotonic() - started < 60
+    assert errors.count("error:") == 1 and "catalogue/000001.tar" in errors and not second.exists()
+    num_left = 1 + third.exists()
+    capfd.readouterr()
+    build_index(compose("build_index", words))
+    assert f"{num_left} of 3 shards are embedded already" in capfd.readouterr().out
+    after = load_file(second), first.stat().st_mtime_ns
+    assert after[1] == before[1] and all((after[0][key] == before[0][key]).all() for key in before[0])

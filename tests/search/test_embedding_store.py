@@ -19,6 +19,7 @@ from mim_lightning.data.preparation.preparation import prepare_shards
 from mim_lightning.data.preparation.prepared import ShardSettings
 from mim_lightning.data.shards.shard_set import ShardSet
 from mim_lightning.data.shards.shard_writer import Record
+from mim_lightning.search import embedding_store
 from mim_lightning.search.embedding_store import EmbeddingStore, describe_embedding, tabulate_facts, tabulate_products
 from mim_lightning.search.index.products import type_products
 from tests.shard_sets import write_shard_set
@@ -129,3 +130,59 @@ def test_whole_numbers_of_a_table_come_back_whole(tmp_path: Path, kind: str) -> 
     typed = type_products(tabulate_products(tabulate_facts(map(catalog.read_facts, range(3)))))
     found = [(record["price"], record["weight"]) for record in typed.records(np.arange(3))]
     assert repr(found) == repr([(5, 0.5), (None, 2.0), (40, None)])
+
+
+def test_columns_are_typed_over_all_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embedding_store, "BLOCK_ROWS", 2)
+    columns: dict[str, list] = {
+        "whole": [1, None, 2**40, 3, None],
+        "mixed": [1, 2, 0.5, None, 4],
+        "text": [1, 2, "x", None, 0.25],
+        "flag": [True, None, False, True, True],
+        "flag_or_number": [True, 2, None, None, None],
+        "flag_or_fraction": [True, 0.5, None, None, None],
+        "empty": [None] * 5,
+        "nested": [[1, "a"], {"b": 2}, None, None, None],
+    }
+    facts = [
+        {
+            "product_id": f"p{9 - row}",
+            "category": None,
+            "title": "é",
+            "metadata": {n: v[row] for n, v in columns.items()},
+        }
+        for row in range(5)
+    ]
+    later = [{**fact, "title": "later"} for fact in facts]  # of a product the first row counts
+    table = tabulate_products(tabulate_facts([*facts, *later]))
+    assert table["product_id"].to_pylist() == ["p5", "p6", "p7", "p8", "p9"] and set(table["title"].to_pylist()) == {
+        "é"
+    }
+    expected = {
+        **columns,
+        "mixed": [1.0, 2.0, 0.5, None, 4.0],
+        "text": ["1", "2", "x", None, "0.25"],
+        "flag_or_number": ["True", "2", None, None, None],
+        "flag_or_fraction": [1.0, 0.5, None, None, None],
+        "nested": ["[1, 'a']", "{'b': 2}", None, None, None],
+    }
+    for name, values in expected.items():
+        assert repr(table[name].to_pylist()[::-1]) == repr(values), name
+
+
+def test_shards_of_a_former_version_and_large_vectors_give_the_same(
+    catalog: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = EmbeddingStore(tmp_path / "out", describe_embedding(catalog, "f00d", "product", 4))
+    fill(folder, catalog, 0, 1, 2)
+    before = folder.collect(catalog)
+    (tmp_path / "out" / "000001.products.parquet").unlink()  # it wrote none
+    monkeypatch.setattr(embedding_store, "IN_MEMORY", 0)
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    after = folder.collect(catalog)
+    assert isinstance(after.vectors, np.memmap) and np.array_equal(after.vectors, before.vectors)
+    assert after.products.equals(before.products) and after.product_ids == before.product_ids
+    assert {path.name for path in (tmp_path / "out").iterdir()} == names
+    (tmp_path / "out" / "000002.products.parquet").write_bytes(b"half")
+    with pytest.raises(ValueError, match=r"000002.products.parquet: damaged .*remove it and 000002.safetensors"):
+        folder.collect(catalog)
