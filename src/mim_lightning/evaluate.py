@@ -73,7 +73,7 @@ def evaluate(config: dict[str, Any]) -> dict[str, float]:
         raise ValueError(f"{config['checkpoint']}: callbacks.retrieval_eval: is missing, nothing is evaluated")
     if config["whole_gallery"]:
         evaluation = {**evaluation, "num_distractors": None}
-        changed["monitor"] = whole_name(changed["monitor"])
+        changed["monitor"] = whole_name(str(changed["monitor"]))
     precision = config["trainer"]["precision"]
     as_trained = (trained.get("trainer") or {}).get("precision") if precision == "auto" else precision
     options = {**config["trainer"], "precision": as_trained}

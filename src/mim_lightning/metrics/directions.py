@@ -32,6 +32,7 @@ from mim_lightning.types import (
 IDS = ("query_keys", "product_keys", "asked_keys", "asked_grades", "shown_keys", "category_keys")  # as stored
 HAS, IMAGE = "has_", "picture_keys"
 
+GALLERY_COLUMNS = ("product_keys", "category_keys", IMAGE)  # all that ranking reads of the gallery
 PHOTO, WORDS = QUERY_IMAGE, QUERY_TEXT
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mim_lightning.display.numbers import format_bytes, format_count
+from mim_lightning.metrics.row_vectors import READ_ROWS
 
 _ROW_BYTES = 120  # a gallery row while a direction is ranked: positions, products and their distinct keys, as integers
 _SCORE_BYTES = 150  # a gallery row while a query is ranked in full, or by a combination of scores
+_SEARCH_BYTES = 2**24  # FAISS scores 4096 queries with 1024 rows at once
 _RESULT_BYTES = 400  # a query in the report of a direction: its metrics, first hits and rank
 
 
@@ -56,9 +58,11 @@ class EvaluationMemory:
     def ranking_bytes(self) -> int:
         """Return what ranking needs more: ids and results of all queries, integers of its rows, working memory."""
         ids = self.num_queries * (2 * 8 * self.query_ids + _RESULT_BYTES * self.num_directions)
+        # a fusion of rows: its parts, their sum, and copies of it
+        reading = READ_ROWS * self.width * 4 * (self.gallery_towers + 3)
         # small sets need less than they may
         most = self.num_queries * self.num_gallery * _SCORE_BYTES + self.own_gallery * self.width * 4
-        return ids + self.own_gallery * _ROW_BYTES + min(self.working_bytes, most)
+        return ids + self.own_gallery * _ROW_BYTES + reading + _SEARCH_BYTES + min(self.working_bytes, most)
 
     def describe(self, place: str) -> str:
         """Return one line; `place` is where the vectors are kept."""

@@ -70,13 +70,13 @@ class GalleryBlocks:
         """
         best: tuple[Tensor, Tensor] | None = None
         for block, keys_P, idx_N in self._blocks:
-            vectors_ND = self.vectors.read(block)
-            if not len(vectors_ND):
-                products_QK = torch.empty(len(query_QD), 0, dtype=torch.int64, device=query_QD.device)
-                return products_QK, query_QD.new_empty(len(query_QD), 0)
-            gallery = _Gallery(vectors_ND, idx_N.to(vectors_ND.device), keys_P.to(vectors_ND.device))
-            score_block = None if score is None else partial(score, gallery_NE=vectors_ND)
+            if block.stop == block.start:
+                empty_Q0 = query_QD.new_empty(len(query_QD), 0)
+                return empty_Q0.long(), empty_Q0
+            gallery = _Gallery(self.vectors.read(block), idx_N.to(query_QD.device), keys_P.to(query_QD.device))
+            score_block = None if score is None else partial(score, gallery_NE=gallery.vectors)
             found = _rank(query_QD, gallery, depth, memory_bytes, left_out_keys_QR, score_block)
+            del gallery, score_block  # before the next block is read
             if best is not None:
                 products_QM, scores_QM = (torch.cat(pair, dim=1) for pair in zip(best, found, strict=True))
                 found = merge_rankings(products_QM, scores_QM, depth, self.has_one_row_each)

@@ -11,7 +11,8 @@ from torch import Tensor
 from mim_lightning.metrics.collectives import gather_rows, sum_of_ranks, world
 
 Rows = Tensor | slice  # positions, or a contiguous part
-BLOCK_BYTES = 2**26  # of float32 vectors that are checked at once
+BLOCK_BYTES = 2**23  # of float32 vectors that are checked at once
+READ_ROWS = 2**11  # that are computed at once
 BLOCK_ROWS = 1024  # FAISS ranks so many at once: blocks of a multiple of them are ranked as the whole is
 
 
@@ -52,6 +53,15 @@ class RowVectors:
     def read(self, block: slice = slice(None)) -> Tensor:
         """Return the vectors (n, D) of a block, float32 and contiguous."""
         rows = self.rows[block]
+        if self.is_stored or len(rows) <= READ_ROWS:
+            return self._make(rows)
+        # part by part: a fusion makes several vectors of a row, and adds them
+        vectors_ND = torch.empty(len(rows), self.width, device=self.device)
+        for filled, part in zip(vectors_ND.split(READ_ROWS), rows.split(READ_ROWS), strict=True):
+            filled.copy_(self._make(part))
+        return vectors_ND
+
+    def _make(self, rows: Tensor) -> Tensor:
         first = int(rows[0]) if len(rows) else 0
         is_range = len(rows) and int(rows[-1]) - first == len(rows) - 1 and bool((rows.diff() == 1).all())
         return self.make(slice(first, first + len(rows)) if is_range else rows).contiguous()

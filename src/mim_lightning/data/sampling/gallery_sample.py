@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -87,6 +88,9 @@ class SelectedOrder:
     def batches(self, epoch: int, start: int = 0) -> Iterator[np.ndarray]:
         for first in range(start, self.num_samples, self.global_batch_size):
             yield self.numbers[first : first + self.global_batch_size]
+
+    def passes(self) -> dict[str, Any]:
+        return {}  # nothing is shuffled
 
     def state_key(self) -> dict[str, int | float | str]:
         return {"order": "selected", "batch_size": self.global_batch_size, "num_samples": self.num_samples}

@@ -21,7 +21,14 @@ from mim_lightning.fields import PRODUCT, QUERY
 from mim_lightning.lit.datamodule import DISTRACTORS, GALLERY, QUERIES
 from mim_lightning.metrics import EmbeddingCollector, EmbeddingTable, check_complete
 from mim_lightning.metrics.collectives import sum_of_ranks
-from mim_lightning.metrics.directions import column_names, columns_of, counts_row, evaluate_countable, read_vectors
+from mim_lightning.metrics.directions import (
+    GALLERY_COLUMNS,
+    column_names,
+    columns_of,
+    counts_row,
+    evaluate_countable,
+    read_vectors,
+)
 from mim_lightning.metrics.fusion_parts import find_weak_fusions
 from mim_lightning.metrics.memory import EvaluationMemory
 from mim_lightning.metrics.row_vectors import check_finite_rows
@@ -99,6 +106,7 @@ class RetrievalEval(Callback):
         self.storage_device, self.storage_dtype = storage_device, STORAGE_DTYPES[storage_dtype]
         self.num_distractors, self.distractor_seed = num_distractors, distractor_seed
         self.memory: EvaluationMemory | None = None  # of the last pass
+        self.collectors: dict[int, EmbeddingCollector] = {}
         self.tables: tuple[EmbeddingTable, EmbeddingTable] | None = None  # queries and gallery of the last pass
         self.reports: dict[str, RetrievalReport] = {}  # of the last pass
         self.empty: dict[str, str] = {}  # directions without a query in the last pass, and why
@@ -123,13 +131,13 @@ class RetrievalEval(Callback):
             raise ValueError(
                 f"monitor={self.monitor}: is no metric of a direction; they start with {' or '.join(keys)}"
             )
-        _, direction, metric = self.monitor.split("/", 2)
+        _, monitored, metric = self.monitor.split("/", 2)
         named = sampled_name(whole_name(metric), self.num_distractors)
         if named != metric:
             size = "null" if self.num_distractors is None else self.num_distractors
             raise ValueError(
                 f"monitor={self.monitor}: is no metric of callbacks.retrieval_eval.num_distractors={size}; give "
-                f"monitor=val/{direction}/{named}"
+                f"monitor=val/{monitored}/{named}"
             )
         trainer.datamodule.sample_gallery(self.num_distractors, self.distractor_seed)  # type: ignore[attr-defined]
         if stage == "fit":
@@ -169,16 +177,16 @@ class RetrievalEval(Callback):
         if self.memory is None and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             rank_zero_info(memory.describe("host memory" if self._storage.type == "cpu" else "the device's memory"))
         self.memory = memory
-        names, columns = pl_module.matcher.tower_names, column_names(self.query_fields)
-        self.collectors = {
-            place: EmbeddingCollector(
-                [name for name in names if side_of(name) == side], columns, num_rows, self._storage, self.storage_dtype
-            )
-            for place, side, num_rows in (
-                (QUERIES, QUERY, memory.own_queries),
-                (GALLERY, PRODUCT, memory.own_gallery),
-            )
-        }
+        for place, side, num_rows in ((QUERIES, QUERY, memory.own_queries), (GALLERY, PRODUCT, memory.own_gallery)):
+            names = [name for name in pl_module.matcher.tower_names if side_of(name) == side]
+            columns = self._columns(side, memory.num_queries + memory.num_gallery)
+            self.collectors[place] = EmbeddingCollector(names, columns, num_rows, self._storage, self.storage_dtype)
+
+    def _columns(self, side: str, num_rows: int) -> tuple[str, ...]:
+        """Return the columns that are collected: of a gallery that is not kept with the record, what ranking reads."""
+        if side == PRODUCT and num_rows > self.max_kept_rows:
+            return GALLERY_COLUMNS
+        return column_names(self.query_fields)
 
     @property
     def _storage(self) -> torch.device:
@@ -189,20 +197,23 @@ class RetrievalEval(Callback):
         opened = trainer.datamodule.opened  # type: ignore[attr-defined]
         orders = [loader.order for loader in trainer.val_dataloaders]  # type: ignore[union-attr]
         own = [_rows_of_rank(order, trainer.world_size) for order in orders]
-        num_ids = 1 + len(column_names(self.query_fields))  # with the row's key; of which three have one a relevant row
-        widths = [3 * (max(1, shards.max_relevant) - 1) for shards in (opened.queries, *opened.gallery)]
+        num_samples = [order.num_samples for order in orders]
+        columns = {side: self._columns(side, sum(num_samples)) for side in (QUERY, PRODUCT)}
+        # with the row's key; three columns have one a relevant product
+        num_ids = {side: 1 + len(names) for side, names in columns.items()}
+        more = 3 * (max(shards.max_relevant for shards in (opened.queries, *opened.gallery)) - 1)
         sides = [side_of(name) for name in matcher.tower_names]
         return EvaluationMemory(
-            num_queries=orders[0].num_samples,
-            num_gallery=sum(order.num_samples for order in orders[1:]),
+            num_queries=num_samples[0],
+            num_gallery=sum(num_samples[1:]),
             own_queries=own[0],
             own_gallery=sum(own[1:]),
             query_towers=sides.count(QUERY),
             gallery_towers=sides.count(PRODUCT),
             width=matcher.dimension,
             value_bytes=self.storage_dtype.itemsize,
-            query_ids=num_ids + widths[0],
-            gallery_ids=num_ids + max(widths[1:]),
+            query_ids=num_ids[QUERY] + max(0, more),
+            gallery_ids=num_ids[PRODUCT] + max(0, more),
             num_directions=len(self.directions),
             working_bytes=self.options["memory_bytes"] * 3 // 2,
         )
