@@ -70,7 +70,8 @@ class Pace:
             torch.cuda.synchronize()
         started, cpu = self._start
         segment = {"rows": num_rows, "seconds": time.perf_counter() - started, "cpu_seconds": cpu_seconds() - cpu}
-        segment |= {"start_gib": self._start_memory, "peak_gib": self._memory("VmHWM")}
+        # the kernel counts pages by CPU and lags: a segment that took no memory may read a peak below its start
+        segment |= {"start_gib": self._start_memory, "peak_gib": max(self._start_memory, self._memory("VmHWM"))}
         self._report(segment | {name: float(self._encoded[name]) for name in ("images", "tokens")})
 
     def _memory(self, kind: str) -> float:
