@@ -1,6 +1,8 @@
 # make train: set everything up, then the main job on the embedded default.  make test: set up, then all checks.
 PYTHON ?= python3
 PY := .venv/bin/python
+# Container images often switch it off: every process would compile again what it imports, seconds each.
+export PYTHONDONTWRITEBYTECODE :=
 UV := $(or $(shell command -v uv),.uv/bin/uv)
 
 .DEFAULT_GOAL := help

@@ -9,10 +9,12 @@ import pytest
 from mim_lightning.config import compose
 from mim_lightning.run import Run, identify
 from mim_lightning.train import train
+from tests import preloaded
 from tests.shop import small, write_shop
 
 
 def pytest_configure() -> None:
+    preloaded.start()  # in the process that starts the workers, which find it in their environment
     # a shell has it ignored in what it starts in the background, and every process that a test starts inherits that
     signal.signal(signal.SIGINT, signal.default_int_handler)
 

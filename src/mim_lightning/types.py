@@ -10,16 +10,17 @@ import math
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from mim_lightning.fields import QUERY_FIELDS as QUERY_FIELDS
 from mim_lightning.fields import QUERY_IMAGE
 from mim_lightning.fields import side_of as side_of
 from mim_lightning.ids import NO_KEY as NO_KEY
 from mim_lightning.ids import hash_id as hash_id
+
+if TYPE_CHECKING:  # importing it takes a second, and processes that prepare data compute nothing
+    import torch
+    from torch import Tensor
 
 # --- inputs of encoders -------------------------------------------------------------------------------
 
@@ -37,7 +38,7 @@ class ImageSpec:
     fill: tuple[int, int, int] = (0, 0, 0)  # RGB of the padding
 
 
-Tokenize = Callable[[Sequence[str]], dict[str, Tensor]]
+Tokenize = Callable[[Sequence[str]], "dict[str, Tensor]"]
 CountTokens = Callable[[Sequence[str]], list[int]]
 
 
@@ -52,10 +53,10 @@ class TextSpec:
 
 InputSpec = ImageSpec | TextSpec
 TowerSpec = InputSpec | Mapping[str, InputSpec]  # by field if a tower reads several, or one of another name
-FieldInput = Tensor | dict[str, Tensor]  # uint8 (n, 3, H, W), or token tensors (n, L) by name
+FieldInput: TypeAlias = "Tensor | dict[str, Tensor]"  # uint8 (n, 3, H, W), or token tensors (n, L) by name
 # of a tower over several fields: one each, in their order; of `AnyOf` fields, also (n, F) bool: those that a row has;
 # of a frozen encoder also its features, floats (n, width)
-TowerInput = FieldInput | tuple[FieldInput, ...]
+TowerInput: TypeAlias = "FieldInput | tuple[FieldInput, ...]"
 
 
 class AnyOf(dict[str, InputSpec]):

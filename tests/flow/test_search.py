@@ -8,7 +8,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -26,6 +25,7 @@ from mim_lightning.search.index.factory import open_index
 from mim_lightning.search.product_images import ProductImages
 from mim_lightning.train import train
 from tests.flow.entry_points import start
+from tests.preloaded import PYTHON
 from tests.shop import small, write_shop
 
 
@@ -142,7 +142,7 @@ def test_errors_are_one_line(checkpoint: Path, index: Path, shop: Path) -> None:
 @pytest.fixture
 def service(index: Path, shop: Path) -> Iterator[tuple[str, subprocess.Popen]]:
     pytest.importorskip("fastapi", reason="the extra `serve` is not installed")
-    command = [sys.executable, "-m", "mim_lightning.serve", f"index={index}", "port=0", "ui=false"]
+    command = [os.environ[PYTHON], "-m", "mim_lightning.serve", f"index={index}", "port=0", "ui=false"]
     environment = {**os.environ, "MIM_USER_SALT": "s" * 32}
     more = ["experiment_name=words", "arms={words: {weights: {text: 2}}}"]
     with subprocess.Popen([*command, *more], cwd=shop, env=environment, stdout=subprocess.PIPE, text=True) as process:

@@ -7,6 +7,7 @@ import zipfile
 from pathlib import Path
 
 from tests.flow.entry_points import ROOT
+from tests.preloaded import VENDORS
 from tests.shop import small, write_shop
 
 
@@ -21,10 +22,11 @@ def test_an_installed_wheel_trains_from_another_directory(tmp_path: Path) -> Non
     subprocess.run([*pip, str(wheel)], check=True)
     write_shop(tmp_path / "shop")
     environment = {**os.environ, "PYTHONPATH": str(site)}
+    python = os.environ[VENDORS]  # which has imported nothing from the tree
     where = "import mim_lightning.config as c; print(c.conf_dir())"
-    found = subprocess.run([sys.executable, "-c", where], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    found = subprocess.run([python, "-c", where], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert found.stdout.strip() == str(site / "mim_lightning" / "conf")
-    command = [sys.executable, "-m", "mim_lightning.train", *small(tmp_path, "trainer.max_epochs=1")]
+    command = [python, "-m", "mim_lightning.train", *small(tmp_path, "trainer.max_epochs=1")]
     finished = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
     assert finished.returncode == 0, finished.stderr
     assert len(list((tmp_path / "runs").glob("*/results.json"))) == 1
