@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mim_lightning.data.loading.loader import RankSampler
+from mim_lightning.data.loading.loader import BatchRequest, RankSampler, _ListedRequests
 from mim_lightning.data.sampling.shuffled import ShuffledOrder, sequential_order
 from mim_lightning.data.shards.files import ShardPlan
 
@@ -79,6 +79,18 @@ def test_a_pass_in_stored_order_ends() -> None:
         assert not shards.needed
     assert shards.downloaded == [0, 1, 2, 3, 4, 5] * 2
     assert shards.finished == [0, 1, 2, 3, 4] * 2
+
+
+def test_chosen_samples_are_planned_in_their_order() -> None:
+    shards: Any = PlannedSet([4] * 6, 1)
+    requests = [
+        BatchRequest(0, start, numbers, 0) for start, numbers in enumerate([[21, 2], [9, 8], [3, 22], [17, 16]])
+    ]
+    batches = iter(_ListedRequests(shards, requests, 0))
+    assert next(batches) is requests[0]
+    assert shards.all_needed == {0, 5, 2}, "those of this batch, and one that a later batch is the first to need"
+    assert list(batches) == requests[1:]
+    assert shards.downloaded == [0, 5, 2, 4] and not shards.needed
 
 
 def test_another_position_is_another_plan() -> None:

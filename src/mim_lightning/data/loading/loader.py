@@ -10,8 +10,9 @@ import os
 import shutil
 import signal
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import tee
 from pathlib import Path
 from typing import Any
 
@@ -249,16 +250,32 @@ def load_samples(
     """
     starts = range(0, len(numbers), batch_size)
     requests = [BatchRequest(0, start, list(numbers[start : start + batch_size]), 0) for start in starts]
+    num_workers = min(num_workers, len(requests))
     validate_shared_memory(num_workers)
     loader = DataLoader(
         ShardDataset(shards, collate, skips),
-        batch_sampler=requests,  # type: ignore[arg-type]  # torch's stub wants lists of indices
+        batch_sampler=_ListedRequests(shards, requests, num_workers),  # type: ignore[arg-type]  # torch's stub again
         collate_fn=_identity_collate,  # type: ignore[arg-type]  # ShardDataset has collated already
-        num_workers=min(num_workers, len(requests)),
-        timeout=_batch_timeout(shards, min(num_workers, len(requests))),
+        num_workers=num_workers,
+        timeout=_batch_timeout(shards, num_workers),
         worker_init_fn=start_worker,
     )
     return (loaded.batch for loaded in loader)
+
+
+@dataclass(frozen=True)
+class _ListedRequests:
+    """Batches of chosen samples."""
+
+    shards: ShardSet
+    requests: list[BatchRequest]
+    num_workers: int
+
+    def __len__(self) -> int:
+        return len(self.requests)
+
+    def __iter__(self) -> Iterator[BatchRequest]:
+        return _plan_pass(self.shards, self.requests, self.num_workers)
 
 
 @dataclass(frozen=True)
@@ -274,21 +291,26 @@ class _SequentialRequests:
         return sum(-(-self.shards.sizes[idx] // self.batch_size) for idx in self.shard_idxs)
 
     def __iter__(self) -> Iterator[BatchRequest]:
-        ahead = None
-        if self.shards.prefetch_shards:
-            parts = (PlannedBatch((0, part[0]), np.array(part)) for part in self._parts())
-            ahead = ReadAhead(self.shards, parts, self.num_workers, PREFETCH_FACTOR)
-        for part in self._parts():
-            if ahead:
-                ahead.advance()
-            yield BatchRequest(0, part[0], list(part), 0)
-        if ahead:
-            ahead.stop()
+        return _plan_pass(self.shards, self._batches(), self.num_workers)
 
-    def _parts(self) -> Iterator[range]:
+    def _batches(self) -> Iterator[BatchRequest]:
         for start, stop in map(self.shards.span, self.shard_idxs):
             for first in range(start, stop, self.batch_size):
-                yield range(first, min(first + self.batch_size, stop))
+                yield BatchRequest(0, first, list(range(first, min(first + self.batch_size, stop))), 0)
+
+
+def _plan_pass(shards: ShardSet, requests: Iterable[BatchRequest], num_workers: int) -> Iterator[BatchRequest]:
+    """Yield the requests of a single pass, and plan its shards."""
+    if not shards.prefetch_shards:
+        yield from requests
+        return
+    requests, planned = tee(requests)
+    batches = (PlannedBatch((0, request.start), np.array(request.numbers)) for request in planned)
+    ahead = ReadAhead(shards, batches, num_workers, PREFETCH_FACTOR)
+    for request in requests:
+        ahead.advance()
+        yield request
+    ahead.stop()
 
 
 def validate_shared_memory(num_workers: int) -> None:

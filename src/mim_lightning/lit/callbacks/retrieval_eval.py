@@ -149,7 +149,7 @@ class RetrievalEval(Callback):
         shards = trainer.datamodule.opened.queries  # type: ignore[attr-defined]
         counting: dict[str, None] = {}
         for number in range(len(shards)):
-            (sample,) = shards.read([number])
+            (sample,) = shards.read_few([number])
             counting |= {
                 name: None
                 for name, direction in self.directions.items()
