@@ -12,7 +12,7 @@ from collections.abc import Callable
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mim_lightning.cli import leave_process_group, run_entry_point
 from mim_lightning.config import build, build_preparation
@@ -27,9 +27,6 @@ from mim_lightning.launch import (
 )
 from mim_lightning.stored_config import data_of
 
-if TYPE_CHECKING:
-    from mim_lightning.data.preparation.prepared import PreparedData
-
 VERBATIM_KEYS = ("checkpoint", "output", "embeddings")
 
 
@@ -40,13 +37,16 @@ def main() -> None:
 def build_index(config: dict[str, Any]) -> None:
     """Embed a catalog and build an index of it, or change an existing index."""
     from mim_lightning.analysis.html.validation_page import write_validation_report
+    from mim_lightning.data.preparation.opened_data import find_versions
     from mim_lightning.data.preparation.preparation import prepare_data
+    from mim_lightning.data.preparation.prepared import open_prepared
     from mim_lightning.inference.loading import choose_device, load_trained, to_device
     from mim_lightning.lit.console import ProgressBar, silence_lightning
     from mim_lightning.lit.datamodule import MatchDataModule
     from mim_lightning.lit.embed_catalog import embed_catalog
     from mim_lightning.lit.module import MatchModule
     from mim_lightning.lit.trainer import ask_first_rank
+    from mim_lightning.search.embedding_reuse import carry_over
     from mim_lightning.search.embedding_store import EmbeddingStore, describe_embedding
     from mim_lightning.search.index.factory import open_index
     from mim_lightning.search.index_builder import add_products, build_product_index, choose_gallery, delete_products
@@ -56,8 +56,11 @@ def build_index(config: dict[str, Any]) -> None:
     if config["delete"]:
         if not is_leader:
             return
-        card, num_deleted = delete_products(place, config["delete"])
-        print(f"deleted {num_deleted} of {len(config['delete'])} products")
+        from mim_lightning.data.manifest.id_list import read_ids
+
+        ids = read_ids(config["delete"], "product_id")
+        card, num_deleted = delete_products(place, ids)
+        print(f"deleted {num_deleted} of {len(ids)} products")
         print_card(place, card)
         return
     validate_type("reuse_memory", config["reuse_memory"], bool)
@@ -75,17 +78,24 @@ def build_index(config: dict[str, Any]) -> None:
     trained = load_trained(config["checkpoint"], like=like)
     matcher, data = trained.matcher, config.get("data") or data_of(trained.config, config["checkpoint"])
     validate_arguments(MatchDataModule, data, "data" if config.get("data") else f"{config['checkpoint']}: data")
-    opened: list[PreparedData] = []
     if not is_launched():  # by a process that has prepared the data
-        ask(lambda: opened.append(prepare_data(build_preparation(data), write_validation_report)))
-    data = {**data, "source": None}
-    prepared = opened[0] if opened else prepare_data(build_preparation(data), write_validation_report)
+        ask(lambda: prepare_data(build_preparation(data), write_validation_report) and None)
+    version = ask(lambda: find_versions(data)["main"])  # which is the newest is decided once, for all processes
+    data = {**data, "source": None, "version": {"main": version}}
+    prepared = open_prepared(data["folder"], build(data.get("cache")), version)
     catalog, gallery = prepared.catalog(), choose_gallery(config["gallery"], matcher.names)
     fusion = matcher.fusions.get(gallery)
     width = matcher.dimension if fusion is None else fusion.index_width
     facts = describe_embedding(catalog, trained.fingerprint, gallery, width)
-    open_store = partial(EmbeddingStore, Path(config["embeddings"] or Path(place) / "embeddings"), facts)
-    missing = ask(lambda: open_store().missing())
+    folder = Path(config["embeddings"] or Path(place) / "embeddings")
+    open_store = partial(EmbeddingStore, folder, facts)
+
+    def find_missing() -> list[int]:
+        if num_kept := carry_over(folder, facts, catalog):
+            print(f"{folder}: {num_kept:,} of {len(catalog):,} rows were embedded of a former version of the catalog")
+        return open_store().missing()
+
+    missing = ask(find_missing)
     store, num_shards = open_store(), len(facts.shard_sizes)
     if is_leader and 0 < len(missing) < num_shards:
         print(f"{num_shards - len(missing)} of {num_shards} shards are embedded already; embedding {len(missing)}")
@@ -101,7 +111,8 @@ def build_index(config: dict[str, Any]) -> None:
         return
     embedded = store.collect(catalog)
     if config["update"]:
-        card = add_products(place, embedded)
+        card, update = add_products(place, embedded, catalog)
+        print(f"{place}: {update}")
     else:
         model = to_device(trained, choose_device("cpu"))
         card = build_product_index(place, model, config["checkpoint"], embedded, catalog, settings)

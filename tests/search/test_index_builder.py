@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from mim_lightning.data.shards.shard_set import ShardSet
 from mim_lightning.data.shards.shard_writer import Record
 from mim_lightning.search.embedding_store import EmbeddedCatalog, EmbeddingFacts
 from mim_lightning.search.facets import FACETS
@@ -36,8 +37,9 @@ def test_added_products_have_images_and_can_be_filtered_by(tmp_path: Path) -> No
     place, new = str(tmp_path / "index"), square("green", "PNG")
     more = embedded(tmp_path / "more", {"teal-1": new, "red-1": new}, "seasonal", 99.0)
     for _ in range(2):  # the second time, all of it is known
-        card = add_products(place, more)
+        card, update = add_products(place, more, ShardSet(tmp_path / "more"))
         assert card.extra[CATALOGS] == [str(tmp_path / "catalogue"), str(tmp_path / "more")]
+    assert str(update) == "kept 3 products, added 0, replaced 2, deleted 0"
     index = open_index(place)
     assert index.card == card and card.num_products == 5
     assert card.extra[FACETS] == {
@@ -55,5 +57,7 @@ def test_another_gallery_is_refused_and_nothing_changes(tmp_path: Path) -> None:
     more = embedded(tmp_path / "more", {"teal-1": square("green")}, "seasonal", 99.0)
     other = EmbeddingFacts(**{**vars(more.facts), "gallery": "product"})
     with pytest.raises(ValueError, match="is an index of 'product_image', not of 'product'"):
-        add_products(str(tmp_path / "index"), EmbeddedCatalog(**{**vars(more), "facts": other}))
+        add_products(
+            str(tmp_path / "index"), EmbeddedCatalog(**{**vars(more), "facts": other}), ShardSet(tmp_path / "more")
+        )
     assert open_index(tmp_path / "index").card == before

@@ -7,9 +7,15 @@ the filters to offer, and golden samples.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from mim_lightning.data.shards.set_difference import CatalogDifference, compare_catalogs, is_version_of
 from mim_lightning.data.shards.shard_set import ShardSet
 from mim_lightning.fields import PRODUCT, PRODUCT_IMAGE
 from mim_lightning.inference.model import LoadedModel
@@ -23,6 +29,8 @@ from mim_lightning.search.index.index_settings import IndexSettings, ModelFacts
 from mim_lightning.search.product_images import CATALOGS
 from mim_lightning.search.searcher import GOLDEN_SAMPLES, MODEL
 from mim_lightning.types import AnyOf, TowerSpec
+
+CATALOG_VERSIONS = "catalog_versions"  # key of the card's `extra`: by folder of CATALOGS, the version in the index
 
 
 def build_product_index(
@@ -47,6 +55,7 @@ def build_product_index(
     extra: dict[str, Any] = {
         MODEL: checkpoint if "://" in checkpoint else str(Path(checkpoint).absolute()),
         CATALOGS: [embedded.facts.catalog],
+        CATALOG_VERSIONS: {embedded.facts.catalog: catalog.version},
         FACETS: describe_facets(embedded.products),
     }
     fusion = model.fusions.get(gallery)
@@ -72,8 +81,27 @@ def _single_fields(specs: Mapping[str, TowerSpec]) -> list[str]:
     return names
 
 
-def add_products(place: str, embedded: EmbeddedCatalog) -> IndexCard:
+@dataclass(frozen=True)
+class IndexUpdate:
+    """How many products of an index an update kept, added, replaced and deleted."""
+
+    num_kept: int
+    num_added: int
+    num_replaced: int
+    num_deleted: int
+
+    def __str__(self) -> str:
+        return (
+            f"kept {self.num_kept:,} products, added {self.num_added:,}, replaced {self.num_replaced:,}, "
+            f"deleted {self.num_deleted:,}"
+        )
+
+
+def add_products(place: str, embedded: EmbeddedCatalog, catalog: ShardSet) -> tuple[IndexCard, IndexUpdate]:
     """Add the products of an embedded catalog to an existing index; known products are replaced.
+
+    If the index was made of a former version of the catalog, only products that differ are added or replaced, and those
+    that the catalog has no more are deleted.
 
     Raises:
         ValueError: no index, or an index of another model or gallery.
@@ -81,14 +109,46 @@ def add_products(place: str, embedded: EmbeddedCatalog) -> IndexCard:
     index = open_index(place, embedded.facts.fingerprint)
     if index.card.gallery != embedded.facts.gallery:
         raise ValueError(f"{place}: is an index of '{index.card.gallery}', not of '{embedded.facts.gallery}'")
-    extra, catalog = index.card.extra, embedded.facts.catalog
-    changed = {
-        CATALOGS: [*(folder for folder in extra.get(CATALOGS, []) if folder != catalog), catalog],
+    extra, folder = index.card.extra, embedded.facts.catalog
+    changed: dict[str, Any] = {
+        CATALOGS: [*(one for one in extra.get(CATALOGS, []) if one != folder), folder],
+        CATALOG_VERSIONS: {**extra.get(CATALOG_VERSIONS, {}), folder: catalog.version},
         FACETS: extend_facets(extra.get(FACETS, {}), embedded.products),
     }
-    index.add(embedded.vectors, embedded.product_ids, embedded.products, changed)
+    difference = _difference(extra, catalog)
+    before, num_deleted = index.card.num_products, 0
+    rows, product_ids, products = embedded.vectors, embedded.product_ids, embedded.products
+    if difference is not None:
+        wanted = {*difference.added, *difference.replaced}
+        is_wanted = np.array([product_id in wanted for product_id in product_ids], dtype=bool)
+        rows, product_ids = rows[is_wanted], [one for one in product_ids if one in wanted]
+        products = products.filter(pc.is_in(products["product_id"], value_set=pa.array(sorted(wanted), pa.string())))
+        # a product that is still there may have no row with a vector any more
+        without_row = sorted({*difference.replaced} - {*product_ids})
+        num_deleted = index.delete([*difference.deleted, *without_row])
+    num_left = index.card.num_products
+    if len(rows):
+        index.add(rows, product_ids, products)
+    index.set_extra(changed)
     index.save()
-    return index.card
+    num_added = index.card.num_products - num_left
+    num_replaced = len(set(product_ids)) - num_added
+    update = IndexUpdate(before - num_deleted - num_replaced, num_added, num_replaced, num_deleted)
+    return index.card, update
+
+
+def _difference(extra: Mapping[str, Any], catalog: ShardSet) -> CatalogDifference | None:
+    """Return how a catalog differs from the version that an index has of it; None: it has none, or another catalog."""
+    if catalog.place not in extra.get(CATALOGS, []):
+        return None
+    version = extra.get(CATALOG_VERSIONS, {}).get(catalog.place, 1)
+    if catalog.version == version:
+        return None  # it may have been prepared again
+    try:
+        former = ShardSet(catalog.folder, catalog.cache, version)
+    except ValueError:
+        return None
+    return compare_catalogs(former, catalog) if is_version_of(former, catalog) else None
 
 
 def delete_products(place: str, product_ids: Sequence[str]) -> tuple[IndexCard, int]:

@@ -21,6 +21,7 @@ import numpy as np
 from mim_lightning.data.images.download import DownloadSettings
 from mim_lightning.data.images.reader import ImageReader
 from mim_lightning.data.manifest.content_hash import table_id
+from mim_lightning.data.manifest.id_list import read_ids
 from mim_lightning.data.manifest.manifest import Manifest
 from mim_lightning.data.manifest.rows import RowIssue
 from mim_lightning.data.preparation.addition import (
@@ -315,23 +316,6 @@ def _find_deleted(wanted: Deletion, rows: KnownRows) -> tuple[Deletion, list[tup
         ("queries", [one for one in queries if one not in splits]),
     ]
     return Deletion(products, queries), unknown
-
-
-def read_ids(given: str | Sequence[str], column: str) -> list[str]:
-    """Return ids that are given as a list, or by a table with a column of them.
-
-    Raises:
-        ValueError: no such file, or no such column.
-    """
-    if not isinstance(given, str):
-        return [str(one) for one in given]
-    from mim_lightning.data.manifest.rows import text_of
-    from mim_lightning.data.manifest.table import TableSpec, open_table, read_rows
-
-    table = open_table(Path(given) if "://" not in given else given, "delete")
-    spec = TableSpec("delete", known=(column,), required=(column,))
-    found = (text_of(row, column) for _, row in read_rows(table, spec, {}, lambda issue: None))
-    return list(dict.fromkeys(one for one in found if one is not None))
 
 
 def replace_download(source: Any, reader: ImageReader) -> Any:

@@ -164,7 +164,7 @@ class ShardSet:
         Raises:
             ShardError: a shard is missing, damaged or not reachable; names shard and sample.
         """
-        return [self._sample(number, *self._read_members(number, MEMBERS), is_padding) for number in numbers]
+        return [self._sample(number, *self.read_members(number, MEMBERS), is_padding) for number in numbers]
 
     def read_few(self, numbers: Iterable[int]) -> list[Sample]:
         """Read samples as `read` does, but from an address by ranges, if they are few of a shard that is not cached."""
@@ -183,7 +183,7 @@ class ShardSet:
                 new, finished = (needed if idx == 0 else needed[self.prefetch_shards - 1 :]), (idx - 1,)[:idx]
                 self.plan(ShardPlan(reader, new, needed, finished, is_new_pass=idx == 0))
             for number in range(*self.span(idx)):
-                yield self._read_members(number, ("json",))[1]
+                yield self.read_members(number, ("json",))[1]
         self.stop(reader)
 
     def locate(self, number: int) -> tuple[str, dict[str, tuple[int, int]]]:
@@ -218,9 +218,14 @@ class ShardSet:
             except (OSError, ValueError, KeyError):
                 # the store sends no ranges, or a file is not what the index says: the download will find out
                 self._num_ranges[shard_idx] = MAX_RANGES
-        return self._read_members(number, names)
+        return self.read_members(number, names)
 
-    def _read_members(self, number: int, names: Sequence[str]) -> tuple[dict[str, bytes], dict[str, Any]]:
+    def read_members(self, number: int, names: Sequence[str]) -> tuple[dict[str, bytes], dict[str, Any]]:
+        """Return the images of a sample among some members, encoded, and its facts.
+
+        Raises:
+            ShardError: see `read`.
+        """
         shard_idx = int(self.shards_of(number))
         opened = self._open(shard_idx)
         try:

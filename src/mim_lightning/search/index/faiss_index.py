@@ -97,6 +97,11 @@ class FaissIndex:
             self._replace(base, append_rows(delta[0] if delta else None, rows, base.settings))
             self._card = replace(self._card, extra={**self._card.extra, **(extra or {})})
 
+    def set_extra(self, extra: Mapping[str, Any]) -> None:
+        """See `ProductIndex.set_extra`."""
+        with self._change:
+            self._card = replace(self._card, extra={**self._card.extra, **extra})
+
     def delete(self, product_ids: Sequence[str]) -> int:
         """See `ProductIndex.delete`."""
         with self._change:

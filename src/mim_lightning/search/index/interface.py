@@ -60,6 +60,9 @@ class ProductIndex(Protocol):
             ValueError: as `factory.create_index`; or a column that the index does not have, or of another type.
         """
 
+    def set_extra(self, extra: Mapping[str, Any]) -> None:
+        """Set keys of the card's `extra`; other keys keep their values."""
+
     def delete(self, product_ids: Sequence[str]) -> int:
         """Delete products and return how many there were; unknown ids are ignored."""
 

@@ -105,6 +105,11 @@ class MilvusIndex:
             num_new = len(ids) - len(set(old.values()))
             self._change_card(num_new, len(rows.vectors) - len(old), extra or {})
 
+    def set_extra(self, extra: Mapping[str, Any]) -> None:
+        """See `ProductIndex.set_extra`."""
+        with self._change:
+            self._change_card(0, 0, extra)
+
     def delete(self, product_ids: Sequence[str]) -> int:
         """See `ProductIndex.delete`."""
         with self._change:

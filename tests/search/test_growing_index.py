@@ -1,0 +1,102 @@
+"""An index of a catalog that changes: only new rows are embedded, and the index becomes that of the newest version."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from mim_lightning.data.manifest.manifest import ManifestSource
+from mim_lightning.data.preparation.preparation import Validation, prepare_shards
+from mim_lightning.data.preparation.prepared import ShardSettings, open_prepared
+from mim_lightning.data.preparation.versions import Change, Deletion, Tables, change_data
+from mim_lightning.data.shards.shard_set import ShardSet
+from mim_lightning.search.embedding_reuse import carry_over
+from mim_lightning.search.embedding_store import EmbeddedCatalog, EmbeddingStore, describe_embedding
+from mim_lightning.search.index.factory import create_index, open_index
+from mim_lightning.search.index.index_settings import IndexSettings, ModelFacts
+from mim_lightning.search.index_builder import add_products
+from mim_lightning.search.product_images import CATALOGS
+from tests.data.conftest import jpeg, write_csv
+
+QUIET = Validation(write_report=lambda report, folder, reader: None)
+
+
+def write_products(root: Path, name: str, rows: dict[str, str]) -> str:
+    """Write a table of products with one image, one of them with two; by id with a title each."""
+    for product_id in rows:
+        (root / f"{product_id}.jpg").write_bytes(jpeg(int(product_id[1:])))
+    products = [{"product_id": key, "image": f"{key}.jpg", "title": title} for key, title in rows.items()]
+    products[0]["image"] += "|p3.jpg"
+    return str(write_csv(root / f"{name}.csv", products))
+
+
+def vectors_of(catalog: ShardSet, idx: int) -> torch.Tensor:
+    """Return vectors that are a function of the rows alone, as those of a model are."""
+    parts = []
+    for sample in catalog.read(range(*catalog.span(idx))):
+        seed = hashlib.sha256(repr(sorted(sample.inputs.items())).encode()).digest()
+        vector = np.random.default_rng(list(seed)).normal(size=8).astype(np.float32)
+        parts.append(torch.from_numpy(vector / np.linalg.norm(vector)))
+    return torch.stack(parts)
+
+
+def embed(folder: Path, catalog: ShardSet, embedded_shards: list[int]) -> EmbeddedCatalog:
+    facts = describe_embedding(catalog, "f00d", "product_image", 8)
+    carry_over(folder, facts, catalog)
+    store = EmbeddingStore(folder, facts)
+    missing = store.missing()
+    embedded_shards[:] = missing
+    for idx in missing:
+        vectors = vectors_of(catalog, idx)
+        facts_of = map(catalog.read_facts, range(*catalog.span(idx)))
+        store.write(idx, vectors, torch.ones(len(vectors), dtype=torch.bool), facts_of)
+    return store.collect(catalog)
+
+
+def build(place: Path, embedded: EmbeddedCatalog) -> None:
+    facts = ModelFacts("f00d", "product_image", 8)
+    extra = {CATALOGS: [embedded.facts.catalog]}
+    create_index(embedded.vectors, embedded.product_ids, embedded.products, IndexSettings(), facts, place, extra)
+
+
+def content_of(place: Path) -> dict[str, tuple[str, list[list[float]]]]:
+    index = open_index(place)
+    ids = [str(one) for one in index.search(np.eye(8, dtype=np.float32)[:1], 50).product_ids[0] if one]
+    titles = {record["product_id"]: record["title"] for record in index.products(ids)}
+    assert len(ids) == index.card.num_products
+    return {one: (titles[one], sorted(index.vectors_of(one).tolist())) for one in ids}
+
+
+def test_an_index_grows_with_its_catalog(tmp_path: Path) -> None:
+    products = write_products(tmp_path, "first", {f"p{number}": f"t{number}" for number in range(9)})
+    shop, places, new = tmp_path / "shop", tmp_path / "embedded", list[int]()
+    prepare_shards(ManifestSource(products, None), shop, ShardSettings(samples_per_shard=3), validation=QUIET)
+    catalog = open_prepared(shop).catalog()
+    build(tmp_path / "index", embed(places, catalog, new))
+    assert new == [0, 1, 2, 3]
+
+    more = write_products(tmp_path, "more", {"p20": "t20", "p21": "t21", "p4": "other"})
+    change_data(shop, Change(Tables(more, None, replace=True), Deletion(["p8"])), QUIET, num_workers=1)
+    catalog = open_prepared(shop).catalog()
+    embedded = embed(places, catalog, new)
+    assert new == [4, 5], "the shards of the new rows"
+    fresh = embed(tmp_path / "fresh", catalog, [])
+    assert embedded.product_ids == fresh.product_ids
+    np.testing.assert_array_equal(embedded.vectors, fresh.vectors)
+    card, update = add_products(str(tmp_path / "index"), embedded, catalog)
+    assert str(update) == "kept 7 products, added 2, replaced 1, deleted 1"
+    build(tmp_path / "other", fresh)
+    assert content_of(tmp_path / "index") == content_of(tmp_path / "other")
+
+    change_data(shop, Change(compact=0.1), QUIET, num_workers=1)
+    catalog = open_prepared(shop).catalog()
+    embedded = embed(places, catalog, new)
+    assert catalog.version == 3
+    assert new == [], "rows that were written again are known by their content"
+    _, update = add_products(str(tmp_path / "index"), embedded, catalog)
+    assert str(update) == "kept 10 products, added 0, replaced 0, deleted 0"
+    assert content_of(tmp_path / "index") == content_of(tmp_path / "other")
+    assert card.num_products == open_index(tmp_path / "index").card.num_products == 10
