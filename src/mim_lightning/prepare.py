@@ -85,8 +85,10 @@ def change_of(config: dict[str, Any]) -> Change | None:
         validate_type(f"add.{key}", config["add"][key], str | None)
         validate_type(f"delete.{key}", config["delete"][key], str | list)
     validate_type("compact", config["compact"], float | None)
+    # one id that is a number is no path of a table
+    delete = {key: [given] if isinstance(given, int) else given for key, given in config["delete"].items()}
     change = Change(
-        construct("add", Tables, **config["add"]), construct("delete", Deletion, **config["delete"]), config["compact"]
+        construct("add", Tables, **config["add"]), construct("delete", Deletion, **delete), config["compact"]
     )
     if not change:
         if config["add"]["replace"]:

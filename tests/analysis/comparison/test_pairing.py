@@ -120,6 +120,14 @@ def counting(record: EvaluationRecord, **rule: object) -> EvaluationRecord:
     return replace(record, directions=found)
 
 
+def test_other_versions_of_the_data_are_reported(tmp_path: Path) -> None:
+    old, new = (evaluation(tmp_path / name, plain_rows([1, 2])) for name in ("old", "new"))
+    grown = replace(new, facts=new.facts.reading({"main": 2}))
+    (note,) = pair_direction("image_to_image", arm("a", old), arm("b", grown)).notes
+    assert "old ranked version 1 of the data" in note and "products of the same id may differ" in note
+    assert not pair_direction("image_to_image", arm("a", grown), arm("b", grown)).notes
+
+
 def test_records_with_other_queries_are_reported_and_with_other_galleries_refused(tmp_path: Path) -> None:
     old = evaluation(tmp_path / "old", plain_rows([1, 2, 3]))
     new = evaluation(tmp_path / "new", plain_rows([1, 2]))

@@ -5,24 +5,31 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import re
 import signal
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from mim_lightning.config import compose
 from mim_lightning.data.manifest.manifest import ManifestSource
 from mim_lightning.data.preparation import versions
+from mim_lightning.data.preparation.opened_data import OpenedData, find_versions
 from mim_lightning.data.preparation.preparation import Validation, prepare_shards
 from mim_lightning.data.preparation.prepared import PreparedData, ShardSettings, open_prepared
 from mim_lightning.data.preparation.versions import Change, Deletion, Tables, change_data
 from mim_lightning.data.shards import set_index
+from mim_lightning.data.shards.cache import CacheSettings
+from mim_lightning.data.shards.mixture_set import MixtureEntry
 from mim_lightning.data.shards.shard_set import ShardSet
 from mim_lightning.data.splits import ProductDisjointSplits, Protocol
 from mim_lightning.data.validation.settings import ValidationSettings
 from mim_lightning.ids import hash_id
+from mim_lightning.prepare import prepare
 from tests.data.conftest import jpeg, write_csv
+from tests.data.stores import serving
 
 Row = dict[str, str]
 SETTINGS = ShardSettings(samples_per_shard=3)
@@ -83,10 +90,10 @@ def change(folder: Path, tables: Tables | None = None, validation: Validation = 
     return change_data(folder, Change(tables or Tables(), **others), validation, num_workers=1)
 
 
-def contents(prepared: PreparedData) -> dict[str, list[str]]:
-    """Return every sample of every set, in no order."""
+def contents(prepared: PreparedData, names: Iterable[str] = ()) -> dict[str, list[str]]:
+    """Return every sample of every set, or of some, in no order."""
     found = {}
-    for name in prepared.content():
+    for name in names or prepared.content():
         shards = prepared.open_set(name)
         samples = zip(shards.read(range(len(shards))), map(shards.read_facts, range(len(shards))), strict=True)
         found[name] = sorted(f"{sorted(one.inputs.items())} {sorted(facts.items())}" for one, facts in samples)
@@ -346,6 +353,59 @@ def test_two_changes_at_once_exclude_each_other(shop: Shop) -> None:
     os.waitpid(pid, 0)
     assert change(folder, tables[1]).version == 3
     assert len(open_prepared(folder).catalog()) == len(PRODUCTS) + 2
+
+
+def test_versions_at_an_address(shop: Shop, tmp_path: Path) -> None:
+    folder = shop.prepare("shop", PRODUCTS, QUERIES)
+    cache = CacheSettings(str(tmp_path / "cache"), timeout=20)
+    with serving(folder) as store:
+        first = open_prepared(store.address, cache)
+        old = contents(open_prepared(folder))
+        read = {name: first.open_set(name).read(range(3)) for name in ("queries/train", "queries/val", "catalogue")}
+        change(folder, shop.tables("new", NEW_PRODUCTS, NEW_QUERIES), delete=Deletion(["p0"]))
+        store.asked.clear()
+        assert contents(first, old) == old, "an open version goes on"
+        assert contents(open_prepared(store.address, cache)) == contents(open_prepared(folder))
+        assert max(store.asked[name] for name in store.asked if name.endswith(".tar")) == 1, "one copy for all versions"
+        assert not [name for name in read if store.asked[f"{name}/000000.tar"]], "downloaded for the first version"
+        assert ShardSet(f"{store.address}/catalogue", cache).version == 2
+        with pytest.raises(ValueError, match=r"has no version 3; it has 1, 2"):
+            open_prepared(store.address, cache, version=3)
+        assert contents(open_prepared(store.address, cache, version=1)) == old
+
+
+def test_data_of_several_sets_have_a_version_each(shop: Shop) -> None:
+    folder, web = (shop.prepare(name, PRODUCTS, QUERIES) for name in ("shop", "web"))
+    change(folder, shop.tables("new", NEW_PRODUCTS, NEW_QUERIES))
+    mixture = {"web": MixtureEntry(str(folder), 0.5, "shared"), "late": MixtureEntry(str(folder), 0.1, "shared")}
+    data = {"folder": str(web), "mixture": {name: {"folder": entry.folder} for name, entry in mixture.items()}}
+    assert find_versions(data) == {"main": 1, "web": 2, "late": 2}
+    assert find_versions({**data, "version": {"web": 1}}) == {"main": 1, "web": 1, "late": 2}
+    opened = OpenedData(web, "train", "val", mix=mixture, versions={"web": 1})
+    assert opened.versions == {"main": 1, "web": 1, "late": 2}
+    lengths = [len(part) for part in opened.train.sets.values()]
+    assert lengths == [12, 12, 16]
+    with pytest.raises(ValueError, match=r"data\.version\.other: there are no such data; there are main, web, late"):
+        find_versions({**data, "version": {"other": 1}})
+    with pytest.raises(ValueError, match=r"data\.version=two: give a whole number from 1"):
+        find_versions({**data, "version": "two"})
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["add.replace=true"], "add.replace=true: give add.products or add.queries"),
+        (["add.products=a.csv", "overwrite=true"], "overwrite=true: not together with add, delete or compact"),
+        (["delete.products=[a]", "engine=ray"], "engine=ray: prepares data as a whole"),
+        (["delete.products=[a]", "compact=0.5"], "compact: not together with add or delete"),
+        (["compact=2.0"], "compact=2.0: give a fraction of removed rows"),
+        (["add.products=nowhere.csv"], "nowhere.csv: no such file"),
+    ],
+)
+def test_wrong_keys_are_named(shop: Shop, words: list[str], message: str) -> None:
+    folder = shop.prepare("shop", PRODUCTS[:2], [])
+    with pytest.raises(Exception, match=re.escape(message)):
+        prepare(compose("prepare", ["data=shards", f"data.folder={folder}", *words]))
 
 
 def test_an_address_is_refused() -> None:
