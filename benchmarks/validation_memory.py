@@ -216,8 +216,34 @@ def write_tables(results: dict[str, Any], folder: Path) -> None:
             f"{found['collect_seconds']:.0f} |"
         )
     lines += ["", f"*{results['machine']}.*"]
-    (folder / "table.md").write_text("\n".join(lines) + "\n")
-    print("\n".join(lines))
+    further = [*extrapolate(results), "", f"*{results['machine']}.*"]
+    for name, content in (("table.md", lines), ("ten_million.md", further)):
+        (folder / name).write_text("\n".join(content) + "\n")
+        print("\n".join(content), "\n")
+
+
+def extrapolate(results: dict[str, Any]) -> list[str]:
+    """Return a table of what ten million rows of two towers, 512 wide, would need, by the growth between two sizes."""
+    groups: dict[tuple[str, str, int], list[dict[str, Any]]] = {}
+    for name, found in results.items():
+        if name != "machine":
+            key = name.split("/")[0], found["dtype"], found["processes"]
+            groups.setdefault(key, []).append(found)
+    lines = [
+        "| code | kept as | processes | own payload, GiB | grows with own payload, by 1 GiB | extrapolated peak, GiB |",
+        "| --- | --- | ---: | ---: | ---: | ---: |",
+    ]
+    for (label, dtype, processes), found in sorted(groups.items(), key=lambda item: (item[0][0] == "after", item[0])):
+        *_, small, large = sorted(found, key=lambda one: one["rows"])
+        growth = large["peak_bytes"] - small["peak_bytes"]
+        ratio = growth / (large["payload_bytes"] - small["payload_bytes"]) * processes
+        payload = 10_000_000 * 2 * 512 * getattr(torch, dtype).itemsize / processes
+        fixed = large["peak_bytes"] - ratio * large["payload_bytes"] / processes
+        lines.append(
+            f"| {label} | {dtype} | {processes} | {payload / GIB:.1f} | {ratio:.2f} | "
+            f"{(ratio * payload + fixed) / GIB:.1f} |"
+        )
+    return lines
 
 
 def _order(label: str, found: dict[str, Any]) -> tuple[Any, ...]:

@@ -9,7 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from mim_lightning.metrics import rank_gallery, ranking
+from mim_lightning.metrics import rank_gallery, ranking, row_vectors
+from mim_lightning.metrics.ranking import GalleryBlocks
+from mim_lightning.metrics.row_vectors import RowVectors
 from mim_lightning.types import NO_KEY, hash_id
 
 
@@ -181,3 +183,24 @@ def test_refuses_what_does_not_fit() -> None:
         rank_gallery(one, one, torch.arange(1), 0)
     with pytest.raises(ValueError, match="no product key"):
         rank_gallery(one, one, torch.tensor([NO_KEY]), 1)
+
+
+@pytest.mark.parametrize("products", [60, 37, 1])
+@pytest.mark.parametrize("depth", [1, 4, 30, 1000])
+@pytest.mark.parametrize("levels", [1, 50])
+@pytest.mark.parametrize("leaves_out", [False, True])
+def test_blocks_are_ranked_as_the_whole(
+    products: int, depth: int, levels: int, leaves_out: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(row_vectors, "BLOCK_ROWS", 7)
+    query, gallery, keys = quantized(23, 1, levels), quantized(60, 2, levels), keys_of(60, products)
+    left_out = keys[torch.arange(46).view(23, 2) % 60] if leaves_out else None
+    half = RowVectors.of(gallery.half())  # exact for these values; converted when it is read, so in blocks
+    assert len(half.blocks(1)) == 9 and len(RowVectors.of(gallery).blocks(1)) == 1
+    ranked = GalleryBlocks(half, keys, products == 60, block_bytes=1).rank(query, depth, 2**20, left_out)
+    expected = rank_gallery(query, gallery, keys, depth, left_out_keys_QR=left_out)
+    missing = expected[0].shape[1] - ranked[0].shape[1]
+    assert missing <= 0
+    for part, whole in zip(ranked, expected, strict=True):
+        assert torch.equal(part[:, : whole.shape[1]], whole)
+    assert (ranked[0][:, expected[0].shape[1] :] == NO_KEY).all()
