@@ -85,6 +85,24 @@ def _build_us(kind: str) -> Callable[[Record], float]:
     return _of_kind(kind, lambda found, rows: 1e6 * found["steps"]["fill_cpu_seconds"] / rows)
 
 
+def _validation_overhead(found: Record) -> float:
+    runs = [
+        one for one in found.values() if isinstance(one, dict) and one["processes"] == 1 and one["dtype"] == "float32"
+    ]
+    largest = max(runs, key=lambda one: one["rows"])
+    return largest["peak_bytes"] / largest["payload_bytes"]
+
+
+def _preparation_peak(found: Record) -> float:
+    results = [one for run in found["runs"] for one in run["results"] if one["version"] == "this version"]
+    return max(results, key=lambda one: one["rows"])["peak_bytes"] / GIB
+
+
+def _remote_rate(found: Record) -> float:
+    passes = found["results"]["decoded"]
+    return median(local[0] / remote[0] for local, remote in zip(passes["folder"], passes["small cache"], strict=True))
+
+
 INDEX = "index_speed/results.json"
 ROW_BYTES = "bytes_a_row"
 PREPARING = "data_throughput/preparing.json"
@@ -111,6 +129,38 @@ INPUTS = (
         "decoding and resizing",
         PREPARING,
         lambda found: 1e3 * found["results"][-1]["cpu_seconds"] / found["results"][-1]["pictures"],
+    ),
+    Input(
+        "prepare_peak_gib",
+        "GiB",
+        4,
+        "peak of a preparation, whatever the rows",
+        "scale/preparation/results.json",
+        _preparation_peak,
+    ),
+    Input(
+        "addition_cost",
+        "of a preparation",
+        0.05,
+        "adding 1 % of the rows",
+        "scale/growing/results.json",
+        lambda found: found["seconds"]["add"] / found["seconds"]["prepare_again"],
+    ),
+    Input(
+        "remote_rate",
+        "of the local rate",
+        0.9,
+        "the loader on shards behind a slow link, with a cache of a part of them",
+        "scale/remote/results.json",
+        _remote_rate,
+    ),
+    Input(
+        "validation_overhead",
+        "times",
+        1.25,
+        "peak memory of a validation, of its vectors",
+        "scale/validation/results.json",
+        _validation_overhead,
     ),
     Input("load_row_ms", "ms of a core", 1, "decoding", "data_throughput/loading.json", _load_cpu_ms),
     Input(
@@ -185,7 +235,7 @@ def _read_figure(wanted: Input, experiments: Path) -> Figure:
         try:
             value = wanted.read(json.loads((experiments / wanted.record).read_text()))
             return Figure(value, MEASURED, f"experiments/{wanted.record}")
-        except (OSError, ValueError, KeyError, IndexError, StopIteration):
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, StopIteration):
             return Figure(wanted.assumed, ASSUMED, f"{wanted.why}; no figure in experiments/{wanted.record}")
     return Figure(wanted.assumed, ASSUMED, wanted.why)
 
@@ -224,6 +274,8 @@ def _plan_data(rows: float, f: Figures) -> Iterator[Line]:
     yield Line("preparation", "machines", f"{f.machine_cores:g} cores", machines)
     yield Line("preparation", "time", "hours", hours)
     yield Line("preparation", "cost", "$", hours * machines * f.machine_dollars)
+    yield Line("preparation", "memory", "GiB", f.prepare_peak_gib)
+    yield Line("preparation", "adding 1 %", "core-hours", core_hours * f.addition_cost)
 
 
 def _gpu_hours(rows: float, f: Figures) -> float:
@@ -247,7 +299,7 @@ def _plan_training(rows: float, f: Figures) -> Iterator[Line]:
     yield Line("training", "machines", f"{f.gpus_per_machine:g} GPUs", machines)
     yield Line("training", "time", "hours", gpu_hours / gpus)
     yield Line("training", "cost", "$", gpu_hours * f.gpu_dollars)
-    yield Line("loading", "cores", "a GPU", f.load_row_ms * f.gpu_rows_per_second / 1e3)
+    yield Line("loading", "cores", "a GPU", f.load_row_ms * f.gpu_rows_per_second / 1e3 / min(1, f.remote_rate))
     yield Line("loading", "from the store", "MB/s a machine", megabytes)
     yield Line("loading", "connections", "a machine", math.ceil(megabytes / f.connection_mb))
     yield Line("loading", "least disk cache", "GB a machine", min(rows, 2 * window) * f.row_bytes / GB)
@@ -257,13 +309,16 @@ def _plan_training(rows: float, f: Figures) -> Iterator[Line]:
 def _plan_validation(num_products: float, f: Figures) -> Iterator[Line]:
     gpus = _num_gpus(num_products * f.rows_per_product, f)
     gpu_hours = num_products / (f.gpu_rows_per_second * f.embed_speedup) / 3600
-    yield Line("validation", "one process", "GiB", _validation_bytes(num_products, 1, f) / GIB)
-    yield Line("validation", "a process for each GPU", "GiB a process", _validation_bytes(num_products, gpus, f) / GIB)
+    vectors = (num_products + f.validation_queries) * 2 * f.dimension * 4 / GIB  # of two towers a side
+    stated = _stated_bytes(num_products, gpus, f) / GIB
+    yield Line("validation", "one process, peak", "GiB", vectors * f.validation_overhead)
+    yield Line("validation", "a process for each GPU, peak", "GiB", vectors * f.validation_overhead / gpus)
+    yield Line("validation", "stated before, at most", "GiB", stated)
     yield Line("embedding", "the catalog", "GPU-hours", gpu_hours)
     yield Line("embedding", "cost", "$", gpu_hours * f.gpu_dollars)
 
 
-def _validation_bytes(num_products: float, num_processes: int, f: Figures) -> float:
+def _stated_bytes(num_products: float, num_processes: int, f: Figures) -> float:
     """Return what a run states before its validation: what a process keeps, and what ranking adds at most."""
     memory = EvaluationMemory(
         num_queries=int(f.validation_queries),
