@@ -249,6 +249,26 @@ def test_an_addition_is_checked_like_a_preparation(shop: Shop) -> None:
     assert contents(open_prepared(folder)) == contents(open_prepared(added))
 
 
+def test_images_that_are_there_are_found(shop: Shop) -> None:
+    folder = shop.prepare("shop", PRODUCTS, QUERIES)
+    new = [
+        query(20, "p6", split="val", image="q1.jpg"),  # that of a query to train on
+        query(21, "p5", image="p5.jpg"),  # of its own product, which the addition knows
+        query(22, "p5", image="p2.jpg"),  # of another product
+        query(23, "p6", image="q2.jpg"),  # in the same split
+    ]
+    reports = []
+    loud = Validation(write_report=lambda report, where, reader: reports.append(report))
+    change(folder, shop.tables("new", [], new), loud)
+    found = {(finding.kind, finding.row_id) for finding in reports[0].findings}
+    assert found >= {("image_in_two_splits", "q20"), ("photo_in_catalogue", "q21"), ("reference_in_catalogue", "q22")}
+    assert not {row_id for kind, row_id in found if kind != "product_in_two_splits"} - {"q20", "q21", "q22"}
+    assert reports[0].counts["photo_in_catalogue"] == reports[0].counts["image_in_two_splits"] == 1
+    dropping = ValidationSettings(treat_as_invalid=["image_in_two_splits"])
+    with pytest.raises(ValueError, match="the same image is in split 'train' of .*: q1"):
+        change(folder, shop.tables("bad", [], [query(30, "p6", split="val", image="q1.jpg")]), Validation(dropping))
+
+
 def test_folds_keep_their_products(tmp_path: Path) -> None:
     folds = [ProductDisjointSplits(2, fold, "") for fold in range(2)]
     new = [*(query(13 + number, f"p{number}") for number in range(7)), *(query(20 + n, f"p{20 + n}") for n in range(9))]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -42,6 +43,7 @@ from mim_lightning.data.preparation.plan import BY_PRODUCT, SHUFFLED
 from mim_lightning.data.preparation.preparation import Validation, report_dir
 from mim_lightning.data.preparation.prepared import CONTENT, PreparedData, ShardSettings, open_prepared
 from mim_lightning.data.preparation.staging import IMAGES_FILE, SETTINGS_FILE, WORK_FILE, staging_dir, staging_path
+from mim_lightning.data.preparation.stored_duplicates import find_stored_duplicates
 from mim_lightning.data.shards.set_index import FIRST_VERSION, VERSIONS, SetIndex
 from mim_lightning.data.shards.set_versions import write_pointer, write_version
 from mim_lightning.data.splits import GivenSplits, ProductDisjointSplits, Protocol
@@ -223,9 +225,12 @@ def _validated_addition(
         specs=validation.specs,
     )
     report = report_alone(report, addition, rows)
-    found = list(find_in_other_splits(addition, rows, validation.settings))
+    found = [
+        *find_in_other_splits(addition, rows, validation.settings),
+        *find_stored_duplicates(addition, rows, reader, validation.settings, settings.max_image_side),
+    ]
     if found:
-        counts = {**report.counts, found[0].kind: report.counts.get(found[0].kind, 0) + len(found)}
+        counts = Counter(report.counts) + Counter(finding.kind for finding in found)
         report = replace(report, findings=(*report.findings, *found), counts=counts)
     try:
         raise_if_invalid(report)

@@ -193,6 +193,12 @@ class ShardSet:
         stored = zip(MEMBERS, opened.places[self._row_in_file(number, shard_idx)].tolist(), strict=True)
         return opened.name, {name: (offset, size) for name, (offset, size) in stored if size}
 
+    def member_sizes(self, shard_idx: int, name: str) -> np.ndarray:
+        """Return the bytes of a member, (samples of the shard,), 0 where it is absent; only the byte index is read."""
+        sizes = self._open(shard_idx).places[:, MEMBERS.index(name), 1]
+        rows = self.index.rows_in_shard(shard_idx)
+        return sizes if rows is None else sizes[rows]
+
     def shards_of(self, numbers: npt.ArrayLike) -> np.ndarray:
         """Return the shard of each sample."""
         return self._starts.searchsorted(numbers, "right") - 1
