@@ -265,10 +265,11 @@ def test_images_that_are_there_are_found(shop: Shop) -> None:
     assert not {row_id for kind, row_id in found if kind != "product_in_two_splits"} - {"q20", "q21", "q22"}
     assert reports[0].counts["photo_in_catalogue"] == reports[0].counts["image_in_two_splits"] == 1
     dropping = ValidationSettings(treat_as_invalid=["image_in_two_splits"])
-    with pytest.raises(ValueError, match="the same image is in split 'train' of .*: q1"):
+    with pytest.raises(ValueError, match=r"the same image is in split 'train' of .*: q1"):
         change(folder, shop.tables("bad", [], [query(30, "p6", split="val", image="q1.jpg")]), Validation(dropping))
 
 
+@pytest.mark.slow
 def test_folds_keep_their_products(tmp_path: Path) -> None:
     folds = [ProductDisjointSplits(2, fold, "") for fold in range(2)]
     new = [*(query(13 + number, f"p{number}") for number in range(7)), *(query(20 + n, f"p{20 + n}") for n in range(9))]
@@ -394,6 +395,7 @@ def test_versions_at_an_address(shop: Shop, tmp_path: Path) -> None:
         assert contents(open_prepared(store.address, cache, version=1)) == old
 
 
+@pytest.mark.slow
 def test_data_of_several_sets_have_a_version_each(shop: Shop) -> None:
     folder, web = (shop.prepare(name, PRODUCTS, QUERIES) for name in ("shop", "web"))
     change(folder, shop.tables("new", NEW_PRODUCTS, NEW_QUERIES))
