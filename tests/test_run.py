@@ -1,11 +1,13 @@
 """Values of a run's config that no constructor takes are checked first, with one-line errors."""
 
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
-from mim_lightning.config import build_partial, compose
-from mim_lightning.run import Run, identify, validate_kinds
+from mim_lightning.config import build_partial, compose, save_config
+from mim_lightning.interruption import STOPPED_AFTER
+from mim_lightning.run import NOT_IN_RUN_ID_OF, Run, identify, parse_max_time, validate_kinds
 
 
 @pytest.mark.parametrize(
@@ -85,3 +87,37 @@ def test_results_of_an_older_version_are_read_under_their_present_keys(tmp_path:
     run = Run("run", tmp_path)
     run.write_results({"val/a/hit@1": 0.5, "untouched/a/hit@1": 0.25})
     assert run.read_results() == {"val/a/hit@1": 0.5, "initial/a/hit@1": 0.25}
+
+
+def test_a_time_limit_is_read_as_lightning_reads_it() -> None:
+    assert parse_max_time(None) is None
+    assert parse_max_time("01:12:00:05") == timedelta(days=1, hours=12, seconds=5)
+    assert parse_max_time({"hours": 1.5}) == timedelta(minutes=90)
+    for wrong in ("12h", "12:00:00", 5, {"hour": 1}, {"hours": "a"}, {}, {"hours": -1}):
+        with pytest.raises(ValueError, match=r"trainer.max_time=.*: give DD:HH:MM:SS, as 00:12:00:00, or {hours: 12}"):
+            parse_max_time(wrong)  # type: ignore[arg-type]
+
+
+def test_a_run_that_a_time_limit_ended_is_finished_until_it_has_more_time(tmp_path: Path) -> None:
+    run = Run("a", tmp_path)
+    assert not run.is_finished()
+    run.write_results({"step": 5, STOPPED_AFTER: 60.5})
+    assert [run.is_finished(limit) for limit in ("00:00:01:00", {"minutes": 2}, None)] == [True, False, False]
+    run.write_results({"step": 9})
+    assert run.is_finished() and run.is_finished({"minutes": 2})
+
+
+def test_a_time_limit_is_no_part_of_an_id_unless_it_was_when_the_run_began(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = [f"paths.runs={tmp_path}"]
+    limited = [*words, "trainer.max_time=00:01:00:00"]
+    plain = identify(compose("train", words))[0]
+    assert identify(compose("train", limited))[0] == plain
+    with monkeypatch.context() as before:
+        before.setitem(NOT_IN_RUN_ID_OF, "trainer", tuple({*NOT_IN_RUN_ID_OF["trainer"]} - {"max_time"}))
+        former, config, _ = identify(compose("train", limited))
+    assert former != plain
+    save_config(config, former.config_path)
+    assert identify(compose("train", limited))[0] == former
+    assert identify(compose("train", [*words, "trainer.max_time=00:02:00:00"]))[0] == plain

@@ -20,6 +20,7 @@ from typing import NoReturn
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 SILENT = "MIM_FROZEN_CONFIG"  # environment variable of launched processes: the launching one reports
 GRACE = 30.0  # seconds for a process to clean up: a collective may wait for a process that is gone
+STOPPED_AFTER = "stopped_after_seconds"  # in the results of a run that its time limit ended: seconds of training
 _owner = 0  # the process that `install` was called in; its forks inherit the handlers and must not use them
 _raising: set[int] = set()  # the signals that raise at present
 _patience: float | None = None  # seconds after which a deferred signal ends the process; None: signals are not deferred

@@ -10,10 +10,12 @@ In the folder, in the order in which they are written:
                                          `callbacks.last.every_n_train_steps` steps, where a signal stops the run, and
                                          at the end of a run without a validation
     evaluation/, report.html, hits.png   at the end: results of every query, embeddings, a page, an image
-    results.json                         last: its presence says that the run is finished
+    results.json                         last: its presence says that the run is finished, or (with
+                                         `stopped_after_seconds`) that `trainer.max_time` has ended it early
     .lock                                held while a process trains it
 
-On resume, by the same command: `train.train` returns the results of a finished run; else `find_resumable` chooses the
+On resume, by the same command: `train.train` returns the results of a finished run, unless it was ended early and has
+more time now; else `find_resumable` chooses the
 last checkpoint, or the best where the last is damaged, and `init_from` is skipped; `MatchDataModule` restores the
 position in the data, and refuses another order; `lit.Preemption` first makes up for a validation that is due.
 """
@@ -23,16 +25,20 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import sys
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path, PurePath
+from types import MappingProxyType
 from typing import Any, Literal
 
 from mim_lightning.config import describe_data, describe_source, load_stored_config
 from mim_lightning.expected_types import validate_type
 from mim_lightning.former_names import to_first
+from mim_lightning.interruption import STOPPED_AFTER
 from mim_lightning.io.atomic import atomic_write, remove_abandoned
 from mim_lightning.io.damaged_file import DamagedFileError, errors_as_damaged_file
 from mim_lightning.set_name import name_set
@@ -49,6 +55,7 @@ NOT_IN_RUN_ID_OF = {
         "precision",
         "log_every_n_steps",
         "default_root_dir",
+        "max_time",  # ends a run early, which then goes on with more time
     ),
     "model": ("compile",),
     "encoder": ("training",),  # optim, loss and trainer have its values
@@ -135,10 +142,39 @@ class Run:
                 raise ValueError("holds no results")
             return {_present_key(key): value for key, value in found.items()}
 
+    def is_finished(self, max_time: str | Mapping[str, float] | None = None) -> bool:
+        """Return whether there are results, other than those of a run that ended early and now has more time.
+
+        Args:
+            max_time: trainer.max_time.
+        """
+        results = self.read_results()
+        if results is None or STOPPED_AFTER not in results:
+            return results is not None
+        limit = parse_max_time(max_time)
+        return limit is not None and limit.total_seconds() <= results[STOPPED_AFTER]
+
     def write_results(self, results: Mapping[str, float]) -> None:
         # whole: the file's presence says that the run is finished
         with atomic_write(self.results_path) as partial:
             partial.write_text(json.dumps(dict(results), indent=2))
+
+
+def parse_max_time(value: str | Mapping[str, float] | None) -> timedelta | None:
+    """Return the time of `trainer.max_time`: DD:HH:MM:SS, or {hours: 12}.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if value is None:
+        return None
+    units = ("days", "hours", "minutes", "seconds")
+    found = re.fullmatch(r"(\d+):(\d\d):(\d\d):(\d\d)", str(value).strip())
+    parts = dict(zip(units, map(int, found.groups()), strict=True)) if found else value
+    numbers = parts.values() if isinstance(parts, Mapping) and parts.keys() <= {*units} else ()
+    if not numbers or not all(isinstance(number, int | float) and number >= 0 for number in numbers):
+        raise ValueError(f"trainer.max_time={value}: give DD:HH:MM:SS, as 00:12:00:00, or {{hours: 12}}")
+    return timedelta(**parts)  # type: ignore[arg-type]
 
 
 def _present_key(key: str) -> str:
@@ -159,7 +195,7 @@ def identify(config: dict[str, Any]) -> tuple[Run, dict[str, Any], dict[str, Any
     section, description = config["run"], None
     if section["digest"] is None:  # else a launched process, with a config that was identified before
         description = describe_source(config["data"])
-        digest = _digest(config, description)
+        digest = _choose_digest(config, description)
         config = _replace(config, PENDING_SET, name_set(config["data"]))
         run_id = str(section["id"]) if section["id"] != PENDING_ID else _find_or_name(config, digest)
         config = _replace(config, PENDING_ID, run_id)
@@ -355,9 +391,25 @@ def _find_or_name(config: Mapping[str, Any], digest: str) -> str:
     return found[0] if found else run_id
 
 
-def _digest(config: Mapping[str, Any], description: Mapping[str, Any] | None) -> str:
+def _choose_digest(config: Mapping[str, Any], description: Mapping[str, Any] | None) -> str:
+    """Return the digest of a run; where its folder is there, the one of when a time limit was part of it."""
+    digest, max_time = _digest(config, description), config["trainer"].get("max_time")
+    if max_time is None:
+        return digest
+    former = _digest(config, description, {"max_time": max_time})
+    folders = Path(config["run"]["folder"].replace(PENDING_ID, f"*-{former}"))
+    return former if any(folders.parent.glob(f"{folders.name}/config.yaml")) else digest
+
+
+def _digest(
+    config: Mapping[str, Any],
+    description: Mapping[str, Any] | None,
+    former_trainer: Mapping[str, Any] = MappingProxyType({}),
+) -> str:
+    relevant_config = _relevant(config)
+    relevant_config["trainer"] |= former_trainer
     # under the first name of every class: a later one must not lose the runs that are there
-    relevant = {**to_first(_relevant(config)), "described_data": describe_data(config["data"], description)}
+    relevant = {**to_first(relevant_config), "described_data": describe_data(config["data"], description)}
     return hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()[:8]
 
 

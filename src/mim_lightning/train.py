@@ -23,7 +23,14 @@ from mim_lightning.launch import (
     launch,
     num_processes_to_launch,
 )
-from mim_lightning.run import Run, describe_newer_versions, identify, validate_kinds, validate_writable
+from mim_lightning.run import (
+    Run,
+    describe_newer_versions,
+    identify,
+    parse_max_time,
+    validate_kinds,
+    validate_writable,
+)
 from mim_lightning.training import fit
 
 
@@ -36,13 +43,15 @@ def train(config: dict[str, Any]) -> float:
     validate_kinds(config)
     run, config, description = identify(config)
     config["trainer"]["precision"] = choose_precision(config["trainer"])  # recorded for evaluation
-    is_new = run.read_results() is None
+    max_time = config["trainer"].get("max_time")
+    parse_max_time(max_time)
+    is_new = not run.is_finished(max_time)
     if is_new:
         validate_writable(run.folder)
     decides_in_fit = is_joined()  # with the others of its launcher, which read the results at other times
     if is_new and is_first_rank() and not is_launched():
         with lock_and_announce(run.lock_path, run.run_id):
-            is_new = run.read_results() is None  # another process may have finished it meanwhile
+            is_new = not run.is_finished(max_time)  # another process may have finished it meanwhile
             if is_new or decides_in_fit:
                 _start(config, run, description)
     elif is_new or decides_in_fit:

@@ -20,9 +20,16 @@ from mim_lightning.config import (
     save_config,
 )
 from mim_lightning.expected_types import validate_arguments
-from mim_lightning.interruption import Interruption
+from mim_lightning.interruption import STOPPED_AFTER, Interruption
 from mim_lightning.launch import choose_precision, is_alone, is_first_rank, is_joined, is_launched, set_up_process
-from mim_lightning.run import Run, choose_versions, find_resumable, validate_results_from, validate_seed
+from mim_lightning.run import (
+    Run,
+    choose_versions,
+    find_resumable,
+    parse_max_time,
+    validate_results_from,
+    validate_seed,
+)
 from mim_lightning.set_name import name_set
 from mim_lightning.stored_config import with_data_versions
 
@@ -44,6 +51,7 @@ def fit(config: dict[str, Any], run: Run, description: Mapping[str, Any] | None 
     from lightning.pytorch.utilities.exceptions import SIGTERMException
 
     from mim_lightning.lit.callbacks.ema import free_averages, validate_averaging
+    from mim_lightning.lit.callbacks.time_limit import TimeLimit, seconds_trained
     from mim_lightning.lit.console import describe_encoder_values, describe_towers, silence_lightning
     from mim_lightning.lit.datamodule import MatchDataModule
     from mim_lightning.lit.evaluation import close_loggers, collect_results, evaluate_module, save_evaluation
@@ -77,15 +85,16 @@ def fit(config: dict[str, Any], run: Run, description: Mapping[str, Any] | None 
     )
     validate_averaging(callbacks)
     validate_loggers(loggers)
+    limit = parse_max_time(config["trainer"].get("max_time"))
     trainer = build(
-        {**config["trainer"], "enable_progress_bar": "progress_bar" in callbacks},
-        callbacks=list(callbacks.values()),
+        {**config["trainer"], "max_time": None, "enable_progress_bar": "progress_bar" in callbacks},
+        callbacks=[*callbacks.values(), *([TimeLimit(limit)] if limit else [])],
         logger=list(loggers.values()),
     )
     keep_batches(trainer)
     write_checkpoints_atomically(trainer)
     # one answer for all processes of another launcher: rank zero may have waited for a process that had the lock
-    if is_joined() and ask_first_rank(trainer.strategy, lambda: run.read_results() is not None):
+    if is_joined() and ask_first_rank(trainer.strategy, lambda: run.is_finished(config["trainer"].get("max_time"))):
         return
     seed_everything(config["seed"], workers=True, verbose=False)
     resume = ask_first_rank(trainer.strategy, lambda: find_resumable(run))
@@ -126,10 +135,11 @@ def fit(config: dict[str, Any], run: Run, description: Mapping[str, Any] | None 
         return
     if is_first_rank():
         save_config(config, run.config_path)
+        run.results_path.unlink(missing_ok=True)  # of a run that goes on with more time
     started = time.perf_counter()
     try:
         trainer.fit(module, datamodule, ckpt_path=resume, weights_only=True if resume else None)
-        seconds = time.perf_counter() - started
+        seconds, stopped_after = time.perf_counter() - started, seconds_trained(trainer)
         free_averages(trainer)
         # one answer for all ranks: all take part in writing it, and rank zero may have written it already
         if trainer.strategy.broadcast(not checkpoint.is_file()):
@@ -137,7 +147,8 @@ def fit(config: dict[str, Any], run: Run, description: Mapping[str, Any] | None 
         reports = evaluate_module(trainer, module, datamodule, checkpoint)
         if trainer.is_global_zero:
             save_evaluation(trainer, matcher, datamodule, config, run.folder, stored_fingerprint(checkpoint))
-            run.write_results({**collect_results(trainer, reports, datamodule, checkpoint), "fit_seconds": seconds})
+            results = {**collect_results(trainer, reports, datamodule, checkpoint), "fit_seconds": seconds}
+            run.write_results(results | ({} if stopped_after is None else {STOPPED_AFTER: stopped_after}))
     except SIGTERMException:  # raised by Lightning where it handles the signal
         raise Interruption(signal.SIGTERM, f"at step {trainer.global_step}") from None
     except Interruption as stopped:

@@ -7,11 +7,14 @@ import errno
 import os
 import signal
 from collections.abc import Callable, Iterator
+from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.callbacks import timer
 
 from mim_lightning import interruption
 from mim_lightning.interruption import Interruption
@@ -90,11 +93,28 @@ def stop_at(fit: Fit, *words: str, step: int, is_validating: bool = False) -> st
 STOPS = [(2, False, 3)], [(1, False, 2), (2, False, 3), (6, True, 6), (8, False, 9)]
 
 
-@pytest.mark.parametrize("stops", [STOPS[0], pytest.param(STOPS[1], marks=pytest.mark.slow)])
+# validation every three steps, in epochs of eight that end within a pass of five; a step ends with each batch
+EARLY = "{_target_: lightning.pytorch.callbacks.EarlyStopping, monitor: '${monitor}', mode: max, patience: 50}"
+BY_STEPS = [*OPTIONS, "trainer.accumulate_grad_batches=1", "trainer.max_epochs=2", "data.rows_per_epoch=35"]
+BY_STEPS += ["trainer.val_check_interval=3", "trainer.check_val_every_n_epoch=null", f"+callbacks.early={EARLY}"]
+# after a validation; before one that is due; in one, in each of two epochs
+STEP_STOPS = [(4, False, 5), (5, False, 6), (9, True, 9), (12, True, 12)]
+
+
+@pytest.mark.parametrize(
+    ("options", "stops"),
+    [
+        (OPTIONS, STOPS[0]),
+        pytest.param(OPTIONS, STOPS[1], marks=pytest.mark.slow),
+        pytest.param(BY_STEPS, STEP_STOPS, marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.usefixtures("signals")
-def test_a_run_that_is_stopped_anywhere_ends_as_one_that_was_not(fit: Fit, shop: Path, stops: list) -> None:
-    whole = fit(*OPTIONS)
-    parts = [*OPTIONS, f"paths.runs={shop}/parts"]
+def test_a_run_that_is_stopped_anywhere_ends_as_one_that_was_not(
+    fit: Fit, shop: Path, options: list[str], stops: list
+) -> None:
+    whole = fit(*options)
+    parts = [*options, f"paths.runs={shop}/parts"]
     for step, is_validating, stops_at in stops:
         assert stop_at(fit, *parts, step=step, is_validating=is_validating) == f"at step {stops_at}"
         last = shop / "parts" / whole.run_id / "checkpoints" / "last.ckpt"
@@ -109,6 +129,34 @@ def test_a_run_that_is_stopped_anywhere_ends_as_one_that_was_not(fit: Fit, shop:
     assert logged(resumed) == logged(whole)
     history = Path("browser") / "history.jsonl"
     assert (resumed.folder / history).read_text() == (whole.folder / history).read_text()
+
+
+@pytest.mark.usefixtures("signals")
+def test_a_run_that_a_time_limit_ends_has_results_and_goes_on_with_more_time(
+    fit: Fit, shop: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Validated by steps, it is stopped by a signal, then ended by the clock, and given as much time as it needs."""
+    whole = fit(*BY_STEPS)
+    seconds = count()  # one passes whenever the clock is read, which it is in every step
+    monkeypatch.setattr(timer, "time", SimpleNamespace(monotonic=lambda: float(next(seconds))))
+    parts = [*BY_STEPS, f"paths.runs={shop}/parts"]
+    limited = [*parts, "+trainer.max_time={seconds: 20}"]
+    assert stop_at(fit, *limited, step=4) == "at step 5"
+    ended = fit(*limited)
+    early = ended.read_results()
+    last = torch.load(ended.last_checkpoint, weights_only=True)
+    assert ended.run_id == whole.run_id and early is not None and early["stopped_after_seconds"] >= 20
+    assert 5 < last["global_step"] < 15 and last["global_step"] % 3, "validated out of turn"
+    assert fit(*limited).read_results() == early, "it is not begun again"
+    resumed = fit(*parts)
+    results = resumed.read_results()
+    assert results is not None and "stopped_after_seconds" not in results
+    expected, found = state(whole), state(resumed)
+    counted = ("loops/fit_loop/epoch_loop.val_loop", "loops/validate_loop")  # of one validation more
+    different = [name for name, value in expected.items() if not torch.equal(value, found[name])]
+    assert [name for name in different if not name.startswith(counted)] == []
+    trained = [row for row in logged(whole) if not any(name.startswith("val/") for name in row)]
+    assert [row for row in logged(resumed) if not any(name.startswith("val/") for name in row)] == trained
 
 
 @pytest.mark.slow

@@ -45,6 +45,7 @@ EARLY_STOPPING = "+callbacks.early={_target_: lightning.pytorch.callbacks.EarlyS
         ({"num_sanity_val_steps": None}, "trainer.num_sanity_val_steps=null: give -1"),
         ({"overfit_batches": 1}, "trainer.overfit_batches=1: .*debug=overfit"),
         ({"val_check_interval": 0}, "trainer.val_check_interval=0: "),
+        ({"val_check_interval": 3, "accumulate_grad_batches": 2}, "trainer.val_check_interval=3: counts batches, 2 of"),
         ({"gradient_clip_val": -1}, "trainer.gradient_clip_val=-1: give a number, 0 or more"),
         ({"logger": False}, "trainer.logger=false: .*logger=none"),
         ({"callbacks": {"a": 1}}, "trainer.callbacks="),

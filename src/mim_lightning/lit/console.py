@@ -9,6 +9,7 @@ import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from datetime import timedelta
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from mim_lightning.data.shards.shard_set import ShardSet
 from mim_lightning.display.numbers import format_count
 from mim_lightning.display.text import plain
 from mim_lightning.fields import PRODUCT, side_of, texts_of
+from mim_lightning.interruption import STOPPED_AFTER
 from mim_lightning.lit.datamodule import MatchDataModule
 from mim_lightning.lit.shuffle_window import describe_windows
 from mim_lightning.losses.objective import Objective
@@ -305,6 +307,10 @@ def _describe_counts(results: Results, rest: Sequence[str]) -> Iterator[str]:
             yield "  of a sample of the gallery: higher than in the whole, not comparable with it"
         if any(unanswerable := _counts(results, "num_unanswerable")):
             yield f"  {_range(unanswerable)} queries left out: none of their products is in the gallery"
+    if "step" in results and "epoch" in results:
+        yield f"  of the checkpoint at step {int(results['step'])}, in epoch {int(results['epoch'])}"
+    if STOPPED_AFTER in results:
+        yield f"  ended by trainer.max_time after {timedelta(seconds=round(results[STOPPED_AFTER]))} of training"
     if rest:
         yield f"  in results.json: {', '.join(rest)} and more"
 

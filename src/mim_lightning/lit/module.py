@@ -132,9 +132,14 @@ class MatchModule(LightningModule):
         """Say what the settings of a step change besides memory.
 
         Raises:
-            ValueError: micro-batches with a strategy that shards weights.
+            ValueError: micro-batches with a strategy that shards weights, or validation by the clock of each process.
         """
         num_batches, world_size = self.trainer.accumulate_grad_batches, self.trainer.world_size
+        if world_size > 1 and getattr(self.trainer, "_val_check_time_interval", None) is not None:
+            raise ValueError(
+                "trainer.val_check_interval: is a time, at which each process would validate by its own clock and wait "
+                "for the others; give steps"
+            )
         if num_batches > 1:
             rank_zero_info(
                 f"trainer.accumulate_grad_batches={num_batches} adds no negatives; data.batch_size="

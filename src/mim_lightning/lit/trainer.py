@@ -91,6 +91,12 @@ def _validate_passes(options: Mapping[str, Any]) -> None:
     interval = options.get("val_check_interval")
     if isinstance(interval, int | float) and (interval <= 0 or not math.isfinite(interval)):
         raise ValueError(f"trainer.val_check_interval={interval}: give steps, or a fraction of an epoch above 0")
+    every = options.get("accumulate_grad_batches") or 1
+    if isinstance(interval, int) and interval % every:
+        raise ValueError(
+            f"trainer.val_check_interval={interval}: counts batches, {every} of which are a step; give a multiple of "
+            f"trainer.accumulate_grad_batches={every}, or a run that resumes after a validation loses a part of a step"
+        )
 
 
 def validate_callbacks(callbacks: Mapping[str, Any], needed: Mapping[str, Path | None]) -> None:

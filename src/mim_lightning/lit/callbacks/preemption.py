@@ -67,7 +67,7 @@ class Preemption(Checkpoint):
         step = trainer.global_step
         request = self._agreement.at_step(step, self._request(trainer))
         # a run that ends without a validation: its last checkpoint must not depend on the clock
-        is_end = 0 < trainer.max_steps <= step and not _is_validation_due(trainer)
+        is_end = _is_last_step(trainer) and not is_validation_due(trainer)
         if request and request != SAVE:
             # logged as Lightning does after this hook
             trainer._logger_connector.on_batch_end()
@@ -121,7 +121,7 @@ class Preemption(Checkpoint):
         """
         progress: Any = trainer.fit_loop.epoch_loop.batch_progress.total
         is_batch_end = progress.completed < progress.processed
-        if not self._is_leaving_validation and not (is_batch_end and _is_validation_due(trainer)):
+        if not self._is_leaving_validation and not (is_batch_end and is_validation_due(trainer)):
             return
         loops = checkpoint["loops"]["fit_loop"]
         for counts in (loops["epoch_loop.batch_progress"][name] for name in ("total", "current")):
@@ -169,8 +169,19 @@ def _restore_validation_counts(trainer: Trainer) -> None:
         total.ready = total.started = total.completed
 
 
-def _is_validation_due(trainer: Trainer) -> bool:
-    """Does a validation follow the present batch?"""
+def _is_last_step(trainer: Trainer) -> bool:
+    """Return whether training ends with the present batch."""
+    loop = trainer.fit_loop
+    is_last_epoch = trainer.max_epochs is not None and 0 < trainer.max_epochs <= trainer.current_epoch + 1
+    return (
+        0 < trainer.max_steps <= trainer.global_step
+        or (is_last_epoch and loop.epoch_loop.batch_progress.is_last_batch)
+        or (trainer.should_stop and loop._can_stop_early)
+    )
+
+
+def is_validation_due(trainer: Trainer) -> bool:
+    """Return whether a validation follows the present batch."""
     loop, fetcher = trainer.fit_loop.epoch_loop, trainer.fit_loop._data_fetcher
     is_by_clock = getattr(trainer, "_val_check_time_interval", None) is not None
     return fetcher is not None and not is_by_clock and loop._should_check_val_fx(fetcher)

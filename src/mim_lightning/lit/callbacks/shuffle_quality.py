@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
 from mim_lightning.data.loading.loader import StreamLoader
 from mim_lightning.data.sampling.order import EpochSettings, StreamedOrder
-from mim_lightning.data.sampling.shuffle_quality import ShuffleQuality, measure_shuffle
+from mim_lightning.data.sampling.shuffle_quality import measure_shuffle
 from mim_lightning.lit.console import warn
-from mim_lightning.types import Batch
 
 MEET_AGAIN, UNIFORM = "train/shuffle_meet_again", "train/shuffle_meet_again_uniform"
 MUCH_WORSE = 2.0  # times the probability of rows that are shuffled together
 
 
 class ShuffleMonitor(Callback):
-    """Logs, in the first epoch, how often two rows of a shard that share a batch share one in the next pass too.
+    """Logs, when training begins, how often two rows of a shard that share a batch share one in the next pass too.
 
     `train/shuffle_meet_again` is that probability, 0 to 1, and `train/shuffle_meet_again_uniform` what it would be if
     all rows were shuffled together. Both are computed from the order, on rank 0, without reading a row; of a mixture
@@ -35,29 +32,24 @@ class ShuffleMonitor(Callback):
                 f"callbacks.shuffle_quality.max_meet_again={max_meet_again}: give a fraction, 0 to 1, or null"
             )
         self.max_meet_again = max_meet_again
-        self.measured = ShuffleQuality(0.0, 0.0)  # known on rank 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         loader = trainer.train_dataloader
         if not isinstance(loader, StreamLoader) or trainer.fast_dev_run or not trainer.is_global_zero:  # type: ignore[attr-defined]
             return
         measured = {name: (measure_shuffle(order), order) for name, order in loader.order.passes().items()}
-        name, (self.measured, order) = max(measured.items(), key=lambda item: item[1][0].meet_again)
+        name, (found, order) = max(measured.items(), key=lambda item: item[1][0].meet_again)
         rows = f"rows of one shard of '{name}'" if name else "rows of one shard"
         rank_zero_info(
-            f"shuffle: two {rows} that share a batch share one in the next pass too in {self.measured.meet_again:.1%} "
-            f"of cases; in {self.measured.uniform:.1%} if all rows were shuffled together"
+            f"shuffle: two {rows} that share a batch share one in the next pass too in {found.meet_again:.1%} "
+            f"of cases; in {found.uniform:.1%} if all rows were shuffled together"
         )
-        is_bad = self.max_meet_again is not None and self.measured.meet_again > self.max_meet_again
-        if is_bad and self.measured.meet_again > MUCH_WORSE * self.measured.uniform:
+        if not trainer.global_step:
+            for logger in trainer.loggers:  # directly: a run that is stopped in this epoch would lose its means
+                logger.log_metrics({MEET_AGAIN: found.meet_again, UNIFORM: found.uniform, "epoch": 0.0}, step=0)
+        is_bad = self.max_meet_again is not None and found.meet_again > self.max_meet_again
+        if is_bad and found.meet_again > MUCH_WORSE * found.uniform:
             warn(_describe_remedy(order))
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
-    ) -> None:
-        if trainer.current_epoch == 0 and trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
-            values = {MEET_AGAIN: self.measured.meet_again, UNIFORM: self.measured.uniform}
-            pl_module.log_dict(values, on_step=False, on_epoch=True, batch_size=1)
 
 
 def _describe_remedy(order: StreamedOrder) -> str:
