@@ -8,6 +8,7 @@ import os
 import re
 import signal
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -180,6 +181,22 @@ def test_replaced_rows(shop: Shop) -> None:
     products = [*(row for row in PRODUCTS if row["product_id"] not in ids[0]), *new]
     rows = [*(row for row in QUERIES if row["query_id"] not in ids[1]), *queries]
     assert contents(open_prepared(folder)) == contents(open_prepared(shop.prepare("other", products, rows)))
+
+
+def test_a_table_of_everything_changes_what_is_new(shop: Shop, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = shop.prepare("shop", PRODUCTS, QUERIES)
+    whole = replace(shop.tables("whole", PRODUCTS, QUERIES), replace=True)
+    assert change(folder, whole).version == 1
+    assert "nothing to change, version 1 stays" in capsys.readouterr().out
+    products = [product(0, title="Other"), *PRODUCTS[1:], product(20)]
+    queries = [*QUERIES[:-1], query(12, "p1", split="val", text="other"), query(20, "p20")]
+    change(folder, replace(shop.tables("more", products, queries), replace=True))
+    said = capsys.readouterr().out
+    assert "catalog: 8 rows (1 removed, 2 new)" in said
+    assert "val: 3 rows (1 removed, 1 new)" in said
+    # the queries of the product that is another now, and the new one
+    assert "train: 13 rows (3 removed, 4 new)" in said
+    assert contents(open_prepared(folder)) == contents(open_prepared(shop.prepare("other", products, queries)))
 
 
 def test_compaction_writes_the_rows_that_are_left(shop: Shop) -> None:

@@ -39,11 +39,12 @@ from mim_lightning.data.preparation.changed_rows import ChangePlanner, ProductCh
 from mim_lightning.data.preparation.hash_layout import NAMES_PER_SHARD
 from mim_lightning.data.preparation.known_rows import KnownRows
 from mim_lightning.data.preparation.local_engine import WritingSettings, write_sets
-from mim_lightning.data.preparation.plan import BY_PRODUCT, SHUFFLED
+from mim_lightning.data.preparation.plan import BY_PRODUCT, SHUFFLED, RecordReader
 from mim_lightning.data.preparation.preparation import Validation, report_dir
 from mim_lightning.data.preparation.prepared import CONTENT, PreparedData, ShardSettings, open_prepared
 from mim_lightning.data.preparation.staging import IMAGES_FILE, SETTINGS_FILE, WORK_FILE, staging_dir, staging_path
 from mim_lightning.data.preparation.stored_duplicates import find_stored_duplicates
+from mim_lightning.data.preparation.unchanged_rows import without_unchanged
 from mim_lightning.data.shards.set_index import FIRST_VERSION, VERSIONS, SetIndex
 from mim_lightning.data.shards.set_versions import write_pointer, write_version
 from mim_lightning.data.splits import GivenSplits, ProductDisjointSplits, Protocol
@@ -179,7 +180,11 @@ def _plan(
         {*splits, *addition.replaced_queries},
         settings,
     )
-    sets = planner.plan()
+    planned = planner.plan()
+    records = RecordReader(reader, settings.max_image_side)
+    sets = [without_unchanged(part, rows, records) for part in planned]
+    num_unchanged = sum(len(part.samples) for part in planned) - sum(len(part.samples) for part in sets)
+    sets = [part for part in sets if len(part.removed) or part.samples]
     num_queries = len(addition.manifest.queries)
     counts = {
         "added": (len(new) - len(addition.replaced_products), num_queries - len(addition.replaced_queries)),
@@ -189,6 +194,8 @@ def _plan(
     lines = [f"{folder}, version {number}:"]
     lines += [f"  {verb} {num[0]:,} products and {num[1]:,} queries" for verb, num in counts.items() if any(num)]
     lines += [f"  {len(ids):,} {what} to delete are not there, the first is '{ids[0]}'" for what, ids in unknown if ids]
+    if num_unchanged:
+        lines.append(f"  {num_unchanged:,} rows are as they were, and stay")
     for part in sets:
         before = _num_samples(rows.prepared, part.name)
         after = before - len(part.removed) + len(part.samples)
