@@ -5,13 +5,15 @@ The catalog of a shop keeps growing: product-disjoint numbers show whether a mod
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Set
+from collections.abc import Set
 from dataclasses import dataclass, replace
+from itertools import islice
 
 import numpy as np
 
-from mim_lightning.data.manifest.manifest import Manifest, Product, Query
+from mim_lightning.data.manifest.manifest import Manifest, Query
+from mim_lightning.data.manifest.row_store import RowChanges, RowWriter
+from mim_lightning.data.manifest.stored_rows import QUERIES, StoredRows, named_products, pack_query, unpack_query
 from mim_lightning.ids import hash_id
 
 
@@ -46,7 +48,15 @@ class ProductDisjointSplits:
             )
 
     def apply(self, manifest: Manifest, train_split: str, val_split: str) -> Manifest:
-        return self.assign(manifest, self._held_out(manifest.products.values()), train_split, val_split)
+        rows = manifest.stored()
+        held_out = self._held_out(rows)
+        wanted = f"SELECT position, list(product_id) AS ids FROM ({named_products(rows.queries)})"
+        held = f"{wanted} SEMI JOIN {held_out} USING (product_id) GROUP BY position"
+        queries = f"SELECT q.*, ids FROM {rows.queries} q LEFT JOIN ({held}) USING (position)"
+        changes = RowChanges(rows.store, QUERIES)
+        for *row, ids in rows.store.read(f"{queries} WHERE ids IS NOT NULL OR split != ?", [train_split]):
+            changes.change(pack_query(row[0], self._assign(unpack_query(row), set(ids or ()), train_split, val_split)))
+        return manifest.with_rows(replace(rows, queries=changes.apply(rows.queries)))
 
     def holds_out(self, product_id: str) -> bool:
         """Return whether a product that came after the folds were made belongs to the fold: by the hash of its id.
@@ -60,18 +70,21 @@ class ProductDisjointSplits:
         queries = [self._assign(query, held_out, train_split, val_split) for query in manifest.queries]
         return replace(manifest, queries=queries)
 
-    def _held_out(self, products: Iterable[Product]) -> set[str]:
-        by_category: dict[str, list[str]] = defaultdict(list)
-        for product in products:
-            by_category[product.category or ""].append(product.product_id)
-        rng = np.random.default_rng(self.seed)
-        # round robin over products sorted by category
-        ordered = [
-            product_id
-            for _, ids in sorted(by_category.items())
-            for product_id in rng.permutation(np.array(sorted(ids))).tolist()
-        ]
-        return {product_id for idx, product_id in enumerate(ordered) if idx % self.num_folds == self.fold}
+    def _held_out(self, rows: StoredRows) -> str:
+        """Return a table of the ids of the products that are held out."""
+        store, held_out = rows.store, RowWriter(rows.store, "held_out", "product_id VARCHAR")
+        category = f"SELECT ifnull(category, '') AS name, product_id FROM {rows.products}"
+        sizes = store.run(f"SELECT name, count(*) FROM ({category}) GROUP BY name ORDER BY name")
+        ids = store.read(f"SELECT product_id FROM ({category}) ORDER BY name, product_id")
+        rng, num_before = np.random.default_rng(self.seed), 0
+        # round robin over products sorted by category, and in random order within one
+        for _, size in sizes:
+            for rank, row in zip(store.shuffled_ranks(size, rng), islice(ids, size), strict=True):
+                if (num_before + int(rank)) % self.num_folds == self.fold:
+                    held_out.add(row)
+            num_before += size
+        held_out.flush()
+        return held_out.table
 
     def _assign(self, query: Query, held_out: Set[str], train_split: str, val_split: str) -> Query:
         targets = [(i, grade) for i, grade in zip(query.target_ids, query.target_grades, strict=True) if i in held_out]

@@ -6,7 +6,6 @@ stream in the checkpoint.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -36,6 +35,7 @@ from mim_lightning.data.shards.shard_set import ShardSet
 from mim_lightning.data.splits import Protocol
 from mim_lightning.data.validation.settings import ValidationSettings
 from mim_lightning.fields import QUERY
+from mim_lightning.io.machine import num_cores
 from mim_lightning.io.paths import to_path_or_url
 from mim_lightning.types import ImageSpec, TowerSpec, fields_of, side_of, specs_by_field
 
@@ -277,7 +277,7 @@ class MatchDataModule(LightningDataModule):
         """Number of loader processes of each rank."""
         local = self.trainer.num_devices if self.trainer else 1
         # without a GPU the model needs cores too: half of them load
-        cores = _num_cores() // (1 if torch.cuda.is_available() else 2)
+        cores = num_cores() // (1 if torch.cuda.is_available() else 2)
         return min(8, cores // local) if self.num_workers is None else self.num_workers
 
     # Lightning drops a loader's own state when the schedule asks for the number of steps before fitting
@@ -307,8 +307,3 @@ class MatchDataModule(LightningDataModule):
                 "sets; restore the former data, or train under another run.id"
             )
         loader.load_state_dict(state)
-
-
-def _num_cores() -> int:
-    """Return the number of cores that this process may use; a container or scheduler may limit it."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

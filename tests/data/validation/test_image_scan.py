@@ -14,7 +14,7 @@ import pytest
 
 from mim_lightning.data.images.reader import ImageRef, TarMember
 from mim_lightning.data.validation import image_scan as module
-from mim_lightning.data.validation.image_scan import CHUNK_SIZE, ScanFile, scan_images
+from mim_lightning.data.validation.image_scan import CHUNK_SIZE, scan_images
 from tests.data.validation.broken import jpeg, one_coloured
 from tests.data.validation.readers import die_at_seven, read
 
@@ -103,7 +103,8 @@ def test_a_partial_line_costs_one_image(tmp_path: Path) -> None:
     facts_path.write_text(text[:-20])
     reader = Reader()
     assert scan_images(refs, reader, facts_path, 1) == first and reader.seen == [refs[3]]
-    assert ScanFile(facts_path).find(refs) == first
+    again = Reader()
+    assert scan_images(refs, again, facts_path, 1) == first and again.seen == []
 
 
 def test_an_interrupted_image_scan_resumes(tmp_path: Path) -> None:
@@ -137,11 +138,12 @@ def test_a_killed_image_scan_resumes(tmp_path: Path) -> None:
     finally:
         process.kill()
         process.wait()
-    known = ScanFile(facts_path).find(refs)
-    assert CHUNK_SIZE <= len(known) < len(refs), "it was killed on the way"
+    num_known = sum(map(bool, facts_path.read_text().split("\n")))  # the last line may be half of one
+    assert CHUNK_SIZE <= num_known < len(refs), "it was killed on the way"
     reader = Reader()
     found = scan_images(refs, reader, facts_path, 1)
-    assert set(reader.seen) == set(refs) - set(known)
+    assert len(refs) - num_known <= len(reader.seen) <= len(refs) - num_known + 1
+    assert reader.seen == refs[-len(reader.seen) :]
     assert found == scan_images(refs, Reader(), None, 1)
 
 

@@ -6,7 +6,7 @@ Every issue names file, row and column. `Source` is the interface of everything 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,6 +16,7 @@ from mim_lightning.data.manifest.builder import ManifestBuilder
 from mim_lightning.data.manifest.content_hash import table_id
 from mim_lightning.data.manifest.decoding import TextFormat
 from mim_lightning.data.manifest.rows import KIND, OnIssue, Product, Query, raise_issue
+from mim_lightning.data.manifest.stored_rows import StoredProducts, StoredQueries, StoredRows, store_rows
 from mim_lightning.data.manifest.table import ColumnNames, Table, TableSpec, open_table, read_rows, validate_name
 from mim_lightning.fields import TABLES, side_of, validate_declared
 from mim_lightning.io.paths import PathOrUrl, to_path_or_url
@@ -40,13 +41,32 @@ ByTable = Mapping[str, str | None] | str | None  # one for both tables, or by "p
 
 @dataclass(frozen=True)
 class Manifest:
-    """The rows of a data set."""
+    """The rows of a data set; those of our sources are read from a `RowStore` whenever they are asked for."""
 
-    products: dict[str, Product]
-    queries: list[Query]
+    products: Mapping[str, Product]
+    queries: Sequence[Query]
     products_path: Path | str  # or another name of the table, for errors
     queries_path: Path | str | None  # None: a catalog without queries
     download: DownloadSettings | None = None  # of images at URLs
+
+    def stored(self) -> StoredRows:
+        """Return the tables of the rows; rows that are in memory are written to a store first."""
+        products, queries = self.products, self.queries
+        if (
+            isinstance(products, StoredProducts)
+            and isinstance(queries, StoredQueries)
+            and products.rows == queries.rows
+        ):
+            return products.rows
+        return store_rows(products.values(), queries)
+
+    def in_memory(self) -> Manifest:
+        """Return a manifest whose rows are in memory, for a few of them that are often looked up."""
+        return replace(self, products=dict(self.products.items()), queries=list(self.queries))
+
+    def with_rows(self, rows: StoredRows) -> Manifest:
+        """Return a manifest of the same data set with other rows."""
+        return replace(self, products=StoredProducts(rows), queries=StoredQueries(rows))
 
     def split(self, name: str) -> list[Query]:
         """Return the queries of one split, at least one.
@@ -55,10 +75,18 @@ class Manifest:
             ValueError: the split is empty.
         """
         rows = [query for query in self.queries if query.split == name]
-        if not rows:
+        self.validate_split(name, rows)
+        return rows
+
+    def validate_split(self, name: str, queries: Iterable[Query] | None = None) -> None:
+        """Raise a ValueError if the split has no queries.
+
+        Args:
+            queries: those of the split, if they were looked for before.
+        """
+        if not any(query.split == name for query in (self.queries if queries is None else queries)):
             splits = sorted({query.split for query in self.queries})
             raise ValueError(f"{self.queries_path}: column 'split' has no row '{name}'; it has {splits}")
-        return rows
 
 
 class Source(Protocol):
@@ -272,8 +300,5 @@ def finish(builder: ManifestBuilder, queries_name: str | None) -> Manifest:
     Raises:
         ValueError: no product is valid.
     """
-    if not builder.products:
-        reason = f"no product is valid; {builder.first_issue}" if builder.first_issue else "the table has no rows"
-        raise ValueError(f"{builder.products_name}: {reason}")
-    builder.drop_unanswerable()
-    return Manifest(builder.products, list(builder.queries.values()), builder.products_name, queries_name)
+    rows = builder.finish()
+    return Manifest(StoredProducts(rows), StoredQueries(rows), builder.products_name, queries_name)

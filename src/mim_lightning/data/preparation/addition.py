@@ -13,6 +13,7 @@ from typing import Any
 from mim_lightning.data.manifest.builder import ManifestBuilder
 from mim_lightning.data.manifest.manifest import PRODUCTS, QUERIES, Manifest, ManifestSource, with_fields
 from mim_lightning.data.manifest.rows import IssueType, OnIssue, Product, Query, RowIssue
+from mim_lightning.data.manifest.stored_rows import store_rows
 from mim_lightning.data.manifest.table import read_rows
 from mim_lightning.data.preparation.known_rows import KnownRows
 from mim_lightning.data.preparation.prepared import ShardSettings
@@ -90,19 +91,21 @@ def read_addition(
         first_query=(version - 1) * QUERIES_PER_VERSION,
     )
     _read(builder, source, pairs and read[0] is None)
-    given = set(builder.products)
-    there = rows.product_ids(given)
+    merged = builder.merge_repeated()
+    products = {product.product_id: product for product in merged.read_products()}
+    queries = list(merged.read_queries())
+    there = rows.product_ids(set(products))
     replaced = there if replaces else set[str]()
     for product_id in there - replaced:
-        product = builder.products.pop(product_id)
+        product = products.pop(product_id)
         if not pairs:
             builder.report(_duplicate("products", product.origin, product_id, rows.origin))
-    known = rows.products(_named(builder.queries.values()) - builder.products.keys())
-    builder.products |= known
-    builder.drop_unanswerable()
-    queries = _without_duplicates(builder, rows, replaces)
+    known = rows.products(_named(queries) - products.keys())
+    products |= known
+    answerable = builder.drop_unanswerable(store_rows(products.values(), queries, builder.store))
+    queries = _without_duplicates(builder, list(answerable.read_queries()), rows, replaces)
     named = {product_id for query in queries for product_id in (*query.target_ids, *query.reference_ids)}
-    used = {name: product for name, product in builder.products.items() if name not in known or name in named}
+    used = {name: product for name, product in products.items() if name not in known or name in named}
     tables = source.products or f"{folder}", source.queries
     manifest = Manifest(used, queries, *tables, source.download)
     there_queries = rows.splits_of_queries(query.query_id for query in queries) if replaces else {}
@@ -140,11 +143,10 @@ def _as_other_number(product_id: str) -> str:
     return product_id.removesuffix(".0") if product_id.endswith(".0") else f"{product_id}.0"
 
 
-def _without_duplicates(builder: ManifestBuilder, rows: KnownRows, replaces: bool) -> list[Query]:
-    queries = list(builder.queries.values())
+def _without_duplicates(builder: ManifestBuilder, queries: list[Query], rows: KnownRows, replaces: bool) -> list[Query]:
     if replaces:
         return queries
-    there = rows.splits_of_queries(builder.queries)
+    there = rows.splits_of_queries(query.query_id for query in queries)
     for query in queries:
         if query.query_id in there:
             place = f"{rows.origin}, split '{there[query.query_id]}'"
@@ -179,7 +181,7 @@ def report_alone(report: ValidationReport, addition: Addition, rows: KnownRows) 
     """Return a report without the products that were in the data before."""
     manifest = addition.manifest
     new = {name: product for name, product in manifest.products.items() if name not in addition.known}
-    alone = replace(manifest, products=new)
+    alone = replace(manifest, products=new).stored()
     findings = tuple(finding for finding in report.findings if not finding.origin.startswith(rows.origin))
     counts = dict(report.counts)
     for finding in report.findings:

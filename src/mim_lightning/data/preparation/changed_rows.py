@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,6 @@ from mim_lightning.data.preparation.plan import (
     catalog_sample,
     category_of,
     evaluation_sample,
-    rotate_images,
     training_sample,
 )
 from mim_lightning.data.preparation.prepared import CATALOG, QUERY_SETS, ShardSettings
@@ -41,7 +41,7 @@ class SetChange:
 
     def plan(self, first: int) -> PlannedSet:
         """Return the samples as a set of their own, named from a number on."""
-        return PlannedSet(self.name, self.samples, lambda sample: sample, first)
+        return PlannedSet(self.name, len(self.samples), partial(iter, self.samples), first)
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,9 @@ class ChangePlanner:
         known = [product_id for product_id in query_ids if product_id not in self.products.new]
         before = self.rows.num_training_rows(known)
         turns = {
-            product_id: {query_id: before.get(product_id, 0) + turn for query_id, turn in rotate_images(ids).items()}
+            product_id: {
+                query_id: before.get(product_id, 0) + turn for turn, query_id in enumerate(sorted(ids, key=hash_id))
+            }
             for product_id, ids in query_ids.items()
         }
         samples = [

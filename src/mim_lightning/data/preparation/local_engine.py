@@ -30,8 +30,8 @@ from mim_lightning.data.shards.set_writer import (
     write_columns,
 )
 from mim_lightning.data.shards.shard_writer import Record, write_shard
-from mim_lightning.data.validation.image_scan import num_cores
 from mim_lightning.display.progress import ProgressMeter
+from mim_lightning.io.machine import num_cores
 from mim_lightning.io.store import Store
 
 ROWS_PER_PROCESS = 1_000  # fewer are written faster than another process starts
@@ -100,7 +100,7 @@ def write_sets(sets: Sequence[PlannedSet], store: Store, reader: ImageReader, se
     """
     finished = {planned.name: finished_shards(store, planned.name) for planned in sets}
     num_finished = sum(marker.size for markers in finished.values() for marker in markers.values())
-    num_rows = sum(len(planned.items) for planned in sets) - num_finished
+    num_rows = sum(planned.num_samples for planned in sets) - num_finished
     tasks = _unfinished(sets, store, settings)
     num_workers = _num_workers(settings.num_workers, num_rows)
     with ProgressMeter(max(0, num_rows), num_finished) as progress:
@@ -109,7 +109,7 @@ def write_sets(sets: Sequence[PlannedSet], store: Store, reader: ImageReader, se
         else:
             _write_in_processes(tasks, num_workers, (store, reader, settings.max_image_side), progress)
     for planned in sets:
-        finish_set(store, planned.name, -(-len(planned.items) // settings.samples_per_shard))
+        finish_set(store, planned.name, -(-planned.num_samples // settings.samples_per_shard))
     remove_markers(store)
 
 

@@ -7,11 +7,10 @@ in any process and any order. A training sample has a query and a product, an ev
 from __future__ import annotations
 
 import hashlib
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
-from itertools import accumulate
+from functools import lru_cache, partial
+from itertools import accumulate, islice
 from typing import Any
 
 import numpy as np
@@ -20,6 +19,7 @@ from mim_lightning.data.images.codec import normalize_encoding, sharpness
 from mim_lightning.data.images.reader import ImageReader, ImageRef
 from mim_lightning.data.manifest.manifest import Manifest, Product, Query
 from mim_lightning.data.manifest.rows import RowIssue
+from mim_lightning.data.manifest.stored_rows import QUERIES, StoredRows, unpack_product, unpack_query
 from mim_lightning.data.shards.shard_writer import Record, shard_sizes
 from mim_lightning.fields import DECLARED, FIELDS, PRODUCT_IMAGE, PRODUCT_TEXT, QUERY_IMAGE, QUERY_TEXT
 from mim_lightning.ids import hash_id
@@ -48,8 +48,9 @@ def training_sample(query: Query, product: Product, turn: int, category: str | N
     """Return a query with one relevant product.
 
     Args:
-        turn: which of the product's images, see `rotate_images`.
-        category: of the query, see `category_of`.
+        turn: of the query among all that train on the product, by their hashed ids: the images are used equally often,
+            in whatever order rows are read.
+        category: of the query, that of its first product.
     """
     image = product.images[turn % len(product.images)] if product.images else None
     facts = {**_product_facts(product), **_query_facts(query, category)}
@@ -74,14 +75,6 @@ def evaluation_sample(query: Query, category: str | None) -> PlannedSample:
 def category_of(query: Query, products: Mapping[str, Product]) -> str | None:
     """Return the category of the first relevant product of a query."""
     return products[(*query.target_ids, *query.reference_ids)[0]].category
-
-
-def rotate_images(query_ids: Sequence[str]) -> dict[str, int]:
-    """Return the turn of each query among all that train on one product, so that its images are used equally often.
-
-    Turns follow the hashed ids, so they do not depend on the order in which rows are read.
-    """
-    return {query_id: turn for turn, query_id in enumerate(sorted(query_ids, key=hash_id))}
 
 
 def hash_samples(samples: Sequence[PlannedSample], max_image_side: int) -> str:
@@ -165,18 +158,18 @@ def _present(images: Mapping[str, tuple[ImageRef | None, str]]) -> dict[str, tup
 
 @dataclass(frozen=True)
 class PlannedSet:
-    """A set's name in the prepared folder, its rows in order, and the function that makes their samples."""
+    """A set's name in the prepared folder, its number of samples, and a function that yields them in order."""
 
     name: str
-    items: Sequence[Any]
-    make: Callable[[Any], PlannedSample]
+    num_samples: int
+    read: Callable[[], Iterator[PlannedSample]]
     first: int = 0  # number of its first sample
 
     def shards(self, samples_per_shard: int, max_image_side: int) -> Iterator[ShardTask]:
         """Yield the shards of the set."""
-        sizes = shard_sizes(len(self.items), samples_per_shard)
+        remaining, sizes = self.read(), shard_sizes(self.num_samples, samples_per_shard)
         for shard_idx, (first, size) in enumerate(zip(accumulate(sizes, initial=0), sizes, strict=False)):
-            samples = tuple(map(self.make, self.items[first : first + size]))
+            samples = tuple(islice(remaining, size))
             first += self.first
             yield ShardTask(self.name, shard_idx, first, samples, hash_samples(samples, max_image_side))
 
@@ -204,35 +197,63 @@ def plan_sets(manifest: Manifest, train_split: str, seed: int, layout: str = SHU
     """
     if manifest.queries_path is not None and not manifest.queries:
         raise ValueError(f"{manifest.queries_path}: no query is valid")
-    products = manifest.products
-    gallery = [(product, image) for product in products.values() for image in product.images or (None,)]
-    sets = [PlannedSet("catalogue", gallery, lambda item: catalog_sample(*item))]
-    for split in sorted({query.split for query in manifest.queries}):
-        name, queries = f"queries/{split}", manifest.split(split)
+    rows = manifest.stored()
+    num_gallery = rows.store.number(f"SELECT sum(greatest(1, len(images)))::BIGINT FROM {rows.products}")
+    sets = [PlannedSet("catalogue", num_gallery, partial(_read_gallery, rows))]
+    counts = f"SELECT split, count(*), sum(len(targets))::BIGINT FROM {rows.queries} GROUP BY split"
+    for split, num_queries, num_targets in sorted(rows.store.run(counts)):
         if split == train_split:
-            sets.append(PlannedSet(name, _training_items(queries, seed, layout), _make_training(manifest)))
+            read: Callable[[], Iterator[PlannedSample]] = partial(
+                _read_training, rows, split, num_targets, seed, layout
+            )
+            sets.append(PlannedSet(f"queries/{split}", num_targets, read))
         else:
-            sets.append(PlannedSet(name, queries, lambda query: evaluation_sample(query, category_of(query, products))))
+            sets.append(PlannedSet(f"queries/{split}", num_queries, partial(_read_evaluation, rows, split)))
     return sets
 
 
-def _training_items(queries: Sequence[Query], seed: int, layout: str) -> list[tuple[Query, str, int]]:
-    """Return query, product and turn of each training row, with rows or products in random order."""
-    query_ids: dict[str, list[str]] = defaultdict(list)
-    rows = [(query, product_id) for query in queries for product_id in query.target_ids]
-    for query, product_id in rows:
-        query_ids[product_id].append(query.query_id)
-    turns = {product_id: rotate_images(ids) for product_id, ids in query_ids.items()}
-    shuffled = [rows[i] for i in np.random.default_rng(seed).permutation(len(rows))]
-    if layout == BY_PRODUCT:
-        rank = {product_id: rank for rank, product_id in enumerate(dict.fromkeys(row[1] for row in shuffled))}
-        shuffled.sort(key=lambda row: rank[row[1]])
-    return [(query, product_id, turns[product_id][query.query_id]) for query, product_id in shuffled]
+def _read_gallery(rows: StoredRows) -> Iterator[PlannedSample]:
+    for product in rows.read_products():
+        for image in product.images or (None,):
+            yield catalog_sample(product, image)
 
 
-def _make_training(manifest: Manifest) -> Callable[[tuple[Query, str, int]], PlannedSample]:
-    def make(item: tuple[Query, str, int]) -> PlannedSample:
-        query, product_id, turn = item
-        return training_sample(query, manifest.products[product_id], turn, category_of(query, manifest.products))
+def _read_evaluation(rows: StoredRows, split: str) -> Iterator[PlannedSample]:
+    for *row, category in rows.store.read(
+        f"SELECT q.*, p.category FROM {rows.queries} q {_first_product(rows)} WHERE q.split = ? ORDER BY q.position",
+        [split],
+    ):
+        yield evaluation_sample(unpack_query(row), category)
 
-    return make
+
+def _read_training(rows: StoredRows, split: str, num_rows: int, seed: int, layout: str) -> Iterator[PlannedSample]:
+    """Yield the samples of the training split, with rows or products in random order."""
+    store = rows.store
+    pairs = store.create("pairs", "position BIGINT, product_id VARCHAR, query_key BIGINT, rank BIGINT")
+    ranks = iter(store.shuffled_ranks(num_rows, np.random.default_rng(seed)))
+    store.write(
+        pairs,
+        (
+            (position, product_id, hash_id(query_id), int(next(ranks)))
+            for position, query_id, targets in store.read(
+                f"SELECT position, query_id, targets FROM {rows.queries} WHERE split = ?", [split]
+            )
+            for product_id in targets
+        ),
+    )
+    # the turn of each query among all that train on one product, so that the product's images are used equally often
+    turned = f"""SELECT *, row_number() OVER (PARTITION BY product_id ORDER BY query_key, position) - 1 AS turn,
+        min(rank) OVER (PARTITION BY product_id) AS product_rank FROM {pairs}"""
+    num_columns = len(QUERIES.split(", "))
+    for *row, turn, category in store.read(
+        f"""SELECT q.*, own.*, turn, p.category FROM ({turned}) t JOIN {rows.queries} q USING (position)
+        JOIN {rows.products} own ON own.product_id = t.product_id {_first_product(rows)}
+        ORDER BY {"product_rank, rank" if layout == BY_PRODUCT else "rank"}"""
+    ):
+        query, product = unpack_query(row[:num_columns]), unpack_product(row[num_columns:])
+        yield training_sample(query, product, turn, category)
+
+
+def _first_product(rows: StoredRows) -> str:
+    """Return the join of queries `q` with the first product `p` of each, whose category is the query's."""
+    return f"LEFT JOIN {rows.products} p ON p.product_id = ifnull(q.targets[1], q.reference_ids[1])"

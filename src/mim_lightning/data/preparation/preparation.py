@@ -10,11 +10,13 @@ import logging
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from mim_lightning.data.images.reader import ImageReader
 from mim_lightning.data.manifest.manifest import Manifest, Source
+from mim_lightning.data.manifest.row_store import rows_in
 from mim_lightning.data.manifest.rows import RowIssue
 from mim_lightning.data.preparation.local_engine import WritingSettings, rewrite_damaged, write_sets
 from mim_lightning.data.preparation.plan import plan_sets
@@ -32,7 +34,6 @@ from mim_lightning.data.preparation.staging import IMAGES_FILE, SKIPPED_FILE, mo
 from mim_lightning.data.shards.cache import CacheSettings
 from mim_lightning.data.shards.set_index import FIRST_VERSION
 from mim_lightning.data.splits import GivenSplits, Protocol
-from mim_lightning.data.validation.image_checks import image_refs
 from mim_lightning.data.validation.report import ValidationReport, drop_invalid, raise_if_invalid, write_skipped
 from mim_lightning.data.validation.report_tables import print_validation
 from mim_lightning.data.validation.settings import ValidationSettings
@@ -42,6 +43,8 @@ from mim_lightning.io.store import Store
 from mim_lightning.types import InputSpec
 
 log = logging.getLogger(__name__)
+
+NUM_FETCHED = 100_000  # images whose downloads are planned at once
 
 WriteReport = Callable[[ValidationReport, Path, ImageReader], None]  # prints a report, and writes its files to a folder
 
@@ -87,7 +90,11 @@ def validate_source(
     issues: list[RowIssue] = []
     manifest = protocol.apply(source.read(work_dir / "source", issues.append), *splits)
     reader = ImageReader(manifest.download)
-    reader.fetch_all(image_refs(manifest))
+    rows = manifest.stored()
+    refs = rows.image_refs()
+    while block := list(islice(refs, NUM_FETCHED)):
+        reader.fetch_all(block)
+    manifest = manifest.with_rows(rows)
     report = validate_manifest(
         manifest,
         issues,
@@ -200,6 +207,7 @@ def prepare_shards(
     protocol, validation = protocol or GivenSplits(), validation or Validation()
     described = describe_preparation(description or source.describe(), settings, protocol)
     writing = WritingSettings(settings.samples_per_shard, settings.max_image_side, num_workers)
+    memory = validation.settings.memory_bytes
 
     def read(staging: Path) -> ValidatedSource:
         """Read and validate the source; write the report, also if the data are rejected."""
@@ -225,9 +233,10 @@ def prepare_shards(
                 prepared = PreparedData(folder)  # opened again: a process that this one waited for may have mended it
                 damages = prepared.find_damage(is_compared)
                 if damages:
-                    validated = read(staging)
-                    sets = plan_sets(validated.valid, settings.train_split, settings.seed, settings.layout)
-                    rewrite_damaged(sets, Store(folder), validated.reader, writing, damages)
+                    with rows_in(staging, memory):
+                        validated = read(staging)
+                        sets = plan_sets(validated.valid, settings.train_split, settings.seed, settings.layout)
+                        rewrite_damaged(sets, Store(folder), validated.reader, writing, damages)
                 shutil.rmtree(staging, ignore_errors=True)
             return PreparedData(folder)
         overwrite = True
@@ -236,12 +245,13 @@ def prepare_shards(
         if is_prepared(folder) and not overwrite:  # by the process that this one waited for
             return open_same(folder, described)
         if not is_prepared(staging):  # else a process was killed just before the rename
-            validated = read(staging)
-            manifest = validated.valid
-            for split in needed:
-                manifest.split(split)
-            sets = plan_sets(manifest, settings.train_split, settings.seed, settings.layout)
-            write_sets(sets, Store(staging), validated.reader, writing)
+            with rows_in(staging, memory):
+                validated = read(staging)
+                manifest = validated.valid
+                for split in needed:
+                    manifest.validate_split(split)
+                sets = plan_sets(manifest, settings.train_split, settings.seed, settings.layout)
+                write_sets(sets, Store(staging), validated.reader, writing)
             (staging / "queries").mkdir(exist_ok=True)  # a catalog alone has none
             write_skipped(validated.report, staging / SKIPPED_FILE)
             write_settings(staging, described, folder)
@@ -267,7 +277,8 @@ def validate_only(parts: Preparation, write_report: WriteReport, specs: Mapping[
     protocol, validation = parts.splits or GivenSplits(), parts.validation(write_report, specs)
     described = describe_preparation(parts.source.describe(), parts.settings, protocol)
     target = report_dir(parts.folder)
-    with staging_dir(parts.folder, described, overwrite=False) as staging:
+    memory = validation.settings.memory_bytes
+    with staging_dir(parts.folder, described, overwrite=False) as staging, rows_in(staging, memory):
         validated = validate_source(parts.source, staging, parts.settings.splits, protocol, validation)
         _raise_if_invalid(validated, target, validation)
         validation.write_report(validated.report, target, validated.reader)

@@ -41,7 +41,7 @@ INCOMPLETE = "f"  # ends the content id in the marker of a shard without its inv
 
 @dataclass(frozen=True)
 class Joined:
-    """A query with one of its products; `turn` as in `rotate_images`."""
+    """A query with one of its products; `turn` as in `training_sample`."""
 
     query: Query
     product_id: str
@@ -85,7 +85,7 @@ def join_part(table: Any, finished: frozenset[int]) -> Any:
 
 
 def _turns(product_ids: list[str], turn_keys: np.ndarray) -> dict[int, int]:
-    """Return the turn of each training row, as in `rotate_images`."""
+    """Return the turn of each training row, as in `training_sample`."""
     queues: dict[str, list[int]] = defaultdict(list)
     for row in np.flatnonzero(turn_keys != NO_KEY).tolist():
         queues[product_ids[row]].append(row)

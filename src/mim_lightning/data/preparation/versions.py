@@ -48,7 +48,6 @@ from mim_lightning.data.preparation.unchanged_rows import without_unchanged
 from mim_lightning.data.shards.set_index import FIRST_VERSION, VERSIONS, SetIndex
 from mim_lightning.data.shards.set_versions import write_pointer, write_version
 from mim_lightning.data.splits import GivenSplits, ProductDisjointSplits, Protocol
-from mim_lightning.data.validation.image_checks import image_refs
 from mim_lightning.data.validation.report import drop_invalid, raise_if_invalid
 from mim_lightning.data.validation.validate import validate_manifest
 from mim_lightning.io.atomic import atomic_write
@@ -221,7 +220,7 @@ def _validated_addition(
     pairs = is_of_pairs(described["source"])
     addition = read_addition(source, rows, issues.append, pairs=pairs, replaces=tables.replace, version=number)
     addition = keep_splits(addition, rows, _protocol(described), settings)
-    reader.fetch_all(image_refs(addition.manifest))
+    reader.fetch_all(addition.manifest.stored().image_refs())
     report = validate_manifest(
         addition.manifest,
         issues,
@@ -246,7 +245,7 @@ def _validated_addition(
         where = f"; the report is in {report_dir(folder)}" if report_dir(folder).is_dir() else ""
         raise ValueError(f"{error}{where}") from None
     validation.write_report(report, staging / REPORTS, reader)
-    valid = drop_invalid(addition.manifest, report)
+    valid = drop_invalid(addition.manifest, report).in_memory()
     return replace(
         addition,
         manifest=valid,

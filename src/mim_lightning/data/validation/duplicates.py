@@ -5,65 +5,134 @@ Images are equal if their perceptual hashes are close, and so are their colors.
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from itertools import combinations, pairwise
+from collections.abc import Iterator
+from itertools import combinations, groupby, islice, pairwise
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from mim_lightning.data.images.reader import ImageRef
-from mim_lightning.data.manifest.manifest import Manifest, Product, Query
+from mim_lightning.data.manifest.row_store import RowStore
+from mim_lightning.data.manifest.stored_rows import StoredRows, image_of
 from mim_lightning.data.validation.findings import Finding
-from mim_lightning.data.validation.image_checks import ImageTable
 from mim_lightning.data.validation.settings import ValidationSettings
 
 HASH_BITS = 64
 MAX_COLOR_DISTANCE = 12  # levels of 255: color variants of a product have the same gray image
 MAX_CANDIDATES = 2_000_000  # pairs compared at once, of about 50 bytes each
+MAX_HASHES = 1_000_000  # of each side, compared at once
 MAX_COMPARED = 50  # rows of one hash whose colors are compared
 Hashes = npt.NDArray[np.uint64]
 Positions = npt.NDArray[np.int64]
-_Row = tuple[Product | Query, ImageRef]
-_Rows = dict[int, list[_Row]]  # by hash
 
 
-def find_duplicates(
-    manifest: Manifest, images: ImageTable, settings: ValidationSettings, train_split: str
-) -> Iterator[Finding]:
+def find_duplicates(rows: StoredRows, images: str, settings: ValidationSettings, train_split: str) -> Iterator[Finding]:
     """Yield the query images that are in another split or in the catalog too.
 
     Of two splits the row of the training split is reported, which can be dropped without changing the evaluation; else
     that of the first split by name. Invalid and blank images are not compared.
+
+    Args:
+        images: the table of their properties in the store, see `scan_images`.
     """
-    by_split = _rows_by_hash(manifest, images, settings)
+    compared = rows.store.select(
+        "compared",
+        f"""SELECT split, position, idx, key, perceptual_hash AS hash, grid_colors AS colors FROM (
+            SELECT split, position, 0 AS idx, image AS key FROM {rows.queries} WHERE image IS NOT NULL
+            UNION ALL SELECT NULL, position, generate_subscripts(images, 1), unnest(images) FROM {rows.products}
+        ) JOIN {images} USING (key) WHERE kind = '' AND uniform_fraction < ?""",
+        [settings.blank_image_fraction],
+    )
+    splits = [name for (name,) in rows.store.run(f"SELECT DISTINCT split FROM {compared}")]
     # None, the catalog, is last
-    order = sorted(by_split, key=lambda name: (name is None, name != train_split, name or ""))
+    order = sorted(splits, key=lambda name: (name is None, name != train_split, name or ""))
     for split, other in combinations(order, 2):
-        pairs = _equal_images(by_split[split], by_split[other], images, settings)
-        for (row, image), (twin, twin_image), distance in pairs:
-            assert isinstance(row, Query)
+        pairs = _equal_images(rows, compared, (split, other), settings.max_hash_distance)
+        for _, candidates in groupby(pairs, key=lambda pair: pair[0]):
+            equal = [pair for pair in candidates if _are_colors_close(*pair[-2:])]
+            if not equal:
+                continue
+            # a target of the query is preferred to a closer image
+            _, origin, row_id, image, twin_origin, twin_image, is_target, distance, *_ = next(
+                (pair for pair in equal if pair[6]), equal[0]
+            )
             kind = "image_in_two_splits"
             if other is None:
-                kind = "photo_in_catalogue" if _is_target(row, twin) else "reference_in_catalogue"
+                kind = "photo_in_catalogue" if is_target else "reference_in_catalogue"
             near = "the same image" if not distance else f"the same image but for {distance} of {HASH_BITS} bits"
             yield Finding(
                 kind=kind,
                 table="queries",
-                origin=row.origin,
-                row_id=row.query_id,
+                origin=origin,
+                row_id=row_id,
                 column="image",
-                reason=f"{near} is in {f'split {other!r}' if other else 'the catalog'}: {twin.origin}",
+                reason=f"{near} is in {f'split {other!r}' if other else 'the catalog'}: {twin_origin}",
                 drops=settings.drops(kind),
-                image=image,
-                other_origin=twin.origin,
-                other_image=twin_image,
+                image=image_of(image),
+                other_origin=twin_origin,
+                other_image=image_of(twin_image),
             )
 
 
-def _is_target(row: Product | Query, twin: Product | Query) -> bool:
-    """Is the product a target of the query?"""
-    return isinstance(row, Query) and isinstance(twin, Product) and twin.product_id in row.target_ids
+def _equal_images(
+    rows: StoredRows, compared: str, splits: tuple[str | None, str | None], max_distance: int
+) -> Iterator[tuple[Any, ...]]:
+    """Yield each row of the first split with each row of the second whose image's hash is close, the closest first.
+
+    Of each pair: position, origin, id and image of the row, origin and image of the other, whether it is a target of
+    the row, the distance of the hashes in bits, and the colors of both.
+    """
+    store, other = rows.store, splits[1]
+    sides = [
+        store.select("side", f"SELECT * EXCLUDE (split) FROM {compared} WHERE split IS NOT DISTINCT FROM ?", [name])
+        for name in splits
+    ]
+    near = store.create("near", "hash UBIGINT, other UBIGINT, distance BIGINT, part BIGINT, value UBIGINT")
+    left, right = (f"SELECT DISTINCT hash FROM {side}" for side in sides)
+    for lefts in _blocks(store, left):
+        for rights in _blocks(store, right):
+            found = near_equal(lefts, rights, max_distance)
+            store.write(near, _placed(lefts, rights, found, max_distance))
+    twin_id = "NULL" if other is not None else "twin.product_id"
+    return store.read(
+        f"""
+        WITH hashes AS (SELECT hash, min({{part: part, value: value}}) AS place FROM {near} GROUP BY hash),
+        firsts AS (SELECT hash, min(position) AS first FROM {sides[0]} SEMI JOIN {near} USING (hash) GROUP BY hash),
+        others AS (
+            SELECT *, row_number() OVER (PARTITION BY hash ORDER BY position, idx) AS number
+            FROM {sides[1]} SEMI JOIN (SELECT other AS hash FROM {near}) USING (hash)
+        )
+        SELECT query.position, query.origin, query.query_id, l.key, twin.origin, r.key,
+            ifnull(list_contains(query.targets, {twin_id}), false), distance, l.colors, r.colors
+        FROM {near} n JOIN hashes h USING (hash) JOIN firsts f USING (hash)
+        JOIN {sides[0]} l USING (hash) JOIN others r ON r.hash = n.other AND r.number <= {MAX_COMPARED}
+        JOIN {rows.queries} query ON query.position = l.position
+        JOIN {rows.products if other is None else rows.queries} twin ON twin.position = r.position
+        ORDER BY place, first, l.position, distance, n.other, r.position, r.idx
+        """
+    )
+
+
+def _blocks(store: RowStore, query: str) -> Iterator[Hashes]:
+    hashes = (row[0] for row in store.read(query))
+    while len(block := np.fromiter(islice(hashes, MAX_HASHES), dtype=np.uint64)):
+        yield block
+
+
+def _placed(
+    lefts: Hashes, rights: Hashes, pairs: Iterator[tuple[int, int, int]], max_distance: int
+) -> Iterator[tuple[int, int, int, int, int]]:
+    """Yield hashes and distance of each pair, the first part of their bits that is equal, and its value."""
+    masks = [int(mask) for mask in _part_masks(max_distance + 1)]
+    for i, j, distance in pairs:
+        left, right = int(lefts[i]), int(rights[j])
+        part = next(number for number, mask in enumerate(masks) if not (left ^ right) & mask)
+        yield left, right, distance, part, left & masks[part]
+
+
+def _are_colors_close(left: str, right: str) -> bool:
+    colors = (np.frombuffer(bytes.fromhex(text), dtype=np.uint8).astype(np.int16) for text in (left, right))
+    return bool(np.abs(next(colors) - next(colors)).max() <= MAX_COLOR_DISTANCE)
 
 
 def near_equal(left_N: Hashes, right_M: Hashes, max_distance: int) -> Iterator[tuple[int, int, int]]:
@@ -109,49 +178,3 @@ def _equal_parts(left_N: Hashes, right_M: Hashes) -> Iterator[tuple[Positions, P
         within = np.arange(block.sum()) - np.repeat(ends[start:stop] - block - before, block)
         yield np.repeat(left_order[start:stop], block), right_order[np.repeat(lows[start:stop], block) + within]
         start = stop
-
-
-def _rows_by_hash(manifest: Manifest, images: ImageTable, settings: ValidationSettings) -> dict[str | None, _Rows]:
-    """Return the rows of each hash, by split; None is the catalog."""
-    by_split: dict[str | None, _Rows] = defaultdict(lambda: defaultdict(list))
-    rows: list[tuple[str | None, _Row]] = [
-        *((query.split, (query, query.image)) for query in manifest.queries if query.image is not None),
-        *((None, (product, image)) for product in manifest.products.values() for image in product.images),
-    ]
-    for split, row in rows:
-        image = images[row[1]]
-        if not image.kind and image.uniform_fraction < settings.blank_image_fraction:
-            by_split[split][image.perceptual_hash].append(row)
-    return by_split
-
-
-def _equal_images(
-    left: _Rows, right: _Rows, images: ImageTable, settings: ValidationSettings
-) -> Iterator[tuple[_Row, _Row, int]]:
-    """Yield each row of the left side with an equal image on the right, with the closest of these and its distance.
-
-    A target of the left row is preferred to a closer image.
-    """
-    left_hashes, right_hashes = list(left), list(right)
-    near: dict[int, list[tuple[int, int]]] = defaultdict(list)
-    for i, j, distance in near_equal(_array(left_hashes), _array(right_hashes), settings.max_hash_distance):
-        near[left_hashes[i]].append((distance, right_hashes[j]))
-    for image_hash, others in near.items():
-        candidates = [(row, distance) for distance, other in sorted(others) for row in right[other][:MAX_COMPARED]]
-        for row in left[image_hash]:
-            colors = _colors(row, images)
-            twins = [
-                (twin, distance)
-                for twin, distance in candidates
-                if np.abs(colors - _colors(twin, images)).max() <= MAX_COLOR_DISTANCE
-            ]
-            if twins:
-                yield row, *next((found for found in twins if _is_target(row[0], found[0][0])), twins[0])
-
-
-def _array(hashes: Sequence[int]) -> Hashes:
-    return np.array(hashes, dtype=np.uint64)
-
-
-def _colors(row: _Row, images: ImageTable) -> npt.NDArray[np.int16]:
-    return np.frombuffer(bytes.fromhex(images[row[1]].grid_colors), dtype=np.uint8).astype(np.int16)

@@ -120,6 +120,11 @@ class Findings:
             if finding.is_error or self.counts[finding.kind] <= MAX_KEPT:
                 self.kept.append(finding)
 
+    def add_all(self, others: Findings) -> None:
+        """Add what others collected."""
+        self.counts += others.counts
+        self.kept += others.kept
+
 
 def finding_of(issue: RowIssue, is_row_kept: bool) -> Finding:
     """Return the finding of an issue that a source reported: of a dropped row, or of one image of a kept row."""

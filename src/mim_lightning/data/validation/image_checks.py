@@ -6,10 +6,11 @@ Imports no torch, as it runs in the processes of a scan. The header of an oversi
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import imagehash
 import numpy as np
@@ -18,12 +19,9 @@ from PIL import Image
 from mim_lightning.data.images.codec import EncodedImage, decode_upright
 from mim_lightning.data.images.limits import MAX_FILE_BYTES, ImageTooLargeError, TruncatedImageError
 from mim_lightning.data.images.reader import ImageRef, TarMember
-from mim_lightning.data.manifest.rows import Product, Query
+from mim_lightning.data.manifest.stored_rows import StoredRows, image_of
 from mim_lightning.data.validation.findings import Finding
 from mim_lightning.data.validation.settings import ValidationSettings
-
-if TYPE_CHECKING:
-    from mim_lightning.data.manifest.manifest import Manifest
 
 DECODED_SIDE = 128  # pixels of the shorter side at which images are inspected
 COLOR_TOLERANCE = 8  # levels of 255 in which pixels of one color may differ
@@ -48,9 +46,6 @@ class ImageProperties:
     grid_colors: str = ""
     kind: str = ""
     reason: str = ""
-
-
-ImageTable = Mapping[ImageRef, ImageProperties]
 
 
 def inspect_image(ref: ImageRef, read: Callable[[ImageRef], bytes]) -> ImageProperties:
@@ -96,40 +91,45 @@ def image_properties(data: bytes) -> ImageProperties:
     )
 
 
-def image_refs(manifest: Manifest) -> Iterator[ImageRef]:
-    """Yield the images of products, then of queries, in the order of the tables."""
-    for product in manifest.products.values():
-        yield from product.images
-    for query in manifest.queries:
-        if query.image is not None:
-            yield query.image
-
-
-def find_invalid_images(manifest: Manifest, images: ImageTable, settings: ValidationSettings) -> Iterator[Finding]:
+def find_invalid_images(rows: StoredRows, images: str, settings: ValidationSettings) -> Iterator[Finding]:
     """Yield unreadable, truncated, oversized and blank images.
 
     An invalid image drops its row, unless a product has other, valid ones.
+
+    Args:
+        images: the table of their properties in the store, see `scan_images`.
     """
-    for product in manifest.products.values():
-        found = [one for ref in product.images if (one := _check_image(product, ref, images[ref], settings))]
-        others_remain = sum(one.is_error for one in found) < len(product.images)
-        for one in found:
+    store = rows.store
+    bad = store.select(
+        "bad",
+        f"SELECT key, kind, reason, uniform_fraction FROM {images} WHERE kind != '' OR uniform_fraction >= ?",
+        [settings.blank_image_fraction],
+    )
+    of_products = store.read(
+        f"""SELECT position, 'products', origin, product_id, num_images, key, kind, reason, uniform_fraction FROM (
+            SELECT *, len(images) AS num_images, unnest(images) AS key, generate_subscripts(images, 1) AS idx
+            FROM {rows.products}
+        ) JOIN {bad} USING (key) ORDER BY position, idx"""
+    )
+    for _, group in groupby(of_products, key=lambda row: row[0]):
+        found = list(group)
+        findings = [_invalid_image(row, settings) for row in found]
+        others_remain = sum(one.is_error for one in findings) < found[0][4]
+        for one in findings:
             yield replace(one, drops="image") if one.is_error and others_remain else one
-    for query in manifest.queries:
-        if query.image is not None and (one := _check_image(query, query.image, images[query.image], settings)):
-            yield one
+    for row in store.read(
+        f"""SELECT position, 'queries', origin, query_id, 1, key, kind, reason, uniform_fraction
+        FROM {rows.queries} JOIN {bad} ON image = key ORDER BY position"""
+    ):
+        yield _invalid_image(row, settings)
 
 
-def _check_image(
-    row: Product | Query, ref: ImageRef, image: ImageProperties, settings: ValidationSettings
-) -> Finding | None:
-    kind, reason = image.kind, image.reason
-    if not kind and image.uniform_fraction >= settings.blank_image_fraction:
-        kind, reason = "near_empty_image", f"{100 * image.uniform_fraction:.1f} % of the pixels have almost one color"
+def _invalid_image(row: Sequence[Any], settings: ValidationSettings) -> Finding:
+    _, table, origin, row_id, _, key, kind, reason, uniform_fraction = row
     if not kind:
-        return None
-    table, row_id = ("queries", row.query_id) if isinstance(row, Query) else ("products", row.product_id)
-    return Finding(kind, table, row.origin, row_id, "image", f"{ref}: {reason}", settings.drops(kind), ref)
+        kind, reason = "near_empty_image", f"{100 * uniform_fraction:.1f} % of the pixels have almost one color"
+    ref = image_of(key)
+    return Finding(kind, table, origin, row_id, "image", f"{ref}: {reason}", settings.drops(kind), ref)
 
 
 def _describe(error: Exception) -> str:

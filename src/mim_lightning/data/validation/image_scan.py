@@ -8,26 +8,53 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import os
 import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict
+from dataclasses import asdict, astuple
 from functools import lru_cache
+from itertools import islice, tee
 from pathlib import Path
+from typing import Any
 
 from mim_lightning.data.images.reader import ImageRef
+from mim_lightning.data.manifest.row_store import RowStore, RowWriter
+from mim_lightning.data.manifest.stored_rows import image_key, image_of
 from mim_lightning.data.validation.image_checks import ImageProperties, inspect_image
 from mim_lightning.display.progress import ProgressMeter
+from mim_lightning.io.machine import num_cores
 from mim_lightning.io.paths import to_path_or_url
 
 CHUNK_SIZE = 64  # images given to a process at once, the most that it loses when interrupted
 IMAGES_PER_PROCESS = 1_000  # fewer are inspected faster than another process starts
 MAX_PROCESSES = 16  # more are faster than most disks
 VERSION = 1  # of the properties in the file: lines of another version are ignored
+PROPERTIES = (  # of ImageProperties, as columns
+    "num_bytes BIGINT, height BIGINT, width BIGINT, uniform_fraction DOUBLE, perceptual_hash UBIGINT, "
+    "grid_colors VARCHAR, kind VARCHAR, reason VARCHAR"
+)
 Read = Callable[[ImageRef], bytes]
+
+
+class StoredImages(Mapping[ImageRef, ImageProperties]):
+    """The properties of all images of a scan, in a table of a store; each look-up is a query."""
+
+    def __init__(self, store: RowStore, table: str) -> None:
+        self.store, self.table = store, table
+
+    def __getitem__(self, ref: ImageRef) -> ImageProperties:
+        found = self.store.run(f"FROM {self.table} WHERE key = ?", [image_key(ref)])
+        if not found:
+            raise KeyError(ref)
+        return ImageProperties(*found[0][2:])
+
+    def __iter__(self) -> Iterator[ImageRef]:
+        return (image_of(row[0]) for row in self.store.read(f"SELECT key FROM {self.table} ORDER BY number"))
+
+    def __len__(self) -> int:
+        return self.store.number(f"SELECT count(*) FROM {self.table}")
 
 
 def scan_images(
@@ -35,7 +62,8 @@ def scan_images(
     read: Read,
     path: Path | None = None,
     num_processes: int | None = None,
-) -> dict[ImageRef, ImageProperties]:
+    store: RowStore | None = None,
+) -> StoredImages:
     """Return the properties of all images.
 
     Args:
@@ -43,37 +71,48 @@ def scan_images(
         read: returns the stored bytes; must be picklable.
         path: of the file to resume from and append to; None: no file.
         num_processes: None: by the cores and the number of images. Each computes with one thread.
+        store: for the properties; None: a new one.
 
     Raises:
         ValueError: a process died, for example out of memory.
     """
-    wanted = list(dict.fromkeys(refs))
-    file = ScanFile(path)
-    found = file.find(wanted)
-    missing = [ref for ref in wanted if ref not in found]
+    store, file = store or RowStore(), ScanFile(path)
+    keys = store.create("keys", "key VARCHAR, number BIGINT")
+    store.write(keys, ((image_key(ref), number) for number, ref in enumerate(refs)))
+    wanted = store.select("wanted", f"SELECT key, min(number) AS number FROM {keys} GROUP BY key ORDER BY number")
+    found = RowWriter(store, "images", f"key VARCHAR, number BIGINT, {PROPERTIES}")
+    if path is not None and path.is_file():
+        file.copy_known(store, wanted, found.table)
+    missing = store.select("missing", f"SELECT * FROM {wanted} ANTI JOIN {found.table} USING (key) ORDER BY number")
+    num_known, num_missing = (store.number(f"SELECT count(*) FROM {table}") for table in (found.table, missing))
+    store.run(f"DROP TABLE {keys}; DROP TABLE {wanted}")
+    if num_missing == 0:
+        return StoredImages(store, found.table)
     if num_processes is None:
-        num_processes = max(1, min(num_cores(), MAX_PROCESSES, len(missing) // IMAGES_PER_PROCESS))
-    if not missing:
-        return found
-    chunks = [missing[start : start + CHUNK_SIZE] for start in range(0, len(missing), CHUNK_SIZE)]
+        num_processes = max(1, min(num_cores(), MAX_PROCESSES, num_missing // IMAGES_PER_PROCESS))
+    chunks, queued = tee(_chunks(store.read(f"FROM {missing}")))
+    refs_of_chunks = ([image_of(key) for key, _ in chunk] for chunk in queued)
     if num_processes == 1:
-        results: Iterator[list[ImageProperties]] = ([inspect_image(ref, read) for ref in chunk] for chunk in chunks)
+        results: Iterator[list[ImageProperties]] = (
+            [inspect_image(ref, read) for ref in chunk] for chunk in refs_of_chunks
+        )
     else:
-        results = _inspect_in_processes(chunks, read, num_processes)
-    num_bytes = 0
-    with ProgressMeter(len(missing), len(found), "checked", "images", "checking images") as progress:
-        for number, (chunk, properties) in enumerate(zip(chunks, results, strict=True), start=1):
-            new = dict(zip(chunk, properties, strict=True))
-            file.append(new)
-            found |= new
-            num_bytes += sum(one.num_bytes for one in properties)
-            progress.update(min(number * CHUNK_SIZE, len(missing)), num_bytes)
-    return found
+        results = _inspect_in_processes(refs_of_chunks, read, num_processes)
+    num_done = num_bytes = 0
+    with ProgressMeter(num_missing, num_known, "checked", "images", "checking images") as progress:
+        for chunk, properties in zip(chunks, results, strict=True):
+            file.append({image_of(key): one for (key, _), one in zip(chunk, properties, strict=True)})
+            for place, one in zip(chunk, properties, strict=True):
+                found.add((*place, *astuple(one)))
+            num_done, num_bytes = num_done + len(chunk), num_bytes + sum(one.num_bytes for one in properties)
+            progress.update(num_done, num_bytes)
+    found.flush()
+    return StoredImages(store, found.table)
 
 
-def num_cores() -> int:
-    """Return the cores this process may use, which a container or scheduler may limit."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def _chunks(rows: Iterator[Sequence[Any]]) -> Iterator[list[Sequence[Any]]]:
+    while chunk := list(islice(rows, CHUNK_SIZE)):
+        yield chunk
 
 
 class ScanFile:
@@ -82,13 +121,19 @@ class ScanFile:
     def __init__(self, path: Path | None) -> None:
         self.path = path
         self._stamp = lru_cache(maxsize=10_000)(_stamp)  # the cells of a table share one
-        self._known = dict(_read_lines(path)) if path is not None and path.is_file() else {}
 
-    def find(self, refs: Iterable[ImageRef]) -> dict[ImageRef, ImageProperties]:
-        """Return the properties of those images that are in the file and have not changed since."""
-        if not self._known:
-            return {}
-        return {ref: found for ref in refs if (key := self._key(ref)) and (found := self._known.get(key))}
+    def copy_known(self, store: RowStore, wanted: str, images: str) -> None:
+        """Copy the properties of those wanted images that are in the file and have not changed since to a table."""
+        assert self.path is not None
+        lines = store.create("lines", f"stamped VARCHAR, number BIGINT, {PROPERTIES}")
+        store.write(lines, ((key, n, *astuple(one)) for n, (key, one) in enumerate(_read_lines(self.path))))
+        stamped = store.create("stamped", "stamped VARCHAR, key VARCHAR, number BIGINT")
+        keys = ((self._key(image_of(key)), key, number) for key, number in store.read(f"FROM {wanted}"))
+        store.write(stamped, (row for row in keys if row[0] is not None))
+        last = f"FROM {lines} QUALIFY row_number() OVER (PARTITION BY stamped ORDER BY number DESC) = 1"
+        known = f"SELECT key, s.number, l.* EXCLUDE (stamped, number) FROM {stamped} s JOIN ({last}) l USING (stamped)"
+        store.run(f"INSERT INTO {images} {known}")
+        store.run(f"DROP TABLE {lines}; DROP TABLE {stamped}")
 
     def append(self, images: Mapping[ImageRef, ImageProperties]) -> None:
         """Append properties; images that could not be read at all are left out, they may exist next time."""
@@ -143,7 +188,7 @@ def _inspect_chunk(chunk: Sequence[ImageRef]) -> list[ImageProperties]:
 
 
 def _inspect_in_processes(
-    chunks: Sequence[list[ImageRef]], read: Read, num_processes: int
+    chunks: Iterable[list[ImageRef]], read: Read, num_processes: int
 ) -> Iterator[list[ImageProperties]]:
     """Yield the properties of each chunk, in order; only a few chunks are queued, so that Ctrl-C ends it soon."""
     queued: deque[tuple[ImageRef, Future[list[ImageProperties]]]] = deque()

@@ -8,6 +8,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mim_lightning.data.manifest.manifest import Manifest
+from mim_lightning.data.manifest.row_store import RowChanges
+from mim_lightning.data.manifest.stored_rows import (
+    PRODUCTS,
+    QUERIES,
+    StoredRows,
+    image_key,
+    named_products,
+    pack_product,
+    pack_query,
+    unpack_product,
+    unpack_query,
+)
 from mim_lightning.data.validation.findings import Finding
 from mim_lightning.data.validation.settings import ValidationSettings
 from mim_lightning.data.validation.statistics import CatalogStatistics, CategoryBalance, SplitStatistics, TextLengths
@@ -120,42 +132,77 @@ def describe_rejection(report: ValidationReport) -> str:
 
 def drop_invalid(manifest: Manifest, report: ValidationReport) -> Manifest:
     """Return the manifest without invalid rows and images; queries keep their other products."""
-    rows = {finding.place for finding in report.errors if finding.drops == "row"}
-    images = {(finding.origin, finding.image) for finding in report.errors if finding.drops == "image"}
-    products = {}
-    for product_id, product in manifest.products.items():
-        if ("products", product.origin) not in rows:
-            valid = tuple(image for image in product.images if (product.origin, image) not in images)
-            products[product_id] = product if len(valid) == len(product.images) else replace(product, images=valid)
-    queries = []
-    for query in manifest.queries:
-        if ("queries", query.origin) not in rows:
-            if not products.keys() >= {*query.target_ids, *query.reference_ids}:
-                targets = [
-                    pair for pair in zip(query.target_ids, query.target_grades, strict=True) if pair[0] in products
-                ]
-                query = replace(
-                    query,
-                    target_ids=tuple(product_id for product_id, _ in targets),
-                    target_grades=tuple(grade for _, grade in targets),
-                    reference_ids=tuple(product_id for product_id in query.reference_ids if product_id in products),
-                )
-            queries.append(query)
-    return replace(manifest, products=products, queries=queries)
+    if not report.errors:
+        return manifest
+    rows = manifest.stored()
+    store = rows.store
+    dropped = store.create("errors", "place VARCHAR, origin VARCHAR, key VARCHAR")
+    found = (
+        (f.table if f.drops == "row" else "image", f.origin, None if f.image is None else image_key(f.image))
+        for f in report.errors
+    )
+    store.write(dropped, found)
+    products = _without(rows, rows.products, "products", dropped)
+    queries = _without(rows, rows.queries, "queries", dropped)
+    wanted = f"SELECT position, list(product_id) AS ids FROM ({named_products(queries)})"
+    missing = f"{wanted} ANTI JOIN {products} USING (product_id) GROUP BY position"
+    changes = RowChanges(store, QUERIES)
+    for *row, ids in store.read(f"SELECT q.*, ids FROM {queries} q JOIN ({missing}) USING (position)"):
+        query = unpack_query(row)
+        kept = [pair for pair in zip(query.target_ids, query.target_grades, strict=True) if pair[0] not in ids]
+        query = replace(
+            query,
+            target_ids=tuple(product_id for product_id, _ in kept),
+            target_grades=tuple(grade for _, grade in kept),
+            reference_ids=tuple(product_id for product_id in query.reference_ids if product_id not in ids),
+        )
+        changes.change(pack_query(row[0], query))
+    return manifest.with_rows(StoredRows(store, products, changes.apply(queries)))
 
 
-def find_unanswerable(manifest: Manifest, findings: Iterable[Finding]) -> Iterator[Finding]:
+def _without(rows: StoredRows, table: str, name: str, dropped: str) -> str:
+    """Return a table of products or queries without the rows and images in `dropped`."""
+    store, changes = rows.store, RowChanges(rows.store, PRODUCTS if name == "products" else QUERIES)
+    lost = f"SELECT origin FROM {dropped} WHERE place = '{name}'"
+    for (position,) in store.read(f"SELECT position FROM {table} WHERE origin IN ({lost})"):
+        changes.drop(position)
+    if name == "products":
+        keys = (
+            f"SELECT origin, list(key) AS keys FROM {dropped} WHERE place = 'image' AND key IS NOT NULL GROUP BY origin"
+        )
+        images = f"SELECT p.*, keys FROM {table} p JOIN ({keys}) USING (origin) WHERE origin NOT IN ({lost})"
+        for *row, keys in store.read(images):
+            product = unpack_product(row)
+            valid = tuple(image for image in product.images if image_key(image) not in keys)
+            changes.change(pack_product(row[0], replace(product, images=valid)))
+    return changes.apply(table)
+
+
+def find_unanswerable(rows: StoredRows, findings: Iterable[Finding]) -> Iterator[Finding]:
     """Yield the queries all of whose products are dropped for `findings`, with the reason of the first."""
-    row_errors = [finding for finding in findings if finding.drops == "row"]
-    causes = {finding.place: finding for finding in reversed(row_errors)}
-    dropped = {key for key, product in manifest.products.items() if ("products", product.origin) in causes}
-    for query in manifest.queries:
-        wanted = query.target_ids or query.reference_ids
-        if wanted and dropped.issuperset(wanted) and ("queries", query.origin) not in causes:
-            cause = causes["products", manifest.products[wanted[0]].origin]
-            what = f"its product '{wanted[0]}' is" if len(wanted) == 1 else f"all its {len(wanted)} products are"
-            reason = f"{what} invalid: {cause}"
-            yield Finding("answer_left_out", "queries", query.origin, query.query_id, "product_id", reason, "row")
+    causes = {finding.place: finding for finding in reversed([f for f in findings if f.drops == "row"])}
+    if not causes:
+        return
+    store = rows.store
+    errors = store.create("errors", "place VARCHAR, origin VARCHAR")
+    store.write(errors, causes)
+    lost = f"SELECT origin FROM {errors} WHERE place = 'products'"
+    dropped = store.select("lost", f"SELECT product_id, origin FROM {rows.products} WHERE origin IN ({lost})")
+    wanted = "CASE WHEN len(targets) > 0 THEN targets ELSE ifnull(reference_ids, targets) END"
+    for origin, query_id, first, num_wanted, product_origin in store.read(
+        f"""WITH wanted AS (SELECT position, origin, query_id, {wanted} AS ids FROM {rows.queries}),
+        counts AS (
+            SELECT position, count(*) AS num_dropped FROM (SELECT position, unnest(ids) AS product_id FROM wanted)
+            SEMI JOIN {dropped} USING (product_id) GROUP BY position
+        )
+        SELECT w.origin, query_id, ids[1], len(ids), d.origin FROM wanted w JOIN counts USING (position)
+        JOIN {dropped} d ON d.product_id = ids[1]
+        WHERE num_dropped = len(ids) AND w.origin NOT IN (SELECT origin FROM {errors} WHERE place = 'queries')
+        ORDER BY position"""
+    ):
+        what = f"its product '{first}' is" if num_wanted == 1 else f"all its {num_wanted} products are"
+        reason = f"{what} invalid: {causes['products', product_origin]}"
+        yield Finding("answer_left_out", "queries", origin, query_id, "product_id", reason, "row")
 
 
 # --- files ----------------------------------------------------------------------------------------------

@@ -8,10 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mim_lightning.data.manifest.table import validate_name
+from mim_lightning.data.shards.cache import parse_size
 from mim_lightning.data.validation.findings import KINDS
 
 ON_INVALID = ("raise", "drop")
 PERCENT = re.compile(r"(\d+(?:\.\d+)?) ?%")
+MIN_MEMORY = 256 * 10**6  # bytes
 MAX_DISTANCE = 8  # bits; different images can be that close
 
 
@@ -26,6 +28,8 @@ class ValidationSettings:
         blank_image_fraction: fraction of pixels of almost one color from which an image is blank.
         max_hash_distance: bits of 64 in which the perceptual hashes of equal images may differ.
         num_processes: that inspect images; None: the cores this process may use, at most 16.
+        memory_limit: of the database in which rows are compared and sorted, as "4GB" or a number of bytes; what exceeds
+            it is on the disk of the prepared data. None: a quarter of the machine's or the container's memory.
 
     Raises:
         ValueError: a value is none of the choices or out of range.
@@ -37,6 +41,7 @@ class ValidationSettings:
     blank_image_fraction: float = 0.995
     max_hash_distance: int = 4
     num_processes: int | None = None
+    memory_limit: str | int | None = None
 
     def __post_init__(self) -> None:
         validate_name(str(self.on_invalid), ON_INVALID, "data.validation.on_invalid", "choice")
@@ -52,6 +57,13 @@ class ValidationSettings:
             )
         if self.num_processes is not None and self.num_processes < 1:
             raise ValueError(f"data.validation.num_processes={self.num_processes}: must be at least 1")
+        if self.memory_bytes is not None and self.memory_bytes < MIN_MEMORY:
+            raise ValueError(f"data.validation.memory_limit={self.memory_limit}: must be at least 256MB")
+
+    @property
+    def memory_bytes(self) -> int | None:
+        """The bytes of `memory_limit`."""
+        return None if self.memory_limit is None else parse_size("data.validation.memory_limit", self.memory_limit)
 
     def is_error(self, kind: str) -> bool:
         """Is a finding of this kind an error, or a warning?"""

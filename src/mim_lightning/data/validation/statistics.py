@@ -5,18 +5,18 @@ Without a tower's spec, or with a tokenizer that cannot count, text lengths are 
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, chain, islice
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
-import numpy.typing as npt
 
 from mim_lightning.data.manifest.html_text import find_html
-from mim_lightning.data.manifest.manifest import Manifest, Product, Query
-from mim_lightning.data.validation.findings import Finding
+from mim_lightning.data.manifest.rows import Product, Query
+from mim_lightning.data.manifest.stored_rows import StoredRows
+from mim_lightning.data.validation.findings import Finding, Findings
 from mim_lightning.data.validation.settings import ValidationSettings
 from mim_lightning.display.numbers import format_count
 from mim_lightning.display.text import plain
@@ -82,108 +82,124 @@ class TextLengths:
     num_over: int  # texts that are truncated
 
 
-def split_statistics(manifest: Manifest) -> tuple[SplitStatistics, ...]:
+def split_statistics(rows: StoredRows) -> tuple[SplitStatistics, ...]:
     """Return the counts of each split, by name."""
-    queries: dict[str, list[Query]] = defaultdict(list)
-    for query in manifest.queries:
-        queries[query.split].append(query)
-    splits_of = _queries_by_split(manifest)
-    targets = Counter(split for splits in splits_of.values() for split in splits)
-    shared = Counter(split for splits in splits_of.values() if len(splits) > 1 for split in splits)
-    return tuple(
-        SplitStatistics(
-            name=name,
-            num_queries=len(rows),
-            num_with_image=sum(row.image is not None for row in rows),
-            num_with_text=sum(row.text is not None for row in rows),
-            num_with_both=sum(row.image is not None and row.text is not None for row in rows),
-            num_products=targets[name],
-            num_shared=shared[name],
-        )
-        for name, rows in sorted(queries.items())
+    targets = f"SELECT DISTINCT split, unnest(targets) AS product_id FROM {rows.queries}"
+    shared = rows.store.run(
+        f"""WITH targets AS ({targets}),
+        counts AS (SELECT product_id, count(*) AS num_splits FROM targets GROUP BY product_id)
+        SELECT split, count(*), count(*) FILTER (num_splits > 1)
+        FROM targets JOIN counts USING (product_id) GROUP BY split"""
     )
+    num_products = {name: counts for name, *counts in shared}
+    found = rows.store.run(
+        f"""SELECT split, count(*), count(image), count(*) FILTER (has_text), count(image) FILTER (has_text)
+        FROM {rows.queries} GROUP BY split"""
+    )
+    return tuple(SplitStatistics(*row, *num_products.get(row[0], (0, 0))) for row in sorted(found))
 
 
-def catalog_statistics(manifest: Manifest) -> CatalogStatistics:
+def catalog_statistics(rows: StoredRows) -> CatalogStatistics:
     """Return the counts of the products table."""
-    products = manifest.products.values()
+    ((num_products, num_images, num_with_image, num_with_several, num_with_text),) = rows.store.run(
+        f"""SELECT count(*), ifnull(sum(len(images)), 0)::BIGINT, count(*) FILTER (len(images) > 0),
+        count(*) FILTER (len(images) > 1), count(*) FILTER (has_text) FROM {rows.products}"""
+    )
+    num_targets = rows.store.number(f"SELECT count(*) FROM (SELECT DISTINCT unnest(targets) FROM {rows.queries})")
     return CatalogStatistics(
-        num_products=len(products),
-        num_images=sum(len(product.images) for product in products),
-        num_with_image=sum(bool(product.images) for product in products),
-        num_with_several=sum(len(product.images) > 1 for product in products),
-        num_with_text=sum(product.text is not None for product in products),
-        num_targets=len(_queries_by_split(manifest)),
+        num_products, num_images, num_with_image, num_with_several, num_with_text, num_targets=num_targets
     )
 
 
-def category_balance(manifest: Manifest) -> CategoryBalance:
+def category_balance(rows: StoredRows) -> CategoryBalance:
     """Return how many products each category has."""
-    counts = Counter(product.category for product in manifest.products.values())
+    counts = dict(rows.store.run(f"SELECT category, count(*) FROM {rows.products} GROUP BY category"))
     num_without = counts.pop(None, 0)
-    named = [(str(name), count) for name, count in counts.items()]
-    return CategoryBalance(tuple(sorted(named, key=lambda pair: (-pair[1], pair[0]))), num_without)
+    return CategoryBalance(tuple(sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))), num_without)
 
 
 def text_lengths(
-    manifest: Manifest, specs: Mapping[str, InputSpec], settings: ValidationSettings
-) -> tuple[tuple[TextLengths, ...], Iterator[Finding]]:
+    rows: StoredRows, specs: Mapping[str, InputSpec], settings: ValidationSettings
+) -> tuple[tuple[TextLengths, ...], Findings]:
     """Return the lengths of the texts by tower, and a finding for each text that is truncated."""
     lengths: list[TextLengths] = []
-    findings: list[Iterator[Finding]] = []
-    declared = chain((row.fields for row in manifest.products.values()), (row.fields for row in manifest.queries))
-    for name in (*TEXT_FIELDS, *sorted(set(chain.from_iterable(declared)))):
-        table: Sequence[Product | Query]
-        table = list(manifest.products.values()) if side_of(name) == PRODUCT else manifest.queries
-        rows = [(row, text) for row in table if (text := _text(row, name)) is not None]
-        if rows:
-            spec = cast("TextSpec | None", specs.get(name))
-            counts = _count([text for _, text in rows], spec)
-            limit = spec.max_length if spec is not None and spec.count is not None else None
+    truncated = Findings()
+    declared = {
+        name
+        for table in (rows.products, rows.queries)
+        for (name,) in rows.store.run(f"SELECT DISTINCT unnest(fields) FROM {table}")
+    }
+    for name in (*TEXT_FIELDS, *sorted(declared)):
+        read: Callable[..., Iterator[Product] | Iterator[Query]]
+        read = rows.read_products if side_of(name) == PRODUCT else rows.read_queries
+        texts = read("has_text") if name in TEXT_FIELDS else read("list_contains(fields, ?)", [name])
+        spec = cast("TextSpec | None", specs.get(name))
+        limit = spec.max_length if spec is not None and spec.count is not None else None
+        counts: Counter[int] = Counter()  # texts of each length
+        while batch := cast("list[Product | Query]", list(islice(texts, TOKENIZER_BATCH_SIZE))):
+            batch_lengths = _count([_text(row, name) or "" for row in batch], spec)
+            counts.update(batch_lengths)
+            if limit is not None:
+                truncated.add(_find_truncated(name, batch, batch_lengths, limit, settings))
+        if counts:
             lengths.append(
                 TextLengths(
                     tower=name,
                     unit="words" if limit is None else "tokens",
-                    num_texts=len(counts),
-                    median=round(float(np.median(counts))),
-                    percentile_95=round(float(np.percentile(counts, 95))),
-                    longest=int(counts.max()),
+                    num_texts=counts.total(),
+                    median=round(_quantile(counts, 0.5)),
+                    percentile_95=round(_quantile(counts, 0.95)),
+                    longest=max(counts),
                     limit=limit,
-                    num_over=0 if limit is None else int((counts > limit).sum()),
+                    num_over=0 if limit is None else sum(num for length, num in counts.items() if length > limit),
                 )
             )
-            if limit is not None:
-                findings.append(_find_truncated(name, [row for row, _ in rows], counts, limit, settings))
-    return tuple(lengths), chain.from_iterable(findings)
+    return tuple(lengths), truncated
+
+
+def _quantile(counts: Counter[int], fraction: float) -> float:
+    """Return what np.quantile returns of all lengths, of which `counts` has the number of each."""
+    values = np.array(sorted(counts))
+    ends = np.cumsum([counts[value] for value in values.tolist()])
+    place = fraction * (ends[-1] - 1)
+    low, high = (values[np.searchsorted(ends, np.array([np.floor(place), np.ceil(place)]), side="right")]).tolist()
+    return float(np.quantile(np.array([low, high]), place - np.floor(place)))
 
 
 def _find_truncated(
-    name: str, rows: Sequence[Product | Query], counts: npt.NDArray[np.int64], limit: int, settings: ValidationSettings
+    name: str, rows: Sequence[Product | Query], lengths: Sequence[int], limit: int, settings: ValidationSettings
 ) -> Iterator[Finding]:
-    for idx in np.flatnonzero(counts > limit).tolist():
-        row, reason = rows[idx], f"{counts[idx]:,} tokens, of which the first {limit:,} are read"
-        own = "text" if isinstance(row, Query) else "title" if row.text == row.title else "description"
-        yield _finding("text_over_limit", row, own if name in TEXT_FIELDS else name, reason, settings)
+    for row, length in zip(rows, lengths, strict=True):
+        if length > limit:
+            reason = f"{length:,} tokens, of which the first {limit:,} are read"
+            own = "text" if isinstance(row, Query) else "title" if row.text == row.title else "description"
+            yield _finding("text_over_limit", row, own if name in TEXT_FIELDS else name, reason, settings)
 
 
-def find_in_rows(manifest: Manifest, settings: ValidationSettings) -> Iterator[Finding]:
+def find_in_rows(rows: StoredRows, settings: ValidationSettings) -> Iterator[Finding]:
     """Yield products in two splits, and products without image or text."""
-    splits_of = _queries_by_split(manifest)
-    for product in manifest.products.values():
-        splits = splits_of.get(product.product_id, Counter())
-        if len(splits) > 1:
-            queries = ", ".join(f"{name} ({format_count(count, 'query')})" for name, count in sorted(splits.items()))
-            yield _finding("product_in_two_splits", product, "product_id", f"a target in {queries}", settings)
-        if not product.images:
-            yield _finding("product_without_image", product, "image", "empty", settings)
-        if product.text is None:
-            yield _finding("product_without_text", product, "title", "empty, and no description", settings)
+    counts = f"""SELECT product_id, split, count(*) AS num_queries
+        FROM (SELECT split, unnest(targets) AS product_id FROM {rows.queries}) GROUP BY product_id, split"""
+    splits = f"""SELECT product_id, list([split, num_queries::VARCHAR] ORDER BY split) AS splits
+        FROM ({counts}) GROUP BY product_id HAVING count(*) > 1"""
+    for origin, row_id, has_image, has_text, found in rows.store.read(
+        f"""SELECT origin, product_id, len(images) > 0, has_text, splits FROM {rows.products} LEFT JOIN ({splits})
+        USING (product_id) WHERE splits IS NOT NULL OR len(images) = 0 OR NOT has_text ORDER BY position"""
+    ):
+        queries = ", ".join(f"{name} ({format_count(int(count), 'query')})" for name, count in found or ())
+        for kind, is_found, column, reason in (
+            ("product_in_two_splits", found, "product_id", f"a target in {queries}"),
+            ("product_without_image", not has_image, "image", "empty"),
+            ("product_without_text", not has_text, "title", "empty, and no description"),
+        ):
+            if is_found:
+                yield Finding(kind, "products", origin, row_id, column, reason, settings.drops(kind))
 
 
-def find_html_texts(manifest: Manifest, settings: ValidationSettings) -> Iterator[Finding]:
+def find_html_texts(rows: StoredRows, settings: ValidationSettings) -> Iterator[Finding]:
     """Yield the products and queries with HTML tags or entities in a text; the first text of each row."""
-    rows: Iterator[Product | Query] = chain(manifest.products.values(), manifest.queries)
-    for row in rows:
+    marked: Iterator[Product | Query] = chain(rows.read_products("has_markup"), rows.read_queries("has_markup"))
+    for row in marked:
         texts: dict[str, str | None] = {"text": row.text}
         if isinstance(row, Product):
             texts = {"title": row.title, "description": row.text, "category": row.category}
@@ -199,23 +215,9 @@ def _finding(kind: str, row: Product | Query, column: str, reason: str, settings
     return Finding(kind, table, row.origin, row_id, column, reason, settings.drops(kind))
 
 
-def _queries_by_split(manifest: Manifest) -> dict[str, Counter[str]]:
-    """Return, by target product, its number of queries in each split."""
-    splits: dict[str, Counter[str]] = defaultdict(Counter)
-    for query in manifest.queries:
-        for product_id in query.target_ids:
-            splits[product_id][query.split] += 1
-    return splits
-
-
 def _text(row: Product | Query, name: str) -> str | None:
     return row.text if name in TEXT_FIELDS else row.fields.get(name)
 
 
-def _count(texts: Sequence[str], spec: TextSpec | None) -> npt.NDArray[np.int64]:
-    if spec is None or spec.count is None:
-        return np.array([len(text.split()) for text in texts], dtype=np.int64)
-    remaining, counts = iter(texts), []
-    while batch := list(islice(remaining, TOKENIZER_BATCH_SIZE)):
-        counts += spec.count(batch)
-    return np.array(counts, dtype=np.int64)
+def _count(texts: Sequence[str], spec: TextSpec | None) -> Sequence[int]:
+    return [len(text.split()) for text in texts] if spec is None or spec.count is None else spec.count(texts)

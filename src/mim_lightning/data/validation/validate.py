@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
-from statistics import median_low
 from typing import TYPE_CHECKING
 
 from mim_lightning.data.manifest.manifest import Manifest
+from mim_lightning.data.manifest.row_store import RowStore
 from mim_lightning.data.manifest.rows import RowIssue
+from mim_lightning.data.manifest.stored_rows import StoredRows
 from mim_lightning.data.validation.duplicates import find_duplicates
 from mim_lightning.data.validation.findings import Findings, finding_of
-from mim_lightning.data.validation.image_checks import ImageTable, find_invalid_images, image_refs
+from mim_lightning.data.validation.image_checks import find_invalid_images
 from mim_lightning.data.validation.image_scan import Read, scan_images
 from mim_lightning.data.validation.report import ImageStatistics, ValidationReport, find_unanswerable
 from mim_lightning.data.validation.settings import ValidationSettings
@@ -52,39 +55,59 @@ def validate_manifest(
     Raises:
         ValueError: a process that inspected images died. Invalid data are reported, not raised.
     """
-    images = scan_images(image_refs(manifest), read, scan_path, settings.num_processes)
-    texts, truncated_texts = text_lengths(manifest, specs or {}, settings)
+    rows = manifest.stored()
+    images = scan_images(rows.image_refs(), read, scan_path, settings.num_processes, rows.store).table
+    texts, truncated_texts = text_lengths(rows, specs or {}, settings)
     findings = Findings()
-    kept_rows = {("products", product.origin) for product in manifest.products.values()}
-    kept_rows |= {("queries", query.origin) for query in manifest.queries}
-    findings.add(finding_of(issue, (issue.table, issue.origin) in kept_rows) for issue in issues)
-    findings.add(find_invalid_images(manifest, images, settings))
-    findings.add(find_in_rows(manifest, settings))
-    findings.add(find_duplicates(manifest, images, settings, train_split))
-    findings.add(find_html_texts(manifest, settings))
-    findings.add(truncated_texts)
-    findings.add(list(find_unanswerable(manifest, findings.kept)))
-    dropped_rows = {(issue.table, issue.origin) for issue in issues} - kept_rows
+    kept_places = _kept_places(rows, issues)
+    findings.add(finding_of(issue, (issue.table, issue.origin) in kept_places) for issue in issues)
+    findings.add(find_invalid_images(rows, images, settings))
+    findings.add(find_in_rows(rows, settings))
+    findings.add(find_duplicates(rows, images, settings, train_split))
+    findings.add(find_html_texts(rows, settings))
+    findings.add_all(truncated_texts)
+    findings.add(list(find_unanswerable(rows, findings.kept)))
+    dropped_rows = {(issue.table, issue.origin) for issue in issues} - kept_places
     num_kept = {"products": len(manifest.products), "queries": len(manifest.queries)}
     paths = {"products": manifest.products_path, "queries": manifest.queries_path}
-    splits = split_statistics(manifest)
+    splits = split_statistics(rows)
     return ValidationReport(
         settings=settings,
         paths={table: str(path) for table, path in paths.items() if path is not None},
         num_rows={table: num + sum(dropped == table for dropped, _ in dropped_rows) for table, num in num_kept.items()},
-        catalog=catalog_statistics(manifest),
+        catalog=catalog_statistics(rows),
         splits=splits,
-        images=_image_statistics(images),
+        images=_image_statistics(rows.store, images),
         texts=texts,
-        categories=category_balance(manifest),
+        categories=category_balance(rows),
         findings=tuple(findings.kept),
         counts=dict(findings.counts),
         missing_split=train_split if splits and all(split.name != train_split for split in splits) else "",
     )
 
 
-def _image_statistics(images: ImageTable) -> ImageStatistics:
-    valid = [image for image in images.values() if not image.kind]
-    sides = [max(image.height, image.width) for image in valid] or [0]
-    num_bytes = sum(image.num_bytes for image in valid)
-    return ImageStatistics(len(valid), num_bytes, min(sides), median_low(sides), max(sides))
+def _kept_places(rows: StoredRows, issues: Sequence[RowIssue]) -> set[tuple[str, str]]:
+    """Return the table and origin of those issues whose rows are in the manifest all the same."""
+    store = rows.store
+    places = store.create("places", "place VARCHAR, origin VARCHAR")
+    store.write(places, ((issue.table, str(issue.origin)) for issue in issues))
+    kept: set[tuple[str, str]] = set()
+    for name, table in (("products", rows.products), ("queries", rows.queries)):
+        found = f"SELECT origin FROM {places} WHERE place = ?"
+        kept |= {
+            (name, origin)
+            for (origin,) in store.run(f"SELECT origin FROM {table} SEMI JOIN ({found}) USING (origin)", [name])
+        }
+    return kept
+
+
+def _image_statistics(store: RowStore, images: str) -> ImageStatistics:
+    sides = store.run(
+        f"""SELECT greatest(height, width) AS side, count(*), sum(num_bytes)::BIGINT FROM {images}
+        WHERE kind = '' GROUP BY side ORDER BY side"""
+    ) or [(0, 0, 0)]
+    num_images = sum(count for _, count, _ in sides)
+    ends = list(accumulate(count for _, count, _ in sides))
+    median = sides[bisect_right(ends, (num_images - 1) // 2)][0] if num_images else 0
+    num_bytes = sum(num for _, _, num in sides)
+    return ImageStatistics(num_images, num_bytes, sides[0][0], median, sides[-1][0])
