@@ -1,4 +1,4 @@
-"""python -m tests.flow.ranks <number of processes> <JSON>: commands in joined processes, as torchrun starts them.
+"""python -m tests.flow.ranks torchrun|srun <number> <JSON>: commands in processes as a launcher starts them.
 
 The JSON is a list of [name of an entry point, [overrides]]; every process runs all of them, one after the other. A
 process that fails ends with code 1, and with it the others, as torchrun and `srun --kill-on-bad-exit` have it.
@@ -12,11 +12,12 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import Iterator
 
 from mim_lightning.config import compose
 
 
-def main(num_processes: int, commands: list[tuple[str, list[str]]]) -> None:
+def main(launcher: str, num_processes: int, commands: list[tuple[str, list[str]]]) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -24,7 +25,8 @@ def main(num_processes: int, commands: list[tuple[str, list[str]]]) -> None:
     for rank in range(num_processes):
         pid = os.fork()
         if pid == 0:
-            run(rank, num_processes, port, commands)
+            os.environ.update({name: str(value) for name, value in variables(launcher, rank, num_processes, port)})
+            run(commands)
         children[pid] = rank
     code = 0
     while children:
@@ -38,11 +40,18 @@ def main(num_processes: int, commands: list[tuple[str, list[str]]]) -> None:
     sys.exit(code)
 
 
-def run(rank: int, num_processes: int, port: int, commands: list[tuple[str, list[str]]]) -> None:
-    numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": num_processes, "LOCAL_WORLD_SIZE": num_processes}
-    numbers |= {"GROUP_RANK": 0, "MASTER_PORT": port}
-    os.environ.update({name: str(value) for name, value in numbers.items()})
-    os.environ.update({"MASTER_ADDR": "127.0.0.1", "TORCHELASTIC_RUN_ID": "test"})
+def variables(launcher: str, rank: int, num_processes: int, port: int) -> Iterator[tuple[str, object]]:
+    yield from (("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", port))
+    if launcher == "srun":
+        yield from (("SLURM_JOB_ID", 1), ("SLURM_JOB_NAME", "job"), ("SLURM_NODELIST", "localhost"))
+        yield from (("SLURM_PROCID", rank), ("SLURM_LOCALID", rank), ("SLURM_NODEID", 0))
+        yield from (("SLURM_NTASKS", num_processes), ("SLURM_NTASKS_PER_NODE", num_processes), ("SLURM_NNODES", 1))
+    else:
+        yield from (("RANK", rank), ("LOCAL_RANK", rank), ("GROUP_RANK", 0), ("TORCHELASTIC_RUN_ID", "test"))
+        yield from (("WORLD_SIZE", num_processes), ("LOCAL_WORLD_SIZE", num_processes))
+
+
+def run(commands: list[tuple[str, list[str]]]) -> None:
     code = 1
     try:
         for name, overrides in commands:
@@ -57,4 +66,4 @@ def run(rank: int, num_processes: int, port: int, commands: list[tuple[str, list
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), json.loads(sys.argv[2]))
+    main(sys.argv[1], int(sys.argv[2]), json.loads(sys.argv[3]))

@@ -36,18 +36,26 @@ def commands(checkpoint: Path, folder: Path, *more: str) -> list[tuple[str, list
     return [("evaluate", [*words, f"output={folder}/evaluated"]), ("build_index", [*words, f"output={folder}/index"])]
 
 
-def start_ranks(num_processes: int, given: list[tuple[str, list[str]]]) -> tuple[int, str, str]:
-    finished = start(str(num_processes), json.dumps(given), module="tests.flow.ranks")
+def start_ranks(
+    num_processes: int, given: list[tuple[str, list[str]]], launcher: str = "torchrun"
+) -> tuple[int, str, str]:
+    finished = start(launcher, str(num_processes), json.dumps(given), module="tests.flow.ranks")
     return finished.returncode, finished.stdout, finished.stderr
 
 
-@pytest.mark.parametrize("num_processes", [2, pytest.param(4, marks=pytest.mark.slow)])
-def test_processes_of_a_launcher_give_what_one_gives(checkpoint: Path, tmp_path: Path, num_processes: int) -> None:
+@pytest.mark.parametrize(
+    ("launcher", "num_processes"), [("torchrun", 2), pytest.param("srun", 4, marks=pytest.mark.slow)]
+)
+def test_processes_of_a_launcher_give_what_one_gives(
+    checkpoint: Path, tmp_path: Path, launcher: str, num_processes: int
+) -> None:
     one, several = tmp_path / "one", tmp_path / "several"
     for name, words in commands(checkpoint, one):
         {"evaluate": evaluate, "build_index": build_index}[name](compose(name, words))
 
-    code, output, errors = start_ranks(num_processes, commands(checkpoint, several, f"trainer.devices={num_processes}"))
+    code, output, errors = start_ranks(
+        num_processes, commands(checkpoint, several, f"trainer.devices={num_processes}"), launcher
+    )
 
     assert code == 0, errors
     assert output.count("mrr") == 1 and output.count("recall@10") == 1, "one process prints"
@@ -65,6 +73,13 @@ def test_processes_of_a_launcher_give_what_one_gives(checkpoint: Path, tmp_path:
     assert contents[0] == contents[1], "the same rows in the same order"
     tables = [pyarrow.parquet.read_table(folder / "index" / "embeddings" / "rows.parquet") for folder in (one, several)]
     assert tables[0].equals(tables[1])
+
+
+@pytest.mark.slow
+def test_evaluate_starts_processes_and_returns_their_results(checkpoint: Path) -> None:
+    words = [f"checkpoint={checkpoint}", "trainer=cpu"]
+    several = evaluate(compose("evaluate", [*words, "trainer.devices=2"]))
+    assert json.dumps(several) == json.dumps(evaluate(compose("evaluate", words)))
 
 
 def test_a_failure_of_one_process_ends_all_and_what_is_embedded_stays(

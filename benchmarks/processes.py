@@ -1,0 +1,140 @@
+"""python benchmarks/processes.py [--rows 10000 40000] [--output FILE]: evaluate and build_index in one process and two.
+
+Writes made-up catalogs (five drawn pictures, a distinct one a product by its bytes, and a text), 2,000 queries, and a
+checkpoint of small towers that were never trained; then starts the commands as users do. The time of a start is that
+of the whole command. Memory is the largest resident set that a process reached, watched ten times a second: of the
+processes that embed, and of the one that started them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from mim_lightning.config import build_matcher, compose
+from mim_lightning.data.shards.shard_writer import Record
+from mim_lightning.model.checkpoint import PREFIX, SECTION, describe_checkpoint
+from tests.shard_sets import write_shard_set
+from tests.shop import COLOURS, picture, small
+
+NUM_QUERIES, SHARD_ROWS = 2_000, 1_000
+COMMANDS = ("evaluate", "build_index")
+
+
+def records(num_rows: int, field: str) -> Iterator[Record]:
+    """Yield the products of a catalog, or queries of the first of them."""
+    photos = []
+    for colour in COLOURS:
+        picture(colour, "disc", 0).save(file := BytesIO(), "jpeg")
+        photos.append(file.getvalue())
+    for number in range(num_rows):
+        colour = list(COLOURS)[number % 5]
+        facts = {"product_id": f"{number:07d}", "category": colour, "title": f"{colour} disc {number}"}
+        facts |= {"product_text": f"{colour} disc {number}", "metadata": {"price": number % 97}}
+        if field == "query_image":
+            facts |= {"query_id": f"q{number}", "query_text": colour, "asked_ids": [facts["product_id"]]}
+        yield Record({field: photos[number % 5] + number.to_bytes(8, "little")}, facts)
+
+
+def write(folder: Path, num_rows: int) -> Path:
+    """Write a prepared set and the checkpoint of a model, and return the checkpoint."""
+    data = folder / "data" / "manifest"
+    write_shard_set(data / "catalogue", records(num_rows, "product_image"), num_rows, SHARD_ROWS)
+    write_shard_set(data / "queries" / "val", records(NUM_QUERIES, "query_image"), NUM_QUERIES, SHARD_ROWS)
+    (data / "settings.json").write_text("{}")  # as of a folder that `prepare` wrote
+    words = [
+        *small(folder),
+        "model=4tower",
+        "embed_dim=256",
+        "data.eval_batch_size=256",
+        "trainer.precision=32-true",
+        f"data.folder={data}",
+    ]
+    config = compose("train", [*words, "data.source=null"])
+    torch.manual_seed(0)
+    matcher = build_matcher(config)
+    state = {PREFIX + name: value for name, value in matcher.state_dict().items()}
+    config["run"]["id"] = "never-trained"
+    torch.save({"state_dict": state, SECTION: describe_checkpoint(matcher, config)}, folder / "model.ckpt")
+    return folder / "model.ckpt"
+
+
+def start(command: str, checkpoint: Path, num_processes: int) -> dict[str, Any]:
+    """Run a command, and return its seconds and the largest memory of its processes in bytes."""
+    output = checkpoint.parent / command
+    shutil.rmtree(output, ignore_errors=True)
+    words = [f"checkpoint={checkpoint}", f"output={output}", "trainer=cpu", f"trainer.devices={num_processes}"]
+    started = time.perf_counter()
+    process = subprocess.Popen(
+        [sys.executable, "-m", f"mim_lightning.{command}", *words],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+    )
+    root, peaks = psutil.Process(process.pid), dict[int, int]()
+    while process.poll() is None:
+        for one in (root, *children(root)):
+            try:
+                peaks[one.pid] = max(peaks.get(one.pid, 0), one.memory_info().rss)
+            except psutil.Error:
+                continue
+        time.sleep(0.1)
+    seconds = time.perf_counter() - started
+    if process.returncode:
+        raise SystemExit(f"{command} in {num_processes} processes ended with code {process.returncode}")
+    first = peaks.pop(process.pid)
+    embedding = sorted(peaks.values())[-num_processes:] if num_processes > 1 else [first]
+    return {"command": command, "processes": num_processes, "seconds": seconds, "first": first, "embedding": embedding}
+
+
+def children(root: psutil.Process) -> list[psutil.Process]:
+    try:
+        return root.children(recursive=True)
+    except psutil.Error:
+        return []
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 40_000], help="of the catalogs")
+    parser.add_argument("--commands", nargs="+", default=COMMANDS, choices=COMMANDS)
+    parser.add_argument("--output", type=Path, help="a JSON file; starts that it has of other commands and sizes stay")
+    wishes = parser.parse_args()
+    for num_rows in wishes.rows:
+        with tempfile.TemporaryDirectory() as folder:
+            checkpoint = write(Path(folder), num_rows)
+            for command in wishes.commands:
+                for num_processes in (1, 2):
+                    found = {"rows": num_rows, **start(command, checkpoint, num_processes)}
+                    print(json.dumps(found), flush=True)
+                    if wishes.output:
+                        keep(found, wishes.output)
+
+
+def keep(found: dict[str, Any], path: Path) -> None:
+    """Add a start to the record, in place of the former one of its kind."""
+    known = json.loads(path.read_text())["starts"] if path.exists() else []
+    starts = [*(one for one in known if order_of(one) != order_of(found)), found]
+    record = {"machine": platform.machine(), "cpus": os.cpu_count(), "starts": sorted(starts, key=order_of)}
+    path.write_text(f"{json.dumps(record, indent=1)}\n")
+
+
+def order_of(start: dict[str, Any]) -> tuple[str, int, int]:
+    return start["command"], start["rows"], start["processes"]
+
+
+if __name__ == "__main__":
+    main()
