@@ -217,7 +217,7 @@ class MatchDataModule(LightningDataModule):
 
     def val_dataloader(self) -> list[StreamLoader]:
         gallery = self.opened.gallery
-        chosen: list[np.ndarray | None] = [*(self.gallery_numbers() or [None] * len(gallery))]
+        chosen: Sequence[np.ndarray | None] = self.gallery_numbers() or (None,) * len(gallery)
         galleries = [
             self._evaluation_loader(products, "product", numbers)
             for products, numbers in zip(gallery, chosen, strict=True)

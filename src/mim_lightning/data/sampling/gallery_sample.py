@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from mim_lightning.data.sampling.order import StateKey
 from mim_lightning.data.shards.shard_set import KEYS_AT_ONCE, ShardSet
 from mim_lightning.ids import hash_id
 
@@ -92,5 +93,5 @@ class SelectedOrder:
     def passes(self) -> dict[str, Any]:
         return {}  # nothing is shuffled
 
-    def state_key(self) -> dict[str, int | float | str]:
+    def state_key(self) -> StateKey:
         return {"order": "selected", "batch_size": self.global_batch_size, "num_samples": self.num_samples}
