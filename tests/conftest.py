@@ -19,9 +19,33 @@ def pytest_configure() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+# A worker runs whole files in this order; a long one among the last would leave the other worker without work.
+LONGEST_FIRST = (
+    "preparation/test_ray.py",
+    "flow/test_grocery.py",
+    "flow/test_world_size.py",
+    "flow/test_train.py",
+    "tests/test_extras.py",
+    "flow/test_search.py",
+    "data/loading/test_loader.py",
+    "preparation/test_interrupted.py",
+    "conf/test_configs.py",
+    "flow/test_sweep.py",
+    "analysis/test_record.py",
+    "service/test_ui.py",
+)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run the tests that start processes first: they are slow, and would leave one worker busy at the end."""
-    items.sort(key=lambda item: item.path.parent.name != "flow")
+    """Run the longest files first, then other tests of whole runs."""
+
+    def rank(item: pytest.Item) -> tuple[int, bool]:
+        name = item.path.as_posix()
+        known = (idx for idx, end in enumerate(LONGEST_FIRST) if name.endswith(end))
+        return next(known, len(LONGEST_FIRST)), item.path.parent.name != "flow"
+
+    ranks = {path: rank(item) for path, item in {item.path: item for item in items}.items()}
+    items.sort(key=lambda item: ranks[item.path])
 
 
 @pytest.fixture

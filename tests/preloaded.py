@@ -13,6 +13,7 @@ import gc
 import json
 import os
 import selectors
+import shutil
 import signal
 import socket
 import subprocess
@@ -110,6 +111,7 @@ def main(address: str, address_of_vendors: str) -> None:
         for source in (sys.stdin, *listeners):
             selector.register(source, selectors.EVENT_READ)
         if any(key.fileobj is sys.stdin for key, _ in selector.select()):
+            shutil.rmtree(Path(address).parent)
             return
     _import_vendors()
     if os.fork() == 0:
@@ -117,6 +119,7 @@ def main(address: str, address_of_vendors: str) -> None:
     else:
         _import_ours()
         serve(listeners[0])
+        shutil.rmtree(Path(address).parent, ignore_errors=True)
     os._exit(0)  # without taking modules apart
 
 

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from multiprocessing.process import BaseProcess as Process
 from pathlib import Path
@@ -134,6 +135,13 @@ def _prepare(source: ManifestSource, folder: Path, num_workers: int) -> None:
     log = folder.with_name(f"log-{os.getpid()}").open("w")
     os.dup2(log.fileno(), 2)
     sys.stderr = log
+    shut_down = ProcessPoolExecutor.shutdown
+
+    def announce_and_shut_down(*arguments: Any, **options: Any) -> None:
+        folder.with_name("stopping").touch()
+        shut_down(*arguments, **options)
+
+    ProcessPoolExecutor.shutdown = announce_and_shut_down  # type: ignore[method-assign]
     prepare_shards(source, folder, SETTINGS, num_workers=num_workers)
 
 
@@ -152,7 +160,7 @@ def finished(folder: Path) -> set[str]:
     return {str(path.relative_to(receipts)).split("-")[0] for path in receipts.rglob("*.npz")}
 
 
-def wait_until(condition: Callable[[], bool], process: Process | None = None, timeout: float = 60) -> None:
+def wait_until(condition: Callable[[], bool], process: Process | None = None, timeout: float = 120) -> None:
     until = time.monotonic() + timeout
     while not condition():
         assert time.monotonic() < until, "it did not happen"
@@ -279,7 +287,7 @@ def test_the_same_work_is_waited_for(
     monkeypatch.setattr(partial.time, "sleep", lambda seconds: (gate.open(), sleep(seconds)))
     found = prepare_shards(source, folder, SETTINGS)
     assert "is preparing it; waiting" in capsys.readouterr().err
-    process.join(timeout=30)
+    process.join(timeout=120)
     assert process.exitcode == 0
     assert folder.stat().st_ino == inode  # the other one's
     assert len(found.catalog()) == 40
@@ -294,7 +302,7 @@ def test_the_successor_of_a_killed_process_resumes(gate: Gate, start: Start, tmp
     wait_until(lambda: "waiting" in log_of(second, folder), second)
     end(first)
     gate.open()
-    second.join(timeout=60)
+    second.join(timeout=120)
     assert second.exitcode == 0
     assert is_prepared(folder) and "before)" in log_of(second, folder)
 
@@ -306,14 +314,14 @@ def test_ctrl_c_keeps_finished_work(gate: Gate, start: Start, tmp_path: Path) ->
     wait_until(lambda: gate.num_waiting == 2, process)  # both workers, each amid a shard
     done, workers = finished(folder), children_of(process.pid)
     os.kill(process.pid, signal.SIGINT)
-    time.sleep(0.3)  # it gets the signal before its workers continue
+    wait_until((tmp_path / "stopping").exists)  # its workers know when they continue
     gate.open()
-    process.join(timeout=30)
+    process.join(timeout=120)
     assert process.exitcode
     wait_until(lambda: not any(map(is_alive, workers)))
     assert len(done) >= 10 and finished(folder) == done and not folder.exists()
     again = start()
-    again.join(timeout=60)
+    again.join(timeout=120)
     assert again.exitcode == 0 and is_prepared(folder) and "before)" in log_of(again, folder)
 
 
@@ -324,7 +332,7 @@ def test_a_worker_that_is_killed_is_an_error_of_one_line(gate: Gate, start: Star
     wait_until(lambda: gate.num_waiting == 2, process)
     os.kill(children_of(process.pid)[-1], signal.SIGKILL)  # the first is the tracker of shared resources
     gate.open()
-    process.join(timeout=60)
+    process.join(timeout=120)
     assert process.exitcode == 1
     assert "ValueError: a process that wrote shards was killed" in log_of(process, folder).splitlines()[-1]
     assert len(finished(folder)) >= 1

@@ -308,7 +308,7 @@ class SimultaneousSource:
         return self.shop.read(work_dir, on_issue)
 
     def describe(self) -> dict[str, Any]:
-        self.barrier.wait(timeout=20)
+        self.barrier.wait(timeout=120)
         return self.shop.describe()
 
 
@@ -323,7 +323,7 @@ def test_two_processes_at_once(shop: ManifestSource, folder: Path) -> None:
     for process in processes:
         process.start()
     for process in processes:
-        process.join(timeout=30)
+        process.join(timeout=120)
     assert [process.exitcode for process in processes] == [0, 0]
     assert [results.get(timeout=5) for _ in processes] == [4, 4]
     assert [path.name for path in folder.parent.iterdir()] == ["shop"]

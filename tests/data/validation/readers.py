@@ -14,17 +14,20 @@ def read(ref: ImageRef) -> bytes:
     return Path(str(ref)).read_bytes()
 
 
-def read_slowly(ref: ImageRef) -> bytes:
-    time.sleep(0.003)
-    return read(ref)
-
-
 def die_at_seven(ref: ImageRef) -> bytes:
     if Path(str(ref)).name == "7.jpg":
         os._exit(1)
     return read(ref)
 
 
-def survey_slowly(folder: str, num: int) -> None:
+def survey_and_stop(folder: str, num: int, num_read: int) -> None:
+    """Read so many pictures, then wait to be killed."""
     refs: list[ImageRef] = [Path(folder) / f"{number}.jpg" for number in range(num)]
-    scan_images(refs, read_slowly, Path(folder) / "facts.jsonl", 1)
+    left = iter(range(num_read))
+
+    def read_until(ref: ImageRef) -> bytes:
+        if next(left, None) is None:
+            time.sleep(600)
+        return read(ref)
+
+    scan_images(refs, read_until, Path(folder) / "facts.jsonl", 1)

@@ -128,7 +128,8 @@ def count_lines(path: Path) -> int:
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs signals")
 def test_a_killed_image_scan_resumes(tmp_path: Path) -> None:
     refs, facts_path = write_pictures(tmp_path, 4 * CHUNK_SIZE), tmp_path / "facts.jsonl"
-    code = f"from tests.data.validation.readers import survey_slowly; survey_slowly({str(tmp_path)!r}, {len(refs)})"
+    words = f"{str(tmp_path)!r}, {len(refs)}, {CHUNK_SIZE + 9}"
+    code = f"from tests.data.validation.readers import survey_and_stop; survey_and_stop({words})"
     process = subprocess.Popen([sys.executable, "-c", code], cwd=Path(__file__).parents[3])
     try:
         deadline = time.monotonic() + 300
