@@ -18,7 +18,7 @@ from mim_lightning.fields import TEXT_FIELDS
 # other imports are in functions: mistakes are reported at once, and worker processes import neither torch nor pages
 if TYPE_CHECKING:
     from mim_lightning.data.preparation.preparation import Preparation
-    from mim_lightning.data.preparation.versions import Change
+    from mim_lightning.data.versions.change import Change
     from mim_lightning.types import InputSpec
 
 ENGINES = ("processes", "ray")
@@ -78,7 +78,7 @@ def change_of(config: dict[str, Any]) -> Change | None:
     Raises:
         ValueError: a value of another type, or keys that exclude each other; names the key.
     """
-    from mim_lightning.data.preparation.versions import Change, Deletion, Tables
+    from mim_lightning.data.versions.change import Change, Deletion, Tables
 
     validate_type("add.replace", config["add"]["replace"], bool)
     for key in ("products", "queries"):
@@ -108,7 +108,7 @@ def write_version(change: Change, config: dict[str, Any]) -> None:
     """Write the next version of the data in `data.folder`."""
     from mim_lightning.analysis.html.validation_page import write_validation_report
     from mim_lightning.data.preparation.preparation import Validation
-    from mim_lightning.data.preparation.versions import change_data
+    from mim_lightning.data.versions.change import change_data
     from mim_lightning.io.paths import to_path_or_url
 
     data = config["data"]

@@ -11,8 +11,8 @@ import torch
 from mim_lightning.data.manifest.manifest import ManifestSource
 from mim_lightning.data.preparation.preparation import Validation, prepare_shards
 from mim_lightning.data.preparation.prepared import ShardSettings, open_prepared
-from mim_lightning.data.preparation.versions import Change, Deletion, Tables, change_data
 from mim_lightning.data.shards.shard_set import ShardSet
+from mim_lightning.data.versions.change import Change, Deletion, Tables, change_data
 from mim_lightning.search.embedding_reuse import carry_over
 from mim_lightning.search.embedding_store import EmbeddedCatalog, EmbeddingStore, describe_embedding
 from mim_lightning.search.index.factory import create_index, open_index

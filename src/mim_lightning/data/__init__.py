@@ -5,6 +5,7 @@ sources/       one class for each kind of data set; synthetic/ draws one
 images/        one image: downloaded, read, decoded, transformed
 validation/    errors and warnings of rows and images, before anything is written
 preparation/   rows -> shard sets, written by processes or a Ray cluster, resumed and verified
+versions/      rows added to, replaced in and deleted from prepared data, in a next version of them
 shards/        shard sets: written, read at random or by id, cached from an address, several read as one
 sampling/      which rows meet in a global batch, as a function of seed, epoch and position
 loading/       samples -> batches, through workers and shared memory; corrupt samples; cached features

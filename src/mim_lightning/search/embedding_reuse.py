@@ -18,10 +18,10 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from mim_lightning.data.shards.set_difference import changed_numbers, content_hash, is_version_of
 from mim_lightning.data.shards.shard_set import ShardSet
 from mim_lightning.io.atomic import atomic_write_folder
 from mim_lightning.io.damaged_file import errors_as_damaged_file
+from mim_lightning.search.catalog_difference import changed_numbers, content_hash, is_version_of
 from mim_lightning.search.embedding_store import FACTS_FILE, EmbeddingFacts
 
 PRODUCTS = ".products.parquet"  # ending of the file with the products of a shard

@@ -15,10 +15,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mim_lightning.data.shards.set_difference import CatalogDifference, compare_catalogs, is_version_of
 from mim_lightning.data.shards.shard_set import ShardSet
 from mim_lightning.fields import PRODUCT, PRODUCT_IMAGE
 from mim_lightning.inference.model import LoadedModel
+from mim_lightning.search.catalog_difference import CatalogDifference, compare_catalogs, is_version_of
 from mim_lightning.search.combined_scores import REFERENCE, reference_products
 from mim_lightning.search.embedding_store import EmbeddedCatalog
 from mim_lightning.search.facets import FACETS, describe_facets, extend_facets

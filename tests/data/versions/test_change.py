@@ -16,17 +16,17 @@ import pytest
 
 from mim_lightning.config import compose
 from mim_lightning.data.manifest.manifest import ManifestSource
-from mim_lightning.data.preparation import versions
 from mim_lightning.data.preparation.opened_data import OpenedData, find_versions
 from mim_lightning.data.preparation.preparation import Validation, prepare_shards
 from mim_lightning.data.preparation.prepared import PreparedData, ShardSettings, open_prepared
-from mim_lightning.data.preparation.versions import Change, Deletion, Tables, change_data
 from mim_lightning.data.shards import set_index
 from mim_lightning.data.shards.cache import CacheSettings
 from mim_lightning.data.shards.mixture_set import MixtureEntry
 from mim_lightning.data.shards.shard_set import ShardSet
 from mim_lightning.data.splits import ProductDisjointSplits, Protocol
 from mim_lightning.data.validation.settings import ValidationSettings
+from mim_lightning.data.versions import change as changing
+from mim_lightning.data.versions.change import Change, Deletion, Tables, change_data
 from mim_lightning.ids import hash_id
 from mim_lightning.prepare import prepare
 from tests.data.conftest import jpeg, write_csv
@@ -370,7 +370,7 @@ def test_two_changes_at_once_exclude_each_other(shop: Shop) -> None:
     entered, go_on = multiprocessing.Pipe()
     pid = os.fork()
     if pid == 0:
-        write = versions._write
+        write = changing._write
 
         def wait(*arguments: Any) -> None:
             go_on.send("entered")
@@ -379,7 +379,7 @@ def test_two_changes_at_once_exclude_each_other(shop: Shop) -> None:
 
         try:
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-            versions._write = wait
+            changing._write = wait
             change(folder, tables[0])
         finally:
             os._exit(0)

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from mim_lightning.data.preparation.changed_rows import SetChange
-from mim_lightning.data.preparation.known_rows import KnownRows
 from mim_lightning.data.preparation.plan import PlannedSample, RecordReader, RowImageError
 from mim_lightning.data.shards.shard_set import ShardSet
+from mim_lightning.data.versions.changed_rows import SetChange
+from mim_lightning.data.versions.known_rows import KnownRows
 from mim_lightning.fields import IMAGE_FIELDS
 
 MEASURED = "image_sharpness"  # added to the facts of a sample when it is written

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 
 from mim_lightning.data.manifest.manifest import Manifest, Product
-from mim_lightning.data.preparation.known_rows import KnownRows, images_of, numbers_by_key
 from mim_lightning.data.preparation.plan import (
     BY_PRODUCT,
     PlannedSample,
@@ -27,6 +26,7 @@ from mim_lightning.data.preparation.plan import (
 )
 from mim_lightning.data.preparation.prepared import CATALOG, QUERY_SETS, ShardSettings
 from mim_lightning.data.shards.shard_set import ShardSet
+from mim_lightning.data.versions.known_rows import KnownRows, images_of, numbers_by_key
 from mim_lightning.fields import DECLARED, PRODUCT, PRODUCT_IMAGE, PRODUCT_TEXT, side_of
 from mim_lightning.ids import hash_id
 

@@ -25,7 +25,17 @@ from mim_lightning.data.manifest.content_hash import table_id
 from mim_lightning.data.manifest.id_list import read_ids
 from mim_lightning.data.manifest.manifest import Manifest
 from mim_lightning.data.manifest.rows import RowIssue
-from mim_lightning.data.preparation.addition import (
+from mim_lightning.data.preparation.hash_layout import NAMES_PER_SHARD
+from mim_lightning.data.preparation.local_engine import WritingSettings, write_sets
+from mim_lightning.data.preparation.plan import BY_PRODUCT, SHUFFLED, RecordReader
+from mim_lightning.data.preparation.preparation import Validation, report_dir
+from mim_lightning.data.preparation.prepared import CONTENT, PreparedData, ShardSettings, open_prepared
+from mim_lightning.data.preparation.staging import IMAGES_FILE, SETTINGS_FILE, WORK_FILE, staging_dir, staging_path
+from mim_lightning.data.shards.set_index import FIRST_VERSION, VERSIONS, SetIndex
+from mim_lightning.data.splits import GivenSplits, ProductDisjointSplits, Protocol
+from mim_lightning.data.validation.report import drop_invalid, raise_if_invalid
+from mim_lightning.data.validation.validate import validate_manifest
+from mim_lightning.data.versions.addition import (
     Addition,
     find_in_other_splits,
     is_of_pairs,
@@ -35,21 +45,11 @@ from mim_lightning.data.preparation.addition import (
     report_alone,
     source_of,
 )
-from mim_lightning.data.preparation.changed_rows import ChangePlanner, ProductChange, SetChange, stored_samples
-from mim_lightning.data.preparation.hash_layout import NAMES_PER_SHARD
-from mim_lightning.data.preparation.known_rows import KnownRows
-from mim_lightning.data.preparation.local_engine import WritingSettings, write_sets
-from mim_lightning.data.preparation.plan import BY_PRODUCT, SHUFFLED, RecordReader
-from mim_lightning.data.preparation.preparation import Validation, report_dir
-from mim_lightning.data.preparation.prepared import CONTENT, PreparedData, ShardSettings, open_prepared
-from mim_lightning.data.preparation.staging import IMAGES_FILE, SETTINGS_FILE, WORK_FILE, staging_dir, staging_path
-from mim_lightning.data.preparation.stored_duplicates import find_stored_duplicates
-from mim_lightning.data.preparation.unchanged_rows import without_unchanged
-from mim_lightning.data.shards.set_index import FIRST_VERSION, VERSIONS, SetIndex
-from mim_lightning.data.shards.set_versions import write_pointer, write_version
-from mim_lightning.data.splits import GivenSplits, ProductDisjointSplits, Protocol
-from mim_lightning.data.validation.report import drop_invalid, raise_if_invalid
-from mim_lightning.data.validation.validate import validate_manifest
+from mim_lightning.data.versions.changed_rows import ChangePlanner, ProductChange, SetChange, stored_samples
+from mim_lightning.data.versions.known_rows import KnownRows
+from mim_lightning.data.versions.set_versions import write_pointer, write_version
+from mim_lightning.data.versions.stored_duplicates import find_stored_duplicates
+from mim_lightning.data.versions.unchanged_rows import without_unchanged
 from mim_lightning.io.atomic import atomic_write
 from mim_lightning.io.paths import PathOrUrl
 from mim_lightning.io.store import Store

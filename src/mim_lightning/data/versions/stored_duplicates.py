@@ -16,11 +16,11 @@ import numpy as np
 from mim_lightning.data.images.codec import normalize_encoding
 from mim_lightning.data.images.reader import ImageReader
 from mim_lightning.data.manifest.manifest import Query
-from mim_lightning.data.preparation.addition import Addition
-from mim_lightning.data.preparation.known_rows import KnownRows
 from mim_lightning.data.preparation.prepared import CATALOG, QUERY_SETS
 from mim_lightning.data.validation.findings import Finding
 from mim_lightning.data.validation.settings import ValidationSettings
+from mim_lightning.data.versions.addition import Addition
+from mim_lightning.data.versions.known_rows import KnownRows
 from mim_lightning.fields import PRODUCT_IMAGE, QUERY_IMAGE
 
 Queries = dict[int, dict[bytes, list[Query]]]  # by size and hash of their images

@@ -15,13 +15,13 @@ from mim_lightning.data.manifest.manifest import PRODUCTS, QUERIES, Manifest, Ma
 from mim_lightning.data.manifest.rows import IssueType, OnIssue, Product, Query, RowIssue
 from mim_lightning.data.manifest.stored_rows import store_rows
 from mim_lightning.data.manifest.table import read_rows
-from mim_lightning.data.preparation.known_rows import KnownRows
 from mim_lightning.data.preparation.prepared import ShardSettings
 from mim_lightning.data.splits import ProductDisjointSplits, Protocol
 from mim_lightning.data.validation.findings import Finding
 from mim_lightning.data.validation.report import ValidationReport
 from mim_lightning.data.validation.settings import ValidationSettings
 from mim_lightning.data.validation.statistics import catalog_statistics, category_balance
+from mim_lightning.data.versions.known_rows import KnownRows
 
 QUERIES_PER_VERSION = 10**9  # default query ids of a version start at a multiple of it
 
