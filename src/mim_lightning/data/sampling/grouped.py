@@ -28,6 +28,7 @@ from mim_lightning.data.sampling.order import (
 )
 from mim_lightning.types import NO_KEY
 
+SPANS_AT_ONCE = 32  # of a memory-mapped column
 GROUPED_SHARDS = 512  # of all streams together; a million rows at 2000 per shard
 
 
@@ -210,9 +211,13 @@ class GroupedSettings:
 
 
 def _read(column: np.ndarray, spans: list[tuple[int, int]]) -> np.ndarray:
-    values = np.concatenate([column[start:stop] for start, stop in spans])
+    values = []
+    for idx, (start, stop) in enumerate(spans):
+        values.append(np.array(column[start:stop]))
+        if idx % SPANS_AT_ONCE == 0:  # the system maps far more than is read
+            release_pages(column)
     release_pages(column)
-    return values
+    return np.concatenate(values)
 
 
 class EpochLayout:

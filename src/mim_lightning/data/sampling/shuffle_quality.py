@@ -14,7 +14,7 @@ import numpy as np
 from mim_lightning.data.sampling.order import StreamedOrder
 
 RUN_LENGTH = 4  # consecutive batches that are counted from each place; one window often has them all
-MAX_RUNS, MAX_ROWS = 32, 4_000_000  # rows that are shuffled to count
+MAX_RUNS, MAX_ROWS = 32, 2_000_000  # rows that are shuffled to count
 
 
 @dataclass(frozen=True)
