@@ -69,6 +69,8 @@ def fit(config: dict[str, Any], run: Run, description: Mapping[str, Any] | None 
     from mim_lightning.model.activation_checkpointing import start_checkpointing
     from mim_lightning.model.checkpoint import stored_fingerprint, warm_start
     from mim_lightning.model.compilation import compile_encoders
+    from mim_lightning.model.fingerprint import fingerprint
+    from mim_lightning.model.sharding import is_sharded
 
     silence_lightning()
     set_up_process(config, config["trainer"]["accelerator"])
@@ -142,11 +144,14 @@ def fit(config: dict[str, Any], run: Run, description: Mapping[str, Any] | None 
         seconds, stopped_after = time.perf_counter() - started, seconds_trained(trainer)
         free_averages(trainer)
         # one answer for all ranks: all take part in writing it, and rank zero may have written it already
-        if trainer.strategy.broadcast(not checkpoint.is_file()):
+        if trainer.strategy.broadcast(not checkpoint.exists()):
             save_unvalidated(trainer, checkpoint)
         reports = evaluate_module(trainer, module, datamodule, checkpoint)
+        stored = stored_fingerprint(checkpoint)
+        # every process brings its part of sharded weights
+        found = fingerprint(matcher, like=stored) if is_sharded(matcher) else None
         if trainer.is_global_zero:
-            save_evaluation(trainer, matcher, datamodule, config, run.folder, stored_fingerprint(checkpoint))
+            save_evaluation(trainer, matcher, datamodule, config, run.folder, stored, found)
             results = {**collect_results(trainer, reports, datamodule, checkpoint), "fit_seconds": seconds}
             run.write_results(results | ({} if stopped_after is None else {STOPPED_AFTER: stopped_after}))
     except SIGTERMException:  # raised by Lightning where it handles the signal

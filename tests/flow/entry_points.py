@@ -1,7 +1,9 @@
 """Entry points in processes of their own, and the files of a run."""
 
 import os
+import socket
 import subprocess
+import tempfile
 from pathlib import Path
 
 import torch
@@ -18,6 +20,29 @@ def start(*arguments: str, module: str = "mim_lightning.train", cwd: Path | None
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [os.environ[PYTHON], "-m", module, *arguments]
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
+
+
+def start_ranks(num_ranks: int, *arguments: str, module: str = "mim_lightning.train") -> subprocess.CompletedProcess:
+    """Run a module in several processes with the environment that torchrun gives them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": num_ranks, "LOCAL_WORLD_SIZE": num_ranks}
+    shared |= {"GROUP_RANK": 0, "TORCHELASTIC_RUN_ID": "test", "PYTHONPATH": ROOT, "OMP_NUM_THREADS": 1}
+    command = [os.environ[PYTHON], "-m", module, *arguments]
+    with tempfile.TemporaryFile("w+") as output:
+        ranks = [
+            subprocess.Popen(
+                command,
+                env={**os.environ, **{key: str(value) for key, value in {**shared, **own}.items()}},
+                stdout=output,
+                stderr=output,
+            )
+            for own in ({"RANK": rank, "LOCAL_RANK": rank} for rank in range(num_ranks))
+        ]
+        codes = [rank.wait() for rank in ranks]
+        output.seek(0)
+        return subprocess.CompletedProcess(command, next((code for code in codes if code), 0), "", output.read())
 
 
 def weights(run: Run, name: str = "last") -> dict[str, torch.Tensor]:

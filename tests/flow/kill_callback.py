@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning import Callback
+from lightning.pytorch.callbacks import Checkpoint
 
 
 class KillAt(Callback):
@@ -47,3 +48,14 @@ class SleepAt(Callback):
         if trainer.global_step == self.step:
             self.path.touch()
             time.sleep(1000)
+
+
+class SaveAt(Checkpoint):  # after the callbacks that change what is saved
+    """Saves a checkpoint after `step`, as one that is stopped there would have it."""
+
+    def __init__(self, step: int, path: str) -> None:
+        self.step, self.path = step, path
+
+    def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
+        if trainer.global_step == self.step:
+            trainer.save_checkpoint(self.path)

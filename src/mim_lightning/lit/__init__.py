@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from mim_lightning.lit.console import ProgressBar
     from mim_lightning.lit.csv_logger import RunCSVLogger
     from mim_lightning.lit.datamodule import MatchDataModule
+    from mim_lightning.lit.fully_sharded import FullySharded
     from mim_lightning.lit.module import MatchModule
     from mim_lightning.lit.optim import warmup_constant, warmup_cosine, warmup_stable_decay
 else:
@@ -24,6 +25,7 @@ else:
         __name__,
         {
             "EMA": "mim_lightning.lit.callbacks.ema",
+            "FullySharded": "mim_lightning.lit.fully_sharded",
             "MatchDataModule": "mim_lightning.lit.datamodule",
             "MatchModule": "mim_lightning.lit.module",
             "ProgressBar": "mim_lightning.lit.console",

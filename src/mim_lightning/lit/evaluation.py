@@ -10,7 +10,6 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning import LightningModule, Trainer
 
 from mim_lightning.analysis.embeddings import EvaluationEmbeddings, write_embeddings
@@ -27,6 +26,7 @@ from mim_lightning.io.paths import PathOrUrl
 from mim_lightning.lit.callbacks.retrieval_eval import find_retrieval_eval
 from mim_lightning.lit.console import INITIAL
 from mim_lightning.lit.datamodule import MatchDataModule
+from mim_lightning.model.checkpoint import read_progress
 from mim_lightning.model.fingerprint import fingerprint
 from mim_lightning.model.fusion import Fusion
 from mim_lightning.model.matcher import Matcher
@@ -85,12 +85,11 @@ def collect_results(
     trainer: Trainer, reports: dict[str, RetrievalReport], datamodule: MatchDataModule, checkpoint: Path
 ) -> dict[str, float]:
     """Return a run's flat results: those of `checkpoint`, those before training, epoch and step."""
-    content = torch.load(checkpoint, map_location="cpu", weights_only=True)
     initial = find_retrieval_eval(trainer).initial
     results = flatten(reports, datamodule) | {
         key.replace("val/", f"{INITIAL}/", 1): value for key, value in initial.items()
     }
-    return results | {"epoch": content["epoch"], "step": content["global_step"]}
+    return results | read_progress(checkpoint)
 
 
 def save_evaluation(
@@ -100,6 +99,7 @@ def save_evaluation(
     config: Mapping[str, Any],
     folder: Path,
     checkpoint_fingerprint: str = XXH3,
+    found: str | None = None,
 ) -> None:
     """Write the last pass into `folder`: record, embeddings unless there are too many, page and image of hits.
 
@@ -108,13 +108,14 @@ def save_evaluation(
 
     Args:
         checkpoint_fingerprint: of the evaluated checkpoint; the record's is computed as that one was.
+        found: the fingerprint of the matcher, where it takes all processes to compute it.
     """
     callback = find_retrieval_eval(trainer)
     monitor = callback.reported_monitor()
     run = RunFacts(
         run_id=config["run"]["id"],
         config=_with_absolute_distractors(config, datamodule),
-        fingerprint=fingerprint(matcher, like=checkpoint_fingerprint),
+        fingerprint=found or fingerprint(matcher, like=checkpoint_fingerprint),
         monitor=monitor,
         data_folder=_absolute(datamodule.folder),
         val_split=datamodule.val_split,

@@ -38,6 +38,7 @@ from mim_lightning.lit.console import warn
 from mim_lightning.lit.datamodule import MatchDataModule
 from mim_lightning.model.fingerprint import encoder_fingerprint
 from mim_lightning.model.matcher import Matcher
+from mim_lightning.model.sharding import gathered
 from mim_lightning.types import ImageSpec, Sample, fields_of
 
 if TYPE_CHECKING:
@@ -124,8 +125,10 @@ class _Pass:
             return None
         if num_missing:
             rank_zero_info(f"tower '{self.owner}' is frozen: encoding {format_count(num_missing, 'input')} once")
-        for tower, shards, found in missing:
-            self._compute(folder, tower, shards, found)
+        # the processes have different numbers of batches
+        with gathered(self.trainer.lightning_module):
+            for tower, shards, found in missing:
+                self._compute(folder, tower, shards, found)
         self._write(folder)
         strategy.barrier()
         names = list_features(folder)

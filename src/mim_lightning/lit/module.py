@@ -23,6 +23,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from mim_lightning.fields import PRODUCT
 from mim_lightning.interruption import reinstall_signal_handlers
 from mim_lightning.lit.console import describe_cut_texts, describe_training, warn
+from mim_lightning.lit.fully_sharded import FullySharded
 from mim_lightning.lit.optim import began_with_listed_decayed, parameter_groups
 from mim_lightning.lit.step_means import LOSS, RUNNING_LOSS, StepMeans, is_free, is_written
 from mim_lightning.losses.gather import sum_over_ranks
@@ -30,6 +31,7 @@ from mim_lightning.losses.objective import Objective
 from mim_lightning.model.activation_checkpointing import restore_statistics
 from mim_lightning.model.checkpoint import SECTION, describe_checkpoint, state_of
 from mim_lightning.model.matcher import Matcher
+from mim_lightning.model.sharding import is_sharded, local
 from mim_lightning.types import Batch, Embeddings, side_of
 
 
@@ -92,10 +94,12 @@ class MatchModule(LightningModule):
         self._step_means, self._is_logged = StepMeans(), False
 
     def configure_model(self) -> None:
-        """Synchronize batch normalization over ranks, before DDP wraps the module.
+        """Synchronize batch normalization over ranks, before DDP wraps the module or FSDP2 shards it.
 
         Not with micro-batches, whose number may differ between ranks.
         """
+        if str(self.trainer.precision) == "64-true":  # before Lightning does, which may have restored a checkpoint then
+            self.trainer.precision_plugin.convert_module(self)
         has_batch_norm = any(isinstance(part, _BatchNorm) for part in self.modules())
         is_split = self._micro_batch_size is not None
         if self.trainer.world_size > 1 and has_batch_norm and not is_split and not self._is_synchronized:
@@ -105,6 +109,8 @@ class MatchModule(LightningModule):
                     self.matcher.tower(owner).encoder.synchronize_batch_norm()
             else:
                 warn("batch normalization is synchronized on GPUs only: here each process has its own statistics")
+        if isinstance(self.trainer.strategy, FullySharded):
+            self.trainer.strategy.shard(self)
 
     def on_train_start(self) -> None:
         reinstall_signal_handlers()
@@ -118,6 +124,14 @@ class MatchModule(LightningModule):
 
     def on_predict_start(self) -> None:
         reinstall_signal_handlers()
+
+    def on_validation_epoch_start(self) -> None:
+        if isinstance(self.trainer.strategy, FullySharded):  # after callbacks, which may have exchanged weights
+            self.trainer.strategy.gather_weights()
+
+    def on_validation_epoch_end(self) -> None:
+        if isinstance(self.trainer.strategy, FullySharded):
+            self.trainer.strategy.release_weights()
 
     def on_fit_start(self) -> None:
         assert self.objective is not None
@@ -149,8 +163,8 @@ class MatchModule(LightningModule):
         if self._micro_batch_size is None:
             return
         key = f"step.micro_batch_size={self._micro_batch_size}"
-        if not isinstance(self.trainer.strategy, (SingleDeviceStrategy, DDPStrategy)):
-            raise ValueError(f"{key}: works on one device and with trainer.strategy=ddp, which keep whole weights")
+        if not isinstance(self.trainer.strategy, (SingleDeviceStrategy, DDPStrategy, FullySharded)):
+            raise ValueError(f"{key}: works on one device, and with trainer.strategy=ddp or trainer=fsdp")
         if any(isinstance(part, _BatchNorm) and part.training for part in self.matcher.modules()):
             warn(
                 f"{key}: batch normalization has the statistics of each micro-batch, so the result depends on its size"
@@ -159,6 +173,8 @@ class MatchModule(LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         assert self.objective is not None
         torch.manual_seed(self._noise_seed(batch_idx))
+        if isinstance(self.trainer.strategy, FullySharded):
+            self.trainer.strategy.synchronize_statistics()
         result = self.objective(self.matcher(batch, self._micro_batch_size), batch)
         self.log(
             "train/epoch_loss",
@@ -207,6 +223,10 @@ class MatchModule(LightningModule):
         with restore_statistics(self.matcher):
             super().backward(loss, *args, **kwargs)
 
+    def on_after_backward(self) -> None:
+        if isinstance(self.trainer.strategy, FullySharded):
+            self.trainer.strategy.synchronize_gradients()
+
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         # one collective for all fusions, and none unless one of them keeps running means
         pending = {name: fusion.take_pending() for name, fusion in self.matcher.fusions.items()}
@@ -224,9 +244,12 @@ class MatchModule(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         assert self._optimizer is not None and self._schedule is not None and self.objective is not None
-        optimizer = self._optimizer(
-            parameter_groups(self.matcher, self.objective, **self._rates, spares_listed=self._spares_listed)
-        )
+        groups = parameter_groups(self.matcher, self.objective, **self._rates, spares_listed=self._spares_listed)
+        if is_sharded(self.matcher):
+            assert isinstance(self.trainer.strategy, FullySharded)
+            for group in groups:
+                group["params"] = [self.trainer.strategy.replica(parameter) for parameter in group["params"]]
+        optimizer = self._optimizer(groups)
         if getattr(optimizer, "_step_supports_amp_scaling", False):
             # a fused optimizer could undo the loss scale itself; Lightning then clips no gradients, in bfloat16 neither
             optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
@@ -243,7 +266,8 @@ class MatchModule(LightningModule):
         agree = self.trainer.strategy.reduce_boolean_decision  # all ranks save, or none: batch statistics may differ
         # Lightning calls the callbacks before: what they put into the checkpoint, as EMA does, is what will be loaded
         validate_finite(self, f"at step {self.trainer.global_step}", agree, checkpoint["state_dict"])
-        if self.trainer.is_global_zero:  # only the rank that writes: the fingerprint reads all weights
+        # only the rank that writes: the fingerprint reads all weights; of a sharded model all ranks bring them
+        if self.trainer.is_global_zero or isinstance(self.trainer.strategy, FullySharded):
             checkpoint[SECTION] = describe_checkpoint(self.matcher, self._config, state_of(checkpoint))
 
 
@@ -265,8 +289,10 @@ def validate_finite(
     Raises:
         ValueError: naming the first tensor that is not.
     """
-    weights, buffers = dict(module.named_parameters()), dict(module.named_buffers())
+    weights = {name: local(parameter) for name, parameter in module.named_parameters()}
+    buffers = dict(module.named_buffers())
     live = {tensor.data_ptr() for tensor in (*weights.values(), *buffers.values())}
+    written = {name: local(value) for name, value in written.items()}
     others = {name: value for name, value in written.items() if value.data_ptr() not in live}
     # a mask may contain infinity, but no NaN
     found = [

@@ -7,6 +7,7 @@ training; Lightning itself would print a call stack, fail after an epoch, or say
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from mim_lightning.expected_types import validate_arguments
 from mim_lightning.io.atomic import atomic_write
+from mim_lightning.model.sharded_checkpoint import is_sharded_checkpoint, read_sharded
 
 COMPLETE = "results come from whole passes over queries and catalog"
 FIXED: dict[str, tuple[tuple[Any, ...], str]] = {  # option -> values that are allowed, what to give instead
@@ -200,8 +202,13 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             return
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
+        if is_sharded_checkpoint(target):
+            shutil.rmtree(target)
         with atomic_write(target) as partial, partial.open("wb") as file:
             torch.save(checkpoint, file)
+
+    def load_checkpoint(self, path: str | Path, *args: Any, **options: Any) -> dict[str, Any]:
+        return read_sharded(path) if is_sharded_checkpoint(path) else super().load_checkpoint(path, *args, **options)
 
 
 def write_checkpoints_atomically(trainer: Trainer) -> None:

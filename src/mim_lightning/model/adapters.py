@@ -177,7 +177,7 @@ def _find_targets(encoder: Encoder, wanted: Sequence[str] | None) -> list[str]:
         owner = encoder.get_submodule(name.rpartition(".")[0])
         if hasattr(owner, FUSED_BIAS):
             setattr(owner, FUSED_BIAS, True)
-    called = _called_modules(encoder)
+    called = called_modules(encoder)
     names = [name for name in names if name in called]
     if wanted is None and not names:
         raise ValueError(
@@ -197,7 +197,7 @@ def _ends_with(name: str, target: str) -> bool:
 
 
 @torch.no_grad()
-def _called_modules(encoder: Encoder) -> set[str]:
+def called_modules(encoder: Encoder) -> set[str]:
     """Return the names of the modules that embedding an input calls: some only lend their weights to others."""
     called: set[str] = set()
     hooks = [

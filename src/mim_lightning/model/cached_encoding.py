@@ -12,7 +12,9 @@ from operator import itemgetter
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from mim_lightning.model.tower import Tower
 from mim_lightning.types import TowerInput, map_tensors
@@ -28,10 +30,15 @@ def encode_cached(tower: Tower, parts: Sequence[TowerInput], micro_batch_size: i
     updates its running statistics once for each, in the first pass; in eval mode it is exact. An encoder without
     trainable parameters encodes once.
 
+    The weights of a sharded tower are gathered for every micro-batch: all processes then encode equally many, those
+    with fewer inputs the first one again, without a gradient.
+
     Args:
         parts: inputs of the towers that share these weights. Each micro-batch has its proportion of every part.
     """
     encoder_trains = any(parameter.requires_grad for parameter in tower.encoder.parameters())
+    if isinstance(tower, FSDPModule):
+        return _encode_sharded(tower, parts, micro_batch_size, torch.is_grad_enabled() and encoder_trains)
     if not torch.is_grad_enabled() or not encoder_trains:
         batches = MicroBatches(tower.encoder, parts, micro_batch_size)
         with torch.no_grad():
@@ -40,6 +47,32 @@ def encode_cached(tower: Tower, parts: Sequence[TowerInput], micro_batch_size: i
     batches = MicroBatches(tower, parts, micro_batch_size)
     parameters = [parameter for parameter in tower.parameters() if parameter.requires_grad]
     return list(_CachedPass.apply(batches, *parameters))
+
+
+def _encode_sharded(tower: Tower, parts: Sequence[TowerInput], micro_batch_size: int, is_cached: bool) -> list[Tensor]:
+    batches = MicroBatches(tower, parts, micro_batch_size)
+    device = first_tensor(parts[0]).device
+    num_passes = torch.tensor(len(batches), device=device)
+    dist.all_reduce(num_passes, dist.ReduceOp.MAX)
+    if is_cached:
+        return list(
+            _ShardedCachedPass.apply(batches, int(num_passes), torch.ones((), device=device, requires_grad=True))
+        )
+    embeddings = batches.join([tower(batches.inputs(idx)) for idx in range(len(batches))])
+    with torch.no_grad():
+        _encode_again(batches, int(num_passes) - len(batches))
+    return embeddings
+
+
+def _encode_again(batches: MicroBatches, num_times: int) -> None:
+    """Take part in the passes of other processes, without a gradient; random numbers and statistics stay."""
+    state = _RandomState.of(first_tensor(batches.parts[0]).device)
+    with keep_statistics(batches.module):
+        for _ in range(num_times):
+            output = batches.module(batches.inputs(0))
+            if torch.is_grad_enabled():
+                output.backward(torch.zeros_like(output))
+    state.restore()
 
 
 class MicroBatches:
@@ -123,6 +156,47 @@ class _CachedPass(torch.autograd.Function):
                     sums[number] = part if total is None else total if part is None else total + part
         after.restore()
         return None, *sums
+
+
+class _ShardedCachedPass(torch.autograd.Function):
+    """The same for a sharded tower, whose own backward pass adds to the gradients of its parts.
+
+    Every micro-batch has a backward pass of its own within this one, after which its gradients are summed over
+    processes and only this process's part of them is kept.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, batches: MicroBatches, num_passes: int, anchor: Tensor) -> tuple[Tensor, ...]:
+        device = first_tensor(batches.parts[0]).device
+        ctx.batches, ctx.num_more, ctx.conditions, ctx.states = (
+            batches,
+            num_passes - len(batches),
+            _Conditions(device),
+            [],
+        )
+        outputs = []
+        for idx in range(len(batches)):
+            ctx.states.append(_RandomState.of(device))
+            outputs.append(batches.module(batches.inputs(idx)))
+        _encode_again(batches, ctx.num_more)
+        return tuple(batches.join(outputs))
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, ...]:
+        batches: MicroBatches = ctx.batches
+        after = _RandomState.of(ctx.conditions.device)
+        with keep_statistics(batches.module), torch.enable_grad():
+            for idx, state in enumerate(ctx.states):
+                state.restore()
+                with ctx.conditions.again():
+                    output = batches.module(batches.inputs(idx))
+                output.backward(batches.gradient(idx, gradients))
+                del output  # its graph, before the next one is made
+            with ctx.conditions.again():
+                _encode_again(batches, ctx.num_more)
+        after.restore()
+        return None, None, None
 
 
 class _Conditions:

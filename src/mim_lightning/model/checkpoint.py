@@ -25,6 +25,13 @@ from mim_lightning.model.adapters import plain_names
 from mim_lightning.model.fingerprint import fingerprint
 from mim_lightning.model.fusion import Fusions, as_fusion, describe_fusions
 from mim_lightning.model.matcher import Matcher
+from mim_lightning.model.sharded_checkpoint import (
+    META,
+    is_sharded_checkpoint,
+    read_meta,
+    read_sharded,
+    verify_sharded,
+)
 from mim_lightning.model.tower import FULL, LORA
 from mim_lightning.stored_config import errors_as_value_error, validate_assets, validate_config
 
@@ -113,7 +120,7 @@ def load_matcher(path: str | Path, like: str | None = None) -> TrainedMatcher:
 
 def stored_fingerprint(path: Path) -> str:
     """Return the fingerprint in a checkpoint of this project, without reading its weights."""
-    return str(torch.load(path, map_location="cpu", weights_only=True, mmap=True)[SECTION]["fingerprint"])
+    return str(_read_facts(path)[SECTION]["fingerprint"])
 
 
 def verify_checkpoint(path: Path) -> None:
@@ -122,6 +129,11 @@ def verify_checkpoint(path: Path) -> None:
     Raises:
         DamagedFileError: not a checkpoint of this project, or changed since it was written.
     """
+    if path.is_dir():
+        verify_sharded(path)
+        if SECTION not in read_meta(path):
+            raise DamagedFileError(path, "not a checkpoint of mim_lightning")
+        return
     with errors_as_damaged_file(path):
         with zipfile.ZipFile(path) as parts:
             damaged = parts.testzip()
@@ -130,6 +142,20 @@ def verify_checkpoint(path: Path) -> None:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         if not isinstance(content, dict) or SECTION not in content:
             raise DamagedFileError(path, "not a checkpoint of mim_lightning")
+
+
+def read_progress(path: Path) -> dict[str, int]:
+    """Return the epoch and step of a checkpoint, without its tensors."""
+    content = _read_facts(path)
+    return {"epoch": content["epoch"], "step": content["global_step"]}
+
+
+def _read_facts(path: Path) -> dict[str, Any]:
+    """Return what a checkpoint has besides tensors, which stay on the disk."""
+    if is_sharded_checkpoint(path):
+        return read_meta(path)
+    content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    return content
 
 
 def warm_start(matcher: Matcher, objective: nn.Module, path: str | Path) -> WarmStart:
@@ -229,10 +255,14 @@ def _towers(names: tuple[str, ...]) -> list[str]:
 
 
 def _read(path: str | Path) -> dict[str, Any]:
-    if not Path(path).is_file():
-        raise ValueError(f"{path}: no such checkpoint file")
-    with errors_as_damaged_file(Path(path)):
-        content = torch.load(path, map_location="cpu", weights_only=True)
+    if is_sharded_checkpoint(path):
+        content = read_sharded(path)
+    elif Path(path).is_file():
+        with errors_as_damaged_file(Path(path)):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    else:
+        what = f"no sharded checkpoint: it lacks {META}" if Path(path).is_dir() else "no such checkpoint file"
+        raise ValueError(f"{path}: {what}")
     if not isinstance(content, dict) or SECTION not in content:
         raise ValueError(f"{path}: not a checkpoint of mim_lightning")
     section, state = content[SECTION], content.get("state_dict")

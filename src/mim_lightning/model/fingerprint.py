@@ -19,6 +19,7 @@ from mim_lightning.encoders.interface import Encoder
 from mim_lightning.io.digest import XXH3, digest_of
 from mim_lightning.model.fusion import describe_fusions
 from mim_lightning.model.matcher import Matcher
+from mim_lightning.model.sharding import whole
 
 
 @torch.no_grad()
@@ -69,4 +70,4 @@ def _chunks(facts: Mapping[str, Any], tensors: Iterable[tuple[str, Tensor]]) -> 
     for name, tensor in tensors:
         yield f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode()
         # reinterpreted as bytes: NumPy has no bfloat16
-        yield tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+        yield whole(tensor).detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()

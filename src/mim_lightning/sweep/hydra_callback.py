@@ -69,7 +69,7 @@ class SweepLog(Callback):
         run, job = _identify_job(config, self.log)
         print(f"job {job.job}: {job.label}", flush=True)
         if run is not None and run.read_results() is None:
-            self.log.write(replace(job, status=RUNNING, was_resumed=run.last_checkpoint.is_file()))
+            self.log.write(replace(job, status=RUNNING, was_resumed=run.last_checkpoint.exists()))
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **_: Any) -> None:
         if self.log is None:

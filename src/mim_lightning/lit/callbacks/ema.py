@@ -12,7 +12,12 @@ from typing import Any
 import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint, WeightAveraging
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.optim.swa_utils import AveragedModel
+
+from mim_lightning.lit.fully_sharded import FullySharded
+from mim_lightning.model.sharding import local, release_weights
 
 
 class EMA(EMAWeightAveraging):
@@ -37,11 +42,43 @@ class EMA(EMAWeightAveraging):
         self._kwargs = {**self._kwargs, "avg_fn": None, "multi_avg_fn": self._average}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        super().setup(trainer, pl_module, stage)
+        if stage == "fit" and str(trainer.precision) == "bf16-true":
+            raise ValueError(
+                "trainer.precision=bf16-true: bfloat16 rounds the steps of an average away; give bf16-mixed, or "
+                "callbacks.ema=null"
+            )
+        if stage == "fit" and isinstance(trainer.strategy, FullySharded):  # which shards it afterwards
+            device = self._device or pl_module.device
+            self._average_model = AveragedModel(pl_module, device, use_buffers=self._use_buffers, **self._kwargs)
+        else:
+            super().setup(trainer, pl_module, stage)
         if stage == "fit":
             assert self._average_model is not None
             # the number of updates, which is read before each
             self._average_model.n_averaged = self._average_model.n_averaged.cpu()
+            trainer.precision_plugin.convert_module(self._average_model.module)  # as the live weights are to be
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        self._shard_average(pl_module)
+        super().on_load_checkpoint(trainer, pl_module, checkpoint)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._shard_average(pl_module)
+
+    def _shard_average(self, pl_module: LightningModule) -> None:
+        """Keep this process's part of the average alone, where the model has been sharded since it was copied."""
+        if self._average_model is None:
+            return
+        averaged: Any = self._average_model.module
+        for name, parameter in pl_module.named_parameters():
+            owner, _, leaf = name.rpartition(".")
+            if isinstance(parameter, DTensor) and not isinstance(averaged.get_parameter(name), DTensor):
+                part = nn.Parameter(parameter.detach().clone(), requires_grad=False)
+                setattr(averaged.get_submodule(owner), leaf, part)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        release_weights(pl_module)  # they were gathered of the average
+        super().on_validation_epoch_end(trainer, pl_module)
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._follow(pl_module)
@@ -69,6 +106,7 @@ class EMA(EMAWeightAveraging):
 
     @torch.no_grad()
     def _average(self, averaged: list[Tensor], current: list[Tensor], num_averaged: Tensor) -> None:
+        averaged, current = [local(tensor) for tensor in averaged], [local(tensor) for tensor in current]
         if averaged[0].is_floating_point():
             torch._foreach_lerp_(averaged, current, 1 - self.decay)
         else:

@@ -9,10 +9,13 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import nn
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from mim_lightning.data.loading.loader import StreamLoader
 from mim_lightning.lit.console import warn
+from mim_lightning.lit.fully_sharded import FullySharded
+from mim_lightning.model.sharding import local, whole
 from mim_lightning.types import Batch
 
 
@@ -20,12 +23,13 @@ class TerminateOnNaN(Callback):
     """Skips steps whose loss or gradient is NaN or infinite, and ends a run that has too many in a row.
 
     A skipped step leaves the running statistics of batch normalization as they were before its first batch. All ranks
-    do the same: they have the same gradients. Losses are read every `trainer.log_every_n_steps` batches, and
-    at the end of an epoch, before validation; no other step waits for the device. Where a GPU has an optimizer that is
-    not fused, a skipped step has gradients of zero, so that momentum still moves the weights.
+    do the same: they have the same gradients, or the same norm of all their parts. Losses are read every
+    `trainer.log_every_n_steps` batches, and at the end of an epoch, before validation; no other step waits for the
+    device. Where a GPU has an optimizer that is not fused, or gradients are sharded, a skipped step has gradients of
+    zero, so that momentum still moves the weights.
 
     Args:
-        max_skipped: steps in a row; 0 ends the run at the first, as do strategies that shard gradients.
+        max_skipped: steps in a row; 0 ends the run at the first, as do strategies of others that shard gradients.
     """
 
     def __init__(self, max_skipped: int = 10) -> None:
@@ -41,7 +45,7 @@ class TerminateOnNaN(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         has_scaler = getattr(trainer.precision_plugin, "scaler", None) is not None  # which skips steps itself
-        has_all_gradients = isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy)
+        has_all_gradients = isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy | FullySharded)
         self._is_skipping = self.max_skipped > 0 and has_all_gradients and not has_scaler
         if not has_all_gradients:
             self.max_skipped = 0
@@ -56,16 +60,16 @@ class TerminateOnNaN(Callback):
             return
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        self._is_bad = ~torch.nn.utils.get_total_norm(gradients).isfinite()
+        self._is_bad = ~whole(torch.nn.utils.get_total_norm(gradients)).isfinite()
         self.statistics.restore(self._is_bad)
         if self._is_bad.device.type == "cpu":
             if self._is_bad:
                 optimizer.zero_grad(set_to_none=True)  # an optimizer leaves out what has no gradient
-        elif all(group.get("fused") for group in optimizer.param_groups):
+        elif all(group.get("fused") for group in optimizer.param_groups) and not isinstance(gradients[0], DTensor):
             optimizer.found_inf = self._is_bad.float()  # type: ignore[attr-defined]  # read by fused kernels
         else:
             for gradient in gradients:
-                gradient.masked_fill_(self._is_bad, 0.0)
+                local(gradient).masked_fill_(self._is_bad, 0.0)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int

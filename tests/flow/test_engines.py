@@ -1,0 +1,136 @@
+"""DDP and FSDP2 on one process and more: equal weights and results, checkpoints that every engine resumes and loads."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+import mim_lightning
+from mim_lightning.config import compose
+from mim_lightning.evaluate import evaluate
+from mim_lightning.io.damaged_file import DamagedFileError
+from mim_lightning.model.checkpoint import load_matcher, verify_checkpoint
+from mim_lightning.model.sharded_checkpoint import INDEX, META, read_sharded
+from mim_lightning.run import Run, find_resumable, identify
+from tests.flow.entry_points import start_ranks, timeless
+from tests.shop import small
+
+# 21 rows: two batches of 8 and one of 5; in float64, for Adam makes much of rounding
+EXACT = [
+    "trainer.precision=64-true",
+    "callbacks=ema",
+    "callbacks.ema.decay=0.9",
+    "step.micro_batch_size=3",
+    "results_from=last",
+]
+MIDDLE = 4  # steps, of six: within the second epoch
+ENGINES = {"ddp": "trainer.strategy=ddp", "fsdp": "trainer.strategy=fsdp2"}
+
+
+def saving(folder: Path) -> str:
+    """Return the override of a callback that saves the middle, in the bar's place: a run's id knows other callbacks."""
+    return f"callbacks.progress_bar={{_target_: tests.flow.kill_callback.SaveAt, step: {MIDDLE}, path: {folder}/mid}}"
+
+
+def train_on(num_ranks: int, *runs: list[str]) -> None:
+    words = [[*run, f"trainer.devices={num_ranks}"] for run in runs]
+    finished = start_ranks(num_ranks, json.dumps(words), module="tests.flow.engines")
+    assert finished.returncode == 0, finished.stderr[-3000:]
+
+
+def run_of(words: list[str]) -> Run:
+    return identify(compose("train", words))[0]
+
+
+def state(path: Path) -> dict[str, torch.Tensor]:
+    """Return all tensors of a checkpoint by name: weights, averages and the optimizer's."""
+    content = read_sharded(path) if path.is_dir() else torch.load(path, weights_only=True)
+    optimizer = content["optimizer_states"][0]["state"]
+    flat = {f"{idx}.{key}": value for idx, part in optimizer.items() for key, value in part.items()}
+    live = {f"live {name}": value for name, value in content.get("current_model_state", {}).items()}
+    return flat | live | content["state_dict"]
+
+
+def assert_ends_as(run: Run, other: Run, atol: float = 1e-9) -> None:
+    """Check that two runs end with the same weights, optimizer and results; with `atol` 0 to the last bit."""
+    ours, theirs = state(run.last_checkpoint), state(other.last_checkpoint)
+    assert ours.keys() == theirs.keys()
+    for name, value in theirs.items():
+        torch.testing.assert_close(ours[name], value, rtol=0, atol=atol)
+    assert timeless(run) == pytest.approx(timeless(other), abs=atol)
+
+
+def go_on(middle: Path, words: list[str]) -> Run:
+    """Return the run of a config, with a checkpoint to go on from."""
+    run = run_of(words)
+    run.last_checkpoint.parent.mkdir(parents=True)
+    (shutil.copytree if middle.is_dir() else shutil.copy)(middle, run.last_checkpoint)
+    return run
+
+
+def test_two_sharded_processes_end_as_one_and_one_goes_on_from_their_checkpoint(
+    shop: Path, fit: Callable[..., Run]
+) -> None:
+    one = fit(*EXACT)
+    words = small(shop, *EXACT, ENGINES["fsdp"], saving(shop), f"paths.runs={shop}/two")
+    train_on(2, words)
+    two = run_of(words)
+    assert two.run_id == one.run_id and two.last_checkpoint.is_dir()
+    assert_ends_as(two, one)
+    resumed = go_on(shop / "mid", small(shop, *EXACT, f"paths.runs={shop}/resumed"))
+    assert read_sharded(shop / "mid")["global_step"] == MIDDLE
+    fit(*EXACT, f"paths.runs={shop}/resumed")
+    assert_ends_as(resumed, one)
+    check_loading(two)
+    check_damage(two, shop)
+
+
+def check_loading(run: Run) -> None:
+    """Check that what takes a checkpoint's file takes a sharded one, with the fingerprint of its whole weights."""
+    trained = load_matcher(run.best_checkpoint)
+    assert mim_lightning.load(run.best_checkpoint).fingerprint == trained.fingerprint
+    evaluated = evaluate(compose("evaluate", [f"checkpoint={run.best_checkpoint}", "trainer=cpu"]))
+    recorded = timeless(run)
+    assert evaluated == pytest.approx({key: recorded[key] for key in evaluated}, abs=1e-6)
+
+
+def check_damage(run: Run, folder: Path) -> None:
+    """Check that a damaged checkpoint is not resumed from, and that its index runs no code."""
+    last = run.last_checkpoint
+    part = last / "__1_0.distcp"
+    content = bytearray(part.read_bytes())
+    content[len(content) // 2] ^= 1
+    part.write_bytes(content)
+    with pytest.raises(DamagedFileError, match=r"the checksum of __1_0\.distcp does not match"):
+        verify_checkpoint(last)
+    assert find_resumable(run) == run.best_checkpoint
+    part.unlink()
+    with pytest.raises(DamagedFileError, match=r"__1_0\.distcp is missing"):
+        verify_checkpoint(last)
+    (last / META).unlink()
+    with pytest.raises(DamagedFileError):
+        verify_checkpoint(last)
+    assert find_resumable(run) == run.best_checkpoint
+    with pytest.raises(ValueError, match=r"last\.ckpt: no sharded checkpoint: it lacks meta\.pt"):
+        load_matcher(last)
+    hostile = run.best_checkpoint / INDEX
+    hostile.write_bytes(pickle.dumps(Hostile(folder / "ran")))
+    with pytest.raises(ValueError, match=r"\.metadata names pathlib\.Path\.touch|names "):
+        load_matcher(run.best_checkpoint)
+    assert not (folder / "ran").exists()
+
+
+class Hostile:
+    """Runs code when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[Path]]:
+        return Path.touch, (self.path,)
