@@ -121,7 +121,7 @@ def check_damage(run: Run, folder: Path) -> None:
         load_matcher(last)
     hostile = run.best_checkpoint / INDEX
     hostile.write_bytes(pickle.dumps(Hostile(folder / "ran")))
-    with pytest.raises(ValueError, match=r"\.metadata names pathlib\.Path\.touch|names "):
+    with pytest.raises(ValueError, match=r"\.metadata names "):
         load_matcher(run.best_checkpoint)
     assert not (folder / "ran").exists()
 

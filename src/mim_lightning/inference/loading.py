@@ -24,6 +24,7 @@ from mim_lightning.model.checkpoint import TrainedMatcher, load_matcher
 from mim_lightning.model.fingerprint import fingerprint
 from mim_lightning.model.fusion import Fusion
 from mim_lightning.model.matcher import Matcher
+from mim_lightning.model.sharded_checkpoint import is_sharded_checkpoint
 
 RUNTIMES = ("torch", "onnx")
 
@@ -56,7 +57,7 @@ def load(
 def load_trained(path: str | Path, precision: str = "auto", like: str | None = None) -> TrainedMatcher:
     """Load the matcher alone, in evaluation mode on the CPU, for embedding with a trainer; arguments as in `load`."""
     place = _local(path)
-    if place.is_dir():
+    if place.is_dir() and not is_sharded_checkpoint(place):
         facts = read_facts(place)
         matcher = read_matcher(place, facts)
         trained = TrainedMatcher(matcher, facts.config, facts.fingerprint, facts.precision)

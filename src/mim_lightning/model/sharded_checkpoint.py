@@ -137,6 +137,8 @@ def verify_sharded(folder: Path) -> None:
     Raises:
         DamagedFileError: one is missing, or changed since it was written; names it.
     """
+    if not is_sharded_checkpoint(folder):
+        raise DamagedFileError(folder, f"{META} is missing")
     with errors_as_damaged_file(str(folder)):
         with zipfile.ZipFile(folder / META) as parts:
             damaged = parts.testzip()
