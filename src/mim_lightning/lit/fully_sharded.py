@@ -171,7 +171,7 @@ class FullySharded(ModelParallelStrategy):
             return self.checkpoint_io.load_checkpoint(path, map_location="cpu", weights_only=weights_only)
         if is_sharded_checkpoint(path):
             return read_sharded(path, self._place)
-        content = torch.load(path, map_location="cpu", weights_only=weights_only, mmap=True)
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         for key in STATES:
             if key in content:
                 content[key] = shard_state_like(content[key], module)

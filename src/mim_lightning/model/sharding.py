@@ -112,6 +112,11 @@ def _units(module: nn.Module) -> list[FSDPModule]:
     return units
 
 
+def is_part(tensor: Tensor) -> bool:
+    """Return whether each process has its part of a tensor, or a copy of it that is known to be one."""
+    return isinstance(tensor, DTensor)
+
+
 def local(tensor: Tensor) -> Tensor:
     """Return this process's part of a sharded tensor, sharing its memory; any other tensor as it is."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor

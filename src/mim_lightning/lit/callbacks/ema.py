@@ -13,11 +13,10 @@ import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint, WeightAveraging
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from torch.optim.swa_utils import AveragedModel
 
 from mim_lightning.lit.fully_sharded import FullySharded
-from mim_lightning.model.sharding import local, release_weights
+from mim_lightning.model.sharding import is_part, local, release_weights
 
 
 class EMA(EMAWeightAveraging):
@@ -72,7 +71,7 @@ class EMA(EMAWeightAveraging):
         averaged: Any = self._average_model.module
         for name, parameter in pl_module.named_parameters():
             owner, _, leaf = name.rpartition(".")
-            if isinstance(parameter, DTensor) and not isinstance(averaged.get_parameter(name), DTensor):
+            if is_part(parameter) and not is_part(averaged.get_parameter(name)):
                 part = nn.Parameter(parameter.detach().clone(), requires_grad=False)
                 setattr(averaged.get_submodule(owner), leaf, part)
 

@@ -9,13 +9,12 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import nn
-from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from mim_lightning.data.loading.loader import StreamLoader
 from mim_lightning.lit.console import warn
 from mim_lightning.lit.fully_sharded import FullySharded
-from mim_lightning.model.sharding import local, whole
+from mim_lightning.model.sharding import is_part, local, whole
 from mim_lightning.types import Batch
 
 
@@ -65,7 +64,7 @@ class TerminateOnNaN(Callback):
         if self._is_bad.device.type == "cpu":
             if self._is_bad:
                 optimizer.zero_grad(set_to_none=True)  # an optimizer leaves out what has no gradient
-        elif all(group.get("fused") for group in optimizer.param_groups) and not isinstance(gradients[0], DTensor):
+        elif all(group.get("fused") for group in optimizer.param_groups) and not is_part(gradients[0]):
             optimizer.found_inf = self._is_bad.float()  # type: ignore[attr-defined]  # read by fused kernels
         else:
             for gradient in gradients:
