@@ -6,7 +6,7 @@ Images are equal if their perceptual hashes are close, and so are their colors.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import combinations, groupby, islice, pairwise
+from itertools import combinations, count, groupby, islice, pairwise
 from typing import Any
 
 import numpy as np
@@ -87,28 +87,28 @@ def _equal_images(
         store.select("side", f"SELECT * EXCLUDE (split) FROM {compared} WHERE split IS NOT DISTINCT FROM ?", [name])
         for name in splits
     ]
-    near = store.create("near", "hash UBIGINT, other UBIGINT, distance BIGINT, part BIGINT, value UBIGINT")
-    left, right = (f"SELECT DISTINCT hash FROM {side}" for side in sides)
+    near = store.create("near", "number BIGINT, hash UBIGINT, other UBIGINT, distance BIGINT")
+    left, right = (f"SELECT hash FROM {side} GROUP BY hash ORDER BY min(position), hash" for side in sides)
+    numbers = count()
     for lefts in _blocks(store, left):
         for rights in _blocks(store, right):
             found = near_equal(lefts, rights, max_distance)
-            store.write(near, _placed(lefts, rights, found, max_distance))
+            store.write(near, ((next(numbers), int(lefts[i]), int(rights[j]), distance) for i, j, distance in found))
     twin_id = "NULL" if other is not None else "twin.product_id"
     return store.read(
         f"""
-        WITH hashes AS (SELECT hash, min({{part: part, value: value}}) AS place FROM {near} GROUP BY hash),
-        firsts AS (SELECT hash, min(position) AS first FROM {sides[0]} SEMI JOIN {near} USING (hash) GROUP BY hash),
+        WITH hashes AS (SELECT hash, min(number) AS place FROM {near} GROUP BY hash),
         others AS (
             SELECT *, row_number() OVER (PARTITION BY hash ORDER BY position, idx) AS number
             FROM {sides[1]} SEMI JOIN (SELECT other AS hash FROM {near}) USING (hash)
         )
         SELECT query.position, query.origin, query.query_id, l.key, twin.origin, r.key,
             ifnull(list_contains(query.targets, {twin_id}), false), distance, l.colors, r.colors
-        FROM {near} n JOIN hashes h USING (hash) JOIN firsts f USING (hash)
+        FROM {near} n JOIN hashes USING (hash)
         JOIN {sides[0]} l USING (hash) JOIN others r ON r.hash = n.other AND r.number <= {MAX_COMPARED}
         JOIN {rows.queries} query ON query.position = l.position
         JOIN {rows.products if other is None else rows.queries} twin ON twin.position = r.position
-        ORDER BY place, first, l.position, distance, n.other, r.position, r.idx
+        ORDER BY place, l.position, distance, n.other, r.position, r.idx
         """
     )
 
@@ -117,17 +117,6 @@ def _blocks(store: RowStore, query: str) -> Iterator[Hashes]:
     hashes = (row[0] for row in store.read(query))
     while len(block := np.fromiter(islice(hashes, MAX_HASHES), dtype=np.uint64)):
         yield block
-
-
-def _placed(
-    lefts: Hashes, rights: Hashes, pairs: Iterator[tuple[int, int, int]], max_distance: int
-) -> Iterator[tuple[int, int, int, int, int]]:
-    """Yield hashes and distance of each pair, the first part of their bits that is equal, and its value."""
-    masks = [int(mask) for mask in _part_masks(max_distance + 1)]
-    for i, j, distance in pairs:
-        left, right = int(lefts[i]), int(rights[j])
-        part = next(number for number, mask in enumerate(masks) if not (left ^ right) & mask)
-        yield left, right, distance, part, left & masks[part]
 
 
 def _are_colors_close(left: str, right: str) -> bool:
