@@ -144,7 +144,7 @@ INPUTS = (
         0.05,
         "adding 1 % of the rows",
         "scale/growing/results.json",
-        lambda found: found["seconds"]["add"] / found["seconds"]["prepare_again"],
+        lambda found: found["cpu_seconds"]["add"] / found["cpu_seconds"]["prepare_again"],
     ),
     Input(
         "remote_rate",
