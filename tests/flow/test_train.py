@@ -139,6 +139,21 @@ def test_killed_and_resumed_equals_not_stopped(shop: Path, fit: Fit, workers: in
     assert timeless(resumed) == pytest.approx(timeless(whole), abs=1e-6)
 
 
+@pytest.mark.slow
+def test_a_killed_run_with_adapters_ends_as_one_that_was_not(shop: Path, fit: Fit) -> None:
+    pytest.importorskip("peft", reason="needs the extra: pip install 'mim-lightning[lora]'")
+    adapters = ["model.towers.product_text.train=lora", "model.lora.rank=2", "model.lora.dropout=0.1", "optim.lr=1e-2"]
+    whole = fit(*adapters)
+    parts = [*adapters, "callbacks.last.every_n_train_steps=1", f"paths.runs={shop}/parts"]
+    kill = "callbacks.progress_bar={_target_: tests.flow.kill_callback.KillAt, step: 4}"
+    assert start(*small(shop, *parts, kill)).returncode == -9
+    resumed = fit(*parts)
+    assert resumed.run_id == whole.run_id and timeless(resumed) == timeless(whole)
+    expected = weights(whole)
+    assert any("lora_A" in name for name in expected)
+    assert all(torch.equal(value, expected[name]) for name, value in weights(resumed).items())
+
+
 def test_resumed_by_epochs_remembers_its_best(shop: Path, fit: Fit) -> None:
     longer = ["trainer.max_epochs=4", "optim.lr=3e-3"]
     whole = fit(*longer)

@@ -53,6 +53,23 @@ def test_one_process_and_two_end_equal_with_micro_batches_and_without(
     assert len(folders) == len(STEPS), "one folder a job"
 
 
+@pytest.mark.slow
+def test_checkpointing_a_gate_and_running_means_end_equal_in_two_processes(shop: Path, fit: Callable[..., Run]) -> None:
+    switches = [f"model.towers.{name}.activation_checkpointing=true" for name in ("query_image", "product_text")]
+    for side in ("query", "product"):
+        switches += [f"model.fusions.{side}.kind=gate", f"model.fusions.{side}.center=running"]
+    one = fit(*EXACT, *switches)
+    runs = f"paths.runs={shop}/two"
+    finished = start(*small(shop, *EXACT, *switches, runs, "trainer.devices=2"))
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    two = identify(compose("train", small(shop, *EXACT, *switches, runs)))[0]
+    expected = weights(one)
+    assert any("mean" in name for name in expected)
+    for name, value in weights(two).items():
+        torch.testing.assert_close(value, expected[name], rtol=0, atol=1e-9)
+    assert timeless(two) == pytest.approx(timeless(one), abs=1e-9)
+
+
 def check_log(two: Run, one: Run) -> None:
     """Check that two processes log what one does, with one collective on a logged step and none on others."""
     (counts, losses, shown), (other_counts, other_losses, _) = (

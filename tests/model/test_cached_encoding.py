@@ -9,7 +9,10 @@ from torch import Tensor, nn
 from mim_lightning.losses.contrastive import info_nce
 from mim_lightning.losses.objective import Objective, Pair
 from mim_lightning.model import cached_encoding
+from mim_lightning.model.activation_checkpointing import start_checkpointing
+from mim_lightning.model.adapters import LoraSettings
 from mim_lightning.model.cached_encoding import MicroBatches, encode_cached
+from mim_lightning.model.compilation import compile_encoders
 from mim_lightning.model.matcher import Matcher
 from mim_lightning.model.tower import Tower
 from mim_lightning.types import Batch, TowerInput
@@ -105,6 +108,33 @@ def test_a_cached_step_has_the_gradients_of_the_plain_one(make: Callable, keep_g
         assert set(found) == set(expected)
         for name, value in expected.items():
             torch.testing.assert_close(found[name], value, rtol=1e-11, atol=1e-13, msg=name)
+
+
+@pytest.mark.parametrize("backend", [False, "eager"])
+def test_adapters_checkpointing_and_compiling_leave_a_cached_step_what_it_is(backend: str | bool) -> None:
+    """Compiling without checkpointing: the backend `eager` recomputes with other dropout masks."""
+    pytest.importorskip("peft", reason="needs the extra: pip install 'mim-lightning[lora]'")
+    torch.manual_seed(0)
+    lora = LoraSettings(rank=2, dropout=0.3)
+    towers = {
+        "query_image": Tower(image_tower().encoder, 8, activation_checkpointing=not backend),
+        "product_text": Tower(text_tower().encoder, 8, "lora", lora=lora, activation_checkpointing=not backend),
+    }
+    matcher = Matcher(towers, {}, {}).double().train()
+    for name, parameter in matcher.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter)  # zero at the start, where dropout changes nothing
+    expected = gradients_of(matcher, matcher)
+    matcher.eval()
+    without_noise = gradients_of(matcher, matcher)
+    start_checkpointing(matcher)
+    compile_encoders(matcher, backend)
+    split = gradients_of(matcher, lambda batch: matcher(batch, 2))
+    found = gradients_of(matcher.train(), lambda batch: matcher(batch, 100))
+    assert (expected["loss"] - without_noise["loss"]).abs() > 1e-3, "dropout is on"
+    assert any("lora_A" in name for name in expected)
+    torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-13)
+    torch.testing.assert_close(split, without_noise, rtol=1e-11, atol=1e-13)
 
 
 def test_a_frozen_encoder_encodes_once_and_others_twice(monkeypatch: pytest.MonkeyPatch) -> None:
