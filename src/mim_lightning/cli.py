@@ -52,6 +52,9 @@ def run_entry_point(
         verbatim_keys: keys whose values are free text or paths: taken as they are, with commas and quotes.
         resumes: whether the same command resumes after an interruption.
     """
+    # before torch loads OpenMP: its threads wait for each other by spinning, milliseconds at the end of every small
+    # product, and where other processes want the cores, for a thread that does not run
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     try:
         with interruptible():
             _run(name, function, verbatim_keys)
