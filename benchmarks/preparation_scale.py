@@ -240,7 +240,6 @@ COLUMNS = {
     "shards": lambda result, facts: "written" if facts["shards"] else "planned",
     "limit": lambda result, facts: facts["memory_limit"] if result["version"] == "this version" else "none",
     "peak MiB": lambda result, facts: f"{result['peak_bytes'] / 2**20:,.0f}",
-    "B a row": lambda result, facts: f"{(result['peak_bytes'] - result['start_bytes']) / result['rows']:,.0f}",
     "GB of scratch": lambda result, facts: f"{result['disk_bytes'] / 1e9:,.2f}",
     "minutes": lambda result, facts: f"{result['seconds']['all'] / 60:,.1f}",
     "CPU minutes": lambda result, facts: f"{result['seconds']['cpu'] / 60:,.1f}",
@@ -255,7 +254,7 @@ def write_table(found: dict[str, Any], folder: Path) -> None:
         for result in run["results"]:
             lines.append(f"| {' | '.join(cell(result, run['facts']) for cell in COLUMNS.values())} |")
     notes = dict.fromkeys(f"{run['facts']['machine']}, Python {run['facts']['python']}" for run in found["runs"])
-    lines += ["", f"*B a row: peak beyond the start of the process. {'; '.join(notes)}.*"]
+    lines += ["", f"*{'; '.join(notes)}.*"]
     print("\n".join(lines))
     (folder / "table.md").write_text("\n".join(lines) + "\n")
 

@@ -242,12 +242,20 @@ def _read_training(rows: StoredRows, split: str, num_rows: int, seed: int, layou
         ),
     )
     # the turn of each query among all that train on one product, so that the product's images are used equally often
-    turned = f"""SELECT *, row_number() OVER (PARTITION BY product_id ORDER BY query_key, position) - 1 AS turn,
-        min(rank) OVER (PARTITION BY product_id) AS product_rank FROM {pairs}"""
+    turned = store.select(
+        "turned",
+        f"""SELECT *, row_number() OVER (PARTITION BY product_id ORDER BY query_key, position) - 1 AS turn,
+        min(rank) OVER (PARTITION BY product_id) AS product_rank FROM {pairs}""",
+    )
+    # a table for each join: several large ones at once need more memory
+    own = store.select(
+        "own", f"SELECT q.*, t.* EXCLUDE (position) FROM {turned} t JOIN {rows.queries} q USING (position)"
+    )
+    named = store.select("named", f"SELECT q.*, p.category FROM {own} q {_first_product(rows)}")
     num_columns = len(QUERIES.split(", "))
     for *row, turn, category in store.read(
-        f"""SELECT q.*, own.*, turn, p.category FROM ({turned}) t JOIN {rows.queries} q USING (position)
-        JOIN {rows.products} own ON own.product_id = t.product_id {_first_product(rows)}
+        f"""SELECT q.* EXCLUDE (product_id, query_key, rank, turn, product_rank, category), p.*, turn, q.category
+        FROM {named} q JOIN {rows.products} p USING (product_id)
         ORDER BY {"product_rank, rank" if layout == BY_PRODUCT else "rank"}"""
     ):
         query, product = unpack_query(row[:num_columns]), unpack_product(row[num_columns:])
