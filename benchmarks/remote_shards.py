@@ -152,7 +152,7 @@ class Side:
             num_bytes = sum(path.stat().st_size for path in folder.iterdir())
             limit = int(num_bytes * (wishes.cache_fraction if self.name == "small cache" else 2))
             address = "s3://set" if wishes.scheme == "s3" else f"{self.store.address}/set"
-            shards = ShardSet(address, CacheSettings(str(self.cache), limit))
+            shards = ShardSet(address, CacheSettings(str(self.cache), limit, prefetch_shards=wishes.window))
         order = ShuffledOrder(tuple(shards.sizes), wishes.batch_size, seed=1, window=wishes.window)
         return StreamLoader(shards, make_collate(shards, self.work, wishes), order, num_workers=wishes.workers)
 
