@@ -91,6 +91,34 @@ def test_two_sharded_processes_end_as_one_and_one_goes_on_from_their_checkpoint(
     check_damage(two, shop)
 
 
+@pytest.mark.slow
+def test_both_engines_end_as_one_process_and_go_on_from_each_other_on_any_number(
+    shop: Path, fit: Callable[..., Run]
+) -> None:
+    one = fit(*EXACT)
+    whole: dict[tuple[str, int], Run] = {}
+    for num_ranks in (2, 4):
+        runs = {
+            engine: small(shop, *EXACT, word, f"paths.runs={shop}/{engine}{num_ranks}")
+            for engine, word in ENGINES.items()
+        }
+        train_on(num_ranks, *([*words, saving(shop / f"{engine}{num_ranks}")] for engine, words in runs.items()))
+        for engine, words in runs.items():
+            whole[engine, num_ranks] = run_of(words)
+            assert_ends_as(run_of(words), one)
+    for num_ranks in (1, 2, 4):
+        resumed = {}
+        for source in ENGINES:
+            for engine, word in ENGINES.items():
+                words = small(shop, *EXACT, word, f"paths.runs={shop}/{source}-{engine}{num_ranks}")
+                resumed[source, engine] = words, go_on(shop / f"{source}2" / "mid", words)
+        train_on(num_ranks, *(words for words, _ in resumed.values()))
+        for (source, engine), (_, run) in resumed.items():
+            assert_ends_as(run, one)
+            if num_ranks == 2 and source == engine:
+                assert_ends_as(run, whole[engine, 2], atol=0)
+
+
 def check_loading(run: Run) -> None:
     """Check that what takes a checkpoint's file takes a sharded one, with the fingerprint of its whole weights."""
     trained = load_matcher(run.best_checkpoint)
