@@ -54,6 +54,11 @@ EARLY_STOPPING = "+callbacks.early={_target_: lightning.pytorch.callbacks.EarlyS
         ({"accumulate_grad_batches": 0}, "trainer.accumulate_grad_batches=0: give a whole number, 1 or more"),
         ({"check_val_every_n_epoch": 0}, "trainer.check_val_every_n_epoch=0: give a whole number, 1 or more"),
         ({"strategy": "ddp_spawn"}, "trainer.strategy=ddp_spawn: starts processes itself.*give ddp"),
+        ({"strategy": "fsdp"}, "trainer.strategy=fsdp: is the former FSDP; give trainer=fsdp"),
+        (
+            {"strategy": "fsdp2", "precision": "16-mixed"},
+            "trainer.precision=16-mixed: trainer=fsdp scales no gradients",
+        ),
         ({"detect_anomaly": 3}, "trainer.detect_anomaly=3: give true or false"),
     ],
 )

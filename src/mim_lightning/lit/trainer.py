@@ -63,6 +63,7 @@ def validate_trainer(options: Mapping[str, Any], is_training: bool = True) -> No
             f"trainer.strategy={options['strategy']}: starts processes itself, which trainer.devices does here; "
             "give ddp"
         )
+    _validate_sharding(options.get("strategy"), options.get("precision"))
     clip = options.get("gradient_clip_val")
     if clip is not None and not clip >= 0:
         raise ValueError(f"trainer.gradient_clip_val={clip}: give a number, 0 or more; 0 or null clips nothing")
@@ -99,6 +100,16 @@ def _validate_passes(options: Mapping[str, Any]) -> None:
             f"trainer.val_check_interval={interval}: counts batches, {every} of which are a step; give a multiple of "
             f"trainer.accumulate_grad_batches={every}, or a run that resumes after a validation loses a part of a step"
         )
+
+
+def _validate_sharding(strategy: Any, precision: Any) -> None:
+    if isinstance(strategy, str) and strategy.startswith("fsdp") and strategy != "fsdp2":
+        raise ValueError(f"trainer.strategy={strategy}: is the former FSDP; give trainer=fsdp, which is FSDP2")
+    is_object = isinstance(strategy, Mapping) and str(strategy.get("_target_")).endswith(".FullySharded")
+    if precision == "16-mixed" and (is_object or strategy == "fsdp2"):
+        raise ValueError("trainer.precision=16-mixed: trainer=fsdp scales no gradients; give bf16-mixed or 32-true")
+    if precision == "64-true" and is_object:
+        raise ValueError("trainer.precision=64-true: not with an object as strategy; give trainer.strategy=fsdp2")
 
 
 def validate_callbacks(callbacks: Mapping[str, Any], needed: Mapping[str, Path | None]) -> None:
