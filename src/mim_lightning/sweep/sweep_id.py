@@ -82,4 +82,6 @@ def _fixed_config(config: DictConfig) -> dict[str, Any]:
         # a run describes its data, a sweep names them
         left_out = keys if section != "data" else ("feature_cache",)
         fixed[section] = {key: value for key, value in fixed[section].items() if key not in left_out}
+    for section, key in (("cache", "connections"), ("validation", "memory_limit")):  # speed and memory, not data
+        fixed["data"][section].pop(key, None)
     return to_first(fixed)
