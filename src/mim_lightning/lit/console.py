@@ -231,7 +231,7 @@ def print_run(title: str, results: Results) -> None:
     table = Table(title=Text(plain(title)), title_justify="left", box=SIMPLE, padding=0, pad_edge=False)
     table.add_column("direction", overflow="fold")
     headers = ["queries\n", "with\ntext"] * has_counts + [f"{INITIAL}\nhit@1"] * has_initial
-    logged = [key.split("/")[2] for key in results if key.startswith("val/")]
+    logged = [key.split("/")[:3][-1] for key in results if key.startswith("val/")]
     known = variants_of(METRICS, logged)
     first = next(iter(variants_of(METRICS[:1], logged)), METRICS[0])
     labels = [*names, *(f"  {part}" for found in parts.values() for part in found)]

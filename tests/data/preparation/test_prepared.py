@@ -158,12 +158,22 @@ def test_training_rows_use_all_images_of_a_product_in_shuffled_order(tmp_path: P
     for seed, name in enumerate([*names, "q.jpg"]):
         (tmp_path / name).write_bytes(jpeg(seed, 8, 8))
     products = [{"product_id": p, "image": "|".join(names), "title": p} for p in ("a", "b")]
-    queries = [{"split": "train", "image": "q.jpg", "product_id": "a" if n < 30 else "b"} for n in range(60)]
-    source = ManifestSource(
-        str(write_csv(tmp_path / "products.csv", products)), str(write_csv(tmp_path / "queries.csv", queries))
-    )
-    shards = prepare_shards(source, tmp_path / "out", ShardSettings()).queries("train")
-    samples = shards.read(range(60))
+    queries = [
+        {"query_id": f"q{n}", "split": "train", "image": "q.jpg", "product_id": "a" if n < 30 else "b"}
+        for n in range(60)
+    ]
+
+    def prepared(name: str, queries: list[dict[str, str]]) -> list[Sample]:
+        source = ManifestSource(
+            str(write_csv(tmp_path / "products.csv", products)), str(write_csv(tmp_path / f"{name}.csv", queries))
+        )
+        return prepare_shards(source, tmp_path / name, ShardSettings()).queries("train").read(range(60))
+
+    def images(samples: list[Sample]) -> dict[str | None, Any]:
+        return {sample.query_id: sample.inputs["product_image"] for sample in samples}
+
+    samples = prepared("queries", queries)
+    assert images(prepared("reversed", queries[::-1])) == images(samples)
     assert set(Counter(sample.inputs["product_image"] for sample in samples).values()) == {20}
     assert 9 < sum(sample.product_id == "a" for sample in samples[:30]) < 21
 

@@ -14,7 +14,7 @@ import pytest
 
 from mim_lightning.data.manifest.rows import RowIssue
 from mim_lightning.data.preparation.hash_layout import plan_layout
-from mim_lightning.data.preparation.plan import RowImageError, rotate_images
+from mim_lightning.data.preparation.plan import RowImageError
 from mim_lightning.data.shards.set_writer import finish_set, finished_shards, place_shard
 from mim_lightning.data.shards.shard_writer import COLUMNS, Record, read_shard, shard_sizes, write_shard
 from mim_lightning.io.store import Store
@@ -167,12 +167,6 @@ def test_a_set_is_finished_by_its_receipts(tmp_path: Path) -> None:
     finish_set(store, "queries/train", 2)
     assert np.load(tmp_path / "queries" / "train" / "product_keys.npy").tolist() == [hash_id("p"), NO_KEY, hash_id("r")]
     assert json.loads((tmp_path / "queries" / "train" / "index.json").read_text())["max_relevant"] == 3
-
-
-def test_image_indices_do_not_depend_on_the_order() -> None:
-    ids = [f"q{number}" for number in range(20)]
-    turns = rotate_images(ids)
-    assert rotate_images(ids[::-1]) == turns and sorted(turns.values()) == list(range(20))
 
 
 def test_an_image_error_survives_pickling_between_processes() -> None:
