@@ -274,6 +274,8 @@ def _read_environment() -> None:
         torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     ranks = (os.environ.get(name) for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
     rank_zero_only.rank = next((int(rank) for rank in ranks if rank is not None), 0)
+    if (media := sys.modules.get("wandb.sdk.data_types._private")) is not None:  # the first fork to end removes it
+        media.MEDIA_TMP.name = tempfile.mkdtemp("wandb-media")
 
 
 if __name__ == "__main__":
