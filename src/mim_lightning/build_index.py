@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from copy import deepcopy
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from typing import Any
 from mim_lightning.cli import leave_process_group, run_entry_point
 from mim_lightning.config import build, build_preparation
 from mim_lightning.expected_types import validate_arguments, validate_type
+from mim_lightning.io.digest import has_same_scheme
 from mim_lightning.launch import (
     choose_precision,
     is_first_rank,
@@ -45,9 +47,9 @@ def build_index(config: dict[str, Any]) -> None:
     from mim_lightning.lit.datamodule import MatchDataModule
     from mim_lightning.lit.embed_catalog import embed_catalog
     from mim_lightning.lit.module import MatchModule
-    from mim_lightning.lit.trainer import ask_first_rank
+    from mim_lightning.lit.trainer import ask_first_rank, validate_trainer, validate_unsharded
     from mim_lightning.search.embedding_reuse import carry_over
-    from mim_lightning.search.embedding_store import EmbeddingStore, describe_embedding
+    from mim_lightning.search.embedding_store import EmbeddingStore, StoredEmbedding, describe_embedding
     from mim_lightning.search.index.factory import open_index
     from mim_lightning.search.index_builder import add_products, build_product_index, choose_gallery, delete_products
     from mim_lightning.search.results_table import print_card
@@ -64,6 +66,8 @@ def build_index(config: dict[str, Any]) -> None:
         print_card(place, card)
         return
     validate_type("reuse_memory", config["reuse_memory"], bool)
+    validate_trainer(config["trainer"], is_training=False)
+    validate_unsharded(config["trainer"])
     set_up_process(config, str(config["trainer"]["accelerator"]))
     silence_lightning()
     settings, num_processes = build(config["index"]), num_processes_to_launch(config["trainer"])
@@ -86,8 +90,13 @@ def build_index(config: dict[str, Any]) -> None:
     catalog, gallery = prepared.catalog(), choose_gallery(config["gallery"], matcher.names)
     fusion = matcher.fusions.get(gallery)
     width = matcher.dimension if fusion is None else fusion.index_width
-    facts = describe_embedding(catalog, trained.fingerprint, gallery, width)
     folder = Path(config["embeddings"] or Path(place) / "embeddings")
+    stored, name = StoredEmbedding.read(folder), trained.fingerprint
+    if stored is not None and not has_same_scheme(stored.facts.fingerprint, name):
+        # the same model may be named in another way
+        found = load_trained(config["checkpoint"], like=stored.facts.fingerprint).fingerprint
+        name = found if found == stored.facts.fingerprint else name
+    facts = describe_embedding(catalog, name, gallery, width)
     open_store = partial(EmbeddingStore, folder, facts)
 
     def find_missing() -> list[int]:
@@ -110,6 +119,7 @@ def build_index(config: dict[str, Any]) -> None:
     if not is_leader:
         return
     embedded = store.collect(catalog)
+    embedded = replace(embedded, facts=replace(embedded.facts, fingerprint=trained.fingerprint))
     if config["update"]:
         card, update = add_products(place, embedded, catalog)
         print(f"{place}: {update}")

@@ -50,6 +50,8 @@ def evaluate(config: dict[str, Any]) -> dict[str, float]:
     from mim_lightning.lit.evaluation import evaluate_module, flatten, save_evaluation
     from mim_lightning.lit.module import MatchModule
     from mim_lightning.lit.trainer import keep_batches, validate_trainer
+    from mim_lightning.model.fingerprint import fingerprint
+    from mim_lightning.model.sharding import is_sharded
     from mim_lightning.types import whole_name
 
     silence_lightning()
@@ -81,12 +83,15 @@ def evaluate(config: dict[str, Any]) -> dict[str, float]:
     keep_batches(trainer)
     reports = evaluate_module(trainer, MatchModule(matcher), datamodule)
     results = flatten(reports, datamodule)
+    # every process brings its part of sharded weights
+    found = fingerprint(matcher, like=model.fingerprint) if config["output"] and is_sharded(matcher) else None
     if not trainer.is_global_zero:
         return results
     print_run(f"{config['checkpoint'] or trained['run']['id']} ({model.fingerprint})", results)
     if config["output"]:
         folder, run_config = Path(config["output"]), {**trained, **changed, "data": data}
-        save_evaluation(trainer, matcher, datamodule, run_config, folder, model.fingerprint)
+        run_config["callbacks"] = {**trained["callbacks"], "retrieval_eval": evaluation}
+        save_evaluation(trainer, matcher, datamodule, run_config, folder, model.fingerprint, found)
         Run(trained["run"]["id"], folder).write_results(results)
         print(f"results, record and image of hits: {folder}")
     hand_back(results)

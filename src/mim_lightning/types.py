@@ -273,7 +273,8 @@ class QueryCounts:
         return {names.get(f.name, f.name): getattr(self, f.name) for f in fields(self) if f.name.startswith("num_")}
 
 
-_SAMPLED = re.compile(r"^sampled\d+_")  # begins the name of a metric whose gallery was sampled
+# begins the name of a metric whose gallery was sampled; the end of an interval may follow
+_SAMPLED = re.compile(r"(?:^|(?<=/))sampled\d+_(?=[^/]+(?:/low|/high)?$)")
 
 
 def sampled_name(metric: str, num_distractors: int | None) -> str:
@@ -286,8 +287,7 @@ def sampled_name(metric: str, num_distractors: int | None) -> str:
 
 def whole_name(metric: str) -> str:
     """Return the name of a metric, or its key, as it is for the whole gallery."""
-    stage, slash, name = metric.rpartition("/")
-    return stage + slash + _SAMPLED.sub("", name, count=1)
+    return _SAMPLED.sub("", metric, count=1)
 
 
 def variants_of(metrics: Sequence[str], known: Iterable[str]) -> list[str]:

@@ -1,15 +1,24 @@
 """The callback on real runs: whole passes only, and loggers of every kind get what they can show."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
 
 from mim_lightning.analysis.record import read_record
 from mim_lightning.config import compose
+from mim_lightning.data.loading.loader import RankSampler
+from mim_lightning.data.sampling.gallery_sample import SelectedOrder
 from mim_lightning.evaluate import evaluate
 from mim_lightning.lit import trainer as trainer_module
+from mim_lightning.lit.callbacks.retrieval_eval import _num_ids, _rows_of_rank
+from mim_lightning.metrics.directions import COLUMNS, GALLERY_COLUMNS
 from mim_lightning.run import Run
+from mim_lightning.types import whole_name
 
 
 def test_a_partial_pass_publishes_nothing(fit: Callable[..., Run], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -49,7 +58,32 @@ def test_a_sampled_gallery_is_named_in_every_metric_and_the_whole_can_be_evaluat
     )
     assert whole["num_products"] == 13
     assert "val/image_to_image/hit@1" in whole and not [key for key in whole if "sampled" in key]
-    assert read_record(run.folder / "whole").gallery != record.gallery, "so they are not compared"
+    again = read_record(run.folder / "whole")
+    assert again.facts.config["callbacks"]["retrieval_eval"]["num_distractors"] is None
+    assert again.gallery != record.gallery, "so they are not compared"
+
+
+def test_the_end_of_an_interval_is_that_of_its_metric() -> None:
+    for metric in ("hit@1", "val/both/hit@1", "val/both/hit@1/low", "val/sampled3_direction/hit@1/high"):
+        stage, name, end = re.fullmatch(r"(.*/)?(hit@1)(/\w+)?", metric).groups("")  # type: ignore[union-attr]
+        assert whole_name(f"{stage}sampled20_{name}{end}") == whole_name(metric) == metric
+
+
+@pytest.mark.parametrize("num_rows", [3, 8, 9, 17, 23])
+@pytest.mark.parametrize("in_whole_batches", [True, False])
+def test_memory_is_that_of_the_rank_with_most_rows(num_rows: int, in_whole_batches: bool) -> None:
+    order, shards = SelectedOrder(np.arange(num_rows), 8), SimpleNamespace(prefetch_shards=0)
+    options: dict[str, Any] = {"shards": shards, "order": order, "in_whole_batches": in_whole_batches}
+    ranks = [RankSampler(rank=rank, world_size=4, **options) for rank in range(4)]
+    dealt = [sum(len(part.numbers) - part.num_padding for part in rank) for rank in ranks]
+    assert sum(dealt) == num_rows
+    assert max(dealt) == _rows_of_rank(order, 4, in_whole_batches)
+
+
+def test_ids_of_a_row_are_counted_by_its_own_side() -> None:
+    assert _num_ids(GALLERY_COLUMNS, max_relevant=9) == len(GALLERY_COLUMNS)
+    assert _num_ids(COLUMNS, max_relevant=0) == len(COLUMNS)
+    assert _num_ids(COLUMNS, max_relevant=3) == len(COLUMNS) + 3 * 2
 
 
 def test_wandb_offline_contains_metrics_and_the_image(

@@ -8,6 +8,7 @@ import pickle
 import re
 import tempfile
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,9 @@ from mim_lightning.config import compose
 from mim_lightning.errors import is_user_error
 from mim_lightning.evaluate import evaluate
 from mim_lightning.io.damaged_file import DamagedFileError
+from mim_lightning.lit import trainer as trainer_module
 from mim_lightning.lit.module import validate_finite
-from mim_lightning.lit.trainer import AtomicCheckpointIO, ask_first_rank, validate_trainer
+from mim_lightning.lit.trainer import AtomicCheckpointIO, ask_first_rank, validate_trainer, validate_unsharded
 from mim_lightning.run import Run, identify
 from tests.flow.entry_points import weights
 from tests.shop import small
@@ -259,6 +261,27 @@ def test_only_rank_zero_searches_and_all_ranks_get_its_result(fault: Exception |
             with pytest.raises(type(fault), match=re.escape(str(fault))):
                 ask_first_rank(ranks, ask)
     assert calls == [1]
+
+
+def test_others_wait_in_the_store_for_the_first_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = torch.distributed.HashStore()
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(torch.distributed.distributed_c10d, "_get_default_store", lambda: store)
+    monkeypatch.setattr(trainer_module, "PATIENCE", timedelta(seconds=0.1))
+    for is_first in (True, False):  # one after the other, with the same number of questions before
+        monkeypatch.setattr(trainer_module, "_asked", iter([0]))
+        trainer_module._wait_for_first_rank(is_first)
+    monkeypatch.setattr(trainer_module, "_asked", iter([1]))
+    with pytest.raises(RuntimeError, match=r"[Tt]imeout"):
+        trainer_module._wait_for_first_rank(False)
+
+
+@pytest.mark.parametrize("strategy", ["fsdp2", "deepspeed_stage_3", {"_target_": "mim_lightning.lit.FullySharded"}])
+def test_a_strategy_that_divides_the_weights_embeds_no_catalog(strategy: Any) -> None:
+    validate_unsharded({"strategy": "ddp"})
+    with pytest.raises(ValueError, match=r"trainer\.strategy=.*leave trainer=auto"):
+        validate_unsharded({"strategy": strategy})
 
 
 CONTENT = {"state_dict": {"weight": torch.arange(1000.0)}, "epoch": 3}

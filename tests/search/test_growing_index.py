@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import re
+import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
 from mim_lightning.data.manifest.manifest import ManifestSource
@@ -13,11 +17,12 @@ from mim_lightning.data.preparation.preparation import Validation, prepare_shard
 from mim_lightning.data.preparation.prepared import ShardSettings, open_prepared
 from mim_lightning.data.shards.shard_set import ShardSet
 from mim_lightning.data.versions.change import Change, Deletion, Tables, change_data
+from mim_lightning.search.combined_scores import REFERENCE, reference_products
 from mim_lightning.search.embedding_reuse import carry_over
-from mim_lightning.search.embedding_store import EmbeddedCatalog, EmbeddingStore, describe_embedding
+from mim_lightning.search.embedding_store import EmbeddedCatalog, EmbeddingStore, StoredEmbedding, describe_embedding
 from mim_lightning.search.index.factory import create_index, open_index
 from mim_lightning.search.index.index_settings import IndexSettings, ModelFacts
-from mim_lightning.search.index_builder import add_products
+from mim_lightning.search.index_builder import CATALOG_DIGESTS, CATALOG_VERSIONS, add_products
 from mim_lightning.search.product_images import CATALOGS
 from tests.data.conftest import jpeg, write_csv
 
@@ -56,9 +61,11 @@ def embed(folder: Path, catalog: ShardSet, embedded_shards: list[int]) -> Embedd
     return store.collect(catalog)
 
 
-def build(place: Path, embedded: EmbeddedCatalog) -> None:
+def build(place: Path, embedded: EmbeddedCatalog, catalog: ShardSet, **more: Any) -> None:
     facts = ModelFacts("f00d", "product_image", 8)
-    extra = {CATALOGS: [embedded.facts.catalog]}
+    folder = embedded.facts.catalog
+    known = {CATALOG_VERSIONS: {folder: catalog.version}, CATALOG_DIGESTS: {folder: catalog.digest}}
+    extra = {CATALOGS: [folder], **known, **more}
     create_index(embedded.vectors, embedded.product_ids, embedded.products, IndexSettings(), facts, place, extra)
 
 
@@ -70,26 +77,49 @@ def content_of(place: Path) -> dict[str, tuple[str, list[list[float]]]]:
     return {one: (titles[one], sorted(index.vectors_of(one).tolist())) for one in ids}
 
 
-def test_an_index_grows_with_its_catalog(tmp_path: Path) -> None:
+def test_an_index_grows_with_its_catalog(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     products = write_products(tmp_path, "first", {f"p{number}": f"t{number}" for number in range(9)})
     shop, places, new = tmp_path / "shop", tmp_path / "embedded", list[int]()
     prepare_shards(ManifestSource(products, None), shop, ShardSettings(samples_per_shard=3), validation=QUIET)
     catalog = open_prepared(shop).catalog()
-    build(tmp_path / "index", embed(places, catalog, new))
+    first = embed(places, catalog, new)
     assert new == [0, 1, 2, 3]
+    build(tmp_path / "index", first, catalog, **{REFERENCE: ["p8", "p1"]})
+    shutil.copytree(shop, tmp_path / "twin")
+    both = [first.facts.catalog, str(tmp_path / "twin" / Path(first.facts.catalog).name)]
+    build(tmp_path / "of two", first, catalog, **{CATALOGS: both})
+    build(tmp_path / "of another", first, catalog, **{CATALOG_DIGESTS: {first.facts.catalog: "another"}})
+    build(tmp_path / "older", first, catalog, **{CATALOG_DIGESTS: {}})
+    (places / "notes.txt").write_text("of a user")
 
     more = write_products(tmp_path, "more", {"p20": "t20", "p21": "t21", "p4": "other"})
     change_data(shop, Change(Tables(more, None, replace=True), Deletion(["p8"])), QUIET, num_workers=1)
     catalog = open_prepared(shop).catalog()
+    before = {path.name: path.read_bytes() for path in places.iterdir()}
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="killed"):
+        patch.setattr(StoredEmbedding, "write", lambda *_: (_ for _ in ()).throw(OSError("killed")))
+        embed(places, catalog, new)
+    assert before.items() <= {path.name: path.read_bytes() for path in places.iterdir()}.items()
     embedded = embed(places, catalog, new)
     assert new == [4, 5], "the shards of the new rows"
+    assert len([*places.iterdir()]) == 2 * len(catalog.sizes) + len(["embeddings.json", "rows.parquet", "notes.txt"])
     fresh = embed(tmp_path / "fresh", catalog, [])
     assert embedded.product_ids == fresh.product_ids
     np.testing.assert_array_equal(embedded.vectors, fresh.vectors)
     card, update = add_products(str(tmp_path / "index"), embedded, catalog)
     assert str(update) == "kept 7 products, added 2, replaced 1, deleted 1"
-    build(tmp_path / "other", fresh)
+    assert card.extra[REFERENCE] == reference_products(fresh.product_ids)
+    build(tmp_path / "other", fresh, catalog)
     assert content_of(tmp_path / "index") == content_of(tmp_path / "other")
+
+    for name, counts, note in (
+        ("of two", "kept 8 products, added 2, replaced 1, deleted 0", "not deleted, as another catalog .* has them: 1"),
+        ("of another", "kept 1 products, added 2, replaced 8, deleted 0", "the catalog was prepared again since"),
+        ("older", "kept 1 products, added 2, replaced 8, deleted 0", "does not say which preparation"),
+    ):
+        _, update = add_products(str(tmp_path / name), embedded, catalog)
+        assert str(update).startswith(f"{counts}; ")
+        assert re.search(note, str(update))
 
     change_data(shop, Change(compact=0.1), QUIET, num_workers=1)
     catalog = open_prepared(shop).catalog()

@@ -9,10 +9,13 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Callable, Mapping
+from datetime import timedelta
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from lightning import Callback, Trainer
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -25,6 +28,7 @@ from mim_lightning.io.atomic import atomic_write
 from mim_lightning.model.sharded_checkpoint import is_sharded_checkpoint, read_sharded
 
 COMPLETE = "results come from whole passes over queries and catalog"
+PATIENCE = timedelta(days=30)  # of processes that wait for the first one: it may prepare data for hours
 FIXED: dict[str, tuple[tuple[Any, ...], str]] = {  # option -> values that are allowed, what to give instead
     "callbacks": ((None, []), "callbacks have a section of their own, such as callbacks.progress_bar=null"),
     "logger": ((None, []), "loggers have a group of their own, such as logger=none"),
@@ -102,6 +106,21 @@ def _validate_passes(options: Mapping[str, Any]) -> None:
         )
 
 
+def validate_unsharded(options: Mapping[str, Any]) -> None:
+    """Check that the strategy leaves each process a whole model, where processes have different numbers of batches.
+
+    Raises:
+        ValueError: it divides the weights: a process with fewer batches would let the others wait for its part.
+    """
+    strategy = options.get("strategy")
+    name = str(strategy.get("_target_") if isinstance(strategy, Mapping) else strategy)
+    if any(kind in name.lower() for kind in ("fsdp", "sharded", "deepspeed", "modelparallel")):
+        raise ValueError(
+            f"trainer.strategy={name}: divides the weights, and here each process embeds its own shards with "
+            "all of them; leave trainer=auto"
+        )
+
+
 def _validate_sharding(strategy: Any, precision: Any) -> None:
     if isinstance(strategy, str) and strategy.startswith("fsdp") and strategy != "fsdp2":
         raise ValueError(f"trainer.strategy={strategy}: is the former FSDP; give trainer=fsdp, which is FSDP2")
@@ -156,7 +175,7 @@ def validate_loggers(loggers: Mapping[str, Any]) -> None:
 
 
 def ask_first_rank(strategy: Strategy, ask: Callable[[], Any]) -> Any:
-    """Call a function on rank zero only, and return its answer on every rank.
+    """Call a function on rank zero only, and return its answer on every rank; it may take hours.
 
     Raises:
         ValueError, OSError: the function raised it; raised on every rank, or the others would wait for an answer.
@@ -168,10 +187,26 @@ def ask_first_rank(strategy: Strategy, ask: Callable[[], Any]) -> Any:
             answer = ask()
         except (ValueError, OSError) as raised:
             error = raised
+    _wait_for_first_rank(strategy.is_global_zero)
     answer, error = strategy.broadcast((answer, error))
     if error is not None:
         raise error
     return answer
+
+
+_asked = count()  # questions so far: the same on every rank
+
+
+def _wait_for_first_rank(is_first: bool) -> None:
+    """Wait without a collective, which would time out after ten or thirty minutes."""
+    key = f"mim_lightning/answer/{next(_asked)}"
+    if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
+        return
+    store = dist.distributed_c10d._get_default_store()
+    if is_first:
+        store.set(key, "")
+    else:
+        store.wait([key], PATIENCE)
 
 
 def keep_batches(trainer: Trainer) -> None:

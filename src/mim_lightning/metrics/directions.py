@@ -30,6 +30,7 @@ from mim_lightning.types import (
 )
 
 IDS = ("query_keys", "product_keys", "asked_keys", "asked_grades", "shown_keys", "category_keys")  # as stored
+RELEVANT_COLUMNS = IDS[2:5]  # with a value for each relevant product
 HAS, IMAGE = "has_", "picture_keys"
 
 GALLERY_COLUMNS = ("product_keys", "category_keys", IMAGE)  # all that ranking reads of the gallery

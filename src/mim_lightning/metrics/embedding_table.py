@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mim_lightning.metrics.collectives import gather_rows, sum_of_ranks, world
+from mim_lightning.metrics.collectives import send_rows, sum_of_ranks, world
 
 
 @dataclass(frozen=True)
@@ -43,15 +43,13 @@ class EmbeddingTable:
     def gather(self) -> EmbeddingTable | None:
         """Return the rows of all processes on the first one, float32; all must call it, the others get None."""
         rank, world_size = world()
-        rows = gather_rows(self.row_keys)
+        sizes = [len(self), *[0] * (world_size - 1)]
+        rows = send_rows(self.row_keys, sizes)[0]
         order = rows.argsort() if world_size > 1 else slice(None)
 
         def collect(parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
-            gathered = ((name, gather_rows(part)) for name, part in parts.items())
-            return {
-                name: (part.float() if part.is_floating_point() else part)[order] if rank == 0 else part[:0]
-                for name, part in gathered
-            }
+            received = ((name, send_rows(part, sizes)[0]) for name, part in parts.items())
+            return {name: (part.float() if part.is_floating_point() else part)[order] for name, part in received}
 
         parts = collect(self.vectors), collect(self.present), collect(self.columns)
         return EmbeddingTable(rows[order], *parts) if rank == 0 else None

@@ -24,7 +24,6 @@ class CatalogDifference:
     added: list[str]
     replaced: list[str]
     deleted: list[str]
-    num_kept: int
 
 
 def is_version_of(old: ShardSet, new: ShardSet) -> bool:
@@ -65,8 +64,4 @@ def compare_catalogs(old: ShardSet, new: ShardSet) -> CatalogDifference:
     before, after = contents
     both = sorted(before.keys() & after.keys())
     replaced = [product_id for product_id in both if sorted(before[product_id]) != sorted(after[product_id])]
-    num_products = len(np.unique(old.keys))
-    deleted = sorted(before.keys() - after.keys())
-    return CatalogDifference(
-        sorted(after.keys() - before.keys()), replaced, deleted, num_products - len(replaced) - len(deleted)
-    )
+    return CatalogDifference(sorted(after.keys() - before.keys()), replaced, sorted(before.keys() - after.keys()))

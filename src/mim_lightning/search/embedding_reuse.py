@@ -5,10 +5,8 @@ A row is known by its place in the shards, which are never rewritten, or by its 
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -19,51 +17,52 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from mim_lightning.data.shards.shard_set import ShardSet
-from mim_lightning.io.atomic import atomic_write_folder
+from mim_lightning.io.atomic import atomic_write
 from mim_lightning.io.damaged_file import errors_as_damaged_file
 from mim_lightning.search.catalog_difference import changed_numbers, content_hash, is_version_of
-from mim_lightning.search.embedding_store import FACTS_FILE, EmbeddingFacts
-
-PRODUCTS = ".products.parquet"  # ending of the file with the products of a shard
-Place = tuple[int, int]  # shard of the former version, row among its samples
+from mim_lightning.search.embedding_store import EmbeddingFacts, StoredEmbedding
 
 
 def carry_over(folder: Path, facts: EmbeddingFacts, catalog: ShardSet) -> int:
     """Turn the embeddings of a former version of a catalog into those of this one; return how many rows were kept.
 
-    A folder of the same version, of another model or of another catalog is left as it is. A process that is killed
-    leaves the former folder or the new one.
+    A folder of the same version, of another model or of another catalog is left as it is. New files are written beside
+    the former ones, under other names, until `embeddings.json` names them: a process that is killed leaves the former
+    embeddings or the new ones whole, and perhaps files that nothing reads. Other files in the folder stay.
 
     Args:
         folder: of an EmbeddingStore.
         facts: what the embeddings are to be.
     """
-    path = folder / FACTS_FILE
-    if not path.exists():
+    stored = StoredEmbedding.read(folder)
+    if stored is None:
         return 0
-    with errors_as_damaged_file(path, "remove it"):
-        stored = EmbeddingFacts(**json.loads(path.read_text()))
-    is_same_model = (stored.fingerprint, stored.gallery, stored.dimension) == (
+    is_same_model = (stored.facts.fingerprint, stored.facts.gallery, stored.facts.dimension) == (
         *(facts.fingerprint, facts.gallery, facts.dimension),
     )
-    if stored == facts or not is_same_model or stored.catalog != facts.catalog:
+    if stored.facts == facts or not is_same_model or stored.facts.catalog != facts.catalog:
         return 0
-    former = _find_version(stored, catalog)
+    former = _find_version(stored.facts, catalog)
     if former is None:
         return 0
-    numbers_N, num_kept = _former_numbers(former, catalog), 0
-    with atomic_write_folder(folder) as new:
-        for idx in range(len(catalog.sizes)):
-            numbers = numbers_N[slice(*catalog.span(idx))]
-            shard_idxs = former.shards_of(numbers)
-            is_known = (numbers >= 0).all() and all(_path(folder, one).exists() for one in np.unique(shard_idxs))
-            if is_known:
-                starts = np.array([former.span(one)[0] for one in shard_idxs.tolist()])
-                rows = list(zip(shard_idxs.tolist(), (numbers - starts).tolist(), strict=True))
-                _write(folder, new, idx, rows, former, facts)
-                num_kept += len(rows)
-        (new / FACTS_FILE).write_text(json.dumps(asdict(facts), indent=2))
+    new, num_kept = StoredEmbedding(facts, f"{facts.written:x}-"), 0
+    _remove_files(folder, new)  # of a process that was killed
+    numbers_N = _former_numbers(former, catalog)
+    for idx in range(len(catalog.sizes)):
+        numbers_n = numbers_N[slice(*catalog.span(idx))]
+        needed = np.unique(former.shards_of(numbers_n))
+        if (numbers_n >= 0).all() and all(stored.vectors_path(folder, one).exists() for one in needed.tolist()):
+            _write(folder, stored, new, idx, numbers_n, former)
+            num_kept += len(numbers_n)
+    new.write(folder)
+    _remove_files(folder, stored)
     return num_kept
+
+
+def _remove_files(folder: Path, stored: StoredEmbedding) -> None:
+    for idx in range(len(stored.facts.shard_sizes)):
+        stored.vectors_path(folder, idx).unlink(missing_ok=True)
+        stored.products_path(folder, idx).unlink(missing_ok=True)
 
 
 def _find_version(stored: EmbeddingFacts, catalog: ShardSet) -> ShardSet | None:
@@ -92,39 +91,40 @@ def _former_numbers(former: ShardSet, catalog: ShardSet) -> np.ndarray:
     return numbers
 
 
-def _write(folder: Path, new: Path, idx: int, rows: list[Place], former: ShardSet, facts: EmbeddingFacts) -> None:
+def _write(
+    folder: Path, stored: StoredEmbedding, new: StoredEmbedding, idx: int, numbers_n: np.ndarray, former: ShardSet
+) -> None:
     """Write the files of one shard, or link those of the former one if it is the same."""
-    first = rows[0][0]
-    if rows == [(first, row) for row in range(former.sizes[first])]:
-        for source, target in ((_path(folder, first), _path(new, idx)), (_table(folder, first), _table(new, idx))):
-            if source.exists():
-                _link(source, target)
+    shard_idxs = np.unique(former.shards_of(numbers_n)).tolist()
+    spans = [np.arange(*former.span(one)) for one in shard_idxs]
+    vectors = [stored.vectors_path(folder, one) for one in shard_idxs]
+    products = [stored.products_path(folder, one) for one in shard_idxs]
+    has_products = all(path.exists() for path in products)
+    if np.array_equal(numbers_n, spans[0]):
+        if has_products:
+            _link(products[0], new.products_path(folder, idx))
+        _link(vectors[0], new.vectors_path(folder, idx))
         return
-    tensors, tables = {}, {}
-    for shard_idx in {shard_idx for shard_idx, _ in rows}:
-        path = _path(folder, shard_idx)
+    available = np.concatenate(spans)  # ascending, as shards and their samples are
+    places = np.searchsorted(available, numbers_n)
+    if has_products:
+        table = pa.concat_tables([pa.parquet.read_table(path) for path in products]).take(places)
+        with atomic_write(new.products_path(folder, idx)) as partial:
+            pa.parquet.write_table(table, partial, compression="zstd")
+    parts: dict[str, list[torch.Tensor]] = {"vectors": [], "present": []}
+    for path in vectors:
         with errors_as_damaged_file(path, "remove it"), safe_open(path, "pt") as file:
-            tensors[shard_idx] = {name: file.get_tensor(name) for name in ("vectors", "present")}
-        if _table(folder, shard_idx).exists():
-            tables[shard_idx] = pa.parquet.read_table(_table(folder, shard_idx))
-    parts = {name: torch.stack([tensors[shard][name][row] for shard, row in rows]) for name in ("vectors", "present")}
-    if len(tables) == len(tensors):
-        table = pa.concat_tables([tables[shard].slice(row, 1) for shard, row in rows])
-        pa.parquet.write_table(table, _table(new, idx), compression="zstd")
-    metadata = {"fingerprint": facts.fingerprint, "gallery": facts.gallery}
-    save_file(parts, _path(new, idx), metadata=metadata)
+            for name, tensors in parts.items():
+                tensors.append(file.get_tensor(name))
+    chosen = {name: torch.cat(tensors)[torch.from_numpy(places)] for name, tensors in parts.items()}
+    metadata = {"fingerprint": new.facts.fingerprint, "gallery": new.facts.gallery}
+    with atomic_write(new.vectors_path(folder, idx)) as partial:  # last: a shard with vectors is complete
+        save_file(chosen, partial, metadata=metadata)
 
 
 def _link(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target)
-    except OSError:  # a file system without links
-        shutil.copy2(source, target)
-
-
-def _path(folder: Path, shard_idx: int) -> Path:
-    return folder / f"{shard_idx:06d}.safetensors"
-
-
-def _table(folder: Path, shard_idx: int) -> Path:
-    return folder / f"{shard_idx:06d}{PRODUCTS}"
+    with atomic_write(target) as partial:
+        try:
+            os.link(source, partial)
+        except OSError:  # a file system without links
+            shutil.copy2(source, partial)

@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
@@ -26,9 +26,11 @@ from mim_lightning.data.shards.shard_set import ShardSet
 from mim_lightning.fields import PRODUCT_TEXT
 from mim_lightning.io.atomic import atomic_write
 from mim_lightning.io.damaged_file import errors_as_damaged_file
+from mim_lightning.io.file_name import validate_file_name
 
 FACTS_FILE = "embeddings.json"
 ROWS_FILE = "rows.parquet"
+PREFIX = "file_prefix"  # key in FACTS_FILE, which a store that was never carried over lacks
 ID, RECORD = "product_id", "record"
 FACTS_SCHEMA = pa.schema([(ID, pa.large_string()), (RECORD, pa.large_string())])
 BLOCK_ROWS = 1 << 16  # products that are Python objects at the same time
@@ -58,6 +60,37 @@ class EmbeddedCatalog:
     num_absent: int  # rows without the inputs of the gallery
 
 
+@dataclass(frozen=True)
+class StoredEmbedding:
+    """The content of `embeddings.json`: what the vectors are of, and what their files begin with."""
+
+    facts: EmbeddingFacts
+    prefix: str = ""  # where they were carried over from a former version of the catalog
+
+    @classmethod
+    def read(cls, folder: Path) -> Self | None:
+        """Return what a folder has embeddings of; None: it has none."""
+        path = folder / FACTS_FILE
+        if not path.exists():
+            return None
+        with errors_as_damaged_file(path, "remove it"):
+            content = dict(json.loads(path.read_text()))
+            prefix = str(content.pop(PREFIX, ""))
+            validate_file_name(f"{prefix}0", PREFIX)
+            return cls(EmbeddingFacts(**content), prefix)
+
+    def write(self, folder: Path) -> None:
+        prefix = {PREFIX: self.prefix} if self.prefix else {}
+        with atomic_write(folder / FACTS_FILE) as partial:
+            partial.write_text(json.dumps(asdict(self.facts) | prefix, indent=2))
+
+    def vectors_path(self, folder: Path, shard_idx: int) -> Path:
+        return folder / f"{self.prefix}{shard_idx:06d}.safetensors"
+
+    def products_path(self, folder: Path, shard_idx: int) -> Path:
+        return folder / f"{self.prefix}{shard_idx:06d}.products.parquet"
+
+
 def describe_embedding(catalog: ShardSet, fingerprint: str, gallery: str, dimension: int) -> EmbeddingFacts:
     return EmbeddingFacts(fingerprint, gallery, dimension, catalog.place, list(catalog.sizes), catalog.written)
 
@@ -71,17 +104,15 @@ class EmbeddingStore:
 
     def __init__(self, folder: Path, facts: EmbeddingFacts) -> None:
         self.folder, self.facts = folder, facts
-        path = folder / FACTS_FILE
-        if path.exists():
-            with errors_as_damaged_file(path, "remove it"):
-                stored = dict(json.loads(path.read_text()))
-            for key, value in asdict(facts).items():
-                if stored.get(key) != value:
-                    raise ValueError(f"{folder}: has embeddings with {key}={stored.get(key)}, not {value}; remove it")
-        else:
+        stored = StoredEmbedding.read(folder)
+        if stored is None:
             folder.mkdir(parents=True, exist_ok=True)
-            with atomic_write(path) as partial:
-                partial.write_text(json.dumps(asdict(facts), indent=2))
+            stored = StoredEmbedding(facts)
+            stored.write(folder)
+        self.stored = stored
+        for key, value in asdict(facts).items():
+            if (found := getattr(stored.facts, key)) != value:
+                raise ValueError(f"{folder}: has embeddings with {key}={found}, not {value}; remove it")
 
     def missing(self) -> list[int]:
         """Return the shards that are not embedded yet."""
@@ -131,10 +162,10 @@ class EmbeddingStore:
             return np.memmap(file, np.float32, "w+", shape=shape)
 
     def _path(self, shard_idx: int) -> Path:
-        return self.folder / f"{shard_idx:06d}.safetensors"
+        return self.stored.vectors_path(self.folder, shard_idx)
 
     def _products_path(self, shard_idx: int) -> Path:
-        return self.folder / f"{shard_idx:06d}.products.parquet"
+        return self.stored.products_path(self.folder, shard_idx)
 
     def _read(self, shard_idx: int, part: str) -> np.ndarray:
         path, size = self._path(shard_idx), self.facts.shard_sizes[shard_idx]

@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 
 from mim_lightning.data.shards.shard_set import ShardSet
 from mim_lightning.fields import PRODUCT, PRODUCT_IMAGE
+from mim_lightning.ids import hash_id
 from mim_lightning.inference.model import LoadedModel
 from mim_lightning.search.catalog_difference import CatalogDifference, compare_catalogs, is_version_of
 from mim_lightning.search.combined_scores import REFERENCE, reference_products
@@ -30,7 +31,8 @@ from mim_lightning.search.product_images import CATALOGS
 from mim_lightning.search.searcher import GOLDEN_SAMPLES, MODEL
 from mim_lightning.types import AnyOf, TowerSpec
 
-CATALOG_VERSIONS = "catalog_versions"  # key of the card's `extra`: by folder of CATALOGS, the version in the index
+# keys of the card's `extra`: by folder of CATALOGS, the version in the index, and the digest of its content
+CATALOG_VERSIONS, CATALOG_DIGESTS = "catalog_versions", "catalog_digests"
 
 
 def build_product_index(
@@ -56,6 +58,7 @@ def build_product_index(
         MODEL: checkpoint if "://" in checkpoint else str(Path(checkpoint).absolute()),
         CATALOGS: [embedded.facts.catalog],
         CATALOG_VERSIONS: {embedded.facts.catalog: catalog.version},
+        CATALOG_DIGESTS: {embedded.facts.catalog: catalog.digest},
         FACETS: describe_facets(embedded.products),
     }
     fusion = model.fusions.get(gallery)
@@ -83,25 +86,27 @@ def _single_fields(specs: Mapping[str, TowerSpec]) -> list[str]:
 
 @dataclass(frozen=True)
 class IndexUpdate:
-    """How many products of an index an update kept, added, replaced and deleted."""
+    """How many products of an index an update kept, added, replaced and deleted, and why it may have kept too many."""
 
     num_kept: int
     num_added: int
     num_replaced: int
     num_deleted: int
+    notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        return (
+        counts = (
             f"kept {self.num_kept:,} products, added {self.num_added:,}, replaced {self.num_replaced:,}, "
             f"deleted {self.num_deleted:,}"
         )
+        return "; ".join((counts, *self.notes))
 
 
 def add_products(place: str, embedded: EmbeddedCatalog, catalog: ShardSet) -> tuple[IndexCard, IndexUpdate]:
     """Add the products of an embedded catalog to an existing index; known products are replaced.
 
     If the index was made of a former version of the catalog, only products that differ are added or replaced, and those
-    that the catalog has no more are deleted.
+    that the catalog has no more are deleted, unless another catalog of the index has them.
 
     Raises:
         ValueError: no index, or an index of another model or gallery.
@@ -113,10 +118,12 @@ def add_products(place: str, embedded: EmbeddedCatalog, catalog: ShardSet) -> tu
     changed: dict[str, Any] = {
         CATALOGS: [*(one for one in extra.get(CATALOGS, []) if one != folder), folder],
         CATALOG_VERSIONS: {**extra.get(CATALOG_VERSIONS, {}), folder: catalog.version},
+        CATALOG_DIGESTS: {**extra.get(CATALOG_DIGESTS, {}), folder: catalog.digest},
         FACETS: extend_facets(extra.get(FACETS, {}), embedded.products),
     }
-    difference = _difference(extra, catalog)
-    before, num_deleted = index.card.num_products, 0
+    difference, notes = _find_difference(extra, catalog)
+    before, gone = index.card.num_products, list[str]()
+    num_deleted = 0
     rows, product_ids, products = embedded.vectors, embedded.product_ids, embedded.products
     if difference is not None:
         wanted = {*difference.added, *difference.replaced}
@@ -125,30 +132,64 @@ def add_products(place: str, embedded: EmbeddedCatalog, catalog: ShardSet) -> tu
         products = products.filter(pc.is_in(products["product_id"], value_set=pa.array(sorted(wanted), pa.string())))
         # a product that is still there may have no row with a vector any more
         without_row = sorted({*difference.replaced} - {*product_ids})
-        num_deleted = index.delete([*difference.deleted, *without_row])
+        gone, more = _without_held([*difference.deleted, *without_row], extra, catalog)
+        notes += more
+        num_deleted = index.delete(gone)
     num_left = index.card.num_products
     if len(rows):
         index.add(rows, product_ids, products)
+    if REFERENCE in extra:
+        changed[REFERENCE] = reference_products({*extra[REFERENCE], *embedded.product_ids} - {*gone})
     index.set_extra(changed)
     index.save()
     num_added = index.card.num_products - num_left
     num_replaced = len(set(product_ids)) - num_added
-    update = IndexUpdate(before - num_deleted - num_replaced, num_added, num_replaced, num_deleted)
+    update = IndexUpdate(before - num_deleted - num_replaced, num_added, num_replaced, num_deleted, notes)
     return index.card, update
 
 
-def _difference(extra: Mapping[str, Any], catalog: ShardSet) -> CatalogDifference | None:
-    """Return how a catalog differs from the version that an index has of it; None: it has none, or another catalog."""
+def _find_difference(extra: Mapping[str, Any], catalog: ShardSet) -> tuple[CatalogDifference | None, tuple[str, ...]]:
+    """Return how a catalog differs from the version that an index has of it.
+
+    None if it has none or this one, or if it cannot be told: then with a note that says why.
+    """
     if catalog.place not in extra.get(CATALOGS, []):
-        return None
+        return None, ()
     version = extra.get(CATALOG_VERSIONS, {}).get(catalog.place, 1)
-    if catalog.version == version:
-        return None  # it may have been prepared again
-    try:
-        former = ShardSet(catalog.folder, catalog.cache, version)
-    except ValueError:
-        return None
-    return compare_catalogs(former, catalog) if is_version_of(former, catalog) else None
+    digest = extra.get(CATALOG_DIGESTS, {}).get(catalog.place)
+    if digest == catalog.digest:
+        return None, ()
+    reason = "the catalog was prepared again since"
+    if digest is None:
+        reason = "the index does not say which preparation of the catalog it has"
+    elif catalog.version != version:
+        try:
+            former = ShardSet(catalog.folder, catalog.cache, version)
+        except (ValueError, OSError):
+            former = None
+        if former is not None and former.digest == digest:
+            if is_version_of(former, catalog):
+                return compare_catalogs(former, catalog), ()
+            reason = f"version {catalog.version} of the catalog does not follow version {version}, which the index has"
+    return None, (f"all products were added and none deleted: {reason}; build the index again to leave old ones out",)
+
+
+def _without_held(
+    product_ids: Sequence[str], extra: Mapping[str, Any], catalog: ShardSet
+) -> tuple[list[str], tuple[str, ...]]:
+    """Return which products no other catalog of an index has, and a note if the others were kept."""
+    held: set[str] = set()
+    keys = {hash_id(product_id): product_id for product_id in product_ids}
+    for place in extra.get(CATALOGS, []):
+        if place == catalog.place or not keys:
+            continue
+        try:
+            other = ShardSet(place, catalog.cache, extra.get(CATALOG_VERSIONS, {}).get(place))
+            held |= {keys[key] for key in other.find([*keys])}
+        except (ValueError, OSError) as error:
+            return [], (f"none was deleted, as another catalog of the index may have them and cannot be read: {error}",)
+    notes = (f"not deleted, as another catalog of the index has them: {len(held):,}",) if held else ()
+    return [product_id for product_id in product_ids if product_id not in held], notes
 
 
 def delete_products(place: str, product_ids: Sequence[str]) -> tuple[IndexCard, int]:

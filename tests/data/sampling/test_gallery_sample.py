@@ -1,5 +1,6 @@
 """The sampled gallery: all answers, the same distractors whatever the order, another draw with another seed."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,8 @@ class Products:
 
 
 class Queries(list[dict[str, Any]]):
-    def read_facts(self, number: int) -> dict[str, Any]:
-        return self[number]
+    def all_facts(self) -> Iterator[dict[str, Any]]:
+        return iter(self)
 
 
 ANSWERS = {"p3", "p40", "p77", "d5"}

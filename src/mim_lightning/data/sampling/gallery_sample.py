@@ -44,8 +44,7 @@ def sample_gallery(
 def _answers_of(queries: ShardSet) -> np.ndarray:
     """Return the keys of all products that are relevant to a query, in whichever direction, ascending."""
     answers: set[int] = set()
-    for number in range(len(queries)):
-        facts = queries.read_facts(number)
+    for facts in queries.all_facts():
         answers.update(hash_id(product) for name in ("asked_ids", "shown_ids") for product in facts.get(name, ()))
     return np.array(sorted(answers), dtype=np.int64)
 

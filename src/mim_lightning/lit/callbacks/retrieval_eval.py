@@ -16,6 +16,7 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 
+from mim_lightning.data.loading.loader import StreamLoader
 from mim_lightning.data.sampling.order import BatchOrder
 from mim_lightning.fields import PRODUCT, QUERY
 from mim_lightning.lit.datamodule import DISTRACTORS, GALLERY, QUERIES
@@ -23,6 +24,7 @@ from mim_lightning.metrics import EmbeddingCollector, EmbeddingTable, check_comp
 from mim_lightning.metrics.collectives import sum_of_ranks
 from mim_lightning.metrics.directions import (
     GALLERY_COLUMNS,
+    RELEVANT_COLUMNS,
     column_names,
     columns_of,
     counts_row,
@@ -195,13 +197,13 @@ class RetrievalEval(Callback):
     def _state_memory(self, trainer: Trainer, matcher: Matcher) -> EvaluationMemory:
         """Return what the pass will need, by the loaders' numbers of rows."""
         opened = trainer.datamodule.opened  # type: ignore[attr-defined]
-        orders = [loader.order for loader in trainer.val_dataloaders]  # type: ignore[union-attr]
-        own = [_rows_of_rank(order, trainer.world_size) for order in orders]
-        num_samples = [order.num_samples for order in orders]
+        loaders: Sequence[StreamLoader] = trainer.val_dataloaders  # type: ignore[assignment]
+        own = [_rows_of_rank(loader.order, trainer.world_size, loader.ranks.in_whole_batches) for loader in loaders]
+        num_samples = [loader.order.num_samples for loader in loaders]
         columns = {side: self._columns(side, sum(num_samples)) for side in (QUERY, PRODUCT)}
-        # with the row's key; three columns have one a relevant product
-        num_ids = {side: 1 + len(names) for side, names in columns.items()}
-        more = 3 * (max(shards.max_relevant for shards in (opened.queries, *opened.gallery)) - 1)
+        widest = {QUERY: opened.queries.max_relevant, PRODUCT: max(shards.max_relevant for shards in opened.gallery)}
+        # with the row's key
+        num_ids = {side: 1 + _num_ids(names, widest[side]) for side, names in columns.items()}
         sides = [side_of(name) for name in matcher.tower_names]
         return EvaluationMemory(
             num_queries=num_samples[0],
@@ -212,8 +214,8 @@ class RetrievalEval(Callback):
             gallery_towers=sides.count(PRODUCT),
             width=matcher.dimension,
             value_bytes=self.storage_dtype.itemsize,
-            query_ids=num_ids[QUERY] + max(0, more),
-            gallery_ids=num_ids[PRODUCT] + max(0, more),
+            query_ids=num_ids[QUERY],
+            gallery_ids=num_ids[PRODUCT],
             num_directions=len(self.directions),
             working_bytes=self.options["memory_bytes"] * 3 // 2,
         )
@@ -343,10 +345,16 @@ def _inputs_of(sample: Sample, matcher: Matcher) -> set[str]:
     }
 
 
-def _rows_of_rank(order: BatchOrder, world_size: int) -> int:
-    """Return how many rows of a pass the rank with most of them embeds."""
+def _rows_of_rank(order: BatchOrder, world_size: int, in_whole_batches: bool) -> int:
+    """Return how many rows of a pass the rank with most of them embeds; arguments as of `RankSampler`."""
     num_batches, rest = divmod(order.num_samples, order.global_batch_size)
-    return num_batches * (order.global_batch_size // world_size) + -(-rest // world_size)
+    num_rows = order.global_batch_size // world_size  # of each rank in a batch
+    return num_batches * num_rows + (min(rest, num_rows) if in_whole_batches else -(-rest // world_size))
+
+
+def _num_ids(columns: Sequence[str], max_relevant: int) -> int:
+    """Return the integers of a row in its columns."""
+    return sum(max(1, max_relevant) if name in RELEVANT_COLUMNS else 1 for name in columns)
 
 
 def _validate_finite(tables: Mapping[str, EmbeddingTable], step: int, device: torch.device) -> None:
