@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
-CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")  # of versions 2 and 1
+CGROUPS = Path("/sys/fs/cgroup")
+OWN_CGROUPS = Path("/proc/self/cgroup")  # lines `<hierarchy>:<controllers>:<path>`
 
 
 def num_cores() -> int:
@@ -13,13 +15,29 @@ def num_cores() -> int:
 
 
 def memory_bytes() -> int:
-    """Return the memory of this machine, or of the container if that is less."""
+    """Return the memory of this machine, or of the container or job if that is less."""
     sizes = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")] if hasattr(os, "sysconf") else [8 << 30]
-    for path in CGROUP_LIMITS:
+    for path in _limit_files():
         try:
-            text = Path(path).read_text().strip()
+            text = path.read_text().strip()
         except OSError:
             continue
         if text.isdecimal():  # "max": no limit
             sizes.append(int(text))
     return min(sizes)
+
+
+def _limit_files() -> Iterator[Path]:
+    """Yield the files that may limit the memory of this process: of its control groups and of all above them."""
+    own = {"": "/", "memory": "/"}  # by controller; version 2 has one hierarchy for all
+    try:
+        for line in OWN_CGROUPS.read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            own |= dict.fromkeys({"", "memory"}.intersection(controllers.split(",")), path)
+    except (OSError, ValueError):  # not on Linux
+        pass
+    for controller, file in (("", "memory.max"), ("memory", "memory.limit_in_bytes")):
+        top = CGROUPS / controller
+        group = top / own[controller].lstrip("/")
+        # within a container the path may be that of the host, which is not there: its own group is the top
+        yield from (above / file for above in (group, *group.parents) if above.is_relative_to(top))
