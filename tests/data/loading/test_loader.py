@@ -23,7 +23,7 @@ import torch
 from mim_lightning.data.images.transforms import Augment
 from mim_lightning.data.loading.collate import Collate
 from mim_lightning.data.loading.corrupt_samples import CorruptSamplePolicy
-from mim_lightning.data.loading.loader import SequentialLoader, StreamLoader, validate_shared_memory
+from mim_lightning.data.loading.loader import SequentialLoader, StreamLoader, load_samples, validate_shared_memory
 from mim_lightning.data.sampling.shuffled import ShuffledOrder, sequential_order
 from mim_lightning.data.shards.shard_set import MEMBERS, ShardSet
 from mim_lightning.types import Batch, ImageSpec, TextSpec
@@ -396,3 +396,29 @@ def test_full_shared_memory_is_named_before_workers_start(monkeypatch: pytest.Mo
     monkeypatch.setattr("mim_lightning.data.loading.loader.SHARED_MEMORY", Path(__file__).parent)
     with pytest.raises(OSError, match=r"No space left on device, .* set data\.num_workers=0"):
         validate_shared_memory(num_workers=1)
+
+
+def test_an_abandoned_pass_plans_nothing(make_set: MakeSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A plan keeps shards in the cache, and downloads them, until it is stopped."""
+    shards, planned, stopped = make_set(16, 4), set[str](), []
+    monkeypatch.setattr(shards.files, "prefetch_shards", 2)
+    monkeypatch.setattr(shards.files, "plan", lambda plan, _: planned.add(plan.reader))
+    monkeypatch.setattr(shards.files, "stop", stopped.append)
+    collate = Collate(SPECS, shards.max_relevant)
+    (train,), (evaluation,) = loaders(shards), loaders(shards, evaluate=True)
+    passes: list[Any] = [
+        iter(train),
+        iter(evaluation),
+        iter(SequentialLoader(shards, collate, [0, 1, 2], 2)),
+        load_samples(shards, collate, range(16), 2, 0),
+        shards.all_facts(),
+    ]
+    while passes:
+        reading = passes.pop()
+        next(reading)
+        del reading
+        assert sorted(stopped) == sorted(planned)
+    assert len(planned) == 5
+    batches = [list(map(content, train)), list(map(content, train))]
+    assert len(batches[0]) == 1 and len(batches[1]) == 2, "goes on behind the abandoned batch, then with the next epoch"
+    assert len(planned) == 6, "one plan for both epochs"

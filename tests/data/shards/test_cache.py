@@ -150,6 +150,17 @@ def test_a_folder_that_cannot_be_written_is_named(store: FaultyStore, tmp_path: 
         ShardCache(store.address, "set", settings).open("a", 1000)
 
 
+def test_a_lock_that_another_process_keeps_is_named(
+    cache: Callable[..., ShardCache], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wait(*_: object) -> None:
+        raise WaitTimeoutError
+
+    monkeypatch.setattr("mim_lightning.data.shards.cache._open_plan", wait)
+    with pytest.raises(ShardError, match=r"data.cache.folder=.*: another process has had its lock"):
+        cache().plan("reader", ["a"], [], is_new_pass=True)
+
+
 def test_a_missing_file_is_asked_for_once(store: FaultyStore, cache: Callable[..., ShardCache]) -> None:
     with pytest.raises(MissingError, match=r"/z: there is no such file"):
         cache().open("z", 5)

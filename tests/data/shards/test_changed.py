@@ -115,3 +115,16 @@ def test_a_set_at_an_address_that_was_prepared_again(write: Write, tmp_path: Pat
         with pytest.raises(ChangedError):
             shards.column("weights")
         assert ShardSet(f"{address}/set", cache).read([2])[0] == ShardSet(folder).read([2])[0]
+
+
+def test_a_few_samples_at_an_address_are_not_of_another_set(write: Write, tmp_path: Path) -> None:
+    folder = write("set", 0)
+    cache = CacheSettings(folder=str(tmp_path / "cache"), timeout=5, retries=0, prefetch_shards=0)
+    with serving(tmp_path, has_ranges=True) as store:
+        shards = ShardSet(f"{store.address}/set", cache)
+        assert shards.read_few([0, 1]) == ShardSet(folder).read([0, 1])
+        assert store.asked["set/index.json"] == 2, "compared once a shard"
+        replace(folder, write("other", 100))
+        for _ in range(2):
+            with pytest.raises(ChangedError, match="set: was prepared again with other content"):
+                shards.read_few([2])

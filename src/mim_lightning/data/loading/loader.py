@@ -103,6 +103,12 @@ class RankSampler(Sampler[BatchRequest]):
         if ahead and not self.order.shuffle:
             ahead.stop()
 
+    def stop(self) -> None:
+        """Plan no shards any more, until the next pass."""
+        if self._ahead is not None:
+            self._ahead.stop()
+            self._ahead = None
+
     def _read_ahead(self, epoch: int, start: int) -> ReadAhead | None:
         """Return what follows the order from a position on: the one of the last epoch if it has come there."""
         if not self.shards.prefetch_shards:
@@ -157,7 +163,7 @@ class StreamLoader(DataLoader[LoadedBatch]):
         self.buffers = make_buffers(collate.prepared_specs, num_rows, num_workers, PREFETCH_FACTOR)
         self.order = order
         self.ranks = RankSampler(shards, order, rank, world_size, self.buffers, num_workers, in_whole_batches)
-        self.epoch, self.consumed = 0, 0
+        self.epoch, self.consumed, self._num_passes = 0, 0, 0
         self.skipped = SkipCounter(policy, str(shards.folder), order.num_samples)
         super().__init__(
             ShardDataset(shards, collate, policy.skips, self.buffers),
@@ -179,10 +185,17 @@ class StreamLoader(DataLoader[LoadedBatch]):
         self.ranks.epoch, self.ranks.start = self.epoch, self.consumed
         self.skipped.restart()
         validate_shared_memory(self.num_workers)
-        for batch, skipped in super().__iter__():
-            self.skipped.add(skipped)
-            self.consumed = min(self.consumed + self.order.global_batch_size, self.order.num_samples)
-            yield batch
+        self._num_passes += 1
+        pass_idx, is_complete = self._num_passes, False
+        try:
+            for batch, skipped in super().__iter__():
+                self.skipped.add(skipped)
+                self.consumed = min(self.consumed + self.order.global_batch_size, self.order.num_samples)
+                yield batch
+            is_complete = True
+        finally:
+            if not is_complete and pass_idx == self._num_passes:  # the next pass may have begun before this one ends
+                self.ranks.stop()
         if self.buffers:
             self.buffers.release()
 
@@ -307,10 +320,12 @@ def _plan_pass(shards: ShardSet, requests: Iterable[BatchRequest], num_workers: 
     requests, planned = tee(requests)
     batches = (PlannedBatch((0, request.start), np.array(request.numbers)) for request in planned)
     ahead = ReadAhead(shards, batches, num_workers, PREFETCH_FACTOR)
-    for request in requests:
-        ahead.advance()
-        yield request
-    ahead.stop()
+    try:
+        for request in requests:
+            ahead.advance()
+            yield request
+    finally:  # also where the caller reads no further
+        ahead.stop()
 
 
 def validate_shared_memory(num_workers: int) -> None:

@@ -128,6 +128,7 @@ class ShardCache:
         """Return a descriptor of a file, downloaded if it is not cached; it stays readable after an eviction.
 
         Args:
+            name: in the cache, see `with_mark`.
             size: bytes, if they are known.
             check: of a downloaded file; raises ValueError if it is damaged, and it is downloaded again.
             is_prefetch: it is not needed yet, and evicts no file that is.
@@ -149,8 +150,8 @@ class ShardCache:
                 return self._download(name, size, check, is_prefetch)
         except WaitTimeoutError:
             raise NoSpaceError(
-                f"{self.address}/{name}: timed out waiting for another process to download it, or for space in "
-                f"{self.settings.root}; give data.cache.max_size more than {self.settings.max_size}"
+                f"{self.address}/{without_mark(name)}: timed out waiting for another process to download it, or for "
+                f"space in {self.settings.root}; give data.cache.max_size more than {self.settings.max_size}"
             ) from None
         except OSError as error:
             raise ShardError(f"data.cache.folder={self.settings.root}: {error}") from error
@@ -172,6 +173,11 @@ class ShardCache:
         """
         try:
             _open_plan(self._disk.folder, os.getpid()).update(reader, self.folder.name, needed, is_new_pass)
+        except WaitTimeoutError:
+            raise ShardError(
+                f"data.cache.folder={self.settings.root}: another process has had its lock for a minute; end that one, "
+                "or give another folder"
+            ) from None
         except OSError as error:
             raise ShardError(f"data.cache.folder={self.settings.root}: {error}") from error
         for stem in finished:
@@ -187,7 +193,7 @@ class ShardCache:
         return found
 
     def _download(self, name: str, size: int | None, check: Check | None, is_prefetch: bool) -> int:
-        address, target, policy = f"{self.address}/{name}", self.folder / name, self.settings.retry_policy
+        address, target, policy = f"{self.address}/{without_mark(name)}", self.folder / name, self.settings.retry_policy
         size = size or remote_size(address, policy) or 0
         if size > self._disk.limit:
             raise ShardError(f"data.cache.max_size={self.settings.max_size}: {address} alone has {size:,} bytes")
@@ -219,6 +225,17 @@ class ShardCache:
         with suppress(FileNotFoundError):
             return [(path.name, path.stat().st_size) for path in self.folder.glob(f"{name}.*{PARTIAL}*")]
         return None
+
+
+def with_mark(name: str, mark: int) -> str:
+    """Return the name in the cache of a file, given with or without its suffix, of which others may have the name."""
+    stem, dot, suffix = name.partition(".")
+    return f"{stem}@{mark:08x}{dot}{suffix}"
+
+
+def without_mark(name: str) -> str:
+    """Return the name at the address of a file in the cache."""
+    return re.sub(r"@[0-9a-f]+", "", name)
 
 
 def touch(descriptor: int) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sys
+import zlib
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -20,6 +22,7 @@ from mim_lightning.data.shards.cache import (
     ShardError,
     as_shard_error,
     changed,
+    with_mark,
 )
 from mim_lightning.data.shards.open_shards import OpenShard, places_size, read_places, validate_opened, validate_shard
 from mim_lightning.data.shards.prefetcher import Download, Prefetcher
@@ -28,6 +31,7 @@ from mim_lightning.data.shards.set_index import (
     FIRST_VERSION,
     INDEX_FILE,
     IndexedShard,
+    SetIndex,
     index_file,
     parse_index,
     parse_pointer,
@@ -107,6 +111,10 @@ class ShardFiles(Protocol):
         """Return a shard of which single samples are read without a download; None: `open` costs no more."""
         ...
 
+    def validate_unchanged(self) -> None:
+        """Raise ChangedError if the set was replaced after its index was read."""
+        ...
+
     def plan(self, plan: ShardPlan, shard_of: Callable[[int], IndexedShard]) -> None:
         """Download, keep and let go what a reader asks for."""
         ...
@@ -159,19 +167,19 @@ class LocalFiles:
             with errors_as_damaged_file(path, REMEDY):
                 column = np.load(path, mmap_mode="r")
         except FileNotFoundError:
-            self._validate_unchanged()
+            self.validate_unchanged()
             raise MissingError(f"{path}: there is no such file") from None
-        self._validate_unchanged()
+        self.validate_unchanged()
         return column
 
     def open(self, shard: IndexedShard, verify: bool) -> OpenShard:
         try:
             opened = self._open(shard, verify)
         except ShardError:
-            self._validate_unchanged()
+            self.validate_unchanged()
             raise
         # after opening: the folder may be replaced between reading its index and opening a shard
-        self._validate_unchanged()
+        self.validate_unchanged()
         return opened
 
     def _open(self, shard: IndexedShard, verify: bool) -> OpenShard:
@@ -199,7 +207,7 @@ class LocalFiles:
             raise ShardError(f"{tar_path}: damaged ({error}); run prepare again") from error
         return opened
 
-    def _validate_unchanged(self) -> None:
+    def validate_unchanged(self) -> None:
         """Compare the index with the one that was read: by its stamp, and if that differs by its content."""
         path, digest, stamp = self._index
         try:
@@ -232,6 +240,8 @@ class RemoteFiles:
         self.address, self.settings, self.version = address.rstrip("/"), settings, version
         self.prefetch_shards, self.patience = settings.prefetch_shards, settings.retry_policy.max_seconds
         self._cache, self._digest = ShardCache(self.address, "", settings), b""
+        self._num_first = sys.maxsize  # shard files of the first version
+        self._marks: dict[int, int] = {}  # of the columns of later versions, by version
 
     def read_index(self) -> tuple[bytes, int]:
         content = self._download_version()
@@ -239,11 +249,29 @@ class RemoteFiles:
         self._digest = first = _digest(content)
         if self.version != FIRST_VERSION:
             with suppress(ValueError):  # damaged, as the caller will see
-                first = bytes.fromhex(parse_index(content).first_digest)
+                index = parse_index(content)
+                first = bytes.fromhex(index.first_digest)
+                self._mark(index)
         folder = hashlib.blake2b(self.address.encode() + b"\0" + first, digest_size=12)
         self._cache = ShardCache(self.address, folder.hexdigest(), self.settings)
         written = hashlib.blake2b(self.address.encode() + b"\0" + content, digest_size=12)
         return content, int.from_bytes(written.digest()[:7], "big")
+
+    def _mark(self, index: SetIndex) -> None:
+        """Choose marks for the files of later versions: a version may have been made again, with other rows."""
+        segments = index.column_segments()
+        starts = [*map(index.first_file, range(len(segments))), len(index.stored_sizes)]
+        self._num_first = starts[1] if segments[0].version == FIRST_VERSION else 0
+        assert index.crc32 is not None
+        for segment, start, stop in zip(segments, starts, starts[1:], strict=False):
+            if segment.version != FIRST_VERSION:
+                self._marks[segment.version] = zlib.crc32(index.crc32[start:stop].astype("<i8").tobytes())
+
+    def _stem(self, shard: IndexedShard) -> str:
+        """Return the name of a shard's files in the cache, without a suffix."""
+        if shard.idx < self._num_first or shard.crc32 is None:
+            return shard.stem
+        return with_mark(shard.stem, shard.crc32)
 
     def _download_version(self) -> bytes:
         if self.version is None or self.version == FIRST_VERSION:
@@ -265,19 +293,21 @@ class RemoteFiles:
             raise as_shard_error(error) from error
 
     def column(self, name: str) -> np.ndarray:
-        is_new = not self._cache.has(f"{name}.npy")
-        found = _map_array(self._cache.open(f"{name}.npy"))
+        version = int(name.partition("-")[2] or FIRST_VERSION)
+        file = f"{with_mark(name, self._marks[version]) if version in self._marks else name}.npy"
+        is_new = not self._cache.has(file)
+        found = _map_array(self._cache.open(file))
         if is_new:
-            self._validate_unchanged(f"{name}.npy")
+            self.validate_unchanged(file)
         return found
 
     def open(self, shard: IndexedShard, verify: bool) -> OpenShard:
         # a set of the first format has no checksums: a shard of another set would not be noticed
-        is_new = shard.crc32 is None and not self._cache.has(f"{shard.stem}.tar")
+        is_new = shard.crc32 is None and not self._cache.has(f"{self._stem(shard)}.tar")
         try:
             opened = self._open(shard)
         except ShardError:
-            self._validate_unchanged()
+            self.validate_unchanged()
             raise
         try:
             if verify:
@@ -285,13 +315,13 @@ class RemoteFiles:
             validate_opened(opened.descriptor, opened.places, shard.num_bytes)
         except (OSError, ValueError) as error:
             self.drop(shard)
-            self._validate_unchanged()
+            self.validate_unchanged()
             raise ShardError(f"{opened.name}: its copy in {self.settings.root} is damaged ({error})") from error
         if is_new:
-            self._validate_unchanged(f"{shard.stem}.tar", f"{shard.stem}.npy")
+            self.validate_unchanged(f"{self._stem(shard)}.tar", f"{self._stem(shard)}.npy")
         return opened
 
-    def _validate_unchanged(self, *downloaded: str) -> None:
+    def validate_unchanged(self, *downloaded: str) -> None:
         """Download the index again and compare it; files `downloaded` meanwhile may be of another set."""
         try:
             content = self._download_version()
@@ -308,12 +338,12 @@ class RemoteFiles:
         raise changed(self.address, reason)
 
     def open_range(self, shard: IndexedShard) -> RangeShard | None:
-        if self._cache.has(f"{shard.stem}.tar") and self._cache.has(f"{shard.stem}.npy"):
+        if all(self._cache.has(f"{self._stem(shard)}{ending}") for ending in (".tar", ".npy")):
             return None
         return RangeShard(self.address, shard, self.settings.retry_policy)
 
     def plan(self, plan: ShardPlan, shard_of: Callable[[int], IndexedShard]) -> None:
-        needed, finished = ([shard_of(idx).stem for idx in idxs] for idxs in (plan.needed, plan.finished))
+        needed, finished = ([self._stem(shard_of(idx)) for idx in idxs] for idxs in (plan.needed, plan.finished))
         self._cache.plan(plan.reader, needed, finished, plan.is_new_pass)
         for shard in map(shard_of, plan.new):
             task = partial(self._download, shard)
@@ -328,10 +358,10 @@ class RemoteFiles:
 
     def drop(self, shard: IndexedShard) -> None:
         for ending in (".tar", ".npy"):
-            self._cache.drop(f"{shard.stem}{ending}")
+            self._cache.drop(f"{self._stem(shard)}{ending}")
 
     def _open(self, shard: IndexedShard, is_prefetch: bool = False) -> OpenShard:
-        tar, index = f"{shard.stem}.tar", f"{shard.stem}.npy"
+        tar, index = f"{self._stem(shard)}.tar", f"{self._stem(shard)}.npy"
         try:
             num_bytes = places_size(shard.size)
             places = _read_cached(
@@ -342,10 +372,10 @@ class RemoteFiles:
                 raise
             self._cache.drop(index)
             raise ShardError(
-                f"{self.address}/{index}: its copy in {self.settings.root} is damaged ({error})"
+                f"{self.address}/{shard.stem}.npy: its copy in {self.settings.root} is damaged ({error})"
             ) from error
         found = self._cache.open(tar, shard.num_bytes, partial(_validate_tar, shard), is_prefetch)
-        return OpenShard(f"{self.address}/{tar}", found, places, is_cached=True)
+        return OpenShard(f"{self.address}/{shard.stem}.tar", found, places, is_cached=True)
 
 
 def _digest(content: bytes) -> bytes:

@@ -129,6 +129,11 @@ class SetIndex:
     def column_segments(self) -> tuple[Segment, ...]:
         return self.segments or (Segment(FIRST_VERSION, self.num_rows),)
 
+    def first_file(self, segment_idx: int) -> int:
+        """Return the first shard file of a segment."""
+        row = sum(segment.size for segment in self.column_segments()[:segment_idx])
+        return int(np.searchsorted(self.row_starts, row))
+
     def to_json(self, members: tuple[str, ...]) -> dict[str, Any]:
         """Return the content of the index file of a later version."""
         assert self.num_bytes is not None
@@ -169,8 +174,14 @@ class Pointer:
         return json.dumps({"version": CHANGED_FORMAT, POINTER: self.set_name}).encode()
 
     def newest(self, settings: bytes) -> int:
-        """Return the set's version in the newest version of the data, from the content of their settings."""
+        """Return the set's version in the newest version of the data, from the content of their settings.
+
+        Raises:
+            ValueError: that version does not have the set.
+        """
         versions = json.loads(settings).get(VERSIONS)
+        if versions and self.set_name not in versions[-1]["sets"]:
+            raise ValueError(f"{self.set_name}: is not in version {versions[-1]['version']} of the prepared data")
         return int(versions[-1]["sets"][self.set_name]) if versions else FIRST_VERSION
 
 

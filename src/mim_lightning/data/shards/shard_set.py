@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mim_lightning.data.shards.cache import CacheSettings, MissingError, ShardError
+from mim_lightning.data.shards.cache import CacheSettings, ChangedError, MissingError, ShardError
 from mim_lightning.data.shards.files import LocalFiles, RemoteFiles, ShardFiles, ShardPlan
 from mim_lightning.data.shards.open_shards import MEMBERS, OpenShard, OpenShards
 from mim_lightning.data.shards.set_index import FORMAT_VERSION, INDEX_FILE, index_file, parse_index
@@ -31,6 +31,7 @@ from mim_lightning.types import Sample
 __all__ = ["FORMAT_VERSION", "MEMBERS", "ShardError", "ShardSet"]
 
 KEYS_AT_ONCE = 1 << 22  # there may be hundreds of millions
+MAX_ROWS = 1024  # shards whose live rows are in memory, 8 MB of shards of 2000
 MAX_RANGES = 16  # samples of a shard that are read by ranges before it is downloaded
 RETRY_FACTOR = 10.0  # a shard that failed is not tried again for this many times the time that it took
 
@@ -84,7 +85,7 @@ class ShardSet:
         return int(self._starts[-1])
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_columns": {}}  # a worker that needs one reads it again
+        return {**self.__dict__, "_columns": {}, "_rows": {}}  # a worker that needs one reads it again
 
     @property
     def version(self) -> int:
@@ -177,14 +178,16 @@ class ShardSet:
     def all_facts(self) -> Iterator[dict[str, Any]]:
         """Read the metadata of every sample, in order; shards at an address are downloaded ahead."""
         reader, num_shards = uuid.uuid4().hex[:12], len(self.sizes)
-        for idx in range(num_shards):
-            if self.prefetch_shards:
-                needed = tuple(range(idx, min(idx + self.prefetch_shards, num_shards)))
-                new, finished = (needed if idx == 0 else needed[self.prefetch_shards - 1 :]), (idx - 1,)[:idx]
-                self.plan(ShardPlan(reader, new, needed, finished, is_new_pass=idx == 0))
-            for number in range(*self.span(idx)):
-                yield self.read_members(number, ("json",))[1]
-        self.stop(reader)
+        try:
+            for idx in range(num_shards):
+                if self.prefetch_shards:
+                    needed = tuple(range(idx, min(idx + self.prefetch_shards, num_shards)))
+                    new, finished = (needed if idx == 0 else needed[self.prefetch_shards - 1 :]), (idx - 1,)[:idx]
+                    self.plan(ShardPlan(reader, new, needed, finished, is_new_pass=idx == 0))
+                for number in range(*self.span(idx)):
+                    yield self.read_members(number, ("json",))[1]
+        finally:  # also where the caller reads no further
+            self.stop(reader)
 
     def locate(self, number: int) -> tuple[str, dict[str, tuple[int, int]]]:
         """Return the path of the shard of a sample, and offset and size in it of each member that the sample has."""
@@ -218,9 +221,16 @@ class ShardSet:
         """Read some members of a sample and its facts without a download of its shard, while that pays."""
         shard_idx = int(self.shards_of(number))
         if self._num_ranges[shard_idx] < MAX_RANGES and (opened := self.files.open_range(self.index.shard(shard_idx))):
+            is_first = not self._num_ranges[shard_idx]
             self._num_ranges[shard_idx] += 1
             try:
-                return _split_facts(opened.members(self._row_in_file(number, shard_idx), names))
+                found = _split_facts(opened.members(self._row_in_file(number, shard_idx), names))
+                if is_first:
+                    self.files.validate_unchanged()
+                return found
+            except ChangedError:
+                self._num_ranges[shard_idx] = 0
+                raise
             except (OSError, ValueError, KeyError):
                 # the store sends no ranges, or a file is not what the index says: the download will find out
                 self._num_ranges[shard_idx] = MAX_RANGES
@@ -245,9 +255,13 @@ class ShardSet:
         row = number - int(self._starts[shard_idx])
         if not len(self.index.removed):
             return row
-        if shard_idx not in self._rows:
-            self._rows[shard_idx] = self.index.rows_in_shard(shard_idx)
-        rows = self._rows[shard_idx]
+        known = self._rows
+        if shard_idx not in known:
+            if len(known) >= MAX_ROWS:
+                known = self._rows = {}
+            found = self.index.rows_in_shard(shard_idx)
+            known[shard_idx] = None if found is None else found.astype(np.uint32)
+        rows = known[shard_idx]
         return row if rows is None else int(rows[row])
 
     def _open(self, shard_idx: int) -> OpenShard:
