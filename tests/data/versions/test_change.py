@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import re
+import shutil
 import signal
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -15,10 +16,12 @@ from typing import Any
 import pytest
 
 from mim_lightning.config import compose
-from mim_lightning.data.manifest.manifest import ManifestSource
+from mim_lightning.data.manifest import row_store
+from mim_lightning.data.manifest.manifest import Manifest, ManifestSource
 from mim_lightning.data.preparation.opened_data import OpenedData, find_versions
 from mim_lightning.data.preparation.preparation import Validation, prepare_shards
 from mim_lightning.data.preparation.prepared import PreparedData, ShardSettings, open_prepared
+from mim_lightning.data.preparation.staging import staging_path
 from mim_lightning.data.shards import set_index
 from mim_lightning.data.shards.cache import CacheSettings
 from mim_lightning.data.shards.mixture_set import MixtureEntry
@@ -27,6 +30,7 @@ from mim_lightning.data.splits import ProductDisjointSplits, Protocol
 from mim_lightning.data.validation.settings import ValidationSettings
 from mim_lightning.data.versions import change as changing
 from mim_lightning.data.versions.change import Change, Deletion, Tables, change_data
+from mim_lightning.data.versions.changed_rows import ChangePlanner, ProductChange
 from mim_lightning.ids import hash_id
 from mim_lightning.prepare import prepare
 from tests.data.conftest import jpeg, write_csv
@@ -153,7 +157,8 @@ def test_an_addition_has_the_rows_of_both_tables(shop: Shop, capsys: pytest.Capt
     assert ShardSet(folder / "catalogue").version == 3, "a set alone is its newest version"
 
 
-def test_deleted_products_leave_their_queries(shop: Shop) -> None:
+def test_deleted_products_leave_their_queries(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mim_lightning.data.shards.shard_set.MAX_ROWS", 1)
     folder = shop.prepare("shop", PRODUCTS, QUERIES)
     old = contents(open_prepared(folder))
     change(folder, delete=Deletion(products=["p0", "p5", "no such"], queries=["q7", "q12"]))
@@ -165,7 +170,69 @@ def test_deleted_products_leave_their_queries(shop: Shop) -> None:
             queries.append({**row, "product_id": "|".join(targets)})
     assert contents(open_prepared(folder)) == contents(open_prepared(shop.prepare("other", kept, queries)))
     assert contents(open_prepared(folder, version=1)) == old
-    assert open_prepared(folder).verify(print)
+    prepared = open_prepared(folder)
+    assert prepared.verify(print)
+    assert contents(prepared)
+    assert len(prepared.queries("train")._rows) == 1
+
+
+def test_a_split_without_rows_can_get_some_again(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = shop.prepare("shop", PRODUCTS, QUERIES)
+    change(folder, shop.tables("new", [product(20)], [query(20, "p20", split="val")]))
+    versions = {version: contents(open_prepared(folder, version=version)) for version in (1, 2)}
+    change(folder, delete=Deletion(queries=["q10", "q11", "q12", "q20"]))
+    assert open_prepared(folder).splits() == ["train"]
+    with pytest.raises(ValueError, match=r"queries/val: is not in version 3 of the prepared data"):
+        ShardSet(folder / "queries" / "val")
+    rows = [query(21, "p20", split="val"), query(22, "p1", split="test")]
+    tables, write = shop.tables("more", [], rows), changing.atomic_write
+
+    def written_last(path: Path) -> Any:
+        assert (folder / "queries" / "test" / "index.json").is_file(), "or a kill leaves a set without it"
+        return write(path)
+
+    monkeypatch.setattr(changing, "atomic_write", written_last)
+    change(folder, tables)
+    kept = [row for row in QUERIES if row["split"] != "val"]
+    both = shop.prepare("both", [*PRODUCTS, product(20)], [*kept, *rows])
+    assert contents(open_prepared(folder)) == contents(open_prepared(both))
+    assert versions == {version: contents(open_prepared(folder, version=version)) for version in (1, 2)}
+    with pytest.raises(ValueError, match=f"{folder}: this change would leave no product"):
+        change(folder, delete=Deletion(products=[*(row["product_id"] for row in PRODUCTS), "p20"]))
+    assert open_prepared(folder).version == 4
+
+
+def test_queries_keep_their_references() -> None:
+    rows: Any = None
+    planner = ChangePlanner(rows, Manifest({}, [], "", None), ProductChange({}, (), {"p1"}), (), SETTINGS)
+    facts = {"asked_ids": [], "asked_grades": [], "shown_ids": ["p0", "p1"], "category": "c0"}
+    assert planner._changed_query(facts) == {**facts, "shown_ids": ["p0"]}
+    assert planner._changed_query({**facts, "shown_ids": ["p1"]}) is None
+    assert planner._changed_query({**facts, "shown_ids": ["p0"]}) == {**facts, "shown_ids": ["p0"]}
+
+
+def test_a_new_query_cannot_name_a_product_that_is_deleted(shop: Shop) -> None:
+    folder = shop.prepare("shop", PRODUCTS, QUERIES)
+    tables = shop.tables("new", [], [query(20, "p0"), query(21, "p1")])
+    with pytest.raises(ValueError, match=r"the validation found 1 error.*p0"):
+        change(folder, tables, delete=Deletion(products=["p0"]))
+
+
+def test_replaced_rows_are_no_conflict_with_themselves(shop: Shop) -> None:
+    """And the rows of a change are compared where its data are, in the memory that is given."""
+    folder, reports, places = shop.prepare("shop", PRODUCTS, QUERIES), [], []
+
+    def keep(report: Any, where: Path, reader: Any) -> None:
+        reports.append(report)
+        places.append(row_store._place.get())
+
+    loud = Validation(ValidationSettings(memory_limit="300MB"), write_report=keep)
+    tables = shop.tables("new", [product(2, image="p30.jpg")], [query(10, "p5", text="other"), query(12, "p2")])
+    change(folder, replace(tables, replace=True), loud)
+    assert not {"product_in_two_splits", "image_in_two_splits"} & {one.kind for one in reports[0].findings}
+    assert places[0].folder == staging_path(folder)
+    assert {store.memory for store in places[0].stores} == {300_000_000}
+    assert len(places[0].stores) == 1
 
 
 def test_replaced_rows(shop: Shop) -> None:
@@ -393,6 +460,42 @@ def test_two_changes_at_once_exclude_each_other(shop: Shop) -> None:
     assert len(open_prepared(folder).catalog()) == len(PRODUCTS) + 2
 
 
+def test_a_change_that_was_overtaken_is_not_lost(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = shop.prepare("shop", PRODUCTS, QUERIES)
+    tables = [shop.tables(f"new{number}", [product(20 + number)], []) for number in range(2)]
+    wait = changing.staging_dir
+
+    def overtaken(*arguments: Any, **options: Any) -> Any:
+        monkeypatch.setattr(changing, "staging_dir", wait)
+        change(folder, tables[0])
+        return wait(*arguments, **options)
+
+    monkeypatch.setattr(changing, "staging_dir", overtaken)
+    with pytest.raises(ValueError, match=f"{folder}: another process made version 2 of it meanwhile"):
+        change(folder, tables[1])
+    assert change(folder, tables[1]).version == 3
+    monkeypatch.setattr(changing, "staging_dir", overtaken)
+    tables[0] = shop.tables("same", [product(22)], [])
+    assert change(folder, tables[0]).version == 4, "the same change, made by the other"
+
+
+def test_a_version_that_is_made_again_is_downloaded_again(shop: Shop, tmp_path: Path) -> None:
+    folder = shop.prepare("shop", PRODUCTS, QUERIES)
+    shutil.copytree(folder, tmp_path / "copy")
+    cache = CacheSettings(str(tmp_path / "cache"), timeout=20)
+    with serving(folder) as store:
+        for number in (20, 21):
+            change(folder, shop.tables(f"new{number}", [product(number)], []))
+            served = ShardSet(f"{store.address}/catalogue", cache)
+            assert served.keys.tolist() == open_prepared(folder).catalog().keys.tolist()
+            assert served.read([7])[0].product_id == f"p{number}"
+            assert served.read([0])
+            if number == 20:
+                shutil.rmtree(folder)
+                shutil.copytree(tmp_path / "copy", folder)
+        assert store.asked["catalogue/000000.tar"] == 1, "the first version's files are the same"
+
+
 def test_versions_at_an_address(shop: Shop, tmp_path: Path) -> None:
     folder = shop.prepare("shop", PRODUCTS, QUERIES)
     cache = CacheSettings(str(tmp_path / "cache"), timeout=20)
@@ -400,7 +503,7 @@ def test_versions_at_an_address(shop: Shop, tmp_path: Path) -> None:
         first = open_prepared(store.address, cache)
         old = contents(open_prepared(folder))
         read = {name: first.open_set(name).read(range(3)) for name in ("queries/train", "queries/val", "catalogue")}
-        change(folder, shop.tables("new", NEW_PRODUCTS, NEW_QUERIES), delete=Deletion(["p0"]))
+        change(folder, shop.tables("new", NEW_PRODUCTS, NEW_QUERIES), delete=Deletion(["p2"]))
         store.asked.clear()
         assert contents(first, old) == old, "an open version goes on"
         assert contents(open_prepared(store.address, cache)) == contents(open_prepared(folder))

@@ -62,6 +62,12 @@ def rows_in(folder: Path, memory: int | None = None) -> Iterator[None]:
             store.close()
 
 
+def current_store() -> RowStore:
+    """Return the last store made where `rows_in` says: each has the memory for itself. Elsewhere a new one."""
+    place = _place.get(None)
+    return place.stores[-1] if place is not None and place.stores else RowStore()
+
+
 class RowStore:
     """One database of rows, where `rows_in` says."""
 

@@ -13,7 +13,7 @@ from typing import Any, overload
 
 from mim_lightning.data.images.reader import ImageRef, TableCell, TarMember
 from mim_lightning.data.manifest.decoding import is_text
-from mim_lightning.data.manifest.row_store import RowStore
+from mim_lightning.data.manifest.row_store import RowStore, current_store
 from mim_lightning.data.manifest.rows import Product, Query
 
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
@@ -141,8 +141,8 @@ class StoredRows:
 
 
 def store_rows(products: Iterable[Product], queries: Iterable[Query], store: RowStore | None = None) -> StoredRows:
-    """Write rows that were in memory to a store, by default a new one."""
-    store = store or RowStore()
+    """Write rows that were in memory to a store, by default `current_store`."""
+    store = store or current_store()
     rows = StoredRows(store, store.create("products", PRODUCTS), store.create("queries", QUERIES))
     store.write(rows.products, (pack_product(*numbered) for numbered in enumerate(products)))
     store.write(rows.queries, (pack_query(*numbered) for numbered in enumerate(queries)))

@@ -69,7 +69,14 @@ def is_of_pairs(settings: Mapping[str, Any]) -> bool:
 
 
 def read_addition(
-    source: ManifestSource, rows: KnownRows, on_issue: OnIssue, *, pairs: bool, replaces: bool, version: int
+    source: ManifestSource,
+    rows: KnownRows,
+    on_issue: OnIssue,
+    *,
+    pairs: bool,
+    replaces: bool,
+    version: int,
+    deleted: Set[str] = frozenset(),
 ) -> Addition:
     """Read the tables of an addition.
 
@@ -79,6 +86,7 @@ def read_addition(
         pairs: see `is_of_pairs`; a product that the data have is then no duplicate.
         replaces: whether rows with an id that the data have replace those, or are duplicates.
         version: that the addition becomes.
+        deleted: products that the same change deletes: queries cannot name them.
     """
     folder, read = rows.prepared.folder, [source.open(PRODUCTS.name), source.open(QUERIES.name)]
     names = [str(table.name) for table in read if table is not None]
@@ -100,7 +108,7 @@ def read_addition(
         product = products.pop(product_id)
         if not pairs:
             builder.report(_duplicate("products", product.origin, product_id, rows.origin))
-    known = rows.products(_named(queries) - products.keys())
+    known = rows.products(_named(queries) - products.keys() - deleted)
     products |= known
     answerable = builder.drop_unanswerable(store_rows(products.values(), queries, builder.store))
     queries = _without_duplicates(builder, list(answerable.read_queries()), rows, replaces)
@@ -199,11 +207,17 @@ def report_alone(report: ValidationReport, addition: Addition, rows: KnownRows) 
     )
 
 
-def find_in_other_splits(addition: Addition, rows: KnownRows, settings: ValidationSettings) -> Iterator[Finding]:
-    """Yield the queries one of whose products is a target in another split of the data."""
-    kind, evaluated = "product_in_two_splits", rows.splits_by_product()
+def find_in_other_splits(
+    addition: Addition, rows: KnownRows, settings: ValidationSettings, gone: Set[str]
+) -> Iterator[Finding]:
+    """Yield the queries one of whose products is a target in another split of the data.
+
+    Args:
+        gone: ids of queries that the change replaces or deletes: their former rows do not count.
+    """
+    kind, evaluated = "product_in_two_splits", rows.splits_by_product(gone)
     named = {product_id for query in addition.manifest.queries for product_id in query.target_ids}
-    trained = rows.num_training_rows(named & addition.known)
+    trained = rows.num_training_rows(named & addition.known, gone)
     for query in addition.manifest.queries:
         for product_id in query.target_ids:
             splits = evaluated.get(product_id, set()) | ({rows.train_split} if product_id in trained else set())

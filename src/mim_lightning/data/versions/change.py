@@ -24,12 +24,13 @@ from mim_lightning.data.images.reader import ImageReader
 from mim_lightning.data.manifest.content_hash import table_id
 from mim_lightning.data.manifest.id_list import read_ids
 from mim_lightning.data.manifest.manifest import Manifest
+from mim_lightning.data.manifest.row_store import rows_in
 from mim_lightning.data.manifest.rows import RowIssue
 from mim_lightning.data.preparation.hash_layout import NAMES_PER_SHARD
 from mim_lightning.data.preparation.local_engine import WritingSettings, write_sets
 from mim_lightning.data.preparation.plan import BY_PRODUCT, SHUFFLED, RecordReader
 from mim_lightning.data.preparation.preparation import Validation, report_dir
-from mim_lightning.data.preparation.prepared import CONTENT, PreparedData, ShardSettings, open_prepared
+from mim_lightning.data.preparation.prepared import CATALOG, CONTENT, PreparedData, ShardSettings, open_prepared
 from mim_lightning.data.preparation.staging import IMAGES_FILE, SETTINGS_FILE, WORK_FILE, staging_dir, staging_path
 from mim_lightning.data.shards.set_index import FIRST_VERSION, VERSIONS, SetIndex
 from mim_lightning.data.splits import GivenSplits, ProductDisjointSplits, Protocol
@@ -45,13 +46,13 @@ from mim_lightning.data.versions.addition import (
     report_alone,
     source_of,
 )
-from mim_lightning.data.versions.changed_rows import ChangePlanner, ProductChange, SetChange, stored_samples
+from mim_lightning.data.versions.changed_rows import ChangePlanner, ProductChange, SetChange, StoredSamples
 from mim_lightning.data.versions.known_rows import KnownRows
-from mim_lightning.data.versions.set_versions import write_pointer, write_version
+from mim_lightning.data.versions.set_versions import write_version
 from mim_lightning.data.versions.stored_duplicates import find_stored_duplicates
 from mim_lightning.data.versions.unchanged_rows import without_unchanged
 from mim_lightning.io.atomic import atomic_write
-from mim_lightning.io.paths import PathOrUrl
+from mim_lightning.io.paths import PathOrUrl, to_path_or_url
 from mim_lightning.io.store import Store
 
 REPORTS = "versions"  # folder of the reports of later versions, one for each
@@ -121,8 +122,8 @@ def change_data(
         num_workers: processes that write; None: by the cores and the number of rows.
 
     Raises:
-        ValueError: nothing is prepared there, it is no folder, a table or image is invalid, or another process is
-            changing the data.
+        ValueError: nothing is prepared there, it is no folder, a table or image is invalid, no product would be left,
+            or another process is changing the data, or made another change since this one began.
     """
     if not isinstance(folder, Path):
         raise ValueError(
@@ -134,13 +135,22 @@ def change_data(
     if is_repeated := _is_newest(parent, described[CHANGE]):
         print(f"{folder}: has this change already, as version {parent.version}")
     with staging_dir(folder, described, overwrite=_is_of_change(staging_path(folder))) as staging:
-        if is_repeated or open_prepared(folder).version != parent.version:  # by the process that this one waited for
-            return open_prepared(folder)
+        newest = open_prepared(folder)
+        if is_repeated:
+            return newest
+        if newest.version != parent.version:  # by a process that was faster
+            if newest.describe()[VERSIONS][-1][CHANGE] == described[CHANGE]:
+                return newest
+            raise ValueError(
+                f"{folder}: another process made version {newest.version} of it meanwhile, by another change; nothing "
+                "was changed, run the command again"
+            )
         _validate_whole(parent)
         settings = _shard_settings(parent.describe())
         rows = KnownRows(parent, settings.train_split)
         number = parent.version + 1
-        plan = _plan(change, rows, settings, validation, staging, number, download)
+        with rows_in(staging, validation.settings.memory_bytes):
+            plan = _plan(change, rows, settings, validation, staging, number, download)
         if not plan.sets:
             print("\n".join([*plan.lines, f"{folder}: nothing to change, version {parent.version} stays"]))
             (staging / IMAGES_FILE).unlink(missing_ok=True)
@@ -170,7 +180,8 @@ def _plan(
     splits = rows.splits_of_queries(deleted.queries)
     addition, reader = _empty(rows), ImageReader(download)
     if change.add.products or change.add.queries:
-        addition = _validated_addition(change.add, rows, settings, validation, staging, number, reader)
+        gone = Deletion(sorted(products), sorted(splits))
+        addition = _validated_addition(change.add, gone, rows, settings, validation, staging, number, reader)
     new = new_products(addition)
     planner = ChangePlanner(
         rows,
@@ -198,6 +209,10 @@ def _plan(
     for part in sets:
         before = _num_samples(rows.prepared, part.name)
         after = before - len(part.removed) + len(part.samples)
+        if part.name == CATALOG and not after:
+            raise ValueError(
+                f"{folder}: this change would leave no product; delete fewer, or prepare other data instead"
+            )
         lines.append(
             f"  {_title(part.name)}: {after:,} rows ({len(part.removed):,} removed, {len(part.samples):,} new)"
         )
@@ -206,6 +221,7 @@ def _plan(
 
 def _validated_addition(
     tables: Tables,
+    deleted: Deletion,
     rows: KnownRows,
     settings: ShardSettings,
     validation: Validation,
@@ -218,7 +234,10 @@ def _validated_addition(
     source = replace_download(source_of(described["source"], tables.products, tables.queries), reader)
     issues: list[RowIssue] = []
     pairs = is_of_pairs(described["source"])
-    addition = read_addition(source, rows, issues.append, pairs=pairs, replaces=tables.replace, version=number)
+    gone = set(deleted.products)
+    addition = read_addition(
+        source, rows, issues.append, pairs=pairs, replaces=tables.replace, version=number, deleted=gone
+    )
     addition = keep_splits(addition, rows, _protocol(described), settings)
     reader.fetch_all(addition.manifest.stored().image_refs())
     report = validate_manifest(
@@ -231,9 +250,12 @@ def _validated_addition(
         specs=validation.specs,
     )
     report = report_alone(report, addition, rows)
+    replaced, gone_products = {*addition.replaced_queries, *deleted.queries}, {*addition.replaced_products, *gone}
     found = [
-        *find_in_other_splits(addition, rows, validation.settings),
-        *find_stored_duplicates(addition, rows, reader, validation.settings, settings.max_image_side),
+        *find_in_other_splits(addition, rows, validation.settings, replaced),
+        *find_stored_duplicates(
+            addition, rows, reader, validation.settings, settings.max_image_side, replaced, gone_products
+        ),
     ]
     if found:
         counts = Counter(report.counts) + Counter(finding.kind for finding in found)
@@ -261,11 +283,11 @@ def _validated_addition(
 def _write(
     plan: _Plan, parent: PreparedData, staging: Path, writing: WritingSettings, number: int, change: Mapping[str, Any]
 ) -> None:
-    folder, indexes = parent.folder, {part.name: _index(parent, part.name) for part in plan.sets}
+    folder, indexes = parent.folder, {part.name: _former_index(parent, part.name) for part in plan.sets}
     assert isinstance(folder, Path)
     added = [part for part in plan.sets if part.samples]
     # names of samples differ between shards, also where each engine of the former versions numbered them its own way
-    planned = [part.plan(NAMES_PER_SHARD * len(indexes[part.name].stored_sizes)) for part in added]
+    planned = [part.plan(NAMES_PER_SHARD * _num_files(indexes[part.name])) for part in added]
     write_sets(planned, Store(staging), plan.reader, writing)
     content = {**parent.content()}
     settings = parent.describe()
@@ -274,12 +296,12 @@ def _write(
     ]
     versions, counts = {**entries[-1]["sets"]}, {}
     for part in plan.sets:
-        index, is_new = indexes[part.name], part.name not in content
-        removed = index.rows_of(part.removed)
+        index = indexes[part.name]
+        removed = part.removed if index is None else index.rows_of(part.removed)
         staged = staging / part.name if part.samples else None
-        content[part.name] = write_version(folder, part.name, None if is_new else index, staged, removed, number)
+        content[part.name] = write_version(folder, part.name, index, staged, removed, number)
         versions[part.name] = number
-        num_left = len(index.is_sample) - len(index.removed) - len(part.removed) + len(part.samples)
+        num_left = _num_samples(parent, part.name) - len(part.removed) + len(part.samples)
         counts[part.name] = {"removed": len(part.removed), "added": len(part.samples), "samples": num_left}
         if not num_left:
             del content[part.name], versions[part.name]
@@ -296,8 +318,6 @@ def _write(
     }
     with atomic_write(folder / SETTINGS_FILE) as partial:
         partial.write_text(json.dumps({**settings, VERSIONS: [*entries, entry]}, indent=2))
-    for name in versions.keys() - entries[-1]["sets"].keys():
-        write_pointer(folder, name)
 
 
 def _plan_compaction(fraction: float, rows: KnownRows) -> _Plan:
@@ -307,14 +327,14 @@ def _plan_compaction(fraction: float, rows: KnownRows) -> _Plan:
     for name in rows.prepared.content():
         shards = rows.prepared.open_set(name)
         index = shards.index
-        numbers: list[int] = []
+        numbers: list[np.ndarray] = []
         for idx, size in enumerate(index.sizes):
             if index.shard(idx).size - size > fraction * index.shard(idx).size:
-                numbers += range(*shards.span(idx))
+                numbers.append(np.arange(*shards.span(idx), dtype=np.int64))
         if numbers:
-            removed = np.array(numbers, dtype=np.int64)
-            sets.append(SetChange(name, removed, list(stored_samples(shards, numbers))))
-            lines.append(f"  {_title(name)}: {len(numbers):,} rows of shards with removed rows are written again")
+            removed = np.concatenate(numbers)
+            sets.append(SetChange(name, removed, StoredSamples(shards, removed)))
+            lines.append(f"  {_title(name)}: {len(removed):,} rows of shards with removed rows are written again")
     head = [f"{rows.prepared.folder}, version {rows.prepared.version + 1}:"] if lines else []
     return _Plan(sets, ImageReader(), [*head, *lines])
 
@@ -338,8 +358,19 @@ def _empty(rows: KnownRows) -> Addition:
     return Addition(Manifest({}, [], str(rows.prepared.folder), None), frozenset(), frozenset(), {})
 
 
-def _index(prepared: PreparedData, name: str) -> SetIndex:
-    return prepared.open_set(name).index if name in prepared.content() else SetIndex([], 1)
+def _former_index(prepared: PreparedData, name: str) -> SetIndex | None:
+    """Return the index of a set; None: no version has it. Of one that a change emptied, the last, all rows removed."""
+    if name in prepared.content():
+        return prepared.open_set(name).index
+    for entry in reversed(prepared.describe().get(VERSIONS, ())):
+        if name in entry["sets"]:
+            index = PreparedData(prepared.folder, None, int(entry["version"])).open_set(name).index
+            return replace(index, removed=np.arange(index.num_rows))
+    return None
+
+
+def _num_files(index: SetIndex | None) -> int:
+    return 0 if index is None else len(index.stored_sizes)
 
 
 def _num_samples(prepared: PreparedData, name: str) -> int:
@@ -347,13 +378,13 @@ def _num_samples(prepared: PreparedData, name: str) -> int:
 
 
 def _title(set_name: str) -> str:
-    return "catalog" if set_name == "catalogue" else set_name.removeprefix("queries/")
+    return "catalog" if set_name == CATALOG else set_name.removeprefix("queries/")
 
 
 def _describe(change: Change) -> dict[str, Any]:
     """Return what tells a change from others."""
     tables = {"products": change.add.products, "queries": change.add.queries}
-    found: dict[str, Any] = {f"add.{name}": table_id(_place(path)) for name, path in tables.items() if path}
+    found: dict[str, Any] = {f"add.{name}": table_id(to_path_or_url(path)) for name, path in tables.items() if path}
     if change.add.replace:
         found["add.replace"] = True
     for name, ids in (("products", change.delete.products), ("queries", change.delete.queries)):
@@ -362,12 +393,6 @@ def _describe(change: Change) -> dict[str, Any]:
     if change.compact is not None:
         found["compact"] = change.compact
     return found
-
-
-def _place(path: str) -> PathOrUrl:
-    from mim_lightning.io.paths import to_path_or_url
-
-    return to_path_or_url(path)
 
 
 def _hash_ids(ids: Iterable[str]) -> str:

@@ -7,7 +7,7 @@ samples that contain it are removed and written again.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -37,7 +37,7 @@ class SetChange:
 
     name: str  # of the set
     removed: np.ndarray  # (R,) numbers of samples of the former version
-    samples: list[PlannedSample]  # to add
+    samples: list[PlannedSample] | StoredSamples  # to add
 
     def plan(self, first: int) -> PlannedSet:
         """Return the samples as a set of their own, named from a number on."""
@@ -133,7 +133,11 @@ class ChangePlanner:
         return ordered
 
     def _removed_training_rows(self) -> tuple[np.ndarray, list[tuple[int, dict[str, Any]]]]:
-        """Return the training samples to remove, and those of them that are written again, with changed facts."""
+        """Return the training samples to remove, and those of them that are written again, with changed facts.
+
+        Other queries that show a deleted product go on to name it: that says which products of a batch are no negatives
+        of theirs, and it is in no batch. To find them, all rows would have to be read.
+        """
         train = self.rows.train
         if train is None:
             return np.zeros(0, dtype=np.int64), []
@@ -181,17 +185,19 @@ class ChangePlanner:
             for product_id, grade in zip(facts["asked_ids"], facts["asked_grades"], strict=True)
             if product_id not in deleted
         ]
-        if not targets:
+        references = [product_id for product_id in facts.get("shown_ids", ()) if product_id not in deleted]
+        if not targets and not references:
             return None
         changed = {**facts}
         if len(targets) < len(facts["asked_ids"]):
             changed |= {"asked_ids": [one for one, _ in targets], "asked_grades": [grade for _, grade in targets]}
-        if references := facts.get("shown_ids"):
-            changed["shown_ids"] = [product_id for product_id in references if product_id not in deleted]
-        first = targets[0][0]
+        if facts.get("shown_ids"):
+            changed["shown_ids"] = references
+        first = (*(one for one, _ in targets), *references)[0]
+        former = (*facts["asked_ids"], *facts.get("shown_ids", ()))[0]
         if first in self.products.new:
             changed["category"] = self.products.new[first].category
-        elif first != facts["asked_ids"][0]:
+        elif first != former:
             changed["category"] = self._known_category(first)
         return changed
 
@@ -228,7 +234,16 @@ def _sample(shards: ShardSet, number: int, facts: Mapping[str, Any]) -> PlannedS
     return PlannedSample(facts, {name: (image, f"{shards.folder}, sample {number}") for name, image in images.items()})
 
 
-def stored_samples(shards: ShardSet, numbers: Sequence[int]) -> Iterator[PlannedSample]:
-    """Yield stored samples, to be written again as they are."""
-    for number in numbers:
-        yield _sample(shards, number, shards.read_facts(number))
+@dataclass(frozen=True)
+class StoredSamples:
+    """Stored samples, to be written again as they are; read one by one."""
+
+    shards: ShardSet
+    numbers: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __iter__(self) -> Iterator[PlannedSample]:
+        for number in map(int, self.numbers):
+            yield _sample(self.shards, number, self.shards.read_facts(number))

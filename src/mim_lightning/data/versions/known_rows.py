@@ -6,7 +6,7 @@ Rows are found by hashed id in the columns of the sets; only those that are aske
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -65,13 +65,20 @@ class KnownRows:
         """The training rows, if there are any."""
         return self.queries(self.train_split) if self.train_split in self.splits else None
 
-    def num_training_rows(self, product_ids: Iterable[str]) -> dict[str, int]:
-        """Return how many training rows each product has; products without any are left out."""
+    def num_training_rows(self, product_ids: Iterable[str], gone: Collection[str] = ()) -> dict[str, int]:
+        """Return how many training rows each product has; products without any are left out.
+
+        Args:
+            gone: ids of queries whose rows do not count.
+        """
         if self.train is None:
             return {}
         wanted = {hash_id(product_id): product_id for product_id in product_ids}
         found = numbers_by_key(self.train.column("product_keys"), wanted)
-        return {wanted[key]: len(numbers) for key, numbers in found.items()}
+        if gone:
+            keys, gone_keys = self.train.keys, set(map(hash_id, gone))
+            found = {key: [one for one in numbers if int(keys[one]) not in gone_keys] for key, numbers in found.items()}
+        return {wanted[key]: len(numbers) for key, numbers in found.items() if numbers}
 
     @cached_property
     def evaluated(self) -> dict[str, list[dict[str, Any]]]:
@@ -79,11 +86,15 @@ class KnownRows:
         sets = {split: self.queries(split) for split in self.splits if split != self.train_split}
         return {split: list(queries.all_facts()) for split, queries in sets.items()}
 
-    def splits_by_product(self) -> dict[str, set[str]]:
-        """Return the splits, other than the training split, in which each product is a target or a reference."""
+    def splits_by_product(self, gone: Collection[str] = ()) -> dict[str, set[str]]:
+        """Return the splits, other than the training split, in which each product is a target or a reference.
+
+        Args:
+            gone: ids of queries that do not count.
+        """
         found: dict[str, set[str]] = defaultdict(set)
         for split, rows in self.evaluated.items():
-            for facts in rows:
+            for facts in (one for one in rows if one.get("query_id") not in gone):
                 for product_id in (*facts.get("asked_ids", ()), *facts.get("shown_ids", ())):
                     found[product_id].add(split)
         return dict(found)

@@ -59,14 +59,15 @@ def write_version(
         index = replace(index, first_digest=first)
     if parent is not None:
         _keep_first_index(target, set_name)
+    else:
+        _write_pointer(folder, set_name)
     content = json.dumps(index.to_json(MEMBERS)).encode()
     with atomic_write(target / index_file(version)) as partial:
         partial.write_bytes(content)
     return hashlib.blake2b(content, digest_size=8).hexdigest()
 
 
-def write_pointer(folder: Path, set_name: str) -> None:
-    """Write the INDEX_FILE of a set that a later version added; that of the others is there before."""
+def _write_pointer(folder: Path, set_name: str) -> None:
     with atomic_write(folder / set_name / INDEX_FILE) as partial:
         partial.write_bytes(Pointer(set_name).to_json())
 
@@ -124,7 +125,7 @@ def _keep_first_index(target: Path, set_name: str) -> None:
         return
     with atomic_write(target / index_file(FIRST_VERSION)) as partial:
         shutil.copy2(target / INDEX_FILE, partial)  # with its time
-    write_pointer(target.parents[set_name.count("/")], set_name)
+    _write_pointer(target.parents[set_name.count("/")], set_name)
 
 
 def _first_digest(target: Path) -> str:

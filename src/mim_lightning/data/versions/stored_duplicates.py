@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from contextlib import suppress
+from typing import Any
 
 import numpy as np
 
@@ -27,19 +28,29 @@ Queries = dict[int, dict[bytes, list[Query]]]  # by size and hash of their image
 
 
 def find_stored_duplicates(
-    addition: Addition, rows: KnownRows, reader: ImageReader, settings: ValidationSettings, max_image_side: int
+    addition: Addition,
+    rows: KnownRows,
+    reader: ImageReader,
+    settings: ValidationSettings,
+    max_image_side: int,
+    gone_queries: Set[str],
+    gone_products: Set[str],
 ) -> Iterator[Finding]:
     """Yield the queries whose image another split of the data, or their catalog, has.
 
     Args:
         reader: of the images of the addition; those that cannot be read are reported elsewhere.
         max_image_side: at which images are stored.
+        gone_queries, gone_products: ids that the change replaces or deletes: their former rows do not count.
     """
     by_size = _queries_by_image(addition, reader, max_image_side)
     found: set[tuple[str, str]] = set()
     for set_name in rows.prepared.content() if by_size else ():
         split = set_name.removeprefix(QUERY_SETS) if set_name != CATALOG else None
-        for query, place, product_id in _equal_images(by_size, rows, set_name):
+        for query, facts in _equal_images(by_size, rows, set_name):
+            query_id, product_id = facts.get("query_id"), facts.get("product_id")
+            if query_id in gone_queries or (split is None and product_id in gone_products):
+                continue
             if split == query.split or (split is None and product_id in addition.known):
                 continue  # as in one table, and what was found among the rows of the addition
             kind, other = "image_in_two_splits", f"split '{split}'"
@@ -48,7 +59,7 @@ def find_stored_duplicates(
                 other = "the catalog"
             if (query.query_id, kind) not in found:
                 found.add((query.query_id, kind))
-                reason = f"the same image is in {other} of {place}"
+                reason = f"the same image is in {other} of {rows.origin}: {query_id or product_id}"
                 drops = settings.drops(kind)
                 yield Finding(kind, "queries", query.origin, query.query_id, "image", reason, drops, query.image)
 
@@ -63,8 +74,8 @@ def _queries_by_image(addition: Addition, reader: ImageReader, max_image_side: i
     return found
 
 
-def _equal_images(by_size: Queries, rows: KnownRows, set_name: str) -> Iterator[tuple[Query, str, str | None]]:
-    """Yield queries with an equal image in a set, the place of that, and the product in it."""
+def _equal_images(by_size: Queries, rows: KnownRows, set_name: str) -> Iterator[tuple[Query, dict[str, Any]]]:
+    """Yield queries with an equal image in a set, and the facts of the sample there."""
     shards = rows.prepared.open_set(set_name)
     name = PRODUCT_IMAGE if set_name == CATALOG else QUERY_IMAGE
     sizes = np.fromiter(by_size, dtype=np.int64)
@@ -75,11 +86,7 @@ def _equal_images(by_size: Queries, rows: KnownRows, set_name: str) -> Iterator[
             members, facts = shards.read_members(number, ("json", name))
             data = members[name]
             for query in by_size[len(data)].get(_hash(data), ()):
-                yield (
-                    query,
-                    f"{rows.origin}: {facts.get('query_id') or facts.get('product_id')}",
-                    facts.get("product_id"),
-                )
+                yield query, facts
 
 
 def _hash(data: bytes) -> bytes:
