@@ -93,7 +93,7 @@ def test_a_time_limit_is_read_as_lightning_reads_it() -> None:
     assert parse_max_time(None) is None
     assert parse_max_time("01:12:00:05") == timedelta(days=1, hours=12, seconds=5)
     assert parse_max_time({"hours": 1.5}) == timedelta(minutes=90)
-    for wrong in ("12h", "12:00:00", 5, {"hour": 1}, {"hours": "a"}, {}, {"hours": -1}):
+    for wrong in ("12h", "12:00:00", 5, {"hour": 1}, {"hours": "a"}, {}, {"hours": -1}, {"hours": 0}, "00:00:00:00"):
         with pytest.raises(ValueError, match=r"trainer.max_time=.*: give DD:HH:MM:SS, as 00:12:00:00, or {hours: 12}"):
             parse_max_time(wrong)  # type: ignore[arg-type]
 

@@ -39,7 +39,7 @@ from mim_lightning.config import describe_data, describe_source, load_stored_con
 from mim_lightning.expected_types import validate_type
 from mim_lightning.former_names import to_first
 from mim_lightning.interruption import STOPPED_AFTER
-from mim_lightning.io.atomic import atomic_write, remove_abandoned
+from mim_lightning.io.atomic import atomic_write, remove_abandoned, restore_former
 from mim_lightning.io.damaged_file import DamagedFileError, errors_as_damaged_file
 from mim_lightning.set_name import name_set
 from mim_lightning.stored_config import data_versions_of
@@ -164,7 +164,7 @@ def parse_max_time(value: str | Mapping[str, float] | None) -> timedelta | None:
     """Return the time of `trainer.max_time`: DD:HH:MM:SS, or {hours: 12}.
 
     Raises:
-        ValueError: it is neither.
+        ValueError: it is neither, or no time at all.
     """
     if value is None:
         return None
@@ -172,7 +172,8 @@ def parse_max_time(value: str | Mapping[str, float] | None) -> timedelta | None:
     found = re.fullmatch(r"(\d+):(\d\d):(\d\d):(\d\d)", str(value).strip())
     parts = dict(zip(units, map(int, found.groups()), strict=True)) if found else value
     numbers = parts.values() if isinstance(parts, Mapping) and parts.keys() <= {*units} else ()
-    if not numbers or not all(isinstance(number, int | float) and number >= 0 for number in numbers):
+    is_time = numbers and all(isinstance(number, int | float) and number >= 0 for number in numbers)
+    if not is_time or not any(numbers):
         raise ValueError(f"trainer.max_time={value}: give DD:HH:MM:SS, as 00:12:00:00, or {{hours: 12}}")
     return timedelta(**parts)  # type: ignore[arg-type]
 
@@ -268,7 +269,7 @@ def validate_writable(folder: Path) -> None:
 
 
 def find_resumable(run: Run) -> Path | None:
-    """Return the checkpoint that a run resumes from: the last, or the best where the last is damaged.
+    """Return the checkpoint that a run resumes from: the last, or the best where the last is damaged or missing.
 
     It reads the whole file: of several processes, ask the first alone.
 
@@ -277,8 +278,14 @@ def find_resumable(run: Run) -> Path | None:
     """
     from mim_lightning.model.checkpoint import verify_checkpoint
 
+    for path in (run.last_checkpoint, run.best_checkpoint):
+        restore_former(path)  # the run's lock is held: nobody is writing it
     remove_abandoned(run.last_checkpoint.parent)
     if not run.last_checkpoint.exists():
+        with suppress(DamagedFileError, FileNotFoundError):
+            verify_checkpoint(run.best_checkpoint)
+            print(f"there is no {run.last_checkpoint.name}: resumed from {run.best_checkpoint.name}", flush=True)
+            return run.best_checkpoint
         return None
     try:
         verify_checkpoint(run.last_checkpoint)

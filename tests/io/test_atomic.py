@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from mim_lightning.io.atomic import atomic_write, remove_abandoned
+from mim_lightning.io.atomic import atomic_write, atomic_write_folder, remove_abandoned, restore_former
 
 
 def test_a_reader_sees_the_former_content_until_the_end(tmp_path: Path) -> None:
@@ -86,3 +86,39 @@ def test_the_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     path = tmp_path / "not there" / "rows.csv"
     with pytest.raises(FileNotFoundError, match=re.escape(f"No such file or directory: '{path}'")), atomic_write(path):
         pass
+
+
+@pytest.mark.parametrize("is_folder", [True, False])
+def test_what_is_replaced_is_there_until_the_new_is_in_its_place(
+    tmp_path: Path, is_folder: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, rename = tmp_path / "last.ckpt", Path.rename
+    with atomic_write_folder(path) as partial:
+        (partial / "part").write_text("former")
+
+    def replace() -> None:
+        if is_folder:
+            with atomic_write_folder(path) as partial:
+                (partial / "part").write_text("new")
+        else:
+            with atomic_write(path, replaces_folder=True) as partial:
+                partial.write_text("new")
+
+    def stop(self: Path, target: Path) -> Path:
+        if self.suffix == ".partial":
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", stop)
+    with pytest.raises(KeyboardInterrupt):
+        replace()
+    assert (path / "part").read_text() == "former" and list(tmp_path.iterdir()) == [path]
+    monkeypatch.undo()
+    path.rename(tmp_path / ".last.ckpt.00000000-1-00000000.former")  # as a kill leaves it
+    restore_former(path)
+    assert (path / "part").read_text() == "former" and list(tmp_path.iterdir()) == [path]
+    replace()
+    assert (path / "part" if is_folder else path).read_text() == "new" and list(tmp_path.iterdir()) == [path]
+    with atomic_write_folder(path) as partial:
+        (partial / "part").write_text("newer")
+    assert (path / "part").read_text() == "newer" and list(tmp_path.iterdir()) == [path]

@@ -23,7 +23,7 @@ _FULL_BELOW = 2**20  # bytes free
 
 
 @contextmanager
-def atomic_write(path: Path, is_synced: bool = True) -> Iterator[Path]:
+def atomic_write(path: Path, is_synced: bool = True, replaces_folder: bool = False) -> Iterator[Path]:
     """Yield a path beside `path` to write to; it replaces `path` at the end, or is removed after an error.
 
     No two writers get the same path, be they threads, processes or machines that share the disk. Partial files of
@@ -33,6 +33,7 @@ def atomic_write(path: Path, is_synced: bool = True) -> Iterator[Path]:
         path: the file; its folder must exist. Its mode is what the umask gives.
         is_synced: whether the content is on the disk before the file is renamed. Not needed where a file that a power
             cut damages is detected and made again.
+        replaces_folder: whether the file may take the place of a folder.
 
     Raises:
         OSError: it could not be written; names `path`.
@@ -46,7 +47,10 @@ def atomic_write(path: Path, is_synced: bool = True) -> Iterator[Path]:
             partial.chmod(mode)  # some libraries create a file that only its owner may read
         if is_synced:
             _sync(partial)
-        partial.replace(path)
+        if replaces_folder and path.is_dir():
+            _put_in_place(partial, path)
+        else:
+            partial.replace(path)
         if is_synced:
             _sync(path.parent)
     except OSError as error:
@@ -68,26 +72,31 @@ def atomic_write(path: Path, is_synced: bool = True) -> Iterator[Path]:
 def atomic_write_folder(path: Path) -> Iterator[Path]:
     """Yield a new folder beside `path` to write into; it replaces `path` at the end.
 
-    A former folder stays until the new one is complete; nothing else is left beside it.
+    A former folder, or file, stays until the new one is complete; nothing else is left beside it. After a kill between
+    the two renames it is found by `restore_former`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_abandoned(path.parent, f".{path.name}.*")
     partial = _partial_of(path)
-    former = partial.with_suffix(".former")
     try:
         partial.mkdir()
         yield partial
-        if path.exists():
-            path.rename(former)
-        try:
-            partial.rename(path)
-        except OSError:
-            if former.exists():
-                former.rename(path)
-            raise
+        _sync(partial)
+        _put_in_place(partial, path)
     finally:
-        for folder in (partial, former):
-            shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def restore_former(path: Path) -> None:
+    """Rename a former folder back to its place, which is empty where its writer was killed between two renames.
+
+    Call it before `remove_abandoned`, and where nobody else writes `path`.
+    """
+    if path.exists():
+        return
+    found = [former for former in path.parent.glob(f".{path.name}.*.former") if _PARTIAL.fullmatch(former.name)]
+    if found:
+        max(found, key=lambda former: former.stat().st_mtime).rename(path)
 
 
 def remove_abandoned(folder: Path, pattern: str = ".*") -> None:
@@ -105,6 +114,23 @@ def remove_abandoned(folder: Path, pattern: str = ".*") -> None:
                 shutil.rmtree(found, ignore_errors=True)
             elif is_abandoned:
                 found.unlink()
+
+
+def _put_in_place(partial: Path, path: Path) -> None:
+    """Rename what is complete to its place; what was there is removed when that is on the disk, or else back again."""
+    former = partial.with_suffix(".former")
+    try:
+        if path.exists():
+            path.rename(former)
+        partial.rename(path)
+        _sync(path.parent)
+    finally:
+        if former.exists() and not path.exists():
+            former.rename(path)
+        elif former.is_dir():
+            shutil.rmtree(former, ignore_errors=True)
+        else:
+            former.unlink(missing_ok=True)
 
 
 def _partial_of(path: Path) -> Path:

@@ -7,7 +7,6 @@ training; Lightning itself would print a call stack, fail after an epoch, or say
 from __future__ import annotations
 
 import math
-import shutil
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 from itertools import count
@@ -181,6 +180,11 @@ def ask_first_rank(strategy: Strategy, ask: Callable[[], Any]) -> Any:
         ValueError, OSError: the function raised it; raised on every rank, or the others would wait for an answer.
     """
     strategy.setup_environment()  # the process group, which `trainer.fit` uses
+    return ask_first(strategy, ask)
+
+
+def ask_first(strategy: Strategy, ask: Callable[[], Any]) -> Any:
+    """Do what `ask_first_rank` does, where the process group is there."""
     answer, error = None, None
     if strategy.is_global_zero:
         try:
@@ -248,9 +252,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             return
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
-        if is_sharded_checkpoint(target):
-            shutil.rmtree(target)
-        with atomic_write(target) as partial, partial.open("wb") as file:
+        # a folder is the former checkpoint of a run that was sharded
+        with atomic_write(target, replaces_folder=True) as partial, partial.open("wb") as file:
             torch.save(checkpoint, file)
 
     def load_checkpoint(self, path: str | Path, *args: Any, **options: Any) -> dict[str, Any]:
