@@ -20,10 +20,9 @@ from tests.shop import small
 
 SWITCHES = [
     "model.compile=eager",  # traced by the compiler, computed as ever: bit for bit the same
-    "model.towers.query_image.activation_checkpointing=true",
-    "model.towers.product_text.activation_checkpointing=true",
     "reuse_memory=false",
 ]
+CHECKPOINTED = [f"model.towers.{name}.activation_checkpointing=true" for name in ("query_image", "product_text")]
 
 
 class StopAt(Callback):
@@ -40,7 +39,7 @@ def test_a_run_goes_on_compiled_and_ends_as_it_would_have(shop: Path, fit: Calla
     plain = fit("callbacks=ema")
     parts = ["callbacks=ema", f"paths.runs={shop}/switched", "callbacks.last.every_n_train_steps=1"]
     with pytest.raises(ValueError, match="stopped"):
-        fit(*parts, "callbacks.progress_bar={_target_: tests.model.test_compilation.StopAt, step: 5}")
+        fit(*parts, *CHECKPOINTED, "callbacks.progress_bar={_target_: tests.model.test_compilation.StopAt, step: 5}")
     counters = torch._dynamo.utils.counters["stats"]
     counters.clear()
     switched = fit(*parts, *SWITCHES)
@@ -66,6 +65,9 @@ def test_an_encoder_is_compiled_once_for_all_sizes_in_training_alone() -> None:
     assert deepcopy(matcher).state_dict().keys() == matcher.state_dict().keys() == four_towers().state_dict().keys()
     with pytest.raises(ValueError, match=r"model\.compile=inductr: give true, false or one of .*inductor"):
         compile_encoders(matcher, "inductr")
+    matcher.tower("product_text").activation_checkpointing = True
+    with pytest.raises(ValueError, match=r"model\.compile=eager: with model\.towers\.product_text\.activation_check"):
+        compile_encoders(matcher, "eager")
 
 
 @pytest.mark.slow

@@ -22,7 +22,7 @@ def compile_encoders(matcher: Matcher, backend: bool | str) -> None:
         backend: True for torch's default, or the name of another.
 
     Raises:
-        ValueError: no such backend.
+        ValueError: no such backend, or one that computes as ever for a tower with activation checkpointing.
     """
     if not backend:
         return
@@ -30,6 +30,13 @@ def compile_encoders(matcher: Matcher, backend: bool | str) -> None:
     known = torch.compiler.list_backends(exclude_tags=())
     if backend is not True and backend not in known:
         raise ValueError(f"model.compile={backend}: give true, false or one of {', '.join(known)}")
+    if backend is not True and backend.startswith("eager"):
+        for name in matcher.towers:
+            if matcher.tower(name).activation_checkpointing and not matcher.tower(name).is_frozen:
+                raise ValueError(
+                    f"model.compile={backend}: with model.towers.{name}.activation_checkpointing dropout differs in "
+                    "the second pass, and gradients are wrong; give model.compile=true"
+                )
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MAX_VARIANTS)
     for name in matcher.towers:
         matcher.tower(name).compile_encoder(**options)
