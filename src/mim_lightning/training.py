@@ -90,7 +90,7 @@ def fit(config: dict[str, Any], run: Run, description: Mapping[str, Any] | None 
     limit = parse_max_time(config["trainer"].get("max_time"))
     trainer = build(
         {**config["trainer"], "max_time": None, "enable_progress_bar": "progress_bar" in callbacks},
-        callbacks=[*callbacks.values(), *([TimeLimit(limit)] if limit else [])],
+        callbacks=[*callbacks.values(), *([TimeLimit(limit)] if limit is not None else [])],
         logger=list(loggers.values()),
     )
     keep_batches(trainer)

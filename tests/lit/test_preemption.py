@@ -148,6 +148,10 @@ def test_a_run_that_a_time_limit_ends_has_results_and_goes_on_with_more_time(
     assert ended.run_id == whole.run_id and early is not None and early["stopped_after_seconds"] >= 20
     assert 5 < last["global_step"] < 15 and last["global_step"] % 3, "validated out of turn"
     assert fit(*limited).read_results() == early, "it is not begun again"
+    ended.results_path.unlink()  # as if killed before they were written
+    again = fit(*limited).read_results()
+    assert again is not None and again["step"] == early["step"] and again["stopped_after_seconds"] >= 20
+    assert torch.load(ended.last_checkpoint, weights_only=True)["global_step"] == last["global_step"]
     resumed = fit(*parts)
     results = resumed.read_results()
     assert results is not None and "stopped_after_seconds" not in results

@@ -67,7 +67,7 @@ class Preemption(Checkpoint):
         step = trainer.global_step
         request = self._agreement.at_step(step, self._request(trainer))
         # a run that ends without a validation: its last checkpoint must not depend on the clock
-        is_end = _is_last_step(trainer) and not is_validation_due(trainer)
+        is_end = is_last_step(trainer) and not is_validation_due(trainer)
         if request and request != SAVE:
             # logged as Lightning does after this hook
             trainer._logger_connector.on_batch_end()
@@ -169,7 +169,7 @@ def _restore_validation_counts(trainer: Trainer) -> None:
         total.ready = total.started = total.completed
 
 
-def _is_last_step(trainer: Trainer) -> bool:
+def is_last_step(trainer: Trainer) -> bool:
     """Return whether training ends with the present batch."""
     loop = trainer.fit_loop
     is_last_epoch = trainer.max_epochs is not None and 0 < trainer.max_epochs <= trainer.current_epoch + 1

@@ -9,7 +9,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.utilities import rank_zero_info
 
-from mim_lightning.lit.callbacks.preemption import is_validation_due
+from mim_lightning.lit.callbacks.preemption import is_last_step, is_validation_due
 from mim_lightning.lit.rank_agreement import RankAgreement
 from mim_lightning.types import Batch
 
@@ -27,6 +27,8 @@ class TimeLimit(Timer):
     def __init__(self, limit: timedelta) -> None:
         super().__init__(limit, verbose=False)
         self._agreement: RankAgreement | None = None
+        self._ends_after_validation = False
+        self.has_ended_training = False  # before its natural end
 
     @property
     def state_key(self) -> str:
@@ -37,9 +39,24 @@ class TimeLimit(Timer):
         assert self._duration is not None
         return self.time_elapsed() >= self._duration
 
+    def on_fit_start(self, trainer: Trainer, *args: Any, **options: Any) -> None:
+        """Leave it to `on_train_start`: some strategies restore the time used so far after this."""
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
         self._agreement = RankAgreement(trainer.world_size, trainer.strategy.root_device)
+        if trainer.strategy.broadcast(self.is_reached):  # by former starts of the run
+            self._agreement = None
+            self.has_ended_training = True
+            # a validation that the run was stopped before comes first
+            self._ends_after_validation = trainer.fit_loop.epoch_loop.val_loop.restarted_mid_evaluation
+            trainer.should_stop = not self._ends_after_validation
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_validation_end(trainer, pl_module)
+        if self._ends_after_validation:
+            self._ends_after_validation = False
+            trainer.should_stop = True
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
@@ -49,7 +66,9 @@ class TimeLimit(Timer):
         request = END if self.is_reached and trainer.is_global_zero else ""
         if self._agreement.at_step(trainer.global_step, request):
             self._agreement = None
-            trainer.should_stop = True
+            if is_last_step(trainer):
+                return
+            self.has_ended_training = trainer.should_stop = True
             rank_zero_info(
                 f"trainer.max_time: ends after step {trainer.global_step}; the same command with more time, or none, "
                 "goes on from it"
@@ -72,5 +91,4 @@ class TimeLimit(Timer):
 def seconds_trained(trainer: Trainer) -> float | None:
     """Return the seconds of a training that its time limit has ended, over all its starts, else None."""
     found = [callback for callback in trainer.callbacks if isinstance(callback, TimeLimit)]  # type: ignore[attr-defined]
-    is_over = any(limit.is_reached and trainer.should_stop for limit in found)
-    return found[0].time_elapsed() if is_over else None
+    return found[0].time_elapsed() if any(limit.has_ended_training for limit in found) else None
