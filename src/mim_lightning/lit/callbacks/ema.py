@@ -47,8 +47,8 @@ class EMA(EMAWeightAveraging):
                 "callbacks.ema=null"
             )
         if stage == "fit" and isinstance(trainer.strategy, FullySharded):  # which shards it afterwards
-            device = self._device or pl_module.device
-            self._average_model = AveragedModel(pl_module, device, use_buffers=self._use_buffers, **self._kwargs)
+            # on the CPU: a whole copy may not fit where the parts do
+            self._average_model = AveragedModel(pl_module, "cpu", use_buffers=self._use_buffers, **self._kwargs)
         else:
             super().setup(trainer, pl_module, stage)
         if stage == "fit":
@@ -69,11 +69,18 @@ class EMA(EMAWeightAveraging):
         if self._average_model is None:
             return
         averaged: Any = self._average_model.module
-        for name, parameter in pl_module.named_parameters():
+        parts: dict[int, nn.Parameter] = {}  # by id of the live one, which may have several names
+        for name, parameter in pl_module.named_parameters(remove_duplicate=False):
             owner, _, leaf = name.rpartition(".")
             if is_part(parameter) and not is_part(averaged.get_parameter(name)):
-                part = nn.Parameter(parameter.detach().clone(), requires_grad=False)
-                setattr(averaged.get_submodule(owner), leaf, part)
+                if id(parameter) not in parts:
+                    parts[id(parameter)] = nn.Parameter(parameter.detach().clone(), requires_grad=False)
+                setattr(averaged.get_submodule(owner), leaf, parts[id(parameter)])
+        if parts:
+            device = next(iter(parts.values())).device
+            for tensor in chain(averaged.parameters(), averaged.buffers()):
+                if not is_part(tensor):  # what every process keeps whole
+                    tensor.data = tensor.data.to(device)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         release_weights(pl_module)  # they were gathered of the average
