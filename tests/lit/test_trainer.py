@@ -17,11 +17,12 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from torch import nn
 
-from mim_lightning.config import compose
+from mim_lightning.config import build, compose
 from mim_lightning.errors import is_user_error
 from mim_lightning.evaluate import evaluate
 from mim_lightning.io.damaged_file import DamagedFileError
 from mim_lightning.lit import trainer as trainer_module
+from mim_lightning.lit.fully_sharded import FullySharded
 from mim_lightning.lit.module import validate_finite
 from mim_lightning.lit.trainer import AtomicCheckpointIO, ask_first_rank, validate_trainer, validate_unsharded
 from mim_lightning.run import Run, identify
@@ -336,3 +337,20 @@ def test_nan_weights_on_one_rank_are_refused_on_all() -> None:
     with pytest.raises(ValueError, match="'weight' is not finite"):
         validate_finite(model, "at step 1", agree=lambda own: bool(given.append(own)))  # type: ignore[func-returns-value]
     assert given == [False]
+
+
+def test_sharding_takes_a_timeout_in_seconds_and_no_other_option() -> None:
+    strategy = compose("train", ["trainer=fsdp", "+trainer.strategy.timeout=60"])["trainer"]["strategy"]
+    built: Any = build(strategy)
+    assert isinstance(built, FullySharded) and built._timeout == timedelta(seconds=60)
+    with pytest.raises(ValueError, match=r"trainer\.strategy\.timeout=0: give seconds, above 0"):
+        FullySharded(timeout=0)
+    with pytest.raises(ValueError, match="tensor_parallel_size"):
+        build({**strategy, "tensor_parallel_size": 2})
+
+
+def test_a_file_takes_the_place_of_a_folder_whatever_is_in_it(tmp_path: Path) -> None:
+    (tmp_path / "last.ckpt").mkdir()
+    AtomicCheckpointIO().save_checkpoint({"step": 1}, tmp_path / "last.ckpt")
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True) == {"step": 1}
+    assert [path.name for path in tmp_path.iterdir()] == ["last.ckpt"]

@@ -7,8 +7,11 @@ number of processes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from contextlib import nullcontext
+from contextlib import ExitStack
+from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +21,16 @@ from lightning import LightningModule
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import ModelParallelStrategy, ParallelStrategy, StrategyRegistry
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
+from torch.distributed.constants import default_pg_timeout
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
 from mim_lightning.io.atomic import atomic_write_folder
+from mim_lightning.lit.trainer import ask_first
 from mim_lightning.model.matcher import Matcher
 from mim_lightning.model.sharded_checkpoint import is_sharded_checkpoint, read_sharded, write_sharded
 from mim_lightning.model.sharding import (
@@ -39,7 +45,8 @@ from mim_lightning.model.sharding import (
 
 SHARDED, WHOLE = "sharded", "whole"
 GATHER_DTYPES = {None: None, "bfloat16": torch.bfloat16}
-STATES = ("state_dict", "current_model_state")  # of a checkpoint: weights by name
+LIVE = "current_model_state"  # of a checkpoint with averaged weights
+STATES = ("state_dict", LIVE)  # of a checkpoint: weights by name
 OPTIMIZERS = "optimizer_states"
 
 
@@ -50,15 +57,30 @@ class FullySharded(ModelParallelStrategy):
         checkpoints: "sharded": a folder, to which each process writes its part; "whole": one file.
         gather_dtype: "bfloat16" halves what blocks take and what processes send each other, and rounds the weights that
             a pass computes with; None: weights as they are, with the results of DDP.
-        process_group_backend, timeout: of the process group, see `ModelParallelStrategy`.
+        process_group_backend: None: that of the device.
+        timeout: seconds after which a collective, or the wait for the first process, is given up.
     """
 
-    def __init__(self, checkpoints: str = SHARDED, gather_dtype: str | None = None, **options: Any) -> None:
+    def __init__(
+        self,
+        checkpoints: str = SHARDED,
+        gather_dtype: str | None = None,
+        process_group_backend: str | None = None,
+        timeout: float | timedelta = default_pg_timeout,
+    ) -> None:
         if checkpoints not in (SHARDED, WHOLE):
             raise ValueError(f"trainer.strategy.checkpoints={checkpoints}: give {SHARDED} or {WHOLE}")
         if gather_dtype not in GATHER_DTYPES:
             raise ValueError(f"trainer.strategy.gather_dtype={gather_dtype}: give bfloat16 or null")
-        super().__init__(save_distributed_checkpoint=checkpoints == SHARDED, **options)
+        if not isinstance(timeout, timedelta):
+            if not isinstance(timeout, int | float) or not 0 < timeout < math.inf:
+                raise ValueError(f"trainer.strategy.timeout={timeout}: give seconds, above 0")
+            timeout = timedelta(seconds=timeout)
+        super().__init__(
+            save_distributed_checkpoint=checkpoints == SHARDED,
+            process_group_backend=process_group_backend,
+            timeout=timeout,
+        )
         self._gather_dtype = GATHER_DTYPES[gather_dtype]
         self._replicas: dict[int, tuple[nn.Parameter, nn.Parameter]] = {}  # by id of the whole parameter
 
@@ -83,6 +105,11 @@ class FullySharded(ModelParallelStrategy):
             return
         assert isinstance(module.matcher, Matcher)
         self.precision_plugin.convert_module(module)
+        for name in module.matcher.towers:
+            if (buckets := getattr(module.matcher.tower(name).encoder, "length_buckets", 1)) > 1:
+                rank_zero_info(
+                    f"trainer=fsdp: tower '{name}' encodes texts in one bucket, not length_buckets={buckets}"
+                )
         shard_matcher(module.matcher, self.device_mesh, self._gather_dtype)
 
     def gather_weights(self) -> None:
@@ -148,11 +175,12 @@ class FullySharded(ModelParallelStrategy):
         path = Path(self.broadcast(filepath))
         if not self._save_distributed_checkpoint:
             content = self._collect(checkpoint)
-            if self.is_global_zero:
-                self.checkpoint_io.save_checkpoint(content, path, storage_options)
+            ask_first(self, lambda: self.checkpoint_io.save_checkpoint(content, path, storage_options))
             return
-        with atomic_write_folder(path) if self.is_global_zero else nullcontext(path) as partial:
-            write_sharded(checkpoint, Path(self.broadcast(partial)))
+        with ExitStack() as stack:  # of the first process: an error of it is raised by all, which would wait for it
+            folder = ask_first(self, lambda: stack.enter_context(atomic_write_folder(path)))
+            write_sharded(checkpoint, folder)
+            ask_first(self, stack.close)
 
     def _collect(self, value: Any) -> Any:
         """Return nested containers with whole tensors on the CPU, on the first process; the others take part."""
@@ -169,9 +197,17 @@ class FullySharded(ModelParallelStrategy):
         assert module is not None
         if not is_sharded(module):
             return self.checkpoint_io.load_checkpoint(path, map_location="cpu", weights_only=weights_only)
+        unused: tuple[str, ...] = ()
+        if module.trainer.state.fn != TrainerFn.FITTING:  # evaluation after training, whose state is still there
+            unused = (OPTIMIZERS, LIVE)
+            module.zero_grad(set_to_none=True)
+            for optimizer in self.optimizers:
+                optimizer.zero_grad(set_to_none=True)
         if is_sharded_checkpoint(path):
-            return read_sharded(path, self._place)
+            parameters = dict(module.named_parameters(remove_duplicate=False))
+            return read_sharded(path, partial(self._place, parameters), unused)
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        content = {key: value for key, value in content.items() if key not in unused}
         for key in STATES:
             if key in content:
                 content[key] = shard_state_like(content[key], module)
@@ -183,12 +219,14 @@ class FullySharded(ModelParallelStrategy):
                 }
         return content
 
-    def _place(self, name: str, shape: torch.Size, dtype: torch.dtype) -> Tensor | None:
+    def _place(
+        self, parameters: Mapping[str, Tensor], name: str, shape: torch.Size, dtype: torch.dtype
+    ) -> Tensor | None:
         """Return the tensor to read into: this process's part of one that belongs to a sharded parameter."""
         section, _, rest = name.partition("/")
         like: Tensor | None = None
         if section in STATES:
-            like = dict(self.lightning_module.named_parameters()).get(rest)  # type: ignore[union-attr]
+            like = parameters.get(rest)
         elif section == OPTIMIZERS:
             number, _, idx, _ = rest.split("/", 3)
             optimized = self._optimized()

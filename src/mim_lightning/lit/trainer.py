@@ -180,10 +180,10 @@ def ask_first_rank(strategy: Strategy, ask: Callable[[], Any]) -> Any:
         ValueError, OSError: the function raised it; raised on every rank, or the others would wait for an answer.
     """
     strategy.setup_environment()  # the process group, which `trainer.fit` uses
-    return ask_first(strategy, ask)
+    return ask_first(strategy, ask, may_take_hours=True)
 
 
-def ask_first(strategy: Strategy, ask: Callable[[], Any]) -> Any:
+def ask_first(strategy: Strategy, ask: Callable[[], Any], may_take_hours: bool = False) -> Any:
     """Do what `ask_first_rank` does, where the process group is there."""
     answer, error = None, None
     if strategy.is_global_zero:
@@ -191,7 +191,8 @@ def ask_first(strategy: Strategy, ask: Callable[[], Any]) -> Any:
             answer = ask()
         except (ValueError, OSError) as raised:
             error = raised
-    _wait_for_first_rank(strategy.is_global_zero)
+    if may_take_hours:
+        _wait_for_first_rank(strategy.is_global_zero)
     answer, error = strategy.broadcast((answer, error))
     if error is not None:
         raise error

@@ -12,7 +12,7 @@ import pickle
 import warnings
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -91,28 +91,42 @@ def write_sharded(content: Mapping[str, Any], folder: Path) -> None:
         raise OSError(code, reason, str(folder))
 
 
-def read_sharded(folder: str | Path, place: Place | None = None) -> dict[str, Any]:
+def read_sharded(folder: str | Path, place: Place | None = None, left_out: Collection[str] = ()) -> dict[str, Any]:
     """Read a sharded checkpoint.
 
     Args:
         place: by name, shape and type: the tensor to read into, which may be a part of it; None, or where it returns
             None: the whole, on the CPU. Given, every process reads together.
+        left_out: keys of the checkpoint that are not read.
 
     Raises:
-        DamagedFileError: no sharded checkpoint, or damaged.
+        DamagedFileError: no sharded checkpoint, or damaged; with `place` on all processes.
     """
     folder = Path(folder)
-    content = read_meta(folder)
+    content: dict[str, Any] = {}
+    tensors: dict[str, Any] = {}
+    failure: Exception | None = None
+    try:
+        content = {key: value for key, value in read_meta(folder).items() if key not in left_out}
+        with errors_as_damaged_file(str(folder)):
+            reader = _Reader(folder)
+            described = reader.read_metadata().state_dict_metadata
+            for name in _names(content):
+                found = described[name]
+                if not isinstance(found, TensorStorageMetadata):
+                    raise DamagedFileError(folder, f"'{name}' is no tensor")
+                given = None if place is None else place(name, found.size, found.properties.dtype)
+                tensors[name] = torch.empty(found.size, dtype=found.properties.dtype) if given is None else given
+    except (OSError, ValueError) as error:
+        failure = error
+    if place is not None:  # or the others would wait for this process
+        failures: list[str | None] = [None] * dist.get_world_size()
+        dist.all_gather_object(failures, failure and str(failure))
+        others = (text for text in failures if text)
+        failure = failure or next((DamagedFileError(folder, f"another process: {text}") for text in others), None)
+    if failure is not None:
+        raise failure
     with errors_as_damaged_file(str(folder)):
-        reader = _Reader(folder)
-        described = reader.read_metadata().state_dict_metadata
-        tensors: dict[str, Any] = {}
-        for name in _names(content):
-            found = described[name]
-            if not isinstance(found, TensorStorageMetadata):
-                raise DamagedFileError(folder, f"'{name}' is no tensor")
-            given = None if place is None else place(name, found.size, found.properties.dtype)
-            tensors[name] = torch.empty(found.size, dtype=found.properties.dtype) if given is None else given
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # that this is one process

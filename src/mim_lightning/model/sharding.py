@@ -149,5 +149,5 @@ def shard_like(tensor: Tensor, like: Tensor) -> Tensor:
 
 def shard_state_like(state: Mapping[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
     """Return this process's part of a state dict, placed as the parameters of a module are."""
-    parameters = dict(module.named_parameters())
+    parameters = dict(module.named_parameters(remove_duplicate=False))
     return {name: shard_like(value, parameters.get(name, value)) for name, value in state.items()}
