@@ -77,7 +77,11 @@ def go_on(middle: Path, words: list[str]) -> Run:
 def test_two_sharded_processes_end_as_one_and_one_goes_on_from_their_checkpoint(
     shop: Path, fit: Callable[..., Run]
 ) -> None:
-    exact = [*EXACT, "model=2tower"]  # four towers, with fusions, are in the slow test
+    exact = [
+        *EXACT,
+        "model=2tower",
+        "trainer.num_sanity_val_steps=0",
+    ]  # four towers, with fusions, are in the slow test
     one = fit(*exact)
     words = small(shop, *exact, ENGINES["fsdp"], saving(shop), f"paths.runs={shop}/two")
     train_on(2, words)

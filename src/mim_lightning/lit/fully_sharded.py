@@ -204,8 +204,8 @@ class FullySharded(ModelParallelStrategy):
             for optimizer in self.optimizers:
                 optimizer.zero_grad(set_to_none=True)
         if is_sharded_checkpoint(path):
-            parameters = dict(module.named_parameters(remove_duplicate=False))
-            return read_sharded(path, partial(self._place, parameters), unused)
+            by_name = dict(module.named_parameters(remove_duplicate=False))
+            return read_sharded(path, partial(self._place, by_name), unused)
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         content = {key: value for key, value in content.items() if key not in unused}
         for key in STATES:

@@ -120,8 +120,8 @@ def read_sharded(folder: str | Path, place: Place | None = None, left_out: Colle
     except (OSError, ValueError) as error:
         failure = error
     if place is not None:  # or the others would wait for this process
-        failures: list[str | None] = [None] * dist.get_world_size()
-        dist.all_gather_object(failures, failure and str(failure))
+        failures: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(failures, None if failure is None else str(failure))
         others = (text for text in failures if text)
         failure = failure or next((DamagedFileError(folder, f"another process: {text}") for text in others), None)
     if failure is not None:

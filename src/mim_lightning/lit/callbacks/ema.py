@@ -48,7 +48,9 @@ class EMA(EMAWeightAveraging):
             )
         if stage == "fit" and isinstance(trainer.strategy, FullySharded):  # which shards it afterwards
             # on the CPU: a whole copy may not fit where the parts do
-            self._average_model = AveragedModel(pl_module, "cpu", use_buffers=self._use_buffers, **self._kwargs)
+            self._average_model = AveragedModel(
+                pl_module, torch.device("cpu"), use_buffers=self._use_buffers, **self._kwargs
+            )
         else:
             super().setup(trainer, pl_module, stage)
         if stage == "fit":
