@@ -64,6 +64,17 @@ def _encode_sharded(tower: Tower, parts: Sequence[TowerInput], micro_batch_size:
     return embeddings
 
 
+def _encode_parts(ctx: Any, batches: MicroBatches) -> list[Any]:
+    """Encode each micro-batch without a graph, and keep in `ctx` what its backward pass repeats it with."""
+    device = first_tensor(batches.parts[0]).device
+    ctx.batches, ctx.conditions, ctx.states = batches, _Conditions(device), []
+    outputs = []
+    for idx in range(len(batches)):
+        ctx.states.append(_RandomState.of(device))
+        outputs.append(batches.module(batches.inputs(idx)))
+    return outputs
+
+
 def _encode_again(batches: MicroBatches, num_times: int) -> None:
     """Take part in the passes of other processes, without a gradient; random numbers and statistics stay."""
     state = _RandomState.of(first_tensor(batches.parts[0]).device)
@@ -129,13 +140,8 @@ class _CachedPass(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, batches: MicroBatches, *parameters: Tensor) -> tuple[Tensor, ...]:
-        device = first_tensor(batches.parts[0]).device
-        ctx.batches, ctx.parameters, ctx.conditions, ctx.states = batches, parameters, _Conditions(device), []
-        outputs = []
-        for idx in range(len(batches)):
-            ctx.states.append(_RandomState.of(device))
-            outputs.append(batches.module(batches.inputs(idx)))
-        return tuple(batches.join(outputs))
+        ctx.parameters = parameters
+        return tuple(batches.join(_encode_parts(ctx, batches)))
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -167,17 +173,8 @@ class _ShardedCachedPass(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, batches: MicroBatches, num_passes: int, anchor: Tensor) -> tuple[Tensor, ...]:
-        device = first_tensor(batches.parts[0]).device
-        ctx.batches, ctx.num_more, ctx.conditions, ctx.states = (
-            batches,
-            num_passes - len(batches),
-            _Conditions(device),
-            [],
-        )
-        outputs = []
-        for idx in range(len(batches)):
-            ctx.states.append(_RandomState.of(device))
-            outputs.append(batches.module(batches.inputs(idx)))
+        ctx.num_more = num_passes - len(batches)
+        outputs = _encode_parts(ctx, batches)
         _encode_again(batches, ctx.num_more)
         return tuple(batches.join(outputs))
 
