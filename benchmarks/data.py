@@ -59,9 +59,9 @@ def main() -> None:
     photos = read_photos(wishes.photos, 2 * wishes.rows)
     results = []
     with tempfile.TemporaryDirectory(dir=wishes.scratch) as scratch:
-        for samples_per_product in wishes.samples_per_product:
+        for samples_per_product in wishes.rows_per_product:
             shards = write_rows(Path(scratch) / f"rows-{samples_per_product}", photos, samples_per_product, wishes)
-            results.append({"samples_per_product": samples_per_product, **compare(shards, samples_per_product, wishes)})
+            results.append({"rows_per_product": samples_per_product, **compare(shards, samples_per_product, wishes)})
         facts = describe(shards, wishes)
     print(table(results, facts))
     if wishes.output:
@@ -276,7 +276,7 @@ def table(results: Sequence[dict[str, Any]], facts: dict[str, Any]) -> str:
         "| ---: | --- | ---: | ---: | ---: |",
     ]
     for result in results:
-        lines += table_lines(result["samples_per_product"], result["spent"], facts["rows"])
+        lines += table_lines(result["rows_per_product"], result["spent"], facts["rows"])
     sizes = f"batches of {facts['batch_size']}, {facts['image_size']} pixels, {facts['workers']} processes a side"
     lines += [
         "",

@@ -60,7 +60,7 @@ def plan_lines(loading: Measured, preparing: Measured, opening: Sequence[Measure
         "cores a GPU for loading | an epoch, h | an epoch, $ | rank opens in, s |"
     )
     yield "| --- | " + "---: | " * 12
-    ours = next(result["spent"]["ours"] for result in loading["results"] if result["samples_per_product"] == 1)
+    ours = next(result["spent"]["ours"] for result in loading["results"] if result["rows_per_product"] == 1)
     load_seconds = median(cpu for _, cpu in ours) / loading["facts"]["rows"]  # CPU time a row
     large = preparing["results"][-1]  # photos as a shop has them
     picture_seconds = large["cpu_seconds"] / large["pictures"]
