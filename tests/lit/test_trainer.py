@@ -340,7 +340,7 @@ def test_nan_weights_on_one_rank_are_refused_on_all() -> None:
 
 
 def test_sharding_takes_a_timeout_in_seconds_and_no_other_option() -> None:
-    strategy = compose("train", ["trainer=fsdp", "+trainer.strategy.timeout=60"])["trainer"]["strategy"]
+    strategy = compose("train", ["trainer=fsdp", "trainer.strategy.timeout=60"])["trainer"]["strategy"]
     built: Any = build(strategy)
     assert isinstance(built, FullySharded) and built._timeout == timedelta(seconds=60)
     with pytest.raises(ValueError, match=r"trainer\.strategy\.timeout=0: give seconds, above 0"):
