@@ -6,7 +6,7 @@ export PYTHONDONTWRITEBYTECODE :=
 UV := $(or $(shell command -v uv),.uv/bin/uv)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup gpu format lint types test test-slow train experiment experiments pictures tables wheel lock clean
+.PHONY: help setup gpu format lint types test test-slow campaign train experiment experiments pictures tables wheel lock clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1|/' | awk -F'|' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -36,7 +36,7 @@ experiment: setup ## one record of experiments/ again: make experiment NAME=towe
 RECORDS = default_run towers_synthetic warm_start fusion_weights fusions loss_weights tied_or_not encoder_size towers_grocery \
 	frozen_text planted_lift index_speed ranking_speed serving_speed rounded_weights same_picture data_throughput \
 	world_size loss_memory step_speed train_throughput scale/fingerprints scale/growing scale/preparation scale/remote \
-	scale/shuffling scale/validation scale/plan
+	scale/shuffling scale/validation scale/plan reliability
 
 experiments: setup ## every record again, hours on two cores
 	for name in $(RECORDS); do experiments/$$name/run.sh || exit 1; done
@@ -67,6 +67,11 @@ test: lint types ## style, types and tests: about ten minutes on two cores
 
 test-slow: setup ## the tests that `make test` leaves out: whole sweeps in many processes
 	$(PY) -m pytest -m slow
+
+campaign: export MIM_CAMPAIGN_SEED ?= $(shell date +%s)
+campaign: setup ## killed, stopped, starved and fed rubbish: is anything lost? see experiments/reliability
+	@echo "MIM_CAMPAIGN_SEED=$(MIM_CAMPAIGN_SEED)"
+	OMP_NUM_THREADS=1 $(PY) -m pytest tests/campaign -m "campaign or not campaign" --numprocesses 2 --dist worksteal
 
 wheel: setup ## a wheel in dist/
 	$(PY) -m build --wheel --installer uv

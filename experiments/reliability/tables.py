@@ -1,0 +1,88 @@
+"""Make the tables of a campaign from the outcomes that its tests recorded.
+
+    python experiments/reliability/tables.py outcomes.jsonl [more.jsonl ...]
+
+Writes into this folder:
+
+    outcomes.csv   a distinct input and outcome a row, with how often; parts that were not run again stay
+    table.md       how many inputs by part and target, and how many hold
+    found.md       what became of them
+"""
+
+import argparse
+import csv
+import json
+from collections import Counter
+from pathlib import Path
+
+PARTS = ("kill", "signal", "starved", "rubbish")
+COLUMNS = ("part", "target", "input", "outcome", "holds")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "records", type=Path, nargs="*", help="files that MIM_CAMPAIGN_RECORD named; none: tables alone"
+    )
+    parser.add_argument("--folder", type=Path, default=Path(__file__).parent)
+    arguments = parser.parse_args()
+    counts = Counter(tuple(row) for path in arguments.records for row in read_record(path))
+    again = {row[0] for row in counts}
+    stored = arguments.folder / "outcomes.csv"
+    if stored.is_file():
+        with stored.open(newline="") as file:
+            kept = [row for row in csv.DictReader(file) if row["part"] not in again]
+        counts.update({tuple(row[name] for name in COLUMNS): int(row["count"]) for row in kept})
+    rows = sorted(counts.items(), key=lambda item: (PARTS.index(item[0][0]), item[0][1:]))
+    with stored.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow((*COLUMNS, "count"))
+        writer.writerows((*row, count) for row, count in rows)
+    for name, lines in (("table.md", targets(rows)), ("found.md", outcomes(rows))):
+        text = "\n".join(lines) + "\n"
+        (arguments.folder / name).write_text(text)
+        print(text)
+
+
+def read_record(path: Path) -> list[list[str]]:
+    with path.open() as file:
+        found = [json.loads(line) for line in file]
+    return [[*(one[name] for name in COLUMNS[:4]), "yes" if one["holds"] else "no"] for one in found]
+
+
+def targets(rows: list[tuple[tuple[str, ...], int]]) -> list[str]:
+    """Return the table of counts by part and target, with a sum for each part."""
+    lines = ["| part | target | inputs | hold | do not |", "| --- | --- | ---: | ---: | ---: |"]
+    for part in PARTS:
+        found = [(row, count) for row, count in rows if row[0] == part]
+        for target in dict.fromkeys(row[1] for row, _ in found):
+            lines.append(f"| {part} | {cell(target)} | {sums([one for one in found if one[0][1] == target])} |")
+        if found:
+            lines.append(f"| **{part}** | all | {sums(found)} |")
+    return lines
+
+
+def sums(rows: list[tuple[tuple[str, ...], int]]) -> str:
+    total, held = sum(count for _, count in rows), sum(count for row, count in rows if row[4] == "yes")
+    return f"{total} | {held} | {total - held}"
+
+
+def outcomes(rows: list[tuple[tuple[str, ...], int]]) -> list[str]:
+    """Return the table of what was found, the most frequent of a target first."""
+    counts: Counter[tuple[str, ...]] = Counter()
+    for (part, target, _, outcome, holds), count in rows:
+        counts[part, target, outcome, holds] += count
+    order = sorted(counts.items(), key=lambda item: (PARTS.index(item[0][0]), item[0][1], -item[1], item[0]))
+    lines = ["| part | target | outcome | inputs | holds |", "| --- | --- | --- | ---: | --- |"]
+    return lines + [
+        f"| {part} | {cell(target)} | {cell(outcome)} | {count} | {holds} |"
+        for (part, target, outcome, holds), count in order
+    ]
+
+
+def cell(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+if __name__ == "__main__":
+    main()
