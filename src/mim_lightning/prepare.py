@@ -108,7 +108,7 @@ def write_version(change: Change, config: dict[str, Any]) -> None:
     """Write the next version of the data in `data.folder`."""
     from mim_lightning.analysis.html.validation_page import write_validation_report
     from mim_lightning.data.preparation.preparation import Validation
-    from mim_lightning.data.versions.change import change_data
+    from mim_lightning.data.versions.next_version import change_data
     from mim_lightning.io.paths import to_path_or_url
 
     data = config["data"]

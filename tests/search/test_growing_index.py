@@ -16,7 +16,8 @@ from mim_lightning.data.manifest.manifest import ManifestSource
 from mim_lightning.data.preparation.preparation import Validation, prepare_shards
 from mim_lightning.data.preparation.prepared import ShardSettings, open_prepared
 from mim_lightning.data.shards.shard_set import ShardSet
-from mim_lightning.data.versions.change import Change, Deletion, Tables, change_data
+from mim_lightning.data.versions.change import Change, Deletion, Tables
+from mim_lightning.data.versions.next_version import change_data
 from mim_lightning.search.combined_scores import REFERENCE, reference_products
 from mim_lightning.search.embedding_reuse import carry_over
 from mim_lightning.search.embedding_store import EmbeddedCatalog, EmbeddingStore, StoredEmbedding, describe_embedding

@@ -28,9 +28,10 @@ from mim_lightning.data.shards.mixture_set import MixtureEntry
 from mim_lightning.data.shards.shard_set import ShardSet
 from mim_lightning.data.splits import ProductDisjointSplits, Protocol
 from mim_lightning.data.validation.settings import ValidationSettings
-from mim_lightning.data.versions import change as changing
-from mim_lightning.data.versions.change import Change, Deletion, Tables, change_data
+from mim_lightning.data.versions import next_version as changing
+from mim_lightning.data.versions.change import Change, Deletion, Tables
 from mim_lightning.data.versions.changed_rows import ChangePlanner, ProductChange
+from mim_lightning.data.versions.next_version import change_data
 from mim_lightning.ids import hash_id
 from mim_lightning.prepare import prepare
 from tests.data.conftest import jpeg, write_csv

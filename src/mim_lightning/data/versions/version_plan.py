@@ -1,0 +1,220 @@
+"""The plan of a version: the changes of all sets, of validated rows, before anything is written."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mim_lightning.data.images.download import DownloadSettings
+from mim_lightning.data.images.reader import ImageReader
+from mim_lightning.data.manifest.id_list import read_ids
+from mim_lightning.data.manifest.manifest import Manifest
+from mim_lightning.data.manifest.rows import RowIssue
+from mim_lightning.data.preparation.plan import RecordReader
+from mim_lightning.data.preparation.preparation import Validation, report_dir
+from mim_lightning.data.preparation.prepared import CATALOG, PreparedData, ShardSettings
+from mim_lightning.data.preparation.staging import IMAGES_FILE
+from mim_lightning.data.splits import GivenSplits, ProductDisjointSplits, Protocol
+from mim_lightning.data.validation.report import drop_invalid, raise_if_invalid
+from mim_lightning.data.validation.validate import validate_manifest
+from mim_lightning.data.versions.addition import (
+    Addition,
+    find_in_other_splits,
+    is_of_pairs,
+    keep_splits,
+    new_products,
+    read_addition,
+    report_alone,
+    source_of,
+)
+from mim_lightning.data.versions.change import Change, Deletion, Tables
+from mim_lightning.data.versions.changed_rows import ChangePlanner, ProductChange, SetChange, StoredSamples
+from mim_lightning.data.versions.known_rows import KnownRows
+from mim_lightning.data.versions.stored_duplicates import find_stored_duplicates
+from mim_lightning.data.versions.unchanged_rows import without_unchanged
+
+REPORTS = "versions"  # folder of the reports of later versions, one for each
+
+
+@dataclass(frozen=True)
+class VersionPlan:
+    """The changes of all sets, with what is said of them."""
+
+    sets: list[SetChange]
+    reader: ImageReader
+    lines: list[str]
+    report: Path | None = None  # folder in the staging directory
+
+
+def plan_version(
+    change: Change,
+    rows: KnownRows,
+    settings: ShardSettings,
+    validation: Validation,
+    staging: Path,
+    number: int,
+    download: DownloadSettings | None,
+) -> VersionPlan:
+    if change.compact is not None:
+        return plan_compaction(change.compact, rows)
+    folder = rows.prepared.folder
+    assert isinstance(folder, Path)
+    deleted, unknown = _find_deleted(change.delete, rows)
+    products = rows.product_ids(deleted.products)
+    splits = rows.splits_of_queries(deleted.queries)
+    addition, reader = _empty(rows), ImageReader(download)
+    if change.add.products or change.add.queries:
+        gone = Deletion(sorted(products), sorted(splits))
+        addition = _validated_addition(change.add, gone, rows, settings, validation, staging, number, reader)
+    new = new_products(addition)
+    planner = ChangePlanner(
+        rows,
+        addition.manifest,
+        ProductChange(new, addition.replaced_products, products - new.keys()),
+        {*splits, *addition.replaced_queries},
+        settings,
+    )
+    planned = planner.plan()
+    records = RecordReader(reader, settings.max_image_side)
+    sets = [without_unchanged(part, rows, records) for part in planned]
+    num_unchanged = sum(len(part.samples) for part in planned) - sum(len(part.samples) for part in sets)
+    sets = [part for part in sets if len(part.removed) or part.samples]
+    num_queries = len(addition.manifest.queries)
+    counts = {
+        "added": (len(new) - len(addition.replaced_products), num_queries - len(addition.replaced_queries)),
+        "replaced": (len(addition.replaced_products), len(addition.replaced_queries)),
+        "deleted": (len(products - new.keys()), len(splits.keys() - addition.replaced_queries.keys())),
+    }
+    lines = [f"{folder}, version {number}:"]
+    lines += [f"  {verb} {num[0]:,} products and {num[1]:,} queries" for verb, num in counts.items() if any(num)]
+    lines += [f"  {len(ids):,} {what} to delete are not there, the first is '{ids[0]}'" for what, ids in unknown if ids]
+    if num_unchanged:
+        lines.append(f"  {num_unchanged:,} rows are as they were, and stay")
+    for part in sets:
+        before = num_samples(rows.prepared, part.name)
+        after = before - len(part.removed) + len(part.samples)
+        if part.name == CATALOG and not after:
+            raise ValueError(
+                f"{folder}: this change would leave no product; delete fewer, or prepare other data instead"
+            )
+        lines.append(
+            f"  {_title(part.name)}: {after:,} rows ({len(part.removed):,} removed, {len(part.samples):,} new)"
+        )
+    return VersionPlan(sets, reader, lines, staging / REPORTS if change.add.products or change.add.queries else None)
+
+
+def _validated_addition(
+    tables: Tables,
+    deleted: Deletion,
+    rows: KnownRows,
+    settings: ShardSettings,
+    validation: Validation,
+    staging: Path,
+    number: int,
+    reader: ImageReader,
+) -> Addition:
+    described, folder = rows.prepared.describe(), rows.prepared.folder
+    assert isinstance(folder, Path)
+    source = replace_download(source_of(described["source"], tables.products, tables.queries), reader)
+    issues: list[RowIssue] = []
+    pairs = is_of_pairs(described["source"])
+    gone = set(deleted.products)
+    addition = read_addition(
+        source, rows, issues.append, pairs=pairs, replaces=tables.replace, version=number, deleted=gone
+    )
+    addition = keep_splits(addition, rows, _protocol(described), settings)
+    reader.fetch_all(addition.manifest.stored().image_refs())
+    report = validate_manifest(
+        addition.manifest,
+        issues,
+        validation.settings,
+        reader.read,
+        scan_path=staging / IMAGES_FILE,
+        train_split=settings.train_split,
+        specs=validation.specs,
+    )
+    report = report_alone(report, addition, rows)
+    replaced, gone_products = {*addition.replaced_queries, *deleted.queries}, {*addition.replaced_products, *gone}
+    found = [
+        *find_in_other_splits(addition, rows, validation.settings, replaced),
+        *find_stored_duplicates(
+            addition, rows, reader, validation.settings, settings.max_image_side, replaced, gone_products
+        ),
+    ]
+    if found:
+        counts = Counter(report.counts) + Counter(finding.kind for finding in found)
+        report = replace(report, findings=(*report.findings, *found), counts=counts)
+    try:
+        raise_if_invalid(report)
+    except ValueError as error:
+        validation.write_report(report, report_dir(folder), reader)
+        where = f"; the report is in {report_dir(folder)}" if report_dir(folder).is_dir() else ""
+        raise ValueError(f"{error}{where}") from None
+    validation.write_report(report, staging / REPORTS, reader)
+    valid = drop_invalid(addition.manifest, report).in_memory()
+    return replace(
+        addition,
+        manifest=valid,
+        replaced_products=addition.replaced_products & valid.products.keys(),
+        replaced_queries={
+            query.query_id: addition.replaced_queries[query.query_id]
+            for query in valid.queries
+            if query.query_id in addition.replaced_queries
+        },
+    )
+
+
+def plan_compaction(fraction: float, rows: KnownRows) -> VersionPlan:
+    if not 0 < fraction < 1:
+        raise ValueError(f"compact={fraction}: give a fraction of removed rows, above 0 and below 1")
+    sets, lines = [], []
+    for name in rows.prepared.content():
+        shards = rows.prepared.open_set(name)
+        index = shards.index
+        numbers: list[np.ndarray] = []
+        for idx, size in enumerate(index.sizes):
+            if index.shard(idx).size - size > fraction * index.shard(idx).size:
+                numbers.append(np.arange(*shards.span(idx), dtype=np.int64))
+        if numbers:
+            removed = np.concatenate(numbers)
+            sets.append(SetChange(name, removed, StoredSamples(shards, removed)))
+            lines.append(f"  {_title(name)}: {len(removed):,} rows of shards with removed rows are written again")
+    head = [f"{rows.prepared.folder}, version {rows.prepared.version + 1}:"] if lines else []
+    return VersionPlan(sets, ImageReader(), [*head, *lines])
+
+
+def _find_deleted(wanted: Deletion, rows: KnownRows) -> tuple[Deletion, list[tuple[str, list[str]]]]:
+    products, queries = read_ids(wanted.products, "product_id"), read_ids(wanted.queries, "query_id")
+    there, splits = rows.product_ids(products), rows.splits_of_queries(queries)
+    unknown = [
+        ("products", [one for one in products if one not in there]),
+        ("queries", [one for one in queries if one not in splits]),
+    ]
+    return Deletion(products, queries), unknown
+
+
+def replace_download(source: Any, reader: ImageReader) -> Any:
+    source.download = reader.downloads.settings
+    return source
+
+
+def _empty(rows: KnownRows) -> Addition:
+    return Addition(Manifest({}, [], str(rows.prepared.folder), None), frozenset(), frozenset(), {})
+
+
+def num_samples(prepared: PreparedData, name: str) -> int:
+    return len(prepared.open_set(name)) if name in prepared.content() else 0
+
+
+def _title(set_name: str) -> str:
+    return "catalog" if set_name == CATALOG else set_name.removeprefix("queries/")
+
+
+def _protocol(described: Mapping[str, Any]) -> Protocol:
+    stored = described.get("protocol", {})
+    return ProductDisjointSplits(**stored) if "num_folds" in stored else GivenSplits(**stored)
