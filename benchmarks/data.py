@@ -25,8 +25,10 @@ from typing import Any, NamedTuple
 import torch
 import torchvision
 import webdataset
-from photos import cpu, marked, read_photos
+from machine import cpu_seconds, describe_machine
+from photos import marked, read_photos
 from PIL import Image
+from record import add_output, table, write_record
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
@@ -63,9 +65,8 @@ def main() -> None:
             shards = write_rows(Path(scratch) / f"rows-{samples_per_product}", photos, samples_per_product, wishes)
             results.append({"rows_per_product": samples_per_product, **compare(shards, samples_per_product, wishes)})
         facts = describe(shards, wishes)
-    print(table(results, facts))
-    if wishes.output:
-        wishes.output.write_text(json.dumps({"facts": facts, "results": results}, indent=1) + "\n")
+    print("\n".join(lines_of(results, facts)))
+    write_record(wishes.output, {"facts": facts, "results": results})
 
 
 def read_wishes() -> argparse.Namespace:
@@ -84,7 +85,7 @@ def read_wishes() -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes of every side")
     parser.add_argument("--rounds", type=int, default=5, help="passes of every side")
     parser.add_argument("--scratch", type=Path, help="where the shards are written; default: the system's place")
-    parser.add_argument("--output", type=Path, help="file for the same as JSON")
+    add_output(parser)
     return parser.parse_args()
 
 
@@ -155,13 +156,6 @@ def compare(
             if round_idx:  # the first starts workers and fills caches
                 spent[name].append(Spent(clock, cpu_seconds() - used))
     return {"spent": spent}
-
-
-def cpu_seconds() -> float:
-    """Return the CPU time of this process, of those it waited for, and of its loaders' workers."""
-    stats = (Path(f"/proc/{child.pid}/stat").read_text() for child in multiprocessing.active_children())
-    ticks = sum(int(ticks) for stat in stats for ticks in stat.rsplit(") ", 1)[1].split()[11:13])
-    return sum(os.times()[:4]) + ticks / os.sysconf("SC_CLK_TCK")
 
 
 class MemoryDataset(Dataset[Batch]):
@@ -257,7 +251,7 @@ def as_is(batch: Batch) -> Batch:
 def describe(shards: ShardSet, wishes: argparse.Namespace) -> dict[str, Any]:
     num_bytes = sum(Path(shards.shard_name(idx)).stat().st_size for idx in range(len(shards.sizes)))
     return {
-        "machine": f"{cpu()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}",
+        "machine": describe_machine(),
         "versions": f"torch {torch.__version__}, torchvision {torchvision.__version__}, webdataset "
         f"{webdataset.__version__}, Pillow {Image.__version__}, Python {platform.python_version()}",
         "photos": str(wishes.photos.name) if wishes.photos else "drawn",
@@ -270,28 +264,23 @@ def describe(shards: ShardSet, wishes: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def table(results: Sequence[dict[str, Any]], facts: dict[str, Any]) -> str:
-    lines = [
-        "| rows a product | side | rows/s | ours is faster by | by CPU time |",
-        "| ---: | --- | ---: | ---: | ---: |",
-    ]
-    for result in results:
-        lines += table_lines(result["rows_per_product"], result["spent"], facts["rows"])
+def lines_of(results: Sequence[dict[str, Any]], facts: dict[str, Any]) -> list[str]:
+    headings = ("rows a product", "side", "rows/s", "ours is faster by", "by CPU time")
+    rows = [row for one in results for row in rows_of(one["rows_per_product"], one["spent"], facts["rows"])]
     sizes = f"batches of {facts['batch_size']}, {facts['image_size']} pixels, {facts['workers']} processes a side"
-    lines += [
-        "",
-        f"*Median of {facts['rounds']} rounds (lowest to highest) of {facts['rows']:,} rows of two "
-        f"{facts['photos']} pictures and two texts; {sizes}; {facts['machine']}; {facts['versions']}.*",
-    ]
-    return "\n".join(lines)
+    note = (
+        f"Median of {facts['rounds']} rounds (lowest to highest) of {facts['rows']:,} rows of two "
+        f"{facts['photos']} pictures and two texts; {sizes}; {facts['machine']}; {facts['versions']}"
+    )
+    return table(headings, rows, note, num_left=2)
 
 
-def table_lines(samples_per_product: int, spent: dict[str, list[Spent]], num_rows: int) -> Iterator[str]:
+def rows_of(samples_per_product: int, spent: dict[str, list[Spent]], num_rows: int) -> Iterator[list[object]]:
     ours = spent["ours"]
     for name, found in spent.items():
         ratios = ["", ""] if name == "ours" else [ratio(found, ours, measure) for measure in (0, 1)]
         rate = num_rows / median(one[0] for one in found)
-        yield f"| {samples_per_product} | {name} | {rate:,.0f} | {' | '.join(ratios)} |"
+        yield [samples_per_product, name, f"{rate:,.0f}", *ratios]
 
 
 def ratio(theirs: Sequence[Spent], ours: Sequence[Spent], measure: int) -> str:

@@ -17,6 +17,7 @@ from pathlib import Path
 from statistics import median
 
 import torch
+from record import add_output, write_record
 
 from mim_lightning.encoders import TinyText
 from mim_lightning.model.fingerprint import fingerprint
@@ -68,13 +69,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--megabytes", type=int, default=1024)
     parser.add_argument("--turns", type=int, default=5)
-    parser.add_argument("--output", type=Path, help="a JSON file")
+    add_output(parser)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         found = measure(arguments.megabytes << 20, arguments.turns, Path(folder))
-    print(text := json.dumps(found, indent=1))
-    if arguments.output:
-        arguments.output.write_text(f"{text}\n")
+    print(json.dumps(found, indent=1))
+    write_record(arguments.output, found)
 
 
 if __name__ == "__main__":

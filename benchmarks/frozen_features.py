@@ -10,17 +10,16 @@ filling the cache took. "texts alone" loads and trains the text towers on the pa
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import time
 from collections.abc import Iterable
-from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from lightning import Trainer
+from record import add_output, write_record
 
 from mim_lightning.config import build, build_matcher, build_objective, compose
 from mim_lightning.lit.frozen_features import FrozenFeatures
@@ -63,8 +62,7 @@ def main() -> None:
                 if round_idx >= 0:
                     seconds[name].append(taken)
     record = {"config": options.config, "filling": filling, "seconds": seconds, "batches": options.batches}
-    if options.output:
-        options.output.write_text(json.dumps(record) + "\n")
+    write_record(options.output, record)
     print(f"{os.cpu_count()} cores, {torch.get_num_threads()} threads; filling the cache took {filling:.1f} s")
     first = seconds["encoded every epoch"]
     for name, taken in seconds.items():
@@ -97,7 +95,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=2, help="epochs of each, in turn")
     parser.add_argument("--warmup", type=int, default=0, help="rounds before those")
     parser.add_argument("--batches", type=int, default=None, help="of an epoch; all if left out")
-    parser.add_argument("--output", type=Path, default=None, metavar="FILE", help="of the seconds, JSON")
+    add_output(parser)
     return parser.parse_args()
 
 

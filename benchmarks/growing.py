@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from record import add_output, write_record
 
 from mim_lightning.build_index import build_index
 from mim_lightning.config import compose
@@ -35,7 +36,7 @@ SIDE = 128  # pixels of a picture
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, required=True)
+    add_output(parser)
     parser.add_argument("--products", type=int, default=1000)
     parser.add_argument("--queries", type=int, default=2, help="of each product")
     parser.add_argument("--turns", type=int, default=3, help="additions of 1 %%")
@@ -45,8 +46,7 @@ def main() -> None:
         results = measure(root, arguments.products, arguments.queries, arguments.turns)
     finally:
         shutil.rmtree(root)
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(json.dumps(results, indent=2) + "\n")
+    write_record(arguments.output, results)
     print(json.dumps(results, indent=2))
 
 

@@ -10,11 +10,8 @@ are 1. Independent random vectors would have no near neighbors. Queries are rows
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -26,6 +23,8 @@ from unittest.mock import patch
 import faiss
 import numpy as np
 import pyarrow as pa
+from machine import cpu, run_measurement
+from record import write_record
 
 from mim_lightning.search.index import faiss_types, segment
 from mim_lightning.search.index.factory import create_index
@@ -82,7 +81,7 @@ def main() -> None:
             **measure_opening(sizes.folder / kind, queries),
         }
         sizes.output.mkdir(parents=True, exist_ok=True)
-        (sizes.output / "results.json").write_text(json.dumps(results, indent=2))
+        write_record(sizes.output / "results.json", results)
 
 
 def read_sizes() -> argparse.Namespace:
@@ -101,22 +100,17 @@ def read_sizes() -> argparse.Namespace:
 
 
 def describe(sizes: argparse.Namespace) -> dict[str, Any]:
-    cpu = next((line.split(":")[1].strip() for line in read_lines("/proc/cpuinfo") if "model name" in line), "unknown")
     return {
         "rows": sizes.rows,
         "dimension": sizes.dim,
         "threads": sizes.threads,
         "queries": sizes.queries,
-        "cpu": f"{cpu}, {os.cpu_count()} cores",
+        "cpu": f"{cpu()}, {os.cpu_count()} cores",
         "load": round(os.getloadavg()[0], 1),
         "faiss": faiss.__version__,
         "python": platform.python_version(),
         "date": datetime.now(UTC).date().isoformat(),
     }
-
-
-def read_lines(path: str) -> list[str]:
-    return Path(path).read_text().splitlines() if Path(path).is_file() else []
 
 
 def make_vectors(sizes: argparse.Namespace) -> np.ndarray:
@@ -257,9 +251,7 @@ def measure_opening(folder: Path, queries: np.ndarray) -> dict[str, Any]:
     """Open the index in a new process, and measure how its memory grows with searches."""
     path = folder.with_suffix(".queries.npy")
     np.save(path, queries)
-    command = [sys.executable, "-c", OPEN_AND_SEARCH, str(folder), str(path)]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
-    result = json.loads(done.stdout.splitlines()[-1])
+    result = run_measurement("-c", OPEN_AND_SEARCH, folder, path)
     before, opened, searched = (state["RssAnon"] + state["RssFile"] for state in result["resident"])
     opening = {"open_seconds": result["open_seconds"], "opened_bytes": opened - before}
     grown = f"{(opened - before) / 2**20:,.0f} MiB, {(searched - before) / 2**20:,.0f} after {len(queries)} queries"

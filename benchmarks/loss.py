@@ -12,7 +12,6 @@ resident size beyond inputs and gradients on a CPU, the largest allocated on a G
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import os
 import sys
@@ -21,12 +20,12 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from functools import partial
 from itertools import combinations
-from pathlib import Path
 from statistics import median
 from typing import Any
 
+import machine
 import torch
-from photos import cpu
+from record import add_output, read_record, table, write_record, write_tables
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -43,7 +42,7 @@ MIB = 2**20
 def main() -> None:
     sizes = read_sizes()
     if sizes.tables:
-        write_tables(json.loads(sizes.tables.read_text()), sizes.tables.parent)
+        write_tables(sizes.tables.parent, **dict(tables_of(read_record(sizes.tables))))
         return
     results: dict[str, Any] = {"facts": facts(sizes)}
     for name, measure in (
@@ -58,9 +57,7 @@ def main() -> None:
             for row in measure(sizes):
                 results[name].append(row)
                 print(name, row, flush=True)
-    if sizes.output:
-        kept = json.loads(sizes.output.read_text()) if sizes.output.is_file() else {}
-        sizes.output.write_text(json.dumps(kept | results, indent=1) + "\n")
+    write_record(sizes.output, read_record(sizes.output) | results)
 
 
 def read_sizes() -> argparse.Namespace:
@@ -76,13 +73,12 @@ def read_sizes() -> argparse.Namespace:
     parser.add_argument("--losses", nargs="+", choices=list(LOSSES), default=list(LOSSES))
     parser.add_argument("--repeats", type=int, default=3, help="runs of each side, taking turns")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
-    parser.add_argument("--output", type=Path, help="JSON file, whose other parts are kept")
-    parser.add_argument("--tables", type=Path, help="measure nothing, write the tables of this JSON file beside it")
+    add_output(parser, "JSON file, whose other parts are kept", tables=True)
     return parser.parse_args()
 
 
 def facts(sizes: argparse.Namespace) -> dict[str, Any]:
-    device = torch.cuda.get_device_name() if sizes.device == "cuda" else f"{cpu()}, {os.cpu_count()} cores"
+    device = torch.cuda.get_device_name() if sizes.device == "cuda" else f"{machine.cpu()}, {os.cpu_count()} cores"
     load = os.getloadavg()[0]
     return {
         "device": device,
@@ -215,15 +211,14 @@ def reset_peak(device: str) -> int:
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         return torch.cuda.memory_allocated()
-    Path("/proc/self/clear_refs").write_text("5")
+    machine.reset_peak()
     return peak_bytes(device)
 
 
 def peak_bytes(device: str) -> int:
     if device == "cuda":
         return torch.cuda.max_memory_allocated()
-    status = Path("/proc/self/status").read_text()
-    return 1024 * next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))
+    return machine.memory_bytes("VmHWM")
 
 
 def in_new_process(function: Callable[..., Any], *arguments: Any) -> Any:
@@ -313,76 +308,65 @@ def measure_one_pair(sizes: argparse.Namespace) -> Iterator[dict[str, Any]]:
 # --- tables -------------------------------------------------------------------------------------------
 
 
-def write_tables(results: dict[str, Any], folder: Path) -> None:
+def tables_of(results: dict[str, Any]) -> Iterator[tuple[str, list[str]]]:
     f = results["facts"]
     measured = (
-        f"*{f['device']}, threads: {f['threads']}, load {f['load']} from other work; torch {f['torch']}, "
-        f"Python {f['python']}, {f['date']}.*"
+        f"{f['device']}, threads: {f['threads']}, load {f['load']} from other work; torch {f['torch']}, "
+        f"Python {f['python']}, {f['date']}"
     )
-    for name, lines in (
-        ("times", time_lines),
-        ("memory", memory_lines),
-        ("errors", error_lines),
-        ("matches", match_lines),
+    for name, make in (
+        ("times", time_table),
+        ("memory", memory_table),
+        ("errors", error_table),
+        ("matches", match_table),
     ):
         if name in results:
-            text = "\n".join([*lines(results[name]), "", measured]) + "\n"
-            (folder / f"{name}.md").write_text(text)
-            print(text)
+            yield name, make(results[name], measured)
 
 
-def time_lines(rows: list[dict[str, Any]]) -> list[str]:
-    lines = ["| loss | rows | tiled, s | naive, s | ratio (lowest to highest) | ratio by CPU time |"]
-    lines.append("| --- | ---: | ---: | ---: | ---: | ---: |")
-    for r in rows:
+def time_table(found: list[dict[str, Any]], note: str) -> list[str]:
+    rows = []
+    for r in found:
         span = f"{r['ratio'][0]:.2f} ({min(r['ratios']):.2f} to {max(r['ratios']):.2f})"
-        cells = [
-            r["loss"],
-            f"{r['rows']:,}",
-            f"{r['tiled'][0]:.2f}",
-            f"{r['naive'][0]:.2f}",
-            span,
-            f"{r['ratio'][1]:.2f}",
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return lines
+        seconds = [f"{r[form][0]:.2f}" for form in ("tiled", "naive")]
+        rows.append([r["loss"], f"{r['rows']:,}", *seconds, span, f"{r['ratio'][1]:.2f}"])
+    headings = ("loss", "rows", "tiled, s", "naive, s", "ratio (lowest to highest)", "ratio by CPU time")
+    return table(headings, rows, note)
 
 
-def memory_lines(rows: list[dict[str, Any]]) -> list[str]:
-    lines = [
-        "| loss | rows | dimension | tiled, MiB | naive, MiB | share |",
-        "| --- | ---: | ---: | ---: | ---: | ---: |",
-    ]
+def memory_table(found: list[dict[str, Any]], note: str) -> list[str]:
     by_size: dict[tuple[str, int, int], dict[str, int]] = {}
-    for r in rows:
+    for r in found:
         by_size.setdefault((r["loss"], r["rows"], r["dim"]), {})[r["form"]] = r["bytes"]
-    for (loss, num, dim), found in by_size.items():
-        ratio = f"{found['tiled'] / found['naive']:.1%}" if "naive" in found else ""
-        theirs = f"{found['naive'] / MIB:,.0f}" if "naive" in found else ""
-        cells = [loss, f"{num:,}", str(dim), f"{found['tiled'] / MIB:,.0f}", theirs, ratio]
-        lines.append(f"| {' | '.join(cells)} |")
-    return lines
+    rows = []
+    for (loss, num, dim), used in by_size.items():
+        ratio = f"{used['tiled'] / used['naive']:.1%}" if "naive" in used else ""
+        theirs = f"{used['naive'] / MIB:,.0f}" if "naive" in used else ""
+        rows.append([loss, f"{num:,}", dim, f"{used['tiled'] / MIB:,.0f}", theirs, ratio])
+    return table(("loss", "rows", "dimension", "tiled, MiB", "naive, MiB", "share"), rows, note)
 
 
-def error_lines(rows: list[dict[str, Any]]) -> list[str]:
-    lines = [
-        "| loss | scale | value: tiled | naive | vectors' gradients: tiled | naive | scale's gradient: tiled | naive |"
-    ]
-    lines.append("| --- | " + "---: | " * 7)
-    for r in rows:
+def error_table(found: list[dict[str, Any]], note: str) -> list[str]:
+    rows = []
+    for r in found:
         errors = [f"{r[part][form]:.1e}" for part in ("value", "vectors", "of_scale") for form in ("tiled", "naive")]
-        lines.append(f"| {r['loss']} | {r['scale']:g} | {' | '.join(errors)} |")
-    return lines
+        rows.append([r["loss"], f"{r['scale']:g}", *errors])
+    headings = (
+        "loss",
+        "scale",
+        "value: tiled",
+        "naive",
+        "vectors' gradients: tiled",
+        "naive",
+        "scale's gradient: tiled",
+    )
+    return table((*headings, "naive"), rows, note)
 
 
-def match_lines(rows: list[dict[str, Any]]) -> list[str]:
-    lines = [
-        "| rows | products a row and column | by sorted keys, ms | by comparisons, ms |",
-        "| ---: | ---: | ---: | ---: |",
-    ]
-    for r in rows:
-        lines.append(f"| {r['rows']:,} | {r['keys']} | {1e3 * r['sorted']:.1f} | {1e3 * r['compared']:.1f} |")
-    return lines
+def match_table(found: list[dict[str, Any]], note: str) -> list[str]:
+    rows = [[f"{r['rows']:,}", r["keys"], f"{1e3 * r['sorted']:.1f}", f"{1e3 * r['compared']:.1f}"] for r in found]
+    headings = ("rows", "products a row and column", "by sorted keys, ms", "by comparisons, ms")
+    return table(headings, rows, note, num_left=0)
 
 
 if __name__ == "__main__":

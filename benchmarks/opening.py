@@ -9,10 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,7 +19,8 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
-from photos import cpu
+from machine import describe_machine, run_measurement
+from record import add_output, table, write_record
 
 SAMPLES_A_SHARD = 2000
 BYTES_A_SHARD = 80_000_000
@@ -39,11 +37,11 @@ from mim_lightning.data.shards.shard_set import ShardSet
 from mim_lightning.data.loading.loader import RankSampler
 import mim_lightning.train, mim_lightning.lit.datamodule  # other imports of a training process
 states.append(now())
-place, num_lanes, batch_size, world_size = sys.argv[1], *map(int, sys.argv[2:])
+place, num_streams, batch_size, world_size = sys.argv[1], *map(int, sys.argv[2:])
 if place:
     shards = ShardSet(place)
     states.append(now())
-    order = ShuffledSettings().for_shards(shards, EpochSettings(batch_size, seed=1, num_lanes=num_lanes))
+    order = ShuffledSettings().for_shards(shards, EpochSettings(batch_size, seed=1, num_streams=num_streams))
     sampler = RankSampler(shards, order, world_size // 2, world_size)
     states.append(now())
     sampler.epoch, sampler.start = 3, order.num_batches // 2 * batch_size
@@ -64,21 +62,20 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         write_index(Path(folder), wishes.samples)
         with serve(folder) as address:
-            cases += [(f"a folder, {lanes} lanes", folder, lanes) for lanes in wishes.lanes]
-            cases += [(f"over HTTP, {wishes.lanes[-1]} lanes", address, wishes.lanes[-1])]
-            results = [{"case": name, **measure(place, lanes, wishes)} for name, place, lanes in cases]
-    print(table(results, wishes))
-    if wishes.output:
-        wishes.output.write_text(json.dumps(results, indent=1) + "\n")
+            cases += [(f"a folder, {streams} streams", folder, streams) for streams in wishes.streams]
+            cases += [(f"over HTTP, {wishes.streams[-1]} streams", address, wishes.streams[-1])]
+            results = [{"case": name, **measure(place, streams, wishes)} for name, place, streams in cases]
+    print("\n".join(lines_of(results, wishes)))
+    write_record(wishes.output, results)
 
 
 def read_wishes() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--samples", type=int, default=400_000_000, help="of the simulated set")
-    parser.add_argument("--lanes", type=int, nargs="+", default=[1, 64], help="data.num_interleaved")
+    parser.add_argument("--streams", type=int, nargs="+", default=[1, 64], help="data.num_interleaved")
     parser.add_argument("--batch-size", type=int, default=4096, help="rows of all ranks together")
     parser.add_argument("--world-size", type=int, default=64, help="ranks; the one in the middle is measured")
-    parser.add_argument("--output", type=Path, help="file for the same as JSON")
+    add_output(parser)
     return parser.parse_args()
 
 
@@ -105,30 +102,26 @@ def serve(folder: str) -> Iterator[str]:
 
 def measure(place: str, num_streams: int, wishes: argparse.Namespace) -> dict[str, float]:
     """Return seconds by step, and the largest memory in MiB, of a fresh process."""
-    arguments = [place, num_streams, wishes.batch_size, wishes.world_size]
-    finished = subprocess.run(
-        [sys.executable, "-c", MEASURE, *map(str, arguments)], capture_output=True, text=True, check=True
-    )
-    states = json.loads(finished.stdout.splitlines()[-1])
+    states = run_measurement("-c", MEASURE, place, num_streams, wishes.batch_size, wishes.world_size)
     steps = ("import", "open", "order", "seek", "hundred_batches")
     seconds = {name: after[0] - before[0] for name, before, after in zip(steps, states, states[1:], strict=False)}
     return {**seconds, "memory_mib": states[-1][1] / 2**20}
 
 
-def table(results: list[dict[str, Any]], wishes: argparse.Namespace) -> str:
-    lines = [
-        "| | import, s | open, s | order, s | seek to mid-epoch, s | a batch, ms | largest memory, MiB |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
-    ]
+def lines_of(results: list[dict[str, Any]], wishes: argparse.Namespace) -> list[str]:
+    headings = ("", "import, s", "open, s", "order, s", "seek to mid-epoch, s", "a batch, ms", "largest memory, MiB")
+    rows = []
     for result in results:
         seconds = [f"{result[name]:.2f}" if name in result else "" for name in ("import", "open", "order", "seek")]
         batch = f"{result['hundred_batches'] * 10:.2f}" if "hundred_batches" in result else ""
-        lines.append(f"| {result['case']} | {' | '.join(seconds)} | {batch} | {result['memory_mib']:,.0f} |")
+        rows.append([result["case"], *seconds, batch, f"{result['memory_mib']:,.0f}"])
     num_shards = -(-wishes.samples // SAMPLES_A_SHARD)
-    lines += ["", f"*{wishes.samples:,} samples in {num_shards:,} shards, batch of {wishes.batch_size:,} over "]
-    lines[-1] += f"{wishes.world_size} ranks; {cpu()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, "
-    lines[-1] += f"Python {platform.python_version()}. A simulated index: no shard is read.*"
-    return "\n".join(lines)
+    note = (
+        f"{wishes.samples:,} samples in {num_shards:,} shards, batch of {wishes.batch_size:,} over "
+        f"{wishes.world_size} ranks; {describe_machine()}, Python {platform.python_version()}. "
+        "A simulated index: no shard is read"
+    )
+    return table(headings, rows, note)
 
 
 if __name__ == "__main__":

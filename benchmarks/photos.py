@@ -1,4 +1,4 @@
-"""Images for the data benchmarks, and the name of the processor."""
+"""Images for the data benchmarks."""
 
 from __future__ import annotations
 
@@ -31,8 +31,3 @@ def read_photos(folder: Path | None, num_most: int) -> list[bytes]:
 def marked(photo: bytes, number: int) -> bytes:
     """Return a JPEG with a comment, so that a photo used twice has different bytes."""
     return photo[:2] + b"\xff\xfe\x00\x06" + number.to_bytes(4, "big") + photo[2:]
-
-
-def cpu() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").is_file() else []
-    return next((line.split(":")[1].strip() for line in lines if "model name" in line), "unknown CPU")

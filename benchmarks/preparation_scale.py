@@ -14,19 +14,18 @@ import json
 import os
 import platform
 import shutil
-import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from photos import cpu
+from machine import Peak, describe_machine, run_measurement, tree_bytes
+from record import add_output, read_record, table, write_record, write_tables
 
 ROWS_PER_FILE = 1_000_000
-POLL = 0.05  # seconds between two samples of the memory
+HELD = "RssAnon"  # memory that cannot be given back to other processes
 MATERIALS = ("oak", "steel", "glass", "linen")
 CHUNK = 100_000  # rows of a table in memory
 
@@ -37,29 +36,28 @@ def main() -> None:
         print(json.dumps(measure(wishes.measure, wishes.folder, wishes)))
         return
     if wishes.tables:
-        write_table(json.loads(wishes.tables.read_text()), wishes.tables.parent)
+        write_tables(wishes.tables.parent, table=table_of(read_record(wishes.tables)))
         return
     results = []
     for rows in wishes.rows:
         tables = wishes.folder / f"tables-{rows}"
-        write_tables(tables, rows // 2)
+        write_manifest(tables, rows // 2)
         for _ in range(wishes.repeats):
             for name, source in (("this version", None), ("baseline", wishes.baseline))[: 2 if wishes.baseline else 1]:
                 results.append({"version": name, "rows": rows, **measure_in_process(rows, source, wishes)})
                 print(results[-1], file=sys.stderr)
         shutil.rmtree(tables)
     facts = {
-        "machine": f"{cpu()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}",
+        "machine": describe_machine(),
         "python": platform.python_version(),
         "memory_limit": wishes.memory_limit,
         "shards": not wishes.no_shards,
         "processes": wishes.processes,
     }
-    found = {"facts": facts, "results": results}
+    record = {"runs": [*read_record(wishes.output).get("runs", []), {"facts": facts, "results": results}]}
+    write_record(wishes.output, record)
     if wishes.output:
-        before = json.loads(wishes.output.read_text())["runs"] if wishes.output.is_file() else []
-        wishes.output.write_text(json.dumps({"runs": [*before, found]}, indent=1) + "\n")
-        write_table(json.loads(wishes.output.read_text()), wishes.output.parent)
+        write_tables(wishes.output.parent, table=table_of(record))
 
 
 def read_wishes() -> argparse.Namespace:
@@ -71,13 +69,12 @@ def read_wishes() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--no-shards", action="store_true", help="plan every sample and write none")
     parser.add_argument("--baseline", type=Path, help="src folder of another version")
-    parser.add_argument("--output", type=Path, help="JSON file to which the results are added")
-    parser.add_argument("--tables", type=Path, help="JSON file whose table is printed")
+    add_output(parser, "JSON file to which the results are added", tables=True)
     parser.add_argument("--measure", type=int, help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
-def write_tables(folder: Path, num: int) -> None:
+def write_manifest(folder: Path, num: int) -> None:
     """Write Parquet files of products and queries, at most a million rows each."""
     import pyarrow
     import pyarrow.parquet
@@ -122,12 +119,7 @@ def queries(rows: range, num: int) -> dict[str, list[Any]]:
 def measure_in_process(rows: int, source: Path | None, wishes: argparse.Namespace) -> dict[str, Any]:
     options = ["--memory-limit", wishes.memory_limit, "--processes", str(wishes.processes)]
     options += ["--no-shards"] if wishes.no_shards else []
-    command = [sys.executable, __file__, "--measure", str(rows), "--folder", str(wishes.folder), *options]
-    environment = os.environ | ({"PYTHONPATH": str(source)} if source is not None else {})
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(done.stderr)
-    return json.loads(done.stdout.splitlines()[-1])
+    return run_measurement(__file__, "--measure", rows, "--folder", wishes.folder, *options, source=source)
 
 
 def measure(rows: int, folder: Path, wishes: argparse.Namespace) -> dict[str, Any]:
@@ -141,7 +133,7 @@ def measure(rows: int, folder: Path, wishes: argparse.Namespace) -> dict[str, An
     shutil.rmtree(target, ignore_errors=True)
     limits = {"memory_limit": wishes.memory_limit} if "memory_limit" in ValidationSettings.__dataclass_fields__ else {}
     seconds: dict[str, float] = {}
-    before = peak_memory(), time.perf_counter(), sum(os.times()[:4])
+    before = tree_bytes(HELD), time.perf_counter(), sum(os.times()[:4])
     validate, digests = preparation.validate_source, []
 
     def timed(*arguments: Any) -> Any:
@@ -157,7 +149,11 @@ def measure(rows: int, folder: Path, wishes: argparse.Namespace) -> dict[str, An
     if wishes.no_shards:
         preparation.write_sets = plan_only
     source = ManifestSource(str(tables / "products"), str(tables / "queries"))
-    with Memory(folder) as memory, suppress(PlannedError):
+    with (
+        Peak(lambda: tree_bytes(HELD), 0.05) as memory,
+        Peak(lambda: sum(scratch_sizes(folder)), 5.0) as disk,
+        suppress(PlannedError),
+    ):
         preparation.prepare_shards(
             source,
             target,
@@ -171,8 +167,8 @@ def measure(rows: int, folder: Path, wishes: argparse.Namespace) -> dict[str, An
     return {
         "seconds": seconds,
         "start_bytes": before[0],
-        "peak_bytes": memory.peak,
-        "disk_bytes": memory.disk,
+        "peak_bytes": memory.value,
+        "disk_bytes": disk.value,
         "content": content,
     }
 
@@ -187,51 +183,12 @@ def digest(texts: Sequence[str]) -> str:
     return hashlib.blake2b("\n".join(texts).encode(), digest_size=8).hexdigest()
 
 
-class Memory:
-    """Samples the memory of this process and its children, and the size of a folder's hidden files."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.peak, self.disk, self._is_over = folder, 0, 0, threading.Event()
-        self._thread = threading.Thread(target=self._sample, daemon=True)
-
-    def __enter__(self) -> Memory:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._is_over.set()
-        self._thread.join()
-
-    def _sample(self) -> None:
-        turn = 0
-        while not self._is_over.wait(POLL):
-            self.peak = max(self.peak, peak_memory())
-            if turn % 100 == 0:
-                self.disk = max(self.disk, sum(scratch_sizes(self.folder)))
-            turn += 1
-
-
 def scratch_sizes(folder: Path) -> Iterator[int]:
     for path in folder.rglob(".scratch-rows-*/*"):
         try:
             yield path.stat().st_blocks * 512
         except OSError:
             continue
-
-
-def peak_memory() -> int:
-    """Return the bytes that this process and its children hold and cannot give back: anonymous memory."""
-    total, pids = 0, [os.getpid()]
-    while pids:
-        pid = pids.pop()
-        try:
-            status = Path(f"/proc/{pid}/status").read_text()
-            for task in Path(f"/proc/{pid}/task").iterdir():
-                pids += map(int, (task / "children").read_text().split())
-        except OSError:
-            continue
-        total += sum(1024 * int(line.split()[1]) for line in status.splitlines() if line.startswith("RssAnon"))
-    return total
 
 
 COLUMNS = {
@@ -247,16 +204,12 @@ COLUMNS = {
 }
 
 
-def write_table(found: dict[str, Any], folder: Path) -> None:
-    """Print the table of all runs, and write it to a folder."""
-    lines = [f"| {' | '.join(COLUMNS)} |", f"| {' | '.join('---:' for _ in COLUMNS)} |"]
-    for run in found["runs"]:
-        for result in run["results"]:
-            lines.append(f"| {' | '.join(cell(result, run['facts']) for cell in COLUMNS.values())} |")
-    notes = dict.fromkeys(f"{run['facts']['machine']}, Python {run['facts']['python']}" for run in found["runs"])
-    lines += ["", f"*{'; '.join(notes)}.*"]
-    print("\n".join(lines))
-    (folder / "table.md").write_text("\n".join(lines) + "\n")
+def table_of(record: dict[str, Any]) -> list[str]:
+    rows = [
+        [cell(result, run["facts"]) for cell in COLUMNS.values()] for run in record["runs"] for result in run["results"]
+    ]
+    notes = dict.fromkeys(f"{run['facts']['machine']}, Python {run['facts']['python']}" for run in record["runs"])
+    return table(tuple(COLUMNS), rows, "; ".join(notes), num_left=0)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ which they are enlarged first, since originals are larger than stored images; `-
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import sys
@@ -19,8 +18,10 @@ from io import BytesIO, StringIO
 from pathlib import Path
 from typing import Any
 
-from photos import cpu, marked, read_photos
+from machine import describe_machine
+from photos import marked, read_photos
 from PIL import Image
+from record import add_output, table, write_record
 
 from mim_lightning.data.manifest.manifest import ManifestSource
 from mim_lightning.data.preparation.preparation import prepare_shards
@@ -35,14 +36,13 @@ def main() -> None:
         print(f"enlarging to {side} pixels", file=sys.stderr)
         results.append(measure(f"{side} pixels", [enlarged(photo, side) for photo in photos], wishes))
     facts = {
-        "machine": f"{cpu()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}",
+        "machine": describe_machine(),
         "versions": f"Pillow {Image.__version__}, Python {platform.python_version()}",
         "photos": wishes.photos.name if wishes.photos else "drawn",
         "processes": wishes.processes,
     }
-    print("\n".join(table(results, facts)))
-    if wishes.output:
-        wishes.output.write_text(json.dumps({"facts": facts, "results": results}, indent=1) + "\n")
+    print("\n".join(lines_of(results, facts)))
+    write_record(wishes.output, {"facts": facts, "results": results})
 
 
 def read_wishes() -> argparse.Namespace:
@@ -51,7 +51,7 @@ def read_wishes() -> argparse.Namespace:
     parser.add_argument("--rows", type=int, default=4096, help="queries, and products; each has a picture of its own")
     parser.add_argument("--side", type=int, nargs="*", default=[1024], help="pixels of the longer side, to enlarge to")
     parser.add_argument("--processes", type=int, default=os.cpu_count(), help="that check and write")
-    parser.add_argument("--output", type=Path, help="file for the same as JSON")
+    add_output(parser)
     return parser.parse_args()
 
 
@@ -98,19 +98,18 @@ def write_table(path: Path, head: str, rows: Sequence[str]) -> None:
     path.write_text("\n".join([head, *rows]) + "\n")
 
 
-def table(results: Sequence[dict[str, Any]], facts: dict[str, Any]) -> list[str]:
-    lines = ["| photos | KB a picture | pictures/s | CPU ms a picture | KB a stored row |"]
-    lines.append("| --- | ---: | ---: | ---: | ---: |")
+def lines_of(results: Sequence[dict[str, Any]], facts: dict[str, Any]) -> list[str]:
+    headings = ("photos", "KB a picture", "pictures/s", "CPU ms a picture", "KB a stored row")
+    rows = []
     for result in results:
         rate, spent = result["pictures"] / result["seconds"], 1e3 * result["cpu_seconds"] / result["pictures"]
-        sizes = f"{result['bytes_a_picture'] / 1e3:.1f} | {rate:,.0f} | {spent:.2f} | {result['bytes_a_row'] / 1e3:.1f}"
-        lines.append(f"| {result['photos']} | {sizes} |")
-    return [
-        *lines,
-        "",
-        f"*{results[0]['pictures']:,} {facts['photos']} pictures from tables to verified shards, the check included, "
-        f"{facts['processes']} processes; {facts['machine']}; {facts['versions']}.*",
-    ]
+        sizes = [f"{result[name] / 1e3:.1f}" for name in ("bytes_a_picture", "bytes_a_row")]
+        rows.append([result["photos"], sizes[0], f"{rate:,.0f}", f"{spent:.2f}", sizes[1]])
+    note = (
+        f"{results[0]['pictures']:,} {facts['photos']} pictures from tables to verified shards, the check included, "
+        f"{facts['processes']} processes; {facts['machine']}; {facts['versions']}"
+    )
+    return table(headings, rows, note)
 
 
 if __name__ == "__main__":

@@ -11,19 +11,20 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
+from machine import cpu, memory_bytes, process_seconds, process_tree
+from record import add_output, read_record, write_record
 
 from mim_lightning.config import build_matcher, compose
 from mim_lightning.data.shards.shard_writer import Record
@@ -84,14 +85,11 @@ def start(command: str, checkpoint: Path, num_processes: int) -> dict[str, Any]:
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.DEVNULL,
     )
-    root, peaks, spent = psutil.Process(process.pid), dict[int, int](), dict[int, float]()
+    peaks, spent = dict[int, int](), dict[int, float]()
     while process.poll() is None:
-        for one in (root, *children(root)):
-            try:
-                peaks[one.pid] = max(peaks.get(one.pid, 0), one.memory_info().rss)
-                spent[one.pid] = sum(one.cpu_times()[:2])
-            except psutil.Error:
-                continue
+        for pid in process_tree(process.pid):
+            with suppress(OSError):
+                peaks[pid], spent[pid] = max(peaks.get(pid, 0), memory_bytes(pid=pid)), process_seconds(pid)
         time.sleep(0.1)
     seconds = time.perf_counter() - started
     if process.returncode:
@@ -109,18 +107,11 @@ def start(command: str, checkpoint: Path, num_processes: int) -> dict[str, Any]:
     }
 
 
-def children(root: psutil.Process) -> list[psutil.Process]:
-    try:
-        return root.children(recursive=True)
-    except psutil.Error:
-        return []
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 40_000], help="of the catalogs")
     parser.add_argument("--commands", nargs="+", default=COMMANDS, choices=COMMANDS)
-    parser.add_argument("--output", type=Path, help="a JSON file; starts that it has of other commands and sizes stay")
+    add_output(parser, "a JSON file; starts that it has of other commands and sizes stay")
     wishes = parser.parse_args()
     for num_rows in wishes.rows:
         with tempfile.TemporaryDirectory() as folder:
@@ -129,16 +120,14 @@ def main() -> None:
                 for num_processes in (1, 2):
                     found = {"rows": num_rows, **start(command, checkpoint, num_processes)}
                     print(json.dumps(found), flush=True)
-                    if wishes.output:
-                        keep(found, wishes.output)
+                    keep(found, wishes.output)
 
 
-def keep(found: dict[str, Any], path: Path) -> None:
+def keep(found: dict[str, Any], path: Path | None) -> None:
     """Add a start to the record, in place of the former one of its kind."""
-    known = json.loads(path.read_text())["starts"] if path.exists() else []
+    known = read_record(path).get("starts", [])
     starts = [*(one for one in known if order_of(one) != order_of(found)), found]
-    record = {"machine": platform.machine(), "cpus": os.cpu_count(), "starts": sorted(starts, key=order_of)}
-    path.write_text(f"{json.dumps(record, indent=1)}\n")
+    write_record(path, {"machine": cpu(), "cpus": os.cpu_count(), "starts": sorted(starts, key=order_of)})
 
 
 def order_of(start: dict[str, Any]) -> tuple[str, int, int]:

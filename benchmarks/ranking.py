@@ -8,16 +8,14 @@ on a busy machine), the growth of memory, and the largest difference between our
 from __future__ import annotations
 
 import argparse
-import resource
-import threading
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
 import faiss
 import torch
+from machine import Peak, memory_bytes
 from torch import Tensor
 from torchmetrics import retrieval as reference
 
@@ -152,22 +150,10 @@ def median_time(times: Sequence[Time]) -> Time:
 
 def watch_memory(function: Callable[[], Any]) -> tuple[Time, int]:
     """Return also by how many bytes the process grew at most while the function ran; from Linux's /proc."""
-    before, seen, is_done = resident_bytes(), [0], threading.Event()
-
-    def watch() -> None:
-        while not is_done.wait(0.02):
-            seen.append(resident_bytes() - before)
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    took = timed(function)
-    is_done.set()
-    watcher.join()
-    return took, max(seen)
-
-
-def resident_bytes() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    before = memory_bytes()
+    with Peak(memory_bytes, 0.02) as peak:
+        took = timed(function)
+    return took, max(0, peak.value - before)
 
 
 def print_head(what: str, size: str) -> None:

@@ -11,7 +11,6 @@ downloaded; `--output` also writes JSON.
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import multiprocessing
 import os
@@ -24,8 +23,10 @@ from statistics import median
 from typing import Any, NamedTuple
 
 import torch
-from data import AUGMENT, cpu_seconds, record
-from photos import cpu, read_photos
+from data import AUGMENT, record
+from machine import cpu_seconds, describe_machine
+from photos import read_photos
+from record import add_output, table, write_record
 from slow_store import Link, SlowStore, serve_slowly
 
 from mim_lightning.data.loading.collate import Collate
@@ -67,9 +68,8 @@ def main() -> None:
         for child in multiprocessing.active_children():  # they download for the next epoch
             child.kill()
             child.join()
-    print(table(results, facts))
-    if wishes.output:
-        wishes.output.write_text(json.dumps({"facts": facts, "results": results}, indent=1) + "\n")
+    print("\n".join(lines_of(results, facts)))
+    write_record(wishes.output, {"facts": facts, "results": results})
 
 
 def read_wishes() -> argparse.Namespace:
@@ -89,7 +89,7 @@ def read_wishes() -> argparse.Namespace:
     parser.add_argument("--latency", type=float, default=20.0, help="ms from a request to its answer")
     parser.add_argument("--bandwidth", type=float, default=50.0, help="MB/s of each connection")
     parser.add_argument("--scratch", type=Path, help="where shards and caches are written; default: the system's place")
-    parser.add_argument("--output", type=Path, help="file for the same as JSON")
+    add_output(parser)
     return parser.parse_args()
 
 
@@ -185,7 +185,7 @@ def compare(root: Path, store: SlowStore, work: str, wishes: argparse.Namespace)
 def describe(shards: ShardSet, wishes: argparse.Namespace) -> dict[str, Any]:
     num_bytes = sum(Path(shards.shard_name(idx)).stat().st_size for idx in range(len(shards.sizes)))
     return {
-        "machine": f"{cpu()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}",
+        "machine": describe_machine(),
         "versions": f"torch {torch.__version__}, Python {platform.python_version()}",
         "photos": str(wishes.photos.name) if wishes.photos else "drawn",
         "num_bytes": num_bytes,
@@ -195,34 +195,32 @@ def describe(shards: ShardSet, wishes: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def table(results: dict[str, dict[str, list[Pass]]], facts: dict[str, Any]) -> str:
-    lines = [
-        "| work | side | rows/s | of the folder's | CPU time to the folder's | first batch, s | downloaded, of the set "
-        "| MB/s from the store | store CPU, cores |",
-        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+def lines_of(results: dict[str, dict[str, list[Pass]]], facts: dict[str, Any]) -> list[str]:
+    headings = ["work", "side", "rows/s", "of the folder's", "CPU time to the folder's", "first batch, s"]
+    headings += ["downloaded, of the set", "MB/s from the store", "store CPU, cores"]
+    rows = [
+        [work, name, *cells_of(found, passes["folder"], facts)]
+        for work, passes in results.items()
+        for name, found in passes.items()
     ]
-    for work, passes in results.items():
-        for name, found in passes.items():
-            lines.append(f"| {work} | {name} | {table_cells(found, passes['folder'], facts)} |")
-    lines += [
-        "",
-        f"*Median of {facts['rounds']} rounds (lowest to highest) of {facts['rows']:,} rows of two {facts['photos']} "
+    note = (
+        f"Median of {facts['rounds']} rounds (lowest to highest) of {facts['rows']:,} rows of two {facts['photos']} "
         f"pictures and two texts, {facts['num_bytes'] / 1e6:,.0f} MB in {facts['num_shards']} shards, shuffled in "
         f"windows of {facts['window']}; the small cache holds {facts['cache_fraction']:.0%} of them; "
         f"{facts['scheme']}://, {facts['latency']:g} ms a request, {facts['bandwidth']:g} MB/s a connection; batches "
         f"of {facts['batch_size']}, {facts['image_size']} pixels, {facts['workers']} workers; {facts['machine']}; "
-        f"{facts['versions']}.*",
-    ]
-    return "\n".join(lines)
+        f"{facts['versions']}"
+    )
+    return table(headings, rows, note, num_left=2)
 
 
-def table_cells(found: Sequence[Pass], folder: Sequence[Pass], facts: dict[str, Any]) -> str:
+def cells_of(found: Sequence[Pass], folder: Sequence[Pass], facts: dict[str, Any]) -> list[str]:
     seconds = median(one.seconds for one in found)
     rounds = list(zip(found[-len(folder) :], folder, strict=True))
     ratios = sorted(local.seconds / one.seconds for one, local in rounds)
     spent = median(one.cpu / local.cpu for one, local in rounds)
     downloaded = median(one.num_bytes for one in found)
-    cells = [
+    return [
         f"{facts['rows'] / seconds:,.0f}",
         "" if found is folder else f"{median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})",
         "" if found is folder else f"{spent:.2f}",
@@ -231,7 +229,6 @@ def table_cells(found: Sequence[Pass], folder: Sequence[Pass], facts: dict[str, 
         f"{downloaded / seconds / 1e6:,.0f}",
         f"{median(one.store_cpu / one.seconds for one in found):.2f}",
     ]
-    return " | ".join(cells)
 
 
 if __name__ == "__main__":

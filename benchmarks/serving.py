@@ -26,6 +26,7 @@ from typing import Any
 
 import httpx
 import numpy as np
+from machine import tree_bytes
 
 WORDS = ("red", "blue", "striped", "in green", "without text", "organic")
 Post = Callable[[bytes, dict[str, str]], dict[str, Any]]
@@ -77,7 +78,7 @@ def _ask(
     url: str, post: Post, photos: Sequence[bytes], num_clients: int, seconds: float, process: subprocess.Popen[bytes]
 ) -> Load:
     load, stop = Load(), time.perf_counter() + seconds
-    before, started = _mib(process.pid), time.perf_counter()
+    before, started = tree_bytes(pid=process.pid), time.perf_counter()
 
     def client(number: int) -> None:
         with httpx.Client(base_url=url, timeout=120) as session:
@@ -104,7 +105,10 @@ def _ask(
         thread.start()
     for thread in threads:
         thread.join()
-    load.wall, load.mib = time.perf_counter() - started, (before, _mib(process.pid))
+    load.wall, load.mib = (
+        time.perf_counter() - started,
+        tuple(size / 2**20 for size in (before, tree_bytes(pid=process.pid))),
+    )
     for error in load.errors[:3]:
         print(f"error: {error}", file=sys.stderr)
     return load
@@ -151,14 +155,6 @@ def _wait_for(url: str, process: subprocess.Popen[bytes]) -> None:
             raise SystemExit(f"the server ended with code {process.returncode}")
         time.sleep(0.2)
     raise SystemExit(f"{url}: no answer within two minutes")
-
-
-def _mib(pid: int) -> float:
-    """Return the resident memory of a process and its children, what they share counted once for each."""
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    status = Path(f"/proc/{pid}/status").read_text()
-    own = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS"))
-    return own / 1024 + sum(_mib(int(child)) for child in children)
 
 
 def _options() -> argparse.Namespace:

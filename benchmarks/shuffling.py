@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 import tempfile
 import time
 from itertools import islice
@@ -19,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from machine import memory_bytes, reset_peak, run_measurement
+from record import add_output, write_record
 
 from mim_lightning.data.sampling.grouped import GroupedOrder
 from mim_lightning.data.sampling.order import EpochSettings, StreamedOrder
@@ -31,7 +31,7 @@ NUM_TIMED = 130  # batches after the first: two windows of a grouped order
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path)
+    add_output(parser)
     parser.add_argument("--rows", type=int, nargs="+", default=[1_000_000, 10_000_000, 100_000_000])
     parser.add_argument("--plan", nargs=4, help="of one order: shuffled or grouped, rows, batch size, file of keys")
     arguments = parser.parse_args()
@@ -44,11 +44,9 @@ def main() -> None:
         for num_rows in arguments.rows:
             with tempfile.NamedTemporaryFile(suffix=".npy") as keys:
                 write_keys(Path(keys.name), num_rows if kind == "grouped" else 1)
-                command = [sys.executable, __file__, "--plan", kind, str(num_rows), "16384", keys.name]
-                results["plans"].append(json.loads(subprocess.run(command, capture_output=True, check=True).stdout))
+                results["plans"].append(run_measurement(__file__, "--plan", kind, num_rows, 16_384, keys.name))
             print(results["plans"][-1], flush=True)
-    if arguments.output:
-        arguments.output.write_text(json.dumps(results, indent=1) + "\n")
+    write_record(arguments.output, results)
 
 
 def qualities() -> Any:
@@ -85,8 +83,8 @@ def plan(kind: str, num_rows: int, batch_size: int, path: Path) -> dict[str, Any
     least = {"least": 512} if kind == "grouped" else {}
     window = min(EpochSettings(batch_size).window_for(num_rows, num_shards, **least), num_shards)
     make_order(kind, SHARD * 8, 64, 8, np.zeros(SHARD * 8, dtype=np.int64)).batches(0)  # imports
-    Path("/proc/self/clear_refs").write_text("5")  # the largest size is counted from here
-    before = resident("VmRSS")
+    reset_peak()
+    before = memory_bytes()
     started = time.perf_counter()
     order = make_order(kind, num_rows, batch_size, window, keys)
     batches = order.batches(0, order.num_batches // 2 * batch_size)
@@ -95,7 +93,7 @@ def plan(kind: str, num_rows: int, batch_size: int, path: Path) -> dict[str, Any
     started = time.perf_counter()
     num_taken = sum(1 for _ in islice(batches, NUM_TIMED))
     seconds = time.perf_counter() - started
-    planned = resident("VmHWM") - before
+    planned = memory_bytes("VmHWM") - before
     started = time.perf_counter()
     found = measure_shuffle(order)
     return {
@@ -110,12 +108,6 @@ def plan(kind: str, num_rows: int, batch_size: int, path: Path) -> dict[str, Any
         "meet_again": found.meet_again,
         "uniform": found.uniform,
     }
-
-
-def resident(name: str) -> int:
-    """Return the resident size of this process in bytes: VmRSS, or VmHWM, its largest."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(name))
 
 
 if __name__ == "__main__":

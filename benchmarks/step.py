@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from record import add_output, write_record
 
 ENVIRONMENT = re.compile(r"[A-Z][A-Z0-9_]*=.*")  # a word of an arm that is no override
 
@@ -61,8 +62,7 @@ def main() -> None:
         "first": first,
         "steps": steps,
     }
-    if options.output:
-        options.output.write_text(json.dumps(record) + "\n")
+    write_record(options.output, record)
     print(_table(record))
 
 
@@ -201,7 +201,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--warmup", type=int, default=3, help="steps of each arm before")
     parser.add_argument("--batches", type=int, default=4, help="distinct batches, the same for all arms")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="torch threads of each arm")
-    parser.add_argument("--output", type=Path, help="JSON file for all measurements")
+    add_output(parser)
     parser.add_argument("--show", type=Path, help="print the table of such a file instead")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     return parser.parse_args()

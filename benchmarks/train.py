@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import ctypes
-import json
 import math
 import multiprocessing
 import os
@@ -33,7 +32,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks.photos import cpu
+from benchmarks.machine import cpu
+from benchmarks.record import add_output, read_record, write_record
 from benchmarks.training.arms import ARMS, missing_package
 from benchmarks.training.pace import Pace, Segment, StopTraining
 from benchmarks.training.setup import Setup
@@ -70,8 +70,7 @@ def main(words: Sequence[str] | None = None) -> None:
         for name, segments in compare(setup, available(options.arms), options.rounds, options.time_limit).items():
             record["rounds"].setdefault(name, []).extend(segments)
         print(table(record))
-    if options.output:
-        options.output.write_text(json.dumps(record, indent=1) + "\n")
+    write_record(options.output, record)
 
 
 def read_options(words: Sequence[str] | None) -> argparse.Namespace:
@@ -88,7 +87,7 @@ def read_options(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--memory-limit", type=float, default=8.0, help="GiB that no arm of a curve should exceed")
     parser.add_argument("--workers", type=int, default=1, help="loader processes of every arm")
     parser.add_argument("--scratch", type=Path, default=Path("/tmp/train_throughput"), help="shards, runs and logs")
-    parser.add_argument("--output", type=Path, help="file for the same as JSON")
+    add_output(parser)
     parser.add_argument("--more", action="store_true", help="add to the rounds of the file")
     parser.add_argument("--smoke", action="store_true", help="toy sizes, to see that everything runs")
     options = parser.parse_args(words)
@@ -195,9 +194,9 @@ def measure_curve(setup: Setup, arms: Sequence[str], sizes: Sequence[int], limit
 
 
 def earlier_rounds(options: argparse.Namespace, facts: dict[str, Any]) -> Results:
-    if not options.more or options.output is None or not options.output.is_file():
+    former = read_record(options.output if options.more else None)
+    if not former:
         return {}
-    former = json.loads(options.output.read_text())
     if any(former["facts"][key] != facts[key] for key in ("setup", "versions", "machine")):
         raise SystemExit(f"{options.output}: was measured with other settings or versions")
     return former["rounds"]

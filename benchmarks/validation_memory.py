@@ -24,7 +24,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from photos import cpu
+from machine import cpu, memory_bytes
+from record import add_output, read_record, table, write_record, write_tables
 
 GIB = 2**30
 BATCH = 1000
@@ -38,19 +39,19 @@ FUSIONS = {
 def main() -> None:
     sizes = read_sizes()
     if sizes.tables:
-        write_tables(json.loads(sizes.tables.read_text()), sizes.tables.parent)
+        record = read_record(sizes.tables)
+        write_tables(sizes.tables.parent, table=measured_table(record), ten_million=extrapolated_table(record))
     elif sizes.rank is not None:
         print(json.dumps(measure(sizes)))
     else:
-        kept = json.loads(sizes.output.read_text()) if sizes.output and sizes.output.is_file() else {}
+        kept = read_record(sizes.output)
         for world_size in sizes.processes:
             for rows in sizes.rows:
                 found = start(sizes, rows, world_size)
                 print(found, flush=True)
                 kept[f"{sizes.label}/{world_size}/{rows}/{sizes.dtype}"] = found
         kept["machine"] = f"{cpu()}, {os.cpu_count()} cores; one thread a process; torch {torch.__version__}"
-        if sizes.output:
-            sizes.output.write_text(json.dumps(kept, indent=1) + "\n")
+        write_record(sizes.output, kept)
 
 
 def read_sizes() -> argparse.Namespace:
@@ -62,8 +63,7 @@ def read_sizes() -> argparse.Namespace:
     parser.add_argument("--dtype", choices=["float32", "float16"], default="float32", help="of what is kept")
     parser.add_argument("--label", default="after", help="of the code that is measured")
     parser.add_argument("--source", type=Path, help="src folder of other code; default: the installed one")
-    parser.add_argument("--output", type=Path, help="JSON file, whose other results are kept")
-    parser.add_argument("--tables", type=Path, help="measure nothing, write the tables of this JSON file beside it")
+    add_output(parser, "JSON file, whose other results are kept", tables=True)
     parser.add_argument("--rank", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--store", help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -104,7 +104,7 @@ def measure(sizes: argparse.Namespace) -> dict[str, Any]:
     for counted, scale in ((False, 100), (True, 1)):
         if counted and world_size > 1:
             dist.barrier()
-        before, started = resident("VmRSS"), time.perf_counter()
+        before, started = memory_bytes(), time.perf_counter()
         tables = []
         for side, (rows, towers) in sides.items():
             starts = range(0, rows // scale, BATCH)[rank::world_size]
@@ -120,7 +120,7 @@ def measure(sizes: argparse.Namespace) -> dict[str, Any]:
         collected = time.perf_counter() - started
         reports, _ = evaluate_countable(directions, *tables, FUSIONS)
         seconds = time.perf_counter() - started
-        peak = resident("VmHWM") - before
+        peak = memory_bytes("VmHWM") - before
     row_bytes = sizes.dim * getattr(torch, sizes.dtype).itemsize
     found = {
         "rows": num_rows,
@@ -192,58 +192,38 @@ def columns_of(side: str, num_rows: int) -> tuple[str, ...]:
     return all_columns() if is_kept else getattr(directions, "GALLERY_COLUMNS", all_columns())
 
 
-def resident(which: str) -> int:
-    """Return the resident size of this process, or the largest that it had."""
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(which))
-    return int(line.split()[1]) * 1024
-
-
-def write_tables(results: dict[str, Any], folder: Path) -> None:
-    rows = [found for name, found in results.items() if name != "machine"]
-    labels = [name.split("/")[0] for name in results if name != "machine"]
-    lines = [
-        "| code | kept as | processes | gallery rows | own payload, GiB | peak, GiB | peak / own payload | "
-        "peak / whole payload | stated before, GiB | s, of which collecting |",
-        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
-    ]
-    for label, found in sorted(zip(labels, rows, strict=True), key=lambda pair: _order(*pair)):
-        own = found["payload_bytes"] / found["processes"]
+def measured_table(record: dict[str, Any]) -> list[str]:
+    starts = [(name.split("/")[0], found) for name, found in record.items() if name != "machine"]
+    rows = []
+    for label, found in sorted(starts, key=lambda pair: _order(*pair)):
+        own, peak = found["payload_bytes"] / found["processes"], found["peak_bytes"]
+        sizes = [f"{own / GIB:.2f}", f"{peak / GIB:.2f}", f"{peak / own:.2f}", f"{peak / found['payload_bytes']:.2f}"]
         stated = f"{found['stated_bytes'] / GIB:.2f}" if "stated_bytes" in found else "-"
-        lines.append(
-            f"| {label} | {found['dtype']} | {found['processes']} | {found['rows']:,} | {own / GIB:.2f} | "
-            f"{found['peak_bytes'] / GIB:.2f} | {found['peak_bytes'] / own:.2f} | "
-            f"{found['peak_bytes'] / found['payload_bytes']:.2f} | {stated} | {found['seconds']:.0f}, "
-            f"{found['collect_seconds']:.0f} |"
-        )
-    lines += ["", f"*{results['machine']}.*"]
-    further = [*extrapolate(results), "", f"*{results['machine']}.*"]
-    for name, content in (("table.md", lines), ("ten_million.md", further)):
-        (folder / name).write_text("\n".join(content) + "\n")
-        print("\n".join(content), "\n")
+        seconds = f"{found['seconds']:.0f}, {found['collect_seconds']:.0f}"
+        rows.append([label, found["dtype"], found["processes"], f"{found['rows']:,}", *sizes, stated, seconds])
+    headings = ["code", "kept as", "processes", "gallery rows", "own payload, GiB", "peak, GiB", "peak / own payload"]
+    headings += ["peak / whole payload", "stated before, GiB", "s, of which collecting"]
+    return table(headings, rows, record["machine"], num_left=2)
 
 
-def extrapolate(results: dict[str, Any]) -> list[str]:
+def extrapolated_table(record: dict[str, Any]) -> list[str]:
     """Return a table of what ten million rows of two towers, 512 wide, would need, by the growth between two sizes."""
     groups: dict[tuple[str, str, int], list[dict[str, Any]]] = {}
-    for name, found in results.items():
+    for name, found in record.items():
         if name != "machine" and found["processes"] == 1:  # two were measured below the size of a whole block
             key = name.split("/")[0], found["dtype"], found["processes"]
             groups.setdefault(key, []).append(found)
-    lines = [
-        "| code | kept as | processes | own payload, GiB | grows with own payload, by 1 GiB | extrapolated peak, GiB |",
-        "| --- | --- | ---: | ---: | ---: | ---: |",
-    ]
+    rows = []
     for (label, dtype, processes), found in sorted(groups.items(), key=lambda item: (item[0][0] == "after", item[0])):
         *_, small, large = sorted(found, key=lambda one: one["rows"])
         growth = large["peak_bytes"] - small["peak_bytes"]
         ratio = growth / (large["payload_bytes"] - small["payload_bytes"]) * processes
         payload = 10_000_000 * 2 * 512 * getattr(torch, dtype).itemsize / processes
         fixed = large["peak_bytes"] - ratio * large["payload_bytes"] / processes
-        lines.append(
-            f"| {label} | {dtype} | {processes} | {payload / GIB:.1f} | {ratio:.2f} | "
-            f"{(ratio * payload + fixed) / GIB:.1f} |"
-        )
-    return lines
+        sizes = [f"{payload / GIB:.1f}", f"{ratio:.2f}", f"{(ratio * payload + fixed) / GIB:.1f}"]
+        rows.append([label, dtype, processes, *sizes])
+    headings = ["code", "kept as", "processes", "own payload, GiB", "grows with own payload, by 1 GiB"]
+    return table([*headings, "extrapolated peak, GiB"], rows, record["machine"], num_left=2)
 
 
 def _order(label: str, found: dict[str, Any]) -> tuple[Any, ...]:

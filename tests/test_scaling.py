@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.scaling import ASSUMED, GIVEN, INPUTS, MEASURED, PRODUCTS, main, number, plan, read_figures
+from benchmarks.scaling import PRODUCTS, main, number, plan
+from benchmarks.scaling_figures import ASSUMED, GIVEN, INPUTS, MEASURED, read_figures
 
 RECORD = Path(__file__).parents[1] / "experiments" / "scale" / "plan"
 VALIDATION = ("one process, peak", "a process for each GPU, peak", "stated before, at most")

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from benchmarks.machine import cpu_seconds, memory_bytes, reset_peak
 from mim_lightning.model.matcher import Matcher
 
 GIB = 2**30
@@ -61,7 +59,7 @@ class Pace:
             torch.cuda.synchronize()
             torch.cuda.reset_peak_memory_stats()
         with suppress(OSError):
-            Path("/proc/self/clear_refs").write_text("5")  # the peak of resident memory starts anew
+            reset_peak()
         self._start_memory = self._memory("VmRSS")
         self._start = time.perf_counter(), cpu_seconds()
 
@@ -77,15 +75,4 @@ class Pace:
     def _memory(self, kind: str) -> float:
         if self._on_gpu:
             return (torch.cuda.max_memory_allocated() if kind == "VmHWM" else torch.cuda.memory_allocated()) / GIB
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next(int(line.split()[1]) for line in lines if line.startswith(kind)) / 2**20
-
-
-def cpu_seconds() -> float:
-    """Return the CPU time of this process, of those it waited for, and of its loaders' workers."""
-    ticks = 0
-    for child in multiprocessing.active_children():
-        with suppress(OSError):
-            stat = Path(f"/proc/{child.pid}/stat").read_text()
-            ticks += sum(int(value) for value in stat.rsplit(") ", 1)[1].split()[11:13])
-    return sum(os.times()[:4]) + ticks / os.sysconf("SC_CLK_TCK")
+        return memory_bytes(kind) / GIB
