@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks.scaling_figures import GB, GIB, INPUTS, Figures, read_figures
+from mim_lightning.data.loading.loader import PREFETCH_FACTOR
+from mim_lightning.data.shards.cache import CacheSettings
 from mim_lightning.metrics.memory import EvaluationMemory
 from mim_lightning.search.index.index_settings import IndexSettings
 from mim_lightning.search.index.index_type import FLAT_ROWS, choose_kind
@@ -79,6 +81,9 @@ def _plan_training(rows: float, f: Figures) -> Iterator[Line]:
     a_machine = min(gpus, f.gpus_per_machine) * f.gpu_rows_per_second  # rows/s
     megabytes = a_machine * f.row_bytes / 1e6
     window = max(8 * f.rows_per_shard, 4 * f.global_batch_size)
+    # all processes read the same shards: what their workers may still be reading stays, what comes next is there
+    requested = PREFETCH_FACTOR * f.loader_workers * f.global_batch_size
+    cached = 2 * window + requested + CacheSettings.prefetch_shards * f.rows_per_shard
     yield Line("training", "GPUs", "", gpus)
     yield Line("training", "machines", f"{f.gpus_per_machine:g} GPUs", machines)
     yield Line("training", "time", "hours", gpu_hours / gpus)
@@ -86,7 +91,7 @@ def _plan_training(rows: float, f: Figures) -> Iterator[Line]:
     yield Line("loading", "cores", "a GPU", f.load_row_ms * f.gpu_rows_per_second / 1e3 / min(1, f.remote_rate))
     yield Line("loading", "from the store", "MB/s a machine", megabytes)
     yield Line("loading", "connections", "a machine", math.ceil(megabytes / f.connection_mb))
-    yield Line("loading", "least disk cache", "GB a machine", min(rows, 2 * window) * f.row_bytes / GB)
+    yield Line("loading", "least disk cache", "GB a machine", min(rows, cached) * f.row_bytes / GB)
     yield Line("checkpoint", "fingerprint", "s", f.checkpoint_bytes / GB / f.fingerprint_gb)
 
 

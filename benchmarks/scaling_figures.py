@@ -145,6 +145,7 @@ INPUTS = (
         _validation_overhead,
     ),
     Input("load_row_ms", "ms of a core", 1, "decoding", "data_throughput/loading.json", _load_cpu_ms),
+    Input("loader_workers", "a GPU", 8, "the most that data.num_workers=null starts; two batches each"),
     Input(
         "gpu_rows_per_second",
         "rows/s of a GPU",

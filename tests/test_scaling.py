@@ -27,6 +27,7 @@ ROUND = {  # figures that are easy to reckon with
     "remote_rate": 0.8,
     "validation_overhead": 1.5,
     "load_row_ms": 2,
+    "loader_workers": 3,
     "gpu_rows_per_second": 1000,
     "embed_speedup": 4,
     "gpus_per_machine": 8,
@@ -73,7 +74,8 @@ def test_the_plan_of_ten_million_products_by_hand() -> None:
         "loading: cores": 2.5,  # 1,000 rows x 2 ms, at 0.8 of the local rate
         "loading: from the store": 300.0,  # 3 GPUs x 1,000 rows x 0.1 MB
         "loading: connections": 6,
-        "loading: least disk cache": 8.0,  # two windows of four batches: 80,000 rows
+        # two windows of four batches, six batches requested, eight shards ahead: 148,000 rows
+        "loading: least disk cache": 14.8,
         "checkpoint: fingerprint": 2.0,
         "embedding: the catalog": 1e7 / 4000 / 3600,
         "index: kind": "sq8",  # a graph takes 13 GB, codes 2.6

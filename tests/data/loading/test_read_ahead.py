@@ -15,7 +15,8 @@ from mim_lightning.data.shards.files import ShardPlan
 class PlannedSet:
     """The shards of a set at an address, without files; keeps what is needed, and what was asked for."""
 
-    def __init__(self, sizes: list[int], prefetch_shards: int) -> None:
+    def __init__(self, sizes: list[int], prefetch_shards: int, cache_room: int | None = None) -> None:
+        self.cache_room = cache_room
         self.sizes, self.prefetch_shards, self.folder = sizes, prefetch_shards, "set"
         self.starts = np.append(0, np.cumsum(sizes))
         self.needed: dict[str, tuple[int, ...]] = {}
@@ -28,6 +29,9 @@ class PlannedSet:
 
     def shards_of(self, numbers: Any) -> np.ndarray:
         return self.starts.searchsorted(numbers, "right") - 1
+
+    def shard_bytes(self, shard_idx: int) -> int:
+        return self.sizes[shard_idx]  # a byte a row
 
     def plan(self, plan: ShardPlan) -> None:
         self.needed[plan.reader] = plan.needed
@@ -69,6 +73,20 @@ def test_shards_are_needed_from_before_their_first_batch_to_their_last(
     assert num_streams > 1 or shards.num_passes == 3  # a rank of several reads other shards in each pass
     downloads = [shards.downloaded.count(idx) - shards.finished.count(idx) for idx in range(15)]
     assert downloads == [int(idx in shards.all_needed) for idx in range(15)], "all else is finished"
+
+
+@pytest.mark.parametrize(("room", "num_ahead"), [(4, 1), (16, 2), (20, 3), (80, 9)])
+def test_no_more_is_downloaded_ahead_than_the_cache_holds(room: int, num_ahead: int) -> None:
+    shards: Any = PlannedSet([4] * 40, 9, room)
+    sampler = RankSampler(shards, ShuffledOrder(tuple(shards.sizes), 2, seed=1, window=2), 0, 1)
+    most = 0
+    for request in sampler:
+        ahead = shards.all_needed - set(shards.shards_of(request.numbers).tolist())
+        most = max(most, len(ahead))
+        assert ahead, "one is always downloaded ahead"
+        if room >= 16:  # the window, and one ahead; a batch may bring a second one
+            assert 4 * len(shards.all_needed) <= room + 4
+    assert num_ahead <= most <= 11
 
 
 def test_a_pass_in_stored_order_ends() -> None:

@@ -23,7 +23,8 @@ class ReadAhead:
     """Plans the shards of a set for one reader, a batch at a time.
 
     Args:
-        shards: their `prefetch_shards` is how many are downloaded before a batch needs them.
+        shards: their `prefetch_shards` is how many are downloaded before a batch needs them; fewer where their
+            `cache_room` does not hold so many, but always one.
         batches: from the next one on.
         num_workers: processes that read the batches; 0: this one.
         prefetch_factor: batches that each of them may still be reading when a later one is requested.
@@ -39,6 +40,7 @@ class ReadAhead:
         self._new: list[int] = []  # of these, since the last plan
         self._first_needed: deque[int] = deque()  # by which batch, of each shard that no batch has reached yet
         self._positions: deque[tuple[int, int]] = deque()  # of the batches read ahead
+        self._needed_bytes = self._largest = 0  # of all shards that are needed, and of one
         self._num_reached, self._num_read = 0, 0  # batches
         # a pass over the set, whatever the length of an epoch, begins with the first shard that is needed again
         self._pass_idx, self._pass_of = 1, np.zeros(len(shards.sizes), dtype=np.int64)  # of each shard's last need
@@ -58,7 +60,8 @@ class ReadAhead:
         while self._first_needed and self._first_needed[0] < self._num_reached:
             self._first_needed.popleft()
         epoch, start = self._positions[0]
-        while len(self._first_needed) < self.shards.prefetch_shards and self._positions[-1] < (epoch + 1, start):
+        room = self.shards.cache_room
+        while self._is_ahead_short(room) and self._positions[-1] < (epoch + 1, start):
             if not self._read_batch():  # a set of fewer shards is read once through, not without an end
                 break
         new, self._new = tuple(self._new), []
@@ -66,6 +69,7 @@ class ReadAhead:
         finished = tuple(idx for idx, last in self._last_needed.items() if last < oldest)
         for idx in finished:
             del self._last_needed[idx]
+            self._needed_bytes -= self.shards.shard_bytes(idx)
         self._positions.popleft()
         is_new_pass = False
         while self._pass_starts and self._pass_starts[0] < self._num_reached:
@@ -81,6 +85,12 @@ class ReadAhead:
             self._is_stopped = True
             self.shards.stop(self.reader)
 
+    def _is_ahead_short(self, room: int | None) -> bool:
+        """Return whether another shard is to be downloaded ahead, and fits into the cache beside those needed."""
+        num_ahead = len(self._first_needed)
+        has_room = room is None or self._needed_bytes + self._largest <= room
+        return num_ahead < self.shards.prefetch_shards and (has_room or num_ahead == 0)
+
     def _read_to(self, num_batches: int) -> None:
         while self._num_read < num_batches and self._read_batch():
             pass
@@ -94,6 +104,8 @@ class ReadAhead:
             if idx not in self._last_needed:
                 self._first_needed.append(self._num_read)
                 self._new.append(idx)
+                num_bytes = self.shards.shard_bytes(idx)
+                self._needed_bytes, self._largest = self._needed_bytes + num_bytes, max(self._largest, num_bytes)
                 if self._pass_of[idx] == self._pass_idx:
                     self._pass_idx += 1
                     self._pass_starts.append(self._num_read)

@@ -16,7 +16,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from mim_lightning.data.shards.disk_cache import PARTIAL, DiskCache, Reservation
-from mim_lightning.data.shards.read_plan import ReadPlan, finish
+from mim_lightning.data.shards.read_plan import ReadPlan, count_plans, finish
 from mim_lightning.io.locks import WaitTimeoutError, lock
 from mim_lightning.io.remote import Check, download, remote_size
 from mim_lightning.io.retry import NotFoundError, RemoteError, RetryPolicy
@@ -155,6 +155,11 @@ class ShardCache:
             ) from None
         except OSError as error:
             raise ShardError(f"data.cache.folder={self.settings.root}: {error}") from error
+
+    @property
+    def room(self) -> int:
+        """Bytes for the files that this process needs: as many as for each other process that plans what it reads."""
+        return self._disk.limit // max(1, count_plans(self._disk.folder))
 
     def has(self, name: str) -> bool:
         """Return whether a file is cached."""

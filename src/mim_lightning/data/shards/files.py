@@ -81,6 +81,11 @@ class ShardFiles(Protocol):
     patience: float  # seconds to wait for a store
     version: int | None  # None: not known before the index is read
 
+    @property
+    def cache_room(self) -> int | None:
+        """Bytes of the cache for the shards that one process needs; None: there is no cache."""
+        ...
+
     def read_index(self) -> tuple[bytes, int]:
         """Return the content of the index of the version, and a number that changes with it.
 
@@ -131,7 +136,7 @@ class ShardFiles(Protocol):
 class LocalFiles:
     """The files of a set in a folder; `version` as in ShardSet."""
 
-    prefetch_shards, patience = 0, 0.0
+    prefetch_shards, patience, cache_room = 0, 0.0, None
 
     def __init__(self, folder: Path, version: int | None = None) -> None:
         self.folder, self.version = folder, version
@@ -256,6 +261,10 @@ class RemoteFiles:
         self._cache = ShardCache(self.address, folder.hexdigest(), self.settings)
         written = hashlib.blake2b(self.address.encode() + b"\0" + content, digest_size=12)
         return content, int.from_bytes(written.digest()[:7], "big")
+
+    @property
+    def cache_room(self) -> int:
+        return self._cache.room
 
     def _mark(self, index: SetIndex) -> None:
         """Choose marks for the files of later versions: a version may have been made again, with other rows."""

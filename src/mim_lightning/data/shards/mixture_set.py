@@ -149,6 +149,15 @@ class ConcatShardSet(ShardSet):
         return max(part.prefetch_shards for part in self._parts)
 
     @property
+    def cache_room(self) -> int | None:
+        return min((room for part in self._parts if (room := part.cache_room) is not None), default=None)
+
+    def shard_bytes(self, shard_idx: int) -> int:
+        set_idx, idx_in_set = self._find_set(self._first_shards, shard_idx)
+        part = self._parts[set_idx]
+        return 0 if part.cache_room is None else part.shard_bytes(idx_in_set)
+
+    @property
     def patience(self) -> float:
         return max(part.patience for part in self._parts)
 

@@ -119,6 +119,11 @@ def read_plans(folder: Path) -> ReadPlans:
     return ReadPlans(plans)
 
 
+def count_plans(folder: Path) -> int:
+    """Return how many processes use a cache; some may be dead, until the cache is full."""
+    return sum(1 for _ in folder.glob(f".*{SUFFIX}"))
+
+
 def finish(path: Path) -> None:
     """Mark a file that its reader needs no more; using it again unmarks it."""
     with suppress(OSError):  # evicted, or a read-only folder

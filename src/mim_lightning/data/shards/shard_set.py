@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from mim_lightning.data.shards.cache import CacheSettings, ChangedError, MissingError, ShardError
 from mim_lightning.data.shards.files import LocalFiles, RemoteFiles, ShardFiles, ShardPlan
-from mim_lightning.data.shards.open_shards import MEMBERS, OpenShard, OpenShards
+from mim_lightning.data.shards.open_shards import MEMBERS, OpenShard, OpenShards, places_size
 from mim_lightning.data.shards.set_index import FORMAT_VERSION, INDEX_FILE, index_file, parse_index
 from mim_lightning.fields import DECLARED, texts_of
 from mim_lightning.io.paths import PathOrUrl, to_path_or_url
@@ -112,6 +112,16 @@ class ShardSet:
         return self.files.prefetch_shards
 
     @property
+    def cache_room(self) -> int | None:
+        """Bytes of the cache for the shards that one process needs; None for a local folder."""
+        return self.files.cache_room
+
+    def shard_bytes(self, shard_idx: int) -> int:
+        """Return the bytes of a shard in the cache; 0 in the first format, which does not say."""
+        shard = self.index.shard(shard_idx)
+        return 0 if shard.num_bytes is None else shard.num_bytes + places_size(shard.size)
+
+    @property
     def patience(self) -> float:
         """Seconds that reading may wait for a store; 0 for a local folder."""
         return self.files.patience
@@ -177,17 +187,23 @@ class ShardSet:
 
     def all_facts(self) -> Iterator[dict[str, Any]]:
         """Read the metadata of every sample, in order; shards at an address are downloaded ahead."""
-        reader, num_shards = uuid.uuid4().hex[:12], len(self.sizes)
+        reader, num_shards, num_ahead = uuid.uuid4().hex[:12], len(self.sizes), self._num_ahead()
         try:
             for idx in range(num_shards):
-                if self.prefetch_shards:
-                    needed = tuple(range(idx, min(idx + self.prefetch_shards, num_shards)))
-                    new, finished = (needed if idx == 0 else needed[self.prefetch_shards - 1 :]), (idx - 1,)[:idx]
+                if num_ahead:
+                    needed = tuple(range(idx, min(idx + num_ahead, num_shards)))
+                    new, finished = (needed if idx == 0 else needed[num_ahead - 1 :]), (idx - 1,)[:idx]
                     self.plan(ShardPlan(reader, new, needed, finished, is_new_pass=idx == 0))
                 for number in range(*self.span(idx)):
                     yield self.read_members(number, ("json",))[1]
         finally:  # also where the caller reads no further
             self.stop(reader)
+
+    def _num_ahead(self) -> int:
+        """Return how many shards a pass in order needs at a time: those to prefetch, as far as the cache holds them."""
+        room, largest = self.cache_room, max(map(self.shard_bytes, range(len(self.sizes))), default=0)
+        fitting = self.prefetch_shards if room is None or not largest else max(1, room // largest)
+        return min(self.prefetch_shards, fitting)
 
     def locate(self, number: int) -> tuple[str, dict[str, tuple[int, int]]]:
         """Return the path of the shard of a sample, and offset and size in it of each member that the sample has."""
