@@ -32,13 +32,16 @@ def prepare(config: dict[str, Any]) -> None:
     """Write the shards of `data` and print what they contain; or only validate or verify."""
     if config["engine"] not in ENGINES:
         raise ValueError(f"engine={config['engine']}: give {' or '.join(ENGINES)}")
-    for key in ("overwrite", "validate_only", "verify"):
+    for key in ("overwrite", "validate_only", "verify", "list_versions"):
         if not isinstance(config[key], bool):
             raise ValueError(f"{key}={config[key]}: give true or false")
     if (config["num_workers"] or 0) < 0:
         raise ValueError(f"num_workers={config['num_workers']}: must not be negative")
     if change := change_of(config):
         write_version(change, config)
+        return
+    if config["list_versions"] or config["prune"]["keep"] is not None:
+        show_versions(config)
         return
     if config["verify"]:
         from mim_lightning.data.preparation.prepared import open_prepared
@@ -90,6 +93,13 @@ def change_of(config: dict[str, Any]) -> Change | None:
     change = Change(
         construct("add", Tables, **config["add"]), construct("delete", Deletion, **delete), config["compact"]
     )
+    validate_type("prune.keep", config["prune"]["keep"], int | None)
+    validate_type("prune.force", config["prune"]["force"], bool)
+    if config["prune"]["force"] and config["prune"]["keep"] is None:
+        raise ValueError("prune.force=true: give prune.keep, the number of versions that stay")
+    if change and (config["list_versions"] or config["prune"]["keep"] is not None):
+        key = "list_versions" if config["list_versions"] else "prune"
+        raise ValueError(f"{key}: not together with add, delete or compact")
     if not change:
         if config["add"]["replace"]:
             raise ValueError("add.replace=true: give add.products or add.queries, the tables of the rows that replace")
@@ -117,6 +127,23 @@ def write_version(change: Change, config: dict[str, Any]) -> None:
     folder = to_path_or_url(data["folder"])
     prepared = change_data(folder, change, validation, download=download, num_workers=config["num_workers"])
     print(prepared.summary(prepared.describe()["settings"]["train_split"]))
+
+
+def show_versions(config: dict[str, Any]) -> None:
+    """Remove old versions of the data in `data.folder` if `prune` says so; print those that there are."""
+    from mim_lightning.data.versions.pruning import prune_versions
+    from mim_lightning.data.versions.version_list import list_versions
+    from mim_lightning.io.paths import to_path_or_url
+    from mim_lightning.run import runs_by_version
+
+    folder = to_path_or_url(config["data"]["folder"])
+    if not isinstance(folder, Path):
+        raise ValueError(f"data.folder={folder}: versions are listed and removed in a local folder only")
+    runs, prune = runs_by_version(Path(config["paths"]["runs"]), folder), config["prune"]
+    if prune["keep"] is not None:
+        print(f"{folder}: {prune_versions(folder, prune['keep'], runs, is_forced=prune['force'])}")
+    for version in list_versions(folder):
+        print(f"  {version.describe(runs.get(version.number, ()))}")
 
 
 def text_specs(config: dict[str, Any]) -> dict[str, InputSpec] | None:

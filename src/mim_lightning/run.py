@@ -325,6 +325,27 @@ def recorded_versions(run: Run, names: Iterable[str]) -> dict[str, int]:
     return {name: stored.get(name, 1) for name in names}
 
 
+def runs_by_version(runs: Path, folder: Path) -> dict[int, list[str]]:
+    """Return the ids of the runs that read each version of the prepared data in a folder.
+
+    Args:
+        runs: the folder of all runs; those whose config cannot be read are left out.
+    """
+    found: dict[int, list[str]] = {}
+    for path in sorted(runs.glob("*/config.yaml")):
+        with suppress(OSError, ValueError):
+            config = load_stored_config(path)
+            data, versions = config.get("data") or {}, data_versions_of(config)
+            others = {"distractors": data.get("distractors")}
+            others |= {name: (entry or {}).get("folder") for name, entry in (data.get("mixture") or {}).items()}
+            for name, place in {"main": data.get("folder"), **others}.items():
+                if place and Path(place).absolute().resolve() == folder.absolute().resolve():
+                    readers = found.setdefault(versions.get(name, 1), [])
+                    if path.parent.name not in readers:
+                        readers.append(path.parent.name)
+    return found
+
+
 def describe_newer_versions(run: Run, data: Mapping[str, Any]) -> str:
     """Return in one line which data of a finished run have a newer version now, "" if none have."""
     from mim_lightning.data.preparation.opened_data import find_versions

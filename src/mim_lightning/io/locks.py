@@ -18,6 +18,11 @@ from pathlib import Path
 
 from filelock import lock_descriptor, unlock_descriptor
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 POLL = 0.02  # seconds between two attempts, at first
 LONGEST_POLL = 1.0  # after a minute
 PROGRESS_EVERY = 1.0  # seconds between two looks at the holder's progress, which take longer
@@ -154,6 +159,44 @@ def lock_open_file(descriptor: int, if_unsupported: bool = True) -> bool:
         return lock_descriptor(descriptor, blocking=False)
     except OSError:
         return if_unsupported
+
+
+class ReadLock:
+    """A lock on a file that is read, shared with other readers, until the object ends: see `lock_for_removal`.
+
+    A file that cannot be opened or locked is read unguarded; a process that gets a copy has a lock of its own.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path, self._descriptor = path, -1
+        with suppress(OSError):
+            self._descriptor = os.open(path, os.O_RDONLY)
+            if fcntl is not None:
+                fcntl.flock(self._descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+
+    def __del__(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+
+    def __reduce__(self) -> tuple[type[ReadLock], tuple[Path]]:
+        return ReadLock, (self.path,)
+
+
+def lock_for_removal(path: Path) -> int | None:
+    """Return a descriptor of a file that no process reads under a `ReadLock`, or None if one does.
+
+    Closing it ends the lock.
+    """
+    descriptor = os.open(path, os.O_RDONLY)
+    if fcntl is not None:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            return None
+        except OSError:  # a file system without locks
+            pass
+    return descriptor
 
 
 def is_same_file(path: Path, descriptor: int) -> bool:

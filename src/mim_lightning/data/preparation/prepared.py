@@ -18,7 +18,7 @@ from mim_lightning.data.preparation.plan import BY_PRODUCT, SHUFFLED
 from mim_lightning.data.preparation.staging import SETTINGS_FILE, first_difference
 from mim_lightning.data.shards.cache import CacheSettings
 from mim_lightning.data.shards.damage import Damage, find_damage
-from mim_lightning.data.shards.set_index import FIRST_VERSION, VERSIONS, IndexedShard
+from mim_lightning.data.shards.set_index import FIRST_VERSION, INDEX_FILE, VERSIONS, IndexedShard, index_file
 from mim_lightning.data.shards.set_writer import content_id
 from mim_lightning.data.shards.shard_set import ShardSet
 from mim_lightning.data.shards.shard_writer import COLUMNS
@@ -27,6 +27,7 @@ from mim_lightning.data.splits import Protocol
 from mim_lightning.display.progress import ProgressMeter
 from mim_lightning.display.text import plain
 from mim_lightning.io.damaged_file import errors_as_damaged_file, validate_regular_file
+from mim_lightning.io.locks import ReadLock
 from mim_lightning.io.paths import PathOrUrl, join, to_path_or_url
 from mim_lightning.io.remote import download_bytes, list_folder
 from mim_lightning.io.retry import NotFoundError, RetryPolicy
@@ -72,6 +73,7 @@ class PreparedData:
     cache: CacheSettings | None = None  # of shards at a URL
     wanted_version: int | None = None  # None: the newest when a set is first opened
     _opened: dict[str, ShardSet] = field(default_factory=dict, init=False, repr=False, compare=False)  # by name
+    _locks: list[ReadLock] = field(default_factory=list, init=False, repr=False, compare=False)  # of the version
     _known: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)  # see `_settings`
 
     def describe(self) -> dict[str, Any]:
@@ -106,6 +108,17 @@ class PreparedData:
                 f"{self.folder}: has no version {self.wanted_version}; it has {', '.join(map(str, known))}"
             )
         return self.wanted_version or known[-1]
+
+    def hold(self) -> None:
+        """Keep the version from being removed while this object exists; sets that are open keep theirs."""
+        if not isinstance(self.folder, Path):
+            return
+        sets = (
+            self._entry()["sets"] if VERSIONS in self._settings() else dict.fromkeys(self._set_names(), FIRST_VERSION)
+        )
+        for name, version in sets.items():
+            first, later = self.folder / name / INDEX_FILE, self.folder / name / index_file(int(version))
+            self._locks.append(ReadLock(later if later.exists() else first))
 
     def set_version(self, set_name: str) -> int:
         """Return the version of one set: the last one that changed it."""
@@ -262,6 +275,7 @@ def open_prepared(folder: str | Path, cache: CacheSettings | None = None, versio
     if not prepared.exists:
         raise ValueError(f"{folder}: no prepared data here; run python -m mim_lightning.prepare")
     _ = prepared.version  # which is the newest is decided now
+    prepared.hold()
     return prepared
 
 

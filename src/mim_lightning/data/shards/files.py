@@ -37,6 +37,7 @@ from mim_lightning.data.shards.set_index import (
     parse_pointer,
 )
 from mim_lightning.io.damaged_file import DamagedFileError, errors_as_damaged_file, validate_regular_file
+from mim_lightning.io.locks import ReadLock
 from mim_lightning.io.remote import download_bytes
 from mim_lightning.io.retry import RemoteError
 
@@ -142,10 +143,12 @@ class LocalFiles:
         self.folder, self.version = folder, version
         # path, digest and stamp of the index that was read
         self._index: tuple[Path, bytes, tuple[int, ...]] = folder / INDEX_FILE, b"", ()
+        self._lock: ReadLock | None = None  # while it is open, its version is not removed
 
     def read_index(self) -> tuple[bytes, int]:
         path, content, facts = self._read_version()
         self._index = path, _digest(content), _stamp(facts)
+        self._lock = ReadLock(path)
         return content, facts.st_mtime_ns
 
     def _read_version(self) -> tuple[Path, bytes, os.stat_result]:

@@ -123,8 +123,7 @@ def _keep_first_index(target: Path, set_name: str) -> None:
     """Keep the index of the first version under its own name, then replace it by a pointer."""
     if parse_pointer((target / INDEX_FILE).read_bytes()) is not None:
         return
-    with atomic_write(target / index_file(FIRST_VERSION)) as partial:
-        shutil.copy2(target / INDEX_FILE, partial)  # with its time
+    _link(target / INDEX_FILE, target / index_file(FIRST_VERSION))  # the same file: who reads it goes on to lock it
     _write_pointer(target.parents[set_name.count("/")], set_name)
 
 
