@@ -21,7 +21,7 @@ from torchvision.transforms import v2
 from benchmarks.training.setup import Setup
 from mim_lightning.config import Config
 from mim_lightning.data.images.transforms import Augment
-from mim_lightning.data.loading.loader import start_worker
+from mim_lightning.data.loading.worker_processes import start_worker
 from mim_lightning.data.shards.shard_set import ShardSet
 from mim_lightning.encoders.hf_text import HfTokenize
 from mim_lightning.types import ImageSpec, Sample, TextSpec

@@ -27,6 +27,7 @@ def main() -> None:
 
 def export(config: dict[str, Any]) -> Path:
     """Write the folder, upload it if `push` says so, and return its path."""
+    from mim_lightning.data.loading.worker_processes import killed_workers_named
     from mim_lightning.inference.export import export_model, validate_output
     from mim_lightning.inference.hub import push, validate_repo
     from mim_lightning.inference.model_card import find_evaluation
@@ -41,7 +42,8 @@ def export(config: dict[str, Any]) -> Path:
     evaluation = find_evaluation(checkpoint, evaluated, trained.fingerprint)
     options = {key: config[key] for key in ("precision", "onnx", "device")}
     data = _open_data(config.get("data"), trained, checkpoint)
-    facts, loss = export_model(trained, output, data, evaluation, **options)
+    with killed_workers_named():
+        facts, loss = export_model(trained, output, data, evaluation, **options)
     print(f"{output}: model {facts.fingerprint}, {facts.dimension} dimensions, {facts.precision}")
     for direction, metrics in loss.recall.items() if loss is not None else ():
         changes = ", ".join(f"{name} {before:.3f} -> {after:.3f}" for name, (before, after, _) in metrics.items())

@@ -50,6 +50,7 @@ def fit(config: dict[str, Any], run: Run, description: Mapping[str, Any] | None 
     from lightning.pytorch.utilities import rank_zero_info
     from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+    from mim_lightning.data.loading.worker_processes import killed_workers_named
     from mim_lightning.lit.callbacks.ema import free_averages, validate_averaging
     from mim_lightning.lit.callbacks.time_limit import TimeLimit, seconds_trained
     from mim_lightning.lit.console import describe_encoder_values, describe_towers, silence_lightning
@@ -140,7 +141,8 @@ def fit(config: dict[str, Any], run: Run, description: Mapping[str, Any] | None 
         run.results_path.unlink(missing_ok=True)  # of a run that goes on with more time
     started = time.perf_counter()
     try:
-        trainer.fit(module, datamodule, ckpt_path=resume, weights_only=True if resume else None)
+        with killed_workers_named():
+            trainer.fit(module, datamodule, ckpt_path=resume, weights_only=True if resume else None)
         seconds, stopped_after = time.perf_counter() - started, seconds_trained(trainer)
         free_averages(trainer)
         # one answer for all ranks: all take part in writing it, and rank zero may have written it already

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import subprocess
@@ -13,7 +14,13 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from mim_lightning.io.atomic import atomic_write, atomic_write_folder, remove_abandoned, restore_former
+from mim_lightning.io.atomic import (
+    atomic_write,
+    atomic_write_folder,
+    remove_abandoned,
+    restore_former,
+    write_errors_named,
+)
 
 
 def test_a_reader_sees_the_former_content_until_the_end(tmp_path: Path) -> None:
@@ -86,6 +93,18 @@ def test_the_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     path = tmp_path / "not there" / "rows.csv"
     with pytest.raises(FileNotFoundError, match=re.escape(f"No such file or directory: '{path}'")), atomic_write(path):
         pass
+
+
+def test_errors_that_name_no_file_name_what_is_written(tmp_path: Path) -> None:
+    path = tmp_path / "record"
+    for named in (None, lambda partial: str(partial / "inner")):
+        with pytest.raises(OSError) as caught, atomic_write_folder(path) as partial:
+            raise OSError(errno.ENOSPC, "no more", *([named(partial)] if named else []))
+        assert caught.value.filename == str(path) and caught.value.strerror == os.strerror(errno.ENOSPC)
+    with pytest.raises(OSError) as caught, write_errors_named(path):
+        raise OSError(errno.EIO, "of another", str(tmp_path / "other"))
+    assert caught.value.filename == str(tmp_path / "other")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("is_folder", [True, False])

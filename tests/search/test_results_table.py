@@ -1,9 +1,12 @@
 """What a search prints is read on any terminal: ids and scores are whole, titles are cut."""
 
+from pathlib import Path
+
 import pytest
+from PIL import Image
 
 from mim_lightning.search.query import SearchQuery
-from mim_lightning.search.results_image import draw_results
+from mim_lightning.search.results_image import draw_results, save_image
 from mim_lightning.search.results_table import print_result
 from mim_lightning.search.searcher import SearchHit, SearchResult
 from tests.display.test_text import HOSTILE
@@ -43,3 +46,12 @@ def test_hostile_hits_are_drawn() -> None:
     query = SearchQuery(text="x" * 100_000, where={"category": "y" * 100_000})
     sheet = draw_results(query, b"no picture", hits, {HOSTILE[0]: b"\xff\xd8 damaged"})
     assert sheet.width < 2_000 and sheet.height < 2_000
+
+
+def test_an_image_is_written_whole_in_the_format_of_its_suffix(tmp_path: Path) -> None:
+    for name, kind in (("a.PNG", "PNG"), ("a.jpg", "JPEG")):
+        save_image(Image.new("RGB", (4, 3)), tmp_path / name)
+        assert Image.open(tmp_path / name).format == kind
+    with pytest.raises(ValueError, match=r"output_image=.*hits.txt: no image format has this suffix"):
+        save_image(Image.new("RGB", (4, 3)), tmp_path / "hits.txt")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.PNG", "a.jpg"]

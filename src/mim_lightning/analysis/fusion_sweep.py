@@ -20,6 +20,7 @@ from rich.text import Text
 
 from mim_lightning.analysis.embeddings import EvaluationEmbeddings
 from mim_lightning.display.text import plain
+from mim_lightning.io.atomic import atomic_write
 from mim_lightning.metrics import PairedDifference, bootstrap_intervals, paired_difference
 from mim_lightning.metrics.directions import evaluate_directions
 from mim_lightning.model.fusion import (
@@ -210,7 +211,7 @@ def write_curve(curve: FusionCurve, folder: Path) -> list[Path]:
     """Write `fusion.csv` and `fusion.png` into a folder, and return their paths."""
     folder.mkdir(parents=True, exist_ok=True)
     table, image = folder / "fusion.csv", folder / "fusion.png"
-    with table.open("w", newline="") as file:
+    with atomic_write(table) as partial, partial.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(("share", curve.metric, "low", "high"))
         for weight, value, (low, high) in zip(curve.weights, curve.values, curve.intervals, strict=True):
@@ -256,4 +257,5 @@ def _draw_curve(curve: FusionCurve, path: Path) -> None:
     axes.set_ylabel(curve.metric)
     axes.set_title(f"{curve.direction}: weights of '{curve.fusion}'")
     axes.legend()
-    save_figure(figure, path)
+    with atomic_write(path) as partial:
+        save_figure(figure, partial)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mim_lightning.data.shards.lookup import QueryFacts
-from mim_lightning.io.atomic import atomic_write
+from mim_lightning.io.atomic import atomic_write, write_errors_named
 from mim_lightning.io.damaged_file import errors_as_damaged_file
 from mim_lightning.types import NO_KEY, RetrievalReport, hash_id
 
@@ -121,7 +121,7 @@ class TrackedQueryLog:
         if self._ranks is None:
             self._ranks = self._resume(rows[0].step)
         complete = [self._complete(row, self._ranks.setdefault((row.direction, row.query_id), [])) for row in rows]
-        with self.path.open("a", encoding="utf-8") as file:
+        with write_errors_named(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write("".join(_to_line(row) for row in complete))
             file.flush()
             os.fsync(file.fileno())

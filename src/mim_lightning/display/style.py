@@ -62,7 +62,7 @@ def new_panels(
 
 
 def save_figure(figure: Figure, path: Path) -> Path:
-    """Write a figure as PNG, and return the path; its folder is made."""
+    """Write a figure as PNG, whatever the suffix, and return the path; its folder is made."""
     for legend in [*figure.legends, *(axes.get_legend() for axes in figure.axes)]:
         if legend is not None:
             legend.set_frame_on(False)
@@ -70,7 +70,7 @@ def save_figure(figure: Figure, path: Path) -> Path:
     for axes in figure.axes:
         _disable_math([axes.title, axes.xaxis.label, axes.yaxis.label, *axes.texts])
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=DPI)
+    figure.savefig(path, dpi=DPI, format="png")
     return path
 
 

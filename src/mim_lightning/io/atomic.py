@@ -40,21 +40,42 @@ def atomic_write(path: Path, is_synced: bool = True, replaces_folder: bool = Fal
     """
     partial = _partial_of(path)
     try:
-        mode = _usual_mode(partial)
-        remove_abandoned(path.parent, f".{path.name}.*.partial")
-        yield partial
-        if partial.stat().st_mode & 0o777 != mode:  # mounts without modes refuse to set one
-            partial.chmod(mode)  # some libraries create a file that only its owner may read
-        if is_synced:
-            _sync(partial)
-        if replaces_folder and path.is_dir():
-            _put_in_place(partial, path)
-        else:
-            partial.replace(path)
-        if is_synced:
-            _sync(path.parent)
+        with write_errors_named(path, partial):
+            mode = _usual_mode(partial)
+            remove_abandoned(path.parent, f".{path.name}.*.partial")
+            yield partial
+            if partial.stat().st_mode & 0o777 != mode:  # mounts without modes refuse to set one
+                partial.chmod(mode)  # some libraries create a file that only its owner may read
+            if is_synced:
+                _sync(partial)
+            if replaces_folder and path.is_dir():
+                _put_in_place(partial, path)
+            else:
+                partial.replace(path)
+            if is_synced:
+                _sync(path.parent)
+    finally:
+        with suppress(OSError):
+            partial.unlink()
+
+
+@contextmanager
+def write_errors_named(path: Path, partial: Path | None = None) -> Iterator[None]:
+    """Name what could not be written: the error of a full disk names no file, and libraries raise their own.
+
+    Args:
+        path: to name.
+        partial: a file, or a folder with files, that errors may name instead of `path`.
+
+    Raises:
+        OSError: names `path`, or another file that the error named.
+    """
+    try:
+        yield
     except OSError as error:
-        if error.errno is not None and error.filename in (None, str(partial), partial):
+        named = error.filename
+        is_partial = partial is not None and named is not None and Path(os.fsdecode(named)).is_relative_to(partial)
+        if error.errno is not None and (named is None or is_partial):
             # a failed write names no file, a failed rename the partial one
             raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
         raise
@@ -63,9 +84,6 @@ def atomic_write(path: Path, is_synced: bool = True, replaces_folder: bool = Fal
             code = errno.ENOSPC if _is_full(path.parent) else errno.EIO
             raise OSError(code, f"{os.strerror(code)} ({error})", str(path)) from error
         raise
-    finally:
-        with suppress(OSError):
-            partial.unlink()
 
 
 @contextmanager
@@ -79,10 +97,11 @@ def atomic_write_folder(path: Path) -> Iterator[Path]:
     remove_abandoned(path.parent, f".{path.name}.*")
     partial = _partial_of(path)
     try:
-        partial.mkdir()
-        yield partial
-        _sync(partial)
-        _put_in_place(partial, path)
+        with write_errors_named(path, partial):
+            partial.mkdir()
+            yield partial
+            _sync(partial)
+            _put_in_place(partial, path)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

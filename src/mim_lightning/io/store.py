@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 
 from fsspec.implementations.local import LocalFileSystem
 
+from mim_lightning.io.atomic import write_errors_named
 from mim_lightning.io.paths import file_system, to_path_or_url
 
 
@@ -39,7 +40,8 @@ class Store:
             Path(parent).mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix=".scratch-", dir=parent))
         try:
-            yield folder
+            with write_errors_named(folder.parent, folder):
+                yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 

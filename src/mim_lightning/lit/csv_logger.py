@@ -20,7 +20,7 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
-from mim_lightning.io.atomic import atomic_write
+from mim_lightning.io.atomic import atomic_write, write_errors_named
 from mim_lightning.io.damaged_file import errors_as_damaged_file
 
 METRICS_FILE = "metrics.csv"
@@ -95,7 +95,7 @@ class _MetricsFile:
             self._columns = sorted([*self._columns, *new])
             self._rewrite(self._read())
         else:
-            with self.path.open("a", newline="") as file:
+            with write_errors_named(self.path), self.path.open("a", newline="") as file:
                 csv.DictWriter(file, self._columns).writerows(self.metrics)
         self.metrics = []
 

@@ -14,6 +14,7 @@ from lightning import Callback, LightningDataModule, LightningModule, Trainer
 from torch import Tensor
 
 from mim_lightning.data.loading.loader import SequentialLoader
+from mim_lightning.data.loading.worker_processes import killed_workers_named
 from mim_lightning.data.shards.shard_set import ShardSet
 from mim_lightning.lit.datamodule import MatchDataModule
 from mim_lightning.lit.trainer import keep_batches
@@ -44,7 +45,8 @@ def embed_catalog(
         return
     trainer.callbacks.append(_ShardCollector(datamodule.opened.catalog, gallery, shard_idxs, keep))  # type: ignore[attr-defined]
     keep_batches(trainer)
-    trainer.predict(module, datamodule=_CatalogPass(datamodule, shard_idxs), return_predictions=False)
+    with killed_workers_named():
+        trainer.predict(module, datamodule=_CatalogPass(datamodule, shard_idxs), return_predictions=False)
 
 
 class _CatalogPass(LightningDataModule):

@@ -18,9 +18,11 @@ from mim_lightning.analysis.html.pages import write_report_page
 from mim_lightning.analysis.record import RECORD_FOLDER, RunFacts, read_record, write_record
 from mim_lightning.analysis.segments import measure_segments_of
 from mim_lightning.analysis.tracked_queries import read_history
+from mim_lightning.data.loading.worker_processes import killed_workers_named
 from mim_lightning.data.shards.lookup import QueryFacts, query_facts
 from mim_lightning.data.validation.findings import IN_CATALOG
 from mim_lightning.data.validation.report import FINDINGS_FILE, found_ids
+from mim_lightning.io.atomic import atomic_write
 from mim_lightning.io.digest import XXH3
 from mim_lightning.io.paths import PathOrUrl
 from mim_lightning.lit.callbacks.retrieval_eval import find_retrieval_eval
@@ -37,13 +39,14 @@ def evaluate_module(
     trainer: Trainer, module: LightningModule, datamodule: MatchDataModule, checkpoint: Path | None = None
 ) -> dict[str, RetrievalReport]:
     """Run one whole validation pass, of `checkpoint` if given, and return a report for each direction."""
-    trainer.validate(
-        module,
-        datamodule=datamodule,
-        ckpt_path=checkpoint,
-        verbose=False,
-        weights_only=True if checkpoint else None,
-    )
+    with killed_workers_named():
+        trainer.validate(
+            module,
+            datamodule=datamodule,
+            ckpt_path=checkpoint,
+            verbose=False,
+            weights_only=True if checkpoint else None,
+        )
     return find_retrieval_eval(trainer).reports
 
 
@@ -146,7 +149,8 @@ def save_evaluation(
     images = PageImages(queries, gallery)
     write_report_page(record, folder / "report.html", read_history(folder).get(direction), images=images)
     hits_image = draw_hits({config["model"]["name"]: record}, direction, queries, gallery)
-    hits_image.save(folder / "hits.png")
+    with atomic_write(folder / "hits.png") as partial:
+        hits_image.save(partial, "PNG")
     for logger in trainer.loggers:
         log_image = getattr(logger, "log_image", None)
         if log_image is not None:

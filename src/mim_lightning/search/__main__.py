@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from mim_lightning.cli import run_entry_point
@@ -23,7 +24,7 @@ def search(config: dict[str, Any]) -> None:
     from mim_lightning.data.images.limits import read_image_file
     from mim_lightning.search.product_images import ProductImages
     from mim_lightning.search.query import SearchQuery, drop_null_weights
-    from mim_lightning.search.results_image import draw_results
+    from mim_lightning.search.results_image import draw_results, save_image
     from mim_lightning.search.results_table import print_result
     from mim_lightning.search.searcher import open_searcher
 
@@ -53,7 +54,8 @@ def search(config: dict[str, Any]) -> None:
         product_ids = [hit.product_id for hit in result.hits] + ([query.like] if query.like else [])
         product_images = ProductImages(searcher.index.card).read(product_ids)
         query_image = read_image_file(images[0]) if images else product_images.get(query.like or "")
-        draw_results(query, query_image, result.hits, product_images).save(config["output_image"])
+        drawn = draw_results(query, query_image, result.hits, product_images)
+        save_image(drawn, Path(config["output_image"]))
         if not config["json"]:
             print(f"image: {config['output_image']}")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from PIL import Image, ImageDraw
 
@@ -11,6 +12,7 @@ from mim_lightning.data.images.limits import ImageError
 from mim_lightning.display.pil_text import cut, font, paste_image, wrap
 from mim_lightning.display.style import FAINT, INK, PAPER, RULE
 from mim_lightning.display.text import plain
+from mim_lightning.io.atomic import atomic_write
 from mim_lightning.search.query import SearchQuery
 from mim_lightning.search.searcher import SearchHit
 
@@ -39,6 +41,19 @@ def draw_results(
     line = MARGIN + CELL + GAP
     ImageDraw.Draw(canvas).rectangle((line, MARGIN, line + 1, canvas.height - MARGIN), RULE)
     return canvas
+
+
+def save_image(image: Image.Image, path: Path) -> None:
+    """Write an image, in the format that the suffix says.
+
+    Raises:
+        ValueError: there is no such format.
+    """
+    format_name = Image.registered_extensions().get(path.suffix.lower())
+    if format_name not in Image.SAVE:
+        raise ValueError(f"output_image={path}: no image format has this suffix; give a file such as search.png")
+    with atomic_write(path) as partial:
+        image.save(partial, format_name)
 
 
 def _draw_query(canvas: Image.Image, query: SearchQuery, query_image: bytes | None) -> None:

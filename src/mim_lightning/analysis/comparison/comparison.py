@@ -12,6 +12,7 @@ from typing import Any
 from mim_lightning.analysis.comparison.differences import Difference, MeasuredPair, QueryChange, find_changes
 from mim_lightning.analysis.comparison.pairing import PairedDirection, pair_direction
 from mim_lightning.analysis.run_groups import RunGroup
+from mim_lightning.io.atomic import atomic_write
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,8 @@ def write_json(comparison: Comparison, path: Path) -> None:
         "notes": comparison.notes,
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(_without_nan(content), indent=2, ensure_ascii=False, allow_nan=False))
+    with atomic_write(path) as partial:
+        partial.write_text(json.dumps(_without_nan(content), indent=2, ensure_ascii=False, allow_nan=False), "utf-8")
 
 
 def _plain(row: Difference | QueryChange) -> dict[str, Any]:

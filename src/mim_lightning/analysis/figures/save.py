@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mim_lightning.analysis.embeddings import read_embeddings
 from mim_lightning.analysis.figures.curves import draw_losses, draw_recall
@@ -20,6 +21,10 @@ from mim_lightning.analysis.run_groups import RunGroup, group_runs, seed_of
 from mim_lightning.data.preparation.prepared import open_prepared, open_products
 from mim_lightning.display.style import extra_figures, save_figure, shorten
 from mim_lightning.fields import PRODUCT_IMAGE, QUERY_IMAGE
+from mim_lightning.io.atomic import atomic_write
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
@@ -74,12 +79,12 @@ def save_figures(
 def save_curves(groups: Sequence[RunGroup], options: FigureOptions, folder: Path) -> list[Path]:
     """Draw one metric by epoch into curves.png."""
     metric = options.metric or _first(groups[0]).facts.monitor.rsplit("/", 1)[1]
-    return [save_figure(draw_recall(_logs(groups), metric), folder / "curves.png")]
+    return [_save(draw_recall(_logs(groups), metric), folder / "curves.png")]
 
 
 def save_losses(groups: Sequence[RunGroup], options: FigureOptions, folder: Path) -> list[Path]:
     """Draw losses and logit scale by step into losses.png."""
-    return [save_figure(draw_losses(_logs(groups)), folder / "losses.png")]
+    return [_save(draw_losses(_logs(groups)), folder / "losses.png")]
 
 
 def save_hits(groups: Sequence[RunGroup], options: FigureOptions, folder: Path) -> list[Path]:
@@ -99,7 +104,8 @@ def save_hits(groups: Sequence[RunGroup], options: FigureOptions, folder: Path) 
     products = open_products(data_folder, distractors, versions=versions)
     image = draw_hits(records, direction, queries, products, options.num_queries, options.num_hits, options.seed)
     folder.mkdir(parents=True, exist_ok=True)
-    image.save(folder / "hits.png")
+    with atomic_write(folder / "hits.png") as partial:
+        image.save(partial, "PNG")
     return [folder / "hits.png"]
 
 
@@ -114,7 +120,7 @@ def save_maps(groups: Sequence[RunGroup], options: FigureOptions, folder: Path) 
         print(f"map of {group.label}: t-SNE of {len(points.labels):,} points", flush=True)
         title = f"{shorten(_name(group, record), 40)}: map of the embedding space"
         figure = draw_map(points, project_points(points.vectors, options.seed), title)
-        paths.append(save_figure(figure, folder / f"map-{_slug(group.label)}.png"))
+        paths.append(_save(figure, folder / f"map-{_slug(group.label)}.png"))
     return paths
 
 
@@ -124,6 +130,13 @@ FIGURES: Mapping[str, Callable[[Sequence[RunGroup], FigureOptions, Path], list[P
     "hits": save_hits,
     "map": save_maps,
 }
+
+
+def _save(figure: Figure, path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path) as partial:
+        save_figure(figure, partial)
+    return path
 
 
 def _first(group: RunGroup) -> EvaluationRecord:

@@ -5,31 +5,24 @@ Workers read only what a request names, so their number does not change a batch.
 
 from __future__ import annotations
 
-import errno
-import os
-import shutil
-import signal
-import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import tee
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
+from torch.utils.data import Dataset, Sampler, get_worker_info
 
 from mim_lightning.data.loading.collate import Collate
 from mim_lightning.data.loading.corrupt_samples import CorruptSamplePolicy, LoadedBatch, SkipCounter, load_batch
 from mim_lightning.data.loading.read_ahead import PlannedBatch, ReadAhead
 from mim_lightning.data.loading.shared_memory import BatchMessage, SharedBatchBuffers, make_buffers
+from mim_lightning.data.loading.worker_processes import WorkerLoader, start_worker
 from mim_lightning.data.sampling.order import STATE_KEYS, BatchOrder
 from mim_lightning.data.shards.shard_set import ShardSet
 from mim_lightning.types import Batch
 
 PREFETCH_FACTOR = 2  # batches that each worker prefetches
-SHARED_MEMORY, MIN_FREE = Path("/dev/shm"), 2**20  # noqa: S108 - of the system; bytes
 DECODE_TIMEOUT = 300.0  # seconds for reading and decoding a batch, besides waiting for a store
 
 
@@ -138,7 +131,7 @@ class RankSampler(Sampler[BatchRequest]):
         return np.concatenate([part, np.resize(batch, num_padding)]), num_padding
 
 
-class StreamLoader(DataLoader[LoadedBatch]):
+class StreamLoader(WorkerLoader):
     """A DataLoader that knows its position and resumes from it.
 
     Every `iter` starts where the last one stopped; at the end of an epoch that is the next epoch. The position is that
@@ -184,7 +177,6 @@ class StreamLoader(DataLoader[LoadedBatch]):
             self.consumed = 0
         self.ranks.epoch, self.ranks.start = self.epoch, self.consumed
         self.skipped.restart()
-        validate_shared_memory(self.num_workers)
         self._num_passes += 1
         pass_idx, is_complete = self._num_passes, False
         try:
@@ -235,7 +227,7 @@ class SequentialLoader:
         pin_memory: bool = False,
     ) -> None:
         self._requests = _SequentialRequests(shards, list(shard_idxs), batch_size, num_workers)
-        self._loader = DataLoader(
+        self._loader = WorkerLoader(
             ShardDataset(shards, collate),
             batch_sampler=self._requests,  # type: ignore[arg-type]  # torch's stub wants lists of indices
             collate_fn=_identity_collate,  # type: ignore[arg-type]  # ShardDataset has collated already
@@ -249,7 +241,6 @@ class SequentialLoader:
         return len(self._requests)
 
     def __iter__(self) -> Iterator[Batch]:
-        validate_shared_memory(self._loader.num_workers)
         return (loaded.batch for loaded in self._loader)
 
 
@@ -264,8 +255,7 @@ def load_samples(
     starts = range(0, len(numbers), batch_size)
     requests = [BatchRequest(0, start, list(numbers[start : start + batch_size]), 0) for start in starts]
     num_workers = min(num_workers, len(requests))
-    validate_shared_memory(num_workers)
-    loader = DataLoader(
+    loader = WorkerLoader(
         ShardDataset(shards, collate, skips),
         batch_sampler=_ListedRequests(shards, requests, num_workers),  # type: ignore[arg-type]  # torch's stub again
         collate_fn=_identity_collate,  # type: ignore[arg-type]  # ShardDataset has collated already
@@ -328,13 +318,6 @@ def _plan_pass(shards: ShardSet, requests: Iterable[BatchRequest], num_workers: 
         ahead.stop()
 
 
-def validate_shared_memory(num_workers: int) -> None:
-    """Raise OSError before workers start if shared memory is full: the error of the system would not name it."""
-    if num_workers and SHARED_MEMORY.is_dir() and shutil.disk_usage(SHARED_MEMORY).free < MIN_FREE:
-        reason = f"{os.strerror(errno.ENOSPC)}, but workers need some; free some space, or set data.num_workers=0"
-        raise OSError(errno.ENOSPC, reason, str(SHARED_MEMORY))
-
-
 def _identity_collate(loaded: LoadedBatch | BatchMessage) -> LoadedBatch | BatchMessage:
     return loaded
 
@@ -342,23 +325,3 @@ def _identity_collate(loaded: LoadedBatch | BatchMessage) -> LoadedBatch | Batch
 def _batch_timeout(shards: ShardSet, num_workers: int) -> float:
     """Return the seconds after which a worker without a result is given up; 0, never, without workers or a store."""
     return 2 * shards.patience + DECODE_TIMEOUT if num_workers and shards.patience else 0.0
-
-
-def start_worker(worker_id: int) -> None:
-    """Use one thread, and leave signals to the main process: it may need further batches to stop in an orderly way.
-
-    A terminal sends Ctrl-C, and a scheduler SIGTERM, to workers too. Torch ends a worker at a SIGTERM of the main
-    process silently, and at that of any other makes the main process fail. A worker whose main process is gone ends by
-    itself.
-    """
-    torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if hasattr(signal, "sigwaitinfo"):  # not on macOS
-        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
-        threading.Thread(target=_obey_main_process, args=[os.getppid()], daemon=True).start()
-
-
-def _obey_main_process(process_id: int) -> None:
-    while signal.sigwaitinfo([signal.SIGTERM]).si_pid != process_id:
-        pass
-    os._exit(0)

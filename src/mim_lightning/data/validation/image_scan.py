@@ -24,6 +24,7 @@ from mim_lightning.data.manifest.row_store import RowStore, RowWriter
 from mim_lightning.data.manifest.stored_rows import image_key, image_of
 from mim_lightning.data.validation.image_checks import ImageProperties, inspect_image
 from mim_lightning.display.progress import ProgressMeter
+from mim_lightning.io.atomic import write_errors_named
 from mim_lightning.io.machine import num_cores
 from mim_lightning.io.paths import to_path_or_url
 
@@ -145,7 +146,7 @@ class ScanFile:
             if (found.num_bytes or not found.kind) and (key := self._key(ref))
         ]
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a", encoding="utf-8") as file:
+        with write_errors_named(self.path), self.path.open("a", encoding="utf-8") as file:
             # a killed process may have left half a line: the next one must not be appended to it
             file.write("".join(f"\n{line}" for line in lines) + ("\n" if lines else ""))
 
