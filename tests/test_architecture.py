@@ -18,7 +18,7 @@ ROOT = SOURCE.parents[1]
 LARGEST_DATA_PACKAGE = 16  # files
 EXTRA_PACKAGES = (  # what needs an extra: the core imports it inside functions
     *("analysis.figures", "encoders.open_clip", "encoders.open_clip_weights", "inference.onnx", "online"),
-    *("data.preparation.ray_engine", "data.preparation.ray_tables"),
+    *("data.preparation.ray_cluster", "data.preparation.ray_engine", "data.preparation.ray_tables"),
     *("data.preparation.ray_tasks", "search.index.milvus_index", "search.service"),
     *("sweep.optuna_space", "sweep.optuna_study", "sweep.optuna_sweeper"),
 )

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from mim_lightning.data.loading.feature_cache import FeatureCacheSettings
     from mim_lightning.data.manifest.manifest import Manifest, ManifestSource, Source
     from mim_lightning.data.preparation.prepared import ShardSettings
-    from mim_lightning.data.preparation.ray_engine import RaySettings
+    from mim_lightning.data.preparation.ray_cluster import RaySettings
     from mim_lightning.data.sampling.grouped import GroupedSettings
     from mim_lightning.data.sampling.shuffled import ShuffledSettings
     from mim_lightning.data.sampling.weighted import WeightedSettings
@@ -47,7 +47,7 @@ else:
             "Manifest": "mim_lightning.data.manifest.manifest",
             "ManifestSource": "mim_lightning.data.manifest.manifest",
             "ProductDisjointSplits": "mim_lightning.data.splits",
-            "RaySettings": "mim_lightning.data.preparation.ray_engine",
+            "RaySettings": "mim_lightning.data.preparation.ray_cluster",
             "GivenSplits": "mim_lightning.data.splits",
             "ShardSettings": "mim_lightning.data.preparation.prepared",
             "Source": "mim_lightning.data.manifest.manifest",

@@ -20,7 +20,7 @@ import pytest
 
 from mim_lightning.data.images.download import DownloadSettings
 from mim_lightning.data.manifest.manifest import ManifestSource
-from mim_lightning.data.preparation import preparation
+from mim_lightning.data.preparation import destination, preparation
 from mim_lightning.data.preparation import staging as partial
 from mim_lightning.data.preparation.local_engine import _num_workers
 from mim_lightning.data.preparation.preparation import prepare_shards
@@ -363,7 +363,7 @@ def test_killed_just_before_it_was_renamed(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(preparation, "move_into_place", killed)
+        patch.setattr(destination, "move_into_place", killed)
         with pytest.raises(KeyboardInterrupt):
             prepare_shards(source, folder, SETTINGS, overwrite=True)
     folder.rename(tmp_path / "aside")

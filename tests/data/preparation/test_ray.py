@@ -19,7 +19,8 @@ from mim_lightning.data.manifest.manifest import ManifestSource
 from mim_lightning.data.preparation import ray_engine
 from mim_lightning.data.preparation.preparation import prepare_shards
 from mim_lightning.data.preparation.prepared import PreparedData, ShardSettings, open_prepared
-from mim_lightning.data.preparation.ray_engine import RaySettings, prepare_with_ray
+from mim_lightning.data.preparation.ray_cluster import RaySettings
+from mim_lightning.data.preparation.ray_engine import prepare_with_ray
 from mim_lightning.data.preparation.ray_tables import FileCount, ShopTables, catalog_rows, join_rows
 from mim_lightning.data.preparation.ray_tasks import ShardJob, join_part, write_group
 from mim_lightning.data.preparation.staging import staging_path

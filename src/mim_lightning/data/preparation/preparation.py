@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -18,19 +19,11 @@ from mim_lightning.data.images.reader import ImageReader
 from mim_lightning.data.manifest.manifest import Manifest, Source
 from mim_lightning.data.manifest.row_store import rows_in
 from mim_lightning.data.manifest.rows import RowIssue
+from mim_lightning.data.preparation.destination import Destination, describe_preparation
 from mim_lightning.data.preparation.local_engine import WritingSettings, rewrite_damaged, write_sets
-from mim_lightning.data.preparation.plan import plan_sets
-from mim_lightning.data.preparation.prepared import (
-    PreparedData,
-    ShardSettings,
-    describe_preparation,
-    is_prepared,
-    open_prepared,
-    open_same,
-    validate_free,
-    write_settings,
-)
-from mim_lightning.data.preparation.staging import IMAGES_FILE, SKIPPED_FILE, move_into_place, staging_dir
+from mim_lightning.data.preparation.plan import PlannedSet, plan_sets
+from mim_lightning.data.preparation.prepared import PreparedData, ShardSettings, open_prepared
+from mim_lightning.data.preparation.staging import IMAGES_FILE, SKIPPED_FILE, staging_dir
 from mim_lightning.data.shards.cache import CacheSettings
 from mim_lightning.data.shards.set_index import FIRST_VERSION
 from mim_lightning.data.splits import GivenSplits, Protocol
@@ -206,18 +199,30 @@ def prepare_shards(
     """
     protocol, validation = protocol or GivenSplits(), validation or Validation()
     described = describe_preparation(description or source.describe(), settings, protocol)
+    destination = Destination(folder, described, overwrite)
     writing = WritingSettings(settings.samples_per_shard, settings.max_image_side, num_workers)
-    memory = validation.settings.memory_bytes
 
-    def read(staging: Path) -> ValidatedSource:
-        """Read and validate the source; write the report, also if the data are rejected."""
-        validated = validate_source(source, staging, settings.splits, protocol, validation)
-        _raise_if_invalid(validated, report_dir(folder), validation)
-        validation.write_report(validated.report, staging, validated.reader)
-        return validated
+    @contextmanager
+    def planned_sets(staging: Path, needed: Sequence[str] = ()) -> Iterator[tuple[ValidatedSource, list[PlannedSet]]]:
+        """Read and validate the source, and plan its sets; write the report, also if the data are rejected."""
+        with rows_in(staging, validation.settings.memory_bytes):
+            validated = validate_source(source, staging, settings.splits, protocol, validation)
+            _raise_if_invalid(validated, report_dir(folder), validation)
+            validation.write_report(validated.report, staging, validated.reader)
+            manifest = validated.valid
+            for split in needed:
+                manifest.validate_split(split)
+            yield validated, plan_sets(manifest, settings.train_split, settings.seed, settings.layout)
 
-    if is_prepared(folder) and not overwrite:
-        prepared = open_same(folder, described)
+    def write(staging: PathOrUrl) -> None:
+        assert isinstance(staging, Path)
+        with planned_sets(staging, needed) as (validated, sets):
+            write_sets(sets, Store(staging), validated.reader, writing)
+        (staging / "queries").mkdir(exist_ok=True)  # a catalog alone has none
+        write_skipped(validated.report, staging / SKIPPED_FILE)
+
+    prepared = destination.open_existing()
+    if prepared is not None:
         damages = prepared.find_damage(is_compared)
         if not damages:
             return prepared
@@ -233,37 +238,12 @@ def prepare_shards(
                 prepared = PreparedData(folder)  # opened again: a process that this one waited for may have mended it
                 damages = prepared.find_damage(is_compared)
                 if damages:
-                    with rows_in(staging, memory):
-                        validated = read(staging)
-                        sets = plan_sets(validated.valid, settings.train_split, settings.seed, settings.layout)
+                    with planned_sets(staging) as (validated, sets):
                         rewrite_damaged(sets, Store(folder), validated.reader, writing, damages)
                 shutil.rmtree(staging, ignore_errors=True)
             return PreparedData(folder)
-        overwrite = True
-    validate_free(folder)
-    with staging_dir(folder, described, overwrite=overwrite) as staging:
-        if is_prepared(folder) and not overwrite:  # by the process that this one waited for
-            return open_same(folder, described)
-        if not is_prepared(staging):  # else a process was killed just before the rename
-            with rows_in(staging, memory):
-                validated = read(staging)
-                manifest = validated.valid
-                for split in needed:
-                    manifest.validate_split(split)
-                sets = plan_sets(manifest, settings.train_split, settings.seed, settings.layout)
-                write_sets(sets, Store(staging), validated.reader, writing)
-            (staging / "queries").mkdir(exist_ok=True)  # a catalog alone has none
-            write_skipped(validated.report, staging / SKIPPED_FILE)
-            write_settings(staging, described, folder)
-        try:
-            move_into_place(staging, folder, overwrite=overwrite)
-        except OSError:
-            if not is_prepared(folder):
-                raise
-            # another machine, which no lock keeps out, was faster; its result is as good
-            shutil.rmtree(staging, ignore_errors=True)
-            return open_same(folder, described)
-    return PreparedData(folder)
+        destination = replace(destination, overwrite=True)
+    return destination.write(write)
 
 
 def validate_only(parts: Preparation, write_report: WriteReport, specs: Mapping[str, InputSpec] | None = None) -> Path:

@@ -8,14 +8,14 @@ later version of them changed: replacing that file makes a version the newest.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import nullcontext, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mim_lightning.data.preparation.plan import BY_PRODUCT, SHUFFLED
-from mim_lightning.data.preparation.staging import SETTINGS_FILE, first_difference
+from mim_lightning.data.preparation.staging import SETTINGS_FILE
 from mim_lightning.data.shards.cache import CacheSettings
 from mim_lightning.data.shards.damage import Damage, find_damage
 from mim_lightning.data.shards.set_index import FIRST_VERSION, INDEX_FILE, VERSIONS, IndexedShard, index_file
@@ -23,7 +23,6 @@ from mim_lightning.data.shards.set_writer import content_id
 from mim_lightning.data.shards.shard_set import ShardSet
 from mim_lightning.data.shards.shard_writer import COLUMNS
 from mim_lightning.data.shards.verify import verify_sets
-from mim_lightning.data.splits import Protocol
 from mim_lightning.display.progress import ProgressMeter
 from mim_lightning.display.text import plain
 from mim_lightning.io.damaged_file import errors_as_damaged_file, validate_regular_file
@@ -294,56 +293,3 @@ def open_products(
     """Open the sets of a gallery: the catalog of `folder`, and that of `distractors` if there are any."""
     places = zip((folder, distractors), versions, strict=True)
     return [open_prepared(path, cache, version).catalog() for path, version in places if path is not None]
-
-
-def describe_preparation(source: Mapping[str, Any], settings: ShardSettings, protocol: Protocol) -> dict[str, Any]:
-    """Return what identifies prepared data, as in SETTINGS_FILE."""
-    described = asdict(settings)
-    if settings.layout == SHUFFLED:
-        del described["layout"]  # folders prepared before there was another do not name it
-    else:
-        described["layout"] = "product"  # its first name, which folders keep
-    return json.loads(json.dumps({"source": source, "settings": described, "protocol": asdict(protocol)}))
-
-
-def open_same(folder: PathOrUrl, described: Mapping[str, Any]) -> PreparedData:
-    """Open prepared data.
-
-    Raises:
-        ValueError: they were made from another source or with other settings.
-    """
-    prepared = PreparedData(folder)
-    difference = first_difference(described, prepared.describe())
-    if difference is not None:
-        key, found, wanted = difference
-        if key == "layout":  # stored by its first name, or not at all
-            found, wanted = (BY_PRODUCT if layout == "product" else SHUFFLED for layout in (found, wanted))
-        raise ValueError(
-            f"{folder}: was prepared with {key}={found}, this command has {wanted}; "
-            "run prepare with overwrite=true, or choose another data.folder"
-        )
-    return prepared
-
-
-def write_settings(staging: PathOrUrl, described: Mapping[str, Any], folder: PathOrUrl) -> None:
-    """Write the last file of data that are staged at `staging` and will be in `folder`.
-
-    It has the content ids of the sets. If they replace others made from the same tables, it also has the content ids of
-    the first of those: their images differed, which the tables do not show.
-    """
-    content = PreparedData(staging).content()
-    written: dict[str, Any] = {**described, CONTENT: content}
-    with suppress(OSError, ValueError):  # no data there, or damaged ones
-        old = PreparedData(folder)
-        before = old.describe()
-        first = before.get(FIRST_CONTENT) or before.get(CONTENT) or old.content()
-        if first != content and first_difference(described, before) is None:
-            written[FIRST_CONTENT] = first
-    Store(staging).write(SETTINGS_FILE, json.dumps(written, indent=2).encode())
-
-
-def validate_free(folder: Path) -> None:
-    """Raise a ValueError if the folder has anything but prepared data."""
-    is_foreign = folder.exists() and not (folder / SETTINGS_FILE).is_file()
-    if is_foreign and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"{folder}: exists and is not prepared data; give an empty or new folder")

@@ -6,16 +6,9 @@ the finished shards by their markers and writes the others as the first would ha
 
 from __future__ import annotations
 
-import csv
-import io
 import json
-import logging
-import os
-import re
-import socket
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,17 +16,12 @@ from typing import Any
 from mim_lightning.data.manifest.content_hash import combine_ids
 from mim_lightning.data.manifest.manifest import PRODUCTS, ManifestSource, Source
 from mim_lightning.data.manifest.rows import RowIssue
+from mim_lightning.data.preparation.destination import Destination, describe_preparation
 from mim_lightning.data.preparation.hash_layout import HashLayout, plan_layout
+from mim_lightning.data.preparation.issue_log import IssueLog
 from mim_lightning.data.preparation.plan import SHUFFLED
-from mim_lightning.data.preparation.prepared import (
-    PreparedData,
-    ShardSettings,
-    describe_preparation,
-    is_prepared,
-    open_same,
-    validate_free,
-    write_settings,
-)
+from mim_lightning.data.preparation.prepared import PreparedData, ShardSettings
+from mim_lightning.data.preparation.ray_cluster import RaySettings, ray_cluster
 from mim_lightning.data.preparation.ray_tables import (
     CATALOG,
     FileCount,
@@ -44,7 +32,7 @@ from mim_lightning.data.preparation.ray_tables import (
     shop_tables,
 )
 from mim_lightning.data.preparation.ray_tasks import ShardJob, join_part, write_group
-from mim_lightning.data.preparation.staging import SKIPPED_FILE, move_into_place, remote_staging, staging_dir
+from mim_lightning.data.preparation.staging import SKIPPED_FILE
 from mim_lightning.data.shards.set_writer import (
     finish_set,
     finished_shards,
@@ -56,125 +44,11 @@ from mim_lightning.data.shards.shard_writer import write_shard
 from mim_lightning.data.splits import GivenSplits, Protocol
 from mim_lightning.data.validation.settings import ValidationSettings
 from mim_lightning.display.progress import ProgressMeter
-from mim_lightning.display.text import csv_cell
 from mim_lightning.io.paths import PathOrUrl
 from mim_lightning.io.store import Store
 
-CONNECT_TIMEOUT = 10.0  # seconds
 MAX_PARTITIONS = 2_000  # of a shuffle: every reading task makes a piece for each
 CONTENT_ID = "hashed"  # in markers: the description of the preparation decides what a shard contains
-
-
-@dataclass(frozen=True)
-class RaySettings:
-    """Which cluster, and how much of it.
-
-    Args:
-        address: of a running cluster, such as auto or ray://head:10001; None: start one on this machine.
-        num_cpus: of the one that is started; None: all cores.
-        object_store_bytes: its memory for data between tasks; None: Ray's default, 30 % of the machine's memory.
-        rows_per_part: rows that one task of the join has in memory.
-    """
-
-    address: str | None = None
-    num_cpus: int | None = None
-    object_store_bytes: int | None = None
-    rows_per_part: int = 200_000
-
-    def __post_init__(self) -> None:
-        if self.rows_per_part < 1:
-            raise ValueError(f"ray.rows_per_part={self.rows_per_part}: must be at least 1")
-
-
-@contextmanager
-def ray_cluster(settings: RaySettings) -> Iterator[None]:
-    """Connect to the cluster, or start one and stop it at the end.
-
-    Raises:
-        ValueError: Ray is not installed, or a task failed for a reason of its own.
-    """
-    try:
-        import ray
-        import ray.data
-        from ray.exceptions import RayError
-    except ImportError as error:
-        raise ValueError("engine=ray needs an extra: pip install 'mim-lightning[ray]'") from error
-
-    is_ours = not ray.is_initialized()
-    if is_ours:
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        own: dict[str, Any] = {"num_cpus": settings.num_cpus, "object_store_memory": settings.object_store_bytes}
-        options = {"address": settings.address} if settings.address else {**own, "include_dashboard": False}
-        _validate_reachable(settings.address)
-        try:
-            ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
-        except Exception as error:  # Ray raises many types, and plain Exception
-            where = f"ray.address={settings.address}" if settings.address else "Ray on this machine"
-            raise ValueError(f"{where}: did not start: {str(error).splitlines()[0]}") from error
-    ray.data.DataContext.get_current().enable_progress_bars = False
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # errors are raised here as well
-    try:
-        yield
-    except RayError as error:
-        # Ray hands a task's error over as text, among the call stacks of several processes
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        named = [line for line in lines if re.match(r"[\w.]*(Error|Exception|Died|Killed)\w*:", line)]
-        raise ValueError(f"engine=ray: a task failed: {(named or lines or [type(error).__name__])[-1]}") from error
-    finally:
-        if is_ours:
-            ray.shutdown()
-
-
-def _validate_reachable(address: str | None) -> None:
-    """Raise a ValueError if nothing listens at the address: Ray itself would try for a quarter of an hour."""
-    host, _, port = (address or "").removeprefix("ray://").rpartition(":")
-    if not host or not port.isdecimal():  # none, or auto: Ray looks on this machine, and fails at once
-        return
-    try:
-        socket.create_connection((host, int(port)), CONNECT_TIMEOUT).close()
-    except OSError as error:
-        raise ValueError(f"ray.address={address}: no cluster answers there ({error})") from error
-
-
-@dataclass
-class IssueLog:
-    """The invalid rows that the tasks reported so far, as no process sees all rows."""
-
-    settings: ValidationSettings
-    num_rows: Mapping[str, int]  # by table
-    by_row: dict[tuple[str, str], RowIssue] = field(default_factory=dict)  # by table and origin
-
-    def add(self, issues: Iterable[RowIssue]) -> None:
-        """Add issues.
-
-        Raises:
-            ValueError: there are more than the settings allow.
-        """
-        for issue in issues:
-            self.by_row.setdefault((issue.table, issue.origin), issue)
-        limit = f"data.validation.max_invalid={self.settings.max_invalid}"
-        if self.by_row and self.settings.on_invalid == "raise":
-            raise ValueError(
-                f"{len(self.by_row):,} rows are invalid so far, the first is {next(iter(self.by_row.values()))}; mend "
-                f"them, or drop them with data.validation.on_invalid=drop (at most {limit} of a table)"
-            )
-        for table, num_rows in self.num_rows.items():
-            found = [issue for issue in self.by_row.values() if issue.table == table]
-            if len(found) > self.settings.ceiling(num_rows):
-                raise ValueError(
-                    f"{len(found):,} of {num_rows:,} rows of the {table} table are invalid so far, which exceeds "
-                    f"{limit}; the first is {found[0]}"
-                )
-
-    def write(self, store: Store, name: str) -> None:
-        """Write the dropped rows as a CSV file."""
-        text = io.StringIO(newline="")
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(("table", "row", "id", "column", "reason"))
-        for issue in self.by_row.values():
-            cells = (issue.table, issue.origin, issue.row_id, issue.column, issue.reason)
-            writer.writerow(map(csv_cell, cells))
-        store.write(name, text.getvalue().encode())
 
 
 def prepare_with_ray(
@@ -207,34 +81,28 @@ def prepare_with_ray(
         ids = {table: [count.identity for count in counts if count.table == table] for table in ("products", "queries")}
         source_described = source.describe_tables(*(combine_ids(found) if found else None for found in ids.values()))
         described = describe_preparation(source_described, settings, GivenSplits())
-        if is_prepared(folder) and not overwrite:
-            return _validate_complete(open_same(folder, described))
-        if isinstance(folder, Path):
-            validate_free(folder)
+        destination = Destination(folder, described, overwrite)
+        if existing := destination.open_existing():
+            return _validate_complete(existing)
         issues = IssueLog(validation or ValidationSettings(), _num_rows(counts))
         issues.add(issue for count in counts for issue in count.issues)
         num_samples = _num_samples(counts, tables)
         layout = plan_layout(num_samples, settings.samples_per_shard, settings.seed)
-        stage = partial(staging_dir, folder) if isinstance(folder, Path) else partial(remote_staging, folder)
-        with stage(described, overwrite=overwrite) as staging:
-            if is_prepared(folder) and not overwrite:  # by the process that this one waited for
-                return open_same(folder, described)
-            if not is_prepared(staging):
-                job = ShardJob(
-                    store=Store(staging),
-                    layout=layout,
-                    train_split=settings.train_split,
-                    max_image_side=settings.max_image_side,
-                    products_name=str(source.products),
-                    content_id=CONTENT_ID,
-                    download=source.download,
-                )
-                _write_all(tables, job, num_samples, ray_settings, issues)
-                issues.write(job.store, SKIPPED_FILE)
-                write_settings(staging, described, folder)
-            if isinstance(folder, Path):
-                move_into_place(Path(staging), folder, overwrite=overwrite)
-    return PreparedData(folder)
+
+        def write(staging: PathOrUrl) -> None:
+            job = ShardJob(
+                store=Store(staging),
+                layout=layout,
+                train_split=settings.train_split,
+                max_image_side=settings.max_image_side,
+                products_name=str(source.products),
+                content_id=CONTENT_ID,
+                download=source.download,
+            )
+            _write_all(tables, job, num_samples, ray_settings, issues)
+            issues.write(job.store, SKIPPED_FILE)
+
+        return destination.write(write)
 
 
 def _validate_complete(prepared: PreparedData) -> PreparedData:
