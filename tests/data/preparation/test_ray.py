@@ -62,7 +62,7 @@ def s3() -> Iterator[str]:
 def cluster(s3: str) -> Iterator[None]:
     ray = pytest.importorskip("ray")
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    options = {"num_cpus": 2, "object_store_memory": 100_000_000, "include_dashboard": False}
+    options = {"address": "local", "num_cpus": 2, "object_store_memory": 100_000_000, "include_dashboard": False}
     options |= {
         "_system_config": {"idle_worker_killing_time_threshold_ms": 600_000}
     }  # a new one takes seconds to start

@@ -53,6 +53,7 @@ def ray_cluster(settings: RaySettings) -> Iterator[None]:
     if is_ours:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         own: dict[str, Any] = {
+            "address": "local",
             "num_cpus": settings.num_cpus,
             "object_store_memory": settings.object_store_bytes,
         }
