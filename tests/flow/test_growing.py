@@ -11,6 +11,7 @@ import torch
 from mim_lightning.analysis.record import read_record
 from mim_lightning.config import compose
 from mim_lightning.data.preparation.prepared import open_prepared
+from mim_lightning.evaluate import evaluate
 from mim_lightning.prepare import prepare
 from mim_lightning.run import Run
 from tests.flow.entry_points import start, timeless, weights
@@ -53,6 +54,10 @@ def test_a_run_goes_on_with_its_version(shop: Path, fit: Fit, capsys: pytest.Cap
     assert later.run_id != whole.run_id
     records = [read_record(run.folder) for run in (whole, later)]
     assert [record.facts.data_version("main") for record in records] == [1, 2]
+    assert [run.read_results().get("data_version") for run in (whole, resumed, later)] == [None, None, 2]
+    found = evaluate(compose("evaluate", [f"checkpoint={later.best_checkpoint}", f"output={shop}/evaluated"]))
+    assert found["data_version"] == 2, "an evaluation repeats that of the run"
+    assert Run("", shop / "evaluated").read_results() == found
     counts = [record.directions["image_to_product"].num_products for record in records]
     assert counts == [7, 8]
     with pytest.raises(ValueError, match=r"prepared/manifest: has no version 3; it has 1, 2"):

@@ -1,13 +1,16 @@
 """What a search prints is read on any terminal: ids and scores are whole, titles are cut."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from mim_lightning.search.index.card import CATALOG_VERSIONS, Recall, describe_index, parse_card
+from mim_lightning.search.index.index_settings import IndexSettings, ModelFacts
 from mim_lightning.search.query import SearchQuery
 from mim_lightning.search.results_image import draw_results, save_image
-from mim_lightning.search.results_table import print_result
+from mim_lightning.search.results_table import print_card, print_result
 from mim_lightning.search.searcher import SearchHit, SearchResult
 from tests.display.test_text import HOSTILE
 
@@ -55,3 +58,18 @@ def test_an_image_is_written_whole_in_the_format_of_its_suffix(tmp_path: Path) -
     with pytest.raises(ValueError, match=r"output_image=.*hits.txt: no image format has this suffix"):
         save_image(Image.new("RGB", (4, 3)), tmp_path / "hits.txt")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.PNG", "a.jpg"]
+
+
+def test_a_card_names_the_version_of_its_catalog(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    sizes, settings, recall = (3, 3), IndexSettings(), Recall(10, 1.0, 0, "")
+    extra = {CATALOG_VERSIONS: {"/shop/catalogue": 2}}
+    card = describe_index("faiss", "flat", "few", sizes, ModelFacts("f00d", "product", 8), settings, recall, extra)
+    print_card("place", parse_card(card.to_json(), "place"))
+    assert "version 2 of /shop/catalogue" in capsys.readouterr().out
+    for hostile in ({"/shop/catalogue": "2"}, ["2"]):
+        text = replace(card, extra={CATALOG_VERSIONS: hostile}).to_json()
+        with pytest.raises(ValueError, match=r"extra\.catalog_versions is"):
+            parse_card(text, "place")

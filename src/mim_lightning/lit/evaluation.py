@@ -20,6 +20,8 @@ from mim_lightning.analysis.segments import measure_segments_of
 from mim_lightning.analysis.tracked_queries import read_history
 from mim_lightning.data.loading.worker_processes import killed_workers_named
 from mim_lightning.data.shards.lookup import QueryFacts, query_facts
+from mim_lightning.data.shards.mixture_set import MAIN
+from mim_lightning.data.shards.set_index import FIRST_VERSION
 from mim_lightning.data.validation.findings import IN_CATALOG
 from mim_lightning.data.validation.report import FINDINGS_FILE, found_ids
 from mim_lightning.io.atomic import atomic_write
@@ -33,6 +35,8 @@ from mim_lightning.model.fingerprint import fingerprint
 from mim_lightning.model.fusion import Fusion
 from mim_lightning.model.matcher import Matcher
 from mim_lightning.types import REFERENCE, TARGET, RetrievalReport
+
+DATA_VERSION = "data_version"  # in the flat results; of further data /<name>
 
 
 def evaluate_module(
@@ -53,8 +57,8 @@ def evaluate_module(
 def flatten(reports: dict[str, RetrievalReport], datamodule: MatchDataModule) -> dict[str, float]:
     """Return flat results: the metrics of every direction with the ends of their intervals, and what they count.
 
-    Also the metrics of each segment of queries, under `segments/`, and the number of counted queries whose image
-    data validation found to be nearly an image of the gallery.
+    Also the metrics of each segment of queries, under `segments/`, the number of counted queries whose image data
+    validation found to be nearly an image of the gallery, and the version of the data if it is not the first.
     """
     results = {key: value for report in reports.values() for key, value in report.as_scalars("val").items()}
     results |= {key: value for report in reports.values() for key, value in report.as_intervals("val").items()}
@@ -65,7 +69,9 @@ def flatten(reports: dict[str, RetrievalReport], datamodule: MatchDataModule) ->
         results |= {f"counts/{report.direction}/{name}": count for name, count in counts.items()}
     facts = query_facts(datamodule.opened.queries)
     results |= _count_near(reports, facts, datamodule) | measure_segments_of(reports, facts)
-    return results | {"num_products": max(report.num_products for report in reports.values())}
+    results |= {"num_products": max(report.num_products for report in reports.values())}
+    versions = {name: version for name, version in datamodule.opened.versions.items() if version != FIRST_VERSION}
+    return results | {DATA_VERSION if name == MAIN else f"{DATA_VERSION}/{name}": n for name, n in versions.items()}
 
 
 def _count_near(

@@ -24,15 +24,12 @@ from mim_lightning.search.combined_scores import REFERENCE, reference_products
 from mim_lightning.search.embedding_store import EmbeddedCatalog
 from mim_lightning.search.facets import FACETS, describe_facets, extend_facets
 from mim_lightning.search.golden_samples import encode_golden_samples, select_inputs, write_golden_samples
-from mim_lightning.search.index.card import IndexCard
+from mim_lightning.search.index.card import CATALOG_DIGESTS, CATALOG_VERSIONS, IndexCard
 from mim_lightning.search.index.factory import create_index, is_address, open_index
 from mim_lightning.search.index.index_settings import IndexSettings, ModelFacts
 from mim_lightning.search.product_images import CATALOGS
 from mim_lightning.search.searcher import GOLDEN_SAMPLES, MODEL
 from mim_lightning.types import AnyOf, TowerSpec
-
-# keys of the card's `extra`: by folder of CATALOGS, the version in the index, and the digest of its content
-CATALOG_VERSIONS, CATALOG_DIGESTS = "catalog_versions", "catalog_digests"
 
 
 def build_product_index(
@@ -167,6 +164,7 @@ def _find_difference(extra: Mapping[str, Any], catalog: ShardSet) -> tuple[Catal
             former = ShardSet(catalog.folder, catalog.cache, version)
         except (ValueError, OSError):
             former = None
+            reason = f"version {version} of the catalog, which the index has, was removed or cannot be read"
         if former is not None and former.digest == digest:
             if is_version_of(former, catalog):
                 return compare_catalogs(former, catalog), ()

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mim_lightning.display.text import plain
-from mim_lightning.search.index.card import IndexCard
+from mim_lightning.search.index.card import CATALOG_VERSIONS, IndexCard
 from mim_lightning.search.searcher import SearchResult
 
 MAX_COLUMNS = 3  # of the metadata, besides title and category
@@ -26,12 +26,14 @@ def print_card(place: str, card: IndexCard, num_absent: int = 0) -> None:
     rows = f"{card.num_rows:,} rows" + (f", {num_absent:,} without a vector left out" if num_absent else "")
     recall = card.recall
     measured = f"{recall.value:.4f} over {recall.num_queries:,} queries: {recall.how}"
+    versions = card.extra.get(CATALOG_VERSIONS, {})
     for name, text in (
         ("products", f"{card.num_products:,} ({rows})"),
         ("index", f"{card.backend}, {card.why}"),
         (f"recall@{recall.k}", measured if recall.num_queries else "1, every row is compared"),
         ("gallery", f"{card.gallery}, {card.dimension} dimensions, {card.metric.replace('_', ' ')}"),
         ("model", card.fingerprint),
+        *(("catalog", f"version {number} of {place}") for place, number in versions.items()),
         ("built in", f"{card.build_seconds:.1f} s"),
     ):
         table.add_row(name, Text(plain(text)))

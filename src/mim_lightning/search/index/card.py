@@ -12,6 +12,8 @@ from mim_lightning.io.damaged_file import errors_as_damaged_file
 from mim_lightning.io.file_name import validate_file_name
 from mim_lightning.search.index.index_settings import IndexSettings, ModelFacts
 
+# keys of `extra`: by folder of a catalog, the version in the index, and the digest of its content
+CATALOG_VERSIONS, CATALOG_DIGESTS = "catalog_versions", "catalog_digests"
 REBUILD = "rebuild the index"  # what mends a damaged file of an index
 _TYPES: dict[str, Any] = {"str": str, "int": int, "float": int | float, "Recall": object}  # by annotation
 
@@ -131,6 +133,10 @@ def _validate_extra(extra: Mapping[str, Any]) -> None:
         raise TypeError(f"extra.catalogues is {catalogs!r}")
     if not isinstance(facets, dict) or not all(map(_is_facet, facets.values())):
         raise TypeError("extra.facets contains no facets")
+    for name, kind in ((CATALOG_VERSIONS, int), (CATALOG_DIGESTS, str)):
+        found = extra.get(name, {})
+        if not isinstance(found, dict) or not all(type(value) is kind for value in found.values()):
+            raise TypeError(f"extra.{name} is {found!r}")
     reference = extra.get("reference_products", [])
     if not isinstance(reference, list) or not all(isinstance(product_id, str) for product_id in reference):
         raise TypeError("extra.reference_products is no list of ids")
