@@ -27,6 +27,7 @@ from mim_lightning.fields import PRODUCT_TEXT
 from mim_lightning.io.atomic import atomic_write
 from mim_lightning.io.damaged_file import errors_as_damaged_file
 from mim_lightning.io.file_name import validate_file_name
+from mim_lightning.io.mapped_file import map_new
 
 FACTS_FILE = "embeddings.json"
 ROWS_FILE = "rows.parquet"
@@ -159,7 +160,7 @@ class EmbeddingStore:
         if 4 * num_rows * self.facts.dimension <= IN_MEMORY:
             return np.empty(shape, np.float32)
         with tempfile.TemporaryFile(dir=self.folder) as file:
-            return np.memmap(file, np.float32, "w+", shape=shape)
+            return map_new(file, np.float32, shape, self.folder)
 
     def _path(self, shard_idx: int) -> Path:
         return self.stored.vectors_path(self.folder, shard_idx)

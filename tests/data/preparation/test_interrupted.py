@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import signal
@@ -26,6 +27,7 @@ from mim_lightning.data.preparation.local_engine import _num_workers
 from mim_lightning.data.preparation.preparation import prepare_shards
 from mim_lightning.data.preparation.prepared import ShardSettings, is_prepared
 from mim_lightning.data.preparation.staging import staging_path
+from mim_lightning.data.shards.set_writer import MARKERS
 from tests.data.conftest import jpeg, write_csv
 
 SETTINGS = ShardSettings(samples_per_shard=4, max_image_side=200)
@@ -371,3 +373,32 @@ def test_killed_just_before_it_was_renamed(
         prepare_shards(source, folder, others)
     monkeypatch.setattr(preparation, "validate_source", killed)  # nothing is to be done again
     assert len(prepare_shards(source, folder, SETTINGS).catalog().sizes) == 10
+
+
+def test_a_full_disk_does_not_make_finished_shards_those_of_another_preparation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, described = Path.write_bytes, {"source": {"products": "x"}}
+
+    def write_half(path: Path, data: bytes) -> int:
+        write(path, data[: len(data) // 2])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def start() -> None:
+        with partial.staging_dir(tmp_path / "a", described, overwrite=False) as staging:
+            (staging / "catalogue").mkdir(exist_ok=True)
+            (staging / MARKERS).mkdir(exist_ok=True)
+            (staging / MARKERS / "0.npz").touch()
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        start()
+    with monkeypatch.context() as patch, pytest.raises(OSError, match=r"No space left on device.*making\.json"):
+        patch.setattr(Path, "write_bytes", write_half)
+        start()
+    with (
+        pytest.raises(InterruptedError),
+        partial.staging_dir(tmp_path / "a", described, overwrite=False) as found,
+    ):
+        assert (found / MARKERS / "0.npz").exists()
+        raise InterruptedError

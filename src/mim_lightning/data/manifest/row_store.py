@@ -21,6 +21,7 @@ import numpy as np
 
 from mim_lightning.display.numbers import format_bytes
 from mim_lightning.io.machine import memory_bytes, num_cores
+from mim_lightning.io.mapped_file import map_new
 
 MEMORY_FRACTION = 0.25  # of the machine or container: the processes that read images and write shards need the rest
 MEMORY_PER_THREAD = 1 << 30  # bytes: a thread sorts 120,000 rows at once, with texts of several kilobytes
@@ -165,8 +166,9 @@ class RowStore:
         dtype = np.uint32 if num < 1 << 32 else np.uint64
         if num <= NUM_AT_ONCE or not self.folder.is_dir():
             return np.empty(num, dtype)
-        # a plain array: of a memmap, numpy shuffles the items one by one in Python
-        return np.asarray(np.memmap(self.folder / f"{uuid.uuid4().hex}.ranks", dtype, "w+", shape=(num,)))
+        with (self.folder / f"{uuid.uuid4().hex}.ranks").open("w+b") as file:
+            # a plain array: of a memmap, numpy shuffles the items one by one in Python
+            return np.asarray(map_new(file, dtype, (num,), self.folder.parent))
 
     def is_empty(self, table: str) -> bool:
         return not self.run(f"FROM {table} LIMIT 1")

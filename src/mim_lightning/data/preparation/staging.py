@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from mim_lightning.data.shards.set_writer import MARKERS
+from mim_lightning.io.atomic import atomic_write
 from mim_lightning.io.locks import is_same_file, try_lock
 from mim_lightning.io.store import Store
 
@@ -57,7 +58,8 @@ def staging_dir(folder: Path, described: Mapping[str, Any], *, overwrite: bool) 
             _clear(staging)
         for path in staging.glob(".scratch-*"):  # of a process that was killed
             shutil.rmtree(path, ignore_errors=True)
-        (staging / WORK_FILE).write_bytes(_work(described))
+        with atomic_write(staging / WORK_FILE) as partial:  # a torn one would cost what is finished
+            partial.write_bytes(_work(described))
         yield staging
     finally:
         is_wanted = _has_shards(staging) or (staging / IMAGES_FILE).is_file()

@@ -22,6 +22,7 @@ import numpy as np
 from mim_lightning.io.atomic import atomic_write
 from mim_lightning.io.damaged_file import errors_as_damaged_file, validate_regular_file
 from mim_lightning.io.file_name import validate_inside
+from mim_lightning.io.mapped_file import allocate
 from mim_lightning.search.index.card import REBUILD, IndexCard, StoredFile, parse_card
 from mim_lightning.search.index.faiss_types import set_effort
 from mim_lightning.search.index.index_settings import IndexSettings
@@ -102,7 +103,7 @@ def write_segment(folder: Path, prefix: str, segment: Segment) -> dict[str, Stor
     """Write the parts of a segment that are not stored yet; return all files as "<prefix>_<part>"."""
     vectors_ND, is_deleted_N = segment.vectors, segment.is_deleted
     writers: dict[str, Callable[[Path], Any]] = {
-        "index": lambda path: faiss.write_index(segment.index, str(path)),
+        "index": lambda path: _save_index(path, segment.index),
         "rows": lambda path: _save_array(path, segment.product_idx),
         "products": segment.products.write,
     }
@@ -125,6 +126,12 @@ def new_path(folder: Path, prefix: str, part: str) -> Path:
     return folder / f"{prefix}_{part}-{uuid.uuid4().hex[:12]}.{_SUFFIXES.get(part, 'npy')}"
 
 
+def _save_index(path: Path, index: faiss.Index) -> None:
+    # given a path, FAISS ignores that closing the file fails: on a full disk its end is missing
+    with path.open("wb") as file:
+        faiss.write_index(index, faiss.PyCallbackIOWriter(file.write))
+
+
 def _save_array(path: Path, array: np.ndarray) -> None:
     with path.open("wb") as file:  # given a path, NumPy appends a suffix to it
         np.save(file, array)
@@ -134,9 +141,8 @@ def copy_vectors(path: Path, parts: Sequence[tuple[np.ndarray, np.ndarray]]) -> 
     """Write rows of several arrays, as pairs of vectors (N, D) and rows (M,), and return them memory-mapped."""
     shape = sum(len(rows) for _, rows in parts), parts[0][0].shape[1]
     whole = np.lib.format.open_memmap(path, "w+", np.float32, shape)
-    if hasattr(os, "posix_fallocate"):  # on a full disk, writing to mapped memory would crash the process
-        with path.open("r+b") as file:
-            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    with path.open("r+b") as file:
+        allocate(file, path.stat().st_size, path)
     start = 0
     for vectors_ND, rows_M in parts:
         for first in range(0, len(rows_M), _COPIED_ROWS):

@@ -1,0 +1,38 @@
+"""Arrays in files that are larger than memory: their blocks exist before they are written.
+
+Where a disk fills up, writing to mapped memory ends the process with SIGBUS; here it is an error before that.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from mim_lightning.io.atomic import write_errors_named
+
+
+def allocate(file: BinaryIO, num_bytes: int, path: Path) -> None:
+    """Reserve the first bytes of a file on its disk.
+
+    Raises:
+        OSError: the disk is full; names `path`.
+    """
+    if hasattr(os, "posix_fallocate"):  # not on macOS
+        with write_errors_named(path):
+            os.posix_fallocate(file.fileno(), 0, num_bytes)
+
+
+def map_new(file: BinaryIO, dtype: type, shape: tuple[int, ...], path: Path) -> np.memmap:
+    """Return an array in a new file.
+
+    Args:
+        path: to name if the disk is full.
+
+    Raises:
+        OSError: it is.
+    """
+    allocate(file, int(np.prod(shape)) * np.dtype(dtype).itemsize, path)
+    return np.memmap(file, dtype, "r+", shape=shape)
