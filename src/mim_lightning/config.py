@@ -335,4 +335,6 @@ def build_objective(config: Mapping[str, Any], names: tuple[str, ...]) -> Object
         if pair is not None
     }
     options = dict(config["loss"])
+    if isinstance(options.get("grades"), Mapping):
+        options["grades"] = build_partial(options["grades"], "loss.grades")
     return construct("loss", Objective, pairs, build(options.pop("function")), names, **options)

@@ -124,6 +124,7 @@ def fit(config: dict[str, Any], run: Run, description: Mapping[str, Any] | None 
     # the process that launched this one has prepared the data
     data = {**config["data"], "source": None} if is_launched() else config["data"]
     datamodule = build(data, specs=matcher.input_specs(), description=description, versions=versions)
+    datamodule.use_columns(objective.columns)
     if datamodule.feature_cache is not None and datamodule.feature_cache.enabled and not trainer.fast_dev_run:
         trainer.callbacks.append(FrozenFeatures())
     elif frozen := cacheable_towers(matcher, datamodule):

@@ -80,6 +80,9 @@ def specs_by_field(specs: Mapping[str, TowerSpec]) -> dict[str, InputSpec]:
 
 # --- data ---------------------------------------------------------------------------------------------
 
+# columns of a training batch: the manifest's `weight`; log of (draws of the row's product / mean over products)
+WEIGHT, LOG_FREQUENCY = "weight", "log_frequency"
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -122,6 +125,8 @@ class Batch:
     has_field: dict[str, Tensor] = field(default_factory=dict)
     # evaluation only, by image field: (B,) equal if the images are equal pixel by pixel, NO_KEY without an image
     image_keys: dict[str, Tensor] = field(default_factory=dict)
+    # training only, what the objective asks for: WEIGHT and LOG_FREQUENCY, (B,) float32
+    columns: dict[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.query_keys)

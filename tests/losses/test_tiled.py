@@ -4,6 +4,7 @@ from datetime import timedelta
 from functools import partial
 from multiprocessing import set_forkserver_preload
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +19,12 @@ from mim_lightning.losses.tiled import has_tiled_form, tiled_losses
 from mim_lightning.types import Batch, Embeddings
 
 LOSSES = {"info_nce": info_nce, "sigmoid": sigmoid}
+VARIANTS: dict[str, tuple[Any, dict[str, Any]]] = {
+    **{name: (loss, {}) for name, loss in LOSSES.items()},
+    "weighted": (info_nce, {"row_weights": True}),
+    "graded": (info_nce, {"row_weights": True, "grades": "exponential", "popularity_correction": True}),
+    "graded sigmoid": (sigmoid, {"grades": "linear"}),
+}
 NAMES = ("query_image", "query_text", "product_image", "product_text")
 PAIRS = {
     f"{left}~{right}": Pair(left, right, weight)
@@ -181,18 +188,20 @@ def global_batch() -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], Ba
         query_keys=torch.arange(NUM_ROWS),
         product_keys=products,
         target_keys=relevant,
-        target_grades=(relevant >= 0).long(),
+        target_grades=(relevant >= 0) * torch.randint(1, 4, relevant.shape),
         reference_keys=relevant.roll(1, 0),
         category_keys=torch.full((NUM_ROWS,), -1),
         is_padding=torch.arange(NUM_ROWS) == NUM_ROWS - 1,
+        columns={"weight": torch.rand(NUM_ROWS) + 0.1, "log_frequency": torch.randn(15)[products]},
     )
     return vectors, present, batch
 
 
-def step(loss: str, rows: slice) -> dict[str, torch.Tensor]:
+def step(variant: str, rows: slice) -> dict[str, torch.Tensor]:
     """Return loss, statistics and gradients of a training step on these rows of the global batch."""
     vectors, present, batch = global_batch()
-    objective = Objective(PAIRS, LOSSES[loss], NAMES, init_scale=10.0, init_bias=-1.0, scale_per_pair=True).double()
+    loss, options = VARIANTS[variant]
+    objective = Objective(PAIRS, loss, NAMES, init_scale=10.0, init_bias=-1.0, scale_per_pair=True, **options).double()
     leaves = {name: part[rows].clone().requires_grad_() for name, part in vectors.items()}
     embeddings = Embeddings(leaves, {name: part[rows] for name, part in present.items()})
     result = objective(embeddings, batch.map(lambda part: part[rows]))
@@ -217,11 +226,11 @@ def run_ranks(rank: int, folder: str) -> None:
         dist.init_process_group("gloo", store, timedelta(seconds=120), world_size, rank)
         for whole_matrix in (0, 2**20):
             module.WHOLE_MATRIX = whole_matrix
-            for loss in LOSSES:
+            for variant in VARIANTS:
                 calls.clear()
                 size = NUM_ROWS // world_size
-                found = {**step(loss, slice(rank * size, (rank + 1) * size)), "calls": [*calls]}
-                torch.save(found, f"{folder}/{world_size}-{whole_matrix}-{loss}-{rank}.pt")
+                found = {**step(variant, slice(rank * size, (rank + 1) * size)), "calls": [*calls]}
+                torch.save(found, f"{folder}/{world_size}-{whole_matrix}-{variant}-{rank}.pt")
         dist.destroy_process_group()
 
 
@@ -233,17 +242,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.mark.parametrize("loss", LOSSES)
-def test_ranks_do_what_one_process_does_and_it_what_whole_matrices_do(loss, folder, monkeypatch) -> None:
-    expected = step(loss, slice(None))
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_ranks_do_what_one_process_does_and_it_what_whole_matrices_do(variant, folder, monkeypatch) -> None:
+    expected = step(variant, slice(None))
     monkeypatch.setattr("mim_lightning.losses.objective.WHOLE_MATRIX", 0)
-    check([step(loss, slice(None))], expected)
+    check([step(variant, slice(None))], expected)
     for world_size in (2, 4):
         for whole_matrix in (0, 2**20):
-            ranks = [torch.load(folder / f"{world_size}-{whole_matrix}-{loss}-{r}.pt") for r in range(world_size)]
+            ranks = [torch.load(folder / f"{world_size}-{whole_matrix}-{variant}-{r}.pt") for r in range(world_size)]
             check(ranks, expected)
             # vectors, ids, gradients; counts, or in InfoNCE sums of negatives, then of positives
-            most = 5 if whole_matrix == 0 and loss == "info_nce" else 4
+            is_tiled = whole_matrix == 0 or "graded" in variant
+            most = 5 if is_tiled and "sigmoid" not in variant else 4
             assert [len(found["calls"]) for found in ranks] == [most] * world_size
 
 

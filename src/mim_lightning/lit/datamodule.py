@@ -27,8 +27,10 @@ from mim_lightning.data.preparation.preparation import Preparation, prepare_data
 from mim_lightning.data.preparation.prepared import PreparedData, ShardSettings
 from mim_lightning.data.sampling.gallery_sample import SelectedOrder, sample_gallery
 from mim_lightning.data.sampling.mixture import make_mixture_order
-from mim_lightning.data.sampling.order import BatchOrder, EpochSettings, OrderSettings
+from mim_lightning.data.sampling.order import BatchOrder, EpochSettings, OrderSettings, read_column
+from mim_lightning.data.sampling.product_frequency import log_frequencies
 from mim_lightning.data.sampling.shuffled import ShuffledSettings, sequential_order
+from mim_lightning.data.sampling.weighted import WeightedSettings
 from mim_lightning.data.shards.cache import CacheSettings
 from mim_lightning.data.shards.mixture_set import MAIN, ConcatShardSet, parse_mixture, split_fractions
 from mim_lightning.data.shards.shard_set import ShardSet
@@ -37,7 +39,7 @@ from mim_lightning.data.validation.settings import ValidationSettings
 from mim_lightning.fields import QUERY
 from mim_lightning.io.machine import num_cores
 from mim_lightning.io.paths import to_path_or_url
-from mim_lightning.types import ImageSpec, TowerSpec, fields_of, side_of, specs_by_field
+from mim_lightning.types import LOG_FREQUENCY, WEIGHT, ImageSpec, TowerSpec, fields_of, side_of, specs_by_field
 
 CONTENT = "content"  # in a checkpoint: digest of the training set
 QUERIES, GALLERY, DISTRACTORS = 0, 1, 2  # the dataloader_idx of the validation loaders
@@ -133,6 +135,7 @@ class MatchDataModule(LightningDataModule):
         self._gallery_numbers: list[np.ndarray] | None = None
         self._was_checked: dict[bool, bool] = {}  # for training, or for evaluation alone
         self._features: dict[str, FeatureTable] = {}  # by tower
+        self._columns: tuple[str, ...] = ()
         self._train_loader: StreamLoader | None = None
         self._state: dict[str, Any] | None = None
 
@@ -194,7 +197,26 @@ class MatchDataModule(LightningDataModule):
 
     def _train_collate(self, shards: ShardSet) -> Collate:
         features = {tower: table for tower, table in self._features.items() if self.is_deterministic(tower)}
-        return Collate(self.specs, shards.max_relevant, self.augment, self.seed, features=features)
+        columns = {name: self._read_training_column(name, shards) for name in self._columns}
+        return Collate(self.specs, shards.max_relevant, self.augment, self.seed, features=features, columns=columns)
+
+    def _read_training_column(self, name: str, shards: ShardSet) -> np.ndarray:
+        if name == LOG_FREQUENCY:
+            return log_frequencies(shards, self.present_order())
+        return read_column(shards, "weights")
+
+    def use_columns(self, names: Sequence[str]) -> None:
+        """Give training batches columns of the set, see `types.Batch.columns`.
+
+        Raises:
+            ValueError: rows would count by their weight twice.
+        """
+        if WEIGHT in names and isinstance(self.sampling, WeightedSettings):
+            raise ValueError(
+                "loss.row_weights=true: data/sampling=weighted draws rows by the column 'weight' already; leave out "
+                "one of the two"
+            )
+        self._columns = tuple(names)
 
     def is_deterministic(self, tower: str) -> bool:
         """Return whether nothing is random in what a tower gets of a training row."""

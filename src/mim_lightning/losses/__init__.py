@@ -10,6 +10,7 @@ from mim_lightning.exports import export_lazily
 
 if TYPE_CHECKING:
     from mim_lightning.losses.contrastive import info_nce, sigmoid
+    from mim_lightning.losses.grades import exponential, linear, reciprocal_rank
     from mim_lightning.losses.objective import Objective, Pair
 else:
     __getattr__, __dir__ = export_lazily(
@@ -17,6 +18,9 @@ else:
         {
             "Objective": "mim_lightning.losses.objective",
             "Pair": "mim_lightning.losses.objective",
+            "exponential": "mim_lightning.losses.grades",
+            "linear": "mim_lightning.losses.grades",
+            "reciprocal_rank": "mim_lightning.losses.grades",
             "info_nce": "mim_lightning.losses.contrastive",
             "sigmoid": "mim_lightning.losses.contrastive",
         },

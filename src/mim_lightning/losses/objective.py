@@ -6,19 +6,22 @@ The paper's equations are not public: the pairs, the symmetric loss and the one 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from mim_lightning.fields import PRODUCT
+from mim_lightning.losses.contrastive import info_nce
 from mim_lightning.losses.gather import gather_rows, gather_with_gradient, world_size
+from mim_lightning.losses.grades import GRADE_FUNCTIONS
 from mim_lightning.losses.pair_tiles import MAX_SCALE, Side
 from mim_lightning.losses.positives import share_product
-from mim_lightning.losses.tiled import PairLoss, has_tiled_form, tiled_losses
+from mim_lightning.losses.rows import LossRows, truth_of
+from mim_lightning.losses.tiled import PairLoss, function_of, has_tiled_form, tiled_losses
 from mim_lightning.precision import at_least_float32
-from mim_lightning.types import REFERENCE, TARGET, Batch, Embeddings, StepResult, relevance_of, side_of
+from mim_lightning.types import LOG_FREQUENCY, WEIGHT, Batch, Embeddings, StepResult, side_of
 
 SCALES = ("learned", "fixed", "none")
 # Entries of a matrix of similarities up to which the built-in losses compute it whole: 4 MiB in float32, as fast there
@@ -40,6 +43,9 @@ class Pair:
 
 class Objective(nn.Module):
     """Weighted sum of pair losses, each averaged over both directions and over all rows of all ranks.
+
+    With `row_weights` or `grades` the average is weighted: a row counts by its weight times the function of its
+    product's grade. With `grades` the positives of a query among the products count by theirs too.
 
     The value does not depend on how rows are distributed over ranks: every rank compares its own rows with those of
     all, and divides by the total count, times the world size, by which DDP divides gradients. The built-in losses are
@@ -63,6 +69,14 @@ class Objective(nn.Module):
         init_bias: initial value of a learned bias, for the sigmoid loss; None: no bias.
         scale_per_pair: learn a scale (and bias) for each pair instead of one for all.
         scale: "learned"; "fixed": remains `init_scale`; "none": the loss gets cosines.
+        row_weights: whether rows count by the manifest's column `weight`.
+        grades: from grades to weights above 0, or its name in `losses.grades`; None: all grades count alike.
+        popularity_correction: subtract the log of how often a product is drawn from its logits as a column: in-batch
+            negatives are drawn by popularity, and popular products would be ranked too low (logQ, Yi et al. 2019,
+            eq. 3). With info_nce only: the correction is one of a softmax.
+
+    Attributes:
+        columns: of the training set, that it reads from a batch.
     """
 
     def __init__(
@@ -75,6 +89,9 @@ class Objective(nn.Module):
         init_bias: float | None = None,
         scale_per_pair: bool = False,
         scale: str = "learned",
+        row_weights: bool = False,
+        grades: str | Callable[[Tensor], Tensor] | None = None,
+        popularity_correction: bool = False,
     ) -> None:
         super().__init__()
         if scale not in SCALES:
@@ -89,8 +106,23 @@ class Objective(nn.Module):
             raise ValueError(f"loss.init_scale={init_scale}: exceeds loss.max_scale={max_scale}")
         if not any(pair.weight > 0 for pair in pairs.values()):
             raise ValueError("model.pairs: no pair has a weight above 0: there is nothing to learn")
+        if isinstance(grades, str) and grades not in GRADE_FUNCTIONS:
+            raise ValueError(f"loss.grades={grades}: choose one of {', '.join(GRADE_FUNCTIONS)}, or give a function")
+        if grades is not None and not (has_tiled_form(loss) and max_scale <= MAX_SCALE):
+            raise ValueError(
+                f"loss.grades: only info_nce and sigmoid weigh positives, with loss.max_scale up to {MAX_SCALE:g}; "
+                "leave it out with a function of your own"
+            )
+        if popularity_correction and not (function_of(loss) is info_nce and max_scale <= MAX_SCALE):
+            raise ValueError(
+                "loss.popularity_correction=true: corrects the softmax of info_nce, with loss.max_scale up to "
+                f"{MAX_SCALE:g}; leave it out with another loss"
+            )
         self.pairs = {name: pair for name, pair in pairs.items() if pair.weight > 0}
         self.loss = loss
+        self._grade_weights = GRADE_FUNCTIONS[grades] if isinstance(grades, str) else grades
+        wanted = {WEIGHT: row_weights, LOG_FREQUENCY: popularity_correction}
+        self.columns = tuple(name for name, is_wanted in wanted.items() if is_wanted)
         self.max_scale, self.max_log_scale = max_scale, math.log(max_scale)
         self.fixed_scale = {"learned": None, "fixed": init_scale, "none": 1.0}[scale]
         scale_names = list(self.pairs) if scale_per_pair else ["all"]
@@ -111,10 +143,13 @@ class Objective(nn.Module):
             for log_scale in self.log_scales.values():
                 # in place: a clamp in the graph has no gradient above the maximum
                 log_scale.clamp_(max=self.max_log_scale)
-        local = _Rows.of(embeddings, batch, self.sides)
+        local = LossRows.of(embeddings, batch, self.sides, self.columns, self._grade_weights is not None)
         every = local.gathered()
-        is_tiled = has_tiled_form(self.loss) and self.max_scale <= MAX_SCALE
-        compute = self._compute_tiled if is_tiled and len(local) * len(every) > WHOLE_MATRIX else self._compute_whole
+        has_tiles = has_tiled_form(self.loss) and self.max_scale <= MAX_SCALE
+        # what a table of similarities and two masks cannot say
+        needs_tiles = self._grade_weights is not None or LOG_FREQUENCY in self.columns
+        is_tiled = needs_tiles or (has_tiles and len(local) * len(every) > WHOLE_MATRIX)
+        compute = self._compute_tiled if is_tiled else self._compute_whole
         # in float32: autocast would round similarities, which are then multiplied by up to 100
         with torch.autocast(batch.product_keys.device.type, enabled=False):
             vectors = {name: at_least_float32(embeddings.vectors[name]) for name in self.sides}
@@ -129,19 +164,21 @@ class Objective(nn.Module):
             },
         )
 
-    def _compute_tiled(self, vectors: Mapping[str, Tensor], local: _Rows, every: _Rows) -> _Losses:
+    def _compute_tiled(self, vectors: Mapping[str, Tensor], local: LossRows, every: LossRows) -> _Losses:
         """Compute a built-in loss in tiles, of the rows that are present alone."""
         local, every = local.cpu(), every.cpu()
-        lefts = {name: _side(name, vectors[name], local) for name in self.sides}
+        if self._grade_weights is not None:
+            local, every = local.graded(self._grade_weights), every.graded(self._grade_weights)
+        lefts = {name: local.side(name, vectors[name]) for name in self.sides}
         if world_size() == 1:
             rights = lefts
         else:
             names = tuple(dict.fromkeys(pair.right for pair in self.pairs.values()))
             gathered = gather_with_gradient(torch.cat([vectors[name] for name in names], dim=1)).chunk(len(names), 1)
-            rights = {name: _side(name, part, every) for name, part in zip(names, gathered, strict=True)}
+            rights = {name: every.side(name, part) for name, part in zip(names, gathered, strict=True)}
         result = tiled_losses(
             self.loss,
-            [(lefts[pair.left], rights[pair.right]) for pair in self.pairs.values()],
+            [_with_grades(pair, lefts[pair.left], rights[pair.right]) for pair in self.pairs.values()],
             [pair.weight for pair in self.pairs.values()],
             torch.stack([self._scale(name, vectors[self.sides[0]]) for name in self.pairs]),
             torch.stack([self.biases[self._key(name)] for name in self.pairs]) if self.biases else None,
@@ -149,25 +186,29 @@ class Objective(nn.Module):
         per_pair = dict(zip(self.pairs, result.per_pair.unbind(), strict=True))
         return result.loss, per_pair, result.num_rows, result.num_negatives
 
-    def _compute_whole(self, vectors: Mapping[str, Tensor], local: _Rows, every: _Rows) -> _Losses:
+    def _compute_whole(self, vectors: Mapping[str, Tensor], local: LossRows, every: LossRows) -> _Losses:
         """Compute any loss from the similarities of all rows with all columns, a pair and direction at a time."""
         gathered = gather_with_gradient(torch.cat([vectors[name] for name in self.sides], dim=1))
         all_vectors = dict(zip(self.sides, gathered.chunk(len(self.sides), dim=1), strict=True))
         shared: dict[tuple[str, str], Tensor] = {}
-        sums, counts, negatives = [], [], []
+        weights_B = local.values[WEIGHT].to(gathered.dtype) if WEIGHT in local.values else None
+        sums, totals, counts, negatives = [], [], [], []
         for name, pair in self.pairs.items():
             for a, b in ((pair.left, pair.right), (pair.right, pair.left)):
-                truths = _truth(a), _truth(b)
+                truths = truth_of(a), truth_of(b)
                 if truths not in shared:
                     shared[truths] = share_product(local.keys[truths[0]], every.keys[truths[1]])
                 columns_G = every.present[b]
                 positives_BG = shared[truths] & columns_G
                 rows_B = local.present[a] & positives_BG.any(1)
                 losses_B = self.loss(self._logits(name, vectors[a], all_vectors[b]), positives_BG, columns_G)
-                sums.append(losses_B.masked_fill(~rows_B, 0.0).sum())
+                losses_B = losses_B.masked_fill(~rows_B, 0.0)
+                sums.append((losses_B if weights_B is None else losses_B * weights_B).sum())
                 counts.append(rows_B.sum())
+                totals.append(counts[-1] if weights_B is None else (rows_B * weights_B).sum())
                 negatives.append(((columns_G & ~positives_BG).sum(1) * rows_B).sum())
-        means = torch.stack(sums) * world_size() / gather_rows(torch.stack(counts)[None]).sum(0).clamp(min=1)
+        totals_2N = gather_rows(torch.stack(totals)[None]).sum(0)
+        means = torch.stack(sums) * world_size() / totals_2N.masked_fill(totals_2N == 0, 1)
         per_pair = dict(zip(self.pairs, means.view(-1, 2).mean(1), strict=True))
         loss = torch.stack([self.pairs[name].weight * value for name, value in per_pair.items()]).sum()
         return loss, per_pair, torch.stack(counts).sum(), torch.stack(negatives).sum()
@@ -192,44 +233,6 @@ class Objective(nn.Module):
         return {names[name]: value.detach().exp() for name, value in self.log_scales.items()}
 
 
-@dataclass(frozen=True)
-class _Rows:
-    """Rows of one rank or of all: which sides are present, and the product keys that decide the positives."""
-
-    present: dict[str, Tensor]  # (B,) bool by side
-    keys: dict[str, Tensor]  # (B, R) by truth
-
-    @classmethod
-    def of(cls, embeddings: Embeddings, batch: Batch, sides: tuple[str, ...]) -> _Rows:
-        present = {name: embeddings.present[name] & ~batch.is_padding for name in sides}
-        keys = {PRODUCT: batch.product_keys[:, None], REFERENCE: batch.reference_keys, TARGET: batch.target_keys}
-        return cls(present, keys)
-
-    def __len__(self) -> int:
-        return len(self.keys[PRODUCT])
-
-    def gathered(self) -> _Rows:
-        """Return the rows of all ranks, in one collective."""
-        if world_size() == 1:
-            return self
-        table = gather_rows(torch.cat([*self.keys.values(), torch.stack([*self.present.values()], dim=1)], dim=1))
-        *keys, present = table.split([*(part.shape[1] for part in self.keys.values()), len(self.present)], dim=1)
-        return _Rows(
-            dict(zip(self.present, (present > 0).unbind(1), strict=True)), dict(zip(self.keys, keys, strict=True))
-        )
-
-    def cpu(self) -> _Rows:
-        present, keys = ({name: part.cpu() for name, part in parts.items()} for parts in (self.present, self.keys))
-        return _Rows(present, keys)
-
-
-def _side(name: str, vectors_BD: Tensor, rows: _Rows) -> Side:
-    present_B, keys_BR = rows.present[name], rows.keys[_truth(name)]
-    if present_B.all():
-        return Side(vectors_BD, keys_BR)
-    return Side(vectors_BD[present_B.nonzero()[:, 0].to(vectors_BD.device)], keys_BR[present_B])
-
-
 def _repeated_fraction(products_B: Tensor, all_products_G: Tensor) -> Tensor:
     """Return the fraction of rows whose product is in another row too."""
     sorted_G = all_products_G.sort().values
@@ -237,6 +240,7 @@ def _repeated_fraction(products_B: Tensor, all_products_G: Tensor) -> Tensor:
     return ((num_B > 1) & (products_B >= 0)).float().mean()
 
 
-def _truth(name: str) -> str:
-    """Return which ids decide the positives of a tower or fusion."""
-    return PRODUCT if side_of(name) == PRODUCT else relevance_of(name)
+def _with_grades(pair: Pair, left: Side, right: Side) -> tuple[Side, Side]:
+    """Return the sides of a pair; grades are those of products for a query, and do not count between two queries."""
+    is_graded = (side_of(pair.left) == PRODUCT) != (side_of(pair.right) == PRODUCT)
+    return (left, right) if is_graded else (replace(left, grades=None), replace(right, grades=None))

@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -48,6 +49,7 @@ class Collate:
     processes nor a resume changes a pixel. An image that cannot be decoded is a ValueError that names sample and tower.
     With `image_key`, for evaluation, the batch has the keys of its images and which fields of a query a row has.
     A tower with a table in `features` gets the features of its inputs, (n, width) floats, without preparing them.
+    `columns` have a float for each row of the set.
     """
 
     specs: Mapping[str, TowerSpec]
@@ -56,6 +58,7 @@ class Collate:
     seed: int = 0
     image_key: Callable[[bytes], int] | None = None
     features: Mapping[str, FeatureTable] = field(default_factory=dict)
+    columns: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     @property
     def prepared_specs(self) -> dict[str, TowerSpec]:
@@ -96,7 +99,11 @@ class Collate:
             is_padding=torch.tensor([sample.is_padding for sample in samples]),
             has_field=self._fields(samples) if self.image_key is not None else {},
             image_keys=image_keys,
+            columns={name: self._column(values, samples) for name, values in self.columns.items()},
         )
+
+    def _column(self, values: np.ndarray, samples: Sequence[Sample]) -> Tensor:
+        return torch.from_numpy(values[[sample.sample_num for sample in samples]].astype(np.float32))
 
     def _read_features(self, tower: str, fields: Mapping[str, InputSpec], distinct: list[Values]) -> Tensor:
         table = self.features[tower]

@@ -98,10 +98,13 @@ class ConcatShardSet(ShardSet):
     Args:
         sets: by name.
         own_ids: sets whose product and query ids are prefixed with their name and a colon.
+
+    Attributes:
+        own_ids: the same.
     """
 
     def __init__(self, sets: Mapping[str, ShardSet], own_ids: Set[str] = frozenset()) -> None:
-        self.sets = dict(sets)
+        self.sets, self.own_ids = dict(sets), own_ids
         self._parts = list(sets.values())
         self._prefixes = [f"{name}:" if name in own_ids else "" for name in sets]
         self._set_starts = [0, *accumulate(map(len, self._parts))]
