@@ -25,7 +25,7 @@ EXTRA_PACKAGES = (  # what needs an extra: the core imports it inside functions
 VENDORS = {  # library -> packages that may import it
     "aiohttp": {"io"},
     "fsspec": {"data", "io"},
-    "lightning": {"lit", "training"},
+    "lightning": {"checkpoint_evaluation", "lit", "training"},
     "hydra": {"config", "cli", "errors", "sweep"},
     "omegaconf": {"config", "cli", "errors", "sweep"},
     "timm": {"encoders"},

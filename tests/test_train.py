@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from mim_lightning import train
+from mim_lightning import train, training
 from mim_lightning.config import compose
 from mim_lightning.run import Run, identify
 
@@ -24,7 +24,8 @@ def test_no_process_of_another_launcher_decides_by_itself(
         run.folder.mkdir()
         run.write_results(RESULTS)
     fitted: list[Run] = []
-    monkeypatch.setattr(train, "fit", lambda _, run, __: fitted.append(run))
+    for module in (train, training):
+        monkeypatch.setattr(module, "fit", lambda _, run, __: fitted.append(run))
     train.train(config)
     assert fitted == [run]
 
@@ -36,7 +37,8 @@ def test_rank_zero_that_waited_for_results_still_joins_the_other_ranks(
     monkeypatch.setenv("LOCAL_RANK", "0")
     config = compose("train", [f"paths.runs={tmp_path}"])
     fitted: list[Run] = []
-    monkeypatch.setattr(train, "clear_notes", lambda _: identify(config)[0].write_results(RESULTS))
-    monkeypatch.setattr(train, "fit", lambda _, run, __: fitted.append(run))
+    monkeypatch.setattr(training, "clear_notes", lambda _: identify(config)[0].write_results(RESULTS))
+    for module in (train, training):
+        monkeypatch.setattr(module, "fit", lambda _, run, __: fitted.append(run))
     train.train(config)
     assert len(fitted) == 1

@@ -21,14 +21,13 @@ from omegaconf import DictConfig, OmegaConf
 
 from mim_lightning.encoder_training import place_encoder_values
 from mim_lightning.expected_types import validate_arguments, validate_type
-from mim_lightning.former_names import present_overrides, to_first, to_present
+from mim_lightning.former_names import present_overrides, to_present
 from mim_lightning.io.atomic import atomic_write
 from mim_lightning.io.damaged_file import errors_as_damaged_file
 from mim_lightning.overrides import open_up
 from mim_lightning.stored_config import MAX_DEPTH, validate_config
 
 if TYPE_CHECKING:
-    from mim_lightning.data.preparation.preparation import Preparation
     from mim_lightning.losses.objective import Objective
     from mim_lightning.model.matcher import Matcher
 
@@ -123,69 +122,6 @@ def load_stored_config(path: Path) -> Config:
         ValueError: the file is missing, damaged, or holds an interpolation; names file and key.
     """
     return validate_config(load_config(path), path, is_built=False)
-
-
-def build_preparation(data: Mapping[str, Any], num_workers: int | None = None) -> Preparation:
-    """Build the parts of a `data` section that say what is prepared, and where.
-
-    Args:
-        num_workers: processes that write; None: as `data` has it.
-    """
-    from mim_lightning.data.preparation.preparation import Preparation
-    from mim_lightning.io.paths import to_path_or_url
-
-    return Preparation(
-        to_path_or_url(data["folder"]),
-        build(data["source"]),
-        build(data["shards"]),
-        build(data["splits"]),
-        build(data.get("validation")),  # older runs have no such section
-        build(data.get("cache")),
-        data["num_workers"] if num_workers is None else num_workers,
-    )
-
-
-def describe_source(data: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the description of a `data` section's source, which hashes whole tables; None if it has no source."""
-    source = build(data["source"])
-    return None if source is None else source.describe()
-
-
-def describe_data(data: Mapping[str, Any], source: Mapping[str, Any] | None) -> Any:
-    """Return what tells the data of a `data` section from other data, wherever they are.
-
-    Args:
-        source: the description of its source, see `describe_source`.
-    """
-    own = _described(data["folder"]) if source is None else _with_new_content(source, data["folder"])
-    others: dict[str, Any] = {}
-    if data.get("distractors"):
-        others["distractors"] = _described(data["distractors"])
-    if mixed := {name: entry for name, entry in (data.get("mixture") or {}).items() if entry}:
-        # under their first names, as run ids hold them
-        entries = to_first({"data": {"mixture": mixed}})["data"]["mix"]
-        others["mix"] = {
-            name: {**entry, "folder": _described(entry["folder"])} if entry.get("folder") else entry
-            for name, entry in entries.items()
-        }
-    return {"own": own, **others} if others else own
-
-
-def _with_new_content(source: Mapping[str, Any], folder: str) -> Any:
-    """Add the content made of a source to its description where that replaced other content: other images."""
-    from mim_lightning.data.preparation.prepared import find_new_content
-
-    content = find_new_content(folder)
-    return source if content is None else {"source": source, "content": content}
-
-
-def _described(folder: str) -> Any:
-    from mim_lightning.data.preparation.prepared import FIRST_CONTENT, open_prepared
-    from mim_lightning.data.shards.set_index import VERSIONS
-
-    described = open_prepared(folder).describe()
-    # a set keeps the ids of its runs when it grows: which version a run reads is its state
-    return {key: value for key, value in described.items() if key not in (FIRST_CONTENT, VERSIONS)}
 
 
 def construct(where: str, make: Callable[..., Any], *args: Any, **options: Any) -> Any:

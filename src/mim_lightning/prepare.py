@@ -11,15 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mim_lightning.cli import run_entry_point
-from mim_lightning.config import build, build_preparation, construct
-from mim_lightning.expected_types import validate_type
-from mim_lightning.fields import TEXT_FIELDS
+from mim_lightning.config import build
+from mim_lightning.data_config import build_change, build_preparation, build_text_specs
 
 # other imports are in functions: mistakes are reported at once, and worker processes import neither torch nor pages
 if TYPE_CHECKING:
     from mim_lightning.data.preparation.preparation import Preparation
     from mim_lightning.data.versions.change import Change
-    from mim_lightning.types import InputSpec
 
 ENGINES = ("processes", "ray")
 
@@ -37,8 +35,8 @@ def prepare(config: dict[str, Any]) -> None:
             raise ValueError(f"{key}={config[key]}: give true or false")
     if (config["num_workers"] or 0) < 0:
         raise ValueError(f"num_workers={config['num_workers']}: must not be negative")
-    if change := change_of(config):
-        write_version(change, config)
+    if change := build_change(config):
+        change_prepared(change, config)
         return
     if config["list_versions"] or config["prune"]["keep"] is not None:
         show_versions(config)
@@ -59,7 +57,7 @@ def write(parts: Preparation, config: dict[str, Any]) -> None:
     from mim_lightning.data.preparation.preparation import prepare_data, validate_only
 
     is_ray, overwrite = config["engine"] == "ray" and not config["validate_only"], config["overwrite"]
-    specs = None if is_ray else text_specs(config)
+    specs = None if is_ray else build_text_specs(config)
     if not is_ray and not isinstance(parts.folder, Path):
         raise ValueError(f"data.folder={parts.folder}: engine=processes writes to a local folder; or give engine=ray")
     if config["validate_only"]:
@@ -75,46 +73,7 @@ def write(parts: Preparation, config: dict[str, Any]) -> None:
     print(prepared.summary(parts.settings.train_split))
 
 
-def change_of(config: dict[str, Any]) -> Change | None:
-    """Return the change of prepared data that `add`, `delete` and `compact` describe, None without any.
-
-    Raises:
-        ValueError: a value of another type, or keys that exclude each other; names the key.
-    """
-    from mim_lightning.data.versions.change import Change, Deletion, Tables
-
-    validate_type("add.replace", config["add"]["replace"], bool)
-    for key in ("products", "queries"):
-        validate_type(f"add.{key}", config["add"][key], str | None)
-        validate_type(f"delete.{key}", config["delete"][key], str | list)
-    validate_type("compact", config["compact"], float | None)
-    # one id that is a number is no path of a table
-    delete = {key: [given] if isinstance(given, int) else given for key, given in config["delete"].items()}
-    change = Change(
-        construct("add", Tables, **config["add"]), construct("delete", Deletion, **delete), config["compact"]
-    )
-    validate_type("prune.keep", config["prune"]["keep"], int | None)
-    validate_type("prune.force", config["prune"]["force"], bool)
-    if config["prune"]["force"] and config["prune"]["keep"] is None:
-        raise ValueError("prune.force=true: give prune.keep, the number of versions that stay")
-    if change and (config["list_versions"] or config["prune"]["keep"] is not None):
-        key = "list_versions" if config["list_versions"] else "prune"
-        raise ValueError(f"{key}: not together with add, delete or compact")
-    if not change:
-        if config["add"]["replace"]:
-            raise ValueError("add.replace=true: give add.products or add.queries, the tables of the rows that replace")
-        return None
-    for key in ("overwrite", "validate_only", "verify"):
-        if config[key]:
-            raise ValueError(f"{key}=true: not together with add, delete or compact")
-    if config["engine"] == "ray":
-        raise ValueError("engine=ray: prepares data as a whole; rows are added and deleted by engine=processes")
-    if config["compact"] is not None and (change.add != Tables() or change.delete != Deletion([], [])):
-        raise ValueError("compact: not together with add or delete; compact the version that they make")
-    return change
-
-
-def write_version(change: Change, config: dict[str, Any]) -> None:
+def change_prepared(change: Change, config: dict[str, Any]) -> None:
     """Write the next version of the data in `data.folder`."""
     from mim_lightning.analysis.html.validation_page import write_validation_report
     from mim_lightning.data.preparation.preparation import Validation
@@ -123,7 +82,7 @@ def write_version(change: Change, config: dict[str, Any]) -> None:
 
     data = config["data"]
     download = build(((data["source"] or {}).get("download")) or None)
-    validation = Validation(build(data["validation"]), text_specs(config), write_validation_report)
+    validation = Validation(build(data["validation"]), build_text_specs(config), write_validation_report)
     folder = to_path_or_url(data["folder"])
     prepared = change_data(folder, change, validation, download=download, num_workers=config["num_workers"])
     print(prepared.summary(prepared.describe()["settings"]["train_split"]))
@@ -144,15 +103,6 @@ def show_versions(config: dict[str, Any]) -> None:
         print(f"{folder}: {prune_versions(folder, prune['keep'], runs, is_forced=prune['force'])}")
     for version in list_versions(folder):
         print(f"  {version.describe(runs.get(version.number, ()))}")
-
-
-def text_specs(config: dict[str, Any]) -> dict[str, InputSpec] | None:
-    """Return the spec of the encoder in `tokenizer`, for each text field."""
-    encoder = config.get("tokenizer")
-    if encoder is None:
-        return None
-    without_weights = {**encoder, "pretrained": None} if "pretrained" in encoder else encoder
-    return dict.fromkeys(TEXT_FIELDS, build(without_weights).spec)
 
 
 if __name__ == "__main__":

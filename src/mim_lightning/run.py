@@ -35,7 +35,8 @@ from pathlib import Path, PurePath
 from types import MappingProxyType
 from typing import Any, Literal
 
-from mim_lightning.config import describe_data, describe_source, load_stored_config
+from mim_lightning.config import load_stored_config
+from mim_lightning.data_config import describe_data, describe_source
 from mim_lightning.expected_types import validate_type
 from mim_lightning.former_names import to_first
 from mim_lightning.interruption import STOPPED_AFTER

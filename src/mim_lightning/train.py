@@ -8,30 +8,19 @@ Running it again resumes; a finished run returns its recorded result.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from mim_lightning.cli import run_entry_point
-from mim_lightning.config import build_preparation
-from mim_lightning.errors import clear_notes
 from mim_lightning.io.locks import lock_and_announce
-from mim_lightning.launch import (
-    choose_precision,
-    is_first_rank,
-    is_joined,
-    is_launched,
-    launch,
-    num_processes_to_launch,
-)
+from mim_lightning.launch import choose_precision, is_first_rank, is_joined, is_launched
 from mim_lightning.run import (
-    Run,
     describe_newer_versions,
     identify,
     parse_max_time,
     validate_kinds,
     validate_writable,
 )
-from mim_lightning.training import fit
+from mim_lightning.training import fit, start
 
 
 def main() -> None:
@@ -53,7 +42,7 @@ def train(config: dict[str, Any]) -> float:
         with lock_and_announce(run.lock_path, run.run_id):
             is_new = not run.is_finished(max_time)  # another process may have finished it meanwhile
             if is_new or decides_in_fit:
-                _start(config, run, description)
+                start(config, run, description)
     elif is_new or decides_in_fit:
         fit(config, run, description)  # another process of this run has its lock
     results = run.read_results() or {}
@@ -67,20 +56,6 @@ def train(config: dict[str, Any]) -> float:
         if decline := describe_decline(results, config["monitor"]):
             print(f"warning: {decline}")
     return results.get(config["monitor"], float("nan"))
-
-
-def _start(config: dict[str, Any], run: Run, description: Mapping[str, Any] | None) -> None:
-    from mim_lightning.analysis.html.validation_page import write_validation_report
-    from mim_lightning.data.preparation.preparation import prepare_data
-
-    clear_notes(run.folder)
-    num_processes = num_processes_to_launch(config["trainer"])
-    if num_processes:
-        needed = (config["data"]["shards"]["train_split"],)
-        prepare_data(build_preparation(config["data"]), write_validation_report, description=description, needed=needed)
-        launch("mim_lightning.train", config, num_processes)
-    else:
-        fit(config, run, description)
 
 
 if __name__ == "__main__":

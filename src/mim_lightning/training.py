@@ -8,7 +8,7 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mim_lightning.config import (
     build,
@@ -19,22 +19,46 @@ from mim_lightning.config import (
     construct,
     save_config,
 )
+from mim_lightning.data_config import build_preparation
+from mim_lightning.errors import clear_notes
 from mim_lightning.expected_types import validate_arguments
 from mim_lightning.interruption import STOPPED_AFTER, Interruption
-from mim_lightning.launch import choose_precision, is_alone, is_first_rank, is_joined, is_launched, set_up_process
+from mim_lightning.launch import (
+    is_alone,
+    is_first_rank,
+    is_joined,
+    is_launched,
+    launch,
+    num_processes_to_launch,
+    set_up_process,
+)
 from mim_lightning.run import (
     Run,
     choose_versions,
     find_resumable,
     parse_max_time,
     validate_results_from,
-    validate_seed,
 )
-from mim_lightning.set_name import name_set
 from mim_lightning.stored_config import with_data_versions
 
-if TYPE_CHECKING:
-    from mim_lightning.model.checkpoint import TrainedMatcher
+
+def start(config: dict[str, Any], run: Run, description: Mapping[str, Any] | None) -> None:
+    """Fit in this process, or in those of `trainer.devices`: then the data are prepared before them.
+
+    Args:
+        config, description: as of `fit`.
+    """
+    from mim_lightning.analysis.html.validation_page import write_validation_report
+    from mim_lightning.data.preparation.preparation import prepare_data
+
+    clear_notes(run.folder)
+    num_processes = num_processes_to_launch(config["trainer"])
+    if num_processes:
+        needed = (config["data"]["shards"]["train_split"],)
+        prepare_data(build_preparation(config["data"]), write_validation_report, description=description, needed=needed)
+        launch("mim_lightning.train", config, num_processes)
+    else:
+        fit(config, run, description)
 
 
 def fit(config: dict[str, Any], run: Run, description: Mapping[str, Any] | None = None) -> None:
@@ -165,53 +189,3 @@ def fit(config: dict[str, Any], run: Run, description: Mapping[str, Any] | None 
     finally:
         close_loggers(trainer)
     trainer.strategy.barrier()
-
-
-def load_model(config: Mapping[str, Any]) -> TrainedMatcher:
-    """Return the model of an evaluation, of its checkpoint or untrained, with the config of its run.
-
-    Raises:
-        ValueError: the checkpoint cannot be loaded, or its model is given twice; without one, see `build_untrained`.
-    """
-    from mim_lightning.model.checkpoint import load_matcher
-
-    if not config["checkpoint"]:
-        return build_untrained(config)
-    for group in ("encoder", "model"):
-        if config.get(group):
-            raise ValueError(f"{group}: the checkpoint has its own; leave out one of the two")
-    return load_matcher(config["checkpoint"])
-
-
-def build_untrained(config: Mapping[str, Any]) -> TrainedMatcher:
-    """Return the model that a run would start with, with the config that the run would have.
-
-    Args:
-        config: of an evaluation without a checkpoint.
-
-    Raises:
-        ValueError: the config lacks an encoder, a model or data.
-    """
-    from lightning import seed_everything
-
-    from mim_lightning.model.checkpoint import TrainedMatcher
-    from mim_lightning.model.fingerprint import fingerprint
-
-    for group, example in (("encoder", "clip_vit_b32"), ("model", "3tower"), ("data", "manifest")):
-        if not config.get(group):
-            raise ValueError(
-                f"checkpoint: needs a value; give checkpoint=<file>, or {group}={example} and so on for a model that "
-                "was never trained: encoder, model and data"
-            )
-    validate_seed(config["seed"])
-    seed_everything(config["seed"], workers=True, verbose=False)
-    evaluation = {"_target_": "mim_lightning.lit.RetrievalEval"}
-    evaluation |= {key: config[key] for key in ("directions", "monitor")}
-    run_config = {
-        **config,
-        "trainer": {**config["trainer"], "precision": choose_precision(config["trainer"])},
-        "callbacks": {"retrieval_eval": evaluation},
-        "run": {"id": f"{config['model']['name']}-{name_set(config['data'])}-untrained"},
-    }
-    matcher = build_matcher(config)
-    return TrainedMatcher(matcher, run_config, fingerprint(matcher))

@@ -37,36 +37,15 @@ def tune_fusion(
     """Sweep, print, and write the requested files."""
     # imported here, so that an error on the command line is reported at once
     from mim_lightning.analysis.embeddings import read_embeddings
-    from mim_lightning.analysis.fusion_sweep import print_curve, print_kinds, sweep_fusion, usable_kinds, write_curve
+    from mim_lightning.analysis.fusion_sweep import choose_ends, print_curve, print_kinds, sweep_kinds, write_curve
     from mim_lightning.analysis.record import read_record
     from mim_lightning.model.checkpoint import store_fusions
-    from mim_lightning.types import Direction, whole_name
+    from mim_lightning.types import whole_name
 
     record = read_record(run)
     embeddings = read_embeddings(record.folder)
-    known = {key: ends for key, ends in record.facts.config["directions"].items() if ends is not None}
-    fused = [key for key in record.directions if known.get(key, {}).get("query") in embeddings.fusions]
-    # if the monitored direction has no fusion: the first whose query is one
-    first = [record.facts.monitor.split("/")[1], *fused]
-    usable = (key for key in first if {known[key]["query"], known[key]["gallery"]} & embeddings.fusions.keys())
-    name = direction or next(usable, first[0])
-    if name not in known:
-        raise ValueError(f"--direction {name}: no such direction; {record.folder} has {', '.join(known)}")
-    ends = Direction(**known[name])
-    if fusion is None:
-        sides = [end for end in (ends.query, ends.gallery) if end in embeddings.fusions]
-        if not sides:
-            raise ValueError(f"--direction {name}: has no fusion on either side; give another --direction")
-        fusion = sides[0]
-    kinds = (
-        [(kind, center)]
-        if kind != ALL
-        else [(each, is_centered) for each in usable_kinds(embeddings, ends, fusion) for is_centered in (False, True)]
-    )
-    curves = [
-        sweep_fusion(embeddings, name, ends, fusion, metric, num_weights, kind=each, is_centered=is_centered)
-        for each, is_centered in kinds
-    ]
+    name, ends, fusion = choose_ends(record, embeddings, direction, fusion)
+    curves = sweep_kinds(embeddings, name, ends, fusion, metric, num_weights, None if kind == ALL else [(kind, center)])
     curve = max(curves, key=lambda found: found.chosen.difference)
     if kind == ALL:
         print_kinds(curves)
@@ -89,14 +68,9 @@ def _parser() -> CommandParser:
     parser.add_argument(
         "--num-weights", "--num-shares", type=count, default=21, metavar="N", help="points of the curve; default: 21"
     )
-    parser.add_argument(
-        "--kind", help="fixed_sum, standardized_sum, score_product, or all of them; default: as trained"
-    )
-    parser.add_argument(
-        "--center",
-        action="store_true",
-        help="subtract the mean of each tower, measured on these embeddings; default: as trained",
-    )
+    parser.add_argument("--kind", help="fixed_sum, standardized_sum, score_product, or all; default: as trained")
+    center = "subtract the mean of each tower, measured on these embeddings; default: as trained"
+    parser.add_argument("--center", action="store_true", help=center)
     parser.add_argument("--output", type=Path, metavar="FOLDER", help="for fusion.csv and fusion.png")
     parser.add_argument("--store", type=Path, metavar="CHECKPOINT", help="that was evaluated")
     return parser

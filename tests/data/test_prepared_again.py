@@ -13,13 +13,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mim_lightning.config import compose, describe_data, describe_source
+from mim_lightning.config import compose
 from mim_lightning.data.manifest.manifest import Manifest, ManifestSource
 from mim_lightning.data.manifest.rows import OnIssue, raise_issue
 from mim_lightning.data.preparation.preparation import Validation, prepare_shards
 from mim_lightning.data.preparation.prepared import PreparedData, ShardSettings, open_prepared
 from mim_lightning.data.shards.cache import ChangedError
 from mim_lightning.data.validation.settings import ValidationSettings
+from mim_lightning.data_config import describe_data, describe_source
 from mim_lightning.lit.datamodule import MatchDataModule
 from mim_lightning.prepare import prepare
 from mim_lightning.types import TextSpec

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from mim_lightning.analysis.html.validation_page import write_validation_report
-from mim_lightning.config import build_preparation, compose
+from mim_lightning.config import compose
 from mim_lightning.data.preparation.preparation import prepare_data
 from mim_lightning.data.preparation.prepared import open_prepared
+from mim_lightning.data_config import build_preparation
 from mim_lightning.export import export
 from mim_lightning.inference.loading import load
 from mim_lightning.inference.model import LoadedModel

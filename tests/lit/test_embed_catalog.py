@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from mim_lightning.analysis.html.validation_page import write_validation_report
-from mim_lightning.config import build, build_matcher, build_preparation, compose
+from mim_lightning.config import build, build_matcher, compose
 from mim_lightning.data.loading.collate import Collate
 from mim_lightning.data.preparation.preparation import prepare_data
+from mim_lightning.data_config import build_preparation
 from mim_lightning.lit.datamodule import MatchDataModule
 from mim_lightning.lit.embed_catalog import embed_catalog
 from mim_lightning.lit.module import MatchModule

@@ -6,6 +6,7 @@ The result is a metric at every weight, and what choosing the best weight is wor
 from __future__ import annotations
 
 import csv
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mim_lightning.analysis.embeddings import EvaluationEmbeddings
+from mim_lightning.analysis.record import EvaluationRecord
 from mim_lightning.display.text import plain
 from mim_lightning.io.atomic import atomic_write
 from mim_lightning.metrics import PairedDifference, bootstrap_intervals, paired_difference
@@ -62,6 +64,54 @@ class FusionCurve:
         if self.is_centered:
             return f"{self.kind}, centered"
         return f"{self.kind}, centered as trained" if self.best.center else self.kind
+
+
+def choose_ends(
+    record: EvaluationRecord, embeddings: EvaluationEmbeddings, direction: str | None, fusion: str | None
+) -> tuple[str, Direction, str]:
+    """Return the direction to sweep, its ends, and which of its fusions.
+
+    Args:
+        direction: None: the monitored one, or if that has no fusion the first whose query is one.
+        fusion: None: the query side's, else the gallery side's.
+
+    Raises:
+        ValueError: the evaluation has no such direction, or the direction has no fusion.
+    """
+    known = {key: ends for key, ends in record.facts.config["directions"].items() if ends is not None}
+    fused = [key for key in record.directions if known.get(key, {}).get("query") in embeddings.fusions]
+    first = [record.facts.monitor.split("/")[1], *fused]
+    usable = (key for key in first if {known[key]["query"], known[key]["gallery"]} & embeddings.fusions.keys())
+    name = direction or next(usable, first[0])
+    if name not in known:
+        raise ValueError(f"--direction {name}: no such direction; {record.folder} has {', '.join(known)}")
+    ends = Direction(**known[name])
+    sides = [end for end in (ends.query, ends.gallery) if end in embeddings.fusions]
+    if fusion is None and not sides:
+        raise ValueError(f"--direction {name}: has no fusion on either side; give another --direction")
+    return name, ends, sides[0] if fusion is None else fusion
+
+
+def sweep_kinds(
+    embeddings: EvaluationEmbeddings,
+    name: str,
+    direction: Direction,
+    fusion: str,
+    metric: str,
+    num_weights: int,
+    kinds: Sequence[tuple[str | None, bool]] | None,
+) -> list[FusionCurve]:
+    """Return the curve of each kind, see `sweep_fusion`.
+
+    Args:
+        kinds: each with whether it is centered; None: all that the direction allows, centered and not.
+    """
+    if kinds is None:
+        kinds = list(itertools.product(usable_kinds(embeddings, direction, fusion), (False, True)))
+    return [
+        sweep_fusion(embeddings, name, direction, fusion, metric, num_weights, kind=kind, is_centered=is_centered)
+        for kind, is_centered in kinds
+    ]
 
 
 def usable_kinds(embeddings: EvaluationEmbeddings, direction: Direction, fusion: str) -> tuple[str, ...]:

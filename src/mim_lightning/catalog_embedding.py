@@ -1,0 +1,107 @@
+"""The embedding of a catalog by a checkpoint, of the shards that are missing, in one process or in many."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from mim_lightning.cli import leave_process_group
+from mim_lightning.config import build
+from mim_lightning.data_config import build_preparation
+from mim_lightning.expected_types import validate_arguments
+from mim_lightning.io.digest import has_same_scheme
+from mim_lightning.launch import choose_precision, is_first_rank, is_launched, launch, num_processes_to_launch
+from mim_lightning.stored_config import data_of
+
+if TYPE_CHECKING:
+    from mim_lightning.data.shards.shard_set import ShardSet
+    from mim_lightning.model.checkpoint import TrainedMatcher
+    from mim_lightning.search.embedding_store import EmbeddedCatalog
+
+
+class CatalogEmbedding(NamedTuple):
+    """A catalog, its vectors, and the model that they are of."""
+
+    model: TrainedMatcher
+    catalog: ShardSet
+    embedded: EmbeddedCatalog
+
+
+def embed(config: dict[str, Any], like: str | None = None) -> CatalogEmbedding | None:
+    """Embed the catalog of a checkpoint's data, or of other data; shards that have vectors are left out.
+
+    Args:
+        config: as of conf/build_index.yaml.
+        like: a fingerprint in whose scheme that of the model is computed.
+
+    Returns:
+        None on all processes but the first.
+    """
+    from mim_lightning.analysis.html.validation_page import write_validation_report
+    from mim_lightning.data.preparation.opened_data import find_versions
+    from mim_lightning.data.preparation.preparation import prepare_data
+    from mim_lightning.data.preparation.prepared import open_prepared
+    from mim_lightning.inference.loading import load_trained
+    from mim_lightning.lit.console import ProgressBar
+    from mim_lightning.lit.datamodule import MatchDataModule
+    from mim_lightning.lit.embed_catalog import embed_catalog
+    from mim_lightning.lit.module import MatchModule
+    from mim_lightning.lit.trainer import ask_first_rank
+    from mim_lightning.search.embedding_reuse import carry_over
+    from mim_lightning.search.embedding_store import EmbeddingStore, StoredEmbedding, describe_embedding
+    from mim_lightning.search.index_builder import choose_gallery
+
+    is_leader, num_processes = is_first_rank() and not is_launched(), num_processes_to_launch(config["trainer"])
+    options = {**config["trainer"], "precision": choose_precision(config["trainer"])}
+    trainer = None if num_processes else build(options, callbacks=[ProgressBar()], logger=False)
+
+    def ask(question: Callable[[], Any]) -> Any:
+        """Return the first process's answer: others may come later, when files are there that were not."""
+        return question() if trainer is None else ask_first_rank(trainer.strategy, question)
+
+    trained = load_trained(config["checkpoint"], like=like)
+    matcher, data = trained.matcher, config.get("data") or data_of(trained.config, config["checkpoint"])
+    validate_arguments(MatchDataModule, data, "data" if config.get("data") else f"{config['checkpoint']}: data")
+    if not is_launched():  # by a process that has prepared the data
+        ask(lambda: prepare_data(build_preparation(data), write_validation_report) and None)
+    version = ask(lambda: find_versions(data)["main"])  # which is the newest is decided once, for all processes
+    data = {**data, "source": None, "version": {"main": version}}
+    prepared = open_prepared(data["folder"], build(data.get("cache")), version)
+    catalog, gallery = prepared.catalog(), choose_gallery(config["gallery"], matcher.names)
+    fusion = matcher.fusions.get(gallery)
+    width = matcher.dimension if fusion is None else fusion.index_width
+    folder = Path(config["embeddings"] or Path(config["output"]) / "embeddings")
+    stored, name = StoredEmbedding.read(folder), trained.fingerprint
+    if stored is not None and not has_same_scheme(stored.facts.fingerprint, name):
+        # the same model may be named in another way
+        found = load_trained(config["checkpoint"], like=stored.facts.fingerprint).fingerprint
+        name = found if found == stored.facts.fingerprint else name
+    facts = describe_embedding(catalog, name, gallery, width)
+    open_store = partial(EmbeddingStore, folder, facts)
+
+    def find_missing() -> list[int]:
+        if num_kept := carry_over(folder, facts, catalog):
+            print(f"{folder}: {num_kept:,} of {len(catalog):,} rows were embedded of a former version of the catalog")
+        return open_store().missing()
+
+    missing = ask(find_missing)
+    store, num_shards = open_store(), len(facts.shard_sizes)
+    if is_leader and 0 < len(missing) < num_shards:
+        print(f"{num_shards - len(missing)} of {num_shards} shards are embedded already; embedding {len(missing)}")
+    if missing and trainer is None:
+        launch("mim_lightning.build_index", {**config, "data": data}, num_processes)
+    elif trainer is not None:
+        datamodule = build(data, specs=matcher.input_specs(), prepared=prepared)
+        module = MatchModule(deepcopy(matcher))  # a trainer may leave it in another precision, or in parts
+        embed_catalog(trainer, module, datamodule, gallery, missing, store.write)
+        trainer.strategy.barrier()  # every shard is there
+        leave_process_group()  # the others end; none waits while the index is built
+    if not is_leader:
+        return None
+    embedded = store.collect(catalog)
+    embedded = replace(embedded, facts=replace(embedded.facts, fingerprint=trained.fingerprint))
+    return CatalogEmbedding(trained, catalog, embedded)

@@ -1,0 +1,169 @@
+"""The evaluation of a checkpoint, or of a model that was never trained, on the data of its run or on others."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mim_lightning.config import build, build_matcher
+from mim_lightning.data_config import build_preparation
+from mim_lightning.expected_types import validate_arguments
+from mim_lightning.launch import choose_precision, is_launched, set_up_process
+from mim_lightning.run import Run, validate_seed
+from mim_lightning.set_name import name_set
+from mim_lightning.stored_config import data_of, data_versions_of
+
+if TYPE_CHECKING:
+    from lightning import Trainer
+
+    from mim_lightning.lit.datamodule import MatchDataModule
+    from mim_lightning.model.checkpoint import TrainedMatcher
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One pass over all rows.
+
+    Args:
+        config: of the run, with what the evaluation changed.
+        fingerprint: of the weights, where it takes all processes to compute it.
+    """
+
+    title: str
+    results: dict[str, float]
+    model: TrainedMatcher
+    config: dict[str, Any]
+    fingerprint: str | None
+    trainer: Trainer
+    datamodule: MatchDataModule
+
+    @property
+    def is_first(self) -> bool:
+        """Is this the process that prints and writes?"""
+        return self.trainer.is_global_zero
+
+    def save(self, folder: Path) -> None:
+        """Write results, record, page and image of hits."""
+        from mim_lightning.lit.evaluation import save_evaluation
+
+        parts = self.trainer, self.model.matcher, self.datamodule, self.config
+        save_evaluation(*parts, folder, self.model.fingerprint, self.fingerprint)
+        Run(self.config["run"]["id"], folder).write_results(self.results)
+
+
+def evaluate_checkpoint(config: dict[str, Any]) -> Evaluation:
+    """Evaluate on the devices of `trainer`: every process that takes part calls it.
+
+    Args:
+        config: as of conf/evaluate.yaml.
+    """
+    from mim_lightning.lit.console import ProgressBar
+    from mim_lightning.lit.evaluation import evaluate_module, flatten
+    from mim_lightning.lit.module import MatchModule
+    from mim_lightning.lit.trainer import keep_batches
+    from mim_lightning.model.fingerprint import fingerprint
+    from mim_lightning.model.sharding import is_sharded
+    from mim_lightning.types import whole_name
+
+    set_up_process(config, config["trainer"]["accelerator"])
+    model = _load_model(config)
+    matcher, trained, data = model.matcher, model.config, _data_of(config, model)
+    # without data of its own, an evaluation repeats that of the run: in the versions that the run read
+    versions = None if config.get("data") else {"main": 1, **data_versions_of(trained)}
+    # the process that launched this one has prepared the data
+    built = {**data, "source": None} if is_launched() else data
+    datamodule = build(built, specs=matcher.input_specs(), versions=versions)
+    datamodule.as_one_process = True
+    directions = {**(trained.get("directions") or {}), **(config["directions"] or {})}
+    changed = {"directions": directions, "monitor": config["monitor"] or trained.get("monitor")}
+    callback = trained["callbacks"].get("retrieval_eval")
+    if callback is None:
+        raise ValueError(f"{config['checkpoint']}: callbacks.retrieval_eval: is missing, nothing is evaluated")
+    if config["whole_gallery"]:
+        callback = {**callback, "num_distractors": None}
+        changed["monitor"] = whole_name(str(changed["monitor"]))
+    precision = config["trainer"]["precision"]
+    as_trained = (trained.get("trainer") or {}).get("precision") if precision == "auto" else precision
+    options = {**config["trainer"], "precision": as_trained}
+    trainer = build(options, callbacks=[build({**callback, **changed}), ProgressBar()], logger=False)
+    keep_batches(trainer)
+    reports = evaluate_module(trainer, MatchModule(matcher), datamodule)
+    # every process brings its part of sharded weights
+    found = fingerprint(matcher, like=model.fingerprint) if config["output"] and is_sharded(matcher) else None
+    run_config = {**trained, **changed, "data": data}
+    run_config["callbacks"] = {**trained["callbacks"], "retrieval_eval": callback}
+    title = f"{config['checkpoint'] or trained['run']['id']} ({model.fingerprint})"
+    return Evaluation(title, flatten(reports, datamodule), model, run_config, found, trainer, datamodule)
+
+
+def prepare_evaluation(config: dict[str, Any]) -> None:
+    """Prepare the data for processes to launch, which would not wait for hours, and let go of the model."""
+    from mim_lightning.analysis.html.validation_page import write_validation_report
+    from mim_lightning.data.preparation.preparation import prepare_data
+    from mim_lightning.types import specs_by_field
+
+    model = _load_model(config)
+    data = _data_of(config, model)
+    specs = specs_by_field(model.matcher.input_specs())
+    prepare_data(build_preparation(data), write_validation_report, specs=specs, needed=(data["val_split"],))
+
+
+def _data_of(config: dict[str, Any], model: TrainedMatcher) -> dict[str, Any]:
+    """Return the config of the data to evaluate on."""
+    from mim_lightning.lit.datamodule import MatchDataModule
+
+    data = config.get("data") or data_of(model.config, config["checkpoint"])
+    validate_arguments(MatchDataModule, data, "data" if config.get("data") else f"{config['checkpoint']}: data")
+    return {**data, "val_split": config["split"] or data["val_split"]}
+
+
+def _load_model(config: Mapping[str, Any]) -> TrainedMatcher:
+    """Return the model of an evaluation, of its checkpoint or untrained, with the config of its run.
+
+    Raises:
+        ValueError: the checkpoint cannot be loaded, or its model is given twice; without one, see `_build_untrained`.
+    """
+    from mim_lightning.model.checkpoint import load_matcher
+
+    if not config["checkpoint"]:
+        return _build_untrained(config)
+    for group in ("encoder", "model"):
+        if config.get(group):
+            raise ValueError(f"{group}: the checkpoint has its own; leave out one of the two")
+    return load_matcher(config["checkpoint"])
+
+
+def _build_untrained(config: Mapping[str, Any]) -> TrainedMatcher:
+    """Return the model that a run would start with, with the config that the run would have.
+
+    Args:
+        config: of an evaluation without a checkpoint.
+
+    Raises:
+        ValueError: the config lacks an encoder, a model or data.
+    """
+    from lightning import seed_everything
+
+    from mim_lightning.model.checkpoint import TrainedMatcher
+    from mim_lightning.model.fingerprint import fingerprint
+
+    for group, example in (("encoder", "clip_vit_b32"), ("model", "3tower"), ("data", "manifest")):
+        if not config.get(group):
+            raise ValueError(
+                f"checkpoint: needs a value; give checkpoint=<file>, or {group}={example} and so on for a model that "
+                "was never trained: encoder, model and data"
+            )
+    validate_seed(config["seed"])
+    seed_everything(config["seed"], workers=True, verbose=False)
+    evaluation = {"_target_": "mim_lightning.lit.RetrievalEval"}
+    evaluation |= {key: config[key] for key in ("directions", "monitor")}
+    run_config = {
+        **config,
+        "trainer": {**config["trainer"], "precision": choose_precision(config["trainer"])},
+        "callbacks": {"retrieval_eval": evaluation},
+        "run": {"id": f"{config['model']['name']}-{name_set(config['data'])}-untrained"},
+    }
+    matcher = build_matcher(config)
+    return TrainedMatcher(matcher, run_config, fingerprint(matcher))
