@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from mim_lightning.analysis.comparison.pairing import PairedDirection, Side
+from mim_lightning.analysis.comparison.pairing import PairedDirection, PairedSide
 from mim_lightning.analysis.record import RunFacts
 from mim_lightning.metrics.intervals import holm, paired_difference
 
@@ -162,7 +162,7 @@ def _reciprocal(ranks: np.ndarray) -> np.ndarray:
     return np.where(ranks > 0, 1 / np.maximum(ranks, 1), 0.0)
 
 
-def _answer(side: Side, ranks: np.ndarray, query: int) -> Answer:
+def _answer(side: PairedSide, ranks: np.ndarray, query: int) -> Answer:
     median_run = np.argsort(_reciprocal(ranks), kind="stable")[len(ranks) // 2]
     part, row = side.locate(query, int(median_run))
     record = part.record

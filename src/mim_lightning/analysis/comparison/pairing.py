@@ -26,7 +26,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Side:
+class PairedSide:
     """Answers of one run group; `parts[s][f]` is the s-th run of the f-th fold."""
 
     label: str
@@ -73,8 +73,8 @@ class PairedDirection:
     unit_ids: list[str]
     segments: dict[str, list[str]]
     num_products: int
-    before: Side  # the baseline
-    after: Side
+    before: PairedSide  # the baseline
+    after: PairedSide
     notes: tuple[str, ...]  # what was excluded
 
 
@@ -199,10 +199,10 @@ def _validate_same_answers(one: Part, other: Part) -> None:
             )
 
 
-def _side(label: str, by_fold: Sequence[Sequence[Part]], notes: list[str]) -> Side:
+def _side(label: str, by_fold: Sequence[Sequence[Part]], notes: list[str]) -> PairedSide:
     num_runs = min(len(parts) for parts in by_fold)
     surplus = sum(len(parts) - num_runs for parts in by_fold)
     if surplus:
         excluded = format_count(surplus, "run")
         notes.append(f"{label}: {excluded} excluded: every fold has {num_runs}, only some have more")
-    return Side(label, tuple(zip(*(parts[:num_runs] for parts in by_fold), strict=True)))
+    return PairedSide(label, tuple(zip(*(parts[:num_runs] for parts in by_fold), strict=True)))

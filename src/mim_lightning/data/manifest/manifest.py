@@ -273,7 +273,7 @@ def read_tables(
         if queries is not None:
             for origin, row in read_rows(queries, specs[1], names[1], builder.report):
                 builder.add_query(origin, row, image_root or queries.root)
-    return finish(builder, queries.name if queries else None)
+    return finish_manifest(builder, queries.name if queries else None)
 
 
 def _read_pairs(
@@ -294,7 +294,7 @@ def _read_pairs(
         builder.add_pair(origin, product, query, root or table.root)
 
 
-def finish(builder: ManifestBuilder, queries_name: str | None) -> Manifest:
+def finish_manifest(builder: ManifestBuilder, queries_name: str | None) -> Manifest:
     """Return the manifest of all rows that were added.
 
     Raises:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from mim_lightning.data.shards.cache import ShardError
 from mim_lightning.data.shards.files import LocalFiles
 from mim_lightning.data.shards.open_shards import MEMBERS
-from mim_lightning.data.shards.set_index import IndexedShard, Segment
+from mim_lightning.data.shards.set_index import ColumnSegment, IndexedShard
 from mim_lightning.data.shards.shard_set import ShardSet
 
 PLACE_BYTES = len(MEMBERS) * 2 * 8  # of a sample in the byte index
@@ -81,7 +81,7 @@ def _is_sound(files: LocalFiles, shard: IndexedShard) -> bool:
     return True
 
 
-def _is_column(files: LocalFiles, name: str, segment: Segment) -> bool:
+def _is_column(files: LocalFiles, name: str, segment: ColumnSegment) -> bool:
     try:
         return files.column(segment.column_file(name).removesuffix(".npy")).shape == (segment.size,)
     except (OSError, ValueError):

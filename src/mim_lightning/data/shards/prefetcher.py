@@ -34,7 +34,7 @@ class Prefetcher:
     """Starts downloads; a forked process starts its own."""
 
     def __init__(self) -> None:
-        self._process_id, self._threads = -1, Downloads()
+        self._process_id, self._threads = -1, DownloadThreads()
         self._process: multiprocessing.process.BaseProcess | None = None
         self._sender: Connection | None = None
 
@@ -45,7 +45,7 @@ class Prefetcher:
             has_workers: other processes read the files, so another one may download them.
         """
         if self._process_id != os.getpid():
-            self._process_id, self._threads, self._process = os.getpid(), Downloads(), None
+            self._process_id, self._threads, self._process = os.getpid(), DownloadThreads(), None
         if has_workers and sys.platform == "linux" and not multiprocessing.current_process().daemon:
             self._send(download)
         else:
@@ -71,7 +71,7 @@ class Prefetcher:
             self._sender.send(download)
 
 
-class Downloads:
+class DownloadThreads:
     """Threads that download what is queued, in order."""
 
     def __init__(self) -> None:
@@ -108,7 +108,7 @@ class Downloads:
 def _download_all(receiver: Connection, parent_id: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # as workers do: the main process may need further batches
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    downloads = Downloads()
+    downloads = DownloadThreads()
     while os.getppid() == parent_id:
         if receiver.poll(PARENT_POLL):
             try:

@@ -44,7 +44,7 @@ class IndexedShard:
 
 
 @dataclass(frozen=True)
-class Segment:
+class ColumnSegment:
     """The samples that a version added: their columns are in files of their own."""
 
     version: int
@@ -65,7 +65,7 @@ class SetIndex:
     max_relevant: int  # products of one sample, asked for or shown
     num_bytes: np.ndarray | None = None  # (files,) int64
     crc32: np.ndarray | None = None  # (files,) int64
-    segments: tuple[Segment, ...] = ()  # empty: one, of the first version
+    segments: tuple[ColumnSegment, ...] = ()  # empty: one, of the first version
     removed: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))  # (R,) rows, ascending
     version: int = FIRST_VERSION
     first_digest: str = ""  # of the first version's index; "": this is the first
@@ -126,8 +126,8 @@ class SetIndex:
         """Return the row of each sample, given by number."""
         return np.flatnonzero(self.is_sample)[numbers] if len(self.removed) else np.asarray(numbers, dtype=np.int64)
 
-    def column_segments(self) -> tuple[Segment, ...]:
-        return self.segments or (Segment(FIRST_VERSION, self.num_rows),)
+    def column_segments(self) -> tuple[ColumnSegment, ...]:
+        return self.segments or (ColumnSegment(FIRST_VERSION, self.num_rows),)
 
     def first_file(self, segment_idx: int) -> int:
         """Return the first shard file of a segment."""
@@ -215,7 +215,7 @@ def parse_index(content: bytes) -> SetIndex:
             raise ValueError("sizes, bytes and crc32 differ in length")
         if version == FORMAT_VERSION:
             return SetIndex(sizes, max_relevant, num_bytes, crc32)
-        segments = tuple(Segment(int(number), int(size)) for number, size in index["segments"])
+        segments = tuple(ColumnSegment(int(number), int(size)) for number, size in index["segments"])
         steps = np.frombuffer(zlib.decompress(base64.b64decode(index["removed"], validate=True)), dtype="<i8")
         removed = np.cumsum(steps, dtype=np.int64)
         if sum(segment.size for segment in segments) != sum(sizes):

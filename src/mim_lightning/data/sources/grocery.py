@@ -13,7 +13,7 @@ from typing import Any
 
 from mim_lightning.data.manifest.builder import ManifestBuilder
 from mim_lightning.data.manifest.content_hash import file_id
-from mim_lightning.data.manifest.manifest import Manifest, finish, read_manifest
+from mim_lightning.data.manifest.manifest import Manifest, finish_manifest, read_manifest
 from mim_lightning.data.manifest.rows import OnIssue, raise_issue
 from mim_lightning.data.manifest.table import TableSpec, open_table, read_rows
 
@@ -72,7 +72,7 @@ def _read_published(folder: Path, on_issue: OnIssue) -> Manifest:
             # the folder has the name of the class; the numbers after the path are its ids
             row = {"split": split, "image": photo, "product_id": ids.get(Path(photo).parent.name)}
             builder.add_query(origin, row, folder)
-    return finish(builder, str(folder / "train.txt"))
+    return finish_manifest(builder, str(folder / "train.txt"))
 
 
 def _product_row(folder: Path, row: dict[str, Any]) -> dict[str, Any]:

@@ -17,7 +17,14 @@ from typing import Any
 
 from mim_lightning.data.images.download import DownloadSettings
 from mim_lightning.data.manifest.builder import ManifestBuilder
-from mim_lightning.data.manifest.manifest import PRODUCTS, QUERIES, Manifest, declared_fields, finish, with_fields
+from mim_lightning.data.manifest.manifest import (
+    PRODUCTS,
+    QUERIES,
+    Manifest,
+    declared_fields,
+    finish_manifest,
+    with_fields,
+)
 from mim_lightning.data.manifest.rows import OnIssue, RowError, raise_issue
 from mim_lightning.data.manifest.table import IMAGE, ColumnNames, TableSpec, validate_name
 from mim_lightning.data.sources.tar_reader import KEY, TarSample, read_samples
@@ -91,7 +98,7 @@ class WebDatasetSource:
         self._queries.validate([sample for split, sample in first if split is not None])
         for split, sample in chain(first, samples):
             self._add(builder, split, sample)
-        return replace(finish(builder, name), download=self.download)
+        return replace(finish_manifest(builder, name), download=self.download)
 
     def describe(self) -> dict[str, Any]:
         optional: dict[str, Any] = {"clean_html": True} if self.clean_html else {}

@@ -19,8 +19,8 @@ from mim_lightning.data.shards.open_shards import MEMBERS
 from mim_lightning.data.shards.set_index import (
     FIRST_VERSION,
     INDEX_FILE,
+    ColumnSegment,
     Pointer,
-    Segment,
     SetIndex,
     index_file,
     parse_index,
@@ -93,7 +93,7 @@ def _add_shards(index: SetIndex, new: SetIndex, staged: Path, target: Path, vers
     for idx in range(len(new.stored_sizes)):
         for ending in (".npy", ".tar"):
             _link(staged / f"{idx:06d}{ending}", target / f"{first + idx:06d}{ending}")
-    segment = Segment(version, new.num_rows)
+    segment = ColumnSegment(version, new.num_rows)
     for name in COLUMNS:
         _link(staged / f"{name}.npy", target / segment.column_file(name))
     assert index.num_bytes is not None
