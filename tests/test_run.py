@@ -7,7 +7,8 @@ import pytest
 
 from mim_lightning.config import build_partial, compose, save_config
 from mim_lightning.interruption import STOPPED_AFTER
-from mim_lightning.run import NOT_IN_RUN_ID_OF, Run, identify, parse_max_time, validate_kinds
+from mim_lightning.run import NOT_IN_RUN_ID_OF, Run, identify
+from mim_lightning.train_validation import parse_max_time, validate_kinds
 
 
 @pytest.mark.parametrize(

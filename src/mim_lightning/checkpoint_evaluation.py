@@ -11,9 +11,10 @@ from mim_lightning.config import build, build_matcher
 from mim_lightning.data_config import build_preparation
 from mim_lightning.expected_types import validate_arguments
 from mim_lightning.launch import choose_precision, is_launched, set_up_process
-from mim_lightning.run import Run, validate_seed
+from mim_lightning.run import Run
 from mim_lightning.set_name import name_set
 from mim_lightning.stored_config import data_of, data_versions_of
+from mim_lightning.train_validation import validate_seed
 
 if TYPE_CHECKING:
     from lightning import Trainer

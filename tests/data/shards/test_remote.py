@@ -38,7 +38,7 @@ SPECS = {"query_image": ImageSpec((8, 8)), "product_image": ImageSpec((8, 8))}
 def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(RetryPolicy, "pause", lambda *_: 0.02)
     prefetcher = Prefetcher()  # its process is forked in the test, and has what the test changes
-    monkeypatch.setattr("mim_lightning.data.shards.files._PREFETCHER", prefetcher)
+    monkeypatch.setattr("mim_lightning.data.shards.remote_files._PREFETCHER", prefetcher)
     yield
     if prefetcher._process is not None:
         prefetcher._process.kill()

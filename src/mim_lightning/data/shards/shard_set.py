@@ -21,8 +21,9 @@ import numpy as np
 import numpy.typing as npt
 
 from mim_lightning.data.shards.cache import CacheSettings, ChangedError, MissingError, ShardError
-from mim_lightning.data.shards.files import LocalFiles, RemoteFiles, ShardFiles, ShardPlan
+from mim_lightning.data.shards.files import LocalFiles, ShardFiles, ShardPlan
 from mim_lightning.data.shards.open_shards import MEMBERS, OpenShard, OpenShards, places_size
+from mim_lightning.data.shards.remote_files import RemoteFiles
 from mim_lightning.data.shards.set_index import FORMAT_VERSION, INDEX_FILE, index_file, parse_index
 from mim_lightning.fields import DECLARED, texts_of
 from mim_lightning.io.paths import PathOrUrl, to_path_or_url
