@@ -26,9 +26,9 @@ def main() -> None:
 def ab_report(config: dict[str, Any]) -> None:
     """Print the report of an experiment, or a sample size, as tables or as JSON."""
     from mim_lightning.online.event_log import EventLog
+    from mim_lightning.online.experiment_report import make_report, to_json
     from mim_lightning.online.experiment_tables import print_report, print_size
     from mim_lightning.online.power import Plan, sample_size
-    from mim_lightning.online.report import make_report, to_json
 
     if find_spec("statsmodels") is None:
         raise ValueError("ab_report: install the extra: pip install 'mim-lightning[online]'")

@@ -35,7 +35,7 @@ def build_index(config: dict[str, Any]) -> None:
     from mim_lightning.lit.trainer import validate_trainer, validate_unsharded
     from mim_lightning.search.index.factory import open_index
     from mim_lightning.search.index_builder import add_products, build_product_index
-    from mim_lightning.search.results_table import print_card
+    from mim_lightning.search.results import print_card
 
     validate_type("reuse_memory", config["reuse_memory"], bool)
     validate_trainer(config["trainer"], is_training=False)
@@ -59,7 +59,7 @@ def delete(place: str, products: Any) -> None:
     """Delete products from an index: ids, or the path of a table of them."""
     from mim_lightning.data.manifest.id_list import read_ids
     from mim_lightning.search.index_builder import delete_products
-    from mim_lightning.search.results_table import print_card
+    from mim_lightning.search.results import print_card
 
     ids = read_ids(products, "product_id")
     card, num_deleted = delete_products(place, ids)

@@ -15,7 +15,7 @@ from mim_lightning.expected_types import validate_arguments
 from mim_lightning.stored_config import data_of
 
 if TYPE_CHECKING:
-    from mim_lightning.inference.export import ReferenceData
+    from mim_lightning.inference.export_writer import ReferenceData
     from mim_lightning.model.checkpoint import TrainedMatcher
 
 VERBATIM_KEYS = ("checkpoint", "output", "evaluation")
@@ -28,7 +28,7 @@ def main() -> None:
 def export(config: dict[str, Any]) -> Path:
     """Write the folder, upload it if `push` says so, and return its path."""
     from mim_lightning.data.loading.worker_processes import killed_workers_named
-    from mim_lightning.inference.export import export_model, validate_output
+    from mim_lightning.inference.export_writer import export_model, validate_output
     from mim_lightning.inference.hub import push, validate_repo
     from mim_lightning.inference.model_card import find_evaluation
     from mim_lightning.model.checkpoint import load_matcher
@@ -57,7 +57,7 @@ def export(config: dict[str, Any]) -> Path:
 
 def _open_data(named: dict[str, Any] | None, trained: TrainedMatcher, checkpoint: Path) -> ReferenceData:
     """Return the batches of `named` data, or of the checkpoint's own if they are where they were."""
-    from mim_lightning.inference.export import ReferenceData
+    from mim_lightning.inference.export_writer import ReferenceData
     from mim_lightning.lit.datamodule import MatchDataModule
 
     data = named or data_of(trained.config, checkpoint)

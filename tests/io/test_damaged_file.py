@@ -18,8 +18,8 @@ import pytest
 
 from mim_lightning.analysis.embeddings import read_embeddings
 from mim_lightning.analysis.figures.training_log import read_log
+from mim_lightning.analysis.query_history import read_tracked
 from mim_lightning.analysis.record import read_record
-from mim_lightning.analysis.tracked_queries import read_tracked
 from mim_lightning.build_index import build_index
 from mim_lightning.config import compose
 from mim_lightning.data.preparation.prepared import open_prepared

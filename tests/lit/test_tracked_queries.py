@@ -12,8 +12,8 @@ import wandb
 from lightning import LightningModule, Trainer
 from PIL import Image
 
+from mim_lightning.analysis.query_history import read_history, read_tracked
 from mim_lightning.analysis.record import read_record
-from mim_lightning.analysis.tracked_queries import read_history, read_tracked
 from mim_lightning.config import compose
 from mim_lightning.lit import trainer as trainer_module
 from mim_lightning.lit.callbacks.tracked_queries import TrackedQueries

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mim_lightning.config import build_matcher, build_objective, compose
-from mim_lightning.inference.export import ReferenceData, export_model
+from mim_lightning.inference.export_writer import ReferenceData, export_model
 from mim_lightning.inference.loading import load
 from mim_lightning.model.checkpoint import (
     PREFIX,

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from mim_lightning.lit.callbacks.optuna_pruning import OptunaPruning
     from mim_lightning.lit.callbacks.preemption import Preemption
     from mim_lightning.lit.callbacks.retrieval_eval import RetrievalEval
-    from mim_lightning.lit.callbacks.shuffle_quality import ShuffleMonitor
+    from mim_lightning.lit.callbacks.shuffle_monitor import ShuffleMonitor
     from mim_lightning.lit.callbacks.throughput import Throughput
     from mim_lightning.lit.callbacks.tracked_queries import TrackedQueries
     from mim_lightning.lit.callbacks.training_alarms import TrainingAlarms
@@ -36,7 +36,7 @@ else:
             "RunCSVLogger": "mim_lightning.lit.csv_logger",
             "CorruptSamples": "mim_lightning.lit.callbacks.monitoring",
             "TerminateOnNaN": "mim_lightning.lit.callbacks.monitoring",
-            "ShuffleMonitor": "mim_lightning.lit.callbacks.shuffle_quality",
+            "ShuffleMonitor": "mim_lightning.lit.callbacks.shuffle_monitor",
             "Throughput": "mim_lightning.lit.callbacks.throughput",
             "OptunaPruning": "mim_lightning.lit.callbacks.optuna_pruning",
             "warmup_constant": "mim_lightning.lit.optim",

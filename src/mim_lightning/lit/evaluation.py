@@ -15,15 +15,15 @@ from lightning import LightningModule, Trainer
 from mim_lightning.analysis.embeddings import EvaluationEmbeddings, write_embeddings
 from mim_lightning.analysis.html.images import PageImages
 from mim_lightning.analysis.html.pages import write_report_page
+from mim_lightning.analysis.query_history import read_history
 from mim_lightning.analysis.record import RECORD_FOLDER, RunFacts, read_record, write_record
 from mim_lightning.analysis.segments import measure_segments_of
-from mim_lightning.analysis.tracked_queries import read_history
 from mim_lightning.data.loading.worker_processes import killed_workers_named
 from mim_lightning.data.shards.lookup import QueryFacts, query_facts
 from mim_lightning.data.shards.mixture_set import MAIN
 from mim_lightning.data.shards.set_index import FIRST_VERSION
 from mim_lightning.data.validation.findings import IN_CATALOG
-from mim_lightning.data.validation.report import FINDINGS_FILE, found_ids
+from mim_lightning.data.validation.validation_report import FINDINGS_FILE, found_ids
 from mim_lightning.io.atomic import atomic_write
 from mim_lightning.io.digest import XXH3
 from mim_lightning.io.paths import PathOrUrl

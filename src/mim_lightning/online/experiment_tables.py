@@ -15,8 +15,8 @@ from mim_lightning.display.numbers import format_difference, format_interval, fo
 from mim_lightning.display.text import plain
 from mim_lightning.online.aggregates import PositionCounts
 from mim_lightning.online.estimates import Interval
+from mim_lightning.online.experiment_report import ExperimentReport
 from mim_lightning.online.power import Plan, SampleSize
-from mim_lightning.online.report import ExperimentReport
 
 MAX_TEXT = 1_000  # characters of a name or a warning
 MAX_POSITIONS = 10  # as text; JSON has all

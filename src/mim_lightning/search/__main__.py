@@ -24,8 +24,7 @@ def search(config: dict[str, Any]) -> None:
     from mim_lightning.data.images.limits import read_image_file
     from mim_lightning.search.product_images import ProductImages
     from mim_lightning.search.query import SearchQuery, drop_null_weights
-    from mim_lightning.search.results_image import draw_results, save_image
-    from mim_lightning.search.results_table import print_result
+    from mim_lightning.search.results import draw_results, print_result, save_image
     from mim_lightning.search.searcher import open_searcher
 
     images = [config["image"]] if isinstance(config["image"], str) else config["image"] or []

@@ -12,7 +12,7 @@ from PIL import Image, ImageFile
 
 from mim_lightning.analysis.html.validation_page import write_validation_page
 from mim_lightning.data.images.reader import ImageReader
-from mim_lightning.data.validation.report import ValidationReport
+from mim_lightning.data.validation.validation_report import ValidationReport
 from tests.analysis.html.test_pages import Node, read_page
 from tests.data.validation.broken import check, encoded, jpeg, one_coloured, photo, png_header, resized, write_shop
 

@@ -15,9 +15,9 @@ from PIL import Image
 from mim_lightning.data.images.reader import ImageReader
 from mim_lightning.data.manifest.manifest import Manifest, ManifestSource
 from mim_lightning.data.manifest.rows import RowIssue
-from mim_lightning.data.validation.report import ValidationReport
 from mim_lightning.data.validation.settings import ValidationSettings
 from mim_lightning.data.validation.validate import validate_manifest
+from mim_lightning.data.validation.validation_report import ValidationReport
 
 PRODUCT = {"product_id": "", "image": "", "title": "", "description": "", "category": ""}
 QUERY = {"query_id": "", "split": "train", "image": "", "text": "", "product_id": ""}

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from mim_lightning.data.validation.report import ValidationReport
 from mim_lightning.data.validation.report_tables import print_validation
 from mim_lightning.data.validation.settings import ValidationSettings
+from mim_lightning.data.validation.validation_report import ValidationReport
 from mim_lightning.display.numbers import format_bytes
 from tests.data.validation.broken import check, jpeg, write_shop
 

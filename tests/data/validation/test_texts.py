@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from mim_lightning.data.images.reader import ImageReader
-from mim_lightning.data.validation.report import ValidationReport
 from mim_lightning.data.validation.settings import ValidationSettings
 from mim_lightning.data.validation.validate import validate_manifest
+from mim_lightning.data.validation.validation_report import ValidationReport
 from mim_lightning.encoders.tiny import TinyText
 from mim_lightning.types import TextSpec
 from tests.data.validation.broken import write_shop

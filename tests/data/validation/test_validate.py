@@ -11,14 +11,14 @@ import pytest
 
 from mim_lightning.data.manifest.manifest import Manifest
 from mim_lightning.data.manifest.rows import RowIssue
-from mim_lightning.data.validation.report import (
+from mim_lightning.data.validation.settings import ValidationSettings
+from mim_lightning.data.validation.validation_report import (
     ValidationReport,
     drop_invalid,
     raise_if_invalid,
     write_findings,
     write_skipped,
 )
-from mim_lightning.data.validation.settings import ValidationSettings
 from tests.data.validation.broken import check, jpeg, one_coloured, png_header, summarize, write_shop
 
 PICTURES = {

@@ -11,8 +11,13 @@ from mim_lightning.analysis.html.images import PageImage, data_uri
 from mim_lightning.analysis.html.render import write_page
 from mim_lightning.data.images.reader import ImageReader, ImageRef
 from mim_lightning.data.validation.findings import KINDS, Finding
-from mim_lightning.data.validation.report import FINDINGS_FILE, ValidationReport, write_findings, write_skipped
 from mim_lightning.data.validation.report_tables import print_validation, verdict_of
+from mim_lightning.data.validation.validation_report import (
+    FINDINGS_FILE,
+    ValidationReport,
+    write_findings,
+    write_skipped,
+)
 from mim_lightning.display.numbers import format_percent
 
 PAGE_FILE = "check.html"

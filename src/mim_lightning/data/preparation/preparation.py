@@ -27,10 +27,15 @@ from mim_lightning.data.preparation.staging import IMAGES_FILE, SKIPPED_FILE, st
 from mim_lightning.data.shards.cache import CacheSettings
 from mim_lightning.data.shards.set_index import FIRST_VERSION
 from mim_lightning.data.splits import GivenSplits, Protocol
-from mim_lightning.data.validation.report import ValidationReport, drop_invalid, raise_if_invalid, write_skipped
 from mim_lightning.data.validation.report_tables import print_validation
 from mim_lightning.data.validation.settings import ValidationSettings
 from mim_lightning.data.validation.validate import validate_manifest
+from mim_lightning.data.validation.validation_report import (
+    ValidationReport,
+    drop_invalid,
+    raise_if_invalid,
+    write_skipped,
+)
 from mim_lightning.io.paths import PathOrUrl
 from mim_lightning.io.store import Store
 from mim_lightning.types import InputSpec

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mim_lightning.data.validation.findings import KINDS
-from mim_lightning.data.validation.report import ValidationReport, describe_rejection
+from mim_lightning.data.validation.validation_report import ValidationReport, describe_rejection
 from mim_lightning.display.numbers import NOTHING, format_bytes, format_count, format_percent
 from mim_lightning.display.text import plain
 

@@ -16,7 +16,6 @@ from mim_lightning.data.validation.duplicates import find_duplicates
 from mim_lightning.data.validation.findings import Findings, finding_of
 from mim_lightning.data.validation.image_checks import find_invalid_images
 from mim_lightning.data.validation.image_scan import Read, scan_images
-from mim_lightning.data.validation.report import ImageStatistics, ValidationReport, find_unanswerable
 from mim_lightning.data.validation.settings import ValidationSettings
 from mim_lightning.data.validation.statistics import (
     catalog_statistics,
@@ -26,6 +25,7 @@ from mim_lightning.data.validation.statistics import (
     split_statistics,
     text_lengths,
 )
+from mim_lightning.data.validation.validation_report import ImageStatistics, ValidationReport, find_unanswerable
 
 if TYPE_CHECKING:  # imports torch, which the processes that inspect images do without
     from mim_lightning.types import InputSpec

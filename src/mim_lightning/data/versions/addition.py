@@ -18,9 +18,9 @@ from mim_lightning.data.manifest.table import read_rows
 from mim_lightning.data.preparation.prepared import ShardSettings
 from mim_lightning.data.splits import ProductDisjointSplits, Protocol
 from mim_lightning.data.validation.findings import Finding
-from mim_lightning.data.validation.report import ValidationReport
 from mim_lightning.data.validation.settings import ValidationSettings
 from mim_lightning.data.validation.statistics import catalog_statistics, category_balance
+from mim_lightning.data.validation.validation_report import ValidationReport
 from mim_lightning.data.versions.known_rows import KnownRows
 
 QUERIES_PER_VERSION = 10**9  # default query ids of a version start at a multiple of it

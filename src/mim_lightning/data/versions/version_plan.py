@@ -20,8 +20,8 @@ from mim_lightning.data.preparation.preparation import Validation, report_dir
 from mim_lightning.data.preparation.prepared import CATALOG, PreparedData, ShardSettings
 from mim_lightning.data.preparation.staging import IMAGES_FILE
 from mim_lightning.data.splits import GivenSplits, ProductDisjointSplits, Protocol
-from mim_lightning.data.validation.report import drop_invalid, raise_if_invalid
 from mim_lightning.data.validation.validate import validate_manifest
+from mim_lightning.data.validation.validation_report import drop_invalid, raise_if_invalid
 from mim_lightning.data.versions.addition import (
     Addition,
     find_in_other_splits,

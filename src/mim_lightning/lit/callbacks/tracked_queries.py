@@ -18,7 +18,7 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.trainer.states import TrainerFn
 
 from mim_lightning.analysis.html.images import PageImages
-from mim_lightning.analysis.tracked_queries import (
+from mim_lightning.analysis.query_history import (
     BROWSER_FOLDER,
     TrackedQuery,
     TrackedQueryLog,

@@ -14,8 +14,8 @@ from scipy import stats
 from mim_lightning.online.aggregates import ArmCounts, ExperimentCounts, UserSums
 from mim_lightning.online.arm_comparison import PER_IMPRESSION, PER_USER
 from mim_lightning.online.estimates import click_rate, log_ratio, user_rate
+from mim_lightning.online.experiment_report import ExperimentReport, make_report, to_json
 from mim_lightning.online.power import Plan
-from mim_lightning.online.report import ExperimentReport, make_report, to_json
 
 
 def arm(name: str, rate: float, num_users: int = 2000, seed: int = 0, **rest: Any) -> ArmCounts:

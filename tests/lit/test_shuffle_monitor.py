@@ -11,7 +11,7 @@ import pytest
 from mim_lightning.data.sampling.order import BatchOrder
 from mim_lightning.data.sampling.shuffled import ShuffledOrder
 from mim_lightning.lit import ShuffleMonitor
-from mim_lightning.lit.callbacks import shuffle_quality
+from mim_lightning.lit.callbacks import shuffle_monitor
 from mim_lightning.lit.shuffle_window import describe_windows
 
 SMALL, LARGE = (ShuffledOrder((20,) * 200, 164, window=window) for window in (8, 34))
@@ -21,9 +21,9 @@ def messages(order: BatchOrder, monkeypatch: pytest.MonkeyPatch, step: int = 0, 
     """Return the lines that are printed when training begins, and the rows that are logged."""
     lines: list[str] = []
     rows: list[dict[str, float]] = []
-    monkeypatch.setattr(shuffle_quality, "StreamLoader", SimpleNamespace)
-    monkeypatch.setattr(shuffle_quality, "rank_zero_info", lines.append)
-    monkeypatch.setattr(shuffle_quality, "warn", lines.append)
+    monkeypatch.setattr(shuffle_monitor, "StreamLoader", SimpleNamespace)
+    monkeypatch.setattr(shuffle_monitor, "rank_zero_info", lines.append)
+    monkeypatch.setattr(shuffle_monitor, "warn", lines.append)
     logger = SimpleNamespace(log_metrics=lambda row, step: rows.append({**row, "step": step}))
     trainer: Any = SimpleNamespace(
         train_dataloader=SimpleNamespace(order=order),

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mim_lightning.analysis.tracked_queries import (
+from mim_lightning.analysis.query_history import (
     TrackedQuery,
     TrackedQueryLog,
     read_history,

@@ -9,8 +9,7 @@ from PIL import Image
 from mim_lightning.search.index.card import CATALOG_VERSIONS, Recall, describe_index, parse_card
 from mim_lightning.search.index.index_settings import IndexSettings, ModelFacts
 from mim_lightning.search.query import SearchQuery
-from mim_lightning.search.results_image import draw_results, save_image
-from mim_lightning.search.results_table import print_card, print_result
+from mim_lightning.search.results import draw_results, print_card, print_result, save_image
 from mim_lightning.search.searcher import SearchHit, SearchResult
 from tests.display.test_text import HOSTILE
 

@@ -53,7 +53,7 @@ def test_a_failure_leaves_the_former_export(
     checkpoint: Path, copy: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     before = {path: path.read_bytes() for path in copy.iterdir()}
-    monkeypatch.setattr("mim_lightning.inference.export.write_card", lambda *_: 1 / 0)
+    monkeypatch.setattr("mim_lightning.inference.export_writer.write_card", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         export_to(copy, checkpoint)
     assert {path: path.read_bytes() for path in copy.iterdir()} == before
