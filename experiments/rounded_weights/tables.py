@@ -13,7 +13,7 @@ COMPUTED_IN = {"float16": "float32 on a CPU, else float16", "bfloat16": "bfloat1
 COMPOSED, IMAGE = "composed_to_product", "image_to_image"
 HEADER = (
     "", "file", "computed in", "cosine of query images, mean (smallest)", "composed hit@1", "image hit@1",
-    "rounded queries, float32 catalogue: composed hit@1",
+    "rounded queries, float32 catalog: composed hit@1",
 )  # fmt: skip
 
 

@@ -9,21 +9,21 @@ from mim_lightning.types import NO_KEY
 
 
 def queries_of(
-    vectors: dict[str, Tensor], asked: Tensor, shown: Tensor | None = None, pictures: Tensor | None = None
+    vectors: dict[str, Tensor], targets: Tensor, references: Tensor | None = None, pictures: Tensor | None = None
 ) -> EmbeddingTable:
-    """Return a table of queries 100, 101, ... with one asked and one shown product each, as older ones without more.
+    """Return a table of queries 100, 101, ... with one target and one reference each, as older ones without more.
 
     With `pictures` it has the keys of the photos too, -1 for none.
     """
-    num = len(asked)
-    shown = asked if shown is None else shown
+    num = len(targets)
+    references = targets if references is None else references
     columns = {
         "query_keys": torch.arange(100, 100 + num),
         "product_keys": torch.full((num,), NO_KEY),
-        "asked_keys": asked[:, None],
+        "asked_keys": targets[:, None],
         "asked_grades": torch.ones(num, 1, dtype=torch.int64),
-        "shown_keys": shown[:, None],
-        "category_keys": asked % 3,
+        "shown_keys": references[:, None],
+        "category_keys": targets % 3,
     }
     return _table(vectors, columns | ({} if pictures is None else {"picture_keys": pictures}))
 

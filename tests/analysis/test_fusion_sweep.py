@@ -21,9 +21,11 @@ KEYS = torch.arange(40) * 7919 + 13
 @pytest.fixture
 def embeddings() -> EvaluationEmbeddings:
     """Return queries whose words point to their product, and whose images are noise."""
-    products, asked = unit(40, 16, 0), torch.arange(120) % 40
-    words = normalize(products[asked] + 0.35 * torch.randn(120, 16, generator=torch.Generator().manual_seed(1)), dim=1)
-    queries = queries_of({"query_image": unit(120, 16, 2), "query_text": words}, asked=KEYS[asked])
+    products, targets = unit(40, 16, 0), torch.arange(120) % 40
+    words = normalize(
+        products[targets] + 0.35 * torch.randn(120, 16, generator=torch.Generator().manual_seed(1)), dim=1
+    )
+    queries = queries_of({"query_image": unit(120, 16, 2), "query_text": words}, targets=KEYS[targets])
     gallery = gallery_of({"product_image": products}, KEYS)
     return EvaluationEmbeddings(queries, gallery, FUSIONS, "0123")
 

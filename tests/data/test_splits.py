@@ -16,9 +16,9 @@ def product(number: int, category: str) -> Product:
     return Product(f"p{number}", (), f"product {number}", f"product {number}", category, {}, "products.csv")
 
 
-def query(name: str, split: str, asked: tuple[str, ...], shown: tuple[str, ...] | None = None) -> Query:
-    grades = tuple(range(1, len(asked) + 1))
-    return Query(name, split, None, name, asked, grades, shown or asked, {}, "queries.csv")
+def query(name: str, split: str, targets: tuple[str, ...], references: tuple[str, ...] | None = None) -> Query:
+    grades = tuple(range(1, len(targets) + 1))
+    return Query(name, split, None, name, targets, grades, references or targets, {}, "queries.csv")
 
 
 @pytest.fixture
@@ -65,14 +65,14 @@ def test_a_query_between_the_two_keeps_its_held_out_half(manifest: Manifest) -> 
     queries = fold_of(manifest, 0)
     hidden = held_out(queries)
     for i in range(9):
-        asked, shown = f"p{i}", f"p{(i + 1) % 9}"
+        target, reference = f"p{i}", f"p{(i + 1) % 9}"
         found = queries[f"change{i}"]
-        if asked in hidden or shown in hidden:
-            assert found.target_ids == ((asked,) if asked in hidden else ())
-            assert found.reference_ids == ((shown,) if shown in hidden else ())
+        if target in hidden or reference in hidden:
+            assert found.target_ids == ((target,) if target in hidden else ())
+            assert found.reference_ids == ((reference,) if reference in hidden else ())
         both = queries[f"both{i}"]
-        grades = {asked: 1, shown: 2}
-        if hidden & {asked, shown}:
+        grades = {target: 1, reference: 2}
+        if hidden & {target, reference}:
             assert dict(zip(both.target_ids, both.target_grades, strict=True)) == {
                 name: grade for name, grade in grades.items() if name in hidden
             }

@@ -23,17 +23,19 @@ from tests.shop import small, write_shop
 
 def hit_at_1(queries: LoadedModel, products: LoadedModel, folder: Path) -> float:
     """The share of photos that find the product they show, by hand."""
-    asked = open_prepared(folder).queries("val").read(range(7))
+    query_rows = open_prepared(folder).queries("val").read(range(7))
     offered = open_prepared(folder).catalog().read(range(7))
     found = (
-        queries.embed_images([sample.inputs["query_image"] for sample in asked])
+        queries.embed_images([sample.inputs["query_image"] for sample in query_rows])
         @ products.embed_products(
             [sample.inputs["product_image"] for sample in offered],
             [sample.inputs["product_text"] for sample in offered],
         ).T
     )
     best = [offered[row].product_id for row in found.argmax(1)]
-    return float(np.mean([product_id in sample.target_ids for product_id, sample in zip(best, asked, strict=True)]))
+    return float(
+        np.mean([product_id in sample.target_ids for product_id, sample in zip(best, query_rows, strict=True)])
+    )
 
 
 def test_quantization_loss_is_measured_on_the_data_and_reported(
@@ -92,13 +94,20 @@ def batch_of(tower: str, vectors: torch.Tensor, products: torch.Tensor, num_padd
 
 def test_each_side_is_embedded_by_its_model() -> None:
     random = torch.Generator().manual_seed(3)
-    offered, asked = (torch.randn(n, 6, generator=random) for n in (20, 12))
+    offered, query_rows = (torch.randn(n, 6, generator=random) for n in (20, 12))
     products = torch.arange(12)
-    asked = asked + 1.5 * offered[products]
+    query_rows = query_rows + 1.5 * offered[products]
     matrices = [torch.eye(6), torch.eye(6) + 0.9 * torch.randn(6, 6, generator=random)]
     models = [{"query_image": Linear(m), "product_image": Linear(m)} for m in matrices]
     batches = [
-        [batch_of("query_image", torch.cat([asked, asked[:2]]), torch.cat([products, products[:2]]), num_padding=2)],
+        [
+            batch_of(
+                "query_image",
+                torch.cat([query_rows, query_rows[:2]]),
+                torch.cat([products, products[:2]]),
+                num_padding=2,
+            )
+        ],
         [batch_of("product_image", offered[:15], torch.arange(15))],
         [batch_of("product_image", offered[15:], torch.arange(15, 20))],  # its row numbers start at 0 again
     ]
@@ -108,11 +117,11 @@ def test_each_side_is_embedded_by_its_model() -> None:
     for metric, depth in (("hit@1", 1), ("hit@10", 10)):
         expected = []
         for query, gallery in ((0, 0), (1, 1), (1, 0)):
-            scores = encode[query](asked) @ encode[gallery](offered).T
+            scores = encode[query](query_rows) @ encode[gallery](offered).T
             own = scores[torch.arange(12), products]
             expected.append(float(((scores > own[:, None]).sum(1) < depth).float().mean()))
         assert losses.recall["found"][metric] == pytest.approx(tuple(expected))
         assert depth > 1 or len({*expected}) == 3, "the three must differ, or the test could not distinguish them"
-    for tower, inputs in (("query_image", asked), ("product_image", offered)):
+    for tower, inputs in (("query_image", query_rows), ("product_image", offered)):
         cosines = (encode[0](inputs) * encode[1](inputs)).sum(1)
         assert losses.cosines[tower] == pytest.approx((float(cosines.mean()), float(cosines.min())), abs=1e-6)

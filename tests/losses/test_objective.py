@@ -15,9 +15,9 @@ from mim_lightning.types import Batch, Embeddings
 NAMES = ("query_image", "product_image", "product_text", "query_text", "query", "product")
 
 
-def make_batch(product, asked=None, shown=None, padding=None) -> Batch:
+def make_batch(product, targets=None, references=None, padding=None) -> Batch:
     product = torch.tensor(product)
-    asked = product[:, None] if asked is None else torch.tensor(asked)
+    targets = product[:, None] if targets is None else torch.tensor(targets)
     size = len(product)
     return Batch(
         inputs={},
@@ -25,9 +25,9 @@ def make_batch(product, asked=None, shown=None, padding=None) -> Batch:
         sample_nums=torch.arange(size),
         query_keys=torch.arange(size),
         product_keys=product,
-        target_keys=asked,
-        target_grades=(asked >= 0).long(),
-        reference_keys=asked if shown is None else torch.tensor(shown),
+        target_keys=targets,
+        target_grades=(targets >= 0).long(),
+        reference_keys=targets if references is None else torch.tensor(references),
         category_keys=torch.full((size,), -1),
         is_padding=torch.zeros(size, dtype=torch.bool) if padding is None else torch.tensor(padding),
     )
@@ -75,7 +75,7 @@ def test_two_queries_of_one_product_are_no_negatives_of_it() -> None:
 def test_every_relevant_product_of_a_query_is_a_positive() -> None:
     # products 1 and 2 are relevant to row 0; product 2 is in row 1 and must not be its negative
     embeddings = make_embeddings(2)
-    result = objective(a=("query", "product"))(embeddings, make_batch([1, 2], asked=[[1, 2], [2, -1]]))
+    result = objective(a=("query", "product"))(embeddings, make_batch([1, 2], targets=[[1, 2], [2, -1]]))
     vectors = embeddings.vectors
     logit = float(vectors["query"][1] @ vectors["product"][0] - vectors["query"][1] @ vectors["product"][1])
     query_loss = math.log1p(math.exp(logit)) / 2  # row 0 has no negative, row 1 has product 1
@@ -86,7 +86,7 @@ def test_every_relevant_product_of_a_query_is_a_positive() -> None:
 
 def test_a_query_image_is_matched_with_its_reference_not_with_the_target() -> None:
     # the photo shows product 2, the text asks for product 1 in its place; product 2 is in the second row
-    batch = make_batch([1, 2], asked=[[1], [2]], shown=[[2], [2]])
+    batch = make_batch([1, 2], targets=[[1], [2]], references=[[2], [2]])
     embeddings = make_embeddings(2)
     pulled = embeddings.vectors["query_image"].clone().requires_grad_()
     moved = Embeddings({**embeddings.vectors, "query_image": pulled}, embeddings.present)

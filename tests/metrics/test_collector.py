@@ -25,12 +25,12 @@ def collector(**settings: Any) -> EmbeddingCollector:
 def rows_of(index: Sequence[int], num_relevant: int = 2) -> dict[str, Tensor | dict[str, Tensor]]:
     """Make a batch of the given rows of one fixed set; a negative number is a padded row."""
     idx = torch.tensor(index).abs()
-    asked = keys_of(60, 40)[torch.stack([idx, idx + 7], dim=1)]
+    targets = keys_of(60, 40)[torch.stack([idx, idx + 7], dim=1)]
     return {
         "row_keys": 1000 - idx,
         "vectors": {"query_image": quantized(NUM_ROWS, 1)[idx], "query_text": quantized(NUM_ROWS, 2, dim=3)[idx]},
         "present": {"query_image": torch.ones_like(idx, dtype=torch.bool), "query_text": idx % 3 > 0},
-        "columns": {"asked_keys": asked[:, :num_relevant], "category_keys": idx % 5},
+        "columns": {"asked_keys": targets[:, :num_relevant], "category_keys": idx % 5},
         "valid": torch.tensor(index) >= 0,
     }
 
@@ -77,10 +77,10 @@ def test_batches_may_differ_in_the_number_of_relevant_products() -> None:
     metric = collector()
     for batch, width in (([0, 1], 1), ([2], 0), ([3], 2)):
         metric.update(**rows_of(batch, width))
-    asked = metric.take_table().columns["asked_keys"].flip(0)
+    targets = metric.take_table().columns["asked_keys"].flip(0)
     full = rows_of([0, 1, 2, 3])["columns"]["asked_keys"]
     full[:2, 1], full[2] = NO_KEY, NO_KEY
-    assert torch.equal(asked, full)
+    assert torch.equal(targets, full)
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 2, 0)])

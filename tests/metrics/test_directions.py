@@ -13,9 +13,9 @@ FUSIONS = {"query": {"query_image": 1.0, "query_text": 3.0}, "product": {"produc
 
 @pytest.fixture
 def tables():
-    asked = torch.arange(12) % 5
+    targets = torch.arange(12) % 5
     queries = queries_of(
-        {"query_image": unit(12, 8, 0), "query_text": unit(12, 8, 1)}, asked=asked, shown=(asked + 1) % 5
+        {"query_image": unit(12, 8, 0), "query_text": unit(12, 8, 1)}, targets=targets, references=(targets + 1) % 5
     )
     queries.vectors["query_text"][3] = 0
     queries.present["query_text"][3] = False
@@ -32,7 +32,7 @@ def test_each_direction_uses_its_sides_and_its_truth(tables) -> None:
     queries, gallery = tables
     directions = {
         "image_to_image": Direction("query_image", "product_image"),
-        "image_to_asked": Direction("query_image", "product_image", TARGET),
+        "image_to_target": Direction("query_image", "product_image", TARGET),
         "composed": Direction("query", "product"),
         "anything": Direction("query", "product", requires=()),
         "without_words": Direction("query_image", "product_image", excludes=("query_text",)),
@@ -40,23 +40,23 @@ def test_each_direction_uses_its_sides_and_its_truth(tables) -> None:
     }
     reports = evaluate_directions(directions, queries, gallery, FUSIONS, cutoffs=(1,), depth=5, num_hits=2)
     v, g = queries.vectors, gallery.vectors
-    asked, shown = queries.columns["asked_keys"][:, 0], queries.columns["shown_keys"][:, 0]
+    targets, references = queries.columns["asked_keys"][:, 0], queries.columns["shown_keys"][:, 0]
     has_text = torch.arange(12) != 3
     fused_query, fused_product = v["query_image"] + 3 * v["query_text"], g["product_image"] + g["product_text"]
     fused_product = torch.nn.functional.normalize(fused_product, dim=1)
     expected = {
-        "image_to_image": naive_hit(v["query_image"], g["product_image"], shown),
-        "image_to_asked": naive_hit(v["query_image"], g["product_image"], asked),
-        "composed": naive_hit(fused_query[has_text], fused_product, asked[has_text]),
-        "anything": naive_hit(torch.nn.functional.normalize(fused_query, dim=1), fused_product, asked),
-        "without_words": naive_hit(v["query_image"][3:4], g["product_image"], shown[3:4]),
-        "text": naive_hit(v["query_text"][has_text], g["product_text"], asked[has_text]),
+        "image_to_image": naive_hit(v["query_image"], g["product_image"], references),
+        "image_to_target": naive_hit(v["query_image"], g["product_image"], targets),
+        "composed": naive_hit(fused_query[has_text], fused_product, targets[has_text]),
+        "anything": naive_hit(torch.nn.functional.normalize(fused_query, dim=1), fused_product, targets),
+        "without_words": naive_hit(v["query_image"][3:4], g["product_image"], references[3:4]),
+        "text": naive_hit(v["query_text"][has_text], g["product_text"], targets[has_text]),
     }
     assert {name: report.values["hit@1"] for name, report in reports.items()} == pytest.approx(expected)
     counted = {name: (report.num_queries, report.counts.num_with_text) for name, report in reports.items()}
     assert counted == {
         "image_to_image": (12, 11),
-        "image_to_asked": (12, 11),
+        "image_to_target": (12, 11),
         "composed": (11, 11),
         "anything": (12, 11),
         "without_words": (1, 0),
@@ -101,9 +101,9 @@ def test_a_query_image_counts_once_for_each_relevant_set_and_never_if_it_is_in_t
     relevance: str, seed: int
 ) -> None:
     draw = torch.Generator().manual_seed(seed)
-    asked, shown = (torch.randint(4, (40,), generator=draw) for _ in range(2))
+    targets, references = (torch.randint(4, (40,), generator=draw) for _ in range(2))
     pictures = torch.randint(-1, 9, (40,), generator=draw)
-    queries = queries_of({"query_image": unit(40, 8, 0), "query_text": unit(40, 8, 1)}, asked, shown, pictures)
+    queries = queries_of({"query_image": unit(40, 8, 0), "query_text": unit(40, 8, 1)}, targets, references, pictures)
     queries.present["query_text"] &= torch.rand(40, generator=draw) < 0.5
     # two images of some products, one image of two products, and one that is not known
     gallery = gallery_of(
@@ -128,9 +128,9 @@ def test_a_composed_query_may_show_an_image_of_the_gallery_unless_that_is_its_an
     reports = evaluate_directions({"composed": Direction("query", "product")}, queries, gallery, FUSIONS, depth=10)
     assert reports["composed"].hits.query_keys.tolist() == [100]
     assert reports["composed"].counts.num_in_gallery == 2 and reports["composed"].counts.num_repeated == 0
-    shown = {"shown": Direction("query_image", "product_text")}
-    with pytest.raises(NothingToRankError, match=r"directions\.shown: the image of every query is in the"):
-        evaluate_directions(shown, queries, gallery, FUSIONS)
+    references = {"references": Direction("query_image", "product_text")}
+    with pytest.raises(NothingToRankError, match=r"directions\.references: the image of every query is in the"):
+        evaluate_directions(references, queries, gallery, FUSIONS)
 
 
 def test_the_reference_product_can_be_left_out_of_the_gallery(tables) -> None:
@@ -139,9 +139,11 @@ def test_the_reference_product_can_be_left_out_of_the_gallery(tables) -> None:
     report = evaluate_directions({"other": direction}, queries, gallery, FUSIONS, cutoffs=(1,), depth=5, num_hits=5)[
         "other"
     ]
-    shown = dict(zip(queries.columns["query_keys"].tolist(), queries.columns["shown_keys"][:, 0].tolist(), strict=True))
+    references = dict(
+        zip(queries.columns["query_keys"].tolist(), queries.columns["shown_keys"][:, 0].tolist(), strict=True)
+    )
     for key, products in zip(report.hits.query_keys.tolist(), report.hits.product_keys.tolist(), strict=True):
-        assert sorted(products) == [NO_KEY, *sorted({*range(5)} - {shown[key]})]
+        assert sorted(products) == [NO_KEY, *sorted({*range(5)} - {references[key]})]
     queries.columns["shown_keys"][:] = queries.columns["asked_keys"]
     with pytest.raises(NothingToRankError, match="none of 11 queries asks for another product than its image shows"):
         evaluate_directions({"other": direction}, queries, gallery, FUSIONS)

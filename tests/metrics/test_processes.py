@@ -59,15 +59,15 @@ def tables() -> tuple[EmbeddingTable, EmbeddingTable]:
 
     products = keys_of(NUM_GALLERY, NUM_PRODUCTS)
     pool = torch.cat([products.unique(), torch.arange(8), torch.full((8,), NO_KEY)])
-    asked, shown = pool[draw(0, len(pool), NUM_QUERIES, 3)], pool[draw(0, len(pool), NUM_QUERIES, 1)]
+    targets, references = pool[draw(0, len(pool), NUM_QUERIES, 3)], pool[draw(0, len(pool), NUM_QUERIES, 1)]
     has_text, has_title = draw(0, 4, NUM_QUERIES) > 0, draw(0, 4, NUM_GALLERY) > 0
     images = torch.arange(NUM_GALLERY) + 1000
     taken = torch.where(draw(0, 6, NUM_QUERIES) > 0, draw(0, 20, NUM_QUERIES), images[draw(0, 150, NUM_QUERIES)])
     # the images alone find more than with the texts, which are random
-    answers = torch.isin(products, asked[:, 0]).nonzero().flatten()
+    answers = torch.isin(products, targets[:, 0]).nonzero().flatten()
     answer_of = {key: row for row, key in zip(answers.tolist(), products[answers].tolist(), strict=True)}
     shots = quantized(NUM_GALLERY, 3, dim=8)
-    taken_of = torch.tensor([answer_of.get(key, 0) for key in asked[:, 0].tolist()])
+    taken_of = torch.tensor([answer_of.get(key, 0) for key in targets[:, 0].tolist()])
     queries = EmbeddingTable(
         torch.arange(NUM_QUERIES) * 3,
         {"query_image": shots[taken_of], "query_text": _unit(NUM_QUERIES, 2) * has_text[:, None]},
@@ -75,9 +75,9 @@ def tables() -> tuple[EmbeddingTable, EmbeddingTable]:
         {
             "query_keys": torch.arange(NUM_QUERIES) * 3,
             "product_keys": torch.full((NUM_QUERIES,), NO_KEY),
-            "asked_keys": asked,
-            "asked_grades": draw(0, 4, NUM_QUERIES, 3) * (asked != NO_KEY),
-            "shown_keys": shown,
+            "asked_keys": targets,
+            "asked_grades": draw(0, 4, NUM_QUERIES, 3) * (targets != NO_KEY),
+            "shown_keys": references,
             "category_keys": draw(-1, 3, NUM_QUERIES),
             "has_query_image": torch.ones(NUM_QUERIES, dtype=torch.int64),
             "has_query_text": has_text.long(),

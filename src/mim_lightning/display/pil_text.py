@@ -65,21 +65,21 @@ def wrap(text: str, face: Font, width: float, max_lines: int) -> list[str]:
 
 
 def paste_image(
-    sheet: Image.Image, corner: tuple[int, int], side: int, image: Image.Image | None, face: Font, inset: int = 0
+    canvas: Image.Image, corner: tuple[int, int], side: int, image: Image.Image | None, face: Font, inset: int = 0
 ) -> None:
     """Draw an image centered in a square cell, `inset` pixels from its edges, or "no image" for None.
 
     Args:
-        sheet: drawn on.
+        canvas: drawn on.
         corner: left and top of the cell.
         side: of the cell, in pixels.
         face: of the words.
     """
     left, top = corner
     if image is None:
-        ImageDraw.Draw(sheet).text((left + side / 2, top + side / 2), "no image", FAINT, face, anchor="mm")
+        ImageDraw.Draw(canvas).text((left + side / 2, top + side / 2), "no image", FAINT, face, anchor="mm")
         return
     scale = (side - 2 * inset) / max(image.size)
     width, height = (max(1, round(length * scale)) for length in image.size)
     fitted = image.resize((width, height), Image.Resampling.LANCZOS)
-    sheet.paste(fitted, (left + (side - fitted.width) // 2, top + (side - fitted.height) // 2))
+    canvas.paste(fitted, (left + (side - fitted.width) // 2, top + (side - fitted.height) // 2))

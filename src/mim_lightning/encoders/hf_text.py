@@ -336,7 +336,7 @@ def _limit_of_version_1(config: Any, tokenizer: Any, max_length: int | None) -> 
 
 
 def _numbered_places(network: nn.Module) -> list[int]:
-    """Return the number of tokens that each position table has room for.
+    """Return the number of tokens that each position table holds.
 
     RoBERTa and its descendants number positions from behind the row of the padding.
     """

@@ -29,7 +29,7 @@ class QuantizationLoss:
     num_products: int
 
 
-VARIANTS = ("float32", "rounded", "rounded queries, float32 catalogue")
+VARIANTS = ("float32", "rounded", "rounded queries, float32 catalog")
 
 
 def measure_loss(

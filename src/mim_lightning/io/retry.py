@@ -25,7 +25,7 @@ class NotFoundError(RemoteError):
 
 
 class RangeError(RemoteError):
-    """A store did not send the part of a file that it was asked for, but more or less."""
+    """A store did not send the requested part of a file, but more or less."""
 
 
 class PrivateHostError(RemoteError):

@@ -52,7 +52,7 @@ class PairTiles:
         scale, bias: of the logits.
         tile: rows and columns of a tile.
         buffers: (2, tile * tile) in the dtype to compute with.
-        gradients: of left and right vectors, to be added to; None: only the value is asked for.
+        gradients: of left and right vectors, to be added to; None: only the value is computed.
     """
 
     value: Tensor

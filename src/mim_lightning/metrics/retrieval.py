@@ -134,11 +134,12 @@ class _Task:
         answerable = select_answerable(queries, catalog)
         if not len(answerable):
             raise NothingToRankError(f"{name}: none of {len(queries)} queries has a relevant product in the gallery")
-        asked = answerable.vectors
-        if isinstance(asked, SharedVectors):
-            check_finite_rows("query", asked.of_this_rank(), is_shared=True)
+        query_vectors = answerable.vectors
+        if isinstance(query_vectors, SharedVectors):
+            check_finite_rows("query", query_vectors.of_this_rank(), is_shared=True)
         else:
-            check_finite_rows("query", RowVectors.of(asked) if isinstance(asked, Tensor) else asked, is_shared=False)
+            rows = RowVectors.of(query_vectors) if isinstance(query_vectors, Tensor) else query_vectors
+            check_finite_rows("query", rows, is_shared=False)
         offered = RowVectors.of(gallery.vectors) if isinstance(gallery.vectors, Tensor) else gallery.vectors
         # checked before anything is ranked: a process that raised alone would leave the others waiting
         check_finite_rows("gallery", offered, is_shared=True)

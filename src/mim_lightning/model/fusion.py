@@ -133,8 +133,8 @@ class Fusion(nn.Module):
         if self.kind != LEARNED_SUM:
             return dict(self._weights)
         total = sum(self._weights.values())
-        shares = self._learned_weights().tolist()
-        return {part: total * share for part, share in zip(self._weights, shares, strict=True)}
+        learned = self._learned_weights().tolist()
+        return {part: total * weight for part, weight in zip(self._weights, learned, strict=True)}
 
     def with_weights(self, weights: Mapping[str, float]) -> Fusion:
         """Return the fixed sum with other weights of some towers, centered as this one."""
@@ -175,8 +175,8 @@ class Fusion(nn.Module):
             centered = self.center_vectors({part: vectors[part] for part in parts}, present)
             if self.kind == LEARNED_SUM:
                 learned = self._learned_weights().to(centered[parts[0]])
-                shares = dict(zip(self._weights, learned, strict=True))
-                terms = [shares[part] * centered[part] for part in parts]
+                weights = dict(zip(self._weights, learned, strict=True))
+                terms = [weights[part] * centered[part] for part in parts]
             elif self.kind == GATE:
                 rows_BP = self.row_weights(centered, present)
                 columns = {part: rows_BP[:, idx, None] for idx, part in enumerate(sorted(self._weights))}

@@ -120,10 +120,10 @@ def combine_scores(index: ProductIndex, fusions: Mapping[str, Any], query: str) 
     Raises:
         ValueError: the two sides combine their scores in different ways, or the index has no reference products.
     """
-    asked, gallery = (
+    query_fusion, gallery = (
         fusion if isinstance(fusion := fusions.get(name), Fusion) else None for name in (query, index.card.gallery)
     )
-    combination = combination_of(asked, gallery)
+    combination = combination_of(query_fusion, gallery)
     if combination is None:
         return None
     if not isinstance(ids := index.card.extra.get(REFERENCE), list):
@@ -136,7 +136,7 @@ def combine_scores(index: ProductIndex, fusions: Mapping[str, Any], query: str) 
         index,
         combination,
         tuple(gallery) if has_blocks and gallery is not None else (index.card.gallery,),
-        asked is not None and not asked.needs_one_vector,
+        query_fusion is not None and not query_fusion.needs_one_vector,
         torch.from_numpy(np.concatenate(rows).astype(np.float32)),
     )
 

@@ -148,7 +148,7 @@ def add_products(place: str, embedded: EmbeddedCatalog, catalog: ShardSet) -> tu
 def _find_difference(extra: Mapping[str, Any], catalog: ShardSet) -> tuple[CatalogDifference | None, tuple[str, ...]]:
     """Return how a catalog differs from the version that an index has of it.
 
-    None if it has none or this one, or if it cannot be told: then with a note that says why.
+    None if it has none or this one, or if it is not known: then with a note that says why.
     """
     if catalog.place not in extra.get(CATALOGS, []):
         return None, ()

@@ -41,7 +41,7 @@ ByTable = Mapping[str, str | None] | str | None  # one for both tables, or by "p
 
 @dataclass(frozen=True)
 class Manifest:
-    """The rows of a data set; those of our sources are read from a `RowStore` whenever they are asked for."""
+    """The rows of a data set; those of our sources are read from a `RowStore` each time they are needed."""
 
     products: Mapping[str, Product]
     queries: Sequence[Query]

@@ -62,7 +62,7 @@ class SetIndex:
     """
 
     stored_sizes: list[int]  # rows of each shard file
-    max_relevant: int  # products of one sample, asked for or shown
+    max_relevant: int  # targets or references of one sample
     num_bytes: np.ndarray | None = None  # (files,) int64
     crc32: np.ndarray | None = None  # (files,) int64
     segments: tuple[ColumnSegment, ...] = ()  # empty: one, of the first version

@@ -45,7 +45,7 @@ class ShardFacts:
 
     num_bytes: int
     crc32: int  # of the tar file
-    max_relevant: int  # products of one sample, asked for or shown
+    max_relevant: int  # targets or references of one sample
     places: np.ndarray  # (S, members, 2) int64: byte offset and size of each member, 0 and 0 if it is absent
     columns: Mapping[str, np.ndarray]  # (S,) each, see COLUMNS
 

@@ -1,6 +1,6 @@
 """Rows of prepared data as the products and queries that they were made of: what a change has to know of them.
 
-Rows are found by hashed id in the columns of the sets; only those that are asked for are read.
+Rows are found by hashed id in the columns of the sets; only the rows that are needed are read.
 """
 
 from __future__ import annotations
