@@ -42,7 +42,7 @@ class Evaluation:
 
     @property
     def is_first(self) -> bool:
-        """Is this the process that prints and writes?"""
+        """Whether this process prints and writes."""
         return self.trainer.is_global_zero
 
     def save(self, folder: Path) -> None:

@@ -200,7 +200,7 @@ def lock_for_removal(path: Path) -> int | None:
 
 
 def is_same_file(path: Path, descriptor: int) -> bool:
-    """Is the open file still the one at `path`, or was that removed or replaced?"""
+    """Return whether the open file is still the one at `path`, which may have been removed or replaced."""
     try:
         return os.path.samestat(os.stat(path), os.fstat(descriptor))
     except FileNotFoundError:

@@ -49,12 +49,12 @@ class ReadAhead:
 
     @property
     def position(self) -> tuple[int, int] | None:
-        """Position of the batch that `advance` comes to next; None at the end."""
+        """Position of the next batch of `advance`; None at the end."""
         self._read_to(self._num_reached + 1)
         return self._positions[0] if self._positions else None
 
     def advance(self) -> None:
-        """Come to the next batch."""
+        """Advance to the next batch."""
         self._num_reached += 1
         self._read_to(self._num_reached)
         while self._first_needed and self._first_needed[0] < self._num_reached:
@@ -80,7 +80,7 @@ class ReadAhead:
             self.shards.plan(ShardPlan(self.reader, new, needed, finished, is_new_pass, self.has_workers))
 
     def stop(self) -> None:
-        """Plan nothing any more."""
+        """Drop the plan."""
         if not self._is_stopped:
             self._is_stopped = True
             self.shards.stop(self.reader)

@@ -107,7 +107,7 @@ class RowStore:
         """Run a statement and return all of its rows.
 
         Raises:
-            ValueError: the disk is full, or the memory too little.
+            ValueError: the disk is full, or memory ran out.
         """
         with self._described_errors():
             return self._connection.execute(statement, values).fetchall()
@@ -188,7 +188,7 @@ class RowStore:
             raise
 
     def _describe(self, error: str) -> str:
-        """Return in one line what the database lacks, and what gives it more; "" for a mistake of ours."""
+        """Return in one line which resource the database ran out of, and how to raise it; "" for a bug of ours."""
         if "max_temp_directory_size" in error or "No space left" in error:
             folder = self.folder.parent
             needed = format_bytes(self._num_written * BYTES_PER_ROW)
@@ -220,7 +220,7 @@ class RowWriter:
 
 
 class RowChanges:
-    """Rows to be dropped from a table, by position, and rows to be put where others were.
+    """Rows to remove from a table by position, and rows that replace others.
 
     Args:
         columns: of the table.
@@ -235,7 +235,7 @@ class RowChanges:
         self.dropped.add((position,))
 
     def change(self, row: Sequence[Any]) -> None:
-        """Put a row in the place of the one with its position."""
+        """Replace the row that has its position."""
         self.changed.add(row)
 
     def apply(self, table: str) -> str:

@@ -103,7 +103,7 @@ def unpack_query(row: Sequence[Any]) -> Query:
 
 
 def _has_markup(texts: Iterable[str | None]) -> bool:
-    """May one of the texts have HTML?"""
+    """Return whether one of the texts may have HTML."""
     return any("<" in text or "&" in text for text in texts if text)
 
 

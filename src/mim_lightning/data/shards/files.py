@@ -109,7 +109,7 @@ class ShardFiles(Protocol):
         ...
 
     def plan(self, plan: ShardPlan, shard_of: Callable[[int], IndexedShard]) -> None:
-        """Download, keep and let go what a reader asks for."""
+        """Download what a reader needs, and keep its files until it has finished them."""
         ...
 
     def stop(self, reader: str) -> None:

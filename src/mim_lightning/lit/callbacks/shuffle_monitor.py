@@ -1,4 +1,4 @@
-"""Callback that says, before the first epoch, how well the training rows will be shuffled, and warns where badly."""
+"""Callback that logs, before the first epoch, how well the training rows are shuffled, and warns of a bad shuffle."""
 
 from __future__ import annotations
 
