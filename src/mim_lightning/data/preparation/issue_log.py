@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -19,7 +20,8 @@ class IssueLog:
 
     settings: ValidationSettings
     num_rows: Mapping[str, int]  # by table
-    by_row: dict[tuple[str, str], RowIssue] = field(default_factory=dict)  # by table and origin
+    by_row: dict[tuple[str, str], RowIssue] = field(default_factory=dict, init=False)  # by table and origin
+    _counts: Counter[str] = field(default_factory=Counter, init=False)  # by table
 
     def add(self, issues: Iterable[RowIssue]) -> None:
         """Add issues.
@@ -28,7 +30,9 @@ class IssueLog:
             ValueError: there are more than the settings allow.
         """
         for issue in issues:
-            self.by_row.setdefault((issue.table, issue.origin), issue)
+            if (issue.table, issue.origin) not in self.by_row:
+                self.by_row[issue.table, issue.origin] = issue
+                self._counts[issue.table] += 1
         limit = f"data.validation.max_invalid={self.settings.max_invalid}"
         if self.by_row and self.settings.on_invalid == "raise":
             raise ValueError(
@@ -36,12 +40,21 @@ class IssueLog:
                 f"them, or drop them with data.validation.on_invalid=drop (at most {limit} of a table)"
             )
         for table, num_rows in self.num_rows.items():
-            found = [issue for issue in self.by_row.values() if issue.table == table]
-            if len(found) > self.settings.ceiling(num_rows):
+            if self._counts[table] > self.settings.ceiling(num_rows):
+                first = next(issue for issue in self.by_row.values() if issue.table == table)
                 raise ValueError(
-                    f"{len(found):,} of {num_rows:,} rows of the {table} table are invalid so far, which exceeds "
-                    f"{limit}; the first is {found[0]}"
+                    f"{self._counts[table]:,} of {num_rows:,} rows of the {table} table are invalid so far, which "
+                    f"exceeds {limit}; the first is {first}"
                 )
+
+    def allows(self, issues: Iterable[RowIssue]) -> bool:
+        """Return whether the issues could be added."""
+        try:
+            log = IssueLog(self.settings, self.num_rows)
+            log.add([*self.by_row.values(), *issues])
+        except ValueError:
+            return False
+        return True
 
     def write(self, store: Store, name: str) -> None:
         """Write the dropped rows as a CSV file."""

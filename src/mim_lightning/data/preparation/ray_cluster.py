@@ -1,17 +1,33 @@
-"""The Ray cluster of a preparation: which one, and the connection to it."""
+"""The Ray cluster of a preparation: which one, the connection to it, and the loss of nodes.
+
+Ray itself executes the tasks again whose results were on a lost node. What is added here: a cluster without any core
+ends the preparation with an error, where Ray would wait for ever.
+"""
 
 from __future__ import annotations
 
 import logging
 import os
+import queue
 import re
 import socket
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 CONNECT_TIMEOUT = 10.0  # seconds
+POLL = 2.0  # seconds between two looks at the nodes
+CORES_TIMEOUT = (
+    600.0  # seconds to wait for a core: a cluster that grows by demand takes minutes to start its first node
+)
+
+LOSS = "nodes or processes were lost"
+AGAIN = "the same command writes the shards that are missing"
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -72,10 +88,96 @@ def ray_cluster(settings: RaySettings) -> Iterator[None]:
         # Ray hands a task's error over as text, among the call stacks of several processes
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         named = [line for line in lines if re.match(r"[\w.]*(Error|Exception|Died|Killed)\w*:", line)]
-        raise ValueError(f"engine=ray: a task failed: {(named or lines or [type(error).__name__])[-1]}") from error
+        reason = (named or lines or [type(error).__name__])[-1]
+        if is_loss(error):
+            raise ValueError(f"engine=ray: {LOSS}: {reason}; {AGAIN}") from error
+        raise ValueError(f"engine=ray: a task failed: {reason}") from error
     finally:
         if is_ours:
             ray.shutdown()
+
+
+def is_loss(error: BaseException) -> bool:
+    """Return whether a node or process was lost, and no task failed for a reason of its own."""
+    from ray import exceptions
+
+    kinds = (
+        *(exceptions.NodeDiedError, exceptions.WorkerCrashedError, exceptions.OutOfMemoryError),
+        *(exceptions.ActorDiedError, exceptions.ActorUnavailableError, exceptions.ObjectLostError),
+    )
+    return isinstance(error, kinds)
+
+
+def read_rows(dataset: Any) -> Iterator[dict[str, Any]]:
+    """Execute a data set and yield its rows; says so when nodes are lost.
+
+    Raises:
+        ValueError: the cluster has had no core for CORES_TIMEOUT.
+    """
+    found: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
+    is_stopped = threading.Event()
+
+    def read() -> None:
+        try:
+            for row in dataset.iter_rows():
+                found.put(("row", row))
+                if is_stopped.is_set():
+                    return
+            found.put(("end", None))
+        except BaseException as error:  # raised again by the thread that reads the queue
+            found.put(("error", error))
+
+    threading.Thread(target=read, daemon=True).start()
+    watch = _NodeWatch()
+    try:
+        while True:
+            try:
+                kind, content = found.get(timeout=POLL)
+            except queue.Empty:
+                watch.look()
+                continue
+            if kind == "end":
+                return
+            if kind == "error":
+                raise content
+            yield content
+    finally:
+        is_stopped.set()
+
+
+class _NodeWatch:
+    """Looks at the nodes of the cluster from time to time."""
+
+    def __init__(self) -> None:
+        self.num_nodes = 0
+        self.empty_since: float | None = None
+
+    def look(self) -> None:
+        """Say how many nodes are left when some were lost.
+
+        Raises:
+            ValueError: the cluster has had no core for CORES_TIMEOUT.
+        """
+        import ray
+
+        num_nodes = sum(node["Alive"] for node in ray.nodes())
+        if num_nodes < self.num_nodes:
+            log.warning(
+                "engine=ray: %d of %d nodes were lost; the others write their unfinished shards",
+                self.num_nodes - num_nodes,
+                self.num_nodes,
+            )
+        self.num_nodes = num_nodes
+        if ray.cluster_resources().get("CPU", 0) > 0:
+            self.empty_since = None
+            return
+        if self.empty_since is None:
+            self.empty_since = time.monotonic()
+            log.warning("engine=ray: no node of the cluster has a core; waiting %.0f s for one", CORES_TIMEOUT)
+        elif time.monotonic() - self.empty_since > CORES_TIMEOUT:
+            raise ValueError(
+                f"engine=ray: no node of the cluster has had a core for {CORES_TIMEOUT:.0f} s; add nodes, {AGAIN}"
+            )
 
 
 def _validate_reachable(address: str | None) -> None:

@@ -7,6 +7,7 @@ the finished shards by their markers and writes the others as the first would ha
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from functools import partial
@@ -21,7 +22,7 @@ from mim_lightning.data.preparation.hash_layout import HashLayout, plan_layout
 from mim_lightning.data.preparation.issue_log import IssueLog
 from mim_lightning.data.preparation.plan import SHUFFLED
 from mim_lightning.data.preparation.prepared import PreparedData, ShardSettings
-from mim_lightning.data.preparation.ray_cluster import RaySettings, ray_cluster
+from mim_lightning.data.preparation.ray_cluster import LOSS, RaySettings, is_loss, ray_cluster, read_rows
 from mim_lightning.data.preparation.ray_tables import (
     CATALOG,
     FileCount,
@@ -31,12 +32,14 @@ from mim_lightning.data.preparation.ray_tables import (
     join_rows,
     shop_tables,
 )
-from mim_lightning.data.preparation.ray_tasks import ShardJob, join_part, write_group
+from mim_lightning.data.preparation.ray_tasks import INCOMPLETE, NO_ISSUES, ShardJob, join_part, write_group
 from mim_lightning.data.preparation.staging import SKIPPED_FILE
 from mim_lightning.data.shards.set_writer import (
+    ShardMarker,
     finish_set,
     finished_shards,
     place_shard,
+    read_notes,
     remove_marker,
     remove_markers,
 )
@@ -48,7 +51,10 @@ from mim_lightning.io.paths import PathOrUrl
 from mim_lightning.io.store import Store
 
 MAX_PARTITIONS = 2_000  # of a shuffle: every reading task makes a piece for each
+MAX_FRUITLESS = 3  # attempts in succession that end by a loss of nodes, without a further shard
 CONTENT_ID = "hashed"  # in markers: the description of the preparation decides what a shard contains
+
+log = logging.getLogger(__name__)
 
 
 def prepare_with_ray(
@@ -121,7 +127,7 @@ def _count(tables: ShopTables, train_split: str) -> list[FileCount]:
     files = tables.files()
     count_one = partial(_count_one, tables=tables, train_split=train_split)
     found = ray.data.from_items(files, override_num_blocks=len(files)).map(count_one)
-    return _parse_counts(found.take_all())
+    return _parse_counts(list(read_rows(found)))
 
 
 def _parse_counts(rows: list[dict[str, Any]]) -> list[FileCount]:
@@ -170,14 +176,29 @@ def _write_all(
     tables: ShopTables, job: ShardJob, num_samples: Mapping[str, int], settings: RaySettings, issues: IssueLog
 ) -> None:
     """Write the unfinished shards, then the index of each set."""
-    finished, num_finished = _find_finished(job)
+    finished, num_finished = _find_finished(job, issues)
     num_parts = max(1, -(-sum(num_samples.values()) // settings.rows_per_part))
     with ProgressMeter(sum(num_samples.values()) - num_finished, num_finished) as progress:
-        for row in _write_shards(tables, job, finished, num_parts):
-            if row["error"]:
-                raise ValueError(row["error"])
-            issues.add(map(RowIssue.from_json, json.loads(row["issues"])))
-            progress.update(progress.num_done + row["rows"], progress.num_bytes + row["bytes"])
+        num_fruitless = 0
+        while num_fruitless < MAX_FRUITLESS:
+            try:
+                for row in _write_shards(tables, job, finished, num_parts):
+                    if row["error"]:
+                        raise ValueError(row["error"])
+                    issues.add(map(RowIssue.from_json, json.loads(row["issues"])))
+                    progress.update(progress.num_done + row["rows"], progress.num_bytes + row["bytes"])
+                break
+            except Exception as error:
+                if not is_loss(error):
+                    raise
+                num_before = len(finished)
+                finished, num_done = _find_finished(job, issues)
+                progress.update(num_done - num_finished, progress.num_bytes)
+                num_fruitless = num_fruitless + 1 if len(finished) == num_before else 0
+                if num_fruitless == MAX_FRUITLESS:
+                    raise
+                num_all = job.layout.num_all
+                log.warning("engine=ray: %s; %d of %d shards are finished", LOSS, len(finished), num_all)
     for name, num_shards in job.layout.num_shards.items():
         markers = finished_shards(job.store, name)
         for shard_idx in range(num_shards):
@@ -189,16 +210,36 @@ def _write_all(
     remove_markers(job.store)
 
 
-def _find_finished(job: ShardJob) -> tuple[frozenset[int], int]:
-    """Return the numbers of the finished shards and their number of rows; those that lack rows are not finished."""
+def _find_finished(job: ShardJob, issues: IssueLog) -> tuple[frozenset[int], int]:
+    """Return the numbers of the finished shards and their number of rows.
+
+    Those without their invalid rows are finished if these rows are allowed, and their issues are added; else they are
+    written again, as the rows may have been mended.
+    """
     finished, num_rows = set(), 0
+    noted: list[tuple[str, ShardMarker]] = []
+    found: list[RowIssue] = []
     for name in job.layout.num_shards:
-        for shard_idx, marker in finished_shards(job.store, name).items():
+        markers = finished_shards(job.store, name)
+        kept = [marker for marker in markers.values() if marker.content_id == job.content_id + INCOMPLETE]
+        for notes in read_notes(job.store, name, kept):
+            found += map(RowIssue.from_json, json.loads(notes or NO_ISSUES))
+        noted += [(name, marker) for marker in kept]
+        for shard_idx, marker in markers.items():
             if marker.content_id == job.content_id:
                 finished.add(job.layout.number(name, shard_idx))
                 num_rows += marker.size
-            else:  # it lacks rows, or the other engine wrote it
+            elif marker not in kept:  # the other engine wrote it
                 remove_marker(job.store, name, marker)
+    is_allowed = issues.allows(found)
+    for name, marker in noted:
+        if is_allowed:
+            finished.add(job.layout.number(name, marker.shard_idx))
+            num_rows += marker.size
+        else:
+            remove_marker(job.store, name, marker)
+    if is_allowed:
+        issues.add(found)
     return frozenset(finished), num_rows
 
 
@@ -220,7 +261,7 @@ def _write_shards(
     read_products = partial(_read_catalog, tables=tables, layout=layout, finished=finished)
     catalog = ray.data.from_items(products, override_num_blocks=len(products)).map_batches(read_products, batch_size=1)
     grouped = catalog.union(joined).groupby("shard", num_partitions=min(layout.num_all, MAX_PARTITIONS))
-    yield from grouped.map_groups(partial(write_group, job=job), batch_format="pyarrow").iter_rows()
+    yield from read_rows(grouped.map_groups(partial(write_group, job=job), batch_format="pyarrow"))
 
 
 def _read_for_join(

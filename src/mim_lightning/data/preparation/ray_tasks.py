@@ -30,13 +30,14 @@ from mim_lightning.data.preparation.plan import (
     training_sample,
 )
 from mim_lightning.data.preparation.ray_tables import CATALOG, joined_schema
-from mim_lightning.data.shards.set_writer import place_shard
+from mim_lightning.data.shards.set_writer import find_marker, place_shard, read_notes
 from mim_lightning.data.shards.shard_writer import Record, write_shard
 from mim_lightning.fields import PRODUCT_IMAGE
 from mim_lightning.ids import NO_KEY
 from mim_lightning.io.store import Store
 
-INCOMPLETE = "f"  # ends the content id in the marker of a shard without its invalid rows: it is written again
+NO_ISSUES = "[]"  # as JSON
+INCOMPLETE = "n"  # ends the content id in the marker of a shard without its invalid rows, which its notes list
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,9 @@ def _turns(product_ids: list[str], turn_keys: np.ndarray) -> dict[int, int]:
 
 
 def write_group(table: Any, job: ShardJob) -> dict[str, list[Any]]:
-    """Write the shard of these rows, and return one row.
+    """Write the shard of these rows unless it is finished, and return one row.
+
+    Ray executes a task again when the node of its result was lost, at any time after the shard was written.
 
     Columns: rows and bytes written, issues (JSON: the invalid rows), error ("" or why there is no shard).
     """
@@ -105,12 +108,16 @@ def write_group(table: Any, job: ShardJob) -> dict[str, list[Any]]:
     try:
         size, num_bytes, issues = _write(number, (pickle.loads(body) for body in table["body"].to_pylist()), job)
     except (OSError, ValueError) as error:
-        return _result(0, 0, "[]", " ".join(str(error).split()) or type(error).__name__)
+        return _result(0, 0, NO_ISSUES, " ".join(str(error).split()) or type(error).__name__)
     return _result(size, num_bytes, issues, "")
 
 
 def _write(number: int, bodies: Iterable[Any], job: ShardJob) -> tuple[int, int, str]:
     set_name, shard_idx = job.layout.locate(number)
+    marker = find_marker(job.store, set_name, shard_idx)
+    if marker is not None and marker.content_id.removesuffix(INCOMPLETE) == job.content_id:
+        (notes,) = read_notes(job.store, set_name, [marker])
+        return marker.size, marker.num_bytes, notes or NO_ISSUES
     issues: list[RowIssue] = []
     samples = _catalog(bodies, issues) if set_name == CATALOG else _queries(map(_unpack, bodies), job, issues)
     samples.sort(key=lambda sample: job.layout.rank(_identity(sample)))
@@ -118,8 +125,10 @@ def _write(number: int, bodies: Iterable[Any], job: ShardJob) -> tuple[int, int,
         stem = scratch / "shard"
         records = _read(samples, _record_reader(job.download, job.max_image_side), issues)
         facts = write_shard(stem, records, shard_idx * NAMES_PER_SHARD)
-        place_shard(job.store, set_name, shard_idx, stem, facts, job.content_id + INCOMPLETE * bool(issues))
-    return facts.size, facts.num_bytes, json.dumps([asdict(issue) for issue in issues])
+        packed = json.dumps([asdict(issue) for issue in issues])
+        kind, notes = (job.content_id + INCOMPLETE, packed) if issues else (job.content_id, "")
+        place_shard(job.store, set_name, shard_idx, stem, facts, kind, notes)
+    return facts.size, facts.num_bytes, packed
 
 
 def _result(rows: int, num_bytes: int, issues: str, error: str) -> dict[str, list[Any]]:

@@ -56,8 +56,7 @@ def staging_dir(folder: Path, described: Mapping[str, Any], *, overwrite: bool) 
             raise ValueError(_other_work(staging, difference))
         if not there or difference is not None:
             _clear(staging)
-        for path in staging.glob(".scratch-*"):  # of a process that was killed
-            shutil.rmtree(path, ignore_errors=True)
+        _remove_scratch(staging)
         with atomic_write(staging / WORK_FILE) as partial:  # a torn one would cost what is finished
             partial.write_bytes(_work(described))
         yield staging
@@ -97,6 +96,7 @@ def move_into_place(staging: Path, folder: Path, *, overwrite: bool) -> None:
     Raises:
         OSError: it could not be renamed, for example because another machine was faster.
     """
+    _remove_scratch(staging)
     replaced = folder.with_name(f".{folder.name}.replaced")
     shutil.rmtree(replaced, ignore_errors=True)
     if overwrite and folder.exists():
@@ -115,6 +115,12 @@ def first_difference(wanted: Mapping[str, Any], there: Mapping[str, Any]) -> tup
             if ours.get(key) != theirs.get(key):
                 return key, theirs.get(key, "nothing, by an older version"), ours.get(key)
     return None
+
+
+def _remove_scratch(staging: Path) -> None:
+    """Remove what processes that were killed, on any machine, were writing."""
+    for path in staging.glob(".scratch-*"):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _wait_for_lock(staging: Path, folder: Path, described: Mapping[str, Any]) -> int:

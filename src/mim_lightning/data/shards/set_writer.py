@@ -47,15 +47,26 @@ def shard_path(set_name: str, shard_idx: int, suffix: str) -> str:
 
 
 def place_shard(
-    store: Store, set_name: str, shard_idx: int, stem: Path, facts: ShardFacts, content_id: str = "whole"
+    store: Store,
+    set_name: str,
+    shard_idx: int,
+    stem: Path,
+    facts: ShardFacts,
+    content_id: str = "whole",
+    notes: str = "",
 ) -> ShardMarker:
-    """Move a verified shard to its place, then write its marker."""
+    """Move a verified shard to its place, then write its marker.
+
+    Args:
+        notes: whatever a resumed preparation is to know of the shard; see `read_notes`.
+    """
     marker = ShardMarker(shard_idx, facts.size, facts.num_bytes, content_id)
     for suffix in (".npy", ".tar"):
         store.put(stem.with_suffix(suffix), shard_path(set_name, shard_idx, suffix))
     numbers = np.array([facts.crc32, facts.max_relevant], dtype=np.int64)
     packed = io.BytesIO()
-    np.savez(packed, numbers=numbers, **facts.columns)  # type: ignore[arg-type]
+    noted = {"notes": np.frombuffer(notes.encode(), np.uint8)} if notes else {}
+    np.savez(packed, numbers=numbers, **noted, **facts.columns)  # type: ignore[arg-type]
     store.write(_join(MARKERS, set_name, marker.name), packed.getvalue())
     return marker
 
@@ -68,6 +79,19 @@ def finished_shards(store: Store, set_name: str) -> dict[int, ShardMarker]:
     return {
         marker.shard_idx: marker for marker in markers if sizes.get(f"{marker.shard_idx:06d}.tar") == marker.num_bytes
     }
+
+
+def find_marker(store: Store, set_name: str, shard_idx: int) -> ShardMarker | None:
+    """Return the marker of one shard, None of an unfinished one; lists the markers only if there is a tar file."""
+    if store.size(shard_path(set_name, shard_idx, ".tar")) < 0:
+        return None
+    return finished_shards(store, set_name).get(shard_idx)
+
+
+def read_notes(store: Store, set_name: str, markers: Sequence[ShardMarker]) -> Iterator[str]:
+    """Yield what `place_shard` was told to note of each shard."""
+    for parts in _read_markers(store, set_name, list(markers)):
+        yield parts["notes"].tobytes().decode() if "notes" in parts else ""
 
 
 def remove_marker(store: Store, set_name: str, marker: ShardMarker) -> None:
