@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class CheckpointEvaluation:
     """One pass over all rows.
 
     Args:
@@ -54,7 +54,7 @@ class Evaluation:
         Run(self.config["run"]["id"], folder).write_results(self.results)
 
 
-def evaluate_checkpoint(config: dict[str, Any]) -> Evaluation:
+def evaluate_checkpoint(config: dict[str, Any]) -> CheckpointEvaluation:
     """Evaluate on the devices of `trainer`: every process that takes part calls it.
 
     Args:
@@ -96,7 +96,7 @@ def evaluate_checkpoint(config: dict[str, Any]) -> Evaluation:
     run_config = {**trained, **changed, "data": data}
     run_config["callbacks"] = {**trained["callbacks"], "retrieval_eval": callback}
     title = f"{config['checkpoint'] or trained['run']['id']} ({model.fingerprint})"
-    return Evaluation(title, flatten(reports, datamodule), model, run_config, found, trainer, datamodule)
+    return CheckpointEvaluation(title, flatten(reports, datamodule), model, run_config, found, trainer, datamodule)
 
 
 def prepare_evaluation(config: dict[str, Any]) -> None:

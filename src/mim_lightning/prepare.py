@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 from mim_lightning.cli import run_entry_point
 from mim_lightning.config import build
 from mim_lightning.data_config import build_change, build_preparation, build_text_specs
+from mim_lightning.prepared_versions import show_versions, write_next_version
 
 # other imports are in functions: mistakes are reported at once, and worker processes import neither torch nor pages
 if TYPE_CHECKING:
     from mim_lightning.data.preparation.preparation import Preparation
-    from mim_lightning.data.versions.change import Change
 
 ENGINES = ("processes", "ray")
 
@@ -36,7 +36,8 @@ def prepare(config: dict[str, Any]) -> None:
     if (config["num_workers"] or 0) < 0:
         raise ValueError(f"num_workers={config['num_workers']}: must not be negative")
     if change := build_change(config):
-        change_prepared(change, config)
+        prepared = write_next_version(change, config)
+        print(prepared.summary(prepared.describe()["settings"]["train_split"]))
         return
     if config["list_versions"] or config["prune"]["keep"] is not None:
         show_versions(config)
@@ -71,38 +72,6 @@ def write(parts: Preparation, config: dict[str, Any]) -> None:
     else:
         prepared = prepare_data(parts, write_validation_report, specs=specs, overwrite=overwrite, is_compared=True)
     print(prepared.summary(parts.settings.train_split))
-
-
-def change_prepared(change: Change, config: dict[str, Any]) -> None:
-    """Write the next version of the data in `data.folder`."""
-    from mim_lightning.analysis.html.validation_page import write_validation_report
-    from mim_lightning.data.preparation.preparation import Validation
-    from mim_lightning.data.versions.next_version import change_data
-    from mim_lightning.io.paths import to_path_or_url
-
-    data = config["data"]
-    download = build(((data["source"] or {}).get("download")) or None)
-    validation = Validation(build(data["validation"]), build_text_specs(config), write_validation_report)
-    folder = to_path_or_url(data["folder"])
-    prepared = change_data(folder, change, validation, download=download, num_workers=config["num_workers"])
-    print(prepared.summary(prepared.describe()["settings"]["train_split"]))
-
-
-def show_versions(config: dict[str, Any]) -> None:
-    """Remove old versions of the data in `data.folder` if `prune` says so; print those that there are."""
-    from mim_lightning.data.versions.pruning import prune_versions
-    from mim_lightning.data.versions.version_list import list_versions
-    from mim_lightning.io.paths import to_path_or_url
-    from mim_lightning.run import runs_by_version
-
-    folder = to_path_or_url(config["data"]["folder"])
-    if not isinstance(folder, Path):
-        raise ValueError(f"data.folder={folder}: versions are listed and removed in a local folder only")
-    runs, prune = runs_by_version(Path(config["paths"]["runs"]), folder), config["prune"]
-    if prune["keep"] is not None:
-        print(f"{folder}: {prune_versions(folder, prune['keep'], runs, is_forced=prune['force'])}")
-    for version in list_versions(folder):
-        print(f"  {version.describe(runs.get(version.number, ()))}")
 
 
 if __name__ == "__main__":
