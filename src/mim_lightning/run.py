@@ -25,7 +25,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -39,7 +39,6 @@ from mim_lightning.interruption import STOPPED_AFTER
 from mim_lightning.io.atomic import atomic_write, remove_abandoned, restore_former
 from mim_lightning.io.damaged_file import DamagedFileError, errors_as_damaged_file
 from mim_lightning.set_name import name_set
-from mim_lightning.stored_config import data_versions_of
 from mim_lightning.train_validation import parse_max_time
 
 # what changes where a run happens or what is shown of it, not its result
@@ -217,69 +216,6 @@ def find_resumable(run: Run) -> Path | None:
             error.path, error.reason, "there is no other to resume from; remove it to train from the start"
         ) from error
     return run.last_checkpoint
-
-
-def choose_versions(run: Run, data: Mapping[str, Any], is_resumed: bool) -> dict[str, int]:
-    """Return the versions of the data that a run reads, by name: a resumed one goes on with those it started with.
-
-    Args:
-        data: its section of the config.
-        is_resumed: whether it goes on from a checkpoint.
-    """
-    from mim_lightning.data.preparation.opened_data import find_versions
-
-    newest = find_versions(data)
-    if not is_resumed or not run.config_path.exists():
-        return newest
-    versions = {**newest, **recorded_versions(run, newest)}
-    for name, version in versions.items():
-        if version != newest[name]:
-            print(f"{run.run_id}: goes on with version {version} of the data, the newest is {newest[name]}", flush=True)
-    return versions
-
-
-def recorded_versions(run: Run, names: Iterable[str]) -> dict[str, int]:
-    """Return the versions of the data that a run started with, by name."""
-    stored = data_versions_of(load_stored_config(run.config_path))
-    return {name: stored.get(name, 1) for name in names}
-
-
-def runs_by_version(runs: Path, folder: Path) -> dict[int, list[str]]:
-    """Return the ids of the runs that read each version of the prepared data in a folder.
-
-    Args:
-        runs: the folder of all runs; those whose config cannot be read are left out.
-    """
-    found: dict[int, list[str]] = {}
-    for path in sorted(runs.glob("*/config.yaml")):
-        with suppress(OSError, ValueError):
-            config = load_stored_config(path)
-            data, versions = config.get("data") or {}, data_versions_of(config)
-            others = {"distractors": data.get("distractors")}
-            others |= {name: (entry or {}).get("folder") for name, entry in (data.get("mixture") or {}).items()}
-            for name, place in {"main": data.get("folder"), **others}.items():
-                if place and Path(place).absolute().resolve() == folder.absolute().resolve():
-                    readers = found.setdefault(versions.get(name, 1), [])
-                    if path.parent.name not in readers:
-                        readers.append(path.parent.name)
-    return found
-
-
-def describe_newer_versions(run: Run, data: Mapping[str, Any]) -> str:
-    """Return in one line which data of a finished run have a newer version now, "" if none have."""
-    from mim_lightning.data.preparation.opened_data import find_versions
-
-    newest = find_versions(data)
-    recorded = recorded_versions(run, newest) if run.config_path.exists() else newest
-    changed = [name for name in newest if newest[name] > recorded[name]]
-    if not changed:
-        return ""
-    name = changed[0]
-    key = "data.version" if list(newest) == [name] else f"data.version.{name}"
-    return (
-        f"the run read version {recorded[name]} of the data{'' if name == 'main' else f' {name}'}, the newest is "
-        f"{newest[name]}; {key}={newest[name]} trains another run on it"
-    )
 
 
 def _validate_placement(section: Mapping[str, Any]) -> None:

@@ -13,7 +13,8 @@ from typing import Any
 from mim_lightning.cli import run_entry_point
 from mim_lightning.io.locks import lock_and_announce
 from mim_lightning.launch import choose_precision, is_first_rank, is_joined, is_launched
-from mim_lightning.run import describe_newer_versions, identify
+from mim_lightning.prepared_versions import describe_newer_versions
+from mim_lightning.run import identify
 from mim_lightning.train_validation import parse_max_time, validate_kinds, validate_writable
 from mim_lightning.training import fit, start
 

@@ -32,7 +32,8 @@ from mim_lightning.launch import (
     num_processes_to_launch,
     set_up_process,
 )
-from mim_lightning.run import Run, choose_versions, find_resumable
+from mim_lightning.prepared_versions import choose_versions
+from mim_lightning.run import Run, find_resumable
 from mim_lightning.stored_config import with_data_versions
 from mim_lightning.train_validation import parse_max_time, validate_results_from
 
