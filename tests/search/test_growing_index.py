@@ -78,6 +78,38 @@ def content_of(place: Path) -> dict[str, tuple[str, list[list[float]]]]:
     return {one: (titles[one], sorted(index.vectors_of(one).tolist())) for one in ids}
 
 
+def test_a_milvus_collection_grows_with_its_catalog(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also if a process is killed between the rows and the card that says which version they are of."""
+    pytest.importorskip("pymilvus", reason="extra milvus")
+    pytest.importorskip("milvus_lite", reason="extra milvus")
+    from mim_lightning.search.index.milvus_index import MilvusIndex
+
+    products = write_products(tmp_path, "first", {f"p{number}": f"t{number}" for number in range(9)})
+    shop, places, index = tmp_path / "shop", tmp_path / "embedded", tmp_path / "index.db"
+    prepare_shards(ManifestSource(products, None), shop, ShardSettings(samples_per_shard=3), validation=QUIET)
+    catalog = open_prepared(shop).catalog()
+    build(index, embed(places, catalog, []), catalog)
+    more = write_products(tmp_path, "more", {"p20": "t20", "p21": "t21", "p4": "other"})
+    change_data(shop, Change(Tables(more, None, replace=True), Deletion(["p8"])), QUIET, num_workers=1)
+    catalog = open_prepared(shop).catalog()
+    embedded = embed(places, catalog, [])
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="killed"):
+        patch.setattr(MilvusIndex, "_change_card", lambda *_: (_ for _ in ()).throw(OSError("killed")))
+        add_products(str(index), embedded, catalog)
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="killed"):
+        patch.setattr(MilvusIndex, "set_extra", lambda *_: (_ for _ in ()).throw(OSError("killed")))
+        add_products(str(index), embedded, catalog)
+    card, update = add_products(str(index), embedded, catalog)
+    assert str(update).endswith("deleted 0"), "the rows are there, and the card follows"
+    build(tmp_path / "other.db", embedded, catalog)
+    assert content_of(index) == content_of(tmp_path / "other.db")
+    other = open_index(tmp_path / "other.db").card
+    assert (card.num_products, card.num_rows) == (other.num_products, other.num_rows) == (10, 12)
+    assert card.extra[CATALOG_VERSIONS] == {catalog.place: 2}
+    _, update = add_products(str(index), embedded, catalog)
+    assert str(update) == "kept 0 products, added 0, replaced 10, deleted 0"
+
+
 def test_an_index_grows_with_its_catalog(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     products = write_products(tmp_path, "first", {f"p{number}": f"t{number}" for number in range(9)})
     shop, places, new = tmp_path / "shop", tmp_path / "embedded", list[int]()

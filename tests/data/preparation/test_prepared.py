@@ -377,7 +377,7 @@ def test_invalid_rows_are_left_out_and_listed(shop: ManifestSource, folder: Path
         ("queries", "q1", "image"),
     ]
     assert {path.name for path in folder.iterdir()} == {
-        *("catalogue", "queries", "settings.json", "skipped.csv", "findings.csv", "check.html")
+        *("catalogue", "queries", "image_hashes", "settings.json", "skipped.csv", "findings.csv", "check.html")
     }
     # what is there is opened, however strict the check would be now
     assert len(rows(prepare_shards(shop, folder, SETTINGS), "train")) == 2

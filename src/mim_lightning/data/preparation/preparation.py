@@ -27,6 +27,8 @@ from mim_lightning.data.preparation.staging import IMAGES_FILE, SKIPPED_FILE, st
 from mim_lightning.data.shards.cache import CacheSettings
 from mim_lightning.data.shards.set_index import FIRST_VERSION
 from mim_lightning.data.splits import GivenSplits, Protocol
+from mim_lightning.data.validation.image_hashes import hashes_path, images_query, write_hashes
+from mim_lightning.data.validation.image_scan import StoredImages, scan_images
 from mim_lightning.data.validation.report_tables import print_validation
 from mim_lightning.data.validation.settings import ValidationSettings
 from mim_lightning.data.validation.validate import validate_manifest
@@ -64,11 +66,12 @@ class Validation:
 
 @dataclass(frozen=True)
 class ValidatedSource:
-    """The rows of a source, the report of their validation, and the reader of their images."""
+    """The rows of a source, the report of their validation, the reader of their images, and the images' properties."""
 
     manifest: Manifest
     report: ValidationReport
     reader: ImageReader
+    images: StoredImages
 
     @property
     def valid(self) -> Manifest:
@@ -93,16 +96,18 @@ def validate_source(
     while block := list(islice(refs, NUM_FETCHED)):
         reader.fetch_all(block)
     manifest = manifest.with_rows(rows)
+    processes = validation.settings.num_processes
+    images = scan_images(rows.image_refs(), reader.read, work_dir / IMAGES_FILE, processes, rows.store)
     report = validate_manifest(
         manifest,
         issues,
         validation.settings,
         reader.read,
-        scan_path=work_dir / IMAGES_FILE,
+        images=images,
         train_split=splits[0],
         specs=validation.specs,
     )
-    return ValidatedSource(manifest, report, reader)
+    return ValidatedSource(manifest, report, reader, images)
 
 
 @dataclass(frozen=True)
@@ -223,6 +228,8 @@ def prepare_shards(
         assert isinstance(staging, Path)
         with planned_sets(staging, needed) as (validated, sets):
             write_sets(sets, Store(staging), validated.reader, writing)
+            rows = validated.valid.stored()
+            write_hashes(hashes_path(staging, FIRST_VERSION), rows.store, images_query(rows, validated.images.table))
         (staging / "queries").mkdir(exist_ok=True)  # a catalog alone has none
         write_skipped(validated.report, staging / SKIPPED_FILE)
 

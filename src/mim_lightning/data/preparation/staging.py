@@ -28,7 +28,7 @@ SETTINGS_FILE = "settings.json"  # of prepared data, written last: its presence 
 SKIPPED_FILE = "skipped.csv"  # dropped rows and images
 LOCK_FILE = "lock"
 IMAGES_FILE = "pictures.jsonl"  # properties of inspected images; valid for any preparation
-OUR_NAMES = ("catalogue", "queries", MARKERS, SKIPPED_FILE, WORK_FILE)
+OUR_NAMES = ("catalogue", "queries", "image_hashes", MARKERS, SKIPPED_FILE, WORK_FILE)
 POLL = 0.5  # seconds
 
 

@@ -49,7 +49,7 @@ def find_duplicates(rows: StoredRows, images: str, settings: ValidationSettings,
     for split, other in combinations(order, 2):
         pairs = _equal_images(rows, compared, (split, other), settings.max_hash_distance)
         for _, candidates in groupby(pairs, key=lambda pair: pair[0]):
-            equal = [pair for pair in candidates if _are_colors_close(*pair[-2:])]
+            equal = [pair for pair in candidates if are_colors_close(*pair[-2:])]
             if not equal:
                 continue
             # a target of the query is preferred to a closer image
@@ -87,13 +87,8 @@ def _equal_images(
         store.select("side", f"SELECT * EXCLUDE (split) FROM {compared} WHERE split IS NOT DISTINCT FROM ?", [name])
         for name in splits
     ]
-    near = store.create("near", "number BIGINT, hash UBIGINT, other UBIGINT, distance BIGINT")
     left, right = (f"SELECT hash FROM {side} GROUP BY hash ORDER BY min(position), hash" for side in sides)
-    numbers = count()
-    for lefts in _blocks(store, left):
-        for rights in _blocks(store, right):
-            found = near_equal(lefts, rights, max_distance)
-            store.write(near, ((next(numbers), int(lefts[i]), int(rights[j]), distance) for i, j, distance in found))
+    near = write_near(store, left, right, max_distance)
     twin_id = "NULL" if other is not None else "twin.product_id"
     return store.read(
         f"""
@@ -113,13 +108,30 @@ def _equal_images(
     )
 
 
+def write_near(store: RowStore, left: str, right: str, max_distance: int) -> str:
+    """Return a table of all pairs of hashes that are close: number of the pair, hash, other, distance in bits.
+
+    Args:
+        left, right: queries for distinct hashes.
+        max_distance: bits.
+    """
+    near = store.create("near", "number BIGINT, hash UBIGINT, other UBIGINT, distance BIGINT")
+    numbers = count()
+    for lefts in _blocks(store, left):
+        for rights in _blocks(store, right):
+            found = near_equal(lefts, rights, max_distance)
+            store.write(near, ((next(numbers), int(lefts[i]), int(rights[j]), distance) for i, j, distance in found))
+    return near
+
+
 def _blocks(store: RowStore, query: str) -> Iterator[Hashes]:
     hashes = (row[0] for row in store.read(query))
     while len(block := np.fromiter(islice(hashes, MAX_HASHES), dtype=np.uint64)):
         yield block
 
 
-def _are_colors_close(left: str, right: str) -> bool:
+def are_colors_close(left: str, right: str) -> bool:
+    """Compare the colors of two images, as their properties have them."""
     colors = (np.frombuffer(bytes.fromhex(text), dtype=np.uint8).astype(np.int16) for text in (left, right))
     return bool(np.abs(next(colors) - next(colors)).max() <= MAX_COLOR_DISTANCE)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mim_lightning.data.manifest.manifest import Manifest
@@ -15,7 +14,7 @@ from mim_lightning.data.manifest.stored_rows import StoredRows
 from mim_lightning.data.validation.duplicates import find_duplicates
 from mim_lightning.data.validation.findings import Findings, finding_of
 from mim_lightning.data.validation.image_checks import find_invalid_images
-from mim_lightning.data.validation.image_scan import Read, scan_images
+from mim_lightning.data.validation.image_scan import Read, StoredImages, scan_images
 from mim_lightning.data.validation.settings import ValidationSettings
 from mim_lightning.data.validation.statistics import (
     catalog_statistics,
@@ -37,7 +36,7 @@ def validate_manifest(
     settings: ValidationSettings,
     read: Read,
     *,
-    scan_path: Path | None = None,
+    images: StoredImages | None = None,
     train_split: str = "train",
     specs: Mapping[str, InputSpec] | None = None,
 ) -> ValidationReport:
@@ -48,7 +47,7 @@ def validate_manifest(
         issues: that the source reported of rows and images it dropped from the manifest.
         settings: what is an error.
         read: returns the stored bytes of an image; must be picklable.
-        scan_path: see `scan_images`.
+        images: the properties of all images, in the store of the rows, if they were inspected before.
         train_split: the split whose row is reported for an image in two splits.
         specs: of the towers' inputs by name, for the limits of their tokenizers; without, words are counted.
 
@@ -56,14 +55,14 @@ def validate_manifest(
         ValueError: a process that inspected images died. Invalid data are reported, not raised.
     """
     rows = manifest.stored()
-    images = scan_images(rows.image_refs(), read, scan_path, settings.num_processes, rows.store).table
+    scan = images or scan_images(rows.image_refs(), read, num_processes=settings.num_processes, store=rows.store)
     texts, truncated_texts = text_lengths(rows, specs or {}, settings)
     findings = Findings()
     kept_places = _kept_places(rows, issues)
     findings.add(finding_of(issue, (issue.table, issue.origin) in kept_places) for issue in issues)
-    findings.add(find_invalid_images(rows, images, settings))
+    findings.add(find_invalid_images(rows, scan.table, settings))
     findings.add(find_in_rows(rows, settings))
-    findings.add(find_duplicates(rows, images, settings, train_split))
+    findings.add(find_duplicates(rows, scan.table, settings, train_split))
     findings.add(find_html_texts(rows, settings))
     findings.add_all(truncated_texts)
     findings.add(list(find_unanswerable(rows, findings.kept)))
@@ -77,7 +76,7 @@ def validate_manifest(
         num_rows={table: num + sum(dropped == table for dropped, _ in dropped_rows) for table, num in num_kept.items()},
         catalog=catalog_statistics(rows),
         splits=splits,
-        images=_image_statistics(rows.store, images),
+        images=_image_statistics(rows.store, scan.table),
         texts=texts,
         categories=category_balance(rows),
         findings=tuple(findings.kept),

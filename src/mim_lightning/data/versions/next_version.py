@@ -26,9 +26,10 @@ from mim_lightning.data.preparation.preparation import Validation
 from mim_lightning.data.preparation.prepared import CONTENT, PreparedData, ShardSettings, open_prepared
 from mim_lightning.data.preparation.staging import IMAGES_FILE, SETTINGS_FILE, WORK_FILE, staging_dir, staging_path
 from mim_lightning.data.shards.set_index import FIRST_VERSION, VERSIONS, SetIndex
+from mim_lightning.data.validation.image_hashes import ADDED, find_hash_files, hashes_path, write_no_hashes
 from mim_lightning.data.versions.change import Change
 from mim_lightning.data.versions.known_rows import KnownRows
-from mim_lightning.data.versions.set_versions import write_version
+from mim_lightning.data.versions.set_versions import place_file, write_version
 from mim_lightning.data.versions.version_plan import REPORTS, VersionPlan, num_samples, plan_version
 from mim_lightning.io.atomic import atomic_write
 from mim_lightning.io.paths import PathOrUrl
@@ -128,6 +129,11 @@ def _write(
     if plan.report is not None and plan.report.is_dir():
         target = folder / REPORTS / f"{number:06d}"
         shutil.copytree(plan.report, target, dirs_exist_ok=True)
+    hashes = hashes_path(staging, number, ADDED)
+    if find_hash_files(folder, parent.version):  # else they are computed with the next addition
+        if not hashes.is_file():  # nothing was added
+            write_no_hashes(hashes)
+        place_file(hashes, hashes_path(folder, number, ADDED))
     entry = {
         "version": number,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),

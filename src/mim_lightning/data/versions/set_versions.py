@@ -92,10 +92,10 @@ def _add_shards(index: SetIndex, new: SetIndex, staged: Path, target: Path, vers
     first = len(index.stored_sizes)
     for idx in range(len(new.stored_sizes)):
         for ending in (".npy", ".tar"):
-            _link(staged / f"{idx:06d}{ending}", target / f"{first + idx:06d}{ending}")
+            place_file(staged / f"{idx:06d}{ending}", target / f"{first + idx:06d}{ending}")
     segment = ColumnSegment(version, new.num_rows)
     for name in COLUMNS:
-        _link(staged / f"{name}.npy", target / segment.column_file(name))
+        place_file(staged / f"{name}.npy", target / segment.column_file(name))
     assert index.num_bytes is not None
     assert new.num_bytes is not None
     assert index.crc32 is not None
@@ -110,7 +110,7 @@ def _add_shards(index: SetIndex, new: SetIndex, staged: Path, target: Path, vers
     )
 
 
-def _link(source: Path, target: Path) -> None:
+def place_file(source: Path, target: Path) -> None:
     """Give a file a second name, so that an interrupted call can be repeated; one that is there is replaced."""
     with atomic_write(target, is_synced=False) as partial:
         try:
@@ -123,7 +123,8 @@ def _keep_first_index(target: Path, set_name: str) -> None:
     """Keep the index of the first version under its own name, then replace it by a pointer."""
     if parse_pointer((target / INDEX_FILE).read_bytes()) is not None:
         return
-    _link(target / INDEX_FILE, target / index_file(FIRST_VERSION))  # the same file: who reads it goes on to lock it
+    # the same file, which stays locked by those who read it
+    place_file(target / INDEX_FILE, target / index_file(FIRST_VERSION))
     _write_pointer(target.parents[set_name.count("/")], set_name)
 
 

@@ -20,8 +20,11 @@ from mim_lightning.data.preparation.preparation import Validation, report_dir
 from mim_lightning.data.preparation.prepared import CATALOG, PreparedData, ShardSettings
 from mim_lightning.data.preparation.staging import IMAGES_FILE
 from mim_lightning.data.splits import GivenSplits, ProductDisjointSplits, Protocol
+from mim_lightning.data.validation.findings import IN_CATALOG
+from mim_lightning.data.validation.image_hashes import ADDED, hashes_path, write_hashes
+from mim_lightning.data.validation.image_scan import scan_images
 from mim_lightning.data.validation.validate import validate_manifest
-from mim_lightning.data.validation.validation_report import drop_invalid, raise_if_invalid
+from mim_lightning.data.validation.validation_report import drop_invalid, find_unanswerable, raise_if_invalid
 from mim_lightning.data.versions.addition import (
     Addition,
     find_in_other_splits,
@@ -35,7 +38,7 @@ from mim_lightning.data.versions.addition import (
 from mim_lightning.data.versions.change import Change, Deletion, Tables
 from mim_lightning.data.versions.changed_rows import ChangePlanner, ProductChange, SetChange, StoredSamples
 from mim_lightning.data.versions.known_rows import KnownRows
-from mim_lightning.data.versions.stored_duplicates import find_stored_duplicates
+from mim_lightning.data.versions.stored_duplicates import NewImages, find_stored_duplicates, stored_images
 from mim_lightning.data.versions.unchanged_rows import without_unchanged
 
 REPORTS = "versions"  # folder of the reports of later versions, one for each
@@ -128,25 +131,39 @@ def _validated_addition(
         source, rows, issues.append, pairs=pairs, replaces=tables.replace, version=number, deleted=gone
     )
     addition = keep_splits(addition, rows, _protocol(described), settings)
-    reader.fetch_all(addition.manifest.stored().image_refs())
+    manifest = addition.manifest.with_rows(addition.manifest.stored())
+    store, new, scan_path = manifest.stored().store, manifest.stored(), staging / IMAGES_FILE
+    reader.fetch_all(new.image_refs())
+    processes = validation.settings.num_processes
+    images = scan_images(new.image_refs(), reader.read, scan_path, processes, store)
     report = validate_manifest(
-        addition.manifest,
+        manifest,
         issues,
         validation.settings,
         reader.read,
-        scan_path=staging / IMAGES_FILE,
+        images=images,
         train_split=settings.train_split,
         specs=validation.specs,
     )
     report = report_alone(report, addition, rows)
-    replaced, gone_products = {*addition.replaced_queries, *deleted.queries}, {*addition.replaced_products, *gone}
+    replaced = {*addition.replaced_queries, *deleted.queries}
+    new_images = NewImages(
+        new,
+        images.table,
+        addition.known,
+        replaced,
+        {*addition.replaced_products, *gone},
+        {finding.row_id for finding in report.findings if finding.kind in IN_CATALOG},
+    )
+    stored = stored_images(rows, validation.settings, store, scan_path)
     found = [
         *find_in_other_splits(addition, rows, validation.settings, replaced),
-        *find_stored_duplicates(
-            addition, rows, reader, validation.settings, settings.max_image_side, replaced, gone_products
-        ),
+        *find_stored_duplicates(new_images, rows, stored, validation.settings),
     ]
     if found:
+        lost = {finding.place for finding in report.findings if finding.kind == "answer_left_out"}
+        more = find_unanswerable(new, [*report.findings, *found])
+        found += [finding for finding in more if finding.place not in lost]
         counts = Counter(report.counts) + Counter(finding.kind for finding in found)
         report = replace(report, findings=(*report.findings, *found), counts=counts)
     try:
@@ -156,7 +173,9 @@ def _validated_addition(
         where = f"; the report is in {report_dir(folder)}" if report_dir(folder).is_dir() else ""
         raise ValueError(f"{error}{where}") from None
     validation.write_report(report, staging / REPORTS, reader)
-    valid = drop_invalid(addition.manifest, report).in_memory()
+    dropped = drop_invalid(manifest, report)
+    write_hashes(hashes_path(staging, number, ADDED), store, new_images.query_of_new(dropped.stored()))
+    valid = dropped.in_memory()
     return replace(
         addition,
         manifest=valid,

@@ -96,6 +96,7 @@ class MilvusIndex:
         rows = validate_rows(vectors_ND, row_product_ids, products, self._card.dimension, self.column_types)
         ids = rows.products.ids.to_pylist()
         with self._change:
+            self._count_after_interruption()
             old = {row[ROW]: row[ID] for row in self._rows_of(ids, [ID])}
             with self.collection.errors_as():
                 for batch in to_entities(rows):
@@ -113,6 +114,7 @@ class MilvusIndex:
     def delete(self, product_ids: Sequence[str]) -> int:
         """See `ProductIndex.delete`."""
         with self._change:
+            self._count_after_interruption()
             old = {row[ROW]: row[ID] for row in self._rows_of(product_ids, [ID])}
             if old:
                 with self.collection.errors_as():
@@ -142,6 +144,14 @@ class MilvusIndex:
         with self.collection.errors_as():
             self._write_card()
 
+    def _count_after_interruption(self) -> None:
+        """Count all rows again if the card has another number: a process was killed between rows and card."""
+        num_rows = self._count("")
+        if num_rows == self._card.num_rows:
+            return
+        ids = {row[ID] for row in self._pages("", [ID])}
+        self._change_card(len(ids) - self._card.num_products, num_rows - self._card.num_rows, {})
+
     def _count(self, expression: str) -> int:
         with self.collection.errors_as():
             answer = self.collection.client.query(
@@ -153,17 +163,20 @@ class MilvusIndex:
         """Yield the rows of products, with their row ids and some fields."""
         for start in range(0, len(product_ids), _MAX_IDS):
             condition = OneOf(ID, tuple(product_ids[start : start + _MAX_IDS]))
-            with self.collection.errors_as():
-                iterator = self.collection.client.query_iterator(
-                    self.name,
-                    _ROWS_PER_PAGE,
-                    filter=to_expression([condition], [ID]),
-                    output_fields=[ROW, *fields],
-                    timeout=milvus_client.TIMEOUT,
-                )
-                while rows := iterator.next():
-                    yield from rows
-                iterator.close()
+            yield from self._pages(to_expression([condition], [ID]), fields)
+
+    def _pages(self, expression: str, fields: Sequence[str]) -> Iterator[Mapping[str, Any]]:
+        with self.collection.errors_as():
+            iterator = self.collection.client.query_iterator(
+                self.name,
+                _ROWS_PER_PAGE,
+                filter=expression,
+                output_fields=[ROW, *fields],
+                timeout=milvus_client.TIMEOUT,
+            )
+            while rows := iterator.next():
+                yield from rows
+            iterator.close()
 
 
 def build_milvus_index(
