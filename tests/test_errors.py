@@ -1,5 +1,6 @@
 """Failures in one line, from one process to another and into a run's folder."""
 
+import errno
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,8 @@ HINTS = {
     "optim.lr_scale.encoder=0.1": "no config key 'optim.lr_scale'; did you mean 'optim.lr_scales'?",
 }
 
+LOWER = "; lower data.batch_size, data.eval_batch_size, step.micro_batch_size or data.num_workers"
+OutOfMemoryError = type("OutOfMemoryError", (RuntimeError,), {})  # torch's
 TrialPruned = type("TrialPruned", (Exception,), {})  # Optuna's, by its name
 
 
@@ -37,6 +40,19 @@ TrialPruned = type("TrialPruned", (Exception,), {})  # Optuna's, by its name
         (ValueError("optim.lr=-1:\n  give more than 0"), "ValueError", "optim.lr=-1: give more than 0", True),
         (TypeError("no such thing"), "TypeError", "TypeError: no such thing", False),
         (TrialPruned("lags behind"), "TrialPruned", "lags behind", True),
+        (
+            OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 1 GiB free.\nSee the notes"),
+            "OutOfMemoryError",
+            f"CUDA out of memory. Tried to allocate 2.00 GiB{LOWER}",
+            True,
+        ),
+        (MemoryError(), "MemoryError", f"out of memory{LOWER}", True),
+        (
+            OSError(errno.EMFILE, "", "shop/0.tar"),
+            "OSError",
+            "shop/0.tar: Too many open files; raise the limit of this shell with ulimit -n",
+            True,
+        ),
         (ChildError(ErrorReport("KeyError", "KeyError: 'a'")), "KeyError", "KeyError: 'a'", True),
         (
             MissingConfigException("in Hydra's English", "hydra/launcher/jobli", ["basic"]),

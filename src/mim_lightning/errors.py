@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import json
 import os
 import sys
@@ -30,6 +31,7 @@ from mim_lightning.former_names import present_overrides
 from mim_lightning.io.damaged_file import errors_as_damaged_file
 
 EXTRA = "pip install 'mim-lightning[sweep]'"
+OUT_OF_MEMORY = "OutOfMemoryError"  # of torch, on a GPU
 NOTES = {"failed": "failed.json", "pruned": "pruned.json"}  # in a run's folder, by status: why it has no result
 
 
@@ -55,9 +57,9 @@ class ChildError(ChildProcessError):
 
 def is_user_error(error: Exception) -> bool:
     """Is this an error that the user can fix, so that one line is better than a call stack?"""
-    kinds = (ValueError, OSError, CompactHydraException, OmegaConfBaseException)
-    # by name: Lightning and Optuna are not imported here
-    named = type(error).__name__ in ("MisconfigurationException", "TrialPruned")
+    kinds = (ValueError, OSError, MemoryError, CompactHydraException, OmegaConfBaseException)
+    # by name: Lightning, Optuna and torch are not imported here
+    named = type(error).__name__ in ("MisconfigurationException", "TrialPruned", OUT_OF_MEMORY)
     return isinstance(error, kinds) or named or _is_wandbs(error) or _is_missing_package(error)
 
 
@@ -107,6 +109,9 @@ def clear_notes(folder: Path) -> None:
 
 
 def _one_line(error: Exception, name: str) -> str:
+    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+        place = f"{os.fsdecode(error.filename)}: " if error.filename is not None else ""
+        return f"{place}{os.strerror(error.errno)}; raise the limit of this shell with ulimit -n"
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         return f"{os.fsdecode(error.filename)}: {error.strerror}"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
@@ -115,6 +120,9 @@ def _one_line(error: Exception, name: str) -> str:
     if lines and lines[0].startswith("Caught"):
         lines = [lines[-1].split("Error: ", 1)[-1]]
     text = " ".join(lines)
+    if isinstance(error, MemoryError) or type(error).__name__ == OUT_OF_MEMORY:
+        reason = ". ".join(text.split(". ")[:2]).rstrip(".") or "out of memory"
+        return f"{reason}; lower data.batch_size, data.eval_batch_size, step.micro_batch_size or data.num_workers"
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         return _no_option(error.missing_cfg_file, error.options)
     cause = error.__cause__

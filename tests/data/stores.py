@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import socket
+import struct
 import threading
 import time
 from collections import Counter
@@ -23,7 +25,8 @@ class FaultyStore:
 
     `fail(name, fault, times)` has the next so many requests of a file answered by "error" (500), "refused" (403),
     "silent" (nothing at all), "stall" (half of it, then nothing), "cut" (half of it, then the end), "short" (a
-    shorter file), "flipped" (another byte in the middle), or "slow" (all of it, in pieces).
+    shorter file), "flipped" (another byte in the middle), "shifted" (another range of the same length), "reset" (half
+    of it, then the connection is reset), or "slow" (all of it, in pieces).
     """
 
     def __init__(self, folder: Path, has_ranges: bool = False) -> None:
@@ -76,6 +79,8 @@ class FaultyStore:
                 half = len(data) // 2
                 if fault == "short":
                     data = data[:half]
+                if fault == "shifted":
+                    data = data[half:] + data[:half]
                 if fault == "flipped":
                     data = data[:half] + bytes([data[half] ^ 1]) + data[half + 1 :]
                 self.send_response(status)
@@ -83,12 +88,17 @@ class FaultyStore:
                 self.end_headers()
                 pieces = 5 if fault == "slow" else 1
                 step = -(-len(data) // pieces)
-                for start in range(0, half if fault in ("stall", "cut") else len(data), step):
-                    self.wfile.write(data[start : min(start + step, half if fault in ("stall", "cut") else len(data))])
+                num_sent = half if fault in ("stall", "cut", "reset") else len(data)
+                for start in range(0, num_sent, step):
+                    self.wfile.write(data[start : min(start + step, num_sent)])
                     if fault == "slow":
                         store._end.wait(0.25)
                 if fault == "stall":
                     store._end.wait()
+                if fault == "reset":
+                    self.wfile.flush()
+                    self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                    self.connection.close()
 
             def log_message(self, *_: Any) -> None:
                 pass

@@ -13,7 +13,6 @@ import zlib
 from dataclasses import replace
 from multiprocessing import active_children
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,7 +23,6 @@ from mim_lightning.data.images.transforms import Augment
 from mim_lightning.data.loading.collate import Collate
 from mim_lightning.data.loading.corrupt_samples import CorruptSamplePolicy
 from mim_lightning.data.loading.loader import SequentialLoader, StreamLoader, load_samples
-from mim_lightning.data.loading.worker_processes import validate_shared_memory
 from mim_lightning.data.sampling.shuffled import ShuffledOrder, sequential_order
 from mim_lightning.data.shards.shard_set import MEMBERS, ShardSet
 from mim_lightning.types import Batch, ImageSpec, TextSpec
@@ -389,14 +387,6 @@ def test_workers_leave_signals_to_the_main_process(make_set: MakeSet) -> None:
     worker.terminate()  # by the main process
     worker.join(10)
     assert worker.exitcode == 0
-
-
-def test_full_shared_memory_is_named_before_workers_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=0))
-    validate_shared_memory(num_workers=0)
-    monkeypatch.setattr("mim_lightning.data.loading.worker_processes.SHARED_MEMORY", Path(__file__).parent)
-    with pytest.raises(OSError, match=r"No space left on device, .* set data\.num_workers=0"):
-        validate_shared_memory(num_workers=1)
 
 
 def test_an_abandoned_pass_plans_nothing(make_set: MakeSet, monkeypatch: pytest.MonkeyPatch) -> None:

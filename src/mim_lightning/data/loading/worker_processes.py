@@ -6,21 +6,19 @@ Whatever reads batches in workers uses `WorkerLoader`, `start_worker` and, aroun
 
 from __future__ import annotations
 
-import errno
 import os
-import shutil
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 from weakref import WeakSet
 
 import torch
 from torch.utils.data import DataLoader
 
-SHARED_MEMORY, MIN_FREE = Path("/dev/shm"), 2**20  # noqa: S108 - of the system; bytes
+from mim_lightning.io.shared_memory import SHARED_MEMORY, validate_shared_memory
+
 _passes: WeakSet[Any] = WeakSet()  # of all loaders of this process, while they have workers
 
 
@@ -28,7 +26,8 @@ class WorkerLoader(DataLoader[Any]):
     """A DataLoader whose workers `killed_workers_named` knows."""
 
     def __iter__(self) -> Any:
-        validate_shared_memory(self.num_workers)
+        if self.num_workers:
+            validate_shared_memory("data.num_workers=0")
         return super().__iter__()
 
     def _get_iterator(self) -> Any:
@@ -59,13 +58,6 @@ def killed_workers_named() -> Iterator[None]:
         else:
             reason = "perhaps out of memory; run the same command again, with a lower data.num_workers it needs less"
         raise ChildProcessError(f"a data worker was killed by {killed[0].name}: {reason}") from error
-
-
-def validate_shared_memory(num_workers: int) -> None:
-    """Raise OSError before workers start if shared memory is full: the error of the system would not name it."""
-    if num_workers and SHARED_MEMORY.is_dir() and shutil.disk_usage(SHARED_MEMORY).free < MIN_FREE:
-        reason = f"{os.strerror(errno.ENOSPC)}, but workers need some; free some space, or set data.num_workers=0"
-        raise OSError(errno.ENOSPC, reason, str(SHARED_MEMORY))
 
 
 def start_worker(worker_id: int) -> None:

@@ -32,6 +32,7 @@ from mim_lightning.data.shards.set_writer import (
 from mim_lightning.data.shards.shard_writer import Record, write_shard
 from mim_lightning.display.progress import ProgressMeter
 from mim_lightning.io.machine import num_cores
+from mim_lightning.io.shared_memory import validate_shared_memory
 from mim_lightning.io.store import Store
 
 ROWS_PER_PROCESS = 1_000  # fewer are written faster than another process starts
@@ -167,6 +168,7 @@ def _write_here(tasks: Iterator[ShardTask], writer: ShardWriter, progress: Progr
 def _write_in_processes(
     tasks: Iterator[ShardTask], num_workers: int, parts: tuple[Store, ImageReader, int], progress: ProgressMeter
 ) -> None:
+    validate_shared_memory("data.num_workers=1")
     # Spawned, because the caller may have threads (a trainer, a tokenizer) that a fork would not survive.
     context = multiprocessing.get_context("spawn")
     counts = context.RawArray(

@@ -27,6 +27,7 @@ from mim_lightning.display.progress import ProgressMeter
 from mim_lightning.io.atomic import write_errors_named
 from mim_lightning.io.machine import num_cores
 from mim_lightning.io.paths import to_path_or_url
+from mim_lightning.io.shared_memory import validate_shared_memory
 
 CHUNK_SIZE = 64  # images given to a process at once, the most that it loses when interrupted
 IMAGES_PER_PROCESS = 1_000  # fewer are inspected faster than another process starts
@@ -193,6 +194,7 @@ def _inspect_in_processes(
 ) -> Iterator[list[ImageProperties]]:
     """Yield the properties of each chunk, in order; only a few chunks are queued, so that Ctrl-C ends it soon."""
     queued: deque[tuple[ImageRef, Future[list[ImageProperties]]]] = deque()
+    validate_shared_memory("data.validation.num_processes=1")
     # Spawned, because the caller may have threads (a trainer, a tokenizer) that a fork would not survive.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(num_processes, context, _start_worker, (read,)) as pool:
