@@ -8,6 +8,7 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from mim_lightning.config import (
@@ -160,11 +161,16 @@ def fit(config: dict[str, Any], run: Run, description: Mapping[str, Any] | None 
     if is_first_rank():
         save_config(config, run.config_path)
         run.results_path.unlink(missing_ok=True)  # of a run that goes on with more time
-    started = time.perf_counter()
+    started, last_written = time.perf_counter(), _written_at(run.last_checkpoint)
     try:
         with killed_workers_named():
             trainer.fit(module, datamodule, ckpt_path=resume, weights_only=True if resume else None)
         seconds, stopped_after = time.perf_counter() - started, seconds_trained(trainer)
+        # what resumed from the best, for the last is missing or damaged, may have had no step left to do
+        if resume == run.best_checkpoint and trainer.strategy.broadcast(
+            "last" in callbacks and _written_at(run.last_checkpoint) == last_written
+        ):
+            trainer.save_checkpoint(run.last_checkpoint, weights_only=False)
         free_averages(trainer)
         # one answer for all ranks: all take part in writing it, and rank zero may have written it already
         if trainer.strategy.broadcast(not checkpoint.exists()):
@@ -185,3 +191,7 @@ def fit(config: dict[str, Any], run: Run, description: Mapping[str, Any] | None 
     finally:
         close_loggers(trainer)
     trainer.strategy.barrier()
+
+
+def _written_at(path: Path) -> int | None:
+    return path.stat().st_mtime_ns if path.exists() else None

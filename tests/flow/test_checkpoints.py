@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from mim_lightning.model.checkpoint import verify_checkpoint
 from mim_lightning.run import Run
 from tests.flow.entry_points import timeless, weights
 
@@ -16,7 +17,7 @@ def test_a_damaged_last_checkpoint_falls_back_to_the_best(fit: Fit, capfd: pytes
     run = fit()
     whole = timeless(run)
     content = run.last_checkpoint.read_bytes()
-    for damaged in (content[: len(content) // 2], content[:5000] + bytes(100) + content[5100:]):
+    for damaged in (content[: len(content) // 2], content[:5000] + bytes(100) + content[5100:], b""):
         run.last_checkpoint.write_bytes(damaged)
         run.results_path.unlink()
         capfd.readouterr()
@@ -24,6 +25,12 @@ def test_a_damaged_last_checkpoint_falls_back_to_the_best(fit: Fit, capfd: pytes
         warnings = [line for line in capfd.readouterr().err.splitlines() if line.startswith("warning:")]
         assert len(warnings) == 1 and "last.ckpt: damaged (" in warnings[0] and "from best.ckpt" in warnings[0]
         assert timeless(run) == pytest.approx(whole, abs=1e-6)
+        verify_checkpoint(run.last_checkpoint)
+    run.last_checkpoint.unlink()
+    run.results_path.unlink()
+    fit()
+    assert "there is no last.ckpt: resumed from best.ckpt" in capfd.readouterr().out
+    assert run.last_checkpoint.exists(), "also where no step was left to do"
     run.results_path.unlink()
     for path in (run.last_checkpoint, run.best_checkpoint):
         path.write_bytes(path.read_bytes()[:1000])
