@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from mim_lightning.config import compose
@@ -160,6 +161,8 @@ def test_an_addition_has_the_rows_of_both_tables(shop: Shop, capsys: pytest.Capt
 
 def test_deleted_products_leave_their_queries(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mim_lightning.data.shards.shard_set.MAX_ROWS", 1)
+    for name in ("MAX_JOINED", "KEYS_AT_ONCE"):  # columns of many samples are joined in a file, in parts
+        monkeypatch.setattr(f"mim_lightning.data.shards.shard_set.{name}", 2)
     folder = shop.prepare("shop", PRODUCTS, QUERIES)
     old = contents(open_prepared(folder))
     change(folder, delete=Deletion(products=["p0", "p5", "no such"], queries=["q7", "q12"]))
@@ -172,6 +175,7 @@ def test_deleted_products_leave_their_queries(shop: Shop, monkeypatch: pytest.Mo
     assert contents(open_prepared(folder)) == contents(open_prepared(shop.prepare("other", kept, queries)))
     assert contents(open_prepared(folder, version=1)) == old
     prepared = open_prepared(folder)
+    assert isinstance(prepared.queries("train").keys, np.memmap)
     assert prepared.verify(print)
     assert contents(prepared)
     assert len(prepared.queries("train")._rows) == 1

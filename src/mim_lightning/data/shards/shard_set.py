@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tempfile
 import time
 import uuid
 from collections import Counter
@@ -32,6 +33,7 @@ from mim_lightning.types import Sample
 __all__ = ["FORMAT_VERSION", "MEMBERS", "ShardError", "ShardSet"]
 
 KEYS_AT_ONCE = 1 << 22  # there may be hundreds of millions
+MAX_JOINED = 1 << 20  # values of a changed set's column that are in memory
 MAX_ROWS = 1024  # shards whose live rows are in memory, 8 MB of shards of 2000
 MAX_RANGES = 16  # samples of a shard that are read by ranges before it is downloaded
 RETRY_FACTOR = 10.0  # a shard that failed is not tried again for this many times the time that it took
@@ -130,7 +132,8 @@ class ShardSet:
     def column(self, name: str) -> np.ndarray:
         """Return one value per sample, (N,): keys, product_keys, category_keys or weights.
 
-        Memory-mapped; that of a set which was changed since it was prepared is put together in memory, once.
+        Memory-mapped; that of a set which was changed since it was prepared is put together once, of many samples in a
+        file that is gone with the process.
 
         Raises:
             ValueError: the set has no such column, or it is of another set.
@@ -141,8 +144,26 @@ class ShardSet:
         parts = [self._column_file(segment.column_file(name), segment.size) for segment in segments]
         if len(parts) == 1 and not len(self.index.removed):
             return parts[0]
-        self._columns[name] = np.concatenate(parts)[self.index.is_sample]
+        self._columns[name] = self._join(parts)
         return self._columns[name]
+
+    def _join(self, parts: Sequence[np.ndarray]) -> np.ndarray:
+        """Return the values of all samples, from the column files of all segments."""
+        dtype, num_samples, removed = parts[0].dtype, len(self), self.index.removed
+        if num_samples > MAX_JOINED:
+            with tempfile.TemporaryFile(prefix="mim-column-") as file:
+                joined: np.ndarray = np.memmap(file, dtype, "w+", shape=(num_samples,))
+        else:
+            joined = np.empty(num_samples, dtype)
+        row = done = 0
+        for part in parts:
+            for start in range(0, len(part), KEYS_AT_ONCE):
+                block = part[start : start + KEYS_AT_ONCE]
+                low, high = np.searchsorted(removed, [row, row + len(block)])
+                live = np.delete(block, removed[low:high] - row)
+                joined[done : done + len(live)] = live
+                row, done = row + len(block), done + len(live)
+        return joined
 
     def _column_file(self, name: str, size: int) -> np.ndarray:
         try:
