@@ -10,6 +10,7 @@ code; if the caller is killed, so is it. VENDORS does the same with nothing of t
 
 import fcntl
 import gc
+import importlib
 import json
 import os
 import selectors
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 PYTHON, VENDORS = "MIM_TESTS_PYTHON", "MIM_TESTS_PYTHON_VENDORS"  # environment variables
+HOOK = "MIM_TESTS_HOOK"  # likewise: a module that a fork imports first
 SCRIPT = """#!{python} -IS
 import sys
 sys.path.append({folder!r})
@@ -223,6 +225,11 @@ def _become(descriptors: list[int], request: dict[str, Any]) -> NoReturn:
     _read_environment()
     if "-u" in request["options"]:
         sys.stdout.reconfigure(write_through=True)
+    sys.orig_argv = [sys.executable, *request["options"], *request["arguments"]]
+    if (interruption := sys.modules.get("mim_lightning.interruption")) is not None and interruption.is_entry_point():
+        interruption.install()  # as the package does at its import
+    if (hook := os.environ.get(HOOK)) is not None:
+        importlib.import_module(hook)
     _end(_run(request["options"], request["arguments"]))
 
 

@@ -12,8 +12,8 @@ from __future__ import annotations
 import json
 import os
 import random
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -59,6 +59,17 @@ def record_outcome(part: str, target: str, input_: str) -> Iterator[Outcome]:
         _append(found)
         raise AssertionError(f"{target}, {input_} (seed {SEED}): {error}") from error
     _append(found)
+
+
+def record_all(part: str, target: str, inputs: Iterable[str], outcome: str, problem: Exception | None) -> None:
+    """Record one outcome of several inputs, which were tried one after the other, and raise the problem if any."""
+    for input_ in inputs:
+        with suppress(AssertionError), record_outcome(part, target, input_) as found:
+            if problem is not None:
+                raise problem
+            found.outcome = outcome
+    if problem is not None:
+        raise problem
 
 
 def _append(outcome: Outcome) -> None:

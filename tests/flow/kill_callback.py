@@ -1,7 +1,8 @@
-"""Callbacks that end the process as a power cut would, send it a signal, or sleep, after so many steps."""
+"""Callbacks that end the process as a power cut would, send it a signal, or sleep, after so many steps; or watch it."""
 
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -59,3 +60,23 @@ class SaveAt(Checkpoint):  # after the callbacks that change what is saved
     def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
         if trainer.global_step == self.step:
             trainer.save_checkpoint(self.path)
+
+
+class LogRows(Callback):
+    """Writes the rows of each batch to a file, a line a batch, and raises an audit event where training is."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, batch_idx: int) -> None:
+        rows = " ".join(map(str, batch.sample_nums.tolist()))
+        with Path(self.path).open("a") as file:
+            file.write(f"{trainer.global_rank} {trainer.current_epoch} {batch_idx}: {rows}\n")
+        sys.audit("tests.training", f"{self.path}/step")
+
+    def on_after_backward(self, trainer: Any, module: Any) -> None:
+        sys.audit("tests.training", f"{self.path}/gradients")
+
+    def on_validation_batch_start(self, trainer: Any, *_: Any) -> None:
+        if not trainer.sanity_checking:
+            sys.audit("tests.training", f"{self.path}/validation")

@@ -20,14 +20,18 @@ from tests.shop import picture, small, write_table
 Fit = Callable[..., Run]
 
 
-def grow(shop: Path) -> None:
-    """Add a product with two queries, and a query of a product that is there."""
-    picture("grey", "bar", 3).save(shop / "shop" / "new.jpg")
-    picture("grey", "bar", 5).save(shop / "shop" / "photo.jpg")
+def write_additions(shop: Path) -> tuple[Path, Path]:
+    """Write tables of a new product with two queries, and of a query of a product that is there."""
+    picture("grey", "bar", 3).save(shop / "new.jpg")
+    picture("grey", "bar", 5).save(shop / "photo.jpg")
     products = [{"product_id": "100", "image": "new.jpg", "title": "grey bar", "category": "bar"}]
     rows = (("train", "100"), ("val", "100"), ("train", "003"))
     queries = [{"split": split, "image": "photo.jpg", "text": "grey", "product_id": name} for split, name in rows]
-    tables = write_table(shop / "shop" / "new.csv", products), write_table(shop / "shop" / "more.csv", queries)
+    return write_table(shop / "new.csv", products), write_table(shop / "more.csv", queries)
+
+
+def grow(shop: Path) -> None:
+    tables = write_additions(shop / "shop")
     folder = f"data.folder={shop}/prepared/manifest"
     prepare(compose("prepare", ["data=shards", folder, f"add.products={tables[0]}", f"add.queries={tables[1]}"]))
 

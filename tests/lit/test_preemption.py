@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import errno
 import os
 import signal
@@ -22,7 +21,7 @@ from mim_lightning.io.paths import PathOrUrl
 from mim_lightning.lit import Preemption
 from mim_lightning.lit.trainer import AtomicCheckpointIO
 from mim_lightning.run import Run
-from tests.flow.entry_points import timeless
+from tests.flow.entry_points import logged, state, timeless
 
 Fit = Callable[..., Run]
 # five batches and three steps an epoch, the last of one batch
@@ -46,37 +45,6 @@ def signals(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
     for signum, handler in former.items():
         signal.signal(signum, handler)
-
-
-def state(run: Run) -> dict[str, torch.Tensor]:
-    """Return every tensor of the last checkpoint: live and averaged weights, optimizer, schedule, counters."""
-    found: dict[str, torch.Tensor] = {}
-
-    def collect(value: Any, place: str) -> None:
-        if isinstance(value, dict):
-            for key, part in value.items():
-                collect(part, f"{place}/{key}")
-        elif isinstance(value, list):
-            collect(dict(enumerate(value)), place)
-        elif isinstance(value, torch.Tensor | int | float):
-            found[place] = torch.as_tensor(value)
-
-    content = torch.load(run.last_checkpoint, map_location="cpu", weights_only=True)
-    parts = ("state_dict", "current_model_state", "averaging_state", "optimizer_states", "lr_schedulers")
-    for name in (*parts, "MatchDataModule", "loops", "epoch", "global_step"):
-        collect(content[name], name)
-    return found
-
-
-def logged(run: Run) -> list[dict[str, str]]:
-    """Return the rows of the log without what the clock decides, and without means over an epoch that was stopped."""
-    left_out = ("train/rows_per_second", "train/data_wait", "train/epoch_loss", "train/time", "train/seconds")
-    with (run.folder / "csv" / "version_0" / "metrics.csv").open(newline="") as file:
-        rows = [
-            {name: cell for name, cell in row.items() if cell and not name.startswith(left_out)}
-            for row in csv.DictReader(file)
-        ]
-    return [row for row in rows if row.keys() - {"epoch", "step"}]
 
 
 def stop_at(fit: Fit, *words: str, step: int, is_validating: bool = False) -> str:

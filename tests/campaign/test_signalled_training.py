@@ -1,0 +1,120 @@
+"""Runs that get Ctrl-C or SIGTERM at chosen and at random moments: gone in seconds, resumed, never 0 before the end."""
+
+from __future__ import annotations
+
+import random
+import re
+import signal
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+
+from mim_lightning.run import Run
+from tests.campaign.outcomes import cases, points, record_outcome
+from tests.campaign.processes import EntryPoint, wait_until
+from tests.campaign.training import WholeRun, assert_equal, assert_nothing_torn, command, rows_of
+
+Whole = Callable[[str], WholeRun]
+SIGNALS = {"SIGTERM": signal.SIGTERM, "Ctrl-C": signal.SIGINT}
+MOMENTS = [  # in the order in which a run that resumes meets them: what is done, the event, and its number
+    ("as it starts", "", 1),
+    ("before anything is written", "open .config.yaml.partial", 1),
+    ("in a step", "training rows/step", 2),
+    ("in the backward pass", "training rows/gradients", 1),
+    ("in a checkpoint, before it is written", "open checkpoints/.last.ckpt.partial", 1),
+    ("in a checkpoint, before it has its name", "rename checkpoints/.last.ckpt.partial", 1),
+    ("in a validation", "training rows/validation", 1),
+    ("in the checkpoint of a validation", "rename checkpoints/.best.ckpt.partial", 1),
+    ("in the last evaluation", "mkdir .evaluation.partial", 1),
+    ("before the results have their name", "rename .results.json.partial", 1),
+]
+SHORT = {  # in the default suite
+    ("1 process", "SIGTERM"): {"in a step", "in a checkpoint, before it has its name"},
+    ("2 processes", "Ctrl-C"): {"in a checkpoint, before it has its name"},
+}
+ROUNDS = [(f"{place}, {name}", (place, name)) for place in ("1 process", "2 processes") for name in SIGNALS]
+
+
+@pytest.mark.parametrize("round_", cases(ROUNDS))
+def test_every_moment(round_: tuple[str, str], whole_of: Whole, tmp_path: Path) -> None:
+    stop_and_resume(*round_, MOMENTS, whole_of, tmp_path)
+
+
+@pytest.mark.parametrize("round_", SHORT, ids=", ".join)
+def test_a_few_moments(round_: tuple[str, str], whole_of: Whole, tmp_path: Path) -> None:
+    stop_and_resume(*round_, [moment for moment in MOMENTS if moment[0] in SHORT[round_]], whole_of, tmp_path)
+
+
+@pytest.mark.parametrize("rng", points("signals", 12, 0))
+def test_random_moments(rng: random.Random, whole_of: Whole, tmp_path: Path) -> None:
+    place, name = rng.choice(["1 process", "1 process, 1 data worker", "2 processes"]), rng.choice(list(SIGNALS))
+    events = whole_of(place).events
+    drawn = [events[idx] for idx in sorted(rng.sample(range(len(events)), 2))]
+    moments = [(f"at random: {event}", event, 1) for event in drawn]
+    stop_and_resume(place, name, moments, whole_of, tmp_path)
+
+
+def stop_and_resume(
+    place: str, name: str, moments: Sequence[tuple[str, str, int]], whole_of: Whole, folder: Path
+) -> None:
+    """Send a run a signal at one moment after the other, each time by starting it again, then let it end."""
+    whole = whole_of(place)
+    shop, runs = whole.run.folder.parents[1], folder / "runs"
+    run, words = Run(whole.run.run_id, runs / whole.run.run_id), command(shop, runs, place)
+    stops = []
+    for what, event, number in moments:
+        started = EntryPoint("train", words, folder / "scratch", [run.folder, runs], event, number, seconds=0.5)
+        if event and not started.wait_for_event():
+            assert started.process.returncode == 0, started.stderr[-2000:]
+            continue  # a resumed run has that behind it
+        problem = None
+        try:
+            how = stop(started, run, SIGNALS[name])
+        except AssertionError as error:
+            how, problem = "", error
+        stops.append((what, how, problem))
+    problem = None
+    try:
+        last = EntryPoint("train", words, folder / "scratch")
+        assert last.wait() == 0, last.stderr[-2000:]
+        assert_equal(run, whole.run)
+        assert set(rows_of(runs)) == whole.rows, "rows of an epoch differ"
+    except (AssertionError, ValueError, OSError) as error:
+        problem = error
+    failures = []
+    for what, how, own in stops:
+        try:
+            with record_outcome("signal", f"train, {place}", f"{name} {what}") as found:
+                if own or problem:
+                    raise own or problem  # type: ignore[misc]
+                found.outcome = f"{how}; resumed, equal to the bit"
+        except AssertionError as error:
+            failures.append(str(error))
+    assert not failures, "\n".join(failures)
+
+
+def stop(started: EntryPoint, run: Run, signum: int) -> str:
+    """Send a signal, and check what a run that is stopped leaves; return it in words."""
+    is_first = not started.reached()
+    if is_first:
+        wait_until(lambda: bool(started.left()))
+    started.send(signum)
+    code = started.wait_until_gone()
+    errors = started.stderr.strip().splitlines()
+    assert "Traceback" not in started.stderr, f"call stack: {errors[-1]}"
+    assert_nothing_torn(run.folder)
+    if run.results_path.exists():
+        assert code in (0, 128 + signum), f"exit code {code} of a finished run"
+        return "had just finished"
+    assert code == 128 + signum, f"exit code {code}: {errors[-1:]}"
+    pattern = rf"stopped( at step (\d+))? by {signal.Signals(signum).name}(; the same command resumes)?"
+    said = re.fullmatch(pattern, errors[-1])
+    assert said, f"the last line is {errors[-1]!r}"
+    if said[2] is None:
+        return "gone, the line and the exit code of the signal, nothing to save"
+    assert said[3], "does not say how to resume"
+    last = torch.load(run.last_checkpoint, weights_only=True)["global_step"] if run.last_checkpoint.exists() else 0
+    assert last == int(said[2]), f"{errors[-1]}, but the checkpoint is of step {last}"
+    return "gone, the line and the exit code of the signal, saved where it was"
