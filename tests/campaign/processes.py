@@ -111,7 +111,7 @@ class EntryPoint:
 
     # --- what is done to it -------------------------------------------------------------------------
 
-    def wait(self, seconds: float = 240.0) -> int:
+    def wait(self, seconds: float = 900.0) -> int:
         return self.process.wait(timeout=seconds)
 
     def wait_for_event(self) -> bool:

@@ -66,6 +66,21 @@ def test_a_validation_amid_an_epoch_stays(tmp_path: Path) -> None:
     assert read(tmp_path) == [train(0, 0), val(0, 1), train(0, 1, 1.0)]
 
 
+def test_a_row_that_is_written_ahead_of_a_checkpoint_is_there_once(tmp_path: Path) -> None:
+    first = RunCSVLogger(tmp_path, "csv", flush_logs_every_n_steps=2)
+    full = {**train(0, 1), "late": 2.0}
+    for row, again in ((train(0, 0), train(0, 0)), (train(0, 1), full), (train(0, 2), None)):  # killed before the last
+        step = int(row.pop("step"))
+        first.log_ahead(row, step)
+        assert read(tmp_path)[-1] == {**row, "step": step}
+        if again:
+            first.log_metrics({name: value for name, value in again.items() if name != "step"}, step)
+            first.save()
+    assert read(tmp_path) == [train(0, 0), full, train(0, 2)]
+    log(tmp_path, train(1, 3))
+    assert read(tmp_path) == [train(0, 0), full, train(0, 2), train(1, 3)]
+
+
 def test_a_partial_line_of_a_killed_process_is_removed(tmp_path: Path) -> None:
     log(tmp_path, train(0, 0), train(0, 1))
     with (tmp_path / PATH).open("a") as file:

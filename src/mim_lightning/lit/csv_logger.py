@@ -56,6 +56,11 @@ class RunCSVLogger(CSVLogger):
             self._is_write_due = bool(self.experiment.metrics)  # a learning rate alone is not written
 
     @rank_zero_only
+    def log_ahead(self, metrics: Mapping[str, Any], step: int) -> None:
+        """Write a row that will be logged again, after a checkpoint of its step: a kill between the two keeps it."""
+        self.experiment.save_ahead(metrics, step)
+
+    @rank_zero_only
     def after_save_checkpoint(self, checkpoint_callback: ModelCheckpoint) -> None:
         """Write what was logged so far, and the next row: a run that is killed resumes from this checkpoint.
 
@@ -72,6 +77,7 @@ class _MetricsFile:
         self.path = path
         self.metrics: list[dict[str, Any]] = []  # to be written
         self._columns: list[str] | None = None  # of the file, once it is rewritten
+        self._ahead: dict[str, Any] | None = None  # the last row of the file, if it is to be logged again
 
     def log_hparams(self, params: Mapping[str, Any]) -> None:
         """Nothing to write: the run's config is beside the file."""
@@ -80,8 +86,19 @@ class _MetricsFile:
         row = {name: value.item() if isinstance(value, Tensor) else value for name, value in metrics.items()}
         self.metrics.append({**row, "step": step})
 
+    def save_ahead(self, metrics: Mapping[str, Any], step: int) -> None:
+        self.log_metrics(metrics, step)
+        row = self.metrics[-1]
+        self.save()
+        self._ahead = None if self.metrics else row
+
     def save(self) -> None:
         if not self.metrics:
+            return
+        ahead, self._ahead = self._ahead, None
+        if ahead == self.metrics[0]:
+            del self.metrics[0]
+            self.save()
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if self._columns is None:
@@ -91,9 +108,9 @@ class _MetricsFile:
             first = set().union(*self.metrics[: idx + 1])
             former = takewhile(lambda row: not _is_repeated(row, self.metrics[idx], first), self._read())
             self._rewrite([*former])
-        elif new := set().union(*self.metrics) - set(self._columns):
-            self._columns = sorted([*self._columns, *new])
-            self._rewrite(self._read())
+        elif ahead is not None or set().union(*self.metrics) - set(self._columns):
+            is_replaced = ahead is not None and ahead["step"] == self.metrics[0]["step"]
+            self._rewrite(self._read()[: -1 if is_replaced else None])
         else:
             with write_errors_named(self.path), self.path.open("a", newline="") as file:
                 csv.DictWriter(file, self._columns).writerows(self.metrics)

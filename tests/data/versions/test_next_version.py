@@ -421,6 +421,7 @@ def test_a_killed_change_leaves_one_version_whole(shop: Shop) -> None:
     folder, tables = shop.prepare("shop", PRODUCTS, QUERIES), shop.tables("new", NEW_PRODUCTS, NEW_QUERIES)
     both = contents(open_prepared(shop.prepare("both", PRODUCTS + NEW_PRODUCTS, QUERIES + NEW_QUERIES)))
     old, event, step, outcomes = contents(open_prepared(folder)), 3, 29, []
+    ids = open_prepared(folder).content()
     while True:
         ended = run_killed(folder, tables, event)
         prepared = open_prepared(folder)
@@ -434,6 +435,7 @@ def test_a_killed_change_leaves_one_version_whole(shop: Shop) -> None:
     assert open_prepared(folder).version == 2, "the same change again is none"
     assert contents(open_prepared(folder)) == both
     assert contents(open_prepared(folder, version=1)) == old
+    assert open_prepared(folder, version=1).content() == ids
 
 
 def test_two_changes_at_once_exclude_each_other(shop: Shop) -> None:

@@ -20,7 +20,7 @@ from typing import BinaryIO
 import numpy as np
 
 from mim_lightning.data.shards.open_shards import MEMBERS
-from mim_lightning.data.shards.set_index import FORMAT_VERSION
+from mim_lightning.data.shards.set_index import FIRST_VERSION, FORMAT_VERSION, INDEX_FILE, index_file, parse_pointer
 from mim_lightning.data.shards.shard_writer import COLUMNS, ShardFacts, read_shard
 from mim_lightning.io.store import Store
 
@@ -153,8 +153,11 @@ def write_columns(store: Store, set_name: str, num_shards: int, names: Sequence[
 
 
 def content_id(store: Store, set_name: str) -> str:
-    """Return a digest of the content of a set: its index has the checksum of every shard."""
-    return hashlib.blake2b(store.read(_join(set_name, "index.json")), digest_size=8).hexdigest()
+    """Return a digest of the content of a set, in its first version: its index has the checksum of every shard."""
+    content = store.read(_join(set_name, INDEX_FILE))
+    if parse_pointer(content) is not None:  # of a change that was killed before it was done
+        content = store.read(_join(set_name, index_file(FIRST_VERSION)))
+    return hashlib.blake2b(content, digest_size=8).hexdigest()
 
 
 def _read_markers(store: Store, set_name: str, markers: list[ShardMarker]) -> Iterator[Mapping[str, np.ndarray]]:

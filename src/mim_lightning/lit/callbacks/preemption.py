@@ -12,11 +12,13 @@ from weakref import proxy
 
 import torch
 from lightning import LightningModule, Trainer
+from lightning.fabric.utilities.apply_func import convert_tensors_to_scalars
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, WeightAveraging
 from lightning.pytorch.trainer.states import TrainerFn
 
 from mim_lightning import interruption
 from mim_lightning.interruption import Interruption
+from mim_lightning.lit.csv_logger import RunCSVLogger
 from mim_lightning.lit.rank_agreement import RankAgreement
 from mim_lightning.types import Batch
 
@@ -44,7 +46,7 @@ class Preemption(Checkpoint):
         self.every_minutes, self.patience, self.save_patience = every_minutes, patience, save_patience
         self._last: ModelCheckpoint | None = None
         self._agreement: RankAgreement | None = None
-        self._is_leaving_validation = False
+        self._is_leaving_validation = self._is_stopping = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         _restore_validation_counts(trainer)
@@ -70,6 +72,7 @@ class Preemption(Checkpoint):
         is_end = is_last_step(trainer) and not is_validation_due(trainer)
         if request and request != SAVE:
             # logged as Lightning does after this hook
+            self._is_stopping = True
             trainer._logger_connector.on_batch_end()
             trainer._logger_connector.update_train_step_metrics()
             self._stop(trainer, int(request), is_saved=is_end or step < trainer.max_steps or trainer.max_steps == -1)
@@ -121,6 +124,8 @@ class Preemption(Checkpoint):
         """
         progress: Any = trainer.fit_loop.epoch_loop.batch_progress.total
         is_batch_end = progress.completed < progress.processed
+        if is_batch_end and not self._is_stopping:
+            _log_ahead(trainer)
         if not self._is_leaving_validation and not (is_batch_end and is_validation_due(trainer)):
             return
         loops = checkpoint["loops"]["fit_loop"]
@@ -167,6 +172,22 @@ def _restore_validation_counts(trainer: Trainer) -> None:
     if loop.restarted_mid_evaluation:
         total: Any = loop.batch_progress.total
         total.ready = total.started = total.completed
+
+
+def _log_ahead(trainer: Trainer) -> None:
+    """Have loggers that can write the present step before its checkpoint: Lightning logs it afterwards.
+
+    A run that is killed between the two begins with the next step.
+    """
+    connector = trainer._logger_connector
+    loggers = [logger for logger in trainer.loggers if isinstance(logger, RunCSVLogger)]
+    if not loggers or not connector.should_update_logs:
+        return
+    row = convert_tensors_to_scalars(connector.metrics["log"])
+    if not row or "step" in row:
+        return
+    for logger in loggers:
+        logger.log_ahead({"epoch": trainer.current_epoch, **row}, trainer.fit_loop.epoch_loop._batches_that_stepped)
 
 
 def is_last_step(trainer: Trainer) -> bool:
