@@ -39,11 +39,11 @@ class Clients:
         while not self.is_stopped:
             try:
                 found = self._post("/search", f"like=003&user=user-{number}".encode())
-                self.impressions.append(found["impression_id"])
+                self.impressions.append(found["impression_id"].replace("-", ""))
                 clicked = found["impression_id"], found["hits"][0]["product_id"]
                 body = json.dumps(dict(zip(("impression_id", "product_id"), clicked, strict=True))).encode()
                 assert self._post("/click", body, "application/json") == {"recorded": True}
-                self.clicks.append(clicked)
+                self.clicks.append((clicked[0].replace("-", ""), clicked[1]))
             except urllib.error.HTTPError as error:
                 self.failures.append(error.code)
                 return
