@@ -9,9 +9,14 @@ import json
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+import ray
+import ray.util
+from ray.cluster_utils import Cluster
 
 from mim_lightning.data.preparation import ray_engine
 from mim_lightning.data.preparation.prepared import ShardSettings
@@ -29,16 +34,15 @@ class Nodes:
     """A cluster of a head and workers with one core each; every node has an address and processes of its own."""
 
     def __init__(self, num_workers: int, log: Path) -> None:
-        from ray.cluster_utils import Cluster
-
         self.log, one = log, {"num_cpus": 1, "object_store_memory": 80 * 2**20}
         checks = {"health_check_period_ms": 1_000, "health_check_failure_threshold": 5}
         head = {"include_dashboard": False, "_system_config": checks, "node_ip_address": "127.0.0.2"}
-        self.cluster = Cluster(initialize_head=True, head_node_args={**head, **one})
+        addresses = [f"127.0.0.{3 + number}" for number in range(num_workers)]
+        self.cluster = Cluster()
+        start(self.cluster, **head, **one)
         # whoever looks for a cluster on this machine would find this one
         (Path(self.cluster.head_node.get_session_dir_path()).parent / "ray_current_cluster").unlink(missing_ok=True)
-        addresses = [f"127.0.0.{3 + number}" for number in range(num_workers)]
-        self.workers = {address: self.cluster.add_node(node_ip_address=address, **one) for address in addresses}
+        self.workers = {address: start(self.cluster, node_ip_address=address, **one) for address in addresses}
 
     def start(self, root: Path, folder: Path) -> subprocess.Popen[bytes]:
         """Start a process on the head that prepares the shop in `root`."""
@@ -62,6 +66,14 @@ class Nodes:
         return [event for event in map(json.loads, lines) if event["kind"] == kind]
 
 
+def start(cluster: Cluster, **options: Any) -> Any:
+    """Start a node; Ray gives itself 30 s, which a busy machine may exceed."""
+    for _ in range(2):
+        with suppress(Exception):  # of no type of its own
+            return cluster.add_node(**options)
+    return cluster.add_node(**options)
+
+
 def record_join(table: Any, log: Path, finished: frozenset[int]) -> Any:
     found = join_part(table, finished)
     _append(log, kind="joined", part=int(table["part"][0].as_py()))
@@ -82,16 +94,12 @@ def record_write(table: Any, log: Path, job: ShardJob) -> dict[str, list[Any]]:
 
 
 def _append(log: Path, **event: Any) -> None:
-    import ray.util
-
     with log.open("a") as file:
         file.write(json.dumps({**event, "node": ray.util.get_node_ip_address(), "time": time.time()}) + "\n")
 
 
 def connect(address: str) -> None:
     """Make this process a driver on the head."""
-    import ray
-
     ray.init(address=address, _node_ip_address=address.split(":")[0], log_to_driver=False, logging_level="error")
 
 
