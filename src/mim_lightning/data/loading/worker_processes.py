@@ -12,14 +12,13 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
-from weakref import WeakSet
 
 import torch
 from torch.utils.data import DataLoader
 
 from mim_lightning.io.shared_memory import SHARED_MEMORY, validate_shared_memory
 
-_passes: WeakSet[Any] = WeakSet()  # of all loaders of this process, while they have workers
+_workers: list[Any] = []  # of all loaders of this process; Lightning lets go of a loader's after an error
 
 
 class WorkerLoader(DataLoader[Any]):
@@ -31,9 +30,9 @@ class WorkerLoader(DataLoader[Any]):
         return super().__iter__()
 
     def _get_iterator(self) -> Any:
-        started = super()._get_iterator()
+        started: Any = super()._get_iterator()
         if self.num_workers:
-            _passes.add(started)
+            _workers[:] = [*(worker for worker in _workers if worker.exitcode is None), *started._workers]
         return started
 
 
@@ -49,8 +48,9 @@ def killed_workers_named() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        codes = [worker.exitcode for started in _passes for worker in started._workers]
-        killed = [signal.Signals(-code) for code in codes if code is not None and code < 0]
+        codes = [worker.exitcode for worker in _workers]
+        # torch ends those that do not stop by themselves with SIGTERM
+        killed = [signal.Signals(-code) for code in codes if code is not None and code < 0 and -code != signal.SIGTERM]
         if not killed:
             raise
         if signal.SIGBUS in killed:
