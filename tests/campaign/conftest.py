@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 
+from tests.campaign.bench import Bench
 from tests.campaign.preparation import Prepared, make_prepared
 from tests.campaign.search import Shop, make_shop
+from tests.campaign.starved import small_disk
 from tests.campaign.sweeps import WholeSweep, sweep_whole
 from tests.campaign.training import WholeRun, run_whole
 
@@ -40,3 +42,11 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
 @pytest.fixture(scope="session")
 def sweeps(tmp_path_factory: pytest.TempPathFactory) -> WholeSweep:
     return sweep_whole(tmp_path_factory.mktemp("sweep"))
+
+
+@pytest.fixture(scope="session")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+    """A shop on a small disk of its own, where that may be mounted."""
+    folder = tmp_path_factory.mktemp("bench")
+    with small_disk(folder / "disk") as is_mounted:
+        yield Bench(folder / "disk", folder / "states", is_mounted)
