@@ -19,8 +19,11 @@ from mim_lightning.train_validation import validate_seed
 if TYPE_CHECKING:
     from lightning import Trainer
 
+    from mim_lightning.lit.callbacks.evaluation_parts import EvaluationParts
     from mim_lightning.lit.datamodule import MatchDataModule
     from mim_lightning.model.checkpoint import TrainedMatcher
+
+PARTS_FOLDER = "embedded"  # in the output, while an evaluation runs
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,7 @@ class CheckpointEvaluation:
     Args:
         config: of the run, with what the evaluation changed.
         fingerprint: of the weights, where it takes all processes to compute it.
+        parts: files of what is embedded, which are needed until the results are written.
     """
 
     title: str
@@ -39,6 +43,7 @@ class CheckpointEvaluation:
     fingerprint: str | None
     trainer: Trainer
     datamodule: MatchDataModule
+    parts: EvaluationParts | None
 
     @property
     def is_first(self) -> bool:
@@ -52,6 +57,8 @@ class CheckpointEvaluation:
         parts = self.trainer, self.model.matcher, self.datamodule, self.config
         save_evaluation(*parts, folder, self.model.fingerprint, self.fingerprint)
         Run(self.config["run"]["id"], folder).write_results(self.results)
+        if self.parts is not None:
+            self.parts.remove()
 
 
 def evaluate_checkpoint(config: dict[str, Any]) -> CheckpointEvaluation:
@@ -60,6 +67,7 @@ def evaluate_checkpoint(config: dict[str, Any]) -> CheckpointEvaluation:
     Args:
         config: as of conf/evaluate.yaml.
     """
+    from mim_lightning.lit.callbacks.evaluation_parts import EvaluationParts
     from mim_lightning.lit.console import ProgressBar
     from mim_lightning.lit.evaluation import evaluate_module, flatten
     from mim_lightning.lit.module import MatchModule
@@ -70,7 +78,7 @@ def evaluate_checkpoint(config: dict[str, Any]) -> CheckpointEvaluation:
 
     set_up_process(config, config["trainer"]["accelerator"])
     model = _load_model(config)
-    matcher, trained, data = model.matcher, model.config, _data_of(config, model)
+    matcher, trained, data = model.matcher, model.config, _data_of(config, model.config)
     # without data of its own, an evaluation repeats that of the run: in the versions that the run read
     versions = None if config.get("data") else {"main": 1, **data_versions_of(trained)}
     # the process that launched this one has prepared the data
@@ -88,7 +96,12 @@ def evaluate_checkpoint(config: dict[str, Any]) -> CheckpointEvaluation:
     precision = config["trainer"]["precision"]
     as_trained = (trained.get("trainer") or {}).get("precision") if precision == "auto" else precision
     options = {**config["trainer"], "precision": as_trained}
-    trainer = build(options, callbacks=[build({**callback, **changed}), ProgressBar()], logger=False)
+    callbacks, parts = [build({**callback, **changed}), ProgressBar()], None
+    if config["output"] and config["save_interval"] is not None:
+        facts = {"fingerprint": model.fingerprint, "precision": as_trained}
+        parts = EvaluationParts(Path(config["output"]) / PARTS_FOLDER, facts, config["save_interval"])
+        callbacks.append(parts)
+    trainer = build(options, callbacks=callbacks, logger=False)
     keep_batches(trainer)
     reports = evaluate_module(trainer, MatchModule(matcher), datamodule)
     # every process brings its part of sharded weights
@@ -96,26 +109,35 @@ def evaluate_checkpoint(config: dict[str, Any]) -> CheckpointEvaluation:
     run_config = {**trained, **changed, "data": data}
     run_config["callbacks"] = {**trained["callbacks"], "retrieval_eval": callback}
     title = f"{config['checkpoint'] or trained['run']['id']} ({model.fingerprint})"
-    return CheckpointEvaluation(title, flatten(reports, datamodule), model, run_config, found, trainer, datamodule)
+    results = flatten(reports, datamodule)
+    return CheckpointEvaluation(title, results, model, run_config, found, trainer, datamodule, parts)
 
 
 def prepare_evaluation(config: dict[str, Any]) -> None:
-    """Prepare the data for processes to launch, which would not wait for hours, and let go of the model."""
+    """Prepare the data for processes to launch, which would not wait for hours.
+
+    The model, which they load, is loaded here only where a source is validated.
+    """
     from mim_lightning.analysis.html.validation_page import write_validation_report
     from mim_lightning.data.preparation.preparation import prepare_data
+    from mim_lightning.data.preparation.prepared import is_prepared
+    from mim_lightning.model.checkpoint import read_config
     from mim_lightning.types import specs_by_field
 
-    model = _load_model(config)
-    data = _data_of(config, model)
-    specs = specs_by_field(model.matcher.input_specs())
-    prepare_data(build_preparation(data), write_validation_report, specs=specs, needed=(data["val_split"],))
+    if not config["checkpoint"]:
+        _validate_untrained(config)
+    data = _data_of(config, read_config(config["checkpoint"]) if config["checkpoint"] else config)
+    parts = build_preparation(data)
+    is_validated = parts.source is not None and isinstance(parts.folder, Path) and not is_prepared(parts.folder)
+    specs = specs_by_field(_load_model(config).matcher.input_specs()) if is_validated else None
+    prepare_data(parts, write_validation_report, specs=specs, needed=(data["val_split"],))
 
 
-def _data_of(config: dict[str, Any], model: TrainedMatcher) -> dict[str, Any]:
+def _data_of(config: dict[str, Any], trained: dict[str, Any]) -> dict[str, Any]:
     """Return the config of the data to evaluate on."""
     from mim_lightning.lit.datamodule import MatchDataModule
 
-    data = config.get("data") or data_of(model.config, config["checkpoint"])
+    data = config.get("data") or data_of(trained, config["checkpoint"])
     validate_arguments(MatchDataModule, data, "data" if config.get("data") else f"{config['checkpoint']}: data")
     return {**data, "val_split": config["split"] or data["val_split"]}
 
@@ -150,12 +172,7 @@ def _build_untrained(config: Mapping[str, Any]) -> TrainedMatcher:
     from mim_lightning.model.checkpoint import TrainedMatcher
     from mim_lightning.model.fingerprint import fingerprint
 
-    for group, example in (("encoder", "clip_vit_b32"), ("model", "3tower"), ("data", "manifest")):
-        if not config.get(group):
-            raise ValueError(
-                f"checkpoint: needs a value; give checkpoint=<file>, or {group}={example} and so on for a model that "
-                "was never trained: encoder, model and data"
-            )
+    _validate_untrained(config)
     validate_seed(config["seed"])
     seed_everything(config["seed"], workers=True, verbose=False)
     evaluation = {"_target_": "mim_lightning.lit.RetrievalEval"}
@@ -168,3 +185,13 @@ def _build_untrained(config: Mapping[str, Any]) -> TrainedMatcher:
     }
     matcher = build_matcher(config)
     return TrainedMatcher(matcher, run_config, fingerprint(matcher))
+
+
+def _validate_untrained(config: Mapping[str, Any]) -> None:
+    """Raise ValueError for an evaluation without a checkpoint that lacks encoder, model or data."""
+    for group, example in (("encoder", "clip_vit_b32"), ("model", "3tower"), ("data", "manifest")):
+        if not config.get(group):
+            raise ValueError(
+                f"checkpoint: needs a value; give checkpoint=<file>, or {group}={example} and so on for a model that "
+                "was never trained: encoder, model and data"
+            )

@@ -4,7 +4,8 @@
 
 Model, directions and, unless `data` is given, data come from the config in the checkpoint: the results are those of the
 training run. Without a checkpoint they come from the command line. `trainer.devices` and launchers such as torchrun and
-srun divide the rows among processes; the results are those of one process.
+srun divide the rows among processes; the results are those of one process. With `output`, an evaluation that was
+interrupted goes on with what it had embedded, on any number of processes.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ KINDS: dict[str, Any] = {
     "directions": dict | None,
     "embed_dim": int | None,
     "reuse_memory": bool,
+    "save_interval": float | None,
     "whole_gallery": bool,
 }
 

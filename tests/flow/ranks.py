@@ -1,7 +1,8 @@
 """python -m tests.flow.ranks torchrun|srun <number> <JSON>: commands in processes as a launcher starts them.
 
-The JSON is a list of [name of an entry point, [overrides]]; every process runs all of them, one after the other. A
-process that fails ends with code 1, and with it the others, as torchrun and `srun --kill-on-bad-exit` have it.
+The JSON is a list of [name of an entry point, [overrides]]; every process runs all of them, one after the other. After
+["kill", [rank, number]] that rank is killed as it starts so many batches of an evaluation. A process that fails ends
+with code 1, and with it the others, as torchrun and `srun --kill-on-bad-exit` have it.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import signal
 import socket
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 from mim_lightning.config import compose
 
@@ -55,6 +57,9 @@ def run(commands: list[tuple[str, list[str]]]) -> None:
     code = 1
     try:
         for name, overrides in commands:
+            if name == "kill":
+                kill_at(*map(int, overrides))
+                continue
             getattr(importlib.import_module(f"mim_lightning.{name}"), name)(compose(name, overrides))
         code = 0
     except ValueError as error:
@@ -63,6 +68,19 @@ def run(commands: list[tuple[str, list[str]]]) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
+
+
+def kill_at(rank: int, number: int) -> None:
+    from mim_lightning.lit.module import MatchModule
+
+    embed, batches = MatchModule.validation_step, iter(range(1, number))
+
+    def embed_or_die(module: MatchModule, *arguments: Any) -> Any:
+        if module.global_rank == rank and next(batches, None) is None:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return embed(module, *arguments)
+
+    MatchModule.validation_step = embed_or_die  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":

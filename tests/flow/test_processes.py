@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 from pathlib import Path
 
@@ -15,8 +16,10 @@ from mim_lightning.build_index import build_index
 from mim_lightning.config import compose
 from mim_lightning.evaluate import evaluate
 from mim_lightning.inference.loading import load_trained
+from mim_lightning.lit.module import MatchModule
 from mim_lightning.run import identify
 from mim_lightning.train import train
+from mim_lightning.types import Batch, Embeddings
 from tests.flow.entry_points import start
 from tests.shop import small, write_shop
 
@@ -92,6 +95,49 @@ def test_evaluate_starts_processes_and_returns_their_results(checkpoint: Path) -
     words = [f"checkpoint={checkpoint}", "trainer=cpu"]
     several = evaluate(compose("evaluate", [*words, "trainer.devices=2"]))
     assert json.dumps(several) == json.dumps(evaluate(compose("evaluate", words)))
+
+
+def test_an_evaluation_that_was_killed_goes_on_with_what_it_had_embedded(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    words = [f"checkpoint={checkpoint}", "trainer=cpu"]
+    evaluate(compose("evaluate", [*words, f"output={tmp_path}/whole"]))
+    words += ["save_interval=0", f"output={tmp_path}/killed"]
+    killed = [("kill", ["1", "4"]), ("evaluate", [*words, "trainer.devices=2"])]
+
+    code, _, errors = start_ranks(2, killed)
+
+    parts = [load_file(path) for path in tmp_path.glob("killed/embedded/*.safetensors")]
+    num_kept = sum(len(part["row_keys"]) for part in parts)
+    assert code == 1 and "rank 1 ended with -9" in errors and num_kept >= 5, errors
+    embedded: list[int] = []
+    embed = MatchModule.validation_step
+
+    def count(module: MatchModule, batch: Batch, *arguments: int) -> dict[str, Embeddings]:
+        embedded.append(len(batch))
+        return embed(module, batch, *arguments)
+
+    monkeypatch.setattr(MatchModule, "validation_step", count)
+    caplog.set_level("INFO")
+    evaluate(compose("evaluate", words))
+
+    (found,) = re.findall(r"embedded: (\d+) of 14 rows are embedded already", caplog.text)
+    assert sum(embedded) == 14 - int(found) and int(found) >= num_kept - 2, "the last batch of each set is done again"
+    for name in ("results.json", "evaluation/record.json"):
+        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+    for path in (tmp_path / "whole").rglob("*.safetensors"):
+        mine, other = load_file(path), load_file(tmp_path / "killed" / path.relative_to(tmp_path / "whole"))
+        assert mine.keys() == other.keys() and all((mine[key] == other[key]).all() for key in mine), path
+    assert not (tmp_path / "killed" / "embedded").exists()
+
+
+def test_the_process_that_starts_others_loads_no_model(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "mim_lightning.checkpoint_evaluation._load_model", lambda config: pytest.fail("loads the model")
+    )
+    monkeypatch.setattr("mim_lightning.evaluate.launch", lambda *given: {"num_processes": given[-1]})
+    words = [f"checkpoint={checkpoint}", "trainer=cpu", "trainer.devices=2"]
+    assert evaluate(compose("evaluate", words)) == {"num_processes": 2}
 
 
 def test_a_failure_of_one_process_ends_all_and_what_is_embedded_stays(

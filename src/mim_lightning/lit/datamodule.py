@@ -36,7 +36,7 @@ from mim_lightning.data.shards.mixture_set import MAIN, ConcatShardSet, parse_mi
 from mim_lightning.data.shards.shard_set import ShardSet
 from mim_lightning.data.splits import Protocol
 from mim_lightning.data.validation.settings import ValidationSettings
-from mim_lightning.fields import QUERY
+from mim_lightning.fields import PRODUCT, QUERY
 from mim_lightning.io.machine import num_cores
 from mim_lightning.io.paths import to_path_or_url
 from mim_lightning.types import LOG_FREQUENCY, WEIGHT, ImageSpec, TowerSpec, fields_of, side_of, specs_by_field
@@ -133,6 +133,7 @@ class MatchDataModule(LightningDataModule):
         self.opened, self._is_prepared = self._open(prepared), prepared is not None or source is None
         self._gallery_sample: tuple[int, int] | None = None
         self._gallery_numbers: list[np.ndarray] | None = None
+        self._embedded: dict[int, np.ndarray] = {}  # by dataloader_idx
         self._was_checked: dict[bool, bool] = {}  # for training, or for evaluation alone
         self._features: dict[str, FeatureTable] = {}  # by tower
         self._columns: tuple[str, ...] = ()
@@ -238,13 +239,35 @@ class MatchDataModule(LightningDataModule):
             dataset.collate = self._train_collate(dataset.shards)
 
     def val_dataloader(self) -> list[StreamLoader]:
+        return [self._evaluation_loader(idx, *part) for idx, part in enumerate(self._evaluated())]
+
+    def num_evaluated(self) -> list[int]:
+        """Return the rows of a whole evaluation pass, by dataloader_idx."""
+        return [len(shards) if numbers is None else len(numbers) for shards, numbers in self._evaluated()]
+
+    def _evaluated(self) -> list[tuple[ShardSet, np.ndarray | None]]:
+        """Return each set that is evaluated, by dataloader_idx, and which of its samples; None: all."""
         gallery = self.opened.gallery
         chosen: Sequence[np.ndarray | None] = self.gallery_numbers() or (None,) * len(gallery)
-        galleries = [
-            self._evaluation_loader(products, "product", numbers)
-            for products, numbers in zip(gallery, chosen, strict=True)
+        return [(self.opened.queries, None), *zip(gallery, chosen, strict=True)]
+
+    def last_batches(self) -> list[int]:
+        """Return the first sample of the last batch of each set, in the batches that one process would make."""
+        return [
+            start if numbers is None else int(numbers[start])
+            for shards, numbers in self._evaluated()
+            for num_rows in [len(shards) if numbers is None else len(numbers)]
+            for start in [(num_rows - 1) // self.eval_batch_size * self.eval_batch_size]
         ]
-        return [self._evaluation_loader(self.opened.queries, "query"), *galleries]
+
+    def skip_embedded(self, embedded: Mapping[int, np.ndarray]) -> None:
+        """Leave out batches of one process whose rows were embedded before; never the last one of a set.
+
+        Args:
+            embedded: the number of the first sample of each such batch, by dataloader_idx.
+        """
+        assert self.as_one_process
+        self._embedded = dict(embedded)
 
     def sample_gallery(self, num_distractors: int | None, seed: int) -> None:
         """Evaluate against a sample of the gallery, see `data.sampling.gallery_sample`; None: against the whole."""
@@ -258,10 +281,16 @@ class MatchDataModule(LightningDataModule):
             self._gallery_numbers = sample_gallery(self.opened.gallery, self.opened.queries, *self._gallery_sample)
         return self._gallery_numbers
 
-    def _evaluation_loader(self, shards: ShardSet, side: str, numbers: np.ndarray | None = None) -> StreamLoader:
+    def _evaluation_loader(self, idx: int, shards: ShardSet, numbers: np.ndarray | None) -> StreamLoader:
+        side = QUERY if idx == QUERIES else PRODUCT
         specs = {name: spec for name, spec in self.specs.items() if side_of(name) == side}
         num_rows, world_size = len(shards) if numbers is None else max(1, len(numbers)), self._placement()["world_size"]
         batch_size = min(self.eval_batch_size, num_rows)
+        if (embedded := self._embedded.get(idx)) is not None:
+            numbers = np.arange(num_rows) if numbers is None else numbers
+            is_left = ~np.isin(numbers[::batch_size], embedded)
+            is_left[-1:] = True  # Lightning leaves out a pass without batches
+            numbers = numbers[np.repeat(is_left, batch_size)[: len(numbers)]]
         if self.as_one_process:
             batch_size *= world_size
         else:  # every rank needs a row, to take part in the collectives

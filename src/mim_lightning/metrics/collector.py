@@ -70,19 +70,26 @@ class EmbeddingCollector:
         batch |= {f"vectors_{name}": vectors[name] for name in self.names}
         batch |= {f"present_{name}": present[name] for name in self.names}
         batch |= {f"column_{name}": _at_least_one_wide(columns[name]) for name in self.columns}
-        device = self.device or row_keys.device
+        self.append({name: batch[name][valid] for name in self._dtypes})
+
+    def append(self, rows: Mapping[str, Tensor]) -> None:
+        """Keep rows, in the parts that `read` returns."""
         stop = self.num_rows
         for name, dtype in self._dtypes.items():
-            rows = batch[name][valid].to(device, dtype)
-            stop = self.num_rows + len(rows)
-            self._make_room(name, rows, stop)
+            part = rows[name].to(self.device or rows[name].device, dtype)
+            stop = self.num_rows + len(part)
+            self._make_room(name, part, stop)
             kept = self._parts[name]
-            if name.startswith("column_") and rows.dim() == 2:
-                rows = F.pad(rows, (0, kept.shape[1] - rows.shape[1]), value=NO_KEY)
-            elif rows.shape[1:] != kept.shape[1:]:
-                raise ValueError(f"{name}: is {tuple(rows.shape[1:])} wide, earlier batches {tuple(kept.shape[1:])}")
-            kept[self.num_rows : stop] = rows
+            if name.startswith("column_") and part.dim() == 2:
+                part = F.pad(part, (0, kept.shape[1] - part.shape[1]), value=NO_KEY)
+            elif part.shape[1:] != kept.shape[1:]:
+                raise ValueError(f"{name}: is {tuple(part.shape[1:])} wide, earlier batches {tuple(kept.shape[1:])}")
+            kept[self.num_rows : stop] = part
         self.num_rows = stop
+
+    def read(self, rows: slice) -> dict[str, Tensor]:
+        """Return rows in the order in which they were collected: keys, vectors, presence and ids by name."""
+        return {name: part[rows] for name, part in self._parts.items()}
 
     def take_table(self) -> EmbeddingTable:
         """Return the rows of this process, ascending by key, and forget them.

@@ -123,6 +123,16 @@ def stored_fingerprint(path: Path) -> str:
     return str(_read_facts(path)[SECTION]["fingerprint"])
 
 
+def read_config(path: str | Path) -> dict[str, Any]:
+    """Return the resolved config of the run that wrote a checkpoint, without reading its weights.
+
+    Raises:
+        ValueError: as `load_matcher`, but for weights that are damaged.
+    """
+    config: dict[str, Any] = _read(path, with_weights=False)[SECTION]["config"]
+    return config
+
+
 def verify_checkpoint(path: Path) -> None:
     """Read a whole checkpoint and verify its checksums.
 
@@ -254,12 +264,12 @@ def _towers(names: tuple[str, ...]) -> list[str]:
     return list(dict.fromkeys(".".join(name.split(".")[:3]) for name in names))
 
 
-def _read(path: str | Path) -> dict[str, Any]:
+def _read(path: str | Path, with_weights: bool = True) -> dict[str, Any]:
     if is_sharded_checkpoint(path):
-        content = read_sharded(path)
+        content = read_sharded(path) if with_weights else {"state_dict": {}, **read_meta(Path(path))}
     elif Path(path).is_file():
         with errors_as_damaged_file(Path(path)):
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=not with_weights)
     else:
         what = f"no sharded checkpoint: it lacks {META}" if Path(path).is_dir() else "no such checkpoint file"
         raise ValueError(f"{path}: {what}")

@@ -109,6 +109,7 @@ class RetrievalEval(Callback):
         self.num_distractors, self.distractor_seed = num_distractors, distractor_seed
         self.memory: EvaluationMemory | None = None  # of the last pass
         self.collectors: dict[int, EmbeddingCollector] = {}
+        self.num_restored = {QUERIES: 0, GALLERY: 0}  # rows of a process that come from an interrupted evaluation
         self.tables: tuple[EmbeddingTable, EmbeddingTable] | None = None  # queries and gallery of the last pass
         self.reports: dict[str, RetrievalReport] = {}  # of the last pass
         self.empty: dict[str, str] = {}  # directions without a query in the last pass, and why
@@ -199,7 +200,7 @@ class RetrievalEval(Callback):
         opened = trainer.datamodule.opened  # type: ignore[attr-defined]
         loaders: Sequence[StreamLoader] = trainer.val_dataloaders  # type: ignore[assignment]
         own = [_rows_of_rank(loader.order, trainer.world_size, loader.ranks.in_whole_batches) for loader in loaders]
-        num_samples = [loader.order.num_samples for loader in loaders]
+        num_samples = trainer.datamodule.num_evaluated()  # type: ignore[attr-defined]
         columns = {side: self._columns(side, sum(num_samples)) for side in (QUERY, PRODUCT)}
         widest = {QUERY: opened.queries.max_relevant, PRODUCT: max(shards.max_relevant for shards in opened.gallery)}
         # with the row's key
@@ -208,8 +209,8 @@ class RetrievalEval(Callback):
         return EvaluationMemory(
             num_queries=num_samples[0],
             num_gallery=sum(num_samples[1:]),
-            own_queries=own[0],
-            own_gallery=sum(own[1:]),
+            own_queries=own[0] + self.num_restored[QUERIES],
+            own_gallery=sum(own[1:]) + self.num_restored[GALLERY],
             query_towers=sides.count(QUERY),
             gallery_towers=sides.count(PRODUCT),
             width=matcher.dimension,
