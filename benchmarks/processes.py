@@ -1,9 +1,10 @@
-"""python benchmarks/processes.py [--rows 10000 40000] [--output FILE]: evaluate and build_index in one process and two.
+"""Measure evaluate and build_index in one process and in two: `PYTHONPATH=. python benchmarks/processes.py`.
 
-Writes made-up catalogs (five drawn pictures, a distinct one a product by its bytes, and a text), 2,000 queries, and a
-checkpoint of small towers that were never trained; then starts the commands as users do. Seconds are those of a CPU
-that a process took, which other work on the machine hardly changes, and of the clock. Memory is the largest resident
-set that a process reached, watched ten times a second: of the processes that embed, and of the one that was started.
+Writes made-up catalogs (a product has a picture of random patches and a text), 2,000 queries (the picture of a product
+in another light), and a checkpoint of small towers that were never trained; then starts the commands as users do.
+Seconds are those of a CPU that a process took, which other work on the machine hardly changes, and of the clock. Memory
+is the largest resident set that a process reached, watched ten times a second: of the processes that embed, and of the
+one that was started.
 """
 
 from __future__ import annotations
@@ -22,15 +23,17 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from machine import cpu, memory_bytes, process_seconds, process_tree
+from PIL import Image
 from record import add_output, read_record, write_record
 
 from mim_lightning.config import build_matcher, compose
 from mim_lightning.data.shards.shard_writer import Record
 from mim_lightning.model.checkpoint import PREFIX, SECTION, describe_checkpoint
 from tests.shard_sets import write_shard_set
-from tests.shop import COLOURS, picture, small
+from tests.shop import COLOURS, small
 
 NUM_QUERIES, SHARD_ROWS = 2_000, 1_000
 COMMANDS = ("evaluate", "build_index")
@@ -38,17 +41,23 @@ COMMANDS = ("evaluate", "build_index")
 
 def records(num_rows: int, field: str) -> Iterator[Record]:
     """Yield the products of a catalog, or queries of the first of them."""
-    photos = []
-    for colour in COLOURS:
-        picture(colour, "disc", 0).save(file := BytesIO(), "jpeg")
-        photos.append(file.getvalue())
     for number in range(num_rows):
         colour = list(COLOURS)[number % 5]
         facts = {"product_id": f"{number:07d}", "category": colour, "title": f"{colour} disc {number}"}
         facts |= {"product_text": f"{colour} disc {number}", "metadata": {"price": number % 97}}
         if field == "query_image":
-            facts |= {"query_id": f"q{number}", "query_text": colour, "asked_ids": [facts["product_id"]]}
-        yield Record({field: photos[number % 5] + number.to_bytes(8, "little")}, facts)
+            facts |= {"query_id": f"q{number}", "query_text": colour}
+            facts |= {key: [facts["product_id"]] for key in ("asked_ids", "shown_ids")}
+        yield Record({field: photo(number, 0.8 if field == "query_image" else 1.0)}, facts)
+
+
+def photo(number: int, light: float) -> bytes:
+    """Return a JPEG of random patches, others for each number."""
+    patches = np.random.default_rng(number).integers(0, 256, (5, 6, 3)) * light
+    Image.fromarray(patches.astype(np.uint8)).resize((48, 40), Image.Resampling.BILINEAR).save(
+        file := BytesIO(), "jpeg"
+    )
+    return file.getvalue()
 
 
 def write(folder: Path, num_rows: int) -> Path:
@@ -109,7 +118,7 @@ def start(command: str, checkpoint: Path, num_processes: int) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 40_000], help="of the catalogs")
+    parser.add_argument("--rows", type=int, nargs="+", default=[5_000, 20_000], help="of the catalogs")
     parser.add_argument("--commands", nargs="+", default=COMMANDS, choices=COMMANDS)
     add_output(parser, "a JSON file; starts that it has of other commands and sizes stay")
     wishes = parser.parse_args()
