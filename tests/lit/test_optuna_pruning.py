@@ -1,4 +1,4 @@
-"""A trial reports every epoch, and ends when it lags behind the others."""
+"""A trial reports every validation, and ends when it lags behind the others."""
 
 import math
 from pathlib import Path
@@ -37,6 +37,10 @@ def validate(callback: OptunaPruning, value: float, epoch: int, is_global_zero: 
         is_global_zero=is_global_zero,
         callback_metrics={MONITOR: value},
         current_epoch=epoch,
+        global_step=10 * epoch + 10,
+        check_val_every_n_epoch=1,
+        val_check_batch=10,
+        num_training_batches=10,
         strategy=SimpleNamespace(broadcast=lambda verdict: verdict),
     )
     for name, part in state.items():
@@ -68,6 +72,18 @@ def test_every_trial_gets_some_epochs(trial: dict[str, Any]) -> None:
     validate(callback, 0.1, 1)
     with pytest.raises(optuna.TrialPruned):
         validate(callback, 0.1, 2)
+
+
+@pytest.mark.parametrize("how", [{"val_check_batch": 5}, {"check_val_every_n_epoch": None}])
+def test_each_of_several_validations_in_an_epoch_is_a_report(trial: dict[str, Any], how: dict[str, Any]) -> None:
+    trial = {**trial, "warmup_epochs": 1}
+    callback, resumed = OptunaPruning(MONITOR, trial), OptunaPruning(MONITOR, trial)
+    validate(callback, 0.3, 0, **how)
+    validate(callback, 0.2, 0, **how)
+    resumed.load_state_dict(callback.state_dict())
+    with pytest.raises(optuna.TrialPruned, match=r"pruned after step 7, in epoch 1: "):
+        validate(resumed, 0.1, 1, **how, global_step=7)
+    assert reported(trial) == {0: 0.3, 1: 0.2, 2: 0.1}
 
 
 def test_only_fitting_reports(trial: dict[str, Any]) -> None:

@@ -69,7 +69,7 @@ def test_every_direction_is_tracked_from_epoch_minus_one(trained: Run) -> None:
     assert set(history) == set(directions) - {"composed_to_other_product"}
     for queries in history.values():
         assert len(queries) == 4
-        assert all([epoch for epoch, _ in ranks] == EPOCHS for ranks in queries.values())
+        assert all([found.epoch for found in ranks] == EPOCHS for ranks in queries.values())
     assert len({frozenset(queries) for queries in history.values()}) == 1  # the same queries in each
 
 

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from mim_lightning.data.shards.lookup import QueryFacts
 from mim_lightning.io.atomic import atomic_write, write_errors_named
@@ -150,17 +151,26 @@ class TrackedQueryLog:
         return dataclasses.replace(row, rank_before=before, best_rank=min(found, default=0))
 
 
-def read_history(folder: Path) -> dict[str, dict[str, list[tuple[int, int]]]]:
-    """Return the ranks of a run's tracked queries: by direction and query id, (epoch, rank) pass by pass.
+class TrackedRank(NamedTuple):
+    """The rank of a query in one validation pass."""
 
-    Epoch -1 is before training; rank 0 is beyond the depth. Empty for a run that tracked none.
+    step: int  # optimizer steps before the pass
+    epoch: int  # -1: before training
+    rank: int  # 0: rank > depth
+
+
+def read_history(folder: Path) -> dict[str, dict[str, list[TrackedRank]]]:
+    """Return the ranks of a run's tracked queries, by direction and query id, pass by pass.
+
+    Empty for a run that tracked none.
 
     Args:
         folder: of the run, or its browser folder.
     """
-    history: dict[str, dict[str, list[tuple[int, int]]]] = {}
+    history: dict[str, dict[str, list[TrackedRank]]] = {}
     for row in read_tracked(folder):
-        history.setdefault(row.direction, {}).setdefault(row.query_id, []).append((row.epoch, row.rank))
+        rank = TrackedRank(row.step, row.epoch, row.rank)
+        history.setdefault(row.direction, {}).setdefault(row.query_id, []).append(rank)
     return history
 
 

@@ -67,6 +67,7 @@ def _recall_by_epoch(wr: Any, monitor: str) -> list[Any]:
     return [
         _lines(wr, f"{monitor} (epoch -1: before training)", "epoch", [monitor]),
         _lines(wr, f"{monitor}, mean of each model", "epoch", [monitor], **by_model),
+        _lines(wr, f"{monitor} by step, for several validations in an epoch", STEP, [monitor]),
         _lines(wr, "hit@1, every direction", "epoch", regex="^val/[^/]+/hit@1$"),
         _lines(wr, "wrong category at 1", "epoch", regex="^val/[^/]+/wrong_category@1$"),
     ]

@@ -43,6 +43,19 @@ def test_runs_are_merged_where_all_have_a_value() -> None:
         np.testing.assert_allclose(getattr(curve, column), expected)
 
 
+def test_several_validations_in_an_epoch_are_points_by_step() -> None:
+    passes = [{0: 0.1, 4: 0.3, 8: 0.4, 12: 0.6}, {0: 0.2, 6: 0.5, 10: 0.6, 14: 0.8}]  # folds of other sizes
+    logs = [TrainingLog({IMAGE: {-1: run[0], 0: 0.4, 1: 0.6}}, {}, {IMAGE: run}) for run in passes]
+    rare = TrainingLog({IMAGE: {-1: 0.3, 0: 0.5}}, {}, {IMAGE: {0: 0.3, 8: 0.5}})
+    figure = draw_recall({"often": logs, "once an epoch": [rare]})
+    (axes,) = figure.axes
+    assert axes.get_xlabel() == "step" and figure.get_suptitle() == "hit@1 by step"
+    assert points(lines(axes)["often"]) == pytest.approx({0: 0.15, 5: 0.4, 9: 0.5, 13: 0.7})
+    assert points(lines(axes)["once an epoch"]) == {0: 0.3, 8: 0.5}
+    hollow = [line for line in axes.get_lines() if line.get_markerfacecolor() == PAPER]
+    assert [np.asarray(line.get_xdata()).tolist() for line in hollow] == [[0], [0]]
+
+
 def test_recall_is_what_was_logged_a_panel_a_direction() -> None:
     logs = {
         "2tower": [by_epoch(image={-1: 0.01, 4: 0.2, 9: 0.3})],

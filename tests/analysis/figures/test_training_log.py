@@ -33,6 +33,15 @@ def test_scalars_are_read_by_epoch_or_step_from_before_training_on(tmp_path: Pat
     assert log.by_epoch == {HIT: {-1: 0.01, 0: 0.25, 1: 0.5}}
     assert list(log.by_epoch[HIT]) == [-1, 0, 1]
     assert log.by_step == {LOSS: {9: 4.5, 19: 3.5}, "lr-AdamW": {9: 0.001}}
+    assert log.by_pass == {HIT: {0: 0.01, 13: 0.25, 26: 0.5}} and not log.has_passes_within_epochs
+
+
+def test_each_validation_of_an_epoch_has_its_step(tmp_path: Path) -> None:
+    rows = (f"epoch,step,{HIT}", "-1,0,0.01", "0,0,0.2", "0,4,0.3", "0,9,0.4", "1,14,0.5")
+    write_csv(tmp_path, 0, *rows)
+    log = read_log(tmp_path)
+    assert log.by_epoch == {HIT: {-1: 0.01, 0: 0.4, 1: 0.5}} and log.has_passes_within_epochs
+    assert list(log.by_pass[HIT].items()) == [(0, 0.01), (1, 0.2), (5, 0.3), (10, 0.4), (15, 0.5)]
 
 
 def test_a_resumed_run_overrides_repeated_steps_and_keeps_earlier_ones(tmp_path: Path) -> None:

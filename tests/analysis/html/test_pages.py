@@ -13,6 +13,7 @@ from mim_lightning.analysis.html.images import open_images
 from mim_lightning.analysis.html.pages import write_comparison_page, write_report_page
 from mim_lightning.analysis.record import EvaluationRecord
 from mim_lightning.analysis.run_groups import RunGroup
+from mim_lightning.analysis.tracked_queries import TrackedRank
 from mim_lightning.data.manifest.manifest import ManifestSource
 from mim_lightning.data.preparation.preparation import prepare_shards
 from mim_lightning.data.preparation.prepared import PreparedData, ShardSettings
@@ -185,8 +186,8 @@ def test_a_report_contains_numbers_segments_and_queries(tmp_path: Path, record: 
 
 def test_followed_queries_show_their_rank_over_epochs(tmp_path: Path, record: EvaluationRecord) -> None:
     followed = record.directions["image_to_image"].query_ids[3]
-    history = {followed: [(1, 3), (-1, 0), (0, 5)], "of another run": [(0, 1)]}
-    write_report_page(record, tmp_path / "report.html", history=history)
+    history = {followed: [TrackedRank(*one) for one in ((20, 1, 3), (0, -1, 0), (10, 0, 5))]}
+    write_report_page(record, tmp_path / "report.html", history={**history, "of another run": [TrackedRank(9, 0, 1)]})
     page = read_page(tmp_path / "report.html")
     (card,) = page.all("article")
     assert card.get("data_query") == followed
@@ -196,6 +197,13 @@ def test_followed_queries_show_their_rank_over_epochs(tmp_path: Path, record: Ev
     assert ys[0] > ys[1] > ys[2]  # found later, then higher up
     assert card.all("title")[0].text == "-1: -, 0: 5, 1: 3"
     assert "rank - at epoch -1 → 3 at epoch 1" in card.text
+    history[followed][0] = TrackedRank(20, 0, 3)  # a second validation of the same epoch
+    write_report_page(record, tmp_path / "report.html", history=history)
+    (card,) = read_page(tmp_path / "report.html").all("article")
+    (curve,) = card.all("polyline")
+    assert [point.split(",")[0] for point in (curve.get("points") or "").split()] == ["5.0", "110.0", "215.0"]
+    assert card.all("title")[0].text == "0: -, 10: 5, 20: 3"
+    assert "rank - at step 0, epoch -1 → 3 at step 20, epoch 0" in card.text
 
 
 def test_a_report_of_another_direction(tmp_path: Path, record: EvaluationRecord) -> None:

@@ -1,4 +1,4 @@
-"""Training curves: retrieval metrics by epoch from before training on, loss by pair and logit scale by step.
+"""Training curves: retrieval metrics by epoch, or by step where an epoch has several validations; losses by step.
 
 The runs of a group, which differ in seed or fold, are one line: their mean, in a band from the lowest to the highest.
 """
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mim_lightning.analysis.figures.training_log import Series, TrainingLog
+from mim_lightning.analysis.figures.training_log import INITIAL_EPOCH, Series, TrainingLog
 from mim_lightning.display.style import (
     FAINT,
     INK,
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 LOSS, SCALE = "train/loss/", "train/logit_scale"
-INITIAL_EPOCH = -1  # before training
 MAX_POINTS = 200  # of a line by step; with more, neighbors are averaged
 MAX_MARKERS, FEW_MARKERS = 30, 6  # a line of more than 30 points has 6 markers
 
@@ -57,7 +56,9 @@ def merge_runs(runs: Sequence[Series]) -> Curve:
 
 
 def draw_recall(logs: Logs, metric: str = "hit@1") -> Figure:
-    """Draw one metric by epoch, one panel a direction; epoch -1, before training, is a hollow point.
+    """Draw one metric, one panel a direction, with a hollow point before training, which is epoch -1 or step 0.
+
+    The horizontal axis is the epoch, or the step where a run has several validations in an epoch.
 
     Raises:
         ValueError: no run logged the metric, or matplotlib is not installed.
@@ -66,15 +67,20 @@ def draw_recall(logs: Logs, metric: str = "hit@1") -> Figure:
     if not names:
         known = _names(logs, lambda log: [name.rsplit("/", 1)[-1] for name in log.by_epoch])
         raise ValueError(f"--metric {metric}: no run logged it; there are {', '.join(known) or 'none yet'}")
+    is_by_step = any(log.has_passes_within_epochs for runs in logs.values() for log in runs)
+    place, initial = ("step", 0) if is_by_step else ("epoch", INITIAL_EPOCH)
     figure, panels = new_panels(len(names))
     for axes, name in zip(panels, names, strict=True):
         for idx, (label, runs) in enumerate(logs.items()):
-            _draw_line(axes, idx, label, [log.by_epoch[name] for log in runs if name in log.by_epoch])
+            scalars = [log.by_pass if is_by_step else log.by_epoch for log in runs]
+            series = [values[name] for values in scalars if name in values]
+            _draw_line(axes, idx, label, _align(series) if is_by_step else series, initial)
         axes.set_title(name.split("/")[1].replace("_", " "), loc="left")
-        _mark_epochs(axes)
+        if not is_by_step:
+            _mark_epochs(axes)
     _equalize_heights(panels)
-    _name_axes(panels, "epoch", metric)
-    _finish(figure, panels, logs, f"{metric} by epoch", "hollow point at epoch -1: before training")
+    _name_axes(panels, place, metric)
+    _finish(figure, panels, logs, f"{metric} by {place}", f"hollow point at {place} {initial}: before training")
     return figure
 
 
@@ -113,11 +119,19 @@ def _pair_title(name: str) -> str:
     return re.sub("_(?=query|product)", " ~ ", name).replace("_", " ").replace("/", ", ")
 
 
-def _draw_line(axes: Axes, idx: int, label: str, runs: Sequence[Series]) -> None:
+def _align(runs: Sequence[Series]) -> Sequence[Series]:
+    """Give the passes of runs the same steps: folds differ in rows, and so in the step of a fraction of an epoch."""
+    if len({len(run) for run in runs}) != 1:
+        return runs
+    steps = [round(sum(places) / len(runs)) for places in zip(*runs, strict=True)]
+    return [dict(zip(steps, run.values(), strict=True)) for run in runs]
+
+
+def _draw_line(axes: Axes, idx: int, label: str, runs: Sequence[Series], initial: int = INITIAL_EPOCH) -> None:
     if not runs:
         return  # this group has no such pair or direction
     curve, look = _thin(merge_runs(runs)), line_look(idx)
-    is_initial = curve.positions == INITIAL_EPOCH
+    is_initial = curve.positions == initial
     marked = np.flatnonzero(~is_initial)
     if len(marked) > MAX_MARKERS:
         marked = marked[np.linspace(0, len(marked) - 1, FEW_MARKERS).round().astype(int)]

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from mim_lightning.io.damaged_file import FileError, errors_as_damaged_file
 
 LOG_FOLDER, LOG_FILE = "csv", "metrics.csv"
 BY_EPOCH = "val/"  # prefix of scalars that belong to an epoch; -1 is before training
+
+INITIAL_EPOCH = -1  # before training
 
 Series = Mapping[int, float]  # epoch or step -> value, ascending
 
@@ -26,6 +28,12 @@ class TrainingLog:
 
     by_epoch: dict[str, Series]  # "val/<direction>/<metric>"
     by_step: dict[str, Series]  # "train/loss/<pair>", "train/logit_scale", ...; steps count from 0
+    by_pass: dict[str, Series] = field(default_factory=dict)  # as `by_epoch`, by the steps before the validation
+
+    @property
+    def has_passes_within_epochs(self) -> bool:
+        """Return whether an epoch has several validations, of which `by_epoch` has the last."""
+        return any(len(values) > len(self.by_epoch[name]) for name, values in self.by_pass.items())
 
 
 def read_log(folder: Path) -> TrainingLog:
@@ -39,15 +47,22 @@ def read_log(folder: Path) -> TrainingLog:
         raise ValueError(
             f"{folder}: contains no {LOG_FOLDER}/version_*/{LOG_FILE}; give the folder of a run (logger=csv)"
         )
-    found: dict[str, dict[int, float]] = {}
+    by_epoch, by_step, by_pass = (dict[str, dict[int, float]]() for _ in range(3))
     for path in paths:
-        for name, position, value in _read(path):
-            found.setdefault(name, {})[position] = value
-    series = {name: dict(sorted(values.items())) for name, values in found.items()}
-    return TrainingLog(
-        by_epoch={name: values for name, values in series.items() if name.startswith(BY_EPOCH)},
-        by_step={name: values for name, values in series.items() if not name.startswith(BY_EPOCH)},
-    )
+        for name, epoch, step, value in _read(path):
+            if not name.startswith(BY_EPOCH):
+                if step is not None:
+                    by_step.setdefault(name, {})[step] = value
+            elif epoch is not None:
+                by_epoch.setdefault(name, {})[epoch] = value
+                if step is not None:
+                    # a row has the last step that was done, counted from 0; the one before training has 0 too
+                    by_pass.setdefault(name, {})[0 if epoch == INITIAL_EPOCH else step + 1] = value
+    return TrainingLog(*map(_in_order, (by_epoch, by_step, by_pass)))
+
+
+def _in_order(found: Mapping[str, Series]) -> dict[str, Series]:
+    return {name: dict(sorted(values.items())) for name, values in found.items()}
 
 
 def _version(path: Path) -> int:
@@ -55,16 +70,17 @@ def _version(path: Path) -> int:
     return int(number) if number.isdigit() else -1
 
 
-def _read(path: Path) -> Iterator[tuple[str, int, float]]:
+def _read(path: Path) -> Iterator[tuple[str, int | None, int | None, float]]:
+    """Yield name, epoch, step and value of each cell."""
     with errors_as_damaged_file(path), path.open(newline="") as file:
         for number, row in enumerate(csv.DictReader(file), start=2):
             if None in row.values():
                 continue  # a line that a killed run left incomplete
             for name, cell in row.items():
-                position = row["epoch" if name.startswith(BY_EPOCH) else "step"]
-                if name in ("epoch", "step") or not cell or not position:
+                if name in ("epoch", "step") or not cell:
                     continue
                 try:
-                    yield name, int(float(position)), float(cell)
+                    epoch, step = (int(float(row[place])) if row.get(place) else None for place in ("epoch", "step"))
+                    yield name, epoch, step, float(cell)
                 except ValueError:
                     raise FileError(f"{path}, line {number}, column '{name}': '{cell[:100]}' is not a number") from None

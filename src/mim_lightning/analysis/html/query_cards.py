@@ -12,6 +12,7 @@ import numpy as np
 from mim_lightning.analysis.comparison.differences import MIN_UNITS, Answer, QueryChange
 from mim_lightning.analysis.html.images import PageImage, PageImages
 from mim_lightning.analysis.record import DirectionRecord, EvaluationRecord
+from mim_lightning.analysis.tracked_queries import TrackedRank
 from mim_lightning.display.numbers import NOTHING, format_ranks
 from mim_lightning.metrics.intervals import bootstrap_intervals
 
@@ -36,11 +37,11 @@ class ModelHits:
 
 @dataclass(frozen=True)
 class RankCurve:
-    """The rank by epoch, on a logarithmic scale with rank 1 at the top."""
+    """The rank by epoch, or by step where an epoch has several, on a logarithmic scale with rank 1 at the top."""
 
     points: tuple[tuple[float, float], ...]
     summary: str
-    ranks: str  # by epoch, as text
+    ranks: str  # by epoch or step, as text
 
 
 @dataclass(frozen=True)
@@ -77,9 +78,9 @@ def change_card(change: QueryChange, baseline: str, images: PageImages, num_hits
 
 
 def query_card(
-    record: DirectionRecord, row: int, images: PageImages, num_hits: int, history: Sequence[tuple[int, int]]
+    record: DirectionRecord, row: int, images: PageImages, num_hits: int, history: Sequence[TrackedRank]
 ) -> QueryCard:
-    """Return the card of a query in one evaluation, with its rank by epoch if there is a history."""
+    """Return the card of a query in one evaluation, with its rank over the training if there is a history."""
     rank = int(record.ranks[row])
     answer = Answer((rank,), record.hit_ids[row], record.hit_scores[row], record.hit_is_relevant[row])
     return QueryCard(
@@ -115,20 +116,24 @@ def _model_hits(label: str, answer: Answer, images: PageImages, num_hits: int) -
     return ModelHits(label, tuple(cards))
 
 
-def _curve(history: Sequence[tuple[int, int]]) -> RankCurve:
-    epochs = [epoch for epoch, _ in history]
-    deepest = max(10, *(rank for _, rank in history))
-    span = max(1, epochs[-1] - epochs[0])
+def _curve(history: Sequence[TrackedRank]) -> RankCurve:
+    is_by_step = len({found.epoch for found in history}) < len(history)
+    places = [found.step if is_by_step else found.epoch for found in history]
+    deepest = max(10, *(found.rank for found in history))
+    span = max(1, places[-1] - places[0])
 
-    def point(epoch: int, rank: int) -> tuple[float, float]:
+    def point(place: int, rank: int) -> tuple[float, float]:
         depth = math.log(rank) / math.log(deepest) if rank else 1.0  # rank > depth: at the bottom
-        x = CURVE_MARGIN + (CURVE_WIDTH - 2 * CURVE_MARGIN) * (epoch - epochs[0]) / span
+        x = CURVE_MARGIN + (CURVE_WIDTH - 2 * CURVE_MARGIN) * (place - places[0]) / span
         return round(x, 1), round(CURVE_MARGIN + (CURVE_HEIGHT - 2 * CURVE_MARGIN) * depth, 1)
 
+    def describe(found: TrackedRank) -> str:
+        return f"step {found.step}, epoch {found.epoch}" if is_by_step else f"epoch {found.epoch}"
+
     return RankCurve(
-        points=tuple(point(epoch, rank) for epoch, rank in history),
-        summary=" → ".join(f"{rank or NOTHING} at epoch {epoch}" for epoch, rank in (history[0], history[-1])),
-        ranks=", ".join(f"{epoch}: {rank or NOTHING}" for epoch, rank in history),
+        points=tuple(point(place, found.rank) for place, found in zip(places, history, strict=True)),
+        summary=" → ".join(f"{found.rank or NOTHING} at {describe(found)}" for found in (history[0], history[-1])),
+        ranks=", ".join(f"{place}: {found.rank or NOTHING}" for place, found in zip(places, history, strict=True)),
     )
 
 

@@ -17,7 +17,10 @@ from mim_lightning.lit.console import warn
 
 
 class OptunaPruning(Callback):
-    """Reports the monitored metric of each epoch to a trial, and raises TrialPruned when its pruner decides so.
+    """Reports the monitored metric of each validation to a trial, and raises TrialPruned when its pruner decides so.
+
+    A report is numbered by its epoch; where validations are by steps, by the validations before it, so that each has
+    its own number, and trials of other batch sizes are compared after the same fraction of an epoch.
 
     Args:
         monitor: the metric that is reported; higher is better.
@@ -27,6 +30,7 @@ class OptunaPruning(Callback):
 
     def __init__(self, monitor: str, trial: Mapping[str, Any] | None = None) -> None:
         self.monitor, self.trial = monitor, trial
+        self.num_validations = 0
 
     @cached_property
     def _reported(self) -> Any:
@@ -39,6 +43,7 @@ class OptunaPruning(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.trial is None or trainer.sanity_checking or trainer.state.fn != TrainerFn.FITTING:
             return
+        self.num_validations += 1
         # rank zero asks for all ranks: the study changes between two requests, and ranks must end together
         verdict = self._ask(trainer) if trainer.is_global_zero else None
         verdict = trainer.strategy.broadcast(verdict)
@@ -48,18 +53,33 @@ class OptunaPruning(Callback):
             raise TrialPruned(verdict)
 
     def _ask(self, trainer: Trainer) -> str | None:
-        """Report the epoch, and return why the trial is pruned, or None."""
+        """Report the validation, and return why the trial is pruned, or None."""
         from optuna.exceptions import OptunaError
 
         assert self.trial is not None
         value, epoch = float(trainer.callback_metrics[self.monitor]), trainer.current_epoch
         if not math.isfinite(value):
             return None
+        is_by_step = _validates_within_epochs(trainer)
+        number = self.num_validations - 1 if is_by_step else epoch
+        place = f"step {trainer.global_step}, in epoch {epoch}" if is_by_step else f"epoch {epoch}"
         try:
-            self._reported.report(value, epoch)
+            self._reported.report(value, number)
             lags_behind = epoch >= self.trial["warmup_epochs"] and self._reported.should_prune()
         except (OptunaError, OSError, ValueError) as error:
             # losing the run would cost more than pruning it could save
-            warn(f"epoch {epoch} could not be reported to the search: {error}")
+            warn(f"{place} could not be reported to the search: {error}")
             return None
-        return f"pruned after epoch {epoch}: {self.monitor} was {value:.3f}" if lags_behind else None
+        return f"pruned after {place}: {self.monitor} was {value:.3f}" if lags_behind else None
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"num_validations": self.num_validations} if self.trial is not None else {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.num_validations = state_dict["num_validations"]
+
+
+def _validates_within_epochs(trainer: Trainer) -> bool:
+    """Return whether an epoch may have several validations."""
+    interval = trainer.val_check_batch  # None: by a time
+    return trainer.check_val_every_n_epoch is None or interval is None or interval < trainer.num_training_batches

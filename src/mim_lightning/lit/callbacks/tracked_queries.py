@@ -126,7 +126,9 @@ class TrackedQueries(Callback):
         import wandb  # takes a second to import
 
         run = logger.experiment
-        artifact = wandb.Artifact(f"browser-{run.id}"[:128], "retrieval_browser", metadata={"epoch": rows[0].epoch})
+        artifact = wandb.Artifact(
+            f"browser-{run.id}"[:128], "retrieval_browser", metadata={"epoch": rows[0].epoch, "step": rows[0].step}
+        )
         tables = {}
         for direction, group in groupby(rows, lambda row: row.direction):
             members = list(group)
