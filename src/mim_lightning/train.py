@@ -43,12 +43,14 @@ def train(config: dict[str, Any]) -> float:
         fit(config, run, description)  # another process of this run has its lock
     results = run.read_results() or {}
     if results and is_first_rank() and not is_launched():
-        from mim_lightning.lit.console import describe_decline, print_run
+        from mim_lightning.lit.console import describe_decline, describe_sample, print_run
 
         print_run(run.run_id, results)
         print(f"{'results' if is_new else 'run was finished before; results'}: {run.folder}")
         if not is_new and (newer := describe_newer_versions(run, config["data"])):
             print(newer)
+        if sample := describe_sample(results, run.folder, run.checkpoint(config["results_from"])):
+            print(sample)
         if decline := describe_decline(results, config["monitor"]):
             print(f"warning: {decline}")
     return results.get(config["monitor"], float("nan"))

@@ -11,10 +11,10 @@ from lightning import Callback, LightningModule, Trainer
 from rich.console import Console
 
 from mim_lightning.config import build, build_matcher, compose
-from mim_lightning.lit.console import ProgressBar, describe_cut_texts, describe_decline, print_run
+from mim_lightning.lit.console import ProgressBar, describe_cut_texts, describe_decline, describe_sample, print_run
 from mim_lightning.lit.datamodule import MatchDataModule
 from mim_lightning.run import Run
-from mim_lightning.types import Batch
+from mim_lightning.types import Batch, sampled_name
 from tests.shop import small
 
 LINES: list[list[str]] = []  # of the bar, at 80 columns
@@ -137,3 +137,11 @@ def test_cut_texts_are_counted_and_the_advised_key_reads_them(shop: Path, capsys
 
 def test_texts_that_are_read_whole_are_not_mentioned(shop: Path) -> None:
     assert list(describe_cut_texts(*opened(shop))) == []
+
+
+def test_results_of_a_sample_name_the_command_for_the_whole_gallery(tmp_path: Path) -> None:
+    folder, checkpoint = tmp_path / "run", tmp_path / "run" / "best.ckpt"
+    assert describe_sample(RESULTS, folder, checkpoint) is None
+    name = sampled_name("hit@1", 100)
+    line = describe_sample({f"val/image_to_image/{name}": 0.5}, folder, checkpoint)
+    assert line is not None and f"checkpoint={checkpoint} whole_gallery=true output={folder}/whole_gallery" in line

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -331,6 +332,16 @@ def _counts(results: Results, name: str) -> list[int]:
 def _range(counts: Sequence[int]) -> str:
     low, high = min(counts), max(counts)
     return str(low) if low == high else f"{low} to {high}"
+
+
+def describe_sample(results: Results, run_folder: Path, checkpoint: Path) -> str | None:
+    """Return a line if the results are of a sample of the gallery, with the command that ranks the whole; else None."""
+    if all(whole_name(key) == key for key in results if key.startswith("val/")):
+        return None
+    return (
+        "the gallery was sampled; of the whole: python -m mim_lightning.evaluate "
+        f"checkpoint={checkpoint} whole_gallery=true output={run_folder / 'whole_gallery'}"
+    )
 
 
 def describe_decline(results: Results, monitor: str) -> str | None:

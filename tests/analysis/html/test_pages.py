@@ -11,9 +11,9 @@ import pytest
 from mim_lightning.analysis.comparison.comparison import Comparison, compare_groups
 from mim_lightning.analysis.html.images import open_images
 from mim_lightning.analysis.html.pages import write_comparison_page, write_report_page
+from mim_lightning.analysis.query_history import TrackedRank
 from mim_lightning.analysis.record import EvaluationRecord
 from mim_lightning.analysis.run_groups import RunGroup
-from mim_lightning.analysis.tracked_queries import TrackedRank
 from mim_lightning.data.manifest.manifest import ManifestSource
 from mim_lightning.data.preparation.preparation import prepare_shards
 from mim_lightning.data.preparation.prepared import PreparedData, ShardSettings

@@ -16,8 +16,8 @@ from mim_lightning.analysis.comparison.differences import MIN_UNITS, Difference
 from mim_lightning.analysis.html import query_cards as cards
 from mim_lightning.analysis.html.images import ImageCache, PageImages, open_images_of
 from mim_lightning.analysis.html.render import write_page
+from mim_lightning.analysis.query_history import TrackedRank
 from mim_lightning.analysis.record import EvaluationRecord
-from mim_lightning.analysis.tracked_queries import TrackedRank
 from mim_lightning.types import variants_of
 
 COLUMNS = ("hit@1", "hit@5", "hit@10", "mrr", "ndcg@10", "wrong_category@1")

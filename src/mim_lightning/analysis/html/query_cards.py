@@ -11,8 +11,8 @@ import numpy as np
 
 from mim_lightning.analysis.comparison.differences import MIN_UNITS, Answer, QueryChange
 from mim_lightning.analysis.html.images import PageImage, PageImages
+from mim_lightning.analysis.query_history import TrackedRank
 from mim_lightning.analysis.record import DirectionRecord, EvaluationRecord
-from mim_lightning.analysis.tracked_queries import TrackedRank
 from mim_lightning.display.numbers import NOTHING, format_ranks
 from mim_lightning.metrics.intervals import bootstrap_intervals
 
