@@ -26,7 +26,7 @@ class WholeSweep:
         return ["-m", *small(self.shop, *fast, "trainer.log_every_n_steps=1"), f"paths.runs={runs}", *KINDS[kind]]
 
     def runs(self, kind: str) -> Path:
-        return self.shop / kind.replace(" ", "-")
+        return self.shop / kind.replace(", ", "-")
 
 
 def sweep_whole(shop: Path) -> WholeSweep:
