@@ -6,9 +6,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from torch.distributed import run
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from mim_lightning import launch
 from mim_lightning.cli import FROZEN_CONFIG
+from mim_lightning.errors import ErrorReport, read_error, write_error
 
 TRAINER = {"accelerator": "auto", "devices": 1, "num_nodes": 1, "precision": "auto"}
 
@@ -104,3 +107,23 @@ def test_no_thread_of_a_process_group_outlives_an_entry_point(is_launched: bool,
         [sys.executable, "-c", GROUP], env=environment, cwd=tmp_path, capture_output=True, text=True, check=False
     )
     assert finished.returncode == 0, finished.stderr
+
+
+@pytest.mark.parametrize("kind", ["RuntimeError", "ValueError"])
+def test_a_killed_process_is_named_where_another_says_only_that_it_lost_it(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> None:
+        raise ChildFailedError("train", {0: ProcessFailure(0, 11, 1, ""), 1: ProcessFailure(1, 12, -9, "")})
+
+    monkeypatch.setattr(run, "main", fail)
+    monkeypatch.setattr(sys, "argv", ["launch", "--shutdown-timeout=120"])
+    monkeypatch.setattr(launch.logging, "disable", lambda: None)
+    monkeypatch.setenv(FROZEN_CONFIG, str(tmp_path / "config.yaml"))
+    path = tmp_path / launch.ERROR_FILE
+    write_error(path, ErrorReport(kind, "gloo: connection closed by peer"))
+    with pytest.raises(SystemExit):
+        launch._run_torchrun()
+    found = read_error(path)
+    assert found is not None
+    assert ("process 1 died with exit code -9 SIGKILL" in found.reason) == (kind == "RuntimeError")

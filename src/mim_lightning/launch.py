@@ -24,6 +24,8 @@ from mim_lightning.config import save_config
 from mim_lightning.errors import ChildError, ErrorReport, read_error, write_error
 from mim_lightning.interruption import GRACE, Interruption, exit_after
 
+# errors of a collective whose other process is gone
+LOST_PROCESS = ("RuntimeError", "DistBackendError", "DistNetworkError", "DistStoreError")
 ANSWER_FILE = "answer.json"  # beside the frozen config
 OTHER_LAUNCHERS = ("LOCAL_RANK", "OMPI_COMM_WORLD_RANK")  # set in the processes that torchrun and others start
 
@@ -174,10 +176,16 @@ def _run_torchrun() -> None:
             sys.exit(1)
         if type(error).__name__ != "ChildFailedError":
             raise
-        # a process that failed has written why; one that was killed could not
+        # a process that failed has written why; one that was killed could not, but others that lost it may have
         rank, fault = error.get_first_failure()  # type: ignore[attr-defined]
+        killed = [item for item in error.failures.items() if item[1].exitcode < 0]  # type: ignore[attr-defined]
+        path = Path(os.environ[FROZEN_CONFIG]).with_name(ERROR_FILE)
+        report = read_error(path)
+        if killed and report is not None and report.kind in LOST_PROCESS:
+            (rank, fault), *_ = killed
+            path.unlink()
         reason = f"process {rank} died with exit code {fault.exitcode} {fault.signal_name()}".strip()
-        write_error(Path(os.environ[FROZEN_CONFIG]).with_name(ERROR_FILE), ErrorReport("ChildProcessError", reason))
+        write_error(path, ErrorReport("ChildProcessError", reason))
         sys.exit(1)
 
 
