@@ -179,7 +179,10 @@ class FullySharded(ModelParallelStrategy):
             return
         with ExitStack() as stack:  # of the first process: an error of it is raised by all, which would wait for it
             folder = ask_first(self, lambda: stack.enter_context(atomic_write_folder(path)))
-            write_sharded(checkpoint, folder)
+            try:
+                write_sharded(checkpoint, folder)
+            except OSError as error:  # names the folder that is removed
+                raise OSError(error.errno, error.strerror, str(path)) from error
             ask_first(self, stack.close)
 
     def _collect(self, value: Any) -> Any:
