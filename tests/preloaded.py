@@ -247,6 +247,8 @@ def _run(options: list[str], words: list[str]) -> int:
         else:
             sys.path.insert(0, os.getcwd())
             sys.argv = words
+            if words[0].startswith("mim_lightning.") and (ours := sys.modules.get("mim_lightning.interruption")):
+                ours.install()  # as the package does when an entry point imports it
             runpy.run_module(words[0], run_name="__main__", alter_sys=True)
     except SystemExit as stopped:
         if isinstance(stopped.code, str):

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from mim_lightning.model.sharded_checkpoint import read_sharded
 from mim_lightning.run import Run
 from tests.preloaded import PYTHON
 
@@ -49,7 +50,11 @@ def start_ranks(num_ranks: int, *arguments: str, module: str = "mim_lightning.tr
 
 def weights(run: Run, name: str = "last") -> dict[str, torch.Tensor]:
     path = run.folder / "checkpoints" / f"{name}.ckpt"
-    return torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+    return read_checkpoint(path)["state_dict"]
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    return read_sharded(path) if path.is_dir() else torch.load(path, map_location="cpu", weights_only=True)
 
 
 def timeless(run: Run) -> dict[str, float]:

@@ -1,6 +1,9 @@
 """Callbacks that end the process as a power cut would, send it a signal, or sleep, after so many steps; or watch it."""
 
+import builtins
+import math
 import os
+import resource
 import signal
 import sys
 import time
@@ -12,12 +15,35 @@ from lightning.pytorch.callbacks import Checkpoint
 
 
 class KillAt(Callback):
-    def __init__(self, step: int) -> None:
-        self.step = step
+    def __init__(self, step: int, rank: int = 0) -> None:
+        self.step, self.rank = step, rank
 
     def on_train_batch_start(self, trainer: Any, *_: Any) -> None:
-        if trainer.global_step == self.step:
+        if (trainer.global_step, trainer.global_rank) == (self.step, self.rank):
             os.kill(os.getpid(), signal.SIGKILL)
+
+
+class RaiseAt(Callback):
+    """Raises an error on one rank alone, as a user's own callback may."""
+
+    def __init__(self, step: int, rank: int, error: str = "ValueError") -> None:
+        self.step, self.rank, self.error = step, rank, getattr(builtins, error)
+
+    def on_train_batch_start(self, trainer: Any, *_: Any) -> None:
+        if (trainer.global_step, trainer.global_rank) == (self.step, self.rank):
+            raise self.error("the callback of a user failed")
+
+
+class LimitFiles(Callback):
+    """Lets one rank write no file of more bytes from a step on: an error of the system, as of a full disk."""
+
+    def __init__(self, step: int, rank: int, num_bytes: int) -> None:
+        self.step, self.rank, self.num_bytes = step, rank, num_bytes
+
+    def on_train_batch_start(self, trainer: Any, *_: Any) -> None:
+        if (trainer.global_step, trainer.global_rank) == (self.step, self.rank):
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (self.num_bytes, resource.RLIM_INFINITY))
 
 
 class SignalAt(Callback):
@@ -80,3 +106,14 @@ class LogRows(Callback):
     def on_validation_batch_start(self, trainer: Any, *_: Any) -> None:
         if not trainer.sanity_checking:
             sys.audit("tests.training", f"{self.path}/validation")
+
+
+class NaNAt(Callback):
+    """Makes the gradients of some steps NaN, on one rank alone."""
+
+    def __init__(self, steps: list[int], rank: int = 0) -> None:
+        self.steps, self.rank = steps, rank
+
+    def on_before_backward(self, trainer: Any, pl_module: Any, loss: Any) -> None:
+        if trainer.global_step in self.steps and trainer.global_rank == self.rank:
+            loss.register_hook(lambda gradient: gradient * math.nan)
