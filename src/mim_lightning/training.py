@@ -170,7 +170,7 @@ def fit(config: dict[str, Any], run: Run, description: Mapping[str, Any] | None 
         if resume == run.best_checkpoint and trainer.strategy.broadcast(
             "last" in callbacks and _written_at(run.last_checkpoint) == last_written
         ):
-            trainer.save_checkpoint(run.last_checkpoint, weights_only=False)
+            trainer.save_checkpoint(run.last_checkpoint)
         free_averages(trainer)
         # one answer for all ranks: all take part in writing it, and rank zero may have written it already
         if trainer.strategy.broadcast(not checkpoint.exists()):
