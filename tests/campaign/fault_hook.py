@@ -21,7 +21,9 @@ from typing import Any
 
 SETTINGS = "MIM_CAMPAIGN_HOOK"  # environment variable
 CHANGES = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.truncate")
-OWN_NAMES = re.compile(r"\.[0-9a-f]{8}-\d+-[0-9a-f]{8}\.|\d{5,}|[0-9a-f]{16,}")  # that differ between two runs
+OWN_NAMES = re.compile(
+    r"\.[0-9a-f]{8}-\d+-[0-9a-f]{8}\.|\.scratch-\w{8}|\d{5,}|[0-9a-f]{16,}"
+)  # that differ between two runs
 
 
 def install() -> None:

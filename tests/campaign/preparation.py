@@ -30,11 +30,11 @@ class Prepared:
 
     @property
     def whole(self) -> Path:
-        return self.shop / "data" / "whole"
+        return self.shop / "whole" / "out"  # of one name everywhere: it is part of the names of events
 
     @property
     def grown(self) -> Path:
-        return self.shop / "data" / "grown"
+        return self.shop / "grown" / "out"
 
     def command(self, what: str, folder: Path) -> list[str]:
         shop = self.shop / "shop"
@@ -53,7 +53,7 @@ def make_prepared(shop: Path) -> Prepared:
     for what, folder in (("prepare", found.whole), ("prepare add", found.grown)):
         if what == "prepare add":
             shutil.copytree(found.whole, folder)
-        started = EntryPoint("prepare", found.command(what, folder), shop / "scratch", [folder, shop / "data"])
+        started = EntryPoint("prepare", found.command(what, folder), shop / "scratch", [folder, folder.parent])
         assert started.wait() == 0, started.stderr
         found.events[what], found.cpu[what] = started.events(), started.cpu("main")
     return found

@@ -37,7 +37,7 @@ class Shop:
 
     @property
     def grown(self) -> Path:
-        return self.folder / "data" / "grown"
+        return self.folder / "grown" / "index"  # of one name everywhere: it is part of the names of events
 
     def command(self, what: str, index: Path) -> list[str]:
         common = [f"checkpoint={self.checkpoint}", f"output={index}", "trainer=cpu", "data.num_workers=0"]
