@@ -252,10 +252,16 @@ def _read_training(rows: StoredRows, split: str, num_rows: int, seed: int, layou
         "own", f"SELECT q.*, t.* EXCLUDE (position) FROM {turned} t JOIN {rows.queries} q USING (position)"
     )
     named = store.select("named", f"SELECT q.*, p.category FROM {own} q {_first_product(rows)}")
+    joined = store.select(
+        "joined",
+        f"""SELECT q.* EXCLUDE (product_id, query_key, turn, category), p.*, turn, q.category
+        FROM {named} q JOIN {rows.products} p USING (product_id)""",
+    )
+    for table in (pairs, turned, own, named):
+        store.run(f"DROP TABLE {table}")
     num_columns = len(QUERIES.split(", "))
     for *row, turn, category in store.read(
-        f"""SELECT q.* EXCLUDE (product_id, query_key, rank, turn, product_rank, category), p.*, turn, q.category
-        FROM {named} q JOIN {rows.products} p USING (product_id)
+        f"""SELECT * EXCLUDE (rank, product_rank) FROM {joined}
         ORDER BY {"product_rank, rank" if layout == BY_PRODUCT else "rank"}"""
     ):
         query, product = unpack_query(row[:num_columns]), unpack_product(row[num_columns:])

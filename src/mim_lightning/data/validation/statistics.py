@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, chain, islice
+from itertools import accumulate, chain, groupby, islice
+from operator import itemgetter
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
@@ -178,22 +179,32 @@ def _find_truncated(
 
 def find_in_rows(rows: StoredRows, settings: ValidationSettings) -> Iterator[Finding]:
     """Yield products in two splits, and products without image or text."""
-    counts = f"""SELECT product_id, split, count(*) AS num_queries
-        FROM (SELECT split, unnest(targets) AS product_id FROM {rows.queries}) GROUP BY product_id, split"""
-    splits = f"""SELECT product_id, list([split, num_queries::VARCHAR] ORDER BY split) AS splits
-        FROM ({counts}) GROUP BY product_id HAVING count(*) > 1"""
-    for origin, row_id, has_image, has_text, found in rows.store.read(
-        f"""SELECT origin, product_id, len(images) > 0, has_text, splits FROM {rows.products} LEFT JOIN ({splits})
-        USING (product_id) WHERE splits IS NOT NULL OR len(images) = 0 OR NOT has_text ORDER BY position"""
-    ):
-        queries = ", ".join(f"{name} ({format_count(int(count), 'query')})" for name, count in found or ())
+    counts = rows.store.select(
+        "counts",
+        f"""SELECT product_id, split, count(*) AS num_queries
+        FROM (SELECT split, unnest(targets) AS product_id FROM {rows.queries}) GROUP BY product_id, split""",
+    )
+    # counts alone: DuckDB cannot spill the state of list(), which would be one for every product
+    shared = f"""FROM {counts} SEMI JOIN
+        (SELECT product_id FROM {counts} GROUP BY product_id HAVING count(*) > 1) USING (product_id)"""
+    found = rows.store.read(
+        f"""SELECT position, origin, product_id, len(images) > 0, has_text, split, num_queries
+        FROM {rows.products} LEFT JOIN ({shared}) USING (product_id)
+        WHERE split IS NOT NULL OR len(images) = 0 OR NOT has_text ORDER BY position, split"""
+    )
+    for _, group in groupby(found, key=itemgetter(0)):
+        rows_of_product = [*group]
+        _, origin, row_id, has_image, has_text, *_ = rows_of_product[0]
+        splits = [(split, num) for *_, split, num in rows_of_product if split is not None]
+        queries = ", ".join(f"{name} ({format_count(num, 'query')})" for name, num in splits)
         for kind, is_found, column, reason in (
-            ("product_in_two_splits", found, "product_id", f"a target in {queries}"),
+            ("product_in_two_splits", splits, "product_id", f"a target in {queries}"),
             ("product_without_image", not has_image, "image", "empty"),
             ("product_without_text", not has_text, "title", "empty, and no description"),
         ):
             if is_found:
                 yield Finding(kind, "products", origin, row_id, column, reason, settings.drops(kind))
+    rows.store.run(f"DROP TABLE {counts}")
 
 
 def find_html_texts(rows: StoredRows, settings: ValidationSettings) -> Iterator[Finding]:
