@@ -184,7 +184,9 @@ def _read_rows(path: Path) -> list[TrackedQuery]:
     if not path.exists():
         return []
     with errors_as_damaged_file(path, "delete it, and the run starts a new one"):
-        *lines, _ = path.read_bytes().split(b"\n")  # the last is empty, or incomplete if the writer was killed
+        *lines, last = path.read_bytes().split(b"\n")  # the last is empty, or incomplete if the writer was killed
+        if not b"{".startswith(last[:1]):
+            raise ValueError("it does not end in a row")
         return [TrackedQuery(**json.loads(line)) for line in lines]
 
 

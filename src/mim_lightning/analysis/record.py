@@ -109,11 +109,34 @@ def read_record(folder: Path) -> EvaluationRecord:
             raise ValueError(f"record format {content['version']}, this code reads {VERSION}")
         config = validate_config(content["run"]["config"], found / FACTS_FILE, is_built=False)
         run, gallery = RunFacts(**{**content["run"], "config": config}), content.get("gallery", "")
+        _validate_facts(run, content["directions"])
         directions = {
             validate_file_name(name, "directions"): _read_direction(found, name, counts)
             for name, counts in content["directions"].items()
         }
     return EvaluationRecord(found, run, directions, gallery)
+
+
+def _validate_facts(run: RunFacts, directions: Any) -> None:
+    """Raise ValueError for a value of another kind: the record may come from somewhere else."""
+    for name, value in vars(run).items():
+        if name != "config" and not isinstance(value, str):
+            raise ValueError(f"run.{name} is {value!r}, not a text")
+    if "/" not in run.monitor:
+        raise ValueError(f"run.monitor is {run.monitor!r}; it names a direction and a metric")
+    data = run.config.get("data", {})
+    splits = (data.get("splits") or {}) if isinstance(data, dict) else None
+    if not isinstance(splits, dict):
+        raise ValueError("run.config.data holds no keys")
+    for name, value in (("seed", run.config.get("seed", 0)), ("data.splits.fold", splits.get("fold", 0))):
+        if type(value) is not int:
+            raise ValueError(f"run.config.{name} is {value!r}, not a whole number")
+    for name, counts in directions.items():
+        for key in ("num_unanswerable", "num_products"):
+            if type(counts.get(key)) is not int or counts[key] < 0:
+                raise ValueError(f"directions.{name}.{key} is {counts.get(key)!r}, not a count")
+        if not isinstance(counts.get("counting"), dict | None):
+            raise ValueError(f"directions.{name}.counting holds no keys")
 
 
 def write_record(
@@ -209,14 +232,20 @@ def _direction_of(columns: Mapping[str, list[Any]], name: str, counts: Mapping[s
     def starting(prefix: str) -> dict[str, list[Any]]:
         return {key.removeprefix(prefix): values for key, values in columns.items() if key.startswith(prefix)}
 
+    ids, ranks = columns["query_id"], np.array(columns["rank"], dtype=np.int64)
+    if len(set(ids)) < len(ids) or (ranks < 0).any():
+        raise ValueError("a query is there twice, or a rank is negative")
+    hits = [list(map(len, columns[name])) for name in ("hit_ids", "hit_scores", "hit_is_relevant")]
+    if hits[0] != hits[1] or hits[0] != hits[2]:
+        raise ValueError("a query has hits without a score")
     return DirectionRecord(
         direction=name,
-        query_ids=columns["query_id"],
+        query_ids=ids,
         texts=columns["text"],
         unit_ids=columns["unit_id"],
         segments=starting(SEGMENT),
         scores={metric: np.array(values, dtype=np.float64) for metric, values in starting(SCORE).items()},
-        ranks=np.array(columns["rank"], dtype=np.int64),
+        ranks=ranks,
         hit_ids=columns["hit_ids"],
         hit_scores=columns["hit_scores"],
         hit_is_relevant=columns["hit_is_relevant"],

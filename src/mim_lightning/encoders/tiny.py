@@ -21,6 +21,7 @@ from mim_lightning.types import ImageSpec, TextSpec, TowerInput
 
 PADDING_ID, EMPTY_ID, NUM_SPECIAL = 0, 1, 2
 WORD = re.compile(r"[^\W_]+")
+MAX_LAYERS = 1_000  # a file may ask for any number, and each takes time
 
 
 class TinyImage(ImageEncoder):
@@ -140,6 +141,9 @@ class TinyText(Encoder):
         super().__init__()
         if width % 32 or vocabulary <= NUM_SPECIAL:
             raise ValueError(f"encoder 'tiny_text': width {width} must divide by 32, vocabulary {vocabulary} exceed 2")
+        if not 1 <= num_layers <= MAX_LAYERS or max_length < 1:
+            given = f"num_layers {num_layers}, max_length {max_length}"
+            raise ValueError(f"encoder 'tiny_text': {given}: give 1 to {MAX_LAYERS:,} layers, and a length above 0")
         tokenize = HashTokenize(max_length, vocabulary - NUM_SPECIAL)
         self.spec = TextSpec(tokenize, max_length, tokenize.count)
         self.width = width

@@ -123,7 +123,8 @@ def read_facts(folder: Path) -> ExportFacts:
             raise ValueError(f"export format {content['format']}, this code reads {FORMAT}")
         facts = ExportFacts(**{**content, "tower_names": tuple(content["tower_names"])})
         validate_precision(facts.precision)
-        if not all(isinstance(part, dict) for part in (facts.inputs, facts.preprocessing, facts.onnx)):
+        parts = facts.inputs, facts.preprocessing, facts.onnx, *getattr(facts.onnx, "values", list)()
+        if not all(isinstance(part, dict) for part in parts):
             raise ValueError("inputs, preprocessing and onnx must be mappings by tower")
         if not {"model", "data", "callbacks"} <= facts.config.keys():
             raise ValueError("the config lacks model, data or callbacks")
@@ -150,6 +151,10 @@ def read_matcher(folder: Path, facts: ExportFacts) -> Matcher:
         found, written = matcher.tower(name).encoder.describe_preprocessing(), facts.preprocessing.get(name)
         if found != written:
             raise ValueError(f"{folder / name}: preprocessing {found}, {FACTS_FILE} says {written}: it was changed")
+    made: dict[str, Any] = {"dimension": matcher.dimension, "tower_names": tuple(matcher.tower_names)}
+    for key, value in made.items():
+        if getattr(facts, key) != value:
+            raise ValueError(f"{folder / FACTS_FILE}: {key}={getattr(facts, key)}, its config makes {value}")
     path = validate_inside(folder, folder / WEIGHTS_FILE)
     with errors_as_damaged_file(path):
         stored = dequantize_state(load_file(path))

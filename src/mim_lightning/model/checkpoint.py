@@ -8,6 +8,7 @@ the position in the data.
 
 from __future__ import annotations
 
+import pickle
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -269,7 +270,10 @@ def _read(path: str | Path, with_weights: bool = True) -> dict[str, Any]:
         content = read_sharded(path) if with_weights else {"state_dict": {}, **read_meta(Path(path))}
     elif Path(path).is_file():
         with errors_as_damaged_file(Path(path)):
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=not with_weights)
+            try:
+                content = torch.load(path, map_location="cpu", weights_only=True, mmap=not with_weights)
+            except pickle.UnpicklingError as error:  # whose message advises to run the code
+                raise DamagedFileError(path, "holds code, or is no checkpoint of torch") from error
     else:
         what = f"no sharded checkpoint: it lacks {META}" if Path(path).is_dir() else "no such checkpoint file"
         raise ValueError(f"{path}: {what}")
@@ -304,4 +308,8 @@ def load_strictly(matcher: Matcher, state: Mapping[str, Tensor], path: str | Pat
             raise ValueError(f"{path}: tensor '{name}' is {'not in the model' if here is None else 'missing'}")
         if here.shape != there.shape:
             raise ValueError(f"{path}: '{name}' has shape {tuple(there.shape)}, the model's {tuple(here.shape)}")
+        is_dense = there.layout == torch.strided and not there.is_meta and not there.is_quantized
+        if not is_dense or here.is_floating_point() != there.is_floating_point():
+            kind = there.dtype if is_dense else f"{there.dtype}, sparse, quantized or without values"
+            raise ValueError(f"{path}: '{name}' holds {kind}, the model's {here.dtype}")
     matcher.load_state_dict(state)

@@ -83,7 +83,10 @@ def verify_golden_samples(encoder: ProductEncoder, samples: GoldenSamples) -> fl
     is_quantized = encoder.fingerprint != base_fingerprint(encoder.fingerprint)
     minimum, cosines = MIN_COSINE_QUANTIZED if is_quantized else MIN_COSINE, []
     for tower, stored in samples.vectors.items():
-        current = _encode(encoder, tower, samples.inputs[tower])
+        try:
+            current = _encode(encoder, tower, samples.inputs[tower])
+        except ValueError as error:
+            raise ValueError(f"golden samples of the index, '{tower}': {error}; {REBUILD}") from error
         if current.shape != stored.shape:
             raise ValueError(
                 f"'{tower}' encodes the golden samples of the index to {current.shape[1:]} numbers, the index has "

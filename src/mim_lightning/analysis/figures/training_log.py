@@ -73,7 +73,10 @@ def _version(path: Path) -> int:
 def _read(path: Path) -> Iterator[tuple[str, int | None, int | None, float]]:
     """Yield name, epoch, step and value of each cell."""
     with errors_as_damaged_file(path), path.open(newline="") as file:
-        for number, row in enumerate(csv.DictReader(file), start=2):
+        reader = csv.DictReader(file)
+        if reader.fieldnames and not {"epoch", "step"} & set(reader.fieldnames):
+            raise ValueError("it has neither a column 'step' nor 'epoch'")
+        for number, row in enumerate(reader, start=2):
             if None in row.values():
                 continue  # a line that a killed run left incomplete
             for name, cell in row.items():

@@ -92,12 +92,19 @@ def decode_image(data: bytes | EncodedImage, min_height: int = 0, min_width: int
 
 
 def decode_truncated(data: bytes) -> np.ndarray:
-    """Decode what exists of a truncated file; the rest is gray or black."""
+    """Decode what exists of a truncated file; the rest is gray or black.
+
+    Raises:
+        ValueError: see `decode_image`.
+    """
     image_size(data)
-    if data[:2] == JPEG_MAGIC:
-        return simplejpeg.decode_jpeg(data, "RGB", strict=False)
-    with _lenient(), open_image(data) as image:
-        return _rgb_pixels(image)
+    try:
+        if data[:2] == JPEG_MAGIC:
+            return simplejpeg.decode_jpeg(data, "RGB", strict=False)
+        with _lenient(), open_image(data) as image:
+            return _rgb_pixels(image)
+    except Exception as error:  # as in `_decode`
+        raise UnreadableImageError(f"damaged image ({reason_of(error)})") from error
 
 
 @contextmanager

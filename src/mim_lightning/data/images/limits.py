@@ -79,8 +79,15 @@ def read_image_file(path: str | Path, max_bytes: int = MAX_FILE_BYTES) -> bytes:
         raise UnreadableImageError(f"{kind}, not an image file")
     if facts.st_size > max_bytes:
         raise ImageTooLargeError(f"{facts.st_size:,} bytes, at most {max_bytes:,} are read")
-    with open(path, "rb") as file:
+    with open(path, "rb", opener=_open_at_once) as file:
         data = file.read(max_bytes + 1)
+    if data is None:
+        raise UnreadableImageError("a file that waits for its content, not an image file")
     if len(data) > max_bytes:  # some files of the system report no size
         raise ImageTooLargeError(f"more than {max_bytes:,} bytes, no more are read")
     return data
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """Open a file that is never waited for: some files of the system look regular, and block their readers."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))

@@ -24,10 +24,10 @@ from mim_lightning.data.manifest.rows import (
     RowError,
     RowIssue,
     join_query,
+    known_id,
     merge_query,
     parse_product,
     parse_query,
-    text_of,
     without_html,
 )
 from mim_lightning.data.manifest.stored_rows import (
@@ -89,7 +89,7 @@ class ManifestBuilder:
             self._queries.add(pack_query(self._num_rows, self._parse_query(row, root, origin)))
         except NothingRelevantError as error:
             # not an issue if other rows of this query name relevant products
-            self._irrelevant.add((self._num_rows, text_of(row, "query_id") or "", str(origin), error.reason))
+            self._irrelevant.add((self._num_rows, known_id(row, "query_id"), str(origin), error.reason))
         except RowError as error:
             self._report_query(error, origin, row)
 
@@ -218,7 +218,7 @@ class ManifestBuilder:
         try:
             product = parse_product(self._cleaned(row), root, origin, self.metadata)
         except RowError as error:
-            product_id = text_of(row, "product_id") or ""
+            product_id = known_id(row, "product_id")
             self._dropped.setdefault(product_id, origin)
             self._issues.append((self._num_rows, error.at("products", origin, product_id)))
             return False
@@ -234,7 +234,7 @@ class ManifestBuilder:
         return without_html(row) if self.clean_html else row
 
     def _report_query(self, error: RowError, origin: str, row: Row) -> None:
-        self._issues.append((self._num_rows, error.at("queries", origin, text_of(row, "query_id") or "")))
+        self._issues.append((self._num_rows, error.at("queries", origin, known_id(row, "query_id"))))
 
     def _report(self, issue: RowIssue) -> None:
         self.first_issue = self.first_issue or issue

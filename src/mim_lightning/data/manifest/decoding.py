@@ -92,7 +92,7 @@ class TextLines:
                     number += 1
                     if len(line) == MAX_LINE:
                         raise ValueError(f"{self.path}, row {number}: a line of more than {MAX_LINE:,} characters")
-                    yield line.removeprefix("\ufeff") if number == 1 else line
+                    yield line.removeprefix("\ufeff")  # also where another file was appended
         except UnicodeError as error:
             reason = getattr(error, "reason", str(error))
             raise ValueError(f"{self.path}, row {number + 1}: not {self.encoding} ({reason})") from error

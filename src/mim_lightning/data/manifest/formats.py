@@ -74,6 +74,8 @@ def _open_csv(lines: TextLines, settings: TextFormat, wanted: Set[str]) -> tuple
         return [], iter(())
     if not all(map(is_text, header)):
         raise ValueError(f"{lines.path}: {advise_encoding(''.join(header), lines.encoding, settings)}")
+    if any("\0" in part for part in header):
+        raise ValueError(f"{lines.path}: the header contains a NUL character; save the table as CSV (UTF-8) again")
     if separator is None:
         folded, choices = set(map(fold, wanted)), DELIMITERS if lines.suffix != ".tsv" else ("\t", *DELIMITERS)
         found = {choice: _parse_header(lines, header, choice) for choice in choices}

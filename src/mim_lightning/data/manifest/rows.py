@@ -10,10 +10,11 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import Any
+from typing import Any, NoReturn
 
 from mim_lightning.data.images.reader import ImageRef, TableCell, TarMember
 from mim_lightning.data.manifest.html_text import clean_html
+from mim_lightning.display.text import plain
 from mim_lightning.fields import DECLARED
 from mim_lightning.io.paths import PathOrUrl, join
 
@@ -21,6 +22,8 @@ LIST_SEPARATOR = "|"  # several values in one CSV cell
 MISSING = ("nan", "NaN", "NULL", "null", "None", "<NA>", "\\N")  # what databases and data frames write for no value
 KIND = "kind"  # a column of queries that is always a segment
 TEXTS = ("title", "description", "category", "text")  # columns of text
+MAX_SPLIT = 200  # bytes: it names a folder
+MAX_GRADE = 1_000_000  # of a relevant product
 EXACT = 1 << 53  # integers below it are exact as floats
 
 Row = Mapping[str, Any]  # cells by our column names; images stored in a table or tar file are refs already
@@ -91,7 +94,7 @@ class NothingRelevantError(RowError):
     """Every product of a query has grade 0."""
 
 
-def raise_issue(issue: RowIssue) -> None:
+def raise_issue(issue: RowIssue) -> NoReturn:
     """Raise the issue as a ValueError of one line; the OnIssue that stops at the first one."""
     raise ValueError(str(issue))
 
@@ -166,8 +169,8 @@ def parse_query(row: Row, root: PathOrUrl, origin: str, number: int, segments: S
     targets, split = _graded(row), text_of(row, "split")
     if not targets or split is None:
         raise RowError("split" if targets else "product_id", "empty")
-    if "/" in split or split.startswith("."):
-        raise RowError("split", f"'{split}' cannot be the name of a folder")
+    if "/" in split or split.startswith(".") or not split.isprintable() or len(split.encode()) > MAX_SPLIT:
+        raise RowError("split", f"'{plain(split)}' cannot be the name of a folder")
     images, text, fields = _images(row, root), text_of(row, "text"), _fields(row)
     if len(images) > 1:
         raise RowError("image", f"a query has one image, this one has {len(images)}")
@@ -232,8 +235,20 @@ def merge_query(first: Query, again: Query) -> Query:
 
 
 def text_of(row: Row, column: str) -> str | None:
-    """Return a cell as text, None if it is empty."""
-    return _plain(row.get(column)) or None
+    """Return a cell as text, None if it is empty.
+
+    Raises:
+        RowError: it is none: bytes, a list or an object; names the column.
+    """
+    return _scalar(row.get(column), column) or None
+
+
+def known_id(row: Row, column: str) -> str:
+    """Return the id of an invalid row for messages, "" where it has none."""
+    try:
+        return text_of(row, column) or ""
+    except RowError:
+        return ""
 
 
 def _images(row: Row, root: PathOrUrl) -> tuple[ImageRef, ...]:
@@ -272,12 +287,17 @@ def _graded(row: Row) -> dict[str, int]:
     texts = [_plain(part).removesuffix(".0") for part in _parts(row, "grade")]
     if not any(texts):
         return dict.fromkeys(ids, 1)
-    if len(texts) != len(ids) or not all(text.isdecimal() for text in texts):
-        raise RowError("grade", f"'{row['grade']}': give a whole number from 0 for each of {len(ids)} products")
+    if len(texts) != len(ids) or not all(map(_is_grade, texts)):
+        reason = f"'{plain(row['grade'])}': give a whole number from 0 to {MAX_GRADE:,} for each of {len(ids)} products"
+        raise RowError("grade", reason)
     graded = {product_id: int(text) for product_id, text in zip(ids, texts, strict=True) if int(text) > 0}
     if not graded:
         raise NothingRelevantError("grade", "no product of the query is relevant")
     return graded
+
+
+def _is_grade(text: str) -> bool:
+    return text.isdecimal() and len(text) <= len(str(MAX_GRADE)) and int(text) <= MAX_GRADE
 
 
 def _metadata_value(cell: Any) -> str | int | float | None:
@@ -296,7 +316,7 @@ def _whole(value: Any) -> Any:
 
 
 def _values(row: Row, column: str) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(text for part in _parts(row, column) if (text := _plain(part))))
+    return tuple(dict.fromkeys(text for part in _parts(row, column) if (text := _scalar(part, column))))
 
 
 def _parts(row: Row, column: str) -> list[Any]:
@@ -304,6 +324,15 @@ def _parts(row: Row, column: str) -> list[Any]:
     if isinstance(value, str):
         return list(value.split(LIST_SEPARATOR))
     return value if isinstance(value, list) else [value]
+
+
+def _scalar(value: Any, column: str) -> str:
+    if isinstance(value, list | Mapping):
+        raise RowError(column, f"{'a list' if isinstance(value, list) else 'an object'}, not a text")
+    try:
+        return _plain(value)
+    except RowError as error:
+        raise RowError(column, error.reason) from None
 
 
 def _plain(value: Any) -> str:

@@ -17,6 +17,7 @@ from typing import Any
 from mim_lightning.data.manifest.decoding import COMPRESSED, TextFormat, text_suffix
 from mim_lightning.data.manifest.formats import ReadRows, fold, open_arrow, open_parquet, open_text
 from mim_lightning.data.manifest.rows import OnIssue, Origin, RowError, raise_issue
+from mim_lightning.display.text import plain
 from mim_lightning.fields import DECLARED
 from mim_lightning.io.paths import PathOrUrl, find_files, io_errors_as_value_error, parent_of, suffix
 
@@ -26,6 +27,7 @@ PARQUET = ".parquet"
 TEXT_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson")
 SUFFIXES = (*TEXT_SUFFIXES, PARQUET, *(text + packed for text in TEXT_SUFFIXES for packed in COMPRESSED))  # in a folder
 WORKBOOKS = (".xlsx", ".xlsm", ".xls", ".ods")
+MAX_LISTED, MAX_NAME = 50, 60  # columns of a file that an error names, and characters of each
 IMAGE = "image"  # our name of the column that may contain encoded images
 ColumnNames = Mapping[str, str | None]  # our column name -> the file's, None where the file has no such column
 
@@ -209,11 +211,13 @@ def _missing_column(origin: str, found: Collection[str], name: str, key: str) ->
     meant = next((column for column in found if close and fold(column) == close[0]), None)
     another = (
         f"name another with {key}=<column>"
-        if meant is None
+        if meant is None or len(meant) > MAX_NAME
         else f"did you mean '{meant}'? Then give {_quoted(key, meant)}"
     )
+    columns = sorted(plain(column, MAX_NAME) for column in found if column)
+    more = f" and {len(columns) - MAX_LISTED} more" if len(columns) > MAX_LISTED else ""
     return ValueError(
-        f"{origin}: missing column '{name}', it has {sorted(filter(None, found))}; {another}, or null if there is none"
+        f"{origin}: missing column '{name}', it has {columns[:MAX_LISTED]}{more}; {another}, or null if there is none"
     )
 
 

@@ -92,6 +92,8 @@ class PreparedData:
             found = json.loads(content)
             if not isinstance(found, dict):
                 raise ValueError("it holds no keys")
+            if VERSIONS in found:
+                _validate_versions(found[VERSIONS])
             return found
 
     @property
@@ -255,6 +257,21 @@ class PreparedData:
     @property
     def _retry_policy(self) -> RetryPolicy:
         return (self.cache or CacheSettings()).retry_policy
+
+
+def _validate_versions(entries: Any) -> None:
+    """Raise ValueError unless these are the versions of prepared data, ascending, each with its sets."""
+    if not isinstance(entries, list) or not entries or not all(isinstance(entry, dict) for entry in entries):
+        raise ValueError(f"{VERSIONS} must be a list of versions")
+    for entry in entries:
+        sets, number = entry.get("sets"), entry.get("version")
+        if type(number) is not int or not isinstance(sets, dict) or not isinstance(entry.get(CONTENT), dict):
+            raise ValueError(f"{VERSIONS}: each needs a number, its sets and their content")
+        if CATALOG not in sets or not all(type(version) is int and version > 0 for version in sets.values()):
+            raise ValueError(f"{VERSIONS}: version {number} lacks its catalog, or the version of a set")
+    numbers = [entry["version"] for entry in entries]
+    if numbers != sorted(set(numbers)):
+        raise ValueError(f"{VERSIONS}: {numbers} do not ascend")
 
 
 def is_prepared(folder: PathOrUrl, cache: CacheSettings | None = None) -> bool:

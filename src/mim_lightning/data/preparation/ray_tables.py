@@ -22,9 +22,9 @@ from mim_lightning.data.manifest.rows import (
     Row,
     RowError,
     RowIssue,
+    known_id,
     parse_product,
     parse_query,
-    text_of,
     without_html,
 )
 from mim_lightning.data.manifest.table import Table, TableSpec, read_rows
@@ -62,7 +62,7 @@ class ShopTables:
                 _validate_no_cells(product.images, origin)
                 yield product
             except RowError as error:
-                on_issue(error.at(PRODUCTS.name, origin, text_of(row, "product_id") or ""))
+                on_issue(error.at(PRODUCTS.name, origin, known_id(row, "product_id")))
 
     def read_queries(self, file_idx: int, on_issue: OnIssue) -> Iterator[Query]:
         assert self.queries is not None
@@ -70,7 +70,7 @@ class ShopTables:
             QUERIES, known=(*QUERIES.known, *self.segments), required=(*QUERIES.required, "query_id", *self.segments)
         )
         for origin, row, root in self._rows(self.queries, spec, file_idx, on_issue):
-            row_id = text_of(row, "query_id") or ""
+            row_id = known_id(row, "query_id")
             try:
                 if not row_id:  # its number in the whole table is unknown here
                     raise RowError("query_id", "empty; engine=ray needs the id of every query")

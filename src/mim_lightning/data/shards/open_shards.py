@@ -60,8 +60,8 @@ class OpenShard:
         stop = max(offset + size for offset, size in places.values())
         try:
             data = os.pread(self.descriptor, stop - first, first)
-        except (OSError, OverflowError) as error:  # a failing disk or share; a damaged index
-            raise ValueError(str(error)) from error
+        except (OSError, OverflowError, MemoryError) as error:  # a failing disk or share; a damaged index
+            raise ValueError(str(error) or "the byte index names more bytes than fit into memory") from error
         if len(data) < stop - first:
             raise ValueError("the file ends inside the sample")
         return split_members(data, first, places)
@@ -154,7 +154,9 @@ def read_places(file: BinaryIO, size: int) -> np.ndarray:
         try:
             if np.lib.format.read_magic(file) != (1, 0):
                 raise ValueError("not written by this code")
-            shape = np.lib.format.read_array_header_1_0(file)[0]
+            shape, is_fortran, kind = np.lib.format.read_array_header_1_0(file)
+            if is_fortran or kind != np.dtype("<i8"):
+                raise ValueError(f"{kind} in {'columns' if is_fortran else 'rows'}, not int64 in rows")
             if shape != wanted:  # checked before an array of that shape is allocated
                 raise ValueError(f"not {size} samples")
             file.seek(0)

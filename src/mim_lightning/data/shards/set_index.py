@@ -25,6 +25,7 @@ FORMAT_VERSION = 2  # of a set that was never changed
 CHANGED_FORMAT = 3  # of later versions, and of the pointer in INDEX_FILE
 READABLE = (1, 2, 3)  # the first has no bytes, no checksums, and no columns except the keys
 FIRST_VERSION = 1
+MAX_RELEVANT = 1 << 24  # products of one sample
 VERSIONS = "versions"  # in the settings of prepared data: what each version after the first changed
 POINTER = "changed"  # key in INDEX_FILE of a set with several versions: its name
 
@@ -207,16 +208,20 @@ def parse_index(content: bytes) -> SetIndex:
         version = index["version"]
         if version not in READABLE:
             raise UnknownFormatError(f"shard format {version}, this code reads {', '.join(map(str, READABLE))}")
-        sizes, max_relevant = [int(size) for size in index["sizes"]], int(index["max_relevant"])
+        sizes, (max_relevant,) = _counts(index["sizes"], "sizes"), _counts([index["max_relevant"]], "max_relevant")
+        if max_relevant > MAX_RELEVANT or sum(sizes) >= 1 << 63:
+            raise ValueError("max_relevant or sizes are too large for a set")
         if version == 1:
             return SetIndex(sizes, max_relevant)
-        num_bytes, crc32 = (np.array(index[name], dtype=np.int64) for name in ("bytes", "crc32"))
+        num_bytes, crc32 = (np.array(_counts(index[name], name), dtype=np.int64) for name in ("bytes", "crc32"))
         if not num_bytes.shape == crc32.shape == (len(sizes),):
             raise ValueError("sizes, bytes and crc32 differ in length")
         if version == FORMAT_VERSION:
             return SetIndex(sizes, max_relevant, num_bytes, crc32)
         segments = tuple(ColumnSegment(int(number), int(size)) for number, size in index["segments"])
-        steps = np.frombuffer(zlib.decompress(base64.b64decode(index["removed"], validate=True)), dtype="<i8")
+        packed, num_bytes_removed = base64.b64decode(index["removed"], validate=True), 8 * sum(sizes)
+        # no more than the set has rows: a few bytes may unpack to gigabytes
+        steps = np.frombuffer(zlib.decompressobj().decompress(packed, num_bytes_removed + 8), dtype="<i8")
         removed = np.cumsum(steps, dtype=np.int64)
         if sum(segment.size for segment in segments) != sum(sizes):
             raise ValueError("segments and sizes differ")
@@ -231,6 +236,13 @@ def parse_index(content: bytes) -> SetIndex:
         raise
     except Exception as error:  # parsing a damaged file can raise anything
         raise ValueError(f"damaged ({describe_error(error)})") from error
+
+
+def _counts(values: Any, name: str) -> list[int]:
+    """Return a list of whole numbers that fit into 64 bits, none negative."""
+    if not isinstance(values, list) or not all(type(value) is int and 0 <= value < 1 << 63 for value in values):
+        raise ValueError(f"{name} must be whole numbers, none negative")
+    return values
 
 
 class UnknownFormatError(ValueError):

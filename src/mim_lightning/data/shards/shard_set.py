@@ -26,6 +26,7 @@ from mim_lightning.data.shards.files import LocalFiles, ShardFiles, ShardPlan
 from mim_lightning.data.shards.open_shards import MEMBERS, OpenShard, OpenShards, places_size
 from mim_lightning.data.shards.remote_files import RemoteFiles
 from mim_lightning.data.shards.set_index import FORMAT_VERSION, INDEX_FILE, index_file, parse_index
+from mim_lightning.data.shards.shard_writer import COLUMNS
 from mim_lightning.fields import DECLARED, texts_of
 from mim_lightning.io.paths import PathOrUrl, to_path_or_url
 from mim_lightning.types import Sample
@@ -141,7 +142,7 @@ class ShardSet:
         if name in self._columns:
             return self._columns[name]
         segments = self.index.column_segments()
-        parts = [self._column_file(segment.column_file(name), segment.size) for segment in segments]
+        parts = [self._column_file(segment.column_file(name), segment.size, COLUMNS.get(name)) for segment in segments]
         if len(parts) == 1 and not len(self.index.removed):
             return parts[0]
         self._columns[name] = self._join(parts)
@@ -165,7 +166,7 @@ class ShardSet:
                 row, done = row + len(block), done + len(live)
         return joined
 
-    def _column_file(self, name: str, size: int) -> np.ndarray:
+    def _column_file(self, name: str, size: int, kind: type | None) -> np.ndarray:
         try:
             found = self.files.column(name.removesuffix(".npy"))
         except MissingError:
@@ -174,6 +175,8 @@ class ShardSet:
             raise ValueError(
                 f"{self.folder}/{name}: has {len(found)} values, the set {size} samples; run prepare again"
             )
+        if kind is not None and found.dtype != kind:
+            raise ValueError(f"{self.folder}/{name}: holds {found.dtype}, not {np.dtype(kind)}; run prepare again")
         return found
 
     def span(self, shard_idx: int) -> tuple[int, int]:

@@ -80,6 +80,7 @@ class _Shard:
     num_bytes: int | None  # None: not in the index
     crc32: int | None
     columns: Mapping[str, str]  # name -> file
+    column_size: int  # values of each of these files
 
     def path(self, suffix: str) -> str:
         return shard_path(self.set_name, self.shard_idx, suffix)
@@ -97,7 +98,16 @@ def _shards(store: Store, set_name: str, index_name: str) -> Iterator[_Shard]:
         segment_idx = bisect_right(firsts, start) - 1
         files = {name: segments[segment_idx].column_file(name) for name in names}
         start -= firsts[segment_idx]
-        yield _Shard(set_name, shard.idx, start, start + shard.size, shard.num_bytes, shard.crc32, files)
+        yield _Shard(
+            set_name,
+            shard.idx,
+            start,
+            start + shard.size,
+            shard.num_bytes,
+            shard.crc32,
+            files,
+            segments[segment_idx].size,
+        )
 
 
 def _verify(store: Store, shard: _Shard) -> tuple[int, str | None]:
@@ -112,8 +122,9 @@ def _verify(store: Store, shard: _Shard) -> tuple[int, str | None]:
             with store.open(tar) as file:
                 found = read_shard(file)
         return size, found.difference(_expected(store, shard, found))
-    except FileNotFoundError:
-        return size, "a file of the shard is missing"
+    except FileNotFoundError as error:
+        missing = Path(str(error.filename or "")).name
+        return size, f"{shard.set_name}/{missing} is missing" if missing else "a file of the shard is missing"
     except DamagedFileError as error:
         return size, error.reason if error.path == tar else f"{error.path}: {error.reason}"
     except OSError as error:
@@ -131,23 +142,22 @@ def _expected(store: Store, shard: _Shard, found: ShardFacts) -> ShardFacts:
         _validate_regular(store, shard.path(".npy"))
         places = read_places(io.BytesIO(store.read(shard.path(".npy"))), shard.stop - shard.start)
     columns = {
-        name: _slice(store, f"{shard.set_name}/{file}", shard.start, shard.stop) for name, file in shard.columns.items()
+        name: _slice(store, f"{shard.set_name}/{file}", np.dtype(COLUMNS[name]), shard)
+        for name, file in shard.columns.items()
     }
     indexed: Mapping[str, Any] = {"num_bytes": shard.num_bytes, "crc32": shard.crc32}
     known = {name: value for name, value in indexed.items() if value is not None}
     return replace(found, places=places, columns={**found.columns, **columns}, **known)
 
 
-def _slice(store: Store, name: str, start: int, stop: int) -> np.ndarray:
-    """Read rows `start` to `stop` of a column only: it may have gigabytes."""
+def _slice(store: Store, name: str, kind: np.dtype, shard: _Shard) -> np.ndarray:
+    """Read the rows of a shard of a column only: it may have gigabytes."""
     with errors_as_damaged_file(name):
         _validate_regular(store, name)
-        return _read_slice(store, name, start, stop)
-
-
-def _read_slice(store: Store, name: str, start: int, stop: int) -> np.ndarray:
-    with store.open(name) as file:
-        np.lib.format.read_magic(file)
-        _, _, kind = np.lib.format.read_array_header_1_0(file)
-        file.seek(file.tell() + start * kind.itemsize)
-        return np.frombuffer(file.read((stop - start) * kind.itemsize), dtype=kind)
+        with store.open(name) as file:
+            np.lib.format.read_magic(file)
+            shape, _, found = np.lib.format.read_array_header_1_0(file)
+            if found != kind or shape != (shard.column_size,):
+                raise ValueError(f"{found} of shape {shape}, not {shard.column_size} values of {kind}")
+            file.seek(file.tell() + shard.start * kind.itemsize)
+            return np.frombuffer(file.read((shard.stop - shard.start) * kind.itemsize), dtype=kind)

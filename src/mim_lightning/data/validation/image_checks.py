@@ -22,8 +22,10 @@ from mim_lightning.data.images.reader import ImageRef, TarMember
 from mim_lightning.data.manifest.stored_rows import StoredRows, image_of
 from mim_lightning.data.validation.findings import Finding
 from mim_lightning.data.validation.settings import ValidationSettings
+from mim_lightning.display.text import plain
 
 DECODED_SIDE = 128  # pixels of the shorter side at which images are inspected
+MAX_REF = 1_000  # characters of a path or URL that a finding quotes
 COLOR_TOLERANCE = 8  # levels of 255 in which pixels of one color may differ
 
 
@@ -129,10 +131,12 @@ def _invalid_image(row: Sequence[Any], settings: ValidationSettings) -> Finding:
     if not kind:
         kind, reason = "near_empty_image", f"{100 * uniform_fraction:.1f} % of the pixels have almost one color"
     ref = image_of(key)
-    return Finding(kind, table, origin, row_id, "image", f"{ref}: {reason}", settings.drops(kind), ref)
+    return Finding(kind, table, origin, row_id, "image", f"{plain(ref, MAX_REF)}: {reason}", settings.drops(kind), ref)
 
 
 def _describe(error: Exception) -> str:
     """Return an error in one line, with its type if the message alone may say little."""
-    text = " ".join(str(error).split())
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror  # the whole repeats the path
+    text = plain(" ".join(str(error).split()), MAX_REF)
     return text if text and isinstance(error, ValueError | OSError) else f"{type(error).__name__} {text}".rstrip()

@@ -15,6 +15,7 @@ from mim_lightning.search.index.index_settings import IndexSettings, ModelFacts
 # keys of `extra`: by folder of a catalog, the version in the index, and the digest of its content
 CATALOG_VERSIONS, CATALOG_DIGESTS = "catalog_versions", "catalog_digests"
 REBUILD = "rebuild the index"  # what mends a damaged file of an index
+BACKENDS, METRIC = ("faiss", "milvus"), "inner_product"
 _TYPES: dict[str, Any] = {"str": str, "int": int, "float": int | float, "Recall": object}  # by annotation
 
 
@@ -54,7 +55,7 @@ class IndexCard:
     recall: Recall
     settings: Mapping[str, Any]
     created: str  # ISO 8601, UTC
-    metric: str = "inner_product"
+    metric: str = METRIC
     files: Mapping[str, StoredFile] = field(default_factory=dict)  # by segment and part
     extra: Mapping[str, Any] = field(default_factory=dict)  # of the caller: path of the model, catalog folders
 
@@ -114,6 +115,7 @@ def parse_card(text: str, place: str) -> IndexCard:
             validate_file_name(stored.name, "files")
         for part in (card, card.recall, *files.values()):
             _validate_types(part)
+        _validate_values(card)
         _validate_extra(card.extra)
         IndexSettings(**card.settings)
     return card
@@ -124,6 +126,14 @@ def _validate_types(part: Any) -> None:
         value = getattr(part, entry.name)
         if not isinstance(value, _TYPES.get(str(entry.type), Mapping)) or isinstance(value, bool):
             raise TypeError(f"{entry.name} is {value!r}")
+
+
+def _validate_values(card: IndexCard) -> None:
+    if card.backend not in BACKENDS or card.metric != METRIC:
+        raise ValueError(f"backend {card.backend} and metric {card.metric}: there are {', '.join(BACKENDS)}, {METRIC}")
+    counts = card.dimension, card.num_products, card.num_rows, card.num_deleted, card.recall.k, card.recall.num_queries
+    if min(counts) < 0 or not 0 <= card.recall.value <= 1:
+        raise ValueError("a count is negative, or the recall no fraction")
 
 
 def _validate_extra(extra: Mapping[str, Any]) -> None:

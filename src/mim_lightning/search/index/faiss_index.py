@@ -180,7 +180,12 @@ def open_faiss_index(folder: Path, expected_fingerprint: str | None = None, veri
         card = read_card(folder)
         card.validate_fingerprint(expected_fingerprint, str(folder))
         try:
-            index = FaissIndex(folder, card, _read_segments(folder, card, verify))
+            segments = _read_segments(folder, card, verify)
+            counts = sum(part.num_deleted for part in segments), sum(len(part.vectors) for part in segments)
+            if counts != (card.num_deleted, card.num_rows + card.num_deleted):
+                found = f"{counts[1]} rows, {counts[0]} deleted"
+                raise ValueError(f"{folder}: has {found}, its card other counts; {REBUILD}")
+            index = FaissIndex(folder, card, segments)
         except FileNotFoundError as error:
             if read_card(folder) == card:  # otherwise another process has just saved
                 raise ValueError(f"{error.filename}: this file of the index is missing; {REBUILD}") from None

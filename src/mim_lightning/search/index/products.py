@@ -102,7 +102,17 @@ def read_products(path: Path) -> ProductTable:
     with errors_as_damaged_file(path, REBUILD):
         table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
         table.validate(full=True)  # following an offset that points outside the file would crash the process
+        _validate_ids(table)
         return ProductTable(table)
+
+
+def _validate_ids(table: pa.Table) -> None:
+    """Raise ValueError unless each product has an id of its own, in ascending order: they are found by bisection."""
+    if ID not in table.column_names or table.schema.field(ID).type != _ARROW_TYPES[TEXT]:
+        raise ValueError(f"it has no column '{ID}' of texts")
+    ids = table[ID].combine_chunks()
+    if ids.null_count or not pc.all(pc.less(ids[:-1], ids[1:]), min_count=0).as_py():
+        raise ValueError(f"its column '{ID}' does not ascend")
 
 
 def type_products(products: pa.Table, column_types: Mapping[str, str] | None = None) -> ProductTable:

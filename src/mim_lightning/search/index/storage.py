@@ -54,7 +54,10 @@ def read_card(folder: Path) -> IndexCard:
     path = folder / CARD_FILE
     try:
         with errors_as_damaged_file(path, REBUILD):
-            return parse_card(path.read_text("utf-8"), str(path))
+            card = parse_card(path.read_text("utf-8"), str(path))
+            if card.backend != "faiss":
+                raise ValueError(f"it is of an index in {card.backend}, not in a folder")
+            return card
     except (FileNotFoundError, NotADirectoryError):
         raise ValueError(f"{folder}: contains no index (no {CARD_FILE}); build one with build_index") from None
 
