@@ -83,7 +83,11 @@ def test_history_is_read_by_direction_and_query(tmp_path: Path) -> None:
     history = TrackedQueryLog(tmp_path / "run" / "browser")
     history.append([row(-1, 7), row(-1, 4, "q2"), row(-1, 2, direction="b_to_c")])
     history.append([row(0, 3), row(0, 1, "q2"), row(0, 1, direction="b_to_c")])
-    expected = {"a_to_b": {"q1": [(-1, 7), (0, 3)], "q2": [(-1, 4), (0, 1)]}, "b_to_c": {"q1": [(-1, 2), (0, 1)]}}
+    first, second = row(-1, 1).step, row(0, 1).step
+    expected = {
+        "a_to_b": {"q1": [(first, -1, 7), (second, 0, 3)], "q2": [(first, -1, 4), (second, 0, 1)]},
+        "b_to_c": {"q1": [(first, -1, 2), (second, 0, 1)]},
+    }
     assert read_history(tmp_path / "run") == expected == read_history(tmp_path / "run" / "browser")
     assert read_history(tmp_path) == {}
 
@@ -111,10 +115,10 @@ def test_several_passes_within_an_epoch_all_stay(tmp_path: Path) -> None:
     history = TrackedQueryLog(tmp_path)
     for step, rank in ((2, 5), (4, 3)):
         history.append([row(0, rank, step=step)])
-    assert read_history(tmp_path)["a_to_b"]["q1"] == [(0, 5), (0, 3)]
+    assert read_history(tmp_path)["a_to_b"]["q1"] == [(2, 0, 5), (4, 0, 3)]
     again = TrackedQueryLog(tmp_path)
     again.append([row(0, 2, step=4)])
-    assert read_history(tmp_path)["a_to_b"]["q1"] == [(0, 5), (0, 2)]
+    assert read_history(tmp_path)["a_to_b"]["q1"] == [(2, 0, 5), (4, 0, 2)]
 
 
 def test_a_damaged_history_is_named(tmp_path: Path) -> None:
