@@ -181,10 +181,12 @@ def _run_torchrun() -> None:
         killed = [item for item in error.failures.items() if item[1].exitcode < 0]  # type: ignore[attr-defined]
         path = Path(os.environ[FROZEN_CONFIG]).with_name(ERROR_FILE)
         report = read_error(path)
+        said = ""
         if killed and report is not None and report.kind in LOST_PROCESS:
             (rank, fault), *_ = killed
             path.unlink()
-        reason = f"process {rank} died with exit code {fault.exitcode} {fault.signal_name()}".strip()
+            said = f"; another process: {report.reason}"  # most often that it lost this one
+        reason = f"process {rank} died with exit code {fault.exitcode} {fault.signal_name()}".strip() + said
         write_error(path, ErrorReport("ChildProcessError", reason))
         sys.exit(1)
 

@@ -15,7 +15,7 @@ from mim_lightning.io.locks import lock_and_announce
 from mim_lightning.launch import choose_precision, is_first_rank, is_joined, is_launched
 from mim_lightning.prepared_versions import describe_newer_versions
 from mim_lightning.run import identify
-from mim_lightning.train_validation import parse_max_time, validate_kinds, validate_writable
+from mim_lightning.train_validation import parse_max_time, validate_kinds, validate_row_weights, validate_writable
 from mim_lightning.training import fit, start
 
 
@@ -26,6 +26,7 @@ def main() -> None:
 def train(config: dict[str, Any]) -> float:
     """Train one run, or read its results if it is finished; return its monitored metric."""
     validate_kinds(config)
+    validate_row_weights(config)
     run, config, description = identify(config)
     config["trainer"]["precision"] = choose_precision(config["trainer"])  # recorded for evaluation
     max_time = config["trainer"].get("max_time")

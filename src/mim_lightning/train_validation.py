@@ -72,6 +72,20 @@ def validate_writable(folder: Path) -> None:
     raise ValueError(f"{folder}: {reason}; give another folder as paths.runs=<folder> or MIM_RUNS_DIR")
 
 
+def validate_row_weights(config: Mapping[str, Any]) -> None:
+    """Check that rows do not count by their weight twice.
+
+    Raises:
+        ValueError: the loss and the order of samples both read it.
+    """
+    sampling = config["data"].get("sampling") or {}
+    if config["loss"].get("row_weights") and sampling.get("_target_") == "mim_lightning.data.WeightedSettings":
+        raise ValueError(
+            "loss.row_weights=true: data/sampling=weighted draws rows by the column 'weight' already; leave out one of "
+            "the two"
+        )
+
+
 def validate_results_from(config: Mapping[str, Any]) -> None:
     """Check that the checkpoint of `results_from` will be written, and by the last step if it is `last`.
 

@@ -5,6 +5,7 @@ Use it in a process that may write into the run's folder; `python -m mim_lightni
 
 from __future__ import annotations
 
+import shutil
 import signal
 import time
 from collections.abc import Mapping
@@ -24,6 +25,7 @@ from mim_lightning.data_config import build_preparation
 from mim_lightning.errors import clear_notes
 from mim_lightning.expected_types import validate_arguments
 from mim_lightning.interruption import STOPPED_AFTER, Interruption
+from mim_lightning.io.atomic import atomic_write, atomic_write_folder
 from mim_lightning.launch import (
     is_alone,
     is_first_rank,
@@ -166,11 +168,18 @@ def fit(config: dict[str, Any], run: Run, description: Mapping[str, Any] | None 
         with killed_workers_named():
             trainer.fit(module, datamodule, ckpt_path=resume, weights_only=True if resume else None)
         seconds, stopped_after = time.perf_counter() - started, seconds_trained(trainer)
-        # what resumed from the best, for the last is missing or damaged, may have had no step left to do
-        if resume == run.best_checkpoint and trainer.strategy.broadcast(
-            "last" in callbacks and _written_at(run.last_checkpoint) == last_written
-        ):
-            trainer.save_checkpoint(run.last_checkpoint)
+
+        # what resumed from the best, for the last is missing or damaged, may have had no step left to do: it is copied,
+        # for the module has the averaged weights now, and the trainer another position
+        def complete() -> None:
+            if (
+                resume == run.best_checkpoint
+                and "last" in callbacks
+                and _written_at(run.last_checkpoint) == last_written
+            ):
+                _copy_checkpoint(run.best_checkpoint, run.last_checkpoint)
+
+        ask_first_rank(trainer.strategy, complete)
         free_averages(trainer)
         # one answer for all ranks: all take part in writing it, and rank zero may have written it already
         if trainer.strategy.broadcast(not checkpoint.exists()):
@@ -195,3 +204,13 @@ def fit(config: dict[str, Any], run: Run, description: Mapping[str, Any] | None 
 
 def _written_at(path: Path) -> int | None:
     return path.stat().st_mtime_ns if path.exists() else None
+
+
+def _copy_checkpoint(source: Path, target: Path) -> None:
+    """Copy a checkpoint, a file or a folder, to a place where nothing or a damaged one is."""
+    if source.is_dir():
+        with atomic_write_folder(target) as partial:
+            shutil.copytree(source, partial, dirs_exist_ok=True)
+    else:
+        with atomic_write(target, replaces_folder=True) as partial:
+            shutil.copyfile(source, partial)

@@ -30,7 +30,6 @@ from mim_lightning.data.sampling.mixture import make_mixture_order
 from mim_lightning.data.sampling.order import BatchOrder, EpochSettings, OrderSettings, read_column
 from mim_lightning.data.sampling.product_frequency import log_frequencies
 from mim_lightning.data.sampling.shuffled import ShuffledSettings, sequential_order
-from mim_lightning.data.sampling.weighted import WeightedSettings
 from mim_lightning.data.shards.cache import CacheSettings
 from mim_lightning.data.shards.mixture_set import MAIN, ConcatShardSet, parse_mixture, split_fractions
 from mim_lightning.data.shards.shard_set import ShardSet
@@ -39,7 +38,7 @@ from mim_lightning.data.validation.settings import ValidationSettings
 from mim_lightning.fields import PRODUCT, QUERY
 from mim_lightning.io.machine import num_cores
 from mim_lightning.io.paths import to_path_or_url
-from mim_lightning.types import LOG_FREQUENCY, WEIGHT, ImageSpec, TowerSpec, fields_of, side_of, specs_by_field
+from mim_lightning.types import LOG_FREQUENCY, ImageSpec, TowerSpec, fields_of, side_of, specs_by_field
 
 CONTENT = "content"  # in a checkpoint: digest of the training set
 QUERIES, GALLERY, DISTRACTORS = 0, 1, 2  # the dataloader_idx of the validation loaders
@@ -137,6 +136,7 @@ class MatchDataModule(LightningDataModule):
         self._was_checked: dict[bool, bool] = {}  # for training, or for evaluation alone
         self._features: dict[str, FeatureTable] = {}  # by tower
         self._columns: tuple[str, ...] = ()
+        self._column_values: dict[str, np.ndarray] = {}  # of `_columns`
         self._train_loader: StreamLoader | None = None
         self._state: dict[str, Any] | None = None
 
@@ -198,25 +198,18 @@ class MatchDataModule(LightningDataModule):
 
     def _train_collate(self, shards: ShardSet) -> Collate:
         features = {tower: table for tower, table in self._features.items() if self.is_deterministic(tower)}
-        columns = {name: self._read_training_column(name, shards) for name in self._columns}
-        return Collate(self.specs, shards.max_relevant, self.augment, self.seed, features=features, columns=columns)
-
-    def _read_training_column(self, name: str, shards: ShardSet) -> np.ndarray:
-        if name == LOG_FREQUENCY:
-            return log_frequencies(shards, self.present_order())
-        return read_column(shards, "weights")
+        for name in self._columns:
+            if name not in self._column_values:
+                is_frequency = name == LOG_FREQUENCY
+                self._column_values[name] = (
+                    log_frequencies(shards, self.present_order()) if is_frequency else read_column(shards, "weights")
+                )
+        return Collate(
+            self.specs, shards.max_relevant, self.augment, self.seed, features=features, columns=self._column_values
+        )
 
     def use_columns(self, names: Sequence[str]) -> None:
-        """Give training batches columns of the set, see `types.Batch.columns`.
-
-        Raises:
-            ValueError: rows would count by their weight twice.
-        """
-        if WEIGHT in names and isinstance(self.sampling, WeightedSettings):
-            raise ValueError(
-                "loss.row_weights=true: data/sampling=weighted draws rows by the column 'weight' already; leave out "
-                "one of the two"
-            )
+        """Give training batches columns of the set, see `types.Batch.columns`."""
         self._columns = tuple(names)
 
     def is_deterministic(self, tower: str) -> bool:

@@ -166,9 +166,8 @@ class Objective(nn.Module):
 
     def _compute_tiled(self, vectors: Mapping[str, Tensor], local: LossRows, every: LossRows) -> _Losses:
         """Compute a built-in loss in tiles, of the rows that are present alone."""
-        local, every = local.cpu(), every.cpu()
-        if self._grade_weights is not None:
-            local, every = local.graded(self._grade_weights), every.graded(self._grade_weights)
+        local = self._weighed(local.cpu())
+        every = local if world_size() == 1 else self._weighed(every.cpu())
         lefts = {name: local.side(name, vectors[name]) for name in self.sides}
         if world_size() == 1:
             rights = lefts
@@ -185,6 +184,9 @@ class Objective(nn.Module):
         )
         per_pair = dict(zip(self.pairs, result.per_pair.unbind(), strict=True))
         return result.loss, per_pair, result.num_rows, result.num_negatives
+
+    def _weighed(self, rows: LossRows) -> LossRows:
+        return rows if self._grade_weights is None else rows.graded(self._grade_weights)
 
     def _compute_whole(self, vectors: Mapping[str, Tensor], local: LossRows, every: LossRows) -> _Losses:
         """Compute any loss from the similarities of all rows with all columns, a pair and direction at a time."""
