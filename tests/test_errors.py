@@ -65,6 +65,7 @@ TrialPruned = type("TrialPruned", (Exception,), {})  # Optuna's, by its name
 )
 def test_an_exception_is_reported_in_one_line(error: Exception, kind: str, reason: str, mendable: bool) -> None:
     assert to_error_report(error, "train") == ErrorReport(kind, reason)
+    assert to_error_report(error, "serve") == ErrorReport(kind, reason.removesuffix(LOWER)), "which has no such keys"
     assert is_user_error(error) == mendable
 
 

@@ -32,6 +32,10 @@ from mim_lightning.io.damaged_file import errors_as_damaged_file
 
 EXTRA = "pip install 'mim-lightning[sweep]'"
 OUT_OF_MEMORY = "OutOfMemoryError"  # of torch, on a GPU
+SMALLER = {  # by config: what needs less memory
+    "train": "lower data.batch_size, data.eval_batch_size, step.micro_batch_size or data.num_workers",
+    "evaluate": "give data=<option> with a lower data.eval_batch_size or data.num_workers",  # a checkpoint's are fixed
+}
 NOTES = {"failed": "failed.json", "pruned": "pruned.json"}  # in a run's folder, by status: why it has no result
 
 
@@ -122,7 +126,7 @@ def _one_line(error: Exception, name: str) -> str:
     text = " ".join(lines)
     if isinstance(error, MemoryError) or type(error).__name__ == OUT_OF_MEMORY:
         reason = ". ".join(text.split(". ")[:2]).rstrip(".") or "out of memory"
-        return f"{reason}; lower data.batch_size, data.eval_batch_size, step.micro_batch_size or data.num_workers"
+        return f"{reason}; {SMALLER[name]}" if name in SMALLER else reason
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         return _no_option(error.missing_cfg_file, error.options)
     cause = error.__cause__
