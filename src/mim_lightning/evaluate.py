@@ -18,6 +18,7 @@ from mim_lightning.cli import run_entry_point
 from mim_lightning.expected_types import validate_type
 from mim_lightning.launch import hand_back, launch, num_processes_to_launch
 
+VERBATIM_KEYS = ("checkpoint", "output")
 TEXT = str | None
 KINDS: dict[str, Any] = {
     **dict.fromkeys(("checkpoint", "split", "output", "monitor"), TEXT),
@@ -30,7 +31,7 @@ KINDS: dict[str, Any] = {
 
 
 def main() -> None:
-    run_entry_point("evaluate", evaluate)
+    run_entry_point("evaluate", evaluate, VERBATIM_KEYS)
 
 
 def evaluate(config: dict[str, Any]) -> dict[str, float]:

@@ -1,6 +1,7 @@
 """Terminal output: progress bar, cut texts, table of results; no line wraps at 80 columns."""
 
 import csv
+import shlex
 from collections.abc import Callable
 from io import StringIO
 from pathlib import Path
@@ -10,7 +11,9 @@ import pytest
 from lightning import Callback, LightningModule, Trainer
 from rich.console import Console
 
+from mim_lightning.cli import _quoted
 from mim_lightning.config import build, build_matcher, compose
+from mim_lightning.evaluate import VERBATIM_KEYS
 from mim_lightning.lit.console import ProgressBar, describe_cut_texts, describe_decline, describe_sample, print_run
 from mim_lightning.lit.datamodule import MatchDataModule
 from mim_lightning.run import Run
@@ -140,8 +143,13 @@ def test_texts_that_are_read_whole_are_not_mentioned(shop: Path) -> None:
 
 
 def test_results_of_a_sample_name_the_command_for_the_whole_gallery(tmp_path: Path) -> None:
-    folder, checkpoint = tmp_path / "run", tmp_path / "run" / "best.ckpt"
+    folder = tmp_path / "a, b's"
+    checkpoint = folder / "best.ckpt"
     assert describe_sample(RESULTS, folder, checkpoint) is None
     name = sampled_name("hit@1", 100)
     line = describe_sample({f"val/image_to_image/{name}": 0.5}, folder, checkpoint)
-    assert line is not None and f"checkpoint={checkpoint} whole_gallery=true output={folder}/whole_gallery" in line
+    assert line is not None
+    words = [f"checkpoint={checkpoint}", "whole_gallery=true", f"output={folder}/whole_gallery"]
+    assert shlex.split(line.partition("evaluate ")[2]) == words
+    config = compose("evaluate", [_quoted(word, VERBATIM_KEYS) for word in words])
+    assert (config["checkpoint"], config["output"]) == (str(checkpoint), f"{folder}/whole_gallery")

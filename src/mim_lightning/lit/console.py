@@ -6,6 +6,7 @@ Results are flat: "val/image_to_image/hit@1" -> 0.61, and "initial/..." for the 
 from __future__ import annotations
 
 import logging
+import shlex
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -338,10 +339,8 @@ def describe_sample(results: Results, run_folder: Path, checkpoint: Path) -> str
     """Return a line if the results are of a sample of the gallery, with the command that ranks the whole; else None."""
     if all(whole_name(key) == key for key in results if key.startswith("val/")):
         return None
-    return (
-        "the gallery was sampled; of the whole: python -m mim_lightning.evaluate "
-        f"checkpoint={checkpoint} whole_gallery=true output={run_folder / 'whole_gallery'}"
-    )
+    words = (f"checkpoint={checkpoint}", "whole_gallery=true", f"output={run_folder / 'whole_gallery'}")
+    return f"the gallery was sampled; of the whole: python -m mim_lightning.evaluate {shlex.join(words)}"
 
 
 def describe_decline(results: Results, monitor: str) -> str | None:
