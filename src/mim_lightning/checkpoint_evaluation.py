@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from mim_lightning.lit.datamodule import MatchDataModule
     from mim_lightning.model.checkpoint import TrainedMatcher
 
-PARTS_FOLDER = "embedded"  # in the output, while an evaluation runs
+PARTS_FOLDER = ".scratch-embedded"  # in the output, while an evaluation runs
 
 
 @dataclass(frozen=True)
@@ -51,14 +52,25 @@ class CheckpointEvaluation:
         return self.trainer.is_global_zero
 
     def save(self, folder: Path) -> None:
-        """Write results, record, page and image of hits."""
+        """Write results, record, page and image of hits; where the disk is full, in the room of the parts."""
+        if self.parts is not None and not self.parts.is_on:  # they could not be written: room is short
+            self.parts.remove()
+        try:
+            self._write(folder)
+        except OSError as error:
+            if self.parts is None or error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            self.parts.remove()
+            self._write(folder)
+        if self.parts is not None:
+            self.parts.remove()
+
+    def _write(self, folder: Path) -> None:
         from mim_lightning.lit.evaluation import save_evaluation
 
         parts = self.trainer, self.model.matcher, self.datamodule, self.config
         save_evaluation(*parts, folder, self.model.fingerprint, self.fingerprint)
         Run(self.config["run"]["id"], folder).write_results(self.results)
-        if self.parts is not None:
-            self.parts.remove()
 
 
 def evaluate_checkpoint(config: dict[str, Any]) -> CheckpointEvaluation:

@@ -50,7 +50,7 @@ def run_entry_point(
         name: of the config.
         function: of plain containers.
         verbatim_keys: keys whose values are free text or paths: taken as they are, with commas and quotes.
-        resumes: whether the same command resumes after an interruption.
+        resumes: whether the same command always resumes after an interruption.
     """
     # before torch loads OpenMP: its threads wait for each other by spinning, milliseconds at the end of every small
     # product, and where other processes want the cores, for a thread that does not run
@@ -64,7 +64,8 @@ def run_entry_point(
             write_error(Path(frozen).with_name(ERROR_FILE), ErrorReport(Interruption.__name__, stopped.where))
             os._exit(128 + stopped.signum)  # threads of a broken collective would block the interpreter
         sys.stdout.flush()
-        print(stopped.describe() + ("; the same command resumes" if resumes else ""), file=sys.stderr, flush=True)
+        more = "; the same command resumes" if resumes or stopped.resumes else ""
+        print(stopped.describe() + more, file=sys.stderr, flush=True)
         sys.exit(stopped.code)
 
 

@@ -16,6 +16,7 @@ from typing import Any
 from mim_lightning.checkpoint_evaluation import evaluate_checkpoint, prepare_evaluation
 from mim_lightning.cli import run_entry_point
 from mim_lightning.expected_types import validate_type
+from mim_lightning.interruption import Interruption
 from mim_lightning.launch import hand_back, launch, num_processes_to_launch
 
 VERBATIM_KEYS = ("checkpoint", "output")
@@ -48,16 +49,20 @@ def evaluate(config: dict[str, Any]) -> dict[str, float]:
 
     silence_lightning()
     validate_trainer(config["trainer"], is_training=False)
-    if num_processes := num_processes_to_launch(config["trainer"]):
-        prepare_evaluation(config)
-        return dict(launch("mim_lightning.evaluate", config, num_processes))
-    evaluation = evaluate_checkpoint(config)
-    if evaluation.is_first:
-        print_run(evaluation.title, evaluation.results)
-        if config["output"]:
-            evaluation.save(folder := Path(config["output"]))
-            print(f"results, record and image of hits: {folder}")
-        hand_back(evaluation.results)
+    try:
+        if num_processes := num_processes_to_launch(config["trainer"]):
+            prepare_evaluation(config)
+            return dict(launch("mim_lightning.evaluate", config, num_processes))
+        evaluation = evaluate_checkpoint(config)
+        if evaluation.is_first:
+            print_run(evaluation.title, evaluation.results)
+            if config["output"]:
+                evaluation.save(folder := Path(config["output"]))
+                print(f"results, record and image of hits: {folder}")
+            hand_back(evaluation.results)
+    except Interruption as stopped:
+        stopped.resumes = bool(config["output"]) and config["save_interval"] is not None
+        raise
     return evaluation.results
 
 

@@ -41,6 +41,7 @@ class Interruption(SystemExit):
     def __init__(self, signum: int, where: str = "") -> None:
         super().__init__(128 + signum)
         self.signum, self.where = signum, where
+        self.resumes = False  # whether the same command resumes, where that depends on its config
 
     def describe(self) -> str:
         return " ".join(part for part in ("stopped", self.where, f"by {signal.Signals(self.signum).name}") if part)

@@ -5,17 +5,21 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet
 import pytest
 from safetensors.numpy import load_file, save_file
 
 from mim_lightning.build_index import build_index
+from mim_lightning.checkpoint_evaluation import PARTS_FOLDER
 from mim_lightning.config import compose
 from mim_lightning.evaluate import evaluate
 from mim_lightning.inference.loading import load_trained
+from mim_lightning.interruption import Interruption
 from mim_lightning.lit.module import MatchModule
 from mim_lightning.run import identify
 from mim_lightning.train import train
@@ -107,7 +111,7 @@ def test_an_evaluation_that_was_killed_goes_on_with_what_it_had_embedded(
 
     code, _, errors = start_ranks(2, killed)
 
-    parts = [load_file(path) for path in tmp_path.glob("killed/embedded/*.safetensors")]
+    parts = [load_file(path) for path in tmp_path.glob(f"killed/{PARTS_FOLDER}/*.safetensors")]
     num_kept = sum(len(part["row_keys"]) for part in parts)
     assert code == 1 and "rank 1 ended with -9" in errors and num_kept >= 5, errors
     embedded: list[int] = []
@@ -128,7 +132,7 @@ def test_an_evaluation_that_was_killed_goes_on_with_what_it_had_embedded(
     for path in (tmp_path / "whole").rglob("*.safetensors"):
         mine, other = load_file(path), load_file(tmp_path / "killed" / path.relative_to(tmp_path / "whole"))
         assert mine.keys() == other.keys() and all((mine[key] == other[key]).all() for key in mine), path
-    assert not (tmp_path / "killed" / "embedded").exists()
+    assert not (tmp_path / "killed" / PARTS_FOLDER).exists()
 
 
 def test_the_process_that_starts_others_loads_no_model(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,6 +142,17 @@ def test_the_process_that_starts_others_loads_no_model(checkpoint: Path, monkeyp
     monkeypatch.setattr("mim_lightning.evaluate.launch", lambda *given: {"num_processes": given[-1]})
     words = [f"checkpoint={checkpoint}", "trainer=cpu", "trainer.devices=2"]
     assert evaluate(compose("evaluate", words)) == {"num_processes": 2}
+
+
+def test_an_interruption_says_that_the_same_command_resumes_where_it_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(config: dict[str, Any]) -> None:
+        raise Interruption(signal.SIGTERM)
+
+    monkeypatch.setattr("mim_lightning.evaluate.evaluate_checkpoint", interrupt)
+    for words, resumes in (([], False), (["output=x"], True), (["output=x", "save_interval=null"], False)):
+        with pytest.raises(Interruption) as caught:
+            evaluate(compose("evaluate", ["checkpoint=last.ckpt", "trainer=cpu", *words]))
+        assert caught.value.resumes is resumes
 
 
 def test_a_failure_of_one_process_ends_all_and_what_is_embedded_stays(

@@ -245,9 +245,12 @@ class MatchDataModule(LightningDataModule):
         return [(self.opened.queries, None), *zip(gallery, chosen, strict=True)]
 
     def last_batches(self) -> list[int]:
-        """Return the first sample of the last batch of each set, in the batches that one process would make."""
+        """Return the first sample of the last batch of each set, in the batches that one process would make.
+
+        -1 of a set without rows: the sample of a gallery may have none of the distractors' set.
+        """
         return [
-            start if numbers is None else int(numbers[start])
+            start if numbers is None else int(numbers[start]) if num_rows else -1
             for shards, numbers in self._evaluated()
             for num_rows in [len(shards) if numbers is None else len(numbers)]
             for start in [(num_rows - 1) // self.eval_batch_size * self.eval_batch_size]
