@@ -20,6 +20,7 @@ from mim_lightning.data.preparation.preparation import Validation, prepare_shard
 from mim_lightning.data.preparation.prepared import PreparedData, ShardSettings, open_prepared
 from mim_lightning.data.shards.cache import ChangedError
 from mim_lightning.data.validation.settings import ValidationSettings
+from mim_lightning.data.versions.set_versions import _keep_first_index
 from mim_lightning.data_config import describe_data, describe_source
 from mim_lightning.lit.datamodule import MatchDataModule
 from mim_lightning.prepare import prepare
@@ -115,6 +116,16 @@ def test_data_of_the_first_format_get_their_shard_back(shop: ManifestSource, fol
     (folder / "settings.json").write_text(
         json.dumps({key: settings[key] for key in ("source", "settings", "protocol")})
     )
+    before = files(folder)
+    (folder / "catalogue/000001.tar").unlink()
+    prepare_shards(shop, folder, SETTINGS)
+    assert files(folder) == before
+
+
+def test_a_first_change_that_was_killed_does_not_keep_a_shard_from_being_written(
+    shop: ManifestSource, folder: Path
+) -> None:
+    _keep_first_index(folder / "catalogue", "catalogue")
     before = files(folder)
     (folder / "catalogue/000001.tar").unlink()
     prepare_shards(shop, folder, SETTINGS)

@@ -21,13 +21,14 @@ import pytest
 
 from mim_lightning.data.images.download import DownloadSettings
 from mim_lightning.data.manifest.manifest import ManifestSource
-from mim_lightning.data.preparation import destination, preparation
+from mim_lightning.data.preparation import destination, local_engine, preparation
 from mim_lightning.data.preparation import staging as partial
 from mim_lightning.data.preparation.local_engine import _num_workers
 from mim_lightning.data.preparation.preparation import prepare_shards
 from mim_lightning.data.preparation.prepared import ShardSettings, is_prepared
 from mim_lightning.data.preparation.staging import staging_path
 from mim_lightning.data.shards.set_writer import MARKERS
+from mim_lightning.io.store import Store
 from tests.data.conftest import jpeg, write_csv
 
 SETTINGS = ShardSettings(samples_per_shard=4, max_image_side=200)
@@ -373,6 +374,20 @@ def test_killed_just_before_it_was_renamed(
         prepare_shards(source, folder, others)
     monkeypatch.setattr(preparation, "validate_source", killed)  # nothing is to be done again
     assert len(prepare_shards(source, folder, SETTINGS).catalog().sizes) == 10
+
+
+def test_nothing_that_takes_long_follows_the_removal_of_the_markers(
+    source: ManifestSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(store: Store) -> None:
+        assert list((Path(store.address) / "image_hashes").glob("*.parquet"))
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(local_engine, "remove_markers", killed)
+        prepare_shards(source, tmp_path / "out", SETTINGS, num_workers=1)
+    monkeypatch.setattr(local_engine.ShardWriter, "write", None)  # every shard is finished
+    assert len(prepare_shards(source, tmp_path / "out", SETTINGS, num_workers=1).catalog().sizes) == 10
 
 
 def test_a_full_disk_does_not_make_finished_shards_those_of_another_preparation(

@@ -18,8 +18,9 @@ from typing import Any
 
 from mim_lightning.data.images.reader import ImageReader
 from mim_lightning.data.preparation.plan import PlannedSet, RecordReader, ShardTask
+from mim_lightning.data.preparation.prepared import PreparedData
 from mim_lightning.data.shards.damage import Damage
-from mim_lightning.data.shards.set_index import INDEX_FILE, IndexedShard, parse_index
+from mim_lightning.data.shards.set_index import IndexedShard
 from mim_lightning.data.shards.set_writer import (
     finish_set,
     finished_shards,
@@ -116,7 +117,7 @@ def write_sets(sets: Sequence[PlannedSet], store: Store, reader: ImageReader, se
 
 def rewrite_damaged(
     sets: Sequence[PlannedSet],
-    store: Store,
+    prepared: PreparedData,
     reader: ImageReader,
     settings: WritingSettings,
     damages: Sequence[Damage],
@@ -126,9 +127,10 @@ def rewrite_damaged(
     Raises:
         ValueError: an image cannot be read, or a shard would differ from what the set's index says.
     """
+    store = Store(prepared.folder)
     planned, writer = {part.name: part for part in sets}, ShardWriter(store, reader, settings.max_image_side)
     for damage in damages:
-        index = parse_index(store.read(f"{damage.set_name}/{INDEX_FILE}"))
+        index = prepared.open_set(damage.set_name).index
         wanted, part = set(damage.shard_idxs), planned.get(damage.set_name)
         tasks = part.shards(settings.samples_per_shard, settings.max_image_side) if part and wanted else iter(())
         for task in tasks:

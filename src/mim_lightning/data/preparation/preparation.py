@@ -227,11 +227,12 @@ def prepare_shards(
     def write(staging: PathOrUrl) -> None:
         assert isinstance(staging, Path)
         with planned_sets(staging, needed) as (validated, sets):
-            write_sets(sets, Store(staging), validated.reader, writing)
             rows = validated.valid.stored()
+            # what takes long comes before the sets: they end without their markers, by which shards are kept
             write_hashes(hashes_path(staging, FIRST_VERSION), rows.store, images_query(rows, validated.images.table))
-        (staging / "queries").mkdir(exist_ok=True)  # a catalog alone has none
-        write_skipped(validated.report, staging / SKIPPED_FILE)
+            write_skipped(validated.report, staging / SKIPPED_FILE)
+            (staging / "queries").mkdir(exist_ok=True)  # a catalog alone has none
+            write_sets(sets, Store(staging), validated.reader, writing)
 
     prepared = destination.open_existing()
     if prepared is not None:
@@ -251,7 +252,7 @@ def prepare_shards(
                 damages = prepared.find_damage(is_compared)
                 if damages:
                     with planned_sets(staging) as (validated, sets):
-                        rewrite_damaged(sets, Store(folder), validated.reader, writing, damages)
+                        rewrite_damaged(sets, prepared, validated.reader, writing, damages)
                 shutil.rmtree(staging, ignore_errors=True)
             return PreparedData(folder)
         destination = replace(destination, overwrite=True)
