@@ -28,3 +28,8 @@ def test_a_full_disk_is_an_error_that_names_the_place(tmp_path: Path, monkeypatc
     monkeypatch.setattr(os, "posix_fallocate", full)
     with (tmp_path / "rows").open("w+b") as file, pytest.raises(OSError, match=f"No space left.*{tmp_path}'"):
         map_new(file, np.float32, (3, 4), tmp_path)
+
+
+def test_an_array_may_be_empty(tmp_path: Path) -> None:
+    with (tmp_path / "rows").open("w+b") as file:
+        assert map_new(file, np.float32, (0, 4), tmp_path).shape == (0, 4)

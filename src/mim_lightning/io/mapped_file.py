@@ -20,7 +20,7 @@ def allocate(file: BinaryIO, num_bytes: int, path: Path) -> None:
     Raises:
         OSError: the disk is full; names `path`.
     """
-    if hasattr(os, "posix_fallocate"):  # not on macOS
+    if num_bytes and hasattr(os, "posix_fallocate"):  # not on macOS; no bytes are an invalid argument
         with write_errors_named(path):
             os.posix_fallocate(file.fileno(), 0, num_bytes)
 

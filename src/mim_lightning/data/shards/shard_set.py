@@ -16,6 +16,7 @@ import uuid
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ from mim_lightning.data.shards.remote_files import RemoteFiles
 from mim_lightning.data.shards.set_index import FORMAT_VERSION, INDEX_FILE, index_file, parse_index
 from mim_lightning.data.shards.shard_writer import COLUMNS
 from mim_lightning.fields import DECLARED, texts_of
+from mim_lightning.io.mapped_file import map_new
 from mim_lightning.io.paths import PathOrUrl, to_path_or_url
 from mim_lightning.types import Sample
 
@@ -153,7 +155,7 @@ class ShardSet:
         dtype, num_samples, removed = parts[0].dtype, len(self), self.index.removed
         if num_samples > MAX_JOINED:
             with tempfile.TemporaryFile(prefix="mim-column-") as file:
-                joined: np.ndarray = np.memmap(file, dtype, "w+", shape=(num_samples,))
+                joined: np.ndarray = map_new(file, dtype, (num_samples,), Path(tempfile.gettempdir()))
         else:
             joined = np.empty(num_samples, dtype)
         row = done = 0
