@@ -176,7 +176,7 @@ def _write_all(
     tables: ShopTables, job: ShardJob, num_samples: Mapping[str, int], settings: RaySettings, issues: IssueLog
 ) -> None:
     """Write the unfinished shards, then the index of each set."""
-    finished, num_finished = _find_finished(job, issues)
+    finished, num_finished = _find_finished(job, issues, keeps_incomplete=False)
     num_parts = max(1, -(-sum(num_samples.values()) // settings.rows_per_part))
     with ProgressMeter(sum(num_samples.values()) - num_finished, num_finished) as progress:
         num_fruitless = 0
@@ -192,7 +192,7 @@ def _write_all(
                 if not is_loss(error):
                     raise
                 num_before = len(finished)
-                finished, num_done = _find_finished(job, issues)
+                finished, num_done = _find_finished(job, issues, keeps_incomplete=True)
                 progress.update(num_done - num_finished, progress.num_bytes)
                 num_fruitless = num_fruitless + 1 if len(finished) == num_before else 0
                 if num_fruitless == MAX_FRUITLESS:
@@ -210,11 +210,12 @@ def _write_all(
     remove_markers(job.store)
 
 
-def _find_finished(job: ShardJob, issues: IssueLog) -> tuple[frozenset[int], int]:
+def _find_finished(job: ShardJob, issues: IssueLog, keeps_incomplete: bool) -> tuple[frozenset[int], int]:
     """Return the numbers of the finished shards and their number of rows.
 
-    Those without their invalid rows are finished if these rows are allowed, and their issues are added; else they are
-    written again, as the rows may have been mended.
+    Args:
+        keeps_incomplete: those without their invalid rows are finished if these rows are allowed, and their issues are
+            added. A new command writes them again: the rows may have been mended, a download may work now.
     """
     finished, num_rows = set(), 0
     noted: list[tuple[str, ShardMarker]] = []
@@ -231,7 +232,7 @@ def _find_finished(job: ShardJob, issues: IssueLog) -> tuple[frozenset[int], int
                 num_rows += marker.size
             elif marker not in kept:  # the other engine wrote it
                 remove_marker(job.store, name, marker)
-    is_allowed = issues.allows(found)
+    is_allowed = keeps_incomplete and issues.allows(found)
     for name, marker in noted:
         if is_allowed:
             finished.add(job.layout.number(name, marker.shard_idx))
