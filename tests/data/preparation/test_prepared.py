@@ -19,7 +19,9 @@ from mim_lightning.analysis.html.validation_page import write_validation_report
 from mim_lightning.config import compose
 from mim_lightning.data.images.codec import decode_image
 from mim_lightning.data.manifest.manifest import Manifest, ManifestSource
+from mim_lightning.data.manifest.row_store import rows_in
 from mim_lightning.data.manifest.rows import OnIssue, raise_issue
+from mim_lightning.data.preparation.plan import plan_sets
 from mim_lightning.data.preparation.preparation import Validation, prepare_shards
 from mim_lightning.data.preparation.prepared import PreparedData, ShardSettings, open_prepared
 from mim_lightning.data.preparation.staging import staging_path
@@ -176,6 +178,19 @@ def test_training_rows_use_all_images_of_a_product_in_shuffled_order(tmp_path: P
     assert images(prepared("reversed", queries[::-1])) == images(samples)
     assert set(Counter(sample.inputs["product_image"] for sample in samples).values()) == {20}
     assert 9 < sum(sample.product_id == "a" for sample in samples[:30]) < 21
+
+
+def test_reading_a_plan_leaves_no_tables(shop: ManifestSource, tmp_path: Path) -> None:
+    with rows_in(tmp_path / "rows", 0):
+        manifest = shop.read(tmp_path / "work")
+        stored = manifest.stored()
+        sets, before = plan_sets(manifest.with_rows(stored), "train", 0), stored.store.run("SHOW TABLES")
+        for planned in sets:
+            assert list(planned.shards(2, 512))
+        assert stored.store.run("SHOW TABLES") == before
+        half_read = next(part for part in sets if part.name == "queries/train").read()
+        assert next(half_read)
+    half_read.close()  # type: ignore[attr-defined]  # without an error, although the store is closed
 
 
 def test_images_are_stored_upright_and_small(shop: ManifestSource, folder: Path) -> None:

@@ -76,7 +76,7 @@ class RowStore:
         import duckdb  # takes 0.1 s, which processes that only write shards do without
 
         place = _place.get(None) or StorePlace()
-        self._names, self._num_written = count(), 0
+        self._names, self._num_written, self._is_closed = count(), 0, False
         self._error: type[Exception] = duckdb.Error
         self.memory = place.memory or int(MEMORY_FRACTION * memory_bytes())
         self.folder = (place.folder or Path(tempfile.gettempdir())) / f"{SCRATCH}{uuid.uuid4().hex}"
@@ -102,6 +102,11 @@ class RowStore:
         name = f"{noun}_{next(self._names)}"
         self.run(f"CREATE TABLE {name} AS {query}", values)
         return name
+
+    def drop(self, table: str) -> None:
+        """Remove a table; a closed store has none."""
+        if not self._is_closed:
+            self.run(f"DROP TABLE {table}")
 
     def run(self, statement: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         """Run a statement and return all of its rows.
@@ -175,6 +180,7 @@ class RowStore:
 
     def close(self) -> None:
         """Remove all rows."""
+        self._is_closed = True
         self._connection.close()
         shutil.rmtree(self.folder, ignore_errors=True)
 

@@ -258,14 +258,17 @@ def _read_training(rows: StoredRows, split: str, num_rows: int, seed: int, layou
         FROM {named} q JOIN {rows.products} p USING (product_id)""",
     )
     for table in (pairs, turned, own, named):
-        store.run(f"DROP TABLE {table}")
+        store.drop(table)
     num_columns = len(QUERIES.split(", "))
-    for *row, turn, category in store.read(
-        f"""SELECT * EXCLUDE (rank, product_rank) FROM {joined}
-        ORDER BY {"product_rank, rank" if layout == BY_PRODUCT else "rank"}"""
-    ):
-        query, product = unpack_query(row[:num_columns]), unpack_product(row[num_columns:])
-        yield training_sample(query, product, turn, category)
+    try:
+        for *row, turn, category in store.read(
+            f"""SELECT * EXCLUDE (rank, product_rank) FROM {joined}
+            ORDER BY {"product_rank, rank" if layout == BY_PRODUCT else "rank"}"""
+        ):
+            query, product = unpack_query(row[:num_columns]), unpack_product(row[num_columns:])
+            yield training_sample(query, product, turn, category)
+    finally:
+        store.drop(joined)
 
 
 def _first_product(rows: StoredRows) -> str:
