@@ -59,16 +59,18 @@ def build_change(config: dict[str, Any]) -> Change | None:
     validate_type("prune.force", config["prune"]["force"], bool)
     if config["prune"]["force"] and config["prune"]["keep"] is None:
         raise ValueError("prune.force=true: give prune.keep, the number of versions that stay")
-    if change and (config["list_versions"] or config["prune"]["keep"] is not None):
-        key = "list_versions" if config["list_versions"] else "prune"
-        raise ValueError(f"{key}: not together with add, delete or compact")
+    shown = "list_versions" if config["list_versions"] else "prune" if config["prune"]["keep"] is not None else ""
+    if change and shown:
+        raise ValueError(f"{shown}: not together with add, delete or compact")
+    for key in ("overwrite", "validate_only", "verify") if change or shown else ():
+        if config[key]:
+            raise ValueError(f"{key}=true: not together with {shown or 'add, delete or compact'}")
+    if shown and config["engine"] == "ray":
+        raise ValueError(f"engine=ray: not together with {shown}")
     if not change:
         if config["add"]["replace"]:
             raise ValueError("add.replace=true: give add.products or add.queries, the tables of the rows that replace")
         return None
-    for key in ("overwrite", "validate_only", "verify"):
-        if config[key]:
-            raise ValueError(f"{key}=true: not together with add, delete or compact")
     if config["engine"] == "ray":
         raise ValueError("engine=ray: prepares data as a whole; rows are added and deleted by engine=processes")
     if config["compact"] is not None and (change.add != Tables() or change.delete != Deletion([], [])):

@@ -547,6 +547,8 @@ def test_data_of_several_sets_have_a_version_each(shop: Shop) -> None:
         (["add.products=a.csv", "overwrite=true"], "overwrite=true: not together with add, delete or compact"),
         (["delete.products=[a]", "engine=ray"], "engine=ray: prepares data as a whole"),
         (["delete.products=[a]", "compact=0.5"], "compact: not together with add or delete"),
+        (["list_versions=true", "overwrite=true"], "overwrite=true: not together with list_versions"),
+        (["prune.keep=1", "engine=ray"], "engine=ray: not together with prune"),
         (["compact=2.0"], "compact=2.0: give a fraction of removed rows"),
         (["add.products=nowhere.csv"], "nowhere.csv: no such file"),
     ],
