@@ -69,7 +69,8 @@ def test_a_mixture_counts_its_fractions_and_whether_ids_are_shared(own_ids: set[
     check(log_frequencies(both, order), names, order, tolerance=0.1)
 
 
+@pytest.mark.filterwarnings("error")
 def test_rows_without_products_have_no_frequency() -> None:
-    shards = ColumnSet([3], product_keys=np.full(3, NO_KEY), weights=np.ones(3, dtype=np.float32))
+    shards = ColumnSet([2, 0, 1], product_keys=np.full(3, NO_KEY), weights=np.ones(3, dtype=np.float32))
     order = ShuffledSettings().for_shards(shards, EpochSettings(2))
     assert log_frequencies(shards, order).tolist() == [0, 0, 0]

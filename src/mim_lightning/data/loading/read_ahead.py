@@ -23,8 +23,8 @@ class ReadAhead:
     """Plans the shards of a set for one reader, a batch at a time.
 
     Args:
-        shards: their `prefetch_shards` is how many are downloaded before a batch needs them; fewer where their
-            `cache_room` does not hold so many, but always one.
+        shards: their `prefetch_shards` is how many are downloaded before a batch needs them; where their `cache_room`
+            does not hold so many, batches are read ahead until it is full, and always those of the next shard.
         batches: from the next one on.
         num_workers: processes that read the batches; 0: this one.
         prefetch_factor: batches that each of them may still be reading when a later one is requested.

@@ -44,7 +44,7 @@ def _draws_in_pass(order: StreamedOrder) -> np.ndarray:
     if isinstance(order, WeightedOrder):
         weights = np.asarray(order.weights, dtype=np.float64)
         return weights * (order.num_samples / weights.sum())
-    return np.repeat(order.rows_by_shard / order.shard_sizes, order.shard_sizes)
+    return np.repeat(order.rows_by_shard / np.maximum(order.shard_sizes, 1), order.shard_sizes)
 
 
 def _number_products(shards: SetColumns, keys: np.ndarray) -> np.ndarray:
