@@ -105,3 +105,40 @@ def test_files_of_the_holder_stay(tmp_path: Path) -> None:
     with lock_and_announce(tmp_path / "run" / ".lock", "run"):
         (tmp_path / "run" / "results.json").write_text("{}")
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["results.json"]
+
+
+def test_a_file_is_read_or_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, later = tmp_path / "index.json", tmp_path / "later"
+    for one in (path, later):
+        one.write_text("{}")
+    removing = locks.lock_for_removal(path)
+    assert removing is not None
+    with pytest.raises(BlockingIOError):
+        locks.ReadLock(path)
+    os.close(removing)
+    flock = locks.fcntl.flock
+
+    def replace_first(*arguments: int) -> None:
+        if later.exists():
+            later.replace(path)
+        flock(*arguments)
+
+    monkeypatch.setattr(locks.fcntl, "flock", replace_first)
+    reading = locks.ReadLock(path)
+    assert locks.is_same_file(path, reading._descriptor) and locks.lock_for_removal(path) is None
+
+
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.EBADF])
+def test_an_error_is_no_lock_unless_there_are_none(tmp_path: Path, code: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    (tmp_path / "index.json").write_text("{}")
+    monkeypatch.setattr(locks.fcntl, "flock", refuse)
+    if code == errno.EBADF:
+        with pytest.raises(OSError, match=r"Bad file descriptor: '.*index\.json'"):
+            locks.lock_for_removal(tmp_path / "index.json")
+    else:
+        descriptor = locks.lock_for_removal(tmp_path / "index.json")
+        assert descriptor is not None
+        os.close(descriptor)

@@ -6,6 +6,7 @@ without locks is used unguarded: that is better than not at all.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
@@ -26,6 +27,7 @@ except ImportError:  # Windows
 POLL = 0.02  # seconds between two attempts, at first
 LONGEST_POLL = 1.0  # after a minute
 PROGRESS_EVERY = 1.0  # seconds between two looks at the holder's progress, which take longer
+NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)  # of a file system without locks
 _IS_SUPPORTED = os.name != "nt"  # Windows: others can neither read nor rename a locked file
 
 
@@ -165,14 +167,34 @@ class ReadLock:
     """A lock on a file that is read, shared with other readers, until the object ends: see `lock_for_removal`.
 
     A file that cannot be opened or locked is read unguarded; a process that gets a copy has a lock of its own.
+
+    Raises:
+        BlockingIOError: another process is removing the file.
     """
 
     def __init__(self, path: Path) -> None:
         self.path, self._descriptor = path, -1
-        with suppress(OSError):
-            self._descriptor = os.open(path, os.O_RDONLY)
-            if fcntl is not None:
-                fcntl.flock(self._descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        while True:
+            try:
+                self._descriptor = os.open(path, os.O_RDONLY)
+            except OSError:
+                return
+            is_locked = self._lock()
+            if not is_locked or is_same_file(path, self._descriptor):
+                return
+            os.close(self._descriptor)  # it was replaced meanwhile: who removes it locks the new file
+            self._descriptor = -1
+
+    def _lock(self) -> bool:
+        if fcntl is None:
+            return False
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise
+        except OSError:  # a file system without locks
+            return False
+        return True
 
     def __del__(self) -> None:
         if self._descriptor >= 0:
@@ -186,16 +208,24 @@ def lock_for_removal(path: Path) -> int | None:
     """Return a descriptor of a file that no process reads under a `ReadLock`, or None if one does.
 
     Closing it ends the lock.
+
+    Raises:
+        OSError: it cannot be locked, although its file system has locks.
     """
-    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        descriptor = os.open(path, os.O_RDWR)  # NFS locks exclusively what can be written
+    except PermissionError:
+        descriptor = os.open(path, os.O_RDONLY)
     if fcntl is not None:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(descriptor)
             return None
-        except OSError:  # a file system without locks
-            pass
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                os.close(descriptor)
+                raise OSError(error.errno, error.strerror, str(path)) from None
     return descriptor
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from pathlib import Path
@@ -10,12 +11,12 @@ import pytest
 import yaml
 
 from mim_lightning.config import compose
-from mim_lightning.data.preparation.prepared import open_prepared
+from mim_lightning.data.preparation.prepared import PreparedData, open_prepared
 from mim_lightning.data.preparation.staging import LOCK_FILE, staging_path
 from mim_lightning.data.versions.change import Deletion
 from mim_lightning.data.versions.pruning import prune_versions
 from mim_lightning.data.versions.version_list import list_versions
-from mim_lightning.io.locks import release, try_lock
+from mim_lightning.io.locks import lock_for_removal, release, try_lock
 from mim_lightning.prepare import prepare
 from tests.data.versions.test_next_version import (
     NEW_PRODUCTS,
@@ -163,6 +164,34 @@ def test_a_version_that_a_process_reads_stays(folder: Path, tmp_path: Path) -> N
     os.close(write)
     os.waitpid(pid, 0)
     assert prune_versions(folder, 1).versions == [1, 2, 3]
+
+
+def test_a_version_that_is_being_removed_is_not_opened(folder: Path) -> None:
+    late = PreparedData(folder, None, 2)
+    assert late.version == 2
+    removing = lock_for_removal(folder / "catalogue" / "index-000002.json")
+    assert removing is not None
+    with pytest.raises(ValueError, match=f"^version 2 of {folder} is being removed; name a version that stays by data"):
+        open_prepared(folder, version=2)
+    with pytest.raises(ValueError, match=f"^version 2 of {folder}/catalogue is being removed"):
+        late.catalog()
+    os.close(removing)
+    prune_versions(folder, 1)
+    with pytest.raises(ValueError, match=f"^version 2 of {folder} is being removed"):
+        late.hold()
+
+
+def test_a_first_version_without_links_is_removed_by_force_alone(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its index is a copy there: nobody who opened it earlier has a lock on it."""
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "link", refuse)
+    with pytest.raises(ValueError, match=r"without hard links .* version 1; remove it with prune.force=true"):
+        prune_versions(folder, 3)
+    assert prune_versions(folder, 3, is_forced=True).versions == [1]
+    assert prune_versions(folder, 2).versions == [2]
 
 
 def test_one_process_changes_data_at_a_time(folder: Path) -> None:

@@ -18,6 +18,7 @@ from mim_lightning.data.preparation.plan import BY_PRODUCT, SHUFFLED
 from mim_lightning.data.preparation.staging import SETTINGS_FILE
 from mim_lightning.data.shards.cache import CacheSettings
 from mim_lightning.data.shards.damage import Damage, find_damage
+from mim_lightning.data.shards.files import describe_removal
 from mim_lightning.data.shards.set_index import FIRST_VERSION, INDEX_FILE, VERSIONS, IndexedShard, index_file
 from mim_lightning.data.shards.set_writer import content_id
 from mim_lightning.data.shards.shard_set import ShardSet
@@ -111,7 +112,11 @@ class PreparedData:
         return self.wanted_version or known[-1]
 
     def hold(self) -> None:
-        """Keep the version from being removed while this object exists; sets that are open keep theirs."""
+        """Keep the version from being removed while this object exists; sets that are open keep theirs.
+
+        Raises:
+            ValueError: another process is removing it.
+        """
         if not isinstance(self.folder, Path):
             return
         sets = (
@@ -119,7 +124,15 @@ class PreparedData:
         )
         for name, version in sets.items():
             first, later = self.folder / name / INDEX_FILE, self.folder / name / index_file(int(version))
-            self._locks.append(ReadLock(later if later.exists() else first))
+            try:
+                self._locks.append(ReadLock(later if later.exists() else first))
+            except BlockingIOError:
+                raise ValueError(describe_removal(self.folder, self.version)) from None
+        # a removal that came before the locks has taken the version from the settings
+        with suppress(FileNotFoundError):
+            left = self._read_settings().get(VERSIONS) or [{"version": FIRST_VERSION}]
+            if self.version not in [entry["version"] for entry in left]:
+                raise ValueError(describe_removal(self.folder, self.version))
 
     def set_version(self, set_name: str) -> int:
         """Return the version of one set: the last one that changed it."""

@@ -134,8 +134,16 @@ class LocalFiles:
 
     def read_index(self) -> tuple[bytes, int]:
         path, content, facts = self._read_version()
+        while True:
+            try:
+                self._lock = ReadLock(path)
+            except BlockingIOError:
+                raise ValueError(describe_removal(self.folder, self.version)) from None
+            locked = path
+            path, content, facts = self._read_version()  # again: it may have been removed or replaced before the lock
+            if path == locked:
+                break
         self._index = path, index_digest(content), _stamp(facts)
-        self._lock = ReadLock(path)
         return content, facts.st_mtime_ns
 
     def _read_version(self) -> tuple[Path, bytes, os.stat_result]:
@@ -226,6 +234,11 @@ class LocalFiles:
 
     def drop(self, shard: IndexedShard) -> None:
         pass
+
+
+def describe_removal(folder: Path, version: int | None) -> str:
+    """Return what to say of a version that cannot be opened any more."""
+    return f"version {version} of {folder} is being removed; name a version that stays by data.version"
 
 
 def index_digest(content: bytes) -> bytes:

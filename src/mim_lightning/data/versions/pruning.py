@@ -17,6 +17,7 @@ from typing import Any
 
 from mim_lightning.data.preparation.prepared import CATALOG
 from mim_lightning.data.preparation.staging import LOCK_FILE, SETTINGS_FILE, staging_path
+from mim_lightning.data.shards.set_index import FIRST_VERSION, index_file
 from mim_lightning.data.shards.shard_writer import COLUMNS
 from mim_lightning.data.versions.version_list import (
     SetFiles,
@@ -30,6 +31,8 @@ from mim_lightning.io.atomic import atomic_write
 from mim_lightning.io.locks import describe_holder, lock_for_removal, release, try_lock
 
 OUR_FILES = re.compile(rf"\d{{6}}\.(tar|npy)|index(-\d{{6}})?\.json|({'|'.join(COLUMNS)})(-\d{{6}})?\.npy")
+
+PROBE = f"{next(iter(COLUMNS))}-000000.npy"  # of no version, but one of OUR_FILES: a killed call's is removed
 
 
 @dataclass(frozen=True)
@@ -115,6 +118,12 @@ def _unused(folder: Path, files: Collection[Path], old: list[dict[str, Any]], is
     held: list[int] = []
     try:
         for path in [path for path in files if path.suffix == ".json"]:
+            if path.name == index_file(FIRST_VERSION) and not is_forced and not _can_link(path):
+                # those who opened it before the first change locked the file that this one was copied from
+                raise ValueError(
+                    f"{folder}: on a file system without hard links it is not known whether a process reads version 1; "
+                    "remove it with prune.force=true when none does"
+                )
             descriptor = lock_for_removal(path)
             if descriptor is not None:
                 held.append(descriptor)
@@ -130,6 +139,19 @@ def _unused(folder: Path, files: Collection[Path], old: list[dict[str, Any]], is
     finally:
         for descriptor in held:
             os.close(descriptor)
+
+
+def _can_link(path: Path) -> bool:
+    """Return whether the file system of a file has hard links."""
+    probe = path.with_name(PROBE)
+    try:
+        os.link(path, probe)
+    except FileExistsError:
+        return True
+    except OSError:
+        return False
+    probe.unlink()
+    return True
 
 
 @contextmanager

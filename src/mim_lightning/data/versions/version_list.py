@@ -154,7 +154,8 @@ def _read_version(
         created = datetime.fromisoformat(entry["created"])
     else:  # the first: its index keeps its time
         first = [found.index_path(number) for found in new.values()] or [folder / SETTINGS_FILE]
-        created = datetime.fromtimestamp(max(path.stat().st_mtime for path in first), UTC)
+        # in whole seconds, like those of later versions: one made within the second is not before it
+        created = datetime.fromtimestamp(int(max(path.stat().st_mtime for path in first)), UTC)
     rows = entry.get("rows") or {
         name: {"added": found.index(number).num_rows, "removed": 0, "samples": found.index(number).num_rows}
         for name, found in new.items()
