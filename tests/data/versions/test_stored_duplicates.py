@@ -16,6 +16,7 @@ from mim_lightning.data.manifest.manifest import ManifestSource
 from mim_lightning.data.preparation.preparation import Validation, prepare_shards
 from mim_lightning.data.validation.image_hashes import FOLDER
 from mim_lightning.data.validation.settings import ValidationSettings
+from mim_lightning.data.versions import stored_duplicates
 from mim_lightning.data.versions.change import Deletion
 from tests.data.conftest import encoded, jpeg, picture
 from tests.data.versions.test_next_version import SETTINGS, Row, Shop, change, product, query
@@ -152,3 +153,27 @@ def test_rows_with_an_image_that_is_there_can_be_dropped(tmp_path: Path) -> None
     grown = change(folder, shop.tables("new", NEW_PRODUCTS, NEW_QUERIES), dropping.validation)
     kept = {facts["query_id"] for split in ("val", "test", "train") for facts in grown.queries(split).all_facts()}
     assert {name for name in kept if int(name[1:]) >= 20} == {"q24", "q26", "q29"}
+
+
+def test_rows_that_are_gone_leave_room_for_those_that_are_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shop, quiet, reports = write_shop(tmp_path), Reports(), Reports()
+    monkeypatch.setattr(stored_duplicates, "MAX_COMPARED", 1)
+    same = [query(9, "p1", image="q0.jpg"), *QUERIES[1:9]]
+    folder = prepare(shop, "shop", PRODUCTS, [QUERIES[0], *same], quiet)
+    change(folder, delete=Deletion(queries=["q0"]))
+    change(folder, shop.tables("new", [], [query(20, "p1", split="val", image="near-q0.jpg")]), reports.validation)
+    assert reports.pairs({}) == {("image_in_two_splits", frozenset({"q20", "q9"}))}
+
+
+@pytest.mark.parametrize("image", ["missing.jpg", "near-q1.jpg"])
+def test_a_dropped_replacement_does_not_hide_the_row_that_stays(tmp_path: Path, image: str) -> None:
+    shop, quiet = write_shop(tmp_path), Reports()
+    folder = prepare(shop, "shop", PRODUCTS, QUERIES, quiet)
+    dropping = Reports(ValidationSettings("drop", "100%", ["image_in_two_splits"]))
+    rows = [query(0, "p0", image=image), query(20, "p0", split="val", image="near-q0.jpg"), query(21, "p0")]
+    grown = change(folder, replace(shop.tables("new", [], rows), replace=True), dropping.validation)
+    kept = {facts["query_id"] for split in ("val", "train") for facts in grown.queries(split).all_facts()}
+    assert {"q0", "q21"} <= kept and "q20" not in kept
+    assert ("image_in_two_splits", frozenset({"q20", "q0"})) in dropping.pairs({})

@@ -33,6 +33,7 @@ from mim_lightning.fields import PRODUCT_IMAGE, QUERY_IMAGE
 from mim_lightning.ids import hash_id
 
 GROUPS_AT_ONCE = 10_000  # new rows whose equals are looked up together
+ROWS_AT_ONCE = 1_000_000  # stored rows of which is looked up whether they are still there
 
 
 @dataclass(frozen=True)
@@ -85,15 +86,24 @@ def find_stored_duplicates(
     )
     hashes = f"SELECT hash FROM {ours} GROUP BY hash ORDER BY min(position), hash"
     near = write_near(store, hashes, f"SELECT DISTINCT hash FROM {theirs} ORDER BY hash", settings.max_hash_distance)
-    pairs = _near_rows(store, ours, theirs, near, new.rows)
-    groups = (list(group) for _, group in groupby(pairs, key=lambda pair: (pair[0] is None, pair[1], pair[5])))
     finder = _Finder(known, settings, new.in_catalog)
+    others = store.select("others", f"FROM {theirs} SEMI JOIN (SELECT other AS hash FROM {near}) USING (hash)")
+    there = store.create("there", "split VARCHAR, id VARCHAR")
+    rows = store.read(f"SELECT DISTINCT split, id FROM {others}")
+    while some := set(islice(rows, ROWS_AT_ONCE)):
+        store.write(there, finder.numbers(some))
+    pairs = _near_rows(store, ours, others, there, near, new.rows)
+    groups = (list(group) for _, group in groupby(pairs, key=lambda pair: (pair[0] is None, pair[1], pair[5])))
     while block := list(islice(groups, GROUPS_AT_ONCE)):
         yield from finder.find(block)
 
 
-def _near_rows(store: RowStore, ours: str, theirs: str, near: str, rows: StoredRows) -> Iterator[tuple[Any, ...]]:
+def _near_rows(
+    store: RowStore, ours: str, theirs: str, there: str, near: str, rows: StoredRows
+) -> Iterator[tuple[Any, ...]]:
     """Yield each new image with each stored one whose hash is close, those of a row and split together, closest first.
+
+    Of a stored hash, the images of MAX_COMPARED rows of a split are compared, of those in `there`.
 
     Of each pair: split, position, id, image key and origin of the new row; split and id of the other; whether it is a
     target of the new row; distance of the hashes, and the colors of both.
@@ -101,8 +111,9 @@ def _near_rows(store: RowStore, ours: str, theirs: str, near: str, rows: StoredR
     return store.read(
         f"""
         WITH others AS (
-            SELECT *, row_number() OVER (PARTITION BY hash, split ORDER BY file DESC, id, idx) AS number
-            FROM {theirs} SEMI JOIN (SELECT other AS hash FROM {near}) USING (hash)
+            SELECT *, dense_rank() OVER (PARTITION BY hash, split ORDER BY file DESC, id) AS number
+            FROM {theirs} t
+            WHERE EXISTS (FROM {there} h WHERE h.id = t.id AND h.split IS NOT DISTINCT FROM t.split)
         )
         SELECT l.split, l.position, l.id, l.key, ifnull(query.origin, product.origin), r.split, r.id,
             ifnull(r.split IS NULL AND list_contains(query.targets, r.id), false) AS is_target, distance,
@@ -127,7 +138,7 @@ class _Finder:
 
     def find(self, groups: list[list[tuple[Any, ...]]]) -> Iterator[Finding]:
         equal = [[pair for pair in group if are_colors_close(*pair[-2:])] for group in groups]
-        numbers = self._numbers({(pair[5], pair[6]) for group in equal for pair in group})
+        numbers = self.numbers({(pair[5], pair[6]) for group in equal for pair in group})
         for group in equal:
             there = [pair for pair in group if (pair[5], pair[6]) in numbers]
             if not there:
@@ -163,7 +174,7 @@ class _Finder:
     def _set(self, split: str | None) -> ShardSet:
         return self.known.prepared.open_set(CATALOG if split is None else f"{QUERY_SETS}{split}")
 
-    def _numbers(self, rows: Set[tuple[str | None, str]]) -> dict[tuple[str | None, str], int]:
+    def numbers(self, rows: Set[tuple[str | None, str]]) -> dict[tuple[str | None, str], int]:
         """Return the number of a sample of each row that the data still have."""
         found: dict[tuple[str | None, str], int] = {}
         for split in {split for split, _ in rows}:

@@ -15,16 +15,22 @@ from mim_lightning.data.images.reader import ImageReader
 from mim_lightning.data.manifest.id_list import read_ids
 from mim_lightning.data.manifest.manifest import Manifest
 from mim_lightning.data.manifest.rows import RowIssue
+from mim_lightning.data.manifest.stored_rows import StoredRows
 from mim_lightning.data.preparation.plan import RecordReader
 from mim_lightning.data.preparation.preparation import Validation, report_dir
 from mim_lightning.data.preparation.prepared import CATALOG, PreparedData, ShardSettings
 from mim_lightning.data.preparation.staging import IMAGES_FILE
 from mim_lightning.data.splits import GivenSplits, ProductDisjointSplits, Protocol
-from mim_lightning.data.validation.findings import IN_CATALOG
+from mim_lightning.data.validation.findings import IN_CATALOG, Finding
 from mim_lightning.data.validation.image_hashes import ADDED, hashes_path, write_hashes
 from mim_lightning.data.validation.image_scan import scan_images
 from mim_lightning.data.validation.validate import validate_manifest
-from mim_lightning.data.validation.validation_report import drop_invalid, find_unanswerable, raise_if_invalid
+from mim_lightning.data.validation.validation_report import (
+    ValidationReport,
+    drop_invalid,
+    find_unanswerable,
+    raise_if_invalid,
+)
 from mim_lightning.data.versions.addition import (
     Addition,
     find_in_other_splits,
@@ -146,26 +152,22 @@ def _validated_addition(
         specs=validation.specs,
     )
     report = report_alone(report, addition, rows)
-    replaced = {*addition.replaced_queries, *deleted.queries}
-    new_images = NewImages(
-        new,
-        images.table,
-        addition.known,
-        replaced,
-        {*addition.replaced_products, *gone},
-        {finding.row_id for finding in report.findings if finding.kind in IN_CATALOG},
-    )
+    in_catalog = {finding.row_id for finding in report.findings if finding.kind in IN_CATALOG}
     stored = stored_images(rows, validation.settings, store, scan_path)
-    found = [
-        *find_in_other_splits(addition, rows, validation.settings, replaced),
-        *find_stored_duplicates(new_images, rows, stored, validation.settings),
-    ]
-    if found:
-        lost = {finding.place for finding in report.findings if finding.kind == "answer_left_out"}
-        more = find_unanswerable(new, [*report.findings, *found])
-        found += [finding for finding in more if finding.place not in lost]
-        counts = Counter(report.counts) + Counter(finding.kind for finding in found)
-        report = replace(report, findings=(*report.findings, *found), counts=counts)
+    alone, kept = report, _without_dropped(addition, manifest, report)
+    while True:
+        replaced = {*kept.replaced_queries, *deleted.queries}
+        replaced_products = {*kept.replaced_products, *gone}
+        new_images = NewImages(new, images.table, addition.known, replaced, replaced_products, in_catalog)
+        found = [
+            *find_in_other_splits(addition, rows, validation.settings, replaced),
+            *find_stored_duplicates(new_images, rows, stored, validation.settings),
+        ]
+        report = _with_findings(alone, found, new)
+        compared, kept = kept, _without_dropped(kept, manifest, report)
+        # a row whose replacement was dropped just now stays, and other rows may equal it
+        if (kept.replaced_queries, kept.replaced_products) == (compared.replaced_queries, compared.replaced_products):
+            break
     try:
         raise_if_invalid(report)
     except ValueError as error:
@@ -175,17 +177,31 @@ def _validated_addition(
     validation.write_report(report, staging / REPORTS, reader)
     dropped = drop_invalid(manifest, report)
     write_hashes(hashes_path(staging, number, ADDED), store, new_images.query_of_new(dropped.stored()))
-    valid = dropped.in_memory()
+    return replace(kept, manifest=dropped.in_memory())
+
+
+def _without_dropped(addition: Addition, manifest: Manifest, report: ValidationReport) -> Addition:
+    """Return the addition without the replacements that a report drops: the former rows stay."""
+    if not addition.replaced_products and not addition.replaced_queries:
+        return addition
+    valid = drop_invalid(manifest, report).in_memory()
+    there = addition.replaced_queries
     return replace(
         addition,
-        manifest=valid,
         replaced_products=addition.replaced_products & valid.products.keys(),
-        replaced_queries={
-            query.query_id: addition.replaced_queries[query.query_id]
-            for query in valid.queries
-            if query.query_id in addition.replaced_queries
-        },
+        replaced_queries={one.query_id: there[one.query_id] for one in valid.queries if one.query_id in there},
     )
+
+
+def _with_findings(report: ValidationReport, found: list[Finding], new: StoredRows) -> ValidationReport:
+    """Return a report with further findings, and the queries that lose all products by them."""
+    if not found:
+        return report
+    lost = {finding.place for finding in report.findings if finding.kind == "answer_left_out"}
+    more = find_unanswerable(new, [*report.findings, *found])
+    found = [*found, *(finding for finding in more if finding.place not in lost)]
+    counts = Counter(report.counts) + Counter(finding.kind for finding in found)
+    return replace(report, findings=(*report.findings, *found), counts=counts)
 
 
 def plan_compaction(fraction: float, rows: KnownRows) -> VersionPlan:
