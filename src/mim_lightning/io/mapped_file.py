@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
+import numpy.typing as npt
 
 from mim_lightning.io.atomic import write_errors_named
 
@@ -25,7 +26,7 @@ def allocate(file: BinaryIO, num_bytes: int, path: Path) -> None:
             os.posix_fallocate(file.fileno(), 0, num_bytes)
 
 
-def map_new(file: BinaryIO, dtype: type, shape: tuple[int, ...], path: Path) -> np.memmap:
+def map_new(file: BinaryIO, dtype: npt.DTypeLike, shape: tuple[int, ...], path: Path) -> np.memmap:
     """Return an array in a new file.
 
     Args:
