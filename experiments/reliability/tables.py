@@ -4,8 +4,8 @@
 
 Writes into this folder:
 
-    outcomes.csv   a distinct input and outcome a row, with how often; parts that were not run again stay
-    table.md       how many inputs by part and target, and how many hold
+    outcomes.csv   a distinct input and outcome a row, with how often; targets that were not run again stay
+    table.md       how often inputs were tried by part and target, how many are distinct, and how many tries hold
     found.md       what became of them
 """
 
@@ -17,6 +17,13 @@ from pathlib import Path
 
 PARTS = ("kill", "signal", "starved", "rubbish")
 COLUMNS = ("part", "target", "input", "outcome", "holds")
+CHECKS = ("room on the disk again",)  # that follow inputs, and are none
+# what can happen to any file and stand in the place of any JSON: "card is empty" and "log is empty" are one input
+WAYS = (
+    *("missing", "empty", "half", "without its last byte", "of NULs", "a page of HTML", "a folder", "a pipe"),
+    *("a link to itself", "an array", "a number", "null", "an empty object", "NaN", "nested 100,000 deep", "not UTF-8"),
+    *("two objects", "a number of 5,000 digits", "with a byte order mark before nothing"),
+)
 
 
 def main() -> None:
@@ -27,18 +34,19 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path(__file__).parent)
     arguments = parser.parse_args()
     counts = Counter(tuple(row) for path in arguments.records for row in read_record(path))
-    again = {row[0] for row in counts}
+    again = {row[:2] for row in counts}
     stored = arguments.folder / "outcomes.csv"
     if stored.is_file():
         with stored.open(newline="") as file:
-            kept = [row for row in csv.DictReader(file) if row["part"] not in again]
+            kept = [row for row in csv.DictReader(file) if (row["part"], row["target"]) not in again]
         counts.update({tuple(row[name] for name in COLUMNS): int(row["count"]) for row in kept})
     rows = sorted(counts.items(), key=lambda item: (PARTS.index(item[0][0]), item[0][1:]))
     with stored.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow((*COLUMNS, "count"))
         writer.writerows((*row, count) for row, count in rows)
-    for name, lines in (("table.md", targets(rows)), ("found.md", outcomes(rows))):
+    inputs = [(row, count) for row, count in rows if row[2] not in CHECKS or row[4] == "no"]
+    for name, lines in (("table.md", targets(inputs)), ("found.md", outcomes(inputs))):
         text = "\n".join(lines) + "\n"
         (arguments.folder / name).write_text(text)
         print(text)
@@ -52,7 +60,7 @@ def read_record(path: Path) -> list[list[str]]:
 
 def targets(rows: list[tuple[tuple[str, ...], int]]) -> list[str]:
     """Return the table of counts by part and target, with a sum for each part."""
-    lines = ["| part | target | inputs | hold | do not |", "| --- | --- | ---: | ---: | ---: |"]
+    lines = ["| part | target | tried | distinct | hold | do not |", "| --- | --- | ---: | ---: | ---: | ---: |"]
     for part in PARTS:
         found = [(row, count) for row, count in rows if row[0] == part]
         for target in dict.fromkeys(row[1] for row, _ in found):
@@ -64,7 +72,16 @@ def targets(rows: list[tuple[tuple[str, ...], int]]) -> list[str]:
 
 def sums(rows: list[tuple[tuple[str, ...], int]]) -> str:
     total, held = sum(count for _, count in rows), sum(count for row, count in rows if row[4] == "yes")
-    return f"{total} | {held} | {total - held}"
+    return f"{total} | {len({distinct(row) for row, _ in rows})} | {held} | {total - held}"
+
+
+def distinct(row: tuple[str, ...]) -> tuple[str, ...]:
+    """Return what rows of one input share. A malformed input is the same for every target."""
+    part, target, named = row[:3]
+    way = named.rpartition(" is ")[2]
+    if part == "rubbish":
+        return part, way if way in WAYS and way != named else named
+    return part, target, named
 
 
 def outcomes(rows: list[tuple[tuple[str, ...], int]]) -> list[str]:
@@ -73,7 +90,7 @@ def outcomes(rows: list[tuple[tuple[str, ...], int]]) -> list[str]:
     for (part, target, _, outcome, holds), count in rows:
         counts[part, target, outcome, holds] += count
     order = sorted(counts.items(), key=lambda item: (PARTS.index(item[0][0]), item[0][1], -item[1], item[0]))
-    lines = ["| part | target | outcome | inputs | holds |", "| --- | --- | --- | ---: | --- |"]
+    lines = ["| part | target | outcome | tried | holds |", "| --- | --- | --- | ---: | --- |"]
     return lines + [
         f"| {part} | {cell(target)} | {cell(outcome)} | {count} | {holds} |"
         for (part, target, outcome, holds), count in order

@@ -8,12 +8,19 @@ import pytest
 
 from tests.campaign.bench import Bench
 from tests.campaign.preparation import Prepared, make_prepared
+from tests.campaign.processes import EntryPoint
 from tests.campaign.search import Shop, make_shop
 from tests.campaign.starved import small_disk
 from tests.campaign.sweeps import WholeSweep, sweep_whole
 from tests.campaign.training import WholeRun, run_whole
 
 Whole = Callable[[str], WholeRun]
+
+
+@pytest.fixture(autouse=True)
+def no_process_is_left() -> Iterator[None]:
+    yield
+    EntryPoint.kill_started()
 
 
 @pytest.fixture(scope="session")

@@ -12,15 +12,17 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 PARTS = ("kill", "signal", "starved", "rubbish")
+TEMPORARY = re.compile(r"(?<=/tmp)[a-z0-9_]{8}|(?<=/pytest-of-)[^/]+/pytest-\d+")  # other names each time
 SEED = int(os.environ.get("MIM_CAMPAIGN_SEED", "0"))
 
 
@@ -62,8 +64,12 @@ def record_outcome(part: str, target: str, input_: str) -> Iterator[Outcome]:
 
 
 def record_all(part: str, target: str, inputs: Iterable[str], outcome: str, problem: Exception | None) -> None:
-    """Record one outcome of several inputs, which were tried one after the other, and raise the problem if any."""
-    for input_ in inputs:
+    """Record one outcome of several inputs, which were tried one after the other, and raise the problem if any.
+
+    Empty inputs are those that came too late to be tried. A problem before any was tried is recorded too.
+    """
+    tried = [input_ for input_ in inputs if input_]
+    for input_ in tried or (["the first one"] if problem else []):
         with suppress(AssertionError), record_outcome(part, target, input_) as found:
             if problem is not None:
                 raise problem
@@ -75,7 +81,8 @@ def record_all(part: str, target: str, inputs: Iterable[str], outcome: str, prob
 def _append(outcome: Outcome) -> None:
     path = os.environ.get("MIM_CAMPAIGN_RECORD")
     if path:
-        line = json.dumps(asdict(outcome)) + "\n"
+        named = replace(outcome, outcome=TEMPORARY.sub("...", outcome.outcome))
+        line = json.dumps(asdict(named)) + "\n"
         with Path(path).open("a") as file:  # in one write: several processes append
             file.write(line)
 

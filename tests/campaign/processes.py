@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType
+from typing import ClassVar
 
 from tests.campaign.fault_hook import SETTINGS
 from tests.flow.entry_points import ROOT
@@ -34,6 +35,8 @@ class EntryPoint:
         role: of the process that the fault is in: "main", "rank0", "any" ...
         environment: variables besides those of this process.
     """
+
+    started: ClassVar[list[EntryPoint]] = []  # by the test that runs
 
     def __init__(
         self,
@@ -63,6 +66,7 @@ class EntryPoint:
                 stderr=stderr,
                 start_new_session=True,
             )
+        self.started.append(self)
 
     # --- what is known of it ------------------------------------------------------------------------
 
@@ -128,6 +132,14 @@ class EntryPoint:
         self.process.kill()
         self.process.wait()
         wait_until(lambda: not self.left())
+
+    @classmethod
+    def kill_started(cls) -> None:
+        """Kill what a test that failed has left."""
+        while cls.started:
+            one = cls.started.pop()
+            if one.process.poll() is None or one.left():
+                one.kill()
 
     def send(self, signum: int) -> None:
         """Send SIGINT to its process group, as Ctrl-C does, and other signals to its first process."""

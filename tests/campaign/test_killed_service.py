@@ -31,7 +31,9 @@ class Clients:
         self.clicks: list[tuple[str, str]] = []
         self.failures: list[int] = []  # codes of answers that are no answer
         self.cut = 0  # answers that broke off
-        self._threads = [threading.Thread(target=self._shop, args=(number,)) for number in range(num_threads)]
+        self._threads = [
+            threading.Thread(target=self._shop, args=(number,), daemon=True) for number in range(num_threads)
+        ]
         for thread in self._threads:
             thread.start()
 

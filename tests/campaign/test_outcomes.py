@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import csv
+import json
+import pickle
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.campaign.outcomes import points, record_outcome
+from tests.campaign.malformed import BYTES, JSONS
+from tests.campaign.outcomes import points, record_all, record_outcome
 
 SCRIPT = Path(__file__).parents[2] / "experiments" / "reliability" / "tables.py"
 
@@ -25,7 +29,9 @@ def test_outcomes_are_counted_by_part(tmp_path: Path, monkeypatch: pytest.Monkey
     with record_outcome("signal", "serve", "SIGTERM") as found:
         found.outcome = "drained"
     written_before = (
-        "part,target,input,outcome,holds,count\nkill,train,x,of before,yes,7\nrubbish,images,cut,one line,yes,1\n"
+        "part,target,input,outcome,holds,count\nkill,train,x,of before,yes,7\nkill,serve,y,of before,yes,7\n"
+        "starved,train,disk full,one line,yes,2\nstarved,train,room on the disk again,finishes,yes,1\n"
+        "rubbish,index,the card is empty,one line,yes,1\nrubbish,record,the log is empty,one line,yes,1\n"
     )
     (tmp_path / "outcomes.csv").write_text(written_before)
 
@@ -33,15 +39,46 @@ def test_outcomes_are_counted_by_part(tmp_path: Path, monkeypatch: pytest.Monkey
     with (tmp_path / "outcomes.csv").open() as file:
         rows = [tuple(row.values()) for row in csv.DictReader(file)]
     assert rows == [
+        ("kill", "serve", "y", "of before", "yes", "7"),
         ("kill", "train", "kill -9 at step 1", "equal weights", "yes", "1"),
         ("kill", "train", "kill -9 at step 2", "equal weights", "yes", "2"),
         ("kill", "train", "kill -9 at step 3", "other | weights", "no", "1"),
         ("signal", "serve", "SIGTERM", "drained", "yes", "1"),
-        ("rubbish", "images", "cut", "one line", "yes", "1"),
+        ("starved", "train", "disk full", "one line", "yes", "2"),
+        ("starved", "train", "room on the disk again", "finishes", "yes", "1"),
+        ("rubbish", "index", "the card is empty", "one line", "yes", "1"),
+        ("rubbish", "record", "the log is empty", "one line", "yes", "1"),
     ]
-    assert "| kill | train | 4 | 3 | 1 |" in (tmp_path / "table.md").read_text()
+    table = (tmp_path / "table.md").read_text()
+    assert "| kill | train | 4 | 3 | 3 | 1 |" in table and "| starved | train | 2 | 1 | 2 | 0 |" in table
+    assert "| **rubbish** | all | 2 | 1 | 2 | 0 |" in table, "what can happen to any file counts once"
     found_table = (tmp_path / "found.md").read_text()
     assert "| kill | train | equal weights | 3 | yes |" in found_table and "other \\| weights" in found_table
+
+
+def test_a_problem_is_recorded_for_each_that_was_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    record = tmp_path / "outcomes.jsonl"
+    monkeypatch.setenv("MIM_CAMPAIGN_RECORD", str(record))
+    torn = pickle.UnpicklingError("invalid load key")
+    for tried in (["kill -9 at step 1", ""], [""], []):
+        with pytest.raises(pickle.UnpicklingError):
+            record_all("kill", "train", tried, "equal weights", torn)
+    record_all("kill", "train", [""], "equal weights", None)
+    lines = [json.loads(line) for line in record.read_text().splitlines()]
+    assert [(line["input"], line["outcome"], line["holds"]) for line in lines] == [
+        (input_, "invalid load key", False) for input_ in ("kill -9 at step 1", "the first one", "the first one")
+    ]
+
+
+def test_names_of_temporary_files_are_not_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MIM_CAMPAIGN_RECORD", str(tmp_path / "outcomes.jsonl"))
+    with record_outcome("starved", "train", "16 descriptors") as found:
+        found.outcome = "cannot open '/tmp/tmp5dmkfzzfwandb-media'"
+    assert "'/tmp/tmp...wandb-media'" in (tmp_path / "outcomes.jsonl").read_text()
+
+
+def test_tables_know_what_can_happen_to_any_file() -> None:
+    assert set(runpy.run_path(str(SCRIPT))["WAYS"]) == {*BYTES, *JSONS}
 
 
 def test_a_seed_draws_the_same_points_and_few_are_in_the_default_suite() -> None:

@@ -28,11 +28,16 @@ SIGNALS = {"SIGTERM": signal.SIGTERM, "Ctrl-C": signal.SIGINT}
 GONE = "gone, the line and the exit code of the signal"
 
 
-def stop(started: EntryPoint, name: str) -> str:
-    """Send a signal to what is held at an event, and check how it ends; return that in words."""
+def stop(started: EntryPoint, name: str, is_finished: Callable[[], bool]) -> str:
+    """Send a signal to what is held at an event, and check how it ends; return that in words.
+
+    Args:
+        is_finished: whether what it makes is there, as it has to be where it ends with 0.
+    """
     started.send(SIGNALS[name])
     code = started.wait_until_gone()
     if code == 0:
+        assert is_finished(), "exit code 0 of what is not finished"
         return "had just finished"
     errors = started.stderr.strip().splitlines()
     assert "Traceback" not in started.stderr, f"call stack: {errors[-1]}"
@@ -47,16 +52,17 @@ def test_preparation(rng: random.Random, prepared: Prepared, tmp_path: Path) -> 
     out = tmp_path / "data" / "out"
     if what == "prepare add":
         shutil.copytree(prepared.whole, out)
+    whole = files_of(prepared.whole if what == "prepare" else prepared.grown)
     event = rng.choice(prepared.events[what])
     words = prepared.command(what, out)
     with record_outcome("signal", what, f"{name} before {event}") as found:
         started = EntryPoint("prepare", words, tmp_path / "scratch", [out, out.parent], event, seconds=0.5)
         assert started.wait_for_event(), started.stderr
-        how = stop(started, name)
+        how = stop(started, name, lambda: out.exists() and files_of(out) == whole)
         if not is_done(out, prepared, what):
             last = EntryPoint("prepare", words, tmp_path / "scratch")
             assert last.wait() == 0, last.stderr[-2000:]
-        assert files_of(out) == files_of(prepared.whole if what == "prepare" else prepared.grown), "other files"
+        assert files_of(out) == whole, "other files"
         found.outcome = f"{how}; done again, the files of one go"
 
 
@@ -72,7 +78,7 @@ def test_index(rng: random.Random, search_shop: Shop, tmp_path: Path) -> None:
     with record_outcome("signal", what, f"{name} before {event}") as found:
         started = EntryPoint("build_index", words, tmp_path / "scratch", [index, index.parent], event, seconds=0.5)
         assert started.wait_for_event(), started.stderr
-        how = stop(started, name)
+        how = stop(started, name, lambda: content_of(index) == after)
         if what == BUILD or content_of(index) != after:
             last = EntryPoint("build_index", words, tmp_path / "scratch")
             assert last.wait() == 0, last.stderr[-2000:]
@@ -88,7 +94,7 @@ def test_evaluation(name: str, search_shop: Shop, tmp_path: Path) -> None:
             watched = [tmp_path / "out"]
             started = EntryPoint("evaluate", words, tmp_path / "scratch", watched, event, seconds=0.5)
             assert started.wait_for_event(), started.stderr
-            found.outcome = stop(started, name)
+            found.outcome = stop(started, name, lambda: False)
             assert not (tmp_path / "out" / "results.json").exists() and found.outcome == GONE
 
 
@@ -115,7 +121,7 @@ def test_sweep(rng: random.Random, sweeps: WholeSweep, tmp_path: Path) -> None:
     with record_outcome("signal", kind, f"{name} before {event}") as found:
         started = EntryPoint("train", words, tmp_path / "scratch", [runs], event, seconds=0.5)
         assert started.wait_for_event(), started.stderr
-        how = stop(started, name)
+        how = stop(started, name, lambda: [job["status"] for job in jobs_of(runs)] == ["finished"] * 2)
         assert_nothing_torn(runs)
         finished = {path: path.stat().st_mtime_ns for path in runs.glob("*/results.json")}
         last = EntryPoint("train", words, tmp_path / "scratch")

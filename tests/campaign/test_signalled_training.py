@@ -39,12 +39,13 @@ ROUNDS = [(f"{place}, {name}", (place, name)) for place in ("1 process", "2 proc
 
 @pytest.mark.parametrize("round_", cases(ROUNDS))
 def test_every_moment(round_: tuple[str, str], whole_of: Whole, tmp_path: Path) -> None:
-    stop_and_resume(*round_, MOMENTS, whole_of, tmp_path)
+    assert stop_and_resume(*round_, MOMENTS, whole_of, tmp_path) == [what for what, _, _ in MOMENTS]
 
 
 @pytest.mark.parametrize("round_", SHORT, ids=", ".join)
 def test_a_few_moments(round_: tuple[str, str], whole_of: Whole, tmp_path: Path) -> None:
-    stop_and_resume(*round_, [moment for moment in MOMENTS if moment[0] in SHORT[round_]], whole_of, tmp_path)
+    moments = [moment for moment in MOMENTS if moment[0] in SHORT[round_]]
+    assert stop_and_resume(*round_, moments, whole_of, tmp_path) == [what for what, _, _ in moments]
 
 
 @pytest.mark.parametrize("rng", points("signals", 12, 0))
@@ -53,27 +54,32 @@ def test_random_moments(rng: random.Random, whole_of: Whole, tmp_path: Path) -> 
     events = whole_of(place).events
     drawn = [events[idx] for idx in sorted(rng.sample(range(len(events)), 2))]
     moments = [(f"at random: {event}", event, 1) for event in drawn]
-    stop_and_resume(place, name, moments, whole_of, tmp_path)
+    assert stop_and_resume(place, name, moments, whole_of, tmp_path), "no moment came"
 
 
 def stop_and_resume(
     place: str, name: str, moments: Sequence[tuple[str, str, int]], whole_of: Whole, folder: Path
-) -> None:
-    """Send a run a signal at one moment after the other, each time by starting it again, then let it end."""
+) -> list[str]:
+    """Send a run a signal at one moment after the other, each time by starting it again, then let it end.
+
+    Returns:
+        the moments that came: a run that resumes may have one behind it.
+    """
     whole = whole_of(place)
     shop, runs = whole.run.folder.parents[1], folder / "runs"
     run, words = Run(whole.run.run_id, runs / whole.run.run_id), command(shop, runs, place)
-    stops = []
+    stops: list[tuple[str, str, Exception | None]] = []
     for what, event, number in moments:
         started = EntryPoint("train", words, folder / "scratch", [run.folder, runs], event, number, seconds=0.5)
-        if event and not started.wait_for_event():
-            assert started.process.returncode == 0, started.stderr[-2000:]
-            continue  # a resumed run has that behind it
-        problem = None
+        how, problem = "", None
         try:
+            if event and not started.wait_for_event():
+                assert started.process.returncode == 0, started.stderr[-2000:]
+                continue  # a resumed run has that behind it
             how = stop(started, run, SIGNALS[name])
-        except AssertionError as error:
-            how, problem = "", error
+        except Exception as error:  # also of a torn file, and of a process that hangs
+            problem = error
+            started.kill()
         stops.append((what, how, problem))
     problem = None
     try:
@@ -81,7 +87,7 @@ def stop_and_resume(
         assert last.wait() == 0, last.stderr[-2000:]
         assert_equal(run, whole.run)
         assert set(rows_of(runs)) == whole.rows, "rows of an epoch differ"
-    except (AssertionError, ValueError, OSError) as error:
+    except Exception as error:
         problem = error
     failures = []
     for what, how, own in stops:
@@ -93,6 +99,7 @@ def stop_and_resume(
         except AssertionError as error:
             failures.append(str(error))
     assert not failures, "\n".join(failures)
+    return [what for what, _, _ in stops]
 
 
 def stop(started: EntryPoint, run: Run, signum: int) -> str:
