@@ -68,7 +68,7 @@ test: lint types ## style, types and tests: about ten minutes on two cores
 test-slow: setup ## the tests that `make test` leaves out: whole sweeps in many processes
 	$(PY) -m pytest -m slow
 
-campaign: export MIM_CAMPAIGN_SEED ?= $(shell date +%s)
+campaign: export MIM_CAMPAIGN_SEED := $(or $(MIM_CAMPAIGN_SEED),$(shell date +%s))
 campaign: setup ## killed, stopped, starved and fed rubbish: is anything lost? see experiments/reliability
 	@echo "MIM_CAMPAIGN_SEED=$(MIM_CAMPAIGN_SEED)"
 	OMP_NUM_THREADS=1 $(PY) -m pytest tests/campaign -m "campaign or not campaign" --numprocesses 2 --dist worksteal
