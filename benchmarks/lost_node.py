@@ -1,6 +1,6 @@
 """What a lost node costs a preparation by Ray: shards begun and written again, and the time.
 
-    python benchmarks/lost_node.py --output experiments/scale/ray/results.json
+    PYTHONPATH=. python benchmarks/lost_node.py --output experiments/scale/ray/results.json
 
 Starts three nodes of one core on this machine and prepares a small shop with three and with two of them, each without
 a loss and with a node killed in the middle. Writing a shard takes half a second at least, by sleeping, in place of the
