@@ -9,6 +9,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import tarfile
 from collections import Counter
@@ -51,7 +52,7 @@ DATA += ["data.shards.samples_per_shard=8"]
 TRAIN = [*small(Path("{disk}"), "model=2tower", "data.shards.samples_per_shard=8"), "trainer.max_epochs=1"]
 INDEX = ("checkpoint=" + CHECKPOINT, "output={disk}/index", "trainer=cpu")
 REMOTE = [word for word in TRAIN if not word.startswith(("data=", "data.source", "data.shards"))]
-REMOTE += ["data=shards", "data.cache.timeout=1", "data.cache.retries=1"]
+REMOTE += ["data=shards", "data.cache.retries=1"]
 CHANGE = ("data=shards", f"data.folder={PREPARED}")
 COMMANDS = {
     "prepare": Command("prepare", tuple(DATA)),
@@ -174,18 +175,12 @@ class Bench:
         return subprocess.Popen(
             [os.environ[PYTHON], "-m", "tests.campaign.starved", *words],
             cwd=self.folder / "tmp", env={**os.environ, **variables, **(environment or {})},
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
         )  # fmt: skip
 
     def run(self, name: str, *more: str, plan: Plan | None = None, **options: Any) -> subprocess.CompletedProcess[str]:
         """Run a command as `start` does, to its end."""
-        process = self.start(name, *more, plan=plan, **options)
-        try:
-            stdout, stderr = process.communicate(timeout=PATIENCE)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            raise
-        return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
+        return finish(self.start(name, *more, plan=plan, **options))[0]
 
     def words(self, name: str, run: Path | None = None) -> list[str]:
         """Return the arguments of a command; `run` is the folder of the run that is there or will be."""
@@ -220,6 +215,21 @@ class Bench:
     def _save(self, name: str) -> None:
         clear(self.states / f"state-{name}")
         shutil.copytree(self.folder, self.states / f"state-{name}", dirs_exist_ok=True)
+
+
+def finish(*processes: subprocess.Popen[str]) -> list[subprocess.CompletedProcess[str]]:
+    """Wait for the end of processes that `start` returned; kill all of them where one takes too long."""
+    ended = []
+    try:
+        for process in processes:
+            stdout, stderr = process.communicate(timeout=PATIENCE)
+            ended.append(subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr))
+    finally:
+        for process in processes:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.communicate()
+    return ended
 
 
 def clear(folder: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -52,13 +51,11 @@ def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
 @pytest.mark.parametrize("case", every(SOCKETS, 9))
 def test_malformed_bytes(case: BadBytes, port: int) -> None:
     with record_outcome("rubbish", "HTTP connection", case.wrong) as found, time_limit(PATIENCE):
-        started = time.monotonic()
         with connected(port, *case.parts) as connection:
             answer = rest(connection)
         status = int(answer.split(b" ")[1]) if answer.startswith(b"HTTP/1.1 ") else 0
         assert status in case.statuses, answer[:300]
         assert b"Traceback" not in answer and len(answer) < NUM_ANSWERS
-        assert time.monotonic() - started < 8, "the connection stayed open"
         assert healthy(port)
         found.outcome = f"{status} and closed" if status else "closed without an answer"
 

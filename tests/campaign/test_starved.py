@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shutil
-import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.campaign.bench import Bench, contents, differences, error_line, leftovers
+from tests.campaign.bench import Bench, contents, differences, error_line, finish, leftovers
 from tests.campaign.outcomes import cases, record_outcome
 from tests.campaign.starved import Plan, can_unshare
 
@@ -163,15 +162,13 @@ def test_two_starts_end_as_one(bench: Bench, command: str) -> None:
     expected = bench.expected(command)
     bench.reset(command)
     with record_outcome("starved", command, "started twice at once") as found:
-        both = [bench.start(command, plan=Plan()) for _ in range(2)]
-        ended = [process.communicate(timeout=120) for process in both]
-        for process, (stdout, stderr) in zip(both, ended, strict=True):
-            done = subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
-            assert done.returncode == 0 or error_line(done), stderr
-        assert 0 in [process.returncode for process in both]
+        both = finish(*(bench.start(command, plan=Plan()) for _ in range(2)))
+        for done in both:
+            assert done.returncode == 0 or error_line(done), done.stderr
+        assert 0 in [done.returncode for done in both]
         assert contents(bench.folder) == expected, differences(contents(bench.folder), expected)
         assert not leftovers(bench.folder)
-        codes = sorted(process.returncode for process in both)
+        codes = sorted(done.returncode for done in both)
         found.outcome = "both work, bit-equal" if codes == [0, 0] else "one works, the other says one line"
 
 
