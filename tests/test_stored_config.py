@@ -299,22 +299,22 @@ class Mine(TinyImage):
 def test_encoders_of_a_trusted_package_load(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change_file: Callable
 ) -> None:
-    (tmp_path / "packages" / "our_encoders").mkdir(parents=True)
-    (tmp_path / "packages" / "our_encoders" / "__init__.py").write_text("from our_encoders.image import Mine\n")
-    (tmp_path / "packages" / "our_encoders" / "image.py").write_text(PACKAGE)
+    (tmp_path / "packages" / "own_encoders").mkdir(parents=True)
+    (tmp_path / "packages" / "own_encoders" / "__init__.py").write_text("from own_encoders.image import Mine\n")
+    (tmp_path / "packages" / "own_encoders" / "image.py").write_text(PACKAGE)
     monkeypatch.syspath_prepend(tmp_path / "packages")
 
     def load_as(target: str) -> str:
         return load(change_file("checkpoint", (*ENCODER, "_target_"), target)).fingerprint
 
     with pytest.raises(ValueError, match="if you trust the file, set MIM_TRUSTED_PACKAGES=<package>"):
-        load_as("our_encoders.image.Mine")
-    monkeypatch.setenv("MIM_TRUSTED_PACKAGES", "another, our_encoders")
-    assert load_as("our_encoders.image.Mine") == load_as("our_encoders.Mine")
+        load_as("own_encoders.image.Mine")
+    monkeypatch.setenv("MIM_TRUSTED_PACKAGES", "another, own_encoders")
+    assert load_as("own_encoders.image.Mine") == load_as("own_encoders.Mine")
     reached = ("image.os.system", "image.Path", "image.TinyImage", "image.Mine.__init__", "image.os", "image.None")
     for name in reached:
         with pytest.raises(ValueError, match=r"a\.ckpt: .* wants to build|cannot be imported"):
-            load_as(f"our_encoders.{name}")
+            load_as(f"own_encoders.{name}")
     with pytest.raises(ValueError, match=r"'another\.Thing' cannot be imported"):
         load_as("another.Thing")
 

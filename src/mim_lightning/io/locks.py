@@ -176,7 +176,8 @@ class ReadLock:
         self.path, self._descriptor = path, -1
         while True:
             try:
-                self._descriptor = os.open(path, os.O_RDONLY)
+                # a pipe in its place, which its reader refuses, would be waited for
+                self._descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
             except OSError:
                 return
             is_locked = self._lock()
