@@ -70,6 +70,8 @@ def run_entry_point(
 
 
 def _run(name: str, function: Callable[[Config], Any], verbatim_keys: Sequence[str]) -> None:
+    if {"-m", "--multirun"} & {*sys.argv}:
+        verbatim_keys = ()  # there a comma separates the values of a sweep
     sys.argv[1:] = open_up(
         _quoted(argument, verbatim_keys) for argument in present_overrides(sys.argv[1:], name, warn_of_former_name)
     )

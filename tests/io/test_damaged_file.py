@@ -115,7 +115,7 @@ KINDS = {
     "verified shard": Kind("prepared/manifest/queries/train/000000.tar", verify, 3),
     "job record": Kind("sweep/jobs/*.json", lambda folder: JobLog(folder).read(), 2),
     "note of a failure": Kind("failed.json", read_error),
-    "events": Kind("events.sqlite", lambda path: EventLog(str(path), create=False)),
+    "events": Kind("events.sqlite", lambda path: EventLog(str(path), create=False).close()),
 }
 
 

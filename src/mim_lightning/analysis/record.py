@@ -123,11 +123,11 @@ def _validate_facts(run: RunFacts, directions: Any) -> None:
         if name != "config" and not isinstance(value, str):
             raise ValueError(f"run.{name} is {value!r}, not a text")
     if "/" not in run.monitor:
-        raise ValueError(f"run.monitor is {run.monitor!r}; it names a direction and a metric")
+        raise ValueError(f"the run's monitor is {run.monitor!r}; it names a direction and a metric")
     data = run.config.get("data", {})
     splits = (data.get("splits") or {}) if isinstance(data, dict) else None
     if not isinstance(splits, dict):
-        raise ValueError("run.config.data holds no keys")
+        raise ValueError("the data in the run's config hold no keys")
     for name, value in (("seed", run.config.get("seed", 0)), ("data.splits.fold", splits.get("fold", 0))):
         if type(value) is not int:
             raise ValueError(f"run.config.{name} is {value!r}, not a whole number")

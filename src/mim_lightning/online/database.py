@@ -152,7 +152,11 @@ def open_event_log(url: URL, create: bool, wait_seconds: float | None = None) ->
     """
     try:
         engine = _create_engine(url, create, wait_seconds)
-        _ensure_tables(engine, create)
+        try:
+            _ensure_tables(engine, create)
+        except BaseException:
+            engine.dispose()  # its connections would stay until the garbage collector runs
+            raise
     except DBAPIError as error:
         raise ValueError(f"event_log={display_url(url)}: cannot be opened: {_reason(error)}") from error
     except (ValueError, OSError) as error:
