@@ -3,7 +3,7 @@
 # Photos of MIM_DATA_DIR where it is set, of the synthetic shop otherwise.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
-export OMP_WAIT_POLICY=PASSIVE OMP_NUM_THREADS=1
+export OMP_WAIT_POLICY=PASSIVE OMP_NUM_THREADS=1 PYTHONPATH=.
 PHOTOS=${MIM_DATA_DIR:+--photos $MIM_DATA_DIR/data/grocery/images/street}
 RECORD=experiments/data_throughput
 .venv/bin/python benchmarks/data.py $PHOTOS --output $RECORD/loading.json | tee $RECORD/loading.md
