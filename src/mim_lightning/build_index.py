@@ -8,11 +8,13 @@ whole.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from mim_lightning.cli import run_entry_point
 from mim_lightning.config import build
 from mim_lightning.expected_types import validate_type
+from mim_lightning.fields import PRODUCT, side_of
 from mim_lightning.launch import is_first_rank, is_launched, set_up_process
 
 VERBATIM_KEYS = ("checkpoint", "output", "embeddings")
@@ -29,7 +31,7 @@ def build_index(config: dict[str, Any]) -> None:
         if is_first_rank() and not is_launched():
             delete(place, config["delete"])
         return
-    from mim_lightning.catalog_embedding import embed
+    from mim_lightning.catalog_embedding import embed_set
     from mim_lightning.inference.loading import choose_device, to_device
     from mim_lightning.lit.console import silence_lightning
     from mim_lightning.lit.trainer import validate_trainer, validate_unsharded
@@ -43,16 +45,21 @@ def build_index(config: dict[str, Any]) -> None:
     set_up_process(config, str(config["trainer"]["accelerator"]))
     silence_lightning()
     settings = build(config["index"])
-    made = embed(config, open_index(place).card.fingerprint if config["update"] else None)
+    if config["gallery"] is not None and side_of(str(config["gallery"])) != PRODUCT:
+        raise ValueError(f"gallery={config['gallery']}: is of queries; an index is of products")
+    folder = Path(config["embeddings"] or Path(place) / "embeddings")
+    like = open_index(place).card.fingerprint if config["update"] else None
+    made = embed_set(config, config["gallery"], folder, "build_index", like=like)
     if made is None:  # another process builds the index
         return
+    embedded = made.collect()
     if config["update"]:
-        card, update = add_products(place, made.embedded, made.catalog)
+        card, update = add_products(place, embedded, made.shards)
         print(f"{place}: {update}")
     else:
         model = to_device(made.model, choose_device("cpu"))
-        card = build_product_index(place, model, config["checkpoint"], made.embedded, made.catalog, settings)
-    print_card(place, card, made.embedded.num_absent)
+        card = build_product_index(place, model, config["checkpoint"], embedded, made.shards, settings)
+    print_card(place, card, embedded.num_absent)
 
 
 def delete(place: str, products: Any) -> None:

@@ -1,4 +1,4 @@
-"""The embedding of a catalog by a checkpoint, of the shards that are missing, in one process or in many."""
+"""The embedding of a catalog or of queries by a checkpoint: of the shards that are missing, in one process or many."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from mim_lightning.cli import leave_process_group
 from mim_lightning.config import build
 from mim_lightning.data_config import build_preparation
 from mim_lightning.expected_types import validate_arguments
+from mim_lightning.fields import PRODUCT, side_of
 from mim_lightning.io.digest import has_same_scheme
 from mim_lightning.launch import choose_precision, is_first_rank, is_launched, launch, num_processes_to_launch
 from mim_lightning.stored_config import data_of
@@ -20,22 +21,39 @@ from mim_lightning.stored_config import data_of
 if TYPE_CHECKING:
     from mim_lightning.data.shards.shard_set import ShardSet
     from mim_lightning.model.checkpoint import TrainedMatcher
-    from mim_lightning.search.embedding_store import EmbeddedCatalog
+    from mim_lightning.search.embedding_store import EmbeddedCatalog, EmbeddingStore
 
 
-class CatalogEmbedding(NamedTuple):
-    """A catalog, its vectors, and the model that they are of."""
+class SetEmbedding(NamedTuple):
+    """A set of rows, where its vectors are, and the model that they are of."""
 
     model: TrainedMatcher
-    catalog: ShardSet
-    embedded: EmbeddedCatalog
+    shards: ShardSet
+    store: EmbeddingStore
+
+    def collect(self) -> EmbeddedCatalog:
+        """Return the rows of the catalog that was embedded."""
+        embedded = self.store.collect(self.shards)
+        return replace(embedded, facts=replace(embedded.facts, fingerprint=self.model.fingerprint))
 
 
-def embed(config: dict[str, Any], like: str | None = None) -> CatalogEmbedding | None:
-    """Embed the catalog of a checkpoint's data, or of other data; shards that have vectors are left out.
+def embed_set(
+    config: dict[str, Any],
+    side: str | None,
+    folder: Path,
+    command: str,
+    split: str | None = None,
+    like: str | None = None,
+) -> SetEmbedding | None:
+    """Embed the catalog or the queries of a checkpoint's data, or of other data; shards that have vectors are left out.
 
     Args:
-        config: as of conf/build_index.yaml.
+        config: of an entry point: checkpoint, data and trainer are read.
+        side: the tower or fusion; of the queries those of a split are embedded, else the catalog. None: that of an
+            index, see `choose_gallery`.
+        folder: of the embeddings, where an interrupted pass resumes.
+        command: the entry point, which further processes start with the same config.
+        split: of the queries; None: the one that training evaluated.
         like: a fingerprint in whose scheme that of the model is computed.
 
     Returns:
@@ -71,10 +89,11 @@ def embed(config: dict[str, Any], like: str | None = None) -> CatalogEmbedding |
     version = ask(lambda: find_versions(data)["main"])  # which is the newest is decided once, for all processes
     data = {**data, "source": None, "version": {"main": version}}
     prepared = open_prepared(data["folder"], build(data.get("cache")), version)
-    catalog, gallery = prepared.catalog(), choose_gallery(config["gallery"], matcher.names)
+    gallery = choose_gallery(side, matcher.names, "gallery" if command == "build_index" else "tower")
+    is_catalog = side_of(gallery) == PRODUCT
+    catalog = prepared.catalog() if is_catalog else prepared.queries(split or data["val_split"])
     fusion = matcher.fusions.get(gallery)
     width = matcher.dimension if fusion is None else fusion.index_width
-    folder = Path(config["embeddings"] or Path(config["output"]) / "embeddings")
     stored, name = StoredEmbedding.read(folder), trained.fingerprint
     if stored is not None and not has_same_scheme(stored.facts.fingerprint, name):
         # the same model may be named in another way
@@ -93,15 +112,13 @@ def embed(config: dict[str, Any], like: str | None = None) -> CatalogEmbedding |
     if is_leader and 0 < len(missing) < num_shards:
         print(f"{num_shards - len(missing)} of {num_shards} shards are embedded already; embedding {len(missing)}")
     if missing and trainer is None:
-        launch("mim_lightning.build_index", {**config, "data": data}, num_processes)
+        launch(f"mim_lightning.{command}", {**config, "data": data}, num_processes)
     elif trainer is not None:
         datamodule = build(data, specs=matcher.input_specs(), prepared=prepared)
         module = MatchModule(deepcopy(matcher))  # a trainer may leave it in another precision, or in parts
-        embed_catalog(trainer, module, datamodule, gallery, missing, store.write)
+        embed_catalog(trainer, module, datamodule, gallery, missing, store.write, catalog)
         trainer.strategy.barrier()  # every shard is there
         leave_process_group()  # the others end; none waits while the index is built
     if not is_leader:
         return None
-    embedded = store.collect(catalog)
-    embedded = replace(embedded, facts=replace(embedded.facts, fingerprint=trained.fingerprint))
-    return CatalogEmbedding(trained, catalog, embedded)
+    return SetEmbedding(trained, catalog, store)

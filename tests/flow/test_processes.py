@@ -1,4 +1,4 @@
-"""`evaluate` and `build_index` in processes of a launcher give what one process gives, to the last bit."""
+"""`evaluate`, `build_index` and `embed` in processes of a launcher give what one process gives, to the last bit."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from safetensors.numpy import load_file, save_file
 from mim_lightning.build_index import build_index
 from mim_lightning.checkpoint_evaluation import PARTS_FOLDER
 from mim_lightning.config import compose
+from mim_lightning.embed import embed
 from mim_lightning.evaluate import evaluate
 from mim_lightning.inference.loading import load_trained
 from mim_lightning.interruption import Interruption
@@ -42,7 +43,11 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def commands(checkpoint: Path, folder: Path, *more: str) -> list[tuple[str, list[str]]]:
     words = [f"checkpoint={checkpoint}", "trainer=cpu", *more]
-    return [("evaluate", [*words, f"output={folder}/evaluated"]), ("build_index", [*words, f"output={folder}/index"])]
+    return [
+        ("evaluate", [*words, f"output={folder}/evaluated"]),
+        ("build_index", [*words, f"output={folder}/index"]),
+        ("embed", [*words, f"output={folder}/vectors", "tower=query", "split=train"]),
+    ]
 
 
 def start_ranks(
@@ -70,7 +75,7 @@ def test_processes_of_a_launcher_give_what_one_gives(
 ) -> None:
     one, several = tmp_path / "one", tmp_path / "several"
     for name, words in commands(checkpoint, one):
-        {"evaluate": evaluate, "build_index": build_index}[name](compose(name, words))
+        {"evaluate": evaluate, "build_index": build_index, "embed": embed}[name](compose(name, words))
 
     code, output, errors = start_ranks(
         num_processes, commands(checkpoint, several, f"trainer.devices={num_processes}"), launcher
@@ -92,6 +97,8 @@ def test_processes_of_a_launcher_give_what_one_gives(
     assert contents[0] == contents[1], "the same rows in the same order"
     tables = [pyarrow.parquet.read_table(folder / "index" / "embeddings" / "rows.parquet") for folder in (one, several)]
     assert tables[0].equals(tables[1])
+    for path in (one / "vectors").glob("query-train.*"):
+        assert path.read_bytes() == (several / "vectors" / path.name).read_bytes(), path.name
 
 
 @pytest.mark.slow

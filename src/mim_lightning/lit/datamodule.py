@@ -301,13 +301,13 @@ class MatchDataModule(LightningDataModule):
         num_rows = len(self.opened.queries) + sum(len(products) for products in self.opened.gallery)
         return hash_pixels if num_rows <= MAX_KNOWN else hash_bytes
 
-    def catalog_pass(self, shard_idxs: Sequence[int]) -> SequentialLoader:
-        """Return this rank's part of a pass over some shards of the catalog, in the batches of one process."""
-        shards, placement = self.opened.catalog, self._placement()
+    def shard_pass(self, shards: ShardSet, side: str, shard_idxs: Sequence[int]) -> SequentialLoader:
+        """Return this rank's part of a pass over shards, for the towers of a side, in the batches of one process."""
+        placement = self._placement()
         rank, world_size = placement.pop("rank"), placement.pop("world_size")
-        specs = {name: spec for name, spec in self.specs.items() if side_of(name) == "product"}
+        specs = {name: spec for name, spec in self.specs.items() if side_of(name) == side}
         own = shard_idxs[rank::world_size]
-        return SequentialLoader(shards, Collate(specs), own, self.eval_batch_size, **placement)
+        return SequentialLoader(shards, Collate(specs, shards.max_relevant), own, self.eval_batch_size, **placement)
 
     def _placement(self) -> dict[str, Any]:
         trainer = self.trainer

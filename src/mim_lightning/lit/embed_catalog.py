@@ -1,4 +1,4 @@
-"""Embedding of a catalog by the product towers, shard by shard, by Lightning's `predict` on one device or many.
+"""Embedding of a catalog, or of the queries of a split, shard by shard, by Lightning's `predict` on one device or many.
 
 The vectors of each shard are passed on as soon as the shard is finished, so an interrupted pass loses only the shards
 in progress.
@@ -19,7 +19,7 @@ from mim_lightning.data.shards.shard_set import ShardSet
 from mim_lightning.lit.datamodule import MatchDataModule
 from mim_lightning.lit.trainer import keep_batches
 from mim_lightning.model.matcher import Matcher
-from mim_lightning.types import Batch, Embeddings
+from mim_lightning.types import Batch, Embeddings, side_of
 
 # shard number, (n, D) float32 vectors, (n,) bool present, facts of each row
 KeepShard = Callable[[int, Tensor, Tensor, Iterable[dict[str, Any]]], None]
@@ -32,35 +32,40 @@ def embed_catalog(
     gallery: str,
     shard_idxs: Sequence[int],
     keep: KeepShard,
+    shards: ShardSet | None = None,
 ) -> None:
-    """Embed shards of the catalog; several processes divide the shards, and all end together.
+    """Embed shards of a set; several processes divide the shards, and all end together.
 
     Args:
         trainer: without callbacks that write.
         gallery: tower or fusion whose vectors are computed; those of its towers, side by side, if it combines scores.
         shard_idxs: the same on every process.
         keep: called for each finished shard, on the process that embedded it.
+        shards: the set; None: the catalog.
     """
     if not shard_idxs:
         return
-    trainer.callbacks.append(_ShardCollector(datamodule.opened.catalog, gallery, shard_idxs, keep))  # type: ignore[attr-defined]
+    shards = datamodule.opened.catalog if shards is None else shards
+    trainer.callbacks.append(_ShardCollector(shards, gallery, shard_idxs, keep))  # type: ignore[attr-defined]
     keep_batches(trainer)
     with killed_workers_named():
-        trainer.predict(module, datamodule=_CatalogPass(datamodule, shard_idxs), return_predictions=False)
+        trainer.predict(
+            module, datamodule=_ShardPass(datamodule, shards, side_of(gallery), shard_idxs), return_predictions=False
+        )
 
 
-class _CatalogPass(LightningDataModule):
+class _ShardPass(LightningDataModule):
     """Gives Lightning the shards of this rank."""
 
-    def __init__(self, datamodule: MatchDataModule, shard_idxs: Sequence[int]) -> None:
+    def __init__(self, datamodule: MatchDataModule, shards: ShardSet, side: str, shard_idxs: Sequence[int]) -> None:
         super().__init__()
-        self.whole, self.shard_idxs = datamodule, shard_idxs
+        self.whole, self.shards, self.side, self.shard_idxs = datamodule, shards, side, shard_idxs
         # with more processes than shards some have nothing to do
         self.allow_zero_length_dataloader_with_multiple_devices = True
 
     def predict_dataloader(self) -> SequentialLoader:
         self.whole.trainer = self.trainer
-        return self.whole.catalog_pass(self.shard_idxs)
+        return self.whole.shard_pass(self.shards, self.side, self.shard_idxs)
 
 
 class _ShardCollector(Callback):

@@ -1,4 +1,4 @@
-"""An embedded catalog on disk: for each shard its vectors (safetensors) and its products (Parquet).
+"""An embedded set on disk, a catalog or queries: for each shard its vectors (safetensors) and its rows (Parquet).
 
 Files carry the fingerprint of the model and are written atomically, so an interrupted pass continues with the shards
 that are missing. Several processes may write different shards. Rows of all shards come together in a file, not in
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mim_lightning.data.shards.shard_set import ShardSet
-from mim_lightning.fields import PRODUCT_TEXT
+from mim_lightning.fields import PRODUCT_TEXT, QUERY_TEXT
 from mim_lightning.io.atomic import atomic_write
 from mim_lightning.io.damaged_file import errors_as_damaged_file
 from mim_lightning.io.file_name import validate_file_name
@@ -32,7 +32,8 @@ from mim_lightning.io.mapped_file import map_new
 FACTS_FILE = "embeddings.json"
 ROWS_FILE = "rows.parquet"
 PREFIX = "file_prefix"  # key in FACTS_FILE, which a store that was never carried over lacks
-ID, RECORD = "product_id", "record"
+ID, RECORD = "product_id", "record"  # in a set of queries the id is that of the query
+TARGETS = "target_ids"  # in the record of a query
 FACTS_SCHEMA = pa.schema([(ID, pa.large_string()), (RECORD, pa.large_string())])
 BLOCK_ROWS = 1 << 16  # products that are Python objects at the same time
 IN_MEMORY = 1 << 28  # bytes of vectors; more are in a file
@@ -147,12 +148,25 @@ class EmbeddingStore:
             part_ND = self._read(idx, "vectors")[self._read(idx, "present")]
             vectors_ND[start : start + len(part_ND)] = part_ND
             start += len(part_ND)
-        products = pa.concat_tables(self._read_products(idx, catalog) for idx in shard_idxs)
+        products = pa.concat_tables(self.read_products(idx, catalog) for idx in shard_idxs)
         rows = pa.table({"product_id": products[ID], "sample_num": range(len(products)), "present": present_N})
         with atomic_write(self.folder / ROWS_FILE) as partial:
             pa.parquet.write_table(rows, partial)
         ids = rows.filter(rows["present"])[ID].to_pylist()
         return EmbeddedCatalog(self.facts, vectors_ND, ids, tabulate_products(products), int((~present_N).sum()))
+
+    def read_shards(self, shards: ShardSet) -> Iterator[tuple[np.ndarray, pa.Table, int]]:
+        """Yield the vectors (n, D) float32 of each shard, ids and records of these rows, and how many have no vector.
+
+        Args:
+            shards: the set that is embedded.
+
+        Raises:
+            ValueError: a file is damaged, or of another model.
+        """
+        for idx in range(len(self.facts.shard_sizes)):
+            present_N, table = self._read(idx, "present"), self.read_products(idx, shards)
+            yield self._read(idx, "vectors")[present_N], table.filter(pa.array(present_N)), int((~present_N).sum())
 
     def _allocate(self, num_rows: int) -> np.ndarray:
         """Return an array for the vectors; a large one is in a file that is gone when nobody uses it."""
@@ -180,7 +194,7 @@ class EmbeddingStore:
             )
         return values
 
-    def _read_products(self, shard_idx: int, catalog: ShardSet) -> pa.Table:
+    def read_products(self, shard_idx: int, catalog: ShardSet) -> pa.Table:
         path = self._products_path(shard_idx)
         if not path.exists():  # embedded by a version before 0.2
             return tabulate_facts(catalog.read_facts(number) for number in range(*catalog.span(shard_idx)))
@@ -192,9 +206,14 @@ class EmbeddingStore:
 
 
 def tabulate_facts(facts: Iterable[dict[str, Any]]) -> pa.Table:
-    """Return a row for each row of a shard: id of the product, and its record as JSON."""
+    """Return a row for each row of a shard: id of the product or the query, and its record as JSON."""
     ids, records = [], []
     for fact in facts:
+        if fact.get("query_id") is not None:
+            record = {"text": fact.get(QUERY_TEXT) or None, TARGETS: fact.get("asked_ids", ())}
+            ids.append(fact["query_id"])
+            records.append(json.dumps({**record, "category": fact["category"]}))
+            continue
         title = fact.get("title") or (fact.get(PRODUCT_TEXT) or "").split(". ")[0] or None
         ids.append(fact["product_id"])
         records.append(json.dumps({**fact.get("metadata", {}), "title": title, "category": fact["category"]}))
@@ -213,24 +232,24 @@ def tabulate_products(facts: pa.Table) -> pa.Table:
         facts = facts.filter(pa.concat_arrays([pa.array([True]), pc.not_equal(ids[1:], ids[:-1])]))
     kinds: dict[str, set[type]] = {"title": set(), "category": set()}
     for block in facts.to_batches(BLOCK_ROWS):
-        for record in _parse(block):
+        for record in parse_records(block):
             for name, value in record.items():
                 kinds.setdefault(name, set()).add(type(value))
     kinds.pop(ID, None)
     names = ["title", "category", *sorted(kinds.keys() - {"title", "category"})]
     blocks = [
-        [_to_column([record.get(name) for record in records], kinds[name]) for name in names]
-        for records in map(_parse, facts.to_batches(BLOCK_ROWS))
+        [to_column([record.get(name) for record in records], kinds[name]) for name in names]
+        for records in map(parse_records, facts.to_batches(BLOCK_ROWS))
     ]
     columns = {name: pa.chunked_array(parts) for name, parts in zip(names, zip(*blocks, strict=True), strict=True)}
     return pa.table({ID: facts[ID], **columns})
 
 
-def _parse(block: pa.RecordBatch) -> list[dict[str, Any]]:
+def parse_records(block: pa.RecordBatch) -> list[dict[str, Any]]:
     return [json.loads(record) for record in block[RECORD].to_pylist()]
 
 
-def _to_column(values: list[Any], kinds: set[type]) -> pa.Array:
+def to_column(values: list[Any], kinds: set[type]) -> pa.Array:
     """Return a block of a column whose values are of these types."""
     # text from a CSV stays text here: the index decides whether all cells are numbers
     given = kinds - {type(None)}

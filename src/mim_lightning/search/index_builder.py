@@ -198,16 +198,17 @@ def delete_products(place: str, product_ids: Sequence[str]) -> tuple[IndexCard, 
     return index.card, num_deleted
 
 
-def choose_gallery(wanted: str | None, names: Sequence[str]) -> str:
+def choose_gallery(wanted: str | None, names: Sequence[str], key: str = "gallery") -> str:
     """Return the tower or fusion to embed: the wanted one, `product`, or the tower `product_image`.
 
     Args:
         names: of the model's towers and fusions.
+        key: of the config, which an error names.
 
     Raises:
         ValueError: the model has no such tower or fusion.
     """
     gallery = wanted or (PRODUCT if PRODUCT in names else PRODUCT_IMAGE)
     if gallery not in names:
-        raise ValueError(f"gallery={gallery}: the model has no such tower or fusion; it has {', '.join(names)}")
+        raise ValueError(f"{key}={gallery}: the model has no such tower or fusion; it has {', '.join(names)}")
     return gallery
