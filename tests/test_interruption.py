@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -89,18 +92,47 @@ def test_a_program_that_imports_the_package_is_left_alone() -> None:
         assert signal.getsignal(signal.SIGTERM) is before
 
 
-def test_lightnings_handler_does_not_stay_before_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def installed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Our handlers in this process."""
     monkeypatch.setattr(interruption, "GRACE", 1e6)  # or this process would be ended with the others' tests
     former = {signum: signal.getsignal(signum) for signum in interruption.SIGNALS}
     try:
         for signum in interruption.SIGNALS:
             signal.signal(signum, signal.SIG_DFL)
         interruption.install()
-        with pytest.raises(Interruption) as stopped, interruptible():
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as Lightning does when it starts
-            interruption.reinstall_signal_handlers()
-            os.kill(os.getpid(), signal.SIGTERM)
-        assert stopped.value.code == 143
+        yield
     finally:
         for signum, handler in former.items():
             signal.signal(signum, handler)
+
+
+def test_lightnings_handler_does_not_stay_before_ours(installed: None) -> None:
+    with pytest.raises(Interruption) as stopped, interruptible():
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as Lightning does when it starts
+        interruption.reinstall_signal_handlers()
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert stopped.value.code == 143
+
+
+def test_a_signal_within_an_import_is_raised_after_it(
+    installed: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Packages take what is raised in the import of another for its absence, and go on."""
+    lines = ["import os, signal", "try:", "    os.kill(os.getpid(), signal.SIGTERM)", "except BaseException: pass"]
+    (tmp_path / "swallowing.py").write_text("\n".join(lines))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(Interruption), interruptible():
+        importlib.import_module("swallowing")
+        time.sleep(5)
+        pytest.fail("the signal is lost")
+
+
+def test_an_error_that_an_interruption_has_become_is_that_interruption(installed: None) -> None:
+    with pytest.raises(Interruption), interruptible(), interruptible():
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        except BaseException as error:
+            raise RuntimeError("of a library") from error
+    with pytest.raises(RuntimeError, match="of ours"), interruptible():
+        raise RuntimeError("of ours")

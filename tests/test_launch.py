@@ -9,7 +9,7 @@ import pytest
 from torch.distributed import run
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
-from mim_lightning import launch
+from mim_lightning import cli, launch
 from mim_lightning.cli import FROZEN_CONFIG
 from mim_lightning.errors import ErrorReport, read_error, write_error
 
@@ -109,12 +109,14 @@ def test_no_thread_of_a_process_group_outlives_an_entry_point(is_launched: bool,
     assert finished.returncode == 0, finished.stderr
 
 
-@pytest.mark.parametrize("kind", ["RuntimeError", "ValueError"])
+@pytest.mark.parametrize(("kind", "code"), [("RuntimeError", -9), ("RuntimeError", 1), ("ValueError", -9)])
 def test_a_killed_process_is_named_where_another_says_only_that_it_lost_it(
-    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: str, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
+    """The call stack of the other is printed where it is no consequence of that."""
+
     def fail() -> None:
-        raise ChildFailedError("train", {0: ProcessFailure(0, 11, 1, ""), 1: ProcessFailure(1, 12, -9, "")})
+        raise ChildFailedError("train", {0: ProcessFailure(0, 11, 1, ""), 1: ProcessFailure(1, 12, code, "")})
 
     monkeypatch.setattr(run, "main", fail)
     monkeypatch.setattr(sys, "argv", ["launch", "--shutdown-timeout=120"])
@@ -122,8 +124,34 @@ def test_a_killed_process_is_named_where_another_says_only_that_it_lost_it(
     monkeypatch.setenv(FROZEN_CONFIG, str(tmp_path / "config.yaml"))
     path = tmp_path / launch.ERROR_FILE
     write_error(path, ErrorReport(kind, "gloo: connection closed by peer"))
+    if kind == "RuntimeError":
+        path.with_name(cli.STACK_FILE).write_text("Traceback")
     with pytest.raises(SystemExit):
         launch._run_torchrun()
     found = read_error(path)
     assert found is not None
-    assert ("process 1 died with exit code -9 SIGKILL" in found.reason) == (kind == "RuntimeError")
+    assert ("process 1 died with exit code -9 SIGKILL" in found.reason) == (kind == "RuntimeError" and code == -9)
+    assert capsys.readouterr().err == ("Traceback" if code == 1 else "")
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+@pytest.mark.parametrize("error", [RuntimeError("connection closed by peer"), KeyError("a mistake of ours")])
+def test_only_the_process_that_failed_first_shows_a_call_stack(
+    is_first: bool, error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others have lost it; a signal may reach them later than that."""
+
+    def work(config: object) -> None:
+        raise error
+
+    def exit_at_once(code: int) -> None:
+        raise SystemExit(code)
+
+    monkeypatch.setattr(cli, "_exit_at_once", exit_at_once)
+    (tmp_path / "config.yaml").write_text("{}")
+    if not is_first:
+        write_error(tmp_path / cli.ERROR_FILE, ErrorReport("Interruption", "at step 3"))
+    expected = KeyError if is_first and isinstance(error, KeyError) else SystemExit
+    with pytest.raises(expected):
+        cli._run_frozen(tmp_path / "config.yaml", "train", work)
+    assert (tmp_path / cli.STACK_FILE).exists() == (is_first and isinstance(error, RuntimeError))

@@ -31,7 +31,7 @@ from mim_lightning.config import (
     warn_of_former_name,
 )
 from mim_lightning.display.text import error_text
-from mim_lightning.errors import ErrorReport, hint_at, is_user_error, to_error_report, write_error
+from mim_lightning.errors import LOST_PROCESS, ErrorReport, hint_at, is_user_error, to_error_report, write_error
 from mim_lightning.former_names import present_overrides
 from mim_lightning.interruption import Interruption, interruptible
 from mim_lightning.overrides import open_up
@@ -39,6 +39,7 @@ from mim_lightning.overrides import open_up
 FROZEN_CONFIG = "MIM_FROZEN_CONFIG"  # environment variable: a resolved config, for launched processes
 OWN_CONFIGS = ("--config", "-cd", "-cn", "-cp", "hydra.searchpath")  # with which users add their own conf/
 ERROR_FILE = "failure.json"  # beside the frozen config: the error of a launched process
+STACK_FILE = "stack.txt"  # likewise: its call stack, where the loss of another process may be the cause
 
 
 def run_entry_point(
@@ -62,7 +63,7 @@ def run_entry_point(
         frozen = os.environ.get(FROZEN_CONFIG)
         if frozen:  # the process that launched this one reports it
             write_error(Path(frozen).with_name(ERROR_FILE), ErrorReport(Interruption.__name__, stopped.where))
-            os._exit(128 + stopped.signum)  # threads of a broken collective would block the interpreter
+            _exit_at_once(128 + stopped.signum)
         sys.stdout.flush()
         more = "; the same command resumes" if resumes or stopped.resumes else ""
         print(stopped.describe() + more, file=sys.stderr, flush=True)
@@ -90,7 +91,8 @@ def _run(name: str, function: Callable[[Config], Any], verbatim_keys: Sequence[s
     def guarded(config: DictConfig) -> Any:
         # exit in here: Hydra prints an exception that passes through it with the whole call stack
         try:
-            return function(to_plain(config, name))
+            with interruptible():
+                return function(to_plain(config, name))
         except Exception as caught:
             error = _naming_removed(caught)
             if not _is_recorded():
@@ -159,10 +161,19 @@ def _quoted(argument: str, names: Sequence[str]) -> str:
 def _run_frozen(path: Path, name: str, function: Callable[[Config], Any]) -> None:
     """Call `function` with a config that is already composed, in a launched process of a run."""
     try:
-        function(load_config(path))
+        with interruptible():
+            function(load_config(path))
     except Exception as error:
-        write_error(path.with_name(ERROR_FILE), to_error_report(error, name))
-        if FULL_ERRORS in os.environ or not is_user_error(error):
+        report = to_error_report(error, name)
+        is_first = write_error(path.with_name(ERROR_FILE), report)
+        if FULL_ERRORS in os.environ:
+            raise
+        if not is_first:  # the end of the process that was first broke a collective of this one
+            _exit_at_once(2)
+        if report.kind in LOST_PROCESS:  # the process that launched this one knows whether another was killed
+            path.with_name(STACK_FILE).write_text(traceback.format_exc())
+            _exit_at_once(2)
+        if not is_user_error(error):
             raise
         sys.exit(2)  # the process that launched this one reports the reason
     leave_process_group()
@@ -197,6 +208,13 @@ def _naming_removed(error: Exception) -> Exception:
     named = ValueError(f"{key}: is required; give {key}=<value> instead of ~{key}")
     named.__cause__ = error
     return named
+
+
+def _exit_at_once(code: int) -> NoReturn:
+    """Exit where a collective is broken: its threads would block the end of the interpreter."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _exit(error: Exception, name: str) -> NoReturn:

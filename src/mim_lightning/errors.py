@@ -32,6 +32,8 @@ from mim_lightning.io.damaged_file import errors_as_damaged_file
 
 EXTRA = "pip install 'mim-lightning[sweep]'"
 OUT_OF_MEMORY = "OutOfMemoryError"  # of torch, on a GPU
+# errors of a collective whose other process is gone
+LOST_PROCESS = ("RuntimeError", "DistBackendError", "DistNetworkError", "DistStoreError")
 SMALLER = {  # by config: what needs less memory
     "train": "lower data.batch_size, data.eval_batch_size, step.micro_batch_size or data.num_workers",
     "evaluate": "give data=<option> with a lower data.eval_batch_size or data.num_workers",  # a checkpoint's are fixed
@@ -84,13 +86,20 @@ def to_error_report(error: Exception, name: str) -> ErrorReport:
     return ErrorReport(kind, text if is_user_error(error) else f"{kind}: {text}")
 
 
-def write_error(path: Path, report: ErrorReport) -> None:
+def write_error(path: Path, report: ErrorReport) -> bool:
     """Write a report for the process that launched this one, unless another process has written one.
 
     The first error causes the others: collectives break when a process is gone.
+
+    Returns:
+        whether it was the first.
     """
-    with suppress(FileExistsError), path.open("x") as file:
-        json.dump(asdict(report), file)
+    try:
+        with path.open("x") as file:
+            json.dump(asdict(report), file)
+    except FileExistsError:
+        return False
+    return True
 
 
 def read_error(path: Path) -> ErrorReport | None:

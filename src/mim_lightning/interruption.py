@@ -7,10 +7,12 @@ and training stops by itself where it can write a checkpoint.
 
 from __future__ import annotations
 
+import _thread
 import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +27,7 @@ _owner = 0  # the process that `install` was called in; its forks inherit the ha
 _raising: set[int] = set()  # the signals that raise at present
 _patience: float | None = None  # seconds after which a deferred signal ends the process; None: signals are not deferred
 _requested: int | None = None  # the signal that was deferred
+_raised: Interruption | None = None  # by a signal, and not caught yet
 _last_resort: threading.Timer | None = None  # ends the process
 
 
@@ -68,14 +71,24 @@ def is_entry_point() -> bool:
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Have signals raise an `Interruption` in this block, if `install` has handled them."""
+    """Have signals raise an `Interruption` in this block, if `install` has handled them.
+
+    An error that one has become on its way is raised as the interruption. May be nested.
+    """
+    global _raised
     taken = [signum for signum in SIGNALS if signal.getsignal(signum) is _leave]
     for signum in taken:
         signal.signal(signum, _interrupt)
         _raising.add(signum)
     try:
         yield
+    except Exception:
+        if _raised is not None:
+            raise _raised from None
+        raise
     finally:
+        if taken:
+            _raised = None
         for signum in taken:
             signal.signal(signum, _leave)
             _raising.discard(signum)
@@ -136,17 +149,35 @@ def _give_up(signum: int, seconds: float) -> None:
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:
-    global _requested
+    global _requested, _raised
     if os.getpid() != _owner:
         _die(signum)
+    if _patience is None and _is_importing(frame):
+        _thread.start_new_thread(_send_later, (signum,))
+        return
     for other in SIGNALS:
         signal.signal(other, _leave)
     exit_after(GRACE if _patience is None else _patience, signum)
     if _patience is None:
-        raise Interruption(signum)
+        _raised = Interruption(signum)
+        raise _raised
     _requested = signum
     if SILENT not in os.environ:
         os.write(2, f"{signal.Signals(signum).name}: stops after this step; a second signal stops at once\n".encode())
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    """Is this frame within an import? Packages catch what is raised there, and take it for a missing package."""
+    while frame is not None:
+        if frame.f_globals.get("__name__") == "importlib._bootstrap":
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _send_later(signum: int) -> None:
+    time.sleep(0.05)
+    signal.pthread_kill(threading.main_thread().ident or 0, signum)
 
 
 def _leave(signum: int, frame: FrameType | None) -> None:

@@ -19,13 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from mim_lightning.allocator import keep_freed_memory
-from mim_lightning.cli import ERROR_FILE, FROZEN_CONFIG
+from mim_lightning.cli import ERROR_FILE, FROZEN_CONFIG, STACK_FILE
 from mim_lightning.config import save_config
-from mim_lightning.errors import ChildError, ErrorReport, read_error, write_error
+from mim_lightning.errors import LOST_PROCESS, ChildError, ErrorReport, read_error, write_error
 from mim_lightning.interruption import GRACE, Interruption, exit_after
 
-# errors of a collective whose other process is gone
-LOST_PROCESS = ("RuntimeError", "DistBackendError", "DistNetworkError", "DistStoreError")
 ANSWER_FILE = "answer.json"  # beside the frozen config
 OTHER_LAUNCHERS = ("LOCAL_RANK", "OMPI_COMM_WORLD_RANK")  # set in the processes that torchrun and others start
 
@@ -186,6 +184,8 @@ def _run_torchrun() -> None:
             (rank, fault), *_ = killed
             path.unlink()
             said = f"; another process: {report.reason}"  # most often that it lost this one
+        elif (stack := path.with_name(STACK_FILE)).exists():
+            sys.stderr.write(stack.read_text())
         reason = f"process {rank} died with exit code {fault.exitcode} {fault.signal_name()}".strip() + said
         write_error(path, ErrorReport("ChildProcessError", reason))
         sys.exit(1)

@@ -98,6 +98,10 @@ class EntryPoint:
         wait_until(lambda: bool(self._lines("processes")))
         return int(self._lines("processes")[0].split()[0])
 
+    def pid(self, role: str) -> int:
+        """Return the id of the process that has a role."""
+        return next(int(line.split()[0]) for line in self._lines("processes") if line.split()[1] == role)
+
     def left(self) -> list[int]:
         """Return the ids of its processes that are there, also of those that it left behind."""
         sessions = {line.split()[0] for line in self._lines("processes")}

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import random
 import re
 import signal
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -46,6 +48,27 @@ def test_every_moment(round_: tuple[str, str], whole_of: Whole, tmp_path: Path) 
 def test_a_few_moments(round_: tuple[str, str], whole_of: Whole, tmp_path: Path) -> None:
     moments = [moment for moment in MOMENTS if moment[0] in SHORT[round_]]
     assert stop_and_resume(*round_, moments, whole_of, tmp_path) == [what for what, _, _ in moments]
+
+
+@pytest.mark.campaign
+@pytest.mark.parametrize("name", SIGNALS)
+def test_one_of_two_processes_alone(name: str, whole_of: Whole, tmp_path: Path) -> None:
+    """The other waits in a collective, which breaks before a signal reaches it."""
+    whole = whole_of("2 processes")
+    runs = tmp_path / "runs"
+    run = Run(whole.run.run_id, runs / whole.run.run_id)
+    words = command(whole.run.folder.parents[1], runs, "2 processes")
+    with record_outcome("signal", "train, 2 processes", f"{name} to one alone, before anything is written") as found:
+        watched, event = [run.folder, runs], "open .config.yaml.partial"
+        started = EntryPoint("train", words, tmp_path / "scratch", watched, event, seconds=60)
+        assert started.wait_for_event(), started.stderr
+        time.sleep(3)  # the other comes to its collective
+        os.kill(started.pid("rank0"), SIGNALS[name])
+        code, errors = started.wait_until_gone(), started.stderr
+        assert "Traceback" not in errors, errors.splitlines()[-1]
+        # the one that waits sees no Ctrl-C of its own: of a signal to one process alone SIGTERM is said
+        assert code == 143 and errors.splitlines()[-1] == "stopped by SIGTERM; the same command resumes", errors
+        found.outcome = "gone, one line and an exit code that is not 0"
 
 
 @pytest.mark.parametrize("rng", points("signals", 12, 0))
