@@ -80,6 +80,7 @@ def evaluate_checkpoint(config: dict[str, Any]) -> CheckpointEvaluation:
         config: as of conf/evaluate.yaml.
     """
     from mim_lightning.lit.callbacks.evaluation_parts import EvaluationParts
+    from mim_lightning.lit.callbacks.retrieval_eval import find_retrieval_eval
     from mim_lightning.lit.console import ProgressBar
     from mim_lightning.lit.evaluation import evaluate_module, flatten
     from mim_lightning.lit.module import MatchModule
@@ -105,6 +106,8 @@ def evaluate_checkpoint(config: dict[str, Any]) -> CheckpointEvaluation:
     if config["whole_gallery"]:
         callback = {**callback, "num_distractors": None}
         changed["monitor"] = whole_name(str(changed["monitor"]))
+    if config["widths"] is not None:
+        callback = {**callback, "widths": config["widths"]}
     precision = config["trainer"]["precision"]
     as_trained = (trained.get("trainer") or {}).get("precision") if precision == "auto" else precision
     options = {**config["trainer"], "precision": as_trained}
@@ -121,7 +124,7 @@ def evaluate_checkpoint(config: dict[str, Any]) -> CheckpointEvaluation:
     run_config = {**trained, **changed, "data": data}
     run_config["callbacks"] = {**trained["callbacks"], "retrieval_eval": callback}
     title = f"{config['checkpoint'] or trained['run']['id']} ({model.fingerprint})"
-    results = flatten(reports, datamodule)
+    results = flatten(reports, datamodule, find_retrieval_eval(trainer).width_reports)
     return CheckpointEvaluation(title, results, model, run_config, found, trainer, datamodule, parts)
 
 

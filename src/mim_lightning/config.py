@@ -75,9 +75,16 @@ def to_plain(config: DictConfig | Any, name: str = "train") -> Config:
         raise ValueError(f"{key}: needs a value; give {key}=<value>")
     plain = OmegaConf.to_container(config, resolve=True)
     assert isinstance(plain, dict)
-    named = {str(key): value for key, value in plain.items()}
+    named: Config = _with_text_keys(plain)
     place_encoder_values(named, present)
     return named
+
+
+def _with_text_keys(value: Any) -> Any:
+    """Return plain containers with texts as keys, as a file has them: {64: 1.0} of the command line has a number."""
+    if isinstance(value, dict):
+        return {str(key): _with_text_keys(part) for key, part in value.items()}
+    return [_with_text_keys(part) for part in value] if isinstance(value, list) else value
 
 
 @functools.cache  # once a process: a sweep composes its config for every job
@@ -261,8 +268,8 @@ def _build_encoder(config: Mapping[str, Any], assets: Mapping[str, str] | None) 
     return build(make, **late) if late else build(config)
 
 
-def build_objective(config: Mapping[str, Any], names: tuple[str, ...]) -> Objective:
-    """Build the objective of a run config over the towers and fusions in `names`."""
+def build_objective(config: Mapping[str, Any], names: tuple[str, ...], dimension: int | None = None) -> Objective:
+    """Build the objective of a run config over the towers and fusions in `names`, with embeddings of a dimension."""
     from mim_lightning.losses.objective import Objective, Pair
 
     pairs = {
@@ -273,4 +280,4 @@ def build_objective(config: Mapping[str, Any], names: tuple[str, ...]) -> Object
     options = dict(config["loss"])
     if isinstance(options.get("grades"), Mapping):
         options["grades"] = build_partial(options["grades"], "loss.grades")
-    return construct("loss", Objective, pairs, build(options.pop("function")), names, **options)
+    return construct("loss", Objective, pairs, build(options.pop("function")), names, dimension=dimension, **options)

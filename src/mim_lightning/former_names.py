@@ -94,6 +94,7 @@ ADDED_KEYS: dict[str, tuple[Any, ...]] = {
     "callbacks.retrieval_eval.num_distractors": (None,),
     "callbacks.retrieval_eval.storage_device": ("cpu", "device"),
     "callbacks.retrieval_eval.storage_dtype": ("float32",),
+    "callbacks.retrieval_eval.widths": (None, "${oc.select:loss.widths,null}"),
     "data.version": (None,),
     "encoder.text.length_buckets": tuple(range(1, 65)),  # rounding alone
     "model.towers.*.activation_checkpointing": (False, True),
@@ -104,6 +105,7 @@ ADDED_KEYS: dict[str, tuple[Any, ...]] = {
     "loss.popularity_correction": (False,),
     "loss.row_weights": (False,),
     "loss.scale": ("learned",),
+    "loss.widths": (None,),
     "model.towers.*.num_trained_layers": (2,),
     "model.towers.*.train": ("full",),
     "optim.layer_decay": (None,),

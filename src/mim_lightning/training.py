@@ -127,7 +127,7 @@ def fit(config: dict[str, Any], run: Run, description: Mapping[str, Any] | None 
     versions = ask_first_rank(trainer.strategy, lambda: choose_versions(run, config["data"], resume is not None))
     config = with_data_versions(config, versions)
     matcher = build_matcher(config)
-    objective = build_objective(config, matcher.names)
+    objective = build_objective(config, matcher.names, matcher.dimension)
     if config["init_from"] and not resume:
         rank_zero_info(warm_start(matcher, objective, config["init_from"]).describe())
     for name in freeze_unused(matcher, objective):

@@ -17,6 +17,7 @@ from mim_lightning.fields import QUERY_IMAGE
 from mim_lightning.fields import side_of as side_of
 from mim_lightning.ids import NO_KEY as NO_KEY
 from mim_lightning.ids import hash_id as hash_id
+from mim_lightning.widths import WIDTH
 
 if TYPE_CHECKING:  # importing it takes a second, and processes that prepare data compute nothing
     import torch
@@ -278,8 +279,8 @@ class QueryCounts:
         return {names.get(f.name, f.name): getattr(self, f.name) for f in fields(self) if f.name.startswith("num_")}
 
 
-# begins the name of a metric whose gallery was sampled; the end of an interval may follow
-_SAMPLED = re.compile(r"(?:^|(?<=/))sampled\d+_(?=[^/]+(?:/low|/high)?$)")
+# begins the name of a metric whose gallery was sampled; a width and the end of an interval may follow
+_SAMPLED = re.compile(rf"(?:^|(?<=/))sampled\d+_(?=[^/]+(?:/{WIDTH}\d+)?(?:/low|/high)?$)")
 
 
 def sampled_name(metric: str, num_distractors: int | None) -> str:
@@ -322,11 +323,18 @@ class RetrievalReport:
 
     def of_sample(self, num_distractors: int | None) -> RetrievalReport:
         """Return the report with the names that its metrics have if the gallery was sampled."""
+        return self._renamed(lambda name: sampled_name(name, num_distractors))
 
-        def rename(values: Mapping[str, Any]) -> dict[str, Any]:
-            return {sampled_name(name, num_distractors): value for name, value in values.items()}
+    def at_width(self, width: int) -> RetrievalReport:
+        """Return the report with the names that its metrics have if vectors were cut to a width: "hit@1/width_64"."""
+        return self._renamed(lambda name: f"{name}/{WIDTH}{width}")
 
-        return replace(self, values=rename(self.values), intervals=rename(self.intervals), scores=rename(self.scores))
+    def _renamed(self, rename: Callable[[str], str]) -> RetrievalReport:
+        def renamed(values: Mapping[str, Any]) -> dict[str, Any]:
+            return {rename(name): value for name, value in values.items()}
+
+        values, intervals, scores = renamed(self.values), renamed(self.intervals), renamed(self.scores)
+        return replace(self, values=values, intervals=intervals, scores=scores)
 
     def as_scalars(self, stage: str) -> dict[str, float]:
         return {f"{stage}/{self.direction}/{name}": value for name, value in self.values.items()}

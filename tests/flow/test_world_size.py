@@ -21,6 +21,7 @@ EXACT = [
     "data.batch_size=8",
     "trainer.precision=64-true",
     "trainer.log_every_n_steps=4",
+    "loss.widths={8: 0.5}",
     "+callbacks.collectives={_target_: tests.flow.collective_counter.CollectiveCounter}",
 ]
 

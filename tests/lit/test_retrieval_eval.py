@@ -36,11 +36,17 @@ def test_a_sampled_gallery_is_named_in_every_metric_and_the_whole_can_be_evaluat
     sampled = ("callbacks.retrieval_eval.num_distractors=2", "callbacks.retrieval_eval.storage_dtype=float16")
     with pytest.raises(ValueError, match=r"num_distractors=2; give monitor=val/image_to_image/sampled2_hit@1"):
         fit("trainer.max_epochs=1", *sampled)
-    run = fit("trainer.max_epochs=1", "monitor=val/image_to_image/sampled2_hit@1", *sampled)
+    with pytest.raises(ValueError, match=r"retrieval_eval\.widths: no embedding has a width of 17; give whole numbers"):
+        fit("trainer.max_epochs=1", "callbacks.retrieval_eval.widths=[17]")
+    monitor = "monitor=val/image_to_image/sampled2_hit@1"
+    run = fit("trainer.max_epochs=1", monitor, *sampled, "loss.widths={8: 1.0}")
     results = run.read_results()
     assert results is not None
     names = {key.split("/")[2] for key in results if key.startswith(("val/", "initial/"))}
     assert "sampled2_hit@1" in names and all(name.startswith("sampled2_") for name in names)
+    assert {key.replace("/width_8", "") for key in results if "width_8" in key} == {
+        key for key in results if key.startswith(("val/", "initial/")) and "width_8" not in key
+    }, "every metric at both widths, with its interval"
     assert not [key for key in results if key.startswith("segments/") and key.endswith("/hit@1")]
     record = read_record(run.folder)
     answers = record.directions["image_to_image"]
@@ -53,19 +59,33 @@ def test_a_sampled_gallery_is_named_in_every_metric_and_the_whole_can_be_evaluat
     whole = evaluate(
         compose(
             "evaluate",
-            [f"checkpoint={run.best_checkpoint}", "whole_gallery=true", f"output={run.folder}/whole", "trainer=cpu"],
+            [
+                f"checkpoint={run.best_checkpoint}",
+                "whole_gallery=true",
+                f"output={run.folder}/whole",
+                "trainer=cpu",
+                "widths=[4, 2]",
+            ],
         )
     )
     assert whole["num_products"] == 13
-    assert "val/image_to_image/hit@1" in whole and not [key for key in whole if "sampled" in key]
+    assert {f"val/image_to_image/hit@1{end}" for end in ("", "/low", "/width_2", "/width_4/high")} <= whole.keys()
+    assert not [key for key in whole if "width_8" in key] and not [key for key in whole if "sampled" in key]
     again = read_record(run.folder / "whole")
     assert again.facts.config["callbacks"]["retrieval_eval"]["num_distractors"] is None
     assert again.gallery != record.gallery, "so they are not compared"
 
 
 def test_the_end_of_an_interval_is_that_of_its_metric() -> None:
-    for metric in ("hit@1", "val/both/hit@1", "val/both/hit@1/low", "val/sampled3_direction/hit@1/high"):
-        stage, name, end = re.fullmatch(r"(.*/)?(hit@1)(/\w+)?", metric).groups("")  # type: ignore[union-attr]
+    for metric in (
+        "hit@1",
+        "val/both/hit@1",
+        "val/both/hit@1/low",
+        "val/sampled3_direction/hit@1/high",
+        "val/both/hit@1/width_8",
+        "val/both/hit@1/width_8/low",
+    ):
+        stage, name, end = re.fullmatch(r"(.*/)?(hit@1)((?:/\w+)*)", metric).groups("")  # type: ignore[union-attr]
         assert whole_name(f"{stage}sampled20_{name}{end}") == whole_name(metric) == metric
 
 

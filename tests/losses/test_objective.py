@@ -198,3 +198,50 @@ def test_large_batches_are_computed_in_tiles_alone(monkeypatch: pytest.MonkeyPat
     expected = both(embeddings, batch)
     torch.testing.assert_close(result.loss, expected.loss)
     assert result.stats == expected.stats
+
+
+@pytest.mark.parametrize("loss", [info_nce, sigmoid])
+def test_the_loss_counts_again_at_each_width(loss, monkeypatch: pytest.MonkeyPatch) -> None:
+    pairs = {"a": Pair("query_image", "product_image", 2.0), "b": Pair("query", "product")}
+    options = {"init_scale": 5.0, "init_bias": -1.0 if loss is sigmoid else None}
+    batch, leaves = make_batch([1, 2, 2, 4]), make_embeddings(4, absent={("query_image", 3)})
+    for vectors in leaves.vectors.values():
+        vectors.requires_grad_()
+
+    def compute(embeddings, **more):
+        trained = Objective(pairs, loss, NAMES, **options, **more)
+        result = trained(embeddings, batch)
+        inputs = [leaves.vectors[name] for name in trained.sides]
+        return result, torch.autograd.grad(result.loss, [*inputs, *trained.parameters()], allow_unused=True)
+
+    def cut(width: int) -> Embeddings:
+        rows = {name: vectors[:, :width] for name, vectors in leaves.vectors.items()}
+        shorter = {name: part / part.norm(dim=1, keepdim=True).clamp(min=1e-12) for name, part in rows.items()}
+        return Embeddings(shorter, leaves.present)
+
+    (whole, of_whole), (two, of_two), (three, of_three) = compute(leaves), compute(cut(2)), compute(cut(3))
+    for entries in (2**20, 0):  # whole matrices, then tiles
+        monkeypatch.setattr("mim_lightning.losses.objective.WHOLE_MATRIX", entries)
+        result, gradients = compute(leaves, widths={3: 1.0, "2": 0.5}, dimension=4)
+        torch.testing.assert_close(result.loss, whole.loss + 0.5 * two.loss + three.loss)
+        for got, full, half, other in zip(gradients, of_whole, of_two, of_three, strict=True):
+            torch.testing.assert_close(got, full + 0.5 * half + other)
+        torch.testing.assert_close(result.per_pair["b/width_2"], two.per_pair["b"])
+        assert [*result.per_pair] == ["a", "b", "a/width_2", "b/width_2", "a/width_3", "b/width_3"]
+        assert result.stats["negatives_per_row"] == whole.stats["negatives_per_row"]
+
+
+@pytest.mark.parametrize(
+    ("widths", "message"),
+    [
+        ({0: 1.0}, r"loss\.widths: no embedding has a width of 0; give whole numbers from 1 to 15, or null"),
+        ({64: 1.0}, r"loss\.widths: no embedding has a width of 64; give whole numbers from 1 to 15, or null"),
+        ({2.5: 1.0}, r"loss\.widths: no embedding has a width of 2\.5; give"),
+        ({16: 1.0}, r"loss\.widths: 16 is embed_dim, the full width, which always counts; leave it out"),
+        ({8: 0}, r"loss\.widths\.8=0: give a weight above 0, or leave the width out"),
+        ([8], r"loss\.widths=\[8\]: give the weight of each width, as \{64: 1\.0, 128: 1\.0\}, or null"),
+    ],
+)
+def test_impossible_widths_name_the_key(widths, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Objective({"a": Pair("query", "product")}, info_nce, NAMES, widths=widths, dimension=16)

@@ -24,6 +24,7 @@ VARIANTS: dict[str, tuple[Any, dict[str, Any]]] = {
     "weighted": (info_nce, {"row_weights": True}),
     "graded": (info_nce, {"row_weights": True, "grades": "exponential", "popularity_correction": True}),
     "graded sigmoid": (sigmoid, {"grades": "linear"}),
+    "widths": (info_nce, {"widths": {3: 1.0, 5: 0.5}, "row_weights": True}),
 }
 NAMES = ("query_image", "query_text", "product_image", "product_text")
 PAIRS = {

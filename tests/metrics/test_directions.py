@@ -64,6 +64,33 @@ def test_each_direction_uses_its_sides_and_its_truth(tables) -> None:
     }
 
 
+@pytest.mark.parametrize("kind", ["fixed_sum", "standardized_sum"])
+def test_vectors_are_cut_after_they_are_fused(tables, kind: str) -> None:
+    queries, gallery = tables
+    fusions = {name: {**fusion, "kind": kind} for name, fusion in FUSIONS.items()}
+    directions = {"composed": Direction("query", "product"), "image": Direction("query_image", "product_image")}
+    reports = evaluate_directions(directions, queries, gallery, fusions, cutoffs=(1,), depth=5, num_hits=1, width=3)
+
+    def cut(vectors: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.normalize(vectors[:, :3], dim=1)
+
+    v, g, has_text = queries.vectors, gallery.vectors, torch.arange(12) != 3
+    targets = queries.columns["asked_keys"][:, 0]
+    expected = naive_hit(cut(v["query_image"]), cut(g["product_image"]), queries.columns["shown_keys"][:, 0])
+    assert reports["image"].values["hit@1"] == pytest.approx(expected)
+    if kind == "fixed_sum":
+        products = cut(torch.nn.functional.normalize(g["product_image"] + g["product_text"], dim=1))
+        composed = cut(v["query_image"] + 3 * v["query_text"])[has_text]
+        assert reports["composed"].values["hit@1"] == pytest.approx(naive_hit(composed, products, targets[has_text]))
+    else:  # the towers are compared one by one, each cut
+        tables = [
+            type(table)(table.row_keys, {k: cut(x) for k, x in table.vectors.items()}, table.present, table.columns)
+            for table in (queries, gallery)
+        ]
+        same = evaluate_directions(directions, *tables, fusions, cutoffs=(1,), depth=5, num_hits=1)
+        assert reports["composed"].values == pytest.approx(same["composed"].values)
+
+
 def test_a_side_without_embeddings_is_an_error(tables) -> None:
     queries, gallery = tables
     queries.present["query_text"][:] = False

@@ -5,7 +5,7 @@ Training and `evaluate` both use it, so both give the same numbers.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -54,14 +54,18 @@ def evaluate_module(
     return find_retrieval_eval(trainer).reports
 
 
-def flatten(reports: dict[str, RetrievalReport], datamodule: MatchDataModule) -> dict[str, float]:
+def flatten(
+    reports: dict[str, RetrievalReport], datamodule: MatchDataModule, width_reports: Sequence[RetrievalReport] = ()
+) -> dict[str, float]:
     """Return flat results: the metrics of every direction with the ends of their intervals, and what they count.
 
-    Also the metrics of each segment of queries, under `segments/`, the number of counted queries whose image data
-    validation found to be nearly an image of the gallery, and the version of the data if it is not the first.
+    Also those of the same directions with vectors cut to a width, the metrics of each segment of queries, under
+    `segments/`, the number of counted queries whose image data validation found to be nearly an image of the gallery,
+    and the version of the data if it is not the first.
     """
-    results = {key: value for report in reports.values() for key, value in report.as_scalars("val").items()}
-    results |= {key: value for report in reports.values() for key, value in report.as_intervals("val").items()}
+    every = (*reports.values(), *width_reports)
+    results = {key: value for report in every for key, value in report.as_scalars("val").items()}
+    results |= {key: value for report in every for key, value in report.as_intervals("val").items()}
     for report in reports.values():
         results[f"counts/{report.direction}/num_queries"] = report.num_queries
         results[f"counts/{report.direction}/num_unanswerable"] = report.num_unanswerable
@@ -94,9 +98,9 @@ def collect_results(
     trainer: Trainer, reports: dict[str, RetrievalReport], datamodule: MatchDataModule, checkpoint: Path
 ) -> dict[str, float]:
     """Return a run's flat results: those of `checkpoint`, those before training, epoch and step."""
-    initial = find_retrieval_eval(trainer).initial
-    results = flatten(reports, datamodule) | {
-        key.replace("val/", f"{INITIAL}/", 1): value for key, value in initial.items()
+    callback = find_retrieval_eval(trainer)
+    results = flatten(reports, datamodule, callback.width_reports) | {
+        key.replace("val/", f"{INITIAL}/", 1): value for key, value in callback.initial.items()
     }
     return results | read_progress(checkpoint)
 

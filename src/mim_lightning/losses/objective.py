@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from itertools import product
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,7 @@ from mim_lightning.losses.rows import LossRows, truth_of
 from mim_lightning.losses.tiled import PairLoss, function_of, has_tiled_form, tiled_losses
 from mim_lightning.precision import at_least_float32
 from mim_lightning.types import LOG_FREQUENCY, WEIGHT, Batch, Embeddings, StepResult, side_of
+from mim_lightning.widths import WIDTH, truncate, validate_width_weights
 
 SCALES = ("learned", "fixed", "none")
 # Entries of a matrix of similarities up to which the built-in losses compute it whole: 4 MiB in float32, as fast there
@@ -74,6 +76,10 @@ class Objective(nn.Module):
         popularity_correction: subtract the log of how often a product is drawn from its logits as a column: in-batch
             negatives are drawn by popularity, and popular products would be ranked too low (logQ, Yi et al. 2019,
             eq. 3). With info_nce only: the correction is one of a softmax.
+        widths: width -> weight: the loss of each pair counts again for the first so many numbers of its vectors, at
+            unit length, with this weight beside that of the full width (Kusupati et al. 2022, eq. 1). All share the
+            logit scale. Their losses become `train/loss/<pair>/width_<width>`.
+        dimension: of the embeddings, if it is known.
 
     Attributes:
         columns: of the training set, that it reads from a batch.
@@ -92,6 +98,8 @@ class Objective(nn.Module):
         row_weights: bool = False,
         grades: str | Callable[[Tensor], Tensor] | None = None,
         popularity_correction: bool = False,
+        widths: Mapping[int, float] | None = None,
+        dimension: int | None = None,
     ) -> None:
         super().__init__()
         if scale not in SCALES:
@@ -119,6 +127,8 @@ class Objective(nn.Module):
                 f"{MAX_SCALE:g}; leave it out with another loss"
             )
         self.pairs = {name: pair for name, pair in pairs.items() if pair.weight > 0}
+        weights = validate_width_weights("loss.widths", widths, dimension)
+        self._widths = ((None, 1.0), *weights.items())  # None: the full width
         self.loss = loss
         self._grade_weights = GRADE_FUNCTIONS[grades] if isinstance(grades, str) else grades
         wanted = {WEIGHT: row_weights, LOG_FREQUENCY: popularity_correction}
@@ -175,15 +185,29 @@ class Objective(nn.Module):
             names = tuple(dict.fromkeys(pair.right for pair in self.pairs.values()))
             gathered = gather_with_gradient(torch.cat([vectors[name] for name in names], dim=1)).chunk(len(names), 1)
             rights = {name: every.side(name, part) for name, part in zip(names, gathered, strict=True)}
+        sides: list[tuple[Side, Side]] = []
+        for width, _ in self._widths:
+            cut_lefts = _at_width(lefts, width)
+            cut_rights = cut_lefts if rights is lefts else _at_width(rights, width)
+            sides += [_with_grades(pair, cut_lefts[pair.left], cut_rights[pair.right]) for pair in self.pairs.values()]
+        num_widths, like = len(self._widths), vectors[self.sides[0]]
         result = tiled_losses(
             self.loss,
-            [_with_grades(pair, lefts[pair.left], rights[pair.right]) for pair in self.pairs.values()],
-            [pair.weight for pair in self.pairs.values()],
-            torch.stack([self._scale(name, vectors[self.sides[0]]) for name in self.pairs]),
-            torch.stack([self.biases[self._key(name)] for name in self.pairs]) if self.biases else None,
+            sides,
+            [*self._weights().values()],
+            torch.stack([self._scale(name, like) for name in self.pairs] * num_widths),
+            torch.stack([self.biases[self._key(name)] for name in self.pairs] * num_widths) if self.biases else None,
         )
-        per_pair = dict(zip(self.pairs, result.per_pair.unbind(), strict=True))
+        per_pair = dict(zip(self._weights(), result.per_pair.unbind(), strict=True))
         return result.loss, per_pair, result.num_rows, result.num_negatives
+
+    def _weights(self) -> dict[str, float]:
+        """Return the weight of the loss of each pair at each width, by the name under which it is logged."""
+        return {
+            name if width is None else f"{name}/{WIDTH}{width}": factor * pair.weight
+            for width, factor in self._widths
+            for name, pair in self.pairs.items()
+        }
 
     def _weighed(self, rows: LossRows) -> LossRows:
         return rows if self._grade_weights is None else rows.graded(self._grade_weights)
@@ -195,7 +219,7 @@ class Objective(nn.Module):
         shared: dict[tuple[str, str], Tensor] = {}
         weights_B = local.values[WEIGHT].to(gathered.dtype) if WEIGHT in local.values else None
         sums, totals, counts, negatives = [], [], [], []
-        for name, pair in self.pairs.items():
+        for (width, _), (name, pair) in product(self._widths, self.pairs.items()):
             for a, b in ((pair.left, pair.right), (pair.right, pair.left)):
                 truths = truth_of(a), truth_of(b)
                 if truths not in shared:
@@ -203,7 +227,8 @@ class Objective(nn.Module):
                 columns_G = every.present[b]
                 positives_BG = shared[truths] & columns_G
                 rows_B = local.present[a] & positives_BG.any(1)
-                losses_B = self.loss(self._logits(name, vectors[a], all_vectors[b]), positives_BG, columns_G)
+                logits_BG = self._logits(name, _cut(vectors[a], width), _cut(all_vectors[b], width))
+                losses_B = self.loss(logits_BG, positives_BG, columns_G)
                 losses_B = losses_B.masked_fill(~rows_B, 0.0)
                 sums.append((losses_B if weights_B is None else losses_B * weights_B).sum())
                 counts.append(rows_B.sum())
@@ -211,8 +236,9 @@ class Objective(nn.Module):
                 negatives.append(((columns_G & ~positives_BG).sum(1) * rows_B).sum())
         totals_2N = gather_rows(torch.stack(totals)[None]).sum(0)
         means = torch.stack(sums) * world_size() / totals_2N.masked_fill(totals_2N == 0, 1)
-        per_pair = dict(zip(self.pairs, means.view(-1, 2).mean(1), strict=True))
-        loss = torch.stack([self.pairs[name].weight * value for name, value in per_pair.items()]).sum()
+        weights = self._weights()
+        per_pair = dict(zip(weights, means.view(-1, 2).mean(1), strict=True))
+        loss = torch.stack([weights[name] * value for name, value in per_pair.items()]).sum()
         return loss, per_pair, torch.stack(counts).sum(), torch.stack(negatives).sum()
 
     def _key(self, pair_name: str) -> str:
@@ -233,6 +259,16 @@ class Objective(nn.Module):
     def _scales(self) -> dict[str, Tensor]:
         names = {name: "logit_scale" if name == "all" else f"logit_scale/{name}" for name in self.log_scales}
         return {names[name]: value.detach().exp() for name, value in self.log_scales.items()}
+
+
+def _cut(vectors_BD: Tensor, width: int | None) -> Tensor:
+    return vectors_BD if width is None else truncate(vectors_BD, width)
+
+
+def _at_width(sides: Mapping[str, Side], width: int | None) -> Mapping[str, Side]:
+    if width is None:
+        return sides
+    return {name: replace(side, vectors=truncate(side.vectors, width)) for name, side in sides.items()}
 
 
 def _repeated_fraction(products_B: Tensor, all_products_G: Tensor) -> Tensor:

@@ -28,6 +28,7 @@ from mim_lightning.types import (
     QueryCounts,
     RetrievalReport,
 )
+from mim_lightning.widths import truncate
 
 IDS = ("query_keys", "product_keys", "asked_keys", "asked_grades", "shown_keys", "category_keys")  # as stored
 RELEVANT_COLUMNS = IDS[2:5]  # with a value for each relevant product
@@ -90,7 +91,8 @@ def evaluate_directions(
         queries, gallery: vectors by tower; rows without the direction's tower are left out.
         fusions: the sides that are no tower.
         fields: of the towers that read other fields than that of their own name.
-        options: of `evaluate_direction`; `device`, on which vectors are ranked, else where they are stored.
+        options: of `evaluate_direction`; `device`, on which vectors are ranked, else where they are stored; `width`, to
+            which vectors are cut, those of a fusion after it was computed.
 
     Raises:
         NothingToRankError: a direction counts no query.
@@ -164,7 +166,7 @@ def _evaluate(
     options: Mapping[str, Any],
 ) -> RetrievalReport:
     options = dict(options)
-    device = torch.device(options.pop("device", None) or shared.own.row_keys.device)
+    device, cut = torch.device(options.pop("device", None) or shared.own.row_keys.device), options.pop("width", None)
     width = next(iter(shared.own.vectors.values())).shape[1]
     built = {fused: as_fusion(fused, given, width) for fused, given in fusions.items()}
     read = direction.reads(built, fields)
@@ -185,7 +187,7 @@ def _evaluate(
             f"directions.{name}: no product has a {direction.gallery}; choose a model without it, "
             f"or directions.{name}=null"
         )
-    query_vectors = shared.vectors(read_vectors(direction.query, shared.own, query_fusion, device))[is_counted]
+    query_vectors = shared.vectors(read_vectors(direction.query, shared.own, query_fusion, device, cut))[is_counted]
     queries = queries.take(is_counted)
     truth, grades = _truth(direction, queries)
     is_in_gallery = _is_in_gallery(direction, queries, truth, gallery_columns, PHOTO in read)
@@ -206,7 +208,7 @@ def _evaluate(
         left_out_keys=queries.columns["shown_keys"] if direction.leave_out == REFERENCE else None,
     )
     offered = Gallery(
-        read_vectors(direction.gallery, gallery, gallery_fusion, device)[is_offered],
+        read_vectors(direction.gallery, gallery, gallery_fusion, device, cut)[is_offered],
         gallery.columns["product_keys"][is_offered],
         gallery.columns["category_keys"][is_offered],
     )
@@ -251,8 +253,14 @@ def _presence(name: str, table: EmbeddingTable, fusion: Fusion | None) -> Tensor
     return torch.stack([table.present[part] for part in fusion if part in table.present]).any(0)
 
 
-def read_vectors(name: str, table: EmbeddingTable, fusion: Fusion | None, device: torch.device) -> RowVectors:
-    """Return the vectors of a tower or fusion, to be read in blocks; of all towers where scores are combined."""
+def read_vectors(
+    name: str, table: EmbeddingTable, fusion: Fusion | None, device: torch.device, width: int | None = None
+) -> RowVectors:
+    """Return the vectors of a tower or fusion, to be read in blocks; of all towers where scores are combined.
+
+    Args:
+        width: to which each is cut; None: as they are.
+    """
     stored = [table.vectors[name]] if fusion is None else [table.vectors[p] for p in fusion if p in table.vectors]
     num_parts = 1 if fusion is None or fusion.needs_one_vector else len(fusion)
 
@@ -267,7 +275,15 @@ def read_vectors(name: str, table: EmbeddingTable, fusion: Fusion | None, device
 
     is_stored = fusion is None and stored[0].dtype == torch.float32 and stored[0].device == device
     places = torch.arange(len(table), device=table.row_keys.device)
-    return RowVectors(make, places, stored[0].shape[1] * num_parts, device, is_stored)
+    vectors = RowVectors(make, places, stored[0].shape[1] * num_parts, device, is_stored)
+    if width is None:
+        return vectors
+    return replace(
+        vectors,
+        make=lambda rows: truncate(make(rows), width, num_parts),
+        width=width * num_parts,
+        is_stored=False,
+    )
 
 
 def _is_of_kind(

@@ -26,6 +26,7 @@ from mim_lightning.display.style import (
     new_panels,
     shorten,
 )
+from mim_lightning.widths import WIDTH
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -90,7 +91,9 @@ def draw_losses(logs: Logs) -> Figure:
     Raises:
         ValueError: no run logged losses, or matplotlib is not installed.
     """
-    losses = _names(logs, lambda log: [name for name in log.by_step if name.startswith(LOSS)])
+    losses = _names(
+        logs, lambda log: [name for name in log.by_step if name.startswith(LOSS) and f"/{WIDTH}" not in name]
+    )
     scales = _names(logs, lambda log: [name for name in log.by_step if name.startswith(SCALE)])
     if not losses:
         raise ValueError("no run has logged a loss by pair yet")

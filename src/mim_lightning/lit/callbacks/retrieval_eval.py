@@ -6,7 +6,7 @@ its rows, and the rankings are merged. Epoch -1 is Lightning's sanity pass (`tra
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
@@ -29,6 +29,7 @@ from mim_lightning.metrics.directions import (
     columns_of,
     counts_row,
     evaluate_countable,
+    evaluate_directions,
     read_vectors,
 )
 from mim_lightning.metrics.fusion_parts import find_weak_fusions
@@ -48,6 +49,7 @@ from mim_lightning.types import (
     side_of,
     whole_name,
 )
+from mim_lightning.widths import validate_widths
 
 STORAGE_DEVICES = ("cpu", "device")
 STORAGE_DTYPES = {"float32": torch.float32, "float16": torch.float16}
@@ -69,6 +71,8 @@ class RetrievalEval(Callback):
         storage_dtype: of the embeddings until they are ranked, in float32: "float32" or "float16".
         num_distractors: rank the products that answer a query and so many others; None: the whole gallery.
         distractor_seed: of their draw.
+        widths: rank by the first so many numbers of the vectors too, of the same pass; metrics are then named
+            `hit@1/width_64`. Of a mapping, its keys.
     """
 
     def __init__(
@@ -85,6 +89,7 @@ class RetrievalEval(Callback):
         storage_dtype: str = "float32",
         num_distractors: int | None = None,
         distractor_seed: int = 0,
+        widths: Iterable[int] | None = None,
     ) -> None:
         if num_distractors is not None and num_distractors < 1:
             raise ValueError(
@@ -107,17 +112,20 @@ class RetrievalEval(Callback):
         self.num_resamples, self.max_kept_rows = num_resamples, max_kept_rows
         self.storage_device, self.storage_dtype = storage_device, STORAGE_DTYPES[storage_dtype]
         self.num_distractors, self.distractor_seed = num_distractors, distractor_seed
+        self.widths = validate_widths("callbacks.retrieval_eval.widths", widths)
         self.memory: EvaluationMemory | None = None  # of the last pass
         self.collectors: dict[int, EmbeddingCollector] = {}
         self.num_restored = {QUERIES: 0, GALLERY: 0}  # rows of a process that come from an interrupted evaluation
         self.tables: tuple[EmbeddingTable, EmbeddingTable] | None = None  # queries and gallery of the last pass
         self.reports: dict[str, RetrievalReport] = {}  # of the last pass
+        self.width_reports: list[RetrievalReport] = []  # the same at each of the widths
         self.empty: dict[str, str] = {}  # directions without a query in the last pass, and why
         self.initial: dict[str, float] = {}  # scalars of epoch -1
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         matcher = pl_module.matcher
         assert isinstance(matcher, Matcher)
+        validate_widths("callbacks.retrieval_eval.widths", self.widths, matcher.dimension)
         for name, direction in self.directions.items():
             for end in (direction.query, direction.gallery):
                 if end not in matcher.names:
@@ -278,6 +286,20 @@ class RetrievalEval(Callback):
             for found in weak:
                 rank_zero_info(found.describe(sampled_name(metric, self.num_distractors)))
         self.reports = {name: report.of_sample(self.num_distractors) for name, report in self.reports.items()}
+        self.width_reports = [
+            report.of_sample(self.num_distractors).at_width(width)
+            for width in self.widths
+            for report in evaluate_directions(
+                {name: self.directions[name] for name in self.reports},
+                queries,
+                gallery,
+                matcher.fusions,
+                matcher.fields,
+                **options,
+                num_resamples=num_resamples,
+                width=width,
+            ).values()
+        ]
         self.tables = self._keep(queries, gallery) if is_final else None
         self._publish(trainer, pl_module)
 
@@ -295,7 +317,8 @@ class RetrievalEval(Callback):
 
     def scalars(self, stage: str = "val") -> dict[str, float]:
         """Return the last pass as flat metrics."""
-        return {key: value for report in self.reports.values() for key, value in report.as_scalars(stage).items()}
+        reports = (*self.reports.values(), *self.width_reports)
+        return {key: value for report in reports for key, value in report.as_scalars(stage).items()}
 
     def reported_monitor(self) -> str:
         """Return the monitored metric, or that metric of the first direction that counted a query in the last pass."""
