@@ -9,13 +9,17 @@ whole.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from mim_lightning.callable_module import make_callable
 from mim_lightning.cli import run_entry_point
 from mim_lightning.config import build
 from mim_lightning.expected_types import validate_type
 from mim_lightning.fields import PRODUCT, side_of
 from mim_lightning.launch import is_first_rank, is_launched, set_up_process
+
+if TYPE_CHECKING:
+    from mim_lightning.search.index.card import IndexCard
 
 VERBATIM_KEYS = ("checkpoint", "output", "embeddings")
 
@@ -24,13 +28,11 @@ def main() -> None:
     run_entry_point("build_index", build_index, VERBATIM_KEYS, resumes=True)
 
 
-def build_index(config: dict[str, Any]) -> None:
-    """Embed a catalog and build an index of it, or change an existing index."""
+def build_index(config: dict[str, Any]) -> IndexCard | None:
+    """Embed a catalog and build an index of it, or change an existing index; return its card, in the first process."""
     place = config["output"]
     if config["delete"]:
-        if is_first_rank() and not is_launched():
-            delete(place, config["delete"])
-        return
+        return delete(place, config["delete"]) if is_first_rank() and not is_launched() else None
     from mim_lightning.catalog_embedding import embed_set
     from mim_lightning.inference.loading import choose_device, to_device
     from mim_lightning.lit.console import silence_lightning
@@ -51,7 +53,7 @@ def build_index(config: dict[str, Any]) -> None:
     like = open_index(place).card.fingerprint if config["update"] else None
     made = embed_set(config, config["gallery"], folder, "build_index", like=like)
     if made is None:  # another process builds the index
-        return
+        return None
     embedded = made.collect()
     if config["update"]:
         card, update = add_products(place, embedded, made.shards)
@@ -60,10 +62,11 @@ def build_index(config: dict[str, Any]) -> None:
         model = to_device(made.model, choose_device("cpu"))
         card = build_product_index(place, model, config["checkpoint"], embedded, made.shards, settings)
     print_card(place, card, embedded.num_absent)
+    return card
 
 
-def delete(place: str, products: Any) -> None:
-    """Delete products from an index: ids, or the path of a table of them."""
+def delete(place: str, products: Any) -> IndexCard:
+    """Delete products from an index: ids, or the path of a table of them; return its card."""
     from mim_lightning.data.manifest.id_list import read_ids
     from mim_lightning.search.index_builder import delete_products
     from mim_lightning.search.results import print_card
@@ -72,7 +75,10 @@ def delete(place: str, products: Any) -> None:
     card, num_deleted = delete_products(place, ids)
     print(f"deleted {num_deleted} of {len(ids)} products")
     print_card(place, card)
+    return card
 
+
+make_callable(__name__, build_index, VERBATIM_KEYS)
 
 if __name__ == "__main__":
     main()

@@ -24,6 +24,7 @@ from omegaconf import DictConfig
 from mim_lightning.command import FULL_ERRORS
 from mim_lightning.config import (
     Config,
+    compose,
     conf_dir,
     listed_sections,
     load_config,
@@ -73,9 +74,7 @@ def run_entry_point(
 def _run(name: str, function: Callable[[Config], Any], verbatim_keys: Sequence[str]) -> None:
     if {"-m", "--multirun"} & {*sys.argv}:
         verbatim_keys = ()  # there a comma separates the values of a sweep
-    sys.argv[1:] = open_up(
-        _quoted(argument, verbatim_keys) for argument in present_overrides(sys.argv[1:], name, warn_of_former_name)
-    )
+    sys.argv[1:] = _to_overrides(name, sys.argv[1:], verbatim_keys)
     if FROZEN_CONFIG not in os.environ:
         try:
             validate_sections(name, sys.argv[1:])
@@ -108,6 +107,28 @@ def _run(name: str, function: Callable[[Config], Any], verbatim_keys: Sequence[s
     except Exception as error:
         _exit(error, name)
     leave_process_group()
+
+
+def compose_arguments(name: str, arguments: Sequence[str], verbatim_keys: Sequence[str] = ()) -> Config:
+    """Return the config that `conf/<name>.yaml` and the arguments of a command line compose, for a call from Python.
+
+    Raises:
+        ValueError: an unknown key or option, or a value that is missing or not valid; the line that the command prints.
+    """
+    overrides = _to_overrides(name, arguments, verbatim_keys)
+    try:
+        validate_sections(name, overrides)
+        validate_groups(overrides)
+        return compose(name, overrides)
+    except Exception as error:
+        if not is_user_error(error):
+            raise
+        raise ValueError(to_error_report(error, name).reason) from None
+
+
+def _to_overrides(name: str, arguments: Sequence[str], verbatim_keys: Sequence[str]) -> list[str]:
+    present = present_overrides(arguments, name, warn_of_former_name)
+    return open_up(_quoted(argument, verbatim_keys) for argument in present)
 
 
 def validate_sections(name: str, arguments: Sequence[str]) -> None:

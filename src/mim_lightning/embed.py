@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from mim_lightning.callable_module import make_callable
 from mim_lightning.cli import run_entry_point
 from mim_lightning.expected_types import validate_type
 from mim_lightning.fields import PRODUCT, QUERY, side_of
@@ -22,8 +23,11 @@ def main() -> None:
     run_entry_point("embed", embed, VERBATIM_KEYS, resumes=True)
 
 
-def embed(config: dict[str, Any]) -> None:
-    """Embed a set, and write `<tower>.parquet`, of queries `<tower>-<split>.parquet`, with a JSON file beside it."""
+def embed(config: dict[str, Any]) -> Path | None:
+    """Embed a set, and write `<tower>.parquet`, of queries `<tower>-<split>.parquet`, with a JSON file beside it.
+
+    Returns the path of the file; None in a process that does not write it.
+    """
     for key in ("tower", "split", "embeddings"):
         validate_type(key, config[key], str | None)
     validate_type("reuse_memory", config["reuse_memory"], bool)
@@ -45,12 +49,15 @@ def embed(config: dict[str, Any]) -> None:
     name = "-".join(part for part in (tower or PRODUCT, split) if part)
     made = embed_set(config, tower, Path(config["embeddings"] or folder / "embeddings" / name), "embed", split)
     if made is None:  # another process writes the file
-        return
+        return None
     path = folder / f"{'-'.join(part for part in (made.store.facts.gallery, split) if part)}.parquet"
     facts = write_vectors(path, made.store, made.shards, made.model.fingerprint, config["checkpoint"], config["dtype"])
     absent = f"; {facts.num_absent:,} rows have none of its inputs" if facts.num_absent else ""
     print(f"{path}: {facts.num_rows:,} vectors of '{facts.tower}', {facts.dimension} {facts.dtype} each{absent}")
+    return path
 
+
+make_callable(__name__, embed, VERBATIM_KEYS)
 
 if __name__ == "__main__":
     main()

@@ -13,6 +13,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from mim_lightning.callable_module import make_callable
 from mim_lightning.checkpoint_evaluation import evaluate_checkpoint, prepare_evaluation
 from mim_lightning.cli import run_entry_point
 from mim_lightning.expected_types import validate_type
@@ -65,6 +66,8 @@ def evaluate(config: dict[str, Any]) -> dict[str, float]:
         raise
     return evaluation.results
 
+
+make_callable(__name__, evaluate, VERBATIM_KEYS)
 
 if __name__ == "__main__":
     main()

@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mim_lightning.callable_module import make_callable
 from mim_lightning.cli import run_entry_point
 from mim_lightning.config import build
 from mim_lightning.expected_types import validate_arguments
@@ -72,6 +73,8 @@ def _open_data(named: dict[str, Any] | None, trained: TrainedMatcher, checkpoint
             return ReferenceData(None, f"the data of its training ({data['name']}) are not available")
     return ReferenceData(datamodule.val_dataloader())
 
+
+make_callable(__name__, export, VERBATIM_KEYS)
 
 if __name__ == "__main__":
     main()

@@ -1,7 +1,6 @@
 """python -m mim_lightning.prepare data=<your set>: write the shards of a data set, on this machine or a Ray cluster.
 
-Training does this by itself if the shards do not exist. On its own it also validates without writing, writes everything
-again, and verifies existing shards.
+Training does this by itself if the shards do not exist; here one can also validate only, write again, or verify.
 """
 
 from __future__ import annotations
@@ -10,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mim_lightning.callable_module import make_callable
 from mim_lightning.cli import run_entry_point
 from mim_lightning.config import build
 from mim_lightning.data_config import build_change, build_preparation, build_text_specs
@@ -73,6 +73,8 @@ def write(parts: Preparation, config: dict[str, Any]) -> None:
         prepared = prepare_data(parts, write_validation_report, specs=specs, overwrite=overwrite, is_compared=True)
     print(prepared.summary(parts.settings.train_split))
 
+
+make_callable(__name__, prepare)
 
 if __name__ == "__main__":
     main()

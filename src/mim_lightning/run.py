@@ -28,9 +28,10 @@ import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path, PurePath
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mim_lightning.config import load_stored_config
 from mim_lightning.data_config import describe_data, describe_source
@@ -40,6 +41,9 @@ from mim_lightning.io.atomic import atomic_write, remove_abandoned, restore_form
 from mim_lightning.io.damaged_file import DamagedFileError, errors_as_damaged_file
 from mim_lightning.set_name import name_set
 from mim_lightning.train_validation import parse_max_time
+
+if TYPE_CHECKING:
+    from mim_lightning.inference.model import LoadedModel
 
 # what changes where a run happens or what is shown of it, not its result
 NOT_IN_RUN_ID = ("run", "paths", "logger", "trial", "reuse_memory", "float32_matmul_precision")
@@ -93,7 +97,7 @@ PENDING_SET = "<set>"  # in the run's name there, until the name of the data set
 
 @dataclass(frozen=True)
 class Run:
-    """The id of a run and the paths of its files."""
+    """The id of a run, the paths of its files, and what they hold."""
 
     run_id: str
     folder: Path
@@ -117,6 +121,29 @@ class Run:
     @property
     def last_checkpoint(self) -> Path:
         return self.folder / "checkpoints" / "last.ckpt"
+
+    @property
+    def results(self) -> dict[str, float]:
+        """The recorded result.
+
+        Raises:
+            ValueError: the run is not finished.
+        """
+        found = self.read_results()
+        if found is None:
+            raise ValueError(f"{self.folder}: the run is not finished; train it again with the same config, it resumes")
+        return found
+
+    @cached_property
+    def model(self) -> LoadedModel:
+        """The model of which the results are, for inference.
+
+        Raises:
+            ValueError: its checkpoint is missing or damaged.
+        """
+        from mim_lightning.inference.loading import load
+
+        return load(self.checkpoint(load_stored_config(self.config_path)["results_from"]))
 
     def checkpoint(self, which: str) -> Path:
         """Return the checkpoint that results are to be of.

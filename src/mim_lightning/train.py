@@ -10,11 +10,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from mim_lightning.callable_module import make_callable
 from mim_lightning.cli import run_entry_point
 from mim_lightning.io.locks import lock_and_announce
 from mim_lightning.launch import choose_precision, is_first_rank, is_joined, is_launched
 from mim_lightning.prepared_versions import describe_newer_versions
-from mim_lightning.run import identify
+from mim_lightning.run import Run, identify
 from mim_lightning.train_validation import parse_max_time, validate_kinds, validate_row_weights, validate_writable
 from mim_lightning.training import fit, start
 
@@ -25,6 +26,11 @@ def main() -> None:
 
 def train(config: dict[str, Any]) -> float:
     """Train one run, or read its results if it is finished; return its monitored metric."""
+    return (train_run(config).read_results() or {}).get(config["monitor"], float("nan"))
+
+
+def train_run(config: dict[str, Any]) -> Run:
+    """Train one run, or read its results if it is finished; print them and return the run."""
     validate_kinds(config)
     validate_row_weights(config)
     run, config, description = identify(config)
@@ -54,8 +60,10 @@ def train(config: dict[str, Any]) -> float:
             print(sample)
         if decline := describe_decline(results, config["monitor"]):
             print(f"warning: {decline}")
-    return results.get(config["monitor"], float("nan"))
+    return run
 
+
+make_callable(__name__, train_run)
 
 if __name__ == "__main__":
     main()
