@@ -57,6 +57,8 @@ def test_every_key_that_a_message_names_is_accepted() -> None:
     assert {"optim.lr_scales.encoder", "data.validation.on_invalid", "index.hnsw_m"} <= keys and len(keys) > 40
     configs = [compose(name, overrides) for name, overrides in COMPOSED.items()]
     configs.append(compose("train", ["trainer=fsdp"]))
+    tables = (f"data.source.{name}=t" for name in ("impressions", "products", "queries"))
+    configs.append(compose("prepare", ["data=clicks", *tables]))
     unlisted = {key for key in keys if not any(has(config, key) for config in configs)}
     assert not [key for key in sorted(unlisted) if open_up([f"{key}=1"]) != [f"++{key}=1"]]
 

@@ -39,7 +39,7 @@ ROLES = {
     "data.source": (
         *("data.ManifestSource", "data.SyntheticSource"),
         *("data.GrocerySource", "data.HuggingFaceSource"),
-        "data.WebDatasetSource",
+        *("data.WebDatasetSource", "data.ClicksSource"),
     ),
     "data.source.download": ("data.DownloadSettings",),
     "data.shards": ("data.ShardSettings",),

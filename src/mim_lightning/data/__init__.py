@@ -1,6 +1,7 @@
 """From tables to batches.
 
 manifest/      two tables -> validated rows; formats, decoding, content hashes; splits: which rows are evaluated
+clicks/        a log of impressions -> examination by position, graded and weighted answers
 sources/       one class for each kind of data set; synthetic/ draws one
 images/        one image: downloaded, read, decoded, transformed
 validation/    errors and warnings of rows and images, before anything is written
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from mim_lightning.data.sampling.shuffled import ShuffledSettings
     from mim_lightning.data.sampling.weighted import WeightedSettings
     from mim_lightning.data.shards.cache import CacheSettings
+    from mim_lightning.data.sources.clicks import ClicksSource
     from mim_lightning.data.sources.grocery import GrocerySource
     from mim_lightning.data.sources.hugging_face import HuggingFaceSource
     from mim_lightning.data.sources.synthetic import SyntheticSource
@@ -38,6 +40,7 @@ else:
         {
             "Augment": "mim_lightning.data.images.transforms",
             "CacheSettings": "mim_lightning.data.shards.cache",
+            "ClicksSource": "mim_lightning.data.sources.clicks",
             "ValidationSettings": "mim_lightning.data.validation.settings",
             "DownloadSettings": "mim_lightning.data.images.download",
             "FeatureCacheSettings": "mim_lightning.data.loading.feature_cache",

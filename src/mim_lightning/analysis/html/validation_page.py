@@ -8,6 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from mim_lightning.analysis.html.images import PageImage, data_uri
+from mim_lightning.analysis.html.position_figure import PositionFigure, write_position_figure
 from mim_lightning.analysis.html.render import write_page
 from mim_lightning.data.images.reader import ImageReader, ImageRef
 from mim_lightning.data.validation.findings import KINDS, Finding
@@ -21,6 +22,7 @@ from mim_lightning.data.validation.validation_report import (
 from mim_lightning.display.numbers import format_percent
 
 PAGE_FILE = "check.html"
+POSITIONS_FILE, FIGURE_FILE = "positions.csv", "positions.svg"
 NUM_LARGEST, NUM_SMALLEST = 12, 3  # categories shown
 Read = Callable[[ImageRef], bytes]
 
@@ -57,11 +59,17 @@ class CategoryRow:
 
 
 def write_validation_report(report: ValidationReport, folder: Path, reader: ImageReader, brief: bool = True) -> None:
-    """Print a report, in full if not `brief`, and write check.html, findings.csv and skipped.csv."""
+    """Print a report, in full if not `brief`, and write check.html, findings.csv and skipped.csv.
+
+    Of answers made from clicks also positions.csv and positions.svg.
+    """
     print_validation(report, brief=brief)
     folder.mkdir(parents=True, exist_ok=True)
     write_validation_page(report, folder / PAGE_FILE, reader.read)
     write_findings(report, folder / FINDINGS_FILE)
+    if report.clicks:
+        report.clicks.write_csv(folder / POSITIONS_FILE)
+        write_position_figure(report.clicks, folder / FIGURE_FILE)
     write_skipped(report, folder / "skipped.csv")
 
 
@@ -83,6 +91,7 @@ def write_validation_page(report: ValidationReport, path: Path, read: Read, num_
         verdict=verdict_of(report),
         is_good=not report.errors,
         sections=_sections(report, read, num_shown),
+        figure=PositionFigure.of(report.clicks) if report.clicks else None,
         largest=largest,
         smallest=smallest,
         share=format_percent,

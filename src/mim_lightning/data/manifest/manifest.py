@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from mim_lightning.data.images.download import DownloadSettings
 from mim_lightning.data.manifest.builder import ManifestBuilder
+from mim_lightning.data.manifest.click_report import ClickReport
 from mim_lightning.data.manifest.content_hash import table_id
 from mim_lightning.data.manifest.decoding import TextFormat
 from mim_lightning.data.manifest.rows import KIND, OnIssue, Product, Query, raise_issue
@@ -48,6 +49,7 @@ class Manifest:
     products_path: Path | str  # or another name of the table, for errors
     queries_path: Path | str | None  # None: a catalog without queries
     download: DownloadSettings | None = None  # of images at URLs
+    clicks: ClickReport | None = None  # of a log that answers were made from
 
     def stored(self) -> StoredRows:
         """Return the tables of the rows; rows that are in memory are written to a store first."""

@@ -176,7 +176,7 @@ def parse_query(row: Row, root: PathOrUrl, origin: str, number: int, segments: S
         raise RowError("image", f"a query has one image, this one has {len(images)}")
     if not images and text is None and not fields:
         raise RowError("", "the query has neither image nor text")
-    kind = text_of(row, KIND)
+    kind, weights = text_of(row, KIND), _weights(row, tuple(targets))
     return Query(
         query_id=text_of(row, "query_id") or f"query-{number:09d}",
         split=split,
@@ -187,7 +187,8 @@ def parse_query(row: Row, root: PathOrUrl, origin: str, number: int, segments: S
         reference_ids=_values(row, "shown_product_id") or tuple(targets),
         segments=({KIND: kind} if kind else {}) | {name: text_of(row, name) or "none" for name in segments},
         origin=origin,
-        weight=_weight(row),
+        weight=next(iter(weights.values())),
+        product_weights=_others(weights),
         fields=fields,
     )
 
@@ -267,9 +268,26 @@ def _fields(row: Row) -> dict[str, str]:
     return {name: text for name, cell in row.get(DECLARED, {}).items() if (text := _plain(cell))}
 
 
-def _weight(row: Row) -> float:
-    text = text_of(row, "weight")
-    if text is None:
+def _weights(row: Row, targets: Sequence[str]) -> dict[str, float]:
+    """Return the weight of each relevant product: one cell for all, or one for each product of the row."""
+    parts = _parts(row, "weight")
+    if len(parts) == 1:
+        return dict.fromkeys(targets, _weight(_scalar(parts[0], "weight")))
+    ids = _values(row, "product_id")
+    if len(parts) != len(ids):
+        raise RowError("weight", f"{len(parts)} weights of {len(ids)} products; give one, or one for each")
+    weights = {name: _weight(_scalar(part, "weight")) for name, part in zip(ids, parts, strict=True)}
+    return {name: weights[name] for name in targets}
+
+
+def _others(weights: Mapping[str, float]) -> dict[str, float]:
+    """Return the weights that are not the first one."""
+    first = next(iter(weights.values()))
+    return {name: weight for name, weight in weights.items() if weight != first}
+
+
+def _weight(text: str) -> float:
+    if not text:
         return 1.0
     try:
         weight = float(text)

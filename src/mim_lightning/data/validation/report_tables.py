@@ -10,9 +10,17 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from mim_lightning.data.manifest.click_report import ClickReport
 from mim_lightning.data.validation.findings import KINDS
 from mim_lightning.data.validation.validation_report import ValidationReport, describe_rejection
-from mim_lightning.display.numbers import NOTHING, format_bytes, format_count, format_percent
+from mim_lightning.display.numbers import (
+    NOTHING,
+    format_bytes,
+    format_count,
+    format_interval,
+    format_number,
+    format_percent,
+)
 from mim_lightning.display.text import plain
 
 NUM_SHOWN = 3  # findings of a kind; findings.csv has all
@@ -30,6 +38,8 @@ def print_validation(report: ValidationReport, console: Console | None = None, *
     if brief and not report.errors:
         for line in _brief_lines(report):
             console.print(line, highlight=False, markup=False)
+        for line in _click_lines(report.clicks) if report.clicks else ():
+            console.print(line, highlight=False, markup=False)
         return
     console.print()
     for table, path in report.paths.items():
@@ -41,6 +51,10 @@ def print_validation(report: ValidationReport, console: Console | None = None, *
         console.print(line, highlight=False, markup=False)
     if report.texts:
         console.print(_text_table(report))
+    if report.clicks:
+        console.print(_position_table(report.clicks))
+        for line in _click_lines(report.clicks):
+            console.print(line, highlight=False, markup=False)
     for line in _findings(report):
         console.print(line, highlight=False)
     color = "red" if describe_rejection(report) else "yellow" if report.errors else "green"
@@ -84,6 +98,11 @@ def _brief_lines(report: ValidationReport) -> Iterator[str]:
             over = f"{format_percent(texts.num_over, texts.num_texts)} are truncated to {texts.limit:,} tokens"
             yield f"  {texts.tower}: {over}, median {texts.median:,} tokens;"
             yield "    a larger encoder.text.max_length reads more"
+
+
+def _click_lines(clicks: ClickReport) -> Iterator[str]:
+    yield from (f"clicks: {line}" for line in clicks.lines())
+    yield from (f"  warning: {warning}" for warning in clicks.warnings())
 
 
 def _missing_split(report: ValidationReport) -> Iterator[str]:
@@ -135,6 +154,15 @@ def _text_table(report: ValidationReport) -> Table:
         over = f"{texts.num_over:,} ({format_percent(texts.num_over, texts.num_texts)})" if known else NOTHING
         limit = f"{texts.limit:,}" if known else NOTHING
         table.add_row(texts.tower, f"{texts.num_texts:,}", texts.unit, *(f"{n:,}" for n in numbers), limit, over)
+    return table
+
+
+def _position_table(clicks: ClickReport) -> Table:
+    table = _table("position", "shown", "clicked", "click rate", "examination", "95 %", "weight of a click")
+    for row in clicks.positions:
+        ends = format_interval(row.examination.low, row.examination.high) if clicks.is_estimated else NOTHING
+        numbers = *map(format_number, (row.click_rate, row.examination.value)), ends, format_number(row.weight, 2)
+        table.add_row(str(row.position), f"{row.num_shown:,}", f"{row.num_clicked:,}", *numbers)
     return table
 
 

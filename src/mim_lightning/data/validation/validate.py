@@ -69,6 +69,8 @@ def validate_manifest(
     dropped_rows = {(issue.table, issue.origin) for issue in issues} - kept_places
     num_kept = {"products": len(manifest.products), "queries": len(manifest.queries)}
     paths = {"products": manifest.products_path, "queries": manifest.queries_path}
+    if manifest.clicks is not None:
+        num_kept["impressions"], paths["impressions"] = manifest.clicks.num_rows, manifest.clicks.path
     splits = split_statistics(rows)
     return ValidationReport(
         settings=settings,
@@ -82,6 +84,7 @@ def validate_manifest(
         findings=tuple(findings.kept),
         counts=dict(findings.counts),
         missing_split=train_split if splits and all(split.name != train_split for split in splits) else "",
+        clicks=manifest.clicks,
     )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from mim_lightning.data.manifest.click_report import ClickReport
 from mim_lightning.data.manifest.manifest import Manifest
 from mim_lightning.data.manifest.row_store import RowChanges
 from mim_lightning.data.manifest.stored_rows import (
@@ -46,11 +47,12 @@ class ValidationReport:
     """What a validation found.
 
     Attributes:
-        paths: of the tables, by name ("products", "queries").
+        paths: of the tables, by name ("products", "queries", "impressions").
         num_rows: of each table, invalid ones included.
         findings: all errors, and the first 100,000 warnings of each kind.
         counts: of all findings, by kind.
         missing_split: the training split, if there are queries but none of it.
+        clicks: of the log that answers were made from, if they were.
     """
 
     settings: ValidationSettings
@@ -64,6 +66,7 @@ class ValidationReport:
     findings: tuple[Finding, ...]
     counts: Mapping[str, int]
     missing_split: str = ""
+    clicks: ClickReport | None = None
 
     @property
     def errors(self) -> tuple[Finding, ...]:
