@@ -23,6 +23,7 @@ def build_preparation(data: Mapping[str, Any], num_workers: int | None = None) -
     Args:
         num_workers: processes that write; None: as `data` has it.
     """
+    from mim_lightning.data.manifest.composed_rows import parse_variants
     from mim_lightning.data.preparation.preparation import Preparation
     from mim_lightning.io.paths import to_path_or_url
 
@@ -34,6 +35,7 @@ def build_preparation(data: Mapping[str, Any], num_workers: int | None = None) -
         build(data.get("validation")),  # older runs have no such section
         build(data.get("cache")),
         data["num_workers"] if num_workers is None else num_workers,
+        parse_variants(data.get("compose")),
     )
 
 

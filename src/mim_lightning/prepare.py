@@ -58,6 +58,8 @@ def write(parts: Preparation, config: dict[str, Any]) -> None:
     from mim_lightning.data.preparation.preparation import prepare_data, validate_only
 
     is_ray, overwrite = config["engine"] == "ray" and not config["validate_only"], config["overwrite"]
+    if is_ray and parts.variants is not None:
+        raise ValueError("engine=ray: no process sees all products of a style; data.compose needs engine=processes")
     specs = None if is_ray else build_text_specs(config)
     if not is_ray and not isinstance(parts.folder, Path):
         raise ValueError(f"data.folder={parts.folder}: engine=processes writes to a local folder; or give engine=ray")

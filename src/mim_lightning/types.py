@@ -109,7 +109,8 @@ class Batch:
     """B rows, with each distinct input of a tower once.
 
     Row b of tower t uses input `rows[t][b]` of `inputs[t]`, or none if that is -1. Ids are `hash_id` integers, `NO_KEY`
-    if there is none.
+    if there is none. The last `num_references` rows are no samples but the reference products of the others, without a
+    query; the length of the batch does not count them.
     """
 
     inputs: dict[str, TowerInput]
@@ -128,9 +129,10 @@ class Batch:
     image_keys: dict[str, Tensor] = field(default_factory=dict)
     # training only, what the objective asks for: WEIGHT and LOG_FREQUENCY, (B,) float32
     columns: dict[str, Tensor] = field(default_factory=dict)
+    num_references: int = 0  # training only
 
     def __len__(self) -> int:
-        return len(self.query_keys)
+        return len(self.query_keys) - self.num_references
 
     def to(self, device: torch.device | str, non_blocking: bool = True) -> Batch:
         return self.map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
@@ -140,7 +142,8 @@ class Batch:
 
     def map(self, function: Callable[[Tensor], Any]) -> Batch:
         """Return the batch with a function applied to every tensor."""
-        return Batch(**{f.name: map_tensors(getattr(self, f.name), function) for f in fields(self)})
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "num_references"}
+        return replace(self, **{name: map_tensors(value, function) for name, value in values.items()})
 
 
 def map_tensors(value: Any, function: Callable[[Tensor], Any]) -> Any:

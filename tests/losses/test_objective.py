@@ -1,6 +1,7 @@
 """Pairs, ids and presence: which rows meet which columns, on hand-made batches."""
 
 import math
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -93,6 +94,30 @@ def test_a_query_image_is_matched_with_its_reference_not_with_the_target() -> No
     objective(a=("query_image", "product_image"))(moved, batch).loss.backward()
     towards = -pulled.grad[0]
     assert towards @ embeddings.vectors["product_image"][1] > towards @ embeddings.vectors["product_image"][0]
+
+
+def test_a_reference_joins_once_and_only_where_no_row_has_its_product() -> None:
+    # the photos of rows 0 and 1 show product 9, that of row 2 the product of row 0; their references follow them
+    rows = {"product": [1, 2, 3], "targets": [[1], [2], [3]], "references": [[9], [9], [1]]}
+    ends = {"a": ("query_image", "product_image"), "b": ("query", "product")}
+    embeddings = make_embeddings(6, absent={(name, row) for name in ("query_image", "query") for row in (3, 4, 5)})
+    batch = make_batch([1, 2, 3, 9, 9, 1], [*rows["targets"], *[[-1]] * 3], [*rows["references"], *[[-1]] * 3])
+    result = objective(**ends)(embeddings, replace(batch, num_references=3))
+    first = Embeddings(
+        *({name: part[:4] for name, part in vars(embeddings)[kind].items()} for kind in ("vectors", "present"))
+    )
+    one = make_batch([1, 2, 3, 9], [*rows["targets"], [-1]], [*rows["references"], [-1]])
+    torch.testing.assert_close(result.loss, objective(**ends)(first, one).loss)
+    assert len(replace(batch, num_references=3)) == 3 and result.stats["rows_with_repeated_product"] == 0
+    photos, products = embeddings.vectors["query_image"], embeddings.vectors["product_image"]
+    logits = photos[:3] @ products[:4].T
+    forward = F.cross_entropy(logits, torch.tensor([3, 3, 0]))
+    own = objective(a=ends["a"])(embeddings, replace(batch, num_references=3)).loss
+    back = [
+        torch.stack([logits[2, 0], logits[0, 0], logits[1, 0]]).logsumexp(0) - logits[2, 0],
+        sum(torch.stack([logits[row, 3], logits[2, 3]]).logsumexp(0) - logits[row, 3] for row in (0, 1)) / 2,
+    ]
+    torch.testing.assert_close(own, (forward + sum(back) / 2) / 2)
 
 
 def test_padding_and_absent_rows_change_nothing() -> None:

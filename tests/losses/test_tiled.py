@@ -1,5 +1,6 @@
 """The tiled losses against their definition in float64, on one process, and the objective on 2 and 4 real ones."""
 
+from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from multiprocessing import set_forkserver_preload
@@ -25,6 +26,8 @@ VARIANTS: dict[str, tuple[Any, dict[str, Any]]] = {
     "graded": (info_nce, {"row_weights": True, "grades": "exponential", "popularity_correction": True}),
     "graded sigmoid": (sigmoid, {"grades": "linear"}),
     "widths": (info_nce, {"widths": {3: 1.0, 5: 0.5}, "row_weights": True}),
+    "references": (info_nce, {}),
+    "graded references": (info_nce, {"row_weights": True, "grades": "linear"}),
 }
 NAMES = ("query_image", "query_text", "product_image", "product_text")
 PAIRS = {
@@ -198,9 +201,31 @@ def global_batch() -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], Ba
     return vectors, present, batch
 
 
-def step(variant: str, rows: slice) -> dict[str, torch.Tensor]:
+def own_rows(variant: str, rank: int = 0, world_size: int = 1) -> torch.Tensor:
+    """Return a rank's rows of the global batch; of one with references, its part of the rows and of the references."""
+    parts = torch.arange(NUM_ROWS).view(2 if "references" in variant else 1, world_size, -1)
+    return parts[:, rank].flatten()
+
+
+def with_references(present: dict[str, torch.Tensor], batch: Batch) -> Batch:
+    """Turn the second half of the rows into reference products, of which some are equal, or products of rows."""
+    half = NUM_ROWS // 2
+    for name in ("query_image", "query_text"):
+        present[name][half:] = False
+    keys = batch.product_keys
+    assert len(keys[half:].unique()) < half and torch.isin(keys[half:], keys[:half]).any()
+    batch.reference_keys[:half, 0] = keys[half:]
+    for name in ("query_keys", "target_keys", "reference_keys"):
+        getattr(batch, name)[half:] = -1
+    batch.target_grades[half:] = 0
+    return batch
+
+
+def step(variant: str, rows: torch.Tensor) -> dict[str, torch.Tensor]:
     """Return loss, statistics and gradients of a training step on these rows of the global batch."""
     vectors, present, batch = global_batch()
+    if "references" in variant:
+        batch = replace(with_references(present, batch), num_references=len(rows) // 2)
     loss, options = VARIANTS[variant]
     objective = Objective(PAIRS, loss, NAMES, init_scale=10.0, init_bias=-1.0, scale_per_pair=True, **options).double()
     leaves = {name: part[rows].clone().requires_grad_() for name, part in vectors.items()}
@@ -229,8 +254,7 @@ def run_ranks(rank: int, folder: str) -> None:
             module.WHOLE_MATRIX = whole_matrix
             for variant in VARIANTS:
                 calls.clear()
-                size = NUM_ROWS // world_size
-                found = {**step(variant, slice(rank * size, (rank + 1) * size)), "calls": [*calls]}
+                found = {**step(variant, own_rows(variant, rank, world_size)), "calls": [*calls]}
                 torch.save(found, f"{folder}/{world_size}-{whole_matrix}-{variant}-{rank}.pt")
         dist.destroy_process_group()
 
@@ -245,28 +269,29 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_ranks_do_what_one_process_does_and_it_what_whole_matrices_do(variant, folder, monkeypatch) -> None:
-    expected = step(variant, slice(None))
+    expected = step(variant, own_rows(variant))
     monkeypatch.setattr("mim_lightning.losses.objective.WHOLE_MATRIX", 0)
-    check([step(variant, slice(None))], expected)
+    check(variant, [step(variant, own_rows(variant))], expected)
     for world_size in (2, 4):
         for whole_matrix in (0, 2**20):
             ranks = [torch.load(folder / f"{world_size}-{whole_matrix}-{variant}-{r}.pt") for r in range(world_size)]
-            check(ranks, expected)
+            check(variant, ranks, expected)
             # vectors, ids, gradients; counts, or in InfoNCE sums of negatives, then of positives
             is_tiled = whole_matrix == 0 or "graded" in variant
             most = 5 if is_tiled and "sigmoid" not in variant else 4
             assert [len(found["calls"]) for found in ranks] == [most] * world_size
 
 
-def check(ranks, expected) -> None:
+def check(variant, ranks, expected) -> None:
     world_size = len(ranks)
     for part in ("stats", "parameters"):
         for name, value in expected[part].items():
             if name != "negatives_per_row" or world_size == 1:  # which is each rank's own
                 # the mean over ranks, as logging and DDP do
                 same(name, torch.stack([found[part][name] for found in ranks]).mean(0), value)
+    rows = torch.cat([own_rows(variant, rank, world_size) for rank in range(world_size)])
     for name, value in expected["leaves"].items():
-        same(name, torch.cat([found["leaves"][name] for found in ranks]) / world_size, value)
+        same(name, torch.cat([found["leaves"][name] for found in ranks])[rows.argsort()] / world_size, value)
 
 
 def same(name: str, got: torch.Tensor, expected: torch.Tensor) -> None:

@@ -20,6 +20,8 @@ from mim_lightning.data.loading.collate import Collate
 from mim_lightning.data.loading.corrupt_samples import CorruptSamplePolicy
 from mim_lightning.data.loading.feature_cache import FeatureCacheSettings, FeatureTable
 from mim_lightning.data.loading.loader import SequentialLoader, ShardDataset, StreamLoader
+from mim_lightning.data.loading.references import ReferenceReader
+from mim_lightning.data.manifest.composed_rows import parse_variants
 from mim_lightning.data.manifest.manifest import Source
 from mim_lightning.data.preparation.opened_data import DISTRACTORS as DISTRACTOR_SET
 from mim_lightning.data.preparation.opened_data import OpenedData, parse_versions
@@ -66,6 +68,8 @@ class MatchDataModule(LightningDataModule):
         shuffle_window_shards: shards whose rows are shuffled together; None: the default of `sampling`.
         rows_per_epoch: rounded up to whole batches; None: a pass over the (first) set.
         mixture: further prepared folders to train on, by name: see `data.shards.mixture_set`.
+        compose: what rows are composed of, beside those of the source: see `parse_variants`.
+        reference_products: read the product on the photo of each composed row from the catalog, into its batch.
         augment: augmentation of training images; None: as in evaluation.
         cache: of shards at an address.
         feature_cache: of the features of frozen encoders, see `lit.frozen_features`.
@@ -103,6 +107,8 @@ class MatchDataModule(LightningDataModule):
         shuffle_window_shards: int | None = None,
         rows_per_epoch: int | None = None,
         mixture: Mapping[str, Mapping[str, Any] | None] | None = None,
+        compose: str | Mapping[str, Any] | None = None,
+        reference_products: bool = False,
         augment: Augment | None = None,
         cache: CacheSettings | None = None,
         feature_cache: FeatureCacheSettings | None = None,
@@ -119,14 +125,14 @@ class MatchDataModule(LightningDataModule):
         self.splits, self.distractors = splits, to_path_or_url(distractors) if distractors else None
         self.cache, self.corrupt_samples = cache, CorruptSamplePolicy(on_corrupt_sample, max_corrupt_samples)
         self.validation, self.description, self.feature_cache = validation, description, feature_cache
-        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
+        self.batch_size, self.eval_batch_size, self.variants = batch_size, eval_batch_size, parse_variants(compose)
         self.num_workers, self.sampling, self.mixture = (
             num_workers,
             sampling or ShuffledSettings(),
             parse_mixture(mixture or {}),
         )
         self.epoch_settings = EpochSettings(batch_size, seed, num_interleaved, shuffle_window_shards, rows_per_epoch)
-        self.seed, self.as_one_process = seed, False
+        self.seed, self.as_one_process, self.reference_products = seed, False, reference_products
         names = [MAIN, *([DISTRACTOR_SET] if self.distractors else []), *self.mixture]
         self.versions = {**parse_versions(version, names), **(versions or {})}
         self.opened, self._is_prepared = self._open(prepared), prepared is not None or source is None
@@ -156,7 +162,7 @@ class MatchDataModule(LightningDataModule):
             parts = self.source, self.shards, self.splits, self.validation, self.cache, self.num_workers
             needed = self.shards.train_split if is_training else self.val_split
             prepared = prepare_data(
-                Preparation(self.folder, *parts),
+                Preparation(self.folder, *parts, self.variants),
                 write_validation_report,
                 specs=specs_by_field(self.specs),
                 description=self.description,
@@ -205,11 +211,26 @@ class MatchDataModule(LightningDataModule):
                     log_frequencies(shards, self.present_order()) if is_frequency else read_column(shards, "weights")
                 )
         return Collate(
-            self.specs, shards.max_relevant, self.augment, self.seed, features=features, columns=self._column_values
+            self.specs,
+            shards.max_relevant,
+            self.augment,
+            self.seed,
+            features=features,
+            columns=self._column_values,
+            references=ReferenceReader.of(shards, self.opened.train_catalogs) if self.reference_products else None,
         )
 
     def use_columns(self, names: Sequence[str]) -> None:
-        """Give training batches columns of the set, see `types.Batch.columns`."""
+        """Give training batches columns of the set, see `types.Batch.columns`.
+
+        Raises:
+            ValueError: they would not count what is drawn.
+        """
+        if LOG_FREQUENCY in names and self.reference_products:
+            raise ValueError(
+                "loss.popularity_correction=true: counts how often rows draw a product, and with "
+                "data.reference_products=true references draw products too; set one of them to false"
+            )
         self._columns = tuple(names)
 
     def is_deterministic(self, tower: str) -> bool:
@@ -221,6 +242,8 @@ class MatchDataModule(LightningDataModule):
         """Return a tower with each set whose rows it always gets the same of."""
         evaluated = [self.opened.queries] if side_of(tower) == QUERY else self.opened.gallery
         trained = [self.opened.train] if self.is_deterministic(tower) else []
+        if trained and self.reference_products and side_of(tower) == PRODUCT:
+            trained += self.opened.train_catalogs.values()
         return [(tower, shards) for shards in (*trained, *evaluated)]
 
     def use_features(self, tables: Mapping[str, FeatureTable]) -> None:

@@ -31,6 +31,12 @@ def gather_rows(local_B: Tensor) -> Tensor:
     return all_G
 
 
+def own_rows(all_G: Tensor, num_rows: int) -> Tensor:
+    """Return this rank's part of the rows of all ranks."""
+    start = dist.get_rank() * num_rows if world_size() > 1 else 0
+    return all_G[start : start + num_rows]
+
+
 def gather_with_gradient(local_BD: Tensor) -> Tensor:
     """Return the rows of all ranks; the gradient of a row is summed over all ranks."""
     return local_BD if world_size() == 1 else _Gather.apply(local_BD)

@@ -19,7 +19,7 @@ from mim_lightning.losses.gather import gather_rows, gather_with_gradient, world
 from mim_lightning.losses.grades import GRADE_FUNCTIONS
 from mim_lightning.losses.pair_tiles import MAX_SCALE, Side
 from mim_lightning.losses.positives import share_product
-from mim_lightning.losses.rows import LossRows, truth_of
+from mim_lightning.losses.rows import LossRows, truth_of, without_repeated_references
 from mim_lightning.losses.tiled import PairLoss, function_of, has_tiled_form, tiled_losses
 from mim_lightning.precision import at_least_float32
 from mim_lightning.types import LOG_FREQUENCY, WEIGHT, Batch, Embeddings, StepResult, side_of
@@ -155,6 +155,8 @@ class Objective(nn.Module):
                 log_scale.clamp_(max=self.max_log_scale)
         local = LossRows.of(embeddings, batch, self.sides, self.columns, self._grade_weights is not None)
         every = local.gathered()
+        if batch.num_references:
+            local, every = without_repeated_references(local, every, batch.num_references)
         has_tiles = has_tiled_form(self.loss) and self.max_scale <= MAX_SCALE
         # what a table of similarities and two masks cannot say
         needs_tiles = self._grade_weights is not None or LOG_FREQUENCY in self.columns
@@ -170,7 +172,9 @@ class Objective(nn.Module):
             stats={
                 **self._scales(),
                 "negatives_per_row": (num_negatives / num_rows.clamp(min=1)).float(),
-                "rows_with_repeated_product": _repeated_fraction(local.keys[PRODUCT][:, 0], every.keys[PRODUCT][:, 0]),
+                "rows_with_repeated_product": _repeated_fraction(
+                    *(rows.keys[PRODUCT].view(-1, len(local))[:, : len(batch)].flatten() for rows in (local, every))
+                ),
             },
         )
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mim_lightning.fields import PRODUCT
-from mim_lightning.losses.gather import gather_rows, world_size
+from mim_lightning.losses.gather import gather_rows, own_rows, world_size
 from mim_lightning.losses.pair_tiles import Side
 from mim_lightning.types import LOG_FREQUENCY, REFERENCE, TARGET, WEIGHT, Batch, Embeddings, relevance_of, side_of
 
@@ -86,6 +86,32 @@ class LossRows:
             return side
         own = {key: part[present_B] for key, part in vars(side).items() if key != "vectors" and part is not None}
         return replace(side, vectors=vectors_BD[present_B.nonzero()[:, 0].to(vectors_BD.device)], **own)
+
+
+def without_repeated_references(local: LossRows, every: LossRows, num_references: int) -> tuple[LossRows, LossRows]:
+    """Return the rows of this rank and of all without references whose product is in the batch already.
+
+    A product would otherwise be a negative as often as rows name it. Of several equal references the first stays, in
+    the order of all rows, so it does not matter which rank has which.
+
+    Args:
+        num_references: rows at the end of each rank's that are reference products.
+    """
+    num_rows, products_G = len(local), every.keys[PRODUCT][:, 0]
+    is_reference_G = torch.arange(len(every), device=products_G.device) % num_rows >= num_rows - num_references
+    rows_first_G = is_reference_G.long().argsort(stable=True)
+    sorted_G, order_G = products_G[rows_first_G].sort(stable=True)
+    is_first_G = torch.ones_like(is_reference_G)
+    is_first_G[1:] = sorted_G[1:] != sorted_G[:-1]
+    kept_G = torch.empty_like(is_reference_G)
+    kept_G[rows_first_G[order_G]] = is_first_G
+    kept_G |= ~is_reference_G
+
+    def masked(rows: LossRows, kept: Tensor) -> LossRows:
+        present = {name: part & kept if side_of(name) == PRODUCT else part for name, part in rows.present.items()}
+        return replace(rows, present=present)
+
+    return masked(local, own_rows(kept_G, num_rows)), masked(every, kept_G)
 
 
 def _grades_of(batch: Batch, keys: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -19,6 +19,7 @@ from mim_lightning.data.images.buffer import ImageBuffer
 from mim_lightning.data.images.codec import decode_image
 from mim_lightning.data.images.transforms import Augment, eval_image, train_image, vary_colors
 from mim_lightning.data.loading.feature_cache import FeatureTable, input_key, prompts_of
+from mim_lightning.data.loading.references import ReferenceReader
 from mim_lightning.fields import QUERY
 from mim_lightning.types import (
     NO_KEY,
@@ -49,7 +50,7 @@ class Collate:
     processes nor a resume changes a pixel. An image that cannot be decoded is a ValueError that names sample and tower.
     With `image_key`, for evaluation, the batch has the keys of its images and which fields of a query a row has.
     A tower with a table in `features` gets the features of its inputs, (n, width) floats, without preparing them.
-    `columns` have a float for each row of the set.
+    `columns` have a float for each row of the set. With `references`, those of the samples follow them as rows.
     """
 
     specs: Mapping[str, TowerSpec]
@@ -59,6 +60,7 @@ class Collate:
     image_key: Callable[[bytes], int] | None = None
     features: Mapping[str, FeatureTable] = field(default_factory=dict)
     columns: Mapping[str, np.ndarray] = field(default_factory=dict)
+    references: ReferenceReader | None = None
 
     @property
     def prepared_specs(self) -> dict[str, TowerSpec]:
@@ -69,6 +71,9 @@ class Collate:
         self, samples: Sequence[Sample], position: tuple[int, ...] = (), buffer: Tensor | None = None
     ) -> Batch:
         """Return a batch, with its images in `buffer`, (num_bytes,) uint8, if there is one."""
+        num_references = 0 if self.references is None else len(samples)
+        if self.references is not None:
+            samples = [*samples, *self.references.read(samples)]
         pixels = ImageBuffer(buffer)
         inputs: dict[str, TowerInput] = {}
         rows: dict[str, Tensor] = {}
@@ -100,6 +105,7 @@ class Collate:
             has_field=self._fields(samples) if self.image_key is not None else {},
             image_keys=image_keys,
             columns={name: self._column(values, samples) for name, values in self.columns.items()},
+            num_references=num_references,
         )
 
     def _column(self, values: np.ndarray, samples: Sequence[Sample]) -> Tensor:

@@ -152,7 +152,7 @@ class StreamLoader(WorkerLoader):
         in_whole_batches: bool = False,
     ) -> None:
         policy = policy or CorruptSamplePolicy()
-        num_rows = -(-order.global_batch_size // world_size)
+        num_rows = -(-order.global_batch_size // world_size) * (1 if collate.references is None else 2)
         self.buffers = make_buffers(collate.prepared_specs, num_rows, num_workers, PREFETCH_FACTOR)
         self.order = order
         self.ranks = RankSampler(shards, order, rank, world_size, self.buffers, num_workers, in_whole_batches)

@@ -14,8 +14,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from mim_lightning.data.manifest.composed_rows import VariantSettings
 from mim_lightning.data.preparation.plan import BY_PRODUCT, SHUFFLED
 from mim_lightning.data.preparation.prepared import (
+    COMPOSE,
     CONTENT,
     FIRST_CONTENT,
     PreparedData,
@@ -34,13 +36,17 @@ from mim_lightning.io.paths import PathOrUrl
 from mim_lightning.io.store import Store
 
 
-def describe_preparation(source: Mapping[str, Any], settings: ShardSettings, protocol: Protocol) -> dict[str, Any]:
+def describe_preparation(
+    source: Mapping[str, Any], settings: ShardSettings, protocol: Protocol, variants: VariantSettings | None = None
+) -> dict[str, Any]:
     """Return what identifies prepared data, as in SETTINGS_FILE."""
     described = asdict(settings)
     if settings.layout == SHUFFLED:
         del described["layout"]  # folders prepared before there was another do not name it
     else:
         described["layout"] = "product"  # its first name, which folders keep
+    if variants is not None:
+        described[COMPOSE] = variants.describe()
     return json.loads(json.dumps({"source": source, "settings": described, "protocol": asdict(protocol)}))
 
 

@@ -94,6 +94,11 @@ class OpenedData:
         others = [] if self.distractors is None else [self._open(DISTRACTORS).catalog()]
         return [self.catalog, *others]
 
+    @property
+    def train_catalogs(self) -> dict[str, ShardSet]:
+        """The catalog of each set that is trained on, by name."""
+        return {name: self._open(name).catalog() for name in (split_fractions(self.mix) if self.mix else (MAIN,))}
+
     def validate_distractors(self) -> None:
         """Check that no distractor is a product of the catalog.
 

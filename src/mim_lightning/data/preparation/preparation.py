@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mim_lightning.data.images.reader import ImageReader
+from mim_lightning.data.manifest.composed_rows import VariantSettings, compose_variants
 from mim_lightning.data.manifest.manifest import Manifest, Source
 from mim_lightning.data.manifest.row_store import rows_in
 from mim_lightning.data.manifest.rows import RowIssue
@@ -122,6 +123,7 @@ class Preparation:
         strictness: how strictly the source is validated; None, as in older runs: the defaults.
         cache: of shards at a URL.
         num_workers: processes that write; None: see `prepare_shards`.
+        variants: what rows are composed of; None: none are.
     """
 
     folder: PathOrUrl
@@ -131,6 +133,7 @@ class Preparation:
     strictness: ValidationSettings | None = None
     cache: CacheSettings | None = None
     num_workers: int | None = None
+    variants: VariantSettings | None = None
 
     def validation(self, write_report: WriteReport, specs: Mapping[str, InputSpec] | None = None) -> Validation:
         return Validation(self.strictness or ValidationSettings(), specs, write_report)
@@ -172,6 +175,7 @@ def prepare_data(
         is_compared=is_compared,
         needed=needed,
         description=description,
+        variants=parts.variants,
     )
 
 
@@ -187,6 +191,7 @@ def prepare_shards(
     is_compared: bool = False,
     needed: Sequence[str] = (),
     description: Mapping[str, Any] | None = None,
+    variants: VariantSettings | None = None,
 ) -> PreparedData:
     """Write the shard sets of `source`, split by `protocol`, into `folder`, or open them if they exist already.
 
@@ -203,12 +208,13 @@ def prepare_shards(
         is_compared: compare existing data with their checksums, and write again what differs.
         needed: splits that must have rows, or nothing is written.
         description: `source.describe()`, if it was called before.
+        variants: what rows are composed of, beside those of the source.
 
     Raises:
         ValueError: the manifest or an image is invalid, or the folder has other data.
     """
     protocol, validation = protocol or GivenSplits(), validation or Validation()
-    described = describe_preparation(description or source.describe(), settings, protocol)
+    described = describe_preparation(description or source.describe(), settings, protocol, variants)
     destination = Destination(folder, described, overwrite)
     writing = WritingSettings(settings.samples_per_shard, settings.max_image_side, num_workers)
 
@@ -220,6 +226,10 @@ def prepare_shards(
             _raise_if_invalid(validated, report_dir(folder), validation)
             validation.write_report(validated.report, staging, validated.reader)
             manifest = validated.valid
+            if variants is not None:  # of valid rows, whose images were read
+                composed = compose_variants(manifest, variants, settings.splits, settings.seed)
+                print(composed.summary, flush=True)
+                manifest = composed.manifest
             for split in needed:
                 manifest.validate_split(split)
             yield validated, plan_sets(manifest, settings.train_split, settings.seed, settings.layout)
@@ -268,13 +278,15 @@ def validate_only(parts: Preparation, write_report: WriteReport, specs: Mapping[
     assert parts.source is not None
     assert isinstance(parts.folder, Path)
     protocol, validation = parts.splits or GivenSplits(), parts.validation(write_report, specs)
-    described = describe_preparation(parts.source.describe(), parts.settings, protocol)
+    described = describe_preparation(parts.source.describe(), parts.settings, protocol, parts.variants)
     target = report_dir(parts.folder)
     memory = validation.settings.memory_bytes
     with staging_dir(parts.folder, described, overwrite=False) as staging, rows_in(staging, memory):
         validated = validate_source(parts.source, staging, parts.settings.splits, protocol, validation)
         _raise_if_invalid(validated, target, validation)
         validation.write_report(validated.report, target, validated.reader)
+        if parts.variants is not None:
+            print(compose_variants(validated.valid, parts.variants, parts.settings.splits, parts.settings.seed).summary)
     return target
 
 

@@ -35,6 +35,7 @@ from mim_lightning.io.store import Store
 
 AGAIN = "run prepare with overwrite=true"
 CATALOG, QUERY_SETS = "catalogue", "queries/"  # names of sets on disk; that of a split follows the second
+COMPOSE = "compose"  # among the settings in SETTINGS_FILE: what rows were composed of
 CONTENT, FIRST_CONTENT = "content", "first_content"  # in SETTINGS_FILE: ids of the sets, now and before overwrite=true
 
 

@@ -23,7 +23,7 @@ from mim_lightning.data.preparation.hash_layout import NAMES_PER_SHARD
 from mim_lightning.data.preparation.local_engine import WritingSettings, write_sets
 from mim_lightning.data.preparation.plan import BY_PRODUCT, SHUFFLED
 from mim_lightning.data.preparation.preparation import Validation
-from mim_lightning.data.preparation.prepared import CONTENT, PreparedData, ShardSettings, open_prepared
+from mim_lightning.data.preparation.prepared import COMPOSE, CONTENT, PreparedData, ShardSettings, open_prepared
 from mim_lightning.data.preparation.staging import IMAGES_FILE, SETTINGS_FILE, WORK_FILE, staging_dir, staging_path
 from mim_lightning.data.shards.set_index import FIRST_VERSION, VERSIONS, SetIndex
 from mim_lightning.data.validation.image_hashes import ADDED, find_hash_files, hashes_path, write_no_hashes
@@ -187,4 +187,5 @@ def _validate_whole(prepared: PreparedData) -> None:
 def _shard_settings(described: Mapping[str, Any]) -> ShardSettings:
     settings = dict(described["settings"])
     layout = BY_PRODUCT if settings.pop("layout", None) else SHUFFLED
+    settings.pop(COMPOSE, None)
     return ShardSettings(**settings, layout=layout)

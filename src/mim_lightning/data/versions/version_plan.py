@@ -18,7 +18,7 @@ from mim_lightning.data.manifest.rows import RowIssue
 from mim_lightning.data.manifest.stored_rows import StoredRows
 from mim_lightning.data.preparation.plan import RecordReader
 from mim_lightning.data.preparation.preparation import Validation, report_dir
-from mim_lightning.data.preparation.prepared import CATALOG, PreparedData, ShardSettings
+from mim_lightning.data.preparation.prepared import CATALOG, COMPOSE, PreparedData, ShardSettings
 from mim_lightning.data.preparation.staging import IMAGES_FILE
 from mim_lightning.data.splits import GivenSplits, ProductDisjointSplits, Protocol
 from mim_lightning.data.validation.findings import IN_CATALOG, Finding
@@ -104,6 +104,8 @@ def plan_version(
     lines += [f"  {len(ids):,} {what} to delete are not there, the first is '{ids[0]}'" for what, ids in unknown if ids]
     if num_unchanged:
         lines.append(f"  {num_unchanged:,} rows are as they were, and stay")
+    if num_queries + len(new) and COMPOSE in rows.prepared.describe()["settings"]:
+        lines.append("  data.compose: made rows of the first version alone; none are composed of added products")
     for part in sets:
         before = num_samples(rows.prepared, part.name)
         after = before - len(part.removed) + len(part.samples)
