@@ -109,8 +109,11 @@ def test_no_thread_of_a_process_group_outlives_an_entry_point(is_launched: bool,
     assert finished.returncode == 0, finished.stderr
 
 
-@pytest.mark.parametrize(("kind", "code"), [("RuntimeError", -9), ("RuntimeError", 1), ("ValueError", -9)])
-def test_a_killed_process_is_named_where_another_says_only_that_it_lost_it(
+@pytest.mark.parametrize(
+    ("kind", "code"),
+    [("RuntimeError", -9), ("Interruption", -9), ("Interruption", -15), ("RuntimeError", 1), ("ValueError", -9)],
+)
+def test_a_killed_process_is_named_where_another_says_only_that_it_lost_it_or_was_stopped(
     kind: str, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     """The call stack of the other is printed where it is no consequence of that."""
@@ -130,7 +133,7 @@ def test_a_killed_process_is_named_where_another_says_only_that_it_lost_it(
         launch._run_torchrun()
     found = read_error(path)
     assert found is not None
-    assert ("process 1 died with exit code -9 SIGKILL" in found.reason) == (kind == "RuntimeError" and code == -9)
+    assert ("process 1 died with exit code -9 SIGKILL" in found.reason) == (kind != "ValueError" and code == -9)
     assert capsys.readouterr().err == ("Traceback" if code == 1 else "")
 
 

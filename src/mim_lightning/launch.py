@@ -180,15 +180,22 @@ def _run_torchrun() -> None:
         path = Path(os.environ[FROZEN_CONFIG]).with_name(ERROR_FILE)
         report = read_error(path)
         said = ""
-        if killed and report is not None and report.kind in LOST_PROCESS:
+        if report is not None and killed and _caused(killed[0][1].exitcode, report):
             (rank, fault), *_ = killed
             path.unlink()
-            said = f"; another process: {report.reason}"  # most often that it lost this one
+            if report.kind in LOST_PROCESS:
+                said = f"; another process: {report.reason}"  # most often that it lost this one
         elif (stack := path.with_name(STACK_FILE)).exists():
             sys.stderr.write(stack.read_text())
         reason = f"process {rank} died with exit code {fault.exitcode} {fault.signal_name()}".strip() + said
         write_error(path, ErrorReport("ChildProcessError", reason))
         sys.exit(1)
+
+
+def _caused(exitcode: int, report: ErrorReport) -> bool:
+    """Return whether the death of a process is why another failed: it lost that one, or torchrun stopped it then."""
+    is_stopped = report.kind == Interruption.__name__ and -exitcode not in (signal.SIGTERM, signal.SIGINT)
+    return report.kind in LOST_PROCESS or is_stopped
 
 
 if __name__ == "__main__":

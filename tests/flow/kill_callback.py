@@ -13,6 +13,9 @@ from typing import Any
 from lightning import Callback
 from lightning.pytorch.callbacks import Checkpoint
 
+from mim_lightning.io import atomic
+from mim_lightning.model import sharded_checkpoint
+
 
 class KillAt(Callback):
     def __init__(self, step: int, rank: int = 0) -> None:
@@ -68,13 +71,13 @@ class SignalAt(Callback):
 class SleepAt(Callback):
     """Writes a file and sleeps while it computes the step after `step`."""
 
-    def __init__(self, step: int, path: str) -> None:
-        self.step, self.path = step, Path(path)
+    def __init__(self, step: int, path: str, seconds: float = 1000) -> None:
+        self.step, self.path, self.seconds = step, Path(path), seconds
 
     def on_train_batch_start(self, trainer: Any, *_: Any) -> None:
         if trainer.global_step == self.step:
             self.path.touch()
-            time.sleep(1000)
+            time.sleep(self.seconds)
 
 
 class SaveAt(Checkpoint):  # after the callbacks that change what is saved
@@ -106,6 +109,28 @@ class LogRows(Callback):
     def on_validation_batch_start(self, trainer: Any, *_: Any) -> None:
         if not trainer.sanity_checking:
             sys.audit("tests.training", f"{self.path}/validation")
+
+
+class KillInSave(Callback):
+    """Kills one rank in the first save of a sharded checkpoint after a step, at a place of PLACES."""
+
+    PLACES = ("parts", "complete", "renamed")  # its part is written; all are; the former one has been renamed
+
+    def __init__(self, step: int, place: str) -> None:
+        self.step, self.place = step, place
+
+    def on_train_batch_start(self, trainer: Any, *_: Any) -> None:
+        if trainer.global_step != self.step:
+            return
+        if self.place == "parts" and trainer.global_rank == 1:
+            sharded_checkpoint._measure = self._kill
+        elif self.place != "parts" and trainer.global_rank == 0:
+            atomic._put_in_place = self._kill
+
+    def _kill(self, partial: Path, path: Path | None = None) -> Any:
+        if self.place == "renamed" and path is not None and path.exists():
+            path.rename(partial.with_suffix(".former"))
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 class NaNAt(Callback):

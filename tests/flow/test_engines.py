@@ -18,7 +18,7 @@ from mim_lightning.io.damaged_file import DamagedFileError
 from mim_lightning.model.checkpoint import load_matcher, verify_checkpoint
 from mim_lightning.model.sharded_checkpoint import INDEX, META, read_sharded
 from mim_lightning.run import Run, find_resumable, identify
-from tests.flow.entry_points import start_ranks, timeless
+from tests.flow.entry_points import read_checkpoint, start_ranks, timeless
 from tests.shop import small
 
 # 21 rows: two batches of 8 and one of 5; in float64, for Adam makes much of rounding
@@ -29,8 +29,25 @@ EXACT = [
     "step.micro_batch_size=3",
     "results_from=last",
 ]
+BAR = "callbacks.progress_bar="
 MIDDLE = 4  # steps, of six: within the second epoch
+PLAIN = ["trainer.precision=64-true", "model=4tower", "trainer.num_sanity_val_steps=0", "results_from=last"]
+IMAGE, TEXT = "model.towers.query_image", "model.towers.product_text"
+SPOILED = "callbacks.progress_bar={_target_: tests.flow.kill_callback.NaNAt, steps: [1, 4]}"
+OPTIONS = {
+    "sigmoid": ["loss=sigmoid", "trainer.accumulate_grad_batches=2", "optim.layer_decay=0.7"],
+    "fused": ["optim.optimizer.fused=true", f"{TEXT}.train=last_n", f"{TEXT}.num_trained_layers=1"],
+    "frozen": [f"{IMAGE}.train=frozen", "step.micro_batch_size=3", "trainer.gradient_clip_algorithm=value"],
+    "lora": [f"{TEXT}.train=lora", "model.lora.rank=2", "optim=sgd", "trainer.gradient_clip_val=0.01"],
+    "fusions": [
+        *("model.fusions.query.kind=gate", "model.fusions.product.kind=learned_sum"),
+        *("model.fusions.product.center=running", "trainer.accumulate_grad_batches=2", "step.micro_batch_size=3"),
+    ],
+    "compiled": ["model.compile=aot_eager", "loss.scale_per_pair=true", f"{IMAGE}.activation_checkpointing=true"],
+    "spoiled": [SPOILED, "callbacks=ema", "callbacks.ema.decay=0.9"],
+}
 ENGINES = {"ddp": "trainer.strategy=ddp", "fsdp": "trainer.strategy=fsdp2"}
+FULLY = "trainer.strategy={_target_: mim_lightning.lit.FullySharded"
 
 
 def saving(folder: Path) -> str:
@@ -50,7 +67,7 @@ def run_of(words: list[str]) -> Run:
 
 def state(path: Path) -> dict[str, torch.Tensor]:
     """Return all tensors of a checkpoint by name: weights, averages and the optimizer's."""
-    content = read_sharded(path) if path.is_dir() else torch.load(path, weights_only=True)
+    content = read_checkpoint(path)
     optimizer = content["optimizer_states"][0]["state"]
     flat = {f"{idx}.{key}": value for idx, part in optimizer.items() for key, value in part.items()}
     live = {f"live {name}": value for name, value in content.get("current_model_state", {}).items()}
@@ -122,6 +139,68 @@ def test_both_engines_end_as_one_process_and_go_on_from_each_other_on_any_number
             assert_ends_as(run, one)
             if num_ranks == 2 and source == engine:
                 assert_ends_as(run, whole[engine, 2], atol=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_ranks", [2, 4])
+def test_options_of_a_step_end_as_one_process_with_both_engines(
+    num_ranks: int, shop: Path, fit: Callable[..., Run]
+) -> None:
+    runs, ones = {}, {}
+    for name, options in OPTIONS.items():
+        words = [*PLAIN, *options, f"paths.runs={shop}/{name}"]
+        ones[name] = fit(*words)
+        for engine, word in ENGINES.items():
+            runs[name, engine] = small(shop, *words, word, f"paths.runs={shop}/{name}/{engine}")
+    train_on(num_ranks, *runs.values())
+    for (name, _), words in runs.items():
+        assert_ends_as(run_of(words), ones[name])
+
+
+@pytest.mark.slow
+def test_whole_checkpoints_and_cached_features_end_as_one_process(shop: Path, fit: Callable[..., Run]) -> None:
+    cache = ["model.towers.query_image.train=frozen", "data.augment=null", "data.feature_cache.enabled=true"]
+    options = {  # float32 and SGD: Adam makes much of rounding
+        "whole": [f"{FULLY}, checkpoints: whole}}", "callbacks=ema", saving(shop / "middle")],
+        "cache": [ENGINES["fsdp"], *cache, f"data.feature_cache.folder={shop}/features"],
+    }
+    runs, ones = {}, {}
+    for name, given in options.items():
+        words = [*PLAIN[1:], "optim=sgd", *given, f"paths.runs={shop}/{name}"]
+        ones[name] = fit(*(word for word in words if not word.startswith(("trainer.strategy", BAR))))
+        runs[name] = small(shop, *words, f"paths.runs={shop}/{name}/two")
+    train_on(2, *runs.values())
+    for name, one in ones.items():
+        two = run_of(runs[name])
+        assert two.last_checkpoint.is_dir() == (name != "whole")
+        assert_ends_as(two, one, atol=1e-5)
+    words = [*PLAIN[1:], "optim=sgd", "callbacks=ema", f"paths.runs={shop}/resumed"]
+    resumed = go_on(shop / "middle" / "mid", small(shop, *words))
+    fit(*words)
+    assert_ends_as(resumed, ones["whole"], atol=1e-5)
+
+
+@pytest.mark.slow
+def test_weights_in_bfloat16_change_no_more_than_bfloat16_does(shop: Path) -> None:
+    half = "trainer.precision=bf16-mixed"
+    options = {
+        "float32": [ENGINES["ddp"]],
+        "ddp": [ENGINES["ddp"], half],
+        "fsdp": [ENGINES["fsdp"], half],
+        "gathered": [f"{FULLY}, gather_dtype: bfloat16}}", half],
+    }
+    runs = {
+        name: small(shop, *PLAIN[1:], "optim=sgd", *given, f"paths.runs={shop}/{name}")
+        for name, given in options.items()
+    }
+    train_on(2, *runs.values())
+    states = {name: state(run_of(words).last_checkpoint) for name, words in runs.items()}
+
+    def distance(one: str, other: str) -> float:
+        names = [name for name, value in states[one].items() if value.is_floating_point()]
+        return max(float((states[one][name] - states[other][name]).abs().max()) for name in names)
+
+    assert distance("ddp", "fsdp") < 1e-6 < distance("fsdp", "gathered") < 2 * distance("float32", "ddp")
 
 
 def check_loading(run: Run) -> None:

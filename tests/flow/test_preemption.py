@@ -15,7 +15,7 @@ import torch
 
 from mim_lightning.config import compose
 from mim_lightning.run import Run, identify
-from tests.flow.entry_points import ROOT, start, timeless, weights
+from tests.flow.entry_points import ROOT, read_checkpoint, start, timeless, weights
 from tests.shop import small
 
 BATCHES = ["model=2tower", "callbacks=ema", "callbacks.ema.decay=0.9", "data.batch_size=6", "data.num_workers=1"]
@@ -28,8 +28,9 @@ def sender(**options: object) -> str:
 
 
 @pytest.mark.slow
-def test_two_processes_stop_at_the_same_step_and_end_as_if_they_had_not(shop: Path) -> None:
-    words = small(shop, *BATCHES, "trainer.devices=2")
+@pytest.mark.parametrize("strategy", ["auto", "fsdp2"])
+def test_two_processes_stop_at_the_same_step_and_end_as_if_they_had_not(shop: Path, strategy: str) -> None:
+    words = small(shop, *BATCHES, "trainer.devices=2", f"trainer.strategy={strategy}")
     finished = start(*words)
     assert finished.returncode == 0, finished.stderr[-3000:]
     whole, _, _ = identify(compose("train", words))
@@ -39,7 +40,7 @@ def test_two_processes_stop_at_the_same_step_and_end_as_if_they_had_not(shop: Pa
         stopped = start(*parts, sender(rank=1, **options))
         assert stopped.returncode == 143, stopped.stderr[-3000:]
         assert stopped.stderr.splitlines()[-1] == f"stopped at step {step} by SIGTERM; the same command resumes"
-        last = torch.load(shop / "parts" / whole.run_id / "checkpoints" / "last.ckpt", weights_only=True)
+        last = read_checkpoint(shop / "parts" / whole.run_id / "checkpoints" / "last.ckpt")
         assert last["global_step"] == step
     finished = start(*parts)
     assert finished.returncode == 0, finished.stderr[-3000:]

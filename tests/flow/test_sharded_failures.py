@@ -12,6 +12,7 @@ from mim_lightning.config import compose
 from mim_lightning.model.checkpoint import verify_checkpoint
 from mim_lightning.run import Run, find_resumable, identify
 from tests.flow.entry_points import read_checkpoint, start, timeless, weights
+from tests.flow.kill_callback import KillInSave
 from tests.shop import small
 
 pytestmark = pytest.mark.slow
@@ -62,7 +63,7 @@ def assert_goes_on(run: Run, whole: Run, words: list[str]) -> None:
     assert not [path for path in run.last_checkpoint.parent.iterdir() if path.name.startswith(".")]
 
 
-def test_an_error_or_a_kill_of_one_process_ends_both_and_the_last_save_is_resumed(shop: Path) -> None:
+def test_an_error_of_one_process_ends_both_and_a_kill_within_a_save_loses_nothing(shop: Path) -> None:
     words = words_with(shop, runs="whole")
     finished = start(*words)
     assert finished.returncode == 0, finished.stderr[-3000:]
@@ -72,3 +73,8 @@ def test_an_error_or_a_kill_of_one_process_ends_both_and_the_last_save_is_resume
         last_line = fail(run, words_with(shop, callback, f"failed{number}"))
         assert last_line.startswith("error: ") and expected in last_line, callback
     assert_goes_on(run, whole, words_with(shop, runs=f"failed{number}"))
+    for place in KillInSave.PLACES:
+        run = Run(whole.run_id, shop / place / whole.run_id)
+        last_line = fail(run, words_with(shop, f"KillInSave, step: {SAVED + 1}, place: {place}", place))
+        assert "died with exit code -9 SIGKILL" in last_line
+        assert_goes_on(run, whole, words_with(shop, runs=place))

@@ -62,6 +62,10 @@ EARLY_STOPPING = "+callbacks.early={_target_: lightning.pytorch.callbacks.EarlyS
             {"strategy": "fsdp2", "precision": "16-mixed"},
             "trainer.precision=16-mixed: trainer=fsdp scales no gradients",
         ),
+        (
+            {"strategy": {"_target_": "mim_lightning.lit.FullySharded", "gather_dtype": "bfloat16"}},
+            "trainer.strategy.gather_dtype=bfloat16: .* give trainer.precision=bf16-mixed",
+        ),
         ({"detect_anomaly": 3}, "trainer.detect_anomaly=3: give true or false"),
     ],
 )

@@ -126,6 +126,11 @@ def _validate_sharding(strategy: Any, precision: Any) -> None:
     is_object = isinstance(strategy, Mapping) and str(strategy.get("_target_")).endswith(".FullySharded")
     if precision == "16-mixed" and (is_object or strategy == "fsdp2"):
         raise ValueError("trainer.precision=16-mixed: trainer=fsdp scales no gradients; give bf16-mixed or 32-true")
+    if is_object and strategy.get("gather_dtype") == "bfloat16" and precision != "bf16-mixed":
+        raise ValueError(
+            f"trainer.strategy.gather_dtype=bfloat16: passes compute in it, inputs with trainer.precision={precision} "
+            "do not; give trainer.precision=bf16-mixed"
+        )
     if precision == "64-true" and is_object:
         raise ValueError("trainer.precision=64-true: not with an object as strategy; give trainer.strategy=fsdp2")
 
