@@ -115,7 +115,8 @@ def test_products_are_added_and_deleted(checkpoint: Path, index: Path, shop: Pat
     assert ids.index("900") == ids.index("000") + 1 and scores["900"] == pytest.approx(scores["000"], abs=1e-6)
     removed = start("checkpoint=", f"output={index}", "delete=[000,nowhere]", module="mim_lightning.build_index")
     assert removed.returncode == 0 and "1 of 2 products" in removed.stdout, removed.stderr
-    found = search(f"index={index}", f"image={shop}/shop/shop0.jpg", "json=true", "output_image=null", cwd=shop)
+    photo = f"image={shop}/shop/shop0.jpg"
+    found = search(f"index={index}", photo, "box=[0,0,1,1]", "json=true", "output_image=null", cwd=shop)
     assert [hit["product_id"] for hit in json.loads(found.stdout)["hits"]] == [i for i in ids if i != "000"]
 
 
@@ -131,6 +132,7 @@ def test_errors_are_one_line(checkpoint: Path, index: Path, shop: Path) -> None:
         ([f"index={index}", f"image={shop}/text.jpg"], "text.jpg"),
         ([f"index={index}", f"image={photo}", "where={colour: red}"], "colour"),
         ([f"index={index}", "like=999"], "999"),
+        ([f"index={index}", f"image={photo}", "box=[1,2]"], "box=[1, 2]: give left, top, right and bottom"),
         ([f"index={index}", "text=red", "k=0"], "k=0: must be at least 1"),
         (["text=red"], "index: needs a value"),
     ):

@@ -11,7 +11,7 @@ from PIL import Image
 
 from mim_lightning.data.images.codec import normalize_encoding
 from mim_lightning.data.images.transforms import eval_image
-from mim_lightning.inference.image_inputs import ImageInput, prepare_images
+from mim_lightning.inference.image_inputs import BoxedImage, ImageInput, prepare_images
 from mim_lightning.types import ImageSpec
 
 SPEC = ImageSpec(size=(24, 24))
@@ -108,3 +108,33 @@ def test_a_file_that_is_no_image_is_named(image: ImageInput, message: str) -> No
     with pytest.raises(ValueError, match=f"^{message}") as caught:
         prepare_images([corners(30, 30), image], SPEC, 512, [0, 1])
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_a_box_is_a_part_of_the_upright_image(orientation: int) -> None:
+    """Its quarters differ: the top left one of the upright image is red whatever the file's orientation."""
+    upright = corners(80, 60)
+    turned = {1: 0, 3: 180, 6: 90, 8: 270}[orientation]  # the file holds the image turned back
+    data = encoded(upright.rotate(turned, expand=True), "PNG", orientation)
+    for box, expected in {
+        (0, 0, 0.5, 0.5): (255, 0, 0),
+        (0.5, 0, 1, 0.5): (0, 128, 0),
+        (0.1, 0.6, 0.4, 0.9): (0, 0, 255),
+    }.items():
+        pixels = prepared(BoxedImage(data, box), max_side=16)
+        assert pixels.reshape(3, -1).float().mean(1).round().tolist() == list(expected)
+
+
+def test_a_box_is_decoded_with_the_pixels_that_it_needs() -> None:
+    """A small part of a large photo has more detail than the same part of the photo as it would be stored."""
+    fine = np.tile(np.array([[0, 255], [255, 0]], np.uint8), (512, 512))  # a checkerboard of single pixels
+    photo = Image.fromarray(np.repeat(fine[:, :, None], 3, 2))
+    part = prepared(BoxedImage(encoded(photo, "PNG"), (0, 0, 24 / 1024, 24 / 1024)), max_side=64)
+    assert part.float().std() > 100
+    assert prepared(encoded(photo, "JPEG"), max_side=64).float().std() < 60
+
+
+@pytest.mark.parametrize("box", [(0, 0, 0, 1), (0, 0, 1), (0.5, 0, 0.4, 1), (-0.1, 0, 1, 1), (0, 0, 1, float("nan"))])
+def test_a_box_without_an_area_is_refused(box: tuple[float, ...]) -> None:
+    with pytest.raises(ValueError, match=r"box=.*: give left, top, right and bottom as fractions of the image"):
+        BoxedImage(b"", box)  # type: ignore[arg-type]

@@ -66,6 +66,8 @@ def test_the_largest_weights_leave_the_direction() -> None:
         ({"text": "mug", "fields": {"text": "cup"}}, "fields.text: is a part of every query; give text="),
         ({"not_text": "leather"}, "the query is empty"),
         ({"text": "mug", "num_hits": 0}, "k=0: must be at least 1"),
+        ({"text": "mug", "box": (0, 0, 1, 1)}, "box: is a part of an image; give image= too"),
+        ({"images": (b"",), "box": (0, 0.5, 1, 0.5)}, "box=0,0.5,1,0.5: give left, top, right and bottom"),
         ({"text": "mug", "weights": {"picture": 1.0}}, "weights.picture: no such part; there are image, text"),
         ({"text": "mug", "weights": {"text": -1.0}}, "weights.text=-1.0: must be between 0"),
         ({"text": "mug", "weights": {"text": float("nan")}}, "weights.text=nan"),

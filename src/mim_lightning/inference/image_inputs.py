@@ -8,7 +8,9 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Union
 
 import numpy as np
 import torch
@@ -20,11 +22,43 @@ from mim_lightning.data.images.limits import read_image_file
 from mim_lightning.data.images.transforms import eval_image
 from mim_lightning.types import ImageSpec
 
-ImageInput = bytes | EncodedImage | str | Path | Image.Image | np.ndarray
-"""Encoded bytes, the same with their header parsed, a path, a PIL image, or (H, W, 3) uint8 RGB."""
+Box = tuple[float, float, float, float]
+"""Left, top, right and bottom, as fractions of the width and height of an upright image."""
+ImageInput = Union[bytes, EncodedImage, str, Path, Image.Image, np.ndarray, "BoxedImage"]
+"""Encoded bytes, the same with their header parsed, a path, a PIL image, (H, W, 3) uint8 RGB, or a box of these."""
 
 PPM_MODES = ("RGB", "L")  # of PIL images that PPM stores without loss
 PNG_MODES = ("1", "LA", "P", "RGBA", "I", "I;16")
+
+
+@dataclass(frozen=True)
+class BoxedImage:
+    """The part of an image that shows what is meant.
+
+    Raises:
+        ValueError: the box is empty, or reaches out of the image.
+    """
+
+    image: bytes | EncodedImage | str | Path | Image.Image | np.ndarray
+    box: Box
+
+    def __post_init__(self) -> None:
+        validate_box(self.box)
+
+    @property
+    def work_pixels(self) -> int:
+        """The memory that decoding an encoded image takes, see `EncodedImage`: all of it, if the box is small."""
+        image = EncodedImage.of(self.image)  # type: ignore[arg-type]
+        return max(image.work_pixels, math.prod(image.size))
+
+
+def validate_box(box: Sequence[float]) -> None:
+    """Raise ValueError unless it is a `Box` with an area."""
+    if len(box) != 4 or not (0 <= box[0] < box[2] <= 1 and 0 <= box[1] < box[3] <= 1):
+        given = ",".join(f"{side:g}" for side in box)
+        raise ValueError(
+            f"box={given}: give left, top, right and bottom as fractions of the image, such as box=[0.1,0.2,0.6,0.9]"
+        )
 
 
 class ImageInputError(ValueError):
@@ -57,14 +91,19 @@ def prepare_images(
     out = torch.empty(len(images), 3, *spec.size, dtype=torch.uint8)
     for row, image, position in zip(out, images, positions, strict=True):
         try:
-            row.copy_(eval_image(_decode_as_stored(_encode(image), max_side), spec))
+            if isinstance(image, BoxedImage):
+                found: EncodedImage | np.ndarray = _decode_box(_encode(image.image), image.box, max_side)
+            else:
+                found = _decode_as_stored(_encode(image), max_side)
+            row.copy_(eval_image(found, spec))
         except (ValueError, OSError, SyntaxError) as error:
-            path = image if isinstance(image, (str, Path)) else None
+            source = image.image if isinstance(image, BoxedImage) else image
+            path = source if isinstance(source, (str, Path)) else None
             raise ImageInputError(position, _reason(error), path) from error
     return out
 
 
-def _encode(image: ImageInput) -> bytes | EncodedImage:
+def _encode(image: bytes | EncodedImage | str | Path | Image.Image | np.ndarray) -> bytes | EncodedImage:
     """Return an image as the bytes of a file with exactly its pixels."""
     if isinstance(image, bytes | EncodedImage):
         return image
@@ -99,6 +138,20 @@ def _decode_as_stored(data: bytes | EncodedImage, max_side: int | None) -> Encod
     if max_side is None or longest <= max_side:
         return as_stored(image)
     return decode_upright(image, *(math.ceil(side * max_side / longest) for side in image.size))
+
+
+def _decode_box(data: bytes | EncodedImage, box: Box, max_side: int | None) -> np.ndarray:
+    """Return the pixels in a box of the upright image, decoded no larger than an image of this part is stored."""
+    image = EncodedImage.of(data)
+    left, top, right, bottom = box
+    # the stored sides may be swapped: the shorter one bounds what either is of the part
+    longest = max(right - left, bottom - top) * min(image.size)
+    scale = 1.0 if max_side is None else min(1.0, max_side / longest)
+    pixels = decode_upright(image, *(math.ceil(side * scale) for side in image.size))
+    height, width = pixels.shape[:2]
+    first_row, first_column = min(int(top * height), height - 1), min(int(left * width), width - 1)
+    end_row, end_column = math.ceil(bottom * height), math.ceil(right * width)
+    return np.ascontiguousarray(pixels[first_row:end_row, first_column:end_column])
 
 
 def _reason(error: Exception) -> str:

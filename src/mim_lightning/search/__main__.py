@@ -33,6 +33,7 @@ def search(config: dict[str, Any]) -> None:
         raise ValueError(f"fields={fields}: give texts by name, as fields={{query_category: mugs}}")
     query = SearchQuery(
         images=tuple(images),
+        box=_box(config["box"]),
         text=_text(config["text"]),
         not_text=_text(config["not_text"]),
         like=_text(config["like"]),
@@ -57,6 +58,15 @@ def search(config: dict[str, Any]) -> None:
         save_image(drawn, Path(config["output_image"]))
         if not config["json"]:
             print(f"image: {config['output_image']}")
+
+
+def _box(value: Any) -> tuple[float, float, float, float] | None:
+    if value is None:
+        return None
+    sides = value if isinstance(value, list) else [value]
+    if len(sides) != 4 or not all(isinstance(side, int | float) for side in sides):
+        raise ValueError(f"box={value}: give left, top, right and bottom as fractions, such as box=[0.1,0.2,0.6,0.9]")
+    return sides[0], sides[1], sides[2], sides[3]
 
 
 def _text(value: Any) -> str | None:

@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from mim_lightning.inference.image_inputs import Box, BoxedImage, validate_box
+
 PARTS = ("image", "text", "not_text", "like")
 MAX_WEIGHT = 1e6  # float32 squares the sum: with weights of 1e19 every score would be 0
 
@@ -21,6 +23,7 @@ class SearchQuery:
 
     Attributes:
         images: of the same thing, averaged. Whatever the encoder takes: bytes, paths, images.
+        box: the part of the first image that is meant, a `Box`; None: all of it.
         text: what it should be.
         not_text: what it should not be.
         like: id of a product in the index to find similar ones to.
@@ -38,6 +41,7 @@ class SearchQuery:
     num_hits: int = 10
     where: Mapping[str, Any] | None = None
     fields: Mapping[str, str] = field(default_factory=dict)
+    box: Box | None = None
 
     def __post_init__(self) -> None:
         for name, words in self.fields.items():
@@ -47,9 +51,20 @@ class SearchQuery:
                 raise ValueError(f"fields.{name}: give a text, not {words!r}")
         if not (self.images or self.text or self.like or self.fields):
             raise ValueError("the query is empty; give image=, text= or like=, or several of them")
+        if self.box is not None:
+            if not self.images:
+                raise ValueError("box: is a part of an image; give image= too")
+            validate_box(self.box)
         if self.num_hits < 1:
             raise ValueError(f"k={self.num_hits}: must be at least 1")
         validate_weights(self.weights, tuple(self.fields))
+
+    @property
+    def boxed_images(self) -> list[Any]:
+        """The images, of the first the part that is meant."""
+        if self.box is None:
+            return list(self.images)
+        return [BoxedImage(self.images[0], self.box), *self.images[1:]]
 
 
 @dataclass(frozen=True)

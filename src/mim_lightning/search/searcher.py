@@ -125,7 +125,7 @@ class Searcher:
         towers = [None] * len(texts) + list(query.fields)
         texts |= query.fields
         together = {"image_text": image_text} if image_text else {}
-        images_ND, texts_MD = self.encoder.embed_parts(list(query.images), list(texts.values()), towers, **together)
+        images_ND, texts_MD = self.encoder.embed_parts(query.boxed_images, list(texts.values()), towers, **together)
         if query.images:
             parts["image_text" if image_text else "image"] = mean_direction(images_ND)
         parts |= dict(zip(texts, texts_MD, strict=True))

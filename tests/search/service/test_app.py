@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import threading
 import time
@@ -16,6 +17,7 @@ import pytest
 pytest.importorskip("fastapi", reason="the extra `serve` is not installed")
 
 from fastapi.testclient import TestClient
+from PIL import Image
 
 from mim_lightning.config import compose
 from mim_lightning.online.assignment import Arm, Experiment
@@ -25,7 +27,7 @@ from mim_lightning.search.service.request_limits import RefusedError
 from mim_lightning.search.service.server import read_api_key
 from mim_lightning.serve import serve
 from tests.data.images.hostile import png, scanned
-from tests.search.service.color_shop import FINGERPRINT, color_service, square
+from tests.search.service.color_shop import COLORS, FINGERPRINT, color_service, square
 from tests.search.service.test_request_limits import png_of
 
 LIMITS = {"upload_bytes": 100_000, "pixels": 10_000, "text_length": 50, "num_images": 2, "num_hits": 20}
@@ -54,6 +56,18 @@ def test_image_text_both_and_similar_products(client: TestClient) -> None:
     assert "red-1" not in ids(client.post("/search", data={"like": "red-1"}))
     without = ids(client.post("/search", data={"text": "grey", "not_text": "grey blue", "weights": '{"not_text": 1}'}))
     assert without[-1] == "blue-1"
+
+
+def test_a_box_says_what_is_meant(client: TestClient) -> None:
+    both = Image.new("RGB", (64, 32), COLORS["red"])
+    both.paste(COLORS["blue"], (32, 0, 64, 32))
+    both.save(out := io.BytesIO(), "PNG")
+    photo = {"image": ("q.png", out.getvalue())}
+    for box, color in (("0,0,0.5,1", "red"), ("[0.5, 0, 1, 1]", "blue")):
+        assert ids(client.post("/search", files=photo, data={"box": box}))[0] == f"{color}-1"
+    for box, message in (("0,0,1", "box=0,0,1: give left, top"), ("a,b", "box: give four fractions")):
+        refused = client.post("/search", files=photo, data={"box": box})
+        assert refused.status_code == 422 and message in refused.json()["error"]
 
 
 def test_filters_and_numbers_of_hits(client: TestClient) -> None:

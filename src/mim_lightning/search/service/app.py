@@ -96,6 +96,9 @@ def make_routes(service: SearchService, has_key: bool = False) -> FastAPI:
     @app.post("/search")
     def search(
         image: Annotated[list[UploadFile], File(description="images of the same item")] = [],  # noqa: B006
+        box: Annotated[
+            str | None, Form(description="part of the first image, as fractions: left,top,right,bottom")
+        ] = None,
         text: Annotated[str | None, Form(description="text of the query")] = None,
         not_text: Annotated[str | None, Form(description="text to avoid")] = None,
         like: Annotated[str | None, Form(description="id of a product to find similar ones of")] = None,
@@ -109,6 +112,7 @@ def make_routes(service: SearchService, has_key: bool = False) -> FastAPI:
         """Find products by images, text, another product, or all of them."""
         query = _query(
             images=tuple(upload.file.read() for upload in image),
+            box=_box(box) if box else None,
             text=_encodable("text", (text or "").strip()),
             not_text=_encodable("not_text", (not_text or "").strip()),
             like=_encodable("like", like),
@@ -156,6 +160,13 @@ def _query(**parts: Any) -> SearchQuery:
         return SearchQuery(**parts)
     except ValueError as error:
         raise RefusedError(422, str(error)) from error
+
+
+def _box(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(side) for side in text.strip("[]").split(","))
+    except ValueError:
+        raise RefusedError(422, "box: give four fractions of the image: left,top,right,bottom") from None
 
 
 def _encodable(name: str, text: str | None) -> str | None:

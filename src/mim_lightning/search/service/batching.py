@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from mim_lightning.data.images.codec import EncodedImage
-from mim_lightning.inference.image_inputs import ImageInputError
+from mim_lightning.inference.image_inputs import BoxedImage, ImageInputError
 from mim_lightning.inference.query_product_fusion import group_rows
 from mim_lightning.model.fusion import Fusions
 from mim_lightning.search.service.request_limits import PixelBudget
@@ -120,7 +120,8 @@ class BatchingEncoder:
         rows = []
         for position, image in enumerate(images):
             try:
-                with self._budget.reserve(EncodedImage.of(image).work_pixels):
+                boxed = image if isinstance(image, BoxedImage) else EncodedImage.of(image)
+                with self._budget.reserve(boxed.work_pixels):
                     rows.append(self._model.prepare_images([image]))
             except ImageInputError as error:
                 raise ImageInputError(position, error.reason) from error.__cause__
