@@ -280,4 +280,13 @@ def build_objective(config: Mapping[str, Any], names: tuple[str, ...], dimension
     options = dict(config["loss"])
     if isinstance(options.get("grades"), Mapping):
         options["grades"] = build_partial(options["grades"], "loss.grades")
-    return construct("loss", Objective, pairs, build(options.pop("function")), names, dimension=dimension, **options)
+    vectors = [name for name, path in (config["data"].get("vectors") or {}).items() if path is not None]
+    for name in vectors:
+        if name in names:
+            raise ValueError(f"data.vectors.{name}: the model has a tower or fusion of that name; give another one")
+        if not any(name in (pair.left, pair.right) for pair in pairs.values()):
+            raise ValueError(
+                f"data.vectors.{name}: is in no pair; add '+model.pairs.{name}={{left: <tower>, right: {name}}}'"
+            )
+    known = {"dimension": dimension, "vectors": vectors}
+    return construct("loss", Objective, pairs, build(options.pop("function")), names, **known, **options)

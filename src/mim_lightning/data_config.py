@@ -105,6 +105,11 @@ def describe_data(data: Mapping[str, Any], source: Mapping[str, Any] | None) -> 
     others: dict[str, Any] = {}
     if data.get("distractors"):
         others["distractors"] = _described(data["distractors"])
+    if data.get("vectors"):
+        from mim_lightning.data.loading.vector_table import digest_vectors, validate_vectors
+
+        files = validate_vectors(data["vectors"])
+        others |= {"vectors": {name: digest_vectors(path) for name, path in files.items()}} if files else {}
     if mixed := {name: entry for name, entry in (data.get("mixture") or {}).items() if entry}:
         # under their first names, as run ids hold them
         entries = to_first({"data": {"mixture": mixed}})["data"]["mix"]

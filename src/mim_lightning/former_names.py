@@ -97,6 +97,7 @@ ADDED_KEYS: dict[str, tuple[Any, ...]] = {
     "callbacks.retrieval_eval.widths": (None, "${oc.select:loss.widths,null}"),
     "data.compose": (None,),
     "data.reference_products": (False,),
+    "data.vectors": ({}, None),
     "data.version": (None,),
     "encoder.text.length_buckets": tuple(range(1, 65)),  # rounding alone
     "model.towers.*.activation_checkpointing": (False, True),

@@ -27,6 +27,7 @@ OPEN_SECTIONS = (
     "optim.lr_scales.",
     "model.fusions.",
     "data.mixture.",
+    "data.vectors.",
     "data.source.columns.",
     "data.source.fields.",
     "callbacks.retrieval_eval.",

@@ -62,7 +62,7 @@ NOT_IN_RUN_ID_OF = {
     "encoder": ("training",),  # optim, loss and trainer have its values
     # the data themselves are described instead
     "data": (
-        *("folder", "source", "validation", "distractors", "mixture", "num_workers", "eval_batch_size"),
+        *("folder", "source", "validation", "distractors", "mixture", "vectors", "num_workers", "eval_batch_size"),
         *("cache", "feature_cache"),
         *("on_corrupt_sample", "max_corrupt_samples"),  # a run that met a damaged shard goes on under its id
     ),
@@ -81,14 +81,14 @@ NOT_IN_RUN_ID_OF = {
         "optuna_pruning",
     ),
 }
-# the same by dotted key, but for what decides: run ids describe `data.source` and `data.mixture` instead of naming them
+# the same by dotted key, but for what decides: run ids describe `data.source`, `data.mixture` and `data.vectors`
 PLACEMENT_KEYS = (
     *NOT_IN_RUN_ID,
     *(
         f"{section}.{key}"
         for section, keys in NOT_IN_RUN_ID_OF.items()
         for key in keys
-        if key not in ("source", "mixture")
+        if key not in ("source", "mixture", "vectors")
     ),
 )
 PENDING_ID = "<run-id>"  # in conf/train.yaml, until the id is known

@@ -130,6 +130,8 @@ class Batch:
     # training only, what the objective asks for: WEIGHT and LOG_FREQUENCY, (B,) float32
     columns: dict[str, Tensor] = field(default_factory=dict)
     num_references: int = 0  # training only
+    # training only, by column of vectors: (B, D) float32 of unit length, zero where the row has none
+    vectors: dict[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.query_keys) - self.num_references

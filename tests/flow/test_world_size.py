@@ -5,6 +5,8 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet
 import pytest
 import torch
 
@@ -26,12 +28,24 @@ EXACT = [
 ]
 
 
+def write_teachers(shop: Path) -> list[str]:
+    """Write vectors of all products and of some, and return pairs with them of each loss."""
+    words = []
+    for name, num_products, width, loss in (("product_old", 7, 16, "cosine"), ("product_large", 5, 9, "relational")):
+        vectors = torch.randn(num_products, width, generator=torch.Generator().manual_seed(width)).tolist()
+        table = pa.table({"product_id": [f"{number:03d}" for number in range(num_products)], "vector": vectors})
+        pyarrow.parquet.write_table(table, shop / f"{name}.parquet")
+        pair = f"{{left: product, right: {name}, loss: {loss}}}"
+        words += [f"data.vectors.{name}={shop}/{name}.parquet", f"+model.pairs.{name}={pair}"]
+    return [*words, "+model.pairs.new_to_old={left: query, right: product_old}"]
+
+
 @pytest.fixture
 def two_processes(shop: Path) -> Path:
     """Run a sweep over kinds of steps with two processes a job."""
-    runs = shop / "two"
+    runs, teachers = shop / "two", write_teachers(shop)
     finished = start(
-        "-m", *small(shop, *EXACT, f"paths.runs={runs}", "trainer.devices=2", "step.micro_batch_size=null,3")
+        "-m", *small(shop, *EXACT, *teachers, f"paths.runs={runs}", "trainer.devices=2", "step.micro_batch_size=null,3")
     )
     assert finished.returncode == 0, finished.stderr[-3000:]
     assert "2 jobs" in finished.stdout and "step.micro_batch_size=3" in finished.stdout
@@ -41,10 +55,10 @@ def two_processes(shop: Path) -> Path:
 def test_one_process_and_two_end_equal_with_micro_batches_and_without(
     shop: Path, two_processes: Path, fit: Callable[..., Run]
 ) -> None:
-    one = fit(*EXACT)
+    one, teachers = fit(*EXACT, *write_teachers(shop)), write_teachers(shop)
     for size in STEPS:
         step = f"step.micro_batch_size={'null' if size is None else size}"
-        two = identify(compose("train", small(shop, *EXACT, f"paths.runs={two_processes}", step)))[0]
+        two = identify(compose("train", small(shop, *EXACT, *teachers, f"paths.runs={two_processes}", step)))[0]
         assert (two.run_id == one.run_id) == (size is None)
         for name, value in weights(one).items():
             torch.testing.assert_close(weights(two)[name], value, rtol=0, atol=1e-9)

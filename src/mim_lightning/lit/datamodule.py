@@ -7,6 +7,7 @@ stream in the checkpoint.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,13 @@ from mim_lightning.data.loading.corrupt_samples import CorruptSamplePolicy
 from mim_lightning.data.loading.feature_cache import FeatureCacheSettings, FeatureTable
 from mim_lightning.data.loading.loader import SequentialLoader, ShardDataset, StreamLoader
 from mim_lightning.data.loading.references import ReferenceReader
+from mim_lightning.data.loading.vector_table import (
+    VectorTable,
+    digest_vectors,
+    open_vectors,
+    read_width,
+    validate_vectors,
+)
 from mim_lightning.data.manifest.composed_rows import parse_variants
 from mim_lightning.data.manifest.manifest import Source
 from mim_lightning.data.preparation.opened_data import DISTRACTORS as DISTRACTOR_SET
@@ -42,7 +50,7 @@ from mim_lightning.io.machine import num_cores
 from mim_lightning.io.paths import to_path_or_url
 from mim_lightning.types import LOG_FREQUENCY, ImageSpec, TowerSpec, fields_of, side_of, specs_by_field
 
-CONTENT = "content"  # in a checkpoint: digest of the training set
+CONTENT, VECTORS = "content", "vectors"  # in a checkpoint: digests of the training set, and of `vectors` by name
 QUERIES, GALLERY, DISTRACTORS = 0, 1, 2  # the dataloader_idx of the validation loaders
 
 
@@ -80,6 +88,8 @@ class MatchDataModule(LightningDataModule):
         version: of data that were changed since they were prepared, in `folder` or by name: see `parse_versions`; None:
             the newest when they are opened.
         versions: all of them by name, where a run goes on with those that it started with.
+        vectors: Parquet files of vectors by product or query id, by name of a side of a pair: see
+            `data.loading.vector_table`.
 
     Attributes:
         opened: the shard sets, each opened once.
@@ -118,6 +128,7 @@ class MatchDataModule(LightningDataModule):
         prepared: PreparedData | None = None,
         version: int | Mapping[str, int] | None = None,
         versions: Mapping[str, int] | None = None,
+        vectors: Mapping[str, str | None] | None = None,
     ) -> None:
         super().__init__()
         self.name, self.specs, self.augment = name, dict(specs), augment
@@ -141,6 +152,8 @@ class MatchDataModule(LightningDataModule):
         self._embedded: dict[int, np.ndarray] = {}  # by dataloader_idx
         self._was_checked: dict[bool, bool] = {}  # for training, or for evaluation alone
         self._features: dict[str, FeatureTable] = {}  # by tower
+        self.vectors = dict(vectors or {})
+        self._vectors: dict[str, Path] = {}  # of `vectors`, what training reads
         self._columns: tuple[str, ...] = ()
         self._column_values: dict[str, np.ndarray] = {}  # of `_columns`
         self._train_loader: StreamLoader | None = None
@@ -174,6 +187,7 @@ class MatchDataModule(LightningDataModule):
         _ = self.opened.queries
         self.opened.validate_distractors()
         if is_training:
+            self._open_vectors()
             self.opened.validate_mix()
             self.train_order(self.opened.train)
         self._was_checked[is_training] = True
@@ -211,12 +225,10 @@ class MatchDataModule(LightningDataModule):
                     log_frequencies(shards, self.present_order()) if is_frequency else read_column(shards, "weights")
                 )
         return Collate(
-            self.specs,
-            shards.max_relevant,
-            self.augment,
-            self.seed,
+            *(self.specs, shards.max_relevant, self.augment, self.seed),
             features=features,
             columns=self._column_values,
+            vectors=self._open_vectors(),
             references=ReferenceReader.of(shards, self.opened.train_catalogs) if self.reference_products else None,
         )
 
@@ -232,6 +244,20 @@ class MatchDataModule(LightningDataModule):
                 "data.reference_products=true references draw products too; set one of them to false"
             )
         self._columns = tuple(names)
+
+    def use_vectors(self, names: Sequence[str]) -> dict[str, int]:
+        """Give training batches columns of `vectors`, and return the dimension of each.
+
+        Raises:
+            ValueError: a file is missing, or has no vectors.
+        """
+        found = validate_vectors({name: self.vectors[name] for name in names})
+        self._vectors = found
+        return {name: read_width(name, path) for name, path in found.items()}
+
+    def _open_vectors(self) -> dict[str, VectorTable]:
+        root = (self.feature_cache or FeatureCacheSettings()).root.parent / "vectors"
+        return {name: open_vectors(name, path, root) for name, path in self._vectors.items()}
 
     def is_deterministic(self, tower: str) -> bool:
         """Return whether nothing is random in what a tower gets of a training row."""
@@ -355,10 +381,18 @@ class MatchDataModule(LightningDataModule):
     def state_dict(self) -> dict[str, Any]:
         if self._train_loader is None:
             return {}
-        return {**self._train_loader.state_dict(), CONTENT: self._train_loader.ranks.shards.digest}
+        vectors = {name: digest_vectors(path) for name, path in self._vectors.items()}
+        state = {**self._train_loader.state_dict(), CONTENT: self._train_loader.ranks.shards.digest}
+        return state | ({VECTORS: vectors} if vectors else {})
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._state = state_dict or None
+        for name, digest in state_dict.get(VECTORS, {}).items():
+            if name in self._vectors and digest_vectors(self._vectors[name]) != digest:
+                raise ValueError(
+                    f"data.vectors.{name}={self._vectors[name]}: its content changed since the checkpoint was written; "
+                    "restore the former file, or train under another run.id"
+                )
         if self._train_loader and self._state:
             self._train_loader.use_order(self.train_order(self._train_loader.ranks.shards))
             self._restore_position(self._train_loader, self._state)

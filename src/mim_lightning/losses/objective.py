@@ -6,7 +6,7 @@ The paper's equations are not public: the pairs, the symmetric loss and the one 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 
@@ -20,6 +20,7 @@ from mim_lightning.losses.grades import GRADE_FUNCTIONS
 from mim_lightning.losses.pair_tiles import MAX_SCALE, Side
 from mim_lightning.losses.positives import share_product
 from mim_lightning.losses.rows import LossRows, truth_of, without_repeated_references
+from mim_lightning.losses.teaching import RELATIONAL, TEACHER_LOSSES, teach, with_vectors
 from mim_lightning.losses.tiled import PairLoss, function_of, has_tiled_form, tiled_losses
 from mim_lightning.precision import at_least_float32
 from mim_lightning.types import LOG_FREQUENCY, WEIGHT, Batch, Embeddings, StepResult, side_of
@@ -36,11 +37,24 @@ _Losses = tuple[Tensor, dict[str, Tensor], Tensor, Tensor]  # total, by pair, ro
 
 @dataclass(frozen=True)
 class Pair:
-    """Two towers or fusions that should agree, and the weight of their loss."""
+    """Two towers or fusions that should agree, or one and a column of another model's vectors.
+
+    Attributes:
+        weight: of the pair's loss.
+        loss: "cosine" or "relational", of a tower or fusion and a column of vectors, see `losses.teaching`; None: the
+            contrastive loss of all pairs.
+        temperature: of "relational": the smaller, the more only a row's nearest others count.
+    """
 
     left: str
     right: str
     weight: float = 1.0
+    loss: str | None = None
+    temperature: float = 0.1
+
+    @property
+    def is_contrastive(self) -> bool:
+        return self.loss is None
 
 
 class Objective(nn.Module):
@@ -73,6 +87,7 @@ class Objective(nn.Module):
         scale: "learned"; "fixed": remains `init_scale`; "none": the loss gets cosines.
         row_weights: whether rows count by the manifest's column `weight`.
         grades: from grades to weights above 0, or its name in `losses.grades`; None: all grades count alike.
+        vectors: names of the columns of vectors, which a pair may name as it names a tower.
         popularity_correction: subtract the log of how often a product is drawn from its logits as a column: in-batch
             negatives are drawn by popularity, and popular products would be ranked too low (logQ, Yi et al. 2019,
             eq. 3). With info_nce only: the correction is one of a softmax.
@@ -100,14 +115,17 @@ class Objective(nn.Module):
         popularity_correction: bool = False,
         widths: Mapping[int, float] | None = None,
         dimension: int | None = None,
+        vectors: Sequence[str] = (),
     ) -> None:
         super().__init__()
         if scale not in SCALES:
             raise ValueError(f"loss.scale={scale}: choose one of {', '.join(SCALES)}")
         for pair_name, pair in pairs.items():
             for name in (pair.left, pair.right):
-                if name not in names:
-                    raise ValueError(f"model.pairs.{pair_name}: no tower or fusion '{name}'; there are {list(names)}")
+                if name not in (*names, *vectors):
+                    there = [*names, *vectors]
+                    raise ValueError(f"model.pairs.{pair_name}: no tower or fusion '{name}'; there are {there}")
+            _validate_teacher(pair_name, pair, vectors)
             if pair.weight < 0:
                 raise ValueError(f"model.pairs.{pair_name}.weight={pair.weight}: must not be negative")
         if init_scale > max_scale:
@@ -129,13 +147,15 @@ class Objective(nn.Module):
         self.pairs = {name: pair for name, pair in pairs.items() if pair.weight > 0}
         weights = validate_width_weights("loss.widths", widths, dimension)
         self._widths = ((None, 1.0), *weights.items())  # None: the full width
+        self.contrastive = {name: pair for name, pair in self.pairs.items() if pair.is_contrastive}
+        self.vectors = tuple(name for name in vectors if name in self._sides_of(self.pairs))
         self.loss = loss
         self._grade_weights = GRADE_FUNCTIONS[grades] if isinstance(grades, str) else grades
         wanted = {WEIGHT: row_weights, LOG_FREQUENCY: popularity_correction}
         self.columns = tuple(name for name, is_wanted in wanted.items() if is_wanted)
         self.max_scale, self.max_log_scale = max_scale, math.log(max_scale)
         self.fixed_scale = {"learned": None, "fixed": init_scale, "none": 1.0}[scale]
-        scale_names = list(self.pairs) if scale_per_pair else ["all"]
+        scale_names = list(self.contrastive) if scale_per_pair else ["all"] if self.contrastive else []
         self.log_scales = nn.ParameterDict(
             {name: nn.Parameter(torch.tensor(math.log(init_scale))) for name in scale_names if scale == "learned"}
         )
@@ -146,14 +166,36 @@ class Objective(nn.Module):
     @property
     def sides(self) -> tuple[str, ...]:
         """The towers and fusions of all pairs."""
-        return tuple(dict.fromkeys(name for pair in self.pairs.values() for name in (pair.left, pair.right)))
+        return tuple(name for name in self._sides_of(self.pairs) if name not in self.vectors)
+
+    @staticmethod
+    def _sides_of(pairs: Mapping[str, Pair]) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(name for pair in pairs.values() for name in (pair.left, pair.right)))
+
+    def validate_dimensions(self, width: int, widths: Mapping[str, int]) -> None:
+        """Check that vectors have the dimension of the model where the loss compares them with its own.
+
+        Raises:
+            ValueError: they do not; names the pair.
+        """
+        for name, pair in self.pairs.items():
+            for side in (pair.left, pair.right):
+                if pair.loss != RELATIONAL and widths.get(side, width) != width:
+                    raise ValueError(
+                        f"model.pairs.{name}: '{side}' has {widths[side]} dimensions, the model {width}; give "
+                        f"embed_dim={widths[side]}, or loss: {RELATIONAL} to the pair, which compares rows with rows"
+                    )
 
     def forward(self, embeddings: Embeddings, batch: Batch) -> StepResult:
         with torch.no_grad():
             for log_scale in self.log_scales.values():
                 # in place: a clamp in the graph has no gradient above the maximum
                 log_scale.clamp_(max=self.max_log_scale)
-        local = LossRows.of(embeddings, batch, self.sides, self.columns, self._grade_weights is not None)
+        if self.vectors:
+            embeddings = with_vectors(embeddings, {name: batch.vectors[name] for name in self.vectors})
+        local = LossRows.of(
+            embeddings, batch, self._sides_of(self.pairs), self.columns, self._grade_weights is not None
+        )
         every = local.gathered()
         if batch.num_references:
             local, every = without_repeated_references(local, every, batch.num_references)
@@ -164,8 +206,16 @@ class Objective(nn.Module):
         compute = self._compute_tiled if is_tiled else self._compute_whole
         # in float32: autocast would round similarities, which are then multiplied by up to 100
         with torch.autocast(batch.product_keys.device.type, enabled=False):
-            vectors = {name: at_least_float32(embeddings.vectors[name]) for name in self.sides}
-            loss, per_pair, num_rows, num_negatives = compute(vectors, local, every)
+            vectors = {name: at_least_float32(embeddings.vectors[name]) for name in self._sides_of(self.pairs)}
+            if self.contrastive:
+                loss, per_pair, num_rows, num_negatives = compute(vectors, local, every)
+            else:
+                loss = num_rows = num_negatives = batch.query_keys.new_zeros(())
+                per_pair = {}
+            for name, pair in self.pairs.items():
+                if not pair.is_contrastive:
+                    per_pair[name] = self._teach(pair, vectors, local, batch)
+                    loss = loss + pair.weight * per_pair[name]
         return StepResult(
             loss=loss,
             per_pair={name: value.detach() for name, value in per_pair.items()},
@@ -178,29 +228,45 @@ class Objective(nn.Module):
             },
         )
 
+    def _teach(self, pair: Pair, vectors: Mapping[str, Tensor], local: LossRows, batch: Batch) -> Tensor:
+        student, teacher = (pair.left, pair.right) if pair.right in self.vectors else (pair.right, pair.left)
+        assert pair.loss is not None
+        return teach(
+            pair.loss,
+            vectors[student],
+            vectors[teacher],
+            local.present[student] & local.present[teacher],
+            batch.product_keys if side_of(teacher) == PRODUCT else batch.query_keys,
+            pair.temperature,
+            local.values.get(WEIGHT),
+        )
+
     def _compute_tiled(self, vectors: Mapping[str, Tensor], local: LossRows, every: LossRows) -> _Losses:
         """Compute a built-in loss in tiles, of the rows that are present alone."""
         local = self._weighed(local.cpu())
         every = local if world_size() == 1 else self._weighed(every.cpu())
-        lefts = {name: local.side(name, vectors[name]) for name in self.sides}
+        lefts = {name: local.side(name, vectors[name]) for name in self._sides_of(self.contrastive)}
         if world_size() == 1:
             rights = lefts
         else:
-            names = tuple(dict.fromkeys(pair.right for pair in self.pairs.values()))
+            names = tuple(dict.fromkeys(pair.right for pair in self.contrastive.values()))
             gathered = gather_with_gradient(torch.cat([vectors[name] for name in names], dim=1)).chunk(len(names), 1)
             rights = {name: every.side(name, part) for name, part in zip(names, gathered, strict=True)}
         sides: list[tuple[Side, Side]] = []
+        pairs = self.contrastive
         for width, _ in self._widths:
             cut_lefts = _at_width(lefts, width)
             cut_rights = cut_lefts if rights is lefts else _at_width(rights, width)
-            sides += [_with_grades(pair, cut_lefts[pair.left], cut_rights[pair.right]) for pair in self.pairs.values()]
-        num_widths, like = len(self._widths), vectors[self.sides[0]]
+            sides += [
+                _with_grades(pair, cut_lefts[pair.left], cut_rights[pair.right]) for pair in self.contrastive.values()
+            ]
+        num_widths, like = len(self._widths), next(iter(vectors.values()))
         result = tiled_losses(
             self.loss,
             sides,
             [*self._weights().values()],
-            torch.stack([self._scale(name, like) for name in self.pairs] * num_widths),
-            torch.stack([self.biases[self._key(name)] for name in self.pairs] * num_widths) if self.biases else None,
+            torch.stack([self._scale(name, like) for name in pairs] * num_widths),
+            torch.stack([self.biases[self._key(name)] for name in pairs] * num_widths) if self.biases else None,
         )
         per_pair = dict(zip(self._weights(), result.per_pair.unbind(), strict=True))
         return result.loss, per_pair, result.num_rows, result.num_negatives
@@ -210,7 +276,7 @@ class Objective(nn.Module):
         return {
             name if width is None else f"{name}/{WIDTH}{width}": factor * pair.weight
             for width, factor in self._widths
-            for name, pair in self.pairs.items()
+            for name, pair in self.contrastive.items()
         }
 
     def _weighed(self, rows: LossRows) -> LossRows:
@@ -218,12 +284,13 @@ class Objective(nn.Module):
 
     def _compute_whole(self, vectors: Mapping[str, Tensor], local: LossRows, every: LossRows) -> _Losses:
         """Compute any loss from the similarities of all rows with all columns, a pair and direction at a time."""
-        gathered = gather_with_gradient(torch.cat([vectors[name] for name in self.sides], dim=1))
-        all_vectors = dict(zip(self.sides, gathered.chunk(len(self.sides), dim=1), strict=True))
+        sides = self._sides_of(self.contrastive)
+        gathered = gather_with_gradient(torch.cat([vectors[name] for name in sides], dim=1))
+        all_vectors = dict(zip(sides, gathered.chunk(len(sides), dim=1), strict=True))
         shared: dict[tuple[str, str], Tensor] = {}
         weights_B = local.values[WEIGHT].to(gathered.dtype) if WEIGHT in local.values else None
         sums, totals, counts, negatives = [], [], [], []
-        for (width, _), (name, pair) in product(self._widths, self.pairs.items()):
+        for (width, _), (name, pair) in product(self._widths, self.contrastive.items()):
             for a, b in ((pair.left, pair.right), (pair.right, pair.left)):
                 truths = truth_of(a), truth_of(b)
                 if truths not in shared:
@@ -273,6 +340,21 @@ def _at_width(sides: Mapping[str, Side], width: int | None) -> Mapping[str, Side
     if width is None:
         return sides
     return {name: replace(side, vectors=truncate(side.vectors, width)) for name, side in sides.items()}
+
+
+def _validate_teacher(pair_name: str, pair: Pair, vectors: Sequence[str]) -> None:
+    """Raise ValueError for a pair of two columns of vectors, or a teacher's loss without one."""
+    key, num_given = f"model.pairs.{pair_name}", (pair.left in vectors) + (pair.right in vectors)
+    if pair.loss not in (None, *TEACHER_LOSSES):
+        choices = ", ".join(TEACHER_LOSSES)
+        raise ValueError(f"{key}.loss={pair.loss}: choose one of {choices}, or null for the loss of all pairs")
+    if num_given == 2:
+        raise ValueError(f"{key}: '{pair.left}' and '{pair.right}' are both given vectors: nothing is learnt of them")
+    if pair.loss is not None and not num_given:
+        there = f"there are {list(vectors)}" if vectors else "there are none"
+        raise ValueError(f"{key}.loss={pair.loss}: compares with a column of data.vectors; {there}")
+    if not pair.temperature > 0:
+        raise ValueError(f"{key}.temperature={pair.temperature}: must be above 0")
 
 
 def _repeated_fraction(products_B: Tensor, all_products_G: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from mim_lightning.data.images.codec import decode_image
 from mim_lightning.data.images.transforms import Augment, eval_image, train_image, vary_colors
 from mim_lightning.data.loading.feature_cache import FeatureTable, input_key, prompts_of
 from mim_lightning.data.loading.references import ReferenceReader
+from mim_lightning.data.loading.vector_table import VectorTable
 from mim_lightning.fields import QUERY
 from mim_lightning.types import (
     NO_KEY,
@@ -50,7 +51,8 @@ class Collate:
     processes nor a resume changes a pixel. An image that cannot be decoded is a ValueError that names sample and tower.
     With `image_key`, for evaluation, the batch has the keys of its images and which fields of a query a row has.
     A tower with a table in `features` gets the features of its inputs, (n, width) floats, without preparing them.
-    `columns` have a float for each row of the set. With `references`, those of the samples follow them as rows.
+    `columns` have a float for each row of the set, `vectors` those of other models by id.
+    With `references`, those of the samples follow them as rows.
     """
 
     specs: Mapping[str, TowerSpec]
@@ -61,6 +63,7 @@ class Collate:
     features: Mapping[str, FeatureTable] = field(default_factory=dict)
     columns: Mapping[str, np.ndarray] = field(default_factory=dict)
     references: ReferenceReader | None = None
+    vectors: Mapping[str, VectorTable] = field(default_factory=dict)
 
     @property
     def prepared_specs(self) -> dict[str, TowerSpec]:
@@ -91,12 +94,14 @@ class Collate:
                     image_keys |= {name: self._image_keys(samples, name) for name in images}
             except ValueError as error:
                 raise ValueError(f"{_name_undecodable(samples, fields)}{tower}: {error}") from error
+        query_keys = _keys(sample.query_id for sample in samples)
+        product_keys = _keys(sample.product_id for sample in samples)
         return Batch(
             inputs=inputs,
             rows=rows,
             sample_nums=torch.tensor([sample.sample_num for sample in samples]),
-            query_keys=_keys(sample.query_id for sample in samples),
-            product_keys=_keys(sample.product_id for sample in samples),
+            query_keys=query_keys,
+            product_keys=product_keys,
             target_keys=self._key_table(sample.target_ids for sample in samples),
             target_grades=torch.tensor([self._grades(sample) for sample in samples]),
             reference_keys=self._key_table(sample.reference_ids for sample in samples),
@@ -106,6 +111,10 @@ class Collate:
             image_keys=image_keys,
             columns={name: self._column(values, samples) for name, values in self.columns.items()},
             num_references=num_references,
+            vectors={
+                name: table.read(query_keys if side_of(name) == QUERY else product_keys)
+                for name, table in self.vectors.items()
+            },
         )
 
     def _column(self, values: np.ndarray, samples: Sequence[Sample]) -> Tensor:

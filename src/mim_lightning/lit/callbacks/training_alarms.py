@@ -66,7 +66,7 @@ class TrainingAlarms(Callback):
             return
         objective: Any = pl_module.objective
         if self.flat_steps is not None and function_of(objective.loss) is info_nce:
-            self._check_loss(metrics, objective.pairs, step)
+            self._check_loss(metrics, objective.contrastive, step)
         if self.scale_steps is not None:
             self._check_scales(metrics, objective.max_scale, step)
 
