@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from mim_lightning.lit.callbacks.evaluation_parts import EvaluationParts
     from mim_lightning.lit.datamodule import MatchDataModule
     from mim_lightning.model.checkpoint import TrainedMatcher
+    from mim_lightning.model.compatibility import CrossResult
+    from mim_lightning.types import RetrievalReport
 
 PARTS_FOLDER = ".scratch-embedded"  # in the output, while an evaluation runs
 
@@ -38,6 +40,7 @@ class CheckpointEvaluation:
     """
 
     title: str
+    checkpoint: str
     results: dict[str, float]
     model: TrainedMatcher
     config: dict[str, Any]
@@ -45,6 +48,16 @@ class CheckpointEvaluation:
     trainer: Trainer
     datamodule: MatchDataModule
     parts: EvaluationParts | None
+    former: str | None = None  # fingerprint of the model that embedded the products, if that is another
+    cross: tuple[CrossResult, ...] = ()
+
+    def record_gallery(self) -> tuple[CrossResult, ...]:
+        """Write into the checkpoint what its queries find in a former model's gallery, and return it."""
+        from mim_lightning.model.checkpoint import store_gallery
+
+        if self.former is not None:
+            store_gallery(Path(self.checkpoint), self.former, self.cross)
+        return self.cross
 
     @property
     def is_first(self) -> bool:
@@ -85,12 +98,17 @@ def evaluate_checkpoint(config: dict[str, Any]) -> CheckpointEvaluation:
     from mim_lightning.lit.evaluation import evaluate_module, flatten
     from mim_lightning.lit.module import MatchModule
     from mim_lightning.lit.trainer import keep_batches
+    from mim_lightning.model.compatibility import METRIC, cross_directions, join_models
     from mim_lightning.model.fingerprint import fingerprint
     from mim_lightning.model.sharding import is_sharded
     from mim_lightning.types import whole_name
 
     set_up_process(config, config["trainer"]["accelerator"])
     model = _load_model(config)
+    former = _load_former(config)
+    if former is not None:
+        joined = join_models(model.matcher, former.matcher)
+        model = replace(model, matcher=joined, fingerprint=fingerprint(joined))
     matcher, trained, data = model.matcher, model.config, _data_of(config, model.config)
     # without data of its own, an evaluation repeats that of the run: in the versions that the run read
     versions = None if config.get("data") else {"main": 1, **data_versions_of(trained)}
@@ -99,7 +117,12 @@ def evaluate_checkpoint(config: dict[str, Any]) -> CheckpointEvaluation:
     datamodule = build(built, specs=matcher.input_specs(), versions=versions)
     datamodule.as_one_process = True
     directions = {**(trained.get("directions") or {}), **(config["directions"] or {})}
-    changed = {"directions": directions, "monitor": config["monitor"] or trained.get("monitor")}
+    monitor = config["monitor"] or trained.get("monitor")
+    if former is not None:
+        directions = cross_directions(directions, matcher)
+        if not any(f"/{name}/" in str(monitor) for name in directions):
+            monitor = f"val/{next(iter(directions))}/{METRIC}"
+    changed = {"directions": directions, "monitor": monitor}
     callback = trained["callbacks"].get("retrieval_eval")
     if callback is None:
         raise ValueError(f"{config['checkpoint']}: callbacks.retrieval_eval: is missing, nothing is evaluated")
@@ -125,7 +148,52 @@ def evaluate_checkpoint(config: dict[str, Any]) -> CheckpointEvaluation:
     run_config["callbacks"] = {**trained["callbacks"], "retrieval_eval": callback}
     title = f"{config['checkpoint'] or trained['run']['id']} ({model.fingerprint})"
     results = flatten(reports, datamodule, find_retrieval_eval(trainer).width_reports)
-    return CheckpointEvaluation(title, results, model, run_config, found, trainer, datamodule, parts)
+    cross = () if former is None else _compare_galleries(reports, directions, data)
+    made = title, str(config["checkpoint"]), results, model, run_config, found, trainer, datamodule, parts
+    return CheckpointEvaluation(*made, former.fingerprint if former is not None else None, cross)
+
+
+def _compare_galleries(
+    reports: Mapping[str, RetrievalReport], directions: Mapping[str, Mapping[str, Any]], data: Mapping[str, Any]
+) -> tuple[CrossResult, ...]:
+    """Compare directions with those of the former model's own queries, over the queries that both count."""
+    from mim_lightning.metrics.intervals import paired_difference
+    from mim_lightning.model.compatibility import FORMER, METRIC, CrossResult
+    from mim_lightning.types import whole_name
+
+    found = []
+    for name, report in reports.items():
+        own = reports.get(f"{name}_{FORMER}")
+        metric = next((key for key in report.scores if whole_name(key) == METRIC), None)
+        if own is None or metric is None:
+            continue
+        rows = {key: row for row, key in enumerate(own.hits.query_keys.tolist())}
+        both = [(row, rows[key]) for row, key in enumerate(report.hits.query_keys.tolist()) if key in rows]
+        if not both:
+            continue
+        mine, others = (list(part) for part in zip(*both, strict=True))
+        left, right = report.scores[metric][mine].numpy(), own.scores[metric][others].numpy()
+        difference = paired_difference(left, right, report.cluster_keys[mine].numpy())
+        numbers = float(left.mean()), float(right.mean()), float(difference.low), float(difference.high)
+        ends = directions[name]
+        place = str(data["name"]), str(data["val_split"])
+        found.append(CrossResult(name, ends["query"], ends["gallery"], metric, *numbers, len(both), *place))
+    return tuple(found)
+
+
+def _load_former(config: Mapping[str, Any]) -> TrainedMatcher | None:
+    """Return the model of `gallery_checkpoint`.
+
+    Raises:
+        ValueError: it cannot be loaded, or there is no checkpoint to compare it with.
+    """
+    from mim_lightning.model.checkpoint import load_matcher
+
+    if config["gallery_checkpoint"] is None:
+        return None
+    if not config["checkpoint"]:
+        raise ValueError("gallery_checkpoint: needs checkpoint=<file>, the model that embeds the queries")
+    return load_matcher(config["gallery_checkpoint"])
 
 
 def prepare_evaluation(config: dict[str, Any]) -> None:

@@ -6,6 +6,10 @@ Model, directions and, unless `data` is given, data come from the config in the 
 training run. Without a checkpoint they come from the command line. `trainer.devices` and launchers such as torchrun and
 srun divide the rows among processes; the results are those of one process. With `output`, an evaluation that was
 interrupted goes on with what it had embedded, on any number of processes.
+
+With `gallery_checkpoint` the products are embedded by that model: what the queries of this one find in the gallery, or
+in an index, of a former model, beside the former's own. It is written into the checkpoint, which may search that
+index from then on if it finds as much.
 """
 
 from __future__ import annotations
@@ -20,10 +24,10 @@ from mim_lightning.expected_types import validate_type
 from mim_lightning.interruption import Interruption
 from mim_lightning.launch import hand_back, launch, num_processes_to_launch
 
-VERBATIM_KEYS = ("checkpoint", "output")
+VERBATIM_KEYS = ("checkpoint", "gallery_checkpoint", "output")
 TEXT = str | None
 KINDS: dict[str, Any] = {
-    **dict.fromkeys(("checkpoint", "split", "output", "monitor"), TEXT),
+    **dict.fromkeys(("checkpoint", "gallery_checkpoint", "split", "output", "monitor"), TEXT),
     "directions": dict | None,
     "embed_dim": int | None,
     "reuse_memory": bool,
@@ -57,6 +61,8 @@ def evaluate(config: dict[str, Any]) -> dict[str, float]:
         evaluation = evaluate_checkpoint(config)
         if evaluation.is_first:
             print_run(evaluation.title, evaluation.results)
+            for result in evaluation.record_gallery():
+                print(f"{'may search' if result.is_allowed else 'finds less in'} its index: {result}")
             if config["output"]:
                 evaluation.save(folder := Path(config["output"]))
                 print(f"results, record and image of hits: {folder}")

@@ -32,6 +32,7 @@ from mim_lightning.io.atomic import atomic_write
 from mim_lightning.io.damaged_file import errors_as_damaged_file
 from mim_lightning.io.file_name import validate_inside
 from mim_lightning.model.checkpoint import load_strictly
+from mim_lightning.model.compatibility import parse_galleries
 from mim_lightning.model.fingerprint import fingerprint
 from mim_lightning.model.matcher import Matcher
 from mim_lightning.stored_config import errors_as_value_error, validate_assets, validate_config
@@ -55,6 +56,7 @@ class ExportFacts:
     preprocessing: dict[str, str]  # likewise, from `describe_preprocessing` of the encoder
     config: dict[str, Any]
     onnx: dict[str, dict[str, Any]] = field(default_factory=dict)  # tower -> fields of `onnx.OnnxFacts`
+    galleries: dict[str, Any] = field(default_factory=dict)  # of former models, see `model.compatibility`
     format: int = FORMAT
 
 
@@ -128,6 +130,7 @@ def read_facts(folder: Path) -> ExportFacts:
             raise ValueError("inputs, preprocessing and onnx must be mappings by tower")
         if not {"model", "data", "callbacks"} <= facts.config.keys():
             raise ValueError("the config lacks model, data or callbacks")
+        parse_galleries(facts.galleries)
     facts = replace(facts, config=validate_config(facts.config, path))
     written = _read_text(validate_inside(folder, folder / FINGERPRINT_FILE)).strip()
     if not written == facts.fingerprint == quantized_fingerprint(base_fingerprint(facts.fingerprint), facts.precision):

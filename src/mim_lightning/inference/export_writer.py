@@ -21,6 +21,7 @@ from mim_lightning.inference.quantization import validate_precision
 from mim_lightning.inference.quantization_loss import Batches, QuantizationLoss, measure_loss
 from mim_lightning.io.atomic import atomic_write_folder
 from mim_lightning.model.checkpoint import TrainedMatcher
+from mim_lightning.model.compatibility import describe_galleries
 from mim_lightning.types import Direction
 
 
@@ -61,6 +62,7 @@ def export_model(
     loss = _measure(trained, data, precision, device)
     with atomic_write_folder(output) as partial:
         facts, matcher = write_model(partial, trained.matcher, trained.config, trained.fingerprint, precision)
+        facts = replace(facts, galleries=describe_galleries(trained.galleries))
         compared_on = ""
         if onnx:
             from mim_lightning.inference.onnx import NUM_SAMPLES, export_towers, sample_inputs

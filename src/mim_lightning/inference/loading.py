@@ -21,6 +21,7 @@ from mim_lightning.inference.quantization import (
 from mim_lightning.inference.tower_encoder import torch_towers
 from mim_lightning.io.digest import has_same_scheme
 from mim_lightning.model.checkpoint import TrainedMatcher, load_matcher
+from mim_lightning.model.compatibility import parse_galleries
 from mim_lightning.model.fingerprint import fingerprint
 from mim_lightning.model.fusion import Fusion
 from mim_lightning.model.matcher import Matcher
@@ -60,7 +61,8 @@ def load_trained(path: str | Path, precision: str = "auto", like: str | None = N
     if place.is_dir() and not is_sharded_checkpoint(place):
         facts = read_facts(place)
         matcher = read_matcher(place, facts)
-        trained = TrainedMatcher(matcher, facts.config, facts.fingerprint, facts.precision)
+        galleries = parse_galleries(facts.galleries)
+        trained = TrainedMatcher(matcher, facts.config, facts.fingerprint, facts.precision, galleries)
         is_as_trained = facts.digest == facts.fingerprint  # else adapters are merged, or weights rounded
         if is_as_trained and like is not None and not has_same_scheme(like, facts.fingerprint):
             trained = replace(trained, fingerprint=fingerprint(matcher, like=like))
@@ -95,6 +97,7 @@ def to_device(trained: TrainedMatcher, device: torch.device) -> LoadedModel:
         device=device,
         precision=trained.precision,
         encoders=torch_towers(trained.matcher, device, compute_dtype(trained.precision, device)),
+        galleries=trained.galleries,
     )
 
 
@@ -142,4 +145,5 @@ def _load_onnx(folder: Path, device: str, precision: str) -> LoadedModel:
         device=torch.device("cpu"),
         precision=facts.precision,
         encoders=open_towers(folder, facts.onnx, matcher.owner_of, matcher.input_specs()),
+        galleries=parse_galleries(facts.galleries),
     )

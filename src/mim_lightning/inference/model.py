@@ -30,6 +30,7 @@ from mim_lightning.inference.query_product_fusion import (
     tower_of,
 )
 from mim_lightning.inference.tower_encoder import TowerEncoder
+from mim_lightning.model.compatibility import Galleries
 from mim_lightning.model.fusion import Fusion
 from mim_lightning.types import AnyOf, FieldInput, ImageSpec, InputSpec, TextSpec, TowerSpec, fields_of
 
@@ -52,6 +53,7 @@ class LoadedModel:
     device: torch.device
     precision: str
     encoders: Mapping[str, TowerEncoder] = field(repr=False)  # by tower
+    galleries: Galleries = field(default_factory=dict, repr=False)  # of former models, by fingerprint
     _tokenizer_lock: Lock = field(default_factory=Lock, repr=False, compare=False)
 
     @property

@@ -18,6 +18,7 @@ from mim_lightning.inference.quantization_loss import METRICS, VARIANTS, Quantiz
 from mim_lightning.io.damaged_file import errors_as_damaged_file
 from mim_lightning.io.digest import has_same_scheme
 from mim_lightning.model.checkpoint import load_matcher
+from mim_lightning.model.compatibility import parse_galleries
 from mim_lightning.model.fusion import OPTIONS, weights_of
 from mim_lightning.types import variants_of
 
@@ -80,7 +81,7 @@ def write_card(
         why_none: why not.
         compared_on: the data that ONNX towers were compared on.
     """
-    parts = [*_head(facts), *_loading(facts), *_quality(facts, evaluation), *_data(facts)]
+    parts = [*_head(facts), *_loading(facts), *_quality(facts, evaluation), *_galleries(facts), *_data(facts)]
     if facts.precision != "float32":
         parts += _rounding(facts, loss, why_none)
     if facts.onnx:
@@ -134,6 +135,18 @@ def _quality(facts: ExportFacts, evaluation: Evaluation | None) -> Iterator[str]
     yield "\nDirections: " + "; ".join(
         f"*{name}* finds {ends['gallery']} by {ends['query']}" for name, ends in _directions(facts).items()
     )
+
+
+def _galleries(facts: ExportFacts) -> Iterator[str]:
+    for name, results in parse_galleries(facts.galleries).items():
+        yield f"\n## Searching an index of model `{name}`\n"
+        yield "Queries of this model in the gallery of that one, beside its own queries.\n"
+        yield "| direction | gallery | metric | this model | its own | 95 % of the difference | queries |"
+        yield "| --- | --- | --- | ---: | ---: | ---: | ---: |"
+        for result in results:
+            interval = f"{result.low:+.4f} to {result.high:+.4f}" if result.low == result.low else "-"
+            values = f"{result.value:.4f} | {result.former:.4f} | {interval} | {result.num_queries}"
+            yield f"| {result.direction} | {result.gallery} | {result.metric} | {values} |"
 
 
 def _cell(results: Mapping[str, float], key: str) -> str:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import pickle
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,13 @@ from mim_lightning.io.atomic import atomic_write
 from mim_lightning.io.damaged_file import DamagedFileError, errors_as_damaged_file
 from mim_lightning.io.digest import has_same_scheme
 from mim_lightning.model.adapters import plain_names
+from mim_lightning.model.compatibility import CrossResult, Galleries, describe_galleries, parse_galleries
 from mim_lightning.model.fingerprint import fingerprint
 from mim_lightning.model.fusion import Fusions, as_fusion, describe_fusions
 from mim_lightning.model.matcher import Matcher
 from mim_lightning.model.sharded_checkpoint import (
     META,
+    change_meta,
     is_sharded_checkpoint,
     read_meta,
     read_sharded,
@@ -37,6 +39,7 @@ from mim_lightning.model.tower import FULL, LORA
 from mim_lightning.stored_config import errors_as_value_error, validate_assets, validate_config
 
 SECTION = "mim_lightning"  # key of this project in the checkpoint
+GALLERIES = "galleries"  # key in the section, of a model whose queries were measured against those of former models
 PREFIX = "matcher."  # of the matcher's tensors in Lightning's state dict
 TOWERS = "towers"  # the other tensors of a matcher are its fusions'
 
@@ -49,6 +52,7 @@ class TrainedMatcher:
     config: dict[str, Any]
     fingerprint: str
     precision: str = "float32"
+    galleries: Galleries = field(default_factory=dict)  # of former models, which its queries were measured against
 
     def merged(self) -> TrainedMatcher:
         """Return it with the adapters of its towers merged into their weights, in place; the fingerprint stays.
@@ -116,7 +120,9 @@ def load_matcher(path: str | Path, like: str | None = None) -> TrainedMatcher:
         raise ValueError(f"{path}: fingerprint {found}, {section['fingerprint']} in the file: it was changed")
     if like is not None and not has_same_scheme(found, like):
         found = fingerprint(matcher, like=like)
-    return TrainedMatcher(matcher.eval(), section["config"], found)
+    with errors_as_damaged_file(Path(path)):
+        galleries = parse_galleries(section.get(GALLERIES))
+    return TrainedMatcher(matcher.eval(), section["config"], found, galleries=galleries)
 
 
 def stored_fingerprint(path: Path) -> str:
@@ -259,6 +265,26 @@ def store_fusions(path: Path, fusions: Fusions, expected: str) -> Path:
     with atomic_write(target) as partial:
         torch.save(content, partial)
     return target
+
+
+def store_gallery(path: Path, fingerprint: str, results: tuple[CrossResult, ...]) -> None:
+    """Write into a checkpoint what its queries find in the gallery of a former model.
+
+    Args:
+        fingerprint: of the former model.
+    """
+
+    def add(content: dict[str, Any]) -> None:
+        section = content[SECTION]
+        section[GALLERIES] = {**section.get(GALLERIES, {}), **describe_galleries({fingerprint: results})}
+
+    if is_sharded_checkpoint(path):
+        change_meta(path, add)
+        return
+    content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    add(content)
+    with atomic_write(path) as partial:
+        torch.save(content, partial)
 
 
 def _towers(names: tuple[str, ...]) -> list[str]:

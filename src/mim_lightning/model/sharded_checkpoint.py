@@ -24,6 +24,7 @@ from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystem
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 from torch.distributed.tensor import DTensor
 
+from mim_lightning.io.atomic import atomic_write
 from mim_lightning.io.damaged_file import DamagedFileError, errors_as_damaged_file
 from mim_lightning.io.file_name import validate_file_name
 
@@ -143,6 +144,14 @@ def read_meta(folder: Path) -> dict[str, Any]:
         DamagedFileError: no sharded checkpoint, or damaged.
     """
     return _read_meta(folder)[CONTENT]
+
+
+def change_meta(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Change what a sharded checkpoint has besides tensors, in place."""
+    found = _read_meta(folder)
+    change(found[CONTENT])
+    with atomic_write(folder / META) as partial:
+        torch.save(found, partial)
 
 
 def verify_sharded(folder: Path) -> None:

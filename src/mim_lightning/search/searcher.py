@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,9 +18,11 @@ from mim_lightning.inference.loading import load
 from mim_lightning.inference.model import LoadedModel
 from mim_lightning.inference.quantization import base_fingerprint
 from mim_lightning.io.file_name import validate_file_name, validate_inside
+from mim_lightning.model.compatibility import Galleries, judge
 from mim_lightning.model.fusion import GATE, Fusion, Fusions, weights_of
 from mim_lightning.search.combined_scores import NUM_CANDIDATES, combine_scores
 from mim_lightning.search.golden_samples import read_golden_samples, verify_golden_samples
+from mim_lightning.search.index.card import IndexCard
 from mim_lightning.search.index.factory import is_address, open_index
 from mim_lightning.search.index.interface import ProductIndex
 from mim_lightning.search.query import QueryVector, SearchQuery, combine, mean_direction, validate_weights
@@ -76,18 +79,21 @@ class Searcher:
     Args:
         weights: default weights of the query's parts; those not given are the model's `query` fusion, then
             `DEFAULT_WEIGHTS`.
+        galleries: of former models, whose indexes the model may search if it finds enough there.
 
     Raises:
         ValueError: the index was built with another model (names both); an invalid weight.
     """
 
-    def __init__(self, encoder: QueryEncoder, index: ProductIndex, weights: Mapping[str, float] | None = None) -> None:
-        # quantized weights give nearly the same vectors; the card of an export says how nearly
-        if base_fingerprint(encoder.fingerprint) != base_fingerprint(index.card.fingerprint):
-            raise ValueError(
-                f"the index was built with model {index.card.fingerprint}, this is {encoder.fingerprint}; "
-                "give the model it was built with, or rebuild the index"
-            )
+    def __init__(
+        self,
+        encoder: QueryEncoder,
+        index: ProductIndex,
+        weights: Mapping[str, float] | None = None,
+        galleries: Galleries = MappingProxyType({}),
+    ) -> None:
+        if not is_own_index(encoder.fingerprint, index.card):
+            _validate_former(encoder.fingerprint, index.card, galleries)
         self.encoder, self.index = encoder, index
         fused = encoder.fusions.get(QUERY, {})
         self.fusion = fused if isinstance(fused, Fusion) else None
@@ -209,17 +215,40 @@ def open_searcher(
     """
     index = open_index(place)
     model = load(checkpoint or _model_path(index, place), like=index.card.fingerprint, **options)
-    searcher = Searcher(encoder(model), index, weights)
+    searcher = Searcher(encoder(model), index, weights, model.galleries)
     # search once: on first use, libraries load parts of themselves for seconds
     width = index.card.dimension
     unit_vector = np.full((1, width), width**-0.5, dtype=np.float32)
     results = index.search(unit_vector, 1, with_vectors=True)
     index.products([str(product_id) for product_id in results.product_ids[0] if product_id])
     name = index.card.extra.get(GOLDEN_SAMPLES)
-    if name and not is_address(place):
+    # of another model's index the samples are of vectors that this one does not make
+    if name and not is_address(place) and is_own_index(model.fingerprint, index.card):
         path = Path(place) / validate_file_name(name, f"{place}: {GOLDEN_SAMPLES}")
         verify_golden_samples(model, read_golden_samples(validate_inside(Path(place), path) if path.exists() else path))
     return searcher
+
+
+def is_own_index(fingerprint: str, card: IndexCard) -> bool:
+    """Return whether a model built an index; quantized weights count as the same, as they give nearly its vectors."""
+    return base_fingerprint(fingerprint) == base_fingerprint(card.fingerprint)
+
+
+def _validate_former(fingerprint: str, card: IndexCard, galleries: Galleries) -> None:
+    """Raise ValueError unless a model was measured to find as much in another's index as that one does."""
+    result = judge(galleries.get(base_fingerprint(card.fingerprint), ()), card.gallery)
+    if result is not None and result.is_allowed:
+        return
+    why = (
+        f"measured, its queries find less there ({result})"
+        if result is not None
+        else "or, where its queries were trained to search that index, measure them first: evaluate checkpoint=<this "
+        "model> gallery_checkpoint=<the model of the index>"
+    )
+    raise ValueError(
+        f"the index was built with model {card.fingerprint}, this is {fingerprint}; give the model it was built with, "
+        f"or rebuild the index; {why}"
+    )
 
 
 def _model_path(index: ProductIndex, place: str) -> str:
