@@ -8,6 +8,7 @@ whole.
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,7 +39,7 @@ def build_index(config: dict[str, Any]) -> IndexCard | None:
     from mim_lightning.lit.console import silence_lightning
     from mim_lightning.lit.trainer import validate_trainer, validate_unsharded
     from mim_lightning.search.index.factory import open_index
-    from mim_lightning.search.index_builder import add_products, build_product_index
+    from mim_lightning.search.index_builder import add_products, build_product_index, validate_dimension
     from mim_lightning.search.results import print_card
 
     validate_type("reuse_memory", config["reuse_memory"], bool)
@@ -51,7 +52,8 @@ def build_index(config: dict[str, Any]) -> IndexCard | None:
         raise ValueError(f"gallery={config['gallery']}: is of queries; an index is of products")
     folder = Path(config["embeddings"] or Path(place) / "embeddings")
     like = open_index(place).card.fingerprint if config["update"] else None
-    made = embed_set(config, config["gallery"], folder, "build_index", like=like)
+    check = partial(validate_dimension, settings)
+    made = embed_set(config, config["gallery"], folder, "build_index", like=like, check=check)
     if made is None:  # another process builds the index
         return None
     embedded = made.collect()

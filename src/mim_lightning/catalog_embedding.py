@@ -21,6 +21,7 @@ from mim_lightning.stored_config import data_of
 if TYPE_CHECKING:
     from mim_lightning.data.shards.shard_set import ShardSet
     from mim_lightning.model.checkpoint import TrainedMatcher
+    from mim_lightning.model.fusion import Fusion
     from mim_lightning.search.embedding_store import EmbeddedCatalog, EmbeddingStore
 
 
@@ -44,6 +45,7 @@ def embed_set(
     command: str,
     split: str | None = None,
     like: str | None = None,
+    check: Callable[[str, Fusion | None, int], None] = lambda side, fusion, width: None,
 ) -> SetEmbedding | None:
     """Embed the catalog or the queries of a checkpoint's data, or of other data; shards that have vectors are left out.
 
@@ -55,6 +57,7 @@ def embed_set(
         command: the entry point, which further processes start with the same config.
         split: of the queries; None: the one that training evaluated.
         like: a fingerprint in whose scheme that of the model is computed.
+        check: gets the side, the fusion that it may be, and the width of its vectors, before anything is embedded.
 
     Returns:
         None on all processes but the first.
@@ -94,6 +97,7 @@ def embed_set(
     catalog = prepared.catalog() if is_catalog else prepared.queries(split or data["val_split"])
     fusion = matcher.fusions.get(gallery)
     width = matcher.dimension if fusion is None else fusion.index_width
+    check(gallery, fusion, width)
     stored, name = StoredEmbedding.read(folder), trained.fingerprint
     if stored is not None and not has_same_scheme(stored.facts.fingerprint, name):
         # the same model may be named in another way

@@ -18,6 +18,7 @@ import pytest
 from PIL import Image
 
 from mim_lightning import load
+from mim_lightning.build_index import build_index
 from mim_lightning.config import compose
 from mim_lightning.model.checkpoint import store_fusions
 from mim_lightning.run import identify
@@ -59,7 +60,7 @@ def search(*arguments: str, cwd: Path) -> subprocess.CompletedProcess:
 
 
 def test_one_process_and_two_agree_and_stored_embeddings_are_reused(
-    checkpoint: Path, index: Path, tmp_path: Path
+    checkpoint: Path, index: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     index = shutil.copytree(index, tmp_path / "index")
     ids = [f"{number:03d}" for number in range(7)]
@@ -79,6 +80,16 @@ def test_one_process_and_two_agree_and_stored_embeddings_are_reused(
     assert twice.card.kind == "hnsw"
     for product_id in ids:
         np.testing.assert_allclose(twice.vectors_of(product_id), once.vectors_of(product_id), atol=1e-6)
+    same = [f"checkpoint={checkpoint}", f"output={index}", "trainer=cpu"]
+    with pytest.raises(ValueError, match=r"^dimension=17: give a whole number from 1 to 16, or null for all"):
+        build_index(compose("build_index", [*same, "dimension=17"]))
+    card = build_index(compose("build_index", [*same, "dimension=8", "precision=int8"]))
+    assert card is not None and card.full_recall is not None and card.extra["trained_widths"] == []
+    said = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "dimension=8: the model was not trained at this width (loss.widths); the index finds" in said
+    assert "8 of 16 dimensions (the model was not trained at this width), int8 codes" in said
+    assert "8 in memory, 40 on disk" in said
+    assert [path.stat().st_mtime_ns for path in shards] == now, "nothing is embedded again"
 
 
 def test_hits_of_an_image_and_a_text_as_json_and_as_an_image(checkpoint: Path, index: Path, shop: Path) -> None:

@@ -141,3 +141,24 @@ def index_of_model_at(model: str, folder: Path) -> str:
     index.add(np.eye(3, dtype=np.float32)[:1], ["teal-1"], more, {MODEL: model})
     index.save()
     return str(folder / "index")
+
+
+def test_a_query_is_cut_as_the_index_was_and_its_parts_still_sum_to_the_score(
+    vectors: np.ndarray, tmp_path: Path
+) -> None:
+    ids = [f"p{number:02d}" for number in range(NUM_PRODUCTS)]
+    facts, settings = ModelFacts("f00d", "product", 16), IndexSettings(dimension=6, precision="int8")
+    index = create_index(vectors, ids, pa.table({"product_id": ids}), settings, facts, tmp_path)
+    searcher = Searcher(Encoder({"query": {"query_image": 1.0, "query_text": 0.25}}), index)
+    rows = vectors[:, :6] / np.linalg.norm(vectors[:, :6], axis=1, keepdims=True)
+    whole = unit_rows(1, 7)[0] + 0.25 * unit_rows(1, 1003)[0]
+    result = searcher.search(SearchQuery(images=(7,), text="red"))
+    assert [hit.product_id for hit in result.hits] == ranked(rows, whole[:6])[:10], "the fused query, cut"
+    for hit in result.hits:
+        expected = whole[:6] @ rows[int(hit.product_id[1:])] / np.linalg.norm(whole[:6])
+        assert hit.score == pytest.approx(float(expected), abs=1e-5)
+        assert sum(hit.parts.values()) == pytest.approx(hit.score, abs=1e-5)
+    like = searcher.search(SearchQuery(like="p03", text="red", weights={"text": 1.0})).hits
+    text = unit_rows(1, 1003)[0][:6]
+    both = rows[3] + text / np.linalg.norm(text)
+    assert [hit.product_id for hit in like] == [one for one in ranked(rows, both) if one != "p03"][:10]

@@ -19,17 +19,19 @@ from mim_lightning.data.shards.shard_set import ShardSet
 from mim_lightning.fields import PRODUCT, PRODUCT_IMAGE
 from mim_lightning.ids import hash_id
 from mim_lightning.inference.model import LoadedModel
+from mim_lightning.model.fusion import Fusion
 from mim_lightning.search.catalog_difference import CatalogDifference, compare_catalogs, is_version_of
 from mim_lightning.search.combined_scores import REFERENCE, reference_products
 from mim_lightning.search.embedding_store import EmbeddedCatalog
 from mim_lightning.search.facets import FACETS, describe_facets, extend_facets
 from mim_lightning.search.golden_samples import encode_golden_samples, select_inputs, write_golden_samples
-from mim_lightning.search.index.card import CATALOG_DIGESTS, CATALOG_VERSIONS, IndexCard
+from mim_lightning.search.index.card import CATALOG_DIGESTS, CATALOG_VERSIONS, TRAINED_WIDTHS, IndexCard
 from mim_lightning.search.index.factory import create_index, is_address, open_index
 from mim_lightning.search.index.index_settings import IndexSettings, ModelFacts
 from mim_lightning.search.product_images import CATALOGS
 from mim_lightning.search.searcher import GOLDEN_SAMPLES, MODEL
 from mim_lightning.types import AnyOf, TowerSpec
+from mim_lightning.widths import validate_widths
 
 
 def build_product_index(
@@ -51,6 +53,7 @@ def build_product_index(
         ValueError: as `factory.create_index`; nothing is left behind then.
     """
     gallery = embedded.facts.gallery
+    validate_dimension(settings, gallery, model.fusions.get(gallery), embedded.facts.dimension)
     extra: dict[str, Any] = {
         MODEL: checkpoint if "://" in checkpoint else str(Path(checkpoint).absolute()),
         CATALOGS: [embedded.facts.catalog],
@@ -58,6 +61,8 @@ def build_product_index(
         CATALOG_DIGESTS: {embedded.facts.catalog: catalog.digest},
         FACETS: describe_facets(embedded.products),
     }
+    if settings.dimension is not None:
+        extra[TRAINED_WIDTHS] = [*validate_widths("loss.widths", (model.config.get("loss") or {}).get("widths"))]
     fusion = model.fusions.get(gallery)
     towers = _single_fields({name: model.encoders[name].spec for name in fusion or (gallery,)})
     if towers and not is_address(place):  # golden samples are inputs of one field
@@ -70,7 +75,28 @@ def build_product_index(
         extra[REFERENCE] = reference_products(embedded.product_ids)
     facts = ModelFacts(model.fingerprint, gallery, embedded.facts.dimension)
     rows = embedded.vectors, embedded.product_ids, embedded.products
-    return create_index(*rows, settings, facts, place, extra).card
+    card = create_index(*rows, settings, facts, place, extra).card
+    if card.full_dimension and card.full_recall and card.dimension not in extra[TRAINED_WIDTHS]:
+        print(
+            f"dimension={card.dimension}: the model was not trained at this width (loss.widths); the index finds "
+            f"{card.full_recall.value:.2f} of the best {card.full_recall.k} products by the full vectors"
+        )
+    return card
+
+
+def validate_dimension(settings: IndexSettings, gallery: str, fusion: Fusion | None, full: int) -> None:
+    """Raise ValueError for a dimension that the vectors of a gallery cannot be cut to.
+
+    Args:
+        fusion: the gallery, if it is one.
+        full: dimension of its vectors.
+    """
+    settings.validate_dimension(full)
+    if settings.dimension is not None and fusion is not None and not fusion.needs_one_vector:
+        raise ValueError(
+            f"dimension={settings.dimension}: the gallery '{gallery}' keeps a vector of each tower, whose scores are "
+            "combined; give gallery=<a tower>, or leave the dimension out"
+        )
 
 
 def _single_fields(specs: Mapping[str, TowerSpec]) -> list[str]:

@@ -18,7 +18,7 @@ from mim_lightning.display.pil_text import cut, font, paste_image, wrap
 from mim_lightning.display.style import FAINT, INK, PAPER, RULE
 from mim_lightning.display.text import plain
 from mim_lightning.io.atomic import atomic_write
-from mim_lightning.search.index.card import CATALOG_VERSIONS, IndexCard
+from mim_lightning.search.index.card import CATALOG_VERSIONS, TRAINED_WIDTHS, IndexCard
 from mim_lightning.search.query import SearchQuery
 from mim_lightning.search.searcher import SearchHit, SearchResult
 
@@ -44,13 +44,37 @@ def print_card(place: str, card: IndexCard, num_absent: int = 0) -> None:
         ("products", f"{card.num_products:,} ({rows})"),
         ("index", f"{card.backend}, {card.why}"),
         (f"recall@{recall.k}", measured if recall.num_queries else "1, every row is compared"),
-        ("gallery", f"{card.gallery}, {card.dimension} dimensions, {card.metric.replace('_', ' ')}"),
+        *([("full vectors", describe_full_recall(card))] if card.full_recall is not None else []),
+        ("gallery", f"{card.gallery}, {describe_vectors(card)}, {card.metric.replace('_', ' ')}"),
+        *([("bytes a product", _describe_bytes(card))] if card.memory_bytes_per_row else []),
         ("model", card.fingerprint),
         *(("catalog", f"version {number} of {place}") for place, number in versions.items()),
         ("built in", f"{card.build_seconds:.1f} s"),
     ):
         table.add_row(name, Text(plain(text)))
     Console().print(table)
+
+
+def describe_vectors(card: IndexCard) -> str:
+    """Return the dimension and the precision of an index, and whether the model was trained at this dimension."""
+    cut = f"{card.dimension} of {card.full_dimension}" if card.full_dimension else f"{card.dimension}"
+    trained = card.extra.get(TRAINED_WIDTHS)
+    is_known = not card.full_dimension or trained is None or card.dimension in trained
+    precision = "" if card.precision == "float32" else f", {card.precision} codes"
+    return f"{cut} dimensions{'' if is_known else ' (the model was not trained at this width)'}{precision}"
+
+
+def describe_full_recall(card: IndexCard) -> str:
+    """Return how many of the best products by the full vectors are found."""
+    assert card.full_recall is not None
+    found = card.full_recall
+    return f"{found.value:.4f} of the best {found.k} by full vectors, over {found.num_queries:,} queries: {found.how}"
+
+
+def _describe_bytes(card: IndexCard) -> str:
+    rows = card.num_rows / max(1, card.num_products)
+    memory, disk = (round(rows * count) for count in (card.memory_bytes_per_row, card.disk_bytes_per_row))
+    return f"{memory:,} in memory, {disk:,} on disk"
 
 
 def print_result(result: SearchResult, num_products: int) -> None:

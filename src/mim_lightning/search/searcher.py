@@ -138,12 +138,25 @@ class Searcher:
         if self.fusion is not None:
             parts = self._center(parts, self.fusion)
             weights |= self._gate(parts, weights, self.fusion)
+        parts = self._cut(parts, is_normalized=self.combined is not None or query.like is not None)
         if self.combined is not None:  # the same vector against each of a product's
             parts = {name: np.tile(part_D, self.combined.num_blocks) for name, part_D in parts.items()}
         if query.like is not None:
             like_D = mean_direction(self.index.vectors_of(query.like))
             parts["like"] = like_D if self.combined is None else self.combined.normalize(like_D)
         return combine(parts, weights)
+
+    def _cut(self, parts: dict[str, np.ndarray], is_normalized: bool) -> dict[str, np.ndarray]:
+        """Return the parts in the dimension of the index, so that their sum is the sum of the whole ones, cut.
+
+        Args:
+            is_normalized: each at unit length again: where they are compared alone, or added to a product's vector.
+        """
+        if not self.index.card.full_dimension:
+            return parts
+        cut = {name: part_D[: self.index.card.dimension] for name, part_D in parts.items()}
+        lengths = {name: float(np.linalg.norm(part_D)) if is_normalized else 1.0 for name, part_D in cut.items()}
+        return {name: part_D / max(lengths[name], 1e-12) for name, part_D in cut.items()}
 
     def _center(self, parts: dict[str, np.ndarray], fusion: Fusion) -> dict[str, np.ndarray]:
         tower_of = {"not_text": QUERY_TEXT, **{PART_OF.get(tower, tower): tower for tower in fusion}}

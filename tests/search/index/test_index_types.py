@@ -152,7 +152,7 @@ def test_too_few_rows_for_an_index_type_are_an_error(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("kind", "hnws", "index.kind=hnws: choose from auto, flat, hnsw, ivf_pq, sq8"),
+        ("kind", "hnws", "index.kind=hnws: choose from auto, flat, hnsw, ivf, ivf_pq, sq8"),
         ("min_recall", 1.5, "index.min_recall=1.5: must be between 0 and 1"),
         ("ef_search", 0, "index.ef_search=0: must be an integer, at least 1"),
         ("nlist", 1.5, "index.nlist=1.5"),

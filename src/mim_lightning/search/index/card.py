@@ -8,15 +8,26 @@ from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from typing import Any
 
+import numpy as np
+
 from mim_lightning.io.damaged_file import errors_as_damaged_file
 from mim_lightning.io.file_name import validate_file_name
 from mim_lightning.search.index.index_settings import IndexSettings, ModelFacts
+from mim_lightning.search.index.index_type import COARSE, bytes_per_row, disk_bytes_per_row
+from mim_lightning.search.index.small_vectors import cut_vectors, round_vectors
 
 # keys of `extra`: by folder of a catalog, the version in the index, and the digest of its content
 CATALOG_VERSIONS, CATALOG_DIGESTS = "catalog_versions", "catalog_digests"
+TRAINED_WIDTHS = "trained_widths"  # key of `extra`: at which the loss of the model counted, besides the full one
 REBUILD = "rebuild the index"  # what mends a damaged file of an index
 BACKENDS, METRIC = ("faiss", "milvus"), "inner_product"
-_TYPES: dict[str, Any] = {"str": str, "int": int, "float": int | float, "Recall": object}  # by annotation
+_TYPES: dict[str, Any] = {  # by annotation
+    "str": str,
+    "int": int,
+    "float": int | float,
+    "Recall": object,
+    "Recall | None": object,
+}
 
 
 @dataclass(frozen=True)
@@ -43,7 +54,7 @@ class IndexCard:
     """Facts of an index; counts exclude deleted rows, which may still be in its files."""
 
     backend: str  # "faiss" or "milvus"
-    kind: str  # flat, hnsw, ivf_pq or sq8
+    kind: str  # flat, hnsw, ivf_pq, sq8, int8_flat, int8_hnsw, binary_flat or binary_ivf
     why: str  # it has this kind
     fingerprint: str
     gallery: str
@@ -58,6 +69,30 @@ class IndexCard:
     metric: str = METRIC
     files: Mapping[str, StoredFile] = field(default_factory=dict)  # by segment and part
     extra: Mapping[str, Any] = field(default_factory=dict)  # of the caller: path of the model, catalog folders
+    full_dimension: int = 0  # of the model's vectors, if the index has them cut; 0: it has them whole
+    full_recall: Recall | None = None  # of the best products by the full vectors, where the index has smaller ones
+    memory_bytes_per_row: int = 0  # of codes during a search; 0 in a card of an older version
+    disk_bytes_per_row: int = 0  # of codes and vectors
+
+    @property
+    def precision(self) -> str:
+        """Of the codes that are searched."""
+        return str(self.settings.get("precision", "float32"))
+
+    @property
+    def model_dimension(self) -> int:
+        return self.full_dimension or self.dimension
+
+    def fit_vectors(self, vectors_ND: np.ndarray) -> np.ndarray:
+        """Return vectors of the model as the index has them: cut, and rounded if it keeps them as 8-bit integers."""
+        vectors_ND = self.fit_queries(vectors_ND)
+        is_rounded = self.kind in COARSE and self.settings.get("rescore") == "int8" and vectors_ND.ndim == 2
+        return round_vectors(vectors_ND) if is_rounded else vectors_ND
+
+    def fit_queries(self, vectors_ND: np.ndarray) -> np.ndarray:
+        """Return vectors cut to the dimension of the index; those that have it, or do not fit, as they are."""
+        is_full = self.full_dimension and np.ndim(vectors_ND) == 2 and np.shape(vectors_ND)[1] == self.full_dimension
+        return cut_vectors(vectors_ND, self.dimension) if is_full else vectors_ND
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=2, ensure_ascii=False)
@@ -89,16 +124,26 @@ def describe_index(
         why=why,
         fingerprint=facts.fingerprint,
         gallery=facts.gallery,
-        dimension=facts.dimension,
+        dimension=settings.dimension or facts.dimension,
         num_products=size[0],
         num_rows=size[1],
         num_deleted=0,
         build_seconds=build_seconds,
         recall=recall,
         settings=asdict(settings),
+        full_dimension=0 if settings.dimension in (None, facts.dimension) else facts.dimension,
+        **describe_size(kind, settings, settings.dimension or facts.dimension),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         extra=extra,
     )
+
+
+def describe_size(kind: str, settings: IndexSettings, dimension: int) -> dict[str, Any]:
+    """Return the bytes of a row by the names that a card has for them."""
+    return {
+        "memory_bytes_per_row": bytes_per_row(kind, settings, dimension),
+        "disk_bytes_per_row": disk_bytes_per_row(kind, settings, dimension),
+    }
 
 
 def parse_card(text: str, place: str) -> IndexCard:
@@ -110,10 +155,13 @@ def parse_card(text: str, place: str) -> IndexCard:
     with errors_as_damaged_file(place, REBUILD):
         content = json.loads(text)
         files = {role: StoredFile(**stored) for role, stored in content["files"].items()}
-        card = IndexCard(**{**content, "recall": Recall(**content["recall"]), "files": files})
+        recalls = {"recall": Recall(**content["recall"])}
+        if content.get("full_recall") is not None:
+            recalls["full_recall"] = Recall(**content["full_recall"])
+        card = IndexCard(**{**content, **recalls, "files": files})
         for stored in files.values():  # the card of a foreign index must not name files outside its folder
             validate_file_name(stored.name, "files")
-        for part in (card, card.recall, *files.values()):
+        for part in (card, *recalls.values(), *files.values()):
             _validate_types(part)
         _validate_values(card)
         _validate_extra(card.extra)
@@ -131,9 +179,14 @@ def _validate_types(part: Any) -> None:
 def _validate_values(card: IndexCard) -> None:
     if card.backend not in BACKENDS or card.metric != METRIC:
         raise ValueError(f"backend {card.backend} and metric {card.metric}: there are {', '.join(BACKENDS)}, {METRIC}")
-    counts = card.dimension, card.num_products, card.num_rows, card.num_deleted, card.recall.k, card.recall.num_queries
-    if min(counts) < 0 or not 0 <= card.recall.value <= 1:
+    recalls = [found for found in (card.recall, card.full_recall) if found is not None]
+    counts = card.dimension, card.num_products, card.num_rows, card.num_deleted
+    bytes_of_row = card.full_dimension, card.memory_bytes_per_row, card.disk_bytes_per_row
+    counts_of_recall = [count for found in recalls for count in (found.k, found.num_queries)]
+    if min(*counts, *bytes_of_row, *counts_of_recall) < 0 or not all(0 <= found.value <= 1 for found in recalls):
         raise ValueError("a count is negative, or the recall no fraction")
+    if card.full_dimension and card.full_dimension <= card.dimension:
+        raise ValueError(f"{card.dimension} numbers are no cut of {card.full_dimension}")
 
 
 def _validate_extra(extra: Mapping[str, Any]) -> None:
@@ -147,6 +200,9 @@ def _validate_extra(extra: Mapping[str, Any]) -> None:
         found = extra.get(name, {})
         if not isinstance(found, dict) or not all(type(value) is kind for value in found.values()):
             raise TypeError(f"extra.{name} is {found!r}")
+    widths = extra.get(TRAINED_WIDTHS, [])
+    if not isinstance(widths, list) or not all(type(width) is int for width in widths):
+        raise TypeError(f"extra.{TRAINED_WIDTHS} is {widths!r}")
     reference = extra.get("reference_products", [])
     if not isinstance(reference, list) or not all(isinstance(product_id, str) for product_id in reference):
         raise TypeError("extra.reference_products is no list of ids")

@@ -17,9 +17,10 @@ from mim_lightning.io.atomic import atomic_write
 from mim_lightning.search.index.card import Recall, StoredFile
 from mim_lightning.search.index.faiss_types import extend_index, set_effort
 from mim_lightning.search.index.index_settings import IndexSettings
-from mim_lightning.search.index.index_type import COARSE, choose_kind, min_rows
+from mim_lightning.search.index.index_type import BINARY, COARSE, choose_kind, min_rows
 from mim_lightning.search.index.products import IndexRows, ProductTable, merge_products
 from mim_lightning.search.index.segment import Segment, build_measured_segment, build_segment
+from mim_lightning.search.index.small_vectors import Vectors
 from mim_lightning.search.index.storage import (
     BASE,
     copy_vectors,
@@ -54,7 +55,7 @@ def compact(parts: Sequence[Segment], folder: Path) -> tuple[Segment, Recall, st
         kind, why = "flat", f"flat: only {num_rows} rows are left, too few for {kind}"
     files: dict[str, StoredFile] = {}
     if kind in COARSE:
-        vectors_ND, files = _write_vectors(folder, pairs)
+        vectors_ND, files = _write_vectors(folder, pairs, settings.rescore)
     else:
         vectors_ND = np.concatenate([vectors[rows] for vectors, rows in pairs])
     products, product_idx_N = _live_products(parts)
@@ -67,12 +68,15 @@ def merge_segments(base: Segment, delta: Segment, folder: Path) -> Segment:
     products, positions = _merge_products([base, delta])
     is_deleted_N = ~np.concatenate([base.is_live, delta.is_live])
     index = (
-        read_into_memory(folder / base.files["index"].name) if "index" in base.files else faiss.clone_index(base.index)
+        read_into_memory(folder / base.files["index"].name, base.kind)
+        if "index" in base.files
+        else (faiss.clone_binary_index if base.kind in BINARY else faiss.clone_index)(base.index)
     )
     extend_index(index, delta.vectors)
     files: dict[str, StoredFile] = {}
     if base.kind in COARSE:
-        vectors_ND, files = _write_vectors(folder, [(p.vectors, np.arange(len(p.vectors))) for p in (base, delta)])
+        pairs = [(part.vectors, np.arange(len(part.vectors))) for part in (base, delta)]
+        vectors_ND, files = _write_vectors(folder, pairs, base.settings.rescore)
     else:
         vectors_ND = stored_vectors(index)
     set_effort(base.kind, index, base.settings)
@@ -95,10 +99,10 @@ def _live_products(parts: Sequence[Segment]) -> tuple[ProductTable, np.ndarray]:
 
 
 def _write_vectors(
-    folder: Path, pairs: Sequence[tuple[np.ndarray, np.ndarray]]
-) -> tuple[np.ndarray, dict[str, StoredFile]]:
+    folder: Path, pairs: Sequence[tuple[Vectors, np.ndarray]], precision: str
+) -> tuple[Vectors, dict[str, StoredFile]]:
     folder.mkdir(parents=True, exist_ok=True)
     path = new_path(folder, BASE, "vectors")
     with atomic_write(path) as partial:
-        vectors_ND = copy_vectors(partial, pairs)
+        vectors_ND = copy_vectors(partial, pairs, precision)
     return vectors_ND, {"vectors": finalize_file(path)}

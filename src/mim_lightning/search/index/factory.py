@@ -6,6 +6,7 @@ The backends are imported when they are first used.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,10 @@ import numpy as np
 import pyarrow as pa
 
 from mim_lightning.search.index.index_settings import IndexSettings, ModelFacts
+from mim_lightning.search.index.index_type import COARSE, choose_kind
 from mim_lightning.search.index.interface import ProductIndex
-from mim_lightning.search.index.products import validate_rows
+from mim_lightning.search.index.products import IndexRows, validate_rows
+from mim_lightning.search.index.small_vectors import cut_vectors, round_vectors
 
 
 def is_address(place: str) -> bool:
@@ -39,7 +42,8 @@ def create_index(
     """Build an index, measure its recall and save it; an existing index is replaced once the new one is complete.
 
     Args:
-        vectors_ND: (N, D), possibly memory-mapped; a product may have several rows.
+        vectors_ND: (N, D) of the model, possibly memory-mapped; a product may have several rows. They are cut to
+            `settings.dimension`, and so are the vectors of later additions and queries.
         row_product_ids: (N,) product of each row.
         products: one row per product, `product_id` and any other columns; columns of numbers only become numbers.
         place: folder, or Milvus address (see `is_address`).
@@ -50,7 +54,8 @@ def create_index(
         ValueError: rows and products that do not match, too few rows for the index type, or recall below
             `index.min_recall`; nothing is left behind.
     """
-    rows = validate_rows(vectors_ND, row_product_ids, products, facts.dimension)
+    settings.validate_dimension(facts.dimension)
+    rows = _fit_rows(validate_rows(vectors_ND, row_product_ids, products, facts.dimension), settings)
     arguments = (rows, settings, facts, str(place), dict(extra or {}), query_vectors_QD)
     if is_address(str(place)):
         from mim_lightning.search.index.milvus_index import build_milvus_index
@@ -59,6 +64,17 @@ def create_index(
     from mim_lightning.search.index.faiss_index import build_faiss_index
 
     return build_faiss_index(*arguments)
+
+
+def _fit_rows(rows: IndexRows, settings: IndexSettings) -> IndexRows:
+    """Return rows with vectors as the index will have them: cut, rounded or as they are."""
+    vectors_ND = full = np.asarray(rows.vectors)
+    kind, _ = choose_kind(settings, len(full), settings.dimension or full.shape[1])
+    if settings.dimension not in (None, full.shape[1]):
+        vectors_ND = cut_vectors(vectors_ND, settings.dimension or 0)
+    if settings.rescore == "int8" and kind in COARSE:
+        vectors_ND = round_vectors(vectors_ND)
+    return rows if vectors_ND is full else replace(rows, vectors=vectors_ND, full=full)
 
 
 def open_index(place: Path | str, expected_fingerprint: str | None = None, verify: bool = False) -> ProductIndex:

@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from mim_lightning.io.locks import lock
-from mim_lightning.search.index.card import REBUILD, IndexCard, StoredFile, describe_index
+from mim_lightning.search.index.card import REBUILD, IndexCard, StoredFile, describe_index, describe_size
 from mim_lightning.search.index.compaction import append_rows, compact, is_mostly_deleted, merge_segments
 from mim_lightning.search.index.filters import parse_filter
 from mim_lightning.search.index.index_settings import IndexSettings, ModelFacts
@@ -26,8 +26,9 @@ from mim_lightning.search.index.index_type import FLAT_ROWS, choose_kind
 from mim_lightning.search.index.interface import IndexHits, validate_queries
 from mim_lightning.search.index.product_ranking import RankedRows
 from mim_lightning.search.index.products import IndexRows, pick_records, unknown_product, validate_rows
-from mim_lightning.search.index.recall import describe_effort, validate_recall
+from mim_lightning.search.index.recall import describe_effort, measure_full_recall, validate_recall
 from mim_lightning.search.index.segment import Segment, build_measured_segment
+from mim_lightning.search.index.small_vectors import cut_vectors
 from mim_lightning.search.index.storage import (
     BASE,
     CARD_FILE,
@@ -59,7 +60,7 @@ class FaissIndex:
     ) -> IndexHits:
         """See `ProductIndex.search`."""
         segments = self._segments
-        query_QD = validate_queries(queries_QD, k, self._card.dimension)
+        query_QD = validate_queries(self._card.fit_queries(queries_QD), k, self._card.dimension)
         conditions = parse_filter(filter, segments[0].products.column_types) if filter else ()
         parts = [_to_results(part, part.search(query_QD, k, conditions), k, with_vectors) for part in segments]
         return parts[0] if len(parts) == 1 else _merge_results(parts, k)
@@ -91,7 +92,8 @@ class FaissIndex:
         """See `ProductIndex.add`; additions are stored when the index is saved."""
         with self._change:
             column_types = self._segments[0].products.column_types
-            rows = validate_rows(vectors_ND, row_product_ids, products, self._card.dimension, column_types)
+            fitted = self._card.fit_vectors(vectors_ND)
+            rows = validate_rows(fitted, row_product_ids, products, self._card.dimension, column_types)
             product_ids = rows.products.ids.to_pylist()
             base, *delta = (part.without(product_ids) for part in self._segments)
             self._replace(base, append_rows(delta[0] if delta else None, rows, base.settings))
@@ -139,7 +141,8 @@ class FaissIndex:
         if is_mostly_deleted(parts) or (num_delta > FLAT_ROWS and base.kind == "flat"):
             base, recall, why = compact(parts, self.folder)
             parts = (base,)
-            card = replace(card, kind=base.kind, why=why, recall=recall, settings=asdict(base.settings))
+            size = describe_size(base.kind, base.settings, card.dimension)
+            card = replace(card, kind=base.kind, why=why, recall=recall, settings=asdict(base.settings), **size)
         elif num_delta > FLAT_ROWS:
             parts = (merge_segments(base, delta[0], self.folder),)
         parts = (parts[0], *(part for part in parts[1:] if part.has_live_row.any()))
@@ -163,13 +166,16 @@ def build_faiss_index(
     """See `factory.create_index`."""
     started = time.perf_counter()
     kind, why = choose_kind(settings, *rows.vectors.shape)
-    segment, recall = build_measured_segment(kind, rows, settings, given_QD)
+    fitted_QD = None if given_QD is None else cut_vectors(given_QD, rows.vectors.shape[1])
+    segment, recall = build_measured_segment(kind, rows, settings, given_QD if rows.full is None else fitted_QD)
     why += describe_effort(settings, segment.settings)
     print(why)
     validate_recall(recall, settings, kind)
     size, seconds = (len(rows.products), len(rows.vectors)), time.perf_counter() - started
     card = describe_index("faiss", kind, why, size, facts, segment.settings, recall, extra, seconds)
     index = FaissIndex(Path(folder), card, (segment,))
+    full = measure_full_recall(rows, settings, given_QD, lambda query, k: index.search(query, k).product_ids)
+    index._card = replace(card, full_recall=full)
     index.save()
     return index
 

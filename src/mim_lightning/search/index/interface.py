@@ -34,6 +34,8 @@ class ProductIndex(Protocol):
     ) -> IndexHits:
         """Return the best k products of each query among those that pass a filter (see `filters`).
 
+        Queries have the dimension of the index, or that of the model's vectors, and are cut then.
+
         Raises:
             ValueError: queries of another dimension or not finite; a filter that does not fit the columns.
         """
@@ -51,7 +53,7 @@ class ProductIndex(Protocol):
         products: pa.Table,
         extra: Mapping[str, Any] | None = None,
     ) -> None:
-        """Add products; rows and record of a known product are replaced.
+        """Add products; rows and record of a known product are replaced. Vectors are cut as those of the index were.
 
         Args:
             extra: new values for keys of the card's `extra`; other keys keep theirs.

@@ -24,10 +24,11 @@ from mim_lightning.search.index import milvus_client
 from mim_lightning.search.index.card import IndexCard, describe_index, parse_card
 from mim_lightning.search.index.filters import OneOf, parse_filter
 from mim_lightning.search.index.index_settings import IndexSettings, ModelFacts
-from mim_lightning.search.index.index_type import choose_kind, num_code_bytes, num_lists
+from mim_lightning.search.index.index_type import BINARY, choose_kind, num_code_bytes, num_lists
 from mim_lightning.search.index.interface import IndexHits, validate_queries
 from mim_lightning.search.index.milvus_client import MilvusCollection, parse_address, validate_database
 from mim_lightning.search.index.milvus_rows import (
+    BITS,
     ROW,
     VECTOR,
     column_fields,
@@ -38,7 +39,14 @@ from mim_lightning.search.index.milvus_rows import (
 )
 from mim_lightning.search.index.milvus_search import MAX_ROWS, CollectionSize, MilvusSearch, RowHit
 from mim_lightning.search.index.products import ID, IndexRows, pick_records, unknown_product, validate_rows
-from mim_lightning.search.index.recall import EXACT, FindScores, describe_effort, tune_effort, validate_recall
+from mim_lightning.search.index.recall import (
+    EXACT,
+    FindScores,
+    describe_effort,
+    measure_full_recall,
+    tune_effort,
+    validate_recall,
+)
 
 CARD, COLUMNS = "mim_lightning.card", "mim_lightning.columns"  # properties of a collection
 _MAX_IDS = 200  # in one expression
@@ -62,7 +70,7 @@ class MilvusIndex:
         self, queries_QD: np.ndarray, k: int, filter: Mapping[str, Any] | None = None, with_vectors: bool = False
     ) -> IndexHits:
         """See `ProductIndex.search`; at most 16,384 products per query."""
-        query_QD = validate_queries(queries_QD, k, self._card.dimension)
+        query_QD = validate_queries(self._card.fit_queries(queries_QD), k, self._card.dimension)
         if k >= MAX_ROWS:
             raise ValueError(f"k={k}: Milvus returns fewer than {MAX_ROWS} products per query")
         expression = to_expression(parse_filter(filter, self.column_types), list(self.column_types))
@@ -93,13 +101,14 @@ class MilvusIndex:
         extra: Mapping[str, Any] | None = None,
     ) -> None:
         """See `ProductIndex.add`; old rows are deleted after the new ones are inserted: no search misses both."""
-        rows = validate_rows(vectors_ND, row_product_ids, products, self._card.dimension, self.column_types)
+        fitted = self._card.fit_vectors(vectors_ND)
+        rows = validate_rows(fitted, row_product_ids, products, self._card.dimension, self.column_types)
         ids = rows.products.ids.to_pylist()
         with self._change:
             self._count_after_interruption()
             old = {row[ROW]: row[ID] for row in self._rows_of(ids, [ID])}
             with self.collection.errors_as():
-                for batch in to_entities(rows):
+                for batch in to_entities(rows, self._card.kind in BINARY):
                     self.collection.client.insert(self.name, batch)
                 if old:
                     self.collection.client.delete(self.name, ids=list(old))
@@ -190,7 +199,11 @@ def build_milvus_index(
     """See `factory.create_index`."""
     started = time.perf_counter()
     collection = parse_address(address)
-    client, (kind, why) = collection.client, choose_kind(settings, *rows.vectors.shape)
+    if settings.precision == "int8" and settings.kind == "auto":  # the only type with 8-bit codes in all engines
+        settings = replace(settings, kind="ivf")
+    kind, why = choose_kind(settings, *rows.vectors.shape)
+    _validate_kind(kind, settings, address)
+    client = collection.client
     with collection.errors_as(ValueError):
         old = collection.find()
         if old is not None and CARD not in old[1]:
@@ -201,12 +214,15 @@ def build_milvus_index(
             card = describe_index("milvus", kind, why, size, facts, settings, EXACT, extra)
             index = MilvusIndex(collection, name, card, rows.products.column_types)
             _fill(index, rows, settings)
-            tuned, recall = tune_effort(kind, rows, settings, given_QD, partial(_search_with, index))
+            fitted_QD = None if given_QD is None else card.fit_queries(given_QD)
+            tuned, recall = tune_effort(kind, rows, settings, fitted_QD, partial(_search_with, index))
             why += describe_effort(settings, tuned)
             print(why)
             validate_recall(recall, settings, kind)
             seconds = time.perf_counter() - started
             index._card = replace(card, why=why, settings=asdict(tuned), recall=recall, build_seconds=seconds)
+            full = measure_full_recall(rows, settings, given_QD, lambda query, k: index.search(query, k).product_ids)
+            index._card = replace(index._card, full_recall=full)
             index.save()
             set_alias = client.create_alias if old is None else client.alter_alias
             set_alias(name, collection.name)
@@ -219,15 +235,29 @@ def build_milvus_index(
     return index
 
 
+def _validate_kind(kind: str, settings: IndexSettings, address: str) -> None:
+    """Raise ValueError for what Milvus, or its embedded engine, does not have."""
+    if kind in ("int8_flat", "int8_hnsw"):
+        raise ValueError(f"precision=int8 with index.kind={settings.kind}: Milvus has 8-bit codes with index.kind=ivf")
+    if settings.rescore != "float32":
+        raise ValueError(f"index.rescore={settings.rescore}: Milvus keeps vectors in float32; leave it out")
+    if kind in BINARY and "://" not in address:
+        raise ValueError(
+            f"{address}: the embedded engine of Milvus has no vectors of bits; give the address of a server, or a "
+            "folder for FAISS"
+        )
+
+
 def _fill(index: MilvusIndex, rows: IndexRows, settings: IndexSettings) -> None:
     """Create the collection of an index, insert the rows, and index them."""
     client, name, kind = index.collection.client, index.name, index.card.kind
-    schema = make_schema(client, index.column_types, index.card.dimension)
+    has_bits = kind in BINARY
+    schema = make_schema(client, index.column_types, index.card.dimension, has_bits)
     # a client sees its own writes immediately, other clients a moment later
     client.create_collection(name, schema=schema, consistency_level="Session")
     num_inserted = 0
     with ProgressMeter(len(rows.vectors), verb="", label=f"filling {name}") as meter:
-        for batch in to_entities(rows):
+        for batch in to_entities(rows, has_bits):
             client.insert(name, batch)
             num_inserted += len(batch)
             meter.update(num_inserted)
@@ -240,11 +270,18 @@ def _fill(index: MilvusIndex, rows: IndexRows, settings: IndexSettings) -> None:
         "hnsw": ("HNSW", {"M": settings.hnsw_m, "efConstruction": settings.ef_construction}),
         "sq8": ("IVF_SQ8", lists),
         "ivf_pq": ("IVF_PQ", lists),
+        "binary_flat": ("BIN_FLAT", {}),
+        "binary_ivf": ("BIN_IVF_FLAT", lists),
     }[kind]
     with ProgressMeter(None, verb="", label=f"indexing as {kind}"):
         client.flush(name)
         params = client.prepare_index_params()
-        params.add_index(VECTOR, metric_type="IP", index_type=index_type, params=options)
+        if has_bits:
+            params.add_index(BITS, metric_type="HAMMING", index_type=index_type, params=options)
+            # Milvus loads no collection with a field of vectors that has no index
+            params.add_index(VECTOR, metric_type="IP", index_type="FLAT", params={"mmap.enabled": "true"})
+        else:
+            params.add_index(VECTOR, metric_type="IP", index_type=index_type, params=options)
         client.create_index(name, params)
         client.load_collection(name)
 

@@ -13,8 +13,9 @@ import numpy as np
 
 from mim_lightning.search.index.filters import FLAG, NUMBER, TEXT, Condition, OneOf, Value
 from mim_lightning.search.index.products import ID, IndexRows
+from mim_lightning.search.index.small_vectors import encode_signs
 
-ROW, VECTOR = "row_id", "vector"
+ROW, VECTOR, BITS = "row_id", "vector", "bits"
 _MAX_TEXT = 65_535  # bytes, a limit of Milvus
 _BATCH_BYTES = 2**24  # Milvus accepts 64 MiB at once
 _TEXT_BYTES = 4096  # allowance for the columns of a row, so that a batch stays below the limit
@@ -27,30 +28,40 @@ def column_fields(columns: Sequence[str]) -> dict[str, str]:
     return {ID: ID, **{column: f"column_{number}" for number, column in enumerate(others)}}
 
 
-def make_schema(client: Any, column_types: Mapping[str, str], dimension: int) -> Any:
-    """Return the schema of a collection for products with these columns."""
+def make_schema(client: Any, column_types: Mapping[str, str], dimension: int, has_bits: bool = False) -> Any:
+    """Return the schema of a collection for products with these columns.
+
+    Args:
+        has_bits: the signs of a vector are searched; the vectors, which rescore, are read from disk.
+    """
     from pymilvus import DataType
 
     types = {TEXT: DataType.VARCHAR, NUMBER: DataType.DOUBLE, FLAG: DataType.BOOL}
     schema = client.create_schema(auto_id=True, enable_dynamic_field=False)
     schema.add_field(ROW, DataType.INT64, is_primary=True)
-    schema.add_field(VECTOR, DataType.FLOAT_VECTOR, dim=dimension)
+    if has_bits:
+        schema.add_field(BITS, DataType.BINARY_VECTOR, dim=8 * -(-dimension // 8))
+        schema.add_field(VECTOR, DataType.FLOAT_VECTOR, dim=dimension, mmap_enabled=True)
+    else:
+        schema.add_field(VECTOR, DataType.FLOAT_VECTOR, dim=dimension)
     for column, field in column_fields(list(column_types)).items():
         options = {"max_length": _MAX_TEXT} if column_types[column] == TEXT else {}
         schema.add_field(field, types[column_types[column]], nullable=column != ID, **options)
     return schema
 
 
-def to_entities(rows: IndexRows) -> Iterator[list[dict[str, Any]]]:
+def to_entities(rows: IndexRows, has_bits: bool = False) -> Iterator[list[dict[str, Any]]]:
     """Yield rows as entities, in batches that Milvus accepts."""
     fields = column_fields(rows.products.table.column_names)
     batch = max(1, _BATCH_BYTES // (4 * rows.vectors.shape[1] + _TEXT_BYTES))
     for start in range(0, len(rows.vectors), batch):
         part = slice(start, start + batch)
         records = rows.products.records(rows.product_idx[part])
+        vectors_ND = np.asarray(rows.vectors[part])
+        bits_N = [{BITS: bits.tobytes()} for bits in encode_signs(vectors_ND)] if has_bits else [{}] * len(vectors_ND)
         yield [
-            {VECTOR: vector, **{fields[column]: _to_stored(value) for column, value in record.items()}}
-            for vector, record in zip(np.asarray(rows.vectors[part]), records, strict=True)
+            {VECTOR: vector, **bits, **{fields[column]: _to_stored(value) for column, value in record.items()}}
+            for vector, bits, record in zip(vectors_ND, bits_N, records, strict=True)
         ]
 
 

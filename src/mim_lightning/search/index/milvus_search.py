@@ -15,11 +15,12 @@ import numpy as np
 
 from mim_lightning.search.index import milvus_client
 from mim_lightning.search.index.index_settings import IndexSettings
-from mim_lightning.search.index.index_type import COARSE, num_candidates, num_lists
+from mim_lightning.search.index.index_type import BINARY, COARSE, LISTS, num_candidates, num_lists
 from mim_lightning.search.index.milvus_client import MilvusCollection
-from mim_lightning.search.index.milvus_rows import VECTOR
+from mim_lightning.search.index.milvus_rows import BITS, VECTOR
 from mim_lightning.search.index.product_ranking import take_best_rows
 from mim_lightning.search.index.products import ID
+from mim_lightning.search.index.small_vectors import encode_signs
 
 MAX_ROWS = 16_384  # per query, a limit of Milvus
 _REQUEST_NUMBERS = 2**22  # queries * rows * dimension of an answer, a quarter of what Milvus sends at once
@@ -83,15 +84,18 @@ class MilvusSearch:
         fetched: list[list[RowHit]] = []
         for start in range(0, len(query_QD), batch):
             part_QD = query_QD[start : start + batch]
+            is_binary = self.kind in BINARY
+            data = [bits.tobytes() for bits in encode_signs(part_QD)] if is_binary else part_QD
+            metric = "HAMMING" if is_binary else "IP"
             with self.collection.errors_as():
                 answers = self.collection.client.search(
                     self.name,
-                    data=part_QD,
+                    data=data,
                     limit=num_fetched,
                     filter=expression,
                     output_fields=[ID, VECTOR] if needs_vectors else [ID],
-                    search_params={"metric_type": "IP", "params": self._effort(num_fetched, size)},
-                    anns_field=VECTOR,
+                    search_params={"metric_type": metric, "params": self._effort(num_fetched, size)},
+                    anns_field=BITS if is_binary else VECTOR,
                     timeout=milvus_client.TIMEOUT,
                 )
             fetched += [self._to_hits(query, answer) for query, answer in zip(part_QD, answers, strict=True)]
@@ -103,7 +107,7 @@ class MilvusSearch:
         if self.kind == "hnsw":
             limit = max(self.settings.ef_search, MAX_ROWS)
             return {"ef": max(num_fetched, min(limit, math.ceil(self.settings.ef_search * widening)))}
-        if self.kind in COARSE:
+        if self.kind in LISTS:
             lists = max(_MIN_LISTS, num_lists(self.settings, size.num_rows))
             # more rows may be requested than the lists read so far contain
             widening = max(widening, num_fetched / max(1, size.num_rows) * lists)

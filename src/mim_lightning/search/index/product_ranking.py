@@ -12,6 +12,8 @@ from typing import NamedTuple
 import faiss
 import numpy as np
 
+from mim_lightning.search.index.small_vectors import Int8Vectors, Vectors
+
 _ROUNDING = 1e-6  # an index's own score of a unit vector may differ by this much from ours
 _CHUNK_ELEMENTS = 2**22  # scores in memory at once
 _FULLY_FETCHED = 200  # products; all rows of so many products are fetched at once
@@ -26,8 +28,11 @@ class RankedRows(NamedTuple):
     scores: np.ndarray  # (Q, K) float32
 
 
-def compute_scores(query_QD: np.ndarray, vectors_ND: np.ndarray, rows_QF: np.ndarray) -> np.ndarray:
+def compute_scores(query_QD: np.ndarray, vectors_ND: Vectors, rows_QF: np.ndarray) -> np.ndarray:
     """Return the inner products (Q, F) of each query with its rows, -inf for row -1; arrays are contiguous."""
+    if isinstance(vectors_ND, Int8Vectors):
+        found_QF = vectors_ND.compute_scores(query_QD, rows_QF)
+        return np.where(rows_QF >= 0, found_QF, np.float32(-np.inf))
     scores_QF, pointer = np.empty(rows_QF.shape, dtype=np.float32), faiss.swig_ptr
     arrays = pointer(scores_QF), pointer(query_QD), pointer(vectors_ND), pointer(rows_QF)
     faiss.fvec_inner_products_by_idx(*arrays, query_QD.shape[1], *rows_QF.shape)
@@ -36,7 +41,7 @@ def compute_scores(query_QD: np.ndarray, vectors_ND: np.ndarray, rows_QF: np.nda
 
 def rank_products(
     query_QD: np.ndarray,
-    vectors_ND: np.ndarray,
+    vectors_ND: Vectors,
     product_idx_N: np.ndarray,
     num_wanted: int,
     num_rows: int,
@@ -135,7 +140,7 @@ def _take_first_rows(
     return ranked
 
 
-def fetch_exactly(vectors_ND: np.ndarray, rows_C: np.ndarray) -> FetchRows:
+def fetch_exactly(vectors_ND: Vectors, rows_C: np.ndarray) -> FetchRows:
     """Return how to fetch the best of some rows (C,) by comparing each."""
 
     def fetch(query_QD: np.ndarray, num_fetched: int) -> np.ndarray:

@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 from mim_lightning.io.damaged_file import errors_as_damaged_file
 from mim_lightning.search.index.card import REBUILD
 from mim_lightning.search.index.filters import FLAG, NUMBER, TEXT, Condition, OneOf
+from mim_lightning.search.index.small_vectors import Vectors
 
 ID = "product_id"
 ALWAYS_TEXT = (ID, "title", "description", "category")
@@ -241,9 +242,10 @@ def _meets(column: pa.ChunkedArray, condition: Condition) -> pa.ChunkedArray:
 class IndexRows:
     """N rows of P products; every product has at least one."""
 
-    vectors: np.ndarray  # (N, D) float32, contiguous, possibly memory-mapped
+    vectors: Vectors  # (N, D) float32 when read, contiguous, possibly memory-mapped
     product_idx: np.ndarray  # (N,) int32, positions in `products`
     products: ProductTable
+    full: np.ndarray | None = None  # (N, E) what `vectors` were cut or rounded from, if they were
 
 
 def validate_rows(

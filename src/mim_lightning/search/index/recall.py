@@ -10,9 +10,10 @@ import numpy as np
 from mim_lightning.display.progress import ProgressMeter
 from mim_lightning.search.index.card import Recall
 from mim_lightning.search.index.index_settings import RECALL_K, IndexSettings
-from mim_lightning.search.index.index_type import scale_effort
+from mim_lightning.search.index.index_type import BINARY, GRAPHS, scale_effort
 from mim_lightning.search.index.product_ranking import FetchRows, fetch_exactly, rank_products
 from mim_lightning.search.index.products import IndexRows
+from mim_lightning.search.index.small_vectors import Vectors
 
 NOISE = 0.5  # length of the noise added to a row, relative to the row's; their cosine is then about 0.89
 _TOLERANCE = 1e-6  # scores of another engine differ by rounding
@@ -52,7 +53,8 @@ def tune_effort(
 def validate_recall(recall: Recall, settings: IndexSettings, kind: str) -> None:
     """Raise ValueError if recall is below `min_recall`."""
     if recall.value < settings.min_recall:
-        keys = "index.hnsw_m or index.ef_construction" if kind == "hnsw" else "index.pq_m"
+        keys = "index.hnsw_m or index.ef_construction" if kind in GRAPHS else "index.pq_m"
+        keys = "index.rerank or dimension" if kind in BINARY else keys
         raise ValueError(
             f"index.kind={kind}: recall@{recall.k} is {recall.value:.4f}, below "
             f"index.min_recall={settings.min_recall}; raise {keys}, or choose another kind"
@@ -70,7 +72,7 @@ def describe_effort(initial: IndexSettings, final: IndexSettings) -> str:
 
 
 def make_queries(
-    vectors_ND: np.ndarray, settings: IndexSettings, given_QD: np.ndarray | None = None
+    vectors_ND: Vectors, settings: IndexSettings, given_QD: np.ndarray | None = None
 ) -> tuple[np.ndarray, str]:
     """Return queries (Q, D) to measure recall with, and how they were made.
 
@@ -91,9 +93,10 @@ def make_queries(
 
 
 def compute_true_scores(
-    query_QD: np.ndarray, vectors_ND: np.ndarray, product_idx_N: np.ndarray, num_wanted: int = RECALL_K
+    query_QD: np.ndarray, vectors_ND: Vectors, product_idx_N: np.ndarray, num_wanted: int = RECALL_K
 ) -> np.ndarray:
     """Return the scores (Q, K) of the best products by comparing every row; K is at most the number of products."""
+    vectors_ND = np.asarray(vectors_ND)
     num_rows, num_products = len(vectors_ND), len(np.unique(product_idx_N))
 
     def fetch(num_fetched: int) -> FetchRows:
@@ -103,6 +106,32 @@ def compute_true_scores(
 
     keep = min(num_wanted, num_products)
     return rank_products(query_QD, vectors_ND, product_idx_N, keep, num_rows, num_products, fetch).scores
+
+
+def measure_full_recall(
+    rows: IndexRows,
+    settings: IndexSettings,
+    given_QD: np.ndarray | None,
+    find_products: Callable[[np.ndarray, int], np.ndarray],
+) -> Recall | None:
+    """Return which fraction of the best products by the full vectors an index of smaller ones finds; None: it has all.
+
+    Args:
+        find_products: full queries (Q, E), K -> ids (Q, K) that the index finds, "" where there are fewer.
+    """
+    if rows.full is None:
+        return None
+    query_QE, how = make_queries(rows.full, settings, given_QD)
+    true_QK = compute_true_scores(query_QE, rows.full, rows.product_idx)
+    found_QK = find_products(query_QE, true_QK.shape[1])
+    by_product_N = rows.product_idx.argsort(kind="stable")
+    starts_P = np.searchsorted(rows.product_idx[by_product_N], np.arange(len(rows.products) + 1))
+    product_idx_QK = np.where(found_QK == "", -1, rows.products.find(found_QK.ravel().tolist()).reshape(found_QK.shape))
+    num_found = 0
+    for query_E, least, products_K in zip(query_QE, true_QK[:, -1], product_idx_QK, strict=True):
+        rows_of = [by_product_N[starts_P[idx] : starts_P[idx + 1]] for idx in products_K if idx >= 0]
+        num_found += sum((rows.full[found] @ query_E).max() >= least - _TOLERANCE for found in rows_of)
+    return Recall(true_QK.shape[1], num_found / true_QK.size, len(query_QE), how)
 
 
 def measure_recall(query_QD: np.ndarray, how: str, true_QK: np.ndarray, search: FindScores) -> Recall:

@@ -6,6 +6,7 @@ copy that marks them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
@@ -22,13 +23,15 @@ from mim_lightning.search.index.faiss_types import (
     fill_index,
     search_parameters,
     set_effort,
+    to_codes,
 )
 from mim_lightning.search.index.filters import Condition
 from mim_lightning.search.index.index_settings import IndexSettings
-from mim_lightning.search.index.index_type import COARSE, num_candidates, num_rows_read
+from mim_lightning.search.index.index_type import BINARY, COARSE, num_candidates, num_rows_read
 from mim_lightning.search.index.product_ranking import FetchRows, RankedRows, fetch_exactly, rank_products
 from mim_lightning.search.index.products import IndexRows, ProductTable
 from mim_lightning.search.index.recall import FindScores, tune_effort
+from mim_lightning.search.index.small_vectors import Vectors
 
 DELETED = "dead"  # name on disk of the part that marks deleted rows
 _MAX_FETCHED = 2**14  # rows per query; more are found faster by comparing all
@@ -60,7 +63,7 @@ class Segment:
 
     kind: str
     index: Any  # FAISS index of N rows
-    vectors: np.ndarray  # (N, D) float32, contiguous, possibly memory-mapped
+    vectors: Vectors  # (N, D) float32 when read, contiguous, possibly memory-mapped
     product_idx: np.ndarray  # (N,) int32
     products: ProductTable
     settings: IndexSettings
@@ -95,11 +98,25 @@ class Segment:
             if selection is None and self.kind not in COARSE:
                 return self.index.search(query_QD, num_fetched)[1]
             num_rows = len(self.vectors)
+            if self.kind in BINARY:
+                return self._fetch_bits(query_QD, num_fetched, selection)
             allowed = (num_rows, None) if selection is None else (selection.num_rows, selection.selector)
             params = search_parameters(self.kind, self.settings, num_rows, allowed[0], num_fetched, allowed[1])
             return self.index.search(query_QD, num_fetched, params=params)[1]
 
         return fetch
+
+    def _fetch_bits(self, query_QD: np.ndarray, num_fetched: int, selection: Selection | None) -> np.ndarray:
+        """Return candidates by the bits that differ; FAISS's lists of bits have no selectors, so more are fetched."""
+        num_rows = len(self.vectors)
+        num_allowed = num_rows if selection is None else selection.num_rows
+        num_fetched = min(num_rows, math.ceil(num_fetched * num_rows / num_allowed))
+        params = search_parameters(self.kind, self.settings, num_rows, num_allowed, num_fetched, None)
+        rows_QF = self.index.search(to_codes(self.index, query_QD), num_fetched, params=params)[1]
+        if selection is None:
+            return rows_QF
+        bits = selection.bits[rows_QF.clip(min=0) // 8] >> (rows_QF.clip(min=0) % 8)
+        return np.where((rows_QF >= 0) & (bits & 1 > 0), rows_QF, -1)
 
     def _is_narrow(self, num_rows: int) -> bool:
         """Return whether comparing the selected rows is faster than an index search wide enough to find them."""

@@ -26,9 +26,10 @@ from mim_lightning.io.mapped_file import allocate
 from mim_lightning.search.index.card import REBUILD, IndexCard, StoredFile, parse_card
 from mim_lightning.search.index.faiss_types import set_effort
 from mim_lightning.search.index.index_settings import IndexSettings
-from mim_lightning.search.index.index_type import COARSE
+from mim_lightning.search.index.index_type import BINARY, COARSE
 from mim_lightning.search.index.products import read_products
 from mim_lightning.search.index.segment import DELETED, Segment
+from mim_lightning.search.index.small_vectors import Int8Vectors, Vectors, encode_int8
 
 CARD_FILE = "card.json"
 BASE, DELTA = "main", "fresh"  # names of the segments on disk
@@ -41,8 +42,18 @@ _ALWAYS_VERIFIED = 2**25  # bytes; checksums of larger files would make opening 
 _BLOCK = 2**22
 _SUFFIXES = {"index": "faiss", "products": "arrow"}
 _COPIED_ROWS = 2**16  # at once
-_HEADER = struct.Struct("<4siq")  # how every file of FAISS begins: class, dimension, rows
-_CLASSES = {"flat": b"IxFI", "hnsw": b"IHNf", "ivf_pq": b"IwPQ", "sq8": b"IwSq"}
+# how every file of FAISS begins: class, dimension, rows; of bits: class, bits, bytes of a code, rows
+_HEADER, _BINARY_HEADER = struct.Struct("<4siq"), struct.Struct("<4siiq")
+_CLASSES = {
+    "flat": b"IxFI",
+    "hnsw": b"IHNf",
+    "ivf_pq": b"IwPQ",
+    "sq8": b"IwSq",
+    "int8_flat": b"IxSQ",
+    "int8_hnsw": b"IHNs",
+    "binary_flat": b"IBxF",
+    "binary_ivf": b"IBwF",
+}
 
 
 def read_card(folder: Path) -> IndexCard:
@@ -111,7 +122,8 @@ def write_segment(folder: Path, prefix: str, segment: Segment) -> dict[str, Stor
         "products": segment.products.write,
     }
     if segment.kind in COARSE:  # other index types contain the vectors themselves
-        writers["vectors"] = lambda path: copy_vectors(path, [(vectors_ND, np.arange(len(vectors_ND)))])
+        parts = [(vectors_ND, np.arange(len(vectors_ND)))]
+        writers["vectors"] = lambda path: copy_vectors(path, parts, segment.settings.rescore)
     if is_deleted_N is not None:
         writers[DELETED] = lambda path: _save_array(path, is_deleted_N)
     files = dict(segment.files)
@@ -132,7 +144,8 @@ def new_path(folder: Path, prefix: str, part: str) -> Path:
 def _save_index(path: Path, index: faiss.Index) -> None:
     # given a path, FAISS ignores that closing the file fails: on a full disk its end is missing
     with path.open("wb") as file:
-        faiss.write_index(index, faiss.PyCallbackIOWriter(file.write))
+        write = faiss.write_index_binary if isinstance(index, faiss.IndexBinary) else faiss.write_index
+        write(index, faiss.PyCallbackIOWriter(file.write))
 
 
 def _save_array(path: Path, array: np.ndarray) -> None:
@@ -140,20 +153,22 @@ def _save_array(path: Path, array: np.ndarray) -> None:
         np.save(file, array)
 
 
-def copy_vectors(path: Path, parts: Sequence[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+def copy_vectors(path: Path, parts: Sequence[tuple[Vectors, np.ndarray]], precision: str = "float32") -> Vectors:
     """Write rows of several arrays, as pairs of vectors (N, D) and rows (M,), and return them memory-mapped."""
-    shape = sum(len(rows) for _, rows in parts), parts[0][0].shape[1]
-    whole = np.lib.format.open_memmap(path, "w+", np.float32, shape)
+    size, is_int8 = sum(len(rows) for _, rows in parts), precision == "int8"
+    width = encode_int8(parts[0][0][:1]).shape[1] if is_int8 else parts[0][0].shape[1]
+    whole = np.lib.format.open_memmap(path, "w+", np.int8 if is_int8 else np.float32, (size, width))
     with path.open("r+b") as file:
         allocate(file, path.stat().st_size, path)
     start = 0
     for vectors_ND, rows_M in parts:
         for first in range(0, len(rows_M), _COPIED_ROWS):
             chunk = vectors_ND[rows_M[first : first + _COPIED_ROWS]]
-            whole[start : start + len(chunk)] = chunk
+            whole[start : start + len(chunk)] = encode_int8(chunk) if is_int8 else chunk
             start += len(chunk)
     whole.flush()
-    return np.load(path, mmap_mode="r", allow_pickle=False)
+    stored = np.load(path, mmap_mode="r", allow_pickle=False)
+    return Int8Vectors(stored) if is_int8 else stored
 
 
 def read_segment(folder: Path, prefix: str, kind: str, card: IndexCard, verify: bool) -> Segment:
@@ -175,9 +190,12 @@ def read_segment(folder: Path, prefix: str, kind: str, card: IndexCard, verify: 
     rows, products = _load_array(paths["rows"]), read_products(paths["products"])
     _validate_header(paths["index"], kind, card.dimension, len(rows))
     with errors_as_damaged_file(paths["index"], REBUILD):
-        index = faiss.read_index(str(paths["index"]), faiss.IO_FLAG_MMAP_IFC)
+        read = faiss.read_index_binary if kind in BINARY else faiss.read_index
+        index = read(str(paths["index"]), faiss.IO_FLAG_MMAP_IFC)
     set_effort(kind, index, settings)
-    vectors = _load_array(paths["vectors"]) if "vectors" in paths else stored_vectors(index)
+    kept = _load_array(paths["vectors"]) if "vectors" in paths else stored_vectors(index)
+    is_int8 = kind in COARSE and settings.rescore == "int8" and kept.dtype == np.int8 and kept.ndim == 2
+    vectors: Vectors = Int8Vectors(kept) if is_int8 else kept
     deleted = np.array(_load_array(paths[DELETED])) if DELETED in paths else None
     if (
         vectors.shape != (index.ntotal, card.dimension)
@@ -191,19 +209,21 @@ def read_segment(folder: Path, prefix: str, kind: str, card: IndexCard, verify: 
 
 def _validate_header(path: Path, kind: str, dimension: int, num_rows: int) -> None:
     """Reject a file that is no index of this type and size before FAISS reads it: FAISS trusts the header."""
+    num_bytes = -(-dimension // 8)
+    is_binary, layout = kind in BINARY, _BINARY_HEADER if kind in BINARY else _HEADER
     with path.open("rb") as file:
-        header = file.read(_HEADER.size)
-    found = _HEADER.unpack(header) if len(header) == _HEADER.size else None
-    if found is None or found != (_CLASSES.get(kind), dimension, num_rows):
+        header = file.read(layout.size)
+    found = layout.unpack(header) if len(header) == layout.size else None
+    if found != (_CLASSES.get(kind), *((8 * num_bytes, num_bytes) if is_binary else (dimension,)), num_rows):
         raise ValueError(
             f"{path}: not readable by FAISS (no {kind} index of {num_rows} rows of {dimension} numbers); {REBUILD}"
         )
 
 
-def read_into_memory(path: Path) -> Any:
+def read_into_memory(path: Path, kind: str) -> Any:
     """Read a FAISS index into memory, so that rows can be inserted."""
     with errors_as_damaged_file(path, REBUILD):
-        return faiss.read_index(str(path))
+        return (faiss.read_index_binary if kind in BINARY else faiss.read_index)(str(path))
 
 
 def _load_array(path: Path) -> np.ndarray:

@@ -1,0 +1,171 @@
+"""Vectors cut to a dimension and codes of fewer bits: what is found, what is stored, what the card says."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mim_lightning.search.index.factory import open_index
+from mim_lightning.search.index.index_settings import FAMILIES, IndexSettings
+from mim_lightning.search.index.small_vectors import Int8Vectors, cut_vectors, encode_int8, encode_signs, round_vectors
+from tests.search.index.catalog import Shop, make_shop
+
+WIDTH, CUT = 20, 12
+SMALL = [
+    (precision, kind, rescore)
+    for precision in ("int8", "binary")
+    for kind in FAMILIES[precision]
+    for rescore in ("float32", "int8")
+    if kind != "sq8"
+]
+
+
+def unit(num_rows: int, seed: int) -> np.ndarray:
+    vectors = np.random.default_rng(seed).standard_normal((num_rows, WIDTH)).astype(np.float32)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def make_unit_shop(num_products: int, seed: int = 0, first: int = 0) -> Shop:
+    shop = make_shop(num_products, num_products, seed)
+    names = {product_id: f"{first + number:05d}" for number, product_id in enumerate(shop.records)}
+    records = {names[key]: {**record, "product_id": names[key]} for key, record in shop.records.items()}
+    return Shop(unit(num_products, seed), [names[product_id] for product_id in shop.ids], records)
+
+
+def naive_cut(vectors: np.ndarray) -> np.ndarray:
+    return vectors[:, :CUT] / np.linalg.norm(vectors[:, :CUT], axis=1, keepdims=True)
+
+
+@pytest.fixture(scope="module")
+def shop() -> Shop:
+    return make_unit_shop(1500)
+
+
+@pytest.mark.parametrize(("precision", "kind", "rescore"), SMALL)
+def test_small_codes_select_and_stored_vectors_rank(
+    shop: Shop, tmp_path: Path, precision: str, kind: str, rescore: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = IndexSettings(kind=kind, precision=precision, rescore=rescore, dimension=CUT, rerank=20, num_threads=1)
+    shop.build(tmp_path, settings)
+    index = open_index(tmp_path, verify=True)
+    stored = naive_cut(shop.vectors)
+    stored = np.asarray(Int8Vectors(encode_int8(stored))) if rescore == "int8" else stored
+    queries = unit(40, 9)
+    scores = naive_cut(queries) @ stored.T
+    best = [{shop.ids[row] for row in row_scores.argsort()[-5:]} for row_scores in scores]
+    found = index.search(queries, 5)
+    overlap = [len(set(ids) & wanted) for ids, wanted in zip(found.product_ids.tolist(), best, strict=True)]
+    assert np.mean(overlap) >= 4.7, "of 5"
+    place = {product_id: row for row, product_id in enumerate(shop.ids)}
+    for query, ids, row_scores in zip(scores, found.product_ids, found.scores, strict=True):
+        np.testing.assert_allclose(row_scores, [query[place[product_id]] for product_id in ids], atol=1e-6)
+    same = index.search(naive_cut(queries), 5)
+    assert (same.product_ids == found.product_ids).all(), "queries are cut as rows are, whoever does it"
+    card = index.card
+    assert (card.precision, card.dimension, card.full_dimension) == (precision, CUT, WIDTH)
+    codes = {"int8": CUT, "binary": 2}[precision] + {"flat": 0, "hnsw": 8 * 32 + 16, "ivf": 8}[kind]
+    assert card.memory_bytes_per_row == codes
+    assert card.disk_bytes_per_row == codes + (CUT + 4 if rescore == "int8" else 4 * CUT)
+    sizes = {path.name.partition("-")[0]: path.stat().st_size for path in tmp_path.iterdir()}
+    assert sizes["main_vectors"] - 128 == len(shop.ids) * (CUT + 4 if rescore == "int8" else 4 * CUT)
+    assert card.recall.value >= 0.95 and card.full_recall is not None
+    # the best ten by the full vectors, by the definition
+    noisy = shop.vectors + 0  # every product once: the queries are rows with noise, so recall is of the same order
+    true = [{shop.ids[row] for row in row_scores.argsort()[-10:]} for row_scores in noisy[:200] @ shop.vectors.T]
+    ids = index.search(noisy[:200], 10).product_ids.tolist()
+    measured = np.mean([len(set(got) & wanted) / 10 for got, wanted in zip(ids, true, strict=True)])
+    assert card.full_recall.value == pytest.approx(measured, abs=0.12) and card.full_recall.value < 0.9
+
+
+@pytest.mark.parametrize(("precision", "kind", "rescore"), [("int8", "flat", "int8"), ("binary", "ivf", "float32")])
+def test_additions_deletions_filters_and_merges_stay_right(
+    shop: Shop, tmp_path: Path, precision: str, kind: str, rescore: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = IndexSettings(
+        kind=kind, precision=precision, rescore=rescore, dimension=CUT, rerank=40, nprobe=99, num_threads=1
+    )
+    index, more = shop.build(tmp_path, settings), make_unit_shop(60, 3, first=1450)
+    index.add(more.vectors, more.ids, more.table)
+    index.delete([f"{number:05d}" for number in range(10)])
+    index.save()
+    whole = shop.updated(more).without([f"{number:05d}" for number in range(10)])
+
+    def check(index, expected: Shop) -> None:
+        rows = np.asarray(Int8Vectors(encode_int8(naive_cut(expected.vectors))))
+        cut = Shop(rows if rescore == "int8" else naive_cut(expected.vectors), expected.ids, expected.records)
+        queries = unit(20, 5)
+        for where, allows in (
+            (None, lambda record: True),
+            ({"category": "Milk"}, lambda record: record["category"] == "Milk"),
+        ):
+            found = index.search(queries, 3, where)
+            answers = cut.answer(naive_cut(queries), 3, allows)
+            hits = [
+                len({key for key, _ in answer} & set(ids))
+                for answer, ids in zip(answers, found.product_ids.tolist(), strict=True)
+            ]
+            assert np.mean(hits) >= 2.8, "of 3"
+        assert index.card.num_products == len(expected.records)
+        np.testing.assert_allclose(index.vectors_of(expected.ids[-1])[0], cut.vectors[-1], atol=1e-6)
+
+    check(open_index(tmp_path), whole)
+    monkeypatch.setattr("mim_lightning.search.index.faiss_index.FLAT_ROWS", 50)  # the delta joins the base
+    index, last = open_index(tmp_path), make_unit_shop(30, 4, first=3000)
+    index.add(last.vectors, last.ids, last.table)
+    index.save()
+    assert "fresh_index" not in index.card.files and index.card.kind == FAMILIES[precision][kind]
+    check(open_index(tmp_path, verify=True), whole.updated(last))
+    index = open_index(tmp_path)
+    index.delete(whole.ids[:900])  # most rows: the index is built again
+    index.save()
+    assert index.card.num_deleted == 0
+    check(open_index(tmp_path), whole.updated(last).without(whole.ids[:900]))
+
+
+def test_integers_and_signs_are_those_of_the_definition() -> None:
+    vectors = unit(9, 1)
+    vectors[4] = 0
+    rounded = round_vectors(vectors)
+    largest = np.abs(vectors).max(axis=1, keepdims=True)
+    assert (np.abs(rounded - vectors) <= largest / 127 / 2 + 1e-7).all() and not rounded[4].any()
+    np.testing.assert_allclose(round_vectors(rounded), rounded, rtol=1e-6)
+    bits = [
+        [int(byte[number // 8] >> (7 - number % 8) & 1) for number in range(WIDTH)] for byte in encode_signs(vectors)
+    ]
+    assert bits == (vectors > 0).astype(int).tolist()
+    np.testing.assert_allclose(cut_vectors(vectors, CUT)[:4], naive_cut(vectors)[:4], atol=1e-7)
+
+
+def test_an_index_of_whole_vectors_says_so_and_old_cards_are_read(shop: Shop, tmp_path: Path) -> None:
+    card = shop.build(tmp_path, IndexSettings(kind="hnsw", num_threads=1)).card
+    assert (card.precision, card.full_dimension, card.full_recall) == ("float32", 0, None)
+    path = tmp_path / "card.json"
+    content = json.loads(path.read_text())
+    for name in ("full_dimension", "full_recall", "memory_bytes_per_row", "disk_bytes_per_row"):
+        del content[name]
+    for name in ("dimension", "precision", "rescore"):
+        del content["settings"][name]
+    path.write_text(json.dumps(content))
+    index = open_index(tmp_path)
+    assert index.search(shop.vectors[:3], 1).product_ids[:, 0].tolist() == shop.ids[:3]
+    assert index.card.precision == "float32"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dimension": 21}, r"^dimension=21: give a whole number from 1 to 20, or null for all"),
+        ({"dimension": 0}, r"^dimension=0: give a whole number from 1 to 20"),
+        ({"precision": "int4"}, r"^precision=int4: choose from float32, int8, binary"),
+        ({"rescore": "binary"}, r"^index\.rescore=binary: choose from float32, int8"),
+        ({"precision": "binary", "kind": "hnsw"}, r"^index\.kind=hnsw: precision=binary has auto, flat, ivf"),
+        ({"kind": "ivf"}, r"^index\.kind=ivf: precision=float32 has auto, flat, hnsw, ivf_pq, sq8"),
+    ],
+)
+def test_impossible_settings_name_key_and_choices(shop: Shop, tmp_path: Path, options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        shop.build(tmp_path / "index", IndexSettings(**options))
+    assert not (tmp_path / "index").exists()
