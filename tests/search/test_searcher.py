@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -113,7 +114,7 @@ def test_an_unknown_clicked_product(index: Any) -> None:
 
 
 class LoadedColourModel(ColorModel):
-    dimension = 3
+    dimension, galleries = 3, MappingProxyType({})
 
 
 def test_a_model_on_the_hub_is_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
