@@ -56,7 +56,7 @@ def test_every_key_that_a_message_names_is_accepted() -> None:
     keys = set(advised_keys())
     assert {"optim.lr_scales.encoder", "data.validation.on_invalid", "index.hnsw_m"} <= keys and len(keys) > 40
     configs = [compose(name, overrides) for name, overrides in COMPOSED.items()]
-    configs.append(compose("train", ["trainer=fsdp"]))
+    configs += [compose("train", [words]) for words in ("trainer=fsdp", "data/sampling=hard_negatives")]
     tables = (f"data.source.{name}=t" for name in ("impressions", "products", "queries"))
     configs.append(compose("prepare", ["data=clicks", *tables]))
     unlisted = {key for key in keys if not any(has(config, key) for config in configs)}

@@ -47,7 +47,11 @@ ROLES = {
     "data.cache": ("data.CacheSettings",),
     "data.feature_cache": ("data.FeatureCacheSettings",),
     "data.splits": ("data.GivenSplits", "data.ProductDisjointSplits"),
-    "data.sampling": ("data.ShuffledSettings", "data.GroupedSettings", "data.WeightedSettings"),
+    "data.sampling": (
+        *("data.ShuffledSettings", "data.GroupedSettings", "data.WeightedSettings"),
+        "data.HardNegativeSettings",
+    ),
+    "data.sampling.mining": ("data.MiningSettings",),
     "data.augment": ("data.Augment",),
     "callbacks.retrieval_eval": ("lit.RetrievalEval",),
 }

@@ -74,7 +74,9 @@ def fit(config: dict[str, Any], run: Run, description: Mapping[str, Any] | None 
     from lightning.pytorch.utilities.exceptions import SIGTERMException
 
     from mim_lightning.data.loading.worker_processes import killed_workers_named
+    from mim_lightning.data.sampling.hard_negatives import HardNegativeSettings
     from mim_lightning.lit.callbacks.ema import free_averages, validate_averaging
+    from mim_lightning.lit.callbacks.hard_negatives import HardNegativeMining
     from mim_lightning.lit.callbacks.time_limit import TimeLimit, seconds_trained
     from mim_lightning.lit.console import describe_encoder_values, describe_towers, silence_lightning
     from mim_lightning.lit.datamodule import MatchDataModule
@@ -155,6 +157,8 @@ def fit(config: dict[str, Any], run: Run, description: Mapping[str, Any] | None 
         rank_zero_info(
             f"frozen: {', '.join(frozen)}; data.feature_cache.enabled=true encodes their inputs once, not every epoch"
         )
+    if isinstance(datamodule.sampling, HardNegativeSettings) and datamodule.sampling.table is None:
+        trainer.callbacks.append(HardNegativeMining(datamodule.sampling))
     if is_alone():
         datamodule.prepare_data()  # before anything is written, so that invalid data leave no run folder
     if trainer.fast_dev_run:

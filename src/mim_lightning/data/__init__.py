@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from mim_lightning.data.preparation.prepared import ShardSettings
     from mim_lightning.data.preparation.ray_cluster import RaySettings
     from mim_lightning.data.sampling.grouped import GroupedSettings
+    from mim_lightning.data.sampling.hard_negatives import HardNegativeSettings, MiningSettings
     from mim_lightning.data.sampling.shuffled import ShuffledSettings
     from mim_lightning.data.sampling.weighted import WeightedSettings
     from mim_lightning.data.shards.cache import CacheSettings
@@ -46,9 +47,11 @@ else:
             "FeatureCacheSettings": "mim_lightning.data.loading.feature_cache",
             "GrocerySource": "mim_lightning.data.sources.grocery",
             "GroupedSettings": "mim_lightning.data.sampling.grouped",
+            "HardNegativeSettings": "mim_lightning.data.sampling.hard_negatives",
             "HuggingFaceSource": "mim_lightning.data.sources.hugging_face",
             "Manifest": "mim_lightning.data.manifest.manifest",
             "ManifestSource": "mim_lightning.data.manifest.manifest",
+            "MiningSettings": "mim_lightning.data.sampling.hard_negatives",
             "ProductDisjointSplits": "mim_lightning.data.splits",
             "RaySettings": "mim_lightning.data.preparation.ray_cluster",
             "GivenSplits": "mim_lightning.data.splits",

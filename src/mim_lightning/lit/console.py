@@ -8,8 +8,8 @@ from __future__ import annotations
 import logging
 import shlex
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -89,6 +89,18 @@ class ProgressBar(RichProgressBar):
         assert isinstance(bar, BarColumn)
         bar.bar_width = BAR_WIDTH
         return [description, bar, batches, TimeRemainingColumn(compact=True, elapsed_when_finished=True), speed]
+
+    @contextmanager
+    def counting(self, total: int, what: str) -> Iterator[Callable[[int], None]]:
+        """Show a further line while something else is done, by what is yielded: it takes how many are done."""
+        if self.progress is None or self.is_disabled:
+            yield lambda num_done: None
+            return
+        task = self._add_task(total, what)
+        try:
+            yield lambda num_done: self._update(task, num_done)
+        finally:
+            self.progress.update(task, visible=False)
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         metrics = {name.rsplit("/", 1)[-1]: value for name, value in super().get_metrics(trainer, pl_module).items()}

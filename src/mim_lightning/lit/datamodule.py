@@ -203,6 +203,12 @@ class MatchDataModule(LightningDataModule):
             return make_mixture_order(shards, split_fractions(self.mixture), self.sampling, settings, state)
         return self.sampling.for_shards(shards, settings.resume(state))
 
+    def use_sampling(self, sampling: OrderSettings) -> None:
+        """Take other settings of the same order: from the next pass on, or where training resumes."""
+        self.sampling = sampling
+        if self._train_loader is not None:
+            self._train_loader.use_order(self.train_order(self.opened.train))
+
     def present_order(self) -> BatchOrder:
         """Return the order of the training loader, or of the one that is to be made."""
         return self._train_loader.order if self._train_loader else self.train_order(self.opened.train)
@@ -282,6 +288,10 @@ class MatchDataModule(LightningDataModule):
 
     def val_dataloader(self) -> list[StreamLoader]:
         return [self._evaluation_loader(idx, *part) for idx, part in enumerate(self._evaluated())]
+
+    def train_query_pass(self) -> StreamLoader:
+        """Return a pass over the query sides of the training rows, as they are evaluated."""
+        return self._evaluation_loader(QUERIES, self.opened.train, None)
 
     def num_evaluated(self) -> list[int]:
         """Return the rows of a whole evaluation pass, by dataloader_idx."""

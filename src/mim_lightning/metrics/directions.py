@@ -173,8 +173,8 @@ def _evaluate(
     num_rows, gallery_columns, queries = len(shared.ids), gallery.columns, _with_fields(shared.ids)
     query_fusion, gallery_fusion = built.get(direction.query), built.get(direction.gallery)
     combination = combination_of(query_fusion, gallery_fusion)
-    present = _presence(direction.query, queries, query_fusion)
-    is_offered = _presence(direction.gallery, gallery, gallery_fusion)
+    present = presence_of(direction.query, queries, query_fusion)
+    is_offered = presence_of(direction.gallery, gallery, gallery_fusion)
     is_counted = present & _is_of_kind(direction, queries, built, fields)
     num_other_kind = num_rows - int(is_counted.sum())
     if not is_counted.any():
@@ -189,7 +189,7 @@ def _evaluate(
         )
     query_vectors = shared.vectors(read_vectors(direction.query, shared.own, query_fusion, device, cut))[is_counted]
     queries = queries.take(is_counted)
-    truth, grades = _truth(direction, queries)
+    truth, grades = truth_of_queries(direction, queries)
     is_in_gallery = _is_in_gallery(direction, queries, truth, gallery_columns, PHOTO in read)
     is_first = torch.ones_like(is_in_gallery)
     if read == {PHOTO}:
@@ -213,7 +213,7 @@ def _evaluate(
         gallery.columns["category_keys"][is_offered],
     )
     if combination is not None:
-        reference = _reference_vectors(offered, gallery.row_keys[is_offered])
+        reference = reference_vectors(offered, gallery.row_keys[is_offered])
         options["score"] = partial(combination, reference_ME=reference)
     try:
         report = evaluate_direction(name, candidates.take(kept), offered, **options)
@@ -234,7 +234,7 @@ def _evaluate(
     return replace(report, counts=counts)
 
 
-def _reference_vectors(offered: Gallery, row_keys_N: Tensor) -> Tensor:
+def reference_vectors(offered: Gallery, row_keys_N: Tensor) -> Tensor:
     """Return the vectors (M, E) of the products over which a combination of scores standardizes them, in all processes.
 
     Those with the smallest keys, which are digests: a random choice that every catalog of these products makes.
@@ -246,7 +246,7 @@ def _reference_vectors(offered: Gallery, row_keys_N: Tensor) -> Tensor:
     return vectors[row_keys.argsort().to(vectors.device)]
 
 
-def _presence(name: str, table: EmbeddingTable, fusion: Fusion | None) -> Tensor:
+def presence_of(name: str, table: EmbeddingTable, fusion: Fusion | None) -> Tensor:
     """Return which rows have a tower or fusion."""
     if fusion is None:
         return table.present[name]
@@ -309,7 +309,8 @@ def _has(field: str, queries: EmbeddingTable) -> Tensor:
     return queries.present[field] if column is None else column.bool()
 
 
-def _truth(direction: Direction, queries: EmbeddingTable) -> tuple[Tensor, Tensor | None]:
+def truth_of_queries(direction: Direction, queries: EmbeddingTable) -> tuple[Tensor, Tensor | None]:
+    """Return the products that are relevant to each query (Q, R), and their grades; None: all 1."""
     if direction.truth == REFERENCE:
         return queries.columns["shown_keys"], None
     return queries.columns["asked_keys"], queries.columns["asked_grades"]

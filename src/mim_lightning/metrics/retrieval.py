@@ -5,7 +5,7 @@ With several processes each one ranks its own part of the gallery for all querie
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -108,6 +108,26 @@ def rank_direction(
     """Rank the gallery for each answerable query as `evaluate_direction` does; of several processes, for its share."""
     task = _Task.of(name, queries, gallery, memory_bytes)
     return _rank(task, task.answerable, depth, depth)
+
+
+def rank_blocks(
+    name: str,
+    queries: Queries,
+    gallery: Gallery,
+    depth: int,
+    memory_bytes: int = 2**29,
+    score: BlockScoreFunction | None = None,
+) -> Iterator[tuple[int, Ranking]]:
+    """Rank the gallery for the answerable queries, block by block.
+
+    Yields:
+        The queries of a block, and their ranking; of several processes, of this one's share of them, see
+        `share_of_rank`.
+    """
+    task = _Task.of(name, queries, gallery, memory_bytes, score)
+    size = max(1, memory_bytes // 2 // (_RANKED_BYTES * min(depth, task.num_products)))
+    for chunk in even_chunks(len(task.answerable), size):
+        yield chunk.stop - chunk.start, _rank(task, task.answerable.take(chunk), depth, 1)
 
 
 @dataclass(frozen=True)

@@ -192,7 +192,8 @@ class StreamLoader(WorkerLoader):
             self.buffers.release()
 
     def use_order(self, order: BatchOrder) -> None:
-        """Take another order of the same batch size and length of an epoch."""
+        """Take another order of the same batch size and length of an epoch; the pass that is running keeps its own."""
+        self.ranks.stop()  # what it read ahead is of the former one
         self.ranks.order = self.order = order
 
     def state_dict(self) -> dict[str, Any]:

@@ -85,8 +85,13 @@ class OpenedData:
             raise ValueError(f"{error}; name the one to evaluate: data.val_split, or split of evaluate") from None
 
     @property
+    def prepared(self) -> PreparedData:
+        """The data that are evaluated."""
+        return self._open(MAIN)
+
+    @property
     def catalog(self) -> ShardSet:
-        return self._open(MAIN).catalog()
+        return self.prepared.catalog()
 
     @cached_property
     def gallery(self) -> list[ShardSet]:

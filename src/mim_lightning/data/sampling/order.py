@@ -71,6 +71,7 @@ STATE_KEYS = {
     "num_lanes": "num_interleaved",
     "order": "sampling",
     "order.rows_per_product": "sampling.samples_per_product",
+    "order.num_negatives": "sampling.num_negatives",
     "order.same_category": "sampling.same_category_fraction",
     "window": "shuffle_window_shards",
 }

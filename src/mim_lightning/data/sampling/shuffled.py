@@ -149,6 +149,10 @@ class ShuffledOrder:
     def rows_by_shard(self) -> np.ndarray:
         return np.array(self.shard_sizes)
 
+    def arrange(self, epoch: int, rows: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Return the rows of a window in the order in which batches take them."""
+        return rng.permutation(rows)
+
     def batches(self, epoch: int, start: int = 0) -> Iterator[np.ndarray]:
         sizes = np.array(self.shard_sizes)
         starts, shards = np.cumsum(sizes) - sizes, np.arange(len(sizes))
@@ -159,7 +163,7 @@ class ShuffledOrder:
             rows = np.concatenate([np.arange(starts[s], starts[s] + sizes[s]) for s in shards[list(positions)]])
             if not self.shuffle:
                 return rows
-            return np.random.default_rng([self.seed, epoch, stream_idx, window_idx]).permutation(rows)
+            return self.arrange(epoch, rows, np.random.default_rng([self.seed, epoch, stream_idx, window_idx]))
 
         window = self.window if self.shuffle else 1
         streams = split_into_streams(sizes[shards], self.num_streams, window, rows_in_window)

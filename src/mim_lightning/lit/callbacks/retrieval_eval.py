@@ -117,6 +117,8 @@ class RetrievalEval(Callback):
         self.collectors: dict[int, EmbeddingCollector] = {}
         self.num_restored = {QUERIES: 0, GALLERY: 0}  # rows of a process that come from an interrupted evaluation
         self.tables: tuple[EmbeddingTable, EmbeddingTable] | None = None  # queries and gallery of the last pass
+        self.keeps_gallery = False  # whether `gallery` is set
+        self.gallery: EmbeddingTable | None = None  # this process's rows of the last pass of training
         self.reports: dict[str, RetrievalReport] = {}  # of the last pass
         self.width_reports: list[RetrievalReport] = []  # the same at each of the widths
         self.empty: dict[str, str] = {}  # directions without a query in the last pass, and why
@@ -301,6 +303,7 @@ class RetrievalEval(Callback):
             ).values()
         ]
         self.tables = self._keep(queries, gallery) if is_final else None
+        self.gallery = gallery if self.keeps_gallery and not is_final else None
         self._publish(trainer, pl_module)
 
     def _keep(self, queries: EmbeddingTable, gallery: EmbeddingTable) -> tuple[EmbeddingTable, EmbeddingTable] | None:

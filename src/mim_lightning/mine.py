@@ -1,0 +1,36 @@
+"""python -m mim_lightning.mine checkpoint=<path> index=<folder> output=negatives.parquet: mine hard negatives.
+
+The queries of the training rows are searched in an index of the same model; what ranks high and is no answer goes into
+a table, with which `train data/sampling=hard_negatives data.sampling.table=negatives.parquet` makes its batches.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mim_lightning.cli import run_entry_point
+from mim_lightning.config import build
+from mim_lightning.launch import set_up_process
+
+VERBATIM_KEYS = ("checkpoint", "index", "output")
+
+
+def main() -> None:
+    run_entry_point("mine", mine, VERBATIM_KEYS)
+
+
+def mine(config: dict[str, Any]) -> None:
+    """Write the table, and print what was mined."""
+    from mim_lightning.lit.console import silence_lightning
+    from mim_lightning.negative_mining import mine_index
+
+    config = {**config, **{key: str(config[key]) for key in VERBATIM_KEYS}}  # 2024 is a number on the command line
+    settings = build(config["mining"])
+    set_up_process(config, str(config["device"]))
+    silence_lightning()
+    mined = mine_index(config, settings)
+    print(f"{config['output']}: {mined.describe()}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,89 @@
+"""Hard negatives from mining to batches: in training, resumed, and by a table that `mine` wrote from an index."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow.parquet
+import pytest
+import torch
+
+from mim_lightning.build_index import build_index
+from mim_lightning.config import compose, load_stored_config
+from mim_lightning.data.preparation.prepared import open_prepared
+from mim_lightning.data.sampling.negative_table import read_negatives
+from mim_lightning.ids import NO_KEY
+from mim_lightning.mine import mine
+from mim_lightning.run import Run
+from tests.flow.entry_points import timeless, weights
+
+Fit = Callable[..., Run]
+MINING = (("depth", 5), ("num_candidates", 2), ("max_relative_score", "null"), ("skip_duplicates", "false"))
+ON = ("data/sampling=hard_negatives", *(f"data.sampling.mining.{key}={value}" for key, value in MINING))
+STOPPED = "callbacks.progress_bar={_target_: tests.flow.kill_callback.RaiseAt, step: 4, rank: 0}"
+
+
+def same(one: Run, other: Run) -> bool:
+    return all(torch.equal(*pair) for pair in zip(weights(one).values(), weights(other).values(), strict=True))
+
+
+def test_mined_in_training_and_resumed(fit: Fit, shop: Path) -> None:
+    whole = fit(*ON)
+    (path,) = (whole.folder / "negatives").iterdir()
+    table = read_negatives(path, "")
+    assert path.name == "pass-000001.parquet" and len(table) == 21 and (table.product_keys != NO_KEY).all()
+    assert not same(whole, fit()), "the batches of the second epoch are others"
+    parts = (*ON, f"paths.runs={shop}/parts", "callbacks.last.every_n_train_steps=1")
+    with pytest.raises(ValueError, match="the callback of a user failed"):
+        fit(*parts, STOPPED)
+    (copy,) = (shop / "parts").glob("*/negatives/*")
+    content = copy.read_bytes()
+    copy.unlink()
+    with pytest.raises(ValueError, match=r"pass-000001\.parquet, which the checkpoint goes on with: no such file"):
+        fit(*parts)
+    copy.write_bytes(content)
+    resumed = fit(*parts)
+    assert resumed.run_id == whole.run_id and same(resumed, whole) and timeless(resumed) == timeless(whole)
+
+
+def test_mined_from_an_index_for_a_next_run(fit: Fit, shop: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = fit("trainer.max_epochs=1")
+    checkpoint, index, output = f"checkpoint={run.best_checkpoint}", f"index={shop}/index", shop / "negatives.parquet"
+    build_index(compose("build_index", [checkpoint, f"output={shop}/index", "trainer=cpu"]))
+    words = [checkpoint, index, f"output={output}", *(f"mining.{key}={value}" for key, value in MINING)]
+    mine(compose("mine", words))
+    assert f"{output}: 2.0 of each of 21 queries" in capsys.readouterr().out
+    found = pyarrow.parquet.read_table(output).to_pydict()
+    facts = {one["query_id"]: one for one in _training_rows(run)}
+    assert sorted(found["query_id"]) == sorted(facts)
+    for query_id, negatives, scores in zip(found["query_id"], found["negative_ids"], found["scores"], strict=True):
+        assert len({*negatives}) == 2 and not {*negatives} & {*facts[query_id]["asked_ids"]}
+        assert scores == sorted(scores, reverse=True)
+    again = fit("trainer.max_epochs=1", "data/sampling=hard_negatives", f"data.sampling.table={output}")
+    assert not same(run, again) and not (again.folder / "negatives").exists()
+    with pytest.raises(ValueError, match=r"mining\.direction=text: index=.* holds 'product', which image_to_product"):
+        mine(compose("mine", [*words, "mining.direction=text"]))
+    other = fit("trainer.max_epochs=1", "seed=2")
+    with pytest.raises(ValueError, match="was built with model"):
+        mine(compose("mine", [f"checkpoint={other.best_checkpoint}", *words[1:]]))
+
+
+def _training_rows(run: Run) -> list[dict]:
+    return [*open_prepared(load_stored_config(run.config_path)["data"]["folder"]).queries("train").all_facts()]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (("callbacks.retrieval_eval.num_distractors=2",), r"num_distractors=2: negatives are mined among the products"),
+        (("data.sampling.mining.direction=text",), r"mining\.direction=text: is none; there are image_to_image"),
+        (("data.sampling.mining.margin=3",), r"mining\.margin=3: give a difference of cosines"),
+        (("data.sampling.first_epoch=0", "trainer.num_sanity_val_steps=0"), r"trainer\.num_sanity_val_steps=-1, not 0"),
+        (("data.sampling.mining.group_column=style",), r"mining\.group_column=style: no product has a value of it"),
+    ],
+)
+def test_mistakes_are_named(fit: Fit, overrides: tuple[str, ...], message: str) -> None:
+    monitor = ("monitor=val/image_to_image/sampled2_hit@1",) if "distractors" in overrides[0] else ()
+    with pytest.raises(ValueError, match=message):
+        fit(*ON, *overrides, *monitor)
