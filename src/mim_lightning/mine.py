@@ -6,8 +6,10 @@ a table, with which `train data/sampling=hard_negatives data.sampling.table=nega
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+from mim_lightning.callable_module import make_callable
 from mim_lightning.cli import run_entry_point
 from mim_lightning.config import build
 from mim_lightning.launch import set_up_process
@@ -19,8 +21,8 @@ def main() -> None:
     run_entry_point("mine", mine, VERBATIM_KEYS)
 
 
-def mine(config: dict[str, Any]) -> None:
-    """Write the table, and print what was mined."""
+def mine(config: dict[str, Any]) -> Path:
+    """Write the table, print what was mined, and return the path of the table."""
     from mim_lightning.lit.console import silence_lightning
     from mim_lightning.negative_mining import mine_index
 
@@ -30,7 +32,10 @@ def mine(config: dict[str, Any]) -> None:
     silence_lightning()
     mined = mine_index(config, settings)
     print(f"{config['output']}: {mined.describe()}")
+    return Path(config["output"])
 
+
+make_callable(__name__, mine, VERBATIM_KEYS)
 
 if __name__ == "__main__":
     main()

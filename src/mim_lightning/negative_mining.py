@@ -64,7 +64,7 @@ def mine_index(config: dict[str, Any], settings: MiningSettings) -> MinedNegativ
     loader = datamodule.train_query_pass()
     with ProgressMeter(len(loader), verb="embedded", noun="batches", label="queries") as meter:
         towers = [name for name in matcher.tower_names if side_of(name) == QUERY]
-        queries = embed_queries(loader, towers, device, matcher, meter.update)
+        queries = embed_queries(loader, towers, (device, torch.device("cpu")), matcher, meter.update)
     fusion = matcher.fusions.get(direction.query)
     queries = queries.take(presence_of(direction.query, queries, fusion))
     vectors = read_vectors(direction.query, queries, fusion, device)

@@ -158,7 +158,10 @@ def fit(config: dict[str, Any], run: Run, description: Mapping[str, Any] | None 
             f"frozen: {', '.join(frozen)}; data.feature_cache.enabled=true encodes their inputs once, not every epoch"
         )
     if isinstance(datamodule.sampling, HardNegativeSettings) and datamodule.sampling.table is None:
-        trainer.callbacks.append(HardNegativeMining(datamodule.sampling))
+        # after the evaluation whose products it ranks, and before what gives the module its live weights back
+        trainer.callbacks.insert(
+            trainer.callbacks.index(callbacks["retrieval_eval"]) + 1, HardNegativeMining(datamodule.sampling)
+        )
     if is_alone():
         datamodule.prepare_data()  # before anything is written, so that invalid data leave no run folder
     if trainer.fast_dev_run:

@@ -16,7 +16,8 @@ from mim_lightning.data.sampling.negative_table import read_negatives
 from mim_lightning.ids import NO_KEY
 from mim_lightning.mine import mine
 from mim_lightning.run import Run
-from tests.flow.entry_points import timeless, weights
+from tests.flow.entry_points import start, timeless, weights
+from tests.shop import small
 
 Fit = Callable[..., Run]
 MINING = (("depth", 5), ("num_candidates", 2), ("max_relative_score", "null"), ("skip_duplicates", "false"))
@@ -45,6 +46,19 @@ def test_mined_in_training_and_resumed(fit: Fit, shop: Path) -> None:
     copy.write_bytes(content)
     resumed = fit(*parts)
     assert resumed.run_id == whole.run_id and same(resumed, whole) and timeless(resumed) == timeless(whole)
+
+
+@pytest.mark.slow
+def test_two_processes_mine_and_train_as_one(fit: Fit, shop: Path) -> None:
+    exact = (*ON, "trainer.precision=64-true")
+    one = fit(*exact)
+    finished = start(*small(shop, *exact, f"paths.runs={shop}/two", "trainer.devices=2"))
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    two = Run(one.run_id, shop / "two" / one.run_id)
+    tables = [pyarrow.parquet.read_table(run.folder / "negatives" / "pass-000001.parquet") for run in (one, two)]
+    assert all(tables[0][name].equals(tables[1][name]) for name in ("query_key", "negative_keys"))
+    for name, value in weights(one).items():
+        torch.testing.assert_close(weights(two)[name], value, rtol=0, atol=1e-9)
 
 
 def test_mined_from_an_index_for_a_next_run(fit: Fit, shop: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,19 +15,20 @@ from mim_lightning.types import Batch, Embeddings
 def embed_queries(
     batches: Iterable[Batch],
     towers: Sequence[str],
-    device: torch.device,
+    devices: tuple[torch.device, torch.device],
     embed: Callable[[Batch], Embeddings],
     on_progress: Callable[[int], None],
 ) -> EmbeddingTable:
-    """Return the vectors of towers, on the CPU, and the ids of each query once; several processes all call it.
+    """Return the vectors of towers, and the ids, of each query once; several processes all call it.
 
     Args:
-        embed: embeds a batch on the device.
+        devices: that embeds, and that keeps the vectors.
+        embed: embeds a batch on the first.
         on_progress: called with the batches done.
     """
-    collector = EmbeddingCollector(towers, IDS, device="cpu")
+    collector = EmbeddingCollector(towers, IDS, device=devices[1])
     for idx, given in enumerate(batches):
-        batch = given.to(device)
+        batch = given.to(devices[0])
         found = embed(batch)
         collector.update(batch.query_keys, found.vectors, found.present, columns_of(batch), valid=~batch.is_padding)
         on_progress(idx + 1)

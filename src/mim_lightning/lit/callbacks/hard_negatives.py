@@ -54,9 +54,7 @@ class HardNegativeMining(Callback):
         self.tables: dict[int, NegativeTable] = {}  # by first pass; older ones are used by no pass to come
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        evaluation = next((part for part in trainer.callbacks if isinstance(part, RetrievalEval)), None)  # type: ignore[attr-defined]
-        if evaluation is None:
-            raise ValueError(f"{WHERE}: needs callbacks.retrieval_eval, which is off; or give data.sampling.table")
+        evaluation = find_retrieval_eval(trainer)
         if evaluation.num_distractors is not None:
             raise ValueError(
                 f"callbacks.retrieval_eval.num_distractors={evaluation.num_distractors}: negatives are mined among the "
@@ -109,7 +107,7 @@ class HardNegativeMining(Callback):
                 "data.sampling.table"
             )
         matcher: Any = pl_module.matcher
-        queries = self._embed(trainer, pl_module, matcher)
+        queries = self._embed(trainer, pl_module, matcher, gallery.row_keys.device)
         if self.guard is None:
             self.guard = make_guard(settings, datamodule.opened.prepared, datamodule.validation)
         choose = partial(choose_negatives, num_negatives=settings.num_candidates, guard=self.guard)
@@ -130,7 +128,9 @@ class HardNegativeMining(Callback):
                 f"mining.direction={name}: no training row has a {direction.query} and a product of the catalog"
             ) from None
 
-    def _embed(self, trainer: Trainer, pl_module: LightningModule, matcher: Matcher) -> EmbeddingTable:
+    def _embed(
+        self, trainer: Trainer, pl_module: LightningModule, matcher: Matcher, storage: torch.device
+    ) -> EmbeddingTable:
         loader = trainer.datamodule.train_query_pass()  # type: ignore[attr-defined]
         towers = [name for name in matcher.tower_names if side_of(name) == QUERY]
 
@@ -140,7 +140,7 @@ class HardNegativeMining(Callback):
 
         bar = next((part for part in trainer.callbacks if isinstance(part, ProgressBar)), None)  # type: ignore[attr-defined]
         with bar.counting(len(loader), "Mining") if bar is not None else nullcontext(lambda num_done: None) as show:
-            return embed_queries(loader, towers, pl_module.device, embed, show)
+            return embed_queries(loader, towers, (pl_module.device, storage), embed, show)
 
     def _keep(self, trainer: Trainer, first_pass: int, mined: MinedNegatives) -> None:
         order = mined.query_keys.argsort()
