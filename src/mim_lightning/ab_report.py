@@ -1,17 +1,27 @@
 """python -m mim_lightning.ab_report event_log=<database> experiment_name=<name>: the result of an online experiment.
 
-Click-through rate by arm, lift with intervals and p-values, and validity warnings. With
-`baseline_rate=<rate>` in place of `event_log`: the sample size that a new experiment needs.
+Click-through rate by arm, lift with intervals and p-values, and validity warnings. With `baseline_rate=<rate>` in place
+of `event_log`: the sample size that a new experiment needs. `write_clicks=<folder>` writes recorded queries, with what
+they showed and what was clicked, as tables for `prepare data=clicks`.
 """
 
 from __future__ import annotations
 
+import csv
 import json
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from importlib.util import find_spec
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from mim_lightning.cli import run_entry_point
+from mim_lightning.display.numbers import format_count
+from mim_lightning.ids import hash_id
+from mim_lightning.io.atomic import atomic_write
+
+if TYPE_CHECKING:
+    from mim_lightning.online.event_log import EventLog
 
 NUMBERS = (
     "planned_users", "lift", "power", "alpha",
@@ -51,12 +61,47 @@ def ab_report(config: dict[str, Any]) -> None:
             print_size(size, plan, f"at a base rate of {config['baseline_rate']:g}")
         return
     with EventLog(str(config["event_log"]), create=False) as log:
+        if config["write_clicks"] is not None:
+            write_clicks(log, config["experiment_name"], Path(config["write_clicks"]))
+            return
         counts = log.counts(_choose_experiment(config["experiment_name"], log.experiments(), log.name))
     report = make_report(counts, plan, config["control"], config["traffic_fractions"] or None)
     if config["json"]:
         print(json.dumps(to_json(report), indent=2))
     else:
         print_report(report)
+
+
+def write_clicks(log: EventLog, experiment: str | None, folder: Path) -> None:
+    """Write the tables of recorded queries; a tenth of them, by their ids, are the split val.
+
+    Raises:
+        ValueError: no query was recorded.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    queries = (
+        (query_id, "val" if hash_id(query_id) % 10 == 0 else "train", photo, text)
+        for query_id, text, photo in log.read_queries(experiment)
+    )
+    num_queries = _write_csv(folder / "queries.csv", ("query_id", "split", "image", "text"), queries)
+    if not num_queries:
+        (folder / "queries.csv").unlink()
+        of = f" of experiment_name={experiment}" if experiment else ""
+        raise ValueError(f"event_log={log.name}: has no recorded queries{of}; serve with record_queries=true")
+    rows = ((*row[:-1], int(row[-1])) for row in log.read_shown(experiment))
+    header = "impression_id", "query_id", "product_id", "position", "clicked"
+    num_rows = _write_csv(folder / "impressions.csv", header, rows)
+    print(f"{folder}: {format_count(num_queries, 'query')}, {format_count(num_rows, 'impression')}")
+
+
+def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> int:
+    num_rows = 0
+    with atomic_write(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(header)
+        for num_rows, row in enumerate(rows, start=1):  # noqa: B007
+            writer.writerow(row)
+    return num_rows
 
 
 def _choose_experiment(name: str | None, known: dict[str, int], log: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from mim_lightning.cli import run_entry_point
@@ -10,7 +11,7 @@ from mim_lightning.config import construct
 from mim_lightning.expected_types import validate_type
 from mim_lightning.launch import set_up_process
 
-VERBATIM_KEYS = ("index", "checkpoint", "event_log", "experiment_name")
+VERBATIM_KEYS = ("index", "checkpoint", "event_log", "experiment_name", "query_photos")
 EVENT_SECONDS = 2.0  # that a search waits for the event log
 
 
@@ -21,6 +22,7 @@ def main() -> None:
 def serve(config: dict[str, Any]) -> None:
     """Open the engines, then serve until stopped."""
     try:
+        from mim_lightning.search.service.query_photos import QueryPhotos
         from mim_lightning.search.service.request_limits import Limits
         from mim_lightning.search.service.search_service import open_service, read_arms
         from mim_lightning.search.service.server import Server
@@ -30,7 +32,14 @@ def serve(config: dict[str, Any]) -> None:
     set_up_process(config, str(config["device"]))
     server = Server(config["host"], config["port"], config["forwarded_allow_ips"])
     limits, arms = construct("limits", Limits, **config["limits"]), read_arms(config)
-    server.run(open_service(config, arms, limits, open_experiment(config, arms)), has_ui=config["ui"])
+    validate_type("record_queries", config["record_queries"], bool)
+    photos = None if config["query_photos"] is None else QueryPhotos(Path(config["query_photos"]))
+    if photos and not (config["record_queries"] and config["experiment_name"]):
+        raise ValueError(
+            "query_photos: photos are those of recorded queries; give experiment_name and record_queries=true"
+        )
+    service = open_service(config, arms, limits, open_experiment(config, arms), photos)
+    server.run(service, has_ui=config["ui"])
 
 
 def open_experiment(config: Mapping[str, Any], arms: Mapping[str, Mapping[str, Any]]) -> Any:
@@ -42,8 +51,9 @@ def open_experiment(config: Mapping[str, Any], arms: Mapping[str, Mapping[str, A
 
     compared = {name: Arm(name, arm["traffic_fraction"]) for name, arm in arms.items()}
     validate_arms(compared)
-    log = EventLog(config["event_log"], wait_seconds=EVENT_SECONDS)
-    return Experiment(config["experiment_name"], compared, read_salt(), log)
+    is_recorded = config["record_queries"]
+    log = EventLog(config["event_log"], wait_seconds=EVENT_SECONDS, with_queries=is_recorded)
+    return Experiment(config["experiment_name"], compared, read_salt(), log, is_recorded)
 
 
 if __name__ == "__main__":

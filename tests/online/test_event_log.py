@@ -20,7 +20,7 @@ from sqlalchemy.exc import DBAPIError
 from mim_lightning.online.aggregates import count_experiments
 from mim_lightning.online.database import clicks, database_url, impressions, reading, shown
 from mim_lightning.online.event_log import EventLog
-from mim_lightning.online.events import Click, Impression, new_id
+from mim_lightning.online.events import AskedQuery, Click, Impression, new_id
 from tests.online.event_factory import SALT, impression
 
 
@@ -322,3 +322,29 @@ def test_a_reader_sees_one_moment_while_others_write(events: str) -> None:
             other.record_impression(impression())
             assert count_experiments(connection) == before == {"towers": 1}
         assert log.experiments() == {"towers": 2}
+
+
+def test_queries_are_recorded_on_request_and_read_with_what_they_showed(events: str) -> None:
+    asked = AskedQuery("q1", "in blue", "photos/1.jpg")
+    with EventLog(events) as log:  # as before queries were recorded
+        log.record_impression(impression(products="ab"))
+        assert [*log.read_queries()] == [*log.read_shown()] == []
+        with pytest.raises(OSError, match="asked_queries"):
+            log.record_impression(impression(asked=asked))
+    made = [impression(products="xy", asked=one) for one in (asked, AskedQuery("q0"), asked)]
+    made.append(impression(products="z", asked=AskedQuery("q9"), experiment="other"))
+    with EventLog(events, with_queries=True) as log, EventLog(events, with_queries=True):
+        log.record_many(made, [Click(made[0].impression_id, "y")])
+        log.record_impression(impression())
+        assert [*log.read_queries()] == [("q0", None, None), ("q1", "in blue", "photos/1.jpg"), ("q9", None, None)]
+        found = [*log.read_shown("towers")]
+        assert sorted(found) == sorted(
+            (each.impression_id, each.asked.query_id, product, place, each is made[0] and product == "y")
+            for each in made[:3]
+            if each.asked
+            for place, product in enumerate("xy", start=1)
+        )
+        assert [row[1:] for row in log.read_shown("other")] == [("q9", "z", 1, False)]
+    assert len(rows(events, "impressions")) == 6
+    with pytest.raises(DBAPIError, match="append-only"), engine_of(events).begin() as connection:
+        connection.execute(text("DELETE FROM asked_queries"))

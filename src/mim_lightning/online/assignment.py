@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mim_lightning.online.events import Click, Impression, Shown
+from mim_lightning.online.events import AskedQuery, Click, Impression, Shown
 
 if TYPE_CHECKING:
     from mim_lightning.online.event_log import EventLog
@@ -128,13 +128,14 @@ def read_salt() -> str:
 class Experiment:
     """A running experiment: assigns users to arms, and records what they saw and clicked.
 
-    `salt` comes from `read_salt()`.
+    `salt` comes from `read_salt()`. What users ask is recorded with `records_queries` alone.
     """
 
     name: str
     arms: Mapping[str, Arm]
     salt: str
     log: EventLog
+    records_queries: bool = False
 
     def arm_of(self, user_key: str) -> str:
         """Return the name of a user's arm, the same on every visit."""
@@ -148,12 +149,22 @@ class Experiment:
         shown: Sequence[tuple[str, float]],
         latency_ms: float,
         fingerprint: str,
+        asked: AskedQuery | None = None,
     ) -> str:
         """Record an answer: product ids with their scores, best first. Return the impression's id, for its clicks."""
         products = [Shown(product_id, score) for product_id, score in shown]
         user_hash = hash_user(user_key, self.salt)
-        impression = Impression(self.name, arm, user_hash, kind, products, latency_ms, fingerprint)
+        impression = Impression(self.name, arm, user_hash, kind, products, latency_ms, fingerprint, asked)
         return self.log.record_impression(impression)
+
+    def asked(self, parts: Sequence[str], query_id: str | None, text: str | None, photo: str | None) -> AskedQuery:
+        """Return what is recorded of a query.
+
+        Args:
+            parts: all that makes the query; without a `query_id` their salted hash is one, so that who has the log
+                cannot try photos or texts.
+        """
+        return AskedQuery(query_id or _digest(self.salt, b"query", 16, *parts).hex(), text, photo)
 
     def click(self, impression_id: str, product_id: str) -> bool:
         """Record a click; see `EventLog.record_click`."""

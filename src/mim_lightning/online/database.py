@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -100,6 +100,15 @@ clicks = Table(
     ForeignKeyConstraint(["impression_id", "product_id"], [shown.c.impression_id, shown.c.product_id]),
     sqlite_with_rowid=False,
 )
+# A table that exists where queries are recorded: a log without it is as it always was.
+queries = Table(
+    "asked_queries",
+    MetaData(),
+    Column("impression_id", Uuid(as_uuid=False), ForeignKey(impressions.c.impression_id), primary_key=True),
+    Column("query_id", Text, nullable=False),
+    Column("text", Text),
+    Column("photo", Text),
+)
 version = Table("event_log_version", metadata, Column("version", Integer, primary_key=True, autoincrement=False))
 
 
@@ -138,7 +147,7 @@ def is_sqlite(url: URL) -> bool:
     return url.get_backend_name() == "sqlite"
 
 
-def open_event_log(url: URL, create: bool, wait_seconds: float | None = None) -> Engine:
+def open_event_log(url: URL, create: bool, wait_seconds: float | None = None, with_queries: bool = False) -> Engine:
     """Return an engine on a database that has the tables of the event log.
 
     Args:
@@ -146,6 +155,7 @@ def open_event_log(url: URL, create: bool, wait_seconds: float | None = None) ->
         create: create the tables where they are missing, and the folder of a new SQLite file.
         wait_seconds: timeout of a statement; None: none for PostgreSQL, as reports may take long, and BUSY_SECONDS
             for a writer of SQLite that waits for others.
+        with_queries: create the table of queries too.
 
     Raises:
         ValueError: the database cannot be opened, is no event log, or has another version of the tables.
@@ -154,6 +164,8 @@ def open_event_log(url: URL, create: bool, wait_seconds: float | None = None) ->
         engine = _create_engine(url, create, wait_seconds)
         try:
             _ensure_tables(engine, create)
+            if with_queries:
+                _ensure_queries(engine)
         except BaseException:
             engine.dispose()  # its connections would stay until the garbage collector runs
             raise
@@ -275,10 +287,29 @@ def _ensure_tables(engine: Engine, create: bool) -> None:
             connection.execute(select(func.pg_advisory_xact_lock(_CREATION_LOCK)))
         if not _has_tables(connection):
             metadata.create_all(connection, checkfirst=False)
-            for statement in _triggers(connection.dialect.name):
+            for statement in _triggers(connection.dialect.name, metadata.sorted_tables):
                 connection.exec_driver_sql(statement)
             connection.execute(insert(version).values(version=VERSION))
         connection.commit()
+
+
+def _ensure_queries(engine: Engine) -> None:
+    """Create the table of queries if it is missing; of several processes that start at once, one does."""
+    with engine.connect() as connection:
+        if engine.dialect.name == "sqlite":
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+        else:
+            connection.execute(select(func.pg_advisory_xact_lock(_CREATION_LOCK)))
+        if not has_queries(connection):
+            queries.create(connection, checkfirst=False)
+            for statement in _triggers(connection.dialect.name, [queries], is_first=False):
+                connection.exec_driver_sql(statement)
+        connection.commit()
+
+
+def has_queries(connection: Connection) -> bool:
+    """Return whether an event log has the table of queries."""
+    return queries.name in inspect(connection).get_table_names()
 
 
 def _has_tables(connection: Connection) -> bool:
@@ -299,10 +330,10 @@ def _has_tables(connection: Connection) -> bool:
     return True
 
 
-def _triggers(dialect: str) -> Iterator[str]:
-    """Yield triggers by which every table refuses changes: no code here makes any, another program might."""
+def _triggers(dialect: str, tables: Sequence[Table], is_first: bool = True) -> Iterator[str]:
+    """Yield triggers by which tables refuse changes: no code here makes any, another program might."""
     if dialect == "sqlite":
-        for table in metadata.sorted_tables:
+        for table in tables:
             for change in ("UPDATE", "DELETE"):
                 yield _sqlite_trigger(table.name, change, "1", "ABORT")
             key = " AND ".join(f"{column.name} = NEW.{column.name}" for column in table.primary_key)
@@ -310,11 +341,12 @@ def _triggers(dialect: str) -> Iterator[str]:
             exists = f"EXISTS (SELECT 1 FROM {table.name} WHERE {key})"
             yield _sqlite_trigger(table.name, "INSERT", exists, "IGNORE" if table is clicks else "ABORT")
         return
-    yield (
-        "CREATE FUNCTION event_log_refuse_change() RETURNS trigger LANGUAGE plpgsql AS "
-        "$$ BEGIN RAISE EXCEPTION USING MESSAGE = TG_TABLE_NAME || ': is append-only'; END $$"
-    )
-    for table in metadata.sorted_tables:
+    if is_first:
+        yield (
+            "CREATE FUNCTION event_log_refuse_change() RETURNS trigger LANGUAGE plpgsql AS "
+            "$$ BEGIN RAISE EXCEPTION USING MESSAGE = TG_TABLE_NAME || ': is append-only'; END $$"
+        )
+    for table in tables:
         yield (
             f"CREATE TRIGGER append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON {table.name} "
             "FOR EACH STATEMENT EXECUTE FUNCTION event_log_refuse_change()"

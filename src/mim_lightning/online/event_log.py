@@ -29,11 +29,13 @@ from mim_lightning.online.database import (
     impressions,
     is_sqlite,
     open_event_log,
+    queries,
     reading,
     shown,
     writing,
 )
 from mim_lightning.online.events import Click, Impression
+from mim_lightning.online.recorded_queries import select_queries, select_shown
 
 _Row = dict[str, Any]  # values by column
 
@@ -49,16 +51,19 @@ class EventLog:
         events: the path of an SQLite file, or a URL: sqlite:///path, postgresql://user:password@host/database.
         create: create the tables where they are missing; otherwise the database must be an event log already.
         wait_seconds: timeout of recording, for other writers or for a server that does not answer.
+        with_queries: whether impressions may have an `AskedQuery`; the table for them is created.
 
     Raises:
         ValueError: the database cannot be opened, is no event log, or has another version.
     """
 
-    def __init__(self, events: str, create: bool = True, wait_seconds: float | None = None) -> None:
+    def __init__(
+        self, events: str, create: bool = True, wait_seconds: float | None = None, with_queries: bool = False
+    ) -> None:
         url = database_url(events)
         self.name = display_url(url)
         self._write_lock, self._wait = threading.Lock(), BUSY_SECONDS if wait_seconds is None else wait_seconds
-        self._engine = open_event_log(url, create, wait_seconds)
+        self._engine = open_event_log(url, create, wait_seconds, with_queries)
         self._file = DatabaseFile(self._engine) if is_sqlite(url) else None
 
     def record_impression(self, impression: Impression) -> str:
@@ -110,6 +115,16 @@ class EventLog:
         with reading(self._engine, self.name) as connection:
             return count_experiment(connection, experiment)
 
+    def read_queries(self, experiment: str | None = None) -> Iterator[tuple[str, str | None, str | None]]:
+        """Yield id, text and photo of each recorded query; None: of all experiments."""
+        with reading(self._engine, self.name) as connection:
+            yield from select_queries(connection, experiment)
+
+    def read_shown(self, experiment: str | None = None) -> Iterator[tuple[str, str, str, int, bool]]:
+        """Yield each shown product of a recorded query: impression, query, product, position, and whether clicked."""
+        with reading(self._engine, self.name) as connection:
+            yield from select_shown(connection, experiment)
+
     @contextmanager
     def _writing(self) -> Iterator[Connection]:
         if self._file is None:
@@ -154,6 +169,11 @@ def _rows(batch: Sequence[Impression], clicked: Sequence[Click]) -> list[tuple[A
         for position, product in enumerate(impression.shown, start=1)
     ]
     positions = {(row["impression_id"], row["product_id"]): row["position"] for row in reference_rows}
+    query_rows = [
+        {"impression_id": impression.impression_id, **vars(impression.asked)}
+        for impression in batch
+        if impression.asked
+    ]
     click_rows: dict[tuple[str, str], _Row] = {}
     for click in clicked:
         key = click.impression_id, click.product_id
@@ -161,7 +181,8 @@ def _rows(batch: Sequence[Impression], clicked: Sequence[Click]) -> list[tuple[A
             raise ValueError(f"{_name(click)}: the product is not in an impression recorded with the click")
         row = {"impression_id": key[0], "product_id": key[1], "position": positions[key], "time": click.time}
         click_rows.setdefault(key, row)
-    return [(impressions, impression_rows), (shown, reference_rows), (clicks, list(click_rows.values()))]
+    rows = [(impressions, impression_rows), (shown, reference_rows), (clicks, list(click_rows.values()))]
+    return [*rows, (queries, query_rows)]
 
 
 def _name(click: Click) -> str:

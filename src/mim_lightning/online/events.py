@@ -1,6 +1,7 @@
 """Events of an online experiment: an impression is one answer as a user saw it, a click is on one of its products.
 
-There is no field for an image, a text or an address of a user, and `user_hash` accepts only a hash.
+There is no field for an address of a user, and `user_hash` accepts only a hash. What was asked is recorded on request
+alone, as an `AskedQuery`.
 """
 
 from __future__ import annotations
@@ -39,6 +40,21 @@ class Shown:
 
 
 @dataclass(frozen=True)
+class AskedQuery:
+    """What the query of an impression was, for training on clicks: equal ids are the same query."""
+
+    query_id: str
+    text: str | None = None
+    photo: str | None = None  # path or URL of its photo, wherever that is stored
+
+    def __post_init__(self) -> None:
+        _validate_text("query_id", self.query_id)
+        for name in ("text", "photo"):
+            if (value := getattr(self, name)) is not None:
+                _validate_text(name, value)
+
+
+@dataclass(frozen=True)
 class Impression:
     """One answer as a user saw it, best product first; positions count from 1. It may be empty."""
 
@@ -49,6 +65,7 @@ class Impression:
     shown: Sequence[Shown]
     latency_ms: float
     fingerprint: str  # of the model that answered
+    asked: AskedQuery | None = None
     impression_id: str = field(default_factory=new_id)
     time: datetime = field(default_factory=now)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import os
 import threading
@@ -19,10 +20,12 @@ pytest.importorskip("fastapi", reason="the extra `serve` is not installed")
 from fastapi.testclient import TestClient
 from PIL import Image
 
+from mim_lightning.ab_report import ab_report
 from mim_lightning.config import compose
 from mim_lightning.online.assignment import Arm, Experiment
 from mim_lightning.online.event_log import EventLog
 from mim_lightning.search.service.app import make_app, make_routes
+from mim_lightning.search.service.query_photos import QueryPhotos
 from mim_lightning.search.service.request_limits import RefusedError
 from mim_lightning.search.service.server import read_api_key
 from mim_lightning.serve import serve
@@ -365,3 +368,44 @@ def test_an_experiment_is_recorded_without_the_user(tmp_path: Path) -> None:
     assert sum(arm.num_users for arm in counts.values()) == 40
     assert sum(arm.num_impressions for arm in counts.values()) == 80
     assert sum(arm.num_clicked for arm in counts.values()) == 1
+
+
+def test_what_is_asked_is_recorded_on_request_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    events, arms = str(tmp_path / "events.db"), {"default": Arm("default")}
+    photo = Image.new("RGB", (40, 20), (200, 40, 40))
+    data = io.BytesIO()
+    exif = Image.Exif()
+    exif[0x010E] = "taken at home"
+    photo.save(data, "JPEG", exif=exif)
+    search = {"files": {"image": ("q.jpg", data.getvalue())}, "data": {"user": "ann", "text": "red"}}
+    own = {"query_id": "q7", "photo": "s3://shop/7.jpg"}
+    with EventLog(events) as log:
+        service = color_service(tmp_path, ("default",), Experiment("e", arms, "s" * 32, log))
+        with TestClient(make_app(service)) as client:
+            assert client.post("/search", **search).json()["impression_id"]
+    with pytest.raises(ValueError, match="has no recorded queries; serve with record_queries=true"):
+        ab_report(compose("ab_report", [f"event_log={events}", f"write_clicks={tmp_path / 'clicks'}"]))
+    with EventLog(events, with_queries=True) as log:
+        service = color_service(tmp_path / "again", ("default",), Experiment("e", arms, "s" * 32, log, True))
+        service.photos = QueryPhotos(tmp_path / "photos")
+        with TestClient(make_app(service)) as client:
+            first, again = (client.post("/search", **search).json() for _ in range(2))
+            client.post("/search", data={"user": "bob", "text": "blue"} | own)
+            client.post("/search", data={"user": "bob", "text": "blue", "arm": "default"} | own)
+            client.post("/click", json={"impression_id": first["impression_id"], "product_id": "red-1"})
+            too_long = client.post("/search", data={"user": "bob", "text": "blue", "query_id": "q" * 501})
+            assert too_long.status_code == 413 or too_long.status_code == 422
+    ab_report(compose("ab_report", [f"event_log={events}", f"write_clicks={tmp_path / 'clicks'}"]))
+    assert "2 queries, 12 impressions" in capsys.readouterr().out
+    with (tmp_path / "clicks" / "queries.csv").open() as file:
+        queries = {row["query_id"]: row for row in csv.DictReader(file)}
+    assert queries["q7"]["image"] == "s3://shop/7.jpg"
+    (hashed,) = queries.keys() - {"q7"}
+    assert len(hashed) == 32 and again["impression_id"]
+    stored = Path(queries[hashed]["image"])
+    assert [*(tmp_path / "photos").rglob("*.jpg")] == [stored]
+    with Image.open(stored) as kept:
+        assert kept.size == (40, 20) and not kept.getexif()
+    with (tmp_path / "clicks" / "impressions.csv").open() as file:
+        clicked = [row for row in csv.DictReader(file) if row["clicked"] == "1"]
+    assert [(row["query_id"], row["product_id"], row["position"]) for row in clicked] == [(hashed, "red-1", "1")]

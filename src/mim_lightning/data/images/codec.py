@@ -204,6 +204,16 @@ def normalize_encoding(data: bytes, max_side: int) -> bytes:
     return _encode_jpeg(_turned(pixels, orientation), max_side)
 
 
+def encode_pixels(data: bytes, max_side: int) -> bytes:
+    """Return an image as a JPEG of its pixels alone, upright, no side over `max_side` pixels: no EXIF, no location.
+
+    Raises:
+        ValueError: see `decode_image`.
+    """
+    encoded = EncodedImage.of(data)
+    return _encode_jpeg(_turned(*_decode_oriented(encoded, *encoded.size)), max_side)
+
+
 def as_stored(image: EncodedImage) -> EncodedImage | np.ndarray:
     """Return an image as `normalize_encoding` stores it at its own size, decoded if that took decoding.
 

@@ -108,6 +108,8 @@ def make_routes(service: SearchService, has_key: bool = False) -> FastAPI:
         where: Annotated[str, Form(description='JSON, such as {"category": "mugs", "price": {"max": 20}}')] = "{}",
         user: Annotated[str | None, Form(description="user key for an experiment; only a hash is stored")] = None,
         arm: Annotated[str | None, Form(description="search this arm; nothing is recorded")] = None,
+        query_id: Annotated[str | None, Form(description="your id of the query, where queries are recorded")] = None,
+        photo: Annotated[str | None, Form(description="where you keep its photo, where queries are recorded")] = None,
     ) -> SearchOutput:
         """Find products by images, text, another product, or all of them."""
         query = _query(
@@ -121,7 +123,8 @@ def make_routes(service: SearchService, has_key: bool = False) -> FastAPI:
             weights=_numbers("weights", weights),
             where=_object("where", where) or None,
         )
-        return _output(service.search(query, _encodable("user", user), _encodable("arm", arm)))
+        own = {"query_id": _encodable("query_id", query_id), "photo": _encodable("photo", photo)}
+        return _output(service.search(query, _encodable("user", user), _encodable("arm", arm), **own))
 
     @app.get("/products/{product_id:path}/picture", response_class=Response)
     def picture(product_id: str, arm: str | None = None) -> Response:

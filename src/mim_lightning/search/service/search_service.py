@@ -14,6 +14,7 @@ from mim_lightning.search.query import SearchQuery, drop_null_weights
 from mim_lightning.search.searcher import Searcher, SearchResult, open_searcher
 from mim_lightning.search.service.batching import BatchingEncoder
 from mim_lightning.search.service.prometheus import ServiceMetrics
+from mim_lightning.search.service.query_photos import QueryPhotos, parts_of
 from mim_lightning.search.service.recorder import Recorder
 from mim_lightning.search.service.request_limits import Limits, PixelBudget, RefusedError, refused_image
 
@@ -55,6 +56,7 @@ class SearchService:
     Args:
         engines: by name; the first serves users outside an experiment.
         experiment: its arms are names of engines; None: nothing is recorded.
+        photos: where photos of recorded queries are stored; None: nowhere.
     """
 
     def __init__(
@@ -63,7 +65,9 @@ class SearchService:
         limits: Limits,
         metrics: ServiceMetrics,
         experiment: Experiment | None = None,
+        photos: QueryPhotos | None = None,
     ) -> None:
+        self.photos = photos
         self.engines, self.limits, self.metrics, self.experiment = dict(engines), limits, metrics, experiment
         self.recorder = Recorder(experiment, metrics) if experiment else None
         for name, engine in self.engines.items():
@@ -81,12 +85,21 @@ class SearchService:
             raise RefusedError(404, f"arm '{name}': no such arm; choose one of {', '.join(self.engines)}")
         return self.engines[name]
 
-    def search(self, query: SearchQuery, user_key: str | None = None, arm: str | None = None) -> SearchResponse:
+    def search(
+        self,
+        query: SearchQuery,
+        user_key: str | None = None,
+        arm: str | None = None,
+        query_id: str | None = None,
+        photo: str | None = None,
+    ) -> SearchResponse:
         """Search, and record the impression if the user is in an experiment; a failure to record fails no search.
 
         Args:
             user_key: identifies the user to the caller; only its salted hash is stored. Without it, or with an `arm`
                 chosen by name, nothing is recorded.
+            query_id, photo: the caller's id of the query, and path or URL of its photo, recorded where the experiment
+                records queries.
 
         Raises:
             RefusedError: the query exceeds a limit, or is invalid.
@@ -94,7 +107,9 @@ class SearchService:
         start = time.perf_counter()
         experiment = self.experiment if arm is None else None
         engine = self.engine(experiment.arm_of(user_key) if experiment and user_key else arm)
-        query = self._checked(query, engine)
+        asked, query = query, self._checked(query, engine)
+        for name, text in (("query_id", query_id), ("photo", photo)):
+            self.limits.check_text(name, text)
         try:
             result = engine.searcher.search(query)
         except ImageInputError as error:
@@ -108,10 +123,17 @@ class SearchService:
         if self.recorder and experiment and user_key:
             shown = [(hit.product_id, hit.score) for hit in result.hits]
             fingerprint = engine.searcher.encoder.fingerprint
-            impression_id = self.recorder.record(
-                engine.name,
-                lambda: experiment.record(user_key, engine.name, _kind(query), shown, total_ms, fingerprint),
-            )
+
+            def write() -> str:
+                facts = user_key, engine.name, _kind(query), shown, total_ms, fingerprint
+                if not experiment.records_queries:
+                    return experiment.record(*facts)
+                images = [image for image in asked.images if isinstance(image, bytes)]
+                stored = photo or (self.photos.store(images[0]) if self.photos and images else None)
+                parts = parts_of(asked, images)
+                return experiment.record(*facts, experiment.asked(parts, query_id, asked.text, stored))
+
+            impression_id = self.recorder.record(engine.name, write)
         return SearchResponse(engine.name, result, impression_id, total_ms)
 
     def click(self, impression_id: str, product_id: str) -> bool:
@@ -153,6 +175,7 @@ def open_service(
     arms: Mapping[str, Mapping[str, Any]],
     limits: Limits,
     experiment: Experiment | None = None,
+    photos: QueryPhotos | None = None,
 ) -> SearchService:
     """Open the engines of all arms; `config` is that of conf/serve.yaml.
 
@@ -171,7 +194,7 @@ def open_service(
     for name, arm in arms.items():
         searcher = open_searcher(arm["index"], arm["checkpoint"], drop_null_weights(arm["weights"]), encoder, **options)
         engines[name] = Engine(name, searcher, ProductImages(searcher.index.card))
-    return SearchService(engines, limits, metrics, experiment)
+    return SearchService(engines, limits, metrics, experiment, photos)
 
 
 def read_arms(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
