@@ -1,0 +1,25 @@
+#!/usr/bin/env bash
+# A former 3-tower's index, searched by queries of a new 4-tower trained with and without its product vectors: three seeds
+# of tiny towers at fifteen epochs, minutes on a CPU core.
+source "$(dirname "$0")/../train_arms.sh"
+RUNS=runs/compatible_queries
+SMALL="experiment=synthetic data.source.num_products=150 data.source.train_queries_per_product=4 data.source.image_size=64
+  encoder.image.image_size=32 data.batch_size=32 trainer.check_val_every_n_epoch=\${trainer.max_epochs} trainer=cpu data.num_workers=0 paths.runs=$RUNS
+  encoder.image.width=64 trainer.max_epochs=15"
+for seed in $SEEDS; do
+  arm="$SMALL seed=$seed data.splits.fold=$((seed - 1))"
+  vectors=$RUNS/vectors-$seed/product.parquet
+  $PYTHON -m mim_lightning.train $arm model=3tower run.id=old-$seed
+  [ -f $vectors ] || $PYTHON -m mim_lightning.embed checkpoint=$RUNS/old-$seed/checkpoints/last.ckpt output=$RUNS/vectors-$seed trainer=cpu
+  $PYTHON -m mim_lightning.train $arm model=4tower run.id=plain-$seed
+  $PYTHON -m mim_lightning.train $arm model=4tower run.id=compatible-$seed data.vectors.product_old=$vectors \
+    "+model.pairs.query_to_old={left: query, right: product_old}" \
+    "+model.pairs.query_image_to_old={left: query_image, right: product_old}"
+  for kind in plain compatible; do
+    $PYTHON -m mim_lightning.evaluate checkpoint=$RUNS/$kind-$seed/checkpoints/last.ckpt \
+      gallery_checkpoint=$RUNS/old-$seed/checkpoints/last.ckpt output=$RUNS/$kind-$seed/in_old_gallery trainer=cpu
+  done
+done
+$PYTHON experiments/compatible_queries/tabulate.py $RUNS
+tables compatible_queries $RUNS/plain-* $RUNS/compatible-* --directions query_to_product image_to_product image_to_image \
+  text_to_product --first-only --labels plain compatible
