@@ -162,6 +162,12 @@ def test_nothing_to_compose_is_said_in_one_line(columns: str, products: list[Pro
         compose(products, columns=columns)
 
 
+def test_a_column_that_is_no_style_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mim_lightning.data.manifest.composed_rows.MAX_STYLE", 4)
+    with pytest.raises(ValueError, match=r"5 products have the style 'shirt', at most 4 may; name"):
+        compose(SHIRTS)
+
+
 def test_a_catalog_without_a_query_log_can_be_trained_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = []
     for number, (style, color) in enumerate((s, c) for s in ("cup", "pot", "cap") for c in ("red", "blue")):

@@ -25,6 +25,7 @@ PLACEHOLDERS = ("value", "former_value", "attribute")  # of a template
 FROM_QUERIES, FROM_PRODUCTS = "queries", "products"
 COMPOSED = "composed"  # `kind` of the rows, a segment of those that are evaluated
 MAX_LISTED = 20  # columns that an error names
+MAX_STYLE = 2_000  # products of a style: all pairs of them are joined
 # a product and an attribute; `rest` is what it shares with those that differ from it in this attribute alone
 AXES = "product_position BIGINT, product_id VARCHAR, style VARCHAR, attribute VARCHAR, rest VARCHAR[], value VARCHAR"
 
@@ -209,6 +210,13 @@ class _Composer:
                 )
         if self.rows.store.is_empty(axes.table):
             raise ValueError(f"{settings}: no product has a value in each of {', '.join(settings.columns)}")
+        sizes = f"SELECT style, count(DISTINCT product_id) AS size FROM {axes.table} GROUP BY style"
+        style, size = self.rows.store.run(f"{sizes} ORDER BY size DESC LIMIT 1")[0]
+        if size > MAX_STYLE:
+            raise ValueError(
+                f"{settings}: {size:,} products have the {settings.style} '{style}', at most {MAX_STYLE:,} may; name "
+                "the column whose value only the variants of one product share"
+            )
         return axes.table, dict(lacking)
 
     def keep_splits(self, axes: str) -> str:
