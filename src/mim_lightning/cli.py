@@ -6,6 +6,7 @@ sweep with a job log a failing job does not end the others: it returns an ErrorR
 
 from __future__ import annotations
 
+import errno
 import gc
 import os
 import re
@@ -242,4 +243,9 @@ def _exit(error: Exception, name: str) -> NoReturn:
     if FULL_ERRORS in os.environ or not is_user_error(error):
         raise error
     print(f"error: {error_text(to_error_report(error, name).reason)}", file=sys.stderr)
+    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+        # W&B needs file descriptors to clean up at the exit: those of the failed call, which is half-made and complains
+        sys.unraisablehook = lambda _: None
+        traceback.clear_frames(error.__traceback__)
+        gc.collect()
     sys.exit(2)

@@ -7,9 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.campaign.processes import EntryPoint
+from tests.campaign.training import OPTIONS
 from tests.shop import small, write_shop
 
-SEARCH = ["hydra/sweeper=optuna", "optim.lr=tag(log, interval(1e-4, 1e-2))", "hydra.sweeper.n_trials=2"]
+SEARCH = ["hydra/sweeper=optuna", "optim.lr=choice(1e-4, 1e-2)", "hydra.sweeper.n_trials=2"]
+# both values, in any order: a search that is started again draws by other random numbers
+SEARCH += ["hydra.sweeper.sampler={_target_: optuna.samplers.BruteForceSampler, seed: 1}"]
 KINDS = {"sweep, grid": ["seed=1,2"], "sweep, Optuna": SEARCH}
 
 
@@ -22,8 +25,7 @@ class WholeSweep:
     cpu: dict[str, float]
 
     def command(self, kind: str, runs: Path) -> list[str]:
-        fast = ["model=2tower", "trainer.max_epochs=1", "data.batch_size=6", "callbacks.last.every_n_train_steps=2"]
-        return ["-m", *small(self.shop, *fast, "trainer.log_every_n_steps=1"), f"paths.runs={runs}", *KINDS[kind]]
+        return ["-m", *small(self.shop, *OPTIONS, "trainer.max_epochs=1"), f"paths.runs={runs}", *KINDS[kind]]
 
     def runs(self, kind: str) -> Path:
         return self.shop / kind.replace(", ", "-")
@@ -40,6 +42,7 @@ def sweep_whole(shop: Path) -> WholeSweep:
 
 
 def jobs_of(runs: Path) -> list[dict[str, str]]:
+    """Return the rows of the job log, by run id."""
     (path,) = (runs / "sweeps").glob("*/ledger.csv")
     with path.open(newline="") as file:
-        return list(csv.DictReader(file))
+        return sorted(csv.DictReader(file), key=lambda job: job["run_id"])

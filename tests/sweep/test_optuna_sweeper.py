@@ -129,6 +129,12 @@ def test_failures_do_not_count_and_are_retried_at_the_next_start(tmp_path: Path)
     assert new not in first.xs, "what failed twice waits once"
 
 
+def test_a_search_ends_where_its_sampler_has_tried_everything(tmp_path: Path) -> None:
+    grid = {"_target_": "optuna.samplers.GridSampler", "search_space": {"x": [0.25, 0.5]}}
+    assert sorted(search(tmp_path, finishes, sampler=grid).xs) == ["0.25", "0.5"]
+    assert states(tmp_path) == ["COMPLETE"] * 2
+
+
 def test_a_pruned_trial_has_ended(tmp_path: Path) -> None:
     launcher = search(tmp_path, lambda given: ("pruned", float("nan")), n_trials=2)
     assert len(launcher.xs) == 2 and states(tmp_path) == ["PRUNED", "PRUNED"]

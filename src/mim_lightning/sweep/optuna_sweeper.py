@@ -11,6 +11,7 @@ import importlib.util
 import json
 import math
 import os
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -86,12 +87,15 @@ class OptunaSweeper(Sweeper):
         space = read_space(overrides)
         fixed = [str(override.input_line) for override in overrides.values() if not override.is_sweep_override()]
         study = self._open_study()
+        # samplers of a finite space call it after its last point; Optuna allows that within `study.optimize` only
+        is_exhausted = threading.Event()
+        study.stop = is_exhausted.set  # type: ignore[method-assign]
         interrupted = [open_trial(study, number) for number in _numbers_of(study, "RUNNING")]
         num_left = self.n_trials - count_ended(study)
         if num_left > len(interrupted):
             _queue_failed(study)
         reasons: list[str] = []
-        while num_left > 0:
+        while num_left > 0 and not is_exhausted.is_set():
             batch = [_next_trial(study, space, interrupted) for _ in range(min(num_left, batch_size))]
             jobs = [[*fixed, *write_overrides(trial.params), self._trial_override(trial)] for trial in batch]
             self.context.config_loader.load_sweep_config(self.composed, jobs[0])  # an unknown key ends the search here
