@@ -53,6 +53,13 @@ TrialPruned = type("TrialPruned", (Exception,), {})  # Optuna's, by its name
             "shop/0.tar: Too many open files; raise the limit of this shell with ulimit -n",
             True,
         ),
+        (ImportError("failed to map segment", path="/x/_duckdb.so"), "ImportError", "failed to map segment", True),
+        (
+            ImportError("cannot import name 'x'", path="x.py"),
+            "ImportError",
+            "ImportError: cannot import name 'x'",
+            False,
+        ),
         (ChildError(ErrorReport("KeyError", "KeyError: 'a'")), "KeyError", "KeyError: 'a'", True),
         (
             MissingConfigException("in Hydra's English", "hydra/launcher/jobli", ["basic"]),

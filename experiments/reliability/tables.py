@@ -4,7 +4,8 @@
 
 Writes into this folder:
 
-    outcomes.csv   a distinct input and outcome a row, with how often; targets that were not run again stay
+    outcomes.csv   a distinct input and outcome a row, with how often; targets that were not run again stay, and with
+                   --add the inputs that were not
     table.md       how often inputs were tried by part and target, how many are distinct, and how many tries hold
     found.md       what became of them
 """
@@ -31,14 +32,17 @@ def main() -> None:
     parser.add_argument(
         "records", type=Path, nargs="*", help="files that MIM_CAMPAIGN_RECORD named; none: tables alone"
     )
+    parser.add_argument("--add", action="store_true", help="replace the inputs that were tried again alone")
     parser.add_argument("--folder", type=Path, default=Path(__file__).parent)
     arguments = parser.parse_args()
     counts = Counter(tuple(row) for path in arguments.records for row in read_record(path))
-    again = {row[:2] for row in counts}
+    num_named = 3 if arguments.add else 2
+    again = {row[:num_named] for row in counts}
     stored = arguments.folder / "outcomes.csv"
     if stored.is_file():
         with stored.open(newline="") as file:
-            kept = [row for row in csv.DictReader(file) if (row["part"], row["target"]) not in again]
+            rows_before = list(csv.DictReader(file))
+        kept = [row for row in rows_before if tuple(row[name] for name in COLUMNS[:num_named]) not in again]
         counts.update({tuple(row[name] for name in COLUMNS): int(row["count"]) for row in kept})
     rows = sorted(counts.items(), key=lambda item: (PARTS.index(item[0][0]), item[0][1:]))
     with stored.open("w", newline="") as file:

@@ -74,8 +74,10 @@ def _is_wandbs(error: BaseException) -> bool:
 
 
 def _is_missing_package(error: BaseException) -> bool:
-    """Is a third-party package missing that an option needs?"""
-    return isinstance(error, ModuleNotFoundError) and not (error.name or "").startswith("mim_lightning")
+    """Is a third-party package missing that an option needs, or a library of one that cannot be loaded?"""
+    if isinstance(error, ModuleNotFoundError):
+        return not (error.name or "").startswith("mim_lightning")
+    return isinstance(error, ImportError) and str(error.path or "").endswith(".so")
 
 
 def to_error_report(error: Exception, name: str) -> ErrorReport:

@@ -14,6 +14,7 @@ import atexit
 import json
 import os
 import re
+import resource
 import signal
 import sys
 import time
@@ -22,7 +23,7 @@ from typing import Any
 SETTINGS = "MIM_CAMPAIGN_HOOK"  # environment variable
 CHANGES = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.truncate")
 OWN_NAMES = re.compile(
-    r"\.[0-9a-f]{8}-\d+-[0-9a-f]{8}\.|\.scratch-\w{8}|\d{5,}|[0-9a-f]{16,}"
+    r"\.[0-9a-f]{8}-\d+-[0-9a-f]{8}\.|\.scratch-\w{8}|\d{5,}|[0-9a-f]{12,}"
 )  # that differ between two runs
 
 
@@ -30,6 +31,8 @@ def install() -> None:
     settings = json.loads(os.environ[SETTINGS])
     folder, role = settings["folder"], _role()
     append(folder, "processes", f"{os.getpid()} {role}")
+    if (num_files := int(settings["num_files"])) > 0:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (num_files, num_files))
     if settings["role"] in (role, "any"):
         if settings["cpu"]:
             signal.setitimer(signal.ITIMER_PROF, settings["cpu"])  # at its end the system ends the process

@@ -33,6 +33,7 @@ class EntryPoint:
         number: of that event, where it is not the first of its name.
         cpu: seconds of CPU time after which a process ends as killed; 0: none.
         role: of the process that the fault is in: "main", "rank0", "any" ...
+        num_files: that each process may open; 0: as here.
         environment: variables besides those of this process.
     """
 
@@ -49,6 +50,7 @@ class EntryPoint:
         seconds: float = 0.0,
         cpu: float = 0.0,
         role: str = "any",
+        num_files: int = 0,
         environment: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         self.scratch = scratch
@@ -56,7 +58,7 @@ class EntryPoint:
         for path in scratch.iterdir():
             path.unlink()
         settings = {"folder": str(scratch), "watched": [f"{path}/" for path in watched], "event_name": event}
-        settings |= {"number": number, "seconds": seconds, "cpu": cpu, "role": role}
+        settings |= {"number": number, "seconds": seconds, "cpu": cpu, "role": role, "num_files": num_files}
         own = {"PYTHONPATH": str(ROOT), HOOK: "tests.campaign.fault_hook", SETTINGS: json.dumps(settings)}
         with (scratch / "stdout").open("w") as stdout, (scratch / "stderr").open("w") as stderr:
             self.process = subprocess.Popen(

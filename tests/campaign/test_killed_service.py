@@ -23,10 +23,15 @@ pytest.importorskip("fastapi", reason="the extra `serve` is not installed")
 
 
 class Clients:
-    """Threads that search and click until the service is gone; they note what it has confirmed."""
+    """Threads that search and click until the service is gone; they note what it has confirmed.
 
-    def __init__(self, address: str, num_threads: int = 3) -> None:
-        self.address, self.is_stopped = address, False
+    Args:
+        are_patient: go on where the event log fails: a response has no impression then, and a click is refused.
+    """
+
+    def __init__(self, address: str, num_threads: int = 3, are_patient: bool = False) -> None:
+        self.address, self.is_stopped, self.are_patient = address, False, are_patient
+        self.num_unrecorded = 0
         self.impressions: list[str] = []
         self.clicks: list[tuple[str, str]] = []
         self.failures: list[int] = []  # codes of answers that are no answer
@@ -41,16 +46,25 @@ class Clients:
         while not self.is_stopped:
             try:
                 found = self._post("/search", f"like=003&user=user-{number}".encode())
+                if self.are_patient and found.get("impression_id") is None:
+                    self.num_unrecorded += 1
+                    continue
                 self.impressions.append(found["impression_id"].replace("-", ""))
                 clicked = found["impression_id"], found["hits"][0]["product_id"]
                 body = json.dumps(dict(zip(("impression_id", "product_id"), clicked, strict=True))).encode()
                 assert self._post("/click", body, "application/json") == {"recorded": True}
                 self.clicks.append((clicked[0].replace("-", ""), clicked[1]))
             except urllib.error.HTTPError as error:
+                if self.are_patient and error.code == 503:
+                    self.num_unrecorded += 1
+                    continue
                 self.failures.append(error.code)
                 return
-            except (OSError, ValueError, http.client.HTTPException) as error:  # refused, or cut amid an answer
-                self.cut += not isinstance(getattr(error, "reason", error), ConnectionRefusedError)
+            except (OSError, ValueError, http.client.HTTPException) as error:
+                # cut amid an answer, unless it was not taken: refused, or closed before it was read
+                self.cut += not isinstance(
+                    getattr(error, "reason", error), ConnectionRefusedError | ConnectionResetError
+                )
                 return
 
     def _post(self, path: str, body: bytes, kind: str = "application/x-www-form-urlencoded") -> dict[str, Any]:
@@ -64,13 +78,15 @@ class Clients:
             thread.join()
 
 
-def serve(index: Path, folder: Path, **fault: Any) -> tuple[EntryPoint, Clients]:
+def serve(
+    index: Path, folder: Path, log_folder: Path | None = None, are_patient: bool = False, **fault: Any
+) -> tuple[EntryPoint, Clients]:
     words = [f"index={index}", "port=0", "ui=false", "device=cpu", "limits.requests_per_minute=0"]
-    words += ["experiment_name=e", f"event_log={folder}/events.db"]
+    words += ["experiment_name=e", f"event_log={log_folder or folder}/events.db"]
     started = EntryPoint("serve", words, folder / "scratch", environment={"MIM_USER_SALT": "s" * 32}, **fault)
     wait_until(lambda: "http" in started.stdout or started.process.poll() is not None)
     assert started.process.poll() is None, started.stderr
-    return started, Clients(started.stdout.split()[0])
+    return started, Clients(started.stdout.split()[0], are_patient=are_patient)
 
 
 @pytest.mark.parametrize("rng", points("serve", 5, 0))
@@ -90,7 +106,8 @@ def test_service(rng: random.Random, search_shop: Shop, tmp_path: Path) -> None:
             found.outcome = "every confirmed impression and click in the log, once; index as it was"
 
 
-def assert_log_is_whole(path: Path, confirmed: list[Clients]) -> None:
+def assert_log_is_whole(path: Path, confirmed: list[Clients], is_all: bool = False) -> None:
+    """Check that an event log is sound and has what was confirmed; `is_all`: and nothing else."""
     with sqlite3.connect(path) as database:
         assert database.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
         impressions = [row[0] for row in database.execute("SELECT impression_id FROM impressions")]
@@ -102,3 +119,6 @@ def assert_log_is_whole(path: Path, confirmed: list[Clients]) -> None:
     assert len(set(impressions)) == len(impressions) and len(set(clicks)) == len(clicks), "recorded twice"
     assert {one for clients in confirmed for one in clients.impressions} <= set(impressions), "an impression is lost"
     assert {one for clients in confirmed for one in clients.clicks} <= set(clicks), "a click is lost"
+    if is_all:
+        assert len(impressions) == sum(len(clients.impressions) for clients in confirmed), "an answer is missing"
+        assert len(clicks) == sum(len(clients.clicks) for clients in confirmed), "an answer to a click is missing"

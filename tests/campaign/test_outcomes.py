@@ -55,6 +55,12 @@ def test_outcomes_are_counted_by_part(tmp_path: Path, monkeypatch: pytest.Monkey
     found_table = (tmp_path / "found.md").read_text()
     assert "| kill | train | equal weights | 3 | yes |" in found_table and "other \\| weights" in found_table
 
+    line = {"part": "kill", "target": "train", "input": "kill -9 at step 3", "outcome": "equal weights", "holds": True}
+    record.write_text(json.dumps(line))
+    subprocess.run([sys.executable, SCRIPT, record, "--add", "--folder", tmp_path], check=True)
+    table = (tmp_path / "table.md").read_text()
+    assert "| kill | train | 4 | 3 | 4 | 0 |" in table, "that input was tried again, the others stay"
+
 
 def test_a_problem_is_recorded_for_each_that_was_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     record = tmp_path / "outcomes.jsonl"

@@ -28,7 +28,6 @@ CASES = [
     for times in ("once", "always")
     if not (fault in ("refused", "slow") and times == "once")
 ]
-SHORT = ("reset always at a shard",)
 
 
 @pytest.fixture(scope="session")
@@ -42,7 +41,7 @@ def store(bench: Bench) -> Iterator[FaultyStore]:
     found.close()
 
 
-@pytest.mark.parametrize("case", cases(CASES, SHORT))
+@pytest.mark.parametrize("case", cases(CASES))
 def test_a_store_that_fails_is_one_line_and_one_that_recovers_is_enough(
     bench: Bench, store: FaultyStore, case: tuple[str, str, str]
 ) -> None:

@@ -214,7 +214,8 @@ def _read_direction(folder: Path, name: str, counts: Mapping[str, Any]) -> Direc
         for key in ("num_unanswerable", "num_products"):
             if not isinstance(counts[key], int):
                 raise TypeError(f"{key} is {counts[key]!r}")
-        return _direction_of(_typed_columns(pq.read_table(path)), name, counts)
+        with pq.ParquetFile(path) as file:  # `read_table` takes a folder "seed=1" for a column, and waits for threads
+            return _direction_of(_typed_columns(file.read(use_threads=False)), name, counts)
 
 
 def _typed_columns(table: pa.Table) -> dict[str, list[Any]]:

@@ -18,6 +18,7 @@ _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 def to_path_or_url(text: str) -> PathOrUrl:
     """Parse a path or URL from config or a table; `file://` becomes a path."""
+    text = str(text)  # a name such as 2024 is a number on the command line
     if not _URL.match(text):
         return Path(text)
     return Path(unquote(urlsplit(text).path)) if text.lower().startswith("file://") else text

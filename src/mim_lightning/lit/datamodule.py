@@ -136,6 +136,14 @@ class MatchDataModule(LightningDataModule):
         self.splits, self.distractors = splits, to_path_or_url(distractors) if distractors else None
         self.cache, self.corrupt_samples = cache, CorruptSamplePolicy(on_corrupt_sample, max_corrupt_samples)
         self.validation, self.description, self.feature_cache = validation, description, feature_cache
+        least = {
+            "batch_size": (batch_size, 1),
+            "eval_batch_size": (eval_batch_size, 1),
+            "num_workers": (num_workers, 0),
+        }
+        for key, (value, smallest) in least.items():
+            if value is not None and value < smallest:
+                raise ValueError(f"data.{key}={value}: must be at least {smallest}")
         self.batch_size, self.eval_batch_size, self.variants = batch_size, eval_batch_size, parse_variants(compose)
         self.num_workers, self.sampling, self.mixture = (
             num_workers,

@@ -92,6 +92,8 @@ class MatchModule(LightningModule):
         self._is_synchronized = False
         self._micro_batch_size = (step or StepSettings()).micro_batch_size
         self._step_means, self._is_logged = StepMeans(), False
+        if objective is not None:
+            parameter_groups(matcher, objective, **self._rates)  # a wrong value ends a run before its folder is there
 
     def configure_model(self) -> None:
         """Synchronize batch normalization over ranks, before DDP wraps the module or FSDP2 shards it.

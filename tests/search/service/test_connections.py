@@ -19,10 +19,11 @@ import uvicorn
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from mim_lightning.search.service import server as server_module
 from mim_lightning.search.service.app import make_app
 from mim_lightning.search.service.connections import Connections, Proxies, client_key
 from mim_lightning.search.service.request_limits import Limits
-from mim_lightning.search.service.server import uvicorn_settings
+from mim_lightning.search.service.server import raise_file_limit, uvicorn_settings
 from tests.search.service.color_shop import color_service
 
 LIMITS = Limits(
@@ -230,3 +231,15 @@ def test_an_ipv6_client_is_counted_by_its_network() -> None:
     assert client_key("::ffff:10.0.0.1") == "10.0.0.1" == client_key("10.0.0.1")
     assert client_key("2001:db8:0:1::1") != client_key("2001:db8::1") and client_key("fe80::1%eth0") == "fe80::/64"
     assert client_key("a" * 500) == "a" * 100
+
+
+@pytest.mark.parametrize(("hard", "possible"), [(128, 32), (300, 75), (500, 244), (4096, 512)])
+def test_connections_are_as_many_as_open_files_allow(
+    hard: int, possible: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    raised = []
+    monkeypatch.setattr(server_module.resource, "getrlimit", lambda kind: (min(hard, 1024), hard))
+    monkeypatch.setattr(server_module.resource, "setrlimit", lambda kind, limits: raised.append(limits))
+    assert raise_file_limit(512) == possible
+    assert ("raise ulimit -n" in capsys.readouterr().err) == (possible < 512)
+    assert raised == []

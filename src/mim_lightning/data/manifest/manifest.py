@@ -140,6 +140,10 @@ class ManifestSource:
         clean_html: bool = False,
         fields: Mapping[str, str | None] | None = None,
     ) -> None:
+        if not isinstance(columns, Mapping | None):
+            raise ValueError(f"data.source.columns={columns}: give a mapping of tables to their columns")
+        if isinstance(segments, str) or not isinstance(segments, Sequence):
+            raise ValueError(f"data.source.segments={segments}: give a list of columns")
         self.products = to_path_or_url(products) if products else None
         self.queries = to_path_or_url(queries) if queries else None
         self.columns, self.segments, self.download = columns or {}, tuple(segments), download

@@ -107,6 +107,11 @@ class RetrievalEval(Callback):
                 raise ValueError(f"directions.{name}: cannot be the name of a file and part of a metric's key")
         self.directions = {name: Direction(**ends) for name, ends in directions.items() if ends is not None}
         self.monitor = str(monitor)  # a number on the command line is reported as an unknown metric
+        keys = [f"val/{direction}/" for direction in self.directions]
+        if not self.monitor.startswith(tuple(keys)):
+            raise ValueError(
+                f"monitor={self.monitor}: is no metric of a direction; they start with {' or '.join(keys)}"
+            )
         self.options: dict[str, Any] = {"cutoffs": tuple(cutoffs), "depth": depth, "num_hits": num_hits}
         self.options["memory_bytes"] = int(memory_gib * 2**30)
         self.num_resamples, self.max_kept_rows = num_resamples, max_kept_rows
@@ -139,11 +144,6 @@ class RetrievalEval(Callback):
             for field in (*(direction.requires or ()), *direction.excludes):
                 if field not in known:
                     raise ValueError(f"directions.{name}: no field '{field}' of queries; there are {', '.join(known)}")
-        keys = [f"val/{direction}/" for direction in self.directions]
-        if not self.monitor.startswith(tuple(keys)):
-            raise ValueError(
-                f"monitor={self.monitor}: is no metric of a direction; they start with {' or '.join(keys)}"
-            )
         _, monitored, metric = self.monitor.split("/", 2)
         named = sampled_name(whole_name(metric), self.num_distractors)
         if named != metric:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import errno
 import logging
 import os
 import resource
 import socket
 import sys
 from contextlib import suppress
+from dataclasses import replace
 from ipaddress import ip_address
 from typing import Any
 
@@ -20,6 +23,7 @@ from mim_lightning.search.service.request_limits import Limits
 from mim_lightning.search.service.search_service import SearchService
 
 API_KEY = "MIM_API_KEY"  # environment variable: a secret does not belong on a command line
+LOG = logging.getLogger(__name__)
 OTHER_FILES = 256  # open files besides connections: shards, uploads, the event log
 
 
@@ -53,10 +57,26 @@ class Server:
         logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it logs each broken form
         app = make_app(service, self.api_key, has_ui, lambda: server.should_exit)
         print(f"{self.url}  (API: /docs)", flush=True)
-        raise_file_limit(service.limits.connections + OTHER_FILES)
-        server = uvicorn.Server(uvicorn.Config(app, **uvicorn_settings(service.limits, self.proxies)))
+        limits = replace(service.limits, connections=raise_file_limit(service.limits.connections))
+        server = QuietServer(uvicorn.Config(app, **uvicorn_settings(limits, self.proxies)))
         with suppress(Interruption):  # a requested stop is no failure
             server.run(sockets=[self.socket])
+
+
+class QuietServer(uvicorn.Server):
+    """uvicorn's, with one line instead of a call stack where a connection finds no open file left."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        asyncio.get_running_loop().set_exception_handler(_report_error)
+        await super().startup(sockets)
+
+
+def _report_error(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    error = context.get("exception")
+    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+        LOG.error("too many open files: connections wait; raise ulimit -n")
+    else:
+        loop.default_exception_handler(context)
 
 
 def uvicorn_settings(limits: Limits, proxies: Proxies) -> dict[str, Any]:
@@ -72,17 +92,27 @@ def uvicorn_settings(limits: Limits, proxies: Proxies) -> dict[str, Any]:
     }
 
 
-def raise_file_limit(num_files: int) -> None:
-    """Raise this process's limit of open files, as far as allowed: a connection is one, and the usual limit is 1024."""
+def raise_file_limit(num_connections: int) -> int:
+    """Raise this process's limit of open files, as far as allowed: a connection is one, and the usual limit is 1024.
+
+    Returns:
+        how many connections are possible.
+    """
+    num_files = num_connections + OTHER_FILES
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     allowed = num_files if hard == resource.RLIM_INFINITY else min(num_files, hard)
     if soft != resource.RLIM_INFINITY and soft < allowed:
         resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
-    if allowed < num_files:
-        print(
-            f"warning: limits.connections needs {num_files} open files, {allowed} are allowed; raise ulimit -n",
-            file=sys.stderr,
-        )
+    if allowed >= num_files:
+        return num_connections
+    possible = max(1, allowed - OTHER_FILES, allowed // 4)
+    print(
+        f"warning: limits.connections={num_connections} needs {num_files} open files, {allowed} are allowed: there are "
+        f"{possible} connections; raise ulimit -n",
+        file=sys.stderr,
+        flush=True,
+    )
+    return possible
 
 
 def read_api_key() -> str | None:
