@@ -298,7 +298,8 @@ def steady(value: Any) -> Any:
 
 def error_line(ended: subprocess.CompletedProcess[str]) -> str:
     """Return the line that a command ended with; raise an error if it said more, or did not end as an error does."""
-    lines = [line for line in ended.stderr.splitlines() if line.strip()]
+    # torch's own line about a bus error ends with NUL instead of a line end
+    lines = [line for line in ended.stderr.replace("\0", "\n").splitlines() if line.strip()]
     assert ended.returncode > 0, f"exit code {ended.returncode}: {lines[-1:]}"
     assert "Traceback" not in ended.stderr, f"a call stack: {lines[-1]}"
     said = [line for line in lines if line.startswith("error: ")]

@@ -108,7 +108,7 @@ def _write(
     available = np.concatenate(spans)  # ascending, as shards and their samples are
     places = np.searchsorted(available, numbers_n)
     if has_products:
-        table = pa.concat_tables([pa.parquet.read_table(path) for path in products]).take(places)
+        table = pa.concat_tables([pa.parquet.read_table(path, partitioning=None) for path in products]).take(places)
         with atomic_write(new.products_path(folder, idx)) as partial:
             pa.parquet.write_table(table, partial, compression="zstd")
     parts: dict[str, list[torch.Tensor]] = {"vectors": [], "present": []}

@@ -199,7 +199,8 @@ class EmbeddingStore:
         if not path.exists():  # embedded by a version before 0.2
             return tabulate_facts(catalog.read_facts(number) for number in range(*catalog.span(shard_idx)))
         with errors_as_damaged_file(path, f"remove it and {self._path(shard_idx).name} and run again"):
-            table = pa.parquet.read_table(path)
+            with pa.parquet.ParquetFile(path) as file:  # `read_table` takes a folder "seed=1" for a column
+                table = file.read(use_threads=False)
             if table.schema != FACTS_SCHEMA or len(table) != self.facts.shard_sizes[shard_idx]:
                 raise ValueError(f"{len(table)} rows of {', '.join(table.column_names)}")
         return table

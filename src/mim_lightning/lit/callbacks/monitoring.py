@@ -12,6 +12,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from mim_lightning.data.loading.loader import StreamLoader
+from mim_lightning.lit.callbacks.preemption import is_last_step
 from mim_lightning.lit.console import warn
 from mim_lightning.lit.fully_sharded import FullySharded
 from mim_lightning.model.sharding import is_part, local, whole
@@ -94,6 +95,10 @@ class TerminateOnNaN(Callback):
                 raise ValueError(
                     f"training diverged: the loss is {value} at step {step}; {before}; a smaller optim.lr may help"
                 )
+        if self.num_skipped == trainer.fit_loop.total_batch_idx + 1 and is_last_step(trainer):
+            raise ValueError(
+                f"training diverged: no loss of the {self.num_skipped} steps was finite; a smaller optim.lr may help"
+            )
         if self.num_skipped > former:
             warn(
                 f"step {trainer.fit_loop.total_batch_idx + 1}: {self.num_skipped} steps skipped so far, whose loss or "
