@@ -43,7 +43,7 @@ def test_a_run_that_learns_nothing_says_why_once(fit: Callable[..., Run], said: 
 
 
 def trainer_with(metrics: dict[str, float], step: int = 0, initial: float = 0.5) -> Any:
-    evaluation = RetrievalEval({}, MONITOR)
+    evaluation = RetrievalEval({"image_to_product": {"query": "query_image", "gallery": "product"}}, MONITOR)
     evaluation.initial = {MONITOR: initial}
     return SimpleNamespace(
         callback_metrics={name: torch.tensor(value) for name, value in metrics.items()},
