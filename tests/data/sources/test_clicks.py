@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,10 @@ from mim_lightning.data.manifest.click_report import ClickReport
 from mim_lightning.data.manifest.rows import Query, RowError, parse_query
 from mim_lightning.data.preparation.preparation import Validation, prepare_shards
 from mim_lightning.data.preparation.prepared import ShardSettings
+from mim_lightning.data.sampling.negative_table import read_negatives
 from mim_lightning.data.sources import clicks
 from mim_lightning.data.sources.clicks import ClicksSource
+from mim_lightning.ids import NO_KEY, hash_id
 from tests.data.clicks.logs import Row, draw_rows, write_log
 
 NUM_QUERIES = 40
@@ -141,6 +143,20 @@ def test_prepared_data_have_a_report_of_positions(tmp_path: Path, rows: list[Row
         for product in query.target_ids
         if query.split == "train"
     }
+    negatives = read_negatives(tmp_path / "shards" / "source" / "negatives.parquet", "the table")
+    clicked = {(query, product) for _, query, product, _, is_clicked in rows if is_clicked}
+    answers = defaultdict(list)
+    for answer, query_id, product, position, is_clicked in rows:
+        answers[answer, query_id].append((position, product, is_clicked))
+    skips: Counter[tuple[str, str]] = Counter()
+    for (_, query_id), shown in answers.items():
+        lowest = max((position for position, _, is_clicked in shown if is_clicked), default=0)
+        skips.update((query_id, product) for position, product, _ in shown if position < lowest)
+    skipped = {key for key, count in skips.items() if count >= 2 and key not in clicked and key[1] < "p7"}
+    assert skipped and report.counts["skipped product"] == len(skipped)
+    for query_id in queries:
+        keys = negatives.find(np.array([hash_id(query_id)]))[0]
+        assert {*keys} - {NO_KEY} == {hash_id(product) for name, product in skipped if name == query_id}
     stored = prepared.open_set("queries/train").column("weights")
     assert {*stored.tolist()} == {*np.float32([*weights]).tolist()}
     page = (tmp_path / "shards" / "check.html").read_text()

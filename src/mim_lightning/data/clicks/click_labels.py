@@ -4,20 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from mim_lightning.data.clicks.click_log import ClickLog
 from mim_lightning.data.manifest.row_store import RowStore
+from mim_lightning.io.atomic import atomic_write
 
 
 @dataclass(frozen=True)
 class QueryLabels:
-    """The clicked products of one query, best first, and those that it skipped."""
+    """The clicked products of one query, best first."""
 
     number: int  # of the query, from 0
     product_ids: list[str]
     grades: list[int]
     weights: list[float]  # mean 1 over all products of all queries
-    negative_ids: list[str]
 
 
 @dataclass(frozen=True)
@@ -67,15 +68,34 @@ def label_queries(
         GROUP BY number""",
     )
     mean = store.run(f"SELECT avg(weight) FROM (SELECT unnest(weights) AS weight FROM {labels})")[0][0]
-    negatives = _negatives(log, products, settings)
+    for number, product_ids, grades, weights in store.read(f"FROM {labels} ORDER BY number"):
+        yield QueryLabels(number, product_ids, grades, [weight / mean for weight in weights])
+
+
+def write_skipped(log: ClickLog, queries: str, products: str, settings: LabelSettings, path: Path) -> int:
+    """Write the products that queries skipped as a table of hard negatives, and return their number.
+
+    None of them was clicked by its query; an answer of the query is a clicked product, so none is an answer.
+
+    Args:
+        queries, products: see `label_queries`.
+        path: of the file, see `data.sampling.negative_table`; it is not written without a product.
+    """
+    store = log.store
     skipped = store.select(
-        "negatives",
-        f"""SELECT number, list(product_id ORDER BY num_skipped DESC, product_id) AS ids
-        FROM {negatives} JOIN {queries} USING (query_id) GROUP BY number""",
+        "skipped",
+        f"""SELECT query_id, list(product_id ORDER BY num_skipped DESC, product_id)[:{settings.max_negatives}] AS ids
+        FROM {log.skipped()} SEMI JOIN {products} USING (product_id) SEMI JOIN {queries} USING (query_id)
+        WHERE num_skipped >= {settings.min_skips} GROUP BY query_id""",
     )
-    joined = f"SELECT l.*, s.ids FROM {labels} l LEFT JOIN {skipped} s USING (number) ORDER BY number"
-    for number, product_ids, grades, weights, negative_ids in store.read(joined):
-        yield QueryLabels(number, product_ids, grades, [weight / mean for weight in weights], negative_ids or [])
+    num_skipped = store.number(f"SELECT sum(len(ids)) FROM {skipped}")
+    if num_skipped:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(path) as partial:
+            target = str(partial).replace("'", "''")
+            found = f"SELECT query_id, ids AS negative_ids FROM {skipped} ORDER BY query_id"
+            store.run(f"COPY ({found}) TO '{target}' (FORMAT parquet, COMPRESSION zstd)")
+    return num_skipped
 
 
 def _weigh(log: ClickLog, examination: Sequence[float], products: str, settings: LabelSettings) -> str:
@@ -91,16 +111,6 @@ def _weigh(log: ClickLog, examination: Sequence[float], products: str, settings:
         FROM {log.counts} JOIN {clipped} USING (position) SEMI JOIN {products} USING (product_id)
         GROUP BY query_id, product_id HAVING sum(num_clicked) >= {settings.min_clicks}""",
         [mean_rate],
-    )
-
-
-def _negatives(log: ClickLog, products: str, settings: LabelSettings) -> str:
-    return log.store.select(
-        "skips",
-        f"""SELECT * FROM {log.skipped()} SEMI JOIN {products} USING (product_id)
-        WHERE num_skipped >= {settings.min_skips}
-        QUALIFY row_number() OVER (PARTITION BY query_id ORDER BY num_skipped DESC, product_id)
-        <= {settings.max_negatives}""",
     )
 
 

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mim_lightning.data.clicks.click_labels import LabelSettings, QueryLabels, label_queries
+from mim_lightning.data.clicks.click_labels import LabelSettings, QueryLabels, label_queries, write_skipped
 from mim_lightning.data.clicks.click_log import IMPRESSIONS, ClickLog
 from mim_lightning.data.clicks.examination import (
     PairedClicks,
@@ -37,6 +37,7 @@ from mim_lightning.data.manifest.table import ColumnNames, TableSpec, open_table
 from mim_lightning.display.numbers import format_interval
 from mim_lightning.io.paths import PathOrUrl, to_path_or_url
 
+NEGATIVES_FILE = "negatives.parquet"  # of skipped products, in the working folder
 ESTIMATED, NONE = "estimated", "none"
 EXAMINATION = TableSpec("examination", known=("position", "examination"), required=("position", "examination"))
 MAX_SPREAD = 4.0  # ratio of an interval's ends above which an examination is not known
@@ -46,7 +47,8 @@ class ClicksSource:
     """Two tables as of `ManifestSource`, and one of impressions: a row is a product that an answer showed.
 
     A query without products of its own gets those that it clicked, graded and weighted so that the position at which
-    they were shown does not count; without a click it is left out.
+    they were shown does not count; without a click it is left out. Products that queries skipped are written as a table
+    of hard negatives.
 
     Args:
         impressions: the table: a path or URL of a file, a folder or a pattern.
@@ -133,6 +135,8 @@ class ClicksSource:
         examination = [row.examination.value for row in positions]
         labels = label_queries(log, examination, asked, known.table, self.labels)
         counts = _add_queries(builder, rows(builder.report), labels, tables.image_root or queries.root)
+        skipped = write_skipped(log, asked, known.table, self.labels, work_dir / NEGATIVES_FILE)
+        counts["skipped product"] = skipped
         report = ClickReport(
             str(self.impressions), log.num_rows, self.examination, positions, after_click, log.totals() | counts
         )
@@ -223,13 +227,12 @@ def _add_queries(
     root: PathOrUrl,
 ) -> dict[str, int]:
     """Add the queries with their own or their clicked products, and count the others."""
-    counts = dict.fromkeys(("labeled query", "answer", "skipped product", "query without a click"), 0)
+    counts = dict.fromkeys(("labeled query", "answer", "query without a click"), 0)
     label = next(labels, None)
     for number, (origin, row) in enumerate(rows):
         if label is not None and label.number == number:
             counts["labeled query"] += 1
             counts["answer"] += len(label.product_ids)
-            counts["skipped product"] += len(label.negative_ids)
             answers = {"product_id": label.product_ids, "grade": label.grades, "weight": label.weights}
             builder.add_query(origin, row | answers, root)
             label = next(labels, None)
