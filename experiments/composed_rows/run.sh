@@ -13,10 +13,12 @@ for size in ${SIZES:-240 960 2400}; do
   $PYTHON -m mim_lightning.train -m seed="${SEEDS// /,}" paths.runs="runs/composed_rows/$size" $FROZEN data.name="synthetic-$size" \
     data.source.num_products="$size" data.source.train_queries_per_product="${QUERIES[$size]}" data.reference_products=false,true
 done
-data=${MIM_PREPARED_DIR:-data}
-$PYTHON experiments/composed_rows/positives.py experiments/composed_rows "$data"/synthetic-{240,960,2400}-fold0of5
+$PYTHON experiments/composed_rows/positives.py experiments/composed_rows
+runs_with() { # <size> <false|true>
+  grep -l "reference_products: $2" "runs/composed_rows/$1"/4tower-*/config.yaml | xargs -n1 dirname
+}
 for size in ${SIZES:-240 960 2400}; do
   mkdir -p "experiments/composed_rows/$size"
-  tables "composed_rows/$size" "runs/composed_rows/$size"/4tower-* --labels off on \
+  tables "composed_rows/$size" $(runs_with "$size" false) $(runs_with "$size" true) --labels off on \
     --directions image_to_image image_to_product composed_to_product composed_to_other_product
 done
