@@ -8,7 +8,7 @@ ARGUMENTS = {  # of each entry point, one help of Hydra's for all that have the 
     "evaluate": ("embed_dim=abc",),
     "prepare": ("engine=abc",),
     "search.__main__": ("modle=2tower",),
-    **dict.fromkeys(("build_index", "embed", "export", "mine", "serve", "ab_report"), ()),
+    **dict.fromkeys(("build_index", "calibrate", "embed", "export", "mine", "serve", "ab_report"), ()),
     **dict.fromkeys(("compare", "plot", "tune_fusion", "wandb_workspace"), ("--help",)),
 }
 HEAVY = {

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from mim_lightning.search.query import SearchQuery
     from mim_lightning.search.searcher import open_searcher
 
-ENTRY_POINTS = ("train", "evaluate", "prepare", "embed", "build_index", "mine", "export")  # modules that can be called
+# modules that can be called
+ENTRY_POINTS = ("train", "evaluate", "prepare", "embed", "build_index", "calibrate", "mine", "export")
 EXPORTS = {
     "Run": "mim_lightning.run",
     "SearchQuery": "mim_lightning.search.query",

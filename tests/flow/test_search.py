@@ -18,12 +18,16 @@ import pytest
 from PIL import Image
 
 from mim_lightning import load
-from mim_lightning.build_index import build_index
+from mim_lightning.build_index import build_index, delete
+from mim_lightning.calibrate import calibrate
 from mim_lightning.config import compose
 from mim_lightning.model.checkpoint import store_fusions
 from mim_lightning.run import identify
+from mim_lightning.search import calibration
 from mim_lightning.search.index.factory import open_index
 from mim_lightning.search.product_images import ProductImages
+from mim_lightning.search.query import SearchQuery
+from mim_lightning.search.searcher import open_searcher
 from mim_lightning.train import train
 from tests.flow.entry_points import start
 from tests.preloaded import PYTHON
@@ -129,6 +133,27 @@ def test_products_are_added_and_deleted(checkpoint: Path, index: Path, shop: Pat
     photo = f"image={shop}/shop/shop0.jpg"
     found = search(f"index={index}", photo, "box=[0,0,1,1]", "json=true", "output_image=null", cwd=shop)
     assert [hit["product_id"] for hit in json.loads(found.stdout)["hits"]] == [i for i in ids if i != "000"]
+
+
+def test_a_calibrated_index_says_how_likely_a_hit_is_right(
+    index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    index = shutil.copytree(index, tmp_path / "index")
+    with pytest.raises(
+        ValueError, match=r"cannot be calibrated by split 'val' .* image: 7 queries, a calibration takes 50"
+    ):
+        calibrate(compose("calibrate", [f"index={index}"]))
+    monkeypatch.setattr(calibration, "MIN_QUERIES", 7)
+    calibrate(compose("calibrate", [f"index={index}", "num_hits=4", "false_alarm_rate=0.4"]))
+    printed = capsys.readouterr().out
+    assert "false alarms" in printed and all(kind in printed for kind in calibration.KINDS)
+    assert (index / "calibration.svg").read_text().count("polyline") == 3
+    result = open_searcher(str(index)).search(SearchQuery(text="red"))
+    assert result.has_match is not None and all(0 <= hit.probability <= 1 for hit in result.hits)
+    assert open_searcher(str(index)).search(SearchQuery(like="000")).has_match is None
+    delete(str(index), ["006"])  # the calibration is of another content then, and made again
+    assert "calibrated again: image, text, composed queries" in capsys.readouterr().out
+    assert open_searcher(str(index)).search(SearchQuery(text="red")).has_match is not None
 
 
 def test_errors_are_one_line(checkpoint: Path, index: Path, shop: Path) -> None:

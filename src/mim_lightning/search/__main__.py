@@ -46,7 +46,7 @@ def search(config: dict[str, Any]) -> None:
     result = searcher.search(query)
     if config["json"]:
         timing = {"encode": result.encode_ms, "index": result.index_ms}
-        plain = {"hits": [asdict(hit) for hit in result.hits], "timing_ms": timing}
+        plain = {"hits": [asdict(hit) for hit in result.hits], "has_match": result.has_match, "timing_ms": timing}
         print(json.dumps(plain, indent=2, ensure_ascii=False))
     else:
         print_result(result, searcher.index.card.num_products)

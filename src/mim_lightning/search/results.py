@@ -87,7 +87,9 @@ def print_result(result: SearchResult, num_products: int) -> None:
     ids = [plain(hit.product_id, MAX_ID) for hit in result.hits]
     # ids and numbers are shown in full, and as much of the metadata as fits
     width = console.width - max(map(cell_len, ids)) - len(str(len(result.hits)))
-    width -= sum(max(len(name), NUMBER_WIDTH) for name in ("score", *parts)) + FRAME * (4 + len(parts))
+    is_calibrated = result.hits[0].probability is not None
+    numbers = ("score", *(("right",) if is_calibrated else ()), *parts)  # right: the probability of it
+    width -= sum(max(len(name), NUMBER_WIDTH) for name in numbers) + FRAME * (3 + len(numbers))
     columns = [name for name in result.hits[0].metadata if name not in ("product_id", "title")]
     columns = sorted(columns, key=lambda name: name != "category")[: MAX_COLUMNS + 1]
     columns = columns[: max(0, (width - MIN_TITLE) // (FRAME + COLUMN_WIDTH))]
@@ -103,18 +105,21 @@ def print_result(result: SearchResult, num_products: int) -> None:
     table.add_column("title", max_width=max(MIN_TITLE, min(MAX_TITLE, title_width)), no_wrap=True)
     for name in columns:
         table.add_column(Text(plain(name, MAX_CELL)), max_width=COLUMN_WIDTH, no_wrap=True)
-    for name in ("score", *parts):
+    for name in numbers:
         table.add_column(name, justify="right", no_wrap=True)
     for rank, (hit, product_id) in enumerate(zip(result.hits, ids, strict=True), start=1):
         cells = [hit.metadata.get(name) for name in ("title", *columns)]
-        numbers = [hit.score, *(hit.parts.values() if parts else ())]
+        values = [hit.score, *([] if hit.probability is None else [hit.probability])]
+        values += hit.parts.values() if parts else ()
         table.add_row(
             str(rank),
             Text(product_id),
             *(Text("" if cell is None else plain(cell, MAX_CELL)) for cell in cells),
-            *(f"{number:.3f}" for number in numbers),
+            *(f"{value:.3f}" for value in values),
         )
     console.print(table)
+    if result.has_match is False:
+        print("nothing here seems to match: the first score is below the threshold of the index's calibration")
 
 
 def draw_results(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Protocol
@@ -20,6 +20,7 @@ from mim_lightning.inference.quantization import base_fingerprint
 from mim_lightning.io.file_name import validate_file_name, validate_inside
 from mim_lightning.model.compatibility import Galleries, judge
 from mim_lightning.model.fusion import GATE, Fusion, Fusions, weights_of
+from mim_lightning.search.calibration import kind_of, read_calibrations
 from mim_lightning.search.combined_scores import NUM_CANDIDATES, combine_scores
 from mim_lightning.search.golden_samples import read_golden_samples, verify_golden_samples
 from mim_lightning.search.index.card import IndexCard
@@ -54,13 +55,15 @@ class SearchHit:
     """A product, its score, what each part of the query adds, its record.
 
     The score is the inner product with the unit-length query, or as the model's fusions combine those of the parts; of
-    a product of scores `parts` has the factors.
+    a product of scores `parts` has the factors. The probability that it answers the query is known where the index is
+    calibrated for such queries.
     """
 
     product_id: str
     score: float
     parts: dict[str, float]
     metadata: dict[str, Any]
+    probability: float | None = None
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,7 @@ class SearchResult:
     encode_ms: float
     index_ms: float
     num_candidates: int = 0  # of each pair of parts, whose scores were combined; 0: every row was ranked
+    has_match: bool | None = None  # whether the index seems to have an answer; None: it is not calibrated for the query
 
 
 class Searcher:
@@ -101,6 +105,7 @@ class Searcher:
         own = {PART_OF.get(tower, tower): weight for tower, weight in weights_of(fused).items()}
         validate_weights(weights or {}, tuple(own))
         self.weights = {**DEFAULT_WEIGHTS, **own, **(weights or {})}
+        self.calibrations = {} if weights else read_calibrations(index.card)
 
     def search(self, query: SearchQuery) -> SearchResult:
         """Return the best products for a query.
@@ -113,7 +118,13 @@ class Searcher:
         encoded = time.perf_counter()
         hits = self.find(vector, query)
         num_candidates = 0 if self.combined is None else max(NUM_CANDIDATES, query.num_hits)
-        return SearchResult(hits, 1e3 * (encoded - started), 1e3 * (time.perf_counter() - encoded), num_candidates)
+        times = 1e3 * (encoded - started), 1e3 * (time.perf_counter() - encoded)
+        calibration = self.calibrations.get(kind_of(query) or "")
+        if calibration is None:
+            return SearchResult(hits, *times, num_candidates)
+        hits = tuple(replace(hit, probability=calibration.probability(hit.score)) for hit in hits)
+        has_match = bool(hits) and hits[0].score >= calibration.threshold
+        return SearchResult(hits, *times, num_candidates, has_match)
 
     def encode(self, query: SearchQuery) -> QueryVector:
         """Return the parts of a query and their sum, without searching.

@@ -33,6 +33,7 @@ class Hit(BaseModel):
     title: str | None
     metadata: dict[str, Any]
     picture: str = Field(description="path of its image, if it has one")
+    probability: float | None = Field(description="that it answers the query; null: the index is not calibrated for it")
 
 
 class Timing(BaseModel):
@@ -47,6 +48,7 @@ class SearchOutput(BaseModel):
     arm: str
     impression_id: str | None = Field(description="to be sent with a click; null: nothing was recorded")
     hits: list[Hit]
+    has_match: bool | None = Field(description="false: nothing here seems to answer the query; null: not calibrated")
     timing_ms: Timing
 
 
@@ -204,12 +206,15 @@ def _output(response: SearchResponse) -> SearchOutput:
             parts=hit.parts,
             title=hit.metadata.get("title"),
             metadata=hit.metadata,
+            probability=hit.probability,
             picture=f"/products/{quote(hit.product_id, safe='')}/picture?arm={quote(response.arm)}",
         )
         for hit in result.hits
     ]
     timing = Timing(encode=result.encode_ms, index=result.index_ms, total=response.total_ms)
-    return SearchOutput(arm=response.arm, impression_id=response.impression_id, hits=hits, timing_ms=timing)
+    return SearchOutput(
+        arm=response.arm, impression_id=response.impression_id, hits=hits, has_match=result.has_match, timing_ms=timing
+    )
 
 
 def _on_error(request: Request, error: Exception) -> Response:

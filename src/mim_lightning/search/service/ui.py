@@ -293,7 +293,7 @@ def _status(service: SearchService, response: SearchResponse) -> str:
     return (
         f"**{len(result.hits)}** of {card.num_products:,} products in **{response.total_ms:.0f} ms** "
         f"(model {result.encode_ms:.0f} ms, index {result.index_ms:.1f} ms) · {name} · {fingerprint}"
-    )
+    ) + ("" if result.has_match is not False else " · **nothing here seems to match**")
 
 
 def _images(service: SearchService, response: SearchResponse) -> list[tuple[Image.Image, str]]:
