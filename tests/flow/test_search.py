@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import shutil
@@ -21,6 +22,7 @@ from mim_lightning import load
 from mim_lightning.build_index import build_index, delete
 from mim_lightning.calibrate import calibrate
 from mim_lightning.config import compose
+from mim_lightning.evaluate import evaluate
 from mim_lightning.model.checkpoint import store_fusions
 from mim_lightning.run import identify
 from mim_lightning.search import calibration
@@ -28,7 +30,9 @@ from mim_lightning.search.index.factory import open_index
 from mim_lightning.search.product_images import ProductImages
 from mim_lightning.search.query import SearchQuery
 from mim_lightning.search.searcher import open_searcher
+from mim_lightning.search.results import describe_vectors
 from mim_lightning.train import train
+from mim_lightning.tune_index import tune_index
 from tests.flow.entry_points import start
 from tests.preloaded import PYTHON
 from tests.shop import small, write_shop
@@ -89,11 +93,40 @@ def test_one_process_and_two_agree_and_stored_embeddings_are_reused(
         build_index(compose("build_index", [*same, "dimension=17"]))
     card = build_index(compose("build_index", [*same, "dimension=8", "precision=int8"]))
     assert card is not None and card.full_recall is not None and card.extra["trained_widths"] == []
-    said = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    said = capsys.readouterr().out
     assert "dimension=8: the model was not trained at this width (loss.widths); the index finds" in said
-    assert "8 of 16 dimensions (the model was not trained at this width), int8 codes" in said
+    assert describe_vectors(card) == "8 of 16 dimensions (the model was not trained at this width), int8 codes"
     assert "8 in memory, 40 on disk" in said
     assert [path.stat().st_mtime_ns for path in shards] == now, "nothing is embedded again"
+
+
+def test_the_curve_of_small_vectors_has_what_an_evaluation_at_each_width_has(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, direction = checkpoint.parents[1], "composed_to_product"
+    options = {"widths": [8], "precisions": ["float32", "binary"], "kinds": ["flat"], "rows": 300, "rerank": 1}
+    tune_index(run, direction, output=tmp_path, **options)
+    assert direction in capsys.readouterr().out
+    rows = list(csv.DictReader((tmp_path / "index_curve.csv").open()))
+    sizes = [(row["width"], row["precision"], row["kind"], float(row["memory_bytes"])) for row in rows]
+    assert sizes == [
+        ("16", "float32", "flat", 64.0),
+        ("16", "binary", "binary_flat", 2.0),
+        ("8", "float32", "flat", 32.0),
+        ("8", "binary", "binary_flat", 1.0),
+    ]
+    assert all(float(row["queries_per_second"]) > 0 for row in rows)
+    whole = json.loads((run / "results.json").read_text())
+    arguments = [f"checkpoint={checkpoint}", "trainer=cpu", "widths=[8]"]
+    cut = evaluate(compose("evaluate", arguments))
+    assert float(rows[0]["ndcg"]) == pytest.approx(whole[f"val/{direction}/ndcg@10"])
+    assert float(rows[0]["difference"]) == 0 and rows[0]["recall"] == ""
+    assert float(rows[2]["ndcg"]) == pytest.approx(cut[f"val/{direction}/ndcg@10/width_8"])
+    assert (tmp_path / "index_curve.md").read_text().count("\n| ") == 5 - 1 and (tmp_path / "index_curve.png").exists()
+    with pytest.raises(ValueError, match=r"dimension=99: give a whole number from 1 to 16"):
+        tune_index(run, direction, output=None, **{**options, "widths": [99]})
+    with pytest.raises(ValueError, match="--direction sideways: no such direction"):
+        tune_index(run, "sideways", output=None, **options)
 
 
 def test_hits_of_an_image_and_a_text_as_json_and_as_an_image(checkpoint: Path, index: Path, shop: Path) -> None:

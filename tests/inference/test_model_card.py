@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from mim_lightning.inference.model_card import find_evaluation
+from mim_lightning.inference.model_card import _widths, find_evaluation
 from mim_lightning.model.checkpoint import load_matcher
 from tests.inference.models import export_to, write_checkpoint
 
@@ -45,3 +45,10 @@ def test_the_numbers_of_another_model_are_not_taken(tmp_path: Path) -> None:
         find_evaluation(checkpoint, tmp_path / "elsewhere", "mine")
     with pytest.raises(ValueError, match=r"holds no results\.json with its record"):
         find_evaluation(checkpoint, tmp_path, "mine")
+
+
+def test_numbers_of_cut_vectors_have_a_table() -> None:
+    results = {f"val/image/hit@1{end}": 0.5 for end in ("", "/width_16", "/width_16/low", "/width_16/high", "/width_8")}
+    *_, first, second = _widths(results, ["hit@1", "mrr"])
+    assert [first, second] == ["| 8 | image | 0.500 | - |", "| 16 | image | 0.500 [0.500, 0.500] | - |"]
+    assert not [*_widths({"val/image/hit@1": 0.5, "initial/image/hit@1/width_8": 0.5}, ["hit@1"])]

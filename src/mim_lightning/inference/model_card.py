@@ -7,7 +7,7 @@ very model.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from mim_lightning.model.checkpoint import load_matcher
 from mim_lightning.model.compatibility import parse_galleries
 from mim_lightning.model.fusion import OPTIONS, weights_of
 from mim_lightning.types import variants_of
+from mim_lightning.widths import WIDTH
 
 COLUMNS = ("hit@1", "hit@5", "hit@10", "mrr", "map", "ndcg@10")
 RECORD = ("evaluation", "record.json")  # in a run's folder, beside results.json: names the evaluated model
@@ -130,6 +131,7 @@ def _quality(facts: ExportFacts, evaluation: Evaluation | None) -> Iterator[str]
         cells = [_cell(results, f"val/{direction}/{name}") for name in columns]
         queries = results.get(f"counts/{direction}/num_queries")
         yield f"| {direction} | {' | '.join(cells)} | {int(queries) if queries is not None else '-'} |"
+    yield from _widths(results, columns)
     if "num_products" in results:
         yield f"\nRanked against {int(results['num_products'])} products."
     yield "\nDirections: " + "; ".join(
@@ -147,6 +149,21 @@ def _galleries(facts: ExportFacts) -> Iterator[str]:
             interval = f"{result.low:+.4f} to {result.high:+.4f}" if result.low == result.low else "-"
             values = f"{result.value:.4f} | {result.former:.4f} | {interval} | {result.num_queries}"
             yield f"| {result.direction} | {result.gallery} | {result.metric} | {values} |"
+
+
+def _widths(results: Mapping[str, float], columns: Sequence[str]) -> Iterator[str]:
+    """Yield a table of what the first numbers of the vectors find, if the evaluation ranked by them."""
+    found = dict.fromkeys(
+        (key.split("/")[1], key.split("/")[3]) for key in results if key.startswith("val/") and f"/{WIDTH}" in key
+    )
+    widths = sorted(found, key=lambda pair: int(pair[1].removeprefix(WIDTH)))
+    if not widths:
+        return
+    yield "\nVectors cut to their first numbers, at unit length again (`build_index dimension=<width>`):\n"
+    yield f"| width | direction | {' | '.join(columns)} |\n| ---: | --- |{' ---: |' * len(columns)}"
+    for direction, width in widths:
+        cells = [_cell(results, f"val/{direction}/{name}/{width}") for name in columns]
+        yield f"| {width.removeprefix(WIDTH)} | {direction} | {' | '.join(cells)} |"
 
 
 def _cell(results: Mapping[str, float], key: str) -> str:

@@ -5,7 +5,7 @@ With several processes each one ranks its own part of the gallery for all querie
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -36,6 +36,7 @@ from mim_lightning.metrics.task import (
 )
 from mim_lightning.types import NO_KEY, Hits, RetrievalReport
 
+Search = Callable[[Tensor, int], tuple[Tensor, Tensor]]  # queries (Q, D), K -> product keys and scores (Q, K)
 _RANKED_BYTES = 64  # a ranked product: key, score, grade, and intermediate values of the metrics
 
 
@@ -53,6 +54,7 @@ def evaluate_direction(
     num_resamples: int = 0,
     memory_bytes: int = 2**29,
     score: BlockScoreFunction | None = None,
+    search: Search | None = None,
 ) -> RetrievalReport:
     """Rank the gallery for each query and average the metrics of `score_rankings` in float64.
 
@@ -78,6 +80,7 @@ def evaluate_direction(
         memory_bytes: bound on working memory of this process, in addition to vectors and report, and to half as much
             for gallery vectors that are computed when they are read; changes no result.
         score: scores some gallery rows for some queries by their vectors, instead of the inner product.
+        search: finds products instead of comparing all, as an index of the gallery; of one process.
 
     Returns:
         The report, on the CPU.
@@ -90,7 +93,7 @@ def evaluate_direction(
     """
     if not cutoffs or not all(1 <= size <= depth for size in (*cutoffs, num_hits)):
         raise ValueError(f"{name}: cutoffs {list(cutoffs)} and num_hits {num_hits} must be in 1..depth ({depth})")
-    task = _Task.of(name, queries, gallery, memory_bytes, score)
+    task = _Task.of(name, queries, gallery, memory_bytes, score, search)
     size = max(1, memory_bytes // 2 // (_RANKED_BYTES * min(depth, task.num_products)))
     chunks = even_chunks(len(task.answerable), size)
     scored = [
@@ -140,6 +143,7 @@ class _Task:
     num_products: int  # of all processes
     memory_bytes: int
     score: BlockScoreFunction | None
+    search: Search | None = None
 
     @classmethod
     def of(
@@ -149,6 +153,7 @@ class _Task:
         gallery: Gallery,
         memory_bytes: int,
         score: BlockScoreFunction | None = None,
+        search: Search | None = None,
     ) -> _Task:
         catalog = Catalog.of(gallery)
         answerable = select_answerable(queries, catalog)
@@ -165,7 +170,7 @@ class _Task:
         check_finite_rows("gallery", offered, is_shared=True)
         num_products, (num_rows,) = count_distinct(catalog.product_keys), sum_of_ranks(len(offered))
         blocks = GalleryBlocks(offered, gallery.product_keys, num_rows == num_products, memory_bytes // 2)
-        return cls(answerable, blocks, catalog, num_products, memory_bytes, score)
+        return cls(answerable, blocks, catalog, num_products, memory_bytes, score, search)
 
 
 def _rank(task: _Task, block: Queries, depth: int, num_categories: int) -> Ranking:
@@ -173,7 +178,10 @@ def _rank(task: _Task, block: Queries, depth: int, num_categories: int) -> Ranki
     num_kept = min(depth, task.num_products)
     query_QD = block.vectors if isinstance(block.vectors, Tensor) else block.vectors.read()
     left_out = None if block.left_out_keys is None else block.left_out_keys.to(query_QD.device)
-    ranked = task.blocks.rank(query_QD, num_kept, task.memory_bytes // 2, left_out, task.score)
+    if task.search is not None:
+        ranked = _search(task.search, query_QD, num_kept, left_out)
+    else:
+        ranked = task.blocks.rank(query_QD, num_kept, task.memory_bytes // 2, left_out, task.score)
     if world()[1] > 1:
         ranked = _merge_ranks(*ranked, num_kept, task.blocks.has_one_row_each)
     products_QK, scores_QK = (part.to(block.keys.device) for part in ranked)
@@ -189,6 +197,16 @@ def _rank(task: _Task, block: Queries, depth: int, num_categories: int) -> Ranki
         cluster_keys=cluster_keys_of(mine),
         hit_category_keys=_categories_of(products_QK[:, :num_categories], task.catalog, len(block)),
     )
+
+
+def _search(search: Search, query_QD: Tensor, num_kept: int, left_out_QL: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return the first products that a search finds, and their scores, without those that are left out."""
+    if left_out_QL is None:
+        return search(query_QD, num_kept)
+    products_QF, scores_QF = search(query_QD, num_kept + left_out_QL.shape[1])
+    is_out_QF = (products_QF[:, :, None] == left_out_QL[:, None]).any(dim=2)
+    order_QK = is_out_QF.int().argsort(dim=1, stable=True)[:, :num_kept]
+    return products_QF.gather(1, order_QK), scores_QF.gather(1, order_QK)
 
 
 def _merge_ranks(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +15,9 @@ from mim_lightning.search.index.factory import is_address, open_index
 from mim_lightning.search.index.filters import OneOf, Within
 from mim_lightning.search.index.index_settings import IndexSettings
 from mim_lightning.search.index.milvus_client import MilvusCollection, parse_address
-from mim_lightning.search.index.milvus_rows import column_fields, to_expression, to_record
+from mim_lightning.search.index.milvus_rows import BITS, VECTOR, column_fields, to_entities, to_expression, to_record
+from mim_lightning.search.index.milvus_search import CollectionSize, MilvusSearch
+from mim_lightning.search.index.products import validate_rows
 from tests.search.index.catalog import as_lists, make_shop, quantized
 
 
@@ -163,3 +167,49 @@ def test_a_lost_server_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     ):
         with pytest.raises(ConnectionError, match=r"^.*shop\.db: "):
             ask()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"precision": "binary"}, r"shop\.db: the embedded engine of Milvus has no vectors of bits; give the address"),
+        (
+            {"precision": "int8", "kind": "flat"},
+            r"precision=int8 with index\.kind=flat: Milvus has 8-bit codes with .*ivf",
+        ),
+        ({"precision": "int8", "rescore": "int8"}, r"index\.rescore=int8: Milvus keeps vectors in float32"),
+    ],
+)
+def test_precisions_that_milvus_has_not_are_refused(tmp_path: Path, options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_shop(40, 40).build(f"{tmp_path}/shop.db", IndexSettings(**options))
+
+
+class BitServer:
+    """What a server does in a search of bits: the rows with the fewest that differ."""
+
+    def __init__(self, entities: list[dict]) -> None:
+        self.entities = entities
+
+    def search(self, name, data, limit, output_fields, search_params, anns_field, **_) -> list[list[dict]]:
+        assert (anns_field, search_params["metric_type"]) == (BITS, "HAMMING") and VECTOR in output_fields
+        answers = []
+        for code in data:
+            distances = [(int.from_bytes(code) ^ int.from_bytes(row[BITS])).bit_count() for row in self.entities]
+            order = sorted(range(len(distances)), key=distances.__getitem__)[:limit]
+            answers.append([{"distance": distances[row], "entity": self.entities[row]} for row in order])
+        return answers
+
+
+def test_bits_of_a_server_are_reranked_by_the_vectors() -> None:
+    shop = make_shop(60, 60)
+    rows = validate_rows(shop.vectors, shop.ids, shop.table, shop.vectors.shape[1])
+    (entities,) = to_entities(rows, has_bits=True)
+    server = SimpleNamespace(client=BitServer(entities), errors_as=nullcontext)
+    settings = IndexSettings(precision="binary", rerank=6)  # all rows are candidates: the answer is exact
+    search = MilvusSearch(server, "shop", "binary_flat", settings)
+    queries = quantized(5, 8)
+    best = search.rank(queries, 3, "", CollectionSize(60, 60, 60), with_vectors=False)
+    expected = shop.answer(queries, 3)
+    for hits, answer in zip(best, expected, strict=True):
+        assert [hit.score for hit in hits] == pytest.approx([score for _, score in answer])

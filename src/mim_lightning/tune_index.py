@@ -1,0 +1,85 @@
+"""python -m mim_lightning.tune_index <run>: what small vectors cost in an index, on the embeddings of an evaluation.
+
+    python -m mim_lightning.tune_index runs/4tower-... --widths 16,32,64 --output curve
+    python -m mim_lightning.tune_index runs/4tower-... --direction image_to_image --kinds flat,hnsw --rows 100000
+
+Builds an index of every width, precision and type, evaluates the direction's queries with it, and prints nDCG@10 with
+its interval, the difference from exact search of whole vectors, bytes a product and queries a second. `--output` writes
+index_curve.csv, index_curve.md and index_curve.png. Nothing is embedded.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from mim_lightning.command import CommandParser, count, run_command, words
+
+
+def main() -> None:
+    run_command(_parser(), tune_index)
+
+
+def tune_index(
+    run: Path,
+    direction: str | None,
+    widths: Sequence[int],
+    precisions: Sequence[str],
+    kinds: Sequence[str],
+    rows: int | None,
+    rerank: int,
+    output: Path | None,
+) -> None:
+    """Measure, print, and write the requested files."""
+    # imported here, so that an error on the command line is reported at once
+    from mim_lightning.analysis.embeddings import read_embeddings
+    from mim_lightning.analysis.index_curve import CurvePoint, evaluate_with, print_points, read_ends, write_points
+    from mim_lightning.analysis.record import read_record
+    from mim_lightning.search.index_curve import all_settings, build_temporary, make_rows, measure_speed
+
+    record = read_record(run)
+    ends = read_ends(record, read_embeddings(record.folder), direction)
+    settings = all_settings([None, *widths], precisions, kinds, rerank)
+    for wanted in settings:
+        wanted.validate_dimension(ends.vectors.shape[1])
+    exact = evaluate_with(ends)
+    large = ends.vectors if rows is None else make_rows(ends.vectors, rows)
+    points = []
+    for wanted in settings:
+        built = build_temporary(ends.vectors, ends.product_keys, wanted)
+        report = evaluate_with(ends, built.find)
+        speed = measure_speed(large, ends.query_vectors, wanted)
+        width, sizes = wanted.dimension or ends.vectors.shape[1], (built.memory_bytes, built.disk_bytes)
+        point = CurvePoint.of(width, wanted.precision, built.kind, report, exact, sizes, built.recall, speed)
+        points.append(point)
+    print_points(ends.direction, points, len(large))
+    if output is not None:
+        print(f"curve: {', '.join(map(str, write_points(ends.direction, points, len(large), output)))}")
+
+
+def _parser() -> CommandParser:
+    parser = CommandParser("tune_index", __doc__)
+    parser.add_argument("run", type=Path, help="folder of a run or of an evaluation")
+    parser.add_argument("--direction", help="default: the monitored one")
+    parser.add_argument("--widths", type=_numbers, default=[], help="as 16,32,64, besides the full width")
+    precisions = ["float32", "int8", "binary"]
+    parser.add_argument("--precisions", type=words, default=precisions, help=f"default: {','.join(precisions)}")
+    parser.add_argument("--kinds", type=words, default=["flat"], help="of flat,hnsw,ivf,ivf_pq,sq8; default: flat")
+    rows = "of a made-up catalog whose queries a second are measured; default: those of the gallery"
+    parser.add_argument("--rows", type=count, metavar="N", help=rows)
+    rerank = "candidates of coarse codes compared by their vectors for each hit; default: 10"
+    parser.add_argument("--rerank", type=count, default=10, metavar="N", help=rerank)
+    parser.add_argument("--output", type=Path, metavar="FOLDER", help="for index_curve.csv, .md and .png")
+    return parser
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        return [count(word) for word in words(text)]
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"'{text}': give whole numbers, as 16,32,64") from error
+
+
+if __name__ == "__main__":
+    main()
