@@ -290,7 +290,7 @@ def read_side(name: str, table: EmbeddingTable, fusions: Fusions) -> tuple[Tenso
     """Return the vectors (N, D) of the rows that have a tower or fusion, and the keys (N,) of their products."""
     width = next(iter(table.vectors.values())).shape[1]
     fusion = as_fusion(name, fusions[name], width) if name in fusions else None
-    present_N = _presence(name, table, fusion)
+    present_N = presence_of(name, table, fusion)
     vectors = read_vectors(name, table, fusion, table.row_keys.device)[present_N]
     return vectors.read(), table.columns["product_keys"][present_N]
 
