@@ -29,8 +29,8 @@ from mim_lightning.search import calibration
 from mim_lightning.search.index.factory import open_index
 from mim_lightning.search.product_images import ProductImages
 from mim_lightning.search.query import SearchQuery
-from mim_lightning.search.searcher import open_searcher
 from mim_lightning.search.results import describe_vectors
+from mim_lightning.search.searcher import open_searcher
 from mim_lightning.train import train
 from mim_lightning.tune_index import tune_index
 from tests.flow.entry_points import start
