@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,13 +51,20 @@ class CheckpointEvaluation:
     former: str | None = None  # fingerprint of the model that embedded the products, if that is another
     cross: tuple[CrossResult, ...] = ()
 
-    def record_gallery(self) -> tuple[CrossResult, ...]:
-        """Write into the checkpoint what its queries find in a former model's gallery, and return it."""
+    def record_gallery(self) -> Iterator[str]:
+        """Write into the checkpoint what its queries find in a former model's gallery, and yield it as lines."""
         from mim_lightning.model.checkpoint import store_gallery
+        from mim_lightning.model.compatibility import judge
 
-        if self.former is not None:
-            store_gallery(Path(self.checkpoint), self.former, self.cross)
-        return self.cross
+        if self.former is None:
+            return
+        store_gallery(Path(self.checkpoint), self.former, self.cross)
+        yield from map(str, self.cross)
+        for gallery in dict.fromkeys(result.gallery for result in self.cross):
+            decides = judge(self.cross, gallery)
+            assert decides is not None
+            may = "may" if decides.is_allowed else "may not"
+            yield f"{self.checkpoint} {may} search an index of '{gallery}' of {self.former}, by {decides.direction}"
 
     @property
     def is_first(self) -> bool:

@@ -61,8 +61,8 @@ def evaluate(config: dict[str, Any]) -> dict[str, float]:
         evaluation = evaluate_checkpoint(config)
         if evaluation.is_first:
             print_run(evaluation.title, evaluation.results)
-            for result in evaluation.record_gallery():
-                print(f"{'may search' if result.is_allowed else 'finds less in'} its index: {result}")
+            for line in evaluation.record_gallery():
+                print(line)
             if config["output"]:
                 evaluation.save(folder := Path(config["output"]))
                 print(f"results, record and image of hits: {folder}")

@@ -1,5 +1,7 @@
 """Two models joined: query towers of one, product towers of the other, and its query towers by names of their own."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -64,3 +66,5 @@ def test_the_direction_of_most_queries_decides() -> None:
     text, photo, both = result("query_text", 5), result("query_image", 9), result("query", 9, 0.3)
     assert judge([text, photo, both], "product") is both and not both.is_allowed and photo.is_allowed
     assert judge([text], "product_image") is None
+    lost = replace(text, value=0.1, low=-0.4, high=-0.2)
+    assert judge([photo, lost], "product") is lost and not lost.is_allowed

@@ -3,7 +3,8 @@
 A matcher with the query towers of the one and the product towers of the other embeds both; beside them it has the
 former's query towers, as `query_former_...`, so that one pass ranks the same gallery for both. What was measured goes
 into the checkpoint. A pair of models is allowed by the criterion of backward-compatible training (Shen et al. 2020,
-arXiv 2003.11942, eq. 4): queries of the new model find at least as much in the former's gallery as the former's own.
+arXiv 2003.11942, eq. 4): queries of the new model find at least as much in the former's gallery as the former's own;
+and in no direction clearly less.
 """
 
 from __future__ import annotations
@@ -55,8 +56,12 @@ Galleries = Mapping[str, tuple[CrossResult, ...]]  # by fingerprint of the forme
 
 
 def judge(results: Iterable[CrossResult], gallery: str) -> CrossResult | None:
-    """Return the result that decides about an index of a gallery: that of the most queries, of the fusion first."""
+    """Return the result that decides about an index of a gallery: that of the most queries, of the fusion first.
+
+    A direction that clearly finds less, its whole interval below 0, comes before all others: no kind of query may lose.
+    """
     found = [result for result in results if result.gallery == gallery]
+    found = [result for result in found if result.high < 0] or found
     return max(found, key=lambda result: (result.num_queries, result.query == QUERY), default=None)
 
 
