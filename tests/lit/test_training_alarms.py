@@ -72,7 +72,7 @@ def test_a_metric_below_that_of_the_initial_model_is_said_once(said: Callable[[s
 
 
 def feed(metrics: list[dict[str, float]], loss: Any = info_nce) -> None:
-    objective = SimpleNamespace(loss=loss, pairs={"a": None, "b": None}, max_scale=100.0)
+    objective = SimpleNamespace(loss=loss, contrastive={"a": None, "b": None}, max_scale=100.0)
     alarms = TrainingAlarms(MONITOR, flat_steps=20, scale_steps=20)
     for number, values in enumerate(metrics):
         trainer = trainer_with({f"train/{name}": value for name, value in values.items()}, 10 * number)
