@@ -12,6 +12,7 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from importlib.util import find_spec
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -76,27 +77,30 @@ def write_clicks(log: EventLog, experiment: str | None, folder: Path) -> None:
     """Write the tables of recorded queries; a tenth of them, by their ids, are the split val.
 
     Raises:
-        ValueError: no query was recorded.
+        ValueError: there is no query to write; tables of an earlier call stay.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     queries = (
         (query_id, "val" if hash_id(query_id) % 10 == 0 else "train", photo, text)
         for query_id, text, photo in log.read_queries(experiment)
     )
-    num_queries = _write_csv(folder / "queries.csv", ("query_id", "split", "image", "text"), queries)
-    if not num_queries:
-        (folder / "queries.csv").unlink()
+    first, left_out = next(queries, None), log.count_left_out(experiment)
+    others = "".join(f"; left out: {format_count(count, 'query')} {what}" for what, count in left_out.items())
+    if first is None:
         of = f" of experiment_name={experiment}" if experiment else ""
-        raise ValueError(f"event_log={log.name}: has no recorded queries{of}; serve with record_queries=true")
-    rows = ((*row[:-1], int(row[-1])) for row in log.read_shown(experiment))
-    header = "impression_id", "query_id", "product_id", "position", "clicked"
-    num_rows = _write_csv(folder / "impressions.csv", header, rows)
-    print(f"{folder}: {format_count(num_queries, 'query')}, {format_count(num_rows, 'impression')}")
+        hint = others or "; serve with record_queries=true"
+        raise ValueError(f"event_log={log.name}: has no recorded queries{of} to write{hint}")
+    shown = ((*row[:-1], int(row[-1])) for row in log.read_shown(experiment))
+    folder.mkdir(parents=True, exist_ok=True)
+    # both are complete before either replaces a former one
+    with atomic_write(folder / "queries.csv") as partial, atomic_write(folder / "impressions.csv") as other_partial:
+        num_queries = _write_csv(partial, ("query_id", "split", "image", "text"), chain([first], queries))
+        num_rows = _write_csv(other_partial, ("impression_id", "query_id", "product_id", "position", "clicked"), shown)
+    print(f"{folder}: {format_count(num_queries, 'query')}, {format_count(num_rows, 'impression')}{others}")
 
 
 def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> int:
     num_rows = 0
-    with atomic_write(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
+    with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(header)
         for num_rows, row in enumerate(rows, start=1):  # noqa: B007

@@ -22,7 +22,6 @@ def main() -> None:
 def serve(config: dict[str, Any]) -> None:
     """Open the engines, then serve until stopped."""
     try:
-        from mim_lightning.search.service.query_photos import QueryPhotos
         from mim_lightning.search.service.request_limits import Limits
         from mim_lightning.search.service.search_service import open_service, read_arms
         from mim_lightning.search.service.server import Server
@@ -33,8 +32,10 @@ def serve(config: dict[str, Any]) -> None:
     server = Server(config["host"], config["port"], config["forwarded_allow_ips"])
     limits, arms = construct("limits", Limits, **config["limits"]), read_arms(config)
     validate_type("record_queries", config["record_queries"], bool)
-    photos = None if config["query_photos"] is None else QueryPhotos(Path(config["query_photos"]))
-    if photos and not (config["record_queries"] and config["experiment_name"]):
+    photos = None if config["query_photos"] is None else Path(config["query_photos"])
+    if config["record_queries"] and not config["experiment_name"]:
+        raise ValueError("record_queries=true: queries are those of recorded impressions; give experiment_name too")
+    if photos and not config["record_queries"]:
         raise ValueError(
             "query_photos: photos are those of recorded queries; give experiment_name and record_queries=true"
         )

@@ -331,12 +331,21 @@ def test_queries_are_recorded_on_request_and_read_with_what_they_showed(events: 
         assert [*log.read_queries()] == [*log.read_shown()] == []
         with pytest.raises(OSError, match="asked_queries"):
             log.record_impression(impression(asked=asked))
-    made = [impression(products="xy", asked=one) for one in (asked, AskedQuery("q0"), asked)]
-    made.append(impression(products="z", asked=AskedQuery("q9"), experiment="other"))
+    words = AskedQuery("q0", "red")
+    made = [
+        impression(products="xy", asked=one, kind=kind)
+        for one, kind in zip((asked, words, asked), ("image", "text", "image"), strict=True)
+    ]
+    made.append(impression(products="z", asked=AskedQuery("q9", "hat"), kind="text", experiment="other"))
+    made += [
+        impression(asked=AskedQuery(name, "red", photo), kind=kind)
+        for name, photo, kind in (("q2", None, "image"), ("q3", "1.jpg", "composed"))
+    ]
     with EventLog(events, with_queries=True) as log, EventLog(events, with_queries=True):
         log.record_many(made, [Click(made[0].impression_id, "y")])
         log.record_impression(impression())
-        assert [*log.read_queries()] == [("q0", None, None), ("q1", "in blue", "photos/1.jpg"), ("q9", None, None)]
+        assert [*log.read_queries()] == [("q0", "red", None), ("q1", "in blue", "photos/1.jpg"), ("q9", "hat", None)]
+        assert sorted(log.count_left_out("towers").values()) == [1, 1] and not log.count_left_out("other")
         found = [*log.read_shown("towers")]
         assert sorted(found) == sorted(
             (each.impression_id, each.asked.query_id, product, place, each is made[0] and product == "y")
@@ -345,6 +354,6 @@ def test_queries_are_recorded_on_request_and_read_with_what_they_showed(events: 
             for place, product in enumerate("xy", start=1)
         )
         assert [row[1:] for row in log.read_shown("other")] == [("q9", "z", 1, False)]
-    assert len(rows(events, "impressions")) == 6
+    assert len(rows(events, "impressions")) == 8
     with pytest.raises(DBAPIError, match="append-only"), engine_of(events).begin() as connection:
         connection.execute(text("DELETE FROM asked_queries"))

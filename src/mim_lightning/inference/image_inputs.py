@@ -92,7 +92,7 @@ def prepare_images(
     for row, image, position in zip(out, images, positions, strict=True):
         try:
             if isinstance(image, BoxedImage):
-                found: EncodedImage | np.ndarray = _decode_box(_encode(image.image), image.box, max_side)
+                found: EncodedImage | np.ndarray = decode_box(_encode(image.image), image.box, max_side)
             else:
                 found = _decode_as_stored(_encode(image), max_side)
             row.copy_(eval_image(found, spec))
@@ -140,7 +140,7 @@ def _decode_as_stored(data: bytes | EncodedImage, max_side: int | None) -> Encod
     return decode_upright(image, *(math.ceil(side * max_side / longest) for side in image.size))
 
 
-def _decode_box(data: bytes | EncodedImage, box: Box, max_side: int | None) -> np.ndarray:
+def decode_box(data: bytes | EncodedImage, box: Box, max_side: int | None) -> np.ndarray:
     """Return the pixels in a box of the upright image, decoded no larger than an image of this part is stored."""
     image = EncodedImage.of(data)
     left, top, right, bottom = box

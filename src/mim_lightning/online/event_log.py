@@ -35,7 +35,7 @@ from mim_lightning.online.database import (
     writing,
 )
 from mim_lightning.online.events import Click, Impression
-from mim_lightning.online.recorded_queries import select_queries, select_shown
+from mim_lightning.online.recorded_queries import count_left_out, select_queries, select_shown
 
 _Row = dict[str, Any]  # values by column
 
@@ -116,14 +116,19 @@ class EventLog:
             return count_experiment(connection, experiment)
 
     def read_queries(self, experiment: str | None = None) -> Iterator[tuple[str, str | None, str | None]]:
-        """Yield id, text and photo of each recorded query; None: of all experiments."""
+        """Yield id, text and photo of each recorded query that a row can say; None: of all experiments."""
         with reading(self._engine, self.name) as connection:
             yield from select_queries(connection, experiment)
 
     def read_shown(self, experiment: str | None = None) -> Iterator[tuple[str, str, str, int, bool]]:
-        """Yield each shown product of a recorded query: impression, query, product, position, and whether clicked."""
+        """Yield each shown product of these queries: impression, query, product, position, and whether clicked."""
         with reading(self._engine, self.name) as connection:
             yield from select_shown(connection, experiment)
+
+    def count_left_out(self, experiment: str | None = None) -> dict[str, int]:
+        """Return how many recorded queries no row can say, by what is not known of them."""
+        with reading(self._engine, self.name) as connection:
+            return count_left_out(connection, experiment)
 
     @contextmanager
     def _writing(self) -> Iterator[Connection]:

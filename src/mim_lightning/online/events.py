@@ -41,7 +41,10 @@ class Shown:
 
 @dataclass(frozen=True)
 class AskedQuery:
-    """What the query of an impression was, for training on clicks: equal ids are the same query."""
+    """What the query of an impression was, for training on clicks: equal ids are the same query.
+
+    Without text and photo it is one that a row of queries cannot say.
+    """
 
     query_id: str
     text: str | None = None

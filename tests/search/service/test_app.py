@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import os
 import threading
 import time
@@ -26,7 +27,7 @@ from mim_lightning.online.assignment import Arm, Experiment
 from mim_lightning.online.event_log import EventLog
 from mim_lightning.search.service.app import make_app, make_routes
 from mim_lightning.search.service.query_photos import QueryPhotos
-from mim_lightning.search.service.request_limits import RefusedError
+from mim_lightning.search.service.request_limits import PixelBudget, RefusedError
 from mim_lightning.search.service.server import read_api_key
 from mim_lightning.serve import serve
 from tests.data.images.hostile import png, scanned
@@ -273,6 +274,11 @@ def test_an_empty_key_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         serve(compose("serve", ["index=nowhere"]))
 
 
+def test_queries_are_recorded_with_impressions_alone() -> None:
+    with pytest.raises(ValueError, match="record_queries=true: .*; give experiment_name too"):
+        serve(compose("serve", ["index=nowhere", "record_queries=true"]))
+
+
 def test_a_key_from_a_file_has_no_final_newline(monkeypatch: pytest.MonkeyPatch) -> None:
     for given, read in (("secret\n", "secret"), ("secret\r\n", "secret"), (" a b ", " a b "), ("secret", "secret")):
         monkeypatch.setenv("MIM_API_KEY", given)
@@ -372,40 +378,67 @@ def test_an_experiment_is_recorded_without_the_user(tmp_path: Path) -> None:
 
 def test_what_is_asked_is_recorded_on_request_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     events, arms = str(tmp_path / "events.db"), {"default": Arm("default")}
-    photo = Image.new("RGB", (40, 20), (200, 40, 40))
+    photo = Image.new("RGB", (2000, 1000), (200, 40, 40))
     data = io.BytesIO()
     exif = Image.Exif()
     exif[0x010E] = "taken at home"
     photo.save(data, "JPEG", exif=exif)
-    search = {"files": {"image": ("q.jpg", data.getvalue())}, "data": {"user": "ann", "text": "red"}}
+    image = {"image": ("q.jpg", data.getvalue())}
+    search = {"files": image, "data": {"user": "ann"}}
     own = {"query_id": "q7", "photo": "s3://shop/7.jpg"}
+    written = compose("ab_report", [f"event_log={events}", f"write_clicks={tmp_path / 'clicks'}"])
     with EventLog(events) as log:
         service = color_service(tmp_path, ("default",), Experiment("e", arms, "s" * 32, log))
         with TestClient(make_app(service)) as client:
             assert client.post("/search", **search).json()["impression_id"]
-    with pytest.raises(ValueError, match="has no recorded queries; serve with record_queries=true"):
-        ab_report(compose("ab_report", [f"event_log={events}", f"write_clicks={tmp_path / 'clicks'}"]))
+    with pytest.raises(ValueError, match="has no recorded queries to write; serve with record_queries=true"):
+        ab_report(written)
+    assert not (tmp_path / "clicks").exists()
     with EventLog(events, with_queries=True) as log:
         service = color_service(tmp_path / "again", ("default",), Experiment("e", arms, "s" * 32, log, True))
-        service.photos = QueryPhotos(tmp_path / "photos")
+        budget = PixelBudget(10_000_000)
+        service.photos = QueryPhotos(tmp_path / "photos", budget)
+
+        def ask(files: Any = image, **data: str) -> Any:
+            return client.post("/search", files=files, data={"user": "bob"} | data)
+
         with TestClient(make_app(service)) as client:
+            ask(text="blue")
+            with pytest.raises(ValueError, match="to write; left out: 1 query of photo and words"):
+                ab_report(written)
             first, again = (client.post("/search", **search).json() for _ in range(2))
-            client.post("/search", data={"user": "bob", "text": "blue"} | own)
+            ask(**own)
+            ask(None, text="blue", **own | {"query_id": "q8"})
             client.post("/search", data={"user": "bob", "text": "blue", "arm": "default"} | own)
             client.post("/click", json={"impression_id": first["impression_id"], "product_id": "red-1"})
             too_long = client.post("/search", data={"user": "bob", "text": "blue", "query_id": "q" * 501})
             assert too_long.status_code == 413 or too_long.status_code == 422
-    ab_report(compose("ab_report", [f"event_log={events}", f"write_clicks={tmp_path / 'clicks'}"]))
-    assert "2 queries, 12 impressions" in capsys.readouterr().out
+            for name in ("query_id", "photo", "text"):
+                assert ask(**{name: "a\0"}).status_code == 422
+            # what a row cannot say has its id alone; two boxes are two queries, whose parts are stored
+            asked = [ask(box=json.dumps(box)) for box in ([0, 0, 0.5, 1], [0.5, 0, 1, 1])]
+            asked += [ask(not_text="red", **own | {"query_id": "q9"}), ask(where='{"category": "warm"}')]
+            asked += [ask(None, like="red-1")]
+            (tmp_path / "file").touch()
+            service.photos = QueryPhotos(tmp_path / "file", budget)  # a folder that cannot be made
+            asked += [ask({"image": ("q.jpg", square("blue"))})]
+            assert all(answer.json()["impression_id"] for answer in asked)
+    ab_report(written)
+    left_out = "4 queries without a kept photo, or with parts that a row has no column for; left out: 1 query of photo"
+    assert f"5 queries, 24 impressions; left out: {left_out}" in capsys.readouterr().out
     with (tmp_path / "clicks" / "queries.csv").open() as file:
         queries = {row["query_id"]: row for row in csv.DictReader(file)}
     assert queries["q7"]["image"] == "s3://shop/7.jpg"
-    (hashed,) = queries.keys() - {"q7"}
-    assert len(hashed) == 32 and again["impression_id"]
-    stored = Path(queries[hashed]["image"])
-    assert [*(tmp_path / "photos").rglob("*.jpg")] == [stored]
-    with Image.open(stored) as kept:
-        assert kept.size == (40, 20) and not kept.getexif()
+    assert (queries["q8"]["image"], queries["q8"]["text"]) == ("", "blue")
+    hashed = queries.keys() - {"q7", "q8"}
+    assert {len(query_id) for query_id in hashed} == {32} and again["impression_id"]
+    sizes = {}
+    for query_id in hashed:
+        with Image.open(queries[query_id]["image"]) as kept:
+            assert not kept.getexif()
+            sizes[query_id] = kept.size
+    assert sorted(sizes.values()) == [(1000, 1000), (1000, 1000), (1024, 512)]
     with (tmp_path / "clicks" / "impressions.csv").open() as file:
         clicked = [row for row in csv.DictReader(file) if row["clicked"] == "1"]
-    assert [(row["query_id"], row["product_id"], row["position"]) for row in clicked] == [(hashed, "red-1", "1")]
+    (whole,) = (query_id for query_id, size in sizes.items() if size == (1024, 512))
+    assert [(row["query_id"], row["product_id"], row["position"]) for row in clicked] == [(whole, "red-1", "1")]

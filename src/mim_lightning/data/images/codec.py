@@ -201,17 +201,7 @@ def normalize_encoding(data: bytes, max_side: int) -> bytes:
     pixels, orientation = _decode_oriented(encoded, math.ceil(height * scale), math.ceil(width * scale))
     if orientation == 1 and max(height, width) <= max_side and encoded.header.kind not in REENCODED:
         return data
-    return _encode_jpeg(_turned(pixels, orientation), max_side)
-
-
-def encode_pixels(data: bytes, max_side: int) -> bytes:
-    """Return an image as a JPEG of its pixels alone, upright, no side over `max_side` pixels: no EXIF, no location.
-
-    Raises:
-        ValueError: see `decode_image`.
-    """
-    encoded = EncodedImage.of(data)
-    return _encode_jpeg(_turned(*_decode_oriented(encoded, *encoded.size)), max_side)
+    return encode_jpeg(_turned(pixels, orientation), max_side)
 
 
 def as_stored(image: EncodedImage) -> EncodedImage | np.ndarray:
@@ -228,10 +218,11 @@ def as_stored(image: EncodedImage) -> EncodedImage | np.ndarray:
     if orientation == 1 and image.header.kind not in REENCODED:
         return pixels
     upright = _turned(pixels, orientation)
-    return EncodedImage(_encode_jpeg(upright, max(image.size)), ImageHeader("JPEG", *upright.shape[:2]))
+    return EncodedImage(encode_jpeg(upright, max(image.size)), ImageHeader("JPEG", *upright.shape[:2]))
 
 
-def _encode_jpeg(pixels: np.ndarray, max_side: int) -> bytes:
+def encode_jpeg(pixels: np.ndarray, max_side: int) -> bytes:
+    """Return pixels (H, W, 3) as a JPEG of them alone, no side over `max_side` pixels: no EXIF, no location."""
     image = Image.fromarray(pixels)
     image.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
     out = io.BytesIO()

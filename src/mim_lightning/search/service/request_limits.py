@@ -83,6 +83,8 @@ class Limits:
         return tuple(checked)
 
     def check_text(self, name: str, text: str | None) -> None:
+        if text is not None and "\x00" in text:
+            raise RefusedError(422, f"{name}: contains a NUL character")
         if text is not None and len(text) > self.text_length:
             raise RefusedError(413, f"{name}: {len(text)} characters, at most {self.text_length} are accepted")
 

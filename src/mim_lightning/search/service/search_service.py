@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mim_lightning.inference.image_inputs import ImageInputError
@@ -14,12 +15,13 @@ from mim_lightning.search.query import SearchQuery, drop_null_weights
 from mim_lightning.search.searcher import Searcher, SearchResult, open_searcher
 from mim_lightning.search.service.batching import BatchingEncoder
 from mim_lightning.search.service.prometheus import ServiceMetrics
-from mim_lightning.search.service.query_photos import QueryPhotos, parts_of
+from mim_lightning.search.service.query_photos import QueryPhotos, is_row, parts_of
 from mim_lightning.search.service.recorder import Recorder
 from mim_lightning.search.service.request_limits import Limits, PixelBudget, RefusedError, refused_image
 
 if TYPE_CHECKING:
     from mim_lightning.online.assignment import Experiment
+    from mim_lightning.online.events import AskedQuery
 
 
 ROUTES = ("search", "products", "click", "health", "metrics")  # of the HTTP API
@@ -107,7 +109,7 @@ class SearchService:
         start = time.perf_counter()
         experiment = self.experiment if arm is None else None
         engine = self.engine(experiment.arm_of(user_key) if experiment and user_key else arm)
-        asked, query = query, self._checked(query, engine)
+        query = self._checked(query, engine)
         for name, text in (("query_id", query_id), ("photo", photo)):
             self.limits.check_text(name, text)
         try:
@@ -122,19 +124,20 @@ class SearchService:
         impression_id = None
         if self.recorder and experiment and user_key:
             shown = [(hit.product_id, hit.score) for hit in result.hits]
-            fingerprint = engine.searcher.encoder.fingerprint
-
-            def write() -> str:
-                facts = user_key, engine.name, _kind(query), shown, total_ms, fingerprint
-                if not experiment.records_queries:
-                    return experiment.record(*facts)
-                images = [image for image in asked.images if isinstance(image, bytes)]
-                stored = photo or (self.photos.store(images[0]) if self.photos and images else None)
-                parts = parts_of(asked, images)
-                return experiment.record(*facts, experiment.asked(parts, query_id, asked.text, stored))
-
-            impression_id = self.recorder.record(engine.name, write)
+            facts = user_key, engine.name, _kind(query), shown, total_ms, engine.searcher.encoder.fingerprint
+            asked = self._asked(experiment, query, query_id, photo) if experiment.records_queries else None
+            impression_id = self.recorder.record(engine.name, lambda: experiment.record(*facts, asked))
         return SearchResponse(engine.name, result, impression_id, total_ms)
+
+    def _asked(self, experiment: Experiment, query: SearchQuery, query_id: str | None, photo: str | None) -> AskedQuery:
+        """Return what is recorded of a query: its id alone where a row of queries cannot say all of it."""
+        parts = parts_of(query)
+        if not is_row(query):
+            return experiment.asked(parts, query_id, None, None)
+        stored = photo if query.images and query.box is None else None  # the caller's photo is that of the whole image
+        if not stored and query.images and self.photos:
+            stored = self.photos.store(query.images[0], query.box)
+        return experiment.asked(parts, query_id, query.text or None, stored or None)
 
     def click(self, impression_id: str, product_id: str) -> bool:
         """Record a click; return False for one that was recorded before.
@@ -175,26 +178,27 @@ def open_service(
     arms: Mapping[str, Mapping[str, Any]],
     limits: Limits,
     experiment: Experiment | None = None,
-    photos: QueryPhotos | None = None,
+    photos: Path | None = None,
 ) -> SearchService:
-    """Open the engines of all arms; `config` is that of conf/serve.yaml.
+    """Open the engines of all arms; `config` is that of conf/serve.yaml, `photos` the folder of stored photos.
 
     Raises:
         ValueError: an index or model is missing, damaged, or not of each other.
     """
-    metrics = ServiceMetrics(ROUTES)
+    metrics, budget = ServiceMetrics(ROUTES), PixelBudget(limits.pixels_in_work)
     encoder = partial(
         BatchingEncoder,
         max_batch_size=config["max_batch_size"],
         on_batch=metrics.observe_batch,
-        budget=PixelBudget(limits.pixels_in_work),
+        budget=budget,
     )
     options = {key: config[key] for key in ("device", "precision", "runtime")}
     engines = {}
     for name, arm in arms.items():
         searcher = open_searcher(arm["index"], arm["checkpoint"], drop_null_weights(arm["weights"]), encoder, **options)
         engines[name] = Engine(name, searcher, ProductImages(searcher.index.card))
-    return SearchService(engines, limits, metrics, experiment, photos)
+    stored = None if photos is None else QueryPhotos(photos, budget)
+    return SearchService(engines, limits, metrics, experiment, stored)
 
 
 def read_arms(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
