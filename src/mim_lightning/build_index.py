@@ -35,7 +35,7 @@ def build_index(config: dict[str, Any]) -> IndexCard | None:
     if config["delete"]:
         return delete(place, config["delete"]) if is_first_rank() and not is_launched() else None
     from mim_lightning.catalog_embedding import embed_set
-    from mim_lightning.index_calibration import calibrate_again
+    from mim_lightning.index_calibration import calibrate_again, stored_settings
     from mim_lightning.inference.loading import choose_device, to_device
     from mim_lightning.lit.console import silence_lightning
     from mim_lightning.lit.trainer import validate_trainer, validate_unsharded
@@ -57,7 +57,7 @@ def build_index(config: dict[str, Any]) -> IndexCard | None:
     made = embed_set(config, config["gallery"], folder, "build_index", like=like, check=check)
     if made is None:  # another process builds the index
         return None
-    embedded = made.collect()
+    embedded, calibrated_by = made.collect(), stored_settings(place)
     if config["update"]:
         card, update = add_products(place, embedded, made.shards)
         print(f"{place}: {update}")
@@ -65,7 +65,7 @@ def build_index(config: dict[str, Any]) -> IndexCard | None:
         model = to_device(made.model, choose_device("cpu"))
         card = build_product_index(place, model, config["checkpoint"], embedded, made.shards, settings)
     print_card(place, card, embedded.num_absent)
-    if line := calibrate_again(place, config["checkpoint"], card):
+    if line := calibrate_again(place, config["checkpoint"], calibrated_by):
         print(line)
     return card
 
@@ -73,15 +73,15 @@ def build_index(config: dict[str, Any]) -> IndexCard | None:
 def delete(place: str, products: Any) -> IndexCard:
     """Delete products from an index: ids, or the path of a table of them; return its card."""
     from mim_lightning.data.manifest.id_list import read_ids
-    from mim_lightning.index_calibration import calibrate_again
+    from mim_lightning.index_calibration import calibrate_again, stored_settings
     from mim_lightning.search.index_builder import delete_products
     from mim_lightning.search.results import print_card
 
-    ids = read_ids(products, "product_id")
+    ids, calibrated_by = read_ids(products, "product_id"), stored_settings(place)
     card, num_deleted = delete_products(place, ids)
     print(f"deleted {num_deleted} of {len(ids)} products")
     print_card(place, card)
-    if line := calibrate_again(place, None, card):
+    if line := calibrate_again(place, None, calibrated_by):
         print(line)
     return card
 

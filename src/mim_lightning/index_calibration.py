@@ -12,17 +12,19 @@ import numpy as np
 from mim_lightning.config import build
 from mim_lightning.data.preparation.prepared import open_prepared
 from mim_lightning.display.progress import ProgressMeter
+from mim_lightning.inference.quantization import base_fingerprint
 from mim_lightning.search.calibration import (
     CALIBRATION,
     KINDS,
     ScoreCalibration,
+    content_of,
     describe_calibrations,
     fit_calibration,
 )
-from mim_lightning.search.index.card import IndexCard
 from mim_lightning.search.index.factory import is_address, open_index
 from mim_lightning.search.judged_searches import judge_searches
 from mim_lightning.search.searcher import open_searcher
+from mim_lightning.stored_config import data_of
 
 FIGURE = "calibration.svg"  # in the folder of the index
 READ_AT_ONCE = 64  # queries
@@ -64,10 +66,10 @@ def calibrate_index(
         ValueError: index, model or queries are missing, or no kind of query could be calibrated.
     """
     searcher = open_searcher(place, checkpoint)
-    data = searcher.encoder.config["data"]  # type: ignore[attr-defined]
+    data = data_of(searcher.encoder.config, place)  # type: ignore[attr-defined]
     folder = settings.folder or str(data["folder"])
     prepared = open_prepared(folder, build(data.get("cache")))
-    split = settings.split or str(data["shards"]["val_split"])
+    split = settings.split or str(data["val_split"])
     if split not in prepared.splits():
         raise ValueError(f"split={split}: {folder} has no queries of it; there are {', '.join(prepared.splits())}")
     queries = prepared.queries(split)
@@ -87,6 +89,7 @@ def calibrate_index(
                 judged.is_right,
                 judged.best_wrong,
                 judged.is_answerable,
+                judged.groups,
                 settings.false_alarm_rate,
                 settings.seed,
             )
@@ -96,8 +99,11 @@ def calibrate_index(
         reasons = "; ".join(f"{kind}: {reason}" for kind, reason in lacking.items())
         raise ValueError(f"{place}: cannot be calibrated by split '{split}' of {folder}: {reasons}")
     stored = {**asdict(settings), "folder": folder, "split": split}
-    index = open_index(place)
-    index.set_extra({CALIBRATION: describe_calibrations(index.card, found, stored)})
+    index, searched = open_index(place), searcher.index.card
+    if content_of(index.card) != content_of(searched):
+        raise ValueError(f"{place}: was changed by another process while it was calibrated; calibrate it again")
+    fingerprint = base_fingerprint(searcher.encoder.fingerprint)
+    index.set_extra({CALIBRATION: describe_calibrations(searched, fingerprint, found, stored)})
     index.save()
     if not is_address(place):
         from mim_lightning.analysis.html.reliability_figure import write_reliability
@@ -106,13 +112,27 @@ def calibrate_index(
     return found, lacking
 
 
-def calibrate_again(place: str, checkpoint: str | None, card: IndexCard) -> str | None:
-    """Calibrate an index that has changed as it was calibrated before; return what came of it, None if it was not."""
-    stored: Mapping[str, Any] | None = card.extra.get(CALIBRATION)
-    if stored is None:
+def stored_settings(place: str) -> Mapping[str, Any] | None:
+    """Return the settings by which an index was calibrated; None if it was not, or there is no index."""
+    try:
+        stored = open_index(place).card.extra.get(CALIBRATION)
+    except (ValueError, OSError):
+        return None
+    return stored["settings"] if isinstance(stored, dict) and isinstance(stored.get("settings"), dict) else None
+
+
+def calibrate_again(place: str, checkpoint: str | None, settings: Mapping[str, Any] | None) -> str | None:
+    """Calibrate an index that has changed as it was calibrated before; return what came of it.
+
+    Args:
+        settings: the `stored_settings` of before the change; None: it was not calibrated, and is not.
+    """
+    if settings is None:
         return None
     try:
-        found, _ = calibrate_index(place, checkpoint, CalibrationSettings(**stored["settings"]))
-    except (ValueError, OSError, KeyError, TypeError) as error:
+        found, _ = calibrate_index(place, checkpoint, CalibrationSettings(**settings))
+    except (ValueError, OSError, TypeError) as error:
+        if not is_address(place):
+            (Path(place) / FIGURE).unlink(missing_ok=True)
         return f"warning: its calibration holds no longer, and could not be made again: {error}"
     return f"calibrated again: {', '.join(found)} queries"

@@ -27,7 +27,7 @@ Curve = tuple[np.ndarray, np.ndarray]  # (M,) ascending scores and probabilities
 
 @dataclass(frozen=True)
 class Rate:
-    """A fraction of `count` queries, with its 95 % interval (Wilson 1927)."""
+    """A fraction of `count` queries, and its 95 % interval (Wilson 1927) for as many as the groups are worth."""
 
     value: float
     low: float
@@ -35,12 +35,17 @@ class Rate:
     count: int
 
     @classmethod
-    def of(cls, is_true: np.ndarray) -> Rate:
-        count, value = len(is_true), float(is_true.mean()) if len(is_true) else 0.0
+    def of(cls, is_true_Q: np.ndarray, groups_Q: np.ndarray) -> Rate:
+        """Return the rate of queries; those of a group, of one product, are not independent of each other."""
+        count, value = len(is_true_Q), float(is_true_Q.mean()) if len(is_true_Q) else 0.0
         if not count:
             return cls(0.0, 0.0, 1.0, 0)
-        center, scale = value + Z**2 / (2 * count), 1 + Z**2 / count
-        half = Z * math.sqrt(value * (1 - value) / count + Z**2 / (4 * count**2))
+        # the design effect (Kish 1965): the variance of the mean over groups, relative to that of independent queries
+        sums_G = np.bincount(groups_Q, is_true_Q - value)
+        effect = max(1.0, float((sums_G**2).sum()) / (count * value * (1 - value))) if 0 < value < 1 else 1.0
+        worth = count / effect
+        center, scale = value + Z**2 / (2 * worth), 1 + Z**2 / worth
+        half = Z * math.sqrt(value * (1 - value) / worth + Z**2 / (4 * worth**2))
         return cls(value, max(0.0, (center - half) / scale), min(1.0, (center + half) / scale), count)
 
 
@@ -84,6 +89,8 @@ def kind_of(query: SearchQuery) -> str | None:
     """Return the kind of a query, None if its scores are not comparable with those of any."""
     if query.like is not None or query.not_text or query.fields or query.weights:
         return None
+    if query.box is not None or len(query.images) > 1:  # a part, or a mean, is nearer to other products
+        return None
     return "composed" if query.images and query.text else "image" if query.images else "text"
 
 
@@ -92,6 +99,7 @@ def fit_calibration(
     is_right_QK: np.ndarray,
     best_wrong_Q: np.ndarray,
     is_answerable_Q: np.ndarray,
+    groups_Q: np.ndarray,
     false_alarm_rate: float,
     seed: int = 0,
 ) -> ScoreCalibration:
@@ -109,14 +117,16 @@ def fit_calibration(
     num_queries = len(scores_QK)
     if num_queries < MIN_QUERIES:
         raise ValueError(f"{num_queries} queries, a calibration takes {MIN_QUERIES}")
-    if false_alarm_rate * (num_queries + 1) < 1:
+    if false_alarm_rate * (num_queries * (NUM_FOLDS - 2) / NUM_FOLDS + 1) < 1:  # groups make folds uneven
         raise ValueError(
             f"{num_queries} queries cannot tell a false alarm rate of {false_alarm_rate:g}; give a higher one"
         )
     is_hit_QK = np.isfinite(scores_QK)
     if len(np.unique(is_right_QK[is_hit_QK])) < 2:
         raise ValueError("all hits answer their query, or none does: there is nothing to tell apart")
-    folds_Q = np.random.default_rng(seed).permutation(num_queries) % NUM_FOLDS
+    # queries of a product stay together: what the fit has not seen is other products
+    _, group_of_Q = np.unique(groups_Q, return_inverse=True)
+    folds_Q = (np.random.default_rng(seed).permutation(group_of_Q.max() + 1) % NUM_FOLDS)[group_of_Q]
     first_Q = scores_QK[:, 0]
     by_method: dict[str, np.ndarray] = {}
     passed_wrong_Q, passed_Q = np.zeros(num_queries, dtype=bool), np.zeros(num_queries, dtype=bool)
@@ -142,8 +152,8 @@ def fit_calibration(
         sum(abs(predicted - observed) * count for predicted, observed, count in bins) / num_hits,
         bins,
         _threshold(best_wrong_Q, false_alarm_rate),
-        Rate.of(passed_wrong_Q),
-        Rate.of(passed_Q[is_answerable_Q]),
+        Rate.of(passed_wrong_Q, group_of_Q),
+        Rate.of(passed_Q[is_answerable_Q], group_of_Q[is_answerable_Q]),
     )
 
 
@@ -202,15 +212,23 @@ def _reliability(probabilities_H: np.ndarray, is_right_H: np.ndarray) -> tuple[t
 
 
 def describe_calibrations(
-    card: IndexCard, calibrations: Mapping[str, ScoreCalibration], settings: Mapping[str, Any]
+    card: IndexCard, fingerprint: str, calibrations: Mapping[str, ScoreCalibration], settings: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return calibrations as the card's `extra` keeps them, with what they hold for, and how they are made again."""
+    """Return calibrations as the card's `extra` keeps them, with what they hold for, and how they are made again.
+
+    Args:
+        card: of the index when it was searched.
+        fingerprint: of the model of the queries.
+    """
     kinds = {kind: asdict(calibration) for kind, calibration in calibrations.items()}
-    return {"kinds": kinds, "settings": dict(settings), "content": _content(card)}
+    return {"kinds": kinds, "settings": dict(settings), "content": content_of(card), "model": fingerprint}
 
 
-def read_calibrations(card: IndexCard, place: str = "the index") -> dict[str, ScoreCalibration]:
-    """Return the calibrations of an index by kind of query; none if its content has changed since.
+def read_calibrations(card: IndexCard, fingerprint: str, place: str = "the index") -> dict[str, ScoreCalibration]:
+    """Return the calibrations of an index by kind of query; none if it has changed since, or they are of another model.
+
+    Args:
+        fingerprint: of the model of the queries.
 
     Raises:
         DamagedFileError: the card holds something else.
@@ -221,12 +239,13 @@ def read_calibrations(card: IndexCard, place: str = "the index") -> dict[str, Sc
     with errors_as_damaged_file(place, "calibrate it again"):
         if not isinstance(stored, dict) or not isinstance(stored.get("kinds"), dict):
             raise DamagedFileError(place, "its calibration has no kinds", "calibrate it again")
-        if stored.get("content") != _content(card):
+        if stored.get("content") != content_of(card) or stored.get("model") != fingerprint:
             return {}
         return {kind: _parse(found) for kind, found in stored["kinds"].items() if kind in KINDS}
 
 
-def _content(card: IndexCard) -> dict[str, Any]:
+def content_of(card: IndexCard) -> dict[str, Any]:
+    """Return what tells the content of an index from another one, as far as its card knows."""
     return {"num_products": card.num_products, "catalogs": dict(card.extra.get(CATALOG_DIGESTS, {}))}
 
 

@@ -26,12 +26,14 @@ class JudgedSearches:
         best_wrong: (Q,) highest score of a product that does not answer the query: that of its first hit if no product
             that does were in the index.
         is_answerable: (Q,) whether the index has a product that answers the query.
+        groups: (Q,) a number for the first of the products that answer it.
     """
 
     scores: np.ndarray
     is_right: np.ndarray
     best_wrong: np.ndarray
     is_answerable: np.ndarray
+    groups: np.ndarray
 
 
 def judge_searches(
@@ -48,9 +50,10 @@ def judge_searches(
             "composed": by both, answered by the products that the words ask for.
         advance: is called after every sample.
     """
-    rows: list[tuple[np.ndarray, np.ndarray, float, bool]] = []
+    rows: list[tuple[np.ndarray, np.ndarray, float, bool, int]] = []
+    group_of: dict[str, int] = {}
     for sample in samples:
-        query, right = _query_of(sample, kind), _answers_of(sample, kind)
+        query, right = query_of(sample, kind), answers_of(sample, kind)
         if query is not None and right:
             try:
                 hits = searcher.search(SearchQuery(**query, num_hits=num_hits + len(right))).hits
@@ -62,16 +65,16 @@ def judge_searches(
                 scores_K[place], is_right_K[place] = hit.score, hit.product_id in right
             wrong = [hit.score for hit in hits if hit.product_id not in right]
             found = any(hit.product_id in right for hit in hits) or any(_has(searcher.index, one) for one in right)
-            rows.append((scores_K, is_right_K, wrong[0] if wrong else -np.inf, found))
+            group = group_of.setdefault(min(right), len(group_of))
+            rows.append((scores_K, is_right_K, wrong[0] if wrong else -np.inf, found, group))
         advance()
     if not rows:
         empty = np.zeros((0, num_hits))
-        return JudgedSearches(empty, empty.astype(bool), np.zeros(0), np.zeros(0, dtype=bool))
-    scores, is_right, best_wrong, is_answerable = (np.array(column) for column in zip(*rows, strict=True))
-    return JudgedSearches(scores, is_right, best_wrong, is_answerable)
+        return JudgedSearches(empty, empty.astype(bool), np.zeros(0), np.zeros(0, dtype=bool), np.zeros(0, dtype=int))
+    return JudgedSearches(*(np.array(column) for column in zip(*rows, strict=True)))
 
 
-def _query_of(sample: Sample, kind: str) -> dict[str, Any] | None:
+def query_of(sample: Sample, kind: str) -> dict[str, Any] | None:
     image, text = sample.inputs.get(QUERY_IMAGE), sample.inputs.get(QUERY_TEXT)
     parts: dict[str, Any] = {}
     if kind != "text":
@@ -81,7 +84,7 @@ def _query_of(sample: Sample, kind: str) -> dict[str, Any] | None:
     return parts if (kind == "text" or image is not None) and (kind == "image" or text) else None
 
 
-def _answers_of(sample: Sample, kind: str) -> set[str]:
+def answers_of(sample: Sample, kind: str) -> set[str]:
     return set((sample.reference_ids if kind == "image" else ()) or sample.target_ids)
 
 

@@ -105,7 +105,7 @@ class Searcher:
         own = {PART_OF.get(tower, tower): weight for tower, weight in weights_of(fused).items()}
         validate_weights(weights or {}, tuple(own))
         self.weights = {**DEFAULT_WEIGHTS, **own, **(weights or {})}
-        self.calibrations = {} if weights else read_calibrations(index.card)
+        self.calibrations = {} if weights else read_calibrations(index.card, base_fingerprint(encoder.fingerprint))
 
     def search(self, query: SearchQuery) -> SearchResult:
         """Return the best products for a query.

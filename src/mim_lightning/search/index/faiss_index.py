@@ -120,7 +120,8 @@ class FaissIndex:
         with self._change, lock(self.folder / LOCK_FILE):
             path = self.folder / CARD_FILE
             exists = path.is_file()
-            if self._saved_card is not None and (not exists or path.read_text("utf-8") != self._saved_card):
+            # parsed first: an older version wrote fewer facts
+            if self._saved_card is not None and (not exists or read_card(self.folder).to_json() != self._saved_card):
                 raise ValueError(f"{self.folder}: was saved by another process since it was opened; open it again")
             try:
                 files: dict[str, StoredFile] = {}

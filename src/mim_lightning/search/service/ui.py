@@ -99,7 +99,8 @@ def make_blocks(service: SearchService) -> SearchBlocks:
             user, text, not_text = user or uuid.uuid4().hex, text or "", not_text or ""
             if not (image or text.strip() or like):
                 return "Give an image or a text.", [], [], None, None, gr.update(visible=False), user
-            query = _query(image, text, not_text, weight, like, _where(facets, filters, filter_values))
+            chosen = None if weight == _image_weight(service) else weight  # else the model's own
+            query = _query(image, text, not_text, chosen, like, _where(facets, filters, filter_values))
             # a search with a chosen model is a test, and not recorded for the experiment
             is_recorded = right == "none" and left == names[0]
             first = _search(service, query, user, None if is_recorded else left)
@@ -247,11 +248,11 @@ def _query(
     image: Mapping[str, Any] | None,
     text: str,
     not_text: str,
-    weight: float,
+    weight: float | None,
     like: str | None,
     where: dict[str, Any] | None,
 ) -> SearchQuery:
-    weights = {"image": weight, "like": weight, "text": 1 - weight}
+    weights = {} if weight is None else {"image": weight, "like": weight, "text": 1 - weight}
     has_both = bool(text.strip()) and bool(image or like)
     try:
         images = (Path(image["path"]).read_bytes(),) if image and not like else ()
