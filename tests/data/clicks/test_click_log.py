@@ -39,6 +39,9 @@ def test_sums_equal_loops_over_the_rows(tmp_path: Path) -> None:
         tables[0][place], tables[1][place] = count, clicks[query, product, position]
     wanted = paired(*tables)
     sums = log.paired_clicks()
+    without = log.paired_clicks(has_positions=False)
+    assert without.num_positions == 0
+    np.testing.assert_array_equal(without.after_click, sums.after_click)
     np.testing.assert_allclose(sums.clicks, wanted.clicks)
     np.testing.assert_array_equal(sums.num_products, wanted.num_products)
 
@@ -73,7 +76,7 @@ def test_a_product_counts_once_an_answer_and_invalid_rows_are_reported(tmp_path:
     path, issues = tmp_path / "log.csv", []
     path.write_text(
         "query_id,product_id,position,clicked,impression_id\n"
-        "q,a,1,0,x\nq,a,1,true,x\nq,a,3,0,y\nq,b,2.0,False,\nq,b,2,3,\nq,c,9,1,x\n"
+        "q,a,1,0.0,x\nq,a,1,true,x\nq,a,3,0,y\nq,b,2.0,False,\nq,b,2,3.0,\nq,c,9,1,x\n"
         "q,,1,0,x\nq,a,0,0,x\nq,a,one,0,x\nq,a,1,maybe,x\n"
     )
     log = ClickLog(open_table(path, "impressions"), {}, RowStore(), 5, issues.append)

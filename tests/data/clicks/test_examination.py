@@ -29,9 +29,9 @@ def paired(num_shown: np.ndarray, clicks: np.ndarray, after: np.ndarray | None =
 def test_expected_clicks_give_the_planted_examination_whatever_was_shown_where() -> None:
     rng = np.random.default_rng(0)
     planted = np.array([1.0, 0.7, 0.8, 0.25])
-    relevance = rng.uniform(0.05, 0.9, (6, 5, 1))
+    relevance = rng.uniform(0.05, 0.9, (20, 5, 1))
     # good products at the top: click rates by position say nothing of examination
-    num_shown = rng.integers(0, 4, (6, 5, 4)) + (relevance > 0.5) * np.array([30, 3, 1, 0])
+    num_shown = rng.integers(0, 4, (20, 5, 4)) + (relevance > 0.5) * np.array([30, 3, 1, 0])
     clicks = num_shown * planted * relevance
     found = estimate_examination(paired(num_shown, clicks), num_resamples=50)
     np.testing.assert_allclose([estimate.value for estimate in found], planted, rtol=1e-6)
@@ -45,7 +45,7 @@ def test_intervals_are_those_of_resampled_queries() -> None:
     num_shown = rng.integers(1, 12, (num_queries, 4, 3))
     clicks = rng.binomial(num_shown, planted * rng.choice([0.1, 0.6], (num_queries, 4, 1)))
     of_all = estimate_examination(paired(num_shown, clicks))
-    of_few = estimate_examination(paired(num_shown[:20], clicks[:20]))
+    of_few = estimate_examination(paired(num_shown[:25], clicks[:25]))
     for estimate, few, truth in zip(of_all[1:], of_few[1:], planted[1:], strict=True):
         assert estimate.low < truth < estimate.high
         assert estimate.low < estimate.value < estimate.high
@@ -62,7 +62,9 @@ def test_positions_that_do_not_vary_are_refused() -> None:
     with pytest.raises(ValueError, match="at positions 3-6 and also"):
         estimate_examination(paired(fixed, fixed / 2))
     fixed[0, 1, 2] = fixed[0, 2, 3] = 5
-    estimate_examination(paired(fixed, fixed / 2), num_resamples=2)
+    estimate_examination(paired(fixed.repeat(20, 0), fixed.repeat(20, 0) / 2), num_resamples=2)
+    with pytest.raises(ValueError, match=r"19 queries clicked a product .*, at least 20 must"):
+        estimate_examination(paired(fixed.repeat(19, 0), fixed.repeat(19, 0) / 2))
     clicks = fixed / 2
     clicks[0, :, 5] = 0
     with pytest.raises(ValueError, match="too few clicks at position 6 "):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,22 @@ def test_answers_are_weighed_by_the_inverse_examination_and_graded(tmp_path: Pat
     assert "quiet" not in queries
     assert report.counts["query without a click"] == 1
     assert (report.num_rows, report.counts["answer"]) == (len(rows), len(kept))
+
+
+def test_weights_and_products_of_a_query_count_beside_its_clicks(tmp_path: Path, rows: list[Row]) -> None:
+    arguments = write_shop(tmp_path, rows) | {"examination": "none"}
+    plain, _ = read(arguments, tmp_path)
+    queries = [
+        {"query_id": f"q{n}", "split": "train", "text": "thing", "weight": 3 if n == 1 else None, "product_id": ids}
+        for n, ids in enumerate((["p1", "p2"], [], [" "], None))
+    ]
+    (tmp_path / "queries.jsonl").write_text("\n".join(map(json.dumps, queries)))
+    found, report = read(arguments | {"queries": str(tmp_path / "queries.jsonl")}, tmp_path)
+    assert found["q0"].target_ids == ("p1", "p2") and report.counts["labeled query"] == 3
+    assert found["q1"].target_ids == plain["q1"].target_ids and found["q2"].target_ids == plain["q2"].target_ids
+    assert found["q1"].weight / found["q2"].weight == pytest.approx(3 * plain["q1"].weight / plain["q2"].weight)
+    with pytest.raises(ValueError, match=r"data\.source\.max_position=101: the examination of at most 100 positions"):
+        ClicksSource(**arguments | {"examination": "estimated", "max_position": 101})
 
 
 def test_clicks_are_counted_without_examination_and_weighed_by_a_table(tmp_path: Path, rows: list[Row]) -> None:

@@ -275,7 +275,7 @@ def test_an_empty_key_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_queries_are_recorded_with_impressions_alone() -> None:
-    with pytest.raises(ValueError, match="record_queries=true: .*; give experiment_name too"):
+    with pytest.raises(ValueError, match=r"record_queries=true: .*; give experiment_name too"):
         serve(compose("serve", ["index=nowhere", "record_queries=true"]))
 
 

@@ -90,9 +90,13 @@ class ClickLog:
         by_position: Mapping[int, tuple[int, int]] = {position: (shown, clicked) for position, shown, clicked in found}
         return [by_position.get(position, (0, 0)) for position in range(1, max(by_position, default=0) + 1)]
 
-    def paired_clicks(self) -> PairedClicks:
-        """Return the clicks of products that a query showed at two positions; see `PairedClicks`."""
-        num_positions = len(self.by_position())
+    def paired_clicks(self, has_positions: bool = True) -> PairedClicks:
+        """Return the clicks of products that a query showed at two positions; see `PairedClicks`.
+
+        Args:
+            has_positions: False: without the sums by position, whose memory grows with the square of their number.
+        """
+        num_positions = len(self.by_position()) if has_positions else 0
         groups = self.store.select(
             "groups",
             f"""SELECT query_id, ((row_number() OVER (ORDER BY query_id)) - 1) % {NUM_GROUPS} AS idx
@@ -105,7 +109,7 @@ class ClickLog:
             sum(a.num_clicked * (b.num_shown / (a.num_shown + b.num_shown))) AS clicked
             FROM {self.counts} a JOIN {self.counts} b USING (query_id, product_id) JOIN {groups} USING (query_id)
             WHERE a.position <> b.position GROUP BY ALL"""
-        for group, position, other, count, clicked in self.store.read(sums):
+        for group, position, other, count, clicked in self.store.read(sums) if has_positions else ():
             clicks_GKL[group, position, other] = clicked
             num_products_KL[position, other] += count
         return PairedClicks(clicks_GKL, num_products_KL, self._after_click(groups, num_groups))
@@ -158,7 +162,7 @@ def _parse(row: Mapping[str, Any]) -> tuple[str | None, str, str, int, bool]:
     position = (text_of(row, "position") or "").removesuffix(".0")
     if not position.isdecimal() or not 0 < int(position[:9]) <= MAX_POSITION or len(position) > 9:
         raise RowError("position", f"'{position}': give a whole number from 1, the first position")
-    clicked = (text_of(row, "clicked") or "").lower()
+    clicked = (text_of(row, "clicked") or "").lower().removesuffix(".0")
     if clicked not in CLICKED and not clicked.isdecimal():
         raise RowError("clicked", f"'{clicked}': give 1 or 0, true or false, or a number of clicks")
     is_clicked = CLICKED[clicked] if clicked in CLICKED else int(clicked[:9]) > 0

@@ -32,6 +32,7 @@ MAX_LOG = 12.0  # of an examination relative to another; only resamples without 
 RIDGE = 1e-9
 LEVEL = 0.95
 MAX_SHOWN = 8  # positions that an error names
+MIN_GROUPS = 20  # of queries with clicks to compare: the interval of fewer, of one query a point, says nothing
 
 
 @dataclass(frozen=True)
@@ -60,9 +61,15 @@ def estimate_examination(paired: PairedClicks, num_resamples: int = 500, seed: i
     Intervals are those of a percentile bootstrap over groups of queries.
 
     Raises:
-        ValueError: positions do not vary enough to tell; says which.
+        ValueError: positions do not vary enough to tell, or for too few queries; says which.
     """
     _raise_if_unidentified(paired)
+    num_groups = int((paired.clicks.sum((1, 2)) > 0).sum())
+    if paired.num_positions > 1 and num_groups < MIN_GROUPS:
+        raise ValueError(
+            f"{num_groups} queries clicked a product that they had shown at another position too, at least "
+            f"{MIN_GROUPS} must have to say how sure the estimate is"
+        )
     total_KL = paired.clicks.sum(0)
     values_K = np.exp(_log_examinations(total_KL[None])[0])
     draws_RG = draw_groups(len(paired.clicks), num_resamples, seed)

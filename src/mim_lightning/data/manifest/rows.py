@@ -184,7 +184,7 @@ def parse_query(row: Row, root: PathOrUrl, origin: str, number: int, segments: S
         text=text,
         target_ids=tuple(targets),
         target_grades=tuple(targets.values()),
-        reference_ids=_values(row, "shown_product_id") or tuple(targets),
+        reference_ids=ids_of(row, "shown_product_id") or tuple(targets),
         segments=({KIND: kind} if kind else {}) | {name: text_of(row, name) or "none" for name in segments},
         origin=origin,
         weight=next(iter(weights.values())),
@@ -273,7 +273,7 @@ def _weights(row: Row, targets: Sequence[str]) -> dict[str, float]:
     parts = _parts(row, "weight")
     if len(parts) == 1:
         return dict.fromkeys(targets, _weight(_scalar(parts[0], "weight")))
-    ids = _values(row, "product_id")
+    ids = ids_of(row, "product_id")
     if len(parts) != len(ids):
         raise RowError("weight", f"{len(parts)} weights of {len(ids)} products; give one, or one for each")
     weights = {name: _weight(_scalar(part, "weight")) for name, part in zip(ids, parts, strict=True)}
@@ -301,7 +301,7 @@ def _weight(text: str) -> float:
 
 def _graded(row: Row) -> dict[str, int]:
     """Return the relevant products with their grades: 1 by default, and without those of grade 0."""
-    ids = _values(row, "product_id")
+    ids = ids_of(row, "product_id")
     texts = [_plain(part).removesuffix(".0") for part in _parts(row, "grade")]
     if not any(texts):
         return dict.fromkeys(ids, 1)
@@ -333,7 +333,12 @@ def _whole(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < EXACT else value
 
 
-def _values(row: Row, column: str) -> tuple[str, ...]:
+def ids_of(row: Row, column: str) -> tuple[str, ...]:
+    """Return the ids of a cell without repeats.
+
+    Raises:
+        RowError: one is a list or an object; names the column.
+    """
     return tuple(dict.fromkeys(text for part in _parts(row, column) if (text := _scalar(part, column))))
 
 

@@ -32,7 +32,7 @@ from mim_lightning.data.manifest.manifest import (
     with_fields,
 )
 from mim_lightning.data.manifest.row_store import RowStore, RowWriter
-from mim_lightning.data.manifest.rows import OnIssue, known_id, raise_issue, text_of
+from mim_lightning.data.manifest.rows import OnIssue, RowError, ids_of, known_id, raise_issue, text_of
 from mim_lightning.data.manifest.table import ColumnNames, TableSpec, open_table, read_rows
 from mim_lightning.display.numbers import format_interval
 from mim_lightning.io.paths import PathOrUrl, to_path_or_url
@@ -40,15 +40,16 @@ from mim_lightning.io.paths import PathOrUrl, to_path_or_url
 NEGATIVES_FILE = "negatives.parquet"  # of skipped products, in the working folder
 ESTIMATED, NONE = "estimated", "none"
 EXAMINATION = TableSpec("examination", known=("position", "examination"), required=("position", "examination"))
+MAX_ESTIMATED = 100  # positions: what the estimate holds grows with the square of their number
 MAX_SPREAD = 4.0  # ratio of an interval's ends above which an examination is not known
 
 
 class ClicksSource:
     """Two tables as of `ManifestSource`, and one of impressions: a row is a product that an answer showed.
 
-    A query without products of its own gets those that it clicked, graded and weighted so that the position at which
-    they were shown does not count; without a click it is left out. Products that queries skipped are written as a table
-    of hard negatives.
+    A query without products of its own gets those that it clicked, graded and weighted, beside a weight of its own, so
+    that the position at which they were shown does not count; without a click it is left out. Products that queries
+    skipped are written as a table of hard negatives.
 
     Args:
         impressions: the table: a path or URL of a file, a folder or a pattern.
@@ -56,7 +57,7 @@ class ClicksSource:
         columns: our column name -> the file's, by table, "impressions" too.
         examination: "estimated" from the log; "none": every position alike, so that clicks are counted; or a table of
             position and examination that was learnt elsewhere.
-        max_position: deeper positions are left out.
+        max_position: deeper positions are left out; at most MAX_ESTIMATED where they are estimated.
         min_examination, min_clicks, max_grade, min_skips, max_negatives: see LabelSettings.
         image_root, segments, metadata, download, encoding, delimiter, clean_html, fields: see ManifestSource.
     """
@@ -89,6 +90,11 @@ class ClicksSource:
         for name, value in zip(at_least, (max_position, min_clicks, max_grade, min_skips, max_negatives), strict=True):
             if value < at_least[name]:
                 raise ValueError(f"data.source.{name}={value}: must be {at_least[name]} or more")
+        if examination == ESTIMATED and max_position > MAX_ESTIMATED:
+            raise ValueError(
+                f"data.source.max_position={max_position}: the examination of at most {MAX_ESTIMATED} positions is "
+                "estimated; give fewer, or data.source.examination=none or a table of position,examination"
+            )
         columns = {table: dict(names) for table, names in (columns or {}).items()}
         self.columns = columns.pop(IMPRESSIONS.name, {})
         self.impressions, self.examination, self.max_position = to_path_or_url(impressions), examination, max_position
@@ -158,7 +164,7 @@ class ClicksSource:
         by_position = log.by_position()
         if not any(clicked for _, clicked in by_position):
             raise ValueError(f"{self.impressions}: has no click up to position {self.max_position}")
-        paired = log.paired_clicks()
+        paired = log.paired_clicks(has_positions=self.examination == ESTIMATED)
         found = self._examinations(paired, len(by_position))
         rows = (
             PositionRow(position, shown, clicked, estimate, 1 / max(estimate.value, self.labels.min_examination))
@@ -214,7 +220,7 @@ def _number_queries(store: RowStore, rows: Iterator[tuple[str, dict[str, Any]]])
     """Return the table (number, query_id) of the queries without products of their own."""
     asked = RowWriter(store, "asked", "number BIGINT, query_id VARCHAR")
     for number, (_, row) in enumerate(rows):
-        if not known_id(row, "product_id") and (query_id := known_id(row, "query_id")):
+        if not _has_products(row) and (query_id := known_id(row, "query_id")):
             asked.add((number, query_id))
     asked.flush()
     return asked.table
@@ -233,11 +239,29 @@ def _add_queries(
         if label is not None and label.number == number:
             counts["labeled query"] += 1
             counts["answer"] += len(label.product_ids)
-            answers = {"product_id": label.product_ids, "grade": label.grades, "weight": label.weights}
+            answers = {"product_id": label.product_ids, "grade": label.grades, "weight": _weigh(row, label)}
             builder.add_query(origin, row | answers, root)
             label = next(labels, None)
-        elif row.get("product_id"):
+        elif _has_products(row):
             builder.add_query(origin, row, root)
         else:
             counts["query without a click"] += 1
     return counts
+
+
+def _has_products(row: Mapping[str, Any]) -> bool:
+    """Return whether a query has products of its own, be they valid or not."""
+    try:
+        return bool(ids_of(row, "product_id"))
+    except RowError:
+        return True
+
+
+def _weigh(row: Mapping[str, Any], label: QueryLabels) -> Any:
+    """Return the weights of the clicked products, each times that of the query's row."""
+    own = row.get("weight")
+    try:
+        factor = float(own) if own not in (None, "") else 1.0
+    except (TypeError, ValueError):
+        return own  # invalid, as it is in any row
+    return [factor * weight for weight in label.weights]
