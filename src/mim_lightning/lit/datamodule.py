@@ -33,7 +33,7 @@ from mim_lightning.data.manifest.composed_rows import parse_variants
 from mim_lightning.data.manifest.manifest import Source
 from mim_lightning.data.preparation.opened_data import DISTRACTORS as DISTRACTOR_SET
 from mim_lightning.data.preparation.opened_data import OpenedData, parse_versions
-from mim_lightning.data.preparation.preparation import Preparation, prepare_data
+from mim_lightning.data.preparation.preparation import Preparation, prepare_data, validate_variants
 from mim_lightning.data.preparation.prepared import PreparedData, ShardSettings
 from mim_lightning.data.sampling.gallery_sample import SelectedOrder, sample_gallery
 from mim_lightning.data.sampling.mixture import make_mixture_order
@@ -192,6 +192,8 @@ class MatchDataModule(LightningDataModule):
             self.opened, self._is_prepared = self._open(prepared), True
         if is_training:
             _ = self.opened.train
+            if self.source is None:
+                validate_variants(self.opened.prepared, self.variants)
         _ = self.opened.queries
         self.opened.validate_distractors()
         if is_training:

@@ -13,7 +13,7 @@ import pytest
 from mim_lightning.data.manifest.composed_rows import compose_variants, parse_variants
 from mim_lightning.data.manifest.manifest import Manifest, ManifestSource
 from mim_lightning.data.manifest.rows import Product, Query
-from mim_lightning.data.preparation.preparation import prepare_shards
+from mim_lightning.data.preparation.preparation import prepare_shards, validate_variants
 from mim_lightning.data.preparation.prepared import ShardSettings
 from tests.data.conftest import jpeg, write_csv
 
@@ -133,6 +133,13 @@ def test_a_style_stays_on_its_side_of_the_splits() -> None:
             r"data\.compose\.templates\.c: is none of the attributes",
         ),
         ({"columns": "a:b", "phrases": {"x": []}}, r"data\.compose\.phrases\.x=\[\]: give a text or a list of texts"),
+        ({"columns": "a:b", "templates": ["{value!q}"]}, r"templates: '\{value!q\}' must have \{value\}"),
+        ({"columns": "a:b", "templates": ["{value:d}"]}, r"templates: '\{value:d\}' must have \{value\}"),
+        (
+            {"columns": "a:b", "phrases": ["navy"]},
+            r"data\.compose\.phrases=\['navy'\]: give a text or a list of texts by",
+        ),
+        ({"columns": "a:b", "phrases": {"x": "a {y}"}}, r"data\.compose\.phrases\.x: 'a \{y\}' may have in braces"),
         ({"columns": "a:b", "rows_per_product": 0}, r"data\.compose\.rows_per_product=0: give a whole number from 1"),
         ({"columns": "a:b", "photos": "all"}, r"data\.compose\.photos=all: give queries, products or null"),
         ({"columns": "a:b", "val_fraction": 1}, r"data\.compose\.val_fraction=1: give a fraction of the styles"),
@@ -190,3 +197,9 @@ def test_a_catalog_without_a_query_log_can_be_trained_on(tmp_path: Path, capsys:
     assert make(variants=variants).splits() == ["train", "val"]
     with pytest.raises(ValueError, match="was prepared with compose="):
         make()
+    validate_variants(prepared, variants)
+    validate_variants(prepared, None)
+    with pytest.raises(
+        ValueError, match=r"data\.compose=style:size: .*shards was prepared with compose=\{.*'style', 'color'"
+    ):
+        validate_variants(prepared, parse_variants("style:size"))

@@ -98,10 +98,13 @@ def parse_variants(given: Any) -> VariantSettings | None:
     for name in templates:
         if name not in columns[1:]:
             raise ValueError(f"{KEY}.templates.{name}: is none of the attributes {', '.join(columns[1:])}")
+    phrases = entry.get("phrases") or {}
+    if not isinstance(phrases, Mapping):
+        raise ValueError(f"{KEY}.phrases={phrases}: give a text or a list of texts by value: {{navy: in dark blue}}")
     parsed = VariantSettings(
         columns,
-        {name: _templates(f"{KEY}.templates", texts) for name, texts in templates.items()},
-        {str(name): _texts(f"{KEY}.phrases.{name}", texts) for name, texts in (entry.get("phrases") or {}).items()},
+        {name: _formats(f"{KEY}.templates", texts, needs_value=True) for name, texts in templates.items()},
+        {str(name): _formats(f"{KEY}.phrases.{name}", texts) for name, texts in phrases.items()},
         **{name: entry[name] for name in ("rows_per_product", "photos", "val_fraction") if name in entry},
     )
     if type(parsed.rows_per_product) is not int or parsed.rows_per_product < 1:
@@ -120,17 +123,24 @@ def _texts(key: str, texts: Any) -> tuple[str, ...]:
     return found
 
 
-def _templates(key: str, texts: Any) -> tuple[str, ...]:
-    for text in _texts(key, texts):
+def _formats(key: str, texts: Any, needs_value: bool = False) -> tuple[str, ...]:
+    found = _texts(key, texts)
+    for text in found:
         try:
-            names = [name for _, name, _, _ in string.Formatter().parse(text) if name is not None]
+            parts = [part for part in string.Formatter().parse(text) if part[1] is not None]
+            is_plain = all(name in PLACEHOLDERS and not (spec or conversion) for _, name, spec, conversion in parts)
+            has_value = any(name == "value" for _, name, _, _ in parts)
         except ValueError:
-            names = [text]
-        if "value" not in names or not {*names} <= {*PLACEHOLDERS}:
-            raise ValueError(
-                f"{key}: '{text}' must have {{value}}, the new value, and may have {{former_value}} and {{attribute}}"
+            is_plain = has_value = False
+        if not is_plain or (needs_value and not has_value):
+            first = (
+                "must have {value}, the new value, and may"
+                if needs_value
+                else "may have in braces {value}, the new value,"
             )
-    return _texts(key, texts)
+            rest = "have {former_value} and {attribute}" if needs_value else "{former_value} and {attribute}, no more"
+            raise ValueError(f"{key}: '{text}' {first} {rest}")
+    return found
 
 
 @dataclass(frozen=True)

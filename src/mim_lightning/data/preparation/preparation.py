@@ -6,6 +6,7 @@ complete, so the folder is complete or absent; an interrupted call is resumed by
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,7 +24,7 @@ from mim_lightning.data.manifest.rows import RowIssue
 from mim_lightning.data.preparation.destination import Destination, describe_preparation
 from mim_lightning.data.preparation.local_engine import WritingSettings, rewrite_damaged, write_sets
 from mim_lightning.data.preparation.plan import PlannedSet, plan_sets
-from mim_lightning.data.preparation.prepared import PreparedData, ShardSettings, open_prepared
+from mim_lightning.data.preparation.prepared import COMPOSE, PreparedData, ShardSettings, open_prepared
 from mim_lightning.data.preparation.staging import IMAGES_FILE, SKIPPED_FILE, staging_dir
 from mim_lightning.data.shards.cache import CacheSettings
 from mim_lightning.data.shards.set_index import FIRST_VERSION
@@ -177,6 +178,16 @@ def prepare_data(
         description=description,
         variants=parts.variants,
     )
+
+
+def validate_variants(prepared: PreparedData, variants: VariantSettings | None) -> None:
+    """Raise ValueError if data that are not prepared here were composed in another way than `variants` say."""
+    found = prepared.describe()["settings"].get(COMPOSE)
+    if variants is not None and found != json.loads(json.dumps(variants.describe())):
+        raise ValueError(
+            f"{variants}: rows are composed where data are prepared, and {prepared.folder} was prepared with "
+            f"compose={found}; prepare it again from its source, or give data.compose=null"
+        )
 
 
 def prepare_shards(
