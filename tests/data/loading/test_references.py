@@ -67,7 +67,7 @@ def test_references_follow_the_rows_and_share_their_inputs(catalog: ShardSet) ->
     assert moved.num_references == 5 and torch.equal(moved.product_keys, batch.product_keys)
 
 
-def test_queries_use_the_images_of_a_reference_in_turns(catalog: ShardSet) -> None:
+def test_the_query_chooses_among_the_images_of_a_reference(catalog: ShardSet) -> None:
     reader = ReferenceReader([ReferenceCatalog(catalog)])
     rows = [row(number, "x", "b", query=f"q{number}") for number in range(20)]
     images = {sample.inputs["product_image"] for sample in reader.read(rows)}
@@ -86,14 +86,35 @@ def test_sets_of_a_mixture_have_catalogs_of_their_own(catalog: ShardSet, tmp_pat
     assert (foreign.product_id, foreign.inputs["product_text"]) == ("web:a", "another a")
 
 
-def test_a_damaged_catalog_is_named_or_the_row_skipped(catalog: ShardSet, tmp_path: Path) -> None:
+def test_a_damaged_catalog_is_named_or_the_reference_skipped(catalog: ShardSet, tmp_path: Path) -> None:
     facts = {"query_id": "q", "product_id": "x", "asked_ids": ["x"], "shown_ids": ["a"]}
     write_shard_set(tmp_path / "train", [Record({"query_image": jpeg(1)}, facts)], 1, 1)
     collate = Collate(SPECS, references=ReferenceReader([ReferenceCatalog(catalog)]))
     for path in (tmp_path / "catalog").glob("*.tar"):
         path.write_bytes(path.read_bytes()[:100])
     train = ShardSet(tmp_path / "train")
-    with pytest.raises(ValueError, match=r"catalog/000000.tar"):
+    # of a damaged reference the row stays, and the catalog is named alone
+    with pytest.raises(ValueError, match=rf"^{tmp_path}/catalog/000000.tar.* \(the reference of sample 0\)$"):
         load_batch(train, collate, [0], 0, (0, 0))
     loaded = load_batch(train, collate, [0], 0, (0, 0), skips=True)
-    assert loaded.batch.is_padding.all() and [skipped.sample_num for skipped in loaded.skipped] == [0]
+    assert loaded.batch.is_padding.tolist() == [False, True]
+    assert [(skipped.sample_num, "catalog" in skipped.reason) for skipped in loaded.skipped] == [(0, True)]
+
+
+def test_a_reference_that_cannot_be_decoded_is_left_out_alone(tmp_path: Path) -> None:
+    broken = {"product_image": jpeg(1)[:-200] + b"x"}
+    write_shard_set(tmp_path / "catalog", [Record(broken, {"product_id": "a"})], 1, 1)
+    facts = {"query_id": "q", "product_id": "x", "asked_ids": ["x"], "shown_ids": ["a"]}
+    rows = [Record({"query_image": jpeg(seed)}, facts) for seed in (1, 2)]
+    rows += [Record({"query_image": jpeg(3)[:-200] + b"x"}, facts)]
+    write_shard_set(tmp_path / "train", rows, 3, 3)
+    train, reader = ShardSet(tmp_path / "train"), ReferenceReader([ReferenceCatalog(ShardSet(tmp_path / "catalog"))])
+    specs = {name: SPECS[name] for name in ("query_image", "product_image")}
+    collate = Collate(specs, references=reader)
+    wanted = rf"^{tmp_path}/catalog: product 'a', the reference of sample 0, product_image: "
+    with pytest.raises(ValueError, match=wanted):
+        load_batch(train, collate, [0, 1], 0, (0, 0))
+    loaded = load_batch(train, collate, [0, 1, 2], 0, (0, 0), skips=True)
+    assert loaded.batch.is_padding.tolist() == [False, False, True] + [True] * 3
+    assert [skipped.sample_num for skipped in loaded.skipped] == [0, 1, 2]
+    assert "train: sample 2, query_image" in loaded.skipped[2].reason

@@ -119,6 +119,11 @@ def test_buffers_fit_the_largest_batch_and_are_made_only_if_they_can_be_shared(
     inside = [buffer.empty(5, 3, *spec.size) for spec in SPECS.values() if isinstance(spec, ImageSpec)]
     assert all(start <= tensor.data_ptr() < stop and tensor.data_ptr() % 64 == start % 64 for tensor in inside)
     assert not start <= buffer.empty(1).data_ptr() < stop, "what does not fit any more gets memory of its own"
+    with_references = make_buffers(SPECS, 5, num_workers=2, prefetch_factor=2, num_references=5)
+    of_products = [spec for name, spec in SPECS.items() if name == "product_image"]
+    assert of_products and with_references is not None
+    difference = len(with_references.to_write(0)) - len(buffers.to_write(0))
+    assert difference == image_bytes(of_products, 10) - image_bytes(of_products, 5)
     assert make_buffers(SPECS, 5, num_workers=0, prefetch_factor=2) is None
     assert make_buffers({"query_text": SPECS["query_text"]}, 5, num_workers=2, prefetch_factor=2) is None
     monkeypatch.setattr(shared_memory.multiprocessing, "get_start_method", lambda **_: "spawn")

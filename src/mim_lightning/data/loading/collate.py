@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -71,12 +71,24 @@ class Collate:
         return {tower: spec for tower, spec in self.specs.items() if tower not in self.features}
 
     def __call__(
-        self, samples: Sequence[Sample], position: tuple[int, ...] = (), buffer: Tensor | None = None
+        self,
+        samples: Sequence[Sample],
+        position: tuple[int, ...] = (),
+        buffer: Tensor | None = None,
+        left_out: Collection[int] = (),
     ) -> Batch:
-        """Return a batch, with its images in `buffer`, (num_bytes,) uint8, if there is one."""
-        num_references = 0 if self.references is None else len(samples)
+        """Return a batch, with its images in `buffer`, (num_bytes,) uint8, if there is one.
+
+        Args:
+            left_out: numbers of samples whose references are left out.
+
+        Raises:
+            CorruptReferenceError: a reference cannot be read or decoded.
+            ValueError: a sample cannot be decoded; names it.
+        """
+        num_rows, num_references = len(samples), 0 if self.references is None else len(samples)
         if self.references is not None:
-            samples = [*samples, *self.references.read(samples)]
+            samples = [*samples, *self.references.read(samples, left_out)]
         pixels = ImageBuffer(buffer)
         inputs: dict[str, TowerInput] = {}
         rows: dict[str, Tensor] = {}
@@ -93,7 +105,11 @@ class Collate:
                     images = [name for name, part in fields.items() if isinstance(part, ImageSpec)]
                     image_keys |= {name: self._image_keys(samples, name) for name in images}
             except ValueError as error:
-                raise ValueError(f"{_name_undecodable(samples, fields)}{tower}: {error}") from error
+                undecodable = _undecodable(samples, fields)
+                if undecodable is not None and undecodable >= num_rows and self.references is not None:
+                    raise self.references.corrupt(samples[undecodable], f"{tower}: {error}") from error
+                sample = "" if undecodable is None else f"sample {samples[undecodable].sample_num}, "
+                raise ValueError(f"{sample}{tower}: {error}") from error
         query_keys = _keys(sample.query_id for sample in samples)
         product_keys = _keys(sample.product_id for sample in samples)
         return Batch(
@@ -225,17 +241,17 @@ def _distinct(values: Iterable[Values | None]) -> tuple[list[Values], Tensor]:
     return list(positions), torch.tensor(rows)
 
 
-def _name_undecodable(samples: Sequence[Sample], fields: Iterable[str]) -> str:
-    """Return "sample <number>, " for the first sample with an image that cannot be decoded."""
+def _undecodable(samples: Sequence[Sample], fields: Iterable[str]) -> int | None:
+    """Return the position of the first sample with an image that cannot be decoded."""
     names = tuple(fields)
-    for sample in samples:
+    for idx, sample in enumerate(samples):
         try:
             for data in (sample.inputs.get(name) for name in names):
                 if isinstance(data, bytes):
                     decode_image(data)
         except ValueError:
-            return f"sample {sample.sample_num}, "
-    return ""
+            return idx
+    return None
 
 
 def _keys(ids: Iterable[str | None]) -> Tensor:

@@ -16,6 +16,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from mim_lightning.data.loading.collate import Collate
+from mim_lightning.data.loading.references import CorruptReferenceError
 from mim_lightning.data.shards.shard_set import ShardError, ShardSet
 from mim_lightning.types import Batch, Sample
 
@@ -83,11 +84,11 @@ def load_batch(
     Args:
         num_padding: number of rows at the end that are repeats.
         position: of the batch in the run, for the seed of the augmentation.
-        skips: skip samples that cannot be read.
+        skips: skip samples that cannot be read; of one whose reference cannot, the reference alone.
         buffer: for the images, see `Collate`.
 
     Raises:
-        ValueError: a sample cannot be read and is not skipped; names it.
+        ValueError: a sample or reference cannot be read and is not skipped; names it.
     """
     samples, skipped = [], []
     for row, number in enumerate(numbers):
@@ -104,15 +105,23 @@ def load_batch(
         return LoadedBatch(collate(samples, position, buffer), tuple(skipped))
     except ValueError as error:
         if not skips:
-            raise ValueError(f"{shards.folder}: {error}") from error
+            raise (
+                error if isinstance(error, CorruptReferenceError) else ValueError(f"{shards.folder}: {error}")
+            ) from error
+    left_out = set[int]()  # samples without their references
     for row, sample in enumerate(samples):
         try:
-            collate([sample], position)
+            try:
+                collate([sample], position)
+            except CorruptReferenceError as error:
+                left_out.add(sample.sample_num)
+                skipped.append(_skipped(shards, sample.sample_num, str(error)))
+                collate([sample], position, left_out=left_out)
         except ValueError as error:
             samples[row] = _empty(sample.sample_num)
             if not sample.is_padding:
                 skipped.append(_skipped(shards, sample.sample_num, f"{shards.folder}: {error}"))
-    return LoadedBatch(collate(samples, position, buffer), tuple(skipped))
+    return LoadedBatch(collate(samples, position, buffer, left_out), tuple(skipped))
 
 
 def _empty(number: int) -> Sample:

@@ -152,8 +152,9 @@ class StreamLoader(WorkerLoader):
         in_whole_batches: bool = False,
     ) -> None:
         policy = policy or CorruptSamplePolicy()
-        num_rows = -(-order.global_batch_size // world_size) * (1 if collate.references is None else 2)
-        self.buffers = make_buffers(collate.prepared_specs, num_rows, num_workers, PREFETCH_FACTOR)
+        num_rows = -(-order.global_batch_size // world_size)
+        num_references = 0 if collate.references is None else num_rows
+        self.buffers = make_buffers(collate.prepared_specs, num_rows, num_workers, PREFETCH_FACTOR, num_references)
         self.order = order
         self.ranks = RankSampler(shards, order, rank, world_size, self.buffers, num_workers, in_whole_batches)
         self.epoch, self.consumed, self._num_passes = 0, 0, 0

@@ -7,16 +7,20 @@ catalog, so that they join the batch as one more product.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from mim_lightning.data.shards.mixture_set import ConcatShardSet
-from mim_lightning.data.shards.shard_set import ShardSet
+from mim_lightning.data.shards.shard_set import ShardError, ShardSet
 from mim_lightning.fields import QUERY_IMAGE
 from mim_lightning.ids import hash_id
 from mim_lightning.types import Sample
+
+
+class CorruptReferenceError(ValueError):
+    """The reference of a sample cannot be read; names the catalog."""
 
 
 @dataclass(frozen=True)
@@ -63,28 +67,49 @@ class ReferenceReader:
             [ReferenceCatalog(shards, train.set_start(name), prefixes[name]) for name, shards in catalogs.items()]
         )
 
-    def read(self, samples: Sequence[Sample]) -> list[Sample]:
+    def read(self, samples: Sequence[Sample], left_out: Collection[int] = ()) -> list[Sample]:
         """Return for each sample its reference as a product without a query; padding where it brings none.
 
+        Args:
+            left_out: numbers of samples whose references are left out.
+
         Raises:
-            ShardError: a shard of the catalog is missing, damaged or not reachable.
+            CorruptReferenceError: a shard of the catalog is missing, damaged or not reachable.
         """
         read: dict[tuple[int, int], Sample] = {}
-        return [self._reference_of(sample, read) for sample in samples]
+        return [
+            _none(sample) if sample.sample_num in left_out else self._reference_of(sample, read) for sample in samples
+        ]
+
+    def corrupt(self, reference: Sample, error: str) -> CorruptReferenceError:
+        """Return the error of a reference that was read and cannot be used."""
+        folder = self.catalogs[self._set_of(reference)].shards.folder
+        return CorruptReferenceError(
+            f"{folder}: product '{reference.product_id}', the reference of sample {reference.sample_num}, {error}"
+        )
+
+    def _set_of(self, sample: Sample) -> int:
+        return bisect_right(self._starts, sample.sample_num) - 1
 
     def _reference_of(self, sample: Sample, read: dict[tuple[int, int], Sample]) -> Sample:
-        none = Sample(sample.sample_num, inputs={}, is_padding=True)
         references = sample.reference_ids
         if sample.is_padding or not references or sample.product_id in references or QUERY_IMAGE not in sample.inputs:
-            return none
-        set_idx = bisect_right(self._starts, sample.sample_num) - 1
+            return _none(sample)
+        set_idx = self._set_of(sample)
         catalog = self.catalogs[set_idx]
         numbers = catalog.find(references[0])
         if not len(numbers):
-            return none
-        # queries of one product use its images in turns
+            return _none(sample)
+        # the query's id chooses one of the product's images, in every epoch the same
         number = int(numbers[hash_id(sample.query_id or "") % len(numbers)])
         if (set_idx, number) not in read:
-            (read[set_idx, number],) = catalog.shards.read_few([number])
+            try:
+                (read[set_idx, number],) = catalog.shards.read_few([number])
+            except ShardError as error:
+                raise CorruptReferenceError(f"{error} (the reference of sample {sample.sample_num})") from error
         stored = read[set_idx, number]
         return Sample(sample.sample_num, stored.inputs, product_id=references[0], category=stored.category)
+
+
+def _none(sample: Sample) -> Sample:
+    return Sample(sample.sample_num, inputs={}, is_padding=True)

@@ -21,7 +21,8 @@ from torch import Tensor
 
 from mim_lightning.data.images.buffer import image_bytes
 from mim_lightning.data.loading.corrupt_samples import LoadedBatch
-from mim_lightning.types import Batch, TowerSpec, fields_of
+from mim_lightning.fields import PRODUCT
+from mim_lightning.types import Batch, TowerSpec, fields_of, side_of
 
 _ids = count()
 _all_buffers: weakref.WeakValueDictionary[int, SharedBatchBuffers] = weakref.WeakValueDictionary()
@@ -65,7 +66,7 @@ class SharedBatchBuffers:
 
 
 def make_buffers(
-    specs: Mapping[str, TowerSpec], num_rows: int, num_workers: int, prefetch_factor: int
+    specs: Mapping[str, TowerSpec], num_rows: int, num_workers: int, prefetch_factor: int, num_references: int = 0
 ) -> SharedBatchBuffers | None:
     """Return buffers for the batches of a loader; None without workers, or if its workers could not share them.
 
@@ -73,9 +74,12 @@ def make_buffers(
         specs: of all towers in a batch.
         num_rows: of the largest batch.
         prefetch_factor: batches that each worker prefetches.
+        num_references: rows beside them that have the inputs of products alone.
     """
-    parts = [part for tower, spec in specs.items() for part in fields_of(tower, spec).values()]
-    num_bytes = image_bytes(parts, num_rows)
+    num_bytes = 0
+    for tower, spec in specs.items():
+        for name, part in fields_of(tower, spec).items():
+            num_bytes += image_bytes([part], num_rows + (num_references if side_of(name) == PRODUCT else 0))
     # with allow_none, the query does not fix the start method for the rest of the program
     start_method = multiprocessing.get_start_method(allow_none=True) or multiprocessing.get_all_start_methods()[0]
     if not (num_workers and num_bytes) or start_method != "fork":
