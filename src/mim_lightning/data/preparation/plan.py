@@ -219,11 +219,16 @@ def _read_gallery(rows: StoredRows) -> Iterator[PlannedSample]:
 
 
 def _read_evaluation(rows: StoredRows, split: str) -> Iterator[PlannedSample]:
-    for *row, category in rows.store.read(
-        f"SELECT q.*, p.category FROM {rows.queries} q {_first_product(rows)} WHERE q.split = ? ORDER BY q.position",
-        [split],
-    ):
-        yield evaluation_sample(unpack_query(row), category)
+    store = rows.store
+    # a table for the join: with the sort, more memory is needed together than for each alone
+    joined = store.select(
+        "joined", f"SELECT q.*, p.category FROM {rows.queries} q {_first_product(rows)} WHERE q.split = ?", [split]
+    )
+    try:
+        for *row, category in store.read(f"FROM {joined} ORDER BY position"):
+            yield evaluation_sample(unpack_query(row), category)
+    finally:
+        store.drop(joined)
 
 
 def _read_training(rows: StoredRows, split: str, num_rows: int, seed: int, layout: str) -> Iterator[PlannedSample]:
