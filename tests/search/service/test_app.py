@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -376,7 +377,9 @@ def test_an_experiment_is_recorded_without_the_user(tmp_path: Path) -> None:
     assert sum(arm.num_clicked for arm in counts.values()) == 1
 
 
-def test_what_is_asked_is_recorded_on_request_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_asked_is_recorded_on_request_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     events, arms = str(tmp_path / "events.db"), {"default": Arm("default")}
     photo = Image.new("RGB", (2000, 1000), (200, 40, 40))
     data = io.BytesIO()
@@ -421,6 +424,9 @@ def test_what_is_asked_is_recorded_on_request_alone(tmp_path: Path, capsys: pyte
             asked += [ask(None, like="red-1")]
             (tmp_path / "file").touch()
             service.photos = QueryPhotos(tmp_path / "file", budget)  # a folder that cannot be made
+            asked += [ask({"image": ("q.jpg", square("blue"))})]
+            service.photos, refused = QueryPhotos(tmp_path / "others", budget), RefusedError(503, "too many")
+            monkeypatch.setattr(budget, "reserve", Mock(side_effect=refused))  # photos wait as all images do
             asked += [ask({"image": ("q.jpg", square("blue"))})]
             assert all(answer.json()["impression_id"] for answer in asked)
     ab_report(written)

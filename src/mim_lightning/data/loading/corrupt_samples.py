@@ -104,10 +104,10 @@ def load_batch(
     try:
         return LoadedBatch(collate(samples, position, buffer), tuple(skipped))
     except ValueError as error:
+        if not skips and isinstance(error, CorruptReferenceError):
+            raise
         if not skips:
-            raise (
-                error if isinstance(error, CorruptReferenceError) else ValueError(f"{shards.folder}: {error}")
-            ) from error
+            raise ValueError(f"{shards.folder}: {error}") from error
     left_out = set[int]()  # samples without their references
     for row, sample in enumerate(samples):
         try:
