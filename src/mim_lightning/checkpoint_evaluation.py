@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from mim_lightning.config import build, build_matcher
 from mim_lightning.data_config import build_preparation
 from mim_lightning.expected_types import validate_arguments
+from mim_lightning.io.locks import WaitTimeoutError, describe_holder, lock
 from mim_lightning.launch import choose_precision, is_launched, set_up_process
 from mim_lightning.run import Run
 from mim_lightning.set_name import name_set
@@ -48,23 +50,39 @@ class CheckpointEvaluation:
     trainer: Trainer
     datamodule: MatchDataModule
     parts: EvaluationParts | None
-    former: str | None = None  # fingerprint of the model that embedded the products, if that is another
+    # fingerprints of the models that embedded queries and products, if they are two
+    models: tuple[str, str] | None = None
     cross: tuple[CrossResult, ...] = ()
 
     def record_gallery(self) -> Iterator[str]:
-        """Write into the checkpoint what its queries find in a former model's gallery, and yield it as lines."""
+        """Write into the checkpoint what its queries find in a former model's gallery, and yield it as lines.
+
+        Raises:
+            ValueError: nothing was compared, its run is training, or it is of another model by now.
+        """
         from mim_lightning.model.checkpoint import store_gallery
         from mim_lightning.model.compatibility import judge
 
-        if self.former is None:
+        if self.models is None:
             return
-        store_gallery(Path(self.checkpoint), self.former, self.cross)
+        new, former = self.models
+        if not self.cross:
+            raise ValueError("gallery_checkpoint: no query was ranked by both models: nothing was compared")
+        path = Path(self.checkpoint).absolute()
+        run = Run(path.parent.parent.name, path.parent.parent)
+        try:
+            with lock(run.lock_path, timeout=0, removes=True) if run.config_path.is_file() else nullcontext():
+                store_gallery(path, former, self.cross, new)
+        except WaitTimeoutError:
+            raise ValueError(
+                f"{self.checkpoint}: {describe_holder(run.lock_path)} is training its run; evaluate it when that ends"
+            ) from None
         yield from map(str, self.cross)
         for gallery in dict.fromkeys(result.gallery for result in self.cross):
             decides = judge(self.cross, gallery)
             assert decides is not None
-            may = "may" if decides.is_allowed else "may not"
-            yield f"{self.checkpoint} {may} search an index of '{gallery}' of {self.former}, by {decides.direction}"
+            may = f"may not ({decides.objection})" if decides.objection else "may"
+            yield f"{self.checkpoint} {may} search an index of '{gallery}' of {former}, by {decides.direction}"
 
     @property
     def is_first(self) -> bool:
@@ -112,8 +130,9 @@ def evaluate_checkpoint(config: dict[str, Any]) -> CheckpointEvaluation:
 
     set_up_process(config, config["trainer"]["accelerator"])
     model = _load_model(config)
-    former = _load_former(config)
+    former, models = _load_former(config), None
     if former is not None:
+        models = model.fingerprint, former.fingerprint
         joined = join_models(model.matcher, former.matcher)
         model = replace(model, matcher=joined, fingerprint=fingerprint(joined))
     matcher, trained, data = model.matcher, model.config, _data_of(config, model.config)
@@ -136,6 +155,8 @@ def evaluate_checkpoint(config: dict[str, Any]) -> CheckpointEvaluation:
     if config["whole_gallery"]:
         callback = {**callback, "num_distractors": None}
         changed["monitor"] = whole_name(str(changed["monitor"]))
+    elif former is not None and callback.get("num_distractors") is not None:
+        raise ValueError("gallery_checkpoint: compares whole galleries, not samples of them; give whole_gallery=true")
     if config["widths"] is not None:
         callback = {**callback, "widths": config["widths"]}
     precision = config["trainer"]["precision"]
@@ -157,7 +178,7 @@ def evaluate_checkpoint(config: dict[str, Any]) -> CheckpointEvaluation:
     results = flatten(reports, datamodule, find_retrieval_eval(trainer).width_reports)
     cross = () if former is None else _compare_galleries(reports, directions, data)
     made = title, str(config["checkpoint"]), results, model, run_config, found, trainer, datamodule, parts
-    return CheckpointEvaluation(*made, former.fingerprint if former is not None else None, cross)
+    return CheckpointEvaluation(*made, models, cross)
 
 
 def _compare_galleries(

@@ -61,11 +61,11 @@ def evaluate(config: dict[str, Any]) -> dict[str, float]:
         evaluation = evaluate_checkpoint(config)
         if evaluation.is_first:
             print_run(evaluation.title, evaluation.results)
-            for line in evaluation.record_gallery():
-                print(line)
             if config["output"]:
                 evaluation.save(folder := Path(config["output"]))
                 print(f"results, record and image of hits: {folder}")
+            for line in evaluation.record_gallery():
+                print(line)
             hand_back(evaluation.results)
     except Interruption as stopped:
         stopped.resumes = bool(config["output"]) and config["save_interval"] is not None

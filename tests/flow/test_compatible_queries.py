@@ -14,6 +14,7 @@ from mim_lightning.config import compose
 from mim_lightning.evaluate import evaluate
 from mim_lightning.export import export
 from mim_lightning.inference.loading import load
+from mim_lightning.io.locks import lock
 from mim_lightning.model.checkpoint import load_matcher, store_fusions, store_gallery
 from mim_lightning.run import Run
 from mim_lightning.search.query import SearchQuery
@@ -23,8 +24,9 @@ TITLES = ("red disc", "green box", "blue bar", "yellow disc", "grey box", "red b
 
 
 def test_a_former_index_is_searched_once_its_queries_were_measured(
-    fit: Callable[..., Run], shop: Path, capsys: pytest.CaptureFixture[str]
+    fit: Callable[..., Run], shop: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("mim_lightning.model.compatibility.MIN_QUERIES", 1)
     new = fit("trainer.max_epochs=1").best_checkpoint
     trained = load_matcher(new)
     # the same towers, another fingerprint: what either finds in the other's gallery is known
@@ -35,6 +37,10 @@ def test_a_former_index_is_searched_once_its_queries_were_measured(
         open_searcher(index, str(new), device="cpu")
 
     words = [f"checkpoint={new}", f"gallery_checkpoint={old}", "trainer=cpu", f"output={shop}/crossed"]
+    run = Run(new.parent.parent.name, new.parent.parent)
+    with lock(run.lock_path, removes=True), pytest.raises(ValueError, match="is training its run; evaluate it when"):
+        evaluate(compose("evaluate", words))
+    assert (shop / "crossed" / "results.json").is_file() and not load_matcher(new).galleries, "results come first"
     results = evaluate(compose("evaluate", words))
 
     assert "in the former gallery" in capsys.readouterr().out
@@ -48,8 +54,10 @@ def test_a_former_index_is_searched_once_its_queries_were_measured(
         assert by_name[name].former == results[f"val/{name}_former/hit@1"] == others[key]
 
     image, last = shop / "shop" / "street0-0.jpg", by_name["query_to_product"]
+    with pytest.raises(ValueError, match=f"is model {trained.fingerprint} now, f00d was measured; evaluate it again"):
+        store_gallery(new, former.fingerprint, (last,), "f00d")
     for value, is_allowed in ((last.former, True), (last.former - 0.01, False)):
-        store_gallery(new, former.fingerprint, (replace(last, value=value),))
+        store_gallery(new, former.fingerprint, (replace(last, value=value),), trained.fingerprint)
         if not is_allowed:
             with pytest.raises(ValueError, match="measured, its queries find less there"):
                 open_searcher(index, str(new), device="cpu")

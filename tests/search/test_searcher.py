@@ -11,6 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from mim_lightning.model.compatibility import CrossResult
+from mim_lightning.model.fusion import Fusion
 from mim_lightning.search.index.factory import create_index
 from mim_lightning.search.index.index_settings import IndexSettings, ModelFacts
 from mim_lightning.search.query import SearchQuery
@@ -106,6 +108,26 @@ def test_another_models_index_is_refused(index: Any) -> None:
     encoder.fingerprint = "beef"
     with pytest.raises(ValueError, match="built with model f00d, this is beef"):
         Searcher(encoder, index)
+
+
+def test_another_models_index_is_searched_as_it_was_measured(vectors: np.ndarray, tmp_path: Path) -> None:
+    measured = CrossResult("d", "query", "product", "hit@1", 0.5, 0.4, 0.0, 0.2, 50, "shop", "val")
+    ids, galleries = [f"p{number:02d}" for number in range(NUM_PRODUCTS)], {"f00d": (measured,)}
+
+    def open_index(encoder: Encoder, extra: dict[str, Any], **settings: Any) -> Searcher:
+        encoder.fingerprint = "beef"
+        facts = ModelFacts("f00d", "product", 16)
+        index = create_index(vectors, ids, pa.table({"product_id": ids}), IndexSettings(**settings), facts, tmp_path)
+        index.add(vectors[:1], ["p00"], pa.table({"product_id": ["p00"]}), extra)
+        return Searcher(encoder, index, galleries=galleries)
+
+    weights = {"product_image": 1.0, "product_text": 1.0}
+    of_new = {"product": Fusion("product", {**weights, "kind": "standardized_sum"}, 16)}
+    assert open_index(Encoder(of_new), {}).combined is None, "its fusion of products is not the former one"
+    with pytest.raises(ValueError, match="has 6 of its 16 dimensions, but this model, beef, was measured in all"):
+        open_index(Encoder(), {}, dimension=6)
+    with pytest.raises(ValueError, match="standardized_sum or score_product ranks only in an index of its own model"):
+        open_index(Encoder(), {"reference_products": ids[:3]})
 
 
 def test_an_unknown_clicked_product(index: Any) -> None:

@@ -267,16 +267,24 @@ def store_fusions(path: Path, fusions: Fusions, expected: str) -> Path:
     return target
 
 
-def store_gallery(path: Path, fingerprint: str, results: tuple[CrossResult, ...]) -> None:
+def store_gallery(path: Path, former: str, results: tuple[CrossResult, ...], expected: str) -> None:
     """Write into a checkpoint what its queries find in the gallery of a former model.
 
     Args:
-        fingerprint: of the former model.
+        former: fingerprint of the former model.
+        expected: fingerprint of the model that was measured.
+
+    Raises:
+        ValueError: the checkpoint is of another model now.
     """
 
     def add(content: dict[str, Any]) -> None:
         section = content[SECTION]
-        section[GALLERIES] = {**section.get(GALLERIES, {}), **describe_galleries({fingerprint: results})}
+        if section["fingerprint"] != expected:
+            raise ValueError(
+                f"{path}: is model {section['fingerprint']} now, {expected} was measured; evaluate it again"
+            )
+        section[GALLERIES] = {**section.get(GALLERIES, {}), **describe_galleries({former: results})}
 
     if is_sharded_checkpoint(path):
         change_meta(path, add)

@@ -22,6 +22,7 @@ from mim_lightning.types import Direction
 
 FORMER = "former"
 METRIC = "hit@1"
+MIN_QUERIES = 50  # fewer say nothing of two models
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,21 @@ class CrossResult:
     split: str
 
     @property
+    def objection(self) -> str:
+        """Why the new model may not search an index of the gallery; empty if it may."""
+        if self.num_queries < MIN_QUERIES:
+            return f"fewer than {MIN_QUERIES} queries were measured"
+        if self.metric != METRIC:
+            return "a sample of the gallery was ranked, not the whole"
+        if not math.isfinite(self.low):
+            return "too few products were measured for an interval"
+        if self.former <= 0:
+            return "the former model finds nothing there either"
+        return "" if self.value >= self.former else "its queries find less there"
+
+    @property
     def is_allowed(self) -> bool:
-        return self.value >= self.former
+        return not self.objection
 
     def __str__(self) -> str:
         interval = "" if math.isnan(self.low) else f", difference in [{self.low:+.4f}, {self.high:+.4f}]"

@@ -21,7 +21,7 @@ from mim_lightning.io.file_name import validate_file_name, validate_inside
 from mim_lightning.model.compatibility import Galleries, judge
 from mim_lightning.model.fusion import GATE, Fusion, Fusions, weights_of
 from mim_lightning.search.calibration import kind_of, read_calibrations
-from mim_lightning.search.combined_scores import NUM_CANDIDATES, combine_scores
+from mim_lightning.search.combined_scores import NUM_CANDIDATES, REFERENCE, combine_scores
 from mim_lightning.search.golden_samples import read_golden_samples, verify_golden_samples
 from mim_lightning.search.index.card import IndexCard
 from mim_lightning.search.index.factory import is_address, open_index
@@ -96,12 +96,13 @@ class Searcher:
         weights: Mapping[str, float] | None = None,
         galleries: Galleries = MappingProxyType({}),
     ) -> None:
-        if not is_own_index(encoder.fingerprint, index.card):
-            _validate_former(encoder.fingerprint, index.card, galleries)
+        is_own = is_own_index(encoder.fingerprint, index.card)
+        if not is_own:
+            _validate_former(encoder, index.card, galleries)
         self.encoder, self.index = encoder, index
         fused = encoder.fusions.get(QUERY, {})
         self.fusion = fused if isinstance(fused, Fusion) else None
-        self.combined = combine_scores(index, encoder.fusions, QUERY)
+        self.combined = combine_scores(index, encoder.fusions, QUERY) if is_own else None
         own = {PART_OF.get(tower, tower): weight for tower, weight in weights_of(fused).items()}
         validate_weights(weights or {}, tuple(own))
         self.weights = {**DEFAULT_WEIGHTS, **own, **(weights or {})}
@@ -258,13 +259,25 @@ def is_own_index(fingerprint: str, card: IndexCard) -> bool:
     return base_fingerprint(fingerprint) == base_fingerprint(card.fingerprint)
 
 
-def _validate_former(fingerprint: str, card: IndexCard, galleries: Galleries) -> None:
+def _validate_former(encoder: QueryEncoder, card: IndexCard, galleries: Galleries) -> None:
     """Raise ValueError unless a model was measured to find as much in another's index as that one does."""
+    fingerprint, query = encoder.fingerprint, encoder.fusions.get(QUERY)
     result = judge(galleries.get(base_fingerprint(card.fingerprint), ()), card.gallery)
     if result is not None and result.is_allowed:
+        if card.full_dimension:
+            raise ValueError(
+                f"the index was built with model {card.fingerprint} and has {card.dimension} of its "
+                f"{card.full_dimension} dimensions, but this model, {fingerprint}, was measured in all of them; give "
+                "an index built without dimension=, or the model it was built with"
+            )
+        if REFERENCE in card.extra or (isinstance(query, Fusion) and not query.needs_one_vector):
+            raise ValueError(
+                f"the index was built with model {card.fingerprint}, this is {fingerprint}: a fusion of kind "
+                "standardized_sum or score_product ranks only in an index of its own model"
+            )
         return
     why = (
-        f"measured, its queries find less there ({result})"
+        f"measured, {result.objection} ({result})"
         if result is not None
         else "or, where its queries were trained to search that index, measure them first: evaluate checkpoint=<this "
         "model> gallery_checkpoint=<the model of the index>"
