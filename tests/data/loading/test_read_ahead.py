@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from mim_lightning.data.loading.loader import BatchRequest, RankSampler, _ListedRequests
+from mim_lightning.data.loading.loader import BatchRequest, RankSampler, StreamLoader, _ListedRequests
 from mim_lightning.data.sampling.shuffled import ShuffledOrder, sequential_order
 from mim_lightning.data.shards.files import ShardPlan
 
@@ -73,6 +74,21 @@ def test_shards_are_needed_from_before_their_first_batch_to_their_last(
     assert num_streams > 1 or shards.num_passes == 3  # a rank of several reads other shards in each pass
     downloads = [shards.downloaded.count(idx) - shards.finished.count(idx) for idx in range(15)]
     assert downloads == [int(idx in shards.all_needed) for idx in range(15)], "all else is finished"
+
+
+def test_another_order_lets_the_running_pass_read_ahead_and_plans_the_next_one_anew() -> None:
+    shards: Any = PlannedSet([4] * 15, 3)
+    one, other = (ShuffledOrder(tuple(shards.sizes), 6, seed=seed, window=2) for seed in (1, 2))
+    sampler = RankSampler(shards, one, 0, 1)
+    loader: Any = SimpleNamespace(ranks=sampler)
+    for num, request in enumerate(sampler):
+        if num == 1:
+            StreamLoader.use_order(loader, other)
+        assert {*shards.shards_of(request.numbers).tolist()} <= shards.all_needed and len(shards.all_needed) > 2
+    sampler.epoch = 1
+    request = next(iter(sampler))
+    assert request.numbers == next(iter(other.batches(1))).tolist() and len(shards.needed) == 1
+    assert {*shards.shards_of(np.concatenate([*other.batches(1)][:2])).tolist()} <= shards.all_needed
 
 
 @pytest.mark.parametrize(("room", "num_ahead"), [(4, 1), (16, 2), (20, 3), (80, 9)])

@@ -78,6 +78,7 @@ class RankSampler(Sampler[BatchRequest]):
         self.shards, self.order, self.rank, self.world_size = shards, order, rank, world_size
         self.epoch, self.start, self.buffers, self.num_workers = 0, 0, buffers, num_workers
         self._ahead: ReadAhead | None = None
+        self._ahead_order = order  # of `_ahead`
         self.in_whole_batches = in_whole_batches
 
     def __len__(self) -> int:
@@ -106,19 +107,21 @@ class RankSampler(Sampler[BatchRequest]):
         """Return what follows the order from a position on: the one of the last epoch if it has come there."""
         if not self.shards.prefetch_shards:
             return None
-        if self._ahead is None or self._ahead.position != (epoch, start):
+        is_former = self._ahead_order is not self.order  # what it read ahead is of another order
+        if self._ahead is None or is_former or self._ahead.position != (epoch, start):
             if self._ahead is not None:
                 self._ahead.stop()
-            self._ahead = ReadAhead(self.shards, self._parts(epoch, start), self.num_workers, PREFETCH_FACTOR)
+            self._ahead_order, parts = self.order, self._parts(self.order, epoch, start)
+            self._ahead = ReadAhead(self.shards, parts, self.num_workers, PREFETCH_FACTOR)
         return self._ahead
 
-    def _parts(self, epoch: int, start: int) -> Iterator[PlannedBatch]:
+    def _parts(self, order: BatchOrder, epoch: int, start: int) -> Iterator[PlannedBatch]:
         """Yield this rank's part of each batch, in training without an end."""
         while True:
-            for batch in self.order.batches(epoch, start):
+            for batch in order.batches(epoch, start):
                 yield PlannedBatch((epoch, start), self._part(batch)[0])
-                start += self.order.global_batch_size
-            if not self.order.shuffle or not self.order.num_samples:
+                start += order.global_batch_size
+            if not order.shuffle or not order.num_samples:
                 return
             epoch, start = epoch + 1, 0
 
@@ -194,7 +197,6 @@ class StreamLoader(WorkerLoader):
 
     def use_order(self, order: BatchOrder) -> None:
         """Take another order of the same batch size and length of an epoch; the pass that is running keeps its own."""
-        self.ranks.stop()  # what it read ahead is of the former one
         self.ranks.order = self.order = order
 
     def state_dict(self) -> dict[str, Any]:
