@@ -48,6 +48,9 @@ def test_products_and_queries_have_the_vectors_of_the_model(
     assert all(len(ids) == 1 for ids in table["target_ids"].to_pylist())
     (tmp_path / "embeddings" / "query-train" / "000001.safetensors").unlink()
     again, _ = read(tmp_path, *words, name="query-train")
+    (tmp_path / "query-val.json").write_text("of a former file")
+    _, facts = read(tmp_path, f"checkpoint={checkpoint}", "tower=query", name="query-val")
+    assert facts["file"] == "query-val.parquet", "the split that training evaluated"
     assert again.equals(table) and "4 of 5 shards are embedded already" in capsys.readouterr().out
 
 

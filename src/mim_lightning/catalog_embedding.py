@@ -31,6 +31,7 @@ class SetEmbedding(NamedTuple):
     model: TrainedMatcher
     shards: ShardSet
     store: EmbeddingStore
+    split: str | None  # of the queries; None: the catalog
 
     def collect(self) -> EmbeddedCatalog:
         """Return the rows of the catalog that was embedded."""
@@ -94,7 +95,8 @@ def embed_set(
     prepared = open_prepared(data["folder"], build(data.get("cache")), version)
     gallery = choose_gallery(side, matcher.names, "gallery" if command == "build_index" else "tower")
     is_catalog = side_of(gallery) == PRODUCT
-    catalog = prepared.catalog() if is_catalog else prepared.queries(split or data["val_split"])
+    split = None if is_catalog else str(split or data["val_split"])
+    catalog = prepared.catalog() if split is None else prepared.queries(split)
     fusion = matcher.fusions.get(gallery)
     width = matcher.dimension if fusion is None else fusion.index_width
     check(gallery, fusion, width)
@@ -125,4 +127,4 @@ def embed_set(
         leave_process_group()  # the others end; none waits while the index is built
     if not is_leader:
         return None
-    return SetEmbedding(trained, catalog, store)
+    return SetEmbedding(trained, catalog, store, split)

@@ -50,7 +50,7 @@ def embed(config: dict[str, Any]) -> Path | None:
     made = embed_set(config, tower, Path(config["embeddings"] or folder / "embeddings" / name), "embed", split)
     if made is None:  # another process writes the file
         return None
-    path = folder / f"{'-'.join(part for part in (made.store.facts.gallery, split) if part)}.parquet"
+    path = folder / f"{'-'.join(part for part in (made.store.facts.gallery, made.split) if part)}.parquet"
     facts = write_vectors(path, made.store, made.shards, made.model.fingerprint, config["checkpoint"], config["dtype"])
     absent = f"; {facts.num_absent:,} rows have none of its inputs" if facts.num_absent else ""
     print(f"{path}: {facts.num_rows:,} vectors of '{facts.tower}', {facts.dimension} {facts.dtype} each{absent}")

@@ -62,6 +62,7 @@ def write_vectors(
     names = {name: f"metadata_{name}" if name in (id_column, VECTOR) else name for name in kinds}
     fields = {id_column: pa.string(), VECTOR: pa.list_(TYPES[dtype], facts.dimension)}
     fields |= {names[name]: _to_array(name, [], kinds[name]).type for name in kinds}
+    path.with_suffix(".json").unlink(missing_ok=True)  # or that of a former file would stand beside the new one
     schema, num_rows, num_absent = pa.schema(list(fields.items())), 0, 0
     with (
         atomic_write(path) as partial,
