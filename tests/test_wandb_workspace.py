@@ -96,9 +96,11 @@ def test_tower_count_and_throughput(workspace: Workspace) -> None:
 def test_the_browser_shows_the_monitored_direction(workspace: Workspace) -> None:
     (table,) = panels(workspace, wr.WeavePanelSummaryTable)
     assert table.table_name == "tracked_queries/composed_to_product"
+    at_a_width = build_workspace("team", "shop", PAIRS, "val/image_to_image/hit@1/width_64")
+    assert at_a_width.name == "mim_lightning: image_to_image hit@1/width_64"
 
 
-@pytest.mark.parametrize("monitor", ["val/hit@1", "train/loss", "val//hit@1", "val/a/b/c"])
+@pytest.mark.parametrize("monitor", ["val/hit@1", "train/loss", "val/a/hit@1/width_", "val//hit@1", "val/a/b/c"])
 def test_a_monitor_must_be_a_metric_of_a_direction(
     monitor: str, call: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ) -> None:

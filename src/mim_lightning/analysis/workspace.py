@@ -5,8 +5,11 @@ The panels show the keys that a run with `logger=wandb` logs.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
+
+from mim_lightning.widths import WIDTH
 
 if TYPE_CHECKING:
     from wandb_workspaces.workspaces import Workspace
@@ -28,10 +31,10 @@ def build_workspace(entity: str, project: str, pairs: Collection[str], monitor: 
     Raises:
         ValueError: `monitor` is not such a key, or the extra `dashboard` is not installed.
     """
-    parts = monitor.split("/")
-    if len(parts) != 3 or parts[0] != "val" or not all(parts):
+    parts = re.fullmatch(rf"val/([^/]+)/([^/]+(?:/{WIDTH}\d+)?)", monitor)
+    if parts is None:
         raise ValueError(f"--monitor {monitor}: give val/<direction>/<metric>, such as {MONITOR}")
-    direction, metric = parts[1:]
+    direction, metric = parts.groups()
     result = f"result/{direction}/{metric}"  # of the checkpoint that is the result, not of the last pass
     weights = {pair: f"model.pairs.{pair}.weight" for pair in pairs}
     ws, wr = _libraries()

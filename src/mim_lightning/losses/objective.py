@@ -93,7 +93,8 @@ class Objective(nn.Module):
             eq. 3). With info_nce only: the correction is one of a softmax.
         widths: width -> weight: the loss of each pair counts again for the first so many numbers of its vectors, at
             unit length, with this weight beside that of the full width (Kusupati et al. 2022, eq. 1). All share the
-            logit scale. Their losses become `train/loss/<pair>/width_<width>`.
+            logit scale. Their losses become `train/loss/<pair>/width_<width>`. Pairs with a loss of their own (cosine,
+            relational) count at full width alone.
         dimension: of the embeddings, if it is known.
 
     Attributes:

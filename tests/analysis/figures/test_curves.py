@@ -138,5 +138,7 @@ def test_long_names_stay_inside_the_image(tmp_path: Path) -> None:
 def test_an_unknown_metric_is_an_error_that_lists_the_logged_ones() -> None:
     with pytest.raises(ValueError, match=r"--metric mrr: no run logged it; there are hit@1"):
         draw_recall({"2tower": [by_epoch(image={-1: 0.1})]}, "mrr")
+    with pytest.raises(ValueError, match=r"logged it; there are hit@1/width_64"):
+        draw_recall({"2tower": [TrainingLog({f"{IMAGE}/width_64": {0: 0.1}}, {})]}, "mrr")
     with pytest.raises(ValueError, match="no run has logged a loss by pair"):
         draw_losses({"2tower": [by_epoch(image={-1: 0.1})]})

@@ -66,7 +66,7 @@ def draw_recall(logs: Logs, metric: str = "hit@1") -> Figure:
     """
     names = _names(logs, lambda log: [name for name in log.by_epoch if name.endswith(f"/{metric}")])
     if not names:
-        known = _names(logs, lambda log: [name.rsplit("/", 1)[-1] for name in log.by_epoch])
+        known = _names(logs, lambda log: [name.split("/", 2)[-1] for name in log.by_epoch])
         raise ValueError(f"--metric {metric}: no run logged it; there are {', '.join(known) or 'none yet'}")
     is_by_step = any(log.has_passes_within_epochs for runs in logs.values() for log in runs)
     place, initial = ("step", 0) if is_by_step else ("epoch", INITIAL_EPOCH)

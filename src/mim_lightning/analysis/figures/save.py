@@ -78,7 +78,7 @@ def save_figures(
 
 def save_curves(groups: Sequence[RunGroup], options: FigureOptions, folder: Path) -> list[Path]:
     """Draw one metric by epoch into curves.png."""
-    metric = options.metric or _first(groups[0]).facts.monitor.rsplit("/", 1)[1]
+    metric = options.metric or _first(groups[0]).facts.monitor.split("/", 2)[2]
     return [_save(draw_recall(_logs(groups), metric), folder / "curves.png")]
 
 
