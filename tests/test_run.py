@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from mim_lightning.config import build_partial, compose, save_config
+from mim_lightning.data.sampling.negative_table import write_negatives
 from mim_lightning.interruption import STOPPED_AFTER
 from mim_lightning.run import NOT_IN_RUN_ID_OF, Run, identify
 from mim_lightning.train_validation import parse_max_time, validate_kinds
@@ -122,3 +123,16 @@ def test_a_time_limit_is_no_part_of_an_id_unless_it_was_when_the_run_began(
     save_config(config, former.config_path)
     assert identify(compose("train", limited))[0] == former
     assert identify(compose("train", [*words, "trainer.max_time=00:02:00:00"]))[0] == plain
+
+
+def test_a_table_of_hard_negatives_is_known_by_its_content(tmp_path: Path) -> None:
+    def run_of(name: str, product_id: str) -> Run:
+        path = tmp_path / name
+        write_negatives(path, {"query_id": ["q"], "negative_ids": [[product_id]]})
+        words = ["data/sampling=hard_negatives", f"data.sampling.table={path}", f"paths.runs={tmp_path}"]
+        return identify(compose("train", words))[0]
+
+    first = run_of("a.parquet", "x")
+    assert run_of("a.parquet", "y") != first and run_of("b.parquet", "x") == first
+    with pytest.raises(ValueError, match=r"data\.sampling\.table=nowhere: no such file; .*mine. writes one"):
+        identify(compose("train", ["data/sampling=hard_negatives", "data.sampling.table=nowhere"]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mim_lightning.config import build, construct
@@ -110,6 +111,11 @@ def describe_data(data: Mapping[str, Any], source: Mapping[str, Any] | None) -> 
 
         files = validate_vectors(data["vectors"])
         others |= {"vectors": {name: digest_vectors(path) for name, path in files.items()}} if files else {}
+    if table := (data.get("sampling") or {}).get("table"):
+        from mim_lightning.data.sampling.hard_negatives import TABLE
+        from mim_lightning.data.sampling.negative_table import digest_negatives
+
+        others["negatives"] = digest_negatives(Path(table), f"{TABLE}={table}")
     if mixed := {name: entry for name, entry in (data.get("mixture") or {}).items() if entry}:
         # under their first names, as run ids hold them
         entries = to_first({"data": {"mixture": mixed}})["data"]["mix"]

@@ -35,9 +35,12 @@ def mine_index(config: dict[str, Any], settings: MiningSettings) -> MinedNegativ
     Raises:
         ValueError: an index of another model or gallery, or without the products of the training rows.
     """
+    import pyarrow as pa
+
     from mim_lightning.analysis.html.validation_page import write_validation_report
     from mim_lightning.data.preparation.preparation import prepare_data
-    from mim_lightning.data.sampling.negative_table import write_negatives
+    from mim_lightning.data.sampling.negative_table import to_lists, write_negatives
+    from mim_lightning.data.shards.mixture_set import ConcatShardSet
     from mim_lightning.display.progress import ProgressMeter
     from mim_lightning.fields import QUERY, side_of
     from mim_lightning.inference.loading import choose_device, load_trained
@@ -54,13 +57,21 @@ def mine_index(config: dict[str, Any], settings: MiningSettings) -> MinedNegativ
     index.card.validate_fingerprint(trained.fingerprint, place)
     matcher = trained.matcher.to(device)
     direction = _direction(trained.config, settings.direction, index.card.gallery, place)
+    if index.card.full_dimension:
+        raise ValueError(
+            f"index={place}: has {index.card.dimension} of {index.card.full_dimension} dimensions; mine in one that "
+            "was built without dimension="
+        )
     if index.card.dimension != matcher.dimension:
         raise ValueError(f"index={place}: holds several vectors a product, whose scores are combined; mine in training")
     data = config.get("data") or data_of(trained.config, config["checkpoint"])
     validate_arguments(MatchDataModule, data, "data" if config.get("data") else f"{config['checkpoint']}: data")
     prepared = prepare_data(build_preparation(data), write_validation_report)
     datamodule = build({**data, "source": None}, specs=matcher.input_specs(), prepared=prepared)
-    shards, guard = datamodule.opened.train, make_guard(settings, prepared, datamodule.validation)
+    shards = datamodule.opened.train
+    if isinstance(shards, ConcatShardSet):
+        raise ValueError("data.mixture: negatives are mined in one set; give data=<the set> without mixture")
+    guard = make_guard(settings, prepared, datamodule.validation, "mining")
     loader = datamodule.train_query_pass()
     with ProgressMeter(len(loader), verb="embedded", noun="batches", label="queries") as meter:
         towers = [name for name in matcher.tower_names if side_of(name) == QUERY]
@@ -85,13 +96,15 @@ def mine_index(config: dict[str, Any], settings: MiningSettings) -> MinedNegativ
         raise ValueError(f"index={place}: no product of the training rows of {shards.folder} is found in it")
     mined = _joined(parts)
     numbers = shards.find(mined.query_keys.numpy())
-    keys, scores = mined.product_keys.tolist(), mined.scores.tolist()
-    counts = (mined.product_keys != NO_KEY).sum(1).tolist()
+    is_kept_QK = (mined.product_keys != NO_KEY).numpy()
+    counts, kept = is_kept_QK.sum(1), mined.product_keys.numpy()[is_kept_QK]
+    known_keys = np.array(sorted(known))
+    ids = pa.array([known[key] for key in known_keys.tolist()], pa.large_string())
     columns = {
         "query_id": [shards.read_facts(numbers[key])["query_id"] for key in mined.query_keys.tolist()],
         "positive_score": mined.positive_scores.numpy(),
-        "negative_ids": [[known[key] for key in row[:num]] for row, num in zip(keys, counts, strict=True)],
-        "scores": [row[:num] for row, num in zip(scores, counts, strict=True)],
+        "negative_ids": to_lists(ids.take(np.searchsorted(known_keys, kept)), counts),
+        "scores": to_lists(mined.scores.numpy(), counts),
     }
     write_negatives(Path(config["output"]), columns)
     return mined

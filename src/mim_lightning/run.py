@@ -307,6 +307,8 @@ def _relevant(config: Mapping[str, Any]) -> dict[str, Any]:
     relevant = {key: value for key, value in config.items() if key not in NOT_IN_RUN_ID}
     for section, keys in NOT_IN_RUN_ID_OF.items():
         relevant[section] = {key: value for key, value in relevant[section].items() if key not in keys}
+    if (relevant["data"].get("sampling") or {}).get("table"):  # described by its content, as other files are
+        relevant["data"]["sampling"] = {**relevant["data"]["sampling"], "table": True}
     return _without_folders(relevant)
 
 

@@ -159,9 +159,9 @@ def fit(config: dict[str, Any], run: Run, description: Mapping[str, Any] | None 
         )
     if isinstance(datamodule.sampling, HardNegativeSettings) and datamodule.sampling.table is None:
         # after the evaluation whose products it ranks, and before what gives the module its live weights back
-        trainer.callbacks.insert(
-            trainer.callbacks.index(callbacks["retrieval_eval"]) + 1, HardNegativeMining(datamodule.sampling)
-        )
+        mining = HardNegativeMining(datamodule.sampling)
+        trainer.callbacks.insert(trainer.callbacks.index(callbacks["retrieval_eval"]) + 1, mining)
+        mining.validate(trainer, datamodule)
     if is_alone():
         datamodule.prepare_data()  # before anything is written, so that invalid data leave no run folder
     if trainer.fast_dev_run:

@@ -7,12 +7,14 @@ stream in the checkpoint.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from lightning import LightningDataModule
+from lightning.pytorch.utilities import rank_zero_info
 
 from mim_lightning.analysis.html.validation_page import write_validation_report
 from mim_lightning.data.images.codec import MAX_KNOWN, hash_bytes, hash_pixels
@@ -24,7 +26,6 @@ from mim_lightning.data.loading.loader import SequentialLoader, ShardDataset, St
 from mim_lightning.data.loading.references import ReferenceReader
 from mim_lightning.data.loading.vector_table import (
     VectorTable,
-    digest_vectors,
     open_vectors,
     read_width,
     validate_vectors,
@@ -37,6 +38,7 @@ from mim_lightning.data.preparation.preparation import Preparation, prepare_data
 from mim_lightning.data.preparation.prepared import PreparedData, ShardSettings
 from mim_lightning.data.sampling.gallery_sample import SelectedOrder, sample_gallery
 from mim_lightning.data.sampling.mixture import make_mixture_order
+from mim_lightning.data.sampling.negative_table import digest_negatives
 from mim_lightning.data.sampling.order import BatchOrder, EpochSettings, OrderSettings, read_column
 from mim_lightning.data.sampling.product_frequency import log_frequencies
 from mim_lightning.data.sampling.shuffled import ShuffledSettings, sequential_order
@@ -50,7 +52,8 @@ from mim_lightning.io.machine import num_cores
 from mim_lightning.io.paths import to_path_or_url
 from mim_lightning.types import LOG_FREQUENCY, ImageSpec, TowerSpec, fields_of, side_of, specs_by_field
 
-CONTENT, VECTORS = "content", "vectors"  # in a checkpoint: digests of the training set, and of `vectors` by name
+# in a checkpoint: digests of the training set, of `vectors` by name, and of the table of hard negatives
+CONTENT, VECTORS, NEGATIVES = "content", "vectors", "negatives"
 QUERIES, GALLERY, DISTRACTORS = 0, 1, 2  # the dataloader_idx of the validation loaders
 
 
@@ -162,6 +165,7 @@ class MatchDataModule(LightningDataModule):
         self._features: dict[str, FeatureTable] = {}  # by tower
         self.vectors = dict(vectors or {})
         self._vectors: dict[str, Path] = {}  # of `vectors`, what training reads
+        self._vector_tables: dict[str, VectorTable] = {}  # of these, once they are opened
         self._columns: tuple[str, ...] = ()
         self._column_values: dict[str, np.ndarray] = {}  # of `_columns`
         self._train_loader: StreamLoader | None = None
@@ -197,7 +201,8 @@ class MatchDataModule(LightningDataModule):
         _ = self.opened.queries
         self.opened.validate_distractors()
         if is_training:
-            self._open_vectors()
+            for name, table in self._open_vectors().items():
+                self._count_vectors(name, table)
             self.opened.validate_mix()
             self.train_order(self.opened.train)
         self._was_checked[is_training] = True
@@ -268,12 +273,31 @@ class MatchDataModule(LightningDataModule):
             ValueError: a file is missing, or has no vectors.
         """
         found = validate_vectors({name: self.vectors[name] for name in names})
-        self._vectors = found
+        self._vectors, self._vector_tables = found, {}
         return {name: read_width(name, path) for name, path in found.items()}
 
     def _open_vectors(self) -> dict[str, VectorTable]:
         root = (self.feature_cache or FeatureCacheSettings()).root.parent / "vectors"
-        return {name: open_vectors(name, path, root) for name, path in self._vectors.items()}
+        for name, path in self._vectors.items():
+            if name not in self._vector_tables:  # opening reads the file
+                self._vector_tables[name] = open_vectors(name, path, root)
+        return self._vector_tables
+
+    def _count_vectors(self, name: str, table: VectorTable) -> None:
+        """Print how many training rows have a vector.
+
+        Raises:
+            ValueError: none has one.
+        """
+        shards, place = self.opened.train, f"data.vectors.{name}={self._vectors[name]}"
+        keys = read_column(shards, "keys" if side_of(name) == QUERY else "product_keys")
+        count = table.count(keys)
+        if not count:
+            raise ValueError(
+                f"{place}: none of its {side_of(name)} ids is in the training rows of {shards.folder}; give vectors of "
+                "this data set"
+            )
+        rank_zero_info(f"{place}: {count:,} of {len(keys):,} training rows have a vector ({count / len(keys):.1%})")
 
     def is_deterministic(self, tower: str) -> bool:
         """Return whether nothing is random in what a tower gets of a training row."""
@@ -301,7 +325,7 @@ class MatchDataModule(LightningDataModule):
 
     def train_query_pass(self) -> StreamLoader:
         """Return a pass over the query sides of the training rows, as they are evaluated."""
-        return self._evaluation_loader(QUERIES, self.opened.train, None)
+        return self._evaluation_loader(QUERIES, self.opened.train, None, self.corrupt_samples)
 
     def num_evaluated(self) -> list[int]:
         """Return the rows of a whole evaluation pass, by dataloader_idx."""
@@ -346,7 +370,9 @@ class MatchDataModule(LightningDataModule):
             self._gallery_numbers = sample_gallery(self.opened.gallery, self.opened.queries, *self._gallery_sample)
         return self._gallery_numbers
 
-    def _evaluation_loader(self, idx: int, shards: ShardSet, numbers: np.ndarray | None) -> StreamLoader:
+    def _evaluation_loader(
+        self, idx: int, shards: ShardSet, numbers: np.ndarray | None, policy: CorruptSamplePolicy | None = None
+    ) -> StreamLoader:
         side = QUERY if idx == QUERIES else PRODUCT
         specs = {name: spec for name, spec in self.specs.items() if side_of(name) == side}
         num_rows, world_size = len(shards) if numbers is None else max(1, len(numbers)), self._placement()["world_size"]
@@ -363,7 +389,8 @@ class MatchDataModule(LightningDataModule):
         plan = sequential_order(shards, batch_size) if numbers is None else SelectedOrder(numbers, batch_size)
         features = {tower: table for tower, table in self._features.items() if tower in specs}
         collate = Collate(specs, shards.max_relevant, image_key=self._image_key(), features=features)
-        return StreamLoader(shards, collate, plan, **self._placement(), in_whole_batches=self.as_one_process)
+        options = {**self._placement(), "policy": policy, "in_whole_batches": self.as_one_process}
+        return StreamLoader(shards, collate, plan, **options)
 
     def _image_key(self) -> Callable[[bytes], int]:
         """Return how evaluation recognizes equal images: by pixels, or by bytes if there are many."""
@@ -401,18 +428,31 @@ class MatchDataModule(LightningDataModule):
     def state_dict(self) -> dict[str, Any]:
         if self._train_loader is None:
             return {}
-        vectors = {name: digest_vectors(path) for name, path in self._vectors.items()}
+        vectors = {name: table.digest for name, table in self._open_vectors().items()}
         state = {**self._train_loader.state_dict(), CONTENT: self._train_loader.ranks.shards.digest}
+        state |= {NEGATIVES: negatives} if (negatives := self._negatives_digest) else {}
         return state | ({VECTORS: vectors} if vectors else {})
+
+    @cached_property
+    def _negatives_digest(self) -> str | None:
+        """Of the table of hard negatives, if one is given."""
+        table = getattr(self.sampling, "table", None)
+        return None if table is None else digest_negatives(Path(table), f"data.sampling.table={table}")
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._state = state_dict or None
         for name, digest in state_dict.get(VECTORS, {}).items():
-            if name in self._vectors and digest_vectors(self._vectors[name]) != digest:
+            if name in self._vectors and self._open_vectors()[name].digest != digest:
                 raise ValueError(
                     f"data.vectors.{name}={self._vectors[name]}: its content changed since the checkpoint was written; "
                     "restore the former file, or train under another run.id"
                 )
+        if (negatives := state_dict.get(NEGATIVES)) is not None and negatives != self._negatives_digest:
+            table = getattr(self.sampling, "table", None)
+            raise ValueError(
+                f"data.sampling.table={table}: its content is not that of the table that the checkpoint was made with; "
+                "restore the former file, or train under another run.id"
+            )
         if self._train_loader and self._state:
             self._train_loader.use_order(self.train_order(self._train_loader.ranks.shards))
             self._restore_position(self._train_loader, self._state)

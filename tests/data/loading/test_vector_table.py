@@ -30,7 +30,8 @@ def test_rows_are_read_by_id_at_unit_length(tmp_path: Path, dtype: pa.DataType) 
     found = table.read(torch.tensor([hash_id("b"), NO_KEY, hash_id("a"), hash_id("nowhere"), hash_id("b")]))
     wanted = torch.tensor([[0.6, 0.8], [0, 0], [0, 1], [0, 0], [0.6, 0.8]])
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-3)
-    assert found.dtype == torch.float32
+    assert found.dtype == torch.float32 and table.digest == digest_vectors(path)
+    assert table.count(np.array([hash_id("b"), NO_KEY, hash_id("a"), hash_id("b")])) == 3
 
 
 def test_the_cache_follows_the_content(tmp_path: Path) -> None:
@@ -60,6 +61,8 @@ def test_a_mistake_is_named(tmp_path: Path) -> None:
             "row 1 has a vector of 2",
         ),
         (write(tmp_path / "i.parquet", {"a": [1]}, pa.int64()), "product_old", "give lists of floating point numbers"),
+        (write(tmp_path / "n.parquet", {"a": None, "b": [1.0]}), "product_old", "row 0 has no vector"),
+        (write(tmp_path / "m.parquet", [("a", [1.0]), (None, [1.0])]), "product_old", "row 1 has no product_id"),
     ]
     for path, name, said in cases:
         with pytest.raises(ValueError, match=said):

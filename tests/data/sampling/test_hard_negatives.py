@@ -16,7 +16,7 @@ from mim_lightning.data.sampling.hard_negatives import (
     MiningSettings,
     gather,
 )
-from mim_lightning.data.sampling.negative_table import NegativeTable, read_negatives, write_negatives
+from mim_lightning.data.sampling.negative_table import NegativeTable, read_negatives, to_lists, write_negatives
 from mim_lightning.data.sampling.order import BatchOrder, EpochSettings
 from mim_lightning.ids import NO_KEY, hash_id
 from tests.data.rows import ColumnSet, random_sizes
@@ -88,6 +88,7 @@ def test_tables_of_ids_and_of_keys_are_read(tmp_path: Path) -> None:
         write_negatives(tmp_path / "t.parquet", columns)
         found = read_negatives(tmp_path / "t.parquet", "table=t").find(np.array([hash_id(name) for name in "abc"]))
         assert found.tolist() == [[NO_KEY] * 2, [hash_id("x"), hash_id("y")], [NO_KEY] * 2]
+    assert to_lists(np.array([[3, 4], [5, NO_KEY], [6, 7]]), np.array([2, 1, 0])).to_pylist() == [[3, 4], [5], []]
     pyarrow.parquet.write_table(pa.table({"query": ["a"]}), tmp_path / "t.parquet")
     with pytest.raises(ValueError, match="table=t: needs the columns query_id and negative_ids; it has query"):
         read_negatives(tmp_path / "t.parquet", "table=t")

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 VECTOR, MAGIC = "vector", b"PAR1"
 FACTS, KEYS, ROWS, VECTORS = "facts.json", "keys.bin", "rows.bin", "vectors.bin"
 FORMAT = 1
-BATCH_ROWS = 1 << 13
+BATCH_ROWS, COUNTED_ROWS = 1 << 13, 1 << 20  # at once
 HASHED_WHOLE, HASHED_EVERY = 1 << 28, 1 << 26  # bytes of a file that is hashed as a whole; of a larger one, see below
 
 
@@ -44,12 +44,14 @@ class VectorTable:
         folder: in the cache.
         num_rows, width: of the table.
         dtype: float32 or float16.
+        digest: of the file, see `digest_vectors`.
     """
 
     folder: Path
     num_rows: int
     width: int
     dtype: str
+    digest: str
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: self.__dict__[name] for name in self.__dataclass_fields__}  # a worker maps the files itself
@@ -64,13 +66,22 @@ class VectorTable:
         """Return vectors (B, D) float32 of unit length by hashed id; zeros of an id that the table lacks."""
         import torch
 
-        known, rows, vectors = self._maps
+        _, rows, vectors = self._maps
         wanted = keys_B.numpy()
-        places = np.searchsorted(known, wanted).clip(max=self.num_rows - 1)
-        is_found = known[places] == wanted
+        places, is_found = self._find(wanted)
         found = np.zeros((len(wanted), self.width), np.float32)
         found[is_found] = vectors[rows[places[is_found]]]
         return torch.from_numpy(found)
+
+    def count(self, keys_N: np.ndarray) -> int:
+        """Return how many of the hashed ids have a vector, counting each as often as it occurs."""
+        parts = (keys_N[start : start + COUNTED_ROWS] for start in range(0, len(keys_N), COUNTED_ROWS))
+        return sum(int(self._find(part)[1].sum()) for part in parts)
+
+    def _find(self, keys_B: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        known = self._maps[0]
+        places = np.searchsorted(known, keys_B).clip(max=self.num_rows - 1)
+        return places, known[places] == keys_B
 
 
 def validate_vectors(vectors: Mapping[str, str | None]) -> dict[str, Path]:
@@ -139,12 +150,13 @@ def open_vectors(name: str, path: Path, cache: Path) -> VectorTable:
     Raises:
         ValueError: the file lacks a column, a row has no vector of unit length or of another dimension; names the row.
     """
-    folder = cache / f"{digest_vectors(path)}-{side_of(name)}"
+    digest = digest_vectors(path)
+    folder = cache / f"{digest}-{side_of(name)}"
     if not (folder / FACTS).is_file():
         _Source(name, path).write(folder)
     with errors_as_damaged_file(folder / FACTS, "remove its folder, and it is written again"):
         facts = json.loads((folder / FACTS).read_text())
-        return VectorTable(folder, int(facts["num_rows"]), int(facts["width"]), str(facts["dtype"]))
+        return VectorTable(folder, int(facts["num_rows"]), int(facts["width"]), str(facts["dtype"]), digest)
 
 
 class _Source:
@@ -173,6 +185,8 @@ class _Source:
             raise ValueError(f"data.vectors.{name}={path}: has no row")
         first = next(self.file.iter_batches(1, columns=[VECTOR]))
         self.width = len(first[0][0].as_py() or ())
+        if not self.width:
+            raise ValueError(f"data.vectors.{name}={path}: row 0 has no vector")
 
     def write(self, folder: Path) -> None:
         keys, start = np.empty(self.num_rows, np.int64), 0
@@ -181,7 +195,10 @@ class _Source:
                 vectors = map_new(file, self.dtype, (self.num_rows, self.width), folder / VECTORS)
             for batch in self.file.iter_batches(BATCH_ROWS, columns=[self.id_column, VECTOR]):
                 stop = start + len(batch)
-                keys[start:stop] = [hash_id(str(one)) for one in batch[self.id_column].to_pylist()]
+                if (ids := batch[self.id_column]).null_count:
+                    row = start + ids.is_null().to_pylist().index(True)
+                    raise ValueError(f"{self.path}: row {row} has no {self.id_column}")
+                keys[start:stop] = [hash_id(str(one)) for one in ids.to_pylist()]
                 vectors[start:stop] = self._vectors(batch[VECTOR], start)
                 start = stop
             vectors.flush()

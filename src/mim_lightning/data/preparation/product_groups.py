@@ -32,7 +32,11 @@ class ProductGroups:
 
 
 def find_product_groups(
-    prepared: PreparedData, group_column: str | None, skip_duplicates: bool, settings: ValidationSettings | None = None
+    prepared: PreparedData,
+    group_column: str | None,
+    skip_duplicates: bool,
+    settings: ValidationSettings | None = None,
+    section: str = "mining",
 ) -> ProductGroups:
     """Return the products of a catalog that share a value of a column, or a picture, also by way of a third product.
 
@@ -41,6 +45,7 @@ def find_product_groups(
     Args:
         group_column: of the stored metadata, or `category`; None: none.
         skip_duplicates: compare pictures, where `prepare` kept their hashes: in a local folder.
+        section: of the config, whose `group_column` it is.
 
     Raises:
         ValueError: no product has the column.
@@ -53,7 +58,7 @@ def find_product_groups(
             key = parents[key]
         return key
 
-    pairs = _in_one_group(prepared, group_column) if group_column is not None else iter(())
+    pairs = _in_one_group(prepared, group_column, section) if group_column is not None else iter(())
     for found in (pairs, _with_one_picture(prepared, settings or ValidationSettings()) if skip_duplicates else ()):
         for left, right in found:
             low, high = sorted((root(left), root(right)))
@@ -62,7 +67,7 @@ def find_product_groups(
     return ProductGroups(product_keys, np.array([root(key) for key in product_keys.tolist()], dtype=np.int64))
 
 
-def _in_one_group(prepared: PreparedData, column: str) -> Iterator[tuple[int, int]]:
+def _in_one_group(prepared: PreparedData, column: str, section: str) -> Iterator[tuple[int, int]]:
     """Yield each product with the first one that has the same value."""
     first: dict[str, int] = {}
     known: set[str] = {"category"}
@@ -75,7 +80,7 @@ def _in_one_group(prepared: PreparedData, column: str) -> Iterator[tuple[int, in
             if (other := first.setdefault(str(value), key)) != key:
                 yield other, key
     if not first:
-        raise ValueError(f"mining.group_column={column}: no product has a value of it; there are {', '.join(known)}")
+        raise ValueError(f"{section}.group_column={column}: no product has a value of it; there are {', '.join(known)}")
 
 
 def _with_one_picture(prepared: PreparedData, settings: ValidationSettings) -> Iterator[tuple[int, int]]:

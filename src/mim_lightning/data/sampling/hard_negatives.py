@@ -28,6 +28,7 @@ from mim_lightning.data.sampling.order import (
 from mim_lightning.data.sampling.shuffled import ShuffledOrder
 
 TABLE = "data.sampling.table"
+_IN_TRAINING = "in training the key is data.sampling.mining.<name>"
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,14 +136,18 @@ class MiningSettings:
 
     def __post_init__(self) -> None:
         if not 1 <= self.num_candidates <= self.depth:
-            raise ValueError(f"mining.num_candidates={self.num_candidates}: give 1 to mining.depth={self.depth}")
+            raise ValueError(
+                f"mining.num_candidates={self.num_candidates}: give 1 to mining.depth={self.depth}; {_IN_TRAINING}"
+            )
         if self.max_relative_score is not None and not 0 < self.max_relative_score <= 1:
             raise ValueError(
                 f"mining.max_relative_score={self.max_relative_score}: give a fraction of the relevant product's "
-                "score, above 0 and up to 1, or null"
+                f"score, above 0 and up to 1, or null; {_IN_TRAINING}"
             )
         if not 0 <= self.margin < 2:
-            raise ValueError(f"mining.margin={self.margin}: give a difference of cosines, 0 or more and below 2")
+            raise ValueError(
+                f"mining.margin={self.margin}: give a difference of cosines, 0 or more and below 2; {_IN_TRAINING}"
+            )
 
 
 @dataclass(frozen=True)

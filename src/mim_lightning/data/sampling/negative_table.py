@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet
 
+from mim_lightning.data.manifest.content_hash import file_id
 from mim_lightning.ids import NO_KEY, hash_id
 from mim_lightning.io.atomic import atomic_write
 from mim_lightning.io.damaged_file import errors_as_damaged_file
@@ -47,11 +48,37 @@ def write_negatives(path: Path, columns: Mapping[str, Any]) -> None:
     """Write a table of negatives as a whole.
 
     Args:
-        columns: by name, see above; of negatives and scores a list a row.
+        columns: by name, see above; of negatives and scores a list a row, see `to_lists`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as partial:
         pyarrow.parquet.write_table(pa.table(dict(columns)), partial, compression="zstd")
+
+
+def to_lists(rows_QK: np.ndarray | pa.Array, counts_Q: np.ndarray) -> pa.ListArray:
+    """Return the first so many values of each row as lists: Python's would need ten times the memory.
+
+    Args:
+        rows_QK: the rows, or an array of the values that are kept, one after the other.
+    """
+    if isinstance(rows_QK, np.ndarray):
+        rows_QK = pa.array(rows_QK[np.arange(rows_QK.shape[1]) < counts_Q[:, None]])
+    return pa.ListArray.from_arrays(pa.array(np.append(0, counts_Q.cumsum()).astype(np.int32)), rows_QK)
+
+
+def digest_negatives(path: Path, where: str) -> str:
+    """Return a digest of the content of a table.
+
+    Raises:
+        ValueError: no such file.
+    """
+    _validate_file(path, where)
+    return file_id(path)
+
+
+def _validate_file(path: Path, where: str) -> None:
+    if not path.is_file():
+        raise ValueError(f"{where}: no such file; `python -m mim_lightning.mine` writes one")
 
 
 def read_negatives(path: Path, where: str) -> NegativeTable:
@@ -63,8 +90,7 @@ def read_negatives(path: Path, where: str) -> NegativeTable:
     Raises:
         ValueError: no such file, one that is damaged, without the columns, or without a row.
     """
-    if not path.is_file():
-        raise ValueError(f"{where}: no such file; `python -m mim_lightning.mine` writes one")
+    _validate_file(path, where)
     with errors_as_damaged_file(path, REMEDY):
         names = pyarrow.parquet.read_schema(path).names
     columns = next((list(pair) for pair in KINDS.values() if {*pair} <= {*names}), None)

@@ -22,8 +22,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from mim_lightning.data.preparation.prepared import PreparedData
 from mim_lightning.data.preparation.product_groups import find_product_groups
 from mim_lightning.data.sampling.hard_negatives import HardNegativeSettings, MiningSettings
-from mim_lightning.data.sampling.negative_table import NegativeTable, read_negatives, write_negatives
-from mim_lightning.data.shards.mixture_set import ConcatShardSet
+from mim_lightning.data.sampling.negative_table import NegativeTable, read_negatives, to_lists, write_negatives
 from mim_lightning.data.validation.settings import ValidationSettings
 from mim_lightning.display.numbers import format_count, format_duration
 from mim_lightning.fields import QUERY
@@ -31,6 +30,7 @@ from mim_lightning.lit.callbacks.retrieval_eval import RetrievalEval, find_retri
 from mim_lightning.lit.console import ProgressBar
 from mim_lightning.lit.datamodule import MatchDataModule
 from mim_lightning.lit.embed_queries import embed_queries
+from mim_lightning.lit.trainer import ask_first
 from mim_lightning.metrics import EmbeddingTable, NothingToRankError
 from mim_lightning.metrics.collectives import sum_of_ranks
 from mim_lightning.metrics.negatives import Guard, MinedNegatives, choose_negatives, mine_negatives
@@ -38,7 +38,7 @@ from mim_lightning.model.matcher import Matcher
 from mim_lightning.types import NO_KEY, Batch, Direction, Embeddings, side_of
 
 FOLDER = "negatives"  # in that of a run
-WHERE = "data/sampling=hard_negatives"
+WHERE, SECTION = "data/sampling=hard_negatives", "data.sampling.mining"
 
 
 class HardNegativeMining(Callback):
@@ -53,7 +53,8 @@ class HardNegativeMining(Callback):
         self.guard: Guard | None = None
         self.tables: dict[int, NegativeTable] = {}  # by first pass; older ones are used by no pass to come
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+    def validate(self, trainer: Trainer, datamodule: MatchDataModule) -> None:
+        """Raise ValueError for a run in which nothing can be mined, before anything of it is written."""
         evaluation = find_retrieval_eval(trainer)
         if evaluation.num_distractors is not None:
             raise ValueError(
@@ -66,15 +67,19 @@ class HardNegativeMining(Callback):
                 f"trainer.num_sanity_val_steps=-1, not {trainer.num_sanity_val_steps}"
             )
         self._direction(evaluation)
-        datamodule = trainer.datamodule  # type: ignore[attr-defined]
-        if stage == "fit" and isinstance(datamodule.opened.train, ConcatShardSet):
+        if datamodule.mixture:
             raise ValueError(f"{WHERE}: mines in one set, not in data.mixture; give data.sampling.table")
-        evaluation.keeps_gallery = True
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        find_retrieval_eval(trainer).keeps_gallery = True
+        datamodule = trainer.datamodule  # type: ignore[attr-defined]
+        if stage == "fit" and self.guard is None:  # a column that no product has is named before the first epoch
+            self.guard = make_guard(self.settings.mining, datamodule.opened.prepared, datamodule.validation)
 
     def _direction(self, evaluation: RetrievalEval) -> tuple[str, Direction]:
         name = self.settings.mining.direction or evaluation.monitor.split("/", 2)[1]
         if name not in evaluation.directions:
-            raise ValueError(f"mining.direction={name}: is none; there are {', '.join(evaluation.directions)}")
+            raise ValueError(f"{SECTION}.direction={name}: is none; there are {', '.join(evaluation.directions)}")
         return name, evaluation.directions[name]
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -89,6 +94,8 @@ class HardNegativeMining(Callback):
         wait = 0 if is_first else max(self.tables) + _num_passes(datamodule, self.settings.every_n_epochs)
         if is_last or next_epoch < self.settings.first_epoch or first_pass < wait:
             return
+        if not trainer.sanity_checking and _epoch_of_pass(datamodule, first_pass) > _epoch_of_next_validation(trainer):
+            return  # a later model can mine for that pass
         started = time.perf_counter()
         mined = self._mine(trainer, pl_module, evaluation, gallery)
         self._keep(trainer, first_pass, mined)
@@ -108,8 +115,7 @@ class HardNegativeMining(Callback):
             )
         matcher: Any = pl_module.matcher
         queries = self._embed(trainer, pl_module, matcher, gallery.row_keys.device)
-        if self.guard is None:
-            self.guard = make_guard(settings, datamodule.opened.prepared, datamodule.validation)
+        assert self.guard is not None
         choose = partial(choose_negatives, num_negatives=settings.num_candidates, guard=self.guard)
         try:
             return mine_negatives(
@@ -125,7 +131,7 @@ class HardNegativeMining(Callback):
             )
         except NothingToRankError:
             raise ValueError(
-                f"mining.direction={name}: no training row has a {direction.query} and a product of the catalog"
+                f"{SECTION}.direction={name}: no training row has a {direction.query} and a product of the catalog"
             ) from None
 
     def _embed(
@@ -145,19 +151,18 @@ class HardNegativeMining(Callback):
     def _keep(self, trainer: Trainer, first_pass: int, mined: MinedNegatives) -> None:
         order = mined.query_keys.argsort()
         table = NegativeTable(mined.query_keys[order].numpy(), mined.product_keys[order].numpy())
-        if trainer.is_global_zero:
-            rows = [
-                (keys[: (kept := sum(key != NO_KEY for key in keys))], scores[:kept])
-                for keys, scores in zip(mined.product_keys[order].tolist(), mined.scores[order].tolist(), strict=True)
-            ]
+
+        def write() -> None:
+            counts = (table.product_keys != NO_KEY).sum(1)
             columns = {
                 "query_key": table.query_keys,
                 "positive_score": mined.positive_scores[order].numpy(),
-                "negative_keys": [keys for keys, _ in rows],
-                "scores": [scores for _, scores in rows],
+                "negative_keys": to_lists(table.product_keys, counts),
+                "scores": to_lists(mined.scores[order].numpy(), counts),
             }
             write_negatives(_path(trainer, first_pass), columns)
-        trainer.strategy.barrier()  # a checkpoint that names the table comes after it
+
+        ask_first(trainer.strategy, write)  # a checkpoint that names the table comes after it
         # the pass that is running may be read from the middle again
         former = max((first for first in self.tables if first < first_pass), default=None)
         self.tables = {first: self.tables[first] for first in (former,) if first is not None} | {first_pass: table}
@@ -199,14 +204,34 @@ def _next_pass(datamodule: MatchDataModule, next_epoch: int) -> int:
     return -(-next_epoch * order.num_batches // order.passes()[""].num_batches)
 
 
+def _epoch_of_pass(datamodule: MatchDataModule, first_pass: int) -> int:
+    order = datamodule.present_order()
+    return first_pass * order.passes()[""].num_batches // order.num_batches
+
+
+def _epoch_of_next_validation(trainer: Trainer) -> int:
+    """Return the epoch in which, or at the end of which, training is validated next: what that mines is for later."""
+    loop, every, num_epochs = trainer.fit_loop.epoch_loop, trainer.val_check_batch, trainer.check_val_every_n_epoch
+    if num_epochs is None and every is not None:  # batches are counted over all epochs
+        return int((loop.total_batch_idx + every) // trainer.num_training_batches)
+    is_last = every is None or loop.batch_idx + 1 + every > trainer.num_training_batches
+    return trainer.current_epoch + (num_epochs or 1 if is_last else 0)
+
+
 def _num_passes(datamodule: MatchDataModule, num_epochs: int) -> int:
     order = datamodule.present_order()
     return max(1, num_epochs * order.num_batches // order.passes()[""].num_batches)
 
 
-def make_guard(mining: MiningSettings, prepared: PreparedData, validation: ValidationSettings | None) -> Guard:
-    """Return the guard of settings, with the groups of products in the data that stand for each other."""
-    groups = find_product_groups(prepared, mining.group_column, mining.skip_duplicates, validation)
+def make_guard(
+    mining: MiningSettings, prepared: PreparedData, validation: ValidationSettings | None, section: str = SECTION
+) -> Guard:
+    """Return the guard of settings, with the groups of products in the data that stand for each other.
+
+    Args:
+        section: of the config, that the settings are of.
+    """
+    groups = find_product_groups(prepared, mining.group_column, mining.skip_duplicates, validation, section)
     if len(groups):
         num_groups = format_count(len(np.unique(groups.group_keys)), "group")
         rank_zero_info(f"hard negatives: {format_count(len(groups), 'product')} in {num_groups} of the same product")
