@@ -1,6 +1,7 @@
 """Every kind of image input gives the pixels of the evaluation, upright; invalid ones are named."""
 
 import io
+import math
 import zlib
 from pathlib import Path
 
@@ -132,6 +133,15 @@ def test_a_box_is_decoded_with_the_pixels_that_it_needs() -> None:
     part = prepared(BoxedImage(encoded(photo, "PNG"), (0, 0, 24 / 1024, 24 / 1024)), max_side=64)
     assert part.float().std() > 100
     assert prepared(encoded(photo, "JPEG"), max_side=64).float().std() < 60
+
+
+def test_a_sliver_is_refused_and_a_box_as_thin_as_rounding_has_a_pixel() -> None:
+    photo = encoded(corners(300, 256), "PNG")
+    with pytest.raises(ValueError, match=r"^image 0: the box has 300 x 1 pixels, one side is more than 100 times"):
+        prepared(BoxedImage(photo, (0, 0.5, 1, 0.501)))
+    thin = (139 / 300, 0.5, math.nextafter(139 / 300, 1), math.nextafter(0.5, 1))
+    assert thin[0] * 300 == thin[2] * 300 == 139
+    assert prepared(BoxedImage(photo, thin)).reshape(3, -1).float().std(1).max() == 0, "of a single pixel"
 
 
 @pytest.mark.parametrize("box", [(0, 0, 0, 1), (0, 0, 1), (0.5, 0, 0.4, 1), (-0.1, 0, 1, 1), (0, 0, 1, float("nan"))])

@@ -18,7 +18,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from mim_lightning.data.images.codec import EncodedImage, as_stored, decode_upright
-from mim_lightning.data.images.limits import read_image_file
+from mim_lightning.data.images.limits import ImageLimits, ImageTooLargeError, read_image_file
 from mim_lightning.data.images.transforms import eval_image
 from mim_lightning.types import ImageSpec
 
@@ -27,6 +27,7 @@ Box = tuple[float, float, float, float]
 ImageInput = Union[bytes, EncodedImage, str, Path, Image.Image, np.ndarray, "BoxedImage"]
 """Encoded bytes, the same with their header parsed, a path, a PIL image, (H, W, 3) uint8 RGB, or a box of these."""
 
+BOX_LIMITS = ImageLimits(aspect=100)  # a sliver of a large photo would be resized to gigabytes
 PPM_MODES = ("RGB", "L")  # of PIL images that PPM stores without loss
 PNG_MODES = ("1", "LA", "P", "RGBA", "I", "I;16")
 
@@ -141,7 +142,11 @@ def _decode_as_stored(data: bytes | EncodedImage, max_side: int | None) -> Encod
 
 
 def decode_box(data: bytes | EncodedImage, box: Box, max_side: int | None) -> np.ndarray:
-    """Return the pixels in a box of the upright image, decoded no larger than an image of this part is stored."""
+    """Return the pixels in a box of the upright image, decoded no larger than an image of this part is stored.
+
+    Raises:
+        ImageTooLargeError: one side of the box is many times the other.
+    """
     image = EncodedImage.of(data)
     left, top, right, bottom = box
     # the stored sides may be swapped: the shorter one bounds what either is of the part
@@ -150,7 +155,13 @@ def decode_box(data: bytes | EncodedImage, box: Box, max_side: int | None) -> np
     pixels = decode_upright(image, *(math.ceil(side * scale) for side in image.size))
     height, width = pixels.shape[:2]
     first_row, first_column = min(int(top * height), height - 1), min(int(left * width), width - 1)
-    end_row, end_column = math.ceil(bottom * height), math.ceil(right * width)
+    # a box thinner than rounding has a pixel too
+    end_row = max(math.ceil(bottom * height), first_row + 1)
+    end_column = max(math.ceil(right * width), first_column + 1)
+    try:
+        BOX_LIMITS.check(end_row - first_row, end_column - first_column)
+    except ImageTooLargeError as error:
+        raise ImageTooLargeError(f"the box has {error}") from None
     return np.ascontiguousarray(pixels[first_row:end_row, first_column:end_column])
 
 
