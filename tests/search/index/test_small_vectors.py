@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from mim_lightning.search.index.factory import open_index
+from mim_lightning.search.index.faiss_types import search_parameters
 from mim_lightning.search.index.index_settings import FAMILIES, IndexSettings
+from mim_lightning.search.index.product_ranking import compute_scores
 from mim_lightning.search.index.small_vectors import Int8Vectors, cut_vectors, encode_int8, encode_signs, round_vectors
 from tests.search.index.catalog import Shop, make_shop
 
@@ -123,6 +128,51 @@ def test_additions_deletions_filters_and_merges_stay_right(
     index.save()
     assert index.card.num_deleted == 0
     check(open_index(tmp_path), whole.updated(last).without(whole.ids[:900]))
+
+
+def test_growth_chooses_another_structure_of_the_same_precision(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mim_lightning.search.index.faiss_index.FLAT_ROWS", 20)
+    monkeypatch.setattr("mim_lightning.search.index.index_type.FLAT_ROWS", 70)
+    index, more = make_unit_shop(60).build(tmp_path, IndexSettings(precision="int8", dimension=CUT)), make_unit_shop(30)
+    assert index.card.kind == "int8_flat" and index.card.full_recall is not None
+    index.add(more.vectors, [f"new{product_id}" for product_id in more.ids], renamed(more))
+    index.save()
+    card = open_index(tmp_path).card
+    assert (card.kind, card.full_recall, card.num_products) == ("int8_hnsw", None, 90), "not of the former index"
+
+
+def renamed(shop: Shop) -> pa.Table:
+    return pa.Table.from_pylist([{**one, "product_id": f"new{one['product_id']}"} for one in shop.records.values()])
+
+
+def test_a_filter_widens_the_search_of_bits_once(shop: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = {"nlist": 40, "nprobe": 4, "rerank": 10, "min_recall": 0}
+    index = shop.build(tmp_path, IndexSettings(kind="ivf", precision="binary", **options))
+    searched: list[int] = []
+
+    def spy(*arguments: Any) -> Any:
+        searched.append((found := search_parameters(*arguments)).nprobe)
+        return found
+
+    monkeypatch.setattr("mim_lightning.search.index.segment.search_parameters", spy)
+    index.search(unit(2, 9), 5, {"category": "Milk"})
+    # 10 candidates of each of 11 rows; a third of the rows is allowed, and twice as many are read
+    assert searched[0] == math.ceil(2 * 110 * 3 / 1500 * 40)
+
+
+def test_8_bit_vectors_are_compared_row_by_row_and_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    vectors = np.random.default_rng(0).standard_normal((100, 96)).astype(np.float32)
+    small, queries = Int8Vectors(encode_int8(vectors)), vectors[:3]
+    rows = np.tile(np.arange(-1, 99), (3, 1))
+    expected = compute_scores(queries, np.asarray(small), rows)
+    sizes: list[int] = []
+    decode = Int8Vectors.__getitem__
+    monkeypatch.setattr(Int8Vectors, "__getitem__", lambda self, rows: sizes.append(len(rows)) or decode(self, rows))
+    monkeypatch.setattr("mim_lightning.search.index.product_ranking._DECODED_ROWS", 32)
+    assert (compute_scores(queries, small, rows) == expected).all() and max(sizes) == 32
+    assert (compute_scores(queries[:1], small, rows[:1, 7:8]) == expected[:1, 7:8]).all()
 
 
 def test_integers_and_signs_are_those_of_the_definition() -> None:

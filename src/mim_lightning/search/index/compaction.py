@@ -46,6 +46,12 @@ def is_mostly_deleted(parts: Sequence[Segment]) -> bool:
     return num_rows / 2 < num_deleted < num_rows
 
 
+def has_other_kind(parts: Sequence[Segment]) -> bool:
+    """Return whether the base is of another index type than so many rows get."""
+    base, num_rows = parts[0], sum(len(part.vectors) - part.num_deleted for part in parts)
+    return base.kind == "flat" or choose_kind(base.settings, num_rows, base.vectors.shape[1])[0] != base.kind
+
+
 def compact(parts: Sequence[Segment], folder: Path) -> tuple[Segment, Recall, str]:
     """Return one segment rebuilt from the live rows, its recall, and the reason for its index type."""
     pairs = [(part.vectors, np.flatnonzero(part.is_live)) for part in parts]

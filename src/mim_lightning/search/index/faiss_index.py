@@ -19,7 +19,13 @@ import pyarrow as pa
 
 from mim_lightning.io.locks import lock
 from mim_lightning.search.index.card import REBUILD, IndexCard, StoredFile, describe_index, describe_size
-from mim_lightning.search.index.compaction import append_rows, compact, is_mostly_deleted, merge_segments
+from mim_lightning.search.index.compaction import (
+    append_rows,
+    compact,
+    has_other_kind,
+    is_mostly_deleted,
+    merge_segments,
+)
 from mim_lightning.search.index.filters import parse_filter
 from mim_lightning.search.index.index_settings import IndexSettings, ModelFacts
 from mim_lightning.search.index.index_type import FLAT_ROWS, choose_kind
@@ -139,11 +145,12 @@ class FaissIndex:
     def _replace(self, base: Segment, *delta: Segment) -> None:
         """Replace the segments that are searched, after compacting or merging them if it is time for that."""
         card, parts, num_delta = self._card, (base, *delta), sum(len(part.vectors) for part in delta)
-        if is_mostly_deleted(parts) or (num_delta > FLAT_ROWS and base.kind == "flat"):
+        if is_mostly_deleted(parts) or (num_delta > FLAT_ROWS and has_other_kind(parts)):
             base, recall, why = compact(parts, self.folder)
             parts = (base,)
             size = describe_size(base.kind, base.settings, card.dimension)
             card = replace(card, kind=base.kind, why=why, recall=recall, settings=asdict(base.settings), **size)
+            card = replace(card, full_recall=None)  # of the former index; the full vectors are gone
         elif num_delta > FLAT_ROWS:
             parts = (merge_segments(base, delta[0], self.folder),)
         parts = (parts[0], *(part for part in parts[1:] if part.has_live_row.any()))

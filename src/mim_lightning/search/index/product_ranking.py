@@ -16,6 +16,7 @@ from mim_lightning.search.index.small_vectors import Int8Vectors, Vectors
 
 _ROUNDING = 1e-6  # an index's own score of a unit vector may differ by this much from ours
 _CHUNK_ELEMENTS = 2**22  # scores in memory at once
+_DECODED_ROWS = 2**13  # of 8-bit integers, in memory as float32 at once
 _FULLY_FETCHED = 200  # products; all rows of so many products are fetched at once
 FetchRows = Callable[[np.ndarray, int], np.ndarray]  # queries (Q, D), F -> rows (Q, F), -1 where there is none
 
@@ -30,10 +31,15 @@ class RankedRows(NamedTuple):
 
 def compute_scores(query_QD: np.ndarray, vectors_ND: Vectors, rows_QF: np.ndarray) -> np.ndarray:
     """Return the inner products (Q, F) of each query with its rows, -inf for row -1; arrays are contiguous."""
-    if isinstance(vectors_ND, Int8Vectors):
-        found_QF = vectors_ND.compute_scores(query_QD, rows_QF)
-        return np.where(rows_QF >= 0, found_QF, np.float32(-np.inf))
     scores_QF, pointer = np.empty(rows_QF.shape, dtype=np.float32), faiss.swig_ptr
+    if isinstance(vectors_ND, Int8Vectors):
+        for query, (query_D, rows_F) in enumerate(zip(query_QD, rows_QF, strict=True)):
+            for start in range(0, len(rows_F), _DECODED_ROWS):
+                rows = rows_F[start : start + _DECODED_ROWS]
+                places = np.where(rows >= 0, np.arange(len(rows)), -1)
+                part = compute_scores(query_D[None], vectors_ND[rows], places[None])
+                scores_QF[query, start : start + len(rows)] = part[0]
+        return scores_QF
     arrays = pointer(scores_QF), pointer(query_QD), pointer(vectors_ND), pointer(rows_QF)
     faiss.fvec_inner_products_by_idx(*arrays, query_QD.shape[1], *rows_QF.shape)
     return scores_QF

@@ -110,8 +110,8 @@ class Segment:
         """Return candidates by the bits that differ; FAISS's lists of bits have no selectors, so more are fetched."""
         num_rows = len(self.vectors)
         num_allowed = num_rows if selection is None else selection.num_rows
-        num_fetched = min(num_rows, math.ceil(num_fetched * num_rows / num_allowed))
         params = search_parameters(self.kind, self.settings, num_rows, num_allowed, num_fetched, None)
+        num_fetched = min(num_rows, math.ceil(num_fetched * num_rows / num_allowed))
         rows_QF = self.index.search(to_codes(self.index, query_QD), num_fetched, params=params)[1]
         if selection is None:
             return rows_QF

@@ -55,10 +55,6 @@ class Int8Vectors:
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return np.asarray(self[:], dtype)
 
-    def compute_scores(self, query_QD: np.ndarray, rows_QF: np.ndarray) -> np.ndarray:
-        """Return the inner products (Q, F) of each query with its rows."""
-        return np.stack([self[rows_F] @ query_D for query_D, rows_F in zip(query_QD, rows_QF, strict=True)])
-
 
 Vectors = np.ndarray | Int8Vectors
 
