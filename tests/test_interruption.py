@@ -128,6 +128,27 @@ def test_a_signal_within_an_import_is_raised_after_it(
         pytest.fail("the signal is lost")
 
 
+@pytest.mark.parametrize("grace", [0.3, 1e6])
+def test_an_import_that_never_ends_is_left(
+    installed: None, grace: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """After the time to clean up, or at the second signal."""
+    second = "" if grace < 1 else "time.sleep(0.2); os.kill(os.getpid(), signal.SIGTERM)"
+    lines = ["import os, signal, time", "os.kill(os.getpid(), signal.SIGTERM)", second, "time.sleep(9)", "os._exit(0)"]
+    (tmp_path / "hanging.py").write_text("\n".join(lines))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(interruption, "GRACE", grace)
+    child = os.fork()
+    if not child:
+        interruption._owner = os.getpid()
+        with interruptible():
+            importlib.import_module("hanging")
+        os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 143
+    late = "stopped by SIGTERM: it did not end by itself within 0.3 s\n"
+    assert capfd.readouterr().err == (late if grace < 1 else "stopped by SIGTERM\n")
+
+
 def test_an_error_that_an_interruption_has_become_is_that_interruption(installed: None) -> None:
     with pytest.raises(Interruption), interruptible(), interruptible():
         try:

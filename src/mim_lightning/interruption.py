@@ -28,6 +28,7 @@ _raising: set[int] = set()  # the signals that raise at present
 _patience: float | None = None  # seconds after which a deferred signal ends the process; None: signals are not deferred
 _requested: int | None = None  # the signal that was deferred
 _raised: Interruption | None = None  # by a signal, and not caught yet
+_is_sent_again: bool | None = None  # the signal that came within an import; None: none did
 _last_resort: threading.Timer | None = None  # ends the process
 
 
@@ -149,12 +150,18 @@ def _give_up(signum: int, seconds: float) -> None:
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:
-    global _requested, _raised
+    global _requested, _raised, _is_sent_again
     if os.getpid() != _owner:
         _die(signum)
     if _patience is None and _is_importing(frame):
+        if _is_sent_again is None:
+            exit_after(GRACE, signum)  # the import may never end
+        elif not _is_sent_again:
+            _leave(signum, frame)  # a second signal
+        _is_sent_again = False
         _thread.start_new_thread(_send_later, (signum,))
         return
+    _is_sent_again = None
     for other in SIGNALS:
         signal.signal(other, _leave)
     exit_after(GRACE if _patience is None else _patience, signum)
@@ -176,7 +183,9 @@ def _is_importing(frame: FrameType | None) -> bool:
 
 
 def _send_later(signum: int) -> None:
+    global _is_sent_again
     time.sleep(0.05)
+    _is_sent_again = True
     signal.pthread_kill(threading.main_thread().ident or 0, signum)
 
 
