@@ -40,7 +40,12 @@ def build_index(config: dict[str, Any]) -> IndexCard | None:
     from mim_lightning.lit.console import silence_lightning
     from mim_lightning.lit.trainer import validate_trainer, validate_unsharded
     from mim_lightning.search.index.factory import open_index
-    from mim_lightning.search.index_builder import add_products, build_product_index, validate_dimension
+    from mim_lightning.search.index_builder import (
+        add_products,
+        build_product_index,
+        validate_dimension,
+        validate_update,
+    )
     from mim_lightning.search.results import print_card
 
     validate_type("reuse_memory", config["reuse_memory"], bool)
@@ -52,7 +57,11 @@ def build_index(config: dict[str, Any]) -> IndexCard | None:
     if config["gallery"] is not None and side_of(str(config["gallery"])) != PRODUCT:
         raise ValueError(f"gallery={config['gallery']}: is of queries; an index is of products")
     folder = Path(config["embeddings"] or Path(place) / "embeddings")
-    like = open_index(place).card.fingerprint if config["update"] else None
+    like = None
+    if config["update"]:
+        card = open_index(place).card
+        validate_update(place, card, settings)
+        like = card.fingerprint
     check = partial(validate_dimension, settings)
     made = embed_set(config, config["gallery"], folder, "build_index", like=like, check=check)
     if made is None:  # another process builds the index

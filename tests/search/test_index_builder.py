@@ -8,12 +8,15 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from mim_lightning.build_index import build_index
+from mim_lightning.config import compose
 from mim_lightning.data.shards.shard_set import ShardSet
 from mim_lightning.data.shards.shard_writer import Record
 from mim_lightning.search.embedding_store import EmbeddedCatalog, EmbeddingFacts
 from mim_lightning.search.facets import FACETS
 from mim_lightning.search.index.factory import open_index
-from mim_lightning.search.index_builder import add_products
+from mim_lightning.search.index.index_settings import IndexSettings
+from mim_lightning.search.index_builder import add_products, validate_update
 from mim_lightning.search.product_images import CATALOGS, ProductImages
 from tests.search.service.color_shop import FINGERPRINT, color_index, square
 from tests.shard_sets import write_shard_set
@@ -50,6 +53,15 @@ def test_added_products_have_images_and_can_be_filtered_by(tmp_path: Path) -> No
     assert pictures == {"teal-1": new, "red-1": new, "blue-1": square("blue")}
     found = index.search(np.eye(3, dtype=np.float32)[:1], 5, {"category": "seasonal"})
     assert {product_id for product_id in found.product_ids[0] if product_id} == {"teal-1", "red-1"}
+
+
+@pytest.mark.parametrize(("given", "ours"), [("dimension=2", "dimension=3"), ("precision=int8", "precision=float32")])
+def test_an_update_keeps_dimension_and_precision(given: str, ours: str, tmp_path: Path) -> None:
+    card, place = color_index(tmp_path).card, tmp_path / "index"
+    config = compose("build_index", ["checkpoint=none", f"output={place}", "update=true", "trainer=cpu", given])
+    with pytest.raises(ValueError, match=f"^{given}: {place} has {ours}, which update=true keeps; leave it out"):
+        build_index(config)
+    validate_update(str(place), card, IndexSettings(dimension=3))
 
 
 def test_another_gallery_is_refused_and_nothing_changes(tmp_path: Path) -> None:

@@ -99,6 +99,15 @@ def validate_dimension(settings: IndexSettings, gallery: str, fusion: Fusion | N
         )
 
 
+def validate_update(place: str, card: IndexCard, settings: IndexSettings) -> None:
+    """Raise ValueError for a dimension or precision that is given and is not that of the index to update."""
+    for key, ours in (("dimension", card.dimension), ("precision", card.precision)):
+        if (given := getattr(settings, key)) not in (ours, getattr(IndexSettings, key)):
+            raise ValueError(
+                f"{key}={given}: {place} has {key}={ours}, which update=true keeps; leave it out, or build a new index"
+            )
+
+
 def _single_fields(specs: Mapping[str, TowerSpec]) -> list[str]:
     """Return the towers that read the field of their own name, and the fields that a tower may read alone."""
     names: list[str] = []
