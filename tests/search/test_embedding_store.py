@@ -19,6 +19,7 @@ from mim_lightning.data.preparation.preparation import prepare_shards
 from mim_lightning.data.preparation.prepared import ShardSettings
 from mim_lightning.data.shards.shard_set import ShardSet
 from mim_lightning.data.shards.shard_writer import Record
+from mim_lightning.io import mapped_file
 from mim_lightning.search import embedding_store
 from mim_lightning.search.embedding_store import EmbeddingStore, describe_embedding, tabulate_facts, tabulate_products
 from mim_lightning.search.index.products import type_products
@@ -177,7 +178,7 @@ def test_shards_of_a_former_version_and_large_vectors_give_the_same(
     fill(folder, catalog, 0, 1, 2)
     before = folder.collect(catalog)
     (tmp_path / "out" / "000001.products.parquet").unlink()  # it wrote none
-    monkeypatch.setattr(embedding_store, "IN_MEMORY", 0)
+    monkeypatch.setattr(mapped_file, "IN_MEMORY", 0)
     names = {path.name for path in (tmp_path / "out").iterdir()}
     after = folder.collect(catalog)
     assert isinstance(after.vectors, np.memmap) and np.array_equal(after.vectors, before.vectors)

@@ -6,6 +6,7 @@ Where a disk fills up, writing to mapped memory ends the process with SIGBUS; he
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 from typing import BinaryIO
 
@@ -13,6 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from mim_lightning.io.atomic import write_errors_named
+
+IN_MEMORY = 1 << 28  # bytes
 
 
 def allocate(file: BinaryIO, num_bytes: int, path: Path) -> None:
@@ -37,3 +40,15 @@ def map_new(file: BinaryIO, dtype: npt.DTypeLike, shape: tuple[int, ...], path: 
     """
     allocate(file, int(np.prod(shape)) * np.dtype(dtype).itemsize, path)
     return np.memmap(file, dtype, "r+", shape=shape)
+
+
+def make_array(dtype: npt.DTypeLike, shape: tuple[int, ...], folder: Path) -> np.ndarray:
+    """Return an array in memory, or a large one in a file of the folder that is gone when nobody uses it.
+
+    Raises:
+        OSError: the disk is full; names the folder.
+    """
+    if int(np.prod(shape)) * np.dtype(dtype).itemsize <= IN_MEMORY:
+        return np.empty(shape, dtype)
+    with tempfile.TemporaryFile(dir=folder) as file:
+        return map_new(file, dtype, shape, folder)

@@ -8,7 +8,6 @@ memory; the table of products has to fit.
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,7 +26,7 @@ from mim_lightning.fields import PRODUCT_TEXT, QUERY_TEXT
 from mim_lightning.io.atomic import atomic_write
 from mim_lightning.io.damaged_file import errors_as_damaged_file
 from mim_lightning.io.file_name import validate_file_name
-from mim_lightning.io.mapped_file import map_new
+from mim_lightning.io.mapped_file import make_array
 
 FACTS_FILE = "embeddings.json"
 ROWS_FILE = "rows.parquet"
@@ -36,7 +35,6 @@ ID, RECORD = "product_id", "record"  # in a set of queries the id is that of the
 TARGETS = "target_ids"  # in the record of a query
 FACTS_SCHEMA = pa.schema([(ID, pa.large_string()), (RECORD, pa.large_string())])
 BLOCK_ROWS = 1 << 16  # products that are Python objects at the same time
-IN_MEMORY = 1 << 28  # bytes of vectors; more are in a file
 
 
 @dataclass(frozen=True)
@@ -143,7 +141,8 @@ class EmbeddingStore:
         present_N = np.concatenate([self._read(idx, "present") for idx in shard_idxs])
         if not present_N.any():
             raise ValueError(f"{self.facts.catalog}: no product has the inputs of '{self.facts.gallery}'")
-        vectors_ND, start = self._allocate(int(present_N.sum())), 0
+        shape = int(present_N.sum()), self.facts.dimension
+        vectors_ND, start = make_array(np.float32, shape, self.folder), 0
         for idx in shard_idxs:
             part_ND = self._read(idx, "vectors")[self._read(idx, "present")]
             vectors_ND[start : start + len(part_ND)] = part_ND
@@ -167,14 +166,6 @@ class EmbeddingStore:
         for idx in range(len(self.facts.shard_sizes)):
             present_N, table = self._read(idx, "present"), self.read_products(idx, shards)
             yield self._read(idx, "vectors")[present_N], table.filter(pa.array(present_N)), int((~present_N).sum())
-
-    def _allocate(self, num_rows: int) -> np.ndarray:
-        """Return an array for the vectors; a large one is in a file that is gone when nobody uses it."""
-        shape = num_rows, self.facts.dimension
-        if 4 * num_rows * self.facts.dimension <= IN_MEMORY:
-            return np.empty(shape, np.float32)
-        with tempfile.TemporaryFile(dir=self.folder) as file:
-            return map_new(file, np.float32, shape, self.folder)
 
     def _path(self, shard_idx: int) -> Path:
         return self.stored.vectors_path(self.folder, shard_idx)

@@ -15,6 +15,7 @@ from mim_lightning.search.index.factory import open_index
 from mim_lightning.search.index.faiss_types import search_parameters
 from mim_lightning.search.index.index_settings import FAMILIES, IndexSettings
 from mim_lightning.search.index.product_ranking import compute_scores
+from mim_lightning.search.index.recall import compute_true_scores
 from mim_lightning.search.index.small_vectors import Int8Vectors, cut_vectors, encode_int8, encode_signs, round_vectors
 from tests.search.index.catalog import Shop, make_shop
 
@@ -173,6 +174,31 @@ def test_8_bit_vectors_are_compared_row_by_row_and_in_blocks(monkeypatch: pytest
     monkeypatch.setattr("mim_lightning.search.index.product_ranking._DECODED_ROWS", 32)
     assert (compute_scores(queries, small, rows) == expected).all() and max(sizes) == 32
     assert (compute_scores(queries[:1], small, rows[:1, 7:8]) == expected[:1, 7:8]).all()
+
+
+def test_a_large_catalog_is_cut_into_a_file_and_compared_in_blocks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vectors, idx = unit(60, 3), np.arange(60)
+    rounded = round_vectors(vectors)
+    expected = compute_true_scores(vectors[:5], rounded, idx)
+    monkeypatch.setattr("mim_lightning.io.mapped_file.IN_MEMORY", 0)
+    monkeypatch.setattr("mim_lightning.search.index.recall._BLOCK_ROWS", 16)
+    cut = cut_vectors(vectors, CUT, tmp_path)
+    assert isinstance(cut, np.memmap) and (cut == cut_vectors(vectors, CUT)).all() and not [*tmp_path.iterdir()]
+    small, sizes, decode = Int8Vectors(encode_int8(vectors)), list[int](), Int8Vectors.__getitem__
+    monkeypatch.setattr(Int8Vectors, "__array__", None)
+    monkeypatch.setattr(Int8Vectors, "__getitem__", lambda self, rows: sizes.append(1) or decode(self, rows))
+    assert (compute_true_scores(vectors[:5], small, idx) == expected).all() and len(sizes) >= 4
+    files: list[Path | None] = []
+
+    def spy(vectors: np.ndarray, dimension: int, folder: Path | None = None) -> np.ndarray:
+        files.append(folder)
+        return cut_vectors(vectors, dimension, folder)
+
+    monkeypatch.setattr("mim_lightning.search.index.factory.cut_vectors", spy)
+    make_unit_shop(30).build(tmp_path / "shop" / "index", IndexSettings(dimension=CUT))
+    assert files == [tmp_path], "on the disk of the index"
 
 
 def test_integers_and_signs_are_those_of_the_definition() -> None:

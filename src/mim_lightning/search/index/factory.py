@@ -5,6 +5,7 @@ The backends are imported when they are first used.
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -55,7 +56,8 @@ def create_index(
             `index.min_recall`; nothing is left behind.
     """
     settings.validate_dimension(facts.dimension)
-    rows = _fit_rows(validate_rows(vectors_ND, row_product_ids, products, facts.dimension), settings)
+    rows = validate_rows(vectors_ND, row_product_ids, products, facts.dimension)
+    rows = _fit_rows(rows, settings, _existing_folder(str(place)))
     arguments = (rows, settings, facts, str(place), dict(extra or {}), query_vectors_QD)
     if is_address(str(place)):
         from mim_lightning.search.index.milvus_index import build_milvus_index
@@ -66,14 +68,20 @@ def create_index(
     return build_faiss_index(*arguments)
 
 
-def _fit_rows(rows: IndexRows, settings: IndexSettings) -> IndexRows:
-    """Return rows with vectors as the index will have them: cut, rounded or as they are."""
+def _existing_folder(place: str) -> Path:
+    """Return a folder on the disk of an index that need not exist yet."""
+    path = Path(tempfile.gettempdir() if is_address(place) else place).absolute()
+    return next(folder for folder in (path, *path.parents) if folder.is_dir())
+
+
+def _fit_rows(rows: IndexRows, settings: IndexSettings, folder: Path) -> IndexRows:
+    """Return rows with vectors as the index will have them: cut, rounded or as they are; many are in files."""
     vectors_ND = full = np.asarray(rows.vectors)
     kind, _ = choose_kind(settings, len(full), settings.dimension or full.shape[1])
     if settings.dimension not in (None, full.shape[1]):
-        vectors_ND = cut_vectors(vectors_ND, settings.dimension or 0)
+        vectors_ND = cut_vectors(vectors_ND, settings.dimension or 0, folder)
     if settings.rescore == "int8" and kind in COARSE:
-        vectors_ND = round_vectors(vectors_ND)
+        vectors_ND = round_vectors(vectors_ND, folder)
     return rows if vectors_ND is full else replace(rows, vectors=vectors_ND, full=full)
 
 

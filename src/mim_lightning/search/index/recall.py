@@ -18,6 +18,7 @@ from mim_lightning.search.index.small_vectors import Vectors
 NOISE = 0.5  # length of the noise added to a row, relative to the row's; their cosine is then about 0.89
 _TOLERANCE = 1e-6  # scores of another engine differ by rounding
 _MAX_FETCHED = 2**12  # rows per query
+_BLOCK_ROWS = 2**18  # compared at once
 EXACT = Recall(RECALL_K, 1.0, 0, "every row is compared: exact")
 FindScores = Callable[[np.ndarray, int], np.ndarray]  # queries (Q, D), K -> scores (Q, K) of what the index finds
 
@@ -96,16 +97,29 @@ def compute_true_scores(
     query_QD: np.ndarray, vectors_ND: Vectors, product_idx_N: np.ndarray, num_wanted: int = RECALL_K
 ) -> np.ndarray:
     """Return the scores (Q, K) of the best products by comparing every row; K is at most the number of products."""
-    vectors_ND = np.asarray(vectors_ND)
     num_rows, num_products = len(vectors_ND), len(np.unique(product_idx_N))
 
     def fetch(num_fetched: int) -> FetchRows:
         if num_fetched > min(_MAX_FETCHED, num_rows - 1):
             return fetch_exactly(vectors_ND, np.arange(num_rows))
-        return lambda query, count: faiss.knn(query, vectors_ND, count, faiss.METRIC_INNER_PRODUCT)[1]
+        return lambda query, count: _find_nearest(query, vectors_ND, count)
 
     keep = min(num_wanted, num_products)
     return rank_products(query_QD, vectors_ND, product_idx_N, keep, num_rows, num_products, fetch).scores
+
+
+def _find_nearest(query_QD: np.ndarray, vectors_ND: Vectors, num_wanted: int) -> np.ndarray:
+    """Return the rows (Q, K) of the highest inner products, by blocks of rows: the vectors may not fit into memory."""
+    scores_QK, rows_QK = np.empty((len(query_QD), 0), np.float32), np.empty((len(query_QD), 0), np.int64)
+    for start in range(0, len(vectors_ND), _BLOCK_ROWS):
+        block = vectors_ND[start : start + _BLOCK_ROWS]
+        found = faiss.knn(query_QD, block, min(num_wanted, len(block)), faiss.METRIC_INNER_PRODUCT)
+        scores_QK = np.concatenate([scores_QK, found[0]], axis=1)
+        rows_QK = np.concatenate([rows_QK, found[1] + start], axis=1)
+        if scores_QK.shape[1] > num_wanted:
+            kept = np.argpartition(-scores_QK, num_wanted - 1, axis=1)[:, :num_wanted]
+            scores_QK, rows_QK = (np.take_along_axis(part, kept, axis=1) for part in (scores_QK, rows_QK))
+    return rows_QK
 
 
 def measure_full_recall(

@@ -6,23 +6,31 @@ N rows, D dimensions.
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from mim_lightning.io.mapped_file import make_array
 
 _BLOCK_ROWS = 2**16
 _SCALE_BYTES = 4  # float32, after the integers of a row
 _LARGEST = 127
 
 
-def cut_vectors(vectors_ND: np.ndarray, dimension: int) -> np.ndarray:
-    """Return the first numbers of each vector at unit length, float32; a zero vector stays zero."""
-    return _by_blocks(lambda block: _normalize(block[:, :dimension]), vectors_ND, (len(vectors_ND), dimension))
+def cut_vectors(vectors_ND: np.ndarray, dimension: int, folder: Path | None = None) -> np.ndarray:
+    """Return the first numbers of each vector at unit length, float32; a zero vector stays zero.
+
+    Args:
+        folder: for a file of many vectors; None: they are in memory.
+    """
+    shape = len(vectors_ND), dimension
+    return _by_blocks(lambda block: _normalize(block[:, :dimension]), vectors_ND, shape, folder)
 
 
-def round_vectors(vectors_ND: np.ndarray) -> np.ndarray:
-    """Return the float32 vectors that 8-bit integers and the scale of a row stand for."""
-    return _by_blocks(lambda block: _decode(encode_int8(block)), vectors_ND, vectors_ND.shape)
+def round_vectors(vectors_ND: np.ndarray, folder: Path | None = None) -> np.ndarray:
+    """Return the float32 vectors that 8-bit integers and the scale of a row stand for; `folder` as in `cut_vectors`."""
+    return _by_blocks(lambda block: _decode(encode_int8(block)), vectors_ND, vectors_ND.shape, folder)
 
 
 def encode_int8(vectors_ND: np.ndarray) -> np.ndarray:
@@ -69,9 +77,9 @@ def _normalize(vectors_ND: np.ndarray) -> np.ndarray:
 
 
 def _by_blocks(
-    function: Callable[[np.ndarray], np.ndarray], vectors_ND: np.ndarray, shape: tuple[int, ...]
+    function: Callable[[np.ndarray], np.ndarray], vectors_ND: np.ndarray, shape: tuple[int, ...], folder: Path | None
 ) -> np.ndarray:
-    result = np.empty(shape, np.float32)
+    result = np.empty(shape, np.float32) if folder is None else make_array(np.float32, shape, folder)
     for start in range(0, len(vectors_ND), _BLOCK_ROWS):
         block = slice(start, start + _BLOCK_ROWS)
         result[block] = function(np.asarray(vectors_ND[block], dtype=np.float32))
