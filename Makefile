@@ -36,7 +36,8 @@ experiment: setup ## one record of experiments/ again: make experiment NAME=towe
 RECORDS = default_run towers_synthetic warm_start fusion_weights fusions loss_weights tied_or_not encoder_size towers_grocery \
 	frozen_text planted_lift clicks index_speed ranking_speed serving_speed rounded_weights same_picture data_throughput \
 	world_size loss_memory step_speed train_throughput scale/fingerprints scale/growing scale/preparation scale/ray scale/remote \
-	scale/shuffling scale/validation scale/plan reliability
+	scale/shuffling scale/validation scale/plan reliability small_vectors hard_negatives composed_rows compatible_queries \
+	teachers variants_to_words calibration
 
 experiments: setup ## every record again, hours on two cores
 	for name in $(RECORDS); do experiments/$$name/run.sh || exit 1; done

@@ -18,7 +18,8 @@ class CallableModule(ModuleType):
     """A module that is called with the arguments of its command line, each a string such as "model=4tower".
 
     Raises:
-        ValueError: what the command would print as one line.
+        ValueError: arguments that do not compose, with the line that the command prints. Other errors are those of the
+            work itself, as they are: what the command prints as one line is then a ValueError or OSError, mostly.
     """
 
     _call: Callable[..., Any]

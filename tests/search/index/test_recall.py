@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -57,3 +59,20 @@ def test_exact_indexes_are_not_measured(rows: IndexRows) -> None:
     assert tune_effort("flat", rows, settings, None, finder(rows, 1, asked)) == (settings, EXACT)
     assert not asked
     validate_recall(EXACT, IndexSettings(min_recall=1.0), "flat")
+
+
+@pytest.mark.parametrize(
+    ("kind", "keys"),
+    {
+        "hnsw": "index.hnsw_m or index.ef_construction",
+        "int8_hnsw": "index.hnsw_m or index.ef_construction or index.rerank",
+        "ivf_pq": "index.pq_m or index.rerank",
+        "sq8": "index.rerank",
+        "int8_flat": "index.rerank",
+        "binary_flat": "index.rerank or dimension",
+        "binary_ivf": "index.rerank or dimension",
+    }.items(),
+)
+def test_too_low_a_recall_names_what_the_kind_reads(kind: str, keys: str) -> None:
+    with pytest.raises(ValueError, match=f"raise {keys}, or choose another kind"):
+        validate_recall(replace(EXACT, value=0.5), IndexSettings(), kind)

@@ -10,7 +10,7 @@ import numpy as np
 from mim_lightning.display.progress import ProgressMeter
 from mim_lightning.search.index.card import Recall
 from mim_lightning.search.index.index_settings import RECALL_K, IndexSettings
-from mim_lightning.search.index.index_type import BINARY, GRAPHS, scale_effort
+from mim_lightning.search.index.index_type import BINARY, COARSE, GRAPHS, scale_effort
 from mim_lightning.search.index.product_ranking import FetchRows, fetch_exactly, rank_products
 from mim_lightning.search.index.products import IndexRows
 from mim_lightning.search.index.small_vectors import Vectors
@@ -54,11 +54,14 @@ def tune_effort(
 def validate_recall(recall: Recall, settings: IndexSettings, kind: str) -> None:
     """Raise ValueError if recall is below `min_recall`."""
     if recall.value < settings.min_recall:
-        keys = "index.hnsw_m or index.ef_construction" if kind in GRAPHS else "index.pq_m"
-        keys = "index.rerank or dimension" if kind in BINARY else keys
+        # not index.nprobe: all lists are read by then
+        keys = ["index.hnsw_m", "index.ef_construction"] if kind in GRAPHS else []
+        keys += ["index.pq_m"] if kind == "ivf_pq" else []
+        keys += ["index.rerank"] if kind in COARSE else []
+        keys += ["dimension"] if kind in BINARY else []
         raise ValueError(
             f"index.kind={kind}: recall@{recall.k} is {recall.value:.4f}, below "
-            f"index.min_recall={settings.min_recall}; raise {keys}, or choose another kind"
+            f"index.min_recall={settings.min_recall}; raise {' or '.join(keys)}, or choose another kind"
         )
 
 
