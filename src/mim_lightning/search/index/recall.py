@@ -113,7 +113,8 @@ def compute_true_scores(
 
 def _find_nearest(query_QD: np.ndarray, vectors_ND: Vectors, num_wanted: int) -> np.ndarray:
     """Return the rows (Q, K) of the highest inner products, by blocks of rows: the vectors may not fit into memory."""
-    scores_QK, rows_QK = np.empty((len(query_QD), 0), np.float32), np.empty((len(query_QD), 0), np.int64)
+    scores_QK: np.ndarray = np.empty((len(query_QD), 0), np.float32)
+    rows_QK: np.ndarray = np.empty((len(query_QD), 0), np.int64)
     for start in range(0, len(vectors_ND), _BLOCK_ROWS):
         block = vectors_ND[start : start + _BLOCK_ROWS]
         found = faiss.knn(query_QD, block, min(num_wanted, len(block)), faiss.METRIC_INNER_PRODUCT)
