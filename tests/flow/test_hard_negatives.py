@@ -87,8 +87,11 @@ def test_mined_from_an_index_for_a_next_run(fit: Fit, shop: Path, capsys: pytest
     pyarrow.parquet.write_table(vectors, shop / "vectors.parquet")
     data["vectors"] = {"product_x": f"{shop}/vectors.parquet"}
     data["feature_cache"] = {**data["feature_cache"], "folder": f"{shop}/cache/features"}
+    data["sampling"] = {"_target_": "mim_lightning.data.HardNegativeSettings", "table": f"{output}"}
     datamodule = build(data, specs=load_matcher(run.best_checkpoint).matcher.input_specs())
     assert datamodule.train_query_pass().dataset.skips, "as training does"
+    with pytest.raises(ValueError, match=r"data\.sampling\.table=.*: its content is not that of the table"):
+        datamodule.load_state_dict({"negatives": "of another table"})
     assert datamodule.use_vectors(["product_x"]) == {"product_x": 1}
     with pytest.raises(ValueError, match=r"data\.vectors\.product_x=.*: none of its product ids is in the training"):
         datamodule.prepare_data()

@@ -39,7 +39,7 @@ from mim_lightning.data.preparation.prepared import PreparedData, ShardSettings
 from mim_lightning.data.sampling.gallery_sample import SelectedOrder, sample_gallery
 from mim_lightning.data.sampling.mixture import make_mixture_order
 from mim_lightning.data.sampling.negative_table import digest_negatives
-from mim_lightning.data.sampling.order import BatchOrder, EpochSettings, OrderSettings, read_column
+from mim_lightning.data.sampling.order import BatchOrder, EpochSettings, OrderSettings, read_column, release_pages
 from mim_lightning.data.sampling.product_frequency import log_frequencies
 from mim_lightning.data.sampling.shuffled import ShuffledSettings, sequential_order
 from mim_lightning.data.shards.cache import CacheSettings
@@ -292,6 +292,7 @@ class MatchDataModule(LightningDataModule):
         shards, place = self.opened.train, f"data.vectors.{name}={self._vectors[name]}"
         keys = read_column(shards, "keys" if side_of(name) == QUERY else "product_keys")
         count = table.count(keys)
+        release_pages(keys)
         if not count:
             raise ValueError(
                 f"{place}: none of its {side_of(name)} ids is in the training rows of {shards.folder}; give vectors of "
@@ -447,11 +448,11 @@ class MatchDataModule(LightningDataModule):
                     f"data.vectors.{name}={self._vectors[name]}: its content changed since the checkpoint was written; "
                     "restore the former file, or train under another run.id"
                 )
-        if (negatives := state_dict.get(NEGATIVES)) is not None and negatives != self._negatives_digest:
-            table = getattr(self.sampling, "table", None)
+        # where no table is given now, the order itself is another one, and refused
+        if (own := self._negatives_digest) is not None and state_dict.get(NEGATIVES, own) != own:
             raise ValueError(
-                f"data.sampling.table={table}: its content is not that of the table that the checkpoint was made with; "
-                "restore the former file, or train under another run.id"
+                f"data.sampling.table={getattr(self.sampling, 'table', None)}: its content is not that of the table "
+                "that the checkpoint was made with; restore the former file, or train under another run.id"
             )
         if self._train_loader and self._state:
             self._train_loader.use_order(self.train_order(self._train_loader.ranks.shards))
