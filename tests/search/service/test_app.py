@@ -206,7 +206,7 @@ def test_a_bug_is_answered_with_500_and_logged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     service = color_service(tmp_path)
-    monkeypatch.setattr(service, "search", lambda *_: 1 / 0)
+    monkeypatch.setattr(service, "search", lambda *_, **__: 1 / 0)
     app = make_routes(service)
     for served in (make_app(service), app):  # with and without what is in front of the routes
         with TestClient(served, raise_server_exceptions=False) as client:
