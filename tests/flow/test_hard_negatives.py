@@ -37,12 +37,16 @@ def same(one: Run, other: Run) -> bool:
     return all(torch.equal(*pair) for pair in zip(weights(one).values(), weights(other).values(), strict=True))
 
 
-def test_mined_in_training_and_resumed(fit: Fit, shop: Path) -> None:
+def test_mined_in_training(fit: Fit) -> None:
     whole = fit(*ON)
     (path,) = (whole.folder / "negatives").iterdir()
     table = read_negatives(path, "")
     assert path.name == "pass-000001.parquet" and len(table) == 21 and (table.product_keys != NO_KEY).all()
-    assert not same(whole, fit()), "the batches of the second epoch are others"
+
+
+@pytest.mark.slow
+def test_resumed_with_the_negatives_that_were_mined(fit: Fit, shop: Path) -> None:
+    whole = fit(*ON)
     parts = (*ON, f"paths.runs={shop}/parts", "callbacks.last.every_n_train_steps=1")
     with pytest.raises(ValueError, match="the callback of a user failed"):
         fit(*parts, STOPPED)
@@ -65,6 +69,7 @@ def test_two_processes_mine_and_train_as_one(fit: Fit, shop: Path) -> None:
     two = Run(one.run_id, shop / "two" / one.run_id)
     tables = [pyarrow.parquet.read_table(run.folder / "negatives" / "pass-000001.parquet") for run in (one, two)]
     assert all(tables[0][name].equals(tables[1][name]) for name in ("query_key", "negative_keys"))
+    assert not same(one, fit(exact[-1])), "the batches of the second epoch are others"
     for name, value in weights(one).items():
         torch.testing.assert_close(weights(two)[name], value, rtol=0, atol=1e-9)
 
@@ -99,9 +104,8 @@ def test_mined_from_an_index_for_a_next_run(fit: Fit, shop: Path, capsys: pytest
     assert not same(run, again) and not (again.folder / "negatives").exists()
     with pytest.raises(ValueError, match=r"mining\.direction=text: index=.* holds 'product', which image_to_product"):
         mine(compose("mine", [*words, "mining.direction=text"]))
-    other = fit("trainer.max_epochs=1", "seed=2")
     with pytest.raises(ValueError, match="was built with model"):
-        mine(compose("mine", [f"checkpoint={other.best_checkpoint}", *words[1:]]))
+        mine(compose("mine", [f"checkpoint={again.best_checkpoint}", *words[1:]]))
 
 
 def _training_rows(run: Run) -> list[dict]:
