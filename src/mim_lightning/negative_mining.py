@@ -35,11 +35,9 @@ def mine_index(config: dict[str, Any], settings: MiningSettings) -> MinedNegativ
     Raises:
         ValueError: an index of another model or gallery, or without the products of the training rows.
     """
-    import pyarrow as pa
-
     from mim_lightning.analysis.html.validation_page import write_validation_report
     from mim_lightning.data.preparation.preparation import prepare_data
-    from mim_lightning.data.sampling.negative_table import to_lists, write_negatives
+    from mim_lightning.data.sampling.negative_table import name_products, to_lists, write_negatives
     from mim_lightning.data.shards.mixture_set import ConcatShardSet
     from mim_lightning.display.progress import ProgressMeter
     from mim_lightning.fields import QUERY, side_of
@@ -98,12 +96,10 @@ def mine_index(config: dict[str, Any], settings: MiningSettings) -> MinedNegativ
     numbers = shards.find(mined.query_keys.numpy())
     is_kept_QK = (mined.product_keys != NO_KEY).numpy()
     counts, kept = is_kept_QK.sum(1), mined.product_keys.numpy()[is_kept_QK]
-    known_keys = np.array(sorted(known))
-    ids = pa.array([known[key] for key in known_keys.tolist()], pa.large_string())
     columns = {
         "query_id": [shards.read_facts(numbers[key])["query_id"] for key in mined.query_keys.tolist()],
         "positive_score": mined.positive_scores.numpy(),
-        "negative_ids": to_lists(ids.take(np.searchsorted(known_keys, kept)), counts),
+        "negative_ids": to_lists(name_products(kept, known), counts),
         "scores": to_lists(mined.scores.numpy(), counts),
     }
     write_negatives(Path(config["output"]), columns)

@@ -18,6 +18,7 @@ CONF = Path(conf_dir())
 NEEDS_VALUES = {
     "model=joint": ["encoder=qwen3_vl"],
     "data=manifest": ["data.source.products=p", "data.source.queries=q"],
+    "data=clicks": [f"data.source.{name}=t" for name in ("impressions", "products", "queries")],
     "data=shards": ["data.folder=f"],
     "data=huggingface": ["data.source.products.path=p", "data.source.queries.path=q"],
     "data=webdataset": ["data.source.shards.train=t.tar"],

@@ -129,7 +129,7 @@ def test_results_are_written_in_the_room_of_the_parts(
     monkeypatch.setattr("mim_lightning.lit.evaluation.save_evaluation", save)
     given: Any = SimpleNamespace(matcher=None, fingerprint="1234")
     trained: dict[str, Any] = {"run": {"id": "mine"}}
-    CheckpointEvaluation("", {"val/x/hit@1": 0.5}, given, trained, None, given, given, parts).save(tmp_path)
+    CheckpointEvaluation("", "", {"val/x/hit@1": 0.5}, given, trained, None, given, given, parts).save(tmp_path)
     assert attempts == ([True, False] if is_on else [False]) and (tmp_path / "results.json").is_file()
 
 

@@ -120,8 +120,10 @@ def load_matcher(path: str | Path, like: str | None = None) -> TrainedMatcher:
         raise ValueError(f"{path}: fingerprint {found}, {section['fingerprint']} in the file: it was changed")
     if like is not None and not has_same_scheme(found, like):
         found = fingerprint(matcher, like=like)
-    with errors_as_damaged_file(Path(path)):
+    try:
         galleries = parse_galleries(section.get(GALLERIES))
+    except (ValueError, TypeError, AttributeError) as error:
+        raise DamagedFileError(path, str(error)) from error
     return TrainedMatcher(matcher.eval(), section["config"], found, galleries=galleries)
 
 

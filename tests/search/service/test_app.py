@@ -330,7 +330,7 @@ def test_concurrent_requests_are_counted_by_client(tmp_path: Path) -> None:
     service = color_service(tmp_path, connections_per_client=2)
     waiting, go_on = [], threading.Event()
 
-    def wait(*_: object) -> None:
+    def wait(*_: object, **__: object) -> None:
         waiting.append(1)
         assert go_on.wait(30)
         raise RefusedError(418, "waited")
@@ -338,7 +338,7 @@ def test_concurrent_requests_are_counted_by_client(tmp_path: Path) -> None:
     service.search = wait  # type: ignore[method-assign, assignment]
     with TestClient(make_app(service)) as client, ThreadPoolExecutor(2) as threads:
         at_work = [threads.submit(client.post, "/search", data={"text": "red"}) for _ in range(2)]
-        while len(waiting) < 2:
+        while len(waiting) < 2 and not all(request.done() for request in at_work):
             time.sleep(0.01)
         refused = client.post("/search", data={"text": "red"})
         assert refused.status_code == 429 and "the limit of 2 concurrent requests" in refused.json()["error"]

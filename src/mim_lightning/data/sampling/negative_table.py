@@ -55,6 +55,13 @@ def write_negatives(path: Path, columns: Mapping[str, Any]) -> None:
         pyarrow.parquet.write_table(pa.table(dict(columns)), partial, compression="zstd")
 
 
+def name_products(keys_K: np.ndarray, known: Mapping[int, str]) -> pa.Array:
+    """Return the ids (K,) of products by their keys: Python's strings would need ten times the memory."""
+    known_keys = np.array(sorted(known))
+    ids = pa.array([known[key] for key in known_keys.tolist()], pa.large_string())
+    return ids.take(np.searchsorted(known_keys, keys_K))
+
+
 def to_lists(rows_QK: np.ndarray | pa.Array, counts_Q: np.ndarray) -> pa.ListArray:
     """Return the first so many values of each row as lists: Python's would need ten times the memory.
 

@@ -55,7 +55,7 @@ def validate_recall(recall: Recall, settings: IndexSettings, kind: str) -> None:
     """Raise ValueError if recall is below `min_recall`."""
     if recall.value < settings.min_recall:
         # not index.nprobe: all lists are read by then
-        keys = ["index.hnsw_m", "index.ef_construction"] if kind in GRAPHS else []
+        keys = ["index.hnsw_m or index.ef_construction"] if kind in GRAPHS else []
         keys += ["index.pq_m"] if kind == "ivf_pq" else []
         keys += ["index.rerank"] if kind in COARSE else []
         keys += ["dimension"] if kind in BINARY else []
