@@ -141,7 +141,7 @@ def evaluate_checkpoint(config: dict[str, Any]) -> CheckpointEvaluation:
     # the process that launched this one has prepared the data
     built = {**data, "source": None} if is_launched() else data
     datamodule = build(built, specs=matcher.input_specs(), versions=versions)
-    datamodule.as_one_process = True
+    datamodule.evaluated.as_one_process = True
     directions = {**(trained.get("directions") or {}), **(config["directions"] or {})}
     monitor = config["monitor"] or trained.get("monitor")
     if former is not None:

@@ -150,7 +150,7 @@ def fit(config: dict[str, Any], run: Run, description: Mapping[str, Any] | None 
     data = {**config["data"], "source": None} if is_launched() else config["data"]
     datamodule = build(data, specs=matcher.input_specs(), description=description, versions=versions)
     datamodule.use_columns(objective.columns)
-    objective.validate_dimensions(matcher.dimension, datamodule.use_vectors(objective.vectors))
+    objective.validate_dimensions(matcher.dimension, datamodule.vectors.use(objective.vectors))
     if datamodule.feature_cache is not None and datamodule.feature_cache.enabled and not trainer.fast_dev_run:
         trainer.callbacks.append(FrozenFeatures())
     elif frozen := cacheable_towers(matcher, datamodule):

@@ -97,7 +97,7 @@ def test_mined_from_an_index_for_a_next_run(fit: Fit, shop: Path, capsys: pytest
     assert datamodule.train_query_pass().dataset.skips, "as training does"
     with pytest.raises(ValueError, match=r"data\.sampling\.table=.*: its content is not that of the table"):
         datamodule.load_state_dict({"negatives": "of another table"})
-    assert datamodule.use_vectors(["product_x"]) == {"product_x": 1}
+    assert datamodule.vectors.use(["product_x"]) == {"product_x": 1}
     with pytest.raises(ValueError, match=r"data\.vectors\.product_x=.*: none of its product ids is in the training"):
         datamodule.prepare_data()
     again = fit("trainer.max_epochs=1", "data/sampling=hard_negatives", f"data.sampling.table={output}")

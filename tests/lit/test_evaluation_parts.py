@@ -9,7 +9,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
@@ -17,7 +16,6 @@ from mim_lightning.checkpoint_evaluation import CheckpointEvaluation
 from mim_lightning.interruption import Interruption
 from mim_lightning.lit.callbacks import evaluation_parts
 from mim_lightning.lit.callbacks.evaluation_parts import EvaluationParts, _Pending
-from mim_lightning.lit.datamodule import MatchDataModule
 from mim_lightning.metrics import EmbeddingCollector
 
 FACTS = {"fingerprint": "1234"}
@@ -131,11 +129,3 @@ def test_results_are_written_in_the_room_of_the_parts(
     trained: dict[str, Any] = {"run": {"id": "mine"}}
     CheckpointEvaluation("", "", {"val/x/hit@1": 0.5}, given, trained, None, given, given, parts).save(tmp_path)
     assert attempts == ([True, False] if is_on else [False]) and (tmp_path / "results.json").is_file()
-
-
-def test_a_set_without_a_row_in_the_sample_has_no_last_batch(monkeypatch: pytest.MonkeyPatch) -> None:
-    sets = [(range(7), None), (range(9), np.array([1, 4, 8])), (range(9), np.empty(0, dtype=np.int64))]
-    monkeypatch.setattr(MatchDataModule, "_evaluated", lambda _: sets)
-    datamodule = MatchDataModule.__new__(MatchDataModule)
-    datamodule.eval_batch_size = 2
-    assert datamodule.last_batches() == [6, 8, -1]

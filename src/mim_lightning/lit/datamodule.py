@@ -6,7 +6,7 @@ stream in the checkpoint.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,26 +22,21 @@ from mim_lightning.data.images.transforms import Augment
 from mim_lightning.data.loading.collate import Collate
 from mim_lightning.data.loading.corrupt_samples import CorruptSamplePolicy
 from mim_lightning.data.loading.feature_cache import FeatureCacheSettings, FeatureTable
-from mim_lightning.data.loading.loader import SequentialLoader, ShardDataset, StreamLoader
+from mim_lightning.data.loading.loader import ShardDataset, StreamLoader
 from mim_lightning.data.loading.references import ReferenceReader
-from mim_lightning.data.loading.vector_table import (
-    VectorTable,
-    open_vectors,
-    read_width,
-    validate_vectors,
-)
+from mim_lightning.data.loading.vector_columns import VectorColumns
 from mim_lightning.data.manifest.composed_rows import parse_variants
 from mim_lightning.data.manifest.manifest import Source
 from mim_lightning.data.preparation.opened_data import DISTRACTORS as DISTRACTOR_SET
 from mim_lightning.data.preparation.opened_data import OpenedData, parse_versions
 from mim_lightning.data.preparation.preparation import Preparation, prepare_data, validate_variants
 from mim_lightning.data.preparation.prepared import PreparedData, ShardSettings
-from mim_lightning.data.sampling.gallery_sample import SelectedOrder, sample_gallery
+from mim_lightning.data.sampling.evaluated_rows import EvaluatedRows
 from mim_lightning.data.sampling.mixture import make_mixture_order
 from mim_lightning.data.sampling.negative_table import digest_negatives
-from mim_lightning.data.sampling.order import BatchOrder, EpochSettings, OrderSettings, read_column, release_pages
+from mim_lightning.data.sampling.order import BatchOrder, EpochSettings, OrderSettings, read_column
 from mim_lightning.data.sampling.product_frequency import log_frequencies
-from mim_lightning.data.sampling.shuffled import ShuffledSettings, sequential_order
+from mim_lightning.data.sampling.shuffled import ShuffledSettings
 from mim_lightning.data.shards.cache import CacheSettings
 from mim_lightning.data.shards.mixture_set import MAIN, ConcatShardSet, parse_mixture, split_fractions
 from mim_lightning.data.shards.shard_set import ShardSet
@@ -71,7 +66,7 @@ class MatchDataModule(LightningDataModule):
         val_split: the split that is evaluated.
         distractors: another prepared folder, whose catalog is added to the gallery of every evaluation.
         batch_size: training rows of all processes together.
-        eval_batch_size: evaluation rows of all processes together; of each one with `as_one_process`.
+        eval_batch_size: evaluation rows of all processes together, see `EvaluatedRows`.
         num_workers: loader processes of each rank, and processes that prepare; None: by the machine's cores, up to 8.
         seed: of order and augmentation.
         sampling: which rows form a training batch.
@@ -96,8 +91,8 @@ class MatchDataModule(LightningDataModule):
 
     Attributes:
         opened: the shard sets, each opened once.
-        as_one_process: whether each process evaluates the very batches that one alone would make, so that vectors are
-            equal to the last bit; one needs as much memory then as one alone.
+        evaluated: which of their rows are evaluated.
+        vectors: the columns of vectors.
     """
 
     def __init__(
@@ -139,33 +134,22 @@ class MatchDataModule(LightningDataModule):
         self.splits, self.distractors = splits, to_path_or_url(distractors) if distractors else None
         self.cache, self.corrupt_samples = cache, CorruptSamplePolicy(on_corrupt_sample, max_corrupt_samples)
         self.validation, self.description, self.feature_cache = validation, description, feature_cache
-        least = {
-            "batch_size": (batch_size, 1),
-            "eval_batch_size": (eval_batch_size, 1),
-            "num_workers": (num_workers, 0),
-        }
-        for key, (value, smallest) in least.items():
+        least = ("batch_size", batch_size, 1), ("eval_batch_size", eval_batch_size, 1), ("num_workers", num_workers, 0)
+        for key, value, smallest in least:
             if value is not None and value < smallest:
                 raise ValueError(f"data.{key}={value}: must be at least {smallest}")
         self.batch_size, self.eval_batch_size, self.variants = batch_size, eval_batch_size, parse_variants(compose)
-        self.num_workers, self.sampling, self.mixture = (
-            num_workers,
-            sampling or ShuffledSettings(),
-            parse_mixture(mixture or {}),
-        )
+        self.num_workers, self.mixture = num_workers, parse_mixture(mixture or {})
+        self.sampling: OrderSettings = sampling or ShuffledSettings()
         self.epoch_settings = EpochSettings(batch_size, seed, num_interleaved, shuffle_window_shards, rows_per_epoch)
-        self.seed, self.as_one_process, self.reference_products = seed, False, reference_products
+        self.seed, self.reference_products = seed, reference_products
         names = [MAIN, *([DISTRACTOR_SET] if self.distractors else []), *self.mixture]
         self.versions = {**parse_versions(version, names), **(versions or {})}
         self.opened, self._is_prepared = self._open(prepared), prepared is not None or source is None
-        self._gallery_sample: tuple[int, int] | None = None
-        self._gallery_numbers: list[np.ndarray] | None = None
-        self._embedded: dict[int, np.ndarray] = {}  # by dataloader_idx
+        self.evaluated = EvaluatedRows(self.evaluated_sets, eval_batch_size)
         self._was_checked: dict[bool, bool] = {}  # for training, or for evaluation alone
         self._features: dict[str, FeatureTable] = {}  # by tower
-        self.vectors = dict(vectors or {})
-        self._vectors: dict[str, Path] = {}  # of `vectors`, what training reads
-        self._vector_tables: dict[str, VectorTable] = {}  # of these, once they are opened
+        self.vectors = VectorColumns(vectors or {}, feature_cache or FeatureCacheSettings())
         self._columns: tuple[str, ...] = ()
         self._column_values: dict[str, np.ndarray] = {}  # of `_columns`
         self._train_loader: StreamLoader | None = None
@@ -201,8 +185,8 @@ class MatchDataModule(LightningDataModule):
         _ = self.opened.queries
         self.opened.validate_distractors()
         if is_training:
-            for name, table in self._open_vectors().items():
-                self._count_vectors(name, table)
+            for line in self.vectors.describe(self.opened.train):
+                rank_zero_info(line)
             self.opened.validate_mix()
             self.train_order(self.opened.train)
         self._was_checked[is_training] = True
@@ -230,9 +214,8 @@ class MatchDataModule(LightningDataModule):
 
     def train_dataloader(self) -> StreamLoader:
         shards = self.opened.train
-        collate = self._train_collate(shards)
-        order = self.train_order(shards)
-        self._train_loader = StreamLoader(shards, collate, order, **self._placement(), policy=self.corrupt_samples)
+        collate, order = self._train_collate(shards), self.train_order(shards)
+        self._train_loader = StreamLoader(shards, collate, order, **self.placement(), policy=self.corrupt_samples)
         if self._state is not None:
             self._restore_position(self._train_loader, self._state)
         return self._train_loader
@@ -249,7 +232,7 @@ class MatchDataModule(LightningDataModule):
             *(self.specs, shards.max_relevant, self.augment, self.seed),
             features=features,
             columns=self._column_values,
-            vectors=self._open_vectors(),
+            vectors=self.vectors.open(),
             references=ReferenceReader.of(shards, self.opened.train_catalogs) if self.reference_products else None,
         )
 
@@ -266,52 +249,10 @@ class MatchDataModule(LightningDataModule):
             )
         self._columns = tuple(names)
 
-    def use_vectors(self, names: Sequence[str]) -> dict[str, int]:
-        """Give training batches columns of `vectors`, and return the dimension of each.
-
-        Raises:
-            ValueError: a file is missing, or has no vectors.
-        """
-        found = validate_vectors({name: self.vectors[name] for name in names})
-        self._vectors, self._vector_tables = found, {}
-        return {name: read_width(name, path) for name, path in found.items()}
-
-    def _open_vectors(self) -> dict[str, VectorTable]:
-        root = (self.feature_cache or FeatureCacheSettings()).root.parent / "vectors"
-        for name, path in self._vectors.items():
-            if name not in self._vector_tables:  # opening reads the file
-                self._vector_tables[name] = open_vectors(name, path, root)
-        return self._vector_tables
-
-    def _count_vectors(self, name: str, table: VectorTable) -> None:
-        """Print how many training rows have a vector.
-
-        Raises:
-            ValueError: none has one.
-        """
-        shards, place = self.opened.train, f"data.vectors.{name}={self._vectors[name]}"
-        keys = read_column(shards, "keys" if side_of(name) == QUERY else "product_keys")
-        count = table.count(keys)
-        release_pages(keys)
-        if not count:
-            raise ValueError(
-                f"{place}: none of its {side_of(name)} ids is in the training rows of {shards.folder}; give vectors of "
-                "this data set"
-            )
-        rank_zero_info(f"{place}: {count:,} of {len(keys):,} training rows have a vector ({count / len(keys):.1%})")
-
     def is_deterministic(self, tower: str) -> bool:
         """Return whether nothing is random in what a tower gets of a training row."""
         parts = fields_of(tower, self.specs[tower]).values()
         return self.augment is None or not any(isinstance(part, ImageSpec) for part in parts)
-
-    def deterministic_sets(self, tower: str) -> list[tuple[str, ShardSet]]:
-        """Return a tower with each set whose rows it always gets the same of."""
-        evaluated = [self.opened.queries] if side_of(tower) == QUERY else self.opened.gallery
-        trained = [self.opened.train] if self.is_deterministic(tower) else []
-        if trained and self.reference_products and side_of(tower) == PRODUCT:
-            trained += self.opened.train_catalogs.values()
-        return [(tower, shards) for shards in (*trained, *evaluated)]
 
     def use_features(self, tables: Mapping[str, FeatureTable]) -> None:
         """Give towers the features in a table, where it has those of all their inputs, instead of the inputs."""
@@ -321,92 +262,33 @@ class MatchDataModule(LightningDataModule):
             assert isinstance(dataset, ShardDataset)
             dataset.collate = self._train_collate(dataset.shards)
 
+    def evaluated_sets(self) -> list[ShardSet]:
+        """Return the queries and the sets of the gallery, by dataloader_idx."""
+        return [self.opened.queries, *self.opened.gallery]
+
     def val_dataloader(self) -> list[StreamLoader]:
-        return [self._evaluation_loader(idx, *part) for idx, part in enumerate(self._evaluated())]
+        return [self._evaluation_loader(idx, *part) for idx, part in enumerate(self.evaluated.parts())]
 
     def train_query_pass(self) -> StreamLoader:
         """Return a pass over the query sides of the training rows, as they are evaluated."""
         return self._evaluation_loader(QUERIES, self.opened.train, None, self.corrupt_samples)
-
-    def num_evaluated(self) -> list[int]:
-        """Return the rows of a whole evaluation pass, by dataloader_idx."""
-        return [len(shards) if numbers is None else len(numbers) for shards, numbers in self._evaluated()]
-
-    def _evaluated(self) -> list[tuple[ShardSet, np.ndarray | None]]:
-        """Return each set that is evaluated, by dataloader_idx, and which of its samples; None: all."""
-        gallery = self.opened.gallery
-        chosen: Sequence[np.ndarray | None] = self.gallery_numbers() or (None,) * len(gallery)
-        return [(self.opened.queries, None), *zip(gallery, chosen, strict=True)]
-
-    def last_batches(self) -> list[int]:
-        """Return the first sample of the last batch of each set, in the batches that one process would make.
-
-        -1 of a set without rows: the sample of a gallery may have none of the distractors' set.
-        """
-        return [
-            start if numbers is None else int(numbers[start]) if num_rows else -1
-            for shards, numbers in self._evaluated()
-            for num_rows in [len(shards) if numbers is None else len(numbers)]
-            for start in [(num_rows - 1) // self.eval_batch_size * self.eval_batch_size]
-        ]
-
-    def skip_embedded(self, embedded: Mapping[int, np.ndarray]) -> None:
-        """Leave out batches of one process whose rows were embedded before; never the last one of a set.
-
-        Args:
-            embedded: the number of the first sample of each such batch, by dataloader_idx.
-        """
-        assert self.as_one_process
-        self._embedded = dict(embedded)
-
-    def sample_gallery(self, num_distractors: int | None, seed: int) -> None:
-        """Evaluate against a sample of the gallery, see `data.sampling.gallery_sample`; None: against the whole."""
-        sample = None if num_distractors is None else (num_distractors, seed)
-        if sample != self._gallery_sample:
-            self._gallery_sample, self._gallery_numbers = sample, None
-
-    def gallery_numbers(self) -> list[np.ndarray] | None:
-        """Return the samples of each set of the gallery that are evaluated; None: all."""
-        if self._gallery_sample is not None and self._gallery_numbers is None:
-            self._gallery_numbers = sample_gallery(self.opened.gallery, self.opened.queries, *self._gallery_sample)
-        return self._gallery_numbers
 
     def _evaluation_loader(
         self, idx: int, shards: ShardSet, numbers: np.ndarray | None, policy: CorruptSamplePolicy | None = None
     ) -> StreamLoader:
         side = QUERY if idx == QUERIES else PRODUCT
         specs = {name: spec for name, spec in self.specs.items() if side_of(name) == side}
-        num_rows, world_size = len(shards) if numbers is None else max(1, len(numbers)), self._placement()["world_size"]
-        batch_size = min(self.eval_batch_size, num_rows)
-        if (embedded := self._embedded.get(idx)) is not None:
-            numbers = np.arange(num_rows) if numbers is None else numbers
-            is_left = ~np.isin(numbers[::batch_size], embedded)
-            is_left[-1:] = True  # Lightning leaves out a pass without batches
-            numbers = numbers[np.repeat(is_left, batch_size)[: len(numbers)]]
-        if self.as_one_process:
-            batch_size *= world_size
-        else:  # every rank needs a row, to take part in the collectives
-            batch_size = -(-batch_size // world_size) * world_size
-        plan = sequential_order(shards, batch_size) if numbers is None else SelectedOrder(numbers, batch_size)
+        placement = self.placement()
+        order = self.evaluated.order(idx, shards, numbers, placement["world_size"])
         features = {tower: table for tower, table in self._features.items() if tower in specs}
-        collate = Collate(specs, shards.max_relevant, image_key=self._image_key(), features=features)
-        options = {**self._placement(), "policy": policy, "in_whole_batches": self.as_one_process}
-        return StreamLoader(shards, collate, plan, **options)
+        # equal images are recognized by their pixels, or by their bytes if there are many
+        image_key = hash_pixels if sum(map(len, self.evaluated_sets())) <= MAX_KNOWN else hash_bytes
+        collate = Collate(specs, shards.max_relevant, image_key=image_key, features=features)
+        options = {**placement, "policy": policy, "in_whole_batches": self.evaluated.as_one_process}
+        return StreamLoader(shards, collate, order, **options)
 
-    def _image_key(self) -> Callable[[bytes], int]:
-        """Return how evaluation recognizes equal images: by pixels, or by bytes if there are many."""
-        num_rows = len(self.opened.queries) + sum(len(products) for products in self.opened.gallery)
-        return hash_pixels if num_rows <= MAX_KNOWN else hash_bytes
-
-    def shard_pass(self, shards: ShardSet, side: str, shard_idxs: Sequence[int]) -> SequentialLoader:
-        """Return this rank's part of a pass over shards, for the towers of a side, in the batches of one process."""
-        placement = self._placement()
-        rank, world_size = placement.pop("rank"), placement.pop("world_size")
-        specs = {name: spec for name, spec in self.specs.items() if side_of(name) == side}
-        own = shard_idxs[rank::world_size]
-        return SequentialLoader(shards, Collate(specs, shards.max_relevant), own, self.eval_batch_size, **placement)
-
-    def _placement(self) -> dict[str, Any]:
+    def placement(self) -> dict[str, Any]:
+        """Return what a loader must know of this rank."""
         trainer = self.trainer
         rank, world_size = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
         return {
@@ -429,10 +311,9 @@ class MatchDataModule(LightningDataModule):
     def state_dict(self) -> dict[str, Any]:
         if self._train_loader is None:
             return {}
-        vectors = {name: table.digest for name, table in self._open_vectors().items()}
         state = {**self._train_loader.state_dict(), CONTENT: self._train_loader.ranks.shards.digest}
-        state |= {NEGATIVES: negatives} if (negatives := self._negatives_digest) else {}
-        return state | ({VECTORS: vectors} if vectors else {})
+        others = {NEGATIVES: self._negatives_digest, VECTORS: self.vectors.digests()}
+        return state | {name: digest for name, digest in others.items() if digest}
 
     @cached_property
     def _negatives_digest(self) -> str | None:
@@ -442,12 +323,7 @@ class MatchDataModule(LightningDataModule):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._state = state_dict or None
-        for name, digest in state_dict.get(VECTORS, {}).items():
-            if name in self._vectors and self._open_vectors()[name].digest != digest:
-                raise ValueError(
-                    f"data.vectors.{name}={self._vectors[name]}: its content changed since the checkpoint was written; "
-                    "restore the former file, or train under another run.id"
-                )
+        self.vectors.validate_digests(state_dict.get(VECTORS, {}))
         # where no table is given now, the order itself is another one, and refused
         if (own := self._negatives_digest) is not None and state_dict.get(NEGATIVES, own) != own:
             raise ValueError(

@@ -13,6 +13,7 @@ import torch
 from lightning import Callback, LightningDataModule, LightningModule, Trainer
 from torch import Tensor
 
+from mim_lightning.data.loading.collate import Collate
 from mim_lightning.data.loading.loader import SequentialLoader
 from mim_lightning.data.loading.worker_processes import killed_workers_named
 from mim_lightning.data.shards.shard_set import ShardSet
@@ -55,7 +56,7 @@ def embed_catalog(
 
 
 class _ShardPass(LightningDataModule):
-    """Gives Lightning the shards of this rank."""
+    """Gives Lightning the shards of this rank, in the batches of one process."""
 
     def __init__(self, datamodule: MatchDataModule, shards: ShardSet, side: str, shard_idxs: Sequence[int]) -> None:
         super().__init__()
@@ -65,7 +66,11 @@ class _ShardPass(LightningDataModule):
 
     def predict_dataloader(self) -> SequentialLoader:
         self.whole.trainer = self.trainer
-        return self.whole.shard_pass(self.shards, self.side, self.shard_idxs)
+        placement = self.whole.placement()
+        rank, world_size = placement.pop("rank"), placement.pop("world_size")
+        specs = {name: spec for name, spec in self.whole.specs.items() if side_of(name) == self.side}
+        collate, batch_size = Collate(specs, self.shards.max_relevant), self.whole.eval_batch_size
+        return SequentialLoader(self.shards, collate, self.shard_idxs[rank::world_size], batch_size, **placement)
 
 
 class _ShardCollector(Callback):

@@ -31,7 +31,7 @@ from mim_lightning.data.loading.feature_cache import (
 from mim_lightning.data.loading.loader import load_samples
 from mim_lightning.data.shards.shard_set import ShardError, ShardSet
 from mim_lightning.display.numbers import format_count
-from mim_lightning.fields import texts_of
+from mim_lightning.fields import PRODUCT, texts_of
 from mim_lightning.io.atomic import atomic_write
 from mim_lightning.io.digest import XXH3
 from mim_lightning.lit.console import warn
@@ -39,7 +39,7 @@ from mim_lightning.lit.datamodule import MatchDataModule
 from mim_lightning.model.fingerprint import encoder_fingerprint
 from mim_lightning.model.matcher import Matcher
 from mim_lightning.model.sharding import gathered
-from mim_lightning.types import ImageSpec, Sample, fields_of
+from mim_lightning.types import ImageSpec, Sample, fields_of, side_of
 
 if TYPE_CHECKING:
     from mim_lightning.encoders.interface import Encoder
@@ -77,6 +77,15 @@ class FrozenFeatures(Callback):
         datamodule.use_features(tables)
 
 
+def _deterministic_sets(datamodule: MatchDataModule, tower: str) -> list[tuple[str, ShardSet]]:
+    """Return a tower with each set whose rows it always gets the same of."""
+    opened, is_of_products = datamodule.opened, side_of(tower) == PRODUCT
+    trained = [opened.train] if datamodule.is_deterministic(tower) else []
+    if trained and datamodule.reference_products and is_of_products:
+        trained += opened.train_catalogs.values()
+    return [(tower, shards) for shards in (*trained, *(opened.gallery if is_of_products else [opened.queries]))]
+
+
 def _users(matcher: Matcher, owner: str) -> list[str]:
     return [name for name, other in matcher.owner_of.items() if other == owner]
 
@@ -104,7 +113,7 @@ class _Pass:
                 warn(f"{folder}/{name}: damaged; these features of tower '{self.owner}' are computed again")
         strategy.barrier()
         present = list_features(folder)
-        sets = [item for tower in self.towers for item in self.datamodule.deterministic_sets(tower)]
+        sets = [item for tower in self.towers for item in _deterministic_sets(self.datamodule, tower)]
         missing: list[tuple[str, ShardSet, dict[bytes, int]]] = []
         marks = [folder / f"{_mark(tower, shards, self.datamodule)}{COMPLETE}" for tower, shards in sets]
         known = None

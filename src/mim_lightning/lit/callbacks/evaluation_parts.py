@@ -71,7 +71,7 @@ class EvaluationParts(Callback):
     """Writes the rows that each process has embedded, and finds those of the same evaluation that was interrupted.
 
     Vectors are equal to the last bit however often the evaluation is interrupted and on however many processes it goes
-    on: the unit is a batch that one process would make (`MatchDataModule.as_one_process`). The files need as much disk
+    on: the unit is a batch that one process would make (`EvaluatedRows.as_one_process`). The files need as much disk
     as all processes keep in memory. Those of another evaluation, model or catalog are removed first; a folder with
     files that this class did not write stays as it is.
 
@@ -108,7 +108,7 @@ class EvaluationParts(Callback):
                 "evaluation would start from the beginning"
             )
             return
-        lasts = set(enumerate(datamodule.last_batches()))
+        lasts = set(enumerate(datamodule.evaluated.last_batches()))
         by_rank = _divide(parts, lasts, trainer.world_size)
         self._own = by_rank[trainer.global_rank]
         for place in (QUERIES, GALLERY):
@@ -116,17 +116,17 @@ class EvaluationParts(Callback):
                 sum(_kept_rows(part, lasts) for part in own if part.place == place) for own in by_rank
             )
         batches = [(idx, first) for part in parts for idx, first, _ in part.batches]
-        datamodule.skip_embedded(
+        datamodule.evaluated.skip_embedded(
             {idx: np.array([first for other, first in batches if other == idx]) for idx, _ in batches}
         )
         if parts:
-            num_rows, total = sum(_kept_rows(part, lasts) for part in parts), sum(datamodule.num_evaluated())
+            num_rows, total = sum(_kept_rows(part, lasts) for part in parts), sum(datamodule.evaluated.counts())
             rank_zero_info(f"{self.folder}: {num_rows:,} of {total:,} rows are embedded already")
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self.is_on:
             return
-        lasts = set(enumerate(trainer.datamodule.last_batches()))  # type: ignore[attr-defined]
+        lasts = set(enumerate(trainer.datamodule.evaluated.last_batches()))  # type: ignore[attr-defined]
         collectors = find_retrieval_eval(trainer).collectors
         for part in self._own:
             rows = self._read(part)
@@ -232,7 +232,7 @@ def _describe(datamodule: MatchDataModule, evaluation: RetrievalEval) -> dict[st
     opened = datamodule.opened
     return {
         "sets": [shards.digest for shards in (opened.queries, *opened.gallery)],
-        "num_rows": datamodule.num_evaluated(),
+        "num_rows": datamodule.evaluated.counts(),
         "num_distractors": evaluation.num_distractors,
         "distractor_seed": evaluation.distractor_seed,
         "max_kept_rows": evaluation.max_kept_rows,

@@ -152,7 +152,7 @@ class RetrievalEval(Callback):
                 f"monitor={self.monitor}: is no metric of callbacks.retrieval_eval.num_distractors={size}; give "
                 f"monitor=val/{monitored}/{named}"
             )
-        trainer.datamodule.sample_gallery(self.num_distractors, self.distractor_seed)  # type: ignore[attr-defined]
+        trainer.datamodule.evaluated.sample_gallery(self.num_distractors, self.distractor_seed)  # type: ignore[attr-defined]
         if stage == "fit":
             self._validate_monitor_counts(trainer, matcher)
 
@@ -210,7 +210,7 @@ class RetrievalEval(Callback):
         opened = trainer.datamodule.opened  # type: ignore[attr-defined]
         loaders: Sequence[StreamLoader] = trainer.val_dataloaders  # type: ignore[assignment]
         own = [_rows_of_rank(loader.order, trainer.world_size, loader.ranks.in_whole_batches) for loader in loaders]
-        num_samples = trainer.datamodule.num_evaluated()  # type: ignore[attr-defined]
+        num_samples = trainer.datamodule.evaluated.counts()  # type: ignore[attr-defined]
         columns = {side: self._columns(side, sum(num_samples)) for side in (QUERY, PRODUCT)}
         widest = {QUERY: opened.queries.max_relevant, PRODUCT: max(shards.max_relevant for shards in opened.gallery)}
         # with the row's key
