@@ -31,15 +31,15 @@ def main() -> None:
 
 def build_index(config: dict[str, Any]) -> IndexCard | None:
     """Embed a catalog and build an index of it, or change an existing index; return its card, in the first process."""
+    from mim_lightning.index_calibration import calibrate_again, delete_products_of, stored_settings
+
     place = config["output"]
     if config["delete"]:
-        return delete(place, config["delete"]) if is_first_rank() and not is_launched() else None
+        return delete_products_of(place, config["delete"]) if is_first_rank() and not is_launched() else None
     from mim_lightning.catalog_embedding import embed_set
-    from mim_lightning.index_calibration import calibrate_again, stored_settings
     from mim_lightning.inference.loading import choose_device, to_device
     from mim_lightning.lit.console import silence_lightning
     from mim_lightning.lit.trainer import validate_trainer, validate_unsharded
-    from mim_lightning.search.index.factory import open_index
     from mim_lightning.search.index_builder import (
         add_products,
         build_product_index,
@@ -57,11 +57,7 @@ def build_index(config: dict[str, Any]) -> IndexCard | None:
     if config["gallery"] is not None and side_of(str(config["gallery"])) != PRODUCT:
         raise ValueError(f"gallery={config['gallery']}: is of queries; an index is of products")
     folder = Path(config["embeddings"] or Path(place) / "embeddings")
-    like = None
-    if config["update"]:
-        card = open_index(place).card
-        validate_update(place, card, settings)
-        like = card.fingerprint
+    like = validate_update(place, settings) if config["update"] else None
     check = partial(validate_dimension, settings)
     made = embed_set(config, config["gallery"], folder, "build_index", like=like, check=check)
     if made is None:  # another process builds the index
@@ -74,24 +70,7 @@ def build_index(config: dict[str, Any]) -> IndexCard | None:
         model = to_device(made.model, choose_device("cpu"))
         card = build_product_index(place, model, config["checkpoint"], embedded, made.shards, settings)
     print_card(place, card, embedded.num_absent)
-    if line := calibrate_again(place, config["checkpoint"], calibrated_by):
-        print(line)
-    return card
-
-
-def delete(place: str, products: Any) -> IndexCard:
-    """Delete products from an index: ids, or the path of a table of them; return its card."""
-    from mim_lightning.data.manifest.id_list import read_ids
-    from mim_lightning.index_calibration import calibrate_again, stored_settings
-    from mim_lightning.search.index_builder import delete_products
-    from mim_lightning.search.results import print_card
-
-    ids, calibrated_by = read_ids(products, "product_id"), stored_settings(place)
-    card, num_deleted = delete_products(place, ids)
-    print(f"deleted {num_deleted} of {len(ids)} products")
-    print_card(place, card)
-    if line := calibrate_again(place, None, calibrated_by):
-        print(line)
+    calibrate_again(place, config["checkpoint"], calibrated_by)
     return card
 
 

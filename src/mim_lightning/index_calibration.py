@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from mim_lightning.config import build
+from mim_lightning.data.manifest.id_list import read_ids
 from mim_lightning.data.preparation.prepared import open_prepared
 from mim_lightning.display.progress import ProgressMeter
 from mim_lightning.inference.quantization import base_fingerprint
@@ -21,8 +22,11 @@ from mim_lightning.search.calibration import (
     describe_calibrations,
     fit_calibration,
 )
+from mim_lightning.search.index.card import IndexCard
 from mim_lightning.search.index.factory import is_address, open_index
+from mim_lightning.search.index_builder import delete_products
 from mim_lightning.search.judged_searches import judge_searches
+from mim_lightning.search.results import print_card
 from mim_lightning.search.searcher import open_searcher
 from mim_lightning.stored_config import data_of
 
@@ -121,18 +125,33 @@ def stored_settings(place: str) -> Mapping[str, Any] | None:
     return stored["settings"] if isinstance(stored, dict) and isinstance(stored.get("settings"), dict) else None
 
 
-def calibrate_again(place: str, checkpoint: str | None, settings: Mapping[str, Any] | None) -> str | None:
-    """Calibrate an index that has changed as it was calibrated before; return what came of it.
+def calibrate_again(place: str, checkpoint: str | None, settings: Mapping[str, Any] | None) -> None:
+    """Calibrate an index that has changed as it was calibrated before, and print what came of it.
 
     Args:
         settings: the `stored_settings` of before the change; None: it was not calibrated, and is not.
     """
     if settings is None:
-        return None
+        return
     try:
         found, _ = calibrate_index(place, checkpoint, CalibrationSettings(**settings))
     except (ValueError, OSError, TypeError) as error:
         if not is_address(place):
             (Path(place) / FIGURE).unlink(missing_ok=True)
-        return f"warning: its calibration holds no longer, and could not be made again: {error}"
-    return f"calibrated again: {', '.join(found)} queries"
+        print(f"warning: its calibration holds no longer, and could not be made again: {error}")
+    else:
+        print(f"calibrated again: {', '.join(found)} queries")
+
+
+def delete_products_of(place: str, products: str | Sequence[str]) -> IndexCard:
+    """Delete products from an index, calibrate it again, and return its card.
+
+    Args:
+        products: ids, or the path of a table of them.
+    """
+    ids, calibrated_by = read_ids(products, "product_id"), stored_settings(place)
+    card, num_deleted = delete_products(place, ids)
+    print(f"deleted {num_deleted} of {len(ids)} products")
+    print_card(place, card)
+    calibrate_again(place, None, calibrated_by)
+    return card

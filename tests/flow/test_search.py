@@ -19,10 +19,11 @@ import pytest
 from PIL import Image
 
 from mim_lightning import load
-from mim_lightning.build_index import build_index, delete
+from mim_lightning.build_index import build_index
 from mim_lightning.calibrate import calibrate
 from mim_lightning.config import compose
 from mim_lightning.evaluate import evaluate
+from mim_lightning.index_calibration import delete_products_of
 from mim_lightning.model.checkpoint import store_fusions
 from mim_lightning.run import identify
 from mim_lightning.search import calibration
@@ -184,7 +185,7 @@ def test_a_calibrated_index_says_how_likely_a_hit_is_right(
     result = open_searcher(str(index)).search(SearchQuery(text="red"))
     assert result.has_match is not None and all(0 <= hit.probability <= 1 for hit in result.hits)
     assert open_searcher(str(index)).search(SearchQuery(like="000")).has_match is None
-    delete(str(index), ["006"])  # the calibration is of another content then, and made again
+    delete_products_of(str(index), ["006"])  # the calibration is of another content then, and made again
     assert "calibrated again: image, text, composed queries" in capsys.readouterr().out
     assert open_searcher(str(index)).search(SearchQuery(text="red")).has_match is not None
 

@@ -61,7 +61,7 @@ def test_an_update_keeps_dimension_and_precision(given: str, ours: str, tmp_path
     config = compose("build_index", ["checkpoint=none", f"output={place}", "update=true", "trainer=cpu", given])
     with pytest.raises(ValueError, match=f"^{given}: {place} has {ours}, which update=true keeps; leave it out"):
         build_index(config)
-    validate_update(str(place), card, IndexSettings(dimension=3))
+    assert validate_update(str(place), IndexSettings(dimension=3)) == card.fingerprint
 
 
 def test_another_gallery_is_refused_and_nothing_changes(tmp_path: Path) -> None:

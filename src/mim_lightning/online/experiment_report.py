@@ -137,3 +137,16 @@ def _needed_size(control: ArmCounts, num_comparisons: int, plan: Plan) -> Sample
     per_user = control.num_impressions / control.num_users
     # an effect below 1 is chance: the impressions of a user are positively correlated
     return sample_size(base, plan.lift, plan.power, plan.alpha, max(1.0, effect), per_user, max(1, num_comparisons))
+
+
+def choose_experiment(name: str | None, known: dict[str, int], log: str) -> str:
+    """Return the named experiment, or the only one in the log."""
+    if not known:
+        raise ValueError(f"event_log={log}: contains no impressions yet; there is nothing to report")
+    if name is None and len(known) == 1:
+        return next(iter(known))
+    if name is None:
+        raise ValueError(f"experiment_name: needs a value; there are {', '.join(known)}")
+    if name not in known:
+        raise ValueError(f"experiment_name={name}: has no impressions; there are {', '.join(known)}")
+    return name

@@ -6,11 +6,21 @@ words asked for.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import csv
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection, Select, and_, case, func, or_, select
 
+from mim_lightning.display.numbers import format_count
+from mim_lightning.ids import hash_id
+from mim_lightning.io.atomic import atomic_write
 from mim_lightning.online.database import clicks, has_queries, impressions, queries, shown
+
+if TYPE_CHECKING:
+    from mim_lightning.online.event_log import EventLog
 
 NUM_AT_ONCE = 10_000  # rows in memory
 _ASKED = queries.join(impressions, impressions.c.impression_id == queries.c.impression_id)
@@ -55,3 +65,40 @@ def _of(found: Select, experiment: str | None) -> Select:
 def _rows(connection: Connection, found: Select) -> Iterator:
     if has_queries(connection):
         yield from map(tuple, connection.execution_options(yield_per=NUM_AT_ONCE).execute(found))
+
+
+def write_clicks(log: EventLog, experiment: str | None, folder: Path) -> None:
+    """Write the tables of recorded queries; a tenth of them, by their ids, are the split val.
+
+    Raises:
+        ValueError: there is no query to write; tables of an earlier call stay.
+    """
+    rows = (
+        (query_id, "val" if hash_id(query_id) % 10 == 0 else "train", photo, text)
+        for query_id, text, photo in log.read_queries(experiment)
+    )
+    first, left_out = next(rows, None), log.count_left_out(experiment)
+    others = "".join(f"; left out: {format_count(count, 'query')} {what}" for what, count in left_out.items())
+    if first is None:
+        of = f" of experiment_name={experiment}" if experiment else ""
+        hint = others or "; serve with record_queries=true"
+        raise ValueError(f"event_log={log.name}: has no recorded queries{of} to write{hint}")
+    shown_rows = ((*row[:-1], int(row[-1])) for row in log.read_shown(experiment))
+    folder.mkdir(parents=True, exist_ok=True)
+    # both are complete before either replaces a former one
+    with atomic_write(folder / "queries.csv") as partial, atomic_write(folder / "impressions.csv") as other_partial:
+        num_queries = _write_csv(partial, ("query_id", "split", "image", "text"), chain([first], rows))
+        num_rows = _write_csv(
+            other_partial, ("impression_id", "query_id", "product_id", "position", "clicked"), shown_rows
+        )
+    print(f"{folder}: {format_count(num_queries, 'query')}, {format_count(num_rows, 'impression')}{others}")
+
+
+def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> int:
+    num_rows = 0
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(header)
+        for num_rows, row in enumerate(rows, start=1):  # noqa: B007
+            writer.writerow(row)
+    return num_rows

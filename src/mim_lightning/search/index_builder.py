@@ -99,13 +99,19 @@ def validate_dimension(settings: IndexSettings, gallery: str, fusion: Fusion | N
         )
 
 
-def validate_update(place: str, card: IndexCard, settings: IndexSettings) -> None:
-    """Raise ValueError for a dimension or precision that is given and is not that of the index to update."""
+def validate_update(place: str, settings: IndexSettings) -> str:
+    """Return the fingerprint of the index to update.
+
+    Raises:
+        ValueError: no index, or a dimension or precision that is given and is not that of the index.
+    """
+    card = open_index(place).card
     for key, ours in (("dimension", card.dimension), ("precision", card.precision)):
         if (given := getattr(settings, key)) not in (ours, getattr(IndexSettings, key)):
             raise ValueError(
                 f"{key}={given}: {place} has {key}={ours}, which update=true keeps; leave it out, or build a new index"
             )
+    return card.fingerprint
 
 
 def _single_fields(specs: Mapping[str, TowerSpec]) -> list[str]:
