@@ -28,6 +28,7 @@ from mim_lightning.sweep.summary import mean_interval
 
 METRICS = ("hit@1", "hit@10", "mrr", "wrong_category@1")
 COMPARED = ("hit@1", "wrong_category@1")
+IGNORED_KEYS = (*PLACEMENT_KEYS, "data.vectors")  # of an arm: each seed has vectors of its own
 
 
 def main() -> None:
@@ -44,7 +45,7 @@ def main() -> None:
         found = [folder / subfolder for folder in folders if (folder / subfolder / "results.json").is_file()]
         if not found:
             continue
-        arms = group_runs([read_record(folder) for folder in found], PLACEMENT_KEYS)
+        arms = group_runs([read_record(folder) for folder in found], IGNORED_KEYS)
         if arguments.labels:
             arms = [replace(arm, label=label) for arm, label in zip(arms, arguments.labels, strict=True)]
         rows += [row(arm.label, products, record) for arm in arms for record in records_of(arm)]

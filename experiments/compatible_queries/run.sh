@@ -3,7 +3,7 @@
 # at fifteen epochs.
 source "$(dirname "$0")/../train_arms.sh"
 RUNS=runs/compatible_queries
-SMALL="experiment=synthetic trainer.max_epochs=15 trainer=cpu paths.runs=$RUNS"
+SMALL="experiment=synthetic trainer.max_epochs=15 trainer.check_val_every_n_epoch=15 encoder.image.image_size=64 trainer=cpu data.num_workers=0 paths.runs=$RUNS"
 for seed in $SEEDS; do
   arm="$SMALL seed=$seed data.splits.fold=$((seed - 1))"
   vectors=$RUNS/vectors-$seed/product.parquet
