@@ -143,6 +143,13 @@ def test_too_many_steps_in_a_row_end_the_run() -> None:
     assert optimize({1: math.nan, 3: math.nan, 5: math.nan, 7: math.nan}, [1] * 9, 1).isfinite().all()
 
 
+def test_a_run_without_a_finite_step_ends_with_an_error() -> None:
+    """Also where there are fewer steps than may be skipped in a row: nothing was learned."""
+    with pytest.raises(ValueError, match="training diverged: no loss of the 3 steps was finite"):
+        optimize(dict.fromkeys(range(3), math.nan), [1] * 3)
+    assert optimize({0: math.nan, 1: math.nan}, [1] * 3).isfinite().all()
+
+
 class Counting(LightningModule):
     """Learns nothing, from the rows that count."""
 
