@@ -42,7 +42,6 @@ def make_callable(module: str, function: Callable[[Config], Any], verbatim_keys:
     def call(*arguments: str) -> Any:
         return function(compose_arguments(name, arguments, verbatim_keys))
 
-    call.__doc__ = function.__doc__
     found = sys.modules[module]
     found.__class__ = CallableModule
     found._call = call  # type: ignore[attr-defined]

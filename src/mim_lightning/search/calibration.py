@@ -128,17 +128,16 @@ def fit_calibration(
     _, group_of_Q = np.unique(groups_Q, return_inverse=True)
     folds_Q = (np.random.default_rng(seed).permutation(group_of_Q.max() + 1) % NUM_FOLDS)[group_of_Q]
     first_Q = scores_QK[:, 0]
-    by_method: dict[str, np.ndarray] = {}
+    by_method = {method: np.zeros_like(scores_QK) for method in METHODS}
     passed_wrong_Q, passed_Q = np.zeros(num_queries, dtype=bool), np.zeros(num_queries, dtype=bool)
-    for method, fit in METHODS.items():
-        by_method[method] = np.zeros_like(scores_QK)
-        for fold in range(NUM_FOLDS):
-            train_Q, test_Q = folds_Q != fold, folds_Q == fold
-            hits_QK = is_hit_QK[train_Q]
+    for fold in range(NUM_FOLDS):
+        train_Q, test_Q = folds_Q != fold, folds_Q == fold
+        hits_QK = is_hit_QK[train_Q]
+        for method, fit in METHODS.items():
             curve = fit(scores_QK[train_Q][hits_QK], is_right_QK[train_Q][hits_QK])
             by_method[method][test_Q] = np.interp(scores_QK[test_Q], *curve)
-            threshold = _threshold(best_wrong_Q[train_Q], false_alarm_rate)
-            passed_wrong_Q[test_Q], passed_Q[test_Q] = best_wrong_Q[test_Q] >= threshold, first_Q[test_Q] >= threshold
+        threshold = _threshold(best_wrong_Q[train_Q], false_alarm_rate)
+        passed_wrong_Q[test_Q], passed_Q[test_Q] = best_wrong_Q[test_Q] >= threshold, first_Q[test_Q] >= threshold
     right_H = is_right_QK[is_hit_QK]
     losses = {method: _log_loss(found_QK[is_hit_QK], right_H) for method, found_QK in by_method.items()}
     method = min(losses, key=losses.__getitem__)
@@ -188,7 +187,8 @@ def _fit_isotonic(scores_H: np.ndarray, is_right_H: np.ndarray) -> Curve:
     order = np.argsort(scores_H, kind="stable")
     fitted_H = isotonic_regression(is_right_H[order].astype(float)).x
     least = 1 / (len(scores_H) + 2)
-    is_end_H = np.append(fitted_H[1:] != fitted_H[:-1], True) | np.append(True, fitted_H[1:] != fitted_H[:-1])
+    is_step = np.diff(fitted_H) != 0
+    is_end_H = np.append(is_step, True) | np.append(True, is_step)  # of a run of equal probabilities
     return scores_H[order][is_end_H], np.clip(fitted_H[is_end_H], least, 1 - least)
 
 
