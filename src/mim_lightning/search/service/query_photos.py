@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from mim_lightning.data.images.codec import EncodedImage, decode_upright, encode_jpeg
-from mim_lightning.inference.image_inputs import Box, decode_box
+from mim_lightning.inference.image_inputs import Box, BoxedImage, decode_box
 from mim_lightning.io.atomic import atomic_write
 from mim_lightning.search.query import SearchQuery
 from mim_lightning.search.service.request_limits import PixelBudget, RefusedError
@@ -43,7 +43,7 @@ class QueryPhotos:
         try:
             if not path.exists():
                 path.parent.mkdir(parents=True, exist_ok=True)
-                with self._budget.reserve(image.work_pixels if box is None else math.prod(image.size)):
+                with self._budget.reserve((image if box is None else BoxedImage(image, box)).work_pixels):
                     encoded = encode_jpeg(_decode(image, box), MAX_SIDE)
                 with atomic_write(path) as partial:
                     partial.write_bytes(encoded)
