@@ -136,6 +136,8 @@ def _import_ours() -> None:
     import mim_lightning.lit.datamodule
     import mim_lightning.lit.evaluation
     import mim_lightning.lit.module
+    import mim_lightning.lit.results_table
+    import mim_lightning.lit.run_description
     import mim_lightning.lit.trainer
     import mim_lightning.search.searcher
     import mim_lightning.training  # noqa: F401 - forks have it

@@ -3,7 +3,7 @@
 import pytest
 
 from mim_lightning.config import compose
-from mim_lightning.lit.console import describe_encoder_values
+from mim_lightning.lit.run_description import describe_encoder_values
 
 DINOV3, TEXT = "encoder/image=dinov3", "encoder/text=embeddinggemma"
 

@@ -49,7 +49,8 @@ def evaluate(config: dict[str, Any]) -> dict[str, float]:
     config = {**config, **texts}
     if config["output"] and (Path(config["output"]) / "config.yaml").is_file():
         raise ValueError(f"output={config['output']}: is a run's own folder; give another one")
-    from mim_lightning.lit.console import print_run, silence_lightning
+    from mim_lightning.lit.console import silence_lightning
+    from mim_lightning.lit.results_table import print_run
     from mim_lightning.lit.trainer import validate_trainer
 
     silence_lightning()

@@ -50,7 +50,7 @@ def train_run(config: dict[str, Any]) -> Run:
         fit(config, run, description)  # another process of this run has its lock
     results = run.read_results() or {}
     if results and is_first_rank() and not is_launched():
-        from mim_lightning.lit.console import describe_decline, describe_sample, print_run
+        from mim_lightning.lit.results_table import describe_decline, describe_sample, print_run
 
         print_run(run.run_id, results)
         print(f"{'results' if is_new else 'run was finished before; results'}: {run.folder}")

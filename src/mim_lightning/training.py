@@ -78,11 +78,12 @@ def fit(config: dict[str, Any], run: Run, description: Mapping[str, Any] | None 
     from mim_lightning.lit.callbacks.ema import free_averages, validate_averaging
     from mim_lightning.lit.callbacks.hard_negatives import HardNegativeMining
     from mim_lightning.lit.callbacks.time_limit import TimeLimit, seconds_trained
-    from mim_lightning.lit.console import describe_encoder_values, describe_towers, silence_lightning
+    from mim_lightning.lit.console import silence_lightning
     from mim_lightning.lit.datamodule import MatchDataModule
     from mim_lightning.lit.evaluation import close_loggers, collect_results, evaluate_module, save_evaluation
     from mim_lightning.lit.frozen_features import FrozenFeatures, cacheable_towers
     from mim_lightning.lit.module import MatchModule, StepSettings, freeze_unused
+    from mim_lightning.lit.run_description import describe_encoder_values, describe_towers
     from mim_lightning.lit.trainer import (
         ask_first_rank,
         keep_batches,

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from mim_lightning.config import build, build_each, build_matcher, build_objective, compose, conf_dir
-from mim_lightning.lit.console import describe_encoder_values
+from mim_lightning.lit.run_description import describe_encoder_values
 from mim_lightning.run import identify
 from mim_lightning.types import Direction
 from tests.encoders.vision_language import write_vision_language_model

@@ -28,8 +28,8 @@ from mim_lightning.io.atomic import atomic_write
 from mim_lightning.io.digest import XXH3
 from mim_lightning.io.paths import PathOrUrl
 from mim_lightning.lit.callbacks.retrieval_eval import find_retrieval_eval
-from mim_lightning.lit.console import INITIAL
 from mim_lightning.lit.datamodule import MatchDataModule
+from mim_lightning.lit.results_table import INITIAL
 from mim_lightning.model.checkpoint import read_progress
 from mim_lightning.model.fingerprint import fingerprint
 from mim_lightning.model.fusion import Fusion

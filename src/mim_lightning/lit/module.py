@@ -22,9 +22,10 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from mim_lightning.fields import PRODUCT
 from mim_lightning.interruption import reinstall_signal_handlers
-from mim_lightning.lit.console import describe_cut_texts, describe_training, warn
+from mim_lightning.lit.console import warn
 from mim_lightning.lit.fully_sharded import FullySharded
 from mim_lightning.lit.optim import began_with_listed_decayed, parameter_groups
+from mim_lightning.lit.run_description import describe_cut_texts, describe_training
 from mim_lightning.lit.step_means import LOSS, RUNNING_LOSS, StepMeans, is_free, is_written
 from mim_lightning.losses.gather import sum_over_ranks
 from mim_lightning.losses.objective import Objective
