@@ -134,7 +134,7 @@ def test_files_have_a_docstring_and_a_name(path: Path) -> None:
 
 def test_collectives_stay_in_gather_and_metrics() -> None:
     users = {name_of(path) for path in FILES if any(m.startswith("torch.distributed") for m in imports(path))}
-    sharding = {"model.sharding", "model.sharded_checkpoint", "model.cached_encoding", "lit.fully_sharded"}
+    sharding = {"model.sharding", "model.sharded_checkpoint", "model.gradient_cache", "lit.fully_sharded"}
     # launch: torchrun, which starts the processes
     assert users <= {"losses.gather", "metrics.collectives", "launch", "lit.trainer", *sharding}
 

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from mim_lightning.model.checkpoint import load_matcher
-from mim_lightning.model.compatibility import judge
+from mim_lightning.model.compatibility import deciding_result
 
 HEADER = (
     "| new model | seed | direction | old/old | new/old | difference, 95 % | may search the old index | queries |\n"
@@ -24,7 +24,7 @@ def main() -> None:
         if kind not in ("plain", "compatible"):
             continue
         for results in load_matcher(folder / "checkpoints" / "last.ckpt").galleries.values():
-            decides = judge(results, "product")
+            decides = deciding_result(results, "product")
             for result in results:
                 rows.append({"arm": kind, "seed": seed, **asdict(result)})
                 if result.direction in DIRECTIONS:

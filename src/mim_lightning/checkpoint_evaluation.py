@@ -61,7 +61,7 @@ class CheckpointEvaluation:
             ValueError: nothing was compared, its run is training, or it is of another model by now.
         """
         from mim_lightning.model.checkpoint import store_gallery
-        from mim_lightning.model.compatibility import judge
+        from mim_lightning.model.compatibility import deciding_result
 
         if self.models is None:
             return
@@ -79,7 +79,7 @@ class CheckpointEvaluation:
             ) from None
         yield from map(str, self.cross)
         for gallery in dict.fromkeys(result.gallery for result in self.cross):
-            decides = judge(self.cross, gallery)
+            decides = deciding_result(self.cross, gallery)
             assert decides is not None
             may = f"may not ({decides.objection})" if decides.objection else "may"
             yield f"{self.checkpoint} {may} search an index of '{gallery}' of {former}, by {decides.direction}"
@@ -123,10 +123,10 @@ def evaluate_checkpoint(config: dict[str, Any]) -> CheckpointEvaluation:
     from mim_lightning.lit.evaluation import evaluate_module, flatten
     from mim_lightning.lit.module import MatchModule
     from mim_lightning.lit.trainer import keep_batches
+    from mim_lightning.metric_names import whole_name
     from mim_lightning.model.compatibility import METRIC, cross_directions, join_models
     from mim_lightning.model.fingerprint import fingerprint
     from mim_lightning.model.sharding import is_sharded
-    from mim_lightning.types import whole_name
 
     set_up_process(config, config["trainer"]["accelerator"])
     model = _load_model(config)
@@ -185,9 +185,9 @@ def _compare_galleries(
     reports: Mapping[str, RetrievalReport], directions: Mapping[str, Mapping[str, Any]], data: Mapping[str, Any]
 ) -> tuple[CrossResult, ...]:
     """Compare directions with those of the former model's own queries, over the queries that both count."""
+    from mim_lightning.metric_names import whole_name
     from mim_lightning.metrics.intervals import paired_difference
     from mim_lightning.model.compatibility import FORMER, METRIC, CrossResult
-    from mim_lightning.types import whole_name
 
     found = []
     for name, report in reports.items():

@@ -19,7 +19,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
-from mim_lightning.encoder_training import place_encoder_values
+from mim_lightning.encoder_values import place_encoder_values
 from mim_lightning.expected_types import validate_arguments, validate_type
 from mim_lightning.former_names import present_overrides, to_present
 from mim_lightning.io.atomic import atomic_write

@@ -2,7 +2,7 @@
 
 `install` is called first in a process of an entry point. Within `interruptible`, a signal raises an `Interruption`;
 before and after that, and at a second signal, the process exits at once. Training calls `defer`: the signal is noted,
-and training stops by itself where it can write a checkpoint.
+and training stops by itself where it can write a checkpoint. `cli.run_entry_point` prints the line, and how to resume.
 """
 
 from __future__ import annotations

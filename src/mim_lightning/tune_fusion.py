@@ -39,8 +39,8 @@ def tune_fusion(
     from mim_lightning.analysis.embeddings import read_embeddings
     from mim_lightning.analysis.fusion_sweep import choose_ends, print_curve, print_kinds, sweep_kinds, write_curve
     from mim_lightning.analysis.record import read_record
+    from mim_lightning.metric_names import whole_name
     from mim_lightning.model.checkpoint import store_fusions
-    from mim_lightning.types import whole_name
 
     record = read_record(run)
     embeddings = read_embeddings(record.folder)

@@ -7,8 +7,7 @@ products of a row, D dimension, Q queries, K hits.
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -17,7 +16,7 @@ from mim_lightning.fields import QUERY_IMAGE
 from mim_lightning.fields import side_of as side_of
 from mim_lightning.ids import NO_KEY as NO_KEY
 from mim_lightning.ids import hash_id as hash_id
-from mim_lightning.widths import WIDTH
+from mim_lightning.metric_names import sampled_name, width_name
 
 if TYPE_CHECKING:  # importing it takes a second, and processes that prepare data compute nothing
     import torch
@@ -284,28 +283,6 @@ class QueryCounts:
         return {names.get(f.name, f.name): getattr(self, f.name) for f in fields(self) if f.name.startswith("num_")}
 
 
-# begins the name of a metric whose gallery was sampled; a width and the end of an interval may follow
-_SAMPLED = re.compile(rf"(?:^|(?<=/))sampled\d+_(?=[^/]+(?:/{WIDTH}\d+)?(?:/low|/high)?$)")
-
-
-def sampled_name(metric: str, num_distractors: int | None) -> str:
-    """Return the name of a metric: "sampled10000_hit@1" where the gallery is a sample with so many distractors.
-
-    Such a metric is higher than that of the whole gallery, and must never be taken for it.
-    """
-    return metric if num_distractors is None else f"sampled{num_distractors}_{metric}"
-
-
-def whole_name(metric: str) -> str:
-    """Return the name of a metric, or its key, as it is for the whole gallery."""
-    return _SAMPLED.sub("", metric, count=1)
-
-
-def variants_of(metrics: Sequence[str], known: Iterable[str]) -> list[str]:
-    """Return which of the `known` metrics are these, of the whole gallery or of a sample; in the order of `metrics`."""
-    return [name for metric in metrics for name in dict.fromkeys(known) if whole_name(name) == metric]
-
-
 @dataclass(frozen=True)
 class RetrievalReport:
     """Retrieval quality of one direction over a whole pass, and the names of its metric keys.
@@ -332,7 +309,7 @@ class RetrievalReport:
 
     def at_width(self, width: int) -> RetrievalReport:
         """Return the report with the names that its metrics have if vectors were cut to a width: "hit@1/width_64"."""
-        return self._renamed(lambda name: f"{name}/{WIDTH}{width}")
+        return self._renamed(lambda name: width_name(name, width))
 
     def _renamed(self, rename: Callable[[str], str]) -> RetrievalReport:
         def renamed(values: Mapping[str, Any]) -> dict[str, Any]:

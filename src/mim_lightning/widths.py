@@ -12,8 +12,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor
 
-WIDTH = "width_"  # begins the last part of the name of a metric or loss at a width: "hit@1/width_64"
-
 
 def truncate(vectors_ND: Tensor, width: int, num_parts: int = 1) -> Tensor:
     """Return the first `width` numbers of vectors at unit length again; a zero vector stays zero.

@@ -9,7 +9,7 @@ from mim_lightning.cli import _quoted
 from mim_lightning.config import compose
 from mim_lightning.evaluate import VERBATIM_KEYS
 from mim_lightning.lit.results_table import describe_decline, describe_sample, print_run
-from mim_lightning.types import sampled_name
+from mim_lightning.metric_names import sampled_name
 
 RESULTS = {"val/image_to_image/hit@1": 0.5, "val/image_to_image/hit@10": 0.75, "initial/image_to_image/hit@1": 0.125}
 COUNTS = {

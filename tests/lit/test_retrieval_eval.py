@@ -16,9 +16,9 @@ from mim_lightning.data.sampling.gallery_sample import SelectedOrder
 from mim_lightning.evaluate import evaluate
 from mim_lightning.lit import trainer as trainer_module
 from mim_lightning.lit.callbacks.retrieval_eval import _num_ids, _rows_of_rank
+from mim_lightning.metric_names import whole_name
 from mim_lightning.metrics.directions import COLUMNS, GALLERY_COLUMNS
 from mim_lightning.run import Run
-from mim_lightning.types import whole_name
 
 
 def test_a_partial_pass_publishes_nothing(fit: Callable[..., Run], monkeypatch: pytest.MonkeyPatch) -> None:

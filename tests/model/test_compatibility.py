@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mim_lightning.config import build_matcher, compose
-from mim_lightning.model.compatibility import CrossResult, cross_directions, former_name, join_models, judge
+from mim_lightning.model.compatibility import CrossResult, cross_directions, deciding_result, former_name, join_models
 from mim_lightning.model.matcher import Matcher
 from tests.shop import small
 
@@ -64,9 +64,9 @@ def test_the_direction_of_most_queries_decides() -> None:
         return CrossResult("d", query, "product", "hit@1", value, 0.4, 0.0, 0.2, num_queries, "shop", "val")
 
     text, photo, both = result("query_text", 50), result("query_image", 90), result("query", 90, 0.3)
-    assert judge([text, photo, both], "product") is both and not both.is_allowed and photo.is_allowed
-    assert judge([text], "product_image") is None
+    assert deciding_result([text, photo, both], "product") is both and not both.is_allowed and photo.is_allowed
+    assert deciding_result([text], "product_image") is None
     lost = replace(text, value=0.1, low=-0.4, high=-0.2)
-    assert judge([photo, lost], "product") is lost and not lost.is_allowed
+    assert deciding_result([photo, lost], "product") is lost and not lost.is_allowed
     nothing = {"former": 0.0}, {"num_queries": 49}, {"low": float("nan")}, {"metric": "sampled10_hit@1"}
     assert not any(replace(photo, **changed).is_allowed for changed in nothing)

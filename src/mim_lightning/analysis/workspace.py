@@ -9,7 +9,7 @@ import re
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
-from mim_lightning.widths import WIDTH
+from mim_lightning.metric_names import WIDTH
 
 if TYPE_CHECKING:
     from wandb_workspaces.workspaces import Workspace

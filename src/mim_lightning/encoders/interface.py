@@ -1,7 +1,8 @@
 """The interface of encoders: prepared inputs in, (n, width) features out.
 
 To add one, subclass `Encoder` or `ImageEncoder` and test it with `tests/contracts/encoder.py`; a file
-conf/encoder/image/<name>.yaml, text/ or image_text/ makes it an option. `spec` says how inputs are prepared,
+conf/encoder/image/<name>.yaml, text/ or image_text/ makes it an option, and the package's `__init__` and
+`stored_config.ROLES` name it, or no checkpoint of it loads. `spec` says how inputs are prepared,
 `describe_preprocessing` enters the fingerprint, `export_assets` goes into checkpoints.
 """
 

@@ -1,6 +1,7 @@
 """The trained model outside training: images and texts in, unit-length vectors out.
 
-`mim_lightning.load` returns one; use it in notebooks, in a service, or to embed a catalog.
+`mim_lightning.load` returns one; use it in notebooks, in a service, or to embed a catalog. A photo becomes a vector by
+`image_inputs` (limits, decoding), `data.images.transforms` (uint8 pixels) and `model.tower` (encoder, projection).
 """
 
 from __future__ import annotations

@@ -17,11 +17,10 @@ from mim_lightning.inference.quantization import base_fingerprint
 from mim_lightning.inference.quantization_loss import METRICS, VARIANTS, QuantizationLoss
 from mim_lightning.io.damaged_file import errors_as_damaged_file
 from mim_lightning.io.digest import has_same_scheme
+from mim_lightning.metric_names import WIDTH, variants_of
 from mim_lightning.model.checkpoint import load_matcher
 from mim_lightning.model.compatibility import parse_galleries
 from mim_lightning.model.fusion import OPTIONS, weights_of
-from mim_lightning.types import variants_of
-from mim_lightning.widths import WIDTH
 
 COLUMNS = ("hit@1", "hit@5", "hit@10", "mrr", "map", "ndcg@10")
 RECORD = ("evaluation", "record.json")  # in a run's folder, beside results.json: names the evaluated model

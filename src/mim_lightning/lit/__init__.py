@@ -5,12 +5,13 @@ from typing import TYPE_CHECKING
 from mim_lightning.exports import export_lazily
 
 if TYPE_CHECKING:
+    from mim_lightning.lit.callbacks.corrupt_samples import CorruptSamples
     from mim_lightning.lit.callbacks.ema import EMA
-    from mim_lightning.lit.callbacks.monitoring import CorruptSamples, TerminateOnNaN
     from mim_lightning.lit.callbacks.optuna_pruning import OptunaPruning
     from mim_lightning.lit.callbacks.preemption import Preemption
     from mim_lightning.lit.callbacks.retrieval_eval import RetrievalEval
     from mim_lightning.lit.callbacks.shuffle_monitor import ShuffleMonitor
+    from mim_lightning.lit.callbacks.terminate_on_nan import TerminateOnNaN
     from mim_lightning.lit.callbacks.throughput import Throughput
     from mim_lightning.lit.callbacks.tracked_queries import TrackedQueries
     from mim_lightning.lit.callbacks.training_alarms import TrainingAlarms
@@ -34,8 +35,8 @@ else:
             "TrackedQueries": "mim_lightning.lit.callbacks.tracked_queries",
             "RetrievalEval": "mim_lightning.lit.callbacks.retrieval_eval",
             "RunCSVLogger": "mim_lightning.lit.csv_logger",
-            "CorruptSamples": "mim_lightning.lit.callbacks.monitoring",
-            "TerminateOnNaN": "mim_lightning.lit.callbacks.monitoring",
+            "CorruptSamples": "mim_lightning.lit.callbacks.corrupt_samples",
+            "TerminateOnNaN": "mim_lightning.lit.callbacks.terminate_on_nan",
             "ShuffleMonitor": "mim_lightning.lit.callbacks.shuffle_monitor",
             "Throughput": "mim_lightning.lit.callbacks.throughput",
             "OptunaPruning": "mim_lightning.lit.callbacks.optuna_pruning",

@@ -42,7 +42,7 @@ class StepSettings:
 
     Attributes:
         micro_batch_size: inputs of a tower, on each process, whose activations are in memory at a time. The loss is of
-            the whole batch, with all of its negatives; every input is encoded twice, see `model.cached_encoding`.
+            the whole batch, with all of its negatives; every input is encoded twice, see `model.gradient_cache`.
             None: all inputs, once.
 
     Raises:

@@ -19,7 +19,7 @@ from mim_lightning.analysis.segments import SEGMENTS
 from mim_lightning.display.numbers import format_count
 from mim_lightning.display.text import plain
 from mim_lightning.interruption import STOPPED_AFTER
-from mim_lightning.types import variants_of, whole_name
+from mim_lightning.metric_names import variants_of, whole_name
 
 INITIAL = "initial"  # replaces "val" in the keys of epoch -1, the model before training
 WIDTH = 80  # characters

@@ -15,16 +15,17 @@ from torch import Tensor, nn
 
 from mim_lightning.fields import PRODUCT
 from mim_lightning.losses.contrastive import info_nce
+from mim_lightning.losses.distillation import RELATIONAL, TEACHER_LOSSES, distillation_loss, with_vectors
 from mim_lightning.losses.gather import gather_rows, gather_with_gradient, world_size
 from mim_lightning.losses.grades import GRADE_FUNCTIONS
 from mim_lightning.losses.pair_tiles import MAX_SCALE, Side
 from mim_lightning.losses.positives import share_product
 from mim_lightning.losses.rows import LossRows, truth_of, without_repeated_references
-from mim_lightning.losses.teaching import RELATIONAL, TEACHER_LOSSES, teach, with_vectors
 from mim_lightning.losses.tiled import PairLoss, function_of, has_tiled_form, tiled_losses
+from mim_lightning.metric_names import width_name
 from mim_lightning.precision import at_least_float32
 from mim_lightning.types import LOG_FREQUENCY, WEIGHT, Batch, Embeddings, StepResult, side_of
-from mim_lightning.widths import WIDTH, truncate, validate_width_weights
+from mim_lightning.widths import truncate, validate_width_weights
 
 SCALES = ("learned", "fixed", "none")
 # Entries of a matrix of similarities up to which the built-in losses compute it whole: 4 MiB in float32, as fast there
@@ -41,8 +42,8 @@ class Pair:
 
     Attributes:
         weight: of the pair's loss.
-        loss: "cosine" or "relational", of a tower or fusion and a column of vectors, see `losses.teaching`; None: the
-            contrastive loss of all pairs.
+        loss: "cosine" or "relational", of a tower or fusion and a column of vectors, see `losses.distillation`; None:
+            the contrastive loss of all pairs.
         temperature: of "relational": the smaller, the more only a row's nearest others count.
     """
 
@@ -232,7 +233,7 @@ class Objective(nn.Module):
     def _teach(self, pair: Pair, vectors: Mapping[str, Tensor], local: LossRows, batch: Batch) -> Tensor:
         student, teacher = (pair.left, pair.right) if pair.right in self.vectors else (pair.right, pair.left)
         assert pair.loss is not None
-        return teach(
+        return distillation_loss(
             pair.loss,
             vectors[student],
             vectors[teacher],
@@ -275,7 +276,7 @@ class Objective(nn.Module):
     def _weights(self) -> dict[str, float]:
         """Return the weight of the loss of each pair at each width, by the name under which it is logged."""
         return {
-            name if width is None else f"{name}/{WIDTH}{width}": factor * pair.weight
+            name if width is None else width_name(name, width): factor * pair.weight
             for width, factor in self._widths
             for name, pair in self.contrastive.items()
         }

@@ -3,7 +3,7 @@
 InfoNCE takes two passes over the tiles of a pair, to sum the negatives and for the gradient: four products of matrices.
 Sigmoid takes one pass and three products. The total is a number, so its gradient is computed with it, and the backward
 pass multiplies. After Inf-CL (Cheng et al. 2024, arXiv 2410.17243), here with several positives a row, and with both
-directions of a pair from the same tiles. The memory of the encoders is a matter of `model.cached_encoding`.
+directions of a pair from the same tiles. The memory of the encoders is a matter of `model.gradient_cache`.
 
 N pairs, B rows of this rank, G columns of all ranks, D dimension.
 """

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 import torch
 
-from mim_lightning.model.cached_encoding import updating_norms
+from mim_lightning.model.gradient_cache import updating_norms
 from mim_lightning.model.matcher import Matcher
 
 

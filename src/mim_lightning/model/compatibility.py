@@ -69,7 +69,7 @@ class CrossResult:
 Galleries = Mapping[str, tuple[CrossResult, ...]]  # by fingerprint of the former model
 
 
-def judge(results: Iterable[CrossResult], gallery: str) -> CrossResult | None:
+def deciding_result(results: Iterable[CrossResult], gallery: str) -> CrossResult | None:
     """Return the result that decides about an index of a gallery: that of the most queries, of the fusion first.
 
     A direction that clearly finds less, its whole interval below 0, comes before all others: no kind of query may lose.

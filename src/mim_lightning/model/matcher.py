@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from mim_lightning.fields import FIELDS, IMAGE, TEXT
-from mim_lightning.model.cached_encoding import encode_cached
 from mim_lightning.model.fusion import Fusion, check_fusions, fuse
+from mim_lightning.model.gradient_cache import encode_cached
 from mim_lightning.model.tower import Tower
 from mim_lightning.types import AnyOf, Batch, Embeddings, ImageSpec, InputSpec, TextSpec, TowerInput, TowerSpec, side_of
 

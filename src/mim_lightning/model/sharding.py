@@ -41,7 +41,7 @@ def shard_matcher(matcher: Matcher, mesh: DeviceMesh, gather_dtype: torch.dtype 
             tower.encoder.length_buckets = 1  # type: ignore[assignment]
         for unit in find_blocks(tower.encoder):
             fully_shard(tower.encoder.get_submodule(unit), **options)
-        # every tower a root of its own, whose backward pass may lie within another one (`model.cached_encoding`); what
+        # every tower a root of its own, whose backward pass may lie within another one (`model.gradient_cache`); what
         # is outside of its blocks is freed after the forward pass too, which is not the default of a root
         fully_shard(tower, reshard_after_forward=True, **options)
 

@@ -18,7 +18,7 @@ from mim_lightning.inference.loading import load
 from mim_lightning.inference.model import LoadedModel
 from mim_lightning.inference.quantization import base_fingerprint
 from mim_lightning.io.file_name import validate_file_name, validate_inside
-from mim_lightning.model.compatibility import Galleries, judge
+from mim_lightning.model.compatibility import Galleries, deciding_result
 from mim_lightning.model.fusion import GATE, Fusion, Fusions, weights_of
 from mim_lightning.search.calibration import kind_of, read_calibrations
 from mim_lightning.search.combined_scores import NUM_CANDIDATES, REFERENCE, combine_scores
@@ -262,7 +262,7 @@ def is_own_index(fingerprint: str, card: IndexCard) -> bool:
 def _validate_former(encoder: QueryEncoder, card: IndexCard, galleries: Galleries) -> None:
     """Raise ValueError unless a model was measured to find as much in another's index as that one does."""
     fingerprint, query = encoder.fingerprint, encoder.fusions.get(QUERY)
-    result = judge(galleries.get(base_fingerprint(card.fingerprint), ()), card.gallery)
+    result = deciding_result(galleries.get(base_fingerprint(card.fingerprint), ()), card.gallery)
     if result is not None and result.is_allowed:
         if card.full_dimension:
             raise ValueError(

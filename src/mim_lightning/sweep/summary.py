@@ -14,8 +14,8 @@ from rich.table import Table
 from rich.text import Text
 
 from mim_lightning.display.text import plain
+from mim_lightning.metric_names import whole_name
 from mim_lightning.sweep.job_log import FINISHED, JobLog, JobRecord
-from mim_lightning.types import whole_name
 
 SEED_KEYS = ("seed", "data.seed", "data.splits.fold")  # repetitions of one setting
 MAX_LABEL = 1_000  # characters

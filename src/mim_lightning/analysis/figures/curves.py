@@ -26,7 +26,7 @@ from mim_lightning.display.style import (
     new_panels,
     shorten,
 )
-from mim_lightning.widths import WIDTH
+from mim_lightning.metric_names import WIDTH
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -21,8 +21,9 @@ from mim_lightning.display.pil_text import cut, font, paste_image, wrap
 from mim_lightning.display.style import FAINT, INK, PAPER, RIGHT, RULE, WRONG
 from mim_lightning.display.text import plain
 from mim_lightning.fields import PRODUCT_IMAGE, PRODUCT_TEXT, QUERY_IMAGE, QUERY_TEXT
+from mim_lightning.metric_names import variants_of
 from mim_lightning.model.fusion import weights_of
-from mim_lightning.types import Sample, hash_id, variants_of
+from mim_lightning.types import Sample, hash_id
 
 MAX_MODELS = 5
 HITS_BY_MODELS = {1: 5, 2: 4, 3: 3, 4: 2, 5: 2}  # hits of each model, so that the figure is readable at half its size

@@ -18,7 +18,7 @@ from mim_lightning.analysis.html.images import ImageCache, PageImages, open_imag
 from mim_lightning.analysis.html.render import write_page
 from mim_lightning.analysis.query_history import TrackedRank
 from mim_lightning.analysis.record import EvaluationRecord
-from mim_lightning.types import variants_of
+from mim_lightning.metric_names import variants_of
 
 COLUMNS = ("hit@1", "hit@5", "hit@10", "mrr", "ndcg@10", "wrong_category@1")
 CURVE_SIZE = (cards.CURVE_WIDTH, cards.CURVE_HEIGHT)

@@ -1,8 +1,8 @@
 """The interface of a batch order: which samples form which global batch, as a pure function of set, settings and epoch.
 
-The orders are in `shuffled`, `grouped`, `weighted` and `mixture`; `endless` gives the first two epochs of another
-length than a pass. `data.sampling` and `MatchDataModule.train_order` choose one. A loader splits global batches between
-processes and workers; neither changes an order.
+The default is `shuffled`; others are `grouped`, `weighted` and `mixture`, and `endless` gives the first two epochs of
+another length than a pass. The config group `data.sampling` and `MatchDataModule.train_order` choose one. A loader
+splits global batches between processes and workers; neither changes an order.
 """
 
 from __future__ import annotations

@@ -77,7 +77,7 @@ class HardNegativeMining(Callback):
             self.guard = make_guard(self.settings.mining, datamodule.opened.prepared, datamodule.validation)
 
     def _direction(self, evaluation: RetrievalEval) -> tuple[str, Direction]:
-        name = self.settings.mining.direction or evaluation.monitor.split("/", 2)[1]
+        name = self.settings.mining.direction or evaluation.monitored.key.direction
         if name not in evaluation.directions:
             raise ValueError(f"{SECTION}.direction={name}: is none; there are {', '.join(evaluation.directions)}")
         return name, evaluation.directions[name]

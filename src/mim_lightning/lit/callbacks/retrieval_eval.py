@@ -7,7 +7,6 @@ its rows, and the rankings are merged. Epoch -1 is Lightning's sanity pass (`tra
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from difflib import get_close_matches
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,9 @@ from lightning.pytorch.utilities import rank_zero_info
 from mim_lightning.data.loading.loader import StreamLoader
 from mim_lightning.data.sampling.order import BatchOrder
 from mim_lightning.fields import PRODUCT, QUERY
+from mim_lightning.lit.callbacks.monitored_metric import MonitoredMetric, validate_monitors
 from mim_lightning.lit.datamodule import DISTRACTORS, GALLERY, QUERIES
+from mim_lightning.metric_names import sampled_name, whole_name
 from mim_lightning.metrics import EmbeddingCollector, EmbeddingTable, check_complete
 from mim_lightning.metrics.collectives import sum_of_ranks
 from mim_lightning.metrics.directions import (
@@ -27,7 +28,6 @@ from mim_lightning.metrics.directions import (
     RELEVANT_COLUMNS,
     column_names,
     columns_of,
-    counts_row,
     evaluate_countable,
     evaluate_directions,
     read_vectors,
@@ -38,16 +38,12 @@ from mim_lightning.metrics.row_vectors import check_finite_rows
 from mim_lightning.model.matcher import Matcher
 from mim_lightning.types import (
     QUERY_FIELDS,
-    AnyOf,
     Batch,
     Direction,
     Embeddings,
     RetrievalReport,
-    Sample,
     fields_of,
-    sampled_name,
     side_of,
-    whole_name,
 )
 from mim_lightning.widths import validate_widths
 
@@ -106,12 +102,7 @@ class RetrievalEval(Callback):
             if "/" in name or name.startswith("."):
                 raise ValueError(f"directions.{name}: cannot be the name of a file and part of a metric's key")
         self.directions = {name: Direction(**ends) for name, ends in directions.items() if ends is not None}
-        self.monitor = str(monitor)  # a number on the command line is reported as an unknown metric
-        keys = [f"val/{direction}/" for direction in self.directions]
-        if not self.monitor.startswith(tuple(keys)):
-            raise ValueError(
-                f"monitor={self.monitor}: is no metric of a direction; they start with {' or '.join(keys)}"
-            )
+        self.monitored = MonitoredMetric(str(monitor), self.directions)
         self.options: dict[str, Any] = {"cutoffs": tuple(cutoffs), "depth": depth, "num_hits": num_hits}
         self.options["memory_bytes"] = int(memory_gib * 2**30)
         self.num_resamples, self.max_kept_rows = num_resamples, max_kept_rows
@@ -144,41 +135,10 @@ class RetrievalEval(Callback):
             for field in (*(direction.requires or ()), *direction.excludes):
                 if field not in known:
                     raise ValueError(f"directions.{name}: no field '{field}' of queries; there are {', '.join(known)}")
-        _, monitored, metric = self.monitor.split("/", 2)
-        named = sampled_name(whole_name(metric), self.num_distractors)
-        if named != metric:
-            size = "null" if self.num_distractors is None else self.num_distractors
-            raise ValueError(
-                f"monitor={self.monitor}: is no metric of callbacks.retrieval_eval.num_distractors={size}; give "
-                f"monitor=val/{monitored}/{named}"
-            )
+        self.monitored.validate_sample(num_distractors=self.num_distractors)
         trainer.datamodule.evaluated.sample_gallery(self.num_distractors, self.distractor_seed)  # type: ignore[attr-defined]
         if stage == "fit":
-            self._validate_monitor_counts(trainer, matcher)
-
-    def _validate_monitor_counts(self, trainer: Trainer, matcher: Matcher) -> None:
-        """Raise before anything is embedded if the monitored direction counts no query of the evaluated split."""
-        monitored = self.monitor.split("/")[1]
-        shards = trainer.datamodule.opened.queries  # type: ignore[attr-defined]
-        counting: dict[str, None] = {}
-        for number in range(len(shards)):
-            (sample,) = shards.read_few([number])
-            counting |= {
-                name: None
-                for name, direction in self.directions.items()
-                if counts_row(direction, _inputs_of(sample, matcher), matcher.fusions, matcher.fields)
-            }
-            if monitored in counting:
-                return
-        raise ValueError(
-            f"monitor={self.monitor}: {monitored} counts no query of {shards.folder}; "
-            + self._advise([name for name in self.directions if name in counting])
-        )
-
-    def _advise(self, countable: Sequence[str]) -> str:
-        metric = self.monitor.split("/", 2)[2]
-        choices = " or ".join(f"monitor=val/{name}/{metric}" for name in countable)
-        return f"give {choices}" if choices else "no other direction of the model counts one either"
+            self.monitored.validate_counts(trainer.datamodule.opened.queries, self.directions, matcher)  # type: ignore[attr-defined]
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module.matcher, Matcher)
@@ -281,10 +241,9 @@ class RetrievalEval(Callback):
             rank_zero_info(f"{empty[name]}: left out")
         self.empty = empty
         if is_final:
-            _, monitored, metric = self.monitor.split("/", 2) if self.monitor.count("/") > 1 else ("", "", "")
-            metric = whole_name(metric)
+            metric, first = whole_name(self.monitored.key.metric), self.monitored.key.direction
             tables, model = (queries, gallery), (matcher.fusions, matcher.fields)
-            weak = find_weak_fusions(self.directions, self.reports, *tables, *model, metric, first=monitored, **options)
+            weak = find_weak_fusions(self.directions, self.reports, *tables, *model, metric, first=first, **options)
             for found in weak:
                 rank_zero_info(found.describe(sampled_name(metric, self.num_distractors)))
         self.reports = {name: report.of_sample(self.num_distractors) for name, report in self.reports.items()}
@@ -316,7 +275,7 @@ class RetrievalEval(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # here, after every callback has logged its metrics
         if trainer.state.fn == TrainerFn.FITTING and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            _validate_monitors(trainer, self.scalars())
+            validate_monitors(trainer, self.scalars())
 
     def scalars(self, stage: str = "val") -> dict[str, float]:
         """Return the last pass as flat metrics."""
@@ -325,8 +284,8 @@ class RetrievalEval(Callback):
 
     def reported_monitor(self) -> str:
         """Return the monitored metric, or that metric of the first direction that counted a query in the last pass."""
-        stage, direction, metric = self.monitor.split("/", 2)
-        return self.monitor if direction in self.reports else f"{stage}/{next(iter(self.reports))}/{metric}"
+        key = self.monitored.key
+        return str(key if key.direction in self.reports else key._replace(direction=next(iter(self.reports))))
 
     def describe_counting(self) -> dict[str, dict[str, Any]]:
         """Return which queries each direction counts, and in which gallery, as plain values."""
@@ -338,38 +297,25 @@ class RetrievalEval(Callback):
         scalars = self.scalars()
         if trainer.state.fn != TrainerFn.FITTING:
             return
-        if self.monitor not in scalars:
-            direction = self.monitor.split("/")[1]
-            if direction in self.empty:
-                raise ValueError(f"{self.empty[direction]}; {self._advise(list(self.reports))}")
-            choices = sorted(key for key in scalars if key.startswith(f"val/{direction}/"))
-            raise ValueError(f"monitor={self.monitor}: is no metric; there are {', '.join(choices)}")
+        monitor = str(self.monitored)
+        if monitor not in scalars:
+            raise self.monitored.explain_absence(scalars, self.empty, list(self.reports))
         if trainer.sanity_checking:
             self.initial = scalars
-            rank_zero_info(f"before training (epoch -1): {self.monitor} {scalars[self.monitor]:.3f}")
+            rank_zero_info(f"before training (epoch -1): {monitor} {scalars[monitor]:.3f}")
             for logger in trainer.loggers:
                 # directly: Lightning discards what a sanity pass logs
                 logger.log_metrics({**scalars, "epoch": -1.0}, step=0)
         else:
             # every rank computed the same numbers from the same table: nothing to reduce
-            pl_module.log_dict({k: v for k, v in scalars.items() if k != self.monitor}, batch_size=1)
-            pl_module.log(self.monitor, scalars[self.monitor], prog_bar=True, batch_size=1)
+            pl_module.log_dict({k: v for k, v in scalars.items() if k != monitor}, batch_size=1)
+            pl_module.log(monitor, scalars[monitor], prog_bar=True, batch_size=1)
 
     def state_dict(self) -> dict[str, Any]:
         return {"initial": self.initial}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.initial = state_dict["initial" if "initial" in state_dict else "untouched"]  # as older checkpoints name it
-
-
-def _inputs_of(sample: Sample, matcher: Matcher) -> set[str]:
-    """Return the fields that a sample has, and the towers that it has inputs for."""
-    present = sample.inputs.keys()
-    return {*present} | {
-        tower
-        for tower, spec in matcher.input_specs().items()
-        if (present & spec.keys() if isinstance(spec, AnyOf) else fields_of(tower, spec).keys() <= present)
-    }
 
 
 def _rows_of_rank(order: BatchOrder, world_size: int, in_whole_batches: bool) -> int:
@@ -395,22 +341,6 @@ def _validate_finite(tables: Mapping[str, EmbeddingTable], step: int, device: to
                     f"training diverged: {error} at step {step}, of the {what}; earlier checkpoints are kept; "
                     "a smaller optim.lr may help"
                 ) from error
-
-
-def _validate_monitors(trainer: Trainer, scalars: Mapping[str, float]) -> None:
-    """Raise for a callback whose metric is never logged; before training, as far as metric names are known."""
-    known = {*scalars, *trainer.callback_metrics}
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        monitor = getattr(callback, "monitor", None)
-        if not isinstance(monitor, str) or monitor in known or trainer.state.fn != TrainerFn.FITTING:
-            continue
-        if trainer.sanity_checking and monitor.startswith("train/"):
-            continue
-        close = get_close_matches(monitor, known, 3) or [name for name in scalars if name.endswith("hit@1")]
-        raise ValueError(
-            f"callbacks: {type(callback).__name__} monitors '{monitor}', which is no metric; "
-            f"there are {', '.join(close)} and more in the CSV file of a run"
-        )
 
 
 def find_retrieval_eval(trainer: Trainer) -> RetrievalEval:

@@ -88,6 +88,9 @@ def _fit_rows(rows: IndexRows, settings: IndexSettings, folder: Path) -> IndexRo
 def open_index(place: Path | str, expected_fingerprint: str | None = None, verify: bool = False) -> ProductIndex:
     """Open an index; files in a folder are memory-mapped.
 
+    Compared in this order: the card, its fingerprint, sizes of files, checksums of small ones, the header of FAISS,
+    shapes and counts of rows. `open_searcher` compares the model and the golden samples.
+
     Args:
         expected_fingerprint: of the model that will search.
         verify: compare the checksums of all files; by default only those of small files.

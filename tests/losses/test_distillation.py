@@ -6,10 +6,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mim_lightning.losses import teaching
+from mim_lightning.losses import distillation
 from mim_lightning.losses.contrastive import info_nce
+from mim_lightning.losses.distillation import relational
 from mim_lightning.losses.objective import Objective, Pair
-from mim_lightning.losses.teaching import relational
 from mim_lightning.types import Batch
 from tests.losses.test_objective import NAMES, make_batch, make_embeddings
 
@@ -47,9 +47,9 @@ def test_a_contrastive_pair_with_a_teacher_is_one_with_a_tower_of_its_vectors() 
     torch.testing.assert_close(result.per_pair["teacher"], result.per_pair["tower"])
 
 
-@pytest.mark.parametrize("at_once", [teaching.ROWS_AT_ONCE, 6])
+@pytest.mark.parametrize("at_once", [distillation.ROWS_AT_ONCE, 6])
 def test_relational_compares_rows_of_other_products(monkeypatch: pytest.MonkeyPatch, at_once: int) -> None:
-    monkeypatch.setattr(teaching, "ROWS_AT_ONCE", at_once)
+    monkeypatch.setattr(distillation, "ROWS_AT_ONCE", at_once)
     product, width = [1, 2, 3, 4, 3, 6], 7
     embeddings, batch = make_embeddings(6, absent=ABSENT), with_teacher(product, width)
     student = embeddings.vectors["product"].requires_grad_()

@@ -8,11 +8,11 @@ from torch import Tensor, nn
 
 from mim_lightning.losses.contrastive import info_nce
 from mim_lightning.losses.objective import Objective, Pair
-from mim_lightning.model import cached_encoding
+from mim_lightning.model import gradient_cache
 from mim_lightning.model.activation_checkpointing import start_checkpointing
 from mim_lightning.model.adapters import LoraSettings
-from mim_lightning.model.cached_encoding import MicroBatches, encode_cached
 from mim_lightning.model.compilation import compile_encoders
+from mim_lightning.model.gradient_cache import MicroBatches, encode_cached
 from mim_lightning.model.matcher import Matcher
 from mim_lightning.model.tower import Tower
 from mim_lightning.types import Batch, TowerInput
@@ -232,4 +232,4 @@ def test_a_parameter_without_gradient_keeps_none() -> None:
     tower.encoder.spare = nn.Parameter(torch.zeros(2))
     encode_cached(tower, [make_batch().inputs["query_image"]], 2)[0].sum().backward()
     assert tower.encoder.spare.grad is None
-    assert cached_encoding.first_tensor({"input_ids": torch.ones(1)}) == 1
+    assert gradient_cache.first_tensor({"input_ids": torch.ones(1)}) == 1

@@ -1,4 +1,4 @@
-"""Callbacks that watch a training run: its loss and its corrupt samples."""
+"""Callback that skips steps which are not finite, and ends a run that diverges."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import nn
 from torch.optim import Optimizer
 
-from mim_lightning.data.loading.loader import StreamLoader
 from mim_lightning.lit.callbacks.preemption import is_last_step
 from mim_lightning.lit.console import warn
 from mim_lightning.lit.fully_sharded import FullySharded
@@ -145,24 +144,3 @@ class _RunningStatistics:
 
 def _flatten(buffers: list[torch.Tensor]) -> torch.Tensor:
     return torch.cat([buffer.flatten() for buffer in buffers])
-
-
-class CorruptSamples(Callback):
-    """Logs `train/skipped_samples`, the corrupt samples that an epoch skipped, and stops beyond the maximum.
-
-    It logs nothing where a corrupt sample raises an error.
-    """
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
-    ) -> None:
-        loader = trainer.train_dataloader
-        if not isinstance(loader, StreamLoader) or not loader.skipped.policy.skips:
-            return
-        if trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
-            own = torch.tensor(float(loader.skipped.num_skipped), device=pl_module.device)
-            total = int(trainer.strategy.reduce(own, reduce_op="sum"))
-            pl_module.log("train/skipped_samples", float(total), on_step=False, on_epoch=True, batch_size=1)
-            if total:
-                warn(f"epoch {loader.epoch}: skipped {total}/{loader.skipped.num_samples} samples")
-            loader.skipped.validate_limit(total)

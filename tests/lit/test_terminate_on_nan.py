@@ -17,7 +17,7 @@ from mim_lightning.data.loading.loader import StreamLoader
 from mim_lightning.data.sampling.shuffled import ShuffledOrder
 from mim_lightning.data.shards.shard_set import ShardSet
 from mim_lightning.data.shards.shard_writer import Record
-from mim_lightning.lit.callbacks.monitoring import CorruptSamples, TerminateOnNaN
+from mim_lightning.lit.callbacks.terminate_on_nan import CorruptSamples, TerminateOnNaN
 from mim_lightning.types import Batch
 from tests.shard_sets import write_shard_set
 

@@ -21,7 +21,7 @@ TEACHER_LOSSES = (COSINE, RELATIONAL)
 ROWS_AT_ONCE = 2**22  # entries of the tables of similarities that are in memory, of which backward makes each again
 
 
-def teach(
+def distillation_loss(
     loss: str,
     student_BD: Tensor,
     teacher_BE: Tensor,
