@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from mim_lightning.exports import export_lazily
 
 if TYPE_CHECKING:
-    from mim_lightning.lit.callbacks.corrupt_samples import CorruptSamples
+    from mim_lightning.lit.callbacks.corrupt_sample_log import CorruptSamples
     from mim_lightning.lit.callbacks.ema import EMA
     from mim_lightning.lit.callbacks.optuna_pruning import OptunaPruning
     from mim_lightning.lit.callbacks.preemption import Preemption
@@ -35,7 +35,7 @@ else:
             "TrackedQueries": "mim_lightning.lit.callbacks.tracked_queries",
             "RetrievalEval": "mim_lightning.lit.callbacks.retrieval_eval",
             "RunCSVLogger": "mim_lightning.lit.csv_logger",
-            "CorruptSamples": "mim_lightning.lit.callbacks.corrupt_samples",
+            "CorruptSamples": "mim_lightning.lit.callbacks.corrupt_sample_log",
             "TerminateOnNaN": "mim_lightning.lit.callbacks.terminate_on_nan",
             "ShuffleMonitor": "mim_lightning.lit.callbacks.shuffle_monitor",
             "Throughput": "mim_lightning.lit.callbacks.throughput",
