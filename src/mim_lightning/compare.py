@@ -1,4 +1,4 @@
-"""python -m mim_lightning.compare <run> <run> ...: do two or more models differ, by how much, and on which queries?
+"""python -m mim_lightning.compare <run> <run> ...: do models differ, by how much, and on which queries?
 
     python -m mim_lightning.compare runs/2tower-* runs/4tower-*
     python -m mim_lightning.compare runs/a runs/b --metric hit@1,mrr --output compared

@@ -1,7 +1,7 @@
-"""python -m mim_lightning.export checkpoint=<path> output=<folder> [onnx=true] [push_to_hub=<user>/<repo>]
+"""python -m mim_lightning.export checkpoint=<path> output=<folder> [onnx=true]: one folder for inference.
 
-A checkpoint as one folder for inference: safetensors, preprocessing, tokenizers, fingerprint, model card. What rounded
-weights cost is measured on the validation split, where the data are available.
+It holds safetensors, preprocessing, tokenizers, fingerprint and model card; `push_to_hub=<user>/<repo>` publishes it.
+What rounded weights cost is measured on the validation split, where the data are available.
 """
 
 from __future__ import annotations

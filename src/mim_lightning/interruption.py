@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import _thread
 import os
+import re
 import signal
 import sys
 import threading
@@ -63,11 +64,11 @@ def install() -> None:
 
 
 def is_entry_point() -> bool:
-    """Was this process started as `python -m mim_lightning.<name>` or by a script that the package installs?"""
+    """Was this process started as `python -m mim_lightning[.<name>]` or by a script that the package installs?"""
     words = sys.orig_argv
     if "-m" in words[:-1] and words[words.index("-m") + 1].split(".")[0] == __name__.split(".")[0]:
         return True
-    return len(words) > 1 and Path(words[1]).name.startswith("mim-")
+    return len(words) > 1 and re.match(r"mim(-|$)", Path(words[1]).stem) is not None
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""python -m mim_lightning.mine checkpoint=<path> index=<folder> output=negatives.parquet: mine hard negatives.
+"""python -m mim_lightning.mine checkpoint=<path> index=<folder> output=negatives.parquet: hard negatives by an index.
 
 The queries of the training rows are searched in an index of the same model; what ranks high and is no answer goes into
 a table, with which `train data/sampling=hard_negatives data.sampling.table=negatives.parquet` makes its batches.

@@ -1,4 +1,4 @@
-"""python -m mim_lightning.tune_fusion <run>: sweep the weights and kinds of a fusion after training, on its embeddings.
+"""python -m mim_lightning.tune_fusion <run>: sweep the weights and kinds of a fusion, on kept embeddings.
 
     python -m mim_lightning.tune_fusion runs/4tower-...                  the query of the composed direction
     python -m mim_lightning.tune_fusion runs/4tower-... --fusion product --metric mrr --output tuned

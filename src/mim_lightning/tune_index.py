@@ -1,4 +1,4 @@
-"""python -m mim_lightning.tune_index <run>: what small vectors cost in an index, on the embeddings of an evaluation.
+"""python -m mim_lightning.tune_index <run>: what small vectors cost in an index, on kept embeddings.
 
     python -m mim_lightning.tune_index runs/4tower-... --widths 16,32,64 --output curve
     python -m mim_lightning.tune_index runs/4tower-... --direction image_to_image --kinds flat,hnsw --rows 100000

@@ -1,0 +1,76 @@
+"""`mim`: every command under one name."""
+
+import subprocess
+import sys
+import tomllib
+from importlib.util import find_spec
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from mim_lightning import __main__ as mim
+from tests.test_entry_points import ARGUMENTS
+
+
+def test_every_entry_point_is_a_command_with_a_line_that_fits() -> None:
+    assert {*mim.NAMES} == {name.removesuffix(".__main__") for name in ARGUMENTS}
+    lines = mim.describe_commands().splitlines()
+    assert max(map(len, lines)) <= 80
+    for name in mim.NAMES:
+        (line,) = [line for line in lines if line.split()[:1] == [name]]
+        assert len(line.split()) > 1, line
+
+
+@pytest.mark.parametrize(
+    ("words", "module", "passed"),
+    [
+        (["train", "model=4tower", "--help"], "mim_lightning.train", ["mim train", "model=4tower", "--help"]),
+        (["build-index", "output=x"], "mim_lightning.build_index", ["mim build_index", "output=x"]),
+        (["search"], "mim_lightning.search.__main__", ["mim search"]),
+    ],
+)
+def test_a_command_gets_the_arguments_after_its_name(
+    words: list[str], module: str, passed: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    got: list[list[str]] = []
+    assert find_spec(module) is not None
+    monkeypatch.setitem(sys.modules, module, SimpleNamespace(main=lambda: got.append(sys.argv)))
+    monkeypatch.setattr(sys, "argv", ["/bin/mim", *words])
+    mim.main()
+    assert got == [passed]
+
+
+@pytest.mark.parametrize(
+    ("script", "command"),
+    [("mim-build-index", "build_index"), ("mim-draw", "plot"), ("mim-dashboard", "wandb_workspace")],
+)
+def test_a_former_script_says_its_command(
+    script: str, command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    got: list[list[str]] = []
+    monkeypatch.setitem(sys.modules, f"mim_lightning.{command}", SimpleNamespace(main=lambda: got.append(sys.argv)))
+    monkeypatch.setattr(sys, "argv", [f"/bin/{script}", "--x"])
+    mim.former_script()
+    assert got == [[f"mim {command}", "--x"]]
+    assert capsys.readouterr().err == f"{script}: now `mim {command}`; the former name is accepted until version 0.3\n"
+
+
+def test_former_scripts_are_installed() -> None:
+    scripts = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]["scripts"]
+    assert scripts.pop("mim") == "mim_lightning.__main__:main"
+    assert len(scripts) == 17 and {*scripts.values()} == {"mim_lightning.__main__:former_script"}
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["--help"], 0, ""),
+        ([], 2, ""),
+        (["trian"], 2, "error: 'trian' is no command; did you mean train? see mim --help\n"),
+    ],
+)
+def test_help_and_mistakes(words: list[str], code: int, said: str) -> None:
+    ended = subprocess.run([sys.executable, "-m", "mim_lightning", *words], capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr) == (code, said)
+    assert ended.stdout == ("" if said else mim.describe_commands() + "\n")
