@@ -1,4 +1,4 @@
-"""python -m mim_lightning.train: train a model as its config says, and evaluate its best checkpoint.
+"""python -m mim_lightning.train: train a model, and evaluate its best checkpoint.
 
     python -m mim_lightning.train model=4tower trainer.devices=8
     python -m mim_lightning.train -m model=2tower,3tower,4tower seed=1,2,3
