@@ -13,7 +13,7 @@ COMMANDS = {
     "data": ("prepare",),
     "training": ("train", "mine"),
     "evaluation": ("evaluate", "compare", "plot", "tune_fusion", "wandb_workspace"),
-    "search": ("build_index", "calibrate", "tune_index", "search", "serve", "ab_report"),
+    "catalog and search": ("build_index", "calibrate", "tune_index", "search", "serve", "ab_report"),
     "the model elsewhere": ("embed", "export"),
 }
 NAMES = [name for names in COMMANDS.values() for name in names]
