@@ -1,0 +1,175 @@
+"""Make the record's tables from its runs: intervals over seeds and families, differences paired by query.
+
+python experiments/titles_emoji/report.py experiments/titles_emoji <data/emoji> runs/titles_emoji/*
+
+An arm is a model and a table of make_tables.py, "3tower photos-15"; runs without a result are left out. Writes
+
+    results.csv       a run a row, all metrics
+    table.md          image to image, an arm a row
+    differences.md    of arms: all queries, with and without skin tones
+    transfer.md       trained on one artist's photos, asked with the other's
+    composed.md       photo, words and both, by kind of question
+"""
+
+import argparse
+import csv
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from mim_lightning.analysis.record import EvaluationRecord, read_record
+from mim_lightning.metrics import bootstrap_intervals, paired_difference
+from mim_lightning.run import Run
+
+PERCENTS = (5, 15, 100)
+PHOTO, WORDS, BOTH = "image_to_asked_product", "text_to_product", "composed_to_product"
+WITHOUT_SHOWN = "composed_to_other_product"
+ARTISTS = ("fluent3d", "twemoji")
+NUM_RESAMPLES = 10_000
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Scores of an arm's runs in one direction, by query in ascending order of ids."""
+
+    scores: Mapping[str, np.ndarray]  # metric -> (S, Q) float64
+    families: np.ndarray  # (Q,) of the relevant product
+    segments: Mapping[str, np.ndarray]  # name -> (Q,) labels
+
+    def where(self, **labels: str) -> "Answers":
+        is_in = np.all([self.segments[name] == label for name, label in labels.items()], axis=0)
+        scores = {name: part[:, is_in] for name, part in self.scores.items()}
+        segments = {name: part[is_in] for name, part in self.segments.items()}
+        return Answers(scores, self.families[is_in], segments)
+
+    def interval(self, metric: str) -> str:
+        low, high = bootstrap_intervals({metric: self.scores[metric]}, self.families, NUM_RESAMPLES)[metric]
+        return f"{self.scores[metric].mean():.3f} [{low:.3f}, {high:.3f}]"
+
+    def minus(self, other: "Answers", metric: str) -> str:
+        found = paired_difference(self.scores[metric], other.scores[metric], self.families, NUM_RESAMPLES)
+        bold = "**" if found.low > 0 or found.high < 0 else ""
+        return f"{bold}{found.difference:+.3f} [{found.low:+.3f}, {found.high:+.3f}]{bold}"
+
+
+class Arms:
+    """The runs of the record by arm."""
+
+    def __init__(self, folders: Sequence[Path], families: Mapping[str, str]) -> None:
+        self.families, self.records = families, defaultdict[str, list[EvaluationRecord]](list)
+        for folder in folders:
+            if (folder / "results.json").is_file():
+                record = read_record(folder)
+                config = record.facts.config
+                self.records[f"{config['model']['name']} {config['data']['name']}"].append(record)
+
+    def __contains__(self, arm: str) -> bool:
+        return arm in self.records
+
+    def answers(self, arm: str, direction: str) -> Answers:
+        parts = [record.directions[direction] for record in self.records[arm]]
+        orders = [np.argsort(part.query_ids) for part in parts]
+        first, order = parts[0], orders[0]
+        assert all(sorted(part.query_ids) == sorted(first.query_ids) for part in parts)
+        return Answers(
+            {name: np.stack([p.scores[name][o] for p, o in zip(parts, orders, strict=True)]) for name in first.scores},
+            np.array([self.families[first.unit_ids[row]] for row in order]),
+            {name: np.array(labels)[order] for name, labels in first.segments.items()},
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("experiment", type=Path, help="folder of the record")
+    parser.add_argument("source", type=Path, help="data/emoji")
+    parser.add_argument("runs", type=Path, nargs="+")
+    arguments = parser.parse_args()
+    with (arguments.source / "products.csv").open(newline="", encoding="utf-8") as file:
+        families = {row["product_id"]: row["family"] for row in csv.DictReader(file)}
+    arms = Arms(arguments.runs, families)
+    write_results(arguments.experiment / "results.csv", arms)
+    tables: dict[str, Callable[[Arms], Iterator[str]]] = {
+        "table.md": overview,
+        "differences.md": differences,
+        "transfer.md": transfer,
+        "composed.md": composed,
+    }
+    for name, lines in tables.items():
+        text = "\n".join(lines(arms)) + "\n"
+        (arguments.experiment / name).write_text(text)
+        print(text)
+
+
+def write_results(path: Path, arms: Arms) -> None:
+    rows = []
+    for arm, records in arms.records.items():
+        for record in records:
+            results = Run(record.facts.run_id, record.folder.parent).read_results() or {}
+            rows.append({"arm": arm, "seed": record.facts.config["seed"], **results})
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)), restval="")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def overview(arms: Arms) -> Iterator[str]:
+    yield "| arm | runs | hit@1 | hit@10 | mrr | hit@1 without tones | hit@1 of tones |"
+    yield "| --- | ---: | ---: | ---: | ---: | ---: | ---: |"
+    for arm, records in arms.records.items():
+        found = arms.answers(arm, "image_to_image")
+        cells = [found.interval(metric) for metric in ("hit@1", "hit@10", "mrr")]
+        cells += [found.where(toned=label).interval("hit@1") for label in ("no", "yes")]
+        yield f"| {arm} | {len(records)} | {' | '.join(cells)} |"
+
+
+def differences(arms: Arms) -> Iterator[str]:
+    pairs = []
+    for percent in PERCENTS:
+        two, own = f"2tower photos-{percent}", f"2tower own-{percent}"
+        three, four = f"3tower photos-{percent}", f"4tower composed-{percent}"
+        pairs += [(three, two), (four, two), (own, two), (three, own), (four, three)]
+    shuffled = "3tower shuffled-15"
+    pairs += [(shuffled, "2tower photos-15"), ("3tower photos-15", shuffled)]
+    yield "| image to image | hit@1 | mrr | hit@1 without tones | hit@1 of tones |"
+    yield "| --- | ---: | ---: | ---: | ---: |"
+    for after, before in pairs:
+        if after in arms and before in arms:
+            one, other = (arms.answers(arm, "image_to_image") for arm in (after, before))
+            cells = [one.minus(other, metric) for metric in ("hit@1", "mrr")]
+            cells += [one.where(toned=label).minus(other.where(toned=label), "hit@1") for label in ("no", "yes")]
+            yield f"| {after} - {before} | {' | '.join(cells)} |"
+
+
+def transfer(arms: Arms) -> Iterator[str]:
+    yield "| photos of training | asked with | 2tower, hit@1 | 3tower, hit@1 | 3tower - 2tower, hit@1 | mrr |"
+    yield "| --- | --- | ---: | ---: | ---: | ---: |"
+    for trained in ARTISTS:
+        names = [f"{model} {trained}-15" for model in ("2tower", "3tower")]
+        if all(name in arms for name in names):
+            for asked in ARTISTS:
+                two, three = (arms.answers(name, "image_to_image").where(domain=asked) for name in names)
+                cells = [two.interval("hit@1"), three.interval("hit@1")]
+                cells += [three.minus(two, metric) for metric in ("hit@1", "mrr")]
+                yield f"| {trained} | {asked} | {' | '.join(cells)} |"
+
+
+def composed(arms: Arms) -> Iterator[str]:
+    yield "| arm | kind | photo alone | words alone | both | shown one left out | both - photo | both - words |"
+    yield "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |"
+    for percent in PERCENTS:
+        arm = f"4tower composed-{percent}"
+        if arm in arms:
+            for kind in ("tone", "gender"):
+                photo, words, both, other = (
+                    arms.answers(arm, direction).where(kind=kind) for direction in (PHOTO, WORDS, BOTH, WITHOUT_SHOWN)
+                )
+                cells = [found.interval("hit@1") for found in (photo, words, both, other)]
+                cells += [both.minus(photo, "hit@1"), both.minus(words, "hit@1")]
+                yield f"| {arm} | {kind} | {' | '.join(cells)} |"
+
+
+if __name__ == "__main__":
+    main()
