@@ -4,6 +4,7 @@ import errno
 from pathlib import Path
 
 import pytest
+import yaml
 from hydra.errors import CompactHydraException, ConfigCompositionException, MissingConfigException
 from omegaconf.errors import OmegaConfBaseException
 
@@ -29,6 +30,20 @@ HINTS = {
     "optim.lr_scale.encoder=0.1": "no config key 'optim.lr_scale'; did you mean 'optim.lr_scales'?",
 }
 
+YAML_STARTS, TAB = "<unicode string>", "character '\\t' that cannot start any token"
+
+
+def yaml_error(text: str) -> Exception:
+    with pytest.raises(yaml.YAMLError) as caught:
+        yaml.safe_load(text)
+    return caught.value
+
+
+def caused(error: Exception, cause: Exception) -> Exception:
+    error.__cause__ = cause
+    return error
+
+
 LOWER = "; lower data.batch_size, data.eval_batch_size, step.micro_batch_size or data.num_workers"
 OutOfMemoryError = type("OutOfMemoryError", (RuntimeError,), {})  # torch's
 TrialPruned = type("TrialPruned", (Exception,), {})  # Optuna's, by its name
@@ -53,6 +68,14 @@ TrialPruned = type("TrialPruned", (Exception,), {})  # Optuna's, by its name
             "shop/0.tar: Too many open files; raise the limit of this shell with ulimit -n",
             True,
         ),
+        (yaml_error("a:\n\t- 1"), "ScannerError", f"{YAML_STARTS}, line 2: not valid YAML: found {TAB}", True),
+        (
+            yaml_error("a: \0"),
+            "ReaderError",
+            f"{YAML_STARTS}: not valid YAML: special characters are not allowed",
+            True,
+        ),
+        (caused(ConfigCompositionException(), ValueError("x: ${a")), "ConfigCompositionException", "x: ${a", True),
         (ImportError("failed to map segment", path="/x/_duckdb.so"), "ImportError", "failed to map segment", True),
         (
             ImportError("cannot import name 'x'", path="x.py"),
@@ -74,6 +97,15 @@ def test_an_exception_is_reported_in_one_line(error: Exception, kind: str, reaso
     assert to_error_report(error, "train") == ErrorReport(kind, reason)
     assert to_error_report(error, "serve") == ErrorReport(kind, reason.removesuffix(LOWER)), "which has no such keys"
     assert is_user_error(error) == mendable
+
+
+def test_an_error_of_a_library_that_has_no_memory_left_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    error = RuntimeError("could not create a primitive")
+    assert not is_user_error(error)
+    monkeypatch.setattr("mim_lightning.errors.can_map", lambda num_bytes: False)
+    assert is_user_error(error)
+    reason = f"out of memory within the limit of this process (ulimit -v): {error}{LOWER}"
+    assert to_error_report(error, "train").reason == reason
 
 
 def test_former_groups_in_defaults_lists_of_the_users_are_named(

@@ -88,7 +88,11 @@ def _run(name: str, function: Callable[[Config], Any], verbatim_keys: Sequence[s
         _run_frozen(Path(frozen), name, function)
         return
 
+    is_composed = False
+
     def guarded(config: DictConfig) -> Any:
+        nonlocal is_composed
+        is_composed = True
         # exit in here: Hydra prints an exception that passes through it with the whole call stack
         try:
             with interruptible():
@@ -106,6 +110,8 @@ def _run(name: str, function: Callable[[Config], Any], verbatim_keys: Sequence[s
     try:
         hydra.main(version_base="1.3", config_path=conf_dir(), config_name=name)(guarded)()
     except Exception as error:
+        if isinstance(error, RecursionError) and not is_composed:
+            error = ValueError("a defaults list leads back to its own config, or values are nested too deep")
         _exit(error, name)
     leave_process_group()
 

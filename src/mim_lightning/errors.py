@@ -29,8 +29,10 @@ from omegaconf.errors import (
 from mim_lightning.config import conf_dir
 from mim_lightning.former_names import present_overrides
 from mim_lightning.io.damaged_file import errors_as_damaged_file
+from mim_lightning.io.machine import can_map
 
 EXTRA = "pip install 'mim-lightning[sweep]'"
+SPARE_BYTES = 64 << 20  # that a process maps once more, unless it has no memory to go
 OUT_OF_MEMORY = "OutOfMemoryError"  # of torch, on a GPU
 # errors of a collective whose other process is gone
 LOST_PROCESS = ("RuntimeError", "DistBackendError", "DistNetworkError", "DistStoreError")
@@ -63,14 +65,19 @@ class ChildError(ChildProcessError):
 
 def is_user_error(error: Exception) -> bool:
     """Is this an error that the user can fix, so that one line is better than a call stack?"""
-    kinds = (ValueError, OSError, MemoryError, CompactHydraException, OmegaConfBaseException)
+    kinds = (ValueError, OSError, MemoryError, CompactHydraException, OmegaConfBaseException, yaml.YAMLError)
     # by name: Lightning, Optuna and torch are not imported here
     named = type(error).__name__ in ("MisconfigurationException", "TrialPruned", OUT_OF_MEMORY)
-    return isinstance(error, kinds) or named or _is_wandbs(error) or _is_missing_package(error)
+    return isinstance(error, kinds) or named or _is_wandbs(error) or _is_missing_package(error) or _lacks_memory(error)
 
 
 def _is_wandbs(error: BaseException) -> bool:
     return type(error).__module__.startswith("wandb.errors")
+
+
+def _lacks_memory(error: Exception) -> bool:
+    """Is an error that of a library, such as oneDNN, which has no class for a lack of memory?"""
+    return isinstance(error, RuntimeError) and not can_map(SPARE_BYTES)
 
 
 def _is_missing_package(error: BaseException) -> bool:
@@ -135,7 +142,13 @@ def _one_line(error: Exception, name: str) -> str:
     if lines and lines[0].startswith("Caught"):
         lines = [lines[-1].split("Error: ", 1)[-1]]
     text = " ".join(lines)
-    if isinstance(error, MemoryError) or type(error).__name__ == OUT_OF_MEMORY:
+    if isinstance(error, yaml.YAMLError):
+        return _not_yaml(error)
+    if not text and isinstance(error.__cause__, Exception):
+        return _one_line(error.__cause__, name)
+    if _lacks_memory(error):
+        text = f"out of memory within the limit of this process (ulimit -v): {text}"
+    if isinstance(error, MemoryError) or type(error).__name__ == OUT_OF_MEMORY or _lacks_memory(error):
         reason = ". ".join(text.split(". ")[:2]).rstrip(".") or "out of memory"
         return f"{reason}; {SMALLER[name]}" if name in SMALLER else reason
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
@@ -152,6 +165,12 @@ def _one_line(error: Exception, name: str) -> str:
     if _is_wandbs(error):
         return f"W&B: {text.rstrip('.')}; or keep the run on this machine with logger.wandb.offline=true"
     return text
+
+
+def _not_yaml(error: yaml.YAMLError) -> str:
+    mark = getattr(error, "problem_mark", None)  # of all but characters that YAML does not have
+    place = f"{mark.name}, line {mark.line + 1}" if mark is not None else getattr(error, "name", "")
+    return f"{place}: not valid YAML: {getattr(error, 'problem', None) or getattr(error, 'reason', error)}"
 
 
 def former_groups() -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +26,15 @@ def memory_bytes() -> int:
         if text.isdecimal():  # "max": no limit
             sizes.append(int(text))
     return min(sizes)
+
+
+def can_map(num_bytes: int) -> bool:
+    """Return whether this process may have so much more memory, within its own limit (ulimit -v)."""
+    try:
+        mmap.mmap(-1, num_bytes).close()
+    except OSError:
+        return False
+    return True
 
 
 def _limit_files() -> Iterator[Path]:
