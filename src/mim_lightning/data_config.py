@@ -102,10 +102,10 @@ def describe_data(data: Mapping[str, Any], source: Mapping[str, Any] | None) -> 
     Args:
         source: the description of its source, see `describe_source`.
     """
-    own = _described(data["folder"]) if source is None else _with_new_content(source, data["folder"])
+    own = _described(data["folder"], data) if source is None else _with_new_content(source, data["folder"])
     others: dict[str, Any] = {}
     if data.get("distractors"):
-        others["distractors"] = _described(data["distractors"])
+        others["distractors"] = _described(data["distractors"], data)
     if data.get("vectors"):
         from mim_lightning.data.loading.vector_table import digest_vectors, validate_vectors
 
@@ -120,7 +120,7 @@ def describe_data(data: Mapping[str, Any], source: Mapping[str, Any] | None) -> 
         # under their first names, as run ids hold them
         entries = to_first({"data": {"mixture": mixed}})["data"]["mix"]
         others["mix"] = {
-            name: {**entry, "folder": _described(entry["folder"])} if entry.get("folder") else entry
+            name: {**entry, "folder": _described(entry["folder"], data)} if entry.get("folder") else entry
             for name, entry in entries.items()
         }
     return {"own": own, **others} if others else own
@@ -134,10 +134,11 @@ def _with_new_content(source: Mapping[str, Any], folder: str) -> Any:
     return source if content is None else {"source": source, "content": content}
 
 
-def _described(folder: str) -> Any:
+def _described(folder: str, data: Mapping[str, Any]) -> Any:
+    """Return what prepared data are made of, read as the `cache` of a `data` section says."""
     from mim_lightning.data.preparation.prepared import FIRST_CONTENT, open_prepared
     from mim_lightning.data.shards.set_index import VERSIONS
 
-    described = open_prepared(folder).describe()
+    described = open_prepared(folder, build(data.get("cache"))).describe()
     # a set keeps the ids of its runs when it grows: which version a run reads is its state
     return {key: value for key, value in described.items() if key not in (FIRST_CONTENT, VERSIONS)}

@@ -21,12 +21,15 @@ FILES = {  # of a set, by how a command comes to them
     "queries/train/product_keys.npy": "a column",
 }
 FAULTS = ("error", "refused", "silent", "stall", "cut", "reset", "short", "flipped", "slow", "shifted")
+# these two have no checksum: another byte is noticed where they cannot be read, or where it is of another file
+UNSEEN = [("flipped", times, "settings.json") for times in ("once", "always")]
+UNSEEN += [("flipped", "once", "queries/train/index.json")]
 CASES = [
     (f"{fault} {times} at {what}", (name, fault, times))
     for name, what in FILES.items()
     for fault in FAULTS
     for times in ("once", "always")
-    if not (fault in ("refused", "slow") and times == "once")
+    if not (fault in ("refused", "slow") and times == "once") and (fault, times, name) not in UNSEEN
 ]
 
 

@@ -8,6 +8,7 @@ a `RemoteError` of one line: fsspec's own promises about time limits are not rel
 from __future__ import annotations
 
 import http.client
+import json
 import os
 import ssl
 import tempfile
@@ -16,7 +17,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -161,6 +162,7 @@ def download(url: str, path: Path, policy: RetryPolicy, check: Check | None = No
     def attempt(number: int) -> Path:
         target = path.with_name(f"{path.name}.try{number}")
         with _client_errors(url):
+            _import_client(url)
             try:
                 _download_once(url, target, policy.timeout)
                 if check is not None:
@@ -185,6 +187,7 @@ def download_range(url: str, start: int, stop: int, policy: RetryPolicy) -> byte
 
     def attempt(_: int) -> bytes:
         with _client_errors(url):
+            _import_client(url)
             system = open_file_system(url, policy.timeout)
             data = bytes(_run_in_thread(lambda: system.cat_file(url, start=start, end=stop), policy.timeout))
         if len(data) != stop - start:
@@ -223,19 +226,35 @@ def _named(url: str) -> Iterator[None]:
         raise type(error)(f"{url}: {error}") from error.__cause__
 
 
-def download_bytes(url: str, policy: RetryPolicy) -> bytes:
-    """Return the content of a small file.
+def download_json(url: str, policy: RetryPolicy) -> bytes:
+    """Return the content of a small file of JSON; one that a store has sent in part is downloaded again.
+
+    Where it is never whole, the caller finds out what is wrong with it.
 
     Raises:
         NotFoundError, RemoteError: as `download`.
     """
     with tempfile.TemporaryDirectory() as folder:
-        return download(url, Path(folder) / "file", policy).read_bytes()
+        for num_tries in range(1, policy.retries + 2):
+            content = download(url, Path(folder) / f"file-{num_tries}", policy).read_bytes()
+            if num_tries > policy.retries or _is_json(content):
+                break
+            time.sleep(policy.pause(num_tries))
+    return content
+
+
+def _is_json(content: bytes) -> bool:
+    try:
+        json.loads(content)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def remote_size(url: str, policy: RetryPolicy) -> int | None:
     """Return the size of a file in bytes, or None if the store does not say."""
     try:
+        _import_client(url)
         size = _run_in_thread(lambda: open_file_system(url, policy.timeout).info(url)["size"], policy.timeout)
     except Exception:  # `download` will report it
         return None
@@ -245,12 +264,21 @@ def remote_size(url: str, policy: RetryPolicy) -> int | None:
 def list_folder(url: str, policy: RetryPolicy) -> list[str]:
     """Return the names in a folder of a store; none if there is no such folder, or the store lists nothing."""
     try:
+        _import_client(url)
         found = _run_in_thread(lambda: open_file_system(url, policy.timeout).ls(url, detail=False), policy.timeout)
     except Exception:  # plain web servers list nothing
         return []
     own = url.rstrip("/").rsplit("/", 1)[-1]
     names = (str(name).rstrip("/").rsplit("/", 1)[-1] for name in found)
     return sorted({name for name in names if name} - {own})
+
+
+def _import_client(url: str) -> None:
+    """Import the client of a protocol before the time of its store runs: it may take seconds."""
+    import fsspec
+
+    with suppress(ValueError):  # no such protocol, which `open_file_system` reports
+        fsspec.get_filesystem_class(url.split("://", 1)[0])
 
 
 def open_file_system(url: str, timeout: float) -> Any:

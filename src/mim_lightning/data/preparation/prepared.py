@@ -29,7 +29,7 @@ from mim_lightning.display.text import plain
 from mim_lightning.io.damaged_file import errors_as_damaged_file, validate_regular_file
 from mim_lightning.io.locks import ReadLock
 from mim_lightning.io.paths import PathOrUrl, join, to_path_or_url
-from mim_lightning.io.remote import download_bytes, list_folder
+from mim_lightning.io.remote import download_json, list_folder
 from mim_lightning.io.retry import NotFoundError, RetryPolicy
 from mim_lightning.io.store import Store
 
@@ -89,7 +89,7 @@ class PreparedData:
         path = join(self.folder, SETTINGS_FILE)
         if isinstance(path, Path):
             validate_regular_file(path, AGAIN)
-        content = download_bytes(path, self._retry_policy) if isinstance(path, str) else path.read_bytes()
+        content = download_json(path, self._retry_policy) if isinstance(path, str) else path.read_bytes()
         with errors_as_damaged_file(str(path), AGAIN):
             found = json.loads(content)
             if not isinstance(found, dict):

@@ -44,7 +44,7 @@ from mim_lightning.data.shards.set_index import (
     parse_index,
     parse_pointer,
 )
-from mim_lightning.io.remote import download_bytes, download_range
+from mim_lightning.io.remote import download_json, download_range
 from mim_lightning.io.retry import RemoteError, RetryPolicy
 
 PLACE = len(MEMBERS) * 2 * 8  # bytes of the byte index for a sample
@@ -112,7 +112,7 @@ class RemoteFiles:
         for _ in range(num_up):
             folder = folder.rsplit("/", 1)[0]
         try:
-            return download_bytes(f"{folder}/{name.removeprefix('../' * num_up)}", self.settings.retry_policy)
+            return download_json(f"{folder}/{name.removeprefix('../' * num_up)}", self.settings.retry_policy)
         except RemoteError as error:
             raise as_shard_error(error) from error
 
