@@ -55,7 +55,7 @@ def record_outcome(part: str, target: str, input_: str) -> Iterator[Outcome]:
         assert found.outcome, "the test says what was found"
         found.holds = True
     except BaseException as error:
-        if isinstance(error, pytest.skip.Exception):
+        if isinstance(error, pytest.skip.Exception | KeyboardInterrupt):  # of who runs the campaign
             raise
         found.outcome = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         _append(found)

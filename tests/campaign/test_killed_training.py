@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
 import pytest
 
 from mim_lightning.run import Run
-from tests.campaign.kills import ENDED, kill_somewhere
-from tests.campaign.outcomes import points, record_all
+from tests.campaign.kills import ENDED, Start, kill_somewhere
+from tests.campaign.outcomes import cases, points, record_all
 from tests.campaign.processes import EntryPoint
-from tests.campaign.training import WholeRun, assert_equal, assert_nothing_torn, command, rows_of
+from tests.campaign.training import MOMENTS, WholeRun, assert_equal, assert_nothing_torn, command, rows_of
 
 Whole = Callable[[str], WholeRun]
 EQUAL = "resumed: weights, results and log equal to the bit, each row once an epoch"
@@ -21,25 +21,51 @@ EQUAL = "resumed: weights, results and log equal to the bit, each row once an ep
 
 @pytest.mark.parametrize("rng", points("train", 26, 2))
 def test_one_process(rng: random.Random, whole_of: Whole, tmp_path: Path) -> None:
-    kill_and_resume(rng, rng.choice(["1 process", "1 process, 1 data worker"]), whole_of, tmp_path)
+    kill_at_random(rng, rng.choice(["1 process", "1 process, 1 data worker"]), whole_of, tmp_path)
 
 
 @pytest.mark.parametrize("rng", points("train2", 12, 0))
 def test_two_processes(rng: random.Random, whole_of: Whole, tmp_path: Path) -> None:
-    kill_and_resume(rng, "2 processes", whole_of, tmp_path)
+    kill_at_random(rng, "2 processes", whole_of, tmp_path)
 
 
-def kill_and_resume(rng: random.Random, place: str, whole_of: Whole, folder: Path) -> None:
-    """Kill a run once or twice, then let it end."""
+@pytest.mark.parametrize("place", cases([(place, place) for place in ("1 process", "2 processes")]))
+def test_every_moment(place: str, whole_of: Whole, tmp_path: Path) -> None:
+    """One run, killed at one moment after the other."""
+
+    def kill_at(start: Start, what: str, event: str, number: int) -> str:
+        started = start(event=event, number=number)
+        assert started.wait_for_event(), started.stderr[-2000:]
+        started.kill()
+        return f"kill -9 {what}"
+
+    kills = [partial(kill_at, what=what, event=event, number=number) for what, event, number in MOMENTS if event]
+    kill_and_resume(kills, place, whole_of(place), tmp_path)
+
+
+def kill_at_random(rng: random.Random, place: str, whole_of: Whole, folder: Path) -> None:
     whole = whole_of(place)
+
+    def kill(start: Start) -> str:
+        return kill_somewhere(rng, start, whole.events, whole.cpu, folder / "runs" / whole.run.run_id)
+
+    kill_and_resume([kill] * rng.choice([1, 2]), place, whole, folder)
+
+
+def kill_and_resume(kills: Sequence[Callable[[Start], str]], place: str, whole: WholeRun, folder: Path) -> None:
+    """Start a run and kill it, again and again, then let it end.
+
+    Args:
+        kills: each starts it, kills it, and returns when that was.
+    """
     shop, runs = whole.run.folder.parents[1], folder / "runs"
     run = Run(whole.run.run_id, runs / whole.run.run_id)
     words = command(shop, runs, place)
-    kills, problem = [], None
+    killed, problem = [], None
     start = partial(EntryPoint, "train", words, folder / "scratch", [run.folder, runs])
     try:
-        for _ in range(rng.choice([1, 2])):
-            kills.append(kill_somewhere(rng, start, whole.events, whole.cpu, run.folder))
+        for kill in kills:
+            killed.append(kill(start))
             assert_nothing_torn(runs)
         last = EntryPoint("train", words, folder / "scratch")
         assert last.wait() == 0, last.stderr[-2000:]
@@ -47,5 +73,5 @@ def kill_and_resume(rng: random.Random, place: str, whole_of: Whole, folder: Pat
         assert set(rows_of(runs)) == whole.rows, "rows of an epoch differ"
     except Exception as error:  # also of a torn file, and of a process that hangs
         problem = error
-    record_all("kill", f"train, {place}", kills, EQUAL, problem)
-    assert kills[0], ENDED
+    record_all("kill", f"train, {place}", killed, EQUAL, problem)
+    assert killed[0], ENDED

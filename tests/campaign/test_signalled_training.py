@@ -16,22 +16,10 @@ import torch
 from mim_lightning.run import Run
 from tests.campaign.outcomes import cases, points, record_outcome
 from tests.campaign.processes import EntryPoint, wait_until
-from tests.campaign.training import WholeRun, assert_equal, assert_nothing_torn, command, rows_of
+from tests.campaign.training import MOMENTS, WholeRun, assert_equal, assert_nothing_torn, command, rows_of
 
 Whole = Callable[[str], WholeRun]
 SIGNALS = {"SIGTERM": signal.SIGTERM, "Ctrl-C": signal.SIGINT}
-MOMENTS = [  # in the order in which a run that resumes meets them: what is done, the event, and its number
-    ("as it starts", "", 1),
-    ("before anything is written", "open .config.yaml.partial", 1),
-    ("in a step", "training rows/step", 2),
-    ("in the backward pass", "training rows/gradients", 1),
-    ("in a checkpoint, before it is written", "open checkpoints/.last.ckpt.partial", 1),
-    ("in a checkpoint, before it has its name", "rename checkpoints/.last.ckpt.partial", 1),
-    ("in a validation", "training rows/validation", 1),
-    ("in the checkpoint of a validation", "rename checkpoints/.best.ckpt.partial", 1),
-    ("in the last evaluation", "mkdir .evaluation.partial", 1),
-    ("before the results have their name", "rename .results.json.partial", 1),
-]
 SHORT = {  # in the default suite
     ("1 process", "SIGTERM"): {"in a step", "in a checkpoint, before it has its name"},
     ("2 processes", "Ctrl-C"): {"in a checkpoint, before it has its name"},

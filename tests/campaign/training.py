@@ -31,6 +31,19 @@ PLACES = {  # that change no result: both share what an uninterrupted one leaves
     "2 processes": ["trainer.devices=2"],
 }
 
+MOMENTS = [  # in the order in which a run that resumes meets them: what is done, the event, and its number
+    ("as it starts", "", 1),
+    ("before anything is written", "open .config.yaml.partial", 1),
+    ("in a step", "training rows/step", 2),
+    ("in the backward pass", "training rows/gradients", 1),
+    ("in a checkpoint, before it is written", "open checkpoints/.last.ckpt.partial", 1),
+    ("in a checkpoint, before it has its name", "rename checkpoints/.last.ckpt.partial", 1),
+    ("in a validation", "training rows/validation", 1),
+    ("in the checkpoint of a validation", "rename checkpoints/.best.ckpt.partial", 1),
+    ("in the last evaluation", "mkdir .evaluation.partial", 1),
+    ("before the results have their name", "rename .results.json.partial", 1),
+]
+
 
 @dataclass(frozen=True)
 class WholeRun:
