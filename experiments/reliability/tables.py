@@ -7,12 +7,14 @@ Writes into this folder:
     outcomes.csv   a distinct input and outcome a row, with how often; targets that were not run again stay, and with
                    --add the inputs that were not
     table.md       how often inputs were tried by part and target, how many are distinct, and how many tries hold
+    kinds.md       the same counts by what was done, and to which targets
     found.md       what became of them
 """
 
 import argparse
 import csv
 import json
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -24,6 +26,25 @@ WAYS = (
     *("missing", "empty", "half", "without its last byte", "of NULs", "a page of HTML", "a folder", "a pipe"),
     *("a link to itself", "an array", "a number", "null", "an empty object", "NaN", "nested 100,000 deep", "not UTF-8"),
     *("two objects", "a number of 5,000 digits", "with a byte order mark before nothing"),
+)
+
+KINDS = (  # of inputs: what differs between those of a kind, and what they are called together
+    (r"(?<=^kill -9) before (open|rename|remove|mkdir|rmdir) .*", " before a file is changed"),
+    (r"(?<=^kill -9) at [\d.]+ of the CPU time", " at a random moment"),
+    (r" of rank\d alone at [\d.]+ of its CPU time", " -9 of one of two processes, at a random moment"),
+    (r"after \d+ clicks", "under load"),
+    (
+        r"^(SIGTERM|Ctrl-C) (at random: .*|before (training|open|rename|remove|mkdir|rmdir) .*)",
+        r"\1 at a random moment",
+    ),
+    (r"(SIGTERM|Ctrl-C) to \w+ at [\d.]+ of them", r"\1 while it imports"),
+    (r"^(SIGTERM|Ctrl-C) (?!.*, and again$)", "SIGTERM or Ctrl-C "),
+    (r"^disk full at .*", "disk full at a kind of write"),
+    (r"^(reads a )?read-only .*", r"\1read-only folder"),
+    (r"^\d+ (descriptors|MB of memory)$", r"few \1"),
+    (r"^\w+ /dev/shm$", "/dev/shm missing, tiny or read-only"),
+    (r"^data set altered at step \d+: .*", "data set altered under it"),
+    (r"^(\w+) (once|always): .*", r"store: \1 \2"),
 )
 
 
@@ -50,7 +71,7 @@ def main() -> None:
         writer.writerow((*COLUMNS, "count"))
         writer.writerows((*row, count) for row, count in rows)
     inputs = [(row, count) for row, count in rows if row[2] not in CHECKS or row[4] == "no"]
-    for name, lines in (("table.md", targets(inputs)), ("found.md", outcomes(inputs))):
+    for name, lines in (("table.md", targets(inputs)), ("kinds.md", kinds(inputs)), ("found.md", outcomes(inputs))):
         text = "\n".join(lines) + "\n"
         (arguments.folder / name).write_text(text)
         print(text)
@@ -72,6 +93,26 @@ def targets(rows: list[tuple[tuple[str, ...], int]]) -> list[str]:
         if found:
             lines.append(f"| **{part}** | all | {sums(found)} |")
     return lines
+
+
+def kinds(rows: list[tuple[tuple[str, ...], int]]) -> list[str]:
+    """Return the table of counts by what was done; malformed inputs are too many for it."""
+    found: dict[tuple[str, str], list[tuple[tuple[str, ...], int]]] = {}
+    for row, count in rows:
+        if row[0] != "rubbish":
+            found.setdefault((row[0], kind_of(row[2])), []).append((row, count))
+    lines = ["| part | what was done | to | tried | distinct | hold | do not |"]
+    lines.append("| --- | --- | --- | ---: | ---: | ---: | ---: |")
+    for (part, kind), done in sorted(found.items(), key=lambda item: (PARTS.index(item[0][0]), item[0][1])):
+        names = dict.fromkeys(row[1].split(",")[0] for row, _ in done)  # "train, 2 processes" and others as one
+        lines.append(f"| {part} | {cell(kind)} | {', '.join(names)} | {sums(done)} |")
+    return lines
+
+
+def kind_of(named: str) -> str:
+    for pattern, name in KINDS:
+        named = re.sub(pattern, name, named)
+    return named
 
 
 def sums(rows: list[tuple[tuple[str, ...], int]]) -> str:

@@ -21,6 +21,8 @@ from tests.campaign.search import Shop, content_of
 
 pytest.importorskip("fastapi", reason="the extra `serve` is not installed")
 
+SALT = {"MIM_USER_SALT": "s" * 32}
+
 
 class Clients:
     """Threads that search and click until the service is gone; they note what it has confirmed.
@@ -83,7 +85,7 @@ def serve(
 ) -> tuple[EntryPoint, Clients]:
     words = [f"index={index}", "port=0", "ui=false", "device=cpu", "limits.requests_per_minute=0"]
     words += ["experiment_name=e", f"event_log={log_folder or folder}/events.db"]
-    started = EntryPoint("serve", words, folder / "scratch", environment={"MIM_USER_SALT": "s" * 32}, **fault)
+    started = EntryPoint("serve", words, folder / "scratch", environment=SALT, **fault)
     wait_until(lambda: "http" in started.stdout or started.process.poll() is not None)
     assert started.process.poll() is None, started.stderr
     return started, Clients(started.stdout.split()[0], are_patient=are_patient)

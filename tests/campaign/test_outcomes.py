@@ -52,6 +52,8 @@ def test_outcomes_are_counted_by_part(tmp_path: Path, monkeypatch: pytest.Monkey
     table = (tmp_path / "table.md").read_text()
     assert "| kill | train | 4 | 3 | 3 | 1 |" in table and "| starved | train | 2 | 1 | 2 | 0 |" in table
     assert "| **rubbish** | all | 2 | 1 | 2 | 0 |" in table, "what can happen to any file counts once"
+    kinds = (tmp_path / "kinds.md").read_text()
+    assert "| kill | kill -9 at step 2 | train | 2 | 1 | 2 | 0 |" in kinds and "card" not in kinds
     found_table = (tmp_path / "found.md").read_text()
     assert "| kill | train | equal weights | 3 | yes |" in found_table and "other \\| weights" in found_table
 
@@ -85,6 +87,25 @@ def test_names_of_temporary_files_are_not_recorded(tmp_path: Path, monkeypatch: 
 
 def test_tables_know_what_can_happen_to_any_file() -> None:
     assert set(runpy.run_path(str(SCRIPT))["WAYS"]) == {*BYTES, *JSONS}
+
+
+def test_inputs_of_a_kind_are_counted_together() -> None:
+    kind_of = runpy.run_path(str(SCRIPT))["kind_of"]
+    assert {
+        kind_of(named)
+        for named in (
+            "SIGTERM at random: open a, b",
+            "Ctrl-C before rename .results.json.partial",
+            "SIGTERM before mkdir a",
+        )
+    } == {"SIGTERM or Ctrl-C at a random moment"}
+    assert (
+        kind_of("Ctrl-C before the results have their name") == "SIGTERM or Ctrl-C before the results have their name"
+    )
+    assert kind_of("kill -9 at 0.41 of the CPU time") == "kill -9 at a random moment"
+    assert kind_of("kill -9 in a validation") == "kill -9 in a validation"
+    assert kind_of("reads a read-only runs") == "reads a read-only folder"
+    assert kind_of("stall once: a shard") == "store: stall once"
 
 
 def test_a_seed_draws_the_same_points_and_few_are_in_the_default_suite() -> None:

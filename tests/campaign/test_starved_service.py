@@ -14,7 +14,7 @@ from tests.campaign.outcomes import record_outcome
 from tests.campaign.processes import EntryPoint, wait_until
 from tests.campaign.search import Shop
 from tests.campaign.starved import fill, make_room, small_disk
-from tests.campaign.test_killed_service import Clients, assert_log_is_whole, serve
+from tests.campaign.test_killed_service import SALT, Clients, assert_log_is_whole, serve
 
 pytestmark = pytest.mark.campaign
 FORM = b"POST /search HTTP/1.1\r\nhost: a\r\ncontent-type: application/x-www-form-urlencoded\r\n"
@@ -66,6 +66,17 @@ def test_few_open_files(search_shop: Shop, tmp_path: Path) -> None:
         assert not again.failures and not again.cut, f"answers {again.failures}, cut: {again.cut}"
         assert_log_is_whole(tmp_path / "events.db", [clients, again])
         found.outcome = "refused beyond the limit, one line; served when they are gone"
+
+
+def test_an_event_log_that_cannot_be_written(search_shop: Shop, tmp_path: Path) -> None:
+    with record_outcome("starved", "serve", "read-only folder of the event log") as found:
+        words = [f"index={search_shop.index}", "port=0", "ui=false", "device=cpu", "experiment_name=e"]
+        started = EntryPoint("serve", [*words, "event_log=/proc/events.db"], tmp_path, environment=SALT)
+        code = started.wait_until_gone()
+        lines = started.stderr.splitlines()
+        assert code == 2 and "Traceback" not in started.stderr, started.stderr[-500:]
+        assert lines[-1].startswith("error: event_log=/proc/events.db"), lines[-1]
+        found.outcome = "one line"
 
 
 @contextmanager
