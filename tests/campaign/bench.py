@@ -126,9 +126,12 @@ VOLATILE = (
     "updated",
     "wait",
     "per_second",
+    "written",
     "process",
     "num_workers",
 )  # in the names of keys
+
+CACHES = ("tmp/torchinductor_", "tmp/.ses")  # of torch and of onnxruntime, which stay
 
 
 class Bench:
@@ -309,7 +312,7 @@ def error_line(ended: subprocess.CompletedProcess[str]) -> str:
 
 def leftovers(folder: Path) -> list[str]:
     names = [path.relative_to(folder).as_posix() for path in folder.rglob("*")]
-    names = [name for name in names if not name.startswith(("home/", "shop/"))]
+    names = [name for name in names if not name.startswith(("home/", "shop/", *CACHES))]
     return [
         name
         for name in names
