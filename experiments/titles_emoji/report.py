@@ -35,22 +35,29 @@ NUM_RESAMPLES = 10_000
 class Answers:
     """Scores of an arm's runs in one direction, by query in ascending order of ids."""
 
+    query_ids: np.ndarray  # (Q,)
     scores: Mapping[str, np.ndarray]  # metric -> (S, Q) float64
     families: np.ndarray  # (Q,) of the relevant product
     segments: Mapping[str, np.ndarray]  # name -> (Q,) labels
 
     def where(self, **labels: str) -> "Answers":
-        is_in = np.all([self.segments[name] == label for name, label in labels.items()], axis=0)
+        return self.at(np.all([self.segments[name] == label for name, label in labels.items()], axis=0))
+
+    def at(self, is_in: np.ndarray) -> "Answers":
         scores = {name: part[:, is_in] for name, part in self.scores.items()}
         segments = {name: part[is_in] for name, part in self.segments.items()}
-        return Answers(scores, self.families[is_in], segments)
+        return Answers(self.query_ids[is_in], scores, self.families[is_in], segments)
 
     def interval(self, metric: str) -> str:
         low, high = bootstrap_intervals({metric: self.scores[metric]}, self.families, NUM_RESAMPLES)[metric]
         return f"{self.scores[metric].mean():.3f} [{low:.3f}, {high:.3f}]"
 
     def minus(self, other: "Answers", metric: str) -> str:
-        found = paired_difference(self.scores[metric], other.scores[metric], self.families, NUM_RESAMPLES)
+        mine, others = (
+            self.at(np.isin(self.query_ids, other.query_ids)),
+            other.at(np.isin(other.query_ids, self.query_ids)),
+        )
+        found = paired_difference(mine.scores[metric], others.scores[metric], mine.families, NUM_RESAMPLES)
         bold = "**" if found.low > 0 or found.high < 0 else ""
         return f"{bold}{found.difference:+.3f} [{found.low:+.3f}, {found.high:+.3f}]{bold}"
 
@@ -75,6 +82,7 @@ class Arms:
         first, order = parts[0], orders[0]
         assert all(sorted(part.query_ids) == sorted(first.query_ids) for part in parts)
         return Answers(
+            np.array(first.query_ids)[order],
             {name: np.stack([p.scores[name][o] for p, o in zip(parts, orders, strict=True)]) for name in first.scores},
             np.array([self.families[first.unit_ids[row]] for row in order]),
             {name: np.array(labels)[order] for name, labels in first.segments.items()},
