@@ -44,6 +44,7 @@ experiments: setup ## every record again, hours on two cores
 
 pictures: setup ## the pictures of the documents that are drawn
 	$(PY) docs/make_pipeline.py
+	$(PY) docs/make_towers_figure.py
 	$(PY) docs/make_contact_sheet.py docs/images/contact_sheet.jpg
 
 tables: setup ## the tables of experiments/ into the pages that quote them
