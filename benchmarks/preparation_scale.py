@@ -79,6 +79,9 @@ def write_manifest(folder: Path, num: int) -> None:
     import pyarrow
     import pyarrow.parquet
 
+    complete = folder / "complete"
+    if complete.exists():  # a preparation of them failed
+        return
     folder.mkdir(parents=True, exist_ok=True)
     for name, columns in (("products", products), ("queries", queries)):
         for part, first in enumerate(range(0, num, ROWS_PER_FILE)):
@@ -90,6 +93,7 @@ def write_manifest(folder: Path, num: int) -> None:
                 writer.write_table(table)
             if writer is not None:
                 writer.close()
+    complete.touch()
 
 
 def scattered(number: int, num: int) -> int:

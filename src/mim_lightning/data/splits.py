@@ -12,7 +12,7 @@ from itertools import islice
 import numpy as np
 
 from mim_lightning.data.manifest.manifest import Manifest, Query
-from mim_lightning.data.manifest.row_store import RowChanges, RowWriter
+from mim_lightning.data.manifest.row_store import RowChanges, RowWriter, groups_of
 from mim_lightning.data.manifest.stored_rows import QUERIES, StoredRows, named_products, pack_query, unpack_query
 from mim_lightning.ids import hash_id
 
@@ -50,12 +50,14 @@ class ProductDisjointSplits:
     def apply(self, manifest: Manifest, train_split: str, val_split: str) -> Manifest:
         rows = manifest.stored()
         held_out = self._held_out(rows)
-        wanted = f"SELECT position, list(product_id) AS ids FROM ({named_products(rows.queries)})"
-        held = f"{wanted} SEMI JOIN {held_out} USING (product_id) GROUP BY position"
-        queries = f"SELECT q.*, ids FROM {rows.queries} q LEFT JOIN ({held}) USING (position)"
-        changes = RowChanges(rows.store, QUERIES)
-        for *row, ids in rows.store.read(f"{queries} WHERE ids IS NOT NULL OR split != ?", [train_split]):
-            changes.change(pack_query(row[0], self._assign(unpack_query(row), set(ids or ()), train_split, val_split)))
+        store = rows.store
+        held = store.select("held", f"FROM ({named_products(rows.queries)}) SEMI JOIN {held_out} USING (product_id)")
+        queries = f"SELECT q.*, product_id FROM {rows.queries} q LEFT JOIN {held} USING (position)"
+        changed = store.read_sorted(f"{queries} WHERE product_id IS NOT NULL OR split != ?", "position", [train_split])
+        changes = RowChanges(store, QUERIES)
+        for row, found in groups_of(changed, 1):
+            ids = {product_id for (product_id,) in found if product_id is not None}
+            changes.change(pack_query(row[0], self._assign(unpack_query(row), ids, train_split, val_split)))
         return manifest.with_rows(replace(rows, queries=changes.apply(rows.queries)))
 
     def holds_out(self, product_id: str) -> bool:
@@ -67,8 +69,14 @@ class ProductDisjointSplits:
 
     def assign(self, manifest: Manifest, held_out: Set[str], train_split: str, val_split: str) -> Manifest:
         """Return the manifest with the split of each query by the products that are held out."""
-        queries = [self._assign(query, held_out, train_split, val_split) for query in manifest.queries]
-        return replace(manifest, queries=queries)
+        rows = manifest.stored()
+        changes = RowChanges(rows.store, QUERIES)
+        for row in rows.store.read(f"FROM {rows.queries}"):
+            query = unpack_query(row)
+            assigned = self._assign(query, held_out, train_split, val_split)
+            if assigned is not query:
+                changes.change(pack_query(row[0], assigned))
+        return manifest.with_rows(replace(rows, queries=changes.apply(rows.queries)))
 
     def _held_out(self, rows: StoredRows) -> str:
         """Return a table of the ids of the products that are held out."""

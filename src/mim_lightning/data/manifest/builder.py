@@ -13,7 +13,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, TypeVar
 
-from mim_lightning.data.manifest.row_store import RowChanges, RowStore, RowWriter
+from mim_lightning.data.manifest.row_store import RowChanges, RowStore, RowWriter, groups_of
 from mim_lightning.data.manifest.rows import (
     IssueType,
     NothingRelevantError,
@@ -161,8 +161,8 @@ class ManifestBuilder:
             "repeated", f"SELECT {key}, min(position) AS first FROM {table} GROUP BY {key} HAVING count(*) > 1"
         )
         changes = RowChanges(self.store, columns)
-        rows = f"SELECT t.*, first FROM {table} t JOIN {repeated} USING ({key}) ORDER BY first, position"
-        for position, group in groupby(self.store.read(rows), key=lambda row: row[-1]):
+        rows = f"SELECT t.*, first FROM {table} t JOIN {repeated} USING ({key})"
+        for position, group in groupby(self.store.read_sorted(rows, "first, position"), key=lambda row: row[-1]):
             first = merged = None
             for *row, _ in group:
                 item = unpack(row)
@@ -188,14 +188,13 @@ class ManifestBuilder:
         unknown = self.store.select("unknown", f"{wanted} ANTI JOIN {products} USING (product_id)")
         # 7.0 may be the product 7, or the reverse: the ids of one table were floats
         other = "CASE WHEN ends_with(u.product_id, '.0') THEN left(u.product_id, -2) ELSE u.product_id || '.0' END"
-        found = (
-            "SELECT u.position, list([u.product_id, p.product_id]) AS ids "
-            f"FROM {unknown} u LEFT JOIN {products} p ON p.product_id = {other} GROUP BY u.position"
+        found = self.store.select(
+            "found",
+            f"SELECT u.*, p.product_id AS number FROM {unknown} u LEFT JOIN {products} p ON p.product_id = {other}",
         )
         changes = RowChanges(self.store, QUERIES)
-        for *row, ids in self.store.read(
-            f"SELECT q.*, ids FROM {queries} q JOIN ({found}) USING (position) ORDER BY position"
-        ):
+        named = f"SELECT q.*, f.product_id, number FROM {queries} q JOIN {found} f USING (position)"
+        for row, ids in groups_of(self.store.read_sorted(named, "position"), 2):
             same = {name: number for name, number in ids if number and name.removesuffix(".0").isdecimal()}
             unknown_ids, query = {name for name, _ in ids}, _renumbered(unpack_query(row), same)
             for column, names in (("product_id", query.target_ids), ("shown_product_id", query.reference_ids)):

@@ -13,7 +13,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from itertools import count, islice
+from itertools import count, groupby, islice
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +135,14 @@ class RowStore:
                 return
             yield from rows
 
+    def read_sorted(self, query: str, order: str, values: Sequence[Any] = ()) -> Iterator[tuple[Any, ...]]:
+        """Yield the rows of a query in an order, from a table of their own: joins and a sort need less memory apart."""
+        table = self.select("unsorted", query, values)
+        try:
+            yield from self.read(f"FROM {table} ORDER BY {order}")
+        finally:
+            self.drop(table)
+
     def write(self, table: str, rows: Iterable[Sequence[Any]]) -> None:
         """Append rows to a table."""
         remaining = iter(rows)
@@ -208,6 +217,16 @@ class RowStore:
         return ""
 
 
+def groups_of(rows: Iterable[Sequence[Any]], num: int) -> Iterator[tuple[Sequence[Any], list[Sequence[Any]]]]:
+    """Yield each row without its last `num` columns, and these of all rows of its position, which are adjacent.
+
+    DuckDB has `list()` for this, whose state it cannot spill.
+    """
+    for _, group in groupby(rows, key=itemgetter(0)):
+        found = list(group)
+        yield found[0][:-num], [row[-num:] for row in found]
+
+
 class RowWriter:
     """Appends rows to a new table of a store, one by one; `flush` after the last."""
 
@@ -251,7 +270,10 @@ class RowChanges:
         dropped, changed = self.dropped.table, self.changed.table
         if not self.store.is_empty(changed):
             kept = f"FROM {table} ANTI JOIN {dropped} USING (position) ANTI JOIN {changed} USING (position)"
-            return self.store.select("rows", f"SELECT * FROM ({kept} UNION ALL FROM {changed}) ORDER BY position")
+            unsorted = self.store.select("unsorted", f"{kept} UNION ALL FROM {changed}")
+            rows = self.store.select("rows", f"FROM {unsorted} ORDER BY position")
+            self.store.drop(unsorted)
+            return rows
         if self.store.is_empty(dropped):
             return table
         kept = self.store.select("rows", f"FROM {table}")  # in its order, without a sort

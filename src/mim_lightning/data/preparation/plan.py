@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from itertools import accumulate, islice
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -165,6 +166,12 @@ class PlannedSet:
     read: Callable[[], Iterator[PlannedSample]]
     first: int = 0  # number of its first sample
 
+    def __len__(self) -> int:
+        return self.num_samples
+
+    def __iter__(self) -> Iterator[PlannedSample]:
+        return self.read()
+
     def shards(self, samples_per_shard: int, max_image_side: int) -> Iterator[ShardTask]:
         """Yield the shards of the set."""
         remaining, sizes = self.read(), shard_sizes(self.num_samples, samples_per_shard)
@@ -198,18 +205,38 @@ def plan_sets(manifest: Manifest, train_split: str, seed: int, layout: str = SHU
     if manifest.queries_path is not None and not manifest.queries:
         raise ValueError(f"{manifest.queries_path}: no query is valid")
     rows = manifest.stored()
-    num_gallery = rows.store.number(f"SELECT sum(greatest(1, len(images)))::BIGINT FROM {rows.products}")
-    sets = [PlannedSet("catalogue", num_gallery, partial(_read_gallery, rows))]
-    counts = f"SELECT split, count(*), sum(len(targets))::BIGINT FROM {rows.queries} GROUP BY split"
-    for split, num_queries, num_targets in sorted(rows.store.run(counts)):
-        if split == train_split:
-            read: Callable[[], Iterator[PlannedSample]] = partial(
-                _read_training, rows, split, num_targets, seed, layout
-            )
-            sets.append(PlannedSet(f"queries/{split}", num_targets, read))
-        else:
-            sets.append(PlannedSet(f"queries/{split}", num_queries, partial(_read_evaluation, rows, split)))
-    return sets
+    splits = sorted(rows.store.run(f"SELECT DISTINCT split FROM {rows.queries}"))
+    return [
+        plan_catalog(rows),
+        *(
+            plan_training(rows, split, seed, layout) if split == train_split else plan_evaluation(rows, split)
+            for (split,) in splits
+        ),
+    ]
+
+
+def plan_catalog(rows: StoredRows) -> PlannedSet:
+    """Return the set of the catalog."""
+    num_samples = rows.store.number(f"SELECT sum(greatest(1, len(images)))::BIGINT FROM {rows.products}")
+    return PlannedSet("catalogue", num_samples, partial(_read_gallery, rows))
+
+
+def plan_training(
+    rows: StoredRows, split: str, seed: int, layout: str, num_before: Mapping[str, int] = MappingProxyType({})
+) -> PlannedSet:
+    """Return the set of the training split.
+
+    Args:
+        num_before: training rows that products have in a former version: the turns of their images go on.
+    """
+    num = rows.store.number(f"SELECT sum(len(targets))::BIGINT FROM {rows.queries} WHERE split = ?", [split])
+    return PlannedSet(f"queries/{split}", num, partial(_read_training, rows, split, num, seed, layout, num_before))
+
+
+def plan_evaluation(rows: StoredRows, split: str) -> PlannedSet:
+    """Return the set of an evaluated split."""
+    num_queries = rows.store.number(f"SELECT count(*) FROM {rows.queries} WHERE split = ?", [split])
+    return PlannedSet(f"queries/{split}", num_queries, partial(_read_evaluation, rows, split))
 
 
 def _read_gallery(rows: StoredRows) -> Iterator[PlannedSample]:
@@ -219,19 +246,14 @@ def _read_gallery(rows: StoredRows) -> Iterator[PlannedSample]:
 
 
 def _read_evaluation(rows: StoredRows, split: str) -> Iterator[PlannedSample]:
-    store = rows.store
-    # a table for the join: with the sort, more memory is needed together than for each alone
-    joined = store.select(
-        "joined", f"SELECT q.*, p.category FROM {rows.queries} q {_first_product(rows)} WHERE q.split = ?", [split]
-    )
-    try:
-        for *row, category in store.read(f"FROM {joined} ORDER BY position"):
-            yield evaluation_sample(unpack_query(row), category)
-    finally:
-        store.drop(joined)
+    queries = f"SELECT q.*, p.category FROM {rows.queries} q {_first_product(rows)} WHERE q.split = ?"
+    for *row, category in rows.store.read_sorted(queries, "position", [split]):
+        yield evaluation_sample(unpack_query(row), category)
 
 
-def _read_training(rows: StoredRows, split: str, num_rows: int, seed: int, layout: str) -> Iterator[PlannedSample]:
+def _read_training(
+    rows: StoredRows, split: str, num_rows: int, seed: int, layout: str, num_before: Mapping[str, int]
+) -> Iterator[PlannedSample]:
     """Yield the samples of the training split, with rows or products in random order."""
     store = rows.store
     pairs = store.create("pairs", "position BIGINT, product_id VARCHAR, query_key BIGINT, rank BIGINT")
@@ -271,7 +293,7 @@ def _read_training(rows: StoredRows, split: str, num_rows: int, seed: int, layou
             ORDER BY {"product_rank, rank" if layout == BY_PRODUCT else "rank"}"""
         ):
             query, product = unpack_query(row[:num_columns]), unpack_product(row[num_columns:])
-            yield training_sample(query, product, turn, category)
+            yield training_sample(query, product, num_before.get(product.product_id, 0) + turn, category)
     finally:
         store.drop(joined)
 

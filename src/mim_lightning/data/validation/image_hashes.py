@@ -42,10 +42,13 @@ def images_query(rows: StoredRows, images: str) -> str:
 def write_hashes(path: Path, store: RowStore, query: str) -> None:
     """Write the rows of a query with COLUMNS."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    # a table for the joins: with the sort, more memory is needed together than for each alone
+    hashes = store.select("hashes", f"SELECT {COLUMNS} FROM ({query})")
     with atomic_write(path) as partial:
         target = str(partial).replace("'", "''")
-        ordered = f"SELECT {COLUMNS} FROM ({query}) ORDER BY split, id, idx"  # the same bytes however many threads
+        ordered = f"FROM {hashes} ORDER BY split, id, idx"  # the same bytes however many threads
         store.run(f"COPY ({ordered}) TO '{target}' (FORMAT parquet, COMPRESSION zstd)")
+    store.drop(hashes)
 
 
 def write_no_hashes(path: Path) -> None:

@@ -81,18 +81,18 @@ def scan_images(
     store, file = store or RowStore(), ScanFile(path)
     keys = store.create("keys", "key VARCHAR, number BIGINT")
     store.write(keys, ((image_key(ref), number) for number, ref in enumerate(refs)))
-    wanted = store.select("wanted", f"SELECT key, min(number) AS number FROM {keys} GROUP BY key ORDER BY number")
+    wanted = store.select("wanted", f"SELECT key, min(number) AS number FROM {keys} GROUP BY key")
     found = RowWriter(store, "images", f"key VARCHAR, number BIGINT, {PROPERTIES}")
     if path is not None and path.is_file():
         file.copy_known(store, wanted, found.table)
-    missing = store.select("missing", f"SELECT * FROM {wanted} ANTI JOIN {found.table} USING (key) ORDER BY number")
+    missing = store.select("missing", f"FROM {wanted} ANTI JOIN {found.table} USING (key)")
     num_known, num_missing = (store.number(f"SELECT count(*) FROM {table}") for table in (found.table, missing))
     store.run(f"DROP TABLE {keys}; DROP TABLE {wanted}")
     if num_missing == 0:
         return StoredImages(store, found.table)
     if num_processes is None:
         num_processes = max(1, min(num_cores(), MAX_PROCESSES, num_missing // IMAGES_PER_PROCESS))
-    chunks, queued = tee(_chunks(store.read(f"FROM {missing}")))
+    chunks, queued = tee(_chunks(store.read(f"FROM {missing} ORDER BY number")))
     refs_of_chunks = ([image_of(key) for key, _ in chunk] for chunk in queued)
     if num_processes == 1:
         results: Iterator[list[ImageProperties]] = (
@@ -132,10 +132,12 @@ class ScanFile:
         stamped = store.create("stamped", "stamped VARCHAR, key VARCHAR, number BIGINT")
         keys = ((self._key(image_of(key)), key, number) for key, number in store.read(f"FROM {wanted}"))
         store.write(stamped, (row for row in keys if row[0] is not None))
-        last = f"FROM {lines} QUALIFY row_number() OVER (PARTITION BY stamped ORDER BY number DESC) = 1"
-        known = f"SELECT key, s.number, l.* EXCLUDE (stamped, number) FROM {stamped} s JOIN ({last}) l USING (stamped)"
+        last = store.select("last", f"SELECT stamped, max(number) AS number FROM {lines} GROUP BY stamped")
+        newest = store.select("newest", f"FROM {lines} SEMI JOIN {last} USING (stamped, number)")
+        known = f"SELECT key, s.number, l.* EXCLUDE (stamped, number) FROM {stamped} s JOIN {newest} l USING (stamped)"
         store.run(f"INSERT INTO {images} {known}")
-        store.run(f"DROP TABLE {lines}; DROP TABLE {stamped}")
+        for table in (lines, stamped, last, newest):
+            store.drop(table)
 
     def append(self, images: Mapping[ImageRef, ImageProperties]) -> None:
         """Append properties; images that could not be read at all are left out, they may exist next time."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from mim_lightning.data.manifest.click_report import ClickReport
 from mim_lightning.data.manifest.manifest import Manifest
-from mim_lightning.data.manifest.row_store import RowChanges
+from mim_lightning.data.manifest.row_store import RowChanges, groups_of
 from mim_lightning.data.manifest.stored_rows import (
     PRODUCTS,
     QUERIES,
@@ -147,11 +147,11 @@ def drop_invalid(manifest: Manifest, report: ValidationReport) -> Manifest:
     store.write(dropped, found)
     products = _without(rows, rows.products, "products", dropped)
     queries = _without(rows, rows.queries, "queries", dropped)
-    wanted = f"SELECT position, list(product_id) AS ids FROM ({named_products(queries)})"
-    missing = f"{wanted} ANTI JOIN {products} USING (product_id) GROUP BY position"
+    missing = store.select("missing", f"FROM ({named_products(queries)}) ANTI JOIN {products} USING (product_id)")
     changes = RowChanges(store, QUERIES)
-    for *row, ids in store.read(f"SELECT q.*, ids FROM {queries} q JOIN ({missing}) USING (position)"):
-        query = unpack_query(row)
+    lacking = f"SELECT q.*, product_id FROM {queries} q JOIN {missing} USING (position)"
+    for row, found_ids in groups_of(store.read_sorted(lacking, "position"), 1):
+        query, ids = unpack_query(row), {product_id for (product_id,) in found_ids}
         kept = [pair for pair in zip(query.target_ids, query.target_grades, strict=True) if pair[0] not in ids]
         query = replace(
             query,
