@@ -19,7 +19,7 @@ from machine import Peak, run_measurement, tree_bytes
 from preparation_scale import products, queries
 from record import add_output, write_record
 
-SIZES = ((2_000, 2_000), (2_000, 8_000), (10_000, 2_000))  # rows that are there, and that are added
+SIZES = ((2_000, 2_000), (10_000, 2_000), (2_000, 60_000), (2_000, 120_000))  # rows that are there, and that are added
 HELD = "RssAnon"
 
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What does it cost to add 1 % to prepared data and to an index? A minute and a half of CPU.
+# What does it cost to add 1 % to prepared data and to an index? Five minutes of CPU.
 set -euo pipefail
 cd "$(dirname "$0")/../../.."
 OMP_NUM_THREADS=1 .venv/bin/python benchmarks/growing.py --output experiments/scale/growing/results.json

@@ -20,6 +20,7 @@ from mim_lightning.config import compose
 from mim_lightning.data.manifest import row_store
 from mim_lightning.data.manifest.manifest import Manifest, ManifestSource
 from mim_lightning.data.preparation.opened_data import OpenedData, find_versions
+from mim_lightning.data.preparation.plan import PlannedSet
 from mim_lightning.data.preparation.preparation import Validation, prepare_shards
 from mim_lightning.data.preparation.prepared import PreparedData, ShardSettings, open_prepared
 from mim_lightning.data.preparation.staging import staging_path
@@ -209,11 +210,30 @@ def test_a_split_without_rows_can_get_some_again(shop: Shop, monkeypatch: pytest
 
 def test_queries_keep_their_references() -> None:
     rows: Any = None
-    planner = ChangePlanner(rows, Manifest({}, [], "", None), ProductChange({}, (), {"p1"}), (), SETTINGS)
+    new: Any = {}
+    planner = ChangePlanner(rows, Manifest({}, [], "", None), ProductChange(new, (), {"p1"}), (), SETTINGS)
     facts = {"asked_ids": [], "asked_grades": [], "shown_ids": ["p0", "p1"], "category": "c0"}
     assert planner._changed_query(facts) == {**facts, "shown_ids": ["p0"]}
     assert planner._changed_query({**facts, "shown_ids": ["p1"]}) is None
     assert planner._changed_query({**facts, "shown_ids": ["p0"]}) == {**facts, "shown_ids": ["p0"]}
+
+
+def test_samples_of_added_rows_are_planned_as_they_are_written(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    plans, plan = [], changing.plan_version
+
+    def keep(*given: Any) -> Any:
+        plans.append(plan(*given))
+        return plans[-1]
+
+    monkeypatch.setattr(changing, "plan_version", keep)
+    folder = shop.prepare("shop", PRODUCTS, QUERIES)
+    change(folder, shop.tables("new", [product(20)], [query(20, "p20|p1"), query(21, "p20", split="val")]))
+    assert [(part.name, len(part.samples)) for part in plans[0].sets] == [
+        ("catalogue", 1),
+        ("queries/train", 2),
+        ("queries/val", 1),
+    ]
+    assert all(isinstance(part.samples, PlannedSet) for part in plans[0].sets)
 
 
 def test_a_new_query_cannot_name_a_product_that_is_deleted(shop: Shop) -> None:

@@ -132,6 +132,10 @@ class StoredRows:
         """Yield the queries for which an SQL condition holds, in their order."""
         return map(unpack_query, self.store.read(f"FROM {self.queries} WHERE {condition}", values))
 
+    def product_ids(self) -> set[str]:
+        """Return the ids of all products, about a hundred bytes each."""
+        return {product_id for (product_id,) in self.store.read(f"SELECT product_id FROM {self.products}")}
+
     def image_refs(self) -> Iterator[ImageRef]:
         """Yield the images of products, then of queries, in the order of the tables."""
         for (images,) in self.store.read(f"SELECT images FROM {self.products} WHERE len(images) > 0"):

@@ -6,14 +6,23 @@ against those of the data: a query may name products of both.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Set
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass, replace
 from typing import Any
 
 from mim_lightning.data.manifest.builder import ManifestBuilder
 from mim_lightning.data.manifest.manifest import PRODUCTS, QUERIES, Manifest, ManifestSource, with_fields
-from mim_lightning.data.manifest.rows import IssueType, OnIssue, Product, Query, RowIssue
-from mim_lightning.data.manifest.stored_rows import store_rows
+from mim_lightning.data.manifest.row_store import RowChanges
+from mim_lightning.data.manifest.rows import IssueType, OnIssue, RowIssue
+from mim_lightning.data.manifest.stored_rows import PRODUCTS as PRODUCT_COLUMNS
+from mim_lightning.data.manifest.stored_rows import QUERIES as QUERY_COLUMNS
+from mim_lightning.data.manifest.stored_rows import (
+    StoredProducts,
+    StoredQueries,
+    StoredRows,
+    named_products,
+    pack_product,
+)
 from mim_lightning.data.manifest.table import read_rows
 from mim_lightning.data.preparation.prepared import ShardSettings
 from mim_lightning.data.splits import ProductDisjointSplits, Protocol
@@ -31,7 +40,8 @@ class Addition:
     """The rows of an addition.
 
     Attributes:
-        manifest: with the products of the data that its queries name.
+        manifest: with the products of the data that its queries name; its rows are in a store, of these ids alone are
+            in memory.
         known: ids of these.
         replaced_products, replaced_queries: ids that the data have too; a replaced query with its split there.
     """
@@ -40,6 +50,15 @@ class Addition:
     known: Set[str]
     replaced_products: Set[str]
     replaced_queries: Mapping[str, str]
+
+    def new_rows(self) -> StoredRows:
+        """Return the rows without the products of the data."""
+        rows = self.manifest.stored()
+        changes = RowChanges(rows.store, PRODUCT_COLUMNS)
+        for position, product_id in rows.store.read(f"SELECT position, product_id FROM {rows.products}"):
+            if product_id in self.known:
+                changes.drop(position)
+        return replace(rows, products=changes.apply(rows.products))
 
 
 def source_of(settings: Mapping[str, Any], products: str | None, queries: str | None) -> ManifestSource:
@@ -99,25 +118,41 @@ def read_addition(
         first_query=(version - 1) * QUERIES_PER_VERSION,
     )
     _read(builder, source, pairs and read[0] is None)
-    merged = builder.merge_repeated()
-    products = {product.product_id: product for product in merged.read_products()}
-    queries = list(merged.read_queries())
-    there = rows.product_ids(set(products))
+    merged, store = builder.merge_repeated(), builder.store
+    own = merged.product_ids()
+    there = rows.product_ids(own)
     replaced = there if replaces else set[str]()
-    for product_id in there - replaced:
-        product = products.pop(product_id)
-        if not pairs:
-            builder.report(_duplicate("products", product.origin, product_id, rows.origin))
-    known = rows.products(_named(queries) - products.keys() - deleted)
-    products |= known
-    answerable = builder.drop_unanswerable(store_rows(products.values(), queries, builder.store))
-    queries = _without_duplicates(builder, list(answerable.read_queries()), rows, replaces)
-    named = {product_id for query in queries for product_id in (*query.target_ids, *query.reference_ids)}
-    used = {name: product for name, product in products.items() if name not in known or name in named}
+    dropped = there - replaced
+    changes = RowChanges(store, PRODUCT_COLUMNS)
+    for position, product_id, origin in store.read(f"SELECT position, product_id, origin FROM {merged.products}"):
+        if product_id in dropped:
+            changes.drop(position)
+            if not pairs:
+                builder.report(_duplicate("products", origin, product_id, rows.origin))
+    known, wanted = set[str](), _meant(merged) - (own - dropped) - deleted
+    products = store.select("products", f"FROM {changes.apply(merged.products)}")
+    first = store.number(f"SELECT max(position) FROM {products}") + 1
+
+    def known_rows() -> Iterator[tuple[Any, ...]]:
+        for position, product in enumerate(rows.products(wanted), first):
+            known.add(product.product_id)
+            yield pack_product(position, product)
+
+    store.write(products, known_rows())
+    answerable = builder.drop_unanswerable(replace(merged, products=products))
+    query_ids = {query_id for (query_id,) in store.read(f"SELECT query_id FROM {answerable.queries}")}
+    there_queries = rows.splits_of_queries(query_ids)
+    if not replaces:
+        answerable, there_queries = _without_duplicates(builder, answerable, rows.origin, there_queries), {}
+    known &= _named(answerable)
+    unused = RowChanges(store, PRODUCT_COLUMNS)
+    for position, product_id in store.read(f"SELECT position, product_id FROM {products} WHERE position >= {first}"):
+        if product_id not in known:
+            unused.drop(position)
+    used = replace(answerable, products=unused.apply(products))
     tables = source.products or f"{folder}", source.queries
-    manifest = Manifest(used, queries, *tables, source.download)
-    there_queries = rows.splits_of_queries(query.query_id for query in queries) if replaces else {}
-    return Addition(manifest, known.keys() & named, replaced & used.keys(), there_queries)
+    manifest = Manifest(StoredProducts(used), StoredQueries(used), *tables, source.download)
+    return Addition(manifest, known, replaced, there_queries)
 
 
 def _read(builder: ManifestBuilder, source: ManifestSource, pairs: bool) -> None:
@@ -141,9 +176,15 @@ def _read(builder: ManifestBuilder, source: ManifestSource, pairs: bool) -> None
             builder.add_query(origin, row, source.image_root or queries.root)
 
 
-def _named(queries: Iterable[Query]) -> set[str]:
+def _named(rows: StoredRows) -> set[str]:
+    """Return the products that queries name."""
+    found = rows.store.read(f"SELECT DISTINCT product_id FROM ({named_products(rows.queries)})")
+    return {product_id for (product_id,) in found}
+
+
+def _meant(rows: StoredRows) -> set[str]:
     """Return the products that queries name, and those meant if a table has whole numbers as floats, or not."""
-    named = {product_id for query in queries for product_id in (*query.target_ids, *query.reference_ids)}
+    named = _named(rows)
     return named | {_as_other_number(product_id) for product_id in named}
 
 
@@ -151,15 +192,16 @@ def _as_other_number(product_id: str) -> str:
     return product_id.removesuffix(".0") if product_id.endswith(".0") else f"{product_id}.0"
 
 
-def _without_duplicates(builder: ManifestBuilder, queries: list[Query], rows: KnownRows, replaces: bool) -> list[Query]:
-    if replaces:
-        return queries
-    there = rows.splits_of_queries(query.query_id for query in queries)
-    for query in queries:
-        if query.query_id in there:
-            place = f"{rows.origin}, split '{there[query.query_id]}'"
-            builder.report(_duplicate("queries", query.origin, query.query_id, place))
-    return [query for query in queries if query.query_id not in there]
+def _without_duplicates(
+    builder: ManifestBuilder, rows: StoredRows, folder: str, there: Mapping[str, str]
+) -> StoredRows:
+    """Report the queries that the data have, and return the rows without them."""
+    changes = RowChanges(rows.store, QUERY_COLUMNS)
+    for position, query_id, origin in rows.store.read(f"SELECT position, query_id, origin FROM {rows.queries}"):
+        if query_id in there:
+            changes.drop(position)
+            builder.report(_duplicate("queries", origin, query_id, f"{folder}, split '{there[query_id]}'"))
+    return replace(rows, queries=changes.apply(rows.queries))
 
 
 def _duplicate(table: str, origin: str, row_id: str, place: str) -> RowIssue:
@@ -172,8 +214,8 @@ def keep_splits(addition: Addition, rows: KnownRows, protocol: Protocol, setting
     """Apply a protocol to the queries of an addition: a product of the data stays on the side where it is."""
     if not isinstance(protocol, ProductDisjointSplits):
         return addition
-    named = _named(addition.manifest.queries)
-    trained, evaluated = rows.num_training_rows(named).keys(), rows.splits_by_product()
+    named = _meant(addition.manifest.stored())
+    trained, evaluated = rows.num_training_rows(named).keys(), rows.splits_by_product(named)
     held_out = set()
     for product_id in named:
         splits = evaluated.get(product_id, set())
@@ -187,9 +229,7 @@ def keep_splits(addition: Addition, rows: KnownRows, protocol: Protocol, setting
 
 def report_alone(report: ValidationReport, addition: Addition, rows: KnownRows) -> ValidationReport:
     """Return a report without the products that were in the data before."""
-    manifest = addition.manifest
-    new = {name: product for name, product in manifest.products.items() if name not in addition.known}
-    alone = replace(manifest, products=new).stored()
+    alone = addition.new_rows()
     findings = tuple(finding for finding in report.findings if not finding.origin.startswith(rows.origin))
     counts = dict(report.counts)
     for finding in report.findings:
@@ -215,8 +255,9 @@ def find_in_other_splits(
     Args:
         gone: ids of queries that the change replaces or deletes: their former rows do not count.
     """
-    kind, evaluated = "product_in_two_splits", rows.splits_by_product(gone)
-    named = {product_id for query in addition.manifest.queries for product_id in query.target_ids}
+    kind, added = "product_in_two_splits", addition.manifest.stored()
+    named = {one for (one,) in added.store.read(f"SELECT DISTINCT unnest(targets) FROM {added.queries}")}
+    evaluated = rows.splits_by_product(named, gone)
     trained = rows.num_training_rows(named & addition.known, gone)
     for query in addition.manifest.queries:
         for product_id in query.target_ids:
@@ -226,9 +267,3 @@ def find_in_other_splits(
                 drops = settings.drops(kind)
                 yield Finding(kind, "queries", query.origin, query.query_id, "product_id", reason, drops)
                 break
-
-
-def new_products(addition: Addition) -> dict[str, Product]:
-    """Return the products that the addition writes to the catalog."""
-    products = addition.manifest.products
-    return {name: product for name, product in products.items() if name not in addition.known}

@@ -15,13 +15,15 @@ from typing import Any
 import numpy as np
 
 from mim_lightning.data.manifest.manifest import Manifest, Product
+from mim_lightning.data.manifest.stored_rows import StoredRows
 from mim_lightning.data.preparation.plan import (
     BY_PRODUCT,
     PlannedSample,
     PlannedSet,
-    catalog_sample,
     category_of,
-    evaluation_sample,
+    plan_catalog,
+    plan_evaluation,
+    plan_training,
     training_sample,
 )
 from mim_lightning.data.preparation.prepared import CATALOG, QUERY_SETS, ShardSettings
@@ -37,18 +39,46 @@ class SetChange:
 
     name: str  # of the set
     removed: np.ndarray  # (R,) numbers of samples of the former version
-    samples: list[PlannedSample] | StoredSamples  # to add
+    samples: PlannedSet | list[PlannedSample] | StoredSamples  # to add
 
     def plan(self, first: int) -> PlannedSet:
         """Return the samples as a set of their own, named from a number on."""
         return PlannedSet(self.name, len(self.samples), partial(iter, self.samples), first)
 
 
+class NewProducts(Mapping[str, Product]):
+    """The products that a change writes: their ids are in memory, and those that replace others.
+
+    Args:
+        rows: of them alone.
+        replaced: ids.
+    """
+
+    def __init__(self, rows: StoredRows, replaced: Collection[str]) -> None:
+        self.rows = rows
+        self._ids = rows.product_ids()
+        self._held = {one.product_id: one for one in rows.read_products() if one.product_id in replaced}
+
+    def __getitem__(self, product_id: str) -> Product:
+        if product_id not in self._ids:
+            raise KeyError(product_id)
+        return self._held.get(product_id) or next(self.rows.read_products("product_id = ?", [product_id]))
+
+    def __contains__(self, product_id: object) -> bool:
+        return product_id in self._ids
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._ids)
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+
 @dataclass(frozen=True)
 class ProductChange:
     """The products that a change touches."""
 
-    new: Mapping[str, Product]  # to write, those that replace others too
+    new: NewProducts  # to write, those that replace others too
     replaced: Collection[str] = ()
     deleted: Collection[str] = ()
 
@@ -77,22 +107,29 @@ class ChangePlanner:
 
     def plan(self) -> list[SetChange]:
         """Return the changes of the sets that change."""
-        queries = {query.split for query in self.manifest.queries}
+        added = self.manifest.stored()
+        splits = [split for (split,) in added.store.run(f"SELECT DISTINCT split FROM {added.queries}")]
         changes = [self._catalog()]
-        for split in sorted({*self.rows.splits, *queries}):
+        for split in sorted({*self.rows.splits, *splits}):
             changes.append(self._training(split) if split == self.settings.train_split else self._evaluation(split))
         return [change for change in changes if len(change.removed) or change.samples]
 
     def _catalog(self) -> SetChange:
         removed = _numbers(self.rows.prepared.catalog(), "keys", self.products.touched)
-        products = self.products.new.values()
-        samples = [catalog_sample(product, image) for product in products for image in product.images or (None,)]
-        return SetChange(CATALOG, removed, samples)
+        return SetChange(CATALOG, removed, plan_catalog(self.products.new.rows))
 
     def _training(self, split: str) -> SetChange:
-        queries = [query for query in self.manifest.queries if query.split == split]
-        pairs = [(query, product_id) for query in queries for product_id in query.target_ids]
+        added, name = self.manifest.stored(), f"{QUERY_SETS}{split}"
         removed, kept = self._removed_training_rows()
+        if not kept:
+            known = added.store.read(f"SELECT DISTINCT unnest(targets) FROM {added.queries} WHERE split = ?", [split])
+            before = self.rows.num_training_rows(one for (one,) in known if one not in self.products.new)
+            planned = plan_training(added, split, self.settings.seed, self.settings.layout, before)
+            return SetChange(name, removed, planned)
+        # some are written again among the others: all in memory
+        products = {product.product_id: product for product in added.read_products()}
+        queries = list(added.read_queries("split = ?", [split]))
+        pairs = [(query, product_id) for query in queries for product_id in query.target_ids]
         query_ids: dict[str, list[str]] = defaultdict(list)
         for query, product_id in pairs:
             query_ids[product_id].append(query.query_id)
@@ -100,8 +137,7 @@ class ChangePlanner:
             if facts["product_id"] in self.products.replaced:
                 query_ids[facts["product_id"]].append(facts["query_id"])
         # the images of a product of the former version go on in turns
-        known = [product_id for product_id in query_ids if product_id not in self.products.new]
-        before = self.rows.num_training_rows(known)
+        before = self.rows.num_training_rows(one for one in query_ids if one not in self.products.new)
         turns = {
             product_id: {
                 query_id: before.get(product_id, 0) + turn for turn, query_id in enumerate(sorted(ids, key=hash_id))
@@ -110,10 +146,7 @@ class ChangePlanner:
         }
         samples = [
             training_sample(
-                query,
-                self.manifest.products[product_id],
-                turns[product_id][query.query_id],
-                category_of(query, self.manifest.products),
+                query, products[product_id], turns[product_id][query.query_id], category_of(query, products)
             )
             for query, product_id in pairs
         ]
@@ -121,7 +154,7 @@ class ChangePlanner:
             turn = turns.get(facts["product_id"], {}).get(facts["query_id"], 0)
             assert self.rows.train is not None
             samples.append(self._written_again(self.rows.train, number, facts, turn))
-        return SetChange(f"{QUERY_SETS}{split}", removed, self._ordered(samples))
+        return SetChange(name, removed, self._ordered(samples))
 
     def _ordered(self, samples: list[PlannedSample]) -> list[PlannedSample]:
         """Return training samples in random order; with the layout by product, those of a product side by side."""
@@ -160,22 +193,23 @@ class ChangePlanner:
         return np.union1d(removed, gone).astype(np.int64), again
 
     def _evaluation(self, split: str) -> SetChange:
-        queries = [query for query in self.manifest.queries if query.split == split]
-        samples = [evaluation_sample(query, category_of(query, self.manifest.products)) for query in queries]
+        samples = plan_evaluation(self.manifest.stored(), split)
         if split not in self.rows.splits:
             return SetChange(f"{QUERY_SETS}{split}", np.zeros(0, dtype=np.int64), samples)
         shards = self.rows.queries(split)
         removed = _numbers(shards, "keys", self.removed_queries)
         gone: list[int] = []
+        again: list[PlannedSample] = []
         if self.products.touched:
             already = set(removed.tolist())
-            for number, facts in enumerate(self.rows.evaluated[split]):
+            for number, facts in enumerate(shards.all_facts()):
                 changed = facts if number in already else self._changed_query(facts)
                 if changed != facts:
                     gone.append(number)
                     if changed is not None:
-                        samples.append(_sample(shards, number, changed))
-        return SetChange(f"{QUERY_SETS}{split}", np.union1d(removed, gone).astype(np.int64), samples)
+                        again.append(_sample(shards, number, changed))
+        all_removed = np.union1d(removed, gone).astype(np.int64)
+        return SetChange(f"{QUERY_SETS}{split}", all_removed, [*samples, *again] if again else samples)
 
     def _changed_query(self, facts: Mapping[str, Any]) -> dict[str, Any] | None:
         """Return the facts of a query without deleted products, and with its present category; None: none is left."""
@@ -203,7 +237,7 @@ class ChangePlanner:
 
     def _known_category(self, product_id: str) -> str | None:
         if product_id not in self._categories:
-            self._categories.update(self.rows.products([product_id]))
+            self._categories.update((product_id, found) for found in self.rows.products([product_id]))
         return self._categories[product_id].category
 
     def _written_again(self, shards: ShardSet, number: int, facts: Mapping[str, Any], turn: int) -> PlannedSample:

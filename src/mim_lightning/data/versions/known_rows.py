@@ -6,8 +6,7 @@ Rows are found by hashed id in the columns of the sets; only the rows that are n
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping
-from functools import cached_property
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -28,15 +27,14 @@ class KnownRows:
         self.origin = f"{prepared.folder}, version {prepared.version}"
         self.splits = prepared.splits()
 
-    def products(self, product_ids: Iterable[str]) -> dict[str, Product]:
-        """Return those products that the catalog has; their images are members of its shards."""
+    def products(self, product_ids: Iterable[str]) -> Iterator[Product]:
+        """Yield those products that the catalog has; their images are members of its shards."""
         wanted = {hash_id(product_id): product_id for product_id in product_ids}
         catalog = self.prepared.catalog()
-        found: dict[str, Product] = {}
         for key, numbers in numbers_by_key(catalog.column("keys"), wanted).items():
             facts = catalog.read_facts(numbers[0])
             images = [images_of(catalog, number).get(PRODUCT_IMAGE) for number in numbers]
-            found[wanted[key]] = Product(
+            yield Product(
                 product_id=wanted[key],
                 images=tuple(image for image in images if image is not None),
                 text=facts.get(PRODUCT_TEXT),
@@ -46,7 +44,6 @@ class KnownRows:
                 origin=f"{self.origin}, product '{wanted[key]}'",
                 fields=facts.get(DECLARED, {}),
             )
-        return found
 
     def product_ids(self, product_ids: Iterable[str]) -> set[str]:
         """Return those ids that the catalog has."""
@@ -80,22 +77,19 @@ class KnownRows:
             found = {key: [one for one in numbers if int(keys[one]) not in gone_keys] for key, numbers in found.items()}
         return {wanted[key]: len(numbers) for key, numbers in found.items() if numbers}
 
-    @cached_property
-    def evaluated(self) -> dict[str, list[dict[str, Any]]]:
-        """The facts of every query by split, without the training split; read when they are first needed."""
-        sets = {split: self.queries(split) for split in self.splits if split != self.train_split}
-        return {split: list(queries.all_facts()) for split, queries in sets.items()}
-
-    def splits_by_product(self, gone: Collection[str] = ()) -> dict[str, set[str]]:
+    def splits_by_product(self, product_ids: set[str], gone: Collection[str] = ()) -> dict[str, set[str]]:
         """Return the splits, other than the training split, in which each product is a target or a reference.
 
         Args:
             gone: ids of queries that do not count.
         """
         found: dict[str, set[str]] = defaultdict(set)
-        for split, rows in self.evaluated.items():
-            for facts in (one for one in rows if one.get("query_id") not in gone):
-                for product_id in (*facts.get("asked_ids", ()), *facts.get("shown_ids", ())):
+        for split in self.splits if product_ids else ():
+            if split == self.train_split:
+                continue
+            for facts in self.queries(split).all_facts():
+                named = product_ids.intersection((*facts.get("asked_ids", ()), *facts.get("shown_ids", ())))
+                for product_id in named if facts.get("query_id") not in gone else ():
                     found[product_id].add(split)
         return dict(found)
 

@@ -85,12 +85,12 @@ def change_data(
         number = parent.version + 1
         with rows_in(staging, validation.settings.memory_bytes):
             plan = plan_version(change, rows, settings, validation, staging, number, download)
-        if not plan.sets:
-            print("\n".join([*plan.lines, f"{folder}: nothing to change, version {parent.version} stays"]))
-            (staging / IMAGES_FILE).unlink(missing_ok=True)
-            return parent
-        writing = WritingSettings(settings.samples_per_shard, settings.max_image_side, num_workers)
-        _write(plan, parent, staging, writing, number, described[CHANGE])
+            if not plan.sets:
+                print("\n".join([*plan.lines, f"{folder}: nothing to change, version {parent.version} stays"]))
+                (staging / IMAGES_FILE).unlink(missing_ok=True)
+                return parent
+            writing = WritingSettings(settings.samples_per_shard, settings.max_image_side, num_workers)
+            _write(plan, parent, staging, writing, number, described[CHANGE])
         print("\n".join(plan.lines))
         shutil.rmtree(staging, ignore_errors=True)
     return open_prepared(folder)

@@ -36,13 +36,12 @@ from mim_lightning.data.versions.addition import (
     find_in_other_splits,
     is_of_pairs,
     keep_splits,
-    new_products,
     read_addition,
     report_alone,
     source_of,
 )
 from mim_lightning.data.versions.change import Change, Deletion, Tables
-from mim_lightning.data.versions.changed_rows import ChangePlanner, ProductChange, SetChange, StoredSamples
+from mim_lightning.data.versions.changed_rows import ChangePlanner, NewProducts, ProductChange, SetChange, StoredSamples
 from mim_lightning.data.versions.known_rows import KnownRows
 from mim_lightning.data.versions.stored_duplicates import NewImages, find_stored_duplicates, stored_images
 from mim_lightning.data.versions.unchanged_rows import without_unchanged
@@ -80,7 +79,7 @@ def plan_version(
     if change.add.products or change.add.queries:
         gone = Deletion(sorted(products), sorted(splits))
         addition = _validated_addition(change.add, gone, rows, settings, validation, staging, number, reader)
-    new = new_products(addition)
+    new = NewProducts(addition.new_rows(), addition.replaced_products)
     planner = ChangePlanner(
         rows,
         addition.manifest,
@@ -139,8 +138,8 @@ def _validated_addition(
         source, rows, issues.append, pairs=pairs, replaces=tables.replace, version=number, deleted=gone
     )
     addition = keep_splits(addition, rows, _protocol(described), settings)
-    manifest = addition.manifest.with_rows(addition.manifest.stored())
-    store, new, scan_path = manifest.stored().store, manifest.stored(), staging / IMAGES_FILE
+    manifest, new, scan_path = addition.manifest, addition.manifest.stored(), staging / IMAGES_FILE
+    store = new.store
     reader.fetch_all(new.image_refs())
     processes = validation.settings.num_processes
     images = scan_images(new.image_refs(), reader.read, scan_path, processes, store)
@@ -179,19 +178,19 @@ def _validated_addition(
     validation.write_report(report, staging / REPORTS, reader)
     dropped = drop_invalid(manifest, report)
     write_hashes(hashes_path(staging, number, ADDED), store, new_images.query_of_new(dropped.stored()))
-    return replace(kept, manifest=dropped.in_memory())
+    return replace(kept, manifest=dropped)
 
 
 def _without_dropped(addition: Addition, manifest: Manifest, report: ValidationReport) -> Addition:
     """Return the addition without the replacements that a report drops: the former rows stay."""
     if not addition.replaced_products and not addition.replaced_queries:
         return addition
-    valid = drop_invalid(manifest, report).in_memory()
-    there = addition.replaced_queries
+    valid, there = drop_invalid(manifest, report).stored(), addition.replaced_queries
+    queries = valid.store.read(f"SELECT query_id FROM {valid.queries}")
     return replace(
         addition,
-        replaced_products=addition.replaced_products & valid.products.keys(),
-        replaced_queries={one.query_id: there[one.query_id] for one in valid.queries if one.query_id in there},
+        replaced_products=addition.replaced_products & valid.product_ids(),
+        replaced_queries={query_id: there[query_id] for (query_id,) in queries if query_id in there},
     )
 
 
