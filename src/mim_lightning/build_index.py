@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from mim_lightning.callable_module import make_callable
 from mim_lightning.cli import run_entry_point
-from mim_lightning.config import build
+from mim_lightning.config import build, construct
 from mim_lightning.expected_types import validate_type
 from mim_lightning.fields import PRODUCT, side_of
 from mim_lightning.launch import is_first_rank, is_launched, set_up_process
@@ -37,13 +37,14 @@ def build_index(config: dict[str, Any]) -> IndexCard | None:
     if config["delete"]:
         return delete_products_of(place, config["delete"]) if is_first_rank() and not is_launched() else None
     from mim_lightning.catalog_embedding import embed_set
+    from mim_lightning.data.images.crops import CropSettings
     from mim_lightning.inference.loading import choose_device, to_device
     from mim_lightning.lit.console import silence_lightning
     from mim_lightning.lit.trainer import validate_trainer, validate_unsharded
     from mim_lightning.search.index_builder import (
         add_products,
         build_product_index,
-        validate_dimension,
+        validate_gallery,
         validate_update,
     )
     from mim_lightning.search.results import print_card
@@ -57,9 +58,10 @@ def build_index(config: dict[str, Any]) -> IndexCard | None:
     if config["gallery"] is not None and side_of(str(config["gallery"])) != PRODUCT:
         raise ValueError(f"gallery={config['gallery']}: is of queries; an index is of products")
     folder = Path(config["embeddings"] or Path(place) / "embeddings")
-    like = validate_update(place, settings) if config["update"] else None
-    check = partial(validate_dimension, settings)
-    made = embed_set(config, config["gallery"], folder, "build_index", like=like, check=check)
+    crops = construct("crops", CropSettings, **(config["crops"] or {}))
+    like, crops = validate_update(place, settings, crops) if config["update"] else (None, crops)
+    check = partial(validate_gallery, settings, crops)
+    made = embed_set(config, config["gallery"], folder, "build_index", like=like, check=check, crops=crops)
     if made is None:  # another process builds the index
         return None
     embedded, calibrated_by = made.collect(), stored_settings(place)
@@ -68,7 +70,7 @@ def build_index(config: dict[str, Any]) -> IndexCard | None:
         print(f"{place}: {update}")
     else:
         model = to_device(made.model, choose_device("cpu"))
-        card = build_product_index(place, model, config["checkpoint"], embedded, made.shards, settings)
+        card = build_product_index(place, model, config["checkpoint"], embedded, made.shards, settings, crops)
     print_card(place, card, embedded.num_absent)
     calibrate_again(place, config["checkpoint"], calibrated_by)
     return card

@@ -19,10 +19,11 @@ from mim_lightning.launch import choose_precision, is_first_rank, is_launched, l
 from mim_lightning.stored_config import data_of
 
 if TYPE_CHECKING:
+    from mim_lightning.data.images.crops import CropSettings
     from mim_lightning.data.shards.shard_set import ShardSet
     from mim_lightning.model.checkpoint import TrainedMatcher
     from mim_lightning.model.fusion import Fusion
-    from mim_lightning.search.embedding_store import EmbeddedCatalog, EmbeddingStore
+    from mim_lightning.search.embedding_store import EmbeddedCatalog, EmbeddingFacts, EmbeddingStore
 
 
 class SetEmbedding(NamedTuple):
@@ -32,11 +33,17 @@ class SetEmbedding(NamedTuple):
     shards: ShardSet
     store: EmbeddingStore
     split: str | None  # of the queries; None: the catalog
+    crop_stores: tuple[EmbeddingStore, ...] = ()  # of parts of the images
 
     def collect(self) -> EmbeddedCatalog:
-        """Return the rows of the catalog that was embedded."""
+        """Return the rows of the catalog that was embedded, those of parts of the images after those of whole ones."""
+        from mim_lightning.search.embedding_store import join_crops
+
         embedded = self.store.collect(self.shards)
-        return replace(embedded, facts=replace(embedded.facts, fingerprint=self.model.fingerprint))
+        embedded = replace(embedded, facts=replace(embedded.facts, fingerprint=self.model.fingerprint))
+        if not self.crop_stores:
+            return embedded
+        return join_crops(embedded, [store.collect(self.shards) for store in self.crop_stores], self.store.folder)
 
 
 def embed_set(
@@ -47,6 +54,7 @@ def embed_set(
     split: str | None = None,
     like: str | None = None,
     check: Callable[[str, Fusion | None, int], None] = lambda side, fusion, width: None,
+    crops: CropSettings | None = None,
 ) -> SetEmbedding | None:
     """Embed the catalog or the queries of a checkpoint's data, or of other data; shards that have vectors are left out.
 
@@ -59,11 +67,13 @@ def embed_set(
         split: of the queries; None: the one that training evaluated.
         like: a fingerprint in whose scheme that of the model is computed.
         check: gets the side, the fusion that it may be, and the width of its vectors, before anything is embedded.
+        crops: parts of the images of a catalog that are embedded too, each in a folder below `folder`.
 
     Returns:
         None on all processes but the first.
     """
     from mim_lightning.analysis.html.validation_page import write_validation_report
+    from mim_lightning.data.images.crops import make_crops
     from mim_lightning.data.preparation.opened_data import find_versions
     from mim_lightning.data.preparation.preparation import prepare_data
     from mim_lightning.data.preparation.prepared import open_prepared
@@ -106,25 +116,29 @@ def embed_set(
         found = load_trained(config["checkpoint"], like=stored.facts.fingerprint).fingerprint
         name = found if found == stored.facts.fingerprint else name
     facts = describe_embedding(catalog, name, gallery, width)
-    open_store = partial(EmbeddingStore, folder, facts)
+    parts = [] if crops is None else make_crops(crops, catalog.all_facts())
+    whole = (folder, facts, None)
+    passes = [whole, *((folder / part.name, replace(facts, crop=part.describes), part) for part in parts)]
 
-    def find_missing() -> list[int]:
+    def find_missing(folder: Path, facts: EmbeddingFacts) -> list[int]:
         if num_kept := carry_over(folder, facts, catalog):
             print(f"{folder}: {num_kept:,} of {len(catalog):,} rows were embedded of a former version of the catalog")
-        return open_store().missing()
+        return EmbeddingStore(folder, facts).missing()
 
-    missing = ask(find_missing)
-    store, num_shards = open_store(), len(facts.shard_sizes)
-    if is_leader and 0 < len(missing) < num_shards:
-        print(f"{num_shards - len(missing)} of {num_shards} shards are embedded already; embedding {len(missing)}")
-    if missing and trainer is None:
+    missing = [ask(partial(find_missing, place, its)) for place, its, _ in passes]
+    stores, num_shards = [EmbeddingStore(place, its) for place, its, _ in passes], len(facts.shard_sizes)
+    if is_leader and 0 < sum(map(len, missing)) < num_shards * len(passes):
+        num_missing, num_all = sum(map(len, missing)), num_shards * len(passes)
+        print(f"{num_all - num_missing} of {num_all} shards are embedded already; embedding {num_missing}")
+    if any(missing) and trainer is None:
         launch(f"mim_lightning.{command}", {**config, "data": data}, num_processes)
     elif trainer is not None:
         datamodule = build(data, specs=matcher.input_specs(), prepared=prepared)
         module = MatchModule(deepcopy(matcher))  # a trainer may leave it in another precision, or in parts
-        embed_catalog(trainer, module, datamodule, gallery, missing, store.write, catalog)
+        for store, shard_idxs, (_, _, crop) in zip(stores, missing, passes, strict=True):
+            embed_catalog(trainer, module, datamodule, gallery, shard_idxs, store.write, catalog, crop)
         trainer.strategy.barrier()  # every shard is there
         leave_process_group()  # the others end; none waits while the index is built
     if not is_leader:
         return None
-    return SetEmbedding(trained, catalog, store, split)
+    return SetEmbedding(trained, catalog, stores[0], split, tuple(stores[1:]))

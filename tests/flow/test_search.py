@@ -22,8 +22,10 @@ from mim_lightning import load
 from mim_lightning.build_index import build_index
 from mim_lightning.calibrate import calibrate
 from mim_lightning.config import compose
+from mim_lightning.data.images.crops import grid_boxes
 from mim_lightning.evaluate import evaluate
 from mim_lightning.index_calibration import delete_products_of
+from mim_lightning.inference.image_inputs import BoxedImage
 from mim_lightning.model.checkpoint import store_fusions
 from mim_lightning.run import identify
 from mim_lightning.search import calibration
@@ -31,7 +33,7 @@ from mim_lightning.search.index.factory import open_index
 from mim_lightning.search.product_images import ProductImages
 from mim_lightning.search.query import SearchQuery
 from mim_lightning.search.results import describe_vectors
-from mim_lightning.search.searcher import open_searcher
+from mim_lightning.search.searcher import Searcher, open_searcher
 from mim_lightning.train import train
 from mim_lightning.tune_index import tune_index
 from tests.flow.entry_points import start
@@ -99,6 +101,42 @@ def test_one_process_and_two_agree_and_stored_embeddings_are_reused(
     assert describe_vectors(card) == "8 of 16 dimensions (the model was not trained at this width), int8 codes"
     assert "8 in memory, 40 on disk" in said
     assert [path.stat().st_mtime_ns for path in shards] == now, "nothing is embedded again"
+
+
+def test_a_product_is_found_by_the_best_of_its_crops(
+    checkpoint: Path, index: Path, shop: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    same = [f"checkpoint={checkpoint}", f"output={tmp_path / 'index'}", "trainer=cpu", "gallery=product_image"]
+    card = build_index(compose("build_index", [*same, "crops.grid=2"]))
+    assert card is not None and (card.num_products, card.num_rows) == (7, 35)
+    assert "2 x 2 parts and the whole, 5.0 vectors a product" in capsys.readouterr().out
+    made = open_index(tmp_path / "index")
+    model = load(checkpoint)
+    searcher = Searcher(model, made)
+    boxes = [(0, 0, 1, 1), *grid_boxes(2)]
+    wanted = {
+        f"{number:03d}": model.embed_images(
+            [BoxedImage(shop / "shop" / f"shop{number}.jpg", box) for box in boxes], "product_image"
+        )
+        for number in range(7)
+    }
+    for product_id, vectors in wanted.items():
+        np.testing.assert_allclose(made.vectors_of(product_id), vectors, atol=1e-4)
+    query = SearchQuery(images=(shop / "shop" / "street3-0.jpg",), num_hits=7)
+    photo = searcher.encode(query).vector
+    hits = searcher.search(query).hits
+    assert {hit.product_id: hit.score for hit in hits} == pytest.approx(
+        {product_id: (vectors @ photo).max() for product_id, vectors in wanted.items()}, abs=1e-4
+    )
+    written = {path: path.stat().st_mtime_ns for path in (tmp_path / "index" / "embeddings").rglob("*.safetensors")}
+    assert len(written) == 3 * 5
+    again = build_index(compose("build_index", [*same, "update=true"]))  # which keeps the crops
+    assert again is not None and again.num_rows == 35
+    assert written == {path: path.stat().st_mtime_ns for path in written}, "nothing is embedded again"
+    with pytest.raises(ValueError, match=r"^crops: 3 x 3 parts; .* has 2 x 2 parts"):
+        build_index(compose("build_index", [*same, "update=true", "crops.grid=3"]))
+    with pytest.raises(ValueError, match=r"^crops: 2 x 2 parts; but the gallery 'product_text' reads no image"):
+        build_index(compose("build_index", [*same[:-1], "gallery=product_text", "crops.grid=2"]))
 
 
 def test_the_curve_of_small_vectors_has_what_an_evaluation_at_each_width_has(

@@ -17,17 +17,15 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from mim_lightning.data.images.boxes import Box, decode_box, validate_box
 from mim_lightning.data.images.codec import EncodedImage, as_stored, decode_upright
-from mim_lightning.data.images.limits import ImageLimits, ImageTooLargeError, read_image_file
+from mim_lightning.data.images.limits import read_image_file
 from mim_lightning.data.images.transforms import eval_image
 from mim_lightning.types import ImageSpec
 
-Box = tuple[float, float, float, float]
-"""Left, top, right and bottom, as fractions of the width and height of an upright image."""
 ImageInput = Union[bytes, EncodedImage, str, Path, Image.Image, np.ndarray, "BoxedImage"]
 """Encoded bytes, the same with their header parsed, a path, a PIL image, (H, W, 3) uint8 RGB, or a box of these."""
 
-BOX_LIMITS = ImageLimits(aspect=100)  # a sliver of a large photo would be resized to gigabytes
 PPM_MODES = ("RGB", "L")  # of PIL images that PPM stores without loss
 PNG_MODES = ("1", "LA", "P", "RGBA", "I", "I;16")
 
@@ -51,15 +49,6 @@ class BoxedImage:
         """The memory that decoding an encoded image takes, see `EncodedImage`: all of it, if the box is small."""
         image = EncodedImage.of(self.image)  # type: ignore[arg-type]
         return max(image.work_pixels, math.prod(image.size))
-
-
-def validate_box(box: Sequence[float]) -> None:
-    """Raise ValueError unless it is a `Box` with an area."""
-    if len(box) != 4 or not (0 <= box[0] < box[2] <= 1 and 0 <= box[1] < box[3] <= 1):
-        given = ",".join(f"{side:g}" for side in box)
-        raise ValueError(
-            f"box={given}: give left, top, right and bottom as fractions of the image, such as box=[0.1,0.2,0.6,0.9]"
-        )
 
 
 class ImageInputError(ValueError):
@@ -139,30 +128,6 @@ def _decode_as_stored(data: bytes | EncodedImage, max_side: int | None) -> Encod
     if max_side is None or longest <= max_side:
         return as_stored(image)
     return decode_upright(image, *(math.ceil(side * max_side / longest) for side in image.size))
-
-
-def decode_box(data: bytes | EncodedImage, box: Box, max_side: int | None) -> np.ndarray:
-    """Return the pixels in a box of the upright image, decoded no larger than an image of this part is stored.
-
-    Raises:
-        ImageTooLargeError: one side of the box is many times the other.
-    """
-    image = EncodedImage.of(data)
-    left, top, right, bottom = box
-    # the stored sides may be swapped: the shorter one bounds what either is of the part
-    longest = max(right - left, bottom - top) * min(image.size)
-    scale = 1.0 if max_side is None else min(1.0, max_side / longest)
-    pixels = decode_upright(image, *(math.ceil(side * scale) for side in image.size))
-    height, width = pixels.shape[:2]
-    first_row, first_column = min(int(top * height), height - 1), min(int(left * width), width - 1)
-    # a box thinner than rounding has a pixel too
-    end_row = max(math.ceil(bottom * height), first_row + 1)
-    end_column = max(math.ceil(right * width), first_column + 1)
-    try:
-        BOX_LIMITS.check(end_row - first_row, end_column - first_column)
-    except ImageTooLargeError as error:
-        raise ImageTooLargeError(f"the box has {error}") from None
-    return np.ascontiguousarray(pixels[first_row:end_row, first_column:end_column])
 
 
 def _reason(error: Exception) -> str:

@@ -13,6 +13,7 @@ import torch
 from lightning import Callback, LightningDataModule, LightningModule, Trainer
 from torch import Tensor
 
+from mim_lightning.data.images.crops import Crop
 from mim_lightning.data.loading.collate import Collate
 from mim_lightning.data.loading.loader import SequentialLoader
 from mim_lightning.data.loading.worker_processes import killed_workers_named
@@ -34,6 +35,7 @@ def embed_catalog(
     shard_idxs: Sequence[int],
     keep: KeepShard,
     shards: ShardSet | None = None,
+    crop: Crop | None = None,
 ) -> None:
     """Embed shards of a set; several processes divide the shards, and all end together.
 
@@ -43,23 +45,28 @@ def embed_catalog(
         shard_idxs: the same on every process.
         keep: called for each finished shard, on the process that embedded it.
         shards: the set; None: the catalog.
+        crop: the part of each image that is embedded; None: all of it.
     """
     if not shard_idxs:
         return
     shards = datamodule.opened.catalog if shards is None else shards
-    trainer.callbacks.append(_ShardCollector(shards, gallery, shard_idxs, keep))  # type: ignore[attr-defined]
+    collector = _ShardCollector(shards, gallery, shard_idxs, keep)
+    trainer.callbacks.append(collector)  # type: ignore[attr-defined]
     keep_batches(trainer)
+    passed = _ShardPass(datamodule, shards, side_of(gallery), shard_idxs, crop)
     with killed_workers_named():
-        trainer.predict(
-            module, datamodule=_ShardPass(datamodule, shards, side_of(gallery), shard_idxs), return_predictions=False
-        )
+        trainer.predict(module, datamodule=passed, return_predictions=False)
+    trainer.callbacks.remove(collector)  # type: ignore[attr-defined]
 
 
 class _ShardPass(LightningDataModule):
     """Gives Lightning the shards of this rank, in the batches of one process."""
 
-    def __init__(self, datamodule: MatchDataModule, shards: ShardSet, side: str, shard_idxs: Sequence[int]) -> None:
+    def __init__(
+        self, datamodule: MatchDataModule, shards: ShardSet, side: str, shard_idxs: Sequence[int], crop: Crop | None
+    ) -> None:
         super().__init__()
+        self.crop = crop
         self.whole, self.shards, self.side, self.shard_idxs = datamodule, shards, side, shard_idxs
         # with more processes than shards some have nothing to do
         self.allow_zero_length_dataloader_with_multiple_devices = True
@@ -69,7 +76,7 @@ class _ShardPass(LightningDataModule):
         placement = self.whole.placement()
         rank, world_size = placement.pop("rank"), placement.pop("world_size")
         specs = {name: spec for name, spec in self.whole.specs.items() if side_of(name) == self.side}
-        collate, batch_size = Collate(specs, self.shards.max_relevant), self.whole.eval_batch_size
+        collate, batch_size = Collate(specs, self.shards.max_relevant, crop=self.crop), self.whole.eval_batch_size
         return SequentialLoader(self.shards, collate, self.shard_idxs[rank::world_size], batch_size, **placement)
 
 

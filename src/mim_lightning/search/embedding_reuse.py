@@ -37,9 +37,8 @@ def carry_over(folder: Path, facts: EmbeddingFacts, catalog: ShardSet) -> int:
     stored = StoredEmbedding.read(folder)
     if stored is None:
         return 0
-    is_same_model = (stored.facts.fingerprint, stored.facts.gallery, stored.facts.dimension) == (
-        *(facts.fingerprint, facts.gallery, facts.dimension),
-    )
+    names = ("fingerprint", "gallery", "dimension", "crop")
+    is_same_model = all(getattr(stored.facts, name) == getattr(facts, name) for name in names)
     if stored.facts == facts or not is_same_model or stored.facts.catalog != facts.catalog:
         return 0
     former = _find_version(stored.facts, catalog)

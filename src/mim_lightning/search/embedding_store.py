@@ -8,8 +8,8 @@ memory; the table of products has to fit.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -47,6 +47,7 @@ class EmbeddingFacts:
     catalog: str  # folder of the shard set
     shard_sizes: list[int]
     written: int  # time of the catalog in ns: preparing it again may change its rows
+    crop: str = ""  # the part of each image that was embedded; "": all of it
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,8 @@ class StoredEmbedding:
     def write(self, folder: Path) -> None:
         prefix = {PREFIX: self.prefix} if self.prefix else {}
         with atomic_write(folder / FACTS_FILE) as partial:
-            partial.write_text(json.dumps(asdict(self.facts) | prefix, indent=2))
+            facts = {key: value for key, value in asdict(self.facts).items() if key != "crop" or value}
+            partial.write_text(json.dumps(facts | prefix, indent=2))
 
     def vectors_path(self, folder: Path, shard_idx: int) -> Path:
         return folder / f"{self.prefix}{shard_idx:06d}.safetensors"
@@ -91,8 +93,10 @@ class StoredEmbedding:
         return folder / f"{self.prefix}{shard_idx:06d}.products.parquet"
 
 
-def describe_embedding(catalog: ShardSet, fingerprint: str, gallery: str, dimension: int) -> EmbeddingFacts:
-    return EmbeddingFacts(fingerprint, gallery, dimension, catalog.place, list(catalog.sizes), catalog.written)
+def describe_embedding(
+    catalog: ShardSet, fingerprint: str, gallery: str, dimension: int, crop: str = ""
+) -> EmbeddingFacts:
+    return EmbeddingFacts(fingerprint, gallery, dimension, catalog.place, list(catalog.sizes), catalog.written, crop)
 
 
 class EmbeddingStore:
@@ -195,6 +199,18 @@ class EmbeddingStore:
             if table.schema != FACTS_SCHEMA or len(table) != self.facts.shard_sizes[shard_idx]:
                 raise ValueError(f"{len(table)} rows of {', '.join(table.column_names)}")
         return table
+
+
+def join_crops(whole: EmbeddedCatalog, crops: Sequence[EmbeddedCatalog], folder: Path) -> EmbeddedCatalog:
+    """Return the rows of a catalog's whole images and of their parts; large tables are in a file in `folder`."""
+    parts = [whole, *crops]
+    vectors_ND = make_array(np.float32, (sum(len(part.vectors) for part in parts), whole.facts.dimension), folder)
+    start = 0
+    for part in parts:
+        vectors_ND[start : start + len(part.vectors)] = part.vectors
+        start += len(part.vectors)
+    product_ids = [product_id for part in parts for product_id in part.product_ids]
+    return replace(whole, vectors=vectors_ND, product_ids=product_ids)
 
 
 def tabulate_facts(facts: Iterable[dict[str, Any]]) -> pa.Table:

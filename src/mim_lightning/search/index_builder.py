@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from mim_lightning.data.images.crops import CropSettings
 from mim_lightning.data.shards.shard_set import ShardSet
 from mim_lightning.fields import PRODUCT, PRODUCT_IMAGE
 from mim_lightning.ids import hash_id
@@ -25,13 +26,15 @@ from mim_lightning.search.combined_scores import REFERENCE, reference_products
 from mim_lightning.search.embedding_store import EmbeddedCatalog
 from mim_lightning.search.facets import FACETS, describe_facets, extend_facets
 from mim_lightning.search.golden_samples import encode_golden_samples, select_inputs, write_golden_samples
-from mim_lightning.search.index.card import CATALOG_DIGESTS, CATALOG_VERSIONS, TRAINED_WIDTHS, IndexCard
+from mim_lightning.search.index.card import CATALOG_DIGESTS, CATALOG_VERSIONS, CROPS, TRAINED_WIDTHS, IndexCard
 from mim_lightning.search.index.factory import create_index, is_address, open_index
 from mim_lightning.search.index.index_settings import IndexSettings, ModelFacts
 from mim_lightning.search.product_images import CATALOGS
 from mim_lightning.search.searcher import GOLDEN_SAMPLES, MODEL
 from mim_lightning.types import AnyOf, TowerSpec
 from mim_lightning.widths import validate_widths
+
+WHOLE = CropSettings()
 
 
 def build_product_index(
@@ -41,6 +44,7 @@ def build_product_index(
     embedded: EmbeddedCatalog,
     catalog: ShardSet,
     settings: IndexSettings,
+    crops: CropSettings = WHOLE,
 ) -> IndexCard:
     """Build an index of an embedded catalog.
 
@@ -48,12 +52,13 @@ def build_product_index(
         place: folder, or Milvus address (without golden samples).
         model: the model that embedded the catalog.
         checkpoint: where the model is, recorded in the card.
+        crops: parts of the images that were embedded too, recorded in the card.
 
     Raises:
         ValueError: as `factory.create_index`; nothing is left behind then.
     """
     gallery = embedded.facts.gallery
-    validate_dimension(settings, gallery, model.fusions.get(gallery), embedded.facts.dimension)
+    validate_gallery(settings, crops, gallery, model.fusions.get(gallery), embedded.facts.dimension)
     extra: dict[str, Any] = {
         MODEL: checkpoint if "://" in checkpoint else str(Path(checkpoint).absolute()),
         CATALOGS: [embedded.facts.catalog],
@@ -61,6 +66,8 @@ def build_product_index(
         CATALOG_DIGESTS: {embedded.facts.catalog: catalog.digest},
         FACETS: describe_facets(embedded.products),
     }
+    if not crops.is_whole:
+        extra[CROPS] = crops.to_json()
     if settings.dimension is not None:
         extra[TRAINED_WIDTHS] = [*validate_widths("loss.widths", (model.config.get("loss") or {}).get("widths"))]
     fusion = model.fusions.get(gallery)
@@ -84,14 +91,23 @@ def build_product_index(
     return card
 
 
-def validate_dimension(settings: IndexSettings, gallery: str, fusion: Fusion | None, full: int) -> None:
-    """Raise ValueError for a dimension that the vectors of a gallery cannot be cut to.
+def validate_gallery(
+    settings: IndexSettings, crops: CropSettings, gallery: str, fusion: Fusion | None, full: int
+) -> None:
+    """Raise ValueError for a gallery without crops, or a dimension that its vectors cannot be cut to.
 
     Args:
         fusion: the gallery, if it is one.
         full: dimension of its vectors.
     """
     settings.validate_dimension(full)
+    if not crops.is_whole:
+        needs_one_vector = fusion is None or fusion.needs_one_vector
+        if not needs_one_vector or PRODUCT_IMAGE not in (fusion or (gallery,)):
+            why = "has no product_image" if needs_one_vector else "keeps a vector of each tower"
+            raise ValueError(
+                f"crops: {crops}, but the gallery '{gallery}' {why}; give another gallery, or leave it out"
+            )
     if settings.dimension is not None and fusion is not None and not fusion.needs_one_vector:
         raise ValueError(
             f"dimension={settings.dimension}: the gallery '{gallery}' keeps a vector of each tower, whose scores are "
@@ -99,19 +115,24 @@ def validate_dimension(settings: IndexSettings, gallery: str, fusion: Fusion | N
         )
 
 
-def validate_update(place: str, settings: IndexSettings) -> str:
-    """Return the fingerprint of the index to update.
+def validate_update(place: str, settings: IndexSettings, crops: CropSettings = WHOLE) -> tuple[str, CropSettings]:
+    """Return the fingerprint of the index to update, and its crops.
 
     Raises:
-        ValueError: no index, or a dimension or precision that is given and is not that of the index.
+        ValueError: no index, or a dimension, precision or crops that are given and are not those of the index.
     """
     card = open_index(place).card
+    own = CropSettings(**card.extra.get(CROPS, {}))
+    if crops not in (own, WHOLE):
+        raise ValueError(
+            f"crops: {crops}; {place} has {own}, which update=true keeps; leave it out, or build a new index"
+        )
     for key, ours in (("dimension", card.dimension), ("precision", card.precision)):
         if (given := getattr(settings, key)) not in (ours, getattr(IndexSettings, key)):
             raise ValueError(
                 f"{key}={given}: {place} has {key}={ours}, which update=true keeps; leave it out, or build a new index"
             )
-    return card.fingerprint
+    return card.fingerprint, own
 
 
 def _single_fields(specs: Mapping[str, TowerSpec]) -> list[str]:

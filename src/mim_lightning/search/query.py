@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from mim_lightning.inference.image_inputs import Box, BoxedImage, validate_box
+from mim_lightning.data.images.boxes import Box, validate_box
+from mim_lightning.inference.image_inputs import BoxedImage
 
 PARTS = ("image", "text", "not_text", "like")
 MAX_WEIGHT = 1e6  # float32 squares the sum: with weights of 1e19 every score would be 0

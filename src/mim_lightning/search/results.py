@@ -13,12 +13,13 @@ from rich.table import Table
 from rich.text import Text
 
 from mim_lightning.data.images.codec import decode_upright
+from mim_lightning.data.images.crops import CropSettings
 from mim_lightning.data.images.limits import ImageError
 from mim_lightning.display.pil_text import cut, font, paste_image, wrap
 from mim_lightning.display.style import FAINT, INK, PAPER, RULE
 from mim_lightning.display.text import plain
 from mim_lightning.io.atomic import atomic_write
-from mim_lightning.search.index.card import CATALOG_VERSIONS, TRAINED_WIDTHS, IndexCard
+from mim_lightning.search.index.card import CATALOG_VERSIONS, CROPS, TRAINED_WIDTHS, IndexCard
 from mim_lightning.search.query import SearchQuery
 from mim_lightning.search.searcher import SearchHit, SearchResult
 
@@ -46,6 +47,7 @@ def print_card(place: str, card: IndexCard, num_absent: int = 0) -> None:
         (f"recall@{recall.k}", measured if recall.num_queries else "1, every row is compared"),
         *([("full vectors", describe_full_recall(card))] if card.full_recall is not None else []),
         ("gallery", f"{card.gallery}, {describe_vectors(card)}, {card.metric.replace('_', ' ')}"),
+        *([("crops", _describe_crops(card))] if CROPS in card.extra else []),
         *([("bytes a product", _describe_bytes(card))] if card.memory_bytes_per_row else []),
         ("model", card.fingerprint),
         *(("catalog", f"version {number} of {place}") for place, number in versions.items()),
@@ -69,6 +71,11 @@ def describe_full_recall(card: IndexCard) -> str:
     assert card.full_recall is not None
     found = card.full_recall
     return f"{found.value:.4f} of the best {found.k} by full vectors, over {found.num_queries:,} queries: {found.how}"
+
+
+def _describe_crops(card: IndexCard) -> str:
+    vectors = card.num_rows / max(1, card.num_products)
+    return f"{CropSettings(**card.extra[CROPS])} and the whole, {vectors:.1f} vectors a product"
 
 
 def _describe_bytes(card: IndexCard) -> str:

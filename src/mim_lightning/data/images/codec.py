@@ -79,6 +79,24 @@ def image_size(data: bytes, limits: ImageLimits | None = None) -> tuple[int, int
     return EncodedImage.of(data, limits).size
 
 
+def upright_size(image: EncodedImage) -> tuple[int, int]:
+    """Return (height, width) as the EXIF orientation says, without decoding.
+
+    Raises:
+        UnreadableImageError: damaged.
+    """
+    try:
+        if image.header.kind == "JPEG":
+            orientation = jpeg_orientation(image.data)
+        else:
+            with open_image(image.data) as opened:
+                orientation = image_orientation(opened)
+    except Exception as error:  # as in `_decode`
+        raise UnreadableImageError(f"damaged image ({reason_of(error)})") from error
+    height, width = image.size
+    return (width, height) if orientation >= 5 else (height, width)
+
+
 def decode_image(data: bytes | EncodedImage, min_height: int = 0, min_width: int = 0) -> np.ndarray:
     """Decode to RGB uint8 (H, W, 3); a JPEG at half its size or less if that is at least `min_height` by `min_width`.
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from mim_lightning.data.images.buffer import ImageBuffer
 from mim_lightning.data.images.codec import decode_image
+from mim_lightning.data.images.crops import Crop
 from mim_lightning.data.images.transforms import Augment, eval_image, train_image, vary_colors
 from mim_lightning.data.loading.feature_cache import FeatureTable, input_key, prompts_of
 from mim_lightning.data.loading.references import ReferenceReader
@@ -52,7 +53,7 @@ class Collate:
     With `image_key`, for evaluation, the batch has the keys of its images and which fields of a query a row has.
     A tower with a table in `features` gets the features of its inputs, (n, width) floats, without preparing them.
     `columns` have a float for each row of the set, `vectors` those of other models by id.
-    With `references`, those of the samples follow them as rows.
+    With `references`, those of the samples follow them as rows. With `crop`, a part of each image replaces it.
     """
 
     specs: Mapping[str, TowerSpec]
@@ -64,6 +65,7 @@ class Collate:
     columns: Mapping[str, np.ndarray] = field(default_factory=dict)
     references: ReferenceReader | None = None
     vectors: Mapping[str, VectorTable] = field(default_factory=dict)
+    crop: Crop | None = None
 
     @property
     def prepared_specs(self) -> dict[str, TowerSpec]:
@@ -89,6 +91,8 @@ class Collate:
         num_rows, num_references = len(samples), 0 if self.references is None else len(samples)
         if self.references is not None:
             samples = [*samples, *self.references.read(samples, left_out)]
+        if self.crop is not None:
+            samples = [self._cropped(sample, self.crop) for sample in samples]
         pixels = ImageBuffer(buffer)
         inputs: dict[str, TowerInput] = {}
         rows: dict[str, Tensor] = {}
@@ -132,6 +136,12 @@ class Collate:
                 for name, table in self.vectors.items()
             },
         )
+
+    def _cropped(self, sample: Sample, crop: Crop) -> Sample:
+        try:
+            return crop(sample)
+        except ValueError as error:
+            raise ValueError(f"sample {sample.sample_num}, {crop.describes}: {error}") from error
 
     def _column(self, values: np.ndarray, samples: Sequence[Sample]) -> Tensor:
         return torch.from_numpy(values[[sample.sample_num for sample in samples]].astype(np.float32))

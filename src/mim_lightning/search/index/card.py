@@ -19,6 +19,7 @@ from mim_lightning.search.index.small_vectors import cut_vectors, round_vectors
 # keys of `extra`: by folder of a catalog, the version in the index, and the digest of its content
 CATALOG_VERSIONS, CATALOG_DIGESTS = "catalog_versions", "catalog_digests"
 TRAINED_WIDTHS = "trained_widths"  # key of `extra`: at which the loss of the model counted, besides the full one
+CROPS = "crops"  # key of `extra`: settings of the parts of images that have a vector too
 REBUILD = "rebuild the index"  # what mends a damaged file of an index
 BACKENDS, METRIC = ("faiss", "milvus"), "inner_product"
 _TYPES: dict[str, Any] = {  # by annotation
@@ -203,6 +204,9 @@ def _validate_extra(extra: Mapping[str, Any]) -> None:
     widths = extra.get(TRAINED_WIDTHS, [])
     if not isinstance(widths, list) or not all(type(width) is int for width in widths):
         raise TypeError(f"extra.{TRAINED_WIDTHS} is {widths!r}")
+    crops = extra.get(CROPS, {})
+    if not isinstance(crops, dict) or not crops.keys() <= {"grid", "boxes"}:
+        raise TypeError(f"extra.{CROPS} is {crops!r}")
     reference = extra.get("reference_products", [])
     if not isinstance(reference, list) or not all(isinstance(product_id, str) for product_id in reference):
         raise TypeError("extra.reference_products is no list of ids")

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
+from mim_lightning.data.images.boxes import Box, decode_box
 from mim_lightning.data.images.codec import EncodedImage, decode_upright, encode_jpeg
-from mim_lightning.inference.image_inputs import Box, BoxedImage, decode_box
+from mim_lightning.inference.image_inputs import BoxedImage
 from mim_lightning.io.atomic import atomic_write
 from mim_lightning.search.query import SearchQuery
 from mim_lightning.search.service.request_limits import PixelBudget, RefusedError
