@@ -29,6 +29,7 @@ VENDORS = {  # library -> packages that may import it
     "hydra": {"config", "cli", "errors", "sweep"},
     "omegaconf": {"config", "cli", "errors", "sweep"},
     "timm": {"encoders"},
+    "torchvision": {"inference"},
     "transformers": {"encoders"},
     "open_clip": {"encoders"},
     "peft": {"model"},

@@ -39,7 +39,12 @@ def serve(config: dict[str, Any]) -> None:
         raise ValueError(
             "query_photos: photos are those of recorded queries; give experiment_name and record_queries=true"
         )
-    service = open_service(config, arms, limits, open_experiment(config, arms), photos)
+    detector = None
+    if config["detector"]["weights"] is not None:
+        from mim_lightning.inference.detector import TorchvisionDetector
+
+        detector = construct("detector", TorchvisionDetector, **config["detector"])
+    service = open_service(config, arms, limits, open_experiment(config, arms), photos, detector)
     server.run(service, has_ui=config["ui"])
 
 

@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from mim_lightning.data.shards.shard_writer import Record
+from mim_lightning.inference.detector import SuggestedBox
 from mim_lightning.inference.image_inputs import prepare_images
 from mim_lightning.search.facets import FACETS, describe_facets
 from mim_lightning.search.index.factory import create_index
@@ -56,6 +57,13 @@ class ColorModel:
         return _unit(np.array([np.mean(colors, axis=0) for colors in named]))
 
 
+class HalvesDetector:
+    """Suggests the upper and the lower half of every image."""
+
+    def suggest(self, pixels: np.ndarray) -> list[SuggestedBox]:
+        return [SuggestedBox((0, 0, 1, 0.5), 0.9, "cup"), SuggestedBox((0, 0.5, 1, 1), 0.4)]
+
+
 def _unit(vectors: np.ndarray) -> np.ndarray:
     vectors = vectors.astype(np.float32)
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
@@ -82,7 +90,7 @@ def color_index(folder: Path) -> ProductIndex:
 
 
 def color_service(
-    folder: Path, arms: Sequence[str] = ("default",), experiment: Any = None, **limits: int
+    folder: Path, arms: Sequence[str] = ("default",), experiment: Any = None, detector: Any = None, **limits: int
 ) -> SearchService:
     index, metrics, budget = color_index(folder), ServiceMetrics(ROUTES), PixelBudget(10_000_000)
     engines = {
@@ -93,4 +101,4 @@ def color_service(
         )
         for name in arms
     }
-    return SearchService(engines, Limits(**limits), metrics, experiment)
+    return SearchService(engines, Limits(**limits), metrics, experiment, budget=budget, detector=detector)

@@ -32,7 +32,7 @@ from mim_lightning.search.service.request_limits import PixelBudget, RefusedErro
 from mim_lightning.search.service.server import read_api_key
 from mim_lightning.serve import serve
 from tests.data.images.hostile import png, scanned
-from tests.search.service.color_shop import COLORS, FINGERPRINT, color_service, square
+from tests.search.service.color_shop import COLORS, FINGERPRINT, HalvesDetector, color_service, square
 from tests.search.service.test_request_limits import png_of
 
 LIMITS = {"upload_bytes": 100_000, "pixels": 10_000, "text_length": 50, "num_images": 2, "num_hits": 20}
@@ -73,6 +73,20 @@ def test_a_box_says_what_is_meant(client: TestClient) -> None:
     for box, message in (("0,0,1", "box=0,0,1: give left, top"), ("a,b", "box: give four fractions")):
         refused = client.post("/search", files=photo, data={"box": box})
         assert refused.status_code == 422 and message in refused.json()["error"]
+
+
+def test_boxes_are_suggested_where_there_is_a_detector(client: TestClient, tmp_path: Path) -> None:
+    photo = {"image": ("q.jpg", square("red"))}
+    refused = client.post("/suggest_boxes", files=photo)
+    assert refused.status_code == 404 and "detector.weights=<file>" in refused.json()["error"]
+    app = make_app(color_service(tmp_path / "other", detector=HalvesDetector()), api_key="k")
+    with TestClient(app) as other:
+        assert other.post("/suggest_boxes", files=photo).status_code == 401
+        other.headers["X-API-Key"] = "k"
+        boxes = other.post("/suggest_boxes", files=photo).json()["boxes"]
+        assert boxes[0] == {"box": [0, 0, 1, 0.5], "score": 0.9, "label": "cup"} and len(boxes) == 2
+        damaged = other.post("/suggest_boxes", files={"image": ("q.jpg", square("red")[:200])})
+        assert damaged.status_code == 415 and damaged.json()["error"].startswith("image 1: not a readable image")
 
 
 def test_filters_and_numbers_of_hits(client: TestClient) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import socket
@@ -16,10 +17,12 @@ import pytest
 pytest.importorskip("gradio", reason="the extra `serve` is not installed")
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
+import numpy as np  # noqa: E402
 import uvicorn  # noqa: E402
+from PIL import Image  # noqa: E402
 
 from mim_lightning.search.service.app import make_app  # noqa: E402
-from tests.search.service.color_shop import color_service, square  # noqa: E402
+from tests.search.service.color_shop import COLORS, HalvesDetector, color_service, square  # noqa: E402
 
 CHROMIUM = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
@@ -44,7 +47,7 @@ def address_with_key(tmp_path: Path) -> Iterator[str]:
 
 @contextmanager
 def served(folder: Path, api_key: str | None) -> Iterator[str]:
-    service = color_service(folder, ("default", "other"))
+    service = color_service(folder, ("default", "other"), detector=HalvesDetector())
     app = make_app(service, api_key, has_ui=True, is_stopping=lambda: server.should_exit)
     with closing(socket.create_server(("127.0.0.1", 0))) as listening:
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
@@ -107,6 +110,41 @@ def test_image_then_text_then_a_click(page: Any, tmp_path: Path) -> None:
     page.locator("#results button").filter(has_text="A green square").click()
     sync_api.expect(page.locator("#going-on")).to_contain_text("Similar to A green square", timeout=WAIT_MS)
     sync_api.expect(page.locator("#results")).not_to_contain_text("A green square", timeout=WAIT_MS)
+
+
+def test_a_part_of_an_image_and_more_images(page: Any, tmp_path: Path) -> None:
+    pixels = np.full((200, 400, 3), COLORS["blue"], np.uint8)
+    pixels[:, 200:] = COLORS["red"]
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned clockwise: shown with red below blue
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, "JPEG", exif=exif)
+    upload(page, tmp_path, "street.jpg", out.getvalue())
+    page.locator("#corners").get_by_text("two opposite corners").wait_for()
+    shown = page.locator("#photo img")
+    sides = shown.bounding_box()
+    for x, y, caption in ((0.9, 0.95, "opposite corner"), (0.1, 0.55, None)):
+        shown.click(position={"x": x * sides["width"], "y": y * sides["height"]})
+        if caption:
+            page.locator("#corners").get_by_text(caption).wait_for()
+    first_caption(page, "A red square")
+    part = page.locator("#part img")
+    part.wait_for()
+    keep(page, "part")
+    page.locator("#whole").click()
+    first_caption(page, "A grey square")  # between blue and red
+    sync_api.expect(part).not_to_be_visible(timeout=WAIT_MS)
+    page.locator("#suggest").click()
+    page.locator("#suggestions button").filter(has_text="part 2").wait_for()
+    keep(page, "suggestions")
+    page.locator("#suggestions button").filter(has_text="cup").click()
+    first_caption(page, "A blue square")
+    for name in ("1.jpg", "2.jpg"):
+        (tmp_path / name).write_bytes(square("green"))
+    page.locator("#more").get_by_text("More images").click()
+    page.locator("#more-photos input[type=file]").set_input_files([tmp_path / "1.jpg", tmp_path / "2.jpg"])
+    first_caption(page, "A green square")  # nearest to blue and twice green
+    keep(page, "more")
 
 
 def test_a_new_image_replaces_the_clicked_product(page: Any, tmp_path: Path) -> None:

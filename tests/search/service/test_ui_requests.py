@@ -98,6 +98,13 @@ def test_an_upload_is_searched_and_served(browser: Browser) -> None:
     assert browser.client.get(shown).status_code == 200
 
 
+def test_several_images_are_searched(browser: Browser) -> None:
+    images = [{"path": browser.upload(square(color)), **META} for color in ("blue", "green", "green", "green")]
+    done = browser.search(image=images[0], gallery=[{"image": image, "caption": None} for image in images[1:]])
+    assert done["success"], done
+    assert "A green square" in done["output"]["data"][1][0]["caption"]
+
+
 def test_text_alone_is_searched(browser: Browser) -> None:
     done = browser.search(textbox="red")
     assert done["success"] and "A red square" in done["output"]["data"][1][0]["caption"]

@@ -52,6 +52,18 @@ class SearchOutput(BaseModel):
     timing_ms: Timing
 
 
+class SuggestedPart(BaseModel):
+    """A part of a photo, best first."""
+
+    box: tuple[float, float, float, float] = Field(description="left, top, right, bottom, as fractions; for `box`")
+    score: float = Field(description="how sure the detector is")
+    label: str | None = Field(description="what it takes the thing for, if it knows")
+
+
+class SuggestOutput(BaseModel):
+    boxes: list[SuggestedPart]
+
+
 class ClickEvent(BaseModel):
     impression_id: str
     product_id: str
@@ -127,6 +139,12 @@ def make_routes(service: SearchService, has_key: bool = False) -> FastAPI:
         )
         own = {"query_id": _encodable("query_id", query_id), "photo": _encodable("photo", photo)}
         return _output(service.search(query, _encodable("user", user), _encodable("arm", arm), **own))
+
+    @app.post("/suggest_boxes")
+    def suggest_boxes(image: Annotated[UploadFile, File(description="a photo")]) -> SuggestOutput:
+        """Suggest parts of a photo to search for, where the service has a detector."""
+        suggested = service.photo_parts.suggest(image.file.read())
+        return SuggestOutput(boxes=[SuggestedPart(**vars(one)) for one in suggested])
 
     @app.get("/products/{product_id:path}/picture", response_class=Response)
     def picture(product_id: str, arm: str | None = None) -> Response:

@@ -9,11 +9,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mim_lightning.inference.detector import Detector
 from mim_lightning.inference.image_inputs import ImageInputError
 from mim_lightning.search.product_images import ProductImages
 from mim_lightning.search.query import SearchQuery, drop_null_weights
 from mim_lightning.search.searcher import Searcher, SearchResult, open_searcher
 from mim_lightning.search.service.batching import BatchingEncoder
+from mim_lightning.search.service.photo_parts import PhotoParts
 from mim_lightning.search.service.prometheus import ServiceMetrics
 from mim_lightning.search.service.query_photos import QueryPhotos, is_row, parts_of
 from mim_lightning.search.service.recorder import Recorder
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
     from mim_lightning.online.events import AskedQuery
 
 
-ROUTES = ("search", "products", "click", "health", "metrics")  # of the HTTP API
+ROUTES = ("search", "suggest_boxes", "products", "click", "health", "metrics")  # of the HTTP API
 DEFAULT_ARM = "control"
 
 
@@ -59,6 +61,8 @@ class SearchService:
         engines: by name; the first serves users outside an experiment.
         experiment: its arms are names of engines; None: nothing is recorded.
         photos: where photos of recorded queries are stored; None: nowhere.
+        budget: bounds the pixels that are decoded at once; None: as `limits` say.
+        detector: suggests parts of photos; None: none is suggested.
     """
 
     def __init__(
@@ -68,8 +72,11 @@ class SearchService:
         metrics: ServiceMetrics,
         experiment: Experiment | None = None,
         photos: QueryPhotos | None = None,
+        budget: PixelBudget | None = None,
+        detector: Detector | None = None,
     ) -> None:
         self.photos = photos
+        self.photo_parts = PhotoParts(limits, budget or PixelBudget(limits.pixels_in_work), detector)
         self.engines, self.limits, self.metrics, self.experiment = dict(engines), limits, metrics, experiment
         self.recorder = Recorder(experiment, metrics) if experiment else None
         for name, engine in self.engines.items():
@@ -179,6 +186,7 @@ def open_service(
     limits: Limits,
     experiment: Experiment | None = None,
     photos: Path | None = None,
+    detector: Detector | None = None,
 ) -> SearchService:
     """Open the engines of all arms; `config` is that of conf/serve.yaml, `photos` the folder of stored photos.
 
@@ -198,7 +206,7 @@ def open_service(
         searcher = open_searcher(arm["index"], arm["checkpoint"], drop_null_weights(arm["weights"]), encoder, **options)
         engines[name] = Engine(name, searcher, ProductImages(searcher.index.card))
     stored = None if photos is None else QueryPhotos(photos, budget)
-    return SearchService(engines, limits, metrics, experiment, stored)
+    return SearchService(engines, limits, metrics, experiment, stored, budget, detector)
 
 
 def read_arms(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

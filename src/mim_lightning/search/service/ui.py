@@ -1,6 +1,7 @@
-"""The user interface of the search service, in Gradio: an image, texts and filters, and a grid of products.
+"""The user interface of the search service, in Gradio: images, texts and filters, and a grid of products.
 
-A click on a product searches for similar ones. Every search goes through `SearchService.search`, with its limits.
+A click on a product searches for similar ones; two clicks on the image, on opposite corners, search for what is
+between them. Every search goes through `SearchService.search`, with its limits.
 """
 
 from __future__ import annotations
@@ -12,26 +13,40 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 from fastapi import FastAPI
-from PIL import Image
 
-from mim_lightning.data.images.codec import decode_upright
-from mim_lightning.data.images.limits import ImageError
-from mim_lightning.display.text import plain
+from mim_lightning.data.images.boxes import Box
 from mim_lightning.search.facets import FACETS, select_choices
 from mim_lightning.search.query import SearchQuery
 from mim_lightning.search.service.request_limits import RefusedError
 from mim_lightning.search.service.search_service import SearchResponse, SearchService
+from mim_lightning.search.service.ui_filters import make_filters, read_filters
+from mim_lightning.search.service.ui_photo import (
+    CORNERS,
+    OTHER_CORNER,
+    clicked_position,
+    read_photo,
+    show_part,
+    show_whole,
+    shown_refusals,
+    suggest_parts,
+)
 from mim_lightning.search.service.ui_requests import SearchBlocks, UiMiddleware, ui_error
+from mim_lightning.search.service.ui_results import (
+    clicked_product,
+    describe_response,
+    describe_similar,
+    show_images,
+)
 from mim_lightning.search.service.uploads import Uploads
 
-THUMBNAIL = 320  # pixels of the longer side
 NUM_HITS = 12
 # images of hits are on disk until they are fetched: every 60 s, those of aborted visits that are 120 s old are removed
 CACHE_SECONDS = (60, 120)
@@ -40,6 +55,7 @@ GRADIO_FOLDER = "GRADIO_TEMP_DIR"  # environment variable: the folder in which G
 CSS = """
 footer {display: none !important}
 .grid-container {grid-template-columns: repeat(auto-fill, minmax(140px, 1fr)) !important}
+#suggestions .grid-container {grid-template-columns: repeat(auto-fill, minmax(80px, 1fr)) !important}
 .grid-wrap {max-height: none !important; min-height: 0 !important}
 .thumbnail-lg {aspect-ratio: auto !important; height: auto !important; display: flex !important; flex-direction: column}
 .thumbnail-lg > img {aspect-ratio: 1; height: auto !important}
@@ -49,7 +65,6 @@ footer {display: none !important}
 """
 LOGIN_TEXT = "The password is the service's API key; any username will do."
 _FOLDERS: set[str] = set()  # created by this process
-PLACEHOLDER = Image.new("RGB", (THUMBNAIL, THUMBNAIL), "#ececec")
 
 
 def make_blocks(service: SearchService) -> SearchBlocks:
@@ -61,18 +76,33 @@ def make_blocks(service: SearchService) -> SearchBlocks:
         gr.Markdown("## Find the product\nBy an image, a text, or both. Click a product to find similar ones.")
         user = gr.BrowserState("", storage_key="mim_user", secret="mim_lightning")
         like, left_hits, right_hits = gr.State(None), gr.State(None), gr.State(None)
+        corner, box = gr.State(None), gr.State(None)
         with gr.Row():
             with gr.Column(scale=1, min_width=300):
                 image = gr.Image(
                     sources=["upload", "clipboard", "webcam"], label="Image", height=260,
                     elem_id="photo",
                 )  # fmt: skip
+                corners = gr.Markdown(CORNERS, visible=False, elem_id="corners")
+                with gr.Row():
+                    part = gr.Image(
+                        label="Searched part", height=140, interactive=False, visible=False, buttons=[], scale=3,
+                        elem_id="part",
+                    )  # fmt: skip
+                    whole = gr.Button("Whole image", size="sm", visible=False, scale=1, elem_id="whole")
+                suggest = gr.Button("Suggest parts", size="sm", visible=False, elem_id="suggest")
+                suggested, suggestions = gr.State(None), _gallery("suggestions", visible=False)
+                with gr.Accordion("More images of the same thing", open=False, elem_id="more"):
+                    more = gr.Gallery(
+                        file_types=["image"], sources=["upload"], interactive=True, columns=3, height=160, buttons=[],
+                        allow_preview=False, show_label=False, elem_id="more-photos",
+                    )  # fmt: skip
                 similar_to = gr.Markdown(visible=False, elem_id="going-on")
                 reset = gr.Button("Start over", size="sm", elem_id="start-over")
                 text = gr.Textbox(label="Text", placeholder="in blue", elem_id="words", submit_btn="Search")
                 not_text = gr.Textbox(label="But not", placeholder="leather", elem_id="not-words")
                 weight = gr.Slider(0, 1, _image_weight(service), step=0.05, label="text ← → image", elem_id="share")
-                filters = _filters(facets)
+                filters = make_filters(facets)
                 left = gr.Dropdown(names, value=names[0], label="Model", visible=len(names) > 1, elem_id="left")
                 right = gr.Dropdown(
                     ["none", *names], value="none", label="Second model", visible=len(names) > 1, elem_id="right"
@@ -82,11 +112,14 @@ def make_blocks(service: SearchService) -> SearchBlocks:
                 with gr.Row():
                     grid = _gallery("results")
                     beside = _gallery("results-beside", visible=False)
-        inputs = [image, text, not_text, weight, left, right, like, user, *filters.values()]
+        inputs = [image, more, box, text, not_text, weight, left, right, like, user, *filters.values()]
         outputs = [status, grid, beside, left_hits, right_hits, similar_to, user]
+        with_part = [*outputs, like, box, corner, corners, part, whole]
 
         def search(
             image: Mapping[str, Any] | None,
+            more: Sequence[Mapping[str, Any]] | None,
+            box: Box | None,
             text: str,
             not_text: str,
             weight: float,
@@ -97,34 +130,69 @@ def make_blocks(service: SearchService) -> SearchBlocks:
             *filter_values: Any,
         ) -> tuple[Any, ...]:
             user, text, not_text = user or uuid.uuid4().hex, text or "", not_text or ""
-            if not (image or text.strip() or like):
+            if not (image or more or text.strip() or like):
                 return "Give an image or a text.", [], [], None, None, gr.update(visible=False), user
             chosen = None if weight == _image_weight(service) else weight  # else the model's own
-            query = _query(image, text, not_text, chosen, like, _where(facets, filters, filter_values))
+            images = (
+                [] if like else [read_photo(one) for one in (image, *(photo["image"] for photo in more or ())) if one]
+            )
+            where = read_filters(facets, filters, filter_values)
+            query = _query(images, box if image else None, text, not_text, chosen, like, where)
             # a search with a chosen model is a test, and not recorded for the experiment
             is_recorded = right == "none" and left == names[0]
             first = _search(service, query, user, None if is_recorded else left)
             second = None if right == "none" else _search(service, query, user, right)
             return (
-                "\n\n".join(_status(service, response) for response in (first, second) if response),
-                _images(service, first),
-                gr.update(value=_images(service, second) if second else [], visible=second is not None),
+                "\n\n".join(describe_response(service, response) for response in (first, second) if response),
+                show_images(service, first),
+                gr.update(value=show_images(service, second) if second else [], visible=second is not None),
                 first,
                 second,
-                gr.update(value=_similar_to(service, like) if like else "", visible=bool(like)),
+                gr.update(value=describe_similar(service, like) if like else "", visible=bool(like)),
                 user,
             )
 
-        def search_image(image: Mapping[str, Any] | None, *others: Any) -> Any:
-            """Search with a new image instead of a product."""
-            if not image:
-                return gr.skip()
-            idx = inputs.index(like) - 1
-            return *search(image, *others[:idx], None, *others[idx + 1 :]), None
+        def search_image(*values: Any) -> Any:
+            """Search with a new image, all of it, instead of a product."""
+            if not values[0]:
+                return *(gr.skip() for _ in [*outputs, like]), None, *show_whole(is_shown=False)
+            return *search(*replaced(values, {like: None, box: None})), None, None, *show_whole()
+
+        def search_more(*values: Any) -> Any:
+            """Search with further images instead of a product."""
+            return *search(*replaced(values, {like: None} if values[1] else {})), None
+
+        def click(event: gr.SelectData, corner: tuple[float, float] | None, *values: Any) -> Any:
+            """Remember the first click on the image; search with what is between it and the second."""
+            position = clicked_position(service, values[0], event)
+            if corner is None:
+                none = [gr.skip() for _ in [*outputs, like, box]]
+                return *none, position, OTHER_CORNER, gr.skip(), gr.skip()
+            (left, right), (top, bottom) = (sorted(sides) for sides in zip(corner, position, strict=True))
+            if left == right or top == bottom:
+                raise ui_error("there is nothing between the two corners; click the opposite one again")
+            return search_part((left, top, right, bottom), *values)
+
+        def search_part(chosen: Box, *values: Any) -> Any:
+            """Search with a part of the image, instead of a product."""
+            shown = show_part(service, values[0], chosen)
+            return *search(*replaced(values, {like: None, box: chosen})), None, chosen, *shown
+
+        def search_suggested(event: gr.SelectData, boxes: list[Box] | None, *values: Any) -> Any:
+            if not boxes or event.index >= len(boxes):
+                raise ui_error("these parts are of another image; let them be suggested again")
+            return search_part(boxes[event.index], *values)
+
+        def search_whole(*values: Any) -> Any:
+            """Search with all of the image again."""
+            return *search(*replaced(values, {box: None})), gr.skip(), None, *show_whole()
+
+        def replaced(values: Sequence[Any], changed: Mapping[Any, Any]) -> list[Any]:
+            return [changed.get(component, value) for component, value in zip(inputs, values, strict=True)]
 
         def select(hits: SearchResponse | None, event: gr.SelectData) -> tuple[Any, Any]:
             """Search with the clicked product instead of the image."""
-            product_id = _clicked(hits, event) if hits else None
+            product_id = clicked_product(hits, event) if hits else None
             if hits is None or product_id is None:
                 return gr.skip(), gr.skip()
             if hits.impression_id:
@@ -133,19 +201,31 @@ def make_blocks(service: SearchService) -> SearchBlocks:
             return product_id, None
 
         # without Gradio's preprocessing, which would open the image before the limits are checked
-        plain: dict[str, Any] = {"preprocess": False, "api_visibility": "private"}
+        private: dict[str, Any] = {"api_visibility": "private"}
+        plain: dict[str, Any] = {"preprocess": False, **private}
         for trigger in (text.submit, not_text.submit, weight.release, left.input, right.input):
             trigger(search, inputs, outputs, show_progress="minimal", **plain)
         # not image.upload: an image that the camera takes only changes it
-        image.change(search_image, inputs, [*outputs, like], show_progress="minimal", **plain)
+        image.change(search_image, inputs, with_part, show_progress="minimal", **plain)
+        image.select(click, [corner, *inputs], with_part, show_progress="minimal", **plain)
+        whole.click(search_whole, inputs, with_part, show_progress="minimal", **plain)
+        if service.photo_parts.suggests:
+            for_new = [suggest, suggested, suggestions]
+            image.change(
+                lambda image: (gr.update(visible=bool(image)), None, gr.update(value=[], visible=False)),
+                image, for_new, **plain,
+            )  # fmt: skip
+            suggest.click(partial(suggest_parts, service), image, [suggested, suggestions], **plain)
+            suggestions.select(search_suggested, [suggested, *inputs], with_part, show_progress="minimal", **plain)
+        more.change(search_more, inputs, [*outputs, like], show_progress="minimal", **plain)
         for component in filters.values():
             change = component.input if isinstance(component, gr.Dropdown) else component.submit
             change(search, inputs, outputs, show_progress="minimal", **plain)
         for gallery, hits in ((grid, left_hits), (beside, right_hits)):
-            gallery.select(select, [hits], [like, image], api_visibility="private").then(
+            gallery.select(select, [hits], [like, image], **private).then(
                 search, inputs, outputs, show_progress="minimal", **plain
             )
-        reset.click(lambda: (None, None, "", ""), None, [like, image, text, not_text], api_visibility="private").then(
+        reset.click(lambda: (None, None, None, "", ""), None, [like, image, more, text, not_text], **private).then(
             search, inputs, outputs, **plain
         )
     page.queue(max_size=MAX_WAITING)
@@ -208,44 +288,9 @@ def _gallery(elem_id: str, visible: bool = True) -> gr.Gallery:
     )  # fmt: skip
 
 
-def _filters(facets: Mapping[str, Mapping[str, Any]]) -> dict[tuple[str, str], Any]:
-    """Return a field for each choice and each end of a range, by column and "values", "min" or "max"."""
-    fields: dict[tuple[str, str], Any] = {}
-    if not facets:
-        return fields
-    with gr.Accordion("Filters", open=False, elem_id="filters"):
-        for name, facet in facets.items():
-            if "values" in facet:
-                fields[name, "values"] = gr.Dropdown(facet["values"], multiselect=True, label=name)
-                continue
-            with gr.Row():
-                # not gr.Number: the browser sends 0 for one that is empty
-                for end in ("min", "max"):
-                    fields[name, end] = gr.Textbox(label=f"{name}, {end}", placeholder=f"{facet[end]:g}", min_width=80)
-    return fields
-
-
-def _where(
-    facets: Mapping[str, Any], filters: Mapping[tuple[str, str], Any], values: tuple[Any, ...]
-) -> dict[str, Any] | None:
-    where: dict[str, Any] = {}
-    for (name, kind), value in zip(filters, values, strict=True):
-        if kind == "values" and value:
-            where[name] = value
-        elif kind != "values" and (value or "").strip():
-            where.setdefault(name, {})[kind] = _number(f"{name}, {kind}", value)
-    return where or None
-
-
-def _number(label: str, text: str) -> float:
-    try:
-        return float(text.replace(",", "."))
-    except ValueError:
-        raise ui_error(f"{label}: '{text}' is not a number") from None
-
-
 def _query(
-    image: Mapping[str, Any] | None,
+    images: Sequence[bytes],
+    box: Box | None,
     text: str,
     not_text: str,
     weight: float | None,
@@ -253,13 +298,10 @@ def _query(
     where: dict[str, Any] | None,
 ) -> SearchQuery:
     weights = {} if weight is None else {"image": weight, "like": weight, "text": 1 - weight}
-    has_both = bool(text.strip()) and bool(image or like)
-    try:
-        images = (Path(image["path"]).read_bytes(),) if image and not like else ()
-    except OSError:
-        raise ui_error("this image was removed; upload it again") from None
+    has_both = bool(text.strip()) and bool(images or like)
     return SearchQuery(
-        images=images,
+        images=tuple(images),
+        box=box if images else None,
         text=text.strip() or None,
         not_text=not_text.strip() or None,
         like=like,
@@ -270,63 +312,8 @@ def _query(
 
 
 def _search(service: SearchService, query: SearchQuery, user: str, arm: str | None) -> SearchResponse:
-    try:
+    with shown_refusals():
         return service.search(query, user, arm)
-    except RefusedError as error:
-        raise ui_error(error.message) from error
-
-
-def _clicked(response: SearchResponse, event: gr.SelectData) -> str | None:
-    """Return the clicked product, by its title if the grid has changed since."""
-    hits = response.result.hits
-    captions = [_caption(hit.metadata, hit.score) for hit in hits]
-    clicked = event.value["caption"]
-    if event.index < len(hits) and captions[event.index] == clicked:
-        return hits[event.index].product_id
-    titled = [hit for hit, own in zip(hits, captions, strict=True) if own.split("\n")[0] == clicked.split("\n")[0]]
-    return titled[0].product_id if titled else None
-
-
-def _status(service: SearchService, response: SearchResponse) -> str:
-    engine, result = service.engine(response.arm), response.result
-    card = engine.searcher.index.card
-    name, fingerprint = (_literal(plain(text)) for text in (engine.name, card.fingerprint))
-    return (
-        f"**{len(result.hits)}** of {card.num_products:,} products in **{response.total_ms:.0f} ms** "
-        f"(model {result.encode_ms:.0f} ms, index {result.index_ms:.1f} ms) · {name} · {fingerprint}"
-    ) + ("" if result.has_match is not False else " · **nothing here seems to match**")
-
-
-def _images(service: SearchService, response: SearchResponse) -> list[tuple[Image.Image, str]]:
-    hits = response.result.hits
-    images = service.engine(response.arm).images.read([hit.product_id for hit in hits])
-    return [(_thumbnail(images.get(hit.product_id)), _caption(hit.metadata, hit.score)) for hit in hits]
-
-
-def _thumbnail(data: bytes | None) -> Image.Image:
-    if data is None:
-        return PLACEHOLDER
-    try:
-        image = Image.fromarray(decode_upright(data, THUMBNAIL, THUMBNAIL))
-    except ImageError:  # damaged; the product is shown without it
-        return PLACEHOLDER
-    image.thumbnail((THUMBNAIL, THUMBNAIL))
-    return image
-
-
-def _caption(metadata: Mapping[str, Any], score: float) -> str:
-    title = metadata.get("title") or metadata["product_id"]
-    return "\n".join(plain(part) for part in (title, metadata.get("category"), f"score {score:.3f}") if part)
-
-
-def _similar_to(service: SearchService, product_id: str) -> str:
-    title = plain(service.product(product_id).get("title") or product_id)
-    return f"Similar to **{_literal(title)}**"
-
-
-def _literal(text: str) -> str:
-    """Return Markdown that shows a text as it is: every character that may be markup is a numeric entity."""
-    return "".join(letter if letter.isalnum() or letter == " " else f"&#{ord(letter)};" for letter in text)
 
 
 def _image_weight(service: SearchService) -> float:

@@ -24,7 +24,7 @@ from mim_lightning.display.text import plain
 from mim_lightning.search.service.connections import client_of
 from mim_lightning.search.service.request_limits import MAX_MESSAGE, RefusedError, error_response
 from mim_lightning.search.service.strict_json import is_encodable, read_object
-from mim_lightning.search.service.uploads import Uploads
+from mim_lightning.search.service.uploads import MAX_PER_CLIENT, Uploads
 
 API = "/gradio_api"
 UPLOAD, UPLOAD_PROGRESS, JOIN, DATA = (
@@ -41,7 +41,7 @@ MAX_PENDING = 16  # events that one open page waits for
 MAX_PAGES = 500  # open pages whose state is kept, about 100 kB each
 SESSION = re.compile(r"[\w-]{1,64}", re.ASCII)
 CALL = {  # key -> type of its value
-    "data": list, "fn_index": int, "session_hash": str, "trigger_id": int | None, "event_data": dict | None,
+    "data": list, "fn_index": int, "session_hash": str, "trigger_id": int | None, "event_data": dict | list | None,
     "event_id": str | None, "simple_format": bool, "batched": bool | None, "oauth_token": str | None,
 }  # fmt: skip
 
@@ -113,16 +113,16 @@ class UiMiddleware:
         if not self._is_logged_in(request):
             raise RefusedError(401, "log in first")
         try:
-            async with request.form(max_files=1, max_fields=1) as form:
+            async with request.form(max_files=MAX_PER_CLIENT, max_fields=1) as form:
                 parts = [part for part in form.getlist("files") if not isinstance(part, str)]
-                if len(parts) != 1:
-                    raise RefusedError(422, "files: give one image")
-                data = await parts[0].read()
+                if not parts:
+                    raise RefusedError(422, "files: give an image")
+                images = [await part.read() for part in parts]
         except ClientDisconnect as error:
             raise RefusedError(400, "the upload was interrupted") from error
         # on a thread: writing up to 12 MB would block all other clients
-        path = await asyncio.to_thread(self.page.uploads.add, data, client_of(request.scope))
-        return JSONResponse([str(path)])
+        add, client = self.page.uploads.add, client_of(request.scope)
+        return JSONResponse([str(await asyncio.to_thread(add, data, client)) for data in images])
 
     def _is_logged_in(self, request: Request) -> bool:
         names = (f"access-token-{self.gradio.cookie_id}", f"access-token-unsecure-{self.gradio.cookie_id}")
@@ -145,11 +145,23 @@ class UiMiddleware:
             raise RefusedError(422, "fn_index: no such function")
         if len(call["data"]) != len(function.inputs):
             raise RefusedError(422, f"data: {len(call['data'])} values, must be {len(function.inputs)}")
-        if any(event == "select" for _, event in function.targets) and not _is_click(call.get("event_data")):
-            raise RefusedError(422, "event_data: must be a click on a product, with its index and caption")
+        if isinstance(call.get("event_data"), list) and not self._is_change_of_gallery(function):
+            raise RefusedError(422, "event_data: must be an object or null")
+        for number, event in function.targets:
+            is_image = number is not None and isinstance(self.page.blocks.get(number), gr.Image)
+            if event == "select" and not (_is_position if is_image else _is_click)(call.get("event_data")):
+                wanted = "the image, with its position" if is_image else "a product, with its index and caption"
+                raise RefusedError(422, f"event_data: must be a click on {wanted}")
         waiting: Mapping[str, Collection[str]] = self.page._queue.pending_event_ids_session
         if len(waiting.get(session, ())) >= MAX_PENDING:
             raise RefusedError(429, f"this page waits for {MAX_PENDING} responses already; fetch them first", 1)
+
+    def _is_change_of_gallery(self, function: Any) -> bool:
+        """Return whether it is called where images of a gallery changed, which sends them once more."""
+        blocks = self.page.blocks
+        return any(
+            event == "change" and isinstance(blocks.get(number), gr.Gallery) for number, event in function.targets
+        )
 
 
 class SearchBlocks(gr.Blocks):
@@ -185,14 +197,19 @@ class SearchBlocks(gr.Blocks):
         if component.stateful:  # kept here, not by the browser
             return None
         if isinstance(component, gr.Image) and value is not None:
-            path = value.get("path") if isinstance(value, dict) else None
-            try:
-                return {"path": str(self.uploads.find(path)), "meta": {"_type": "gradio.FileData"}}
-            except RefusedError as error:
-                raise ui_error(error.message) from error
+            return self._own_upload(value)
+        if isinstance(component, gr.Gallery) and isinstance(value, list):
+            return [{"image": self._own_upload(one.get("image") if isinstance(one, dict) else None)} for one in value]
         if not _is_valid(component, value):
             raise ui_error(f"{component.label or 'user'}: invalid value")
         return value
+
+    def _own_upload(self, value: object) -> dict[str, Any]:
+        try:
+            path = self.uploads.find(value.get("path") if isinstance(value, dict) else None)
+        except RefusedError as error:
+            raise ui_error(error.message) from error
+        return {"path": str(path), "meta": {"_type": "gradio.FileData"}}
 
 
 def ui_error(message: str) -> gr.Error:
@@ -201,6 +218,8 @@ def ui_error(message: str) -> gr.Error:
 
 
 def _is_valid(component: Any, value: Any) -> bool:
+    if isinstance(component, gr.Gallery):
+        return value is None  # images of it are checked as uploads
     if isinstance(component, gr.Slider):
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         return is_number and component.minimum <= value <= component.maximum
@@ -245,6 +264,11 @@ def _is_click(event: Any) -> bool:
     return (
         isinstance(event.get("index"), int) and event["index"] >= 0 and isinstance(event["value"].get("caption"), str)
     )
+
+
+def _is_position(event: Any) -> bool:
+    position = event.get("index") if isinstance(event, dict) else None
+    return isinstance(position, list) and len(position) == 2 and all(type(each) is int for each in position)
 
 
 def _type_name(kind: Any) -> str:
