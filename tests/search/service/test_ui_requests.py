@@ -400,13 +400,21 @@ def test_the_state_of_closed_pages_is_bounded(tmp_path: Path, monkeypatch: pytes
 
 def test_a_click_on_nothing_is_no_error(browser: Browser, capfd: pytest.CaptureFixture[str]) -> None:
     config = browser.client.get("/config").json()
-    select = next(call for call in config["dependencies"] if any(target[1] == "select" for target in call["targets"]))
-    for event in (None, {}, {"index": "a"}, {"index": 10**9, "value": {}}, {"index": 0, "value": {"caption": 3}}):
-        answer = browser.join(data=[None] * len(select["inputs"]), fn_index=select["id"], event_data=event)
-        assert answer.status_code in (200, 422), answer.text
-        if answer.status_code == 200:
-            text = browser.client.get("/gradio_api/queue/data", params={"session_hash": browser.session}).text
-            assert "process_completed" in text
+    selects = [call for call in config["dependencies"] if any(target[1] == "select" for target in call["targets"])]
+    clicks = (
+        {"index": "a"},
+        {"index": 10**9, "value": {}},
+        {"index": 0, "value": {"caption": 3}},
+        {"index": [None, 3]},
+    )
+    assert len(selects) == 3  # of the image and of both grids
+    for event in (None, {}, *clicks, {"index": [3, 4]}):
+        for select in selects:
+            answer = browser.join(data=[None] * len(select["inputs"]), fn_index=select["id"], event_data=event)
+            assert answer.status_code in (200, 422), answer.text
+            if answer.status_code == 200:
+                text = browser.client.get("/gradio_api/queue/data", params={"session_hash": browser.session}).text
+                assert "process_completed" in text
     assert "Traceback" not in "".join(capfd.readouterr())
 
 
