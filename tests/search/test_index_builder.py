@@ -16,7 +16,7 @@ from mim_lightning.search.embedding_store import EmbeddedCatalog, EmbeddingFacts
 from mim_lightning.search.facets import FACETS
 from mim_lightning.search.index.factory import open_index
 from mim_lightning.search.index.index_settings import IndexSettings
-from mim_lightning.search.index_builder import add_products, validate_update
+from mim_lightning.search.index_builder import WHOLE, add_products, validate_update
 from mim_lightning.search.product_images import CATALOGS, ProductImages
 from tests.search.service.color_shop import FINGERPRINT, color_index, square
 from tests.shard_sets import write_shard_set
@@ -61,7 +61,7 @@ def test_an_update_keeps_dimension_and_precision(given: str, ours: str, tmp_path
     config = compose("build_index", ["checkpoint=none", f"output={place}", "update=true", "trainer=cpu", given])
     with pytest.raises(ValueError, match=f"^{given}: {place} has {ours}, which update=true keeps; leave it out"):
         build_index(config)
-    assert validate_update(str(place), IndexSettings(dimension=3)) == card.fingerprint
+    assert validate_update(str(place), IndexSettings(dimension=3)) == (card.fingerprint, WHOLE)
 
 
 def test_another_gallery_is_refused_and_nothing_changes(tmp_path: Path) -> None:
