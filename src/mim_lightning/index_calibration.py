@@ -13,6 +13,7 @@ from mim_lightning.config import build
 from mim_lightning.data.manifest.id_list import read_ids
 from mim_lightning.data.preparation.prepared import open_prepared
 from mim_lightning.display.progress import ProgressMeter
+from mim_lightning.inference.model import LoadedModel
 from mim_lightning.inference.quantization import base_fingerprint
 from mim_lightning.search.calibration import (
     CALIBRATION,
@@ -23,7 +24,7 @@ from mim_lightning.search.calibration import (
     fit_calibration,
 )
 from mim_lightning.search.index.card import IndexCard
-from mim_lightning.search.index.factory import is_address, open_index
+from mim_lightning.search.index.factory import is_address, open_index, read_index_card
 from mim_lightning.search.index_builder import delete_products
 from mim_lightning.search.judged_searches import judge_searches
 from mim_lightning.search.results import print_card
@@ -70,7 +71,8 @@ def calibrate_index(
         ValueError: index, model or queries are missing, or no kind of query could be calibrated.
     """
     searcher = open_searcher(place, checkpoint)
-    data = data_of(searcher.encoder.config, place)  # type: ignore[attr-defined]
+    assert isinstance(searcher.encoder, LoadedModel)
+    data = data_of(searcher.encoder.config, place)
     folder = settings.folder or str(data["folder"])
     prepared = open_prepared(folder, build(data.get("cache")))
     split = settings.split or str(data["val_split"])
@@ -119,7 +121,7 @@ def calibrate_index(
 def stored_settings(place: str) -> Mapping[str, Any] | None:
     """Return the settings by which an index was calibrated; None if it was not, or there is no index."""
     try:
-        stored = open_index(place).card.extra.get(CALIBRATION)
+        stored = read_index_card(place).extra.get(CALIBRATION)
     except (ValueError, OSError):
         return None
     return stored["settings"] if isinstance(stored, dict) and isinstance(stored.get("settings"), dict) else None

@@ -27,7 +27,7 @@ from mim_lightning.search.embedding_store import EmbeddedCatalog
 from mim_lightning.search.facets import FACETS, describe_facets, extend_facets
 from mim_lightning.search.golden_samples import encode_golden_samples, select_inputs, write_golden_samples
 from mim_lightning.search.index.card import CATALOG_DIGESTS, CATALOG_VERSIONS, CROPS, TRAINED_WIDTHS, IndexCard
-from mim_lightning.search.index.factory import create_index, is_address, open_index
+from mim_lightning.search.index.factory import create_index, is_address, open_index, read_index_card
 from mim_lightning.search.index.index_settings import IndexSettings, ModelFacts
 from mim_lightning.search.product_images import CATALOGS
 from mim_lightning.search.searcher import GOLDEN_SAMPLES, MODEL
@@ -121,7 +121,7 @@ def validate_update(place: str, settings: IndexSettings, crops: CropSettings = W
     Raises:
         ValueError: no index, or a dimension, precision or crops that are given and are not those of the index.
     """
-    card = open_index(place).card
+    card = read_index_card(place)
     own = CropSettings(**card.extra.get(CROPS, {}))
     if crops not in (own, WHOLE):
         raise ValueError(

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from mim_lightning.search.index.card import IndexCard
 from mim_lightning.search.index.index_settings import IndexSettings, ModelFacts
 from mim_lightning.search.index.index_type import COARSE, choose_kind
 from mim_lightning.search.index.interface import ProductIndex
@@ -105,3 +106,18 @@ def open_index(place: Path | str, expected_fingerprint: str | None = None, verif
     from mim_lightning.search.index.faiss_index import open_faiss_index
 
     return open_faiss_index(Path(place), expected_fingerprint, verify)
+
+
+def read_index_card(place: Path | str) -> IndexCard:
+    """Return the card of an index without opening its files.
+
+    Raises:
+        ValueError: no index, or its card is damaged.
+    """
+    if is_address(str(place)):
+        from mim_lightning.search.index.milvus_index import find_index
+
+        return find_index(str(place)).card
+    from mim_lightning.search.index.storage import read_card
+
+    return read_card(Path(place))

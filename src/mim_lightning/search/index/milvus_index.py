@@ -295,6 +295,19 @@ def _search_with(index: MilvusIndex, settings: IndexSettings) -> FindScores:
 
 def open_milvus_index(address: str, expected_fingerprint: str | None = None) -> MilvusIndex:
     """See `factory.open_index`."""
+    index = find_index(address)
+    index.card.validate_fingerprint(expected_fingerprint, address)
+    with index.collection.errors_as(ValueError):
+        index.collection.client.load_collection(index.name)
+    return index
+
+
+def find_index(address: str) -> MilvusIndex:
+    """Return an index that is not loaded yet: its card can be read.
+
+    Raises:
+        ValueError: there is none.
+    """
     collection = parse_address(address)
     validate_database(collection)
     with collection.errors_as(ValueError):
@@ -305,8 +318,6 @@ def open_milvus_index(address: str, expected_fingerprint: str | None = None) -> 
         if CARD not in properties:
             raise ValueError(f"{address}: '{collection.name}' was not built as a product index, it has no card")
         card = parse_card(properties[CARD], address)
-        card.validate_fingerprint(expected_fingerprint, address)
-        collection.client.load_collection(name)
     return MilvusIndex(collection, name, card, json.loads(properties[COLUMNS]))
 
 
