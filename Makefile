@@ -80,7 +80,7 @@ wheel: setup ## a wheel in dist/
 
 lock: | $(filter .uv/%,$(UV)) ## resolve the dependencies anew
 	$(UV) pip compile pyproject.toml --extra dev --extra clip --extra lora --extra minilm --extra tensorboard --extra sweep \
-		--extra figures --extra dashboard --extra serve --extra online --extra milvus --extra onnx --extra datasets --extra s3 --extra ray --extra heic --universal --no-emit-index-url --no-header --no-annotate --upgrade --quiet --output-file requirements.lock
+		--extra figures --extra dashboard --extra serve --extra online --extra milvus --extra onnx --extra sentence-transformers --extra datasets --extra s3 --extra ray --extra heic --universal --no-emit-index-url --no-header --no-annotate --upgrade --quiet --output-file requirements.lock
 
 clean: ## remove what was made, but not runs/ and data/
 	rm -rf .venv .uv build dist .mypy_cache .ruff_cache .pytest_cache

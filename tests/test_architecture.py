@@ -56,6 +56,7 @@ VENDORS = {  # library -> packages that may import it
     "milvus_lite": {"search"},
     "huggingface_hub": {"inference", "data"},
     "datasets": {"data"},
+    "sentence_transformers": {"inference"},
     "onnx": {"inference"},
     "onnxruntime": {"inference"},
     "onnxscript": {"inference"},

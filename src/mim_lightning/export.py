@@ -1,7 +1,8 @@
 """python -m mim_lightning.export checkpoint=<path> output=<folder> [onnx=true]: one folder for inference.
 
 It holds safetensors, preprocessing, tokenizers, fingerprint and model card; `push_to_hub=<user>/<repo>` publishes it.
-What rounded weights cost is measured on the validation split, where the data are available.
+What rounded weights cost is measured on the validation split, where the data are available. The folder of
+format=sentence_transformers is loaded by that library, and needs nothing of this one.
 """
 
 from __future__ import annotations
@@ -17,8 +18,11 @@ from mim_lightning.stored_config import data_of
 
 if TYPE_CHECKING:
     from mim_lightning.inference.export_writer import ReferenceData
+    from mim_lightning.inference.model_card import Evaluation
     from mim_lightning.model.checkpoint import TrainedMatcher
 
+SENTENCE_TRANSFORMERS = "sentence_transformers"
+FORMATS = ("mim_lightning", SENTENCE_TRANSFORMERS)
 VERBATIM_KEYS = ("checkpoint", "output", "evaluation")
 
 
@@ -34,6 +38,7 @@ def export(config: dict[str, Any]) -> Path:
     from mim_lightning.inference.model_card import find_evaluation
     from mim_lightning.model.checkpoint import load_matcher
 
+    _validate_format(config)
     checkpoint, output, repo = Path(config["checkpoint"]), Path(config["output"]), config["push_to_hub"]
     validate_output(output)
     if repo:
@@ -41,6 +46,11 @@ def export(config: dict[str, Any]) -> Path:
     trained = load_matcher(checkpoint)
     evaluated = Path(config["evaluation"]) if config["evaluation"] else None
     evaluation = find_evaluation(checkpoint, evaluated, trained.fingerprint)
+    if config["format"] == SENTENCE_TRANSFORMERS:
+        _export_for_sentence_transformers(trained, output, evaluation, config["towers"])
+        if repo:
+            print(f"pushed: {push(output, repo, config['private'])}")
+        return output
     options = {key: config[key] for key in ("precision", "onnx", "device")}
     data = _open_data(config.get("data"), trained, checkpoint)
     with killed_workers_named():
@@ -54,6 +64,29 @@ def export(config: dict[str, Any]) -> Path:
     if repo:
         print(f"pushed: {push(output, repo, config['private'])}")
     return output
+
+
+def _validate_format(config: dict[str, Any]) -> None:
+    if config["format"] not in FORMATS:
+        raise ValueError(f"format={config['format']}: there are {' and '.join(FORMATS)}")
+    is_ours = config["format"] != SENTENCE_TRANSFORMERS
+    if is_ours and config["towers"] is not None:
+        raise ValueError(f"towers={config['towers']}: goes with format={SENTENCE_TRANSFORMERS}; {FORMATS[0]} has all")
+    if not is_ours and (config["onnx"] or config["precision"] != "float32"):
+        wrong = "onnx=true" if config["onnx"] else f"precision={config['precision']}"
+        raise ValueError(f"{wrong}: goes with format={FORMATS[0]}; {SENTENCE_TRANSFORMERS} has float32 weights alone")
+
+
+def _export_for_sentence_transformers(
+    trained: TrainedMatcher, output: Path, evaluation: Evaluation | None, towers: list[str] | None
+) -> None:
+    from mim_lightning.inference.sentence_transformers import export_for_sentence_transformers
+
+    written = export_for_sentence_transformers(trained, output, evaluation, towers)
+    print(f"{output}: model {written.facts.fingerprint} for SentenceTransformer, {written.facts.dimension} dimensions")
+    for name, difference in written.differences.items():
+        tasks = ", ".join(f"{task} {modality}" for (task, modality), tower in written.routes.items() if tower == name)
+        print(f"  {name}: {tasks or f'task={name}'}; largest difference to PyTorch {difference:.1e}")
 
 
 def _open_data(named: dict[str, Any] | None, trained: TrainedMatcher, checkpoint: Path) -> ReferenceData:

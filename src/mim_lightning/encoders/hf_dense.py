@@ -69,6 +69,10 @@ class DenseLayers(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         return self.layers(features)
 
+    def pairs(self) -> tuple[tuple[nn.Linear, nn.Module], ...]:
+        """Return the layers, each with its activation."""
+        return tuple(zip(self.layers[::2], self.layers[1::2], strict=True))  # type: ignore[arg-type]
+
 
 def _read_weights(source: str, folder: str) -> dict[str, Tensor]:
     try:

@@ -176,7 +176,7 @@ def load_hf_network(make: Any, source: str, config: Any, unused: Sequence[str] =
         ValueError: the weights cannot be read, or are not those of all parts.
     """
     try:
-        with _without_load_report():
+        with without_reports():
             network, found = make.from_pretrained(
                 source,
                 config=config,
@@ -194,14 +194,17 @@ def load_hf_network(make: Any, source: str, config: Any, unused: Sequence[str] =
 
 
 @contextmanager
-def _without_load_report() -> Iterator[None]:
-    """Keep transformers from listing the other half of a pair as weights that it did not expect."""
-    level = transformers.logging.get_verbosity()
+def without_reports() -> Iterator[None]:
+    """Keep transformers from drawing bars, and from listing the other half of a pair as weights not expected."""
+    level, has_bars = transformers.logging.get_verbosity(), transformers.logging.is_progress_bar_enabled()
     transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
     try:
         yield
     finally:
         transformers.logging.set_verbosity(level)
+        if has_bars:
+            transformers.logging.enable_progress_bar()
 
 
 def not_found(source: str, offline: bool, error: Exception, key: str = "encoder.text.name") -> ValueError:

@@ -11,7 +11,9 @@ import json
 import os
 import warnings
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
+from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -41,6 +43,7 @@ from mim_lightning.encoders.hf_files import (
 from mim_lightning.encoders.interface import (
     TOKENIZER_CONFIG_FILE,
     Encoder,
+    HfForm,
     Pretrained,
     canonical_text,
     one_line,
@@ -202,6 +205,23 @@ class HfText(Encoder):
     def export_assets(self) -> dict[str, str]:
         return dict(self.assets)
 
+    def write_hf(self, folder: Path) -> HfForm:
+        _as_auto_model(self.network).save_pretrained(folder)
+        tokenize = self.spec.tokenize
+        assert isinstance(tokenize, HfTokenize)
+        tokenizer = deepcopy(tokenize.tokenizer)
+        tokenizer.model_max_length = tokenize.max_length  # where texts are cut
+        tokenizer.save_pretrained(folder)
+        is_fixed = tokenize.padding == "max_length"
+        processing = {"padding": "max_length", "max_length": tokenize.max_length} if is_fixed else {}
+        if self.pooling == "projection":
+            linear = self.network.text_projection
+            return HfForm("text", "pooler_output", linear.in_features, None, ((linear, nn.Identity()),), processing)
+        output, pooling = ("pooler_output", None) if self.pooling == "pooler" else ("last_hidden_state", self.pooling)
+        layers = () if self.dense is None else self.dense.pairs()
+        width = layers[0][0].in_features if layers else self.width
+        return HfForm("text", output, width, pooling, layers, processing)
+
     @torch.no_grad()
     def _measure_width(self, name: str) -> int:
         was_training = self.training
@@ -320,6 +340,26 @@ def _class_of(name: str, config: Any, pooling: str) -> Any:
 
 def _new_network(config: Any, make: Any) -> Any:
     return AutoModel.from_config(config, trust_remote_code=False) if make is None else make(config)
+
+
+def _as_auto_model(network: Any) -> Any:
+    """Return what AutoModel makes of a network's config, with its weights; a pooler that it has not is zero.
+
+    Raises:
+        ValueError: AutoModel makes another network.
+    """
+    kind = network.config.model_type
+    if type(network.config) not in transformers.MODEL_MAPPING:
+        raise ValueError(f"{kind} is no model of transformers' AutoModel; the text model of a CLIP or a BERT is")
+    whole = AutoModel.from_config(network.config, dtype=network.dtype, trust_remote_code=False)
+    wanted = whole.state_dict()
+    own = network.state_dict()
+    held = {key if key in wanted else key.removeprefix("text_model."): part for key, part in own.items()}
+    missing = {key for key in wanted.keys() - held.keys() if "pooler" not in key.split(".")}
+    if missing or held.keys() - wanted.keys() - {"text_projection.weight"}:
+        raise ValueError(f"AutoModel of transformers makes another network of {kind} than its encoder has")
+    whole.load_state_dict({key: held.get(key, torch.zeros_like(part)) for key, part in wanted.items()})
+    return whole
 
 
 def _limit(name: str, config: Any, tokenizer: Any, network: nn.Module, max_length: int | None, is_rebuilt: bool) -> int:

@@ -12,7 +12,7 @@ import base64
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -94,6 +94,26 @@ class Encoder(nn.Module, ABC):
     def export_assets(self) -> dict[str, str]:
         """Return text files by name; `assets=` rebuilds this encoder from them without network access."""
         return {}
+
+    def write_hf(self, folder: Path) -> HfForm:
+        """Write weights, config and tokenizer or preprocessing as transformers reads them without code of ours.
+
+        Raises:
+            ValueError: transformers knows no such network or preprocessing; says what it knows.
+        """
+        raise ValueError(f"{type(self).__name__} is no network of transformers; HfText and TimmImage are")
+
+
+@dataclass(frozen=True)
+class HfForm:
+    """What makes an encoder's features of a network that transformers reads from a folder, see `Encoder.write_hf`."""
+
+    modality: str  # of its inputs: "text" or "image"
+    output: str  # of the network: "last_hidden_state", a vector a token, or "pooler_output", one an input
+    width: int  # of these vectors
+    pooling: str | None = None  # of tokens: "mean", "cls" or "last"
+    layers: tuple[tuple[nn.Linear, nn.Module], ...] = ()  # behind that, each with its activation
+    processing: Mapping[str, Any] = field(default_factory=dict)  # arguments of every call of the tokenizer
 
 
 @dataclass(frozen=True)

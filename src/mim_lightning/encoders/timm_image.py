@@ -6,6 +6,7 @@ Weights come from the hub, a file or a folder, or stay random until a checkpoint
 from __future__ import annotations
 
 import inspect
+import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 from mim_lightning.encoders.interface import (
     PREPROCESSING_FILE,
+    HfForm,
     ImageEncoder,
     Preprocessing,
     Pretrained,
@@ -33,6 +35,7 @@ from mim_lightning.io.damaged_file import errors_as_damaged_file
 from mim_lightning.types import ImageSpec, TowerInput
 
 HUB_PREFIX = "hf-hub:"
+HF_PREPROCESSING_FILE = "preprocessor_config.json"  # of transformers
 RESERVED = frozenset(inspect.signature(timm.create_model).parameters) | {"num_classes"}
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin", "model.pth")
 SIDE_STEPS = (32, 28, 16, 14, 8)  # sides that architectures take are multiples of one of these
@@ -118,6 +121,21 @@ class TimmImage(ImageEncoder):
     def describe_preprocessing(self) -> str:
         return canonical_text({**self.architecture, "preprocessing": self.preprocessing.to_json()})
 
+    def write_hf(self, folder: Path) -> HfForm:
+        from transformers import TimmWrapperConfig, TimmWrapperModel
+
+        name, arguments = self.architecture["timm"], dict(self.architecture["arguments"])
+        preprocessing = _hf_preprocessing(self.preprocessing)
+        if timm.get_pretrained_cfg(name).fixed_input_size:
+            arguments["img_size"] = self.spec.size[0]
+        # zero labels: else transformers looks for the names of ImageNet's classes
+        config = TimmWrapperConfig(architecture=name, model_args=arguments, num_labels=0, num_features=self.width)
+        wrapper = TimmWrapperModel(config)
+        wrapper.timm_model.load_state_dict(self.network.state_dict())
+        wrapper.save_pretrained(folder)
+        (folder / HF_PREPROCESSING_FILE).write_text(json.dumps(preprocessing, indent=2), "utf-8")
+        return HfForm("image", "pooler_output", self.width)
+
     @torch.no_grad()
     def _measure_width(self, name: str, arguments: Mapping[str, Any]) -> int:
         """Return the number of features of a gray image: `num_features` is wrong for some models with a head."""
@@ -135,6 +153,43 @@ class TimmImage(ImageEncoder):
                 f"encoder '{name}': makes {shape} features of an image, not one vector; give a model that pools them"
             )
         return features.shape[-1]
+
+
+def _hf_preprocessing(preprocessing: Preprocessing) -> dict[str, Any]:
+    """Return the image processor of transformers that prepares images this way.
+
+    Perceiver's is the one that crops before it resizes, to `size / crop_size` of the shortest side, rounded down.
+
+    Raises:
+        ValueError: there is none.
+    """
+    spec, (height, width) = preprocessing.spec, preprocessing.spec.size
+    facts: dict[str, Any] = {
+        "image_processor_type": "CLIPImageProcessor",
+        "do_resize": True,
+        "size": {"height": height, "width": width},
+        "do_center_crop": False,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "do_convert_rgb": True,
+        "image_mean": list(preprocessing.mean),
+        "image_std": list(preprocessing.std),
+        "resample": 3 if spec.interpolation == "bicubic" else 2,
+    }
+    if spec.resize_mode == "squash":
+        return facts
+    if spec.resize_mode == "squash_crop":
+        frame = {key: math.floor(side / spec.crop_fraction) for key, side in facts["size"].items()}
+        return facts | {"size": frame, "crop_size": facts["size"], "do_center_crop": True}
+    if spec.resize_mode == "shortest" and height == width:
+        side = height / spec.crop_fraction * (1 - 1e-9)  # a crop of whole pixels must not be rounded below them
+        crop = {"crop_size": {"height": side, "width": side}, "do_center_crop": True}
+        return facts | crop | {"image_processor_type": "PerceiverImageProcessor"}
+    raise ValueError(
+        f"no image processor of transformers prepares images of {height} x {width} by resize_mode={spec.resize_mode}; "
+        "there are squash, squash_crop and, of a square, shortest"
+    )
 
 
 def _validate_name(name: str) -> None:

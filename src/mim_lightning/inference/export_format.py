@@ -40,6 +40,7 @@ from mim_lightning.types import InputSpec, TextSpec
 
 FORMAT = 1
 WEIGHTS_FILE, FACTS_FILE, FINGERPRINT_FILE, CARD_FILE = "model.safetensors", "config.json", "fingerprint", "README.md"
+MODULES_FILE = "modules.json"  # of sentence-transformers
 LOCAL_SECTIONS = ("paths", "logger")  # of a run's config: they are about one machine or account
 
 
@@ -61,8 +62,13 @@ class ExportFacts:
 
 
 def is_export(folder: Path) -> bool:
-    """Return whether an export wrote this folder."""
+    """Return whether an export of this format wrote this folder."""
     return (folder / FACTS_FILE).exists() and (folder / FINGERPRINT_FILE).exists()
+
+
+def is_for_sentence_transformers(folder: Path) -> bool:
+    """Return whether an export of that format wrote this folder."""
+    return (folder / MODULES_FILE).exists() and (folder / FINGERPRINT_FILE).exists()
 
 
 def write_model(
@@ -83,7 +89,12 @@ def write_model(
         for file, text in matcher.tower(name).encoder.export_assets().items():
             (folder / name).mkdir(exist_ok=True)
             (folder / name / file).write_text(text, "utf-8")
-    facts = ExportFacts(
+    return describe_model(matcher, config, base, precision), matcher
+
+
+def describe_model(matcher: Matcher, config: Mapping[str, Any], base: str, precision: str) -> ExportFacts:
+    """Return the facts of a matcher whose weights are rounded; `base` as in `write_model`."""
+    return ExportFacts(
         fingerprint=quantized_fingerprint(base, precision),
         digest=fingerprint(matcher, like=base),
         precision=precision,
@@ -93,7 +104,6 @@ def write_model(
         preprocessing={name: matcher.tower(name).encoder.describe_preprocessing() for name in matcher.towers},
         config=without_local_paths({key: part for key, part in config.items() if key not in LOCAL_SECTIONS}),
     )
-    return facts, matcher
 
 
 def _describe_input(spec: InputSpec | tuple[InputSpec, ...]) -> str:
@@ -116,6 +126,8 @@ def read_facts(folder: Path) -> ExportFacts:
     Raises:
         ValueError: no export, damaged, of another format, or it names code that is not trusted.
     """
+    if is_for_sentence_transformers(folder):
+        raise ValueError(f"{folder}: is for SentenceTransformer(folder); give the checkpoint, or its other export")
     if not is_export(folder):
         raise ValueError(f"{folder}: no export here; give a checkpoint file, or export it with mim_lightning.export")
     path = validate_inside(folder, folder / FACTS_FILE)

@@ -10,6 +10,7 @@ from mim_lightning.inference.export_format import (
     CARD_FILE,
     ExportFacts,
     is_export,
+    is_for_sentence_transformers,
     read_facts,
     read_matcher,
     write_facts,
@@ -78,7 +79,8 @@ def export_model(
 
 def validate_output(folder: Path) -> None:
     """Raise a ValueError unless the folder is new, empty, or an earlier export."""
-    if folder.exists() and not (folder.is_dir() and (is_export(folder) or not any(folder.iterdir()))):
+    is_ours = is_export(folder) or is_for_sentence_transformers(folder)
+    if folder.exists() and not (folder.is_dir() and (is_ours or not any(folder.iterdir()))):
         raise ValueError(f"output={folder}: exists and is no export; give an empty or new folder")
 
 

@@ -25,7 +25,7 @@ from mim_lightning.model.fusion import OPTIONS, weights_of
 COLUMNS = ("hit@1", "hit@5", "hit@10", "mrr", "map", "ndcg@10")
 RECORD = ("evaluation", "record.json")  # in a run's folder, beside results.json: names the evaluated model
 FRONT_MATTER = """---
-library_name: mim_lightning
+library_name: {library}
 pipeline_tag: image-feature-extraction
 tags: [image-matching, multimodal, retrieval]
 ---
@@ -70,7 +70,13 @@ def find_evaluation(checkpoint: Path, evaluation: Path | None, fingerprint: str)
 
 
 def write_card(
-    facts: ExportFacts, evaluation: Evaluation | None, loss: QuantizationLoss | None, why_none: str, compared_on: str
+    facts: ExportFacts,
+    evaluation: Evaluation | None,
+    loss: QuantizationLoss | None,
+    why_none: str,
+    compared_on: str,
+    loading: Sequence[str] | None = None,
+    library: str = "mim_lightning",
 ) -> str:
     """Return the card.
 
@@ -80,13 +86,21 @@ def write_card(
         loss: of rounding; None: not measured.
         why_none: why not.
         compared_on: the data that ONNX towers were compared on.
+        loading: lines that say how to load the folder; None: by `mim_lightning.load`.
+        library: that loads it, as the hub names it.
     """
-    parts = [*_head(facts), *_loading(facts), *_quality(facts, evaluation), *_galleries(facts), *_data(facts)]
+    parts = [
+        *_head(facts),
+        *(loading or _loading(facts)),
+        *_quality(facts, evaluation),
+        *_galleries(facts),
+        *_data(facts),
+    ]
     if facts.precision != "float32":
         parts += _rounding(facts, loss, why_none)
     if facts.onnx:
         parts += _onnx(facts, compared_on)
-    return FRONT_MATTER + "\n" + "\n".join(parts) + "\n"
+    return FRONT_MATTER.format(library=library) + "\n" + "\n".join(parts) + "\n"
 
 
 def _head(facts: ExportFacts) -> Iterator[str]:
