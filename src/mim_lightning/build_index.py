@@ -22,7 +22,7 @@ from mim_lightning.launch import is_first_rank, is_launched, set_up_process
 if TYPE_CHECKING:
     from mim_lightning.search.index.card import IndexCard
 
-VERBATIM_KEYS = ("checkpoint", "output", "embeddings")
+VERBATIM_KEYS = ("checkpoint", "output", "embeddings", "curve")
 
 
 def main() -> None:
@@ -48,6 +48,7 @@ def build_index(config: dict[str, Any]) -> IndexCard | None:
         validate_update,
     )
     from mim_lightning.search.results import print_card
+    from mim_lightning.search.size_cost import read_curve
 
     validate_type("reuse_memory", config["reuse_memory"], bool)
     validate_trainer(config["trainer"], is_training=False)
@@ -58,6 +59,9 @@ def build_index(config: dict[str, Any]) -> IndexCard | None:
     if config["gallery"] is not None and side_of(str(config["gallery"])) != PRODUCT:
         raise ValueError(f"gallery={config['gallery']}: is of queries; an index is of products")
     folder = Path(config["embeddings"] or Path(place) / "embeddings")
+    curve = None if config["curve"] is None else read_curve(Path(config["curve"]))
+    if curve is not None and config["update"]:
+        raise ValueError(f"curve={config['curve']}: goes with a new index; update=true keeps what its card says")
     crops = construct("crops", CropSettings, **(config["crops"] or {}))
     like, crops = validate_update(place, settings, crops) if config["update"] else (None, crops)
     check = partial(validate_gallery, settings, crops)
@@ -70,7 +74,7 @@ def build_index(config: dict[str, Any]) -> IndexCard | None:
         print(f"{place}: {update}")
     else:
         model = to_device(made.model, choose_device("cpu"))
-        card = build_product_index(place, model, config["checkpoint"], embedded, made.shards, settings, crops)
+        card = build_product_index(place, model, config["checkpoint"], embedded, made.shards, settings, crops, curve)
     print_card(place, card, embedded.num_absent)
     calibrate_again(place, config["checkpoint"], calibrated_by)
     return card

@@ -30,11 +30,20 @@ def tune_index(
     rows: int | None,
     rerank: int,
     output: Path | None,
+    max_loss: float | None = None,
+    report: bool = False,
 ) -> None:
     """Measure, print, and write the requested files."""
     # imported here, so that an error on the command line is reported at once
     from mim_lightning.analysis.embeddings import read_embeddings
-    from mim_lightning.analysis.index_curve import CurvePoint, evaluate_with, print_points, read_ends, write_points
+    from mim_lightning.analysis.index_curve import (
+        CurvePoint,
+        evaluate_with,
+        print_points,
+        read_ends,
+        smallest_within,
+        write_points,
+    )
     from mim_lightning.analysis.record import read_record
     from mim_lightning.search.index_curve import all_settings, build_temporary, make_rows, measure_speed
 
@@ -55,7 +64,24 @@ def tune_index(
         points.append(point)
     print_points(ends.direction, points, len(large))
     if output is not None:
-        print(f"curve: {', '.join(map(str, write_points(ends.direction, points, len(large), output)))}")
+        paths = write_points(ends.direction, points, len(large), output, record.facts.fingerprint)
+        print(f"curve: {', '.join(map(str, paths))}")
+    if max_loss is not None:
+        chosen = smallest_within(points, max_loss)
+        if chosen is None:
+            print(f"none loses at most {max_loss:g}, at the lower end of its interval: keep whole float32 vectors")
+        else:
+            kind = settings[points.index(chosen)].kind
+            keys = f"dimension={chosen.width} precision={chosen.precision} index.kind={kind}"
+            print(f"the smallest that loses at most {max_loss:g}: build_index {keys}")
+    if report:
+        from mim_lightning.analysis.html.pages import write_report_page
+        from mim_lightning.analysis.query_history import read_history
+
+        folder = record.folder.parent
+        history, sizes = read_history(folder).get(record.facts.monitor.split("/")[1]), (ends.direction, points)
+        write_report_page(record, folder / "report.html", history, sizes=sizes)
+        print(f"report: {folder / 'report.html'}")
 
 
 def _parser() -> CommandParser:
@@ -70,7 +96,10 @@ def _parser() -> CommandParser:
     parser.add_argument("--rows", type=count, metavar="N", help=rows)
     rerank = "candidates of coarse codes compared by their vectors for each hit; default: 10"
     parser.add_argument("--rerank", type=count, default=10, metavar="N", help=rerank)
-    parser.add_argument("--output", type=Path, metavar="FOLDER", help="for index_curve.csv, .md and .png")
+    parser.add_argument("--output", type=Path, metavar="FOLDER", help="for index_curve.csv, .md, .png and .json")
+    loss = "of nDCG@10 that is acceptable: also print the smallest index whose interval stays within it"
+    parser.add_argument("--max-loss", type=float, metavar="LOSS", help=loss)
+    parser.add_argument("--report", action="store_true", help="write the run's report.html again, with the curve")
     return parser
 
 

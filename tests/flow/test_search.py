@@ -12,6 +12,7 @@ import subprocess
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +35,7 @@ from mim_lightning.search.product_images import ProductImages
 from mim_lightning.search.query import SearchQuery
 from mim_lightning.search.results import describe_vectors
 from mim_lightning.search.searcher import Searcher, open_searcher
+from mim_lightning.search.size_cost import COST, describe_cost, read_curve
 from mim_lightning.train import train
 from mim_lightning.tune_index import tune_index
 from tests.flow.entry_points import start
@@ -140,12 +142,31 @@ def test_a_product_is_found_by_the_best_of_its_crops(
 
 
 def test_the_curve_of_small_vectors_has_what_an_evaluation_at_each_width_has(
-    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    checkpoint: Path, index: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run, direction = checkpoint.parents[1], "composed_to_product"
     options = {"widths": [8], "precisions": ["float32", "binary"], "kinds": ["flat"], "rows": 300, "rerank": 1}
-    tune_index(run, direction, output=tmp_path, **options)
-    assert direction in capsys.readouterr().out
+    shutil.copytree(run, copy := tmp_path / "run", ignore=shutil.ignore_patterns("*.ckpt"))
+    before = (copy / "report.html").read_text()
+    tune_index(copy, direction, output=tmp_path, max_loss=1.0, report=True, **options)
+    out = capsys.readouterr().out
+    chosen = "build_index dimension=8 precision=binary index.kind=flat"
+    assert direction in out and f"the smallest that loses at most 1: {chosen}" in out
+    page = (copy / "report.html").read_text()
+    assert "Small vectors" not in before and page.count("<tr data-width=") == 4 and "queries/s" in page
+    curve = read_curve(tmp_path / "index_curve.json")
+    with pytest.raises(ValueError, match=r"curve=.*: has no point of 4 int8; it has 16 float32, 16 binary, 8 float32"):
+        curve.validate(curve.fingerprint, 4, "int8")
+    with pytest.raises(ValueError, match=r"curve=.*: is of model .*, the index of xxh3-0; run tune_index again"):
+        curve.validate("xxh3-0", 8, "binary")
+    card = replace(open_index(index).card, dimension=8, kind="binary_flat", settings={"precision": "binary"})
+    assert curve.cost_of(replace(card, kind="binary_ivf")) is None
+    cost = describe_cost(replace(card, extra={COST: curve.cost_of(card)}))
+    assert (
+        cost is not None and cost.startswith("nDCG@10 ") and f"of {direction}, " in cost and cost.endswith("300 rows")
+    )
+    with pytest.raises(ValueError, match=r"curve=nowhere: no such file; give the index_curve.json of tune_index"):
+        read_curve(Path("nowhere"))
     rows = list(csv.DictReader((tmp_path / "index_curve.csv").open()))
     sizes = [(row["width"], row["precision"], row["kind"], float(row["memory_bytes"])) for row in rows]
     assert sizes == [

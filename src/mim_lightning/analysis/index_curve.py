@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -136,6 +137,12 @@ def _cells(point: CurvePoint) -> list[str]:
     ]
 
 
+def smallest_within(points: Sequence[CurvePoint], max_loss: float) -> CurvePoint | None:
+    """Return the point of the fewest bytes that loses at most `max_loss`, at the lower end of its interval."""
+    fitting = [point for point in points if point.difference_low >= -max_loss]
+    return min(fitting, key=lambda point: (point.memory_bytes, -point.queries_per_second), default=None)
+
+
 HEADERS = ("width", "precision", "index", METRIC, "difference", "recall@10", "memory", "disk", "queries/s")
 
 
@@ -157,10 +164,18 @@ def print_points(direction: str, points: Sequence[CurvePoint], num_rows: int) ->
     Console(width=max(Console().width, 140)).print(table)
 
 
-def write_points(direction: str, points: Sequence[CurvePoint], num_rows: int, folder: Path) -> list[Path]:
-    """Write `index_curve.csv`, `.md` and `.png` into a folder, and return their paths."""
+def write_points(
+    direction: str, points: Sequence[CurvePoint], num_rows: int, folder: Path, fingerprint: str
+) -> list[Path]:
+    """Write `index_curve.csv`, `.md`, `.png` and `.json` into a folder, and return their paths.
+
+    The JSON file says which model (`fingerprint`), direction and rows the points are of; `build_index` reads it.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / f"index_curve.{suffix}" for suffix in ("csv", "md", "png")]
+    paths = [folder / f"index_curve.{suffix}" for suffix in ("csv", "md", "png", "json")]
+    facts = {"fingerprint": fingerprint, "direction": direction, "num_rows": num_rows}
+    with atomic_write(paths[3]) as partial:
+        partial.write_text(json.dumps({**facts, "points": [asdict(point) for point in points]}, indent=2), "utf-8")
     with atomic_write(paths[0]) as partial, partial.open("w", newline="") as file:
         writer = csv.DictWriter(file, [part.name for part in fields(CurvePoint)])
         writer.writeheader()

@@ -157,7 +157,12 @@ def save_evaluation(
     record = read_record(folder / RECORD_FOLDER)
     queries, gallery = datamodule.opened.queries, datamodule.opened.gallery
     images = PageImages(queries, gallery)
-    write_report_page(record, folder / "report.html", read_history(folder).get(direction), images=images)
+    every = (*callback.reports.values(), *callback.width_reports) if callback.width_reports else ()
+    results = {key: value for report in every for key, value in report.as_scalars("val").items()}
+    results |= {key: value for report in every for key, value in report.as_intervals("val").items()}
+    history = read_history(folder).get(direction)
+    page = folder / "report.html"
+    write_report_page(record, page, history, images=images, results=results, full_width=matcher.dimension)
     hits_image = draw_hits({config["model"]["name"]: record}, direction, queries, gallery)
     with atomic_write(folder / "hits.png") as partial:
         hits_image.save(partial, "PNG")

@@ -31,6 +31,7 @@ from mim_lightning.search.index.factory import create_index, is_address, open_in
 from mim_lightning.search.index.index_settings import IndexSettings, ModelFacts
 from mim_lightning.search.product_images import CATALOGS
 from mim_lightning.search.searcher import GOLDEN_SAMPLES, MODEL
+from mim_lightning.search.size_cost import COST, SizeCurve
 from mim_lightning.types import AnyOf, TowerSpec
 from mim_lightning.widths import validate_widths
 
@@ -45,6 +46,7 @@ def build_product_index(
     catalog: ShardSet,
     settings: IndexSettings,
     crops: CropSettings = WHOLE,
+    curve: SizeCurve | None = None,
 ) -> IndexCard:
     """Build an index of an embedded catalog.
 
@@ -53,12 +55,16 @@ def build_product_index(
         model: the model that embedded the catalog.
         checkpoint: where the model is, recorded in the card.
         crops: parts of the images that were embedded too, recorded in the card.
+        curve: of this model, whose point of this size is kept in the card.
 
     Raises:
         ValueError: as `factory.create_index`; nothing is left behind then.
     """
     gallery = embedded.facts.gallery
     validate_gallery(settings, crops, gallery, model.fusions.get(gallery), embedded.facts.dimension)
+    if curve is not None:
+        width = settings.dimension or embedded.facts.dimension
+        curve.validate(model.fingerprint, width, settings.precision)
     extra: dict[str, Any] = {
         MODEL: checkpoint if "://" in checkpoint else str(Path(checkpoint).absolute()),
         CATALOGS: [embedded.facts.catalog],
@@ -82,7 +88,15 @@ def build_product_index(
         extra[REFERENCE] = reference_products(embedded.product_ids)
     facts = ModelFacts(model.fingerprint, gallery, embedded.facts.dimension)
     rows = embedded.vectors, embedded.product_ids, embedded.products
-    card = create_index(*rows, settings, facts, place, extra).card
+    index = create_index(*rows, settings, facts, place, extra)
+    if curve is not None:
+        cost = curve.cost_of(index.card)
+        if cost is None:
+            print(f"curve={curve.path}: has no point of {index.card.kind}, so the card says no cost")
+        else:
+            index.set_extra({COST: cost})
+            index.save()
+    card = index.card
     if card.full_dimension and card.full_recall and card.dimension not in extra[TRAINED_WIDTHS]:
         print(
             f"dimension={card.dimension}: the model was not trained at this width (loss.widths); the index finds "

@@ -22,6 +22,7 @@ from mim_lightning.io.atomic import atomic_write
 from mim_lightning.search.index.card import CATALOG_VERSIONS, CROPS, TRAINED_WIDTHS, IndexCard
 from mim_lightning.search.query import SearchQuery
 from mim_lightning.search.searcher import SearchHit, SearchResult
+from mim_lightning.search.size_cost import describe_cost
 
 MAX_COLUMNS = 3  # of the metadata, besides title and category
 MIN_TITLE, MAX_TITLE = 16, 40  # characters
@@ -49,6 +50,7 @@ def print_card(place: str, card: IndexCard, num_absent: int = 0) -> None:
         ("gallery", f"{card.gallery}, {describe_vectors(card)}, {card.metric.replace('_', ' ')}"),
         *([("crops", _describe_crops(card))] if CROPS in card.extra else []),
         *([("bytes a product", _describe_bytes(card))] if card.memory_bytes_per_row else []),
+        *([("this size costs", cost)] if (cost := describe_cost(card)) else []),
         ("model", card.fingerprint),
         *(("catalog", f"version {number} of {place}") for place, number in versions.items()),
         ("built in", f"{card.build_seconds:.1f} s"),

@@ -11,6 +11,7 @@ import pytest
 from mim_lightning.analysis.comparison.comparison import Comparison, compare_groups
 from mim_lightning.analysis.html.images import open_images
 from mim_lightning.analysis.html.pages import write_comparison_page, write_report_page
+from mim_lightning.analysis.html.size_figure import SizeFigure
 from mim_lightning.analysis.query_history import TrackedRank
 from mim_lightning.analysis.record import EvaluationRecord
 from mim_lightning.analysis.run_groups import RunGroup
@@ -209,3 +210,21 @@ def test_followed_queries_show_their_rank_over_epochs(tmp_path: Path, record: Ev
 def test_a_report_of_another_direction(tmp_path: Path, record: EvaluationRecord) -> None:
     with pytest.raises(ValueError, match="no direction 'text_to_image'; it has image_to_image"):
         write_report_page(record, tmp_path / "report.html", direction="text_to_image")
+
+
+def test_a_run_of_several_widths_has_their_figure(tmp_path: Path, record: EvaluationRecord) -> None:
+    results = {"val/a/ndcg@10": 0.8, "val/b/ndcg@10": 0.7, "val/a/hit@1/width_8": 0.1}
+    write_report_page(record, tmp_path / "report.html", results=results, full_width=32)
+    assert "Small vectors" not in (tmp_path / "report.html").read_text()  # none at a width
+    name = "val/a/ndcg@10/width_8"
+    results |= {name: 0.5, f"{name}/low": 0.25, f"{name}/high": 0.6}
+    results |= {"val/a/ndcg@10/low": 0.75, "val/a/ndcg@10/high": 1.0}
+    write_report_page(record, tmp_path / "report.html", results=results, full_width=32)
+    page = read_page(tmp_path / "report.html")
+    found = [[cell.text.split()[0] for cell in row.all("td")] for row in page.all("tr") if row.get("data_width")]
+    assert found == [["a", "8", "32", "0.500"], ["a", "32", "128", "0.800"]]
+    figure = SizeFigure.of_widths(results, 32)
+    assert figure is not None and not figure.has_costs and len(page.all("polyline")) == 1
+    (line,) = figure.lines  # 0.25 is the bottom, 1 the top
+    assert line.points == ((44.0, 172.0), (516.0, 95.2))
+    assert line.band == ((44.0, 146.4), (516.0, 44.0), (516.0, 108.0), (44.0, 236.0))

@@ -16,6 +16,8 @@ from mim_lightning.analysis.comparison.differences import MIN_UNITS, Difference
 from mim_lightning.analysis.html import query_cards as cards
 from mim_lightning.analysis.html.images import ImageCache, PageImages, open_images_of
 from mim_lightning.analysis.html.render import write_page
+from mim_lightning.analysis.html.size_figure import SizeFigure
+from mim_lightning.analysis.index_curve import CurvePoint
 from mim_lightning.analysis.query_history import TrackedRank
 from mim_lightning.analysis.record import EvaluationRecord
 from mim_lightning.metric_names import variants_of
@@ -81,6 +83,9 @@ def write_report_page(
     num_hits: int = 5,
     num_resamples: int = 2000,
     images: PageImages | None = None,
+    results: Mapping[str, float] | None = None,
+    full_width: int | None = None,
+    sizes: tuple[str, Sequence[CurvePoint]] | None = None,
 ) -> None:
     """Write the report of one run: metrics with intervals, by segment, and queries with their hits.
 
@@ -94,6 +99,9 @@ def write_report_page(
         num_hits: of a query.
         num_resamples: of the bootstrap.
         images: of queries and products; None: from the data that the record names, if they still exist.
+        results: of the run, flat, which may have metrics of several widths.
+        full_width: of the vectors; None: not known.
+        sizes: a direction, and what indexes of several sizes found in it.
 
     Raises:
         ValueError: the record lacks the direction.
@@ -119,6 +127,7 @@ def write_report_page(
         columns=columns,
         measures=cards.measure_directions(record, columns, num_resamples),
         segments=cards.measure_segments(record, metric, num_resamples),
+        size_figure=SizeFigure.of(*sizes) if sizes else SizeFigure.of_widths(results or {}, full_width),
         cards=[
             cards.query_card(answers, row, images, num_hits, history.get(answers.query_ids[row], ())) for row in rows
         ],

@@ -1,0 +1,73 @@
+"""What the size of an index costs: a point of the curve that `tune_index` measured, kept in the card of an index."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mim_lightning.inference.quantization import base_fingerprint
+from mim_lightning.io.damaged_file import errors_as_damaged_file
+from mim_lightning.search.index.card import IndexCard
+
+COST = "size_cost"  # key of a card's `extra`
+NUMBERS = ("ndcg", "low", "high", "difference", "difference_low", "difference_high", "queries_per_second")
+
+
+@dataclass(frozen=True)
+class SizeCurve:
+    """What `tune_index` wrote: points by width, precision and type of the index."""
+
+    path: str
+    fingerprint: str
+    direction: str
+    num_rows: int
+    points: Mapping[tuple[int, str, str], Mapping[str, float]]
+
+    def validate(self, fingerprint: str, width: int, precision: str) -> None:
+        """Raise ValueError unless the curve is of a model and has points of a size."""
+        if base_fingerprint(self.fingerprint) != base_fingerprint(fingerprint):
+            raise ValueError(
+                f"curve={self.path}: is of model {self.fingerprint}, the index of {fingerprint}; run tune_index again"
+            )
+        sizes = dict.fromkeys(f"{width} {precision}" for width, precision, _ in self.points)
+        if f"{width} {precision}" not in sizes:
+            raise ValueError(f"curve={self.path}: has no point of {width} {precision}; it has {', '.join(sizes)}")
+
+    def cost_of(self, card: IndexCard) -> dict[str, Any] | None:
+        """Return what a card says of the cost of its size; None: its type of index was not measured."""
+        point = self.points.get((card.dimension, card.precision, card.kind))
+        return None if point is None else {"direction": self.direction, "num_rows": self.num_rows, **point}
+
+
+def read_curve(path: Path) -> SizeCurve:
+    """Read `index_curve.json`.
+
+    Raises:
+        ValueError: there is none, or it is damaged.
+    """
+    if not path.is_file():
+        raise ValueError(f"curve={path}: no such file; give the index_curve.json of tune_index --output")
+    with errors_as_damaged_file(path):
+        content = json.loads(path.read_text("utf-8"))
+        points = {
+            (int(point["width"]), str(point["precision"]), str(point["kind"])): {
+                name: float(point[name]) for name in NUMBERS
+            }
+            for point in content["points"]
+        }
+        facts = str(content["fingerprint"]), str(content["direction"]), int(content["num_rows"])
+    return SizeCurve(str(path), *facts, points)
+
+
+def describe_cost(card: IndexCard) -> str | None:
+    """Return the cost of an index's size in one line; None: its card has none."""
+    cost = card.extra.get(COST)
+    if not isinstance(cost, dict) or not {*NUMBERS, "direction", "num_rows"} <= cost.keys():
+        return None
+    found = f"{cost['ndcg']:.3f} [{cost['low']:.3f}, {cost['high']:.3f}] of {cost['direction']}"
+    less = f"{cost['difference']:+.3f} [{cost['difference_low']:+.3f}, {cost['difference_high']:+.3f}]"
+    speed = f"{cost['queries_per_second']:,.0f} queries/s of {cost['num_rows']:,} rows"
+    return f"nDCG@10 {found}, {less} from whole vectors; {speed}"
