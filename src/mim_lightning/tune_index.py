@@ -57,10 +57,10 @@ def tune_index(
     points = []
     for wanted in settings:
         built = build_temporary(ends.vectors, ends.product_keys, wanted)
-        report = evaluate_with(ends, built.find)
+        ranked = evaluate_with(ends, built.find)
         speed = measure_speed(large, ends.query_vectors, wanted)
         width, sizes = wanted.dimension or ends.vectors.shape[1], (built.memory_bytes, built.disk_bytes)
-        point = CurvePoint.of(width, wanted.precision, built.kind, report, exact, sizes, built.recall, speed)
+        point = CurvePoint.of(width, wanted.precision, built.kind, ranked, exact, sizes, built.recall, speed)
         points.append(point)
     print_points(ends.direction, points, len(large))
     if output is not None:
@@ -77,10 +77,11 @@ def tune_index(
     if report:
         from mim_lightning.analysis.html.pages import write_report_page
         from mim_lightning.analysis.query_history import read_history
+        from mim_lightning.metric_names import parse_key
 
         folder = record.folder.parent
-        history, sizes = read_history(folder).get(record.facts.monitor.split("/")[1]), (ends.direction, points)
-        write_report_page(record, folder / "report.html", history, sizes=sizes)
+        history = read_history(folder).get(parse_key(record.facts.monitor).direction)
+        write_report_page(record, folder / "report.html", history, sizes=(ends.direction, points))
         print(f"report: {folder / 'report.html'}")
 
 

@@ -97,7 +97,7 @@ class TimmImage(ImageEncoder):
         if channels_last and not self.is_contiguous_on_cpu:
             _to_channels_last(network)
         self.network = network
-        self.architecture = {"timm": name.split(".")[0], "arguments": dict(model_kwargs or {})}
+        self.architecture: dict[str, Any] = {"timm": name.split(".")[0], "arguments": dict(model_kwargs or {})}
         self.width = self._measure_width(name, arguments)
 
     def forward(self, inputs: TowerInput) -> Tensor:

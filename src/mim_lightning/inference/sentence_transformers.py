@@ -133,8 +133,9 @@ def _write(matcher: Matcher, names: Sequence[str], routes: Mapping[tuple[str, st
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import Router
 
-    mapping: dict[tuple[str | None, str | None], str] = {(name, None): name for name in names}
-    mapping |= routes
+    mapping: dict[tuple[str | None, str | tuple[str, ...] | None], str] = {(name, None): name for name in names}
+    for key, name in routes.items():
+        mapping[key] = name
     for modality in (IMAGE, TEXT):  # without a task, where both have the same tower and no prompt
         found = {routes.get((task, modality)) for task in TASKS} - {None}
         if len({matcher.owner_of[str(name)] for name in found}) == 1 and not found & matcher.prompts.keys():
