@@ -82,7 +82,13 @@ COMMANDS = {
     "sweep": Command("train", ("-m", *TRAIN, "seed=1,2"), "prepare"),
     "optuna": Command(
         "train",
-        ("-m", *TRAIN, "hydra/sweeper=optuna", "optim.lr=tag(log, interval(1e-4, 1e-2))", "hydra.sweeper.n_trials=2"),
+        (
+            "-m",
+            *TRAIN,
+            "hydra/sweeper=optuna",
+            "optim.lr=choice(1e-3)",
+            "hydra.sweeper.n_trials=1",
+        ),  # the same draw each time
         "prepare",
     ),
     "evaluate": Command("evaluate", ("checkpoint=" + CHECKPOINT, "output={disk}/evaluated", "trainer=cpu"), "train"),

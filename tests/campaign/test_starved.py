@@ -51,7 +51,12 @@ class Case:
 
 def read_only(command: str, folder: str, line: str = "") -> Case:
     lacks = f"read-only {folder}"
-    return Case(command, lacks, line or f"{folder}.*(Read-only file system|cannot be written)", {"read_only": [folder]})
+    return Case(
+        command,
+        lacks,
+        line or f"{folder}.*(Read-only file system|cannot be written|resource busy)",
+        {"read_only": [folder]},
+    )
 
 
 READ_ONLY = [
