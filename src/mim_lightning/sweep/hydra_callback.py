@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import sys
 import weakref
+from collections.abc import Callable
 from dataclasses import replace
+from functools import wraps
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -17,7 +19,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, open_dict
 
 from mim_lightning.config import to_plain
-from mim_lightning.errors import ErrorReport, write_note
+from mim_lightning.errors import ErrorReport, to_error_report, write_note
 from mim_lightning.io.locks import describe_holder, release, try_lock
 from mim_lightning.run import Run, identify
 from mim_lightning.sweep.job_log import FINISHED, RUNNING, JobLog, JobRecord
@@ -33,6 +35,19 @@ from mim_lightning.sweep.sweep_id import (
 
 BASIC_SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
 GRID_SWEEPER = "hydra_plugins.mim_lightning_sweepers.GridSweeper"
+
+
+def _ends_sweep(hook: Callable[..., None]) -> Callable[..., None]:
+    """End the sweep where its log cannot be written or read: without it, jobs that failed would end in 0."""
+
+    @wraps(hook)
+    def call(*arguments: Any, **options: Any) -> None:
+        try:
+            hook(*arguments, **options)
+        except OSError as error:
+            _exit(to_error_report(error, "train").reason)
+
+    return call
 
 
 class SweepLog(Callback):
@@ -63,6 +78,7 @@ class SweepLog(Callback):
             config.hydra.overrides.hydra.append(f"hydra.sweep.dir={text}")
         self.log = JobLog(folder, swept_keys(config))
 
+    @_ends_sweep
     def on_job_start(self, config: DictConfig, **_: Any) -> None:
         if self.log is None:
             return
@@ -71,6 +87,7 @@ class SweepLog(Callback):
         if run is not None and run.read_results() is None:
             self.log.write(replace(job, status=RUNNING, was_resumed=run.last_checkpoint.exists()))
 
+    @_ends_sweep
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **_: Any) -> None:
         if self.log is None:
             return
@@ -90,6 +107,7 @@ class SweepLog(Callback):
             job = replace(job, status=FINISHED, results=results or {})
         self.log.write(job)
 
+    @_ends_sweep
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         assert self.log is not None and self._unlock is not None
         jobs = print_summary(self.log)
