@@ -1,5 +1,6 @@
 """Towers in ONNX embed as in PyTorch, for any number of rows and any length; a tower that does not is no export."""
 
+import errno
 import shutil
 from pathlib import Path
 
@@ -117,6 +118,14 @@ def test_a_refused_export_names_the_reason(tmp_path: Path, monkeypatch: pytest.M
     ) as error:
         export_towers(matcher, tmp_path, sample_inputs({"query_text": matcher.tower("query_text").encoder.spec}, None))
     assert "\n" not in str(error.value)
+
+    def fill(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(onnx.torch.onnx, "export", fill)
+    (tmp_path / "other").mkdir()
+    with pytest.raises(OSError, match=f"No space left on device: '{tmp_path}/other/onnx/query_text.onnx'"):
+        export_towers(matcher, tmp_path / "other", sample_inputs({"query_text": text_tower().encoder.spec}, None))
 
 
 def test_the_missing_extra_is_named(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

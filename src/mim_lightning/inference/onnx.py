@@ -66,6 +66,7 @@ def export_towers(matcher: Matcher, folder: Path, samples: Mapping[str, TowerInp
 
     Raises:
         ValueError: the extra is missing, a tower cannot be exported, or its embeddings differ.
+        OSError: a file cannot be written; names it.
     """
     _require_extra()
     (folder / FOLDER).mkdir()
@@ -144,6 +145,8 @@ def _export(tower: Tower, name: str, folder: Path, samples: TowerInput) -> OnnxF
             assert program is not None
             program.save(path)
     except Exception as error:  # torch.export and the exporter raise dozens of kinds
+        if isinstance(error, OSError) and error.errno is not None:  # a full disk
+            raise OSError(error.errno, error.strerror, error.filename or str(path)) from error
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"onnx: tower '{name}' cannot be exported ({type(error).__name__}: {reason})") from error
     inputs = tuple(part.name for part in _session(path).get_inputs())
