@@ -31,7 +31,7 @@ from mim_lightning.data.versions.change import Change
 from mim_lightning.data.versions.known_rows import KnownRows
 from mim_lightning.data.versions.set_versions import place_file, write_version
 from mim_lightning.data.versions.version_plan import REPORTS, VersionPlan, num_samples, plan_version
-from mim_lightning.io.atomic import atomic_write
+from mim_lightning.io.atomic import atomic_write, atomic_write_folder
 from mim_lightning.io.paths import PathOrUrl
 from mim_lightning.io.store import Store
 
@@ -127,8 +127,8 @@ def _write(
         if not num_left:
             del content[part.name], versions[part.name]
     if plan.report is not None and plan.report.is_dir():
-        target = folder / REPORTS / f"{number:06d}"
-        shutil.copytree(plan.report, target, dirs_exist_ok=True)
+        with atomic_write_folder(folder / REPORTS / f"{number:06d}") as partial:
+            shutil.copytree(plan.report, partial, dirs_exist_ok=True)
     hashes = hashes_path(staging, number, ADDED)
     if find_hash_files(folder, parent.version):  # else they are computed with the next addition
         if not hashes.is_file():  # nothing was added
