@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Reference products on and off in catalogs of three sizes, three seeds, on features of a frozen image encoder: a few minutes on
+# Reference products on and off in catalogs of three sizes, three seeds, on features of a frozen image encoder: twelve minutes of
 # one core.
 source "$(dirname "$0")/../train_arms.sh"
 FROZEN="experiment=synthetic model=4tower trainer=cpu trainer.precision=32-true encoder=mobilenetv2_tiny
