@@ -32,7 +32,7 @@ from mim_lightning.types import LOG_FREQUENCY, WEIGHT, Batch, ImageSpec, TextSpe
 TOWERS = ("query_image", "query_text", "product_image", "product_text")
 NUM_STEPS, BATCH_SIZE, LR, WEIGHT_DECAY, SEEDS = 300, 128, 2e-3, 0.05, (1, 2, 3)
 NUM_COMPONENTS = 192  # of the features, which are 1280 and 384 wide
-KINDS = ("position", "none", "cascade")
+KINDS = ("position", "none", "cascade", "sponsored")
 AT_ONCE = 64
 WEIGHED = {"row_weights": True}
 
@@ -51,6 +51,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("groups", nargs="+", choices=["features", *KINDS, "popular", "graded"])
+    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
     parser.add_argument("--output", type=Path, default=Path("runs/clicks"))
     parser.add_argument("--weights", default="external/weights/mobilenetv2_100.safetensors")
     arguments = parser.parse_args()
@@ -72,7 +73,7 @@ def main() -> None:
     arguments.output.mkdir(parents=True, exist_ok=True)
     for group in arguments.groups:
         for arm, rows, loss in arms_of(group, shop, arguments.folder):
-            for seed in SEEDS:
+            for seed in arguments.seeds:
                 ranks = train(matcher, config, features, shop, rows, loss, seed)
                 write_ranks(arguments.output / f"{group}-{arm}-{seed}.csv", shop, ranks)
                 print(f"{group} {arm} {seed}: hit@1 {(ranks == 1).mean():.3f} mrr {(1 / ranks).mean():.3f}", flush=True)
@@ -82,8 +83,8 @@ def arms_of(group: str, shop: Manifest, folder: Path) -> list[tuple[str, Rows, d
     if group in KINDS:
         counted, debiased = (clicked_rows(folder, group, examination) for examination in ("none", "estimated"))
         arms = [("counted", counted, WEIGHED), ("debiased", debiased, WEIGHED)]
-        if group == "position":
-            plain = [("alike", counted, {}), ("known", known_rows(shop), {})]
+        if group in ("position", "sponsored"):
+            plain = [("alike", counted, {})] + [("known", known_rows(shop), {})] * (group == "position")
             grades = [
                 (f"{name} grades", rows, {"grades": "linear"})
                 for name, rows in zip(("counted", "debiased"), (counted, debiased), strict=True)

@@ -4,11 +4,12 @@
     python experiments/clicks/simulate.py <folder> --coverage 20        how often intervals hold the planted examination
 
 The old search looks at the photo; the promoted one also puts some products first. A query asks for its target: shoppers
-like that one best, products that differ from it in color or pattern less. Three kinds of shoppers:
+like that one best, products that differ from it in color or pattern less. Kinds of shoppers, and of what they see:
 
     position   examine position k with probability k^-0.7, and click what they like of it
     none       examine everything
     cascade    read from the top, and stop at the first product that they click
+    sponsored  as `position`, but what the photo finds is ordered by what the shop earns, not by how well it fits
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from __future__ import annotations
 import argparse
 import csv
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,7 @@ from mim_lightning.data.manifest.table import open_table
 from mim_lightning.data.synthetic import write_synthetic_world
 
 KINDS = ("position", "none", "cascade")
+SPONSORED = "sponsored"
 EXPONENT, NUM_POSITIONS, NUM_ANSWERS = 0.7, 10, 12
 LOOKS = ("category", "shape", "brand", "colour", "pattern")
 TARGET, SAME_CATEGORY, OTHER = 0.7, 0.05, 0.02  # relevance: chance of a click if examined
@@ -44,10 +46,12 @@ class Search:
     in_photo: float | None  # relevance of the product in the photo; None: as others
     taste: float  # spread of what the search adds to a product for one query
     promotion: float  # spread of what it adds to a product for all queries
+    orders: bool = False  # by the promotion alone, among the products that the rest of the score finds
 
 
 PHOTO = Search(near=0.15, in_photo=0.3, taste=0.6, promotion=0.0)  # of --coverage
 PROMOTED = Search(near=0.25, in_photo=None, taste=0.0, promotion=1.0)  # of the logs to train on
+ORDERED = replace(PROMOTED, orders=True)
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,7 @@ class Shop:
     product_ids: list[str]
     relevance: np.ndarray
     scores: np.ndarray
+    order: np.ndarray | None  # (P,) by which the products found are ordered; None: by their scores
 
 
 def main() -> None:
@@ -77,6 +82,8 @@ def main() -> None:
     shop = open_shop(products, [query for query in queries if query["split"] == "train"], PROMOTED, seed=0)
     for kind in KINDS:
         write_log(folder / f"log_{kind}.csv", shop, kind, seed=0)
+    shop = open_shop(products, [query for query in queries if query["split"] == "train"], ORDERED, seed=0)
+    write_log(folder / f"log_{SPONSORED}.csv", shop, "position", seed=0)
     with (folder / "asked.csv").open("w", newline="") as file:  # answers of the training queries are not known
         writer = csv.DictWriter(file, list(queries[0]))
         writer.writeheader()
@@ -97,9 +104,12 @@ def open_shop(products: Sequence[dict[str, str]], queries: Sequence[dict[str, st
         relevance[rows, photo] = search.in_photo
     relevance[rows, target] = TARGET
     scores = (looks[photo][:, None] == looks[None]).sum(2).astype(float)
-    for spread, shape in ((search.taste, relevance.shape), (search.promotion, len(products))):
-        scores += rng.normal(0, spread, shape) if spread else 0.0
-    return Shop([query["query_id"] for query in queries], [*idx], relevance, scores)
+    scores += rng.normal(0, search.taste, relevance.shape) if search.taste else 0.0
+    promotion = rng.normal(0, search.promotion, len(products)) if search.promotion else np.zeros(len(products))
+    query_ids = [query["query_id"] for query in queries]
+    if search.orders:
+        return Shop(query_ids, [*idx], relevance, scores, promotion)
+    return Shop(query_ids, [*idx], relevance, scores + promotion, None)
 
 
 def simulate(shop: Shop, kind: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -108,6 +118,9 @@ def simulate(shop: Shop, kind: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
     shape = len(shop.query_ids), NUM_ANSWERS, NUM_POSITIONS
     scores = shop.scores[:, None] + rng.normal(0, MOOD, (len(shop.query_ids), NUM_ANSWERS, len(shop.product_ids)))
     shown = np.argsort(-scores, axis=2)[:, :, :NUM_POSITIONS]
+    if shop.order is not None:
+        earned = shop.order[shown] + rng.normal(0, MOOD, shape)
+        shown = np.take_along_axis(shown, np.argsort(-earned, axis=2), 2)
     likes = rng.random(shape) < np.take_along_axis(shop.relevance[:, None].repeat(NUM_ANSWERS, 1), shown, 2)
     if kind == "position":
         likes &= rng.random(shape) < np.arange(1, NUM_POSITIONS + 1) ** -EXPONENT

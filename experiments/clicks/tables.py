@@ -12,7 +12,10 @@ import numpy as np
 
 from mim_lightning.metrics.intervals import bootstrap_intervals, paired_difference
 
-BASELINES = {"position": "counted", "none": "counted", "cascade": "counted", "popular": "plain", "graded": "plain"}
+BASELINES = {
+    **dict.fromkeys(("position", "sponsored", "none", "cascade"), "counted"),
+    **dict.fromkeys(("popular", "graded"), "plain"),
+}
 
 
 def main() -> None:
