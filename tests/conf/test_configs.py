@@ -18,6 +18,7 @@ CONF = Path(conf_dir())
 NEEDS_VALUES = {
     "model=joint": ["encoder=qwen3_vl"],
     "data=manifest": ["data.source.products=p", "data.source.queries=q"],
+    "experiment=small_catalog": ["data.source.products=p", "data.source.queries=q"],
     "data=clicks": [f"data.source.{name}=t" for name in ("impressions", "products", "queries")],
     "data=shards": ["data.folder=f"],
     "data=huggingface": ["data.source.products.path=p", "data.source.queries.path=q"],
@@ -129,7 +130,16 @@ def test_a_command_composes_what_suits_its_encoder(pair: str, values: tuple) -> 
 
 @pytest.mark.parametrize("experiment", sorted(path.stem for path in (CONF / "experiment").glob("*.yaml")))
 def test_experiments_keep_their_values(experiment: str) -> None:
-    assert values_of(f"experiment={experiment}") == FROM_SCRATCH
+    rate = 3e-3 if experiment == "small_catalog" else FROM_SCRATCH[0]
+    option = f"experiment={experiment}"
+    assert values_of(option, *NEEDS_VALUES.get(option, [])) == (rate, *FROM_SCRATCH[1:])
+
+
+@pytest.mark.parametrize("model", ["2tower", "3tower", "4tower"])
+def test_a_small_catalog_trains_projections_alone_with_any_towers(model: str) -> None:
+    option = "experiment=small_catalog"
+    towers = compose("train", [option, f"model={model}", *NEEDS_VALUES[option]])["model"]["towers"]
+    assert {tower["train"] for tower in towers.values()} == {"frozen"}
 
 
 def test_an_encoder_whose_config_says_nothing_is_trained_as_from_scratch() -> None:
