@@ -37,9 +37,10 @@ def test_the_name_depends_on_the_kind_and_on_what_varies() -> None:
             ["seed=1,2", "hydra/sweeper=optuna"],
             ["sweep=towers"],
             ["sweep=optuna"],
+            ["seed=1,2", "encoder.training.train=frozen"],
         )
     }
-    assert len(names) == 8
+    assert len(names) == 9
     assert {name.rsplit("-", 1)[0] for name in names} == {"grid", "optuna", "towers"}
 
 

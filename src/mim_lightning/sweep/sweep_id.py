@@ -84,4 +84,7 @@ def _fixed_config(config: DictConfig) -> dict[str, Any]:
         fixed[section] = {key: value for key, value in fixed[section].items() if key not in left_out}
     for section, key in (("cache", "connections"), ("validation", "memory_limit")):  # speed and memory, not data
         fixed["data"][section].pop(key, None)
+    for name, tower in fixed["model"]["towers"].items():  # what an encoder brings is left out above, and decides here
+        if isinstance(tower, dict) and str(tower.get("train")).startswith("${oc.select:encoder.training."):
+            tower["train"] = OmegaConf.select(config, f"model.towers.{name}.train")
     return to_first(fixed)
