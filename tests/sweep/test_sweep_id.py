@@ -37,7 +37,7 @@ def test_the_name_depends_on_the_kind_and_on_what_varies() -> None:
             ["seed=1,2", "hydra/sweeper=optuna"],
             ["sweep=towers"],
             ["sweep=optuna"],
-            ["seed=1,2", "encoder.training.train=frozen"],
+            ["seed=1,2", "+encoder.training.train=frozen"],
         )
     }
     assert len(names) == 9
