@@ -1,5 +1,6 @@
 """`mim`: every command under one name."""
 
+import os
 import subprocess
 import sys
 import tomllib
@@ -74,3 +75,13 @@ def test_help_and_mistakes(words: list[str], code: int, said: str) -> None:
     ended = subprocess.run([sys.executable, "-m", "mim_lightning", *words], capture_output=True, text=True)
     assert (ended.returncode, ended.stderr) == (code, said)
     assert ended.stdout == ("" if said else mim.describe_commands() + "\n")
+
+
+def test_a_terminal_that_lacks_a_character_gets_an_escape() -> None:
+    ascii_only = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    code = (
+        "from mim_lightning.command import CommandParser, run_command\n"
+        "run_command(CommandParser('compare', ''), lambda: print('a\\u2026b'))"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=ascii_only)
+    assert (ended.returncode, ended.stdout) == (0, "a\\u2026b\n"), ended.stderr

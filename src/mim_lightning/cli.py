@@ -32,7 +32,7 @@ from mim_lightning.config import (
     to_plain,
     warn_of_former_name,
 )
-from mim_lightning.display.text import error_text
+from mim_lightning.display.text import error_text, escape_unprintable
 from mim_lightning.errors import LOST_PROCESS, ErrorReport, hint_at, is_user_error, to_error_report, write_error
 from mim_lightning.former_names import present_overrides
 from mim_lightning.interruption import Interruption, interruptible
@@ -58,6 +58,7 @@ def run_entry_point(
     # before torch loads OpenMP: its threads wait for each other by spinning, milliseconds at the end of every small
     # product, and where other processes want the cores, for a thread that does not run
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    escape_unprintable()
     try:
         with interruptible():
             _run(name, function, verbatim_keys)

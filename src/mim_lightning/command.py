@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from mim_lightning.display.text import error_text
+from mim_lightning.display.text import error_text, escape_unprintable
 from mim_lightning.interruption import Interruption, interruptible
 
 FULL_ERRORS = "MIM_FULL_ERRORS"
@@ -33,6 +33,7 @@ class CommandParser(argparse.ArgumentParser):
 
 def run_command(parser: CommandParser, function: Callable[..., Any]) -> None:
     """Call `function` with the parsed arguments; an error that the user can fix is one line and exit code 2."""
+    escape_unprintable()
     try:
         with interruptible():
             function(**vars(parser.parse_args()))

@@ -7,6 +7,8 @@ The result moves no cursor, reverses no letters and starts no formula. Escaping 
 from __future__ import annotations
 
 import re
+import sys
+from io import TextIOWrapper
 
 MAX_CHARS = 200  # of a cell or a name
 MAX_ERROR_CHARS = 4_000
@@ -29,6 +31,13 @@ def plain(text: object, max_chars: int = MAX_CHARS) -> str:
 def without_controls(text: str) -> str:
     """Replace control characters of a text by a mark; newlines and tabs stay."""
     return _UNSEEN.sub("\ufffd", text.replace("\r\n", "\n"))
+
+
+def escape_unprintable() -> None:
+    """Have stdout and stderr print characters that their encoding lacks as escapes: in a C locale "\\u2026" for "…"."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def error_text(text: str) -> str:
