@@ -41,12 +41,7 @@ def build_index(config: dict[str, Any]) -> IndexCard | None:
     from mim_lightning.inference.loading import choose_device, to_device
     from mim_lightning.lit.console import silence_lightning
     from mim_lightning.lit.trainer import validate_trainer, validate_unsharded
-    from mim_lightning.search.index_builder import (
-        add_products,
-        build_product_index,
-        validate_gallery,
-        validate_update,
-    )
+    from mim_lightning.search import index_builder as builder
     from mim_lightning.search.results import print_card
     from mim_lightning.search.size_cost import read_curve
 
@@ -63,18 +58,19 @@ def build_index(config: dict[str, Any]) -> IndexCard | None:
     if curve is not None and config["update"]:
         raise ValueError(f"curve={config['curve']}: goes with a new index; update=true keeps what its card says")
     crops = construct("crops", CropSettings, **(config["crops"] or {}))
-    like, crops = validate_update(place, settings, crops) if config["update"] else (None, crops)
-    check = partial(validate_gallery, settings, crops)
+    like, crops = builder.validate_update(place, settings, crops) if config["update"] else (None, crops)
+    check = partial(builder.validate_gallery, settings, crops)
     made = embed_set(config, config["gallery"], folder, "build_index", like=like, check=check, crops=crops)
     if made is None:  # another process builds the index
         return None
     embedded, calibrated_by = made.collect(), stored_settings(place)
     if config["update"]:
-        card, update = add_products(place, embedded, made.shards)
+        card, update = builder.add_products(place, embedded, made.shards)
         print(f"{place}: {update}")
     else:
         model = to_device(made.model, choose_device("cpu"))
-        card = build_product_index(place, model, config["checkpoint"], embedded, made.shards, settings, crops, curve)
+        source = config["checkpoint"]
+        card = builder.build_product_index(place, model, source, embedded, made.shards, settings, crops, curve)
     print_card(place, card, embedded.num_absent)
     calibrate_again(place, config["checkpoint"], calibrated_by)
     return card

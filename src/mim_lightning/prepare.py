@@ -13,6 +13,7 @@ from mim_lightning.callable_module import make_callable
 from mim_lightning.cli import run_entry_point
 from mim_lightning.config import build
 from mim_lightning.data_config import build_change, build_preparation, build_text_specs
+from mim_lightning.expected_types import validate_type
 from mim_lightning.prepared_versions import show_versions, write_next_version
 
 # other imports are in functions: mistakes are reported at once, and worker processes import neither torch nor pages
@@ -31,8 +32,7 @@ def prepare(config: dict[str, Any]) -> None:
     if config["engine"] not in ENGINES:
         raise ValueError(f"engine={config['engine']}: give {' or '.join(ENGINES)}")
     for key in ("overwrite", "validate_only", "verify", "list_versions"):
-        if not isinstance(config[key], bool):
-            raise ValueError(f"{key}={config[key]}: give true or false")
+        validate_type(key, config[key], bool)
     if (config["num_workers"] or 0) < 0:
         raise ValueError(f"num_workers={config['num_workers']}: must not be negative")
     if change := build_change(config):

@@ -35,54 +35,20 @@ def tune_index(
 ) -> None:
     """Measure, print, and write the requested files."""
     # imported here, so that an error on the command line is reported at once
-    from mim_lightning.analysis.embeddings import read_embeddings
-    from mim_lightning.analysis.index_curve import (
-        CurvePoint,
-        evaluate_with,
-        print_points,
-        read_ends,
-        smallest_within,
-        write_points,
-    )
+    from mim_lightning.analysis.index_curve import print_points, write_points
     from mim_lightning.analysis.record import read_record
-    from mim_lightning.search.index_curve import all_settings, build_temporary, make_rows, measure_speed
+    from mim_lightning.index_tuning import describe_smallest, measure_sizes, write_report
 
     record = read_record(run)
-    ends = read_ends(record, read_embeddings(record.folder), direction)
-    settings = all_settings([None, *widths], precisions, kinds, rerank)
-    for wanted in settings:
-        wanted.validate_dimension(ends.vectors.shape[1])
-    exact = evaluate_with(ends)
-    large = ends.vectors if rows is None else make_rows(ends.vectors, rows)
-    points = []
-    for wanted in settings:
-        built = build_temporary(ends.vectors, ends.product_keys, wanted)
-        ranked = evaluate_with(ends, built.find)
-        speed = measure_speed(large, ends.query_vectors, wanted)
-        width, sizes = wanted.dimension or ends.vectors.shape[1], (built.memory_bytes, built.disk_bytes)
-        point = CurvePoint.of(width, wanted.precision, built.kind, ranked, exact, sizes, built.recall, speed)
-        points.append(point)
-    print_points(ends.direction, points, len(large))
+    ranked, settings, points, num_rows = measure_sizes(record, direction, widths, precisions, kinds, rows, rerank)
+    print_points(ranked, points, num_rows)
     if output is not None:
-        paths = write_points(ends.direction, points, len(large), output, record.facts.fingerprint)
+        paths = write_points(ranked, points, num_rows, output, record.facts.fingerprint)
         print(f"curve: {', '.join(map(str, paths))}")
     if max_loss is not None:
-        chosen = smallest_within(points, max_loss)
-        if chosen is None:
-            print(f"none loses at most {max_loss:g}, at the lower end of its interval: keep whole float32 vectors")
-        else:
-            kind = settings[points.index(chosen)].kind
-            keys = f"dimension={chosen.width} precision={chosen.precision} index.kind={kind}"
-            print(f"the smallest that loses at most {max_loss:g}: build_index {keys}")
+        print(describe_smallest(settings, points, max_loss))
     if report:
-        from mim_lightning.analysis.html.pages import write_report_page
-        from mim_lightning.analysis.query_history import read_history
-        from mim_lightning.metric_names import parse_key
-
-        folder = record.folder.parent
-        history = read_history(folder).get(parse_key(record.facts.monitor).direction)
-        write_report_page(record, folder / "report.html", history, sizes=(ends.direction, points))
-        print(f"report: {folder / 'report.html'}")
+        print(f"report: {write_report(record, ranked, points)}")
 
 
 def _parser() -> CommandParser:

@@ -36,7 +36,7 @@ def without_controls(text: str) -> str:
 def escape_unprintable() -> None:
     """Have stdout and stderr print characters that their encoding lacks as escapes: in a C locale "\\u2026" for "…"."""
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, TextIOWrapper):
+        if isinstance(stream, TextIOWrapper) and stream.encoding.lower() not in ("utf-8", "utf8"):
             stream.reconfigure(errors="backslashreplace")
 
 

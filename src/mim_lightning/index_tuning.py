@@ -1,0 +1,70 @@
+"""The curve of small vectors of a run: an index of every width, precision and type, evaluated on kept embeddings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from mim_lightning.analysis.embeddings import read_embeddings
+from mim_lightning.analysis.html.pages import write_report_page
+from mim_lightning.analysis.index_curve import CurvePoint, evaluate_with, read_ends, smallest_within
+from mim_lightning.analysis.query_history import read_history
+from mim_lightning.analysis.record import EvaluationRecord
+from mim_lightning.metric_names import parse_key
+from mim_lightning.search.index.index_settings import IndexSettings
+from mim_lightning.search.index_curve import all_settings, build_temporary, make_rows, measure_speed
+
+
+def measure_sizes(
+    record: EvaluationRecord,
+    direction: str | None,
+    widths: Sequence[int],
+    precisions: Sequence[str],
+    kinds: Sequence[str],
+    num_rows: int | None,
+    rerank: int,
+) -> tuple[str, list[IndexSettings], list[CurvePoint], int]:
+    """Build an index of every size, and rank the direction's queries by it.
+
+    Args:
+        direction: None: the monitored one.
+        widths: besides the full one.
+        num_rows: of a made-up catalog whose queries a second are measured; None: those of the gallery.
+        rerank: candidates of coarse codes that are compared by their vectors, for each hit.
+
+    Returns:
+        The direction, the settings of each index, what each finds and costs, and the rows whose speed was measured.
+    """
+    ends = read_ends(record, read_embeddings(record.folder), direction)
+    settings = all_settings([None, *widths], precisions, kinds, rerank)
+    for wanted in settings:
+        wanted.validate_dimension(ends.vectors.shape[1])
+    exact = evaluate_with(ends)
+    large = ends.vectors if num_rows is None else make_rows(ends.vectors, num_rows)
+    points = []
+    for wanted in settings:
+        built = build_temporary(ends.vectors, ends.product_keys, wanted)
+        ranked = evaluate_with(ends, built.find)
+        speed = measure_speed(large, ends.query_vectors, wanted)
+        width, sizes = wanted.dimension or ends.vectors.shape[1], (built.memory_bytes, built.disk_bytes)
+        point = CurvePoint.of(width, wanted.precision, built.kind, ranked, exact, sizes, built.recall, speed)
+        points.append(point)
+    return ends.direction, settings, points, len(large)
+
+
+def describe_smallest(settings: Sequence[IndexSettings], points: Sequence[CurvePoint], max_loss: float) -> str:
+    """Return a line with the smallest index that loses no more nDCG@10, at the lower end of its interval."""
+    chosen = smallest_within(points, max_loss)
+    if chosen is None:
+        return f"none loses at most {max_loss:g}, at the lower end of its interval: keep whole float32 vectors"
+    kind = settings[list(points).index(chosen)].kind
+    keys = f"dimension={chosen.width} precision={chosen.precision} index.kind={kind}"
+    return f"the smallest that loses at most {max_loss:g}: build_index {keys}"
+
+
+def write_report(record: EvaluationRecord, direction: str, points: Sequence[CurvePoint]) -> Path:
+    """Write the report of a run again, with the curve, and return its path."""
+    path = record.folder.parent / "report.html"
+    history = read_history(path.parent).get(parse_key(record.facts.monitor).direction)
+    write_report_page(record, path, history, sizes=(direction, points))
+    return path
