@@ -40,9 +40,9 @@ KINDS = (  # of inputs: what differs between those of a kind, and what they are 
     (r"(SIGTERM|Ctrl-C) to \w+ at [\d.]+ of them", r"\1 while it imports"),
     (r"^(SIGTERM|Ctrl-C) (?!.*, and again$)", "SIGTERM or Ctrl-C "),
     (r"^disk full at .*", "disk full at a kind of write"),
+    (r"^[\w-]+ /dev/shm$", "/dev/shm missing, tiny or read-only"),
     (r"^(reads a )?read-only .*", r"\1read-only folder"),
     (r"^\d+ (descriptors|MB of memory)$", r"few \1"),
-    (r"^\w+ /dev/shm$", "/dev/shm missing, tiny or read-only"),
     (r"^data set altered at step \d+: .*", "data set altered under it"),
     (r"^(\w+) (once|always): .*", r"store: \1 \2"),
 )

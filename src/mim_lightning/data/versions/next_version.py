@@ -128,7 +128,8 @@ def _write(
             del content[part.name], versions[part.name]
     if plan.report is not None and plan.report.is_dir():
         with atomic_write_folder(folder / REPORTS / f"{number:06d}") as partial:
-            shutil.copytree(plan.report, partial, dirs_exist_ok=True)
+            for file in plan.report.iterdir():  # one by one: copytree makes a list of a full disk's errors
+                shutil.copyfile(file, partial / file.name)
     hashes = hashes_path(staging, number, ADDED)
     if find_hash_files(folder, parent.version):  # else they are computed with the next addition
         if not hashes.is_file():  # nothing was added

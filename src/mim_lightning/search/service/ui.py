@@ -160,7 +160,8 @@ def make_blocks(service: SearchService) -> SearchBlocks:
 
         def search_more(*values: Any) -> Any:
             """Search with further images instead of a product."""
-            return *search(*replaced(values, {like: None} if values[1] else {})), None
+            has_more = bool(values[1])  # none are left where the last was removed
+            return *search(*replaced(values, {like: None} if has_more else {})), None if has_more else gr.skip()
 
         def click(event: gr.SelectData, corner: tuple[float, float] | None, *values: Any) -> Any:
             """Remember the first click on the image; search with what is between it and the second."""

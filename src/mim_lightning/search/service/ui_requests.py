@@ -268,7 +268,9 @@ def _is_click(event: Any) -> bool:
 
 def _is_position(event: Any) -> bool:
     position = event.get("index") if isinstance(event, dict) else None
-    return isinstance(position, list) and len(position) == 2 and all(type(each) is int for each in position)
+    if not isinstance(position, list) or len(position) != 2:
+        return False
+    return all(type(each) is int and 0 <= each < 2**31 for each in position)
 
 
 def _type_name(kind: Any) -> str:
