@@ -140,6 +140,7 @@ def test_a_small_catalog_trains_projections_alone_with_any_towers(model: str) ->
     option = "experiment=small_catalog"
     towers = compose("train", [option, f"model={model}", *NEEDS_VALUES[option]])["model"]["towers"]
     assert {tower["train"] for tower in towers.values()} == {"frozen"}
+    assert describe_encoder_values(compose("train", [option, *NEEDS_VALUES[option]])) is not None
 
 
 def test_an_encoder_whose_config_says_nothing_is_trained_as_from_scratch() -> None:

@@ -45,6 +45,7 @@ def describe_encoder_values(config: Mapping[str, Any]) -> str | None:
     taken = [
         f"{section}.{name}"
         for section, values in suited.items()
+        if isinstance(values, Mapping)  # not `train`, which the towers' lines show
         for key, value in values.items()
         if config.get(section, {}).get(key) == value
         for name in _by_key({key: value})
