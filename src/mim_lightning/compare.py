@@ -45,7 +45,7 @@ def compare(
     if output is not None:
         write_json(comparison, output / "compare.json")
         write_comparison_page(comparison, output / "compare.html")
-    monitored = records[0].facts.monitor.split("/")[1]
+    monitored = records[0].facts.monitored.direction
     shown = list(dict.fromkeys(row.direction for row in comparison.overall))
     print_comparison(comparison, directions or ([monitored] if monitored in shown else shown[:1]))
     if output is not None:

@@ -146,9 +146,10 @@ def _one_line(error: Exception, name: str) -> str:
         return _not_yaml(error)
     if not text and isinstance(error.__cause__, Exception):
         return _one_line(error.__cause__, name)
-    if _lacks_memory(error):
+    lacks_memory = _lacks_memory(error)
+    if lacks_memory:
         text = f"out of memory within the limit of this process (ulimit -v): {text}"
-    if isinstance(error, MemoryError) or type(error).__name__ == OUT_OF_MEMORY or _lacks_memory(error):
+    if isinstance(error, MemoryError) or type(error).__name__ == OUT_OF_MEMORY or lacks_memory:
         reason = ". ".join(text.split(". ")[:2]).rstrip(".") or "out of memory"
         return f"{reason}; {SMALLER[name]}" if name in SMALLER else reason
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:

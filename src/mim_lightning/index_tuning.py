@@ -10,7 +10,6 @@ from mim_lightning.analysis.html.pages import write_report_page
 from mim_lightning.analysis.index_curve import CurvePoint, evaluate_with, read_ends, smallest_within
 from mim_lightning.analysis.query_history import read_history
 from mim_lightning.analysis.record import EvaluationRecord
-from mim_lightning.metric_names import parse_key
 from mim_lightning.search.index.index_settings import IndexSettings
 from mim_lightning.search.index_curve import all_settings, build_temporary, make_rows, measure_speed
 
@@ -65,6 +64,6 @@ def describe_smallest(settings: Sequence[IndexSettings], points: Sequence[CurveP
 def write_report(record: EvaluationRecord, direction: str, points: Sequence[CurvePoint]) -> Path:
     """Write the report of a run again, with the curve, and return its path."""
     path = record.folder.parent / "report.html"
-    history = read_history(path.parent).get(parse_key(record.facts.monitor).direction)
+    history = read_history(path.parent).get(record.facts.monitored.direction)
     write_report_page(record, path, history, sizes=(direction, points))
     return path

@@ -80,7 +80,7 @@ def choose_ends(
     """
     known = {key: ends for key, ends in record.facts.config["directions"].items() if ends is not None}
     fused = [key for key in record.directions if known.get(key, {}).get("query") in embeddings.fusions]
-    first = [record.facts.monitor.split("/")[1], *fused]
+    first = [record.facts.monitored.direction, *fused]
     usable = (key for key in first if {known[key]["query"], known[key]["gallery"]} & embeddings.fusions.keys())
     name = direction or next(usable, first[0])
     if name not in known:

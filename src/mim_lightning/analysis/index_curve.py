@@ -87,7 +87,7 @@ def read_ends(record: EvaluationRecord, embeddings: EvaluationEmbeddings, direct
         ValueError: no such direction, or one whose scores are combined of several vectors.
     """
     known = {key: ends for key, ends in record.facts.config["directions"].items() if ends is not None}
-    name = direction or record.facts.monitor.split("/")[1]
+    name = direction or record.facts.monitored.direction
     if name not in known:
         raise ValueError(f"--direction {name}: no such direction; {record.folder} has {', '.join(known)}")
     ends = Direction(**known[name])

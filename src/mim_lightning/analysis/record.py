@@ -26,6 +26,7 @@ from mim_lightning.data.shards.shard_set import ShardSet
 from mim_lightning.io.atomic import atomic_write_folder
 from mim_lightning.io.damaged_file import errors_as_damaged_file
 from mim_lightning.io.file_name import validate_file_name
+from mim_lightning.metric_names import MetricKey, parse_key
 from mim_lightning.stored_config import data_versions_of, validate_config, with_data_versions
 from mim_lightning.types import NO_KEY, RetrievalReport
 
@@ -71,6 +72,11 @@ class RunFacts:
     monitor: str  # "val/<direction>/<metric>"
     data_folder: str  # prepared shards
     val_split: str
+
+    @property
+    def monitored(self) -> MetricKey:
+        """The direction and the metric of `monitor`."""
+        return parse_key(self.monitor)
 
     def reading(self, versions: Mapping[str, int]) -> RunFacts:
         """Return the facts of a run that read these versions of its data."""

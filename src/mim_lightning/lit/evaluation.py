@@ -153,7 +153,7 @@ def save_evaluation(
         write_embeddings(folder / RECORD_FOLDER, embeddings)
     from mim_lightning.analysis.figures.hits_grid import draw_hits
 
-    direction = monitor.split("/")[1]
+    direction = run.monitored.direction
     record = read_record(folder / RECORD_FOLDER)
     queries, gallery = datamodule.opened.queries, datamodule.opened.gallery
     images = PageImages(queries, gallery)

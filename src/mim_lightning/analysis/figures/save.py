@@ -78,7 +78,7 @@ def save_figures(
 
 def save_curves(groups: Sequence[RunGroup], options: FigureOptions, folder: Path) -> list[Path]:
     """Draw one metric by epoch into curves.png."""
-    metric = options.metric or _first(groups[0]).facts.monitor.split("/", 2)[2]
+    metric = options.metric or _first(groups[0]).facts.monitored.metric
     return [_save(draw_recall(_logs(groups), metric), folder / "curves.png")]
 
 
@@ -97,7 +97,7 @@ def save_hits(groups: Sequence[RunGroup], options: FigureOptions, folder: Path) 
         print(f"hits: the first {MAX_MODELS} of {len(groups)} models; give fewer runs to choose others")
     records = _side_by_side(groups[:MAX_MODELS])
     facts = next(iter(records.values())).facts
-    direction = options.direction or _shared_direction(records, facts.monitor.split("/")[1])
+    direction = options.direction or _shared_direction(records, facts.monitored.direction)
     data_folder, distractors = facts.data_folder, facts.config.get("data", {}).get("distractors")
     versions = facts.data_version("main"), facts.data_version("distractors")
     queries = open_prepared(data_folder, version=versions[0]).queries(facts.val_split)

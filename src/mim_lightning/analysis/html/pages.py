@@ -106,8 +106,9 @@ def write_report_page(
     Raises:
         ValueError: the record lacks the direction.
     """
-    monitored, metric = record.facts.monitor.split("/")[1:3]
-    direction = direction or monitored
+    monitored = record.facts.monitored
+    metric = monitored.metric.split("/")[0]  # of whole vectors
+    direction = direction or monitored.direction
     if direction not in record.directions:
         raise ValueError(f"{record.folder}: no direction '{direction}'; it has {', '.join(record.directions)}")
     answers = record.directions[direction]

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from itertools import groupby
 
 from mim_lightning.analysis.index_curve import METRIC, CurvePoint
+from mim_lightning.display.style import LINES
 from mim_lightning.metric_names import WIDTH
 
 SIZE, MARGIN = (560, 280), 44  # units of the SVG
 NUM_TICKS = 4
-COLORS = ("#2b6cb0", "#b7791f", "#2f855a", "#9b2c2c", "#6b46c1", "#4a5568")  # of the lines, again from the first
 FLOAT32 = 4  # bytes
 NAN, ENDS = float("nan"), ("low", "high")
 
@@ -110,7 +110,7 @@ class SizeFigure:
             upper = [(x(row.num_bytes), y(row.high)) for row in found if not math.isnan(row.high)]
             lower = [(x(row.num_bytes), y(row.low)) for row in found if not math.isnan(row.low)]
             points = tuple((x(row.num_bytes), y(row.value)) for row in found)
-            lines.append(SizeLine(name, COLORS[idx % len(COLORS)], points, (*upper, *reversed(lower))))
+            lines.append(SizeLine(name, LINES[idx % len(LINES)], points, (*upper, *reversed(lower))))
         ticks = [low + (high - low) * tick / NUM_TICKS for tick in range(NUM_TICKS + 1)]
         return cls(
             rows=ordered,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -87,7 +87,7 @@ class Crop:
             pixels, out = decode_box(image, (left, top, right, bottom), None), io.BytesIO()
             Image.fromarray(pixels).save(out, "PPM")
             inputs = {**sample.inputs, PRODUCT_IMAGE: out.getvalue()}
-        return Sample(sample.sample_num, inputs, product_id=sample.product_id, category=sample.category)
+        return replace(sample, inputs=inputs)
 
 
 def make_crops(settings: CropSettings, facts: Iterable[Mapping[str, Any]]) -> list[Crop]:

@@ -57,7 +57,8 @@ class NewProducts(Mapping[str, Product]):
     def __init__(self, rows: StoredRows, replaced: Collection[str]) -> None:
         self.rows = rows
         self._ids = rows.product_ids()
-        self._held = {one.product_id: one for one in rows.read_products() if one.product_id in replaced}
+        added = rows.read_products() if replaced else ()
+        self._held = {one.product_id: one for one in added if one.product_id in replaced}
 
     def __getitem__(self, product_id: str) -> Product:
         if product_id not in self._ids:

@@ -20,27 +20,25 @@ CORNERS = "Click two opposite corners of what you mean, if the image shows more.
 OTHER_CORNER = "Now click the opposite corner."
 
 
-def read_photo(image: Mapping[str, Any]) -> bytes:
+def read_photo(image: Mapping[str, Any] | None) -> bytes:
     try:
-        return Path(image["path"]).read_bytes()
+        if image:
+            return Path(image["path"]).read_bytes()
     except OSError:
-        raise ui_error("this image was removed; upload it again") from None
+        pass
+    raise ui_error("this image was removed; upload it again")
 
 
 def clicked_position(
     service: SearchService, image: Mapping[str, Any] | None, event: gr.SelectData
 ) -> tuple[float, float]:
     """Return where an image was clicked, as fractions of its width and height."""
-    if not image:
-        raise ui_error("this image was removed; upload it again")
     with shown_refusals():
         return service.photo_parts.position(read_photo(image), *event.index)
 
 
 def show_part(service: SearchService, image: Mapping[str, Any] | None, box: Box) -> tuple[Any, ...]:
     """Return the values of the components that show a part of an image: no corner, help, part, button."""
-    if not image:
-        raise ui_error("this image was removed; upload it again")
     with shown_refusals():
         pixels = service.photo_parts.read(read_photo(image), box, THUMBNAIL)
     return None, CORNERS, gr.update(value=Image.fromarray(pixels), visible=True), gr.update(visible=True)
