@@ -2,7 +2,7 @@
 # Where titles help: few products with photos, all with titles. 17 arms; needs MIM_DATA_DIR (data/emoji,
 # weights/mobilenetv2_100.safetensors).
 #
-#   SEEDS="1 2 3 4 5"   runs of an arm; each seed has families of its own with photos
+#   SEEDS="1 2 3"   runs of an arm; each seed has families of its own with photos
 #   ARMS="photos own composed artists shuffled"
 #   STEPS=128           of 64 rows
 source "$(dirname "$0")/../train_arms.sh"
