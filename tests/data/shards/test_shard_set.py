@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import gc
+import io
 import json
 import pickle
+import random
 import tarfile
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from mim_lightning.data.shards.cache import CacheSettings
+from mim_lightning.data.shards.open_shards import read_array_header
 from mim_lightning.data.shards.shard_set import ShardError, ShardSet
 from mim_lightning.data.shards.shard_writer import Record
 from mim_lightning.types import NO_KEY, hash_id
@@ -214,3 +220,19 @@ def test_an_image_is_stored_unchanged(tmp_path: Path) -> None:
     data = jpeg()
     write_shard_set(tmp_path / "set", [Record({"query_image": data}, {"query_id": "q"})], 1, 1)
     assert ShardSet(tmp_path / "set").read([0])[0].inputs["query_image"] == data
+
+
+def test_headers_are_read_in_several_threads() -> None:
+    """A collection of garbage within a parse lets another thread parse, which Python 3.11 miscounts."""
+    content = io.BytesIO()
+    np.save(content, np.zeros((2, 3)))
+    threshold, switch = gc.get_threshold(), lambda *_: time.sleep(random.random() * 1e-4)
+    gc.callbacks.append(switch)
+    gc.set_threshold(5)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            headers = list(pool.map(lambda _: read_array_header(io.BytesIO(content.getvalue())), range(300)))
+    finally:
+        gc.set_threshold(*threshold)
+        gc.callbacks.remove(switch)
+    assert set(headers) == {((2, 3), False, np.dtype("float64"))}

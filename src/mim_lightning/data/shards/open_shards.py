@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 import tarfile
 import threading
@@ -21,6 +22,8 @@ MEMBERS = ("json", *IMAGE_FIELDS)
 MAX_OPEN = 256  # a few dozen shards are read at a time; a process may have about 1000 open files
 NUM_COMPARED = 8  # samples of a shard whose members are compared with the byte index when it is opened
 BLOCK = 1 << 20  # bytes read at once for a checksum
+# NumPy parses a header as Python; on Python 3.11 two threads that parse at once may fail (python/cpython#106905)
+_HEADER_LOCK = threading.Lock()
 
 
 class OpenShard:
@@ -143,6 +146,18 @@ def places_size(size: int) -> int:
     return places_start(size) + size * len(MEMBERS) * 2 * 8
 
 
+def read_array_header(file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Read the header of an array file (.npy), up to its first value: shape, whether columns come first, type.
+
+    Raises:
+        ValueError: it is not an array file.
+    """
+    version = np.lib.format.read_magic(file)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    with _HEADER_LOCK:
+        return read(file)
+
+
 def read_places(file: BinaryIO, size: int) -> np.ndarray:
     """Read the byte index of a shard of `size` samples, (size, members, 2) int64, and close the file.
 
@@ -152,15 +167,12 @@ def read_places(file: BinaryIO, size: int) -> np.ndarray:
     wanted = (size, len(MEMBERS), 2)
     with file:
         try:
-            if np.lib.format.read_magic(file) != (1, 0):
-                raise ValueError("not written by this code")
-            shape, is_fortran, kind = np.lib.format.read_array_header_1_0(file)
+            shape, is_fortran, kind = read_array_header(file)
             if is_fortran or kind != np.dtype("<i8"):
                 raise ValueError(f"{kind} in {'columns' if is_fortran else 'rows'}, not int64 in rows")
             if shape != wanted:  # checked before an array of that shape is allocated
                 raise ValueError(f"not {size} samples")
-            file.seek(0)
-            return np.load(file)
+            return np.frombuffer(file.read(math.prod(wanted) * kind.itemsize), kind).reshape(wanted)
         except EOFError as error:
             raise ValueError(str(error)) from error
 

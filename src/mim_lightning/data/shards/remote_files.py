@@ -28,6 +28,7 @@ from mim_lightning.data.shards.open_shards import (
     OpenShard,
     places_size,
     places_start,
+    read_array_header,
     read_places,
     split_members,
     validate_header,
@@ -255,7 +256,5 @@ def _read_cached(descriptor: int, size: int) -> np.ndarray:
 
 def _map_array(descriptor: int) -> np.ndarray:
     with open(descriptor, "rb") as file:
-        version = np.lib.format.read_magic(file)
-        read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, _, dtype = read_header(file)
+        shape, _, dtype = read_array_header(file)
         return np.memmap(file, dtype, "r", file.tell(), shape)

@@ -163,13 +163,12 @@ def content_id(store: Store, set_name: str) -> str:
 def _read_markers(store: Store, set_name: str, markers: list[ShardMarker]) -> Iterator[Mapping[str, np.ndarray]]:
     """Yield the arrays of the markers in order; a few are read ahead, all would not fit into memory."""
 
-    def read(marker: ShardMarker) -> dict[str, np.ndarray]:
-        with np.load(io.BytesIO(store.read(_join(MARKERS, set_name, marker.name)))) as parts:
-            return dict(parts)
-
+    paths = [_join(MARKERS, set_name, marker.name) for marker in markers]
     with ThreadPoolExecutor(NUM_READERS) as pool:
-        for start in range(0, len(markers), NUM_READERS):
-            yield from pool.map(read, markers[start : start + NUM_READERS])
+        for start in range(0, len(paths), NUM_READERS):
+            for content in pool.map(store.read, paths[start : start + NUM_READERS]):
+                with np.load(io.BytesIO(content)) as parts:  # one at a time, see read_array_header
+                    yield dict(parts)
 
 
 def _write_header(file: BinaryIO, num_samples: int, kind: np.dtype) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from mim_lightning.data.shards.open_shards import read_places
+from mim_lightning.data.shards.open_shards import read_array_header, read_places
 from mim_lightning.data.shards.set_index import FIRST_VERSION, INDEX_FILE, index_file, parse_index, parse_pointer
 from mim_lightning.data.shards.set_writer import shard_path
 from mim_lightning.data.shards.shard_writer import COLUMNS, ShardFacts, read_shard
@@ -155,8 +155,7 @@ def _slice(store: Store, name: str, kind: np.dtype, shard: _Shard) -> np.ndarray
     with errors_as_damaged_file(name):
         _validate_regular(store, name)
         with store.open(name) as file:
-            np.lib.format.read_magic(file)
-            shape, _, found = np.lib.format.read_array_header_1_0(file)
+            shape, _, found = read_array_header(file)
             if found != kind or shape != (shard.column_size,):
                 raise ValueError(f"{found} of shape {shape}, not {shard.column_size} values of {kind}")
             file.seek(file.tell() + shard.start * kind.itemsize)
