@@ -39,8 +39,9 @@ def serve(config: dict[str, Any]) -> None:
         raise ValueError(
             "query_photos: photos are those of recorded queries; give experiment_name and record_queries=true"
         )
+    validate_type("detector", config["detector"], dict | None)
     detector = None
-    if config["detector"]["weights"] is not None:
+    if (config["detector"] or {}).get("weights") is not None:
         from mim_lightning.inference.detector import TorchvisionDetector
 
         detector = construct("detector", TorchvisionDetector, **config["detector"])

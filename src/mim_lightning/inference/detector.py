@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from mim_lightning.data.images.boxes import Box
+from mim_lightning.inference.loading import choose_device
 
 MAX_SIDE = 800  # pixels of the longer side that a detector is given
 SAME = 0.6  # intersection over union of two boxes of one thing
@@ -48,7 +49,8 @@ class TorchvisionDetector:
         device: where the model runs.
 
     Raises:
-        ValueError: torchvision is missing, no such model, or the weights are missing or of another model.
+        ValueError: torchvision is missing, no such model, the weights are missing or of another model, or a number or
+            the device cannot be used.
     """
 
     def __init__(
@@ -64,6 +66,16 @@ class TorchvisionDetector:
             from torchvision.models import detection, get_model, get_model_weights, list_models
         except ImportError as error:
             raise ValueError(f"detector: needs torchvision ({error}); pip install torchvision") from error
+        if num_classes < 2:
+            raise ValueError(f"detector.num_classes={num_classes}: give at least 2, the background and a kind of thing")
+        if max_boxes < 1:
+            raise ValueError(f"detector.max_boxes={max_boxes}: give at least 1")
+        if not 0 <= min_score <= 1:
+            raise ValueError(f"detector.min_score={min_score}: give a number from 0 to 1")
+        try:
+            chosen_device = choose_device(device)
+        except ValueError as error:
+            raise ValueError(f"detector.{error}") from error
         names = list_models(module=detection)
         if model not in names:
             raise ValueError(f"detector.model={model}: choose one of {', '.join(names)}")
@@ -82,7 +94,7 @@ class TorchvisionDetector:
             ) from error
         labels = published.meta["categories"]
         self._labels: Sequence[str] = labels if len(labels) == num_classes else ()
-        self._network, self._device = network.eval().to(device), device
+        self._network, self._device = network.eval().to(chosen_device), chosen_device
         self._max_boxes, self._min_score, self._lock = max_boxes, min_score, Lock()
 
     def suggest(self, pixels: np.ndarray) -> list[SuggestedBox]:
@@ -94,6 +106,8 @@ class TorchvisionDetector:
         with self._lock, torch.inference_mode():
             (found,) = self._network([image])
         boxes_N4, scores_N, labels_N = (found[name].float().cpu() for name in ("boxes", "scores", "labels"))
+        is_finite_N = boxes_N4.isfinite().all(1) & scores_N.isfinite()  # else a box is of nothing
+        boxes_N4, scores_N, labels_N = (found_N[is_finite_N] for found_N in (boxes_N4, scores_N, labels_N))
         suggested = []
         for row in nms(boxes_N4, scores_N, SAME).tolist():
             fractions = boxes_N4[row] / torch.tensor([width, height, width, height])

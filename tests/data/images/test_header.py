@@ -17,6 +17,7 @@ from mim_lightning.data.images.codec import (
     decode_upright,
     image_size,
     normalize_encoding,
+    upright_size,
 )
 from mim_lightning.data.images.header import (
     MAX_COMMENT,
@@ -201,6 +202,18 @@ def test_a_rotated_tiff_is_rotated_once() -> None:
     exif[0x0112] = 6
     data = encoded(picture(1), "TIFF", exif=exif)
     assert decode_image(data).shape == decode_upright(data).shape == (32, 24, 3)
+
+
+def test_tags_after_the_pixels_of_a_png_turn_its_sides() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = encoded(picture(1), "PNG", exif=exif)
+    start = data.index(b"eXIf") - 4
+    tags = data[start : start + 12 + int.from_bytes(data[start : start + 4], "big")]
+    end = len(data) - 12
+    late = data[:start] + data[start + len(tags) : end] + tags + data[end:]
+    for image in (data, late):
+        assert upright_size(EncodedImage.of(image)) == decode_upright(image).shape[:2] == (32, 24)
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])

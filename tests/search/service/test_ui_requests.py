@@ -35,6 +35,7 @@ class Browser:
         kinds = {component["id"]: component["type"] for component in config["components"]}
         calls = [[kinds[item] for item in call["inputs"]] for call in config["dependencies"]]
         self.call = next(call for call, inputs in zip(config["dependencies"], calls, strict=True) if "image" in inputs)
+        self.calls = config["dependencies"]
         self.kinds = [kinds[item] for item in self.call["inputs"]]
         labels = {component["id"]: component["props"] for component in config["components"]}
         self.values = [labels[item].get("value") for item in self.call["inputs"]]
@@ -51,13 +52,13 @@ class Browser:
     def post(self, body: str | bytes) -> Any:
         return self.client.post("/gradio_api/queue/join", content=body, headers={"content-type": "application/json"})
 
-    def search(self, **values: Any) -> dict[str, Any]:
+    def search(self, event_data: Any = None, **values: Any) -> dict[str, Any]:
         """Send values by kind of component, or by their place; return the message that ends the search."""
         places = {f"place{number}": number for number in range(len(self.kinds))}
         data = list(self.values)
         for name, value in values.items():
             data[places[name] if name in places else self.kinds.index(name)] = value
-        answer = self.join(data=data)
+        answer = self.join(data=data, event_data=event_data)
         if answer.status_code != 200:
             assert 400 <= answer.status_code < 500, answer.text
             return {"success": False, "output": answer.json()}
@@ -103,6 +104,28 @@ def test_several_images_are_searched(browser: Browser) -> None:
     done = browser.search(image=images[0], gallery=[{"image": image, "caption": None} for image in images[1:]])
     assert done["success"], done
     assert "A green square" in done["output"]["data"][1][0]["caption"]
+
+
+def test_more_images_than_a_search_takes_are_not_read(browser: Browser, monkeypatch: pytest.MonkeyPatch) -> None:
+    photo = {"image": {"path": browser.upload(square("red"))}}
+    monkeypatch.setattr("mim_lightning.search.service.ui.read_photo", None)
+    assert "5 more images, at most 4 are searched" in browser.search(gallery=[photo] * 5)["output"]["error"]
+
+
+def test_a_corner_is_of_the_image_that_was_clicked(browser: Browser, client: TestClient) -> None:
+    image = next(call["inputs"][1] for call in browser.calls if call["targets"][0][1] == "select")
+    browser.call = next(call for call in browser.calls if [image, "select"] in map(list, call["targets"]))
+    browser.kinds = ["state", *browser.kinds]
+    browser.values = [None, *browser.values]
+    first, second = (browser.upload(square(color)) for color in ("red", "blue"))
+
+    def click(path: str, x: int, y: int) -> Any:
+        done = browser.search(image={"path": path, **META}, event_data={"index": [x, y], "value": None})
+        return done["output"]["data"]
+
+    assert "Now click the opposite corner" in str(click(first, 1, 1))
+    assert "Now click the opposite corner" in str(click(second, 9, 9)), "the first corner was of another image"
+    assert "A blue square" in str(click(second, 20, 20))
 
 
 def test_text_alone_is_searched(browser: Browser) -> None:

@@ -23,6 +23,7 @@ from mim_lightning.data.images.header import (
     is_cut_off,
     jpeg_orientation,
     open_image,
+    png_notes,
     read_header,
     reason_of,
 )
@@ -89,7 +90,7 @@ def upright_size(image: EncodedImage) -> tuple[int, int]:
         if image.header.kind == "JPEG":
             orientation = jpeg_orientation(image.data)
         else:
-            with open_image(image.data) as opened:
+            with open_image(png_notes(image.data) if image.header.kind == "PNG" else image.data) as opened:
                 orientation = image_orientation(opened)
     except Exception as error:  # as in `_decode`
         raise UnreadableImageError(f"damaged image ({reason_of(error)})") from error

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import re
 import struct
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -43,6 +44,8 @@ _PNM = re.compile(rb"P[1-7fFy]\S*(?:(?:\s|#[^\r\n]*[\r\n])+[^\s#]+){2}")
 _TAG_BLOCK = re.compile(rb"II\*\0|II\0\*|MM\0\*|MM\*\0|II\+\0|MM\0\+")  # also with the number in the wrong byte order
 _TAG_SIZES = (0, 1, 1, 2, 4, 8, 1, 1, 2, 4, 8, 4, 8, 4, 0, 0, 8, 8, 8)  # bytes of a value, by TIFF type
 _SIDES, _UNSIGNED = (256, 257, 322, 323), {3: 2, 4: 4}  # tags of the sides of image and tiles; bytes by type
+_PNG_NOTES = (b"IHDR", b"eXIf", b"tEXt", b"zTXt", b"iTXt")
+_NO_PIXELS = b"\0\0\0\0IDAT5\xaf\x06\x1e\0\0\0\0IEND\xaeB`\x82"
 _XMP_ORIENTATION = re.compile(rb'tiff:Orientation(?:="|>)([0-9])')
 
 
@@ -148,6 +151,18 @@ def jpeg_orientation(data: bytes) -> int:
         elif kind == 0xE1 and data.startswith(_XMP, start):
             xmp = data[start:stop]
     return _orientation(exif, xmp)
+
+
+def png_notes(data: bytes) -> bytes:
+    """Return a PNG without pixels that has the same notes: of those after the pixels Pillow knows once it decoded."""
+    at, kept = 8, [data[:8]]
+    while at + 12 <= len(data):
+        length, kind = int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8]
+        if kind in _PNG_NOTES and at + 12 + length <= len(data):
+            part = data[at : at + 8 + length]  # its checksum is not that of pixels, which alone must be right
+            kept += [part, zlib.crc32(part[4:]).to_bytes(4, "big")]
+        at += 12 + length
+    return b"".join([*kept, _NO_PIXELS])
 
 
 def image_orientation(image: Image.Image) -> int:

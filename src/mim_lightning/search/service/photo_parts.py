@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+from PIL import Image
 
 from mim_lightning.data.images.boxes import Box, decode_box
 from mim_lightning.data.images.codec import EncodedImage, decode_upright, upright_size
@@ -25,6 +26,7 @@ class PhotoParts:
 
     def __init__(self, limits: Limits, budget: PixelBudget, detector: Detector | None = None) -> None:
         self._limits, self._budget, self._detector = limits, budget, detector
+        self._turn = PixelBudget(1, "too many photos wait for the detector; try again")  # one photo at a time
 
     @property
     def suggests(self) -> bool:
@@ -62,7 +64,7 @@ class PhotoParts:
         """Return the boxes that the detector suggests for a photo, best first.
 
         Raises:
-            RefusedError: there is no detector; no image, too large, or damaged.
+            RefusedError: there is no detector; no image, too large, or damaged; or too many requests wait.
         """
         if self._detector is None:
             raise RefusedError(
@@ -73,9 +75,13 @@ class PhotoParts:
         try:
             with self._budget.reserve(image.work_pixels):
                 pixels = decode_upright(image, *(math.ceil(side * scale) for side in image.size))
+                shown = Image.fromarray(pixels)  # at full size, unless it is a JPEG
+                shown.thumbnail((MAX_SIDE, MAX_SIDE))
+                pixels = np.array(shown)
         except ImageError as error:
             raise refused_image(1, str(error), error) from error
-        return self._detector.suggest(pixels)
+        with self._turn.reserve(1):
+            return self._detector.suggest(pixels)
 
     def _checked(self, data: bytes) -> EncodedImage:
         return self._limits.check_images([data])[0]

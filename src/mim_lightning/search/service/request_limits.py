@@ -139,10 +139,13 @@ class PixelBudget:
 
     Args:
         num_pixels: the bound; an image that has more by itself waits until it is the only one.
+        refusal: what a request is told that would wait too long.
     """
 
-    def __init__(self, num_pixels: int) -> None:
-        self.num_pixels = num_pixels
+    def __init__(
+        self, num_pixels: int, refusal: str = "too many large images at once; try again, or send smaller ones"
+    ) -> None:
+        self.num_pixels, self.refusal = num_pixels, refusal
         self._reserved = 0
         self._waiting: deque[object] = deque()
         self._changed = threading.Condition()
@@ -176,4 +179,4 @@ class PixelBudget:
                 self._reserved += num_pixels if is_free else 0
                 self._changed.notify_all()
         if not is_free:
-            raise RefusedError(503, "too many large images at once; try again, or send smaller ones", retry_after=5)
+            raise RefusedError(503, self.refusal, retry_after=5)

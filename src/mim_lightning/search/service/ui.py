@@ -32,6 +32,8 @@ from mim_lightning.search.service.ui_photo import (
     CORNERS,
     OTHER_CORNER,
     clicked_position,
+    keep,
+    kept_of,
     read_photo,
     show_part,
     show_whole,
@@ -72,7 +74,9 @@ def make_blocks(service: SearchService) -> SearchBlocks:
     uploads = Uploads(_own_folder())
     names = list(service.engines)
     facets = select_choices(service.engine().searcher.index.card.extra.get(FACETS, {}))
-    with SearchBlocks(uploads, title="mim_lightning", delete_cache=CACHE_SECONDS, analytics_enabled=False) as page:
+    with SearchBlocks(
+        uploads, service.limits.num_images, title="mim_lightning", delete_cache=CACHE_SECONDS, analytics_enabled=False
+    ) as page:
         gr.Markdown("## Find the product\nBy an image, a text, or both. Click a product to find similar ones.")
         user = gr.BrowserState("", storage_key="mim_user", secret="mim_lightning")
         like, left_hits, right_hits = gr.State(None), gr.State(None), gr.State(None)
@@ -119,7 +123,7 @@ def make_blocks(service: SearchService) -> SearchBlocks:
         def search(
             image: Mapping[str, Any] | None,
             more: Sequence[Mapping[str, Any]] | None,
-            box: Box | None,
+            box: tuple[str, Box] | None,
             text: str,
             not_text: str,
             weight: float,
@@ -137,7 +141,7 @@ def make_blocks(service: SearchService) -> SearchBlocks:
                 [] if like else [read_photo(one) for one in (image, *(photo["image"] for photo in more or ())) if one]
             )
             where = read_filters(facets, filters, filter_values)
-            query = _query(images, box if image else None, text, not_text, chosen, like, where)
+            query = _query(images, kept_of(image, box), text, not_text, chosen, like, where)
             # a search with a chosen model is a test, and not recorded for the experiment
             is_recorded = right == "none" and left == names[0]
             first = _search(service, query, user, None if is_recorded else left)
@@ -163,23 +167,24 @@ def make_blocks(service: SearchService) -> SearchBlocks:
             has_more = bool(values[1])  # none are left where the last was removed
             return *search(*replaced(values, {like: None} if has_more else {})), None if has_more else gr.skip()
 
-        def click(event: gr.SelectData, corner: tuple[float, float] | None, *values: Any) -> Any:
+        def click(event: gr.SelectData, corner: tuple[str, tuple[float, float]] | None, *values: Any) -> Any:
             """Remember the first click on the image; search with what is between it and the second."""
-            position = clicked_position(service, values[0], event)
-            if corner is None:
+            position, first = clicked_position(service, values[0], event), kept_of(values[0], corner)
+            if first is None:
                 none = [gr.skip() for _ in [*outputs, like, box]]
-                return *none, position, OTHER_CORNER, gr.skip(), gr.skip()
-            (left, right), (top, bottom) = (sorted(sides) for sides in zip(corner, position, strict=True))
+                return *none, keep(values[0], position), OTHER_CORNER, gr.skip(), gr.skip()
+            (left, right), (top, bottom) = (sorted(sides) for sides in zip(first, position, strict=True))
             if left == right or top == bottom:
                 raise ui_error("there is nothing between the two corners; click the opposite one again")
             return search_part((left, top, right, bottom), *values)
 
         def search_part(chosen: Box, *values: Any) -> Any:
             """Search with a part of the image, instead of a product."""
-            shown = show_part(service, values[0], chosen)
-            return *search(*replaced(values, {like: None, box: chosen})), None, chosen, *shown
+            shown, kept = show_part(service, values[0], chosen), keep(values[0], chosen)
+            return *search(*replaced(values, {like: None, box: kept})), None, kept, *shown
 
-        def search_suggested(event: gr.SelectData, boxes: list[Box] | None, *values: Any) -> Any:
+        def search_suggested(event: gr.SelectData, suggested: tuple[str, list[Box]] | None, *values: Any) -> Any:
+            boxes = kept_of(values[0], suggested)
             if not boxes or event.index >= len(boxes):
                 raise ui_error("these parts are of another image; let them be suggested again")
             return search_part(boxes[event.index], *values)

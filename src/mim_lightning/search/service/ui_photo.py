@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import gradio as gr
 from PIL import Image
@@ -18,6 +18,7 @@ from mim_lightning.search.service.ui_results import THUMBNAIL
 
 CORNERS = "Click two opposite corners of what you mean, if the image shows more."
 OTHER_CORNER = "Now click the opposite corner."
+Kept = TypeVar("Kept")
 
 
 def read_photo(image: Mapping[str, Any] | None) -> bytes:
@@ -27,6 +28,16 @@ def read_photo(image: Mapping[str, Any] | None) -> bytes:
     except OSError:
         pass
     raise ui_error("this image was removed; upload it again")
+
+
+def keep(image: Mapping[str, Any] | None, value: Kept) -> tuple[str, Kept]:
+    """Return a value of a photo, such as a corner, as it is kept until it is `kept_of` the photo."""
+    return (image or {}).get("path", ""), value
+
+
+def kept_of(image: Mapping[str, Any] | None, kept: tuple[str, Kept] | None) -> Kept | None:
+    """Return what was kept of a photo; None: nothing, or it is of another photo."""
+    return kept[1] if image and kept and kept[0] == image["path"] else None
 
 
 def clicked_position(
@@ -62,8 +73,8 @@ def shown_refusals() -> Iterator[None]:
         raise ui_error(error.message) from error
 
 
-def suggest_parts(service: SearchService, image: Mapping[str, Any] | None) -> tuple[list[Box], Any]:
-    """Return the boxes that the detector suggests for an image, and the gallery that shows them."""
+def suggest_parts(service: SearchService, image: Mapping[str, Any] | None) -> tuple[tuple[str, list[Box]], Any]:
+    """Return the boxes that the detector suggests for an image, kept with it, and the gallery that shows them."""
     if not image:
         raise ui_error("give an image first")
     data = read_photo(image)
@@ -75,4 +86,4 @@ def suggest_parts(service: SearchService, image: Mapping[str, Any] | None) -> tu
             shown.append((Image.fromarray(pixels), part.label or f"part {number}"))
     if not boxes:
         raise ui_error("nothing was found on this image; click two corners instead")
-    return boxes, gr.update(value=shown, visible=True)
+    return keep(image, boxes), gr.update(value=shown, visible=True)

@@ -171,9 +171,9 @@ class SearchBlocks(gr.Blocks):
     check of that is off for blocks that are mounted instead of launched.
     """
 
-    def __init__(self, uploads: Uploads, **settings: Any) -> None:
+    def __init__(self, uploads: Uploads, num_images: int, **settings: Any) -> None:
         super().__init__(**settings)
-        self.uploads = uploads
+        self.uploads, self.num_images = uploads, num_images  # of one search, at most
         # as `launch` sets them: without these Gradio checks no path, and serves uploaded SVG inline
         self.has_launched = self.is_running = True
         self.state_session_capacity = MAX_PAGES
@@ -199,6 +199,8 @@ class SearchBlocks(gr.Blocks):
         if isinstance(component, gr.Image) and value is not None:
             return self._own_upload(value)
         if isinstance(component, gr.Gallery) and isinstance(value, list):
+            if len(value) > self.num_images:  # before any of them is read
+                raise ui_error(f"{len(value)} more images, at most {self.num_images} are searched at once")
             return [{"image": self._own_upload(one.get("image") if isinstance(one, dict) else None)} for one in value]
         if not _is_valid(component, value):
             raise ui_error(f"{component.label or 'user'}: invalid value")
