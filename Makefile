@@ -6,7 +6,7 @@ export PYTHONDONTWRITEBYTECODE :=
 UV := $(or $(shell command -v uv),.uv/bin/uv)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup gpu format lint types test test-slow campaign train experiment experiments pictures tables wheel lock clean
+.PHONY: help setup gpu format lint types test test-slow campaign train experiment experiments pictures tables release wheel lock clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1|/' | awk -F'|' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -74,6 +74,9 @@ campaign: export MIM_CAMPAIGN_SEED := $(or $(MIM_CAMPAIGN_SEED),$(shell date +%s
 campaign: setup ## killed, stopped, starved and fed rubbish: is anything lost? see experiments/reliability
 	@echo "MIM_CAMPAIGN_SEED=$(MIM_CAMPAIGN_SEED)"
 	OMP_NUM_THREADS=1 $(PY) -m pytest tests/campaign -m "campaign or not campaign" --numprocesses 2 --dist worksteal
+
+release: setup ## the models to publish, exported to release/: see experiments/release.sh
+	experiments/release.sh
 
 wheel: setup ## a wheel in dist/
 	$(PY) -m build --wheel --installer uv

@@ -18,7 +18,7 @@ from mim_lightning.stored_config import data_of
 
 if TYPE_CHECKING:
     from mim_lightning.inference.export_writer import ReferenceData
-    from mim_lightning.inference.model_card import Evaluation
+    from mim_lightning.inference.model_card import Evaluation, Terms
     from mim_lightning.model.checkpoint import TrainedMatcher
 
 SENTENCE_TRANSFORMERS = "sentence_transformers"
@@ -35,26 +35,27 @@ def export(config: dict[str, Any]) -> Path:
     from mim_lightning.data.loading.worker_processes import killed_workers_named
     from mim_lightning.inference.export_writer import export_model, validate_output
     from mim_lightning.inference.hub import push, validate_repo
-    from mim_lightning.inference.model_card import find_evaluation
+    from mim_lightning.inference.model_card import Terms, find_evaluation
     from mim_lightning.model.checkpoint import load_matcher
 
     _validate_format(config)
     checkpoint, output, repo = Path(config["checkpoint"]), Path(config["output"]), config["push_to_hub"]
     validate_output(output)
+    terms = Terms(config["license"], config["credits"])
     if repo:
         validate_repo(repo, f"push_to_hub={repo}")
     trained = load_matcher(checkpoint)
     evaluated = Path(config["evaluation"]) if config["evaluation"] else None
     evaluation = find_evaluation(checkpoint, evaluated, trained.fingerprint)
     if config["format"] == SENTENCE_TRANSFORMERS:
-        _export_for_sentence_transformers(trained, output, evaluation, config["towers"])
+        _export_for_sentence_transformers(trained, output, evaluation, terms, config["towers"])
         if repo:
             print(f"pushed: {push(output, repo, config['private'])}")
         return output
     options = {key: config[key] for key in ("precision", "onnx", "device")}
     data = _open_data(config.get("data"), trained, checkpoint)
     with killed_workers_named():
-        facts, loss = export_model(trained, output, data, evaluation, **options)
+        facts, loss = export_model(trained, output, data, evaluation, terms, **options)
     print(f"{output}: model {facts.fingerprint}, {facts.dimension} dimensions, {facts.precision}")
     for direction, metrics in loss.recall.items() if loss is not None else ():
         changes = ", ".join(f"{name} {before:.3f} -> {after:.3f}" for name, (before, after, _) in metrics.items())
@@ -78,11 +79,11 @@ def _validate_format(config: dict[str, Any]) -> None:
 
 
 def _export_for_sentence_transformers(
-    trained: TrainedMatcher, output: Path, evaluation: Evaluation | None, towers: list[str] | None
+    trained: TrainedMatcher, output: Path, evaluation: Evaluation | None, terms: Terms, towers: list[str] | None
 ) -> None:
     from mim_lightning.inference.sentence_transformers import export_for_sentence_transformers
 
-    written = export_for_sentence_transformers(trained, output, evaluation, towers)
+    written = export_for_sentence_transformers(trained, output, evaluation, terms, towers)
     print(f"{output}: model {written.facts.fingerprint} for SentenceTransformer, {written.facts.dimension} dimensions")
     for name, difference in written.differences.items():
         tasks = ", ".join(f"{task} {modality}" for (task, modality), tower in written.routes.items() if tower == name)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from mim_lightning.inference.model_card import _widths, find_evaluation
+from mim_lightning.inference.model_card import Terms, _widths, find_evaluation
 from mim_lightning.model.checkpoint import load_matcher
 from tests.inference.models import export_to, write_checkpoint
 
@@ -24,11 +24,19 @@ def test_the_card_shows_the_numbers_of_this_model(tmp_path: Path, exported: Path
     checkpoint, _ = write_checkpoint(tmp_path)
     fingerprint = load_matcher(checkpoint).fingerprint
     write_results(tmp_path / "run", fingerprint)
-    card = (export_to(tmp_path / "a", checkpoint) / "README.md").read_text()
+    terms = ["license=cc-by-4.0", "credits='Pictures: [Twemoji](https://example.org), rasterized.'"]
+    card = (export_to(tmp_path / "a", checkpoint, *terms) / "README.md").read_text()
+    assert "\nlicense: cc-by-4.0\n---\n" in card
+    assert card.endswith("\n## Credits\n\nPictures: [Twemoji](https://example.org), rasterized.\n")
     assert "| image_to_image | 0.625 [0.500, 0.750] | 17 |" in card
     assert "split `val_seen` of `shoes`" in card and "against 5 products" in card and fingerprint in card
     assert "| product_image | TinyImage, the weights of query_image | image, 32 x 32 pixels |" in card
     assert "Fusion `query`: 1 query_image + 1 query_text" in card and 'embed_query(["photo.jpg"], ["in blue"])' in card
+
+
+def test_the_license_has_a_name_of_the_hub() -> None:
+    with pytest.raises(ValueError, match=r"^license=MIT License: give the hub's name of one, such as apache-2.0"):
+        Terms("MIT License")
 
 
 def test_the_numbers_of_another_model_are_not_taken(tmp_path: Path) -> None:

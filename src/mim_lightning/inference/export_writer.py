@@ -17,7 +17,7 @@ from mim_lightning.inference.export_format import (
     write_model,
 )
 from mim_lightning.inference.loading import choose_device, quantize, to_device
-from mim_lightning.inference.model_card import Evaluation, write_card
+from mim_lightning.inference.model_card import Evaluation, Terms, write_card
 from mim_lightning.inference.quantization import validate_precision
 from mim_lightning.inference.quantization_loss import Batches, QuantizationLoss, measure_loss
 from mim_lightning.io.atomic import atomic_write_folder
@@ -39,6 +39,7 @@ def export_model(
     output: Path,
     data: ReferenceData,
     evaluation: Evaluation | None = None,
+    terms: Terms | None = None,
     precision: str = "float32",
     onnx: bool = False,
     device: str = "auto",
@@ -50,6 +51,7 @@ def export_model(
         output: the folder; an earlier export is replaced.
         data: to measure what rounding costs, and to compare ONNX towers on.
         evaluation: of this checkpoint, for the card.
+        terms: of use, for the card.
         precision: of the weights.
         onnx: whether to write ONNX towers too.
         device: to measure on.
@@ -72,7 +74,8 @@ def export_model(
             facts = replace(facts, onnx=export_towers(matcher, partial, sample_inputs(specs, data.batches)))
             compared_on = f"the first {NUM_SAMPLES} of the data" if data.batches else "noise and made-up words"
         write_facts(partial, facts)
-        (partial / CARD_FILE).write_text(write_card(facts, evaluation, loss, data.why_none, compared_on), "utf-8")
+        card = write_card(facts, evaluation, loss, data.why_none, compared_on, terms or Terms())
+        (partial / CARD_FILE).write_text(card, "utf-8")
         read_matcher(partial, read_facts(partial))  # an export that cannot be read again is none
     return facts, loss
 

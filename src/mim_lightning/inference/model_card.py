@@ -7,6 +7,7 @@ very model.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,8 +29,29 @@ FRONT_MATTER = """---
 library_name: {library}
 pipeline_tag: image-feature-extraction
 tags: [image-matching, multimodal, retrieval]
----
+{license}---
 """
+LICENSE = re.compile(r"[a-z0-9][a-z0-9.-]*")  # names of the hub are written so
+
+
+@dataclass(frozen=True)
+class Terms:
+    """On what terms the weights may be used.
+
+    Args:
+        license: as the hub names it, such as "apache-2.0" or "cc-by-4.0"; None: the card says nothing of it.
+        credits: Markdown: whose pictures, texts and weights the model was made with.
+
+    Raises:
+        ValueError: not such a name.
+    """
+
+    license: str | None = None
+    credits: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.license is not None and not LICENSE.fullmatch(str(self.license)):
+            raise ValueError(f"license={self.license}: give the hub's name of one, such as apache-2.0 or cc-by-4.0")
 
 
 @dataclass(frozen=True)
@@ -75,6 +97,7 @@ def write_card(
     loss: QuantizationLoss | None,
     why_none: str,
     compared_on: str,
+    terms: Terms,
     loading: Sequence[str] | None = None,
     library: str = "mim_lightning",
 ) -> str:
@@ -86,6 +109,7 @@ def write_card(
         loss: of rounding; None: not measured.
         why_none: why not.
         compared_on: the data that ONNX towers were compared on.
+        terms: of use.
         loading: lines that say how to load the folder; None: by `mim_lightning.load`.
         library: that loads it, as the hub names it.
     """
@@ -100,7 +124,10 @@ def write_card(
         parts += _rounding(facts, loss, why_none)
     if facts.onnx:
         parts += _onnx(facts, compared_on)
-    return FRONT_MATTER.format(library=library) + "\n" + "\n".join(parts) + "\n"
+    if terms.credits is not None:
+        parts += ["\n## Credits\n", terms.credits.strip()]
+    license = "" if terms.license is None else f"license: {terms.license}\n"
+    return FRONT_MATTER.format(library=library, license=license) + "\n" + "\n".join(parts) + "\n"
 
 
 def _head(facts: ExportFacts) -> Iterator[str]:

@@ -23,7 +23,7 @@ from mim_lightning.inference.export_format import CARD_FILE, FINGERPRINT_FILE, E
 from mim_lightning.inference.export_writer import validate_output
 from mim_lightning.inference.loading import to_device
 from mim_lightning.inference.model import LoadedModel
-from mim_lightning.inference.model_card import Evaluation, write_card
+from mim_lightning.inference.model_card import Evaluation, Terms, write_card
 from mim_lightning.inference.query_product_fusion import text_tower, tower_modalities
 from mim_lightning.io.atomic import atomic_write_folder
 from mim_lightning.model.checkpoint import TrainedMatcher
@@ -50,7 +50,11 @@ class RoutedModel:
 
 
 def export_for_sentence_transformers(
-    trained: TrainedMatcher, output: Path, evaluation: Evaluation | None = None, towers: Sequence[str] | None = None
+    trained: TrainedMatcher,
+    output: Path,
+    evaluation: Evaluation | None = None,
+    terms: Terms | None = None,
+    towers: Sequence[str] | None = None,
 ) -> RoutedModel:
     """Write the folder, load it as its users will, and compare every tower.
 
@@ -58,6 +62,7 @@ def export_for_sentence_transformers(
         trained: the checkpoint; its matcher is left with merged weights.
         output: the folder; an earlier export is replaced.
         evaluation: of this checkpoint, for the card.
+        terms: of use, for the card.
         towers: to export; None: all.
 
     Raises:
@@ -80,7 +85,7 @@ def export_for_sentence_transformers(
         (partial / FINGERPRINT_FILE).write_text(f"{facts.fingerprint}\n")
         written = RoutedModel(facts, routes, differences)
         loading = list(_describe_loading(written, matcher, names))
-        card = write_card(facts, evaluation, None, "", "", loading, library="sentence-transformers")
+        card = write_card(facts, evaluation, None, "", "", terms or Terms(), loading, library="sentence-transformers")
         (partial / CARD_FILE).write_text(card, "utf-8")
     return written
 
