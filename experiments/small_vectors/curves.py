@@ -21,7 +21,7 @@ from mim_lightning.analysis.embeddings import read_embeddings
 from mim_lightning.analysis.index_curve import METRIC, CurvePoint, draw_points, evaluate_with, read_ends
 from mim_lightning.analysis.record import read_record
 from mim_lightning.metrics import bootstrap_intervals, paired_difference
-from mim_lightning.search.index_curve import all_settings, build_temporary, make_rows, measure_speed
+from mim_lightning.search.measured_index import all_settings, build_temporary, make_rows, measure_speed
 
 HERE = Path(__file__).parent
 WIDTHS, PRECISIONS, KINDS, NUM_ROWS = [None, 32, 16, 8], ["float32", "int8", "binary"], ["flat", "ivf"], 20_000

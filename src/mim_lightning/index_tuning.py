@@ -11,7 +11,7 @@ from mim_lightning.analysis.index_curve import CurvePoint, evaluate_with, read_e
 from mim_lightning.analysis.query_history import read_history
 from mim_lightning.analysis.record import EvaluationRecord
 from mim_lightning.search.index.index_settings import IndexSettings
-from mim_lightning.search.index_curve import all_settings, build_temporary, make_rows, measure_speed
+from mim_lightning.search.measured_index import all_settings, build_temporary, make_rows, measure_speed
 
 
 def measure_sizes(

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Dataset, Sampler, get_worker_info
 
+from mim_lightning.data.loading.batch_memory import BatchMessage, SharedBatchBuffers, make_buffers
 from mim_lightning.data.loading.collate import Collate
 from mim_lightning.data.loading.corrupt_samples import CorruptSamplePolicy, LoadedBatch, SkipCounter, load_batch
 from mim_lightning.data.loading.read_ahead import PlannedBatch, ReadAhead
-from mim_lightning.data.loading.shared_memory import BatchMessage, SharedBatchBuffers, make_buffers
 from mim_lightning.data.loading.worker_processes import WorkerLoader, start_worker
 from mim_lightning.data.sampling.order import STATE_KEYS, BatchOrder
 from mim_lightning.data.shards.shard_set import ShardSet

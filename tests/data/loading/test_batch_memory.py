@@ -11,10 +11,10 @@ from torch import Tensor
 
 from mim_lightning.data.images.buffer import ImageBuffer, image_bytes
 from mim_lightning.data.images.transforms import Augment
-from mim_lightning.data.loading import shared_memory
+from mim_lightning.data.loading import batch_memory
+from mim_lightning.data.loading.batch_memory import SharedBatchBuffers, make_buffers
 from mim_lightning.data.loading.collate import Collate
 from mim_lightning.data.loading.loader import StreamLoader
-from mim_lightning.data.loading.shared_memory import SharedBatchBuffers, make_buffers
 from mim_lightning.data.sampling.shuffled import ShuffledOrder
 from mim_lightning.types import Batch, ImageSpec, TextSpec
 from tests.data.conftest import MakeSet, tokenize
@@ -126,7 +126,7 @@ def test_buffers_fit_the_largest_batch_and_are_made_only_if_they_can_be_shared(
     assert difference == image_bytes(of_products, 10) - image_bytes(of_products, 5)
     assert make_buffers(SPECS, 5, num_workers=0, prefetch_factor=2) is None
     assert make_buffers({"query_text": SPECS["query_text"]}, 5, num_workers=2, prefetch_factor=2) is None
-    monkeypatch.setattr(shared_memory.multiprocessing, "get_start_method", lambda **_: "spawn")
+    monkeypatch.setattr(batch_memory.multiprocessing, "get_start_method", lambda **_: "spawn")
     assert make_buffers(SPECS, 5, num_workers=2, prefetch_factor=2) is None
 
 
