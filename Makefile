@@ -6,7 +6,7 @@ export PYTHONDONTWRITEBYTECODE :=
 UV := $(or $(shell command -v uv),.uv/bin/uv)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup gpu format lint types test test-slow campaign train experiment experiments pictures tables release wheel lock clean
+.PHONY: help setup gpu format lint types test test-slow coverage docs campaign train experiment experiments pictures tables release wheel lock clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1|/' | awk -F'|' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -70,6 +70,13 @@ test: lint types ## style, types and tests: about ten minutes on two cores
 test-slow: setup ## the tests that `make test` leaves out: whole sweeps in many processes
 	$(PY) -m pytest -m slow
 
+coverage: setup ## which lines the tests run, in build/coverage: make coverage TESTS=tests/losses for some of them
+	OMP_NUM_THREADS=1 $(PY) -m pytest $(TESTS) --numprocesses 2 --dist loadfile --cov --cov-report term:skip-covered --cov-report html
+
+docs: setup ## the documentation site in build/site/html; a broken link ends it
+	$(PY) docs/make_site.py
+	.venv/bin/zensical build --clean --strict
+
 campaign: export MIM_CAMPAIGN_SEED := $(or $(MIM_CAMPAIGN_SEED),$(shell date +%s))
 campaign: setup ## killed, stopped, starved and fed rubbish: is anything lost? see experiments/reliability
 	@echo "MIM_CAMPAIGN_SEED=$(MIM_CAMPAIGN_SEED)"
@@ -83,7 +90,7 @@ wheel: setup ## a wheel in dist/
 
 lock: | $(filter .uv/%,$(UV)) ## resolve the dependencies anew
 	$(UV) pip compile pyproject.toml --extra dev --extra clip --extra lora --extra minilm --extra tensorboard --extra sweep \
-		--extra figures --extra dashboard --extra serve --extra online --extra milvus --extra onnx --extra sentence-transformers --extra datasets --extra s3 --extra ray --extra heic --universal --no-emit-index-url --no-header --no-annotate --upgrade --quiet --output-file requirements.lock
+		--extra figures --extra dashboard --extra serve --extra online --extra milvus --extra onnx --extra sentence-transformers --extra datasets --extra s3 --extra ray --extra heic --extra docs --universal --no-emit-index-url --no-header --no-annotate --upgrade --quiet --output-file requirements.lock
 
 clean: ## remove what was made, but not runs/ and data/
 	rm -rf .venv .uv build dist .mypy_cache .ruff_cache .pytest_cache

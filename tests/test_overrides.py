@@ -13,11 +13,12 @@ from mim_lightning.config import Config, compose
 from mim_lightning.overrides import OPEN_SECTIONS, TRAINER_OPTIONS, open_up
 
 SOURCE = Path(__file__).parents[1] / "src" / "mim_lightning"
+DOCS = Path(__file__).parents[1] / "docs"
 # what is composed to find a key: by entry point, what its config needs to have all of them
 COMPOSED = {
     "train": [
         *("data=manifest", "data.source.products=p", "data.source.queries=q", "data/sampling=grouped"),
-        *("encoder/text=minilm", "schedule=wsd", "callbacks=ema"),
+        *("encoder/image=resnet50", "encoder/text=minilm", "schedule=wsd", "callbacks=ema"),
     ],
     "prepare": ["data=grocery"],
     "evaluate": ["checkpoint=c"],
@@ -47,6 +48,14 @@ def advised_keys() -> Iterator[str]:
             yield from (key.rstrip(".") for key, after in KEY.findall(text) if after not in ("{", "(") and " " in text)
 
 
+def documented_keys() -> Iterator[str]:
+    """Yield the keys of config that the pages of docs/ name in text, without placeholders."""
+    for page in sorted(DOCS.glob("*.md")):
+        text = "" if page.stem == "architecture" else page.read_text()  # names packages alike
+        for code in re.findall(r"`([^`+\n][^`\n]*)`", re.sub(r"[a-z]+\.(json|py|safetensors|checkpoint)\b", "", text)):
+            yield from (key.rstrip(".") for key, after in KEY.findall(code) if after not in ("{", "(", "<", "*"))
+
+
 def has(config: Config, key: str) -> bool:
     section, _, rest = key.partition(".")
     return section in config and (not rest or (isinstance(config[section], dict) and has(config[section], rest)))
@@ -55,8 +64,12 @@ def has(config: Config, key: str) -> bool:
 def test_every_key_that_a_message_names_is_accepted() -> None:
     keys = set(advised_keys())
     assert {"optim.lr_scales.encoder", "data.validation.on_invalid", "index.hnsw_m"} <= keys and len(keys) > 40
+    keys |= set(documented_keys())
     configs = [compose(name, overrides) for name, overrides in COMPOSED.items()]
-    configs += [compose("train", [words]) for words in ("trainer=fsdp", "data/sampling=hard_negatives")]
+    configs += [
+        compose("train", [words])
+        for words in ("trainer=fsdp", "data/sampling=hard_negatives", "encoder/text=embeddinggemma")
+    ]
     tables = (f"data.source.{name}=t" for name in ("impressions", "products", "queries"))
     configs.append(compose("prepare", ["data=clicks", *tables]))
     unlisted = {key for key in keys if not any(has(config, key) for config in configs)}
