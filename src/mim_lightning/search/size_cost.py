@@ -10,10 +10,7 @@ from typing import Any
 
 from mim_lightning.inference.quantization import base_fingerprint
 from mim_lightning.io.damaged_file import errors_as_damaged_file
-from mim_lightning.search.index.card import IndexCard
-
-COST = "size_cost"  # key of a card's `extra`
-NUMBERS = ("ndcg", "low", "high", "difference", "difference_low", "difference_high", "queries_per_second")
+from mim_lightning.search.index.card import COST, COST_NUMBERS, IndexCard
 
 
 @dataclass(frozen=True)
@@ -54,7 +51,7 @@ def read_curve(path: Path) -> SizeCurve:
         content = json.loads(path.read_text("utf-8"))
         points = {
             (int(point["width"]), str(point["precision"]), str(point["kind"])): {
-                name: float(point[name]) for name in NUMBERS
+                name: float(point[name]) for name in COST_NUMBERS
             }
             for point in content["points"]
         }
@@ -65,7 +62,7 @@ def read_curve(path: Path) -> SizeCurve:
 def describe_cost(card: IndexCard) -> str | None:
     """Return the cost of an index's size in one line; None: its card has none."""
     cost = card.extra.get(COST)
-    if not isinstance(cost, dict) or not {*NUMBERS, "direction", "num_rows"} <= cost.keys():
+    if cost is None:
         return None
     found = f"{cost['ndcg']:.3f} [{cost['low']:.3f}, {cost['high']:.3f}] of {cost['direction']}"
     less = f"{cost['difference']:+.3f} [{cost['difference_low']:+.3f}, {cost['difference_high']:+.3f}]"

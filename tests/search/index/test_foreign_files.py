@@ -14,9 +14,12 @@ import faiss
 import numpy as np
 import pytest
 
+from mim_lightning.search.index.card import COST_NUMBERS
 from mim_lightning.search.index.factory import open_index
 from mim_lightning.search.index.index_settings import IndexSettings
 from tests.search.index.catalog import make_shop
+
+COST = {"direction": "image_to_product", "num_rows": 9, **dict.fromkeys(COST_NUMBERS, 0.5)}
 
 
 @pytest.fixture
@@ -99,6 +102,11 @@ def test_a_pipe_is_not_a_file(folder: Path) -> None:
         (("memory_bytes_per_row",), "many"),
         (("settings", "precision"), "int4"),
         (("extra", "trained_widths"), ["8"]),
+        (("extra", "crops"), {"grid": "two"}),
+        (("extra", "crops"), {"grid": 2, "boxes": "parts"}),
+        (("extra", "size_cost"), {}),
+        (("extra", "size_cost"), COST | {"ndcg": float("nan")}),
+        (("extra", "size_cost"), COST | {"num_rows": "many"}),
         (("settings",), {"unknown": 1}),
         (("settings", "nprobe"), "many"),
         (("files",), {}),

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from mim_lightning.search.index import faiss_index, faiss_types, segment
+from mim_lightning.search.index.card import COST, COST_NUMBERS
 from mim_lightning.search.index.factory import open_index
 from mim_lightning.search.index.index_settings import IndexSettings
 from mim_lightning.search.index.index_type import bytes_per_row, choose_kind, num_code_bytes
@@ -172,12 +173,14 @@ def test_a_mostly_deleted_index_is_rebuilt(tmp_path: Path, kind: str) -> None:
     assert index.card.num_deleted == 440
     index.delete(gone[440:600])
     assert (index.card.num_deleted, index.card.num_rows, index.card.kind) == (0, 300, kind)
+    index.set_extra({COST: {"direction": "image", "num_rows": 900, **dict.fromkeys(COST_NUMBERS, 0.5)}})
     index.save()
     left, queries = shop.without(gone[:600]), queries_for(shop)
     found = open_index(tmp_path, verify=True).search(queries, 5)
     assert share_found(as_lists(found), left.answer(queries, 5)) >= 0.95
     index.delete(gone[600:899])
     assert (index.card.num_rows, index.card.kind) == (1, kind if kind == "hnsw" else index.card.kind)
+    assert (COST in index.card.extra) == (index.card.kind == kind), "another kind costs something else"
     assert index.search(queries, 2).product_ids[:, 0].tolist() == [gone[899]] * len(queries)
 
 

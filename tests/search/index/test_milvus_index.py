@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import sys
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from mim_lightning.search.index import milvus_client
+from mim_lightning.search.index import milvus_client, milvus_search
 from mim_lightning.search.index.factory import is_address, open_index
 from mim_lightning.search.index.filters import OneOf, Within
 from mim_lightning.search.index.index_settings import IndexSettings
 from mim_lightning.search.index.milvus_client import MilvusCollection, parse_address
 from mim_lightning.search.index.milvus_rows import BITS, VECTOR, column_fields, to_entities, to_expression, to_record
-from mim_lightning.search.index.milvus_search import CollectionSize, MilvusSearch
+from mim_lightning.search.index.milvus_search import CollectionSize, MilvusSearch, RowHit
 from mim_lightning.search.index.products import validate_rows
 from tests.search.index.catalog import as_lists, make_shop, quantized
 
@@ -183,6 +184,19 @@ def test_a_lost_server_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_precisions_that_milvus_has_not_are_refused(tmp_path: Path, options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make_shop(40, 40).build(f"{tmp_path}/shop.db", IndexSettings(**options))
+
+
+def test_more_rows_than_an_answer_has_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [RowHit(1 - row / 100, f"p{row // 5}", None) for row in range(20)]
+    monkeypatch.setattr(milvus_search, "MAX_ROWS", 6)
+    monkeypatch.setattr(MilvusSearch, "_fetch", lambda self, query_QD, limit, *_: [rows[:limit] for _ in query_QD])
+    rank = partial(MilvusSearch(None, "shop", "flat", IndexSettings()).rank, quantized(2, 1))  # type: ignore[arg-type]
+    size = CollectionSize(20, 4, 20)
+    assert [[hit.product_id for hit in hits] for hits in rank(1, "", size, False)] == [["p0"]] * 2
+    with pytest.raises(ValueError, match=r"^k=3: the best 6 rows, the most that Milvus returns .* are of 2 products"):
+        rank(3, "", size, False)
+    rows[6:] = []  # all there are
+    assert len(rank(3, "", CollectionSize(6, 2, 6), False)[0]) == 2
 
 
 class BitServer:

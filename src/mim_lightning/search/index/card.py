@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
@@ -20,6 +21,8 @@ from mim_lightning.search.index.small_vectors import cut_vectors, round_vectors
 CATALOG_VERSIONS, CATALOG_DIGESTS = "catalog_versions", "catalog_digests"
 TRAINED_WIDTHS = "trained_widths"  # key of `extra`: at which the loss of the model counted, besides the full one
 CROPS = "crops"  # key of `extra`: settings of the parts of images that have a vector too
+COST = "size_cost"  # key of `extra`: the numbers below, measured by queries of `direction` in `num_rows`
+COST_NUMBERS = ("ndcg", "low", "high", "difference", "difference_low", "difference_high", "queries_per_second")
 REBUILD = "rebuild the index"  # what mends a damaged file of an index
 BACKENDS, METRIC = ("faiss", "milvus"), "inner_product"
 _TYPES: dict[str, Any] = {  # by annotation
@@ -204,15 +207,25 @@ def _validate_extra(extra: Mapping[str, Any]) -> None:
     widths = extra.get(TRAINED_WIDTHS, [])
     if not isinstance(widths, list) or not all(type(width) is int for width in widths):
         raise TypeError(f"extra.{TRAINED_WIDTHS} is {widths!r}")
-    crops = extra.get(CROPS, {})
-    if not isinstance(crops, dict) or not crops.keys() <= {"grid", "boxes"}:
+    crops, cost = extra.get(CROPS, {}), extra.get(COST)
+    kinds = {"grid": int, "boxes": str}  # one of them
+    if not isinstance(crops, dict) or len(crops) > 1 or any(type(crops[key]) is not kinds.get(key) for key in crops):
         raise TypeError(f"extra.{CROPS} is {crops!r}")
+    if cost is not None and not _is_cost(cost):
+        raise TypeError(f"extra.{COST} is {cost!r}")
     reference = extra.get("reference_products", [])
     if not isinstance(reference, list) or not all(isinstance(product_id, str) for product_id in reference):
         raise TypeError("extra.reference_products is no list of ids")
     for name in ("model", "canaries"):
         if not isinstance(extra.get(name, ""), str | None):
             raise TypeError(f"extra.{name} is {extra[name]!r}")
+
+
+def _is_cost(cost: Any) -> bool:
+    if not isinstance(cost, dict) or not isinstance(cost.get("direction"), str):
+        return False
+    numbers = [cost.get(name) for name in ("num_rows", *COST_NUMBERS)]
+    return all(isinstance(number, int | float) and math.isfinite(number) for number in numbers)
 
 
 def _is_facet(facet: Any) -> bool:

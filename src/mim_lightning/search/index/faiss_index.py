@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from mim_lightning.io.locks import lock
-from mim_lightning.search.index.card import REBUILD, IndexCard, StoredFile, describe_index, describe_size
+from mim_lightning.search.index.card import COST, REBUILD, IndexCard, StoredFile, describe_index, describe_size
 from mim_lightning.search.index.compaction import (
     append_rows,
     compact,
@@ -149,6 +149,8 @@ class FaissIndex:
             base, recall, why = compact(parts, self.folder)
             parts = (base,)
             size = describe_size(base.kind, base.settings, card.dimension)
+            if base.kind != card.kind:  # what the former kind found
+                card = replace(card, extra={key: value for key, value in card.extra.items() if key != COST})
             card = replace(card, kind=base.kind, why=why, recall=recall, settings=asdict(base.settings), **size)
             card = replace(card, full_recall=None)  # of the former index; the full vectors are gone
         elif num_delta > FLAT_ROWS:
