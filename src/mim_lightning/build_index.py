@@ -59,8 +59,19 @@ def build_index(config: dict[str, Any]) -> IndexCard | None:
         raise ValueError(f"curve={config['curve']}: goes with a new index; update=true keeps what its card says")
     crops = construct("crops", CropSettings, **(config["crops"] or {}))
     like, crops = builder.validate_update(place, settings, crops) if config["update"] else (None, crops)
+    if curve is not None and not crops.is_whole:
+        raise ValueError(f"curve={config['curve']}: was measured with whole images; leave it out with crops")
     check = partial(builder.validate_gallery, settings, crops)
-    made = embed_set(config, config["gallery"], folder, "build_index", like=like, check=check, crops=crops)
+    made = embed_set(
+        config,
+        config["gallery"],
+        folder,
+        "build_index",
+        like=like,
+        check=check,
+        crops=crops,
+        needs_boxes=not config["update"],  # products of another catalog need not have any
+    )
     if made is None:  # another process builds the index
         return None
     embedded, calibrated_by = made.collect(), stored_settings(place)

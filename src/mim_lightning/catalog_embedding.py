@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import replace
 from functools import partial
@@ -19,11 +19,12 @@ from mim_lightning.launch import choose_precision, is_first_rank, is_launched, l
 from mim_lightning.stored_config import data_of
 
 if TYPE_CHECKING:
-    from mim_lightning.data.images.crops import CropSettings
+    from mim_lightning.data.images.crops import Crop, CropSettings
     from mim_lightning.data.shards.shard_set import ShardSet
     from mim_lightning.model.checkpoint import TrainedMatcher
     from mim_lightning.model.fusion import Fusion
     from mim_lightning.search.embedding_store import EmbeddedCatalog, EmbeddingFacts, EmbeddingStore
+    from mim_lightning.types import TowerSpec
 
 
 class SetEmbedding(NamedTuple):
@@ -37,13 +38,8 @@ class SetEmbedding(NamedTuple):
 
     def collect(self) -> EmbeddedCatalog:
         """Return the rows of the catalog that was embedded, those of parts of the images after those of whole ones."""
-        from mim_lightning.search.embedding_store import join_crops
-
-        embedded = self.store.collect(self.shards)
-        embedded = replace(embedded, facts=replace(embedded.facts, fingerprint=self.model.fingerprint))
-        if not self.crop_stores:
-            return embedded
-        return join_crops(embedded, [store.collect(self.shards) for store in self.crop_stores], self.store.folder)
+        embedded = self.store.collect(self.shards, self.crop_stores)
+        return replace(embedded, facts=replace(embedded.facts, fingerprint=self.model.fingerprint))
 
 
 def embed_set(
@@ -53,8 +49,9 @@ def embed_set(
     command: str,
     split: str | None = None,
     like: str | None = None,
-    check: Callable[[str, Fusion | None, int], None] = lambda side, fusion, width: None,
+    check: Callable[[str, Fusion | None, int, Mapping[str, TowerSpec]], None] = lambda *facts: None,
     crops: CropSettings | None = None,
+    needs_boxes: bool = True,
 ) -> SetEmbedding | None:
     """Embed the catalog or the queries of a checkpoint's data, or of other data; shards that have vectors are left out.
 
@@ -66,8 +63,10 @@ def embed_set(
         command: the entry point, which further processes start with the same config.
         split: of the queries; None: the one that training evaluated.
         like: a fingerprint in whose scheme that of the model is computed.
-        check: gets the side, the fusion that it may be, and the width of its vectors, before anything is embedded.
+        check: gets the side, the fusion that it may be, the width of its vectors, and what each tower reads, before
+            anything is embedded.
         crops: parts of the images of a catalog that are embedded too, each in a folder below `folder`.
+        needs_boxes: see `make_crops`.
 
     Returns:
         None on all processes but the first.
@@ -109,14 +108,18 @@ def embed_set(
     catalog = prepared.catalog() if split is None else prepared.queries(split)
     fusion = matcher.fusions.get(gallery)
     width = matcher.dimension if fusion is None else fusion.index_width
-    check(gallery, fusion, width)
+    check(gallery, fusion, width, matcher.input_specs())
     stored, name = StoredEmbedding.read(folder), trained.fingerprint
     if stored is not None and not has_same_scheme(stored.facts.fingerprint, name):
         # the same model may be named in another way
         found = load_trained(config["checkpoint"], like=stored.facts.fingerprint).fingerprint
         name = found if found == stored.facts.fingerprint else name
     facts = describe_embedding(catalog, name, gallery, width)
-    parts = [] if crops is None else make_crops(crops, catalog.all_facts())
+    parts: list[Crop] = []
+    if crops is not None and not crops.is_whole:
+        parts = ask(lambda: make_crops(crops, catalog.all_facts(), needs_boxes))
+        if is_leader and not parts:
+            print(f"crops: {crops}, of which this catalog has none: its whole images are embedded alone")
     whole = (folder, facts, None)
     passes = [whole, *((folder / part.name, replace(facts, crop=part.describes), part) for part in parts)]
 

@@ -60,7 +60,9 @@ def test_rows_without_one_of_the_fields_count(run: Run, shop: Path) -> None:
 
 @pytest.fixture(scope="module")
 def searcher(run: Run, shop: Path) -> Searcher:
-    build_index(compose("build_index", [f"checkpoint={run.best_checkpoint}", f"output={shop}/index", "trainer=cpu"]))
+    words = [f"checkpoint={run.best_checkpoint}", f"output={shop}/index", "trainer=cpu", "crops.grid=2"]
+    card = build_index(compose("build_index", words))
+    assert card is not None and (card.num_products, card.num_rows) == (6, 30)
     return open_searcher(f"{shop}/index")
 
 

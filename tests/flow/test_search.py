@@ -30,12 +30,13 @@ from mim_lightning.inference.image_inputs import BoxedImage
 from mim_lightning.model.checkpoint import store_fusions
 from mim_lightning.run import identify
 from mim_lightning.search import calibration
+from mim_lightning.search.index.card import COST, CROPS
 from mim_lightning.search.index.factory import open_index
 from mim_lightning.search.product_images import ProductImages
 from mim_lightning.search.query import SearchQuery
 from mim_lightning.search.results import describe_vectors
 from mim_lightning.search.searcher import Searcher, open_searcher
-from mim_lightning.search.size_cost import COST, describe_cost, read_curve
+from mim_lightning.search.size_cost import describe_cost, read_curve
 from mim_lightning.train import train
 from mim_lightning.tune_index import tune_index
 from tests.flow.entry_points import start
@@ -84,16 +85,20 @@ def test_one_process_and_two_agree_and_stored_embeddings_are_reused(
     shards[1].unlink()
     again = start(
         f"checkpoint={checkpoint}", f"output={index}", "trainer=cpu", "trainer.devices=2", "index.kind=hnsw",
-        module="mim_lightning.build_index",
+        "crops.grid=2", module="mim_lightning.build_index",
     )  # fmt: skip
     assert again.returncode == 0, again.stderr
     now = [path.stat().st_mtime_ns for path in shards]
     assert now[0] == written[0] and now[2] == written[2] and now[1] > written[1]
     twice = open_index(index, once.card.fingerprint)
     assert twice.card.kind == "hnsw"
-    for product_id in ids:
-        np.testing.assert_allclose(twice.vectors_of(product_id), once.vectors_of(product_id), atol=1e-6)
     same = [f"checkpoint={checkpoint}", f"output={index}", "trainer=cpu"]
+    build_index(compose("build_index", [*same[::2], f"output={tmp_path / 'crops'}", "crops.grid=2"]))
+    crops = open_index(tmp_path / "crops")
+    for product_id in ids:
+        np.testing.assert_allclose(twice.vectors_of(product_id)[:1], once.vectors_of(product_id), atol=1e-6)
+        np.testing.assert_allclose(twice.vectors_of(product_id), crops.vectors_of(product_id), atol=1e-6)
+    assert (twice.card.num_rows, crops.card.num_rows) == (35, 35)
     with pytest.raises(ValueError, match=r"^dimension=17: give a whole number from 1 to 16, or null for all"):
         build_index(compose("build_index", [*same, "dimension=17"]))
     card = build_index(compose("build_index", [*same, "dimension=8", "precision=int8"]))
@@ -106,7 +111,12 @@ def test_one_process_and_two_agree_and_stored_embeddings_are_reused(
 
 
 def test_a_product_is_found_by_the_best_of_its_crops(
-    checkpoint: Path, index: Path, shop: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    checkpoint: Path,
+    index: Path,
+    shop: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     same = [f"checkpoint={checkpoint}", f"output={tmp_path / 'index'}", "trainer=cpu", "gallery=product_image"]
     card = build_index(compose("build_index", [*same, "crops.grid=2"]))
@@ -139,6 +149,20 @@ def test_a_product_is_found_by_the_best_of_its_crops(
         build_index(compose("build_index", [*same, "update=true", "crops.grid=3"]))
     with pytest.raises(ValueError, match=r"^crops: 2 x 2 parts, but the gallery 'product_text' has no product_image"):
         build_index(compose("build_index", [*same[:-1], "gallery=product_text", "crops.grid=2"]))
+    monkeypatch.setattr(calibration, "MIN_QUERIES", 7)
+    calibrate(compose("calibrate", [f"index={tmp_path / 'index'}", "num_hits=4", "false_alarm_rate=0.4"]))
+    result = open_searcher(str(tmp_path / "index")).search(query)
+    assert [hit.product_id for hit in result.hits] == [hit.product_id for hit in hits]
+    assert result.has_match is not None and all(0 <= hit.probability <= 1 for hit in result.hits)
+    made = open_index(tmp_path / "index")
+    made.set_extra({CROPS: {"boxes": "parts"}})  # of a catalog with this column, which the one to add need not have
+    made.save()
+    again = build_index(compose("build_index", [*same, "update=true"]))
+    assert again is not None and again.num_rows == 7
+    said = capsys.readouterr().out
+    assert "crops: boxes of column 'parts', of which this catalog has none" in said and "calibrated again" in said
+    with pytest.raises(ValueError, match=r"^crops.boxes=parts: no product has boxes there"):
+        build_index(compose("build_index", [*same, "crops.boxes=parts"]))
 
 
 def test_the_curve_of_small_vectors_has_what_an_evaluation_at_each_width_has(
@@ -155,6 +179,13 @@ def test_the_curve_of_small_vectors_has_what_an_evaluation_at_each_width_has(
     page = (copy / "report.html").read_text()
     assert "Small vectors" not in before and page.count("<tr data-width=") == 4 and "queries/s" in page
     curve = read_curve(tmp_path / "index_curve.json")
+    with pytest.raises(ValueError, match=r"^curve=.*: was measured with whole images; leave it out with crops"):
+        build_index(
+            compose(
+                "build_index",
+                [f"checkpoint={checkpoint}", f"output={tmp_path}/index", f"curve={curve.path}", "crops.grid=2"],
+            )
+        )
     with pytest.raises(ValueError, match=r"curve=.*: has no point of 4 int8; it has 16 float32, 16 binary, 8 float32"):
         curve.validate(curve.fingerprint, 4, "int8")
     with pytest.raises(ValueError, match=r"curve=.*: is of model .*, the index of xxh3-0; run tune_index again"):

@@ -86,6 +86,21 @@ def test_rows_without_a_vector_are_left_out(catalog: ShardSet, tmp_path: Path) -
     assert len(embedded.vectors) == 4 and len(embedded.products) == 4
 
 
+def test_rows_of_parts_follow_those_of_whole_images(catalog: ShardSet, tmp_path: Path) -> None:
+    whole = EmbeddingStore(tmp_path / "out", describe_embedding(catalog, "f00d", "product", 4))
+    fill(whole, catalog, 0, 1, 2)
+    parts = []
+    for name, present in (("grid 1", [False, True]), ("grid 2", [False, False])):  # no image has the second part
+        facts = describe_embedding(catalog, "f00d", "product", 4, name)
+        parts.append(EmbeddingStore(tmp_path / name, facts))
+        for idx, size in enumerate(catalog.sizes):
+            parts[-1].write(idx, torch.full((size, 4), idx + 0.5), torch.tensor(present[:size]), iter(()))
+    assert not [*tmp_path.glob("grid*/*.parquet")]  # the products are those of the whole images
+    embedded = whole.collect(catalog, parts)
+    assert embedded.product_ids == ["a", "a", "b", "c", "d", "a", "c"] and embedded.num_absent == 0
+    assert embedded.vectors[:, 0].tolist() == [0, 4, 100, 104, 200, 0.5, 1.5] and len(embedded.products) == 4
+
+
 def test_an_empty_gallery_is_an_error(catalog: ShardSet, tmp_path: Path) -> None:
     folder = EmbeddingStore(tmp_path / "out", describe_embedding(catalog, "f00d", "product_image", 4))
     for shard_idx, size in enumerate(catalog.sizes):

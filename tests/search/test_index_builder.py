@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 
 from mim_lightning.build_index import build_index
 from mim_lightning.config import compose
+from mim_lightning.data.images.crops import CropSettings
 from mim_lightning.data.shards.shard_set import ShardSet
 from mim_lightning.data.shards.shard_writer import Record
 from mim_lightning.search.embedding_store import EmbeddedCatalog, EmbeddingFacts
 from mim_lightning.search.facets import FACETS
 from mim_lightning.search.index.factory import open_index
 from mim_lightning.search.index.index_settings import IndexSettings
-from mim_lightning.search.index_builder import WHOLE, add_products, validate_update
+from mim_lightning.search.index_builder import WHOLE, add_products, validate_gallery, validate_update
 from mim_lightning.search.product_images import CATALOGS, ProductImages
+from mim_lightning.types import ImageSpec, TextSpec
 from tests.search.service.color_shop import FINGERPRINT, color_index, square
 from tests.shard_sets import write_shard_set
 
@@ -62,6 +66,15 @@ def test_an_update_keeps_dimension_and_precision(given: str, ours: str, tmp_path
     with pytest.raises(ValueError, match=f"^{given}: {place} has {ours}, which update=true keeps; leave it out"):
         build_index(config)
     assert validate_update(str(place), IndexSettings(dimension=3)) == (card.fingerprint, WHOLE)
+
+
+def test_crops_need_a_gallery_that_reads_the_image() -> None:
+    image, text = ImageSpec((4, 4)), TextSpec(lambda texts: torch.zeros(len(texts), 1), 1)
+    specs = {"product_text": text, "product": {"product_image": image, "product_text": text}}
+    check = partial(validate_gallery, IndexSettings(), CropSettings(grid=2), fusion=None, full=3, specs=specs)
+    check("product")  # a tower that reads both
+    with pytest.raises(ValueError, match=r"^crops: 2 x 2 parts, but the gallery 'product_text' has no product_image"):
+        check("product_text")
 
 
 def test_another_gallery_is_refused_and_nothing_changes(tmp_path: Path) -> None:

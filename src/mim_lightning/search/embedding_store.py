@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any, Self
 
@@ -126,17 +127,21 @@ class EmbeddingStore:
         """Write one whole shard.
 
         Args:
-            facts: of each row, as `ShardSet.read_facts` returns them.
+            facts: of each row, as `ShardSet.read_facts` returns them; those of parts are in the store of whole images.
         """
-        with atomic_write(self._products_path(shard_idx)) as partial:
-            pa.parquet.write_table(tabulate_facts(facts), partial, compression="zstd")
+        if not self.facts.crop:
+            with atomic_write(self._products_path(shard_idx)) as partial:
+                pa.parquet.write_table(tabulate_facts(facts), partial, compression="zstd")
         tensors = {"vectors": vectors_ND.contiguous(), "present": present_N.contiguous()}
         metadata = {"fingerprint": self.facts.fingerprint, "gallery": self.facts.gallery}
         with atomic_write(self._path(shard_idx)) as partial:
             save_file(tensors, partial, metadata=metadata)
 
-    def collect(self, catalog: ShardSet) -> EmbeddedCatalog:
+    def collect(self, catalog: ShardSet, crops: Sequence[EmbeddingStore] = ()) -> EmbeddedCatalog:
         """Return the rows of all shards, and write the table of rows beside them.
+
+        Args:
+            crops: stores of parts of the images, whose rows follow; large tables of vectors are in a file.
 
         Raises:
             ValueError: a file is damaged, or of another model; or no row has the inputs of the gallery.
@@ -145,17 +150,22 @@ class EmbeddingStore:
         present_N = np.concatenate([self._read(idx, "present") for idx in shard_idxs])
         if not present_N.any():
             raise ValueError(f"{self.facts.catalog}: no product has the inputs of '{self.facts.gallery}'")
-        shape = int(present_N.sum()), self.facts.dimension
+        num_parts = sum(int(store._read(idx, "present").sum()) for store in crops for idx in shard_idxs)
+        shape = int(present_N.sum()) + num_parts, self.facts.dimension
         vectors_ND, start = make_array(np.float32, shape, self.folder), 0
-        for idx in shard_idxs:
-            part_ND = self._read(idx, "vectors")[self._read(idx, "present")]
+        for store, idx in product((self, *crops), shard_idxs):
+            part_ND = store._read(idx, "vectors")[store._read(idx, "present")]
             vectors_ND[start : start + len(part_ND)] = part_ND
             start += len(part_ND)
         products = pa.concat_tables(self.read_products(idx, catalog) for idx in shard_idxs)
         rows = pa.table({"product_id": products[ID], "sample_num": range(len(products)), "present": present_N})
         with atomic_write(self.folder / ROWS_FILE) as partial:
             pa.parquet.write_table(rows, partial)
-        ids = rows.filter(rows["present"])[ID].to_pylist()
+        of_sample = rows[ID].to_pylist()
+        ids = [of_sample[row] for row in np.flatnonzero(present_N).tolist()]
+        for store, idx in product(crops, shard_idxs):  # the same strings once more
+            first, _ = catalog.span(idx)
+            ids += [of_sample[first + row] for row in np.flatnonzero(store._read(idx, "present")).tolist()]
         return EmbeddedCatalog(self.facts, vectors_ND, ids, tabulate_products(products), int((~present_N).sum()))
 
     def read_shards(self, shards: ShardSet) -> Iterator[tuple[np.ndarray, pa.Table, int]]:
@@ -199,18 +209,6 @@ class EmbeddingStore:
             if table.schema != FACTS_SCHEMA or len(table) != self.facts.shard_sizes[shard_idx]:
                 raise ValueError(f"{len(table)} rows of {', '.join(table.column_names)}")
         return table
-
-
-def join_crops(whole: EmbeddedCatalog, crops: Sequence[EmbeddedCatalog], folder: Path) -> EmbeddedCatalog:
-    """Return the rows of a catalog's whole images and of their parts; large tables are in a file in `folder`."""
-    parts = [whole, *crops]
-    vectors_ND = make_array(np.float32, (sum(len(part.vectors) for part in parts), whole.facts.dimension), folder)
-    start = 0
-    for part in parts:
-        vectors_ND[start : start + len(part.vectors)] = part.vectors
-        start += len(part.vectors)
-    product_ids = [product_id for part in parts for product_id in part.product_ids]
-    return replace(whole, vectors=vectors_ND, product_ids=product_ids)
 
 
 def tabulate_facts(facts: Iterable[dict[str, Any]]) -> pa.Table:

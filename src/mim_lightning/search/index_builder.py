@@ -26,13 +26,13 @@ from mim_lightning.search.combined_scores import REFERENCE, reference_products
 from mim_lightning.search.embedding_store import EmbeddedCatalog
 from mim_lightning.search.facets import FACETS, describe_facets, extend_facets
 from mim_lightning.search.golden_samples import encode_golden_samples, select_inputs, write_golden_samples
-from mim_lightning.search.index.card import CATALOG_DIGESTS, CATALOG_VERSIONS, CROPS, TRAINED_WIDTHS, IndexCard
+from mim_lightning.search.index.card import CATALOG_DIGESTS, CATALOG_VERSIONS, COST, CROPS, TRAINED_WIDTHS, IndexCard
 from mim_lightning.search.index.factory import create_index, is_address, open_index, read_index_card
 from mim_lightning.search.index.index_settings import IndexSettings, ModelFacts
 from mim_lightning.search.product_images import CATALOGS
 from mim_lightning.search.searcher import GOLDEN_SAMPLES, MODEL
-from mim_lightning.search.size_cost import COST, SizeCurve
-from mim_lightning.types import AnyOf, TowerSpec
+from mim_lightning.search.size_cost import SizeCurve
+from mim_lightning.types import AnyOf, TowerSpec, fields_of
 from mim_lightning.widths import validate_widths
 
 WHOLE = CropSettings()
@@ -61,7 +61,8 @@ def build_product_index(
         ValueError: as `factory.create_index`; nothing is left behind then.
     """
     gallery = embedded.facts.gallery
-    validate_gallery(settings, crops, gallery, model.fusions.get(gallery), embedded.facts.dimension)
+    fusion, specs = model.fusions.get(gallery), {name: encoder.spec for name, encoder in model.encoders.items()}
+    validate_gallery(settings, crops, gallery, fusion, embedded.facts.dimension, specs)
     if curve is not None:
         width = settings.dimension or embedded.facts.dimension
         curve.validate(model.fingerprint, width, settings.precision)
@@ -76,8 +77,7 @@ def build_product_index(
         extra[CROPS] = crops.to_json()
     if settings.dimension is not None:
         extra[TRAINED_WIDTHS] = [*validate_widths("loss.widths", (model.config.get("loss") or {}).get("widths"))]
-    fusion = model.fusions.get(gallery)
-    towers = _single_fields({name: model.encoders[name].spec for name in fusion or (gallery,)})
+    towers = _single_fields({name: specs[name] for name in fusion or (gallery,)})
     if towers and not is_address(place):  # golden samples are inputs of one field
         extra[GOLDEN_SAMPLES] = f"canaries-{model.fingerprint}.safetensors"
         inputs = select_inputs(catalog, towers)
@@ -106,18 +106,25 @@ def build_product_index(
 
 
 def validate_gallery(
-    settings: IndexSettings, crops: CropSettings, gallery: str, fusion: Fusion | None, full: int
+    settings: IndexSettings,
+    crops: CropSettings,
+    gallery: str,
+    fusion: Fusion | None,
+    full: int,
+    specs: Mapping[str, TowerSpec],
 ) -> None:
     """Raise ValueError for a gallery without crops, or a dimension that its vectors cannot be cut to.
 
     Args:
         fusion: the gallery, if it is one.
         full: dimension of its vectors.
+        specs: what the towers of the model read.
     """
     settings.validate_dimension(full)
     if not crops.is_whole:
         needs_one_vector = fusion is None or fusion.needs_one_vector
-        if not needs_one_vector or PRODUCT_IMAGE not in (fusion or (gallery,)):
+        reads_image = any(PRODUCT_IMAGE in fields_of(tower, specs[tower]) for tower in fusion or (gallery,))
+        if not needs_one_vector or not reads_image:
             why = "has no product_image" if needs_one_vector else "keeps a vector of each tower"
             raise ValueError(
                 f"crops: {crops}, but the gallery '{gallery}' {why}; give another gallery, or leave it out"

@@ -1,20 +1,24 @@
 """Crops of the images of a catalog: besides the whole image, its parts are embedded, and the best one counts.
 
-A grid divides every image alike; boxes come from a column of the products table.
+A grid divides every image alike; boxes of one image come from a column of the products table.
 """
 
 from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterable, Mapping
+from array import array
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import chain, groupby
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from mim_lightning.data.images.boxes import Box, decode_box, validate_box
+from mim_lightning.data.images.limits import ImageTooLargeError
+from mim_lightning.display.text import plain
 from mim_lightning.fields import PRODUCT_IMAGE
 from mim_lightning.types import Sample
 
@@ -28,7 +32,7 @@ class CropSettings:
 
     Attributes:
         grid: parts in a row and in a column, which overlap by half.
-        boxes: column of the products table with boxes of the image, see `parse_boxes`.
+        boxes: column of the products table with boxes of each image, see `parse_boxes`.
 
     Raises:
         ValueError: no such grid, or both.
@@ -66,60 +70,85 @@ class Crop:
     Attributes:
         name: of the folder of its embeddings.
         describes: what the part is, for the check of stored embeddings.
-        boxes: (4,) of all images, or (N, 4) of each sample of the catalog, nan where an image has no such part.
+        boxes: (4,) of all images, or (n, 4) of the samples that have such a part.
+        sample_nums: (n,) of these samples, ascending.
     """
 
     name: str
     describes: str
     boxes: np.ndarray
+    sample_nums: np.ndarray | None = None
 
     def __call__(self, sample: Sample) -> Sample:
-        """Return a catalog's sample with this part in place of its image; without inputs if it has none.
+        """Return a catalog's sample with this part in place of its image.
+
+        It has no inputs if the image has no such part, or one that is a hundred times as long as wide.
 
         Raises:
-            ValueError: the image does not decode, or one side of the part is many times the other.
+            ValueError: the image does not decode.
         """
-        image = sample.inputs.get(PRODUCT_IMAGE)
-        box = self.boxes if self.boxes.ndim == 1 else self.boxes[sample.sample_num]
+        image, box = sample.inputs.get(PRODUCT_IMAGE), self._box_of(sample.sample_num)
         inputs: dict[str, bytes | str] = {}
-        if isinstance(image, bytes) and not np.isnan(box[0]):
-            left, top, right, bottom = box.tolist()
-            pixels, out = decode_box(image, (left, top, right, bottom), None), io.BytesIO()
+        if isinstance(image, bytes) and box is not None:
+            try:
+                pixels, out = decode_box(image, box, None), io.BytesIO()
+            except ImageTooLargeError:  # the part: the whole image is embedded before, and would have failed
+                return replace(sample, inputs={})
             Image.fromarray(pixels).save(out, "PPM")
             inputs = {**sample.inputs, PRODUCT_IMAGE: out.getvalue()}
         return replace(sample, inputs=inputs)
 
+    def _box_of(self, sample_num: int) -> Box | None:
+        if self.sample_nums is None:
+            return _to_box(self.boxes)
+        row = int(np.searchsorted(self.sample_nums, sample_num))
+        has_part = row < len(self.sample_nums) and self.sample_nums[row] == sample_num
+        return _to_box(self.boxes[row]) if has_part else None
 
-def make_crops(settings: CropSettings, facts: Iterable[Mapping[str, Any]]) -> list[Crop]:
+
+def _to_box(sides: np.ndarray) -> Box:
+    left, top, right, bottom = sides.tolist()
+    return left, top, right, bottom
+
+
+def make_crops(settings: CropSettings, facts: Iterable[Mapping[str, Any]], needs_boxes: bool = True) -> list[Crop]:
     """Return the parts that are embedded besides the whole image.
 
     Args:
-        facts: of each sample of the catalog, as `ShardSet.all_facts` returns them; read for boxes alone.
+        facts: of each sample of the catalog, as `ShardSet.all_facts` returns them, the images of a product side by
+            side; read for boxes alone.
+        needs_boxes: whether it is an error if no product has a box.
 
     Raises:
-        ValueError: a box is none, by product; or no product has one.
+        ValueError: a box is none, or there are boxes of more images than the product has, by product; or no product
+            has one.
     """
     if settings.grid is not None:
         name = f"grid {settings.grid} x {settings.grid}"
-        boxes = enumerate(np.array(grid_boxes(settings.grid)))
-        return [Crop(f"grid-{settings.grid}-{idx}", f"{name}, {idx + 1}", box) for idx, box in boxes]
+        boxes = np.array(grid_boxes(settings.grid))
+        return [Crop(f"grid-{settings.grid}-{idx}", f"{name}, {idx + 1}", box) for idx, box in enumerate(boxes)]
     if settings.boxes is None:
         return []
-    column, rows = settings.boxes, list[list[Box]]()
-    for fact in facts:
-        value = fact.get("metadata", {}).get(column)
+    column, parts, nums, sides = settings.boxes, array("B"), array("q"), array("d")
+    for product_id, images in groupby(enumerate(facts), lambda row: row[1].get("product_id")):
+        rows = [(sample_num, fact.get("metadata", {}).get(column)) for sample_num, fact in images]
         try:
-            rows.append(parse_boxes(value))
+            of_images = parse_boxes(rows[0][1])
+            if len(of_images) > len(rows):
+                raise ValueError(f"{len(of_images)} lists of boxes, but the catalog has {len(rows)} of its images")
         except ValueError as error:
-            raise ValueError(f"crops.boxes={column}: product '{fact.get('product_id')}', {error}") from error
-    most = max(map(len, rows), default=0)
-    if not most:
+            raise ValueError(f"crops.boxes={column}: product '{product_id}', {error}") from error
+        for (sample_num, _), own in zip(rows, of_images, strict=False):
+            parts.extend(range(len(own)))
+            nums.extend([sample_num] * len(own))
+            sides.extend(chain.from_iterable(own))
+    if not parts and needs_boxes:
         raise ValueError(f"crops.boxes={column}: no product has boxes there; name a column of the products table")
-    table = np.full((most, len(rows), 4), np.nan)
-    for row, own in enumerate(rows):
-        for idx, box in enumerate(own):
-            table[idx, row] = box
-    return [Crop(f"boxes-{idx}", f"boxes of {column}, {idx + 1}", part) for idx, part in enumerate(table)]
+    part_M, nums_M, box_M4 = np.array(parts), np.array(nums), np.array(sides).reshape(-1, 4)
+    return [
+        Crop(f"boxes-{part}", f"boxes of {column}, {part + 1}", box_M4[part_M == part], nums_M[part_M == part])
+        for part in range(max(parts, default=-1) + 1)
+    ]
 
 
 def grid_boxes(number: int) -> list[Box]:
@@ -128,31 +157,47 @@ def grid_boxes(number: int) -> list[Box]:
     return [(left, top, right, bottom) for top, bottom in sides for left, right in sides]
 
 
-def parse_boxes(value: Any) -> list[Box]:
-    """Return the boxes of a cell: text as "0.1,0.2,0.6,0.9; 0.5,0.5,1,1", a list of four numbers, or of such lists.
+def parse_boxes(value: Any) -> list[list[Box]]:
+    """Return the boxes of a cell, those of each image of the product in order.
+
+    Args:
+        value: text as "0.1,0.2,0.6,0.9; 0.5,0.5,1,1 | 0,0,1,0.5" with the boxes of a second image after the bar; or a
+            list: of four numbers, of such lists for the first image, or of lists of such lists for several.
 
     Raises:
         ValueError: something else, an empty box, or too many.
     """
-    given = value
-    if isinstance(value, str):
-        text = value.strip()
-        if text.startswith("["):
-            try:
-                given = json.loads(text)
-            except ValueError:
-                raise ValueError(f"'{value}' is no list of boxes") from None
-        else:
-            given = [part.split(",") for part in text.split(";") if part.strip()]
-    if not given:
-        return []
     try:
-        rows = given if isinstance(given[0], list | tuple) else [given]
-        boxes = [tuple(float(side) for side in row) for row in rows]
-    except (KeyError, TypeError, ValueError):
-        raise ValueError(f"'{value}' is no box; give left,top,right,bottom; further ones after a semicolon") from None
-    if len(boxes) > MAX_BOXES:
-        raise ValueError(f"{len(boxes)} boxes; at most {MAX_BOXES} of an image are embedded")
-    for box in boxes:
-        validate_box(box)
-    return boxes  # type: ignore[return-value]  # of four numbers each
+        given = json.loads(value) if isinstance(value, str) and value.lstrip().startswith("[") else value
+        if isinstance(given, str):
+            given = [[box.split(",") for box in image.split(";") if box.strip()] for image in given.split("|")]
+        elif given is not None:
+            given = _boxes_of_images(given)
+        images = [[tuple(float(side) for side in box) for box in image] for image in given or ()]
+    except (TypeError, ValueError, OverflowError, RecursionError):
+        raise ValueError(
+            f"'{plain(value)}' is no box; give left,top,right,bottom; further ones after a semicolon, those of the "
+            "next image after a bar"
+        ) from None
+    for boxes in images:
+        if len(boxes) > MAX_BOXES:
+            raise ValueError(f"{len(boxes)} boxes; at most {MAX_BOXES} of an image are embedded")
+        for box in boxes:
+            if len(box) != 4:
+                raise ValueError(f"'{plain(value)}' has a box of {len(box)} numbers; give left,top,right,bottom")
+            validate_box(box)
+    return images if any(images) else []  # type: ignore[return-value]  # of four numbers each
+
+
+def _boxes_of_images(given: Sequence[Any]) -> Sequence[Any]:
+    """Return a list of boxes by image: of what is one box, or boxes of the first image, too.
+
+    Raises:
+        TypeError: no list, or lists and numbers side by side.
+    """
+    if not isinstance(given, list | tuple):
+        raise TypeError
+    if not any(isinstance(part, list | tuple) for part in given):
+        return [[given]] if given else []
+    is_by_image = any(not part or any(isinstance(side, list | tuple) for side in part) for part in given)
+    return given if is_by_image else [given]
