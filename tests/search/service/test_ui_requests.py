@@ -128,6 +128,12 @@ def test_a_corner_is_of_the_image_that_was_clicked(browser: Browser, client: Tes
     assert "A blue square" in str(click(second, 20, 20))
 
 
+def test_a_slider_sends_its_value_once_more(browser: Browser) -> None:
+    assert "must be an object or null" in str(browser.search(textbox="red", event_data=0.7)["output"])
+    browser.call = next(call for call in browser.calls if call["targets"][0][1] == "release")
+    assert browser.search(textbox="red", slider=0.7, event_data=0.7)["success"]
+
+
 def test_text_alone_is_searched(browser: Browser) -> None:
     done = browser.search(textbox="red")
     assert done["success"] and "A red square" in done["output"]["data"][1][0]["caption"]

@@ -63,6 +63,7 @@ footer {display: none !important}
 .thumbnail-lg > img {aspect-ratio: 1; height: auto !important}
 .caption-label {position: static !important; max-width: none !important; width: 100%; text-align: left;
   white-space: pre-line; font-size: 11px !important; line-height: 1.25; padding: 2px 6px !important}
+#photo .icon-button, #photo .icon, .reset-button {min-width: 24px; min-height: 24px; justify-content: center}
 @media (max-width: 640px) {.gradio-container {padding: 6px !important}}
 """
 LOGIN_TEXT = "The password is the service's API key; any username will do."
@@ -77,7 +78,7 @@ def make_blocks(service: SearchService) -> SearchBlocks:
     with SearchBlocks(
         uploads, service.limits.num_images, title="mim_lightning", delete_cache=CACHE_SECONDS, analytics_enabled=False
     ) as page:
-        gr.Markdown("## Find the product\nBy an image, a text, or both. Click a product to find similar ones.")
+        gr.Markdown("# Find the product\nBy an image, a text, or both. Click a product to find similar ones.")
         user = gr.BrowserState("", storage_key="mim_user", secret="mim_lightning")
         like, left_hits, right_hits = gr.State(None), gr.State(None), gr.State(None)
         corner, box = gr.State(None), gr.State(None)
@@ -85,13 +86,13 @@ def make_blocks(service: SearchService) -> SearchBlocks:
             with gr.Column(scale=1, min_width=300):
                 image = gr.Image(
                     sources=["upload", "clipboard", "webcam"], label="Image", height=260,
-                    elem_id="photo",
+                    elem_id="photo", alt_text="the image that is searched for",
                 )  # fmt: skip
                 corners = gr.Markdown(CORNERS, visible=False, elem_id="corners")
                 with gr.Row():
                     part = gr.Image(
                         label="Searched part", height=140, interactive=False, visible=False, buttons=[], scale=3,
-                        elem_id="part",
+                        elem_id="part", alt_text="the part of the image that is searched for",
                     )  # fmt: skip
                     whole = gr.Button("Whole image", size="sm", visible=False, scale=1, elem_id="whole")
                 suggest = gr.Button("Suggest parts", size="sm", visible=False, elem_id="suggest")

@@ -41,8 +41,9 @@ MAX_PENDING = 16  # events that one open page waits for
 MAX_PAGES = 500  # open pages whose state is kept, about 100 kB each
 SESSION = re.compile(r"[\w-]{1,64}", re.ASCII)
 CALL = {  # key -> type of its value
-    "data": list, "fn_index": int, "session_hash": str, "trigger_id": int | None, "event_data": dict | list | None,
-    "event_id": str | None, "simple_format": bool, "batched": bool | None, "oauth_token": str | None,
+    "data": list, "fn_index": int, "session_hash": str, "trigger_id": int | None,
+    "event_data": dict | list | int | float | None, "event_id": str | None, "simple_format": bool,
+    "batched": bool | None, "oauth_token": str | None,
 }  # fmt: skip
 
 
@@ -145,8 +146,11 @@ class UiMiddleware:
             raise RefusedError(422, "fn_index: no such function")
         if len(call["data"]) != len(function.inputs):
             raise RefusedError(422, f"data: {len(call['data'])} values, must be {len(function.inputs)}")
-        if isinstance(call.get("event_data"), list) and not self._is_change_of_gallery(function):
-            raise RefusedError(422, "event_data: must be an object or null")
+        event_data = call.get("event_data")
+        if event_data is not None and not isinstance(event_data, dict):
+            sender = (gr.Gallery, "change") if isinstance(event_data, list) else (gr.Slider, "release")
+            if not self._is_sent_by(function, *sender):  # which send their value once more
+                raise RefusedError(422, "event_data: must be an object or null")
         for number, event in function.targets:
             is_image = number is not None and isinstance(self.page.blocks.get(number), gr.Image)
             if event == "select" and not (_is_position if is_image else _is_click)(call.get("event_data")):
@@ -156,12 +160,10 @@ class UiMiddleware:
         if len(waiting.get(session, ())) >= MAX_PENDING:
             raise RefusedError(429, f"this page waits for {MAX_PENDING} responses already; fetch them first", 1)
 
-    def _is_change_of_gallery(self, function: Any) -> bool:
-        """Return whether it is called where images of a gallery changed, which sends them once more."""
+    def _is_sent_by(self, function: Any, kind: type, wanted: str) -> bool:
+        """Return whether a function is called by an event of a kind of component."""
         blocks = self.page.blocks
-        return any(
-            event == "change" and isinstance(blocks.get(number), gr.Gallery) for number, event in function.targets
-        )
+        return any(event == wanted and isinstance(blocks.get(number), kind) for number, event in function.targets)
 
 
 class SearchBlocks(gr.Blocks):
