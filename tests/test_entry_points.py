@@ -9,7 +9,7 @@ ARGUMENTS = {  # of each entry point, one help of Hydra's for all that have the 
     "prepare": ("engine=abc",),
     "search.__main__": ("modle=2tower",),
     **dict.fromkeys(("build_index", "calibrate", "embed", "export", "mine", "serve", "ab_report"), ()),
-    **dict.fromkeys(("compare", "plot", "tune_fusion", "tune_index", "wandb_workspace"), ("--help",)),
+    **dict.fromkeys(("compare", "plot", "runs", "tune_fusion", "tune_index", "wandb_workspace"), ("--help",)),
 }
 HEAVY = {
     *("torch", "lightning", "timm", "transformers", "open_clip", "faiss", "pyarrow", "optuna", "gradio", "matplotlib"),
@@ -33,4 +33,4 @@ def test_help_and_mistakes_import_nothing_heavy() -> None:
     ended = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
     assert ended.stderr.count("error: ") == 4, ended.stderr
-    assert ended.stdout.count("show this help message") == 5 and "Groups (group=option)" in ended.stdout
+    assert ended.stdout.count("show this help message") == 6 and "Groups (group=option)" in ended.stdout

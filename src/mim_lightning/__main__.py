@@ -11,7 +11,7 @@ from pathlib import Path
 
 COMMANDS = {
     "data": ("prepare",),
-    "training": ("train", "mine"),
+    "training": ("train", "runs", "mine"),
     "evaluation": ("evaluate", "compare", "plot", "tune_fusion", "wandb_workspace"),
     "catalog and search": ("build_index", "calibrate", "tune_index", "search", "serve", "ab_report"),
     "the model elsewhere": ("embed", "export"),

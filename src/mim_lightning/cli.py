@@ -10,6 +10,7 @@ import errno
 import gc
 import os
 import re
+import shlex
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -206,6 +207,17 @@ def _run_frozen(path: Path, name: str, function: Callable[[Config], Any]) -> Non
             raise
         sys.exit(2)  # the process that launched this one reports the reason
     leave_process_group()
+
+
+def command_line(name: str) -> str | None:
+    """Return the command line of this config, or of a sweep's job, for a shell; None where Hydra did not start."""
+    if not HydraConfig.initialized():
+        return None
+    words = [word for word in HydraConfig.get().overrides.task if not word.startswith("sweep=")]
+    # as people write them, where `open_up` has marked a key
+    plain = (word.removeprefix("++") for word in words)
+    written = [short if open_up([short]) == [word] else word for short, word in zip(plain, words, strict=True)]
+    return shlex.join(["mim", name, *written])
 
 
 def leave_process_group() -> None:

@@ -125,6 +125,11 @@ def write_note(folder: Path, report: ErrorReport) -> None:
     (folder / NOTES[report.status]).write_text(json.dumps(asdict(report), indent=2))
 
 
+def read_note(folder: Path) -> ErrorReport | None:
+    """Return why a run has no result, where a note in its folder says so."""
+    return next((read_error(folder / name) for name in NOTES.values() if (folder / name).exists()), None)
+
+
 def clear_notes(folder: Path) -> None:
     for name in NOTES.values():
         (folder / name).unlink(missing_ok=True)

@@ -4,6 +4,7 @@ The same config gives the same id on any machine, so running it again finds its 
 In the folder, in the order in which they are written:
 
     config.yaml                          at the start: the resolved config
+    command.txt                          at the start: the command line, for a shell; not of a call from Python
     csv/                                 every `trainer.log_every_n_steps` steps and every epoch: logged values
     browser/history.jsonl                every validation: ranks and hits of the tracked queries
     checkpoints/best.ckpt, last.ckpt     after every validation; last.ckpt also by time (`callbacks.preemption`), every
@@ -105,6 +106,10 @@ class Run:
     @property
     def config_path(self) -> Path:
         return self.folder / "config.yaml"
+
+    @property
+    def command_path(self) -> Path:
+        return self.folder / "command.txt"
 
     @property
     def results_path(self) -> Path:

@@ -8,10 +8,13 @@ Running it again resumes; a finished run returns its recorded result.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from mim_lightning.callable_module import make_callable
-from mim_lightning.cli import run_entry_point
+from mim_lightning.cli import command_line, run_entry_point
+from mim_lightning.errors import to_error_report, write_note
 from mim_lightning.io.locks import lock_and_announce
 from mim_lightning.launch import choose_precision, is_first_rank, is_joined, is_launched
 from mim_lightning.prepared_versions import describe_newer_versions
@@ -26,6 +29,8 @@ def main() -> None:
 
 def train(config: dict[str, Any]) -> float:
     """Train one run, or read its results if it is finished; return its monitored metric."""
+    if (command := command_line("train")) is not None:
+        config["run"]["command"] = command
     return (train_run(config).read_results() or {}).get(config["monitor"], float("nan"))
 
 
@@ -45,7 +50,8 @@ def train_run(config: dict[str, Any]) -> Run:
         with lock_and_announce(run.lock_path, run.run_id):
             is_new = not run.is_finished(max_time)  # another process may have finished it meanwhile
             if is_new or decides_in_fit:
-                start(config, run, description)
+                with _noted_failure(run):
+                    start(config, run, description)
     elif is_new or decides_in_fit:
         fit(config, run, description)  # another process of this run has its lock
     results = run.read_results() or {}
@@ -61,6 +67,18 @@ def train_run(config: dict[str, Any]) -> Run:
         if decline := describe_decline(results, config["monitor"]):
             print(f"warning: {decline}")
     return run
+
+
+@contextmanager
+def _noted_failure(run: Run) -> Iterator[None]:
+    """Note in the run's folder why it failed, for `mim runs`; what failed before it began leaves none."""
+    try:
+        yield
+    except Exception as error:
+        if run.config_path.exists():
+            with suppress(OSError):
+                write_note(run.folder, to_error_report(error, "train"))
+        raise
 
 
 make_callable(__name__, train_run)

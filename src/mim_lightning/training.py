@@ -64,9 +64,11 @@ def fit(config: dict[str, Any], run: Run, description: Mapping[str, Any] | None 
     """Build, fit and evaluate; write the files of the run's folder that `run` lists.
 
     Args:
-        config: with the run's id, see `identify`.
+        config: with the run's id, see `identify`; `run.command` is kept in the folder, and in no checkpoint.
         description: of the data's source, if it was made before.
     """
+    config = {**config, "run": {**config["run"]}}
+    command = config["run"].pop("command", None)
     # imported here: finished runs and misspelt keys are reported without waiting for Lightning
     import torch
     from lightning import seed_everything
@@ -171,6 +173,9 @@ def fit(config: dict[str, Any], run: Run, description: Mapping[str, Any] | None 
         return
     if is_first_rank():
         save_config(config, run.config_path)
+        if command is not None:
+            with atomic_write(run.command_path) as partial:
+                partial.write_text(f"{command}\n")
         run.results_path.unlink(missing_ok=True)  # of a run that goes on with more time
     started, last_written = time.perf_counter(), _written_at(run.last_checkpoint)
     try:

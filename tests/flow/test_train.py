@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from PIL import Image
 from mim_lightning.config import compose
 from mim_lightning.evaluate import evaluate
 from mim_lightning.run import Run, identify
+from mim_lightning.run_states import read_states
 from tests.flow.entry_points import start, timeless, weights
 from tests.shop import small
 
@@ -132,6 +134,8 @@ def test_killed_and_resumed_equals_not_stopped(shop: Path, fit: Fit, workers: in
     kill = "callbacks.progress_bar={_target_: tests.flow.kill_callback.KillAt, step: 4}"
     killed = start(*small(shop, *parts, kill))
     assert killed.returncode == -9, killed.stderr
+    (found,) = read_states(shop / "parts")
+    assert (found.state, found.next_command) == ("stopped", shlex.join(["mim", "train", *small(shop, *parts, kill)]))
     resumed = fit(*parts)
     assert resumed.run_id == whole.run_id
     for name, value in weights(whole).items():

@@ -153,6 +153,17 @@ def describe_holder(path: Path) -> str:
         return "another process"
 
 
+def is_locked(path: Path) -> bool:
+    """Return whether a process has the lock on a file, which is not changed; False where there are no locks."""
+    try:
+        descriptor = os.open(path, os.O_RDWR | getattr(os, "O_NONBLOCK", 0))
+    except OSError:
+        return False
+    is_free = lock_open_file(descriptor)
+    release(descriptor) if is_free else os.close(descriptor)
+    return not is_free
+
+
 def lock_open_file(descriptor: int, if_unsupported: bool = True) -> bool:
     """Lock an open file if no other process has it; return `if_unsupported` on a file system without locks."""
     if not _IS_SUPPORTED:

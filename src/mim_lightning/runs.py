@@ -1,0 +1,44 @@
+"""python -m mim_lightning.runs [<folder>]: runs with their state, best metric and how to go on.
+
+    python -m mim_lightning.runs
+    python -m mim_lightning.runs /scratch/runs --state stopped,failed
+
+The latest is first. A run is running (a process has its lock), finished, out of time (trainer.max_time ended it),
+failed, pruned (by a sweep), stopped, or damaged.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from mim_lightning.command import CommandParser, run_command, words
+
+STATES = ("running", "finished", "out of time", "stopped", "failed", "pruned", "damaged")
+
+
+def main() -> None:
+    parser = CommandParser("runs", __doc__)
+    default = Path(os.environ.get("MIM_RUNS_DIR", "runs"))
+    parser.add_argument("folder", nargs="?", type=Path, default=default, help=f"of runs ({default}), as paths.runs")
+    parser.add_argument("--state", dest="states", type=words, default=STATES, metavar="STATES", help="which to list")
+    run_command(parser, runs)
+
+
+def runs(folder: Path, states: Sequence[str] = STATES) -> None:
+    """Print the runs in a folder, and how to go on with those that are not finished."""
+    # imported here, so that an error on the command line is reported at once
+    from mim_lightning.run_states import print_states, read_states
+
+    if unknown := [state for state in states if state not in STATES]:
+        raise ValueError(f"--state {unknown[0]}: give some of {', '.join(STATES)}")
+    found = read_states(folder)
+    if listed := [state for state in found if state.state in states]:
+        print_states(listed)
+    else:
+        print(f"{folder}: none of {len(found)} runs is {' or '.join(states)}")
+
+
+if __name__ == "__main__":
+    main()
