@@ -76,6 +76,12 @@ def _validate_format(config: dict[str, Any]) -> None:
     if not is_ours and (config["onnx"] or config["precision"] != "float32"):
         wrong = "onnx=true" if config["onnx"] else f"precision={config['precision']}"
         raise ValueError(f"{wrong}: goes with format={FORMATS[0]}; {SENTENCE_TRANSFORMERS} has float32 weights alone")
+    if not is_ours and (config.get("data") or config["device"] not in ("auto", "cpu")):
+        wrong = f"data={config['data']['name']}" if config.get("data") else f"device={config['device']}"
+        raise ValueError(
+            f"{wrong}: goes with format={FORMATS[0]}; towers for {SENTENCE_TRANSFORMERS} are compared on the CPU, "
+            "with inputs made up for it"
+        )
 
 
 def _export_for_sentence_transformers(

@@ -11,6 +11,8 @@ from PIL import Image, ImageOps
 from mim_lightning.encoders import HfText, TimmImage
 from mim_lightning.inference import load
 from mim_lightning.inference.model import LoadedModel
+from mim_lightning.inference.sentence_transformers import _images
+from mim_lightning.types import ImageSpec
 from tests.encoders.test_hf_text import SIZES, WORDS, save_tokenizer
 from tests.inference.models import export_to, write_checkpoint
 
@@ -80,15 +82,29 @@ def test_vectors_are_those_of_load(models: tuple[LoadedModel, Path], pictures: l
         load(folder)
 
 
+@pytest.mark.parametrize("max_side", [512, None])
+@pytest.mark.parametrize("fraction", [0.95, 0.888, 1])
+def test_pictures_of_every_shape_are_compared(fraction: float, max_side: int | None) -> None:
+    spec = ImageSpec((160, 160), crop_fraction=fraction)
+    sizes = [image.size[::-1] for image in _images(spec, max_side)]
+    assert any(max(size) < 160 for size in sizes) and any(min(size) > 2 * 160 for size in sizes)
+    assert {round(height / width, 1) for height, width in sizes} >= {1, 0.5, 3}
+    assert max(max(size) for size in sizes) <= (max_side or 640)
+    for size in sizes:
+        crop = int(fraction * (1 + 1e-9) * min(size))  # of the image processor, which rounds its margin down
+        assert crop == round(fraction * min(size)) and not any((side - crop) % 2 for side in size)
+
+
 @pytest.mark.parametrize(("kind", "pooling"), [("CLIPText", "projection"), ("Bert", "pooler"), ("Qwen3", "last")])
 def test_every_pooling(tmp_path: Path, kind: str, pooling: str) -> None:
     encoder = write_text_model(tmp_path / "text", kind) | {"pooling": pooling}
     encoders = {"product_text": encoder, "query_text": encoder}
     checkpoint, _ = write_checkpoint(tmp_path, "model=4tower", encoders=encoders)
-    folder = export_to(tmp_path / "st", checkpoint, "format=sentence_transformers", "towers=[product_text]")
+    folder = export_to(tmp_path / "st", checkpoint, "format=sentence_transformers", "towers=[query_text]")
     loaded = sentence_transformers.SentenceTransformer(str(folder), device="cpu", local_files_only=True)
-    wanted = load(checkpoint, device="cpu").embed_texts(HF_TEXTS, "product_text")
+    wanted = load(checkpoint, device="cpu").embed_texts(HF_TEXTS, "query_text")
     np.testing.assert_allclose(loaded.encode(HF_TEXTS), wanted, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(loaded.encode_query(HF_TEXTS), wanted, rtol=0, atol=1e-6)
     export_to(folder, checkpoint, "format=sentence_transformers", "towers=[product_text]")  # in the place of itself
 
 
@@ -105,6 +121,8 @@ def test_what_cannot_be_said_is_refused(checkpoint: Path, tmp_path: Path) -> Non
     assert message(form, "towers=[]").startswith("towers=[]: give some of query_image")
     assert message("format=onnx") == "format=onnx: there are mim_lightning and sentence_transformers"
     assert message(form, "precision=int8").startswith("precision=int8: goes with format=mim_lightning")
+    assert message(form, "device=cuda").startswith("device=cuda: goes with format=mim_lightning; towers for sentence_t")
+    assert message(form, "data=grocery").startswith("data=grocery: goes with format=mim_lightning")
     assert message("towers=[query_image]").startswith("towers=['query_image']: goes with format=sentence_transformers")
     gated, _ = write_checkpoint(tmp_path / "gate", "model=4tower", "+model.fusions.query.kind=gate")
     assert "fusion 'query': kind=gate is no weighted sum, and no module of" in message(form, path=gated)
@@ -117,6 +135,10 @@ def test_pictures_and_texts_that_transformers_prepares_otherwise(tmp_path: Path)
     encoder = TimmImage("test_vit")
     object.__setattr__(encoder.preprocessing.spec, "resize_mode", "border")
     with pytest.raises(ValueError, match=r"prepares images of 160 x 160 by resize_mode=border; there are squash"):
+        encoder.write_hf(tmp_path)
+    object.__setattr__(encoder.preprocessing.spec, "resize_mode", "squash_crop")
+    object.__setattr__(encoder.preprocessing.spec, "crop_fraction", 0.98)
+    with pytest.raises(ValueError, match=r"crops 163 to 160 pixels of height one pixel aside"):
         encoder.write_hf(tmp_path)
     config = transformers.SiglipTextConfig(vocab_size=len(WORDS), max_position_embeddings=24, **SIZES)
     transformers.SiglipTextModel(config).save_pretrained(tmp_path)

@@ -181,6 +181,12 @@ def _hf_preprocessing(preprocessing: Preprocessing) -> dict[str, Any]:
         return facts
     if spec.resize_mode == "squash_crop":
         frame = {key: math.floor(side / spec.crop_fraction) for key, side in facts["size"].items()}
+        for key, side in facts["size"].items():
+            if (frame[key] - side) % 4 == 3:  # the smaller half of the margin comes first there, the larger one in timm
+                raise ValueError(
+                    f"transformers crops {frame[key]} to {side} pixels of {key} one pixel aside from timm "
+                    "(resize_mode=squash_crop, a margin of 4 n + 3 pixels); another image_size may have an even margin"
+                )
         return facts | {"size": frame, "crop_size": facts["size"], "do_center_crop": True}
     if spec.resize_mode == "shortest" and height == width:
         side = height / spec.crop_fraction * (1 - 1e-9)  # a crop of whole pixels must not be rounded below them

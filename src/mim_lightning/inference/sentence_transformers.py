@@ -6,6 +6,7 @@ Each tower is a route of a Router: network of transformers, pooling, linear laye
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,13 +19,13 @@ from PIL import Image
 from torch import nn
 
 from mim_lightning.encoders.interface import HfForm
-from mim_lightning.fields import IMAGE, PRODUCT, QUERY, TEXT, field_name
+from mim_lightning.fields import IMAGE, PRODUCT, PRODUCT_TEXT, QUERY, TEXT, field_name
 from mim_lightning.inference.export_format import CARD_FILE, FINGERPRINT_FILE, ExportFacts, describe_model
 from mim_lightning.inference.export_writer import validate_output
 from mim_lightning.inference.loading import to_device
 from mim_lightning.inference.model import LoadedModel
 from mim_lightning.inference.model_card import Evaluation, Terms, write_card
-from mim_lightning.inference.query_product_fusion import text_tower, tower_modalities
+from mim_lightning.inference.query_product_fusion import tower_modalities
 from mim_lightning.io.atomic import atomic_write_folder
 from mim_lightning.model.checkpoint import TrainedMatcher
 from mim_lightning.model.fusion import FIXED_SUM, LEARNED_SUM, Fusion
@@ -77,7 +78,7 @@ def export_for_sentence_transformers(
     matcher = trained.matcher.eval()
     names = _choose_towers(matcher, towers)
     _validate_fusions(matcher, names, is_chosen=towers is not None)
-    routes = _choose_routes({name: matcher.input_specs()[name] for name in names})
+    routes = _choose_routes(matcher.input_specs(), names)
     with atomic_write_folder(output) as partial, without_reports():
         _write(matcher, names, routes, partial)
         differences = _compare(partial, to_device(trained, torch.device("cpu")), names, matcher.prompts)
@@ -121,15 +122,15 @@ def _is_sum(fusion: Fusion) -> bool:
     return fusion.kind in (FIXED_SUM, LEARNED_SUM) and fusion.center is None
 
 
-def _choose_routes(specs: Mapping[str, TowerSpec]) -> dict[tuple[str, str], str]:
-    """Return the tower of each task and modality, as `embed_query` and `embed_products` choose it."""
+def _choose_routes(specs: Mapping[str, TowerSpec], names: Sequence[str]) -> dict[tuple[str, str], str]:
+    """Return the tower of each task and modality, as `embed_query` and `embed_products` choose it, if exported."""
     modalities, routes = tower_modalities(specs), {}
     for task, side in TASKS.items():
         for modality in (IMAGE, TEXT):
             name = field_name(side, modality)
-            if modality == TEXT and TEXT in modalities.values():
-                name = text_tower(modalities, side)
-            if modalities.get(name) == modality:
+            if modality == TEXT and modalities.get(name) != TEXT:
+                name = PRODUCT_TEXT
+            if name in names:
                 routes[task, modality] = name
     return routes
 
@@ -197,7 +198,7 @@ def _compare(folder: Path, model: LoadedModel, names: Sequence[str], prompts: Ma
     for name in names:
         spec = model.encoders[name].spec
         if isinstance(spec, ImageSpec):
-            images = _images(spec)
+            images = _images(spec, model.config["data"]["shards"]["max_image_side"])
             found, wanted = loaded.encode(images, task=name), model.embed_images(images, name)
         else:
             found = loaded.encode(TEXTS, task=name, prompt=prompts.get(name))
@@ -211,17 +212,30 @@ def _compare(folder: Path, model: LoadedModel, names: Sequence[str], prompts: Ma
     return differences
 
 
-def _images(spec: ImageSpec) -> list[Image.Image]:
-    """Return images of a size where rounding of the crop is the same here and there: whole pixels on each side."""
-    side = max(spec.size)
-    for longer in range(side, 4 * side):
-        crop = round(longer * spec.crop_fraction)
-        if abs(crop - longer * spec.crop_fraction) < 1e-6 and (longer - crop) % 4 == 0:
-            side = longer
-            break
-    rng = np.random.default_rng(0)
-    coarse = [Image.fromarray(rng.integers(0, 256, (size, size, 3), np.uint8)) for size in (3, 16)]
-    return [image.resize((side, side), Image.Resampling.BICUBIC) for image in coarse]
+def _images(spec: ImageSpec, max_side: int | None) -> list[Image.Image]:
+    """Return square, wide, tall, small and large images of sizes where a crop is rounded the same here and there.
+
+    None has a side over `max_side`: `mim_lightning.load` scales larger ones, as `prepare` does.
+    """
+    side, rng, images = max(spec.size), np.random.default_rng(0), []
+    for coarse, height, width in ((3, 1, 1), (16, 1, 1), (16, 1, 2), (8, 3, 1), (16, 0.5, 0.75), (64, 4, 3)):
+        scale = min(side, (max_side or 4 * side) / max(height, width))
+        noise = Image.fromarray(rng.integers(0, 256, (coarse, coarse, 3), np.uint8))
+        size = _whole_pixels(round(height * scale), round(width * scale), spec)
+        images.append(noise.resize(size[::-1], Image.Resampling.BICUBIC))
+    return images
+
+
+def _whole_pixels(height: int, width: int, spec: ImageSpec) -> tuple[int, int]:
+    """Return the next smaller size whose central square is rounded down and has the same margin on both sides."""
+    if spec.resize_mode != "shortest":
+        return height, width
+    for shorter in range(min(height, width), 1, -1):
+        crop = math.floor(shorter * spec.crop_fraction + 1e-6)
+        if (shorter - crop) % 2 == 0 and shorter * spec.crop_fraction - crop < 0.49:
+            height, width = (side * shorter // min(height, width) for side in (height, width))
+            return height - (height - crop) % 2, width - (width - crop) % 2
+    return height, width
 
 
 def _describe_loading(written: RoutedModel, matcher: Matcher, names: Sequence[str]) -> Iterator[str]:
@@ -244,8 +258,11 @@ def _describe_loading(written: RoutedModel, matcher: Matcher, names: Sequence[st
     yield "| tower | difference |\n| --- | ---: |"
     for name, difference in written.differences.items():
         yield f"| {name} | {difference:.1e} |"
-    yield "\nPictures are compared in a size whose crop has whole pixels; in others the crop may lie one pixel aside."
-    yield "Turn pictures upright first (`ImageOps.exif_transpose`)."
+    if any(isinstance(matcher.input_specs()[name], ImageSpec) for name in names):
+        yield "\nPictures are compared in sizes whose crop has whole pixels; in others it may lie one pixel aside."
+        if max_side := written.facts.config["data"]["shards"]["max_image_side"]:
+            yield f"Scale larger pictures to {max_side} pixels of the longer side first, as in training."
+        yield "Turn pictures upright first (`ImageOps.exif_transpose`)."
 
 
 def _require_extra() -> None:
