@@ -104,6 +104,8 @@ def test_an_error_of_a_library_that_has_no_memory_left_says_so(monkeypatch: pyte
     assert not is_user_error(error)
     monkeypatch.setattr("mim_lightning.errors.can_map", lambda num_bytes: False)
     assert is_user_error(error)
+    assert to_error_report(error, "train").reason == f"out of memory: {error}{LOWER}"
+    monkeypatch.setattr("mim_lightning.errors.has_memory_limit", lambda: True)
     reason = f"out of memory within the limit of this process (ulimit -v): {error}{LOWER}"
     assert to_error_report(error, "train").reason == reason
 

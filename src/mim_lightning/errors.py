@@ -29,7 +29,7 @@ from omegaconf.errors import (
 from mim_lightning.config import conf_dir
 from mim_lightning.former_names import present_overrides
 from mim_lightning.io.damaged_file import errors_as_damaged_file
-from mim_lightning.io.machine import can_map
+from mim_lightning.io.machine import can_map, has_memory_limit
 
 EXTRA = "pip install 'mim-lightning[sweep]'"
 SPARE_BYTES = 64 << 20  # that a process maps once more, unless it has no memory to go
@@ -153,7 +153,8 @@ def _one_line(error: Exception, name: str) -> str:
         return _one_line(error.__cause__, name)
     lacks_memory = _lacks_memory(error)
     if lacks_memory:
-        text = f"out of memory within the limit of this process (ulimit -v): {text}"
+        limit = " within the limit of this process (ulimit -v)" if has_memory_limit() else ""
+        text = f"out of memory{limit}: {text}"
     if isinstance(error, MemoryError) or type(error).__name__ == OUT_OF_MEMORY or lacks_memory:
         reason = ". ".join(text.split(". ")[:2]).rstrip(".") or "out of memory"
         return f"{reason}; {SMALLER[name]}" if name in SMALLER else reason

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 import yaml
 from PIL import Image
+from safetensors import safe_open
 
 from tests.campaign.starved import BALLAST, NOTES, PLAN, Plan, kind_of
 from tests.preloaded import PYTHON
@@ -86,9 +87,11 @@ COMMANDS = {
             "-m",
             *TRAIN,
             "hydra/sweeper=optuna",
-            "optim.lr=choice(1e-3)",
-            "hydra.sweeper.n_trials=1",
-        ),  # the same draw each time
+            "optim.lr=choice(1e-3, 2e-3, 3e-3)",
+            "hydra.sweeper.n_trials=3",
+            # each value once, in any order: a search that is started again draws by other random numbers
+            "hydra.sweeper.sampler={_target_: optuna.samplers.BruteForceSampler, seed: 1}",
+        ),
         "prepare",
     ),
     "evaluate": Command("evaluate", ("checkpoint=" + CHECKPOINT, "output={disk}/evaluated", "trainer=cpu"), "train"),
@@ -260,7 +263,9 @@ def contents(folder: Path) -> dict[str, Any]:
             or path.name in (".lock", "lock")
         ):
             continue
-        found.setdefault(kind_of(name), []).append(content(path))
+        values = found.setdefault(kind_of(name), [])
+        if "/tensorboard/" not in name or not values:  # each start of a run has another folder there
+            values.append(content(path))
     return {kind: sorted(values, key=str) for kind, values in found.items()}
 
 
@@ -270,14 +275,21 @@ def content(path: Path) -> Any:
     if path.suffix == ".ckpt":
         stored = torch.load(path, map_location="cpu", weights_only=True)
         return flat({key: stored[key] for key in ("state_dict", "optimizer_states", "lr_schedulers", "global_step")})
+    if path.suffix == ".safetensors":  # each process writes the metadata in another order
+        with safe_open(path, "pt") as file:
+            names = file.keys()
+            return flat({name: file.get_tensor(name) for name in names} | {"metadata": file.metadata() or {}})
     if path.suffix in (".json", ".jsonl"):
         lines = data.decode().splitlines() if path.suffix == ".jsonl" else [data.decode()]
-        return [steady(json.loads(line)) for line in lines if line]
+        found = [steady(json.loads(line)) for line in lines if line]
+        return [unordered(job) for job in found] if path.parent.name == "jobs" else found
     if path.suffix == ".csv":
         rows = list(csv.DictReader(io.StringIO(data.decode())))
         assert not any(None in row or None in row.values() for row in rows), f"{path}: half a line"
         # the last means of an epoch are logged after its checkpoint: a run that resumes from there has them no more
         is_log = path.name == "metrics.csv"
+        if path.name == "ledger.csv":
+            return sorted((unordered(steady(row)) for row in rows), key=str)
         rows = [{key: cell for key, cell in row.items() if not is_log or not key.startswith("train/")} for row in rows]
         return [steady(row) for row in rows if not is_log or any(cell for key, cell in row.items() if "/" in key)]
     if path.suffix == ".yaml":
@@ -292,14 +304,22 @@ def content(path: Path) -> Any:
             tar.getmembers()
     if path.suffix == ".npy":
         np.load(io.BytesIO(data))
-    if ".tfevents." in path.name or path.suffix == ".onnx" or path.name == "optuna.log":
+    if ".tfevents." in path.name or path.suffix == ".onnx" or path.name == "study.journal":
         return "binary"
     return hashlib.sha256(data).hexdigest()
 
 
+def unordered(job: dict[str, Any]) -> dict[str, Any]:
+    """Return what is said of a job, whichever place it had in its sweep, and whether or not it was started twice."""
+    return {key: value for key, value in job.items() if key not in ("job", "was_resumed")}
+
+
 def steady(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: steady(part) for key, part in value.items() if not any(word in key for word in VOLATILE)}
+        kept = {key: steady(part) for key, part in value.items() if not any(word in key for word in VOLATILE)}
+        if {"number", "study"} <= kept.keys():  # of a trial: a search may draw the same in another order
+            del kept["number"]
+        return kept
     if isinstance(value, str) and value.endswith((".faiss", ".npy", ".arrow")):
         return kind_of(value)
     return [steady(part) for part in value] if isinstance(value, list) else value
@@ -312,6 +332,8 @@ def error_line(ended: subprocess.CompletedProcess[str]) -> str:
     assert ended.returncode > 0, f"exit code {ended.returncode}: {lines[-1:]}"
     assert "Traceback" not in ended.stderr, f"a call stack: {lines[-1]}"
     said = [line for line in lines if line.startswith("error: ")]
+    # a sweep says of each job that failed why
+    said = [line for line in said if not re.match(r"error: job \d+: ", line)] or said[-1:]
     assert len(said) == 1, f"{len(said)} lines of errors: {said or lines[-1:]}"
     return said[0]
 

@@ -3,10 +3,12 @@
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from mim_lightning.data.manifest.manifest import Manifest, Product, Query
+from mim_lightning.data.manifest.row_store import RowStore
 from mim_lightning.data.splits import GivenSplits, ProductDisjointSplits
 
 NUM_FOLDS = 3
@@ -59,6 +61,22 @@ def test_training_knows_nothing_of_held_out_products(manifest: Manifest, fold: i
             assert touched and touched <= hidden  # and is asked for nothing that was trained on
         else:
             assert found.split == "val_seen" and not touched & hidden
+
+
+def test_a_query_of_many_held_out_products_is_one_row(manifest: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row lists all of its products: a copy for each of them would grow with their square."""
+    products = {f"p{i}": product(i, "mug") for i in range(60)}
+    many = replace(manifest, products=products, queries=[query("many", "train", tuple(products))])
+    sizes, select = {}, RowStore.select
+
+    def count(store: RowStore, noun: str, *words: Any) -> str:
+        table = select(store, noun, *words)
+        sizes[noun] = store.number(f"SELECT count(*) FROM {table}")
+        return table
+
+    monkeypatch.setattr(RowStore, "select", count)
+    (found,) = fold_of(many, 0).values()
+    assert len(found.target_ids) == 20 and sizes["unsorted"] == 1
 
 
 def test_a_query_between_the_two_keeps_its_held_out_half(manifest: Manifest) -> None:

@@ -6,11 +6,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
+from mim_lightning.io.atomic import write_errors_named
 from mim_lightning.sweep import optuna_sweeper
 from mim_lightning.sweep.launcher import FaultTolerantLauncher
 from mim_lightning.sweep.sweep_id import swept_keys
@@ -23,6 +25,14 @@ class GridSweeper(BasicSweeper):
         super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
         assert self.launcher is not None
         self.launcher = FaultTolerantLauncher(self.launcher, Path(config.hydra.sweep.dir), swept_keys(config))
+
+    def sweep(self, arguments: list[str]) -> Any:
+        assert self.config is not None
+        path = Path(self.config.hydra.sweep.dir) / "multirun.yaml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with write_errors_named(path):  # Hydra writes it again: its error would name no file
+            OmegaConf.save(self.config, path)
+        return super().sweep(arguments)
 
 
 class OptunaSweeper(optuna_sweeper.OptunaSweeper):

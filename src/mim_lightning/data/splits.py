@@ -12,7 +12,7 @@ from itertools import islice
 import numpy as np
 
 from mim_lightning.data.manifest.manifest import Manifest, Query
-from mim_lightning.data.manifest.row_store import RowChanges, RowWriter, groups_of
+from mim_lightning.data.manifest.row_store import RowChanges, RowWriter
 from mim_lightning.data.manifest.stored_rows import QUERIES, StoredRows, named_products, pack_query, unpack_query
 from mim_lightning.ids import hash_id
 
@@ -52,12 +52,12 @@ class ProductDisjointSplits:
         held_out = self._held_out(rows)
         store = rows.store
         held = store.select("held", f"FROM ({named_products(rows.queries)}) SEMI JOIN {held_out} USING (product_id)")
-        queries = f"SELECT q.*, product_id FROM {rows.queries} q LEFT JOIN {held} USING (position)"
-        changed = store.read_sorted(f"{queries} WHERE product_id IS NOT NULL OR split != ?", "position", [train_split])
         changes = RowChanges(store, QUERIES)
-        for row, found in groups_of(changed, 1):
-            ids = {product_id for (product_id,) in found if product_id is not None}
+        for row, found in store.read_with(rows.queries, held, "split != ?", [train_split]):
+            ids = {product_id for (product_id,) in found}
             changes.change(pack_query(row[0], self._assign(unpack_query(row), ids, train_split, val_split)))
+        store.drop(held_out)
+        store.drop(held)
         return manifest.with_rows(replace(rows, queries=changes.apply(rows.queries)))
 
     def holds_out(self, product_id: str) -> bool:

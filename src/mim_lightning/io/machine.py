@@ -29,12 +29,21 @@ def memory_bytes() -> int:
 
 
 def can_map(num_bytes: int) -> bool:
-    """Return whether this process may have so much more memory, within its own limit (ulimit -v)."""
+    """Return whether the system gives this process so much more memory; its own limit (ulimit -v) may forbid it."""
     try:
         mmap.mmap(-1, num_bytes).close()
     except OSError:
         return False
     return True
+
+
+def has_memory_limit() -> bool:
+    """Return whether this process has a limit of its own (ulimit -v)."""
+    try:
+        import resource
+    except ImportError:  # not on Unix
+        return False
+    return resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY
 
 
 def _limit_files() -> Iterator[Path]:

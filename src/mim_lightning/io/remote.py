@@ -234,13 +234,13 @@ def download_json(url: str, policy: RetryPolicy) -> bytes:
     Raises:
         NotFoundError, RemoteError: as `download`.
     """
+
+    def check(path: Path) -> None:
+        if path.suffix != f".try{policy.retries}" and not _is_json(path.read_bytes()):
+            raise ValueError("it is not whole")
+
     with tempfile.TemporaryDirectory() as folder:
-        for num_tries in range(1, policy.retries + 2):
-            content = download(url, Path(folder) / f"file-{num_tries}", policy).read_bytes()
-            if num_tries > policy.retries or _is_json(content):
-                break
-            time.sleep(policy.pause(num_tries))
-    return content
+        return download(url, Path(folder) / "file", policy, check).read_bytes()
 
 
 def _is_json(content: bytes) -> bool:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from mim_lightning.lit.fully_sharded import FullySharded
     from mim_lightning.lit.module import MatchModule
     from mim_lightning.lit.optim import warmup_constant, warmup_cosine, warmup_stable_decay
+    from mim_lightning.lit.tensorboard_logger import RunTensorBoardLogger
 else:
     __getattr__, __dir__ = export_lazily(
         __name__,
@@ -35,6 +36,7 @@ else:
             "TrackedQueries": "mim_lightning.lit.callbacks.tracked_queries",
             "RetrievalEval": "mim_lightning.lit.callbacks.retrieval_eval",
             "RunCSVLogger": "mim_lightning.lit.csv_logger",
+            "RunTensorBoardLogger": "mim_lightning.lit.tensorboard_logger",
             "CorruptSamples": "mim_lightning.lit.callbacks.corrupt_sample_log",
             "TerminateOnNaN": "mim_lightning.lit.callbacks.terminate_on_nan",
             "ShuffleMonitor": "mim_lightning.lit.callbacks.shuffle_monitor",

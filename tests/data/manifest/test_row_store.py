@@ -93,12 +93,16 @@ def test_changes_keep_the_order(store: RowStore) -> None:
     changes = RowChanges(store, "position BIGINT, name VARCHAR")
     changes.drop(0)
     only_dropped = changes.apply(table)
+    changes = RowChanges(store, "position BIGINT, name VARCHAR")
+    changes.drop(0)
     changes.change((700, "seven hundred"))
     names = [name for _, name in store.read(f"FROM {changes.apply(table)}")]
     assert names == [*map(str, range(1, 700)), "seven hundred", *map(str, range(701, 2_000))]
     assert [number for number, _ in store.read(f"FROM {only_dropped}")] == list(range(1, 2_000))
     assert store.number(f"SELECT count(*) FROM {table}") == 2_000
     assert RowChanges(store, "position BIGINT, name VARCHAR").apply(table) == table
+    left = sorted(name for (name,) in store.run("SHOW TABLES"))
+    assert [name.rstrip("0123456789") for name in left] == ["numbers_", "rows_", "rows_"]
 
 
 def test_what_exceeds_the_memory_is_sorted_on_disk(tmp_path: Path) -> None:

@@ -362,3 +362,17 @@ def test_an_unreachable_shard_is_skipped_and_counted(
     assert stream.skipped.num_skipped == 9
     messages = [record.getMessage() for record in caplog.records if "skipped: " in record.getMessage()]
     assert len(messages) == 1 and f"{store.address}/000003.tar" in messages[0]
+
+
+def test_a_part_of_a_file_of_json_counts_as_a_try(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers: Iterator[str | OSError] = iter([OSError("reset"), "{", OSError("reset"), "[", "{}"])
+
+    def answer(url: str, target: Path, timeout: float) -> None:
+        found = next(answers)
+        if isinstance(found, OSError):
+            raise found
+        target.write_text(found)
+
+    monkeypatch.setattr(remote, "_download_once", answer)
+    assert remote.download_json("memory://shop/index.json", RetryPolicy(retries=3)) == b"[", "the last of four"
+    assert remote.download_json("memory://shop/index.json", RetryPolicy(retries=3)) == b"{}"

@@ -19,10 +19,11 @@ import pytest
 from mim_lightning.config import compose
 from mim_lightning.data.manifest import row_store
 from mim_lightning.data.manifest.manifest import Manifest, ManifestSource
+from mim_lightning.data.manifest.row_store import current_store
 from mim_lightning.data.preparation.opened_data import OpenedData, find_versions
 from mim_lightning.data.preparation.plan import PlannedSet
 from mim_lightning.data.preparation.preparation import Validation, prepare_shards
-from mim_lightning.data.preparation.prepared import PreparedData, ShardSettings, open_prepared
+from mim_lightning.data.preparation.prepared import CATALOG, PreparedData, ShardSettings, open_prepared
 from mim_lightning.data.preparation.staging import staging_path
 from mim_lightning.data.shards import set_index
 from mim_lightning.data.shards.cache import CacheSettings
@@ -31,9 +32,11 @@ from mim_lightning.data.shards.shard_set import ShardSet
 from mim_lightning.data.splits import ProductDisjointSplits, Protocol
 from mim_lightning.data.validation.settings import ValidationSettings
 from mim_lightning.data.versions import next_version as changing
+from mim_lightning.data.versions import version_plan
 from mim_lightning.data.versions.change import Change, Deletion, Tables
-from mim_lightning.data.versions.changed_rows import ChangePlanner, ProductChange
+from mim_lightning.data.versions.changed_rows import ChangePlanner, ProductChange, SetChange
 from mim_lightning.data.versions.next_version import change_data
+from mim_lightning.data.versions.unchanged_rows import without_unchanged
 from mim_lightning.ids import hash_id
 from mim_lightning.prepare import prepare
 from tests.data.conftest import jpeg, write_csv
@@ -275,11 +278,22 @@ def test_replaced_rows(shop: Shop) -> None:
     assert contents(open_prepared(folder)) == contents(open_prepared(shop.prepare("other", products, rows)))
 
 
-def test_a_table_of_everything_changes_what_is_new(shop: Shop, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_table_of_everything_changes_what_is_new(
+    shop: Shop, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = shop.prepare("shop", PRODUCTS, QUERIES)
     whole = replace(shop.tables("whole", PRODUCTS, QUERIES), replace=True)
     assert change(folder, whole).version == 1
     assert "nothing to change, version 1 stays" in capsys.readouterr().out
+    catalogs, tables = [], list[str]()
+
+    def plan(part: SetChange, *words: Any) -> SetChange:
+        found = without_unchanged(part, *words)
+        catalogs.extend([found] if part.name == CATALOG else [])
+        tables.extend(name.rstrip("0123456789_") for (name,) in current_store().run("SHOW TABLES"))
+        return found
+
+    monkeypatch.setattr(version_plan, "without_unchanged", plan)
     products = [product(0, title="Other"), *PRODUCTS[1:], product(20)]
     queries = [*QUERIES[:-1], query(12, "p1", split="val", text="other"), query(20, "p20")]
     change(folder, replace(shop.tables("more", products, queries), replace=True))
@@ -289,6 +303,10 @@ def test_a_table_of_everything_changes_what_is_new(shop: Shop, capsys: pytest.Ca
     # the queries of the product that is another now, and the new one
     assert "train: 13 rows (3 removed, 4 new)" in said
     assert contents(open_prepared(folder)) == contents(open_prepared(shop.prepare("other", products, queries)))
+    (catalog,) = catalogs
+    assert isinstance(catalog.samples, PlannedSet), "the samples of a catalog of any size are in memory"
+    kept = {name: tables.count(name) / tables.count("queries") for name in ("products", "rows", "dropped", "changed")}
+    assert kept == {"products": 1, "rows": 0, "dropped": 0, "changed": 0}, "tables that were used up are still there"
 
 
 def test_compaction_writes_the_rows_that_are_left(shop: Shop) -> None:

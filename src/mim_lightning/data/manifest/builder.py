@@ -13,7 +13,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, TypeVar
 
-from mim_lightning.data.manifest.row_store import RowChanges, RowStore, RowWriter, groups_of
+from mim_lightning.data.manifest.row_store import RowChanges, RowStore, RowWriter
 from mim_lightning.data.manifest.rows import (
     IssueType,
     NothingRelevantError,
@@ -176,6 +176,7 @@ class ManifestBuilder:
                     self._issues.append((row[0], error.at(noun, item.origin, row[1])))
             if merged is not None and merged is not first:
                 changes.change(pack(position, merged))
+        self.store.drop(repeated)
         return changes.apply(table)
 
     def drop_unanswerable(self, rows: StoredRows) -> StoredRows:
@@ -193,8 +194,7 @@ class ManifestBuilder:
             f"SELECT u.*, p.product_id AS number FROM {unknown} u LEFT JOIN {products} p ON p.product_id = {other}",
         )
         changes = RowChanges(self.store, QUERIES)
-        named = f"SELECT q.*, f.product_id, number FROM {queries} q JOIN {found} f USING (position)"
-        for row, ids in groups_of(self.store.read_sorted(named, "position"), 2):
+        for row, ids in self.store.read_with(queries, found):
             same = {name: number for name, number in ids if number and name.removesuffix(".0").isdecimal()}
             unknown_ids, query = {name for name, _ in ids}, _renumbered(unpack_query(row), same)
             for column, names in (("product_id", query.target_ids), ("shown_product_id", query.reference_ids)):
@@ -205,6 +205,8 @@ class ManifestBuilder:
                     break
             else:
                 changes.change(pack_query(row[0], query))
+        self.store.drop(unknown)
+        self.store.drop(found)
         return replace(rows, queries=changes.apply(queries))
 
     def _unknown_product(self, product_id: str, column: str) -> RowError:

@@ -143,6 +143,30 @@ class RowStore:
         finally:
             self.drop(table)
 
+    def read_with(
+        self, table: str, found: str, condition: str = "false", values: Sequence[Any] = ()
+    ) -> Iterator[tuple[Sequence[Any], list[Sequence[Any]]]]:
+        """Yield rows in the order of their positions, each with what a table of (position, ...) has of its position.
+
+        A join would copy a row for each of these, with all that it lists; DuckDB cannot spill the state of `list()`.
+
+        Args:
+            found: of the positions of which rows are read.
+            condition: of further rows.
+        """
+        rows = (
+            f"FROM {table} SEMI JOIN {found} USING (position) UNION ALL "
+            f"FROM {table} ANTI JOIN {found} USING (position) WHERE {condition}"
+        )
+        groups = groupby(self.read(f"FROM {found} ORDER BY position"), key=itemgetter(0))
+        position, group = next(groups, (None, iter(())))
+        for row in self.read_sorted(rows, "position", values):
+            own: list[Sequence[Any]] = []
+            if row[0] == position:
+                own = [one[1:] for one in group]
+                position, group = next(groups, (None, iter(())))
+            yield row, own
+
     def write(self, table: str, rows: Iterable[Sequence[Any]]) -> None:
         """Append rows to a table."""
         remaining = iter(rows)
@@ -217,16 +241,6 @@ class RowStore:
         return ""
 
 
-def groups_of(rows: Iterable[Sequence[Any]], num: int) -> Iterator[tuple[Sequence[Any], list[Sequence[Any]]]]:
-    """Yield each row without its last `num` columns, and these of all rows of its position, which are adjacent.
-
-    DuckDB has `list()` for this, whose state it cannot spill.
-    """
-    for _, group in groupby(rows, key=itemgetter(0)):
-        found = list(group)
-        yield found[0][:-num], [row[-num:] for row in found]
-
-
 class RowWriter:
     """Appends rows to a new table of a store, one by one; `flush` after the last."""
 
@@ -264,10 +278,16 @@ class RowChanges:
         self.changed.add(row)
 
     def apply(self, table: str) -> str:
-        """Return the name of a table with the changes; the given one stays as it is."""
+        """Return the name of a table with the changes, which are used up; the given one stays as it is."""
         self.dropped.flush()
         self.changed.flush()
         dropped, changed = self.dropped.table, self.changed.table
+        changed_rows = self._apply(table, dropped, changed)
+        self.store.drop(dropped)
+        self.store.drop(changed)
+        return changed_rows
+
+    def _apply(self, table: str, dropped: str, changed: str) -> str:
         if not self.store.is_empty(changed):
             kept = f"FROM {table} ANTI JOIN {dropped} USING (position) ANTI JOIN {changed} USING (position)"
             unsorted = self.store.select("unsorted", f"{kept} UNION ALL FROM {changed}")

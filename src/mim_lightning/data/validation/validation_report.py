@@ -9,7 +9,7 @@ from pathlib import Path
 
 from mim_lightning.data.manifest.click_report import ClickReport
 from mim_lightning.data.manifest.manifest import Manifest
-from mim_lightning.data.manifest.row_store import RowChanges, groups_of
+from mim_lightning.data.manifest.row_store import RowChanges
 from mim_lightning.data.manifest.stored_rows import (
     PRODUCTS,
     QUERIES,
@@ -149,8 +149,7 @@ def drop_invalid(manifest: Manifest, report: ValidationReport) -> Manifest:
     queries = _without(rows, rows.queries, "queries", dropped)
     missing = store.select("missing", f"FROM ({named_products(queries)}) ANTI JOIN {products} USING (product_id)")
     changes = RowChanges(store, QUERIES)
-    lacking = f"SELECT q.*, product_id FROM {queries} q JOIN {missing} USING (position)"
-    for row, found_ids in groups_of(store.read_sorted(lacking, "position"), 1):
+    for row, found_ids in store.read_with(queries, missing):
         query, ids = unpack_query(row), {product_id for (product_id,) in found_ids}
         kept = [pair for pair in zip(query.target_ids, query.target_grades, strict=True) if pair[0] not in ids]
         query = replace(
@@ -160,7 +159,10 @@ def drop_invalid(manifest: Manifest, report: ValidationReport) -> Manifest:
             reference_ids=tuple(product_id for product_id in query.reference_ids if product_id not in ids),
         )
         changes.change(pack_query(row[0], query))
-    return manifest.with_rows(StoredRows(store, products, changes.apply(queries)))
+    answerable = changes.apply(queries)
+    for table in {dropped, missing} | {queries} - {answerable, rows.queries}:
+        store.drop(table)
+    return manifest.with_rows(StoredRows(store, products, answerable))
 
 
 def _without(rows: StoredRows, table: str, name: str, dropped: str) -> str:

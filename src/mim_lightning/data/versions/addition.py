@@ -130,7 +130,10 @@ def read_addition(
             if not pairs:
                 builder.report(_duplicate("products", origin, product_id, rows.origin))
     known, wanted = set[str](), _meant(merged) - (own - dropped) - deleted
-    products = store.select("products", f"FROM {changes.apply(merged.products)}")
+    own_products = changes.apply(merged.products)
+    products = store.select("products", f"FROM {own_products}")  # to which those of the data are appended
+    for table in {merged.products, own_products}:
+        store.drop(table)
     first = store.number(f"SELECT max(position) FROM {products}") + 1
 
     def known_rows() -> Iterator[tuple[Any, ...]]:
@@ -150,6 +153,8 @@ def read_addition(
         if product_id not in known:
             unused.drop(position)
     used = replace(answerable, products=unused.apply(products))
+    if used.products != products:
+        store.drop(products)
     tables = source.products or f"{folder}", source.queries
     manifest = Manifest(StoredProducts(used), StoredQueries(used), *tables, source.download)
     return Addition(manifest, known, replaced, there_queries)

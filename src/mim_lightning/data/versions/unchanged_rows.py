@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from mim_lightning.data.preparation.plan import PlannedSample, RecordReader, RowImageError
+from mim_lightning.data.preparation.plan import PlannedSample, PlannedSet, RecordReader, RowImageError
 from mim_lightning.data.shards.shard_set import ShardSet
 from mim_lightning.data.versions.changed_rows import SetChange
 from mim_lightning.data.versions.known_rows import KnownRows
@@ -30,17 +31,21 @@ def without_unchanged(change: SetChange, rows: KnownRows, records: RecordReader)
     removed: dict[str, list[int]] = defaultdict(list)
     for number in change.removed.tolist():
         removed[_key(shards.read_facts(number))].append(number)
-    kept, samples = set[int](), []
-    for sample in change.samples:
+    kept, unchanged = set[int](), set[int]()  # numbers of stored samples; positions of those that they stand for
+    for position, sample in enumerate(change.samples):
         candidates = removed.get(_key(sample.facts), [])
         same = next((number for number in candidates if _is_same(sample, shards, number, records)), None)
-        if same is None:
-            samples.append(sample)
-        else:
+        if same is not None:
             candidates.remove(same)
             kept.add(same)
+            unchanged.add(position)
     left = np.array([number for number in change.removed.tolist() if number not in kept], dtype=np.int64)
-    return replace(change, removed=left, samples=samples)
+    read = partial(_read_others, change.samples, unchanged)
+    return replace(change, removed=left, samples=PlannedSet(change.name, len(change.samples) - len(unchanged), read))
+
+
+def _read_others(samples: Iterable[PlannedSample], unchanged: Set[int]) -> Iterator[PlannedSample]:
+    return (sample for position, sample in enumerate(samples) if position not in unchanged)
 
 
 def _key(facts: Mapping[str, Any]) -> str:

@@ -1,0 +1,53 @@
+"""TensorBoard logger whose failed writes are errors of the run that name their folder, as those of the CSV logger are.
+
+TensorBoard writes in a thread of its own. An error there comes back with the next call, but the thread prints a call
+stack before it ends.
+"""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from mim_lightning.io.atomic import write_errors_named
+
+WRITER = "tensorboard.summary.writer.event_file_writer"  # module of that thread
+
+
+class RunTensorBoardLogger(TensorBoardLogger):
+    """Lightning's TensorBoardLogger: on a full disk a run ends in one line."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        if not isinstance(threading.excepthook, _WithoutStack):
+            threading.excepthook = _WithoutStack(threading.excepthook)
+
+    def log_metrics(self, *args: Any, **options: Any) -> None:
+        with write_errors_named(Path(self.root_dir)):
+            super().log_metrics(*args, **options)
+
+    def log_hyperparams(self, *args: Any, **options: Any) -> None:
+        with write_errors_named(Path(self.root_dir)):
+            super().log_hyperparams(*args, **options)
+
+    def save(self) -> None:
+        with write_errors_named(Path(self.root_dir)):
+            super().save()
+
+    def finalize(self, status: str) -> None:
+        with write_errors_named(Path(self.root_dir)):
+            super().finalize(status)
+
+
+class _WithoutStack:
+    """A hook for errors of threads that leaves those of TensorBoard's writes to the next call."""
+
+    def __init__(self, hook: Any) -> None:
+        self.hook = hook
+
+    def __call__(self, found: threading.ExceptHookArgs) -> None:
+        if not (isinstance(found.exc_value, OSError) and type(found.thread).__module__ == WRITER):
+            self.hook(found)

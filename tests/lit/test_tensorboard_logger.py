@@ -1,0 +1,29 @@
+"""A disk that is full under TensorBoard: an error that names the folder, and no call stack of its thread."""
+
+import errno
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mim_lightning.lit import RunTensorBoardLogger
+
+pytest.importorskip("tensorboard", reason="needs the extra: pip install 'mim-lightning[tensorboard]'")
+
+
+def test_a_failed_write_is_one_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    logger = RunTensorBoardLogger(str(tmp_path), name="tensorboard")
+    logger.log_metrics({"loss": 1.0}, step=0)
+    logger.experiment.flush()
+    monkeypatch.setattr("tensorboard.summary.writer.record_writer.RecordWriter.write", fail)
+    with pytest.raises(OSError, match="No space left") as caught:
+        logger.log_metrics({"loss": 1.0}, step=1)
+        logger.finalize("success")
+    assert caught.value.filename == str(tmp_path / "tensorboard")
+    assert "Traceback" not in capfd.readouterr().err
