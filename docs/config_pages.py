@@ -99,7 +99,9 @@ def _defaults(text: str) -> list[str]:
     named = ({entry: None} if isinstance(entry, str) else entry for entry in entries)
     pairs = [(key.removeprefix("override ").lstrip("/"), option) for entry in named for key, option in entry.items()]
     return [
-        key if option is None else f"{key}={option}" for key, option in pairs if key not in ("_self_", "entry_point")
+        key if option is None else f"{key}={option}"
+        for key, option in pairs
+        if key not in ("_self_", "entry_point", "entry_point_with_groups")
     ]
 
 

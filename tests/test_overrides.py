@@ -7,12 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 from lightning import Trainer
 
 from mim_lightning.config import Config, compose
 from mim_lightning.overrides import OPEN_SECTIONS, TRAINER_OPTIONS, open_up
 
 SOURCE = Path(__file__).parents[1] / "src" / "mim_lightning"
+CONF = Path(__file__).parents[1] / "conf"
 DOCS = Path(__file__).parents[1] / "docs"
 # what is composed to find a key: by entry point, what its config needs to have all of them
 COMPOSED = {
@@ -72,6 +74,12 @@ def test_every_key_that_a_message_names_is_accepted() -> None:
     ]
     tables = (f"data.source.{name}=t" for name in ("impressions", "products", "queries"))
     configs.append(compose("prepare", ["data=clicks", *tables]))
+    for path in sorted(CONF.glob("*.yaml")):
+        shown = yaml.safe_load(path.read_text()).get("hydra", {}).get("help", {})
+        used_most = [line.split("=")[0] for line in shown.get("footer", "").splitlines()]
+        assert len(used_most) <= 10 and shown.get("header", "").count("\n") < 12, path
+        if path.stem in COMPOSED:
+            keys |= set(used_most)
     unlisted = {key for key in keys if not any(has(config, key) for config in configs)}
     assert not [key for key in sorted(unlisted) if open_up([f"{key}=1"]) != [f"++{key}=1"]]
 
