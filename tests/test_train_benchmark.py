@@ -1,14 +1,19 @@
 """The benchmark of training, at toy sizes: every arm trains what it says, and the table is of the same rounds."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
+import numpy as np
 import pytest
 
 from benchmarks import train as benchmark
 from benchmarks.training.arms import ARMS, missing_package
 from benchmarks.training.gpu import measure_step
+from benchmarks.training.metric_learning import LabeledPictures
 from benchmarks.training.pace import Pace, Segment, StopTraining
+from benchmarks.training.rows import TitledImages
 from benchmarks.training.setup import Setup
+from mim_lightning.types import ImageSpec, Sample
 
 ENCODED = {  # times the images of a row go through their encoder
     "open_clip": 2,
@@ -67,3 +72,36 @@ def test_the_table_compares_the_same_rounds() -> None:
     facts["setup"] = dict.fromkeys(("batch_size", "batches", "micro_batch_size", "workers"), 8) | {"overrides": ["a=b"]}
     lines = benchmark.table({"facts": facts, "rounds": {"ours": segments(1, 2, 4), "other": segments(3, 4, 4)}})
     assert "| other | 2.0 | 2.00 (1.00 to 3.00) | 2.00 (1.00 to 3.00) | 4.00 | 2.0 | 10.0 |" in lines.splitlines()
+
+
+class ThreeRows:
+    """A set of two queries of one product and one of another."""
+
+    products = (7, 7, 8)
+
+    def __len__(self) -> int:
+        return 3
+
+    def column(self, name: str) -> np.ndarray:
+        return np.array(self.products)
+
+    def read(self, numbers: Sequence[int]) -> list[Sample]:
+        fields: Any = ("query_image", "product_image")
+        return [Sample(n, {f: f"{f} {n}" for f in fields} | {"product_text": f"title {n}"}) for n in numbers]
+
+
+def test_image_text_pairs_are_both_images_of_a_row_with_its_title() -> None:
+    pairs = TitledImages(ThreeRows())  # type: ignore[arg-type]
+    read = [(sample.inputs["product_image"], sample.inputs["product_text"]) for sample in pairs.read(range(len(pairs)))]
+    assert read == [(f"{side}_image {n}", f"title {n}") for n in range(3) for side in ("query", "product")]
+
+
+def test_labeled_pictures_are_all_queries_and_each_product_once() -> None:
+    pictures = LabeledPictures(ThreeRows(), ImageSpec((8, 8)))  # type: ignore[arg-type]
+    assert sorted(zip(pictures.labels, pictures.pictures, strict=True)) == [
+        (7, (0, "product_image")),
+        (7, (0, "query_image")),
+        (7, (1, "query_image")),
+        (8, (2, "product_image")),
+        (8, (2, "query_image")),
+    ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from transformers import BatchEncoding
 
 from benchmarks.training.pace import Pace
-from benchmarks.training.rows import RowCollate, adamw, row_loader
-from benchmarks.training.setup import CLIP_NORM, FOREVER, Setup
+from benchmarks.training.rows import RowCollate, TitledImages, adamw, row_loader
+from benchmarks.training.setup import CLIP_NORM, Setup
 from mim_lightning.model.matcher import Matcher
 from mim_lightning.types import Sample
 
@@ -34,15 +34,16 @@ class ClipForm(nn.Module):
 
 @dataclass(frozen=True)
 class ClipCollate:
-    """Rows to image-text pairs, two a row: query image with query text, product image with product text."""
+    """Rows to image-text pairs, one for each side: query image with query text, product image with product text."""
 
     rows: RowCollate
+    sides: tuple[str, ...] = ("query", "product")
 
     def __call__(self, samples: Sequence[Sample]) -> tuple[Tensor, BatchEncoding]:
         rows = self.rows(samples)
-        images = torch.cat([rows["query_image"], rows["product_image"]])
-        texts = {name: torch.cat([rows["query_text"][name], rows["product_text"][name]]) for name in rows["query_text"]}
-        return images, BatchEncoding(texts)
+        images = torch.cat([rows[f"{side}_image"] for side in self.sides])
+        texts = [rows[f"{side}_text"] for side in self.sides]
+        return images, BatchEncoding({name: torch.cat([text[name] for text in texts]) for name in texts[0]})
 
 
 class ClipData:
@@ -54,28 +55,38 @@ class ClipData:
     def set_epoch(self, epoch: int) -> None: ...
 
 
-def train_open_clip(setup: Setup, pace: Pace, splits: int = 1) -> None:
-    """Train by open_clip's own epoch function; with `splits`, its `--accum-freq`, which caches features."""
+def train_open_clip(setup: Setup, pace: Pace, splits: int = 1, has_titles: bool = False) -> None:
+    """Train by open_clip's own epoch function; with `splits`, its `--accum-freq`, which caches features.
+
+    Args:
+        has_titles: the pairs are shuffled one by one, and the title is the text of both images of a row; otherwise
+            both pairs of a row are in one batch.
+    """
     from open_clip import ClipLoss
     from open_clip_train.scheduler import cosine_lr
     from open_clip_train.train import train_one_epoch
 
     config = setup.config()
     matcher, datamodule = setup.build(config)
-    shards = datamodule.opened.train
+    shards, collate = datamodule.opened.train, ClipCollate(RowCollate(matcher.input_specs(), "max_length"))
+    num_pairs = 2 * setup.batch_size
     model = ClipForm(matcher).to(setup.device)
     optimizer = adamw(model, config)
-    loader: Any = row_loader(shards, ClipCollate(RowCollate(matcher.input_specs(), "max_length")), setup, splits)
-    loader.num_batches, loader.num_samples = len(loader), 2 * setup.batches * setup.batch_size
+    loader: Any = row_loader(shards, collate, setup, splits)
+    if has_titles:
+        loader = row_loader(
+            TitledImages(shards), replace(collate, sides=("product",)), replace(setup, batch_size=num_pairs)
+        )
+    loader.num_batches, loader.num_samples = len(loader), setup.batches * num_pairs
     args = argparse.Namespace(
         device=setup.device, precision="amp_bf16" if setup.device == "cuda" else "fp32", accum_freq=splits,
-        batch_size=2 * setup.batch_size // splits, grad_clip_norm=CLIP_NORM, log_every_n_steps=100,
+        batch_size=num_pairs // splits, grad_clip_norm=CLIP_NORM, log_every_n_steps=100,
         skip_scheduler=False, distill=False, horovod=False, wandb=False, rank=0, local_rank=0, world_size=1,
         log_local=False,
     )  # fmt: skip
-    scheduler = cosine_lr(optimizer, config["optim"]["lr"], 100, FOREVER * setup.batches)
+    scheduler = cosine_lr(optimizer, config["optim"]["lr"], setup.num_steps // 20, setup.num_steps)
     pace.watch(matcher)
-    for epoch in range(FOREVER):
+    for epoch in range(setup.epochs):
         pace.begin()
         train_one_epoch(model, {"train": ClipData(loader)}, ClipLoss(), epoch, optimizer, None, scheduler, None, args)
         pace.end(setup.batches * setup.batch_size)

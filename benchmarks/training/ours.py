@@ -9,7 +9,7 @@ from lightning import Callback, LightningModule, Trainer
 from torch import nn
 
 from benchmarks.training.pace import Pace
-from benchmarks.training.setup import CLIP_NORM, FOREVER, Setup
+from benchmarks.training.setup import CLIP_NORM, Setup
 from mim_lightning.config import build_objective, build_partial
 from mim_lightning.launch import set_up_process
 from mim_lightning.lit.optim import parameter_groups
@@ -59,7 +59,7 @@ def train_bare(setup: Setup, pace: Pace) -> None:
     rates = {key: config["optim"][key] for key in ("lr", "weight_decay", "lr_scales", "layer_decay")}
     make = build_partial(config["optim"]["optimizer"], "optim.optimizer")
     optimizer = make(parameter_groups(matcher, objective, **rates))
-    schedule = build_partial(config["schedule"], "schedule")(optimizer, FOREVER * setup.batches)
+    schedule = build_partial(config["schedule"], "schedule")(optimizer, setup.num_steps)
     trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     loader = datamodule.train_dataloader()
     pace.watch(matcher)

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from benchmarks.training.ours import PaceCallback
 from benchmarks.training.pace import Pace
 from benchmarks.training.rows import RowCollate, adamw, row_loader
-from benchmarks.training.setup import CLIP_NORM, FOREVER, Setup
+from benchmarks.training.setup import CLIP_NORM, Setup
 from mim_lightning.config import Config
 from mim_lightning.model.matcher import Matcher
 from mim_lightning.types import Batch
@@ -71,7 +71,7 @@ def train_plain(setup: Setup, pace: Pace, encodes_by_pair: bool = False, has_our
         accelerator="gpu" if setup.device == "cuda" else "cpu",
         devices=1,
         precision=setup.precision,
-        max_epochs=FOREVER,
+        max_epochs=setup.epochs,
         limit_train_batches=setup.batches,
         gradient_clip_val=CLIP_NORM,
         log_every_n_steps=10,

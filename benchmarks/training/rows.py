@@ -71,11 +71,29 @@ def tokenize(texts: Sequence[str], spec: TextSpec, padding: str) -> dict[str, Te
 class RowDataset(Dataset[Any]):
     """Batches of rows of a shard set, read by number."""
 
-    def __init__(self, shards: ShardSet, collate: Callable[[Sequence[Sample]], Any]) -> None:
+    def __init__(self, shards: ShardSet | TitledImages, collate: Callable[[Sequence[Sample]], Any]) -> None:
         self.shards, self.collate = shards, collate
 
     def __getitems__(self, numbers: list[int]) -> Any:
         return self.collate(self.shards.read(numbers))
+
+
+class TitledImages:
+    """The image-text pairs of a set, two a row: its query image and its product image, each with the title."""
+
+    def __init__(self, shards: ShardSet) -> None:
+        self.shards = shards
+
+    def __len__(self) -> int:
+        return 2 * len(self.shards)
+
+    def read(self, numbers: Sequence[int]) -> list[Sample]:
+        samples = self.shards.read([number // 2 for number in numbers])
+        fields = [("query_image", "product_image")[number % 2] for number in numbers]
+        return [
+            replace(sample, inputs={**sample.inputs, "product_image": sample.inputs[field]})
+            for sample, field in zip(samples, fields, strict=True)
+        ]
 
 
 class ShuffledRows(Sampler[list[int]]):
@@ -94,13 +112,13 @@ class ShuffledRows(Sampler[list[int]]):
 
 
 def _endless(num_rows: int) -> Iterator[int]:
-    generator = torch.Generator().manual_seed(1)
+    generator = torch.Generator().manual_seed(torch.initial_seed())
     while True:
         yield from torch.randperm(num_rows, generator=generator).tolist()
 
 
 def row_loader(
-    shards: ShardSet, collate: Callable[[Sequence[Sample]], Any], setup: Setup, splits: int = 1
+    shards: ShardSet | TitledImages, collate: Callable[[Sequence[Sample]], Any], setup: Setup, splits: int = 1
 ) -> DataLoader[Any]:
     """Return a loader of a segment's batches, each in `splits` parts."""
     sampler = ShuffledRows(len(shards), setup.batch_size // splits, setup.batches * splits)

@@ -11,12 +11,16 @@ from torch import Tensor
 
 from benchmarks.training.pace import Pace
 from benchmarks.training.rows import RowCollate
-from benchmarks.training.setup import CLIP_NORM, FOREVER, Setup
+from benchmarks.training.setup import CLIP_NORM, Setup
 from mim_lightning.types import ImageSpec
 
 
-def train_sentence_transformers(setup: Setup, pace: Pace) -> None:
-    """Train by its trainer and its cached loss, of every pair of towers; one column a tower, each encoded once."""
+def train_sentence_transformers(setup: Setup, pace: Pace, **more: Any) -> None:
+    """Train by its trainer and its cached loss, of every pair of towers; one column a tower, each encoded once.
+
+    Args:
+        more: arguments of its trainer.
+    """
     from datasets import Dataset, Features, Value
     from datasets import Image as ImageColumn
     from sentence_transformers import (
@@ -90,7 +94,8 @@ def train_sentence_transformers(setup: Setup, pace: Pace) -> None:
     arguments = SentenceTransformerTrainingArguments(
         output_dir=str(setup.scratch / "sentence_transformers"),
         per_device_train_batch_size=setup.batch_size,
-        num_train_epochs=FOREVER,
+        num_train_epochs=setup.epochs,
+        seed=config["seed"],
         learning_rate=config["optim"]["lr"],
         weight_decay=config["optim"]["weight_decay"],
         max_grad_norm=CLIP_NORM,
@@ -101,6 +106,7 @@ def train_sentence_transformers(setup: Setup, pace: Pace) -> None:
         save_strategy="no",
         report_to="none",
         disable_tqdm=True,
+        **more,
     )
     loss = PairsLoss(
         model,

@@ -24,6 +24,7 @@ class Setup:
         batches: steps of a segment.
         micro_batch_size: inputs whose activations are in memory at a time, where gradients are cached.
         workers: loader processes of each arm.
+        epochs: segments until the end of every schedule, where an arm ends by itself.
     """
 
     overrides: tuple[str, ...]
@@ -33,6 +34,11 @@ class Setup:
     workers: int
     device: str
     scratch: Path
+    epochs: int = FOREVER
+
+    @property
+    def num_steps(self) -> int:
+        return self.epochs * self.batches
 
     def config(self, *more: str) -> Config:
         return compose(
@@ -44,8 +50,8 @@ class Setup:
                 f"data.batch_size={self.batch_size}",
                 f"data.num_workers={self.workers}",
                 f"trainer.accelerator={'gpu' if self.device == 'cuda' else 'cpu'}",
-                f"trainer.max_epochs={FOREVER}",
-                f"trainer.check_val_every_n_epoch={FOREVER}",
+                f"trainer.max_epochs={self.epochs}",
+                f"trainer.check_val_every_n_epoch={self.epochs}",
                 f"trainer.limit_train_batches={self.batches}",
                 "trainer.num_sanity_val_steps=0",
                 *more,
