@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from mim_lightning import __main__ as mim
+from mim_lightning.config import conf_dir
 from tests.test_entry_points import ARGUMENTS
 
 
@@ -40,6 +41,31 @@ def test_a_command_gets_the_arguments_after_its_name(
     monkeypatch.setattr(sys, "argv", ["/bin/mim", *words])
     mim.main()
     assert got == [passed]
+
+
+def test_completion_knows_commands_and_asks_them(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[tuple[list[str], str]] = []
+    command = SimpleNamespace(main=lambda: asked.append((sys.argv, os.environ["COMP_LINE"])))
+    for name in ("train", "build_index", "compare"):
+        monkeypatch.setitem(sys.modules, f"mim_lightning.{name}", command)
+
+    def complete(line: str, query: str = "query=bash") -> str:
+        monkeypatch.setenv("COMP_LINE", line)
+        monkeypatch.setattr(sys, "argv", ["/bin/mim", "-sc", query])
+        mim.main()
+        return capsys.readouterr().out
+
+    assert complete("mim tu") == "tune_fusion tune_index\n" and complete("mim ").split() == mim.NAMES
+    assert complete("mim compare runs") == complete("mim nothing x") == "" and not asked
+    complete("mim build-index  index.k")
+    complete("mim train ")
+    complete("", "install=bash")
+    words = ["mim", "-sc", "query=bash"]
+    assert asked == [(words, "mim index.k"), (words, "mim "), (["mim", "-sc", "install=bash"], "")]
+    without = {name for name in mim.NAMES if not (Path(conf_dir()) / f"{name}.yaml").exists()}
+    assert without == {*mim.WITHOUT_CONFIG}
 
 
 @pytest.mark.parametrize(

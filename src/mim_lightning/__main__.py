@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import os
 import sys
 from difflib import get_close_matches
 from importlib.util import find_spec
@@ -17,6 +18,8 @@ COMMANDS = {
     "the model elsewhere": ("embed", "export"),
 }
 NAMES = [name for names in COMMANDS.values() for name in names]
+WITHOUT_CONFIG = ("runs", "compare", "plot", "tune_fusion", "tune_index", "wandb_workspace")  # they have options
+COMPLETION = ("-sc", "--shell-completion")  # Hydra's
 PACKAGE = "mim_lightning"
 
 
@@ -26,6 +29,9 @@ def main() -> None:
     if not words or words[0] in ("-h", "--help", "help"):
         print(describe_commands())
         sys.exit(0 if words else 2)
+    if words[0] in COMPLETION:
+        _complete(words)
+        return
     name = words[0].replace("-", "_")
     if name not in NAMES:
         close = get_close_matches(name, NAMES, 1)
@@ -51,6 +57,22 @@ def describe_commands() -> str:
     for group, names in COMMANDS.items():
         lines += ["", group, *(f"  {name:<{width}}  {_purpose(name)}" for name in names)]
     return "\n".join([*lines, "", "mim <command> --help says more."])
+
+
+def _complete(words: list[str]) -> None:
+    """Answer Hydra's completion of a shell, which knows one command: names here, keys and options by the command."""
+    if not words[1:2] or not words[1].startswith("query="):  # install, uninstall: of all commands
+        sys.argv = ["mim", *words]
+        importlib.import_module(_module_of("train")).main()
+        return
+    line = os.environ.get("COMP_LINE", "")
+    _, *typed = line.split() or [""]
+    if not typed or (len(typed) == 1 and not line[-1:].isspace()):
+        print(*(name for name in NAMES if name.startswith(typed[0] if typed else "")))
+    elif (name := typed[0].replace("-", "_")) in NAMES and name not in WITHOUT_CONFIG:
+        os.environ["COMP_LINE"] = "mim " + line.split(typed[0], 1)[1].lstrip()
+        sys.argv = ["mim", *words]
+        importlib.import_module(_module_of(name)).main()
 
 
 def _module_of(name: str) -> str:
