@@ -1,4 +1,7 @@
-"""Names of metrics: "hit@1", of a sampled gallery, at a width of the vectors; and keys, "val/image_to_image/hit@1"."""
+"""Names of metrics: "hit@1", of a sampled gallery, at a width of the vectors; and keys, "val/image_to_image/hit@1".
+
+They are computed in `metrics.measures`.
+"""
 
 from __future__ import annotations
 

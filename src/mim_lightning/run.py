@@ -6,11 +6,13 @@ In the folder, in the order in which they are written:
     config.yaml                          at the start: the resolved config
     command.txt                          at the start: the command line, for a shell; not of a call from Python
     csv/                                 every `trainer.log_every_n_steps` steps and every epoch: logged values
-    browser/history.jsonl                every validation: ranks and hits of the tracked queries
+    browser/                             every validation: ranks and hits of the tracked queries, and their pictures
     checkpoints/best.ckpt, last.ckpt     after every validation; last.ckpt also by time (`callbacks.preemption`), every
                                          `callbacks.last.every_n_train_steps` steps, where a signal stops the run, and
                                          at the end of a run without a validation
     evaluation/, report.html, hits.png   at the end: results of every query, embeddings, a page, an image
+    negatives/                           where hard negatives are mined: their table, after every mining
+    failed.json, pruned.json             in the place of results: why the last start failed or was pruned
     results.json                         last: its presence says that the run is finished, or (with
                                          `stopped_after_seconds`) that `trainer.max_time` has ended it early
     .lock                                held while a process trains it

@@ -294,6 +294,8 @@ def content(path: Path) -> Any:
         return [steady(row) for row in rows if not is_log or any(cell for key, cell in row.items() if "/" in key)]
     if path.suffix == ".yaml":
         return steady(yaml.safe_load(data))
+    if path.name == "command.txt":
+        return re.sub(r"trial=\S*|hydra\.job\.num=\d+|number:? ?=?\d+", "", data.decode())
     if path.suffix == ".html":
         assert data.rstrip().endswith(b"</html>"), f"{path}: half a page"
         return "page"

@@ -44,9 +44,19 @@ def test_two_processes_stop_at_the_same_step_and_end_as_if_they_had_not(shop: Pa
         assert last["global_step"] == step
     finished = start(*parts)
     assert finished.returncode == 0, finished.stderr[-3000:]
+    limited = [*words, f"paths.runs={shop}/limited"]
+    ended = start(*limited, "+trainer.max_time={seconds: 0.001}")
+    assert ended.returncode == 0 and "trainer.max_time: ends after step" in ended.stderr, ended.stderr[-3000:]
+    early = Run(whole.run_id, shop / "limited" / whole.run_id)
+    assert "stopped_after_seconds" in (early.read_results() or {})
+    assert 0 < read_checkpoint(early.last_checkpoint)["global_step"] < 4
+    finished = start(*limited)
+    assert finished.returncode == 0, finished.stderr[-3000:]
     resumed = Run(whole.run_id, shop / "parts" / whole.run_id)
     for name, value in weights(whole).items():
         assert torch.equal(weights(resumed)[name], value), name
+        assert torch.equal(weights(early)[name], value), f"{name} of the run that had been ended early"
+    # the other was validated once more, where it ended: its best weights may be those
     assert timeless(resumed) == timeless(whole)
 
 

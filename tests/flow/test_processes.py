@@ -26,6 +26,7 @@ from mim_lightning.run import identify
 from mim_lightning.train import train
 from mim_lightning.types import Batch, Embeddings
 from tests.flow.entry_points import start
+from tests.flow.test_growing import write_additions
 from tests.shop import small, write_shop
 
 CLOCK = ("build_seconds", "created")
@@ -35,6 +36,7 @@ CLOCK = ("build_seconds", "created")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("processes")
     write_shop(folder / "shop", num_products=7)
+    write_additions(folder / "shop")
     sizes = ["data.shards.samples_per_shard=3", "data.eval_batch_size=2"]  # the last batch of each set is smaller
     config = compose("train", small(folder, "model=4tower", "trainer.max_epochs=1", *sizes))
     train(config)
@@ -47,7 +49,15 @@ def commands(checkpoint: Path, folder: Path, *more: str) -> list[tuple[str, list
         ("evaluate", [*words, f"output={folder}/evaluated"]),
         ("build_index", [*words, f"output={folder}/index"]),
         ("embed", [*words, f"output={folder}/vectors", "tower=query", "split=train"]),
+        ("build_index", [*words, f"output={folder}/index", *update(checkpoint, folder)]),
     ]
+
+
+def update(checkpoint: Path, folder: Path) -> list[str]:
+    """Return the words that add a product to an index."""
+    products = f"data.source.products={checkpoint.parents[3]}/shop/new.csv"
+    words = ["update=true", f"embeddings={folder}/more", "data=manifest", products, "data.source.queries=null"]
+    return [*words, f"data.folder={folder}/more-shards", "data.num_workers=0"]
 
 
 def start_ranks(
@@ -82,7 +92,7 @@ def test_processes_of_a_launcher_give_what_one_gives(
     )
 
     assert code == 0, errors
-    assert output.count("mrr") == 1 and output.count("recall@10") == 1, "one process prints"
+    assert output.count("mrr") == 1 and output.count("recall@10") == 2, "one process prints"
     for name in ("results.json", "evaluation/record.json"):
         assert (several / "evaluated" / name).read_bytes() == (one / "evaluated" / name).read_bytes(), name
     assert sorted(path.name for path in (one / "evaluated").rglob("*")) == sorted(
@@ -92,7 +102,10 @@ def test_processes_of_a_launcher_give_what_one_gives(
         mine, other = load_file(path), load_file(several / path.relative_to(one))
         assert mine.keys() == other.keys() and all((mine[key] == other[key]).all() for key in mine), path
     cards = [json.loads((folder / "index" / "card.json").read_text()) for folder in (one, several)]
-    assert len({json.dumps({k: v for k, v in card.items() if k not in (*CLOCK, "files")}) for card in cards}) == 1
+    assert [card["num_products"] for card in cards] == [8, 8], "the index has grown"
+    kept = [{key: value for key, value in card.items() if key not in (*CLOCK, "files")} for card in cards]
+    said = [json.dumps(card).replace(str(folder), "") for card, folder in zip(kept, (one, several), strict=True)]
+    assert said[0] == said[1]
     contents = [sorted((part["crc32"], part["num_bytes"]) for part in card["files"].values()) for card in cards]
     assert contents[0] == contents[1], "the same rows in the same order"
     tables = [pyarrow.parquet.read_table(folder / "index" / "embeddings" / "rows.parquet") for folder in (one, several)]

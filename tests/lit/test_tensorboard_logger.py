@@ -18,9 +18,18 @@ def test_a_failed_write_is_one_error(
     def fail(*_: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
+    def cut(path: str, _: Any) -> None:
+        Path(path).touch()
+        fail()
+
     logger = RunTensorBoardLogger(str(tmp_path), name="tensorboard")
     logger.log_metrics({"loss": 1.0}, step=0)
-    logger.experiment.flush()
+    with monkeypatch.context() as patch:
+        patch.setattr("lightning.pytorch.loggers.tensorboard.save_hparams_to_yaml", cut)
+        with pytest.raises(OSError, match="No space left") as caught:
+            logger.save()
+    assert caught.value.filename == str(tmp_path / "tensorboard" / "version_0" / "hparams.yaml")
+    assert not Path(caught.value.filename).exists(), "half-written"
     monkeypatch.setattr("tensorboard.summary.writer.record_writer.RecordWriter.write", fail)
     with pytest.raises(OSError, match="No space left") as caught:
         logger.log_metrics({"loss": 1.0}, step=1)

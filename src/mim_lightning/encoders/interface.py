@@ -59,7 +59,7 @@ class Encoder(nn.Module, ABC):
 
     @abstractmethod
     def describe_preprocessing(self) -> str:
-        """Return everything besides weights that changes the features, as canonical text."""
+        """Return everything besides weights that changes the features, as canonical text: part of the fingerprint."""
 
     def prompted(self, spec: TextSpec, prompt: str) -> TextSpec:
         """Return a text spec of this encoder that begins every text with a prompt."""
@@ -96,10 +96,10 @@ class Encoder(nn.Module, ABC):
         return {}
 
     def write_hf(self, folder: Path) -> HfForm:
-        """Write weights, config and tokenizer or preprocessing as transformers reads them without code of ours.
+        """Write weights, config and tokenizer or image preprocessing as `transformers` reads them, without our code.
 
         Raises:
-            ValueError: transformers knows no such network or preprocessing; says what it knows.
+            ValueError: transformers has no such network or image processor; names those that it has.
         """
         raise ValueError(f"{type(self).__name__} is no network of transformers; HfText and TimmImage are")
 

@@ -10,7 +10,9 @@ import threading
 from pathlib import Path
 from typing import Any
 
+from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
 
 from mim_lightning.io.atomic import write_errors_named
 
@@ -25,6 +27,12 @@ class RunTensorBoardLogger(TensorBoardLogger):
         if not isinstance(threading.excepthook, _WithoutStack):
             threading.excepthook = _WithoutStack(threading.excepthook)
 
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Any:
+        with write_errors_named(Path(self.root_dir)):
+            return super().experiment
+
     def log_metrics(self, *args: Any, **options: Any) -> None:
         with write_errors_named(Path(self.root_dir)):
             super().log_metrics(*args, **options)
@@ -33,9 +41,17 @@ class RunTensorBoardLogger(TensorBoardLogger):
         with write_errors_named(Path(self.root_dir)):
             super().log_hyperparams(*args, **options)
 
+    @rank_zero_only
     def save(self) -> None:
-        with write_errors_named(Path(self.root_dir)):
-            super().save()
+        path = Path(self.log_dir) / self.NAME_HPARAMS_FILE
+        was_there = path.is_file()
+        try:
+            with write_errors_named(path):
+                super().save()
+        except OSError:
+            if not was_there:
+                path.unlink(missing_ok=True)  # written in place: half of it would be left
+            raise
 
     def finalize(self, status: str) -> None:
         with write_errors_named(Path(self.root_dir)):

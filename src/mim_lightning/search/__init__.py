@@ -1,6 +1,6 @@
 """From a catalog to answers: index, searcher, service.
 
-What it may import is in pyproject.toml, contract `search`: of data, images and shards alone.
+Of `data` it imports images and shards alone: contract `search` in pyproject.toml.
 """
 
 from typing import TYPE_CHECKING
