@@ -82,9 +82,9 @@ NEIGHBOURS = {
     "ours, 2 towers": Neighbour(train_ours, "2tower"),
     "sentence-transformers": Neighbour(train_sentences, "3tower", (*READING[1:5], train_sentence_transformers)),
     "open_clip": Neighbour(partial(clip.train_open_clip, has_titles=True), "3tower", CLIP),
-    "OML, all triplets": Neighbour(metric_learning.train_open_metric_learning, "2tower", OML),
-    "OML, hardest triplets": Neighbour(
-        partial(metric_learning.train_open_metric_learning, takes_hardest=True), "2tower", OML
+    "open-metric-learning": Neighbour(metric_learning.train_open_metric_learning, "2tower", OML),
+    "open-metric-learning, its rate": Neighbour(
+        partial(metric_learning.train_open_metric_learning, lr=1e-4), "2tower", OML
     ),
 }
 

@@ -1,4 +1,4 @@
-"""Training by the triplet loss, the miners and the balance sampler of open-metric-learning, on images alone."""
+"""Training by open-metric-learning on images alone: its triplet loss, its miner and its balance sampler."""
 
 from __future__ import annotations
 
@@ -37,25 +37,25 @@ class LabeledPictures(Dataset[tuple[Tensor, int]]):
         return self.transform(open_image(sample.inputs[field])), self.labels[picture_idx]
 
 
-def train_open_metric_learning(setup: Setup, pace: Pace, takes_hardest: bool = False) -> None:
+def train_open_metric_learning(setup: Setup, pace: Pace, lr: float | None = None) -> None:
     """Train a loop as in its guide: as many products in a batch as the others have rows, two pictures of each.
 
+    The hardest triplets of a batch and a soft margin are those of its recipe for shop photos (DeepFashion InShop).
+
     Args:
-        takes_hardest: triplets are the hardest of a batch, with a soft margin; otherwise all of it, with a margin.
+        lr: None: of the config.
     """
     from oml.losses.triplet import TripletLossWithMiner
-    from oml.miners.inbatch_all_tri import AllTripletsMiner
     from oml.miners.inbatch_hard_tri import HardTripletsMiner
     from oml.samplers.balance import BalanceSampler
 
-    config = setup.config()
+    config = setup.config(*([f"optim.lr={lr}"] if lr else []))
     matcher, datamodule = setup.build(config)
     model: nn.Module = matcher.tower("product_image").to(setup.device).train()
     pictures = LabeledPictures(datamodule.opened.train, matcher.input_specs()["product_image"])
     sampler: Any = BalanceSampler(pictures.labels, n_labels=setup.batch_size, n_instances=2)
     loader = DataLoader(pictures, batch_sampler=sampler, num_workers=setup.workers)
-    miner, margin = (HardTripletsMiner(), None) if takes_hardest else (AllTripletsMiner(), 0.1)
-    criterion = TripletLossWithMiner(margin, miner)
+    criterion = TripletLossWithMiner(margin=None, miner=HardTripletsMiner())
     optimizer = adamw(model, config)
     schedule = warmup_cosine(optimizer, setup.num_steps)
     batches = _endless(loader)

@@ -34,9 +34,8 @@ class PaceCallback(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self.rows += len(batch) if isinstance(batch, Batch) else len(batch["query_image"])
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.pace.end(self.rows)
+        if batch_idx + 1 == trainer.num_training_batches:  # before a validation, which the others do without
+            self.pace.end(self.rows)
 
 
 def train_ours(setup: Setup, pace: Pace, *more: str) -> None:
