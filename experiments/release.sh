@@ -12,15 +12,26 @@ release() { # <name> <license> <credits> <override of train> ...
   local name=$1 license=$2 credits=$3
   shift 3
   $PYTHON -m mim_lightning.train run.id="release-$name" "$@"
-  $PYTHON -m mim_lightning.export checkpoint="runs/release-$name/checkpoints/best.ckpt" output="release/$name" \
-    precision=float16 license="$license" credits="'$credits'" ${HUB:+push_to_hub="$HUB$name" private=false}
+  write() { # <override of export> ...
+    $PYTHON -m mim_lightning.export checkpoint="${MIM_RUNS_DIR:-runs}/release-$name/checkpoints/best.ckpt" \
+      output="release/$name" precision=float16 license="$license" credits="'$credits'" "$@"
+  }
+  write
   local megabytes=$(($(du -sb "release/$name" | cut -f1) / 1000000))
   echo "release/$name: $megabytes MB"
   [ "$megabytes" -lt "$MAX_MEGABYTES" ] || { echo "release/$name: more than $MAX_MEGABYTES MB" >&2; exit 1; }
+  [ -z "${HUB:-}" ] || write push_to_hub="$HUB$name" private=false
 }
 
+NAMES=${NAMES:-shop grocery emoji}
+for name in $NAMES; do
+  case $name in
+    shop | grocery | emoji) ;;
+    *) echo "NAMES: there is no model '$name'; there are shop grocery emoji" >&2; exit 2 ;;
+  esac
+done
 imagenet="MobileNetV2 with ImageNet weights of google-coral/test_data (Apache-2.0), converted from int8."
-for name in ${NAMES:-shop grocery emoji}; do
+for name in $NAMES; do
   case $name in
     shop) release shop apache-2.0 "Pictures and texts are drawn by this project." ;;
     grocery)
@@ -31,6 +42,5 @@ for name in ${NAMES:-shop grocery emoji}; do
       release emoji cc-by-4.0 "Pictures: Noto Emoji (Google, Apache-2.0), Fluent Emoji (Microsoft, MIT), Twemoji (Twitter, Inc \
 and other contributors, CC BY 4.0; rasterized). Names and keywords: Unicode CLDR (Unicode-3.0). $imagenet" experiment=emoji
       ;;
-    *) echo "NAMES: there is no model '$name'; there are shop grocery emoji" >&2; exit 2 ;;
   esac
 done

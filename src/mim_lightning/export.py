@@ -31,7 +31,7 @@ def main() -> None:
 
 
 def export(config: dict[str, Any]) -> Path:
-    """Write the folder, upload it if `push` says so, and return its path."""
+    """Write the folder, upload it if `push_to_hub` names a place, and return its path."""
     from mim_lightning.data.loading.worker_processes import killed_workers_named
     from mim_lightning.inference.export_writer import export_model, validate_output
     from mim_lightning.inference.hub import push, validate_repo

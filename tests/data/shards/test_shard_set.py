@@ -236,3 +236,24 @@ def test_headers_are_read_in_several_threads() -> None:
         gc.set_threshold(*threshold)
         gc.callbacks.remove(switch)
     assert set(headers) == {((2, 3), False, np.dtype("float64"))}
+
+
+@pytest.mark.parametrize("array", [np.zeros(3, "<i8"), np.zeros((0, 2, 5), ">u2"), np.ones((4, 2), "?", order="F")])
+def test_headers_are_read_as_numpy_reads_them(array: np.ndarray) -> None:
+    file = io.BytesIO()
+    np.save(file, array)
+    file.seek(8)
+    expected = np.lib.format.read_array_header_1_0(file)
+    first = file.tell()
+    file.seek(0)
+    assert read_array_header(file) == expected
+    assert file.tell() == first
+
+
+@pytest.mark.parametrize("array", [np.array("text"), np.array([{}], dtype=object), np.zeros(2, [("a", "<i8")])])
+def test_arrays_of_anything_but_numbers_are_refused(array: np.ndarray) -> None:
+    file = io.BytesIO()
+    np.save(file, array)
+    file.seek(0)
+    with pytest.raises(ValueError, match=r"^no array of numbers$"):
+        read_array_header(file)

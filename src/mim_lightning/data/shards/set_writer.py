@@ -167,7 +167,7 @@ def _read_markers(store: Store, set_name: str, markers: list[ShardMarker]) -> It
     with ThreadPoolExecutor(NUM_READERS) as pool:
         for start in range(0, len(paths), NUM_READERS):
             for content in pool.map(store.read, paths[start : start + NUM_READERS]):
-                with np.load(io.BytesIO(content)) as parts:  # one at a time, see read_array_header
+                with np.load(io.BytesIO(content)) as parts:  # not in a thread, see open_shards.py
                     yield dict(parts)
 
 
