@@ -25,6 +25,7 @@ from mim_lightning.data.images.header import (
     MAX_PARTS,
     is_in_scans,
     jpeg_orientation,
+    png_notes,
     read_header,
 )
 from mim_lightning.data.images.limits import (
@@ -214,6 +215,14 @@ def test_tags_after_the_pixels_of_a_png_turn_its_sides() -> None:
     late = data[:start] + data[start + len(tags) : end] + tags + data[end:]
     for image in (data, late):
         assert upright_size(EncodedImage.of(image)) == decode_upright(image).shape[:2] == (32, 24)
+    bare = data[:start] + data[start + len(tags) :]
+    assert upright_size(EncodedImage.of(bare + tags)) == decode_upright(bare + tags).shape[:2] == (24, 32), (
+        "after its end"
+    )
+    wrong = tags[:-4] + bytes(4)  # a checksum that nobody checks after the pixels
+    late = late.replace(tags, wrong)
+    assert upright_size(EncodedImage.of(late)) == decode_upright(late).shape[:2] == (32, 24)
+    assert png_notes(data.replace(tags, wrong)).count(wrong) == 1, "before them it is refused as in decoding"
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])

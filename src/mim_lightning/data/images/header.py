@@ -155,12 +155,16 @@ def jpeg_orientation(data: bytes) -> int:
 
 def png_notes(data: bytes) -> bytes:
     """Return a PNG without pixels that has the same notes: of those after the pixels Pillow knows once it decoded."""
-    at, kept = 8, [data[:8]]
+    at, kept, is_after_pixels = 8, [data[:8]], False
     while at + 12 <= len(data):
         length, kind = int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8]
+        if kind == b"IEND":
+            break
+        is_after_pixels |= kind == b"IDAT"
         if kind in _PNG_NOTES and at + 12 + length <= len(data):
-            part = data[at : at + 8 + length]  # its checksum is not that of pixels, which alone must be right
-            kept += [part, zlib.crc32(part[4:]).to_bytes(4, "big")]
+            part, checksum = data[at : at + 8 + length], data[at + 8 + length : at + 12 + length]
+            # after the pixels Pillow reads notes whatever their checksum; before them it refuses a wrong one
+            kept += [part, zlib.crc32(part[4:]).to_bytes(4, "big") if is_after_pixels else checksum]
         at += 12 + length
     return b"".join([*kept, _NO_PIXELS])
 
