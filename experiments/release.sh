@@ -14,7 +14,7 @@ release() { # <name> <license> <credits> <override of train> ...
   $PYTHON -m mim_lightning.train run.id="release-$name" "$@"
   write() { # <override of export> ...
     $PYTHON -m mim_lightning.export checkpoint="${MIM_RUNS_DIR:-runs}/release-$name/checkpoints/best.ckpt" \
-      output="release/$name" precision=float16 license="$license" credits="'$credits'" "$@"
+      output="release/$name" precision=float16 license="$license" credits="$credits" "$@"
   }
   write
   local megabytes=$(($(du -sb "release/$name" | cut -f1) / 1000000))

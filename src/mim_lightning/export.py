@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 SENTENCE_TRANSFORMERS = "sentence_transformers"
 FORMATS = ("mim_lightning", SENTENCE_TRANSFORMERS)
-VERBATIM_KEYS = ("checkpoint", "output", "evaluation")
+VERBATIM_KEYS = ("checkpoint", "output", "evaluation", "credits")
 
 
 def main() -> None:

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from mim_lightning.cli import compose_arguments
+from mim_lightning.export import VERBATIM_KEYS
 from mim_lightning.inference.model_card import Terms, _widths, find_evaluation
 from mim_lightning.model.checkpoint import load_matcher
 from tests.inference.models import export_to, write_checkpoint
@@ -37,6 +39,14 @@ def test_the_card_shows_the_numbers_of_this_model(tmp_path: Path, exported: Path
 def test_the_license_has_a_name_of_the_hub() -> None:
     with pytest.raises(ValueError, match=r"^license=MIT License: give the hub's name of one, such as apache-2.0"):
         Terms("MIT License")
+    with pytest.raises(ValueError, match=r"^credits=2024: give text, in Markdown"):
+        Terms(credits=2024)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("credits", ["by Ann, MIT", "Pictures: Twemoji (rasterized)", "2024", "'quoted'"])
+def test_credits_are_taken_as_they_are(credits: str) -> None:
+    config = compose_arguments("export", ["checkpoint=a", "output=b", f"credits={credits}"], VERBATIM_KEYS)
+    assert config["credits"] == credits.strip("'")
 
 
 def test_the_numbers_of_another_model_are_not_taken(tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ class Terms:
         credits: Markdown: whose pictures, texts and weights the model was made with.
 
     Raises:
-        ValueError: not such a name.
+        ValueError: not such a name, or credits that are no text.
     """
 
     license: str | None = None
@@ -52,6 +52,8 @@ class Terms:
     def __post_init__(self) -> None:
         if self.license is not None and not LICENSE.fullmatch(str(self.license)):
             raise ValueError(f"license={self.license}: give the hub's name of one, such as apache-2.0 or cc-by-4.0")
+        if self.credits is not None and not isinstance(self.credits, str):
+            raise ValueError(f"credits={self.credits}: give text, in Markdown")
 
 
 @dataclass(frozen=True)
