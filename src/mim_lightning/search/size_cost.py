@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,7 +65,12 @@ def describe_cost(card: IndexCard) -> str | None:
     cost = card.extra.get(COST)
     if cost is None:
         return None
-    found = f"{cost['ndcg']:.3f} [{cost['low']:.3f}, {cost['high']:.3f}] of {cost['direction']}"
-    less = f"{cost['difference']:+.3f} [{cost['difference_low']:+.3f}, {cost['difference_high']:+.3f}]"
+    found = f"{cost['ndcg']:.3f}{_interval(cost['low'], cost['high'], '.3f')} of {cost['direction']}"
+    less = f"{cost['difference']:+.3f}{_interval(cost['difference_low'], cost['difference_high'], '+.3f')}"
     speed = f"{cost['queries_per_second']:,.0f} queries/s of {cost['num_rows']:,} rows"
     return f"nDCG@10 {found}, {less} from whole vectors; {speed}"
+
+
+def _interval(low: float, high: float, form: str) -> str:
+    """Return the ends of an interval; nothing for one of too few queries."""
+    return "" if math.isnan(low + high) else f" [{low:{form}}, {high:{form}}]"

@@ -17,6 +17,7 @@ import pytest
 from mim_lightning.search.index.card import COST_NUMBERS
 from mim_lightning.search.index.factory import open_index
 from mim_lightning.search.index.index_settings import IndexSettings
+from mim_lightning.search.size_cost import describe_cost
 from tests.search.index.catalog import make_shop
 
 COST = {"direction": "image_to_product", "num_rows": 9, **dict.fromkeys(COST_NUMBERS, 0.5)}
@@ -105,7 +106,7 @@ def test_a_pipe_is_not_a_file(folder: Path) -> None:
         (("extra", "crops"), {"grid": "two"}),
         (("extra", "crops"), {"grid": 2, "boxes": "parts"}),
         (("extra", "size_cost"), {}),
-        (("extra", "size_cost"), COST | {"ndcg": float("nan")}),
+        (("extra", "size_cost"), COST | {"ndcg": None}),
         (("extra", "size_cost"), COST | {"num_rows": "many"}),
         (("settings",), {"unknown": 1}),
         (("settings", "nprobe"), "many"),
@@ -131,6 +132,14 @@ def test_a_card_that_contradicts_the_index_is_one_line(folder: Path, change: Cal
     with pytest.raises(ValueError, match=str(folder)) as caught:
         open_index(folder)
     assert "\n" not in str(caught.value)
+
+
+def test_the_cost_of_too_few_queries_for_an_interval_is_read(folder: Path, change: Callable) -> None:
+    change(
+        "extra", "size_cost", value=COST | dict.fromkeys(("low", "high", "difference_low", "difference_high"), np.nan)
+    )
+    cost = describe_cost(open_index(folder).card)
+    assert cost == "nDCG@10 0.500 of image_to_product, +0.500 from whole vectors; 0 queries/s of 9 rows"
 
 
 def test_faiss_sees_only_what_the_card_promises(folder: Path, swap: Callable) -> None:

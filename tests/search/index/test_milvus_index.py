@@ -195,6 +195,8 @@ def test_more_rows_than_an_answer_has_are_refused(monkeypatch: pytest.MonkeyPatc
     assert [[hit.product_id for hit in hits] for hits in rank(1, "", size, False)] == [["p0"]] * 2
     with pytest.raises(ValueError, match=r"^k=3: the best 6 rows, the most that Milvus returns .* are of 2 products"):
         rank(3, "", size, False)
+    assert len(rank(3, "", CollectionSize(20, 2, 20), False)[0]) == 2  # the index has no more products
+    assert len(rank(3, "category == 'cup'", CollectionSize(20, 4, 10), False)[0]) == 2
     rows[6:] = []  # all there are
     assert len(rank(3, "", CollectionSize(6, 2, 6), False)[0]) == 2
 

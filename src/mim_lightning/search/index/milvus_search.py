@@ -57,12 +57,12 @@ class MilvusSearch:
     def rank(
         self, query_QD: np.ndarray, num_wanted: int, expression: str, size: CollectionSize, with_vectors: bool
     ) -> list[list[RowHit]]:
-        """Return the best row of each of the best products of each query.
+        """Return the best row of each of the best products of each query; under a filter perhaps of fewer.
 
         Raises:
             ValueError: these products have more rows than Milvus returns for a query.
         """
-        num_fetched = num_wanted + 1
+        num_fetched, num_there = num_wanted + 1, min(num_wanted, size.num_products)
         if size.num_rows > size.num_products:
             num_fetched += min(num_wanted, _FULLY_FETCHED) * -(-size.num_rows // max(1, size.num_products))
         num_fetched = num_candidates(self.kind, self.settings, num_fetched)
@@ -76,7 +76,8 @@ class MilvusSearch:
                 best[query], is_certain = _take_best(hits, num_wanted)
                 if num_fetched < min(MAX_ROWS, size.num_allowed) and not is_certain:
                     uncertain.append(query)
-                elif len(best[query]) < num_wanted and len(hits) == MAX_ROWS < size.num_allowed:
+                # how many products pass a filter is not known
+                elif len(best[query]) < num_there and len(hits) == MAX_ROWS < size.num_allowed == size.num_rows:
                     raise ValueError(
                         f"k={num_wanted}: the best {MAX_ROWS:,} rows, the most that Milvus returns for a query, are of "
                         f"{len(best[query]):,} products; ask for no more than these"
