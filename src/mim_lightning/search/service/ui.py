@@ -210,7 +210,8 @@ def make_blocks(service: SearchService) -> SearchBlocks:
         # without Gradio's preprocessing, which would open the image before the limits are checked
         private: dict[str, Any] = {"api_visibility": "private"}
         plain: dict[str, Any] = {"preprocess": False, **private}
-        for trigger in (text.submit, not_text.submit, weight.release, left.input, right.input):
+        # not left.input: a menu sends it whenever it loses the focus
+        for trigger in (text.submit, not_text.submit, weight.release, left.change, right.change):
             trigger(search, inputs, outputs, show_progress="minimal", **plain)
         # not image.upload: an image that the camera takes only changes it
         image.change(search_image, inputs, with_part, show_progress="minimal", **plain)
