@@ -58,7 +58,7 @@ def build_index(config: dict[str, Any]) -> IndexCard | None:
     if curve is not None and config["update"]:
         raise ValueError(f"curve={config['curve']}: goes with a new index; update=true keeps what its card says")
     crops = construct("crops", CropSettings, **(config["crops"] or {}))
-    like, crops = builder.validate_update(place, settings, crops) if config["update"] else (None, crops)
+    former, crops = builder.validate_update(place, settings, crops) if config["update"] else (None, crops)
     if curve is not None and not crops.is_whole:
         raise ValueError(f"curve={config['curve']}: was measured with whole images; leave it out with crops")
     check = partial(builder.validate_gallery, settings, crops)
@@ -67,10 +67,10 @@ def build_index(config: dict[str, Any]) -> IndexCard | None:
         config["gallery"],
         folder,
         "build_index",
-        like=like,
+        like=None if former is None else former.fingerprint,
         check=check,
         crops=crops,
-        needs_boxes=not config["update"],  # products of another catalog need not have any
+        needs_boxes=lambda catalog: former is None or builder.had_boxes(former, catalog),
     )
     if made is None:  # another process builds the index
         return None

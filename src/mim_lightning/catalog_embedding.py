@@ -51,7 +51,7 @@ def embed_set(
     like: str | None = None,
     check: Callable[[str, Fusion | None, int, Mapping[str, TowerSpec]], None] = lambda *facts: None,
     crops: CropSettings | None = None,
-    needs_boxes: bool = True,
+    needs_boxes: Callable[[ShardSet], bool] = lambda catalog: True,
 ) -> SetEmbedding | None:
     """Embed the catalog or the queries of a checkpoint's data, or of other data; shards that have vectors are left out.
 
@@ -66,13 +66,13 @@ def embed_set(
         check: gets the side, the fusion that it may be, the width of its vectors, and what each tower reads, before
             anything is embedded.
         crops: parts of the images of a catalog that are embedded too, each in a folder below `folder`.
-        needs_boxes: see `make_crops`.
+        needs_boxes: of the catalog, see `make_crops`.
 
     Returns:
         None on all processes but the first.
     """
     from mim_lightning.analysis.html.validation_page import write_validation_report
-    from mim_lightning.data.images.crops import make_crops
+    from mim_lightning.data.images.crops import count_left_out, make_crops
     from mim_lightning.data.preparation.opened_data import find_versions
     from mim_lightning.data.preparation.preparation import prepare_data
     from mim_lightning.data.preparation.prepared import open_prepared
@@ -117,7 +117,7 @@ def embed_set(
     facts = describe_embedding(catalog, name, gallery, width)
     parts: list[Crop] = []
     if crops is not None and not crops.is_whole:
-        parts = ask(lambda: make_crops(crops, catalog.all_facts(), needs_boxes))
+        parts = ask(lambda: make_crops(crops, catalog.all_facts(), catalog.keys, needs_boxes(catalog)))
         if is_leader and not parts:
             print(f"crops: {crops}, of which this catalog has none: its whole images are embedded alone")
     whole = (folder, facts, None)
@@ -144,4 +144,12 @@ def embed_set(
         leave_process_group()  # the others end; none waits while the index is built
     if not is_leader:
         return None
+    if parts:
+        present = [store.read_present() for store in stores]
+        num_left_out, num_products = count_left_out(parts, present[1:], present[0], catalog.keys)
+        if num_left_out:
+            print(
+                f"crops: {num_left_out:,} parts of {num_products:,} products are left out: they are a hundred times as "
+                "long as wide, or have no image"
+            )
     return SetEmbedding(trained, catalog, stores[0], split, tuple(stores[1:]))

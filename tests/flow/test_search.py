@@ -23,7 +23,9 @@ from mim_lightning import load
 from mim_lightning.build_index import build_index
 from mim_lightning.calibrate import calibrate
 from mim_lightning.config import compose
+from mim_lightning.data.images import boxes as image_boxes
 from mim_lightning.data.images.crops import grid_boxes
+from mim_lightning.data.images.limits import ImageLimits
 from mim_lightning.evaluate import evaluate
 from mim_lightning.index_calibration import delete_products_of
 from mim_lightning.inference.image_inputs import BoxedImage
@@ -47,7 +49,10 @@ from tests.shop import small, write_shop
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("shop")
-    write_shop(folder / "shop", num_products=7)
+    products, _ = write_shop(folder / "shop", num_products=7)
+    first, *more = products.read_text().splitlines()
+    cells = ["parts", '"0,0,0.5,0.5; 0,0,1,0.05"', *[""] * 6]  # boxes of the first product, one of them thin
+    products.write_text("".join(f"{line},{cell}\n" for line, cell in zip([first, *more], cells, strict=True)))
     return folder
 
 
@@ -155,14 +160,21 @@ def test_a_product_is_found_by_the_best_of_its_crops(
     assert [hit.product_id for hit in result.hits] == [hit.product_id for hit in hits]
     assert result.has_match is not None and all(0 <= hit.probability <= 1 for hit in result.hits)
     made = open_index(tmp_path / "index")
-    made.set_extra({CROPS: {"boxes": "parts"}})  # of a catalog with this column, which the one to add need not have
+    made.set_extra({CROPS: {"boxes": "regions"}})  # of a catalog with this column, which the one to add need not have
     made.save()
     again = build_index(compose("build_index", [*same, "update=true"]))
     assert again is not None and again.num_rows == 7
     said = capsys.readouterr().out
-    assert "crops: boxes of column 'parts', of which this catalog has none" in said and "calibrated again" in said
-    with pytest.raises(ValueError, match=r"^crops.boxes=parts: no product has boxes there"):
-        build_index(compose("build_index", [*same, "crops.boxes=parts"]))
+    assert "crops: boxes of column 'regions', of which this catalog has none" in said and "calibrated again" in said
+    with pytest.raises(ValueError, match=r"^crops.boxes=regions: no product has boxes there"):
+        build_index(compose("build_index", [*same, "crops.boxes=regions"]))
+    monkeypatch.setattr(image_boxes, "BOX_LIMITS", ImageLimits(aspect=10))
+    boxed = build_index(compose("build_index", [*same, "crops.boxes=parts"]))
+    assert boxed is not None and boxed.num_rows == 8
+    vectors = open_index(tmp_path / "index").vectors_of("000")
+    part = model.embed_images([BoxedImage(shop / "shop" / "shop0.jpg", (0, 0, 0.5, 0.5))], "product_image")
+    np.testing.assert_allclose(vectors, [wanted["000"][0], part[0]], atol=1e-4)
+    assert "crops: 1 parts of 1 products are left out" in capsys.readouterr().out
 
 
 def test_the_curve_of_small_vectors_has_what_an_evaluation_at_each_width_has(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -17,9 +18,10 @@ from mim_lightning.data.shards.shard_set import ShardSet
 from mim_lightning.data.shards.shard_writer import Record
 from mim_lightning.search.embedding_store import EmbeddedCatalog, EmbeddingFacts
 from mim_lightning.search.facets import FACETS
+from mim_lightning.search.index.card import CATALOG_DIGESTS, CATALOG_VERSIONS, CROPS
 from mim_lightning.search.index.factory import open_index
 from mim_lightning.search.index.index_settings import IndexSettings
-from mim_lightning.search.index_builder import WHOLE, add_products, validate_gallery, validate_update
+from mim_lightning.search.index_builder import WHOLE, add_products, had_boxes, validate_gallery, validate_update
 from mim_lightning.search.product_images import CATALOGS, ProductImages
 from mim_lightning.types import ImageSpec, TextSpec
 from tests.search.service.color_shop import FINGERPRINT, color_index, square
@@ -65,7 +67,7 @@ def test_an_update_keeps_dimension_and_precision(given: str, ours: str, tmp_path
     config = compose("build_index", ["checkpoint=none", f"output={place}", "update=true", "trainer=cpu", given])
     with pytest.raises(ValueError, match=f"^{given}: {place} has {ours}, which update=true keeps; leave it out"):
         build_index(config)
-    assert validate_update(str(place), IndexSettings(dimension=3)) == (card.fingerprint, WHOLE)
+    assert validate_update(str(place), IndexSettings(dimension=3)) == (card, WHOLE)
 
 
 def test_crops_need_a_gallery_that_reads_the_image() -> None:
@@ -75,6 +77,21 @@ def test_crops_need_a_gallery_that_reads_the_image() -> None:
     check("product")  # a tower that reads both
     with pytest.raises(ValueError, match=r"^crops: 2 x 2 parts, but the gallery 'product_text' has no product_image"):
         check("product_text")
+
+
+def test_a_next_version_of_a_catalog_may_not_lose_its_boxes(tmp_path: Path) -> None:
+    card = color_index(tmp_path).card
+    for name, metadata in (("boxed", {"parts": "0,0,1,0.5"}), ("plain", {})):
+        product = {"product_id": "p", "category": "cup", "metadata": metadata}
+        write_shard_set(tmp_path / name, [Record({"product_image": square("red")}, product)], 1, samples_per_shard=1)
+    boxed, plain = ShardSet(tmp_path / "boxed"), ShardSet(tmp_path / "plain")
+    versions = {CATALOG_VERSIONS: {boxed.place: boxed.version, plain.place: plain.version}}
+    extra = {CROPS: {"boxes": "parts"}, CATALOGS: [boxed.place, plain.place], **versions}
+    known = replace(card, extra={**extra, CATALOG_DIGESTS: {boxed.place: boxed.digest, plain.place: plain.digest}})
+    assert had_boxes(known, boxed) and not had_boxes(known, plain)
+    assert not had_boxes(replace(known, extra={**known.extra, CATALOGS: []}), boxed), "an index that has it not"
+    for unknown in ({CATALOG_DIGESTS: {plain.place: "of another preparation"}}, {CATALOG_VERSIONS: {plain.place: 7}}):
+        assert had_boxes(replace(known, extra={**known.extra, **unknown}), plain)
 
 
 def test_another_gallery_is_refused_and_nothing_changes(tmp_path: Path) -> None:

@@ -147,10 +147,10 @@ class EmbeddingStore:
             ValueError: a file is damaged, or of another model; or no row has the inputs of the gallery.
         """
         shard_idxs = range(len(self.facts.shard_sizes))
-        present_N = np.concatenate([self._read(idx, "present") for idx in shard_idxs])
+        present_N = self.read_present()
         if not present_N.any():
             raise ValueError(f"{self.facts.catalog}: no product has the inputs of '{self.facts.gallery}'")
-        num_parts = sum(int(store._read(idx, "present").sum()) for store in crops for idx in shard_idxs)
+        num_parts = sum(int(store.read_present().sum()) for store in crops)
         shape = int(present_N.sum()) + num_parts, self.facts.dimension
         vectors_ND, start = make_array(np.float32, shape, self.folder), 0
         for store, idx in product((self, *crops), shard_idxs):
@@ -167,6 +167,10 @@ class EmbeddingStore:
             first, _ = catalog.span(idx)
             ids += [of_sample[first + row] for row in np.flatnonzero(store._read(idx, "present")).tolist()]
         return EmbeddedCatalog(self.facts, vectors_ND, ids, tabulate_products(products), int((~present_N).sum()))
+
+    def read_present(self) -> np.ndarray:
+        """Return which rows have a vector, (N,) bool; errors as in `collect`."""
+        return np.concatenate([self._read(idx, "present") for idx in range(len(self.facts.shard_sizes))])
 
     def read_shards(self, shards: ShardSet) -> Iterator[tuple[np.ndarray, pa.Table, int]]:
         """Yield the vectors (n, D) float32 of each shard, ids and records of these rows, and how many have no vector.

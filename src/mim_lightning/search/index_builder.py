@@ -136,8 +136,8 @@ def validate_gallery(
         )
 
 
-def validate_update(place: str, settings: IndexSettings, crops: CropSettings = WHOLE) -> tuple[str, CropSettings]:
-    """Return the fingerprint of the index to update, and its crops.
+def validate_update(place: str, settings: IndexSettings, crops: CropSettings = WHOLE) -> tuple[IndexCard, CropSettings]:
+    """Return the card of the index to update, and its crops.
 
     Raises:
         ValueError: no index, or a dimension, precision or crops that are given and are not those of the index.
@@ -153,7 +153,23 @@ def validate_update(place: str, settings: IndexSettings, crops: CropSettings = W
             raise ValueError(
                 f"{key}={given}: {place} has {key}={ours}, which update=true keeps; leave it out, or build a new index"
             )
-    return card.fingerprint, own
+    return card, own
+
+
+def had_boxes(card: IndexCard, catalog: ShardSet) -> bool:
+    """Return whether an index has boxes of a former version of a catalog, as far as is known.
+
+    A catalog that was never there need not have any; one that had some and has none is a mistake.
+    """
+    if catalog.place not in card.extra.get(CATALOGS, []):
+        return False
+    column = card.extra.get(CROPS, {}).get("boxes")
+    version, digest = (card.extra.get(key, {}).get(catalog.place) for key in (CATALOG_VERSIONS, CATALOG_DIGESTS))
+    try:
+        former = ShardSet(catalog.folder, catalog.cache, version)
+        return former.digest != digest or any(fact.get("metadata", {}).get(column) for fact in former.all_facts())
+    except (ValueError, OSError):  # it was removed
+        return True
 
 
 def _single_fields(specs: Mapping[str, TowerSpec]) -> list[str]:

@@ -1,6 +1,6 @@
 """Crops of the images of a catalog: besides the whole image, its parts are embedded, and the best one counts.
 
-A grid divides every image alike; boxes of one image come from a column of the products table.
+A grid divides every image alike; boxes come from a column of the products table, for products with one image.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import json
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import chain, groupby
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -32,7 +32,7 @@ class CropSettings:
 
     Attributes:
         grid: parts in a row and in a column, which overlap by half.
-        boxes: column of the products table with boxes of each image, see `parse_boxes`.
+        boxes: column of the products table with boxes of the product's only image, see `parse_boxes`.
 
     Raises:
         ValueError: no such grid, or both.
@@ -111,17 +111,18 @@ def _to_box(sides: np.ndarray) -> Box:
     return left, top, right, bottom
 
 
-def make_crops(settings: CropSettings, facts: Iterable[Mapping[str, Any]], needs_boxes: bool = True) -> list[Crop]:
+def make_crops(
+    settings: CropSettings, facts: Iterable[Mapping[str, Any]], product_keys_N: np.ndarray, needs_boxes: bool = True
+) -> list[Crop]:
     """Return the parts that are embedded besides the whole image.
 
     Args:
-        facts: of each sample of the catalog, as `ShardSet.all_facts` returns them, the images of a product side by
-            side; read for boxes alone.
+        facts: of each sample of the catalog, as `ShardSet.all_facts` returns them; read for boxes alone.
+        product_keys_N: the hashed id of the product of each sample; read for boxes alone.
         needs_boxes: whether it is an error if no product has a box.
 
     Raises:
-        ValueError: a box is none, or there are boxes of more images than the product has, by product; or no product
-            has one.
+        ValueError: a box is none, or of a product with several images, by product; or no product has one.
     """
     if settings.grid is not None:
         name = f"grid {settings.grid} x {settings.grid}"
@@ -130,18 +131,20 @@ def make_crops(settings: CropSettings, facts: Iterable[Mapping[str, Any]], needs
     if settings.boxes is None:
         return []
     column, parts, nums, sides = settings.boxes, array("B"), array("q"), array("d")
-    for product_id, images in groupby(enumerate(facts), lambda row: row[1].get("product_id")):
-        rows = [(sample_num, fact.get("metadata", {}).get(column)) for sample_num, fact in images]
+    _, products_N, num_images_P = np.unique(product_keys_N, return_inverse=True, return_counts=True)
+    for sample_num, fact in enumerate(facts):
         try:
-            of_images = parse_boxes(rows[0][1])
-            if len(of_images) > len(rows):
-                raise ValueError(f"{len(of_images)} lists of boxes, but the catalog has {len(rows)} of its images")
+            own = parse_boxes(fact.get("metadata", {}).get(column))
         except ValueError as error:
-            raise ValueError(f"crops.boxes={column}: product '{product_id}', {error}") from error
-        for (sample_num, _), own in zip(rows, of_images, strict=False):
-            parts.extend(range(len(own)))
-            nums.extend([sample_num] * len(own))
-            sides.extend(chain.from_iterable(own))
+            raise ValueError(f"crops.boxes={column}: product '{fact.get('product_id')}', {error}") from error
+        if own and (num_images := num_images_P[products_N[sample_num]]) > 1:
+            raise ValueError(
+                f"crops.boxes={column}: product '{fact.get('product_id')}' has boxes and {num_images} images; leave "
+                "its cell empty, or give crops.grid instead, which cuts every image"
+            )
+        parts.extend(range(len(own)))
+        nums.extend([sample_num] * len(own))
+        sides.extend(chain.from_iterable(own))
     if not parts and needs_boxes:
         raise ValueError(f"crops.boxes={column}: no product has boxes there; name a column of the products table")
     part_M, nums_M, box_M4 = np.array(parts), np.array(nums), np.array(sides).reshape(-1, 4)
@@ -157,12 +160,29 @@ def grid_boxes(number: int) -> list[Box]:
     return [(left, top, right, bottom) for top, bottom in sides for left, right in sides]
 
 
-def parse_boxes(value: Any) -> list[list[Box]]:
-    """Return the boxes of a cell, those of each image of the product in order.
+def count_left_out(
+    crops: Sequence[Crop], present: Sequence[np.ndarray], whole_N: np.ndarray, product_keys_N: np.ndarray
+) -> tuple[int, int]:
+    """Return how many parts of embedded images have no vector, and of how many products they are.
 
     Args:
-        value: text as "0.1,0.2,0.6,0.9; 0.5,0.5,1,1 | 0,0,1,0.5" with the boxes of a second image after the bar; or a
-            list: of four numbers, of such lists for the first image, or of lists of such lists for several.
+        present: (N,) of each crop: the samples with a vector of this part.
+        whole_N: the samples with a vector of the whole image.
+        product_keys_N: the hashed id of the product of each sample.
+    """
+    left_out = []
+    for crop, present_N in zip(crops, present, strict=True):
+        nums = np.arange(len(whole_N)) if crop.sample_nums is None else crop.sample_nums
+        left_out.append(nums[whole_N[nums] & ~present_N[nums]])
+    nums = np.concatenate([*left_out, np.array([], np.int64)])
+    return len(nums), len(np.unique(product_keys_N[nums]))
+
+
+def parse_boxes(value: Any) -> list[Box]:
+    """Return the boxes of a cell.
+
+    Args:
+        value: text as "0.1,0.2,0.6,0.9; 0.5,0.5,1,1", or a list of four numbers or of such lists, or that as JSON.
 
     Raises:
         ValueError: something else, an empty box, or too many.
@@ -170,34 +190,18 @@ def parse_boxes(value: Any) -> list[list[Box]]:
     try:
         given = json.loads(value) if isinstance(value, str) and value.lstrip().startswith("[") else value
         if isinstance(given, str):
-            given = [[box.split(",") for box in image.split(";") if box.strip()] for image in given.split("|")]
-        elif given is not None:
-            given = _boxes_of_images(given)
-        images = [[tuple(float(side) for side in box) for box in image] for image in given or ()]
-    except (TypeError, ValueError, OverflowError, RecursionError):
+            given = [box.split(",") for box in given.split(";") if box.strip()]
+        elif given not in (None, []) and not isinstance(given[0], list | tuple):
+            given = [given]
+        boxes = [tuple(float(side) for side in box) for box in given or ()]
+    except (TypeError, ValueError, LookupError, OverflowError, RecursionError):
         raise ValueError(
-            f"'{plain(value)}' is no box; give left,top,right,bottom; further ones after a semicolon, those of the "
-            "next image after a bar"
+            f"'{plain(value)}' is no box; give left,top,right,bottom, further ones after a semicolon"
         ) from None
-    for boxes in images:
-        if len(boxes) > MAX_BOXES:
-            raise ValueError(f"{len(boxes)} boxes; at most {MAX_BOXES} of an image are embedded")
-        for box in boxes:
-            if len(box) != 4:
-                raise ValueError(f"'{plain(value)}' has a box of {len(box)} numbers; give left,top,right,bottom")
-            validate_box(box)
-    return images if any(images) else []  # type: ignore[return-value]  # of four numbers each
-
-
-def _boxes_of_images(given: Sequence[Any]) -> Sequence[Any]:
-    """Return a list of boxes by image: of what is one box, or boxes of the first image, too.
-
-    Raises:
-        TypeError: no list, or lists and numbers side by side.
-    """
-    if not isinstance(given, list | tuple):
-        raise TypeError
-    if not any(isinstance(part, list | tuple) for part in given):
-        return [[given]] if given else []
-    is_by_image = any(not part or any(isinstance(side, list | tuple) for side in part) for part in given)
-    return given if is_by_image else [given]
+    if len(boxes) > MAX_BOXES:
+        raise ValueError(f"{len(boxes)} boxes; at most {MAX_BOXES} of an image are embedded")
+    for box in boxes:
+        if len(box) != 4:
+            raise ValueError(f"'{plain(value)}' has a box of {len(box)} numbers; give left,top,right,bottom")
+        validate_box(box)
+    return boxes  # type: ignore[return-value]  # of four numbers each
