@@ -264,8 +264,9 @@ def contents(folder: Path) -> dict[str, Any]:
         ):
             continue
         values = found.setdefault(kind_of(name), [])
+        value = content(path)
         if "/tensorboard/" not in name or not values:  # each start of a run has another folder there
-            values.append(content(path))
+            values.append(value)
     return {kind: sorted(values, key=str) for kind, values in found.items()}
 
 

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,17 @@ def test_a_failed_write_is_one_error(
     assert not Path(caught.value.filename).exists(), "half-written"
     monkeypatch.setattr("tensorboard.summary.writer.record_writer.RecordWriter.write", fail)
     with pytest.raises(OSError, match="No space left") as caught:
-        logger.log_metrics({"loss": 1.0}, step=1)
-        logger.finalize("success")
+        for step in range(1, 100):  # the thread fails at some time after the first
+            logger.log_metrics({"loss": 1.0}, step=step)
+            time.sleep(0.01)
     assert caught.value.filename == str(tmp_path / "tensorboard")
+    with pytest.raises(OSError, match="No space left"):
+        logger.finalize("success")
+    try:
+        raise FloatingPointError("loss=nan")
+    except FloatingPointError:
+        logger.finalize("failed")
+    with pytest.raises(OSError, match="No space left") as caught:
+        _ = RunTensorBoardLogger(str(tmp_path), name="new").experiment
+    assert caught.value.filename == str(tmp_path / "new")
     assert "Traceback" not in capfd.readouterr().err

@@ -12,7 +12,7 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from mim_lightning.io.atomic import write_errors_named
+from mim_lightning.io.atomic import atomic_write
 from mim_lightning.sweep import optuna_sweeper
 from mim_lightning.sweep.launcher import FaultTolerantLauncher
 from mim_lightning.sweep.sweep_id import swept_keys
@@ -30,8 +30,8 @@ class GridSweeper(BasicSweeper):
         assert self.config is not None
         path = Path(self.config.hydra.sweep.dir) / "multirun.yaml"
         path.parent.mkdir(parents=True, exist_ok=True)
-        with write_errors_named(path):  # Hydra writes it again: its error would name no file
-            OmegaConf.save(self.config, path)
+        with atomic_write(path) as partial:  # Hydra writes it again in place: its error would name no file
+            OmegaConf.save(self.config, partial)
         return super().sweep(arguments)
 
 

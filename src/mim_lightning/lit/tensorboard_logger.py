@@ -6,6 +6,7 @@ stack before it ends.
 
 from __future__ import annotations
 
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,12 @@ class RunTensorBoardLogger(TensorBoardLogger):
 
     def log_metrics(self, *args: Any, **options: Any) -> None:
         with write_errors_named(Path(self.root_dir)):
-            super().log_metrics(*args, **options)
+            try:
+                super().log_metrics(*args, **options)
+            except ValueError as error:  # Lightning's for any error, as if the type of the value were wrong
+                if isinstance(error.__cause__, OSError):
+                    raise error.__cause__ from None
+                raise
 
     def log_hyperparams(self, *args: Any, **options: Any) -> None:
         with write_errors_named(Path(self.root_dir)):
@@ -54,8 +60,13 @@ class RunTensorBoardLogger(TensorBoardLogger):
             raise
 
     def finalize(self, status: str) -> None:
-        with write_errors_named(Path(self.root_dir)):
-            super().finalize(status)
+        ended_by = sys.exc_info()[1]
+        try:
+            with write_errors_named(Path(self.root_dir)):
+                super().finalize(status)
+        except OSError:
+            if status == "success" or isinstance(ended_by, OSError):
+                raise  # else it would hide what ended the run
 
 
 class _WithoutStack:
