@@ -6,7 +6,8 @@
 #   SETS="emoji grocery"
 source "$(dirname "$0")/../train_arms.sh"
 RECORD=small_catalog TABLES=${TABLES:-data/small_catalog} EXTERNAL=${MIM_DATA_DIR:-external} SUBSETS=${SUBSETS:-1 2 3 4}
-[ -d "$TABLES/grocery-4" ] || $PYTHON experiments/small_catalog/make_subsets.py "$TABLES" "$EXTERNAL/data" 4
+num_subsets=$(printf "%s\n" $SUBSETS | sort -n | tail -1)
+[ -d "$TABLES/grocery-$num_subsets" ] || $PYTHON experiments/small_catalog/make_subsets.py "$TABLES" "$EXTERNAL/data" "$num_subsets"
 
 train() { # <name of the recipe> <2tower ...> <subset> <override> ...
   local recipe=$1 model=$2 subset=$3
