@@ -34,16 +34,21 @@ def tower_of(name: str, specs: Mapping[str, TowerSpec]) -> str:
     )
 
 
+def find_text_tower(modalities: Mapping[str, str], side: str) -> str | None:
+    """Return the tower that embeds a side's texts, if any; without one for short queries, that of product texts."""
+    return next((name for name in (field_name(side, TEXT), PRODUCT_TEXT) if modalities.get(name) == TEXT), None)
+
+
 def text_tower(modalities: Mapping[str, str], side: str = "query") -> str:
-    """Return the tower that embeds a side's texts; a model without one for short queries reads them as product texts.
+    """Return the tower that `find_text_tower` finds.
 
     Raises:
         ValueError: the model has no text tower.
     """
-    names = [name for name in (field_name(side, TEXT), PRODUCT_TEXT) if modalities.get(name) == TEXT]
-    if not names:
+    name = find_text_tower(modalities, side)
+    if name is None:
         raise ValueError(f"this model has no text tower; it has {', '.join(modalities)}")
-    return names[0]
+    return name
 
 
 def side_towers(side: str, fusions: Fusions, specs: Mapping[str, TowerSpec]) -> dict[str, dict[str, InputSpec]]:

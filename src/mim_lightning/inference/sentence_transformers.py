@@ -19,13 +19,13 @@ from PIL import Image
 from torch import nn
 
 from mim_lightning.encoders.interface import HfForm
-from mim_lightning.fields import IMAGE, PRODUCT, PRODUCT_TEXT, QUERY, TEXT, field_name
+from mim_lightning.fields import IMAGE, PRODUCT, QUERY, TEXT, field_name
 from mim_lightning.inference.export_format import CARD_FILE, FINGERPRINT_FILE, ExportFacts, describe_model
 from mim_lightning.inference.export_writer import validate_output
 from mim_lightning.inference.loading import to_device
 from mim_lightning.inference.model import LoadedModel
 from mim_lightning.inference.model_card import Evaluation, Terms, write_card
-from mim_lightning.inference.query_product_fusion import tower_modalities
+from mim_lightning.inference.query_product_fusion import find_text_tower, tower_modalities
 from mim_lightning.io.atomic import atomic_write_folder
 from mim_lightning.model.checkpoint import TrainedMatcher
 from mim_lightning.model.fusion import FIXED_SUM, LEARNED_SUM, Fusion
@@ -127,10 +127,8 @@ def _choose_routes(specs: Mapping[str, TowerSpec], names: Sequence[str]) -> dict
     modalities, routes = tower_modalities(specs), {}
     for task, side in TASKS.items():
         for modality in (IMAGE, TEXT):
-            name = field_name(side, modality)
-            if modality == TEXT and modalities.get(name) != TEXT:
-                name = PRODUCT_TEXT
-            if name in names:
+            name = find_text_tower(modalities, side) if modality == TEXT else field_name(side, modality)
+            if name is not None and name in names:
                 routes[task, modality] = name
     return routes
 
