@@ -283,14 +283,15 @@ def content(path: Path) -> Any:
     if path.suffix in (".json", ".jsonl"):
         lines = data.decode().splitlines() if path.suffix == ".jsonl" else [data.decode()]
         found = [steady(json.loads(line)) for line in lines if line]
-        return [unordered(job) for job in found] if path.parent.name == "jobs" else found
+        return [once(job, path) for job in found] if path.parent.name == "jobs" else found
     if path.suffix == ".csv":
         rows = list(csv.DictReader(io.StringIO(data.decode())))
         assert not any(None in row or None in row.values() for row in rows), f"{path}: half a line"
         # the last means of an epoch are logged after its checkpoint: a run that resumes from there has them no more
         is_log = path.name == "metrics.csv"
         if path.name == "ledger.csv":
-            return sorted((unordered(steady(row)) for row in rows), key=str)
+            jobs = [once(steady(row), path) for row in rows]
+            return sorted(jobs, key=str) if is_search(path) else jobs
         rows = [{key: cell for key, cell in row.items() if not is_log or not key.startswith("train/")} for row in rows]
         return [steady(row) for row in rows if not is_log or any(cell for key, cell in row.items() if "/" in key)]
     if path.suffix == ".yaml":
@@ -312,9 +313,15 @@ def content(path: Path) -> Any:
     return hashlib.sha256(data).hexdigest()
 
 
-def unordered(job: dict[str, Any]) -> dict[str, Any]:
-    """Return what is said of a job, whichever place it had in its sweep, and whether or not it was started twice."""
-    return {key: value for key, value in job.items() if key not in ("job", "was_resumed")}
+def once(job: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Return what is said of a job, started once or twice; its place counts where the sweep has an order."""
+    free = ("job", "was_resumed") if is_search(path) else ("was_resumed",)
+    return {key: value for key, value in job.items() if key not in free}
+
+
+def is_search(path: Path) -> bool:
+    """Is a file one of a search, which may draw the same trials in another order?"""
+    return any(part.startswith("optuna-") for part in path.parts)
 
 
 def steady(value: Any) -> Any:
