@@ -60,7 +60,7 @@ def test_completion_knows_commands_and_asks_them(
     assert complete("mim tu") == "tune_fusion tune_index\n" and complete("mim ").split() == mim.NAMES
     assert complete("mim compare runs") == complete("mim nothing x") == "" and not asked
     complete("mim build-index  index.k")
-    complete("mim train ")
+    complete("/opt/train/bin/mim train ")
     complete("", "install=bash")
     words = ["mim", "-sc", "query=bash"]
     assert asked == [(words, "mim index.k"), (words, "mim "), (["mim", "-sc", "install=bash"], "")]

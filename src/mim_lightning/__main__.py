@@ -70,7 +70,7 @@ def _complete(words: list[str]) -> None:
     if not typed or (len(typed) == 1 and not line[-1:].isspace()):
         print(*(name for name in NAMES if name.startswith(typed[0] if typed else "")))
     elif (name := typed[0].replace("-", "_")) in NAMES and name not in WITHOUT_CONFIG:
-        os.environ["COMP_LINE"] = "mim " + line.split(typed[0], 1)[1].lstrip()
+        os.environ["COMP_LINE"] = "mim " + line.split(maxsplit=1)[1].removeprefix(typed[0]).lstrip()
         sys.argv = ["mim", *words]
         importlib.import_module(_module_of(name)).main()
 
