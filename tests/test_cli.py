@@ -1,11 +1,13 @@
 """Texts on the command line reach their key as typed."""
 
 import re
+from types import SimpleNamespace
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from mim_lightning.cli import _naming_removed, _quoted, validate_groups, validate_sections
+from mim_lightning import cli
+from mim_lightning.cli import _naming_removed, quote_value, validate_groups, validate_sections
 from mim_lightning.former_names import present_overrides
 
 
@@ -13,13 +15,15 @@ from mim_lightning.former_names import present_overrides
     "text", ["[red] mug", "a, b: c", "it's", '"two" words', "${oc.env:HOME}", "=SUM(A1)", "50% {off}"]
 )
 def test_texts_of_users_are_taken_verbatim(text: str) -> None:
-    (override,) = OverridesParser.create().parse_overrides([_quoted(f"text={text}", ["text"])])
+    (override,) = OverridesParser.create().parse_overrides([quote_value(f"text={text}", ["text"])])
     assert str(override.value()).replace("\\${", "${") == text
 
 
 def test_lists_and_null_keep_their_meaning() -> None:
     parser = OverridesParser.create()
-    (images, nothing) = parser.parse_overrides([_quoted(a, ["image"]) for a in ("image=[a.jpg,b.jpg]", "image=null")])
+    (images, nothing) = parser.parse_overrides(
+        [quote_value(a, ["image"]) for a in ("image=[a.jpg,b.jpg]", "image=null")]
+    )
     assert (images.value(), nothing.value()) == (["a.jpg", "b.jpg"], None)
 
 
@@ -67,3 +71,19 @@ def test_a_removed_key_that_is_needed_is_named(monkeypatch: pytest.MonkeyPatch) 
     assert str(named) == "trainer.devices: is required; give trainer.devices=<value> instead of ~trainer.devices"
     for other in (KeyError("seed"), KeyError(), ValueError("devices")):
         assert _naming_removed(other) is other
+
+
+def test_the_command_line_is_kept_with_its_folder_data_and_configs(monkeypatch: pytest.MonkeyPatch) -> None:
+    overrides = SimpleNamespace(task=["++trainer.max_epochs=2", "a=b c", "sweep=grid"])
+    config = SimpleNamespace(overrides=overrides, runtime=SimpleNamespace(cwd="/my work"))
+    monkeypatch.setattr(cli, "HydraConfig", SimpleNamespace(initialized=lambda: True, get=lambda: config))
+    own = ["--config-dir", "my conf", "-cn=mine", "hydra.searchpath=[file://x]"]
+    monkeypatch.setattr("sys.argv", ["mim train", "-m", *own, "a=b c"])
+    monkeypatch.setenv("MIM_PREPARED_DIR", "/my data")
+    monkeypatch.delenv("MIM_DATA_DIR", raising=False)
+    assert cli.command_line("train") == (
+        "cd '/my work' && MIM_PREPARED_DIR='/my data' mim train --config-dir 'my conf' -cn=mine "
+        "'hydra.searchpath=[file://x]' trainer.max_epochs=2 'a=b c'"
+    )
+    overrides.task.append("trial={number: 0, storage: postgres://u:secret@h}")
+    assert cli.command_line("train") is None

@@ -14,6 +14,7 @@ import shlex
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -41,6 +42,7 @@ from mim_lightning.overrides import open_up
 
 FROZEN_CONFIG = "MIM_FROZEN_CONFIG"  # environment variable: a resolved config, for launched processes
 OWN_CONFIGS = ("--config", "-cd", "-cn", "-cp", "hydra.searchpath")  # with which users add their own conf/
+DATA_VARIABLES = ("MIM_PREPARED_DIR", "MIM_DATA_DIR")  # of conf/paths, without which a command finds other data
 ERROR_FILE = "failure.json"  # beside the frozen config: the error of a launched process
 STACK_FILE = "stack.txt"  # likewise: its call stack, where the loss of another process may be the cause
 
@@ -137,7 +139,7 @@ def compose_arguments(name: str, arguments: Sequence[str], verbatim_keys: Sequen
 
 def _to_overrides(name: str, arguments: Sequence[str], verbatim_keys: Sequence[str]) -> list[str]:
     present = present_overrides(arguments, name, warn_of_former_name)
-    return open_up(_quoted(argument, verbatim_keys) for argument in present)
+    return open_up(quote_value(argument, verbatim_keys) for argument in present)
 
 
 def validate_sections(name: str, arguments: Sequence[str]) -> None:
@@ -179,7 +181,7 @@ def validate_groups(arguments: Sequence[str]) -> None:
             raise ValueError(f"{key}={option}: {group} is a group of options; choose one by {group}={option}")
 
 
-def _quoted(argument: str, names: Sequence[str]) -> str:
+def quote_value(argument: str, names: Sequence[str]) -> str:
     """Quote the value of "<name>=<value>" for Hydra's grammar; lists, null and what is quoted stay as they are."""
     name, is_given, value = argument.partition("=")
     is_list_or_quoted = (value[:1], value[-1:]) in (("[", "]"), ("'", "'"), ('"', '"'))
@@ -210,14 +212,32 @@ def _run_frozen(path: Path, name: str, function: Callable[[Config], Any]) -> Non
 
 
 def command_line(name: str) -> str | None:
-    """Return the command line of this config, or of a sweep's job, for a shell; None where Hydra did not start."""
+    """Return the command line of this config, or of a sweep's job, for a shell: folder, folders of data, command.
+
+    None where Hydra did not start, and of a search's job: it goes on by the search, and its trial may hold a password.
+    """
     if not HydraConfig.initialized():
         return None
-    words = [word for word in HydraConfig.get().overrides.task if not word.startswith("sweep=")]
+    config = HydraConfig.get()
+    words = [word for word in config.overrides.task if not word.startswith("sweep=")]
+    if any(word.lstrip("+").startswith("trial=") for word in words):
+        return None
     # as people write them, where `open_up` has marked a key
     plain = (word.removeprefix("++") for word in words)
     written = [short if open_up([short]) == [word] else word for short, word in zip(plain, words, strict=True)]
-    return shlex.join(["mim", name, *written])
+    variables = [f"{key}={shlex.quote(os.environ[key])} " for key in DATA_VARIABLES if key in os.environ]
+    command = shlex.join(["mim", name, *_own_configs(sys.argv[1:]), *written])
+    return f"cd {shlex.quote(config.runtime.cwd)} && {''.join(variables)}{command}"
+
+
+def _own_configs(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments by which a command line adds its own conf/: for Hydra they are no overrides of the task."""
+    found, left = [], iter(arguments)
+    for argument in left:
+        if argument.startswith(OWN_CONFIGS):
+            is_whole = "=" in argument or not argument.startswith("-")
+            found += [argument] if is_whole else [argument, *islice(left, 1)]
+    return found
 
 
 def leave_process_group() -> None:

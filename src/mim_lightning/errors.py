@@ -28,6 +28,7 @@ from omegaconf.errors import (
 
 from mim_lightning.config import conf_dir
 from mim_lightning.former_names import present_overrides
+from mim_lightning.io.atomic import atomic_write
 from mim_lightning.io.damaged_file import errors_as_damaged_file
 from mim_lightning.io.machine import can_map, has_memory_limit
 
@@ -122,7 +123,8 @@ def read_error(path: Path) -> ErrorReport | None:
 def write_note(folder: Path, report: ErrorReport) -> None:
     """Note in a run's folder that it failed or was pruned; `clear_notes` when it is started again."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / NOTES[report.status]).write_text(json.dumps(asdict(report), indent=2))
+    with atomic_write(folder / NOTES[report.status]) as partial:
+        partial.write_text(json.dumps(asdict(report), indent=2))
 
 
 def read_note(folder: Path) -> ErrorReport | None:

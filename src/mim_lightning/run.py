@@ -4,7 +4,8 @@ The same config gives the same id on any machine, so running it again finds its 
 In the folder, in the order in which they are written:
 
     config.yaml                          at the start: the resolved config
-    command.txt                          at the start: the command line, for a shell; not of a call from Python
+    command.txt                          at the start: the command line, for a shell; not of a call from Python, of a
+                                         launcher's processes, or of a search
     csv/                                 every `trainer.log_every_n_steps` steps and every epoch: logged values
     browser/                             every validation: ranks and hits of the tracked queries, and their pictures
     checkpoints/best.ckpt, last.ckpt     after every validation; last.ckpt also by time (`callbacks.preemption`), every
@@ -209,11 +210,13 @@ def identify(config: dict[str, Any]) -> tuple[Run, dict[str, Any], dict[str, Any
     section, description = config["run"], None
     if section["digest"] is None:  # else a launched process, with a config that was identified before
         description = describe_source(config["data"])
-        digest = _choose_digest(config, description)
+        digest, has_limit = _choose_digest(config, description)
         config = _replace(config, PENDING_SET, name_set(config["data"]))
         run_id = str(section["id"]) if section["id"] != PENDING_ID else _find_or_name(config, digest)
         config = _replace(config, PENDING_ID, run_id)
         config = {**config, "run": {**config["run"], "id": run_id, "digest": digest}}
+        if has_limit:  # its command without the limit would start another run
+            config["run"].pop("command", None)
     _validate_placement(config["run"])
     run = Run(config["run"]["id"], Path(config["run"]["folder"]))
     _validate_same_run(run, config)
@@ -288,14 +291,15 @@ def _find_or_name(config: Mapping[str, Any], digest: str) -> str:
     return found[0] if found else run_id
 
 
-def _choose_digest(config: Mapping[str, Any], description: Mapping[str, Any] | None) -> str:
-    """Return the digest of a run; where its folder is there, the one of when a time limit was part of it."""
+def _choose_digest(config: Mapping[str, Any], description: Mapping[str, Any] | None) -> tuple[str, bool]:
+    """Return the digest of a run, and whether it has the time limit in it, as those had whose folder is there yet."""
     digest, max_time = _digest(config, description), config["trainer"].get("max_time")
     if max_time is None:
-        return digest
+        return digest, False
     former = _digest(config, description, {"max_time": max_time})
     folders = Path(config["run"]["folder"].replace(PENDING_ID, f"*-{former}"))
-    return former if any(folders.parent.glob(f"{folders.name}/config.yaml")) else digest
+    has_limit = any(folders.parent.glob(f"{folders.name}/config.yaml"))
+    return (former, True) if has_limit else (digest, False)
 
 
 def _digest(

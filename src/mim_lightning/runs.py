@@ -4,7 +4,7 @@
     python -m mim_lightning.runs /scratch/runs --state stopped,failed
 
 The latest is first. A run is running (a process has its lock), finished, out of time (trainer.max_time ended it),
-failed, pruned (by a sweep), stopped, or damaged.
+failed, pruned (by a sweep), stopped, damaged, or unknown (its lock may not be read).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 
 from mim_lightning.command import CommandParser, run_command, words
 
-STATES = ("running", "finished", "out of time", "stopped", "failed", "pruned", "damaged")
+STATES = ("running", "finished", "out of time", "stopped", "failed", "pruned", "damaged", "unknown")
 
 
 def main() -> None:

@@ -29,7 +29,8 @@ def main() -> None:
 
 def train(config: dict[str, Any]) -> float:
     """Train one run, or read its results if it is finished; return its monitored metric."""
-    if (command := command_line("train")) is not None:
+    # what torchrun or srun started goes on by the command that starts all of its processes
+    if not is_joined() and (command := command_line("train")) is not None:
         config["run"]["command"] = command
     return (train_run(config).read_results() or {}).get(config["monitor"], float("nan"))
 

@@ -175,7 +175,7 @@ def fit(config: dict[str, Any], run: Run, description: Mapping[str, Any] | None 
         save_config(config, run.config_path)
         if command is not None:
             with atomic_write(run.command_path) as partial:
-                partial.write_text(f"{command}\n")
+                partial.write_text(f"{command}\n", "utf-8", "replace")
         run.results_path.unlink(missing_ok=True)  # of a run that goes on with more time
     started, last_written = time.perf_counter(), _written_at(run.last_checkpoint)
     try:

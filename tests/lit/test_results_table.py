@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from mim_lightning.cli import _quoted
+from mim_lightning.cli import quote_value
 from mim_lightning.config import compose
 from mim_lightning.evaluate import VERBATIM_KEYS
 from mim_lightning.lit.results_table import describe_decline, describe_sample, print_run
@@ -69,5 +69,5 @@ def test_results_of_a_sample_name_the_command_for_the_whole_gallery(tmp_path: Pa
     assert line is not None
     words = [f"checkpoint={checkpoint}", "whole_gallery=true", f"output={folder}/whole_gallery"]
     assert shlex.split(line.partition("evaluate ")[2]) == words
-    config = compose("evaluate", [_quoted(word, VERBATIM_KEYS) for word in words])
+    config = compose("evaluate", [quote_value(word, VERBATIM_KEYS) for word in words])
     assert (config["checkpoint"], config["output"]) == (str(checkpoint), f"{folder}/whole_gallery")

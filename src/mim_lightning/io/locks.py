@@ -154,9 +154,19 @@ def describe_holder(path: Path) -> str:
 
 
 def is_locked(path: Path) -> bool:
-    """Return whether a process has the lock on a file, which is not changed; False where there are no locks."""
+    """Return whether a process has the lock on a file, which is not changed; False where there are no locks.
+
+    Raises:
+        PermissionError: the file may not be read.
+    """
+    flags = getattr(os, "O_NONBLOCK", 0)
     try:
-        descriptor = os.open(path, os.O_RDWR | getattr(os, "O_NONBLOCK", 0))
+        try:
+            descriptor = os.open(path, os.O_RDWR | flags)  # NFS locks exclusively what can be written
+        except PermissionError:
+            descriptor = os.open(path, os.O_RDONLY | flags)
+    except PermissionError:
+        raise
     except OSError:
         return False
     is_free = lock_open_file(descriptor)

@@ -8,7 +8,7 @@ A run may have one file for each start: where two have the same step or epoch, t
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -36,8 +36,11 @@ class TrainingLog:
         return any(len(values) > len(self.by_epoch[name]) for name, values in self.by_pass.items())
 
 
-def read_log(folder: Path) -> TrainingLog:
+def read_log(folder: Path, only: Collection[str] | None = None) -> TrainingLog:
     """Read the log of a run's folder.
+
+    Args:
+        only: the scalars to read; None: all.
 
     Raises:
         ValueError: there is none, or a cell is not a number.
@@ -49,7 +52,7 @@ def read_log(folder: Path) -> TrainingLog:
         )
     by_epoch, by_step, by_pass = (dict[str, dict[int, float]]() for _ in range(3))
     for path in paths:
-        for name, epoch, step, value in _read(path):
+        for name, epoch, step, value in _read(path, only):
             if not name.startswith(BY_EPOCH):
                 if step is not None:
                     by_step.setdefault(name, {})[step] = value
@@ -70,20 +73,31 @@ def _version(path: Path) -> int:
     return int(number) if number.isdigit() else -1
 
 
-def _read(path: Path) -> Iterator[tuple[str, int | None, int | None, float]]:
+def _read(path: Path, only: Collection[str] | None) -> Iterator[tuple[str, int | None, int | None, float]]:
     """Yield name, epoch, step and value of each cell."""
     with errors_as_damaged_file(path), path.open(newline="") as file:
-        reader = csv.DictReader(file)
-        if reader.fieldnames and not {"epoch", "step"} & set(reader.fieldnames):
+        rows = csv.reader(file)
+        header = next(rows, [])
+        places = [header.index(name) if name in header else None for name in ("epoch", "step")]
+        if header and places == [None, None]:
             raise ValueError("it has neither a column 'step' nor 'epoch'")
-        for number, row in enumerate(reader, start=2):
-            if None in row.values():
+        columns = [
+            (idx, name) for idx, name in enumerate(header) if idx not in places and (only is None or name in only)
+        ]
+        for number, row in enumerate(rows, start=2):
+            if len(row) < len(header):
                 continue  # a line that a killed run left incomplete
-            for name, cell in row.items():
-                if name in ("epoch", "step") or not cell:
+            if len(row) > len(header):
+                raise ValueError(f"line {number} has more cells than there are columns")
+            for idx, name in columns:
+                if not row[idx]:
                     continue
                 try:
-                    epoch, step = (int(float(row[place])) if row.get(place) else None for place in ("epoch", "step"))
-                    yield name, epoch, step, float(cell)
+                    epoch, step = (
+                        int(float(row[place])) if place is not None and row[place] else None for place in places
+                    )
+                    yield name, epoch, step, float(row[idx])
                 except ValueError:
-                    raise FileError(f"{path}, line {number}, column '{name}': '{cell[:100]}' is not a number") from None
+                    raise FileError(
+                        f"{path}, line {number}, column '{name}': '{row[idx][:100]}' is not a number"
+                    ) from None
