@@ -1,6 +1,7 @@
 """Texts on the command line reach their key as typed."""
 
 import re
+from importlib import import_module
 from types import SimpleNamespace
 
 import pytest
@@ -87,3 +88,19 @@ def test_the_command_line_is_kept_with_its_folder_data_and_configs(monkeypatch: 
     )
     overrides.task.append("trial={number: 0, storage: postgres://u:secret@h}")
     assert cli.command_line("train") is None
+
+
+@pytest.mark.parametrize(("variable", "kept"), [("LOCAL_RANK", None), ("HOME", "mim train")])
+def test_the_processes_of_another_launcher_keep_no_command(
+    monkeypatch: pytest.MonkeyPatch, variable: str, kept: str | None
+) -> None:
+    train = import_module("mim_lightning.train")
+    got: list[str | None] = []
+    for name in ("LOCAL_RANK", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID", cli.FROZEN_CONFIG):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(variable, "0")
+    monkeypatch.setattr(train, "command_line", lambda name: f"mim {name}")
+    nothing = SimpleNamespace(read_results=lambda: None)
+    monkeypatch.setattr(train, "train_run", lambda config: got.append(config["run"].get("command")) or nothing)
+    train.train({"run": {}, "monitor": "x"})
+    assert got == [kept]
