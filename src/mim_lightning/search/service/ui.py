@@ -215,7 +215,8 @@ def make_blocks(service: SearchService) -> SearchBlocks:
             trigger(search, inputs, outputs, show_progress="minimal", **plain)
         # not image.upload: an image that the camera takes only changes it
         image.change(search_image, inputs, with_part, show_progress="minimal", **plain)
-        image.select(click, [corner, *inputs], with_part, show_progress="minimal", **plain)
+        # "once" would lose a second click that comes while the page shows what the first one changed
+        image.select(click, [corner, *inputs], with_part, show_progress="minimal", trigger_mode="multiple", **plain)
         whole.click(search_whole, inputs, with_part, show_progress="minimal", **plain)
         if service.photo_parts.suggests:
             for_new = [suggest, suggested, suggestions]
