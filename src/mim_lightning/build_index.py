@@ -43,7 +43,7 @@ def build_index(config: dict[str, Any]) -> IndexCard | None:
     from mim_lightning.lit.trainer import validate_trainer, validate_unsharded
     from mim_lightning.search import index_builder as builder
     from mim_lightning.search.results import print_card
-    from mim_lightning.search.size_cost import read_curve
+    from mim_lightning.search.size_cost import read_curve_of_new_index
 
     validate_type("reuse_memory", config["reuse_memory"], bool)
     validate_trainer(config["trainer"], is_training=False)
@@ -54,21 +54,16 @@ def build_index(config: dict[str, Any]) -> IndexCard | None:
     if config["gallery"] is not None and side_of(str(config["gallery"])) != PRODUCT:
         raise ValueError(f"gallery={config['gallery']}: is of queries; an index is of products")
     folder = Path(config["embeddings"] or Path(place) / "embeddings")
-    curve = None if config["curve"] is None else read_curve(Path(config["curve"]))
-    if curve is not None and config["update"]:
-        raise ValueError(f"curve={config['curve']}: goes with a new index; update=true keeps what its card says")
     crops = construct("crops", CropSettings, **(config["crops"] or {}))
     former, crops = builder.validate_update(place, settings, crops) if config["update"] else (None, crops)
-    if curve is not None and not crops.is_whole:
-        raise ValueError(f"curve={config['curve']}: was measured with whole images; leave it out with crops")
-    check = partial(builder.validate_gallery, settings, crops)
+    curve = read_curve_of_new_index(config["curve"], bool(config["update"]), not crops.is_whole)
     made = embed_set(
         config,
         config["gallery"],
         folder,
         "build_index",
         like=None if former is None else former.fingerprint,
-        check=check,
+        check=partial(builder.validate_gallery, settings, crops),
         crops=crops,
         needs_boxes=lambda catalog: former is None or builder.had_boxes(former, catalog),
     )

@@ -28,11 +28,7 @@ from mim_lightning.run import Run
 
 RUNNING, FINISHED, OUT_OF_TIME, STOPPED = "running", "finished", "out of time", "stopped"
 DAMAGED, UNKNOWN = "damaged", "unknown"
-FILES = (
-    "config.yaml",
-    "failed.json",
-    "pruned.json",
-)  # one of them makes a folder that of a run, or a lock that is held
+FILES = ("config.yaml", "failed.json", "pruned.json")  # one of them, or a lock that is held, makes a run's folder
 NOTHING = "-"
 MAX_TIME, RUNS = "trainer.max_time=", "paths.runs="
 NOT_QUOTED = re.compile(r"[\w./@:+-]+", re.ASCII)  # a path that Hydra's grammar takes as it is

@@ -40,6 +40,21 @@ class SizeCurve:
         return None if point is None else {"direction": self.direction, "num_rows": self.num_rows, **point}
 
 
+def read_curve_of_new_index(path: str | None, is_update: bool, has_crops: bool) -> SizeCurve | None:
+    """Read the curve for the card of an index that is built anew, of whole images; None: no path is given.
+
+    Raises:
+        ValueError: an index that is updated or has crops, or as `read_curve`.
+    """
+    if path is None:
+        return None
+    if is_update:
+        raise ValueError(f"curve={path}: goes with a new index; update=true keeps what its card says")
+    if has_crops:
+        raise ValueError(f"curve={path}: was measured with whole images; leave it out with crops")
+    return read_curve(Path(path))
+
+
 def read_curve(path: Path) -> SizeCurve:
     """Read `index_curve.json`.
 
