@@ -10,8 +10,8 @@ from mim_lightning.errors import ErrorReport, write_note
 from mim_lightning.interruption import STOPPED_AFTER
 from mim_lightning.io.locks import is_locked, lock, try_lock
 from mim_lightning.run import Run
-from mim_lightning.run_states import print_states, read_states
-from mim_lightning.runs import STATES, runs
+from mim_lightning.run_states import STATES, print_states, read_states
+from mim_lightning.runs import runs
 
 MONITOR = "val/image_to_image/hit@1"
 LONG = "4tower-a-folder-of-somebody-with-a-long-name-seed1-0123abcd"

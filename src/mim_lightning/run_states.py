@@ -27,8 +27,10 @@ from mim_lightning.io.locks import is_locked
 from mim_lightning.run import Run
 
 RUNNING, FINISHED, OUT_OF_TIME, STOPPED = "running", "finished", "out of time", "stopped"
+FAILED, PRUNED = NOTES
 DAMAGED, UNKNOWN = "damaged", "unknown"
-FILES = ("config.yaml", "failed.json", "pruned.json")  # one of them, or a lock that is held, makes a run's folder
+STATES = (RUNNING, FINISHED, OUT_OF_TIME, STOPPED, FAILED, PRUNED, DAMAGED, UNKNOWN)
+FILES = ("config.yaml", *NOTES.values())  # one of them, or a lock that is held, makes a run's folder
 NOTHING = "-"
 MAX_TIME, RUNS = "trainer.max_time=", "paths.runs="
 NOT_QUOTED = re.compile(r"[\w./@:+-]+", re.ASCII)  # a path that Hydra's grammar takes as it is
@@ -39,7 +41,7 @@ class RunState:
     """A run as its folder tells it."""
 
     run: Run
-    state: str  # one of the above, or "failed" or "pruned"
+    state: str  # one of STATES
     changed: datetime
     reason: str = ""  # of a run that failed, was pruned or is damaged: one line
     epochs: tuple[int, int | None] | None = None  # trained, and wanted where there is a limit
@@ -136,7 +138,7 @@ def _next_command(run: Run, state: str, runs_folder: Path) -> str | None:
     Args:
         runs_folder: the value of paths.runs with which the command finds the run.
     """
-    if state not in (STOPPED, OUT_OF_TIME, "failed") or not run.command_path.is_file():
+    if state not in (STOPPED, OUT_OF_TIME, FAILED) or not run.command_path.is_file():
         return None
     with errors_as_damaged_file(run.command_path):
         words = shlex.split(run.command_path.read_text("utf-8"), comments=False)

@@ -15,22 +15,21 @@ from pathlib import Path
 
 from mim_lightning.command import CommandParser, run_command, words
 
-STATES = ("running", "finished", "out of time", "stopped", "failed", "pruned", "damaged", "unknown")
-
 
 def main() -> None:
     parser = CommandParser("runs", __doc__)
     default = Path(os.environ.get("MIM_RUNS_DIR", "runs"))
     parser.add_argument("folder", nargs="?", type=Path, default=default, help=f"of runs ({default}), as paths.runs")
-    parser.add_argument("--state", dest="states", type=words, default=STATES, metavar="STATES", help="which to list")
+    parser.add_argument("--state", dest="states", type=words, metavar="STATES", help="which to list; default: all")
     run_command(parser, runs)
 
 
-def runs(folder: Path, states: Sequence[str] = STATES) -> None:
+def runs(folder: Path, states: Sequence[str] | None = None) -> None:
     """Print the runs in a folder, and how to go on with those that are not finished."""
     # imported here, so that an error on the command line is reported at once
-    from mim_lightning.run_states import print_states, read_states
+    from mim_lightning.run_states import STATES, print_states, read_states
 
+    states = STATES if states is None else states
     if unknown := [state for state in states if state not in STATES]:
         raise ValueError(f"--state {unknown[0]}: give some of {', '.join(STATES)}")
     found = read_states(folder)
