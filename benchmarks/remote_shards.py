@@ -11,7 +11,6 @@ downloaded; `--output` also writes JSON.
 from __future__ import annotations
 
 import argparse
-import logging
 import multiprocessing
 import os
 import platform
@@ -55,7 +54,6 @@ class Pass(NamedTuple):
 def main() -> None:
     wishes = read_wishes()
     torch.set_num_threads(1)
-    logging.disable(logging.WARNING)  # that the small cache is small
     link = Link(wishes.latency / 1e3, wishes.bandwidth * 1e6)
     with tempfile.TemporaryDirectory(dir=wishes.scratch) as scratch:
         root = Path(scratch)
@@ -218,7 +216,7 @@ def cells_of(found: Sequence[Pass], folder: Sequence[Pass], facts: dict[str, Any
     seconds = median(one.seconds for one in found)
     rounds = list(zip(found[-len(folder) :], folder, strict=True))
     ratios = sorted(local.seconds / one.seconds for one, local in rounds)
-    spent = median(one.cpu / local.cpu for one, local in rounds)
+    spent = median(one.cpu / max(0.01, local.cpu) for one, local in rounds)  # a tick of the clock
     downloaded = median(one.num_bytes for one in found)
     return [
         f"{facts['rows'] / seconds:,.0f}",

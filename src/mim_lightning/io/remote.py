@@ -37,7 +37,7 @@ STORES = (  # protocols of fsspec that name no host: a bucket, a user, or a file
 SAFE = "%/:=&?~#+!$,;'@()*[]"  # characters of a URL that are not quoted
 
 T = TypeVar("T")
-Check = Callable[[Path], None]  # raises ValueError if a file is damaged
+Check = Callable[[Path, int], None]  # (a file, the number of the try from 0); raises ValueError if it is damaged
 
 
 def read_url(
@@ -152,7 +152,8 @@ def download(url: str, path: Path, policy: RetryPolicy, check: Check | None = No
     A try that was given up may still be writing: it must not write to the file of the next one.
 
     Args:
-        check: called with the path of the downloaded file; if it raises ValueError, the file is downloaded again.
+        check: called with the path of the downloaded file and the number of the try; if it raises ValueError, the file
+            is downloaded again.
 
     Raises:
         NotFoundError: there is no such file.
@@ -166,7 +167,7 @@ def download(url: str, path: Path, policy: RetryPolicy, check: Check | None = No
             try:
                 _download_once(url, target, policy.timeout)
                 if check is not None:
-                    check(target)
+                    check(target, number)
             except (RemoteError, FileNotFoundError, ImportError, PermissionError):
                 raise
             except Exception:
@@ -235,8 +236,8 @@ def download_json(url: str, policy: RetryPolicy) -> bytes:
         NotFoundError, RemoteError: as `download`.
     """
 
-    def check(path: Path) -> None:
-        if path.suffix != f".try{policy.retries}" and not _is_json(path.read_bytes()):
+    def check(path: Path, number: int) -> None:
+        if number < policy.retries and not _is_json(path.read_bytes()):
             raise ValueError("it is not whole")
 
     with tempfile.TemporaryDirectory() as folder:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mim_lightning.data.loading.loader import BatchRequest, RankSampler, StreamLoader, _ListedRequests
+from mim_lightning.data.loading.loader import PREFETCH_FACTOR, BatchRequest, RankSampler, StreamLoader, _ListedRequests
 from mim_lightning.data.sampling.shuffled import ShuffledOrder, sequential_order
 from mim_lightning.data.shards.files import ShardPlan
 
@@ -62,7 +62,8 @@ def test_shards_are_needed_from_before_their_first_batch_to_their_last(
         sampler.epoch = epoch
         for request in sampler:
             now = set(shards.shards_of(request.numbers).tolist())
-            recent = set().union(*read[max(0, len(read) - 2 * num_workers) :], now)
+            num_before = max(0, 2 * num_workers - 1)
+            recent = set().union(*read[max(0, len(read) - num_before) :], now)
             assert recent <= shards.all_needed, "what a worker may still read is kept"
             assert not read or now <= needed_before, "and what is read now was named before"
             ahead = shards.all_needed - recent
@@ -103,6 +104,16 @@ def test_no_more_is_downloaded_ahead_than_the_cache_holds(room: int, num_ahead: 
         if room >= 16:  # the window, and one ahead; a batch may bring a second one
             assert 4 * len(shards.all_needed) <= room + 4
     assert num_ahead <= most <= 11
+
+
+@pytest.mark.parametrize("num_workers", [0, 1, 2])
+def test_a_shard_is_finished_as_soon_as_no_worker_can_be_reading_it(num_workers: int) -> None:
+    shards: Any = PlannedSet([4] * 12, 1)
+    sampler = RankSampler(shards, sequential_order(shards, 4), 0, 1, num_workers=num_workers)
+    for num_before, request in enumerate(sampler):
+        assert request.numbers[0] == 4 * num_before, "a batch of each shard"
+        num_requested = max(1, num_workers * PREFETCH_FACTOR)  # a loader asks for no more than it has not had yet
+        assert shards.finished == [*range(num_before + 1 - num_requested)]
 
 
 def test_a_pass_in_stored_order_ends() -> None:

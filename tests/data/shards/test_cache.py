@@ -169,7 +169,7 @@ def test_a_missing_file_is_asked_for_once(store: FaultyStore, cache: Callable[..
 
 @pytest.mark.parametrize("fault", ["error", "cut", "stall", "silent", "short"])
 def test_a_transient_error_is_not_noticed(store: FaultyStore, cache: Callable[..., ShardCache], fault: str) -> None:
-    def check(path: Path) -> None:
+    def check(path: Path, _: int) -> None:
         if path.stat().st_size != 1000:
             raise ValueError("too short")
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from mim_lightning.data.shards import disk_cache
 from mim_lightning.data.shards.disk_cache import DiskCache
 from mim_lightning.data.shards.read_plan import ReadPlan, finish, read_plans
 from mim_lightning.io.locks import WaitTimeoutError
@@ -72,6 +73,26 @@ def test_a_prefetch_evicts_nothing_that_is_needed(tmp_path: Path) -> None:
     ours.update("reader", "train", ["2"], is_new_pass=False)
     make_space(tmp_path, 6, idle=30)
     assert remaining(tmp_path) == {f"train/{number}.tar" for number in (2, 3, 4, 5)}
+
+
+def test_a_cache_that_is_too_small_is_named_once_by_all_its_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    plan = ReadPlan(tmp_path)
+    put(tmp_path, *[f"train/{number}.tar" for number in range(10)], age=100)
+    plan.update("reader", "train", [str(number) for number in range(4)], is_new_pass=True)
+    make_space(tmp_path, 6)
+    assert not caplog.records, "what is needed fits"
+    plan.update("reader", "train", [str(number) for number in range(20)], is_new_pass=False)
+    for _ in range(2):
+        make_space(tmp_path, 7)
+        put(tmp_path, "train/2.tar", "train/3.tar")
+        monkeypatch.setattr(disk_cache, "_WARNED", set())  # as another process
+    (found,) = (record.getMessage() for record in caplog.records)
+    assert found.startswith(f"{tmp_path}: data.cache.max_size=1kB is less than what is read at a time, about 2kB: ")
+    ReadPlan(tmp_path).update("reader", "val", ["0"], is_new_pass=True)
+    make_space(tmp_path, 9)
+    assert len(caplog.records) == 2, "a run that began later has not been told"
 
 
 def test_a_plan_ends_with_its_process(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import fsspec
 import pytest
 
 from mim_lightning.data.loading.collate import Collate
-from mim_lightning.data.loading.corrupt_samples import CorruptSamplePolicy
+from mim_lightning.data.loading.corrupt_samples import CorruptSamplePolicy, load_batch
 from mim_lightning.data.loading.loader import SequentialLoader, StreamLoader
 from mim_lightning.data.manifest.manifest import ManifestSource
 from mim_lightning.data.preparation.preparation import prepare_shards
@@ -347,6 +347,27 @@ def test_damage_that_no_checksum_tells_is_not_kept(make_set: MakeSet, tmp_path: 
         assert shards.read([0])[0].query_id == "q0"
 
 
+def test_a_cache_of_one_shard_downloads_each_of_a_batch_once(
+    served: tuple[ShardSet, FaultyStore], tmp_path: Path
+) -> None:
+    """Not for every row: of shards of a usual size a batch would take an hour."""
+    local, store = served
+    largest = max(map(local.shard_bytes, range(len(local.sizes))))
+    shards = ShardSet(store.address, CacheSettings(str(tmp_path / "small"), largest, timeout=20, prefetch_shards=0))
+    mixed = [start + row for row in range(9) for start in (18, 0, 36)]
+    batch, _ = load_batch(shards, Collate(SPECS, shards.max_relevant), [*mixed, mixed[0]], 1, (0, 0))
+    expected, _ = load_batch(local, Collate(SPECS, local.max_relevant), [*mixed, mixed[0]], 1, (0, 0))
+    assert (
+        batch.sample_nums.tolist() == [*mixed, mixed[0]] and batch.query_keys.tolist() == expected.query_keys.tolist()
+    )
+    assert all((batch.inputs[name] == expected.inputs[name]).all() for name in SPECS)
+    assert {name: store.asked[name] for name in store.asked if name.endswith(".tar")} == {
+        "000000.tar": 1,
+        "000002.tar": 1,
+        "000004.tar": 1,
+    }
+
+
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_an_unreachable_shard_is_skipped_and_counted(
     served: tuple[ShardSet, FaultyStore], tmp_path: Path, num_workers: int, caplog: pytest.LogCaptureFixture
@@ -376,3 +397,23 @@ def test_a_part_of_a_file_of_json_counts_as_a_try(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(remote, "_download_once", answer)
     assert remote.download_json("memory://shop/index.json", RetryPolicy(retries=3)) == b"[", "the last of four"
     assert remote.download_json("memory://shop/index.json", RetryPolicy(retries=3)) == b"{}"
+
+
+def test_a_check_is_given_the_number_of_the_try(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that failed to come counts as a try, whatever the name of the file that is checked next."""
+    answers: Iterator[str | OSError] = iter(["{", OSError("reset"), "{}"])
+    tries: list[tuple[str, int]] = []
+
+    def answer(url: str, target: Path, timeout: float) -> None:
+        found = next(answers)
+        if isinstance(found, OSError):
+            raise found
+        target.write_text(found)
+
+    def check(path: Path, number: int) -> None:
+        tries.append((path.read_text(), number))
+        json.loads(path.read_text())
+
+    monkeypatch.setattr(remote, "_download_once", answer)
+    found = remote.download("memory://shop/index.try3", tmp_path / "index.try3", RetryPolicy(retries=3), check)
+    assert found.read_text() == "{}" and tries == [("{", 0), ("{}", 2)]

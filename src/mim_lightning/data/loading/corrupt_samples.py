@@ -90,17 +90,19 @@ def load_batch(
     Raises:
         ValueError: a sample or reference cannot be read and is not skipped; names it.
     """
-    samples, skipped = [], []
-    for row, number in enumerate(numbers):
-        is_repeat = row >= len(numbers) - num_padding
+    found, skipped = dict[int, Sample](), []
+    # shard by shard: a disk cache that does not hold those of a batch downloads each once, not for every row
+    for row in sorted(range(len(numbers)), key=numbers.__getitem__):
+        number, is_repeat = numbers[row], row >= len(numbers) - num_padding
         try:
-            samples += shards.read([number], is_repeat)
+            (found[row],) = shards.read([number], is_repeat)
         except ShardError as error:
             if not skips:
                 raise
-            samples.append(_empty(number))
+            found[row] = _empty(number)
             if not is_repeat:  # each sample is counted once
                 skipped.append(_skipped(shards, number, str(error)))
+    samples = [found[row] for row in range(len(numbers))]
     try:
         return LoadedBatch(collate(samples, position, buffer), tuple(skipped))
     except ValueError as error:

@@ -27,14 +27,14 @@ class ReadAhead:
             does not hold so many, batches are read ahead until it is full, and always those of the next shard.
         batches: from the next one on.
         num_workers: processes that read the batches; 0: this one.
-        prefetch_factor: batches that each of them may still be reading when a later one is requested.
+        prefetch_factor: batches that each of them may be reading, or has not begun, the one requested last included.
     """
 
     def __init__(
         self, shards: ShardSet, batches: Iterator[PlannedBatch], num_workers: int = 0, prefetch_factor: int = 1
     ) -> None:
         self.shards, self.batches, self.has_workers = shards, batches, num_workers > 0
-        self.num_behind = num_workers * prefetch_factor
+        self.num_requested = max(1, num_workers * prefetch_factor)  # batches that may still be read
         self.reader = uuid.uuid4().hex[:12]
         self._last_needed: dict[int, int] = {}  # by which batch, of each shard that is needed, in order of first need
         self._new: list[int] = []  # of these, since the last plan
@@ -65,7 +65,7 @@ class ReadAhead:
             if not self._read_batch():  # a set of fewer shards is read once through, not without an end
                 break
         new, self._new = tuple(self._new), []
-        oldest = self._num_reached - 1 - self.num_behind  # batch that may still be read
+        oldest = self._num_reached - self.num_requested
         finished = tuple(idx for idx, last in self._last_needed.items() if last < oldest)
         for idx in finished:
             del self._last_needed[idx]

@@ -11,19 +11,20 @@ import logging
 import os
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
-from mim_lightning.data.shards.read_plan import FINISHED, LOCK, CachedFile, read_plans
+from mim_lightning.data.shards.read_plan import FINISHED, LOCK, CachedFile, ReadPlans, read_plans
+from mim_lightning.display.numbers import format_bytes
 from mim_lightning.io.locks import WaitTimeoutError, lock, lock_open_file, release
 
 log = logging.getLogger(__name__)
 
 IN_USE = 10.0  # seconds since the last use within which a file is probably still needed
 POLL = 0.02  # seconds between two attempts to reserve space
+_WARNED: set[Path] = set()  # folders whose size this process has warned of
 PARTIAL = ".partial"  # suffix of a reservation: as large as the file, and locked during the download
 
 
@@ -99,8 +100,23 @@ class DiskCache:
         for file in chosen:
             Path(file.path).unlink(missing_ok=True)
         if is_too_small:
-            _warn_too_small(self.folder)
+            self._warn_too_small(plans, files)
         return True
+
+    def _warn_too_small(self, plans: ReadPlans, files: Sequence[CachedFile]) -> None:
+        """Warn once, although each of many processes evicts files."""
+        if self.folder in _WARNED or not plans.mark_as_warned():
+            return
+        _WARNED.add(self.folder)
+        needed = plans.needed_bytes(files)
+        log.warning(
+            "%s: data.cache.max_size=%s is less than what is read at a time%s: shards are evicted while they are "
+            "needed, and downloaded again and again; raise it, or lower data.shuffle_window_shards, "
+            "data.num_interleaved or data.num_workers",
+            self.folder,
+            _as_size(self.limit),
+            f", about {_as_size(needed)}" if needed > self.limit else "",
+        )
 
     def _scan(self) -> tuple[list[CachedFile], int]:
         """Return every file that may be evicted, and the total size."""
@@ -132,13 +148,9 @@ class Reservation:
         self.cache.commit(self, found, target)
 
 
-@cache  # once
-def _warn_too_small(folder: Path) -> None:
-    log.warning(
-        "%s: files in use, or needed soon, were evicted, and may be downloaded again and again; raise "
-        "data.cache.max_size, or lower data.shuffle_window_shards and data.num_interleaved",
-        folder,
-    )
+def _as_size(num_bytes: int) -> str:
+    """Return bytes as data.cache.max_size takes them, such as "20GB"."""
+    return format_bytes(num_bytes).replace(" bytes", "").replace(" ", "").replace(",", "").replace(".0", "")
 
 
 def _folders(folder: Path) -> list[Path]:

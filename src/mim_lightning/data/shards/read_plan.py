@@ -20,6 +20,7 @@ from mim_lightning.io.locks import lock, lock_open_file, release
 SUFFIX = ".plan"
 LOCK = ".lock"  # of a cache: whoever has it counts and evicts
 LIFETIME = 600.0  # seconds after the last update, on a file system without locks
+WARNED = ".warned"  # suffix of a mark beside a plan: its user knows that the cache is too small
 FINISHED = 0  # modification time, in ns, of a file that its reader needs no more
 
 
@@ -75,9 +76,15 @@ class CachedFile(NamedTuple):
 
 
 class ReadPlans:
-    """The plans of all living processes."""
+    """The plans of all living processes.
 
-    def __init__(self, plans: Iterable[dict[str, dict]]) -> None:
+    Args:
+        plans: the content of each.
+        paths: of their files.
+    """
+
+    def __init__(self, plans: Iterable[dict[str, dict]], paths: Sequence[Path] = ()) -> None:
+        self._paths = paths
         self._started: dict[str, float] = {}
         self._needed: dict[tuple[str, str], int] = {}  # set and stem -> files that some reader needs before it
         for plan in plans:
@@ -100,23 +107,42 @@ class ReadPlans:
         is_done = file.is_finished and file.used >= self._started[file.set_name]
         return 1 if is_done else 2, file.used
 
+    def needed_bytes(self, files: Iterable[CachedFile]) -> int:
+        """Return about how many bytes take all files that are needed, also those that are not there now."""
+        sizes: dict[tuple[str, str], int] = {}
+        for file in files:
+            key = file.set_name, file.stem
+            sizes[key] = sizes.get(key, 0) + file.size
+        known = [size for key, size in sizes.items() if key in self._needed]
+        return round(len(self._needed) * sum(known) / len(known)) if known else 0
+
+    def mark_as_warned(self) -> bool:
+        """Mark that the users of these plans know that the cache is too small; False: they all knew."""
+        marks = [path.with_name(f"{path.name}{WARNED}") for path in self._paths]
+        is_new = not marks or not all(mark.exists() for mark in marks)
+        for mark in marks:
+            with suppress(OSError):  # a full disk
+                mark.touch()
+        return is_new
+
 
 def read_plans(folder: Path) -> ReadPlans:
     """Read the plans of the processes that use a cache, which is locked; those of dead processes are removed."""
-    plans = []
+    plans, paths = [], []
     for path in folder.glob(f".*{SUFFIX}"):
         content = path.with_name(f"{path.name}.json")
         with suppress(FileNotFoundError):  # removed by another process
             held = os.open(path, os.O_RDWR)
             age = time.time() - (content if content.exists() else path).stat().st_mtime
             if lock_open_file(held, if_unsupported=age > LIFETIME):
-                for leftover in (path, content, path.with_name(f"{path.name}.new")):
+                for leftover in (path, content, *(path.with_name(f"{path.name}{end}") for end in (".new", WARNED))):
                     leftover.unlink(missing_ok=True)
                 release(held)
                 continue
             os.close(held)
             plans.append(json.loads(content.read_bytes()))
-    return ReadPlans(plans)
+            paths.append(path)
+    return ReadPlans(plans, paths)
 
 
 def count_plans(folder: Path) -> int:

@@ -237,7 +237,7 @@ class RangeShard:
         return split_members(data, first, places)
 
 
-def _validate_tar(shard: IndexedShard, path: Path) -> None:
+def _validate_tar(shard: IndexedShard, path: Path, _: int) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         validate_shard(descriptor, shard.num_bytes, shard.crc32)
@@ -245,7 +245,7 @@ def _validate_tar(shard: IndexedShard, path: Path) -> None:
         os.close(descriptor)
 
 
-def _validate_places(shard: IndexedShard, path: Path) -> None:
+def _validate_places(shard: IndexedShard, path: Path, _: int) -> None:
     read_places(path.open("rb"), shard.size)
 
 
