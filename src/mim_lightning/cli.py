@@ -6,7 +6,6 @@ sweep with a job log a failing job does not end the others: it returns an ErrorR
 
 from __future__ import annotations
 
-import errno
 import gc
 import os
 import re
@@ -38,6 +37,7 @@ from mim_lightning.display.text import error_text, escape_unprintable
 from mim_lightning.errors import LOST_PROCESS, ErrorReport, hint_at, is_user_error, to_error_report, write_error
 from mim_lightning.former_names import present_overrides
 from mim_lightning.interruption import Interruption, interruptible
+from mim_lightning.io.machine import lacks_descriptors
 from mim_lightning.overrides import open_up
 
 FROZEN_CONFIG = "MIM_FROZEN_CONFIG"  # environment variable: a resolved config, for launched processes
@@ -282,7 +282,7 @@ def _exit(error: Exception, name: str) -> NoReturn:
     if FULL_ERRORS in os.environ or not is_user_error(error):
         raise error
     print(f"error: {error_text(to_error_report(error, name).reason)}", file=sys.stderr)
-    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+    if lacks_descriptors(error):
         # W&B needs file descriptors to clean up at the exit: those of the failed call, which is half-made and complains
         sys.unraisablehook = lambda _: None
         traceback.clear_frames(error.__traceback__)

@@ -21,6 +21,7 @@ class CommandParser(argparse.ArgumentParser):
     """The parser of `python -m mim_lightning.<name>`: errors are one line, help begins with the module's docstring."""
 
     def __init__(self, name: str, description: str | None) -> None:
+        self.name = name
         super().__init__(
             prog=f"python -m mim_lightning.{name}",
             description=description,
@@ -43,7 +44,9 @@ def run_command(parser: CommandParser, function: Callable[..., Any]) -> None:
     except (ValueError, OSError) as error:
         if FULL_ERRORS in os.environ:
             raise
-        sys.exit(_fail(" ".join(str(error).split())))
+        from mim_lightning.errors import to_error_report  # imports Hydra
+
+        sys.exit(_fail(to_error_report(error, parser.name).reason))
 
 
 def words(text: str) -> list[str]:

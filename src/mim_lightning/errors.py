@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import errno
 import json
 import os
 import sys
@@ -30,7 +29,7 @@ from mim_lightning.config import conf_dir
 from mim_lightning.former_names import present_overrides
 from mim_lightning.io.atomic import atomic_write
 from mim_lightning.io.damaged_file import errors_as_damaged_file
-from mim_lightning.io.machine import can_map, has_memory_limit
+from mim_lightning.io.machine import can_map, has_memory_limit, lacks_descriptors
 
 EXTRA = "pip install 'mim-lightning[sweep]'"
 SPARE_BYTES = 64 << 20  # that a process maps once more, unless it has no memory to go
@@ -138,7 +137,7 @@ def clear_notes(folder: Path) -> None:
 
 
 def _one_line(error: Exception, name: str) -> str:
-    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+    if isinstance(error, OSError) and lacks_descriptors(error):
         place = f"{os.fsdecode(error.filename)}: " if error.filename is not None else ""
         return f"{place}{os.strerror(error.errno)}; raise the limit of this shell with ulimit -n"
     if isinstance(error, OSError) and error.filename is not None and error.strerror:

@@ -12,16 +12,11 @@ from typing import Any
 import pytest
 import torch
 
-from tests.campaign.bench import Bench, contents, differences, error_line, finish, leftovers
+from tests.campaign.bench import DATA, Bench, contents, differences, error_line, finish, leftovers
 from tests.campaign.outcomes import cases, record_outcome
 from tests.campaign.starved import Plan, can_unshare
 
 WORKERS = "data.num_workers=2"
-EVALUATED = (
-    "data=manifest",
-    "data.source.products={disk}/shop/products.csv",
-    "data.source.queries={disk}/shop/queries.csv",
-)
 
 
 @dataclass(frozen=True)
@@ -83,7 +78,7 @@ DESCRIPTORS = [
 ]  # fmt: skip
 SHARED = [
     Case(command, f"{kind} /dev/shm", "?", {"shared_memory": kind}, always=words)
-    for command, words in {"train": (WORKERS,), "evaluate": (*EVALUATED, WORKERS), "prepare": (), "search": ()}.items()
+    for command, words in {"train": (WORKERS,), "evaluate": (*DATA, WORKERS), "prepare": (), "search": ()}.items()
     for kind in ("missing", "tiny", "read-only")
 ]
 CLOCK = [
@@ -127,9 +122,9 @@ def test_what_is_missing_is_named_and_the_same_command_finishes(bench: Bench, ca
     plan = Plan(**{key: _placed(value, bench.folder) for key, value in case.plan.items()})
     if (plan.read_only or plan.shared_memory) and not can_unshare():
         pytest.skip("this user may not have mounts of his own")
-    expected = bench.expected(case.command)
-    bench.reset(case.command)
     words, always = _placed(case.words, bench.folder), _placed(case.always, bench.folder)
+    expected = bench.expected(case.command, *always)
+    bench.reset(case.command)
     for folder in plan.read_only:
         Path(folder).mkdir(parents=True, exist_ok=True)
     with record_outcome("starved", case.command, case.lacks.replace("{disk}/", "")) as found:

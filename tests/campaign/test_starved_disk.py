@@ -88,6 +88,11 @@ def fail_at(bench: Bench, command: str, kind: str, expected: dict[str, Any]) -> 
     """Run a command whose disk is full from a kind of file on; return what became of it."""
     ended = bench.run(command, plan=Plan(disk=bench.filled_at(kind)))
     is_full = make_room(bench.folder)
+    if not is_full and ended.returncode == 0:  # it went on from where it had failed before, behind this kind of file
+        assert contents(bench.folder) == expected, differences(contents(bench.folder), expected)
+        bench.reset(command)
+        ended = bench.run(command, plan=Plan(disk=bench.filled_at(kind)))
+        is_full = make_room(bench.folder)
     assert is_full or not bench.is_mounted, "no such file was opened"
     assert not leftovers(bench.folder)
     if ended.returncode == 0:

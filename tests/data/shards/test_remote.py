@@ -317,17 +317,29 @@ def test_a_rewritten_set_is_downloaded_again(make_set: MakeSet, tmp_path: Path) 
     assert content.is_file()
 
 
-def test_a_damaged_copy_is_named_and_fetched_again(served: tuple[ShardSet, FaultyStore], tmp_path: Path) -> None:
-    """Only data.cache.verify checks a cached copy; a copy found to be damaged is removed."""
+def test_a_damaged_copy_is_downloaded_again(served: tuple[ShardSet, FaultyStore], tmp_path: Path) -> None:
+    """Only data.cache.verify compares a cached copy with its checksum."""
     written, store = served
     assert ShardSet(store.address, settings(tmp_path)).read([0]) == written.read([0])
     (copy,) = (tmp_path / "cache").rglob("000000.tar")
     data = bytearray(copy.read_bytes())
     data[-1] ^= 1
     copy.write_bytes(data)
-    with pytest.raises(ShardError, match=rf"{store.address}/000000.tar: its copy in {tmp_path}/cache is damaged"):
-        ShardSet(store.address, settings(tmp_path, verify=True)).read([0])
     assert ShardSet(store.address, settings(tmp_path, verify=True)).read([0]) == written.read([0])
+    assert copy.read_bytes() == (Path(written.folder) / "000000.tar").read_bytes()
+
+
+def test_a_byte_index_that_does_not_fit_is_downloaded_once_more(make_set: MakeSet, tmp_path: Path) -> None:
+    folder = Path(make_set(9, 9).folder)
+    whole = (folder / "000000.npy").read_bytes()
+    (folder / "000000.npy").write_bytes(whole[:-8] + b"\1" + whole[-7:])  # of the last image
+    with serving(folder) as store:
+        shards = ShardSet(store.address, settings(tmp_path))
+        with pytest.raises(ShardError, match=rf"{store.address}/000000.npy: its copy in {tmp_path}/cache is damaged"):
+            shards.read([0])
+        assert store.asked["000000.npy"] == 2, "tried once more"
+        (folder / "000000.npy").write_bytes(whole)
+        assert ShardSet(store.address, settings(tmp_path)).read([0])[0].query_id == "q0"
 
 
 def test_damage_that_no_checksum_tells_is_not_kept(make_set: MakeSet, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from mim_lightning.data.shards.files import LocalFiles
 from mim_lightning.data.shards.open_shards import MEMBERS
 from mim_lightning.data.shards.set_index import ColumnSegment, IndexedShard
 from mim_lightning.data.shards.shard_set import ShardSet
+from mim_lightning.io.machine import lacks_descriptors
 
 PLACE_BYTES = len(MEMBERS) * 2 * 8  # of a sample in the byte index
 
@@ -49,12 +50,17 @@ def find_damage(
         columns: required besides the keys; sets of the first format have none.
         is_thorough: compare the checksums of whole shards, not only their sizes.
         on_shard: called after each shard.
+
+    Raises:
+        OSError: this process may open no more files.
     """
     files, index = shards.files, shards.index
     assert isinstance(files, LocalFiles)
     try:
         sizes = {entry.name: entry.stat().st_size for entry in os.scandir(files.folder)}
-    except OSError:
+    except OSError as error:
+        if lacks_descriptors(error):
+            raise
         return Damage(set_name, is_unknown=True)
     damaged = []
     for shard in map(index.shard, range(len(index.sizes))):
@@ -84,5 +90,7 @@ def _is_sound(files: LocalFiles, shard: IndexedShard) -> bool:
 def _is_column(files: LocalFiles, name: str, segment: ColumnSegment) -> bool:
     try:
         return files.column(segment.column_file(name).removesuffix(".npy")).shape == (segment.size,)
-    except (OSError, ValueError):
+    except (OSError, ValueError) as error:
+        if lacks_descriptors(error):
+            raise
         return False

@@ -26,6 +26,7 @@ from mim_lightning.data.shards.set_index import (
 )
 from mim_lightning.io.damaged_file import DamagedFileError, errors_as_damaged_file, validate_regular_file
 from mim_lightning.io.locks import ReadLock
+from mim_lightning.io.machine import lacks_descriptors
 
 if TYPE_CHECKING:
     from mim_lightning.data.shards.remote_files import RangeShard
@@ -195,6 +196,8 @@ class LocalFiles:
         except DamagedFileError as error:
             raise ShardError(str(error)) from error
         except OSError as error:
+            if lacks_descriptors(error):
+                raise
             raise ShardError(f"{index_path}: damaged ({error}); run prepare again") from error
         try:
             validate_regular_file(tar_path, REMEDY)
@@ -207,6 +210,8 @@ class LocalFiles:
         except DamagedFileError as error:
             raise ShardError(str(error)) from error
         except (OSError, ValueError) as error:
+            if lacks_descriptors(error):
+                raise
             raise ShardError(f"{tar_path}: damaged ({error}); run prepare again") from error
         return opened
 

@@ -54,6 +54,10 @@ HEADER = 512  # bytes before a member of a tar file
 _PREFETCHER = Prefetcher()
 
 
+class DamagedCopyError(ShardError):
+    """The cached copies of a shard and of its byte index do not match."""
+
+
 class RemoteFiles:
     """The files of a set at an address; `version` as in ShardSet."""
 
@@ -130,20 +134,28 @@ class RemoteFiles:
         # a set of the first format has no checksums: a shard of another set would not be noticed
         is_new = shard.crc32 is None and not self._cache.has(f"{self._stem(shard)}.tar")
         try:
-            opened = self._open(shard)
+            try:
+                opened = self._open_valid(shard, verify)
+            except DamagedCopyError:  # downloaded again: byte indexes, and shards of the first format, have no checksum
+                opened = self._open_valid(shard, verify)
         except ShardError:
             self.validate_unchanged()
             raise
+        if is_new:
+            self.validate_unchanged(f"{self._stem(shard)}.tar", f"{self._stem(shard)}.npy")
+        return opened
+
+    def _open_valid(self, shard: IndexedShard, verify: bool) -> OpenShard:
+        """Open a shard and compare it with its byte index; where they differ, both are dropped from the cache."""
+        opened = self._open(shard)
         try:
             if verify:
                 validate_shard(opened.descriptor, shard.num_bytes, shard.crc32)
             validate_opened(opened.descriptor, opened.places, shard.num_bytes)
         except (OSError, ValueError) as error:
             self.drop(shard)
-            self.validate_unchanged()
-            raise ShardError(f"{opened.name}: its copy in {self.settings.root} is damaged ({error})") from error
-        if is_new:
-            self.validate_unchanged(f"{self._stem(shard)}.tar", f"{self._stem(shard)}.npy")
+            names = f"{self.address}/{shard.stem}.tar, or {self.address}/{shard.stem}.npy"
+            raise DamagedCopyError(f"{names}: its copy in {self.settings.root} is damaged ({error})") from error
         return opened
 
     def validate_unchanged(self, *downloaded: str) -> None:
