@@ -37,7 +37,7 @@ from mim_lightning.display.text import error_text, escape_unprintable
 from mim_lightning.errors import LOST_PROCESS, ErrorReport, hint_at, is_user_error, to_error_report, write_error
 from mim_lightning.former_names import present_overrides
 from mim_lightning.interruption import Interruption, interruptible
-from mim_lightning.io.machine import lacks_descriptors
+from mim_lightning.io.os_errors import lacks_descriptors
 from mim_lightning.overrides import open_up
 
 FROZEN_CONFIG = "MIM_FROZEN_CONFIG"  # environment variable: a resolved config, for launched processes

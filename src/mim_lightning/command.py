@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 from mim_lightning.display.text import error_text, escape_unprintable
 from mim_lightning.interruption import Interruption, interruptible
+from mim_lightning.io.os_errors import describe_os_error
 
 FULL_ERRORS = "MIM_FULL_ERRORS"
 
@@ -21,7 +22,6 @@ class CommandParser(argparse.ArgumentParser):
     """The parser of `python -m mim_lightning.<name>`: errors are one line, help begins with the module's docstring."""
 
     def __init__(self, name: str, description: str | None) -> None:
-        self.name = name
         super().__init__(
             prog=f"python -m mim_lightning.{name}",
             description=description,
@@ -44,9 +44,7 @@ def run_command(parser: CommandParser, function: Callable[..., Any]) -> None:
     except (ValueError, OSError) as error:
         if FULL_ERRORS in os.environ:
             raise
-        from mim_lightning.errors import to_error_report  # imports Hydra
-
-        sys.exit(_fail(to_error_report(error, parser.name).reason))
+        sys.exit(_fail(describe_os_error(error) if isinstance(error, OSError) else " ".join(str(error).split())))
 
 
 def words(text: str) -> list[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import json
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -29,7 +28,8 @@ from mim_lightning.config import conf_dir
 from mim_lightning.former_names import present_overrides
 from mim_lightning.io.atomic import atomic_write
 from mim_lightning.io.damaged_file import errors_as_damaged_file
-from mim_lightning.io.machine import can_map, has_memory_limit, lacks_descriptors
+from mim_lightning.io.machine import can_map, has_memory_limit
+from mim_lightning.io.os_errors import describe_os_error, lacks_descriptors
 
 EXTRA = "pip install 'mim-lightning[sweep]'"
 SPARE_BYTES = 64 << 20  # that a process maps once more, unless it has no memory to go
@@ -137,11 +137,8 @@ def clear_notes(folder: Path) -> None:
 
 
 def _one_line(error: Exception, name: str) -> str:
-    if isinstance(error, OSError) and lacks_descriptors(error):
-        place = f"{os.fsdecode(error.filename)}: " if error.filename is not None else ""
-        return f"{place}{os.strerror(error.errno)}; raise the limit of this shell with ulimit -n"
-    if isinstance(error, OSError) and error.filename is not None and error.strerror:
-        return f"{os.fsdecode(error.filename)}: {error.strerror}"
+    if isinstance(error, OSError) and (lacks_descriptors(error) or (error.filename is not None and error.strerror)):
+        return describe_os_error(error)
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     # PyTorch raises a loader worker's error again as the same class, with the call stack as its text; it sets no
     # attribute to tell the two apart

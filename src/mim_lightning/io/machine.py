@@ -1,8 +1,7 @@
-"""The cores, the memory and the open files that this process may have: containers and schedulers limit them."""
+"""The cores and the memory that this process may use, which a container or a scheduler may limit."""
 
 from __future__ import annotations
 
-import errno
 import mmap
 import os
 from collections.abc import Iterator
@@ -45,11 +44,6 @@ def has_memory_limit() -> bool:
     except ImportError:  # not on Unix
         return False
     return resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY
-
-
-def lacks_descriptors(error: BaseException) -> bool:
-    """Return whether an error says that this process, or the machine, may open no more files."""
-    return isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE)
 
 
 def _limit_files() -> Iterator[Path]:

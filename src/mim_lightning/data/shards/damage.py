@@ -14,7 +14,7 @@ from mim_lightning.data.shards.files import LocalFiles
 from mim_lightning.data.shards.open_shards import MEMBERS
 from mim_lightning.data.shards.set_index import ColumnSegment, IndexedShard
 from mim_lightning.data.shards.shard_set import ShardSet
-from mim_lightning.io.machine import lacks_descriptors
+from mim_lightning.io.os_errors import lacks_descriptors
 
 PLACE_BYTES = len(MEMBERS) * 2 * 8  # of a sample in the byte index
 

@@ -26,7 +26,7 @@ from mim_lightning.data.shards.set_index import (
 )
 from mim_lightning.io.damaged_file import DamagedFileError, errors_as_damaged_file, validate_regular_file
 from mim_lightning.io.locks import ReadLock
-from mim_lightning.io.machine import lacks_descriptors
+from mim_lightning.io.os_errors import lacks_descriptors
 
 if TYPE_CHECKING:
     from mim_lightning.data.shards.remote_files import RangeShard
