@@ -14,7 +14,7 @@ from mim_lightning.io.os_errors import describe_os_error, lacks_descriptors
     ("error", "line"),
     [
         (PermissionError(errno.EACCES, "Permission denied", "shop/page.html"), "shop/page.html: Permission denied"),
-        (OSError(errno.EMFILE, "x", b"shop"), "shop: Too many open files; raise the limit of this shell with ulimit -n"),
+        (OSError(errno.EMFILE, "x", b"a"), "a: Too many open files; raise the limit of this shell with ulimit -n"),
         (OSError(errno.ENFILE, "x"), f"{os.strerror(errno.ENFILE)}; raise the limit of this shell with ulimit -n"),
         (OSError("of a library,\n  in two lines"), "of a library, in two lines"),
     ],
