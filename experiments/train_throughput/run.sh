@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Training against other frameworks: eight minutes on two CPU cores, 15 GiB of memory, photos in MIM_DATA_DIR.
-# STEPS="minilm engine curve" are further comparisons.
+# STEPS="minilm engine curve" are further comparisons, eight minutes, four and five; the curve takes 17 GiB.
 # sentence-transformers is no dependency of this project: it is put in a folder of its own, without its dependencies.
 # On a GPU, besides: python -m benchmarks.train --device cuda --batch-size 256 --batches 8 --workers 8
 set -euo pipefail
@@ -25,5 +25,6 @@ for step in ${STEPS:-tiny}; do
     curve) words=(--config $TINY --curve 32 128 512 --micro-batch-size 64) ;;
   esac
   train "${words[@]}" --output "$RECORD/$step.json" | tee "$RECORD/$step.md"
+  [ "$step" != curve ] || .venv/bin/python "$RECORD/plot_curve.py"
 done
 .venv/bin/python experiments/refresh.py
