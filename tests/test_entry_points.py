@@ -1,15 +1,32 @@
-"""What an entry point costs before there is work to do: help and a mistake in a config import no vendor of models."""
+"""What an entry point costs before there is work to do: help, mistakes and finished runs import no vendor of models."""
 
 import subprocess
 import sys
+from collections.abc import Callable
+from pathlib import Path
 
+from mim_lightning.run import Run
+from tests.shop import small
+
+NOWHERE = "checkpoint=/nowhere/best.ckpt"
 ARGUMENTS = {  # of each entry point, one help of Hydra's for all that have the same
-    "train": ("--help", "embed_dim=abc"),
-    "evaluate": ("embed_dim=abc",),
+    "train": ("--help", "embed_dim=abc", "data=shards data.folder=/nowhere"),
+    "evaluate": ("embed_dim=abc", NOWHERE, f"gallery_{NOWHERE}"),
     "prepare": ("engine=abc",),
-    "search.__main__": ("modle=2tower",),
-    **dict.fromkeys(("build_index", "calibrate", "embed", "export", "mine", "serve", "ab_report"), ()),
-    **dict.fromkeys(("compare", "plot", "runs", "tune_fusion", "tune_index", "wandb_workspace"), ("--help",)),
+    "build_index": (f"{NOWHERE} output=a", f"{NOWHERE} output=/nowhere update=true", "output=/nowhere delete=[a]"),
+    "calibrate": ("index=/nowhere",),
+    "embed": (f"{NOWHERE} output=a",),
+    "export": (f"{NOWHERE} output=a",),
+    "mine": (f"{NOWHERE} index=/nowhere output=a",),
+    "search.__main__": ("modle=2tower", "index=/nowhere text=a"),
+    "serve": ("index=/nowhere", "index=http://host:19530 arms={a:{checkpoint:/nowhere}}"),
+    "ab_report": (),
+    "compare": ("--help", "/nowhere/a /nowhere/b"),
+    "plot": ("--help", "/nowhere --output a"),
+    "runs": ("--help", "/nowhere"),
+    "tune_fusion": ("--help", "/nowhere"),
+    "tune_index": ("--help", "/nowhere"),
+    "wandb_workspace": ("--help",),
 }
 HEAVY = {
     *("torch", "lightning", "timm", "transformers", "open_clip", "faiss", "pyarrow", "optuna", "gradio", "matplotlib"),
@@ -21,16 +38,34 @@ for name, arguments in {ARGUMENTS}.items():
     main = importlib.import_module(f"mim_lightning.{{name}}").main
     for argument in arguments:
         GlobalHydra.instance().clear()
-        sys.argv = [name, argument]
+        sys.argv = [name, *argument.split()]
         with contextlib.suppress(SystemExit):
             main()
-    found = {HEAVY} & {{module.split(".")[0] for module in sys.modules}}
-    assert not found, (name, found)
+        found = {HEAVY} & {{module.split(".")[0] for module in sys.modules}}
+        assert not found, (name, argument, found)
+"""
+FINISHED = f"""
+import sys
+from mim_lightning.train import main
+main()
+found = {HEAVY - {"pyarrow"}} & {{module.split(".")[0] for module in sys.modules}}
+assert not found, found
 """
 
 
 def test_help_and_mistakes_import_nothing_heavy() -> None:
     ended = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
-    assert ended.stderr.count("error: ") == 4, ended.stderr
+    mistakes = [line for line in ended.stderr.splitlines() if line.startswith("error: ")]
+    num_mistakes = sum(argument != "--help" for arguments in ARGUMENTS.values() for argument in arguments)
+    assert len(mistakes) == num_mistakes == len(ended.stderr.splitlines()), ended.stderr
+    assert sum("/nowhere" in line for line in mistakes) == num_mistakes - 4, ended.stderr
     assert ended.stdout.count("show this help message") == 6 and "Groups (group=option)" in ended.stdout
+
+
+def test_a_finished_run_imports_no_vendor_of_models(fit: Callable[..., Run], shop: Path) -> None:
+    words = ["model=2tower", "trainer.max_epochs=1", "trainer.num_sanity_val_steps=0"]
+    run = fit(*words)
+    ended = subprocess.run([sys.executable, "-c", FINISHED, *small(shop, *words)], capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    assert f"run was finished before; results: {run.folder}" in ended.stdout

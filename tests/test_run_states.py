@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from mim_lightning import run_states
 from mim_lightning.config import save_config
 from mim_lightning.errors import ErrorReport, write_note
 from mim_lightning.interruption import STOPPED_AFTER
@@ -15,6 +16,11 @@ from mim_lightning.runs import runs
 
 MONITOR = "val/image_to_image/hit@1"
 LONG = "4tower-a-folder-of-somebody-with-a-long-name-seed1-0123abcd"
+
+
+@pytest.fixture(autouse=True)
+def _installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_states, "program", lambda folder: ["mim"])
 
 
 def write_run(folder: Path, name: str, minute: int, values: tuple[float, ...] = (), results: dict | None = None) -> Run:

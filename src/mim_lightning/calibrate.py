@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from mim_lightning.artifact_paths import validate_index, validate_model
 from mim_lightning.callable_module import make_callable
 from mim_lightning.cli import run_entry_point
 from mim_lightning.config import construct
 from mim_lightning.expected_types import validate_type
+from mim_lightning.next_command import print_next_service
 
 VERBATIM_KEYS = ("index", "checkpoint", "data_folder")
 
@@ -22,13 +24,16 @@ def main() -> None:
 
 def calibrate(config: dict[str, Any]) -> None:
     """Calibrate an index and print a table of the kinds of queries."""
+    for key in ("checkpoint", "data_folder", "split"):
+        validate_type(key, config[key], str | None)
+    validate_index(config["index"])
+    if config["checkpoint"] is not None:
+        validate_model(config["checkpoint"])
     from rich.console import Console
     from rich.table import Table
 
     from mim_lightning.index_calibration import CalibrationSettings, calibrate_index
 
-    for key in ("checkpoint", "data_folder", "split"):
-        validate_type(key, config[key], str | None)
     names = ("split", "num_queries", "num_hits", "false_alarm_rate", "seed")
     options = {name: config[name] for name in names} | {"folder": config["data_folder"]}
     found, lacking = calibrate_index(
@@ -50,6 +55,7 @@ def calibrate(config: dict[str, Any]) -> None:
     Console().print(table)
     for kind, reason in lacking.items():
         print(f"{kind} queries: {reason}")
+    print_next_service(config["index"], config["checkpoint"])
 
 
 make_callable(__name__, calibrate, VERBATIM_KEYS)

@@ -44,6 +44,7 @@ FROZEN_CONFIG = "MIM_FROZEN_CONFIG"  # environment variable: a resolved config, 
 OWN_CONFIGS = ("--config", "-cd", "-cn", "-cp", "hydra.searchpath")  # with which users add their own conf/
 DATA_VARIABLES = ("MIM_PREPARED_DIR", "MIM_DATA_DIR")  # of conf/paths, without which a command finds other data
 ERROR_FILE = "failure.json"  # beside the frozen config: the error of a launched process
+NOT_QUOTED = re.compile(r"[\w./@:+-]+", re.ASCII)  # a path that Hydra's grammar takes as it is
 STACK_FILE = "stack.txt"  # likewise: its call stack, where the loss of another process may be the cause
 
 
@@ -218,16 +219,40 @@ def command_line(name: str) -> str | None:
     """
     if not HydraConfig.initialized():
         return None
-    config = HydraConfig.get()
-    words = [word for word in config.overrides.task if not word.startswith("sweep=")]
+    words = given_arguments()
     if any(word.lstrip("+").startswith("trial=") for word in words):
         return None
-    # as people write them, where `open_up` has marked a key
+    variables = [f"{key}={shlex.quote(os.environ[key])} " for key in DATA_VARIABLES if key in os.environ]
+    command = shlex.join(["mim", name, *words])
+    return f"cd {shlex.quote(HydraConfig.get().runtime.cwd)} && {''.join(variables)}{command}"
+
+
+def given_arguments(*keys: str) -> list[str]:
+    """Return the arguments of this command line, or of a sweep's job, as people write them; none in a call from Python.
+
+    Args:
+        keys: first parts of the keys to return, as "data" of data=manifest, data/splits=given and data.folder=shop;
+            none: all.
+    """
+    if not HydraConfig.initialized():
+        return []
+    words = [word for word in HydraConfig.get().overrides.task if not word.startswith("sweep=")]
+    # where `open_up` has marked a key
     plain = (word.removeprefix("++") for word in words)
     written = [short if open_up([short]) == [word] else word for short, word in zip(plain, words, strict=True)]
-    variables = [f"{key}={shlex.quote(os.environ[key])} " for key in DATA_VARIABLES if key in os.environ]
-    command = shlex.join(["mim", name, *_own_configs(sys.argv[1:]), *written])
-    return f"cd {shlex.quote(config.runtime.cwd)} && {''.join(variables)}{command}"
+    wanted = [word for word in written if not keys or re.split(r"[=./@]", word.lstrip("+~"))[0] in keys]
+    return [*_own_configs(sys.argv[1:]), *wanted]
+
+
+def as_override(key: str, value: object) -> str:
+    """Return "<key>=<path>" for Hydra's grammar: quoted where it would read the path as something else."""
+    word = f"{key}={value}"
+    return word if NOT_QUOTED.fullmatch(word, len(key) + 1) else quote_value(word, [key])
+
+
+def is_job_of_sweep() -> bool:
+    """Is this one of the jobs of a multirun, which says itself what comes after it?"""
+    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
 
 
 def _own_configs(arguments: Sequence[str]) -> list[str]:
@@ -254,10 +279,7 @@ def leave_process_group() -> None:
 
 def _is_recorded() -> bool:
     """Is this a job of a sweep with a job log, which continues without it?"""
-    if not HydraConfig.initialized():
-        return False
-    config = HydraConfig.get()
-    return config.mode == RunMode.MULTIRUN and "ledger" in config.callbacks
+    return is_job_of_sweep() and "ledger" in HydraConfig.get().callbacks
 
 
 def _naming_removed(error: Exception) -> Exception:

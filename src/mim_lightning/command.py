@@ -23,7 +23,7 @@ class CommandParser(argparse.ArgumentParser):
 
     def __init__(self, name: str, description: str | None) -> None:
         super().__init__(
-            prog=f"python -m mim_lightning.{name}",
+            prog=f"mim {name}" if sys.argv[0] == f"mim {name}" else f"python -m mim_lightning.{name}",
             description=description,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
@@ -50,6 +50,14 @@ def run_command(parser: CommandParser, function: Callable[..., Any]) -> None:
 def words(text: str) -> list[str]:
     """Return the parts of an argument such as "hit@1,mrr"."""
     return [word.strip() for word in text.split(",")]
+
+
+def counts(text: str) -> list[int]:
+    """Return the parts of an argument such as "16,32,64"."""
+    try:
+        return [count(word) for word in words(text)]
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"'{text}': give whole numbers, as 16,32,64") from error
 
 
 def count(text: str) -> int:

@@ -10,9 +10,12 @@ run, or of an evaluation.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
+from mim_lightning.artifact_paths import find_record
 from mim_lightning.command import CommandParser, count, run_command, words
+from mim_lightning.next_command import print_next
 
 
 def main() -> None:
@@ -29,6 +32,10 @@ def compare(
     output: Path | None = None,
 ) -> None:
     """Print a comparison of the runs; with `output`, write compare.html and compare.json there."""
+    if len(runs) < 2:
+        raise ValueError(f"{runs[0]}: give at least two runs to compare")
+    for folder in runs:
+        find_record(folder)
     # imported here, so that an error on the command line is reported at once
     from mim_lightning.analysis.comparison.comparison import compare_groups, write_json
     from mim_lightning.analysis.comparison.tables import print_comparison
@@ -37,8 +44,6 @@ def compare(
     from mim_lightning.analysis.run_groups import group_runs
     from mim_lightning.run import PLACEMENT_KEYS
 
-    if len(runs) < 2:
-        raise ValueError(f"{runs[0]}: give at least two runs to compare")
     records = [read_record(folder) for folder in runs]
     groups = group_runs(records, PLACEMENT_KEYS)
     comparison = compare_groups(groups, metrics, directions, segments, num_queries, resamples)
@@ -50,6 +55,8 @@ def compare(
     print_comparison(comparison, directions or ([monitored] if monitored in shown else shown[:1]))
     if output is not None:
         print(f"page and numbers: {output / 'compare.html'}, {output / 'compare.json'}")
+    if find_spec("matplotlib") is not None:
+        print_next("plot", *runs, "--output", "figures" if output is None else output / "figures")
 
 
 def _parser() -> CommandParser:

@@ -17,12 +17,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from mim_lightning.artifact_paths import validate_checkpoint
 from mim_lightning.callable_module import make_callable
 from mim_lightning.checkpoint_evaluation import evaluate_checkpoint, prepare_evaluation
-from mim_lightning.cli import run_entry_point
+from mim_lightning.cli import given_arguments, run_entry_point
 from mim_lightning.expected_types import validate_type
 from mim_lightning.interruption import Interruption
-from mim_lightning.launch import hand_back, launch, num_processes_to_launch
+from mim_lightning.launch import hand_back, is_launched, launch, num_processes_to_launch
+from mim_lightning.next_command import folder_beside, print_next
 
 VERBATIM_KEYS = ("checkpoint", "gallery_checkpoint", "output")
 TEXT = str | None
@@ -49,6 +51,9 @@ def evaluate(config: dict[str, Any]) -> dict[str, float]:
     config = {**config, **texts}
     if config["output"] and (Path(config["output"]) / "config.yaml").is_file():
         raise ValueError(f"output={config['output']}: is a run's own folder; give another one")
+    for key in ("checkpoint", "gallery_checkpoint"):
+        if config[key]:
+            validate_checkpoint(config[key])
     from mim_lightning.lit.console import silence_lightning
     from mim_lightning.lit.results_table import print_run
     from mim_lightning.lit.trainer import validate_trainer
@@ -58,7 +63,9 @@ def evaluate(config: dict[str, Any]) -> dict[str, float]:
     try:
         if num_processes := num_processes_to_launch(config["trainer"]):
             prepare_evaluation(config)
-            return dict(launch("mim_lightning.evaluate", config, num_processes))
+            results = dict(launch("mim_lightning.evaluate", config, num_processes))
+            _print_next(config)
+            return results
         evaluation = evaluate_checkpoint(config)
         if evaluation.is_first:
             print_run(evaluation.title, evaluation.results)
@@ -68,10 +75,21 @@ def evaluate(config: dict[str, Any]) -> dict[str, float]:
             for line in evaluation.record_gallery():
                 print(line)
             hand_back(evaluation.results)
+            if not is_launched():
+                _print_next(config)
     except Interruption as stopped:
         stopped.resumes = bool(config["output"]) and config["save_interval"] is not None
         raise
     return evaluation.results
+
+
+def _print_next(config: dict[str, Any]) -> None:
+    """Print the command that indexes the evaluated data, or that trains the model which was not trained."""
+    if not config["checkpoint"]:
+        print_next("train", *given_arguments("encoder", "model", "embed_dim", "data", "paths", "trainer", "seed"))
+    elif config["gallery_checkpoint"] is None:  # else the last line says which index the model may search
+        place = f"checkpoint={config['checkpoint']}", f"output={folder_beside(config['checkpoint'], 'index')}"
+        print_next("build_index", *place, *given_arguments("data", "paths"))
 
 
 make_callable(__name__, evaluate, VERBATIM_KEYS)

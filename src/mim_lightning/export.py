@@ -10,13 +10,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mim_lightning.artifact_paths import INDEX_CARD, validate_checkpoint
 from mim_lightning.callable_module import make_callable
 from mim_lightning.cli import run_entry_point
 from mim_lightning.config import build
 from mim_lightning.expected_types import validate_arguments
+from mim_lightning.next_command import folder_beside, print_next
 from mim_lightning.stored_config import data_of
 
 if TYPE_CHECKING:
+    from mim_lightning.inference.export_format import ExportFacts
     from mim_lightning.inference.export_writer import ReferenceData
     from mim_lightning.inference.model_card import Evaluation, Terms
     from mim_lightning.model.checkpoint import TrainedMatcher
@@ -32,13 +35,14 @@ def main() -> None:
 
 def export(config: dict[str, Any]) -> Path:
     """Write the folder, upload it if `push_to_hub` names a place, and return its path."""
+    _validate_format(config)
+    validate_checkpoint(config["checkpoint"])
     from mim_lightning.data.loading.worker_processes import killed_workers_named
     from mim_lightning.inference.export_writer import export_model, validate_output
     from mim_lightning.inference.hub import push, validate_repo
     from mim_lightning.inference.model_card import Terms, find_evaluation
     from mim_lightning.model.checkpoint import load_matcher
 
-    _validate_format(config)
     checkpoint, output, repo = Path(config["checkpoint"]), Path(config["output"]), config["push_to_hub"]
     validate_output(output)
     terms = Terms(config["license"], config["credits"])
@@ -64,7 +68,20 @@ def export(config: dict[str, Any]) -> Path:
         print(f"  {part['file']}: smallest cosine to PyTorch {part['min_cosine']:.6f}")
     if repo:
         print(f"pushed: {push(output, repo, config['private'])}")
+    _print_next(checkpoint, output, facts)
     return output
+
+
+def _print_next(checkpoint: Path, output: Path, facts: ExportFacts) -> None:
+    """Print the command that serves the index of the run with the export, or that builds one with it."""
+    from mim_lightning.search.index.factory import read_index_card
+    from mim_lightning.search.searcher import is_own_index
+
+    index = folder_beside(checkpoint, "index")
+    if (index / INDEX_CARD).exists() and is_own_index(facts.fingerprint, read_index_card(index)):
+        print_next("serve", f"index={index}", f"checkpoint={output}", *["runtime=onnx"] * bool(facts.onnx))
+    else:
+        print_next("build_index", f"checkpoint={output}", f"output={folder_beside(checkpoint, f'index-{output.name}')}")
 
 
 def _validate_format(config: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from mim_lightning.artifact_paths import is_address
 from mim_lightning.config import build
 from mim_lightning.data.manifest.id_list import read_ids
 from mim_lightning.data.preparation.prepared import open_prepared
@@ -24,7 +25,7 @@ from mim_lightning.search.calibration import (
     fit_calibration,
 )
 from mim_lightning.search.index.card import IndexCard
-from mim_lightning.search.index.factory import is_address, open_index, read_index_card
+from mim_lightning.search.index.factory import open_index, read_index_card
 from mim_lightning.search.index_builder import delete_products
 from mim_lightning.search.judged_searches import judge_searches
 from mim_lightning.search.results import print_card

@@ -10,6 +10,8 @@ from mim_lightning.analysis.html.pages import write_report_page
 from mim_lightning.analysis.index_curve import CurvePoint, evaluate_with, read_ends, smallest_within
 from mim_lightning.analysis.query_history import read_history
 from mim_lightning.analysis.record import EvaluationRecord
+from mim_lightning.next_command import folder_beside
+from mim_lightning.run import Run
 from mim_lightning.search.index.index_settings import IndexSettings
 from mim_lightning.search.measured_index import all_settings, build_temporary, make_rows, measure_speed
 
@@ -51,14 +53,32 @@ def measure_sizes(
     return ends.direction, settings, points, len(large)
 
 
-def describe_smallest(settings: Sequence[IndexSettings], points: Sequence[CurvePoint], max_loss: float) -> str:
-    """Return a line with the smallest index that loses no more nDCG@10, at the lower end of its interval."""
+def choose_smallest(settings: Sequence[IndexSettings], points: Sequence[CurvePoint], max_loss: float) -> list[str]:
+    """Return the keys of build_index for the smallest index that loses no more nDCG@10; none where all lose more.
+
+    What counts is the lower end of the interval of the loss.
+    """
     chosen = smallest_within(points, max_loss)
     if chosen is None:
-        return f"none loses at most {max_loss:g}, at the lower end of its interval: keep whole float32 vectors"
+        return []
     kind = settings[list(points).index(chosen)].kind
-    keys = f"dimension={chosen.width} precision={chosen.precision} index.kind={kind}"
-    return f"the smallest that loses at most {max_loss:g}: build_index {keys}"
+    return [f"dimension={chosen.width}", f"precision={chosen.precision}", f"index.kind={kind}"]
+
+
+def building_arguments(record: EvaluationRecord, direction: str, keys: Sequence[str], curve: Path | None) -> list[str]:
+    """Return the arguments of build_index for the gallery of a direction; none where the checkpoint is not in its run.
+
+    Args:
+        keys: of the size, which the curve has.
+        curve: its JSON file; None: it was not written.
+    """
+    config = record.facts.config
+    checkpoint = Run(record.facts.run_id, record.folder.parent).checkpoint(config.get("results_from", "best"))
+    if not checkpoint.exists():
+        return []
+    measured = [f"curve={curve}"] if keys and curve is not None else []
+    place = f"checkpoint={checkpoint}", f"output={folder_beside(checkpoint, 'index')}"
+    return [*place, f"gallery={config['directions'][direction]['gallery']}", *keys, *measured]
 
 
 def write_report(record: EvaluationRecord, direction: str, points: Sequence[CurvePoint]) -> Path:

@@ -9,10 +9,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from mim_lightning.artifact_paths import validate_index, validate_model
 from mim_lightning.callable_module import make_callable
-from mim_lightning.cli import run_entry_point
+from mim_lightning.cli import as_override, run_entry_point
 from mim_lightning.config import build
 from mim_lightning.launch import set_up_process
+from mim_lightning.next_command import print_next_line
 
 VERBATIM_KEYS = ("checkpoint", "index", "output")
 
@@ -23,16 +25,24 @@ def main() -> None:
 
 def mine(config: dict[str, Any]) -> Path:
     """Write the table, print what was mined, and return the path of the table."""
+    config = {**config, **{key: str(config[key]) for key in VERBATIM_KEYS}}  # 2024 is a number on the command line
+    validate_index(config["index"])
+    validate_model(config["checkpoint"])
     from mim_lightning.lit.console import silence_lightning
     from mim_lightning.negative_mining import mine_index
+    from mim_lightning.run import Run
+    from mim_lightning.run_states import command_of
 
-    config = {**config, **{key: str(config[key]) for key in VERBATIM_KEYS}}  # 2024 is a number on the command line
     settings = build(config["mining"])
     set_up_process(config, str(config["device"]))
     silence_lightning()
     mined = mine_index(config, settings)
     print(f"{config['output']}: {mined.describe()}")
-    return Path(config["output"])
+    folder, table = Path(config["checkpoint"]).absolute().parent.parent, Path(config["output"])
+    chosen = ["data/sampling=hard_negatives", as_override("data.sampling.table", table.absolute())]
+    if (line := command_of(Run(folder.name, folder), folder.parent, chosen)) is not None:
+        print_next_line(line)
+    return table
 
 
 make_callable(__name__, mine, VERBATIM_KEYS)

@@ -15,12 +15,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mim_lightning.artifact_paths import RECORD_FOLDER, find_record
 from mim_lightning.command import CommandParser, count, run_command, words
 from mim_lightning.display.text import plain
 from mim_lightning.fields import IMAGE_FIELDS
+from mim_lightning.next_command import folder_beside, print_next
 
 if TYPE_CHECKING:
     from mim_lightning.analysis.record import EvaluationRecord
+
+CONFIG = "config.yaml"  # in the folder of a run from its start
 
 
 def main() -> None:
@@ -29,24 +33,30 @@ def main() -> None:
 
 def plot(runs: Sequence[Path], output: Path, only: Sequence[str] = (), **options: Any) -> None:
     """Save figures, see `save_figures`; `options` are the fields of `FigureOptions`."""
+    for folder in runs:
+        if not (folder / CONFIG).is_file():  # else the run may still train, without a record
+            find_record(folder)
     # imported here, so that an error on the command line is reported at once
     from mim_lightning.analysis.figures.save import FigureOptions, group_evaluated_runs, save_figures
-    from mim_lightning.run import PLACEMENT_KEYS
+    from mim_lightning.run import PLACEMENT_KEYS, Run
+    from mim_lightning.run_states import best_checkpoint, read_state
 
     groups = group_evaluated_runs([_read(folder) for folder in runs], PLACEMENT_KEYS)
     for group in groups:
         print(plain(f"{group.label}: {group.describe()}", 1_000))
     print(f"figures: {', '.join(map(str, save_figures(groups, FigureOptions(**options), output, only)))}")
+    if (best := best_checkpoint([read_state(Run(folder.name, folder)) for folder in runs])) is not None:
+        print_next("build_index", f"checkpoint={best}", f"output={folder_beside(best, 'index')}")
 
 
 def _read(folder: Path) -> EvaluationRecord:
     """Read the record of a run, or what its config says if it has none yet."""
-    from mim_lightning.analysis.record import RECORD_FOLDER, EvaluationRecord, RunFacts, read_record
+    from mim_lightning.analysis.record import EvaluationRecord, RunFacts, read_record
     from mim_lightning.config import load_stored_config
 
-    if (folder / RECORD_FOLDER).is_dir() or not (folder / "config.yaml").is_file():
+    if (folder / RECORD_FOLDER).is_dir() or not (folder / CONFIG).is_file():
         return read_record(folder)
-    config = load_stored_config(folder / "config.yaml")
+    config = load_stored_config(folder / CONFIG)
     data = config["data"]
     facts = RunFacts(config["run"]["id"], config, "", config["monitor"], data["folder"], data["val_split"])
     return EvaluationRecord(folder / RECORD_FOLDER, facts, {})

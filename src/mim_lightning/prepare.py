@@ -5,22 +5,19 @@ Training does this by itself if the shards do not exist; here one can also valid
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mim_lightning.callable_module import make_callable
-from mim_lightning.cli import run_entry_point
-from mim_lightning.config import build
-from mim_lightning.data_config import build_change, build_preparation, build_text_specs
+from mim_lightning.cli import as_override, given_arguments, run_entry_point
+from mim_lightning.data_config import build_change
+from mim_lightning.data_preparation import ENGINES, prepare_set
 from mim_lightning.expected_types import validate_type
+from mim_lightning.next_command import print_next
 from mim_lightning.prepared_versions import show_versions, write_next_version
 
-# other imports are in functions: mistakes are reported at once, and worker processes import neither torch nor pages
 if TYPE_CHECKING:
-    from mim_lightning.data.preparation.preparation import Preparation
-
-ENGINES = ("processes", "ray")
+    from mim_lightning.data.preparation.prepared import PreparedData
 
 
 def main() -> None:
@@ -37,43 +34,38 @@ def prepare(config: dict[str, Any]) -> None:
         raise ValueError(f"num_workers={config['num_workers']}: must not be negative")
     if change := build_change(config):
         prepared = write_next_version(change, config)
-        print(prepared.summary(prepared.describe()["settings"]["train_split"]))
-        return
-    if config["list_versions"] or config["prune"]["keep"] is not None:
+    elif config["list_versions"] or config["prune"]["keep"] is not None:
         show_versions(config)
         return
-    if config["verify"]:
+    elif config["verify"]:
         from mim_lightning.data.preparation.prepared import open_prepared
 
-        print(open_prepared(config["data"]["folder"]).verify(print))
-        return
-    if config["data"]["source"] is None:
-        raise ValueError("data.source: nothing to prepare from; choose a set with a source, such as data=manifest")
-    write(build_preparation(config["data"], config["num_workers"]), config)
-
-
-def write(parts: Preparation, config: dict[str, Any]) -> None:
-    """Validate, and write unless `validate_only`; existing data are compared with their checksums."""
-    from mim_lightning.analysis.html.validation_page import write_validation_report
-    from mim_lightning.data.preparation.preparation import prepare_data, validate_only
-
-    is_ray, overwrite = config["engine"] == "ray" and not config["validate_only"], config["overwrite"]
-    if is_ray and parts.variants is not None:
-        raise ValueError("engine=ray: no process sees all products of a style; data.compose needs engine=processes")
-    specs = None if is_ray else build_text_specs(config)
-    if not is_ray and not isinstance(parts.folder, Path):
-        raise ValueError(f"data.folder={parts.folder}: engine=processes writes to a local folder; or give engine=ray")
-    if config["validate_only"]:
-        print(f"report: {validate_only(parts, partial(write_validation_report, brief=False), specs)}")
-        return
-    if is_ray:
-        from mim_lightning.data.preparation.ray_engine import prepare_with_ray
-
-        settings = parts.settings, build(config["ray"]), parts.strictness, parts.splits
-        prepared = prepare_with_ray(parts.source, parts.folder, *settings, overwrite=overwrite)
+        prepared = open_prepared(config["data"]["folder"])
+        print(prepared.verify(print))
     else:
-        prepared = prepare_data(parts, write_validation_report, specs=specs, overwrite=overwrite, is_compared=True)
-    print(prepared.summary(parts.settings.train_split))
+        made = prepare_set(config)
+        if isinstance(made, Path):
+            print(f"report: {made}")
+            print_next("prepare", *(word for word in given_arguments() if not word.startswith("validate_only=")))
+            return
+        prepared = made
+    if not config["verify"]:
+        print(prepared.summary(prepared.describe()["settings"]["train_split"]))
+    _print_training(config["data"], prepared)
+
+
+def _print_training(data: dict[str, Any], prepared: PreparedData) -> None:
+    """Print the command that trains on the data; none where they lack rows to train on, or to evaluate."""
+    train_split, splits = prepared.describe()["settings"]["train_split"], prepared.splits()
+    evaluated = [split for split in (data["val_split"], *splits) if split in splits and split != train_split]
+    if train_split not in splits or not evaluated:
+        return
+    words = given_arguments("data", "paths")
+    if any(word.startswith(("data.source", "data.folder")) for word in words):  # no set that the project knows by name
+        words = ["data=shards", as_override("data.folder", prepared.folder)]
+        words += [as_override("data.shards.train_split", train_split)] * (train_split != "train")
+        words += [as_override("data.val_split", evaluated[0])] * (evaluated[0] != "val")
+    print_next("train", *words)
 
 
 make_callable(__name__, prepare)

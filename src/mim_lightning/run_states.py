@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from mim_lightning.cli import DATA_VARIABLES, quote_value
+from mim_lightning.cli import DATA_VARIABLES, as_override
 from mim_lightning.config import load_stored_config
 from mim_lightning.display.numbers import format_number
 from mim_lightning.display.text import plain
@@ -24,6 +23,7 @@ from mim_lightning.errors import NOTES, read_note
 from mim_lightning.interruption import STOPPED_AFTER
 from mim_lightning.io.damaged_file import errors_as_damaged_file
 from mim_lightning.io.locks import is_locked
+from mim_lightning.next_command import program
 from mim_lightning.run import Run
 
 RUNNING, FINISHED, OUT_OF_TIME, STOPPED = "running", "finished", "out of time", "stopped"
@@ -33,7 +33,6 @@ STATES = (RUNNING, FINISHED, OUT_OF_TIME, STOPPED, FAILED, PRUNED, DAMAGED, UNKN
 FILES = ("config.yaml", *NOTES.values())  # one of them, or a lock that is held, makes a run's folder
 NOTHING = "-"
 MAX_TIME, RUNS = "trainer.max_time=", "paths.runs="
-NOT_QUOTED = re.compile(r"[\w./@:+-]+", re.ASCII)  # a path that Hydra's grammar takes as it is
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,7 @@ def read_states(folder: Path) -> list[RunState]:
     found |= {path.parent for path in folder.glob("*/.lock") if _is_locked(path)}
     if not found:
         raise ValueError(f"{folder}: has no runs; `mim train paths.runs={folder}` writes there")
-    states = (_read_state(Run(path.name, path)) for path in sorted(found))
+    states = (read_state(Run(path.name, path)) for path in sorted(found))
     return sorted(states, key=lambda state: state.changed, reverse=True)
 
 
@@ -95,7 +94,17 @@ def print_states(states: Sequence[RunState]) -> None:
         print("a stopped run without a command here goes on by the command or call that started it")
 
 
-def _read_state(run: Run) -> RunState:
+def best_checkpoint(states: Sequence[RunState]) -> Path | None:
+    """Return the checkpoint of the best finished run; None: there is none, or they do not have one monitored metric."""
+    has_result = [state for state in states if state.state == FINISHED and state.best is not None]
+    found = [state for state in has_result if state.run.best_checkpoint.exists()]
+    if len({state.monitor for state in found}) != 1:
+        return None
+    return max(found, key=lambda state: state.best or 0.0).run.best_checkpoint
+
+
+def read_state(run: Run) -> RunState:
+    """Return what one run has come to."""
     try:
         return _read_files(run)
     except (ValueError, OSError) as error:
@@ -133,12 +142,20 @@ def _read_files(run: Run) -> RunState:
 
 
 def _next_command(run: Run, state: str, runs_folder: Path) -> str | None:
-    """Return the command that goes on with a run, from this folder and in this environment; None if it is not known.
+    """Return the command that goes on with a run; None: there is none, or it is not known."""
+    if state not in (STOPPED, OUT_OF_TIME, FAILED):
+        return None
+    return command_of(run, runs_folder, [f"{MAX_TIME}null"] if state == OUT_OF_TIME else [])
+
+
+def command_of(run: Run, runs_folder: Path, changes: Sequence[str] = ()) -> str | None:
+    """Return the command of a run, for a shell in this folder and environment; None if it is not known.
 
     Args:
         runs_folder: the value of paths.runs with which the command finds the run.
+        changes: overrides to give instead of those of the same keys.
     """
-    if state not in (STOPPED, OUT_OF_TIME, FAILED) or not run.command_path.is_file():
+    if not run.command_path.is_file():
         return None
     with errors_as_damaged_file(run.command_path):
         words = shlex.split(run.command_path.read_text("utf-8"), comments=False)
@@ -150,19 +167,19 @@ def _next_command(run: Run, state: str, runs_folder: Path) -> str | None:
     words = words[len(given) :]
     if words[:2] != ["mim", "train"] or any(word.lstrip("+").startswith("trial=") for word in words):
         return None
-    if state == OUT_OF_TIME:
-        words = [*(word for word in words if MAX_TIME not in word), f"{MAX_TIME}null"]
+    changed = {change.partition("=")[0] for change in changes}
+    words = [*(word for word in words if word.lstrip("+").partition("=")[0] not in changed), *changes]
     # the same folder of runs, or the command would train from the start
     named = [word.removeprefix(RUNS) for word in words if word.startswith(RUNS)]
     found = folder / (named[-1] if named else os.environ.get("MIM_RUNS_DIR", "runs"))
     if found.resolve() != runs_folder.resolve() and not any(word.startswith("run.folder=") for word in words):
-        place = f"{RUNS}{runs_folder if folder == here else runs_folder.resolve()}"
+        place = runs_folder if folder == here else runs_folder.resolve()
         words = [word for word in words if not word.startswith(RUNS)]
-        words.append(place if NOT_QUOTED.fullmatch(place, len(RUNS)) else quote_value(place, ["paths.runs"]))
+        words.append(as_override("paths.runs", place))
     variables = (word.partition("=") for word in given)
     set_first = [f"{key}={shlex.quote(value)} " for key, _, value in variables if os.environ.get(key) != value]
     go = "" if folder == here else f"cd {shlex.quote(str(folder))} && "
-    command = f"{go}{''.join(set_first)}{shlex.join(words)}"
+    command = f"{go}{''.join(set_first)}{shlex.join([*program(folder), *words[1:]])}"
     return command if plain(command, max_chars=10_000) == command else None
 
 

@@ -27,7 +27,8 @@ def main() -> None:
 def runs(folder: Path, states: Sequence[str] | None = None) -> None:
     """Print the runs in a folder, and how to go on with those that are not finished."""
     # imported here, so that an error on the command line is reported at once
-    from mim_lightning.run_states import STATES, print_states, read_states
+    from mim_lightning.next_command import folder_beside, print_next
+    from mim_lightning.run_states import STATES, best_checkpoint, print_states, read_states
 
     states = STATES if states is None else states
     if unknown := [state for state in states if state not in STATES]:
@@ -35,6 +36,8 @@ def runs(folder: Path, states: Sequence[str] | None = None) -> None:
     found = read_states(folder)
     if listed := [state for state in found if state.state in states]:
         print_states(listed)
+        if (best := best_checkpoint(listed)) is not None and not any(state.next_command for state in listed):
+            print_next("build_index", f"checkpoint={best}", f"output={folder_beside(best, 'index')}")
     else:
         print(f"{folder}: none of {len(found)} runs is {' or '.join(states)}")
 

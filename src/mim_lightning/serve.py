@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mim_lightning.artifact_paths import validate_index, validate_model
 from mim_lightning.cli import run_entry_point
 from mim_lightning.config import construct
 from mim_lightning.expected_types import validate_type
@@ -21,6 +22,7 @@ def main() -> None:
 
 def serve(config: dict[str, Any]) -> None:
     """Open the engines, then serve until stopped."""
+    _validate_paths(config)
     try:
         from mim_lightning.search.service.request_limits import Limits
         from mim_lightning.search.service.search_service import open_service, read_arms
@@ -47,6 +49,16 @@ def serve(config: dict[str, Any]) -> None:
         detector = construct("detector", TorchvisionDetector, **config["detector"])
     service = open_service(config, arms, limits, open_experiment(config, arms), photos, detector)
     server.run(service, has_ui=config["ui"])
+
+
+def _validate_paths(config: Mapping[str, Any]) -> None:
+    """Raise a ValueError for an index or a model of an arm that is not there."""
+    arms = config["arms"] if isinstance(config["arms"], dict) else {}
+    for arm in (config, *(arm for arm in arms.values() if isinstance(arm, dict))):
+        if arm.get("index") is not None:
+            validate_index(arm["index"])
+        if arm.get("checkpoint") is not None:
+            validate_model(arm["checkpoint"])
 
 
 def open_experiment(config: Mapping[str, Any], arms: Mapping[str, Mapping[str, Any]]) -> Any:

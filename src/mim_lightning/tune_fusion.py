@@ -12,9 +12,12 @@ products it was not chosen on.
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
+from mim_lightning.artifact_paths import find_record, validate_checkpoint
 from mim_lightning.command import CommandParser, count, run_command
+from mim_lightning.next_command import folder_beside, print_next
 
 ALL = "all"
 
@@ -35,12 +38,16 @@ def tune_fusion(
     store: Path | None,
 ) -> None:
     """Sweep, print, and write the requested files."""
+    find_record(run)
+    if store is not None:
+        validate_checkpoint(store)
     # imported here, so that an error on the command line is reported at once
     from mim_lightning.analysis.embeddings import read_embeddings
     from mim_lightning.analysis.fusion_sweep import choose_ends, print_curve, print_kinds, sweep_kinds, write_curve
     from mim_lightning.analysis.record import read_record
     from mim_lightning.metric_names import whole_name
     from mim_lightning.model.checkpoint import store_fusions
+    from mim_lightning.run import Run
 
     record = read_record(run)
     embeddings = read_embeddings(record.folder)
@@ -57,6 +64,14 @@ def tune_fusion(
     if store is not None:
         path = store_fusions(store, {fusion: curve.best}, embeddings.fingerprint)
         print(f"checkpoint with the best fusion: {path}")
+        print_next("evaluate", f"checkpoint={path}", f"output={folder_beside(path, f'evaluated-{path.stem}')}")
+        return
+    config = record.facts.config
+    checkpoint = Run(record.facts.run_id, record.folder.parent).checkpoint(config.get("results_from", "best"))
+    if checkpoint.exists() and curve.chosen.low > 0:
+        print_next("tune_fusion", *sys.argv[1:], "--store", checkpoint)
+    elif checkpoint.exists():  # no weight is known to be better than the trained one
+        print_next("build_index", f"checkpoint={checkpoint}", f"output={folder_beside(checkpoint, 'index')}")
 
 
 def _parser() -> CommandParser:

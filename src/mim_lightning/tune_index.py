@@ -10,11 +10,12 @@ index_curve.csv, index_curve.md and index_curve.png. Nothing is embedded.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from mim_lightning.command import CommandParser, count, run_command, words
+from mim_lightning.artifact_paths import find_record
+from mim_lightning.command import CommandParser, count, counts, run_command, words
+from mim_lightning.next_command import print_next
 
 
 def main() -> None:
@@ -34,28 +35,35 @@ def tune_index(
     report: bool = False,
 ) -> None:
     """Measure, print, and write the requested files."""
+    find_record(run)
     # imported here, so that an error on the command line is reported at once
     from mim_lightning.analysis.index_curve import print_points, write_points
     from mim_lightning.analysis.record import read_record
-    from mim_lightning.index_tuning import describe_smallest, measure_sizes, write_report
+    from mim_lightning.index_tuning import building_arguments, choose_smallest, measure_sizes, write_report
 
     record = read_record(run)
     ranked, settings, points, num_rows = measure_sizes(record, direction, widths, precisions, kinds, rows, rerank)
     print_points(ranked, points, num_rows)
+    paths = []
     if output is not None:
         paths = write_points(ranked, points, num_rows, output, record.facts.fingerprint)
         print(f"curve: {', '.join(map(str, paths))}")
-    if max_loss is not None:
-        print(describe_smallest(settings, points, max_loss))
+    keys = [] if max_loss is None else choose_smallest(settings, points, max_loss)
+    if keys:
+        print(f"the smallest that loses at most {max_loss:g}: build_index {' '.join(keys)}")
+    elif max_loss is not None:
+        print(f"none loses at most {max_loss:g}, at the lower end of its interval: keep whole float32 vectors")
     if report:
         print(f"report: {write_report(record, ranked, points)}")
+    if arguments := building_arguments(record, ranked, keys, paths[-1] if paths else None):
+        print_next("build_index", *arguments)
 
 
 def _parser() -> CommandParser:
     parser = CommandParser("tune_index", __doc__)
     parser.add_argument("run", type=Path, help="folder of a run or of an evaluation")
     parser.add_argument("--direction", help="default: the monitored one")
-    parser.add_argument("--widths", type=_numbers, default=[], help="as 16,32,64, besides the full width")
+    parser.add_argument("--widths", type=counts, default=[], help="as 16,32,64, besides the full width")
     precisions = ["float32", "int8", "binary"]
     parser.add_argument("--precisions", type=words, default=precisions, help=f"default: {','.join(precisions)}")
     parser.add_argument("--kinds", type=words, default=["flat"], help="of flat,hnsw,ivf,ivf_pq,sq8; default: flat")
@@ -68,13 +76,6 @@ def _parser() -> CommandParser:
     parser.add_argument("--max-loss", type=float, metavar="LOSS", help=loss)
     parser.add_argument("--report", action="store_true", help="write the run's report.html again, with the curve")
     return parser
-
-
-def _numbers(text: str) -> list[int]:
-    try:
-        return [count(word) for word in words(text)]
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"'{text}': give whole numbers, as 16,32,64") from error
 
 
 if __name__ == "__main__":

@@ -6,9 +6,12 @@ tower count and by loss weight, losses, logit scale, throughput, tracked queries
 
 from __future__ import annotations
 
+import sys
+
 from mim_lightning.analysis.workspace import MONITOR, build_workspace, describe_workspace, save_workspace
 from mim_lightning.command import CommandParser, run_command
 from mim_lightning.config import compose
+from mim_lightning.next_command import print_next
 
 
 def main() -> None:
@@ -25,6 +28,8 @@ def wandb_workspace(entity: str, project: str, monitor: str, dry_run: bool) -> N
     pairs = compose("train", ["model=4tower"])["model"]["pairs"]
     workspace = build_workspace(entity, project, pairs, monitor)
     print(describe_workspace(workspace) if dry_run else save_workspace(workspace))
+    if dry_run:
+        print_next("wandb_workspace", *(word for word in sys.argv[1:] if word != "--dry-run"))
 
 
 if __name__ == "__main__":

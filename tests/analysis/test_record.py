@@ -185,7 +185,17 @@ def test_a_query_of_several_products_counts_once(shop: Path) -> None:
 
 
 def test_a_folder_without_a_record_says_how_to_make_one(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"contains no evaluation record; make one with python -m mim_lightning\.eval"):
+    with pytest.raises(ValueError, match="contains no evaluation record; give the folder of a finished run, or of an"):
+        read_record(tmp_path)
+    with pytest.raises(
+        ValueError, match="contains no evaluation record; there is no such folder; `mim runs` lists runs"
+    ):
+        read_record(tmp_path / "nowhere")
+    (tmp_path / "checkpoints").mkdir()
+    (best := tmp_path / "checkpoints" / "best.ckpt").touch()
+    with pytest.raises(
+        ValueError, match=f"contains no evaluation record; make one with mim evaluate checkpoint={best}"
+    ):
         read_record(tmp_path)
     (tmp_path / "record.json").write_text("{")
     with pytest.raises(ValueError, match=r"record\.json: damaged"):

@@ -12,11 +12,12 @@ import pytest
 import torch
 
 import mim_lightning
+from mim_lightning.artifact_paths import SHARDED_META
 from mim_lightning.config import compose
 from mim_lightning.evaluate import evaluate
 from mim_lightning.io.damaged_file import DamagedFileError
 from mim_lightning.model.checkpoint import load_matcher, verify_checkpoint
-from mim_lightning.model.sharded_checkpoint import INDEX, META, read_sharded
+from mim_lightning.model.sharded_checkpoint import INDEX, read_sharded
 from mim_lightning.run import Run, find_resumable, identify
 from tests.flow.entry_points import read_checkpoint, start_ranks, timeless
 from tests.shop import small
@@ -230,7 +231,7 @@ def check_damage(run: Run, folder: Path) -> None:
     part.unlink()
     with pytest.raises(DamagedFileError, match=r"__1_0\.distcp is missing"):
         verify_checkpoint(last)
-    (last / META).unlink()
+    (last / SHARDED_META).unlink()
     with pytest.raises(DamagedFileError):
         verify_checkpoint(last)
     assert find_resumable(run) == run.best_checkpoint

@@ -1,15 +1,8 @@
 """The table of results, and the lines below it; no line wraps at 80 columns."""
 
-import shlex
-from pathlib import Path
-
 import pytest
 
-from mim_lightning.cli import quote_value
-from mim_lightning.config import compose
-from mim_lightning.evaluate import VERBATIM_KEYS
-from mim_lightning.lit.results_table import describe_decline, describe_sample, print_run
-from mim_lightning.metric_names import sampled_name
+from mim_lightning.lit.results_table import describe_decline, print_run
 
 RESULTS = {"val/image_to_image/hit@1": 0.5, "val/image_to_image/hit@10": 0.75, "initial/image_to_image/hit@1": 0.125}
 COUNTS = {
@@ -58,16 +51,3 @@ def test_a_result_below_the_initial_models_is_reported() -> None:
     worse = describe_decline(RESULTS | {"initial/image_to_image/hit@1": 0.75}, monitor)
     assert worse is not None and f"{monitor} worse: 0.500, 0.750 before training" in worse
     assert describe_decline({monitor: 0.5}, monitor) is None  # no sanity pass, nothing to compare with
-
-
-def test_results_of_a_sample_name_the_command_for_the_whole_gallery(tmp_path: Path) -> None:
-    folder = tmp_path / "a, b's"
-    checkpoint = folder / "best.ckpt"
-    assert describe_sample(RESULTS, folder, checkpoint) is None
-    name = sampled_name("hit@1", 100)
-    line = describe_sample({f"val/image_to_image/{name}": 0.5}, folder, checkpoint)
-    assert line is not None
-    words = [f"checkpoint={checkpoint}", "whole_gallery=true", f"output={folder}/whole_gallery"]
-    assert shlex.split(line.partition("evaluate ")[2]) == words
-    config = compose("evaluate", [quote_value(word, VERBATIM_KEYS) for word in words])
-    assert (config["checkpoint"], config["output"]) == (str(checkpoint), f"{folder}/whole_gallery")

@@ -21,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from mim_lightning.artifact_paths import RECORD_FACTS, find_record
 from mim_lightning.data.shards.lookup import QueryFacts, product_ids_of
 from mim_lightning.data.shards.shard_set import ShardSet
 from mim_lightning.io.atomic import atomic_write_folder
@@ -31,7 +32,6 @@ from mim_lightning.stored_config import data_versions_of, validate_config, with_
 from mim_lightning.types import NO_KEY, RetrievalReport
 
 AGAIN = "evaluate the checkpoint again"
-RECORD_FOLDER, FACTS_FILE = "evaluation", "record.json"
 VERSION = 1
 SCORE, SEGMENT = "score:", "segment:"  # prefixes of column names
 _TEXT = pa.string()
@@ -103,17 +103,12 @@ def read_record(folder: Path) -> EvaluationRecord:
     Raises:
         ValueError: it is missing or damaged; says how to make one.
     """
-    found = next((f for f in (folder, folder / RECORD_FOLDER) if (f / FACTS_FILE).exists()), None)
-    if found is None:
-        raise ValueError(
-            f"{folder}: contains no evaluation record; make one with "
-            f"python -m mim_lightning.evaluate checkpoint={folder}/checkpoints/best.ckpt output={folder}/evaluated"
-        )
-    with errors_as_damaged_file(found / FACTS_FILE, AGAIN):
-        content = json.loads((found / FACTS_FILE).read_text())
+    found = find_record(folder)
+    with errors_as_damaged_file(found / RECORD_FACTS, AGAIN):
+        content = json.loads((found / RECORD_FACTS).read_text())
         if content["version"] != VERSION:
             raise ValueError(f"record format {content['version']}, this code reads {VERSION}")
-        config = validate_config(content["run"]["config"], found / FACTS_FILE, is_built=False)
+        config = validate_config(content["run"]["config"], found / RECORD_FACTS, is_built=False)
         run, gallery = RunFacts(**{**content["run"], "config": config}), content.get("gallery", "")
         _validate_facts(run, content["directions"])
         directions = {
@@ -179,7 +174,7 @@ def write_record(
             if counting is not None:
                 counts[name]["counting"] = counting[name]
         content = {"version": VERSION, "run": vars(run), "gallery": _digest(products, ranked), "directions": counts}
-        (partial / FACTS_FILE).write_text(json.dumps(content, indent=2))
+        (partial / RECORD_FACTS).write_text(json.dumps(content, indent=2))
 
 
 def _digest(products: Sequence[ShardSet], ranked: Sequence[np.ndarray] | None) -> str:

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mim_lightning.analysis.record import RECORD_FOLDER, EvaluationRecord
+from mim_lightning.analysis.record import EvaluationRecord
+from mim_lightning.artifact_paths import RECORD_FOLDER
 
 REPEATED_KEYS = ("seed", "data.seed", "data.splits.fold", "data.splits.label")  # in which the runs of one group differ
 MAX_KEYS_IN_LABEL = 3

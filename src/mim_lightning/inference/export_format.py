@@ -19,6 +19,7 @@ from typing import Any
 
 from safetensors.torch import load_file, save_file
 
+from mim_lightning.artifact_paths import EXPORT_FACTS, EXPORT_FINGERPRINT, validate_export
 from mim_lightning.config import build_matcher
 from mim_lightning.display.text import plain
 from mim_lightning.inference.quantization import (
@@ -39,8 +40,7 @@ from mim_lightning.stored_config import errors_as_value_error, validate_assets, 
 from mim_lightning.types import InputSpec, TextSpec
 
 FORMAT = 1
-WEIGHTS_FILE, FACTS_FILE, FINGERPRINT_FILE, CARD_FILE = "model.safetensors", "config.json", "fingerprint", "README.md"
-MODULES_FILE = "modules.json"  # of sentence-transformers
+WEIGHTS_FILE, CARD_FILE = "model.safetensors", "README.md"
 LOCAL_SECTIONS = ("paths", "logger")  # of a run's config: they are about one machine or account
 
 
@@ -59,16 +59,6 @@ class ExportFacts:
     onnx: dict[str, dict[str, Any]] = field(default_factory=dict)  # tower -> fields of `onnx.OnnxFacts`
     galleries: dict[str, Any] = field(default_factory=dict)  # of former models, see `model.compatibility`
     format: int = FORMAT
-
-
-def is_export(folder: Path) -> bool:
-    """Return whether an export of this format wrote this folder."""
-    return (folder / FACTS_FILE).exists() and (folder / FINGERPRINT_FILE).exists()
-
-
-def is_for_sentence_transformers(folder: Path) -> bool:
-    """Return whether an export of that format wrote this folder."""
-    return (folder / MODULES_FILE).exists() and (folder / FINGERPRINT_FILE).exists()
 
 
 def write_model(
@@ -116,8 +106,8 @@ def _describe_input(spec: InputSpec | tuple[InputSpec, ...]) -> str:
 
 def write_facts(folder: Path, facts: ExportFacts) -> None:
     """Write config.json and the fingerprint."""
-    (folder / FACTS_FILE).write_text(json.dumps(asdict(facts), indent=2, ensure_ascii=False), "utf-8")
-    (folder / FINGERPRINT_FILE).write_text(f"{facts.fingerprint}\n")
+    (folder / EXPORT_FACTS).write_text(json.dumps(asdict(facts), indent=2, ensure_ascii=False), "utf-8")
+    (folder / EXPORT_FINGERPRINT).write_text(f"{facts.fingerprint}\n")
 
 
 def read_facts(folder: Path) -> ExportFacts:
@@ -126,11 +116,8 @@ def read_facts(folder: Path) -> ExportFacts:
     Raises:
         ValueError: no export, damaged, of another format, or it names code that is not trusted.
     """
-    if is_for_sentence_transformers(folder):
-        raise ValueError(f"{folder}: is for SentenceTransformer(folder); give the checkpoint, or its other export")
-    if not is_export(folder):
-        raise ValueError(f"{folder}: no export here; give a checkpoint file, or export it with mim_lightning.export")
-    path = validate_inside(folder, folder / FACTS_FILE)
+    validate_export(folder)
+    path = validate_inside(folder, folder / EXPORT_FACTS)
     with errors_as_damaged_file(path):
         content = json.loads(path.read_text("utf-8"))
         if content["format"] != FORMAT:
@@ -144,11 +131,11 @@ def read_facts(folder: Path) -> ExportFacts:
             raise ValueError("the config lacks model, data or callbacks")
         parse_galleries(facts.galleries)
     facts = replace(facts, config=validate_config(facts.config, path))
-    written = _read_text(validate_inside(folder, folder / FINGERPRINT_FILE)).strip()
+    written = _read_text(validate_inside(folder, folder / EXPORT_FINGERPRINT)).strip()
     if not written == facts.fingerprint == quantized_fingerprint(base_fingerprint(facts.fingerprint), facts.precision):
         raise ValueError(
-            f"{folder / FINGERPRINT_FILE}: fingerprint {plain(written, 40)}, {FACTS_FILE} says {facts.fingerprint}: "
-            "it was changed"
+            f"{folder / EXPORT_FINGERPRINT}: fingerprint {plain(written, 40)}, {EXPORT_FACTS} says "
+            f"{facts.fingerprint}: it was changed"
         )
     return facts
 
@@ -160,22 +147,22 @@ def read_matcher(folder: Path, facts: ExportFacts) -> Matcher:
         ValueError: damaged, or changed weights or preprocessing; names both fingerprints.
     """
     assets = _read_assets(folder, list(facts.preprocessing))
-    with errors_as_value_error(folder / FACTS_FILE):
+    with errors_as_value_error(folder / EXPORT_FACTS):
         matcher = build_matcher(facts.config, assets=assets)
     for name in matcher.towers:
         found, written = matcher.tower(name).encoder.describe_preprocessing(), facts.preprocessing.get(name)
         if found != written:
-            raise ValueError(f"{folder / name}: preprocessing {found}, {FACTS_FILE} says {written}: it was changed")
+            raise ValueError(f"{folder / name}: preprocessing {found}, {EXPORT_FACTS} says {written}: it was changed")
     made: dict[str, Any] = {"dimension": matcher.dimension, "tower_names": tuple(matcher.tower_names)}
     for key, value in made.items():
         if getattr(facts, key) != value:
-            raise ValueError(f"{folder / FACTS_FILE}: {key}={getattr(facts, key)}, its config makes {value}")
+            raise ValueError(f"{folder / EXPORT_FACTS}: {key}={getattr(facts, key)}, its config makes {value}")
     path = validate_inside(folder, folder / WEIGHTS_FILE)
     with errors_as_damaged_file(path):
         stored = dequantize_state(load_file(path))
     load_strictly(matcher, stored, folder / WEIGHTS_FILE)
     if (found := fingerprint(matcher, like=str(facts.digest))) != facts.digest:
-        raise ValueError(f"{folder}: fingerprint {found}, {FACTS_FILE} says {facts.digest}: it was changed")
+        raise ValueError(f"{folder}: fingerprint {found}, {EXPORT_FACTS} says {facts.digest}: it was changed")
     return matcher.eval()
 
 
@@ -183,7 +170,7 @@ def _read_assets(folder: Path, towers: Sequence[str]) -> dict[str, dict[str, str
     assets: dict[str, dict[str, str]] = {}
     for tower in towers:
         if not tower.isidentifier():  # a name from an untrusted file must not lead out of the folder
-            raise ValueError(f"{folder / FACTS_FILE}: {tower!r} cannot be the name of a tower")
+            raise ValueError(f"{folder / EXPORT_FACTS}: {tower!r} cannot be the name of a tower")
         paths = sorted((folder / tower).iterdir()) if (folder / tower).is_dir() else []
         assets[tower] = {path.name: _read_text(validate_inside(folder, path)) for path in paths if not path.is_dir()}
     return validate_assets(assets, folder)

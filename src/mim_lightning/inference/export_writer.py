@@ -6,11 +6,10 @@ from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from mim_lightning.artifact_paths import is_export, is_for_sentence_transformers
 from mim_lightning.inference.export_format import (
     CARD_FILE,
     ExportFacts,
-    is_export,
-    is_for_sentence_transformers,
     read_facts,
     read_matcher,
     write_facts,

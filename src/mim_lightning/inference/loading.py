@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from mim_lightning.artifact_paths import is_sharded_checkpoint
 from mim_lightning.inference.export_format import read_facts, read_matcher
 from mim_lightning.inference.hub import download_export, is_hub_path
 from mim_lightning.inference.model import LoadedModel
@@ -25,7 +26,6 @@ from mim_lightning.model.compatibility import parse_galleries
 from mim_lightning.model.fingerprint import fingerprint
 from mim_lightning.model.fusion import Fusion
 from mim_lightning.model.matcher import Matcher
-from mim_lightning.model.sharded_checkpoint import is_sharded_checkpoint
 
 RUNTIMES = ("torch", "onnx")
 

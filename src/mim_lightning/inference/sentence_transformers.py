@@ -18,9 +18,10 @@ import torch
 from PIL import Image
 from torch import nn
 
+from mim_lightning.artifact_paths import EXPORT_FINGERPRINT
 from mim_lightning.encoders.interface import HfForm
 from mim_lightning.fields import IMAGE, PRODUCT, QUERY, TEXT, field_name
-from mim_lightning.inference.export_format import CARD_FILE, FINGERPRINT_FILE, ExportFacts, describe_model
+from mim_lightning.inference.export_format import CARD_FILE, ExportFacts, describe_model
 from mim_lightning.inference.export_writer import validate_output
 from mim_lightning.inference.loading import to_device
 from mim_lightning.inference.model import LoadedModel
@@ -83,7 +84,7 @@ def export_for_sentence_transformers(
         _write(matcher, names, routes, partial)
         differences = _compare(partial, to_device(trained, torch.device("cpu")), names, matcher.prompts)
         facts = describe_model(matcher, trained.config, trained.fingerprint, "float32")
-        (partial / FINGERPRINT_FILE).write_text(f"{facts.fingerprint}\n")
+        (partial / EXPORT_FINGERPRINT).write_text(f"{facts.fingerprint}\n")
         written = RoutedModel(facts, routes, differences)
         loading = list(_describe_loading(written, matcher, names))
         card = write_card(facts, evaluation, None, "", "", terms or Terms(), loading, library="sentence-transformers")

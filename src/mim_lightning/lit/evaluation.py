@@ -16,8 +16,9 @@ from mim_lightning.analysis.embeddings import EvaluationEmbeddings, write_embedd
 from mim_lightning.analysis.html.images import PageImages
 from mim_lightning.analysis.html.pages import write_report_page
 from mim_lightning.analysis.query_history import read_history
-from mim_lightning.analysis.record import RECORD_FOLDER, RunFacts, read_record, write_record
+from mim_lightning.analysis.record import RunFacts, read_record, write_record
 from mim_lightning.analysis.segments import measure_segments_of
+from mim_lightning.artifact_paths import RECORD_FOLDER
 from mim_lightning.data.loading.worker_processes import killed_workers_named
 from mim_lightning.data.shards.lookup import QueryFacts, query_facts
 from mim_lightning.data.shards.mixture_set import MAIN

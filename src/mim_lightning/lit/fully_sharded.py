@@ -29,10 +29,11 @@ from torch.distributed.tensor import DTensor, Replicate
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
+from mim_lightning.artifact_paths import is_sharded_checkpoint
 from mim_lightning.io.atomic import atomic_write_folder
 from mim_lightning.lit.trainer import ask_first
 from mim_lightning.model.matcher import Matcher
-from mim_lightning.model.sharded_checkpoint import is_sharded_checkpoint, read_sharded, write_sharded
+from mim_lightning.model.sharded_checkpoint import read_sharded, write_sharded
 from mim_lightning.model.sharding import (
     gather_weights,
     is_sharded,

@@ -5,10 +5,8 @@ Results are flat: "val/image_to_image/hit@1" -> 0.61, and "initial/..." for the 
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
-from pathlib import Path
 
 from rich.box import SIMPLE
 from rich.console import Console
@@ -115,7 +113,7 @@ def _describe_counts(results: Results, rest: Sequence[str]) -> Iterator[str]:
     yield "  metrics: fractions, 0 to 1; 95 % cluster bootstrap intervals over products"
     if queries := _counts(results, "num_queries"):
         yield f"  {_range(queries)} queries against {int(results['num_products'])} products"
-        if any(whole_name(key) != key for key in results if key.startswith("val/")):
+        if is_of_sample(results):
             yield "  of a sample of the gallery: higher than in the whole, not comparable with it"
         if any(unanswerable := _counts(results, "num_unanswerable")):
             yield f"  {_range(unanswerable)} queries left out: none of their products is in the gallery"
@@ -145,12 +143,9 @@ def _range(counts: Sequence[int]) -> str:
     return str(low) if low == high else f"{low} to {high}"
 
 
-def describe_sample(results: Results, run_folder: Path, checkpoint: Path) -> str | None:
-    """Return a line if the results are of a sample of the gallery, with the command that ranks the whole; else None."""
-    if all(whole_name(key) == key for key in results if key.startswith("val/")):
-        return None
-    words = (f"checkpoint={checkpoint}", "whole_gallery=true", f"output={run_folder / 'whole_gallery'}")
-    return f"the gallery was sampled; of the whole: python -m mim_lightning.evaluate {shlex.join(words)}"
+def is_of_sample(results: Results) -> bool:
+    """Return whether results are of a sample of the gallery."""
+    return any(whole_name(key) != key for key in results if key.startswith("val/"))
 
 
 def describe_decline(results: Results, monitor: str) -> str | None:

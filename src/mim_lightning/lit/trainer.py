@@ -22,9 +22,10 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.utilities import rank_zero_info
 
+from mim_lightning.artifact_paths import is_sharded_checkpoint
 from mim_lightning.expected_types import validate_arguments
 from mim_lightning.io.atomic import atomic_write
-from mim_lightning.model.sharded_checkpoint import is_sharded_checkpoint, read_sharded
+from mim_lightning.model.sharded_checkpoint import read_sharded
 
 COMPLETE = "results come from whole passes over queries and catalog"
 PATIENCE = timedelta(days=30)  # of processes that wait for the first one: it may prepare data for hours

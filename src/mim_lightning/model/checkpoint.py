@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mim_lightning.artifact_paths import is_sharded_checkpoint, validate_checkpoint
 from mim_lightning.config import build_matcher
 from mim_lightning.io.atomic import atomic_write
 from mim_lightning.io.damaged_file import DamagedFileError, errors_as_damaged_file
@@ -28,9 +29,7 @@ from mim_lightning.model.fingerprint import fingerprint
 from mim_lightning.model.fusion import Fusions, as_fusion, describe_fusions
 from mim_lightning.model.matcher import Matcher
 from mim_lightning.model.sharded_checkpoint import (
-    META,
     change_meta,
-    is_sharded_checkpoint,
     read_meta,
     read_sharded,
     verify_sharded,
@@ -302,17 +301,15 @@ def _towers(names: tuple[str, ...]) -> list[str]:
 
 
 def _read(path: str | Path, with_weights: bool = True) -> dict[str, Any]:
+    validate_checkpoint(path)
     if is_sharded_checkpoint(path):
         content = read_sharded(path) if with_weights else {"state_dict": {}, **read_meta(Path(path))}
-    elif Path(path).is_file():
+    else:
         with errors_as_damaged_file(Path(path)):
             try:
                 content = torch.load(path, map_location="cpu", weights_only=True, mmap=not with_weights)
             except pickle.UnpicklingError as error:  # whose message advises to run the code
                 raise DamagedFileError(path, "holds code, or is no checkpoint of torch") from error
-    else:
-        what = f"no sharded checkpoint: it lacks {META}" if Path(path).is_dir() else "no such checkpoint file"
-        raise ValueError(f"{path}: {what}")
     if not isinstance(content, dict) or SECTION not in content:
         raise ValueError(f"{path}: not a checkpoint of mim_lightning")
     section, state = content[SECTION], content.get("state_dict")

@@ -24,11 +24,12 @@ from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystem
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 from torch.distributed.tensor import DTensor
 
+from mim_lightning.artifact_paths import SHARDED_META, is_sharded_checkpoint
 from mim_lightning.io.atomic import atomic_write
 from mim_lightning.io.damaged_file import DamagedFileError, errors_as_damaged_file
 from mim_lightning.io.file_name import validate_file_name
 
-META, INDEX, PARTS = "meta.pt", ".metadata", "*.distcp"
+INDEX, PARTS = ".metadata", "*.distcp"
 CONTENT, FILES = "content", "files"
 PLACEHOLDER = "sharded tensor"  # the only key of a dict that stands for a tensor; the value is the tensor's name
 BLOCK = 1 << 24
@@ -46,11 +47,6 @@ ALLOWED = {
 }
 
 Place = Callable[[str, torch.Size, torch.dtype], Tensor | None]
-
-
-def is_sharded_checkpoint(path: str | Path) -> bool:
-    """Return whether this is the folder of a sharded checkpoint."""
-    return (Path(path) / META).is_file()
 
 
 def write_sharded(content: Mapping[str, Any], folder: Path) -> None:
@@ -79,7 +75,7 @@ def write_sharded(content: Mapping[str, Any], folder: Path) -> None:
     failure = next((found for _, found in gathered if found is not None), None)
     if failure is None and rank == 0:
         try:
-            with (folder / META).open("wb") as file:
+            with (folder / SHARDED_META).open("wb") as file:
                 torch.save({CONTENT: rest, FILES: {k: v for found, _ in gathered for k, v in found.items()}}, file)
                 file.flush()
                 os.fsync(file.fileno())
@@ -150,7 +146,7 @@ def change_meta(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
     """Change what a sharded checkpoint has besides tensors, in place."""
     found = _read_meta(folder)
     change(found[CONTENT])
-    with atomic_write(folder / META) as partial:
+    with atomic_write(folder / SHARDED_META) as partial:
         torch.save(found, partial)
 
 
@@ -161,12 +157,12 @@ def verify_sharded(folder: Path) -> None:
         DamagedFileError: one is missing, or changed since it was written; names it.
     """
     if not is_sharded_checkpoint(folder):
-        raise DamagedFileError(folder, f"{META} is missing")
+        raise DamagedFileError(folder, f"{SHARDED_META} is missing")
     with errors_as_damaged_file(str(folder)):
-        with zipfile.ZipFile(folder / META) as parts:
+        with zipfile.ZipFile(folder / SHARDED_META) as parts:
             damaged = parts.testzip()
         if damaged is not None:
-            raise DamagedFileError(folder, f"the checksum of {META}/{damaged} does not match")
+            raise DamagedFileError(folder, f"the checksum of {SHARDED_META}/{damaged} does not match")
         for name, wanted in _read_meta(folder)[FILES].items():
             path = folder / (name if name == INDEX else validate_file_name(name, str(folder)))
             if not path.is_file():
@@ -177,9 +173,9 @@ def verify_sharded(folder: Path) -> None:
 
 def _read_meta(folder: Path) -> dict[str, Any]:
     with errors_as_damaged_file(str(folder)):
-        found = torch.load(folder / META, map_location="cpu", weights_only=True)
+        found = torch.load(folder / SHARDED_META, map_location="cpu", weights_only=True)
         if not isinstance(found, dict) or not isinstance(found.get(CONTENT), dict):
-            raise DamagedFileError(folder, f"{META} is not of a checkpoint of mim_lightning")
+            raise DamagedFileError(folder, f"{SHARDED_META} is not of a checkpoint of mim_lightning")
         return found
 
 

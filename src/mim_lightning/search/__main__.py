@@ -10,7 +10,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from mim_lightning.artifact_paths import validate_index, validate_model
 from mim_lightning.cli import run_entry_point
+from mim_lightning.next_command import print_next_service
 
 VERBATIM_KEYS = ("index", "checkpoint", "image", "text", "not_text", "like", "output_image")
 
@@ -21,6 +23,9 @@ def main() -> None:
 
 def search(config: dict[str, Any]) -> None:
     """Search once, then print and draw the hits."""
+    validate_index(config["index"])
+    if config["checkpoint"] is not None:
+        validate_model(config["checkpoint"])
     from mim_lightning.data.images.limits import read_image_file
     from mim_lightning.search.product_images import ProductImages
     from mim_lightning.search.query import SearchQuery, drop_null_weights
@@ -58,6 +63,8 @@ def search(config: dict[str, Any]) -> None:
         save_image(drawn, Path(config["output_image"]))
         if not config["json"]:
             print(f"image: {config['output_image']}")
+    if not config["json"]:
+        print_next_service(config["index"], config["checkpoint"])
 
 
 def _box(value: Any) -> tuple[float, float, float, float] | None:

@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from mim_lightning.artifact_paths import is_address
 from mim_lightning.data.images.crops import CropSettings
 from mim_lightning.data.shards.shard_set import ShardSet
 from mim_lightning.fields import PRODUCT, PRODUCT_IMAGE
@@ -27,7 +28,7 @@ from mim_lightning.search.embedding_store import EmbeddedCatalog
 from mim_lightning.search.facets import FACETS, describe_facets, extend_facets
 from mim_lightning.search.golden_samples import encode_golden_samples, select_inputs, write_golden_samples
 from mim_lightning.search.index.card import CATALOG_DIGESTS, CATALOG_VERSIONS, COST, CROPS, TRAINED_WIDTHS, IndexCard
-from mim_lightning.search.index.factory import create_index, is_address, open_index, read_index_card
+from mim_lightning.search.index.factory import create_index, open_index, read_index_card
 from mim_lightning.search.index.index_settings import IndexSettings, ModelFacts
 from mim_lightning.search.product_images import CATALOGS
 from mim_lightning.search.searcher import GOLDEN_SAMPLES, MODEL

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from mim_lightning.artifact_paths import is_address
 from mim_lightning.fields import QUERY, QUERY_IMAGE, QUERY_TEXT
 from mim_lightning.inference.hub import is_hub_path
 from mim_lightning.inference.loading import load
@@ -24,7 +25,7 @@ from mim_lightning.search.calibration import kind_of, read_calibrations
 from mim_lightning.search.combined_scores import NUM_CANDIDATES, REFERENCE, combine_scores
 from mim_lightning.search.golden_samples import read_golden_samples, verify_golden_samples
 from mim_lightning.search.index.card import IndexCard
-from mim_lightning.search.index.factory import is_address, open_index
+from mim_lightning.search.index.factory import open_index
 from mim_lightning.search.index.interface import ProductIndex
 from mim_lightning.search.query import QueryVector, SearchQuery, combine, mean_direction, validate_weights
 

@@ -21,6 +21,7 @@ from omegaconf import DictConfig, open_dict
 from mim_lightning.config import to_plain
 from mim_lightning.errors import ErrorReport, to_error_report, write_note
 from mim_lightning.io.locks import describe_holder, release, try_lock
+from mim_lightning.next_command import print_next
 from mim_lightning.run import Run, identify
 from mim_lightning.sweep.job_log import FINISHED, RUNNING, JobLog, JobRecord
 from mim_lightning.sweep.summary import print_summary
@@ -34,6 +35,7 @@ from mim_lightning.sweep.sweep_id import (
 )
 
 BASIC_SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
+MAX_COMPARED = 12  # runs of a sweep that are named in one line
 GRID_SWEEPER = "hydra_plugins.mim_lightning_sweepers.GridSweeper"
 
 
@@ -114,6 +116,11 @@ class SweepLog(Callback):
         self._unlock()
         if any(job.status == "failed" for job in jobs):
             sys.exit(1)  # not an exception: Hydra turns a callback's exception into a warning
+        folders = [Path(str(config.paths.runs)) / job.run_id for job in jobs if job.status == FINISHED]
+        if 2 <= len(folders) <= MAX_COMPARED and all(folder.is_dir() for folder in folders):
+            print_next("compare", *folders)
+        else:
+            print_next("runs", config.paths.runs)
 
 
 def _identify_job(config: DictConfig, log: JobLog) -> tuple[Run | None, JobRecord]:

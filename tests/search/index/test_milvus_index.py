@@ -11,8 +11,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from mim_lightning.artifact_paths import is_address
 from mim_lightning.search.index import milvus_client, milvus_search
-from mim_lightning.search.index.factory import is_address, open_index
+from mim_lightning.search.index.factory import open_index
 from mim_lightning.search.index.filters import OneOf, Within
 from mim_lightning.search.index.index_settings import IndexSettings
 from mim_lightning.search.index.milvus_client import MilvusCollection, parse_address

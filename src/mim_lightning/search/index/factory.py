@@ -14,21 +14,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from mim_lightning.artifact_paths import is_address
 from mim_lightning.search.index.card import IndexCard
 from mim_lightning.search.index.index_settings import IndexSettings, ModelFacts
 from mim_lightning.search.index.index_type import COARSE, choose_kind
 from mim_lightning.search.index.interface import ProductIndex
 from mim_lightning.search.index.products import IndexRows, validate_rows
 from mim_lightning.search.index.small_vectors import cut_vectors, round_vectors
-
-
-def is_address(place: str) -> bool:
-    """Return whether `place` is the address of a Milvus collection rather than a folder.
-
-    `http://host:19530`, with `/database` and `#collection` if these are not the default ones, or `shop.db#collection`.
-    """
-    server = place.partition("#")[0]
-    return "://" in place or (server.endswith(".db") and server != ".db")
 
 
 def create_index(

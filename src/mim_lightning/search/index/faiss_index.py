@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from mim_lightning.artifact_paths import INDEX_CARD
 from mim_lightning.io.locks import lock
 from mim_lightning.search.index.card import COST, REBUILD, IndexCard, StoredFile, describe_index, describe_size
 from mim_lightning.search.index.compaction import (
@@ -37,7 +38,6 @@ from mim_lightning.search.index.segment import Segment, build_measured_segment
 from mim_lightning.search.index.small_vectors import cut_vectors
 from mim_lightning.search.index.storage import (
     BASE,
-    CARD_FILE,
     DELTA,
     LOCK_FILE,
     commit,
@@ -124,7 +124,7 @@ class FaissIndex:
             ValueError: another process has saved into the folder since this index was opened.
         """
         with self._change, lock(self.folder / LOCK_FILE):
-            path = self.folder / CARD_FILE
+            path = self.folder / INDEX_CARD
             exists = path.is_file()
             # parsed first: an older version wrote fewer facts
             if self._saved_card is not None and (not exists or read_card(self.folder).to_json() != self._saved_card):

@@ -83,7 +83,7 @@ class MilvusCollection:
 
 
 def parse_address(address: str) -> MilvusCollection:
-    """Return the collection at an address (see `factory.is_address`).
+    """Return the collection at an address (see `artifact_paths.is_address`).
 
     Raises:
         ValueError: it is not an address, or not a valid name of a collection.

@@ -19,6 +19,7 @@ from typing import Any
 import faiss
 import numpy as np
 
+from mim_lightning.artifact_paths import INDEX_CARD, validate_index
 from mim_lightning.io.atomic import atomic_write
 from mim_lightning.io.damaged_file import errors_as_damaged_file, validate_regular_file
 from mim_lightning.io.file_name import validate_inside
@@ -31,7 +32,6 @@ from mim_lightning.search.index.products import read_products
 from mim_lightning.search.index.segment import DELETED, Segment
 from mim_lightning.search.index.small_vectors import Int8Vectors, Vectors, encode_int8
 
-CARD_FILE = "card.json"
 BASE, DELTA = "main", "fresh"  # names of the segments on disk
 LOCK_FILE = ".lock"
 _INDEX_FILES = re.compile(
@@ -62,20 +62,18 @@ def read_card(folder: Path) -> IndexCard:
     Raises:
         ValueError: there is no index, or its card is damaged.
     """
-    path = folder / CARD_FILE
-    try:
-        with errors_as_damaged_file(path, REBUILD):
-            card = parse_card(path.read_text("utf-8"), str(path))
-            if card.backend != "faiss":
-                raise ValueError(f"it is of an index in {card.backend}, not in a folder")
-            return card
-    except (FileNotFoundError, NotADirectoryError):
-        raise ValueError(f"{folder}: contains no index (no {CARD_FILE}); build one with build_index") from None
+    validate_index(folder)
+    path = folder / INDEX_CARD
+    with errors_as_damaged_file(path, REBUILD):
+        card = parse_card(path.read_text("utf-8"), str(path))
+        if card.backend != "faiss":
+            raise ValueError(f"it is of an index in {card.backend}, not in a folder")
+        return card
 
 
 def commit(folder: Path, card: IndexCard) -> None:
     """Make the files that the card names the index of the folder, and remove the previous ones."""
-    with atomic_write(folder / CARD_FILE) as partial:
+    with atomic_write(folder / INDEX_CARD) as partial:
         partial.write_text(card.to_json(), "utf-8")
     remove_unnamed(folder, card)
 

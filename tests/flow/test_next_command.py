@@ -1,0 +1,136 @@
+"""The line that a command prints at its end is the next command: each test gives it as it is printed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mim_lightning import next_command
+from mim_lightning.config import compose
+from mim_lightning.search.searcher import open_searcher
+from tests.preloaded import PYTHON
+from tests.shop import small, write_shop
+
+START = "next: "
+
+
+def give(line: str, *more: str, cwd: Path) -> subprocess.CompletedProcess:
+    """Paste a line into a shell, with further arguments."""
+    return subprocess.run(["/bin/sh", "-c", f"{line} {shlex.join(more)}"], cwd=cwd, capture_output=True, text=True)
+
+
+def next_of(ended: subprocess.CompletedProcess) -> str:
+    """Return the next command, which is the last line of what is printed."""
+    assert ended.returncode == 0, ended.stderr
+    (line,) = [line for line in ended.stdout.splitlines() if line.startswith(START)]
+    assert ended.stdout.splitlines()[-1] == line
+    return line.removeprefix(START)
+
+
+def mim(*words: str) -> str:
+    return shlex.join([os.environ[PYTHON], "-m", "mim_lightning", *words])
+
+
+def prepare_command(folder: Path) -> str:
+    """Write tables, and return the command that prepares them; splits and folders have names that need care."""
+    products, queries = write_shop(folder / "my tables, all", num_products=7)
+    queries.write_text(queries.read_text().replace("train,", "training,").replace("val,", "held out,"))
+    given = [f"data.source.{name}='{path}'" for name, path in (("products", products), ("queries", queries))]
+    place = f"data.folder='{folder}/a shop'"
+    return mim("prepare", "data=manifest", *given, place, "data.shards.train_split=training", "num_workers=1")
+
+
+def small_model(folder: Path) -> str:
+    """Return arguments of train after those that its data need."""
+    smaller = [word for word in small(folder) if not word.startswith(("data", "trainer.max_epochs"))]
+    more = ["data.batch_size=8", "data.num_workers=0", "model=3tower", "trainer.num_sanity_val_steps=0"]
+    return shlex.join([*smaller, *more])
+
+
+def test_from_tables_to_a_service_by_the_printed_commands(tmp_path: Path) -> None:
+    train = next_of(give(prepare_command(tmp_path), cwd=tmp_path))
+    data = ["data=shards", f"data.folder='{tmp_path}/a shop'"]
+    assert train == mim("train", *data, "data.shards.train_split=training", "data.val_split='held out'")
+    build = next_of(give(f"{train} {small_model(tmp_path)} trainer.max_epochs=1", cwd=tmp_path))
+    (run,) = (tmp_path / "runs").iterdir()
+    checkpoint = f"checkpoint={run}/checkpoints/best.ckpt"
+    assert build == mim("build_index", checkpoint, f"output={run}/index")
+    assert next_of(give(mim("evaluate", checkpoint), "trainer=cpu", cwd=tmp_path)) == build
+    serve = next_of(give(build, "trainer=cpu", cwd=tmp_path))
+    assert serve == mim("serve", f"index={run}/index") and num_served(serve, tmp_path) == 7
+    assert next_of(give(mim("search", f"index={run}/index", "text=red"), cwd=tmp_path)) == serve
+    exported = next_of(give(mim("export", checkpoint, "output=exported"), cwd=tmp_path))
+    assert exported == f"{serve} checkpoint=exported" and num_served(exported, tmp_path) == 7
+
+
+@pytest.mark.slow
+def test_what_was_tried_limited_or_finished_goes_on_by_the_printed_commands(tmp_path: Path) -> None:
+    prepare = prepare_command(tmp_path)
+    assert next_of(give(prepare, "validate_only=true", cwd=tmp_path)) == prepare
+    train = next_of(give(prepare, cwd=tmp_path))
+    assert next_of(give(prepare, "verify=true", cwd=tmp_path)) == train
+    train = f"{train} {small_model(tmp_path)}"
+    assert next_of(give(train, "trainer.fast_dev_run=1", cwd=tmp_path)) == train
+    unlimited = next_of(give(train, "trainer.max_epochs=2000", "trainer.max_time={seconds: 1}", cwd=tmp_path))
+    assert unlimited == f"{train} trainer.max_epochs=2000 trainer.max_time=null"
+    (run,) = (tmp_path / "runs").iterdir()
+    two = f"{train} trainer.max_epochs=2"
+    build = next_of(give(two, cwd=tmp_path))
+    assert next_of(give(two, cwd=tmp_path)) == build, "a finished run says it again"
+    (run,) = {*(tmp_path / "runs").iterdir()} - {run}
+    index = next_of(give(mim("tune_index", f"{run}", "--max-loss", "1", "--output", "curve"), cwd=tmp_path))
+    assert "curve=curve/index_curve.json" in index
+    assert "this size costs" in give(index, "trainer=cpu", cwd=tmp_path).stdout
+    assert next_of(give(mim("plot", f"{run}", "--output", "figures"), cwd=tmp_path)) == build
+    tuned = next_of(give(mim("tune_fusion", f"{run}", "--store", f"{run}/checkpoints/best.ckpt"), cwd=tmp_path))
+    assert next_of(give(tuned, "trainer=cpu", cwd=tmp_path)).startswith(mim("build_index"))
+    embedded = next_of(give(mim("embed", build.split()[-2], "output=vectors"), "trainer=cpu", cwd=tmp_path))
+    assert "embedding 0" not in give(embedded, "trainer=cpu", cwd=tmp_path).stdout
+    mined = mim("mine", build.split()[-2], "index=vectors/index", "output=negatives.parquet", "mining.depth=5")
+    again = next_of(give(mined, cwd=tmp_path))
+    assert "data/sampling=hard_negatives" in again
+    next_of(give(again, cwd=tmp_path))
+
+
+def num_served(line: str, folder: Path) -> int:
+    """Return the number of products that a command would serve."""
+    words = shlex.split(line)
+    config = compose("serve", words[words.index("serve") + 1 :])
+    with contextlib.chdir(folder):
+        return open_searcher(str(config["index"]), config["checkpoint"]).index.card.num_products
+
+
+def test_a_line_is_printed_where_a_command_was_given(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    next_command.print_next("serve", "index=a")
+    assert capsys.readouterr().out == "", "a call from Python goes on in Python"
+    monkeypatch.setattr(next_command, "is_entry_point", lambda: True)
+    monkeypatch.setattr(next_command, "program", lambda folder: ["mim"])
+    next_command.print_next("serve", "index=a b's", 3)
+    assert capsys.readouterr().out == """next: mim serve 'index=a b'"'"'s' 3\n"""
+    next_command.print_next("serve", "index=a\x1b[2J")
+    assert capsys.readouterr().out == "", "a line that cannot be shown as it is"
+
+
+def test_the_program_is_named_as_the_shell_finds_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    script = tmp_path / "env" / "bin" / "mim"
+    script.parent.mkdir(parents=True)
+    monkeypatch.setattr(sys, "executable", str(script.with_name("python")))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert next_command.program(tmp_path) == [sys.executable, "-m", "mim_lightning"]
+    script.touch(mode=0o755)
+    assert next_command.program(tmp_path) == ["env/bin/mim"]
+    assert next_command.program(tmp_path / "else where") == [str(script)]
+    monkeypatch.setenv("PATH", f"{script.parent}{os.pathsep}{tmp_path}")
+    assert next_command.program(tmp_path) == ["mim"]
+    other = tmp_path / "mim"
+    other.touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert next_command.program(tmp_path / "else where") == [str(script)], "another installation comes first"
