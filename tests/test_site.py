@@ -1,7 +1,5 @@
 """The documentation site: pages are in the navigation, links lead somewhere, the config reference is whole."""
 
-import importlib.util
-import json
 import re
 import shutil
 import subprocess
@@ -105,25 +103,6 @@ def test_every_extra_is_in_the_page_on_installing() -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     page = (ROOT / "docs" / "install.md").read_text()
     assert [name for name in extras if name != "dev" and f"`{name}`" not in page] == []
-
-
-@pytest.mark.parametrize("name", ["Containerfile", "Containerfile.train"])
-def test_a_container_is_made_of_what_there_is(name: str) -> None:
-    text = (ROOT / "docs" / "deployment" / name).read_text()
-    lines = re.sub(r"\\\n", " ", re.sub(r"^#.*\n", "", text, flags=re.MULTILINE)).splitlines()
-    steps = [line.split(maxsplit=1) for line in lines if line.strip()]
-    known = {"FROM", "RUN", "COPY", "USER", "WORKDIR", "VOLUME", "ENV", "EXPOSE", "ENTRYPOINT", "CMD", "STOPSIGNAL"}
-    assert {word for word, _ in steps} <= known | {"HEALTHCHECK"} and steps[0][0] == "FROM" and ":" in steps[0][1]
-    words = [word for word, _ in steps]
-    assert ("USER", "mim") in [tuple(step) for step in steps] and words.index("USER") < words.index("ENTRYPOINT")
-    assert "--no-cache-dir" in text and "ADD" not in words
-    for step, arguments in steps:
-        if step in ("ENTRYPOINT", "CMD"):
-            module = next((word for word in json.loads(arguments) if word.startswith("mim_lightning")), "mim_lightning")
-            assert importlib.util.find_spec(module) is not None
-    (extras,) = re.findall(r"whl\)\[([\w,-]+)\]", text)
-    known_extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    assert {*extras.split(",")} <= {*known_extras}
 
 
 @pytest.mark.slow
