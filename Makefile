@@ -42,10 +42,11 @@ RECORDS = default_run towers_synthetic warm_start fusion_weights fusions loss_we
 experiments: setup ## every record again, hours on two cores
 	for name in $(RECORDS); do experiments/$$name/run.sh || exit 1; done
 
-pictures: setup ## the pictures of the documents that are drawn
+pictures: setup ## the pictures of the documents: drawn, and screenshots of the pages (Chromium, MIM_DATA_DIR)
 	$(PY) docs/make_pipeline.py
 	$(PY) docs/make_towers_figure.py
-	$(PY) docs/make_contact_sheet.py docs/images/contact_sheet.jpg
+	$(PY) docs/make_contact_sheet.py docs/images/contact_sheet.webp
+	$(PY) docs/make_screenshots.py
 
 tables: setup ## the tables of experiments/ into the pages that quote them
 	$(PY) experiments/refresh.py
@@ -73,7 +74,7 @@ test-slow: setup ## the tests that `make test` leaves out: whole sweeps in many 
 coverage: setup ## which lines the tests run, in build/coverage: make coverage TESTS=tests/losses for some of them
 	OMP_NUM_THREADS=1 $(PY) -m pytest $(TESTS) --numprocesses 2 --dist loadfile --cov --cov-report term:skip-covered --cov-report html
 
-docs: setup ## the documentation site in build/site/html; a broken link ends it
+docs: setup ## the documentation site in build/site/html; a broken link, or code that fails, ends it
 	$(PY) docs/make_site.py
 	.venv/bin/zensical build --clean --strict
 

@@ -1,6 +1,6 @@
 """Draw the contact sheet of the README: catalog images of the synthetic shop beside street photos and their texts.
 
-python docs/make_contact_sheet.py docs/images/contact_sheet.jpg
+python docs/make_contact_sheet.py docs/images/contact_sheet.webp
 
 A photo whose target is another product has a small image of the target in its corner.
 """
@@ -106,4 +106,4 @@ if __name__ == "__main__":
     parser.add_argument("output", type=Path)
     with tempfile.TemporaryDirectory() as folder:
         write_synthetic_world(Path(folder))
-        draw_contact_sheet(Path(folder)).save(parser.parse_args().output, quality=88)
+        draw_contact_sheet(Path(folder)).save(parser.parse_args().output, quality=75, method=6)

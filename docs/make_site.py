@@ -1,7 +1,7 @@
 """Write the pages of the documentation site into build/site/pages; `make docs` builds the site of them.
 
 The pages are the Markdown files of the project as they are, with links that fit the site, the notebook, the config
-reference made from conf/, and the API made from docstrings.
+reference made from conf/, and the API made from docstrings. Before, the code blocks are checked: docs/code_blocks.py.
 
     python docs/make_site.py
 """
@@ -14,14 +14,17 @@ import json
 import os
 import re
 import shutil
+import sys
 from pathlib import Path
 
+from code_blocks import find_faults
 from config_pages import write_config_pages
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ROOT / "build" / "site" / "pages"
 PACKAGES = ("data", "encoders", "losses", "model", "metrics", "lit", "inference", "search")
 SOURCES = ("*.md", "docs/*.md", "docs/*.ipynb", "experiments/README.md", "experiments/**/README.md")
+CODE = ("README.md", "CONTRIBUTING.md", "docs/*.md")  # pages whose code is checked
 LINK = re.compile(r"(?<=\]\()([^)\s#]+)?(#[^)\s]+)?(?=\))")
 FENCE = re.compile(r"(^ *```.*?^ *```$)", re.MULTILINE | re.DOTALL)
 
@@ -117,5 +120,11 @@ def _purpose(name: str) -> str:
     return (ast.get_docstring(ast.parse(path.read_text())) or "").splitlines()[0].partition(": ")[2]
 
 
-if __name__ == "__main__":
+def main() -> None:
+    if faults := find_faults([path for pattern in CODE for path in sorted(ROOT.glob(pattern))]):
+        sys.exit("\n".join(faults))
     print(f"{len(write_pages(PAGES))} pages in {PAGES}")
+
+
+if __name__ == "__main__":
+    main()

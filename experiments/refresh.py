@@ -40,7 +40,7 @@ def refreshed(page: Path) -> str:
 
 def quoted(path: Path) -> str:
     text = path.read_text().rstrip("\n")
-    return f"```\n{text}\n```\n" if path.suffix == ".txt" else f"{text}\n"
+    return f"```text\n{text}\n```\n" if path.suffix == ".txt" else f"{text}\n"
 
 
 if __name__ == "__main__":

@@ -1,13 +1,18 @@
-"""Files, keys and names in the documentation exist."""
+"""Files, keys, names and commands in the documentation exist."""
 
 import importlib
 import importlib.util
 import re
+import sys
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "docs"))
+import make_site  # noqa: E402
+from code_blocks import commands_of, find_faults, read_blocks  # noqa: E402
+
 SOURCE = ROOT / "src" / "mim_lightning"
 ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text()
 
@@ -29,3 +34,44 @@ def test_every_type_in_the_pipeline_diagram_exists() -> None:
     for module, name in types:
         assert hasattr(importlib.import_module(module), name), f"{module}.{name}"
         assert f"`{name}`" in ARCHITECTURE
+
+
+def test_every_code_block_and_command_is_accepted() -> None:
+    pages = [path for pattern in make_site.CODE for path in sorted(ROOT.glob(pattern))]
+    blocks = [block for page in pages for block in read_blocks(page)]
+    assert len(pages) > 12 and sum(len(commands_of(block.text)) for block in blocks if block.language == "sh") > 80
+    assert find_faults(pages) == []
+
+
+FAULTS = {
+    "sh\nmim train data.batchsize=8": "no config key 'data.batchsize'",
+    "sh\n# needs eight GPUs\nmim train trainer.device=8": "no config key 'trainer.device'",
+    "sh\nmim train model=3tower &&\\\n  mim train optim.rate=1": "no config key 'optim.rate'",
+    "sh\nmim train model=3tower\nmim train model=7tower": "no option '7tower'",
+    "sh\nmim train -m model=2tower,33tower": "no option '33tower'",
+    "sh\npython -m mim_lightning.trian": "there is no command trian",
+    "sh\nmim search index=shop\nmim search image=photo.jpg": "index: needs a value",
+    "sh\nmim train data.source.products=p.csv": "no config key 'data.source.products'",
+    "sh\nmim prepare data=manifest ...\nmim prepare data=manifest": "data.source.products: needs a value",
+    "sh\nmim compare runs/a runs/b --out x": "unrecognized arguments: --out x",
+    "sh\npip install 'mim-lightning[clipp]'": "there is no extra clipp",
+    "sh\nmake trian": "the Makefile has no target trian",
+    "sh\nmin train": "no command of this project",
+    "sh\necho 'open": "unexpected EOF",
+    "python\nimport mim_lightning.searching": "there is no mim_lightning.searching",
+    "python\nfrom mim_lightning.model.matcher import Macher": "there is no mim_lightning.model.matcher.Macher",
+    "python\nmim_lightning.open_search('index')": "there is no mim_lightning.open_search",
+    "python\nmim_lightning.train(f'init_from={path}', 'models=4tower')": "models",
+    "python\nx = (1": "line 1: '(' was never closed",
+    "\nwhat is this": "a block without a language",
+}
+
+
+def test_what_is_wrong_with_a_block_is_said(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    for block, fault in FAULTS.items():
+        page.write_text(f"Text.\n\n```{block}\n```\n")
+        found = find_faults([page])
+        assert len(found) == 1 and found[0].startswith(f"{page}:3: ") and fault in found[0], (block, found)
+    page.write_text("Run `mim train`, or\n`mim train\nmodle=4tower`, or `mim <command>`, or `mim trian`.\n")
+    assert [found.split(": ")[0] for found in find_faults([page])] == [f"{page}:2", f"{page}:3"]
