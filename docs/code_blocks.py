@@ -127,18 +127,23 @@ def commands_of(text: str) -> list[list[str]]:
 
 
 def _faults_of_shell(text: str, accepted: Collection[Job]) -> Iterator[str]:
-    shell = shutil.which("bash") or "bash"
-    parsed = subprocess.run(  # reads the block, and runs nothing
-        [shell, "-n"], input=PLACEHOLDER.sub("placeholder", text), capture_output=True, text=True
-    )
-    if parsed.returncode:
-        yield parsed.stderr.strip().splitlines()[0]
+    if fault := _syntax_fault(text):
+        yield fault
         return
     for words in commands_of(text):
         ours = _ours(words)
         fault = _fault_of_foreign(words) if ours is None else _fault_of_ours(*ours, accepted)
         if fault is not None:
             yield f"{shlex.join(words)}: {fault}"
+
+
+@cache
+def _syntax_fault(text: str) -> str | None:
+    """Return what a shell says of a block that it cannot read; it runs nothing."""
+    shell = shutil.which("bash") or "bash"
+    code = PLACEHOLDER.sub("placeholder", text)
+    parsed = subprocess.run([shell, "-n"], input=code, capture_output=True, text=True)
+    return parsed.stderr.strip().splitlines()[0] if parsed.returncode else None
 
 
 def _ours(words: Sequence[str]) -> tuple[str, list[str]] | None:
@@ -231,7 +236,9 @@ def _compose_together(blocks: Sequence[Block]) -> set[Job]:
     """
     found: dict[tuple[str, frozenset[str]], list[Job]] = defaultdict(list)
     for block in blocks:
-        for words in commands_of(block.text) if block.language == "sh" else ():
+        if block.language != "sh" or _syntax_fault(block.text):
+            continue
+        for words in commands_of(block.text):
             name, arguments = _ours(words) or ("", [])
             if name in NAMES and "--help" not in arguments and _entry_point(name)[0] is None:
                 for job in _jobs(name, arguments):

@@ -146,6 +146,8 @@ def search(page: Page) -> None:
     page.locator("#words textarea").press("Enter")
     page.wait_for_timeout(3000)  # until the last pictures are there
     page.evaluate("document.activeElement.blur()")
+    if page.viewport_size["width"] < page.viewport_size["height"]:  # a phone has the hits below
+        page.evaluate("document.querySelector('#status').scrollIntoView()")
 
 
 def join(desktop: Path, phone: Path) -> Image.Image:

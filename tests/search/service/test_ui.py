@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import shutil
 import socket
 import threading
 from collections.abc import Iterator
@@ -22,11 +21,9 @@ import uvicorn  # noqa: E402
 from PIL import Image  # noqa: E402
 
 from mim_lightning.search.service.app import make_app  # noqa: E402
+from tests.chromium import CHROMIUM  # noqa: E402
 from tests.search.service.color_shop import COLORS, HalvesDetector, color_service, square  # noqa: E402
 
-CHROMIUM = next(
-    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
-)
 SCREENSHOTS = os.environ.get("MIM_SCREENSHOTS")  # a folder: keep what the browser showed
 WAIT_MS = 60_000  # a machine may be busy
 
