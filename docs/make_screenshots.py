@@ -17,7 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
@@ -41,6 +41,7 @@ VIEWPORTS = {
 SCHEMES = ("light", "dark")
 GROUND, GAP, HEIGHT = (226, 230, 235), 24, 760  # of a picture, in pixels
 QUALITY = 78  # of WebP
+BELOW = {"report": ".cards", "comparison": ".cards", "page": "#status"}  # what a phone shows, of a page
 WAIT_MS = 120_000
 PHOTO, WORDS = "Lemon", "pear"  # what is searched for
 TRAINING = ("encoder.image.image_size=112", "trainer.max_epochs=8", "callbacks.progress_bar=null", "trainer=cpu")
@@ -52,7 +53,8 @@ def main() -> None:
     wanted = sys.argv[1:] or ["check", "report", "comparison", "page"]
     make_pages()
     program = next((path for name in BROWSERS if (path := shutil.which(name))), None)
-    with sync_playwright() as playwright, served(BUILD / "index") as address:
+    service = served(BUILD / "index") if "page" in wanted else nullcontext("")
+    with sync_playwright() as playwright, service as address:
         browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
         places = {
             "check": (BUILD / "shop" / "check.html").as_uri(),
@@ -74,7 +76,11 @@ def main() -> None:
 
 def make_pages() -> None:
     """Prepare the photos, train three and four towers, compare them and build an index."""
-    mim("prepare", "data=grocery", f"data.folder={BUILD / 'shop'}", "data.shards.max_image_side=256")
+    BUILD.mkdir(parents=True, exist_ok=True)
+    if not (BUILD / GROCERY.name).exists():
+        (BUILD / GROCERY.name).symlink_to(GROCERY.resolve())  # a page says where tables are: not where they are here
+    source = ("data=grocery", f"data.source.root={GROCERY.name}")
+    mim("prepare", *source, f"data.folder={BUILD / 'shop'}", "data.shards.max_image_side=256")
     for model in ("3tower", "4tower"):
         data = (f"model={model}", "data=shards", f"data.folder={BUILD / 'shop'}", f"run.id={model}")
         mim("train", "experiment=small_catalog", *data, *TRAINING, f"paths.runs={BUILD / 'runs'}")
@@ -86,7 +92,7 @@ def make_pages() -> None:
 
 
 def mim(*words: str) -> None:
-    subprocess.run([sys.executable, "-m", "mim_lightning", *words], check=True)
+    subprocess.run([sys.executable, "-m", "mim_lightning", *words], check=True, cwd=BUILD)
 
 
 @contextmanager
@@ -124,6 +130,9 @@ def take(browser: Browser, name: str, address: str, kind: str, scheme: Any) -> P
     page.goto(address)
     if name == "page":
         search(page)
+    if kind == "phone" and name in BELOW:
+        page.evaluate("place => document.querySelector(place).scrollIntoView()", BELOW[name])
+        page.wait_for_timeout(1000)  # pictures are loaded when they are near
     width = page.evaluate("document.documentElement.scrollWidth")
     if width > options["viewport"]["width"]:
         sys.exit(f"error: {name} is {width} pixels wide on a screen of {options['viewport']['width']}")
@@ -135,7 +144,7 @@ def take(browser: Browser, name: str, address: str, kind: str, scheme: Any) -> P
 
 
 def search(page: Page) -> None:
-    """Search with a photo and a word, and scroll to what was found where that is below."""
+    """Search with a photo and a word."""
     photos = [
         row for row in (GROCERY / "pairs.csv").read_text().splitlines() if row.startswith("val,") and PHOTO in row
     ]
@@ -146,8 +155,6 @@ def search(page: Page) -> None:
     page.locator("#words textarea").press("Enter")
     page.wait_for_timeout(3000)  # until the last pictures are there
     page.evaluate("document.activeElement.blur()")
-    if page.viewport_size["width"] < page.viewport_size["height"]:  # a phone has the hits below
-        page.evaluate("document.querySelector('#status').scrollIntoView()")
 
 
 def join(desktop: Path, phone: Path) -> Image.Image:

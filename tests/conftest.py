@@ -26,6 +26,7 @@ LONGEST_FIRST = (
     "flow/test_world_size.py",
     "flow/test_train.py",
     "tests/test_extras.py",
+    "tests/test_quickstart.py",
     "flow/test_search.py",
     "data/loading/test_loader.py",
     "preparation/test_interrupted.py",
