@@ -35,7 +35,7 @@ experiment: setup ## one record of experiments/ again: make experiment NAME=towe
 
 RECORDS = default_run towers_synthetic warm_start fusion_weights fusions loss_weights tied_or_not encoder_size towers_grocery \
 	frozen_text planted_lift clicks index_speed ranking_speed serving_speed rounded_weights same_picture data_throughput \
-	world_size loss_memory step_speed train_throughput scale/engines scale/fingerprints scale/growing scale/preparation scale/ray scale/remote \
+	world_size loss_memory step_speed train_throughput scale/engines scale/fingerprints scale/growing scale/preparation scale/processes scale/ray scale/remote \
 	scale/shuffling scale/validation scale/plan reliability small_vectors hard_negatives composed_rows compatible_queries \
 	teachers variants_to_words calibration titles_emoji small_catalog neighbours
 

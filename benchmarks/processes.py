@@ -1,15 +1,18 @@
-"""Measure evaluate and build_index in one process and in two: `PYTHONPATH=. python benchmarks/processes.py`.
+"""Measure evaluate, embed and build_index in one process and in several.
+
+    PYTHONPATH=. python benchmarks/processes.py --output experiments/scale/processes/results.json
 
 Writes made-up catalogs (a product has a picture of random patches and a text), 2,000 queries (the picture of a product
 in another light), and a checkpoint of small towers that were never trained; then starts the commands as users do.
 Seconds are those of a CPU that a process took, which other work on the machine hardly changes, and of the clock. Memory
 is the largest resident set that a process reached, watched ten times a second: of the processes that embed, and of the
-one that was started.
+one that was started. What each start wrote is compared with what one process wrote.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import shutil
@@ -27,7 +30,7 @@ import numpy as np
 import torch
 from machine import cpu, memory_bytes, process_seconds, process_tree
 from PIL import Image
-from record import add_output, read_record, write_record
+from record import add_output, read_record, table, write_record, write_tables
 
 from mim_lightning.config import build_matcher, compose
 from mim_lightning.data.shards.shard_writer import Record
@@ -36,7 +39,8 @@ from tests.shard_sets import write_shard_set
 from tests.shop import COLOURS, small
 
 NUM_QUERIES, SHARD_ROWS = 2_000, 1_000
-COMMANDS = ("evaluate", "build_index")
+COMMANDS = ("evaluate", "embed", "build_index")
+MIB = 2**20
 
 
 def records(num_rows: int, field: str) -> Iterator[Record]:
@@ -60,7 +64,7 @@ def photo(number: int, light: float) -> bytes:
     return file.getvalue()
 
 
-def write(folder: Path, num_rows: int) -> Path:
+def write_catalog(folder: Path, num_rows: int) -> Path:
     """Write a prepared set and the checkpoint of a model, and return the checkpoint."""
     data = folder / "data" / "manifest"
     write_shard_set(data / "catalogue", records(num_rows, "product_image"), num_rows, SHARD_ROWS)
@@ -84,7 +88,7 @@ def write(folder: Path, num_rows: int) -> Path:
 
 
 def start(command: str, checkpoint: Path, num_processes: int) -> dict[str, Any]:
-    """Run a command, and return its seconds and the largest memory of its processes in bytes."""
+    """Run a command, and return its seconds, the memory of its processes at most, and a digest of what it wrote."""
     output = checkpoint.parent / command
     shutil.rmtree(output, ignore_errors=True)
     words = [f"checkpoint={checkpoint}", f"output={output}", "trainer=cpu", f"trainer.devices={num_processes}"]
@@ -113,34 +117,92 @@ def start(command: str, checkpoint: Path, num_processes: int) -> dict[str, Any]:
         "memory": [peaks[pid] for pid in embedding],
         "first_cpu_seconds": spent[process.pid],
         "first_memory": peaks[process.pid],
+        "digest": digest(output),
     }
+
+
+def digest(output: Path) -> str:
+    """Return a digest of the metrics, or of all vectors and ids, that a command wrote."""
+    names = ("results.json", "*.parquet", "embeddings/*.safetensors", "embeddings/rows.parquet")
+    found = hashlib.blake2b(digest_size=8)
+    for path in sorted({path for name in names for path in output.glob(name)}):
+        found.update(path.name.encode() + path.read_bytes())
+    return found.hexdigest()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, nargs="+", default=[5_000, 20_000], help="of the catalogs")
+    parser.add_argument("--processes", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--commands", nargs="+", default=COMMANDS, choices=COMMANDS)
-    add_output(parser, "a JSON file; starts that it has of other commands and sizes stay")
+    add_output(parser, "a JSON file; starts that it has of other commands and sizes stay", tables=True)
     wishes = parser.parse_args()
+    if wishes.tables:
+        write(read_record(wishes.tables), wishes.tables.parent)
+        return
     for num_rows in wishes.rows:
         with tempfile.TemporaryDirectory() as folder:
-            checkpoint = write(Path(folder), num_rows)
+            checkpoint = write_catalog(Path(folder), num_rows)
             for command in wishes.commands:
-                for num_processes in (1, 2):
+                for num_processes in wishes.processes:
                     found = {"rows": num_rows, **start(command, checkpoint, num_processes)}
                     print(json.dumps(found), flush=True)
                     keep(found, wishes.output)
+    if wishes.output:
+        write(read_record(wishes.output), wishes.output.parent)
 
 
 def keep(found: dict[str, Any], path: Path | None) -> None:
     """Add a start to the record, in place of the former one of its kind."""
     known = read_record(path).get("starts", [])
     starts = [*(one for one in known if order_of(one) != order_of(found)), found]
-    write_record(path, {"machine": cpu(), "cpus": os.cpu_count(), "starts": sorted(starts, key=order_of)})
+    machine = f"{cpu()}, {os.cpu_count()} cores; one thread a process; torch {torch.__version__}"
+    write_record(path, {"machine": machine, "starts": sorted(starts, key=order_of)})
 
 
-def order_of(start: dict[str, Any]) -> tuple[str, int, int]:
-    return start["command"], start["rows"], start["processes"]
+def order_of(start: dict[str, Any]) -> tuple[int, int, int]:
+    return COMMANDS.index(start["command"]), start["rows"], start["processes"]
+
+
+def write(record: dict[str, Any], folder: Path) -> None:
+    starts = {order_of(found): found for found in record["starts"]}
+    headings = [
+        "command",
+        "products",
+        "processes",
+        "s",
+        "CPU s of the busiest",
+        "CPU s of all",
+        "peak MiB of the largest",
+    ]
+    headings += ["peak MiB of the first", "results of one"]
+    rows, growth = [], []
+    for (command_idx, num_rows, num_processes), found in starts.items():
+        one = starts.get((command_idx, num_rows, 1))
+        equal = "-" if one is None or one is found else "yes" if one["digest"] == found["digest"] else "no"
+        rows.append(
+            [found["command"], f"{num_rows:,}", num_processes, f"{found['seconds']:.0f}", *cells_of(found), equal]
+        )
+    smallest, largest = min(rows for _, rows, _ in starts), max(rows for _, rows, _ in starts)
+    for (command_idx, num_rows, num_processes), found in starts.items():
+        small = starts.get((command_idx, smallest, num_processes))
+        if num_rows == largest > smallest and small is not None:
+            added = (largest - smallest) / 10_000
+            busiest, memory = ((max(found[key]) - max(small[key])) / added for key in ("cpu_seconds", "memory"))
+            first = (found["first_memory"] - small["first_memory"]) / added
+            growth.append(
+                [found["command"], num_processes, f"{busiest:.1f}", f"{memory / MIB:.0f}", f"{first / MIB:.0f}"]
+            )
+    by_rows = ["command", "processes", "CPU s of the busiest", "MiB of the largest", "MiB of the first"]
+    note = f"For each 10,000 products more, between {smallest:,} and {largest:,}" if growth else "One size was measured"
+    write_tables(folder, table=table(headings, rows, record["machine"]), growth=table(by_rows, growth, note))
+
+
+def cells_of(found: dict[str, Any]) -> list[str]:
+    others = found["first_cpu_seconds"] if found["processes"] > 1 else 0.0
+    spent = found["cpu_seconds"]
+    memory = [f"{max(found['memory']) / MIB:,.0f}", f"{found['first_memory'] / MIB:,.0f}"]
+    return [f"{max(spent):.1f}", f"{sum(spent) + others:.1f}", *memory]
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import argparse
 import multiprocessing
 import os
 import platform
+import shutil
 import tempfile
 import time
 from collections.abc import Sequence
@@ -119,8 +120,11 @@ class Side:
         self._loader: StreamLoader | None = None
 
     def run(self) -> Pass:
-        if self.name == "cold":
-            self._loader, self.cache = None, self.cache.with_name(f"{self.cache.name}'")
+        if self.name == "cold" and self._loader is not None:
+            self._loader.ranks.stop()
+            self._loader = None
+            shutil.rmtree(self.cache, ignore_errors=True)
+            self.cache = self.cache.with_name(f"{self.cache.name}'")
         if self.name == "small cache" and self._loader is not None:
             sum(len(batch) for batch in self._loader)  # what was downloaded while other sides had their turn is used up
         started, used, before = time.perf_counter(), cpu_seconds(), self.store.traffic

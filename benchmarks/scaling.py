@@ -100,8 +100,9 @@ def _plan_validation(num_products: float, f: Figures) -> Iterator[Line]:
     gpu_hours = num_products / (f.gpu_rows_per_second * f.embed_speedup) / 3600
     vectors = (num_products + f.validation_queries) * 2 * f.dimension * 4 / GIB  # of two towers a side
     stated = _stated_bytes(num_products, gpus, f) / GIB
-    yield Line("validation", "one process, peak", "GiB", vectors * f.validation_overhead)
-    yield Line("validation", "a process for each GPU, peak", "GiB", vectors * f.validation_overhead / gpus)
+    peaks = [vectors / num * f.validation_overhead + f.validation_fixed for num in (1, gpus)]
+    yield Line("validation", "one process, peak", "GiB", peaks[0])
+    yield Line("validation", "a process for each GPU, peak", "GiB", peaks[1])
     yield Line("validation", "stated before, at most", "GiB", stated)
     yield Line("embedding", "the catalog", "GPU-hours", gpu_hours)
     yield Line("embedding", "cost", "$", gpu_hours * f.gpu_dollars)

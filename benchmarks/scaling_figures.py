@@ -69,11 +69,19 @@ def _build_us(kind: str) -> Callable[[Record], float]:
 
 
 def _validation_overhead(found: Record) -> float:
-    runs = [
-        one for one in found.values() if isinstance(one, dict) and one["processes"] == 1 and one["dtype"] == "float32"
-    ]
-    largest = max(runs, key=lambda one: one["rows"])
-    return largest["peak_bytes"] / largest["payload_bytes"]
+    """Return what the peak grows by with the vectors, between the two largest galleries of one process."""
+    small, large = _largest_validations(found)
+    return (large["peak_bytes"] - small["peak_bytes"]) / (large["payload_bytes"] - small["payload_bytes"])
+
+
+def _validation_fixed(found: Record) -> float:
+    large = _largest_validations(found)[1]
+    return (large["peak_bytes"] - _validation_overhead(found) * large["payload_bytes"]) / GIB
+
+
+def _largest_validations(found: Record) -> list[Record]:
+    runs = [found[name] for name in found if name.startswith("after/1/") and name.endswith("/float32")]
+    return sorted(runs, key=lambda one: one["rows"])[-2:]
 
 
 def _preparation_peak(found: Record) -> float:
@@ -140,9 +148,17 @@ INPUTS = (
         "validation_overhead",
         "times",
         1.25,
-        "peak memory of a validation, of its vectors",
+        "of its vectors, what the peak memory of a validation grows by",
         "scale/validation/results.json",
         _validation_overhead,
+    ),
+    Input(
+        "validation_fixed",
+        "GiB",
+        0.5,
+        "of the peak memory of a validation, what does not grow with its vectors",
+        "scale/validation/results.json",
+        _validation_fixed,
     ),
     Input("load_row_ms", "ms of a core", 1, "decoding", "data_throughput/loading.json", _load_cpu_ms),
     Input("loader_workers", "a GPU", 8, "the most that data.num_workers=null starts; two batches each"),
