@@ -32,15 +32,20 @@ class StepMeans:
         self._loss_sum = self._loss_sum + loss.detach() * num_rows
         self._num_rows += num_rows
 
+    @property
+    def running_loss(self) -> Tensor:
+        """The mean loss of the epoch's rows so far, on this rank."""
+        assert isinstance(self._loss_sum, Tensor)
+        return self._loss_sum / self._num_rows
+
     def average(self, scalars: Mapping[str, Tensor], world_size: int) -> dict[str, Tensor]:
         """Return the means over ranks of a step's scalars, and the mean loss of the epoch's rows so far.
 
         Every rank calls it, with the same names. The means are on the CPU: Lightning reads those of the progress bar
         after every step, and would wait for the device each time.
         """
-        assert isinstance(self._loss_sum, Tensor)
-        named = {**scalars, RUNNING_LOSS: self._loss_sum / self._num_rows}
-        if is_free(self._loss_sum.device, world_size):
+        named = {**scalars, RUNNING_LOSS: self.running_loss}
+        if is_free(named[RUNNING_LOSS].device, world_size):
             return named
         is_double = any(value.dtype == torch.float64 for value in named.values())
         values = torch.stack([value.to(torch.float64 if is_double else torch.float32) for value in named.values()])

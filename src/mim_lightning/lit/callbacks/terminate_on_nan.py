@@ -132,14 +132,16 @@ class _RunningStatistics:
     @torch.no_grad()
     def restore(self, is_bad: torch.Tensor) -> None:
         """Take the copies back if the step is bad, () bool on the device, and forget them."""
-        for dtype, kept in self.kept.items():
+        kept_of, self.kept = self.kept, {}
+        if is_bad.device.type == "cpu" and not is_bad:
+            return
+        for dtype, kept in kept_of.items():
             buffers = self.groups[dtype]
             values = torch.where(is_bad, kept, _flatten(buffers)).split([buffer.numel() for buffer in buffers])
             # one kernel for all of them
             torch._foreach_copy_(
                 buffers, [value.view_as(buffer) for buffer, value in zip(buffers, values, strict=True)]
             )
-        self.kept = {}
 
 
 def _flatten(buffers: list[torch.Tensor]) -> torch.Tensor:
