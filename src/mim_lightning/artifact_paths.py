@@ -6,6 +6,7 @@ them verifies what is in it.
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 SHARDED_META = "meta.pt"  # of a checkpoint that is a folder
@@ -83,7 +84,8 @@ def find_record(folder: Path) -> Path:
         return found
     best = folder / "checkpoints" / "best.ckpt"
     if best.exists():
-        way = f"make one with mim evaluate checkpoint={best} output={folder / 'evaluated'}"
+        words = f"checkpoint={best}", f"output={folder / 'evaluated'}"
+        way = f"make one with mim evaluate {shlex.join(words)}"
     elif folder.is_dir():
         way = "give the folder of a finished run, or of an evaluation"
     else:

@@ -7,6 +7,7 @@ format=sentence_transformers is loaded by that library, and needs nothing of thi
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -77,8 +78,10 @@ def _print_next(checkpoint: Path, output: Path, facts: ExportFacts) -> None:
     from mim_lightning.search.index.factory import read_index_card
     from mim_lightning.search.searcher import is_own_index
 
-    index = folder_beside(checkpoint, "index")
-    if (index / INDEX_CARD).exists() and is_own_index(facts.fingerprint, read_index_card(index)):
+    index, is_own = folder_beside(checkpoint, "index"), False
+    with suppress(ValueError, OSError):  # the export is written, whatever became of the index
+        is_own = (index / INDEX_CARD).exists() and is_own_index(facts.fingerprint, read_index_card(index))
+    if is_own:
         print_next("serve", f"index={index}", f"checkpoint={output}", *["runtime=onnx"] * bool(facts.onnx))
     else:
         print_next("build_index", f"checkpoint={output}", f"output={folder_beside(checkpoint, f'index-{output.name}')}")

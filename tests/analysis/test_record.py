@@ -1,6 +1,7 @@
 """The record of a real run: its rows equal the report, with the ids of the tables."""
 
 import json
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -197,6 +198,14 @@ def test_a_folder_without_a_record_says_how_to_make_one(tmp_path: Path) -> None:
         ValueError, match=f"contains no evaluation record; make one with mim evaluate checkpoint={best}"
     ):
         read_record(tmp_path)
+    renamed = tmp_path.rename(tmp_path.with_name("runs of May, all"))
+    with pytest.raises(ValueError, match="contains no evaluation record") as caught:
+        read_record(renamed)
+    given = shlex.split(str(caught.value).partition("mim evaluate ")[2])
+    assert given == [f"checkpoint={renamed}/checkpoints/best.ckpt", f"output={renamed}/evaluated"], (
+        "as a shell reads it"
+    )
+    renamed.rename(tmp_path)
     (tmp_path / "record.json").write_text("{")
     with pytest.raises(ValueError, match=r"record\.json: damaged"):
         read_record(tmp_path)

@@ -12,7 +12,10 @@ from pathlib import Path
 import pytest
 
 from mim_lightning import next_command
+from mim_lightning.artifact_paths import INDEX_CARD
 from mim_lightning.config import compose
+from mim_lightning.export import _print_next
+from mim_lightning.inference.export_format import ExportFacts
 from mim_lightning.search.searcher import open_searcher
 from tests.preloaded import PYTHON
 from tests.shop import small, write_shop
@@ -117,6 +120,19 @@ def test_a_line_is_printed_where_a_command_was_given(
     assert capsys.readouterr().out == """next: mim serve 'index=a b'"'"'s' 3\n"""
     next_command.print_next("serve", "index=a\x1b[2J")
     assert capsys.readouterr().out == "", "a line that cannot be shown as it is"
+
+
+def test_an_export_beside_a_damaged_index_ends_well(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The folder is written: an index that nobody asked for must not turn that into a failure."""
+    monkeypatch.setattr(next_command, "is_entry_point", lambda: True)
+    (tmp_path / "index").mkdir()
+    (tmp_path / "index" / INDEX_CARD).write_text("{")
+    facts = ExportFacts("f" * 16, "f" * 16, "float32", 16, (), {}, {}, {})
+    _print_next(tmp_path / "checkpoints" / "best.ckpt", tmp_path / "exported", facts)
+    given = f"checkpoint={tmp_path}/exported output={tmp_path}/index-exported"
+    assert capsys.readouterr().out.endswith(f"build_index {given}\n")
 
 
 def test_the_program_is_named_as_the_shell_finds_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

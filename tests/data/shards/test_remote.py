@@ -329,6 +329,17 @@ def test_a_damaged_copy_is_downloaded_again(served: tuple[ShardSet, FaultyStore]
     assert copy.read_bytes() == (Path(written.folder) / "000000.tar").read_bytes()
 
 
+def test_a_damaged_copy_of_a_byte_index_is_downloaded_again(
+    served: tuple[ShardSet, FaultyStore], tmp_path: Path
+) -> None:
+    written, store = served
+    assert ShardSet(store.address, settings(tmp_path)).read([0]) == written.read([0])
+    (copy,) = (tmp_path / "cache").rglob("000000.npy")
+    copy.write_bytes(bytes(copy.stat().st_size))
+    assert ShardSet(store.address, settings(tmp_path, verify=True)).read([0]) == written.read([0])
+    assert copy.read_bytes() == (Path(written.folder) / "000000.npy").read_bytes()
+
+
 def test_a_byte_index_that_does_not_fit_is_downloaded_once_more(make_set: MakeSet, tmp_path: Path) -> None:
     folder = Path(make_set(9, 9).folder)
     whole = (folder / "000000.npy").read_bytes()

@@ -55,7 +55,7 @@ _PREFETCHER = Prefetcher()
 
 
 class DamagedCopyError(ShardError):
-    """The cached copies of a shard and of its byte index do not match."""
+    """The cached copy of a byte index is damaged, or does not match that of its shard."""
 
 
 class RemoteFiles:
@@ -208,7 +208,7 @@ class RemoteFiles:
             if isinstance(error, ShardError):
                 raise
             self._cache.drop(index)
-            raise ShardError(
+            raise DamagedCopyError(
                 f"{self.address}/{shard.stem}.npy: its copy in {self.settings.root} is damaged ({error})"
             ) from error
         found = self._cache.open(tar, shard.num_bytes, partial(_validate_tar, shard), is_prefetch)

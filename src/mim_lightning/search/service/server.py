@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import logging
 import os
 import resource
@@ -17,6 +16,7 @@ from typing import Any
 import uvicorn
 
 from mim_lightning.interruption import Interruption
+from mim_lightning.io.os_errors import lacks_descriptors
 from mim_lightning.search.service.app import make_app
 from mim_lightning.search.service.connections import Connections, Proxies
 from mim_lightning.search.service.request_limits import Limits
@@ -73,7 +73,7 @@ class QuietServer(uvicorn.Server):
 
 def _report_error(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
     error = context.get("exception")
-    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+    if isinstance(error, Exception) and lacks_descriptors(error):
         LOG.error("too many open files: connections wait; raise ulimit -n")
     else:
         loop.default_exception_handler(context)
