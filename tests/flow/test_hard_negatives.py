@@ -119,6 +119,8 @@ def _training_rows(run: Run) -> list[dict]:
         (("data.sampling.mining.direction=text",), r"data\.sampling\.mining\.direction=text: is none; there are image"),
         (("data.sampling.mining.margin=3",), r"mining\.margin=3: .*; in training the key is data\.sampling\.mining"),
         (("data.sampling.first_epoch=0", "trainer.num_sanity_val_steps=0"), r"trainer\.num_sanity_val_steps=-1, not 0"),
+        (("trainer.max_epochs=3", "trainer.check_val_every_n_epoch=3"), "after epoch 3 of 3, too late for any of them"),
+        (("trainer.max_epochs=2", "data.sampling.first_epoch=2"), "after epoch 2 of 2, too late for any of them"),
         (("data.sampling.mining.group_column=style",), r"data\.sampling\.mining\.group_column=style: no product has a"),
     ],
 )

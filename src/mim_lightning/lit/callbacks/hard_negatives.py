@@ -6,6 +6,7 @@ encoded once more for it, without gradient and augmentation. A table applies fro
 
 from __future__ import annotations
 
+import math
 import time
 from contextlib import nullcontext
 from dataclasses import replace
@@ -65,6 +66,14 @@ class HardNegativeMining(Callback):
             raise ValueError(
                 f"data.sampling.first_epoch=0: negatives are mined in the validation before training; give "
                 f"trainer.num_sanity_val_steps=-1, not {trainer.num_sanity_val_steps}"
+            )
+        every, first_epoch = trainer.check_val_every_n_epoch or 1, self.settings.first_epoch
+        mined_after = math.ceil(max(every, first_epoch) / every) * every  # epochs
+        if first_epoch and 0 < (trainer.max_epochs or 0) <= mined_after and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            raise ValueError(
+                f"{WHERE}: negatives are mined in validations, the first time after epoch {mined_after} of "
+                f"{trainer.max_epochs}, too late for any of them; lower trainer.check_val_every_n_epoch or "
+                "data.sampling.first_epoch, or raise trainer.max_epochs"
             )
         self._direction(evaluation)
         if datamodule.mixture:
