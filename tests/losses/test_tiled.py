@@ -135,7 +135,8 @@ def test_tiles_agree_with_the_definition(loss, num_keys, num_products, extras, s
     assert max(relative(compute(tiled, torch.float64), expected)) < 1e-9
     ours, naive = (relative(compute(function, torch.float32), expected) for function in (tiled, partial(define, loss)))
     for mine, theirs in zip(ours, naive, strict=True):
-        assert mine < 2 * theirs + 1e-7, "float32 may lose twice what the naive form does"
+        # and two roundings of a result, for where the naive form happens to come out exact
+        assert mine < 2 * theirs + 2 * torch.finfo(torch.float32).eps, "float32 may lose twice what the naive form does"
     assert any(redone) == (apart and loss is info_nce)
 
 
