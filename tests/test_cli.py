@@ -8,7 +8,14 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from mim_lightning import cli
-from mim_lightning.cli import _naming_removed, quote_value, validate_groups, validate_sections
+from mim_lightning.cli import (
+    _naming_removed,
+    compose_arguments,
+    quote_value,
+    validate_groups,
+    validate_options,
+    validate_sections,
+)
 from mim_lightning.former_names import present_overrides
 
 
@@ -26,6 +33,37 @@ def test_lists_and_null_keep_their_meaning() -> None:
         [quote_value(a, ["image"]) for a in ("image=[a.jpg,b.jpg]", "image=null")]
     )
     assert (images.value(), nothing.value()) == (["a.jpg", "b.jpg"], None)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["seed=1", "--hepl"], "unrecognized arguments: --hepl; see mim train --help"),
+        (["--cfg"], "argument --cfg/-c: expected one argument; see mim train --help"),
+        (["--cfg", "jobs"], "invalid choice: 'jobs'"),
+    ],
+)
+def test_an_option_that_hydra_does_not_have_is_one_line(arguments: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        validate_options("train", arguments)
+
+
+def test_options_of_hydra_are_taken() -> None:
+    for arguments in (["--help"], ["-m", "seed=1,2"], ["--cfg", "job", "--package", "optim"], ["--version"], ["a=-1"]):
+        validate_options("train", arguments)
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("model", "'model': is no <key>=<value>; quote"),
+        ("seed=(", "'seed=(': no viable alternative at input '('; quote"),
+    ],
+)
+def test_an_argument_that_cannot_be_parsed_is_named_with_what_is_right(argument: str, message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)) as error:
+        compose_arguments("train", [argument])
+    assert "\n" not in str(error.value) and "hydra.cc" not in str(error.value)
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import hydra
+from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.types import RunMode
@@ -83,6 +84,7 @@ def _run(name: str, function: Callable[[Config], Any], verbatim_keys: Sequence[s
     sys.argv[1:] = _to_overrides(name, sys.argv[1:], verbatim_keys)
     if FROZEN_CONFIG not in os.environ:
         try:
+            validate_options(name, sys.argv[1:])
             validate_sections(name, sys.argv[1:])
             validate_groups(sys.argv[1:])
         except ValueError as error:
@@ -141,6 +143,22 @@ def compose_arguments(name: str, arguments: Sequence[str], verbatim_keys: Sequen
 def _to_overrides(name: str, arguments: Sequence[str], verbatim_keys: Sequence[str]) -> list[str]:
     present = present_overrides(arguments, name, warn_of_former_name)
     return open_up(quote_value(argument, verbatim_keys) for argument in present)
+
+
+def validate_options(name: str, arguments: Sequence[str]) -> None:
+    """Check the options among the arguments, such as --multirun: Hydra's parser prints all that it has in an error.
+
+    Raises:
+        ValueError: one that Hydra does not have, or without its value; names it.
+    """
+
+    def refuse(message: str) -> NoReturn:
+        raise ValueError(f"{message}; see mim {name} --help")
+
+    parser = get_args_parser()
+    parser.error = refuse  # type: ignore[method-assign]
+    if {"--version"}.isdisjoint(arguments):  # which would end here
+        parser.parse_args(arguments)
 
 
 def validate_sections(name: str, arguments: Sequence[str]) -> None:

@@ -15,7 +15,12 @@ from typing import Any
 import hydra
 import yaml
 from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import CompactHydraException, ConfigCompositionException, MissingConfigException
+from hydra.errors import (
+    CompactHydraException,
+    ConfigCompositionException,
+    MissingConfigException,
+    OverrideParseException,
+)
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import (
     ConfigAttributeError,
@@ -162,6 +167,9 @@ def _one_line(error: Exception, name: str) -> str:
     if isinstance(error, ConfigCompositionException) and isinstance(cause, (ConfigAttributeError, ConfigKeyError)):
         key = str(cause.full_key)
         return f"no config key '{key}'{hint_at(key, name)}"
+    if isinstance(error, OverrideParseException):
+        reason = lines[1] if "=" in error.override and len(lines) > 1 else "is no <key>=<value>"
+        return f"'{error.override}': {reason}; quote a value with spaces, commas or brackets, as \"key='a, b'\""
     if isinstance(error, ConfigCompositionException):
         return "; ".join([text.rstrip("."), *former_groups()])
     if isinstance(error, InterpolationResolutionError) and isinstance(error.parent_node, DictConfig):

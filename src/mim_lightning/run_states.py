@@ -56,7 +56,9 @@ def read_states(folder: Path) -> list[RunState]:
         ValueError: it is no folder, or has no runs.
     """
     if not folder.is_dir():
-        raise ValueError(f"{folder}: there is no such folder; give the one that runs were written to (paths.runs)")
+        raise ValueError(
+            f"{folder}: there is no such folder; `mim train` writes one, or give that of other runs (paths.runs)"
+        )
     found = {path.parent for name in FILES for path in folder.glob(f"*/{name}")}
     found |= {path.parent for path in folder.glob("*/.lock") if _is_locked(path)}
     if not found:

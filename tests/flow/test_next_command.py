@@ -52,7 +52,7 @@ def prepare_command(folder: Path) -> str:
 def small_model(folder: Path) -> str:
     """Return arguments of train after those that its data need."""
     smaller = [word for word in small(folder) if not word.startswith(("data", "trainer.max_epochs"))]
-    more = ["data.batch_size=8", "data.num_workers=0", "model=3tower", "trainer.num_sanity_val_steps=0"]
+    more = ["data.batch_size=8", "data.num_workers=0", "model=4tower", "trainer.num_sanity_val_steps=0"]
     return shlex.join([*smaller, *more])
 
 
