@@ -57,7 +57,7 @@ def test_options_of_hydra_are_taken() -> None:
     ("argument", "message"),
     [
         ("model", "'model': is no <key>=<value>; quote"),
-        ("seed=(", "'seed=(': no viable alternative at input '('; quote"),
+        ("seed=(", "quote a value with spaces, commas or brackets, as"),
     ],
 )
 def test_an_argument_that_cannot_be_parsed_is_named_with_what_is_right(argument: str, message: str) -> None:
