@@ -88,8 +88,8 @@ def choose_ends(
     ends = Direction(**known[name])
     sides = [end for end in (ends.query, ends.gallery) if end in embeddings.fusions]
     if fusion is None and not sides:
-        usable = [key for key, sides in known.items() if {sides["query"], sides["gallery"]} & embeddings.fusions.keys()]
-        way = f"give one of {', '.join(usable)}" if usable else "nor has another: this model has towers alone"
+        others = [key for key, side in known.items() if {side["query"], side["gallery"]} & embeddings.fusions.keys()]
+        way = f"give one of {', '.join(others)}" if others else "nor has another: this model has towers alone"
         raise ValueError(f"--direction {name}: has no fusion on either side; {way}")
     return name, ends, sides[0] if fusion is None else fusion
 
