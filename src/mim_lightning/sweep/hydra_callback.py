@@ -24,7 +24,7 @@ from mim_lightning.io.locks import describe_holder, release, try_lock
 from mim_lightning.next_command import print_next
 from mim_lightning.run import Run, identify
 from mim_lightning.sweep.job_log import FINISHED, RUNNING, JobLog, JobRecord
-from mim_lightning.sweep.summary import print_summary
+from mim_lightning.sweep.summary import average_seeds, print_summary
 from mim_lightning.sweep.sweep_id import (
     PENDING_NAME,
     name_sweep,
@@ -116,8 +116,10 @@ class SweepLog(Callback):
         self._unlock()
         if any(job.status == "failed" for job in jobs):
             sys.exit(1)  # not an exception: Hydra turns a callback's exception into a warning
-        folders = [Path(str(config.paths.runs)) / job.run_id for job in jobs if job.status == FINISHED]
-        if 2 <= len(folders) <= MAX_COMPARED and all(folder.is_dir() for folder in folders):
+        finished = [job for job in jobs if job.status == FINISHED]
+        folders = [Path(str(config.paths.runs)) / job.run_id for job in finished]
+        settings = average_seeds([(job.overrides, {}) for job in finished])  # runs of one are not compared
+        if len(settings) > 1 and len(folders) <= MAX_COMPARED and all(folder.is_dir() for folder in folders):
             print_next("compare", *folders)
         else:
             print_next("runs", config.paths.runs)
