@@ -2,13 +2,15 @@
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from torch.nn.functional import normalize
 
 from mim_lightning.analysis.embeddings import EvaluationEmbeddings, read_embeddings, write_embeddings
-from mim_lightning.analysis.fusion_sweep import SWEPT_KINDS, sweep_fusion, usable_kinds
+from mim_lightning.analysis.fusion_sweep import SWEPT_KINDS, choose_ends, sweep_fusion, usable_kinds
 from mim_lightning.model.fusion import Fusion, describe_fusions
 from mim_lightning.types import Direction
 from tests.analysis.tables import gallery_of, queries_of, unit
@@ -102,6 +104,29 @@ def test_kinds_are_those_that_the_other_side_allows(embeddings: EvaluationEmbedd
 def test_mistakes_name_the_choices(embeddings: EvaluationEmbeddings, fusion: str, metric: str, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         sweep_fusion(embeddings, "composed", DIRECTION, fusion, metric)
+
+
+@pytest.mark.parametrize(
+    ("directions", "fusions", "expected"),
+    [
+        (("image", "words", "both"), ("query", "product"), ("both", "query")),  # a query's fusion before a product's
+        (("image", "words"), ("product",), ("words", "product")),  # three towers: only products have one
+    ],
+)
+def test_without_a_direction_the_first_with_a_fusion_is_swept(
+    embeddings: EvaluationEmbeddings, directions: tuple[str, ...], fusions: tuple[str, ...], expected: tuple[str, str]
+) -> None:
+    known = {
+        "image": {"query": "query_image", "gallery": "product_image"},
+        "words": {"query": "query_image", "gallery": "product"},
+        "both": {"query": "query", "gallery": "product"},
+    }
+    config = {"directions": {name: known[name] for name in directions} | {"taken_away": None}}
+    facts = SimpleNamespace(config=config, monitored=SimpleNamespace(direction="image"))
+    record: Any = SimpleNamespace(facts=facts, directions=dict.fromkeys(directions), folder=Path("run"))
+    fused = replace(embeddings, fusions=dict.fromkeys(fusions))
+    name, ends, fusion = choose_ends(record, fused, None, None)
+    assert (name, fusion) == expected and ends == Direction(**known[name])
 
 
 def test_embeddings_come_back_from_the_file(embeddings: EvaluationEmbeddings, tmp_path: Path) -> None:

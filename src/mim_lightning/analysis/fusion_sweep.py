@@ -72,7 +72,7 @@ def choose_ends(
     """Return the direction to sweep, its ends, and which of its fusions.
 
     Args:
-        direction: None: the monitored one, or if that has no fusion the first whose query is one.
+        direction: None: the monitored one, or if that has no fusion the first whose query is one, or whose gallery.
         fusion: None: the query side's, else the gallery side's.
 
     Raises:
@@ -80,16 +80,15 @@ def choose_ends(
     """
     known = {key: ends for key, ends in record.facts.config["directions"].items() if ends is not None}
     fused = [key for key in record.directions if known.get(key, {}).get("query") in embeddings.fusions]
-    first = [record.facts.monitored.direction, *fused]
-    usable = (key for key in first if {known[key]["query"], known[key]["gallery"]} & embeddings.fusions.keys())
-    name = direction or next(usable, first[0])
+    with_fusion = [key for key, ends in known.items() if {ends["query"], ends["gallery"]} & embeddings.fusions.keys()]
+    first = [record.facts.monitored.direction, *fused, *record.directions]
+    name = direction or next((key for key in first if key in with_fusion), first[0])
     if name not in known:
         raise ValueError(f"--direction {name}: no such direction; {record.folder} has {', '.join(known)}")
     ends = Direction(**known[name])
     sides = [end for end in (ends.query, ends.gallery) if end in embeddings.fusions]
     if fusion is None and not sides:
-        others = [key for key, side in known.items() if {side["query"], side["gallery"]} & embeddings.fusions.keys()]
-        way = f"give one of {', '.join(others)}" if others else "nor has another: this model has towers alone"
+        way = f"give one of {', '.join(with_fusion)}" if with_fusion else "nor has another: this model has towers alone"
         raise ValueError(f"--direction {name}: has no fusion on either side; {way}")
     return name, ends, sides[0] if fusion is None else fusion
 

@@ -306,7 +306,9 @@ def open_prepared(folder: str | Path, cache: CacheSettings | None = None, versio
     """
     prepared = PreparedData(to_path_or_url(str(folder)), cache, version)
     if not prepared.exists:
-        raise ValueError(f"{folder}: no prepared data here; run python -m mim_lightning.prepare")
+        is_relative = isinstance(prepared.folder, Path) and not prepared.folder.is_absolute()
+        place = f" below {Path.cwd()}" if is_relative else ""
+        raise ValueError(f"{folder}: no prepared data here{place}; run python -m mim_lightning.prepare")
     _ = prepared.version  # which is the newest is decided now
     prepared.hold()
     return prepared
