@@ -37,7 +37,7 @@ RECORDS = default_run towers_synthetic warm_start fusion_weights fusions loss_we
 	frozen_text planted_lift clicks index_speed ranking_speed serving_speed rounded_weights same_picture data_throughput \
 	world_size loss_memory step_speed train_throughput scale/engines scale/fingerprints scale/growing scale/preparation scale/processes scale/ray scale/remote \
 	scale/shuffling scale/validation scale/plan reliability small_vectors hard_negatives composed_rows compatible_queries \
-	teachers variants_to_words calibration titles_emoji small_catalog neighbours
+	teachers variants_to_words calibration titles_emoji small_catalog recipes neighbours
 
 experiments: setup ## every record again, hours on two cores
 	for name in $(RECORDS); do experiments/$$name/run.sh || exit 1; done
