@@ -74,6 +74,7 @@ def test_every_key_that_a_message_names_is_accepted() -> None:
     ]
     tables = (f"data.source.{name}=t" for name in ("impressions", "products", "queries"))
     configs.append(compose("prepare", ["data=clicks", *tables]))
+    configs.append(compose("train", ["experiment=small_catalog", "data.source.products=t", "data.source.queries=t"]))
     for path in sorted(CONF.glob("*.yaml")):
         shown = yaml.safe_load(path.read_text()).get("hydra", {}).get("help", {})
         used_most = [line.split("=")[0] for line in shown.get("footer", "").splitlines()]

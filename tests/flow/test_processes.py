@@ -164,14 +164,18 @@ def test_the_process_that_starts_others_loads_no_model(checkpoint: Path, monkeyp
     assert evaluate(compose("evaluate", words)) == {"num_processes": 2}
 
 
-def test_an_interruption_says_that_the_same_command_resumes_where_it_does(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interruption_says_that_the_same_command_resumes_where_it_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def interrupt(config: dict[str, Any]) -> None:
         raise Interruption(signal.SIGTERM)
 
     monkeypatch.setattr("mim_lightning.evaluate.evaluate_checkpoint", interrupt)
+    checkpoint = tmp_path / "last.ckpt"
+    checkpoint.touch()
     for words, resumes in (([], False), (["output=x"], True), (["output=x", "save_interval=null"], False)):
         with pytest.raises(Interruption) as caught:
-            evaluate(compose("evaluate", ["checkpoint=last.ckpt", "trainer=cpu", *words]))
+            evaluate(compose("evaluate", [f"checkpoint={checkpoint}", "trainer=cpu", *words]))
         assert caught.value.resumes is resumes
 
 

@@ -135,7 +135,8 @@ def test_killed_and_resumed_equals_not_stopped(shop: Path, fit: Fit, workers: in
     killed = start(*small(shop, *parts, kill))
     assert killed.returncode == -9, killed.stderr
     (found,) = read_states(shop / "parts")
-    assert (found.state, found.next_command) == ("stopped", shlex.join(["mim", "train", *small(shop, *parts, kill)]))
+    assert found.state == "stopped"
+    assert str(found.next_command).endswith(f" {shlex.join(['train', *small(shop, *parts, kill)])}")
     resumed = fit(*parts)
     assert resumed.run_id == whole.run_id
     for name, value in weights(whole).items():

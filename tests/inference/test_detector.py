@@ -62,9 +62,12 @@ def test_what_is_missing_is_named(weights: Path, tmp_path: Path) -> None:
     ):
         with pytest.raises(ValueError, match=rf"^detector\.{message}"):
             TorchvisionDetector(MODEL, weights, **options)
+    index = tmp_path / "index"
+    index.mkdir()
+    (index / "card.json").touch()
     with pytest.raises(ValueError, match=r"^detector=x: give a mapping or null"):
-        serve(compose("serve", ["index=none", "detector=x"]))
-    with pytest.raises(ValueError, match=r"^none: "):  # no index; no detector is no error
-        serve(compose("serve", ["index=none", "detector=null"]))
+        serve(compose("serve", [f"index={index}", "detector=x"]))
+    with pytest.raises(ValueError, match=rf"^{index}"):  # no index; no detector is no error
+        serve(compose("serve", [f"index={index}", "detector=null"]))
     with pytest.raises(ValueError, match=f"no weights of {MODEL} with detector.num_classes=3"):
         TorchvisionDetector(MODEL, weights, num_classes=3)

@@ -131,7 +131,11 @@ def test_evaluate_measures_an_untrained_model_without_any_checkpoint(fit: Fit, s
         (["checkpoint=a.ckpt", "encoder=tiny"], "encoder: the checkpoint has its own"),
     ],
 )
-def test_evaluate_names_missing_keys(words: list[str], message: str) -> None:
+def test_evaluate_names_missing_keys(
+    words: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.ckpt").touch()
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=message):
         evaluate(compose("evaluate", words))
 

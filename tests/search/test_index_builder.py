@@ -64,7 +64,10 @@ def test_added_products_have_images_and_can_be_filtered_by(tmp_path: Path) -> No
 @pytest.mark.parametrize(("given", "ours"), [("dimension=2", "dimension=3"), ("precision=int8", "precision=float32")])
 def test_an_update_keeps_dimension_and_precision(given: str, ours: str, tmp_path: Path) -> None:
     card, place = color_index(tmp_path).card, tmp_path / "index"
-    config = compose("build_index", ["checkpoint=none", f"output={place}", "update=true", "trainer=cpu", given])
+    checkpoint = tmp_path / "never_read.ckpt"
+    checkpoint.touch()
+    words = [f"checkpoint={checkpoint}", f"output={place}", "update=true", "trainer=cpu", given]
+    config = compose("build_index", words)
     with pytest.raises(ValueError, match=f"^{given}: {place} has {ours}, which update=true keeps; leave it out"):
         build_index(config)
     assert validate_update(str(place), IndexSettings(dimension=3)) == (card, WHOLE)

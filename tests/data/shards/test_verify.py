@@ -25,7 +25,7 @@ SETS = ["catalogue", "queries/train"]
 def folder(tmp_path: Path) -> Path:
     for name in SETS:
         write_shard_set(tmp_path / "shop" / name, iter(RECORDS), 3, samples_per_shard=2)
-    (tmp_path / "shop" / "settings.json").write_text("{}")
+    (tmp_path / "shop" / "settings.json").write_text('{"source": {}, "settings": {"train_split": "train"}}')
     return tmp_path / "shop"
 
 

@@ -283,15 +283,23 @@ def test_a_key_of_any_letters_and_in_the_openapi_description(tmp_path: Path) -> 
     assert described["paths"]["/search"]["post"]["security"] == [{name: []} for name in schemes]
 
 
-def test_an_empty_key_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def damaged(tmp_path: Path) -> str:
+    """Return an index that cannot be opened."""
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged" / "card.json").touch()
+    return f"index={tmp_path / 'damaged'}"
+
+
+def test_an_empty_key_is_refused(damaged: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MIM_API_KEY", "")
     with pytest.raises(ValueError, match="MIM_API_KEY: is empty, which would accept every client"):
-        serve(compose("serve", ["index=nowhere"]))
+        serve(compose("serve", [damaged]))
 
 
-def test_queries_are_recorded_with_impressions_alone() -> None:
+def test_queries_are_recorded_with_impressions_alone(damaged: str) -> None:
     with pytest.raises(ValueError, match=r"record_queries=true: .*; give experiment_name too"):
-        serve(compose("serve", ["index=nowhere", "record_queries=true"]))
+        serve(compose("serve", [damaged, "record_queries=true"]))
 
 
 def test_a_key_from_a_file_has_no_final_newline(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -324,20 +332,25 @@ def test_a_key_in_another_encoding_is_refused(tmp_path: Path) -> None:
     ],
 )
 def test_a_public_service_without_a_key_warns(
-    host: str, key: str | None, is_warned: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    host: str,
+    key: str | None,
+    is_warned: bool,
+    damaged: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.delenv("MIM_API_KEY", raising=False)
     if key:
         monkeypatch.setenv("MIM_API_KEY", key)
-    with pytest.raises(ValueError, match="nowhere"):
-        serve(compose("serve", ["index=nowhere", f"host={host}", "port=0"]))
+    with pytest.raises(ValueError, match=r"damaged/card\.json"):
+        serve(compose("serve", [damaged, f"host={host}", "port=0"]))
     warning = f"warning: host={host} accepts connections from other machines, and MIM_API_KEY is not set"
     assert (warning in capsys.readouterr().err) == is_warned
 
 
-def test_trusted_proxies_are_validated_at_the_start() -> None:
+def test_trusted_proxies_are_validated_at_the_start(damaged: str) -> None:
     with pytest.raises(ValueError, match="forwarded_allow_ips=nginx: "):
-        serve(compose("serve", ["index=nowhere", "forwarded_allow_ips=nginx"]))
+        serve(compose("serve", [damaged, "forwarded_allow_ips=nginx"]))
 
 
 def test_concurrent_requests_are_counted_by_client(tmp_path: Path) -> None:
