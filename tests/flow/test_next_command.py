@@ -56,6 +56,7 @@ def small_model(folder: Path) -> str:
     return shlex.join([*smaller, *more])
 
 
+@pytest.mark.slow  # the quickstart goes the same way in the default suite
 def test_from_tables_to_a_service_by_the_printed_commands(tmp_path: Path) -> None:
     train = next_of(give(prepare_command(tmp_path), cwd=tmp_path))
     data = ["data=shards", f"data.folder='{tmp_path}/a shop'"]
