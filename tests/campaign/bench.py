@@ -299,7 +299,7 @@ def content(path: Path) -> Any:
     if path.suffix == ".yaml":
         return steady(yaml.safe_load(data))
     if path.name == "command.txt":
-        return "command"  # of the last start, disturbed or not
+        return re.sub(r"^cd .* && (MIM_\w+=\S+ )*| (hydra\.job\.num|data\.num_workers)=\d+", "", data.decode())
     if path.suffix == ".html":
         assert data.rstrip().endswith(b"</html>"), f"{path}: half a page"
         return "page"

@@ -202,8 +202,8 @@ def test_data_altered_under_a_run_are_not_mixed(bench: Bench, what: str) -> None
         again = bench.run("train", plan=Plan())
         assert again.returncode == 0, again.stderr[-500:]
         left = contents(bench.folder)
-        if not ended.returncode:  # the callback is in the config that this run has written
-            for kind in [kind for kind in expected if kind.endswith(("/config.yaml", "/record.json"))]:
+        if not ended.returncode:  # the callback is in the config and the command that this run has written
+            for kind in [kind for kind in expected if kind.endswith(("/config.yaml", "/record.json", "/command.txt"))]:
                 left[kind] = expected[kind]
         assert left == expected, differences(left, expected)
 
