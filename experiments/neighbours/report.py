@@ -1,6 +1,6 @@
 """Make the record's tables from its runs: hit@1 with intervals over families and seeds, and what training took.
 
-python experiments/neighbours/report.py experiments/neighbours runs/neighbours
+python -m experiments.neighbours.report experiments/neighbours runs/neighbours
 
 Writes results.csv (a run a row), table.md, and differences.md: ours minus each other arm, paired by query.
 """
@@ -14,34 +14,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-import numpy as np
-
+from experiments.query_scores import QueryScores
 from mim_lightning.analysis.record import read_record
-from mim_lightning.metrics import bootstrap_intervals, paired_difference
 
 OURS = ("ours, 3 towers", "ours, 2 towers")
 METRICS = ("hit@1", "hit@10", "mrr")
-NUM_RESAMPLES = 10_000
 
 
 @dataclass(frozen=True)
 class ArmRuns:
-    """All runs of an arm, image to image; queries in ascending order of their ids."""
+    """All runs of an arm, image to image."""
 
     costs: list[dict[str, float]]
-    query_ids: list[str]
-    families: list[str]  # of the relevant products, (Q,)
-    scores: Mapping[str, np.ndarray]  # metric -> (S, Q)
-
-    def interval(self, metric: str) -> str:
-        low, high = bootstrap_intervals({metric: self.scores[metric]}, self.families, NUM_RESAMPLES)[metric]
-        return f"{self.scores[metric].mean():.3f} [{low:.3f}, {high:.3f}]"
-
-    def minus(self, other: "ArmRuns", metric: str) -> str:
-        assert self.query_ids == other.query_ids
-        found = paired_difference(self.scores[metric], other.scores[metric], self.families, NUM_RESAMPLES)
-        bold = "**" if found.low > 0 or found.high < 0 else ""
-        return f"{bold}{found.difference:+.3f} [{found.low:+.3f}, {found.high:+.3f}]{bold}"
+    found: QueryScores
 
 
 def main() -> None:
@@ -53,6 +38,7 @@ def main() -> None:
         facts = json.loads(path.read_text())
         folders[facts["arm"]].append(path.parent)
     arms = {name: read_arm(paths, families) for name, paths in folders.items()}
+    assert len({tuple(arm.found.query_ids) for arm in arms.values()}) == 1
     write_results(record / "results.csv", arms)
     tables = {"table.md": [*overview(arms), "", footnote(facts)], "differences.md": differences(arms)}
     for name, lines in tables.items():
@@ -62,24 +48,15 @@ def main() -> None:
 
 
 def read_arm(folders: list[Path], families: Mapping[str, str]) -> ArmRuns:
-    parts = [read_record(folder).directions["image_to_image"] for folder in folders]
-    orders = [np.argsort(part.query_ids) for part in parts]
-    first, order = parts[0], orders[0]
-    query_ids = sorted(first.query_ids)
-    assert all(sorted(part.query_ids) == query_ids for part in parts)
-    return ArmRuns(
-        [json.loads((folder / "cost.json").read_text()) for folder in folders],
-        query_ids,
-        [families[first.unit_ids[row]] for row in order],
-        {name: np.stack([p.scores[name][o] for p, o in zip(parts, orders, strict=True)]) for name in METRICS},
-    )
+    found = QueryScores.of([read_record(folder).directions["image_to_image"] for folder in folders], families)
+    return ArmRuns([json.loads((folder / "cost.json").read_text()) for folder in folders], found)
 
 
 def write_results(path: Path, arms: Mapping[str, ArmRuns]) -> None:
     left_out = ("machine", "versions")
     rows = [
         {key: value for key, value in cost.items() if key not in left_out}
-        | {metric: arm.scores[metric][seed_idx].mean() for metric in METRICS}
+        | {metric: arm.found.scores[metric][seed_idx].mean() for metric in METRICS}
         for arm in arms.values()
         for seed_idx, cost in enumerate(arm.costs)
     ]
@@ -93,7 +70,7 @@ def overview(arms: Mapping[str, ArmRuns]) -> Iterator[str]:
     yield "| | runs | hit@1 | hit@10 | mrr | seconds | CPU seconds | peak memory, GiB | training adds, GiB | lines |"
     yield "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"
     for name, arm in arms.items():
-        cells = [arm.interval(metric) for metric in METRICS]
+        cells = [arm.found.interval(metric) for metric in METRICS]
         trained = [cost for cost in arm.costs if "seconds" in cost]
         if trained:
             cells += [f"{median(cost[key] for cost in trained):.0f}" for key in ("seconds", "cpu_seconds")]
@@ -116,7 +93,7 @@ def differences(arms: Mapping[str, ArmRuns]) -> Iterator[str]:
     for ours in OURS:
         for name, arm in arms.items():
             if ours in arms and name != ours and not (ours == OURS[1] and name == OURS[0]):
-                cells = [arms[ours].minus(arm, metric) for metric in METRICS]
+                cells = [arms[ours].found.minus(arm.found, metric) for metric in METRICS]
                 yield f"| {ours} - {name} | {' | '.join(cells)} |"
 
 

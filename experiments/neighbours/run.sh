@@ -20,5 +20,5 @@ export PYTHONPATH=$PEERS${PYTHONPATH:+:$PYTHONPATH}
 mkdir -p "$RECORD"
 $PYTHON -m benchmarks.neighbours --output "$RUNS" --seeds ${SEEDS:-1 2 3} --steps "${STEPS:-128}" \
   ${ARMS:+--arms $ARMS} ${CONFIG:+--config $CONFIG} ${FAMILIES:+--families "$FAMILIES"}
-$PYTHON experiments/neighbours/report.py "$RECORD" "$RUNS"
+$PYTHON -m experiments.neighbours.report "$RECORD" "$RUNS"
 $PYTHON experiments/refresh.py

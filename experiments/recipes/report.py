@@ -1,6 +1,6 @@
 """Make the record's tables: hit@1 of each arm over the folds, and its difference from the base, paired by query.
 
-python experiments/recipes/report.py experiments/recipes runs/recipes/*
+python -m experiments.recipes.report experiments/recipes runs/recipes/*
 
 A run's folder is <set>-<arm>-<fold>; those without a result are left out, and in a set, arms that lack a fold are
 compared on the folds that they have. Writes results.csv (a run a row) and <set>.md (an arm a row).
@@ -13,13 +13,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from statistics import mean
 
+from experiments.query_scores import NUM_RESAMPLES, change_cell
 from mim_lightning.analysis.comparison.comparison import compare_groups
 from mim_lightning.analysis.record import EvaluationRecord, read_record
 from mim_lightning.analysis.run_groups import RunGroup
 from mim_lightning.run import Run
 
 DIRECTIONS = ("image_to_image", "composed_to_product")
-NUM_RESAMPLES = 10_000
 Folds = dict[int, EvaluationRecord]
 
 
@@ -72,8 +72,7 @@ def difference(base: Folds, folds: Folds, direction: str) -> str:
         RunGroup(label, {fold: (side[fold],) for fold in shared}) for label, side in (("base", base), ("arm", folds))
     ]
     (found,) = compare_groups(groups, ("hit@1",), (direction,), [], 0, NUM_RESAMPLES).overall
-    bold = "**" if found.is_clear else ""
-    return f"{bold}{found.difference:+.3f} [{found.low:+.3f}, {found.high:+.3f}]{bold}"
+    return change_cell(found)
 
 
 if __name__ == "__main__":

@@ -10,9 +10,11 @@ ALL="base frozen last_n lora low_rate layer_decay ema minilm minilm_frozen small
 batch_256 grouped long"
 [ -f "$TABLES/emoji/fold-3.csv" ] || $PYTHON experiments/recipes/make_folds.py "$TABLES" "$EXTERNAL/data"
 
+side_of() { [ "$1" = grocery ] && echo 96 || echo 64; } # <set>: of the images of the base
+
 change() { # <name> <set>: the overrides of an arm
-  local side=96
-  [ "$2" = grocery ] || side=64
+  local side
+  side=$(side_of "$2")
   case $1 in
     base) ;;
     frozen) echo model.towers.query_image.train=frozen ;;
@@ -45,9 +47,9 @@ for set in ${SETS:-grocery emoji}; do
         seed="$fold" "data.source.products=$TABLES/$set/products.csv" "data.source.queries=$TABLES/$set/fold-$fold.csv" \
         "data.folder=$TABLES/$set/prepared-$fold" data.batch_size=64 data.num_workers=0 trainer=cpu trainer.precision=32-true \
         trainer.max_epochs=3 "trainer.check_val_every_n_epoch=\${trainer.max_epochs}" results_from=last callbacks.progress_bar=null \
-        encoder.image.image_size=$([ "$set" = grocery ] && echo 96 || echo 64) $words
+        encoder.image.image_size="$(side_of "$set")" $words
     done
   done
 done
-$PYTHON experiments/recipes/report.py "experiments/$RECORD" "runs/$RECORD"/*/
+$PYTHON -m experiments.recipes.report "experiments/$RECORD" "runs/$RECORD"/*/
 $PYTHON experiments/refresh.py

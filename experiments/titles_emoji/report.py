@@ -1,6 +1,6 @@
 """Make the record's tables from its runs: intervals over seeds and families, differences paired by query.
 
-python experiments/titles_emoji/report.py experiments/titles_emoji <data/emoji> runs/titles_emoji/*
+python -m experiments.titles_emoji.report experiments/titles_emoji <data/emoji> runs/titles_emoji/*
 
 An arm is a model and a table of make_tables.py, "3tower photos-15"; runs without a result are left out. Writes
 
@@ -15,51 +15,16 @@ import argparse
 import csv
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
+from experiments.query_scores import QueryScores
 from mim_lightning.analysis.record import EvaluationRecord, read_record
-from mim_lightning.metrics import bootstrap_intervals, paired_difference
 from mim_lightning.run import Run
 
 PERCENTS = (5, 15, 100)
 PHOTO, WORDS, BOTH = "image_to_asked_product", "text_to_product", "composed_to_product"
 WITHOUT_SHOWN = "composed_to_other_product"
 ARTISTS = ("fluent3d", "twemoji")
-NUM_RESAMPLES = 10_000
-
-
-@dataclass(frozen=True)
-class Answers:
-    """Scores of an arm's runs in one direction, by query in ascending order of ids."""
-
-    query_ids: np.ndarray  # (Q,)
-    scores: Mapping[str, np.ndarray]  # metric -> (S, Q) float64
-    families: np.ndarray  # (Q,) of the relevant product
-    segments: Mapping[str, np.ndarray]  # name -> (Q,) labels
-
-    def where(self, **labels: str) -> "Answers":
-        return self.at(np.all([self.segments[name] == label for name, label in labels.items()], axis=0))
-
-    def at(self, is_in: np.ndarray) -> "Answers":
-        scores = {name: part[:, is_in] for name, part in self.scores.items()}
-        segments = {name: part[is_in] for name, part in self.segments.items()}
-        return Answers(self.query_ids[is_in], scores, self.families[is_in], segments)
-
-    def interval(self, metric: str) -> str:
-        low, high = bootstrap_intervals({metric: self.scores[metric]}, self.families, NUM_RESAMPLES)[metric]
-        return f"{self.scores[metric].mean():.3f} [{low:.3f}, {high:.3f}]"
-
-    def minus(self, other: "Answers", metric: str) -> str:
-        mine, others = (
-            self.at(np.isin(self.query_ids, other.query_ids)),
-            other.at(np.isin(other.query_ids, self.query_ids)),
-        )
-        found = paired_difference(mine.scores[metric], others.scores[metric], mine.families, NUM_RESAMPLES)
-        bold = "**" if found.low > 0 or found.high < 0 else ""
-        return f"{bold}{found.difference:+.3f} [{found.low:+.3f}, {found.high:+.3f}]{bold}"
 
 
 class Arms:
@@ -76,17 +41,8 @@ class Arms:
     def __contains__(self, arm: str) -> bool:
         return arm in self.records
 
-    def answers(self, arm: str, direction: str) -> Answers:
-        parts = [record.directions[direction] for record in self.records[arm]]
-        orders = [np.argsort(part.query_ids) for part in parts]
-        first, order = parts[0], orders[0]
-        assert all(sorted(part.query_ids) == sorted(first.query_ids) for part in parts)
-        return Answers(
-            np.array(first.query_ids)[order],
-            {name: np.stack([p.scores[name][o] for p, o in zip(parts, orders, strict=True)]) for name in first.scores},
-            np.array([self.families[first.unit_ids[row]] for row in order]),
-            {name: np.array(labels)[order] for name, labels in first.segments.items()},
-        )
+    def scores(self, arm: str, direction: str) -> QueryScores:
+        return QueryScores.of([record.directions[direction] for record in self.records[arm]], self.families)
 
 
 def main() -> None:
@@ -127,7 +83,7 @@ def overview(arms: Arms) -> Iterator[str]:
     yield "| arm | runs | hit@1 | hit@10 | mrr | hit@1 without tones | hit@1 of tones |"
     yield "| --- | ---: | ---: | ---: | ---: | ---: | ---: |"
     for arm, records in arms.records.items():
-        found = arms.answers(arm, "image_to_image")
+        found = arms.scores(arm, "image_to_image")
         cells = [found.interval(metric) for metric in ("hit@1", "hit@10", "mrr")]
         cells += [found.where(toned=label).interval("hit@1") for label in ("no", "yes")]
         yield f"| {arm} | {len(records)} | {' | '.join(cells)} |"
@@ -145,7 +101,7 @@ def differences(arms: Arms) -> Iterator[str]:
     yield "| --- | ---: | ---: | ---: | ---: |"
     for after, before in pairs:
         if after in arms and before in arms:
-            one, other = (arms.answers(arm, "image_to_image") for arm in (after, before))
+            one, other = (arms.scores(arm, "image_to_image") for arm in (after, before))
             cells = [one.minus(other, metric) for metric in ("hit@1", "mrr")]
             cells += [one.where(toned=label).minus(other.where(toned=label), "hit@1") for label in ("no", "yes")]
             yield f"| {after} - {before} | {' | '.join(cells)} |"
@@ -158,7 +114,7 @@ def transfer(arms: Arms) -> Iterator[str]:
         names = [f"{model} {trained}-15" for model in ("2tower", "3tower")]
         if all(name in arms for name in names):
             for asked in ARTISTS:
-                two, three = (arms.answers(name, "image_to_image").where(domain=asked) for name in names)
+                two, three = (arms.scores(name, "image_to_image").where(domain=asked) for name in names)
                 cells = [two.interval("hit@1"), three.interval("hit@1")]
                 cells += [three.minus(two, metric) for metric in ("hit@1", "mrr")]
                 yield f"| {trained} | {asked} | {' | '.join(cells)} |"
@@ -172,7 +128,7 @@ def composed(arms: Arms) -> Iterator[str]:
         if arm in arms:
             for kind in ("tone", "gender"):
                 photo, words, both, other = (
-                    arms.answers(arm, direction).where(kind=kind) for direction in (PHOTO, WORDS, BOTH, WITHOUT_SHOWN)
+                    arms.scores(arm, direction).where(kind=kind) for direction in (PHOTO, WORDS, BOTH, WITHOUT_SHOWN)
                 )
                 cells = [found.interval("hit@1") for found in (photo, words, both, other)]
                 cells += [both.minus(photo, "hit@1"), both.minus(words, "hit@1")]

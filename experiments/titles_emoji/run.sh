@@ -37,5 +37,5 @@ for name in ${ARMS:-photos own composed artists shuffled}; do
     *) echo "ARMS: no arm '$name'; there are photos own composed artists shuffled" >&2; exit 2 ;;
   esac
 done
-$PYTHON experiments/titles_emoji/report.py "experiments/$RECORD" "$EXTERNAL/data/emoji" "runs/$RECORD"/[234]tower-*
+$PYTHON -m experiments.titles_emoji.report "experiments/$RECORD" "$EXTERNAL/data/emoji" "runs/$RECORD"/[234]tower-*
 $PYTHON experiments/refresh.py
