@@ -12,6 +12,7 @@ from mim_lightning.display.style import line_look, new_panels, save_figure
 HERE = Path(__file__).parent
 
 curve = json.loads((HERE / "curve.json").read_text())["curve"]
+tried = sorted({int(size) for by_size in curve.values() for size in by_size})
 figure, panels = new_panels(2, width=4.2, height=3.4)
 for place, (arm, by_size) in enumerate(curve.items()):
     sizes = [int(size) for size in by_size]
@@ -21,7 +22,7 @@ for place, (arm, by_size) in enumerate(curve.items()):
         axes.plot(sizes, values, label=arm, markersize=4, **line_look(place))
 for axes, title in zip(panels, ("rows a second", "peak memory, GiB"), strict=True):
     axes.set_xscale("log", base=2)
-    axes.set_xticks([32, 128, 512], ["32", "128", "512"])
+    axes.set_xticks(tried, [str(size) for size in tried])
     axes.set_xlabel("rows of a batch")
     axes.set_title(title, loc="left")
     axes.set_ylim(bottom=0)
