@@ -15,8 +15,8 @@ from typing import Any
 
 from mim_lightning.analysis.record import EvaluationRecord
 from mim_lightning.artifact_paths import RECORD_FOLDER
+from mim_lightning.repetitions import REPEATED_KEYS, fold_of, seed_of
 
-REPEATED_KEYS = ("seed", "data.seed", "data.splits.fold", "data.splits.label")  # in which the runs of one group differ
 MAX_KEYS_IN_LABEL = 3
 
 Leaves = dict[str, Any]  # config by dotted key
@@ -35,7 +35,7 @@ class RunGroup:
 
     @property
     def seeds(self) -> list[int]:
-        return sorted({seed_of(record) for records in self.records.values() for record in records})
+        return sorted({seed_of(record.facts.config) for records in self.records.values() for record in records})
 
     @property
     def num_runs(self) -> int:
@@ -49,10 +49,6 @@ class RunGroup:
 
         folds = f", {listed('fold', self.records)}" if len(self.records) > 1 else ""
         return f"{self.num_runs} run{'s' if self.num_runs > 1 else ''}, {listed('seed', self.seeds)}{folds}"
-
-
-def seed_of(record: EvaluationRecord) -> int:
-    return int(record.facts.config.get("seed", 0))
 
 
 def group_runs(records: Sequence[EvaluationRecord], ignored_keys: Collection[str] = ()) -> list[RunGroup]:
@@ -74,7 +70,7 @@ def group_runs(records: Sequence[EvaluationRecord], ignored_keys: Collection[str
     seen: Counter[str] = Counter()
     for idx, (record, keys) in enumerate(zip(records, leaves, strict=True)):
         config = json.dumps(keys, sort_keys=True, default=str)
-        run = f"{config} {seed_of(record)} {_fold_of(record)}"
+        run = f"{config} {seed_of(record.facts.config)} {fold_of(record.facts.config)}"
         groups.setdefault(f"{config} {seen[run]}", []).append(idx)
         seen[run] += 1
     members = list(groups.values())
@@ -93,14 +89,11 @@ def _validate_distinct(records: Sequence[EvaluationRecord]) -> None:
         seen[path] = record
 
 
-def _fold_of(record: EvaluationRecord) -> int:
-    splits = record.facts.config.get("data", {}).get("splits") or {}
-    return int(splits.get("fold", 0))
-
-
 def _by_fold(records: Sequence[EvaluationRecord]) -> dict[int, tuple[EvaluationRecord, ...]]:
-    folds = sorted({_fold_of(record) for record in records})
-    return {fold: tuple(sorted((r for r in records if _fold_of(r) == fold), key=seed_of)) for fold in folds}
+    by_fold: dict[int, list[EvaluationRecord]] = {}
+    for record in sorted(records, key=lambda record: seed_of(record.facts.config)):
+        by_fold.setdefault(fold_of(record.facts.config), []).append(record)
+    return {fold: tuple(by_fold[fold]) for fold in sorted(by_fold)}
 
 
 def _leaves(record: EvaluationRecord, ignored_keys: Collection[str]) -> Leaves:

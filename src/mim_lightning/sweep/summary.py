@@ -15,9 +15,9 @@ from rich.text import Text
 
 from mim_lightning.display.text import plain
 from mim_lightning.metric_names import whole_name
+from mim_lightning.repetitions import REPEATED_KEYS
 from mim_lightning.sweep.job_log import FINISHED, JobLog, JobRecord
 
-SEED_KEYS = ("seed", "data.seed", "data.splits.fold")  # repetitions of one setting
 MAX_LABEL = 1_000  # characters
 
 
@@ -38,7 +38,7 @@ def average_seeds(jobs: Sequence[tuple[Mapping[str, str], Mapping[str, float]]])
     """
     groups: dict[str, list[Mapping[str, float]]] = {}
     for overrides, results in jobs:
-        label = " ".join(f"{key}={value}" for key, value in overrides.items() if key not in SEED_KEYS)
+        label = " ".join(f"{key}={value}" for key, value in overrides.items() if key not in REPEATED_KEYS)
         groups.setdefault(label, []).append(results)
     return [
         SettingMeans(

@@ -17,11 +17,12 @@ from mim_lightning.analysis.figures.embedding_map import draw_map, project_point
 from mim_lightning.analysis.figures.hits_grid import MAX_MODELS, draw_hits
 from mim_lightning.analysis.figures.training_log import TrainingLog, read_log
 from mim_lightning.analysis.record import EvaluationRecord
-from mim_lightning.analysis.run_groups import RunGroup, group_runs, seed_of
+from mim_lightning.analysis.run_groups import RunGroup, group_runs
 from mim_lightning.data.preparation.prepared import open_prepared, open_products
 from mim_lightning.display.style import extra_figures, save_figure, shorten
 from mim_lightning.fields import PRODUCT_IMAGE, QUERY_IMAGE
 from mim_lightning.io.atomic import atomic_write
+from mim_lightning.repetitions import seed_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -145,7 +146,7 @@ def _first(group: RunGroup) -> EvaluationRecord:
 
 def _name(group: RunGroup, record: EvaluationRecord) -> str:
     """Return the label of one run of a group."""
-    return f"{group.label}, seed {seed_of(record)}" if group.num_runs > 1 else group.label
+    return f"{group.label}, seed {seed_of(record.facts.config)}" if group.num_runs > 1 else group.label
 
 
 def _logs(groups: Sequence[RunGroup]) -> dict[str, list[TrainingLog]]:
