@@ -28,7 +28,6 @@ from mim_lightning.display.progress import ProgressMeter
 from mim_lightning.display.text import plain
 from mim_lightning.io.damaged_file import errors_as_damaged_file, validate_regular_file
 from mim_lightning.io.locks import ReadLock
-from mim_lightning.io.os_errors import lacks_descriptors
 from mim_lightning.io.paths import PathOrUrl, join, to_path_or_url
 from mim_lightning.io.remote import download_json, list_folder
 from mim_lightning.io.retry import NotFoundError, RetryPolicy
@@ -193,9 +192,7 @@ class PreparedData:
             for name in names:
                 try:
                     shards = self.open_set(name)
-                except (OSError, ValueError) as error:
-                    if lacks_descriptors(error):
-                        raise
+                except ValueError:
                     found.append(Damage(name, is_unknown=True))
                     continue
                 found.append(find_damage(shards, name, tuple(COLUMNS), is_thorough, show))

@@ -14,7 +14,6 @@ from mim_lightning.data.shards.files import LocalFiles
 from mim_lightning.data.shards.open_shards import MEMBERS
 from mim_lightning.data.shards.set_index import ColumnSegment, IndexedShard
 from mim_lightning.data.shards.shard_set import ShardSet
-from mim_lightning.io.os_errors import lacks_descriptors
 
 PLACE_BYTES = len(MEMBERS) * 2 * 8  # of a sample in the byte index
 
@@ -52,15 +51,13 @@ def find_damage(
         on_shard: called after each shard.
 
     Raises:
-        OSError: this process may open no more files.
+        OSError: this process may open no more files, or the disk fails.
     """
     files, index = shards.files, shards.index
     assert isinstance(files, LocalFiles)
     try:
         sizes = {entry.name: entry.stat().st_size for entry in os.scandir(files.folder)}
-    except OSError as error:
-        if lacks_descriptors(error):
-            raise
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
         return Damage(set_name, is_unknown=True)
     damaged = []
     for shard in map(index.shard, range(len(index.sizes))):
@@ -90,7 +87,5 @@ def _is_sound(files: LocalFiles, shard: IndexedShard) -> bool:
 def _is_column(files: LocalFiles, name: str, segment: ColumnSegment) -> bool:
     try:
         return files.column(segment.column_file(name).removesuffix(".npy")).shape == (segment.size,)
-    except (OSError, ValueError) as error:
-        if lacks_descriptors(error):
-            raise
+    except ValueError:
         return False

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -24,9 +25,9 @@ from mim_lightning.data.shards.set_index import (
     index_file,
     parse_pointer,
 )
-from mim_lightning.io.damaged_file import DamagedFileError, errors_as_damaged_file, validate_regular_file
+from mim_lightning.io.damaged_file import FileError, errors_as_damaged_file
 from mim_lightning.io.locks import ReadLock
-from mim_lightning.io.os_errors import lacks_descriptors
+from mim_lightning.io.os_errors import describe_os_error, lacks_descriptors
 
 if TYPE_CHECKING:
     from mim_lightning.data.shards.remote_files import RangeShard
@@ -159,20 +160,17 @@ class LocalFiles:
 
     def _read(self, name: str) -> tuple[Path, bytes, os.stat_result]:
         path = self.folder / name
-        try:
-            with errors_as_damaged_file(path, REMEDY):
-                return path, path.read_bytes(), path.stat()
-        except FileNotFoundError:
-            raise MissingError(f"{path}: there is no such file") from None
+        with _errors_as_shard_error(path):
+            return path, path.read_bytes(), path.stat()
 
     def column(self, name: str) -> np.ndarray:
         path = self.folder / f"{name}.npy"
         try:
-            with errors_as_damaged_file(path, REMEDY):
+            with _errors_as_shard_error(path):
                 column = np.load(path, mmap_mode="r")
-        except FileNotFoundError:
+        except ShardError:
             self.validate_unchanged()
-            raise MissingError(f"{path}: there is no such file") from None
+            raise
         self.validate_unchanged()
         return column
 
@@ -188,31 +186,13 @@ class LocalFiles:
 
     def _open(self, shard: IndexedShard, verify: bool) -> OpenShard:
         tar_path, index_path = (self.folder / f"{shard.stem}{ending}" for ending in (".tar", ".npy"))
-        try:
-            with errors_as_damaged_file(index_path, REMEDY):
-                places = read_places(index_path.open("rb"), shard.size)
-        except FileNotFoundError:
-            raise ShardError(f"{index_path}: the byte index of the shard is missing; run prepare again") from None
-        except DamagedFileError as error:
-            raise ShardError(str(error)) from error
-        except OSError as error:
-            if lacks_descriptors(error):
-                raise
-            raise ShardError(f"{index_path}: damaged ({error}); run prepare again") from error
-        try:
-            validate_regular_file(tar_path, REMEDY)
+        with _errors_as_shard_error(index_path, f"the byte index of the shard is missing; {REMEDY}"):
+            places = read_places(index_path.open("rb"), shard.size)
+        with _errors_as_shard_error(tar_path, f"the shard is missing; {REMEDY}"):
             opened = OpenShard(str(tar_path), os.open(tar_path, os.O_RDONLY), places)
             if verify:
                 validate_shard(opened.descriptor, shard.num_bytes, shard.crc32)
             validate_opened(opened.descriptor, places, shard.num_bytes)
-        except FileNotFoundError:
-            raise ShardError(f"{tar_path}: the shard is missing; run prepare again") from None
-        except DamagedFileError as error:
-            raise ShardError(str(error)) from error
-        except (OSError, ValueError) as error:
-            if lacks_descriptors(error):
-                raise
-            raise ShardError(f"{tar_path}: damaged ({error}); run prepare again") from error
         return opened
 
     def validate_unchanged(self) -> None:
@@ -239,6 +219,27 @@ class LocalFiles:
 
     def drop(self, shard: IndexedShard) -> None:
         pass
+
+
+@contextmanager
+def _errors_as_shard_error(path: Path, missing: str = "there is no such file") -> Iterator[None]:
+    """Turn any exception of reading a file of a set into a ShardError.
+
+    Raises:
+        ShardError: the file is damaged, or may not be read; MissingError: there is none.
+        OSError: this process may open no more files, which is no fault of this one.
+    """
+    try:
+        with errors_as_damaged_file(path, REMEDY):
+            yield
+    except FileNotFoundError:
+        raise MissingError(f"{path}: {missing}") from None
+    except FileError as error:
+        raise ShardError(str(error)) from error
+    except OSError as error:
+        if lacks_descriptors(error):
+            raise
+        raise ShardError(describe_os_error(error)) from error
 
 
 def describe_removal(folder: Path, version: int | None) -> str:
