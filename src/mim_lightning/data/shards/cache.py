@@ -72,7 +72,7 @@ class CacheSettings:
         timeout: seconds without an answer from the store.
         retries: attempts after the first, each after a longer pause.
         prefetch_shards: shards that each rank fetches before the order comes to them.
-        connections: downloads at a time of each rank.
+        connections: downloads at a time of each loader of a rank.
         verify: compare every shard with its checksum when a process opens it, in a local folder too; downloads are
             always compared.
     """

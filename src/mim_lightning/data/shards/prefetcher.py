@@ -27,7 +27,7 @@ PARENT_POLL = 1.0  # seconds between two looks whether the process that asks is 
 class Download(NamedTuple):
     reader: str  # who needs it; a stopped reader's downloads are dropped
     task: Callable[[], object] | None  # can be pickled; None: the reader stops
-    connections: int = 1  # downloads at a time
+    connections: int = 1  # downloads at a time of the reader
 
 
 class Prefetcher:
@@ -53,8 +53,10 @@ class Prefetcher:
 
     def stop(self, reader: str) -> None:
         """Drop the downloads of a reader that did not start yet."""
+        if self._process_id != os.getpid():  # it has none: those of its parent are no threads here
+            return
         self._threads.put(Download(reader, None))
-        if self._process_id == os.getpid() and self._process is not None:
+        if self._process is not None:
             self._send(Download(reader, None))
 
     def _send(self, download: Download) -> None:
@@ -72,28 +74,40 @@ class Prefetcher:
 
 
 class DownloadThreads:
-    """Threads that download what is queued, in order."""
+    """Threads of each reader: one whose store is silent, or for which the cache has no space, delays no other."""
 
     def __init__(self) -> None:
-        self._queue: queue.SimpleQueue[Download] = queue.SimpleQueue()
-        self._stopped: set[str] = set()
-        self._num_threads = 0
-        self._is_full = threading.Lock()
+        self._readers: dict[str, _ReaderThreads] = {}
 
     def put(self, download: Download) -> None:
-        if download.task is None:
-            self._stopped.add(download.reader)
-            return
-        self._queue.put(download)
-        while self._num_threads < download.connections:
+        if download.task is not None:
+            self._readers.setdefault(download.reader, _ReaderThreads()).put(download.task, download.connections)
+        elif download.reader in self._readers:
+            self._readers.pop(download.reader).stop()
+
+
+class _ReaderThreads:
+    """Threads that download what a reader needs, in order."""
+
+    def __init__(self) -> None:
+        self._queue: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()  # None ends a thread
+        self._num_threads, self._is_stopped = 0, False
+        self._is_full = threading.Lock()
+
+    def put(self, task: Callable[[], object], connections: int) -> None:
+        self._queue.put(task)
+        if self._num_threads < connections:
             self._num_threads += 1
             threading.Thread(target=self._work, name="prefetcher", daemon=True).start()
 
+    def stop(self) -> None:
+        self._is_stopped = True
+        for _ in range(self._num_threads):
+            self._queue.put(None)
+
     def _work(self) -> None:
-        while True:
-            reader, task, _ = self._queue.get()
-            assert task is not None
-            while reader not in self._stopped:
+        while (task := self._queue.get()) is not None:
+            while not self._is_stopped:
                 try:
                     task()
                 except NoSpaceError:
