@@ -34,7 +34,8 @@ from torchvision.transforms import v2
 
 from mim_lightning.data.images.transforms import Augment
 from mim_lightning.data.loading.collate import Collate
-from mim_lightning.data.loading.loader import BatchRequest, RankSampler, StreamLoader
+from mim_lightning.data.loading.loader import StreamLoader
+from mim_lightning.data.loading.rank_sampler import BatchRequest, RankSampler
 from mim_lightning.data.loading.worker_processes import start_worker
 from mim_lightning.data.sampling.grouped import GroupedSettings
 from mim_lightning.data.sampling.order import EpochSettings, OrderSettings

@@ -34,7 +34,7 @@ states = [now()]
 from mim_lightning.data.sampling.order import EpochSettings
 from mim_lightning.data.sampling.shuffled import ShuffledSettings
 from mim_lightning.data.shards.shard_set import ShardSet
-from mim_lightning.data.loading.loader import RankSampler
+from mim_lightning.data.loading.rank_sampler import RankSampler
 import mim_lightning.train, mim_lightning.lit.datamodule  # other imports of a training process
 states.append(now())
 place, num_streams, batch_size, world_size = sys.argv[1], *map(int, sys.argv[2:])

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks.scaling_figures import GB, GIB, INPUTS, Figures, read_figures
-from mim_lightning.data.loading.loader import PREFETCH_FACTOR
+from mim_lightning.data.loading.rank_sampler import PREFETCH_FACTOR
 from mim_lightning.data.shards.cache import CacheSettings
 from mim_lightning.metrics.memory import EvaluationMemory
 from mim_lightning.search.index.index_settings import IndexSettings

@@ -122,7 +122,7 @@ def evaluate_checkpoint(config: dict[str, Any]) -> CheckpointEvaluation:
     from mim_lightning.lit.console import ProgressBar
     from mim_lightning.lit.evaluation import evaluate_module, flatten
     from mim_lightning.lit.module import MatchModule
-    from mim_lightning.lit.trainer import keep_batches
+    from mim_lightning.lit.trainer import ask_first, keep_batches
     from mim_lightning.metric_names import whole_name
     from mim_lightning.model.compatibility import METRIC, cross_directions, join_models
     from mim_lightning.model.fingerprint import fingerprint
@@ -175,7 +175,9 @@ def evaluate_checkpoint(config: dict[str, Any]) -> CheckpointEvaluation:
     run_config = {**trained, **changed, "data": data}
     run_config["callbacks"] = {**trained["callbacks"], "retrieval_eval": callback}
     title = f"{config['checkpoint'] or trained['run']['id']} ({model.fingerprint})"
-    results = flatten(reports, datamodule, find_retrieval_eval(trainer).width_reports)
+    width_reports = find_retrieval_eval(trainer).width_reports
+    # by one process: it reads the facts of all queries, from every shard
+    results = ask_first(trainer.strategy, lambda: flatten(reports, datamodule, width_reports), may_take_hours=True)
     cross = () if former is None else _compare_galleries(reports, directions, data)
     made = title, str(config["checkpoint"]), results, model, run_config, found, trainer, datamodule, parts
     return CheckpointEvaluation(*made, models, cross)

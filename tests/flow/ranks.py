@@ -1,8 +1,9 @@
 """python -m tests.flow.ranks torchrun|srun <number> <JSON>: commands in processes as a launcher starts them.
 
 The JSON is a list of [name of an entry point, [overrides]]; every process runs all of them, one after the other. After
-["kill", [rank, number]] that rank is killed as it starts so many batches of an evaluation. A process that fails ends
-with code 1, and with it the others, as torchrun and `srun --kill-on-bad-exit` have it.
+["kill", [rank, number]] that rank is killed as it starts so many batches of an evaluation; after ["log_shards",
+[folder]] each rank writes which shards it opens into a file there. A process that fails ends with code 1, and with it
+the others, as torchrun and `srun --kill-on-bad-exit` have it.
 """
 
 from __future__ import annotations
@@ -14,9 +15,14 @@ import signal
 import socket
 import sys
 from collections.abc import Iterator
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from mim_lightning.config import compose
+
+if TYPE_CHECKING:
+    from mim_lightning.data.shards.open_shards import OpenShard
+    from mim_lightning.data.shards.set_index import IndexedShard
 
 
 def main(launcher: str, num_processes: int, commands: list[tuple[str, list[str]]]) -> None:
@@ -60,6 +66,9 @@ def run(commands: list[tuple[str, list[str]]]) -> None:
             if name == "kill":
                 kill_at(*map(int, overrides))
                 continue
+            if name == "log_shards":
+                log_shards(Path(*overrides) / os.environ["RANK"])
+                continue
             getattr(importlib.import_module(f"mim_lightning.{name}"), name)(compose(name, overrides))
         code = 0
     except ValueError as error:
@@ -81,6 +90,20 @@ def kill_at(rank: int, number: int) -> None:
         return embed(module, *arguments)
 
     MatchModule.validation_step = embed_or_die  # type: ignore[method-assign]
+
+
+def log_shards(path: Path) -> None:
+    """Write each shard that this process opens into a file, as <name of the set> <number>."""
+    from mim_lightning.data.shards.files import LocalFiles
+
+    open_shard = LocalFiles.open
+
+    def open_and_log(files: LocalFiles, shard: IndexedShard, verify: bool) -> OpenShard:
+        with path.open("a") as file:
+            print(files.folder.name, shard.idx, file=file)
+        return open_shard(files, shard, verify)
+
+    LocalFiles.open = open_and_log  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":

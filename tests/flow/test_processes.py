@@ -127,9 +127,15 @@ def test_an_evaluation_that_was_killed_goes_on_with_what_it_had_embedded(
     words = [f"checkpoint={checkpoint}", "trainer=cpu"]
     evaluate(compose("evaluate", [*words, f"output={tmp_path}/whole"]))
     words += ["save_interval=0", f"output={tmp_path}/killed"]
-    killed = [("kill", ["1", "4"]), ("evaluate", [*words, "trainer.devices=2"])]
+    log = tmp_path / "opened"
+    log.mkdir()
+    killed = [("kill", ["1", "4"]), ("log_shards", [str(log)]), ("evaluate", [*words, "trainer.devices=2"])]
 
     code, _, errors = start_ranks(2, killed)
+
+    opened = {path.name: set(path.read_text().splitlines()) for path in log.iterdir()}
+    assert opened.get("0", set()) <= {"val 0", "val 1", "catalogue 0", "catalogue 1"}, "its rows are 0 to 3"
+    assert opened["1"] == {"val 1", "val 2", "catalogue 1", "catalogue 2"}, "its rows are 4 to 6"
 
     parts = [load_file(path) for path in tmp_path.glob(f"killed/{PARTS_FOLDER}/*.safetensors")]
     num_kept = sum(len(part["row_keys"]) for part in parts)

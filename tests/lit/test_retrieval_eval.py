@@ -11,11 +11,11 @@ import pytest
 
 from mim_lightning.analysis.record import read_record
 from mim_lightning.config import compose
-from mim_lightning.data.loading.loader import RankSampler
+from mim_lightning.data.loading.rank_sampler import RankSampler
 from mim_lightning.data.sampling.gallery_sample import SelectedOrder
 from mim_lightning.evaluate import evaluate
 from mim_lightning.lit import trainer as trainer_module
-from mim_lightning.lit.callbacks.retrieval_eval import _num_ids, _rows_of_rank
+from mim_lightning.lit.callbacks.retrieval_eval import _num_ids
 from mim_lightning.metric_names import whole_name
 from mim_lightning.metrics.directions import COLUMNS, GALLERY_COLUMNS
 from mim_lightning.run import Run
@@ -89,7 +89,7 @@ def test_the_end_of_an_interval_is_that_of_its_metric() -> None:
         assert whole_name(f"{stage}sampled20_{name}{end}") == whole_name(metric) == metric
 
 
-@pytest.mark.parametrize("num_rows", [3, 8, 9, 17, 23])
+@pytest.mark.parametrize("num_rows", [3, 8, 9, 17, 23, 37])
 @pytest.mark.parametrize("in_whole_batches", [True, False])
 def test_memory_is_that_of_the_rank_with_most_rows(num_rows: int, in_whole_batches: bool) -> None:
     order, shards = SelectedOrder(np.arange(num_rows), 8), SimpleNamespace(prefetch_shards=0)
@@ -97,7 +97,7 @@ def test_memory_is_that_of_the_rank_with_most_rows(num_rows: int, in_whole_batch
     ranks = [RankSampler(rank=rank, world_size=4, **options) for rank in range(4)]
     dealt = [sum(len(part.numbers) - part.num_padding for part in rank) for rank in ranks]
     assert sum(dealt) == num_rows
-    assert max(dealt) == _rows_of_rank(order, 4, in_whole_batches)
+    assert max(dealt) == ranks[0].most_rows
 
 
 def test_ids_of_a_row_are_counted_by_its_own_side() -> None:

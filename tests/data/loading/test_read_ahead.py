@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mim_lightning.data.loading.loader import PREFETCH_FACTOR, BatchRequest, RankSampler, StreamLoader, _ListedRequests
+from mim_lightning.data.loading.loader import StreamLoader, _ListedRequests
+from mim_lightning.data.loading.rank_sampler import PREFETCH_FACTOR, BatchRequest, RankSampler
 from mim_lightning.data.sampling.shuffled import ShuffledOrder, sequential_order
 from mim_lightning.data.shards.files import ShardPlan
 

@@ -11,30 +11,19 @@ from itertools import tee
 from typing import Any
 
 import numpy as np
-from torch.utils.data import Dataset, Sampler, get_worker_info
+from torch.utils.data import Dataset, get_worker_info
 
 from mim_lightning.data.loading.batch_memory import BatchMessage, SharedBatchBuffers, make_buffers
 from mim_lightning.data.loading.collate import Collate
 from mim_lightning.data.loading.corrupt_samples import CorruptSamplePolicy, LoadedBatch, SkipCounter, load_batch
+from mim_lightning.data.loading.rank_sampler import PREFETCH_FACTOR, BatchRequest, RankSampler
 from mim_lightning.data.loading.read_ahead import PlannedBatch, ReadAhead
 from mim_lightning.data.loading.worker_processes import WorkerLoader, start_worker
 from mim_lightning.data.sampling.order import STATE_KEYS, BatchOrder
 from mim_lightning.data.shards.shard_set import ShardSet
 from mim_lightning.types import Batch
 
-PREFETCH_FACTOR = 2  # batches that each worker prefetches
 DECODE_TIMEOUT = 300.0  # seconds for reading and decoding a batch, besides waiting for a store
-
-
-@dataclass(frozen=True)
-class BatchRequest:
-    """One rank's part of a global batch: its samples, and its position in the run (for the seed of augmentation)."""
-
-    epoch: int
-    start: int  # samples of the epoch before this global batch
-    numbers: list[int]
-    num_padding: int  # numbers at the end that are repeats
-    buffer_idx: int | None = None  # of the shared buffer for its images
 
 
 class ShardDataset(Dataset[Any]):
@@ -50,88 +39,6 @@ class ShardDataset(Dataset[Any]):
         buffer = None if self.buffers is None or buffer_idx is None else self.buffers.to_write(buffer_idx)
         loaded = load_batch(self.shards, self.collate, numbers, request.num_padding, position, self.skips, buffer)
         return BatchMessage(loaded, self.buffers, buffer_idx) if get_worker_info() else loaded
-
-
-class RankSampler(Sampler[BatchRequest]):
-    """Split the global batches of an epoch between ranks in equal parts; repeats complete the last batch.
-
-    Args:
-        in_whole_batches: give each rank batches that one process would make, in turn: a rank has as many rows of the
-            last global batch as are left for it, at least one repeat.
-    """
-
-    def __init__(
-        self,
-        shards: ShardSet,
-        order: BatchOrder,
-        rank: int,
-        world_size: int,
-        buffers: SharedBatchBuffers | None = None,
-        num_workers: int = 0,
-        in_whole_batches: bool = False,
-    ) -> None:
-        if order.global_batch_size % world_size:
-            raise ValueError(
-                f"data.batch_size={order.global_batch_size} is the batch of all processes together; "
-                f"it must be a multiple of their number, {world_size}"
-            )
-        self.shards, self.order, self.rank, self.world_size = shards, order, rank, world_size
-        self.epoch, self.start, self.buffers, self.num_workers = 0, 0, buffers, num_workers
-        self._ahead: ReadAhead | None = None
-        self._ahead_order = order  # of `_ahead`
-        self.in_whole_batches = in_whole_batches
-
-    def __len__(self) -> int:
-        return self.order.num_batches
-
-    def __iter__(self) -> Iterator[BatchRequest]:
-        start, epoch = self.start, self.epoch
-        ahead = self._read_ahead(epoch, start)
-        for batch in self.order.batches(epoch, start):
-            part, num_padding = self._part(batch)
-            buffer_idx = self.buffers.acquire() if self.buffers else None
-            if ahead:
-                ahead.advance()
-            yield BatchRequest(epoch, start, part.tolist(), num_padding, buffer_idx)
-            start += self.order.global_batch_size  # of a smaller batch too: positions count it as full
-        if ahead and not self.order.shuffle:
-            ahead.stop()
-
-    def stop(self) -> None:
-        """Plan no shards any more, until the next pass."""
-        if self._ahead is not None:
-            self._ahead.stop()
-            self._ahead = None
-
-    def _read_ahead(self, epoch: int, start: int) -> ReadAhead | None:
-        """Return what follows the order from a position on: the one of the last epoch if it has come there."""
-        if not self.shards.prefetch_shards:
-            return None
-        is_former = self._ahead_order is not self.order  # what it read ahead is of another order
-        if self._ahead is None or is_former or self._ahead.position != (epoch, start):
-            if self._ahead is not None:
-                self._ahead.stop()
-            self._ahead_order, parts = self.order, self._parts(self.order, epoch, start)
-            self._ahead = ReadAhead(self.shards, parts, self.num_workers, PREFETCH_FACTOR)
-        return self._ahead
-
-    def _parts(self, order: BatchOrder, epoch: int, start: int) -> Iterator[PlannedBatch]:
-        """Yield this rank's part of each batch, in training without an end."""
-        while True:
-            for batch in order.batches(epoch, start):
-                yield PlannedBatch((epoch, start), self._part(batch)[0])
-                start += order.global_batch_size
-            if not order.shuffle or not order.num_samples:
-                return
-            epoch, start = epoch + 1, 0
-
-    def _part(self, batch: np.ndarray) -> tuple[np.ndarray, int]:
-        """Return this rank's rows of a global batch, and how many at their end are repeats."""
-        num_split = self.order.global_batch_size if self.in_whole_batches else len(batch)
-        num_rows = -(-num_split // self.world_size)
-        part = batch[self.rank * num_rows : (self.rank + 1) * num_rows]
-        num_padding = int(not len(part)) if self.in_whole_batches else num_rows - len(part)
-        return np.concatenate([part, np.resize(batch, num_padding)]), num_padding
 
 
 class StreamLoader(WorkerLoader):
@@ -155,7 +62,7 @@ class StreamLoader(WorkerLoader):
         in_whole_batches: bool = False,
     ) -> None:
         policy = policy or CorruptSamplePolicy()
-        num_rows = -(-order.global_batch_size // world_size)
+        num_rows = order.global_batch_size if in_whole_batches else -(-order.global_batch_size // world_size)
         num_references = 0 if collate.references is None else num_rows
         self.buffers = make_buffers(collate.prepared_specs, num_rows, num_workers, PREFETCH_FACTOR, num_references)
         self.order = order

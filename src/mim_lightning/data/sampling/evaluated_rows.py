@@ -20,8 +20,8 @@ class EvaluatedRows:
         batch_size: rows of all processes together; of each one with `as_one_process`.
 
     Attributes:
-        as_one_process: whether each process evaluates the very batches that one alone would make, so that vectors are
-            equal to the last bit; one needs as much memory then as one alone.
+        as_one_process: whether each process evaluates a run of the very batches that one alone would make, so that
+            vectors are equal to the last bit; one needs as much memory for a batch then as one alone.
     """
 
     def __init__(self, sets: Callable[[], Sequence[ShardSet]], batch_size: int) -> None:
@@ -74,7 +74,7 @@ class EvaluatedRows:
         self._embedded = dict(embedded)
 
     def order(self, idx: int, shards: ShardSet, numbers: np.ndarray | None, world_size: int) -> BatchOrder:
-        """Return the global batches of a set, without those that were embedded before.
+        """Return the batches of a set, global or as one process makes them, without those embedded before.
 
         Args:
             idx: number of the set.
@@ -87,8 +87,6 @@ class EvaluatedRows:
             is_left = ~np.isin(numbers[::batch_size], embedded)
             is_left[-1:] = True  # Lightning leaves out a pass without batches
             numbers = numbers[np.repeat(is_left, batch_size)[: len(numbers)]]
-        if self.as_one_process:
-            batch_size *= world_size
-        else:  # every rank needs a row, to take part in the collectives
+        if not self.as_one_process:  # every rank needs a row, to take part in the collectives
             batch_size = -(-batch_size // world_size) * world_size
         return sequential_order(shards, batch_size) if numbers is None else SelectedOrder(numbers, batch_size)

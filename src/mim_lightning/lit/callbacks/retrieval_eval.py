@@ -16,7 +16,6 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 
 from mim_lightning.data.loading.loader import StreamLoader
-from mim_lightning.data.sampling.order import BatchOrder
 from mim_lightning.fields import PRODUCT, QUERY
 from mim_lightning.lit.callbacks.monitored_metric import MonitoredMetric, validate_monitors
 from mim_lightning.lit.datamodule import DISTRACTORS, GALLERY, QUERIES
@@ -169,7 +168,7 @@ class RetrievalEval(Callback):
         """Return what the pass will need, by the loaders' numbers of rows."""
         opened = trainer.datamodule.opened  # type: ignore[attr-defined]
         loaders: Sequence[StreamLoader] = trainer.val_dataloaders  # type: ignore[assignment]
-        own = [_rows_of_rank(loader.order, trainer.world_size, loader.ranks.in_whole_batches) for loader in loaders]
+        own = [loader.ranks.most_rows for loader in loaders]
         num_samples = trainer.datamodule.evaluated.counts()  # type: ignore[attr-defined]
         columns = {side: self._columns(side, sum(num_samples)) for side in (QUERY, PRODUCT)}
         widest = {QUERY: opened.queries.max_relevant, PRODUCT: max(shards.max_relevant for shards in opened.gallery)}
@@ -316,13 +315,6 @@ class RetrievalEval(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.initial = state_dict["initial" if "initial" in state_dict else "untouched"]  # as older checkpoints name it
-
-
-def _rows_of_rank(order: BatchOrder, world_size: int, in_whole_batches: bool) -> int:
-    """Return how many rows of a pass the rank with most of them embeds; arguments as of `RankSampler`."""
-    num_batches, rest = divmod(order.num_samples, order.global_batch_size)
-    num_rows = order.global_batch_size // world_size  # of each rank in a batch
-    return num_batches * num_rows + (min(rest, num_rows) if in_whole_batches else -(-rest // world_size))
 
 
 def _num_ids(columns: Sequence[str], max_relevant: int) -> int:
