@@ -193,12 +193,18 @@ def test_a_store_error_passes_through_workers(
 ) -> None:
     _, store = served
     shards = ShardSet(store.address, settings(tmp_path))
-    shards.read([0, 9, 18, 36])  # of every other shard, while there is time
+    shards.read([27])
+    (copy,) = (tmp_path / "cache").rglob("000003.tar")
+    copy.unlink()
+    shards.read([0, 9, 18, 36])  # all but that shard are here: nothing else is downloaded in the short time below
     monkeypatch.setattr(CacheSettings, "retry_policy", RetryPolicy(0.4, 1))
     store.fail("000003.tar", fault)
     with pytest.raises(ShardError, match=f"{store.address}/000003.tar: ") as caught:
         list(loader(shards, num_workers))
     assert "tried 2 times" in str(caught.value)
+    assert {name: count for name, count in store.asked.items() if name.endswith(".npy")} == dict.fromkeys(
+        [f"{idx:06d}.npy" for idx in range(5)], 1
+    )
     traceback.clear_frames(caught.tb)  # ends the workers now; the garbage collector would wait five seconds for each
 
 
