@@ -52,7 +52,7 @@ class Setup:
                 f"trainer.accelerator={'gpu' if self.device == 'cuda' else 'cpu'}",
                 f"trainer.max_epochs={self.epochs}",
                 f"trainer.check_val_every_n_epoch={self.epochs}",
-                f"trainer.limit_train_batches={self.batches}",
+                f"data.rows_per_epoch={self.batches * self.batch_size}",  # a limit would cut the one that ends a pass
                 "trainer.num_sanity_val_steps=0",
                 *more,
             ],
