@@ -6,7 +6,8 @@ Writes made-up catalogs (a product has a picture of random patches and a text), 
 in another light), and a checkpoint of small towers that were never trained; then starts the commands as users do.
 Seconds are those of a CPU that a process took, which other work on the machine hardly changes, and of the clock. Memory
 is the largest resident set that a process reached, watched ten times a second: of the processes that embed, and of the
-one that was started. What each start wrote is compared with what one process wrote.
+one that was started. The vectors and ids that each start wrote are compared with those of one process, to the last bit,
+and so are the metrics of an evaluation, of which the largest difference is kept.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ import torch
 from machine import cpu, memory_bytes, process_seconds, process_tree
 from PIL import Image
 from record import add_output, read_record, table, write_record, write_tables
+from safetensors.torch import load_file
 
 from mim_lightning.config import build_matcher, compose
 from mim_lightning.data.shards.shard_writer import Record
@@ -118,15 +120,21 @@ def start(command: str, checkpoint: Path, num_processes: int) -> dict[str, Any]:
         "first_cpu_seconds": spent[process.pid],
         "first_memory": peaks[process.pid],
         "digest": digest(output),
+        "metrics": json.loads((output / "results.json").read_text()) if command == "evaluate" else {},
     }
 
 
 def digest(output: Path) -> str:
-    """Return a digest of the metrics, or of all vectors and ids, that a command wrote."""
-    names = ("results.json", "*.parquet", "embeddings/*.safetensors", "embeddings/rows.parquet")
+    """Return a digest of all vectors and ids that a command wrote."""
+    names = ("*.parquet", "embeddings/rows.parquet", "embeddings/*.safetensors", "evaluation/embeddings.safetensors")
     found = hashlib.blake2b(digest_size=8)
     for path in sorted({path for name in names for path in output.glob(name)}):
-        found.update(path.name.encode() + path.read_bytes())
+        found.update(path.name.encode())
+        if path.suffix == ".parquet":
+            found.update(path.read_bytes())
+            continue
+        for name, values in sorted(load_file(path).items()):  # their order in the file differs between processes
+            found.update(name.encode() + values.numpy().tobytes())
     return found.hexdigest()
 
 
@@ -175,13 +183,13 @@ def write(record: dict[str, Any], folder: Path) -> None:
         "CPU s of all",
         "peak MiB of the largest",
     ]
-    headings += ["peak MiB of the first", "results of one"]
+    headings += ["peak MiB of the first", "vectors of one", "metrics differ by"]
     rows, growth = [], []
     for (command_idx, num_rows, num_processes), found in starts.items():
         one = starts.get((command_idx, num_rows, 1))
-        equal = "-" if one is None or one is found else "yes" if one["digest"] == found["digest"] else "no"
+        equal = ["-", "-"] if one is None or one is found else comparison(one, found)
         rows.append(
-            [found["command"], f"{num_rows:,}", num_processes, f"{found['seconds']:.0f}", *cells_of(found), equal]
+            [found["command"], f"{num_rows:,}", num_processes, f"{found['seconds']:.0f}", *cells_of(found), *equal]
         )
     smallest, largest = min(rows for _, rows, _ in starts), max(rows for _, rows, _ in starts)
     for (command_idx, num_rows, num_processes), found in starts.items():
@@ -196,6 +204,19 @@ def write(record: dict[str, Any], folder: Path) -> None:
     by_rows = ["command", "processes", "CPU s of the busiest", "MiB of the largest", "MiB of the first"]
     note = f"For each 10,000 products more, between {smallest:,} and {largest:,}" if growth else "One size was measured"
     write_tables(folder, table=table(headings, rows, record["machine"]), growth=table(by_rows, growth, note))
+
+
+def comparison(one: dict[str, Any], found: dict[str, Any]) -> list[str]:
+    """Return whether vectors are those of one process, and the largest difference of a metric, if there are any."""
+    distances = [abs(found["metrics"][name] - value) for name, value in one["metrics"].items() if is_metric(name)]
+    largest = "-" if not distances else "0" if max(distances) == 0 else f"{max(distances):.0e}"
+    return ["yes" if one["digest"] == found["digest"] else "no", largest]
+
+
+def is_metric(name: str) -> bool:
+    """Whether a result is a metric between 0 and 1, and neither an end of an interval nor a count or rank."""
+    measure = name.rsplit("/", 1)[-1]
+    return "@" in measure or measure in ("mrr", "map")
 
 
 def cells_of(found: dict[str, Any]) -> list[str]:
