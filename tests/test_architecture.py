@@ -54,7 +54,7 @@ VENDORS = {  # library -> packages that may import it
     "uvicorn": {"serve", "search"},
     "pymilvus": {"search"},
     "milvus_lite": {"search"},
-    "huggingface_hub": {"inference", "data"},
+    "huggingface_hub": {"inference", "data", "encoders"},
     "datasets": {"data"},
     "sentence_transformers": {"inference"},
     "onnx": {"inference"},

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers.utils import cached_file
 
+from mim_lightning.encoders.hub_connection import cache_unless_connected, why_not_downloaded
 from mim_lightning.encoders.interface import canonical_text, one_line
 
 MODULES_FILE = "modules.json"  # of sentence-transformers: the parts of a model in their order
@@ -90,6 +91,8 @@ def _find(source: str, file: str, offline: bool) -> Path:
             raise ValueError(f"encoder '{source}': has no {file}; give dense=false")
         return path
     try:
-        return Path(str(cached_file(source, file, local_files_only=offline)))
+        with cache_unless_connected(source, offline):
+            return Path(str(cached_file(source, file, local_files_only=offline)))
     except Exception as error:  # the hub's client raises a dozen kinds
-        raise ValueError(f"encoder '{source}': {file} cannot be downloaded; give dense=false or a folder") from error
+        reason = f"{file} cannot be downloaded ({why_not_downloaded()})"
+        raise ValueError(f"encoder '{source}': {reason}; give dense=false or a folder") from error

@@ -23,6 +23,7 @@ from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from mim_lightning.encoders.hub_connection import cache_unless_connected, why_not_downloaded
 from mim_lightning.encoders.interface import BINARY_SUFFIX, TOKENIZER_CONFIG_FILE, one_line, write_assets
 
 PACKAGE_PREFIX = "package:"
@@ -54,7 +55,8 @@ def load_hf_config(source: str | Path, offline: bool) -> Any:
         CodeInModelError: the model is code, or asks for code.
         OSError, ValueError: there is none, or offline, it would ask the hub.
     """
-    facts, _ = PretrainedConfig.get_config_dict(source, local_files_only=offline)
+    with cache_unless_connected(source, offline):
+        facts, _ = PretrainedConfig.get_config_dict(source, local_files_only=offline)
     if "auto_map" in facts and facts.get("model_type") not in CONFIG_MAPPING:
         raise CodeInModelError(
             f"encoder '{source}': brings Python code of its own, which is not run; give a model that transformers knows"
@@ -62,7 +64,8 @@ def load_hf_config(source: str | Path, offline: bool) -> Any:
     _validate_attention(facts, source)
     if offline:
         _validate_nothing_fetched(facts)  # some models ask while their config is made
-    config = AutoConfig.from_pretrained(source, local_files_only=offline, trust_remote_code=False)
+    with cache_unless_connected(source, offline):
+        config = AutoConfig.from_pretrained(source, local_files_only=offline, trust_remote_code=False)
     if offline:
         _validate_nothing_fetched(config.to_dict())  # some ask by default
     _validate_attention_of_config(config, source)
@@ -114,7 +117,8 @@ def _validate_nothing_fetched(facts: dict[str, Any]) -> None:
 
 def load_hf_tokenizer(source: str | Path, offline: bool, **settings: Any) -> Any:
     """Return the tokenizer of a model, with other settings than its files have; errors as in transformers."""
-    return AutoTokenizer.from_pretrained(source, local_files_only=offline, trust_remote_code=False, **settings)
+    with cache_unless_connected(source, offline):
+        return AutoTokenizer.from_pretrained(source, local_files_only=offline, trust_remote_code=False, **settings)
 
 
 def load_hf_assets(name: str, assets: Mapping[str, str]) -> tuple[Any, Any]:
@@ -176,7 +180,7 @@ def load_hf_network(make: Any, source: str, config: Any, unused: Sequence[str] =
         ValueError: the weights cannot be read, or are not those of all parts.
     """
     try:
-        with without_reports():
+        with without_reports(), cache_unless_connected(source):
             network, found = make.from_pretrained(
                 source,
                 config=config,
@@ -220,7 +224,10 @@ def not_found(source: str, offline: bool, error: Exception, key: str = "encoder.
     remedy = f"give a local folder as the encoder's name, such as {key}=<folder>"
     if offline:
         return ValueError(f"encoder '{source}': not on this machine, and random weights ask no hub; {remedy}")
-    return ValueError(f"encoder '{source}': cannot be downloaded (no network or no such model on the hub); {remedy}")
+    return ValueError(
+        f"encoder '{source}': cannot be downloaded ({why_not_downloaded()}); copy HF_HOME from a machine that has it, "
+        f"or {remedy}"
+    )
 
 
 def checkpoint_hf_network(network: Any) -> None:

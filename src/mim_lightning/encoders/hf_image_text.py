@@ -32,6 +32,7 @@ from mim_lightning.encoders.hf_files import (
     unusual_settings,
     without_volatile,
 )
+from mim_lightning.encoders.hub_connection import cache_unless_connected
 from mim_lightning.encoders.interface import (
     PREPROCESSING_FILE,
     Encoder,
@@ -243,7 +244,8 @@ def _read_assets(source: str, offline: bool, image_size: int, resize_mode: str) 
         config = load_hf_config(source, offline)
         _validate_kind(source, config)
         tokenizer = load_hf_tokenizer(source, offline)
-        processor = AutoImageProcessor.from_pretrained(source, local_files_only=offline, trust_remote_code=False)
+        with cache_unless_connected(source, offline):
+            processor = AutoImageProcessor.from_pretrained(source, local_files_only=offline, trust_remote_code=False)
     except (CodeInModelError, _KindError):
         raise
     except Exception as error:  # each tokenizer and the hub's client raise their own

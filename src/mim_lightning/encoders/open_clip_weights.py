@@ -15,6 +15,7 @@ from typing import Any
 from torch import nn
 
 from mim_lightning.encoders.hf_files import CodeInModelError, load_hf_config
+from mim_lightning.encoders.hub_connection import cache_unless_connected, why_not_downloaded
 from mim_lightning.encoders.interface import Pretrained, canonical_text, names_by_pattern, unknown_name
 
 try:
@@ -64,7 +65,8 @@ def _find_config(name: str) -> Path:
     """Return the config file in the folder or hub repository of a prefixed name."""
     if name.startswith(HUB_PREFIX):
         try:
-            return Path(download_pretrained_from_hf(name.removeprefix(HUB_PREFIX), filename=CONFIG_FILE))
+            with cache_unless_connected(name):
+                return Path(download_pretrained_from_hf(name.removeprefix(HUB_PREFIX), filename=CONFIG_FILE))
         except Exception as error:  # the hub's client raises a dozen kinds
             raise _no_weights(name, CONFIG_FILE, error) from error
     path = Path(name.removeprefix(FOLDER_PREFIX)) / CONFIG_FILE
@@ -108,9 +110,9 @@ def load_pair(name: str, pretrained: Pretrained, config: Mapping[str, Any], imag
         if source := config["model_cfg"]["text_cfg"].get("hf_model_name"):
             load_hf_config(source, offline=False)  # else OpenCLIP asks whether to run code
         # `force_custom_text` makes the text half a module of its own in every model family
-        return open_clip.create_model(
-            name, tag, force_custom_text=True, force_image_size=image_size, require_pretrained=True
-        )
+        options = {"force_custom_text": True, "force_image_size": image_size, "require_pretrained": True}
+        with cache_unless_connected(tag or name.removeprefix(FOLDER_PREFIX)):
+            return open_clip.create_model(name, tag, **options)
     except CodeInModelError:
         raise
     except Exception as error:  # the hub's client, safetensors and torch each raise their own
@@ -122,8 +124,9 @@ def _no_weights(name: str, what: str | None, error: Exception) -> ValueError:
         reason = " ".join(str(error).split())[:200]
         return ValueError(f"encoder '{name}': {what or 'files in this folder'} do not fit the model: {reason}")
     return ValueError(
-        f"encoder '{name}': '{what or 'weights'}' cannot be downloaded (no network or not on the hub); "
-        f"give pretrained=<file> or name={FOLDER_PREFIX}<folder>"
+        f"encoder '{name}': '{what or 'weights'}' cannot be downloaded ({why_not_downloaded()}); copy HF_HOME from a "
+        f"machine that has it, or give encoder.image.pretrained=<file> and encoder.text.pretrained=<file>, or "
+        f"name={FOLDER_PREFIX}<folder>"
     )
 
 
@@ -153,7 +156,8 @@ def read_text_assets(name: str, config: Mapping[str, Any], offline: bool) -> dic
             if "hf_model_name" in text_cfg:
                 load_hf_config(text_cfg["hf_model_name"], offline).save_pretrained(folder)
             if "hf_tokenizer_name" in text_cfg:
-                tokenizer = open_clip.get_tokenizer(name, local_files_only=offline, trust_remote_code=False)
+                with cache_unless_connected(name.removeprefix(FOLDER_PREFIX), offline):
+                    tokenizer = open_clip.get_tokenizer(name, local_files_only=offline, trust_remote_code=False)
                 tokenizer.save_pretrained(folder)
         except CodeInModelError:
             raise

@@ -18,6 +18,7 @@ from timm.data import resolve_model_data_config
 from timm.models import load_state_dict
 from torch import Tensor, nn
 
+from mim_lightning.encoders.hub_connection import cache_unless_connected, why_not_downloaded
 from mim_lightning.encoders.interface import (
     PREPROCESSING_FILE,
     HfForm,
@@ -235,9 +236,10 @@ def _has_fragile_layer(network: nn.Module) -> bool:
 def _build(name: str, pretrained: Pretrained, image_size: int | None, arguments: Mapping[str, Any]) -> nn.Module:
     overlay = _find_weights(name, pretrained) if isinstance(pretrained, str) else None
     try:
-        network = timm.create_model(
-            name, pretrained=bool(pretrained), num_classes=0, pretrained_cfg_overlay=overlay, **arguments
-        )
+        with cache_unless_connected(name, offline=not pretrained or "state_dict" in (overlay or ())):
+            network = timm.create_model(
+                name, pretrained=bool(pretrained), num_classes=0, pretrained_cfg_overlay=overlay, **arguments
+            )
     except Exception as error:  # the hub's client raises a dozen kinds, constructors any
         fault = _constructor_error(name, arguments) if pretrained else error
         if fault is None:
@@ -337,8 +339,8 @@ def _weights_error(name: str, pretrained: Pretrained, error: Exception) -> Value
         reason = " ".join(str(error).split())[:200]
         return ValueError(f"encoder '{name}': weights (pretrained={pretrained}) do not fit this model: {reason}")
     return ValueError(
-        f"encoder '{name}': weights cannot be downloaded (no network, or none on the hub); "
-        f"give a local file with pretrained=<file>, or pretrained=false for random weights"
+        f"encoder '{name}': weights cannot be downloaded ({why_not_downloaded()}); copy HF_HOME from a machine that "
+        "has them, or give encoder.image.pretrained=<file>, or encoder.image.pretrained=false for random weights"
     )
 
 
