@@ -149,6 +149,31 @@ def test_choices_are_those_of_the_group_and_nothing_else(override: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "override", "hint"),
+    [
+        ("evaluate", "data.val_split=x", "choose data=<option> ({}), which has it; or did you mean 'split'?"),
+        ("evaluate", "data.folder=x", "choose data=<option> ({}), which has it"),
+        ("prepare", "data.source.impressions=x.csv", "choose data=clicks, which has it"),
+        (
+            "train",
+            "data.source.products=x",
+            "choose data=<option> (clicks, emoji, huggingface, manifest), which has it",
+        ),
+        ("train", "data.sampling.every_n_epochs=2", "choose data/sampling=hard_negatives, which has it"),
+    ],
+)
+def test_a_key_of_an_option_that_is_not_chosen_names_those_that_have_it(
+    name: str, override: str, hint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", [name, override])
+    with pytest.raises(CompactHydraException) as caught:
+        compose(name, [override])
+    options = sorted(path.stem for path in (Path(conf_dir()) / "data").glob("*.yaml") if path.stem != "base")
+    expected = f"no config key '{override.split('=')[0]}'; {hint.format(', '.join(options))}"
+    assert to_error_report(caught.value, name).reason == expected
+
+
+@pytest.mark.parametrize(
     ("override", "reason"),
     [
         (

@@ -37,6 +37,7 @@ from mim_lightning.io.machine import can_map, has_memory_limit
 from mim_lightning.io.os_errors import describe_os_error, lacks_descriptors
 
 EXTRA = "pip install 'mim-lightning[sweep]'"
+MAX_OPTIONS = 3  # of a config group, named with it one by one
 SPARE_BYTES = 64 << 20  # that a process maps once more, unless it has no memory to go
 OUT_OF_MEMORY = "OutOfMemoryError"  # of torch, on a GPU
 # errors of a collective whose other process is gone
@@ -165,7 +166,7 @@ def _one_line(error: Exception, name: str) -> str:
         return _no_option(error.missing_cfg_file, error.options)
     cause = error.__cause__
     if isinstance(error, ConfigCompositionException) and isinstance(cause, (ConfigAttributeError, ConfigKeyError)):
-        key = str(cause.full_key)
+        key = _as_given(str(cause.full_key))
         return f"no config key '{key}'{hint_at(key, name)}"
     if isinstance(error, OverrideParseException):
         reason = lines[1] if "=" in error.override and len(lines) > 1 else "is no <key>=<value>"
@@ -227,7 +228,7 @@ def _no_option(path: str, options: Sequence[str] | None) -> str:
 
 
 def hint_at(key: str, name: str) -> str:
-    """Return a hint with the existing keys closest to a misspelt one."""
+    """Return a hint with the options of a group that have a key, or the existing keys closest to a misspelt one."""
     key = key.split("@")[0]
     try:
         GlobalHydra.instance().clear()
@@ -243,7 +244,49 @@ def hint_at(key: str, name: str) -> str:
         for path in known
         if path.rsplit(".", 1)[-1] == word
     ]
+    group, options = _options_with(key) if key.split(".")[0] in _groups_of(name) else ("", [])
+    if options:
+        close = [path for path in close if "." not in path]  # those of another section have nothing to do with it
+        few = " or ".join(f"{group}={option}" for option in options)
+        found = few if len(options) <= MAX_OPTIONS else f"{group}=<option> ({', '.join(options)})"
+        return f"; choose {found}, which has it" + (f"; or did you mean '{close[0]}'?" if close else "")
     return f"; did you mean {' or '.join(repr(path) for path in close[:2])}?" if close else ""
+
+
+def _groups_of(name: str) -> set[str]:
+    """Return the config groups that a config chooses from, or may: `data: null`."""
+    defaults = yaml.safe_load((Path(conf_dir()) / f"{name}.yaml").read_text("utf-8"))["defaults"]
+    return {str(key) for entry in defaults if isinstance(entry, dict) for key in entry}
+
+
+def _as_given(key: str) -> str:
+    """Return a key as the command line has it: of a config group that is null Hydra names the group alone."""
+    is_group = (Path(conf_dir()) / key).is_dir()
+    given = (word.lstrip("+").partition("=")[0] for word in sys.argv[1:])
+    return next((word for word in given if is_group and word.startswith(f"{key}.")), key)
+
+
+def _options_with(key: str) -> tuple[str, list[str]]:
+    """Return the config group that a key belongs to or is, and its options that have the key; none: no group has it."""
+    words = key.split(".")
+    for length in range(len(words), 0, -1):
+        group = "/".join(words[:length])
+        found = [path.stem for path in sorted((Path(conf_dir()) / group).glob("*.yaml")) if _has(path, words[length:])]
+        if "base" in found:  # which the others extend
+            found = sorted(path.stem for path in (Path(conf_dir()) / group).glob("*.yaml"))
+        if found:
+            return group, [option for option in found if option != "base"]
+    return "", []
+
+
+def _has(path: Path, words: Sequence[str]) -> bool:
+    """Does the file of an option itself state a key?"""
+    part: Any = yaml.safe_load(path.read_text("utf-8"))
+    for word in words:
+        if not isinstance(part, dict) or word not in part:
+            return False
+        part = part[word]
+    return True
 
 
 def _dotted_keys(config: Any, prefix: str = "") -> Iterator[str]:
