@@ -1,4 +1,4 @@
-"""python -m mim_lightning.mine checkpoint=<path> index=<folder> output=negatives.parquet: hard negatives by an index.
+"""mim mine checkpoint=<path> index=<folder> output=negatives.parquet: hard negatives by an index.
 
 The queries of the training rows are searched in an index of the same model; what ranks high and is no answer goes into
 a table, with which `train data/sampling=hard_negatives data.sampling.table=negatives.parquet` makes its batches.
@@ -6,6 +6,7 @@ a table, with which `train data/sampling=hard_negatives data.sampling.table=nega
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,19 +31,27 @@ def mine(config: dict[str, Any]) -> Path:
     validate_model(config["checkpoint"])
     from mim_lightning.lit.console import silence_lightning
     from mim_lightning.negative_mining import mine_index
-    from mim_lightning.run import Run
-    from mim_lightning.run_states import command_of
 
     settings = build(config["mining"])
     set_up_process(config, str(config["device"]))
     silence_lightning()
     mined = mine_index(config, settings)
-    print(f"{config['output']}: {mined.describe()}")
-    folder, table = Path(config["checkpoint"]).absolute().parent.parent, Path(config["output"])
-    chosen = ["data/sampling=hard_negatives", as_override("data.sampling.table", table.absolute())]
-    if (line := command_of(Run(folder.name, folder), folder.parent, chosen)) is not None:
-        print_next_line(line)
+    table = Path(config["output"])
+    print(f"{table}: {mined.describe()}")
+    _print_next(Path(config["checkpoint"]), table)
     return table
+
+
+def _print_next(checkpoint: Path, table: Path) -> None:
+    """Print the command of the model's run with the table, where the run has kept its command."""
+    from mim_lightning.run import Run
+    from mim_lightning.run_states import command_of
+
+    folder = checkpoint.absolute().parent.parent
+    chosen = ["data/sampling=hard_negatives", as_override("data.sampling.table", table.absolute())]
+    with suppress(ValueError, OSError):  # the table is written, whatever became of the kept command
+        if (line := command_of(Run(folder.name, folder), folder.parent, chosen)) is not None:
+            print_next_line(line)
 
 
 make_callable(__name__, mine, VERBATIM_KEYS)

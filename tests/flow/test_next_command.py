@@ -13,10 +13,16 @@ import pytest
 
 from mim_lightning import next_command
 from mim_lightning.artifact_paths import INDEX_CARD
+from mim_lightning.cli import compose_arguments
 from mim_lightning.config import compose
-from mim_lightning.export import _print_next
+from mim_lightning.evaluate import VERBATIM_KEYS
+from mim_lightning.export import _print_next as print_next_of_exported
 from mim_lightning.inference.export_format import ExportFacts
+from mim_lightning.metric_names import MetricKey, sampled_name
+from mim_lightning.mine import _print_next as print_next_of_mined
+from mim_lightning.run import Run
 from mim_lightning.search.searcher import open_searcher
+from mim_lightning.train import _print_next as print_next_of_trained
 from tests.preloaded import PYTHON
 from tests.shop import small, write_shop
 
@@ -131,9 +137,43 @@ def test_an_export_beside_a_damaged_index_ends_well(
     (tmp_path / "index").mkdir()
     (tmp_path / "index" / INDEX_CARD).write_text("{")
     facts = ExportFacts("f" * 16, "f" * 16, "float32", 16, (), {}, {}, {})
-    _print_next(tmp_path / "checkpoints" / "best.ckpt", tmp_path / "exported", facts)
+    print_next_of_exported(tmp_path / "checkpoints" / "best.ckpt", tmp_path / "exported", facts)
     given = f"checkpoint={tmp_path}/exported output={tmp_path}/index-exported"
     assert capsys.readouterr().out.endswith(f"build_index {given}\n")
+
+
+def test_what_is_mined_for_a_run_whose_command_is_damaged_ends_well(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(next_command, "is_entry_point", lambda: True)
+    checkpoint, command = tmp_path / "runs" / "one" / "checkpoints" / "best.ckpt", tmp_path / "runs/one/command.txt"
+    command.parent.mkdir(parents=True)
+    for damaged in (b"mim train 'a", b"\xff\xfe", b"cd /a\0b && mim train\n"):
+        command.write_bytes(damaged)
+        print_next_of_mined(checkpoint, tmp_path / "negatives.parquet")
+    assert capsys.readouterr().out == ""
+    command.write_text(f"cd {tmp_path} && mim train data=shards\n")
+    print_next_of_mined(checkpoint, tmp_path / "negatives.parquet")
+    line = capsys.readouterr().out.removeprefix(START)
+    given = f"train data=shards data/sampling=hard_negatives data.sampling.table={tmp_path}/negatives.parquet"
+    assert line.startswith(f"cd {tmp_path} && ") and line.endswith(f"{given}\n")
+
+
+def test_after_a_sampled_gallery_the_whole_one_is_next(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(next_command, "is_entry_point", lambda: True)
+    run, key = Run("one", tmp_path / "my runs, all" / "one"), MetricKey("val", "image_to_image", "hit@1")
+    sampled = {str(key._replace(metric=sampled_name(key.metric, 100))): 0.5}
+    print_next_of_trained(run, sampled, {"results_from": "best"})
+    words = shlex.split(capsys.readouterr().out.removeprefix(START))
+    name, *arguments = words[-4:]
+    assert name == "evaluate"
+    config = compose_arguments("evaluate", arguments, VERBATIM_KEYS)
+    assert config["whole_gallery"] is True and config["checkpoint"] == f"{run.best_checkpoint}"
+    assert config["output"] == f"{run.folder}/whole_gallery"
+    print_next_of_trained(run, {str(key): 0.5}, {"results_from": "best"})
+    assert "build_index" in capsys.readouterr().out
 
 
 def test_the_program_is_named_as_the_shell_finds_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
