@@ -108,7 +108,9 @@ def describe_rejection(report: ValidationReport) -> str:
     settings, errors = report.settings, report.errors
     if not errors:
         return ""
-    limit = f"data.validation.max_invalid={settings.max_invalid}"
+    key = "data.validation.max_invalid"
+    limit, most = f"{key}={settings.max_invalid}", max(map(report.num_invalid_rows, report.num_rows), default=0)
+    exceeds = any(report.num_invalid_rows(table) > settings.ceiling(n) for table, n in report.num_rows.items())
     if settings.on_invalid == "raise":
         rows = [
             f"{format_count(count, 'row')} of {table}"
@@ -119,7 +121,7 @@ def describe_rejection(report: ValidationReport) -> str:
             f"the validation found {format_count(len(errors), 'error')} in "
             f"{', '.join(rows) or 'single images of products'}, the first is {errors[0]}; mend "
             f"{'it' if len(errors) == 1 else 'them'}, or drop invalid rows with data.validation.on_invalid=drop "
-            f"(at most {limit} of a table)"
+            + (f"{key}={most} (rows of a table)" if exceeds else f"(at most {limit} of a table)")
         )
     for table, num_rows in report.num_rows.items():
         num_invalid, ceiling = report.num_invalid_rows(table), settings.ceiling(num_rows)
@@ -128,7 +130,7 @@ def describe_rejection(report: ValidationReport) -> str:
             return (
                 f"{num_invalid:,} of {num_rows:,} rows of the {table} table are invalid "
                 f"({format_percent(num_invalid, num_rows)}), which exceeds {limit} ({format_count(ceiling, 'row')}); "
-                f"the first is {first}; mend them, or raise data.validation.max_invalid"
+                f"the first is {first}; mend them, or give {key}={most}"
             )
     return ""
 
