@@ -11,7 +11,7 @@ from tests.shop import small
 NOWHERE = "checkpoint=/nowhere/best.ckpt"
 ARGUMENTS = {  # of each entry point, one help of Hydra's for all that have the same
     "train": ("--help", "embed_dim=abc", "data=shards data.folder=/nowhere"),
-    "evaluate": ("embed_dim=abc", NOWHERE, f"gallery_{NOWHERE}"),
+    "evaluate": ("embed_dim=abc", "split=val", NOWHERE, f"gallery_{NOWHERE}"),
     "prepare": ("engine=abc",),
     "build_index": (f"{NOWHERE} output=a", f"{NOWHERE} output=/nowhere update=true", "output=/nowhere delete=[a]"),
     "calibrate": ("index=/nowhere",),
@@ -59,7 +59,7 @@ def test_help_and_mistakes_import_nothing_heavy() -> None:
     mistakes = [line for line in ended.stderr.splitlines() if line.startswith("error: ")]
     num_mistakes = sum(argument != "--help" for arguments in ARGUMENTS.values() for argument in arguments)
     assert len(mistakes) == num_mistakes == len(ended.stderr.splitlines()), ended.stderr
-    assert sum("/nowhere" in line for line in mistakes) == num_mistakes - 4, ended.stderr
+    assert sum("/nowhere" in line for line in mistakes) == num_mistakes - 5, ended.stderr
     assert ended.stdout.count("show this help message") == 6 and "Groups (group=option)" in ended.stdout
 
 

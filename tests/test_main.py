@@ -30,6 +30,7 @@ def test_every_entry_point_is_a_command_with_a_line_that_fits() -> None:
         (["train", "model=4tower", "--help"], "mim_lightning.train", ["mim train", "model=4tower", "--help"]),
         (["build-index", "output=x"], "mim_lightning.build_index", ["mim build_index", "output=x"]),
         (["search"], "mim_lightning.search.__main__", ["mim search"]),
+        (["help", "build-index"], "mim_lightning.build_index", ["mim build_index", "--help"]),
     ],
 )
 def test_a_command_gets_the_arguments_after_its_name(
@@ -101,6 +102,15 @@ def test_help_and_mistakes(words: list[str], code: int, said: str) -> None:
     ended = subprocess.run([sys.executable, "-m", "mim_lightning", *words], capture_output=True, text=True)
     assert (ended.returncode, ended.stderr) == (code, said)
     assert ended.stdout == ("" if said else mim.describe_commands() + "\n")
+
+
+def test_the_version_is_that_of_the_package(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["/bin/mim", "--version"])
+    mim.main()
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    assert capsys.readouterr().out == f"mim_lightning {project['version']}\n"
 
 
 def test_a_terminal_that_lacks_a_character_gets_an_escape() -> None:

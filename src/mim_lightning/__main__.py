@@ -7,6 +7,7 @@ import importlib
 import os
 import sys
 from difflib import get_close_matches
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -26,6 +27,11 @@ PACKAGE = "mim_lightning"
 def main() -> None:
     """Run the command that the first argument names, with the arguments after it."""
     words = sys.argv[1:]
+    if words[:1] == ["help"] and words[1:]:
+        words = [words[1], "--help"]
+    if words == ["--version"]:
+        print(f"mim_lightning {version(PACKAGE)}")
+        return
     if not words or words[0] in ("-h", "--help", "help"):
         print(describe_commands())
         sys.exit(0 if words else 2)
@@ -56,7 +62,7 @@ def describe_commands() -> str:
     width = max(map(len, NAMES))
     for group, names in COMMANDS.items():
         lines += ["", group, *(f"  {name:<{width}}  {_purpose(name)}" for name in names)]
-    return "\n".join([*lines, "", "mim <command> --help says more."])
+    return "\n".join([*lines, "", "mim <command> --help says more; mim --version"])
 
 
 def _complete(words: list[str]) -> None:

@@ -238,7 +238,7 @@ def prepare_evaluation(config: dict[str, Any]) -> None:
     from mim_lightning.types import specs_by_field
 
     if not config["checkpoint"]:
-        _validate_untrained(config)
+        validate_untrained(config)
     data = _data_of(config, read_config(config["checkpoint"]) if config["checkpoint"] else config)
     parts = build_preparation(data)
     is_validated = parts.source is not None and isinstance(parts.folder, Path) and not is_prepared(parts.folder)
@@ -285,7 +285,7 @@ def _build_untrained(config: Mapping[str, Any]) -> TrainedMatcher:
     from mim_lightning.model.checkpoint import TrainedMatcher
     from mim_lightning.model.fingerprint import fingerprint
 
-    _validate_untrained(config)
+    validate_untrained(config)
     validate_seed(config["seed"])
     seed_everything(config["seed"], workers=True, verbose=False)
     evaluation = {"_target_": "mim_lightning.lit.RetrievalEval"}
@@ -300,7 +300,7 @@ def _build_untrained(config: Mapping[str, Any]) -> TrainedMatcher:
     return TrainedMatcher(matcher, run_config, fingerprint(matcher))
 
 
-def _validate_untrained(config: Mapping[str, Any]) -> None:
+def validate_untrained(config: Mapping[str, Any]) -> None:
     """Raise ValueError for an evaluation without a checkpoint that lacks encoder, model or data."""
     for group, example in (("encoder", "clip_vit_b32"), ("model", "3tower"), ("data", "manifest")):
         if not config.get(group):

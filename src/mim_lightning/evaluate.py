@@ -1,6 +1,6 @@
-"""python -m mim_lightning.evaluate checkpoint=<path> [data=...]: retrieval metrics of a checkpoint.
+"""mim evaluate checkpoint=<path> [data=...]: retrieval metrics of a checkpoint.
 
-    python -m mim_lightning.evaluate encoder=clip_vit_b32 model=3tower data=<your set>     untrained
+    mim evaluate encoder=clip_vit_b32 model=3tower data=<your set>     untrained
 
 Model, directions and, unless `data` is given, data come from the config in the checkpoint: the results are those of the
 training run. Without a checkpoint they come from the command line. `trainer.devices` and launchers such as torchrun and
@@ -20,7 +20,7 @@ from typing import Any
 
 from mim_lightning.artifact_paths import validate_checkpoint
 from mim_lightning.callable_module import make_callable
-from mim_lightning.checkpoint_evaluation import evaluate_checkpoint, prepare_evaluation
+from mim_lightning.checkpoint_evaluation import evaluate_checkpoint, prepare_evaluation, validate_untrained
 from mim_lightning.cli import given_arguments, run_entry_point
 from mim_lightning.expected_types import validate_type
 from mim_lightning.interruption import Interruption
@@ -55,6 +55,8 @@ def evaluate(config: dict[str, Any]) -> dict[str, float]:
     for key in ("checkpoint", "gallery_checkpoint"):
         if config[key]:
             validate_checkpoint(config[key])
+    if not config["checkpoint"]:
+        validate_untrained(config)
     from mim_lightning.lit.console import silence_lightning
     from mim_lightning.lit.results_table import print_run
     from mim_lightning.lit.trainer import validate_trainer
