@@ -1,4 +1,4 @@
-"""python -m mim_lightning.ab_report event_log=<database> experiment_name=<name>: the result of an online experiment.
+"""mim ab_report event_log=<database> experiment_name=<name>: the result of an online experiment.
 
 Click-through rate by arm, lift with intervals and p-values, and validity warnings. With `baseline_rate=<rate>` in place
 of `event_log`: the sample size that a new experiment needs. `write_clicks=<folder>` writes recorded queries, with what

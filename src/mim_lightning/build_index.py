@@ -1,4 +1,4 @@
-"""python -m mim_lightning.build_index checkpoint=<path> output=<folder>: embed a catalog and build an index of it.
+"""mim build_index checkpoint=<path> output=<folder>: embed a catalog and build an index of it.
 
 The catalog is embedded shard by shard on the devices of `trainer.devices`, or in the processes that torchrun or srun
 started on machines with a shared file system; each reads its own shards and writes their vectors. An interrupted pass

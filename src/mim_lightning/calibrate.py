@@ -1,4 +1,4 @@
-"""python -m mim_lightning.calibrate index=<folder> [data_folder=<prepared data> split=val]: the probability of a score.
+"""mim calibrate index=<folder> [data_folder=<prepared data> split=val]: the probability of a score.
 
 Searches for held-out queries, and keeps in the index how likely a hit with a score answers its query, and from which
 score on anything in the index does: every later search says so. Made again when build_index changes the index.

@@ -1,7 +1,7 @@
-"""python -m mim_lightning.compare <run> <run> ...: do models differ, by how much, and on which queries?
+"""mim compare <run> <run> ...: do models differ, by how much, and on which queries?
 
-    python -m mim_lightning.compare runs/2tower-* runs/4tower-*
-    python -m mim_lightning.compare runs/a runs/b --metric hit@1,mrr --output compared
+    mim compare runs/2tower-* runs/4tower-*
+    mim compare runs/a runs/b --metric hit@1,mrr --output compared
 
 Runs that differ only in seed or fold are one group; the group of the first run is the baseline. A folder is that of a
 run, or of an evaluation.

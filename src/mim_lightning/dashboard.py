@@ -1,4 +1,4 @@
-"""Former name of `python -m mim_lightning.wandb_workspace`, accepted until version 0.3."""
+"""Former name of `mim wandb_workspace`, accepted until version 0.3."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Former name of `python -m mim_lightning.plot`, accepted until version 0.3."""
+"""Former name of `mim plot`, accepted until version 0.3."""
 
 import sys
 

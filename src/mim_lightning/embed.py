@@ -1,4 +1,4 @@
-"""python -m mim_lightning.embed checkpoint=<path> output=<folder> [tower=query split=val]: vectors as Parquet files.
+"""mim embed checkpoint=<path> output=<folder> [tower=query split=val]: vectors as Parquet files.
 
 Embeds the catalog, or the queries of a split, on the devices of `trainer.devices`, or in the processes that torchrun or
 srun started; an interrupted pass continues with the missing shards. The first process writes vectors, ids and metadata.

@@ -1,4 +1,4 @@
-"""python -m mim_lightning.export checkpoint=<path> output=<folder> [onnx=true]: one folder for inference.
+"""mim export checkpoint=<path> output=<folder> [onnx=true]: one folder for inference.
 
 It holds safetensors, preprocessing, tokenizers, fingerprint and model card; `push_to_hub=<user>/<repo>` publishes it.
 What rounded weights cost is measured on the validation split, where the data are available. The folder of

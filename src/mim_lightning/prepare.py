@@ -1,4 +1,4 @@
-"""python -m mim_lightning.prepare data=<your set>: write the shards of a data set, here or on a Ray cluster.
+"""mim prepare data=<your set>: write the shards of a data set, here or on a Ray cluster.
 
 Training does this by itself if the shards do not exist; here one can also validate only, write again, or verify.
 """

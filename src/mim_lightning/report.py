@@ -1,4 +1,4 @@
-"""Former name of `python -m mim_lightning.ab_report`, accepted until version 0.3."""
+"""Former name of `mim ab_report`, accepted until version 0.3."""
 
 import sys
 

@@ -1,7 +1,7 @@
-"""python -m mim_lightning.runs [<folder>]: runs with their state, best metric and how to go on.
+"""mim runs [<folder>]: runs with their state, best metric and how to go on.
 
-    python -m mim_lightning.runs
-    python -m mim_lightning.runs /scratch/runs --state stopped,failed
+    mim runs
+    mim runs /scratch/runs --state stopped,failed
 
 The latest is first. A run is running (a process has its lock), finished, out of time (trainer.max_time ended it),
 failed, pruned (by a sweep), stopped, damaged, or unknown (its lock may not be read).

@@ -1,4 +1,4 @@
-"""python -m mim_lightning.serve index=<folder>: the search service and its user interface, on loopback."""
+"""mim serve index=<folder>: the search service and its user interface, on loopback."""
 
 from __future__ import annotations
 

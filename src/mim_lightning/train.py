@@ -1,7 +1,7 @@
-"""python -m mim_lightning.train: train a model, and evaluate its best checkpoint.
+"""mim train: train a model, and evaluate its best checkpoint.
 
-    python -m mim_lightning.train model=4tower trainer.devices=8
-    python -m mim_lightning.train -m model=2tower,3tower,4tower seed=1,2,3
+    mim train model=4tower trainer.devices=8
+    mim train -m model=2tower,3tower,4tower seed=1,2,3
 
 Running it again resumes; a finished run returns its recorded result.
 """

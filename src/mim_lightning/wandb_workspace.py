@@ -1,4 +1,4 @@
-"""python -m mim_lightning.wandb_workspace --entity <team> --project <project>: a W&B workspace for a sweep, as code.
+"""mim wandb_workspace --entity <team> --project <project>: a W&B workspace for a sweep, as code.
 
 Saves a view of the project's runs and prints its URL: metrics by epoch from epoch -1, parallel coordinates, metrics by
 tower count and by loss weight, losses, logit scale, throughput, tracked queries.

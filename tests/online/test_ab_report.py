@@ -163,5 +163,5 @@ def test_the_entry_point_reports_errors_in_one_line_and_helps(tmp_path: Path) ->
     assert wrong.returncode == 2 and wrong.stdout == ""
     assert wrong.stderr == "error: no config key 'experimant'; did you mean 'experiment_name'?\n"
     helped = subprocess.run([*command, "--help"], capture_output=True, text=True, check=True, cwd=tmp_path).stdout
-    assert "python -m mim_lightning.ab_report event_log=events.db" in helped and "planned_users: null" in helped
+    assert "mim ab_report event_log=events.db" in helped and "planned_users: null" in helped
     assert list(tmp_path.iterdir()) == []

@@ -33,7 +33,7 @@ class WeakFusion:
         keys = " and ".join(f"model.fusions.{self.fusion}.{tower}" for tower in self.others)
         # a sweep is over two towers, and turns learned weights into a fixed sum
         command = (
-            f", which python -m mim_lightning.tune_fusion <run> --direction {self.direction} --fusion {self.fusion} "
+            f", which mim tune_fusion <run> --direction {self.direction} --fusion {self.fusion} "
             "chooses without training"
             if len(self.others) == 1
             else ""

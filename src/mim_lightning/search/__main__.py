@@ -1,4 +1,4 @@
-"""python -m mim_lightning.search index=<folder> image=<file> text=<text>: one search, in the terminal.
+"""mim search index=<folder> image=<file> text=<text>: one search, in the terminal.
 
 It prints the hits as a table or as JSON, and draws them. Scores are those of the service.
 """

@@ -355,7 +355,7 @@ def test_two_processes_at_once(shop: ManifestSource, folder: Path) -> None:
 
 
 def test_missing_folder_split_and_senseless_settings(shop: ManifestSource, folder: Path) -> None:
-    with pytest.raises(ValueError, match=r"no prepared data here; run python -m mim_lightning.prepare"):
+    with pytest.raises(ValueError, match=r"no prepared data here; give that of `mim prepare` as data"):
         open_prepared(folder)
     with pytest.raises(ValueError, match=r"no row 'fit'; it has .*'train'"):
         prepare_shards(shop, folder, ShardSettings(train_split="fit"), needed=["fit"])

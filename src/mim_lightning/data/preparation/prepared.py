@@ -305,7 +305,7 @@ def open_prepared(folder: str | Path, cache: CacheSettings | None = None, versio
     if not prepared.exists:
         is_relative = isinstance(prepared.folder, Path) and not prepared.folder.is_absolute()
         place = f" below {Path.cwd()}" if is_relative else ""
-        raise ValueError(f"{folder}: no prepared data here{place}; run python -m mim_lightning.prepare")
+        raise ValueError(f"{folder}: no prepared data here{place}; give that of `mim prepare` as data.folder=<folder>")
     _ = prepared.version  # which is the newest is decided now
     prepared.hold()
     return prepared

@@ -85,7 +85,7 @@ def digest_negatives(path: Path, where: str) -> str:
 
 def _validate_file(path: Path, where: str) -> None:
     if not path.is_file():
-        raise ValueError(f"{where}: no such file; `python -m mim_lightning.mine` writes one")
+        raise ValueError(f"{where}: no such file; `mim mine` writes one")
 
 
 def read_negatives(path: Path, where: str) -> NegativeTable:

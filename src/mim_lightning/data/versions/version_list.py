@@ -111,7 +111,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
     """
     prepared = PreparedData(folder)
     if not prepared.exists:
-        raise ValueError(f"{folder}: no prepared data here; run python -m mim_lightning.prepare")
+        raise ValueError(f"{folder}: no prepared data here; give that of `mim prepare` as data.folder=<folder>")
     return prepared.describe()
 
 
