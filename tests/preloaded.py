@@ -13,6 +13,7 @@ import gc
 import importlib
 import json
 import os
+import pkgutil
 import selectors
 import shutil
 import signal
@@ -32,6 +33,14 @@ sys.path.append({folder!r})
 import preloaded
 preloaded.run({python!r}, {address!r})
 """
+PARTS = (  # of the package, which entry points import when they have work
+    *("analysis.html", "analysis.record", "callable_module", "catalog_embedding", "catalog_index"),
+    *("checkpoint_evaluation", "data.loading", "data.manifest", "data.sampling", "data.shards", "data.validation"),
+    *("data.versions", "data_preparation", "encoders.tiny", "index_calibration", "inference.export_writer"),
+    *("inference.quantization", "lit", "losses", "metrics", "model", "next_command", "search.index.faiss"),
+    *("search.index_builder", "search.judged_searches", "search.searcher", "sweep.job_log", "sweep.launcher"),
+    *("sweep.summary", "training"),
+)
 PATIENCE = 300  # seconds that a fork may take
 ABOVE_ALL = 512  # descriptors from here on are nobody's
 
@@ -126,21 +135,26 @@ def main(address: str, address_of_vendors: str) -> None:
 
 
 def _import_vendors() -> None:
-    import lightning.pytorch  # noqa: F401 - forks have it
+    import duckdb  # noqa: F401 - forks have it
+    import hydra  # noqa: F401
+    import lightning.pytorch  # noqa: F401
+    import pyarrow.parquet  # noqa: F401
     import timm  # noqa: F401
     import transformers  # noqa: F401
 
+    for name in ("pandas", "s3fs"):  # pyarrow and Lightning import them where they are installed
+        with suppress(ImportError):
+            importlib.import_module(name)
+
 
 def _import_ours() -> None:
-    import mim_lightning.lit.console
-    import mim_lightning.lit.datamodule
-    import mim_lightning.lit.evaluation
-    import mim_lightning.lit.module
-    import mim_lightning.lit.results_table
-    import mim_lightning.lit.run_description
-    import mim_lightning.lit.trainer
-    import mim_lightning.search.searcher
-    import mim_lightning.training  # noqa: F401 - forks have it
+    import mim_lightning
+    from mim_lightning.config import compose
+
+    for module in pkgutil.walk_packages(mim_lightning.__path__, "mim_lightning."):
+        if module.name.removeprefix("mim_lightning.").startswith(PARTS):
+            importlib.import_module(module.name)
+    compose("train", ["model=4tower"])  # finds plugins, and grammars remember what they have parsed
 
 
 def serve(listener: socket.socket) -> None:
