@@ -3,6 +3,7 @@
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,34 +20,65 @@ def pytest_configure() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-# A worker runs whole files in this order; a long one among the last would leave the other worker without work.
+# A worker runs whole files, or folders whose tests share what takes seconds to make, in this order; a long one among
+# the last would leave the other workers without work.
+FOLDERS = ("tests/campaign/", "tests/inference/", "tests/online/")
 LONGEST_FIRST = (
-    "preparation/test_ray.py",
-    "flow/test_grocery.py",
-    "flow/test_world_size.py",
-    "flow/test_train.py",
+    "tests/campaign/",
+    "tests/data/preparation/test_ray.py",
+    "tests/flow/test_train.py",
+    "tests/flow/test_world_size.py",
+    "tests/conf/test_configs.py",
+    "tests/inference/",
+    "tests/flow/test_sweep.py",
+    "tests/search/service/test_ui.py",
+    "tests/flow/test_search.py",
+    "tests/data/versions/test_next_version.py",
+    "tests/data/preparation/test_interrupted.py",
+    "tests/lit/test_trainer.py",
+    "tests/analysis/test_record.py",
+    "tests/data/loading/test_loader.py",
+    "tests/lit/test_tracked_queries.py",
+    "tests/migration/test_migration.py",
+    "tests/flow/test_grocery.py",
+    "tests/data/test_prepared_again.py",
+    "tests/test_notebook.py",
+    "tests/flow/test_checkpoints.py",
+    "tests/data/manifest/test_variants.py",
+    "tests/test_plot.py",
     "tests/test_extras.py",
     "tests/test_quickstart.py",
-    "flow/test_search.py",
-    "data/loading/test_loader.py",
-    "preparation/test_interrupted.py",
-    "conf/test_configs.py",
-    "flow/test_sweep.py",
-    "analysis/test_record.py",
-    "service/test_ui.py",
+    "tests/io/test_damaged_file.py",
+    "tests/lit/test_preemption.py",
+    "tests/online/",
 )
 
 
+def unit_of(nodeid: str) -> str:
+    """Return the file or folder that one worker runs as a whole."""
+    return next((folder for folder in FOLDERS if nodeid.startswith(folder)), nodeid.partition("::")[0])
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run the longest files first, then other tests of whole runs."""
+    """Run the longest units first, then other tests of whole runs."""
 
     def rank(item: pytest.Item) -> tuple[int, bool]:
-        name = item.path.as_posix()
-        known = (idx for idx, end in enumerate(LONGEST_FIRST) if name.endswith(end))
-        return next(known, len(LONGEST_FIRST)), item.path.parent.name != "flow"
+        unit = unit_of(item.nodeid)
+        place = LONGEST_FIRST.index(unit) if unit in LONGEST_FIRST else len(LONGEST_FIRST)
+        return place, not unit.startswith("tests/flow/")
 
-    ranks = {path: rank(item) for path, item in {item.path: item for item in items}.items()}
-    items.sort(key=lambda item: ranks[item.path])
+    items.sort(key=rank)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    if config.getvalue("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    scheduling = LoadFileScheduling(config, log)
+    scheduling._split_scope = unit_of
+    return scheduling
 
 
 @pytest.fixture
