@@ -5,6 +5,7 @@ A run is trained, indexed and exported once; each test damages a copy of one of 
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import random
@@ -124,6 +125,15 @@ def same_run(folder: Path) -> None:
     identify(compose("train", small(shop, "trainer.max_epochs=1", "run.id=run")))
 
 
+@functools.cache
+def find_undamaged(kind: str, made: Path) -> Path:
+    """Return the file of a kind, which can be read."""
+    what = KINDS[kind]
+    path = min(made.glob(what.pattern))
+    what.read(path.parents[what.level - 1] if what.level else path)
+    return path
+
+
 def as_folder(path: Path) -> None:
     path.unlink()
     path.mkdir()
@@ -177,13 +187,8 @@ DAMAGES: dict[str, Callable[[Path], Any]] = {
 @pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_damaged_file_is_named(kind: str, damage: str, made: Path) -> None:
-    what = KINDS[kind]
-    paths = sorted(made.glob(what.pattern))
-    if not paths:
-        pytest.fail(f"nothing like {what.pattern}")
-    path = paths[0]
+    what, path = KINDS[kind], find_undamaged(kind, made)
     place = path.parents[what.level - 1] if what.level else path
-    what.read(place)
     aside = path.with_name("aside")
     path.rename(aside)
     try:

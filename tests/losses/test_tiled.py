@@ -1,9 +1,9 @@
 """The tiled losses against their definition in float64, on one process, and the objective on 2 and 4 real ones."""
 
+import sys
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
-from multiprocessing import set_forkserver_preload
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from mim_lightning.losses.objective import Objective, Pair
 from mim_lightning.losses.pair_tiles import PairTiles, Side
 from mim_lightning.losses.tiled import has_tiled_form, tiled_losses
 from mim_lightning.types import Batch, Embeddings
+from tests.flow.entry_points import start
 
 LOSSES = {"info_nce": info_nce, "sigmoid": sigmoid}
 VARIANTS: dict[str, tuple[Any, dict[str, Any]]] = {
@@ -263,8 +264,8 @@ def run_ranks(rank: int, folder: str) -> None:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("ranks")
-    set_forkserver_preload(["mim_lightning.losses.objective"])
-    mp.start_processes(run_ranks, args=(str(path),), nprocs=4, start_method="forkserver")
+    finished = start(str(path), module=__name__)
+    assert finished.returncode == 0, finished.stderr[-3000:]
     return path
 
 
@@ -298,3 +299,7 @@ def check(variant, ranks, expected) -> None:
 def same(name: str, got: torch.Tensor, expected: torch.Tensor) -> None:
     tolerance = 1e-9 if expected.dtype == torch.float64 else 1e-6
     torch.testing.assert_close(got, expected, rtol=tolerance, atol=1e-12, msg=lambda text: f"{name}: {text}")
+
+
+if __name__ == "__main__":  # in a process that has imported everything
+    mp.start_processes(run_ranks, args=(sys.argv[1],), nprocs=4, start_method="fork")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import sys
 from datetime import timedelta
-from multiprocessing import set_forkserver_preload
 from typing import Any
 
 import pytest
@@ -24,6 +24,7 @@ from mim_lightning.metrics.collectives import (
 from mim_lightning.metrics.directions import evaluate_countable
 from mim_lightning.metrics.fusion_parts import find_weak_fusions
 from mim_lightning.types import NO_KEY, Direction, RetrievalReport
+from tests.flow.entry_points import start
 from tests.metrics.test_collector import NUM_ROWS, assert_same, collector, rows_of
 from tests.metrics.test_ranking import keys_of, quantized
 
@@ -263,9 +264,8 @@ def _parts(case: str) -> tuple[EmbeddingTable, EmbeddingTable]:
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict[str, Any]]]:
     path = tmp_path_factory.mktemp("processes")
-    # imported once, not once a rank: most of this test's time
-    set_forkserver_preload(["faiss", "mim_lightning.metrics.directions", "tests.metrics.test_processes"])
-    mp.start_processes(_run_rank, args=(str(path),), nprocs=max(WORLD_SIZES), start_method="forkserver")
+    finished = start(str(path), module=__name__)
+    assert finished.returncode == 0, finished.stderr[-3000:]
     return {
         size: [torch.load(path / f"{size}-{rank}.pt", weights_only=False) for rank in range(size)]
         for size in WORLD_SIZES
@@ -335,3 +335,7 @@ def test_one_process_has_all_the_work() -> None:
     part = torch.arange(7)
     assert share_of_rank(7) == slice(0, 7) and gather_shares({"part": part}, [7])["part"] is part
     assert send_rows(part, [7])[0] is part and not find_repeated(part).any() and count_distinct(part % 3) == 3
+
+
+if __name__ == "__main__":  # in a process that has imported everything
+    mp.start_processes(_run_rank, args=(sys.argv[1],), nprocs=max(WORLD_SIZES), start_method="fork")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ from mim_lightning.online.assignment import Arm
 from mim_lightning.online.event_log import EventLog
 from mim_lightning.online.events import Click
 from mim_lightning.online.simulation import RELEVANCE, ClickModel, simulate_events, simulate_lift
+from tests.flow.entry_points import start
 from tests.online.event_factory import SALT, impression
 
 MODEL = ClickModel()
@@ -53,8 +52,9 @@ def write(path: Path, *shown: tuple[str, str, str]) -> str:
 
 def test_a_planted_lift_is_reported_from_the_log_to_the_last_line(experiment: str) -> None:
     """As a user does it: a process of its own, from whose words and numbers the planted lift can be read."""
-    command = [sys.executable, "-m", "mim_lightning.ab_report", f"event_log={experiment}", "experiment_name=planted"]
-    finished = subprocess.run([*command, "json=true", "planned_users=400"], capture_output=True, text=True, check=True)
+    words = [f"event_log={experiment}", "experiment_name=planted", "json=true", "planned_users=400"]
+    finished = start(*words, module="mim_lightning.ab_report")
+    assert finished.returncode == 0, finished.stderr
     found = json.loads(finished.stdout)
     assert found["control"] == "control" and [row["arm"] for row in found["arms"]] == ["control", "new"]
     impressions, users = found["comparisons"]
@@ -158,10 +158,9 @@ def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_entry_point_reports_errors_in_one_line_and_helps(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "mim_lightning.ab_report"]
-    wrong = subprocess.run([*command, "experimant=x"], capture_output=True, text=True, check=False, cwd=tmp_path)
+    wrong = start("experimant=x", module="mim_lightning.ab_report", cwd=tmp_path)
     assert wrong.returncode == 2 and wrong.stdout == ""
     assert wrong.stderr == "error: no config key 'experimant'; did you mean 'experiment_name'?\n"
-    helped = subprocess.run([*command, "--help"], capture_output=True, text=True, check=True, cwd=tmp_path).stdout
+    helped = start("--help", module="mim_lightning.ab_report", cwd=tmp_path).stdout
     assert "mim ab_report event_log=events.db" in helped and "planned_users: null" in helped
     assert list(tmp_path.iterdir()) == []

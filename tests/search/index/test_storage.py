@@ -17,6 +17,7 @@ from mim_lightning.search.index import storage
 from mim_lightning.search.index.factory import open_index
 from mim_lightning.search.index.index_settings import IndexSettings
 from mim_lightning.search.index.interface import ProductIndex
+from tests.preloaded import PYTHON
 from tests.search.index.catalog import Shop, as_lists, make_shop, quantized
 
 # opens the index in argv[1], changes it, saves, and stops for good at the function named argv[2]
@@ -73,7 +74,7 @@ def test_a_process_killed_while_saving_leaves_one_whole_index(tmp_path: Path, sh
         last = shop.without([i for i in shop.records if i != "p003"])
         index.add(last.vectors, last.ids, last.table)  # so that there is something which the next save replaces
         index.save()
-        command = [sys.executable, "-c", SAVE_AND_STOP, str(tmp_path / stop), stop]
+        command = [os.environ[PYTHON], "-c", SAVE_AND_STOP, str(tmp_path / stop), stop]
         processes[stop] = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     for stop, expected in stops.items():
         process, folder = processes[stop], tmp_path / stop
