@@ -142,7 +142,7 @@ def save_evaluation(
         facts,
         datamodule.opened.gallery,
         callback.describe_counting(),
-        datamodule.evaluated.gallery_numbers(),
+        datamodule.evaluated.gallery_numbers,
     )
     if callback.tables is not None:
         embeddings = EvaluationEmbeddings(

@@ -11,6 +11,9 @@ from mim_lightning.data.sampling.order import BatchOrder
 from mim_lightning.data.sampling.shuffled import sequential_order
 from mim_lightning.data.shards.shard_set import ShardSet
 
+Samples = list[np.ndarray]  # of each set, by number
+Draw = Callable[[], Samples]
+
 
 class EvaluatedRows:
     """Which rows of the queries, and of each set of the gallery, are evaluated; sets are numbered in this order.
@@ -22,31 +25,37 @@ class EvaluatedRows:
     Attributes:
         as_one_process: whether each process evaluates a run of the very batches that one alone would make, so that
             vectors are equal to the last bit; one needs as much memory for a batch then as one alone.
+        gallery_numbers: the samples of each set of the gallery that are evaluated; None: all.
     """
 
     def __init__(self, sets: Callable[[], Sequence[ShardSet]], batch_size: int) -> None:
         self.sets, self.batch_size, self.as_one_process = sets, batch_size, False
+        self.gallery_numbers: Samples | None = None
         self._gallery_sample: tuple[int, int] | None = None
-        self._gallery_numbers: list[np.ndarray] | None = None
         self._embedded: dict[int, np.ndarray] = {}  # by number of the set
 
-    def sample_gallery(self, num_distractors: int | None, seed: int) -> None:
-        """Evaluate against a sample of the gallery, see `data.sampling.gallery_sample`; None: against the whole."""
-        sample = None if num_distractors is None else (num_distractors, seed)
-        if sample != self._gallery_sample:
-            self._gallery_sample, self._gallery_numbers = sample, None
+    def sample_gallery(self, num_distractors: int | None, seed: int, ask_one: Callable[[Draw], Samples]) -> None:
+        """Evaluate against a sample of the gallery, see `data.sampling.gallery_sample`; None: against the whole.
 
-    def gallery_numbers(self) -> list[np.ndarray] | None:
-        """Return the samples of each set of the gallery that are evaluated; None: all."""
-        if self._gallery_sample is not None and self._gallery_numbers is None:
+        Args:
+            ask_one: has one process draw, which reads the facts of all queries, and returns on each what was drawn.
+        """
+        sample = None if num_distractors is None else (num_distractors, seed)
+        if sample == self._gallery_sample:
+            return
+
+        def draw() -> Samples:
             queries, *gallery = self.sets()
-            self._gallery_numbers = sample_gallery(gallery, queries, *self._gallery_sample)
-        return self._gallery_numbers
+            assert sample is not None
+            return sample_gallery(gallery, queries, *sample)
+
+        self.gallery_numbers = None if sample is None else ask_one(draw)
+        self._gallery_sample = sample
 
     def parts(self) -> list[tuple[ShardSet, np.ndarray | None]]:
         """Return each set, and which of its samples are evaluated; None: all."""
         queries, *gallery = self.sets()
-        chosen: Sequence[np.ndarray | None] = self.gallery_numbers() or (None,) * len(gallery)
+        chosen: Sequence[np.ndarray | None] = self.gallery_numbers or (None,) * len(gallery)
         return [(queries, None), *zip(gallery, chosen, strict=True)]
 
     def counts(self) -> list[int]:

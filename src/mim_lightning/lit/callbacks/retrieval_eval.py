@@ -7,6 +7,7 @@ its rows, and the rankings are merged. Epoch -1 is Lightning's sanity pass (`tra
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from mim_lightning.data.loading.loader import StreamLoader
 from mim_lightning.fields import PRODUCT, QUERY
 from mim_lightning.lit.callbacks.monitored_metric import MonitoredMetric, validate_monitors
 from mim_lightning.lit.datamodule import DISTRACTORS, GALLERY, QUERIES
+from mim_lightning.lit.trainer import ask_first
 from mim_lightning.metric_names import sampled_name, whole_name
 from mim_lightning.metrics import EmbeddingCollector, EmbeddingTable, check_complete
 from mim_lightning.metrics.collectives import sum_of_ranks
@@ -135,7 +137,8 @@ class RetrievalEval(Callback):
                 if field not in known:
                     raise ValueError(f"directions.{name}: no field '{field}' of queries; there are {', '.join(known)}")
         self.monitored.validate_sample(num_distractors=self.num_distractors)
-        trainer.datamodule.evaluated.sample_gallery(self.num_distractors, self.distractor_seed)  # type: ignore[attr-defined]
+        ask_one = partial(ask_first, trainer.strategy, may_take_hours=True)
+        trainer.datamodule.evaluated.sample_gallery(self.num_distractors, self.distractor_seed, ask_one)  # type: ignore[attr-defined]
         if stage == "fit":
             self.monitored.validate_counts(trainer.datamodule.opened.queries, self.directions, matcher)  # type: ignore[attr-defined]
 
