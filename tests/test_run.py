@@ -128,6 +128,35 @@ def test_a_time_limit_is_no_part_of_an_id_unless_it_was_when_the_run_began(
     assert identify(compose("train", [*words, "trainer.max_time=00:02:00:00"]))[0] == plain
 
 
+def test_a_given_id_is_not_that_of_a_run_on_data_with_other_content(tmp_path: Path) -> None:
+    path = tmp_path / "negatives.parquet"
+    words = [f"paths.runs={tmp_path}", "run.id=first", "data/sampling=hard_negatives", f"data.sampling.table={path}"]
+    write_negatives(path, {"query_id": ["q"], "negative_ids": [["a"]]})
+    run, config, _ = identify(compose("train", words))
+    save_config(config, run.config_path)
+    write_negatives(path, {"query_id": ["q"], "negative_ids": [["b"]]})
+    with pytest.raises(ValueError, match=r"run\.id=first: .*data with other content; give another run\.id"):
+        identify(compose("train", words))
+
+
+def test_a_run_with_a_given_id_and_a_time_limit_is_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    limited = [f"paths.runs={tmp_path}", "run.id=first", "trainer.max_time=00:01:00:00"]
+    run, config, _ = identify(compose("train", limited))
+    save_config(config, run.config_path)
+    for words in (limited, limited[:2], [*limited[:2], "trainer.max_time=00:02:00:00"]):
+        assert identify(compose("train", words))[0] == run, words
+    with monkeypatch.context() as before:  # a run of the time when the limit was part of the digest
+        before.setitem(NOT_IN_RUN_ID_OF, "trainer", tuple({*NOT_IN_RUN_ID_OF["trainer"]} - {"max_time"}))
+        _, config, _ = identify(compose("train", [limited[0], "run.id=former", limited[2]]))
+    save_config(config, tmp_path / "former" / "config.yaml")
+    assert identify(compose("train", [limited[0], "run.id=former", limited[2]]))[0].run_id == "former"
+    with pytest.raises(ValueError, match=r"run\.id=first: .* differs first in optim\.lr"):
+        identify(compose("train", [*limited, "optim.lr=0.5"]))
+    run.config_path.write_text("{")
+    with pytest.raises(ValueError, match=r"config\.yaml: damaged"):
+        identify(compose("train", limited))
+
+
 def test_a_table_of_hard_negatives_is_known_by_its_content(tmp_path: Path) -> None:
     def run_of(name: str, product_id: str) -> Run:
         path = tmp_path / name

@@ -272,12 +272,15 @@ def _validate_same_run(run: Run, config: Mapping[str, Any]) -> None:
             return
         _relevant(found)
     wanted_keys, found_keys = _flat(_relevant(config)), _flat(_relevant(found))
-    key = next(
-        (key for key in sorted({*wanted_keys, *found_keys}) if wanted_keys.get(key) != found_keys.get(key)), "data"
-    )
+    for key in sorted({*wanted_keys, *found_keys}):
+        if wanted_keys.get(key) != found_keys.get(key):
+            raise ValueError(
+                f"run.id={run.run_id}: {run.folder} is another run, which differs first in {key}: "
+                f"{found_keys.get(key)} there, {wanted_keys.get(key)} here"
+            )
     raise ValueError(
-        f"run.id={run.run_id}: {run.folder} is another run, which differs first in {key}: "
-        f"{found_keys.get(key)} there, {wanted_keys.get(key)} here"
+        f"run.id={run.run_id}: {run.folder} is another run, of the same keys and data with other content; "
+        "give another run.id, or remove that folder"
     )
 
 
@@ -297,9 +300,19 @@ def _choose_digest(config: Mapping[str, Any], description: Mapping[str, Any] | N
     if max_time is None:
         return digest, False
     former = _digest(config, description, {"max_time": max_time})
-    folders = Path(config["run"]["folder"].replace(PENDING_ID, f"*-{former}"))
-    has_limit = any(folders.parent.glob(f"{folders.name}/config.yaml"))
+    if config["run"]["id"] != PENDING_ID:  # the folder of a given id says nothing of the digest
+        has_limit = _stored_digest(Path(config["run"]["folder"]) / "config.yaml") == former
+    else:
+        folders = Path(config["run"]["folder"].replace(PENDING_ID, f"*-{former}"))
+        has_limit = any(folders.parent.glob(f"{folders.name}/config.yaml"))
     return (former, True) if has_limit else (digest, False)
+
+
+def _stored_digest(config_path: Path) -> str | None:
+    """Return the digest that a run was started with; None where its config has none, or cannot be read."""
+    with suppress(ValueError, OSError), errors_as_damaged_file(config_path):  # reported when it is compared
+        return str(load_stored_config(config_path)["run"]["digest"])
+    return None
 
 
 def _digest(
