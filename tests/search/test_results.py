@@ -14,14 +14,17 @@ from mim_lightning.search.searcher import SearchHit, SearchResult
 from tests.display.test_text import HOSTILE
 
 
+@pytest.mark.parametrize("product_id", ["syn-0008", "70042"])
 @pytest.mark.parametrize("columns", ["80", "200"])
-def test_scores_and_ids_are_whole(columns: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+def test_scores_and_ids_are_whole(
+    product_id: str, columns: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
     monkeypatch.setenv("COLUMNS", columns)
     facts = {"title": "a red bag with zigzags and a long name", "category": "bag", "brand": "Kivara", "colour": "red"}
-    hit = SearchHit("syn-0008", 0.4567, {"text": 0.5678, "not_text": -0.1111}, {**facts, "pattern": "zigzag"})
+    hit = SearchHit(product_id, 0.4567, {"text": 0.5678, "not_text": -0.1111}, {**facts, "pattern": "zigzag"})
     print_result(SearchResult((hit,), 1.0, 1.0), 40)
     stdout = capsys.readouterr().out
-    for whole in ("syn-0008", "0.457", "0.568", "-0.111", "score", "not_text"):
+    for whole in (product_id, "product", "0.457", "0.568", "-0.111", "score", "not_text"):
         assert whole in stdout, stdout
 
 

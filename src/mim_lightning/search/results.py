@@ -25,6 +25,7 @@ from mim_lightning.search.searcher import SearchHit, SearchResult
 from mim_lightning.search.size_cost import describe_cost
 
 MAX_COLUMNS = 3  # of the metadata, besides title and category
+ID = "product"  # header of its column
 MIN_TITLE, MAX_TITLE = 16, 40  # characters
 COLUMN_WIDTH = 14  # of each other column
 MAX_ID, MAX_CELL = 40, 100  # characters, before the columns are measured
@@ -95,7 +96,7 @@ def print_result(result: SearchResult, num_products: int) -> None:
     parts = parts if len(parts) > 1 else []
     ids = [plain(hit.product_id, MAX_ID) for hit in result.hits]
     # ids and numbers are shown in full, and as much of the metadata as fits
-    width = console.width - max(map(cell_len, ids)) - len(str(len(result.hits)))
+    width = console.width - max(map(cell_len, [ID, *ids])) - len(str(len(result.hits)))
     is_calibrated = result.hits[0].probability is not None
     numbers = ("score", *(("right",) if is_calibrated else ()), *parts)  # right: the probability of it
     width -= sum(max(len(name), NUMBER_WIDTH) for name in numbers) + FRAME * (3 + len(numbers))
@@ -110,7 +111,7 @@ def print_result(result: SearchResult, num_products: int) -> None:
         caption_justify="left",
     )
     table.add_column("", justify="right", no_wrap=True)
-    table.add_column("product", no_wrap=True)
+    table.add_column(ID, no_wrap=True)
     table.add_column("title", max_width=max(MIN_TITLE, min(MAX_TITLE, title_width)), no_wrap=True)
     for name in columns:
         table.add_column(Text(plain(name, MAX_CELL)), max_width=COLUMN_WIDTH, no_wrap=True)
