@@ -67,7 +67,7 @@ WAYS_OUT = {"clip": "encoder.text.pretrained=<file>", "timm": "pretrained=false"
 
 
 @pytest.mark.parametrize("name", ENCODERS)
-def test_a_hub_that_does_not_answer_is_given_up(name: str, silent: SilentHub) -> None:
+def test_a_hub_that_does_not_answer_is_given_up(name: str, silent: SilentHub, caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(ValueError, match="cannot be downloaded") as caught:
         ENCODERS[name]()
     said = str(caught.value)
@@ -75,6 +75,7 @@ def test_a_hub_that_does_not_answer_is_given_up(name: str, silent: SilentHub) ->
     assert "copy HF_HOME" in said and WAYS_OUT[name] in said
     assert len(silent.connections) == 2, "the client of the hub asks for each file, again and again"
     assert constants.HF_HUB_OFFLINE is False, "the next call asks anew"
+    assert caplog.records == [], "the error is one line"
 
 
 def test_a_hub_that_answers_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:

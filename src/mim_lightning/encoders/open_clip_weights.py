@@ -7,7 +7,9 @@ is an error of one line with the right value.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -111,12 +113,23 @@ def load_pair(name: str, pretrained: Pretrained, config: Mapping[str, Any], imag
             load_hf_config(source, offline=False)  # else OpenCLIP asks whether to run code
         # `force_custom_text` makes the text half a module of its own in every model family
         options = {"force_custom_text": True, "force_image_size": image_size, "require_pretrained": True}
-        with cache_unless_connected(tag or name.removeprefix(FOLDER_PREFIX)):
+        with cache_unless_connected(tag or name.removeprefix(FOLDER_PREFIX)), _without_log():
             return open_clip.create_model(name, tag, **options)
     except CodeInModelError:
         raise
     except Exception as error:  # the hub's client, safetensors and torch each raise their own
         raise _no_weights(name, tag, error) from error
+
+
+@contextmanager
+def _without_log() -> Iterator[None]:
+    """Keep OpenCLIP from logging the error that it raises, too."""
+    level = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.disable(level)
 
 
 def _no_weights(name: str, what: str | None, error: Exception) -> ValueError:
