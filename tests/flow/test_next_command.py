@@ -102,7 +102,8 @@ def test_what_was_tried_limited_or_finished_goes_on_by_the_printed_commands(tmp_
     assert next_of(give(tuned, "trainer=cpu", cwd=tmp_path)).startswith(mim("build_index"))
     embedded = next_of(give(mim("embed", build.split()[-2], "output=vectors"), "trainer=cpu", cwd=tmp_path))
     assert "embedding 0" not in give(embedded, "trainer=cpu", cwd=tmp_path).stdout
-    mined = mim("mine", build.split()[-2], "index=vectors/index", "output=negatives.parquet", "mining.depth=5")
+    few = "mining.depth=5", "mining.num_candidates=5"
+    mined = mim("mine", build.split()[-2], "index=vectors/index", "output=negatives.parquet", *few)
     again = next_of(give(mined, cwd=tmp_path))
     assert "data/sampling=hard_negatives" in again
     next_of(give(again, cwd=tmp_path))
