@@ -1,10 +1,12 @@
 """A lock keeps other processes out until its holder ends, however it ends."""
 
 import errno
+import io
 import os
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -46,9 +48,11 @@ def test_a_killed_process_releases_its_lock(tmp_path: Path) -> None:
     assert try_lock(path) is not None
 
 
-def test_the_second_process_says_whom_it_waits_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_second_process_says_whom_it_waits_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "runs" / "mine" / ".lock"
     order: list[str] = []
+    said = io.StringIO()  # not capsys: what a thread prints while it is read is lost
+    monkeypatch.setattr(sys, "stderr", said)
 
     def second() -> None:
         with lock_and_announce(path, "mine"):
@@ -57,9 +61,9 @@ def test_the_second_process_says_whom_it_waits_for(tmp_path: Path, capsys: pytes
     with lock_and_announce(path, "mine"):
         waiting = threading.Thread(target=second)
         waiting.start()
-        while "waiting for it" not in (line := capsys.readouterr().err):
-            pass
-        assert line.startswith(f"mine: process {os.getpid()} on ")
+        while "waiting for it" not in said.getvalue():
+            time.sleep(0.01)
+        assert said.getvalue().startswith(f"mine: process {os.getpid()} on ")
         order.append("first")
     waiting.join(timeout=10)
     assert order == ["first", "second"], "although the first removed the file that the second waited for"
