@@ -64,10 +64,11 @@ lint: setup ## style, who imports whom, and known vulnerabilities of what the lo
 types: setup ## types
 	$(PY) -m mypy
 
-# Two workers of one thread each: on two cores that is faster than one process with two threads.
+# Two workers of one thread each: on two cores that is faster than one process with two threads. A test that hangs is named.
 test: setup ## style, types and tests: about ten minutes on two cores
 	$(MAKE) --jobs 2 .venv/.compiled types lint
-	OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder \
+		--max-worker-restart 0 -o faulthandler_timeout=600 -o faulthandler_exit_on_timeout=true
 
 # Compiles what tests import once, and not in each of the processes that start at the same time.
 .venv/.compiled: .venv/.ready
