@@ -149,7 +149,11 @@ def test_a_run_with_a_given_id_and_a_time_limit_is_found_again(tmp_path: Path, m
         before.setitem(NOT_IN_RUN_ID_OF, "trainer", tuple({*NOT_IN_RUN_ID_OF["trainer"]} - {"max_time"}))
         _, config, _ = identify(compose("train", [limited[0], "run.id=former", limited[2]]))
     save_config(config, tmp_path / "former" / "config.yaml")
-    assert identify(compose("train", [limited[0], "run.id=former", limited[2]]))[0].run_id == "former"
+    for limit in (limited[2], "trainer.max_time=null", "trainer.max_time=00:02:00:00"):
+        former, config, _ = identify(compose("train", [limited[0], "run.id=former", limit]))
+        assert former.run_id == "former" and identify(config)[0] == former, "a launched process is given the config"
+    save_config(config, former.config_path)  # it goes on with another limit
+    assert identify(compose("train", [limited[0], "run.id=former"]))[0] == former
     with pytest.raises(ValueError, match=r"run\.id=first: .* differs first in optim\.lr"):
         identify(compose("train", [*limited, "optim.lr=0.5"]))
     run.config_path.write_text("{")

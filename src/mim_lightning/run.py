@@ -29,7 +29,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -207,10 +207,11 @@ def identify(config: dict[str, Any]) -> tuple[Run, dict[str, Any], dict[str, Any
         ValueError: the data cannot be described, the run's name or id leads out of the folder of runs, or a given
             `run.id` belongs to another config.
     """
-    section, description = config["run"], None
+    section, description, accepted = config["run"], None, None
     if section["digest"] is None:  # else a launched process, with a config that was identified before
         description = describe_source(config["data"])
         digest, has_limit = _choose_digest(config, description)
+        accepted = {digest, *_former_digest(config, description)}
         config = _replace(config, PENDING_SET, name_set(config["data"]))
         run_id = str(section["id"]) if section["id"] != PENDING_ID else _find_or_name(config, digest)
         config = _replace(config, PENDING_ID, run_id)
@@ -219,7 +220,8 @@ def identify(config: dict[str, Any]) -> tuple[Run, dict[str, Any], dict[str, Any
             config["run"].pop("command", None)
     _validate_placement(config["run"])
     run = Run(config["run"]["id"], Path(config["run"]["folder"]))
-    _validate_same_run(run, config)
+    if accepted is not None:
+        _validate_same_run(run, config, accepted)
     return run, config, description
 
 
@@ -263,12 +265,13 @@ def _validate_placement(section: Mapping[str, Any]) -> None:
             raise ValueError(f"run.{key}={section[key]}: names the run's folder below paths.runs; give a plain name")
 
 
-def _validate_same_run(run: Run, config: Mapping[str, Any]) -> None:
+def _validate_same_run(run: Run, config: Mapping[str, Any], accepted: Collection[str]) -> None:
+    """Check that the run in a folder, if there is one, was started with one of the digests that are accepted."""
     if not run.config_path.exists():
         return
     with errors_as_damaged_file(run.config_path, "remove it, and the run goes on with the config of this command"):
         found = load_stored_config(run.config_path)
-        if found["run"]["digest"] == config["run"]["digest"]:
+        if found["run"]["digest"] in accepted:
             return
         _relevant(found)
     wanted_keys, found_keys = _flat(_relevant(config)), _flat(_relevant(found))
@@ -297,22 +300,23 @@ def _find_or_name(config: Mapping[str, Any], digest: str) -> str:
 def _choose_digest(config: Mapping[str, Any], description: Mapping[str, Any] | None) -> tuple[str, bool]:
     """Return the digest of a run, and whether it has the time limit in it, as those had whose folder is there yet."""
     digest, max_time = _digest(config, description), config["trainer"].get("max_time")
-    if max_time is None:
+    if max_time is None or config["run"]["id"] != PENDING_ID:  # the folder of a given id says nothing of the digest
         return digest, False
     former = _digest(config, description, {"max_time": max_time})
-    if config["run"]["id"] != PENDING_ID:  # the folder of a given id says nothing of the digest
-        has_limit = _stored_digest(Path(config["run"]["folder"]) / "config.yaml") == former
-    else:
-        folders = Path(config["run"]["folder"].replace(PENDING_ID, f"*-{former}"))
-        has_limit = any(folders.parent.glob(f"{folders.name}/config.yaml"))
+    folders = Path(config["run"]["folder"].replace(PENDING_ID, f"*-{former}"))
+    has_limit = any(folders.parent.glob(f"{folders.name}/config.yaml"))
     return (former, True) if has_limit else (digest, False)
 
 
-def _stored_digest(config_path: Path) -> str | None:
-    """Return the digest that a run was started with; None where its config has none, or cannot be read."""
-    with suppress(ValueError, OSError), errors_as_damaged_file(config_path):  # reported when it is compared
-        return str(load_stored_config(config_path)["run"]["digest"])
-    return None
+def _former_digest(config: Mapping[str, Any], description: Mapping[str, Any] | None) -> Iterator[str]:
+    """Yield the digest with the time limit of the run that has the given id: it was part of it once."""
+    path = Path(config["run"]["folder"]) / "config.yaml"
+    if config["run"]["id"] == PENDING_ID or not path.exists():
+        return
+    with suppress(ValueError, OSError), errors_as_damaged_file(path):  # reported when it is compared
+        max_time = load_stored_config(path)["trainer"].get("max_time")
+        if max_time is not None:
+            yield _digest(config, description, {"max_time": max_time})
 
 
 def _digest(
