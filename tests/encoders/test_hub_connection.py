@@ -26,6 +26,7 @@ def online(monkeypatch: pytest.MonkeyPatch, offline: None, tmp_path: Path) -> No
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(hub_connection, "PAUSE", 0.0)
     monkeypatch.setattr(hub_connection, "_answered", set())
+    monkeypatch.setattr(hub_connection, "_silent", {})
 
 
 class SilentHub:
@@ -53,6 +54,7 @@ def silent(monkeypatch: pytest.MonkeyPatch) -> Iterator[SilentHub]:
     hub = SilentHub()
     monkeypatch.setattr(constants, "ENDPOINT", hub.address)
     monkeypatch.setattr(hub_connection, "PATIENCE", 0.2)
+    monkeypatch.setattr(constants, "HF_HUB_ETAG_TIMEOUT", 0.2)
     yield hub
     for part in (hub.listener, *hub.connections):
         part.close()
@@ -78,13 +80,17 @@ def test_a_hub_that_does_not_answer_is_given_up(name: str, silent: SilentHub, ca
     assert caplog.records == [], "the error is one line"
 
 
-def test_a_hub_that_answers_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("status", [404, 302])
+def test_a_hub_that_answers_is_asked_once(status: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has no first page, or leads from there to a host that nobody reaches."""
     asked = []
 
     class Answer(http.server.BaseHTTPRequestHandler):
         def do_HEAD(self) -> None:
             asked.append(self.path)
-            self.send_error(404)
+            self.send_response(status)
+            self.send_header("Location", "http://127.0.0.1:9/")
+            self.end_headers()
 
         def log_message(self, *_: object) -> None: ...
 
@@ -97,6 +103,27 @@ def test_a_hub_that_answers_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> No
         server.shutdown()
     assert len(asked) == 1
     assert why_not_downloaded().startswith(f"not on {constants.ENDPOINT}")
+
+
+def test_a_silent_hub_is_asked_again_after_a_while_and_as_patiently_as_the_client(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    waited: list[float] = []
+
+    class Silence:
+        def head(self, url: str, timeout: float) -> None:
+            waited.append(timeout)
+            raise TimeoutError
+
+    monkeypatch.setattr(hub_connection, "get_session", Silence)
+    monkeypatch.setattr(constants, "HF_HUB_ETAG_TIMEOUT", 60)
+    for _ in range(3):
+        with cache_unless_connected("me/shoes"):
+            assert constants.HF_HUB_OFFLINE is True
+    assert waited == [hub_connection.PATIENCE, 60], "a model is many files"
+    monkeypatch.setattr(hub_connection, "SILENCE", 0.0)
+    with cache_unless_connected("me/shoes"):
+        assert len(waited) == 4
 
 
 def test_what_is_here_or_offline_asks_nobody(

@@ -9,13 +9,16 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import constants
 from huggingface_hub.utils import get_session
 
-PATIENCE = 5.0  # seconds for an answer, whichever it is
+PATIENCE = 5.0  # seconds for an answer, whichever it is, at the first try; then as many as the client itself waits
 PAUSE = 1.0  # seconds before the second try
+SILENCE = 20.0  # seconds in which an endpoint that did not answer is not asked again: a model is many files
 _answered: set[str] = set()  # endpoints, in this process
+_silent: dict[str, float] = {}  # endpoints, by when they did not answer
 
 
 @contextmanager
@@ -47,11 +50,17 @@ def why_not_downloaded() -> str:
 
 def _is_connected() -> bool:
     """Return whether the hub answers, or has answered this process before."""
-    endpoint = constants.ENDPOINT
-    for pause in () if endpoint in _answered else (0.0, PAUSE):
+    endpoint, session = constants.ENDPOINT, get_session()
+    if endpoint in _answered or time.monotonic() - _silent.get(endpoint, float("-inf")) < SILENCE:
+        return endpoint in _answered
+    # a redirection is an answer: mirrors lead from their first page to another host; requests, of earlier clients,
+    # does not follow it
+    options: dict[str, Any] = {"follow_redirects": False} if hasattr(session, "follow_redirects") else {}
+    for pause, patience in ((0.0, PATIENCE), (PAUSE, max(PATIENCE, constants.HF_HUB_ETAG_TIMEOUT))):
         time.sleep(pause)
         with suppress(Exception):  # proxies, TLS and transports raise their own
-            get_session().head(endpoint, timeout=PATIENCE)
+            session.head(endpoint, timeout=patience, **options)
             _answered.add(endpoint)
-            break
-    return endpoint in _answered
+            return True
+    _silent[endpoint] = time.monotonic()
+    return False
