@@ -1,5 +1,6 @@
 """Everything is opened once: a set and process, its index parsed once, a table hashed once a start."""
 
+import threading
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,9 @@ from mim_lightning.data.manifest import content_hash as identity
 from mim_lightning.data.shards import set_index, shard_set
 from mim_lightning.evaluate import evaluate
 from mim_lightning.run import Run
+from mim_lightning.train import train
 from tests.data.stores import serving
+from tests.shop import small
 
 Fit = Callable[..., Run]
 SETS = ("catalogue", "queries/train", "queries/val")
@@ -68,3 +71,16 @@ def test_an_evaluation_asks_an_address_for_each_index_once(fit: Fit, counts: Cou
             for name in ("catalogue", "queries/val"):
                 assert store.asked[f"{name}/index.json"] == 1 + num_comparisons
             assert store.asked["settings.json"] == 1
+
+
+def test_a_run_ends_its_downloads(fit: Fit, tmp_path: Path) -> None:
+    """Those for an epoch that never comes, too: the next run of a sweep is in the same process."""
+    fit("data.shards.samples_per_shard=1", "trainer.max_epochs=1")
+    with serving(tmp_path / "prepared" / "manifest") as store:
+        words = [word for word in small(tmp_path) if not word.startswith(("data=", "data.source"))]
+        words += ["data=shards", f"data.folder={store.address}", f"data.cache.folder={tmp_path}/cache"]
+        train(compose("train", [*words, "trainer.max_epochs=1"]))
+        for thread in threading.enumerate():
+            if thread.name == "prefetcher":
+                thread.join(60)
+                assert not thread.is_alive()

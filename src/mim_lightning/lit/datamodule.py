@@ -236,6 +236,11 @@ class MatchDataModule(LightningDataModule):
             references=ReferenceReader.of(shards, self.opened.train_catalogs) if self.reference_products else None,
         )
 
+    def teardown(self, stage: str) -> None:
+        """End the downloads for further epochs of training."""
+        if self._train_loader is not None:
+            self._train_loader.ranks.stop()
+
     def use_columns(self, names: Sequence[str]) -> None:
         """Give training batches columns of the set, see `types.Batch.columns`.
 
