@@ -72,8 +72,8 @@ test: setup ## style, types and tests: about ten minutes on two cores
 
 # Compiles what tests import once, and not in each of the processes that start at the same time.
 .venv/.compiled: .venv/.ready
-	$(PY) -m pytest --collect-only -q > /dev/null
-	touch $@
+	$(PY) -m pytest --collect-only -q > $@.log || { cat $@.log; exit 1; }
+	mv $@.log $@
 
 test-slow: setup ## the tests that `make test` leaves out: whole sweeps in many processes
 	$(PY) -m pytest -m slow
