@@ -34,7 +34,7 @@ VENDORS = {  # library -> packages that may import it
     "transformers": {"encoders"},
     "open_clip": {"encoders"},
     "peft": {"model"},
-    "faiss": {"metrics", "search"},
+    "faiss": {"search"},
     "imagehash": {"data"},
     "torchmetrics": {"metrics"},
     "simplejpeg": {"data"},

@@ -84,7 +84,7 @@ def test_memory_bound_changes_nothing(queries_per_chunk: int, monkeypatch: pytes
     monkeypatch.setattr(
         ranking, "_rank_chunk", lambda chunk, *rest: sizes.append(len(chunk)) or rank_chunk(chunk, *rest)
     )
-    per_query = ranking._FETCH_BYTES * (6 + 1 + 6 * 60 // 37)
+    per_query = 2 * ranking._FETCH_BYTES * (6 + 1 + 6 * 60 // 37)
     ranked = rank_gallery(query, gallery, keys, 6, memory_bytes=per_query * queries_per_chunk)
     assert len(sizes) == -(-23 // queries_per_chunk) and max(sizes) - min(sizes) <= 1
     assert as_lists(ranked) == naive_ranking(query, gallery, keys, 6)
@@ -95,6 +95,36 @@ def test_order_of_gallery_rows_does_not_matter() -> None:
     order = torch.randperm(60, generator=torch.Generator().manual_seed(5))
     first, second = (rank_gallery(query, gallery[o], keys[o], 8) for o in (torch.arange(60), order))
     assert torch.equal(first[0], second[0]) and torch.equal(first[1], second[1])
+
+
+NEAR_ROWS = 3000
+
+
+def near_equal(dim: int) -> tuple[Tensor, Tensor]:
+    """Return queries, and gallery vectors of which many differ in the last bits, so that scores differ by rounding."""
+    generator = torch.Generator().manual_seed(dim)
+    query, few = (torch.nn.functional.normalize(torch.randn(70, dim, generator=generator), dim=1) for _ in range(2))
+    noise = torch.randint(-1, 2, (NEAR_ROWS, dim), generator=generator) * 2.0**-24
+    return query, few[torch.arange(NEAR_ROWS) % 5] * (1 + noise)
+
+
+@pytest.mark.parametrize("dim", [8, 256])
+@pytest.mark.parametrize("products", [NEAR_ROWS, 700])
+@pytest.mark.parametrize("depth", [5, 1200])
+def test_near_equal_scores_rank_alike_in_any_parts(dim: int, products: int, depth: int) -> None:
+    query, gallery = near_equal(dim)
+    keys = torch.arange(NEAR_ROWS) * 7919 % products
+    assert all(len(scores.unique()) > 8 for scores in query @ gallery.T), "of 5 products they would be 5"
+    expected = rank_gallery(query, gallery, keys, depth)
+    for memory_bytes in (1, 2**20):  # blocks of the gallery in parts, and few queries at once
+        asked = slice(60, 64) if memory_bytes == 1 else slice(None)
+        for part, whole in zip(rank_gallery(query[asked], gallery, keys, depth, memory_bytes), expected, strict=True):
+            assert torch.equal(part, whole[asked])
+    order = torch.randperm(NEAR_ROWS, generator=torch.Generator().manual_seed(1))
+    halves = [rank_gallery(query, gallery[rows], keys[rows], depth) for rows in (order[:1111], order[1111:])]
+    products_QM, scores_QM = (torch.cat(parts, dim=1) for parts in zip(*halves, strict=True))
+    for part, whole in zip(ranking.merge_rankings(products_QM, scores_QM, depth), expected, strict=True):
+        assert torch.equal(part[:, : whole.shape[1]], whole)
 
 
 def test_two_images_of_a_product_are_one_hit_with_its_best_score() -> None:
@@ -119,7 +149,7 @@ def test_equal_scores_are_ordered_by_key_at_the_cutoff_too() -> None:
 def fetches_nothing_certain(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the first fetch leave every query to be ranked in full."""
 
-    def all_alike(query_QD: Tensor, _: Tensor, num_rows: int) -> tuple[Tensor, Tensor]:
+    def all_alike(query_QD: Tensor, _: Tensor, num_rows: int, __: int) -> tuple[Tensor, Tensor]:
         return torch.zeros(len(query_QD), num_rows), torch.zeros(len(query_QD), num_rows).long()
 
     monkeypatch.setattr(ranking, "fetch_rows", all_alike)

@@ -9,7 +9,7 @@ from mim_lightning.metrics.row_vectors import READ_ROWS
 
 _ROW_BYTES = 120  # a gallery row while a direction is ranked: positions, products and their distinct keys, as integers
 _SCORE_BYTES = 150  # a gallery row while a query is ranked in full, or by a combination of scores
-_SEARCH_BYTES = 2**24  # FAISS scores 4096 queries with 1024 rows at once
+_SEARCH_BYTES = 2**24  # a matrix product: its vectors, and the copies of them that a BLAS makes
 _RESULT_BYTES = 400  # a query in the report of a direction: its metrics, first hits and rank
 
 

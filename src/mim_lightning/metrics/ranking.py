@@ -1,7 +1,7 @@
 """Exact top-k by inner product: the products of a gallery that rank first for each query, one hit a product.
 
-FAISS on a CPU, or a matrix product on any other device, fetches the first rows; queries with ties beyond the fetched
-rows are ranked in full. Results are product keys, never row positions.
+Matrix products fetch the first rows; queries with ties beyond the fetched rows are ranked in full. Results are product
+keys, never row positions.
 """
 
 from __future__ import annotations
@@ -11,17 +11,17 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 
-import faiss
 import torch
 from torch import Tensor
 
 from mim_lightning.metrics.collectives import any_of_ranks
 from mim_lightning.metrics.row_vectors import RowVectors, count_not_finite
-from mim_lightning.precision import plain_float32
+from mim_lightning.precision import TILE_QUERIES, TILE_ROWS, inner_products, plain_float32
 from mim_lightning.types import NO_KEY
 
 _SPARE_PRODUCTS = 200  # for so many products all images are fetched at once
 _FETCH_BYTES = 80  # a fetched row: position, product and score, and their copies while sorting
+_SCORE_BYTES = 8  # a score while the first rows are fetched on a CPU, and its copy while sorting
 _SCORED_BYTES = 120  # a gallery row when scores are a function: similarities by pair of parts, and their combination
 _FULL_BYTES = 24  # a gallery row when ranked in full: score, best of its product, masks and their running count
 
@@ -134,8 +134,9 @@ def rank_gallery(
     A product with several gallery rows (images) is one hit, with its best score. Equal scores are ordered by
     ascending product key, also at the cut-off: keys are digests, so this order does not depend on the order of rows or
     on relevance, and a model that embeds everything alike scores chance. Scores are float32 under any autocast or
-    matmul precision. "Equal" means equal as computed: scores that differ only by rounding may change places between
-    devices, chunk sizes and orders of rows.
+    matmul precision. "Equal" means equal as computed. On a CPU an inner product depends on its two vectors alone, so
+    results are those of any order of rows, parts of the gallery, memory, threads and processes, to the last bit. On a
+    GPU, and with a function of your own, scores that differ only by rounding may change places between them.
 
     Args:
         query_vectors_QD: (Q, D) finite; without absent queries.
@@ -178,7 +179,9 @@ def _rank(
     per_query = _FETCH_BYTES * _num_fetched(gallery, keep)
     if score is not None:
         per_query = (_FETCH_BYTES * keep) + (_FULL_BYTES + _SCORED_BYTES) * len(gallery.vectors)
-    elif not query_vectors_QD.is_cpu:  # a matrix product stores all scores of a query
+    elif query_vectors_QD.is_cpu:
+        per_query *= 2  # as much for scores of which the first are taken, see `fetch_rows`
+    else:  # one matrix product stores all scores of a query
         per_query += _FULL_BYTES * len(gallery.vectors)
     products_QK = keys_P.new_empty(len(query_vectors_QD), keep)
     scores_QK = gallery.vectors.new_empty(len(query_vectors_QD), keep)
@@ -228,7 +231,7 @@ def check_finite(what: str, vectors: Tensor) -> None:
 def even_chunks(num_rows: int, largest: int) -> list[slice]:
     """Return slices that cover the rows, of sizes that differ by at most one; of no rows one empty slice.
 
-    FAISS is slow on few queries, so a small remainder would be expensive.
+    A matrix product is slow on few queries, so a small remainder would be expensive.
     """
     num_chunks = max(1, -(-num_rows // largest))
     ends = [num_rows * chunk // num_chunks for chunk in range(num_chunks + 1)]
@@ -246,7 +249,7 @@ def _num_fetched(gallery: _Gallery, keep: int) -> int:
 
 def _rank_chunk(query_QD: Tensor, gallery: _Gallery, keep: int, memory_bytes: int) -> tuple[Tensor, Tensor]:
     num_fetched = _num_fetched(gallery, keep)
-    scores_QF, rows_QF = fetch_rows(query_QD, gallery.vectors, num_fetched)
+    scores_QF, rows_QF = fetch_rows(query_QD, gallery.vectors, num_fetched, memory_bytes // 2)
     products_QF = gallery.product_idx[rows_QF]
     if len(gallery.vectors) == len(gallery.product_keys):
         products_QK, scores_QK = _order_ties(scores_QF, products_QF, keep)
@@ -283,7 +286,7 @@ def _one_hit_a_product(scores_QF: Tensor, products_QF: Tensor, keep: int) -> tup
 def _rank_in_full(query_QD: Tensor, gallery: _Gallery, keep: int) -> tuple[Tensor, Tensor]:
     """Return products and scores (Q, K) from the scores of the whole gallery, ties included."""
     with plain_float32(query_QD.device.type):
-        scores_QN = query_QD @ gallery.vectors.T
+        scores_QN = inner_products(query_QD, gallery.vectors)
     return _rank_scores(scores_QN, gallery, keep)
 
 
@@ -304,13 +307,34 @@ def _best_of_each_product(scores_QN: Tensor, gallery: _Gallery) -> Tensor:
     return scores_QP.scatter_reduce_(1, gallery.product_idx.expand_as(scores_QN), scores_QN, "amax")
 
 
-def fetch_rows(query_QD: Tensor, gallery_ND: Tensor, num_rows: int) -> tuple[Tensor, Tensor]:
-    """Return scores and positions (Q, F) of the rows with the highest inner products, best first, ties in any order."""
-    if query_QD.is_cpu:
-        scores, rows = faiss.knn(query_QD.numpy(), gallery_ND.numpy(), num_rows, faiss.METRIC_INNER_PRODUCT)
-        return torch.from_numpy(scores), torch.from_numpy(rows)
-    # no FAISS on a GPU: faiss.contrib.torch_utils replaces the search of every index in the process by one without
-    # parameters
+def fetch_rows(query_QD: Tensor, gallery_ND: Tensor, num_rows: int, memory_bytes: int) -> tuple[Tensor, Tensor]:
+    """Return scores and positions (Q, F) of the rows with the highest inner products, best first, ties in any order.
+
+    Args:
+        memory_bytes: for scores on a CPU; at least those of one matrix product are stored.
+    """
     with plain_float32(query_QD.device.type):
-        scores_QF, rows_QF = (query_QD @ gallery_ND.T).topk(num_rows, dim=1)
+        if not query_QD.is_cpu:
+            scores_QF, rows_QF = inner_products(query_QD, gallery_ND).topk(num_rows, dim=1)
+            return scores_QF, rows_QF
+        # of many gallery rows a part at a time, rather than of fewer queries than a product has
+        num_scores = memory_bytes // _SCORE_BYTES
+        block_rows = min(max(1, num_scores // TILE_QUERIES // TILE_ROWS), -(-len(gallery_ND) // TILE_ROWS)) * TILE_ROWS
+        num_queries = max(1, num_scores // block_rows // TILE_QUERIES) * TILE_QUERIES
+        found = [_fetch_by_block(part_QD, gallery_ND, num_rows, block_rows) for part_QD in query_QD.split(num_queries)]
+    scores_QF, rows_QF = (torch.cat(parts) for parts in zip(*found, strict=True))
+    return scores_QF, rows_QF
+
+
+def _fetch_by_block(query_QD: Tensor, gallery_ND: Tensor, num_rows: int, block_rows: int) -> tuple[Tensor, Tensor]:
+    scores_QF, rows_QF = query_QD.new_empty(len(query_QD), 0), torch.empty(len(query_QD), 0, dtype=torch.long)
+    for start in range(0, len(gallery_ND), block_rows):
+        block_ND = gallery_ND[start : start + block_rows]
+        block_QF, places_QF = inner_products(query_QD, block_ND).topk(min(num_rows, len(block_ND)), dim=1)
+        if start:
+            block_QF = torch.cat([scores_QF, block_QF], dim=1)
+            places_QF = torch.cat([rows_QF, places_QF + start], dim=1)
+            block_QF, order_QF = block_QF.topk(min(num_rows, block_QF.shape[1]), dim=1)
+            places_QF = places_QF.gather(1, order_QF)
+        scores_QF, rows_QF = block_QF, places_QF
     return scores_QF, rows_QF

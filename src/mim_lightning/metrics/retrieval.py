@@ -67,7 +67,7 @@ def evaluate_direction(
     With several processes all must call it. Each gives the same queries (their vectors as `SharedVectors`, or whole)
     and its own rows of the gallery, none that another gives, maybe none at all. Blocks of queries are exchanged, each
     process ranks its rows for them, and merges the rankings of all for its part of a block. All return the same report,
-    that of one process with the whole gallery: for any number of processes equal scores are ordered by product key.
+    that of one process with the whole gallery, see `rank_gallery`: equal scores are ordered by product key.
 
     Args:
         name: of the direction, as in config, for report and errors.

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from mim_lightning.metrics.collectives import gather_rows, sum_of_ranks, world
+from mim_lightning.precision import TILE_ROWS
 
 Rows = Tensor | slice  # positions, or a contiguous part
 BLOCK_BYTES = 2**23  # of float32 vectors that are checked at once
 READ_ROWS = 2**11  # that are computed at once
-BLOCK_ROWS = 1024  # FAISS ranks so many at once: blocks of a multiple of them are ranked as the whole is
+BLOCK_ROWS = TILE_ROWS  # blocks of a multiple of them fill the matrix products that rank them
 
 
 @dataclass(frozen=True)
