@@ -5,16 +5,22 @@ python experiments/recipes/make_folds.py <folder> <data>
 Writes <folder>/<set>/products.csv and fold-<k>.csv, k from 1 to 3: queries of which split `val` is a part of the
 training rows, and `train` the others. Nothing of a set's own val or test is in them.
 
-    grocery   of each product a quarter of its photos, in a row as they were taken: neighbours resemble each other
-    emoji     a fifth of the families, with all their photos and composed queries
+    grocery          of each product a quarter of its photos, in a row as they were taken: neighbours look alike
+    grocery_apart    of each product one of three groups of photos that look alike in colors and light, the smallest
+                     first: nearer to photos of another store
+    emoji            a fifth of the families, with all their photos and composed queries
 """
 
 import csv
 import random
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+
+import faiss
+import numpy as np
+from PIL import Image
 
 NUM_FOLDS = 3
 Row = dict[str, str]
@@ -34,7 +40,37 @@ IsHeldOut = Callable[[Row, int], bool]
 
 
 def read_grocery(source: Path) -> tuple[list[Row], list[Row], IsHeldOut]:
-    rows = [
+    rows = read_grocery_rows(source)
+    quarter = {id_: 4 * place // len(ids) for ids in by_product(rows) for place, id_ in enumerate(ids)}
+    return read_products(source), rows, lambda row, fold: quarter[row["query_id"]] == fold
+
+
+def read_grocery_apart(source: Path) -> tuple[list[Row], list[Row], IsHeldOut]:
+    source = source.parent / "grocery"
+    rows = read_grocery_rows(source)
+    looks = {row["query_id"]: thumbnail(row["image"]) for row in rows}
+    group = {id_: number for ids in by_product(rows) for id_, number in zip(ids, groups(ids, looks), strict=True)}
+    return read_products(source), rows, lambda row, fold: group[row["query_id"]] == fold
+
+
+def thumbnail(path: str) -> np.ndarray:
+    """Return the colors of a photo, 8 by 8 pixels, flat."""
+    with Image.open(path) as photo:
+        return np.asarray(photo.convert("RGB").resize((8, 8), Image.Resampling.BOX), dtype=np.float32).ravel()
+
+
+def groups(ids: Sequence[str], looks: Mapping[str, np.ndarray]) -> list[int]:
+    """Return the group of each photo by k-means, 0 the smallest."""
+    colors = np.stack([looks[id_] for id_ in ids])
+    kmeans = faiss.Kmeans(colors.shape[1], NUM_FOLDS, niter=50, nredo=5, seed=0, min_points_per_centroid=1)
+    kmeans.train(colors)
+    nearest = kmeans.index.search(colors, 1)[1].ravel()
+    by_size = np.argsort(np.bincount(nearest, minlength=NUM_FOLDS), kind="stable").tolist()
+    return [by_size.index(number) for number in nearest]
+
+
+def read_grocery_rows(source: Path) -> list[Row]:
+    return [
         {
             "query_id": f"q{number:05d}",
             "image": str(source.absolute() / row["query_image"]),
@@ -44,11 +80,14 @@ def read_grocery(source: Path) -> tuple[list[Row], list[Row], IsHeldOut]:
         for number, row in enumerate(read(source / "pairs.csv"))
         if row["split"] == "train"
     ]
-    of_product = defaultdict[str, list[str]](list)
+
+
+def by_product(rows: Sequence[Row]) -> Iterable[list[str]]:
+    """Return the ids of the queries of each product."""
+    ids = defaultdict[str, list[str]](list)
     for row in rows:
-        of_product[row["product_id"]].append(row["query_id"])
-    quarter = {id_: 4 * place // len(ids) for ids in of_product.values() for place, id_ in enumerate(ids)}
-    return read_products(source), rows, lambda row, fold: quarter[row["query_id"]] == fold
+        ids[row["product_id"]].append(row["query_id"])
+    return ids.values()
 
 
 def read_emoji(source: Path) -> tuple[list[Row], list[Row], IsHeldOut]:
@@ -65,7 +104,7 @@ def read_emoji(source: Path) -> tuple[list[Row], list[Row], IsHeldOut]:
     return products, rows, lambda row, fold: fifth[family[row["product_id"]]] == fold
 
 
-SETS = {"grocery": read_grocery, "emoji": read_emoji}
+SETS = {"grocery": read_grocery, "grocery_apart": read_grocery_apart, "emoji": read_emoji}
 
 
 def read_products(source: Path) -> list[Row]:

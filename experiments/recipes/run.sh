@@ -2,15 +2,15 @@
 # What makes a better model at a small budget: one change of the recipe at a time, chosen on folds of the training rows.
 # Two to three minutes a run on one core. Needs MIM_DATA_DIR (data/grocery, data/emoji, weights/mobilenetv2_100.safetensors).
 #
-#   SETS="grocery emoji"  FOLDS="1 2 3"
+#   SETS="grocery grocery_apart emoji"  FOLDS="1 2 3"     see make_folds.py
 #   ARMS="base frozen ..."   all are under `change` below; "ema+large" changes both
 source "$(dirname "$0")/../train_arms.sh"
 RECORD=recipes TABLES=${TABLES:-data/recipes} EXTERNAL=${MIM_DATA_DIR:-external} FOLDS=${FOLDS:-1 2 3}
 ALL="base frozen last_n lora low_rate layer_decay ema minilm minilm_frozen small large gentle_crops colors plain negatives widths \
 batch_256 grouped long"
-[ -f "$TABLES/emoji/fold-3.csv" ] || $PYTHON experiments/recipes/make_folds.py "$TABLES" "$EXTERNAL/data"
+[ -f "$TABLES/grocery_apart/fold-3.csv" ] || $PYTHON experiments/recipes/make_folds.py "$TABLES" "$EXTERNAL/data"
 
-side_of() { [ "$1" = grocery ] && echo 96 || echo 64; } # <set>: of the images of the base
+side_of() { [ "$1" = emoji ] && echo 64 || echo 96; } # <set>: of the images of the base
 
 change() { # <name> <set>: the overrides of an arm
   local side
@@ -39,12 +39,12 @@ change() { # <name> <set>: the overrides of an arm
   esac
 }
 
-for set in ${SETS:-grocery emoji}; do
+for set in ${SETS:-grocery grocery_apart emoji}; do
   for fold in $FOLDS; do
     for arm in ${ARMS:-$ALL}; do
       words=$(for part in ${arm//+/ }; do change "$part" "$set" || exit; done)
-      $PYTHON -m mim_lightning.train run.id="$set-$arm-$fold" paths.runs="runs/$RECORD" experiment="$set" model=4tower data=manifest \
-        seed="$fold" "data.source.products=$TABLES/$set/products.csv" "data.source.queries=$TABLES/$set/fold-$fold.csv" \
+      $PYTHON -m mim_lightning.train run.id="$set-$arm-$fold" paths.runs="runs/$RECORD" experiment="${set%_apart}" model=4tower \
+        data=manifest seed="$fold" "data.source.products=$TABLES/$set/products.csv" "data.source.queries=$TABLES/$set/fold-$fold.csv" \
         "data.folder=$TABLES/$set/prepared-$fold" data.batch_size=64 data.num_workers=0 trainer=cpu trainer.precision=32-true \
         trainer.max_epochs=3 "trainer.check_val_every_n_epoch=\${trainer.max_epochs}" results_from=last callbacks.progress_bar=null \
         encoder.image.image_size="$(side_of "$set")" $words
