@@ -124,8 +124,15 @@ def start(command: str, checkpoint: Path, num_processes: int) -> dict[str, Any]:
         "first_cpu_seconds": spent[process.pid],
         "first_memory": peaks[process.pid],
         "digest": digest(output),
-        "metrics": json.loads((output / "results.json").read_text()) if command == "evaluate" else {},
+        "metrics": read_metrics(output / "results.json") if command == "evaluate" else {},
     }
+
+
+def read_metrics(path: Path) -> dict[str, float]:
+    """Return the results that are metrics between 0 and 1, and neither ends of intervals nor counts and ranks."""
+    results = json.loads(path.read_text())
+    measures = {name: name.rsplit("/", 1)[-1] for name in results}
+    return {name: results[name] for name, measure in measures.items() if "@" in measure or measure in ("mrr", "map")}
 
 
 def digest(output: Path) -> str:
@@ -213,15 +220,9 @@ def write(record: dict[str, Any], folder: Path) -> None:
 
 def comparison(one: dict[str, Any], found: dict[str, Any]) -> list[str]:
     """Return whether vectors are those of one process, and the largest difference of a metric, if there are any."""
-    distances = [abs(found["metrics"][name] - value) for name, value in one["metrics"].items() if is_metric(name)]
+    distances = [abs(found["metrics"][name] - value) for name, value in one["metrics"].items()]
     largest = "-" if not distances else "0" if max(distances) == 0 else f"{max(distances):.0e}"
     return ["yes" if one["digest"] == found["digest"] else "no", largest]
-
-
-def is_metric(name: str) -> bool:
-    """Whether a result is a metric between 0 and 1, and neither an end of an interval nor a count or rank."""
-    measure = name.rsplit("/", 1)[-1]
-    return "@" in measure or measure in ("mrr", "map")
 
 
 def cells_of(found: dict[str, Any]) -> list[str]:
