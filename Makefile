@@ -65,6 +65,8 @@ types: setup ## types
 	$(PY) -m mypy
 
 # Two workers of one thread each: on two cores that is faster than one process with two threads. A test that hangs is named.
+# Where bytecode is switched off, every process of every test would compile all that it imports: seconds each.
+test: export PYTHONDONTWRITEBYTECODE =
 test: setup ## style, types and tests: about ten minutes on two cores
 	$(MAKE) --jobs 2 .venv/.compiled types lint
 	OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder \
