@@ -6,6 +6,7 @@ from typing import Protocol
 
 import numpy as np
 
+from experiments.kept_runs import QueryAnswers
 from mim_lightning.analysis.record import DirectionRecord
 from mim_lightning.metrics import bootstrap_intervals, paired_difference
 
@@ -30,7 +31,7 @@ class QueryScores:
     segments: Mapping[str, np.ndarray]  # name -> (Q,) labels
 
     @classmethod
-    def of(cls, runs: Sequence[DirectionRecord], families: Mapping[str, str]) -> "QueryScores":
+    def of(cls, runs: Sequence[DirectionRecord | QueryAnswers], families: Mapping[str, str]) -> "QueryScores":
         """Join runs that ranked the same queries; `families` are by product id."""
         orders = [np.argsort(run.query_ids) for run in runs]
         first, order = runs[0], orders[0]

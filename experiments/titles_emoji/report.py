@@ -2,9 +2,9 @@
 
 python -m experiments.titles_emoji.report experiments/titles_emoji <data/emoji> runs/titles_emoji/*
 
-An arm is a model and a table of make_tables.py, "3tower photos-15"; runs without a result are left out. Writes
+An arm is a model and a table of make_tables.py, "3tower photos-15"; runs without a result are left out. What the record
+holds of other runs stays, so that seeds can be added one by one. Writes what `KeptRuns` keeps, and
 
-    results.csv       a run a row, all metrics
     table.md          image to image, an arm a row
     differences.md    of arms: all queries, with and without skin tones
     transfer.md       trained on one artist's photos, asked with the other's
@@ -14,35 +14,48 @@ An arm is a model and a table of make_tables.py, "3tower photos-15"; runs withou
 import argparse
 import csv
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
+from experiments.kept_runs import KeptRuns, QueryAnswers
 from experiments.query_scores import QueryScores
-from mim_lightning.analysis.record import EvaluationRecord, read_record
-from mim_lightning.run import Run
+from mim_lightning.analysis.record import read_record
 
 PERCENTS = (5, 15, 100)
 PHOTO, WORDS, BOTH = "image_to_asked_product", "text_to_product", "composed_to_product"
 WITHOUT_SHOWN = "composed_to_other_product"
 ARTISTS = ("fluent3d", "twemoji")
+METRICS = ("hit@1", "hit@10", "mrr")
+DIRECTIONS = ("image_to_image", PHOTO, WORDS, BOTH, WITHOUT_SHOWN)
+
+
+class ArmRun(NamedTuple):
+    """One run of the record."""
+
+    arm: str
+    seed: str
 
 
 class Arms:
     """The runs of the record by arm."""
 
-    def __init__(self, folders: Sequence[Path], families: Mapping[str, str]) -> None:
-        self.families, self.records = families, defaultdict[str, list[EvaluationRecord]](list)
-        for folder in folders:
-            if (folder / "results.json").is_file():
-                record = read_record(folder)
-                config = record.facts.config
-                self.records[f"{config['model']['name']} {config['data']['name']}"].append(record)
+    def __init__(self, runs: KeptRuns[ArmRun], families: Mapping[str, str]) -> None:
+        self._families, self._runs = families, defaultdict[str, list[Mapping[str, QueryAnswers]]](list)
+        for run in sorted(runs.answers):
+            self._runs[run.arm].append(runs.answers[run])
 
     def __contains__(self, arm: str) -> bool:
-        return arm in self.records
+        return arm in self._runs
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._runs)
+
+    def num_runs(self, arm: str) -> int:
+        return len(self._runs[arm])
 
     def scores(self, arm: str, direction: str) -> QueryScores:
-        return QueryScores.of([record.directions[direction] for record in self.records[arm]], self.families)
+        return QueryScores.of([run[direction] for run in self._runs[arm]], self._families)
 
 
 def main() -> None:
@@ -53,8 +66,14 @@ def main() -> None:
     arguments = parser.parse_args()
     with (arguments.source / "products.csv").open(newline="", encoding="utf-8") as file:
         families = {row["product_id"]: row["family"] for row in csv.DictReader(file)}
-    arms = Arms(arguments.runs, families)
-    write_results(arguments.experiment / "results.csv", arms)
+    runs = KeptRuns(arguments.experiment, ArmRun, METRICS)
+    for folder in arguments.runs:
+        if (folder / "results.json").is_file():
+            config = read_record(folder).facts.config
+            arm = f"{config['model']['name']} {config['data']['name']}"
+            runs.add(ArmRun(arm, str(config["seed"])), folder, DIRECTIONS)
+    runs.write()
+    arms = Arms(runs, families)
     tables: dict[str, Callable[[Arms], Iterator[str]]] = {
         "table.md": overview,
         "differences.md": differences,
@@ -67,26 +86,14 @@ def main() -> None:
         print(text)
 
 
-def write_results(path: Path, arms: Arms) -> None:
-    rows = []
-    for arm, records in arms.records.items():
-        for record in records:
-            results = Run(record.facts.run_id, record.folder.parent).read_results() or {}
-            rows.append({"arm": arm, "seed": record.facts.config["seed"], **results})
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)), restval="")
-        writer.writeheader()
-        writer.writerows(rows)
-
-
 def overview(arms: Arms) -> Iterator[str]:
     yield "| arm | runs | hit@1 | hit@10 | mrr | hit@1 without tones | hit@1 of tones |"
     yield "| --- | ---: | ---: | ---: | ---: | ---: | ---: |"
-    for arm, records in arms.records.items():
+    for arm in arms:
         found = arms.scores(arm, "image_to_image")
-        cells = [found.interval(metric) for metric in ("hit@1", "hit@10", "mrr")]
+        cells = [found.interval(metric) for metric in METRICS]
         cells += [found.where(toned=label).interval("hit@1") for label in ("no", "yes")]
-        yield f"| {arm} | {len(records)} | {' | '.join(cells)} |"
+        yield f"| {arm} | {arms.num_runs(arm)} | {' | '.join(cells)} |"
 
 
 def differences(arms: Arms) -> Iterator[str]:
