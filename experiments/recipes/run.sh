@@ -7,7 +7,7 @@
 source "$(dirname "$0")/../train_arms.sh"
 RECORD=recipes TABLES=${TABLES:-data/recipes} EXTERNAL=${MIM_DATA_DIR:-external} FOLDS=${FOLDS:-1 2 3}
 ALL="base frozen last_n lora low_rate layer_decay ema minilm minilm_frozen small large gentle_crops colors plain negatives widths \
-batch_256 grouped long"
+batch_256 batch_32 high_rate grouped long"
 [ -f "$TABLES/grocery_apart/fold-3.csv" ] || $PYTHON experiments/recipes/make_folds.py "$TABLES" "$EXTERNAL/data"
 
 side_of() { [ "$1" = emoji ] && echo 64 || echo 96; } # <set>: of the images of the base
@@ -33,6 +33,8 @@ change() { # <name> <set>: the overrides of an arm
     negatives) echo data/sampling=hard_negatives trainer.check_val_every_n_epoch=1 ;; # mined in validations
     widths) echo "loss.widths={64:1.0}" ;;
     batch_256) echo data.batch_size=256 step.micro_batch_size=64 ;;
+    batch_32) echo data.batch_size=32 ;;
+    high_rate) echo optim.lr=2.0e-3 ;;
     grouped) echo data/sampling=grouped ;;
     long) echo trainer.max_epochs=6 ;;
     *) echo "ARMS: no arm '$1'; there are $ALL" >&2; exit 2 ;;
