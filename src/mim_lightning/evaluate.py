@@ -4,9 +4,9 @@
 
 Model, directions and, unless `data` is given, data come from the config in the checkpoint: the results are those of the
 training run. Without a checkpoint they come from the command line. `trainer.devices` and launchers such as torchrun and
-srun divide the rows among processes; vectors are those of one process, and on a CPU results too. On a GPU, and with
-fusions that combine scores, results may differ where two scores differ by rounding alone. With `output`, an evaluation
-that was interrupted goes on with what it had embedded, on any number of processes.
+srun divide the rows among processes; vectors are those of one process, and on a CPU results too. On a GPU results may
+differ where two scores differ by rounding alone. With `output`, an evaluation that was interrupted goes on with what it
+had embedded, on any number of processes.
 
 With `gallery_checkpoint` the products are embedded by that model: what the queries of this one find in the gallery, or
 in an index, of a former model, beside the former's own. It is written into the checkpoint, which may search that

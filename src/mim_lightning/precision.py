@@ -40,20 +40,18 @@ def inner_products(query_QD: Tensor, gallery_ND: Tensor) -> Tensor:
     """
     if not query_QD.is_cpu:
         return query_QD @ gallery_ND.T
-    num_rows = len(gallery_ND)
-    scores_QN = query_QD.new_empty(len(query_QD), -(-num_rows // TILE_ROWS) * TILE_ROWS)
+    scores_QN = query_QD.new_empty(len(query_QD), len(gallery_ND))
     tiles_TD = [_pad_rows(part_TD, TILE_QUERIES) for part_TD in query_QD.split(TILE_QUERIES)]
     padded_TR = query_QD.new_empty(TILE_QUERIES, TILE_ROWS)
-    for start in range(0, num_rows, TILE_ROWS):
-        rows_RD = _pad_rows(gallery_ND[start : start + TILE_ROWS], TILE_ROWS)
-        parts_TR = scores_QN[:, start : start + TILE_ROWS].split(TILE_QUERIES)
-        for tile_TD, scores_TR in zip(tiles_TD, parts_TR, strict=True):
-            if len(scores_TR) == TILE_QUERIES:
+    for part_RD, scores_QR in zip(gallery_ND.split(TILE_ROWS), scores_QN.split(TILE_ROWS, dim=1), strict=True):
+        rows_RD = _pad_rows(part_RD, TILE_ROWS)
+        for tile_TD, scores_TR in zip(tiles_TD, scores_QR.split(TILE_QUERIES), strict=True):
+            if scores_TR.shape == padded_TR.shape:
                 _multiply(tile_TD, rows_RD, scores_TR)
             else:
                 _multiply(tile_TD, rows_RD, padded_TR)
-                scores_TR.copy_(padded_TR[: len(scores_TR)])
-    return scores_QN[:, :num_rows]
+                scores_TR.copy_(padded_TR[: len(scores_TR), : len(part_RD)])
+    return scores_QN
 
 
 def _multiply(tile_TD: Tensor, rows_RD: Tensor, scores_TR: Tensor) -> None:

@@ -187,6 +187,10 @@ def rows(count: int, parts: int, seed: int) -> Tensor:
     return normalize(made, dim=-1).flatten(1)
 
 
+def combine(combination: ScoreCombination, queries: Tensor, gallery: Tensor, reference: Tensor) -> Tensor:
+    return combination(queries, gallery, combination.reference_parts(reference))
+
+
 @pytest.mark.parametrize(
     ("kind", "floor"), [("standardized_sum", 3.0), ("score_product", 2.0), ("score_product", None)]
 )
@@ -195,7 +199,7 @@ def test_combined_scores_are_those_of_every_pair_one_by_one(kind: str, floor: fl
     queries[2, D:], gallery[7, :D] = 0, 0  # a query without its second part, a product without its first
     reference = gallery[:9]
     weights = (1.0, 0.5), (2.0, 1.0)
-    scores = ScoreCombination(kind, *weights, floor)(queries, gallery, reference)
+    scores = combine(ScoreCombination(kind, *weights, floor), queries, gallery, reference)
     for q, n in ((q, n) for q in range(3) for n in range(12)):
         pairs = []
         for i, j in ((i, j) for i in range(2) for j in range(2)):
@@ -213,14 +217,31 @@ def test_combined_scores_are_those_of_every_pair_one_by_one(kind: str, floor: fl
         assert float(scores[q, n]) == pytest.approx(expected, abs=2e-5)
 
 
+@pytest.mark.parametrize(
+    ("kind", "floor"), [("standardized_sum", 3.0), ("score_product", 2.0), ("score_product", None)]
+)
+def test_on_a_cpu_a_combined_score_depends_on_its_two_rows_and_the_reference_alone(
+    kind: str, floor: float | None
+) -> None:
+    queries, gallery, reference = rows(75, 2, 5), rows(1300, 2, 6), rows(333, 2, 7)
+    combination = ScoreCombination(kind, (1.0, 0.5), (2.0, 1.0), floor)
+    whole = combine(combination, queries, gallery, reference)
+    assert len(whole.unique()) > 5000
+    for asked in (slice(1), slice(3, 12), slice(5, 75)):
+        for offered in (slice(7, 8), slice(3, 41), slice(1, 1300)):
+            assert torch.equal(combine(combination, queries[asked], gallery[offered], reference), whole[asked, offered])
+    order = torch.randperm(1300, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(combine(combination, queries, gallery[order], reference), whole[:, order])
+
+
 def test_a_sum_of_standardized_scores_is_one_search_by_the_linear_query() -> None:
     queries, gallery = rows(4, 2, 7), rows(40, 2, 8)
     combination = ScoreCombination("standardized_sum", (1.0, 0.7), (1.0, 0.4))
-    linear = combination.linear_query(queries, gallery) @ gallery.T
-    assert torch.equal(linear.argsort(dim=1), combination(queries, gallery, gallery).argsort(dim=1))
+    linear = combination.linear_query(queries, combination.reference_parts(gallery)) @ gallery.T
+    assert torch.equal(linear.argsort(dim=1), combine(combination, queries, gallery, gallery).argsort(dim=1))
     avoiding = replace(combination, query_weights=(1.0, -0.7))
-    linear = avoiding.linear_query(queries, gallery) @ gallery.T
-    assert torch.equal(linear.argsort(dim=1), avoiding(queries, gallery, gallery).argsort(dim=1))
+    linear = avoiding.linear_query(queries, avoiding.reference_parts(gallery)) @ gallery.T
+    assert torch.equal(linear.argsort(dim=1), combine(avoiding, queries, gallery, gallery).argsort(dim=1))
 
 
 @pytest.mark.filterwarnings("error")
@@ -229,10 +250,10 @@ def test_a_part_that_no_reference_product_has_does_not_count(kind: str) -> None:
     queries, gallery, reference = rows(3, 2, 5), rows(12, 2, 6), rows(9, 2, 7)
     reference[:, D:], gallery[0, :D] = 0, 0
     combination = ScoreCombination(kind, (1.0, 0.5), (2.0, 1.0))
-    linear = combination.linear_query(queries, reference)
+    linear = combination.linear_query(queries, combination.reference_parts(reference))
     assert linear[:, :D].any() and not linear[:, D:].any() and linear.isfinite().all()
-    scores = combination(queries, gallery, reference)
-    first = replace(combination, product_weights=(2.0,))(queries, gallery[1:, :D], reference[:, :D])
+    scores = combine(combination, queries, gallery, reference)
+    first = combine(replace(combination, product_weights=(2.0,)), queries, gallery[1:, :D], reference[:, :D])
     torch.testing.assert_close(scores[:, 1:], first)
     assert (scores[:, :1] <= scores).all()  # a product of that part alone
 
@@ -243,7 +264,7 @@ def test_a_part_that_no_reference_product_has_does_not_count(kind: str) -> None:
 def test_a_product_with_parts_of_weight_0_alone_is_the_last(kind: str, floor: float | None) -> None:
     queries, gallery = rows(3, 1, 5), rows(12, 2, 6)
     gallery[4, :D] = 0
-    scores = ScoreCombination(kind, (1.0,), (1.0, 0.0), floor)(queries, gallery, gallery)
+    scores = combine(ScoreCombination(kind, (1.0,), (1.0, 0.0), floor), queries, gallery, gallery)
     assert (scores[:, 4] == scores.min(dim=1).values).all() and scores.isfinite().all()
 
 

@@ -214,7 +214,7 @@ def _evaluate(
     )
     if combination is not None:
         reference = reference_vectors(offered, gallery.row_keys[is_offered])
-        options["score"] = partial(combination, reference_ME=reference)
+        options["score"] = partial(combination, reference=combination.reference_parts(reference))
     try:
         report = evaluate_direction(name, candidates.take(kept), offered, **options)
     except NothingToRankError:

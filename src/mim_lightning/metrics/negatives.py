@@ -192,7 +192,8 @@ def mine_negatives(
     combination = combination_of(query_fusion, gallery_fusion)
     score: BlockScoreFunction | None = None
     if combination is not None:
-        score = partial(combination, reference_ME=reference_vectors(products, gallery.row_keys[offered]))
+        reference = reference_vectors(products, gallery.row_keys[offered])
+        score = partial(combination, reference=combination.reference_parts(reference))
     blocks, sizes = [], []
     for size, ranking in rank_blocks(name, candidates, products, depth, memory_bytes, score):
         places = torch.searchsorted(asked.row_keys, ranking.query_keys)

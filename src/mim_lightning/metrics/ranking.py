@@ -136,7 +136,7 @@ def rank_gallery(
     on relevance, and a model that embeds everything alike scores chance. Scores are float32 under any autocast or
     matmul precision. "Equal" means equal as computed. On a CPU an inner product depends on its two vectors alone, so
     results are those of any order of rows, parts of the gallery, memory, threads and processes, to the last bit. On a
-    GPU, and with a function of your own, scores that differ only by rounding may change places between them.
+    GPU, and with a function that does not keep to this, scores that differ only by rounding may change places.
 
     Args:
         query_vectors_QD: (Q, D) finite; without absent queries.

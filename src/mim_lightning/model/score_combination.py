@@ -6,12 +6,14 @@ own spread over the catalog. A product needs a vector of each tower that is comp
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from mim_lightning.model.fusion import SCORE_PRODUCT, Fusion
+from mim_lightning.precision import inner_products
 
 NUM_REFERENCE_PRODUCTS = 1000  # of a catalog, over which similarities are standardized
 _MIN_DEVIATION = 1e-6
@@ -37,30 +39,30 @@ class ScoreCombination:
     product_weights: tuple[float, ...]  # (J,)
     floor: float | None = 3.0  # standard deviations below the mean where a product has its 0
 
-    def __call__(self, query_QE: Tensor, gallery_NE: Tensor, reference_ME: Tensor) -> Tensor:
-        """Return the scores (Q, N).
+    def __call__(self, query_QE: Tensor, gallery_NE: Tensor, reference: Sequence[Tensor]) -> Tensor:
+        """Return the scores (Q, N), without gradients. On a CPU each depends on its two rows and the reference alone.
 
         Args:
             query_QE: (Q, I * D), or (Q, I * J * D) where each part of a product is compared with a vector of its own.
             gallery_NE: (N, J * D). A part of zeros is absent, here and there.
-            reference_ME: (M, J * D) rows of the catalog.
+            reference: see `reference_parts`.
         """
-        return self.combine(self.standardized(query_QE, gallery_NE, reference_ME))
+        return self.combine(self.standardized(query_QE, gallery_NE, reference))
 
-    def standardized(self, query_QE: Tensor, gallery_NE: Tensor, reference_ME: Tensor) -> Tensor:
+    def standardized(self, query_QE: Tensor, gallery_NE: Tensor, reference: Sequence[Tensor]) -> Tensor:
         """Return the standardized similarities (I, J, Q, N) of all pairs of parts, nan for a pair that lacks one."""
         num_parts = len(self.query_weights), len(self.product_weights)
         found = query_QE.new_empty(*num_parts, len(query_QE), len(gallery_NE))
-        for j, (rows_ND, known_MD) in enumerate(zip(self._parts(gallery_NE), self._known(reference_ME), strict=True)):
+        for j, (rows_ND, known_MD) in enumerate(zip(self._parts(gallery_NE), reference, strict=True)):
             is_there_N = rows_ND.any(dim=1)
             for i, weight in enumerate(self.query_weights):
                 query_QD = self._query_part(query_QE, rows_ND.shape[1], i, j)
-                z_QN = query_QD @ rows_ND.T
+                z_QN = inner_products(query_QD, rows_ND)
                 if self.floor is not None or self.kind != SCORE_PRODUCT:
                     if not len(known_MD):
                         found[i, j] = torch.nan
                         continue
-                    spread_QM = query_QD @ known_MD.T
+                    spread_QM = inner_products(query_QD, known_MD)
                     deviation_Q1 = spread_QM.std(dim=1, correction=0, keepdim=True).clamp(min=_MIN_DEVIATION)
                     z_QN = (z_QN - spread_QM.mean(dim=1, keepdim=True)) / deviation_Q1
                 z_QN = -z_QN if weight < 0 else z_QN
@@ -90,13 +92,13 @@ class ScoreCombination:
         """Return the weight (I, J) of each pair, 0 or more."""
         return torch.tensor(self.query_weights).abs()[:, None] * torch.tensor(self.product_weights)
 
-    def linear_query(self, query_QE: Tensor, reference_ME: Tensor) -> Tensor:
+    def linear_query(self, query_QE: Tensor, reference: Sequence[Tensor]) -> Tensor:
         """Return queries (Q, J * D) whose inner products rank as the standardized sum, of products with all parts.
 
         The columns of a part that no reference product has are 0.
         """
         columns = []
-        for j, known_MD in enumerate(self._known(reference_ME)):
+        for j, known_MD in enumerate(reference):
             column_QD = torch.zeros(len(query_QE), known_MD.shape[1])
             for i, weight in enumerate(self.query_weights if len(known_MD) else ()):
                 query_QD = self._query_part(query_QE, known_MD.shape[1], i, j)
@@ -109,8 +111,8 @@ class ScoreCombination:
     def _parts(self, gallery_NE: Tensor) -> tuple[Tensor, ...]:
         return gallery_NE.chunk(len(self.product_weights), dim=1)
 
-    def _known(self, reference_ME: Tensor) -> list[Tensor]:
-        """Return the reference rows (m, D) that have it, by part of a product."""
+    def reference_parts(self, reference_ME: Tensor) -> list[Tensor]:
+        """Return the rows (m, D) that have it, by part of a product, of rows (M, J * D) of the catalog."""
         return [part_MD[part_MD.any(dim=1)] for part_MD in self._parts(reference_ME)]
 
     def _query_part(self, query_QE: Tensor, width: int, i: int, j: int) -> Tensor:

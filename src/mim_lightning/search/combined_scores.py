@@ -41,7 +41,7 @@ class CombinedScores:
     combination: ScoreCombination  # its query weights are replaced by those of each query
     product_parts: tuple[str, ...]
     splits_query: bool  # whether the parts of a query are compared one by one; else their fused vector
-    reference: Tensor  # (M, E) rows of the catalog
+    reference: Sequence[Tensor]  # rows of the catalog, by part of a product
 
     @property
     def num_blocks(self) -> int:
@@ -137,7 +137,7 @@ def combine_scores(index: ProductIndex, fusions: Mapping[str, Any], query: str) 
         combination,
         tuple(gallery) if has_blocks and gallery is not None else (index.card.gallery,),
         query_fusion is not None and not query_fusion.needs_one_vector,
-        torch.from_numpy(np.concatenate(rows).astype(np.float32)),
+        combination.reference_parts(torch.from_numpy(np.concatenate(rows).astype(np.float32))),
     )
 
 
