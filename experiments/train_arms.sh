@@ -29,5 +29,6 @@ tables() { # <name of the record> <folder of a run> ... [option of tables.py] ..
   local record=$1
   shift
   $PYTHON experiments/tables.py "experiments/$record" "$@"
+  $PYTHON experiments/plot_differences.py "experiments/$record"
   $PYTHON experiments/refresh.py
 }

@@ -21,5 +21,6 @@ of() { grep -l "max_relative_score: $1" "$runs"/mined/3tower-*/config.yaml | xar
 $PYTHON experiments/tables.py $record "$runs"/shuffled/3tower-* $(of 0.95) $(of null) --first-only \
   --directions image_to_product image_to_image --labels shuffled guarded unguarded
 sed -i 's/never trained on/trained on/' $record/{table,summary,differences}.md $record/results.csv # every product is
+$PYTHON experiments/plot_differences.py $record
 $PYTHON $record/relisted.py count "$shop" $(of 0.95 | sed s/^/guarded=/) $(of null | sed s/^/unguarded=/)
 $PYTHON experiments/refresh.py
