@@ -108,30 +108,27 @@ def describe_rejection(report: ValidationReport) -> str:
     settings, errors = report.settings, report.errors
     if not errors:
         return ""
+    invalid = {table: count for table in report.num_rows if (count := report.num_invalid_rows(table))}
+    too_many = [table for table, count in invalid.items() if count > settings.ceiling(report.num_rows[table])]
     key = "data.validation.max_invalid"
-    limit, most = f"{key}={settings.max_invalid}", max(map(report.num_invalid_rows, report.num_rows), default=0)
-    exceeds = any(report.num_invalid_rows(table) > settings.ceiling(n) for table, n in report.num_rows.items())
+    limit, most = f"{key}={settings.max_invalid}", max(invalid.values(), default=0)
     if settings.on_invalid == "raise":
-        rows = [
-            f"{format_count(count, 'row')} of {table}"
-            for table in report.num_rows
-            if (count := report.num_invalid_rows(table))
-        ]
+        rows = [f"{format_count(count, 'row')} of {table}" for table, count in invalid.items()]
         return (
             f"the validation found {format_count(len(errors), 'error')} in "
             f"{', '.join(rows) or 'single images of products'}, the first is {errors[0]}; mend "
             f"{'it' if len(errors) == 1 else 'them'}, or drop invalid rows with data.validation.on_invalid=drop "
-            + (f"{key}={most} (rows of a table)" if exceeds else f"(at most {limit} of a table)")
+            + (f"{key}={most} (rows of a table)" if too_many else f"(at most {limit} of a table)")
         )
-    for table, num_rows in report.num_rows.items():
-        num_invalid, ceiling = report.num_invalid_rows(table), settings.ceiling(num_rows)
-        if num_invalid > ceiling:
-            first = next(finding for finding in errors if finding.table == table and finding.drops == "row")
-            return (
-                f"{num_invalid:,} of {num_rows:,} rows of the {table} table are invalid "
-                f"({format_percent(num_invalid, num_rows)}), which exceeds {limit} ({format_count(ceiling, 'row')}); "
-                f"the first is {first}; mend them, or give {key}={most}"
-            )
+    if too_many:
+        table = too_many[0]
+        num_rows = report.num_rows[table]
+        first = next(finding for finding in errors if finding.table == table and finding.drops == "row")
+        return (
+            f"{invalid[table]:,} of {num_rows:,} rows of the {table} table are invalid "
+            f"({format_percent(invalid[table], num_rows)}), which exceeds {limit} "
+            f"({format_count(settings.ceiling(num_rows), 'row')}); the first is {first}; mend them, or give {key}={most}"
+        )
     return ""
 
 
