@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,11 +19,14 @@ from tests.data.validation.broken import jpeg_header, photo, png_header
 
 @dataclass(frozen=True)
 class BadImage:
-    """Encoded bytes, with what is wrong; `is_sound`: it is odd, and to be read all the same."""
+    """Encoded bytes, or what makes them, with what is wrong; `is_sound`: it is odd, and to be read all the same."""
 
     wrong: str
-    data: bytes
+    data: bytes | Callable[[], bytes]
     is_sound: bool = False
+
+    def write(self, path: Path) -> None:
+        path.write_bytes(self.data if isinstance(self.data, bytes) else self.data())
 
 
 def saved(kind: str, mode: str = "RGB", **options: Any) -> bytes:
@@ -124,7 +129,7 @@ CASES = [
     BadImage("PNG with too few pixels", PNG[:33] + chunk(b"IDAT", zlib.compress(bytes(100))) + chunk(b"IEND", b"")),
     BadImage("PNG with a chunk of 4 GB", PNG[:33] + b"\xff\xff\xff\xffIDAT"),
     BadImage("PNG of 30,000 chunks", png(8, 8, *[chunk(b"tEXt", b"a\0b")] * 30_000)),
-    BadImage("PNG with a text of 64 MB in 64 kB", png(8, 8, chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(1 << 26))))),
+    BadImage("PNG with a text of 64 MB in 64 kB", lambda: png(8, 8, chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(1 << 26))))),
     BadImage("PNG of 16 bits", wide_gray(), is_sound=True),
     BadImage("WebP with a wrong size in its header", WEBP[:4] + struct.pack("<I", 2**31) + WEBP[8:]),
     BadImage("WebP of no known chunk", WEBP[:12] + b"VP9 " + WEBP[16:]),
@@ -136,7 +141,7 @@ CASES = [
     BadImage("GIF without a frame", GIF[:13] + b";"),
     BadImage("TIFF with tags that lead to themselves", b"II*\0\x08\0\0\0\0\0\x08\0\0\0"),
     BadImage("TIFF with more tags than bytes", shared_tags(200, 50_000)),
-    BadImage("TIFF of tiles larger than the image", tiled(16, 16, 8192)),
+    BadImage("TIFF of tiles larger than the image", lambda: tiled(16, 16, 8192)),
     BadImage("TIFF with offsets beyond the file", TIFF[:4] + struct.pack("<I", 2**31) + TIFF[8:]),
     BadImage("BMP with an offset beyond the file", BMP[:10] + struct.pack("<I", 2**31 - 1) + BMP[14:]),
     BadImage("BMP of a negative width", BMP[:18] + struct.pack("<i", -200) + BMP[22:]),

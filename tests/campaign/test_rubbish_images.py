@@ -22,7 +22,7 @@ def test_malformed_images(case: BadImage, tmp_path: Path) -> None:
 
 def verdicts(folder: Path, case: BadImage) -> list[Verdict]:
     path = folder / "image"
-    path.write_bytes(case.data)
+    case.write(path)
 
     def search() -> Any:  # as `search image=` and the service read a query
         return decode_upright(read_image_file(path), 32, 32).ndim

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -46,32 +47,34 @@ def run_bmp(compression: int, depth: int) -> bytes:
     return b"BM" + struct.pack("<III", 0, 0, 54 + len(colors)) + info + colors + b"\1\0" * MAX_INTERPRETED
 
 
-TOO_LARGE = {
-    "one column": png(1, 40_000_000),
-    "one row": png(40_000_000, 1),
-    "a line": png(4, 60_000),
-    "pixels": png(8_001, 8_000),
-    "pixels beyond Pillow's limit": png(100_000, 100_000),
-    "scans": scanned(LIMITS.scans),
-    "png chunks": png(8, 8, *[chunk(b"tEXt", b"a\0b")] * (MAX_PARTS + 1)),
-    "jpeg 2000 boxes": b"\0\0\0\x0cjP  \r\n\x87\n" + b"\0\0\0\x08free" * (MAX_PARTS + 1),
-    "gif comment": gif(2 * MAX_COMMENT),
-    "tiff tags": shared_tags(1_000, 100_000),
-    "tiff tags of a header in the wrong order": b"II\0*" + shared_tags(1_000, 100_000)[4:],
-    "avif tags": avif_with_tags(),
-    "a tile": tiled(16, 16, 3_000),
-    "qoi": b"qoif" + struct.pack(">IIBB", 2_000, 2_000, 3, 0) + bytes(MAX_INTERPRETED),
-    "bits in digits": b"P1 2000 2000\n" + b"1" * MAX_INTERPRETED,
-    "grey in digits": b"P2 2000 2000 255\n" + b"1 " * MAX_INTERPRETED,
-    "colors in digits": b"P3 2000 2000 255\n" + b"1 " * MAX_INTERPRETED,
-    "colors of an odd depth": b"P6 2000 2000 254\n" + bytes(MAX_INTERPRETED),
-    "bmp in runs": run_bmp(1, 8),
-    "bmp in short runs": run_bmp(2, 4),
+TOO_LARGE = {  # written when their test runs: some take long
+    "one column": lambda: png(1, 40_000_000),
+    "one row": lambda: png(40_000_000, 1),
+    "a line": lambda: png(4, 60_000),
+    "pixels": lambda: png(8_001, 8_000),
+    "pixels beyond Pillow's limit": lambda: png(100_000, 100_000),
+    "scans": lambda: scanned(LIMITS.scans),
+    "png chunks": lambda: png(8, 8, *[chunk(b"tEXt", b"a\0b")] * (MAX_PARTS + 1)),
+    "jpeg 2000 boxes": lambda: b"\0\0\0\x0cjP  \r\n\x87\n" + b"\0\0\0\x08free" * (MAX_PARTS + 1),
+    "gif comment": lambda: gif(2 * MAX_COMMENT),
+    "tiff tags": lambda: shared_tags(1_000, 100_000),
+    "tiff tags of a header in the wrong order": lambda: b"II\0*" + shared_tags(1_000, 100_000)[4:],
+    "avif tags": lambda: avif_with_tags(),
+    "a tile": lambda: tiled(16, 16, 3_000),
+    "qoi": lambda: b"qoif" + struct.pack(">IIBB", 2_000, 2_000, 3, 0) + bytes(MAX_INTERPRETED),
+    "bits in digits": lambda: b"P1 2000 2000\n" + b"1" * MAX_INTERPRETED,
+    "grey in digits": lambda: b"P2 2000 2000 255\n" + b"1 " * MAX_INTERPRETED,
+    "colors in digits": lambda: b"P3 2000 2000 255\n" + b"1 " * MAX_INTERPRETED,
+    "colors of an odd depth": lambda: b"P6 2000 2000 254\n" + bytes(MAX_INTERPRETED),
+    "bmp in runs": lambda: run_bmp(1, 8),
+    "bmp in short runs": lambda: run_bmp(2, 4),
 }
 
 
-@pytest.mark.parametrize("data", TOO_LARGE.values(), ids=TOO_LARGE)
-def test_large_images_are_refused_before_decoding(data: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("write", TOO_LARGE.values(), ids=TOO_LARGE)
+def test_large_images_are_refused_before_decoding(write: Callable[[], bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+    data = write()
+
     def decoded(*_: object, **__: object) -> None:
         raise AssertionError("it was decoded")
 

@@ -10,12 +10,14 @@ import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-pytest.importorskip("gradio", reason="the extra `serve` is not installed")
+if find_spec("gradio") is None:  # importing takes seconds, in every process that collects
+    pytest.skip("the extra `serve` is not installed", allow_module_level=True)
 httpx = pytest.importorskip("httpx", reason="httpx is not installed")
 
 import uvicorn  # noqa: E402

@@ -8,12 +8,14 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-pytest.importorskip("gradio", reason="the extra `serve` is not installed")
+if find_spec("gradio") is None:  # importing takes seconds, in every process that collects
+    pytest.skip("the extra `serve` is not installed", allow_module_level=True)
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
 import numpy as np  # noqa: E402

@@ -8,13 +8,15 @@ import json
 import os
 import uuid
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import pytest
 
-pytest.importorskip("gradio", reason="the extra `serve` is not installed")
+if find_spec("gradio") is None:  # importing takes seconds, in every process that collects
+    pytest.skip("the extra `serve` is not installed", allow_module_level=True)
 
 from fastapi.testclient import TestClient
 
