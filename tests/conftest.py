@@ -1,5 +1,7 @@
 """Whole runs on a shop of a few products, for every test that needs one."""
 
+import functools
+import gc
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +12,7 @@ import pytest
 from mim_lightning.config import compose
 from mim_lightning.run import Run, identify
 from mim_lightning.train import train
-from tests import preloaded
+from tests import preloaded, quick_compose
 from tests.shop import small, write_shop
 
 
@@ -18,6 +20,17 @@ def pytest_configure() -> None:
     preloaded.start()  # in the process that starts the workers, which find it in their environment
     # a shell has it ignored in what it starts in the background, and every process that a test starts inherits that
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    quick_compose.install()
+    gc.disable()  # until all is imported: nothing of that is garbage
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()  # no later collection goes through a million objects of modules
+    gc.enable()
+
+
+def pytest_unconfigure() -> None:
+    gc.unfreeze()  # extensions report what is left at the exit
 
 
 # A worker runs whole files, or folders whose tests share what takes seconds to make, in this order; a long one among
@@ -90,10 +103,18 @@ def shop(tmp_path: Path) -> Path:
 @pytest.fixture
 def fit(shop: Path) -> Callable[..., Run]:
     """Train in this process and return the run."""
+    return functools.partial(train_on_shop, shop)
 
-    def call(*overrides: str) -> Run:
-        config = compose("train", small(shop, *overrides))
-        train(config)
-        return identify(config)[0]
 
-    return call
+@pytest.fixture(scope="module")
+def fit_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Run]:
+    """Do as `fit` does, once a module for the same options: for tests that only read the run."""
+    folder = tmp_path_factory.mktemp("once")
+    write_shop(folder / "shop", num_products=7)
+    return functools.cache(functools.partial(train_on_shop, folder))
+
+
+def train_on_shop(folder: Path, *overrides: str) -> Run:
+    config = compose("train", small(folder, *overrides))
+    train(config)
+    return identify(config)[0]

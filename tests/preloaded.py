@@ -148,9 +148,12 @@ def _import_vendors() -> None:
 
 
 def _import_ours() -> None:
+    import quick_compose
+
     import mim_lightning
     from mim_lightning.config import compose
 
+    quick_compose.install()
     for module in pkgutil.walk_packages(mim_lightning.__path__, "mim_lightning."):
         if module.name.removeprefix("mim_lightning.").startswith(PARTS):
             importlib.import_module(module.name)
