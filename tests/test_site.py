@@ -6,9 +6,11 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 import yaml
+from markdown import Markdown
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "docs"))
@@ -99,6 +101,14 @@ d: "x # no comment"
     ]
 
 
+def test_a_key_in_a_table_breaks_after_a_dot_or_an_underscore_and_in_no_word() -> None:
+    table = "`a.b_c`\n\n| k | d |\n| --- | --- |\n| [`data.max_side`](x.md) | `${p.data}/<x>` or `a\\|b` |\n"
+    made = Markdown(extensions=["tables", "table_code"]).convert(table)
+    assert "<p><code>a.b_c</code></p>" in made, "only in tables"
+    assert '<td><a href="x.md"><code>data.<wbr />max_<wbr />side</code></a></td>' in made
+    assert "<td><code>${p.<wbr />data}/<wbr />&lt;x&gt;</code> or <code>a|b</code></td>" in made
+
+
 def test_every_extra_is_in_the_page_on_installing() -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     page = (ROOT / "docs" / "install.md").read_text()
@@ -112,3 +122,14 @@ def test_the_site_builds_without_a_warning() -> None:
     assert built.returncode == 0, built.stdout + built.stderr
     page = (ROOT / "build" / "site" / "html" / "api" / "losses.html").read_text()
     assert "info_nce" in page and "positives" in page
+    assert missing_addresses(ROOT / "build" / "site" / "html") == []
+
+
+def missing_addresses(site: Path) -> list[str]:
+    """Return the addresses in pages that were opened from disk at which there is no file: of scripts and styles too."""
+    found = [] if (site / "search.js").is_file() else ["search.js"]  # which a script loads where a page is a file
+    for page in site.rglob("*.html"):
+        for address in re.findall(r'(?:href|src)="([^"#?:]+)(?:[#?][^"]*)?"', page.read_text()):
+            if page.name != "404.html" and not (page.parent / unquote(address)).exists():
+                found.append(f"{page.relative_to(site)}: {address}")
+    return sorted(set(found))

@@ -1,4 +1,4 @@
-"""Pages in Chromium: they fit a phone, can be read in both schemes, and can be used without a mouse."""
+"""Pages in Chromium: they fit a phone, load nothing, can be read in both schemes, and can be used without a mouse."""
 
 from __future__ import annotations
 
@@ -58,7 +58,11 @@ def test_pages_fit_can_be_read_and_used_with_keys(browser: Any, tmp_path: Path, 
     for name in ("compare.html", "report.html"):
         for width, scheme in ((390, "light"), (390, "dark"), (1280, "dark")):
             page = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
+            asked, said = [], []
+            page.on("request", lambda request, asked=asked: asked.append(request.url.split(":")[0]))
+            page.on("console", lambda message, said=said: said.append(message.text))
             page.goto((tmp_path / name).as_uri())
+            assert asked.count("file") == 1 and set(asked) <= {"file", "data"} and said == []
             assert page.evaluate("document.documentElement.scrollWidth") <= width, (name, width)
             contrasts = page.evaluate(READ_CONTRASTS)
             assert len(contrasts) > 30 and min(contrasts)[0] >= CONTRAST, (name, scheme, min(contrasts))
