@@ -27,7 +27,7 @@ VENDORS = {  # library -> packages that may import it
     "aiohttp": {"io"},
     "fsspec": {"data", "io"},
     "lightning": {"checkpoint_evaluation", "lit", "training"},
-    "hydra": {"config", "cli", "errors", "sweep"},
+    "hydra": {"config", "config_groups", "cli", "errors", "sweep"},
     "omegaconf": {"config", "cli", "errors", "sweep"},
     "timm": {"encoders"},
     "torchvision": {"inference"},

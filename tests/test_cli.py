@@ -13,6 +13,7 @@ from mim_lightning.cli import (
     compose_arguments,
     quote_value,
     validate_groups,
+    validate_keys,
     validate_options,
     validate_sections,
 )
@@ -58,6 +59,9 @@ def test_options_of_hydra_are_taken() -> None:
     [
         ("model", "'model': is no <key>=<value>; quote"),
         ("seed=(", "quote a value with spaces, commas or brackets, as"),
+        ("data.=3", "'data.=3': the key has nothing beside a dot; give <section>.<key>=<value>"),
+        ("+data..folder=shop", "'+data..folder=shop': the key has nothing beside a dot"),
+        ("~data.", "'~data.': the key has nothing beside a dot"),
     ],
 )
 def test_an_argument_that_cannot_be_parsed_is_named_with_what_is_right(argument: str, message: str) -> None:
@@ -86,9 +90,11 @@ def test_a_section_that_nothing_reads_is_refused(name: str, argument: str, messa
         ("train", ["+width=64", "embed_dim=${width}"]),
         ("train", ["+own.key=1", "--config-dir=there"]),
         ("evaluate", ["data=manifest", "++data.source.columns.queries.kind=k", "+hydra.verbose=true"]),
+        ("train", ["-cd", "..", "data/sampling=grouped", "data.folder=../a..b/", "paths.runs=."]),
     ],
 )
 def test_keys_that_are_read_are_taken(name: str, arguments: list[str]) -> None:
+    validate_keys(arguments)
     validate_sections(name, arguments)
 
 

@@ -1,5 +1,6 @@
 """What an entry point costs before there is work to do: help, mistakes and finished runs import no vendor of models."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -54,13 +55,15 @@ assert not found, found
 
 
 def test_help_and_mistakes_import_nothing_heavy() -> None:
-    ended = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True)
+    environment = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
+    ended = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, env=environment)
     assert ended.returncode == 0, ended.stderr
     mistakes = [line for line in ended.stderr.splitlines() if line.startswith("error: ")]
     num_mistakes = sum(argument != "--help" for arguments in ARGUMENTS.values() for argument in arguments)
     assert len(mistakes) == num_mistakes == len(ended.stderr.splitlines()), ended.stderr
     assert sum("/nowhere" in line for line in mistakes) == num_mistakes - 5, ended.stderr
     assert ended.stdout.count("show this help message") == 6 and "Groups (group=option)" in ended.stdout
+    assert max(map(len, ended.stdout.splitlines())) <= 80
 
 
 def test_a_finished_run_imports_no_vendor_of_models(fit: Callable[..., Run], shop: Path) -> None:

@@ -22,7 +22,7 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from mim_lightning.command import FULL_ERRORS
 from mim_lightning.config import (
@@ -34,6 +34,7 @@ from mim_lightning.config import (
     to_plain,
     warn_of_former_name,
 )
+from mim_lightning.config_groups import describe_groups
 from mim_lightning.display.text import error_text, escape_unprintable
 from mim_lightning.errors import LOST_PROCESS, ErrorReport, hint_at, is_user_error, to_error_report, write_error
 from mim_lightning.former_names import present_overrides
@@ -85,6 +86,7 @@ def _run(name: str, function: Callable[[Config], Any], verbatim_keys: Sequence[s
     if FROZEN_CONFIG not in os.environ:
         try:
             validate_options(name, sys.argv[1:])
+            validate_keys(sys.argv[1:])
             validate_sections(name, sys.argv[1:])
             validate_groups(sys.argv[1:])
         except ValueError as error:
@@ -114,6 +116,7 @@ def _run(name: str, function: Callable[[Config], Any], verbatim_keys: Sequence[s
         gc.collect()  # the failed job's model, before the next one needs its memory
         return report
 
+    OmegaConf.register_new_resolver("groups", lambda: describe_groups(name), replace=True)  # of conf/, for --help
     try:
         hydra.main(version_base="1.3", config_path=conf_dir(), config_name=name)(guarded)()
     except Exception as error:
@@ -131,6 +134,7 @@ def compose_arguments(name: str, arguments: Sequence[str], verbatim_keys: Sequen
     """
     overrides = _to_overrides(name, arguments, verbatim_keys)
     try:
+        validate_keys(overrides)
         validate_sections(name, overrides)
         validate_groups(overrides)
         return compose(name, overrides)
@@ -159,6 +163,19 @@ def validate_options(name: str, arguments: Sequence[str]) -> None:
     parser.error = refuse  # type: ignore[method-assign]
     if {"--version"}.isdisjoint(arguments):  # which would end here
         parser.parse_args(arguments)
+
+
+def validate_keys(arguments: Sequence[str]) -> None:
+    """Check that no key of an override has an empty part: Hydra would look for a section without a name.
+
+    Raises:
+        ValueError: one has; names it.
+    """
+    for argument in arguments:
+        key, is_given, _ = argument.lstrip("+~").partition("=")
+        is_path = not is_given and key.startswith(".")  # -cd ..
+        if re.fullmatch(r"[\w./@]+", key) and "" in key.split(".") and not is_path:
+            raise ValueError(f"'{argument}': the key has nothing beside a dot; give <section>.<key>=<value>")
 
 
 def validate_sections(name: str, arguments: Sequence[str]) -> None:

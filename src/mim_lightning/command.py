@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import sys
+import textwrap
 from collections.abc import Callable
 from typing import Any, NoReturn
 
@@ -24,12 +26,19 @@ class CommandParser(argparse.ArgumentParser):
     def __init__(self, name: str, description: str | None) -> None:
         super().__init__(
             prog=f"mim {name}" if sys.argv[0] == f"mim {name}" else f"python -m mim_lightning.{name}",
-            description=description,
+            description=_fitted(description or ""),
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
 
     def error(self, message: str) -> NoReturn:
         sys.exit(_fail(f"{message}; see {self.prog} --help"))
+
+
+def _fitted(text: str) -> str:
+    """Return a docstring with paragraphs as wide as the terminal; examples, which are indented, stay as they are."""
+    width = shutil.get_terminal_size().columns
+    parts = text.strip().split("\n\n")
+    return "\n\n".join(part if part.startswith(" ") else textwrap.fill(part, width) for part in parts)
 
 
 def run_command(parser: CommandParser, function: Callable[..., Any]) -> None:

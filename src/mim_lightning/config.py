@@ -1,6 +1,6 @@
 """Where conf/ is, and how a config becomes plain containers and those become objects.
 
-Only this module, `cli`, `errors` and `sweep` use Hydra and OmegaConf.
+Only this module, `config_groups`, `cli`, `errors` and `sweep` use Hydra and OmegaConf.
 """
 
 from __future__ import annotations

@@ -30,6 +30,7 @@ from omegaconf.errors import (
 )
 
 from mim_lightning.config import conf_dir
+from mim_lightning.config_groups import choices, groups_of, options_of, options_with
 from mim_lightning.former_names import present_overrides
 from mim_lightning.io.atomic import atomic_write
 from mim_lightning.io.damaged_file import errors_as_damaged_file
@@ -217,13 +218,12 @@ def _no_option(path: str, options: Sequence[str] | None) -> str:
         options: of the group; None where several were given to Hydra at once.
     """
     group, _, wanted = path.rpartition("/")
-    found = options if options is not None else sorted(file.stem for file in (Path(conf_dir()) / group).glob("*.yaml"))
-    choices = [option for option in found if option != "base"]  # which the other options extend
-    close = difflib.get_close_matches(wanted, choices, 1)
+    known = choices(options) if options is not None else options_of(group)
+    close = difflib.get_close_matches(wanted, known, 1)
     return (
-        f"no option '{wanted}' in config group '{group}'; there are {', '.join(choices)}"
+        f"no option '{wanted}' in config group '{group}'; there are {', '.join(known)}"
         + (f"; did you mean '{close[0]}'?" if close else "")
-        + (f"; more with {EXTRA}" if group == "hydra/launcher" and "joblib" not in choices else "")
+        + (f"; more with {EXTRA}" if group == "hydra/launcher" and "joblib" not in known else "")
     )
 
 
@@ -244,7 +244,7 @@ def hint_at(key: str, name: str) -> str:
         for path in known
         if path.rsplit(".", 1)[-1] == word
     ]
-    group, options = _options_with(key) if key.split(".")[0] in _groups_of(name) else ("", [])
+    group, options = options_with(key) if key.split(".")[0] in groups_of(name) else ("", [])
     if options:
         close = [path for path in close if "." not in path]  # those of another section have nothing to do with it
         few = " or ".join(f"{group}={option}" for option in options)
@@ -253,40 +253,11 @@ def hint_at(key: str, name: str) -> str:
     return f"; did you mean {' or '.join(repr(path) for path in close[:2])}?" if close else ""
 
 
-def _groups_of(name: str) -> set[str]:
-    """Return the config groups that a config chooses from, or may: `data: null`."""
-    defaults = yaml.safe_load((Path(conf_dir()) / f"{name}.yaml").read_text("utf-8"))["defaults"]
-    return {str(key) for entry in defaults if isinstance(entry, dict) for key in entry}
-
-
 def _as_given(key: str) -> str:
     """Return a key as the command line has it: of a config group that is null Hydra names the group alone."""
     is_group = (Path(conf_dir()) / key).is_dir()
     given = (word.lstrip("+").partition("=")[0] for word in sys.argv[1:])
     return next((word for word in given if is_group and word.startswith(f"{key}.")), key)
-
-
-def _options_with(key: str) -> tuple[str, list[str]]:
-    """Return the config group that a key belongs to or is, and its options that have the key; none: no group has it."""
-    words = key.split(".")
-    for length in range(len(words), 0, -1):
-        group = "/".join(words[:length])
-        found = [path.stem for path in sorted((Path(conf_dir()) / group).glob("*.yaml")) if _has(path, words[length:])]
-        if "base" in found:  # which the others extend
-            found = sorted(path.stem for path in (Path(conf_dir()) / group).glob("*.yaml"))
-        if found:
-            return group, [option for option in found if option != "base"]
-    return "", []
-
-
-def _has(path: Path, words: Sequence[str]) -> bool:
-    """Does the file of an option itself state a key?"""
-    part: Any = yaml.safe_load(path.read_text("utf-8"))
-    for word in words:
-        if not isinstance(part, dict) or word not in part:
-            return False
-        part = part[word]
-    return True
 
 
 def _dotted_keys(config: Any, prefix: str = "") -> Iterator[str]:

@@ -1,7 +1,7 @@
 """mim plot <run> ... --output <folder>: figures of one run, or of several side by side.
 
     mim plot runs/4tower-... --output figures
-    mim plot runs/2tower-* runs/3tower-* runs/4tower-* --output figures --only curves,hits
+    mim plot runs/2tower-* runs/4tower-* --output figures --only curves,hits
 
 curves.png: a metric by epoch, from before training on; losses.png: by pair, with the logit scale; hits.png: the first
 hits of up to five models; map-<model>.png: the embedding space. Runs that differ only in seed or fold are one model. A

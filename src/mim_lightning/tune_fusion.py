@@ -1,9 +1,9 @@
 """mim tune_fusion <run>: sweep the weights and kinds of a fusion, on kept embeddings.
 
-    mim tune_fusion runs/4tower-...                  the query of the composed direction
+    mim tune_fusion runs/4tower-...             query of the composed direction
     mim tune_fusion runs/4tower-... --fusion product --metric mrr --output tuned
-    mim tune_fusion runs/4tower-... --kind all       sums, products of scores, centered or not
-    mim tune_fusion runs/4tower-... --store runs/4tower-.../checkpoints/best.ckpt
+    mim tune_fusion runs/4tower-... --kind all  sums, products of scores
+    mim tune_fusion runs/4tower-... --store runs/<id>/checkpoints/best.ckpt
 
 Prints the curve, and what the best weight is worth on products it was not chosen on; `--output` draws it; `--store`
 writes the checkpoint with the best fusion beside the old one. Of all kinds the best is the one of the highest change on

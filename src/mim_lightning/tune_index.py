@@ -1,7 +1,7 @@
 """mim tune_index <run>: what small vectors cost in an index, on kept embeddings.
 
     mim tune_index runs/4tower-... --widths 16,32,64 --output curve
-    mim tune_index runs/4tower-... --direction image_to_image --kinds flat,hnsw --rows 100000
+    mim tune_index runs/4tower-... --kinds flat,hnsw --rows 100000
 
 Builds an index of every width, precision and type, evaluates the direction's queries with it, and prints nDCG@10 with
 its interval, the difference from exact search of whole vectors, bytes a product and queries a second. `--output` writes
