@@ -171,6 +171,12 @@ def test_weights_that_cannot_be_downloaded(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(open_clip, "create_model", refuse)
     with pytest.raises(ValueError, match="datacomp_xl_s13b_b90k' cannot be downloaded"):
         towers.OpenClipImage("ViT-B-32", "datacomp_xl_s13b_b90k")
+    hub = r"laion2b_e16' cannot be downloaded .timm/vit_base_patch32_clip_224.laion2b_e16: .*; copy HF_HOME from"
+    with pytest.raises(ValueError, match=hub):
+        towers.OpenClipImage("ViT-B-32", "laion2b_e16")
+    monkeypatch.setattr(open_clip, "get_pretrained_cfg", lambda *_: {"url": "https://x.org/a.pt", "hf_hub": ""})
+    with pytest.raises(ValueError, match=r"from https://x.org/a.pt, which is not the hub\); copy ~/.cache/clip from"):
+        towers.OpenClipImage("ViT-B-32", "laion2b_e16")
 
 
 def test_weights_that_do_not_fit(tmp_path: Path) -> None:

@@ -1,12 +1,13 @@
-"""Lines before training: texts that are cut."""
+"""Lines before training: texts that are cut, epochs of different lengths."""
 
 from pathlib import Path
 
 import pytest
+from lightning import Trainer
 
 from mim_lightning.config import build, build_matcher, compose
 from mim_lightning.lit.datamodule import MatchDataModule
-from mim_lightning.lit.run_description import describe_cut_texts
+from mim_lightning.lit.run_description import describe_cut_texts, describe_limit
 from tests.shop import small
 
 
@@ -37,3 +38,25 @@ def test_cut_texts_are_counted_and_the_advised_key_reads_them(shop: Path, capsys
 
 def test_texts_that_are_read_whole_are_not_mentioned(shop: Path) -> None:
     assert list(describe_cut_texts(*opened(shop))) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        ({"limit_train_batches": 2}, "has 1 batches and not 2; data.rows_per_epoch=16 makes"),
+        ({"limit_train_batches": 0.67}, "has 1 batches and not 2; data.rows_per_epoch=16 makes"),
+        ({"limit_train_batches": 1}, None),  # divides the pass
+        ({"limit_train_batches": 1.0}, None),
+        ({"limit_train_batches": 3}, None),
+        ({"limit_train_batches": 2, "max_epochs": 1}, None),
+        ({"fast_dev_run": 2}, None),
+    ],
+)
+def test_epochs_of_different_lengths_are_said_with_the_key_that_makes_them_equal(
+    shop: Path, options: dict, line: str | None
+) -> None:
+    datamodule, _ = opened(shop)
+    assert datamodule.present_order().num_batches == 3
+    quiet = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    lines = list(describe_limit(Trainer(**{"max_epochs": 4, **quiet, **options}), datamodule))
+    assert len(lines) == (line is not None) and (line or "") in "".join(lines)

@@ -136,11 +136,21 @@ def _no_weights(name: str, what: str | None, error: Exception) -> ValueError:
     if name.startswith(FOLDER_PREFIX) or Path(what or "").is_file():
         reason = " ".join(str(error).split())[:200]
         return ValueError(f"encoder '{name}': {what or 'files in this folder'} do not fit the model: {reason}")
+    source, cache = _source_of(name, what)
     return ValueError(
-        f"encoder '{name}': '{what or 'weights'}' cannot be downloaded ({why_not_downloaded()}); copy HF_HOME from a "
+        f"encoder '{name}': '{what or 'weights'}' cannot be downloaded ({source}); copy {cache} from a "
         f"machine that has it, or give encoder.image.pretrained=<file> and encoder.text.pretrained=<file>, or "
         f"name={FOLDER_PREFIX}<folder>"
     )
+
+
+def _source_of(name: str, tag: str | None) -> tuple[str, str]:
+    """Return where the weights of a tag were looked for, and the folder that keeps them."""
+    known = open_clip.get_pretrained_cfg(name, tag or "")
+    repository = str(known.get("hf_hub") or "").rstrip("/")
+    if known.get("url") and not repository:
+        return f"from {known['url']}, which is not the hub", "~/.cache/clip"
+    return f"{repository}: {why_not_downloaded()}" if repository else why_not_downloaded(), "HF_HOME"
 
 
 def without_download(model: Mapping[str, Any], folder: str | None = None) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from mim_lightning.interruption import reinstall_signal_handlers
 from mim_lightning.lit.console import warn
 from mim_lightning.lit.fully_sharded import FullySharded
 from mim_lightning.lit.optim import began_with_listed_decayed, parameter_groups
-from mim_lightning.lit.run_description import describe_cut_texts, describe_training
+from mim_lightning.lit.run_description import describe_cut_texts, describe_limit, describe_training
 from mim_lightning.lit.step_means import LOSS, RUNNING_LOSS, StepMeans, is_free, is_written
 from mim_lightning.losses.gather import sum_over_ranks
 from mim_lightning.losses.objective import Objective
@@ -141,7 +141,7 @@ class MatchModule(LightningModule):
         datamodule = self.trainer.datamodule  # type: ignore[attr-defined]
         if self.trainer.is_global_zero:
             rank_zero_info(describe_training(self.objective, datamodule))
-            for line in describe_cut_texts(datamodule, self._config):
+            for line in (*describe_limit(self.trainer, datamodule), *describe_cut_texts(datamodule, self._config)):
                 rank_zero_info(line)
         self._describe_step(datamodule.batch_size)
 

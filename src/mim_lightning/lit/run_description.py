@@ -7,6 +7,7 @@ from contextlib import suppress
 from typing import Any
 
 import numpy as np
+from lightning import Trainer
 
 from mim_lightning.data.shards.shard_set import ShardSet
 from mim_lightning.fields import PRODUCT, side_of, texts_of
@@ -83,6 +84,18 @@ def describe_training(objective: Objective, datamodule: MatchDataModule) -> str:
         f"  batch of {batch_size} rows over all processes: up to {batch_size - 1} negatives a row"
         f"{windows}"
     )
+
+
+def describe_limit(trainer: Trainer, datamodule: MatchDataModule) -> Iterator[str]:
+    """Yield a line where epochs that `trainer.limit_train_batches` shortens are of different lengths."""
+    num_batches, limit = datamodule.present_order().num_batches, trainer.limit_train_batches
+    limit = int(limit * num_batches) if isinstance(limit, float) else limit
+    is_one_epoch = trainer.max_epochs == 1 or trainer.fast_dev_run  # type: ignore[attr-defined]
+    if not is_one_epoch and 0 < limit < num_batches and (rest := num_batches % limit):
+        yield (
+            f"trainer.limit_train_batches: the epoch in which a pass over the data ends has {rest} batches and not "
+            f"{limit}; data.rows_per_epoch={limit * datamodule.batch_size} makes all epochs as long"
+        )
 
 
 NUM_SAMPLED, MIN_FRACTION = 256, 0.01  # rows whose texts are counted; fraction cut from which a tower is reported

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import io
 import json
+import os
 import pickle
 import random
 import tarfile
@@ -12,6 +14,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -105,6 +108,11 @@ def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:700])
 
 
+def as_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
 def overwrite(text: bytes) -> Callable[[Path], None]:
     def change(path: Path) -> None:
         data = bytearray(path.read_bytes())
@@ -120,6 +128,13 @@ DAMAGE: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "empty tar": ("000000.tar", lambda path: path.write_bytes(b""), "000000.tar: damaged .it has 0 bytes"),
     "flipped json": ("000000.tar", overwrite(b"["), "000000.tar, sample 0: damaged"),
     "flipped letters": ("000000.tar", overwrite(b'{"\xff\xfe'), "000000.tar, sample 0: damaged"),
+    "folder as shard": ("000000.tar", as_folder, "000000.tar: damaged .is a folder, not a file.; run prepare again"),
+    "folder as index": ("000000.npy", as_folder, "000000.npy: damaged .is a folder, not a file.; run prepare again"),
+    "folder as set index": (
+        "index.json",
+        as_folder,
+        "index.json: damaged .is a folder, not a file.; run prepare again",
+    ),
     "missing index": ("000000.npy", Path.unlink, "000000.npy: the byte index of the shard is missing"),
     "cut index": ("000000.npy", lambda path: path.write_bytes(path.read_bytes()[:-8]), "000000.npy: damaged"),
     "empty index": ("000000.npy", lambda path: path.write_bytes(b""), "000000.npy: damaged"),
@@ -146,6 +161,29 @@ def test_damage_is_named(written: Path, kind: str) -> None:
     with pytest.raises(ValueError, match=words) as caught:
         ShardSet(written).read([0])
     assert str(written) in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["index.json", "000000.npy", "000000.tar"])
+def test_a_file_that_may_not_be_read_is_named_with_the_reason(
+    written: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = errno.EACCES
+
+    def refusing(function: Callable[..., Any]) -> Callable[..., Any]:  # the mode of a file does not stop root
+        def refuse(path: Any, *args: Any, **options: Any) -> Any:
+            if str(path) == str(written / name):
+                raise OSError(code, os.strerror(code), str(path))
+            return function(path, *args, **options)
+
+        return refuse
+
+    monkeypatch.setattr(Path, "open", refusing(Path.open))
+    monkeypatch.setattr(os, "open", refusing(os.open))
+    with pytest.raises(ShardError, match=f"^{written}/{name}: Permission denied$"):
+        ShardSet(written).read([0])
+    code = errno.EMFILE
+    with pytest.raises(OSError, match="Too many open files"):  # no fault of the file
+        ShardSet(written).read([0])
 
 
 @pytest.mark.parametrize("place", [0, 700, -1])
