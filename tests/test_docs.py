@@ -7,12 +7,29 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "docs"))
 import make_site  # noqa: E402
 from code_blocks import commands_of, find_faults, read_blocks  # noqa: E402
 
+CONF = ROOT / "conf"
+KEY = re.compile(r"`[+~]*([a-z_]+(?:\.[a-z_]+)+)(?:=[^`]*)?`")
+TABLE_HEAD = re.compile(r"key of `([a-z_.]+)`|`([a-z_.]+)\.`")
+TABLE_KEY = re.compile(r"`([a-z_.]+)`")
+# whose keys are names that the user chooses, or options of a library
+OPEN_SECTIONS = (
+    "data.mixture.",
+    "data.vectors.",
+    "data.source.columns.",
+    "data.source.fields",
+    "optim.lr_scales.",
+    "model.",
+    "trainer.",
+)
+# packages, files and a key that may be added
+ARE_NO_KEYS = ("data.images", "run.py", "index.json", "weights.npy", "fields.py", "data.shards.seed")
 SOURCE = ROOT / "src" / "mim_lightning"
 ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text()
 
@@ -34,6 +51,49 @@ def test_every_type_in_the_pipeline_diagram_exists() -> None:
     for module, name in types:
         assert hasattr(importlib.import_module(module), name), f"{module}.{name}"
         assert f"`{name}`" in ARCHITECTURE
+
+
+def keys_of_conf() -> set[str]:
+    """Return every key of conf/, and every section."""
+    keys: set[str] = set()
+
+    def walk(part: object, prefix: str) -> None:
+        for name, inner in part.items() if isinstance(part, dict) else ():
+            keys.add(f"{prefix}{name}")
+            walk(inner, f"{prefix}{name}.")
+
+    for path in CONF.rglob("*.yaml"):
+        group = path.relative_to(CONF).parent.as_posix()
+        is_global = group == "." or "@package _global_" in path.read_text()
+        group = "data.source.download" if group == "data/download" else group.replace("/", ".")
+        walk(yaml.safe_load(path.read_text()), "" if is_global else f"{group}.")
+    return keys
+
+
+def unknown_keys(page: Path, known: set[str]) -> list[str]:
+    """Return the keys in the text of a page, and in tables whose head names their section, that conf/ does not have."""
+    sections = {key.split(".")[0] for key in known}
+    found, section = [], None
+    for line in make_site.FENCE.sub("", page.read_text()).splitlines():
+        names = [name for name in KEY.findall(line) if name.split(".")[0] in sections and name not in ARE_NO_KEYS]
+        cell = line.split("|")[1].strip() if line.startswith("|") else ""
+        section = section if cell else None
+        if section is not None:
+            names += [section + name for name in TABLE_KEY.findall(cell)]
+        elif head := TABLE_HEAD.fullmatch(cell):
+            name = head[1] or head[2]
+            section = "" if (CONF / f"{name}.yaml").exists() else f"{name}."
+        found += [name for name in names if name not in known and not name.startswith(OPEN_SECTIONS)]
+    return found
+
+
+def test_every_key_in_the_text_exists(tmp_path: Path) -> None:
+    known = keys_of_conf()
+    pages = [path for pattern in make_site.CODE for path in sorted(ROOT.glob(pattern))]
+    assert {page.name: found for page in pages if (found := unknown_keys(page, known))} == {}
+    page = tmp_path / "page.md"
+    page.write_text("`data.fold=x` `seed.y`\n\n| `data.cache.` | |\n| --- | --- |\n| `retries`, `sizes` | 3 |\n")
+    assert unknown_keys(page, known) == ["data.fold", "seed.y", "data.cache.sizes"]
 
 
 FIRST = ("README.md", "CONTRIBUTING.md", "docs/install.md", "docs/quickstart.md")
