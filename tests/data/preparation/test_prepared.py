@@ -8,7 +8,7 @@ import multiprocessing
 import tarfile
 import time
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from mim_lightning.data.images.codec import decode_image
 from mim_lightning.data.manifest.manifest import Manifest, ManifestSource
 from mim_lightning.data.manifest.row_store import rows_in
 from mim_lightning.data.manifest.rows import OnIssue, raise_issue
+from mim_lightning.data.preparation.opened_data import OpenedData
 from mim_lightning.data.preparation.plan import plan_sets
 from mim_lightning.data.preparation.preparation import Validation, prepare_shards
 from mim_lightning.data.preparation.prepared import PreparedData, ShardSettings, open_prepared
@@ -43,6 +44,20 @@ def folder(tmp_path: Path) -> Path:
 def rows(prepared: PreparedData, split: str) -> list[Sample]:
     shards = prepared.queries(split)
     return sorted(shards.read(range(len(shards))), key=lambda sample: (sample.query_id, sample.product_id))
+
+
+def test_a_missing_split_to_train_on_is_answered_with_the_one_that_was_prepared(
+    shop: ManifestSource, folder: Path
+) -> None:
+    prepare_shards(shop, folder, SETTINGS)
+    with pytest.raises(
+        ValueError, match=r"no split 'trian'.*; it was prepared to train on data.shards.train_split=train$"
+    ):
+        _ = OpenedData(folder, "trian", "val").train
+    other = folder.with_name("other")
+    prepare_shards(shop, other, replace(SETTINGS, train_split="nothing"))
+    with pytest.raises(ValueError, match=r"no split 'trian'.* can be evaluated, not trained on; name the split"):
+        _ = OpenedData(other, "trian", "val").train
 
 
 def test_the_catalog_has_a_row_for_each_image(shop: ManifestSource, folder: Path) -> None:

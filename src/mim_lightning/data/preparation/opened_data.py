@@ -71,6 +71,10 @@ class OpenedData:
         try:
             return self._open(MAIN).queries(self.train_split)
         except MissingSplitError as error:
+            prepared = self._open(MAIN)
+            meant = (prepared.describe().get("settings") or {}).get("train_split")
+            if meant in prepared.splits():
+                raise ValueError(f"{error}; it was prepared to train on data.shards.train_split={meant}") from None
             raise ValueError(
                 f"{error}: these data can be evaluated, not trained on; name the split to train on with "
                 "data.shards.train_split, and prepare again with overwrite=true"
