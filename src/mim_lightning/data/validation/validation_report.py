@@ -127,7 +127,8 @@ def describe_rejection(report: ValidationReport) -> str:
         return (
             f"{invalid[table]:,} of {num_rows:,} rows of the {table} table are invalid "
             f"({format_percent(invalid[table], num_rows)}), which exceeds {limit} "
-            f"({format_count(settings.ceiling(num_rows), 'row')}); the first is {first}; mend them, or give {key}={most}"
+            f"({format_count(settings.ceiling(num_rows), 'row')}); the first is {first}; "
+            f"mend them, or give {key}={most}"
         )
     return ""
 
