@@ -61,8 +61,8 @@ def test_record_of_a_run(fit: Callable[..., Run], shop: Path) -> None:
     assert set(embeddings.gallery.columns["product_keys"].tolist()) == products
 
 
-def test_evaluate_leaves_the_same_record(fit: Callable[..., Run], tmp_path: Path) -> None:
-    run = fit("trainer.max_epochs=1")
+def test_evaluate_leaves_the_same_record(fit_once: Callable[..., Run], tmp_path: Path) -> None:
+    run = fit_once("trainer.max_epochs=1")
     results = evaluation(run, tmp_path / "again")
     assert json.loads((tmp_path / "again" / "results.json").read_text()) == results
     here, there = read_record(tmp_path / "again"), read_record(run.folder)
@@ -76,9 +76,9 @@ def test_evaluate_leaves_the_same_record(fit: Callable[..., Run], tmp_path: Path
 
 
 def test_a_table_is_evaluated_directly_though_it_has_a_test_split_alone(
-    fit: Callable[..., Run], shop: Path, tmp_path: Path
+    fit: Callable[..., Run], fit_once: Callable[..., Run], shop: Path, tmp_path: Path
 ) -> None:
-    run = fit("trainer.max_epochs=1")
+    run = fit_once("trainer.max_epochs=1")
     queries = shop / "shop" / "queries.csv"
     lines = [line.replace("val,", "test,") for line in queries.read_text().splitlines() if "train," not in line]
     (shop / "shop" / "tests.csv").write_text("\n".join(lines) + "\n")
@@ -93,9 +93,9 @@ def test_a_table_is_evaluated_directly_though_it_has_a_test_split_alone(
         fit("data.source=null", f"data.folder={tmp_path}/other/manifest", "data.val_split=test")
 
 
-def test_only_rows_that_a_direction_requires_count(fit: Callable[..., Run], shop: Path, tmp_path: Path) -> None:
+def test_only_rows_that_a_direction_requires_count(fit_once: Callable[..., Run], shop: Path, tmp_path: Path) -> None:
     """Four photos without words, one of them twice; seven catalog files with words for the next product."""
-    run = fit("trainer.max_epochs=1")
+    run = fit_once("trainer.max_epochs=1")
     photos = [f"v{n},street{n}-1.jpg,,00{n},," for n in range(4)] + ["v4,street0-1.jpg,red,000,,"]
     composed = [f"c{n},shop{n}.jpg,blue,00{(n + 1) % 7},00{n},{n % 2}" for n in range(7)]
     rows = [f"{row},val" for row in [*photos, *composed]]
@@ -151,8 +151,8 @@ def test_distractors_must_be_other_products(fit: Callable[..., Run], tmp_path: P
         fit(f"data.distractors={tmp_path}/same")
 
 
-def test_fusions_are_stored_beside_the_checkpoint(fit: Callable[..., Run], tmp_path: Path) -> None:
-    run = fit("trainer.max_epochs=1")
+def test_fusions_are_stored_beside_the_checkpoint(fit_once: Callable[..., Run], tmp_path: Path) -> None:
+    run = fit_once("trainer.max_epochs=1")
     before = load_matcher(run.best_checkpoint)
     weights = {"query": {"query_image": 0.2, "query_text": 0.8}}
     path = store_fusions(run.best_checkpoint, weights, before.fingerprint)
@@ -168,8 +168,8 @@ def test_fusions_are_stored_beside_the_checkpoint(fit: Callable[..., Run], tmp_p
         store_fusions(run.best_checkpoint, {"both": {}}, before.fingerprint)
 
 
-def test_a_runs_own_folder_is_refused_as_output(fit: Callable[..., Run]) -> None:
-    run = fit("trainer.max_epochs=1")
+def test_a_runs_own_folder_is_refused_as_output(fit_once: Callable[..., Run]) -> None:
+    run = fit_once("trainer.max_epochs=1")
     before = run.results_path.read_text()
     with pytest.raises(ValueError, match="is a run's own folder"):
         evaluation(run, run.folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import io
 import random
 from collections.abc import Callable, Mapping, Sequence
@@ -34,6 +35,7 @@ def encoded(image: Image.Image, kind: str = "JPEG", **options: Any) -> bytes:
     return out.getvalue()
 
 
+@functools.cache  # servers of the tests send the same ones hundreds of times
 def jpeg(seed: int = 0, height: int = 24, width: int = 32) -> bytes:
     return encoded(picture(seed, height, width))
 
