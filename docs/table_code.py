@@ -13,7 +13,7 @@ from markdown.extensions import Extension
 from markdown.treeprocessors import Treeprocessor
 from markdown.util import AtomicString
 
-BREAKS = re.compile(r"(?<=[._/=,@}])(?=[^\s._/=,@}])")  # after the marks that join words
+BREAKS = re.compile(r"(?<=[._/=,@}])(?<!{\.)(?=[^\s._/=,@}])")  # after the marks that join words
 AFTER_INLINE = 10  # priority: once backticks have become elements
 
 

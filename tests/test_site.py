@@ -102,11 +102,11 @@ d: "x # no comment"
 
 
 def test_a_key_in_a_table_breaks_after_a_dot_or_an_underscore_and_in_no_word() -> None:
-    table = "`a.b_c`\n\n| k | d |\n| --- | --- |\n| [`data.max_side`](x.md) | `${p.data}/<x>` or `a\\|b` |\n"
+    table = "`a.b_c`\n\n| k | d |\n| --- | --- |\n| [`data.max_side`](x.md) | `${.p.data}/<x>` or `a\\|b` |\n"
     made = Markdown(extensions=["tables", "table_code"]).convert(table)
     assert "<p><code>a.b_c</code></p>" in made, "only in tables"
     assert '<td><a href="x.md"><code>data.<wbr />max_<wbr />side</code></a></td>' in made
-    assert "<td><code>${p.<wbr />data}/<wbr />&lt;x&gt;</code> or <code>a|b</code></td>" in made
+    assert "<td><code>${.p.<wbr />data}/<wbr />&lt;x&gt;</code> or <code>a|b</code></td>" in made
 
 
 def test_every_extra_is_in_the_page_on_installing() -> None:

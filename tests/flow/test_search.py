@@ -188,6 +188,7 @@ def test_the_curve_of_small_vectors_has_what_an_evaluation_at_each_width_has(
     out = capsys.readouterr().out
     chosen = "build_index dimension=8 precision=binary index.kind=flat"
     assert direction in out and f"the smallest that loses at most 1: {chosen}" in out
+    assert "queries/s one at a time, of 300 rows" in " ".join(out.split())
     page = (copy / "report.html").read_text()
     assert "Small vectors" not in before and page.count("<tr data-width=") == 4 and "queries/s" in page
     curve = read_curve(tmp_path / "index_curve.json")

@@ -148,7 +148,7 @@ HEADERS = ("width", "precision", "index", METRIC, "difference", "recall@10", "me
 
 def _describe(direction: str, num_rows: int) -> str:
     return (
-        f"{direction}: difference from exact search of whole vectors, paired; 95 % intervals over products; recall@10 "
+        f"{plain(direction)}: difference from exact search of whole vectors, paired; 95 % intervals over products; recall@10 "
         "of the best by whole vectors; bytes a product in memory and on disk; queries/s one at a time, of "
         f"{num_rows:,} rows"
     )
@@ -156,7 +156,7 @@ def _describe(direction: str, num_rows: int) -> str:
 
 def print_points(direction: str, points: Sequence[CurvePoint], num_rows: int) -> None:
     """Print one row an index."""
-    table = Table(box=SIMPLE, caption=Text(plain(_describe(direction, num_rows))), caption_justify="left")
+    table = Table(box=SIMPLE, caption=Text(_describe(direction, num_rows)), caption_justify="left")
     for header in HEADERS:
         table.add_column(header, justify="right", no_wrap=True)
     for point in points:
