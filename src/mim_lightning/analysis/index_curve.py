@@ -148,8 +148,8 @@ HEADERS = ("width", "precision", "index", METRIC, "difference", "recall@10", "me
 
 def _describe(direction: str, num_rows: int) -> str:
     return (
-        f"{plain(direction)}: difference from exact search of whole vectors, paired; 95 % intervals over products; recall@10 "
-        "of the best by whole vectors; bytes a product in memory and on disk; queries/s one at a time, of "
+        f"{plain(direction)}: difference from exact search of whole vectors, paired; 95 % intervals over products; "
+        "recall@10 of the best by whole vectors; bytes a product in memory and on disk; queries/s one at a time, of "
         f"{num_rows:,} rows"
     )
 
