@@ -41,9 +41,9 @@ class Arms:
     """The runs of the record by arm."""
 
     def __init__(self, runs: KeptRuns[ArmRun], families: Mapping[str, str]) -> None:
-        self._families, self._runs = families, defaultdict[str, list[Mapping[str, QueryAnswers]]](list)
+        self._families, self._runs = families, defaultdict[str, dict[str, Mapping[str, QueryAnswers]]](dict)
         for run in sorted(runs.answers):
-            self._runs[run.arm].append(runs.answers[run])
+            self._runs[run.arm][run.seed] = runs.answers[run]
 
     def __contains__(self, arm: str) -> bool:
         return arm in self._runs
@@ -55,7 +55,19 @@ class Arms:
         return len(self._runs[arm])
 
     def scores(self, arm: str, direction: str) -> QueryScores:
-        return QueryScores.of([run[direction] for run in self._runs[arm]], self._families)
+        return QueryScores.of([run[direction] for run in self._runs[arm].values()], self._families)
+
+    def pair(self, after: str, before: str, direction: str) -> tuple[QueryScores, QueryScores, int] | None:
+        """Return the scores of two arms with the seeds that both have, and how many these are; None without any."""
+        after_runs, before_runs = self._runs.get(after, {}), self._runs.get(before, {})
+        seeds = [seed for seed in after_runs if seed in before_runs]
+        if not seeds:
+            return None
+        one, other = (
+            QueryScores.of([runs[seed][direction] for seed in seeds], self._families)
+            for runs in (after_runs, before_runs)
+        )
+        return one, other, len(seeds)
 
 
 def main() -> None:
@@ -80,8 +92,11 @@ def main() -> None:
         "transfer.md": transfer,
         "composed.md": composed,
     }
-    for name, lines in tables.items():
-        text = "\n".join(lines(arms)) + "\n"
+    for name, make in tables.items():
+        head, rule, *lines = make(arms)
+        if not lines:  # none of its arms: the table is of older runs
+            continue
+        text = "\n".join([head, rule, *lines]) + "\n"
         (arguments.experiment / name).write_text(text)
         print(text)
 
@@ -104,24 +119,23 @@ def differences(arms: Arms) -> Iterator[str]:
         pairs += [(three, two), (four, two), (own, two), (three, own), (four, three)]
     shuffled = "3tower shuffled-15"
     pairs += [(shuffled, "2tower photos-15"), ("3tower photos-15", shuffled)]
-    yield "| image to image | hit@1 | mrr | hit@1 without tones | hit@1 of tones |"
-    yield "| --- | ---: | ---: | ---: | ---: |"
+    yield "| image to image | seeds | hit@1 | mrr | hit@1 without tones | hit@1 of tones |"
+    yield "| --- | ---: | ---: | ---: | ---: | ---: |"
     for after, before in pairs:
-        if after in arms and before in arms:
-            one, other = (arms.scores(arm, "image_to_image") for arm in (after, before))
+        if (found := arms.pair(after, before, "image_to_image")) is not None:
+            one, other, num_seeds = found
             cells = [one.minus(other, metric) for metric in ("hit@1", "mrr")]
             cells += [one.where(toned=label).minus(other.where(toned=label), "hit@1") for label in ("no", "yes")]
-            yield f"| {after} - {before} | {' | '.join(cells)} |"
+            yield f"| {after} - {before} | {num_seeds} | {' | '.join(cells)} |"
 
 
 def transfer(arms: Arms) -> Iterator[str]:
     yield "| photos of training | asked with | 2tower, hit@1 | 3tower, hit@1 | 3tower - 2tower, hit@1 | mrr |"
     yield "| --- | --- | ---: | ---: | ---: | ---: |"
     for trained in ARTISTS:
-        names = [f"{model} {trained}-15" for model in ("2tower", "3tower")]
-        if all(name in arms for name in names):
+        if (found := arms.pair(f"3tower {trained}-15", f"2tower {trained}-15", "image_to_image")) is not None:
             for asked in ARTISTS:
-                two, three = (arms.scores(name, "image_to_image").where(domain=asked) for name in names)
+                three, two = (scores.where(domain=asked) for scores in found[:2])
                 cells = [two.interval("hit@1"), three.interval("hit@1")]
                 cells += [three.minus(two, metric) for metric in ("hit@1", "mrr")]
                 yield f"| {trained} | {asked} | {' | '.join(cells)} |"
