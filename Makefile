@@ -86,6 +86,7 @@ coverage: setup ## which lines the tests run, in build/coverage: make coverage T
 docs: setup ## the documentation site in build/site/html; a broken link, or code that fails, ends it
 	$(PY) docs/make_site.py
 	PYTHONPATH=docs .venv/bin/zensical build --clean --strict
+	@echo "next: .venv/bin/python -m http.server --directory build/site/html   (the search needs a server)"
 
 campaign: export MIM_CAMPAIGN_SEED := $(or $(MIM_CAMPAIGN_SEED),$(shell date +%s))
 campaign: setup ## killed, stopped, starved and fed rubbish: is anything lost? see experiments/reliability

@@ -24,7 +24,6 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = ROOT / "build" / "site" / "pages"
 PACKAGES = ("data", "encoders", "losses", "model", "metrics", "lit", "inference", "search")
 SOURCES = ("*.md", "docs/*.md", "docs/*.ipynb", "experiments/README.md", "experiments/**/README.md")
-ASSETS = ("site.css", "iframe-worker.js")  # of all pages, named in mkdocs.yml
 CODE = ("README.md", "CONTRIBUTING.md", "docs/*.md")  # pages whose code is checked
 LINK = re.compile(r"(?<=\]\()([^)\s#]+)?(#[^)\s]+)?(?=\))")
 FENCE = re.compile(r"(^ *```.*?^ *```$)", re.MULTILINE | re.DOTALL)
@@ -39,8 +38,7 @@ def write_pages(folder: Path) -> list[Path]:
     shutil.rmtree(folder, ignore_errors=True)
     sources = [path for pattern in SOURCES for path in sorted(ROOT.glob(pattern))]
     pages = [_write_page(folder, source) for source in dict.fromkeys(sources)]
-    for name in ASSETS:
-        shutil.copy(ROOT / "docs" / name, folder)
+    shutil.copy(ROOT / "docs" / "site.css", folder)
     return [*pages, *write_config_pages(folder / "config"), *_write_api(folder / "api")]
 
 
