@@ -76,12 +76,12 @@ class ScoreCombination:
         is_compared_QN = weights_IJQN.any(dim=0).any(dim=0)
         if self.kind == SCORE_PRODUCT:
             logs_IJQN = self.factors(z_IJQN).log()
-            exponents_IJQN = weights_IJQN / weights_IJQN.sum(dim=(0, 1)).clamp(min=1e-12)
+            exponents_IJQN = weights_IJQN / _sum_of_pairs(weights_IJQN).clamp(min=1e-12)
             # a factor of 0 has a log of -inf, which a weight of 0 must not turn into nan
-            logs_QN = (logs_IJQN * exponents_IJQN).masked_fill(exponents_IJQN == 0, 0.0).sum(dim=(0, 1))
+            logs_QN = _sum_of_pairs((logs_IJQN * exponents_IJQN).masked_fill(exponents_IJQN == 0, 0.0))
             return logs_QN.exp().masked_fill(~is_compared_QN, 0.0)
-        lengths_QN = weights_IJQN.square().sum(dim=(0, 1)).sqrt().clamp(min=1e-12)
-        scores_QN = (z_IJQN.nan_to_num() * weights_IJQN).sum(dim=(0, 1)) / lengths_QN
+        lengths_QN = _sum_of_pairs(weights_IJQN.square()).sqrt().clamp(min=1e-12)
+        scores_QN = _sum_of_pairs(z_IJQN.nan_to_num() * weights_IJQN) / lengths_QN
         return scores_QN.masked_fill(~is_compared_QN, _WORST_SUM)
 
     def factors(self, z_IJQN: Tensor) -> Tensor:
@@ -118,6 +118,14 @@ class ScoreCombination:
     def _query_part(self, query_QE: Tensor, width: int, i: int, j: int) -> Tensor:
         blocks_QKD = query_QE.reshape(len(query_QE), len(self.query_weights), -1, width)[:, i]
         return blocks_QKD[:, j if blocks_QKD.shape[1] > 1 else 0]
+
+
+def _sum_of_pairs(values_IJQN: Tensor) -> Tensor:
+    """Return the sums (Q, N), pair after pair: the order in which `Tensor.sum` adds depends on the shape."""
+    first_QN, *others = values_IJQN.flatten(0, 1)
+    for values_QN in others:
+        first_QN = first_QN + values_QN
+    return first_QN
 
 
 def combination_of(query: Fusion | None, gallery: Fusion | None) -> ScoreCombination | None:
