@@ -90,7 +90,8 @@ def test_a_section_that_nothing_reads_is_refused(name: str, argument: str, messa
         ("train", ["+width=64", "embed_dim=${width}"]),
         ("train", ["+own.key=1", "--config-dir=there"]),
         ("evaluate", ["data=manifest", "++data.source.columns.queries.kind=k", "+hydra.verbose=true"]),
-        ("train", ["-cd", "..", "data/sampling=grouped", "data.folder=../a..b/", "paths.runs=."]),
+        ("train", ["-cd", "..", "-cd", "/a/../b", "-cd", "a/.."]),
+        ("train", ["data/sampling=grouped", "data.folder=../a..b/", "paths.runs=."]),
     ],
 )
 def test_keys_that_are_read_are_taken(name: str, arguments: list[str]) -> None:

@@ -173,7 +173,7 @@ def validate_keys(arguments: Sequence[str]) -> None:
     """
     for argument in arguments:
         key, is_given, _ = argument.lstrip("+~").partition("=")
-        is_path = not is_given and key.startswith(".")  # -cd ..
+        is_path = not is_given and ("/" in key or key.startswith("."))  # -cd own/..
         if re.fullmatch(r"[\w./@]+", key) and "" in key.split(".") and not is_path:
             raise ValueError(f"'{argument}': the key has nothing beside a dot; give <section>.<key>=<value>")
 
