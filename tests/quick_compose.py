@@ -1,6 +1,7 @@
 """Hydra composes in two thirds of the time: YAML is parsed in C, and an interpolation once a process.
 
-Every test of a run composes its config, out of the same files. Both parsers give what those in their place give.
+Every test of a run composes its config, out of the same files. Both parsers give what those in their place give, but
+name what is not YAML in other words.
 """
 
 import functools

@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -153,19 +154,21 @@ def test_distractors_must_be_other_products(fit: Callable[..., Run], tmp_path: P
 
 def test_fusions_are_stored_beside_the_checkpoint(fit_once: Callable[..., Run], tmp_path: Path) -> None:
     run = fit_once("trainer.max_epochs=1")
-    before = load_matcher(run.best_checkpoint)
+    checkpoint = Path(shutil.copy(run.best_checkpoint, tmp_path))
+    before = load_matcher(checkpoint)
     weights = {"query": {"query_image": 0.2, "query_text": 0.8}}
-    path = store_fusions(run.best_checkpoint, weights, before.fingerprint)
+    path = store_fusions(checkpoint, weights, before.fingerprint)
+    assert path.parent == tmp_path
     after = load_matcher(path)
     assert (
         describe_fusions(after.matcher.fusions) == describe_fusions(before.matcher.fusions) | weights
         and after.fingerprint != before.fingerprint
     )
-    assert load_matcher(run.best_checkpoint).fingerprint == before.fingerprint
+    assert load_matcher(checkpoint).fingerprint == before.fingerprint
     with pytest.raises(ValueError, match="the weights were chosen for"):
         store_fusions(path, weights, before.fingerprint)
     with pytest.raises(ValueError, match="has no fusion 'both'"):
-        store_fusions(run.best_checkpoint, {"both": {}}, before.fingerprint)
+        store_fusions(checkpoint, {"both": {}}, before.fingerprint)
 
 
 def test_a_runs_own_folder_is_refused_as_output(fit_once: Callable[..., Run]) -> None:
