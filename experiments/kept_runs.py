@@ -5,6 +5,7 @@ scores.parquet    a query of a run in a direction a row: what differences paired
 """
 
 import csv
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,6 +53,8 @@ class KeptRuns(Generic[Key]):
         self.answers[key] = {name: QueryAnswers.of(found[name], self._metrics) for name in directions if name in found}
 
     def write(self) -> None:
+        if not self.answers:
+            sys.exit(f"{self._experiment}: none of the given folders is of a run with a result, and no run is kept")
         rows = [key._asdict() | self.results[key] for key in sorted(self.results)]
         with (self._experiment / "results.csv").open("w", newline="") as file:
             writer = csv.DictWriter(file, list(dict.fromkeys(name for row in rows for name in row)), restval="")

@@ -3,7 +3,8 @@
 python -m experiments.titles_emoji.report experiments/titles_emoji <data/emoji> runs/titles_emoji/*
 
 An arm is a model and a table of make_tables.py, "3tower photos-15"; runs without a result are left out. What the record
-holds of other runs stays, so that seeds can be added one by one. Writes what `KeptRuns` keeps, and
+holds of other runs stays, so that seeds can be added one by one, and so do rows of arms whose scores it does not keep.
+Writes what `KeptRuns` keeps, and
 
     table.md          image to image, an arm a row
     differences.md    of arms: all queries, with and without skin tones
@@ -14,7 +15,7 @@ holds of other runs stays, so that seeds can be added one by one. Writes what `K
 import argparse
 import csv
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -96,9 +97,17 @@ def main() -> None:
         head, rule, *lines = make(arms)
         if not lines:  # none of its arms: the table is of older runs
             continue
+        lines += older_rows(arguments.experiment / name, head, lines)
         text = "\n".join([head, rule, *lines]) + "\n"
         (arguments.experiment / name).write_text(text)
         print(text)
+
+
+def older_rows(path: Path, head: str, lines: Sequence[str]) -> list[str]:
+    """Return the rows of a table of the same head whose arms are not in `lines`: scores of their runs were not kept."""
+    table = path.read_text("utf-8").splitlines() if path.is_file() else []
+    known = {line.split("|")[1] for line in lines}
+    return [row for row in table[2:] if row.split("|")[1] not in known] if table[:1] == [head] else []
 
 
 def overview(arms: Arms) -> Iterator[str]:
