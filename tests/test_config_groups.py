@@ -43,6 +43,15 @@ def test_a_command_lists_what_it_chooses_from_and_nothing_that_nobody_chooses() 
     assert {*described("prepare")} == {"data", "data/sampling", "data/splits", "encoder/text@tokenizer"}
 
 
+def test_a_group_of_the_user_is_listed_though_it_has_one_option(tmp_path: Path) -> None:
+    for group in ("mine", "paths"):
+        (tmp_path / group).mkdir()
+        (tmp_path / group / "only.yaml").write_text("a: 1")
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(str(tmp_path), version_base="1.3"):
+        assert describe_groups("train") == "mine: only"
+
+
 @pytest.mark.parametrize("path", sorted(Path(conf_dir()).glob("*.yaml")), ids=lambda path: path.stem)
 def test_help_fits_a_screen(path: Path) -> None:
     shown = yaml.safe_load(path.read_text()).get("hydra", {}).get("help", {})

@@ -30,7 +30,7 @@ def describe_groups(name: str) -> str:
     entries = [
         f"{chosen.get(group, group)}: {', '.join(options)}"
         for group, options in sorted(_all_groups(GlobalHydra.instance().config_loader()))
-        if len(options) > 1 and (_is_below(group, chosen) or not (Path(conf_dir()) / group).is_dir())
+        if (len(options) > 1 and _is_below(group, chosen)) or not (Path(conf_dir()) / group).is_dir()
     ]
     column = width // 2 - 2
     long = [textwrap.fill(line, width, subsequent_indent="  ") for line in entries if len(line) > column]
