@@ -39,6 +39,10 @@ def main() -> None:
             runs.add(Arm(*folder.name.split("-")), folder, DIRECTIONS)
     runs.write()
     for name in sorted({run.set for run in runs.answers}):
+        unscored = sorted({run.arm for run in runs.results if run.set == name and run not in runs.answers})
+        if unscored:
+            print(f"{name}.md stays as it is: no scores are kept of {', '.join(unscored)}; run these arms again too")
+            continue
         text = "\n".join(table(name, runs)) + "\n"
         (experiment / f"{name}.md").write_text(text)
         print(text)
