@@ -125,7 +125,8 @@ def differences(arms: Arms) -> Iterator[str]:
     for percent in PERCENTS:
         two, own = f"2tower photos-{percent}", f"2tower own-{percent}"
         three, four = f"3tower photos-{percent}", f"4tower composed-{percent}"
-        pairs += [(three, two), (four, two), (own, two), (three, own), (four, three)]
+        both = f"3tower own-{percent}"
+        pairs += [(three, two), (four, two), (own, two), (three, own), (both, own), (four, three)]
     shuffled = "3tower shuffled-15"
     pairs += [(shuffled, "2tower photos-15"), ("3tower photos-15", shuffled)]
     yield "| image to image | seeds | hit@1 | mrr | hit@1 without tones | hit@1 of tones |"

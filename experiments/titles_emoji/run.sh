@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Where titles help: few products with photos, all with titles. 17 arms; needs MIM_DATA_DIR (data/emoji,
+# Where titles help: few products with photos, all with titles. 20 arms; needs MIM_DATA_DIR (data/emoji,
 # weights/mobilenetv2_100.safetensors).
 #
 #   SEEDS="1 2 3"   runs of an arm; each seed has families of its own with photos
@@ -27,7 +27,7 @@ arm() { # <models> <tables of queries> [override] ...
 for name in ${ARMS:-photos own composed artists shuffled}; do
   case $name in
     photos) arm 2tower,3tower photos-15,photos-5,photos-100 ;;
-    own) arm 2tower own-15,own-5,own-100 ;;
+    own) arm 2tower,3tower own-15,own-5,own-100 ;;
     composed) arm 4tower composed-15,composed-5,composed-100 ;;
     artists) arm 2tower,3tower fluent3d-15,twemoji-15 ;;
     shuffled)
