@@ -2,6 +2,7 @@
 
 import functools
 import gc
+import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,8 @@ def pytest_configure() -> None:
     preloaded.start()  # in the process that starts the workers, which find it in their environment
     # a shell has it ignored in what it starts in the background, and every process that a test starts inherits that
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    # a worker whose tests have spoken to Milvus forks in others: gRPC's handlers of a fork write lines into its output
+    os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
     quick_compose.install()
     gc.disable()  # until all is imported: nothing of that is garbage
 
