@@ -97,11 +97,8 @@ def start(command: str, checkpoint: Path, num_processes: int) -> dict[str, Any]:
     started = time.perf_counter()
     process = subprocess.Popen(
         [sys.executable, "-m", f"mim_lightning.{command}", *words],
-        env={
-            **os.environ,
-            "OMP_NUM_THREADS": "1",
-            "PYTHONDONTWRITEBYTECODE": "",
-        },  # set, each start compiles its imports
+        # with bytecode switched off each start would compile its imports
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": ""},
         stdout=subprocess.DEVNULL,
     )
     peaks, spent = dict[int, int](), dict[int, float]()

@@ -42,7 +42,7 @@ class KeptRuns(Generic[Key]):
 
     def __init__(self, experiment: Path, key: type[Key], metrics: Sequence[str]) -> None:
         """Read what `experiment` keeps of these `metrics`, if anything."""
-        self._experiment, self._key, self._metrics = experiment, key, metrics
+        self._experiment, self._metrics = experiment, metrics
         self.results: dict[Key, Mapping[str, float | str]] = _read_results(experiment / "results.csv", key)
         self.answers: dict[Key, dict[str, QueryAnswers]] = _read_answers(experiment / "scores.parquet", key)
 

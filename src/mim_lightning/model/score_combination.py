@@ -122,10 +122,10 @@ class ScoreCombination:
 
 def _sum_of_pairs(values_IJQN: Tensor) -> Tensor:
     """Return the sums (Q, N), pair after pair: the order in which `Tensor.sum` adds depends on the shape."""
-    first_QN, *others = values_IJQN.flatten(0, 1)
+    total_QN, *others = values_IJQN.flatten(0, 1)
     for values_QN in others:
-        first_QN = first_QN + values_QN
-    return first_QN
+        total_QN = total_QN + values_QN
+    return total_QN
 
 
 def combination_of(query: Fusion | None, gallery: Fusion | None) -> ScoreCombination | None:
