@@ -95,6 +95,7 @@ ADDED_KEYS: dict[str, tuple[Any, ...]] = {
     "callbacks.retrieval_eval.storage_device": ("cpu", "device"),
     "callbacks.retrieval_eval.storage_dtype": ("float32",),
     "callbacks.retrieval_eval.widths": (None, "${oc.select:loss.widths,null}"),
+    "data.augment.image_size": (None,),
     "data.compose": (None,),
     "data.reference_products": (False,),
     "data.vectors": ({}, None),

@@ -152,6 +152,8 @@ def fit(config: dict[str, Any], run: Run, description: Mapping[str, Any] | None 
     # the process that launched this one has prepared the data
     data = {**config["data"], "source": None} if is_launched() else config["data"]
     datamodule = build(data, specs=matcher.input_specs(), description=description, versions=versions)
+    if datamodule.augment is not None and datamodule.augment.image_size is not None:
+        matcher.validate_image_size(datamodule.augment.image_size, "data.augment.image_size")
     datamodule.use_columns(objective.columns)
     objective.validate_dimensions(matcher.dimension, datamodule.vectors.use(objective.vectors))
     if datamodule.feature_cache is not None and datamodule.feature_cache.enabled and not trainer.fast_dev_run:

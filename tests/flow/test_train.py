@@ -10,7 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
+from mim_lightning import load
 from mim_lightning.config import compose
+from mim_lightning.encoders import TinyImage
 from mim_lightning.evaluate import evaluate
 from mim_lightning.run import Run, identify
 from mim_lightning.run_states import read_states
@@ -37,6 +39,22 @@ def test_a_few_seconds_of_training_learn(fit: Fit, towers: str) -> None:
     assert results is not None
     assert results[monitor] == 1.0
     assert results[monitor] > results[monitor.replace("val/", "initial/")]
+
+
+def test_training_may_have_images_of_another_size_than_evaluation(
+    fit: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sides: dict[bool, set[int]] = {True: set(), False: set()}  # by whether the encoder is in training
+    forward = TinyImage.forward
+
+    def spy(self: TinyImage, inputs: torch.Tensor) -> torch.Tensor:
+        sides[self.training].add(inputs.shape[-1])
+        return forward(self, inputs)
+
+    monkeypatch.setattr(TinyImage, "forward", spy)
+    run = fit("model=2tower", "data.augment.image_size=40", f"paths.runs={tmp_path}")
+    assert sides[True] == {40} and {32} <= sides[False] <= {32, 40}  # 40: one image, which shows that it takes them
+    assert load(run.last_checkpoint).prepare_images([Image.new("RGB", (50, 40))]).shape[-1] == 32
 
 
 def test_a_run_writes_all_its_files(fit_once: Fit) -> None:

@@ -10,6 +10,7 @@ import torch
 import xxhash
 from torch import nn
 
+from mim_lightning.encoders.timm_image import TimmImage
 from mim_lightning.encoders.tiny import TinyImage, TinyText
 from mim_lightning.model.fingerprint import fingerprint
 from mim_lightning.model.fusion import Fusion, describe_fusions, fuse
@@ -145,6 +146,15 @@ def test_every_parameter_gets_a_gradient_even_where_no_row_has_text() -> None:
 def test_invalid_matchers_name_the_entry(arguments, message) -> None:
     with pytest.raises(ValueError, match=message):
         Matcher(*arguments)
+
+
+def test_an_encoder_of_one_size_takes_no_other() -> None:
+    four_towers().validate_image_size(40, "key")  # texts have no size
+    whole = Tower(TimmImage("vit_tiny_patch16_224", image_size=32), 8)
+    matcher = Matcher({"product_text": text_tower(), "query_image": whole}, {}, {}).train()
+    with pytest.raises(ValueError, match=r"key=48: .* tower 'query_image' cannot take .*, its own is 32 x 32: "):
+        matcher.validate_image_size(48, "key")
+    assert all(module.training for module in matcher.modules())
 
 
 def test_fingerprint_changes_with_weights_fusions_and_ties_and_with_nothing_else() -> None:

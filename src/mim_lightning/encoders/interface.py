@@ -67,6 +67,24 @@ class Encoder(nn.Module, ABC):
         count = None if spec.count is None else PromptedTokenize(spec.count, prompt)
         return TextSpec(tokenize, spec.max_length, count)
 
+    def sample_inputs(self, image_size: int | None = None) -> TowerInput:
+        """Return the prepared inputs of one row: a gray image, a text of one letter, or both.
+
+        Args:
+            image_size: of images, in pixels of a side; None: the encoder's own.
+        """
+        parts = self.spec if isinstance(self.spec, tuple) else (self.spec,)
+        inputs: list[Any] = []
+        for spec in parts:
+            if isinstance(spec, ImageSpec):
+                size = spec.size if image_size is None else (image_size, image_size)
+                inputs.append(torch.full((1, 3, *size), 128, dtype=torch.uint8))
+            else:
+                inputs.append(spec.tokenize(["a"]))
+        if self.reads_any:
+            inputs.append(torch.ones(1, len(parts), dtype=torch.bool))  # the row has all of them
+        return tuple(inputs) if len(inputs) > 1 else inputs[0]
+
     def names_without_decay(self) -> set[str]:
         """Return the parameters without weight decay besides vectors and biases, as in the vendor's training."""
         return set()

@@ -228,8 +228,10 @@ class MatchDataModule(LightningDataModule):
                 self._column_values[name] = (
                     log_frequencies(shards, self.present_order()) if is_frequency else read_column(shards, "weights")
                 )
+        augment = self.augment or Augment()
+        specs = {tower: augment.training_spec(spec) for tower, spec in self.specs.items()}
         return Collate(
-            *(self.specs, shards.max_relevant, self.augment, self.seed),
+            *(specs, shards.max_relevant, self.augment, self.seed),
             features=features,
             columns=self._column_values,
             vectors=self.vectors.open(),

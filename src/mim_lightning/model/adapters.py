@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mim_lightning.encoders.interface import Encoder
-from mim_lightning.types import FieldInput, ImageSpec, InputSpec
 
 NAME = "default"  # of the adapter, in names of tensors
 BASE, ADAPTERS = ".base_layer", (".lora_A.", ".lora_B.")
@@ -204,22 +203,12 @@ def called_modules(encoder: Encoder) -> set[str]:
         module.register_forward_hook(lambda *_, name=name: called.add(name)) for name, module in encoder.named_modules()
     ]
     was_training = [(module, module.training) for module in encoder.modules()]
-    parts = encoder.spec if isinstance(encoder.spec, tuple) else (encoder.spec,)
-    inputs = tuple(map(_sample_input, parts))
-    if encoder.reads_any:
-        inputs = (*inputs, torch.ones(1, len(parts), dtype=torch.bool))  # it has all of them
-    encoder.eval()(inputs if len(inputs) > 1 else inputs[0])
+    encoder.eval()(encoder.sample_inputs())
     for module, mode in was_training:
         module.training = mode
     for hook in hooks:
         hook.remove()
     return called
-
-
-def _sample_input(spec: InputSpec) -> FieldInput:
-    if isinstance(spec, ImageSpec):
-        return torch.full((1, 3, *spec.size), 128, dtype=torch.uint8)
-    return spec.tokenize(["a"])
 
 
 def _replace(root: nn.Module, name: str, module: nn.Module) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import random
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from timm import data as timm_data
 from torch import Tensor
 
 from mim_lightning.data.images.transforms import Augment, eval_image, train_image, vary_colors
-from mim_lightning.types import ImageSpec
+from mim_lightning.types import AnyOf, ImageSpec, TextSpec
 from tests.data.conftest import encoded, jpeg, picture
 
 PIL_MODES = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
@@ -130,6 +132,23 @@ def test_flip() -> None:
     images = [train_image(data, spec, Augment(), random.Random(seed)) for seed in range(100)]
     plains = [train_image(data, spec, Augment(flip=0.0), random.Random(seed)) for seed in range(100)]
     assert 30 < sum(not torch.equal(a, b) for a, b in zip(images, plains, strict=True)) < 70
+
+
+def test_training_images_have_a_size_of_their_own_and_texts_stay() -> None:
+    text = TextSpec(lambda texts: {}, 8)
+    large, wide = ImageSpec((64, 64), "bicubic", 0.9), ImageSpec((32, 48))
+    smaller = Augment(image_size=24)
+    assert smaller.training_spec(large) == replace(large, size=(24, 24))
+    assert smaller.training_spec(text) is text
+    either = smaller.training_spec(AnyOf({"query_image": wide, "query_text": text}))
+    assert isinstance(either, AnyOf) and either == {"query_image": ImageSpec((24, 24)), "query_text": text}
+    assert Augment().training_spec(wide) is wide
+
+
+@pytest.mark.parametrize("side", [0, -96, 96.0, "96", True])
+def test_a_size_that_is_none(side: Any) -> None:
+    with pytest.raises(ValueError, match=f"image_size={side}: give the pixels of a side, as 96, or null"):
+        Augment(image_size=side)
 
 
 def test_the_whole_image_without_augmentation() -> None:

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mim_lightning.data.images.codec import EncodedImage, decode_image
-from mim_lightning.types import ImageSpec
+from mim_lightning.types import AnyOf, ImageSpec, InputSpec, TowerSpec
 
 MAX_BETWEEN = 1 << 24  # pixels between the two passes of a resize; no image of common shape has so many
 LUMA = torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)  # ITU-R BT.601
@@ -32,6 +32,28 @@ class Augment:
     brightness: float = 0.0  # 0.3: a factor between 0.7 and 1.3
     contrast: float = 0.0
     saturation: float = 0.0
+    image_size: int | None = None  # pixels of a side of a crop; None: as in evaluation
+
+    def __post_init__(self) -> None:
+        side = self.image_size
+        if side is not None and (not isinstance(side, int) or isinstance(side, bool) or side < 1):
+            raise ValueError(f"image_size={side}: give the pixels of a side, as 96, or null: as in evaluation")
+
+    def training_spec(self, spec: TowerSpec) -> TowerSpec:
+        """Return how a tower's images are prepared in training, of how its inputs are in evaluation.
+
+        Crops enlarge what they show, so that smaller training images make things as large as evaluation does (Touvron
+        et al. 2019, Fixing the train-test resolution discrepancy).
+        """
+        if isinstance(spec, Mapping):
+            parts = {name: self._resized(part) for name, part in spec.items()}
+            return AnyOf(parts) if isinstance(spec, AnyOf) else parts
+        return self._resized(spec)
+
+    def _resized(self, spec: InputSpec) -> InputSpec:
+        if self.image_size is None or not isinstance(spec, ImageSpec):
+            return spec
+        return replace(spec, size=(self.image_size, self.image_size))
 
 
 def eval_image(data: bytes | EncodedImage | np.ndarray, spec: ImageSpec) -> Tensor:
