@@ -15,5 +15,5 @@ grocery_checkpoint() {
   # a finished run returns at once, an interrupted one resumes; both print their folder last
   told=$($PYTHON -m mim_lightning.train experiment=grocery_best | tee /dev/stderr)
   run=$(sed -n 's/^.*results: //p' <<< "$told")
-  CHECKPOINT=$run/checkpoints/best.ckpt
+  CHECKPOINT=$run/checkpoints/last.ckpt
 }

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mim_lightning.analysis.record import SCORE, SEGMENT, DirectionRecord, read_record
+from mim_lightning.io.atomic import atomic_write
 from mim_lightning.run import Run
 
 Key = TypeVar("Key", bound=NamedTuple)
@@ -56,12 +57,13 @@ class KeptRuns(Generic[Key]):
         if not self.answers:
             sys.exit(f"{self._experiment}: none of the given folders is of a run with a result, and no run is kept")
         rows = [key._asdict() | self.results[key] for key in sorted(self.results)]
-        with (self._experiment / "results.csv").open("w", newline="") as file:
+        table = pa.concat_tables([*map(self._table, sorted(self.answers))], promote_options="default")
+        with atomic_write(self._experiment / "scores.parquet") as partial:
+            pq.write_table(table, partial, compression="zstd")
+        with atomic_write(self._experiment / "results.csv") as partial, partial.open("w", newline="") as file:
             writer = csv.DictWriter(file, list(dict.fromkeys(name for row in rows for name in row)), restval="")
             writer.writeheader()
             writer.writerows(rows)
-        table = pa.concat_tables([*map(self._table, sorted(self.answers))], promote_options="default")
-        pq.write_table(table, self._experiment / "scores.parquet", compression="zstd")
 
     def _table(self, key: Key) -> pa.Table:
         parts = []

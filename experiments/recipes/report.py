@@ -56,13 +56,17 @@ def table(name: str, kept: KeptRuns[Arm]) -> Iterator[str]:
     yield f"| arm | folds | minutes | {' | '.join(f'{direction} | - base' for direction in DIRECTIONS)} |"
     yield "| --- | ---: | ---: " + "| ---: | ---: " * len(DIRECTIONS) + "|"
     first = [f"{average(kept, arms['base'], f'initial/{direction}/{METRIC}'):.3f} | " for direction in DIRECTIONS]
-    yield f"| untrained | {len(arms['base'])} | | {' | '.join(first)} |"
+    yield f"| untrained | {folds(arms['base'])} | | {' | '.join(first)} |"
     for arm, runs in arms.items():
-        cells = [arm, str(len(runs)), f"{average(kept, runs, 'fit_seconds') / 60:.1f}"]
+        cells = [arm, folds(runs), f"{average(kept, runs, 'fit_seconds') / 60:.1f}"]
         for direction in DIRECTIONS:
             cells.append(f"{average(kept, runs, f'val/{direction}/{METRIC}'):.3f}")
             cells.append("" if arm == "base" else difference(kept, runs, direction))
         yield f"| {' | '.join(cells)} |"
+
+
+def folds(runs: list[Arm]) -> str:
+    return ", ".join(run.fold for run in runs)
 
 
 def average(kept: KeptRuns[Arm], runs: list[Arm], key: str) -> float:

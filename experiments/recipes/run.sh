@@ -3,11 +3,11 @@
 # Two to three minutes a run on one core. Needs MIM_DATA_DIR (data/grocery, data/emoji, weights/mobilenetv2_100.safetensors).
 #
 #   SETS="grocery grocery_apart emoji"  FOLDS="1 2 3"     see make_folds.py
-#   ARMS="base frozen ..."   all are under `change` below; "ema+large" changes both
+#   ARMS="base frozen ..."   all are under `change` below; "ema+large" changes both, "epochs_12" and "stages_5" take any number
 source "$(dirname "$0")/../train_arms.sh"
 RECORD=recipes TABLES=${TABLES:-data/recipes} EXTERNAL=${MIM_DATA_DIR:-external} FOLDS=${FOLDS:-1 2 3}
 ALL="base frozen last_n lora low_rate layer_decay ema minilm minilm_frozen small large gentle_crops colors plain negatives widths \
-batch_256 batch_32 high_rate grouped long longer longest enlarged again"
+batch_256 batch_32 high_rate grouped long again long+enlarged epochs_12+enlarged long+stages_5+at_160"
 [ -f "$TABLES/grocery_apart/fold-3.csv" ] || $PYTHON experiments/recipes/make_folds.py "$TABLES" "$EXTERNAL/data"
 
 side_of() { [ "$1" = emoji ] && echo 64 || echo 96; } # <set>: of the images of the base
@@ -37,9 +37,11 @@ change() { # <name> <set>: the overrides of an arm
     high_rate) echo optim.lr=2.0e-3 ;;
     grouped) echo data/sampling=grouped ;;
     long) echo trainer.max_epochs=6 ;;
-    longer) echo trainer.max_epochs=12 ;;
-    longest) echo trainer.max_epochs=20 ;;
+    epochs_*) echo trainer.max_epochs="${1#epochs_}" ;;
+    stages_*) echo model.towers.query_image.train=last_n model.towers.query_image.num_trained_layers="${1#stages_}" ;; # of 7
     enlarged) echo data.augment.image_size="$side" encoder.image.image_size=$((side * 4 / 3)) ;; # all but training
+    at_160) echo data.augment.image_size=160 encoder.image.image_size=192 ;;
+    at_192) echo data.augment.image_size=192 encoder.image.image_size=224 ;;
     again) echo "seed=$((100 + fold))" ;; # the base with other random numbers: what a run's chance does
     *) echo "ARMS: no arm '$1'; there are $ALL" >&2; exit 2 ;;
   esac
