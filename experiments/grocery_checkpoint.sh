@@ -3,10 +3,8 @@
 #   grocery_checkpoint          sets CHECKPOINT, unless the environment names one, and PHOTOS
 #
 # Needs MIM_DATA_DIR (data/grocery, weights/mobilenetv2_100.safetensors); training takes 14 minutes on two busy cores.
-set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source "$(dirname "${BASH_SOURCE[0]}")/train_arms.sh"
 export OMP_WAIT_POLICY=PASSIVE
-PYTHON=.venv/bin/python
 
 grocery_checkpoint() {
   PHOTOS=${MIM_DATA_DIR:-external}/data/grocery/images/street
@@ -15,5 +13,5 @@ grocery_checkpoint() {
   # a finished run returns at once, an interrupted one resumes; both print their folder last
   told=$($PYTHON -m mim_lightning.train experiment=grocery_best | tee /dev/stderr)
   run=$(sed -n 's/^.*results: //p' <<< "$told")
-  CHECKPOINT=$run/checkpoints/last.ckpt
+  CHECKPOINT=$(published_checkpoint "$run")
 }

@@ -4,17 +4,15 @@
 #
 #   NAMES="shop grocery emoji"
 #   HUB=<user>/mim-     push each to <user>/mim-<name> too, public, as the owner of the token (`hf auth login`)
-set -euo pipefail
-cd "$(dirname "$0")/.."
-PYTHON=.venv/bin/python MAX_MEGABYTES=20
+source "$(dirname "$0")/train_arms.sh"
+MAX_MEGABYTES=20
 
 release() { # <name> <license> <credits> <override of train> ...
-  local name=$1 license=$2 credits=$3 published=best
-  [ "$name" = grocery ] && published=last # of which its results are: see results_from
+  local name=$1 license=$2 credits=$3 run=${MIM_RUNS_DIR:-runs}/release-$1
   shift 3
   $PYTHON -m mim_lightning.train run.id="release-$name" "$@"
   write() { # <override of export> ...
-    $PYTHON -m mim_lightning.export checkpoint="${MIM_RUNS_DIR:-runs}/release-$name/checkpoints/$published.ckpt" \
+    $PYTHON -m mim_lightning.export checkpoint="$(published_checkpoint "$run")" \
       output="release/$name" precision=float16 license="$license" credits="$credits" "$@"
   }
   write

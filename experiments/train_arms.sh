@@ -1,6 +1,7 @@
 # Sourced by the records' run.sh: train the same arms over three seeds, each with another fold of products.
 #
 #   train_arms <name of the record> <override> ...      overrides may hold Hydra choices: model=2tower,3tower
+#   published_checkpoint <run>      the one of which its results are: best or last
 #   evaluate_seen <name of the record>                  its runs again, on queries of products that they were trained on
 #
 # Finished runs are not repeated.
@@ -15,6 +16,10 @@ train_arms() {
   for seed in $SEEDS; do
     $PYTHON -m mim_lightning.train -m seed="$seed" data.splits.fold=$((seed - 1)) paths.runs="runs/$record" "$@"
   done
+}
+
+published_checkpoint() {
+  echo "$1/checkpoints/$(sed -n 's/^results_from: //p' "$1/config.yaml").ckpt"
 }
 
 evaluate_seen() {

@@ -67,11 +67,12 @@ class Encoder(nn.Module, ABC):
         count = None if spec.count is None else PromptedTokenize(spec.count, prompt)
         return TextSpec(tokenize, spec.max_length, count)
 
-    def sample_inputs(self, image_size: int | None = None) -> TowerInput:
-        """Return the prepared inputs of one row: a gray image, a text of one letter, or both.
+    @torch.no_grad()
+    def embed_sample(self, image_size: int | None = None) -> Tensor:
+        """Return the features of one row, a gray image, a text of one letter, or both, as in evaluation.
 
         Args:
-            image_size: of images, in pixels of a side; None: the encoder's own.
+            image_size: of the image, in pixels of a side; None: the encoder's own.
         """
         parts = self.spec if isinstance(self.spec, tuple) else (self.spec,)
         inputs: list[Any] = []
@@ -83,7 +84,12 @@ class Encoder(nn.Module, ABC):
                 inputs.append(spec.tokenize(["a"]))
         if self.reads_any:
             inputs.append(torch.ones(1, len(parts), dtype=torch.bool))  # the row has all of them
-        return tuple(inputs) if len(inputs) > 1 else inputs[0]
+        was_training = [(module, module.training) for module in self.modules()]
+        try:
+            return self.eval()(tuple(inputs) if len(inputs) > 1 else inputs[0])
+        finally:
+            for module, mode in was_training:
+                module.training = mode
 
     def names_without_decay(self) -> set[str]:
         """Return the parameters without weight decay besides vectors and biases, as in the vendor's training."""

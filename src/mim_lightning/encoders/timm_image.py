@@ -137,17 +137,12 @@ class TimmImage(ImageEncoder):
         (folder / HF_PREPROCESSING_FILE).write_text(json.dumps(preprocessing, indent=2), "utf-8")
         return HfForm("image", "pooler_output", self.width)
 
-    @torch.no_grad()
     def _measure_width(self, name: str, arguments: Mapping[str, Any]) -> int:
         """Return the number of features of a gray image: `num_features` is wrong for some models with a head."""
-        was_training = self.training
-        height, width = self.spec.size
         try:
-            features = self.eval()(torch.full((1, 3, height, width), 128, dtype=torch.uint8))
+            features = self.embed_sample()
         except Exception as error:  # architectures raise any kind over a size
-            raise _refusal(name, height, arguments, error) from error
-        finally:
-            self.train(was_training)
+            raise _refusal(name, self.spec.size[0], arguments, error) from error
         if features.ndim != 2:
             shape = " x ".join(map(str, features.shape[1:]))
             raise ValueError(

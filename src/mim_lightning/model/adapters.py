@@ -195,17 +195,13 @@ def _ends_with(name: str, target: str) -> bool:
     return any(f".{found}".endswith(f".{target}") for found in (name, name.rpartition(".")[0]))
 
 
-@torch.no_grad()
 def called_modules(encoder: Encoder) -> set[str]:
     """Return the names of the modules that embedding an input calls: some only lend their weights to others."""
     called: set[str] = set()
     hooks = [
         module.register_forward_hook(lambda *_, name=name: called.add(name)) for name, module in encoder.named_modules()
     ]
-    was_training = [(module, module.training) for module in encoder.modules()]
-    encoder.eval()(encoder.sample_inputs())
-    for module, mode in was_training:
-        module.training = mode
+    encoder.embed_sample()
     for hook in hooks:
         hook.remove()
     return called

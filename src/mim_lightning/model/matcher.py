@@ -104,7 +104,6 @@ class Matcher(nn.Module):
         """Return the input specs of each tower's encoder, by tower name."""
         return {name: self._spec_of(name) for name in self.owner_of}
 
-    @torch.no_grad()
     def validate_image_size(self, side: int, key: str) -> None:
         """Raise ValueError that names `key` if an image encoder cannot take images of `side` x `side` pixels."""
         for name in self.towers:
@@ -112,18 +111,14 @@ class Matcher(nn.Module):
             images = [part for part in _as_tuple(encoder.spec) if isinstance(part, ImageSpec)]
             if not images:
                 continue
-            was_training = [(module, module.training) for module in encoder.modules()]
             try:
-                encoder.eval()(encoder.sample_inputs(side))
+                encoder.embed_sample(side)
             except Exception as error:  # architectures raise any kind over a size
                 own = " x ".join(map(str, images[0].size))
                 raise ValueError(
                     f"{key}={side}: the encoder of tower '{name}' cannot take images of this size, its own is {own}: "
                     f"{one_line(error)}"
                 ) from error
-            finally:
-                for module, mode in was_training:
-                    module.training = mode
 
     def _spec_of(self, name: str) -> TowerSpec:
         encoder, prompt = self.tower(name).encoder, self.prompts.get(name, "")
